@@ -1,0 +1,129 @@
+"""The parent's side of template rendering: bounded in time, and it never lets user text become a command."""
+
+from __future__ import annotations
+
+import queue
+import re
+import subprocess
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from edgechat.chat.messages import Message
+from edgechat.engine.pipe import Channel, spawn
+from edgechat.errors import TemplateError
+
+TIMEOUT_S: Final = 5.0
+
+# For models without a template. Named, so that a warning can say what is used instead.
+PLAIN_NAME: Final = "plain"
+PLAIN_TEMPLATE: Final = (
+    "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n\n{% endfor %}Assistant:"
+)
+PLAIN_STOP: Final = "\nUser:"
+
+# Noncharacters of Unicode: valid in a str, never part of a text.
+_GUARDS: Final = tuple(chr(c) for c in range(0xFDD0, 0xFDF0))
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """A rendered conversation."""
+
+    text: str
+    guard: str
+    """The character inside every control token's text that came from a message; "" if there was none."""
+
+
+class Renderer:
+    """Renders conversations in a child process, which is started early and again after it was killed."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Have the child started, so that it is ready when it is needed."""
+        with self._lock:
+            if self._child is None:
+                self._child, self._channel = spawn(["_render"], subprocess.DEVNULL)
+
+    def render(
+        self, template: str, messages: Sequence[Message], *, bos: str, eos: str, control_tokens: Sequence[str]
+    ) -> Prompt:
+        """Render `messages` with a model's template.
+
+        Raises TemplateError if the template fails, is refused by the sandbox, or takes over `TIMEOUT_S`.
+        """
+        guarded, guard = guard_messages(messages, control_tokens)
+        body = msgspec.msgpack.encode({"template": template, "messages": guarded, "bos": bos, "eos": eos})
+        reply = self._exchange(body)
+        error = reply.get("error")
+        if error:
+            raise TemplateError(f"the model's chat template cannot be used: {error}")
+        return Prompt(text=str(reply["text"]), guard=guard)
+
+    def _exchange(self, body: bytes) -> dict[str, str]:
+        self.start()
+        channel = self._channel
+        if channel is None:
+            raise TemplateError("the chat template cannot be rendered: its process does not start")
+        replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+        def exchange() -> None:
+            sent = channel.write(len(body).to_bytes(4, "big") + body)
+            replies.put(channel.read() if sent else None)
+
+        threading.Thread(target=exchange, name="render", daemon=True).start()
+        try:
+            reply = replies.get(timeout=TIMEOUT_S)
+        except queue.Empty:
+            self.close()
+            raise TemplateError(
+                f"the model's chat template took more than {TIMEOUT_S:g} s and was stopped"
+            ) from None
+        if reply is None:
+            self.close()
+            raise TemplateError("the model's chat template brought down the process that renders it")
+        return msgspec.msgpack.decode(reply, type=dict[str, str])
+
+    def close(self) -> None:
+        """End the child; a later `render` starts another."""
+        with self._lock:
+            child, self._child = self._child, None
+            channel, self._channel = self._channel, None
+        if child is not None and channel is not None:
+            child.kill()
+            child.wait()
+            channel.close()
+
+
+def guard_messages(
+    messages: Sequence[Message], control_tokens: Sequence[str]
+) -> tuple[list[dict[str, str]], str]:
+    """Messages for a template, with a guard character inside every control token's text; and that guard.
+
+    The guard is "" where no message holds such a text, which is nearly always.
+    """
+    plain = [{"role": m.role, "content": m.content} for m in messages]
+    # Longest first: of two tokens that start alike, the longer one must not be left whole.
+    pattern = "|".join(re.escape(t) for t in sorted(control_tokens, key=len, reverse=True) if len(t) > 1)
+    if not pattern or not any(re.search(pattern, m.content) for m in messages):
+        return plain, ""
+    used = "".join(m.content for m in messages)
+    guard = next((g for g in _GUARDS if g not in used), "")
+    if not guard:
+        raise TemplateError("a message holds every noncharacter of Unicode: remove some of them")
+    for message in plain:
+        message["content"] = _guard(message["content"], pattern, guard)
+    return plain, guard
+
+
+def _guard(content: str, pattern: str, guard: str) -> str:
+    # Breaking one token up may complete another around it: again, until there is none. Every pass puts a
+    # guard into each match, and no token holds a guard, so this ends.
+    while (again := re.sub(pattern, lambda m: m[0][0] + guard + m[0][1:], content)) != content:
+        content = again
+    return content

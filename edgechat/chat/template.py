@@ -1,0 +1,135 @@
+"""The child process that renders chat templates: `edgechat _render READ WRITE`.
+
+A template is a program out of a model file. It runs in Jinja's sandbox, in a process that holds nothing,
+may use `MAX_BYTES` of memory, and is killed by its parent (`renderer`) when it takes too long.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from typing import Any, Final
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import msgspec
+
+from edgechat.engine.pipe import inherited
+
+MAX_BYTES: Final = 256 << 20
+MAX_RESULT_CHARS: Final = 16 << 20
+_MAX_REPEATED: Final = 1 << 20
+_MAX_EXPONENT: Final = 64
+
+
+class RenderRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One rendering."""
+
+    template: str
+    messages: list[dict[str, str]]
+    bos: str
+    eos: str
+
+
+class RenderReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The text, or what went wrong."""
+
+    text: str = ""
+    error: str = ""
+
+
+class _Refused(jinja2.TemplateError):
+    """The template itself refuses these messages, or asks for too much."""
+
+
+class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja as model files expect it, with operators that cannot ask for much memory at once."""
+
+    intercepted_binops = frozenset(("*", "**", "%"))
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+        self.filters["tojson"] = _tojson
+        self.globals["raise_exception"] = _raise
+        self.globals["strftime_now"] = _strftime_now
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
+        """Refuse what would be huge before it is made."""
+        if operator == "*" and _repeated(left, right) > _MAX_REPEATED:
+            raise _Refused("it repeats a text or list more than a million times")
+        if operator == "**" and isinstance(right, (int, float)) and right > _MAX_EXPONENT:
+            raise _Refused(f"it computes a power above {_MAX_EXPONENT}")
+        if operator == "%" and isinstance(left, str):
+            raise _Refused("it formats text with %, which has no bound on width")
+        return super().call_binop(context, operator, left, right)
+
+
+def _repeated(left: object, right: object) -> int:
+    for sequence, count in ((left, right), (right, left)):
+        if isinstance(sequence, (str, list, tuple)) and isinstance(count, int):
+            return len(sequence) * count
+    return 0
+
+
+def _tojson(value: object, indent: int | None = None) -> str:
+    import json  # noqa: PLC0415  (few templates need it)
+
+    return json.dumps(value, ensure_ascii=False, indent=min(indent, 16) if indent is not None else None)
+
+
+def _raise(message: str) -> None:
+    raise _Refused(f"it says: {message}")
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().astimezone().strftime(form[:100])
+
+
+def main(arguments: list[str]) -> int:
+    """Render until the parent goes away."""
+    channel = inherited(arguments)
+    limit_memory()
+    environment = Sandbox()
+    compiled: dict[str, jinja2.Template] = {}
+    decoder = msgspec.msgpack.Decoder(RenderRequest)
+    while (body := channel.read()) is not None:
+        reply = msgspec.msgpack.encode(render(environment, compiled, decoder.decode(body)))
+        if not channel.write(len(reply).to_bytes(4, "big") + reply):
+            break
+    return 0
+
+
+def render(
+    environment: Sandbox, compiled: dict[str, jinja2.Template], request: RenderRequest
+) -> RenderReply:
+    """Render one request; whatever a template does ends in a reply (or in this process's end)."""
+    try:
+        if request.template not in compiled:
+            compiled[request.template] = environment.from_string(request.template)
+        text = compiled[request.template].render(
+            messages=request.messages, add_generation_prompt=True,
+            bos_token=request.bos, eos_token=request.eos, tools=None, documents=None,
+        )  # fmt: skip
+    except MemoryError:
+        return RenderReply(error=f"it needs more than {MAX_BYTES >> 20} MiB of memory")
+    except RecursionError:
+        return RenderReply(error="it recurses without end")
+    except jinja2.sandbox.SecurityError as error:
+        return RenderReply(error=f"it does what the sandbox forbids: {error}")
+    except jinja2.TemplateError as error:
+        return RenderReply(error=str(error) or type(error).__name__)
+    except Exception as error:  # noqa: BLE001  (a template can raise anything that Python can)
+        return RenderReply(error=f"{type(error).__name__}: {error}")
+    if len(text) > MAX_RESULT_CHARS:
+        return RenderReply(error=f"it makes a prompt of {len(text)} characters")
+    return RenderReply(text=text)
+
+
+def limit_memory() -> None:
+    """Cap this process's address space; on Windows only the time limit holds."""
+    if sys.platform != "win32":
+        import resource  # noqa: PLC0415
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

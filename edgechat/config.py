@@ -1,0 +1,133 @@
+"""Settings: one TOML file, environment variables over it, command-line flags over both."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, get_type_hints
+
+import msgspec
+
+from edgechat import paths
+
+ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting with its default; the file and the environment use the same names."""
+
+    model: str = "starter"
+    """A model's name, or the path of a .gguf file."""
+    n_ctx: int | None = None
+    """Context in tokens; absent: as much as fits, up to 8192."""
+    n_threads: int | None = None
+    """Compute threads; absent: the physical cores."""
+    max_tokens: int | None = None
+    """Longest answer in tokens; absent: no limit but the context."""
+    temperature: float = 0.8
+    """How freely tokens are drawn; 0 always takes the likeliest."""
+    top_k: int = 40
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 0.95
+    """Keep the likeliest tokens whose probabilities add up to this."""
+    min_p: float = 0.05
+    """Drop tokens less likely than this part of the likeliest."""
+    repeat_penalty: float = 1.0
+    """Make recent tokens less likely; 1 is off."""
+    seed: int | None = None
+    """Same seed, same text; absent: a new one for each answer."""
+    system_prompt: str = ""
+    """What the model is told before every conversation."""
+
+
+# Inclusive bounds. Beyond them llama.cpp would fail, or worse, not fail.
+_BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "n_ctx": (16, 1 << 24), "n_threads": (1, 512), "max_tokens": (1, 1 << 24), "temperature": (0.0, 10.0),
+    "top_k": (0, 1 << 20), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repeat_penalty": (0.1, 10.0),
+    "seed": (0, (1 << 32) - 1),
+}  # fmt: skip
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Something in the settings that is not used; its default is."""
+
+    where: str
+    """`config.toml: temperature`, `EDGECHAT_TOP_K`, or the file with a line number."""
+    words: str
+
+    def __str__(self) -> str:
+        """For a person, on one line."""
+        return f"{self.where}: {self.words}"
+
+
+def load(
+    path: Path | None = None, environment: Mapping[str, str] = os.environ
+) -> tuple[Settings, list[Problem]]:
+    """The settings in force before flags, and what is wrong with where they come from."""
+    problems: list[Problem] = []
+    values: dict[str, Any] = {}
+    file = path or paths.config_file()
+    for name, value in _read_file(file, problems).items():
+        _take(values, name, value, f"{file}: {name}", problems)
+    for name in Settings.__struct_fields__:
+        variable = ENVIRONMENT_PREFIX + name.upper()
+        if variable in environment:
+            _take(values, name, _from_text(name, environment[variable]), variable, problems)
+    return Settings(**values), problems
+
+
+def check(name: str, value: object) -> str:
+    """Why `value` cannot be the setting `name`; "" if it can."""
+    kinds = get_type_hints(Settings)
+    if name not in kinds:
+        return f"there is no such setting; known are: {', '.join(kinds)}"
+    try:
+        converted = msgspec.convert(value, kinds[name])
+    except msgspec.ValidationError as error:
+        return str(error)
+    low, high = _BOUNDS.get(name, (None, None))
+    if low is not None and high is not None and converted is not None and not low <= converted <= high:
+        return f"{converted} is not between {low} and {high}"
+    return ""
+
+
+def _take(values: dict[str, Any], name: str, value: object, where: str, problems: list[Problem]) -> None:
+    wrong = check(name, value)
+    if wrong:
+        problems.append(Problem(where, wrong))
+    else:
+        values[name] = value
+
+
+def _read_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
+    if not path.is_file():  # the usual case: no TOML reader is imported
+        return {}
+    if sys.version_info >= (3, 11):
+        import tomllib  # noqa: PLC0415
+    else:
+        import tomli as tomllib  # noqa: PLC0415
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+)", str(error))
+        problems.append(Problem(f"{path}:{line[1]}" if line else str(path), f"not TOML: {error}"))
+    except UnicodeDecodeError as error:
+        problems.append(Problem(str(path), f"not UTF-8 at byte {error.start}"))
+    except OSError as error:
+        problems.append(Problem(str(path), f"cannot be read: {error.strerror or error}"))
+    return {}
+
+
+def _from_text(name: str, text: str) -> object:
+    """An environment variable as the setting's type would be in TOML; the text itself if it is not that."""
+    kind = get_type_hints(Settings)[name]
+    if kind is str:
+        return text
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError:
+        return text

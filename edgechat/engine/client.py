@@ -1,0 +1,228 @@
+"""The parent's side of an engine: starts it, talks to it, and survives it.
+
+Threads: any number may call; one reader thread per engine process hands events to the requests they answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
+
+import msgspec
+
+from edgechat import paths
+from edgechat.engine import protocol
+from edgechat.engine.pipe import Channel, spawn
+from edgechat.errors import EdgechatError, EngineDiedError, by_name
+from edgechat.hardware.cpu import read_cpu
+from edgechat.runtime import logs, verdicts
+from edgechat.runtime.bundle import find_bundle
+from edgechat.runtime.probe import death
+
+_CRASHES: Final = {
+    -getattr(signal, name) for name in ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGABRT") if hasattr(signal, name)
+} | {0xC0000005, 0xC000001D, 0xC0000409}  # Windows: access violation, illegal instruction, fail fast
+_EXIT_S: Final = 2.0
+
+T = TypeVar("T", bound=protocol.Event)
+Listener = Callable[[protocol.AnyEvent], None]
+
+
+class _Process:
+    """One engine process and the requests that wait for it."""
+
+    def __init__(self) -> None:
+        log = logs.open_log()
+        self._log_start = log.seek(0, 2) if log else 0
+        try:
+            self.child, self.channel = spawn(["_engine"], log or subprocess.DEVNULL)
+        finally:
+            if log:
+                log.close()
+        self.backend = ""
+        self.died: EngineDiedError | None = None
+        self.closing = False
+        self._waiting: dict[int, queue.SimpleQueue[protocol.AnyEvent | EdgechatError]] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._read, name="engine-events", daemon=True).start()
+
+    def send(self, request: protocol.Request) -> queue.SimpleQueue[protocol.AnyEvent | EdgechatError]:
+        """Send a request; its events, or the error that ends it, come through the queue."""
+        frame = protocol.encode(request)
+        events: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
+        with self._lock:
+            if self.died is not None:
+                raise self.died
+            self._waiting[request.id] = events
+        self.channel.write(frame)  # if that fails, the reader notices the death
+        return events
+
+    def _read(self) -> None:
+        while (body := self.channel.read()) is not None:
+            try:
+                event = protocol.decode_event(body)
+            except EdgechatError:
+                self.child.kill()
+                break
+            with self._lock:
+                final = isinstance(event, protocol.FINAL)
+                events = self._waiting.pop(event.id, None) if final else self._waiting.get(event.id)
+            if isinstance(event, protocol.Loaded):
+                self.backend = event.backend
+            if events is not None:
+                events.put(event)
+        self._reap()
+
+    def _reap(self) -> None:
+        try:
+            code = self.child.wait(timeout=_EXIT_S)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            code = self.child.wait()
+        if code in _CRASHES and self.backend and not self.closing:
+            _record_crash(self.backend, death(code))
+        with self._lock:
+            self.died = EngineDiedError(self._obituary(code))
+            waiting, self._waiting = list(self._waiting.values()), {}
+        for events in waiting:
+            events.put(self.died)
+        self.channel.close()
+
+    def _obituary(self, code: int) -> str:
+        words = f"the engine process died by {death(code)}"
+        if code == -getattr(signal, "SIGKILL", 9):
+            words += ": something killed it, often the system when memory runs out"
+        lines = logs.last_lines(paths.log_file(), self._log_start)
+        if lines:
+            words += "\nits last log lines:\n  " + "\n  ".join(lines)
+        return words
+
+    def stop(self) -> None:
+        """End the process, kindly at first."""
+        self.closing = True
+        self.channel.write(protocol.encode(protocol.Shutdown(id=0)))
+        try:
+            self.child.wait(timeout=_EXIT_S)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+
+
+class EngineClient:
+    """An engine that is there when it is needed: started at the first request, and again after a death.
+
+    After a death every pending request ends with EngineDiedError. The next one starts a fresh engine, which
+    loads the last model again.
+    """
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(1)
+        self._process: _Process | None = None
+        self._load: protocol.Load | None = None
+        self.loaded: protocol.Loaded | None = None
+        """What the engine said of the loaded model; None before the first load."""
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the process, so that it is up when the first request comes."""
+        with self._lock:
+            if self._process is None or self._process.died is not None:
+                self._process = _Process()
+
+    @property
+    def pid(self) -> int | None:
+        """The process, while it lives."""
+        process = self._process
+        return process.child.pid if process is not None and process.died is None else None
+
+    def next_id(self) -> int:
+        """A number for a request."""
+        return next(self._ids)
+
+    def load(self, request: protocol.Load, listen: Listener = lambda event: None) -> protocol.Loaded:
+        """Load a model; `listen` gets the events on the way.
+
+        An engine that dies on it is started once more (its backend may be to blame, and another one takes
+        its place). Raises what the engine reports, or EngineDiedError.
+        """
+        self._load = request
+        try:
+            return self._load_once(request, listen)
+        except EngineDiedError:
+            return self._load_once(msgspec.structs.replace(request, id=self.next_id()), listen)
+
+    def _load_once(self, request: protocol.Load, listen: Listener) -> protocol.Loaded:
+        self.start()
+        self.loaded = self._final(request, protocol.Loaded, listen)
+        return self.loaded
+
+    def generate(self, request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
+        """Events of an answer, the last of which is TurnFinished.
+
+        Starts a fresh engine if the last one died. Raises what the engine reports, or EngineDiedError.
+        """
+        self._revive()
+        yield from self._events(request)
+
+    def tokenize(self, text: str, guard: str = "") -> list[int]:
+        """Tokens of a rendered prompt."""
+        self._revive()
+        request = protocol.Tokenize(id=self.next_id(), text=text, guard=guard)
+        return self._final(request, protocol.Tokenized).tokens
+
+    def stats(self) -> protocol.EngineStats:
+        """What the engine holds."""
+        return self._final(protocol.Stats(id=self.next_id()), protocol.EngineStats)
+
+    def cancel(self, target: int) -> None:
+        """Stop the request with this id; from any thread. Nothing happens if it has ended."""
+        process = self._process
+        if process is not None:
+            process.channel.write(protocol.encode(protocol.Cancel(id=self.next_id(), target=target)))
+
+    def close(self) -> None:
+        """End the process. A later request starts another."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
+            process.stop()
+
+    def _revive(self) -> None:
+        process = self._process
+        if self._load is not None and (process is None or process.died is not None):
+            self._load_once(msgspec.structs.replace(self._load, id=self.next_id()), lambda event: None)
+
+    def _events(self, request: protocol.Request) -> Iterator[protocol.AnyEvent]:
+        process = self._process
+        if process is None:
+            raise EngineDiedError("the engine is not running")
+        events = process.send(request)
+        while True:
+            event = events.get()
+            if isinstance(event, EdgechatError):
+                raise event
+            if isinstance(event, protocol.Failed):
+                raise by_name(event.error)(event.message)
+            yield event
+            if isinstance(event, protocol.FINAL):
+                return
+
+    def _final(self, request: protocol.Request, kind: type[T], listen: Listener = lambda event: None) -> T:
+        for event in self._events(request):
+            if isinstance(event, kind):
+                return event
+            listen(event)
+        raise EngineDiedError("the engine ended a request without an answer")
+
+
+def _record_crash(backend: str, how: str) -> None:
+    bundle = find_bundle()
+    cpu = read_cpu()
+    for module in bundle.modules:
+        if module.name == backend:
+            verdicts.record_death(verdicts.key(bundle, module, cpu), backend, how)

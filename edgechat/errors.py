@@ -1,0 +1,81 @@
+"""The exceptions that edgechat raises on purpose.
+
+    EdgechatError                 exit code 4 unless a subclass says otherwise
+    |- UsageError            (2)  what the user asked for makes no sense
+    |- SettingsError         (2)  a setting that cannot be used
+    |- ModelFileError        (3)  a file that is not a usable model
+    |- TemplateError         (3)  a chat template that fails, hangs or reaches out of its sandbox
+    |- RuntimeLoadError      (4)  no native bundle, or none of its backends works here
+    |- EngineError           (4)  the engine refused or failed a request
+    |  `- EngineDiedError    (4)  the engine process is gone
+    |- ContextOverflowError  (5)  a prompt longer than the context
+    `- PlanError             (5)  a model that does not fit in memory
+
+Messages say what happened, with which numbers, and what to do next; they are shown to people as they are.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EdgechatError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+    exit_code: ClassVar[int] = 4
+
+
+class UsageError(EdgechatError):
+    """What the user asked for makes no sense."""
+
+    exit_code = 2
+
+
+class SettingsError(EdgechatError):
+    """A setting that cannot be used."""
+
+    exit_code = 2
+
+
+class ModelFileError(EdgechatError):
+    """A file that is missing, unreadable, damaged, or not a model edgechat can use."""
+
+    exit_code = 3
+
+
+class TemplateError(EdgechatError):
+    """A chat template that fails, runs too long, takes too much memory, or is forbidden."""
+
+    exit_code = 3
+
+
+class RuntimeLoadError(EdgechatError):
+    """The native bundle is missing or damaged, or no backend of it works on this machine."""
+
+
+class EngineError(EdgechatError):
+    """The engine refused or failed a request; it is still alive."""
+
+
+class EngineDiedError(EngineError):
+    """The engine process is gone; the message names the signal or exit code and the last log lines."""
+
+
+class ContextOverflowError(EdgechatError):
+    """A prompt that does not fit in the context; the message names both lengths in tokens."""
+
+    exit_code = 5
+
+
+class PlanError(EdgechatError):
+    """A model that does not fit in the memory of this machine."""
+
+    exit_code = 5
+
+
+def by_name(name: str) -> type[EdgechatError]:
+    """The error class called `name`, for errors that crossed a process boundary; EngineError if unknown."""
+    found = globals().get(name)
+    if isinstance(found, type) and issubclass(found, EdgechatError):
+        return found
+    return EngineError

@@ -1,0 +1,98 @@
+"""What a model file says of itself."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from edgechat.modelfile.types import TENSOR_TYPES
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """One tensor of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    """As GGUF writes it: the row length first."""
+    type_id: int
+    offset: int
+    """Bytes from the start of the data section."""
+    size_bytes: int
+
+    @property
+    def type(self) -> str:
+        """The type's name, such as `Q4_K`."""
+        return TENSOR_TYPES[self.type_id].name
+
+
+class ModelHeader(msgspec.Struct, frozen=True, dict=True):
+    """The header of a GGUF file, checked: counts, lengths and tensor ranges agree with the file's size."""
+
+    path: str
+    file_bytes: int
+    version: int
+    metadata: dict[str, Any]
+    """Scalars and short arrays by key; a long array is represented by its length in `array_lengths`."""
+    array_lengths: dict[str, int]
+    tensors: tuple[Tensor, ...]
+    data_offset: int
+    """Where the data section starts in the file."""
+
+    @property
+    def architecture(self) -> str:
+        """As llama.cpp names it: `llama`, `qwen3`, ..."""
+        return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def name(self) -> str:
+        """What the model calls itself, or ""."""
+        return str(self.metadata.get("general.name", ""))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template as Jinja source, or None."""
+        template = self.metadata.get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None
+
+    @cached_property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.size_bytes for t in self.tensors)
+
+    def number(self, key: str, default: int = 0) -> int:
+        """An integer of this architecture, such as `block_count`; the largest where it is one per layer."""
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        if isinstance(value, list):
+            value = max((v for v in value if isinstance(v, int)), default=default)
+        return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.number("block_count")
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Context length that the model was trained for, in tokens; 0 if the file does not say."""
+        return self.number("context_length")
+
+    @property
+    def n_embd(self) -> int:
+        """Width of the embeddings."""
+        return self.number("embedding_length")
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens in the vocabulary."""
+        return self.array_lengths.get("tokenizer.ggml.tokens") or self.number("vocab_size")
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers that one token adds to the keys and the values of one layer with full attention."""
+        heads = self.number("attention.head_count", 1)
+        kv_heads = self.number("attention.head_count_kv", heads)
+        head_width = self.n_embd // heads if heads else 0
+        key = self.number("attention.key_length", head_width)
+        return kv_heads * (key + self.number("attention.value_length", head_width))

@@ -1,0 +1,54 @@
+"""Where edgechat keeps its files: one function per directory, none is made by asking.
+
+`EDGECHAT_HOME` moves all of them below one directory, for portable installs and for tests.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def _directory(kind: str) -> Path:
+    home = os.environ.get("EDGECHAT_HOME")
+    if home:
+        return Path(home) / kind
+    import platformdirs  # noqa: PLC0415  (lazy: 4 ms that `--help` need not pay)
+
+    dirs = platformdirs.PlatformDirs("edgechat", appauthor=False)
+    return {"config": dirs.user_config_path, "data": dirs.user_data_path, "cache": dirs.user_cache_path}[kind]
+
+
+def config_dir() -> Path:
+    """Settings that a person edits."""
+    return _directory("config")
+
+
+def data_dir() -> Path:
+    """What must never be lost: conversations and models."""
+    return _directory("data")
+
+
+def cache_dir() -> Path:
+    """What can be made again: verdicts and logs."""
+    return _directory("cache")
+
+
+def config_file() -> Path:
+    """The settings file."""
+    return config_dir() / "config.toml"
+
+
+def models_dir() -> Path:
+    """Model files that belong to edgechat."""
+    return data_dir() / "models"
+
+
+def log_file() -> Path:
+    """The engine's log; the one before it has the suffix `.1`."""
+    return cache_dir() / "engine.log"
+
+
+def verdicts_file() -> Path:
+    """What the self tests of backends found on this machine."""
+    return cache_dir() / "backends.json"

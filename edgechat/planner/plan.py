@@ -1,0 +1,90 @@
+"""How a model is loaded, and what that takes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from edgechat.errors import PlanError
+from edgechat.modelfile.header import ModelHeader
+
+DEFAULT_N_CTX: Final = 8192
+MIN_N_CTX: Final = 512
+N_UBATCH: Final = 512
+_F16_BYTES: Final = 2
+_F32_BYTES: Final = 4
+
+# Both Python processes with their libraries, measured at 42 and 68 MB on Linux x86-64 without the model.
+PROCESS_BYTES: Final = 128 << 20
+
+
+class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes by what they are for."""
+
+    weights: int
+    kv_cache: int
+    compute: int
+    process: int = PROCESS_BYTES
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.kv_cache + self.compute + self.process
+
+
+class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that loading a model needs to be told."""
+
+    model_path: str
+    n_ctx: int
+    n_threads: int
+    n_batch: int
+    n_ubatch: int
+    use_mmap: bool
+    use_extra_bufts: bool
+    estimate: MemoryEstimate
+
+
+def estimate(header: ModelHeader, n_ctx: int, n_ubatch: int = N_UBATCH) -> MemoryEstimate:
+    """Memory for `header` with a context of `n_ctx` tokens.
+
+    The KV cache counts every layer as full attention in F16, an upper bound for sliding windows and hybrids.
+    Compute buffers hold, per token of a micro batch, the logits and a few times the widest activations.
+    """
+    widest = max(header.number("feed_forward_length"), header.n_embd)
+    return MemoryEstimate(
+        weights=header.tensor_bytes,
+        kv_cache=header.n_layers * header.kv_width * n_ctx * _F16_BYTES,
+        compute=min(n_ubatch, n_ctx) * (header.n_vocab + 4 * widest) * _F32_BYTES,
+    )
+
+
+def plan(
+    header: ModelHeader, *, available_bytes: int, n_threads: int, n_ctx: int | None = None
+) -> LoadPlan:
+    """The plan for one model file within `available_bytes`.
+
+    Without a wish for `n_ctx` the context shrinks from `DEFAULT_N_CTX` until it fits. Raises PlanError, with
+    the numbers, if nothing does.
+    """
+    chosen = n_ctx or min(header.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
+    needed = estimate(header, chosen)
+    while n_ctx is None and needed.total > available_bytes and chosen > MIN_N_CTX:
+        chosen = max(MIN_N_CTX, chosen // 2)
+        needed = estimate(header, chosen)
+    if needed.total > available_bytes:
+        raise PlanError(
+            f"{header.path} needs about {_mib(needed.total)} with a context of {chosen} tokens "
+            f"(weights {_mib(needed.weights)}, KV cache {_mib(needed.kv_cache)}, the rest "
+            f"{_mib(needed.compute + needed.process)}), but {_mib(available_bytes)} are available: "
+            "close other programs, ask for a smaller context with --ctx, or take a smaller model"
+        )
+    return LoadPlan(
+        model_path=header.path, n_ctx=chosen, n_threads=n_threads, n_batch=N_UBATCH, n_ubatch=N_UBATCH,
+        use_mmap=True, use_extra_bufts=True, estimate=needed,
+    )  # fmt: skip
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):,.0f} MiB"

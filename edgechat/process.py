@@ -1,0 +1,23 @@
+"""How edgechat starts processes of itself, and how they are told apart from commands of the user.
+
+A child's command line starts with a word from `HIDDEN`, which `edgechat.cli.main` hands to its function
+before it imports anything else; this works in a frozen executable too.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+HIDDEN: Final = ("_engine", "_selftest", "_render")
+
+# `-m` and `-c` put the current directory first on sys.path: a file planted where the user happens to be
+# would be imported. `sys` is built in, so this runs before anything can be looked up there.
+_START: Final = "import sys; sys.path[:] = [p for p in sys.path if p]; from edgechat.cli.main import main; main()"
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of a child process of this program; `arguments[0]` is one of `HIDDEN`."""
+    if getattr(sys, "frozen", False):
+        return [sys.executable, *arguments]
+    return [sys.executable, "-X", "utf8", "-c", _START, *arguments]

@@ -1,0 +1,143 @@
+"""Loads the native bundle into this process: exactly one chosen backend, by absolute path.
+
+The only importer of llama_cpp, and only of its low-level submodule: the package's own `__init__` imports
+numpy and a high-level layer that nobody here uses, so it does not run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from edgechat.errors import RuntimeLoadError
+from edgechat.runtime.bundle import HOW_TO_GET_IT, Bundle, Module
+from edgechat.runtime.logs import LogSink
+
+# Variables that make ggml look for backends elsewhere: a planted module must not run.
+_SEARCH_VARIABLES: Final = ("GGML_BACKEND_PATH",)
+
+
+class Bindings:
+    """llama.cpp and libedgechat, loaded; make one per process with `load`."""
+
+    def __init__(self, llama: Any, edgechat: ctypes.CDLL, module: Module, log: LogSink) -> None:
+        self.llama: Final = llama
+        """The module `llama_cpp.llama_cpp`: one function per C function, same names."""
+        self.edgechat: Final = edgechat
+        """libedgechat (native/src/edgechat.h), with argument types set."""
+        self.module: Final = module
+        """The backend that computes."""
+        self.log: Final = log
+
+
+Progress = Callable[[float], bool]
+"""Gets the part that is done, from 0 to 1; returns False to stop."""
+
+_loaded: Bindings | None = None
+
+
+def load(bundle: Bundle, module: Module) -> Bindings:
+    """Load `bundle` with `module` as its only backend; the second call in a process must name the same.
+
+    Raises RuntimeLoadError if a library is missing, refuses to load, or does not match the bindings.
+    """
+    global _loaded  # noqa: PLW0603  (a process can hold one native runtime: so does this module)
+    if _loaded is not None:
+        if _loaded.module != module:
+            raise RuntimeLoadError(f"this process already computes with {_loaded.module.name}, not {module.name}")
+        return _loaded
+    for variable in _SEARCH_VARIABLES:
+        os.environ.pop(variable, None)
+    _load_backend(bundle, module)
+    llama = _import_bindings(bundle)
+    log = LogSink()
+    # The callback object must live as long as the process: ggml keeps the pointer.
+    log_callback = llama.llama_log_callback(log.callback())
+    llama.llama_log_set(log_callback, None)
+    llama.llama_backend_init()
+    _loaded = Bindings(llama, _load_edgechat(bundle), module, log)
+    _loaded.edgechat.keep = log_callback  # type: ignore[attr-defined]
+    return _loaded
+
+
+def _load_backend(bundle: Bundle, module: Module) -> None:
+    # Before anything else touches llama.cpp: with a backend registered, its own search does not happen.
+    _open(bundle.library("ggml-base"))
+    ggml = _open(bundle.library("ggml"))
+    ggml.ggml_backend_load.restype = ctypes.c_void_p
+    ggml.ggml_backend_load.argtypes = [ctypes.c_char_p]
+    if not ggml.ggml_backend_load(os.fsencode(module.path)):
+        raise RuntimeLoadError(f"the backend {module.name} ({module.path}) does not load; try `edgechat doctor`")
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise RuntimeLoadError(f"the native library {path} does not load: {error}; {HOW_TO_GET_IT}") from error
+
+
+def _import_bindings(bundle: Bundle) -> Any:  # noqa: ANN401  (a generated module without useful types)
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeLoadError("the package llama-cpp-python is not installed: reinstall edgechat")
+    directory = Path(spec.submodule_search_locations[0])
+    _check_version(directory, bundle)
+    bundle.library("llama")
+    os.environ["LLAMA_CPP_LIB_PATH"] = bundle.directory
+    package = types.ModuleType("llama_cpp")
+    package.__path__ = [str(directory)]
+    sys.modules["llama_cpp"] = package
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+def _check_version(directory: Path, bundle: Bundle) -> None:
+    """The bindings' struct layouts carry no version: they must come from the very source of the bundle."""
+    try:
+        found = re.search(r'__version__\s*=\s*"([^"]+)"', (directory / "__init__.py").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    version = found[1] if found else "unknown"
+    if version != bundle.llama_cpp_python:
+        raise RuntimeLoadError(
+            f"llama-cpp-python {version} is installed, but this build of edgechat needs {bundle.llama_cpp_python}: "
+            f"reinstall edgechat, or `pip install llama-cpp-python=={bundle.llama_cpp_python}` from its wheelhouse"
+        )
+
+
+class MemoryEntry(ctypes.Structure):
+    """edgechat_memory_entry of native/src/edgechat.h."""
+
+    _fields_ = (
+        ("buffer_type", ctypes.c_char * 64),
+        ("model_bytes", ctypes.c_uint64),
+        ("context_bytes", ctypes.c_uint64),
+        ("compute_bytes", ctypes.c_uint64),
+        ("is_host", ctypes.c_int32),
+    )
+
+
+def _load_edgechat(bundle: Bundle) -> ctypes.CDLL:
+    library = _open(bundle.library("edgechat"))
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "edgechat_abort_flag_new": (pointer, []),
+        "edgechat_abort_flag_free": (None, [pointer]),
+        "edgechat_abort_flag_set": (None, [pointer, integer]),
+        "edgechat_threadpool_new": (pointer, [integer]),
+        "edgechat_threadpool_attach": (None, [pointer, pointer]),
+        "edgechat_threadpool_free": (None, [pointer]),
+        "edgechat_memory_breakdown": (integer, [pointer, ctypes.POINTER(MemoryEntry), integer]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library

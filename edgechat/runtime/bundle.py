@@ -1,0 +1,109 @@
+"""The native bundle: where it is, what was built into it, and which backends it offers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgechat.errors import RuntimeLoadError
+
+HOW_TO_GET_IT: Final = (
+    "install a wheel of edgechat, which brings it, or build it in a source checkout with `make setup`"
+)
+_SUFFIX: Final = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+_PREFIX: Final = "" if sys.platform == "win32" else "lib"
+
+# Best first. Between modules that a CPU can run, more and newer instructions won every measurement; what a
+# module is really worth on this CPU is decided by its self test, not by this list.
+_PREFERENCE: Final = (
+    "sapphirerapids", "zen4", "cooperlake", "icelake", "cascadelake", "cannonlake", "skylakex", "alderlake",
+    "haswell", "piledriver", "ivybridge", "sandybridge", "sse42", "x64",
+    "armv9.2_2", "armv9.2_1", "armv8.6_2", "armv8.6_1", "armv8.2_3", "armv8.2_2", "armv8.2_1", "armv8.0_1",
+    "apple_m4", "apple_m2_m3", "apple_m1",
+)  # fmt: skip
+
+
+class Module(msgspec.Struct, frozen=True):
+    """One backend module of the bundle."""
+
+    name: str
+    """As in the file name: `cpu-zen4` for libggml-cpu-zen4.so."""
+    path: str
+    """Absolute path of the shared library, which may be missing."""
+
+    def fingerprint(self) -> str:
+        """Size and time of the file: changes when the file does, without reading it."""
+        try:
+            stat = Path(self.path).stat()
+        except OSError:
+            return "missing"
+        return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """A native build that belongs together."""
+
+    directory: str
+    build_id: str
+    llama_cpp_python: str
+    """Version of the bindings whose struct layouts this build has."""
+    llama_cpp_commit: str
+    compiler: str
+    modules: tuple[Module, ...]
+    """Backend modules, best first."""
+
+    def library(self, name: str) -> Path:
+        """Path of a library such as `llama`; raises RuntimeLoadError if the file is missing."""
+        path = Path(self.directory) / f"{_PREFIX}{name}{_SUFFIX}"
+        if not path.is_file():
+            raise RuntimeLoadError(f"the native bundle is damaged: {path} is missing; {HOW_TO_GET_IT}")
+        return path
+
+
+class _Manifest(msgspec.Struct):
+    build_id: str
+    llama_cpp_python: str
+    llama_cpp_commit: str
+    compiler: str
+    files: list[str]
+
+
+def find_bundle() -> Bundle:
+    """The bundle inside this package, or the one that `EDGECHAT_NATIVE_DIR` names.
+
+    Raises RuntimeLoadError if there is none or its manifest cannot be read.
+    """
+    named = os.environ.get("EDGECHAT_NATIVE_DIR")
+    directory = Path(named) if named else Path(__file__).resolve().parent.parent / "_native"
+    try:
+        manifest = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=_Manifest)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise RuntimeLoadError(f"no native bundle in {directory} ({error}): {HOW_TO_GET_IT}") from error
+    return Bundle(
+        directory=str(directory),
+        build_id=manifest.build_id,
+        llama_cpp_python=manifest.llama_cpp_python,
+        llama_cpp_commit=manifest.llama_cpp_commit,
+        compiler=manifest.compiler,
+        modules=tuple(sorted(_modules(directory, manifest.files), key=_rank)),
+    )
+
+
+def _modules(directory: Path, files: list[str]) -> list[Module]:
+    # The manifest decides, not the directory: a file that strayed in is not part of the build.
+    start = f"{_PREFIX}ggml-"
+    names = [f[len(start) : -len(_SUFFIX)] for f in files if f.startswith(start) and f.endswith(_SUFFIX)]
+    return [
+        Module(name=name, path=str(directory / f"{start}{name}{_SUFFIX}"))
+        for name in names
+        if name.startswith("cpu-") or name in ("cuda", "metal")
+    ]
+
+
+def _rank(module: Module) -> tuple[int, str]:
+    name = module.name.removeprefix("cpu-")
+    return (_PREFERENCE.index(name) if name in _PREFERENCE else len(_PREFERENCE), name)

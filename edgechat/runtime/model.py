@@ -1,0 +1,152 @@
+"""A loaded model: its weights, its vocabulary, and what it says of itself."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from edgechat.errors import ModelFileError
+from edgechat.runtime.bindings import Bindings
+
+_CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
+
+
+class Model:
+    """Owns a llama_model. Freed by `close`, or when it is no longer referenced; contexts hold a reference."""
+
+    def __init__(
+        self,
+        bindings: Bindings,
+        path: Path,
+        *,
+        use_mmap: bool = True,
+        use_extra_bufts: bool = True,
+        n_gpu_layers: int = 0,
+        progress: Callable[[float], bool] = lambda fraction: True,
+    ) -> None:
+        """Load the file at `path`.
+
+        `progress` gets the part that is loaded, from 0 to 1, and returns False to stop. Raises
+        ModelFileError with llama.cpp's own words if the file cannot be loaded or loading was stopped.
+        """
+        self.bindings = bindings
+        self.path = path
+        llama = bindings.llama
+        params = llama.llama_model_default_params()
+        params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if use_mmap else llama.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = use_extra_bufts
+        params.n_gpu_layers = n_gpu_layers
+        callback = llama.llama_progress_callback(lambda fraction, _user_data: progress(fraction))
+        params.progress_callback = callback
+        bindings.log.take_errors()
+        pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not pointer:
+            raise ModelFileError(f"{path} cannot be loaded: {_why(bindings.log.take_errors())}")
+        self.pointer = pointer
+        self.vocab = llama.llama_model_get_vocab(pointer)
+        self._finalizer = weakref.finalize(self, llama.llama_model_free, pointer)
+
+    def close(self) -> None:
+        """Free the model now; close its contexts first. A second call does nothing."""
+        self._finalizer()
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Context length that the model was trained for, in tokens."""
+        return int(self.bindings.llama.llama_model_n_ctx_train(self.pointer))
+
+    @cached_property
+    def n_vocab(self) -> int:
+        """Number of tokens in the vocabulary."""
+        return int(self.bindings.llama.llama_vocab_n_tokens(self.vocab))
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights."""
+        return int(self.bindings.llama.llama_model_n_params(self.pointer))
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all tensors."""
+        return int(self.bindings.llama.llama_model_size(self.pointer))
+
+    @property
+    def adds_bos(self) -> bool:
+        """True if prompts of this model start with its beginning-of-sequence token."""
+        return bool(self.bindings.llama.llama_vocab_get_add_bos(self.vocab))
+
+    @property
+    def bos(self) -> str:
+        """Text of the beginning-of-sequence token, or ""."""
+        return self._special(self.bindings.llama.llama_vocab_bos(self.vocab))
+
+    @property
+    def eos(self) -> str:
+        """Text of the end-of-sequence token, or ""."""
+        return self._special(self.bindings.llama.llama_vocab_eos(self.vocab))
+
+    def _special(self, token: int) -> str:
+        return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own chat template, or None."""
+        text = self.bindings.llama.llama_model_chat_template(self.pointer, None)
+        return text.decode("utf-8", "replace") if text else None
+
+    @cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """Text to token of every control token, longest first: what user text must never turn into."""
+        llama, vocab = self.bindings.llama, self.vocab
+        get_attr = llama.llama_vocab_get_attr
+        found = {self._special(t): t for t in range(self.n_vocab) if get_attr(vocab, t) & _CONTROL}
+        found.pop("", None)
+        return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+    def is_eog(self, token: int) -> bool:
+        """True if `token` ends a generation."""
+        return bool(self.bindings.llama.llama_vocab_is_eog(self.vocab, token))
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Tokens of `text`; with `parse_special`, control tokens written out in it become those tokens."""
+        data = text.encode("utf-8", "replace")
+        size = len(data) + 2
+        for _ in range(2):
+            tokens = (ctypes.c_int32 * size)()
+            count = self.bindings.llama.llama_tokenize(
+                self.vocab, data, len(data), tokens, size, add_special, parse_special
+            )
+            if count >= 0:
+                return list(tokens[:count])
+            size = -count
+        raise ModelFileError(f"{self.path} has a vocabulary that cannot tokenise this text ({len(data)} bytes)")
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes that `token` stands for, which may be a part of a character; b"" for control tokens."""
+        buffer = self._piece_buffer
+        count = self.bindings.llama.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+        if count < 0:
+            self._piece_buffer = ctypes.create_string_buffer(-count)
+            return self.piece(token, special=special)
+        return buffer.raw[:count]
+
+    @cached_property
+    def _piece_buffer(self) -> ctypes.Array[ctypes.c_char]:
+        return ctypes.create_string_buffer(256)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`, control tokens left out."""
+        return b"".join(self.piece(t) for t in tokens).decode("utf-8", "replace")
+
+
+def _why(errors: list[str]) -> str:
+    """llama.cpp's reason out of its error lines, without the functions' names that it puts before it."""
+    for line in errors:
+        for separator in ("error loading model: ", "error loading model "):
+            if separator in line:
+                return line.split(separator, 1)[1].strip()
+    return errors[0].split(": ", 1)[-1] if errors else "llama.cpp gives no reason (see `edgechat doctor` for its log)"

@@ -1,0 +1,147 @@
+"""Which backend really works here: each module is tried in a process of its own before it is trusted."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from edgechat import process
+from edgechat.errors import RuntimeLoadError
+from edgechat.hardware.cpu import Cpu, read_cpu
+from edgechat.runtime import verdicts
+from edgechat.runtime.bundle import HOW_TO_GET_IT, Bundle, Module
+from edgechat.runtime.verdicts import Verdict
+
+# The slowest single step takes under 0.1 s on a laptop core; this is room for a board twenty times slower.
+STALL_S = 5.0
+TOTAL_S = 60.0
+# Two, because kernels set up per-thread state (AMX tiles): one thread would not show it.
+N_THREADS = 2
+
+
+def choose(bundle: Bundle, tell: Callable[[str], None] = lambda words: None) -> tuple[Module, Verdict]:
+    """The best module that works here, from memory where possible, and what is known of it.
+
+    `tell` gets a line of words before each self test, which takes about a second. Raises RuntimeLoadError
+    with every module's reason if none works.
+    """
+    tried = []
+    for module, verdict in judge(bundle, tell):
+        if verdict.usable:
+            return module, verdict
+        tried.append(f"{module.name}: {verdict.reason}")
+    if not tried:
+        raise RuntimeLoadError(f"the native bundle in {bundle.directory} has no backend: {HOW_TO_GET_IT}")
+    raise RuntimeLoadError("no backend of the native bundle works on this machine:\n  " + "\n  ".join(tried))
+
+
+def judge(bundle: Bundle, tell: Callable[[str], None] = lambda words: None) -> Iterator[tuple[Module, Verdict]]:
+    """Every module with its verdict, best first, tested when it is not yet known; lazy."""
+    cpu = read_cpu()
+    for module in bundle.modules:
+        yield module, _known(bundle, module, cpu, tell)
+
+
+def _known(bundle: Bundle, module: Module, cpu: Cpu, tell: Callable[[str], None]) -> Verdict:
+    if not Path(module.path).is_file():
+        return Verdict(module=module.name, status="missing", reason=f"{module.path} is not there: {HOW_TO_GET_IT}")
+    name = verdicts.key(bundle, module, cpu)
+    verdict = verdicts.recall(name)
+    if verdict is None:
+        tell(f"testing the backend {module.name}")
+        verdict = selftest(module)
+        verdicts.remember(name, verdict)
+    return verdict
+
+
+def selftest(module: Module) -> Verdict:
+    """Try a module in a child process; returns within `TOTAL_S` whatever the module does."""
+    started = time.monotonic()
+    child = subprocess.Popen(
+        process.command("_selftest", module.path, str(N_THREADS)),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env={**os.environ, "EDGECHAT_NATIVE_DIR": str(Path(module.path).parent)},
+    )  # fmt: skip
+    report = _Report()
+    stalled = _follow(child, report, deadline=started + TOTAL_S)
+    if stalled:
+        child.kill()
+    code = child.wait()
+    return _verdict(module, report, stalled=stalled, code=code, elapsed_s=time.monotonic() - started)
+
+
+class _Report:
+    """What a self test has said so far."""
+
+    def __init__(self) -> None:
+        self.stage = "starting"
+        self.failures: list[str] = []
+        self.checks = 0
+        self.done = False
+
+    def read(self, line: str) -> None:
+        kind, _, words = line.rstrip("\n").partition("\t")
+        if kind == "stage":
+            self.stage = words
+            self.checks += 1
+        elif kind == "fail":
+            self.failures.append(words)
+        elif kind == "done":
+            self.done = True
+
+
+def _follow(child: subprocess.Popen[bytes], report: _Report, *, deadline: float) -> bool:
+    """Read the child's report to its end; True if it stopped coming."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def pump() -> None:
+        if child.stdout is not None:
+            with child.stdout as stream:
+                for line in stream:
+                    lines.put(line.decode("utf-8", "replace"))
+        lines.put(None)
+
+    threading.Thread(target=pump, name="selftest-report", daemon=True).start()
+    while True:
+        try:
+            line = lines.get(timeout=max(0.0, min(STALL_S, deadline - time.monotonic())))
+        except queue.Empty:
+            return True
+        if line is None:
+            return False
+        report.read(line)
+
+
+def _verdict(module: Module, report: _Report, *, stalled: bool, code: int, elapsed_s: float) -> Verdict:
+    def verdict(status: str, reason: str) -> Verdict:
+        return Verdict(
+            module=module.name, status=status, reason=reason,  # type: ignore[arg-type]
+            checks=report.checks, elapsed_s=round(elapsed_s, 3),
+        )  # fmt: skip
+
+    if stalled:
+        return verdict("hung", f"made no progress for {STALL_S:g} s in: {report.stage}")
+    if code < 0 or (code not in (0, 1)):
+        return verdict("crashed", f"died by {death(code)} in: {report.stage}")
+    if report.failures:
+        more = f" (and {len(report.failures) - 1} more)" if len(report.failures) > 1 else ""
+        return verdict("wrong", f"computes wrong numbers: {report.failures[0]}{more}")
+    if code == 1 or not report.done:
+        return verdict("refused", "cannot be loaded here: this CPU lacks instructions that it needs")
+    return verdict("passed", f"passed {report.checks} checks in {elapsed_s:.1f} s")
+
+
+def death(code: int) -> str:
+    """How a process ended, in words, from the return code that `subprocess` gives."""
+    if code < 0:
+        try:
+            return f"{signal.Signals(-code).name} (signal {-code})"
+        except ValueError:
+            return f"signal {-code}"
+    return f"exit code {code}"

@@ -1,0 +1,314 @@
+#!/usr/bin/env python3
+"""Build the native parts of edgechat, or take them from a cache outside the clone.
+
+    build.py prefix     print the directory of the native bundle
+    build.py link       the same, and make it the bundle of this working tree (edgechat/_native)
+    build.py bindings   print the wheel of the pinned llama-cpp-python without its own library
+    build.py peers      print the directory of llama.cpp's own tools, built from the same source
+
+Standard library only: this runs before anything is installed. The cache is $EDGECHAT_BUILD_CACHE, or
+edgechat-build in the user's cache directory; an entry's name is a hash of everything that goes into it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+NATIVE = Path(__file__).resolve().parent
+PIN = "0.3.36"
+PIN_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+LLAMA_CPP_COMMIT = "0c1e57098"
+# Levels that a development machine or a CI runner is likely to have; releases carry all.
+DEVELOPMENT_VARIANTS = {
+    "x86_64": "x64;haswell;icelake;zen4;sapphirerapids",
+    "aarch64": "armv8.0_1;armv8.2_2;armv8.6_1",
+}
+
+
+class BuildError(Exception):
+    """What went wrong, in one sentence that says what to do."""
+
+
+def main() -> int:
+    """Run one command; results go to stdout, everything else to stderr."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["prefix", "link", "bindings", "peers"])
+    parser.add_argument("--variants", default=os.environ.get("EDGECHAT_CPU_VARIANTS", "all"),
+                        help="CPU modules: all, dev, or a list separated by semicolons")
+    parser.add_argument("--cuda", action="store_true", help="build the CUDA module too")
+    parser.add_argument("--metal", action="store_true", help="build the Metal module too")
+    options = parser.parse_args()
+    try:
+        if options.command == "bindings":
+            print(bindings_wheel())
+        elif options.command == "peers":
+            print(native_prefix(variants="none", peers=True))
+        else:
+            prefix = native_prefix(variants=expand(options.variants), cuda=options.cuda, metal=options.metal)
+            if options.command == "link":
+                link(prefix)
+            print(prefix)
+    except BuildError as error:
+        print(f"build: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def expand(variants: str) -> str:
+    """The CPU modules that a name such as `dev` stands for on this machine."""
+    if variants != "dev":
+        return variants
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+    return "all" if sys.platform == "darwin" else DEVELOPMENT_VARIANTS.get(machine, "all")
+
+
+def cache_dir() -> Path:
+    """Where finished builds are kept, shared by all clones on this machine."""
+    named = os.environ.get("EDGECHAT_BUILD_CACHE")
+    if named:
+        return Path(named)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "edgechat-build"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "edgechat-build"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgechat-build"
+
+
+def native_prefix(*, variants: str, cuda: bool = False, metal: bool = False, peers: bool = False) -> Path:
+    """The installed prefix for these options, built unless the cache has it."""
+    inputs: dict[str, object] = {
+        "pin": PIN_SHA256,
+        "project": {p.name: digest(p) for p in (NATIVE / "CMakeLists.txt", NATIVE / "amx_tileconfig.h")},
+        "options": {"variants": variants, "cuda": cuda, "metal": metal, "peers": peers},
+        "compiler": compiler_identity(),
+        "environment": {k: os.environ.get(k, "") for k in ("CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDAFLAGS")},
+        "platform": [sys.platform, platform.machine()],
+    }
+    # llama.cpp takes minutes and depends on less than libedgechat does: its build tree is kept.
+    tree = cache_dir() / "tree" / identity(inputs)
+    inputs["sources"] = {p.name: digest(p) for p in sorted((NATIVE / "src").iterdir())}
+    prefix = cache_dir() / ("peers" if peers else "bundle") / identity(inputs)
+    if not (prefix / "manifest.json").exists():
+        build(prefix, tree, inputs)
+    return prefix
+
+
+def identity(inputs: dict[str, object]) -> str:
+    """A short name for exactly these inputs."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    h = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            h.update(block)
+    return h.hexdigest()
+
+
+def compiler_identity() -> str:
+    """First line of the C++ compiler's version, or a BuildError that says how to get one."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
+    for name in names:
+        if shutil.which(name.split()[0]):
+            command = [*name.split()] if name == "cl" else [*name.split(), "--version"]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            return ((result.stdout or result.stderr).splitlines() or [name])[0]
+    raise BuildError(
+        f"no C++ compiler found (looked for {', '.join(names)}): install one, for example g++ or clang, "
+        "or use a wheel of edgechat, which needs none"
+    )
+
+
+def tool(name: str) -> str:
+    """Path of cmake or ninja: the system's, this interpreter's, or one installed from the package index."""
+    found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if found:
+        return found
+    tools = cache_dir() / "tools"
+    binary = tools / "bin" / (name + (".exe" if sys.platform == "win32" else ""))
+    if not binary.exists():
+        pip("install", "--target", str(tools), "--upgrade", name, what=f"getting {name}")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tools), os.environ.get("PYTHONPATH")]))
+    return str(binary)
+
+
+def pip(*arguments: str, what: str, **environment: str) -> None:
+    """Run pip quietly; its output is shown only if it fails."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    run(command, what=what, env=os.environ | environment)
+
+
+def run(command: list[str], *, what: str, log: Path | None = None, env: dict[str, str] | None = None) -> None:
+    """Run a command, keeping its output in `log`; on failure show the end of it and raise BuildError."""
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False, env=env
+    )
+    if log is not None:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(result.stdout)
+    if result.returncode != 0:
+        print("\n".join(result.stdout.splitlines()[-25:]), file=sys.stderr)
+        where = f"; the whole log is {log}" if log else ""
+        raise BuildError(f"{what} failed (exit code {result.returncode}){where}")
+
+
+def sdist() -> Path:
+    """The pinned llama-cpp-python source, downloaded once and checked against its hash every time."""
+    folder = cache_dir() / "source"
+    archive = folder / f"llama_cpp_python-{PIN}.tar.gz"
+    if not archive.exists():
+        say(f"downloading the source of llama-cpp-python {PIN}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            requirement = Path(scratch) / "requirements.txt"
+            requirement.write_text(f"llama-cpp-python=={PIN} --hash=sha256:{PIN_SHA256}\n", encoding="utf-8")
+            pip("download", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", scratch, "-r", str(requirement),
+                what="the download of llama-cpp-python", CMAKE_ARGS="-DLLAMA_BUILD=OFF")
+            next(Path(scratch).glob("*.tar.gz")).replace(archive)
+    found = digest(archive)
+    if found != PIN_SHA256:
+        archive.unlink()
+        raise BuildError(f"the source of llama-cpp-python {PIN} has SHA-256 {found}, not {PIN_SHA256}: run this again")
+    return archive
+
+
+def bindings_wheel() -> Path:
+    """The llama-cpp-python wheel with bindings only: edgechat brings the library."""
+    folder = cache_dir() / "bindings" / f"{PIN}-{sys.platform}-{platform.machine()}"
+    found = sorted(folder.glob("*.whl"))
+    if not found:
+        compiler_identity()  # its CMake asks for a compiler, and says so less clearly
+        say("building the bindings of llama-cpp-python (no library)")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            pip("wheel", "--no-deps", "--wheel-dir", scratch, str(sdist()),
+                what="the build of the bindings", CMAKE_ARGS="-DLLAMA_BUILD=OFF")
+            for wheel in Path(scratch).glob("*.whl"):
+                wheel.replace(folder / wheel.name)
+        found = sorted(folder.glob("*.whl"))
+    return found[0]
+
+
+def build(prefix: Path, tree: Path, inputs: dict[str, object]) -> None:
+    """Configure, compile in `tree`, and install into `prefix`, which appears only when it is complete."""
+    options = inputs["options"]
+    if not isinstance(options, dict):
+        raise TypeError(options)
+    what = "llama.cpp's tools" if options["peers"] else "the native bundle"
+    archive = sdist()
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with locked(tree), tempfile.TemporaryDirectory(dir=prefix.parent, prefix="new-") as scratch:
+        if (prefix / "manifest.json").exists():  # another clone built it while this one waited
+            return
+        say(f"building {what} (minutes the first time; kept in {cache_dir()})")
+        started = time.monotonic()
+        log = tree / "build.log"
+        log.unlink(missing_ok=True)
+        # CMake ties a build tree to one source directory, but clones come and go: it gets a copy.
+        copy_changed(NATIVE, tree / "native")
+        source = tree / f"llama_cpp_python-{PIN}"
+        if not source.exists():
+            unpack(archive, tree)
+        staged = Path(scratch) / "prefix"
+        cmake, ninja = tool("cmake"), tool("ninja")
+        run([
+            cmake, "-S", str(tree / "native"), "-B", str(tree / "build"), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            f"-DEDGECHAT_LLAMA_DIR={source / 'vendor' / 'llama.cpp'}",
+            f"-DCMAKE_INSTALL_PREFIX={staged}", "-DCMAKE_BUILD_TYPE=Release",
+            f"-DLLAMA_BUILD_COMMIT={LLAMA_CPP_COMMIT}", f"-DEDGECHAT_CPU_VARIANTS={options['variants']}",
+            *(f"-DEDGECHAT_{name.upper()}={'ON' if options[name] else 'OFF'}" for name in ("cuda", "metal", "peers")),
+        ], what=f"configuring {what}", log=log)
+        run([cmake, "--build", str(tree / "build"), "--target", "peers" if options["peers"] else "bundle",
+             "--parallel", str(os.cpu_count() or 1)], what=f"compiling {what}", log=log)
+        run([cmake, "--install", str(tree / "build"), "--strip"], what=f"installing {what}", log=log)
+        write_manifest(staged, prefix.name, inputs)
+        staged.rename(prefix)
+    say(f"built {what} in {time.monotonic() - started:.0f} s")
+
+
+def copy_changed(source: Path, target: Path) -> None:
+    """Copy the native project; files that did not change keep their times, so that they are not recompiled."""
+    wanted = [p for p in source.rglob("*") if p.is_file() and p.suffix in (".txt", ".h", ".cpp")]
+    for path in wanted:
+        copy = target / path.relative_to(source)
+        if not copy.exists() or copy.read_bytes() != path.read_bytes():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack the source into `target`; it appears only when it is complete."""
+    with tempfile.TemporaryDirectory(dir=target, prefix="unpack-") as scratch:
+        with tarfile.open(archive) as tar:
+            if hasattr(tarfile, "data_filter"):
+                tar.extractall(scratch, filter="data")
+            else:
+                tar.extractall(scratch)  # its hash was checked
+        unpacked = next(Path(scratch).iterdir())
+        unpacked.rename(target / unpacked.name)
+
+
+@contextlib.contextmanager
+def locked(tree: Path) -> Iterator[None]:
+    """One build at a time in `tree`, which is made; the lock goes with the process."""
+    tree.mkdir(parents=True, exist_ok=True)
+    with (tree / "lock").open("w") as file:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write_manifest(prefix: Path, build_id: str, inputs: dict[str, object]) -> None:
+    """Record what is in the bundle, for the runtime and for bug reports."""
+    manifest = {
+        "build_id": build_id,
+        "llama_cpp_python": PIN,
+        "llama_cpp_commit": LLAMA_CPP_COMMIT,
+        "compiler": inputs["compiler"],
+        "options": inputs["options"],
+        "files": sorted(p.name for p in prefix.iterdir() if p.is_file()),
+    }
+    (prefix / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def link(prefix: Path) -> None:
+    """Make `prefix` the bundle of this working tree: a link, or a copy where links are not to be had."""
+    target = NATIVE.parent / "edgechat" / "_native"
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():
+        shutil.rmtree(target)
+    try:
+        target.symlink_to(prefix, target_is_directory=True)
+    except OSError:
+        shutil.copytree(prefix, target)
+
+
+def say(words: str) -> None:
+    """One line of progress."""
+    print(f"build: {words}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+// The self test of a backend module: finds kernels that crash or compute wrong numbers before they are used.
+#include "selftest.h"
+
+#include "edgechat.h"
+
+#include "ggml-cpp.h"
+#include "ggml.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#ifdef _WIN32
+#include <io.h>
+#define write _write
+#else
+#include <unistd.h>
+#endif
+
+void Report::line(const char * kind, const std::string & words) {
+    const std::string text = std::string(kind) + "\t" + words + "\n";
+    // Unbuffered: a crash in the next step must not swallow the line that names it.
+    if (write(fd_, text.data(), static_cast<unsigned>(text.size())) < 0) {
+        std::abort();
+    }
+}
+
+void Report::stage(const std::string & words) {
+    checks_++;
+    line("stage", words);
+}
+
+void Report::fail(const std::string & words) {
+    failures_++;
+    line("fail", words);
+}
+
+void Report::done() {
+    line("done", std::to_string(checks_) + "\t" + std::to_string(failures_));
+}
+
+namespace {
+
+constexpr int64_t n_in      = 512;  // a multiple of the largest block (256)
+constexpr int64_t n_out     = 64;   // a multiple of every tile height
+constexpr int64_t n_experts = 4;
+constexpr int64_t n_used    = 2;
+
+// One error bound for all types, as a part of an output's standard deviation. CPU kernels quantise
+// activations to 8 bits in blocks of 32 to 256: a step of about 3 sigma / 127, so an error of 0.7 %; BF16 is
+// finer. Seven standard deviations of that leave no false alarms and catch one wrong value among thousands.
+constexpr double max_error = 0.05;
+
+// A small fixed generator, the same on every platform (xorshift32).
+class Noise {
+  public:
+    explicit Noise(uint32_t seed) : state_(seed) {}
+
+    float next() {
+        state_ ^= state_ << 13;
+        state_ ^= state_ >> 17;
+        state_ ^= state_ << 5;
+        return static_cast<float>(state_) / 2147483648.0f - 1.0f;
+    }
+
+    std::vector<float> take(int64_t count) {
+        std::vector<float> values(static_cast<size_t>(count));
+        for (float & value : values) {
+            value = next();
+        }
+        return values;
+    }
+
+  private:
+    uint32_t state_;
+};
+
+// The types whose quantiser first builds a search table, for seconds. Any bit pattern is a valid block of
+// theirs once its scale is sane, so they get random ones.
+bool has_slow_quantiser(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_IQ1_S:
+        case GGML_TYPE_IQ1_M:
+        case GGML_TYPE_IQ2_XXS:
+        case GGML_TYPE_IQ2_XS:
+        case GGML_TYPE_IQ2_S:
+        case GGML_TYPE_IQ3_XXS:
+        case GGML_TYPE_IQ3_S:
+            return true;
+        default:
+            return false;
+    }
+}
+
+// Random blocks of `type` with a scale of 2^-7 (ggml-common.h: the scale is a leading half, but IQ1_M
+// spreads it over the upper four bits of the four 16-bit words at the end of a block).
+void fill_blocks(ggml_type type, std::vector<uint8_t> & data) {
+    Noise noise(0x9e3779b9u);
+    for (uint8_t & byte : data) {
+        byte = static_cast<uint8_t>(static_cast<int>((noise.next() + 1.0f) * 128.0f) & 0xff);
+    }
+    const ggml_fp16_t scale = ggml_fp32_to_fp16(0.0078125f);
+    const size_t      size  = ggml_type_size(type);
+    for (size_t block = 0; block < data.size(); block += size) {
+        if (type != GGML_TYPE_IQ1_M) {
+            std::memcpy(&data[block], &scale, sizeof(scale));
+            continue;
+        }
+        for (size_t word = 0; word < 4; word++) {
+            uint8_t & upper = data[block + size - 8 + 2 * word + 1];
+            upper           = static_cast<uint8_t>((upper & 0x0f) | (((scale >> (4 * word)) & 0x0f) << 4));
+        }
+    }
+}
+
+// Weights of n_experts matrices (n_in x n_out) in `type`, and what ggml-base says they mean.
+struct Weights {
+    ggml_type            type;
+    std::vector<uint8_t> data;
+    std::vector<float>   exact;
+    double               rms = 0.0;
+
+    explicit Weights(ggml_type weight_type) : type(weight_type) {
+        const int64_t rows  = n_out * n_experts;
+        const int64_t count = n_in * rows;
+        data.resize(ggml_row_size(type, n_in) * static_cast<size_t>(rows));
+        exact.resize(static_cast<size_t>(count));
+        if (has_slow_quantiser(type)) {
+            fill_blocks(type, data);
+        } else {
+            const std::vector<float> source = Noise(0x9e3779b9u).take(count);
+            ggml_quantize_chunk(type, source.data(), data.data(), 0, rows, n_in, nullptr);
+        }
+        if (type == GGML_TYPE_F32) {
+            std::memcpy(exact.data(), data.data(), data.size());
+        } else {
+            ggml_get_type_traits(type)->to_float(data.data(), exact.data(), count);
+        }
+        for (const float value : exact) {
+            rms += static_cast<double>(value) * static_cast<double>(value);
+        }
+        rms = std::sqrt(rms / static_cast<double>(count));
+    }
+};
+
+// One product to try: a dense or a routed (mixture of experts) matrix product.
+struct Product {
+    const Weights & weights;
+    int64_t         batch;
+    bool            routed;
+
+    int64_t columns() const { return routed ? batch * n_used : batch; }
+    int64_t expert(int64_t column) const { return routed ? (column * 7 + column / n_used) % n_experts : 0; }
+};
+
+ggml_context_ptr new_context() {
+    return ggml_context_ptr(ggml_init({ggml_tensor_overhead() * 16 + ggml_graph_overhead(), nullptr, true}));
+}
+
+ggml_tensor * new_weight(ggml_context * context, const Product & product) {
+    return product.routed ? ggml_new_tensor_3d(context, product.weights.type, n_in, n_out, n_experts)
+                          : ggml_new_tensor_2d(context, product.weights.type, n_in, n_out);
+}
+
+struct Inputs {
+    ggml_tensor * activations;
+    ggml_tensor * experts;  // null for a dense product
+    ggml_tensor * result;
+};
+
+Inputs new_inputs(ggml_context * context, ggml_tensor * weight, const Product & product) {
+    if (!product.routed) {
+        ggml_tensor * activations = ggml_new_tensor_2d(context, GGML_TYPE_F32, n_in, product.batch);
+        return {activations, nullptr, ggml_mul_mat(context, weight, activations)};
+    }
+    ggml_tensor * activations = ggml_new_tensor_3d(context, GGML_TYPE_F32, n_in, n_used, product.batch);
+    ggml_tensor * experts     = ggml_new_tensor_2d(context, GGML_TYPE_I32, n_used, product.batch);
+    return {activations, experts, ggml_mul_mat_id(context, weight, activations, experts)};
+}
+
+// Compares with a float64 product over ggml-base's dequantised weights; returns what is wrong, or "".
+std::string compare(const Product & product, const std::vector<float> & activations, const std::vector<float> & result) {
+    // Standard deviation of an output; activations are uniform in [-1, 1].
+    const double scale = product.weights.rms * std::sqrt(static_cast<double>(n_in) / 3.0);
+    for (int64_t column = 0; column < product.columns(); column++) {
+        const float * x = activations.data() + column * n_in;
+        for (int64_t row = 0; row < n_out; row++) {
+            const float * w   = product.weights.exact.data() + (product.expert(column) * n_out + row) * n_in;
+            double        sum = 0.0;
+            for (int64_t i = 0; i < n_in; i++) {
+                sum += static_cast<double>(w[i]) * static_cast<double>(x[i]);
+            }
+            const double got = static_cast<double>(result[static_cast<size_t>(column * n_out + row)]);
+            if (!(std::fabs(got - sum) <= max_error * scale)) {
+                char words[96];
+                std::snprintf(words, sizeof(words), "row %d, column %d is %.6g, should be %.6g",
+                              static_cast<int>(row), static_cast<int>(column), got, sum);
+                return words;
+            }
+        }
+    }
+    return "";
+}
+
+bool claims(ggml_backend_dev_t device, ggml_backend_buffer_type_t buffer_type, const Product & product) {
+    const ggml_context_ptr context = new_context();
+    ggml_tensor *          weight  = new_weight(context.get(), product);
+    const Inputs           inputs  = new_inputs(context.get(), weight, product);
+    // Extra buffer types decide by the buffer that the weight is in; an empty one is enough to ask.
+    const ggml_backend_buffer_ptr buffer(ggml_backend_buft_alloc_buffer(buffer_type, 0));
+    weight->buffer = buffer.get();
+    return ggml_backend_dev_supports_op(device, inputs.result);
+}
+
+std::string run(ggml_backend_t backend, ggml_backend_buffer_type_t buffer_type, const Product & product) {
+    const ggml_context_ptr weight_context = new_context();
+    ggml_tensor *          weight         = new_weight(weight_context.get(), product);
+    const ggml_backend_buffer_ptr weight_buffer(
+        ggml_backend_alloc_ctx_tensors_from_buft(weight_context.get(), buffer_type));
+    if (!weight_buffer) {
+        return "its buffer can't be allocated";
+    }
+    ggml_backend_buffer_set_usage(weight_buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    ggml_backend_tensor_set(weight, product.weights.data.data(), 0, ggml_nbytes(weight));
+
+    const ggml_context_ptr        context = new_context();
+    const Inputs                  inputs  = new_inputs(context.get(), weight, product);
+    const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend));
+    const std::vector<float>      activations = Noise(0x2545f491u).take(n_in * product.columns());
+    ggml_backend_tensor_set(inputs.activations, activations.data(), 0, ggml_nbytes(inputs.activations));
+    if (inputs.experts != nullptr) {
+        std::vector<int32_t> experts;
+        for (int64_t column = 0; column < product.columns(); column++) {
+            experts.push_back(static_cast<int32_t>(product.expert(column)));
+        }
+        ggml_backend_tensor_set(inputs.experts, experts.data(), 0, ggml_nbytes(inputs.experts));
+    }
+
+    ggml_cgraph * graph = ggml_new_graph(context.get());
+    ggml_build_forward_expand(graph, inputs.result);
+    if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
+        return "the backend reports a failure";
+    }
+    std::vector<float> result(static_cast<size_t>(n_out * product.columns()));
+    ggml_backend_tensor_get(inputs.result, result.data(), 0, ggml_nbytes(inputs.result));
+    return compare(product, activations, result);
+}
+
+std::vector<ggml_backend_buffer_type_t> buffer_types(ggml_backend_dev_t device) {
+    std::vector<ggml_backend_buffer_type_t> found{ggml_backend_dev_buffer_type(device)};
+    // The one in the registry is a C function behind a void pointer; C++17 has no warning-free cast for that.
+    void * address = ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts");
+    const auto get_extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(address);
+    ggml_backend_buffer_type_t * extra = get_extra == nullptr ? nullptr : get_extra(device);
+    for (; extra != nullptr && *extra != nullptr; extra++) {
+        found.push_back(*extra);
+    }
+    return found;
+}
+
+// True for what a model file stores weights in; the rest are formats of activations, or retired.
+bool is_weight_type(ggml_type type) {
+    const ggml_type_traits * traits = ggml_get_type_traits(type);
+    if (type == GGML_TYPE_Q8_1 || type == GGML_TYPE_Q8_K || traits->blck_size == 0) {
+        return false;
+    }
+    return traits->is_quantized || type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+}
+
+void try_products(ggml_backend_dev_t device, ggml_backend_t backend, Report & report) {
+    const std::vector<ggml_backend_buffer_type_t> buffers = buffer_types(device);
+    for (int number = 0; number < GGML_TYPE_COUNT; number++) {
+        const ggml_type type = static_cast<ggml_type>(number);
+        if (!is_weight_type(type)) {
+            continue;
+        }
+        const Weights weights(type);
+        for (ggml_backend_buffer_type_t buffer_type : buffers) {
+            for (bool routed : {false, true}) {
+                for (int64_t batch : {1, 4, 32}) {
+                    const Product product{weights, batch, routed};
+                    if (!claims(device, buffer_type, product)) {
+                        continue;
+                    }
+                    const std::string name = std::string(routed ? "routed product of " : "product of ") +
+                        ggml_type_name(type) + " in " + ggml_backend_buft_name(buffer_type) + ", batch " +
+                        std::to_string(batch);
+                    report.stage(name);
+                    const std::string wrong = run(backend, buffer_type, product);
+                    if (!wrong.empty()) {
+                        report.fail(name + ": " + wrong);
+                    }
+                }
+            }
+        }
+    }
+}
+
+void set_threads(ggml_backend_dev_t device, ggml_backend_t backend, int n_threads) {
+    void * address =
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
+    if (address != nullptr) {
+        reinterpret_cast<ggml_backend_set_n_threads_t>(address)(backend, n_threads);
+    }
+}
+
+}  // namespace
+
+int edgechat_selftest(const char * module_path, int n_threads, int report_fd) {
+    Report report(report_fd);
+    report.stage("loading the module");
+    ggml_backend_reg_t module = ggml_backend_load(module_path);
+    if (module == nullptr || ggml_backend_reg_dev_count(module) == 0) {
+        return -1;
+    }
+    ggml_backend_dev_t     device = ggml_backend_reg_dev_get(module, 0);
+    const ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
+    if (!backend) {
+        return -1;
+    }
+    set_threads(device, backend.get(), n_threads);
+    try_products(device, backend.get(), report);
+    selftest_decode(device, n_threads, report);
+    report.done();
+    return report.failures();
+}

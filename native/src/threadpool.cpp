@@ -1,0 +1,43 @@
+#include "edgechat.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpu.h"
+#include "ggml.h"
+#include "llama.h"
+
+#include <new>
+
+// The pool's functions live in whichever CPU module was loaded, so they are looked up there.
+struct edgechat_threadpool {
+    ggml_threadpool * pool;
+    void (*release)(ggml_threadpool *);
+};
+
+edgechat_threadpool * edgechat_threadpool_new(int n_threads) {
+    ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    if (device == nullptr) {
+        return nullptr;
+    }
+    ggml_backend_reg_t module = ggml_backend_dev_backend_reg(device);
+    const auto         create = reinterpret_cast<decltype(&ggml_threadpool_new)>(
+        ggml_backend_reg_get_proc_address(module, "ggml_threadpool_new"));
+    const auto release = reinterpret_cast<decltype(&ggml_threadpool_free)>(
+        ggml_backend_reg_get_proc_address(module, "ggml_threadpool_free"));
+    if (create == nullptr || release == nullptr) {
+        return nullptr;
+    }
+    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+    ggml_threadpool *      pool   = create(&params);
+    return pool == nullptr ? nullptr : new (std::nothrow) edgechat_threadpool{pool, release};
+}
+
+void edgechat_threadpool_attach(edgechat_threadpool * threadpool, llama_context * context) {
+    llama_attach_threadpool(context, threadpool->pool, nullptr);
+}
+
+void edgechat_threadpool_free(edgechat_threadpool * threadpool) {
+    if (threadpool != nullptr) {
+        threadpool->release(threadpool->pool);
+        delete threadpool;
+    }
+}
