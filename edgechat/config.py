@@ -63,9 +63,7 @@ class Problem(msgspec.Struct, frozen=True):
         return f"{self.where}: {self.words}"
 
 
-def load(
-    path: Path | None = None, environment: Mapping[str, str] = os.environ
-) -> tuple[Settings, list[Problem]]:
+def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> tuple[Settings, list[Problem]]:
     """The settings in force before flags, and what is wrong with where they come from."""
     problems: list[Problem] = []
     values: dict[str, Any] = {}
@@ -106,9 +104,9 @@ def _read_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
     if not path.is_file():  # the usual case: no TOML reader is imported
         return {}
     if sys.version_info >= (3, 11):
-        import tomllib  # noqa: PLC0415
+        import tomllib
     else:
-        import tomli as tomllib  # noqa: PLC0415
+        import tomli as tomllib
 
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ def _directory(kind: str) -> Path:
     home = os.environ.get("EDGECHAT_HOME")
     if home:
         return Path(home) / kind
-    import platformdirs  # noqa: PLC0415  (lazy: 4 ms that `--help` need not pay)
+    import platformdirs
 
     dirs = platformdirs.PlatformDirs("edgechat", appauthor=False)
     return {"config": dirs.user_config_path, "data": dirs.user_data_path, "cache": dirs.user_cache_path}[kind]

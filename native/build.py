@@ -46,8 +46,11 @@ def main() -> int:
     """Run one command; results go to stdout, everything else to stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["prefix", "link", "bindings", "peers"])
-    parser.add_argument("--variants", default=os.environ.get("EDGECHAT_CPU_VARIANTS", "all"),
-                        help="CPU modules: all, dev, or a list separated by semicolons")
+    parser.add_argument(
+        "--variants",
+        default=os.environ.get("EDGECHAT_CPU_VARIANTS", "all"),
+        help="CPU modules: all, dev, or a list separated by semicolons",
+    )
     parser.add_argument("--cuda", action="store_true", help="build the CUDA module too")
     parser.add_argument("--metal", action="store_true", help="build the Metal module too")
     options = parser.parse_args()
@@ -177,8 +180,18 @@ def sdist() -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             requirement = Path(scratch) / "requirements.txt"
             requirement.write_text(f"llama-cpp-python=={PIN} --hash=sha256:{PIN_SHA256}\n", encoding="utf-8")
-            pip("download", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", scratch, "-r", str(requirement),
-                what="the download of llama-cpp-python", CMAKE_ARGS="-DLLAMA_BUILD=OFF")
+            pip(
+                "download",
+                "--no-deps",
+                "--no-binary",
+                "llama-cpp-python",
+                "--dest",
+                scratch,
+                "-r",
+                str(requirement),
+                what="the download of llama-cpp-python",
+                CMAKE_ARGS="-DLLAMA_BUILD=OFF",
+            )
             next(Path(scratch).glob("*.tar.gz")).replace(archive)
     found = digest(archive)
     if found != PIN_SHA256:
@@ -196,8 +209,15 @@ def bindings_wheel() -> Path:
         say("building the bindings of llama-cpp-python (no library)")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            pip("wheel", "--no-deps", "--wheel-dir", scratch, str(sdist()),
-                what="the build of the bindings", CMAKE_ARGS="-DLLAMA_BUILD=OFF")
+            pip(
+                "wheel",
+                "--no-deps",
+                "--wheel-dir",
+                scratch,
+                str(sdist()),
+                what="the build of the bindings",
+                CMAKE_ARGS="-DLLAMA_BUILD=OFF",
+            )
             for wheel in Path(scratch).glob("*.whl"):
                 wheel.replace(folder / wheel.name)
         found = sorted(folder.glob("*.whl"))
@@ -226,15 +246,42 @@ def build(prefix: Path, tree: Path, inputs: dict[str, object]) -> None:
             unpack(archive, tree)
         staged = Path(scratch) / "prefix"
         cmake, ninja = tool("cmake"), tool("ninja")
-        run([
-            cmake, "-S", str(tree / "native"), "-B", str(tree / "build"), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            f"-DEDGECHAT_LLAMA_DIR={source / 'vendor' / 'llama.cpp'}",
-            f"-DCMAKE_INSTALL_PREFIX={staged}", "-DCMAKE_BUILD_TYPE=Release",
-            f"-DLLAMA_BUILD_COMMIT={LLAMA_CPP_COMMIT}", f"-DEDGECHAT_CPU_VARIANTS={options['variants']}",
-            *(f"-DEDGECHAT_{name.upper()}={'ON' if options[name] else 'OFF'}" for name in ("cuda", "metal", "peers")),
-        ], what=f"configuring {what}", log=log)
-        run([cmake, "--build", str(tree / "build"), "--target", "peers" if options["peers"] else "bundle",
-             "--parallel", str(os.cpu_count() or 1)], what=f"compiling {what}", log=log)
+        run(
+            [
+                cmake,
+                "-S",
+                str(tree / "native"),
+                "-B",
+                str(tree / "build"),
+                "-G",
+                "Ninja",
+                f"-DCMAKE_MAKE_PROGRAM={ninja}",
+                f"-DEDGECHAT_LLAMA_DIR={source / 'vendor' / 'llama.cpp'}",
+                f"-DCMAKE_INSTALL_PREFIX={staged}",
+                "-DCMAKE_BUILD_TYPE=Release",
+                f"-DLLAMA_BUILD_COMMIT={LLAMA_CPP_COMMIT}",
+                f"-DEDGECHAT_CPU_VARIANTS={options['variants']}",
+                *(
+                    f"-DEDGECHAT_{name.upper()}={'ON' if options[name] else 'OFF'}"
+                    for name in ("cuda", "metal", "peers")
+                ),
+            ],
+            what=f"configuring {what}",
+            log=log,
+        )
+        run(
+            [
+                cmake,
+                "--build",
+                str(tree / "build"),
+                "--target",
+                "peers" if options["peers"] else "bundle",
+                "--parallel",
+                str(os.cpu_count() or 1),
+            ],
+            what=f"compiling {what}",
+            log=log,
+        )
         run([cmake, "--install", str(tree / "build"), "--strip"], what=f"installing {what}", log=log)
         write_manifest(staged, prefix.name, inputs)
         staged.rename(prefix)

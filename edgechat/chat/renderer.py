@@ -19,9 +19,7 @@ TIMEOUT_S: Final = 5.0
 
 # For models without a template. Named, so that a warning can say what is used instead.
 PLAIN_NAME: Final = "plain"
-PLAIN_TEMPLATE: Final = (
-    "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n\n{% endfor %}Assistant:"
-)
+PLAIN_TEMPLATE: Final = "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n\n{% endfor %}Assistant:"
 PLAIN_STOP: Final = "\nUser:"
 
 # Noncharacters of Unicode: valid in a str, never part of a text.
@@ -81,9 +79,7 @@ class Renderer:
             reply = replies.get(timeout=TIMEOUT_S)
         except queue.Empty:
             self.close()
-            raise TemplateError(
-                f"the model's chat template took more than {TIMEOUT_S:g} s and was stopped"
-            ) from None
+            raise TemplateError(f"the model's chat template took more than {TIMEOUT_S:g} s and was stopped") from None
         if reply is None:
             self.close()
             raise TemplateError("the model's chat template brought down the process that renders it")
@@ -100,9 +96,7 @@ class Renderer:
             channel.close()
 
 
-def guard_messages(
-    messages: Sequence[Message], control_tokens: Sequence[str]
-) -> tuple[list[dict[str, str]], str]:
+def guard_messages(messages: Sequence[Message], control_tokens: Sequence[str]) -> tuple[list[dict[str, str]], str]:
     """Messages for a template, with a guard character inside every control token's text; and that guard.
 
     The guard is "" where no message holds such a text, which is nearly always.

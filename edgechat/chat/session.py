@@ -199,9 +199,7 @@ def _tell(event: protocol.AnyEvent, listen: Listener) -> None:
         listen(Progressed("loading", f"loading the model: {event.fraction:.0%}", event.fraction))
 
 
-def _until(
-    events: Iterator[protocol.AnyEvent], stop: str, cancel: Callable[[], None]
-) -> Iterator[protocol.AnyEvent]:
+def _until(events: Iterator[protocol.AnyEvent], stop: str, cancel: Callable[[], None]) -> Iterator[protocol.AnyEvent]:
     """The events, with the text cut off where `stop` begins; "" cuts nothing."""
     if not stop:
         yield from events

@@ -6,11 +6,12 @@ may use `MAX_BYTES` of memory, and is killed by its parent (`renderer`) when it 
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import sys
 from typing import Any, Final
 
 import jinja2
+import jinja2.exceptions
 import jinja2.ext
 import jinja2.sandbox
 import msgspec
@@ -54,7 +55,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise
         self.globals["strftime_now"] = _strftime_now
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Refuse what would be huge before it is made."""
         if operator == "*" and _repeated(left, right) > _MAX_REPEATED:
             raise _Refused("it repeats a text or list more than a million times")
@@ -73,7 +74,7 @@ def _repeated(left: object, right: object) -> int:
 
 
 def _tojson(value: object, indent: int | None = None) -> str:
-    import json  # noqa: PLC0415  (few templates need it)
+    import json
 
     return json.dumps(value, ensure_ascii=False, indent=min(indent, 16) if indent is not None else None)
 
@@ -83,7 +84,7 @@ def _raise(message: str) -> None:
 
 
 def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().astimezone().strftime(form[:100])
+    return dt.datetime.now().astimezone().strftime(form[:100])
 
 
 def main(arguments: list[str]) -> int:
@@ -100,36 +101,42 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def render(
-    environment: Sandbox, compiled: dict[str, jinja2.Template], request: RenderRequest
-) -> RenderReply:
+def render(environment: Sandbox, compiled: dict[str, jinja2.Template], request: RenderRequest) -> RenderReply:
     """Render one request; whatever a template does ends in a reply (or in this process's end)."""
     try:
         if request.template not in compiled:
             compiled[request.template] = environment.from_string(request.template)
         text = compiled[request.template].render(
-            messages=request.messages, add_generation_prompt=True,
-            bos_token=request.bos, eos_token=request.eos, tools=None, documents=None,
-        )  # fmt: skip
-    except MemoryError:
-        return RenderReply(error=f"it needs more than {MAX_BYTES >> 20} MiB of memory")
-    except RecursionError:
-        return RenderReply(error="it recurses without end")
-    except jinja2.sandbox.SecurityError as error:
-        return RenderReply(error=f"it does what the sandbox forbids: {error}")
-    except jinja2.TemplateError as error:
-        return RenderReply(error=str(error) or type(error).__name__)
+            messages=request.messages,
+            add_generation_prompt=True,
+            bos_token=request.bos,
+            eos_token=request.eos,
+            tools=None,
+            documents=None,
+        )
     except Exception as error:  # noqa: BLE001  (a template can raise anything that Python can)
-        return RenderReply(error=f"{type(error).__name__}: {error}")
+        return RenderReply(error=_words(error))
     if len(text) > MAX_RESULT_CHARS:
         return RenderReply(error=f"it makes a prompt of {len(text)} characters")
     return RenderReply(text=text)
 
 
+def _words(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"it needs more than {MAX_BYTES >> 20} MiB of memory"
+    if isinstance(error, RecursionError):
+        return "it recurses without end"
+    if isinstance(error, jinja2.exceptions.SecurityError):
+        return f"it does what the sandbox forbids: {error}"
+    if isinstance(error, jinja2.TemplateError):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error}"
+
+
 def limit_memory() -> None:
     """Cap this process's address space; on Windows only the time limit holds."""
     if sys.platform != "win32":
-        import resource  # noqa: PLC0415
+        import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

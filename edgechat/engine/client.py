@@ -17,7 +17,7 @@ import msgspec
 
 from edgechat import paths
 from edgechat.engine import protocol
-from edgechat.engine.pipe import Channel, spawn
+from edgechat.engine.pipe import spawn
 from edgechat.errors import EdgechatError, EngineDiedError, by_name
 from edgechat.hardware.cpu import read_cpu
 from edgechat.runtime import logs, verdicts

@@ -136,9 +136,7 @@ class Host:
     def _load(self, request: protocol.Load) -> protocol.Loaded:
         self._unload()
         bundle = find_bundle()
-        module, _ = probe.choose(
-            bundle, lambda words: self._send(protocol.BackendTesting(id=request.id, words=words))
-        )
+        module, _ = probe.choose(bundle, lambda words: self._send(protocol.BackendTesting(id=request.id, words=words)))
         self._backend = module.name
         native = bindings.load(bundle, module)
         started = time.monotonic()

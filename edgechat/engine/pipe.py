@@ -5,6 +5,7 @@ A library that prints cannot corrupt them, and the end of file on either says th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -48,11 +49,10 @@ class Channel:
 
     def close(self) -> None:
         """Close both directions; the other side sees the end of file."""
-        for stream in (self._writer, self._reader):
-            try:
-                stream.close()
-            except OSError:
-                pass  # the other side was faster
+        with contextlib.suppress(OSError):  # the other side was faster
+            self._writer.close()
+        with contextlib.suppress(OSError):
+            self._reader.close()
 
 
 def spawn(arguments: list[str], stderr: IO[bytes] | int) -> tuple[subprocess.Popen[bytes], Channel]:
@@ -80,23 +80,23 @@ def inherited(arguments: list[str]) -> Channel:
     """The child's end, from the last two arguments of its command line."""
     read_handle, write_handle = (int(a) for a in arguments[-2:])
     if sys.platform == "win32":
-        import msvcrt  # noqa: PLC0415
+        import msvcrt
 
         read_fd = msvcrt.open_osfhandle(read_handle, os.O_RDONLY | os.O_BINARY)
         return Channel(read_fd, msvcrt.open_osfhandle(write_handle, os.O_BINARY))
     for fd in (read_handle, write_handle):
-        os.set_inheritable(fd, False)  # noqa: FBT003  (its own children must not keep the pipe open)
+        os.set_inheritable(fd, False)
     return Channel(read_handle, write_handle)
 
 
 def _inheritance(fds: tuple[int, int]) -> tuple[tuple[int, ...], dict[str, Any]]:
     """What to name on the child's command line, and the options that hand it over."""
     if sys.platform == "win32":
-        import msvcrt  # noqa: PLC0415
+        import msvcrt
 
         handles = tuple(msvcrt.get_osfhandle(fd) for fd in fds)
         for handle in handles:
-            os.set_handle_inheritable(handle, True)  # noqa: FBT003
+            os.set_handle_inheritable(handle, True)
         startup = subprocess.STARTUPINFO()
         startup.lpAttributeList = {"handle_list": list(handles)}
         return handles, {"startupinfo": startup}

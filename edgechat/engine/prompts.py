@@ -10,15 +10,19 @@ class Tokenizer(Protocol):
     """What tokenising needs of a model."""
 
     @property
-    def control_tokens(self) -> dict[str, int]: ...
+    def control_tokens(self) -> dict[str, int]:
+        """Text to token of every control token, longest first."""
 
     @property
-    def adds_bos(self) -> bool: ...
+    def adds_bos(self) -> bool:
+        """True if prompts start with the beginning-of-sequence token."""
 
     @property
-    def bos(self) -> str: ...
+    def bos(self) -> str:
+        """Text of the beginning-of-sequence token, or ""."""
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Tokens of `text`."""
 
 
 def tokenize_prompt(model: Tokenizer, text: str, guard: str) -> list[int]:

@@ -21,7 +21,7 @@ class Request(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     id: int
 
 
-class Load(Request):
+class Load(Request, frozen=True):
     """Load a model and make a context, in place of what was there. Events: BackendTesting, LoadProgressed."""
 
     path: str
@@ -33,14 +33,14 @@ class Load(Request):
     use_extra_bufts: bool = True
 
 
-class Tokenize(Request):
+class Tokenize(Request, frozen=True):
     """Turn text into tokens as a prompt would be."""
 
     text: str
     guard: str = ""
 
 
-class Generate(Request):
+class Generate(Request, frozen=True):
     """Continue a prompt, given as rendered text or as tokens."""
 
     text: str = ""
@@ -60,17 +60,17 @@ class Generate(Request):
     seed: int | None = None
 
 
-class Cancel(Request):
+class Cancel(Request, frozen=True):
     """Stop the request `target`; it ends with its ordinary final event. Has no event of its own."""
 
     target: int
 
 
-class Stats(Request):
+class Stats(Request, frozen=True):
     """Ask what the engine holds."""
 
 
-class Shutdown(Request):
+class Shutdown(Request, frozen=True):
     """Free everything and exit. Has no event of its own."""
 
 
@@ -80,19 +80,19 @@ class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     id: int
 
 
-class BackendTesting(Event):
+class BackendTesting(Event, frozen=True):
     """A backend is being tried, which takes about a second and happens once per machine."""
 
     words: str
 
 
-class LoadProgressed(Event):
+class LoadProgressed(Event, frozen=True):
     """A part of the weights is loaded, from 0 to 1."""
 
     fraction: float
 
 
-class Loaded(Event):
+class Loaded(Event, frozen=True):
     """The model is ready."""
 
     backend: str
@@ -109,20 +109,20 @@ class Loaded(Event):
     load_s: float
 
 
-class Tokenized(Event):
+class Tokenized(Event, frozen=True):
     """The tokens of a Tokenize."""
 
     tokens: list[int]
 
 
-class PrefillProgressed(Event):
+class PrefillProgressed(Event, frozen=True):
     """A part of the prompt is computed."""
 
     done_tokens: int
     total_tokens: int
 
 
-class TokensGenerated(Event):
+class TokensGenerated(Event, frozen=True):
     """More of the answer, always whole characters."""
 
     text: str
@@ -146,7 +146,7 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     n_accepted: int = 0
 
 
-class TurnFinished(Event):
+class TurnFinished(Event, frozen=True):
     """The answer ended: by the model, at a length limit, or by Cancel."""
 
     finish_reason: Literal["stop", "length", "cancelled"]
@@ -155,7 +155,7 @@ class TurnFinished(Event):
     """Tokens in the context after this turn."""
 
 
-class EngineStats(Event):
+class EngineStats(Event, frozen=True):
     """What the engine holds."""
 
     backend: str
@@ -167,7 +167,7 @@ class EngineStats(Event):
     """Bytes by ggml buffer type."""
 
 
-class Failed(Event):
+class Failed(Event, frozen=True):
     """The request failed; the engine is as it was before it."""
 
     error: str
@@ -197,15 +197,17 @@ def encode(message: Request | Event) -> bytes:
 
 def decode_request(body: bytes) -> AnyRequest:
     """The request in a frame's body. Raises EngineError if it is none."""
-    return _decode(_requests, body)
+    request: AnyRequest = _decode(_requests, body)
+    return request
 
 
 def decode_event(body: bytes) -> AnyEvent:
     """The event in a frame's body. Raises EngineError if it is none."""
-    return _decode(_events, body)
+    event: AnyEvent = _decode(_events, body)
+    return event
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[Any], body: bytes) -> Any:  # noqa: ANN401  (generic over both unions)
+def _decode(decoder: msgspec.msgpack.Decoder[Any], body: bytes) -> Any:
     try:
         return decoder.decode(body)
     except msgspec.MsgspecError as error:

@@ -49,7 +49,7 @@ def parse_cpuinfo(text: str) -> Cpu:
 
 def usable_threads() -> int:
     """Threads worth computing with: physical cores, within the affinity mask and the cgroup's CPU quota."""
-    import psutil  # noqa: PLC0415  (lazy: `--help` does not need it)
+    import psutil
 
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,7 @@ class Memory(msgspec.Struct, frozen=True):
 
 def read_memory() -> Memory:
     """Physical memory and what is available of it, within the limits of this process's cgroups."""
-    import psutil  # noqa: PLC0415  (lazy: `--help` does not need it)
+    import psutil
 
     machine = psutil.virtual_memory()
     total, available = machine.total, machine.available
@@ -76,10 +76,10 @@ def _number(path: Path) -> int | None:
 def peak_rss_bytes() -> int:
     """The most memory this process has held at once, file pages of the model included."""
     if sys.platform == "win32":
-        import psutil  # noqa: PLC0415
+        import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
-    import resource  # noqa: PLC0415
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -97,7 +97,7 @@ class _Walk:
             array_lengths=lengths, tensors=tuple(tensors), data_offset=data_offset,
         )  # fmt: skip
 
-    def _value(self, kind: int, key: str, depth: int) -> Any:  # noqa: ANN401  (any GGUF value)
+    def _value(self, kind: int, key: str, depth: int) -> Any:
         if kind in _SCALARS:
             return self._scalar(_SCALARS[kind], key)
         if kind == _STRING:
@@ -158,7 +158,9 @@ class _Walk:
         kind = TENSOR_TYPES[type_id]
         count = math.prod(shape)
         if count == 0 or count >= 1 << 62 or shape[0] % kind.block_size:
-            raise self._wrong(f"has the tensor {name!r} in the impossible shape {'x'.join(map(str, shape))} of {kind.name}")
+            raise self._wrong(
+                f"has the tensor {name!r} in the impossible shape {'x'.join(map(str, shape))} of {kind.name}"
+            )
         return Tensor(name, shape, type_id, offset, count // kind.block_size * kind.type_bytes)
 
     def _check_ranges(self, tensors: list[Tensor], data_offset: int, alignment: int) -> None:
@@ -189,7 +191,7 @@ class _Walk:
             raise self._wrong(f"claims a text of {length} bytes for {what}, which it cannot hold ({self._size} bytes)")
         return self._take(length, what).decode("utf-8", "replace")
 
-    def _scalar(self, form: struct.Struct, what: str) -> Any:  # noqa: ANN401  (int, float or bool, by form)
+    def _scalar(self, form: struct.Struct, what: str) -> Any:
         return form.unpack(self._take(form.size, what))[0]
 
     def _take(self, count: int, what: str) -> bytes:

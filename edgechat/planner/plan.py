@@ -60,9 +60,7 @@ def estimate(header: ModelHeader, n_ctx: int, n_ubatch: int = N_UBATCH) -> Memor
     )
 
 
-def plan(
-    header: ModelHeader, *, available_bytes: int, n_threads: int, n_ctx: int | None = None
-) -> LoadPlan:
+def plan(header: ModelHeader, *, available_bytes: int, n_threads: int, n_ctx: int | None = None) -> LoadPlan:
     """The plan for one model file within `available_bytes`.
 
     Without a wish for `n_ctx` the context shrinks from `DEFAULT_N_CTX` until it fits. Raises PlanError, with

@@ -85,7 +85,7 @@ def _open(path: Path) -> ctypes.CDLL:
         raise RuntimeLoadError(f"the native library {path} does not load: {error}; {HOW_TO_GET_IT}") from error
 
 
-def _import_bindings(bundle: Bundle) -> Any:  # noqa: ANN401  (a generated module without useful types)
+def _import_bindings(bundle: Bundle) -> Any:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeLoadError("the package llama-cpp-python is not installed: reinstall edgechat")

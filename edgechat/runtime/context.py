@@ -23,9 +23,7 @@ class Context:
     `tokens` always says exactly what the KV cells hold, also after a failed or aborted decode.
     """
 
-    def __init__(
-        self, model: Model, *, n_ctx: int, n_threads: int, n_batch: int = 512, n_ubatch: int = 512
-    ) -> None:
+    def __init__(self, model: Model, *, n_ctx: int, n_threads: int, n_batch: int = 512, n_ubatch: int = 512) -> None:
         """Allocate for `n_ctx` tokens. Raises PlanError if llama.cpp cannot."""
         self.model = model
         self.tokens: list[int] = []

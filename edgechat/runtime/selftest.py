@@ -25,6 +25,6 @@ def main(arguments: list[str]) -> int:
 
 def no_core_dump() -> None:
     """A crash here is an answer, not an accident to keep."""
-    import resource  # noqa: PLC0415  (not on Windows)
+    import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

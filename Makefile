@@ -1,0 +1,71 @@
+# `make chat` and `make test` do everything from a fresh clone: Python >= 3.10, a C++ compiler and make are enough.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# CPU modules of the native bundle: dev (a few common ones), all, or a list separated by semicolons.
+VARIANTS ?= dev
+
+.PHONY: help chat test test-long check setup peers wheels docs clean
+
+help:
+	@echo "make chat       set up, then the chat on the starter model"
+	@echo "make test       set up, then the tests (under 15 minutes)"
+	@echo "make test-long  set up, then the long ones: kill loops, fuzzing, installs"
+	@echo "make check      set up, then lint, types, import contracts, generated docs"
+	@echo "make peers      build llama-bench, llama-cli and llama-server from the same source"
+	@echo "make wheels     fill dist/ with everything that an installation without a network needs"
+	@echo "make docs       write the generated parts of docs/ again"
+
+chat: setup
+	@if [ -t 0 ] && [ -t 1 ]; then exec $(BIN)/edgechat; else \
+		echo "There is no terminal here, so edgechat answers one sample question:"; \
+		$(BIN)/edgechat ask --max-tokens 96 --temperature 0 "What is gravity?"; fi
+
+test: setup-dev check
+	@$(BIN)/python -m pytest -m "not long"
+
+test-long: setup-dev
+	@$(BIN)/python -m pytest -m long
+
+check: setup-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python docs/generate.py --check
+
+# A stamp per set-up, so that a second `make` does nothing; what it depends on is what goes into it.
+setup: $(VENV)/setup.stamp
+setup-dev: $(VENV)/setup-dev.stamp
+
+$(VENV)/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit("edgechat needs Python 3.10 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Order matters: the bindings come from our own wheel of them. The index has only their source, whose default
+# build compiles a library that can crash.
+$(VENV)/setup.stamp: $(VENV)/python.stamp pyproject.toml native/build.py native/CMakeLists.txt $(wildcard native/src/*) $(wildcard packaging/starter/*.toml)
+	@bindings=$$($(BIN)/python native/build.py bindings) && $(PIP) install "$$bindings"
+	@$(BIN)/python native/build.py --variants "$(VARIANTS)" link > /dev/null
+	@starter=$$($(BIN)/python packaging/starter_wheel.py) && $(PIP) install --no-deps "$$starter"
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/setup-dev.stamp: $(VENV)/setup.stamp
+	@$(PIP) install --editable '.[dev]'
+	@touch $@
+
+peers: setup
+	@$(BIN)/python native/build.py peers
+
+wheels: setup
+	@$(BIN)/python packaging/wheels.py
+
+docs: setup-dev
+	@$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) dist edgechat/_native

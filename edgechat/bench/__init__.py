@@ -1,0 +1,1 @@
+"""Workloads, paired runs, reports; may drive anything below."""

@@ -1,0 +1,150 @@
+"""`edgechat ask`: one question, one answer."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from edgechat.cli.options import conversation_options, open_session
+from edgechat.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgechat.chat.session import Session, TurnEnded
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@conversation_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, at the end.")
+def ask(prompt: str | None, as_json: bool, **options: object) -> None:
+    """Ask one question and print the answer as it comes.
+
+    What comes on standard input is appended to PROMPT.
+    """
+    answer(question(prompt), as_json=as_json, **options)
+
+
+def ask_stdin(**options: object) -> None:
+    """Answer what comes on standard input."""
+    answer(question(None), as_json=False, **options)
+
+
+def question(prompt: str | None) -> str:
+    """The prompt with standard input after it. Raises UsageError if there is neither, or input is not UTF-8."""
+    parts = [prompt] if prompt else []
+    if sys.stdin is not None and not sys.stdin.isatty():
+        data = sys.stdin.buffer.read()
+        try:
+            parts.append(data.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"standard input is not UTF-8 text (byte {error.start} of {len(data)} is 0x{data[error.start]:02x}): "
+                "convert it first, for example with iconv"
+            ) from error
+    text = "\n\n".join(p for p in parts if p.strip())
+    if not text.strip():
+        raise UsageError('there is no question: give one, as in `edgechat ask "What is a GGUF file?"`')
+    return text
+
+
+def answer(text: str, *, as_json: bool, **options: object) -> None:
+    """Print the answer to `text`. Raises EdgechatError, and KeyboardInterrupt after Ctrl-C."""
+    session, problems = open_session(**options)
+    for problem in problems:
+        click.echo(f"edgechat: {problem} (using the default)", err=True)
+    interrupted = False
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True  # the second one does not wait
+        session.stop()
+
+    status = _Status()
+    try:
+        session.open(status.show)
+        for warning in session.warnings:
+            status.clear()
+            click.echo(f"edgechat: {warning}", err=True)
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            pieces, ended = _stream(session, text, status, quiet=as_json)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if as_json:
+            _print_json(session, "".join(pieces), ended)
+    finally:
+        status.clear()
+        session.close()
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _stream(session: Session, text: str, status: _Status, *, quiet: bool) -> tuple[list[str], TurnEnded]:
+    from edgechat.chat.session import Progressed, TextAdded, TurnEnded
+    from edgechat.chat.visible import visible
+    from edgechat.errors import EngineError
+
+    # Only a terminal acts on control characters; a file or a pipe gets what the model said.
+    clean = visible if sys.stdout.isatty() else str
+    pieces: list[str] = []
+    try:
+        for event in session.send(text):
+            if isinstance(event, Progressed):
+                status.show(event)
+            elif isinstance(event, TextAdded):
+                status.clear()
+                pieces.append(event.text)
+                if not quiet:
+                    click.echo(clean(event.text), nl=False)
+            elif isinstance(event, TurnEnded):
+                return pieces, event
+    finally:
+        if pieces and not quiet:
+            click.echo()
+    raise EngineError("the answer ended without a last word from the engine")
+
+
+def _print_json(session: Session, text: str, ended: TurnEnded) -> None:
+    import msgspec
+
+    from edgechat.hardware.memory import peak_rss_bytes
+
+    loaded = session.loaded
+    stats = msgspec.structs.asdict(ended.stats)
+    stats["load_s"] = loaded.load_s if loaded else 0.0
+    stats["peak_rss_bytes"] = {"engine": session.engine.stats().peak_rss_bytes, "client": peak_rss_bytes()}
+    result = {
+        "text": text,
+        "finish_reason": ended.finish_reason,
+        "model": str(session.model_path),
+        "backend": loaded.backend if loaded else "",
+        "stats": stats,
+    }
+    click.echo(msgspec.json.encode(result).decode())
+
+
+class _Status:
+    """One line on a terminal's standard error, gone before anything else is written."""
+
+    def __init__(self) -> None:
+        self._active = sys.stderr.isatty()
+        self._shown = False
+
+    def show(self, event: object) -> None:
+        """Show the words of a Progressed."""
+        words = getattr(event, "words", "")
+        if self._active and words:
+            click.echo(f"\r\x1b[2K{words}", nl=False, err=True)
+            self._shown = True
+
+    def clear(self) -> None:
+        """Make the line empty again."""
+        if self._shown:
+            click.echo("\r\x1b[2K", nl=False, err=True)
+            self._shown = False

@@ -1,0 +1,79 @@
+"""The command `edgechat` itself, and what holds for all its subcommands."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from edgechat import __version__
+from edgechat.cli.ask import ask, ask_stdin
+from edgechat.cli.bench import bench
+from edgechat.cli.completion import completion
+from edgechat.cli.doctor import doctor
+from edgechat.cli.options import conversation_options
+from edgechat.cli.settings import config
+from edgechat.errors import EdgechatError
+
+EXIT_CODES = """
+\b
+Exit codes:
+  0    fine
+  2    usage: an option, a setting or standard input that cannot be used
+  3    model file: missing, damaged, or its chat template fails
+  4    runtime: no native bundle, no working backend, or the engine died
+  5    does not fit: the model in memory, or the prompt in the context
+  130  interrupted with Ctrl-C
+  141  nobody reads the output any more
+"""
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
+@click.version_option(__version__, prog_name="edgechat")
+@conversation_options
+@click.pass_context
+def edgechat(context: click.Context, /, **options: object) -> None:
+    """Chat with an open-weight model on this machine.
+
+    Without a command: opens the chat on a terminal, or answers what comes on standard input.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if not sys.stdin.isatty():
+        ask_stdin(**options)
+        return
+    from edgechat.cli.options import open_session
+    from edgechat.tui.app import run_app
+
+    session, problems = open_session(**options)
+    context.exit(run_app(session, [str(p) for p in problems]))
+
+
+for command in (ask, doctor, bench, config, completion):
+    edgechat.add_command(command)
+
+
+def run() -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        # click's own handling of errors and aborts is not used: it knows neither our codes nor 130.
+        result = edgechat.main(standalone_mode=False, prog_name="edgechat")
+        sys.stdout.flush()
+    except EdgechatError as error:
+        click.echo(f"edgechat: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        # The interpreter would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return result if isinstance(result, int) else 0

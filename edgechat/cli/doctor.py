@@ -1,0 +1,142 @@
+"""`edgechat doctor`: what edgechat sees of this machine, and what it makes of it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgechat import __version__
+from edgechat.errors import EdgechatError
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--report", is_flag=True, help="For a bug tracker: home directory and user name left out.")
+def doctor(as_json: bool, report: bool) -> None:
+    """Describe this machine, try every backend, and say which one is used and why.
+
+    Exit code 4 if no backend works.
+    """
+    import msgspec
+
+    found = examine()
+    if report:
+        found = redact(found)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+    else:
+        _print(found)
+    if found["problem"]:
+        raise SystemExit(4)
+
+
+def examine() -> dict[str, Any]:
+    """Everything that `doctor` tells; never raises for what it finds wrong."""
+    from edgechat import config, paths
+    from edgechat.hardware.cpu import read_cpu, usable_threads
+    from edgechat.hardware.memory import read_memory
+
+    cpu, memory = read_cpu(), read_memory()
+    backends, bundle, problem = _backends()
+    _, problems = config.load()
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": {"model": cpu.model, "microcode": cpu.microcode, "threads": usable_threads(), "flags": cpu.flags},
+        "memory": {"total_bytes": memory.total_bytes, "available_bytes": memory.available_bytes},
+        "bundle": bundle,
+        "backends": backends,
+        "backend": next((b["module"] for b in backends if b["status"] == "passed"), None),
+        "problem": problem,
+        "settings_problems": [str(p) for p in problems],
+        "starter_model": _starter(),
+        "paths": {
+            "config": str(paths.config_file()), "data": str(paths.data_dir()), "cache": str(paths.cache_dir()),
+            "log": str(paths.log_file()), "cache_writable": _writable(paths.cache_dir()),
+        },
+    }  # fmt: skip
+
+
+def _backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
+    import msgspec
+
+    from edgechat.runtime.bundle import find_bundle
+    from edgechat.runtime.probe import judge
+
+    try:
+        bundle = find_bundle()
+        bundle.library("llama")
+    except EdgechatError as error:
+        return [], None, str(error)
+    found = []
+    for module, verdict in judge(bundle, lambda words: click.echo(words, err=True) if sys.stderr.isatty() else None):
+        found.append({**msgspec.structs.asdict(verdict), "path": module.path})
+    about = {k: v for k, v in msgspec.structs.asdict(bundle).items() if k != "modules"}
+    usable = any(b["status"] == "passed" for b in found)
+    return found, about, "" if usable else "no backend of the native bundle works on this machine"
+
+
+def _starter() -> str | None:
+    from edgechat.catalogue.library import starter_model
+
+    try:
+        return str(starter_model())
+    except EdgechatError:
+        return None
+
+
+def _writable(directory: Path) -> bool:
+    import os
+
+    existing = next((d for d in (directory, *directory.parents) if d.exists()), directory)
+    return os.access(existing, os.W_OK)
+
+
+def redact(found: Any) -> Any:
+    """The same without the home directory's name and the user's."""
+    import getpass
+
+    home = str(Path.home())
+    if isinstance(found, dict):
+        return {key: redact(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [redact(value) for value in found]
+    if isinstance(found, str):
+        text = found.replace(home, "~") if len(home) > 1 else found
+        try:
+            user = getpass.getuser()
+        except (OSError, KeyError):
+            return text
+        return text.replace(f"/{user}/", "/USER/")
+    return found
+
+
+def _print(found: dict[str, Any]) -> None:
+    gib = 1 << 30
+    click.echo(f"edgechat {found['version']}, Python {found['python']}, {found['system']}")
+    cpu, memory = found["cpu"], found["memory"]
+    click.echo(f"processor  {cpu['model']}, {cpu['threads']} threads to compute with")
+    click.echo(
+        f"memory     {memory['available_bytes'] / gib:.1f} GiB available of {memory['total_bytes'] / gib:.1f} GiB"
+    )
+    bundle = found["bundle"]
+    if bundle:
+        click.echo(f"bundle     {bundle['build_id']}, llama.cpp {bundle['llama_cpp_commit']}, {bundle['compiler']}")
+    click.echo("backends")
+    for backend in found["backends"]:
+        mark = "*" if backend["module"] == found["backend"] else " "
+        click.echo(f"  {mark} {backend['module']:<22}{backend['status']:<12}{backend['reason']}")
+    click.echo(f"starter    {found['starter_model'] or 'not installed'}")
+    places = found["paths"]
+    click.echo(f"settings   {places['config']}")
+    click.echo(f"data       {places['data']}")
+    click.echo(f"cache      {places['cache']}{'' if places['cache_writable'] else ' (cannot be written)'}")
+    click.echo(f"log        {places['log']}")
+    for problem in found["settings_problems"]:
+        click.echo(f"setting    {problem}")
+    click.echo(found["problem"] or f"edgechat computes with {found['backend']}")

@@ -1,0 +1,88 @@
+"""`edgechat config`: look at the settings, and change them."""
+
+from __future__ import annotations
+
+import click
+
+from edgechat.errors import SettingsError
+
+_TEMPLATE = """\
+# Settings of edgechat. Environment variables (EDGECHAT_MODEL, EDGECHAT_N_CTX, ...) and flags go over them.
+# Lines that start with # are the defaults.
+
+"""
+
+
+@click.group()
+def config() -> None:
+    """Look at the settings, and change them."""
+
+
+@config.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(as_json: bool) -> None:
+    """Print the settings in force (file and environment, without flags)."""
+    import msgspec
+
+    from edgechat.config import load
+
+    settings, problems = load()
+    if as_json:
+        click.echo(msgspec.json.encode(settings).decode())
+    else:
+        for name, value in msgspec.structs.asdict(settings).items():
+            click.echo(f"{name} = {_toml(value)}")
+    for problem in problems:
+        click.echo(f"edgechat: {problem} (using the default)", err=True)
+
+
+@config.command()
+def path() -> None:
+    """Print where the settings file is."""
+    from edgechat.paths import config_file
+
+    click.echo(config_file())
+
+
+@config.command()
+def validate() -> None:
+    """Say what is wrong with the settings; exit code 2 if anything is."""
+    from edgechat.config import load
+
+    _, problems = load()
+    if problems:
+        raise SettingsError("\n".join(["these settings are not used:", *(f"  {p}" for p in problems)]))
+    click.echo("the settings are fine")
+
+
+@config.command()
+def edit() -> None:
+    """Open the settings file in $EDITOR, and check it afterwards."""
+    import msgspec
+
+    from edgechat.config import Settings, load
+    from edgechat.paths import config_file
+
+    file = config_file()
+    if not file.exists():
+        lines = [f"# {name} = {_toml(value)}" for name, value in msgspec.structs.asdict(Settings()).items()]
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(_TEMPLATE + "\n".join(lines) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"{file} cannot be made: {error.strerror or error}") from error
+    click.edit(filename=str(file))
+    _, problems = load()
+    for problem in problems:
+        click.echo(f"edgechat: {problem} (using the default)", err=True)
+
+
+def _toml(value: object) -> str:
+    """A value as the settings file has it; an absent one as a comment."""
+    if value is None:
+        return '""  # not set'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    return str(value)

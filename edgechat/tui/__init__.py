@@ -1,0 +1,1 @@
+"""The terminal interface, on Textual. Talks to Session, never to the engine."""

@@ -1,0 +1,205 @@
+"""The chat screen: a transcript, a live line, an input. Nothing here waits."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from textual import on, work
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from edgechat.chat.visible import visible
+from edgechat.errors import EdgechatError
+from edgechat.tui import events
+from edgechat.tui.prompt import Prompt
+
+if TYPE_CHECKING:
+    from textual.widget import AwaitMount
+    from textual.widgets import Markdown
+
+    from edgechat.chat.session import Progressed, Session
+
+# Text reaches the screen about twelve times a second: nobody reads faster, and every repaint costs.
+PAINT_S: Final = 0.08
+# Before this a speed is mostly noise.
+SETTLED_S: Final = 0.2
+
+
+class ChatApp(App[int]):
+    """One conversation. Threads work and post messages; handlers own all state."""
+
+    CSS = """
+    #transcript { padding: 0 1; scrollbar-size-vertical: 1; }
+    .user { margin: 1 0 0 0; padding: 0 1; border-left: thick $primary; }
+    .answer { margin: 0; padding: 0 1; background: transparent; }
+    .note { margin: 1 0 0 0; padding: 0 1; color: $text-muted; }
+    .error { margin: 1 0 0 0; padding: 0 1; color: $text-error; }
+    #live { height: 1; padding: 0 2; color: $text-muted; }
+    """
+    TITLE = "edgechat"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "stop", "Stop", id="chat.stop"),
+        Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True),
+    ]
+
+    def __init__(self, session: Session, problems: list[str]) -> None:
+        """`session` is opened here, after the first frame; `problems` are shown at the top."""
+        super().__init__()
+        self._session = session
+        self._problems = problems
+        self._state = "starting"
+        self._busy = True
+        self._queued: list[str] = []
+        self._answer: Markdown | None = None
+        self._answer_text = ""
+        self._n_tokens = 0
+        self._first_s = 0.0
+        self._context_tokens = 0
+
+    def compose(self) -> ComposeResult:
+        """Transcript, live line, input."""
+        yield VerticalScroll(id="transcript", can_focus=False)
+        yield Static("", id="live", markup=False)
+        yield Prompt(id="prompt")
+
+    def on_mount(self) -> None:
+        """Show what is there, and only then start what takes time."""
+        self.query_one(Prompt).focus()
+        self.query_one("#transcript", VerticalScroll).anchor()
+        for problem in self._problems:
+            self._note(f"{problem} (using the default)")
+        self._show_state("starting")
+        self.call_after_refresh(self._open)
+
+    @work(thread=True, group="engine", exit_on_error=False)
+    def _open(self) -> None:
+        try:
+            self._session.open(self._tell)
+        except EdgechatError as error:
+            self.post_message(events.Failed(str(error)))
+        else:
+            self.post_message(events.Opened())
+
+    def _tell(self, event: Progressed) -> None:
+        self.post_message(events.Working(event.words))
+
+    @work(thread=True, group="engine", exit_on_error=False)
+    def _send(self, text: str) -> None:
+        from edgechat.chat.session import Progressed, TextAdded, TurnEnded
+
+        batch = events.Batch()
+        try:
+            if self._session.loaded is None:
+                self._session.open(self._tell)
+            for event in self._session.send(text):
+                if isinstance(event, TextAdded):
+                    batch.add(event.text, event.n_tokens)
+                    if batch.age_s() >= PAINT_S:
+                        self.post_message(batch.take())
+                elif isinstance(event, Progressed):
+                    self.post_message(events.Working(event.words))
+                elif isinstance(event, TurnEnded):
+                    self.post_message(batch.take())
+                    self.post_message(events.Ended(event))
+        except EdgechatError as error:
+            self.post_message(batch.take())
+            self.post_message(events.Failed(str(error)))
+
+    @on(Prompt.Sent)
+    async def _on_sent(self, message: Prompt.Sent) -> None:
+        if self._busy:
+            self._queued.append(message.text)
+            self._note(f"will be sent next: {message.text.splitlines()[0][:60]}")
+            return
+        await self._say(message.text)
+
+    async def _say(self, text: str) -> None:
+        self._busy = True
+        self._answer, self._answer_text, self._n_tokens, self._first_s = None, "", 0, 0.0
+        self._mount(Static(visible(text), classes="user", markup=False))
+        self._show_state("reading")
+        self._send(text)
+
+    async def on_working(self, message: events.Working) -> None:
+        """Loading, testing or prefill goes on."""
+        self._show_state(message.words)
+
+    async def on_opened(self, _message: events.Opened) -> None:
+        """The model is ready."""
+        for warning in self._session.warnings:
+            self._note(warning)
+        await self._idle()
+
+    async def on_text_arrived(self, message: events.TextArrived) -> None:
+        """More of the answer."""
+        if not message.text:
+            return
+        if self._answer is None:
+            from textual.widgets import Markdown
+
+            self._answer = Markdown(classes="answer", open_links=False)
+            self._first_s = time.monotonic()
+            self._n_tokens = -message.n_tokens  # the first ones took no decoding time
+            await self._mount(self._answer)
+        self._n_tokens += message.n_tokens
+        text = visible(message.text)
+        self._answer_text += text
+        await self._answer.append(text)
+        self._show_state("answering", self._speed())
+
+    def _speed(self) -> str:
+        elapsed_s = time.monotonic() - self._first_s
+        return f"{self._n_tokens / elapsed_s:.0f} tokens/s" if elapsed_s > SETTLED_S and self._n_tokens > 0 else ""
+
+    async def on_ended(self, message: events.Ended) -> None:
+        """The answer is complete, or was stopped."""
+        turn = message.turn
+        self._context_tokens = turn.context_tokens
+        if turn.finish_reason == "cancelled":
+            self._note("stopped")
+        elif turn.finish_reason == "length":
+            self._note("the answer reached its length limit")
+        await self._idle(f"{turn.stats.decode_tps:.0f} tokens/s" if turn.stats.decode_tps else "")
+
+    async def on_failed(self, message: events.Failed) -> None:
+        """The engine or the model failed; what was said stays."""
+        self._mount(Static(visible(message.words), classes="error", markup=False))
+        await self._idle()
+
+    async def _idle(self, detail: str = "") -> None:
+        self._busy = False
+        self._show_state("ready", detail)
+        if self._queued:
+            await self._say(self._queued.pop(0))
+
+    def action_stop(self) -> None:
+        """Stop the answer; its text stays."""
+        self._queued.clear()
+        if self._busy:
+            self._session.stop()
+
+    def _note(self, words: str) -> None:
+        self._mount(Static(visible(words), classes="note", markup=False))
+
+    def _mount(self, widget: Static | Markdown) -> AwaitMount:
+        return self.query_one("#transcript", VerticalScroll).mount(widget)
+
+    def _show_state(self, state: str, detail: str = "") -> None:
+        loaded = self._session.loaded
+        parts = [state, detail]
+        if loaded is not None:
+            parts += [f"context {self._context_tokens}/{loaded.n_ctx}", self._session.model_path.stem]
+        self.query_one("#live", Static).update("  ".join(p for p in parts if p), layout=False)
+
+
+def run_app(session: Session, problems: list[str]) -> int:
+    """Hold the conversation on this terminal; returns the exit code."""
+    app = ChatApp(session, problems)
+    try:
+        app.run()
+    finally:
+        session.close()
+    return app.return_code or 0

@@ -1,0 +1,70 @@
+"""What worker threads tell the screen."""
+
+from __future__ import annotations
+
+import time
+
+from textual.message import Message
+
+from edgechat.chat.session import TurnEnded
+
+
+class Working(Message):
+    """Something that takes time goes on."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
+
+
+class Opened(Message):
+    """The model is ready."""
+
+
+class TextArrived(Message):
+    """More of the answer."""
+
+    def __init__(self, text: str, n_tokens: int) -> None:
+        super().__init__()
+        self.text = text
+        self.n_tokens = n_tokens
+
+
+class Ended(Message):
+    """The answer is complete, or was stopped."""
+
+    def __init__(self, turn: TurnEnded) -> None:
+        super().__init__()
+        self.turn = turn
+
+
+class Failed(Message):
+    """The engine or the model failed."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
+
+
+class Batch:
+    """Text that waits to be painted."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._n_tokens = 0
+        self._since_s = 0.0  # long ago: the first text is painted at once
+
+    def add(self, text: str, n_tokens: int) -> None:
+        """Wait with the rest."""
+        self._text += text
+        self._n_tokens += n_tokens
+
+    def age_s(self) -> float:
+        """Seconds since the last `take`."""
+        return time.monotonic() - self._since_s
+
+    def take(self) -> TextArrived:
+        """All of it, as a message."""
+        message = TextArrived(self._text, self._n_tokens)
+        self._text, self._n_tokens, self._since_s = "", 0, time.monotonic()
+        return message

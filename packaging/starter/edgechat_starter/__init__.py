@@ -1,0 +1,1 @@
+"""Data only: the starter model of edgechat lies in this directory."""
