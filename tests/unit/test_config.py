@@ -1,0 +1,59 @@
+"""Settings: file, environment, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgechat.config import Settings, check, load
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_nothing_at_all_means_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path / "none.toml", {}) == (Settings(), [])
+
+
+def test_environment_goes_over_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.toml", 'model = "a"\ntop_k = 5\nseed = 1\n')
+    settings, problems = load(file, {"EDGECHAT_MODEL": "b", "EDGECHAT_N_CTX": "2048", "EDGECHAT_UNRELATED": "x"})
+    assert problems == []
+    assert (settings.model, settings.top_k, settings.n_ctx, settings.seed) == ("b", 5, 2048, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "words"),
+    [
+        ("temprature = 1", "temprature", "no such setting"),
+        ("temperature = 'hot'", "temperature", "Expected `float`"),
+        ("temperature = -1", "temperature", "-1.0 is not between"),
+        ("top_k = 1.5", "top_k", "Expected `int`"),
+        ("n_ctx = 1", "n_ctx", "not between"),
+        ("a = 1\nb = = 2", ":2", "not TOML"),
+        ("[model]\nx = 1", "model", "Expected `str`"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_its_default_used(tmp_path: Path, text: str, where: str, words: str) -> None:
+    settings, problems = load(write(tmp_path / "c.toml", text), {})
+    assert where in problems[0].where
+    assert words in problems[0].words
+    assert settings == Settings()
+
+
+def test_wrong_environment_and_undecodable_files_are_problems_too(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"model = '\xff'")
+    settings, problems = load(file, {"EDGECHAT_TOP_K": "many"})
+    assert settings == Settings()
+    assert [("UTF-8" in str(p), "EDGECHAT_TOP_K" in str(p)) for p in problems] == [(True, False), (False, True)]
+
+
+def test_defaults_pass_their_own_checks() -> None:
+    for name in Settings.__struct_fields__:
+        assert check(name, getattr(Settings(), name)) == ""
+    assert check("seed", float("nan")) != ""
+    assert check("temperature", float("nan")) != ""

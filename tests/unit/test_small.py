@@ -1,0 +1,144 @@
+"""Small pieces: errors, visible text, protocol frames, plans, CPU and memory readers."""
+
+from __future__ import annotations
+
+import contextlib
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgechat import errors
+from edgechat.chat.session import _overlap, _until
+from edgechat.chat.visible import visible
+from edgechat.engine import protocol
+from edgechat.errors import EngineError, PlanError
+from edgechat.hardware.cpu import cgroup_cpus, parse_cpuinfo, usable_threads
+from edgechat.hardware.memory import read_memory
+from edgechat.modelfile.header import ModelHeader, Tensor
+from edgechat.planner.plan import MIN_N_CTX, estimate, plan
+
+X86 = "processor : 0\nmodel name : AMD EPYC\nmicrocode : 0xa1\nflags : sse avx2 avx\n\nprocessor : 1\nmodel name : other\n"
+ARM = "processor : 0\nFeatures : fp asimd\nCPU implementer : 0x41\nCPU part : 0xd0b\nCPU revision : 1\n"
+
+
+def test_every_error_has_an_exit_code_and_crosses_by_name() -> None:
+    found = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.EdgechatError)]
+    assert len(found) > 8
+    for kind in found:
+        assert kind.exit_code in (2, 3, 4, 5)
+        assert errors.by_name(kind.__name__) is kind
+    assert errors.by_name("OSError") is errors.by_name("by_name") is EngineError
+
+
+def test_cpuinfo_of_x86_and_arm() -> None:
+    cpu = parse_cpuinfo(X86)
+    assert (cpu.model, cpu.microcode, cpu.flags) == ("AMD EPYC", "0xa1", "avx avx2 sse")
+    cpu = parse_cpuinfo(ARM)
+    assert (cpu.model, cpu.flags) == ("0x41 0xd0b 1", "asimd fp")
+    assert parse_cpuinfo("").model
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"), [("max 100000", None), ("", None), ("150000 100000", 1), ("50000 100000", 1)]
+)
+def test_cpu_quota(text: str, cpus: int | None) -> None:
+    assert cgroup_cpus(text) == cpus
+
+
+def test_this_machine_is_described() -> None:
+    memory = read_memory()
+    assert 0 < memory.available_bytes <= memory.total_bytes
+    assert usable_threads() >= 1
+
+
+@given(st.text())
+def test_visible_text_cannot_act_on_a_terminal(text: str) -> None:
+    shown = visible(text)
+    assert not any((ord(c) < 32 and c not in "\t\n") or 0x7F <= ord(c) < 0xA0 for c in shown)
+    if text.isascii() and text.isprintable():
+        assert shown == text
+
+
+def test_visible_keeps_what_it_replaces_recognisable() -> None:
+    assert visible("a\x1b[2Jb\r\nc\rd\x9b31m") == "a␛[2Jb\nc␍d\ufffd31m"
+
+
+@given(st.binary(max_size=200))
+def test_garbage_between_processes_is_an_error(body: bytes) -> None:
+    for decode in (protocol.decode_event, protocol.decode_request):
+        with contextlib.suppress(EngineError):
+            decode(body)
+
+
+def test_messages_survive_the_pipe() -> None:
+    request = protocol.Generate(id=7, text="hé", guard="\ufdd0", tokens=[1, 2], seed=3)
+    assert protocol.decode_request(protocol.encode(request)[4:]) == request
+    event = protocol.TokensGenerated(id=7, text="x", tokens=[5])
+    assert protocol.decode_event(protocol.encode(event)[4:]) == event
+
+
+def a_model(weights: int = 1 << 30, n_ctx_train: int = 32768) -> ModelHeader:
+    metadata = {
+        "general.architecture": "llama", "llama.block_count": 16, "llama.embedding_length": 2048,
+        "llama.attention.head_count": 32, "llama.attention.head_count_kv": 8, "llama.feed_forward_length": 8192,
+        "llama.context_length": n_ctx_train, "llama.vocab_size": 32000,
+    }  # fmt: skip
+    tensor = Tensor("w", (weights,), 24, 0, weights)
+    return ModelHeader("m.gguf", weights, 3, metadata, {}, (tensor,), 0)
+
+
+def test_the_kv_cache_is_counted_by_layer_and_head() -> None:
+    # 16 layers, 8 heads of 64 for K and for V, two bytes each: 32 KiB a token, as published for Llama-3.2-1B.
+    assert estimate(a_model(), 1000).kv_cache == 1000 * 32 * 1024
+
+
+def test_the_context_shrinks_until_it_fits() -> None:
+    header = a_model()
+    roomy = plan(header, available_bytes=16 << 30, n_threads=2)
+    tight = plan(header, available_bytes=estimate(header, 2048).total, n_threads=2)
+    assert (roomy.n_ctx, tight.n_ctx) == (8192, 2048)
+    with pytest.raises(PlanError, match="MiB are available"):
+        plan(header, available_bytes=1 << 29, n_threads=2)
+    with pytest.raises(PlanError, match="context of 32768"):
+        plan(header, available_bytes=estimate(header, 8192).total, n_threads=2, n_ctx=32768)
+
+
+@given(st.integers(1 << 20, 1 << 35), st.integers(0, 1 << 34))
+def test_more_memory_never_means_less_context(available: int, more: int) -> None:
+    def n_ctx(memory: int) -> int:
+        try:
+            return plan(a_model(), available_bytes=memory, n_threads=1).n_ctx
+        except PlanError:
+            return 0
+
+    assert n_ctx(available) <= n_ctx(available + more)
+    assert n_ctx(available) == 0 or n_ctx(available) >= MIN_N_CTX
+
+
+@given(st.lists(st.text("\nUser: x", max_size=4)))
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(pieces: list[str]) -> None:
+    stats = protocol.GenerationStats(
+        prompt_tokens=1, cached_tokens=0, completion_tokens=1, ttft_s=0, prefill_tps=0, decode_tps=0
+    )
+    events: list[protocol.AnyEvent] = [protocol.TokensGenerated(id=1, text=p, tokens=[]) for p in pieces]
+    events.append(protocol.TurnFinished(id=1, finish_reason="length", stats=stats, context_tokens=1))
+    seen = list(_until(iter(events), "\nUser:", lambda: None))
+    text = "".join(e.text for e in seen if isinstance(e, protocol.TokensGenerated))
+    whole = "".join(pieces)
+    assert text == whole.split("\nUser:")[0]
+    assert isinstance(seen[-1], protocol.TurnFinished)
+    assert seen[-1].finish_reason == ("stop" if "\nUser:" in whole else "length")
+
+
+def test_overlap() -> None:
+    assert [_overlap(t, "\nUser:") for t in ("", "a", "a\n", "a\nUs", "\nUser")] == [0, 0, 1, 3, 5]
+
+
+def test_structs_that_cross_boundaries_are_frozen() -> None:
+    for kind in (*protocol.AnyRequest.__args__, *protocol.AnyEvent.__args__):  # type: ignore[attr-defined]
+        assert kind.__struct_config__.frozen
+    with pytest.raises(AttributeError):
+        protocol.Stats(id=1).id = 2  # type: ignore[misc]
+    assert msgspec.structs.replace(protocol.Stats(id=1), id=2).id == 2
