@@ -1,0 +1,42 @@
+"""One engine with the starter model for a whole file: loading it again for every test proves nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgechat.engine import protocol
+from edgechat.engine.client import EngineClient
+from edgechat.runtime import probe
+from edgechat.runtime.bindings import Bindings, load
+from edgechat.runtime.bundle import find_bundle
+
+
+def a_load(client: EngineClient, path: Path, n_ctx: int = 2048) -> protocol.Load:
+    return protocol.Load(id=client.next_id(), path=str(path), n_ctx=n_ctx, n_threads=2)
+
+
+@pytest.fixture(scope="module")
+def engine(starter: Path, warm_verdicts: Path) -> Iterator[EngineClient]:
+    before = os.environ.get("EDGECHAT_HOME")
+    os.environ["EDGECHAT_HOME"] = str(warm_verdicts.parent.parent)
+    client = EngineClient()
+    try:
+        client.load(a_load(client, starter))
+        yield client
+    finally:
+        client.close()
+        if before is None:
+            del os.environ["EDGECHAT_HOME"]
+        else:
+            os.environ["EDGECHAT_HOME"] = before
+
+
+@pytest.fixture
+def native() -> Bindings:
+    """llama.cpp in the test's own process, for tests of the wrappers."""
+    bundle = find_bundle()
+    return load(bundle, probe.choose(bundle)[0])

@@ -1,0 +1,155 @@
+"""The wrappers of llama.cpp's objects: ownership, rewinding, sampling, on a tiny random model."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+
+from edgechat.errors import EngineError, ModelFileError, RuntimeLoadError
+from edgechat.runtime.bindings import Bindings, load
+from edgechat.runtime.bundle import find_bundle
+from edgechat.runtime.context import Context, DecodeAborted
+from edgechat.runtime.model import Model
+from edgechat.runtime.sampler import Sampler, SamplingParams
+from tests.models import CONTROL, N_CTX, write_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture
+def model(native: Bindings, tiny_path: Path) -> Model:
+    return Model(native, tiny_path)
+
+
+def a_context(model: Model) -> Context:
+    return Context(model, n_ctx=N_CTX, n_threads=2)
+
+
+def greedy(context: Context, count: int = 20) -> list[int]:
+    sampler = Sampler(context.model, SamplingParams(temperature=0))
+    drawn = []
+    for _ in range(count):
+        drawn.append(sampler.sample(context))
+        context.decode(drawn[-1:])
+    return drawn
+
+
+def test_one_process_computes_with_one_backend(native: Bindings) -> None:
+    bundle = find_bundle()
+    assert load(bundle, native.module) is native
+    other = next(m for m in bundle.modules if m != native.module)
+    with pytest.raises(RuntimeLoadError, match="already computes"):
+        load(bundle, other)
+
+
+def test_a_model_describes_itself(model: Model) -> None:
+    assert model.n_ctx_train == N_CTX
+    assert set(CONTROL) < set(model.control_tokens)
+    assert model.adds_bos
+    assert (model.bos, model.eos) == ("<s>", "</s>")
+    assert model.chat_template is not None
+    tokens = model.tokenize("the llama é", add_special=True, parse_special=False)
+    assert tokens[0] == 1
+    assert model.detokenize(tokens).strip() == "the llama é"
+    with_control = model.tokenize("<|user|>x", add_special=False, parse_special=True)
+    assert with_control[0] == model.control_tokens["<|user|>"]
+
+
+def test_rewinding_is_exact(model: Model) -> None:
+    context = a_context(model)
+    prompt = model.tokenize("an era in the heather", add_special=True, parse_special=False)
+    context.decode(prompt)
+    first = greedy(context)
+    assert context.rewind(len(prompt) - 1) == len(prompt) - 1
+    assert context.tokens == prompt[:-1]
+    context.decode(prompt[-1:])
+    assert greedy(context) == first
+
+
+def test_an_aborted_decode_leaves_the_context_as_it_was(model: Model) -> None:
+    context = a_context(model)
+    context.decode([1, 300, 301])
+    expected = greedy(context)
+    context.rewind(0)
+    context.decode([1, 300, 301])
+    context.abort()
+    with pytest.raises(DecodeAborted):
+        context.decode([302] * 100)
+    assert context.tokens == [1, 300, 301]
+    context.clear_abort()
+    context.rewind(2)
+    context.decode([301])
+    assert greedy(context) == expected
+
+
+def test_a_decode_beyond_the_context_is_refused(model: Model) -> None:
+    context = a_context(model)
+    for tokens in ([], [5] * (N_CTX + 1)):
+        with pytest.raises(EngineError):
+            context.decode(tokens)
+    context.decode([5] * N_CTX)
+    with pytest.raises(EngineError):
+        context.decode([5])
+    assert len(context.tokens) == N_CTX
+
+
+def test_closing_twice_frees_once(model: Model) -> None:
+    context, sampler = a_context(model), Sampler(model, SamplingParams())
+    for owner in (context, sampler, model):
+        owner.close()
+        owner.close()
+        assert not owner._finalizer.alive
+    context.abort()  # too late to matter, and harmless
+
+
+def test_what_is_not_referenced_is_freed_in_order(native: Bindings, tiny_path: Path) -> None:
+    freed: list[str] = []
+    model = Model(native, tiny_path)
+    context = a_context(model)
+    weakref.finalize(model, freed.append, "model")
+    weakref.finalize(context, freed.append, "context")
+    del model
+    gc.collect()
+    assert freed == []  # the context still needs it
+    del context
+    gc.collect()
+    assert freed == ["context", "model"]
+
+
+def test_memory_is_told_by_buffer(model: Model) -> None:
+    breakdown = a_context(model).memory_breakdown()
+    assert sum(b["model_bytes"] for b in breakdown.values()) >= model.size_bytes
+    assert all(b["compute_bytes"] >= 0 for b in breakdown.values())
+
+
+def test_an_unknown_architecture_is_named(native: Bindings, tmp_path: Path) -> None:
+    path = write_tiny_llama(tmp_path / "odd.gguf", architecture="flux-capacitor")
+    with pytest.raises(ModelFileError, match="flux-capacitor"):
+        Model(native, path)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0),
+        SamplingParams(top_k=1, temperature=5.0),
+        SamplingParams(top_p=0.0, top_k=0, min_p=0.0),
+        SamplingParams(min_p=1.0, top_k=0, top_p=1.0, temperature=3.0),
+    ],
+)
+def test_what_leaves_one_candidate_is_greedy(model: Model, params: SamplingParams) -> None:
+    context = a_context(model)
+    context.decode([1, 300, 301])
+    expected = Sampler(model, SamplingParams(temperature=0)).sample(context)
+    assert Sampler(model, params).sample(context) == expected
+
+
+def test_without_a_seed_one_is_drawn(model: Model) -> None:
+    seeds = {Sampler(model, SamplingParams()).seed for _ in range(5)}
+    assert len(seeds) == 5
