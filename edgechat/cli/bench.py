@@ -2,9 +2,70 @@
 
 from __future__ import annotations
 
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from edgechat.bench.speed import Report
 
 
 @click.group()
 def bench() -> None:
     """Measure this machine, and edgechat against llama.cpp's own tools."""
+
+
+@bench.command()
+@click.option("-m", "--model", default="starter", show_default=True, metavar="NAME", help="A .gguf file or a name.")
+@click.option(
+    "--peer",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="LLAMA_BENCH",
+    help="A llama-bench to take turns with (`make peers` builds one).",
+)
+@click.option("--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Compute threads.")
+@click.option("--prompt", "n_prompt", type=click.IntRange(1), default=256, show_default=True, help="Tokens to prefill.")
+@click.option("--gen", "n_gen", type=click.IntRange(2), default=64, show_default=True, help="Tokens to decode.")
+@click.option("--depth", "n_depth", type=click.IntRange(0), default=0, show_default=True, help="Tokens before both.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Measurements; medians count.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def speed(
+    model: str, peer: Path | None, n_threads: int | None, n_prompt: int, n_gen: int, n_depth: int, rounds: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Measure prefill and decode speed, in turn with llama-bench if --peer names one.
+
+    Absolute figures hold for this moment of this machine; the ratios are what can be compared.
+    """
+    import msgspec
+
+    from edgechat.bench.speed import compare, workload_for
+    from edgechat.catalogue.library import find_model
+
+    workload = workload_for(
+        find_model(model), n_threads, n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, rounds=rounds
+    )
+    report = compare(workload, peer, lambda words: click.echo(words, err=True) if sys.stderr.isatty() else None)
+    click.echo(msgspec.json.encode(report).decode() if as_json else _table(report))
+
+
+def _table(report: Report) -> str:
+    work = report.workload
+    lines = [
+        (
+            f"{Path(work.model).name}, {report.backend}, {work.n_threads} threads, depth {work.n_depth}, "
+            f"{work.rounds} rounds (medians)"
+        ),
+        f"{'':<12}{'edgechat':>12}{'llama-bench':>14}{'ratio':>8}",
+    ]
+    for name, size, field, ratio in (
+        ("prefill", work.n_prompt, "prefill_tps", report.prefill_ratio),
+        ("decode", work.n_gen, "decode_tps", report.decode_ratio),
+    ):
+        ours, theirs = ([getattr(s, field) for s in samples] for samples in (report.ours, report.peer))
+        peer = f"{statistics.median(theirs):14.1f}{ratio:8.3f}" if theirs else ""
+        lines.append(f"{name} {size:<{11 - len(name)}}{statistics.median(ours):12.1f}{peer}")
+    return "\n".join(lines)

@@ -29,7 +29,21 @@ Exit codes:
 """
 
 
+class _Root(click.Group):
+    """Ends quietly when nobody reads the output any more, before click turns that into an exit code of 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The interpreter would complain once more when it closes standard output.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(141)
+
+
 @click.group(
+    cls=_Root,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EXIT_CODES,
@@ -63,7 +77,6 @@ def run() -> int:
     try:
         # click's own handling of errors and aborts is not used: it knows neither our codes nor 130.
         result = edgechat.main(standalone_mode=False, prog_name="edgechat")
-        sys.stdout.flush()
     except EdgechatError as error:
         click.echo(f"edgechat: {error}", err=True)
         return error.exit_code
@@ -72,8 +85,4 @@ def run() -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
-        # The interpreter would complain once more when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     return result if isinstance(result, int) else 0

@@ -94,7 +94,7 @@ def _writable(directory: Path) -> bool:
     import os
 
     existing = next((d for d in (directory, *directory.parents) if d.exists()), directory)
-    return os.access(existing, os.W_OK)
+    return existing.is_dir() and os.access(existing, os.W_OK)
 
 
 def redact(found: Any) -> Any:

@@ -137,7 +137,7 @@ def test_overlap() -> None:
 
 
 def test_structs_that_cross_boundaries_are_frozen() -> None:
-    for kind in (*protocol.AnyRequest.__args__, *protocol.AnyEvent.__args__):  # type: ignore[attr-defined]
+    for kind in (*protocol.AnyRequest.__args__, *protocol.AnyEvent.__args__):
         assert kind.__struct_config__.frozen
     with pytest.raises(AttributeError):
         protocol.Stats(id=1).id = 2  # type: ignore[misc]

@@ -1,0 +1,157 @@
+"""Prefill and decode speed of this machine, ours and llama-bench's, in turn, on the same work."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgechat.engine import protocol
+from edgechat.engine.client import EngineClient
+from edgechat.errors import EngineError, UsageError
+from edgechat.hardware.cpu import usable_threads
+from edgechat.modelfile.gguf import read_header
+from edgechat.runtime.bundle import find_bundle
+
+N_BATCH: Final = 512
+_FIRST_ORDINARY_TOKEN: Final = 300  # above control tokens and bytes in every vocabulary that matters
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """What is measured."""
+
+    model: str
+    n_threads: int
+    n_prompt: int = 256
+    n_gen: int = 64
+    n_depth: int = 0
+    """Tokens in the context before the measured ones."""
+    rounds: int = 5
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One measurement, in tokens per second."""
+
+    prefill_tps: float
+    decode_tps: float
+
+
+class Report(msgspec.Struct, frozen=True):
+    """All rounds of one comparison. Ratios are ours to the peer's, round by round."""
+
+    workload: Workload
+    backend: str
+    build_id: str
+    ours: list[Sample]
+    peer: list[Sample]
+    prefill_ratio: float | None
+    """Median over the rounds; None without a peer."""
+    decode_ratio: float | None
+
+
+def compare(workload: Workload, peer: Path | None, tell: Callable[[str], None] = lambda words: None) -> Report:
+    """Run the workload, and the peer's llama-bench in turn with it where one is given.
+
+    Raises EdgechatError if either fails.
+    """
+    bundle = find_bundle()
+    ours: list[Sample] = []
+    theirs: list[Sample] = []
+    engine = EngineClient()
+    try:
+        backend = _load(engine, workload)
+        module = next(m for m in bundle.modules if m.name == backend)
+        _measure(engine, workload)  # warm up, as llama-bench does
+        for number in range(workload.rounds):
+            tell(f"round {number + 1} of {workload.rounds}")
+            runs: list[Callable[[], None]] = [lambda: ours.append(_measure(engine, workload))]
+            if peer is not None:
+                runs.append(lambda: theirs.append(_measure_peer(peer, module.path, workload)))
+            # The one that goes second finds a warmer machine: they take turns.
+            for run in runs if number % 2 == 0 else reversed(runs):
+                run()
+    finally:
+        engine.close()
+    return Report(
+        workload=workload, backend=backend, build_id=bundle.build_id, ours=ours, peer=theirs,
+        prefill_ratio=_ratio([s.prefill_tps for s in ours], [s.prefill_tps for s in theirs]),
+        decode_ratio=_ratio([s.decode_tps for s in ours], [s.decode_tps for s in theirs]),
+    )  # fmt: skip
+
+
+def workload_for(model: Path, n_threads: int | None, **sizes: int) -> Workload:
+    """A workload for a model file. Raises ModelFileError, and UsageError if it is longer than the context."""
+    header = read_header(model)
+    workload = Workload(model=str(model), n_threads=n_threads or usable_threads(), **sizes)
+    longest = workload.n_depth + max(workload.n_prompt, workload.n_gen)
+    if header.n_ctx_train and longest > header.n_ctx_train:
+        raise UsageError(f"{longest} tokens are more than the {header.n_ctx_train} that {model} was trained for")
+    return workload
+
+
+def _load(engine: EngineClient, workload: Workload) -> str:
+    request = protocol.Load(
+        id=engine.next_id(), path=workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
+        n_ctx=workload.n_depth + workload.n_prompt + workload.n_gen + 1,
+    )  # fmt: skip
+    return engine.load(request).backend
+
+
+def _measure(engine: EngineClient, workload: Workload) -> Sample:
+    depth = _tokens(workload.n_depth)
+    _generate(engine, depth or _tokens(1), 1)
+    prompt = depth + _tokens(workload.n_prompt)
+    prefill = _generate(engine, prompt, 1).prefill_tps
+    # Decoding starts from the depth; its first token comes out of the prefill and is not counted.
+    _generate(engine, _tokens(1), 1)
+    decode = _generate(engine, depth + _tokens(1), workload.n_gen + 1).decode_tps
+    return Sample(prefill, decode)
+
+
+def _tokens(count: int) -> list[int]:
+    return [random.SystemRandom().randrange(_FIRST_ORDINARY_TOKEN, 2 * _FIRST_ORDINARY_TOKEN) for _ in range(count)]
+
+
+def _generate(engine: EngineClient, tokens: list[int], count: int) -> protocol.GenerationStats:
+    request = protocol.Generate(id=engine.next_id(), tokens=tokens, max_tokens=count, ignore_eog=True, temperature=0.0)
+    *_, last = engine.generate(request)
+    if not isinstance(last, protocol.TurnFinished):
+        raise EngineError("the engine ended a measurement without its figures")
+    return last.stats
+
+
+class _Row(msgspec.Struct):
+    n_prompt: int
+    n_gen: int
+    samples_ts: list[float]
+
+
+def _measure_peer(peer: Path, module: str, workload: Workload) -> Sample:
+    command = [
+        str(peer.resolve()), "-m", str(Path(workload.model).resolve()), "-t", str(workload.n_threads), "-r", "1",
+        "-p", str(workload.n_prompt), "-n", str(workload.n_gen), "-d", str(workload.n_depth),
+        "-b", str(N_BATCH), "-ub", str(N_BATCH), "-lm", "mmap", "-o", "json",
+    ]  # fmt: skip
+    # The same module, and no other: an empty directory, since ggml also searches the current one.
+    environment = os.environ | {"GGML_BACKEND_PATH": module}
+    with tempfile.TemporaryDirectory() as empty:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=empty, env=environment)
+    try:
+        rows = msgspec.json.decode(result.stdout, type=list[_Row])
+        return Sample(
+            prefill_tps=next(r.samples_ts[0] for r in rows if r.n_prompt),
+            decode_tps=next(r.samples_ts[0] for r in rows if r.n_gen),
+        )
+    except (msgspec.MsgspecError, StopIteration, IndexError) as error:
+        raise EngineError(f"{peer} failed (exit code {result.returncode}): {result.stderr[-500:]}") from error
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float | None:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True)) if theirs else None

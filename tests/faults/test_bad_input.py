@@ -1,0 +1,154 @@
+"""Every kind of bad input gets one clear error, with the right exit code, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+from tests.models import write_tiny_llama
+
+TINY_TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def refused(result: object, code: int, *words: str) -> None:
+    stderr, returncode = result.stderr, result.returncode  # type: ignore[attr-defined]
+    stderr = stderr.decode() if isinstance(stderr, bytes) else stderr
+    assert returncode == code, stderr
+    assert "Traceback" not in stderr
+    for word in words:
+        assert word in stderr
+    assert len(stderr.splitlines()) <= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.gguf", None, "does not exist"),
+        ("empty.gguf", b"", "is empty"),
+        ("text.gguf", b"Dear diary,", "not a GGUF file"),
+        ("old.gguf", b"GGUF\x01\0\0\0" + bytes(64), "version 1"),
+        ("cut.gguf", b"GGUF\x03\0\0\0", "ends too early"),
+        ("lying.gguf", b"GGUF\x03\0\0\0" + b"\xff" * 8 + bytes(64), "cannot hold"),
+    ],
+)
+def test_files_that_are_no_models(tmp_path: Path, cli: Cli, name: str, content: bytes | None, words: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    refused(cli("ask", "Hi", "-m", str(path)), 3, str(path), words)
+
+
+def test_a_directory_and_an_unknown_name(tmp_path: Path, cli: Cli) -> None:
+    refused(cli("ask", "Hi", "-m", str(tmp_path)), 3, "is a directory")
+    refused(cli("ask", "Hi", "-m", "gpt-9"), 3, "no model is called 'gpt-9'", "starter")
+
+
+def test_a_model_cut_in_its_data(tmp_path: Path, cli: Cli, starter: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(starter.read_bytes()[:-1000])
+    refused(cli("ask", "Hi", "-m", str(cut)), 3, "ends too early", "download it again")
+
+
+def test_an_unknown_architecture(tmp_path: Path, cli: Cli) -> None:
+    path = write_tiny_llama(tmp_path / "odd.gguf", architecture="flux-capacitor")
+    refused(cli("ask", "Hi", "-m", str(path)), 3, "flux-capacitor")
+
+
+def test_a_prompt_longer_than_the_context_names_both_lengths(cli: Cli) -> None:
+    refused(cli("ask", "word " * 2000, "--ctx", "512"), 5, "tokens, but the context holds 512")
+
+
+def test_a_context_larger_than_memory(cli: Cli) -> None:
+    refused(cli("ask", "Hi", "--ctx", "16000000"), 5, "are available", "KV cache")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "forbids"),
+        ("{{ 'x' * 300000000 }}", "a million"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "took more than"),
+        ("{{ raise_exception('no system role') }}", "no system role"),
+    ],
+)
+def test_hostile_templates(tmp_path: Path, cli: Cli, template: str, words: str) -> None:
+    path = write_tiny_llama(tmp_path / "hostile.gguf", template=template)
+    refused(cli("ask", "Hi", "-m", str(path)), 3, "chat template", words)
+
+
+def test_a_model_without_a_template_answers_with_a_warning(tmp_path: Path, cli: Cli) -> None:
+    path = write_tiny_llama(tmp_path / "plain.gguf", template=None)
+    result = cli("ask", "Hi", "-m", str(path), "--max-tokens", "4")
+    assert result.returncode == 0
+    assert "no chat template" in result.stderr
+    assert "'plain'" in result.stderr
+
+
+def test_standard_input(cli: Cli) -> None:
+    refused(cli("ask", input=b"caf\xe9", text=False), 2, "not UTF-8", "byte 3")
+    refused(cli("ask", input=""), 2, "there is no question")
+    refused(cli("ask"), 2, "there is no question")
+    answer = cli("ask", "Summarise:", "--json", "--max-tokens", "3", input="A long story.")
+    assert json.loads(answer.stdout)["stats"]["prompt_tokens"] > 30
+    assert cli("--max-tokens", "3", input="Hello?").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ask", "Hi", "--ctx", "1"], "--ctx"),
+        (["ask", "Hi", "--temperature", "-3"], "--temperature"),
+        (["ask", "Hi", "--temperature", "nan"], "--temperature"),
+        (["ask", "Hi", "--top-p", "2"], "--top-p"),
+        (["ask", "Hi", "--threads", "0"], "--threads"),
+        (["ask", "Hi", "--seed", "-1"], "--seed"),
+        (["ask", "Hi", "--seed", "many"], "--seed"),
+        (["ask", "Hi", "more"], "more"),
+        (["asks"], "asks"),
+    ],
+)
+def test_wrong_flags(cli: Cli, arguments: list[str], words: str) -> None:
+    result = cli(*arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_wrong_settings_are_named_and_the_answer_comes_all_the_same(home: Path, cli: Cli) -> None:
+    (home / "config").mkdir(parents=True)
+    (home / "config" / "config.toml").write_text("temprature = 1\nmax_tokens = 3\n")
+    result = cli("ask", "Hi")
+    assert result.returncode == 0
+    assert "temprature" in result.stderr
+    refused(cli("config", "validate"), 2, "temprature", "no such setting")
+    assert "max_tokens = 3" in cli("config", "show").stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file stands where a directory should be on POSIX")
+def test_a_cache_that_cannot_be_written_costs_nothing_but_memory(tmp_path: Path, cli: Cli) -> None:
+    home = tmp_path / "file"
+    home.write_text("in the way")
+    environment = os.environ | {"EDGECHAT_HOME": str(home)}
+    assert cli("ask", "Hi", "--max-tokens", "3", env=environment).returncode == 0
+    found = json.loads(cli("doctor", "--json", env=environment).stdout)
+    assert found["paths"]["cache_writable"] is False
+
+
+def test_json_has_what_is_documented(cli: Cli) -> None:
+    found = json.loads(cli("ask", "Hi", "--json", "--max-tokens", "5", "--temperature", "0").stdout)
+    assert set(found) == {"text", "finish_reason", "model", "backend", "stats"}
+    stats = found["stats"]
+    assert set(stats) == {
+        "prompt_tokens", "cached_tokens", "completion_tokens", "ttft_s", "prefill_tps", "decode_tps",
+        "n_drafted", "n_accepted", "load_s", "peak_rss_bytes",
+    }  # fmt: skip
+    assert stats["completion_tokens"] == 5
+    assert found["finish_reason"] == "length"
+    # The client stays small, and so does what the engine adds to the model: 96.6 MB of weights are mapped,
+    # context and compute buffers are the plan's.
+    assert stats["peak_rss_bytes"]["client"] < 80 << 20
+    assert stats["peak_rss_bytes"]["engine"] < (96_576_768 + 188_743_680 + 103_024_640) + (120 << 20)

@@ -1,0 +1,152 @@
+"""The chat screen, driven like a person would, on the real starter model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textual.events import Key
+from textual.widgets import Markdown, Static
+
+from edgechat.chat.session import Options, Session
+from edgechat.tui import events
+from edgechat.tui.app import ChatApp
+from edgechat.tui.prompt import Prompt
+
+LONG = "Tell me a very long story about the sea."
+
+
+def an_app(model: Path, problems: list[str] | None = None, **options: object) -> ChatApp:
+    given = {"temperature": 0.0, "n_ctx": 2048} | options
+    return ChatApp(Session(model, Options(**given)), problems or [])  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("it never happened")
+
+
+def live(app: ChatApp) -> str:
+    return str(app.query_one("#live", Static).content)
+
+
+def answers(app: ChatApp) -> list[str]:
+    return [m.source for m in app.query(Markdown)]
+
+
+def words(app: ChatApp, kind: str) -> list[str]:
+    return [str(s.content) for s in app.query(f".{kind}").results(Static)]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 36), (40, 12)])
+async def test_a_question_is_answered(starter: Path, size: tuple[int, int]) -> None:
+    app = an_app(starter, max_tokens=20)
+    async with app.run_test(size=size) as pilot:
+        await pilot.press(*"Hi", "ctrl+j", *"there", "enter")
+        assert app.query_one(Prompt).text == ""
+        await until(lambda: live(app).startswith("ready") and answers(app))
+        assert words(app, "user") == ["Hi\nthere"]
+        assert answers(app) == [m.content for m in app._session.messages if m.role == "assistant"]
+        assert "/2048" in live(app)
+        await pilot.press(*"More", "enter")
+        await until(lambda: len(answers(app)) == 2 and live(app).startswith("ready"))
+    app._session.close()
+
+
+async def test_a_message_before_the_model_is_ready_is_answered_when_it_is(starter: Path) -> None:
+    app = an_app(starter, max_tokens=5)
+    async with app.run_test() as pilot:
+        app.query_one(Prompt).text = "Early"
+        await pilot.press("enter")
+        await until(lambda: answers(app) and live(app).startswith("ready"))
+        assert words(app, "user") == ["Early"]
+    app._session.close()
+
+
+async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
+    app = an_app(starter)
+    async with app.run_test() as pilot:
+        app.query_one(Prompt).text = LONG
+        await pilot.press("enter")
+        await until(lambda: answers(app) and len(answers(app)[0]) > 20)
+        await pilot.press("escape")
+        await until(lambda: live(app).startswith("ready"))
+        said = app._session.messages[-1]
+        assert said.interrupted
+        assert answers(app) == [said.content]
+        assert "stopped" in words(app, "note")
+    app._session.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
+async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_answered(starter: Path) -> None:
+    app = an_app(starter)
+    async with app.run_test() as pilot:
+        app.query_one(Prompt).text = LONG
+        await pilot.press("enter")
+        await until(lambda: answers(app) and len(answers(app)[0]) > 20)
+        first = app._session.engine.pid
+        assert first is not None
+        os.kill(first, 9)
+        await until(lambda: words(app, "error"))
+        assert "SIGKILL" in words(app, "error")[0]
+        partial = app._session.messages[-1]
+        assert partial.role == "assistant"
+        assert partial.interrupted
+        assert answers(app) == [partial.content]
+        app.query_one(Prompt).text = "Say one word."
+        await pilot.press("enter")
+        await until(lambda: len(answers(app)) == 2)
+        await pilot.press("escape")
+        assert app._session.engine.pid != first
+    app._session.close()
+
+
+async def test_a_model_that_cannot_be_loaded_is_an_error_on_the_screen(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_text("not a model")
+    app = an_app(broken, ["EDGECHAT_TOP_K: Expected `int`"])
+    async with app.run_test():
+        await until(lambda: words(app, "error"))
+        assert "not a GGUF file" in words(app, "error")[0]
+        assert "EDGECHAT_TOP_K" in words(app, "note")[0]
+    app._session.close()
+
+
+async def test_a_burst_of_keys_is_one_message(starter: Path) -> None:
+    app = an_app(starter, max_tokens=3)
+    async with app.run_test():
+        await until(lambda: live(app).startswith("ready"))
+        # As over a slow line: everything in one packet, before the input has handled any of it.
+        for key in ["a", "b", "enter"]:
+            app.post_message(Key(key, key if len(key) == 1 else "\r"))
+        await until(lambda: answers(app))
+        assert words(app, "user") == ["ab"]
+    app._session.close()
+
+
+async def test_escape_sequences_of_a_model_are_visible_not_active(starter: Path) -> None:
+    app = an_app(starter, max_tokens=3)
+    async with app.run_test():
+        app.post_message(events.TextArrived("a\x1b[2Jb", 1))
+        await until(lambda: answers(app))
+        assert answers(app) == ["a␛[2Jb"]
+    app._session.close()
+
+
+async def test_an_idle_screen_does_nothing(starter: Path) -> None:
+    app = an_app(starter, max_tokens=3)
+    async with app.run_test() as pilot:
+        await until(lambda: live(app).startswith("ready"))
+        await pilot.pause(0.2)
+        before = sum(os.times()[:2])
+        await asyncio.sleep(2.0)
+        assert sum(os.times()[:2]) - before < 0.1  # CPU time, which another load does not change
+    app._session.close()
