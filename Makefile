@@ -68,4 +68,4 @@ docs: setup-dev
 	@$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) dist edgechat/_native
+	rm -rf $(VENV) dist edgechat/_native_link

@@ -6,7 +6,10 @@
 // without AMX and see an empty header.
 #if defined(__AMX_TILE__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>
+#ifndef EDGECHAT_LDTILECFG  // the tests put an instruction here that every CPU has
+#define EDGECHAT_LDTILECFG "ldtilecfg %0"
+#endif
 #undef _tile_loadconfig
 #define _tile_loadconfig(config) \
-    __asm__ volatile("ldtilecfg %0" ::"m"(*reinterpret_cast<const char(*)[64]>(config)))
+    __asm__ volatile(EDGECHAT_LDTILECFG ::"m"(*reinterpret_cast<const char(*)[64]>(config)))
 #endif

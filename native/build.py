@@ -2,7 +2,7 @@
 """Build the native parts of edgechat, or take them from a cache outside the clone.
 
     build.py prefix     print the directory of the native bundle
-    build.py link       the same, and make it the bundle of this working tree (edgechat/_native)
+    build.py link       the same, and make it the bundle of this working tree (edgechat/_native_link)
     build.py bindings   print the wheel of the pinned llama-cpp-python without its own library
     build.py peers      print the directory of llama.cpp's own tools, built from the same source
 
@@ -36,6 +36,9 @@ DEVELOPMENT_VARIANTS = {
     "x86_64": "x64;haswell;icelake;zen4;sapphirerapids",
     "aarch64": "armv8.0_1;armv8.2_2;armv8.6_1",
 }
+
+
+KEEP_TREES_S = 30 * 24 * 3600
 
 
 class BuildError(Exception):
@@ -124,13 +127,15 @@ def digest(path: Path) -> str:
 
 
 def compiler_identity() -> str:
-    """First line of the C++ compiler's version, or a BuildError that says how to get one."""
+    """Version of the C++ compiler, or a BuildError that says how to get one."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
     for name in names:
         if shutil.which(name.split()[0]):
             command = [*name.split()] if name == "cl" else [*name.split(), "--version"]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
-            return ((result.stdout or result.stderr).splitlines() or [name])[0]
+            line = ((result.stdout or result.stderr).splitlines() or [name])[0]
+            # `c++` and `g++` name themselves; that the wheel build says one and `make` the other changes nothing.
+            return line.removeprefix(Path(name.split()[0]).name).strip()
     raise BuildError(
         f"no C++ compiler found (looked for {', '.join(names)}): install one, for example g++ or clang, "
         "or use a wheel of edgechat, which needs none"
@@ -285,7 +290,15 @@ def build(prefix: Path, tree: Path, inputs: dict[str, object]) -> None:
         run([cmake, "--install", str(tree / "build"), "--strip"], what=f"installing {what}", log=log)
         write_manifest(staged, prefix.name, inputs)
         staged.rename(prefix)
+    forget_old_trees()
     say(f"built {what} in {time.monotonic() - started:.0f} s")
+
+
+def forget_old_trees() -> None:
+    """Remove build trees that no build has used for a month; finished bundles stay."""
+    for lock in (cache_dir() / "tree").glob("*/lock"):
+        if time.time() - lock.stat().st_mtime > KEEP_TREES_S:
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def copy_changed(source: Path, target: Path) -> None:
@@ -341,7 +354,7 @@ def write_manifest(prefix: Path, build_id: str, inputs: dict[str, object]) -> No
 
 def link(prefix: Path) -> None:
     """Make `prefix` the bundle of this working tree: a link, or a copy where links are not to be had."""
-    target = NATIVE.parent / "edgechat" / "_native"
+    target = NATIVE.parent / "edgechat" / "_native_link"
     if target.is_symlink():
         target.unlink()
     elif target.exists():

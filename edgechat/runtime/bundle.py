@@ -75,10 +75,12 @@ class _Manifest(msgspec.Struct):
 def find_bundle() -> Bundle:
     """The bundle inside this package, or the one that `EDGECHAT_NATIVE_DIR` names.
 
-    Raises RuntimeLoadError if there is none or its manifest cannot be read.
+    A working tree has a link in its place, under another name, so that wheels are never made of it. Raises RuntimeLoadError if there is none or its manifest cannot be read.
     """
     named = os.environ.get("EDGECHAT_NATIVE_DIR")
-    directory = Path(named) if named else Path(__file__).resolve().parent.parent / "_native"
+    package = Path(__file__).resolve().parent.parent
+    installed, linked = package / "_native", package / "_native_link"
+    directory = Path(named) if named else linked if linked.exists() else installed
     try:
         manifest = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=_Manifest)
     except (OSError, msgspec.MsgspecError) as error:

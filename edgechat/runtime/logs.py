@@ -47,9 +47,14 @@ class LogSink:
 
     def callback(self) -> Callable[[int, bytes, object], None]:
         """The function for llama_log_set: (level, text, user data)."""
+        last_level = _INFO_LEVEL
 
         def write(level: int, text: bytes, _user_data: object) -> None:
-            if level >= _ERROR_LEVEL:
+            nonlocal last_level
+            last_level = level = last_level if level == _CONTINUED else level
+            if level < _INFO_LEVEL:
+                return  # a thousand lines for every context
+            if level == _ERROR_LEVEL:
                 self.errors = [*self.errors[-9:], text.decode("utf-8", "replace").strip()]
             try:
                 os.write(2, text)
@@ -64,4 +69,7 @@ class LogSink:
         return [e for e in errors if e]
 
 
-_ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR; 5 continues the line before
+# ggml_log_level of ggml.h
+_INFO_LEVEL = 2
+_ERROR_LEVEL = 4
+_CONTINUED = 5

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Make dist/ a complete wheelhouse: edgechat installs from it without a network and without a compiler.
+
+In it: the platform wheel of edgechat with the native bundle inside, the bindings-only wheel of
+llama-cpp-python, the starter model, and every dependency, for the Python that runs this.
+EDGECHAT_CPU_VARIANTS chooses the CPU modules (all of them by default). A directory may be named instead of
+dist/.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from starter_wheel import ROOT, build, starter_wheel
+
+
+def main() -> int:
+    """Fill the wheelhouse and list it."""
+    dist = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "dist"
+    try:
+        fill(dist)
+    except build.BuildError as error:
+        sys.exit(f"wheels: {error}")
+    for wheel in sorted(dist.glob("*.whl")):
+        print(f"{wheel.stat().st_size / 1e6:8.1f} MB  {wheel.name}")
+    print(f'\npipx install --pip-args="--no-index --find-links {dist}" "edgechat[starter]"')
+    return 0
+
+
+def fill(dist: Path) -> None:
+    """Make the wheelhouse anew."""
+    if dist.exists():
+        shutil.rmtree(dist)
+    dist.mkdir(parents=True)
+    for wheel in (build.bindings_wheel(), starter_wheel()):
+        shutil.copy(wheel, dist)
+    build.say("building the wheel of edgechat")
+    build.pip("wheel", "--no-deps", "--wheel-dir", str(dist), str(ROOT), what="the wheel of edgechat")
+    made = next(dist.glob("edgechat-*.whl"))
+    build.say("collecting the wheels of its dependencies")
+    # Ours are found in dist/ and nothing is built: an sdist of llama-cpp-python would be a library that crashes.
+    build.pip("download", "--dest", str(dist), "--find-links", str(dist), "--only-binary", ":all:",
+              f"{made}[starter]", what="collecting the dependencies")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The wheelhouse installs without a network and without a compiler, and answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dist = tmp_path_factory.mktemp("wheels") / "dist"
+    subprocess.run(
+        [sys.executable, str(ROOT / "packaging" / "wheels.py"), str(dist)],
+        check=True, env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
+    )  # fmt: skip
+    return dist
+
+
+def test_an_installation_without_network_and_compiler_answers(wheelhouse: Path, tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    bare = {"PATH": str(venv / "bin"), "HOME": str(tmp_path), "EDGECHAT_HOME": str(tmp_path / "home")}
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "--isolated", "install", "--no-index"]
+    subprocess.run([*pip, "--find-links", str(wheelhouse), "edgechat[starter]"], check=True, env=bare)
+    result = subprocess.run(
+        [str(venv / "bin" / "edgechat"), "ask", "What is gravity?", "--json", "--max-tokens", "16"],
+        check=True, env=bare, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    found = json.loads(result.stdout)
+    assert found["text"]
+    assert str(venv) in found["model"]
+    doctor = subprocess.run(
+        [str(venv / "bin" / "edgechat"), "doctor", "--json"], check=True, env=bare, capture_output=True, text=True
+    )
+    assert str(venv) in json.loads(doctor.stdout)["bundle"]["directory"]
+
+
+def test_the_wheel_holds_no_working_tree(wheelhouse: Path) -> None:
+    import zipfile
+
+    names = zipfile.ZipFile(next(wheelhouse.glob("edgechat-0*.whl"))).namelist()
+    assert "edgechat/_native/manifest.json" in names
+    assert not [n for n in names if "_native_link" in n or n.endswith(".gguf") or n.startswith("tests")]
+    assert any(n.endswith("licenses/LICENSE") for n in names)
