@@ -14,7 +14,7 @@ from edgechat.cli.completion import completion
 from edgechat.cli.doctor import doctor
 from edgechat.cli.options import conversation_options
 from edgechat.cli.settings import config
-from edgechat.errors import EdgechatError
+from edgechat.errors import EdgechatError, UsageError
 
 EXIT_CODES = """
 \b
@@ -61,6 +61,8 @@ def edgechat(context: click.Context, /, **options: object) -> None:
     if not sys.stdin.isatty():
         ask_stdin(**options)
         return
+    if not sys.stdout.isatty():
+        raise UsageError("the chat needs a terminal to draw on: use `edgechat ask` to write an answer to a file")
     from edgechat.cli.options import open_session
     from edgechat.tui.app import run_app
 

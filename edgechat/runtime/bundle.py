@@ -99,11 +99,7 @@ def _modules(directory: Path, files: list[str]) -> list[Module]:
     # The manifest decides, not the directory: a file that strayed in is not part of the build.
     start = f"{_PREFIX}ggml-"
     names = [f[len(start) : -len(_SUFFIX)] for f in files if f.startswith(start) and f.endswith(_SUFFIX)]
-    return [
-        Module(name=name, path=str(directory / f"{start}{name}{_SUFFIX}"))
-        for name in names
-        if name.startswith("cpu-") or name in ("cuda", "metal")
-    ]
+    return [Module(name=n, path=str(directory / f"{start}{n}{_SUFFIX}")) for n in names if n.startswith("cpu-")]
 
 
 def _rank(module: Module) -> tuple[int, str]:
