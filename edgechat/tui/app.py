@@ -123,19 +123,28 @@ class ChatApp(App[int]):
         self._show_state("reading")
         self._send(text)
 
+    @property
+    def _leaving(self) -> bool:
+        """True when the screen is being taken down while a thread still talks."""
+        return not self.query("#live")
+
     async def on_working(self, message: events.Working) -> None:
         """Loading, testing or prefill goes on."""
+        if self._leaving:
+            return
         self._show_state(message.words)
 
     async def on_opened(self, _message: events.Opened) -> None:
         """The model is ready."""
+        if self._leaving:
+            return
         for warning in self._session.warnings:
             self._note(warning)
         await self._idle()
 
     async def on_text_arrived(self, message: events.TextArrived) -> None:
         """More of the answer."""
-        if not message.text:
+        if not message.text or self._leaving:
             return
         if self._answer is None:
             from textual.widgets import Markdown
@@ -156,6 +165,8 @@ class ChatApp(App[int]):
 
     async def on_ended(self, message: events.Ended) -> None:
         """The answer is complete, or was stopped."""
+        if self._leaving:
+            return
         turn = message.turn
         self._context_tokens = turn.context_tokens
         if turn.finish_reason == "cancelled":
@@ -166,6 +177,8 @@ class ChatApp(App[int]):
 
     async def on_failed(self, message: events.Failed) -> None:
         """The engine or the model failed; what was said stays."""
+        if self._leaving:
+            return
         self._mount(Static(visible(message.words), classes="error", markup=False))
         await self._idle()
 

@@ -150,3 +150,16 @@ async def test_an_idle_screen_does_nothing(starter: Path) -> None:
         await asyncio.sleep(2.0)
         assert sum(os.times()[:2]) - before < 0.1  # CPU time, which another load does not change
     app._session.close()
+
+
+async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
+    app = an_app(starter)
+    async with app.run_test() as pilot:
+        app.query_one(Prompt).text = LONG
+        await pilot.press("enter")
+        await until(lambda: answers(app))
+        await pilot.press("ctrl+q")
+        app.post_message(events.TextArrived("more", 1))
+        app.post_message(events.Failed("too late"))
+    assert app.return_code == 0
+    app._session.close()
