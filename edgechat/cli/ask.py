@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgechat.cli.options import conversation_options, open_session
+from edgechat.cli.options import conversation_options, session_maker
 from edgechat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def question(prompt: str | None) -> str:
 
 def answer(text: str, *, as_json: bool, **options: object) -> None:
     """Print the answer to `text`. Raises EdgechatError, and KeyboardInterrupt after Ctrl-C."""
-    session, problems = open_session(**options)
+    make_session, problems = session_maker(**options)
+    session = make_session()
     for problem in problems:
         click.echo(f"edgechat: {problem} (using the default)", err=True)
     interrupted = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +52,8 @@ def speed(
 
 
 def _table(report: Report) -> str:
+    import statistics
+
     work = report.workload
     lines = [
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -63,11 +64,14 @@ def edgechat(context: click.Context, /, **options: object) -> None:
         return
     if not sys.stdout.isatty():
         raise UsageError("the chat needs a terminal to draw on: use `edgechat ask` to write an answer to a file")
-    from edgechat.cli.options import open_session
+    # The first frame waits for imports, which make a great many objects and no garbage: the app collects again
+    # once the frame is painted.
+    gc.disable()
+    from edgechat.cli.options import session_maker
     from edgechat.tui.app import run_app
 
-    session, problems = open_session(**options)
-    context.exit(run_app(session, [str(p) for p in problems]))
+    make_session, problems = session_maker(**options)
+    context.exit(run_app(make_session, [str(p) for p in problems]))
 
 
 for command in (ask, doctor, bench, config, completion):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,8 @@ def doctor(as_json: bool, report: bool) -> None:
 
 def examine() -> dict[str, Any]:
     """Everything that `doctor` tells; never raises for what it finds wrong."""
+    import platform
+
     from edgechat import config, paths
     from edgechat.hardware.cpu import read_cpu, usable_threads
     from edgechat.hardware.memory import read_memory

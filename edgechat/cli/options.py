@@ -32,16 +32,17 @@ def conversation_options(function: F) -> F:
     return function
 
 
-def open_session(**flags: object) -> tuple[Session, list[Problem]]:
-    """A session (not opened yet) from settings with flags over them, and what is wrong with the settings.
+def session_maker(**flags: object) -> tuple[Callable[[], Session], list[Problem]]:
+    """What makes the session (not opened yet), and what is wrong with the settings.
 
-    Raises click.BadParameter for a flag that cannot be used, and EdgechatError if there is no such model.
+    Checks everything first; what a session stands on is imported only when it is made, so that a screen can
+    be painted before. Raises click.BadParameter for a flag that cannot be used, and EdgechatError if there is
+    no such model.
     """
     import msgspec
 
     from edgechat import config
     from edgechat.catalogue.library import find_model
-    from edgechat.chat.session import Options, Session
 
     given = {name: value for name, value in flags.items() if value is not None}
     for name, value in given.items():
@@ -49,10 +50,15 @@ def open_session(**flags: object) -> tuple[Session, list[Problem]]:
         if wrong:
             raise click.BadParameter(wrong, param_hint=_flag(name))
     settings, problems = config.load()
-    settings = msgspec.structs.replace(settings, **given)
-    values = msgspec.structs.asdict(settings)
-    path = find_model(values.pop("model"))
-    return Session(path, Options(**values)), problems
+    values = msgspec.structs.asdict(settings) | given
+    path = find_model(str(values.pop("model")))
+
+    def make() -> Session:
+        from edgechat.chat.session import Options, Session
+
+        return Session(path, Options(**values))
+
+    return make, problems
 
 
 def _flag(name: str) -> str:

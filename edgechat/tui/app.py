@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual import on, work
@@ -45,10 +47,12 @@ class ChatApp(App[int]):
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True),
     ]
 
-    def __init__(self, session: Session, problems: list[str]) -> None:
-        """`session` is opened here, after the first frame; `problems` are shown at the top."""
+    def __init__(self, make_session: Callable[[], Session], problems: list[str]) -> None:
+        """`make_session` is called, and its result opened, after the first frame; `problems` are shown at the top."""
         super().__init__()
-        self._session = session
+        self._make_session = make_session
+        self.session: Session | None = None
+        """The conversation; None until the first frame is painted."""
         self._problems = problems
         self._state = "starting"
         self._busy = True
@@ -76,12 +80,21 @@ class ChatApp(App[int]):
 
     @work(thread=True, group="engine", exit_on_error=False)
     def _open(self) -> None:
+        gc.enable()  # see edgechat.cli.commands
         try:
-            self._session.open(self._tell)
+            self._opened_session()
         except EdgechatError as error:
             self.post_message(events.Failed(str(error)))
         else:
             self.post_message(events.Opened())
+
+    def _opened_session(self) -> Session:
+        """The session, made and opened unless it is; for threads. Raises EdgechatError."""
+        if self.session is None:
+            self.session = self._make_session()
+        if self.session.loaded is None:
+            self.session.open(self._tell)
+        return self.session
 
     def _tell(self, event: Progressed) -> None:
         self.post_message(events.Working(event.words))
@@ -92,9 +105,7 @@ class ChatApp(App[int]):
 
         batch = events.Batch()
         try:
-            if self._session.loaded is None:
-                self._session.open(self._tell)
-            for event in self._session.send(text):
+            for event in self._opened_session().send(text):
                 if isinstance(event, TextAdded):
                     batch.add(event.text, event.n_tokens)
                     if batch.age_s() >= PAINT_S:
@@ -138,7 +149,7 @@ class ChatApp(App[int]):
         """The model is ready."""
         if self._leaving:
             return
-        for warning in self._session.warnings:
+        for warning in self.session.warnings if self.session else []:
             self._note(warning)
         await self._idle()
 
@@ -191,8 +202,8 @@ class ChatApp(App[int]):
     def action_stop(self) -> None:
         """Stop the answer; its text stays."""
         self._queued.clear()
-        if self._busy:
-            self._session.stop()
+        if self._busy and self.session is not None:
+            self.session.stop()
 
     def _note(self, words: str) -> None:
         self._mount(Static(visible(words), classes="note", markup=False))
@@ -201,18 +212,18 @@ class ChatApp(App[int]):
         return self.query_one("#transcript", VerticalScroll).mount(widget)
 
     def _show_state(self, state: str, detail: str = "") -> None:
-        loaded = self._session.loaded
         parts = [state, detail]
-        if loaded is not None:
-            parts += [f"context {self._context_tokens}/{loaded.n_ctx}", self._session.model_path.stem]
+        if self.session is not None and self.session.loaded is not None:
+            parts += [f"context {self._context_tokens}/{self.session.loaded.n_ctx}", self.session.model_path.stem]
         self.query_one("#live", Static).update("  ".join(p for p in parts if p), layout=False)
 
 
-def run_app(session: Session, problems: list[str]) -> int:
+def run_app(make_session: Callable[[], Session], problems: list[str]) -> int:
     """Hold the conversation on this terminal; returns the exit code."""
-    app = ChatApp(session, problems)
+    app = ChatApp(make_session, problems)
     try:
         app.run()
     finally:
-        session.close()
+        if app.session is not None:
+            app.session.close()
     return app.return_code or 0

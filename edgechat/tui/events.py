@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from textual.message import Message
 
-from edgechat.chat.session import TurnEnded
+if TYPE_CHECKING:
+    from edgechat.chat.session import TurnEnded
 
 
 class Working(Message):

@@ -22,7 +22,7 @@ LONG = "Tell me a very long story about the sea."
 
 def an_app(model: Path, problems: list[str] | None = None, **options: object) -> ChatApp:
     given = {"temperature": 0.0, "n_ctx": 2048} | options
-    return ChatApp(Session(model, Options(**given)), problems or [])  # type: ignore[arg-type]
+    return ChatApp(lambda: Session(model, Options(**given)), problems or [])  # type: ignore[arg-type]
 
 
 async def until(condition: Callable[[], object], seconds: float = 30) -> None:
@@ -31,6 +31,11 @@ async def until(condition: Callable[[], object], seconds: float = 30) -> None:
             return
         await asyncio.sleep(0.02)
     pytest.fail("it never happened")
+
+
+def session(app: ChatApp) -> Session:
+    assert app.session is not None
+    return app.session
 
 
 def live(app: ChatApp) -> str:
@@ -53,11 +58,11 @@ async def test_a_question_is_answered(starter: Path, size: tuple[int, int]) -> N
         assert app.query_one(Prompt).text == ""
         await until(lambda: live(app).startswith("ready") and answers(app))
         assert words(app, "user") == ["Hi\nthere"]
-        assert answers(app) == [m.content for m in app._session.messages if m.role == "assistant"]
+        assert answers(app) == [m.content for m in session(app).messages if m.role == "assistant"]
         assert "/2048" in live(app)
         await pilot.press(*"More", "enter")
         await until(lambda: len(answers(app)) == 2 and live(app).startswith("ready"))
-    app._session.close()
+    session(app).close()
 
 
 async def test_a_message_before_the_model_is_ready_is_answered_when_it_is(starter: Path) -> None:
@@ -67,7 +72,7 @@ async def test_a_message_before_the_model_is_ready_is_answered_when_it_is(starte
         await pilot.press("enter")
         await until(lambda: answers(app) and live(app).startswith("ready"))
         assert words(app, "user") == ["Early"]
-    app._session.close()
+    session(app).close()
 
 
 async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
@@ -78,11 +83,11 @@ async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
         await until(lambda: answers(app) and len(answers(app)[0]) > 20)
         await pilot.press("escape")
         await until(lambda: live(app).startswith("ready"))
-        said = app._session.messages[-1]
+        said = session(app).messages[-1]
         assert said.interrupted
         assert answers(app) == [said.content]
         assert "stopped" in words(app, "note")
-    app._session.close()
+    session(app).close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
@@ -92,12 +97,12 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
         app.query_one(Prompt).text = LONG
         await pilot.press("enter")
         await until(lambda: answers(app) and len(answers(app)[0]) > 20)
-        first = app._session.engine.pid
+        first = session(app).engine.pid
         assert first is not None
         os.kill(first, 9)
         await until(lambda: words(app, "error"))
         assert "SIGKILL" in words(app, "error")[0]
-        partial = app._session.messages[-1]
+        partial = session(app).messages[-1]
         assert partial.role == "assistant"
         assert partial.interrupted
         assert answers(app) == [partial.content]
@@ -105,8 +110,8 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
         await pilot.press("enter")
         await until(lambda: len(answers(app)) == 2)
         await pilot.press("escape")
-        assert app._session.engine.pid != first
-    app._session.close()
+        assert session(app).engine.pid != first
+    session(app).close()
 
 
 async def test_a_model_that_cannot_be_loaded_is_an_error_on_the_screen(tmp_path: Path) -> None:
@@ -117,7 +122,7 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_on_the_screen(tmp_path:
         await until(lambda: words(app, "error"))
         assert "not a GGUF file" in words(app, "error")[0]
         assert "EDGECHAT_TOP_K" in words(app, "note")[0]
-    app._session.close()
+    session(app).close()
 
 
 async def test_a_burst_of_keys_is_one_message(starter: Path) -> None:
@@ -129,7 +134,7 @@ async def test_a_burst_of_keys_is_one_message(starter: Path) -> None:
             app.post_message(Key(key, key if len(key) == 1 else "\r"))
         await until(lambda: answers(app))
         assert words(app, "user") == ["ab"]
-    app._session.close()
+    session(app).close()
 
 
 async def test_escape_sequences_of_a_model_are_visible_not_active(starter: Path) -> None:
@@ -138,7 +143,7 @@ async def test_escape_sequences_of_a_model_are_visible_not_active(starter: Path)
         app.post_message(events.TextArrived("a\x1b[2Jb", 1))
         await until(lambda: answers(app))
         assert answers(app) == ["a␛[2Jb"]
-    app._session.close()
+    session(app).close()
 
 
 async def test_an_idle_screen_does_nothing(starter: Path) -> None:
@@ -149,7 +154,7 @@ async def test_an_idle_screen_does_nothing(starter: Path) -> None:
         before = sum(os.times()[:2])
         await asyncio.sleep(2.0)
         assert sum(os.times()[:2]) - before < 0.1  # CPU time, which another load does not change
-    app._session.close()
+    session(app).close()
 
 
 async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
@@ -162,4 +167,4 @@ async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
         app.post_message(events.TextArrived("more", 1))
         app.post_message(events.Failed("too late"))
     assert app.return_code == 0
-    app._session.close()
+    session(app).close()

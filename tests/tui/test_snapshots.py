@@ -78,7 +78,7 @@ def screen_text(app: ChatApp) -> str:
 @pytest.mark.parametrize("size", [(80, 24), (120, 36), (40, 16)])
 @pytest.mark.parametrize("dies", [False, True])
 async def test_a_conversation(size: tuple[int, int], *, dies: bool) -> None:
-    app = ChatApp(ScriptedSession(dies=dies), ["config.toml: top_k: Expected `int`"])
+    app = ChatApp(lambda: ScriptedSession(dies=dies), ["config.toml: top_k: Expected `int`"])
     async with app.run_test(size=size) as pilot:
         live = app.query_one("#live", Static)
         for _ in range(200):
