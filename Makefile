@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # CPU modules of the native bundle: dev (a few common ones), all, or a list separated by semicolons.
 VARIANTS ?= dev
 
-.PHONY: help chat test test-long check setup peers wheels docs clean
+.PHONY: help chat test test-long check setup setup-dev peers wheels docs clean
 
 help:
 	@echo "make chat       set up, then the chat on the starter model"
@@ -21,7 +21,7 @@ help:
 chat: setup
 	@if [ -t 0 ] && [ -t 1 ]; then exec $(BIN)/edgechat; else \
 		echo "There is no terminal here, so edgechat answers one sample question:"; \
-		$(BIN)/edgechat ask --max-tokens 96 --temperature 0 "What is gravity?"; fi
+		$(BIN)/edgechat ask --max-tokens 96 --temperature 0 "What is gravity?" < /dev/null; fi
 
 test: setup-dev check
 	@$(BIN)/python -m pytest -m "not long"
@@ -38,7 +38,8 @@ check: setup-dev
 
 # A stamp per set-up, so that a second `make` does nothing; what it depends on is what goes into it.
 setup: $(VENV)/setup.stamp
-setup-dev: $(VENV)/setup-dev.stamp
+	@$(BIN)/python native/build.py --variants "$(VARIANTS)" link > /dev/null
+setup-dev: setup $(VENV)/setup-dev.stamp
 
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit("edgechat needs Python 3.10 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
@@ -47,9 +48,8 @@ $(VENV)/python.stamp:
 
 # Order matters: the bindings come from our own wheel of them. The index has only their source, whose default
 # build compiles a library that can crash.
-$(VENV)/setup.stamp: $(VENV)/python.stamp pyproject.toml native/build.py native/CMakeLists.txt $(wildcard native/src/*) $(wildcard packaging/starter/*.toml)
+$(VENV)/setup.stamp: $(VENV)/python.stamp pyproject.toml native/build.py packaging/starter_wheel.py $(wildcard packaging/starter/*.toml)
 	@bindings=$$($(BIN)/python native/build.py bindings) && $(PIP) install "$$bindings"
-	@$(BIN)/python native/build.py --variants "$(VARIANTS)" link > /dev/null
 	@starter=$$($(BIN)/python packaging/starter_wheel.py) && $(PIP) install --no-deps "$$starter"
 	@$(PIP) install --editable .
 	@touch $@

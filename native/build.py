@@ -103,6 +103,7 @@ def native_prefix(*, variants: str, cuda: bool = False, metal: bool = False, pee
         "environment": {k: os.environ.get(k, "") for k in ("CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDAFLAGS")},
         "platform": [sys.platform, platform.machine()],
     }
+    inputs |= {k: os.environ[k] for k in ("CC", "MACOSX_DEPLOYMENT_TARGET") if os.environ.get(k)}
     # llama.cpp takes minutes and depends on less than libedgechat does: its build tree is kept.
     tree = cache_dir() / "tree" / identity(inputs)
     inputs["sources"] = {p.name: digest(p) for p in sorted((NATIVE / "src").iterdir())}
@@ -288,7 +289,9 @@ def build(prefix: Path, tree: Path, inputs: dict[str, object]) -> None:
             log=log,
         )
         run([cmake, "--install", str(tree / "build"), "--strip"], what=f"installing {what}", log=log)
+        shutil.copy(source / "vendor" / "llama.cpp" / "LICENSE", staged / "LICENSE.llama.cpp")
         write_manifest(staged, prefix.name, inputs)
+        check_modules(staged, options)
         staged.rename(prefix)
     forget_old_trees()
     say(f"built {what} in {time.monotonic() - started:.0f} s")
@@ -337,6 +340,14 @@ def locked(tree: Path) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def check_modules(prefix: Path, options: dict[str, object]) -> None:
+    """Raise BuildError if a CPU module that was asked for is not there, which is how a misspelt name shows."""
+    wanted = [] if options["peers"] or options["variants"] == "all" else str(options["variants"]).split(";")
+    missing = [name for name in wanted if not list(prefix.glob(f"*ggml-cpu-{name}.*"))]
+    if missing:
+        raise BuildError(f"there is no CPU module called {', '.join(missing)} for this processor")
 
 
 def write_manifest(prefix: Path, build_id: str, inputs: dict[str, object]) -> None:

@@ -24,7 +24,7 @@ PROJECT = ROOT / "packaging" / "starter"
 
 def starter_wheel() -> Path:
     """The wheel's path. Raises build.BuildError."""
-    files = sorted(p for p in PROJECT.rglob("*") if p.suffix in (".toml", ".md", ".py"))
+    files = sorted(p for p in PROJECT.rglob("*") if p.suffix in (".toml", ".md", ".py") or p.name == "LICENSE")
     name = build.identity({"gguf": GGUF_SHA256, **{str(p.relative_to(PROJECT)): build.digest(p) for p in files}})
     folder = build.cache_dir() / "starter" / name
     for wheel in folder.glob("*.whl"):

@@ -33,9 +33,12 @@ def main() -> int:
 
 def fill(dist: Path) -> None:
     """Make the wheelhouse anew."""
-    if dist.exists():
-        shutil.rmtree(dist)
-    dist.mkdir(parents=True)
+    dist.mkdir(parents=True, exist_ok=True)
+    foreign = [p.name for p in dist.iterdir() if p.suffix != ".whl"]
+    if foreign:
+        raise build.BuildError(f"{dist} holds more than wheels ({foreign[0]}): name an empty directory")
+    for wheel in dist.iterdir():
+        wheel.unlink()
     for wheel in (build.bindings_wheel(), starter_wheel()):
         shutil.copy(wheel, dist)
     build.say("building the wheel of edgechat")

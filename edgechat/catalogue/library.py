@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Final
 
@@ -18,17 +19,18 @@ def find_model(wanted: str) -> Path:
 
     Raises ModelFileError, with what there is instead, if there is none.
     """
-    path = Path(wanted).expanduser()
-    looks_like_path = path.suffix.lower() == ".gguf" or len(path.parts) > 1 or path.exists()
-    if looks_like_path:
-        return path  # whether it is a model is for the reader of its header to say
+    # A name is never a path: what lies in the current directory must not take the place of a known model.
+    if wanted.lower().endswith(".gguf") or "/" in wanted or os.sep in wanted:
+        return Path(os.path.expanduser(wanted))  # noqa: PTH111  (Path's own raises for an unknown user)
     if wanted == STARTER:
         return starter_model()
     named = paths.models_dir() / f"{wanted}.gguf"
     if named.is_file():
         return named
     known = ", ".join([STARTER, *sorted(p.stem for p in paths.models_dir().glob("*.gguf"))])
-    raise ModelFileError(f"no model is called {wanted!r}; known are: {known}; or name a .gguf file")
+    raise ModelFileError(
+        f"no model is called {wanted!r}; known are: {known}; or name a .gguf file, with ./ before it if it lies here"
+    )
 
 
 def starter_model() -> Path:

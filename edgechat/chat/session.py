@@ -15,7 +15,7 @@ from edgechat.chat.renderer import Prompt, Renderer
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import GenerationStats
-from edgechat.errors import EngineError
+from edgechat.errors import ContextOverflowError, EngineError, TemplateError
 from edgechat.hardware.cpu import usable_threads
 from edgechat.hardware.memory import read_memory
 from edgechat.modelfile.gguf import read_header
@@ -111,11 +111,12 @@ class Session:
     def send(self, text: str) -> Iterator[SessionEvent]:
         """Say something and yield the answer as it comes; the last event is TurnEnded.
 
-        The message stays in the conversation whatever happens, and so does what was answered before a stop,
-        an error, or the end of the iteration. Raises EdgechatError.
+        The message stays in the conversation, and so does what was answered before a stop, an error, or the end
+        of the iteration. Only a message that the model cannot be asked (ContextOverflowError, TemplateError) is
+        taken back: with it in the conversation, no later one could be asked either. Raises EdgechatError.
         """
         self.messages.append(Message("user", text))
-        self._stop_asked = False
+        asked = True
         answer: list[str] = []
         complete = False
         try:
@@ -125,15 +126,20 @@ class Session:
                 elif isinstance(event, TurnEnded):
                     complete = event.finish_reason != "cancelled"
                 yield event
+        except (ContextOverflowError, TemplateError):
+            asked = False
+            self.messages.pop()
+            raise
         finally:
             if self._running is not None and not complete:
                 self.engine.cancel(self._running)
             self._running = None
-            if answer or complete:
+            self._stop_asked = False
+            if asked:  # even if nothing was said: many templates insist that turns alternate
                 self.messages.append(Message("assistant", "".join(answer), interrupted=not complete))
 
     def stop(self) -> None:
-        """Stop the answer that is coming; from any thread."""
+        """Stop the answer that is coming, also before its first word; from any thread."""
         self._stop_asked = True
         running = self._running
         if running is not None:
@@ -149,6 +155,9 @@ class Session:
         loaded = self.loaded
         if loaded is None:
             raise EngineError("the conversation is not open yet")
+        if self.engine.needs_revival:
+            yield Progressed("loading", "starting a fresh engine")
+            self.engine.revive()
         prompt = self._render(loaded)
         request = self._request(prompt)
         self._running = request.id

@@ -134,9 +134,14 @@ def _words(error: Exception) -> str:
 
 
 def limit_memory() -> None:
-    """Cap this process's address space; on Windows only the time limit holds."""
+    """Cap this process's address space; where that cannot be, only the time limit holds."""
     if sys.platform != "win32":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        limit = MAX_BYTES if most == resource.RLIM_INFINITY else min(MAX_BYTES, most)
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        except (OSError, ValueError):
+            pass  # macOS knows the limit and refuses to set it: there the clock alone holds

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgechat.chat.visible import visible
 from edgechat.cli.options import conversation_options, session_maker
 from edgechat.errors import UsageError
 
@@ -36,6 +37,8 @@ def ask_stdin(**options: object) -> None:
 def question(prompt: str | None) -> str:
     """The prompt with standard input after it. Raises UsageError if there is neither, or input is not UTF-8."""
     parts = [prompt] if prompt else []
+    if prompt:
+        prompt.encode()  # an argument that is not UTF-8 holds what cannot be encoded again: UnicodeEncodeError
     if sys.stdin is not None and not sys.stdin.isatty():
         data = sys.stdin.buffer.read()
         try:
@@ -56,7 +59,7 @@ def answer(text: str, *, as_json: bool, **options: object) -> None:
     make_session, problems = session_maker(**options)
     session = make_session()
     for problem in problems:
-        click.echo(f"edgechat: {problem} (using the default)", err=True)
+        click.echo(f"edgechat: {problem} (ignored)", err=True)
     interrupted = False
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -71,7 +74,7 @@ def answer(text: str, *, as_json: bool, **options: object) -> None:
         session.open(status.show)
         for warning in session.warnings:
             status.clear()
-            click.echo(f"edgechat: {warning}", err=True)
+            click.echo(f"edgechat: {visible(warning)}", err=True)
         before = signal.signal(signal.SIGINT, interrupt)
         try:
             pieces, ended = _stream(session, text, status, quiet=as_json)
@@ -88,7 +91,6 @@ def answer(text: str, *, as_json: bool, **options: object) -> None:
 
 def _stream(session: Session, text: str, status: _Status, *, quiet: bool) -> tuple[list[str], TurnEnded]:
     from edgechat.chat.session import Progressed, TextAdded, TurnEnded
-    from edgechat.chat.visible import visible
     from edgechat.errors import EngineError
 
     # Only a terminal acts on control characters; a file or a pipe gets what the model said.
@@ -141,7 +143,7 @@ class _Status:
         """Show the words of a Progressed."""
         words = getattr(event, "words", "")
         if self._active and words:
-            click.echo(f"\r\x1b[2K{words}", nl=False, err=True)
+            click.echo(f"\r\x1b[2K{visible(words)}", nl=False, err=True)
             self._shown = True
 
     def clear(self) -> None:

@@ -58,8 +58,10 @@ def edgechat(context: click.Context, /, **options: object) -> None:
     Without a command: opens the chat on a terminal, or answers what comes on standard input.
     """
     if context.invoked_subcommand is not None:
+        if any(value is not None for value in options.values()):
+            raise UsageError(f"options go after the command: edgechat {context.invoked_subcommand} ... OPTIONS")
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         ask_stdin(**options)
         return
     if not sys.stdout.isatty():
@@ -80,12 +82,21 @@ for command in (ask, doctor, bench, config, completion):
 
 def run() -> int:
     """Run the command line; returns the exit code."""
+    from edgechat.chat.visible import visible
+
     try:
         # click's own handling of errors and aborts is not used: it knows neither our codes nor 130.
         result = edgechat.main(standalone_mode=False, prog_name="edgechat")
     except EdgechatError as error:
-        click.echo(f"edgechat: {error}", err=True)
+        # Some of these words come out of a model file or a log.
+        click.echo(f"edgechat: {visible(str(error))}", err=True)
         return error.exit_code
+    except UnicodeError as error:
+        click.echo(f"edgechat: an argument or a file name is not UTF-8 text: {error}", err=True)
+        return UsageError.exit_code
+    except OSError as error:
+        click.echo(f"edgechat: {visible(str(error))}", err=True)
+        return EdgechatError.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code

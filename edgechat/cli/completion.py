@@ -8,13 +8,13 @@ import click
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    r"""Print a completion script for a shell.
+    """Print a completion script for a shell.
 
     \b
     bash:  edgechat completion bash > ~/.local/share/bash-completion/completions/edgechat
     zsh:   edgechat completion zsh > "${fpath[1]}/_edgechat"
     fish:  edgechat completion fish > ~/.config/fish/completions/edgechat.fish
-    """
+    """  # noqa: D301  (click reads the control character)
     from click.shell_completion import get_completion_class
 
     from edgechat.cli.commands import edgechat

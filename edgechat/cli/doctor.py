@@ -15,13 +15,18 @@ from edgechat.errors import EdgechatError
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--report", is_flag=True, help="For a bug tracker: home directory and user name left out.")
-def doctor(as_json: bool, report: bool) -> None:
+@click.option("--retest", is_flag=True, help="Forget what is known of the backends, and test them anew.")
+def doctor(as_json: bool, report: bool, retest: bool) -> None:
     """Describe this machine, try every backend, and say which one is used and why.
 
     Exit code 4 if no backend works.
     """
     import msgspec
 
+    if retest:
+        from edgechat.runtime.verdicts import forget
+
+        forget()
     found = examine()
     if report:
         found = redact(found)
@@ -71,7 +76,7 @@ def _backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
 
     try:
         bundle = find_bundle()
-        bundle.library("llama")
+        bundle.check()
     except EdgechatError as error:
         return [], None, str(error)
     found = []

@@ -31,9 +31,9 @@ def show(as_json: bool) -> None:
         click.echo(msgspec.json.encode(settings).decode())
     else:
         for name, value in msgspec.structs.asdict(settings).items():
-            click.echo(f"{name} = {_toml(value)}")
+            click.echo(f"# {name} is not set" if value is None else f"{name} = {_toml(value)}")
     for problem in problems:
-        click.echo(f"edgechat: {problem} (using the default)", err=True)
+        click.echo(f"edgechat: {problem} (ignored)", err=True)
 
 
 @config.command()
@@ -65,7 +65,8 @@ def edit() -> None:
 
     file = config_file()
     if not file.exists():
-        lines = [f"# {name} = {_toml(value)}" for name, value in msgspec.structs.asdict(Settings()).items()]
+        defaults = msgspec.structs.asdict(Settings())
+        lines = [f"# {name} =" if value is None else f"# {name} = {_toml(value)}" for name, value in defaults.items()]
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(_TEMPLATE + "\n".join(lines) + "\n", encoding="utf-8")
@@ -74,13 +75,11 @@ def edit() -> None:
     click.edit(filename=str(file))
     _, problems = load()
     for problem in problems:
-        click.echo(f"edgechat: {problem} (using the default)", err=True)
+        click.echo(f"edgechat: {problem} (ignored)", err=True)
 
 
 def _toml(value: object) -> str:
-    """A value as the settings file has it; an absent one as a comment."""
-    if value is None:
-        return '""  # not set'
+    """A value as the settings file has it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

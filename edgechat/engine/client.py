@@ -5,6 +5,7 @@ Threads: any number may call; one reader thread per engine process hands events 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import signal
@@ -24,9 +25,10 @@ from edgechat.runtime import logs, verdicts
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.probe import death
 
+# Ends that a backend's kernels may be to blame for. Not SIGABRT: that is llama.cpp refusing a model.
 _CRASHES: Final = {
-    -getattr(signal, name) for name in ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGABRT") if hasattr(signal, name)
-} | {0xC0000005, 0xC000001D, 0xC0000409}  # Windows: access violation, illegal instruction, fail fast
+    -getattr(signal, name) for name in ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE") if hasattr(signal, name)
+} | {0xC0000005, 0xC000001D}  # Windows: access violation, illegal instruction
 _EXIT_S: Final = 2.0
 
 T = TypeVar("T", bound=protocol.Event)
@@ -72,7 +74,7 @@ class _Process:
             with self._lock:
                 final = isinstance(event, protocol.FINAL)
                 events = self._waiting.pop(event.id, None) if final else self._waiting.get(event.id)
-            if isinstance(event, protocol.Loaded):
+            if isinstance(event, protocol.BackendChosen):
                 self.backend = event.backend
             if events is not None:
                 events.put(event)
@@ -84,14 +86,15 @@ class _Process:
         except subprocess.TimeoutExpired:
             self.child.kill()
             code = self.child.wait()
-        if code in _CRASHES and self.backend and not self.closing:
-            _record_crash(self.backend, death(code))
         with self._lock:
             self.died = EngineDiedError(self._obituary(code))
             waiting, self._waiting = list(self._waiting.values()), {}
         for events in waiting:
             events.put(self.died)
         self.channel.close()
+        if code in _CRASHES and self.backend and not self.closing:
+            with contextlib.suppress(EdgechatError):  # the bundle may be gone by now
+                _record_crash(self.backend, death(code))
 
     def _obituary(self, code: int) -> str:
         words = f"the engine process died by {death(code)}"
@@ -126,11 +129,14 @@ class EngineClient:
         self._load: protocol.Load | None = None
         self.loaded: protocol.Loaded | None = None
         """What the engine said of the loaded model; None before the first load."""
+        self._closed = False
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the process, so that it is up when the first request comes."""
+        """Start the process, so that it is up when the first request comes. Raises EngineDiedError after `close`."""
         with self._lock:
+            if self._closed:
+                raise EngineDiedError("the engine was closed")
             if self._process is None or self._process.died is not None:
                 self._process = _Process()
 
@@ -154,6 +160,8 @@ class EngineClient:
         try:
             return self._load_once(request, listen)
         except EngineDiedError:
+            if self._closed:
+                raise
             return self._load_once(msgspec.structs.replace(request, id=self.next_id()), listen)
 
     def _load_once(self, request: protocol.Load, listen: Listener) -> protocol.Loaded:
@@ -166,12 +174,12 @@ class EngineClient:
 
         Starts a fresh engine if the last one died. Raises what the engine reports, or EngineDiedError.
         """
-        self._revive()
+        self.revive()
         yield from self._events(request)
 
     def tokenize(self, text: str, guard: str = "") -> list[int]:
         """Tokens of a rendered prompt."""
-        self._revive()
+        self.revive()
         request = protocol.Tokenize(id=self.next_id(), text=text, guard=guard)
         return self._final(request, protocol.Tokenized).tokens
 
@@ -186,15 +194,22 @@ class EngineClient:
             process.channel.write(protocol.encode(protocol.Cancel(id=self.next_id(), target=target)))
 
     def close(self) -> None:
-        """End the process. A later request starts another."""
+        """End the process, whatever it is doing; there will be no other."""
         with self._lock:
+            self._closed = True
             process, self._process = self._process, None
         if process is not None:
             process.stop()
 
-    def _revive(self) -> None:
+    @property
+    def needs_revival(self) -> bool:
+        """True if an engine had a model and died."""
         process = self._process
-        if self._load is not None and (process is None or process.died is not None):
+        return self._load is not None and (process is None or process.died is not None)
+
+    def revive(self) -> None:
+        """Start a fresh engine with the last model, if there was one and it died."""
+        if self.needs_revival and self._load is not None:
             self._load_once(msgspec.structs.replace(self._load, id=self.next_id()), lambda event: None)
 
     def _events(self, request: protocol.Request) -> Iterator[protocol.AnyEvent]:

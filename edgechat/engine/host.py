@@ -24,6 +24,8 @@ from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
 
+_REMEMBERED = 100
+
 
 def main(arguments: list[str]) -> int:
     """Serve one client until it shuts the engine down or goes away."""
@@ -64,14 +66,14 @@ class Host:
                 return
             self._begin(request.id)
             try:
-                event = self._execute(request, arrived_s)
+                self._send(self._execute(request, arrived_s))
             except EdgechatError as error:
-                event = protocol.Failed(id=request.id, error=type(error).__name__, message=str(error))
+                self._send(protocol.Failed(id=request.id, error=type(error).__name__, message=str(error)))
             except MemoryError:
-                event = protocol.Failed(id=request.id, error="PlanError", message="the engine ran out of memory")
+                words = "the engine ran out of memory"
+                self._send(protocol.Failed(id=request.id, error="PlanError", message=words))
             finally:
                 self._end(request.id)
-            self._send(event)
 
     def _read(self) -> None:
         while (body := self._channel.read()) is not None:
@@ -82,6 +84,8 @@ class Host:
             if isinstance(request, protocol.Cancel):
                 self._cancel(request.target)
             else:
+                if isinstance(request, protocol.Shutdown):
+                    self._stop_running()
                 self._requests.put((request, time.monotonic()))
         # The client is gone. Nothing here is worth an orderly end: conversations are not kept in this process.
         os._exit(0)
@@ -89,10 +93,15 @@ class Host:
     def _cancel(self, target: int) -> None:
         with self._lock:
             self._cancelled.add(target)
-            if self._running == target:
-                self._load_cancelled = True
-                if self._context is not None:
-                    self._context.abort()
+            running = self._running == target
+        if running:
+            self._stop_running()
+
+    def _stop_running(self) -> None:
+        with self._lock:
+            self._load_cancelled = True
+            if self._context is not None:
+                self._context.abort()
 
     def _begin(self, request_id: int) -> None:
         with self._lock:
@@ -106,7 +115,8 @@ class Host:
     def _end(self, request_id: int) -> None:
         with self._lock:
             self._running = None
-            self._cancelled = {t for t in self._cancelled if t > request_id}  # ids grow
+            # Ids grow, but a later one may be executed first: only what is long past is forgotten.
+            self._cancelled = {t for t in self._cancelled - {request_id} if t > request_id - _REMEMBERED}
 
     def _execute(self, request: protocol.AnyRequest, arrived_s: float) -> protocol.Event:
         if isinstance(request, protocol.Load):
@@ -138,6 +148,7 @@ class Host:
         bundle = find_bundle()
         module, _ = probe.choose(bundle, lambda words: self._send(protocol.BackendTesting(id=request.id, words=words)))
         self._backend = module.name
+        self._send(protocol.BackendChosen(id=request.id, backend=module.name))
         native = bindings.load(bundle, module)
         started = time.monotonic()
         model = Model(

@@ -86,6 +86,12 @@ class BackendTesting(Event, frozen=True):
     words: str
 
 
+class BackendChosen(Event, frozen=True):
+    """This module computes from here on; a crash is its fault."""
+
+    backend: str
+
+
 class LoadProgressed(Event, frozen=True):
     """A part of the weights is loaded, from 0 to 1."""
 
@@ -168,7 +174,7 @@ class EngineStats(Event, frozen=True):
 
 
 class Failed(Event, frozen=True):
-    """The request failed; the engine is as it was before it."""
+    """The request failed; the engine lives. After a failed Load it holds no model."""
 
     error: str
     """Name of a class in edgechat.errors."""
@@ -177,7 +183,7 @@ class Failed(Event, frozen=True):
 
 AnyRequest = Load | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
-    BackendTesting | LoadProgressed | Loaded | Tokenized | PrefillProgressed
+    BackendTesting | BackendChosen | LoadProgressed | Loaded | Tokenized | PrefillProgressed
     | TokensGenerated | TurnFinished | EngineStats | Failed
 )  # fmt: skip
 FINAL: Final = (Loaded, Tokenized, TurnFinished, EngineStats, Failed)

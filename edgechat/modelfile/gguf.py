@@ -24,8 +24,9 @@ MAX_KEYS: Final = 1 << 16
 MAX_KEY_BYTES: Final = 1 << 16
 MAX_KEPT_ELEMENTS: Final = 4096
 """Arrays up to this length are kept (one value per layer); longer ones are vocabularies."""
+MAX_KEPT_IN_ALL: Final = 1 << 18
+"""Elements of all arrays that are kept: a bound on memory, far above one value per layer for each key."""
 MAX_DIMS: Final = 4
-MAX_DEPTH: Final = 2
 
 _STRING, _ARRAY = 8, 9
 _SCALARS: Final = {
@@ -41,9 +42,11 @@ def read_header(path: Path) -> ModelHeader:
 
     Raises ModelFileError, naming the file and what is wrong with it.
     """
-    if path.is_dir():
-        raise ModelFileError(f"{path} is a directory: name a .gguf file in it")
     try:
+        if path.is_dir():
+            raise ModelFileError(f"{path} is a directory: name a .gguf file in it")
+        if path.exists() and not path.is_file():
+            raise ModelFileError(f"{path} is not a regular file")
         with path.open("rb") as file:
             size = file.seek(0, 2)
             return _Walk(path, file, size).header()
@@ -62,6 +65,7 @@ class _Walk:
         self._size = size
         self._window = b""
         self._at = 0
+        self._kept = 0
         file.seek(0)
 
     def header(self) -> ModelHeader:
@@ -80,7 +84,7 @@ class _Walk:
             key = self._string("a metadata key", MAX_KEY_BYTES)
             if key in metadata or key in lengths:
                 raise self._wrong(f"has the metadata key {key!r} twice")
-            value = self._value(self._scalar(_U32, key), key, depth=0)
+            value = self._value(self._scalar(_U32, key), key)
             if isinstance(value, _Long):
                 lengths[key] = value.length
             else:
@@ -97,18 +101,19 @@ class _Walk:
             array_lengths=lengths, tensors=tuple(tensors), data_offset=data_offset,
         )  # fmt: skip
 
-    def _value(self, kind: int, key: str, depth: int) -> Any:
+    def _value(self, kind: int, key: str) -> Any:
         if kind in _SCALARS:
             return self._scalar(_SCALARS[kind], key)
         if kind == _STRING:
             return self._string(key, MAX_HEADER_BYTES)
-        if kind != _ARRAY or depth >= MAX_DEPTH:
+        if kind != _ARRAY:
             raise self._wrong(f"has a value of unknown type {kind} under {key!r}")
         element = self._scalar(_U32, key)
         length = self._count(f"elements of {key!r}", MAX_HEADER_BYTES, least_bytes=self._least_bytes(element, key))
-        if length <= MAX_KEPT_ELEMENTS:
-            return [self._value(element, key, depth + 1) for _ in range(length)]
-        self._skip_elements(element, length, key, depth)
+        if length <= MAX_KEPT_ELEMENTS and self._kept + length <= MAX_KEPT_IN_ALL:
+            self._kept += length
+            return [self._value(element, key) for _ in range(length)]
+        self._skip_elements(element, length, key)
         return _Long(length)
 
     def _least_bytes(self, element: int, key: str) -> int:
@@ -116,18 +121,13 @@ class _Walk:
             return _SCALARS[element].size
         if element == _STRING:
             return 8
-        if element == _ARRAY:
-            return 12
-        raise self._wrong(f"has elements of unknown type {element} under {key!r}")
+        raise self._wrong(f"has elements of an impossible type {element} under {key!r}")
 
-    def _skip_elements(self, element: int, length: int, key: str, depth: int) -> None:
+    def _skip_elements(self, element: int, length: int, key: str) -> None:
         if element in _SCALARS:
             self._take(_SCALARS[element].size * length, key)
-        elif element == _STRING:
-            self._skip_strings(length, key)
         else:
-            for _ in range(length):
-                self._value(element, key, depth + 1)
+            self._skip_strings(length, key)
 
     def _skip_strings(self, length: int, key: str) -> None:
         # Vocabularies have up to 260,000 strings: this loop is most of the time that reading a header takes.

@@ -63,6 +63,11 @@ class Bundle(msgspec.Struct, frozen=True):
             raise RuntimeLoadError(f"the native bundle is damaged: {path} is missing; {HOW_TO_GET_IT}")
         return path
 
+    def check(self) -> None:
+        """Raise RuntimeLoadError if a library that every backend needs is missing."""
+        for name in ("ggml-base", "ggml", "llama", "edgechat"):
+            self.library(name)
+
 
 class _Manifest(msgspec.Struct):
     build_id: str
@@ -80,7 +85,7 @@ def find_bundle() -> Bundle:
     named = os.environ.get("EDGECHAT_NATIVE_DIR")
     package = Path(__file__).resolve().parent.parent
     installed, linked = package / "_native", package / "_native_link"
-    directory = Path(named) if named else linked if linked.exists() else installed
+    directory = Path(named).resolve() if named else linked if linked.exists() else installed
     try:
         manifest = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=_Manifest)
     except (OSError, msgspec.MsgspecError) as error:

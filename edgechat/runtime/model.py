@@ -12,7 +12,9 @@ from pathlib import Path
 from edgechat.errors import ModelFileError
 from edgechat.runtime.bindings import Bindings
 
-_CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
+# LLAMA_TOKEN_ATTR_UNKNOWN and LLAMA_TOKEN_ATTR_CONTROL: what llama.cpp finds in a text only with parse_special.
+# User-defined tokens (HTML tags, runs of spaces) are found in every text: they are how ordinary text merges.
+_SPECIAL = 1 << 0 | 1 << 3
 
 
 class Model:
@@ -100,10 +102,10 @@ class Model:
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
-        """Text to token of every control token, longest first: what user text must never turn into."""
+        """Text to token of every special token, longest first: what user text must never turn into."""
         llama, vocab = self.bindings.llama, self.vocab
         get_attr = llama.llama_vocab_get_attr
-        found = {self._special(t): t for t in range(self.n_vocab) if get_attr(vocab, t) & _CONTROL}
+        found = {self._special(t): t for t in range(self.n_vocab) if get_attr(vocab, t) & _SPECIAL}
         found.pop("", None)
         return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 

@@ -16,6 +16,7 @@ from edgechat.errors import RuntimeLoadError
 from edgechat.hardware.cpu import Cpu, read_cpu
 from edgechat.runtime import verdicts
 from edgechat.runtime.bundle import HOW_TO_GET_IT, Bundle, Module
+from edgechat.runtime.selftest import PASSED, REFUSED, WRONG
 from edgechat.runtime.verdicts import Verdict
 
 # The slowest single step takes under 0.1 s on a laptop core; this is room for a board twenty times slower.
@@ -24,6 +25,11 @@ TOTAL_S = 60.0
 # Two, because kernels set up per-thread state (AMX tiles): one thread would not show it.
 N_THREADS = 2
 
+# Ends that a module's kernels are to blame for. SIGKILL and an exit code are not among them.
+CRASHES = {
+    -getattr(signal, name) for name in ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGABRT") if hasattr(signal, name)
+} | {0xC0000005, 0xC000001D, 0xC0000409}  # Windows: access violation, illegal instruction, fail fast
+
 
 def choose(bundle: Bundle, tell: Callable[[str], None] = lambda words: None) -> tuple[Module, Verdict]:
     """The best module that works here, from memory where possible, and what is known of it.
@@ -31,6 +37,7 @@ def choose(bundle: Bundle, tell: Callable[[str], None] = lambda words: None) -> 
     `tell` gets a line of words before each self test, which takes about a second. Raises RuntimeLoadError
     with every module's reason if none works.
     """
+    bundle.check()
     tried = []
     for module, verdict in judge(bundle, tell):
         if verdict.usable:
@@ -56,7 +63,8 @@ def _known(bundle: Bundle, module: Module, cpu: Cpu, tell: Callable[[str], None]
     if verdict is None:
         tell(f"testing the backend {module.name}")
         verdict = selftest(module)
-        verdicts.remember(name, verdict)
+        if verdict.status != "untested":
+            verdicts.remember(name, verdict)
     return verdict
 
 
@@ -64,7 +72,7 @@ def selftest(module: Module) -> Verdict:
     """Try a module in a child process; returns within `TOTAL_S` whatever the module does."""
     started = time.monotonic()
     child = subprocess.Popen(
-        process.command("_selftest", module.path, str(N_THREADS)),
+        process.command("_selftest", module.path, str(N_THREADS), str(int(TOTAL_S))),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env={**os.environ, "EDGECHAT_NATIVE_DIR": str(Path(module.path).parent)},
     )  # fmt: skip
@@ -127,14 +135,17 @@ def _verdict(module: Module, report: _Report, *, stalled: bool, code: int, elaps
 
     if stalled:
         return verdict("hung", f"made no progress for {STALL_S:g} s in: {report.stage}")
-    if code < 0 or (code not in (0, 1)):
+    if code in CRASHES:
         return verdict("crashed", f"died by {death(code)} in: {report.stage}")
-    if report.failures:
+    if code == WRONG and report.failures:
         more = f" (and {len(report.failures) - 1} more)" if len(report.failures) > 1 else ""
         return verdict("wrong", f"computes wrong numbers: {report.failures[0]}{more}")
-    if code == 1 or not report.done:
+    if code == REFUSED:
         return verdict("refused", "cannot be loaded here: this CPU lacks instructions that it needs")
-    return verdict("passed", f"passed {report.checks} checks in {elapsed_s:.1f} s")
+    if code == PASSED and report.done:
+        return verdict("passed", f"passed {report.checks} checks in {elapsed_s:.1f} s")
+    # An accident that says nothing of the module (no memory, no temporary file): tried again next time.
+    return verdict("untested", f"its self test ended by {death(code)} in: {report.stage}")
 
 
 def death(code: int) -> str:

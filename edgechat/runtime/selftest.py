@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 
 from edgechat.runtime.bundle import find_bundle
 
+# Exit codes, apart from those that an accident in Python or the C library has.
+PASSED, WRONG, REFUSED = 0, 10, 11
+
 
 def main(arguments: list[str]) -> int:
-    """Run the native self test; its report goes to stdout. Returns 0 if every check passed."""
-    module, n_threads = arguments
+    """Run the native self test; its report goes to stdout. Returns PASSED, WRONG or REFUSED."""
+    module, n_threads, longest_s = arguments
+    if hasattr(signal, "alarm"):
+        signal.alarm(int(longest_s))  # who started this may be gone
     if sys.platform == "linux":
         no_core_dump()
     library = ctypes.CDLL(str(find_bundle().library("edgechat")))
     library.edgechat_selftest.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
     library.edgechat_selftest.restype = ctypes.c_int
-    return 0 if library.edgechat_selftest(os.fsencode(module), int(n_threads), 1) == 0 else 1
+    failures = library.edgechat_selftest(os.fsencode(module), int(n_threads), 1)
+    return PASSED if failures == 0 else WRONG if failures > 0 else REFUSED
 
 
 def no_core_dump() -> None:

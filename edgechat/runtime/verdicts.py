@@ -26,8 +26,9 @@ class Verdict(msgspec.Struct, frozen=True):
     """What is known of one module on this machine."""
 
     module: str
-    status: Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "distrusted"]
-    """`refused`: it needs instructions that this CPU lacks. `distrusted`: it died in real use."""
+    status: Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "distrusted", "untested"]
+    """`refused`: it needs instructions that this CPU lacks. `distrusted`: it died in real use.
+    `untested`: its self test met an accident."""
     reason: str
     """For a person, in words."""
     checks: int = 0
@@ -69,9 +70,14 @@ def record_death(name: str, module: str, how: str) -> None:
     file = _read()
     file.deaths[name] = file.deaths.get(name, 0) + 1
     if file.deaths[name] >= DEATHS_UNTIL_DISTRUST:
-        reason = f"passed its self test, but the engine died on it {file.deaths[name]} times, last by {how}"
+        reason = f"passed its self test, but the engine died on it {file.deaths[name]} times, last by {how}; `edgechat doctor --retest` tries it anew"
         file.verdicts[name] = Verdict(module=module, status="distrusted", reason=reason)
     _write(file)
+
+
+def forget() -> None:
+    """Forget everything: every module is tested anew."""
+    _write(_File())
 
 
 def _read() -> _File:

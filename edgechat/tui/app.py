@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from edgechat.chat.visible import visible
-from edgechat.errors import EdgechatError
+from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, TemplateError
 from edgechat.tui import events
 from edgechat.tui.prompt import Prompt
 
@@ -54,8 +55,9 @@ class ChatApp(App[int]):
         self.session: Session | None = None
         """The conversation; None until the first frame is painted."""
         self._problems = problems
-        self._state = "starting"
-        self._busy = True
+        self._busy = True  # also while the model loads
+        self._answering = False
+        self._quitting = False
         self._queued: list[str] = []
         self._answer: Markdown | None = None
         self._answer_text = ""
@@ -74,7 +76,7 @@ class ChatApp(App[int]):
         self.query_one(Prompt).focus()
         self.query_one("#transcript", VerticalScroll).anchor()
         for problem in self._problems:
-            self._note(f"{problem} (using the default)")
+            self._note(f"{problem} (ignored)")
         self._show_state("starting")
         self.call_after_refresh(self._open)
 
@@ -83,13 +85,15 @@ class ChatApp(App[int]):
         gc.enable()  # see edgechat.cli.commands
         try:
             self._opened_session()
-        except EdgechatError as error:
-            self.post_message(events.Failed(str(error)))
+        except Exception as error:  # noqa: BLE001  (whatever it is, the screen must say it and go on)
+            self.post_message(events.Failed(_words(error)))
         else:
             self.post_message(events.Opened())
 
     def _opened_session(self) -> Session:
         """The session, made and opened unless it is; for threads. Raises EdgechatError."""
+        if self._quitting:
+            raise EngineDiedError("the chat is being left")
         if self.session is None:
             self.session = self._make_session()
         if self.session.loaded is None:
@@ -115,9 +119,10 @@ class ChatApp(App[int]):
                 elif isinstance(event, TurnEnded):
                     self.post_message(batch.take())
                     self.post_message(events.Ended(event))
-        except EdgechatError as error:
+        except Exception as error:  # noqa: BLE001  (whatever it is, the screen must say it and go on)
             self.post_message(batch.take())
-            self.post_message(events.Failed(str(error)))
+            taken_back = text if isinstance(error, (ContextOverflowError, TemplateError)) else ""
+            self.post_message(events.Failed(_words(error), taken_back))
 
     @on(Prompt.Sent)
     async def _on_sent(self, message: Prompt.Sent) -> None:
@@ -128,7 +133,7 @@ class ChatApp(App[int]):
         await self._say(message.text)
 
     async def _say(self, text: str) -> None:
-        self._busy = True
+        self._busy = self._answering = True
         self._answer, self._answer_text, self._n_tokens, self._first_s = None, "", 0, 0.0
         self._mount(Static(visible(text), classes="user", markup=False))
         self._show_state("reading")
@@ -137,7 +142,7 @@ class ChatApp(App[int]):
     @property
     def _leaving(self) -> bool:
         """True when the screen is being taken down while a thread still talks."""
-        return not self.query("#live")
+        return self._quitting or not any(widget.is_attached for widget in self.query("#transcript"))
 
     async def on_working(self, message: events.Working) -> None:
         """Loading, testing or prefill goes on."""
@@ -191,19 +196,36 @@ class ChatApp(App[int]):
         if self._leaving:
             return
         self._mount(Static(visible(message.words), classes="error", markup=False))
+        self._give_back(message.taken_back)
         await self._idle()
 
     async def _idle(self, detail: str = "") -> None:
-        self._busy = False
+        self._busy = self._answering = False
         self._show_state("ready", detail)
         if self._queued:
             await self._say(self._queued.pop(0))
 
     def action_stop(self) -> None:
-        """Stop the answer; its text stays."""
-        self._queued.clear()
-        if self._busy and self.session is not None:
+        """Stop the answer; its text stays. Messages that wait go back to the input."""
+        waiting, self._queued = self._queued, []
+        self._give_back("\n\n".join(waiting))
+        if self._answering and self.session is not None:
             self.session.stop()
+
+    def _give_back(self, text: str) -> None:
+        """Put words that were not said into the input, after what is there."""
+        if text:
+            prompt = self.query_one(Prompt)
+            prompt.text = "\n\n".join(t for t in (prompt.text, text) if t)
+            prompt.move_cursor(prompt.document.end)
+
+    async def action_quit(self) -> None:
+        """Leave at once: the engine is closed first, because a thread waits for its words."""
+        self._quitting = True
+        if self.session is not None:
+            self._show_state("leaving")
+            await asyncio.to_thread(self.session.close)
+        self.exit(0)
 
     def _note(self, words: str) -> None:
         self._mount(Static(visible(words), classes="note", markup=False))
@@ -216,6 +238,10 @@ class ChatApp(App[int]):
         if self.session is not None and self.session.loaded is not None:
             parts += [f"context {self._context_tokens}/{self.session.loaded.n_ctx}", self.session.model_path.stem]
         self.query_one("#live", Static).update("  ".join(p for p in parts if p), layout=False)
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, EdgechatError) else f"an unexpected {type(error).__name__}: {error}"
 
 
 def run_app(make_session: Callable[[], Session], problems: list[str]) -> int:

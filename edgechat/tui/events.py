@@ -41,11 +41,12 @@ class Ended(Message):
 
 
 class Failed(Message):
-    """The engine or the model failed."""
+    """The engine or the model failed; `taken_back` is a message that could not be asked."""
 
-    def __init__(self, words: str) -> None:
+    def __init__(self, words: str, taken_back: str = "") -> None:
         super().__init__()
         self.words = words
+        self.taken_back = taken_back
 
 
 class Batch:

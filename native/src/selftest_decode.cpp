@@ -8,9 +8,15 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -37,6 +43,17 @@ struct ContextFree {
 using File    = std::unique_ptr<std::FILE, FileCloser>;
 using Model   = std::unique_ptr<llama_model, ModelFree>;
 using Context = std::unique_ptr<llama_context, ContextFree>;
+
+// Nowhere on a disk where that can be: a full or read-only one says nothing of the backend.
+std::FILE * new_file() {
+#ifdef __linux__
+    const int fd = memfd_create("edgechat-selftest", MFD_CLOEXEC);
+    if (fd >= 0) {
+        return fdopen(fd, "w+b");
+    }
+#endif
+    return std::tmpfile();
+}
 
 class Writer {
   public:
@@ -72,7 +89,7 @@ class Writer {
     }
 
     File write() const {
-        File file(std::tmpfile());
+        File file(new_file());
         if (file && gguf_write_to_file_ptr(file_.get(), file.get(), false)) {
             std::rewind(file.get());
             return file;
@@ -160,8 +177,7 @@ void selftest_decode(ggml_backend_dev_t device, int n_threads, Report & report) 
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     const File file = Writer().write();
     if (!file) {
-        report.fail("decode of a tiny model: no temporary file can be written");
-        return;
+        std::exit(1);  // an accident, not a failure
     }
     ggml_backend_dev_t devices[] = {device, nullptr};
     llama_model_params params    = llama_model_default_params();

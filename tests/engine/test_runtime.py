@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,27 +99,45 @@ def test_a_decode_beyond_the_context_is_refused(model: Model) -> None:
     assert len(context.tokens) == N_CTX
 
 
-def test_closing_twice_frees_once(model: Model) -> None:
-    context, sampler = a_context(model), Sampler(model, SamplingParams())
-    for owner in (context, sampler, model):
-        owner.close()
-        owner.close()
-        assert not owner._finalizer.alive
-    context.abort()  # too late to matter, and harmless
+class Spy:
+    """Notes which of llama.cpp's functions were called."""
+
+    def __init__(self, native: Bindings, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+        self.called: list[str] = []
+        for name in names:
+            monkeypatch.setattr(native.llama, name, self._wrap(name, getattr(native.llama, name)))
+
+    def _wrap(self, name: str, function: Callable[[object], None]) -> Callable[[object], None]:
+        def call(pointer: object) -> None:
+            self.called.append(name)
+            function(pointer)
+
+        return call
 
 
-def test_what_is_not_referenced_is_freed_in_order(native: Bindings, tiny_path: Path) -> None:
-    freed: list[str] = []
+def test_what_is_not_referenced_is_freed_in_order(
+    native: Bindings, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy(native, monkeypatch, "llama_free", "llama_model_free")
     model = Model(native, tiny_path)
     context = a_context(model)
-    weakref.finalize(model, freed.append, "model")
-    weakref.finalize(context, freed.append, "context")
     del model
     gc.collect()
-    assert freed == []  # the context still needs it
+    assert spy.called == []  # the context still needs it
     del context
     gc.collect()
-    assert freed == ["context", "model"]
+    assert spy.called == ["llama_free", "llama_model_free"]
+
+
+def test_closing_twice_frees_once(native: Bindings, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(native, monkeypatch, "llama_free", "llama_model_free", "llama_sampler_free")
+    model = Model(native, tiny_path)
+    context, sampler = a_context(model), Sampler(model, SamplingParams())
+    for owner in (sampler, context, model):
+        owner.close()
+        owner.close()
+    assert spy.called == ["llama_sampler_free", "llama_free", "llama_model_free"]
+    context.abort()  # too late to matter, and harmless
 
 
 def test_memory_is_told_by_buffer(model: Model) -> None:

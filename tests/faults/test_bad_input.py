@@ -152,3 +152,35 @@ def test_json_has_what_is_documented(cli: Cli) -> None:
     # context and compute buffers are the plan's.
     assert stats["peak_rss_bytes"]["client"] < 80 << 20
     assert stats["peak_rss_bytes"]["engine"] < (96_576_768 + 188_743_680 + 103_024_640) + (120 << 20)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file names are Unicode on Windows")
+def test_arguments_and_names_that_are_not_text(cli: Cli, tmp_path: Path) -> None:
+    refused(cli("ask", os.fsdecode(b"caf\xe9")), 2, "UTF-8")
+    refused(cli("ask", "Hi", "-m", os.fsdecode(b"/caf\xe9.gguf")), 3, "does not exist")
+    refused(cli("ask", "Hi", "-m", "x" * 300 + ".gguf"), 3, "name too long")
+    refused(cli("ask", "Hi", "-m", "~nosuchuser/x.gguf"), 3, "does not exist")
+    os.mkfifo(tmp_path / "pipe.gguf")
+    refused(cli("ask", "Hi", "-m", str(tmp_path / "pipe.gguf")), 3, "not a regular file")
+    refused(cli("-m", "x.gguf", "ask", "Hi"), 2, "options go after the command")
+
+
+def test_what_lies_in_the_current_directory_is_not_taken_for_a_model_by_name(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "starter").write_text("planted")
+    assert cli("ask", "Hi", "--max-tokens", "2", cwd=tmp_path).returncode == 0
+
+
+def test_words_of_a_template_cannot_act_on_a_terminal(tmp_path: Path, cli: Cli) -> None:
+    path = write_tiny_llama(tmp_path / "shout.gguf", template="{{ raise_exception('\x1b[2Jgone') }}")
+    result = cli("ask", "Hi", "-m", str(path))
+    assert result.returncode == 3
+    assert "\x1b" not in result.stderr
+    assert "␛[2Jgone" in result.stderr
+
+
+def test_a_report_leaves_out_who_and_where(cli: Cli, tmp_path: Path) -> None:
+    environment = os.environ | {"HOME": str(tmp_path)}
+    result = cli("doctor", "--report", env=environment)
+    assert result.returncode == 0
+    assert str(tmp_path) not in result.stdout
+    assert "~/" in result.stdout

@@ -166,5 +166,44 @@ async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
         await pilot.press("ctrl+q")
         app.post_message(events.TextArrived("more", 1))
         app.post_message(events.Failed("too late"))
-    assert app.return_code == 0
+        await until(lambda: app.return_code == 0, seconds=5)  # the answer would take much longer
+        assert session(app).engine.pid is None
+
+
+async def test_a_message_that_does_not_fit_goes_back_to_the_input(starter: Path) -> None:
+    app = an_app(starter, n_ctx=256, max_tokens=3)
+    async with app.run_test() as pilot:
+        app.query_one(Prompt).text = "word " * 300
+        await pilot.press("enter")
+        await until(lambda: words(app, "error"))
+        assert "the context holds 256" in words(app, "error")[0]
+        assert app.query_one(Prompt).text.startswith("word word")
+        assert session(app).messages == []
+        app.query_one(Prompt).text = "Hi"
+        await pilot.press("enter")
+        await until(lambda: answers(app))
+    session(app).close()
+
+
+async def test_stopping_before_the_first_word_keeps_turns_alternating(starter: Path) -> None:
+    app = an_app(starter, n_ctx=8192)
+    async with app.run_test() as pilot:
+        await until(lambda: live(app).startswith("ready"))
+        app.query_one(Prompt).text = "word " * 6000
+        await pilot.press("enter", "escape")
+        await until(lambda: live(app).startswith("ready"))
+        assert [m.role for m in session(app).messages] == ["user", "assistant"]
+        assert session(app).messages[1].interrupted
+    session(app).close()
+
+
+async def test_messages_that_wait_go_back_to_the_input_on_escape(starter: Path) -> None:
+    app = an_app(starter)
+    async with app.run_test() as pilot:
+        for text in (LONG, "next", "and then"):
+            app.query_one(Prompt).text = text
+            await pilot.press("enter")
+        await until(lambda: answers(app))
+        await pilot.press("escape")
+        assert app.query_one(Prompt).text == "next\n\nand then"
     session(app).close()

@@ -106,6 +106,21 @@ def test_lying_tensors_are_refused(
     assert words in reason(path)
 
 
+def test_arrays_of_arrays_and_too_much_to_keep(tmp_path: Path) -> None:
+    def with_arrays(element: int, count: int, content: bytes, arrays: int) -> Path:
+        out = b"GGUF" + struct.pack("<IQQ", 3, 0, arrays)
+        for number in range(arrays):
+            out += struct.pack("<Q", 6) + f"k{number:05}".encode() + struct.pack("<IIQ", 9, element, count) + content
+        path = tmp_path / "arrays.gguf"
+        path.write_bytes(out + bytes(64))
+        return path
+
+    assert "impossible type 9" in reason(with_arrays(9, 1, struct.pack("<IQ", 0, 1) + b"x", 1))
+    found = read_header(with_arrays(0, 4096, bytes(4096), 100))
+    assert sum(len(v) for v in found.metadata.values()) == 1 << 18
+    assert sum(found.array_lengths.values()) == 100 * 4096
+
+
 def test_an_honest_small_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "honest.gguf"
     path.write_bytes(header(("a", (32,), 0, 0), ("b", (32, 2), 2, 128)))
