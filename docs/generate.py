@@ -16,7 +16,9 @@ HEAD = "# The command line\n\nMade by `make docs` from the commands' own help.\n
 
 def main() -> int:
     """Write or check the file; 1 if a check fails."""
-    text = HEAD + "".join(sections(edgechat, click.Context(edgechat, info_name="edgechat")))
+    text = HEAD + "".join(
+        sections(edgechat, click.Context(edgechat, info_name="edgechat", **edgechat.context_settings))
+    )
     if "--check" not in sys.argv:
         TARGET.write_text(text, encoding="utf-8")
         return 0

@@ -101,7 +101,7 @@ def _take(values: dict[str, Any], name: str, value: object, where: str, problems
 
 
 def _read_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
-    if not path.is_file():  # the usual case: no TOML reader is imported
+    if not path.exists():  # the usual case: no TOML reader is imported
         return {}
     if sys.version_info >= (3, 11):
         import tomllib

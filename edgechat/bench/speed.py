@@ -150,7 +150,8 @@ def _measure_peer(peer: Path, module: str, workload: Workload) -> Sample:
             decode_tps=next(r.samples_ts[0] for r in rows if r.n_gen),
         )
     except (msgspec.MsgspecError, StopIteration, IndexError) as error:
-        raise EngineError(f"{peer} failed (exit code {result.returncode}): {result.stderr[-500:]}") from error
+        said = result.stderr[-500:].strip() or "what it printed is not llama-bench's JSON"
+        raise EngineError(f"{peer} failed (exit code {result.returncode}): {said}") from error
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,8 @@ class Progressed(msgspec.Struct, frozen=True):
     phase: Literal["testing", "loading", "prefill"]
     words: str
     fraction: float | None = None
+    context_tokens: int = 0
+    """Tokens in the context so far, in the phase `prefill`."""
 
 
 class TextAdded(msgspec.Struct, frozen=True):
@@ -97,7 +100,7 @@ class Session:
         self.plan = plan(
             header,
             available_bytes=read_memory().available_bytes,
-            n_threads=self.options.n_threads or usable_threads(),
+            n_threads=self._threads(),
             n_ctx=self.options.n_ctx,
         )
         loaded = self.engine.load(_load_request(self.engine.next_id(), self.plan), lambda e: _tell(e, listen))
@@ -107,6 +110,14 @@ class Session:
                 "which it may not have been trained for"
             )
         return loaded
+
+    def _threads(self) -> int:
+        wanted, most = self.options.n_threads, os.cpu_count() or 1
+        if wanted is None:
+            return usable_threads()
+        if wanted > most:  # threads that wait for each other without a core each take minutes for a word
+            self.warnings.append(f"{wanted} threads are more than the {most} of this machine: using {most}")
+        return min(wanted, most)
 
     def send(self, text: str) -> Iterator[SessionEvent]:
         """Say something and yield the answer as it comes; the last event is TurnEnded.
@@ -168,7 +179,8 @@ class Session:
         for event in _until(self.engine.generate(request), stop, lambda: self.engine.cancel(request.id)):
             if isinstance(event, protocol.PrefillProgressed):
                 words = f"reading {event.done_tokens} of {event.total_tokens} tokens"
-                yield Progressed("prefill", words, event.done_tokens / event.total_tokens)
+                fraction = event.done_tokens / event.total_tokens
+                yield Progressed("prefill", words, fraction, event.done_tokens)
             elif isinstance(event, protocol.TokensGenerated):
                 handed_over = handed_over or time.monotonic()
                 yield TextAdded(event.text, len(event.tokens))

@@ -39,7 +39,7 @@ def question(prompt: str | None) -> str:
     parts = [prompt] if prompt else []
     if prompt:
         prompt.encode()  # an argument that is not UTF-8 holds what cannot be encoded again: UnicodeEncodeError
-    if sys.stdin is not None and not sys.stdin.isatty():
+    if not sys.stdin.isatty():
         data = sys.stdin.buffer.read()
         try:
             parts.append(data.decode("utf-8-sig"))

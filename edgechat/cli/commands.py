@@ -61,7 +61,7 @@ def edgechat(context: click.Context, /, **options: object) -> None:
         if any(value is not None for value in options.values()):
             raise UsageError(f"options go after the command: edgechat {context.invoked_subcommand} ... OPTIONS")
         return
-    if sys.stdin is None or not sys.stdin.isatty():
+    if not sys.stdin.isatty():
         ask_stdin(**options)
         return
     if not sys.stdout.isatty():

@@ -132,7 +132,9 @@ def _print(found: dict[str, Any]) -> None:
     )
     bundle = found["bundle"]
     if bundle:
-        click.echo(f"bundle     {bundle['build_id']}, llama.cpp {bundle['llama_cpp_commit']}, {bundle['compiler']}")
+        click.echo(
+            f"bundle     {bundle['build_id']}, llama.cpp {bundle['llama_cpp_commit']}, C++ compiler {bundle['compiler']}"
+        )
     click.echo("backends")
     for backend in found["backends"]:
         mark = "*" if backend["module"] == found["backend"] else " "

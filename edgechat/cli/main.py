@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from edgechat.process import HIDDEN
@@ -9,11 +10,22 @@ from edgechat.process import HIDDEN
 
 def main() -> None:
     """Run a hidden subcommand of a child process, or the command line."""
+    have_standard_streams()
     if len(sys.argv) > 1 and sys.argv[1] in HIDDEN:
         sys.exit(_hidden(sys.argv[1], sys.argv[2:]))
     from edgechat.cli.commands import run
 
     sys.exit(run())
+
+
+def have_standard_streams() -> None:
+    """Open what was closed on the null device, as some services start programs.
+
+    Otherwise a pipe of ours would get the number of a standard stream, and a child would lose it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (for good)
 
 
 def _hidden(name: str, arguments: list[str]) -> int:

@@ -47,20 +47,16 @@ def path() -> None:
 @config.command()
 def validate() -> None:
     """Say what is wrong with the settings; exit code 2 if anything is."""
-    from edgechat.config import load
-
-    _, problems = load()
-    if problems:
-        raise SettingsError("\n".join(["these settings are not used:", *(f"  {p}" for p in problems)]))
+    _refuse_problems()
     click.echo("the settings are fine")
 
 
 @config.command()
 def edit() -> None:
-    """Open the settings file in $EDITOR, and check it afterwards."""
+    """Open the settings file in $EDITOR, and check it afterwards; exit code 2 if anything is wrong."""
     import msgspec
 
-    from edgechat.config import Settings, load
+    from edgechat.config import Settings
     from edgechat.paths import config_file
 
     file = config_file()
@@ -72,10 +68,19 @@ def edit() -> None:
             file.write_text(_TEMPLATE + "\n".join(lines) + "\n", encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"{file} cannot be made: {error.strerror or error}") from error
-    click.edit(filename=str(file))
+    try:
+        click.edit(filename=str(file))
+    except click.ClickException as error:
+        raise SettingsError(f"{error.message} (the editor is $VISUAL or $EDITOR)") from error
+    _refuse_problems()
+
+
+def _refuse_problems() -> None:
+    from edgechat.config import load
+
     _, problems = load()
-    for problem in problems:
-        click.echo(f"edgechat: {problem} (ignored)", err=True)
+    if problems:
+        raise SettingsError("\n".join(["these settings are not used:", *(f"  {p}" for p in problems)]))
 
 
 def _toml(value: object) -> str:

@@ -40,7 +40,7 @@ class _Process:
 
     def __init__(self) -> None:
         log = logs.open_log()
-        self._log_start = log.seek(0, 2) if log else 0
+        self._log_start = logs.size()
         try:
             self.child, self.channel = spawn(["_engine"], log or subprocess.DEVNULL)
         finally:
@@ -74,6 +74,8 @@ class _Process:
             with self._lock:
                 final = isinstance(event, protocol.FINAL)
                 events = self._waiting.pop(event.id, None) if final else self._waiting.get(event.id)
+            if isinstance(event, protocol.TurnFinished) and event.finish_reason == "cancelled":
+                self._log_start = logs.size()  # llama.cpp logs an abort as a failure, which nobody dies of
             if isinstance(event, protocol.BackendChosen):
                 self.backend = event.backend
             if events is not None:

@@ -19,10 +19,17 @@ _F32_BYTES: Final = 4
 PROCESS_BYTES: Final = 128 << 20
 
 
+# Types that some CPU module keeps in a layout of its own (ggml-cpu/repack.cpp, amx.cpp): with a mapped file
+# that is a second copy of these weights.
+_REPACKED: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"))
+
+
 class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes by what they are for."""
 
     weights: int
+    repacked: int
+    """A second copy of weights whose kernels want another layout; at most this much, and only beside a mapped file."""
     kv_cache: int
     compute: int
     process: int = PROCESS_BYTES
@@ -30,7 +37,7 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.kv_cache + self.compute + self.process
+        return self.weights + self.repacked + self.kv_cache + self.compute + self.process
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +53,7 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     estimate: MemoryEstimate
 
 
-def estimate(header: ModelHeader, n_ctx: int, n_ubatch: int = N_UBATCH) -> MemoryEstimate:
+def estimate(header: ModelHeader, n_ctx: int, *, use_mmap: bool = True, n_ubatch: int = N_UBATCH) -> MemoryEstimate:
     """Memory for `header` with a context of `n_ctx` tokens.
 
     The KV cache counts every layer as full attention in F16, an upper bound for sliding windows and hybrids.
@@ -55,6 +62,7 @@ def estimate(header: ModelHeader, n_ctx: int, n_ubatch: int = N_UBATCH) -> Memor
     widest = max(header.number("feed_forward_length"), header.n_embd)
     return MemoryEstimate(
         weights=header.tensor_bytes,
+        repacked=sum(t.size_bytes for t in header.tensors if t.type in _REPACKED) if use_mmap else 0,
         kv_cache=header.n_layers * header.kv_width * n_ctx * _F16_BYTES,
         compute=min(n_ubatch, n_ctx) * (header.n_vocab + 4 * widest) * _F32_BYTES,
     )
@@ -63,14 +71,18 @@ def estimate(header: ModelHeader, n_ctx: int, n_ubatch: int = N_UBATCH) -> Memor
 def plan(header: ModelHeader, *, available_bytes: int, n_threads: int, n_ctx: int | None = None) -> LoadPlan:
     """The plan for one model file within `available_bytes`.
 
-    Without a wish for `n_ctx` the context shrinks from `DEFAULT_N_CTX` until it fits. Raises PlanError, with
-    the numbers, if nothing does.
+    If two copies of the weights might not fit, the file is read instead of mapped, which leaves one. Then, without
+    a wish for `n_ctx`, the context shrinks from `DEFAULT_N_CTX` until it fits. Raises PlanError, with the
+    numbers, if nothing does.
     """
     chosen = n_ctx or min(header.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
     needed = estimate(header, chosen)
+    use_mmap = needed.total <= available_bytes
+    if not use_mmap:
+        needed = estimate(header, chosen, use_mmap=False)
     while n_ctx is None and needed.total > available_bytes and chosen > MIN_N_CTX:
         chosen = max(MIN_N_CTX, chosen // 2)
-        needed = estimate(header, chosen)
+        needed = estimate(header, chosen, use_mmap=False)
     if needed.total > available_bytes:
         raise PlanError(
             f"{header.path} needs about {_mib(needed.total)} with a context of {chosen} tokens "
@@ -80,7 +92,7 @@ def plan(header: ModelHeader, *, available_bytes: int, n_threads: int, n_ctx: in
         )
     return LoadPlan(
         model_path=header.path, n_ctx=chosen, n_threads=n_threads, n_batch=N_UBATCH, n_ubatch=N_UBATCH,
-        use_mmap=True, use_extra_bufts=True, estimate=needed,
+        use_mmap=use_mmap, use_extra_bufts=True, estimate=needed,
     )  # fmt: skip
 
 

@@ -27,6 +27,14 @@ def open_log() -> IO[bytes] | None:
         return None
 
 
+def size() -> int:
+    """Bytes in the log; 0 if there is none."""
+    try:
+        return paths.log_file().stat().st_size
+    except OSError:
+        return 0
+
+
 def last_lines(path: Path, start: int, count: int = 5) -> list[str]:
     """The last non-empty lines of a log after byte `start`; none if it cannot be read."""
     try:

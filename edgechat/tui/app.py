@@ -101,7 +101,7 @@ class ChatApp(App[int]):
         return self.session
 
     def _tell(self, event: Progressed) -> None:
-        self.post_message(events.Working(event.words))
+        self.post_message(events.Working(event.words, event.context_tokens))
 
     @work(thread=True, group="engine", exit_on_error=False)
     def _send(self, text: str) -> None:
@@ -115,7 +115,7 @@ class ChatApp(App[int]):
                     if batch.age_s() >= PAINT_S:
                         self.post_message(batch.take())
                 elif isinstance(event, Progressed):
-                    self.post_message(events.Working(event.words))
+                    self._tell(event)
                 elif isinstance(event, TurnEnded):
                     self.post_message(batch.take())
                     self.post_message(events.Ended(event))
@@ -142,12 +142,14 @@ class ChatApp(App[int]):
     @property
     def _leaving(self) -> bool:
         """True when the screen is being taken down while a thread still talks."""
-        return self._quitting or not any(widget.is_attached for widget in self.query("#transcript"))
+        there = [widget for widget in self.query("#transcript, #live, #prompt") if widget.is_attached]
+        return self._quitting or len(there) < len(("transcript", "live", "prompt"))
 
     async def on_working(self, message: events.Working) -> None:
         """Loading, testing or prefill goes on."""
         if self._leaving:
             return
+        self._context_tokens = message.context_tokens or self._context_tokens
         self._show_state(message.words)
 
     async def on_opened(self, _message: events.Opened) -> None:
@@ -170,6 +172,7 @@ class ChatApp(App[int]):
             self._n_tokens = -message.n_tokens  # the first ones took no decoding time
             await self._mount(self._answer)
         self._n_tokens += message.n_tokens
+        self._context_tokens += message.n_tokens
         text = visible(message.text)
         self._answer_text += text
         await self._answer.append(text)
@@ -201,7 +204,8 @@ class ChatApp(App[int]):
 
     async def _idle(self, detail: str = "") -> None:
         self._busy = self._answering = False
-        self._show_state("ready", detail)
+        loaded = self.session is not None and self.session.loaded is not None
+        self._show_state("ready" if loaded else "no model", detail)
         if self._queued:
             await self._say(self._queued.pop(0))
 

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 class Working(Message):
     """Something that takes time goes on."""
 
-    def __init__(self, words: str) -> None:
+    def __init__(self, words: str, context_tokens: int = 0) -> None:
         super().__init__()
         self.words = words
+        self.context_tokens = context_tokens
 
 
 class Opened(Message):

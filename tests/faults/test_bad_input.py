@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Cli
+from tests.conftest import Cli, edgechat_command
 from tests.models import write_tiny_llama
 
 TINY_TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -163,6 +165,28 @@ def test_arguments_and_names_that_are_not_text(cli: Cli, tmp_path: Path) -> None
     os.mkfifo(tmp_path / "pipe.gguf")
     refused(cli("ask", "Hi", "-m", str(tmp_path / "pipe.gguf")), 3, "not a regular file")
     refused(cli("-m", "x.gguf", "ask", "Hi"), 2, "options go after the command")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(closed: str, tmp_path: Path) -> None:
+    command = " ".join(map(shlex.quote, edgechat_command("ask", "Hi", "--max-tokens", "2")))
+    result = subprocess.run(f"{command} {closed}", shell=True, capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_a_full_disk_is_one_line(cli: Cli) -> None:
+    for arguments in (["ask", "Hi", "--max-tokens", "2"], ["config", "show"], ["doctor", "--json"]):
+        with Path("/dev/full").open("w") as full:
+            result = cli(*arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+        refused(result, 4, "No space left")
+
+
+def test_more_threads_than_cores_are_not_used(cli: Cli) -> None:
+    result = cli("ask", "Hi", "--max-tokens", "2", "--threads", "400")
+    assert result.returncode == 0
+    assert "using" in result.stderr
 
 
 def test_what_lies_in_the_current_directory_is_not_taken_for_a_model_by_name(cli: Cli, tmp_path: Path) -> None:

@@ -79,13 +79,13 @@ def test_messages_survive_the_pipe() -> None:
     assert protocol.decode_event(protocol.encode(event)[4:]) == event
 
 
-def a_model(weights: int = 1 << 30, n_ctx_train: int = 32768) -> ModelHeader:
+def a_model(weights: int = 1 << 30, n_ctx_train: int = 32768, kind: int = 24) -> ModelHeader:
     metadata = {
         "general.architecture": "llama", "llama.block_count": 16, "llama.embedding_length": 2048,
         "llama.attention.head_count": 32, "llama.attention.head_count_kv": 8, "llama.feed_forward_length": 8192,
         "llama.context_length": n_ctx_train, "llama.vocab_size": 32000,
     }  # fmt: skip
-    tensor = Tensor("w", (weights,), 24, 0, weights)
+    tensor = Tensor("w", (weights,), kind, 0, weights)
     return ModelHeader("m.gguf", weights, 3, metadata, {}, (tensor,), 0)
 
 
@@ -99,10 +99,20 @@ def test_the_context_shrinks_until_it_fits() -> None:
     roomy = plan(header, available_bytes=16 << 30, n_threads=2)
     tight = plan(header, available_bytes=estimate(header, 2048).total, n_threads=2)
     assert (roomy.n_ctx, tight.n_ctx) == (8192, 2048)
+    assert (roomy.use_mmap, tight.use_mmap) == (True, False)
     with pytest.raises(PlanError, match="MiB are available"):
         plan(header, available_bytes=1 << 29, n_threads=2)
     with pytest.raises(PlanError, match="context of 32768"):
         plan(header, available_bytes=estimate(header, 8192).total, n_threads=2, n_ctx=32768)
+
+
+def test_two_copies_of_the_weights_are_avoided_where_they_would_not_fit() -> None:
+    header = a_model(kind=2)
+    once, twice = (estimate(header, 8192, use_mmap=m).total for m in (False, True))
+    assert twice - once == header.tensor_bytes
+    assert plan(header, available_bytes=twice, n_threads=2).use_mmap
+    squeezed = plan(header, available_bytes=twice - 1, n_threads=2)
+    assert (squeezed.use_mmap, squeezed.n_ctx) == (False, 8192)
 
 
 @given(st.integers(1 << 20, 1 << 35), st.integers(0, 1 << 34))
