@@ -103,7 +103,7 @@ def native_prefix(*, variants: str, cuda: bool = False, metal: bool = False, pee
         "environment": {k: os.environ.get(k, "") for k in ("CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDAFLAGS")},
         "platform": [sys.platform, platform.machine()],
     }
-    inputs |= {k: os.environ[k] for k in ("CC", "MACOSX_DEPLOYMENT_TARGET") if os.environ.get(k)}
+    inputs |= {k: os.environ[k] for k in ("MACOSX_DEPLOYMENT_TARGET",) if os.environ.get(k)}
     # llama.cpp takes minutes and depends on less than libedgechat does: its build tree is kept.
     tree = cache_dir() / "tree" / identity(inputs)
     inputs["sources"] = {p.name: digest(p) for p in sorted((NATIVE / "src").iterdir())}
