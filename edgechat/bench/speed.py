@@ -68,7 +68,6 @@ def compare(workload: Workload, peer: Path | None, tell: Callable[[str], None] =
     try:
         backend = _load(engine, workload)
         module = next(m for m in bundle.modules if m.name == backend)
-        _measure(engine, workload)  # warm up, as llama-bench does
         for number in range(workload.rounds):
             tell(f"round {number + 1} of {workload.rounds}")
             runs: list[Callable[[], None]] = [lambda: ours.append(_measure(engine, workload))]
@@ -105,13 +104,14 @@ def _load(engine: EngineClient, workload: Workload) -> str:
 
 
 def _measure(engine: EngineClient, workload: Workload) -> Sample:
+    # llama-bench runs the prompt and one token unmeasured before it measures either: so does this.
     depth = _tokens(workload.n_depth)
-    _generate(engine, depth or _tokens(1), 1)
-    prompt = depth + _tokens(workload.n_prompt)
-    prefill = _generate(engine, prompt, 1).prefill_tps
-    # Decoding starts from the depth; its first token comes out of the prefill and is not counted.
-    _generate(engine, _tokens(1), 1)
-    decode = _generate(engine, depth + _tokens(1), workload.n_gen + 1).decode_tps
+    for measured in (False, True):
+        _generate(engine, depth or _tokens(1), 1)
+        prefill = _generate(engine, depth + _tokens(workload.n_prompt), 1).prefill_tps
+        # Decoding starts from the depth; its first token comes out of the prefill and is not counted.
+        _generate(engine, _tokens(1), 1)
+        decode = _generate(engine, depth + _tokens(1), workload.n_gen + 1 if measured else 2).decode_tps
     return Sample(prefill, decode)
 
 

@@ -18,8 +18,8 @@ from edgechat.errors import ContextOverflowError, EngineError
 from edgechat.runtime.context import Context, DecodeAborted
 from edgechat.runtime.sampler import Sampler, SamplingParams
 
-# Events wake the client, which then competes with the compute threads; people read no faster than this.
-FLUSH_S = 0.05
+# Events wake the client, which then competes with the compute threads; people read no faster than twelve times a second.
+FLUSH_S = 0.08
 
 Send = Callable[[PrefillProgressed | TokensGenerated], None]
 FinishReason = Literal["stop", "length", "cancelled"]

@@ -135,6 +135,7 @@ def _load_edgechat(bundle: Bundle) -> ctypes.CDLL:
         "edgechat_threadpool_new": (pointer, [integer]),
         "edgechat_threadpool_attach": (None, [pointer, pointer]),
         "edgechat_threadpool_free": (None, [pointer]),
+        "edgechat_argmax": (ctypes.c_int32, [ctypes.POINTER(ctypes.c_float), ctypes.c_int32]),
         "edgechat_memory_breakdown": (integer, [pointer, ctypes.POINTER(MemoryEntry), integer]),
     }
     for name, (result, arguments) in signatures.items():

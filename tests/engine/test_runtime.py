@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgechat.errors import EngineError, ModelFileError, RuntimeLoadError
 from edgechat.runtime.bindings import Bindings, load
@@ -166,6 +169,13 @@ def test_what_leaves_one_candidate_is_greedy(model: Model, params: SamplingParam
     context.decode([1, 300, 301])
     expected = Sampler(model, SamplingParams(temperature=0)).sample(context)
     assert Sampler(model, params).sample(context) == expected
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=100))
+def test_argmax_is_the_first_of_the_largest(native: Bindings, logits: list[float]) -> None:
+    array = (ctypes.c_float * len(logits))(*logits)
+    assert native.edgechat.edgechat_argmax(array, len(logits)) == logits.index(max(logits))
 
 
 def test_without_a_seed_one_is_drawn(model: Model) -> None:
