@@ -19,7 +19,8 @@ from edgechat.runtime.bundle import HOW_TO_GET_IT, Bundle, Module
 from edgechat.runtime.selftest import PASSED, REFUSED, WRONG
 from edgechat.runtime.verdicts import Verdict
 
-# The slowest single step takes under 0.1 s on a laptop core; this is room for a board twenty times slower.
+# The slowest step, the tiny decode, took 0.07 s on two server cores with their best module, and 0.5 s with the plainest one
+# while a compiler ran beside it: this is room for a board that is ten times slower still.
 STALL_S = 5.0
 TOTAL_S = 60.0
 # Two, because kernels set up per-thread state (AMX tiles): one thread would not show it.
