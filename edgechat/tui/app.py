@@ -12,6 +12,7 @@ from textual import on, work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.widget import MountError
 from textual.widgets import Static
 
 from edgechat.chat.visible import visible
@@ -175,7 +176,10 @@ class ChatApp(App[int]):
         self._context_tokens += message.n_tokens
         text = visible(message.text)
         self._answer_text += text
-        await self._answer.append(text)
+        try:
+            await self._answer.append(text)
+        except MountError:
+            return  # the screen was taken down meanwhile
         self._show_state("answering", self._speed())
 
     def _speed(self) -> str:
@@ -241,7 +245,8 @@ class ChatApp(App[int]):
         parts = [state, detail]
         if self.session is not None and self.session.loaded is not None:
             parts += [f"context {self._context_tokens}/{self.session.loaded.n_ctx}", self.session.model_path.stem]
-        self.query_one("#live", Static).update("  ".join(p for p in parts if p), layout=False)
+        for live in self.query("#live").results(Static):  # none, when the screen was taken down meanwhile
+            live.update("  ".join(p for p in parts if p), layout=False)
 
 
 def _words(error: Exception) -> str:
