@@ -13,6 +13,7 @@ import msgspec
 
 from edgechat.chat.messages import Message
 from edgechat.engine.pipe import Channel, spawn
+from edgechat.engine.protocol import frame
 from edgechat.errors import TemplateError
 
 TIMEOUT_S: Final = 5.0
@@ -71,7 +72,7 @@ class Renderer:
         replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
         def exchange() -> None:
-            sent = channel.write(len(body).to_bytes(4, "big") + body)
+            sent = channel.write(frame(body))
             replies.put(channel.read() if sent else None)
 
         threading.Thread(target=exchange, name="render", daemon=True).start()

@@ -17,6 +17,7 @@ import jinja2.sandbox
 import msgspec
 
 from edgechat.engine.pipe import inherited
+from edgechat.engine.protocol import frame
 
 MAX_BYTES: Final = 256 << 20
 MAX_RESULT_CHARS: Final = 16 << 20
@@ -96,7 +97,7 @@ def main(arguments: list[str]) -> int:
     decoder = msgspec.msgpack.Decoder(RenderRequest)
     while (body := channel.read()) is not None:
         reply = msgspec.msgpack.encode(render(environment, compiled, decoder.decode(body)))
-        if not channel.write(len(reply).to_bytes(4, "big") + reply):
+        if not channel.write(frame(reply)):
             break
     return 0
 

@@ -23,12 +23,10 @@ from edgechat.errors import EdgechatError, EngineDiedError, by_name
 from edgechat.hardware.cpu import read_cpu
 from edgechat.runtime import logs, verdicts
 from edgechat.runtime.bundle import find_bundle
-from edgechat.runtime.probe import death
+from edgechat.runtime.probe import ABORTS, CRASHES, death
 
-# Ends that a backend's kernels may be to blame for. Not SIGABRT: that is llama.cpp refusing a model.
-_CRASHES: Final = {
-    -getattr(signal, name) for name in ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE") if hasattr(signal, name)
-} | {0xC0000005, 0xC000001D}  # Windows: access violation, illegal instruction
+# In real use an abort is llama.cpp refusing a model, which is no fault of the backend.
+_CRASHES: Final = CRASHES - ABORTS
 _EXIT_S: Final = 2.0
 
 T = TypeVar("T", bound=protocol.Event)

@@ -198,6 +198,11 @@ def encode(message: Request | Event) -> bytes:
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:
         raise EngineError(f"a message of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES} between processes")
+    return frame(body)
+
+
+def frame(body: bytes) -> bytes:
+    """`body` with its length before it."""
     return len(body).to_bytes(4, "big") + body
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 from edgechat import process
 from edgechat.errors import RuntimeLoadError
@@ -26,10 +27,14 @@ TOTAL_S = 60.0
 # Two, because kernels set up per-thread state (AMX tiles): one thread would not show it.
 N_THREADS = 2
 
-# Ends that a module's kernels are to blame for. SIGKILL and an exit code are not among them.
-CRASHES = {
-    -getattr(signal, name) for name in ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGABRT") if hasattr(signal, name)
-} | {0xC0000005, 0xC000001D, 0xC0000409}  # Windows: access violation, illegal instruction, fail fast
+# Ends that a module's kernels are to blame for. SIGKILL and an exit code are not among them. The hexadecimal ones are
+# Windows': fail fast; access violation and illegal instruction.
+ABORTS: Final = {-signal.SIGABRT, 0xC0000409}
+CRASHES: Final = (
+    ABORTS
+    | {-getattr(signal, name) for name in ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE") if hasattr(signal, name)}
+    | {0xC0000005, 0xC000001D}
+)
 
 
 def choose(bundle: Bundle, tell: Callable[[str], None] = lambda words: None) -> tuple[Module, Verdict]:

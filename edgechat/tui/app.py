@@ -61,7 +61,6 @@ class ChatApp(App[int]):
         self._quitting = False
         self._queued: list[str] = []
         self._answer: Markdown | None = None
-        self._answer_text = ""
         self._n_tokens = 0
         self._first_s = 0.0
         self._context_tokens = 0
@@ -135,7 +134,7 @@ class ChatApp(App[int]):
 
     async def _say(self, text: str) -> None:
         self._busy = self._answering = True
-        self._answer, self._answer_text, self._n_tokens, self._first_s = None, "", 0, 0.0
+        self._answer, self._n_tokens, self._first_s = None, 0, 0.0
         self._mount(Static(visible(text), classes="user", markup=False))
         self._show_state("reading")
         self._send(text)
@@ -174,10 +173,8 @@ class ChatApp(App[int]):
             await self._mount(self._answer)
         self._n_tokens += message.n_tokens
         self._context_tokens += message.n_tokens
-        text = visible(message.text)
-        self._answer_text += text
         try:
-            await self._answer.append(text)
+            await self._answer.append(visible(message.text))
         except MountError:
             return  # the screen was taken down meanwhile
         self._show_state("answering", self._speed())
