@@ -16,7 +16,27 @@ from edgechat import paths
 ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are drawn. The defaults are llama.cpp's, but for the penalties, which are off."""
+
+    temperature: float = 0.8
+    """How freely tokens are drawn; 0 always takes the likeliest."""
+    top_k: int = 40
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 0.95
+    """Keep the likeliest tokens whose probabilities add up to this; 1 keeps all."""
+    min_p: float = 0.05
+    """Drop tokens less likely than this part of the likeliest; 0 drops none."""
+    repeat_penalty: float = 1.0
+    """Make recent tokens less likely; 1 is off."""
+    seed: int | None = None
+    """Same seed, same text; absent: a new one for each answer."""
+
+
+GREEDY: Final = Sampling(temperature=0.0)
+
+
+class Settings(Sampling, frozen=True, kw_only=True):
     """Every setting with its default; the file and the environment use the same names."""
 
     model: str = "starter"
@@ -27,20 +47,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Compute threads; absent: the physical cores."""
     max_tokens: int | None = None
     """Longest answer in tokens; absent: no limit but the context."""
-    temperature: float = 0.8
-    """How freely tokens are drawn; 0 always takes the likeliest."""
-    top_k: int = 40
-    """Keep the k likeliest tokens; 0 keeps all."""
-    top_p: float = 0.95
-    """Keep the likeliest tokens whose probabilities add up to this."""
-    min_p: float = 0.05
-    """Drop tokens less likely than this part of the likeliest."""
-    repeat_penalty: float = 1.0
-    """Make recent tokens less likely; 1 is off."""
-    seed: int | None = None
-    """Same seed, same text; absent: a new one for each answer."""
     system_prompt: str = ""
     """What the model is told before every conversation."""
+    reasoning: bool | None = None
+    """Let models that can think do so before they answer; absent: where it is no long wait on this machine."""
+    titles: bool = True
+    """Have the model name new conversations when it has nothing else to do."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """The part that the sampler needs."""
+        return Sampling(**{name: getattr(self, name) for name in Sampling.__struct_fields__})
 
 
 # Inclusive bounds. Beyond them llama.cpp would fail, or worse, not fail.
@@ -68,7 +85,7 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
     problems: list[Problem] = []
     values: dict[str, Any] = {}
     file = path or paths.config_file()
-    for name, value in _read_file(file, problems).items():
+    for name, value in read_file(file, problems).items():
         _take(values, name, value, f"{file}: {name}", problems)
     for name in Settings.__struct_fields__:
         variable = ENVIRONMENT_PREFIX + name.upper()
@@ -100,7 +117,8 @@ def _take(values: dict[str, Any], name: str, value: object, where: str, problems
         values[name] = value
 
 
-def _read_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
+def read_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
+    """A TOML file; what is wrong with it goes to `problems`."""
     if not path.exists():  # the usual case: no TOML reader is imported
         return {}
     if sys.version_info >= (3, 11):

@@ -8,6 +8,10 @@
     |- RuntimeLoadError      (4)  no native bundle, or none of its backends works here
     |- EngineError           (4)  the engine refused or failed a request
     |  `- EngineDiedError    (4)  the engine process is gone
+    |- StoreError            (4)  conversations that cannot be read or written
+    |  `- DamagedError       (4)  a database that is not one any more
+    |- AttachmentError       (2)  a file that cannot go with a message
+    |- ImportRefusedError    (2)  a file that holds no conversations we can read
     |- ContextOverflowError  (5)  a prompt longer than the context
     `- PlanError             (5)  a model that does not fit in memory
 
@@ -59,6 +63,26 @@ class EngineError(EdgechatError):
 
 class EngineDiedError(EngineError):
     """The engine process is gone; the message names the signal or exit code and the last log lines."""
+
+
+class StoreError(EdgechatError):
+    """Conversations cannot be read or written: no space, a locked or read-only database, an unknown id."""
+
+
+class DamagedError(StoreError):
+    """The database is damaged; the message says how to get out of it what can be read."""
+
+
+class AttachmentError(EdgechatError):
+    """A file that cannot go with a message."""
+
+    exit_code = 2
+
+
+class ImportRefusedError(EdgechatError):
+    """A file that holds no conversations we can read; nothing of it was imported."""
+
+    exit_code = 2
 
 
 class ContextOverflowError(EdgechatError):

@@ -39,6 +39,16 @@ def config_file() -> Path:
     return config_dir() / "config.toml"
 
 
+def history_file() -> Path:
+    """The database of conversations."""
+    return data_dir() / "history.db"
+
+
+def personas_dir() -> Path:
+    """Personas, a TOML file each."""
+    return config_dir() / "personas"
+
+
 def models_dir() -> Path:
     """Model files that belong to edgechat."""
     return data_dir() / "models"

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
@@ -120,7 +121,7 @@ def _tokens(count: int) -> list[int]:
 
 
 def _generate(engine: EngineClient, tokens: list[int], count: int) -> protocol.GenerationStats:
-    request = protocol.Generate(id=engine.next_id(), tokens=tokens, max_tokens=count, ignore_eog=True, temperature=0.0)
+    request = protocol.Generate(id=engine.next_id(), tokens=tokens, max_tokens=count, ignore_eog=True, sampling=GREEDY)
     *_, last = engine.generate(request)
     if not isinstance(last, protocol.TurnFinished):
         raise EngineError("the engine ended a measurement without its figures")

@@ -1,18 +1,98 @@
-"""What is said in a conversation."""
+"""What is said in a conversation, as values: messages know nothing of where they are kept."""
 
 from __future__ import annotations
 
-from typing import Literal
+import secrets
+import time
+from typing import Any, Final, Literal
 
 import msgspec
 
-Role = Literal["system", "user", "assistant"]
+from edgechat.engine.protocol import GenerationStats
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["", "streaming", "stop", "length", "cancelled", "interrupted"]
+"""How an answer ended. "" for messages that are no answers of ours; "streaming" while it is being written;
+"cancelled" when the user stopped it; "interrupted" when something else did."""
+
+UNFINISHED: Final = ("streaming", "cancelled", "interrupted")
 
 
-class Message(msgspec.Struct, frozen=True):
-    """One turn of one speaker."""
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that came with a message; its bytes are kept once, under their hash."""
 
+    sha256: str
+    name: str
+    media_type: str
+    size_bytes: int
+
+    @property
+    def is_image(self) -> bool:
+        """True for pictures, which only some models see."""
+        return self.media_type.startswith("image/")
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """A node of a conversation's tree. Messages with the same parent are alternatives."""
+
+    id: str
+    parent_id: str | None = None
     role: Role
-    content: str
-    interrupted: bool = False
-    """True for an answer that was stopped or cut off; what was said is kept."""
+    text: str = ""
+    reasoning: str = ""
+    """What the model thought before the answer, without the marks around it."""
+    attachments: tuple[Attachment, ...] = ()
+    created_at_ms: int = 0
+    """Wall clock, milliseconds since 1970; 0 if an import did not say. Only shown: order is the store's."""
+    model: str = ""
+    finish_reason: FinishReason = ""
+    n_tokens: int | None = None
+    """Tokens that were generated for this answer; None for what is no answer of ours."""
+    stats: GenerationStats | None = None
+    context_start_id: str | None = None
+    """The first message that the model still saw when this answer began; None if it saw all of them."""
+    active_child_id: str | None = None
+    """The alternative below that was gone on with last."""
+
+    @property
+    def interrupted(self) -> bool:
+        """True for an answer that was stopped or cut off; what was said is kept."""
+        return self.finish_reason in UNFINISHED
+
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a conversation besides its messages."""
+
+    id: str
+    title: str = ""
+    model: str = ""
+    """As the user named it: a catalogue name or a path."""
+    settings: dict[str, Any] = {}
+    """Settings that were chosen for this conversation alone, by their names in `edgechat.config.Settings`."""
+    pinned: bool = False
+    archived: bool = False
+    tags: tuple[str, ...] = ()
+    folder: str = ""
+    created_at_ms: int = 0
+    updated_at_ms: int = 0
+    head_id: str | None = None
+    """The last message of what is said as it stands; the path to it is shown, and answered."""
+
+
+def new_id() -> str:
+    """An identity that no other machine draws: 64 random bits in hex."""
+    return secrets.token_hex(8)
+
+
+def now_ms() -> int:
+    """The wall clock."""
+    return time.time_ns() // 1_000_000
+
+
+def first_line(text: str, n_chars: int = 60) -> str:
+    """A title out of a message: its first line that says something, cut at a word."""
+    line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
+    if len(line) <= n_chars:
+        return line
+    cut = line[:n_chars]
+    return (cut.rsplit(" ", 1)[0] if " " in cut[n_chars // 2 :] else cut) + "…"

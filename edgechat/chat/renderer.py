@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import re
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
-from edgechat.chat.messages import Message
+from edgechat.chat.reasoning import Format, joined
 from edgechat.engine.pipe import Channel, spawn
 from edgechat.engine.protocol import frame
 from edgechat.errors import TemplateError
@@ -23,8 +25,19 @@ PLAIN_NAME: Final = "plain"
 PLAIN_TEMPLATE: Final = "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n\n{% endfor %}Assistant:"
 PLAIN_STOP: Final = "\nUser:"
 
+_KNOWS_REASONING: Final = re.compile(r"reasoning_content|[.]thinking\b|[.]reasoning\b|['\"](thinking|reasoning)['\"]")
+
 # Noncharacters of Unicode: valid in a str, never part of a text.
 _GUARDS: Final = tuple(chr(c) for c in range(0xFDD0, 0xFDF0))
+
+
+class PromptMessage(msgspec.Struct, frozen=True):
+    """A message as a template sees it."""
+
+    role: str
+    content: str
+    reasoning: str = ""
+    """Reasoning of an earlier answer, for templates that decide themselves what becomes of it."""
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -50,19 +63,35 @@ class Renderer:
                 self._child, self._channel = spawn(["_render"], subprocess.DEVNULL)
 
     def render(
-        self, template: str, messages: Sequence[Message], *, bos: str, eos: str, control_tokens: Sequence[str]
-    ) -> Prompt:
-        """Render `messages` with a model's template.
+        self, template: str, messages: Sequence[PromptMessage], *, bos: str, eos: str,
+        control_tokens: Sequence[str], variables: Mapping[str, bool | str] = MappingProxyType({}),
+        form: Format | None = None, begun: PromptMessage | None = None,
+    ) -> Prompt:  # fmt: skip
+        """Render `messages` with a model's template; `variables` are what it can be told besides.
+
+        Earlier reasoning is handed over under the names that templates know. One that knows none takes it out of
+        the content itself, so it gets that as the model wrote it, with the marks of `form`. `begun` is an answer to
+        go on with.
 
         Raises TemplateError if the template fails, is refused by the sandbox, or takes over `TIMEOUT_S`.
         """
-        guarded, guard = guard_messages(messages, control_tokens)
-        body = msgspec.msgpack.encode({"template": template, "messages": guarded, "bos": bos, "eos": eos})
+        marks = None if _KNOWS_REASONING.search(template) else form
+        last = [] if begun is None else [begun]
+        guarded, guard = guard_messages([*messages, *last], control_tokens, marks)
+        if begun is not None:
+            guarded.pop()
+        body = msgspec.msgpack.encode(
+            {"template": template, "messages": guarded, "bos": bos, "eos": eos, "variables": dict(variables)}
+        )
         reply = self._exchange(body)
         error = reply.get("error")
         if error:
             raise TemplateError(f"the model's chat template cannot be used: {error}")
-        return Prompt(text=str(reply["text"]), guard=guard)
+        text = str(reply["text"])
+        if begun is not None:
+            hide = functools.partial(guard_text, pattern=_pattern(control_tokens), guard=guard)
+            text += joined(form, hide(begun.reasoning), hide(begun.content), text)
+        return Prompt(text=text, guard=guard)
 
     def _exchange(self, body: bytes) -> dict[str, str]:
         self.start()
@@ -97,26 +126,42 @@ class Renderer:
             channel.close()
 
 
-def guard_messages(messages: Sequence[Message], control_tokens: Sequence[str]) -> tuple[list[dict[str, str]], str]:
+def guard_messages(
+    messages: Sequence[PromptMessage], control_tokens: Sequence[str], marks: Format | None = None
+) -> tuple[list[dict[str, str]], str]:
     """Messages for a template, with a guard character inside every control token's text; and that guard.
 
     The guard is "" where no message holds such a text, which is nearly always.
     """
-    plain = [{"role": m.role, "content": m.content} for m in messages]
+    pattern = _pattern(control_tokens)
+    guard = ""
+    if pattern and any(re.search(pattern, m.content) or re.search(pattern, m.reasoning) for m in messages):
+        used = "".join(m.content + m.reasoning for m in messages)
+        guard = next((g for g in _GUARDS if g not in used), "")
+        if not guard:
+            raise TemplateError("a message holds every noncharacter of Unicode: remove some of them")
+    return [_wire(m, pattern, guard, marks) for m in messages], guard
+
+
+def _pattern(control_tokens: Sequence[str]) -> str:
     # Longest first: of two tokens that start alike, the longer one must not be left whole.
-    pattern = "|".join(re.escape(t) for t in sorted(control_tokens, key=len, reverse=True) if len(t) > 1)
-    if not pattern or not any(re.search(pattern, m.content) for m in messages):
-        return plain, ""
-    used = "".join(m.content for m in messages)
-    guard = next((g for g in _GUARDS if g not in used), "")
+    return "|".join(re.escape(t) for t in sorted(control_tokens, key=len, reverse=True) if len(t) > 1)
+
+
+def _wire(message: PromptMessage, pattern: str, guard: str, marks: Format | None) -> dict[str, str]:
+    content, reasoning = guard_text(message.content, pattern, guard), guard_text(message.reasoning, pattern, guard)
+    if reasoning and marks is not None:
+        return {"role": message.role, "content": joined(marks, reasoning, content)}
+    wire = {"role": message.role, "content": content}
+    if reasoning:
+        wire |= {"reasoning_content": reasoning, "reasoning": reasoning, "thinking": reasoning}
+    return wire
+
+
+def guard_text(content: str, pattern: str, guard: str) -> str:
+    """`content` with the guard inside every match of `pattern`; with no guard, as it is."""
     if not guard:
-        raise TemplateError("a message holds every noncharacter of Unicode: remove some of them")
-    for message in plain:
-        message["content"] = _guard(message["content"], pattern, guard)
-    return plain, guard
-
-
-def _guard(content: str, pattern: str, guard: str) -> str:
+        return content
     # Breaking one token up may complete another around it: again, until there is none. Every pass puts a
     # guard into each match, and no token holds a guard, so this ends.
     while (again := re.sub(pattern, lambda m: m[0][0] + guard + m[0][1:], content)) != content:

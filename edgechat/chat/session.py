@@ -1,98 +1,90 @@
-"""One conversation with one model: what the command line and the terminal both stand on."""
+"""One conversation with one model at a time: what the command line and the terminal both stand on."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Final
 
 import msgspec
 
-from edgechat.chat import renderer
-from edgechat.chat.messages import Message
-from edgechat.chat.renderer import Prompt, Renderer
+from edgechat.chat import events, renderer, titles
+from edgechat.chat.attachments import read_file, refuse_images
+from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_id, now_ms
+from edgechat.chat.prompting import BuiltPrompt, PromptBuilder
+from edgechat.chat.renderer import Renderer
+from edgechat.chat.store import Store
+from edgechat.chat.tree import Tree
+from edgechat.chat.turn import Turn
+from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.engine.protocol import GenerationStats
-from edgechat.errors import ContextOverflowError, EngineError, TemplateError
+from edgechat.errors import ContextOverflowError, EngineError, StoreError, TemplateError, UsageError
 from edgechat.hardware.cpu import usable_threads
 from edgechat.hardware.memory import read_memory
 from edgechat.modelfile.gguf import read_header
 from edgechat.planner.plan import LoadPlan, plan
 
+Listener = Callable[[events.LoadProgressed], None]
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user can choose for a conversation."""
-
-    n_ctx: int | None = None
-    n_threads: int | None = None
-    max_tokens: int | None = None
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    seed: int | None = None
-    system_prompt: str = ""
-
-
-class Progressed(msgspec.Struct, frozen=True):
-    """Something that takes time goes on."""
-
-    phase: Literal["testing", "loading", "prefill"]
-    words: str
-    fraction: float | None = None
-    context_tokens: int = 0
-    """Tokens in the context so far, in the phase `prefill`."""
-
-
-class TextAdded(msgspec.Struct, frozen=True):
-    """More of the answer."""
-
-    text: str
-    n_tokens: int
-
-
-class TurnEnded(msgspec.Struct, frozen=True):
-    """The answer is complete, or was stopped."""
-
-    finish_reason: Literal["stop", "length", "cancelled"]
-    stats: GenerationStats
-    context_tokens: int
-
-
-SessionEvent = Progressed | TextAdded | TurnEnded
-Listener = Callable[[Progressed], None]
+# A model thinks for some hundreds of tokens before it answers; below this speed that is most of a minute.
+_THINKING_TPS: Final = 15.0
 
 
 class Session:
-    """A conversation: call `open` once, then `send` for each turn, and `close` at the end.
+    """A conversation: call `open` once, then `send` and its siblings for each turn, and `close` at the end.
 
-    `messages` holds every word that was said, also of answers that were stopped or cut off.
+    Methods that answer are generators: nothing happens until they are iterated, and the answer stops when the
+    iteration does. One at a time; `stop`, `make_title` and `close` may be called from other threads.
+    Whatever is said is in the store before the engine sees it, and stays there whatever happens after.
     """
 
-    def __init__(self, model_path: Path, options: Options) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, model_path: Path, conversation: Conversation | None = None
+    ) -> None:
+        """Go on with `conversation`, which may also be a new one that only has its settings."""
+        self.store = store
+        self.settings = settings
         self.model_path = model_path
-        self.options = options
-        self.messages: list[Message] = []
-        if options.system_prompt:
-            self.messages.append(Message("system", options.system_prompt))
+        self.conversation = conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
+        self.tree = Tree()
         self.engine = EngineClient()
-        self._renderer = Renderer()
         self.plan: LoadPlan | None = None
         self.warnings: list[str] = []
-        self._running: int | None = None
+        self._renderer = Renderer()
+        self._builder: PromptBuilder | None = None
+        self._turn: Turn | None = None
         self._stop_asked = False
+        self._unsaved: dict[str, Message] = {}
+        self._title_lock = threading.Lock()
+        self._title_request: int | None = None
+        self._hidden: list[tuple[str, str | None]] = []
 
     @property
     def loaded(self) -> protocol.Loaded | None:
         """What the engine said of the model; None until it is loaded."""
         return self.engine.loaded
 
+    @property
+    def thinks(self) -> bool:
+        """True if the model reasons before it answers: as chosen, else where that is no long wait on this machine."""
+        if self._builder is None or self._builder.form is None:
+            return False
+        chosen = self.settings.reasoning
+        if chosen is not None:
+            return chosen
+        speed = self.store.decode_tps(self.model_path.name)
+        return speed is not None and speed >= _THINKING_TPS
+
     def open(self, listen: Listener = lambda event: None) -> protocol.Loaded:
-        """Check the model file, plan, and load it. Raises EdgechatError."""
+        """Read the conversation, check the model file, plan, and load it. Raises EdgechatError."""
+        if not len(self.tree) and self.conversation.head_id is not None:
+            self._read_tree()
         header = read_header(self.model_path)
         # Both processes start up while this one reads on.
         self.engine.start()
@@ -101,7 +93,7 @@ class Session:
             header,
             available_bytes=read_memory().available_bytes,
             n_threads=self._threads(),
-            n_ctx=self.options.n_ctx,
+            n_ctx=self.settings.n_ctx,
         )
         loaded = self.engine.load(_load_request(self.engine.next_id(), self.plan), lambda e: _tell(e, listen))
         if loaded.chat_template is None:
@@ -109,100 +101,305 @@ class Session:
                 f"{self.model_path.name} has no chat template: using the format {renderer.PLAIN_NAME!r}, "
                 "which it may not have been trained for"
             )
+        self._builder = PromptBuilder(self.engine, self._renderer, loaded, self.store.attachment)
         return loaded
 
     def _threads(self) -> int:
-        wanted, most = self.options.n_threads, os.cpu_count() or 1
+        wanted, most = self.settings.n_threads, os.cpu_count() or 1
         if wanted is None:
             return usable_threads()
         if wanted > most:  # threads that wait for each other without a core each take minutes for a word
             self.warnings.append(f"{wanted} threads are more than the {most} of this machine: using {most}")
         return min(wanted, most)
 
-    def send(self, text: str) -> Iterator[SessionEvent]:
-        """Say something and yield the answer as it comes; the last event is TurnEnded.
+    def change_model(self, model: str, model_path: Path, listen: Listener = lambda event: None) -> protocol.Loaded:
+        """Let another model answer from here on; it reads the whole conversation. Raises EdgechatError."""
+        self._cancel_title()
+        before = self.model_path
+        self.model_path = model_path
+        try:
+            loaded = self.open(listen)
+        except Exception:
+            self.model_path = before
+            raise
+        self._update(model=model)
+        return loaded
+
+    def _update(self, **changes: object) -> None:
+        self.conversation = msgspec.structs.replace(self.conversation, **changes)
+        if len(self.tree):
+            self.store.update(self.conversation)
+
+    # Saying something
+
+    def send(self, text: str, attachments: Sequence[Path] = ()) -> Iterator[events.SessionEvent]:
+        """Say something and yield the answer as it comes; the last event is TurnFinished or TurnInterrupted.
 
         The message stays in the conversation, and so does what was answered before a stop, an error, or the end
         of the iteration. Only a message that the model cannot be asked (ContextOverflowError, TemplateError) is
         taken back: with it in the conversation, no later one could be asked either. Raises EdgechatError.
         """
-        self.messages.append(Message("user", text))
-        asked = True
-        answer: list[str] = []
-        complete = False
+        yield from self._say(self.tree.head_id, text, *self._attach(attachments))
+
+    def edit(self, message_id: str, text: str) -> Iterator[events.SessionEvent]:
+        """Say it differently: an alternative beside a message of the user, and its answer."""
+        message = self.tree[message_id]
+        if message.role != "user":
+            raise UsageError("only what you said can be edited; an answer can be regenerated or continued")
+        yield from self._say(message.parent_id, text, message.attachments, {})
+
+    def regenerate(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
+        """Another answer beside this one (the last one), or the first to a message that has none."""
+        message = self._at(message_id)
+        asked = message.parent_id if message.role == "assistant" else message.id
+        if asked is None or self.tree[asked].role != "user":
+            raise UsageError("there is nothing that this would be an answer to")
+        yield from self._answer([], self._new_answer(asked))
+
+    def continue_answer(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
+        """Go on with an answer (the last one) where it stopped; with a copy of it if the conversation went on."""
+        answer = self._at(message_id)
+        if answer.role != "assistant" or answer.parent_id is None:
+            raise UsageError("only an answer can be continued")
+        if any(m.id != answer.id for m in self.tree.below(answer.id)):
+            copy = msgspec.structs.replace(answer, id=new_id(), created_at_ms=now_ms(), active_child_id=None)
+            yield from self._answer([], msgspec.structs.replace(copy, finish_reason="streaming"))
+        else:
+            yield from self._answer([], msgspec.structs.replace(answer, finish_reason="streaming"), before=answer)
+
+    def _at(self, message_id: str | None) -> Message:
+        message = self.tree.head if message_id is None else self.tree[message_id]
+        if message is None:
+            raise UsageError("nothing was said in this conversation yet")
+        return message
+
+    def _attach(self, files: Sequence[Path]) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
+        attached: list[Attachment] = []
+        contents: dict[str, bytes] = {}
+        for path in files:
+            data, kind = read_file(path)
+            sha256 = hashlib.sha256(data).hexdigest()
+            contents[sha256] = data
+            attached.append(Attachment(sha256=sha256, name=path.name, media_type=kind, size_bytes=len(data)))
+        refuse_images(attached, self.model_path.stem)
+        return tuple(attached), contents
+
+    def _say(
+        self, parent_id: str | None, text: str, attachments: tuple[Attachment, ...], files: Mapping[str, bytes]
+    ) -> Iterator[events.SessionEvent]:
+        message = Message(
+            id=new_id(), parent_id=parent_id, role="user", text=text, attachments=attachments, created_at_ms=now_ms()
+        )
+        if not self.conversation.title:
+            title = first_line(text) or next((a.name for a in attachments), "")
+            self.conversation = msgspec.structs.replace(self.conversation, title=title)
+        yield from self._answer([message], self._new_answer(message.id), files=files)
+
+    def _new_answer(self, asked_id: str) -> Message:
+        return Message(
+            id=new_id(), parent_id=asked_id, role="assistant", created_at_ms=now_ms(),
+            model=self.model_path.name, finish_reason="streaming",
+        )  # fmt: skip
+
+    def _answer(
+        self,
+        said: list[Message],
+        answer: Message,
+        before: Message | None = None,
+        files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> Iterator[events.SessionEvent]:
+        """Keep what is `said` and the answer to it, and have it written; `before` is an answer that goes on."""
+        self._cancel_title()
+        self._save_leftovers()
+        head_id = self.tree.head_id
+        new = [*said, answer] if before is None else []
+        if before is None:
+            self.store.append(self.conversation, new, files)
+            for message in new:
+                self.tree.add(message)
+        else:
+            self.store.claim(answer.id)
+            self.tree.select(answer.id)
+            self.tree.replace(answer)
         try:
-            for event in self._answer():
-                if isinstance(event, TextAdded):
-                    answer.append(event.text)
-                elif isinstance(event, TurnEnded):
-                    complete = event.finish_reason != "cancelled"
-                yield event
+            yield events.TurnStarted(message=self.tree[answer.parent_id or ""], answer=answer)
+            yield from self._generate(answer)
         except (ContextOverflowError, TemplateError):
-            asked = False
-            self.messages.pop()
+            if before is not None:
+                self._keep(before)
+            else:
+                self.store.retract([m.id for m in reversed(new)])
+                self.tree.remove(new[0].id)
+            if head_id is not None:
+                self.switch(head_id)
             raise
         finally:
-            if self._running is not None and not complete:
-                self.engine.cancel(self._running)
-            self._running = None
-            self._stop_asked = False
-            if asked:  # even if nothing was said: many templates insist that turns alternate
-                self.messages.append(Message("assistant", "".join(answer), interrupted=not complete))
+            if answer.id in self.tree and self.tree[answer.id].finish_reason == "streaming":  # nothing was generated
+                self._keep(msgspec.structs.replace(answer, finish_reason="interrupted"))
+
+    def _generate(self, answer: Message) -> Iterator[events.SessionEvent]:
+        started_s = time.monotonic()
+        builder = self._builder
+        if builder is None:
+            raise EngineError("the conversation is not open yet")
+        if self.engine.needs_revival:
+            yield events.LoadProgressed(phase="loading", words="starting a fresh engine")
+            self.engine.revive()
+        path = self.tree.path_to(answer.id)
+        built = self._build(builder, path)
+        if built.start:
+            start_id = path[built.start].id
+            answer = msgspec.structs.replace(answer, context_start_id=start_id)
+            yield events.TurnsDropped(n_messages=built.start, context_start_id=start_id)
+        turn = Turn(self.engine, builder, self.settings)
+        self._turn = turn
+        if self._stop_asked:
+            turn.stop()
+        try:
+            yield from turn.run(self.store, self.conversation, answer, built, started_s)
+        finally:
+            self._turn, self._stop_asked = None, False
+            if turn.answer is not None:
+                self._settle(answer.id, turn.answer, turn.problem)
+
+    def _build(self, builder: PromptBuilder, path: list[Message]) -> BuiltPrompt:
+        answered = next((m for m in reversed(path) if m.role == "assistant" and m.stats), None)
+        last_start = answered.context_start_id if answered is not None else None
+        previous = next((i for i, m in enumerate(path) if m.id == last_start), 0)
+        return builder.build(
+            path, system_prompt=self.settings.system_prompt, think=self.thinks,
+            max_tokens=self.settings.max_tokens, previous_start=previous,
+        )  # fmt: skip
+
+    def _settle(self, answer_id: str, kept: Message, problem: str) -> None:
+        """Take an answer as it is kept into the tree."""
+        if kept.id == answer_id:
+            self.tree.replace(kept)
+        else:  # another process took the answer over; ours became an alternative
+            self.tree.add(kept)
+        if problem:
+            self._unsaved[kept.id] = kept
+
+    def _keep(self, message: Message) -> None:
+        self.store.checkpoint(message)
+        self.tree.replace(message)
+
+    def _save_leftovers(self) -> None:
+        """Write what could not be written when it was said. Raises StoreError if it still cannot."""
+        for message in list(self._unsaved.values()):
+            self.store.checkpoint(message)
+            del self._unsaved[message.id]
 
     def stop(self) -> None:
         """Stop the answer that is coming, also before its first word; from any thread."""
         self._stop_asked = True
-        running = self._running
-        if running is not None:
-            self.engine.cancel(running)
+        turn = self._turn
+        if turn is not None:
+            turn.stop()
+
+    # Moving about in the tree
+
+    def fork(self, message_id: str) -> None:
+        """Go on from this message: the next one becomes an alternative to what followed it."""
+        self.store.end_path(self._path_ids(message_id))
+        self.tree.end_path(message_id)
+
+    def switch(self, message_id: str) -> None:
+        """Go on with this alternative, and below it with what was active there last."""
+        self.store.select(self._path_ids(message_id))
+        self.tree.select(message_id)
+
+    def _path_ids(self, message_id: str) -> list[str]:
+        return [m.id for m in self.tree.path_to(message_id)]
+
+    def delete(self, message_id: str) -> int:
+        """Delete a message and all below it; returns how many. `undo_delete` brings them back."""
+        self.store.hide(message_id)
+        head_id = self.tree.head_id
+        gone = self.tree.remove(message_id)
+        self._hidden.append((message_id, head_id if head_id not in self.tree else None))
+        return len(gone)
+
+    def undo_delete(self) -> bool:
+        """Bring back what was deleted last; False if there is nothing. Raises StoreError if it is gone for good."""
+        if not self._hidden:
+            return False
+        message_id, head_id = self._hidden[-1]
+        self.store.unhide(message_id)
+        self._hidden.pop()
+        self._read_tree()
+        if head_id is not None:
+            self.fork(head_id)
+        return True
+
+    def _read_tree(self) -> None:
+        self.conversation = self.store.conversation(self.conversation.id)
+        self.tree = Tree(self.store.messages(self.conversation.id), self.conversation.head_id)
+
+    # Around a turn
+
+    def context_use(self, text: str = "", attachments: Sequence[Attachment] = ()) -> tuple[int, int]:
+        """Tokens of the prompt if `text` were sent now, and how many messages at the front would leave for it.
+
+        Raises ContextOverflowError if it does not fit, TemplateError, EngineError.
+        """
+        if self._builder is None:
+            raise EngineError("the conversation is not open yet")
+        draft = Message(id="", role="user", text=text, attachments=tuple(attachments))
+        path = self.tree.path
+        built = self._build(self._builder, [*path, draft] if text or attachments else path)
+        return len(built.tokens), built.start
+
+    def choose_reasoning(self, *, on: bool | None) -> None:
+        """Have the model reason or not, in this conversation; None leaves it to the machine's speed."""
+        self.settings = msgspec.structs.replace(self.settings, reasoning=on)
+        self._update(settings={**self.conversation.settings, "reasoning": on})
+
+    def rename(self, title: str) -> None:
+        """Give the conversation another title."""
+        self._update(title=first_line(title, 200))
+
+    def make_title(self) -> str | None:
+        """Let the model name a new conversation, in idle time; None if it has a name, or something came between."""
+        builder, loaded = self._builder, self.loaded
+        path = self.tree.path
+        wanted = self.settings.titles and loaded is not None and loaded.can_rewind and titles.wanted(
+            self.conversation, path
+        )  # fmt: skip
+        if builder is None or not wanted:
+            return None
+        built = self._build(builder, [*path, Message(id="", role="user", text=titles.REQUEST)])
+        request = protocol.Generate(
+            id=self.engine.next_id(), tokens=built.tokens, max_tokens=titles.MAX_TOKENS,
+            sampling=msgspec.structs.replace(self.settings.sampling, temperature=0.0),
+        )  # fmt: skip
+        with self._title_lock:
+            if self._turn is not None:
+                return None
+            self._title_request = request.id
+        title = titles.read(self.engine.generate(request))
+        with self._title_lock:
+            cancelled, self._title_request = self._title_request is None, None
+        if cancelled or not title:
+            return None
+        self._update(title=title)
+        return title
+
+    def _cancel_title(self) -> None:
+        with self._title_lock:
+            request, self._title_request = self._title_request, None
+        if request is not None:
+            self.engine.cancel(request)
 
     def close(self) -> None:
-        """End the processes behind this conversation."""
+        """End the processes behind this conversation, and write what could not be written before."""
         self.engine.close()
         self._renderer.close()
-
-    def _answer(self) -> Iterator[SessionEvent]:
-        started = time.monotonic()
-        loaded = self.loaded
-        if loaded is None:
-            raise EngineError("the conversation is not open yet")
-        if self.engine.needs_revival:
-            yield Progressed("loading", "starting a fresh engine")
-            self.engine.revive()
-        prompt = self._render(loaded)
-        request = self._request(prompt)
-        self._running = request.id
-        if self._stop_asked:
-            self.engine.cancel(request.id)
-        stop = renderer.PLAIN_STOP if loaded.chat_template is None else ""
-        handed_over = 0.0
-        for event in _until(self.engine.generate(request), stop, lambda: self.engine.cancel(request.id)):
-            if isinstance(event, protocol.PrefillProgressed):
-                words = f"reading {event.done_tokens} of {event.total_tokens} tokens"
-                fraction = event.done_tokens / event.total_tokens
-                yield Progressed("prefill", words, fraction, event.done_tokens)
-            elif isinstance(event, protocol.TokensGenerated):
-                handed_over = handed_over or time.monotonic()
-                yield TextAdded(event.text, len(event.tokens))
-            elif isinstance(event, protocol.TurnFinished):
-                # As the user sees it: rendering and both pipes included.
-                ttft_s = (handed_over or time.monotonic()) - started
-                stats = msgspec.structs.replace(event.stats, ttft_s=ttft_s)
-                yield TurnEnded(event.finish_reason, stats, event.context_tokens)
-
-    def _render(self, loaded: protocol.Loaded) -> Prompt:
-        return self._renderer.render(
-            loaded.chat_template or renderer.PLAIN_TEMPLATE, self.messages,
-            bos=loaded.bos, eos=loaded.eos, control_tokens=loaded.control_tokens,
-        )  # fmt: skip
-
-    def _request(self, prompt: Prompt) -> protocol.Generate:
-        options = self.options
-        return protocol.Generate(
-            id=self.engine.next_id(), text=prompt.text, guard=prompt.guard, max_tokens=options.max_tokens,
-            temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
-            repeat_penalty=options.repeat_penalty, seed=options.seed,
-        )  # fmt: skip
+        try:
+            self._save_leftovers()
+        except StoreError as error:
+            self.warnings.append(str(error))
+        self.store.close()
 
 
 def _load_request(request_id: int, chosen: LoadPlan) -> protocol.Load:
@@ -215,40 +412,7 @@ def _load_request(request_id: int, chosen: LoadPlan) -> protocol.Load:
 
 def _tell(event: protocol.AnyEvent, listen: Listener) -> None:
     if isinstance(event, protocol.BackendTesting):
-        listen(Progressed("testing", event.words))
+        listen(events.LoadProgressed(phase="testing", words=event.words))
     elif isinstance(event, protocol.LoadProgressed):
-        listen(Progressed("loading", f"loading the model: {event.fraction:.0%}", event.fraction))
-
-
-def _until(events: Iterator[protocol.AnyEvent], stop: str, cancel: Callable[[], None]) -> Iterator[protocol.AnyEvent]:
-    """The events, with the text cut off where `stop` begins; "" cuts nothing."""
-    if not stop:
-        yield from events
-        return
-    held, stopped = "", False
-    for event in events:
-        if isinstance(event, protocol.TokensGenerated):
-            if stopped:
-                continue
-            held += event.text
-            found = held.find(stop)
-            if found >= 0:
-                stopped = True
-                cancel()
-                keep = found
-            else:
-                keep = len(held) - _overlap(held, stop)
-            text, held = held[:keep], held[keep:]
-            if text:
-                yield msgspec.structs.replace(event, text=text)
-        elif isinstance(event, protocol.TurnFinished):
-            if held and not stopped:
-                yield protocol.TokensGenerated(id=event.id, text=held, tokens=[])
-            yield msgspec.structs.replace(event, finish_reason="stop") if stopped else event
-        else:
-            yield event
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` could be the beginning of `stop`."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+        words = f"loading the model: {event.fraction:.0%}"
+        listen(events.LoadProgressed(phase="loading", words=words, fraction=event.fraction))

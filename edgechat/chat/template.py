@@ -32,6 +32,7 @@ class RenderRequest(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[dict[str, str]]
     bos: str
     eos: str
+    variables: dict[str, bool | str] = {}
 
 
 class RenderReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +109,7 @@ def render(environment: Sandbox, compiled: dict[str, jinja2.Template], request: 
         if request.template not in compiled:
             compiled[request.template] = environment.from_string(request.template)
         text = compiled[request.template].render(
+            **request.variables,
             messages=request.messages,
             add_generation_prompt=True,
             bos_token=request.bos,

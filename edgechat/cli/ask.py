@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,22 +15,33 @@ from edgechat.cli.options import conversation_options, session_maker
 from edgechat.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgechat.chat.session import Session, TurnEnded
+    from edgechat.chat.events import TurnFinished, TurnInterrupted
+    from edgechat.chat.session import Session
 
 
 @click.command()
 @click.argument("prompt", required=False)
 @conversation_options
+@click.option(
+    "-a",
+    "--attach",
+    "attachments",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A text or source file to go with the question; may be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, at the end.")
-def ask(prompt: str | None, as_json: bool, **options: object) -> None:
+def ask(prompt: str | None, as_json: bool, attachments: tuple[Path, ...], **options: Any) -> None:
     """Ask one question and print the answer as it comes.
 
-    What comes on standard input is appended to PROMPT.
+    What comes on standard input is appended to PROMPT. Question and answer are kept (`edgechat history`), unless
+    --ephemeral says otherwise.
     """
-    answer(question(prompt), as_json=as_json, **options)
+    answer(question(prompt), as_json=as_json, attachments=attachments, **options)
 
 
-def ask_stdin(**options: object) -> None:
+def ask_stdin(**options: Any) -> None:
     """Answer what comes on standard input."""
     answer(question(None), as_json=False, **options)
 
@@ -54,7 +66,7 @@ def question(prompt: str | None) -> str:
     return text
 
 
-def answer(text: str, *, as_json: bool, **options: object) -> None:
+def answer(text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), **options: Any) -> None:
     """Print the answer to `text`. Raises EdgechatError, and KeyboardInterrupt after Ctrl-C."""
     make_session, problems = session_maker(**options)
     session = make_session()
@@ -71,17 +83,16 @@ def answer(text: str, *, as_json: bool, **options: object) -> None:
 
     status = _Status()
     try:
-        session.open(status.show)
+        session.open(lambda event: status.show(event.words))
         for warning in session.warnings:
-            status.clear()
-            click.echo(f"edgechat: {visible(warning)}", err=True)
+            status.note(warning)
         before = signal.signal(signal.SIGINT, interrupt)
         try:
-            pieces, ended = _stream(session, text, status, quiet=as_json)
+            ended = _stream(session, text, attachments, status, quiet=as_json)
         finally:
             signal.signal(signal.SIGINT, before)
         if as_json:
-            _print_json(session, "".join(pieces), ended)
+            _print_json(session, ended)
     finally:
         status.clear()
         session.close()
@@ -89,42 +100,46 @@ def answer(text: str, *, as_json: bool, **options: object) -> None:
         raise KeyboardInterrupt
 
 
-def _stream(session: Session, text: str, status: _Status, *, quiet: bool) -> tuple[list[str], TurnEnded]:
-    from edgechat.chat.session import Progressed, TextAdded, TurnEnded
+def _stream(
+    session: Session, text: str, attachments: tuple[Path, ...], status: _Status, *, quiet: bool
+) -> TurnFinished | TurnInterrupted:
+    from edgechat.chat import events
     from edgechat.errors import EngineError
 
     # Only a terminal acts on control characters; a file or a pipe gets what the model said.
     clean = visible if sys.stdout.isatty() else str
-    pieces: list[str] = []
+    printed = False
     try:
-        for event in session.send(text):
-            if isinstance(event, Progressed):
-                status.show(event)
-            elif isinstance(event, TextAdded):
+        for event in session.send(text, attachments):
+            status.note(events.notice_words(event))
+            status.show(events.progress_words(event))
+            if isinstance(event, events.TokensGenerated) and event.text and not quiet:
                 status.clear()
-                pieces.append(event.text)
-                if not quiet:
-                    click.echo(clean(event.text), nl=False)
-            elif isinstance(event, TurnEnded):
-                return pieces, event
+                printed = True
+                click.echo(clean(event.text), nl=False)
+            elif isinstance(event, (events.TurnFinished, events.TurnInterrupted)):
+                return event
     finally:
-        if pieces and not quiet:
+        if printed:
             click.echo()
     raise EngineError("the answer ended without a last word from the engine")
 
 
-def _print_json(session: Session, text: str, ended: TurnEnded) -> None:
+def _print_json(session: Session, ended: TurnFinished | TurnInterrupted) -> None:
     import msgspec
 
     from edgechat.hardware.memory import peak_rss_bytes
 
-    loaded = session.loaded
-    stats = msgspec.structs.asdict(ended.stats)
+    loaded, answered = session.loaded, ended.answer
+    stats = msgspec.structs.asdict(answered.stats) if answered.stats is not None else {}
     stats["load_s"] = loaded.load_s if loaded else 0.0
     stats["peak_rss_bytes"] = {"engine": session.engine.stats().peak_rss_bytes, "client": peak_rss_bytes()}
     result = {
-        "text": text,
-        "finish_reason": ended.finish_reason,
+        "text": answered.text,
+        "reasoning": answered.reasoning,
+        "finish_reason": answered.finish_reason,
+        "conversation_id": session.conversation.id,
+        "message_id": answered.id,
         "model": str(session.model_path),
         "backend": loaded.backend if loaded else "",
         "stats": stats,
@@ -139,12 +154,17 @@ class _Status:
         self._active = sys.stderr.isatty()
         self._shown = False
 
-    def show(self, event: object) -> None:
-        """Show the words of a Progressed."""
-        words = getattr(event, "words", "")
+    def show(self, words: str) -> None:
+        """Show what is going on; "" changes nothing."""
         if self._active and words:
             click.echo(f"\r\x1b[2K{visible(words)}", nl=False, err=True)
             self._shown = True
+
+    def note(self, words: str) -> None:
+        """Say something that stays; "" is nothing."""
+        if words:
+            self.clear()
+            click.echo(f"edgechat: {visible(words)}", err=True)
 
     def clear(self) -> None:
         """Make the line empty again."""

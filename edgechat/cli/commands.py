@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -13,6 +14,7 @@ from edgechat.cli.ask import ask, ask_stdin
 from edgechat.cli.bench import bench
 from edgechat.cli.completion import completion
 from edgechat.cli.doctor import doctor
+from edgechat.cli.history import history
 from edgechat.cli.options import conversation_options
 from edgechat.cli.settings import config
 from edgechat.errors import EdgechatError, UsageError
@@ -52,7 +54,7 @@ class _Root(click.Group):
 @click.version_option(__version__, prog_name="edgechat")
 @conversation_options
 @click.pass_context
-def edgechat(context: click.Context, /, **options: object) -> None:
+def edgechat(context: click.Context, /, **options: Any) -> None:
     """Chat with an open-weight model on this machine.
 
     Without a command: opens the chat on a terminal, or answers what comes on standard input.
@@ -76,7 +78,7 @@ def edgechat(context: click.Context, /, **options: object) -> None:
     context.exit(run_app(make_session, [str(p) for p in problems]))
 
 
-for command in (ask, doctor, bench, config, completion):
+for command in (ask, history, doctor, bench, config, completion):
     edgechat.add_command(command)
 
 

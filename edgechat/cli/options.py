@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgechat.errors import UsageError
+
 if TYPE_CHECKING:
+    from edgechat.chat.messages import Conversation
     from edgechat.chat.session import Session
     from edgechat.config import Problem
+    from edgechat.store.sqlite import SqliteStore
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,6 +26,11 @@ _OPTIONS = (
     click.option("--seed", type=int, metavar="N", help="Same seed, same text."),
     click.option("--ctx", "n_ctx", type=int, metavar="N", help="Context in tokens."),
     click.option("--threads", "n_threads", type=int, metavar="N", help="Compute threads."),
+    click.option("--reasoning/--no-reasoning", default=None, help="Let a model that can think do so first, or not."),
+    click.option("--persona", metavar="NAME", help="A persona of yours: system prompt, model and sampling."),
+    click.option("-c", "--continue", "go_on", is_flag=True, default=None, help="Go on with the last conversation."),
+    click.option("--conversation", "conversation_id", metavar="ID", help="Go on with this conversation."),
+    click.option("--ephemeral", is_flag=True, default=None, help="Keep nothing of this conversation anywhere."),
 )
 
 
@@ -32,13 +41,21 @@ def conversation_options(function: F) -> F:
     return function
 
 
-def session_maker(**flags: object) -> tuple[Callable[[], Session], list[Problem]]:
+def session_maker(
+    *,
+    go_on: bool | None = None,
+    conversation_id: str | None = None,
+    ephemeral: bool | None = None,
+    persona: str | None = None,
+    **flags: object,
+) -> tuple[Callable[[], Session], list[Problem]]:
     """What makes the session (not opened yet), and what is wrong with the settings.
 
-    Checks everything first; what a session stands on is imported only when it is made, so that a screen can
-    be painted before. Raises click.BadParameter for a flag that cannot be used, and EdgechatError if there is
-    no such model.
-    """
+    Checks flags and settings first; what a session stands on, the conversations among it, is only read when it is
+    made, so that a screen can be painted before. Then it may raise StoreError and ModelFileError.
+
+    Raises click.BadParameter for a flag that cannot be used, and EdgechatError if there is no such model.
+    """  # fmt: skip
     import msgspec
 
     from edgechat import config
@@ -49,16 +66,74 @@ def session_maker(**flags: object) -> tuple[Callable[[], Session], list[Problem]
         wrong = config.check(name, value)
         if wrong:
             raise click.BadParameter(wrong, param_hint=_flag(name))
+    if go_on and conversation_id:
+        raise click.UsageError("--continue and --conversation name two conversations")
     settings, problems = config.load()
-    values = msgspec.structs.asdict(settings) | given
-    path = find_model(str(values.pop("model")))
+    if persona is not None:
+        from edgechat.chat import personas
+
+        chosen = personas.load(persona)
+        problems += chosen.problems
+        given = chosen.values | given
+    continues = bool(go_on or conversation_id)
+    if not continues:
+        find_model(str(given.get("model", settings.model)))  # a wrong name is said before anything is painted
 
     def make() -> Session:
-        from edgechat.chat.session import Options, Session
+        from edgechat.chat import personas
+        from edgechat.chat.messages import Conversation, new_id, now_ms
+        from edgechat.chat.session import Session
 
-        return Session(path, Options(**values))
+        store, conversation = _conversation(conversation_id, go_on=continues, ephemeral=bool(ephemeral))
+        if conversation is None:
+            kept = {name: value for name, value in given.items() if name in personas.FIELDS and name != "model"}
+            conversation = Conversation(id=new_id(), created_at_ms=now_ms(), settings=kept)
+        # What was chosen for the conversation holds on, under what is chosen now.
+        values = msgspec.structs.asdict(settings) | _usable(conversation.settings)
+        if conversation.model:
+            values["model"] = conversation.model
+        values |= given
+        conversation = msgspec.structs.replace(conversation, model=str(values["model"]))
+        session = Session(store, config.Settings(**values), find_model(conversation.model), conversation)
+        session.warnings += store.notes
+        return session
 
     return make, problems
+
+
+def _conversation(
+    conversation_id: str | None, *, go_on: bool, ephemeral: bool
+) -> tuple[SqliteStore, Conversation | None]:
+    """Where the conversation is kept, and what it is if it goes on."""
+    from edgechat.store import ephemeral_store, open_store
+    from edgechat.store.archive import copy_conversation
+
+    if ephemeral and not go_on:
+        return ephemeral_store(), None
+    store = open_store()
+    conversation: Conversation | None = None
+    if go_on:
+        found = store.resolve(conversation_id) if conversation_id else store.latest()
+        if found is None:
+            raise UsageError("there is no conversation to go on with yet")
+        conversation = store.conversation(found)
+    if store.problem or ephemeral:  # a copy in memory, so that it can go on all the same
+        copy = ephemeral_store()
+        if store.problem and not ephemeral:
+            copy.notes.append(f"this conversation is not kept: {store.problem}")
+        if conversation is not None:
+            copy_conversation(store, copy, conversation.id)
+            conversation = copy.conversation(conversation.id)
+        store.close()
+        store = copy
+    return store, conversation
+
+
+def _usable(stored: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a conversation that this version knows."""
+    from edgechat import config
+
+    return {name: value for name, value in stored.items() if not config.check(name, value)}
 
 
 def _flag(name: str) -> str:

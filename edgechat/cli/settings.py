@@ -45,6 +45,29 @@ def path() -> None:
 
 
 @config.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def personas(as_json: bool) -> None:
+    """List your personas: TOML files with a system prompt, a model and sampling, used with --persona NAME."""
+    import msgspec
+
+    from edgechat.chat import personas as kept
+    from edgechat.chat.visible import visible
+    from edgechat.paths import personas_dir
+
+    found = [kept.load(name) for name in kept.names()]
+    if as_json:
+        click.echo(msgspec.json.encode(found, enc_hook=str).decode())
+        return
+    for persona in found:
+        values = ", ".join(f"{name} = {_toml(value)}" for name, value in persona.values.items())
+        click.echo(f"{visible(persona.name)}: {visible(values)}")
+        for problem in persona.problems:
+            click.echo(f"edgechat: {visible(str(problem))} (ignored)", err=True)
+    if not found:
+        click.echo(f"there are none; make one: {personas_dir() / 'NAME.toml'}", err=True)
+
+
+@config.command()
 def validate() -> None:
     """Say what is wrong with the settings; exit code 2 if anything is."""
     _refuse_problems()

@@ -16,7 +16,7 @@ from edgechat.engine.protocol import (
 )
 from edgechat.errors import ContextOverflowError, EngineError
 from edgechat.runtime.context import Context, DecodeAborted
-from edgechat.runtime.sampler import Sampler, SamplingParams
+from edgechat.runtime.sampler import PENALTY_LAST_N, Sampler
 
 # Events wake the client, which then competes with the compute threads; people read no faster than twelve times a second.
 FLUSH_S = 0.08
@@ -83,9 +83,11 @@ class Generation:
 
     def _decode(self) -> FinishReason:
         context, request = self._context, self._request
-        sampler = Sampler(context.model, _sampling(request))
-        for token in self._prompt[-64:]:
+        sampler = Sampler(context.model, request.sampling)
+        for token in self._prompt[-PENALTY_LAST_N:]:
             sampler.accept(token)
+        control = context.model.control_tokens
+        shown = {control[text] for text in request.shown_tokens if text in control}
         for token in self._draws(sampler):
             self._n_tokens += 1
             self._last_token_s = time.monotonic()
@@ -93,7 +95,7 @@ class Generation:
                 self._first_token_s = self._last_token_s
             if context.model.is_eog(token) and not request.ignore_eog:
                 return "stop"
-            self._text.add(token, context.model.piece(token), self._last_token_s)
+            self._text.add(token, context.model.piece(token, special=token in shown), self._last_token_s)
         return "length"
 
     def _draws(self, sampler: Sampler) -> Iterator[int]:
@@ -147,14 +149,6 @@ class _TextStream:
         if self._text or (final and self._tokens):
             self._send(TokensGenerated(id=self._id, text=self._text, tokens=self._tokens))
             self._text, self._tokens = "", []
-
-
-def _sampling(request: Generate) -> SamplingParams:
-    return SamplingParams(
-        temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, min_p=request.min_p,
-        repeat_penalty=request.repeat_penalty, frequency_penalty=request.frequency_penalty,
-        presence_penalty=request.presence_penalty, seed=request.seed,
-    )  # fmt: skip
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:

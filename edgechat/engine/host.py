@@ -173,6 +173,7 @@ class Host:
             bos=model.bos,
             eos=model.eos,
             control_tokens=list(model.control_tokens),
+            can_rewind=context.can_rewind,
             load_s=time.monotonic() - started,
         )
 

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from edgechat.config import Sampling
 from edgechat.errors import EngineError
 
 MAX_FRAME_BYTES: Final = 64 << 20
@@ -50,14 +51,9 @@ class Generate(Request, frozen=True):
     max_tokens: int | None = None
     ignore_eog: bool = False
     """Go on after an end-of-generation token (for measurements)."""
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    seed: int | None = None
+    sampling: Sampling = Sampling()
+    shown_tokens: list[str] = []
+    """Control tokens that are a part of the text: the marks around reasoning."""
 
 
 class Cancel(Request, frozen=True):
@@ -112,6 +108,8 @@ class Loaded(Event, frozen=True):
     eos: str
     control_tokens: list[str]
     """Texts of the control tokens, longest first: what user text must never turn into."""
+    can_rewind: bool
+    """False if a prompt that is not a continuation of the last one has to be computed from its beginning."""
     load_s: float
 
 

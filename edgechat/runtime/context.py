@@ -108,6 +108,12 @@ class Context:
         del self.tokens[n_tokens:]
         return n_tokens
 
+    @property
+    def can_rewind(self) -> bool:
+        """True if `rewind` keeps what it is asked to; recurrent and hybrid models only have their last state."""
+        llama, model = self.model.bindings.llama, self.model.pointer
+        return not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
+
     def synchronize(self) -> None:
         """Wait until the last decode is really done (backends may work in the background)."""
         self.model.bindings.llama.llama_synchronize(self.pointer)

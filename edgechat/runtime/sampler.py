@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import random
 import weakref
+from typing import Final
 
-import msgspec
-
+from edgechat.config import Sampling
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
 
-
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How tokens are drawn. The defaults are llama.cpp's, but for the penalties, which are off."""
-
-    temperature: float = 0.8
-    """0 is greedy: always the likeliest token."""
-    top_k: int = 40
-    """Keep the k likeliest tokens; 0 keeps all."""
-    top_p: float = 0.95
-    """Keep the likeliest tokens whose probabilities add up to this; 1 keeps all."""
-    min_p: float = 0.05
-    """Drop tokens less likely than this part of the likeliest; 0 drops none."""
-    repeat_penalty: float = 1.0
-    """Divide the logits of recent tokens by this; 1 is off."""
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    penalty_last_n: int = 64
-    """How many recent tokens the penalties see."""
-    seed: int | None = None
-    """Same seed, same logits, same text; None draws one."""
+# How many recent tokens the penalties see; llama.cpp's default.
+PENALTY_LAST_N: Final = 64
 
 
 class Sampler:
     """Owns a llama_sampler chain. Freed by `close`, or when it is no longer referenced."""
 
-    def __init__(self, model: Model, params: SamplingParams) -> None:
+    def __init__(self, model: Model, params: Sampling) -> None:
         """Build the chain; penalties come first, so that every later step sees them."""
         self._llama = llama = model.bindings.llama
         self.seed = params.seed if params.seed is not None else random.SystemRandom().getrandbits(31)
@@ -46,10 +28,9 @@ class Sampler:
         self._argmax = model.bindings.edgechat.edgechat_argmax
         self._n_vocab = model.n_vocab
         self._only_greedy = False
-        if params.repeat_penalty != 1.0 or params.frequency_penalty or params.presence_penalty:
+        if params.repeat_penalty != 1.0:
             self._add(llama.llama_sampler_init_penalties(
-                model.n_vocab, params.penalty_last_n, params.repeat_penalty,
-                params.frequency_penalty, params.presence_penalty,
+                model.n_vocab, PENALTY_LAST_N, params.repeat_penalty, 0.0, 0.0
             ))  # fmt: skip
         if params.temperature <= 0:
             self._only_greedy = llama.llama_sampler_chain_n(self.pointer) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from textual.widget import MountError
 from textual.widgets import Static
 
 from edgechat.chat.visible import visible
-from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, TemplateError
+from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, StoreError, TemplateError
 from edgechat.tui import events
 from edgechat.tui.prompt import Prompt
 
@@ -24,10 +25,15 @@ if TYPE_CHECKING:
     from textual.widget import AwaitMount
     from textual.widgets import Markdown
 
-    from edgechat.chat.session import Progressed, Session
+    from edgechat.chat.events import LoadProgressed
+    from edgechat.chat.session import Session
 
 # Text reaches the screen about twelve times a second: nobody reads faster, and every repaint costs.
 PAINT_S: Final = 0.08
+# With these errors a message is not in the conversation.
+_NOT_SAID: Final = (ContextOverflowError, TemplateError, StoreError)
+# Of an earlier conversation; all of it would be slow to lay out.
+SHOWN_MESSAGES: Final = 40
 # Before this a speed is mostly noise.
 SETTLED_S: Final = 0.2
 
@@ -100,29 +106,45 @@ class ChatApp(App[int]):
             self.session.open(self._tell)
         return self.session
 
-    def _tell(self, event: Progressed) -> None:
-        self.post_message(events.Working(event.words, event.context_tokens))
+    def _tell(self, event: LoadProgressed) -> None:
+        self.post_message(events.Working(event.words))
 
     @work(thread=True, group="engine", exit_on_error=False)
     def _send(self, text: str) -> None:
-        from edgechat.chat.session import Progressed, TextAdded, TurnEnded
+        from edgechat.chat import events as chat
 
         batch = events.Batch()
+        ended = False
         try:
             for event in self._opened_session().send(text):
-                if isinstance(event, TextAdded):
+                self._report(chat.progress_words(event), chat.notice_words(event))
+                if isinstance(event, chat.TokensGenerated):
                     batch.add(event.text, event.n_tokens)
-                    if batch.age_s() >= PAINT_S:
+                    if event.text and batch.age_s() >= PAINT_S:
                         self.post_message(batch.take())
-                elif isinstance(event, Progressed):
-                    self._tell(event)
-                elif isinstance(event, TurnEnded):
+                elif isinstance(event, (chat.TurnFinished, chat.TurnInterrupted)):
                     self.post_message(batch.take())
                     self.post_message(events.Ended(event))
+                    ended = isinstance(event, chat.TurnFinished)
         except Exception as error:  # noqa: BLE001  (whatever it is, the screen must say it and go on)
             self.post_message(batch.take())
-            taken_back = text if isinstance(error, (ContextOverflowError, TemplateError)) else ""
+            taken_back = text if isinstance(error, _NOT_SAID) else ""
             self.post_message(events.Failed(_words(error), taken_back))
+        if ended:
+            self._make_title()
+
+    def _report(self, progress: str, notice: str) -> None:
+        if progress:
+            self.post_message(events.Working(progress))
+        if notice:
+            self.post_message(events.Noted(notice))
+
+    @work(thread=True, group="title", exit_on_error=False)
+    def _make_title(self) -> None:
+        """Let the model name the conversation while nobody waits for it; the next message comes first."""
+        with contextlib.suppress(EdgechatError):  # it keeps the name it has
+            if self.session is not None:
+                self.session.make_title()
 
     @on(Prompt.Sent)
     async def _on_sent(self, message: Prompt.Sent) -> None:
@@ -158,7 +180,23 @@ class ChatApp(App[int]):
             return
         for warning in self.session.warnings if self.session else []:
             self._note(warning)
+        await self._show_past()
         await self._idle()
+
+    async def _show_past(self) -> None:
+        """What was said before, if the conversation goes on from an earlier day."""
+        path = self.session.tree.path if self.session is not None else []
+        if len(path) > SHOWN_MESSAGES:
+            self._note(f"{len(path) - SHOWN_MESSAGES} earlier messages are not shown")
+        from textual.widgets import Markdown
+
+        for message in path[-SHOWN_MESSAGES:]:
+            if message.role == "assistant":
+                await self._mount(Markdown(visible(message.text), classes="answer", open_links=False))
+                if message.interrupted:
+                    self._note("interrupted")
+            else:
+                self._mount(Static(visible(message.text), classes="user", markup=False))
 
     async def on_text_arrived(self, message: events.TextArrived) -> None:
         """More of the answer."""
@@ -189,11 +227,17 @@ class ChatApp(App[int]):
             return
         turn = message.turn
         self._context_tokens = turn.context_tokens
-        if turn.finish_reason == "cancelled":
+        if turn.answer.finish_reason == "cancelled":
             self._note("stopped")
-        elif turn.finish_reason == "length":
+        elif turn.answer.finish_reason == "length":
             self._note("the answer reached its length limit")
-        await self._idle(f"{turn.stats.decode_tps:.0f} tokens/s" if turn.stats.decode_tps else "")
+        stats = turn.answer.stats
+        await self._idle(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
+
+    async def on_noted(self, message: events.Noted) -> None:
+        """Something to know."""
+        if not self._leaving:
+            self._note(message.words)
 
     async def on_failed(self, message: events.Failed) -> None:
         """The engine or the model failed; what was said stays."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 if TYPE_CHECKING:
-    from edgechat.chat.session import TurnEnded
+    from edgechat.chat.events import TurnFinished, TurnInterrupted
 
 
 class Working(Message):
@@ -36,9 +36,17 @@ class TextArrived(Message):
 class Ended(Message):
     """The answer is complete, or was stopped."""
 
-    def __init__(self, turn: TurnEnded) -> None:
+    def __init__(self, turn: TurnFinished | TurnInterrupted) -> None:
         super().__init__()
         self.turn = turn
+
+
+class Noted(Message):
+    """Something that a person should know, and that stays on the screen."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
 
 
 class Failed(Message):

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgechat.config import Sampling
 from edgechat.errors import EngineError, ModelFileError, RuntimeLoadError
 from edgechat.runtime.bindings import Bindings, load
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.context import Context, DecodeAborted
 from edgechat.runtime.model import Model
-from edgechat.runtime.sampler import Sampler, SamplingParams
+from edgechat.runtime.sampler import Sampler
 from tests.models import CONTROL, N_CTX, write_tiny_llama
 
 
@@ -35,7 +36,7 @@ def a_context(model: Model) -> Context:
 
 
 def greedy(context: Context, count: int = 20) -> list[int]:
-    sampler = Sampler(context.model, SamplingParams(temperature=0))
+    sampler = Sampler(context.model, Sampling(temperature=0))
     drawn = []
     for _ in range(count):
         drawn.append(sampler.sample(context))
@@ -135,7 +136,7 @@ def test_what_is_not_referenced_is_freed_in_order(
 def test_closing_twice_frees_once(native: Bindings, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(native, monkeypatch, "llama_free", "llama_model_free", "llama_sampler_free")
     model = Model(native, tiny_path)
-    context, sampler = a_context(model), Sampler(model, SamplingParams())
+    context, sampler = a_context(model), Sampler(model, Sampling())
     for owner in (sampler, context, model):
         owner.close()
         owner.close()
@@ -158,16 +159,16 @@ def test_an_unknown_architecture_is_named(native: Bindings, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "params",
     [
-        SamplingParams(temperature=0),
-        SamplingParams(top_k=1, temperature=5.0),
-        SamplingParams(top_p=0.0, top_k=0, min_p=0.0),
-        SamplingParams(min_p=1.0, top_k=0, top_p=1.0, temperature=3.0),
+        Sampling(temperature=0),
+        Sampling(top_k=1, temperature=5.0),
+        Sampling(top_p=0.0, top_k=0, min_p=0.0),
+        Sampling(min_p=1.0, top_k=0, top_p=1.0, temperature=3.0),
     ],
 )
-def test_what_leaves_one_candidate_is_greedy(model: Model, params: SamplingParams) -> None:
+def test_what_leaves_one_candidate_is_greedy(model: Model, params: Sampling) -> None:
     context = a_context(model)
     context.decode([1, 300, 301])
-    expected = Sampler(model, SamplingParams(temperature=0)).sample(context)
+    expected = Sampler(model, Sampling(temperature=0)).sample(context)
     assert Sampler(model, params).sample(context) == expected
 
 
@@ -179,5 +180,5 @@ def test_argmax_is_the_first_of_the_largest(native: Bindings, logits: list[float
 
 
 def test_without_a_seed_one_is_drawn(model: Model) -> None:
-    seeds = {Sampler(model, SamplingParams()).seed for _ in range(5)}
+    seeds = {Sampler(model, Sampling()).seed for _ in range(5)}
     assert len(seeds) == 5

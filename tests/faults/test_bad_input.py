@@ -142,7 +142,9 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_memory(tmp_path: Path,
 
 def test_json_has_what_is_documented(cli: Cli) -> None:
     found = json.loads(cli("ask", "Hi", "--json", "--max-tokens", "5", "--temperature", "0").stdout)
-    assert set(found) == {"text", "finish_reason", "model", "backend", "stats"}
+    assert set(found) == {
+        "text", "reasoning", "finish_reason", "conversation_id", "message_id", "model", "backend", "stats",
+    }  # fmt: skip
     stats = found["stats"]
     assert set(stats) == {
         "prompt_tokens", "cached_tokens", "completion_tokens", "ttft_s", "prefill_tps", "decode_tps",

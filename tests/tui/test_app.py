@@ -12,7 +12,9 @@ import pytest
 from textual.events import Key
 from textual.widgets import Markdown, Static
 
-from edgechat.chat.session import Options, Session
+from edgechat.chat.session import Session
+from edgechat.config import Settings
+from edgechat.store import ephemeral_store
 from edgechat.tui import events
 from edgechat.tui.app import ChatApp
 from edgechat.tui.prompt import Prompt
@@ -21,8 +23,8 @@ LONG = "Tell me a very long story about the sea."
 
 
 def an_app(model: Path, problems: list[str] | None = None, **options: object) -> ChatApp:
-    given = {"temperature": 0.0, "n_ctx": 2048} | options
-    return ChatApp(lambda: Session(model, Options(**given)), problems or [])  # type: ignore[arg-type]
+    given = {"temperature": 0.0, "n_ctx": 2048, "titles": False} | options
+    return ChatApp(lambda: Session(ephemeral_store(), Settings(**given), model), problems or [])  # type: ignore[arg-type]
 
 
 async def until(condition: Callable[[], object], seconds: float = 30) -> None:
@@ -58,7 +60,7 @@ async def test_a_question_is_answered(starter: Path, size: tuple[int, int]) -> N
         assert app.query_one(Prompt).text == ""
         await until(lambda: live(app).startswith("ready") and answers(app))
         assert words(app, "user") == ["Hi\nthere"]
-        assert answers(app) == [m.content for m in session(app).messages if m.role == "assistant"]
+        assert answers(app) == [m.text for m in session(app).tree.path if m.role == "assistant"]
         assert "/2048" in live(app)
         await pilot.press(*"More", "enter")
         await until(lambda: len(answers(app)) == 2 and live(app).startswith("ready"))
@@ -83,9 +85,9 @@ async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
         await until(lambda: answers(app) and len(answers(app)[0]) > 20)
         await pilot.press("escape")
         await until(lambda: live(app).startswith("ready"))
-        said = session(app).messages[-1]
+        said = session(app).tree.path[-1]
         assert said.interrupted
-        assert answers(app) == [said.content]
+        assert answers(app) == [said.text]
         assert "stopped" in words(app, "note")
     session(app).close()
 
@@ -102,10 +104,10 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
         os.kill(first, 9)
         await until(lambda: words(app, "error"))
         assert "SIGKILL" in words(app, "error")[0]
-        partial = session(app).messages[-1]
+        partial = session(app).tree.path[-1]
         assert partial.role == "assistant"
         assert partial.interrupted
-        assert answers(app) == [partial.content]
+        assert answers(app) == [partial.text]
         app.query_one(Prompt).text = "Say one word."
         await pilot.press("enter")
         await until(lambda: len(answers(app)) == 2)
@@ -178,7 +180,7 @@ async def test_a_message_that_does_not_fit_goes_back_to_the_input(starter: Path)
         await until(lambda: words(app, "error"))
         assert "the context holds 256" in words(app, "error")[0]
         assert app.query_one(Prompt).text.startswith("word word")
-        assert session(app).messages == []
+        assert session(app).tree.path == []
         app.query_one(Prompt).text = "Hi"
         await pilot.press("enter")
         await until(lambda: answers(app))
@@ -192,8 +194,8 @@ async def test_stopping_before_the_first_word_keeps_turns_alternating(starter: P
         app.query_one(Prompt).text = "word " * 6000
         await pilot.press("enter", "escape")
         await until(lambda: live(app).startswith("ready"))
-        assert [m.role for m in session(app).messages] == ["user", "assistant"]
-        assert session(app).messages[1].interrupted
+        assert [m.role for m in session(app).tree.path] == ["user", "assistant"]
+        assert session(app).tree.path[1].interrupted
     session(app).close()
 
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from textual.widgets import Static
 
-from edgechat.chat.session import (
-    Listener,
-    Options,
-    Progressed,
-    Session,
-    SessionEvent,
-    TextAdded,
-    TurnEnded,
-)
+from edgechat.chat import events
+from edgechat.chat.messages import Message
+from edgechat.chat.session import Listener, Session
+from edgechat.config import Settings
 from edgechat.engine.protocol import GenerationStats, Loaded
 from edgechat.errors import EngineDiedError
+from edgechat.store import ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.prompt import Prompt
 
@@ -45,29 +41,31 @@ class ScriptedSession(Session):
     """A session whose engine is a script."""
 
     def __init__(self, *, dies: bool = False) -> None:
-        super().__init__(Path("scripted.gguf"), Options())
+        super().__init__(ephemeral_store(), Settings(titles=False), Path("scripted.gguf"))
         self._dies = dies
 
     def open(self, listen: Listener = lambda event: None) -> Loaded:
-        listen(Progressed("loading", "loading the model: 50%", 0.5))
+        listen(events.LoadProgressed(phase="loading", words="loading the model: 50%", fraction=0.5))
         self.warnings.append("scripted.gguf has no chat template: using the format 'plain'")
         self.engine.loaded = Loaded(
             id=1, backend="cpu", n_ctx=2048, n_ctx_train=2048, n_threads=1, n_params=1, size_bytes=1,
-            chat_template=None, bos="", eos="", control_tokens=[], load_s=0.0,
+            chat_template=None, bos="", eos="", control_tokens=[], can_rewind=True, load_s=0.0,
         )  # fmt: skip
         return self.engine.loaded
 
-    def send(self, text: str) -> Iterator[SessionEvent]:
+    def send(self, text: str, attachments: Sequence[Path] = ()) -> Iterator[events.SessionEvent]:
         assert text
-        yield Progressed("prefill", "reading 5 of 5 tokens", 1.0)
+        assert not attachments
+        yield events.PrefillProgressed(done_tokens=5, total_tokens=5)
         for start in range(0, len(ANSWER), 16):
-            yield TextAdded(ANSWER[start : start + 16], 4)
+            yield events.TokensGenerated(text=ANSWER[start : start + 16], reasoning="", n_tokens=4)
             if self._dies and start > 40:
                 raise EngineDiedError("the engine process died by SIGSEGV (signal 11)")
         stats = GenerationStats(
             prompt_tokens=5, cached_tokens=0, completion_tokens=50, ttft_s=0.1, prefill_tps=100.0, decode_tps=42.0
         )
-        yield TurnEnded("stop", stats, 55)
+        answer = Message(id="a", role="assistant", text=ANSWER, finish_reason="stop", stats=stats)
+        yield events.TurnFinished(answer=answer, context_tokens=55)
 
 
 def screen_text(app: ChatApp) -> str:

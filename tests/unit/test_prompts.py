@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgechat.chat.messages import Message
-from edgechat.chat.renderer import guard_messages
+from edgechat.chat.renderer import PromptMessage, guard_messages
 from edgechat.engine.prompts import tokenize_prompt
 
 BOS, USER, END = 1_000_001, 1_000_002, 1_000_003
@@ -43,6 +42,6 @@ def test_bos_is_there_once() -> None:
 @given(st.lists(st.sampled_from(["<bos>", "<user>", "<end>", "<", "end>", "a", " ", "<us", "er>"])).map("".join))
 def test_control_tokens_come_from_the_template_only(content: str) -> None:
     model = Letters(adds_bos=True)
-    guarded, guard = guard_messages([Message("user", content)], list(model.control_tokens))
+    guarded, guard = guard_messages([PromptMessage("user", content)], list(model.control_tokens))
     tokens = tokenize_prompt(model, f"<user>{guarded[0]['content']}<end>", guard)
     assert tokens == [BOS, USER, *letters(content), END]

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat import errors
-from edgechat.chat.session import _overlap, _until
+from edgechat.chat.reasoning import overlap
+from edgechat.chat.stream import until
 from edgechat.chat.visible import visible
+from edgechat.config import Sampling
 from edgechat.engine import protocol
 from edgechat.errors import EngineError, PlanError
 from edgechat.hardware.cpu import cgroup_cpus, parse_cpuinfo, usable_threads
@@ -73,7 +75,7 @@ def test_garbage_between_processes_is_an_error(body: bytes) -> None:
 
 
 def test_messages_survive_the_pipe() -> None:
-    request = protocol.Generate(id=7, text="hé", guard="\ufdd0", tokens=[1, 2], seed=3)
+    request = protocol.Generate(id=7, text="hé", guard="\ufdd0", tokens=[1, 2], sampling=Sampling(seed=3))
     assert protocol.decode_request(protocol.encode(request)[4:]) == request
     event = protocol.TokensGenerated(id=7, text="x", tokens=[5])
     assert protocol.decode_event(protocol.encode(event)[4:]) == event
@@ -134,7 +136,7 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(pieces: list[str]) ->
     )
     events: list[protocol.AnyEvent] = [protocol.TokensGenerated(id=1, text=p, tokens=[]) for p in pieces]
     events.append(protocol.TurnFinished(id=1, finish_reason="length", stats=stats, context_tokens=1))
-    seen = list(_until(iter(events), "\nUser:", lambda: None))
+    seen = list(until(iter(events), "\nUser:", lambda: None))
     text = "".join(e.text for e in seen if isinstance(e, protocol.TokensGenerated))
     whole = "".join(pieces)
     assert text == whole.split("\nUser:")[0]
@@ -142,8 +144,8 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(pieces: list[str]) ->
     assert seen[-1].finish_reason == ("stop" if "\nUser:" in whole else "length")
 
 
-def test_overlap() -> None:
-    assert [_overlap(t, "\nUser:") for t in ("", "a", "a\n", "a\nUs", "\nUser")] == [0, 0, 1, 3, 5]
+def testoverlap() -> None:
+    assert [overlap(t, "\nUser:") for t in ("", "a", "a\n", "a\nUs", "\nUser")] == [0, 0, 1, 3, 5]
 
 
 def test_structs_that_cross_boundaries_are_frozen() -> None:

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat.chat import renderer as renderer_module
-from edgechat.chat.messages import Message
-from edgechat.chat.renderer import Renderer, guard_messages
+from edgechat.chat.renderer import PromptMessage, Renderer, guard_messages
 from edgechat.errors import TemplateError
 
-MESSAGES = [Message("system", "Be brief."), Message("user", "Hi")]
+MESSAGES = [PromptMessage("system", "Be brief."), PromptMessage("user", "Hi")]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def renderer() -> Iterator[Renderer]:
     made.close()
 
 
-def render(renderer: Renderer, template: str, messages: list[Message] = MESSAGES) -> str:
+def render(renderer: Renderer, template: str, messages: list[PromptMessage] = MESSAGES) -> str:
     return renderer.render(template, messages, bos="<s>", eos="</s>", control_tokens=["<s>", "</s>"]).text
 
 
@@ -91,7 +90,7 @@ ALPHABET = st.sampled_from([*CONTROL, "<", "|", ">", "im_end", "a", "b", "x", " 
 
 @given(st.lists(ALPHABET, max_size=12).map("".join))
 def test_no_control_token_survives_in_guarded_text(content: str) -> None:
-    guarded, guard = guard_messages([Message("user", content)], CONTROL)
+    guarded, guard = guard_messages([PromptMessage("user", content)], CONTROL)
     text = guarded[0]["content"]
     assert not any(token in text for token in CONTROL)
     assert (text.replace(guard, "") if guard else text) == content

@@ -1,0 +1,90 @@
+"""What a Session says while it works."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from edgechat.chat.messages import Message
+
+
+class LoadProgressed(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend is being tested, or the model is being loaded."""
+
+    phase: Literal["testing", "loading"]
+    words: str
+    fraction: float | None = None
+
+
+class TurnStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """The message is kept, and an empty answer with it; the engine has not seen them yet."""
+
+    message: Message
+    """What is answered."""
+    answer: Message
+
+
+class TurnsDropped(msgspec.Struct, frozen=True, kw_only=True):
+    """The conversation is longer than the context: whole turns at its front are not shown to the model."""
+
+    n_messages: int
+    context_start_id: str
+    """The first message that the model still sees."""
+
+
+class PrefillProgressed(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the prompt is computed."""
+
+    done_tokens: int
+    total_tokens: int
+
+
+class TokensGenerated(msgspec.Struct, frozen=True, kw_only=True):
+    """More of the answer, or of the reasoning before it."""
+
+    text: str
+    reasoning: str
+    n_tokens: int
+
+
+class NotSaved(msgspec.Struct, frozen=True, kw_only=True):
+    """What was said so far could not be written; it is tried again, and the answer goes on."""
+
+    words: str
+
+
+class TurnFinished(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer is complete: the model ended it, or a length limit did."""
+
+    answer: Message
+    context_tokens: int
+
+
+class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer was stopped; what was said is kept, and can be continued."""
+
+    answer: Message
+    context_tokens: int
+
+
+SessionEvent = (
+    LoadProgressed | TurnStarted | TurnsDropped | PrefillProgressed | TokensGenerated | NotSaved | TurnFinished
+    | TurnInterrupted
+)  # fmt: skip
+
+
+def progress_words(event: SessionEvent) -> str:
+    """What goes on, for a line that the next one replaces; "" if the event is not of that kind."""
+    if isinstance(event, LoadProgressed):
+        return event.words
+    if isinstance(event, PrefillProgressed):
+        return f"reading {event.done_tokens} of {event.total_tokens} tokens"
+    return "thinking" if isinstance(event, TokensGenerated) and event.reasoning and not event.text else ""
+
+
+def notice_words(event: SessionEvent) -> str:
+    """What a person should know and be able to read later; "" if the event is not of that kind."""
+    if isinstance(event, TurnsDropped):
+        return f"the context is full: the model no longer sees the first {event.n_messages} messages"
+    return f"not saved: {event.words}" if isinstance(event, NotSaved) else ""

@@ -1,0 +1,98 @@
+"""From a path of messages to the tokens of a prompt, through the model's own template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from edgechat.chat import reasoning, renderer
+from edgechat.chat.attachments import with_attachments
+from edgechat.chat.messages import Message
+from edgechat.chat.reasoning import Format, Place
+from edgechat.chat.renderer import PromptMessage, Renderer
+from edgechat.chat.window import fit
+from edgechat.engine.client import EngineClient
+from edgechat.engine.protocol import Loaded
+
+
+class BuiltPrompt(NamedTuple):
+    """Tokens, which messages are in them, and where the model's own words begin."""
+
+    tokens: list[int]
+    start: int
+    """Index of the first message of the path that is in it."""
+    place: Place
+
+
+class PromptBuilder:
+    """Builds prompts for one loaded model."""
+
+    def __init__(self, engine: EngineClient, render: Renderer, loaded: Loaded, read: Callable[[str], bytes]) -> None:
+        """`read` returns the bytes of an attachment by their hash."""
+        self._engine = engine
+        self._renderer = render
+        self._loaded = loaded
+        self._read = read
+        self._template = loaded.chat_template or renderer.PLAIN_TEMPLATE
+        self.form: Format | None = reasoning.detect(self._template)
+        self.can_switch_reasoning = reasoning.switchable(self._template)
+        self.stop = renderer.PLAIN_STOP if loaded.chat_template is None else ""
+
+    @property
+    def shown_tokens(self) -> list[str]:
+        """Control tokens that the engine must leave in the text."""
+        return self.form.control_tokens if self.form is not None else []
+
+    def build(
+        self, path: Sequence[Message], *, system_prompt: str, think: bool, max_tokens: int | None, previous_start: int
+    ) -> BuiltPrompt:
+        """The prompt after which the model answers `path`, or goes on with the answer at its end.
+
+        Raises ContextOverflowError, TemplateError, EngineError.
+        """
+        said = path[:-1] if path and path[-1].role == "assistant" else path
+        begun = path[-1] if len(said) < len(path) and (path[-1].text or path[-1].reasoning) else None
+        built: dict[int, tuple[list[int], Place]] = {}
+
+        def count(start: int) -> int:
+            if start not in built:
+                built[start] = self._tokens(said, start, begun, system_prompt=system_prompt, think=think)
+            return len(built[start][0])
+
+        start = fit(
+            said, n_ctx=self._loaded.n_ctx, max_tokens=max_tokens, previous_start=previous_start, count=count
+        )  # fmt: skip
+        count(start)
+        return BuiltPrompt(built[start][0], start, built[start][1])
+
+    def _tokens(
+        self, said: Sequence[Message], start: int, begun: Message | None, *, system_prompt: str, think: bool
+    ) -> tuple[list[int], Place]:
+        loaded = self._loaded
+        prompt = self._renderer.render(
+            self._template, self._messages(said, start, system_prompt),
+            bos=loaded.bos, eos=loaded.eos, control_tokens=loaded.control_tokens,
+            variables=reasoning.switches(on=think), form=self.form,
+            begun=PromptMessage("assistant", begun.text, begun.reasoning) if begun is not None else None,
+        )  # fmt: skip
+        place = reasoning.place_after(self.form, prompt.text)
+        if begun is not None and self.form is not None:
+            place = "answer" if begun.text else "reasoning"
+        return self._engine.tokenize(prompt.text, prompt.guard), place
+
+    def _messages(self, said: Sequence[Message], start: int, system_prompt: str) -> list[PromptMessage]:
+        """What the template is given: the system prompt, then turns that alternate."""
+        shown = list(said[start:])
+        if said and said[0].role == "system":
+            system_prompt, shown = said[0].text, list(said[max(start, 1) :])
+        messages = [PromptMessage("system", system_prompt)] if system_prompt else []
+        for message in shown:
+            if message.role == "tool":  # what another program's tools said is not the model's to answer
+                continue
+            content = with_attachments(message.text, message.attachments, self._read)
+            last = messages[-1] if messages else None
+            if last is not None and last.role == message.role:  # many templates refuse two in a row
+                content = f"{last.content}\n\n{content}".strip()
+                messages.pop()
+            messages.append(PromptMessage(message.role, content, message.reasoning))
+        return messages

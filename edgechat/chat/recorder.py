@@ -1,0 +1,89 @@
+"""Keeps an answer in the store while it grows, without ever making it wait."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+import msgspec
+
+from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.chat.store import Store
+from edgechat.errors import StoreError
+
+# At most two seconds may be missing after a crash: one and a half, and time for the write itself.
+EVERY_S: Final = 1.5
+EVERY_TOKENS: Final = 64
+
+
+class Recorder:
+    """One answer being written. A thread of its own writes; `add` only takes a note.
+
+    A write that fails is tried again with the next one. If the answer turns out not to be ours any more (another
+    process continued or deleted it), it goes on as an alternative beside it.
+    """
+
+    def __init__(self, store: Store, conversation: Conversation, answer: Message) -> None:
+        """`answer` is in the store already, in `conversation`, and ours."""
+        self._store = store
+        self._conversation = conversation
+        self._answer = answer
+        self._unsaved_tokens = 0
+        self._changed = threading.Condition()
+        self._ended = False
+        self.problem = ""
+        """Why the last write failed; "" if it did not."""
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._thread.start()
+
+    @property
+    def answer(self) -> Message:
+        """The answer so far."""
+        return self._answer
+
+    def add(self, text: str, reasoning: str, n_tokens: int) -> None:
+        """More of the answer."""
+        with self._changed:
+            answer = self._answer
+            self._answer = msgspec.structs.replace(
+                answer,
+                text=answer.text + text,
+                reasoning=answer.reasoning + reasoning,
+                n_tokens=(answer.n_tokens or 0) + n_tokens,
+            )
+            before, self._unsaved_tokens = self._unsaved_tokens, self._unsaved_tokens + max(1, n_tokens)
+            if not before or self._unsaved_tokens >= EVERY_TOKENS:
+                self._changed.notify()
+
+    def finish(self, **changes: object) -> Message:
+        """Write the answer with its last `changes`; returns it as it is kept. Look at `problem` afterwards."""
+        with self._changed:
+            self._ended = True
+            self._answer = msgspec.structs.replace(self._answer, **changes)
+            self._changed.notify()
+        self._thread.join()
+        self._write()
+        return self._answer
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._unsaved_tokens or self._ended)
+                self._changed.wait_for(lambda: self._unsaved_tokens >= EVERY_TOKENS or self._ended, EVERY_S)
+                if self._ended:
+                    return
+                self._unsaved_tokens = 0
+            self._write()
+
+    def _write(self) -> None:
+        answer = self._answer
+        try:
+            if not self._store.checkpoint(answer):
+                answer = msgspec.structs.replace(answer, id=new_id())
+                self._store.append(self._conversation, [answer])
+                with self._changed:
+                    self._answer = msgspec.structs.replace(self._answer, id=answer.id)
+        except StoreError as error:
+            self.problem = str(error)
+        else:
+            self.problem = ""

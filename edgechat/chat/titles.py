@@ -1,0 +1,35 @@
+"""Names for conversations, made by the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from edgechat.chat.messages import Conversation, Message, first_line
+from edgechat.engine import protocol
+
+REQUEST: Final = "Name this conversation in at most six words, without quotation marks. Write only the name."
+MAX_TOKENS: Final = 24
+_MAX_CHARS: Final = 60
+_QUOTES: Final = "\"'`*#«»“”„ \t"
+
+
+def wanted(conversation: Conversation, path: Sequence[Message]) -> bool:
+    """True after the first answer, while the title is still the first line of what was asked."""
+    return (
+        len(path) == 2  # noqa: PLR2004  (a question and its answer)
+        and path[1].finish_reason == "stop"
+        and conversation.title == first_line(path[0].text)
+    )
+
+
+def read(events: Iterator[protocol.AnyEvent]) -> str:
+    """The title out of an answer; "" if the answer is no title, or did not come to its end."""
+    text, reason = "", ""
+    for event in events:
+        if isinstance(event, protocol.TokensGenerated):
+            text += event.text
+        elif isinstance(event, protocol.TurnFinished):
+            reason = event.finish_reason
+    title = " ".join(text.split()).removeprefix("Title:").strip(_QUOTES).rstrip(".")
+    return title if reason == "stop" and "\n" not in text.strip() and 0 < len(title) <= _MAX_CHARS else ""

@@ -1,0 +1,184 @@
+"""Conversations as JSON: everything of them, and the same again when it is read back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Literal, TypeVar
+
+import msgspec
+
+from edgechat.chat.messages import Conversation, Message
+from edgechat.errors import ImportRefusedError
+from edgechat.store.sqlite import SqliteStore
+
+VERSION: Final = 1
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation with all its branches."""
+
+    conversation: Conversation
+    messages: list[Message]
+    """Parents before children."""
+
+
+class Archive(msgspec.Struct, frozen=True, kw_only=True):
+    """What an export file holds."""
+
+    format: Literal["edgechat"] = "edgechat"
+    version: int = VERSION
+    conversations: list[Record]
+    attachments: dict[str, bytes] = {}
+    """Contents by SHA-256; base64 in JSON."""
+
+
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
+    """What an import file holds, made sound."""
+
+    records: list[Record]
+    attachments: dict[str, bytes] = {}
+    problems: list[str] = []
+    """What had to be mended or left out."""
+
+
+class Merged(msgspec.Struct, frozen=True, kw_only=True):
+    """What an import did, or would do."""
+
+    conversations: int
+    """Conversations that are new."""
+    messages: int
+    """Messages that are new."""
+    known: int
+    """Messages that were here already."""
+    problems: list[str]
+
+
+def export(store: SqliteStore, ids: Iterable[str]) -> Archive:
+    """Conversations with all their branches and attachments."""
+    records = [record(store, i) for i in ids]
+    hashes = sorted({a.sha256 for r in records for m in r.messages for a in m.attachments})
+    return Archive(conversations=records, attachments={h: store.attachment(h) for h in hashes})
+
+
+def record(store: SqliteStore, conversation_id: str) -> Record:
+    """One conversation with all its branches."""
+    return Record(conversation=store.conversation(conversation_id), messages=store.messages(conversation_id))
+
+
+def read(data: bytes) -> Incoming:
+    """An archive from a file. Raises ImportRefusedError if it is none of ours, or of a newer version."""
+    try:
+        archive = msgspec.json.decode(data, type=Archive)
+    except msgspec.MsgspecError as error:
+        raise ImportRefusedError(f"this is not an export of edgechat: {error}") from error
+    if archive.version > VERSION:
+        raise ImportRefusedError(
+            f"this export is of version {archive.version}, this edgechat knows {VERSION}: update edgechat"
+        )
+    problems = [
+        f"the attachment {sha256[:12]} is not what its hash says; it was left out"
+        for sha256, content in archive.attachments.items()
+        if hashlib.sha256(content).hexdigest() != sha256
+    ]
+    files = {h: c for h, c in archive.attachments.items() if hashlib.sha256(c).hexdigest() == h}
+    return sound(archive.conversations, files, problems)
+
+
+def sound(records: Sequence[Record], files: dict[str, bytes], problems: list[str]) -> Incoming:
+    """Records whose messages form trees, whatever the file said."""
+    kept: list[Record] = []
+    seen: set[str] = set()
+    for item in records:
+        name = item.conversation.title or item.conversation.id
+        messages = [_with_files(clean(m), files, name, problems) for m in item.messages]
+        ordered = list(parents_first(messages, name, seen, problems))
+        if ordered:
+            kept.append(Record(conversation=clean(item.conversation), messages=ordered))
+    return Incoming(records=kept, attachments=files, problems=problems)
+
+
+T = TypeVar("T", Conversation, Message)
+
+
+def clean(value: T) -> T:
+    """Texts that a database can hold."""
+    changes = {
+        name: text.encode("utf-8", "replace").decode()
+        for name in value.__struct_fields__
+        if isinstance(text := getattr(value, name), str) and not _encodable(text)
+    }
+    return msgspec.structs.replace(value, **changes)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _with_files(message: Message, files: dict[str, bytes], name: str, problems: list[str]) -> Message:
+    missing = [a for a in message.attachments if a.sha256 not in files]
+    if not missing:
+        return message
+    problems += [f"{name}: the attachment {a.name} is not in the file; it was left out" for a in missing]
+    return msgspec.structs.replace(message, attachments=tuple(a for a in message.attachments if a.sha256 in files))
+
+
+def parents_first(messages: Sequence[Message], name: str, seen: set[str], problems: list[str]) -> Iterator[Message]:
+    """The messages in an order in which each comes after its parent, otherwise as they were.
+
+    Of several with one id the first counts; a missing parent, or one that is also a descendant, makes a root.
+    `seen` has the ids of earlier conversations, and gets these.
+    """
+    by_id: dict[str, Message] = {}
+    for message in messages:
+        if message.id in by_id or message.id in seen:
+            problems.append(f"{name}: message {message.id} is there twice; the first one was taken")
+        else:
+            by_id[message.id] = message
+    seen.update(by_id)
+    done: set[str] = set()
+    for start in by_id.values():
+        chain: list[Message] = []
+        waiting: set[str] = set()
+        at: Message | None = start
+        while at is not None and at.id not in done:
+            chain.append(at)
+            waiting.add(at.id)
+            parent_id = at.parent_id
+            if parent_id is not None and (parent_id not in by_id or parent_id in waiting):
+                why = "is not in the file" if parent_id not in by_id else "is also below it"
+                problems.append(f"{name}: the parent of message {at.id} {why}; it now starts a branch")
+                chain[-1] = msgspec.structs.replace(at, parent_id=None)
+                break
+            at = by_id[parent_id] if parent_id is not None else None
+        for message in reversed(chain):
+            done.add(message.id)
+            yield message
+
+
+def merge(store: SqliteStore, incoming: Incoming, *, dry_run: bool) -> Merged:
+    """Add what is new to the store; with `dry_run` only say what that would be."""
+    new = known = added = 0
+    here = set(store.conversation_ids())
+    for item in incoming.records:
+        hashes = {a.sha256 for m in item.messages for a in m.attachments}
+        if dry_run:
+            n_new = len(store.unknown([m.id for m in item.messages]))
+        else:
+            files = {h: incoming.attachments[h] for h in hashes}
+            n_new = store.merge(item.conversation, item.messages, files)
+        added += item.conversation.id not in here
+        new += n_new
+        known += len(item.messages) - n_new
+    return Merged(conversations=added, messages=new, known=known, problems=incoming.problems)
+
+
+def copy_conversation(source: SqliteStore, target: SqliteStore, conversation_id: str) -> None:
+    """One conversation with all its branches and attachments, into another store."""
+    copied = export(source, [conversation_id])
+    for item in copied.conversations:
+        target.merge(item.conversation, item.messages, copied.attachments)

@@ -1,0 +1,211 @@
+"""Opening the database, writing to it as a whole or not at all, and saying in words what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from edgechat.errors import DamagedError, StoreError
+from edgechat.store.schema import APPLICATION_ID, MIGRATIONS, Migration, apply, version
+
+# How long to wait for another process that writes. Writes take milliseconds; a backup or an import may take seconds.
+BUSY_S: Final = 5.0
+# Pages in the log before it is moved into the database, which waits for the disk: 16 MB.
+_AUTOCHECKPOINT_PAGES: Final = 4000
+
+
+class Database:
+    """One connection, shared by the threads of this process; a lock lets them in one at a time."""
+
+    def __init__(self, path: Path | None, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+        """Open or create the database at `path`; None keeps it in memory alone, never on a disk.
+
+        `problem` says why it cannot be written, if so. Raises DamagedError, and StoreError if it is none of ours
+        or cannot even be read.
+        """
+        self.path = path
+        self.problem = ""
+        self._lock = threading.RLock()
+        self._synchronous = ""
+        with self.translated():
+            self.connection = self._open(migrations)
+
+    def _open(self, migrations: Sequence[Migration]) -> sqlite3.Connection:
+        if self.path is None:
+            connection = _connect(":memory:")
+            connection.execute("PRAGMA temp_store = MEMORY")
+        else:
+            try:
+                _create(self.path)
+                connection = _connect(_uri(self.path))
+                self._check(connection, len(migrations))
+            except (sqlite3.OperationalError, OSError) as error:
+                if not _is_read_only(error):
+                    raise
+                self.problem = f"{self.path.parent} cannot be written to: {_words(error)}"
+                return self._open_read_only()
+            if version(connection) > len(migrations):
+                connection.close()
+                return self._open_read_only()
+            connection.execute("PRAGMA journal_mode = WAL")  # stays as it was where files cannot be shared
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        self._migrate(connection, migrations)
+        return connection
+
+    def _check(self, connection: sqlite3.Connection, newest: int) -> None:
+        owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
+        tables = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+        if tables and owner != APPLICATION_ID:
+            connection.close()
+            raise StoreError(f"{self.path} is a database of another program: move it away, it was not touched")
+        found = version(connection)
+        if found > newest:
+            self.problem = (
+                f"{self.path} was written by a newer edgechat (version {found} of the database, this one knows "
+                f"{newest}): it is only read; update edgechat to go on"
+            )
+
+    def _open_read_only(self) -> sqlite3.Connection:
+        if self.path is None or not self.path.exists():
+            connection = _connect(":memory:")  # nothing was ever kept here
+            self._migrate(connection, MIGRATIONS)
+            return connection
+        for mode in ("mode=ro", "mode=ro&immutable=1"):  # the second where not even the log can be opened
+            try:
+                connection = _connect(_uri(self.path, mode))
+                connection.execute("SELECT count(*) FROM conversations")
+            except sqlite3.OperationalError:
+                continue
+            return connection
+        raise StoreError(self.problem)
+
+    def _migrate(self, connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
+        for number, migration in enumerate(migrations, start=1):
+            before = version(connection)
+            if before >= number:
+                continue
+            if migration.rewrites and self.path is not None and before:
+                _back_up(connection, self.path, before)
+            apply(connection, number, migration)
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turns errors of SQLite into StoreError, in words."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _store_error(error, self.path) from error
+        except OSError as error:
+            raise StoreError(f"conversations cannot be kept in {self.path}: {_words(error)}") from error
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for statements that read."""
+        with self._lock, self.translated():
+            yield self.connection
+
+    @contextlib.contextmanager
+    def writing(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """A transaction; with `durable` it is on the disk at the end, not only in the system's cache.
+
+        Raises StoreError if nothing can be written, or another process writes for longer than `BUSY_S`.
+        """
+        if self.problem:
+            raise StoreError(self.problem)
+        with self._lock, self.translated():
+            level = "FULL" if durable else "NORMAL"
+            if level != self._synchronous:
+                self.connection.execute(f"PRAGMA synchronous = {level}")
+                self._synchronous = level
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.connection
+                self.connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # some errors end the transaction themselves
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    def forget_log(self) -> None:
+        """Move the log into the database and empty it, so that what was deleted is in neither; best effort."""
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def close(self) -> None:
+        """Let go of the file. A second call does nothing."""
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            self.connection.close()
+
+
+def _uri(path: Path, mode: str = "mode=rw") -> str:
+    return f"file:{urllib.parse.quote(str(path.absolute()))}?{mode}"
+
+
+def _connect(where: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        where, uri=where.startswith("file:"), timeout=BUSY_S, isolation_level=None, check_same_thread=False
+    )
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def _create(path: Path) -> None:
+    """Make an empty file that only its owner can read; SQLite gives its log the same rights."""
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+
+
+def _back_up(connection: sqlite3.Connection, path: Path, number: int) -> None:
+    """Copy the database as it was before a migration, if that is not done yet."""
+    target = path.with_name(f"{path.name}.before-v{number + 1}")
+    if target.exists():
+        return
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    with contextlib.closing(sqlite3.connect(partial)) as copy:
+        connection.backup(copy)
+    partial.rename(target)
+
+
+def _words(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
+
+
+def _is_read_only(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return True
+    words = str(error)
+    return "readonly" in words or "unable to open" in words
+
+
+def _store_error(error: sqlite3.Error, path: Path | None) -> StoreError:
+    words = str(error)
+    if "malformed" in words or "not a database" in words:
+        return DamagedError(
+            f"{path} is damaged ({words}): `edgechat history recover` keeps it aside and gets out of it what can be read"
+        )
+    if "locked" in words or "busy" in words:
+        return StoreError(f"another program has been writing to {path} for over {BUSY_S:g} s: close it, and try again")
+    if "full" in words:
+        return StoreError(f"the disk of {path} is full: free some space, and try again")
+    if "readonly" in words or "unable to open" in words:
+        return StoreError(f"{path} cannot be written to: {words}")
+    return StoreError(f"conversations cannot be read or written in {path}: {words}")
+
+
+def rows(connection: sqlite3.Connection, statement: str, *values: Any) -> list[sqlite3.Row]:
+    """All rows of a query."""
+    return connection.execute(statement, values).fetchall()

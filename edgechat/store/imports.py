@@ -1,0 +1,56 @@
+"""What kind of file it is that somebody wants to import, and what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from edgechat.errors import ImportRefusedError
+from edgechat.store import archive, chatgpt, llm_logs, markdown
+from edgechat.store.archive import Incoming
+
+# The whole file is held in memory, some times over.
+MAX_BYTES: Final = chatgpt.MAX_BYTES
+
+
+def read(path: Path) -> Incoming:
+    """Conversations of a file: our JSON or Markdown, a ChatGPT export (JSON or ZIP), or a database of llm.
+
+    Raises ImportRefusedError if it is none of these, damaged, or too large.
+    """
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise ImportRefusedError(f"{path} is not a file")
+        if size > MAX_BYTES:
+            raise ImportRefusedError(f"{path} has {size} bytes; at most {MAX_BYTES} can be imported")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImportRefusedError(f"{path} cannot be read: {error.strerror or error}") from error
+    if data.startswith(b"SQLite format 3\0"):
+        return llm_logs.read(path)
+    try:
+        return _text(chatgpt.unzipped(data) if data.startswith(b"PK") else data)
+    except ImportRefusedError as error:
+        raise ImportRefusedError(f"{path}: {error}") from error
+
+
+def _text(data: bytes) -> Incoming:
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if data[:1] in (b"{", b"["):
+        try:
+            value: Any = msgspec.json.decode(data)
+        except msgspec.DecodeError as error:
+            raise ImportRefusedError(f"this is not sound JSON: {error}") from error
+        if isinstance(value, list):
+            return chatgpt.read(value)
+        if "mapping" in value:  # one conversation by itself
+            return chatgpt.read([value])
+        return archive.read(data)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ImportRefusedError(f"this is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})") from error
+    return archive.sound([markdown.read(text)], {}, [])

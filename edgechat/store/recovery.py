@@ -1,0 +1,149 @@
+"""A damaged database: kept aside as it is, and what can be read of it goes into a new one."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from edgechat.errors import StoreError
+from edgechat.store.database import Database
+from edgechat.store.sqlite import SqliteStore
+
+_ASIDE: Final = ".damaged-"
+_DONE: Final = ".recovered"
+# Parents before children; only what a row refers to can be missing.
+_TABLES: Final = ("conversations", "messages", "attachments", "message_attachments")
+
+
+def is_sound(path: Path) -> bool:
+    """True if SQLite finds nothing wrong with the database, or there is none; takes a while for a large one."""
+    if not path.exists():
+        return True
+    try:
+        with contextlib.closing(_opened(path)) as db:
+            return [row[0] for row in db.execute("PRAGMA integrity_check")] == ["ok"]
+    except sqlite3.DatabaseError:
+        return False
+
+
+def recover(path: Path) -> SqliteStore:
+    """Put the damaged database at `path` aside, and open a new one in its place with what could be read.
+
+    Raises StoreError if that cannot be done; nothing is deleted or overwritten in any case.
+    """
+    aside = path.with_name(f"{path.name}{_ASIDE}{time.strftime('%Y%m%d-%H%M%S')}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = aside.with_name(f"{aside.name.split('_')[0]}_{number}")
+    try:
+        # The log goes first: a new database must not find the old one's.
+        for suffix in ("-wal", "-shm", ""):
+            with contextlib.suppress(FileNotFoundError):  # another edgechat may be doing the same
+                path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    except OSError as error:
+        raise StoreError(f"{path} is damaged and cannot be moved aside: {error.strerror or error}") from error
+    store = SqliteStore(Database(path))
+    finish(store)
+    return store
+
+
+def finish(store: SqliteStore) -> None:
+    """Read what was put aside and is not recovered yet, also by a recovery that was cut off."""
+    if store.path is None or store.problem:
+        return
+    for aside in sorted(store.path.parent.glob(f"{store.path.name}{_ASIDE}*")):
+        done = aside.with_name(aside.name + _DONE)
+        if aside.name.endswith(("-wal", "-shm", _DONE)) or done.exists():
+            continue
+        n_messages, n_lost = _salvage(store.database, aside)
+        with contextlib.suppress(OSError):
+            done.touch(mode=0o600)
+        store.notes.append(
+            f"the database of conversations was damaged: {n_messages} messages were recovered"
+            + (f", {n_lost} stretches of rows could not be read" if n_lost else "")
+            + f"; the damaged file is kept as {aside}"
+        )
+
+
+def _salvage(database: Database, aside: Path) -> tuple[int, int]:
+    """Copy every row that can be read; returns how many messages, and how many gaps were met."""
+    n_messages = n_gaps = 0
+    with contextlib.closing(_opened(aside)) as damaged, database.writing(durable=True) as db:
+        db.execute("PRAGMA defer_foreign_keys = ON")
+        for table in _TABLES:
+            columns = [row["name"] for row in db.execute(f"PRAGMA table_info({table})")]
+            marks = ", ".join("?" * len(columns))
+            statement = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"
+            for row in _rows(damaged, table, columns):
+                if row is None:
+                    n_gaps += 1
+                    continue
+                with contextlib.suppress(sqlite3.Error):  # a row with garbage in it
+                    n_messages += db.execute(statement, row).rowcount if table == "messages" else 0
+                    if table != "messages":
+                        db.execute(statement, row)
+        _mend(db)
+    return n_messages, n_gaps
+
+
+def _opened(aside: Path) -> sqlite3.Connection:
+    # The damaged file is only read, so that it stays as it is; as text, anything that is there.
+    connection = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")
+    return connection
+
+
+def _rows(damaged: sqlite3.Connection, table: str, columns: list[str]) -> Iterator[tuple[object, ...] | None]:
+    """The rows of a table from both ends towards the damage; None for each stretch that cannot be read."""
+    if table in ("attachments", "message_attachments"):
+        yield from _from_one_end(damaged, f"SELECT {', '.join(columns)} FROM {table}")
+        return
+    last: object = None
+    for direction in ("ASC", "DESC"):
+        bound = "" if last is None else f"WHERE key > {last} "
+        rows = _from_one_end(
+            damaged, f"SELECT {', '.join(columns)} FROM {table} {bound}ORDER BY key {direction}"
+        )  # fmt: skip
+        complete = True
+        for row in rows:
+            if row is None:
+                complete = False
+            elif direction == "ASC":
+                last = row[0]
+            yield row
+        if complete:
+            return
+
+
+def _from_one_end(damaged: sqlite3.Connection, statement: str) -> Iterator[tuple[object, ...] | None]:
+    try:
+        yield from damaged.execute(statement)
+    except sqlite3.Error:
+        yield None
+
+
+def _mend(db: sqlite3.Connection) -> None:
+    """Make what was recovered whole: messages without their conversation or parent get one."""
+    db.execute(
+        """
+        INSERT OR IGNORE INTO conversations
+            SELECT conversation_key, printf('%016x', conversation_key), 'Recovered', '', '{}', 0, 0, '[]', '',
+                   min(created_at_ms), max(created_at_ms), NULL
+            FROM messages WHERE conversation_key NOT IN (SELECT key FROM conversations) GROUP BY conversation_key
+        """
+    )
+    db.execute("UPDATE messages SET parent_key = NULL WHERE parent_key NOT IN (SELECT key FROM messages)")
+    db.execute(
+        "UPDATE messages SET active_child_key = NULL WHERE active_child_key NOT IN (SELECT key FROM messages)"
+    )  # fmt: skip
+    db.execute("UPDATE messages SET hidden_by = NULL WHERE hidden_by NOT IN (SELECT key FROM messages)")
+    db.execute(
+        "UPDATE conversations SET head_key = (SELECT max(key) FROM messages m WHERE m.conversation_key = conversations.key)"
+        " WHERE head_key IS NULL OR head_key NOT IN (SELECT key FROM messages)"
+    )
+    db.execute("DELETE FROM message_attachments WHERE message_key NOT IN (SELECT key FROM messages)")

@@ -1,0 +1,62 @@
+"""Between rows of the database and values."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from edgechat.chat.messages import Attachment, Conversation, Message
+from edgechat.engine.protocol import GenerationStats
+
+_stats = msgspec.json.Decoder(GenerationStats)
+
+
+def encode(value: object) -> str:
+    """JSON for a column."""
+    return msgspec.json.encode(value).decode()
+
+
+def conversation(row: sqlite3.Row, head_id: str | None) -> Conversation:
+    """A row of `conversations`."""
+    return Conversation(
+        id=row["id"], title=row["title"], model=row["model"], settings=msgspec.json.decode(row["settings"]),
+        pinned=bool(row["pinned"]), archived=bool(row["archived"]), tags=tuple(msgspec.json.decode(row["tags"])),
+        folder=row["folder"], created_at_ms=row["created_at_ms"], updated_at_ms=row["updated_at_ms"],
+        head_id=head_id,
+    )  # fmt: skip
+
+
+def messages(rows: Sequence[sqlite3.Row], attached: Iterable[sqlite3.Row]) -> list[Message]:
+    """Rows of `messages` of one conversation, in order, with their rows of `message_attachments`."""
+    ids: dict[int | None, str] = {row["key"]: row["id"] for row in rows}
+    files: dict[int, list[Attachment]] = {}
+    for row in attached:
+        files.setdefault(row["message_key"], []).append(Attachment(
+            sha256=row["sha256"], name=row["name"], media_type=row["media_type"], size_bytes=row["size_bytes"]
+        ))  # fmt: skip
+    return [_message(row, ids, tuple(files.get(row["key"], ()))) for row in rows]
+
+
+def _message(row: sqlite3.Row, ids: Mapping[int | None, str], files: tuple[Attachment, ...]) -> Message:
+    return Message(
+        id=row["id"], parent_id=ids.get(row["parent_key"]), role=row["role"], text=row["text"],
+        reasoning=row["reasoning"], attachments=files, created_at_ms=row["created_at_ms"], model=row["model"],
+        finish_reason=row["finish_reason"], n_tokens=row["n_tokens"],
+        stats=_stats.decode(row["stats"]) if row["stats"] else None,
+        context_start_id=row["context_start_id"], active_child_id=ids.get(row["active_child_key"]),
+    )  # fmt: skip
+
+
+def said(message: Message) -> dict[str, Any]:
+    """The columns that change while an answer is written."""
+    return {
+        "text": message.text,
+        "reasoning": message.reasoning,
+        "finish_reason": message.finish_reason,
+        "n_tokens": message.n_tokens,
+        "stats": encode(message.stats) if message.stats is not None else None,
+        "context_start_id": message.context_start_id,
+    }

@@ -1,0 +1,169 @@
+"""The schema of the database, as the migrations that made it. Append only: what was released is never edited."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+APPLICATION_ID: Final = 0x65646763  # "edgc": tells our files from those of other programs
+
+# Beyond this a message is not indexed for search: a file of 50 MB would hold up every other writer for a minute.
+INDEXED_CHARS: Final = 1_000_000
+
+
+class Migration(NamedTuple):
+    """One step; its number is its place in the list, from 1."""
+
+    statements: Sequence[str]
+    rewrites: bool = False
+    """True if it changes rows that are there: a copy of the database is made first."""
+
+
+_TABLES: Final = (
+    # Keys are internal and say when: milliseconds since 1970 * 2^20 + n. So newest first is the order of the table and
+    # of the search index, also for conversations that were imported later. Ids are what people and files see.
+    """
+    CREATE TABLE conversations (
+        key INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        title TEXT NOT NULL,
+        model TEXT NOT NULL,
+        settings TEXT NOT NULL,
+        pinned INTEGER NOT NULL,
+        archived INTEGER NOT NULL,
+        tags TEXT NOT NULL,
+        folder TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        updated_at_ms INTEGER NOT NULL,
+        head_key INTEGER
+    ) STRICT
+    """,
+    "CREATE INDEX conversations_listed ON conversations (archived, pinned DESC, updated_at_ms DESC)",
+    "CREATE INDEX conversations_updated ON conversations (pinned DESC, updated_at_ms DESC)",
+    # A child's key is greater than its parent's, and than those of its older siblings, whatever the clock does.
+    # Parents are checked at commit: a whole conversation goes in one statement, in any order.
+    """
+    CREATE TABLE messages (
+        key INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        conversation_key INTEGER NOT NULL REFERENCES conversations (key),
+        parent_key INTEGER REFERENCES messages (key) DEFERRABLE INITIALLY DEFERRED,
+        role TEXT NOT NULL,
+        text TEXT NOT NULL,
+        reasoning TEXT NOT NULL,
+        created_at_ms INTEGER NOT NULL,
+        model TEXT NOT NULL,
+        finish_reason TEXT NOT NULL,
+        n_tokens INTEGER,
+        stats TEXT,
+        context_start_id TEXT,
+        active_child_key INTEGER,
+        writer TEXT NOT NULL,
+        hidden_by INTEGER,
+        hidden_at_ms INTEGER
+    ) STRICT
+    """,
+    "CREATE INDEX messages_of ON messages (conversation_key)",
+    "CREATE INDEX messages_below ON messages (parent_key)",
+    "CREATE INDEX messages_unfinished ON messages (key) WHERE finish_reason = 'streaming'",
+    "CREATE INDEX messages_hidden ON messages (hidden_by) WHERE hidden_by IS NOT NULL",
+    "CREATE INDEX messages_timed ON messages (model, key) WHERE stats IS NOT NULL",
+    "CREATE TABLE attachments (sha256 TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT",
+    """
+    CREATE TABLE message_attachments (
+        message_key INTEGER NOT NULL REFERENCES messages (key) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        sha256 TEXT NOT NULL REFERENCES attachments (sha256),
+        name TEXT NOT NULL,
+        media_type TEXT NOT NULL,
+        PRIMARY KEY (message_key, position)
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX attachments_used ON message_attachments (sha256)",
+    """
+    CREATE TRIGGER attachments_dropped AFTER DELETE ON message_attachments BEGIN
+        DELETE FROM attachments WHERE sha256 = old.sha256
+            AND NOT EXISTS (SELECT 1 FROM message_attachments WHERE sha256 = old.sha256);
+    END
+    """,
+)
+
+# Trigrams find code, parts of words, and languages without spaces. What is still being written is left out: it would be
+# taken out of the index and put back, longer, every two seconds.
+_SEARCH: Final = (
+    f"""
+    CREATE VIEW searchable AS SELECT key, substr(text, 1, {INDEXED_CHARS}) AS text FROM messages
+        WHERE hidden_by IS NULL AND finish_reason <> 'streaming'
+    """,
+    """
+    CREATE VIRTUAL TABLE message_search USING fts5(
+        text, content = 'searchable', content_rowid = 'key', tokenize = 'trigram'
+    )
+    """,
+    f"""
+    CREATE TRIGGER message_added AFTER INSERT ON messages
+        WHEN new.hidden_by IS NULL AND new.finish_reason <> 'streaming' BEGIN
+        INSERT INTO message_search (rowid, text) VALUES (new.key, substr(new.text, 1, {INDEXED_CHARS}));
+    END
+    """,
+    f"""
+    CREATE TRIGGER message_changed AFTER UPDATE OF text, finish_reason, hidden_by ON messages BEGIN
+        INSERT INTO message_search (message_search, rowid, text)
+            SELECT 'delete', old.key, substr(old.text, 1, {INDEXED_CHARS})
+            WHERE old.hidden_by IS NULL AND old.finish_reason <> 'streaming';
+        INSERT INTO message_search (rowid, text) SELECT new.key, substr(new.text, 1, {INDEXED_CHARS})
+            WHERE new.hidden_by IS NULL AND new.finish_reason <> 'streaming';
+    END
+    """,
+    f"""
+    CREATE TRIGGER message_removed AFTER DELETE ON messages
+        WHEN old.hidden_by IS NULL AND old.finish_reason <> 'streaming' BEGIN
+        INSERT INTO message_search (message_search, rowid, text)
+            VALUES ('delete', old.key, substr(old.text, 1, {INDEXED_CHARS}));
+    END
+    """,
+    """
+    CREATE VIRTUAL TABLE title_search USING fts5(
+        title, content = 'conversations', content_rowid = 'key', tokenize = 'trigram'
+    )
+    """,
+    """
+    CREATE TRIGGER title_added AFTER INSERT ON conversations BEGIN
+        INSERT INTO title_search (rowid, title) VALUES (new.key, new.title);
+    END
+    """,
+    """
+    CREATE TRIGGER title_changed AFTER UPDATE OF title ON conversations BEGIN
+        INSERT INTO title_search (title_search, rowid, title) VALUES ('delete', old.key, old.title);
+        INSERT INTO title_search (rowid, title) VALUES (new.key, new.title);
+    END
+    """,
+    """
+    CREATE TRIGGER title_removed AFTER DELETE ON conversations BEGIN
+        INSERT INTO title_search (title_search, rowid, title) VALUES ('delete', old.key, old.title);
+    END
+    """,
+)
+
+MIGRATIONS: Final[Sequence[Migration]] = (Migration((*_TABLES, *_SEARCH)),)
+
+
+def version(connection: sqlite3.Connection) -> int:
+    """How many migrations this database has seen."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def apply(connection: sqlite3.Connection, number: int, migration: Migration) -> None:
+    """Bring a database from `number - 1` to `number`, unless another process just did; as a whole or not at all."""
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        if version(connection) == number - 1:
+            for statement in migration.statements:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise

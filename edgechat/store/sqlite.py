@@ -1,0 +1,429 @@
+"""`chat.store.Store` on SQLite."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import secrets
+import sqlite3
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from edgechat.chat.messages import Conversation, Message, now_ms
+from edgechat.chat.store import Hit, Order, Summary
+from edgechat.errors import StoreError
+from edgechat.store import rows, search
+from edgechat.store.database import Database
+
+_KEY_BITS: Final = 20
+# What was deleted can be brought back for a day; then it goes for good, when edgechat starts next.
+UNDO_MS: Final = 24 * 3600 * 1000
+_TIMED_ANSWERS: Final = 5
+
+_BELOW = (
+    "WITH RECURSIVE below (key) AS (VALUES (?) UNION ALL "
+    "SELECT m.key FROM messages m JOIN below ON m.parent_key = below.key) SELECT key FROM below"
+)
+_ROW = "SELECT key, id, conversation_key, parent_key, active_child_key FROM messages WHERE id = ? AND hidden_by IS NULL"
+
+
+class SqliteStore:
+    """Conversations in a database. See `edgechat.chat.store.Store` for what each method promises."""
+
+    def __init__(self, database: Database, notes: Sequence[str] = ()) -> None:
+        """Takes over `database`, and tidies it: answers that died with their process, deletions past undoing."""
+        self.database = database
+        self.notes = list(notes)
+        self._writer = secrets.token_hex(8)
+        if not self.problem:
+            self._tidy()
+
+    @property
+    def path(self) -> Path | None:
+        """The database's file; None in memory."""
+        return self.database.path
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be written; "" if it can."""
+        return self.database.problem
+
+    def _tidy(self) -> None:
+        # An answer of another process that still lives becomes its own again with its next checkpoint.
+        stale = "FROM messages WHERE finish_reason = 'streaming'"
+        past = now_ms() - UNDO_MS
+        with self.database.reading() as db:
+            unfinished = db.execute(f"SELECT 1 {stale} LIMIT 1").fetchone()
+            hidden = db.execute(
+                "SELECT 1 FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ? LIMIT 1", (past,)
+            ).fetchone()
+        if unfinished:
+            with self.database.writing() as db:
+                db.execute("UPDATE messages SET finish_reason = 'interrupted' WHERE finish_reason = 'streaming'")
+        if hidden:
+            with self.database.writing() as db:
+                db.execute("DELETE FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?", (past,))
+
+    # What a turn writes
+
+    def append(
+        self, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})
+    ) -> None:
+        """Add messages below their parents and make them the active path."""
+        with self.database.writing(durable=True) as db:
+            owner = self._ensure(db, conversation)
+            for sha256, data in files.items():
+                db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
+            head = 0
+            for message in messages:
+                head = self._insert(db, owner, message)
+            db.execute(
+                "UPDATE conversations SET head_key = ?, updated_at_ms = ? WHERE key = ?", (head, now_ms(), owner)
+            )
+
+    def merge(
+        self, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})
+    ) -> int:
+        """Add what is not here yet of a conversation from elsewhere; returns how many messages that were.
+
+        What is here stays as it is. `messages` come parents first; their attachments must be in `files` or here.
+        """
+        with self.database.writing() as db:
+            is_new = db.execute("SELECT 1 FROM conversations WHERE id = ?", (conversation.id,)).fetchone() is None
+            owner = self._ensure(db, conversation)
+            unknown = _unknown(db, [m.id for m in messages])
+            missing = [m for m in messages if m.id in unknown]
+            for sha256, data in files.items():
+                db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
+            keys = {m.id: self._insert(db, owner, m) for m in missing}
+            for message in missing:
+                db.execute(
+                    "UPDATE messages SET active_child_key = ? WHERE key = ?",
+                    (keys.get(message.active_child_id or ""), keys[message.id]),
+                )
+            head = keys.get(conversation.head_id or "") or (max(keys.values()) if is_new and keys else None)
+            if is_new and head is not None:
+                db.execute("UPDATE conversations SET head_key = ? WHERE key = ?", (head, owner))
+            db.execute(
+                "DELETE FROM attachments WHERE NOT EXISTS (SELECT 1 FROM message_attachments a WHERE a.sha256 = "
+                "attachments.sha256)"
+            )
+        return len(missing)
+
+    def unknown(self, message_ids: Sequence[str]) -> set[str]:
+        """Those of the ids that no message here has, deleted ones included."""
+        with self.database.reading() as db:
+            return _unknown(db, message_ids)
+
+    def conversation_ids(self) -> Sequence[str]:
+        """All of them, the oldest first."""
+        with self.database.reading() as db:
+            return [row["id"] for row in db.execute("SELECT id FROM conversations ORDER BY key")]
+
+    def _ensure(self, db: sqlite3.Connection, conversation: Conversation) -> int:
+        """The key of a conversation, which is added if it is not here."""
+        row = db.execute("SELECT key FROM conversations WHERE id = ?", (conversation.id,)).fetchone()
+        if row is not None:
+            return int(row["key"])
+        c = conversation
+        key = _free_key(db, "conversations", c.created_at_ms << _KEY_BITS)
+        db.execute(
+            "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+            (key, c.id, c.title, c.model, rows.encode(c.settings), c.pinned, c.archived, rows.encode(c.tags), c.folder,
+             c.created_at_ms, c.updated_at_ms or c.created_at_ms),
+        )  # fmt: skip
+        return key
+
+    def _insert(self, db: sqlite3.Connection, owner: int, message: Message) -> int:
+        """Add a message, after its parent and its siblings; returns its key."""
+        parent_key: int | None = None
+        if message.parent_id is not None:
+            parent = _found(db, message.parent_id)
+            parent_key = parent["key"]
+            if parent["conversation_key"] != owner:
+                raise StoreError(f"message {message.parent_id} belongs to another conversation")
+        newest = db.execute(
+            "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ?", (owner, parent_key)
+        ).fetchone()[0]
+        after = max(parent_key or 0, newest or 0)
+        key = _free_key(db, "messages", max(message.created_at_ms << _KEY_BITS, after + 1))
+        columns = {
+            "key": key, "id": message.id, "conversation_key": owner, "parent_key": parent_key, "role": message.role,
+            "created_at_ms": message.created_at_ms, "model": message.model, "writer": self._writer,
+        } | rows.said(message)  # fmt: skip
+        try:
+            db.execute(
+                f"INSERT INTO messages ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+                tuple(columns.values()),
+            )
+            for position, file in enumerate(message.attachments):
+                db.execute(
+                    "INSERT INTO message_attachments VALUES (?, ?, ?, ?, ?)",
+                    (key, position, file.sha256, file.name, file.media_type),
+                )
+            db.execute("UPDATE messages SET active_child_key = ? WHERE key = ?", (key, parent_key))
+        except sqlite3.IntegrityError as error:
+            raise StoreError(f"message {message.id} cannot be kept: {error}") from error
+        return key
+
+    def checkpoint(self, message: Message) -> bool:
+        """Write what an answer of ours has become."""
+        changes = rows.said(message)
+        with self.database.writing(durable=message.finish_reason != "streaming") as db:
+            return _update(db, "messages", changes, "id = ? AND writer = ? AND hidden_by IS NULL",
+                           message.id, self._writer) == 1  # fmt: skip
+
+    def claim(self, message_id: str) -> None:
+        """Make an answer ours."""
+        with self.database.writing(durable=True) as db:
+            _found(db, message_id)
+            db.execute(
+                "UPDATE messages SET writer = ?, finish_reason = 'streaming' WHERE id = ?", (self._writer, message_id)
+            )
+
+    def retract(self, message_ids: Sequence[str]) -> None:
+        """Take messages back for good, children first."""
+        with self.database.writing(durable=True) as db:
+            for message_id in message_ids:
+                row = _found(db, message_id)
+                db.execute("DELETE FROM messages WHERE key = ?", (row["key"],))
+                _close_gap(db, row)
+                db.execute(
+                    "DELETE FROM conversations WHERE key = ? AND NOT EXISTS "
+                    "(SELECT 1 FROM messages WHERE conversation_key = conversations.key)",
+                    (row["conversation_key"],),
+                )
+
+    # The shape of the tree
+
+    def select(self, path: Sequence[str]) -> None:
+        """Go on from the alternative `path[-1]`."""
+        with self.database.writing() as db:
+            self._select(db, path)
+            _set_head(db, _leaf(db, _found(db, path[-1])["key"]))
+
+    def end_path(self, path: Sequence[str]) -> None:
+        """Make `path[-1]` the head."""
+        with self.database.writing() as db:
+            self._select(db, path)
+            _set_head(db, _found(db, path[-1])["key"])
+
+    def _select(self, db: sqlite3.Connection, path: Sequence[str]) -> None:
+        for parent_id, child_id in itertools.pairwise(path):
+            child = _found(db, child_id)["key"]
+            db.execute("UPDATE messages SET active_child_key = ? WHERE id = ?", (child, parent_id))
+
+    def hide(self, message_id: str) -> None:
+        """Delete a message and all below it, for now."""
+        with self.database.writing(durable=True) as db:
+            row = _found(db, message_id)
+            db.execute(
+                f"UPDATE messages SET hidden_by = ?, hidden_at_ms = ? WHERE key IN ({_BELOW}) AND hidden_by IS NULL",
+                (row["key"], now_ms(), row["key"]),
+            )
+            _close_gap(db, row)
+
+    def unhide(self, message_id: str) -> None:
+        """Bring back what `hide` of the same message took away."""
+        with self.database.writing(durable=True) as db:
+            row = db.execute("SELECT key, parent_key FROM messages WHERE id = ?", (message_id,)).fetchone()
+            parent = (
+                row
+                and db.execute(
+                    "SELECT 1 FROM messages WHERE key = ? AND hidden_by IS NULL", (row["parent_key"],)
+                ).fetchone()
+            )
+            if row is None or (row["parent_key"] is not None and parent is None):
+                raise StoreError(f"message {message_id} cannot be brought back: it, or what it answers, is gone")
+            db.execute("UPDATE messages SET hidden_by = NULL, hidden_at_ms = NULL WHERE hidden_by = ?", (row["key"],))
+
+    # Conversations
+
+    def update(self, conversation: Conversation) -> None:
+        """Write title, model, settings, pinned, archived, tags and folder."""
+        c = conversation
+        changes = {
+            "title": c.title, "model": c.model, "settings": rows.encode(c.settings), "pinned": c.pinned,
+            "archived": c.archived, "tags": rows.encode(c.tags), "folder": c.folder,
+        }  # fmt: skip
+        with self.database.writing(durable=True) as db:
+            if not _update(db, "conversations", changes, "id = ?", c.id):
+                raise StoreError(f"conversation {c.id} is gone")
+
+    def delete(self, conversation_id: str) -> None:
+        """Remove a conversation for good."""
+        with self.database.writing(durable=True) as db:
+            row = _conversation_row(db, conversation_id)
+            db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only unlinked
+            db.execute("DELETE FROM messages WHERE conversation_key = ?", (row["key"],))
+            db.execute("DELETE FROM conversations WHERE key = ?", (row["key"],))
+        self.database.forget_log()
+
+    def conversation(self, conversation_id: str) -> Conversation:
+        """One conversation."""
+        with self.database.reading() as db:
+            return self._conversation(db, _conversation_row(db, conversation_id))
+
+    def _conversation(self, db: sqlite3.Connection, row: sqlite3.Row) -> Conversation:
+        head = db.execute("SELECT id FROM messages WHERE key = ?", (row["head_key"],)).fetchone()
+        return rows.conversation(row, head["id"] if head is not None else None)
+
+    def resolve(self, prefix: str) -> str:
+        """The only conversation whose id starts with `prefix`."""
+        with self.database.reading() as db:
+            found = db.execute(
+                "SELECT id FROM conversations WHERE id >= ? AND id < ? ORDER BY id LIMIT 9",
+                (prefix, prefix + "\U0010ffff"),
+            ).fetchall()
+        if len(found) == 1 or (found and found[0]["id"] == prefix):
+            return str(found[0]["id"])
+        if not found:
+            raise StoreError(f"there is no conversation {prefix!r}: `edgechat history list` shows what there is")
+        raise StoreError(f"{prefix!r} could be {', '.join(r['id'] for r in found[:8])}: give more of it")
+
+    def latest(self) -> str | None:
+        """Id of the conversation that was changed last."""
+        with self.database.reading() as db:
+            row = db.execute("SELECT id FROM conversations ORDER BY updated_at_ms DESC, key DESC LIMIT 1").fetchone()
+        return row["id"] if row is not None else None
+
+    def messages(self, conversation_id: str) -> list[Message]:
+        """All messages, parents before children."""
+        with self.database.reading() as db:
+            owner = _conversation_row(db, conversation_id)["key"]
+            found = db.execute(
+                "SELECT * FROM messages WHERE conversation_key = ? AND hidden_by IS NULL ORDER BY key", (owner,)
+            ).fetchall()
+            attached = db.execute(
+                """
+                SELECT a.*, length(b.data) AS size_bytes FROM messages m
+                JOIN message_attachments a ON a.message_key = m.key JOIN attachments b USING (sha256)
+                WHERE m.conversation_key = ? ORDER BY a.message_key, a.position
+                """,
+                (owner,),
+            ).fetchall()
+        return rows.messages(found, attached)
+
+    def list(
+        self, *, archived: bool | None = False, tag: str = "", folder: str = "", limit: int = 50, offset: int = 0
+    ) -> Sequence[Summary]:
+        """Conversations: pinned first, then the last changed."""
+        conditions: dict[str, Any] = {}
+        if archived is not None:
+            conditions["archived = ?"] = archived
+        if tag:
+            conditions["EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)"] = tag
+        if folder:
+            conditions["folder = ?"] = folder
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        with self.database.reading() as db:
+            found = db.execute(
+                f"SELECT * FROM conversations {where} ORDER BY pinned DESC, updated_at_ms DESC, key DESC LIMIT ? OFFSET ?",
+                (*conditions.values(), limit, offset),
+            ).fetchall()
+            counts = [
+                db.execute(
+                    "SELECT count(*) FROM messages WHERE conversation_key = ? AND hidden_by IS NULL", (row["key"],)
+                ).fetchone()[0]
+                for row in found
+            ]
+            return [
+                Summary(conversation=self._conversation(db, row), n_messages=n)
+                for row, n in zip(found, counts, strict=True)
+            ]
+
+    def search(self, query: str, *, order: Order = "newest", limit: int = 20, offset: int = 0) -> Sequence[Hit]:
+        """Where all words of `query` are."""
+        with self.database.reading() as db:
+            return search.search(db, query, order=order, limit=limit, offset=offset)
+
+    def attachment(self, sha256: str) -> bytes:
+        """Bytes by their hash."""
+        with self.database.reading() as db:
+            row = db.execute("SELECT data FROM attachments WHERE sha256 = ?", (sha256,)).fetchone()
+        if row is None or hashlib.sha256(row["data"]).hexdigest() != sha256:
+            raise StoreError(f"the attachment {sha256[:12]} is {'missing' if row is None else 'damaged'}")
+        return bytes(row["data"])
+
+    def decode_tps(self, model: str) -> float | None:
+        """Tokens per second of this model's last answers."""
+        with self.database.reading() as db:
+            found = db.execute(
+                "SELECT stats ->> 'decode_tps' AS tps FROM messages WHERE model = ? AND stats IS NOT NULL "
+                "ORDER BY key DESC LIMIT ?",
+                (model, _TIMED_ANSWERS),
+            ).fetchall()
+        speeds = [row["tps"] for row in found if row["tps"]]
+        return statistics.median(speeds) if speeds else None
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self.database.close()
+
+
+def _free_key(db: sqlite3.Connection, table: str, wanted: int) -> int:
+    """The first key from `wanted` on that nobody has, as long as the millisecond's keys last."""
+    end = ((wanted >> _KEY_BITS) + 1) << _KEY_BITS
+    taken = db.execute(f"SELECT max(key) FROM {table} WHERE key >= ? AND key < ?", (wanted, end)).fetchone()[0]
+    if taken is None:
+        return wanted
+    return int(taken) + 1 if taken + 1 < end else _free_key(db, table, end)
+
+
+def _leaf(db: sqlite3.Connection, key: int) -> int:
+    """Where the conversation was last below a message."""
+    while True:
+        row = db.execute("SELECT active_child_key FROM messages WHERE key = ?", (key,)).fetchone()
+        if row["active_child_key"] is None:
+            return key
+        key = row["active_child_key"]
+
+
+def _set_head(db: sqlite3.Connection, key: int) -> None:
+    db.execute(
+        "UPDATE conversations SET head_key = ? WHERE key = (SELECT conversation_key FROM messages WHERE key = ?)",
+        (key, key),
+    )
+
+
+def _close_gap(db: sqlite3.Connection, gone: sqlite3.Row) -> None:
+    """Lead what led to a message that is gone to its newest sibling, or to its parent."""
+    parent, owner = gone["parent_key"], gone["conversation_key"]
+    newest = db.execute(
+        "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ? AND hidden_by IS NULL",
+        (owner, parent),
+    ).fetchone()[0]
+    db.execute(
+        "UPDATE messages SET active_child_key = ? WHERE key = ? AND active_child_key = ?", (newest, parent, gone["key"])
+    )
+    db.execute(
+        "UPDATE conversations SET head_key = ? WHERE key = ? AND head_key NOT IN "
+        "(SELECT key FROM messages WHERE conversation_key = ? AND hidden_by IS NULL)",
+        (parent if newest is None else _leaf(db, newest), owner, owner),
+    )
+
+
+def _unknown(db: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
+    return {i for i in ids if db.execute("SELECT 1 FROM messages WHERE id = ?", (i,)).fetchone() is None}
+
+
+def _update(db: sqlite3.Connection, table: str, changes: Mapping[str, Any], where: str, *values: object) -> int:
+    columns = ", ".join(f"{name} = ?" for name in changes)
+    return db.execute(f"UPDATE {table} SET {columns} WHERE {where}", (*changes.values(), *values)).rowcount
+
+
+def _found(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
+    row: sqlite3.Row | None = db.execute(_ROW, (message_id,)).fetchone()
+    if row is None:
+        raise StoreError(f"message {message_id} is gone: another edgechat deleted it")
+    return row
+
+
+def _conversation_row(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Row:
+    row: sqlite3.Row | None = db.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
+    if row is None:
+        raise StoreError(f"there is no conversation {conversation_id}")
+    return row
