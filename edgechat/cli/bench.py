@@ -51,6 +51,56 @@ def speed(
     click.echo(msgspec.json.encode(report).decode() if as_json else _table(report))
 
 
+@bench.command()
+@click.option(
+    "--conversations", type=click.IntRange(1), default=10_000, show_default=True, metavar="N", help="How many."
+)
+@click.option(
+    "--messages", type=click.IntRange(1), default=500_000, show_default=True, metavar="N", help="In all of them."
+)
+@click.option(
+    "--directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where to make the database."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def store(conversations: int, messages: int, directory: Path | None, as_json: bool) -> None:
+    """Measure the store of conversations: a new one, filled with random words, on the disk of your data.
+
+    Takes minutes and some gigabytes, which it gives back.
+    """
+    import tempfile
+
+    import msgspec
+
+    from edgechat import paths
+    from edgechat.bench.store import run
+    from edgechat.errors import UsageError
+
+    if messages < conversations:
+        raise UsageError(f"{messages} messages are too few for {conversations} conversations")
+    parent = directory or paths.cache_dir()
+    parent.mkdir(parents=True, exist_ok=True)
+    tell = sys.stderr.isatty()
+    with tempfile.TemporaryDirectory(dir=parent) as scratch:
+        report = run(
+            Path(scratch), conversations, messages,
+            lambda words: click.echo(f"\r\x1b[2K{words}", nl=False, err=True) if tell else None,
+        )  # fmt: skip
+    if tell:
+        click.echo("\r\x1b[2K", nl=False, err=True)
+    if as_json:
+        click.echo(msgspec.json.encode(report).decode())
+        return
+    click.echo(
+        f"{report.n_conversations} conversations, {report.n_messages} messages, {report.size_bytes / 1e6:.0f} MB, "
+        f"filled in {report.build_s:.0f} s"
+    )
+    click.echo(f"{'':<36}{'median':>10}{'p99':>10}  ms")
+    for timing in report.timings:
+        click.echo(f"{timing.name:<36}{timing.median_ms:10.2f}{timing.p99_ms:10.2f}")
+    click.echo(f"{'write and fsync 32 KiB':<36}{'':10}{report.fsync_p99_ms:10.2f}")
+    click.echo(f"{'append over that':<36}{'':10}{report.append_over_fsync_p99_ms:10.2f}")
+
+
 def _table(report: Report) -> str:
     import statistics
 

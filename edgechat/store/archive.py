@@ -70,7 +70,7 @@ def read(data: bytes) -> Incoming:
     """An archive from a file. Raises ImportRefusedError if it is none of ours, or of a newer version."""
     try:
         archive = msgspec.json.decode(data, type=Archive)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ImportRefusedError(f"this is not an export of edgechat: {error}") from error
     if archive.version > VERSION:
         raise ImportRefusedError(

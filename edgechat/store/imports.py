@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,10 +41,7 @@ def read(path: Path) -> Incoming:
 def _text(data: bytes) -> Incoming:
     data = data.removeprefix(b"\xef\xbb\xbf")
     if data[:1] in (b"{", b"["):
-        try:
-            value: Any = msgspec.json.decode(data)
-        except msgspec.DecodeError as error:
-            raise ImportRefusedError(f"this is not sound JSON: {error}") from error
+        data, value = _decoded(data)
         if isinstance(value, list):
             return chatgpt.read(value)
         if "mapping" in value:  # one conversation by itself
@@ -54,3 +52,17 @@ def _text(data: bytes) -> Incoming:
     except UnicodeDecodeError as error:
         raise ImportRefusedError(f"this is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})") from error
     return archive.sound([markdown.read(text)], {}, [])
+
+
+def _decoded(data: bytes) -> tuple[bytes, Any]:
+    """Sound JSON, and its value. Some programs write half a character of two; it becomes a question mark."""
+    try:
+        try:
+            return data, msgspec.json.decode(data)
+        except msgspec.DecodeError as error:
+            if "surrogate" not in str(error):
+                raise
+        data = json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace")
+        return data, msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ImportRefusedError(f"this is not sound JSON: {error}") from error

@@ -32,7 +32,7 @@ def write(record: Record) -> str:
         if message.reasoning:
             parts += ["<details><summary>Reasoning</summary>", _REASONING, _escape(message.reasoning), "</details>"]
         parts += [_TEXT, _escape(message.text), ""]
-    return "\n".join(parts)
+    return "\n".join([*parts, ""])
 
 
 def path(record: Record) -> list[Message]:
@@ -84,7 +84,9 @@ def _escape(text: str) -> str:
 
 def read(text: str) -> Record:
     """The conversation of a file that `write` made. Raises ImportRefusedError if it is none."""
-    pieces = re.split(rf"^{_START}(.*) -->\n", text.replace("\r\n", "\n"), flags=re.MULTILINE)
+    if " -->\r\n" in text[: text.find("\n") + 1]:  # an editor changed the ends of all lines
+        text = text.replace("\r\n", "\n")
+    pieces = re.split(rf"^{_START}(.*) -->\n", text, flags=re.MULTILINE)
     try:
         about = msgspec.json.decode(pieces[1])
         conversation = msgspec.convert({k: v for k, v in about.items() if k != "format"}, Conversation)
@@ -96,16 +98,17 @@ def read(text: str) -> Record:
 
 
 def _message(fields: str, body: str) -> Message:
-    front, _, text = body.partition(_TEXT + "\n")
-    _, _, reasoning = front.partition(_REASONING + "\n")
-    return msgspec.convert(
-        msgspec.json.decode(fields)
-        | {
-            "text": _unescape(text.removesuffix("\n")),
-            "reasoning": _unescape(reasoning.removesuffix("\n</details>\n")),
-        },
-        Message,
-    )
+    front, _, text = _parted(_TEXT, body)
+    _, _, reasoning = _parted(_REASONING, front)
+    text = text.removesuffix("\n").removesuffix("\n")
+    said = {"text": _unescape(text), "reasoning": _unescape(reasoning.removesuffix("\n</details>\n"))}
+    return msgspec.convert(msgspec.json.decode(fields) | said, Message)
+
+
+def _parted(remark: str, body: str) -> tuple[str, str, str]:
+    """`body` before, and after, the first line that is this remark."""
+    found = re.search(rf"^{remark}\n", body, re.MULTILINE)
+    return (body[: found.start()], found[0], body[found.end() :]) if found is not None else (body, "", "")
 
 
 def _unescape(text: str) -> str:

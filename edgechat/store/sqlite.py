@@ -12,6 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+import msgspec
+
 from edgechat.chat.messages import Conversation, Message, now_ms
 from edgechat.chat.store import Hit, Order, Summary
 from edgechat.errors import StoreError
@@ -98,7 +100,7 @@ class SqliteStore:
             missing = [m for m in messages if m.id in unknown]
             for sha256, data in files.items():
                 db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
-            keys = {m.id: self._insert(db, owner, m) for m in missing}
+            keys = {m.id: self._insert(db, owner, _rooted(db, owner, m)) for m in missing}
             for message in missing:
                 db.execute(
                     "UPDATE messages SET active_child_key = ? WHERE key = ?",
@@ -404,6 +406,14 @@ def _close_gap(db: sqlite3.Connection, gone: sqlite3.Row) -> None:
         "(SELECT key FROM messages WHERE conversation_key = ? AND hidden_by IS NULL)",
         (parent if newest is None else _leaf(db, newest), owner, owner),
     )
+
+
+def _rooted(db: sqlite3.Connection, owner: int, message: Message) -> Message:
+    """The message; without its parent, if that is deleted here or belongs to another conversation."""
+    parent = db.execute(_ROW, (message.parent_id,)).fetchone()
+    if parent is not None and parent["conversation_key"] == owner:
+        return message
+    return msgspec.structs.replace(message, parent_id=None)
 
 
 def _unknown(db: sqlite3.Connection, ids: Sequence[str]) -> set[str]:

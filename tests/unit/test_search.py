@@ -1,0 +1,118 @@
+"""Search over messages and titles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.store import ephemeral_store, search
+from edgechat.store.sqlite import SqliteStore
+
+TEXTS = [
+    "def reverse_list(items): return items[::-1]",
+    "Wie heißt der Fluss durch Köln?",
+    "今天天气怎么样? 我们去公园吧。",
+    "SELECT * FROM users WHERE name = 'O''Brien' -- \"quoted\"",
+    "İstanbul and STRASSE",
+    "a NUL \0 in the middle, and then more",
+    "",
+]
+
+
+def fill(store: SqliteStore, texts: list[str], title: str = "") -> str:
+    conversation = Conversation(id=new_id(), title=title, created_at_ms=1)
+    parent = None
+    for number, text in enumerate(texts):
+        message = Message(id=new_id(), parent_id=parent, role="user", text=text, created_at_ms=number + 1)
+        store.append(conversation, [message])
+        parent = message.id
+    return conversation.id
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[SqliteStore]:
+    store = ephemeral_store()
+    fill(store, TEXTS, "Rivers of Germany <b>bold</b>")
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("reverse_list", 0), ("ERSE_LI", 0), ("[::-1]", 0), ("köln", 1), ("Fluss Köln", 1), ('"durch Köln"', 1),
+        ("天气怎", 2), ("公园", 2), ("吧", 2), ("O''Brien", 3), ("FROM users", 3), ("strasse", 4), ("NUL", 5),
+        ("de", 0), ("x", None), ("Köln Fluss nowhere", None), ('"Köln durch"', None), ("ss K", 1),
+    ],
+)  # fmt: skip
+def test_what_is_found(store: SqliteStore, query: str, text: int | None) -> None:
+    found = [hit for hit in store.search(query) if hit.message_id is not None]
+    if text is None:
+        assert found == []
+    else:
+        assert any(TEXTS[text].replace("\0", " ")[:10] in " ".join(hit.snippet.split()) or hit.marks for hit in found)
+        assert TEXTS[text] in {
+            m.text for m in store.messages(found[0].conversation_id) if m.id in {h.message_id for h in found}
+        }
+
+
+@given(st.text(max_size=30))
+def test_no_query_is_an_error_and_every_hit_holds_every_word(store: SqliteStore, query: str) -> None:
+    texts = {m.id: m.text for m in store.messages(store.conversation_ids()[0])}
+    for hit in store.search(query):
+        text = texts[hit.message_id] if hit.message_id else hit.title
+        if text.isascii() and query.isascii() and "\0" not in query:
+            assert all(word.lower() in text.lower() for word in search.words_of(query)[: search.MAX_WORDS])
+        for start, end in hit.marks:
+            assert 0 <= start < end <= len(hit.snippet)
+
+
+@given(st.lists(st.sampled_from(['"', "AND", "NOT", "*", "(", "text:", "NEAR(a b)", "^", "-", "{", "\0"]), max_size=6))
+def test_the_syntax_of_the_index_has_no_meaning(store: SqliteStore, words: list[str]) -> None:
+    store.search(" ".join(words))
+
+
+def test_titles_are_found_and_pages_follow_each_other(store: SqliteStore) -> None:
+    assert [h.message_id for h in store.search("Germany")] == [None]
+    assert [h.message_id for h in store.search("<b>")] == [None]
+    everything = list(store.search("a", limit=100))
+    assert list(store.search("a", limit=2)) + list(store.search("a", limit=98, offset=2)) == everything
+
+
+def test_newest_come_first_and_rank_prefers_what_says_it_more() -> None:
+    store = ephemeral_store()
+    fill(store, ["whale whale whale", "one whale among many other words that are not about it at all", "nothing"])
+    newest = [h.snippet for h in store.search("whale")]
+    assert newest[0].startswith("one whale")
+    ranked = store.search("whale", order="rank")
+    assert ranked[0].snippet == "whale whale whale"
+    assert ranked[0].score > ranked[1].score
+    store.close()
+
+
+def test_deleted_and_unfinished_messages_are_not_found() -> None:
+    store = ephemeral_store()
+    conversation = fill(store, ["elephant"])
+    root = store.messages(conversation)[0]
+    answer = Message(id=new_id(), parent_id=root.id, role="assistant", text="giraffe", finish_reason="streaming")
+    store.append(store.conversation(conversation), [answer])
+    assert store.search("giraffe") == []
+    store.hide(root.id)
+    assert store.search("elephant") == []
+    store.unhide(root.id)
+    assert len(store.search("elephant")) == 1
+    store.delete(conversation)
+    assert store.search("elephant") == []
+    store.close()
+
+
+def test_a_huge_message_is_found_by_its_beginning() -> None:
+    store = ephemeral_store()
+    fill(store, ["needle " + "hay " * 500_000 + "pin"])
+    assert len(store.search("needle")) == 1
+    assert store.search("pin") == []
+    store.close()
