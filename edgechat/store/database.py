@@ -9,7 +9,9 @@ import threading
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from edgechat.errors import DamagedError, StoreError
 from edgechat.store.schema import APPLICATION_ID, MIGRATIONS, Migration, apply, version
@@ -38,55 +40,33 @@ class Database:
 
     def _open(self, migrations: Sequence[Migration]) -> sqlite3.Connection:
         if self.path is None:
-            connection = _connect(":memory:")
-            connection.execute("PRAGMA temp_store = MEMORY")
-        else:
-            try:
-                _create(self.path)
-                connection = _connect(_uri(self.path))
-                self._check(connection, len(migrations))
-            except (sqlite3.OperationalError, OSError) as error:
-                if not _is_read_only(error):
-                    raise
-                self.problem = f"{self.path.parent} cannot be written to: {_words(error)}"
-                return self._open_read_only()
-            if version(connection) > len(migrations):
-                connection.close()
-                return self._open_read_only()
-            connection.execute("PRAGMA journal_mode = WAL")  # stays as it was where files cannot be shared
-            connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
+            memory = _connect(":memory:")
+            memory.execute("PRAGMA temp_store = MEMORY")
+            self._prepare(memory, migrations)
+            return memory
+        connection: sqlite3.Connection | None = None
+        try:
+            _create(self.path)
+            connection = _connect(_uri(self.path))
+            self._check(connection, len(migrations))
+            if not self.problem:
+                connection.execute("PRAGMA journal_mode = WAL")  # stays as it was where files cannot be shared
+                connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
+                self._prepare(connection, migrations)
+                return connection
+        except (sqlite3.OperationalError, OSError) as error:
+            _close(connection)
+            if not _is_read_only(error):
+                raise
+            self.problem = f"{self.path.parent} cannot be written to: {_words(error)}"
+        except BaseException:
+            _close(connection)
+            raise
+        _close(connection)
+        return self._open_read_only(self.path)
+
+    def _prepare(self, connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
-        self._migrate(connection, migrations)
-        return connection
-
-    def _check(self, connection: sqlite3.Connection, newest: int) -> None:
-        owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
-        tables = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
-        if tables and owner != APPLICATION_ID:
-            connection.close()
-            raise StoreError(f"{self.path} is a database of another program: move it away, it was not touched")
-        found = version(connection)
-        if found > newest:
-            self.problem = (
-                f"{self.path} was written by a newer edgechat (version {found} of the database, this one knows "
-                f"{newest}): it is only read; update edgechat to go on"
-            )
-
-    def _open_read_only(self) -> sqlite3.Connection:
-        if self.path is None or not self.path.exists():
-            connection = _connect(":memory:")  # nothing was ever kept here
-            self._migrate(connection, MIGRATIONS)
-            return connection
-        for mode in ("mode=ro", "mode=ro&immutable=1"):  # the second where not even the log can be opened
-            try:
-                connection = _connect(_uri(self.path, mode))
-                connection.execute("SELECT count(*) FROM conversations")
-            except sqlite3.OperationalError:
-                continue
-            return connection
-        raise StoreError(self.problem)
-
-    def _migrate(self, connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
         for number, migration in enumerate(migrations, start=1):
             before = version(connection)
             if before >= number:
@@ -95,6 +75,33 @@ class Database:
                 _back_up(connection, self.path, before)
             apply(connection, number, migration)
 
+    def _check(self, connection: sqlite3.Connection, newest: int) -> None:
+        owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
+        tables = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+        if tables and owner != APPLICATION_ID:
+            raise StoreError(f"{self.path} is a database of another program: move it away, it was not touched")
+        found = version(connection)
+        if found > newest:
+            self.problem = (
+                f"{self.path} was written by a newer edgechat (version {found} of the database, this one knows "
+                f"{newest}): it is only read; update edgechat to go on"
+            )
+
+    def _open_read_only(self, path: Path) -> sqlite3.Connection:
+        if not path.exists():
+            connection = _connect(":memory:")  # nothing was ever kept here
+            self._prepare(connection, MIGRATIONS)
+            return connection
+        for mode in ("mode=ro", "mode=ro&immutable=1"):  # the second where not even the log can be opened
+            connection = _connect(_uri(path, mode))
+            try:
+                connection.execute("SELECT count(*) FROM conversations")
+            except sqlite3.OperationalError:
+                connection.close()
+                continue
+            return connection
+        raise StoreError(self.problem)
+
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
         """Turns errors of SQLite into StoreError, in words."""
@@ -102,6 +109,8 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise _store_error(error, self.path) from error
+        except (UnicodeDecodeError, msgspec.MsgspecError) as error:
+            raise _damaged(self.path, error) from error
         except OSError as error:
             raise StoreError(f"conversations cannot be kept in {self.path}: {_words(error)}") from error
 
@@ -194,9 +203,7 @@ def _is_read_only(error: BaseException) -> bool:
 def _store_error(error: sqlite3.Error, path: Path | None) -> StoreError:
     words = str(error)
     if "malformed" in words or "not a database" in words:
-        return DamagedError(
-            f"{path} is damaged ({words}): `edgechat history recover` keeps it aside and gets out of it what can be read"
-        )
+        return _damaged(path, error)
     if "locked" in words or "busy" in words:
         return StoreError(f"another program has been writing to {path} for over {BUSY_S:g} s: close it, and try again")
     if "full" in words:
@@ -206,6 +213,12 @@ def _store_error(error: sqlite3.Error, path: Path | None) -> StoreError:
     return StoreError(f"conversations cannot be read or written in {path}: {words}")
 
 
-def rows(connection: sqlite3.Connection, statement: str, *values: Any) -> list[sqlite3.Row]:
-    """All rows of a query."""
-    return connection.execute(statement, values).fetchall()
+def _damaged(path: Path | None, error: Exception) -> DamagedError:
+    return DamagedError(
+        f"{path} is damaged ({error}): `edgechat history recover` keeps it aside and gets out of it what can be read"
+    )
+
+
+def _close(connection: sqlite3.Connection | None) -> None:
+    if connection is not None:
+        connection.close()

@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edgechat.errors import StoreError
 from edgechat.store.database import Database
@@ -26,7 +26,7 @@ def is_sound(path: Path) -> bool:
     try:
         with contextlib.closing(_opened(path)) as db:
             return [row[0] for row in db.execute("PRAGMA integrity_check")] == ["ok"]
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeError):
         return False
 
 
@@ -65,14 +65,14 @@ def finish(store: SqliteStore) -> None:
             done.touch(mode=0o600)
         store.notes.append(
             f"the database of conversations was damaged: {n_messages} messages were recovered"
-            + (f", {n_lost} stretches of rows could not be read" if n_lost else "")
+            + (f", {n_lost} rows could not be read" if n_lost else "")
             + f"; the damaged file is kept as {aside}"
         )
 
 
 def _salvage(database: Database, aside: Path) -> tuple[int, int]:
-    """Copy every row that can be read; returns how many messages, and how many gaps were met."""
-    n_messages = n_gaps = 0
+    """Copy every row that can be read; returns how many messages, and how many rows are known to be lost."""
+    n_messages = n_lost = 0
     with contextlib.closing(_opened(aside)) as damaged, database.writing(durable=True) as db:
         db.execute("PRAGMA defer_foreign_keys = ON")
         for table in _TABLES:
@@ -80,51 +80,64 @@ def _salvage(database: Database, aside: Path) -> tuple[int, int]:
             marks = ", ".join("?" * len(columns))
             statement = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"
             for row in _rows(damaged, table, columns):
-                if row is None:
-                    n_gaps += 1
-                    continue
-                with contextlib.suppress(sqlite3.Error):  # a row with garbage in it
-                    n_messages += db.execute(statement, row).rowcount if table == "messages" else 0
-                    if table != "messages":
-                        db.execute(statement, row)
+                added = _insert(db, statement, row)
+                n_lost += added is None
+                n_messages += (added or 0) if table == "messages" else 0
         _mend(db)
-    return n_messages, n_gaps
+    return n_messages, n_lost
+
+
+def _insert(db: sqlite3.Connection, statement: str, row: tuple[object, ...] | None) -> int | None:
+    """How many rows that added; None if the row could not be read, or holds garbage."""
+    if row is None:
+        return None
+    try:
+        return db.execute(statement, row).rowcount
+    except sqlite3.Error:
+        return None
 
 
 def _opened(aside: Path) -> sqlite3.Connection:
     # The damaged file is only read, so that it stays as it is; as text, anything that is there.
-    connection = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    # Without a log nothing needs to be shared, and no file is made beside it.
+    how = "mode=ro" if aside.with_name(aside.name + "-wal").exists() else "mode=ro&immutable=1"
+    connection = sqlite3.connect(f"{aside.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
     return connection
 
 
 def _rows(damaged: sqlite3.Connection, table: str, columns: list[str]) -> Iterator[tuple[object, ...] | None]:
-    """The rows of a table from both ends towards the damage; None for each stretch that cannot be read."""
-    if table in ("attachments", "message_attachments"):
-        yield from _from_one_end(damaged, f"SELECT {', '.join(columns)} FROM {table}")
+    """Each row that can be read; None for each that is known to be there and cannot."""
+    names = ", ".join(columns)
+    if table == "message_attachments":  # small rows, which have no number of their own
+        for direction in ("ASC", "DESC"):
+            yield from _until_damage(damaged, f"SELECT {names} FROM {table} ORDER BY message_key {direction}")
         return
-    last: object = None
-    for direction in ("ASC", "DESC"):
-        bound = "" if last is None else f"WHERE key > {last} "
-        rows = _from_one_end(
-            damaged, f"SELECT {', '.join(columns)} FROM {table} {bound}ORDER BY key {direction}"
-        )  # fmt: skip
-        complete = True
-        for row in rows:
-            if row is None:
-                complete = False
-            elif direction == "ASC":
-                last = row[0]
-            yield row
-        if complete:
-            return
+    for key in sorted(_keys(damaged, table)):
+        try:
+            row = damaged.execute(f"SELECT {names} FROM {table} WHERE rowid = ?", (key,)).fetchone()
+        except (sqlite3.Error, UnicodeError):
+            row = None
+        yield row
 
 
-def _from_one_end(damaged: sqlite3.Connection, statement: str) -> Iterator[tuple[object, ...] | None]:
-    try:
+def _keys(damaged: sqlite3.Connection, table: str) -> set[int]:
+    """The numbers of a table's rows, from the table and from each of its indexes, from both ends of all of them."""
+    places = ["NOT INDEXED"]
+    places += [f"INDEXED BY {row[1]}" for row in _until_damage(damaged, f"PRAGMA index_list({table})")]
+    keys: set[int] = set()
+    for place in places:
+        for direction in ("ASC", "DESC"):
+            statement = f"SELECT rowid FROM {table} {place} ORDER BY rowid {direction}"
+            if place != "NOT INDEXED":  # in the index's own order, so that it alone is read
+                statement = f"SELECT rowid FROM {table} {place}"
+            keys.update(row[0] for row in _until_damage(damaged, statement))
+    return keys
+
+
+def _until_damage(damaged: sqlite3.Connection, statement: str) -> Iterator[tuple[Any, ...]]:
+    with contextlib.suppress(sqlite3.Error, UnicodeError):
         yield from damaged.execute(statement)
-    except sqlite3.Error:
-        yield None
 
 
 def _mend(db: sqlite3.Connection) -> None:

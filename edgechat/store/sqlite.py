@@ -307,7 +307,7 @@ class SqliteStore:
                 """,
                 (owner,),
             ).fetchall()
-        return rows.messages(found, attached)
+            return rows.messages(found, attached)
 
     def list(
         self, *, archived: bool | None = False, tag: str = "", folder: str = "", limit: int = 50, offset: int = 0
