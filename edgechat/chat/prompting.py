@@ -72,7 +72,7 @@ class PromptBuilder:
         prompt = self._renderer.render(
             self._template, self._messages(said, start, system_prompt),
             bos=loaded.bos, eos=loaded.eos, control_tokens=loaded.control_tokens,
-            variables=reasoning.switches(on=think), form=self.form,
+            variables=reasoning.switches(self._template, on=think), form=self.form,
             begun=PromptMessage("assistant", begun.text, begun.reasoning) if begun is not None else None,
         )  # fmt: skip
         place = reasoning.place_after(self.form, prompt.text)

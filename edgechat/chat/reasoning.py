@@ -56,9 +56,11 @@ def switchable(template: str) -> bool:
     return detect(template) is not None and any(name in template for name in SWITCHES)
 
 
-def switches(*, on: bool) -> dict[str, bool | str]:
-    """Variables for a template."""
-    return {"enable_thinking": on, "thinking": on, "reasoning_effort": "medium" if on else "low"}
+def switches(template: str, *, on: bool) -> dict[str, bool | str]:
+    """Variables for a template; those that know degrees get a middle one, or the least."""
+    degrees = ("medium", "high") if on else ("no_think", "low")
+    effort = next((d for d in degrees if d in template), degrees[-1])
+    return {"enable_thinking": on, "thinking": on, "reasoning_effort": effort}
 
 
 Place = Literal["start", "reasoning", "gap", "answer"]

@@ -13,6 +13,8 @@ from typing import Any, Final
 import jinja2
 import jinja2.exceptions
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 import msgspec
 
@@ -46,13 +48,24 @@ class _Refused(jinja2.TemplateError):
     """The template itself refuses these messages, or asks for too much."""
 
 
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks, for training, what a model says; for a prompt it is only its content."""
+
+    tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """The content of the block."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """Jinja as model files expect it, with operators that cannot ask for much memory at once."""
 
     intercepted_binops = frozenset(("*", "**", "%"))
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation])
         self.filters["tojson"] = _tojson
         self.globals["raise_exception"] = _raise
         self.globals["strftime_now"] = _strftime_now

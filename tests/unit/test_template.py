@@ -36,6 +36,7 @@ def render(renderer: Renderer, template: str, messages: list[PromptMessage] = ME
         ("{{ messages | tojson }}", '[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]'),
         ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
         ("{% if add_generation_prompt %}go{% endif %}{% if tools %}no{% endif %}", "go"),
+        ("a{% generation %}b{% if true %}c{% endif %}{% endgeneration %}d", "abcd"),
         ("{{ '-' * 5 }}{{ strftime_now('%Y')[:2] }}", "-----20"),
         (renderer_module.PLAIN_TEMPLATE, "System: Be brief.\n\nUser: Hi\n\nAssistant:"),
     ],

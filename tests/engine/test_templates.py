@@ -1,0 +1,90 @@
+"""The chat templates of many families, as llama.cpp collects them: rendered as they are, in our sandbox."""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgechat.chat.reasoning import FORMATS, detect, place_after, switchable, switches
+from edgechat.chat.renderer import PromptMessage, Renderer
+from edgechat.errors import TemplateError
+from tests.conftest import ROOT
+
+QUESTION = [PromptMessage("user", "What is one?")]
+LATER = [*QUESTION, PromptMessage("assistant", "It is a number.", "Let me count."), PromptMessage("user", "And two?")]
+# Templates for tools alone: they fail without any.
+FOR_TOOLS = {
+    "CohereForAI-c4ai-command-r-plus-tool_use", "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use", "fireworks-ai-llama-3-firefunction-v2",
+}  # fmt: skip
+# These leave earlier reasoning in.
+KEEP_REASONING = {
+    "Bielik-11B-v3.0-Instruct", "ByteDance-Seed-OSS", "Cohere2MoE", "HuggingFaceTB-SmolLM3-3B", "LFM2.5-Instruct",
+    "MiniMax-M3", "Spark2.5", "ibm-granite-granite-3.3-2B-Instruct", "inclusionai-ling-3.0-flash",
+    "poolside-Laguna-S-2.1", "poolside-Laguna-XS-2.1", "poolside-Laguna-XS.2", "unsloth-Apriel-1.5",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def templates() -> dict[str, str]:
+    """By name; from the source that the bundle was built of."""
+    sys.path.insert(0, str(ROOT / "native"))
+    import build
+
+    with tarfile.open(build.sdist()) as archive:
+        members = [m for m in archive.getmembers() if "/models/templates/" in m.name and m.name.endswith(".jinja")]
+        found = {Path(m.name).stem: archive.extractfile(m).read().decode() for m in members}  # type: ignore[union-attr]
+    return {name: text for name, text in found.items() if name not in FOR_TOOLS}
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Iterator[Renderer]:
+    made = Renderer()
+    yield made
+    made.close()
+
+
+def render(renderer: Renderer, template: str, messages: list[PromptMessage], *, think: bool) -> str:
+    return renderer.render(
+        template, messages, bos="<s>", eos="</s>", control_tokens=[], variables=switches(template, on=think), form=detect(template)
+    ).text  # fmt: skip
+
+
+def test_every_family_renders_and_drops_earlier_reasoning_as_its_template_does(
+    templates: dict[str, str], renderer: Renderer
+) -> None:
+    assert len(templates) > 50
+    found, kept = set(), set()
+    for name, template in templates.items():
+        form = detect(template)
+        for think in (True, False):
+            try:
+                text = render(renderer, template, LATER, think=think)
+            except TemplateError as error:
+                pytest.fail(f"{name}: {error}")
+            assert "It is a number." in text, name
+            assert "And two?" in text, name
+            if form is not None:
+                found.add(form)
+                kept |= {name} if "Let me count." in text else set()
+                assert place_after(form, text) in ("start", "reasoning"), name
+    assert kept == KEEP_REASONING
+    assert found == set(FORMATS)  # each is some family's
+
+
+def test_reasoning_is_switched_for_the_families_that_can(templates: dict[str, str], renderer: Renderer) -> None:
+    for name in (
+        "Qwen-Qwen3-0.6B",
+        "Qwen3.5-4B",
+        "HuggingFaceTB-SmolLM3-3B",
+        "google-gemma-4-31B-it",
+        "openai-gpt-oss-120b",
+    ):
+        template = templates[name]
+        assert switchable(template), name
+        on, off = (render(renderer, template, QUESTION, think=think) for think in (True, False))
+        assert on != off, name
