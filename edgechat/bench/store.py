@@ -78,6 +78,7 @@ def run(directory: Path, n_conversations: int, n_messages: int, say: Say) -> Sto
     timings += [_timed("search by rank: a common word", lambda: store.search("w00010", order="rank"), 21)]
     appends, syncs = _appends(store, directory, draw, ids)
     timings.append(_timing("append a message", appends))
+    timings.append(_checkpoints(store, draw, ids))
     store.close()
     fsync_p99 = _timing("", syncs).p99_ms
     return StoreReport(
@@ -147,6 +148,18 @@ def _appends(
             appends.append(middle - started)
             parent = message.id
     return appends, syncs
+
+
+def _checkpoints(store: SqliteStore, draw: random.Random, ids: list[str]) -> Timing:
+    """What an answer of 4,000 characters costs to be written down once more while it grows."""
+    conversation = store.conversation(ids[0])
+    text = "word " * 800
+    answer = Message(id=new_id(), parent_id=conversation.head_id, role="assistant", finish_reason="streaming")
+    store.append(conversation, [answer])
+    return _timed(
+        "checkpoint an answer",
+        lambda: store.checkpoint(msgspec.structs.replace(answer, text=text + str(draw.random()))), 101,
+    )  # fmt: skip
 
 
 def _timed(name: str, operation: Callable[[], object], n: int) -> Timing:
