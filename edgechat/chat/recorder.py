@@ -78,12 +78,22 @@ class Recorder:
     def _write(self) -> None:
         answer = self._answer
         try:
-            if not self._store.checkpoint(answer):
-                answer = msgspec.structs.replace(answer, id=new_id())
-                self._store.append(self._conversation, [answer])
-                with self._changed:
-                    self._answer = msgspec.structs.replace(self._answer, id=answer.id)
+            kept_id = write(self._store, self._conversation, answer)
         except StoreError as error:
             self.problem = str(error)
-        else:
-            self.problem = ""
+            return
+        self.problem = ""
+        with self._changed:
+            self._answer = msgspec.structs.replace(self._answer, id=kept_id)
+
+
+def write(store: Store, conversation: Conversation, answer: Message) -> str:
+    """Write what an answer has become, beside the one of that id if that is not ours any more; returns its id.
+
+    Raises StoreError.
+    """
+    if store.checkpoint(answer):
+        return answer.id
+    beside = msgspec.structs.replace(answer, id=new_id(), active_child_id=None)
+    store.append(conversation, [beside])
+    return beside.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -17,6 +18,7 @@ from edgechat.chat import events, renderer, titles
 from edgechat.chat.attachments import read_file, refuse_images
 from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_id, now_ms
 from edgechat.chat.prompting import BuiltPrompt, PromptBuilder
+from edgechat.chat.recorder import write
 from edgechat.chat.renderer import Renderer
 from edgechat.chat.store import Store
 from edgechat.chat.tree import Tree
@@ -29,6 +31,9 @@ from edgechat.hardware.cpu import usable_threads
 from edgechat.hardware.memory import read_memory
 from edgechat.modelfile.gguf import read_header
 from edgechat.planner.plan import LoadPlan, plan
+
+# An answer ends at once when its engine does; only a disk that hangs takes longer to write its last word.
+_LAST_WORD_S: Final = 5.0
 
 Listener = Callable[[events.LoadProgressed], None]
 
@@ -61,6 +66,9 @@ class Session:
         self._turn: Turn | None = None
         self._stop_asked = False
         self._unsaved: dict[str, Message] = {}
+        self._idle = threading.Event()
+        """Cleared while an answer is made: no title is made then, and `close` waits for its last word."""
+        self._idle.set()
         self._title_lock = threading.Lock()
         self._title_request: int | None = None
         self._hidden: list[tuple[str, str | None]] = []
@@ -114,7 +122,7 @@ class Session:
 
     def change_model(self, model: str, model_path: Path, listen: Listener = lambda event: None) -> protocol.Loaded:
         """Let another model answer from here on; it reads the whole conversation. Raises EdgechatError."""
-        self._cancel_title()
+        self._begin_turn()
         before = self.model_path
         self.model_path = model_path
         try:
@@ -122,6 +130,8 @@ class Session:
         except Exception:
             self.model_path = before
             raise
+        finally:
+            self._idle.set()
         self._update(model=model)
         return loaded
 
@@ -209,7 +219,15 @@ class Session:
         files: Mapping[str, bytes] = MappingProxyType({}),
     ) -> Iterator[events.SessionEvent]:
         """Keep what is `said` and the answer to it, and have it written; `before` is an answer that goes on."""
-        self._cancel_title()
+        self._begin_turn()
+        try:
+            yield from self._kept_answer(said, answer, before, files)
+        finally:
+            self._idle.set()
+
+    def _kept_answer(
+        self, said: list[Message], answer: Message, before: Message | None, files: Mapping[str, bytes]
+    ) -> Iterator[events.SessionEvent]:
         self._save_leftovers()
         head_id = self.tree.head_id
         new = [*said, answer] if before is None else []
@@ -276,26 +294,35 @@ class Session:
         if kept.id == answer_id:
             self.tree.replace(kept)
         else:  # another process took the answer over; ours became an alternative
-            self.tree.add(kept)
+            self._read_tree()
         if problem:
             self._unsaved[kept.id] = kept
 
     def _keep(self, message: Message) -> None:
-        self.store.checkpoint(message)
+        """Write an answer of ours as it is now; later, if that cannot be done now."""
         self.tree.replace(message)
+        self._unsaved[message.id] = message
+        with contextlib.suppress(StoreError):
+            self._save_leftovers()
 
     def _save_leftovers(self) -> None:
         """Write what could not be written when it was said. Raises StoreError if it still cannot."""
         for message in list(self._unsaved.values()):
-            self.store.checkpoint(message)
+            kept_id = write(self.store, self.conversation, message)
             del self._unsaved[message.id]
+            if kept_id != message.id:
+                self._read_tree()
 
     def stop(self) -> None:
-        """Stop the answer that is coming, also before its first word; from any thread."""
+        """Stop the answer that is coming, also before its first word, or before `send` began; from any thread."""
         self._stop_asked = True
         turn = self._turn
         if turn is not None:
             turn.stop()
+
+    def expect(self) -> None:
+        """Forget a `stop` that came too late for the last answer: the next one is to be heard."""
+        self._stop_asked = False
 
     # Moving about in the tree
 
@@ -374,7 +401,7 @@ class Session:
             sampling=msgspec.structs.replace(self.settings.sampling, temperature=0.0),
         )  # fmt: skip
         with self._title_lock:
-            if self._turn is not None:
+            if not self._idle.is_set():
                 return None
             self._title_request = request.id
         title = titles.read(self.engine.generate(request))
@@ -385,16 +412,22 @@ class Session:
         self._update(title=title)
         return title
 
-    def _cancel_title(self) -> None:
+    def _begin_turn(self) -> None:
+        """From here on no title is made; one that is being made is given up."""
         with self._title_lock:
+            self._idle.clear()
             request, self._title_request = self._title_request, None
         if request is not None:
             self.engine.cancel(request)
 
     def close(self) -> None:
-        """End the processes behind this conversation, and write what could not be written before."""
+        """End the processes behind this conversation; what was said is written before this returns.
+
+        An answer that another thread is hearing ends with EngineDiedError there.
+        """
         self.engine.close()
         self._renderer.close()
+        self._idle.wait(_LAST_WORD_S)
         try:
             self._save_leftovers()
         except StoreError as error:

@@ -109,6 +109,8 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise _store_error(error, self.path) from error
+        except UnicodeEncodeError as error:
+            raise StoreError(f"this cannot be kept: character {error.start} of it is no Unicode text") from error
         except (UnicodeDecodeError, msgspec.MsgspecError) as error:
             raise _damaged(self.path, error) from error
         except OSError as error:

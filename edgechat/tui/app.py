@@ -157,6 +157,8 @@ class ChatApp(App[int]):
     async def _say(self, text: str) -> None:
         self._busy = self._answering = True
         self._answer, self._n_tokens, self._first_s = None, 0, 0.0
+        if self.session is not None:
+            self.session.expect()
         self._mount(Static(visible(text), classes="user", markup=False))
         self._show_state("reading")
         self._send(text)

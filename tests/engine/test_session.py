@@ -359,3 +359,56 @@ def test_what_cannot_be_done_is_said(talk: Callable[..., Talk]) -> None:
         list(t.session.edit(t.session.tree.path[1].id, "x"))
     with pytest.raises(UsageError, match="only an answer"):
         list(t.session.continue_answer(t.session.tree.path[0].id))
+
+
+def test_leaving_in_mid_answer_writes_the_last_word(talk: Callable[..., Talk]) -> None:
+    t = talk(msgspec.structs.replace(QUIET, max_tokens=400))
+    heard: list[str] = []
+    begun = threading.Event()
+
+    def hear() -> None:
+        for event in t.session.send("Tell me a very long story."):
+            if isinstance(event, events.TokensGenerated):
+                heard.append(event.text)
+                begun.set()
+
+    thread = threading.Thread(target=hear)
+    thread.start()
+    assert begun.wait(20)
+    t.session.close()
+    thread.join(timeout=10)
+    store = open_store()
+    answer = store.messages(t.session.conversation.id)[1]
+    assert answer.text == "".join(heard)  # not what the last checkpoint had
+    assert answer.interrupted
+    store.close()
+
+
+def test_a_stop_that_comes_too_late_does_not_stop_the_next_answer(talk: Callable[..., Talk]) -> None:
+    t = talk()
+    t.hear(t.session.send("Hello."))
+    t.session.stop()
+    t.session.expect()
+    assert t.hear(t.session.send("Hello again.")).finish_reason != "cancelled"
+    t.session.stop()
+    assert t.hear(t.session.send("And again.")).finish_reason == "cancelled"  # before it began
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_word(talk: Callable[..., Talk]) -> None:
+    t = talk(msgspec.structs.replace(QUIET, max_tokens=200))
+    store = t.session.store
+    assert isinstance(store, SqliteStore)
+    notices = []
+    for event in t.session.send("Tell me a very long story."):
+        if isinstance(event, events.TurnStarted):
+            store.database.connection.execute("PRAGMA query_only = ON")  # every write fails from here on
+        if isinstance(event, events.NotSaved):
+            notices.append(event.words)
+        last = event
+    assert isinstance(last, events.TurnFinished)
+    assert notices
+    store.database.connection.execute("PRAGMA query_only = OFF")
+    assert store.messages(t.session.conversation.id)[1].text != last.answer.text
+    t.session.settings = QUIET
+    t.hear(t.session.send("Go on."))  # writes what is owed, and checks
+    assert store.messages(t.session.conversation.id)[1].text == last.answer.text
