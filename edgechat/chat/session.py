@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
-from edgechat.chat import events, renderer, titles
+from edgechat.chat import events, titles
 from edgechat.chat.attachments import read_file, refuse_images
+from edgechat.chat.idle import IdleTime
+from edgechat.chat.kept import KeptConversation
+from edgechat.chat.loading import Listener, load, warnings
 from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_id, now_ms
 from edgechat.chat.prompting import BuiltPrompt, PromptBuilder
-from edgechat.chat.recorder import write
 from edgechat.chat.renderer import Renderer
 from edgechat.chat.store import Store
 from edgechat.chat.tree import Tree
@@ -27,15 +26,10 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import ContextOverflowError, EngineError, StoreError, TemplateError, UsageError
-from edgechat.hardware.cpu import usable_threads
-from edgechat.hardware.memory import read_memory
-from edgechat.modelfile.gguf import read_header
-from edgechat.planner.plan import LoadPlan, plan
+from edgechat.planner.plan import LoadPlan
 
 # An answer ends at once when its engine does; only a disk that hangs takes longer to write its last word.
 _LAST_WORD_S: Final = 5.0
-
-Listener = Callable[[events.LoadProgressed], None]
 
 # A model thinks for some hundreds of tokens before it answers; below this speed that is most of a minute.
 _THINKING_TPS: Final = 15.0
@@ -56,8 +50,9 @@ class Session:
         self.store = store
         self.settings = settings
         self.model_path = model_path
-        self.conversation = conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
-        self.tree = Tree()
+        self._kept = KeptConversation(
+            store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
+        )
         self.engine = EngineClient()
         self.plan: LoadPlan | None = None
         self.warnings: list[str] = []
@@ -65,13 +60,17 @@ class Session:
         self._builder: PromptBuilder | None = None
         self._turn: Turn | None = None
         self._stop_asked = False
-        self._unsaved: dict[str, Message] = {}
-        self._idle = threading.Event()
-        """Cleared while an answer is made: no title is made then, and `close` waits for its last word."""
-        self._idle.set()
-        self._title_lock = threading.Lock()
-        self._title_request: int | None = None
-        self._hidden: list[tuple[str, str | None]] = []
+        self._idle = IdleTime(self.engine)
+
+    @property
+    def conversation(self) -> Conversation:
+        """Title, model, settings and the like, as they are in the store."""
+        return self._kept.about
+
+    @property
+    def tree(self) -> Tree:
+        """What was said; not to be changed."""
+        return self._kept.tree
 
     @property
     def loaded(self) -> protocol.Loaded | None:
@@ -92,53 +91,23 @@ class Session:
     def open(self, listen: Listener = lambda event: None) -> protocol.Loaded:
         """Read the conversation, check the model file, plan, and load it. Raises EdgechatError."""
         if not len(self.tree) and self.conversation.head_id is not None:
-            self._read_tree()
-        header = read_header(self.model_path)
-        # Both processes start up while this one reads on.
-        self.engine.start()
-        self._renderer.start()
-        self.plan = plan(
-            header,
-            available_bytes=read_memory().available_bytes,
-            n_threads=self._threads(),
-            n_ctx=self.settings.n_ctx,
-        )
-        loaded = self.engine.load(_load_request(self.engine.next_id(), self.plan), lambda e: _tell(e, listen))
-        if loaded.chat_template is None:
-            self.warnings.append(
-                f"{self.model_path.name} has no chat template: using the format {renderer.PLAIN_NAME!r}, "
-                "which it may not have been trained for"
-            )
+            self._kept.read()
+        self.plan, loaded = load(self.engine, self.model_path, self.settings, listen, self._renderer.start)
+        self.warnings += warnings(self.settings, self.model_path, loaded)
         self._builder = PromptBuilder(self.engine, self._renderer, loaded, self.store.attachment)
         return loaded
 
-    def _threads(self) -> int:
-        wanted, most = self.settings.n_threads, os.cpu_count() or 1
-        if wanted is None:
-            return usable_threads()
-        if wanted > most:  # threads that wait for each other without a core each take minutes for a word
-            self.warnings.append(f"{wanted} threads are more than the {most} of this machine: using {most}")
-        return min(wanted, most)
-
     def change_model(self, model: str, model_path: Path, listen: Listener = lambda event: None) -> protocol.Loaded:
         """Let another model answer from here on; it reads the whole conversation. Raises EdgechatError."""
-        self._begin_turn()
-        before = self.model_path
-        self.model_path = model_path
-        try:
-            loaded = self.open(listen)
-        except Exception:
-            self.model_path = before
-            raise
-        finally:
-            self._idle.set()
-        self._update(model=model)
+        with self._idle.interrupted():
+            before, self.model_path = self.model_path, model_path
+            try:
+                loaded = self.open(listen)
+            except Exception:
+                self.model_path = before
+                raise
+        self._kept.update(model=model)
         return loaded
-
-    def _update(self, **changes: object) -> None:
-        self.conversation = msgspec.structs.replace(self.conversation, **changes)
-        if len(self.tree):
-            self.store.update(self.conversation)
 
     # Saying something
 
@@ -202,7 +171,7 @@ class Session:
         )
         if not self.conversation.title:
             title = first_line(text) or next((a.name for a in attachments), "")
-            self.conversation = msgspec.structs.replace(self.conversation, title=title)
+            self._kept.update(title=title)
         yield from self._answer([message], self._new_answer(message.id), files=files)
 
     def _new_answer(self, asked_id: str) -> Message:
@@ -219,41 +188,33 @@ class Session:
         files: Mapping[str, bytes] = MappingProxyType({}),
     ) -> Iterator[events.SessionEvent]:
         """Keep what is `said` and the answer to it, and have it written; `before` is an answer that goes on."""
-        self._begin_turn()
-        try:
+        with self._idle.interrupted():
             yield from self._kept_answer(said, answer, before, files)
-        finally:
-            self._idle.set()
 
     def _kept_answer(
         self, said: list[Message], answer: Message, before: Message | None, files: Mapping[str, bytes]
     ) -> Iterator[events.SessionEvent]:
-        self._save_leftovers()
+        self._kept.save_leftovers()
         head_id = self.tree.head_id
         new = [*said, answer] if before is None else []
         if before is None:
-            self.store.append(self.conversation, new, files)
-            for message in new:
-                self.tree.add(message)
+            self._kept.append(new, files)
         else:
-            self.store.claim(answer.id)
-            self.tree.select(answer.id)
-            self.tree.replace(answer)
+            self._kept.take_up(answer)
         try:
             yield events.TurnStarted(message=self.tree[answer.parent_id or ""], answer=answer)
             yield from self._generate(answer)
         except (ContextOverflowError, TemplateError):
             if before is not None:
-                self._keep(before)
+                self._kept.keep(before)
             else:
-                self.store.retract([m.id for m in reversed(new)])
-                self.tree.remove(new[0].id)
+                self._kept.retract(new)
             if head_id is not None:
                 self.switch(head_id)
             raise
         finally:
             if answer.id in self.tree and self.tree[answer.id].finish_reason == "streaming":  # nothing was generated
-                self._keep(msgspec.structs.replace(answer, finish_reason="interrupted"))
+                self._kept.keep(msgspec.structs.replace(answer, finish_reason="interrupted"))
 
     def _generate(self, answer: Message) -> Iterator[events.SessionEvent]:
         started_s = time.monotonic()
@@ -278,7 +239,7 @@ class Session:
         finally:
             self._turn, self._stop_asked = None, False
             if turn.answer is not None:
-                self._settle(answer.id, turn.answer, turn.problem)
+                self._kept.settle(answer.id, turn.answer, saved=not turn.problem)
 
     def _build(self, builder: PromptBuilder, path: list[Message]) -> BuiltPrompt:
         answered = next((m for m in reversed(path) if m.role == "assistant" and m.stats), None)
@@ -288,30 +249,6 @@ class Session:
             path, system_prompt=self.settings.system_prompt, think=self.thinks,
             max_tokens=self.settings.max_tokens, previous_start=previous,
         )  # fmt: skip
-
-    def _settle(self, answer_id: str, kept: Message, problem: str) -> None:
-        """Take an answer as it is kept into the tree."""
-        if kept.id == answer_id:
-            self.tree.replace(kept)
-        else:  # another process took the answer over; ours became an alternative
-            self._read_tree()
-        if problem:
-            self._unsaved[kept.id] = kept
-
-    def _keep(self, message: Message) -> None:
-        """Write an answer of ours as it is now; later, if that cannot be done now."""
-        self.tree.replace(message)
-        self._unsaved[message.id] = message
-        with contextlib.suppress(StoreError):
-            self._save_leftovers()
-
-    def _save_leftovers(self) -> None:
-        """Write what could not be written when it was said. Raises StoreError if it still cannot."""
-        for message in list(self._unsaved.values()):
-            kept_id = write(self.store, self.conversation, message)
-            del self._unsaved[message.id]
-            if kept_id != message.id:
-                self._read_tree()
 
     def stop(self) -> None:
         """Stop the answer that is coming, also before its first word, or before `send` began; from any thread."""
@@ -328,40 +265,19 @@ class Session:
 
     def fork(self, message_id: str) -> None:
         """Go on from this message: the next one becomes an alternative to what followed it."""
-        self.store.end_path(self._path_ids(message_id))
-        self.tree.end_path(message_id)
+        self._kept.end_path(message_id)
 
     def switch(self, message_id: str) -> None:
         """Go on with this alternative, and below it with what was active there last."""
-        self.store.select(self._path_ids(message_id))
-        self.tree.select(message_id)
-
-    def _path_ids(self, message_id: str) -> list[str]:
-        return [m.id for m in self.tree.path_to(message_id)]
+        self._kept.select(message_id)
 
     def delete(self, message_id: str) -> int:
         """Delete a message and all below it; returns how many. `undo_delete` brings them back."""
-        self.store.hide(message_id)
-        head_id = self.tree.head_id
-        gone = self.tree.remove(message_id)
-        self._hidden.append((message_id, head_id if head_id not in self.tree else None))
-        return len(gone)
+        return self._kept.delete(message_id)
 
     def undo_delete(self) -> bool:
         """Bring back what was deleted last; False if there is nothing. Raises StoreError if it is gone for good."""
-        if not self._hidden:
-            return False
-        message_id, head_id = self._hidden[-1]
-        self.store.unhide(message_id)
-        self._hidden.pop()
-        self._read_tree()
-        if head_id is not None:
-            self.fork(head_id)
-        return True
-
-    def _read_tree(self) -> None:
-        self.conversation = self.store.conversation(self.conversation.id)
-        self.tree = Tree(self.store.messages(self.conversation.id), self.conversation.head_id)
+        return self._kept.undo_delete()
 
     # Around a turn
 
@@ -380,11 +296,11 @@ class Session:
     def choose_reasoning(self, *, on: bool | None) -> None:
         """Have the model reason or not, in this conversation; None leaves it to the machine's speed."""
         self.settings = msgspec.structs.replace(self.settings, reasoning=on)
-        self._update(settings={**self.conversation.settings, "reasoning": on})
+        self._kept.update(settings={**self.conversation.settings, "reasoning": on})
 
     def rename(self, title: str) -> None:
         """Give the conversation another title."""
-        self._update(title=first_line(title, 200))
+        self._kept.update(title=first_line(title, 200))
 
     def make_title(self) -> str | None:
         """Let the model name a new conversation, in idle time; None if it has a name, or something came between."""
@@ -400,25 +316,12 @@ class Session:
             id=self.engine.next_id(), tokens=built.tokens, max_tokens=titles.MAX_TOKENS,
             sampling=msgspec.structs.replace(self.settings.sampling, temperature=0.0),
         )  # fmt: skip
-        with self._title_lock:
-            if not self._idle.is_set():
-                return None
-            self._title_request = request.id
-        title = titles.read(self.engine.generate(request))
-        with self._title_lock:
-            cancelled, self._title_request = self._title_request is None, None
-        if cancelled or not title:
+        heard = self._idle.generate(request)
+        title = titles.read(heard or ())
+        if not title:
             return None
-        self._update(title=title)
+        self._kept.update(title=title)
         return title
-
-    def _begin_turn(self) -> None:
-        """From here on no title is made; one that is being made is given up."""
-        with self._title_lock:
-            self._idle.clear()
-            request, self._title_request = self._title_request, None
-        if request is not None:
-            self.engine.cancel(request)
 
     def close(self) -> None:
         """End the processes behind this conversation; what was said is written before this returns.
@@ -429,23 +332,7 @@ class Session:
         self._renderer.close()
         self._idle.wait(_LAST_WORD_S)
         try:
-            self._save_leftovers()
+            self._kept.save_leftovers()
         except StoreError as error:
             self.warnings.append(str(error))
         self.store.close()
-
-
-def _load_request(request_id: int, chosen: LoadPlan) -> protocol.Load:
-    return protocol.Load(
-        id=request_id, path=chosen.model_path, n_ctx=chosen.n_ctx, n_threads=chosen.n_threads,
-        n_batch=chosen.n_batch, n_ubatch=chosen.n_ubatch, use_mmap=chosen.use_mmap,
-        use_extra_bufts=chosen.use_extra_bufts,
-    )  # fmt: skip
-
-
-def _tell(event: protocol.AnyEvent, listen: Listener) -> None:
-    if isinstance(event, protocol.BackendTesting):
-        listen(events.LoadProgressed(phase="testing", words=event.words))
-    elif isinstance(event, protocol.LoadProgressed):
-        words = f"loading the model: {event.fraction:.0%}"
-        listen(events.LoadProgressed(phase="loading", words=words, fraction=event.fraction))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from edgechat.chat.messages import Conversation, Message, first_line
@@ -23,7 +23,7 @@ def wanted(conversation: Conversation, path: Sequence[Message]) -> bool:
     )
 
 
-def read(events: Iterator[protocol.AnyEvent]) -> str:
+def read(events: Iterable[protocol.AnyEvent]) -> str:
     """The title out of an answer; "" if the answer is no title, or did not come to its end."""
     text, reason = "", ""
     for event in events:

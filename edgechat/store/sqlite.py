@@ -12,15 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-import msgspec
-
 from edgechat.chat.messages import Conversation, Message, now_ms
 from edgechat.chat.store import Hit, Order, Summary
 from edgechat.errors import StoreError
-from edgechat.store import rows, search
+from edgechat.store import nodes, rows, search
 from edgechat.store.database import Database
 
-_KEY_BITS: Final = 20
 # What was deleted can be brought back for a day; then it goes for good, when edgechat starts next.
 UNDO_MS: Final = 24 * 3600 * 1000
 _TIMED_ANSWERS: Final = 5
@@ -29,7 +26,6 @@ _BELOW = (
     "WITH RECURSIVE below (key) AS (VALUES (?) UNION ALL "
     "SELECT m.key FROM messages m JOIN below ON m.parent_key = below.key) SELECT key FROM below"
 )
-_ROW = "SELECT key, id, conversation_key, parent_key, active_child_key FROM messages WHERE id = ? AND hidden_by IS NULL"
 
 
 class SqliteStore:
@@ -76,12 +72,12 @@ class SqliteStore:
     ) -> None:
         """Add messages below their parents and make them the active path."""
         with self.database.writing(durable=True) as db:
-            owner = self._ensure(db, conversation)
+            owner = nodes.ensure_conversation(db, conversation)
             for sha256, data in files.items():
                 db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
             head = 0
             for message in messages:
-                head = self._insert(db, owner, message)
+                head = nodes.insert(db, owner, message, self._writer)
             db.execute(
                 "UPDATE conversations SET head_key = ?, updated_at_ms = ? WHERE key = ?", (head, now_ms(), owner)
             )
@@ -95,12 +91,12 @@ class SqliteStore:
         """
         with self.database.writing() as db:
             is_new = db.execute("SELECT 1 FROM conversations WHERE id = ?", (conversation.id,)).fetchone() is None
-            owner = self._ensure(db, conversation)
-            unknown = _unknown(db, [m.id for m in messages])
+            owner = nodes.ensure_conversation(db, conversation)
+            unknown = nodes.unknown(db, [m.id for m in messages])
             missing = [m for m in messages if m.id in unknown]
             for sha256, data in files.items():
                 db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
-            keys = {m.id: self._insert(db, owner, _rooted(db, owner, m)) for m in missing}
+            keys = {m.id: nodes.insert(db, owner, nodes.rooted(db, owner, m), self._writer) for m in missing}
             for message in missing:
                 db.execute(
                     "UPDATE messages SET active_child_key = ? WHERE key = ?",
@@ -118,58 +114,12 @@ class SqliteStore:
     def unknown(self, message_ids: Sequence[str]) -> set[str]:
         """Those of the ids that no message here has, deleted ones included."""
         with self.database.reading() as db:
-            return _unknown(db, message_ids)
+            return nodes.unknown(db, message_ids)
 
     def conversation_ids(self) -> Sequence[str]:
         """All of them, the oldest first."""
         with self.database.reading() as db:
             return [row["id"] for row in db.execute("SELECT id FROM conversations ORDER BY key")]
-
-    def _ensure(self, db: sqlite3.Connection, conversation: Conversation) -> int:
-        """The key of a conversation, which is added if it is not here."""
-        row = db.execute("SELECT key FROM conversations WHERE id = ?", (conversation.id,)).fetchone()
-        if row is not None:
-            return int(row["key"])
-        c = conversation
-        key = _free_key(db, "conversations", c.created_at_ms << _KEY_BITS)
-        db.execute(
-            "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-            (key, c.id, c.title, c.model, rows.encode(c.settings), c.pinned, c.archived, rows.encode(c.tags), c.folder,
-             c.created_at_ms, c.updated_at_ms or c.created_at_ms),
-        )  # fmt: skip
-        return key
-
-    def _insert(self, db: sqlite3.Connection, owner: int, message: Message) -> int:
-        """Add a message, after its parent and its siblings; returns its key."""
-        parent_key: int | None = None
-        if message.parent_id is not None:
-            parent = _found(db, message.parent_id)
-            parent_key = parent["key"]
-            if parent["conversation_key"] != owner:
-                raise StoreError(f"message {message.parent_id} belongs to another conversation")
-        newest = db.execute(
-            "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ?", (owner, parent_key)
-        ).fetchone()[0]
-        after = max(parent_key or 0, newest or 0)
-        key = _free_key(db, "messages", max(message.created_at_ms << _KEY_BITS, after + 1))
-        columns = {
-            "key": key, "id": message.id, "conversation_key": owner, "parent_key": parent_key, "role": message.role,
-            "created_at_ms": message.created_at_ms, "model": message.model, "writer": self._writer,
-        } | rows.said(message)  # fmt: skip
-        try:
-            db.execute(
-                f"INSERT INTO messages ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
-                tuple(columns.values()),
-            )
-            for position, file in enumerate(message.attachments):
-                db.execute(
-                    "INSERT INTO message_attachments VALUES (?, ?, ?, ?, ?)",
-                    (key, position, file.sha256, file.name, file.media_type),
-                )
-            db.execute("UPDATE messages SET active_child_key = ? WHERE key = ?", (key, parent_key))
-        except sqlite3.IntegrityError as error:
-            raise StoreError(f"message {message.id} cannot be kept: {error}") from error
-        return key
 
     def checkpoint(self, message: Message) -> bool:
         """Write what an answer of ours has become."""
@@ -181,7 +131,7 @@ class SqliteStore:
     def claim(self, message_id: str) -> None:
         """Make an answer ours."""
         with self.database.writing(durable=True) as db:
-            _found(db, message_id)
+            nodes.found(db, message_id)
             db.execute(
                 "UPDATE messages SET writer = ?, finish_reason = 'streaming' WHERE id = ?", (self._writer, message_id)
             )
@@ -190,9 +140,9 @@ class SqliteStore:
         """Take messages back for good, children first."""
         with self.database.writing(durable=True) as db:
             for message_id in message_ids:
-                row = _found(db, message_id)
+                row = nodes.found(db, message_id)
                 db.execute("DELETE FROM messages WHERE key = ?", (row["key"],))
-                _close_gap(db, row)
+                nodes.close_gap(db, row)
                 db.execute(
                     "DELETE FROM conversations WHERE key = ? AND NOT EXISTS "
                     "(SELECT 1 FROM messages WHERE conversation_key = conversations.key)",
@@ -205,28 +155,28 @@ class SqliteStore:
         """Go on from the alternative `path[-1]`."""
         with self.database.writing() as db:
             self._select(db, path)
-            _set_head(db, _leaf(db, _found(db, path[-1])["key"]))
+            nodes.set_head(db, nodes.leaf(db, nodes.found(db, path[-1])["key"]))
 
     def end_path(self, path: Sequence[str]) -> None:
         """Make `path[-1]` the head."""
         with self.database.writing() as db:
             self._select(db, path)
-            _set_head(db, _found(db, path[-1])["key"])
+            nodes.set_head(db, nodes.found(db, path[-1])["key"])
 
     def _select(self, db: sqlite3.Connection, path: Sequence[str]) -> None:
         for parent_id, child_id in itertools.pairwise(path):
-            child = _found(db, child_id)["key"]
+            child = nodes.found(db, child_id)["key"]
             db.execute("UPDATE messages SET active_child_key = ? WHERE id = ?", (child, parent_id))
 
     def hide(self, message_id: str) -> None:
         """Delete a message and all below it, for now."""
         with self.database.writing(durable=True) as db:
-            row = _found(db, message_id)
+            row = nodes.found(db, message_id)
             db.execute(
                 f"UPDATE messages SET hidden_by = ?, hidden_at_ms = ? WHERE key IN ({_BELOW}) AND hidden_by IS NULL",
                 (row["key"], now_ms(), row["key"]),
             )
-            _close_gap(db, row)
+            nodes.close_gap(db, row)
 
     def unhide(self, message_id: str) -> None:
         """Bring back what `hide` of the same message took away."""
@@ -258,7 +208,7 @@ class SqliteStore:
     def delete(self, conversation_id: str) -> None:
         """Remove a conversation for good."""
         with self.database.writing(durable=True) as db:
-            row = _conversation_row(db, conversation_id)
+            row = nodes.conversation_row(db, conversation_id)
             db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only unlinked
             db.execute("DELETE FROM messages WHERE conversation_key = ?", (row["key"],))
             db.execute("DELETE FROM conversations WHERE key = ?", (row["key"],))
@@ -267,7 +217,7 @@ class SqliteStore:
     def conversation(self, conversation_id: str) -> Conversation:
         """One conversation."""
         with self.database.reading() as db:
-            return self._conversation(db, _conversation_row(db, conversation_id))
+            return self._conversation(db, nodes.conversation_row(db, conversation_id))
 
     def _conversation(self, db: sqlite3.Connection, row: sqlite3.Row) -> Conversation:
         head = db.execute("SELECT id FROM messages WHERE key = ?", (row["head_key"],)).fetchone()
@@ -295,7 +245,7 @@ class SqliteStore:
     def messages(self, conversation_id: str) -> list[Message]:
         """All messages, parents before children."""
         with self.database.reading() as db:
-            owner = _conversation_row(db, conversation_id)["key"]
+            owner = nodes.conversation_row(db, conversation_id)["key"]
             found = db.execute(
                 "SELECT * FROM messages WHERE conversation_key = ? AND hidden_by IS NULL ORDER BY key", (owner,)
             ).fetchall()
@@ -366,74 +316,6 @@ class SqliteStore:
         self.database.close()
 
 
-def _free_key(db: sqlite3.Connection, table: str, wanted: int) -> int:
-    """The first key from `wanted` on that nobody has, as long as the millisecond's keys last."""
-    end = ((wanted >> _KEY_BITS) + 1) << _KEY_BITS
-    taken = db.execute(f"SELECT max(key) FROM {table} WHERE key >= ? AND key < ?", (wanted, end)).fetchone()[0]
-    if taken is None:
-        return wanted
-    return int(taken) + 1 if taken + 1 < end else _free_key(db, table, end)
-
-
-def _leaf(db: sqlite3.Connection, key: int) -> int:
-    """Where the conversation was last below a message."""
-    while True:
-        row = db.execute("SELECT active_child_key FROM messages WHERE key = ?", (key,)).fetchone()
-        if row["active_child_key"] is None:
-            return key
-        key = row["active_child_key"]
-
-
-def _set_head(db: sqlite3.Connection, key: int) -> None:
-    db.execute(
-        "UPDATE conversations SET head_key = ? WHERE key = (SELECT conversation_key FROM messages WHERE key = ?)",
-        (key, key),
-    )
-
-
-def _close_gap(db: sqlite3.Connection, gone: sqlite3.Row) -> None:
-    """Lead what led to a message that is gone to its newest sibling, or to its parent."""
-    parent, owner = gone["parent_key"], gone["conversation_key"]
-    newest = db.execute(
-        "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ? AND hidden_by IS NULL",
-        (owner, parent),
-    ).fetchone()[0]
-    db.execute(
-        "UPDATE messages SET active_child_key = ? WHERE key = ? AND active_child_key = ?", (newest, parent, gone["key"])
-    )
-    db.execute(
-        "UPDATE conversations SET head_key = ? WHERE key = ? AND head_key NOT IN "
-        "(SELECT key FROM messages WHERE conversation_key = ? AND hidden_by IS NULL)",
-        (parent if newest is None else _leaf(db, newest), owner, owner),
-    )
-
-
-def _rooted(db: sqlite3.Connection, owner: int, message: Message) -> Message:
-    """The message; without its parent, if that is deleted here or belongs to another conversation."""
-    parent = db.execute(_ROW, (message.parent_id,)).fetchone()
-    if parent is not None and parent["conversation_key"] == owner:
-        return message
-    return msgspec.structs.replace(message, parent_id=None)
-
-
-def _unknown(db: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
-    return {i for i in ids if db.execute("SELECT 1 FROM messages WHERE id = ?", (i,)).fetchone() is None}
-
-
 def _update(db: sqlite3.Connection, table: str, changes: Mapping[str, Any], where: str, *values: object) -> int:
     columns = ", ".join(f"{name} = ?" for name in changes)
     return db.execute(f"UPDATE {table} SET {columns} WHERE {where}", (*changes.values(), *values)).rowcount
-
-
-def _found(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
-    row: sqlite3.Row | None = db.execute(_ROW, (message_id,)).fetchone()
-    if row is None:
-        raise StoreError(f"message {message_id} is gone: another edgechat deleted it")
-    return row
-
-
-def _conversation_row(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Row:
-    row: sqlite3.Row | None = db.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
-    if row is None:
-        raise StoreError(f"there is no conversation {conversation_id}")
-    return row

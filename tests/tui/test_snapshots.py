@@ -11,8 +11,9 @@ import pytest
 from textual.widgets import Static
 
 from edgechat.chat import events
+from edgechat.chat.loading import Listener
 from edgechat.chat.messages import Message
-from edgechat.chat.session import Listener, Session
+from edgechat.chat.session import Session
 from edgechat.config import Settings
 from edgechat.engine.protocol import GenerationStats, Loaded
 from edgechat.errors import EngineDiedError

@@ -1,0 +1,49 @@
+"""What the engine does while nothing is asked of it, and how it gives way."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from edgechat.engine import protocol
+from edgechat.engine.client import EngineClient
+
+
+class IdleTime:
+    """Keeps the time between turns. Any thread may work in it; a turn that begins ends that work at once."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+        self._is_idle = threading.Event()
+        self._is_idle.set()
+        self._lock = threading.Lock()
+        self._request_id: int | None = None
+
+    @contextlib.contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """Nothing but a turn within this."""
+        with self._lock:
+            self._is_idle.clear()
+            request_id, self._request_id = self._request_id, None
+        if request_id is not None:
+            self._engine.cancel(request_id)
+        try:
+            yield
+        finally:
+            self._is_idle.set()
+
+    def generate(self, request: protocol.Generate) -> list[protocol.AnyEvent] | None:
+        """All that the engine says to `request`; None if a turn came between. Raises EngineError."""
+        with self._lock:
+            if not self._is_idle.is_set():
+                return None
+            self._request_id = request.id
+        heard = list(self._engine.generate(request))
+        with self._lock:
+            was_left_alone, self._request_id = self._request_id == request.id, None
+        return heard if was_left_alone else None
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when no turn runs, or after `timeout_s`."""
+        self._is_idle.wait(timeout_s)
