@@ -22,6 +22,7 @@ from edgechat.tui import events
 from edgechat.tui.prompt import Prompt
 
 if TYPE_CHECKING:
+    from textual.timer import Timer
     from textual.widget import AwaitMount
     from textual.widgets import Markdown
 
@@ -34,6 +35,8 @@ PAINT_S: Final = 0.08
 _NOT_SAID: Final = (ContextOverflowError, TemplateError, StoreError)
 # Of an earlier conversation; all of it would be slow to lay out.
 SHOWN_MESSAGES: Final = 40
+# A pause in typing, after which the tokens of what was typed are counted.
+COUNT_AFTER_S: Final = 0.3
 # Before this a speed is mostly noise.
 SETTLED_S: Final = 0.2
 
@@ -70,6 +73,8 @@ class ChatApp(App[int]):
         self._n_tokens = 0
         self._first_s = 0.0
         self._context_tokens = 0
+        self._detail = ""
+        self._counting: Timer | None = None
 
     def compose(self) -> ComposeResult:
         """Transcript, live line, input."""
@@ -145,6 +150,39 @@ class ChatApp(App[int]):
         with contextlib.suppress(EdgechatError):  # it keeps the name it has
             if self.session is not None:
                 self.session.make_title()
+
+    @on(Prompt.Changed)
+    def _on_typed(self) -> None:
+        """Say how full the context would be, once the typing pauses."""
+        if self._counting is not None:
+            self._counting.stop()
+        self._counting = self.set_timer(COUNT_AFTER_S, self._count_draft)
+
+    def _count_draft(self) -> None:
+        if not self._busy:
+            self._count(self.query_one(Prompt).text.strip())
+
+    @work(thread=True, group="count", exclusive=True, exit_on_error=False)
+    def _count(self, text: str) -> None:
+        if self.session is None or self.session.loaded is None:
+            return
+        try:
+            n_tokens, n_leaving = self.session.context_use(text)
+        except ContextOverflowError:
+            self.post_message(events.Counted(text, 0, "too long for the context"))
+        except EdgechatError:
+            return  # sending it will say so
+        else:
+            words = f"{n_leaving} messages would leave" if n_leaving else ""
+            self.post_message(events.Counted(text, n_tokens, words))
+
+    async def on_counted(self, message: events.Counted) -> None:
+        """The tokens of what is in the input, with all before it."""
+        if self._leaving or self._busy or self.query_one(Prompt).text.strip() != message.text:
+            return
+        if message.context_tokens:
+            self._context_tokens = message.context_tokens
+        self._show_state("ready", message.words or self._detail)
 
     @on(Prompt.Sent)
     async def _on_sent(self, message: Prompt.Sent) -> None:
@@ -252,9 +290,12 @@ class ChatApp(App[int]):
     async def _idle(self, detail: str = "") -> None:
         self._busy = self._answering = False
         loaded = self.session is not None and self.session.loaded is not None
+        self._detail = detail
         self._show_state("ready" if loaded else "no model", detail)
         if self._queued:
             await self._say(self._queued.pop(0))
+        else:
+            self._count_draft()
 
     def action_stop(self) -> None:
         """Stop the answer; its text stays. Messages that wait go back to the input."""

@@ -24,6 +24,16 @@ class Opened(Message):
     """The model is ready."""
 
 
+class Counted(Message):
+    """How much of the context would be in use if `text` were sent now; 0 if it would not fit."""
+
+    def __init__(self, text: str, context_tokens: int, words: str) -> None:
+        super().__init__()
+        self.text = text
+        self.context_tokens = context_tokens
+        self.words = words
+
+
 class TextArrived(Message):
     """More of the answer."""
 

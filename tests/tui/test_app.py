@@ -8,15 +8,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from textual.events import Key
 from textual.widgets import Markdown, Static
 
+from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.chat.session import Session
 from edgechat.config import Settings
 from edgechat.store import ephemeral_store
 from edgechat.tui import events
-from edgechat.tui.app import ChatApp
+from edgechat.tui.app import SHOWN_MESSAGES, ChatApp
 from edgechat.tui.prompt import Prompt
 
 LONG = "Tell me a very long story about the sea."
@@ -208,4 +210,55 @@ async def test_messages_that_wait_go_back_to_the_input_on_escape(starter: Path) 
         await until(lambda: answers(app))
         await pilot.press("escape")
         assert app.query_one(Prompt).text == "next\n\nand then"
+    session(app).close()
+
+
+async def test_the_context_is_counted_before_a_message_is_sent(starter: Path) -> None:
+    app = an_app(starter, max_tokens=5)
+    async with app.run_test() as pilot:
+        await until(lambda: live(app).startswith("ready"))
+        await pilot.press(*"Hi")
+        await until(lambda: f"context {session(app).context_use('Hi')[0]}/2048" in live(app))
+        app.query_one(Prompt).text = "word " * 3000
+        await until(lambda: "too long for the context" in live(app))
+    session(app).close()
+
+
+async def test_a_conversation_goes_on_where_it_was_left(starter: Path) -> None:
+    store = ephemeral_store()
+    about = Conversation(id=new_id(), title="Old", model="starter", created_at_ms=1)
+    said: list[Message] = []
+    for i in range(SHOWN_MESSAGES // 2 + 1):
+        parent_id = said[-1].id if said else None
+        said.append(Message(id=new_id(), parent_id=parent_id, role="user", text=f"question {i}", created_at_ms=i))
+        said.append(
+            Message(
+                id=new_id(), parent_id=said[-1].id, role="assistant", text=f"answer \x1b[31m{i}", created_at_ms=i,
+                finish_reason="stop",
+            )
+        )  # fmt: skip
+    said[-1] = msgspec.structs.replace(said[-1], finish_reason="interrupted")
+    store.append(about, said)
+    settings = Settings(temperature=0.0, n_ctx=2048, max_tokens=5, titles=False)
+    app = ChatApp(lambda: Session(store, settings, starter, store.conversation(about.id)), [])
+    async with app.run_test() as pilot:
+        await until(lambda: live(app).startswith("ready"))
+        assert words(app, "user") == [f"question {i}" for i in range(1, SHOWN_MESSAGES // 2 + 1)]
+        assert answers(app)[0] == "answer ␛[31m1"
+        assert words(app, "note") == ["2 earlier messages are not shown", "interrupted"]
+        await until(lambda: "context 0/" not in live(app))
+        await pilot.press(*"More", "enter")
+        await until(lambda: len(answers(app)) == SHOWN_MESSAGES // 2 + 1 and live(app).startswith("ready"))
+        assert session(app).tree.path[-3].id == said[-1].id
+    session(app).close()
+
+
+async def test_the_model_names_the_conversation_in_idle_time(starter: Path) -> None:
+    app = an_app(starter, max_tokens=30, titles=True)
+    async with app.run_test() as pilot:
+        await pilot.press(*"Say only the word Paris.", "enter")
+        await until(lambda: answers(app) and live(app).startswith("ready"))
+        before = session(app).tree.path[0].text
+        if session(app).tree.path[-1].finish_reason == "stop":
+            await until(lambda: session(app).conversation.title != before)
     session(app).close()
