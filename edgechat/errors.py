@@ -9,7 +9,8 @@
     |- EngineError           (4)  the engine refused or failed a request
     |  `- EngineDiedError    (4)  the engine process is gone
     |- StoreError            (4)  conversations that cannot be read or written
-    |  `- DamagedError       (4)  a database that is not one any more
+    |  |- DamagedError       (4)  a database that is not one any more
+    |  `- GoneError          (4)  a conversation or message that somebody deleted
     |- AttachmentError       (2)  a file that cannot go with a message
     |- ImportRefusedError    (2)  a file that holds no conversations we can read
     |- ContextOverflowError  (5)  a prompt longer than the context
@@ -71,6 +72,10 @@ class StoreError(EdgechatError):
 
 class DamagedError(StoreError):
     """The database is damaged; the message says how to get out of it what can be read."""
+
+
+class GoneError(StoreError):
+    """A conversation or a message that is not there, perhaps because another process deleted it."""
 
 
 class AttachmentError(EdgechatError):

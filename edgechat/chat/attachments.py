@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from edgechat.chat.messages import Attachment
-from edgechat.errors import AttachmentError
+from edgechat.errors import AttachmentError, StoreError
 
 MAX_BYTES: Final = 32 << 20
 
@@ -62,8 +62,16 @@ def refuse_images(attachments: Sequence[Attachment], model: str) -> None:
 
 def with_attachments(text: str, attachments: Sequence[Attachment], read: Callable[[str], bytes]) -> str:
     """What the model is shown of a message: each file under its name, then the words. `read` takes a hash."""
-    parts = [_fenced(a.name, read(a.sha256).decode("utf-8-sig", "replace")) for a in attachments if not a.is_image]
+    parts = [_shown(a, read) for a in attachments if not a.is_image]
     return "\n\n".join([*parts, text] if text else parts)
+
+
+def _shown(attachment: Attachment, read: Callable[[str], bytes]) -> str:
+    try:
+        content = read(attachment.sha256)
+    except StoreError:  # one file that is lost must not end the conversation
+        return f"({attachment.name} is lost)"
+    return _fenced(attachment.name, content.decode("utf-8-sig", "replace"))
 
 
 def _fenced(name: str, text: str) -> str:

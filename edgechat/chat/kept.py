@@ -11,7 +11,7 @@ from edgechat.chat.messages import Conversation, Message
 from edgechat.chat.recorder import write
 from edgechat.chat.store import Store
 from edgechat.chat.tree import Tree
-from edgechat.errors import StoreError
+from edgechat.errors import GoneError, StoreError
 
 
 class KeptConversation:
@@ -23,6 +23,7 @@ class KeptConversation:
         self.about = about
         self.tree = Tree()
         self._unsaved: dict[str, Message] = {}
+        self._title_before = ""
         self._deleted: list[tuple[str, str | None]] = []
 
     def read(self) -> None:
@@ -32,15 +33,28 @@ class KeptConversation:
 
     def update(self, **changes: object) -> None:
         """Change what the conversation has beside its messages; kept once it has any."""
-        self.about = msgspec.structs.replace(self.about, **changes)
         if len(self.tree):
-            self.store.update(self.about)
+            self.store.update(self.about.id, **changes)
+        self.about = msgspec.structs.replace(self.about, **changes)
 
     # Messages
 
-    def append(self, messages: list[Message], files: Mapping[str, bytes]) -> None:
-        """Add messages, each below the one before, with the bytes of their attachments."""
-        self.store.append(self.about, messages, files)
+    def append(self, messages: list[Message], files: Mapping[str, bytes], title: str = "") -> None:
+        """Add messages, each below the one before, with the bytes of their attachments.
+
+        `title` is what a conversation without one is called from now on.
+        """
+        self._title_before, before = self.about.title, self.about
+        if title and not before.title:
+            self.update(title=title)
+        try:
+            self.store.append(self.about, messages, files)
+        except StoreError as error:
+            self.about = before
+            if isinstance(error, GoneError):  # another process deleted what this would come after
+                with contextlib.suppress(StoreError):
+                    self.read()
+            raise
         for message in messages:
             self.tree.add(message)
 
@@ -48,6 +62,8 @@ class KeptConversation:
         """Take the last appended messages back, as if they had not been said."""
         self.store.retract([m.id for m in reversed(messages)])
         self.tree.remove(messages[0].id)
+        if self._title_before != self.about.title:
+            self.update(title=self._title_before)
 
     def take_up(self, answer: Message) -> None:
         """Make an answer ours, to be gone on with; it becomes the head."""

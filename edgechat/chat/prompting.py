@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from edgechat.chat import reasoning, renderer
@@ -44,19 +45,27 @@ class PromptBuilder:
         return self.form.control_tokens if self.form is not None else []
 
     def build(
-        self, path: Sequence[Message], *, system_prompt: str, think: bool, max_tokens: int | None, previous_start: int
-    ) -> BuiltPrompt:
+        self, path: Sequence[Message], *, system_prompt: str, think: bool, max_tokens: int | None, previous_start: int,
+        files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> BuiltPrompt:  # fmt: skip
         """The prompt after which the model answers `path`, or goes on with the answer at its end.
+
+        `files` are attachments that are not kept yet, by hash.
 
         Raises ContextOverflowError, TemplateError, EngineError.
         """
+
+        def read(sha256: str) -> bytes:
+            return files[sha256] if sha256 in files else self._read(sha256)
+
         said = path[:-1] if path and path[-1].role == "assistant" else path
         begun = path[-1] if len(said) < len(path) and (path[-1].text or path[-1].reasoning) else None
         built: dict[int, tuple[list[int], Place]] = {}
 
         def count(start: int) -> int:
             if start not in built:
-                built[start] = self._tokens(said, start, begun, system_prompt=system_prompt, think=think)
+                messages = _messages(said, start, system_prompt, read)
+                built[start] = self._tokens(messages, begun, think=think)
             return len(built[start][0])
 
         start = fit(
@@ -66,11 +75,11 @@ class PromptBuilder:
         return BuiltPrompt(built[start][0], start, built[start][1])
 
     def _tokens(
-        self, said: Sequence[Message], start: int, begun: Message | None, *, system_prompt: str, think: bool
+        self, messages: Sequence[PromptMessage], begun: Message | None, *, think: bool
     ) -> tuple[list[int], Place]:
         loaded = self._loaded
         prompt = self._renderer.render(
-            self._template, self._messages(said, start, system_prompt),
+            self._template, messages,
             bos=loaded.bos, eos=loaded.eos, control_tokens=loaded.control_tokens,
             variables=reasoning.switches(self._template, on=think), form=self.form,
             begun=PromptMessage("assistant", begun.text, begun.reasoning) if begun is not None else None,
@@ -80,19 +89,22 @@ class PromptBuilder:
             place = "answer" if begun.text else "reasoning"
         return self._engine.tokenize(prompt.text, prompt.guard), place
 
-    def _messages(self, said: Sequence[Message], start: int, system_prompt: str) -> list[PromptMessage]:
-        """What the template is given: the system prompt, then turns that alternate."""
-        shown = list(said[start:])
-        if said and said[0].role == "system":
-            system_prompt, shown = said[0].text, list(said[max(start, 1) :])
-        messages = [PromptMessage("system", system_prompt)] if system_prompt else []
-        for message in shown:
-            if message.role == "tool":  # what another program's tools said is not the model's to answer
-                continue
-            content = with_attachments(message.text, message.attachments, self._read)
-            last = messages[-1] if messages else None
-            if last is not None and last.role == message.role:  # many templates refuse two in a row
-                content = f"{last.content}\n\n{content}".strip()
-                messages.pop()
-            messages.append(PromptMessage(message.role, content, message.reasoning))
-        return messages
+
+def _messages(
+    said: Sequence[Message], start: int, system_prompt: str, read: Callable[[str], bytes]
+) -> list[PromptMessage]:
+    """What the template is given: the system prompt, then turns that alternate."""
+    shown = list(said[start:])
+    if said and said[0].role == "system":
+        system_prompt, shown = said[0].text, list(said[max(start, 1) :])
+    messages = [PromptMessage("system", system_prompt)] if system_prompt else []
+    for message in shown:
+        if message.role == "tool":  # what another program's tools said is not the model's to answer
+            continue
+        content = with_attachments(message.text, message.attachments, read)
+        last = messages[-1] if messages else None
+        if last is not None and last.role == message.role:  # many templates refuse two in a row
+            content = f"{last.content}\n\n{content}".strip()
+            messages.pop()
+        messages.append(PromptMessage(message.role, content, message.reasoning))
+    return messages

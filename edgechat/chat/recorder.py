@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Final
 
@@ -9,7 +10,7 @@ import msgspec
 
 from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.chat.store import Store
-from edgechat.errors import StoreError
+from edgechat.errors import GoneError, StoreError
 
 # At most two seconds may be missing after a crash: one and a half, and time for the write itself.
 EVERY_S: Final = 1.5
@@ -61,6 +62,7 @@ class Recorder:
             self._ended = True
             self._answer = msgspec.structs.replace(self._answer, **changes)
             self._changed.notify()
+        self.problem = "it was interrupted"  # what follows may be, too
         self._thread.join()
         self._write()
         return self._answer
@@ -95,5 +97,10 @@ def write(store: Store, conversation: Conversation, answer: Message) -> str:
     if store.checkpoint(answer):
         return answer.id
     beside = msgspec.structs.replace(answer, id=new_id(), active_child_id=None)
-    store.append(conversation, [beside])
+    try:
+        store.append(conversation, [beside])
+    except GoneError:  # what it answers was deleted; perhaps the whole conversation, and that counts for this too
+        with contextlib.suppress(GoneError):
+            store.conversation(conversation.id)
+            store.append(conversation, [msgspec.structs.replace(beside, parent_id=None)])
     return beside.id

@@ -55,6 +55,7 @@ class Renderer:
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._lock = threading.Lock()
+        self._one_at_a_time = threading.Lock()
 
     def start(self) -> None:
         """Have the child started, so that it is ready when it is needed."""
@@ -83,7 +84,8 @@ class Renderer:
         body = msgspec.msgpack.encode(
             {"template": template, "messages": guarded, "bos": bos, "eos": eos, "variables": dict(variables)}
         )
-        reply = self._exchange(body)
+        with self._one_at_a_time:
+            reply = self._exchange(body)
         error = reply.get("error")
         if error:
             raise TemplateError(f"the model's chat template cannot be used: {error}")

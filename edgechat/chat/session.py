@@ -60,6 +60,7 @@ class Session:
         self._builder: PromptBuilder | None = None
         self._turn: Turn | None = None
         self._stop_asked = False
+        self._has_generated = False
         self._idle = IdleTime(self.engine)
 
     @property
@@ -105,6 +106,8 @@ class Session:
                 loaded = self.open(listen)
             except Exception:
                 self.model_path = before
+                if self.loaded is None:  # the engine gave up the old model for one that it could not load
+                    self.open(listen)
                 raise
         self._kept.update(model=model)
         return loaded
@@ -169,9 +172,6 @@ class Session:
         message = Message(
             id=new_id(), parent_id=parent_id, role="user", text=text, attachments=attachments, created_at_ms=now_ms()
         )
-        if not self.conversation.title:
-            title = first_line(text) or next((a.name for a in attachments), "")
-            self._kept.update(title=title)
         yield from self._answer([message], self._new_answer(message.id), files=files)
 
     def _new_answer(self, asked_id: str) -> Message:
@@ -198,9 +198,11 @@ class Session:
         head_id = self.tree.head_id
         new = [*said, answer] if before is None else []
         if before is None:
-            self._kept.append(new, files)
+            first = next((first_line(m.text) or m.attachments[0].name for m in said), "")
+            self._kept.append(new, files, title=first)
         else:
             self._kept.take_up(answer)
+        self._has_generated = False
         try:
             yield events.TurnStarted(message=self.tree[answer.parent_id or ""], answer=answer)
             yield from self._generate(answer)
@@ -210,10 +212,10 @@ class Session:
             else:
                 self._kept.retract(new)
             if head_id is not None:
-                self.switch(head_id)
+                self.fork(head_id)
             raise
         finally:
-            if answer.id in self.tree and self.tree[answer.id].finish_reason == "streaming":  # nothing was generated
+            if not self._has_generated and answer.id in self.tree:
                 self._kept.keep(msgspec.structs.replace(answer, finish_reason="interrupted"))
 
     def _generate(self, answer: Message) -> Iterator[events.SessionEvent]:
@@ -239,15 +241,19 @@ class Session:
         finally:
             self._turn, self._stop_asked = None, False
             if turn.answer is not None:
+                self._has_generated = True
                 self._kept.settle(answer.id, turn.answer, saved=not turn.problem)
 
-    def _build(self, builder: PromptBuilder, path: list[Message]) -> BuiltPrompt:
+    def _build(
+        self, builder: PromptBuilder, path: list[Message], *, think: bool | None = None,
+        files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> BuiltPrompt:  # fmt: skip
         answered = next((m for m in reversed(path) if m.role == "assistant" and m.stats), None)
         last_start = answered.context_start_id if answered is not None else None
         previous = next((i for i, m in enumerate(path) if m.id == last_start), 0)
         return builder.build(
-            path, system_prompt=self.settings.system_prompt, think=self.thinks,
-            max_tokens=self.settings.max_tokens, previous_start=previous,
+            path, system_prompt=self.settings.system_prompt, think=self.thinks if think is None else think,
+            max_tokens=self.settings.max_tokens, previous_start=previous, files=files,
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -281,16 +287,17 @@ class Session:
 
     # Around a turn
 
-    def context_use(self, text: str = "", attachments: Sequence[Attachment] = ()) -> tuple[int, int]:
+    def context_use(self, text: str = "", files: Sequence[Path] = ()) -> tuple[int, int]:
         """Tokens of the prompt if `text` were sent now, and how many messages at the front would leave for it.
 
-        Raises ContextOverflowError if it does not fit, TemplateError, EngineError.
+        Raises ContextOverflowError if it does not fit, AttachmentError, TemplateError, EngineError.
         """
         if self._builder is None:
             raise EngineError("the conversation is not open yet")
-        draft = Message(id="", role="user", text=text, attachments=tuple(attachments))
+        attachments, contents = self._attach(files)
+        draft = Message(id="", role="user", text=text, attachments=attachments)
         path = self.tree.path
-        built = self._build(self._builder, [*path, draft] if text or attachments else path)
+        built = self._build(self._builder, [*path, draft] if text or files else path, files=contents)
         return len(built.tokens), built.start
 
     def choose_reasoning(self, *, on: bool | None) -> None:
@@ -309,16 +316,18 @@ class Session:
         wanted = self.settings.titles and loaded is not None and loaded.can_rewind and titles.wanted(
             self.conversation, path
         )  # fmt: skip
-        if builder is None or not wanted:
+        if builder is None or not wanted or (builder.form is not None and not builder.can_switch_reasoning):
             return None
-        built = self._build(builder, [*path, Message(id="", role="user", text=titles.REQUEST)])
+        asked = Message(id="", role="user", text=titles.REQUEST)
+        built = self._build(builder, [*path, asked], think=False)
         request = protocol.Generate(
             id=self.engine.next_id(), tokens=built.tokens, max_tokens=titles.MAX_TOKENS,
             sampling=msgspec.structs.replace(self.settings.sampling, temperature=0.0),
         )  # fmt: skip
         heard = self._idle.generate(request)
         title = titles.read(heard or ())
-        if not title:
+        # Meanwhile it may have got another one, here or in another process.
+        if not title or not titles.wanted(self.store.conversation(self.conversation.id), path):
             return None
         self._kept.update(title=title)
         return title

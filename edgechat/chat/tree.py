@@ -17,9 +17,11 @@ class Tree:
         """`messages` come parents first."""
         self._messages: dict[str, Message] = {}
         self._children: dict[str | None, list[str]] = {None: []}
-        self.head_id = head_id
         for message in messages:
             self._insert(message)
+        # What was read in two steps may not fit together, if another process deleted something in between.
+        known = head_id is None or head_id in self
+        self.head_id = head_id if known else next(reversed(self._messages), None)
 
     def __len__(self) -> int:
         """Number of messages, on all branches."""

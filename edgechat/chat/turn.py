@@ -29,6 +29,7 @@ class Turn:
         self._request_id: int | None = None
         self._stopped = False
         self._recorder: Recorder | None = None
+        self._said_problem = ""
 
     @property
     def answer(self) -> Message | None:
@@ -87,12 +88,13 @@ class Turn:
         return until(engine.generate(request), self._builder.stop, lambda: engine.cancel(request.id))
 
     def _add(self, recorder: Recorder, thought: str, text: str, n_tokens: int) -> Iterator[events.SessionEvent]:
-        before = recorder.problem
         if thought or text or n_tokens:
             recorder.add(text, thought, n_tokens)
             yield events.TokensGenerated(text=text, reasoning=thought, n_tokens=n_tokens)
-        if recorder.problem and not before:
-            yield events.NotSaved(words=recorder.problem)
+        problem = recorder.problem
+        if problem and not self._said_problem:
+            yield events.NotSaved(words=problem)
+        self._said_problem = problem
 
     def _finish(self, recorder: Recorder, finished: protocol.TurnFinished | None, ttft_s: float) -> None:
         reason: FinishReason = "cancelled" if self._stopped else "interrupted"

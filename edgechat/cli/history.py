@@ -12,7 +12,6 @@ from edgechat.chat.visible import visible
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgechat.chat.messages import Conversation
     from edgechat.store.sqlite import SqliteStore
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -67,7 +66,7 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
         marks = [*(["pinned"] if c.pinned else []), *(["archived"] if c.archived else []), *(f"#{t}" for t in c.tags)]
         extra = f"  [{_line(' '.join(marks))}]" if marks else ""
         click.echo(
-            f"{c.id[:8]}  {when(c.updated_at_ms):16}  {summary.n_messages:4}  {_line(c.title) or '(no title)'}{extra}"
+            f"{visible(c.id[:8])}  {when(c.updated_at_ms):16}  {summary.n_messages:4}  {_line(c.title) or '(no title)'}{extra}"
         )
 
 
@@ -92,7 +91,9 @@ def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) ->
         return
     for hit in hits:
         where = hit.role or "title"
-        click.echo(f"{hit.conversation_id[:8]}  {when(hit.created_at_ms):16}  {where:9}  {_line(hit.title)[:60]}")
+        click.echo(
+            f"{visible(hit.conversation_id[:8])}  {when(hit.created_at_ms):16}  {where:9}  {_line(hit.title)[:60]}"
+        )
         click.echo(f"          {_marked(hit.snippet, hit.marks)}")
 
 
@@ -144,12 +145,17 @@ def show(conversation_id: str, *, as_json: bool) -> None:
     metavar="FILE",
     help="Instead of standard output.",
 )
-def export(*, conversation_ids: tuple[str, ...], everything: bool, kind: str | None, output: Path | None) -> None:
+@json_option
+def export(
+    *, conversation_ids: tuple[str, ...], everything: bool, kind: str | None, output: Path | None, as_json: bool
+) -> None:
     """Write conversations to a file: Markdown, HTML, or JSON with all branches and attachments."""
     from edgechat.errors import UsageError
     from edgechat.store import archive, html, markdown
 
     store = _open()
+    if as_json and output is None:  # what is written is the JSON
+        kind = kind or "json"
     if everything == bool(conversation_ids):
         raise UsageError("name the conversations to export, or --all")
     ids = store.conversation_ids() if everything else [store.resolve(i) for i in conversation_ids]
@@ -174,16 +180,25 @@ def export(*, conversation_ids: tuple[str, ...], everything: bool, kind: str | N
         click.echo(visible(text) if sys.stdout.isatty() else text, nl=False)
     else:
         write_private(output, text)
+        if as_json:
+            _print_json({"file": str(output), "format": kind, "conversations": ids})
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace `path` as a whole with a file that only its owner can read. Raises StoreError."""
+    """Replace `path` as a whole with a file that only its owner can read; a pipe or a device is written to.
+
+    Raises StoreError.
+    """
     import os
     import tempfile
 
     from edgechat.errors import StoreError
 
     try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8", newline="\n")
+            return
+        path = path.resolve()  # a link stays one
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
@@ -253,14 +268,12 @@ def mark(
 
 
 def _change(conversation_id: str, *, as_json: bool, **changes: object) -> None:
-    import msgspec
 
     store = _open()
-    before = store.conversation(store.resolve(conversation_id))
-    after: Conversation = msgspec.structs.replace(before, **changes)
-    store.update(after)
+    found = store.resolve(conversation_id)
+    store.update(found, **changes)
     if as_json:
-        _print_json(after)
+        _print_json(store.conversation(found))
 
 
 @history.command()

@@ -156,16 +156,19 @@ class EngineClient:
         An engine that dies on it is started once more (its backend may be to blame, and another one takes
         its place). Raises what the engine reports, or EngineDiedError.
         """
-        self._load = request
+        self._load = None
         try:
-            return self._load_once(request, listen)
+            loaded = self._load_once(request, listen)
         except EngineDiedError:
             if self._closed:
                 raise
-            return self._load_once(msgspec.structs.replace(request, id=self.next_id()), listen)
+            loaded = self._load_once(msgspec.structs.replace(request, id=self.next_id()), listen)
+        self._load = request
+        return loaded
 
     def _load_once(self, request: protocol.Load, listen: Listener) -> protocol.Loaded:
         self.start()
+        self.loaded = None
         self.loaded = self._final(request, protocol.Loaded, listen)
         return self.loaded
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
 from edgechat.chat.messages import Conversation, Message
-from edgechat.errors import ImportRefusedError
+from edgechat.errors import ImportRefusedError, StoreError
 from edgechat.store.sqlite import SqliteStore
 
 VERSION: Final = 1
+_SOUND_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
+# Times are the upper 43 bits of keys: this is in the year 2248.
+_LATEST_MS: Final = (1 << 43) - (1 << 20)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +63,11 @@ def export(store: SqliteStore, ids: Iterable[str]) -> Archive:
     """Conversations with all their branches and attachments."""
     records = [record(store, i) for i in ids]
     hashes = sorted({a.sha256 for r in records for m in r.messages for a in m.attachments})
-    return Archive(conversations=records, attachments={h: store.attachment(h) for h in hashes})
+    contents: dict[str, bytes] = {}
+    for sha256 in hashes:
+        with contextlib.suppress(StoreError):  # what is lost or damaged must not hold back the rest
+            contents[sha256] = store.attachment(sha256)
+    return Archive(conversations=records, attachments=contents)
 
 
 def record(store: SqliteStore, conversation_id: str) -> Record:
@@ -76,7 +85,7 @@ def read(data: bytes) -> Incoming:
         raise ImportRefusedError(
             f"this export is of version {archive.version}, this edgechat knows {VERSION}: update edgechat"
         )
-    problems = [
+    problems: list[str] = [
         f"the attachment {sha256[:12]} is not what its hash says; it was left out"
         for sha256, content in archive.attachments.items()
         if hashlib.sha256(content).hexdigest() != sha256
@@ -92,23 +101,42 @@ def sound(records: Sequence[Record], files: dict[str, bytes], problems: list[str
     for item in records:
         name = item.conversation.title or item.conversation.id
         messages = [_with_files(clean(m), files, name, problems) for m in item.messages]
-        ordered = list(parents_first(messages, name, seen, problems))
+        ordered = _with_own_children(list(parents_first(messages, name, seen, problems)))
         if ordered:
             kept.append(Record(conversation=clean(item.conversation), messages=ordered))
     return Incoming(records=kept, attachments=files, problems=problems)
+
+
+def _with_own_children(messages: list[Message]) -> list[Message]:
+    """The messages; none remembers a child that is not its own."""
+    parents = {m.id: m.parent_id for m in messages}
+    return [
+        m if m.active_child_id is None or parents.get(m.active_child_id) == m.id
+        else msgspec.structs.replace(m, active_child_id=None)
+        for m in messages
+    ]  # fmt: skip
 
 
 T = TypeVar("T", Conversation, Message)
 
 
 def clean(value: T) -> T:
-    """Texts that a database can hold."""
-    changes = {
-        name: text.encode("utf-8", "replace").decode()
-        for name in value.__struct_fields__
-        if isinstance(text := getattr(value, name), str) and not _encodable(text)
-    }
+    """Texts and numbers that a database can hold, and ids that a terminal and a command line can."""
+    changes: dict[str, Any] = {}
+    for name in value.__struct_fields__:
+        field = getattr(value, name)
+        if isinstance(field, str) and not _encodable(field):
+            changes[name] = field = field.encode("utf-8", "replace").decode()
+        if isinstance(field, str) and (name == "id" or name.endswith("_id")) and not _SOUND_ID.fullmatch(field):
+            changes[name] = stable_id("import", field)
+        if isinstance(field, int) and name.startswith(("n_", "created", "updated")):
+            changes[name] = min(max(field, 0), _LATEST_MS)
     return msgspec.structs.replace(value, **changes)
+
+
+def stable_id(*parts: str) -> str:
+    """An id that the same parts get every time."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _encodable(text: str) -> bool:

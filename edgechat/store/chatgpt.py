@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ import msgspec
 
 from edgechat.chat.messages import Conversation, Message, Role
 from edgechat.errors import ImportRefusedError
-from edgechat.store.archive import Incoming, Record, sound
+from edgechat.store.archive import Incoming, Record, sound, stable_id
 
 _NAME: Final = "conversations.json"
 # A ZIP file can claim to hold anything; the largest real exports are some hundred megabytes.
@@ -130,8 +129,3 @@ def _placeholder(part: Mapping[str, Any]) -> str:
 
 def _ms(seconds: object) -> int:
     return int(float(seconds) * 1000) if isinstance(seconds, (int, float)) and 0 < seconds < 1e11 else 0  # noqa: PLR2004
-
-
-def stable_id(*parts: str) -> str:
-    """The same id for the same thing, every time it is imported."""
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:16]

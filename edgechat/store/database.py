@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from edgechat.store.schema import APPLICATION_ID, MIGRATIONS, Migration, apply, 
 BUSY_S: Final = 5.0
 # Pages in the log before it is moved into the database, which waits for the disk: 16 MB.
 _AUTOCHECKPOINT_PAGES: Final = 4000
+# The first with STRICT tables; Ubuntu 22.04 and JetPack 6 have 3.37.2.
+OLDEST_SQLITE: Final = (3, 37, 0)
 
 
 class Database:
@@ -35,8 +38,11 @@ class Database:
         self.problem = ""
         self._lock = threading.RLock()
         self._synchronous = ""
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise StoreError(f"this Python has SQLite {sqlite3.sqlite_version}; edgechat needs 3.37 or newer")
         with self.translated():
             self.connection = self._open(migrations)
+            self._file = _identity(path)
 
     def _open(self, migrations: Sequence[Migration]) -> sqlite3.Connection:
         if self.path is None:
@@ -50,7 +56,10 @@ class Database:
             connection = _connect(_uri(self.path))
             self._check(connection, len(migrations))
             if not self.problem:
-                connection.execute("PRAGMA journal_mode = WAL")  # stays as it was where files cannot be shared
+                _share(connection)
+                # macOS otherwise leaves what was written in the disk's own cache.
+                connection.execute("PRAGMA fullfsync = ON")
+                connection.execute("PRAGMA checkpoint_fullfsync = ON")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
                 self._prepare(connection, migrations)
                 return connection
@@ -76,11 +85,13 @@ class Database:
             apply(connection, number, migration)
 
     def _check(self, connection: sqlite3.Connection, newest: int) -> None:
-        owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
+        connection.execute("BEGIN")  # another process may be making it
         tables = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+        owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
+        found = version(connection)
+        connection.execute("COMMIT")
         if tables and owner != APPLICATION_ID:
             raise StoreError(f"{self.path} is a database of another program: move it away, it was not touched")
-        found = version(connection)
         if found > newest:
             self.problem = (
                 f"{self.path} was written by a newer edgechat (version {found} of the database, this one knows "
@@ -109,6 +120,8 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise _store_error(error, self.path) from error
+        except OverflowError as error:
+            raise StoreError(f"this cannot be kept: a number in it is too large ({error})") from error
         except UnicodeEncodeError as error:
             raise StoreError(f"this cannot be kept: character {error.start} of it is no Unicode text") from error
         except (UnicodeDecodeError, msgspec.MsgspecError) as error:
@@ -130,6 +143,10 @@ class Database:
         """
         if self.problem:
             raise StoreError(self.problem)
+        if _identity(self.path) != self._file:
+            raise StoreError(
+                f"{self.path} was moved or replaced while it was open, perhaps by a recovery: start edgechat anew"
+            )
         with self._lock, self.translated():
             level = "FULL" if durable else "NORMAL"
             if level != self._synchronous:
@@ -155,6 +172,17 @@ class Database:
             self.connection.close()
 
 
+def _identity(path: Path | None) -> tuple[int, int]:
+    """Which file this is; it stays the same while the file is written to."""
+    if path is None:
+        return 0, 0
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
 def _uri(path: Path, mode: str = "mode=rw") -> str:
     return f"file:{urllib.parse.quote(str(path.absolute()))}?{mode}"
 
@@ -165,6 +193,23 @@ def _connect(where: str) -> sqlite3.Connection:
     )
     connection.row_factory = sqlite3.Row
     return connection
+
+
+def _share(connection: sqlite3.Connection) -> None:
+    """Let others read while one writes; where files cannot be shared, it stays as it was.
+
+    SQLite does not wait by itself while another process does the same.
+    """
+    until_s = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:  # noqa: PERF203  (it waits)
+            if "locked" not in str(error) or time.monotonic() > until_s:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _create(path: Path) -> None:

@@ -51,7 +51,8 @@ def _text(data: bytes) -> Incoming:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise ImportRefusedError(f"this is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})") from error
-    return archive.sound([markdown.read(text)], {}, [])
+    record, problems = markdown.read(text)
+    return archive.sound([record], {}, problems)
 
 
 def _decoded(data: bytes) -> tuple[bytes, Any]:

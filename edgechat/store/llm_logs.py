@@ -15,8 +15,7 @@ import msgspec
 from edgechat.chat.attachments import media_type
 from edgechat.chat.messages import Attachment, Conversation, Message, Role
 from edgechat.errors import AttachmentError, ImportRefusedError
-from edgechat.store.archive import Incoming, Record, sound
-from edgechat.store.chatgpt import stable_id
+from edgechat.store.archive import Incoming, Record, sound, stable_id
 
 
 def read(path: Path) -> Incoming:
@@ -35,7 +34,7 @@ def read(path: Path) -> Incoming:
                 *(reader.responses(db) if {"responses", "conversations"} <= tables else ()),
                 *(reader.threads(db) if {"threads", "turns", "messages", "parts"} <= tables else ()),
             ]
-    except (sqlite3.Error, msgspec.MsgspecError) as error:
+    except (sqlite3.Error, msgspec.MsgspecError, IndexError, AttributeError, TypeError) as error:
         raise ImportRefusedError(f"{path} cannot be read as a database of llm: {error}") from error
     return sound(records, reader.files, reader.problems)
 

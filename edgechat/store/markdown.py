@@ -14,6 +14,7 @@ from edgechat.store.archive import Record
 
 _START: Final = "<!-- edgechat "
 _REASONING: Final = "<!-- edgechat-reasoning -->"
+_ATTACHED: Final = "*Attached: "
 _TEXT: Final = "<!-- edgechat-text -->"
 # Lines of a message that look like our remarks get a backslash in front, and lose it again.
 _LOOKS_LIKE: Final = re.compile(r"^(\\*<!-- edgechat)", re.MULTILINE)
@@ -28,7 +29,9 @@ def write(record: Record) -> str:
     parts = [_remark(_about(conversation)), f"# {title}", ""]
     for message in path(record):
         parts += [_remark(_said(message)), f"## {_heading(message)}", ""]
-        parts += [f"*Attached: {file.name} ({file.size_bytes} bytes)*\n" for file in message.attachments]
+        parts += [
+            f"{_ATTACHED}{' '.join(file.name.split())} ({file.size_bytes} bytes)*\n" for file in message.attachments
+        ]
         if message.reasoning:
             parts += ["<details><summary>Reasoning</summary>", _REASONING, _escape(message.reasoning), "</details>"]
         parts += [_TEXT, _escape(message.text), ""]
@@ -59,7 +62,11 @@ def when(milliseconds: int) -> str:
 
 
 def _heading(message: Message) -> str:
-    details = [when(message.created_at_ms), message.model, "interrupted" if message.interrupted else ""]
+    details = [
+        when(message.created_at_ms),
+        " ".join(message.model.split()),
+        "interrupted" if message.interrupted else "",
+    ]
     return " · ".join([SPEAKERS[message.role], *(d for d in details if d)])
 
 
@@ -82,8 +89,8 @@ def _escape(text: str) -> str:
     return _LOOKS_LIKE.sub(r"\\\1", text)
 
 
-def read(text: str) -> Record:
-    """The conversation of a file that `write` made. Raises ImportRefusedError if it is none."""
+def read(text: str) -> tuple[Record, list[str]]:
+    """The conversation of a file that `write` made, and what of it is not there. Raises ImportRefusedError if none."""
     if " -->\r\n" in text[: text.find("\n") + 1]:  # an editor changed the ends of all lines
         text = text.replace("\r\n", "\n")
     pieces = re.split(rf"^{_START}(.*) -->\n", text, flags=re.MULTILINE)
@@ -94,7 +101,12 @@ def read(text: str) -> Record:
     except (msgspec.MsgspecError, ValueError, IndexError, AttributeError) as error:
         raise ImportRefusedError(f"this is not a conversation that edgechat wrote as Markdown: {error}") from error
     head_id = messages[-1].id if messages else None
-    return Record(conversation=msgspec.structs.replace(conversation, head_id=head_id), messages=messages)
+    lost = [
+        f"the attachment {line.rsplit(' (', 1)[0]} is not in a Markdown file; it was left out"
+        for body in pieces[4::2]
+        for line in _parted(_TEXT, body)[0].split(_ATTACHED)[1:]
+    ]
+    return Record(conversation=msgspec.structs.replace(conversation, head_id=head_id), messages=messages), lost
 
 
 def _message(fields: str, body: str) -> Message:

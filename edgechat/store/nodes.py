@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from edgechat.chat.messages import Conversation, Message
-from edgechat.errors import StoreError
+from edgechat.errors import GoneError, StoreError
 from edgechat.store import rows
 
 _KEY_BITS: Final = 20
@@ -75,6 +75,15 @@ def _free_key(db: sqlite3.Connection, table: str, wanted: int) -> int:
     return int(taken) + 1 if taken + 1 < end else _free_key(db, table, end)
 
 
+def is_above(db: sqlite3.Connection, upper: int | None, lower: int) -> bool:
+    """True if the message `upper` is on the path to `lower`, or is it."""
+    at: int | None = lower
+    while at is not None and at != upper:
+        row = db.execute("SELECT parent_key FROM messages WHERE key = ?", (at,)).fetchone()
+        at = row["parent_key"] if row is not None else None
+    return at is not None
+
+
 def leaf(db: sqlite3.Connection, key: int) -> int:
     """Where the conversation was last below a message."""
     while True:
@@ -126,7 +135,7 @@ def found(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
     """A message's place in the tree. Raises StoreError if it is gone."""
     row: sqlite3.Row | None = db.execute(_MESSAGE, (message_id,)).fetchone()
     if row is None:
-        raise StoreError(f"message {message_id} is gone: another edgechat deleted it")
+        raise GoneError(f"message {message_id} is gone: another edgechat deleted it")
     return row
 
 
@@ -134,5 +143,5 @@ def conversation_row(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Ro
     """Raises StoreError if there is none."""
     row: sqlite3.Row | None = db.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
     if row is None:
-        raise StoreError(f"there is no conversation {conversation_id}")
+        raise GoneError(f"there is no conversation {conversation_id}: another edgechat may have deleted it")
     return row

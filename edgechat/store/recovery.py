@@ -15,6 +15,7 @@ from edgechat.store.sqlite import SqliteStore
 
 _ASIDE: Final = ".damaged-"
 _DONE: Final = ".recovered"
+_WAIT_S: Final = 60.0
 # Parents before children; only what a row refers to can be missing.
 _TABLES: Final = ("conversations", "messages", "attachments", "message_attachments")
 
@@ -35,6 +36,35 @@ def recover(path: Path) -> SqliteStore:
 
     Raises StoreError if that cannot be done; nothing is deleted or overwritten in any case.
     """
+    damaged = _inode(path)
+    with _alone(path):
+        if _inode(path) == damaged:  # else another edgechat did it meanwhile
+            _put_aside(path)
+        store = SqliteStore(Database(path))
+        finish(store)
+    return store
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time; a lock of SQLite's, which is gone with its process on every system."""
+    lock = path.with_name(path.name + ".lock")
+    try:
+        with contextlib.closing(sqlite3.connect(lock, timeout=_WAIT_S, isolation_level=None)) as db:
+            db.execute("BEGIN EXCLUSIVE")
+            yield
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"{path} is damaged and cannot be recovered now: {error} ({lock})") from error
+
+
+def _put_aside(path: Path) -> None:
     aside = path.with_name(f"{path.name}{_ASIDE}{time.strftime('%Y%m%d-%H%M%S')}")
     number = 1
     while aside.exists():
@@ -47,9 +77,6 @@ def recover(path: Path) -> SqliteStore:
                 path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
     except OSError as error:
         raise StoreError(f"{path} is damaged and cannot be moved aside: {error.strerror or error}") from error
-    store = SqliteStore(Database(path))
-    finish(store)
-    return store
 
 
 def finish(store: SqliteStore) -> None:
@@ -60,7 +87,11 @@ def finish(store: SqliteStore) -> None:
         done = aside.with_name(aside.name + _DONE)
         if aside.name.endswith(("-wal", "-shm", _DONE)) or done.exists():
             continue
-        n_messages, n_lost = _salvage(store.database, aside)
+        try:
+            n_messages, n_lost = _salvage(store.database, aside)
+        except StoreError as error:  # whatever is in that file, it must not keep anybody from a new one
+            store.notes.append(f"{aside} is damaged, and nothing could be recovered from it yet: {error}")
+            continue
         with contextlib.suppress(OSError):
             done.touch(mode=0o600)
         store.notes.append(
@@ -83,7 +114,7 @@ def _salvage(database: Database, aside: Path) -> tuple[int, int]:
                 added = _insert(db, statement, row)
                 n_lost += added is None
                 n_messages += (added or 0) if table == "messages" else 0
-        _mend(db)
+        n_lost += _mend(db)
     return n_messages, n_lost
 
 
@@ -140,8 +171,11 @@ def _until_damage(damaged: sqlite3.Connection, statement: str) -> Iterator[tuple
         yield from damaged.execute(statement)
 
 
-def _mend(db: sqlite3.Connection) -> None:
-    """Make what was recovered whole: messages without their conversation or parent get one."""
+def _mend(db: sqlite3.Connection) -> int:
+    """Make what was recovered whole: messages without their conversation or parent get one.
+
+    Returns how many attachments are lost.
+    """
     db.execute(
         """
         INSERT OR IGNORE INTO conversations
@@ -156,7 +190,10 @@ def _mend(db: sqlite3.Connection) -> None:
     )  # fmt: skip
     db.execute("UPDATE messages SET hidden_by = NULL WHERE hidden_by NOT IN (SELECT key FROM messages)")
     db.execute(
-        "UPDATE conversations SET head_key = (SELECT max(key) FROM messages m WHERE m.conversation_key = conversations.key)"
-        " WHERE head_key IS NULL OR head_key NOT IN (SELECT key FROM messages)"
+        "UPDATE conversations SET head_key = (SELECT max(key) FROM messages m WHERE m.conversation_key = conversations.key"
+        " AND hidden_by IS NULL) WHERE head_key IS NULL OR head_key NOT IN (SELECT key FROM messages WHERE hidden_by IS NULL)"
     )
-    db.execute("DELETE FROM message_attachments WHERE message_key NOT IN (SELECT key FROM messages)")
+    return db.execute(
+        "DELETE FROM message_attachments WHERE message_key NOT IN (SELECT key FROM messages)"
+        " OR sha256 NOT IN (SELECT sha256 FROM attachments)"
+    ).rowcount

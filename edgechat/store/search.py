@@ -10,6 +10,7 @@ from typing import Final
 
 from edgechat.chat.messages import first_line
 from edgechat.chat.store import Hit, Order
+from edgechat.store.schema import INDEXED_CHARS
 
 # The trigram index knows nothing shorter.
 _INDEXED_CHARS: Final = 3
@@ -18,6 +19,10 @@ RANKED: Final = 1000
 # Queries of one or two characters look at so many of the newest messages themselves.
 SCANNED: Final = 20_000
 MAX_WORDS: Final = 32
+# Blocks of 4 kB that are rewritten to forget what was deleted: 40 MB.
+_REWRITTEN_BLOCKS: Final = 10_000
+# Of a text that is ranked among a thousand: all of them are held at once.
+_RANKED_CHARS: Final = 20_000
 # Text around the first match.
 _BEFORE, _AFTER = 40, 120
 # BM25's usual constants: how soon repetition stops to count, and how much a long text is held against it.
@@ -37,13 +42,25 @@ def search(db: sqlite3.Connection, query: str, *, order: Order, limit: int, offs
     # Enough for the page that is asked for; among the newest, rank needs to see all it ranks.
     wanted = RANKED if order == "rank" else limit + offset
     titles = _titles(db, words, wanted)
-    bodies = _bodies(db, words, wanted)
+    bodies = _bodies(db, words, wanted, _RANKED_CHARS if order == "rank" else INDEXED_CHARS)
     found = sorted([*titles, *bodies], key=lambda row: row["key"], reverse=True)[:wanted]
     if order == "rank":
         scores = _scores([row["text"].lower() for row in found], [w.lower() for w in words])
         ranked = sorted(range(len(found)), key=lambda i: (-scores[i], i))[offset : offset + limit]
         return [_hit(found[i], words, scores[i]) for i in ranked]
     return [_hit(row, words, 0.0) for row in found[offset : offset + limit]]
+
+
+def forget_deleted(db: sqlite3.Connection) -> None:
+    """Take what was deleted out of the index too, by writing it anew.
+
+    One that is too large for that keeps trigrams of what was deleted until it next merges. (SQLite from 3.42 on could
+    forget at once, in a format that earlier ones cannot read.)
+    """
+    for table in ("message_search", "title_search"):
+        blocks = db.execute(f"SELECT count(*) FROM (SELECT 1 FROM {table}_data LIMIT ?)", (_REWRITTEN_BLOCKS + 1,))
+        if blocks.fetchone()[0] <= _REWRITTEN_BLOCKS:
+            db.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
 
 
 def _match(words: Sequence[str]) -> str:
@@ -54,7 +71,7 @@ def _match(words: Sequence[str]) -> str:
 _TITLE_COLUMNS = (
     "c.key AS key, c.id AS conversation_id, c.title, NULL AS message_id, '' AS role, c.created_at_ms, c.title AS text"
 )
-_BODY_COLUMNS = "m.key AS key, c.id AS conversation_id, c.title, m.id AS message_id, m.role, m.created_at_ms, m.text"
+_BODY_COLUMNS = "m.key AS key, c.id AS conversation_id, c.title, m.id AS message_id, m.role, m.created_at_ms"
 
 
 def _titles(db: sqlite3.Connection, words: Sequence[str], wanted: int) -> list[sqlite3.Row]:
@@ -63,26 +80,27 @@ def _titles(db: sqlite3.Connection, words: Sequence[str], wanted: int) -> list[s
         rows = db.execute(
             f"SELECT {_TITLE_COLUMNS} FROM title_search s JOIN conversations c ON c.key = s.rowid "
             "WHERE title_search MATCH ? ORDER BY s.rowid DESC LIMIT ?",
-            (_match(long), wanted),
+            (_match(long), wanted if len(long) == len(words) else SCANNED),
         )
     else:
         rows = db.execute(f"SELECT {_TITLE_COLUMNS} FROM conversations c ORDER BY c.key DESC")
     return _holding(rows, words, wanted)
 
 
-def _bodies(db: sqlite3.Connection, words: Sequence[str], wanted: int) -> list[sqlite3.Row]:
+def _bodies(db: sqlite3.Connection, words: Sequence[str], wanted: int, n_chars: int) -> list[sqlite3.Row]:
     long = [w for w in words if len(w) >= _INDEXED_CHARS]
+    columns = f"{_BODY_COLUMNS}, substr(m.text, 1, {n_chars}) AS text"
     joined = "JOIN conversations c ON c.key = m.conversation_key"
     if long:
         # The index decides; only then are rows fetched.
         rows = db.execute(
-            f"SELECT {_BODY_COLUMNS} FROM (SELECT rowid FROM message_search WHERE message_search MATCH ? "
+            f"SELECT {columns} FROM (SELECT rowid FROM message_search WHERE message_search MATCH ? "
             f"ORDER BY rowid DESC LIMIT ?) s JOIN messages m ON m.key = s.rowid {joined} ORDER BY m.key DESC",
-            (_match(long), wanted if len(long) == len(words) else RANKED),
+            (_match(long), wanted if len(long) == len(words) else SCANNED),
         )
     else:
         rows = db.execute(
-            f"SELECT {_BODY_COLUMNS} FROM (SELECT * FROM messages WHERE hidden_by IS NULL ORDER BY key DESC LIMIT ?) m "
+            f"SELECT {columns} FROM (SELECT * FROM messages WHERE hidden_by IS NULL ORDER BY key DESC LIMIT ?) m "
             f"{joined} ORDER BY m.key DESC",
             (SCANNED,),
         )

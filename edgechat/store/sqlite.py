@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import secrets
@@ -14,13 +15,21 @@ from typing import Any, Final
 
 from edgechat.chat.messages import Conversation, Message, now_ms
 from edgechat.chat.store import Hit, Order, Summary
-from edgechat.errors import StoreError
+from edgechat.errors import GoneError, StoreError
 from edgechat.store import nodes, rows, search
 from edgechat.store.database import Database
 
+# With what is below: a clock that went back can have made that younger.
+_PURGE = """
+    WITH RECURSIVE gone (key) AS (
+        SELECT key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?
+        UNION SELECT m.key FROM messages m JOIN gone ON m.parent_key = gone.key
+    ) DELETE FROM messages WHERE key IN (SELECT key FROM gone)
+"""
 # What was deleted can be brought back for a day; then it goes for good, when edgechat starts next.
 UNDO_MS: Final = 24 * 3600 * 1000
 _TIMED_ANSWERS: Final = 5
+_CHANGEABLE: Final = frozenset(("title", "model", "settings", "pinned", "archived", "tags", "folder"))
 
 _BELOW = (
     "WITH RECURSIVE below (key) AS (VALUES (?) UNION ALL "
@@ -50,20 +59,28 @@ class SqliteStore:
         return self.database.problem
 
     def _tidy(self) -> None:
+        with contextlib.suppress(StoreError):  # a full or busy disk must not keep anybody from reading
+            self._finish_stale()
+            self._purge()
+
+    def _finish_stale(self) -> None:
         # An answer of another process that still lives becomes its own again with its next checkpoint.
         stale = "FROM messages WHERE finish_reason = 'streaming'"
-        past = now_ms() - UNDO_MS
         with self.database.reading() as db:
             unfinished = db.execute(f"SELECT 1 {stale} LIMIT 1").fetchone()
-            hidden = db.execute(
-                "SELECT 1 FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ? LIMIT 1", (past,)
-            ).fetchone()
         if unfinished:
             with self.database.writing() as db:
                 db.execute("UPDATE messages SET finish_reason = 'interrupted' WHERE finish_reason = 'streaming'")
+
+    def _purge(self) -> None:
+        past = now_ms() - UNDO_MS
+        with self.database.reading() as db:
+            hidden = db.execute(
+                "SELECT 1 FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ? LIMIT 1", (past,)
+            ).fetchone()
         if hidden:
             with self.database.writing() as db:
-                db.execute("DELETE FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?", (past,))
+                db.execute(_PURGE, (past,))
 
     # What a turn writes
 
@@ -103,8 +120,12 @@ class SqliteStore:
                     (keys.get(message.active_child_id or ""), keys[message.id]),
                 )
             head = keys.get(conversation.head_id or "") or (max(keys.values()) if is_new and keys else None)
-            if is_new and head is not None:
-                db.execute("UPDATE conversations SET head_key = ? WHERE key = ?", (head, owner))
+            here = db.execute("SELECT head_key FROM conversations WHERE key = ?", (owner,)).fetchone()["head_key"]
+            if head is not None and (here is None or nodes.is_above(db, here, head)):  # it went on elsewhere
+                db.execute(
+                    "UPDATE conversations SET head_key = ?, updated_at_ms = max(updated_at_ms, ?) WHERE key = ?",
+                    (head, conversation.updated_at_ms, owner),
+                )
             db.execute(
                 "DELETE FROM attachments WHERE NOT EXISTS (SELECT 1 FROM message_attachments a WHERE a.sha256 = "
                 "attachments.sha256)"
@@ -194,16 +215,14 @@ class SqliteStore:
 
     # Conversations
 
-    def update(self, conversation: Conversation) -> None:
-        """Write title, model, settings, pinned, archived, tags and folder."""
-        c = conversation
-        changes = {
-            "title": c.title, "model": c.model, "settings": rows.encode(c.settings), "pinned": c.pinned,
-            "archived": c.archived, "tags": rows.encode(c.tags), "folder": c.folder,
-        }  # fmt: skip
+    def update(self, conversation_id: str, **changes: object) -> None:
+        """Write some of title, model, settings, pinned, archived, tags and folder."""
+        if not changes.keys() <= _CHANGEABLE:
+            raise ValueError(f"{sorted(changes.keys() - _CHANGEABLE)} cannot be changed")
+        columns = {k: rows.encode(v) if k in ("settings", "tags") else v for k, v in changes.items()}
         with self.database.writing(durable=True) as db:
-            if not _update(db, "conversations", changes, "id = ?", c.id):
-                raise StoreError(f"conversation {c.id} is gone")
+            if columns and not _update(db, "conversations", columns, "id = ?", conversation_id):
+                raise GoneError(f"conversation {conversation_id} is gone: another edgechat deleted it")
 
     def delete(self, conversation_id: str) -> None:
         """Remove a conversation for good."""
@@ -212,6 +231,7 @@ class SqliteStore:
             db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only unlinked
             db.execute("DELETE FROM messages WHERE conversation_key = ?", (row["key"],))
             db.execute("DELETE FROM conversations WHERE key = ?", (row["key"],))
+            search.forget_deleted(db)
         self.database.forget_log()
 
     def conversation(self, conversation_id: str) -> Conversation:
@@ -220,7 +240,7 @@ class SqliteStore:
             return self._conversation(db, nodes.conversation_row(db, conversation_id))
 
     def _conversation(self, db: sqlite3.Connection, row: sqlite3.Row) -> Conversation:
-        head = db.execute("SELECT id FROM messages WHERE key = ?", (row["head_key"],)).fetchone()
+        head = db.execute("SELECT id FROM messages WHERE key = ? AND hidden_by IS NULL", (row["head_key"],)).fetchone()
         return rows.conversation(row, head["id"] if head is not None else None)
 
     def resolve(self, prefix: str) -> str:
@@ -233,7 +253,7 @@ class SqliteStore:
         if len(found) == 1 or (found and found[0]["id"] == prefix):
             return str(found[0]["id"])
         if not found:
-            raise StoreError(f"there is no conversation {prefix!r}: `edgechat history list` shows what there is")
+            raise GoneError(f"there is no conversation {prefix!r}: `edgechat history list` shows what there is")
         raise StoreError(f"{prefix!r} could be {', '.join(r['id'] for r in found[:8])}: give more of it")
 
     def latest(self) -> str | None:
@@ -304,7 +324,7 @@ class SqliteStore:
         """Tokens per second of this model's last answers."""
         with self.database.reading() as db:
             found = db.execute(
-                "SELECT stats ->> 'decode_tps' AS tps FROM messages WHERE model = ? AND stats IS NOT NULL "
+                "SELECT json_extract(stats, '$.decode_tps') AS tps FROM messages WHERE model = ? AND stats IS NOT NULL "
                 "ORDER BY key DESC LIMIT ?",
                 (model, _TIMED_ANSWERS),
             ).fetchall()

@@ -11,11 +11,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgechat.chat import events
+from edgechat.chat import events, recorder
 from edgechat.chat.messages import Message
 from edgechat.chat.session import Session
 from edgechat.config import Settings
-from edgechat.errors import AttachmentError, ContextOverflowError, EngineDiedError, StoreError, UsageError
+from edgechat.errors import (
+    AttachmentError,
+    ContextOverflowError,
+    EdgechatError,
+    EngineDiedError,
+    StoreError,
+    UsageError,
+)
 from edgechat.store import ephemeral_store, open_store
 from edgechat.store.sqlite import SqliteStore
 from tests.models import write_tiny_llama
@@ -344,6 +351,8 @@ def test_an_answer_that_another_process_continues_is_kept_beside_it(talk: Callab
     assert last.answer.id != answer.id
     kept = {m.text for m in other.messages(t.session.conversation.id) if m.role == "assistant"}
     assert kept == {"theirs", last.answer.text}
+    assert t.session.tree.head is not None
+    assert t.session.tree.head.text == last.answer.text
     other.close()
 
 
@@ -399,16 +408,122 @@ def test_a_disk_that_is_full_for_a_while_costs_no_word(talk: Callable[..., Talk]
     store = t.session.store
     assert isinstance(store, SqliteStore)
     notices = []
+    n_after = 0
     for event in t.session.send("Tell me a very long story."):
         if isinstance(event, events.TurnStarted):
             store.database.connection.execute("PRAGMA query_only = ON")  # every write fails from here on
         if isinstance(event, events.NotSaved):
             notices.append(event.words)
+        n_after += bool(notices) and isinstance(event, events.TokensGenerated)
         last = event
     assert isinstance(last, events.TurnFinished)
     assert notices
+    assert n_after > 1  # it is said while there is time to do something about it
     store.database.connection.execute("PRAGMA query_only = OFF")
     assert store.messages(t.session.conversation.id)[1].text != last.answer.text
     t.session.settings = QUIET
     t.hear(t.session.send("Go on."))  # writes what is owed, and checks
     assert store.messages(t.session.conversation.id)[1].text == last.answer.text
+
+
+def test_a_message_that_is_taken_back_leaves_no_trace(talk: Callable[..., Talk]) -> None:
+    t = talk(Settings(temperature=0.0, max_tokens=8, n_ctx=256))
+    with pytest.raises(ContextOverflowError):
+        t.hear(t.session.send("the wrong name " * 400))
+    assert t.session.conversation.title == ""
+    first = t.hear(t.session.send("Hi"))
+    assert t.session.conversation.title == "Hi"
+    t.hear(t.session.send("More"))
+    t.session.fork(first.id)
+    with pytest.raises(ContextOverflowError):
+        t.hear(t.session.send("word " * 400))
+    assert t.session.tree.head_id == first.id  # not on the old branch again
+    t.check()
+
+
+def test_what_another_process_deletes_is_gone_here_too(talk: Callable[..., Talk]) -> None:
+    t = talk()
+    t.hear(t.session.send("Hello."))
+    second = t.session.tree
+    t.hear(t.session.send("More."))
+    other = open_store()
+    other.hide(second.path[2].id)
+    with pytest.raises(StoreError, match="gone"):
+        t.hear(t.session.send("And more."))
+    t.hear(t.session.send("And more."))
+    assert t.said()[0] == "Hello."
+    assert "More." not in t.said()
+    other.delete(t.session.conversation.id)
+    with pytest.raises(StoreError, match=r"gone|no conversation"):
+        t.hear(t.session.send("Still there?"))
+    assert list(other.list()) == []
+    other.close()
+
+
+def test_two_processes_change_different_things_of_a_conversation(talk: Callable[..., Talk]) -> None:
+    t = talk()
+    t.hear(t.session.send("Hello."))
+    other = open_store()
+    other.update(t.session.conversation.id, title="Elsewhere", pinned=True)
+    t.session.choose_reasoning(on=True)
+    kept = other.conversation(t.session.conversation.id)
+    assert (kept.title, kept.pinned, kept.settings["reasoning"]) == ("Elsewhere", True, True)
+    other.close()
+
+
+def test_a_second_interrupt_at_the_last_word_loses_nothing(
+    talk: Callable[..., Talk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = talk()
+    monkeypatch.setattr(recorder, "EVERY_S", 60.0)
+
+    def interrupted(self: recorder.Recorder) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.Recorder, "_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(t.session.send("Tell me a story."))
+    said = t.said()[-1]
+    assert said
+    t.session.close()
+    store = open_store()
+    assert [m.text for m in store.messages(t.session.conversation.id)][-1] == said
+    store.close()
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_one_before(talk: Callable[..., Talk], tmp_path: Path) -> None:
+    t = talk()
+    t.hear(t.session.send("Hello."))
+    before = t.session.model_path
+    unknown = write_tiny_llama(tmp_path / "unknown.gguf", architecture="nobodyknows")
+    with pytest.raises(EdgechatError):
+        t.session.change_model("unknown", unknown)
+    assert t.session.model_path == before
+    assert t.hear(t.session.send("Still there?")).text
+
+
+def test_the_context_is_counted_with_files(talk: Callable[..., Talk], tmp_path: Path) -> None:
+    t = talk()
+    notes = tmp_path / "notes.txt"
+    notes.write_text("some words " * 50)
+    assert t.session.context_use("Hi", [notes])[0] > t.session.context_use("Hi")[0] + 50
+
+
+def test_prompts_of_two_threads_do_not_mix(talk: Callable[..., Talk]) -> None:
+    t = talk()
+    counts = {text: t.session.context_use(text)[0] for text in ("one", "a much longer text than that")}
+    wrong: list[int] = []
+
+    def count(text: str) -> None:
+        for _ in range(60):
+            found = t.session.context_use(text)[0]
+            if found != counts[text]:
+                wrong.append(found)
+
+    threads = [threading.Thread(target=count, args=(text,)) for text in counts for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -195,13 +195,14 @@ def test_ephemeral_leaves_nothing_anywhere(cli: Cli, home: Path) -> None:
 
 
 def test_a_deleted_conversation_is_in_no_file(cli: Cli, home: Path) -> None:
-    phrase = "xyzzyplugh"
+    phrase = "xqzzyplugh"
     cli("ask", f"say {phrase}", "--max-tokens", "5")
     [summary] = json.loads(cli("history", "list", "--json").stdout)
     assert cli("history", "delete", summary["conversation"]["id"], input="n\n").returncode == 130
     assert cli("history", "delete", "--yes", summary["conversation"]["id"]).returncode == 0
     for path in (home / "data").rglob("*"):
         assert phrase.encode() not in path.read_bytes()
+        assert b"xqz" not in path.read_bytes()  # nor in the index of the search
 
 
 def test_a_chat_in_a_home_that_cannot_be_written_to_goes_on_and_says_so(cli: Cli, home: Path) -> None:
@@ -221,5 +222,5 @@ def test_a_damaged_history_does_not_keep_anybody_from_chatting(cli: Cli, home: P
     result = cli("ask", "Hi", "--max-tokens", "3")
     assert result.returncode == 0
     assert "damaged" in result.stderr
-    assert (home / "data").glob("*.damaged-*")
+    assert list((home / "data").glob("*.damaged-*"))
     assert cli("ask", "Hi", "--max-tokens", "3").stderr == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sqlite3
 import stat
@@ -15,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.chat.messages import Attachment, Conversation, Message, new_id, now_ms
 from edgechat.errors import DamagedError, StoreError
-from edgechat.store import database, open_store, recovery
+from edgechat.store import database, open_store, recovery, sqlite
 from edgechat.store.database import Database
 from edgechat.store.schema import MIGRATIONS, Migration
 from edgechat.store.sqlite import SqliteStore
@@ -125,8 +126,10 @@ def test_a_migration_that_fails_changes_nothing(path: Path) -> None:
 
 def test_two_processes_opening_a_new_database_at_once(path: Path) -> None:
     code = "import sys; from pathlib import Path; from edgechat.store import open_store; open_store(Path(sys.argv[1])).close()"
-    children = [subprocess.Popen([sys.executable, "-c", code, str(path)], stderr=subprocess.PIPE) for _ in range(4)]
-    assert [(c.communicate()[1], c.returncode) for c in children] == [(b"", 0)] * 4
+    for number in range(5):
+        file = path.with_name(f"{number}.db")
+        children = [subprocess.Popen([sys.executable, "-c", code, str(file)], stderr=subprocess.PIPE) for _ in range(6)]
+        assert [(c.communicate()[1], c.returncode) for c in children] == [(b"", 0)] * 6
 
 
 def test_a_database_that_another_program_holds_is_one_clear_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,3 +319,118 @@ def test_threads_share_a_store(path: Path) -> None:
     assert errors == []
     assert len(store.messages(conversation.id)) == 81
     store.close()
+
+
+def test_a_lost_attachment_costs_no_message(path: Path) -> None:
+    store = open_store(path)
+    conversation = Conversation(id=new_id(), title="A talk", created_at_ms=1)
+    data = os.urandom(30_000)
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = Attachment(sha256=sha256, name="notes", media_type="text/plain", size_bytes=len(data))
+    store.append(
+        conversation, [Message(id=new_id(), role="user", text="see notes", attachments=(file,))], {sha256: data}
+    )
+    root = store.database.connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'attachments'").fetchone()
+    size = store.database.connection.execute("PRAGMA page_size").fetchone()
+    store.close()
+    damaged(path, b"\xff" * size[0], (root[0] - 1) * size[0])
+    store = recovery.recover(path)
+    assert [m.text for m in store.messages(conversation.id)] == ["see notes"]
+    assert "could not be read" in store.notes[0]
+    store.close()
+    assert open_store(path).notes == []
+
+
+def test_a_file_that_cannot_be_salvaged_keeps_nobody_from_a_new_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(path)
+    fill(store, 2)
+    store.close()
+    path.write_bytes(b"garbage" * 3000)
+
+    def fails(*_: object) -> tuple[int, int]:
+        raise StoreError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "_salvage", fails)
+        store = open_store(path)
+    assert "nothing could be recovered" in store.notes[0]
+    fill(store, 1)
+    store.close()
+
+
+def test_a_recovery_under_an_open_store_takes_no_words_from_it(path: Path) -> None:
+    ours = open_store(path)
+    conversation = fill(ours, 1)
+    recovery.recover(path).close()  # another process met damage that we did not
+    with pytest.raises(StoreError, match="moved or replaced"):
+        ours.append(conversation, [Message(id=new_id(), role="user", text="acknowledged?")])
+    ours.close()
+
+
+def test_two_processes_that_meet_damage_recover_it_once(path: Path) -> None:
+    store = open_store(path)
+    conversation = fill(store, 3)
+    store.close()
+    path.rename(path.with_name("history.db.damaged-20260101-000000"))
+    path.write_bytes(b"garbage" * 3000)
+    stores: list[SqliteStore] = []
+    threads = [threading.Thread(target=lambda: stores.append(recovery.recover(path))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store = open_store(path)
+    assert len(texts(store, conversation)) == 3
+    for each in [*stores, store]:
+        each.close()
+
+
+def test_a_hidden_message_is_no_head_after_a_recovery(path: Path) -> None:
+    store = open_store(path)
+    conversation = fill(store, 2)
+    store.hide(store.messages(conversation.id)[1].id)
+    store.close()
+    store = recovery.recover(path)
+    assert store.conversation(conversation.id).head_id == store.messages(conversation.id)[-1].id
+    store.close()
+
+
+def test_a_clock_that_went_back_does_not_lock_anybody_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(path)
+    conversation = fill(store, 3)
+    ids = [m.id for m in store.messages(conversation.id)]
+    day_ms = 24 * 3600 * 1000
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "now_ms", lambda: now_ms() + 2 * day_ms)
+        store.hide(ids[2])
+    store.hide(ids[1])
+    store.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "now_ms", lambda: now_ms() + day_ms + 1000)
+        store = open_store(path)
+    assert [m.id for m in store.messages(conversation.id)] == ids[:1]
+    assert store.unknown(ids) == set(ids[1:])
+    store.close()
+
+
+def test_reading_needs_no_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY_S", 0.05)
+    store = open_store(path)
+    conversation = fill(store, 1)
+    root = store.messages(conversation.id)[0].id
+    store.append(
+        conversation, [Message(id=new_id(), parent_id=root, role="assistant", text="so far", finish_reason="streaming")]
+    )
+    with store.database.writing():  # somebody else is busy, or the disk is full
+        other = open_store(path)
+        assert other.messages(conversation.id)[1].interrupted
+        other.close()
+    store.close()
+
+
+def test_sqlite_that_is_too_old_is_one_clear_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "OLDEST_SQLITE", (99, 0, 0))
+    with pytest.raises(StoreError, match=r"edgechat needs"):
+        open_store(path)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.cli.history import write_private
+from edgechat.errors import StoreError
 from edgechat.store import open_store
 from tests.conftest import Cli
 
@@ -119,3 +124,31 @@ def test_asking_wants_one_conversation_and_one_that_is_there(cli: Cli) -> None:
     assert "two conversations" in cli("ask", "x", "-c", "--conversation", "y").stderr
     assert "no conversation to go on with" in cli("ask", "x", "-c").stderr
     assert "there is no conversation 'y'" in cli("ask", "x", "--conversation", "y").stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes are POSIX's")
+def test_an_export_goes_into_a_pipe_and_replaces_no_device(tmp_path: Path) -> None:
+    pipe, heard = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: heard.append(pipe.read_text()))
+    reader.start()
+    write_private(pipe, "words\n")
+    reader.join()
+    assert heard == ["words\n"]
+    assert pipe.is_fifo()
+    link, target = tmp_path / "link", tmp_path / "target"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_private(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    if Path("/dev/full").is_char_device():
+        with pytest.raises(StoreError, match="No space left"):
+            write_private(Path("/dev/full"), "words")
+        assert Path("/dev/full").is_char_device()
+
+
+def test_an_export_says_what_it_did_to_a_script(cli: Cli, ids: list[str], tmp_path: Path) -> None:
+    done = json.loads(cli("history", "export", ids[0], "--json", "-o", str(tmp_path / "a.html")).stdout)
+    assert done == {"file": str(tmp_path / "a.html"), "format": "html", "conversations": [ids[0]]}
+    assert json.loads(cli("history", "export", ids[0], "--json").stdout)["format"] == "edgechat"

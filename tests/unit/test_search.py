@@ -116,3 +116,24 @@ def test_a_huge_message_is_found_by_its_beginning() -> None:
     assert len(store.search("needle")) == 1
     assert store.search("pin") == []
     store.close()
+
+
+def test_short_words_beside_long_ones_lose_no_hit() -> None:
+    store = ephemeral_store()
+    fill(store, ["the qz is here", *["the rest"] * 1200])
+    for number in range(30):
+        fill(store, ["-"], f"project {'xy' if number == 0 else number}")
+    assert [h.snippet for h in store.search("the qz")] == ["the qz is here"]
+    assert [h.title for h in store.search("project xy")] == ["project xy"]
+
+
+def test_what_is_deleted_leaves_the_index() -> None:
+    store = ephemeral_store()
+    fill(store, ["some other words"])
+    gone = fill(store, ["zyplw0rugh"])
+    blocks = "SELECT block FROM message_search_data"
+    assert any(b"zyp" in row["block"] for row in store.database.connection.execute(blocks))
+    store.delete(gone)
+    assert not any(b"zyp" in row["block"] for row in store.database.connection.execute(blocks))
+    assert store.search("other")
+    store.close()

@@ -133,10 +133,10 @@ class StoreMachine(RuleBasedStateMachine):
             return
         changed = msgspec.structs.replace(self.known[conversation], title=title, pinned=pinned, tags=tuple(tags))
         if self.is_stored(conversation):
-            self.store.update(changed)
+            self.store.update(conversation, title=title, pinned=pinned, tags=tuple(tags))
         else:
             with pytest.raises(StoreError):
-                self.store.update(changed)
+                self.store.update(conversation, title=title, pinned=pinned, tags=tuple(tags))
         self.known[conversation] = changed
 
     @rule(conversation=conversations)

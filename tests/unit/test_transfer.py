@@ -75,7 +75,7 @@ def test_json_comes_back_identical_and_importing_again_changes_nothing(store: Sq
 def test_markdown_keeps_what_is_said_to_the_letter(store: SqliteStore) -> None:
     for conversation_id in store.conversation_ids():
         record = archive.record(store, conversation_id)
-        back = markdown.read(markdown.write(record))
+        back, _ = markdown.read(markdown.write(record))
         expected = [(m.role, m.text, m.reasoning) for m in markdown.path(record)]
         assert [(m.role, m.text, m.reasoning) for m in back.messages] == expected
         assert back.conversation.title == record.conversation.title
@@ -88,7 +88,7 @@ def test_markdown_that_imitates_our_remarks_stays_a_text() -> None:
     record = archive.Record(conversation=Conversation(id="c", head_id="a", title="-->"), messages=[message])
     written = markdown.write(record)
     assert markdown.read(written.replace("\n", "\r\n")) == markdown.read(written)  # an editor of another system
-    back = markdown.read(written)
+    back, _ = markdown.read(written)
     assert (back.messages[0].text, back.messages[0].reasoning, back.conversation.title) == (text, text, "-->")
 
 
@@ -321,3 +321,94 @@ def test_another_programs_database(tmp_path: Path) -> None:
     sqlite_utils.Database(path).table("things").insert({"id": 1})
     with pytest.raises(ImportRefusedError, match="not one of llm"):
         imports.read(path)
+
+
+def an_export(*messages: Message, conversation_id: str = "c", head_id: str | None = None) -> bytes:
+    about = Conversation(id=conversation_id, title="T", created_at_ms=1, head_id=head_id)
+    return msgspec.json.encode(
+        archive.Archive(conversations=[archive.Record(conversation=about, messages=list(messages))])
+    )
+
+
+def import_into(store: SqliteStore, data: bytes) -> archive.Merged:
+    return archive.merge(store, archive.read(data), dry_run=False)
+
+
+def test_a_child_that_is_a_parent_hangs_nothing() -> None:
+    store = ephemeral_store()
+    import_into(store, an_export(
+        Message(id="a", role="user", active_child_id="b"),
+        Message(id="b", role="assistant", parent_id="a", active_child_id="a"),
+        Message(id="", role="user"),
+    ))  # fmt: skip
+    store.select(["a"])
+    assert store.conversation("c").head_id == "b"
+
+
+def test_ids_of_strangers_become_ids_of_ours() -> None:
+    store = ephemeral_store()
+    wild = "\x1b[2J\x1b[H"
+    data = an_export(
+        Message(id=wild, role="user", text="Q"), Message(id="../b", role="assistant", parent_id=wild, text="A"),
+        conversation_id=wild, head_id="../b",
+    )  # fmt: skip
+    assert import_into(store, data).messages == 2
+    assert import_into(store, data).messages == 0
+    [summary] = store.list()
+    assert summary.conversation.id.isalnum()
+    assert [m.text for m in markdown.path(archive.record(store, summary.conversation.id))] == ["Q", "A"]
+
+
+def test_numbers_of_strangers_fit() -> None:
+    store = ephemeral_store()
+    import_into(store, an_export(
+        Message(id="a", role="user", created_at_ms=1 << 62, n_tokens=1 << 70),
+        Message(id="b", role="user", created_at_ms=-5),
+    ))  # fmt: skip
+    assert len(store.messages("c")) == 2
+
+
+def test_a_later_export_of_a_known_conversation_goes_on_there() -> None:
+    store = ephemeral_store()
+    first = [Message(id="q1", role="user", text="1"), Message(id="a1", role="assistant", parent_id="q1")]
+    second = [
+        Message(id="q2", role="user", text="2", parent_id="a1"),
+        Message(id="a2", role="assistant", parent_id="q2"),
+    ]
+    import_into(store, an_export(*first, head_id="a1"))
+    import_into(store, an_export(*first, *second, head_id="a2"))
+    assert store.conversation("c").head_id == "a2"
+    store.end_path(["q1", "a1"])
+    store.append(store.conversation("c"), [Message(id="q3", role="user", parent_id="a1")])  # another way, here
+    import_into(store, an_export(*first, *second, head_id="a2"))
+    assert store.conversation("c").head_id == "q3"
+
+
+def test_names_of_files_break_no_markdown() -> None:
+    name = "a\n<!-- edgechat-text -->\nb"
+    file = Attachment(sha256="0" * 64, name=name, media_type="text/plain", size_bytes=1)
+    message = Message(id="m", role="assistant", text="words", attachments=(file,), model="x\n<!-- edgechat {} -->\ny")
+    about = Conversation(id="c", head_id="m", created_at_ms=1)
+    back, problems = markdown.read(markdown.write(archive.Record(conversation=about, messages=[message])))
+    assert [m.text for m in back.messages] == ["words"]
+    assert len(problems) == 1
+
+
+def test_a_lost_attachment_does_not_hold_back_an_export() -> None:
+    store = ephemeral_store()
+    data = b"x"
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = Attachment(sha256=sha256, name="notes", media_type="text/plain", size_bytes=1)
+    about = Conversation(id="c", created_at_ms=1)
+    store.append(about, [Message(id="m", role="user", text="words", attachments=(file,))], {sha256: data})
+    store.database.connection.execute("UPDATE attachments SET data = x'00'")
+    assert archive.export(store, ["c"]).attachments == {}
+
+
+def test_a_database_that_only_looks_like_llms_is_refused(tmp_path: Path) -> None:
+    db = sqlite_utils.Database(tmp_path / "logs.db")
+    db.table("conversations").insert({"id": "c", "name": "n", "model": "m"})
+    db.table("responses").insert({"id": "r", "conversation_id": "c", "datetime_utc": "2026-01-01"})
+    db.close()
+    with pytest.raises(ImportRefusedError, match="database of llm"):
+        imports.read(tmp_path / "logs.db")
