@@ -10,7 +10,7 @@
     |  `- EngineDiedError    (4)  the engine process is gone
     |- StoreError            (4)  conversations that cannot be read or written
     |  |- DamagedError       (4)  a database that is not one any more
-    |  `- GoneError          (4)  a conversation or message that somebody deleted
+    |  `- GoneError          (2)  a conversation or message that is not there
     |- AttachmentError       (2)  a file that cannot go with a message
     |- ImportRefusedError    (2)  a file that holds no conversations we can read
     |- ContextOverflowError  (5)  a prompt longer than the context
@@ -76,6 +76,8 @@ class DamagedError(StoreError):
 
 class GoneError(StoreError):
     """A conversation or a message that is not there, perhaps because another process deleted it."""
+
+    exit_code = 2
 
 
 class AttachmentError(EdgechatError):

@@ -30,7 +30,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Persona:
-    """The persona called `name`. Raises SettingsError, with what there is instead, if there is none."""
+    """The persona called `name`. Raises SettingsError if there is none, with what there is instead."""
     if name not in names():
         known = ", ".join(names())
         raise SettingsError(

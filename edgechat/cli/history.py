@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from edgechat.chat.visible import visible
+from edgechat.cli.files import write_private
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from edgechat.store.sqlite import SqliteStore
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+# Longer ones are cut, at a word.
+MAX_TITLE: Final = 200
 
 
 @click.group()
@@ -55,6 +58,7 @@ def _line(text: str) -> str:
 @json_option
 def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str, as_json: bool) -> None:
     """List conversations: pinned ones first, then the last changed."""
+    from edgechat.chat.messages import first_line
     from edgechat.store.markdown import when
 
     found = _open().list(archived=None if with_archived else False, tag=tag, folder=folder, limit=limit, offset=offset)
@@ -66,7 +70,7 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
         marks = [*(["pinned"] if c.pinned else []), *(["archived"] if c.archived else []), *(f"#{t}" for t in c.tags)]
         extra = f"  [{_line(' '.join(marks))}]" if marks else ""
         click.echo(
-            f"{visible(c.id[:8])}  {when(c.updated_at_ms):16}  {summary.n_messages:4}  {_line(c.title) or '(no title)'}{extra}"
+            f"{visible(c.id[:8])}  {when(c.updated_at_ms):16}  {summary.n_messages:4}  {first_line(_line(c.title), 100) or '(no title)'}{extra}"
         )
 
 
@@ -83,8 +87,11 @@ def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) ->
 
     Parts of words are found, too.
     """
+    from edgechat.errors import UsageError
     from edgechat.store.markdown import when
 
+    if not query.strip(' "'):
+        raise UsageError("say what to search for")
     hits = _open().search(query, order="rank" if rank else "newest", limit=limit, offset=offset)
     if as_json:
         _print_json(hits)
@@ -157,7 +164,7 @@ def export(
     if as_json and output is None:  # what is written is the JSON
         kind = kind or "json"
     if everything == bool(conversation_ids):
-        raise UsageError("name the conversations to export, or --all")
+        raise UsageError("name the conversations to export, or --all" + (", not both" if everything else ""))
     ids = store.conversation_ids() if everything else [store.resolve(i) for i in conversation_ids]
     suffix = output.suffix.lower().lstrip(".") if output is not None else ""
     kind = (
@@ -177,38 +184,11 @@ def export(
         import sys
 
         # A terminal acts on what a model wrote; a file or a pipe gets every byte of it.
-        click.echo(visible(text) if sys.stdout.isatty() else text, nl=False)
+        click.echo(visible(text) if sys.stdout.isatty() else text, nl=False, color=True)
     else:
         write_private(output, text)
         if as_json:
             _print_json({"file": str(output), "format": kind, "conversations": ids})
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace `path` as a whole with a file that only its owner can read; a pipe or a device is written to.
-
-    Raises StoreError.
-    """
-    import os
-    import tempfile
-
-    from edgechat.errors import StoreError
-
-    try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8", newline="\n")
-            return
-        path = path.resolve()  # a link stays one
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-            os.replace(name, path)  # noqa: PTH105  (both are names)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 @history.command("import")
@@ -232,9 +212,13 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
             click.echo(f"edgechat: {_line(problem)}", err=True)
         verb = "would be added" if dry_run else "added"
         click.echo(
-            f"{visible(str(file))}: {merged.conversations} conversations and {merged.messages} messages {verb}, "
-            f"{merged.known} messages were here already"
+            f"{visible(str(file))}: {_count(merged.conversations, 'conversation')} and "
+            f"{_count(merged.messages, 'message')} {verb}, {merged.known} already here"
         )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @history.command()
@@ -243,7 +227,13 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
 @json_option
 def rename(conversation_id: str, title: str, *, as_json: bool) -> None:
     """Give a conversation another title."""
-    _change(conversation_id, as_json=as_json, title=" ".join(title.split()))
+    from edgechat.chat.messages import first_line
+    from edgechat.errors import UsageError
+
+    new = first_line(" ".join(title.split()), MAX_TITLE)
+    if not new:
+        raise UsageError("a title needs words")
+    _change(conversation_id, as_json=as_json, title=new)
 
 
 @history.command()
@@ -259,8 +249,15 @@ def mark(
     untag: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Pin a conversation, archive it, or put tags and a folder on it."""
+    from edgechat.errors import UsageError
+
+    wrong = next((t for t in tags if not t or t != "".join(t.split())), None)
+    if wrong is not None:
+        raise UsageError(f"{wrong!r} cannot be a tag: a tag is one word")
     given = {"pinned": pinned, "archived": archived, "folder": folder}
     changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    if not changes and not tags and not untag:
+        raise UsageError("say what to change: see `edgechat history mark --help`")
     store = _open()
     kept = [t for t in store.conversation(store.resolve(conversation_id)).tags if t not in untag]
     changes["tags"] = tuple(dict.fromkeys([*kept, *tags]))

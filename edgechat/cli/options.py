@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgechat.errors import UsageError
+from edgechat.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
     from edgechat.chat.messages import Conversation
@@ -66,15 +66,13 @@ def session_maker(
         wrong = config.check(name, value)
         if wrong:
             raise click.BadParameter(wrong, param_hint=_flag(name))
+    if conversation_id == "":
+        raise click.BadParameter("an ID is missing", param_hint="--conversation")
     if go_on and conversation_id:
         raise click.UsageError("--continue and --conversation name two conversations")
     settings, problems = config.load()
     if persona is not None:
-        from edgechat.chat import personas
-
-        chosen = personas.load(persona)
-        problems += chosen.problems
-        given = chosen.values | given
+        given = _persona(persona) | given
     continues = bool(go_on or conversation_id)
     if not continues:
         find_model(str(given.get("model", settings.model)))  # a wrong name is said before anything is painted
@@ -99,6 +97,16 @@ def session_maker(
         return session
 
     return make, problems
+
+
+def _persona(name: str) -> dict[str, Any]:
+    """What a persona chooses. It was asked for by name: one that cannot be used as it is written is refused."""
+    from edgechat.chat import personas
+
+    chosen = personas.load(name)
+    if chosen.problems:
+        raise SettingsError("; ".join(map(str, chosen.problems)))
+    return chosen.values
 
 
 def _conversation(

@@ -51,6 +51,8 @@ def _text(data: bytes) -> Incoming:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise ImportRefusedError(f"this is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})") from error
+    if text.lstrip()[:20].lower().startswith(("<!doctype html", "<html")):
+        raise ImportRefusedError("an HTML page is only for reading: export the conversation as JSON or Markdown")
     record, problems = markdown.read(text)
     return archive.sound([record], {}, problems)
 

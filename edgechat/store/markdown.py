@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import re
 from typing import Any, Final
 
@@ -99,8 +100,12 @@ def read(text: str) -> tuple[Record, list[str]]:
         conversation = msgspec.convert({k: v for k, v in about.items() if k != "format"}, Conversation)
         messages = [_message(fields, body) for fields, body in zip(pieces[3::2], pieces[4::2], strict=True)]
     except (msgspec.MsgspecError, ValueError, IndexError, AttributeError) as error:
-        raise ImportRefusedError(f"this is not a conversation that edgechat wrote as Markdown: {error}") from error
+        why = "it has no remark of ours" if len(pieces) == 1 else str(error)
+        raise ImportRefusedError(f"this is not a conversation that edgechat wrote as Markdown: {why}") from error
     head_id = messages[-1].id if messages else None
+    messages = [
+        msgspec.structs.replace(m, active_child_id=after.id) for m, after in itertools.pairwise(messages)
+    ] + messages[-1:]
     lost = [
         f"the attachment {line.rsplit(' (', 1)[0]} is not in a Markdown file; it was left out"
         for body in pieces[4::2]

@@ -55,11 +55,7 @@ def insert(db: sqlite3.Connection, owner: int, message: Message, writer: str) ->
             f"INSERT INTO messages ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
             tuple(columns.values()),
         )
-        for position, file in enumerate(message.attachments):
-            db.execute(
-                "INSERT INTO message_attachments VALUES (?, ?, ?, ?, ?)",
-                (key, position, file.sha256, file.name, file.media_type),
-            )
+        _attach(db, key, message)
         db.execute("UPDATE messages SET active_child_key = ? WHERE key = ?", (key, parent_key))
     except sqlite3.IntegrityError as error:
         raise StoreError(f"message {message.id} cannot be kept: {error}") from error
@@ -73,6 +69,25 @@ def _free_key(db: sqlite3.Connection, table: str, wanted: int) -> int:
     if taken is None:
         return wanted
     return int(taken) + 1 if taken + 1 < end else _free_key(db, table, end)
+
+
+def attach(db: sqlite3.Connection, owner: int, message: Message) -> None:
+    """Give a message that is here the attachments that it came without."""
+    row = db.execute(
+        "SELECT key FROM messages WHERE id = ? AND conversation_key = ? AND NOT EXISTS "
+        "(SELECT 1 FROM message_attachments WHERE message_key = messages.key)",
+        (message.id, owner),
+    ).fetchone()
+    if row is not None:
+        _attach(db, row["key"], message)
+
+
+def _attach(db: sqlite3.Connection, key: int, message: Message) -> None:
+    for position, file in enumerate(message.attachments):
+        db.execute(
+            "INSERT INTO message_attachments VALUES (?, ?, ?, ?, ?)",
+            (key, position, file.sha256, file.name, file.media_type),
+        )
 
 
 def is_above(db: sqlite3.Connection, upper: int | None, lower: int) -> bool:

@@ -113,6 +113,9 @@ class SqliteStore:
             missing = [m for m in messages if m.id in unknown]
             for sha256, data in files.items():
                 db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
+            for message in messages:
+                if message.id not in unknown:
+                    nodes.attach(db, owner, message)
             keys = {m.id: nodes.insert(db, owner, nodes.rooted(db, owner, m), self._writer) for m in missing}
             for message in missing:
                 db.execute(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.chat.messages import Conversation, Message, new_id
-from edgechat.cli.history import write_private
+from edgechat.cli.files import write_private
 from edgechat.errors import StoreError
 from edgechat.store import open_store
 from tests.conftest import Cli
@@ -96,10 +96,10 @@ def test_out_and_in_again(cli: Cli, ids: list[str], tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["show", "zzz"], 4, "there is no conversation"), (["show", ""], 4, "could be"), (["rename", "zzz", "x"], 4, "no conv"),
+        (["show", "zzz"], 2, "there is no conversation"), (["show", ""], 4, "could be"), (["rename", "zzz", "x"], 2, "no conv"),
         (["export"], 2, "name the conversations"), (["export", "--all", "--format", "md"], 2, "holds one conversation"),
         (["export", "0", "-o", "/nowhere/x.md"], 4, "cannot be written"), (["import", "/nowhere"], 2, "cannot be read"),
-        (["import", "/dev/null"], 2, "is not a file"), (["delete", "zzz", "--yes"], 4, "there is no conversation"),
+        (["import", "/dev/null"], 2, "is not a file"), (["delete", "zzz", "--yes"], 2, "there is no conversation"),
         (["search"], 2, "Missing argument"),
     ],
 )  # fmt: skip
@@ -152,3 +152,33 @@ def test_an_export_says_what_it_did_to_a_script(cli: Cli, ids: list[str], tmp_pa
     done = json.loads(cli("history", "export", ids[0], "--json", "-o", str(tmp_path / "a.html")).stdout)
     assert done == {"file": str(tmp_path / "a.html"), "format": "html", "conversations": [ids[0]]}
     assert json.loads(cli("history", "export", ids[0], "--json").stdout)["format"] == "edgechat"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rename", "0", " \n "], "a title needs words"),
+        (["mark", "0", "--tag", ""], "a tag is one word"),
+        (["mark", "0", "--tag", "b c"], "a tag is one word"),
+        (["mark", "0"], "say what to change"),
+        (["search", ' "'], "say what to search for"),
+        (["show", "nope"], "there is no conversation 'nope'"),
+        (["export", "0", "--all"], "not both"),
+    ],
+)
+def test_what_makes_no_sense_is_said(cli: Cli, ids: list[str], arguments: list[str], words: str) -> None:
+    result = cli("history", *arguments)
+    assert (result.returncode, words in result.stderr) == (2, True), result.stderr
+
+
+def test_an_export_is_the_same_in_a_file_and_in_a_pipe(cli: Cli, ids: list[str], tmp_path: Path) -> None:
+    cli("history", "export", ids[2], "-o", str(tmp_path / "a.md"))
+    assert cli("history", "export", ids[2]).stdout == (tmp_path / "a.md").read_text()
+    assert "\x1b" in (tmp_path / "a.md").read_text()
+
+
+def test_a_page_is_not_imported(cli: Cli, ids: list[str], tmp_path: Path) -> None:
+    page = str(tmp_path / "a.html")
+    cli("history", "export", ids[0], "-o", page)
+    result = cli("history", "import", page)
+    assert (result.returncode, "only for reading" in result.stderr) == (2, True)

@@ -412,3 +412,18 @@ def test_a_database_that_only_looks_like_llms_is_refused(tmp_path: Path) -> None
     db.close()
     with pytest.raises(ImportRefusedError, match="database of llm"):
         imports.read(tmp_path / "logs.db")
+
+
+def test_an_attachment_that_markdown_lost_comes_with_a_later_json() -> None:
+    store, other = ephemeral_store(), ephemeral_store()
+    data = b"notes"
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = Attachment(sha256=sha256, name="notes", media_type="text/plain", size_bytes=5)
+    about = Conversation(id="c", created_at_ms=1)
+    store.append(about, [Message(id="m", role="user", text="words", attachments=(file,))], {sha256: data})
+    back, problems = markdown.read(markdown.write(archive.record(store, "c")))
+    merged = archive.merge(other, archive.sound([back], {}, problems), dry_run=False)
+    assert "notes" in merged.problems[0]
+    import_into(other, dump(store))
+    assert other.messages("c") == store.messages("c")
+    assert other.attachment(sha256) == data
