@@ -51,6 +51,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     """What the model is told before every conversation."""
     reasoning: bool | None = None
     """Let models that can think do so before they answer; absent: where it is no long wait on this machine."""
+    prefix_cache: bool = True
+    """Keep what was computed of a conversation on disk, so that it answers at once when it is opened again."""
     titles: bool = True
     """Have the model name new conversations when it has nothing else to do."""
 

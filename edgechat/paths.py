@@ -59,6 +59,11 @@ def log_file() -> Path:
     return cache_dir() / "engine.log"
 
 
+def prefix_dir() -> Path:
+    """What models computed of conversations: as private as these are."""
+    return cache_dir() / "prefix"
+
+
 def verdicts_file() -> Path:
     """What the self tests of backends found on this machine."""
     return cache_dir() / "backends.json"

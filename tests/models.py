@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -12,6 +15,14 @@ N_HEAD = 4
 N_FF = 128
 N_LAYER = 2
 N_CTX = 256
+N_EXPERT = 4
+N_WINDOW = 48
+D_INNER = 2 * N_EMBD
+D_STATE = 8
+D_CONV = 4
+DT_RANK = 4
+Kind = Literal["llama", "moe", "sliding", "mamba", "hybrid", "hybrid sliding"]
+KINDS: tuple[Kind, ...] = ("llama", "moe", "sliding", "mamba", "hybrid", "hybrid sliding")
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
 CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
@@ -20,25 +31,29 @@ def write_tiny_llama(
     path: Path, *, template: str | None = TEMPLATE, seed: int = 0, architecture: str = "llama"
 ) -> Path:
     """A llama with random weights, a byte-level vocabulary, and control tokens."""
+    with _written(path, architecture, N_CTX) as writer:
+        _add_heads(writer)
+        n_vocab = _add_vocabulary(writer)
+        if template is not None:
+            writer.add_chat_template(template)
+        _add_llama(_Tensors(writer, seed), n_vocab)
+    return path
+
+
+@contextlib.contextmanager
+def _written(path: Path, architecture: str, n_ctx: int) -> Iterator[gguf.GGUFWriter]:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
-    writer.add_context_length(N_CTX)
+    writer.add_context_length(n_ctx)
     writer.add_embedding_length(N_EMBD)
     writer.add_block_count(N_LAYER)
     writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEAD)
-    writer.add_head_count_kv(N_HEAD // 2)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
-    n_vocab = _add_vocabulary(writer)
-    if template is not None:
-        writer.add_chat_template(template)
-    _add_tensors(writer, n_vocab, np.random.default_rng(seed))
+    yield writer
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
@@ -59,24 +74,138 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
     return len(tokens)
 
 
-def _add_tensors(writer: gguf.GGUFWriter, n_vocab: int, random: np.random.Generator) -> None:
-    def matrix(name: str, n_out: int, n_in: int) -> None:
-        writer.add_tensor(name, random.normal(0, n_in**-0.5, (n_out, n_in)).astype(np.float32))
+class _Tensors:
+    """Random tensors of one model."""
 
-    def ones(name: str) -> None:
-        writer.add_tensor(name, np.ones(N_EMBD, dtype=np.float32))
+    def __init__(self, writer: gguf.GGUFWriter, seed: int) -> None:
+        self._writer = writer
+        self._random = np.random.default_rng(seed)
 
-    matrix("token_embd.weight", n_vocab, N_EMBD)
-    matrix("output.weight", n_vocab, N_EMBD)
-    ones("output_norm.weight")
+    def matrix(self, name: str, *shape: int) -> None:
+        """Scaled so that activations keep their size; the last dimension is the input's."""
+        self._writer.add_tensor(name, self._random.normal(0, shape[-1] ** -0.5, shape).astype(np.float32))
+
+    def ones(self, name: str, size: int = N_EMBD) -> None:
+        self._writer.add_tensor(name, np.ones(size, dtype=np.float32))
+
+    def constant(self, name: str, values: np.ndarray[Any, Any]) -> None:
+        self._writer.add_tensor(name, values.astype(np.float32))
+
+    def ends(self, n_vocab: int, *, norm: str = "output_norm", output: bool = True) -> None:
+        self.matrix("token_embd.weight", n_vocab, N_EMBD)
+        if output:
+            self.matrix("output.weight", n_vocab, N_EMBD)
+        self.ones(norm + ".weight")
+
+    def attention(self, start: str) -> None:
+        self.matrix(start + "attn_q.weight", N_EMBD, N_EMBD)
+        self.matrix(start + "attn_k.weight", N_EMBD // 2, N_EMBD)
+        self.matrix(start + "attn_v.weight", N_EMBD // 2, N_EMBD)
+        self.matrix(start + "attn_output.weight", N_EMBD, N_EMBD)
+
+    def feed_forward(self, start: str) -> None:
+        self.matrix(start + "ffn_gate.weight", N_FF, N_EMBD)
+        self.matrix(start + "ffn_up.weight", N_FF, N_EMBD)
+        self.matrix(start + "ffn_down.weight", N_EMBD, N_FF)
+
+    def experts(self, start: str) -> None:
+        self.matrix(start + "ffn_gate_inp.weight", N_EXPERT, N_EMBD)
+        self.matrix(start + "ffn_gate_exps.weight", N_EXPERT, N_FF, N_EMBD)
+        self.matrix(start + "ffn_up_exps.weight", N_EXPERT, N_FF, N_EMBD)
+        self.matrix(start + "ffn_down_exps.weight", N_EXPERT, N_EMBD, N_FF)
+
+
+def _add_llama(tensors: _Tensors, n_vocab: int, *, experts: bool = False) -> None:
+    tensors.ends(n_vocab)
     for block in range(N_LAYER):
         start = f"blk.{block}."
-        ones(start + "attn_norm.weight")
-        ones(start + "ffn_norm.weight")
-        matrix(start + "attn_q.weight", N_EMBD, N_EMBD)
-        matrix(start + "attn_k.weight", N_EMBD // 2, N_EMBD)
-        matrix(start + "attn_v.weight", N_EMBD // 2, N_EMBD)
-        matrix(start + "attn_output.weight", N_EMBD, N_EMBD)
-        matrix(start + "ffn_gate.weight", N_FF, N_EMBD)
-        matrix(start + "ffn_up.weight", N_FF, N_EMBD)
-        matrix(start + "ffn_down.weight", N_EMBD, N_FF)
+        tensors.ones(start + "attn_norm.weight")
+        tensors.ones(start + "ffn_norm.weight")
+        tensors.attention(start)
+        (tensors.experts if experts else tensors.feed_forward)(start)
+
+
+def _add_gemma(tensors: _Tensors, n_vocab: int) -> None:
+    tensors.ends(n_vocab, output=False)
+    for block in range(N_LAYER):
+        start = f"blk.{block}."
+        for norm in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+            tensors.ones(f"{start}{norm}.weight")
+        tensors.attention(start)
+        tensors.feed_forward(start)
+
+
+def _add_mamba(tensors: _Tensors, n_vocab: int) -> None:
+    tensors.ends(n_vocab)
+    for block in range(N_LAYER):
+        start = f"blk.{block}."
+        tensors.ones(start + "attn_norm.weight")
+        tensors.matrix(start + "ssm_in.weight", 2 * D_INNER, N_EMBD)
+        tensors.matrix(start + "ssm_conv1d.weight", D_INNER, D_CONV)
+        tensors.constant(start + "ssm_conv1d.bias", np.zeros(D_INNER))
+        tensors.matrix(start + "ssm_x.weight", DT_RANK + 2 * D_STATE, D_INNER)
+        tensors.matrix(start + "ssm_dt.weight", D_INNER, DT_RANK)
+        tensors.constant(start + "ssm_dt.bias", np.zeros(D_INNER))
+        tensors.constant(start + "ssm_a", -np.tile(np.arange(1.0, D_STATE + 1), (D_INNER, 1)))
+        tensors.ones(start + "ssm_d", D_INNER)
+        tensors.matrix(start + "ssm_out.weight", N_EMBD, D_INNER)
+
+
+def _add_lfm(tensors: _Tensors, n_vocab: int) -> None:
+    tensors.ends(n_vocab, norm="token_embd_norm")
+    for block in range(N_LAYER):
+        start = f"blk.{block}."
+        tensors.ones(start + "attn_norm.weight")
+        tensors.ones(start + "ffn_norm.weight")
+        tensors.feed_forward(start)
+        if block % 2:
+            tensors.attention(start)
+            tensors.ones(start + "attn_q_norm.weight", N_EMBD // N_HEAD)
+            tensors.ones(start + "attn_k_norm.weight", N_EMBD // N_HEAD)
+        else:
+            tensors.matrix(start + "shortconv.conv.weight", N_EMBD, D_CONV)
+            tensors.matrix(start + "shortconv.in_proj.weight", 3 * N_EMBD, N_EMBD)
+            tensors.matrix(start + "shortconv.out_proj.weight", N_EMBD, N_EMBD)
+
+
+def _add_heads(writer: gguf.GGUFWriter) -> None:
+    writer.add_head_count(N_HEAD)
+    writer.add_head_count_kv(N_HEAD // 2)
+    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
+
+
+def write_tiny(path: Path, kind: Kind, *, seed: int = 0, n_ctx: int = 2048) -> Path:
+    """A random model whose memory is of this kind."""
+    architecture = {"moe": "llama", "sliding": "gemma2", "hybrid": "lfm2", "hybrid sliding": "lfm2"}.get(kind, kind)
+    with _written(path, architecture, n_ctx) as writer:
+        n_vocab = _add_vocabulary(writer)
+        writer.add_chat_template(TEMPLATE)
+        tensors = _Tensors(writer, seed)
+        if kind == "mamba":
+            writer.add_head_count(0)
+            writer.add_ssm_conv_kernel(D_CONV)
+            writer.add_ssm_inner_size(D_INNER)
+            writer.add_ssm_state_size(D_STATE)
+            writer.add_ssm_time_step_rank(DT_RANK)
+            _add_mamba(tensors, n_vocab)
+        elif kind in ("hybrid", "hybrid sliding"):
+            writer.add_head_count(N_HEAD)
+            writer.add_head_count_kv([N_HEAD // 2 * (block % 2) for block in range(N_LAYER)])
+            writer.add_rope_dimension_count(N_EMBD // N_HEAD)
+            writer.add_shortconv_l_cache(D_CONV)
+            if kind == "hybrid sliding":
+                writer.add_sliding_window(N_WINDOW)
+            _add_lfm(tensors, n_vocab)
+        elif kind == "sliding":
+            _add_heads(writer)
+            writer.add_key_length(N_EMBD // N_HEAD)
+            writer.add_value_length(N_EMBD // N_HEAD)
+            writer.add_sliding_window(N_WINDOW)
+            _add_gemma(tensors, n_vocab)
+        else:
+            _add_heads(writer)
+            if kind == "moe":
+                writer.add_expert_count(N_EXPERT)
+                writer.add_expert_used_count(2)
+            _add_llama(tensors, n_vocab, experts=kind == "moe")
+    return path

@@ -108,10 +108,9 @@ def _measure(engine: EngineClient, workload: Workload) -> Sample:
     # llama-bench runs the prompt and one token unmeasured before it measures either: so does this.
     depth = _tokens(workload.n_depth)
     for measured in (False, True):
-        _generate(engine, depth or _tokens(1), 1)
+        _generate(engine, depth or _tokens(1), 1, is_aside=False)
         prefill = _generate(engine, depth + _tokens(workload.n_prompt), 1).prefill_tps
         # Decoding starts from the depth; its first token comes out of the prefill and is not counted.
-        _generate(engine, _tokens(1), 1)
         decode = _generate(engine, depth + _tokens(1), workload.n_gen + 1 if measured else 2).decode_tps
     return Sample(prefill, decode)
 
@@ -120,8 +119,12 @@ def _tokens(count: int) -> list[int]:
     return [random.SystemRandom().randrange(_FIRST_ORDINARY_TOKEN, 2 * _FIRST_ORDINARY_TOKEN) for _ in range(count)]
 
 
-def _generate(engine: EngineClient, tokens: list[int], count: int) -> protocol.GenerationStats:
-    request = protocol.Generate(id=engine.next_id(), tokens=tokens, max_tokens=count, ignore_eog=True, sampling=GREEDY)
+def _generate(
+    engine: EngineClient, tokens: list[int], count: int, *, is_aside: bool = True
+) -> protocol.GenerationStats:
+    request = protocol.Generate(id=engine.next_id(), tokens=tokens, max_tokens=count, ignore_eog=True, sampling=GREEDY,
+        is_aside=is_aside,
+    )  # fmt: skip
     *_, last = engine.generate(request)
     if not isinstance(last, protocol.TurnFinished):
         raise EngineError("the engine ended a measurement without its figures")

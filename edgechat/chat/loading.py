@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from edgechat import paths
 from edgechat.chat import events, renderer
 from edgechat.config import Settings
 from edgechat.engine import protocol
@@ -34,6 +36,7 @@ def load(
         available_bytes=read_memory().available_bytes,
         n_threads=_threads(settings),
         n_ctx=settings.n_ctx,
+        disk_free_bytes=_disk_free_bytes(settings),
     )
     return chosen, engine.load(_request(engine.next_id(), chosen), lambda event: _tell(event, listen))
 
@@ -59,11 +62,25 @@ def _threads(settings: Settings) -> int:
     return min(settings.n_threads, os.cpu_count() or 1)
 
 
+def _disk_free_bytes(settings: Settings) -> int:
+    """Free bytes where prefixes are kept; 0 if none are to be."""
+    if not settings.prefix_cache:
+        return 0
+    at = paths.prefix_dir()
+    while not at.is_dir() and at != at.parent:
+        at = at.parent
+    try:
+        return shutil.disk_usage(at).free
+    except OSError:
+        return 0
+
+
 def _request(request_id: int, chosen: LoadPlan) -> protocol.Load:
     return protocol.Load(
         id=request_id, path=chosen.model_path, n_ctx=chosen.n_ctx, n_threads=chosen.n_threads,
         n_batch=chosen.n_batch, n_ubatch=chosen.n_ubatch, use_mmap=chosen.use_mmap,
-        use_extra_bufts=chosen.use_extra_bufts,
+        use_extra_bufts=chosen.use_extra_bufts, n_seqs=chosen.n_seqs, prefix_ram_bytes=chosen.prefix_ram_bytes,
+        prefix_disk_bytes=chosen.prefix_disk_bytes, prefix_dir=str(paths.prefix_dir()),
     )  # fmt: skip
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from edgechat.chat import reasoning, renderer
 from edgechat.chat.attachments import with_attachments
@@ -14,6 +15,21 @@ from edgechat.chat.renderer import PromptMessage, Renderer
 from edgechat.chat.window import fit
 from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import Loaded
+from edgechat.errors import TemplateError
+
+# Two texts that no token begins both of.
+_UNLIKE: Final = ("0", "x")
+
+
+class Manner(NamedTuple):
+    """How the prompts of a conversation are built."""
+
+    system_prompt: str
+    think: bool
+    max_tokens: int | None
+    """Room that is kept for the answer."""
+    previous_start: int
+    """Index of the first message that the last prompt began with."""
 
 
 class BuiltPrompt(NamedTuple):
@@ -23,6 +39,8 @@ class BuiltPrompt(NamedTuple):
     start: int
     """Index of the first message of the path that is in it."""
     place: Place
+    turn_starts: list[int]
+    """Positions that later prompts share with this one, whatever is said next; for memory that cannot rewind."""
 
 
 class PromptBuilder:
@@ -45,9 +63,8 @@ class PromptBuilder:
         return self.form.control_tokens if self.form is not None else []
 
     def build(
-        self, path: Sequence[Message], *, system_prompt: str, think: bool, max_tokens: int | None, previous_start: int,
-        files: Mapping[str, bytes] = MappingProxyType({}),
-    ) -> BuiltPrompt:  # fmt: skip
+        self, path: Sequence[Message], manner: Manner, files: Mapping[str, bytes] = MappingProxyType({})
+    ) -> BuiltPrompt:
         """The prompt after which the model answers `path`, or goes on with the answer at its end.
 
         `files` are attachments that are not kept yet, by hash.
@@ -60,19 +77,41 @@ class PromptBuilder:
 
         said = path[:-1] if path and path[-1].role == "assistant" else path
         begun = path[-1] if len(said) < len(path) and (path[-1].text or path[-1].reasoning) else None
-        built: dict[int, tuple[list[int], Place]] = {}
+        built: dict[int, tuple[list[PromptMessage], list[int], Place]] = {}
 
         def count(start: int) -> int:
             if start not in built:
-                messages = _messages(said, start, system_prompt, read)
-                built[start] = self._tokens(messages, begun, think=think)
-            return len(built[start][0])
+                messages = _messages(said, start, manner.system_prompt, read)
+                built[start] = messages, *self._tokens(messages, begun, think=manner.think)
+            return len(built[start][1])
 
         start = fit(
-            said, n_ctx=self._loaded.n_ctx, max_tokens=max_tokens, previous_start=previous_start, count=count
+            said, n_ctx=self._loaded.n_ctx, max_tokens=manner.max_tokens, previous_start=manner.previous_start,
+            count=count,
         )  # fmt: skip
         count(start)
-        return BuiltPrompt(built[start][0], start, built[start][1])
+        messages, tokens, place = built[start]
+        return BuiltPrompt(tokens, start, place, self._turn_starts(messages, tokens, think=manner.think))
+
+    def opening(self, path: Sequence[Message], manner: Manner) -> list[int]:
+        """What the prompt of every next message after `path` begins with. Raises as `build` does."""
+        prompts = [self.build([*path, Message(id="", role="user", text=text)], manner).tokens for text in _UNLIKE]
+        return prompts[0][: _n_common(*prompts)]
+
+    def _turn_starts(self, messages: list[PromptMessage], tokens: list[int], *, think: bool) -> list[int]:
+        """Where another last message, and where a next turn, would begin: found by rendering such prompts."""
+        if self._loaded.can_rewind or not messages:
+            return []
+        last = messages[-1]
+        other = next(text for text in _UNLIKE if not last.content.startswith(text))
+        positions = set()
+        for prompt in (
+            [*messages[:-1], PromptMessage(last.role, other)],
+            [*messages, PromptMessage("assistant", other), PromptMessage("user", other)],
+        ):
+            with contextlib.suppress(TemplateError):
+                positions.add(_n_common(tokens, self._tokens(prompt, None, think=think)[0]))
+        return sorted(positions - {0})
 
     def _tokens(
         self, messages: Sequence[PromptMessage], begun: Message | None, *, think: bool
@@ -108,3 +147,8 @@ def _messages(
             messages.pop()
         messages.append(PromptMessage(message.role, content, message.reasoning))
     return messages
+
+
+def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two prompts share from the start."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))  # noqa: B905

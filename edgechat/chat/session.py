@@ -17,7 +17,7 @@ from edgechat.chat.idle import IdleTime
 from edgechat.chat.kept import KeptConversation
 from edgechat.chat.loading import Listener, load, warnings
 from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_id, now_ms
-from edgechat.chat.prompting import BuiltPrompt, PromptBuilder
+from edgechat.chat.prompting import BuiltPrompt, Manner, PromptBuilder
 from edgechat.chat.renderer import Renderer
 from edgechat.chat.store import Store
 from edgechat.chat.tree import Tree
@@ -248,13 +248,14 @@ class Session:
         self, builder: PromptBuilder, path: list[Message], *, think: bool | None = None,
         files: Mapping[str, bytes] = MappingProxyType({}),
     ) -> BuiltPrompt:  # fmt: skip
+        manner = self._manner(path)
+        return builder.build(path, manner if think is None else manner._replace(think=think), files)
+
+    def _manner(self, path: list[Message]) -> Manner:
         answered = next((m for m in reversed(path) if m.role == "assistant" and m.stats), None)
         last_start = answered.context_start_id if answered is not None else None
         previous = next((i for i, m in enumerate(path) if m.id == last_start), 0)
-        return builder.build(
-            path, system_prompt=self.settings.system_prompt, think=self.thinks if think is None else think,
-            max_tokens=self.settings.max_tokens, previous_start=previous, files=files,
-        )  # fmt: skip
+        return Manner(self.settings.system_prompt, self.thinks, self.settings.max_tokens, previous)
 
     def stop(self) -> None:
         """Stop the answer that is coming, also before its first word, or before `send` began; from any thread."""
@@ -300,6 +301,19 @@ class Session:
         built = self._build(self._builder, [*path, draft] if text or files else path, files=contents)
         return len(built.tokens), built.start
 
+    def warm(self) -> None:
+        """Have the engine read the conversation while nobody waits, or fetch what it read of it on another day."""
+        builder = self._builder
+        if builder is None:
+            return
+        path = self.tree.path
+        request = protocol.Generate(
+            id=self.engine.next_id(), tokens=builder.opening(path, self._manner(path)), max_tokens=0,
+            conversation=self.conversation.id if self.store.is_kept else "",
+        )  # fmt: skip
+        if request.tokens:
+            self._idle.generate(request)
+
     def choose_reasoning(self, *, on: bool | None) -> None:
         """Have the model reason or not, in this conversation; None leaves it to the machine's speed."""
         self.settings = msgspec.structs.replace(self.settings, reasoning=on)
@@ -313,15 +327,13 @@ class Session:
         """Let the model name a new conversation, in idle time; None if it has a name, or something came between."""
         builder, loaded = self._builder, self.loaded
         path = self.tree.path
-        wanted = self.settings.titles and loaded is not None and loaded.can_rewind and titles.wanted(
-            self.conversation, path
-        )  # fmt: skip
+        wanted = self.settings.titles and loaded is not None and titles.wanted(self.conversation, path)
         if builder is None or not wanted or (builder.form is not None and not builder.can_switch_reasoning):
             return None
         asked = Message(id="", role="user", text=titles.REQUEST)
         built = self._build(builder, [*path, asked], think=False)
         request = protocol.Generate(
-            id=self.engine.next_id(), tokens=built.tokens, max_tokens=titles.MAX_TOKENS,
+            id=self.engine.next_id(), tokens=built.tokens, max_tokens=titles.MAX_TOKENS, is_aside=True,
             sampling=msgspec.structs.replace(self.settings.sampling, temperature=0.0),
         )  # fmt: skip
         heard = self._idle.generate(request)

@@ -48,6 +48,10 @@ class Store(Protocol):
         """Why nothing can be written (a read-only disk, a database of a newer version); "" if it can."""
 
     @property
+    def is_kept(self) -> bool:
+        """False if all is in memory alone, and nothing of it may be written anywhere."""
+
+    @property
     def notes(self) -> list[str]:
         """What happened at opening that a person should know, such as a recovery."""
 

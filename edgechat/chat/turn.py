@@ -30,6 +30,7 @@ class Turn:
         self._stopped = False
         self._recorder: Recorder | None = None
         self._said_problem = ""
+        self._kept_for = ""
 
     @property
     def answer(self) -> Message | None:
@@ -55,11 +56,12 @@ class Turn:
         However this ends, what was said is written, and `answer` and `problem` tell how. Raises EngineError.
         """
         recorder = self._recorder = Recorder(store, conversation, answer)
+        self._kept_for = conversation.id if store.is_kept else ""
         splitter = Splitter(self._builder.form, built.place, fresh=not answer.reasoning)
         finished: protocol.TurnFinished | None = None
         ttft_s = 0.0
         try:
-            for event in self._generate(built.tokens):
+            for event in self._generate(built):
                 if isinstance(event, protocol.PrefillProgressed):
                     yield events.PrefillProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
                 elif isinstance(event, protocol.TokensGenerated):
@@ -76,11 +78,11 @@ class Turn:
         ended = events.TurnInterrupted if kept.interrupted else events.TurnFinished
         yield ended(answer=kept, context_tokens=finished.context_tokens if finished is not None else 0)
 
-    def _generate(self, tokens: list[int]) -> Iterator[protocol.AnyEvent]:
+    def _generate(self, built: BuiltPrompt) -> Iterator[protocol.AnyEvent]:
         engine, settings = self._engine, self._settings
         request = protocol.Generate(
-            id=engine.next_id(), tokens=tokens, max_tokens=settings.max_tokens, sampling=settings.sampling,
-            shown_tokens=self._builder.shown_tokens,
+            id=engine.next_id(), tokens=built.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling,
+            shown_tokens=self._builder.shown_tokens, conversation=self._kept_for, turn_starts=built.turn_starts,
         )  # fmt: skip
         self._request_id = request.id
         if self._stopped:

@@ -1,34 +1,32 @@
-"""The decode loop: prefill what the context does not hold, then one token after another."""
+"""The decode loop: prefill what is not cached, then one token after another, of one answer or of several at once."""
 
 from __future__ import annotations
 
-import codecs
 import time
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Callable
 
 from edgechat.engine.protocol import (
     Generate,
     GenerationStats,
     PrefillProgressed,
+    SampleFinished,
     TokensGenerated,
     TurnFinished,
 )
+from edgechat.engine.sample import Sample
 from edgechat.errors import ContextOverflowError, EngineError
-from edgechat.runtime.context import Context, DecodeAborted
-from edgechat.runtime.sampler import PENALTY_LAST_N, Sampler
+from edgechat.prefix.cache import Cached, PrefixCache
+from edgechat.runtime.context import Context, DecodeAborted, NoRoom
 
-# Events wake the client, which then competes with the compute threads; people read no faster than twelve times a second.
-FLUSH_S = 0.08
-
-Send = Callable[[PrefillProgressed | TokensGenerated], None]
-FinishReason = Literal["stop", "length", "cancelled"]
+Send = Callable[[PrefillProgressed | TokensGenerated | SampleFinished], None]
 
 
 class Generation:
-    """One answer. Leaves the context holding exactly the tokens that were decoded."""
+    """One answer, or several to the same prompt. Leaves in the cache exactly what was decoded."""
 
-    def __init__(self, context: Context, request: Generate, prompt: list[int], send: Send, arrived_s: float) -> None:
+    def __init__(
+        self, context: Context, cache: PrefixCache, request: Generate, prompt: list[int], send: Send, arrived_s: float
+    ) -> None:
         """`arrived_s` is the monotonic time at which the request came in.
 
         Raises ContextOverflowError if the prompt leaves no room for an answer.
@@ -40,120 +38,116 @@ class Generation:
                 f"the prompt has {len(prompt)} tokens, but the context holds {context.n_ctx}: "
                 "shorten it, or ask for a larger context with --ctx"
             )
+        if not 1 <= request.n_samples <= context.n_seqs:
+            raise EngineError(f"{request.n_samples} answers at once were asked for; this context has {context.n_seqs}")
         self._context = context
+        self._cache = cache
         self._request = request
         self._prompt = prompt
         self._send = send
         self._arrived_s = arrived_s
-        self._first_token_s = self._last_token_s = 0.0
         self._prefill_s = 0.0
-        self._cached_tokens = 0
-        self._n_tokens = 0
-        self._text = _TextStream(request.id, send)
+        self._cached = Cached(seq=0)
+        self._samples: list[Sample] = []
 
     def run(self) -> TurnFinished:
         """Generate to the end. Raises EngineError if llama.cpp fails."""
-        reason: FinishReason = "cancelled"
+        request = self._request
+        self._cached = self._cache.prepare(
+            self._prompt, request.conversation, is_cold=request.is_cold, is_aside=request.is_aside
+        )
+        seqs = [self._cached.seq]
         try:
             self._prefill()
-            reason = self._decode()
+            seqs += self._cache.fork(self._cached.seq, self._request.n_samples - 1)
+            self._samples = [
+                Sample(self._context, self._request, i, seq, self._prompt, self._send) for i, seq in enumerate(seqs)
+            ]
+            self._decode()
         except DecodeAborted:
             pass
-        self._text.flush(final=True)
+        finally:
+            for seq in seqs:
+                self._give_back(seq)
+        for sample in self._samples:
+            sample.finish("cancelled")
+        first = self._samples[0] if self._samples else None
         return TurnFinished(
             id=self._request.id,
-            finish_reason=reason,
+            finish_reason=first.finish_reason or "cancelled" if first is not None else "cancelled",
             stats=self._stats(),
-            context_tokens=len(self._context.tokens),
+            context_tokens=len(self._context.tokens(seqs[0])),
         )
+
+    def _give_back(self, seq: int) -> None:
+        if self._request.is_aside:
+            self._cache.release(seq)
+        else:
+            self._cache.settle(seq)
 
     def _prefill(self) -> None:
-        context, prompt = self._context, self._prompt
-        # The last token is computed again even if it is there: its logits are not kept.
-        shared = min(_common_prefix(context.tokens, prompt), len(prompt) - 1)
-        self._cached_tokens = context.rewind(shared) if shared < len(context.tokens) else shared
+        context, cache, seq, prompt = self._context, self._cache, self._cached.seq, self._prompt
+        stops = [] if context.any_position else [t for t in self._request.turn_starts if 0 < t < len(prompt)]
         started = time.monotonic()
-        for start in range(self._cached_tokens, len(prompt), context.n_batch):
-            context.decode(prompt[start : start + context.n_batch])
-            self._send(PrefillProgressed(
-                id=self._request.id, done_tokens=len(context.tokens), total_tokens=len(prompt)
-            ))  # fmt: skip
+        done = first = len(context.tokens(seq))
+        while done < len(prompt):
+            end = min([len(prompt), done + context.n_batch, *(t for t in stops if t > done)])
+            self._with_room([seq], lambda part=prompt[done:end]: context.decode(part, seq))  # type: ignore[misc]
+            done = end
+            if done in stops:
+                cache.checkpoint(seq)
+            self._send(PrefillProgressed(id=self._request.id, done_tokens=done, total_tokens=len(prompt)))
         context.synchronize()
         self._prefill_s = time.monotonic() - started
+        cache.speeds.prefill.measured(done - first, self._prefill_s)
 
-    def _decode(self) -> FinishReason:
-        context, request = self._context, self._request
-        sampler = Sampler(context.model, request.sampling)
-        for token in self._prompt[-PENALTY_LAST_N:]:
-            sampler.accept(token)
-        control = context.model.control_tokens
-        shown = {control[text] for text in request.shown_tokens if text in control}
-        for token in self._draws(sampler):
-            self._n_tokens += 1
-            self._last_token_s = time.monotonic()
-            if self._n_tokens == 1:
-                self._first_token_s = self._last_token_s
-            if context.model.is_eog(token) and not request.ignore_eog:
-                return "stop"
-            self._text.add(token, context.model.piece(token, special=token in shown), self._last_token_s)
-        return "length"
-
-    def _draws(self, sampler: Sampler) -> Iterator[int]:
-        """Sampled tokens, each decoded before the next; ends at a length limit."""
-        context, limit = self._context, self._request.max_tokens
-        if limit == 0:
-            return
-        token = sampler.sample(context)
+    def _with_room(self, seqs: list[int], decode: Callable[[], None]) -> None:
+        """Decode; sequences that are not in work make room. Raises NoRoom if there are none."""
         while True:
-            yield token
-            if self._n_tokens == limit or len(context.tokens) >= context.n_ctx:
+            try:
+                decode()
+            except NoRoom:  # noqa: PERF203  (it happens when the context is full)
+                if not self._cache.make_room(*seqs):
+                    raise
+            else:
                 return
-            context.decode((token,))
-            token = sampler.sample(context)
+
+    def _decode(self) -> None:
+        """Draw and decode, until every answer has ended."""
+        context = self._context
+        if self._request.max_tokens == 0:
+            for sample in self._samples:
+                sample.finish("length")
+            return
+        active = self._samples
+        drawn = {s.seq: s.draw(-1) for s in active}
+        while True:
+            active = [s for s in active if s.take(drawn[s.seq])]
+            if not active:
+                return
+            step = {s.seq: drawn[s.seq] for s in active}
+            try:
+                self._with_room([s.seq for s in self._samples], lambda step=step: context.decode_each(step))  # type: ignore[misc]
+            except NoRoom:
+                for sample in active:
+                    sample.finish("length")
+                return
+            drawn = {s.seq: s.draw(i) for i, s in enumerate(active)}
 
     def _stats(self) -> GenerationStats:
-        computed = len(self._prompt) - self._cached_tokens
-        decode_s = self._last_token_s - self._first_token_s
+        cached, samples = self._cached, self._samples
+        n_cached = cached.live_tokens + cached.ram_tokens + cached.disk_tokens
+        computed = len(self._prompt) - n_cached
+        n_tokens = sum(s.n_tokens for s in samples)
+        first_s = min((s.first_token_s for s in samples if s.n_tokens), default=0.0)
+        decode_s = max((s.last_token_s for s in samples), default=0.0) - first_s
         return GenerationStats(
             prompt_tokens=len(self._prompt),
-            cached_tokens=self._cached_tokens,
-            completion_tokens=self._n_tokens,
-            ttft_s=max(0.0, self._first_token_s - self._arrived_s),
+            cached_tokens=n_cached,
+            cached_ram_tokens=cached.ram_tokens,
+            cached_disk_tokens=cached.disk_tokens,
+            completion_tokens=n_tokens,
+            ttft_s=max(0.0, first_s - self._arrived_s),
             prefill_tps=computed / self._prefill_s if self._prefill_s > 0 else 0.0,
-            decode_tps=(self._n_tokens - 1) / decode_s if decode_s > 0 else 0.0,
+            decode_tps=(n_tokens - len(samples)) / decode_s if decode_s > 0 else 0.0,
         )
-
-
-class _TextStream:
-    """Bytes of tokens in, whole characters out, a few times a second."""
-
-    def __init__(self, request_id: int, send: Send) -> None:
-        self._id = request_id
-        self._send = send
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._text = ""
-        self._tokens: list[int] = []
-        self._flushed_s = 0.0
-
-    def add(self, token: int, piece: bytes, now_s: float) -> None:
-        self._tokens.append(token)
-        self._text += self._decoder.decode(piece)
-        if self._text and now_s - self._flushed_s >= FLUSH_S:
-            self.flush(final=False)
-            self._flushed_s = now_s
-
-    def flush(self, *, final: bool) -> None:
-        """Send what is there; at the end also bytes that never became a character, as U+FFFD."""
-        if final:
-            self._text += self._decoder.decode(b"", final=True)
-        if self._text or (final and self._tokens):
-            self._send(TokensGenerated(id=self._id, text=self._text, tokens=self._tokens))
-            self._text, self._tokens = "", []
-
-
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    """How many tokens `a` and `b` share from the start."""
-    for i, (x, y) in enumerate(zip(a, b)):  # noqa: B905  (they may differ in length)
-        if x != y:
-            return i
-    return min(len(a), len(b))

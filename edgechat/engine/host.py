@@ -12,19 +12,28 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Final
 
 from edgechat.engine import protocol
 from edgechat.engine.generation import Generation
+from edgechat.engine.identity import open_disk
 from edgechat.engine.pipe import Channel, inherited
 from edgechat.engine.prompts import tokenize_prompt
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.hardware.memory import peak_rss_bytes
+from edgechat.prefix.cache import PrefixCache
+from edgechat.prefix.disk import Disk
 from edgechat.runtime import bindings, probe
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
 
 _REMEMBERED = 100
+# Between two turns of a busy client nothing is saved.
+IDLE_AFTER_S: Final = 0.25
+_BUSY_POLL_S: Final = 0.02
+# What a client waits for at the end; what is not saved by then is computed again some day.
+_SAVE_AT_END_S: Final = 1.5
 
 
 def main(arguments: list[str]) -> int:
@@ -50,6 +59,8 @@ class Host:
         self._channel = channel
         self._requests: queue.SimpleQueue[tuple[protocol.AnyRequest, float]] = queue.SimpleQueue()
         self._context: Context | None = None
+        self._cache: PrefixCache | None = None
+        self._disk: Disk | None = None
         self._backend = ""
         self._lock = threading.Lock()  # guards the three below, which the reader thread shares
         self._running: int | None = None
@@ -60,11 +71,13 @@ class Host:
         """Work until Shutdown."""
         threading.Thread(target=self._read, name="requests", daemon=True).start()
         while True:
-            request, arrived_s = self._requests.get()
+            request, arrived_s = self._next()
             if isinstance(request, protocol.Shutdown):
                 self._unload()
                 return
             self._begin(request.id)
+            if self._disk is not None and isinstance(request, protocol.Generate):
+                self._disk.pause()  # threads that compute wait for each other: one that is held up holds up all
             try:
                 self._send(self._execute(request, arrived_s))
             except EdgechatError as error:
@@ -74,6 +87,23 @@ class Host:
                 self._send(protocol.Failed(id=request.id, error="PlanError", message=words))
             finally:
                 self._end(request.id)
+
+    def _next(self) -> tuple[protocol.AnyRequest, float]:
+        """The next request; what was computed is saved while there is none."""
+        wait_s: float | None = IDLE_AFTER_S if self._disk is not None else None
+        while True:
+            try:
+                return self._requests.get(timeout=wait_s)
+            except queue.Empty:  # noqa: PERF203  (that is the idle case)
+                wait_s = self._save_some()
+
+    def _save_some(self) -> float | None:
+        """Do a step of saving; how long to wait before the next one, or None if there is nothing left."""
+        if self._disk is not None:
+            self._disk.resume()
+        if self._cache is not None and self._cache.idle_step():
+            return 0.0
+        return _BUSY_POLL_S if self._disk is not None and self._disk.is_busy else None
 
     def _read(self) -> None:
         while (body := self._channel.read()) is not None:
@@ -121,15 +151,15 @@ class Host:
     def _execute(self, request: protocol.AnyRequest, arrived_s: float) -> protocol.Event:
         if isinstance(request, protocol.Load):
             return self._load(request)
-        context = self._context
-        if context is None:
+        context, cache = self._context, self._cache
+        if context is None or cache is None:
             raise EngineError("no model is loaded")
         if isinstance(request, protocol.Generate):
             prompt = request.tokens
             if prompt is None:
                 prompt = tokenize_prompt(context.model, request.text, request.guard)
             check_tokens(prompt, context.model.n_vocab)
-            return Generation(context, request, prompt, self._send, arrived_s).run()
+            return Generation(context, cache, request, prompt, self._send, arrived_s).run()
         if isinstance(request, protocol.Tokenize):
             tokens = tokenize_prompt(context.model, request.text, request.guard)
             return protocol.Tokenized(id=request.id, tokens=tokens)
@@ -138,7 +168,7 @@ class Host:
             backend=self._backend,
             model=str(context.model.path),
             n_ctx=context.n_ctx,
-            context_tokens=len(context.tokens),
+            context_tokens=cache.live_tokens,
             peak_rss_bytes=peak_rss_bytes(),
             memory=context.memory_breakdown(),
         )
@@ -157,8 +187,10 @@ class Host:
         )  # fmt: skip
         context = Context(
             model, n_ctx=request.n_ctx, n_threads=request.n_threads,
-            n_batch=request.n_batch, n_ubatch=request.n_ubatch,
+            n_batch=request.n_batch, n_ubatch=request.n_ubatch, n_seqs=request.n_seqs,
         )  # fmt: skip
+        self._disk = open_disk(request, context, bundle)
+        self._cache = PrefixCache(context, ram_cap_bytes=request.prefix_ram_bytes, disk=self._disk)
         with self._lock:
             self._context = context
         return protocol.Loaded(
@@ -173,7 +205,7 @@ class Host:
             bos=model.bos,
             eos=model.eos,
             control_tokens=list(model.control_tokens),
-            can_rewind=context.can_rewind,
+            can_rewind=context.any_position,
             load_s=time.monotonic() - started,
         )
 
@@ -193,6 +225,9 @@ class Host:
     def _unload(self) -> None:
         with self._lock:
             context, self._context = self._context, None
+        cache, self._cache, self._disk = self._cache, None, None
+        if cache is not None:
+            cache.finish(_SAVE_AT_END_S)
         if context is not None:
             context.close()
             context.model.close()

@@ -32,6 +32,14 @@ class Load(Request, frozen=True):
     n_ubatch: int = 512
     use_mmap: bool = True
     use_extra_bufts: bool = True
+    n_seqs: int = 2
+    """Conversations and branches that can be live at a time; they share the cells of the context."""
+    prefix_ram_bytes: int = 0
+    """For what was computed and is not live."""
+    prefix_disk_bytes: int = 0
+    """The same on disk, for all conversations and models together."""
+    prefix_dir: str = ""
+    """Where that is; "" writes nothing."""
 
 
 class Tokenize(Request, frozen=True):
@@ -54,6 +62,16 @@ class Generate(Request, frozen=True):
     sampling: Sampling = Sampling()
     shown_tokens: list[str] = []
     """Control tokens that are a part of the text: the marks around reasoning."""
+    n_samples: int = 1
+    """Answers to the same prompt, made side by side."""
+    conversation: str = ""
+    """Whose this is: what is computed may be kept on disk for it; "" keeps nothing there."""
+    turn_starts: list[int] = []
+    """Positions in the prompt that a later one may come back to: what memory that cannot rewind must remember."""
+    is_cold: bool = False
+    """Compute all of the prompt anew (for measurements)."""
+    is_aside: bool = False
+    """True for a question beside the conversation: nothing of it is kept."""
 
 
 class Cancel(Request, frozen=True):
@@ -109,7 +127,7 @@ class Loaded(Event, frozen=True):
     control_tokens: list[str]
     """Texts of the control tokens, longest first: what user text must never turn into."""
     can_rewind: bool
-    """False if a prompt that is not a continuation of the last one has to be computed from its beginning."""
+    """False if a prompt can only be gone on from where another one ended: then `turn_starts` are of use."""
     load_s: float
 
 
@@ -131,6 +149,11 @@ class TokensGenerated(Event, frozen=True):
 
     text: str
     tokens: list[int]
+    sample: int = 0
+    """Which of the answers."""
+
+
+FinishReason = Literal["stop", "length", "cancelled"]
 
 
 class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +161,9 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt_tokens: int
     cached_tokens: int
-    """Tokens of the prompt that did not have to be computed."""
+    """Tokens of the prompt that did not have to be computed; the next two say which of them were not live."""
+    cached_ram_tokens: int = 0
+    cached_disk_tokens: int = 0
     completion_tokens: int
     ttft_s: float
     """From the request's arrival in the engine to the first token handed out."""
@@ -150,11 +175,21 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     n_accepted: int = 0
 
 
-class TurnFinished(Event, frozen=True):
-    """The answer ended: by the model, at a length limit, or by Cancel."""
+class SampleFinished(Event, frozen=True):
+    """One of several answers ended."""
 
-    finish_reason: Literal["stop", "length", "cancelled"]
+    sample: int
+    finish_reason: FinishReason
+    completion_tokens: int
+
+
+class TurnFinished(Event, frozen=True):
+    """The answer ended, or all of them: by the model, at a length limit, or by Cancel."""
+
+    finish_reason: FinishReason
+    """Of the first one."""
     stats: GenerationStats
+    """Of all of them together."""
     context_tokens: int
     """Tokens in the context after this turn."""
 
@@ -182,7 +217,7 @@ class Failed(Event, frozen=True):
 AnyRequest = Load | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
     BackendTesting | BackendChosen | LoadProgressed | Loaded | Tokenized | PrefillProgressed
-    | TokensGenerated | TurnFinished | EngineStats | Failed
+    | TokensGenerated | SampleFinished | TurnFinished | EngineStats | Failed
 )  # fmt: skip
 FINAL: Final = (Loaded, Tokenized, TurnFinished, EngineStats, Failed)
 

@@ -56,6 +56,12 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
         template = self.metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
 
+    @property
+    def has_state(self) -> bool:
+        """True if some layers keep a state instead of a cell for each token."""
+        names = (".ssm.", ".shortconv.", ".wkv.", ".token_shift_count", ".kda.")
+        return any(name in key for key in self.metadata for name in names)
+
     @cached_property
     def tensor_bytes(self) -> int:
         """Bytes of all tensors."""

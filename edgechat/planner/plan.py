@@ -20,6 +20,14 @@ _F32_BYTES: Final = 4
 PROCESS_BYTES: Final = 128 << 20
 
 
+FEW_SEQS: Final = 4
+MANY_SEQS: Final = 8
+# Of the memory that is left, and of the disk: a small board must not inherit a workstation's caches.
+PREFIX_RAM_SHARE: Final = 8
+MAX_PREFIX_RAM_BYTES: Final = 2 << 30
+PREFIX_DISK_SHARE: Final = 10
+MAX_PREFIX_DISK_BYTES: Final = 4 << 30
+
 # Types that some CPU module keeps in a layout of its own (ggml-cpu/repack.cpp, amx.cpp): with a mapped file
 # that is a second copy of these weights.
 _REPACKED: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"))
@@ -51,6 +59,12 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     n_ubatch: int
     use_mmap: bool
     use_extra_bufts: bool
+    n_seqs: int
+    """Branches and conversations that are live at a time."""
+    prefix_ram_bytes: int
+    """For prefixes that are not live."""
+    prefix_disk_bytes: int
+    """For all prefixes on disk."""
     estimate: MemoryEstimate
 
 
@@ -69,8 +83,10 @@ def estimate(header: ModelHeader, n_ctx: int, *, use_mmap: bool = True, n_ubatch
     )
 
 
-def plan(header: ModelHeader, *, available_bytes: int, n_threads: int, n_ctx: int | None = None) -> LoadPlan:
-    """The plan for one model file within `available_bytes`.
+def plan(
+    header: ModelHeader, *, available_bytes: int, n_threads: int, n_ctx: int | None = None, disk_free_bytes: int = 0
+) -> LoadPlan:
+    """The plan for one model file within `available_bytes`, and `disk_free_bytes` where prefixes are kept.
 
     If two copies of the weights might not fit, the file is read instead of mapped, which leaves one. Then, without
     a wish for `n_ctx`, the context shrinks from `DEFAULT_N_CTX` until it fits. Raises PlanError, with the
@@ -93,7 +109,12 @@ def plan(header: ModelHeader, *, available_bytes: int, n_threads: int, n_ctx: in
         )
     return LoadPlan(
         model_path=header.path, n_ctx=chosen, n_threads=n_threads, n_batch=N_UBATCH, n_ubatch=N_UBATCH,
-        use_mmap=use_mmap, use_extra_bufts=True, estimate=needed,
+        use_mmap=use_mmap, use_extra_bufts=True,
+        # What is per sequence in memory of a state or a window is large; elsewhere a sequence costs nothing.
+        n_seqs=FEW_SEQS if header.has_state or header.number("attention.sliding_window") else MANY_SEQS,
+        prefix_ram_bytes=min((available_bytes - needed.total) // PREFIX_RAM_SHARE, MAX_PREFIX_RAM_BYTES),
+        prefix_disk_bytes=min(disk_free_bytes // PREFIX_DISK_SHARE, MAX_PREFIX_DISK_BYTES),
+        estimate=needed,
     )  # fmt: skip
 
 

@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edgechat.errors import EngineError, PlanError
 from edgechat.runtime.bindings import MemoryEntry
 from edgechat.runtime.model import Model
-
-_SEQ_ID = 0
 
 
 class DecodeAborted(Exception):  # noqa: N818  (not an error: somebody asked for it)
     """A decode was stopped by the abort flag; the context is back where it was before it."""
 
 
-class Context:
-    """Owns a llama_context, its thread pool and its abort flag; holds one sequence of tokens.
+class NoRoom(Exception):  # noqa: N818  (not an error: other sequences can make room)
+    """The cells are full; nothing was changed."""
 
-    `tokens` always says exactly what the KV cells hold, also after a failed or aborted decode.
+
+class Context:
+    """Owns a llama_context, its thread pool and its abort flag; holds sequences of tokens that share cells.
+
+    `tokens` always says exactly what the cells of a sequence hold, also after a failed or aborted decode.
     """
 
-    def __init__(self, model: Model, *, n_ctx: int, n_threads: int, n_batch: int = 512, n_ubatch: int = 512) -> None:
-        """Allocate for `n_ctx` tokens. Raises PlanError if llama.cpp cannot."""
+    def __init__(
+        self, model: Model, *, n_ctx: int, n_threads: int, n_batch: int = 512, n_ubatch: int = 512, n_seqs: int = 1
+    ) -> None:
+        """Allocate for `n_ctx` tokens in `n_seqs` sequences. Raises PlanError if llama.cpp cannot."""
         self.model = model
-        self.tokens: list[int] = []
+        self.n_seqs = n_seqs
+        self._tokens: list[list[int]] = [[] for _ in range(n_seqs + 1)]
+        self._scratch = n_seqs  # where parts of sequences are put together and taken apart
         bindings = model.bindings
         llama = bindings.llama
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = min(n_batch, n_ctx)
         params.n_ubatch = min(n_ubatch, n_ctx)
-        params.n_seq_max = 1
+        params.n_seq_max = n_seqs + 1
         params.n_threads = params.n_threads_batch = n_threads
         params.kv_unified = True
         params.no_perf = True
@@ -47,13 +53,20 @@ class Context:
         self.n_batch = int(llama.llama_n_batch(pointer))
         self.n_threads = n_threads
         self._memory = llama.llama_get_memory(pointer)
+        self._has_state = bool(
+            llama.llama_model_is_recurrent(model.pointer) or llama.llama_model_is_hybrid(model.pointer)
+        )
+        self._has_cells = not llama.llama_model_is_recurrent(model.pointer)
+        self._window = int(llama.llama_model_n_swa(model.pointer))
         native = bindings.edgechat
         self._flag = native.edgechat_abort_flag_new()
+        self._aborted = False
         self._pool = native.edgechat_threadpool_new(n_threads)
         if self._pool:
             native.edgechat_threadpool_attach(self._pool, pointer)
-        callback = ctypes.cast(native.edgechat_abort_callback, llama.ggml_abort_callback)
-        llama.llama_set_abort_callback(pointer, callback, ctypes.c_void_p(self._flag))
+        self._callback = ctypes.cast(native.edgechat_abort_callback, llama.ggml_abort_callback)
+        self._no_callback = llama.ggml_abort_callback()
+        llama.llama_set_abort_callback(pointer, self._callback, ctypes.c_void_p(self._flag))
         self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
         self._finalizer = weakref.finalize(
             self, _free, llama, native, pointer=pointer, flag=self._flag, pool=self._pool, batch=self._batch
@@ -66,53 +79,181 @@ class Context:
     def abort(self) -> None:
         """Stop the running decode, or the next one; from any thread."""
         if self._finalizer.alive:
+            self._aborted = True
             self.model.bindings.edgechat.edgechat_abort_flag_set(self._flag, 1)
 
     def clear_abort(self) -> None:
         """Allow decoding again after `abort`."""
+        self._aborted = False
         self.model.bindings.edgechat.edgechat_abort_flag_set(self._flag, 0)
 
-    def decode(self, tokens: Sequence[int]) -> None:
+    # Decoding
+
+    def tokens(self, seq: int = 0) -> Sequence[int]:
+        """What a sequence holds."""
+        return self._tokens[seq]
+
+    def decode(self, tokens: Sequence[int], seq: int = 0) -> None:
         """Append at most `n_batch` tokens; then logits of the last one are ready for a sampler.
 
-        Raises DecodeAborted after `abort`, and EngineError if llama.cpp fails; in both cases the context is
-        rewound to where it was.
+        Raises DecodeAborted after `abort`, NoRoom if other sequences have the cells, and EngineError if llama.cpp
+        fails. In all three cases the sequence is where it was; but after a fault or an abort in the middle of
+        several tokens it is empty, if its memory cannot rewind.
         """
-        batch, start = self._batch, len(self.tokens)
-        count = len(tokens)
-        if not 0 < count <= self.n_batch or start + count > self.n_ctx:
-            raise EngineError(f"cannot append {count} tokens to {start} in a context of {self.n_ctx}")
-        for i, token in enumerate(tokens):
+        self._decode([(seq, token) for token in tokens], logits=False)
+
+    def decode_each(self, tokens: Mapping[int, int]) -> None:
+        """Append one token to each of several sequences; then their logits are ready, in this order.
+
+        Raises as `decode` does.
+        """
+        self._decode(list(tokens.items()), logits=True)
+
+    def _decode(self, entries: list[tuple[int, int]], *, logits: bool) -> None:
+        batch, count = self._batch, len(entries)
+        starts = {seq: len(self._tokens[seq]) for seq, _ in entries}
+        ends = dict(starts)
+        if not 0 < count <= self.n_batch:
+            raise EngineError(f"cannot decode {count} tokens at once: a batch holds {self.n_batch}")
+        for i, (seq, token) in enumerate(entries):
             batch.token[i] = token
-            batch.pos[i] = start + i
+            batch.pos[i] = ends[seq]
             batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = _SEQ_ID
-            batch.logits[i] = False
+            batch.seq_id[i][0] = seq
+            batch.logits[i] = logits
+            ends[seq] += 1
+        if max(ends.values()) > self.n_ctx:
+            raise EngineError(f"cannot append {count} tokens to {starts} in a context of {self.n_ctx}")
         batch.logits[count - 1] = True
         batch.n_tokens = count
-        code = self.model.bindings.llama.llama_decode(self.pointer, batch)
+        code = self._run(batch, is_step=len(starts) == count)
         if code == 0:
-            self.tokens.extend(tokens)
+            for seq, token in entries:
+                self._tokens[seq].append(token)
             return
-        self.rewind(start)
+        if code == 1:  # llama.h: no slot was found, and nothing was done
+            raise NoRoom
+        for seq, start in starts.items():
+            self._cut(seq, start)
         if code == 2:  # noqa: PLR2004  (llama.h: aborted)
             raise DecodeAborted
-        raise EngineError(f"llama.cpp could not decode {count} tokens after {start} of {self.n_ctx} (code {code})")
+        raise EngineError(f"llama.cpp could not decode {count} tokens after {starts} of {self.n_ctx} (code {code})")
 
-    def rewind(self, n_tokens: int) -> int:
-        """Forget all but the first `n_tokens`; returns how many really stay (none, if memory cannot rewind)."""
+    def _run(self, batch: object, *, is_step: bool) -> int:
         llama = self.model.bindings.llama
-        if not llama.llama_memory_seq_rm(self._memory, _SEQ_ID, n_tokens, -1):
-            llama.llama_memory_clear(self._memory, False)
-            n_tokens = 0
-        del self.tokens[n_tokens:]
-        return n_tokens
+        if self._aborted:
+            raise DecodeAborted
+        if not is_step or self.any_position:
+            return int(llama.llama_decode(self.pointer, batch))
+        # One token is soon done, and stopping in the middle of it would cost all that came before.
+        llama.llama_set_abort_callback(self.pointer, self._no_callback, None)
+        try:
+            return int(llama.llama_decode(self.pointer, batch))
+        finally:
+            llama.llama_set_abort_callback(self.pointer, self._callback, ctypes.c_void_p(self._flag))
+
+    # What the memory can do
 
     @property
-    def can_rewind(self) -> bool:
-        """True if `rewind` keeps what it is asked to; recurrent and hybrid models only have their last state."""
-        llama, model = self.model.bindings.llama, self.model.pointer
-        return not (llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
+    def any_position(self) -> bool:
+        """True if a sequence can be cut, copied and saved at any position; else only where it ends."""
+        return not self._has_state and not self._window
+
+    @property
+    def saves_whole(self) -> bool:
+        """True if a state is all there is, so that what `save` returns needs nothing before it."""
+        return not self._has_cells
+
+    def can_rewind(self, seq: int, n_tokens: int) -> bool:
+        """True if the first `n_tokens` can be gone on from."""
+        if n_tokens in (0, len(self._tokens[seq])):
+            return True
+        return not self._has_state and self._reaches_back(seq, n_tokens)
+
+    def can_join(self, seq: int, n_tokens: int, end: int) -> bool:
+        """True if the first `n_tokens`, with a piece after them that ends at `end`, can be gone on from."""
+        if self._has_state:  # the piece brings the state; of a window it may lack the beginning
+            return not self._window
+        return n_tokens <= len(self._tokens[seq]) and self._reaches_back(seq, end)
+
+    def _reaches_back(self, seq: int, n_tokens: int) -> bool:
+        """True if what a token after the first `n_tokens` attends to is still there."""
+        if not self._window:
+            return True
+        first = int(self.model.bindings.llama.llama_memory_seq_pos_min(self._memory, seq))
+        return 0 <= first <= max(0, n_tokens - self._window)
+
+    # Sequences
+
+    def rewind(self, n_tokens: int, seq: int = 0) -> int:
+        """Forget all but the first `n_tokens`; returns how many really stay (none, if that is not possible)."""
+        return self._cut(seq, n_tokens if self.can_rewind(seq, n_tokens) else 0)
+
+    def _cut(self, seq: int, n_tokens: int) -> int:
+        llama = self.model.bindings.llama
+        if not llama.llama_memory_seq_rm(self._memory, seq, n_tokens, -1):
+            llama.llama_memory_seq_rm(self._memory, seq, -1, -1)
+            n_tokens = 0
+        del self._tokens[seq][n_tokens:]
+        return n_tokens
+
+    def drop(self, seq: int) -> None:
+        """Forget a sequence; cells that others share stay."""
+        self._cut(seq, 0)
+
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """Let `target` hold the first `n_tokens` of `source`, in the same cells. `can_rewind` or `can_join` allow it."""
+        llama = self.model.bindings.llama
+        self.drop(target)
+        llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
+        self._tokens[target] = self._tokens[source][:n_tokens]
+
+    def save(self, seq: int, start: int, end: int) -> bytearray:
+        """The memory of positions from `start` to `end`; to the end of the sequence, unless `any_position`.
+
+        Memory that is a state of the whole sequence is saved whole. Raises MemoryError.
+        """
+        llama = self.model.bindings.llama
+        llama.llama_memory_seq_cp(self._memory, seq, self._scratch, start, end)
+        try:
+            size = int(llama.llama_state_seq_get_size(self.pointer, self._scratch))
+            data = bytearray(size)
+            view = (ctypes.c_uint8 * size).from_buffer(data)
+            written = int(llama.llama_state_seq_get_data(self.pointer, view, size, self._scratch))
+        finally:
+            self.drop(self._scratch)
+        if written != size:
+            raise EngineError(f"llama.cpp saved {written} of {size} bytes")
+        return data
+
+    def restore(self, seq: int, start: int, tokens: Sequence[int], data: bytearray) -> bool:
+        """Append `tokens`, which `save` wrote as `data` from `start` on; `start` may be before the sequence's end.
+
+        False, and nothing is changed, if there is no room or llama.cpp does not take the data.
+        """
+        llama = self.model.bindings.llama
+        held, end = len(self._tokens[seq]), start + len(tokens)
+        view = (ctypes.c_uint8 * len(data)).from_buffer(data)
+        try:
+            taken = int(llama.llama_state_seq_set_data(self.pointer, view, len(data), self._scratch))
+            if taken != len(data) or self._end(self._scratch) < end:
+                return False
+            llama.llama_memory_seq_cp(self._memory, self._scratch, seq, held, end)
+        finally:
+            self.drop(self._scratch)
+        self._tokens[seq].extend(tokens[held - start :])
+        return True
+
+    def _end(self, seq: int) -> int:
+        return int(self.model.bindings.llama.llama_memory_seq_pos_max(self._memory, seq)) + 1
+
+    def memory_layout(self) -> str:
+        """What of the context's own parameters decides what the memory of a token looks like.
+
+        Some scalings of RoPE choose their factors by the length of the context; with them it counts too.
+        """
+        scaled = any(".rope.scaling." in key for key in self.model.metadata_keys())
+        return f"k=f16 v=f16 flash=auto adapter=none rope=model n_ctx={self.n_ctx if scaled else 'any'}"
 
     def synchronize(self) -> None:
         """Wait until the last decode is really done (backends may work in the background)."""

@@ -100,6 +100,15 @@ class Model:
         text = self.bindings.llama.llama_model_chat_template(self.pointer, None)
         return text.decode("utf-8", "replace") if text else None
 
+    def metadata_keys(self) -> list[str]:
+        """Names of what the file says of the model."""
+        llama, buffer = self.bindings.llama, ctypes.create_string_buffer(256)
+        return [
+            buffer.value.decode("utf-8", "replace")
+            for i in range(int(llama.llama_model_meta_count(self.pointer)))
+            if llama.llama_model_meta_key_by_index(self.pointer, i, buffer, len(buffer)) >= 0
+        ]
+
     @cached_property
     def control_tokens(self) -> dict[str, int]:
         """Text to token of every special token, longest first: what user text must never turn into."""

@@ -54,8 +54,8 @@ class Sampler:
         """Let the penalties see a token that was not sampled here (the end of the prompt)."""
         self._llama.llama_sampler_accept(self.pointer, token)
 
-    def sample(self, context: Context) -> int:
-        """Draw the token after the last one decoded, and accept it."""
+    def sample(self, context: Context, index: int = -1) -> int:
+        """Draw the token after the one at `index` of the last batch, or the last one, and accept it."""
         if self._only_greedy:
-            return int(self._argmax(self._llama.llama_get_logits_ith(context.pointer, -1), self._n_vocab))
-        return int(self._llama.llama_sampler_sample(self.pointer, context.pointer, -1))
+            return int(self._argmax(self._llama.llama_get_logits_ith(context.pointer, index), self._n_vocab))
+        return int(self._llama.llama_sampler_sample(self.pointer, context.pointer, index))

@@ -16,10 +16,16 @@ from typing import Any, Final
 from edgechat.chat.messages import Conversation, Message, now_ms
 from edgechat.chat.store import Hit, Order, Summary
 from edgechat.errors import GoneError, StoreError
+from edgechat.paths import prefix_dir
+from edgechat.prefix.disk import forget
 from edgechat.store import nodes, rows, search
 from edgechat.store.database import Database
 
 # With what is below: a clock that went back can have made that younger.
+_PURGED = """
+    SELECT id FROM conversations WHERE key IN
+        (SELECT conversation_key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?)
+"""
 _PURGE = """
     WITH RECURSIVE gone (key) AS (
         SELECT key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?
@@ -54,6 +60,11 @@ class SqliteStore:
         return self.database.path
 
     @property
+    def is_kept(self) -> bool:
+        """True if there is a file that can be written to."""
+        return self.path is not None and not self.problem
+
+    @property
     def problem(self) -> str:
         """Why nothing can be written; "" if it can."""
         return self.database.problem
@@ -80,7 +91,15 @@ class SqliteStore:
             ).fetchone()
         if hidden:
             with self.database.writing() as db:
+                gone = [row["id"] for row in db.execute(_PURGED, (past,))]
                 db.execute(_PURGE, (past,))
+            self._forget_prefixes(gone)
+
+    def _forget_prefixes(self, conversation_ids: Sequence[str]) -> None:
+        """What models computed of a conversation is as private as itself, and goes with it, or with a part of it."""
+        if self.is_kept:
+            for conversation_id in conversation_ids:
+                forget(prefix_dir(), conversation_id)
 
     # What a turn writes
 
@@ -236,6 +255,7 @@ class SqliteStore:
             db.execute("DELETE FROM conversations WHERE key = ?", (row["key"],))
             search.forget_deleted(db)
         self.database.forget_log()
+        self._forget_prefixes([conversation_id])
 
     def conversation(self, conversation_id: str) -> Conversation:
         """One conversation."""

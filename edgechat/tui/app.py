@@ -184,6 +184,13 @@ class ChatApp(App[int]):
             self._context_tokens = message.context_tokens
         self._show_state("ready", message.words or self._detail)
 
+    @work(thread=True, group="warm", exit_on_error=False)
+    def _warm(self) -> None:
+        """Let the engine read what was said before, while the user types."""
+        with contextlib.suppress(EdgechatError):  # then it is read with the next message, which says what is wrong
+            if self.session is not None and not self._busy:
+                self.session.warm()
+
     @on(Prompt.Sent)
     async def _on_sent(self, message: Prompt.Sent) -> None:
         if self._busy:
@@ -222,6 +229,7 @@ class ChatApp(App[int]):
             self._note(warning)
         await self._show_past()
         await self._idle()
+        self._warm()
 
     async def _show_past(self) -> None:
         """What was said before, if the conversation goes on from an earlier day."""

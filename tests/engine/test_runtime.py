@@ -71,7 +71,7 @@ def test_rewinding_is_exact(model: Model) -> None:
     context.decode(prompt)
     first = greedy(context)
     assert context.rewind(len(prompt) - 1) == len(prompt) - 1
-    assert context.tokens == prompt[:-1]
+    assert context.tokens() == prompt[:-1]
     context.decode(prompt[-1:])
     assert greedy(context) == first
 
@@ -85,7 +85,7 @@ def test_an_aborted_decode_leaves_the_context_as_it_was(model: Model) -> None:
     context.abort()
     with pytest.raises(DecodeAborted):
         context.decode([302] * 100)
-    assert context.tokens == [1, 300, 301]
+    assert context.tokens() == [1, 300, 301]
     context.clear_abort()
     context.rewind(2)
     context.decode([301])
@@ -100,7 +100,7 @@ def test_a_decode_beyond_the_context_is_refused(model: Model) -> None:
     context.decode([5] * N_CTX)
     with pytest.raises(EngineError):
         context.decode([5])
-    assert len(context.tokens) == N_CTX
+    assert len(context.tokens()) == N_CTX
 
 
 class Spy:

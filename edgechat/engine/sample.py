@@ -1,0 +1,92 @@
+"""One answer while it grows: its sampler, its text, and how it ended."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from edgechat.engine.protocol import FinishReason, Generate, SampleFinished, TokensGenerated
+from edgechat.runtime.context import Context
+from edgechat.runtime.sampler import PENALTY_LAST_N, Sampler
+
+# Events wake the client, which then competes with the compute threads; people read no faster than twelve times a second.
+FLUSH_S: Final = 0.08
+
+Send = Callable[[TokensGenerated | SampleFinished], None]
+
+
+class Sample:
+    """Draws the tokens of one answer, and sends their text."""
+
+    def __init__(
+        self, context: Context, request: Generate, number: int, seq: int, prompt: list[int], send: Send
+    ) -> None:
+        """`seq` holds `prompt`; answers with other numbers draw with other seeds."""
+        self.seq = seq
+        self.n_tokens = 0
+        self.first_token_s = self.last_token_s = 0.0
+        self.finish_reason: FinishReason | None = None
+        self._context = context
+        self._request = request
+        self._number = number
+        self._send = send
+        sampling = request.sampling
+        if sampling.seed is not None:
+            sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + number) % (1 << 32))
+        self._sampler = Sampler(context.model, sampling)
+        for token in prompt[-PENALTY_LAST_N:]:
+            self._sampler.accept(token)
+        control = context.model.control_tokens
+        self._shown = {control[text] for text in request.shown_tokens if text in control}
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._text = ""
+        self._unsent: list[int] = []
+        self._flushed_s = 0.0
+
+    def draw(self, index: int) -> int:
+        """The next token, from the logits at `index` of the last batch."""
+        return self._sampler.sample(self._context, index)
+
+    def take(self, token: int) -> bool:
+        """Count a drawn token and send its text; True if it is to be decoded, because the answer goes on."""
+        self.n_tokens += 1
+        self.last_token_s = time.monotonic()
+        if self.n_tokens == 1:
+            self.first_token_s = self.last_token_s
+        model, request = self._context.model, self._request
+        if model.is_eog(token) and not request.ignore_eog:
+            self.finish("stop")
+            return False
+        self._add(token, model.piece(token, special=token in self._shown))
+        if self.n_tokens == request.max_tokens or len(self._context.tokens(self.seq)) >= self._context.n_ctx:
+            self.finish("length")
+            return False
+        return True
+
+    def _add(self, token: int, piece: bytes) -> None:
+        self._unsent.append(token)
+        self._text += self._decoder.decode(piece)
+        if self._text and self.last_token_s - self._flushed_s >= FLUSH_S:
+            self._flush()
+            self._flushed_s = self.last_token_s
+
+    def _flush(self) -> None:
+        self._send(TokensGenerated(id=self._request.id, text=self._text, tokens=self._unsent, sample=self._number))
+        self._text, self._unsent = "", []
+
+    def finish(self, reason: FinishReason) -> None:
+        """The answer has ended; bytes that never became a character are sent as U+FFFD. A second call does nothing."""
+        if self.finish_reason is not None:
+            return
+        self.finish_reason = reason
+        self._text += self._decoder.decode(b"", final=True)
+        if self._text or self._unsent:
+            self._flush()
+        if self._request.n_samples > 1:
+            self._send(SampleFinished(
+                id=self._request.id, sample=self._number, finish_reason=reason, completion_tokens=self.n_tokens
+            ))  # fmt: skip

@@ -1,0 +1,324 @@
+"""The one door to all tiers: which prefix of a prompt is where, and how it comes into a sequence."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from edgechat.prefix.disk import Disk
+from edgechat.prefix.memory import Memory
+from edgechat.prefix.piece import NotAPiece, Piece
+from edgechat.prefix.speeds import Speeds
+from edgechat.prefix.tree import Node, Tree
+from edgechat.prefix.ways import Way, Ways
+
+# Fewer are computed again before a file is opened.
+MIN_TOKENS: Final = 16
+# Saved at a time in idle moments: a request that comes then waits for so much at most.
+STEP_TOKENS: Final = 1024
+
+
+class Cached(msgspec.Struct, frozen=True, kw_only=True):
+    """A sequence that holds a prefix of a prompt, and where that came from, in tokens."""
+
+    seq: int
+    live_tokens: int = 0
+    ram_tokens: int = 0
+    disk_tokens: int = 0
+
+
+class PrefixCache:
+    """Knows what every sequence of a context holds, and what was saved of others.
+
+    Between `prepare` and `settle` a sequence is in work: it is not touched here, whatever has to make room.
+    """
+
+    def __init__(self, memory: Memory, *, ram_cap_bytes: int = 0, disk: Disk | None = None) -> None:
+        self.tree = Tree()
+        self.speeds = Speeds()
+        self._memory = memory
+        self._ram_cap_bytes = ram_cap_bytes
+        self._disk = disk
+        self._tips: dict[int, Node] = {}
+        """Where sequences that are not in work end; in the order of their use."""
+        self._owner: dict[int, str] = {}
+        """The conversation of each sequence in use."""
+        self._pieces: set[Piece] = set()
+        self._clock = itertools.count(1)
+
+    @property
+    def live_tokens(self) -> int:
+        """Tokens that live sequences hold, shared ones counted once."""
+        return sum(len(node.tokens) for node in self.tree.nodes() if self._is_live(node))
+
+    # Before a prompt is computed
+
+    def prepare(
+        self, tokens: Sequence[int], conversation: str = "", *, is_cold: bool = False, is_aside: bool = False
+    ) -> Cached:
+        """Get a sequence that holds as much of `tokens` as is worth having, and not the last one.
+
+        With `is_cold` it holds nothing. With `is_aside` all live sequences stay as they are.
+        """
+        self._learn_files(conversation)
+        while True:
+            match = self.tree.match(tokens[:-1])
+            ways = Ways(self._memory, self.speeds, match, self._tips, self._pieces)
+            way = Way(n_tokens=0) if is_cold else ways.best()
+            cached = self._follow(way, tokens, is_aside=is_aside)
+            if cached is not None:
+                self._owner[cached.seq] = conversation
+                return cached
+
+    def _learn_files(self, conversation: str) -> None:
+        if self._disk is None:
+            return
+        for path, header in self._disk.new_files(conversation):
+            node = self.tree.insert(header.tokens)
+            piece = Piece(node, header.start, conversation, is_exact=header.is_exact, n_bytes=header.n_bytes)
+            piece.file = path
+            self._add(piece)
+
+    def _follow(self, way: Way, tokens: Sequence[int], *, is_aside: bool) -> Cached | None:
+        """Go that way; None if a piece turned out to be none, and another way has to be found."""
+        memory = self._memory
+        goes_on = way.base is not None and len(memory.tokens(way.base)) == way.base_tokens
+        if way.base is not None and goes_on and not is_aside and (memory.any_position or not way.pieces):
+            seq = way.base
+            self._untip(seq)
+        else:
+            seq = self._free_seq(way.base)
+            if way.base is not None:
+                memory.copy(way.base, seq, way.base_tokens)
+                self._tips[way.base] = self._tips.pop(way.base)  # of use just now
+        n_tokens = {"ram": 0, "disk": 0}
+        for piece in way.pieces:
+            before = len(memory.tokens(seq))
+            tier = "ram" if piece.data is not None else "disk"
+            if not self._restore(seq, piece, tokens, way.base):
+                if memory.any_position:
+                    break
+                memory.drop(seq)
+                return None
+            n_tokens[tier] += len(memory.tokens(seq)) - before
+        return Cached(seq=seq, live_tokens=way.base_tokens, ram_tokens=n_tokens["ram"], disk_tokens=n_tokens["disk"])
+
+    def _restore(self, seq: int, piece: Piece, tokens: Sequence[int], base: int | None) -> bool:
+        """Append a piece, or what of it the prompt shares. If that fails, the piece is gone."""
+        end = _common(piece.node.path(), tokens[:-1])
+        speed = self.speeds.ram if piece.data is not None else self.speeds.disk
+        started = time.monotonic()
+        data = self._data(piece)
+        if data is not None:
+            held = tokens[piece.start : end]
+            while not self._memory.restore(seq, piece.start, held, data):
+                if not self.make_room(seq, base):
+                    break
+            else:
+                speed.measured(piece.n_bytes, time.monotonic() - started)
+                piece.used = next(self._clock)
+                return True
+        self._remove(piece)
+        return False
+
+    def _data(self, piece: Piece) -> bytearray | None:
+        if piece.data is not None:
+            return piece.data
+        if self._disk is None or piece.file is None:
+            return None
+        try:
+            return self._disk.read(piece.file, piece.node.path())
+        except NotAPiece:
+            return None
+
+    # Sequences in work, and after it
+
+    def fork(self, seq: int, n_forks: int) -> list[int]:
+        """More sequences that hold what `seq`, which is in work, holds; they are in work too."""
+        n_tokens = len(self._memory.tokens(seq))
+        forks = []
+        for _ in range(n_forks):
+            fork = self._free_seq(seq)
+            self._memory.copy(seq, fork, n_tokens)
+            self._owner[fork] = self._owner[seq]
+            forks.append(fork)
+        return forks
+
+    def checkpoint(self, seq: int) -> None:
+        """Make it possible to come back to where `seq`, which is in work, is now."""
+        if not self._memory.any_position:
+            self._capture(seq)
+
+    def settle(self, seq: int) -> None:
+        """The work on `seq` is done; what it holds can be gone on from."""
+        tokens = self._memory.tokens(seq)
+        if not tokens:
+            self.release(seq)
+            return
+        node = self.tree.insert(tokens)
+        node.seqs.add(seq)
+        self._tips[seq] = node
+
+    def release(self, seq: int) -> None:
+        """Forget a sequence."""
+        self._memory.drop(seq)
+        self._owner.pop(seq, None)
+        self._untip(seq)
+
+    def make_room(self, *keep: int | None) -> bool:
+        """Give up the live sequence that was not used for the longest time; False if there is none but `keep`.
+
+        What only it holds is saved, where there is a place for it.
+        """
+        for seq in self._tips:
+            if seq not in keep:
+                self._capture(seq)
+                self.release(seq)
+                return True
+        return False
+
+    def _free_seq(self, keep: int | None) -> int:
+        while True:
+            for seq in range(self._memory.n_seqs):
+                if seq not in self._owner:
+                    return seq
+            if not self.make_room(keep):
+                raise ValueError(f"all {self._memory.n_seqs} sequences are in work")
+
+    def _untip(self, seq: int) -> None:
+        node = self._tips.pop(seq, None)
+        if node is not None:
+            node.seqs.discard(seq)
+            self.tree.prune(node)
+
+    # Saving
+
+    def idle_step(self) -> bool:
+        """Save a little of what is not saved yet; False if there is nothing left to do for now."""
+        self._tidy()
+        if self._disk is None or self._disk.is_busy:
+            return False
+        for piece in self._pieces:
+            if piece.data is not None and piece.file is None and piece.conversation:
+                self._write(piece)
+                return True
+        for seq in reversed(self._tips):
+            if self._owner[seq] and (captured := self._capture(seq, STEP_TOKENS)) is not None:
+                self._write(captured)
+                return True
+        return False
+
+    def finish(self, timeout_s: float) -> None:
+        """Save what is not saved yet, as far as there is time."""
+        if self._disk is None:
+            return
+        until_s = time.monotonic() + timeout_s
+        while (self.idle_step() or self._disk.is_busy) and time.monotonic() < until_s:
+            time.sleep(0.001)
+        self._disk.finish(max(0.0, until_s - time.monotonic()))
+
+    def _capture(self, seq: int, max_tokens: int | None = None) -> Piece | None:
+        """Save what `seq` holds beyond all pieces, in RAM; None if that is little, or there is no place for it."""
+        tokens, conversation = self._memory.tokens(seq), self._owner[seq]
+        start = self._covered(tokens, conversation)
+        end = len(tokens)
+        if max_tokens is not None and self._memory.any_position:
+            end = min(end, start + max_tokens)
+        is_kept = self._ram_cap_bytes > 0 or (self._disk is not None and conversation)
+        if end - start < MIN_TOKENS or not is_kept:
+            return None
+        start = 0 if self._memory.saves_whole else start
+        data = self._memory.save(seq, start, end)
+        piece = Piece(
+            self.tree.insert(tokens[:end]), start, conversation, is_exact=end == len(tokens), n_bytes=len(data)
+        )
+        piece.data = data
+        self._add(piece)
+        return piece
+
+    def _covered(self, tokens: Sequence[int], conversation: str) -> int:
+        """How much of `tokens` can be put together from what was saved of this conversation."""
+        match = self.tree.match(tokens)
+        own = [p for p in self._pieces if p.conversation == conversation and p.is_there]
+        if not self._memory.any_position:
+            return max((p.end for p in own if p.is_exact and match.shared(p.node) == p.end), default=0)
+        done = 0
+        while (further := max((match.shared(p.node) for p in own if p.start <= done), default=0)) > done:
+            done = further
+        return done
+
+    def _write(self, piece: Piece) -> None:
+        if self._disk is not None:
+            self._disk.write_later(piece, piece.node.path())
+
+    def _add(self, piece: Piece) -> None:
+        piece.used = next(self._clock)
+        piece.node.pieces.append(piece)
+        self._pieces.add(piece)
+        self._limit_ram()
+
+    def _remove(self, piece: Piece) -> None:
+        self._pieces.discard(piece)
+        piece.node.pieces.remove(piece)
+        self.tree.prune(piece.node)
+
+    def _tidy(self) -> None:
+        """Give up pieces that are nowhere, and bytes that are elsewhere too."""
+        for piece in list(self._pieces):
+            if not piece.is_there:
+                self._remove(piece)
+            elif piece.file is not None and self._memory.any_position and self._is_live(piece.node):
+                piece.data = None
+        self._limit_ram()
+
+    def _is_live(self, node: Node) -> bool:
+        waiting = [node]
+        while waiting:
+            at = waiting.pop()
+            if at.seqs:
+                return True
+            waiting.extend(at.children.values())
+        return False
+
+    def _limit_ram(self) -> None:
+        """Keep the bytes in RAM under their cap; what waits for the disk goes last."""
+        held = sorted(
+            (p for p in self._pieces if p.data is not None), key=lambda p: (p.is_waiting, p.used)
+        )  # fmt: skip
+        total = sum(p.n_bytes for p in held)
+        for piece in held:
+            if total <= self._ram_cap_bytes or piece.is_waiting:
+                return
+            total -= piece.n_bytes
+            piece.data = None
+            if not piece.is_there:
+                self._remove(piece)
+
+    def check(self) -> None:
+        """Raises AssertionError if anything here contradicts anything else; for tests."""
+        nodes = list(self.tree.nodes())
+        for node in nodes:
+            if not node.is_needed or len(node.tokens) != node.end - (node.parent.end if node.parent else 0):
+                raise AssertionError(f"a node of {node.path()} is kept for nothing, or has a wrong length")
+            if any(child.parent is not node or child.tokens[0] != first for first, child in node.children.items()):
+                raise AssertionError(f"the children of {node.path()} are in disorder")
+        if {p for node in nodes for p in node.pieces} != self._pieces:
+            raise AssertionError("pieces are not where they should be")
+        for seq, tip in self._tips.items():
+            if tip.path() != list(self._memory.tokens(seq)) or seq not in tip.seqs or seq not in self._owner:
+                raise AssertionError(f"sequence {seq} is not what the tree says")
+        in_ram = sum(p.n_bytes for p in self._pieces if p.data is not None and not p.is_waiting)
+        if in_ram > self._ram_cap_bytes:
+            raise AssertionError(f"{in_ram} bytes in RAM are over the cap of {self._ram_cap_bytes}")
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences share from the start."""
+    for i, (x, y) in enumerate(zip(a, b)):  # noqa: B905  (they may differ in length)
+        if x != y:
+            return i
+    return min(len(a), len(b))

@@ -1,0 +1,129 @@
+"""Saved memory of a range of positions: in RAM, in a file, or in both."""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Callable, Sequence
+from io import BufferedReader, BufferedWriter
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgechat.prefix.tree import Node
+
+# The last byte is the version of the format.
+MAGIC: Final = b"edgechat prefix\x01"
+_MAX_HEADER_BYTES: Final = 64 << 20
+CHUNK_BYTES: Final = 4 << 20
+
+
+class Piece:
+    """What was saved of the positions from `start` to the end of its node."""
+
+    def __init__(self, node: Node, start: int, conversation: str, *, is_exact: bool, n_bytes: int) -> None:
+        self.node = node
+        self.start = start
+        self.conversation = conversation
+        """Whose it is; "" if it must not be written."""
+        self.is_exact = is_exact
+        """True if memory that cannot rewind can be gone on from where this ends."""
+        self.n_bytes = n_bytes
+        self.data: bytearray | None = None
+        """The bytes, if they are in RAM."""
+        self.file: Path | None = None
+        """Where they are on disk, if they are."""
+        self.is_waiting = False
+        """True while it is to be written."""
+        self.used = 0
+        """When it was of use last, on the cache's clock."""
+
+    @property
+    def is_there(self) -> bool:
+        """True if its bytes are somewhere, or soon will be."""
+        return self.data is not None or self.file is not None or self.is_waiting
+
+    @property
+    def end(self) -> int:
+        """Position after the last one."""
+        return self.node.end
+
+
+class Header(msgspec.Struct, frozen=True, array_like=True):
+    """What a file says before its data."""
+
+    start: int
+    is_exact: bool
+    n_bytes: int
+    crc32: int
+    """Of the data."""
+    path: bytes
+    """All tokens up to the piece's end, as 32-bit integers."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """All tokens up to the piece's end."""
+        return array("i", self.path).tolist()
+
+
+class NotAPiece(Exception):  # noqa: N818  (not an error: what it held is computed again)
+    """A file is not a piece, or damaged, or cut, or of a later version."""
+
+
+def write(
+    file: BufferedWriter, piece: Piece, tokens: Sequence[int], data: bytearray, pause: Callable[[], None]
+) -> None:
+    """Write a piece of the path `tokens`; `pause` is called now and then, and may wait."""
+    crc = 0
+    view = memoryview(data)
+    for start in range(0, len(data), CHUNK_BYTES):
+        pause()
+        crc = zlib.crc32(view[start : start + CHUNK_BYTES], crc)
+    header = msgspec.msgpack.encode(Header(piece.start, piece.is_exact, len(data), crc, array("i", tokens).tobytes()))
+    file.write(MAGIC + _u32(len(header)) + header + _u32(zlib.crc32(header)))
+    for start in range(0, len(data), CHUNK_BYTES):
+        pause()
+        file.write(view[start : start + CHUNK_BYTES])
+
+
+def read_header(file: BufferedReader) -> Header:
+    """The header; the file is left where the data begins. Raises NotAPiece and OSError."""
+    if file.read(len(MAGIC)) != MAGIC:
+        raise NotAPiece
+    size = int.from_bytes(file.read(4), "little")
+    if size > _MAX_HEADER_BYTES:
+        raise NotAPiece
+    body = file.read(size)
+    if len(body) != size or file.read(4) != _u32(zlib.crc32(body)):
+        raise NotAPiece
+    try:
+        header = msgspec.msgpack.decode(body, type=Header)
+    except msgspec.MsgspecError as error:
+        raise NotAPiece from error
+    n_tokens, odd = divmod(len(header.path), 4)
+    if odd or not 0 <= header.start < n_tokens or header.n_bytes < 0:
+        raise NotAPiece
+    return header
+
+
+def read_data(file: BufferedReader, header: Header, file_bytes: int) -> bytearray:
+    """The data after the header, checked. Raises NotAPiece and OSError."""
+    if header.n_bytes != file_bytes - file.tell():
+        raise NotAPiece
+    data = bytearray(header.n_bytes)
+    view, done, crc = memoryview(data), 0, 0
+    while done < len(data):
+        part = view[done : done + CHUNK_BYTES]
+        count = file.readinto(part)
+        if not count:
+            raise NotAPiece
+        crc = zlib.crc32(part[:count], crc)
+        done += count
+    if crc != header.crc32:
+        raise NotAPiece
+    return data
+
+
+def _u32(number: int) -> bytes:
+    return number.to_bytes(4, "little")

@@ -1,0 +1,77 @@
+"""Which weights a file holds: its hash, computed once and remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+_CHUNK_BYTES: Final = 1 << 20
+_REMEMBERED: Final = 200
+
+
+class _Known(msgspec.Struct, frozen=True):
+    size_bytes: int
+    mtime_ns: int
+    inode: int
+    sha256: str
+
+
+def remembered(model: Path, memo: Path) -> str | None:
+    """The hash of this very file, if it is known; no byte of it is read."""
+    known = _read(memo).get(str(model))
+    if known is None or (known.size_bytes, known.mtime_ns, known.inode) != _stamp(model):
+        return None
+    return known.sha256
+
+
+def find_hash(model: Path, memo: Path, pause: Callable[[], None]) -> str:
+    """SHA-256 of the file, in hexadecimal; computed if it is not known yet, and then remembered in `memo`.
+
+    `pause` is called for every MiB, and may wait. Raises OSError if the file cannot be read.
+    """
+    found = remembered(model, memo)
+    if found is not None:
+        return found
+    stamp = _stamp(model)
+    digest = hashlib.sha256()
+    with model.open("rb", buffering=0) as file:
+        while part := file.read(_CHUNK_BYTES):
+            pause()
+            digest.update(part)
+    found = digest.hexdigest()
+    if stamp is not None and stamp == _stamp(model):
+        known = _read(memo)
+        known.pop(str(model), None)
+        known[str(model)] = _Known(*stamp, found)
+        _write(memo, dict(list(known.items())[-_REMEMBERED:]))
+    return found
+
+
+def _stamp(model: Path) -> tuple[int, int, int] | None:
+    try:
+        status = model.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _read(memo: Path) -> dict[str, _Known]:
+    try:
+        return msgspec.json.decode(memo.read_bytes(), type=dict[str, _Known])
+    except (OSError, msgspec.MsgspecError):
+        return {}  # it is computed again
+
+
+def _write(memo: Path, known: dict[str, _Known]) -> None:
+    aside = memo.with_name(f"{memo.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):  # then it is computed again
+        memo.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        aside.write_bytes(msgspec.json.encode(known))
+        aside.chmod(0o600)
+        aside.replace(memo)
