@@ -145,9 +145,9 @@ def _add_mamba(tensors: _Tensors, n_vocab: int) -> None:
         tensors.constant(start + "ssm_conv1d.bias", np.zeros(D_INNER))
         tensors.matrix(start + "ssm_x.weight", DT_RANK + 2 * D_STATE, D_INNER)
         tensors.matrix(start + "ssm_dt.weight", D_INNER, DT_RANK)
-        tensors.constant(start + "ssm_dt.bias", np.zeros(D_INNER))
+        tensors.constant(start + "ssm_dt.bias", np.full(D_INNER, -3.0))  # forgets slowly, and shows only its state
         tensors.constant(start + "ssm_a", -np.tile(np.arange(1.0, D_STATE + 1), (D_INNER, 1)))
-        tensors.ones(start + "ssm_d", D_INNER)
+        tensors.constant(start + "ssm_d", np.zeros(D_INNER))
         tensors.matrix(start + "ssm_out.weight", N_EMBD, D_INNER)
 
 

@@ -90,6 +90,8 @@ class Generation:
         stops = [] if context.any_position else [t for t in self._request.turn_starts if 0 < t < len(prompt)]
         started = time.monotonic()
         done = first = len(context.tokens(seq))
+        if done in stops:
+            cache.checkpoint(seq)
         while done < len(prompt):
             end = min([len(prompt), done + context.n_batch, *(t for t in stops if t > done)])
             self._with_room([seq], lambda part=prompt[done:end]: context.decode(part, seq))  # type: ignore[misc]

@@ -151,7 +151,7 @@ class PrefixCache:
     def checkpoint(self, seq: int) -> None:
         """Make it possible to come back to where `seq`, which is in work, is now."""
         if not self._memory.any_position:
-            self._capture(seq)
+            self._capture(seq, min_tokens=1)
 
     def settle(self, seq: int) -> None:
         """The work on `seq` is done; what it holds can be gone on from."""
@@ -221,7 +221,7 @@ class PrefixCache:
             time.sleep(0.001)
         self._disk.finish(max(0.0, until_s - time.monotonic()))
 
-    def _capture(self, seq: int, max_tokens: int | None = None) -> Piece | None:
+    def _capture(self, seq: int, max_tokens: int | None = None, min_tokens: int = MIN_TOKENS) -> Piece | None:
         """Save what `seq` holds beyond all pieces, in RAM; None if that is little, or there is no place for it."""
         tokens, conversation = self._memory.tokens(seq), self._owner[seq]
         start = self._covered(tokens, conversation)
@@ -229,7 +229,7 @@ class PrefixCache:
         if max_tokens is not None and self._memory.any_position:
             end = min(end, start + max_tokens)
         is_kept = self._ram_cap_bytes > 0 or (self._disk is not None and conversation)
-        if end - start < MIN_TOKENS or not is_kept:
+        if end - start < min_tokens or not is_kept:
             return None
         start = 0 if self._memory.saves_whole else start
         data = self._memory.save(seq, start, end)

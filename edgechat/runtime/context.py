@@ -42,6 +42,7 @@ class Context:
         params.n_seq_max = n_seqs + 1
         params.n_threads = params.n_threads_batch = n_threads
         params.kv_unified = True
+        params.swa_full = False  # a window's cells are for the window
         params.no_perf = True
         bindings.log.take_errors()
         pointer = llama.llama_init_from_model(model.pointer, params)
