@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from edgechat.bench.prefix import Report as PrefixReport
     from edgechat.bench.speed import Report
 
 
@@ -99,6 +100,63 @@ def store(conversations: int, messages: int, directory: Path | None, as_json: bo
         click.echo(f"{timing.name:<36}{timing.median_ms:10.2f}{timing.p99_ms:10.2f}")
     click.echo(f"{'write and fsync 32 KiB':<36}{'':10}{report.fsync_p99_ms:10.2f}")
     click.echo(f"{'append over that':<36}{'':10}{report.append_over_fsync_p99_ms:10.2f}")
+
+
+@bench.command()
+@click.option("-m", "--model", default="starter", show_default=True, metavar="NAME", help="A .gguf file or a name.")
+@click.option(
+    "--peer",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="LLAMA_SERVER",
+    help="A llama-server to take turns with (`make peers` builds one).",
+)
+@click.option("--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Compute threads.")
+@click.option(
+    "--history", "n_history", type=click.IntRange(200), default=2000, show_default=True, help="Tokens said before."
+)
+@click.option("--new", "n_new", type=click.IntRange(1), default=60, show_default=True, help="Tokens of a message.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Measurements; medians count.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def prefix(
+    model: str, peer: Path | None, n_threads: int | None, n_history: int, n_new: int, rounds: int, *, as_json: bool
+) -> None:
+    """Measure the time to the first token where a conversation goes on, is edited, switched, or opened again."""
+    import msgspec
+
+    from edgechat.bench.prefix import Workload, run
+    from edgechat.catalogue.library import find_model
+    from edgechat.hardware.cpu import usable_threads
+
+    work = Workload(
+        model=str(find_model(model)), n_threads=n_threads or usable_threads(), n_history=n_history, n_new=n_new,
+        rounds=rounds,
+    )  # fmt: skip
+    report = run(work, peer, lambda words: click.echo(words, err=True) if sys.stderr.isatty() else None)
+    click.echo(msgspec.json.encode(report).decode() if as_json else _prefix_table(report))
+
+
+def _prefix_table(report: PrefixReport) -> str:
+    from statistics import median
+
+    work = report.workload
+    head = ("ms", "beside", "cached", "cold/ours", "llama-server ms", "cached", "its/ours")
+    sizes = f"{work.n_history} tokens and {work.n_new} new ones, {work.rounds} rounds (medians)"
+    lines = [
+        f"{Path(work.model).name}, {report.backend}, {work.n_threads} threads, {sizes}",
+        f"cold: {median(report.cold_ttft_s) * 1000:.0f} ms to the first token, {report.prefill_tps:.0f} tokens/s",
+        "{:<26}{:>8}{:>8}{:>8}{:>11}{:>17}{:>8}{:>10}".format("", *head),
+    ]
+    for row in report.rows:
+        line = (
+            f"{row.name:<26}{median(row.ttft_s) * 1000:8.1f}{median(row.beside_s) * 1000:8.1f}{row.cached_tokens:8}"
+            f"{row.times_faster_than_cold:11.1f}"
+        )
+        if row.times_faster_than_peer is not None:
+            line += (
+                f"{median(row.peer_ttft_s) * 1000:17.1f}{row.peer_cached_tokens:8}{row.times_faster_than_peer:10.2f}"
+            )
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _table(report: Report) -> str:

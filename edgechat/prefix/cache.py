@@ -13,13 +13,16 @@ from edgechat.prefix.disk import Disk
 from edgechat.prefix.memory import Memory
 from edgechat.prefix.piece import NotAPiece, Piece
 from edgechat.prefix.speeds import Speeds
-from edgechat.prefix.tree import Node, Tree
+from edgechat.prefix.tree import Match, Node, Tree
 from edgechat.prefix.ways import Way, Ways
 
 # Fewer are computed again before a file is opened.
 MIN_TOKENS: Final = 16
 # Saved at a time in idle moments: a request that comes then waits for so much at most.
 STEP_TOKENS: Final = 1024
+# Cells that others may hold while a prompt is worked on: a branch or two, and a part of what it holds itself.
+PARKED_TOKENS: Final = 128
+PARKED_SHARE: Final = 16
 
 
 class Cached(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +56,7 @@ class PrefixCache:
     @property
     def live_tokens(self) -> int:
         """Tokens that live sequences hold, shared ones counted once."""
-        return sum(len(node.tokens) for node in self.tree.nodes() if self._is_live(node))
+        return sum(len(node.tokens) for node in self._live_nodes())
 
     # Before a prompt is computed
 
@@ -69,9 +72,11 @@ class PrefixCache:
             match = self.tree.match(tokens[:-1])
             ways = Ways(self._memory, self.speeds, match, self._tips, self._pieces)
             way = Way(n_tokens=0) if is_cold else ways.best()
+            self._thin_out(match, len(tokens), way.base)
             cached = self._follow(way, tokens, is_aside=is_aside)
             if cached is not None:
                 self._owner[cached.seq] = conversation
+                self._thin_out(match, len(tokens), way.base if is_aside else None)
                 return cached
 
     def _learn_files(self, conversation: str) -> None:
@@ -181,6 +186,33 @@ class PrefixCache:
                 return True
         return False
 
+    def _thin_out(self, match: Match, n_tokens: int, keep: int | None) -> None:
+        """Give up live sequences until a prompt of `n_tokens` is not held up by what it does not share.
+
+        Attention looks at every cell that is in use, and finds out only then whose it is.
+        """
+        if not self._ram_cap_bytes and self._disk is None:
+            return  # live is all there is
+        most = PARKED_TOKENS + n_tokens // PARKED_SHARE
+        for seq in list(self._tips):
+            if self._parked_tokens(match) <= most:
+                return
+            if seq != keep:
+                self._capture(seq)
+                self.release(seq)
+
+    def _parked_tokens(self, match: Match) -> int:
+        return sum(len(node.tokens) for node in self._live_nodes() if match.shared(node) < node.end)
+
+    def _live_nodes(self) -> set[Node]:
+        found: set[Node] = set()
+        for tip in self._tips.values():
+            node: Node | None = tip
+            while node is not None and node not in found:
+                found.add(node)
+                node = node.parent
+        return found
+
     def _free_seq(self, keep: int | None) -> int:
         while True:
             for seq in range(self._memory.n_seqs):
@@ -267,28 +299,19 @@ class PrefixCache:
         self.tree.prune(piece.node)
 
     def _tidy(self) -> None:
-        """Give up pieces that are nowhere, and bytes that are elsewhere too."""
+        """Give up pieces that are nowhere."""
         for piece in list(self._pieces):
             if not piece.is_there:
                 self._remove(piece)
-            elif piece.file is not None and self._memory.any_position and self._is_live(piece.node):
-                piece.data = None
         self._limit_ram()
-
-    def _is_live(self, node: Node) -> bool:
-        waiting = [node]
-        while waiting:
-            at = waiting.pop()
-            if at.seqs:
-                return True
-            waiting.extend(at.children.values())
-        return False
 
     def _limit_ram(self) -> None:
         """Keep the bytes in RAM under their cap; what waits for the disk goes last."""
+        live = self._live_nodes()
         held = sorted(
-            (p for p in self._pieces if p.data is not None), key=lambda p: (p.is_waiting, p.used)
-        )  # fmt: skip
+            (p for p in self._pieces if p.data is not None),
+            key=lambda p: (p.is_waiting, not (p.file is not None and p.node in live), p.used),
+        )
         total = sum(p.n_bytes for p in held)
         for piece in held:
             if total <= self._ram_cap_bytes or piece.is_waiting:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from edgechat.errors import EngineError, PlanError
 from edgechat.runtime.bindings import MemoryEntry
 from edgechat.runtime.model import Model
+
+# ggml-cpu's GGML_FA_TILE_Q. Measured on two cores (Zen 5) with a model of 135M: 60 tokens took 1.06 (after 256), 1.27
+# (after 1,000), 1.45 (after 2,000) and 1.64 times (after 3,700) as long as 64, which makes the other path 2.7 times slower.
+_TILE_QUERIES: Final = 64
+_UNTILED: Final = 2.7
+# What has to be won before tokens are added.
+_WORTH: Final = 1.05
 
 
 class DecodeAborted(Exception):  # noqa: N818  (not an error: somebody asked for it)
@@ -111,9 +119,34 @@ class Context:
         self._decode(list(tokens.items()), logits=True)
 
     def _decode(self, entries: list[tuple[int, int]], *, logits: bool) -> None:
-        batch, count = self._batch, len(entries)
         starts = {seq: len(self._tokens[seq]) for seq, _ in entries}
-        ends = dict(starts)
+        padding = 0 if logits else self._padding(len(entries), max(starts.values(), default=0))
+        if padding:
+            try:
+                self._decode_batch([(self._scratch, entries[0][1])] * padding + entries, starts, logits=False)
+            except NoRoom:
+                pass  # there may be enough without them
+            else:
+                return
+            finally:
+                self.drop(self._scratch)
+        self._decode_batch(entries, starts, logits=logits)
+
+    def _padding(self, count: int, depth: int) -> int:
+        """How many tokens that nobody wants make a batch of `count` tokens faster.
+
+        ggml's attention on a CPU works in tiles of queries; a batch that fills no tile takes a path that is slower by
+        `_UNTILED`. Costs are counted as multiplications: of the weights for each token, and of the cells before it.
+        """
+        if not 1 < count < _TILE_QUERIES <= self.n_batch or not self.any_position:
+            return 0
+        weights, attention = 2 * self.model.n_params, 4 * self.model.n_layer * self.model.n_embd * depth
+        plain = count * (weights + _UNTILED * attention)
+        return _TILE_QUERIES - count if plain > _WORTH * _TILE_QUERIES * (weights + attention) else 0
+
+    def _decode_batch(self, entries: list[tuple[int, int]], starts: dict[int, int], *, logits: bool) -> None:
+        batch, count = self._batch, len(entries)
+        ends = starts | {self._scratch: 0}
         if not 0 < count <= self.n_batch:
             raise EngineError(f"cannot decode {count} tokens at once: a batch holds {self.n_batch}")
         for i, (seq, token) in enumerate(entries):

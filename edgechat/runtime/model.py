@@ -66,6 +66,16 @@ class Model:
         """Number of tokens in the vocabulary."""
         return int(self.bindings.llama.llama_vocab_n_tokens(self.vocab))
 
+    @cached_property
+    def n_layer(self) -> int:
+        """Number of layers."""
+        return int(self.bindings.llama.llama_model_n_layer(self.pointer))
+
+    @cached_property
+    def n_embd(self) -> int:
+        """Width of the activations between layers."""
+        return int(self.bindings.llama.llama_model_n_embd(self.pointer))
+
     @property
     def n_params(self) -> int:
         """Number of weights."""

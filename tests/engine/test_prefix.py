@@ -141,7 +141,7 @@ def test_a_next_turn_an_edit_and_a_switch_back(model: Model) -> None:
 
     back = following + some(10, 3)
     cached, logits = desk.turn(back)
-    assert cached.live_tokens == len(following)  # it was parked, not lost
+    assert n_cached(cached) == len(following)  # it was parked, not lost
     same(model, back, cached, logits)
 
     again = first + some(60, 1)  # regenerate: the same prompt as before
@@ -250,3 +250,27 @@ def test_what_a_context_can_do_is_said_by_it(native: Bindings, tmp_path: Path) -
     assert "far back" not in found["sliding"]
     assert found["mamba"] == {"whole"}
     assert found["hybrid"] == found["hybrid sliding"] == set()
+
+
+def test_tokens_that_fill_a_tile_leave_nothing_behind(native: Bindings, starter: Path) -> None:
+    model = Model(native, starter)
+    context = Context(model, n_ctx=1024, n_threads=2, n_seqs=1)
+    before, after = some(900), some(58, 1)
+    for start in range(0, 900, 450):
+        context.decode(before[start : start + 450])
+    assert context._padding(58, 900) == 6
+    context.decode(after)
+    assert list(context.tokens()) == before + after
+    assert context._end(context._scratch) == 0
+    padded = np.array(native.llama.llama_get_logits_ith(context.pointer, -1)[: model.n_vocab])
+    context.decode(some(60, 2))  # 1018 of 1024: no room for them, and none needed
+    assert len(context.tokens()) == 1018
+    context.close()
+    plain = Context(model, n_ctx=1024, n_threads=2, n_seqs=1)
+    for start in range(0, 900, 450):
+        plain.decode(before[start : start + 450])
+    plain.decode(after[:29])
+    plain.decode(after[29:])
+    logits = np.array(native.llama.llama_get_logits_ith(plain.pointer, -1)[: model.n_vocab])
+    assert distance(padded, logits) < noise(model)
+    plain.close()
