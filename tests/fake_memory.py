@@ -94,7 +94,7 @@ class FakeMemory:
             held.state,
         )))  # fmt: skip
 
-    def restore(self, seq: int, start: int, tokens: Sequence[int], data: bytearray) -> bool:
+    def restore(self, seq: int, start: int, tokens: Sequence[int], data: bytearray | memoryview) -> bool:
         held, end = self._held[seq], start + len(tokens)
         cells, window, state = pickle.loads(data)  # noqa: S301
         at = len(held.tokens)

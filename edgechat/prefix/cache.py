@@ -18,8 +18,9 @@ from edgechat.prefix.ways import Way, Ways
 
 # Fewer are computed again before a file is opened.
 MIN_TOKENS: Final = 16
-# Saved at a time in idle moments: a request that comes then waits for so much at most.
-STEP_TOKENS: Final = 1024
+# Saved at a time in idle moments: a request that comes then waits for so much at most. Also what a file holds, so that
+# reading many of them needs a small buffer.
+STEP_TOKENS: Final = 256
 # Cells that others may hold while a prompt is worked on: a branch or two, and a part of what it holds itself.
 PARKED_TOKENS: Final = 128
 PARKED_SHARE: Final = 16
@@ -130,7 +131,7 @@ class PrefixCache:
         self._remove(piece)
         return False
 
-    def _data(self, piece: Piece) -> bytearray | None:
+    def _data(self, piece: Piece) -> bytearray | memoryview | None:
         if piece.data is not None:
             return piece.data
         if self._disk is None or piece.file is None:

@@ -36,6 +36,7 @@ class Disk:
         self._find_identity = find_identity
         self.identity = ""
         """The name of the folder; "" while it is not known."""
+        self._buffer = bytearray()  # the same for all: fresh memory costs more than reading into it
         self._seen: dict[str, set[str]] = {}
         self._made: set[str] = set()
         self._resting = threading.Event()
@@ -77,8 +78,11 @@ class Disk:
                 except (OSError, NotAPiece):
                     self._discard(path)
 
-    def read(self, path: Path, tokens: Sequence[int]) -> bytearray:
-        """The data of a file that must be of exactly this path of tokens. Raises NotAPiece; then the file is gone."""
+    def read(self, path: Path, tokens: Sequence[int]) -> memoryview:
+        """The data of a file that must be of exactly this path of tokens; until the next is read.
+
+        Raises NotAPiece; then the file is gone.
+        """
         try:
             with path.open("rb") as file:
                 if hasattr(os, "posix_fadvise"):  # read on while what came is checked
@@ -86,7 +90,12 @@ class Disk:
                 header = pieces.read_header(file)
                 if header.path != array("i", tokens).tobytes():
                     raise NotAPiece  # noqa: TRY301
-                data = pieces.read_data(file, header, os.fstat(file.fileno()).st_size)
+                if header.n_bytes != os.fstat(file.fileno()).st_size - file.tell():
+                    raise NotAPiece  # noqa: TRY301
+                if header.n_bytes > len(self._buffer):
+                    self._buffer = bytearray(header.n_bytes)
+                data = memoryview(self._buffer)[: header.n_bytes]
+                pieces.read_data(file, header, data)
             os.utime(path)
         except (OSError, NotAPiece) as error:
             self._discard(path)

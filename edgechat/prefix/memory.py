@@ -38,5 +38,5 @@ class Memory(Protocol):
     def save(self, seq: int, start: int, end: int) -> bytearray:
         """The memory of positions from `start` to `end`."""
 
-    def restore(self, seq: int, start: int, tokens: Sequence[int], data: bytearray) -> bool:
+    def restore(self, seq: int, start: int, tokens: Sequence[int], data: bytearray | memoryview) -> bool:
         """Append `tokens`, of which `data` is the memory from `start` on. False if there is no room, or it is no memory."""

@@ -107,13 +107,10 @@ def read_header(file: BufferedReader) -> Header:
     return header
 
 
-def read_data(file: BufferedReader, header: Header, file_bytes: int) -> bytearray:
-    """The data after the header, checked. Raises NotAPiece and OSError."""
-    if header.n_bytes != file_bytes - file.tell():
-        raise NotAPiece
-    data = bytearray(header.n_bytes)
-    view, done, crc = memoryview(data), 0, 0
-    while done < len(data):
+def read_data(file: BufferedReader, header: Header, view: memoryview) -> None:
+    """Fill `view`, which is as long as the data, and check it. Raises NotAPiece and OSError."""
+    done = crc = 0
+    while done < len(view):
         part = view[done : done + CHUNK_BYTES]
         count = file.readinto(part)
         if not count:
@@ -122,7 +119,6 @@ def read_data(file: BufferedReader, header: Header, file_bytes: int) -> bytearra
         done += count
     if crc != header.crc32:
         raise NotAPiece
-    return data
 
 
 def _u32(number: int) -> bytes:

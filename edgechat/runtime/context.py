@@ -260,7 +260,7 @@ class Context:
             raise EngineError(f"llama.cpp saved {written} of {size} bytes")
         return data
 
-    def restore(self, seq: int, start: int, tokens: Sequence[int], data: bytearray) -> bool:
+    def restore(self, seq: int, start: int, tokens: Sequence[int], data: bytearray | memoryview) -> bool:
         """Append `tokens`, which `save` wrote as `data` from `start` on; `start` may be before the sequence's end.
 
         False, and nothing is changed, if there is no room or llama.cpp does not take the data.
