@@ -240,7 +240,7 @@ class PrefixCache:
                 self._write(piece)
                 return True
         for seq in reversed(self._tips):
-            if self._owner[seq] and (captured := self._capture(seq, STEP_TOKENS)) is not None:
+            if self._owner[seq] and (captured := self._capture(seq, STEP_TOKENS, is_waiting=True)) is not None:
                 self._write(captured)
                 return True
         return False
@@ -249,13 +249,19 @@ class PrefixCache:
         """Save what is not saved yet, as far as there is time."""
         if self._disk is None:
             return
+        self._disk.resume()
         until_s = time.monotonic() + timeout_s
         while (self.idle_step() or self._disk.is_busy) and time.monotonic() < until_s:
             time.sleep(0.001)
         self._disk.finish(max(0.0, until_s - time.monotonic()))
 
-    def _capture(self, seq: int, max_tokens: int | None = None, min_tokens: int = MIN_TOKENS) -> Piece | None:
-        """Save what `seq` holds beyond all pieces, in RAM; None if that is little, or there is no place for it."""
+    def _capture(
+        self, seq: int, max_tokens: int | None = None, min_tokens: int = MIN_TOKENS, *, is_waiting: bool = False
+    ) -> Piece | None:
+        """Save what `seq` holds beyond all pieces, in RAM; None if that is little, or there is no place for it.
+
+        With `is_waiting` it stays there until it is written.
+        """
         tokens, conversation = self._memory.tokens(seq), self._owner[seq]
         start = self._covered(tokens, conversation)
         end = len(tokens)
@@ -269,7 +275,7 @@ class PrefixCache:
         piece = Piece(
             self.tree.insert(tokens[:end]), start, conversation, is_exact=end == len(tokens), n_bytes=len(data)
         )
-        piece.data = data
+        piece.data, piece.is_waiting = data, is_waiting
         self._add(piece)
         return piece
 

@@ -164,7 +164,8 @@ class Disk:
             return True
         if folder.name in self._made and folder.parent.is_dir():
             return False
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for each in (self._root, folder.parent, folder):
+            each.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._made.add(folder.name)
         return True
 

@@ -104,9 +104,9 @@ class Tree:
 
     def prune(self, node: Node) -> None:
         """Remove the node, and those above it, as far as nothing is kept there."""
-        while not node.is_needed and node.parent is not None:
-            parent = node.parent
-            del parent.children[node.tokens[0]]
+        while not node.is_needed and (parent := node.parent) is not None:
+            if parent.children.get(node.tokens[0]) is node:
+                del parent.children[node.tokens[0]]
             node = parent
 
     def nodes(self) -> Iterator[Node]:

@@ -116,7 +116,7 @@ class PrefixMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 100), where=st.integers(0, 100_000), cut=st.booleans())
     def damage(self, which: int, where: int, *, cut: bool) -> None:
         path = self._files()[which % len(self._files())]
-        data = bytearray(path.read_bytes())
+        data = bytearray(path.read_bytes() or b"cut")
         if cut:
             del data[where % len(data) :]
         else:

@@ -1,0 +1,276 @@
+"""Files of prefixes, the tree, and the speeds that decide."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import subprocess
+import sys
+import time
+from array import array
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgechat.prefix import piece as pieces
+from edgechat.prefix import weights
+from edgechat.prefix.cache import PrefixCache
+from edgechat.prefix.disk import Disk, forget
+from edgechat.prefix.piece import NotAPiece, Piece
+from edgechat.prefix.speeds import Speed
+from edgechat.prefix.tree import Tree
+from tests.fake_memory import FakeMemory
+
+TOKENS = list(range(1, 101))
+
+
+def a_disk(root: Path, cap_bytes: int = 1 << 20, identity: str = "it") -> Disk:
+    disk = Disk(root, cap_bytes, lambda pause: identity)
+    disk.identity = identity
+    return disk
+
+
+def wait(disk: Disk) -> None:
+    until_s = time.monotonic() + 5
+    while disk.is_busy:
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
+
+
+def a_piece(data: bytes = b"x" * 1000, *, start: int = 0, whose: str = "talk", tokens: list[int] = TOKENS) -> Piece:
+    piece = Piece(Tree().insert(tokens), start, whose, is_exact=True, n_bytes=len(data))
+    piece.data = bytearray(data)
+    return piece
+
+
+def written(root: Path, piece: Piece | None = None) -> Path:
+    disk, piece = a_disk(root), piece or a_piece()
+    disk.write_later(piece, piece.node.path())
+    wait(disk)
+    disk.finish(1)
+    assert piece.file is not None
+    return piece.file
+
+
+# Files
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    path = written(tmp_path, a_piece(os.urandom(10_000), start=30))
+    disk = a_disk(tmp_path)
+    [(found, header)] = disk.new_files("talk")
+    assert (found, header.start, header.tokens, header.is_exact) == (path, 30, TOKENS, True)
+    assert len(disk.read(path, TOKENS)) == 10_000
+    assert list(disk.new_files("talk")) == []  # named once
+    assert list(disk.new_files("another")) == []
+    assert list(a_disk(tmp_path, identity="other weights").new_files("talk")) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights are POSIX's")
+def test_only_the_owner_can_read_it(tmp_path: Path) -> None:
+    path = written(tmp_path / "prefix")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for folder in (path.parent, path.parent.parent, path.parent.parent.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@given(where=st.integers(0, 100_000), bit=st.integers(0, 7), cut=st.booleans())
+def test_a_damaged_file_is_a_miss_and_goes(
+    tmp_path_factory: pytest.TempPathFactory, where: int, bit: int, *, cut: bool
+) -> None:
+    root = tmp_path_factory.mktemp("prefix")
+    path = written(root)
+    data = bytearray(path.read_bytes())
+    if cut:
+        del data[where % len(data) :]
+    else:
+        data[where % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+    disk = a_disk(root)
+    listed = list(disk.new_files("talk"))
+    with pytest.raises(NotAPiece):
+        disk.read(path, TOKENS)
+    assert not path.exists()
+    assert all(header.tokens == TOKENS for _, header in listed)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_piece_or_not(data: bytes) -> None:
+    for start in (b"", pieces.MAGIC):
+        with io.BufferedReader(io.BytesIO(start + data)) as file, pytest.raises(NotAPiece):  # type: ignore[arg-type]
+            pieces.read_header(file)
+
+
+def test_a_file_of_other_tokens_or_a_later_version_is_a_miss(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    with pytest.raises(NotAPiece):
+        a_disk(tmp_path).read(path, [*TOKENS[:-1], 7])
+    path = written(tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(pieces.MAGIC, pieces.MAGIC[:-1] + b"\x02", 1))
+    assert list(a_disk(tmp_path).new_files("talk")) == []
+
+
+def test_files_stay_under_their_cap_and_the_oldest_go_first(tmp_path: Path) -> None:
+    disk = a_disk(tmp_path, cap_bytes=5000)
+    kept = []
+    for number in range(6):
+        piece = a_piece(whose=f"talk{number}")
+        disk.write_later(piece, TOKENS)
+        wait(disk)
+        assert piece.file is not None
+        os.utime(piece.file, (number, number))
+        kept.append(piece.file)
+        if number == 1:
+            disk.read(kept[0], TOKENS)  # of use: not the oldest any more
+    assert kept[0].exists()
+    assert not kept[1].exists()
+    assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) <= 5000
+    huge = a_piece(b"x" * 6000)
+    disk.write_later(huge, TOKENS)
+    wait(disk)
+    assert huge.file is None
+
+
+def test_a_deleted_conversation_is_gone_and_stays_gone(tmp_path: Path) -> None:
+    disk = a_disk(tmp_path)
+    for _ in range(2):
+        disk.write_later(a_piece(), TOKENS)
+        disk.write_later(a_piece(whose="../other"), TOKENS)
+        wait(disk)
+        forget(tmp_path, "talk")
+        assert len(list(tmp_path.rglob("*.kv"))) == 1  # this process still talks, and writes nothing any more
+    assert not (tmp_path.parent / "other").exists()
+
+
+def test_a_cache_that_is_deleted_under_us_is_made_again(tmp_path: Path) -> None:
+    root = tmp_path / "prefix"
+    disk = a_disk(root)
+    disk.write_later(a_piece(), TOKENS)
+    wait(disk)
+    for path in sorted(root.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    root.rmdir()
+    piece = a_piece()
+    disk.write_later(piece, TOKENS)
+    wait(disk)
+    assert piece.file is not None
+    assert piece.file.exists()
+
+
+def test_a_place_that_cannot_be_written_to_costs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "prefix").write_text("in the way")
+    disk = a_disk(tmp_path / "prefix")
+    piece = a_piece()
+    disk.write_later(piece, TOKENS)
+    wait(disk)
+    assert (piece.file, len(caplog.records)) == (None, 1)
+    assert list(disk.new_files("talk")) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits are POSIX's")
+def test_a_full_disk_costs_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    code = """
+import resource, signal, sys, time
+from pathlib import Path
+from tests.unit.test_prefix import TOKENS, a_disk, a_piece, wait
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+disk, piece = a_disk(Path(sys.argv[1])), a_piece(b"x" * 50_000)
+disk.write_later(piece, TOKENS)
+wait(disk)
+assert piece.file is None
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_writing_rests_while_somebody_computes(tmp_path: Path) -> None:
+    disk, piece = a_disk(tmp_path), a_piece()
+    disk.pause()
+    disk.write_later(piece, TOKENS)
+    time.sleep(0.05)
+    assert piece.file is None
+    disk.resume()
+    wait(disk)
+    assert piece.file is not None
+
+
+# Which weights
+
+
+def test_weights_are_hashed_once_until_the_file_changes(tmp_path: Path) -> None:
+    model, memo = tmp_path / "model.gguf", tmp_path / "cache" / "weights.json"
+    model.write_bytes(b"weights")
+    paused: list[None] = []
+    assert weights.remembered(model, memo) is None
+    first = weights.find_hash(model, memo, lambda: paused.append(None))
+    assert paused
+    assert weights.remembered(model, memo) == first
+    paused.clear()
+    assert weights.find_hash(model, memo, lambda: paused.append(None)) == first
+    assert not paused
+    model.write_bytes(b"weightz")
+    os.utime(model, ns=(1, 1))
+    assert weights.remembered(model, memo) is None
+    assert weights.find_hash(model, memo, lambda: None) != first
+    memo.write_text("{garbage")
+    assert weights.remembered(model, memo) is None
+
+
+# The tree
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=12), min_size=1, max_size=12), st.lists(st.integers(0, 2)))
+def test_a_tree_knows_what_every_path_shares(paths: list[list[int]], prompt: list[int]) -> None:
+    tree = Tree()
+    nodes = [tree.insert(path) for path in paths]
+    match = tree.match(prompt)
+    for path, node in zip(paths, nodes, strict=True):
+        assert node.path() == path
+        common = next((i for i, (a, b) in enumerate(zip(path, prompt)) if a != b), min(len(path), len(prompt)))  # noqa: B905
+        assert match.shared(node) == common
+    for node in nodes:
+        tree.prune(node)
+    for node in [n for n in tree.nodes() if n.parent is not None]:
+        tree.prune(node)
+    assert list(tree.nodes()) == [tree.root]
+
+
+# What is worth it
+
+
+def test_what_is_slower_than_computing_is_computed(tmp_path: Path) -> None:
+    def cached_tokens(prefill_tps: float) -> int:
+        memory = FakeMemory("llama")
+        cache = PrefixCache(memory, ram_cap_bytes=0, disk=a_disk(tmp_path))
+        cache.speeds.prefill.per_s = prefill_tps
+        cached = cache.prepare(TOKENS, "talk")
+        memory.decode(cached.seq, TOKENS[len(memory.tokens(cached.seq)) :])
+        cache.settle(cached.seq)
+        cache.finish(5)
+        return cached.disk_tokens
+
+    assert cached_tokens(50) == 0  # nothing is there yet
+    assert cached_tokens(50) == 99
+    assert cached_tokens(1e9) == 0
+
+
+def test_speeds_are_measured() -> None:
+    speed = Speed(10.0)
+    speed.measured(100, 0.0)  # says nothing
+    assert speed.seconds(100) == 10.0
+    speed.measured(200, 1.0)
+    assert speed.per_s == 200.0
+    for _ in range(30):
+        speed.measured(100, 1.0)
+    assert 99 < speed.per_s < 101
+
+
+def test_tokens_are_stored_as_they_are(tmp_path: Path) -> None:
+    tokens = [0, 1, 2**31 - 1]
+    path = written(tmp_path, a_piece(tokens=tokens))
+    assert array("i", tokens).tobytes() in path.read_bytes()
