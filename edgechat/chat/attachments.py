@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,19 @@ _IMAGES: Final = (
     (b"GIF8", "image/gif"),
     (b"BM", "image/bmp"),
 )
+
+
+def attach(files: Sequence[Path], model: str) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
+    """What goes with a message to `model`, and its bytes by hash. Raises AttachmentError."""
+    attached: list[Attachment] = []
+    contents: dict[str, bytes] = {}
+    for path in files:
+        data, kind = read_file(path)
+        sha256 = hashlib.sha256(data).hexdigest()
+        contents[sha256] = data
+        attached.append(Attachment(sha256=sha256, name=path.name, media_type=kind, size_bytes=len(data)))
+    refuse_images(attached, model)
+    return tuple(attached), contents
 
 
 def read_file(path: Path) -> tuple[bytes, str]:

@@ -46,6 +46,8 @@ class TokensGenerated(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     reasoning: str
     n_tokens: int
+    number: int = 0
+    """Which of the answers, if several are made side by side."""
 
 
 class NotSaved(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +61,8 @@ class TurnFinished(msgspec.Struct, frozen=True, kw_only=True):
 
     answer: Message
     context_tokens: int
+    others: tuple[Message, ...] = ()
+    """The other answers that were made beside it."""
 
 
 class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +70,8 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
 
     answer: Message
     context_tokens: int
+    others: tuple[Message, ...] = ()
+    """The other answers that were made beside it."""
 
 
 SessionEvent = (

@@ -40,7 +40,7 @@ class KeptConversation:
     # Messages
 
     def append(self, messages: list[Message], files: Mapping[str, bytes], title: str = "") -> None:
-        """Add messages, each below the one before, with the bytes of their attachments.
+        """Add messages below their parents, with the bytes of their attachments; the last one becomes the head.
 
         `title` is what a conversation without one is called from now on.
         """
@@ -61,7 +61,8 @@ class KeptConversation:
     def retract(self, messages: list[Message]) -> None:
         """Take the last appended messages back, as if they had not been said."""
         self.store.retract([m.id for m in reversed(messages)])
-        self.tree.remove(messages[0].id)
+        for message in reversed(messages):
+            self.tree.remove(message.id)
         if self._title_before != self.about.title:
             self.update(title=self._title_before)
 

@@ -89,6 +89,18 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def new_answer(asked_id: str, model: str) -> Message:
+    """An answer of which nothing is said yet."""
+    return Message(
+        id=new_id(),
+        parent_id=asked_id,
+        role="assistant",
+        created_at_ms=now_ms(),
+        model=model,
+        finish_reason="streaming",
+    )
+
+
 def first_line(text: str, n_chars: int = 60) -> str:
     """A title out of a message: its first line that says something, cut at a word."""
     line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Final
 import msgspec
 
 from edgechat.chat import events, titles
-from edgechat.chat.attachments import read_file, refuse_images
+from edgechat.chat.attachments import attach
 from edgechat.chat.idle import IdleTime
 from edgechat.chat.kept import KeptConversation
 from edgechat.chat.loading import Listener, load, warnings
-from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_id, now_ms
+from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_answer, new_id, now_ms
 from edgechat.chat.prompting import BuiltPrompt, Manner, PromptBuilder
 from edgechat.chat.renderer import Renderer
 from edgechat.chat.store import Store
@@ -114,14 +113,14 @@ class Session:
 
     # Saying something
 
-    def send(self, text: str, attachments: Sequence[Path] = ()) -> Iterator[events.SessionEvent]:
+    def send(self, text: str, attachments: Sequence[Path] = (), n_answers: int = 1) -> Iterator[events.SessionEvent]:
         """Say something and yield the answer as it comes; the last event is TurnFinished or TurnInterrupted.
 
         The message stays in the conversation, and so does what was answered before a stop, an error, or the end
-        of the iteration. Only a message that the model cannot be asked (ContextOverflowError, TemplateError) is
+        of the iteration. With `n_answers` several are made side by side, alternatives to each other. Only a message that the model cannot be asked (ContextOverflowError, TemplateError) is
         taken back: with it in the conversation, no later one could be asked either. Raises EdgechatError.
         """
-        yield from self._say(self.tree.head_id, text, *self._attach(attachments))
+        yield from self._say(self.tree.head_id, text, *attach(attachments, self.model_path.stem), n_answers)
 
     def edit(self, message_id: str, text: str) -> Iterator[events.SessionEvent]:
         """Say it differently: an alternative beside a message of the user, and its answer."""
@@ -130,13 +129,13 @@ class Session:
             raise UsageError("only what you said can be edited; an answer can be regenerated or continued")
         yield from self._say(message.parent_id, text, message.attachments, {})
 
-    def regenerate(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
-        """Another answer beside this one (the last one), or the first to a message that has none."""
+    def regenerate(self, message_id: str | None = None, n_answers: int = 1) -> Iterator[events.SessionEvent]:
+        """Other answers beside this one (the last one), or the first to a message that has none."""
         message = self._at(message_id)
         asked = message.parent_id if message.role == "assistant" else message.id
         if asked is None or self.tree[asked].role != "user":
             raise UsageError("there is nothing that this would be an answer to")
-        yield from self._answer([], self._new_answer(asked))
+        yield from self._answer([], self._new_answers(asked, n_answers))
 
     def continue_answer(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
         """Go on with an answer (the last one) where it stopped; with a copy of it if the conversation went on."""
@@ -145,9 +144,9 @@ class Session:
             raise UsageError("only an answer can be continued")
         if any(m.id != answer.id for m in self.tree.below(answer.id)):
             copy = msgspec.structs.replace(answer, id=new_id(), created_at_ms=now_ms(), active_child_id=None)
-            yield from self._answer([], msgspec.structs.replace(copy, finish_reason="streaming"))
+            yield from self._answer([], [msgspec.structs.replace(copy, finish_reason="streaming")])
         else:
-            yield from self._answer([], msgspec.structs.replace(answer, finish_reason="streaming"), before=answer)
+            yield from self._answer([], [msgspec.structs.replace(answer, finish_reason="streaming")], before=answer)
 
     def _at(self, message_id: str | None) -> Message:
         message = self.tree.head if message_id is None else self.tree[message_id]
@@ -155,57 +154,53 @@ class Session:
             raise UsageError("nothing was said in this conversation yet")
         return message
 
-    def _attach(self, files: Sequence[Path]) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
-        attached: list[Attachment] = []
-        contents: dict[str, bytes] = {}
-        for path in files:
-            data, kind = read_file(path)
-            sha256 = hashlib.sha256(data).hexdigest()
-            contents[sha256] = data
-            attached.append(Attachment(sha256=sha256, name=path.name, media_type=kind, size_bytes=len(data)))
-        refuse_images(attached, self.model_path.stem)
-        return tuple(attached), contents
-
     def _say(
-        self, parent_id: str | None, text: str, attachments: tuple[Attachment, ...], files: Mapping[str, bytes]
+        self,
+        parent_id: str | None,
+        text: str,
+        attachments: tuple[Attachment, ...],
+        files: Mapping[str, bytes],
+        n_answers: int = 1,
     ) -> Iterator[events.SessionEvent]:
         message = Message(
             id=new_id(), parent_id=parent_id, role="user", text=text, attachments=attachments, created_at_ms=now_ms()
         )
-        yield from self._answer([message], self._new_answer(message.id), files=files)
+        yield from self._answer([message], self._new_answers(message.id, n_answers), files=files)
 
-    def _new_answer(self, asked_id: str) -> Message:
-        return Message(
-            id=new_id(), parent_id=asked_id, role="assistant", created_at_ms=now_ms(),
-            model=self.model_path.name, finish_reason="streaming",
-        )  # fmt: skip
+    def _new_answers(self, asked_id: str, n_answers: int) -> list[Message]:
+        most = self.plan.n_seqs if self.plan is not None else 1
+        if not 1 <= n_answers <= most:
+            raise UsageError(f"{n_answers} answers side by side are not possible: 1 to {most} are, with this model")
+        return [new_answer(asked_id, self.model_path.name) for _ in range(n_answers)]
 
     def _answer(
         self,
         said: list[Message],
-        answer: Message,
+        answers: list[Message],
         before: Message | None = None,
         files: Mapping[str, bytes] = MappingProxyType({}),
     ) -> Iterator[events.SessionEvent]:
-        """Keep what is `said` and the answer to it, and have it written; `before` is an answer that goes on."""
+        """Keep what is `said` and the answers to it, and have them written; `before` is an answer that goes on."""
         with self._idle.interrupted():
-            yield from self._kept_answer(said, answer, before, files)
+            yield from self._kept_answer(said, answers, before, files)
 
     def _kept_answer(
-        self, said: list[Message], answer: Message, before: Message | None, files: Mapping[str, bytes]
+        self, said: list[Message], answers: list[Message], before: Message | None, files: Mapping[str, bytes]
     ) -> Iterator[events.SessionEvent]:
         self._kept.save_leftovers()
         head_id = self.tree.head_id
-        new = [*said, answer] if before is None else []
+        new = [*said, *answers] if before is None else []
         if before is None:
             first = next((first_line(m.text) or m.attachments[0].name for m in said), "")
             self._kept.append(new, files, title=first)
+            if len(answers) > 1:
+                self.fork(answers[0].id)
         else:
-            self._kept.take_up(answer)
+            self._kept.take_up(answers[0])
         self._has_generated = False
         try:
-            yield events.TurnStarted(message=self.tree[answer.parent_id or ""], answer=answer)
-            yield from self._generate(answer)
+            yield events.TurnStarted(message=self.tree[answers[0].parent_id or ""], answer=answers[0])
+            yield from self._generate(answers)
         except (ContextOverflowError, TemplateError):
             if before is not None:
                 self._kept.keep(before)
@@ -215,10 +210,11 @@ class Session:
                 self.fork(head_id)
             raise
         finally:
-            if not self._has_generated and answer.id in self.tree:
-                self._kept.keep(msgspec.structs.replace(answer, finish_reason="interrupted"))
+            for answer in answers:
+                if not self._has_generated and answer.id in self.tree:
+                    self._kept.keep(msgspec.structs.replace(answer, finish_reason="interrupted"))
 
-    def _generate(self, answer: Message) -> Iterator[events.SessionEvent]:
+    def _generate(self, answers: list[Message]) -> Iterator[events.SessionEvent]:
         started_s = time.monotonic()
         builder = self._builder
         if builder is None:
@@ -226,23 +222,23 @@ class Session:
         if self.engine.needs_revival:
             yield events.LoadProgressed(phase="loading", words="starting a fresh engine")
             self.engine.revive()
-        path = self.tree.path_to(answer.id)
+        path = self.tree.path_to(answers[0].id)
         built = self._build(builder, path)
         if built.start:
             start_id = path[built.start].id
-            answer = msgspec.structs.replace(answer, context_start_id=start_id)
+            answers = [msgspec.structs.replace(a, context_start_id=start_id) for a in answers]
             yield events.TurnsDropped(n_messages=built.start, context_start_id=start_id)
         turn = Turn(self.engine, builder, self.settings)
         self._turn = turn
         if self._stop_asked:
             turn.stop()
         try:
-            yield from turn.run(self.store, self.conversation, answer, built, started_s)
+            yield from turn.run(self.store, self.conversation, answers, built, started_s)
         finally:
             self._turn, self._stop_asked = None, False
-            if turn.answer is not None:
+            for answer, (written, problem) in zip(answers, turn.written):  # noqa: B905  (none, before it began)
                 self._has_generated = True
-                self._kept.settle(answer.id, turn.answer, saved=not turn.problem)
+                self._kept.settle(answer.id, written, saved=not problem)
 
     def _build(
         self, builder: PromptBuilder, path: list[Message], *, think: bool | None = None,
@@ -295,7 +291,7 @@ class Session:
         """
         if self._builder is None:
             raise EngineError("the conversation is not open yet")
-        attachments, contents = self._attach(files)
+        attachments, contents = attach(files, self.model_path.stem)
         draft = Message(id="", role="user", text=text, attachments=attachments)
         path = self.tree.path
         built = self._build(self._builder, [*path, draft] if text or files else path, files=contents)

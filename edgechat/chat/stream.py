@@ -1,39 +1,32 @@
-"""An engine's events cut off where a text says that the answer ends, for models whose template knows no such token."""
+"""A text cut off where a string says that it ends, for models whose template knows no token for that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import msgspec
-
 from edgechat.chat.reasoning import overlap
-from edgechat.engine import protocol
 
 
-def until(events: Iterator[protocol.AnyEvent], stop: str, cancel: Callable[[], None]) -> Iterator[protocol.AnyEvent]:
-    """The events, with the text cut off where `stop` begins; "" cuts nothing."""
-    if not stop:
-        yield from events
-        return
-    held, stopped = "", False
-    for event in events:
-        if isinstance(event, protocol.TokensGenerated):
-            if stopped:
-                continue
-            held += event.text
-            found = held.find(stop)
-            if found >= 0:
-                stopped = True
-                cancel()
-                keep = found
-            else:
-                keep = len(held) - overlap(held, stop)
-            text, held = held[:keep], held[keep:]
-            if text:
-                yield msgspec.structs.replace(event, text=text)
-        elif isinstance(event, protocol.TurnFinished):
-            if held and not stopped:
-                yield protocol.TokensGenerated(id=event.id, text=held, tokens=[])
-            yield msgspec.structs.replace(event, finish_reason="stop") if stopped else event
-        else:
-            yield event
+class StopText:
+    """Lets a text through as it comes, but for `stop` and all after it; "" stops nothing."""
+
+    def __init__(self, stop: str) -> None:
+        self._stop = stop
+        self._held = ""
+        self.has_stopped = False
+
+    def feed(self, text: str) -> str:
+        """What of the text so far can be shown and was not yet."""
+        if self.has_stopped:
+            return ""
+        if not self._stop:
+            return text
+        self._held += text
+        found = self._held.find(self._stop)
+        self.has_stopped = found >= 0
+        keep = found if self.has_stopped else len(self._held) - overlap(self._held, self._stop)
+        shown, self._held = self._held[:keep], self._held[keep:]
+        return shown
+
+    def finish(self) -> str:
+        """What was held back, if it was not the end after all."""
+        held, self._held = self._held, ""
+        return "" if self.has_stopped else held

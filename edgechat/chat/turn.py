@@ -1,9 +1,9 @@
-"""One answer, from its prompt to its last word, written down while it grows."""
+"""One answer, or several side by side, from the prompt to the last word, written down while they grow."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -13,14 +13,25 @@ from edgechat.chat.prompting import BuiltPrompt, PromptBuilder
 from edgechat.chat.reasoning import Splitter
 from edgechat.chat.recorder import Recorder
 from edgechat.chat.store import Store
-from edgechat.chat.stream import until
+from edgechat.chat.stream import StopText
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 
 
+class _Growing:
+    """One of the answers."""
+
+    def __init__(self, recorder: Recorder, splitter: Splitter, stop: StopText) -> None:
+        self.recorder = recorder
+        self.splitter = splitter
+        self.stop = stop
+        self.finish_reason: protocol.FinishReason | None = None
+        self.said_problem = ""
+
+
 class Turn:
-    """The generation of one answer. `run` it once; `stop` it from any thread."""
+    """The generation of answers to one message. `run` it once; `stop` it from any thread."""
 
     def __init__(self, engine: EngineClient, builder: PromptBuilder, settings: Settings) -> None:
         self._engine = engine
@@ -28,85 +39,102 @@ class Turn:
         self._settings = settings
         self._request_id: int | None = None
         self._stopped = False
-        self._recorder: Recorder | None = None
-        self._said_problem = ""
-        self._kept_for = ""
+        self._growing: list[_Growing] = []
+        self._ttft_s = 0.0
 
     @property
-    def answer(self) -> Message | None:
-        """The answer as it is kept; None before `run`."""
-        return self._recorder.answer if self._recorder is not None else None
-
-    @property
-    def problem(self) -> str:
-        """Why the answer could not be written the last time; "" if it could."""
-        return self._recorder.problem if self._recorder is not None else ""
+    def written(self) -> list[tuple[Message, str]]:
+        """The answers as they are kept, and why one could not be written ("" if it could); none before `run`."""
+        return [(g.recorder.answer, g.recorder.problem) for g in self._growing]
 
     def stop(self) -> None:
-        """End the answer, also before its first word."""
+        """End the answers, also before their first word."""
         self._stopped = True
         if self._request_id is not None:
             self._engine.cancel(self._request_id)
 
     def run(
-        self, store: Store, conversation: Conversation, answer: Message, built: BuiltPrompt, started_s: float
+        self, store: Store, conversation: Conversation, answers: Sequence[Message], built: BuiltPrompt, started_s: float
     ) -> Iterator[events.SessionEvent]:
-        """Generate `answer`, which is in the store and may have been begun; `started_s` is when it was asked for.
+        """Generate `answers`, which are in the store; one may have been begun. `started_s` is when it was asked for.
 
-        However this ends, what was said is written, and `answer` and `problem` tell how. Raises EngineError.
+        However this ends, what was said is written, and `written` tells how. Raises EngineError.
         """
-        recorder = self._recorder = Recorder(store, conversation, answer)
-        self._kept_for = conversation.id if store.is_kept else ""
-        splitter = Splitter(self._builder.form, built.place, fresh=not answer.reasoning)
+        for answer in answers:
+            splitter = Splitter(self._builder.form, built.place, fresh=not answer.reasoning)
+            recorder = Recorder(store, conversation, answer)
+            self._growing.append(_Growing(recorder, splitter, StopText(self._builder.stop)))
         finished: protocol.TurnFinished | None = None
-        ttft_s = 0.0
         try:
-            for event in self._generate(built):
-                if isinstance(event, protocol.PrefillProgressed):
-                    yield events.PrefillProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
-                elif isinstance(event, protocol.TokensGenerated):
-                    ttft_s = ttft_s or time.monotonic() - started_s
-                    yield from self._add(recorder, *splitter.feed(event.text), len(event.tokens))
-                elif isinstance(event, protocol.TurnFinished):
+            for event in self._engine.generate(self._request(built, conversation.id if store.is_kept else "")):
+                if isinstance(event, protocol.TurnFinished):
                     finished = event
-                    yield from self._add(recorder, *splitter.finish(), 0)
+                yield from self._heard(event, started_s)
         finally:
-            self._finish(recorder, finished, ttft_s)
-        if recorder.problem:
-            yield events.NotSaved(words=recorder.problem)
-        kept = recorder.answer
-        ended = events.TurnInterrupted if kept.interrupted else events.TurnFinished
-        yield ended(answer=kept, context_tokens=finished.context_tokens if finished is not None else 0)
+            self._finish(finished)
+        for growing in self._growing:
+            if growing.recorder.problem:
+                yield events.NotSaved(words=growing.recorder.problem)
+        first, *others = (g.recorder.answer for g in self._growing)
+        ended = events.TurnInterrupted if first.interrupted else events.TurnFinished
+        context_tokens = finished.context_tokens if finished is not None else 0
+        yield ended(answer=first, context_tokens=context_tokens, others=tuple(others))
 
-    def _generate(self, built: BuiltPrompt) -> Iterator[protocol.AnyEvent]:
-        engine, settings = self._engine, self._settings
+    def _request(self, built: BuiltPrompt, conversation: str) -> protocol.Generate:
+        settings = self._settings
         request = protocol.Generate(
-            id=engine.next_id(), tokens=built.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling,
-            shown_tokens=self._builder.shown_tokens, conversation=self._kept_for, turn_starts=built.turn_starts,
+            id=self._engine.next_id(), tokens=built.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling,
+            shown_tokens=self._builder.shown_tokens, conversation=conversation, turn_starts=built.turn_starts,
+            n_samples=len(self._growing),
         )  # fmt: skip
         self._request_id = request.id
         if self._stopped:
-            engine.cancel(request.id)
-        return until(engine.generate(request), self._builder.stop, lambda: engine.cancel(request.id))
+            self._engine.cancel(request.id)
+        return request
 
-    def _add(self, recorder: Recorder, thought: str, text: str, n_tokens: int) -> Iterator[events.SessionEvent]:
+    def _heard(self, event: protocol.AnyEvent, started_s: float) -> Iterator[events.SessionEvent]:
+        if isinstance(event, protocol.PrefillProgressed):
+            yield events.PrefillProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
+        elif isinstance(event, protocol.TokensGenerated):
+            self._ttft_s = self._ttft_s or time.monotonic() - started_s
+            growing = self._growing[event.sample]
+            if growing.stop.has_stopped:
+                return
+            text = growing.stop.feed(event.text)
+            if growing.stop.has_stopped:
+                growing.finish_reason = "stop"
+                if all(g.stop.has_stopped or g.finish_reason for g in self._growing):
+                    self._engine.cancel(event.id)
+            yield from self._add(event.sample, *growing.splitter.feed(text), len(event.tokens))
+        elif isinstance(event, protocol.SampleFinished):
+            growing = self._growing[event.sample]
+            growing.finish_reason = growing.finish_reason or event.finish_reason
+        elif isinstance(event, protocol.TurnFinished):
+            for number, growing in enumerate(self._growing):
+                growing.finish_reason = growing.finish_reason or event.finish_reason
+                thought, text = growing.splitter.feed(growing.stop.finish())
+                rest, end = growing.splitter.finish()
+                yield from self._add(number, thought + rest, text + end, 0)
+
+    def _add(self, number: int, thought: str, text: str, n_tokens: int) -> Iterator[events.SessionEvent]:
+        growing = self._growing[number]
         if thought or text or n_tokens:
-            recorder.add(text, thought, n_tokens)
-            yield events.TokensGenerated(text=text, reasoning=thought, n_tokens=n_tokens)
-        problem = recorder.problem
-        if problem and not self._said_problem:
+            growing.recorder.add(text, thought, n_tokens)
+            yield events.TokensGenerated(text=text, reasoning=thought, n_tokens=n_tokens, number=number)
+        problem = growing.recorder.problem
+        if problem and not growing.said_problem:
             yield events.NotSaved(words=problem)
-        self._said_problem = problem
+        growing.said_problem = problem
 
-    def _finish(self, recorder: Recorder, finished: protocol.TurnFinished | None, ttft_s: float) -> None:
-        reason: FinishReason = "cancelled" if self._stopped else "interrupted"
-        stats = None
-        if finished is None:
-            if self._request_id is not None:
-                self._engine.cancel(self._request_id)
-        else:
-            reason = finished.finish_reason
-            # As the user sees it: rendering and both pipes included.
-            stats = msgspec.structs.replace(finished.stats, ttft_s=ttft_s)
-        reasoning = recorder.answer.reasoning.rstrip("\n")
-        recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)
+    def _finish(self, finished: protocol.TurnFinished | None) -> None:
+        if finished is None and self._request_id is not None:
+            self._engine.cancel(self._request_id)
+        for growing in self._growing:
+            reason: FinishReason = "cancelled" if self._stopped else "interrupted"
+            stats = None
+            if finished is not None:
+                reason = growing.finish_reason or finished.finish_reason
+                # As the user sees it: rendering and both pipes included.
+                stats = msgspec.structs.replace(finished.stats, ttft_s=self._ttft_s)
+            reasoning = growing.recorder.answer.reasoning.rstrip("\n")
+            growing.recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)

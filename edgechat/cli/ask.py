@@ -15,7 +15,9 @@ from edgechat.cli.options import conversation_options, session_maker
 from edgechat.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgechat.chat.events import TurnFinished, TurnInterrupted
+    from collections.abc import Iterator
+
+    from edgechat.chat.events import SessionEvent, TurnFinished, TurnInterrupted
     from edgechat.chat.session import Session
 
 
@@ -31,14 +33,23 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="A text or source file to go with the question; may be repeated.",
 )
+@click.option(
+    "--answers",
+    "n_answers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="So many answers side by side, to choose from.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, at the end.")
-def ask(prompt: str | None, as_json: bool, attachments: tuple[Path, ...], **options: Any) -> None:
+def ask(prompt: str | None, as_json: bool, attachments: tuple[Path, ...], n_answers: int, **options: Any) -> None:
     """Ask one question and print the answer as it comes.
 
     What comes on standard input is appended to PROMPT. Question and answer are kept (`edgechat history`), unless
     --ephemeral says otherwise.
     """
-    answer(question(prompt), as_json=as_json, attachments=attachments, **options)
+    answer(question(prompt), as_json=as_json, attachments=attachments, n_answers=n_answers, **options)
 
 
 def ask_stdin(**options: Any) -> None:
@@ -66,7 +77,7 @@ def question(prompt: str | None) -> str:
     return text
 
 
-def answer(text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), **options: Any) -> None:
+def answer(text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_answers: int = 1, **options: Any) -> None:
     """Print the answer to `text`. Raises EdgechatError, and KeyboardInterrupt after Ctrl-C."""
     make_session, problems = session_maker(**options)
     session = make_session()
@@ -88,11 +99,13 @@ def answer(text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), **op
             status.note(warning)
         before = signal.signal(signal.SIGINT, interrupt)
         try:
-            ended = _stream(session, text, attachments, status, quiet=as_json)
+            ended = _stream(session.send(text, attachments, n_answers), status, quiet=as_json or n_answers > 1)
         finally:
             signal.signal(signal.SIGINT, before)
         if as_json:
             _print_json(session, ended)
+        elif n_answers > 1:
+            _print_answers(ended)
     finally:
         status.clear()
         session.close()
@@ -100,9 +113,7 @@ def answer(text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), **op
         raise KeyboardInterrupt
 
 
-def _stream(
-    session: Session, text: str, attachments: tuple[Path, ...], status: _Status, *, quiet: bool
-) -> TurnFinished | TurnInterrupted:
+def _stream(answering: Iterator[SessionEvent], status: _Status, *, quiet: bool) -> TurnFinished | TurnInterrupted:
     from edgechat.chat import events
     from edgechat.errors import EngineError
 
@@ -110,7 +121,7 @@ def _stream(
     clean = visible if sys.stdout.isatty() else str
     printed = False
     try:
-        for event in session.send(text, attachments):
+        for event in answering:
             status.note(events.notice_words(event))
             status.show(events.progress_words(event))
             if isinstance(event, events.TokensGenerated) and event.text and not quiet:
@@ -125,6 +136,13 @@ def _stream(
     raise EngineError("the answer ended without a last word from the engine")
 
 
+def _print_answers(ended: TurnFinished | TurnInterrupted) -> None:
+    clean = visible if sys.stdout.isatty() else str
+    answers = [ended.answer, *ended.others]
+    for number, each in enumerate(answers, start=1):
+        click.echo(f"{'' if number == 1 else chr(10)}--- {number}/{len(answers)}\n{clean(each.text)}")
+
+
 def _print_json(session: Session, ended: TurnFinished | TurnInterrupted) -> None:
     import msgspec
 
@@ -134,7 +152,7 @@ def _print_json(session: Session, ended: TurnFinished | TurnInterrupted) -> None
     stats = msgspec.structs.asdict(answered.stats) if answered.stats is not None else {}
     stats["load_s"] = loaded.load_s if loaded else 0.0
     stats["peak_rss_bytes"] = {"engine": session.engine.stats().peak_rss_bytes, "client": peak_rss_bytes()}
-    result = {
+    result: dict[str, Any] = {
         "text": answered.text,
         "reasoning": answered.reasoning,
         "finish_reason": answered.finish_reason,
@@ -144,6 +162,11 @@ def _print_json(session: Session, ended: TurnFinished | TurnInterrupted) -> None
         "backend": loaded.backend if loaded else "",
         "stats": stats,
     }
+    if ended.others:
+        result["others"] = [
+            {"text": o.text, "reasoning": o.reasoning, "finish_reason": o.finish_reason, "message_id": o.id}
+            for o in ended.others
+        ]
     click.echo(msgspec.json.encode(result).decode())
 
 

@@ -49,6 +49,16 @@ class Talk:
         self.check()
         return last.answer
 
+    def hear_all(self, answer: Iterator[events.SessionEvent]) -> Message:
+        self.seen = list(answer)
+        last = self.seen[-1]
+        assert isinstance(last, (events.TurnFinished, events.TurnInterrupted))
+        for number, each in enumerate((last.answer, *last.others)):
+            heard = [e.text for e in self.seen if isinstance(e, events.TokensGenerated) and e.number == number]
+            assert each.text == "".join(heard)
+        self.check()
+        return last.answer
+
     def check(self) -> None:
         """The store has what the session shows."""
         session = self.session
@@ -527,3 +537,59 @@ def test_prompts_of_two_threads_do_not_mix(talk: Callable[..., Talk]) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_several_answers_side_by_side(talk: Callable[..., Talk]) -> None:
+    t = talk(Settings(temperature=1.0, seed=1, max_tokens=12, n_ctx=2048))
+    first = t.hear_all(t.session.send("Tell me something.", n_answers=4))
+    last = t.seen[-1]
+    assert isinstance(last, (events.TurnFinished, events.TurnInterrupted))
+    assert len({first.text, *(o.text for o in last.others)}) == 4  # with a seed each
+    assert t.session.tree.siblings(first.id) == [first.id, *(o.id for o in last.others)]
+    assert t.session.tree.head_id == first.id
+    t.hear_all(t.session.regenerate(n_answers=2))
+    assert len(t.session.tree.siblings(first.id)) == 6
+    t.hear(t.session.send("And then?"))
+    with pytest.raises(UsageError, match="1 to 8"):
+        list(t.session.regenerate(n_answers=9))
+    t.check()
+
+
+def test_an_answer_beside_others_is_the_one_alone(talk: Callable[..., Talk]) -> None:
+    t = talk(msgspec.structs.replace(QUIET, max_tokens=6))
+    alone = t.hear(t.session.send("What is a river?"))
+    t.hear_all(t.session.regenerate(n_answers=3))  # greedy: all the same
+    assert {m.text for m in t.session.tree.below(t.session.tree.path[0].id) if m.role == "assistant"} == {alone.text}
+
+
+def test_all_answers_are_stopped_and_kept(talk: Callable[..., Talk]) -> None:
+    t = talk(msgspec.structs.replace(QUIET, max_tokens=300))
+    for event in t.session.send("Tell me a very long story.", n_answers=3):
+        if isinstance(event, events.TokensGenerated) and event.number == 2:
+            t.session.stop()
+        last = event
+    assert isinstance(last, events.TurnInterrupted)
+    assert [a.finish_reason for a in (last.answer, *last.others)] == ["cancelled"] * 3
+    assert all(a.text for a in (last.answer, *last.others))
+    t.check()
+
+
+def test_a_conversation_is_warm_when_it_is_opened_again(talk: Callable[..., Talk]) -> None:
+    t = talk()
+    t.hear(t.session.send("Remember these words: " + " ".join(f"word{n}" for n in range(100))))
+    t.session.close()
+    u = talk(conversation=t.session.conversation.id)
+    u.session.warm()
+    answer = u.hear(u.session.send("Which?"))
+    assert answer.stats is not None
+    assert answer.stats.cached_tokens > answer.stats.prompt_tokens - 20
+    assert answer.stats.cached_disk_tokens == 0  # that was done before
+
+
+def test_a_title_takes_nothing_from_the_conversation(talk: Callable[..., Talk]) -> None:
+    t = talk(msgspec.structs.replace(QUIET, max_tokens=100))
+    t.hear(t.session.send("Say only the word Paris."))
+    t.session.make_title()
+    answer = t.hear(t.session.send("And now Rome."))
+    assert answer.stats is not None
+    assert answer.stats.cached_tokens > answer.stats.prompt_tokens - 30

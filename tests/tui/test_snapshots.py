@@ -54,9 +54,9 @@ class ScriptedSession(Session):
         )  # fmt: skip
         return self.engine.loaded
 
-    def send(self, text: str, attachments: Sequence[Path] = ()) -> Iterator[events.SessionEvent]:
+    def send(self, text: str, attachments: Sequence[Path] = (), n_answers: int = 1) -> Iterator[events.SessionEvent]:
         assert text
-        assert not attachments
+        assert (attachments, n_answers) == ((), 1)
         yield events.PrefillProgressed(done_tokens=5, total_tokens=5)
         for start in range(0, len(ANSWER), 16):
             yield events.TokensGenerated(text=ANSWER[start : start + 16], reasoning="", n_tokens=4)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgechat import errors
 from edgechat.chat.reasoning import overlap
-from edgechat.chat.stream import until
+from edgechat.chat.stream import StopText
 from edgechat.chat.visible import visible
 from edgechat.config import Sampling
 from edgechat.engine import protocol
@@ -131,20 +131,14 @@ def test_more_memory_never_means_less_context(available: int, more: int) -> None
 
 @given(st.lists(st.text("\nUser: x", max_size=4)))
 def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(pieces: list[str]) -> None:
-    stats = protocol.GenerationStats(
-        prompt_tokens=1, cached_tokens=0, completion_tokens=1, ttft_s=0, prefill_tps=0, decode_tps=0
-    )
-    events: list[protocol.AnyEvent] = [protocol.TokensGenerated(id=1, text=p, tokens=[]) for p in pieces]
-    events.append(protocol.TurnFinished(id=1, finish_reason="length", stats=stats, context_tokens=1))
-    seen = list(until(iter(events), "\nUser:", lambda: None))
-    text = "".join(e.text for e in seen if isinstance(e, protocol.TokensGenerated))
+    stop = StopText("\nUser:")
+    text = "".join(stop.feed(piece) for piece in pieces) + stop.finish()
     whole = "".join(pieces)
     assert text == whole.split("\nUser:")[0]
-    assert isinstance(seen[-1], protocol.TurnFinished)
-    assert seen[-1].finish_reason == ("stop" if "\nUser:" in whole else "length")
+    assert stop.has_stopped == ("\nUser:" in whole)
 
 
-def testoverlap() -> None:
+def test_overlap() -> None:
     assert [overlap(t, "\nUser:") for t in ("", "a", "a\n", "a\nUs", "\nUser")] == [0, 0, 1, 3, 5]
 
 
