@@ -78,9 +78,23 @@ def estimate(header: ModelHeader, n_ctx: int, *, use_mmap: bool = True, n_ubatch
     return MemoryEstimate(
         weights=header.tensor_bytes,
         repacked=sum(t.size_bytes for t in header.tensors if t.type in _REPACKED) if use_mmap else 0,
-        kv_cache=header.n_layers * header.kv_width * n_ctx * _F16_BYTES,
+        kv_cache=header.n_layers * header.kv_width * n_ctx * _F16_BYTES + _state_bytes(header),
         compute=min(n_ubatch, n_ctx) * (header.n_vocab + 4 * widest) * _F32_BYTES,
     )
+
+
+def _state_bytes(header: ModelHeader) -> int:
+    """Memory of layers that keep a state for each sequence instead of a cell for each token, in F32.
+
+    As llama.cpp's `llama_hparams` counts it: a convolution's last inputs, and the state itself. Counted for every layer,
+    and for the sequence in which pieces are put together, too.
+    """
+    inner, size = header.number("ssm.inner_size"), header.number("ssm.state_size")
+    groups, kernel = header.number("ssm.group_count"), header.number("ssm.conv_kernel")
+    mamba = max(0, kernel - 1) * (inner + 2 * groups * size) + size * inner
+    shortconv = max(0, header.number("shortconv.l_cache") - 1) * header.n_embd
+    rwkv = header.n_embd * (header.number("wkv.head_size") + header.number("token_shift_count"))
+    return header.n_layers * (mamba + shortconv + rwkv) * _F32_BYTES * (FEW_SEQS + 1)
 
 
 def plan(
