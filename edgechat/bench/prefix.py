@@ -22,6 +22,7 @@ from edgechat.runtime.bundle import find_bundle
 
 N_BATCH: Final = 512
 _N_SYSTEM: Final = 100
+_N_ANSWER: Final = 48
 _FIRST_TOKEN, _LAST_TOKEN = 300, 3000  # ordinary ones, in every vocabulary that matters
 _PREFIX_BYTES: Final = 4 << 30
 # Threads that computed spin for a while before they sleep, and would take the other's cores.
@@ -66,6 +67,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Cold, median."""
     cold_ttft_s: list[float]
     rows: list[Row]
+    four_answers_cost: list[float]
+    """Time of four answers side by side in times of one answer of the same length, each round."""
 
 
 class _Taken(msgspec.Struct, frozen=True):
@@ -94,10 +97,12 @@ def run(workload: Workload, peer: Path | None, tell: Callable[[str], None] = lam
         cold: list[_Taken] = []
         taken: dict[str, list[_Taken]] = {name: [] for name in NAMES}
         peers: dict[str, list[tuple[float, int]]] = {name: [] for name in NAMES}
+        four: list[float] = []
         for number in range(workload.rounds):
             tell(f"round {number + 1} of {workload.rounds}")
             prompts = _prompts(workload)
             cold.append(ours.first_token(_random(workload.n_history + workload.n_new), is_cold=True))
+            four.append(ours.decode_s(4) / ours.decode_s(1))
             for name in NAMES:
                 # The one that goes second finds a warmer machine: they take turns.
                 ours_first = number % 2 == 0
@@ -112,6 +117,7 @@ def run(workload: Workload, peer: Path | None, tell: Callable[[str], None] = lam
         return Report(
             workload=workload, backend=ours.backend, prefill_tps=statistics.median(t.prefill_tps for t in cold),
             cold_ttft_s=[t.ttft_s for t in cold], rows=[_row(name, taken[name], cold, peers[name]) for name in NAMES],
+            four_answers_cost=four,
         )  # fmt: skip
 
 
@@ -192,6 +198,17 @@ class _Ours:
         computed = last.stats.prompt_tokens - last.stats.cached_tokens
         prefill_s = computed / last.stats.prefill_tps if last.stats.prefill_tps else 0.0
         return _Taken(ttft_s, last.stats.cached_tokens, ttft_s - prefill_s, last.stats.prefill_tps)
+
+    def decode_s(self, n_samples: int) -> float:
+        """Seconds for the tokens after the first ones of so many answers to one prompt."""
+        request = protocol.Generate(
+            id=self._engine.next_id(), tokens=_random(_N_SYSTEM), max_tokens=_N_ANSWER, ignore_eog=True, sampling=GREEDY,
+            n_samples=n_samples, is_aside=True,
+        )  # fmt: skip
+        *_, last = self._engine.generate(request)
+        if not isinstance(last, protocol.TurnFinished):
+            raise EngineError("the engine ended a measurement without its figures")
+        return (last.stats.completion_tokens - n_samples) / last.stats.decode_tps
 
     def close(self) -> None:
         self._engine.close()

@@ -156,6 +156,7 @@ def _prefix_table(report: PrefixReport) -> str:
                 f"{median(row.peer_ttft_s) * 1000:17.1f}{row.peer_cached_tokens:8}{row.times_faster_than_peer:10.2f}"
             )
         lines.append(line)
+    lines.append(f"four answers side by side: {median(report.four_answers_cost):.2f} times the time of one")
     return "\n".join(lines)
 
 
