@@ -147,7 +147,7 @@ def test_json_has_what_is_documented(cli: Cli) -> None:
     }  # fmt: skip
     stats = found["stats"]
     assert set(stats) == {
-        "prompt_tokens", "cached_tokens", "completion_tokens", "ttft_s", "prefill_tps", "decode_tps",
+        "prompt_tokens", "cached_tokens", "cached_ram_tokens", "cached_disk_tokens", "completion_tokens", "ttft_s", "prefill_tps", "decode_tps",
         "n_drafted", "n_accepted", "load_s", "peak_rss_bytes",
     }  # fmt: skip
     assert stats["completion_tokens"] == 5
