@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from edgechat.prefix.disk import Disk
 from edgechat.prefix.memory import Memory
-from edgechat.prefix.piece import NotAPiece, Piece
+from edgechat.prefix.piece import Piece
 from edgechat.prefix.speeds import Speeds
 from edgechat.prefix.tree import Match, Node, Tree
 from edgechat.prefix.ways import Way, Ways
@@ -102,44 +104,48 @@ class PrefixCache:
                 memory.copy(way.base, seq, way.base_tokens)
                 self._tips[way.base] = self._tips.pop(way.base)  # of use just now
         n_tokens = {"ram": 0, "disk": 0}
-        for piece in way.pieces:
+        started = time.monotonic()
+        for piece, data in self._with_data(way.pieces):
             before = len(memory.tokens(seq))
-            tier = "ram" if piece.data is not None else "disk"
-            if not self._restore(seq, piece, tokens, way.base):
+            tier = "ram" if isinstance(data, bytearray) else "disk"
+            if not self._restore(seq, piece, data, tokens, way.base):
                 if memory.any_position:
                     break
                 memory.drop(seq)
                 return None
             n_tokens[tier] += len(memory.tokens(seq)) - before
+            speed = self.speeds.ram if tier == "ram" else self.speeds.disk
+            speed.measured(piece.n_bytes, time.monotonic() - started)
+            started = time.monotonic()
         return Cached(seq=seq, live_tokens=way.base_tokens, ram_tokens=n_tokens["ram"], disk_tokens=n_tokens["disk"])
 
-    def _restore(self, seq: int, piece: Piece, tokens: Sequence[int], base: int | None) -> bool:
+    def _with_data(self, way: Sequence[Piece]) -> Iterator[tuple[Piece, bytearray | memoryview | None]]:
+        """Each piece with its bytes; None if they cannot be had."""
+        held = [(piece, piece.data) for piece in way]  # whatever makes room meanwhile
+        wanted = [(p.file, p.node.path()) for p, data in held if data is None and p.file is not None]
+        with contextlib.closing(self._read(wanted)) as read:
+            for piece, data in held:
+                yield piece, next(read, None) if data is None else data
+
+    def _read(self, wanted: Sequence[tuple[Path, list[int]]]) -> Generator[memoryview | None, None, None]:
+        if self._disk is not None and wanted:
+            yield from self._disk.read(wanted)
+
+    def _restore(
+        self, seq: int, piece: Piece, data: bytearray | memoryview | None, tokens: Sequence[int], base: int | None
+    ) -> bool:
         """Append a piece, or what of it the prompt shares. If that fails, the piece is gone."""
         end = _common(piece.node.path(), tokens[:-1])
-        speed = self.speeds.ram if piece.data is not None else self.speeds.disk
-        started = time.monotonic()
-        data = self._data(piece)
         if data is not None:
             held = tokens[piece.start : end]
             while not self._memory.restore(seq, piece.start, held, data):
                 if not self.make_room(seq, base):
                     break
             else:
-                speed.measured(piece.n_bytes, time.monotonic() - started)
                 piece.used = next(self._clock)
                 return True
         self._remove(piece)
         return False
-
-    def _data(self, piece: Piece) -> bytearray | memoryview | None:
-        if piece.data is not None:
-            return piece.data
-        if self._disk is None or piece.file is None:
-            return None
-        try:
-            return self._disk.read(piece.file, piece.node.path())
-        except NotAPiece:
-            return None
 
     # Sequences in work, and after it
 

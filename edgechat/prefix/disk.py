@@ -10,7 +10,7 @@ import queue
 import shutil
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +36,7 @@ class Disk:
         self._find_identity = find_identity
         self.identity = ""
         """The name of the folder; "" while it is not known."""
-        self._buffer = bytearray()  # the same for all: fresh memory costs more than reading into it
+        self._buffers = [bytearray(), bytearray()]  # the same for all: fresh memory costs more than reading into it
         self._seen: dict[str, set[str]] = {}
         self._made: set[str] = set()
         self._resting = threading.Event()
@@ -78,29 +78,38 @@ class Disk:
                 except (OSError, NotAPiece):
                     self._discard(path)
 
-    def read(self, path: Path, tokens: Sequence[int]) -> memoryview:
-        """The data of a file that must be of exactly this path of tokens; until the next is read.
+    def read(self, wanted: Sequence[tuple[Path, Sequence[int]]]) -> Generator[memoryview | None, None, None]:
+        """The data of files that must be of exactly these paths of tokens, each until the next is asked for.
 
-        Raises NotAPiece; then the file is gone.
+        None for one that cannot be used; then it is gone. A thread reads ahead, since what is done with the data takes
+        as long as reading it.
         """
+        free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        full: queue.SimpleQueue[tuple[Header, memoryview] | None] = queue.SimpleQueue()
+        for number in range(len(self._buffers)):
+            free.put(number)
+
+        def read_ahead() -> None:
+            for path, tokens in wanted:
+                number = free.get()
+                if number is None:
+                    return
+                full.put(_read(path, tokens, self._buffers, number))
+
+        threading.Thread(target=read_ahead, name="prefix reader", daemon=True).start()
         try:
-            with path.open("rb") as file:
-                if hasattr(os, "posix_fadvise"):  # read on while what came is checked
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-                header = pieces.read_header(file)
-                if header.path != array("i", tokens).tobytes():
-                    raise NotAPiece  # noqa: TRY301
-                if header.n_bytes != os.fstat(file.fileno()).st_size - file.tell():
-                    raise NotAPiece  # noqa: TRY301
-                if header.n_bytes > len(self._buffer):
-                    self._buffer = bytearray(header.n_bytes)
-                data = memoryview(self._buffer)[: header.n_bytes]
-                pieces.read_data(file, header, data)
-            os.utime(path)
-        except (OSError, NotAPiece) as error:
-            self._discard(path)
-            raise NotAPiece from error
-        return data
+            for number, (path, _) in enumerate(wanted):
+                found = full.get()
+                if found is None or not pieces.is_whole(*found):
+                    self._discard(path)
+                    yield None
+                else:
+                    with contextlib.suppress(OSError):
+                        os.utime(path)
+                    yield found[1]
+                free.put(number % len(self._buffers))
+        finally:
+            free.put(None)
 
     def _discard(self, path: Path) -> None:
         _log.warning("the prefix in %s cannot be used, and is computed again", path.name)
@@ -198,3 +207,20 @@ def forget(root: Path, conversation: str) -> None:
 def _folder_name(conversation: str) -> str:
     """Ids come from imported files too, where they may be anything."""
     return hashlib.blake2b(conversation.encode("utf-8", "replace"), digest_size=12).hexdigest()
+
+
+def _read(path: Path, tokens: Sequence[int], buffers: list[bytearray], number: int) -> tuple[Header, memoryview] | None:
+    """A file's header and data, which is not checked yet, in one of the buffers."""
+    try:
+        with path.open("rb") as file:
+            header = pieces.read_header(file)
+            size = os.fstat(file.fileno()).st_size - file.tell()
+            if header.path != array("i", tokens).tobytes() or header.n_bytes != size:
+                return None
+            if len(buffers[number]) < size:
+                buffers[number] = bytearray(size)
+            view = memoryview(buffers[number])[:size]
+            pieces.read_data(file, view)
+    except (OSError, NotAPiece):
+        return None
+    return header, view

@@ -17,6 +17,8 @@ from edgechat.prefix.tree import Node
 MAGIC: Final = b"edgechat prefix\x01"
 _MAX_HEADER_BYTES: Final = 64 << 20
 CHUNK_BYTES: Final = 4 << 20
+# Larger reads outrun what the system reads ahead.
+READ_BYTES: Final = 256 << 10
 
 
 class Piece:
@@ -107,18 +109,19 @@ def read_header(file: BufferedReader) -> Header:
     return header
 
 
-def read_data(file: BufferedReader, header: Header, view: memoryview) -> None:
-    """Fill `view`, which is as long as the data, and check it. Raises NotAPiece and OSError."""
-    done = crc = 0
+def read_data(file: BufferedReader, view: memoryview) -> None:
+    """Fill `view`, which is as long as the data. Raises NotAPiece and OSError."""
+    done = 0
     while done < len(view):
-        part = view[done : done + CHUNK_BYTES]
-        count = file.readinto(part)
+        count = file.readinto(view[done : done + READ_BYTES])
         if not count:
             raise NotAPiece
-        crc = zlib.crc32(part[:count], crc)
         done += count
-    if crc != header.crc32:
-        raise NotAPiece
+
+
+def is_whole(header: Header, view: memoryview) -> bool:
+    """True if the data is what was written."""
+    return zlib.crc32(view) == header.crc32
 
 
 def _u32(number: int) -> bytes:
