@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from edgechat.prefix.cache import PrefixCache
 from tests.models import Kind
 
 WINDOW = 12
@@ -142,3 +143,21 @@ class FakeMemory:
 
     def _used(self) -> int:
         return len({id(c) for held in self._held for c in held.cells.values()})
+
+
+def check_cache(cache: PrefixCache) -> None:
+    """Raises AssertionError if anything here contradicts anything else."""
+    nodes = list(cache.tree.nodes())
+    for node in nodes:
+        if not node.is_needed or len(node.tokens) != node.end - (node.parent.end if node.parent else 0):
+            raise AssertionError(f"a node of {node.path()} is kept for nothing, or has a wrong length")
+        if any(child.parent is not node or child.tokens[0] != first for first, child in node.children.items()):
+            raise AssertionError(f"the children of {node.path()} are in disorder")
+    if {p for node in nodes for p in node.pieces} != cache._pieces:
+        raise AssertionError("pieces are not where they should be")
+    for seq, tip in cache._tips.items():
+        if tip.path() != list(cache._memory.tokens(seq)) or seq not in tip.seqs or seq not in cache._owner:
+            raise AssertionError(f"sequence {seq} is not what the tree says")
+    in_ram = sum(p.n_bytes for p in cache._pieces if p.data is not None and not p.is_waiting)
+    if in_ram > cache._ram_cap_bytes:
+        raise AssertionError(f"{in_ram} bytes in RAM are over the cap of {cache._ram_cap_bytes}")

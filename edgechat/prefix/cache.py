@@ -334,23 +334,6 @@ class PrefixCache:
             if not piece.is_there:
                 self._remove(piece)
 
-    def check(self) -> None:
-        """Raises AssertionError if anything here contradicts anything else; for tests."""
-        nodes = list(self.tree.nodes())
-        for node in nodes:
-            if not node.is_needed or len(node.tokens) != node.end - (node.parent.end if node.parent else 0):
-                raise AssertionError(f"a node of {node.path()} is kept for nothing, or has a wrong length")
-            if any(child.parent is not node or child.tokens[0] != first for first, child in node.children.items()):
-                raise AssertionError(f"the children of {node.path()} are in disorder")
-        if {p for node in nodes for p in node.pieces} != self._pieces:
-            raise AssertionError("pieces are not where they should be")
-        for seq, tip in self._tips.items():
-            if tip.path() != list(self._memory.tokens(seq)) or seq not in tip.seqs or seq not in self._owner:
-                raise AssertionError(f"sequence {seq} is not what the tree says")
-        in_ram = sum(p.n_bytes for p in self._pieces if p.data is not None and not p.is_waiting)
-        if in_ram > self._ram_cap_bytes:
-            raise AssertionError(f"{in_ram} bytes in RAM are over the cap of {self._ram_cap_bytes}")
-
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences share from the start."""

@@ -18,6 +18,7 @@ from edgechat.prefix.disk import Disk
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context, NoRoom
 from edgechat.runtime.model import Model
+from tests.fake_memory import check_cache
 from tests.models import KINDS, Kind, write_tiny
 
 N_CTX = 1024
@@ -66,7 +67,7 @@ class Desk:
     def turn(self, tokens: list[int], stops: tuple[int, ...] = (), *, whose: str = "talk") -> tuple[Cached, Logits]:
         cached, logits = self.read(tokens, stops, whose=whose)
         self.cache.settle(cached.seq)
-        self.cache.check()
+        check_cache(self.cache)
         return cached, logits
 
     def save(self) -> None:
@@ -194,7 +195,7 @@ def test_answers_side_by_side_share_the_prompt(model: Model) -> None:
     for i, seq in enumerate(seqs):
         assert distance(desk.logits(i), alone(model, prompt + answers[seq], 200)) < noise(model)
         desk.cache.settle(seq)
-    desk.cache.check()
+    check_cache(desk.cache)
     desk.close()
 
 

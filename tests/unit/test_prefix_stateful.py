@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from edgechat.prefix.cache import PrefixCache
 from edgechat.prefix.disk import Disk, forget
-from tests.fake_memory import FakeMemory, NoRoom
+from tests.fake_memory import FakeMemory, NoRoom, check_cache
 from tests.models import KINDS, Kind
 
 N_CELLS = 400
@@ -130,7 +130,7 @@ class PrefixMachine(RuleBasedStateMachine):
     def is_sound(self) -> None:
         if not hasattr(self, "cache"):
             return
-        self.cache.check()
+        check_cache(self.cache)
         for seq in range(self.memory.n_seqs):
             self.memory.check(seq)
 
