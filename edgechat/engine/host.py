@@ -101,8 +101,12 @@ class Host:
         """Do a step of saving; how long to wait before the next one, or None if there is nothing left."""
         if self._disk is not None:
             self._disk.resume()
-        if self._cache is not None and self._cache.idle_step():
-            return 0.0
+        try:
+            if self._cache is not None and self._cache.idle_step():
+                return 0.0
+        except (EdgechatError, MemoryError) as error:
+            print(f"prefixes are not saved: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
+            return None
         return _BUSY_POLL_S if self._disk is not None and self._disk.is_busy else None
 
     def _read(self) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from edgechat.errors import EngineError
 from edgechat.prefix.disk import Disk
 from edgechat.prefix.memory import Memory
 from edgechat.prefix.piece import Piece
@@ -224,9 +225,10 @@ class PrefixCache:
         while True:
             for seq in range(self._memory.n_seqs):
                 if seq not in self._owner:
+                    self._memory.drop(seq)  # whatever an error left in it
                     return seq
             if not self.make_room(keep):
-                raise ValueError(f"all {self._memory.n_seqs} sequences are in work")
+                raise EngineError(f"all {self._memory.n_seqs} sequences of the context are in work")
 
     def _untip(self, seq: int) -> None:
         node = self._tips.pop(seq, None)
@@ -239,14 +241,18 @@ class PrefixCache:
     def idle_step(self) -> bool:
         """Save a little of what is not saved yet; False if there is nothing left to do for now."""
         self._tidy()
-        if self._disk is None or self._disk.is_busy:
+        disk = self._disk
+        if disk is None or disk.is_busy or disk.is_failing:
             return False
         for piece in self._pieces:
-            if piece.data is not None and piece.file is None and piece.conversation:
+            if piece.data is not None and piece.file is None and disk.takes(piece.conversation):
                 self._write(piece)
                 return True
         for seq in reversed(self._tips):
-            if self._owner[seq] and (captured := self._capture(seq, STEP_TOKENS, is_waiting=True)) is not None:
+            if (
+                disk.takes(self._owner[seq])
+                and (captured := self._capture(seq, STEP_TOKENS, is_waiting=True)) is not None
+            ):
                 self._write(captured)
                 return True
         return False

@@ -9,6 +9,7 @@ import os
 import queue
 import shutil
 import threading
+import time
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from edgechat.prefix.piece import Header, NotAPiece, Piece
 _log = logging.getLogger(__name__)
 _SUFFIX: Final = ".kv"
 _ASIDE: Final = ".part"
+# After a failure it is not tried again for so long.
+_FAILING_S: Final = 60.0
 
 
 class Disk:
@@ -39,6 +42,8 @@ class Disk:
         self._buffers = [bytearray(), bytearray()]  # the same for all: fresh memory costs more than reading into it
         self._seen: dict[str, set[str]] = {}
         self._made: set[str] = set()
+        self._refused: set[str] = set()
+        self._failing_until_s = 0.0
         self._resting = threading.Event()
         self._resting.set()
         self._jobs: queue.SimpleQueue[tuple[Piece, list[int], bytearray] | None] = queue.SimpleQueue()
@@ -53,6 +58,15 @@ class Disk:
     def resume(self) -> None:
         """Go on writing."""
         self._resting.set()
+
+    @property
+    def is_failing(self) -> bool:
+        """True for a while after nothing could be written."""
+        return time.monotonic() < self._failing_until_s
+
+    def takes(self, conversation: str) -> bool:
+        """False if nothing is to be written for a conversation: for nobody's, and where it was refused before."""
+        return bool(conversation) and conversation not in self._refused
 
     @property
     def is_busy(self) -> bool:
@@ -140,8 +154,9 @@ class Disk:
     def _try(self, piece: Piece, tokens: list[int], data: bytearray) -> None:
         try:
             self._write(piece, tokens, data)
-        except OSError as error:
+        except (OSError, MemoryError, ValueError) as error:
             _log.warning("a prefix is not kept: %s", error)
+            self._failing_until_s = time.monotonic() + _FAILING_S
 
     def _wait(self) -> None:
         self._resting.wait()
@@ -151,6 +166,7 @@ class Disk:
             self.identity = self._find_identity(self._wait)
         folder = self._folder(piece.conversation)
         if len(data) > self._cap_bytes or not self._make(folder):
+            self._refused.add(piece.conversation)
             return
         self._sweep(len(data))
         digest = hashlib.blake2b(array("i", tokens).tobytes(), digest_size=8).hexdigest()

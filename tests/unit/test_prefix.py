@@ -296,3 +296,38 @@ def test_many_files_are_read_ahead_of_each_other(tmp_path: Path) -> None:
     next(reading)
     reading.close()  # whoever has enough can leave
     assert [data is not None for data in disk.read(made[:3])] == [True] * 3
+
+
+@pytest.mark.parametrize("how", ["in the way", "too large", "deleted"])
+def test_what_cannot_be_written_is_not_tried_for_ever(tmp_path: Path, how: str) -> None:
+    root = tmp_path / "prefix"
+    if how == "in the way":
+        root.write_text("a file")
+    disk = a_disk(root, cap_bytes=100 if how == "too large" else 1 << 20)
+    memory = FakeMemory("llama")
+    cache = PrefixCache(memory, ram_cap_bytes=0, disk=disk)
+
+    def steps(tokens: list[int]) -> int:
+        seq = cache.prepare(tokens, "talk").seq
+        memory.decode(seq, tokens[len(memory.tokens(seq)) :])
+        cache.settle(seq)
+        n_steps = 0
+        while cache.idle_step():
+            wait(disk)
+            n_steps += 1
+            assert n_steps < 10
+        return n_steps
+
+    assert steps(TOKENS) >= 1
+    if how == "deleted":
+        forget(root, "talk")
+        steps(TOKENS + TOKENS)
+    assert steps(TOKENS + TOKENS + TOKENS) == 0
+
+
+def test_a_sequence_that_an_error_left_behind_is_empty_again() -> None:
+    memory = FakeMemory("llama")
+    cache = PrefixCache(memory)
+    memory.decode(0, [9, 9, 9])  # nobody's
+    seq = cache.prepare(TOKENS).seq
+    assert list(memory.tokens(seq)) == []
