@@ -71,6 +71,8 @@ class PrefixCache:
 
         With `is_cold` it holds nothing. With `is_aside` all live sequences stay as they are.
         """
+        for seq in [s for s in self._owner if s not in self._tips]:
+            self.release(seq)  # an error ended the work on it
         self._learn_files(conversation)
         while True:
             match = self.tree.match(tokens[:-1])

@@ -331,3 +331,6 @@ def test_a_sequence_that_an_error_left_behind_is_empty_again() -> None:
     memory.decode(0, [9, 9, 9])  # nobody's
     seq = cache.prepare(TOKENS).seq
     assert list(memory.tokens(seq)) == []
+    memory.decode(seq, [9])
+    for _ in range(10):  # and never settled
+        assert list(memory.tokens(cache.prepare(TOKENS).seq)) == []
