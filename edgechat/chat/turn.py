@@ -135,6 +135,6 @@ class Turn:
             if finished is not None:
                 reason = growing.finish_reason or finished.finish_reason
                 # As the user sees it: rendering and both pipes included.
-                stats = msgspec.structs.replace(finished.stats, ttft_s=self._ttft_s)
+                stats = msgspec.structs.replace(finished.stats, ttft_s=self._ttft_s or finished.stats.ttft_s)
             reasoning = growing.recorder.answer.reasoning.rstrip("\n")
             growing.recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)
