@@ -90,8 +90,9 @@ def complete(address: str, tokens: list[int], n_predict: int, **options: Any) ->
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_tokens_are_those_of_llama_server(engine: EngineClient, server: str, prompt: str) -> None:
     tokens = engine.tokenize(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
-    list(engine.generate(protocol.Generate(id=engine.next_id(), tokens=[5], max_tokens=1)))  # a cold context
-    request = protocol.Generate(id=engine.next_id(), tokens=tokens, max_tokens=N_TOKENS, sampling=GREEDY)
+    request = protocol.Generate(
+        id=engine.next_id(), tokens=tokens, max_tokens=N_TOKENS, sampling=GREEDY, is_cold=True, is_aside=True
+    )
     ours = [t for e in engine.generate(request) if isinstance(e, protocol.TokensGenerated) for t in e.tokens]
     theirs = complete(server, tokens, N_TOKENS)["tokens"]
     same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
