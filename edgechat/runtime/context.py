@@ -41,6 +41,7 @@ class Context:
         self.n_seqs = n_seqs
         self._tokens: list[list[int]] = [[] for _ in range(n_seqs + 1)]
         self._scratch = n_seqs  # where parts of sequences are put together and taken apart
+        self._gap_ends = [0] * (n_seqs + 1)
         bindings = model.bindings
         llama = bindings.llama
         params = llama.llama_context_default_params()
@@ -214,8 +215,11 @@ class Context:
         """True if what a token after the first `n_tokens` attends to is still there."""
         if not self._window:
             return True
-        first = int(self.model.bindings.llama.llama_memory_seq_pos_min(self._memory, seq))
-        return 0 <= first <= max(0, n_tokens - self._window)
+        first = self._first(seq)
+        return first >= 0 and max(first, self._gap_ends[seq]) <= max(0, n_tokens - self._window)
+
+    def _first(self, seq: int) -> int:
+        return int(self.model.bindings.llama.llama_memory_seq_pos_min(self._memory, seq))
 
     # Sequences
 
@@ -229,6 +233,8 @@ class Context:
             llama.llama_memory_seq_rm(self._memory, seq, -1, -1)
             n_tokens = 0
         del self._tokens[seq][n_tokens:]
+        if not n_tokens:
+            self._gap_ends[seq] = 0
         return n_tokens
 
     def drop(self, seq: int) -> None:
@@ -241,6 +247,7 @@ class Context:
         self.drop(target)
         llama.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
         self._tokens[target] = self._tokens[source][:n_tokens]
+        self._gap_ends[target] = self._gap_ends[source]
 
     def save(self, seq: int, start: int, end: int) -> bytearray:
         """The memory of positions from `start` to `end`; to the end of the sequence, unless `any_position`.
@@ -272,6 +279,10 @@ class Context:
             taken = int(llama.llama_state_seq_set_data(self.pointer, view, len(data), self._scratch))
             if taken != len(data) or self._end(self._scratch) < end:
                 return False
+            first = self._first(self._scratch)
+            if self._window and first > held:
+                # What was saved is a window, and what is here already ended before it: between them is nothing.
+                self._gap_ends[seq] = first
             llama.llama_memory_seq_cp(self._memory, self._scratch, seq, held, end)
         finally:
             self.drop(self._scratch)

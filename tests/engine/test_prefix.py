@@ -253,6 +253,31 @@ def test_what_a_context_can_do_is_said_by_it(native: Bindings, tmp_path: Path) -
     assert found["hybrid"] == found["hybrid sliding"] == set()
 
 
+def test_what_a_window_lacks_cannot_be_gone_on_from(native: Bindings, tmp_path: Path) -> None:
+    """Some tokens, and after them a saved window that begins later: the tokens between them are known, but not there."""
+    model = Model(native, write_tiny(tmp_path / "sliding.gguf", "sliding"))
+    tokens = some(300)
+    context = Context(model, n_ctx=N_CTX, n_threads=2, n_batch=128, n_ubatch=128, n_seqs=3)
+    for start in range(0, 300, 100):
+        context.decode(tokens[start : start + 100])
+    data = context.save(0, 1, 300)
+    context.drop(0)
+    context.decode(tokens[:1], 1)
+    assert context.restore(1, 1, tokens[1:], data)
+    context.copy(1, 2, 300)
+    for seq in (1, 2):
+        assert [n for n in range(301) if context.can_rewind(seq, n)] == [0, 300]
+        assert not context.can_join(seq, 1, 280)
+        assert context.can_join(seq, 300, 310)
+    context.decode(some(100, 1), 1)
+    assert not context.can_rewind(1, 290)
+    assert context.can_rewind(1, 390)
+    context.drop(1)
+    context.decode(tokens[:10], 1)
+    assert context.can_rewind(1, 5)
+    context.close()
+
+
 def test_tokens_that_fill_a_tile_leave_nothing_behind(native: Bindings, starter: Path) -> None:
     model = Model(native, starter)
     context = Context(model, n_ctx=1024, n_threads=2, n_seqs=1)
