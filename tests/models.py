@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,28 @@ def write_tiny_llama(
         if template is not None:
             writer.add_chat_template(template)
         _add_llama(_Tensors(writer, seed), n_vocab)
+    return path
+
+
+def write_parrot(path: Path, says: str) -> Path:
+    """A llama that answers everything with `says`, of characters that differ, and ends; on any machine.
+
+    A token's activation is one number of its own, which no layer changes, and which asks for the next token.
+    """
+    with _written(path, "llama", 2048) as writer:
+        _add_heads(writer)
+        n_vocab = _add_vocabulary(writer)
+        writer.add_chat_template(TEMPLATE)
+        first = 3 + 256 - ord("!")  # of the characters, see _add_vocabulary
+        chain = [n_vocab - 2, *(first + ord(c) for c in says), 2]  # from <|assistant|> to </s>
+        embedding, output = np.zeros((n_vocab, N_EMBD)), np.zeros((n_vocab, N_EMBD))
+        for i, (token, following) in enumerate(itertools.pairwise(chain)):
+            embedding[token, i] = output[following, i] = 1.0
+        tensors = _Tensors(writer, 0, scale=0.0)
+        tensors.constant("token_embd.weight", embedding)
+        tensors.constant("output.weight", output)
+        _add_layers(tensors)
+        tensors.ones("output_norm.weight")
     return path
 
 
@@ -77,13 +100,14 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
 class _Tensors:
     """Random tensors of one model."""
 
-    def __init__(self, writer: gguf.GGUFWriter, seed: int) -> None:
+    def __init__(self, writer: gguf.GGUFWriter, seed: int, scale: float = 1.0) -> None:
         self._writer = writer
+        self._scale = scale
         self._random = np.random.default_rng(seed)
 
     def matrix(self, name: str, *shape: int) -> None:
         """Scaled so that activations keep their size; the last dimension is the input's."""
-        self._writer.add_tensor(name, self._random.normal(0, shape[-1] ** -0.5, shape).astype(np.float32))
+        self._writer.add_tensor(name, self._random.normal(0, self._scale * shape[-1] ** -0.5, shape).astype(np.float32))
 
     def ones(self, name: str, size: int = N_EMBD) -> None:
         self._writer.add_tensor(name, np.ones(size, dtype=np.float32))
@@ -117,6 +141,10 @@ class _Tensors:
 
 def _add_llama(tensors: _Tensors, n_vocab: int, *, experts: bool = False) -> None:
     tensors.ends(n_vocab)
+    _add_layers(tensors, experts=experts)
+
+
+def _add_layers(tensors: _Tensors, *, experts: bool = False) -> None:
     for block in range(N_LAYER):
         start = f"blk.{block}."
         tensors.ones(start + "attn_norm.weight")

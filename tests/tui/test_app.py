@@ -20,6 +20,7 @@ from edgechat.store import ephemeral_store
 from edgechat.tui import events
 from edgechat.tui.app import SHOWN_MESSAGES, ChatApp
 from edgechat.tui.prompt import Prompt
+from tests.models import write_parrot
 
 LONG = "Tell me a very long story about the sea."
 
@@ -253,12 +254,10 @@ async def test_a_conversation_goes_on_where_it_was_left(starter: Path) -> None:
     session(app).close()
 
 
-async def test_the_model_names_the_conversation_in_idle_time(starter: Path) -> None:
-    app = an_app(starter, max_tokens=30, titles=True)
+async def test_the_model_names_the_conversation_in_idle_time(tmp_path: Path) -> None:
+    app = an_app(write_parrot(tmp_path / "parrot.gguf", "Paris"), titles=True)
     async with app.run_test() as pilot:
-        await pilot.press(*"Say only the word Paris.", "enter")
-        await until(lambda: answers(app) and live(app).startswith("ready"))
-        before = session(app).tree.path[0].text
-        if session(app).tree.path[-1].finish_reason == "stop":
-            await until(lambda: session(app).conversation.title != before)
+        await pilot.press(*"Where is it?", "enter")
+        await until(lambda: answers(app) == ["Paris"])
+        await until(lambda: session(app).conversation.title == "Paris")
     session(app).close()
