@@ -53,6 +53,10 @@ class Settings(Sampling, frozen=True, kw_only=True):
     """Let models that can think do so before they answer; absent: where it is no long wait on this machine."""
     prefix_cache: bool = True
     """Keep what was computed of a conversation on disk, so that it answers at once when it is opened again."""
+    speculation: bool = True
+    """Try several tokens at a time where what was said before may be said again; the text is the same, only sooner."""
+    strict: bool = False
+    """Compute every answer from its first token on and one token at a time: same seed, same text, to the last bit."""
     titles: bool = True
     """Have the model name new conversations when it has nothing else to do."""
 

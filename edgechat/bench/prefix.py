@@ -172,7 +172,7 @@ class _Ours:
         self.backend = self._engine.load(protocol.Load(
             id=self._engine.next_id(), path=work.model, n_threads=work.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
             n_ctx=_n_ctx(work), n_seqs=4, prefix_ram_bytes=_PREFIX_BYTES, prefix_disk_bytes=_PREFIX_BYTES,
-            prefix_dir=str(self._scratch),
+            prefix_dir=str(self._scratch), speculation=False,
         )).backend  # fmt: skip
 
     def go_on(self, name: str, prompts: dict[str, list[list[int]]]) -> _Taken:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,17 @@ _ANSWER_S: Final = 600.0
 class LlamaServer:
     """A llama-server with one model on a port of its own; conversations can be saved to its slots' files."""
 
-    def __init__(self, binary: Path, module: str, model: str, *, n_ctx: int, n_threads: int, n_batch: int) -> None:
+    def __init__(
+        self,
+        binary: Path,
+        module: str,
+        model: str,
+        *,
+        n_ctx: int,
+        n_threads: int,
+        n_batch: int,
+        arguments: Sequence[str] = (),
+    ) -> None:
         """`module` is the backend that it is to use. Raises EngineError if it does not start."""
         self._scratch = tempfile.TemporaryDirectory()
         with socket.socket() as probe:
@@ -32,7 +43,7 @@ class LlamaServer:
         self._command = [
             str(binary.resolve()), "-m", str(Path(model).resolve()), "-c", str(n_ctx), "-t", str(n_threads),
             "-b", str(n_batch), "-ub", str(n_batch), "--host", "127.0.0.1", "--port", str(self._port),
-            "--slot-save-path", self._scratch.name, "--no-webui",
+            "--slot-save-path", self._scratch.name, "--no-webui", *arguments,
         ]  # fmt: skip
         # The same module, and no other: an empty directory, since ggml also searches the current one.
         self._environment = os.environ | {"GGML_BACKEND_PATH": module}
@@ -79,6 +90,11 @@ class LlamaServer:
             {"prompt": tokens, "n_predict": 1, "cache_prompt": True, "temperature": 0.0, "ignore_eos": True},
         )
         return time.monotonic() - started, len(tokens) - int(answer["timings"]["prompt_n"])
+
+    def decode_tps(self, tokens: list[int], n_predict: int) -> float:
+        """Tokens per second of an answer after its first token, by the server's own clock."""
+        answer = self._post("/completion", {"prompt": tokens, "n_predict": n_predict, "temperature": 0.0})
+        return float(answer["timings"]["predicted_per_second"])
 
     def restart(self) -> None:
         """Save the conversation that was used last, and start anew; `resume` brings it back."""

@@ -99,7 +99,7 @@ def workload_for(model: Path, n_threads: int | None, **sizes: int) -> Workload:
 def _load(engine: EngineClient, workload: Workload) -> str:
     request = protocol.Load(
         id=engine.next_id(), path=workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
-        n_ctx=workload.n_depth + workload.n_prompt + workload.n_gen + 1,
+        n_ctx=workload.n_depth + workload.n_prompt + workload.n_gen + 1, speculation=False,
     )  # fmt: skip
     return engine.load(request).backend
 

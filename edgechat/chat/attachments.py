@@ -80,12 +80,23 @@ def with_attachments(text: str, attachments: Sequence[Attachment], read: Callabl
     return "\n\n".join([*parts, text] if text else parts)
 
 
+def texts(attachments: Sequence[Attachment], read: Callable[[str], bytes]) -> list[str]:
+    """What stands in those that are texts and not lost."""
+    found = (_text(a, read) for a in attachments if not a.is_image)
+    return [text for text in found if text is not None]
+
+
 def _shown(attachment: Attachment, read: Callable[[str], bytes]) -> str:
+    text = _text(attachment, read)
+    # One file that is lost must not end the conversation.
+    return f"({attachment.name} is lost)" if text is None else _fenced(attachment.name, text)
+
+
+def _text(attachment: Attachment, read: Callable[[str], bytes]) -> str | None:
     try:
-        content = read(attachment.sha256)
-    except StoreError:  # one file that is lost must not end the conversation
-        return f"({attachment.name} is lost)"
-    return _fenced(attachment.name, content.decode("utf-8-sig", "replace"))
+        return read(attachment.sha256).decode("utf-8-sig", "replace")
+    except StoreError:
+        return None
 
 
 def _fenced(name: str, text: str) -> str:

@@ -37,6 +37,7 @@ def load(
         n_threads=_threads(settings),
         n_ctx=settings.n_ctx,
         disk_free_bytes=_disk_free_bytes(settings),
+        speculation=settings.speculation and not settings.strict,
     )
     return chosen, engine.load(_request(engine.next_id(), chosen), lambda event: _tell(event, listen))
 
@@ -81,6 +82,7 @@ def _request(request_id: int, chosen: LoadPlan) -> protocol.Load:
         n_batch=chosen.n_batch, n_ubatch=chosen.n_ubatch, use_mmap=chosen.use_mmap,
         use_extra_bufts=chosen.use_extra_bufts, n_seqs=chosen.n_seqs, prefix_ram_bytes=chosen.prefix_ram_bytes,
         prefix_disk_bytes=chosen.prefix_disk_bytes, prefix_dir=str(paths.prefix_dir()),
+        speculation=chosen.speculation, n_rs_seq=chosen.n_rs_seq, draft_tokens=chosen.draft_tokens,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from edgechat.chat import reasoning, renderer
-from edgechat.chat.attachments import with_attachments
+from edgechat.chat.attachments import texts, with_attachments
 from edgechat.chat.messages import Message
 from edgechat.chat.reasoning import Format, Place
 from edgechat.chat.renderer import PromptMessage, Renderer
@@ -41,6 +41,8 @@ class BuiltPrompt(NamedTuple):
     place: Place
     turn_starts: list[int]
     """Positions that later prompts share with this one, whatever is said next; for memory that cannot rewind."""
+    quoted: list[str]
+    """Files that came with the last message, which other conversations may repeat."""
 
 
 class PromptBuilder:
@@ -91,7 +93,8 @@ class PromptBuilder:
         )  # fmt: skip
         count(start)
         messages, tokens, place = built[start]
-        return BuiltPrompt(tokens, start, place, self._turn_starts(messages, tokens, think=manner.think))
+        quoted = texts(said[-1].attachments, read) if said else []
+        return BuiltPrompt(tokens, start, place, self._turn_starts(messages, tokens, think=manner.think), quoted)
 
     def opening(self, path: Sequence[Message], manner: Manner) -> list[int]:
         """What the prompt of every next message after `path` begins with. Raises as `build` does."""

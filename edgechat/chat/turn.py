@@ -85,7 +85,7 @@ class Turn:
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=built.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling,
             shown_tokens=self._builder.shown_tokens, conversation=conversation, turn_starts=built.turn_starts,
-            n_samples=len(self._growing),
+            n_samples=len(self._growing), speculate=not settings.strict, is_cold=settings.strict, quoted=built.quoted,
         )  # fmt: skip
         self._request_id = request.id
         if self._stopped:

@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from edgechat.bench.prefix import Report as PrefixReport
+    from edgechat.bench.speculation import Report as SpeculationReport
     from edgechat.bench.speed import Report
 
 
@@ -133,6 +134,78 @@ def prefix(
     )  # fmt: skip
     report = run(work, peer, lambda words: click.echo(words, err=True) if sys.stderr.isatty() else None)
     click.echo(msgspec.json.encode(report).decode() if as_json else _prefix_table(report))
+
+
+@bench.command()
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-m", "--model", default="starter", show_default=True, metavar="NAME", help="A .gguf file or a name.")
+@click.option(
+    "--peer",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="LLAMA_SERVER",
+    help="A llama-server to take turns with (`make peers` builds one).",
+)
+@click.option("--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Compute threads.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Measurements; medians count.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def speculation(
+    file: Path | None, model: str, peer: Path | None, n_threads: int | None, rounds: int, *, as_json: bool
+) -> None:
+    """Measure what drafts are worth, in conversations of several kinds; FILE holds others (TOML, like ours).
+
+    "forced" are the written answers and "free" the model's own, on the clock, with drafts and without in turn.
+    "replayed" goes through the written ones without the model, by the measured costs of steps, as do the fixed settings
+    beside it.
+    """
+    import msgspec
+
+    from edgechat.bench import workloads
+    from edgechat.bench.speculation import Options, run
+    from edgechat.catalogue.library import find_model
+    from edgechat.hardware.cpu import usable_threads
+
+    options = Options(
+        model=str(find_model(model)), n_threads=n_threads or usable_threads(), rounds=rounds, peer=peer
+    )  # fmt: skip
+    tell = sys.stderr.isatty()
+    report = run(
+        options, workloads.read(file),
+        lambda words: click.echo(f"\r\x1b[2K{words}", nl=False, err=True) if tell else None,
+    )  # fmt: skip
+    if tell:
+        click.echo("\r\x1b[2K", nl=False, err=True)
+    click.echo(msgspec.json.encode(report).decode() if as_json else _speculation_table(report))
+
+
+def _speculation_table(report: SpeculationReport) -> str:
+    fixed, peers = list(report.rows[0].fixed), list(report.rows[0].peers)
+    heads = ["forced", "free", "length", "replayed", "fresh", *fixed, *peers]
+    costs = ", ".join(f"{n}: {ratio:.2f}" for n, ratio in report.step_costs.items())
+    lines = [
+        (
+            f"{Path(report.model).name}, {report.backend}, {report.n_threads} threads, {report.rounds} rounds (medians); "
+            "speeds in times of decoding token by token"
+        ),
+        f"cost of a step of n tokens: {costs}; ceiling {report.ceiling:.1f}",
+        f"{'':<18}" + "".join(f"{head:>{max(9, len(head) + 2)}}" for head in heads),
+    ]
+    for row in report.rows:
+        values = [
+            row.forced, row.free, row.mean_acceptance_length, row.replayed, row.replayed_fresh,
+            *row.fixed.values(), *(row.peers.get(name) for name in peers),
+        ]  # fmt: skip
+        lines.append(
+            f"{row.kind:<18}"
+            + "".join(
+                f"{'' if value is None else format(value, '.3f'):>{max(9, len(head) + 2)}}"
+                for head, value in zip(heads, values, strict=True)
+            )
+        )
+    lines.append(
+        f"replayed answers, the model's own among them: 5th percentile {report.fifth_percentile:.3f}, "
+        f"worst of 100 tokens or more {report.worst_reply:.3f}"
+    )
+    return "\n".join(lines)
 
 
 def _prefix_table(report: PrefixReport) -> str:

@@ -27,6 +27,11 @@ _OPTIONS = (
     click.option("--ctx", "n_ctx", type=int, metavar="N", help="Context in tokens."),
     click.option("--threads", "n_threads", type=int, metavar="N", help="Compute threads."),
     click.option("--reasoning/--no-reasoning", default=None, help="Let a model that can think do so first, or not."),
+    click.option(
+        "--speculation/--no-speculation",
+        default=None,
+        help="Try several tokens at a time, or not; the text is the same.",
+    ),
     click.option("--persona", metavar="NAME", help="A persona of yours: system prompt, model and sampling."),
     click.option("-c", "--continue", "go_on", is_flag=True, default=None, help="Go on with the last conversation."),
     click.option("--conversation", "conversation_id", metavar="ID", help="Go on with this conversation."),

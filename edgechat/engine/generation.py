@@ -17,6 +17,7 @@ from edgechat.engine.sample import Sample
 from edgechat.errors import ContextOverflowError, EngineError
 from edgechat.prefix.cache import Cached, PrefixCache
 from edgechat.runtime.context import Context, DecodeAborted, NoRoom
+from edgechat.speculation.speculator import SpeculationStats, Speculator
 
 Send = Callable[[PrefillProgressed | TokensGenerated | SampleFinished], None]
 
@@ -25,9 +26,16 @@ class Generation:
     """One answer, or several to the same prompt. Leaves in the cache exactly what was decoded."""
 
     def __init__(
-        self, context: Context, cache: PrefixCache, request: Generate, prompt: list[int], send: Send, arrived_s: float
+        self,
+        context: Context,
+        cache: PrefixCache,
+        request: Generate,
+        prompt: list[int],
+        send: Send,
+        arrived_s: float,
+        speculator: Speculator | None = None,
     ) -> None:
-        """`arrived_s` is the monotonic time at which the request came in.
+        """`arrived_s` is the monotonic time at which the request came in. Without a speculator nothing is drafted.
 
         Raises ContextOverflowError if the prompt leaves no room for an answer.
         """
@@ -49,6 +57,7 @@ class Generation:
         self._prefill_s = 0.0
         self._cached = Cached(seq=0)
         self._samples: list[Sample] = []
+        self._speculator = speculator
 
     def run(self) -> TurnFinished:
         """Generate to the end. Raises EngineError if llama.cpp fails."""
@@ -79,7 +88,13 @@ class Generation:
             context_tokens=len(self._context.tokens(seqs[0])),
         )
 
+    @property
+    def answers(self) -> list[list[int]]:
+        """The tokens of the answers so far."""
+        return [sample.tokens for sample in self._samples]
+
     def _give_back(self, seq: int) -> None:
+        self._context.seal(seq)
         if self._request.is_aside:
             self._cache.release(seq)
         else:
@@ -121,6 +136,9 @@ class Generation:
             for sample in self._samples:
                 sample.finish("length")
             return
+        if self._speculator is not None and len(self._samples) == 1:
+            self._decode_with_drafts(self._samples[0], self._speculator)
+            return
         active = self._samples
         drawn = {s.seq: s.draw(-1) for s in active}
         while True:
@@ -136,8 +154,56 @@ class Generation:
                 return
             drawn = {s.seq: s.draw(i) for i, s in enumerate(active)}
 
+    def _decode_with_drafts(self, sample: Sample, speculator: Speculator) -> None:
+        """The same for one answer, several tokens at a time where what was said before may be said again.
+
+        Every position is drawn by the whole sampler, and what was drawn is what is said: a draft only saves time.
+        """
+        context, seq = self._context, sample.seq
+        token = sample.draw(-1)
+        if sample.take(token):
+            speculator.begin([*self._prompt, token])
+        while sample.finish_reason is None:
+            depth = len(context.tokens(seq))
+            draft = speculator.propose(min(sample.room, context.max_undo), depth)
+            started = time.monotonic()
+            try:
+                draft = self._try(seq, token, draft)
+            except NoRoom:
+                sample.finish("length")
+                return
+            seconds = time.monotonic() - started
+            token, n_right = self._verify(sample, draft)
+            context.undo(seq, len(draft) - n_right)
+            speculator.verified(len(draft), n_right, token, depth, seconds)
+            speculator.append([*draft[:n_right], token])
+
+    def _try(self, seq: int, token: int, draft: list[int]) -> list[int]:
+        """Decode a token with a draft, or without one if there is no room for it; returns what was decoded of it."""
+        if draft:
+            try:
+                self._context.decode_chain([token, *draft], seq)
+            except NoRoom:
+                pass  # for a guess nothing is given up
+            else:
+                return draft
+        self._with_room([seq], lambda: self._context.decode_chain([token], seq))
+        return []
+
+    def _verify(self, sample: Sample, draft: list[int]) -> tuple[int, int]:
+        """Draw and take until a draw differs from the draft, or the answer ends; the last draw, and how many agreed."""
+        for i, guess in enumerate(draft):
+            token = sample.draw(i)
+            goes_on = sample.take(token)
+            if token != guess or not goes_on:
+                return token, i
+        token = sample.draw(len(draft))
+        sample.take(token)
+        return token, len(draft)
+
     def _stats(self) -> GenerationStats:
         cached, samples = self._cached, self._samples
+        drafts = self._speculator.stats if self._speculator is not None else SpeculationStats()
         n_cached = cached.live_tokens + cached.ram_tokens + cached.disk_tokens
         computed = len(self._prompt) - n_cached
         n_tokens = sum(s.n_tokens for s in samples)
@@ -152,4 +218,9 @@ class Generation:
             ttft_s=max(0.0, first_s - self._arrived_s),
             prefill_tps=computed / self._prefill_s if self._prefill_s > 0 else 0.0,
             decode_tps=(n_tokens - len(samples)) / decode_s if decode_s > 0 else 0.0,
+            n_drafts=drafts.n_drafts,
+            n_drafted=drafts.n_drafted,
+            n_accepted=drafts.n_accepted,
+            mean_acceptance_length=drafts.mean_acceptance_length,
+            speculation_gain=drafts.gain,
         )

@@ -19,6 +19,7 @@ from edgechat.engine.generation import Generation
 from edgechat.engine.identity import open_disk
 from edgechat.engine.pipe import Channel, inherited
 from edgechat.engine.prompts import tokenize_prompt
+from edgechat.engine.speculation import Speculation
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.hardware.memory import peak_rss_bytes
 from edgechat.prefix.cache import PrefixCache
@@ -61,8 +62,10 @@ class Host:
         self._context: Context | None = None
         self._cache: PrefixCache | None = None
         self._disk: Disk | None = None
+        self._speculation: Speculation | None = None
         self._backend = ""
-        self._lock = threading.Lock()  # guards the three below, which the reader thread shares
+        self._lock = threading.Lock()  # guards what is below, which the reader thread shares
+        self._may_abort_idle_work = False
         self._running: int | None = None
         self._cancelled: set[int] = set()
         self._load_cancelled = False
@@ -89,16 +92,16 @@ class Host:
                 self._end(request.id)
 
     def _next(self) -> tuple[protocol.AnyRequest, float]:
-        """The next request; what was computed is saved while there is none."""
-        wait_s: float | None = IDLE_AFTER_S if self._disk is not None else None
+        """The next request; what was computed is saved, and what was learned, while there is none."""
+        wait_s: float | None = IDLE_AFTER_S if self._context is not None else None
         while True:
             try:
                 return self._requests.get(timeout=wait_s)
             except queue.Empty:  # noqa: PERF203  (that is the idle case)
-                wait_s = self._save_some()
+                wait_s = self._idle_step()
 
-    def _save_some(self) -> float | None:
-        """Do a step of saving; how long to wait before the next one, or None if there is nothing left."""
+    def _idle_step(self) -> float | None:
+        """Do a step of idle work; how long to wait before the next one, or None if there is nothing left."""
         if self._disk is not None:
             self._disk.resume()
         try:
@@ -107,7 +110,16 @@ class Host:
         except (EdgechatError, MemoryError) as error:
             print(f"prefixes are not saved: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
             return None
-        return _BUSY_POLL_S if self._disk is not None and self._disk.is_busy else None
+        if self._disk is not None and self._disk.is_busy:
+            return _BUSY_POLL_S
+        return 0.0 if self._speculation is not None and self._speculation.idle_step(self._let_abort) else None
+
+    def _let_abort(self, may_abort: bool) -> None:  # noqa: FBT001  (a switch)
+        """From now on a request that comes ends what is computed in idle time, or no longer."""
+        with self._lock:
+            self._may_abort_idle_work = may_abort
+            if self._context is not None:
+                self._context.clear_abort()
 
     def _read(self) -> None:
         while (body := self._channel.read()) is not None:
@@ -118,9 +130,13 @@ class Host:
             if isinstance(request, protocol.Cancel):
                 self._cancel(request.target)
             else:
+                arrived_s = time.monotonic()
                 if isinstance(request, protocol.Shutdown):
                     self._stop_running()
-                self._requests.put((request, time.monotonic()))
+                self._requests.put((request, arrived_s))
+                with self._lock:
+                    if self._may_abort_idle_work and self._context is not None:
+                        self._context.abort()
         # The client is gone. Nothing here is worth an orderly end: conversations are not kept in this process.
         os._exit(0)
 
@@ -163,7 +179,7 @@ class Host:
             if prompt is None:
                 prompt = tokenize_prompt(context.model, request.text, request.guard)
             check_tokens(prompt, context.model.n_vocab)
-            return Generation(context, cache, request, prompt, self._send, arrived_s).run()
+            return self._generate(context, cache, request, prompt, arrived_s)
         if isinstance(request, protocol.Tokenize):
             tokens = tokenize_prompt(context.model, request.text, request.guard)
             return protocol.Tokenized(id=request.id, tokens=tokens)
@@ -175,7 +191,20 @@ class Host:
             context_tokens=cache.live_tokens,
             peak_rss_bytes=peak_rss_bytes(),
             memory=context.memory_breakdown(),
+            step_costs=self._speculation.step_costs() if self._speculation is not None else {},
         )
+
+    def _generate(
+        self, context: Context, cache: PrefixCache, request: protocol.Generate, prompt: list[int], arrived_s: float
+    ) -> protocol.TurnFinished:
+        speculation = self._speculation
+        speculator = speculation.for_request(request) if speculation is not None else None
+        generation = Generation(context, cache, request, prompt, self._send, arrived_s, speculator)
+        try:
+            return generation.run()
+        finally:
+            if speculation is not None:
+                speculation.heard(request, generation.answers)
 
     def _load(self, request: protocol.Load) -> protocol.Loaded:
         self._unload()
@@ -192,9 +221,11 @@ class Host:
         context = Context(
             model, n_ctx=request.n_ctx, n_threads=request.n_threads,
             n_batch=request.n_batch, n_ubatch=request.n_ubatch, n_seqs=request.n_seqs,
+            n_rs_seq=request.n_rs_seq,
         )  # fmt: skip
         self._disk = open_disk(request, context, bundle)
         self._cache = PrefixCache(context, ram_cap_bytes=request.prefix_ram_bytes, disk=self._disk)
+        self._speculation = Speculation(context, request, module.name) if request.speculation else None
         with self._lock:
             self._context = context
         return protocol.Loaded(
@@ -210,6 +241,7 @@ class Host:
             eos=model.eos,
             control_tokens=list(model.control_tokens),
             can_rewind=context.any_position,
+            max_draft=context.max_undo if self._speculation is not None else 0,
             load_s=time.monotonic() - started,
         )
 
@@ -230,6 +262,9 @@ class Host:
         with self._lock:
             context, self._context = self._context, None
         cache, self._cache, self._disk = self._cache, None, None
+        speculation, self._speculation = self._speculation, None
+        if speculation is not None:
+            speculation.finish()
         if cache is not None:
             cache.finish(_SAVE_AT_END_S)
         if context is not None:

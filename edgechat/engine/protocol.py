@@ -40,6 +40,12 @@ class Load(Request, frozen=True):
     """The same on disk, for all conversations and models together."""
     prefix_dir: str = ""
     """Where that is; "" writes nothing."""
+    speculation: bool = True
+    """Try tokens that stood in the conversation, or in others, before."""
+    n_rs_seq: int = 0
+    """Where memory is a state: how many drafted tokens can be taken back."""
+    draft_tokens: int = 0
+    """What was said in other conversations that drafts are looked for in, in tokens."""
 
 
 class Tokenize(Request, frozen=True):
@@ -57,6 +63,8 @@ class Generate(Request, frozen=True):
     """A character that breaks up control tokens in user text; it is removed before tokenising."""
     tokens: list[int] | None = None
     max_tokens: int | None = None
+    forced: list[int] | None = None
+    """Say this, whatever is drawn (for measurements)."""
     ignore_eog: bool = False
     """Go on after an end-of-generation token (for measurements)."""
     sampling: Sampling = Sampling()
@@ -70,6 +78,10 @@ class Generate(Request, frozen=True):
     """Positions in the prompt that a later one may come back to: what memory that cannot rewind must remember."""
     is_cold: bool = False
     """Compute all of the prompt anew (for measurements)."""
+    speculate: bool = True
+    """Try drafts for this answer, if the engine does for any."""
+    quoted: list[str] = []
+    """Texts in the prompt that other conversations may repeat: files that were attached."""
     is_aside: bool = False
     """True for a question beside the conversation: nothing of it is kept."""
 
@@ -129,6 +141,8 @@ class Loaded(Event, frozen=True):
     can_rewind: bool
     """False if a prompt can only be gone on from where another one ended: then `turn_starts` are of use."""
     load_s: float
+    max_draft: int = 0
+    """Most tokens that can be tried with a step; 0 if nothing is drafted."""
 
 
 class Tokenized(Event, frozen=True):
@@ -171,8 +185,14 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """Computed prompt tokens per second; 0 if none were computed."""
     decode_tps: float
     """Tokens per second after the first one; 0 if there was none."""
+    n_drafts: int = 0
+    """Steps in which drafted tokens were tried."""
     n_drafted: int = 0
     n_accepted: int = 0
+    mean_acceptance_length: float = 1.0
+    """Tokens that such a step brought, the one that it would have brought anyway included."""
+    speculation_gain: float = 1.0
+    """Estimated speed in times of decoding token by token."""
 
 
 class SampleFinished(Event, frozen=True):
@@ -204,6 +224,8 @@ class EngineStats(Event, frozen=True):
     peak_rss_bytes: int
     memory: dict[str, dict[str, int]]
     """Bytes by ggml buffer type."""
+    step_costs: dict[int, float] = {}
+    """Of a decode step of so many tokens, in steps of one, at the present depth; those that were measured."""
 
 
 class Failed(Event, frozen=True):

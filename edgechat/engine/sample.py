@@ -27,12 +27,13 @@ class Sample:
     ) -> None:
         """`seq` holds `prompt`; answers with other numbers draw with other seeds."""
         self.seq = seq
-        self.n_tokens = 0
+        self.tokens: list[int] = []
         self.first_token_s = self.last_token_s = 0.0
         self.finish_reason: FinishReason | None = None
         self._context = context
         self._request = request
         self._number = number
+        self._n_prompt = len(prompt)
         self._send = send
         sampling = request.sampling
         if sampling.seed is not None:
@@ -47,13 +48,27 @@ class Sample:
         self._unsent: list[int] = []
         self._flushed_s = 0.0
 
+    @property
+    def n_tokens(self) -> int:
+        """How many were drawn."""
+        return len(self.tokens)
+
+    @property
+    def room(self) -> int:
+        """How many tokens may be tried with the last drawn one; negative if the answer must end with that one."""
+        room = self._context.n_ctx - self._n_prompt - self.n_tokens
+        most = self._request.max_tokens
+        return room if most is None else min(room, most - self.n_tokens - 1)
+
     def draw(self, index: int) -> int:
         """The next token, from the logits at `index` of the last batch."""
-        return self._sampler.sample(self._context, index)
+        token = self._sampler.sample(self._context, index)
+        forced = self._request.forced
+        return token if forced is None or self.n_tokens >= len(forced) else forced[self.n_tokens]
 
     def take(self, token: int) -> bool:
         """Count a drawn token and send its text; True if it is to be decoded, because the answer goes on."""
-        self.n_tokens += 1
+        self.tokens.append(token)
         self.last_token_s = time.monotonic()
         if self.n_tokens == 1:
             self.first_token_s = self.last_token_s
@@ -62,7 +77,7 @@ class Sample:
             self.finish("stop")
             return False
         self._add(token, model.piece(token, special=token in self._shown))
-        if self.n_tokens == request.max_tokens or len(self._context.tokens(self.seq)) >= self._context.n_ctx:
+        if self.room < 0:
             self.finish("length")
             return False
         return True

@@ -28,6 +28,13 @@ MAX_PREFIX_RAM_BYTES: Final = 2 << 30
 PREFIX_DISK_SHARE: Final = 10
 MAX_PREFIX_DISK_BYTES: Final = 4 << 30
 
+SPECULATION_SHARE: Final = 16
+MAX_DRAFT_TOKENS: Final = 1 << 17
+# Of each token in a suffix index and in what stands beside it; see native/src/edgechat.h.
+_INDEX_BYTES: Final = 64
+# States for batches of 8, 4 and 2.
+_N_RS_SEQ: Final = (7, 3, 1)
+
 # Types that some CPU module keeps in a layout of its own (ggml-cpu/repack.cpp, amx.cpp): with a mapped file
 # that is a second copy of these weights.
 _REPACKED: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"))
@@ -41,12 +48,14 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """A second copy of weights whose kernels want another layout; at most this much, and only beside a mapped file."""
     kv_cache: int
     compute: int
+    speculation: int = 0
+    """Copies of states that drafts can be taken back to, and indices of texts."""
     process: int = PROCESS_BYTES
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.repacked + self.kv_cache + self.compute + self.process
+        return self.weights + self.repacked + self.kv_cache + self.compute + self.speculation + self.process
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +74,11 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     """For prefixes that are not live."""
     prefix_disk_bytes: int
     """For all prefixes on disk."""
+    speculation: bool
+    n_rs_seq: int
+    """Where memory is a state: how many drafted tokens can be taken back."""
+    draft_tokens: int
+    """Of other conversations, in which drafts are looked for."""
     estimate: MemoryEstimate
 
 
@@ -97,8 +111,23 @@ def _state_bytes(header: ModelHeader) -> int:
     return header.n_layers * (mamba + shortconv + rwkv) * _F32_BYTES * (FEW_SEQS + 1)
 
 
+def _speculation(header: ModelHeader, n_ctx: int, left_bytes: int) -> tuple[int, int, int]:
+    """How many drafted tokens a state can take back, tokens of other conversations to draft from, and bytes for both."""
+    share = left_bytes // SPECULATION_SHARE
+    state = _state_bytes(header)
+    n_rs_seq = next((n for n in _N_RS_SEQ if n * state <= share), 0) if state else 0
+    draft_tokens = max(0, min(MAX_DRAFT_TOKENS, share // _INDEX_BYTES))
+    return n_rs_seq, draft_tokens, n_rs_seq * state + (n_ctx + draft_tokens) * _INDEX_BYTES
+
+
 def plan(
-    header: ModelHeader, *, available_bytes: int, n_threads: int, n_ctx: int | None = None, disk_free_bytes: int = 0
+    header: ModelHeader,
+    *,
+    available_bytes: int,
+    n_threads: int,
+    n_ctx: int | None = None,
+    disk_free_bytes: int = 0,
+    speculation: bool = True,
 ) -> LoadPlan:
     """The plan for one model file within `available_bytes`, and `disk_free_bytes` where prefixes are kept.
 
@@ -121,6 +150,10 @@ def plan(
             f"{_mib(needed.compute + needed.process)}), but {_mib(available_bytes)} are available: "
             "close other programs, ask for a smaller context with --ctx, or take a smaller model"
         )
+    n_rs_seq = draft_tokens = 0
+    if speculation:
+        n_rs_seq, draft_tokens, taken = _speculation(header, chosen, available_bytes - needed.total)
+        needed = msgspec.structs.replace(needed, speculation=taken)
     return LoadPlan(
         model_path=header.path, n_ctx=chosen, n_threads=n_threads, n_batch=N_UBATCH, n_ubatch=N_UBATCH,
         use_mmap=use_mmap, use_extra_bufts=True,
@@ -128,7 +161,7 @@ def plan(
         n_seqs=FEW_SEQS if header.has_state or header.number("attention.sliding_window") else MANY_SEQS,
         prefix_ram_bytes=min((available_bytes - needed.total) // PREFIX_RAM_SHARE, MAX_PREFIX_RAM_BYTES),
         prefix_disk_bytes=min(disk_free_bytes // PREFIX_DISK_SHARE, MAX_PREFIX_DISK_BYTES),
-        estimate=needed,
+        speculation=speculation, n_rs_seq=n_rs_seq, draft_tokens=draft_tokens, estimate=needed,
     )  # fmt: skip
 
 

@@ -195,7 +195,7 @@ class Disk:
         return True
 
     def _folder(self, conversation: str) -> Path:
-        return self._root / self.identity / _folder_name(conversation)
+        return self._root / self.identity / folder_name(conversation)
 
     def _sweep(self, n_bytes: int) -> None:
         """Remove what was not used for the longest time, until there is room for `n_bytes`."""
@@ -217,10 +217,10 @@ def forget(root: Path, conversation: str) -> None:
     """Remove all that is cached of a conversation, for every model."""
     with contextlib.suppress(OSError):
         for folder in root.iterdir():
-            shutil.rmtree(folder / _folder_name(conversation), ignore_errors=True)
+            shutil.rmtree(folder / folder_name(conversation), ignore_errors=True)
 
 
-def _folder_name(conversation: str) -> str:
+def folder_name(conversation: str) -> str:
     """Ids come from imported files too, where they may be anything."""
     return hashlib.blake2b(conversation.encode("utf-8", "replace"), digest_size=12).hexdigest()
 

@@ -63,7 +63,7 @@ def load(bundle: Bundle, module: Module) -> Bindings:
     log_callback = llama.llama_log_callback(log.callback())
     llama.llama_log_set(log_callback, None)
     llama.llama_backend_init()
-    _loaded = Bindings(llama, _load_edgechat(bundle), module, log)
+    _loaded = Bindings(llama, load_edgechat(bundle), module, log)
     _loaded.edgechat.keep = log_callback  # type: ignore[attr-defined]
     return _loaded
 
@@ -125,9 +125,11 @@ class MemoryEntry(ctypes.Structure):
     )
 
 
-def _load_edgechat(bundle: Bundle) -> ctypes.CDLL:
+def load_edgechat(bundle: Bundle) -> ctypes.CDLL:
+    """Libedgechat by itself, with argument types set; no backend is needed for its indices. Raises RuntimeLoadError."""
     library = _open(bundle.library("edgechat"))
     pointer, integer = ctypes.c_void_p, ctypes.c_int
+    int32, int32s = ctypes.c_int32, ctypes.POINTER(ctypes.c_int32)
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "edgechat_abort_flag_new": (pointer, []),
         "edgechat_abort_flag_free": (None, [pointer]),
@@ -135,7 +137,14 @@ def _load_edgechat(bundle: Bundle) -> ctypes.CDLL:
         "edgechat_threadpool_new": (pointer, [integer]),
         "edgechat_threadpool_attach": (None, [pointer, pointer]),
         "edgechat_threadpool_free": (None, [pointer]),
-        "edgechat_argmax": (ctypes.c_int32, [ctypes.POINTER(ctypes.c_float), ctypes.c_int32]),
+        "edgechat_argmax": (int32, [ctypes.POINTER(ctypes.c_float), int32]),
+        "edgechat_suffix_index_new": (pointer, [int32]),
+        "edgechat_suffix_index_free": (None, [pointer]),
+        "edgechat_suffix_index_size": (int32, [pointer]),
+        "edgechat_suffix_index_bytes": (ctypes.c_uint64, [pointer]),
+        "edgechat_suffix_index_append": (int32, [pointer, int32s, int32]),
+        "edgechat_suffix_index_truncate": (None, [pointer, int32]),
+        "edgechat_suffix_index_draft": (int32, [pointer, int32s, int32, int32s, int32, int32s, int32s]),
         "edgechat_memory_breakdown": (integer, [pointer, ctypes.POINTER(MemoryEntry), integer]),
     }
     for name, (result, arguments) in signatures.items():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import time
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Final
 
 from edgechat.errors import EngineError, PlanError
@@ -34,14 +36,26 @@ class Context:
     """
 
     def __init__(
-        self, model: Model, *, n_ctx: int, n_threads: int, n_batch: int = 512, n_ubatch: int = 512, n_seqs: int = 1
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_threads: int,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        n_seqs: int = 1,
+        n_rs_seq: int = 0,
     ) -> None:
-        """Allocate for `n_ctx` tokens in `n_seqs` sequences. Raises PlanError if llama.cpp cannot."""
+        """Allocate for `n_ctx` tokens in `n_seqs` sequences. Raises PlanError if llama.cpp cannot.
+
+        Where memory is a state, `n_rs_seq` more of it are kept for each sequence, so that as many tokens can be undone.
+        """
         self.model = model
         self.n_seqs = n_seqs
         self._tokens: list[list[int]] = [[] for _ in range(n_seqs + 1)]
         self._scratch = n_seqs  # where parts of sequences are put together and taken apart
         self._gap_ends = [0] * (n_seqs + 1)
+        self._unsealed: set[int] = set()
         bindings = model.bindings
         llama = bindings.llama
         params = llama.llama_context_default_params()
@@ -50,6 +64,7 @@ class Context:
         params.n_ubatch = min(n_ubatch, n_ctx)
         params.n_seq_max = n_seqs + 1
         params.n_threads = params.n_threads_batch = n_threads
+        params.n_rs_seq = n_rs_seq
         params.kv_unified = True
         params.swa_full = False  # a window's cells are for the window
         params.no_perf = True
@@ -119,6 +134,27 @@ class Context:
         """
         self._decode(list(tokens.items()), logits=True)
 
+    def decode_chain(self, tokens: Sequence[int], seq: int = 0) -> None:
+        """Append tokens of which the last ones may turn out wrong; then the logits of each are ready.
+
+        At most 1 + `max_undo`: `undo` takes back what was wrong. Raises as `decode` does.
+        """
+        self._decode([(seq, token) for token in tokens], logits=True)
+
+    def rehearse(self, tokens: Sequence[int], seq: int | None = None) -> float:
+        """How many seconds `decode_chain` of these tokens takes after what `seq` holds. Nothing of it stays.
+
+        Raises DecodeAborted, NoRoom and EngineError.
+        """
+        if seq is not None:
+            self.copy(seq, self._scratch, len(self._tokens[seq]))
+        started = time.monotonic()
+        try:
+            self._decode([(self._scratch, token) for token in tokens], logits=True)
+            return time.monotonic() - started
+        finally:
+            self.drop(self._scratch)
+
     def _decode(self, entries: list[tuple[int, int]], *, logits: bool) -> None:
         starts = {seq: len(self._tokens[seq]) for seq, _ in entries}
         padding = 0 if logits else self._padding(len(entries), max(starts.values(), default=0))
@@ -147,7 +183,7 @@ class Context:
 
     def _decode_batch(self, entries: list[tuple[int, int]], starts: dict[int, int], *, logits: bool) -> None:
         batch, count = self._batch, len(entries)
-        ends = starts | {self._scratch: 0}
+        ends = {self._scratch: 0} | starts
         if not 0 < count <= self.n_batch:
             raise EngineError(f"cannot decode {count} tokens at once: a batch holds {self.n_batch}")
         for i, (seq, token) in enumerate(entries):
@@ -161,10 +197,12 @@ class Context:
             raise EngineError(f"cannot append {count} tokens to {starts} in a context of {self.n_ctx}")
         batch.logits[count - 1] = True
         batch.n_tokens = count
-        code = self._run(batch, is_step=len(starts) == count)
+        # One step, or with drafts: soon done, and of a state stopping in the middle would cost all that came before.
+        code = self._run(batch, is_step=len(starts) == count or (logits and self._has_state))
         if code == 0:
             for seq, token in entries:
                 self._tokens[seq].append(token)
+            self._unsealed -= starts.keys()
             return
         if code == 1:  # llama.h: no slot was found, and nothing was done
             raise NoRoom
@@ -180,7 +218,6 @@ class Context:
             raise DecodeAborted
         if not is_step or self.any_position:
             return int(llama.llama_decode(self.pointer, batch))
-        # One token is soon done, and stopping in the middle of it would cost all that came before.
         llama.llama_set_abort_callback(self.pointer, self._no_callback, None)
         try:
             return int(llama.llama_decode(self.pointer, batch))
@@ -221,7 +258,38 @@ class Context:
     def _first(self, seq: int) -> int:
         return int(self.model.bindings.llama.llama_memory_seq_pos_min(self._memory, seq))
 
+    @cached_property
+    def max_undo(self) -> int:
+        """How many of the last tokens `undo` can take back."""
+        if not self._has_state:
+            return self.n_batch - 1
+        return int(self.model.bindings.llama.llama_n_rs_seq(self.pointer))
+
     # Sequences
+
+    def undo(self, seq: int, n_tokens: int) -> None:
+        """Take back the last `n_tokens` of those that `decode_chain` just appended.
+
+        Where memory is a state, `seal` must be called before the sequence is copied or saved.
+        """
+        if n_tokens:
+            if self._has_state:
+                self._unsealed.add(seq)
+            self._cut(seq, len(self._tokens[seq]) - n_tokens)
+
+    def seal(self, seq: int) -> None:
+        """Make what `undo` left of a state the sequence's own; until then it is one of several that llama.cpp keeps."""
+        if seq not in self._unsealed:
+            return
+        self._unsealed.discard(seq)
+        llama, partial = self.model.bindings.llama, self.model.bindings.llama.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        size = int(llama.llama_state_seq_get_size_ext(self.pointer, seq, partial))
+        view = (ctypes.c_uint8 * size)()
+        if (
+            int(llama.llama_state_seq_get_data_ext(self.pointer, view, size, seq, partial)) != size
+            or int(llama.llama_state_seq_set_data_ext(self.pointer, view, size, seq, partial)) != size
+        ):
+            self.drop(seq)
 
     def rewind(self, n_tokens: int, seq: int = 0) -> int:
         """Forget all but the first `n_tokens`; returns how many really stay (none, if that is not possible)."""
@@ -235,6 +303,7 @@ class Context:
         del self._tokens[seq][n_tokens:]
         if not n_tokens:
             self._gap_ends[seq] = 0
+            self._unsealed.discard(seq)
         return n_tokens
 
     def drop(self, seq: int) -> None:

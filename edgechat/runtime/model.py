@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ class Model:
             raise ModelFileError(f"{path} cannot be loaded: {_why(bindings.log.take_errors())}")
         self.pointer = pointer
         self.vocab = llama.llama_model_get_vocab(pointer)
+        self._is_eog: dict[int, bool] = {}
         self._finalizer = weakref.finalize(self, llama.llama_model_free, pointer)
 
     def close(self) -> None:
@@ -130,7 +132,10 @@ class Model:
 
     def is_eog(self, token: int) -> bool:
         """True if `token` ends a generation."""
-        return bool(self.bindings.llama.llama_vocab_is_eog(self.vocab, token))
+        known = self._is_eog.get(token)
+        if known is None:
+            known = self._is_eog[token] = bool(self.bindings.llama.llama_vocab_is_eog(self.vocab, token))
+        return known
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Tokens of `text`; with `parse_special`, control tokens written out in it become those tokens."""
@@ -158,6 +163,14 @@ class Model:
     @cached_property
     def _piece_buffer(self) -> ctypes.Array[ctypes.c_char]:
         return ctypes.create_string_buffer(256)
+
+    def vocabulary_hash(self) -> str:
+        """A name for the vocabulary: of its size, and of a few hundred of its tokens."""
+        step = max(1, self.n_vocab // 256)
+        digest = hashlib.blake2b(str(self.n_vocab).encode(), digest_size=8)
+        for token in range(0, self.n_vocab, step):
+            digest.update(self.piece(token, special=True) + b"\n")
+        return digest.hexdigest()
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`, control tokens left out."""

@@ -34,6 +34,29 @@ EDGECHAT_API void edgechat_threadpool_free(edgechat_threadpool * threadpool);
 // copies all candidates, which costs 3 % of decoding a model of 0.5B weights with a vocabulary of 152k.
 EDGECHAT_API int32_t edgechat_argmax(const float * logits, int32_t count);
 
+// An index of a text of tokens that finds where its end, or that of another text, stood before. Not thread-safe.
+// A negative token separates texts: no match goes across it, and no draft begins with it or goes beyond it.
+typedef struct edgechat_suffix_index edgechat_suffix_index;
+
+// Matches are looked for up to this length, among so many occurrences of the last four tokens, newest first.
+#define EDGECHAT_SUFFIX_MAX_MATCH 64
+#define EDGECHAT_SUFFIX_MAX_COMPARED 64
+
+// `capacity` tokens take at most 36 bytes each; with more it grows, to at most 54. Null if there is no memory.
+EDGECHAT_API edgechat_suffix_index * edgechat_suffix_index_new(int32_t capacity);
+EDGECHAT_API void edgechat_suffix_index_free(edgechat_suffix_index * index);
+EDGECHAT_API int32_t edgechat_suffix_index_size(const edgechat_suffix_index * index);
+EDGECHAT_API uint64_t edgechat_suffix_index_bytes(const edgechat_suffix_index * index);
+// Returns the new size, or -1 if there is no memory: then the index is only good to be freed.
+EDGECHAT_API int32_t edgechat_suffix_index_append(edgechat_suffix_index * index, const int32_t * tokens, int32_t count);
+EDGECHAT_API void edgechat_suffix_index_truncate(edgechat_suffix_index * index, int32_t size);
+// Writes what followed the longest match of the end of `context` (of the index's own text if that is null), up to
+// `max_draft` tokens, and returns how many. Of equally long matches the newest counts. `match_length` is its length, up
+// to EDGECHAT_SUFFIX_MAX_MATCH; `position` where the draft was found, or -1.
+EDGECHAT_API int32_t edgechat_suffix_index_draft(
+    const edgechat_suffix_index * index, const int32_t * context, int32_t count, int32_t * draft, int32_t max_draft,
+    int32_t * match_length, int32_t * position);
+
 // What one buffer type holds for a context, in bytes.
 typedef struct edgechat_memory_entry {
     char     buffer_type[64];

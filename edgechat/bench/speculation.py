@@ -1,0 +1,295 @@
+"""What drafts are worth: with and without them in turn, against fixed settings, and against llama-server."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgechat.bench import replay
+from edgechat.bench.server import LlamaServer
+from edgechat.bench.workloads import Workloads
+from edgechat.chat.messages import Message
+from edgechat.chat.prompting import Manner, PromptBuilder
+from edgechat.chat.renderer import Renderer
+from edgechat.config import GREEDY
+from edgechat.engine import protocol
+from edgechat.engine.client import EngineClient
+from edgechat.errors import EngineError
+from edgechat.runtime.bindings import load_edgechat
+from edgechat.runtime.bundle import find_bundle
+from edgechat.runtime.suffix import SuffixIndex
+from edgechat.speculation.acceptance import Acceptance
+from edgechat.speculation.cost import DEPTHS, ENOUGH, SIZES, Mean, StepCosts
+
+N_CTX: Final = 4096
+N_BATCH: Final = 512
+N_FREE: Final = 160
+"""Tokens that a model says of its own."""
+_WARM_UP_TOKENS: Final = 700
+_REHEARSAL_S: Final = 300.0
+_ADVERSARY: Final = "random tokens"
+# Answers of random tokens: out of few, so that short matches abound, and out of many.
+_N_RANDOM: Final = 400
+_RANDOM_FROM: Final = (40, 400, 10_000)
+PEERS: Final[dict[str, tuple[str, ...]]] = {
+    "none": (),
+    "--spec-default": ("--spec-default",),
+    "ngram-simple 3/8": (
+        "--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "3", "--spec-ngram-simple-size-m", "8",
+    ),
+}  # fmt: skip
+
+
+class Prompted(msgspec.Struct, frozen=True):
+    """A case in tokens."""
+
+    kind: str
+    prompt: list[int]
+    reply: list[int]
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of conversation. Speeds are in times of the same engine's without drafts."""
+
+    kind: str
+    forced: float | None
+    """The written replies, on the clock: median over the rounds."""
+    free: float | None
+    """The model's own replies, on the clock."""
+    mean_acceptance_length: float
+    replayed: float
+    """The written replies by measured costs of steps, learning from one to the next in a random order."""
+    replayed_fresh: float
+    """The same, each by a program that has learned nothing."""
+    fixed: dict[str, float]
+    """The same by fixed settings."""
+    peers: dict[str, float] = {}
+    """llama-server's on its own replies, each in times of its own without drafts."""
+    peer_plain: float | None = None
+    """Our own plain decoding in times of llama-server's without drafts."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole measurement."""
+
+    model: str
+    backend: str
+    n_threads: int
+    rounds: int
+    step_costs: dict[int, float]
+    """Of a step of so many tokens, in steps of one, at the depth of these prompts."""
+    ceiling: float
+    """r: prefill of 16 tokens in times of decoding."""
+    rows: list[Row]
+    worst_reply: float
+    """Of all replayed ones of 100 tokens or more, the model's own among them."""
+    fifth_percentile: float
+    """Of all replayed ones."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What is measured."""
+
+    model: str
+    n_threads: int
+    rounds: int = 3
+    peer: Path | None = None
+
+
+def run(options: Options, workloads: Workloads, tell: Callable[[str], None] = lambda words: None) -> Report:
+    """Measure. Raises EdgechatError."""
+    with contextlib.ExitStack() as stack:
+        ours = _Ours(options)
+        stack.callback(ours.close)
+        cases = ours.prompted(workloads)
+        tell("measuring the costs of steps")
+        costs = ours.costs()
+        servers: dict[str, LlamaServer] = {}
+        if options.peer is not None:
+            module = next(m for m in find_bundle().modules if m.name == ours.backend)
+            for name, arguments in PEERS.items():
+                servers[name] = LlamaServer(
+                    options.peer, module.path, options.model, n_ctx=N_CTX, n_threads=options.n_threads,
+                    n_batch=N_BATCH, arguments=arguments,
+                )  # fmt: skip
+                stack.callback(servers[name].close)
+        clock = _Clock()
+        said: dict[int, list[int]] = {}
+        for number in range(options.rounds):
+            for i, case in enumerate(cases):
+                tell(f"round {number + 1} of {options.rounds}: {case.kind} ({i + 1} of {len(cases)})")
+                said[i] = _one_round(ours, servers, clock, case, number)
+        own = [Prompted(case.kind, case.prompt, said[i]) for i, case in enumerate(cases) if len(said[i]) > 1]
+        return _report(options, ours, costs, cases, own, clock)
+
+
+class _Clock:
+    """Speeds, by kind of conversation and what was done; one of each round."""
+
+    def __init__(self) -> None:
+        self.speeds: dict[tuple[str, str], list[list[float]]] = {}
+        self.lengths: dict[str, list[float]] = {}
+
+    def add(self, kind: str, what: str, number: int, tps: float) -> None:
+        rounds = self.speeds.setdefault((kind, what), [])
+        while len(rounds) <= number:
+            rounds.append([])
+        rounds[number].append(tps)
+
+    def ratio(self, kind: str, what: str, to: str) -> float | None:
+        """The median over the rounds; in each, all cases of the kind weigh the same."""
+        a, b = self.speeds.get((kind, what)), self.speeds.get((kind, to))
+        if not a or not b:
+            return None
+        return statistics.median(
+            statistics.geometric_mean(x / y for x, y in zip(p, q, strict=True)) for p, q in zip(a, b, strict=True)
+        )
+
+
+def _one_round(
+    ours: _Ours, servers: Mapping[str, LlamaServer], clock: _Clock, case: Prompted, number: int
+) -> list[int]:
+    """Everything once, in an order that changes; returns what the model said of its own."""
+    said: list[int] = []
+
+    def answer(what: str, forced: list[int] | None, *, speculate: bool) -> None:
+        nonlocal said
+        tokens, stats = ours.answer(case.prompt, forced, speculate=speculate)
+        clock.add(case.kind, what, number, stats.decode_tps)
+        if forced is None:
+            said = tokens
+        elif speculate:
+            clock.lengths.setdefault(case.kind, []).append(stats.mean_acceptance_length)
+
+    runs: list[Callable[[], None]] = [
+        lambda: answer("forced off", case.reply, speculate=False),
+        lambda: answer("forced on", case.reply, speculate=True),
+    ]
+    if case.kind != _ADVERSARY:
+        runs += [lambda: answer("free off", None, speculate=False), lambda: answer("free on", None, speculate=True)]
+        runs += [
+            lambda name=name, server=server: clock.add(case.kind, f"peer {name}", number, server.decode_tps(case.prompt, N_FREE))  # type: ignore[misc]
+            for name, server in servers.items()
+        ]  # fmt: skip
+    for work in runs if number % 2 == 0 else reversed(runs):
+        work()
+    return said
+
+
+class _Ours:
+    """An engine, and the prompts for its model."""
+
+    def __init__(self, options: Options) -> None:
+        self._engine = EngineClient()
+        self._renderer = Renderer()
+        self._loaded = self._engine.load(protocol.Load(
+            id=self._engine.next_id(), path=options.model, n_threads=options.n_threads, n_batch=N_BATCH,
+            n_ubatch=N_BATCH, n_ctx=N_CTX, n_rs_seq=7,
+        ))  # fmt: skip
+        self.backend = self._loaded.backend
+
+    def prompted(self, workloads: Workloads) -> list[Prompted]:
+        """All cases in tokens, and answers of random ones."""
+        builder = PromptBuilder(self._engine, self._renderer, self._loaded, lambda _hash: b"")
+        manner = Manner("", think=False, max_tokens=None, previous_start=0)
+        before = self._engine.tokenize("")
+        cases = []
+        for case in workloads.cases:
+            path = [
+                Message(id=str(i), role="assistant" if i % 2 else "user", text=text)
+                for i, text in enumerate(workloads.messages(case))
+            ]
+            reply = self._engine.tokenize(workloads.reply(case))[len(before) :]
+            cases.append(Prompted(case.kind, builder.build(path, manner).tokens, reply))
+        draw = random.Random(0)  # noqa: S311  (measured with, not guessed from)
+        ordinary = sorted({token for case in cases for token in case.reply})
+        for n in _RANDOM_FROM:
+            tokens = [draw.choice(ordinary[:n]) for _ in range(2 * _N_RANDOM)]
+            cases.append(Prompted(_ADVERSARY, tokens[:_N_RANDOM], tokens[_N_RANDOM:]))
+        return cases
+
+    def costs(self) -> StepCosts:
+        """What steps cost at the depth of these prompts; the engine measures that when it has nothing else to do."""
+        self.answer([300 + i % 2000 for i in range(_WARM_UP_TOKENS)], [300], speculate=False)
+        until_s = time.monotonic() + _REHEARSAL_S
+        while time.monotonic() < until_s:
+            time.sleep(0.5)
+            found = self._engine.stats().step_costs
+            if set(SIZES) <= set(found) or not self._loaded.max_draft:
+                break
+        costs = StepCosts()
+        costs.single = Mean(1.0, ENOUGH)
+        for ratios in costs.ratios[: len(DEPTHS) + 1]:
+            ratios.update({n: Mean(ratio, ENOUGH) for n, ratio in found.items()})
+        return costs
+
+    def answer(
+        self, prompt: list[int], forced: list[int] | None, *, speculate: bool
+    ) -> tuple[list[int], protocol.GenerationStats]:
+        """An answer: the model's own, or one that it is made to give."""
+        request = protocol.Generate(
+            id=self._engine.next_id(), tokens=prompt, max_tokens=len(forced) if forced else N_FREE, sampling=GREEDY,
+            ignore_eog=forced is not None, forced=forced, speculate=speculate,
+        )  # fmt: skip
+        *heard, last = self._engine.generate(request)
+        if not isinstance(last, protocol.TurnFinished):
+            raise EngineError("the engine ended a measurement without its figures")
+        return [t for event in heard if isinstance(event, protocol.TokensGenerated) for t in event.tokens], last.stats
+
+    def close(self) -> None:
+        self._engine.close()
+        self._renderer.close()
+
+
+def _report(
+    options: Options, ours: _Ours, costs: StepCosts, cases: Sequence[Prompted], own: Sequence[Prompted], clock: _Clock
+) -> Report:
+    library = load_edgechat(find_bundle())
+
+    def make(capacity: int) -> SuffixIndex:
+        return SuffixIndex(library, capacity)
+
+    def replayed(case: Prompted, policy: replay.Policy) -> float:
+        return replay.replay(policy, case.prompt, case.reply, costs)
+
+    acceptance = Acceptance()
+    learned = [1.0] * (len(cases) + len(own))
+    for i in random.Random(0).sample(range(len(learned)), len(learned)):  # noqa: S311  (an order, no secret)
+        learned[i] = replayed([*cases, *own][i], replay.ours(make, costs, acceptance))
+    fresh = [replayed(case, replay.ours(make, costs)) for case in cases]
+    fixed = {name: [replayed(case, policy(make)) for case in cases] for name, policy in replay.FIXED.items()}
+    rows = []
+    for kind in dict.fromkeys(case.kind for case in cases):
+        of_kind = [i for i, case in enumerate(cases) if case.kind == kind]
+        plain_peer = clock.ratio(kind, "free off", "peer none")
+        rows.append(Row(
+            kind=kind, forced=clock.ratio(kind, "forced on", "forced off"),
+            free=clock.ratio(kind, "free on", "free off"),
+            mean_acceptance_length=statistics.fmean(clock.lengths[kind]),
+            replayed=_mean(learned, of_kind), replayed_fresh=_mean(fresh, of_kind),
+            fixed={name: _mean(speeds, of_kind) for name, speeds in fixed.items()},
+            peers={
+                name: ratio for name in PEERS
+                if name != "none" and (ratio := clock.ratio(kind, f"peer {name}", "peer none")) is not None
+            },
+            peer_plain=plain_peer,
+        ))  # fmt: skip
+    judged = [(speed, case) for speed, case in zip(learned, [*cases, *own], strict=True) if case.kind != _ADVERSARY]
+    long_ones = [speed for speed, case in judged if len(case.reply) >= 100]  # noqa: PLR2004  (shorter ones are noise)
+    return Report(
+        model=options.model, backend=ours.backend, n_threads=options.n_threads, rounds=options.rounds,
+        step_costs={n: costs.ratio(n, _WARM_UP_TOKENS) for n in SIZES}, ceiling=16 / costs.ratio(16, _WARM_UP_TOKENS),
+        rows=rows, worst_reply=min(long_ones, default=1.0),
+        fifth_percentile=sorted(speed for speed, _ in judged)[len(judged) // 20],
+    )  # fmt: skip
+
+
+def _mean(speeds: Sequence[float], which: Sequence[int]) -> float:
+    return statistics.geometric_mean(speeds[i] for i in which)

@@ -1,0 +1,76 @@
+"""Conversations to be measured with, out of a TOML file."""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgechat.errors import UsageError
+
+
+class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A conversation, and what is answered at its end."""
+
+    kind: str
+    messages: list[str]
+    """By turns, the user's first; an odd number."""
+    reply: str = ""
+    reply_of: str = ""
+    """Name of a text that the reply is, with `changes`."""
+    changes: list[tuple[str, str]] = []
+    frame: str = "{reply}"
+    """What stands around it."""
+
+
+class Workloads(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole file. Methods put in texts where they are named."""
+
+    cases: list[Case]
+    texts: dict[str, str] = {}
+
+    def messages(self, case: Case) -> list[str]:
+        """What is said before the reply."""
+        return [self._put_in(message, self.texts).strip() for message in case.messages]
+
+    def reply(self, case: Case) -> str:
+        """What is answered."""
+        reply = self.texts[case.reply_of] if case.reply_of else case.reply
+        for old, new in case.changes:
+            reply = reply.replace(old, new)
+        return self._put_in(case.frame, {"reply": reply}).strip()
+
+    def _put_in(self, words: str, texts: dict[str, str]) -> str:
+        for name, text in texts.items():
+            words = words.replace("{" + name + "}", text)
+        return words
+
+
+def read(path: Path | None = None) -> Workloads:
+    """The workloads in a file, or our own. Raises UsageError if it is no such file."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        words = (path or resources.files(__package__) / "workloads.toml").read_text(encoding="utf-8")
+        found: dict[str, Any] = tomllib.loads(words)
+        workloads = msgspec.convert(found, Workloads)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise UsageError(
+            f"{path} holds no workloads: {error} (edgechat/bench/workloads.toml shows what they look like)"
+        ) from error
+    for number, case in enumerate(workloads.cases, 1):
+        if len(case.messages) % 2 == 0:
+            raise UsageError(f"{path}: case {number} needs an odd number of messages: the user's comes last")
+        if (case.reply_of or not case.reply) and case.reply_of not in workloads.texts:
+            raise UsageError(f"{path}: case {number} has no reply, and there is no text {case.reply_of!r}")
+    if not workloads.cases:
+        raise UsageError(f"{path} holds no cases")
+    return workloads

@@ -1,0 +1,1 @@
+"""Guessing what a model will say, and when guesses pay. Integers and floats only."""

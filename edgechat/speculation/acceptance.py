@@ -1,0 +1,64 @@
+"""How often a drafted token is right, by the length of the match before it."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from typing import Final
+
+import msgspec
+
+from edgechat.speculation.drafter import N_SOURCES
+
+# Matches as long as this or longer, up to the next.
+BUCKETS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+# Before anything is known: replays of recorded answers to summaries, questions about texts, chats and edits, which
+# hardly differ in this.
+_PRIOR: Final = (0.24, 0.42, 0.52, 0.66, 0.72, 0.77, 0.82, 0.88, 0.91, 0.95)
+# So many observations is that worth, and so many are remembered.
+_PRIOR_WEIGHT: Final = 8.0
+_MEMORY: Final = 96.0
+_OF_LENGTH: Final = tuple(bisect.bisect_right(BUCKETS, n) - 1 for n in range(BUCKETS[-1] + 1))
+
+
+class Counts(msgspec.Struct):
+    """Right and wrong guesses of one kind, the older ones counted less."""
+
+    right: float = 0.0
+    wrong: float = 0.0
+
+
+class Acceptance:
+    """Decayed counts for each source and each bucket of match lengths, and the chances that follow from them."""
+
+    def __init__(self, counts: list[list[Counts]] | None = None) -> None:
+        """`counts` as they were when they were kept: `N_SOURCES` lists of as many as there are `BUCKETS`."""
+        self.counts = counts or [[Counts() for _ in BUCKETS] for _ in range(N_SOURCES)]
+        self.chances: list[list[float]] = [[0.0] * len(BUCKETS) for _ in self.counts]
+        """That the next token is the drafted one, by source and bucket."""
+        self.low_chances: list[list[float]] = [[0.0] * len(BUCKETS) for _ in self.counts]
+        """The same less the standard error: for machines where a wrong guess costs much."""
+        for source in range(N_SOURCES):
+            for bucket in range(len(BUCKETS)):
+                self._update(source, bucket)
+
+    def record(self, source: int, match_length: int, *, right: bool) -> None:
+        """A guess after a match of this length was right, or wrong."""
+        bucket = bucket_of(match_length)
+        counts = self.counts[source][bucket]
+        keep = 1 - 1 / _MEMORY
+        counts.right = counts.right * keep + right
+        counts.wrong = counts.wrong * keep + (not right)
+        self._update(source, bucket)
+
+    def _update(self, source: int, bucket: int) -> None:
+        counts = self.counts[source][bucket]
+        weight = counts.right + counts.wrong + _PRIOR_WEIGHT
+        p = (counts.right + _PRIOR[bucket] * _PRIOR_WEIGHT) / weight
+        self.chances[source][bucket] = p
+        self.low_chances[source][bucket] = p - math.sqrt(p * (1 - p) / weight)
+
+
+def bucket_of(match_length: int) -> int:
+    """The number of a match length's bucket."""
+    return _OF_LENGTH[min(match_length, BUCKETS[-1])]

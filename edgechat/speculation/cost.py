@@ -1,0 +1,94 @@
+"""What a decode step of several tokens costs, in times of a step of one."""
+
+from __future__ import annotations
+
+import bisect
+from typing import Final
+
+import msgspec
+
+# Kernels work in fours; each other size also makes llama.cpp build its graph anew.
+SIZES: Final = (2, 3, 4, 8, 12, 16, 24, 32)
+# Attention makes steps dearer the more there is before them: positions up to which a ratio holds.
+DEPTHS: Final = (512, 2048, 8192, 32768)
+# Before anything is measured: what a batch costs where prefill is six times as fast as decoding, as on small boards.
+_PRIOR_SLOPE: Final = 1 / 5.9
+# Of a new measurement; the first few are averaged.
+_WEIGHT: Final = 0.1
+_SINGLE_WEIGHT: Final = 0.2
+# A measurement that is further off counts as one that is so far off: a stutter is no change, many are.
+_MOST: Final = 1.6
+# After so many steps of several tokens one of a single token is due, or nothing is known of what they save.
+PROBE_AFTER: Final = 32
+# So many make a measurement that can be trusted.
+ENOUGH: Final = 3
+
+
+class Mean(msgspec.Struct):
+    """A mean that forgets."""
+
+    value: float = 0.0
+    count: int = 0
+
+    def update(self, new: float, weight: float) -> None:
+        """Take in a measurement."""
+        if self.count >= ENOUGH:
+            new = min(max(new, self.value / _MOST), self.value * _MOST)
+        self.count += 1
+        self.value += max(weight, 1 / self.count) * (new - self.value)
+
+
+class StepCosts:
+    """Measured times of decode steps on this machine, for one model. `single` is in seconds, ratios are to it."""
+
+    def __init__(self) -> None:
+        self.single = Mean()
+        self.ratios: list[dict[int, Mean]] = [{} for _ in range(len(DEPTHS) + 1)]
+        """For each range of depths, by the number of tokens in the step."""
+        self._since_single = 0
+
+    def measured(self, n_tokens: int, depth: int, seconds: float) -> None:
+        """A step of `n_tokens` after `depth` others took so long."""
+        if seconds <= 0:
+            return
+        if n_tokens == 1:
+            self.single.update(seconds, _SINGLE_WEIGHT)
+            self._since_single = 0
+        elif self.single.count:
+            self._since_single += 1
+            self.ratios[depth_of(depth)].setdefault(n_tokens, Mean()).update(seconds / self.single.value, _WEIGHT)
+
+    @property
+    def is_single_due(self) -> bool:
+        """True if steps of one token were not measured for long."""
+        return self._since_single >= PROBE_AFTER
+
+    def is_known(self, n_tokens: int, depth: int) -> bool:
+        """True if steps of this size were measured at about this depth."""
+        found = self.ratios[depth_of(depth)].get(n_tokens)
+        return found is not None and found.count >= ENOUGH
+
+    def ratio(self, n_tokens: int, depth: int) -> float:
+        """What a step of `n_tokens` costs, in steps of one; between measured sizes on a straight line."""
+        if n_tokens <= 1:
+            return 1.0
+        known = self._nearest(depth_of(depth))
+        if not known:
+            return 1 + (n_tokens - 1) * _PRIOR_SLOPE
+        if n_tokens in known:
+            return known[n_tokens].value
+        below = max((n for n in known if n < n_tokens), default=1)
+        above = min((n for n in known if n > n_tokens), default=None)
+        low = known[below].value if below > 1 else 1.0
+        if above is None:
+            return low * n_tokens / below  # the dearest that it can be
+        return low + (known[above].value - low) * (n_tokens - below) / (above - below)
+
+    def _nearest(self, depth: int) -> dict[int, Mean]:
+        by_distance = sorted(range(len(self.ratios)), key=lambda i: (abs(i - depth), i))
+        return next((self.ratios[i] for i in by_distance if self.ratios[i]), {})
+
+
+def depth_of(depth: int) -> int:
+    """The number of the range that a position is in."""
+    return bisect.bisect_left(DEPTHS, depth)

@@ -1,0 +1,91 @@
+"""What was learned of drafts with one model on one machine, kept from one start to the next."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgechat.speculation.acceptance import BUCKETS, Acceptance, Counts
+from edgechat.speculation.cost import DEPTHS, SIZES, Mean, StepCosts
+from edgechat.speculation.drafter import N_SOURCES
+
+_log = logging.getLogger(__name__)
+_VERSION: Final = 1
+_MAX_BYTES: Final = 1 << 20
+_MAX_COUNT: Final = 1e6
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    version: int
+    greedy: list[list[Counts]]
+    drawn: list[list[Counts]]
+    ratios: list[dict[int, Mean]]
+
+
+class Profile:
+    """Acceptance apart for greedy and for drawn answers, which are harder to guess, and the costs of steps."""
+
+    def __init__(self) -> None:
+        self.greedy = Acceptance()
+        self.drawn = Acceptance()
+        self.costs = StepCosts()
+
+
+def load(path: Path) -> Profile:
+    """The profile in a file; a fresh one if it cannot be used."""
+    profile = Profile()
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            return profile
+        kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+    except FileNotFoundError:
+        return profile
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+        _log.warning("what was learned of drafts is forgotten: %s", error)
+        return profile
+    if _is_sound(kept):
+        profile.greedy, profile.drawn = Acceptance(kept.greedy), Acceptance(kept.drawn)
+        profile.costs.ratios = kept.ratios
+    return profile
+
+
+def save(profile: Profile, path: Path) -> None:
+    """Keep it, if that can be done."""
+    kept = _Kept(_VERSION, profile.greedy.counts, profile.drawn.counts, profile.costs.ratios)
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(kept))
+        aside.replace(path)
+    except OSError as error:
+        _log.warning("what was learned of drafts is not kept: %s", error)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+def _is_sound(kept: _Kept) -> bool:
+    """True if no number in it can do harm: counts are counts, and a step of n tokens costs no more than n steps do."""
+    counts = [c for side in (kept.greedy, kept.drawn) for source in side for c in source]
+    return (
+        kept.version == _VERSION
+        and all(len(s) == N_SOURCES and all(len(b) == len(BUCKETS) for b in s) for s in (kept.greedy, kept.drawn))
+        and all(_is_between(x, 0, _MAX_COUNT) for c in counts for x in (c.right, c.wrong))
+        and len(kept.ratios) == len(DEPTHS) + 1
+        and all(
+            n in SIZES and _is_between(mean.value, 0.1, 10.0 * n) and _is_between(mean.count, 0, _MAX_COUNT)
+            for ratios in kept.ratios
+            for n, mean in ratios.items()
+        )
+    )
+
+
+def _is_between(number: float, low: float, high: float) -> bool:
+    return math.isfinite(number) and low <= number <= high

@@ -1,0 +1,261 @@
+"""What is drafted never changes what is said: exactly on a fake runtime, in distribution, and on real models."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgechat.config import Sampling
+from edgechat.engine import sample as samples
+from edgechat.engine.generation import Generation
+from edgechat.engine.protocol import Generate, TurnFinished
+from edgechat.prefix.cache import PrefixCache
+from edgechat.runtime.bindings import Bindings
+from edgechat.runtime.context import Context, DecodeAborted, NoRoom
+from edgechat.runtime.model import Model
+from edgechat.runtime.suffix import SuffixIndex
+from edgechat.speculation.acceptance import Acceptance
+from edgechat.speculation.controller import Controller
+from edgechat.speculation.cost import StepCosts
+from edgechat.speculation.drafter import LiveDrafter
+from edgechat.speculation.speculator import Speculator
+from tests.fake_context import FakeContext, FakeModel, FakeSampler
+from tests.models import KINDS, Kind, write_tiny
+
+N_VOCAB = 12
+PROMPT = [3, 4, 5, 3, 4]
+Said = tuple[list[int], str, TurnFinished]
+
+
+class Scripted(Speculator):
+    """Proposes whatever it is told to: the numbers of a script, or with -1 what will really come."""
+
+    def __init__(self, script: list[list[int]], oracle: list[int] | None = None) -> None:
+        super().__init__([], Controller(Acceptance(), StepCosts()))
+        self.script = iter(script)
+        self.oracle = oracle or []
+        self.text: list[int] = []
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        super().begin(tokens)
+        self.text = list(tokens)
+
+    def append(self, tokens: Sequence[int]) -> None:
+        self.text += tokens
+
+    def propose(self, room: int, depth: int) -> list[int]:
+        assert depth == len(self.text) - 1
+        ahead = self.oracle[len(self.text) - len(PROMPT) :]
+        wanted = next(self.script, [])
+        draft = [ahead[i] if token < 0 and i < len(ahead) else max(token, 0) for i, token in enumerate(wanted)]
+        return draft[: max(room, 0)]
+
+
+@pytest.fixture
+def fake(native: Bindings, monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    monkeypatch.setattr(samples, "Sampler", FakeSampler)
+    return FakeModel(native, N_VOCAB)
+
+
+def say(
+    context: FakeContext | Context, request: Generate, prompt: list[int], speculator: Speculator | None = None
+) -> Said:
+    heard: list[str] = []
+    cache = PrefixCache(context)  # type: ignore[arg-type]
+    work = Generation(
+        context, cache, request, prompt, lambda event: heard.append(getattr(event, "text", "")), 0.0, speculator  # type: ignore[arg-type]
+    )  # fmt: skip
+    finished = work.run()
+    return work.answers[0] if work.answers else [], "".join(heard), finished
+
+
+SAMPLINGS = st.builds(
+    Sampling, temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]), top_k=st.sampled_from([0, 1, 3, 40]),
+    top_p=st.sampled_from([0.5, 0.95, 1.0]), min_p=st.sampled_from([0.0, 0.05, 0.3]),
+    repeat_penalty=st.sampled_from([1.0, 1.1, 1.5]), seed=st.integers(0, 1 << 31),
+)  # fmt: skip
+SCRIPTS = st.lists(st.lists(st.one_of(st.just(-1), st.integers(0, N_VOCAB - 1)), max_size=12), max_size=40)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sampling=SAMPLINGS,
+    script=SCRIPTS,
+    max_tokens=st.one_of(st.none(), st.integers(1, 60)),
+    n_ctx=st.integers(8, 90),
+    ignore_eog=st.booleans(),
+)
+def test_any_draft_and_any_sampler_give_the_same_text(
+    fake: FakeModel, sampling: Sampling, script: list[list[int]], max_tokens: int | None, n_ctx: int, ignore_eog: bool
+) -> None:
+    request = Generate(id=1, max_tokens=max_tokens, sampling=sampling, ignore_eog=ignore_eog)
+    plain_context, context = FakeContext(fake, n_ctx), FakeContext(fake, n_ctx)
+    plain = say(plain_context, request, PROMPT)
+    drafted = say(context, request, PROMPT, Scripted(script, plain[0]))
+    assert drafted[:2] == plain[:2]
+    assert drafted[2].finish_reason == plain[2].finish_reason
+    assert drafted[2].context_tokens == plain[2].context_tokens
+    assert context.held == plain_context.held
+
+
+def test_right_drafts_save_steps(fake: FakeModel) -> None:
+    request = Generate(id=1, max_tokens=41, sampling=Sampling(temperature=0.0), ignore_eog=True)
+    plain_context, context = FakeContext(fake), FakeContext(fake)
+    plain = say(plain_context, request, PROMPT)
+    drafted = say(context, request, PROMPT, Scripted([[-1] * 7] * 5, plain[0]))
+    assert drafted[0] == plain[0]
+    assert len(plain_context.widths) == 1 + 40
+    assert len(context.widths) == 1 + 5
+
+
+@pytest.mark.parametrize("failure", [DecodeAborted, NoRoom])
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_step_that_fails_says_nothing_wrong(
+    fake: FakeModel, failure: type[DecodeAborted | NoRoom], step: int
+) -> None:
+    """Cancelled in mid-verification, or with no room for the draft: then the token alone is decoded."""
+    request = Generate(id=1, max_tokens=40, sampling=Sampling(temperature=0.0), ignore_eog=True)
+    plain = say(FakeContext(fake), request, PROMPT)
+    context = FakeContext(fake)
+    context.fail[step] = failure
+    tokens, _, finished = say(context, request, PROMPT, Scripted([[-1] * 3] * 100, plain[0]))
+    if failure is NoRoom:
+        assert tokens == plain[0]
+    else:
+        assert tokens == plain[0][: len(tokens)]
+        assert finished.finish_reason == "cancelled"
+        assert finished.context_tokens == len(PROMPT) + len(tokens) - 1
+
+
+def test_drawn_tokens_have_the_distribution_that_they_should(fake: FakeModel) -> None:
+    """Chi-squared over the second and third token, which are verified in one batch, at temperature 1."""
+    n_runs, flat = 3000, FakeModel(fake.bindings, 6, flatness=0.7)
+    seen: Counter[tuple[int, int]] = Counter()
+    for seed in range(n_runs):
+        sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
+        request = Generate(id=1, max_tokens=3, sampling=sampling, ignore_eog=True)
+        tokens, _, _ = say(FakeContext(flat), request, PROMPT, Scripted([[seed % 6, seed // 6 % 6]]))
+        seen[tokens[1], tokens[2]] += 1
+
+    def chances(tokens: list[int]) -> list[float]:
+        weights = [math.exp(x) for x in flat.logits(tokens)]
+        return [w / sum(weights) for w in weights]
+
+    expected: Counter[tuple[int, int]] = Counter()
+    for a, p in enumerate(chances(PROMPT)):
+        for b, q in enumerate(chances([*PROMPT, a])):
+            for c, r in enumerate(chances([*PROMPT, a, b])):
+                expected[b, c] += p * q * r * n_runs  # type: ignore[assignment]
+    cells = [(seen[key], value) for key, value in expected.items()]
+    assert min(value for _, value in cells) > 5
+    statistic = sum((observed - value) ** 2 / value for observed, value in cells)
+    freedom = len(cells) - 1
+    # Wilson and Hilferty: the cube root of chi-squared over its freedom is nearly normal; 2.326 is p = 0.01.
+    z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
+    assert z < 2.326
+
+
+# Real models
+
+
+def a_speculator(model: Model) -> Speculator:
+    """Drafts at every chance, for the costs that nothing has."""
+    costs = StepCosts()
+    for _ in range(3):
+        costs.measured(1, 0, 1.0)
+        for n in (2, 4, 8):
+            costs.measured(n, 0, 1.0)
+    costs.measured = lambda *_: None  # type: ignore[method-assign]
+    controller = Controller(Acceptance(), costs)
+    return Speculator([LiveDrafter(SuffixIndex(model.bindings.edgechat, 512))], controller, model.is_eog)
+
+
+def top_gap_at_difference(model: Model, prompt: list[int], a: list[int], b: list[int]) -> float:
+    """Where two answers part: the difference of the two largest logits, in parts of the spread; inf if they do not."""
+    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None)  # noqa: B905
+    if same is None:
+        return math.inf if len(a) == len(b) else 0.0
+    context = Context(model, n_ctx=1024, n_threads=2)
+    for token in [*prompt, *a[:same]]:
+        context.decode([token])
+    logits = np.array(model.bindings.llama.llama_get_logits_ith(context.pointer, -1)[: model.n_vocab])
+    context.close()
+    best = np.sort(logits)[-2:]
+    return float((best[1] - best[0]) / (logits.max() - logits.min()))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "starter"])
+def test_real_models_say_the_same_but_for_ties(kind: str, native: Bindings, starter: Path, tmp_path: Path) -> None:
+    """Greedy answers differ only where two logits are as near as the noise of batches of other shapes."""
+    model = Model(native, starter if kind == "starter" else write_tiny(tmp_path / "tiny.gguf", kind))  # type: ignore[arg-type]
+    words = "Repeat this list: red, green, blue, red, green, blue, red, green, blue, red, green,"
+    prompt = model.tokenize(words, add_special=True, parse_special=False)
+    request = Generate(id=1, max_tokens=120, sampling=Sampling(temperature=0.0), ignore_eog=True)
+    noise = 0.03 if kind == "starter" else 0.01
+
+    def context() -> Context:
+        return Context(model, n_ctx=512, n_threads=2, n_batch=64, n_ubatch=64, n_seqs=2, n_rs_seq=7)
+
+    plain_context, drafting = context(), context()
+    plain = say(plain_context, request, prompt)
+    drafted = say(drafting, request, prompt, a_speculator(model))
+    stats = drafted[2].stats
+    if drafting.max_undo:
+        assert stats.n_drafts > 0
+        assert stats.n_accepted > 0
+        assert stats.n_drafted > stats.n_accepted  # some were wrong, and taken back
+    else:
+        assert kind == "mamba"
+        assert stats.n_drafted == 0
+    if plain[0] != drafted[0]:
+        assert top_gap_at_difference(model, prompt, plain[0], drafted[0]) < noise
+    plain_context.close()
+    drafting.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_what_is_undone_leaves_nothing_behind(
+    kind: Kind, native: Bindings, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """After wrong drafts of any length the logits are those of a context that never saw them; also in a copy, and saved."""
+    model = Model(native, write_tiny(tmp_path_factory.mktemp("undo") / "tiny.gguf", kind))
+    context = Context(model, n_ctx=512, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=3, n_rs_seq=7)
+    plain = Context(model, n_ctx=512, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=1)
+    tokens = [int(t) for t in np.random.default_rng(1).integers(10, 340, 60)]
+    context.decode(tokens)
+    plain.decode(tokens)
+    for number in range(data.draw(st.integers(1, 25))):
+        wrong = data.draw(st.integers(0, min(context.max_undo, 7)))
+        right = data.draw(st.integers(0, min(context.max_undo, 7) - wrong))
+        fresh = [int(t) for t in np.random.default_rng(100 + number).integers(10, 340, 1 + right + wrong)]
+        context.decode_chain(fresh)
+        context.undo(0, wrong)
+        for token in fresh[: 1 + right]:
+            plain.decode([token])
+        assert list(context.tokens()) == list(plain.tokens())
+    context.seal(0)
+    context.copy(0, 1, len(context.tokens()))
+    saved = context.save(0, 0, len(context.tokens()))
+    assert context.restore(2, 0, list(context.tokens()), saved)
+    plain.decode([17])
+    wanted = logits(plain)
+    for seq in range(3):
+        context.decode([17], seq)
+        difference = np.abs(logits(context) - wanted).max() / (wanted.max() - wanted.min())
+        assert difference < 0.01, seq
+    context.close()
+    plain.close()
+
+
+def logits(context: Context) -> np.ndarray:
+    pointer = context.model.bindings.llama.llama_get_logits_ith(context.pointer, -1)
+    return np.array(pointer[: context.model.n_vocab], dtype=np.float32)

@@ -1,0 +1,117 @@
+"""A context whose logits are a function of the tokens before, to the last bit, whatever the shape of the batch."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from collections.abc import Mapping, Sequence
+
+from edgechat.config import Sampling
+from edgechat.runtime.bindings import Bindings
+from edgechat.runtime.context import DecodeAborted, NoRoom
+from edgechat.runtime.sampler import Sampler
+
+END = 0
+
+
+class FakeModel:
+    """A vocabulary of letters; token 0 ends a text."""
+
+    def __init__(self, bindings: Bindings, n_vocab: int, flatness: float = 3.0) -> None:
+        self.bindings = bindings
+        self.n_vocab = n_vocab
+        self.flatness = flatness
+        self.control_tokens: dict[str, int] = {}
+
+    def is_eog(self, token: int) -> bool:
+        return token == END
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        return bytes([97 + token % 26])
+
+    def logits(self, tokens: Sequence[int]) -> list[float]:
+        """Depends on the last three tokens and the depth's remainder: such texts repeat themselves, but not always."""
+        draw = random.Random(f"{tokens[-3:]} {len(tokens) // 40}")
+        return [draw.gauss(0, self.flatness) - (4.0 if token == END else 0.0) for token in range(self.n_vocab)]
+
+
+class FakeContext:
+    """The part of a Context that a decode loop uses; `fail` may raise before a decode, which then does nothing."""
+
+    any_position = True
+
+    def __init__(self, model: FakeModel, n_ctx: int = 400) -> None:
+        self.model = model
+        self.n_ctx = n_ctx
+        self.n_batch = 64
+        self.n_seqs = 4
+        self.max_undo = 63
+        self.held: dict[int, list[int]] = {seq: [] for seq in range(self.n_seqs)}
+        self.rows: list[list[float]] = []
+        self.widths: list[int] = []
+        self.fail: dict[int, type[DecodeAborted | NoRoom]] = {}
+
+    def tokens(self, seq: int = 0) -> list[int]:
+        return self.held[seq]
+
+    def decode(self, tokens: Sequence[int], seq: int = 0) -> None:
+        self._decode([(seq, t) for t in tokens])
+
+    def decode_chain(self, tokens: Sequence[int], seq: int = 0) -> None:
+        self._decode([(seq, t) for t in tokens])
+
+    def decode_each(self, tokens: Mapping[int, int]) -> None:
+        self._decode(list(tokens.items()))
+
+    def _decode(self, entries: list[tuple[int, int]]) -> None:
+        self.widths.append(len(entries))
+        failure = self.fail.pop(len(self.widths), None)
+        if failure is not None:
+            raise failure
+        self.rows = []
+        for seq, token in entries:
+            self.held[seq].append(token)
+            self.rows.append(self.model.logits(self.held[seq]))
+        assert all(len(held) <= self.n_ctx for held in self.held.values())
+
+    def undo(self, seq: int, n_tokens: int) -> None:
+        assert n_tokens <= self.max_undo
+        if n_tokens:
+            del self.held[seq][-n_tokens:]
+
+    def seal(self, seq: int) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    # As a `Memory` for the cache of prefixes, which is not what is tested here.
+
+    saves_whole = False
+
+    def can_rewind(self, seq: int, n_tokens: int) -> bool:
+        return True
+
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        self.held[target] = self.held[source][:n_tokens]
+
+    def drop(self, seq: int) -> None:
+        self.held[seq] = []
+
+
+class FakeSampler(Sampler):
+    """llama.cpp's own chain of samplers, applied to a fake context's logits as `llama_sampler_sample` does."""
+
+    def __init__(self, model: FakeModel, params: Sampling) -> None:
+        super().__init__(model, params)  # type: ignore[arg-type]
+        self._only_greedy = False
+
+    def sample(self, context: FakeContext, index: int = -1) -> int:  # type: ignore[override]
+        llama = self._llama
+        row = context.rows[index]
+        data = (llama.llama_token_data * len(row))(*[llama.llama_token_data(i, x, 0.0) for i, x in enumerate(row)])
+        array = llama.llama_token_data_array(data, len(row), -1, False)
+        llama.llama_sampler_apply(self.pointer, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        llama.llama_sampler_accept(self.pointer, token)
+        return token
