@@ -17,10 +17,11 @@ END = 0
 class FakeModel:
     """A vocabulary of letters; token 0 ends a text."""
 
-    def __init__(self, bindings: Bindings, n_vocab: int, flatness: float = 3.0) -> None:
+    def __init__(self, bindings: Bindings, n_vocab: int, flatness: float = 3.0, end_logit: float = -4.0) -> None:
         self.bindings = bindings
         self.n_vocab = n_vocab
         self.flatness = flatness
+        self.end_logit = end_logit
         self.control_tokens: dict[str, int] = {}
 
     def is_eog(self, token: int) -> bool:
@@ -32,7 +33,9 @@ class FakeModel:
     def logits(self, tokens: Sequence[int]) -> list[float]:
         """Depends on the last three tokens and the depth's remainder: such texts repeat themselves, but not always."""
         draw = random.Random(f"{tokens[-3:]} {len(tokens) // 40}")
-        return [draw.gauss(0, self.flatness) - (4.0 if token == END else 0.0) for token in range(self.n_vocab)]
+        return [
+            draw.gauss(0, self.flatness) + (self.end_logit if token == END else 0.0) for token in range(self.n_vocab)
+        ]
 
 
 class FakeContext:

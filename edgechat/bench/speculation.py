@@ -34,6 +34,8 @@ N_FREE: Final = 160
 """Tokens that a model says of its own."""
 _WARM_UP_TOKENS: Final = 700
 _REHEARSAL_S: Final = 300.0
+# Asking interrupts what is measured.
+_POLL_S: Final = 8.0
 _ADVERSARY: Final = "random tokens"
 # Answers of random tokens: out of few, so that short matches abound, and out of many.
 _N_RANDOM: Final = 400
@@ -220,7 +222,7 @@ class _Ours:
         self.answer([300 + i % 2000 for i in range(_WARM_UP_TOKENS)], [300], speculate=False)
         until_s = time.monotonic() + _REHEARSAL_S
         while time.monotonic() < until_s:
-            time.sleep(0.5)
+            time.sleep(_POLL_S)
             found = self._engine.stats().step_costs
             if set(SIZES) <= set(found) or not self._loaded.max_draft:
                 break

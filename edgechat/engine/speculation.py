@@ -118,8 +118,11 @@ class Speculation:
         if self._rehearsal:
             allowed(True)
             try:
-                self._rehearse(self._rehearsal.pop())
-            except (DecodeAborted, NoRoom, EngineError):
+                self._rehearse(self._rehearsal[-1])
+                self._rehearsal.pop()
+            except DecodeAborted:
+                return False  # there is something to do; the rest waits
+            except (NoRoom, EngineError):
                 self._rehearsal = []
             finally:
                 allowed(False)

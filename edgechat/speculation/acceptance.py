@@ -18,6 +18,8 @@ _PRIOR: Final = (0.24, 0.42, 0.52, 0.66, 0.72, 0.77, 0.82, 0.88, 0.91, 0.95)
 # So many observations is that worth, and so many are remembered.
 _PRIOR_WEIGHT: Final = 8.0
 _MEMORY: Final = 96.0
+_PRESENT_MEMORY: Final = 32.0
+_EARLIER: Final = 16.0
 _OF_LENGTH: Final = tuple(bisect.bisect_right(BUCKETS, n) - 1 for n in range(BUCKETS[-1] + 1))
 
 
@@ -27,17 +29,34 @@ class Counts(msgspec.Struct):
     right: float = 0.0
     wrong: float = 0.0
 
+    def add(self, memory: float, *, right: bool) -> None:
+        """Count one more; about `memory` of them are remembered."""
+        keep = 1 - 1 / memory
+        self.right = self.right * keep + right
+        self.wrong = self.wrong * keep + (not right)
+
 
 class Acceptance:
-    """Decayed counts for each source and each bucket of match lengths, and the chances that follow from them."""
+    """Decayed counts for each source and each bucket of match lengths, and the chances that follow from them.
+
+    What all answers taught is worth `_EARLIER` observations at most, what the present one teaches counts fully: texts
+    that repeat themselves and texts that do not are told apart after a few tokens.
+    """
 
     def __init__(self, counts: list[list[Counts]] | None = None) -> None:
         """`counts` as they were when they were kept: `N_SOURCES` lists of as many as there are `BUCKETS`."""
-        self.counts = counts or [[Counts() for _ in BUCKETS] for _ in range(N_SOURCES)]
+        self.counts = counts or _zeros()
+        """Of all answers."""
+        self._present = _zeros()
         self.chances: list[list[float]] = [[0.0] * len(BUCKETS) for _ in self.counts]
         """That the next token is the drafted one, by source and bucket."""
         self.low_chances: list[list[float]] = [[0.0] * len(BUCKETS) for _ in self.counts]
         """The same less the standard error: for machines where a wrong guess costs much."""
+        self.begin()
+
+    def begin(self) -> None:
+        """Another answer begins."""
+        self._present = _zeros()
         for source in range(N_SOURCES):
             for bucket in range(len(BUCKETS)):
                 self._update(source, bucket)
@@ -45,18 +64,23 @@ class Acceptance:
     def record(self, source: int, match_length: int, *, right: bool) -> None:
         """A guess after a match of this length was right, or wrong."""
         bucket = bucket_of(match_length)
-        counts = self.counts[source][bucket]
-        keep = 1 - 1 / _MEMORY
-        counts.right = counts.right * keep + right
-        counts.wrong = counts.wrong * keep + (not right)
+        self.counts[source][bucket].add(_MEMORY, right=right)
+        self._present[source][bucket].add(_PRESENT_MEMORY, right=right)
         self._update(source, bucket)
 
     def _update(self, source: int, bucket: int) -> None:
-        counts = self.counts[source][bucket]
-        weight = counts.right + counts.wrong + _PRIOR_WEIGHT
-        p = (counts.right + _PRIOR[bucket] * _PRIOR_WEIGHT) / weight
+        earlier, present = self.counts[source][bucket], self._present[source][bucket]
+        right = earlier.right + _PRIOR[bucket] * _PRIOR_WEIGHT
+        weight = earlier.right + earlier.wrong + _PRIOR_WEIGHT
+        share = min(1.0, _EARLIER / weight)
+        right, weight = right * share + present.right, weight * share + present.right + present.wrong
+        p = right / weight
         self.chances[source][bucket] = p
         self.low_chances[source][bucket] = p - math.sqrt(p * (1 - p) / weight)
+
+
+def _zeros() -> list[list[Counts]]:
+    return [[Counts() for _ in BUCKETS] for _ in range(N_SOURCES)]
 
 
 def bucket_of(match_length: int) -> int:

@@ -50,6 +50,7 @@ class Speculator:
     def begin(self, tokens: Sequence[int]) -> None:
         """This is the text so far."""
         self.stats = SpeculationStats()
+        self._controller.acceptance.begin()
         for drafter in self._drafters:
             drafter.begin(tokens)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from textual.widgets import Markdown
 
     from edgechat.chat.events import LoadProgressed
+    from edgechat.chat.messages import Message
     from edgechat.chat.session import Session
 
 # Text reaches the screen about twelve times a second: nobody reads faster, and every repaint costs.
@@ -279,8 +280,7 @@ class ChatApp(App[int]):
             self._note("stopped")
         elif turn.answer.finish_reason == "length":
             self._note("the answer reached its length limit")
-        stats = turn.answer.stats
-        await self._idle(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
+        await self._idle(_figures(turn.answer))
 
     async def on_noted(self, message: events.Noted) -> None:
         """Something to know."""
@@ -354,3 +354,14 @@ def run_app(make_session: Callable[[], Session], problems: list[str]) -> int:
         if app.session is not None:
             app.session.close()
     return app.return_code or 0
+
+
+def _figures(answer: Message) -> str:
+    """How fast an answer came, and what drafts had to do with it."""
+    stats = answer.stats
+    if stats is None or not stats.decode_tps:
+        return ""
+    words = f"{stats.decode_tps:.0f} tokens/s"
+    if stats.n_drafted:
+        words += f", {stats.n_accepted}/{stats.n_drafted} drafted (x{stats.speculation_gain:.1f})"
+    return words

@@ -185,6 +185,7 @@ def test_a_profile_is_kept(tmp_path: Path) -> None:
         learned.costs.measured(4, 600, 0.02)
     profile.save(learned, path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    learned.greedy.begin()
     again = profile.load(path)
     assert again.greedy.chances == learned.greedy.chances
     assert again.drawn.chances == profile.Profile().drawn.chances
