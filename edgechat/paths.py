@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -67,3 +68,18 @@ def prefix_dir() -> Path:
 def verdicts_file() -> Path:
     """What the self tests of backends found on this machine."""
     return cache_dir() / "backends.json"
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file that only its owner can read, aside and then in place of what was there. Raises OSError.
+
+    Its folder must exist. Not waiting for the disk: what must survive a power failure is not written with this.
+    """
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+        aside.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()

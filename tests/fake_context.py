@@ -98,6 +98,10 @@ class FakeContext:
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         self.held[target] = self.held[source][:n_tokens]
 
+    def clear(self) -> None:
+        for seq in self.held:
+            self.held[seq] = []
+
     def drop(self, seq: int) -> None:
         self.held[seq] = []
 

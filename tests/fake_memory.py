@@ -82,6 +82,10 @@ class FakeMemory:
             list(held.state),
         )
 
+    def clear(self) -> None:
+        for seq in range(len(self._held)):
+            self.drop(seq)
+
     def drop(self, seq: int) -> None:
         self._held[seq] = _nothing()
 

@@ -54,9 +54,8 @@ class _Measured(StepCosts):
     def __init__(self, costs: StepCosts) -> None:
         super().__init__()
         self.ratios = costs.ratios
-        self.single = costs.single
 
-    def measured(self, n_tokens: int, depth: int, seconds: float) -> None:
+    def measured(self, n_tokens: int, depth: int, seconds: float, *, is_rehearsal: bool = False) -> None:
         """Nothing is learned; but what probing costs is a part of the price."""
         self._since_single = 0 if n_tokens == 1 else self._since_single + 1
 

@@ -26,7 +26,7 @@ from edgechat.runtime.bindings import load_edgechat
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.suffix import SuffixIndex
 from edgechat.speculation.acceptance import Acceptance
-from edgechat.speculation.cost import DEPTHS, ENOUGH, SIZES, Mean, StepCosts
+from edgechat.speculation.cost import ENOUGH, SIZES, Mean, StepCosts
 
 N_CTX: Final = 4096
 N_BATCH: Final = 512
@@ -151,7 +151,9 @@ class _Clock:
         if not a or not b:
             return None
         return statistics.median(
-            statistics.geometric_mean(x / y for x, y in zip(p, q, strict=True)) for p, q in zip(a, b, strict=True)
+            # An answer that ended with its first token has no speed.
+            statistics.geometric_mean([x / y for x, y in zip(p, q, strict=True) if x > 0 and y > 0] or [1.0])
+            for p, q in zip(a, b, strict=True)
         )
 
 
@@ -227,8 +229,7 @@ class _Ours:
             if set(SIZES) <= set(found) or not self._loaded.max_draft:
                 break
         costs = StepCosts()
-        costs.single = Mean(1.0, ENOUGH)
-        for ratios in costs.ratios[: len(DEPTHS) + 1]:
+        for ratios in costs.ratios:
             ratios.update({n: Mean(ratio, ENOUGH) for n, ratio in found.items()})
         return costs
 

@@ -172,6 +172,7 @@ class Generation:
             except NoRoom:
                 sample.finish("length")
                 return
+            context.synchronize()
             seconds = time.monotonic() - started
             token, n_right = self._verify(sample, draft)
             context.undo(seq, len(draft) - n_right)

@@ -27,7 +27,9 @@ from edgechat.prefix.disk import Disk
 from edgechat.runtime import bindings, probe
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.context import Context
+from edgechat.runtime.layout import memory_breakdown
 from edgechat.runtime.model import Model
+from edgechat.speculation.controller import MAX_DRAFT
 
 _REMEMBERED = 100
 # Between two turns of a busy client nothing is saved.
@@ -35,6 +37,8 @@ IDLE_AFTER_S: Final = 0.25
 _BUSY_POLL_S: Final = 0.02
 # What a client waits for at the end; what is not saved by then is computed again some day.
 _SAVE_AT_END_S: Final = 1.5
+# Of that, for drafts, however long prefixes take.
+_LEAST_SAVE_S: Final = 0.2
 
 
 def main(arguments: list[str]) -> int:
@@ -107,12 +111,13 @@ class Host:
         try:
             if self._cache is not None and self._cache.idle_step():
                 return 0.0
-        except (EdgechatError, MemoryError) as error:
-            print(f"prefixes are not saved: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
-            return None
-        if self._disk is not None and self._disk.is_busy:
-            return _BUSY_POLL_S
-        return 0.0 if self._speculation is not None and self._speculation.idle_step(self._let_abort) else None
+            if self._disk is not None and self._disk.is_busy:
+                return _BUSY_POLL_S
+            if self._speculation is not None and self._speculation.idle_step(self._let_abort):
+                return 0.0
+        except (EdgechatError, MemoryError, OSError) as error:
+            print(f"idle work failed: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
+        return None
 
     def _let_abort(self, may_abort: bool) -> None:  # noqa: FBT001  (a switch)
         """From now on a request that comes ends what is computed in idle time, or no longer."""
@@ -120,6 +125,8 @@ class Host:
             self._may_abort_idle_work = may_abort
             if self._context is not None:
                 self._context.clear_abort()
+                if may_abort and not self._requests.empty():
+                    self._context.abort()
 
     def _read(self) -> None:
         while (body := self._channel.read()) is not None:
@@ -178,7 +185,7 @@ class Host:
             prompt = request.tokens
             if prompt is None:
                 prompt = tokenize_prompt(context.model, request.text, request.guard)
-            check_tokens(prompt, context.model.n_vocab)
+            check_tokens([*prompt, *(request.forced or ())], context.model.n_vocab)
             return self._generate(context, cache, request, prompt, arrived_s)
         if isinstance(request, protocol.Tokenize):
             tokens = tokenize_prompt(context.model, request.text, request.guard)
@@ -190,7 +197,7 @@ class Host:
             n_ctx=context.n_ctx,
             context_tokens=cache.live_tokens,
             peak_rss_bytes=peak_rss_bytes(),
-            memory=context.memory_breakdown(),
+            memory=memory_breakdown(context),
             step_costs=self._speculation.step_costs() if self._speculation is not None else {},
         )
 
@@ -241,7 +248,7 @@ class Host:
             eos=model.eos,
             control_tokens=list(model.control_tokens),
             can_rewind=context.any_position,
-            max_draft=context.max_undo if self._speculation is not None else 0,
+            max_draft=min(context.max_undo, MAX_DRAFT) if self._speculation is not None else 0,
             load_s=time.monotonic() - started,
         )
 
@@ -263,10 +270,14 @@ class Host:
             context, self._context = self._context, None
         cache, self._cache, self._disk = self._cache, None, None
         speculation, self._speculation = self._speculation, None
-        if speculation is not None:
-            speculation.finish()
-        if cache is not None:
-            cache.finish(_SAVE_AT_END_S)
+        until_s = time.monotonic() + _SAVE_AT_END_S
+        try:
+            if cache is not None:
+                cache.finish(_SAVE_AT_END_S)
+            if speculation is not None:
+                speculation.finish(max(until_s, time.monotonic() + _LEAST_SAVE_S))
+        except (EdgechatError, MemoryError, OSError) as error:
+            print(f"not all was saved: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
         if context is not None:
             context.close()
             context.model.close()

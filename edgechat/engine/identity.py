@@ -12,6 +12,7 @@ from edgechat.prefix import weights
 from edgechat.prefix.disk import Disk
 from edgechat.runtime.bundle import Bundle
 from edgechat.runtime.context import Context
+from edgechat.runtime.layout import memory_layout
 
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
@@ -26,7 +27,7 @@ def open_disk(request: Load, context: Context, bundle: Bundle) -> Disk | None:
     known = [weights.remembered(file, memo) for file in files]
 
     def name(hashes: list[str]) -> str:
-        return identity(hashes, bundle.build_id, context.memory_layout())
+        return identity(hashes, bundle.build_id, memory_layout(context))
 
     def find(pause: Callable[[], None]) -> str:
         return name([weights.find_hash(file, memo, pause) for file in files])

@@ -94,6 +94,7 @@ def estimate(header: ModelHeader, n_ctx: int, *, use_mmap: bool = True, n_ubatch
         repacked=sum(t.size_bytes for t in header.tensors if t.type in _REPACKED) if use_mmap else 0,
         kv_cache=header.n_layers * header.kv_width * n_ctx * _F16_BYTES + _state_bytes(header),
         compute=min(n_ubatch, n_ctx) * (header.n_vocab + 4 * widest) * _F32_BYTES,
+        speculation=n_ctx * _INDEX_BYTES,
     )
 
 
@@ -111,13 +112,13 @@ def _state_bytes(header: ModelHeader) -> int:
     return header.n_layers * (mamba + shortconv + rwkv) * _F32_BYTES * (FEW_SEQS + 1)
 
 
-def _speculation(header: ModelHeader, n_ctx: int, left_bytes: int) -> tuple[int, int, int]:
+def _speculation(header: ModelHeader, left_bytes: int) -> tuple[int, int, int]:
     """How many drafted tokens a state can take back, tokens of other conversations to draft from, and bytes for both."""
-    share = left_bytes // SPECULATION_SHARE
+    share = max(0, left_bytes) // SPECULATION_SHARE
     state = _state_bytes(header)
     n_rs_seq = next((n for n in _N_RS_SEQ if n * state <= share), 0) if state else 0
-    draft_tokens = max(0, min(MAX_DRAFT_TOKENS, share // _INDEX_BYTES))
-    return n_rs_seq, draft_tokens, n_rs_seq * state + (n_ctx + draft_tokens) * _INDEX_BYTES
+    draft_tokens = min(MAX_DRAFT_TOKENS, (share - n_rs_seq * state) // _INDEX_BYTES)
+    return n_rs_seq, draft_tokens, n_rs_seq * state + draft_tokens * _INDEX_BYTES
 
 
 def plan(
@@ -152,8 +153,8 @@ def plan(
         )
     n_rs_seq = draft_tokens = 0
     if speculation:
-        n_rs_seq, draft_tokens, taken = _speculation(header, chosen, available_bytes - needed.total)
-        needed = msgspec.structs.replace(needed, speculation=taken)
+        n_rs_seq, draft_tokens, taken = _speculation(header, available_bytes - needed.total)
+        needed = msgspec.structs.replace(needed, speculation=needed.speculation + taken)
     return LoadPlan(
         model_path=header.path, n_ctx=chosen, n_threads=n_threads, n_batch=N_UBATCH, n_ubatch=N_UBATCH,
         use_mmap=use_mmap, use_extra_bufts=True,

@@ -69,11 +69,16 @@ class PrefixCache:
     ) -> Cached:
         """Get a sequence that holds as much of `tokens` as is worth having, and not the last one.
 
-        With `is_cold` it holds nothing. With `is_aside` all live sequences stay as they are.
+        With `is_cold` it holds nothing. With `is_aside` all live sequences stay as they are; with `is_cold` alone nothing
+        else is live, so that the same cells are used each time.
         """
         for seq in [s for s in self._owner if s not in self._tips]:
             self.release(seq)  # an error ended the work on it
         self._learn_files(conversation)
+        if is_cold and not is_aside:
+            while self.make_room():
+                pass
+            self._memory.clear()
         while True:
             match = self.tree.match(tokens[:-1])
             ways = Ways(self._memory, self.speeds, match, self._tips, self._pieces)

@@ -35,6 +35,9 @@ class Memory(Protocol):
     def drop(self, seq: int) -> None:
         """Forget a sequence."""
 
+    def clear(self) -> None:
+        """Forget all sequences, and begin with the first cell again."""
+
     def save(self, seq: int, start: int, end: int) -> bytearray:
         """The memory of positions from `start` to `end`."""
 

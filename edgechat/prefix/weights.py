@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import msgspec
+
+from edgechat import paths
 
 _CHUNK_BYTES: Final = 1 << 20
 _REMEMBERED: Final = 200
@@ -69,9 +70,6 @@ def _read(memo: Path) -> dict[str, _Known]:
 
 
 def _write(memo: Path, known: dict[str, _Known]) -> None:
-    aside = memo.with_name(f"{memo.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # then it is computed again
         memo.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside.write_bytes(msgspec.json.encode(known))
-        aside.chmod(0o600)
-        aside.replace(memo)
+        paths.replace_file(memo, msgspec.json.encode(known))

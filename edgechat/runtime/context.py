@@ -7,18 +7,10 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Final
 
 from edgechat.errors import EngineError, PlanError
-from edgechat.runtime.bindings import MemoryEntry
+from edgechat.runtime import tiles
 from edgechat.runtime.model import Model
-
-# ggml-cpu's GGML_FA_TILE_Q. Measured on two cores (Zen 5) with a model of 135M: 60 tokens took 1.06 (after 256), 1.27
-# (after 1,000), 1.45 (after 2,000) and 1.64 times (after 3,700) as long as 64, which makes the other path 2.7 times slower.
-_TILE_QUERIES: Final = 64
-_UNTILED: Final = 2.7
-# What has to be won before tokens are added.
-_WORTH: Final = 1.05
 
 
 class DecodeAborted(Exception):  # noqa: N818  (not an error: somebody asked for it)
@@ -151,6 +143,7 @@ class Context:
         started = time.monotonic()
         try:
             self._decode([(self._scratch, token) for token in tokens], logits=True)
+            self.synchronize()
             return time.monotonic() - started
         finally:
             self.drop(self._scratch)
@@ -170,16 +163,10 @@ class Context:
         self._decode_batch(entries, starts, logits=logits)
 
     def _padding(self, count: int, depth: int) -> int:
-        """How many tokens that nobody wants make a batch of `count` tokens faster.
-
-        ggml's attention on a CPU works in tiles of queries; a batch that fills no tile takes a path that is slower by
-        `_UNTILED`. Costs are counted as multiplications: of the weights for each token, and of the cells before it.
-        """
-        if not 1 < count < _TILE_QUERIES <= self.n_batch or not self.any_position:
+        if not self.any_position or self.n_batch < tiles.QUERIES:
             return 0
-        weights, attention = 2 * self.model.n_params, 4 * self.model.n_layer * self.model.n_embd * depth
-        plain = count * (weights + _UNTILED * attention)
-        return _TILE_QUERIES - count if plain > _WORTH * _TILE_QUERIES * (weights + attention) else 0
+        model = self.model
+        return tiles.padding(count, depth, n_params=model.n_params, n_layer=model.n_layer, n_embd=model.n_embd)
 
     def _decode_batch(self, entries: list[tuple[int, int]], starts: dict[int, int], *, logits: bool) -> None:
         batch, count = self._batch, len(entries)
@@ -270,12 +257,16 @@ class Context:
     def undo(self, seq: int, n_tokens: int) -> None:
         """Take back the last `n_tokens` of those that `decode_chain` just appended.
 
-        Where memory is a state, `seal` must be called before the sequence is copied or saved.
+        Where memory is a state, `seal` must be called before the sequence is copied or saved. Raises EngineError if
+        llama.cpp refuses; then the sequence is empty.
         """
-        if n_tokens:
-            if self._has_state:
-                self._unsealed.add(seq)
-            self._cut(seq, len(self._tokens[seq]) - n_tokens)
+        if not n_tokens:
+            return
+        wanted = len(self._tokens[seq]) - n_tokens
+        if self._cut(seq, wanted) != wanted:
+            raise EngineError(f"llama.cpp could not take back {n_tokens} drafted tokens; try --no-speculation")
+        if self._has_state:
+            self._unsealed.add(seq)
 
     def seal(self, seq: int) -> None:
         """Make what `undo` left of a state the sequence's own; until then it is one of several that llama.cpp keeps."""
@@ -309,6 +300,12 @@ class Context:
     def drop(self, seq: int) -> None:
         """Forget a sequence; cells that others share stay."""
         self._cut(seq, 0)
+
+    def clear(self) -> None:
+        """Forget all sequences, and begin with the first cell again: where cells lie decides how sums are rounded."""
+        for seq in range(self.n_seqs + 1):
+            self.drop(seq)
+        self.model.bindings.llama.llama_memory_clear(self._memory, False)
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         """Let `target` hold the first `n_tokens` of `source`, in the same cells. `can_rewind` or `can_join` allow it."""
@@ -361,30 +358,9 @@ class Context:
     def _end(self, seq: int) -> int:
         return int(self.model.bindings.llama.llama_memory_seq_pos_max(self._memory, seq)) + 1
 
-    def memory_layout(self) -> str:
-        """What of the context's own parameters decides what the memory of a token looks like.
-
-        Some scalings of RoPE choose their factors by the length of the context; with them it counts too.
-        """
-        scaled = any(".rope.scaling." in key for key in self.model.metadata_keys())
-        return f"k=f16 v=f16 flash=auto adapter=none rope=model n_ctx={self.n_ctx if scaled else 'any'}"
-
     def synchronize(self) -> None:
         """Wait until the last decode is really done (backends may work in the background)."""
         self.model.bindings.llama.llama_synchronize(self.pointer)
-
-    def memory_breakdown(self) -> dict[str, dict[str, int]]:
-        """Bytes by buffer type, split into model, context and compute."""
-        entries = (MemoryEntry * 32)()
-        count = self.model.bindings.edgechat.edgechat_memory_breakdown(self.pointer, entries, len(entries))
-        return {
-            entry.buffer_type.decode(): {
-                "model_bytes": entry.model_bytes,
-                "context_bytes": entry.context_bytes,
-                "compute_bytes": entry.compute_bytes,
-            }
-            for entry in entries[: min(count, len(entries))]
-        }
 
 
 def _free(llama: object, native: ctypes.CDLL, *, pointer: object, flag: int, pool: int, batch: object) -> None:

@@ -27,6 +27,11 @@ class Controller:
         self.acceptance = acceptance
         self.costs = costs
 
+    def begin(self) -> None:
+        """Another answer begins."""
+        self.acceptance.begin()
+        self.costs.begin()
+
     def choose(self, draft: Draft, depth: int) -> tuple[int, float]:
         """How many tokens of the draft to try after `depth` others, and the gain that is expected; (0, 1.0) for none."""
         if not draft.tokens or self.costs.is_single_due:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
-import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
+from edgechat.speculation import texts as files
 from edgechat.speculation.drafter import NO_DRAFT, OTHERS, Draft, Index
 
 _log = logging.getLogger(__name__)
-# The last byte is the version of the format.
-_MAGIC: Final = b"edgechat texts\x01"
-_FILE: Final = "said.tokens"
 _SEPARATOR: Final = -1
 # Shorter texts hold nothing that is worth finding.
 _MIN_TOKENS: Final = 8
@@ -50,7 +44,8 @@ class Text:
 class Corpus:
     """An index over the texts of many conversations, the least recently used ones forgotten; in files, if given a folder.
 
-    A `Drafter`. What must not be kept must not be added. Files that cannot be read are removed.
+    A `Drafter`. What must not be kept must not be added. A conversation whose folder somebody removed was deleted: its
+    texts go, and the folder is not made again.
     """
 
     def __init__(self, make_index: Callable[[int], Index], max_tokens: int, n_vocab: int, folder: Path | None) -> None:
@@ -64,7 +59,8 @@ class Corpus:
         self._starts: list[int] = []
         self._known: set[bytes] = set()
         self._changed: set[str] = set()
-        self._written: set[str] = set()
+        self._opened: set[str] = set()
+        """Conversations whose folders were there."""
         self._recent: list[int] = []
         self._clock = 0
 
@@ -92,7 +88,7 @@ class Corpus:
     # Texts
 
     def add(self, conversation: str, tokens: Sequence[int]) -> None:
-        """Keep what was said in a conversation, named by its folder."""
+        """Keep what was said in a conversation, named by its folder. Raises MemoryError."""
         if len(tokens) < _MIN_TOKENS or self._max_tokens < _MIN_TOKENS:
             return
         text = Text(conversation, array("i", tokens[-(self._max_tokens - 1) :]).tobytes())
@@ -139,87 +135,60 @@ class Corpus:
 
     def load(self) -> None:
         """Read what is kept, the newest first, as far as there is room."""
+        if self._folder is None or self._max_tokens < _MIN_TOKENS:
+            return
         found: list[tuple[float, Path]] = []
-        if self._folder is not None:
-            with contextlib.suppress(OSError):
-                for path in self._folder.glob(f"*/{_FILE}"):
-                    with contextlib.suppress(OSError):
-                        found.append((path.stat().st_mtime, path))
-        texts: list[list[Text]] = []
+        with contextlib.suppress(OSError):
+            for path in self._folder.glob(f"*/{files.FILE}"):
+                with contextlib.suppress(OSError):
+                    found.append((path.stat().st_mtime, path))
+        read: list[Text] = []
         room = self._max_tokens
         for _, path in sorted(found, reverse=True):
-            read = list(self._read(path))
-            room -= sum(t.n_tokens for t in read)
-            if room < 0:
-                break
-            texts.append(read)
-            self._written.add(path.parent.name)
-        for read in reversed(texts):
-            for text in read:
-                if self._key(text) not in self._known:
-                    self._put(text)
+            texts = [Text(path.parent.name, tokens) for tokens in files.read(path, self._n_vocab)]
+            if texts:
+                self._opened.add(path.parent.name)
+            for text in reversed(texts):
+                if text.n_tokens <= room:
+                    room -= text.n_tokens
+                    read.append(text)
+        for text in reversed(read):
+            if self._key(text) not in self._known:
+                self._put(text)
 
-    def _read(self, path: Path) -> Iterator[Text]:
+    def open(self, conversation: str) -> None:
+        """Make the folder of a conversation that is going on, so that it is known when it is deleted."""
+        if self._folder is None or conversation in self._opened:
+            return
         try:
-            # Five bytes a token are more than there can be.
-            data = path.read_bytes() if path.stat().st_size <= 5 * self._max_tokens + 4096 else b""
-        except OSError:
-            return
-        body = data[len(_MAGIC) + 4 :]
-        texts: list[bytes] = []
-        if data.startswith(_MAGIC + _crc(body)):
-            with contextlib.suppress(msgspec.MsgspecError):
-                texts = msgspec.msgpack.decode(body, type=list[bytes])
-        if not texts or not all(self._is_sound(t) for t in texts):
-            _log.warning("the drafts in %s cannot be used, and are removed", path)
-            with contextlib.suppress(OSError):
-                path.unlink()
-            return
-        for text in texts:
-            yield Text(path.parent.name, text)
-
-    def _is_sound(self, text: bytes) -> bool:
-        if len(text) % 4 or not text:
-            return False
-        tokens = array("i", text)
-        return min(tokens) >= 0 and max(tokens) < self._n_vocab
+            (self._folder / conversation).mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            _log.warning("drafts are not kept: %s", error)
+        else:
+            self._opened.add(conversation)
 
     def forget_deleted(self) -> None:
-        """Forget what was said in conversations whose folders somebody removed: they were deleted."""
-        folder = self._folder
-        if folder is None:
-            return
-        gone = {name for name in self._written if not (folder / name).is_dir()}
-        if gone:
-            self._written -= gone
+        """Forget what was said in conversations whose folders are gone."""
+        gone = {name for name in self._opened if not self._is_there(name)}
+        if any(t.conversation in gone for t in self._texts):
             self._rebuild([t for t in self._texts if t.conversation not in gone])
-            self._changed -= gone
+
+    def _is_there(self, conversation: str) -> bool:
+        """False if the conversation was deleted; a disk that does not answer proves nothing."""
+        try:
+            return self._folder is None or (self._folder / conversation).is_dir()
+        except OSError:
+            return True
 
     def save_some(self) -> bool:
         """Write what was said in one conversation; False if there was nothing to write."""
         if not self._changed or self._folder is None:
             return False
         conversation = self._changed.pop()
-        try:
-            self._write(self._folder / conversation, [t.tokens for t in self._texts if t.conversation == conversation])
-        except OSError as error:
-            _log.warning("drafts are not kept: %s", error)
-        else:
-            self._written.add(conversation)
+        if conversation in self._opened and self._is_there(conversation):
+            said = [t.tokens for t in self._texts if t.conversation == conversation]
+            try:
+                files.write(self._folder / conversation / files.FILE, said)
+            except OSError as error:
+                _log.warning("drafts are not kept: %s", error)
         return True
-
-    def _write(self, folder: Path, texts: list[bytes]) -> None:
-        body = msgspec.msgpack.encode(texts)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = folder / f"{_FILE}.{os.getpid()}.part"
-        try:
-            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(_MAGIC + _crc(body) + body)
-            aside.replace(folder / _FILE)
-        finally:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-
-
-def _crc(body: bytes) -> bytes:
-    return zlib.crc32(body).to_bytes(4, "little")

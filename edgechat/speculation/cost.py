@@ -16,10 +16,14 @@ _PRIOR_SLOPE: Final = 1 / 5.9
 # Of a new measurement; the first few are averaged.
 _WEIGHT: Final = 0.1
 _SINGLE_WEIGHT: Final = 0.2
-# A measurement that is further off counts as one that is so far off: a stutter is no change, many are.
+_OLD_WEIGHT: Final = 0.5
+# A stutter is no change, many are.
 _MOST: Final = 1.6
+_OLD_MOST: Final = 3.0
 # After so many steps of several tokens one of a single token is due, or nothing is known of what they save.
 PROBE_AFTER: Final = 32
+# So many steps after it a single one is still something to compare with.
+RECENT: Final = 8
 # So many make a measurement that can be trusted.
 ENOUGH: Final = 3
 
@@ -30,33 +34,49 @@ class Mean(msgspec.Struct):
     value: float = 0.0
     count: int = 0
 
-    def update(self, new: float, weight: float) -> None:
-        """Take in a measurement."""
+    def update(self, new: float, weight: float, most: float) -> None:
+        """Take in a measurement; one that is further off than `most` times counts as one that is so far off."""
         if self.count >= ENOUGH:
-            new = min(max(new, self.value / _MOST), self.value * _MOST)
+            new = min(max(new, self.value / most), self.value * most)
         self.count += 1
         self.value += max(weight, 1 / self.count) * (new - self.value)
 
 
 class StepCosts:
-    """Measured times of decode steps on this machine, for one model. `single` is in seconds, ratios are to it."""
+    """Measured times of decode steps on this machine, for one model, by ranges of depths."""
 
     def __init__(self) -> None:
-        self.single = Mean()
+        self.singles: list[Mean] = [Mean() for _ in range(len(DEPTHS) + 1)]
+        """Seconds of a step of one token; measured anew by every process."""
         self.ratios: list[dict[int, Mean]] = [{} for _ in range(len(DEPTHS) + 1)]
-        """For each range of depths, by the number of tokens in the step."""
-        self._since_single = 0
+        """Of steps of several tokens to those of one, by their number."""
+        self._since_single = PROBE_AFTER
 
-    def measured(self, n_tokens: int, depth: int, seconds: float) -> None:
+    def begin(self) -> None:
+        """Another answer begins, perhaps on a machine that has become faster or slower."""
+        self._since_single = PROBE_AFTER
+
+    def measured(self, n_tokens: int, depth: int, seconds: float, *, is_rehearsal: bool = False) -> None:
         """A step of `n_tokens` after `depth` others took so long."""
         if seconds <= 0:
             return
+        where = depth_of(depth)
         if n_tokens == 1:
-            self.single.update(seconds, _SINGLE_WEIGHT)
+            # After a run of drafts the last one is old.
+            is_old = is_rehearsal or self._since_single > RECENT
+            weight, most = (_OLD_WEIGHT, _OLD_MOST) if is_old else (_SINGLE_WEIGHT, _MOST)
+            self.singles[where].update(seconds, weight, most)
             self._since_single = 0
-        elif self.single.count:
-            self._since_single += 1
-            self.ratios[depth_of(depth)].setdefault(n_tokens, Mean()).update(seconds / self.single.value, _WEIGHT)
+            return
+        self._since_single += 1
+        single = self.singles[where]
+        if single.count and self._since_single <= RECENT:
+            weight = _OLD_WEIGHT if is_rehearsal else _WEIGHT
+            self.ratios[where].setdefault(n_tokens, Mean()).update(seconds / single.value, weight, _MOST)
+
+    def single_s(self, depth: int) -> float:
+        """Seconds of a step of one token after `depth` others; 0.0 if none was measured."""
+        return self.singles[depth_of(depth)].value
 
     @property
     def is_single_due(self) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from edgechat import paths
 from edgechat.speculation.acceptance import BUCKETS, Acceptance, Counts
 from edgechat.speculation.cost import DEPTHS, SIZES, Mean, StepCosts
 from edgechat.speculation.drafter import N_SOURCES
@@ -58,17 +57,11 @@ def load(path: Path) -> Profile:
 def save(profile: Profile, path: Path) -> None:
     """Keep it, if that can be done."""
     kept = _Kept(_VERSION, profile.greedy.counts, profile.drawn.counts, profile.costs.ratios)
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(kept))
-        aside.replace(path)
+        paths.replace_file(path, msgspec.json.encode(kept))
     except OSError as error:
         _log.warning("what was learned of drafts is not kept: %s", error)
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
 
 
 def _is_sound(kept: _Kept) -> bool:

@@ -50,7 +50,7 @@ class Speculator:
     def begin(self, tokens: Sequence[int]) -> None:
         """This is the text so far."""
         self.stats = SpeculationStats()
-        self._controller.acceptance.begin()
+        self._controller.begin()
         for drafter in self._drafters:
             drafter.begin(tokens)
 
@@ -85,4 +85,4 @@ class Speculator:
         stats.n_accepted += n_right
         stats.step_s += seconds
         stats.n_tokens += 1 + n_right
-        stats.plain_s += (1 + n_right) * costs.single.value
+        stats.plain_s += (1 + n_right) * costs.single_s(depth)

@@ -47,7 +47,7 @@ EDGECHAT_API edgechat_suffix_index * edgechat_suffix_index_new(int32_t capacity)
 EDGECHAT_API void edgechat_suffix_index_free(edgechat_suffix_index * index);
 EDGECHAT_API int32_t edgechat_suffix_index_size(const edgechat_suffix_index * index);
 EDGECHAT_API uint64_t edgechat_suffix_index_bytes(const edgechat_suffix_index * index);
-// Returns the new size, or -1 if there is no memory: then the index is only good to be freed.
+// Returns the new size, or -1 if there is no memory: then nothing was appended.
 EDGECHAT_API int32_t edgechat_suffix_index_append(edgechat_suffix_index * index, const int32_t * tokens, int32_t count);
 EDGECHAT_API void edgechat_suffix_index_truncate(edgechat_suffix_index * index, int32_t size);
 // Writes what followed the longest match of the end of `context` (of the index's own text if that is null), up to

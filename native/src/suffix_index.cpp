@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -42,18 +43,22 @@ struct edgechat_suffix_index {
     std::vector<int32_t> heads[ORDERS]; // of each hash, the newest entry
     uint32_t             mask = 0;
 
+    // Throws std::bad_alloc; then nothing has changed.
     void reserve(size_t capacity) {
         capacity = std::max<size_t>(capacity, MIN_CAPACITY);
-        tokens.reserve(capacity);
         size_t n_heads = MIN_CAPACITY;
         while (n_heads * 2 <= capacity) {
             n_heads *= 2;
         }
+        std::vector<int32_t> new_older[ORDERS], new_heads[ORDERS];
         for (int order = 0; order < ORDERS; order++) {
-            older[order].reserve(capacity);
-            older[order].clear();
-            heads[order].assign(n_heads, NONE);
-            heads[order].shrink_to_fit();
+            new_older[order].reserve(capacity);
+            new_heads[order].assign(n_heads, NONE);
+        }
+        tokens.reserve(capacity);
+        for (int order = 0; order < ORDERS; order++) {
+            older[order].swap(new_older[order]);
+            heads[order].swap(new_heads[order]);
         }
         mask = static_cast<uint32_t>(n_heads - 1);
         for (size_t i = 0; i < tokens.size(); i++) {
@@ -71,14 +76,6 @@ struct edgechat_suffix_index {
                 *head = static_cast<int32_t>(position);
             }
         }
-    }
-
-    void append(int32_t token) {
-        if (tokens.size() == tokens.capacity()) {
-            reserve(tokens.capacity() + tokens.capacity() / 2);
-        }
-        tokens.push_back(token);
-        insert(tokens.size() - 1);
     }
 
     void truncate(size_t size) {
@@ -140,9 +137,9 @@ struct edgechat_suffix_index {
 
 edgechat_suffix_index * edgechat_suffix_index_new(int32_t capacity) {
     try {
-        auto * index = new edgechat_suffix_index;
+        auto index = std::make_unique<edgechat_suffix_index>();
         index->reserve(static_cast<size_t>(std::max(capacity, 0)));
-        return index;
+        return index.release();
     } catch (const std::bad_alloc &) {
         return nullptr;
     }
@@ -163,7 +160,8 @@ int32_t edgechat_suffix_index_append(edgechat_suffix_index * index, const int32_
             index->reserve(std::max(before + count, index->tokens.capacity() + index->tokens.capacity() / 2));
         }
         for (int32_t i = 0; i < count; i++) {
-            index->append(tokens[i]);
+            index->tokens.push_back(tokens[i]);
+            index->insert(index->tokens.size() - 1);
         }
     } catch (const std::bad_alloc &) {
         return -1;
@@ -195,7 +193,7 @@ int32_t edgechat_suffix_index_draft(
         }
         draft[i] = token;
     }
-    return max_draft;
+    return std::max(max_draft, 0);
 }
 
 uint64_t edgechat_suffix_index_bytes(const edgechat_suffix_index * index) {

@@ -17,16 +17,21 @@ from edgechat.config import Sampling
 from edgechat.engine import sample as samples
 from edgechat.engine.generation import Generation
 from edgechat.engine.protocol import Generate, TurnFinished
+from edgechat.errors import EngineError
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context, DecodeAborted, NoRoom
 from edgechat.runtime.model import Model
+from edgechat.runtime.suffix import SuffixIndex
 from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.controller import Controller
-from edgechat.speculation.cost import StepCosts
+from edgechat.speculation.corpus import Corpus
+from edgechat.speculation.cost import SIZES, Mean, StepCosts
+from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
 from tests.fake_context import FakeContext, FakeModel, FakeSampler
 from tests.models import KINDS, Kind, write_tiny
+from tests.suffix_reference import PlainIndex
 
 N_VOCAB = 12
 PROMPT = [3, 4, 5, 3, 4]
@@ -106,6 +111,37 @@ def test_any_draft_and_any_sampler_give_the_same_text(
     assert context.held == plain_context.held
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sampling=SAMPLINGS,
+    max_tokens=st.one_of(st.none(), st.integers(1, 120)),
+    n_ctx=st.integers(8, 150),
+    others=st.lists(st.lists(st.integers(0, N_VOCAB - 1), min_size=8, max_size=30), max_size=4),
+)
+def test_our_own_drafters_give_the_same_text(
+    fake: FakeModel, sampling: Sampling, max_tokens: int | None, n_ctx: int, others: list[list[int]]
+) -> None:
+    """Everything as in an engine, but for a clock by which drafts cost nothing, so that there are many."""
+    corpus = Corpus(PlainIndex, 200, N_VOCAB, None)
+    for text in others:
+        corpus.add("another", text)
+    request = Generate(id=1, max_tokens=max_tokens, sampling=sampling)
+    plain_context, context = FakeContext(fake, n_ctx), FakeContext(fake, n_ctx)
+    plain = say(plain_context, request, PROMPT)
+    speculator = Speculator([LiveDrafter(PlainIndex()), corpus], Controller(Acceptance(), free_steps()), fake.is_eog)
+    drafted = say(context, request, PROMPT, speculator)
+    assert drafted[:2] == plain[:2]
+    assert drafted[2].finish_reason == plain[2].finish_reason
+    assert context.held == plain_context.held
+
+
+def free_steps() -> StepCosts:
+    costs = StepCosts()
+    for ratios in costs.ratios:
+        ratios.update({n: Mean(1.0, 3) for n in SIZES})
+    return costs
+
+
 def test_right_drafts_save_steps(fake: FakeModel) -> None:
     request = Generate(id=1, max_tokens=41, sampling=Sampling(temperature=0.0), ignore_eog=True)
     plain_context, context = FakeContext(fake), FakeContext(fake)
@@ -170,7 +206,8 @@ def top_gap_at_difference(model: Model, prompt: list[int], a: list[int], b: list
     """Where two answers part: the difference of the two largest logits, in parts of the spread; inf if they do not."""
     same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None)  # noqa: B905
     if same is None:
-        return math.inf if len(a) == len(b) else 0.0
+        assert len(a) == len(b)
+        return math.inf
     context = Context(model, n_ctx=1024, n_threads=2)
     for token in [*prompt, *a[:same]]:
         context.decode([token])
@@ -209,6 +246,56 @@ def test_real_models_say_the_same_but_for_ties(kind: str, native: Bindings, star
         assert top_gap_at_difference(model, prompt, plain[0], drafted[0]) < noise
     plain_context.close()
     drafting.close()
+
+
+def test_the_starter_model_drafts_and_says_the_same(native: Bindings, starter: Path) -> None:
+    """As in an engine, with drafts of its own finding."""
+    model = Model(native, starter)
+    words = "Repeat this list: red, green, blue, red, green, blue, red, green, blue, red, green,"
+    prompt = model.tokenize(words, add_special=True, parse_special=False)
+    request = Generate(id=1, max_tokens=120, sampling=Sampling(temperature=0.0), ignore_eog=True)
+    plain_context, context = (Context(model, n_ctx=512, n_threads=2) for _ in range(2))
+    plain = say(plain_context, request, prompt)
+    index = SuffixIndex(native.edgechat, 512)
+    drafted = say(context, request, prompt, Speculator([LiveDrafter(index)], Controller(Acceptance(), free_steps())))
+    assert drafted[2].stats.n_accepted > 30
+    if plain[0] != drafted[0]:
+        assert top_gap_at_difference(model, prompt, plain[0], drafted[0]) < 0.03
+    assert drafted[2].context_tokens == plain[2].context_tokens
+    plain_context.close()
+    context.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rehearsal_leaves_nothing_behind(kind: Kind, native: Bindings, tmp_path: Path) -> None:
+    model = Model(native, write_tiny(tmp_path / "tiny.gguf", kind))
+    rehearsed, plain = (
+        Context(model, n_ctx=512, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=2, n_rs_seq=7) for _ in range(2)
+    )
+    tokens = [int(t) for t in np.random.default_rng(1).integers(10, 340, 60)]
+    for context in (rehearsed, plain):
+        context.decode(tokens)
+    for size in (1, 2, 8, 32):
+        assert rehearsed.rehearse(tokens[:size], 0) > 0
+        assert rehearsed.rehearse(tokens[:size]) > 0
+    assert list(rehearsed.tokens()) == tokens
+    for context in (rehearsed, plain):
+        context.decode([17])
+    difference = np.abs(logits(rehearsed) - logits(plain)).max()
+    assert difference < 0.01 * (logits(plain).max() - logits(plain).min())
+    rehearsed.close()
+    plain.close()
+
+
+def test_drafts_that_cannot_be_taken_back_are_an_error(native: Bindings, tmp_path: Path) -> None:
+    """Rather that than words that come from nowhere."""
+    model = Model(native, write_tiny(tmp_path / "tiny.gguf", "mamba"))
+    context = Context(model, n_ctx=512, n_threads=1, n_seqs=1, n_rs_seq=7)
+    assert context.max_undo == 0
+    context.decode_chain([20, 21, 22])
+    with pytest.raises(EngineError, match="take back 2"):
+        context.undo(0, 2)
+    context.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

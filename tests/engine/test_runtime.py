@@ -16,6 +16,7 @@ from edgechat.errors import EngineError, ModelFileError, RuntimeLoadError
 from edgechat.runtime.bindings import Bindings, load
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.context import Context, DecodeAborted
+from edgechat.runtime.layout import memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.runtime.sampler import Sampler
 from tests.models import CONTROL, N_CTX, write_tiny_llama
@@ -146,7 +147,7 @@ def test_closing_twice_frees_once(native: Bindings, tiny_path: Path, monkeypatch
 
 
 def test_memory_is_told_by_buffer(model: Model) -> None:
-    breakdown = a_context(model).memory_breakdown()
+    breakdown = memory_breakdown(a_context(model))
     assert sum(b["model_bytes"] for b in breakdown.values()) >= model.size_bytes
     assert all(b["compute_bytes"] >= 0 for b in breakdown.values())
 

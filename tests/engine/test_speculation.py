@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import stat
-import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -112,23 +111,30 @@ def test_the_context_can_be_gone_on_from_after_drafts(start: Start) -> None:
     assert cached == cold
 
 
-def test_an_answer_can_be_stopped_among_drafts(start: Start) -> None:
-    engine = start()
+@pytest.mark.parametrize("kind", ["llama", "hybrid", "sliding"])
+def test_an_answer_can_be_stopped_among_drafts(start: Start, kind: str) -> None:
+    engine = start(kind, n_rs_seq=7)
     forced = list(range(20, 40)) * 45
-    for wait_s in (0.01, 0.05, 0.1):
+    for number in range(3):
         request = protocol.Generate(
-            id=engine.client.next_id(), tokens=PROMPT, forced=forced, max_tokens=900, ignore_eog=True
-        )
-        timer = threading.Timer(wait_s, engine.client.cancel, [request.id])
-        timer.start()
+            id=engine.client.next_id(), tokens=PROMPT, forced=forced, max_tokens=900, ignore_eog=True, is_cold=True,
+        )  # fmt: skip
         said: list[int] = []
         for event in engine.client.generate(request):
             if isinstance(event, protocol.TokensGenerated):
                 said += event.tokens
-        timer.join()
+                if len(said) > 100 + 50 * number:
+                    engine.client.cancel(request.id)
         assert isinstance(event, protocol.TurnFinished)
+        assert event.finish_reason == "cancelled"
+        assert event.stats.n_accepted > 20
         assert said == forced[: len(said)]
-        assert engine.ask(max_tokens=3)[1].finish_reason == "length"
+        # Every word that was heard is in the context, but perhaps the last one.
+        assert event.context_tokens - len(PROMPT) in (len(said) - 1, len(said))
+        following = [*PROMPT, *said, 77]
+        after, turn = engine.ask(following, max_tokens=5, speculate=False)
+        assert turn.stats.cached_tokens >= len(PROMPT) + len(said) - 1 - (kind == "sliding") * 50
+        assert after == engine.ask(following, max_tokens=5, speculate=False, is_cold=True)[0]
 
 
 def test_costs_are_measured_while_nothing_is_asked(start: Start) -> None:

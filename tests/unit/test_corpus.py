@@ -25,6 +25,12 @@ def a_corpus(folder: Path | None = None, max_tokens: int = 1000) -> Corpus:
     return corpus
 
 
+def add(corpus: Corpus, name: str, tokens: list[int]) -> None:
+    """As it is when a conversation goes on: its folder is made before it is answered."""
+    corpus.open(name)
+    corpus.add(name, tokens)
+
+
 def save(corpus: Corpus) -> None:
     while corpus.save_some():
         pass
@@ -80,10 +86,10 @@ def test_what_was_of_no_use_for_longest_is_forgotten() -> None:
 def test_it_is_there_after_a_restart(tmp_path: Path) -> None:
     folder = tmp_path / "drafts"
     corpus = a_corpus(folder)
-    corpus.add("a", text(100))
-    corpus.add("b", text(200))
+    add(corpus, "a", text(100))
+    add(corpus, "b", text(200))
     save(corpus)
-    corpus.add("b", text(300))
+    add(corpus, "b", text(300))
     save(corpus)
     path = folder / "a" / "said.tokens"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -99,7 +105,7 @@ def test_it_is_there_after_a_restart(tmp_path: Path) -> None:
 def test_the_newest_files_are_read_as_far_as_there_is_room(tmp_path: Path) -> None:
     corpus = a_corpus(tmp_path)
     for number, name in enumerate("abc"):
-        corpus.add(name, text(100 * number, 20))
+        add(corpus, name, text(100 * number, 20))
         save(corpus)
         os.utime(tmp_path / name / "said.tokens", (number, number))
     again = a_corpus(tmp_path, max_tokens=50)
@@ -110,23 +116,49 @@ def test_the_newest_files_are_read_as_far_as_there_is_room(tmp_path: Path) -> No
 
 def test_a_deleted_conversation_is_forgotten_and_not_written_again(tmp_path: Path) -> None:
     corpus = a_corpus(tmp_path)
-    corpus.add("a", text(100))
-    corpus.add("b", text(200))
+    add(corpus, "a", text(100))
+    add(corpus, "b", text(200))
     save(corpus)
     shutil.rmtree(tmp_path / "a")
-    corpus.add("a", text(300))
-    corpus.forget_deleted()
+    corpus.add("a", text(300))  # its last answer ended after it was deleted
     save(corpus)
+    assert files(tmp_path) == {"b"}
+    corpus.forget_deleted()
     assert files(tmp_path) == {"b"}
     assert not drafts(corpus, [101])
     assert not drafts(corpus, [301])
     assert drafts(corpus, [201])
 
 
+def test_a_conversation_deleted_before_it_was_first_written_is_not_written(tmp_path: Path) -> None:
+    corpus = a_corpus(tmp_path)
+    add(corpus, "a", text(100))
+    shutil.rmtree(tmp_path / "a")
+    save(corpus)
+    assert not (tmp_path / "a").exists()
+    corpus.forget_deleted()
+    assert not drafts(corpus, [101])
+
+
+def test_a_start_with_little_memory_leaves_files_alone(tmp_path: Path) -> None:
+    corpus = a_corpus(tmp_path)
+    for start in (100, 200, 300):
+        add(corpus, "a", text(start))
+    add(corpus, "b", text(400))
+    save(corpus)
+    os.utime(tmp_path / "a" / "said.tokens", (10, 10))
+    for max_tokens in (0, 5, 12, 25):
+        small = a_corpus(tmp_path, max_tokens=max_tokens)
+        assert bool(drafts(small, [401])) == (max_tokens > 10)
+        assert bool(drafts(small, [301])) == (max_tokens == 25)
+        assert not drafts(small, [101])
+    assert drafts(a_corpus(tmp_path), [101])
+
+
 def test_a_disk_that_cannot_be_written_to_is_no_trouble(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     corpus = a_corpus(tmp_path / "file")
-    corpus.add("a", text(100))
+    add(corpus, "a", text(100))
     save(corpus)
     corpus.forget_deleted()
     assert drafts(corpus, [101])
@@ -139,8 +171,8 @@ def test_a_damaged_file_is_removed_and_nothing_else_happens(
 ) -> None:
     folder = tmp_path_factory.mktemp("damaged")
     corpus = a_corpus(folder)
-    corpus.add("a", text(100))
-    corpus.add("b", text(200))
+    add(corpus, "a", text(100))
+    add(corpus, "b", text(200))
     save(corpus)
     path = folder / "a" / "said.tokens"
     good = path.read_bytes()
@@ -159,7 +191,7 @@ def test_a_damaged_file_is_removed_and_nothing_else_happens(
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     corpus = a_corpus(tmp_path)
-    corpus.add("a", text(100))
+    add(corpus, "a", text(100))
     save(corpus)
     with (tmp_path / "a" / "said.tokens").open("r+b") as file:
         file.truncate(1 << 36)
@@ -168,7 +200,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 
 def test_tokens_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
     corpus = Corpus(PlainIndex, 1000, 1 << 20, tmp_path)
-    corpus.add("a", text(5000))
+    add(corpus, "a", text(5000))
     save(corpus)
     assert not drafts(a_corpus(tmp_path), [5001])
 

@@ -117,6 +117,21 @@ def test_two_copies_of_the_weights_are_avoided_where_they_would_not_fit() -> Non
     assert (squeezed.use_mmap, squeezed.n_ctx) == (False, 8192)
 
 
+def test_states_to_go_back_to_are_kept_where_there_is_room() -> None:
+    header = a_model()
+    with_state = msgspec.structs.replace(
+        header, metadata=header.metadata | {"llama.ssm.inner_size": 4096, "llama.ssm.state_size": 128}
+    )
+    assert plan(header, available_bytes=16 << 30, n_threads=1).n_rs_seq == 0
+    roomy = plan(with_state, available_bytes=64 << 30, n_threads=1)
+    tight = plan(with_state, available_bytes=estimate(with_state, 8192).total + (8 << 30), n_threads=1)
+    assert roomy.n_rs_seq == 7
+    assert tight.n_rs_seq in (1, 3)
+    assert roomy.estimate.speculation > tight.estimate.speculation > 0
+    off = plan(with_state, available_bytes=64 << 30, n_threads=1, speculation=False)
+    assert (off.speculation, off.n_rs_seq, off.draft_tokens) == (False, 0, 0)
+
+
 @given(st.integers(1 << 20, 1 << 35), st.integers(0, 1 << 34))
 def test_more_memory_never_means_less_context(available: int, more: int) -> None:
     def n_ctx(memory: int) -> int:
@@ -125,6 +140,11 @@ def test_more_memory_never_means_less_context(available: int, more: int) -> None
         except PlanError:
             return 0
 
+    with contextlib.suppress(PlanError):
+        chosen = plan(a_model(), available_bytes=available, n_threads=1)
+        assert chosen.estimate.total <= available
+        assert chosen.prefix_ram_bytes >= 0
+        assert chosen.draft_tokens >= 0
     assert n_ctx(available) <= n_ctx(available + more)
     assert n_ctx(available) == 0 or n_ctx(available) >= MIN_N_CTX
 

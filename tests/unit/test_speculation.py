@@ -80,6 +80,7 @@ def test_a_stutter_changes_little_and_a_change_is_followed() -> None:
     costs.measured(4, 100, 10.0)
     assert costs.ratio(4, 100) < 1.6
     for _ in range(60):
+        costs.measured(1, 100, 0.01)
         costs.measured(4, 100, 0.03)
     assert costs.ratio(4, 100) == pytest.approx(3.0, rel=0.05)
 
@@ -90,7 +91,36 @@ def test_a_throttled_machine_keeps_its_ratios() -> None:
         costs.measured(1, 100, 0.03)
         costs.measured(8, 100, 0.03 * 2.29)
     assert costs.ratio(8, 100) == pytest.approx(2.29, rel=0.1)
-    assert costs.single.value == pytest.approx(0.03, rel=0.01)
+    assert costs.single_s(100) == pytest.approx(0.03, rel=0.01)
+
+
+def test_a_machine_throttled_in_a_run_of_drafts_goes_on_drafting() -> None:
+    """Single steps come rarely then: what they are compared with must not grow old."""
+    costs = costs_of(STAIRCASE)
+    controller = Controller(Acceptance(), costs)
+    sure = Draft([1] * 31, 64, LIVE)
+    drafted = 0
+    for _ in range(300):
+        n_tokens, _ = controller.choose(sure, 100)
+        costs.measured(1 + n_tokens, 100, 0.025 * (STAIRCASE[1 + n_tokens]))  # 2.5 times as slow as it was
+        drafted += n_tokens > 0
+    assert drafted > 250
+    assert costs.ratio(16, 100) == pytest.approx(3.71, rel=0.35)
+
+
+def test_depths_are_told_apart() -> None:
+    """What is fast after few tokens is not taken for fast after many, nor the other way round."""
+    costs = costs_of(STAIRCASE)
+    for _ in range(5):
+        costs.measured(1, 9000, 0.1)
+        costs.measured(4, 9000, 0.3)
+    costs.begin()
+    assert costs.is_single_due
+    costs.measured(1, 100, 0.01)
+    for _ in range(5):
+        costs.measured(4, 100, 0.0142)
+    assert costs.ratio(4, 100) == pytest.approx(1.42)
+    assert costs.ratio(4, 9000) == pytest.approx(3.0)
 
 
 def test_single_steps_are_measured_now_and_then() -> None:
@@ -179,7 +209,10 @@ def test_no_draft_goes_beyond_an_end_or_the_room() -> None:
     controller = Controller(Acceptance(), costs_of(STAIRCASE))
     speculator = Speculator([LiveDrafter(PlainIndex())], controller, is_end=lambda token: token == 0)
     text = [*range(1, 40), 0, *range(1, 36)]
-    speculator.begin(text)
+    speculator.begin(text[:-1])
+    assert speculator.propose(100, 100) == []  # first a single step is measured
+    speculator.verified(0, 0, 35, 100, 0.01)
+    speculator.append([35])
     assert speculator.propose(100, 100) == [36, 37, 38]
     speculator.verified(3, 3, 39, 100, 0.0142)
     assert speculator.propose(1, 100) == [36]
@@ -187,9 +220,9 @@ def test_no_draft_goes_beyond_an_end_or_the_room() -> None:
     assert speculator.propose(0, 100) == []
     speculator.verified(0, 0, 37, 100, 0.01)
     stats = speculator.stats
-    assert (stats.n_drafts, stats.n_drafted, stats.n_accepted, stats.n_tokens) == (2, 4, 4, 7)
+    assert (stats.n_drafts, stats.n_drafted, stats.n_accepted, stats.n_tokens) == (2, 4, 4, 8)
     assert stats.mean_acceptance_length == 3.0
-    assert stats.gain == pytest.approx(7 * 0.01 / (0.0142 + 0.0107 + 0.01), rel=0.01)
+    assert stats.gain == pytest.approx(8 * 0.01 / (0.0142 + 0.0107 + 0.02), rel=0.01)
 
 
 def test_a_machine_that_was_never_measured_learns_while_it_works() -> None:
@@ -204,5 +237,5 @@ def test_a_machine_that_was_never_measured_learns_while_it_works() -> None:
     costs.measured(2, 0, 0.04)  # without a single step there is nothing to compare with
     assert costs.ratio(2, 0) < 2
     costs.measured(1, 0, -1.0)
-    assert costs.single.count == 0
+    assert costs.single_s(0) == 0.0
     assert ENOUGH > 1
