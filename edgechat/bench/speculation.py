@@ -30,7 +30,7 @@ from edgechat.speculation.cost import ENOUGH, SIZES, Mean, StepCosts
 
 N_CTX: Final = 4096
 N_BATCH: Final = 512
-N_FREE: Final = 160
+N_FREE: Final = 96
 """Tokens that a model says of its own."""
 _WARM_UP_TOKENS: Final = 700
 _REHEARSAL_S: Final = 300.0

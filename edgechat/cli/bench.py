@@ -146,7 +146,7 @@ def prefix(
     help="A llama-server to take turns with (`make peers` builds one).",
 )
 @click.option("--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Compute threads.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Measurements; medians count.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Measurements; medians count.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def speculation(
     file: Path | None, model: str, peer: Path | None, n_threads: int | None, rounds: int, *, as_json: bool
