@@ -160,7 +160,7 @@ class ChatApp(App[int]):
         self._counting = self.set_timer(COUNT_AFTER_S, self._count_draft)
 
     def _count_draft(self) -> None:
-        if not self._busy:
+        if not self._busy and not self._leaving:  # a timer may ring when the screen is already taken down
             self._count(self.query_one(Prompt).text.strip())
 
     @work(thread=True, group="count", exclusive=True, exit_on_error=False)

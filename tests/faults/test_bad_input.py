@@ -148,7 +148,7 @@ def test_json_has_what_is_documented(cli: Cli) -> None:
     stats = found["stats"]
     assert set(stats) == {
         "prompt_tokens", "cached_tokens", "cached_ram_tokens", "cached_disk_tokens", "completion_tokens", "ttft_s", "prefill_tps", "decode_tps",
-        "n_drafted", "n_accepted", "load_s", "peak_rss_bytes",
+        "n_drafts", "n_drafted", "n_accepted", "mean_acceptance_length", "speculation_gain", "load_s", "peak_rss_bytes",
     }  # fmt: skip
     assert stats["completion_tokens"] == 5
     assert found["finish_reason"] == "length"
