@@ -162,6 +162,7 @@ def _one_round(
 ) -> list[int]:
     """Everything once, in an order that changes; returns what the model said of its own."""
     said: list[int] = []
+    ours.read(case.prompt)
 
     def answer(what: str, forced: list[int] | None, *, speculate: bool) -> None:
         nonlocal said
@@ -221,7 +222,7 @@ class _Ours:
 
     def costs(self) -> StepCosts:
         """What steps cost at the depth of these prompts; the engine measures that when it has nothing else to do."""
-        self.answer([300 + i % 2000 for i in range(_WARM_UP_TOKENS)], [300], speculate=False)
+        self.answer([300 + i % 2000 for i in range(_WARM_UP_TOKENS)], [300], speculate=False, is_aside=False)
         until_s = time.monotonic() + _REHEARSAL_S
         while time.monotonic() < until_s:
             time.sleep(_POLL_S)
@@ -233,13 +234,19 @@ class _Ours:
             ratios.update({n: Mean(ratio, ENOUGH) for n, ratio in found.items()})
         return costs
 
+    def read(self, prompt: list[int]) -> None:
+        """Have the prompt in the context, so that all answers to it begin with the same cells."""
+        for _ in self._engine.generate(protocol.Generate(id=self._engine.next_id(), tokens=prompt, max_tokens=0)):
+            pass
+
     def answer(
-        self, prompt: list[int], forced: list[int] | None, *, speculate: bool
+        self, prompt: list[int], forced: list[int] | None, *, speculate: bool, is_aside: bool = True
     ) -> tuple[list[int], protocol.GenerationStats]:
-        """An answer: the model's own, or one that it is made to give."""
+        """An answer: the model's own, or one that it is made to give. Nothing of it stays, if it `is_aside`."""
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=prompt, max_tokens=len(forced) if forced else N_FREE, sampling=GREEDY,
             ignore_eog=forced is not None, forced=forced, speculate=speculate,
+            is_aside=is_aside,
         )  # fmt: skip
         *heard, last = self._engine.generate(request)
         if not isinstance(last, protocol.TurnFinished):

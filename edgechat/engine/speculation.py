@@ -82,9 +82,11 @@ class Speculation:
         return Speculator([self._live, self._corpus], Controller(acceptance, self._profile.costs), is_end)
 
     def heard(self, request: Generate, answers: Sequence[list[int]]) -> None:
-        """These are the answers."""
+        """These are the answers; what was asked beside a conversation, or only read, leaves nothing to do."""
+        if request.is_aside or not any(answers):
+            return
         self._is_idle_new = True
-        if request.conversation and not request.is_aside:
+        if request.conversation:
             self._heard.append(_Heard(folder_name(request.conversation), request.quoted, list(answers)))
 
     def step_costs(self) -> dict[int, float]:
