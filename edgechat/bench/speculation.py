@@ -63,6 +63,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     forced: float | None
     """The written replies, on the clock: median over the rounds."""
+    noise: float | None
+    """The written replies without drafts, against another time without: what this machine's noise makes of 1."""
     free: float | None
     """The model's own replies, on the clock."""
     mean_acceptance_length: float
@@ -76,6 +78,16 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """llama-server's on its own replies, each in times of its own without drafts."""
     peer_plain: float | None = None
     """Our own plain decoding in times of llama-server's without drafts."""
+
+
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    """The model's own greedy replies with drafts, token by token against those without."""
+
+    n_answers: int
+    n_different: int
+    """Where the rounding of a larger batch decided between two tokens that were as good as equal."""
+    n_tokens: int
+    """Those compared: all, or up to the first difference."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +106,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Of all replayed ones of 100 tokens or more, the model's own among them."""
     fifth_percentile: float
     """Of all replayed ones."""
+    agreement: Agreement
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,13 +136,29 @@ def run(options: Options, workloads: Workloads, tell: Callable[[str], None] = la
                 )  # fmt: skip
                 stack.callback(servers[name].close)
         clock = _Clock()
-        said: dict[int, list[int]] = {}
+        said: list[list[int]] = []
+        agreement = Agreement(n_answers=0, n_different=0, n_tokens=0)
         for number in range(options.rounds):
+            said = []
             for i, case in enumerate(cases):
                 tell(f"round {number + 1} of {options.rounds}: {case.kind} ({i + 1} of {len(cases)})")
-                said[i] = _one_round(ours, servers, clock, case, number)
-        own = [Prompted(case.kind, case.prompt, said[i]) for i, case in enumerate(cases) if len(said[i]) > 1]
-        return _report(options, ours, costs, cases, own, clock)
+                plain, drafted = _one_round(ours, servers, clock, case, number)
+                said.append(plain)
+                if plain:
+                    agreement = _compare(agreement, plain, drafted)
+        own = [
+            Prompted(case.kind, case.prompt, reply) for case, reply in zip(cases, said, strict=True) if len(reply) > 1
+        ]
+        return _report(options, ours, costs, cases, own, clock, agreement)
+
+
+def _compare(so_far: Agreement, plain: list[int], drafted: list[int]) -> Agreement:
+    same = next((i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b), None)
+    return Agreement(
+        n_answers=so_far.n_answers + 1,
+        n_different=so_far.n_different + (plain != drafted),
+        n_tokens=so_far.n_tokens + (len(plain) if same is None else same + 1),
+    )
 
 
 class _Clock:
@@ -159,23 +188,23 @@ class _Clock:
 
 def _one_round(
     ours: _Ours, servers: Mapping[str, LlamaServer], clock: _Clock, case: Prompted, number: int
-) -> list[int]:
-    """Everything once, in an order that changes; returns what the model said of its own."""
-    said: list[int] = []
+) -> tuple[list[int], list[int]]:
+    """Everything once, in an order that changes; returns what the model said of its own, without drafts and with."""
+    said: dict[bool, list[int]] = {False: [], True: []}
     ours.read(case.prompt)
 
     def answer(what: str, forced: list[int] | None, *, speculate: bool) -> None:
-        nonlocal said
         tokens, stats = ours.answer(case.prompt, forced, speculate=speculate)
         clock.add(case.kind, what, number, stats.decode_tps)
         if forced is None:
-            said = tokens
+            said[speculate] = tokens
         elif speculate:
             clock.lengths.setdefault(case.kind, []).append(stats.mean_acceptance_length)
 
     runs: list[Callable[[], None]] = [
         lambda: answer("forced off", case.reply, speculate=False),
         lambda: answer("forced on", case.reply, speculate=True),
+        lambda: answer("forced off again", case.reply, speculate=False),
     ]
     if case.kind != _ADVERSARY:
         runs += [lambda: answer("free off", None, speculate=False), lambda: answer("free on", None, speculate=True)]
@@ -185,7 +214,7 @@ def _one_round(
         ]  # fmt: skip
     for work in runs if number % 2 == 0 else reversed(runs):
         work()
-    return said
+    return said[False], said[True]
 
 
 class _Ours:
@@ -259,8 +288,9 @@ class _Ours:
 
 
 def _report(
-    options: Options, ours: _Ours, costs: StepCosts, cases: Sequence[Prompted], own: Sequence[Prompted], clock: _Clock
-) -> Report:
+    options: Options, ours: _Ours, costs: StepCosts, cases: Sequence[Prompted], own: Sequence[Prompted], clock: _Clock,
+    agreement: Agreement,
+) -> Report:  # fmt: skip
     library = load_edgechat(find_bundle())
 
     def make(capacity: int) -> SuffixIndex:
@@ -281,6 +311,7 @@ def _report(
         plain_peer = clock.ratio(kind, "free off", "peer none")
         rows.append(Row(
             kind=kind, forced=clock.ratio(kind, "forced on", "forced off"),
+            noise=clock.ratio(kind, "forced off again", "forced off"),
             free=clock.ratio(kind, "free on", "free off"),
             mean_acceptance_length=statistics.fmean(clock.lengths[kind]),
             replayed=_mean(learned, of_kind), replayed_fresh=_mean(fresh, of_kind),
@@ -298,6 +329,7 @@ def _report(
         step_costs={n: costs.ratio(n, _WARM_UP_TOKENS) for n in SIZES}, ceiling=16 / costs.ratio(16, _WARM_UP_TOKENS),
         rows=rows, worst_reply=min(long_ones, default=1.0),
         fifth_percentile=sorted(speed for speed, _ in judged)[len(judged) // 20],
+        agreement=agreement,
     )  # fmt: skip
 
 

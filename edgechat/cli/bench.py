@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,28 @@ if TYPE_CHECKING:
     from edgechat.bench.speculation import Report as SpeculationReport
     from edgechat.bench.speed import Report
 
+_Command = Callable[..., None]
+_model = click.option(
+    "-m", "--model", default="starter", show_default=True, metavar="NAME", help="A .gguf file or a name."
+)
+_threads = click.option("--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Compute threads.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def _rounds(default: int) -> Callable[[_Command], _Command]:
+    return click.option(
+        "--rounds", type=click.IntRange(1), default=default, show_default=True, help="Measurements; medians count."
+    )
+
+
+def _peer(tool: str) -> Callable[[_Command], _Command]:
+    return click.option(
+        "--peer",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar=tool.replace("-", "_").upper(),
+        help=f"A {tool} to take turns with (`make peers` builds one).",
+    )
+
 
 @click.group()
 def bench() -> None:
@@ -20,19 +43,14 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("-m", "--model", default="starter", show_default=True, metavar="NAME", help="A .gguf file or a name.")
-@click.option(
-    "--peer",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="LLAMA_BENCH",
-    help="A llama-bench to take turns with (`make peers` builds one).",
-)
-@click.option("--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Compute threads.")
+@_model
+@_peer("llama-bench")
+@_threads
 @click.option("--prompt", "n_prompt", type=click.IntRange(1), default=256, show_default=True, help="Tokens to prefill.")
 @click.option("--gen", "n_gen", type=click.IntRange(2), default=64, show_default=True, help="Tokens to decode.")
 @click.option("--depth", "n_depth", type=click.IntRange(0), default=0, show_default=True, help="Tokens before both.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Measurements; medians count.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_rounds(5)
+@_json
 def speed(
     model: str, peer: Path | None, n_threads: int | None, n_prompt: int, n_gen: int, n_depth: int, rounds: int,
     as_json: bool,
@@ -63,7 +81,7 @@ def speed(
 @click.option(
     "--directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where to make the database."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_json
 def store(conversations: int, messages: int, directory: Path | None, as_json: bool) -> None:
     """Measure the store of conversations: a new one, filled with random words, on the disk of your data.
 
@@ -104,20 +122,15 @@ def store(conversations: int, messages: int, directory: Path | None, as_json: bo
 
 
 @bench.command()
-@click.option("-m", "--model", default="starter", show_default=True, metavar="NAME", help="A .gguf file or a name.")
-@click.option(
-    "--peer",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="LLAMA_SERVER",
-    help="A llama-server to take turns with (`make peers` builds one).",
-)
-@click.option("--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Compute threads.")
+@_model
+@_peer("llama-server")
+@_threads
 @click.option(
     "--history", "n_history", type=click.IntRange(200), default=2000, show_default=True, help="Tokens said before."
 )
 @click.option("--new", "n_new", type=click.IntRange(1), default=60, show_default=True, help="Tokens of a message.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Measurements; medians count.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_rounds(5)
+@_json
 def prefix(
     model: str, peer: Path | None, n_threads: int | None, n_history: int, n_new: int, rounds: int, *, as_json: bool
 ) -> None:
@@ -138,22 +151,18 @@ def prefix(
 
 @bench.command()
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-m", "--model", default="starter", show_default=True, metavar="NAME", help="A .gguf file or a name.")
-@click.option(
-    "--peer",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="LLAMA_SERVER",
-    help="A llama-server to take turns with (`make peers` builds one).",
-)
-@click.option("--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Compute threads.")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Measurements; medians count.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_model
+@_peer("llama-server")
+@_threads
+@_rounds(3)
+@_json
 def speculation(
     file: Path | None, model: str, peer: Path | None, n_threads: int | None, rounds: int, *, as_json: bool
 ) -> None:
     """Measure what drafts are worth, in conversations of several kinds; FILE holds others (TOML, like ours).
 
     "forced" are the written answers and "free" the model's own, on the clock, with drafts and without in turn.
+    "noise" is without drafts against without: what this machine makes of 1.
     "replayed" goes through the written ones without the model, by the measured costs of steps, as do the fixed settings
     beside it.
     """
@@ -179,7 +188,7 @@ def speculation(
 
 def _speculation_table(report: SpeculationReport) -> str:
     fixed, peers = list(report.rows[0].fixed), list(report.rows[0].peers)
-    heads = ["forced", "free", "length", "replayed", "fresh", *fixed, *peers]
+    heads = ["forced", "noise", "free", "length", "replayed", "fresh", *fixed, *peers]
     costs = ", ".join(f"{n}: {ratio:.2f}" for n, ratio in report.step_costs.items())
     lines = [
         (
@@ -191,7 +200,7 @@ def _speculation_table(report: SpeculationReport) -> str:
     ]
     for row in report.rows:
         values = [
-            row.forced, row.free, row.mean_acceptance_length, row.replayed, row.replayed_fresh,
+            row.forced, row.noise, row.free, row.mean_acceptance_length, row.replayed, row.replayed_fresh,
             *row.fixed.values(), *(row.peers.get(name) for name in peers),
         ]  # fmt: skip
         lines.append(
@@ -204,6 +213,11 @@ def _speculation_table(report: SpeculationReport) -> str:
     lines.append(
         f"replayed answers, the model's own among them: 5th percentile {report.fifth_percentile:.3f}, "
         f"worst of 100 tokens or more {report.worst_reply:.3f}"
+    )
+    same = report.agreement
+    lines.append(
+        f"the model's own answers with drafts and without: {same.n_different} of {same.n_answers} differ, "
+        f"in {same.n_tokens} tokens"
     )
     return "\n".join(lines)
 
