@@ -13,6 +13,9 @@
     |  `- GoneError          (2)  a conversation or message that is not there
     |- AttachmentError       (2)  a file that cannot go with a message
     |- ImportRefusedError    (2)  a file that holds no conversations we can read
+    |- CatalogueError        (2)  a catalogue of models that cannot be used, or a model that it does not know
+    |- DownloadError         (4)  a file that did not arrive: no room, a wrong hash, cancelled
+    |- HubError              (6)  the hub, or the network before it, refused or did not answer
     |- ContextOverflowError  (5)  a prompt longer than the context
     `- PlanError             (5)  a model that does not fit in memory
 
@@ -90,6 +93,22 @@ class ImportRefusedError(EdgechatError):
     """A file that holds no conversations we can read; nothing of it was imported."""
 
     exit_code = 2
+
+
+class CatalogueError(EdgechatError):
+    """A catalogue of models that cannot be used; the message names the file, and the key or the line."""
+
+    exit_code = 2
+
+
+class DownloadError(EdgechatError):
+    """A file that did not arrive; what of it is good is kept, and the message says how to go on."""
+
+
+class HubError(EdgechatError):
+    """The hub or another server refused, or could not be reached."""
+
+    exit_code = 6
 
 
 class ContextOverflowError(EdgechatError):

@@ -237,3 +237,26 @@ def write_tiny(path: Path, kind: Kind, *, seed: int = 0, n_ctx: int = 2048) -> P
                 writer.add_expert_used_count(2)
             _add_llama(tensors, n_vocab, experts=kind == "moe")
     return path
+
+
+def copy_metadata(source: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
+    """All keys of one file for another, but for those that the writer adds by itself."""
+    for key, field in source.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        kind, *element = field.types
+        writer.add_key_value(key, field.contents(), kind, sub_type=element[0] if element else None)
+
+
+def split_tiny(directory: Path) -> list[Path]:
+    """A tiny llama, whole.gguf, and the same in three files as gguf-split writes them."""
+    whole = gguf.GGUFReader(write_tiny_llama(directory / "whole.gguf"))
+    writer = gguf.GGUFWriter(directory / "tiny-Q4_K_M.gguf", "llama", split_max_tensors=8)
+    copy_metadata(whole, writer)
+    for tensor in whole.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(directory.glob("tiny-Q4_K_M-*.gguf"))

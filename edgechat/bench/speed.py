@@ -18,7 +18,7 @@ from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
 from edgechat.hardware.cpu import usable_threads
-from edgechat.modelfile.gguf import read_header
+from edgechat.modelfile.split import read_header
 from edgechat.runtime.bundle import find_bundle
 
 N_BATCH: Final = 512

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgechat import paths
+from edgechat.catalogue import records
 from edgechat.chat import events, renderer
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.hardware.cpu import usable_threads
 from edgechat.hardware.memory import read_memory
-from edgechat.modelfile.gguf import read_header
+from edgechat.modelfile.split import read_header
 from edgechat.planner.plan import LoadPlan, plan
 
 Listener = Callable[[events.LoadProgressed], None]
@@ -39,7 +40,9 @@ def load(
         disk_free_bytes=_disk_free_bytes(settings),
         speculation=settings.speculation and not settings.strict,
     )
-    return chosen, engine.load(_request(engine.next_id(), chosen), lambda event: _tell(event, listen))
+    loaded = engine.load(_request(engine.next_id(), chosen), lambda event: _tell(event, listen))
+    records.used(model_path)
+    return chosen, loaded
 
 
 def warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded) -> list[str]:

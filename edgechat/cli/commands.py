@@ -15,6 +15,7 @@ from edgechat.cli.bench import bench
 from edgechat.cli.completion import completion
 from edgechat.cli.doctor import doctor
 from edgechat.cli.history import history
+from edgechat.cli.models import models
 from edgechat.cli.options import conversation_options
 from edgechat.cli.settings import config
 from edgechat.errors import EdgechatError, UsageError
@@ -27,6 +28,7 @@ Exit codes:
   3    model file: missing, damaged, or its chat template fails
   4    runtime: no native bundle, no working backend, or the engine died
   5    does not fit: the model in memory, or the prompt in the context
+  6    network: the hub or another server refused, or cannot be reached
   130  interrupted with Ctrl-C
   141  nobody reads the output any more
 """
@@ -78,7 +80,7 @@ def edgechat(context: click.Context, /, **options: Any) -> None:
     context.exit(run_app(make_session, [str(p) for p in problems]))
 
 
-for command in (ask, history, doctor, bench, config, completion):
+for command in (ask, history, models, doctor, bench, config, completion):
     edgechat.add_command(command)
 
 

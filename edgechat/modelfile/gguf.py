@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from edgechat.errors import ModelFileError
 from edgechat.modelfile.header import ModelHeader, Tensor
@@ -37,8 +38,13 @@ _SCALARS: Final = {
 _U32, _U64 = _SCALARS[4], _SCALARS[10]
 
 
-def read_header(path: Path) -> ModelHeader:
-    """The checked header of the GGUF file at `path`.
+# How much is read ahead: of a file of this machine, and over a network.
+_AHEAD_BYTES: Final = 1 << 20
+_REMOTE_AHEAD_BYTES: Final = 64 << 10
+
+
+def read_file(path: Path) -> ModelHeader:
+    """The checked header of the one GGUF file at `path`, which may be a part of a set.
 
     Raises ModelFileError, naming the file and what is wrong with it.
     """
@@ -49,24 +55,33 @@ def read_header(path: Path) -> ModelHeader:
             raise ModelFileError(f"{path} is not a regular file")
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            return _Walk(path, file, size).header()
+            file.seek(0)
+            return _Walk(str(path), file.read, size, _AHEAD_BYTES).header()
     except FileNotFoundError:
         raise ModelFileError(f"{path} does not exist") from None
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def read_stream(name: str, read: Callable[[int], bytes], size: int) -> ModelHeader:
+    """The same of a file of `size` bytes that comes from elsewhere: `read(n)` returns its next n bytes, or fewer.
+
+    Reads little more than the header. Raises ModelFileError, and what `read` raises.
+    """
+    return _Walk(name, read, size, _REMOTE_AHEAD_BYTES).header()
+
+
 class _Walk:
     """One pass over a header, with a window on the file that grows as needed."""
 
-    def __init__(self, path: Path, file: IO[bytes], size: int) -> None:
-        self._path = path
-        self._file = file
+    def __init__(self, name: str, read: Callable[[int], bytes], size: int, ahead: int) -> None:
+        self._name = name
+        self._read = read
         self._size = size
-        self._window = b""
+        self._ahead = ahead
+        self._window = bytearray()
         self._at = 0
         self._kept = 0
-        file.seek(0)
 
     def header(self) -> ModelHeader:
         if self._size == 0:
@@ -97,7 +112,7 @@ class _Walk:
         self._check_ranges(tensors, data_offset, alignment)
         lengths |= {k: len(v) for k, v in metadata.items() if isinstance(v, list)}
         return ModelHeader(
-            path=str(self._path), file_bytes=self._size, version=version, metadata=metadata,
+            path=self._name, file_bytes=self._size, version=version, metadata=metadata,
             array_lengths=lengths, tensors=tuple(tensors), data_offset=data_offset,
         )  # fmt: skip
 
@@ -194,7 +209,7 @@ class _Walk:
     def _scalar(self, form: struct.Struct, what: str) -> Any:
         return form.unpack(self._take(form.size, what))[0]
 
-    def _take(self, count: int, what: str) -> bytes:
+    def _take(self, count: int, what: str) -> bytearray:
         self._need(count, what)
         start, self._at = self._at, self._at + count
         return self._window[start : self._at]
@@ -208,13 +223,15 @@ class _Walk:
             raise self._wrong(f"ends too early, in {what} (it has {self._size} bytes); download it again")
         if end > MAX_HEADER_BYTES:
             raise self._wrong(f"has a header of more than {MAX_HEADER_BYTES >> 20} MiB, at {what}")
-        target = min(self._size, max(end, 2 * len(self._window), 1 << 20))
-        self._window += self._file.read(target - len(self._window))
-        if len(self._window) < end:
-            raise self._wrong("became shorter while it was read")
+        target = min(self._size, max(end, len(self._window) + self._ahead))
+        while len(self._window) < end:
+            more = self._read(target - len(self._window))
+            if not more:
+                raise self._wrong("became shorter while it was read")
+            self._window += more
 
     def _wrong(self, words: str) -> ModelFileError:
-        return ModelFileError(f"{self._path} {words}")
+        return ModelFileError(f"{self._name} {words}")
 
 
 class _Long:

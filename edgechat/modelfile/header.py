@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
 import msgspec
 
-from edgechat.modelfile.types import TENSOR_TYPES
+from edgechat.modelfile.types import FILE_TYPES, TENSOR_TYPES
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -20,6 +21,8 @@ class Tensor(msgspec.Struct, frozen=True):
     offset: int
     """Bytes from the start of the data section."""
     size_bytes: int
+    part: int = 0
+    """In which file of a set it lies, from 0."""
 
     @property
     def type(self) -> str:
@@ -51,6 +54,40 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
         return str(self.metadata.get("general.name", ""))
 
     @property
+    def n_parts(self) -> int:
+        """In how many files the model lies; 1 but for sets."""
+        return self._whole("split.count", 1) or 1
+
+    @property
+    def part(self) -> int:
+        """Which of them this is, from 0."""
+        return self._whole("split.no", 0)
+
+    @property
+    def kind(self) -> str:
+        """`model`, `projector` (what turns pictures or sound into input, an mmproj file), or `adapter` (LoRA)."""
+        kind = self.metadata.get("general.type")
+        if self.architecture == "clip" or kind == "mmproj":
+            return "projector"
+        return "adapter" if kind == "adapter" else "model"
+
+    @property
+    def quant(self) -> str:
+        """The name of the mixture of types, such as `Q4_K_M`; the type of most bytes if the file does not say."""
+        known = FILE_TYPES.get(self._whole("general.file_type", -1))
+        if known is not None:
+            return known
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors:
+            sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size_bytes
+        return max(sizes, key=sizes.__getitem__, default="")
+
+    @cached_property
+    def n_params(self) -> int:
+        """Numbers in all tensors."""
+        return sum(math.prod(t.shape) for t in self.tensors)
+
+    @property
     def chat_template(self) -> str | None:
         """The chat template as Jinja source, or None."""
         template = self.metadata.get("tokenizer.chat_template")
@@ -66,6 +103,10 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
     def tensor_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(t.size_bytes for t in self.tensors)
+
+    def _whole(self, key: str, default: int) -> int:
+        value = self.metadata.get(key, default)
+        return value if isinstance(value, int) and not isinstance(value, bool) else default
 
     def number(self, key: str, default: int = 0) -> int:
         """An integer of this architecture, such as `block_count`; the largest where it is one per layer."""

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineDiedError, ModelFileError
-from edgechat.modelfile.gguf import read_header
+from edgechat.modelfile.split import read_header
 from tests.conftest import edgechat_command
 from tests.engine.conftest import a_load
 from tests.faults.test_deaths import LONG, engine_of, until

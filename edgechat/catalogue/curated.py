@@ -1,0 +1,169 @@
+"""The catalogue of models worth choosing from: models.toml, ours and over it the user's own."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgechat import paths
+from edgechat.errors import CatalogueError
+
+_NAME: Final = "models.toml"
+_ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_REPO: Final = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of a quant's file beforehand."""
+
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a model can be had: a repository of the hub, a plain address, or a Python package that carries it."""
+
+    repo: str | None = None
+    url: str | None = None
+    package: str | None = None
+    quants: dict[str, File] = {}
+    seen: tuple[str, ...] = ()
+    """Further quants that it had."""
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a first estimate of memory needs; the file's own header counts as soon as it can be read."""
+
+    n_params: int | None = None
+    n_params_active: int | None = None
+    """Used for each token, where that is not all of them."""
+    n_layers: int | None = None
+    n_heads: int | None = None
+    n_kv_heads: int | None = None
+    head_dim: int | None = None
+    n_embd: int | None = None
+    n_ff: int | None = None
+    n_vocab: int | None = None
+    n_experts: int | None = None
+    n_experts_used: int | None = None
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model of the catalogue. What is absent is not known."""
+
+    id: str
+    name: str
+    family: str
+    source: tuple[Source, ...]
+    licence: str | None = None
+    is_default: bool = True
+    """May be chosen without being asked for: its licence is permissive."""
+    good_at: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    tools: bool | None = None
+    thinking: str | None = None
+    """`no`, `toggle` or `always`."""
+    vision: bool | None = None
+    n_ctx_train: int | None = None
+    attention: str | None = None
+    quality: str | None = None
+    """What was measured of it, by whom; good for order, not for decimals."""
+    notes: str | None = None
+    shape: Shape = Shape()
+    figures_from: str | None = None
+    """Where the figures were found."""
+
+    @property
+    def repos(self) -> list[str]:
+        """The repositories that have it, the best first."""
+        return [source.repo for source in self.source if source.repo]
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of its files by quant, where known, smallest first."""
+        known = {
+            quant: file.bytes for source in reversed(self.source) for quant, file in source.quants.items() if file.bytes
+        }
+        return dict(sorted(known.items(), key=lambda item: item[1]))
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    model: tuple[Model, ...] = ()
+
+
+@functools.cache
+def load() -> dict[str, Model]:
+    """All models by id: ours, and the user's over them. Raises CatalogueError."""
+    models = {model.id: model for model in read(shipped_file())}
+    own = paths.config_dir() / _NAME
+    if own.exists():
+        models |= {model.id: model for model in read(own)}
+    return models
+
+
+def shipped_file() -> Path:
+    """Beside the package where it is installed, and in the project's root where it is not."""
+    package = Path(__file__).resolve().parent.parent
+    return package / _NAME if (package / _NAME).exists() else package.parent / _NAME
+
+
+def read(path: Path) -> tuple[Model, ...]:
+    """A catalogue file, checked. Raises CatalogueError, naming the line or the key."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        models = msgspec.convert(raw, _File).model
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+)", str(error))
+        raise CatalogueError(f"{path}{f':{line[1]}' if line else ''} is not TOML: {error}") from None
+    except msgspec.ValidationError as error:
+        raise CatalogueError(f"{path}: {_where(str(error))}") from None
+    except UnicodeDecodeError as error:
+        raise CatalogueError(f"{path} is not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise CatalogueError(f"{path} cannot be read: {error.strerror or error}") from None
+    _check(path, models)
+    return models
+
+
+def _where(words: str) -> str:
+    """Msgspec's `$.model[3].shape.n_layers`, as a person counts."""
+    return re.sub(r" - at `\$\.?(.*?)`$", r" (at \1, counted from 0)", words)
+
+
+def _check(path: Path, models: tuple[Model, ...]) -> None:
+    """What types do not say. Raises CatalogueError."""
+    seen = set()
+    for number, model in enumerate(models):
+        where = f"{path}: model[{number}]"
+        if not _ID.fullmatch(model.id):
+            raise CatalogueError(f"{where}.id is {model.id!r}; small letters, digits, dots and hyphens are possible")
+        if model.id in seen:
+            raise CatalogueError(f"{where}.id is {model.id!r}, which was there before")
+        seen.add(model.id)
+        if model.thinking not in {None, "no", "toggle", "always"}:
+            raise CatalogueError(f"{where}.thinking is {model.thinking!r}; it can be no, toggle or always")
+        if not model.source:
+            raise CatalogueError(f"{where}.source is empty: where is {model.id} to be had?")
+        for index, source in enumerate(model.source):
+            _check_source(f"{where}.source[{index}]", source)
+
+
+def _check_source(at: str, source: Source) -> None:
+    if sum(value is not None for value in (source.repo, source.url, source.package)) != 1:
+        raise CatalogueError(f"{at} needs one of repo, url and package")
+    if source.repo is not None and not _REPO.fullmatch(source.repo):
+        raise CatalogueError(f"{at}.repo is {source.repo!r}, which is not OWNER/NAME")
+    for quant, file in source.quants.items():
+        if file.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", file.sha256):
+            raise CatalogueError(f"{at}.quants.{quant}.sha256 is no SHA-256 in small hexadecimal digits")
+        if file.bytes is not None and file.bytes <= 0:
+            raise CatalogueError(f"{at}.quants.{quant}.bytes is {file.bytes}; a file has at least 1")

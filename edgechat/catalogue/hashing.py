@@ -1,0 +1,69 @@
+"""The hash of a file, while it arrives or afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from edgechat.catalogue.part import Part
+
+_CHUNK_BYTES: Final = 1 << 20
+_REST_S: Final = 0.2
+
+
+class Hasher:
+    """Follows the front of a part in a thread of its own, so that the hash is there when the last byte is."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._hash = hashlib.sha256()
+        self._at = 0
+        self._more = threading.Event()
+        self._is_ended = False
+        self._failure: OSError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be more."""
+        self._more.set()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                front = self._part.front
+                while self._at < front:
+                    data = self._part.read(self._at, min(_CHUNK_BYTES, front - self._at))
+                    if not data:
+                        raise OSError(f"{self._part.data_path} became shorter")  # noqa: TRY301  (kept for the caller)
+                    self._hash.update(data)
+                    self._at += len(data)
+                if self._is_ended and self._at >= self._part.front:
+                    return
+                self._more.wait(_REST_S)
+                self._more.clear()
+        except OSError as error:
+            self._failure = error
+
+    def result(self) -> str:
+        """The hash of all that arrived without a gap. Nothing must arrive any more. Raises OSError."""
+        self._is_ended = True
+        self._more.set()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return self._hash.hexdigest()
+
+
+def sha256(path: Path, tell: Callable[[int], None] = lambda done_bytes: None) -> str:
+    """The hash of a file; `tell` hears how far it is. Raises OSError."""
+    digest, done = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            tell(done)
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""What a model on a server is, from the beginning of its files only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from edgechat.catalogue import web
+from edgechat.catalogue.hub import RemoteFile
+from edgechat.modelfile.gguf import read_stream
+from edgechat.modelfile.header import ModelHeader
+from edgechat.modelfile.split import join
+
+# Where the requests for a header end. Most headers take one, those with the largest vocabularies (about 14 MB) three;
+# what follows the first file of a set has no vocabulary. Ranges are asked for because a connection that is dropped still
+# carries what both ends hold for it, several megabytes.
+_FIRST_ENDS: Final = (2 << 20, 8 << 20, 16 << 20)
+_OTHER_ENDS: Final = (64 << 10, 1 << 20, 16 << 20)
+_STEP_BYTES: Final = 16 << 20
+
+
+def read_header(files: Sequence[RemoteFile], headers: Mapping[str, str]) -> ModelHeader:
+    """The checked header of a model. Raises ModelFileError and HubError."""
+    return join([
+        _read(file, headers, _OTHER_ENDS if number else _FIRST_ENDS) for number, file in enumerate(files)
+    ])  # fmt: skip
+
+
+def _read(file: RemoteFile, headers: Mapping[str, str], ends: Sequence[int]) -> ModelHeader:
+    reader = _Reader(file, headers, ends)
+    try:
+        return read_stream(file.path, reader.read, file.size_bytes)
+    finally:
+        reader.close()
+
+
+class _Reader:
+    """The beginning of a file, one range after another as far as it is read."""
+
+    def __init__(self, file: RemoteFile, headers: Mapping[str, str], ends: Sequence[int]) -> None:
+        self._file = file
+        self._headers = headers
+        self._ends = [*ends]
+        self._at = 0
+        self._response: web.Response | None = None
+
+    def read(self, count: int) -> bytes:
+        """At most `count` bytes; b"" at the end of the file. Raises HubError."""
+        data = self._response.read(count) if self._response is not None else b""
+        if not data and self._at < self._file.size_bytes:
+            self.close()
+            end = self._ends.pop(0) if self._ends else self._at + _STEP_BYTES
+            self._response = web.get(self._file.url, self._at, min(end, self._file.size_bytes), self._headers)
+            if self._response.start != self._at:
+                raise web.Unreachable(f"{self._file.path}: the server knows no ranges")
+            data = self._response.read(count)
+        self._at += len(data)
+        return data
+
+    def close(self) -> None:
+        if self._response is not None:
+            self._response.close()
+            self._response = None

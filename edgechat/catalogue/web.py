@@ -1,0 +1,238 @@
+"""HTTP as downloads need it: one GET with a range, patient with proxies and redirects, and careful with tokens.
+
+On the standard library alone: client libraries copy what they read twice over, and not one tells bytes that arrived
+before a break from those that did not. The same code serves the hub and any other address.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import socket
+import ssl
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from edgechat.errors import HubError
+
+CONNECT_S: Final = 3.0
+"""Longest wait for a name to be resolved and a connection to be made."""
+READ_S: Final = 20.0
+"""Longest wait for more bytes."""
+MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
+_PARTIAL: Final = 206
+_MAX_ERROR_BYTES: Final = 4096
+
+T = TypeVar("T")
+
+
+class Refused(HubError):  # noqa: N818
+    """The server answered, but not with what was asked for."""
+
+    def __init__(self, words: str, status: int, retry_after_s: float | None = None, code: str = "") -> None:
+        super().__init__(words)
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.code = code
+        """What the hub says in X-Error-Code, such as `GatedRepo`."""
+
+    @property
+    def may_pass(self) -> bool:
+        """True if the same request may succeed later."""
+        return self.status in {408, 429} or self.status >= 500  # noqa: PLR2004
+
+
+class Unreachable(HubError):  # noqa: N818
+    """Nobody answered, or the connection broke."""
+
+
+class Response:
+    """The body of an answer, from `start` on. Close it, or use it as a context."""
+
+    def __init__(self, connection: http.client.HTTPConnection, url: str) -> None:
+        self._connection = connection
+        self._socket = connection.sock  # which the connection forgets, if the server will close it
+        self._raw = raw = connection.getresponse()
+        self.status = raw.status
+        self.url = url
+        """Where it came from, after redirects."""
+        self.headers = raw.headers
+        self.start, self.size_bytes = _range(raw)
+        """The first byte, and how many the whole file has (None if the server does not say)."""
+
+    @property
+    def etag(self) -> str:
+        """What names this version of the file; "" if the server gives none, or one that does not tell versions apart."""
+        etag = self.headers.get("ETag", "")
+        return "" if etag.startswith("W/") else etag
+
+    def read(self, count: int) -> bytes:
+        """The next bytes, as many as are there and at most `count`; b"" at the end. Raises Unreachable."""
+        try:
+            return self._raw.read1(count)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _broken(self.url, error) from error
+
+    def stop(self) -> None:
+        """From another thread: whoever reads gets the end, or Unreachable."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Drop the connection."""
+        with suppress(OSError):
+            self._raw.close()
+        self._connection.close()
+
+    def __enter__(self) -> Response:  # noqa: PYI034  (Self came with Python 3.11)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def get(
+    url: str,
+    start: int = 0,
+    end: int | None = None,
+    headers: Mapping[str, str] = {},
+    *,
+    read_s: float = READ_S,
+) -> Response:
+    """The file at `url` from `start` on, to `end` if given. A server that knows no ranges sends all of it.
+
+    `headers` go to this origin only: what another one is redirected to gets no token. Raises Refused and Unreachable.
+    """
+    sent = dict(headers) | {"Accept-Encoding": "identity"}
+    if start or end is not None:
+        sent["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+    for _ in range(MAX_REDIRECTS + 1):
+        response = _ask(url, sent, read_s)
+        if response.status not in _REDIRECTS:
+            _check(response)
+            return response
+        target = urllib.parse.urljoin(url, response.headers.get("Location", ""))
+        response.close()
+        if _origin(target) != _origin(url):
+            sent = {name: value for name, value in sent.items() if name.lower() not in {"authorization", "cookie"}}
+        if url.startswith("https:") and not target.startswith("https:"):
+            raise Refused(f"{shown(url)} leads from https to {shown(target)}, which is not followed", 400)
+        url = target
+    raise Refused(f"{shown(url)} redirects more than {MAX_REDIRECTS} times", 400)
+
+
+def within(seconds: float, work: Callable[[], T], what: str) -> T:
+    """The result of `work`, or its error; Unreachable if it takes longer: a name server that is silent cannot be hurried."""
+    result: list[Any] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:  # noqa: BLE001  (raised again below)
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise failure[0]
+    if not result:
+        raise Unreachable(f"{what} did not answer within {seconds:.0f} s: is there a network?")
+    return result[0]  # type: ignore[no-any-return]
+
+
+def reach(url: str) -> None:
+    """Raise Unreachable now, if the server of `url` (or the proxy before it) cannot be reached at all."""
+    connection, _ = _connect(url, READ_S)
+    connection.close()
+
+
+def _ask(url: str, headers: Mapping[str, str], read_s: float) -> Response:
+    connection, target = _connect(url, read_s)
+    try:
+        connection.request("GET", target, headers=dict(headers))
+        return Response(connection, url)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        connection.close()
+        raise _broken(url, error) from error
+
+
+def _connect(url: str, read_s: float) -> tuple[http.client.HTTPConnection, str]:
+    """An open connection, and what to ask it for: a path, or the whole address where a proxy stands between."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise Refused(f"{shown(url)} is no address that files can be had from", 400)
+    target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and urllib.request.proxy_bypass(parts.hostname):
+        proxy = None
+    via = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}") if proxy else parts
+    if not via.hostname:
+        raise Unreachable(f"the proxy for {parts.scheme} is set to {proxy!r}, which is no address")
+    secure = ssl.create_default_context() if parts.scheme == "https" else None
+    connection = (
+        http.client.HTTPSConnection(via.hostname, via.port, timeout=CONNECT_S, context=secure)
+        if secure
+        else http.client.HTTPConnection(via.hostname, via.port, timeout=CONNECT_S)
+    )
+    if proxy:
+        user = f"{via.username}:{via.password or ''}" if via.username else ""
+        login = {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"} if user else {}
+        if secure:
+            connection.set_tunnel(parts.hostname, parts.port or 443, headers=login)
+        else:
+            target = url
+    try:
+        within(CONNECT_S, connection.connect, via.hostname)
+        connection.sock.settimeout(read_s)
+    except (OSError, http.client.HTTPException) as error:
+        connection.close()
+        raise _broken(url, error) from error
+    return connection, target
+
+
+def _check(response: Response) -> None:
+    status = response.status
+    if status in {200, _PARTIAL}:
+        return
+    with response, suppress(Unreachable):
+        response.read(_MAX_ERROR_BYTES)
+    after = response.headers.get("Retry-After", "")
+    code = response.headers.get("X-Error-Code", "")
+    words = f"{shown(response.url)} was refused with status {status}"
+    raise Refused(words, status, float(after) if after.isdigit() else None, code)
+
+
+def _range(raw: http.client.HTTPResponse) -> tuple[int, int | None]:
+    if raw.status == _PARTIAL:
+        said = raw.headers.get("Content-Range", "")
+        unit, _, rest = said.partition(" ")
+        span, _, size = rest.partition("/")
+        first = span.partition("-")[0]
+        if unit == "bytes" and first.isdigit():
+            return int(first), int(size) if size.isdigit() else None
+        raise http.client.HTTPException(f"the server sent a part without saying which ({said!r})")
+    length = raw.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def shown(url: str) -> str:
+    """The address without what may be secret: signed addresses carry it in the query, others before the host."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def _broken(url: str, error: BaseException) -> Unreachable:
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return Unreachable(f"{urllib.parse.urlsplit(url).hostname} cannot be reached, or broke off: {words}")

@@ -1,0 +1,141 @@
+"""What `edgechat models info` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgechat.chat.visible import visible
+
+if TYPE_CHECKING:
+    from edgechat.catalogue.hub import Repo
+    from edgechat.modelfile.header import ModelHeader
+
+
+def size(n_bytes: int) -> str:
+    """For people, in powers of ten as disks count."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.{2 if unit == 'GB' else 0}f} {unit}"
+    return f"{n_bytes} B"
+
+
+def print_info(model: str, *, as_json: bool) -> None:
+    """A file's header, an entry of the catalogue, or a repository of the hub with the header of one of its models.
+
+    Raises EdgechatError.
+    """
+    from edgechat.catalogue import curated, hub, library
+    from edgechat.errors import ModelFileError
+    from edgechat.modelfile.split import read_header
+
+    known = curated.load().get(model.partition(":")[0].lower()) if "/" not in model else None
+    try:
+        path = library.find_model(model)
+    except ModelFileError:
+        path = None
+        if known is None and hub.parse(model) is None:
+            raise
+    if path is not None:
+        _print(header_facts(read_header(path)), as_json=as_json)
+    elif known is not None:
+        import msgspec
+
+        facts = {name: value for name, value in msgspec.to_builtins(known).items() if value not in (None, (), {})}
+        facts["shape"] = {name: value for name, value in facts.get("shape", {}).items() if value is not None}
+        _print(facts | {"here": "no; `edgechat models pull` gets it"}, as_json=as_json)
+    else:
+        _print_remote(model, as_json=as_json)
+
+
+def _print_remote(reference: str, *, as_json: bool) -> None:
+    from edgechat.catalogue import hub, remote, web
+    from edgechat.errors import CatalogueError
+
+    server = hub.Hub()
+    repo_id, quant = hub.parse(reference) or ("", "")
+    repo = server.repo(repo_id)
+    variant = hub.choose(repo, quant)
+    try:
+        header = remote.read_header(variant.files, server.headers())
+    except web.Refused as error:
+        raise hub.explain(error, repo_id) from None
+    if header.n_parts != len(variant.files):
+        raise CatalogueError(f"{reference} has {len(variant.files)} files, but says {header.n_parts}")
+    facts = {"repository": repo.id, "revision": repo.revision, "licence": repo.licence or "?", "gated": repo.is_gated}
+    _print(facts | header_facts(header), as_json=as_json, quants=repo)
+
+
+def header_facts(header: ModelHeader) -> dict[str, Any]:
+    """What a header says, in the order in which it is read."""
+    from edgechat.modelfile.shape import shape
+
+    parts, sizes = shape(header), dict[str, int]()
+    for tensor in header.tensors:
+        sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size_bytes
+    memories = dict.fromkeys(layer.memory for layer in parts.layers)
+    first = next((layer for layer in parts.layers if layer.kv_width), None)
+    facts: dict[str, Any] = {
+        "file": header.path, "files": header.n_parts, "size_bytes": header.file_bytes, "kind": header.kind,
+        "name": header.name, "architecture": header.architecture, "quant": header.quant, "weights": header.n_params,
+        "layers": len(parts.layers), "memory": {memory: parts.count(memory) for memory in memories},
+        "window": parts.window, "embedding": parts.n_embd,
+        "feed_forward": max((layer.n_ff for layer in parts.layers), default=0),
+        "heads": first.n_head if first else 0, "kv_heads": first.n_head_kv if first else 0,
+        "key_length": first.key_length if first else 0, "value_length": first.value_length if first else 0,
+        "kv_numbers_per_token": sum(layer.kv_width for layer in parts.layers),
+        "experts": parts.n_experts, "experts_used": parts.n_experts_used, "vocabulary": parts.n_vocab,
+        "tokenizer": parts.tokenizer, "context": parts.n_ctx_train, "rope_freq_base": parts.rope_freq_base,
+        "rope_scaling": parts.rope_scaling, "chat_template": header.chat_template is not None,
+        "licence": header.metadata.get("general.license", ""), "tensor_types": sizes, "tensors": len(header.tensors),
+    }  # fmt: skip
+    return {name: value for name, value in facts.items() if value not in (0, 0.0, "", {})}
+
+
+def _print(facts: dict[str, Any], *, as_json: bool, quants: Repo | None = None) -> None:
+    import msgspec
+
+    if as_json:
+        click.echo(msgspec.json.encode(facts | ({"variants": quants.variants} if quants else {})).decode())
+        return
+    for name, value in facts.items():
+        if name == "source":
+            for source in value:
+                _print_source(source)
+        else:
+            _line("size" if name == "size_bytes" else name, _words(name, value))
+    for variant in quants.variants if quants else ():
+        kind = "  (for pictures or sound)" if variant.is_projector else ""
+        files = f"  {len(variant.files)} files" if len(variant.files) > 1 else ""
+        _line(
+            "there is",
+            f"{variant.quant or Path(variant.files[0].path).name:<14}{size(variant.size_bytes):>9}{files}{kind}",
+        )
+
+
+def _print_source(source: dict[str, Any]) -> None:
+    _line("source", source.get("repo") or source.get("url") or source.get("package") or "")
+    for quant, file in source.get("quants", {}).items():
+        _line("", f"{quant:<12}{size(file['bytes']) if file.get('bytes') else ''}")
+
+
+def _words(name: str, value: Any) -> str:
+    if name == "size_bytes":
+        return size(value)
+    if name == "tensor_types":
+        return ", ".join(f"{kind} {size(n)}" for kind, n in sorted(value.items(), key=lambda item: -item[1]))
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{number} {kind}" if name == "memory" else f"{kind} {number}" for kind, number in value.items()
+        )
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _line(name: str, words: str) -> None:
+    click.echo(visible(f"{name.replace('_', ' '):<22}{words}"))
