@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 
@@ -144,11 +144,16 @@ def read_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
     return {}
 
 
+_TRUTH: Final = {"yes": True, "on": True, "no": False, "off": False}  # beside true, false, 1 and 0
+
+
 def _from_text(name: str, text: str) -> object:
     """An environment variable as the setting's type would be in TOML; the text itself if it is not that."""
     kind = get_type_hints(Settings)[name]
     if kind is str:
         return text
+    if bool in (kind, *get_args(kind)) and text.lower() in _TRUTH:
+        return _TRUTH[text.lower()]
     try:
         return msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError:

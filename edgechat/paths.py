@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from pathlib import Path
 
 
@@ -68,6 +70,22 @@ def prefix_dir() -> Path:
 def verdicts_file() -> Path:
     """What the self tests of backends found on this machine."""
     return cache_dir() / "backends.json"
+
+
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """A file of ours, if it still is one: what would never end (a pipe, a device) or is larger than any we write is refused.
+
+    Raises OSError.
+    """
+    with os.fdopen(
+        os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
+    ) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if about.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"larger than {most_bytes} bytes", str(path))
+        return file.read(most_bytes)
 
 
 def replace_file(path: Path, data: bytes) -> None:

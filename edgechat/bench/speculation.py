@@ -21,7 +21,7 @@ from edgechat.chat.renderer import Renderer
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.errors import EngineError
+from edgechat.errors import EngineError, UsageError
 from edgechat.runtime.bindings import load_edgechat
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.suffix import SuffixIndex
@@ -244,6 +244,8 @@ class _Ours:
             cases.append(Prompted(case.kind, builder.build(path, manner).tokens, reply))
         draw = random.Random(0)  # noqa: S311  (measured with, not guessed from)
         ordinary = sorted({token for case in cases for token in case.reply})
+        if not ordinary:
+            raise UsageError("the replies of these workloads have no tokens")
         for n in _RANDOM_FROM:
             tokens = [draw.choice(ordinary[:n]) for _ in range(2 * _N_RANDOM)]
             cases.append(Prompted(_ADVERSARY, tokens[:_N_RANDOM], tokens[_N_RANDOM:]))

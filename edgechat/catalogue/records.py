@@ -16,6 +16,8 @@ from edgechat.errors import CatalogueError, ModelFileError
 from edgechat.modelfile.split import part_name, read_header
 
 _LOCK_S: Final = 5.0
+# Far more than thousands of models take.
+_MAX_BYTES: Final = 64 << 20
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +81,7 @@ def read_records() -> Records:
     """Raises CatalogueError if the file is damaged: it is not ours to throw away."""
     file = _records_file()
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Records)
+        return msgspec.json.decode(paths.read_file(file, _MAX_BYTES), type=Records)
     except FileNotFoundError:
         return Records()
     except (OSError, msgspec.MsgspecError) as error:
@@ -117,7 +119,7 @@ class FactsCache:
         self._file = paths.cache_dir() / "models.json"
         self._is_changed = False
         try:
-            found = msgspec.json.decode(self._file.read_bytes(), type=_Cache)
+            found = msgspec.json.decode(paths.read_file(self._file, _MAX_BYTES), type=_Cache)
             self._facts = found.facts if found.version == _VERSION else {}
         except (OSError, msgspec.MsgspecError):
             self._facts = {}

@@ -162,6 +162,7 @@ def speculation(
     """Measure what drafts are worth, in conversations of several kinds; FILE holds others (TOML, like ours).
 
     "forced" are the written answers and "free" the model's own, on the clock, with drafts and without in turn.
+    "length" is how many tokens a step with a draft brings, "fresh" the same replays by a program that has learned nothing.
     "noise" is without drafts against without: what this machine makes of 1.
     "replayed" goes through the written ones without the model, by the measured costs of steps, as do the fixed settings
     beside it.

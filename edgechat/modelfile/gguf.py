@@ -146,16 +146,18 @@ class _Walk:
 
     def _skip_strings(self, length: int, key: str) -> None:
         # Vocabularies have up to 260,000 strings: this loop is most of the time that reading a header takes.
-        unpack, at, remaining = _U64.unpack_from, self._at, length
+        unpack, remaining = _U64.unpack_from, length
         while remaining:
-            end = len(self._window) - 8
-            window = self._window
-            while remaining and at <= end:
-                step = unpack(window, at)[0] + 8
-                if step > self._size:
-                    raise self._wrong(f"has a string of {step - 8} bytes under {key!r}, more than the whole file")
-                at += step
-                remaining -= 1
+            window, at = self._window, self._at
+            end, before = len(window) - 8, remaining
+            for remaining in range(before, 0, -1):  # noqa: B007  (how many are left, also after a break)
+                if at > end:
+                    break
+                at += unpack(window, at)[0] + 8
+            else:
+                remaining = 0
+            if at > self._size:
+                raise self._wrong(f"has a string that is longer than the whole file under {key!r}")
             self._at = at
             if remaining or at > len(window):
                 self._need(8 if remaining else 0, key)

@@ -101,7 +101,10 @@ class StepCosts:
         above = min((n for n in known if n > n_tokens), default=None)
         low = known[below].value if below > 1 else 1.0
         if above is None:
-            return low * n_tokens / below  # the dearest that it can be
+            # A guess that invites to measure: each further token half as dear as those before, as larger batches are.
+            # As dear as they were would mean that a machine where two cost as much as two steps never learns of eight.
+            slope = max(_PRIOR_SLOPE, (low - 1) / (below - 1) / 2 if below > 1 else 0.0)
+            return low + (n_tokens - below) * slope
         return low + (known[above].value - low) * (n_tokens - below) / (above - below)
 
     def _nearest(self, depth: int) -> dict[int, Mean]:

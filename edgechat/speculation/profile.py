@@ -40,9 +40,7 @@ def load(path: Path) -> Profile:
     """The profile in a file; a fresh one if it cannot be used."""
     profile = Profile()
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            return profile
-        kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+        kept = msgspec.json.decode(paths.read_file(path, _MAX_BYTES), type=_Kept)
     except FileNotFoundError:
         return profile
     except (OSError, msgspec.MsgspecError, RecursionError) as error:

@@ -23,12 +23,10 @@ MAX_FILE_BYTES: Final = 8 << 20
 def read(path: Path, n_vocab: int) -> list[bytes]:
     """The texts in a file, each as 32-bit integers below `n_vocab`; none, and the file is removed, if it is damaged.
 
-    A file that is larger than any that is written is left alone.
+    What is no file, or larger than any that is written, is left alone.
     """
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            return []
-        data = path.read_bytes()
+        data = paths.read_file(path, MAX_FILE_BYTES)
     except OSError:
         return []
     body = data[len(MAGIC) + 4 :]

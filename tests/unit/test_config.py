@@ -57,3 +57,11 @@ def test_defaults_pass_their_own_checks() -> None:
         assert check(name, getattr(Settings(), name)) == ""
     assert check("seed", float("nan")) != ""
     assert check("temperature", float("nan")) != ""
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("yes", True), ("on", True), ("1", True), ("No", False), ("off", False), ("FALSE", False)]
+)
+def test_what_stands_for_true_in_the_environment(text: str, value: bool) -> None:
+    settings, problems = load(environment={"EDGECHAT_STRICT": text, "EDGECHAT_REASONING": text})
+    assert (settings.strict, settings.reasoning, problems) == (value, value, [])
