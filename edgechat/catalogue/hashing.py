@@ -11,7 +11,9 @@ from typing import Final
 from edgechat.catalogue.part import Part
 
 _CHUNK_BYTES: Final = 1 << 20
-_REST_S: Final = 0.2
+_REST_S: Final = 0.05
+# What arrives faster than the disk takes it would otherwise be waited for at the end, all of it.
+_FLUSH_BYTES: Final = 32 << 20
 
 
 class Hasher:
@@ -32,6 +34,7 @@ class Hasher:
         self._more.set()
 
     def _run(self) -> None:
+        flushed = 0
         try:
             while True:
                 front = self._part.front
@@ -41,6 +44,9 @@ class Hasher:
                         raise OSError(f"{self._part.data_path} became shorter")  # noqa: TRY301  (kept for the caller)
                     self._hash.update(data)
                     self._at += len(data)
+                    if self._at - flushed >= _FLUSH_BYTES:
+                        flushed = self._at
+                        self._part.flush()
                 if self._is_ended and self._at >= self._part.front:
                     return
                 self._more.wait(_REST_S)

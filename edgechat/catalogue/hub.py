@@ -105,6 +105,11 @@ def parse(reference: str) -> tuple[str, str] | None:
     return (match["repo"], match["quant"] or "") if match else None
 
 
+def endpoint() -> str:
+    """The hub's address."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
 class Hub:
     """What HF_ENDPOINT names, huggingface.co by default. HF_TOKEN, HF_HUB_OFFLINE and proxies are respected."""
 
@@ -120,7 +125,7 @@ class Hub:
 
         self._name, self._version = "edgechat", __version__
         self._api: HfApi = huggingface_hub.HfApi(
-            endpoint=os.environ.get("HF_ENDPOINT") or None, library_name=self._name, library_version=self._version
+            endpoint=endpoint(), library_name=self._name, library_version=self._version
         )
         huggingface_hub.set_client_factory(_make_client)
         self._is_offline = bool(constants.is_offline_mode())
@@ -235,10 +240,9 @@ def _make_client() -> Any:
 
 def explain(error: web.Refused, repo_id: str) -> HubError:
     """What the refusal of a file means, in words."""
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     if error.code == "GatedRepo" or error.status == 403:  # noqa: PLR2004
         return HubError(
-            f"{repo_id} is gated: accept its conditions at {endpoint}/{repo_id}, and set HF_TOKEN to a token of yours"
+            f"{repo_id} is gated: accept its conditions at {endpoint()}/{repo_id}, and set HF_TOKEN to a token of yours"
         )
     if error.status == 401:  # noqa: PLR2004
         return HubError(

@@ -89,6 +89,10 @@ class Part:
         """Bytes that have arrived. Raises OSError."""
         return _pread(self._data, count, offset, self._lock)
 
+    def flush(self) -> None:
+        """Have the disk take what is there, so that it has little to do at the end. Raises OSError."""
+        getattr(os, "fdatasync", os.fsync)(self._data)
+
     def _add(self, start: int, end: int) -> None:
         merged: list[tuple[int, int]] = []
         for span in sorted([*self._spans, (start, end)]):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -17,6 +19,12 @@ from edgechat.catalogue.hub import Hub, Repo, Variant
 from edgechat.catalogue.safety import safe_path
 from edgechat.errors import CatalogueError, HubError
 from edgechat.modelfile.split import read_header
+
+# The address of a file on the hub, as a browser shows it.
+_OF_HUB: Final = re.compile(
+    r"https?://[^/]+/(?P<repo>[\w.-]+/[\w.-]+)/(?:resolve|blob)/[^/]+/(?:[^?#]*/)?(?P<file>[^/?#]+\.gguf)(?:[?#].*)?",
+    re.IGNORECASE,
+)
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +46,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 def find(reference: str, make_hub: Callable[[], Hub] = Hub) -> Target:
     """What a person means. Asks the hub. Raises CatalogueError and HubError."""
     if reference.startswith(("http://", "https://")) and hub.parse(reference) is None:
-        return _address(reference)
+        of_hub = _OF_HUB.fullmatch(reference)
+        if of_hub is None or not reference.startswith((f"{hub.endpoint()}/", "https://huggingface.co/")):
+            return _address(reference)
+        reference = f"{of_hub['repo']}:{urllib.parse.unquote(of_hub['file'])}"
     name, _, quant = reference.partition(":")
     model = curated.load().get(name.lower())
     if model is not None and "/" not in reference:
@@ -86,7 +97,7 @@ def _from_repo(repo: Repo, variant: Variant, server: Hub) -> Target:
 
 
 def _address(url: str) -> Target:
-    name = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rsplit("/", 1)[-1]
+    name = urllib.parse.unquote(web.split(url).path).rsplit("/", 1)[-1]
     if not name.lower().endswith(".gguf") or not safe_path(name):
         raise CatalogueError(f"{web.shown(url)} does not end in the name of a .gguf file")
     wanted = Wanted(url=url, path=paths.models_dir() / name)

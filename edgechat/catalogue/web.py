@@ -96,6 +96,16 @@ class Response:
         self.close()
 
 
+def split(url: str) -> urllib.parse.SplitResult:
+    """The parts of an address. Raises Refused if it is none."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        parts.port  # noqa: B018  (checked when it is asked for)
+    except ValueError as error:
+        raise Refused(f"{url!r} is no address: {error}", 400) from None
+    return parts
+
+
 def get(
     url: str,
     start: int = 0,
@@ -116,7 +126,7 @@ def get(
         if response.status not in _REDIRECTS:
             _check(response)
             return response
-        target = urllib.parse.urljoin(url, response.headers.get("Location", ""))
+        target = _joined(url, response.headers.get("Location", ""))
         response.close()
         if _origin(target) != _origin(url):
             sent = {name: value for name, value in sent.items() if name.lower() not in {"authorization", "cookie"}}
@@ -165,14 +175,14 @@ def _ask(url: str, headers: Mapping[str, str], read_s: float) -> Response:
 
 def _connect(url: str, read_s: float) -> tuple[http.client.HTTPConnection, str]:
     """An open connection, and what to ask it for: a path, or the whole address where a proxy stands between."""
-    parts = urllib.parse.urlsplit(url)
+    parts = split(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise Refused(f"{shown(url)} is no address that files can be had from", 400)
     target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and urllib.request.proxy_bypass(parts.hostname):
         proxy = None
-    via = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}") if proxy else parts
+    via = split(proxy if "//" in proxy else f"//{proxy}") if proxy else parts
     if not via.hostname:
         raise Unreachable(f"the proxy for {parts.scheme} is set to {proxy!r}, which is no address")
     secure = ssl.create_default_context() if parts.scheme == "https" else None
@@ -222,17 +232,24 @@ def _range(raw: http.client.HTTPResponse) -> tuple[int, int | None]:
     return 0, int(length) if length.isdigit() else None
 
 
+def _joined(url: str, location: str) -> str:
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError:
+        raise Refused(f"{shown(url)} leads to {location!r}, which is no address", 400) from None
+
+
 def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urllib.parse.urlsplit(url)
+    parts = split(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def shown(url: str) -> str:
     """The address without what may be secret: signed addresses carry it in the query, others before the host."""
-    parts = urllib.parse.urlsplit(url)
+    parts = split(url)
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def _broken(url: str, error: BaseException) -> Unreachable:
     words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return Unreachable(f"{urllib.parse.urlsplit(url).hostname} cannot be reached, or broke off: {words}")
+    return Unreachable(f"{split(url).hostname} cannot be reached, or broke off: {words}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgechat.cli.models import complete_model
 from edgechat.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("-m", "--model", metavar="NAME", help="A .gguf file, or a model's name."),
+    click.option(
+        "-m",
+        "--model",
+        metavar="NAME",
+        shell_complete=complete_model,
+        help="A .gguf file, or a model's name (`edgechat models` shows and gets them).",
+    ),
     click.option("--system", "system_prompt", metavar="TEXT", help="What the model is told first."),
     click.option("--max-tokens", type=int, metavar="N", help="Longest answer, in tokens."),
     click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token."),

@@ -1,0 +1,148 @@
+"""`edgechat models`, as a script and a person use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgechat import paths
+from tests.conftest import Cli, edgechat_command
+from tests.hub import Faults, LocalHub, Repo, local_hub
+from tests.models import split_tiny, write_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("files")
+    split_tiny(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalHub]:
+    with local_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(server: LocalHub, files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LocalHub:
+    server.faults, server.requests = Faults(), []
+    tiny = files / "whole.gguf"
+    server.repos = {
+        "own/tiny-GGUF": Repo({
+            "tiny-Q8_0.gguf": tiny, "UD/tiny-UD-Q2_K_XL.gguf": tiny, "mmproj-F16.gguf": tiny, "README.md": b"# tiny",
+            **{path.name: path for path in sorted(files.glob("tiny-Q4_K_M-*.gguf"))},
+        }),
+    }  # fmt: skip
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    for name in ("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return server
+
+
+def test_from_search_to_removal(hub: LocalHub, cli: Cli, files: Path) -> None:
+    assert [found["id"] for found in json.loads(cli("models", "search", "TINY", "--json").stdout)] == ["own/tiny-GGUF"]
+    info = json.loads(cli("models", "info", "own/tiny-GGUF", "--json").stdout)
+    assert (info["quant"], info["files"], info["architecture"]) == ("F32", 3, "llama")
+    assert {(v["quant"], v["is_projector"]) for v in info["variants"]} == {
+        ("Q4_K_M", False), ("Q8_0", False), ("UD-Q2_K_XL", False), ("F16", True),
+    }  # fmt: skip
+    assert sum(int(r[2].get("Range", "=0-0").split("-")[1] or 0) for r in hub.file_requests()) < 20 << 20
+    pulled = json.loads(cli("models", "pull", "own/tiny-GGUF:q8_0", "--json", "--name", "mine").stdout)
+    assert (pulled["name"], pulled["reference"]) == ("mine", "own/tiny-GGUF:Q8_0")
+    assert Path(pulled["path"]).read_bytes() == (files / "whole.gguf").read_bytes()
+    [entry] = [e for e in json.loads(cli("models", "list", "--json").stdout) if e["name"] != "starter"]
+    assert (entry["name"], entry["aliases"], entry["state"], entry["repo"]) == (
+        "tiny-Q8_0", ["mine"], "verified", "own/tiny-GGUF",
+    )  # fmt: skip
+    assert "also called mine" in cli("models", "list").stdout
+    for name in ("mine", "own/tiny-GGUF", "own/tiny-gguf:Q8_0", "tiny-q8_0"):
+        assert str(paths.models_dir()) in cli("models", "info", name).stdout
+    assert cli("models", "verify", "mine").returncode == 0
+    refused = cli("models", "remove", "mine")
+    assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
+    removed = json.loads(cli("models", "remove", "mine", "--yes", "--json").stdout)
+    assert removed["freed_bytes"] == (files / "whole.gguf").stat().st_size
+    assert cli("models", "info", "mine").returncode == 3
+
+
+def test_an_address_and_what_is_no_model(hub: LocalHub, cli: Cli) -> None:
+    pulled = cli("models", "pull", f"{hub.store_url}/own/tiny-GGUF/tiny-Q8_0.gguf")
+    assert pulled.returncode == 0, pulled.stderr
+    assert (paths.models_dir() / "tiny-Q8_0.gguf").exists()
+    of_hub = cli("models", "pull", f"{hub.url}/own/tiny-GGUF/blob/main/UD/tiny-UD-Q2_K_XL.gguf?download=true", "--json")
+    assert json.loads(of_hub.stdout)["reference"] == "own/tiny-GGUF:UD-Q2_K_XL"
+    hub.repos["own/text"] = Repo({"text-Q4_0.gguf": b"Once upon a time"})
+    wrong = cli("models", "pull", f"{hub.store_url}/own/text/text-Q4_0.gguf")
+    assert (wrong.returncode, "no whole model" in wrong.stderr) == (4, True)
+    assert not (paths.models_dir() / "text-Q4_0.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("reference", "code", "words"),
+    [
+        ("own/nothing", 6, "is not on"),
+        ("own/tiny-GGUF:Q3_K_S", 2, "it has"),
+        ("qwen35-4b", 2, "did you mean qwen3.5-4b"),
+        ("", 2, "neither a model"),
+        ("a/b/c", 2, "neither a model"),
+        ("http://127.0.0.1:1/x.gguf", 6, "cannot be reached"),
+        ("http://[/x.gguf", 6, "no address"),
+        ("http://x:y/x.gguf", 6, "no address"),
+    ],
+)
+def test_what_cannot_be_pulled_is_explained(hub: LocalHub, cli: Cli, reference: str, code: int, words: str) -> None:
+    result = cli("models", "pull", reference)
+    assert result.returncode == code, result.stderr
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_files_and_folders_of_ones_own(hub: LocalHub, cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    model = write_tiny_llama(folder / "own model.gguf")
+    assert cli("models", "add", str(folder)).returncode == 0
+    assert "own model" in cli("models", "list").stdout
+    assert cli("models", "add", str(model), "--name", "short").returncode == 0
+    assert str(model) in cli("models", "info", "short").stdout
+    assert cli("models", "alias", "shorter", "short").returncode == 0
+    assert cli("models", "alias", "shorter", "--remove").returncode == 0
+    assert cli("models", "alias", "x").returncode == 2
+    assert "folder" in cli("models", "dirs").stdout
+    kept = cli("models", "remove", "own model", "--yes")
+    assert (kept.returncode, "your folder" in kept.stderr) == (2, True)
+    assert cli("models", "remove", str(folder)).returncode == 0
+    assert "own model" not in cli("models", "list").stdout
+    (folder / "bad.gguf").write_bytes(b"GGUF")
+    assert cli("models", "add", str(folder / "bad.gguf")).returncode == 3
+    assert cli("models", "add", str(folder / "none.gguf")).returncode == 3
+
+
+def test_names_are_completed(hub: LocalHub) -> None:
+    write = paths.models_dir()
+    write.mkdir(parents=True)
+    write_tiny_llama(write / "smolmine.gguf")
+    environment = os.environ | {
+        "_EDGECHAT_COMPLETE": "bash_complete", "COMP_WORDS": "edgechat models info smol", "COMP_CWORD": "3",
+    }  # fmt: skip
+    found = subprocess.run(edgechat_command(), env=environment, capture_output=True, text=True, check=True)
+    names = [line.partition(",")[2] for line in found.stdout.split()]
+    assert "smolmine" in names
+    assert "smollm2-135m" in names
+
+
+def test_nothing_heavy_is_imported_for_what_is_here() -> None:
+    script = (
+        "import sys; from edgechat.catalogue import library, curated; library.scan(); curated.load(); "
+        "print([m for m in ('huggingface_hub', 'httpx2', 'numpy', 'gguf', 'llama_cpp', 'filelock') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
