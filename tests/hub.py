@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
@@ -38,6 +40,11 @@ class Faults:
     """Bytes of the body after which the connection is cut."""
     no_ranges: bool = False
     no_length: bool = False
+    no_etag: bool = False
+    max_connections: int = 0
+    """More than so many at a time are refused, if not 0."""
+    redirect_to: str | None = None
+    """Where files are said to be, instead of the store."""
     bytes_per_s: float = 0
     silent_after: int = -1
     """After so many bytes nothing comes any more, and the connection stays."""
@@ -48,7 +55,10 @@ class Faults:
 class LocalHub:
     """Two servers: the hub, and the store of files that it leads to."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Path | None = None) -> None:
+        """`tls` holds key.pem and cert.pem, if https is to be spoken."""
+        self._tls = tls
+        self.open_bodies = 0
         self.repos: dict[str, Repo] = {}
         self.faults = Faults()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
@@ -56,7 +66,8 @@ class LocalHub:
         self.sent_bytes = 0
         self.lock = threading.Lock()
         self._servers = [self._server(is_store=False), self._server(is_store=True)]
-        self.url, self.store_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        scheme = "https" if tls else "http"
+        self.url, self.store_url = (f"{scheme}://127.0.0.1:{server.server_port}" for server in self._servers)
 
     def _server(self, *, is_store: bool) -> ThreadingHTTPServer:
         hub = self
@@ -67,6 +78,10 @@ class LocalHub:
         Handler.hub, Handler.is_store = hub, is_store
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
+        if self._tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self._tls / "cert.pem", self._tls / "key.pem")
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return server
 
@@ -84,8 +99,8 @@ class LocalHub:
 
 
 @contextmanager
-def local_hub() -> Iterator[LocalHub]:
-    hub = LocalHub()
+def local_hub(tls: Path | None = None) -> Iterator[LocalHub]:
+    hub = LocalHub(tls)
     try:
         yield hub
     finally:
@@ -99,6 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError, ssl.SSLError):
+            super().handle()
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -123,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._resolve(path)
             else:
                 self._refuse(404, "EntryNotFound")
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
             self.close_connection = True
 
     def _refuse(self, status: int, code: str = "") -> None:
@@ -189,7 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(401 if not self.headers.get("Authorization") else 403, "GatedRepo" if repo.gated else "")
         else:
             self.send_response(302)
-            self.send_header("Location", f"{self.hub.store_url}/{name}/{urllib.parse.quote(file)}?signature=secret")
+            there = f"{self.hub.store_url}/{name}/{urllib.parse.quote(file)}?signature=secret"
+            told = self.hub.faults.redirect_to
+            self.send_header("Location", there if told is None else told)
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -199,8 +220,9 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             status = faults.statuses.pop(0) if faults.statuses else 0
             drop_after = faults.drop_after.pop(0) if faults.drop_after else -1
-        if status:
-            self._refuse(status)
+            is_too_much = 0 < faults.max_connections <= self.hub.open_bodies
+        if status or is_too_much:
+            self._refuse(status or 503)
             return
         owner, repo, file = path[1:].split("/", 2)
         try:
@@ -222,7 +244,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         else:
             self.send_response(200)
-        self.send_header("ETag", etag)
+        if not faults.no_etag:
+            self.send_header("ETag", etag)
         if faults.no_length:
             self.close_connection = True
             self.send_header("Connection", "close")
@@ -230,7 +253,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(end - start))
         self.end_headers()
         if self.command != "HEAD":
-            self._body(memoryview(content)[start:end], drop_after)
+            with self.hub.lock:
+                self.hub.open_bodies += 1
+            try:
+                self._body(memoryview(content)[start:end], drop_after)
+            finally:
+                with self.hub.lock:
+                    self.hub.open_bodies -= 1
 
     def _body(self, body: memoryview, drop_after: int) -> None:
         faults, sent = self.hub.faults, 0

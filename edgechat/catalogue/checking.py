@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgechat.catalogue import library, records
+from edgechat.catalogue import library, places, records
 from edgechat.catalogue.hashing import sha256
 from edgechat.catalogue.library import Entry
 from edgechat.errors import CatalogueError
@@ -35,7 +35,8 @@ def verify(entry: Entry, tell: Callable[[str], None] | None = None) -> Iterator[
     known = records.read_records().verified
     for path in library.files_of(entry):
         before = known.get(str(path))
-        expected = (entry.sha256 if path == entry.path else "") or (before.expected or before.sha256 if before else "")
+        told = places.told_hash(path) or (entry.sha256 if path == entry.path else "")
+        expected = told or (before.expected or before.sha256 if before else "")
         size_bytes = max(1, path.stat().st_size)
 
         def hear(done: int, path: Path = path, size_bytes: int = size_bytes) -> None:

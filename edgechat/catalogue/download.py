@@ -6,9 +6,10 @@ import threading
 from pathlib import Path
 
 from edgechat.catalogue import web
-from edgechat.catalogue.fetch import Fetch, Patience, Progress, Tell, Wanted, check_cancelled
+from edgechat.catalogue.fetch import Fetch
 from edgechat.catalogue.hashing import sha256
 from edgechat.catalogue.part import Part
+from edgechat.catalogue.transfer import Patience, Progress, Tell, Wanted, check_cancelled
 from edgechat.errors import DownloadError, ModelFileError
 from edgechat.modelfile.gguf import read_file
 

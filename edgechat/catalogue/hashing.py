@@ -25,6 +25,7 @@ class Hasher:
         self._at = 0
         self._more = threading.Event()
         self._is_ended = False
+        self._is_aborted = False
         self._failure: OSError | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -38,7 +39,7 @@ class Hasher:
         try:
             while True:
                 front = self._part.front
-                while self._at < front:
+                while self._at < front and not self._is_aborted:
                     data = self._part.read(self._at, min(_CHUNK_BYTES, front - self._at))
                     if not data:
                         raise OSError(f"{self._part.data_path} became shorter")  # noqa: TRY301  (kept for the caller)
@@ -47,21 +48,32 @@ class Hasher:
                     if self._at - flushed >= _FLUSH_BYTES:
                         flushed = self._at
                         self._part.flush()
-                if self._is_ended and self._at >= self._part.front:
+                if self._is_aborted or (self._is_ended and self._at >= self._part.front):
                     return
                 self._more.wait(_REST_S)
                 self._more.clear()
         except OSError as error:
             self._failure = error
 
-    def result(self) -> str:
-        """The hash of all that arrived without a gap. Nothing must arrive any more. Raises OSError."""
+    def result(self, wait_s: float) -> str | None:
+        """The hash of all that arrived without a gap; None if that takes longer. Nothing must arrive any more.
+
+        Raises OSError.
+        """
         self._is_ended = True
         self._more.set()
-        self._thread.join()
+        self._thread.join(wait_s)
+        if self._thread.is_alive():
+            return None
         if self._failure is not None:
             raise self._failure
         return self._hash.hexdigest()
+
+    def abort(self) -> None:
+        """Leave it, at the next piece."""
+        self._is_aborted = True
+        self._more.set()
+        self._thread.join()
 
 
 def sha256(path: Path, tell: Callable[[int], None] = lambda done_bytes: None) -> str:

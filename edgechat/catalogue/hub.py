@@ -30,8 +30,9 @@ _PAUSES_S: Final = (0.5, 1.5)
 MAX_FILES: Final = 5000
 """Of a repository that are looked at."""
 REFERENCE: Final = re.compile(
-    r"(?:hf\.co/|https://huggingface\.co/)?(?P<repo>[\w.-]+/[\w.-]+?)(?::(?P<quant>[\w.-]+))?/?"
+    r"(?:hf\.co/|https://huggingface\.co/)?(?P<repo>\w[\w.-]*/\w[\w.-]*?)(?::(?P<quant>[^:]+))?/?"
 )
+"""`owner/repo`, `owner/repo:QUANT`, `owner/repo:FILE`."""
 # Names of quants as they stand in file names; the longest that fits counts.
 _QUANT: Final = re.compile(
     r"(?:^|[-._/])((?:UD-)?(?:IQ[1-4]_(?:XXS|XS|S|M|NL|NL_XL)|Q[1-8]_(?:[01](?:_\d_\d)?|K(?:_(?:XXS|XS|S|M|L|XL))?)|"
@@ -222,8 +223,7 @@ class Hub:
 
 def _stop_at_trouble(response: Any) -> None:
     """The library would ask again by itself, for half a minute and aloud."""
-    after = response.headers.get("Retry-After", "")
-    refused = web.Refused("", response.status_code, float(after) if after.isdigit() else None)
+    refused = web.Refused("", response.status_code, web.retry_after_s(response.headers))
     if refused.may_pass:
         raise refused
 

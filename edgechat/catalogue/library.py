@@ -1,11 +1,10 @@
-"""The models on this machine, each once, wherever it lies; and which of them a name stands for."""
+"""The models on this machine, each once, wherever it lies; what a person does with them."""
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -88,19 +87,31 @@ def scan() -> list[Entry]:
 
 def _entry(same: list[Spotted], remembered: Records, cache: FactsCache) -> Entry:
     first = same[0]
-    others = {spotted.path for spotted in same} - {first.path}
-    key = str(first.path)
-    facts, verified = cache.of(first.path), remembered.verified.get(key)
-    sha256 = next((spotted.sha256 for spotted in same if spotted.sha256), verified.expected if verified else "")
-    state = ""
-    if verified is not None and verified.mtime_ns == facts.mtime_ns:
-        state = "differs" if sha256 and verified.sha256 != sha256 else "verified"
+    keys = {str(spotted.path) for spotted in same}
     return Entry(
-        path=first.path, source=first.source, name=_name(first), facts=facts, sha256=sha256, state=state,
+        path=first.path, source=first.source, name=_name(first), facts=cache.of(first.path),
+        sha256=next((spotted.sha256 for spotted in same if spotted.sha256), ""), state=_state(first, remembered),
         repo=next((spotted.repo for spotted in same if spotted.repo), ""),
-        aliases=tuple(sorted(name for name, path in remembered.aliases.items() if path == key)),
-        used_s=remembered.used_s.get(key), also_at=tuple(sorted(others)),
+        aliases=tuple(sorted(name for name, path in remembered.aliases.items() if path in keys)),
+        used_s=max((used_s for path, used_s in remembered.used_s.items() if path in keys), default=None),
+        also_at=tuple(sorted({spotted.path for spotted in same} - {first.path})),
     )  # fmt: skip
+
+
+def _state(spotted: Spotted, remembered: Records) -> str:
+    """Of all files of a model: one that differs spoils it, one that nobody looked at leaves it open."""
+    states = set()
+    for path in parts_of(spotted.path):
+        found = remembered.verified.get(str(path))
+        try:
+            is_current = found is not None and found.mtime_ns == path.stat().st_mtime_ns
+        except OSError:
+            is_current = False
+        if found is None or not is_current:
+            states.add("")
+        else:
+            states.add("differs" if found.expected and found.sha256 != found.expected else "verified")
+    return next(state for state in ("differs", "", "verified") if state in states or state == "verified")
 
 
 def _name(spotted: Spotted) -> str:
@@ -112,12 +123,9 @@ def _named(entries: list[Entry]) -> list[Entry]:
     taken: set[str] = set()
     named = []
     for entry in entries:
-        tries = [
-            entry.name,
-            f"{entry.repo}/{entry.name}" if entry.repo else f"{entry.name}@{entry.source.replace(' ', '-')}",
-        ]
-        tries += [f"{tries[1]}-{number}" for number in range(2, len(entries) + 2)]
-        name = next(name for name in tries if name.lower() not in taken)
+        longer = f"{entry.repo}/{entry.name}" if entry.repo else f"{entry.name}@{entry.source.replace(' ', '-')}"
+        numbered = (f"{longer}-{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain((entry.name, longer), numbered) if name.lower() not in taken)
         taken.add(name.lower())
         named.append(msgspec.structs.replace(entry, name=name))
     return named
@@ -126,81 +134,6 @@ def _named(entries: list[Entry]) -> list[Entry]:
 def looks_like_a_path(wanted: str) -> bool:
     """True for what names a file: a name never does, lest a file here take the place of a known model."""
     return wanted.lower().endswith(".gguf") or wanted.startswith((".", "~", os.sep, "/")) or os.sep == "\\" in wanted
-
-
-def find_model(wanted: str) -> Path:
-    """The file that a path, an alias, a name, a catalogue id or `owner/repo[:QUANT]` stands for.
-
-    Raises ModelFileError if it is none or several, with what comes near; CatalogueError for damaged records.
-    """
-    if looks_like_a_path(wanted) or (os.sep in wanted and Path(wanted).exists()):
-        return Path(os.path.expanduser(wanted))  # noqa: PTH111  (Path's own raises for an unknown user)
-    if wanted == STARTER:
-        return starter_model()
-    alias = records.read_records().aliases.get(wanted)
-    if alias is not None:
-        return Path(alias)
-    named = paths.models_dir() / f"{wanted}.gguf"
-    if "/" not in wanted and named.is_file():  # without looking anywhere else
-        return named
-    return resolve(wanted, scan()).path
-
-
-def resolve(wanted: str, entries: Iterable[Entry]) -> Entry:
-    """The one of these models that is meant. Raises ModelFileError if it is none or several."""
-    from edgechat.catalogue import curated, hub
-
-    entries = [entry for entry in entries if entry.facts.kind == "model"]
-    lower = wanted.lower()
-    for entry in entries:
-        if lower == entry.name.lower() or wanted in entry.aliases or wanted == str(entry.path):
-            return entry
-    repo, quant = hub.parse(wanted) or ("", "")
-    fitting = [entry for entry in entries if repo and _is_of(entry, (repo,), quant)]
-    pull = wanted
-    if not repo:
-        known, _, quant = lower.partition(":")
-        model = curated.load().get(known)
-        if model is not None:
-            fitting = [entry for entry in entries if _is_of(entry, model.repos, quant or "")]
-            repo = model.name
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        usual = [entry for entry in fitting if entry.facts.quant == "Q4_K_M"] if not quant else []
-        if len(usual) == 1:
-            return usual[0]
-        raise ModelFileError(f"{wanted!r} may be any of {', '.join(entry.name for entry in fitting)}: which one?")
-    if repo:
-        raise ModelFileError(f"{wanted} is not on this machine: `edgechat models pull {pull}` gets it")
-    raise ModelFileError(_unknown(wanted, entries))
-
-
-def _is_of(entry: Entry, repos: Iterable[str], quant: str) -> bool:
-    from edgechat.catalogue.hub import quant_of
-
-    if entry.repo.lower() not in {repo.lower() for repo in repos}:
-        return False
-    names = {entry.facts.quant.lower(), quant_of(entry.path.name).lower(), entry.path.name.lower()}
-    return not quant or quant.lower() in names
-
-
-def _unknown(wanted: str, entries: list[Entry]) -> str:
-    from edgechat.catalogue import curated
-
-    here = [name for entry in entries for name in (entry.name, *entry.aliases)]
-    near = difflib.get_close_matches(wanted.lower(), [*map(str.lower, here), *curated.load()], n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known here are: {', '.join(here) or 'none'}"
-    return f"no model is called {wanted!r}; {hint} (a .gguf file here is named with ./ before it)"
-
-
-def unknown_reference(reference: str) -> str:
-    """What to say of a name that is neither in the catalogue nor of the hub."""
-    from edgechat.catalogue import curated
-
-    near = difflib.get_close_matches(reference.lower().partition(":")[0], curated.load(), n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`edgechat models list --catalogue` shows what it has"
-    return f"{reference!r} is neither a model of the catalogue nor owner/repo[:QUANT] nor an address; {hint}"
 
 
 # What a person does with them
@@ -241,11 +174,49 @@ def remove_folder(folder: Path) -> bool:
         return True
 
 
+def parts_of(path: Path) -> list[Path]:
+    """All files of a model, named by the first."""
+    part = part_name(path.name)
+    return [path.with_name(name) for name in part.siblings()] if part else [path]
+
+
 def files_of(entry: Entry) -> list[Path]:
     """All files of a model that are there."""
-    part = part_name(entry.path.name)
-    names = part.siblings() if part else [entry.path.name]
-    return [path for name in names if (path := entry.path.with_name(name)).exists()]
+    return [path for path in parts_of(entry.path) if path.exists()]
+
+
+def unfinished() -> list[Path]:
+    """What was begun to be pulled, and is not whole."""
+    return sorted(paths.models_dir().rglob("*.part")) if paths.models_dir().is_dir() else []
+
+
+def remove_unfinished(part: Path) -> int:
+    """Delete what arrived of a file; returns the bytes that this frees. Raises CatalogueError."""
+    import filelock
+
+    target = part.with_name(part.name.removesuffix(".part"))
+    try:
+        with filelock.FileLock(f"{part}.lock", timeout=0):
+            freed = part.stat().st_size
+            for path in _leftovers(target):
+                path.unlink(missing_ok=True)
+            _remove_empty(target.parent)
+            return freed
+    except filelock.Timeout:
+        raise CatalogueError(f"{part} is being downloaded") from None
+    except OSError as error:
+        raise CatalogueError(f"{part} cannot be removed: {error.strerror or error}") from error
+
+
+def _leftovers(target: Path) -> list[Path]:
+    return [target.with_name(target.name + suffix) for suffix in (".part", ".part.log", ".part.log.new", ".part.lock")]
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder of ours and those above it, as far as nothing is in them."""
+    while paths.models_dir() in folder.parents and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 def remove(entry: Entry) -> int:
@@ -259,16 +230,16 @@ def remove(entry: Entry) -> int:
             stat = path.lstat()
             path.unlink()
             freed += stat.st_size if stat.st_nlink == 1 and not path.is_symlink() else 0
-        for folder in entry.path.parents:
-            if folder == paths.models_dir() or paths.models_dir() not in folder.parents or any(folder.iterdir()):
-                break
-            folder.rmdir()
+            for left in _leftovers(path):
+                left.unlink(missing_ok=True)
+        _remove_empty(entry.path.parent)
     except OSError as error:
         raise CatalogueError(f"{entry.path} cannot be removed: {error.strerror or error}") from error
     with records.changed_records() as changed:
         changed.aliases = {name: path for name, path in changed.aliases.items() if path != str(entry.path)}
-        for table in (changed.used_s, changed.verified, changed.origins):
-            table.pop(str(entry.path), None)
+        for path in parts_of(entry.path):
+            for table in (changed.used_s, changed.verified, changed.origins):
+                table.pop(str(path), None)
     return freed
 
 

@@ -6,6 +6,7 @@ progress. What a power failure leaves is found by the hash.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import threading
@@ -42,6 +43,7 @@ class Part:
         self._log_path = path.with_name(path.name + ".part.log")
         self._lock = threading.Lock()
         self._spans: list[tuple[int, int]] = []
+        self._is_closed = False
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = self._read_log() if identity.version else []
         self._data = os.open(self.data_path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
@@ -78,6 +80,8 @@ class Part:
         """Bytes have arrived. Raises OSError, and then they count as missing."""
         view = memoryview(data)
         with self._lock:
+            if self._is_closed:  # the number may be another file's by now
+                raise OSError(errno.EBADF, "is closed", str(self.data_path))
             at = offset
             while view:
                 written = _pwrite(self._data, view, at)
@@ -124,8 +128,11 @@ class Part:
 
     def close(self) -> None:
         """Keep what is there for another time."""
-        os.close(self._data)
-        os.close(self._log)
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                os.close(self._data)
+                os.close(self._log)
 
     def discard(self) -> None:
         """Close, and keep nothing."""

@@ -17,7 +17,7 @@ from edgechat.modelfile.split import part_name
 
 MAX_DEPTH: Final = 6
 """Of folders that are looked into."""
-MAX_FILES: Final = 20_000
+MAX_FILES: Final = 200_000
 """Entries of a place that are looked at; a place with more is no directory of models."""
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _OLLAMA_MODEL: Final = "application/vnd.ollama.image.model"
@@ -143,10 +143,13 @@ def _hub_cache(directory: Path) -> Iterator[Spotted]:
     for entry in sorted(repositories, key=lambda entry: entry.name):
         repo = entry.name.removeprefix("models--").replace("--", "/", 1)
         for path in _files(Path(entry.path) / "snapshots", MAX_DEPTH):
-            blob = path.resolve().name
-            yield Spotted(
-                path=path, source=HUB_CACHE, name=_stem(path), repo=repo, sha256=blob if _is_sha256(blob) else ""
-            )
+            yield Spotted(path=path, source=HUB_CACHE, name=_stem(path), repo=repo, sha256=told_hash(path))
+
+
+def told_hash(path: Path) -> str:
+    """What a file should hash to where it lies in a store that names files so; "" elsewhere."""
+    blob = path.resolve().name.removeprefix("sha256-")
+    return blob if _is_sha256(blob) else ""
 
 
 def _is_sha256(name: str) -> bool:

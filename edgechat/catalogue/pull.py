@@ -12,17 +12,17 @@ from typing import Final
 import msgspec
 
 from edgechat import paths
-from edgechat.catalogue import curated, hub, library, records, web
+from edgechat.catalogue import curated, hub, library, names, records, web
 from edgechat.catalogue.download import download
-from edgechat.catalogue.fetch import Patience, Progress, Wanted
 from edgechat.catalogue.hub import Hub, Repo, Variant
 from edgechat.catalogue.safety import safe_path
+from edgechat.catalogue.transfer import Patience, Progress, Wanted, check_room
 from edgechat.errors import CatalogueError, HubError
 from edgechat.modelfile.split import read_header
 
 # The address of a file on the hub, as a browser shows it.
 _OF_HUB: Final = re.compile(
-    r"https?://[^/]+/(?P<repo>[\w.-]+/[\w.-]+)/(?:resolve|blob)/[^/]+/(?:[^?#]*/)?(?P<file>[^/?#]+\.gguf)(?:[?#].*)?",
+    r"https?://[^/]+/(?P<repo>[\w.-]+/[\w.-]+)/(?:resolve|blob)/(?P<revision>[^/]+)/(?P<file>[^?#]+\.gguf)(?:[?#].*)?",
     re.IGNORECASE,
 )
 
@@ -45,39 +45,48 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 def find(reference: str, make_hub: Callable[[], Hub] = Hub) -> Target:
     """What a person means. Asks the hub. Raises CatalogueError and HubError."""
+    revision = ""
     if reference.startswith(("http://", "https://")) and hub.parse(reference) is None:
         of_hub = _OF_HUB.fullmatch(reference)
         if of_hub is None or not reference.startswith((f"{hub.endpoint()}/", "https://huggingface.co/")):
             return _address(reference)
+        revision = urllib.parse.unquote(of_hub["revision"])
         reference = f"{of_hub['repo']}:{urllib.parse.unquote(of_hub['file'])}"
     name, _, quant = reference.partition(":")
     model = curated.load().get(name.lower())
     if model is not None and "/" not in reference:
-        return _curated(model, quant, make_hub())
+        return _curated(model, quant, make_hub)
     parsed = hub.parse(reference)
     if parsed is None:
-        raise CatalogueError(library.unknown_reference(reference))
+        raise CatalogueError(names.unknown_reference(reference))
     server = make_hub()
-    repo = server.repo(parsed[0])
+    repo = server.repo(parsed[0], None if revision in {"", "main"} else revision)
     return _from_repo(repo, hub.choose(repo, parsed[1]), server)
 
 
-def _curated(model: curated.Model, quant: str, server: Hub) -> Target:
+def _curated(model: curated.Model, quant: str, make_hub: Callable[[], Hub]) -> Target:
     """From the first of its sources that has the quant."""
     problem: Exception | None = None
-    for repo_id in model.repos:
+    server: Hub | None = None
+    for source in model.source:
         try:
-            repo = server.repo(repo_id)
+            if source.url:
+                if not quant or hub.quant_of(source.url).lower() == quant.lower():
+                    return _address(source.url)
+                continue
+            if source.repo is None:
+                continue
+            server = server or make_hub()
+            repo = server.repo(source.repo)
             return _from_repo(repo, hub.choose(repo, quant), server)
-        except (CatalogueError, HubError) as error:  # noqa: PERF203  (the next source is tried)
+        except (CatalogueError, HubError) as error:
             problem = problem or error
             if isinstance(error, web.Unreachable):
                 break
     if problem is not None:
         raise problem
-    raise CatalogueError(
-        f"{model.id} comes in a package ({', '.join(s.package or s.url or '' for s in model.source)}), not from the hub"
-    )
+    where = ", ".join(source.package or source.repo or source.url or "" for source in model.source)
+    raise CatalogueError(f"{model.id} is not to be had as {quant or 'a file'}; its sources are {where}")
 
 
 def _from_repo(repo: Repo, variant: Variant, server: Hub) -> Target:
@@ -96,12 +105,23 @@ def _from_repo(repo: Repo, variant: Variant, server: Hub) -> Target:
     )
 
 
+def _kept_bytes(files: tuple[Wanted, ...]) -> int:
+    """What is there of files that are not whole; as they say, which is checked when they are gone on with."""
+    parts = [wanted.path.with_name(f"{wanted.path.name}.part") for wanted in files if not wanted.path.exists()]
+    return sum(part.stat().st_size for part in parts if part.is_file())
+
+
 def _address(url: str) -> Target:
-    name = urllib.parse.unquote(web.split(url).path).rsplit("/", 1)[-1]
-    if not name.lower().endswith(".gguf") or not safe_path(name):
-        raise CatalogueError(f"{web.shown(url)} does not end in the name of a .gguf file")
-    wanted = Wanted(url=url, path=paths.models_dir() / name)
-    return Target(reference=web.shown(url), quant=hub.quant_of(name), files=(wanted,))
+    """Below the host's name and the address's own folders: files of one name from two places are two models."""
+    parts = web.split(url)
+    path = urllib.parse.unquote(parts.path).lstrip("/")
+    host = (parts.hostname or "") + (f"_{parts.port}" if parts.port else "")
+    if not path.lower().endswith(".gguf") or not safe_path(f"{host}/{path}"):
+        raise CatalogueError(
+            f"{web.shown(url)} does not end in the name of a .gguf file, or in one that cannot be a file's"
+        )
+    wanted = Wanted(url=url, path=paths.models_dir().joinpath(host, *path.split("/")))
+    return Target(reference=web.shown(url), quant=hub.quant_of(path), files=(wanted,))
 
 
 def get(
@@ -114,6 +134,8 @@ def get(
 
     Raises DownloadError, HubError, and ModelFileError if what came is no model that can be read.
     """
+    missing = [wanted.size_bytes or 0 for wanted in target.files if not wanted.path.exists()]
+    check_room(target.files[0].path, sum(missing) - _kept_bytes(target.files))
     for number, wanted in enumerate(target.files):
 
         def hear(progress: Progress, number: int = number) -> None:

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from edgechat import paths
+from edgechat import __version__, paths
 from edgechat.errors import CatalogueError, ModelFileError
 from edgechat.modelfile.split import part_name, read_header
 
@@ -37,6 +37,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     has_template: bool = False
     problem: str = ""
     """Why it cannot be used; "" if it can."""
+    is_for_good: bool = True
+    """False if the problem may be gone the next time: nobody was asked what the file says."""
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,11 +67,12 @@ class Records(msgspec.Struct, kw_only=True):
 class _Cache(msgspec.Struct, kw_only=True):
     """Can be made again."""
 
-    version: int
+    version: str
     facts: dict[str, Facts]
 
 
-_VERSION: Final = 1
+# Another edgechat may understand what this one does not.
+_VERSION: Final = f"1 {__version__}"
 T = TypeVar("T")
 
 
@@ -134,8 +137,9 @@ class FactsCache:
         if known is not None and _holds(known, path, stat):
             return known
         facts = _read(path, stat.st_size, stat.st_mtime_ns)
-        self._facts[str(path)] = facts
-        self._is_changed = True
+        if not facts.problem or facts.is_for_good:
+            self._facts[str(path)] = facts
+            self._is_changed = True
         return facts
 
     def save(self, keep: Callable[[str], bool] = lambda path: True) -> None:
@@ -158,7 +162,9 @@ def _read(path: Path, size_bytes: int, mtime_ns: int) -> Facts:
     try:
         header = read_header(path)
     except ModelFileError as error:
-        return Facts(size_bytes=size_bytes, mtime_ns=mtime_ns, problem=str(error).removeprefix(f"{path} "))
+        could_read = not isinstance(error.__cause__, OSError)
+        problem = str(error).removeprefix(f"{path} ")
+        return Facts(size_bytes=size_bytes, mtime_ns=mtime_ns, problem=problem, is_for_good=could_read)
     return Facts(
         size_bytes=header.file_bytes, mtime_ns=mtime_ns, architecture=header.architecture, name=header.name,
         quant=header.quant, kind=header.kind, n_params=header.n_params, n_ctx_train=header.n_ctx_train,

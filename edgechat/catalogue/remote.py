@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -17,6 +18,8 @@ from edgechat.modelfile.split import join
 _FIRST_ENDS: Final = (2 << 20, 8 << 20, 16 << 20)
 _OTHER_ENDS: Final = (64 << 10, 1 << 20, 16 << 20)
 _STEP_BYTES: Final = 16 << 20
+# 14 MB at 240 kB a second.
+_DEADLINE_S: Final = 60.0
 
 
 def read_header(files: Sequence[RemoteFile], headers: Mapping[str, str]) -> ModelHeader:
@@ -42,10 +45,13 @@ class _Reader:
         self._headers = headers
         self._ends = [*ends]
         self._at = 0
+        self._until_s = time.monotonic() + _DEADLINE_S
         self._response: web.Response | None = None
 
     def read(self, count: int) -> bytes:
         """At most `count` bytes; b"" at the end of the file. Raises HubError."""
+        if time.monotonic() > self._until_s:
+            raise web.Unreachable(f"the header of {self._file.path} did not come within {_DEADLINE_S:.0f} s")
         data = self._response.read(count) if self._response is not None else b""
         if not data and self._at < self._file.size_bytes:
             self.close()

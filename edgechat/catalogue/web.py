@@ -23,6 +23,8 @@ CONNECT_S: Final = 3.0
 """Longest wait for a name to be resolved and a connection to be made."""
 READ_S: Final = 20.0
 """Longest wait for more bytes."""
+# Of that, for each of a host's addresses: the first may be one that leads nowhere.
+_ADDRESS_S: Final = 1.5
 MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _PARTIAL: Final = 206
@@ -51,12 +53,15 @@ class Unreachable(HubError):  # noqa: N818
     """Nobody answered, or the connection broke."""
 
 
+class NoConnection(Unreachable):
+    """Not even a connection was made."""
+
+
 class Response:
     """The body of an answer, from `start` on. Close it, or use it as a context."""
 
     def __init__(self, connection: http.client.HTTPConnection, url: str) -> None:
         self._connection = connection
-        self._socket = connection.sock  # which the connection forgets, if the server will close it
         self._raw = raw = connection.getresponse()
         self.status = raw.status
         self.url = url
@@ -66,10 +71,10 @@ class Response:
         """The first byte, and how many the whole file has (None if the server does not say)."""
 
     @property
-    def etag(self) -> str:
-        """What names this version of the file; "" if the server gives none, or one that does not tell versions apart."""
+    def validator(self) -> str:
+        """What names this version of the file for If-Range; "" if the server gives nothing that tells versions apart."""
         etag = self.headers.get("ETag", "")
-        return "" if etag.startswith("W/") else etag
+        return etag if etag and not etag.startswith("W/") else self.headers.get("Last-Modified", "")
 
     def read(self, count: int) -> bytes:
         """The next bytes, as many as are there and at most `count`; b"" at the end. Raises Unreachable."""
@@ -77,11 +82,6 @@ class Response:
             return self._raw.read1(count)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise _broken(self.url, error) from error
-
-    def stop(self) -> None:
-        """From another thread: whoever reads gets the end, or Unreachable."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Drop the connection."""
@@ -102,7 +102,7 @@ def split(url: str) -> urllib.parse.SplitResult:
         parts = urllib.parse.urlsplit(url)
         parts.port  # noqa: B018  (checked when it is asked for)
     except ValueError as error:
-        raise Refused(f"{url!r} is no address: {error}", 400) from None
+        raise Refused(f"what was asked for is no address: {error}", 400) from None
     return parts
 
 
@@ -113,21 +113,22 @@ def get(
     headers: Mapping[str, str] = {},
     *,
     read_s: float = READ_S,
+    connected: Callable[[socket.socket], None] = lambda connected: None,
 ) -> Response:
     """The file at `url` from `start` on, to `end` if given. A server that knows no ranges sends all of it.
 
-    `headers` go to this origin only: what another one is redirected to gets no token. Raises Refused and Unreachable.
+    `connected` is given each connection as soon as it is made, so that another thread can `stop` it. `headers` go to this origin only: what another one is redirected to gets no token. Raises Refused and Unreachable.
     """
     sent = dict(headers) | {"Accept-Encoding": "identity"}
     if start or end is not None:
         sent["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
     for _ in range(MAX_REDIRECTS + 1):
-        response = _ask(url, sent, read_s)
+        response = _ask(url, sent, read_s, connected)
         if response.status not in _REDIRECTS:
             _check(response)
             return response
-        target = _joined(url, response.headers.get("Location", ""))
         response.close()
+        target = _joined(url, response.headers.get("Location", ""))
         if _origin(target) != _origin(url):
             sent = {name: value for name, value in sent.items() if name.lower() not in {"authorization", "cookie"}}
         if url.startswith("https:") and not target.startswith("https:"):
@@ -159,12 +160,21 @@ def within(seconds: float, work: Callable[[], T], what: str) -> T:
 
 def reach(url: str) -> None:
     """Raise Unreachable now, if the server of `url` (or the proxy before it) cannot be reached at all."""
-    connection, _ = _connect(url, READ_S)
+    connection, _, _ = _connect(url, READ_S)
     connection.close()
 
 
-def _ask(url: str, headers: Mapping[str, str], read_s: float) -> Response:
-    connection, target = _connect(url, read_s)
+def stop(connected: socket.socket) -> None:
+    """Let whoever reads from a connection get the end, or Unreachable."""
+    with suppress(OSError):
+        # Not the method of a TLS socket: after that, reads would return what was sent as it was sent, encrypted.
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)
+
+
+def _ask(url: str, headers: Mapping[str, str], read_s: float, connected: Callable[[socket.socket], None]) -> Response:
+    connection, target, more = _connect(url, read_s)
+    headers = {**headers, **more}
+    connected(connection.sock)
     try:
         connection.request("GET", target, headers=dict(headers))
         return Response(connection, url)
@@ -173,8 +183,8 @@ def _ask(url: str, headers: Mapping[str, str], read_s: float) -> Response:
         raise _broken(url, error) from error
 
 
-def _connect(url: str, read_s: float) -> tuple[http.client.HTTPConnection, str]:
-    """An open connection, and what to ask it for: a path, or the whole address where a proxy stands between."""
+def _connect(url: str, read_s: float) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
+    """An open connection, what to ask it for (a path, or the whole address where a proxy stands between), and headers."""
     parts = split(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise Refused(f"{shown(url)} is no address that files can be had from", 400)
@@ -182,29 +192,46 @@ def _connect(url: str, read_s: float) -> tuple[http.client.HTTPConnection, str]:
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and urllib.request.proxy_bypass(parts.hostname):
         proxy = None
-    via = split(proxy if "//" in proxy else f"//{proxy}") if proxy else parts
-    if not via.hostname:
-        raise Unreachable(f"the proxy for {parts.scheme} is set to {proxy!r}, which is no address")
+    via = _proxy(proxy, parts.scheme) if proxy else parts
     secure = ssl.create_default_context() if parts.scheme == "https" else None
+    host, port = via.hostname or "", via.port
     connection = (
-        http.client.HTTPSConnection(via.hostname, via.port, timeout=CONNECT_S, context=secure)
+        http.client.HTTPSConnection(host, port, timeout=_ADDRESS_S, context=secure)
         if secure
-        else http.client.HTTPConnection(via.hostname, via.port, timeout=CONNECT_S)
+        else http.client.HTTPConnection(host, port, timeout=_ADDRESS_S)
     )
+    more = {}
     if proxy:
-        user = f"{via.username}:{via.password or ''}" if via.username else ""
-        login = {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"} if user else {}
+        login = _login(via)
         if secure:
             connection.set_tunnel(parts.hostname, parts.port or 443, headers=login)
         else:
-            target = url
+            target, more = url, login
     try:
-        within(CONNECT_S, connection.connect, via.hostname)
+        within(CONNECT_S, connection.connect, host)
         connection.sock.settimeout(read_s)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError, Unreachable) as error:
         connection.close()
-        raise _broken(url, error) from error
-    return connection, target
+        raise NoConnection(f"{host} cannot be reached: {_words(error)}") from None
+    return connection, target, more
+
+
+def _proxy(proxy: str, scheme: str) -> urllib.parse.SplitResult:
+    try:
+        parts = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        if parts.hostname and parts.port != 0:
+            return parts
+    except ValueError:
+        pass
+    # What is wrong with it is not shown: it may be that its password has a character that it must not have.
+    raise NoConnection(f"the proxy for {scheme} that the environment names has no usable address (see {scheme}_proxy)")
+
+
+def _login(proxy: urllib.parse.SplitResult) -> dict[str, str]:
+    if not proxy.username:
+        return {}
+    user = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
 
 
 def _check(response: Response) -> None:
@@ -213,10 +240,15 @@ def _check(response: Response) -> None:
         return
     with response, suppress(Unreachable):
         response.read(_MAX_ERROR_BYTES)
-    after = response.headers.get("Retry-After", "")
     code = response.headers.get("X-Error-Code", "")
     words = f"{shown(response.url)} was refused with status {status}"
-    raise Refused(words, status, float(after) if after.isdigit() else None, code)
+    raise Refused(words, status, retry_after_s(response.headers), code)
+
+
+def retry_after_s(headers: Mapping[str, str] | http.client.HTTPMessage) -> float | None:
+    """What a server asks to be waited for, where it says that in seconds."""
+    after = headers.get("Retry-After", "")
+    return float(after) if after.isascii() and after.isdigit() and len(after) < 10 else None  # noqa: PLR2004
 
 
 def _range(raw: http.client.HTTPResponse) -> tuple[int, int | None]:
@@ -236,7 +268,7 @@ def _joined(url: str, location: str) -> str:
     try:
         return urllib.parse.urljoin(url, location)
     except ValueError:
-        raise Refused(f"{shown(url)} leads to {location!r}, which is no address", 400) from None
+        raise Refused(f"{shown(url)} leads to what is no address", 400) from None
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -251,5 +283,8 @@ def shown(url: str) -> str:
 
 
 def _broken(url: str, error: BaseException) -> Unreachable:
-    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return Unreachable(f"{split(url).hostname} cannot be reached, or broke off: {words}")
+    return Unreachable(f"the connection to {split(url).hostname} broke: {_words(error)}")
+
+
+def _words(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgechat import paths
-from edgechat.catalogue import records
 from edgechat.chat import events, renderer
 from edgechat.config import Settings
 from edgechat.engine import protocol
@@ -40,9 +39,7 @@ def load(
         disk_free_bytes=_disk_free_bytes(settings),
         speculation=settings.speculation and not settings.strict,
     )
-    loaded = engine.load(_request(engine.next_id(), chosen), lambda event: _tell(event, listen))
-    records.used(model_path)
-    return chosen, loaded
+    return chosen, engine.load(_request(engine.next_id(), chosen), lambda event: _tell(event, listen))
 
 
 def warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded) -> list[str]:

@@ -62,7 +62,7 @@ def speed(
     import msgspec
 
     from edgechat.bench.speed import compare, workload_for
-    from edgechat.catalogue.library import find_model
+    from edgechat.catalogue.names import find_model
 
     workload = workload_for(
         find_model(model), n_threads, n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, rounds=rounds
@@ -138,7 +138,7 @@ def prefix(
     import msgspec
 
     from edgechat.bench.prefix import Workload, run
-    from edgechat.catalogue.library import find_model
+    from edgechat.catalogue.names import find_model
     from edgechat.hardware.cpu import usable_threads
 
     work = Workload(
@@ -171,7 +171,7 @@ def speculation(
 
     from edgechat.bench import workloads
     from edgechat.bench.speculation import Options, run
-    from edgechat.catalogue.library import find_model
+    from edgechat.catalogue.names import find_model
     from edgechat.hardware.cpu import usable_threads
 
     options = Options(

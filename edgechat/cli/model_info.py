@@ -27,13 +27,13 @@ def print_info(model: str, *, as_json: bool) -> None:
 
     Raises EdgechatError.
     """
-    from edgechat.catalogue import curated, hub, library
+    from edgechat.catalogue import curated, hub, names
     from edgechat.errors import ModelFileError
     from edgechat.modelfile.split import read_header
 
     known = curated.load().get(model.partition(":")[0].lower()) if "/" not in model else None
     try:
-        path = library.find_model(model)
+        path = names.find_model(model)
     except ModelFileError:
         path = None
         if known is None and hub.parse(model) is None:

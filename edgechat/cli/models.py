@@ -12,7 +12,7 @@ from edgechat.chat.visible import visible
 from edgechat.cli.model_info import print_info, size
 
 if TYPE_CHECKING:
-    from edgechat.catalogue.fetch import Progress
+    from edgechat.catalogue.transfer import Progress
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -80,6 +80,10 @@ def list_(*, catalogue: bool, with_others: bool, as_json: bool) -> None:
         ).rstrip())  # fmt: skip
         for alias in entry.aliases:
             click.echo(f"  also called {visible(alias)}")
+    for part in library.unfinished():
+        click.echo(
+            visible(f"not whole yet ({size(part.stat().st_size)}): {part}; pull it again, or remove it by this path")
+        )
 
 
 def _print_catalogue(found: list[Any]) -> None:
@@ -200,7 +204,8 @@ def info(model: str, *, as_json: bool) -> None:
 @models.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--name", metavar="NAME", help="A name to call it by.")
-def add(path: Path, *, name: str | None) -> None:
+@json_option
+def add(path: Path, *, name: str | None, as_json: bool) -> None:
     """Let edgechat find a .gguf file, or all those in a folder, where they are. Nothing is copied."""
     from edgechat.catalogue import library
     from edgechat.errors import UsageError
@@ -210,11 +215,13 @@ def add(path: Path, *, name: str | None) -> None:
         if name:
             raise UsageError("a folder gets no name: name the models in it, with `edgechat models alias`")
         library.add_folder(path)
-        click.echo(visible(f"models in {path} are found from now on"))
+        _done({"folder": path}, f"models in {path} are found from now on", as_json=as_json)
         return
     header = read_header(path)
-    library.add_alias(name or path.stem, path.resolve())
-    click.echo(visible(f"{path} ({header.architecture}, {header.quant}) is called {name or path.stem} from now on"))
+    library.add_alias(name or path.stem, path.absolute())
+    called = name or path.stem
+    words = f"{path} ({header.architecture}, {header.quant}) is called {called} from now on"
+    _done({"path": path, "name": called}, words, as_json=as_json)
 
 
 @models.command()
@@ -223,7 +230,7 @@ def add(path: Path, *, name: str | None) -> None:
 @click.option("--remove", is_flag=True, help="Forget the name instead.")
 def alias(name: str, model: str | None, *, remove: bool) -> None:
     """Give a model a name of your own, or forget it."""
-    from edgechat.catalogue import library
+    from edgechat.catalogue import library, names
     from edgechat.errors import UsageError
 
     if remove == (model is not None):
@@ -231,7 +238,7 @@ def alias(name: str, model: str | None, *, remove: bool) -> None:
     if model is None:
         library.remove_alias(name)
     else:
-        library.add_alias(name, library.find_model(model).resolve())
+        library.add_alias(name, names.find_model(model).absolute())
 
 
 @models.command()
@@ -240,11 +247,15 @@ def alias(name: str, model: str | None, *, remove: bool) -> None:
 @json_option
 def remove(model: str, *, yes: bool, as_json: bool) -> None:
     """Delete a model that edgechat got, and say what that frees; of a folder or a name that was added, forget it."""
-    from edgechat.catalogue import library, records
+    from edgechat.catalogue import library, names, records
     from edgechat.errors import UsageError
 
     if Path(model).is_dir() and library.remove_folder(Path(model)):
         _done({"forgotten": model, "freed_bytes": 0}, f"models in {model} are no longer looked for", as_json=as_json)
+        return
+    if model.endswith(".part") and Path(model).absolute() in library.unfinished():
+        freed = library.remove_unfinished(Path(model).absolute())
+        _done({"removed": model, "freed_bytes": freed}, f"{size(freed)} are free again", as_json=as_json)
         return
     aliases = records.read_records().aliases
     entry = next((e for e in library.scan() if model in e.aliases), None)
@@ -252,7 +263,7 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
         library.remove_alias(model)
         _done({"forgotten": model, "freed_bytes": 0}, f"{model} is forgotten; the file stays", as_json=as_json)
         return
-    entry = entry or library.resolve(model, library.scan())
+    entry = entry or names.resolve(model, library.scan())
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"{entry.path} ({size(entry.facts.size_bytes)}) would be deleted: say --yes")
@@ -278,9 +289,9 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
 
     Exit code 3 if any differs.
     """
-    from edgechat.catalogue import checking, library
+    from edgechat.catalogue import checking, library, names
 
-    entries = [library.resolve(model, library.scan())] if model else [e for e in library.scan() if e.is_usable]
+    entries = [names.resolve(model, library.scan())] if model else [e for e in library.scan() if e.is_usable]
     tell = (lambda words: click.echo(f"\r\x1b[2K{visible(words)}", nl=False, err=True)) if sys.stderr.isatty() else None
     results = []
     for entry in entries:

@@ -11,6 +11,8 @@ from edgechat.cli.models import complete_model
 from edgechat.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgechat.chat.messages import Conversation
     from edgechat.chat.session import Session
     from edgechat.config import Problem
@@ -71,7 +73,7 @@ def session_maker(
     import msgspec
 
     from edgechat import config
-    from edgechat.catalogue.library import find_model
+    from edgechat.catalogue.names import find_model
 
     given = {name: value for name, value in flags.items() if value is not None}
     for name, value in given.items():
@@ -104,11 +106,20 @@ def session_maker(
             values["model"] = conversation.model
         values |= given
         conversation = msgspec.structs.replace(conversation, model=str(values["model"]))
-        session = Session(store, config.Settings(**values), find_model(conversation.model), conversation)
+        path = _used(find_model(conversation.model), is_noted=not ephemeral)
+        session = Session(store, config.Settings(**values), path, conversation)
         session.warnings += store.notes
         return session
 
     return make, problems
+
+
+def _used(path: Path, *, is_noted: bool) -> Path:
+    from edgechat.catalogue import records
+
+    if is_noted:
+        records.used(path)
+    return path
 
 
 def _persona(name: str) -> dict[str, Any]:

@@ -18,8 +18,10 @@ from edgechat.modelfile.types import TENSOR_TYPES
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
-MAX_HEADER_BYTES: Final = 256 << 20
-"""The largest vocabularies known take about 12 MiB."""
+MAX_HEADER_BYTES: Final = 64 << 20
+"""The largest known take about 16 MiB."""
+MAX_TEXT_BYTES: Final = 4 << 20
+"""Of one value; chat templates take some 20 kB."""
 MAX_TENSORS: Final = 1 << 17
 MAX_KEYS: Final = 1 << 16
 MAX_KEY_BYTES: Final = 1 << 16
@@ -120,7 +122,7 @@ class _Walk:
         if kind in _SCALARS:
             return self._scalar(_SCALARS[kind], key)
         if kind == _STRING:
-            return self._string(key, MAX_HEADER_BYTES)
+            return self._string(key, MAX_TEXT_BYTES)
         if kind != _ARRAY:
             raise self._wrong(f"has a value of unknown type {kind} under {key!r}")
         element = self._scalar(_U32, key)
@@ -140,7 +142,8 @@ class _Walk:
 
     def _skip_elements(self, element: int, length: int, key: str) -> None:
         if element in _SCALARS:
-            self._take(_SCALARS[element].size * length, key)
+            self._need(_SCALARS[element].size * length, key)
+            self._at += _SCALARS[element].size * length
         else:
             self._skip_strings(length, key)
 

@@ -93,7 +93,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
         template = self.metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
 
-    @property
+    @cached_property
     def has_state(self) -> bool:
         """True if some layers keep a state instead of a cell for each token."""
         names = (".ssm.", ".shortconv.", ".wkv.", ".token_shift_count", ".kda.")

@@ -18,16 +18,20 @@ MAX_LAYERS: Final = 512
 # Where a file names a window but not which layers have it: every n-th layer sees everything, the others the window.
 _PERIODS: Final = {
     "afmoe": 4, "cohere2": 4, "exaone-moe": 4, "exaone4": 4, "gemma-embedding": 6, "gemma2": 2, "gemma3": 6,
-    "gemma3n": 5, "gpt-oss": 2, "llama4": 4, "mellum": 4, "olmo2": 4, "plamo3": 8,
+    "gemma3n": 5, "gpt-oss": 2, "llama4": 4, "mellum": 4, "muse-glimmer": 4, "olmo2": 4, "plamo3": 8,
 }  # fmt: skip
 # The same with the layer that sees everything first.
 _PERIODS_DENSE_FIRST: Final = {"cohere2moe": 4, "laguna": 4, "modern-bert": 3, "smallthinker": 4}
 # llama.cpp reads their windows' keys, and lets every layer see everything all the same.
 _WINDOW_IGNORED: Final = ("phi3",)
+# All layers that have attention at all.
+_WINDOW_EVERYWHERE: Final = ("lfm2", "lfm2moe")
 # Layers from here on use what these remembered.
 _KV_LAYERS: Final = {"gemma3n": 20}
 # Every n-th layer has attention, the others a state.
-_ATTENTION_INTERVALS: Final = {"qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
+_ATTENTION_INTERVALS: Final = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
+# Windows of models whose files do not name one.
+_WINDOWS: Final = {"gemma2": 4096, "llama4": 8192}
 _PURE_STATE: Final = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
 
 
@@ -46,7 +50,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def kv_width(self) -> int:
         """Numbers that one token adds to keys and values."""
-        return self.n_head_kv * (self.key_length + self.value_length) if "state" != self.memory != "none" else 0
+        return 0 if self.memory in {"state", "none"} else self.n_head_kv * (self.key_length + self.value_length)
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +85,7 @@ def shape(header: ModelHeader) -> Shape:
     return Shape(
         architecture=header.architecture, layers=tuple(_layer(header, i) for i in range(n_layers)),
         n_embd=header.n_embd, n_vocab=header.n_vocab, n_ctx_train=header.n_ctx_train,
-        window=header.number("attention.sliding_window"), n_experts=header.number("expert_count"),
+        window=_window(header), n_experts=header.number("expert_count"),
         n_experts_used=header.number("expert_used_count"), kv_lora_rank=header.number("attention.kv_lora_rank"),
         rope_freq_base=_real(header, "rope.freq_base"), rope_scaling=_text(header, "rope.scaling.type"),
         tokenizer=str(header.metadata.get("tokenizer.ggml.model", "")),
@@ -92,6 +96,7 @@ def _layer(header: ModelHeader, i: int) -> Layer:
     n_head = _of_layer(header, "attention.head_count", i, 0)
     n_head_kv = _of_layer(header, "attention.head_count_kv", i, n_head)
     has_window = _has_window(header, i)
+    is_compressed = bool(header.number("attention.kv_lora_rank") and header.number("attention.key_length_mla"))
     head = header.n_embd // n_head if n_head else 0
     key, value = (
         _of_layer(header, f"attention.{name}_length", i, head) for name in ("key", "value")
@@ -102,7 +107,8 @@ def _layer(header: ModelHeader, i: int) -> Layer:
         )  # fmt: skip
     return Layer(
         memory=_memory(header, i, n_head_kv, has_window=has_window), n_head=n_head, n_head_kv=n_head_kv,
-        key_length=key, value_length=value, n_ff=_of_layer(header, "feed_forward_length", i, 0),
+        # Of compressed keys and values only the keys are kept.
+        key_length=key, value_length=0 if is_compressed else value, n_ff=_of_layer(header, "feed_forward_length", i, 0),
     )  # fmt: skip
 
 
@@ -110,6 +116,8 @@ def _memory(
     header: ModelHeader, i: int, n_head_kv: int, *, has_window: bool
 ) -> Literal["full", "window", "state", "full and state", "none"]:
     architecture = header.architecture
+    if i >= header.n_layers - header.number("nextn_predict_layers"):
+        return "none"  # it guesses tokens ahead, which we do not ask for
     if architecture in _PURE_STATE:
         return "state"
     if architecture == "falcon-h1":
@@ -136,8 +144,10 @@ def _is_state(header: ModelHeader, i: int, n_head_kv: int) -> bool:
 
 def _has_window(header: ModelHeader, i: int) -> bool:
     architecture = header.architecture
-    if not header.number("attention.sliding_window") or architecture in _WINDOW_IGNORED:
+    if not _window(header) or architecture in _WINDOW_IGNORED:
         return False
+    if architecture in _WINDOW_EVERYWHERE:
+        return True
     pattern = header.metadata.get(f"{architecture}.attention.sliding_window_pattern")
     if isinstance(pattern, list):
         return i < len(pattern) and bool(pattern[i])
@@ -148,6 +158,12 @@ def _has_window(header: ModelHeader, i: int) -> bool:
     if isinstance(pattern, int) and pattern > 0:
         period = pattern
     return i % period != 0 if dense_first else i % period < period - 1
+
+
+def _window(header: ModelHeader) -> int:
+    if f"{header.architecture}.attention.sliding_window" not in header.metadata:
+        return _WINDOWS.get(header.architecture, 0)
+    return header.number("attention.sliding_window")
 
 
 def _of_layer(header: ModelHeader, key: str, i: int, default: int) -> int:

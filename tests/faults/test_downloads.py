@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from edgechat import paths
 from edgechat.catalogue import fetch, hub, pull, web
 from edgechat.catalogue.download import download
-from edgechat.catalogue.fetch import Cancelled, Patience, Progress, Wanted
 from edgechat.catalogue.part import Identity, Part
+from edgechat.catalogue.transfer import Cancelled, Patience, Progress, Wanted
 from edgechat.errors import CatalogueError, DownloadError, HubError
 from tests.conftest import Cli, edgechat_command
 from tests.hub import Faults, LocalHub, Repo, local_hub
@@ -259,7 +259,99 @@ def test_cancelling_keeps_what_is_there(store: LocalHub, tmp_path: Path) -> None
     assert heard[-1].resumed_bytes > 300_000
 
 
+def test_what_nobody_expected_is_no_success(store: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = Part.write, [0]
+
+    def write(part: Part, offset: int, data: bytes) -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyError("something else")
+        real(part, offset, data)
+
+    monkeypatch.setattr(Part, "write", write)
+    with pytest.raises(KeyError):
+        download(wanted(store, tmp_path / "m.gguf"))
+    assert not (tmp_path / "m.gguf").exists()
+    part = Part(tmp_path / "n.gguf", Identity(3, "x"))
+    part.close()
+    with pytest.raises(OSError, match="is closed"):
+        real(part, 0, b"abc")
+
+
+def test_a_server_that_allows_one_connection_is_enough(
+    store: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_LEAST_SHARE_BYTES", 100_000)
+    store.faults = Faults(bytes_per_s=1_500_000, max_connections=1)
+    patience = Patience(tries=6, pause_s=0.05, read_s=0.5, grow_s=0.2)
+    check(download(wanted(store, tmp_path / "m.gguf"), patience=patience))
+    assert len(store.file_requests()) > 1
+
+
+def test_without_a_name_for_the_version_nothing_is_gone_on_with(store: LocalHub, tmp_path: Path) -> None:
+    store.faults = Faults(no_etag=True, drop_after=[1_000_000])
+    path = download(Wanted(url=f"{store.store_url}/{NAME}/m.gguf", path=tmp_path / "m.bin"), patience=QUICK)
+    assert path.read_bytes() == BODY
+    assert [request[1] for request in store.file_requests()] == ["bytes=0-", "bytes=0-"]
+
+
+def test_a_closed_port_is_said_at_once(store: LocalHub, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(HubError, match="cannot be reached"):
+        download(Wanted(url="http://127.0.0.1:1/m.gguf", path=tmp_path / "m.gguf", size_bytes=5, sha256=SHA))
+    assert time.monotonic() - started < 3
+
+
 # Tokens and other origins
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalHub, Path]]:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    directory = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
+         "subjectAltName=IP:127.0.0.1", "-keyout", directory / "key.pem", "-out", directory / "cert.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with local_hub(directory) as found:
+        yield found, directory / "cert.pem"
+
+
+def test_cancelling_over_tls_keeps_only_what_was_sent(
+    secure: tuple[LocalHub, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, certificate = secure
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    server.repos = {NAME: Repo({"m.gguf": BODY})}
+    what = wanted(server, tmp_path / "m.gguf")
+    for limit in (300_000, 1_000_000, 2_000_000):
+        cancel = threading.Event()
+        server.faults = Faults(bytes_per_s=6_000_000)
+        with pytest.raises(Cancelled):
+            download(what, lambda p, limit=limit, cancel=cancel: cancel.set() if p.done_bytes > limit else None, cancel)  # type: ignore[misc]
+        part = (tmp_path / "m.gguf.part").read_bytes()
+        assert part == BODY[: len(part)]
+    server.faults = Faults()
+    check(download(what))
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(HubError, match="certificate"):
+        download(wanted(server, tmp_path / "n.gguf"))
+
+
+def test_https_does_not_lead_to_http(
+    store: LocalHub, secure: tuple[LocalHub, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, certificate = secure
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    server.repos, server.faults = {NAME: Repo({"m.gguf": BODY})}, Faults(redirect_to=f"{store.store_url}/{NAME}/m.gguf")
+    with pytest.raises(HubError, match="leads from https to http"):
+        download(wanted(server, tmp_path / "m.gguf"))
+    for target in ("http://a..b/", "http://[", "file:///etc/passwd", "//", ""):
+        store.faults = Faults(redirect_to=target)
+        with pytest.raises(HubError):
+            download(wanted(store, tmp_path / "m.gguf"), patience=QUICK)
 
 
 def test_no_token_follows_to_another_origin(store: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +365,7 @@ def test_no_token_follows_to_another_origin(store: LocalHub, tmp_path: Path, mon
         assert "hf_secret" not in str(headers)
 
 
-def test_https_does_not_lead_to_http() -> None:
+def test_only_http_is_asked() -> None:
     with pytest.raises(HubError, match="no address"):
         web.get("ftp://127.0.0.1/file")
     with pytest.raises(HubError, match="no address"):
@@ -305,9 +397,13 @@ def test_hostile_names_go_nowhere(store: LocalHub) -> None:
     assert [
         variant.files[0].path for variant in found.variants if variant.files[0].path != "trailing .gguf/x.gguf"
     ] == ["good-Q4_0.gguf"]
-    target = pull.find(f"{store.store_url}/own/repo/..%2F..%2Fup.gguf")
-    assert target.files[0].path == paths.models_dir() / "up.gguf"
-    for address in ("http://x/", "http://x/a%00.gguf", "http://x/..gguf", "http://x/con.gguf"):
+    for address in (
+        f"{store.store_url}/own/repo/..%2F..%2Fup.gguf",
+        "http://x/",
+        "http://x/a%00.gguf",
+        "http://x/..gguf",
+        "http://x/con.gguf",
+    ):
         with pytest.raises(CatalogueError, match=r"\.gguf file"):
             pull.find(address)
 

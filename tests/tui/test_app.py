@@ -148,6 +148,7 @@ async def test_escape_sequences_of_a_model_are_visible_not_active(starter: Path)
         app.post_message(events.TextArrived("a\x1b[2Jb", 1))
         await until(lambda: answers(app))
         assert answers(app) == ["a␛[2Jb"]
+        await until(lambda: app.session is not None)
     session(app).close()
 
 

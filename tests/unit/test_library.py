@@ -13,7 +13,8 @@ import pytest
 
 from edgechat import paths
 from edgechat.catalogue import checking, library, places, records
-from edgechat.catalogue.library import Entry, find_model, resolve, scan
+from edgechat.catalogue.library import Entry, scan
+from edgechat.catalogue.names import find_model, resolve
 from edgechat.errors import CatalogueError, ModelFileError
 from tests.models import write_tiny_llama
 

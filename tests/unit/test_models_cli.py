@@ -76,13 +76,13 @@ def test_from_search_to_removal(hub: LocalHub, cli: Cli, files: Path) -> None:
 def test_an_address_and_what_is_no_model(hub: LocalHub, cli: Cli) -> None:
     pulled = cli("models", "pull", f"{hub.store_url}/own/tiny-GGUF/tiny-Q8_0.gguf")
     assert pulled.returncode == 0, pulled.stderr
-    assert (paths.models_dir() / "tiny-Q8_0.gguf").exists()
+    assert [p.parts[-3:] for p in paths.models_dir().rglob("*.gguf")] == [("own", "tiny-GGUF", "tiny-Q8_0.gguf")]
     of_hub = cli("models", "pull", f"{hub.url}/own/tiny-GGUF/blob/main/UD/tiny-UD-Q2_K_XL.gguf?download=true", "--json")
     assert json.loads(of_hub.stdout)["reference"] == "own/tiny-GGUF:UD-Q2_K_XL"
     hub.repos["own/text"] = Repo({"text-Q4_0.gguf": b"Once upon a time"})
     wrong = cli("models", "pull", f"{hub.store_url}/own/text/text-Q4_0.gguf")
     assert (wrong.returncode, "no whole model" in wrong.stderr) == (4, True)
-    assert not (paths.models_dir() / "text-Q4_0.gguf").exists()
+    assert not list(paths.models_dir().rglob("text-Q4_0.gguf"))
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ def test_file_types_are_those_of_the_gguf_package() -> None:
         ),
         (header("qwen35", block_count=32, ssm__inner_size=4, **ATTENTION), {"state": 24, "full": 8}),
         (header("phi3", block_count=3, attention__sliding_window=2047, **ATTENTION), {"full": 3}),
+        (header("llama4", block_count=8, **ATTENTION), {"window": 6, "full": 2}),
+        (header("llama4", block_count=8, attention__sliding_window=0, **ATTENTION), {"full": 8}),
+        (header("qwen35", block_count=5, nextn_predict_layers=1, ssm__inner_size=4, **ATTENTION), {"state": 3, "full": 1, "none": 1}),
         (header("mamba", block_count=3, ssm__inner_size=4), {"state": 3}),
         (
             header("lfm2", block_count=4, shortconv__l_cache=3, embedding_length=64, attention__head_count=4,
@@ -82,6 +85,11 @@ def test_widths_of_heads() -> None:
         attention__value_length_swa=256, **ATTENTION,
     )  # fmt: skip
     assert [layer.kv_width for layer in shape(found).layers] == [2 * 512, 2 * 1024]
+    compressed = header(
+        "deepseek2", block_count=1, attention__kv_lora_rank=512, attention__key_length=576, attention__value_length=512,
+        attention__key_length_mla=192, embedding_length=64, attention__head_count=16, attention__head_count_kv=1,
+    )  # fmt: skip
+    assert shape(compressed).layers[0].kv_width == 576
     with pytest.raises(ModelFileError, match="100000 layers"):
         shape(header("llama", block_count=100_000))
 

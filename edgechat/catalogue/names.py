@@ -1,0 +1,98 @@
+"""Which model a name stands for: a path, an alias, a name, an id of the catalogue, or a repository of the hub."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgechat import paths
+from edgechat.catalogue import records
+from edgechat.catalogue.library import STARTER, Entry, looks_like_a_path, scan, starter_model
+from edgechat.errors import ModelFileError
+
+
+def find_model(wanted: str) -> Path:
+    """The file that a path, an alias, a name, a catalogue id or `owner/repo[:QUANT]` stands for.
+
+    Raises ModelFileError if it is none or several, with what comes near; CatalogueError for damaged records.
+    """
+    if looks_like_a_path(wanted) or (os.sep in wanted and Path(wanted).exists()):
+        return Path(os.path.expanduser(wanted))  # noqa: PTH111  (Path's own raises for an unknown user)
+    if wanted == STARTER:
+        return starter_model()
+    alias = records.read_records().aliases.get(wanted)
+    if alias is not None:
+        return Path(alias)
+    named = paths.models_dir() / f"{wanted}.gguf"
+    if "/" not in wanted and named.is_file():  # without looking anywhere else
+        return named
+    return resolve(wanted, scan()).path
+
+
+def resolve(wanted: str, entries: Iterable[Entry]) -> Entry:
+    """The one of these models that is meant. Raises ModelFileError if it is none or several."""
+    from edgechat.catalogue import curated, hub
+
+    entries = [entry for entry in entries if entry.facts.kind == "model"]
+    lower = wanted.lower()
+    for entry in entries:
+        if lower == entry.name.lower() or wanted in entry.aliases:
+            return entry
+    if looks_like_a_path(wanted):
+        return _at(Path(wanted).expanduser().absolute(), entries)
+    repo, quant = hub.parse(wanted) or ("", "")
+    fitting = [entry for entry in entries if repo and _is_of(entry, (repo,), quant)]
+    pull = wanted
+    if not repo:
+        known, _, quant = lower.partition(":")
+        model = curated.load().get(known)
+        if model is not None:
+            fitting = [entry for entry in entries if _is_of(entry, model.repos, quant or "")]
+            repo = model.name
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        usual = [entry for entry in fitting if entry.facts.quant == "Q4_K_M"] if not quant else []
+        if len(usual) == 1:
+            return usual[0]
+        raise ModelFileError(f"{wanted!r} may be any of {', '.join(entry.name for entry in fitting)}: which one?")
+    if repo:
+        raise ModelFileError(f"{wanted} is not on this machine: `edgechat models pull {pull}` gets it")
+    raise ModelFileError(_unknown(wanted, entries))
+
+
+def _at(path: Path, entries: list[Entry]) -> Entry:
+    for entry in entries:
+        if path in (entry.path, *entry.also_at) or path.resolve() == entry.path.resolve():
+            return entry
+    raise ModelFileError(f"{path} is not in any place where models are looked for (`edgechat models dirs`)")
+
+
+def _is_of(entry: Entry, repos: Iterable[str], quant: str) -> bool:
+    from edgechat.catalogue.hub import quant_of
+
+    if entry.repo.lower() not in {repo.lower() for repo in repos}:
+        return False
+    # What a file is called counts before what it says: those who mix types by rules of their own say it in the name.
+    named = quant_of(entry.path.name) or entry.facts.quant
+    return not quant or quant.lower() in {named.lower(), entry.path.name.lower()}
+
+
+def _unknown(wanted: str, entries: list[Entry]) -> str:
+    from edgechat.catalogue import curated
+
+    here = [name for entry in entries for name in (entry.name, *entry.aliases)]
+    near = difflib.get_close_matches(wanted.lower(), [*map(str.lower, here), *curated.load()], n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known here are: {', '.join(here) or 'none'}"
+    return f"no model is called {wanted!r}; {hint} (a .gguf file here is named with ./ before it)"
+
+
+def unknown_reference(reference: str) -> str:
+    """What to say of a name that is neither in the catalogue nor of the hub."""
+    from edgechat.catalogue import curated
+
+    near = difflib.get_close_matches(reference.lower().partition(":")[0], curated.load(), n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`edgechat models list --catalogue` shows what it has"
+    return f"{reference!r} is neither a model of the catalogue nor owner/repo[:QUANT] nor an address; {hint}"

@@ -1,0 +1,90 @@
+"""What a download is asked for, and what it says of itself."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgechat.catalogue import web
+from edgechat.errors import DownloadError
+
+# What a download leaves of the disk to everybody else.
+_SPARE_DISK_BYTES: Final = 64 << 20
+
+
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """When to give up, and when to try otherwise."""
+
+    tries: int = 5
+    """Failures in a row, with less between them than a connection at the least speed brings."""
+    pause_s: float = 0.5
+    """Before the second try; doubled each time."""
+    longest_pause_s: float = 60.0
+    """A server that asks for more (Retry-After) is not waited for."""
+    read_s: float = web.READ_S
+    """Longest silence on a connection."""
+    least_bytes_per_s: int = 1024
+    """A connection that stays below this for `read_s` is dropped, and another made."""
+    max_connections: int = 4
+    grow_s: float = 2.0
+    """How long the effect of another connection is watched."""
+    grow_by: float = 1.2
+    """It stays worth trying more while the last one made things so much faster."""
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """A file to get."""
+
+    url: str
+    path: Path
+    """Its name when it is whole."""
+    size_bytes: int | None = None
+    sha256: str = ""
+    """What it must hash to; "" if nobody said."""
+    headers: dict[str, str] = {}
+    """For the first server, not for those it leads to."""
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far it is."""
+
+    name: str
+    done_bytes: int
+    total_bytes: int | None
+    resumed_bytes: int
+    """Of those done, what was there from another time."""
+    bytes_per_s: float
+    left_s: float | None
+    state: str
+    """`waiting` for another process, `downloading`, or `verifying`."""
+
+
+Tell = Callable[[Progress], None]
+
+
+class Cancelled(DownloadError):  # noqa: N818  (somebody asked for it)
+    """Somebody asked for it; what arrived is kept."""
+
+
+def check_cancelled(cancel: threading.Event) -> None:
+    """Raises Cancelled."""
+    if cancel.is_set():
+        raise Cancelled("stopped; what arrived is kept, and the same command goes on from there")
+
+
+def check_room(path: Path, left_bytes: int) -> None:
+    """Raises DownloadError if so many more bytes would fill the disk on which `path` is to be."""
+    at = path.parent
+    while not at.is_dir() and at != at.parent:
+        at = at.parent
+    free = shutil.disk_usage(at).free
+    if left_bytes + _SPARE_DISK_BYTES > free:
+        raise DownloadError(
+            f"{path.name} needs {left_bytes / 1e6:.0f} MB more and {_SPARE_DISK_BYTES / 1e6:.0f} MB to spare, but {at} has "
+            f"{free / 1e6:.0f} MB free; what arrived is kept: make room, and run it again"
+        )
