@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import select
 import socket
 import ssl
 import threading
@@ -261,6 +262,11 @@ class _Handler(BaseHTTPRequestHandler):
                 with self.hub.lock:
                     self.hub.open_bodies -= 1
 
+    def _is_left(self) -> bool:
+        """True if nobody is at the other end any more."""
+        ready, _, _ = select.select([self.connection], [], [], 0)
+        return bool(ready) and not self.connection.recv(1, socket.MSG_PEEK)
+
     def _body(self, body: memoryview, drop_after: int) -> None:
         faults, sent = self.hub.faults, 0
         step = max(1, int(faults.bytes_per_s * 0.05)) if faults.bytes_per_s else 256 << 10
@@ -278,7 +284,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             if sent == faults.silent_after:
-                time.sleep(30)
+                while self.hub.faults is faults and not self._is_left():
+                    time.sleep(0.02)
                 return
             if faults.bytes_per_s:
                 time.sleep(0.05)
