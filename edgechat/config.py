@@ -43,6 +43,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     """A model's name, or the path of a .gguf file."""
     n_ctx: int | None = None
     """Context in tokens; absent: as much as fits, up to 8192."""
+    budget: str | None = None
+    """Memory that edgechat may use, such as `4GB` or `1500MiB`; absent: what is available."""
     n_threads: int | None = None
     """Compute threads; absent: the physical cores."""
     max_tokens: int | None = None
@@ -74,6 +76,12 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
 }  # fmt: skip
 
 
+_SIZE: Final = re.compile(r"(?P<number>\d{1,18}(?:[.,]\d{1,9})?)\s*(?P<unit>[kmgt]?i?b?)")
+_UNITS: Final = {
+    "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "i": 1, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
+}  # fmt: skip
+
+
 class Problem(msgspec.Struct, frozen=True):
     """Something in the settings that is not used; its default is."""
 
@@ -100,6 +108,16 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
     return Settings(**values), problems
 
 
+def size_bytes(text: str) -> int | None:
+    """Bytes of a size as people write it: powers of ten with GB, of two with GiB; None if it is none, or not above 0."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None:
+        return None
+    factor = _UNITS[(match["unit"] or "b").replace("ib", "i").rstrip("b") or "b"]
+    size = float(match["number"].replace(",", ".")) * factor
+    return int(size) if 1 <= size < 1 << 60 else None
+
+
 def check(name: str, value: object) -> str:
     """Why `value` cannot be the setting `name`; "" if it can."""
     kinds = get_type_hints(Settings)
@@ -109,6 +127,8 @@ def check(name: str, value: object) -> str:
         converted = msgspec.convert(value, kinds[name])
     except msgspec.ValidationError as error:
         return str(error)
+    if name == "budget" and isinstance(converted, str):
+        return "" if size_bytes(converted) else f"{converted!r} is no size like 4GB, 1500MiB or 900000000"
     low, high = _BOUNDS.get(name, (None, None))
     if low is not None and high is not None and converted is not None and not low <= converted <= high:
         return f"{converted} is not between {low} and {high}"

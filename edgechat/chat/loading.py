@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgechat import paths
 from edgechat.chat import events, renderer
-from edgechat.config import Settings
+from edgechat.config import Settings, size_bytes
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.hardware.cpu import usable_threads
@@ -33,13 +33,20 @@ def load(
     begin()
     chosen = plan(
         header,
-        available_bytes=read_memory().available_bytes,
+        available_bytes=available_bytes(settings),
         n_threads=_threads(settings),
         n_ctx=settings.n_ctx,
         disk_free_bytes=_disk_free_bytes(settings),
         speculation=settings.speculation and not settings.strict,
     )
     return chosen, engine.load(_request(engine.next_id(), chosen), lambda event: _tell(event, listen))
+
+
+def available_bytes(settings: Settings) -> int:
+    """What a plan may use: what the machine can give now, and no more than the budget."""
+    available = read_memory().available_bytes
+    budget = size_bytes(settings.budget) if settings.budget else None
+    return available if budget is None else min(available, budget)
 
 
 def warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded) -> list[str]:

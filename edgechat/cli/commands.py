@@ -17,6 +17,7 @@ from edgechat.cli.doctor import doctor
 from edgechat.cli.history import history
 from edgechat.cli.models import models
 from edgechat.cli.options import conversation_options
+from edgechat.cli.plan import plan
 from edgechat.cli.settings import config
 from edgechat.errors import EdgechatError, UsageError
 
@@ -80,7 +81,7 @@ def edgechat(context: click.Context, /, **options: Any) -> None:
     context.exit(run_app(make_session, [str(p) for p in problems]))
 
 
-for command in (ask, history, models, doctor, bench, config, completion):
+for command in (ask, history, models, plan, doctor, bench, config, completion):
     edgechat.add_command(command)
 
 

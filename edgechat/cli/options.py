@@ -34,6 +34,7 @@ _OPTIONS = (
     click.option("--top-p", type=float, metavar="P", help="Keep the likeliest tokens up to this probability."),
     click.option("--seed", type=int, metavar="N", help="Same seed, same text."),
     click.option("--ctx", "n_ctx", type=int, metavar="N", help="Context in tokens."),
+    click.option("--budget", metavar="SIZE", help="Memory that may be used, such as 4GB."),
     click.option("--threads", "n_threads", type=int, metavar="N", help="Compute threads."),
     click.option("--reasoning/--no-reasoning", default=None, help="Let a model that can think do so first, or not."),
     click.option(

@@ -134,12 +134,3 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
     def n_vocab(self) -> int:
         """Number of tokens in the vocabulary."""
         return self.array_lengths.get("tokenizer.ggml.tokens") or self.number("vocab_size")
-
-    @property
-    def kv_width(self) -> int:
-        """Numbers that one token adds to the keys and the values of one layer with full attention."""
-        heads = self.number("attention.head_count", 1)
-        kv_heads = self.number("attention.head_count_kv", heads)
-        head_width = self.n_embd // heads if heads else 0
-        key = self.number("attention.key_length", head_width)
-        return kv_heads * (key + self.number("attention.value_length", head_width))

@@ -8,11 +8,12 @@ import msgspec
 
 from edgechat.errors import PlanError
 from edgechat.modelfile.header import ModelHeader
+from edgechat.modelfile.shape import shape
+from edgechat.planner.context import context_bytes, state_bytes
 
 DEFAULT_N_CTX: Final = 8192
 MIN_N_CTX: Final = 512
 N_UBATCH: Final = 512
-_F16_BYTES: Final = 2
 _F32_BYTES: Final = 4
 
 # Client, renderer and engine without the model: 46 and 24 MB measured for the first two on Linux x86-64, and under
@@ -85,37 +86,30 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
 def estimate(header: ModelHeader, n_ctx: int, *, use_mmap: bool = True, n_ubatch: int = N_UBATCH) -> MemoryEstimate:
     """Memory for `header` with a context of `n_ctx` tokens.
 
-    The KV cache counts every layer as full attention in F16, an upper bound for sliding windows and hybrids.
     Compute buffers hold, per token of a micro batch, the logits and a few times the widest activations.
     """
     widest = max(header.number("feed_forward_length"), header.n_embd)
     return MemoryEstimate(
         weights=header.tensor_bytes,
         repacked=sum(t.size_bytes for t in header.tensors if t.type in _REPACKED) if use_mmap else 0,
-        kv_cache=header.n_layers * header.kv_width * n_ctx * _F16_BYTES + _state_bytes(header),
+        # And one sequence more, in which parts of others are put together.
+        kv_cache=context_bytes(header, n_ctx, n_seqs=n_seqs_of(header) + 1, n_ubatch=min(n_ubatch, n_ctx)),
         compute=min(n_ubatch, n_ctx) * (header.n_vocab + 4 * widest) * _F32_BYTES,
         speculation=n_ctx * _INDEX_BYTES,
     )
 
 
-def _state_bytes(header: ModelHeader) -> int:
-    """Memory of layers that keep a state for each sequence instead of a cell for each token, in F32.
-
-    As llama.cpp's `llama_hparams` counts it: a convolution's last inputs, and the state itself. Counted for every layer,
-    and for the sequence in which pieces are put together, too.
-    """
-    inner, size = header.number("ssm.inner_size"), header.number("ssm.state_size")
-    groups, kernel = header.number("ssm.group_count"), header.number("ssm.conv_kernel")
-    mamba = max(0, kernel - 1) * (inner + 2 * groups * size) + size * inner
-    shortconv = max(0, header.number("shortconv.l_cache") - 1) * header.n_embd
-    rwkv = header.n_embd * (header.number("wkv.head_size") + header.number("token_shift_count"))
-    return header.n_layers * (mamba + shortconv + rwkv) * _F32_BYTES * (FEW_SEQS + 1)
+def n_seqs_of(header: ModelHeader) -> int:
+    """Branches and conversations that are live at a time: few where each takes memory of its own."""
+    return FEW_SEQS if header.has_state or header.number("attention.sliding_window") else MANY_SEQS
 
 
 def _speculation(header: ModelHeader, left_bytes: int) -> tuple[int, int, int]:
     """How many drafted tokens a state can take back, tokens of other conversations to draft from, and bytes for both."""
     share = max(0, left_bytes) // SPECULATION_SHARE
-    state = _state_bytes(header)
+    parts = shape(header)
+    n_states = parts.count("state") + parts.count("full and state")
+    state = n_states * state_bytes(header) * (n_seqs_of(header) + 1)
     n_rs_seq = next((n for n in _N_RS_SEQ if n * state <= share), 0) if state else 0
     draft_tokens = min(MAX_DRAFT_TOKENS, (share - n_rs_seq * state) // _INDEX_BYTES)
     return n_rs_seq, draft_tokens, n_rs_seq * state + draft_tokens * _INDEX_BYTES
@@ -158,8 +152,7 @@ def plan(
     return LoadPlan(
         model_path=header.path, n_ctx=chosen, n_threads=n_threads, n_batch=N_UBATCH, n_ubatch=N_UBATCH,
         use_mmap=use_mmap, use_extra_bufts=True,
-        # What is per sequence in memory of a state or a window is large; elsewhere a sequence costs nothing.
-        n_seqs=FEW_SEQS if header.has_state or header.number("attention.sliding_window") else MANY_SEQS,
+        n_seqs=n_seqs_of(header),
         prefix_ram_bytes=min((available_bytes - needed.total) // PREFIX_RAM_SHARE, MAX_PREFIX_RAM_BYTES),
         prefix_disk_bytes=min(disk_free_bytes // PREFIX_DISK_SHARE, MAX_PREFIX_DISK_BYTES),
         speculation=speculation, n_rs_seq=n_rs_seq, draft_tokens=draft_tokens, estimate=needed,

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from edgechat.config import Sampling
 from edgechat.errors import EngineError, ModelFileError, RuntimeLoadError
+from edgechat.modelfile.split import read_header
+from edgechat.planner.context import context_bytes
 from edgechat.runtime.bindings import Bindings, load
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.context import Context, DecodeAborted
 from edgechat.runtime.layout import memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.runtime.sampler import Sampler
-from tests.models import CONTROL, N_CTX, write_tiny_llama
+from tests.models import CONTROL, KINDS, N_CTX, Kind, write_tiny, write_tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,20 @@ def test_memory_is_told_by_buffer(model: Model) -> None:
     breakdown = memory_breakdown(a_context(model))
     assert sum(b["model_bytes"] for b in breakdown.values()) >= model.size_bytes
     assert all(b["compute_bytes"] >= 0 for b in breakdown.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n_ctx", "n_seqs", "n_rs_seq"), [(512, 1, 0), (2000, 4, 0), (1024, 3, 3)])
+def test_memory_of_a_context_is_what_the_planner_counts(
+    native: Bindings, tmp_path: Path, kind: Kind, n_ctx: int, n_seqs: int, n_rs_seq: int
+) -> None:
+    path = write_tiny(tmp_path / "m.gguf", kind)
+    made = Context(
+        Model(native, path), n_ctx=n_ctx, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=n_seqs, n_rs_seq=n_rs_seq
+    )
+    real = sum(buffer["context_bytes"] for buffer in memory_breakdown(made).values())
+    kept = int(native.llama.llama_n_rs_seq(made.pointer))
+    assert context_bytes(read_header(path), n_ctx, n_seqs=n_seqs + 1, n_ubatch=64, n_rs_seq=kept) == real
 
 
 def test_an_unknown_architecture_is_named(native: Bindings, tmp_path: Path) -> None:

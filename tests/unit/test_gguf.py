@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgechat.errors import ModelFileError
+from edgechat.modelfile.shape import shape as shape_of
 from edgechat.modelfile.split import read_header
 from edgechat.modelfile.types import TENSOR_TYPES
 from tests.models import write_tiny_llama
@@ -39,7 +40,7 @@ def test_a_real_model_reads_as_the_gguf_package_reads_it(starter: Path) -> None:
         else:
             assert ours.array_lengths[key] == len(field.data)
     assert (ours.architecture, ours.n_layers, ours.n_ctx_train, ours.n_vocab) == ("llama", 30, 8192, 49152)
-    assert ours.kv_width == 3 * (64 + 64)
+    assert {layer.kv_width for layer in shape_of(ours).layers} == {3 * (64 + 64)}
 
 
 def reason(path: Path) -> str:
