@@ -25,6 +25,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def words(self) -> str:
         """For a person."""
+        if not self.sha256:
+            return "MISSING: pull the model again"
         if self.is_good is None:
             return f"SHA-256 {self.sha256} (nobody said what it should be; a later change will show)"
         return "as it should be" if self.is_good else f"DIFFERS: SHA-256 {self.sha256}, but should be {self.expected}"
@@ -33,7 +35,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 def verify(entry: Entry, tell: Callable[[str], None] | None = None) -> Iterator[Result]:
     """The hash of each file of a model against the hub's, its keeper's, or the last time's. Raises CatalogueError."""
     known = records.read_records().verified
-    for path in library.files_of(entry):
+    for path in library.parts_of(entry.path):
+        if not path.exists():
+            yield Result(path=path, sha256="", expected="", is_good=False)
+            continue
         before = known.get(str(path))
         told = places.told_hash(path) or (entry.sha256 if path == entry.path else "")
         expected = told or (before.expected or before.sha256 if before else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import sys
@@ -97,12 +98,17 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @functools.cache
 def load() -> dict[str, Model]:
-    """All models by id: ours, and the user's over them. Raises CatalogueError."""
+    """All models by id: ours, and the user's over them, as far as these can be read (`read_own` says why not)."""
     models = {model.id: model for model in read(shipped_file())}
-    own = paths.config_dir() / _NAME
-    if own.exists():
-        models |= {model.id: model for model in read(own)}
+    with contextlib.suppress(CatalogueError):
+        models |= {model.id: model for model in read_own()}
     return models
+
+
+def read_own() -> tuple[Model, ...]:
+    """The user's own models. Raises CatalogueError, naming what is wrong and where."""
+    own = paths.config_dir() / _NAME
+    return read(own) if own.exists() else ()
 
 
 def shipped_file() -> Path:

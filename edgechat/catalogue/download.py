@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -42,6 +43,9 @@ def download(
         try:
             if not _is_there(wanted):
                 _get_twice(wanted, tell, cancel, patience)
+            # Whoever waits for it finds the file whole.
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink()
         finally:
             lock.release()
     except OSError as error:

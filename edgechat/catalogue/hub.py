@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-API_S: Final = 15.0
+API_S: Final = 10.0
 """Longest wait for an answer about a repository or a search."""
 _PAUSES_S: Final = (0.5, 1.5)
 """Before a second and a third try, where the hub was in trouble."""

@@ -33,7 +33,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     """What it should hash to, where that is known."""
     state: str
-    """`verified`, `differs` from what it should be, or `` if nobody looked."""
+    """`verified`, `differs` from what it should be, `unchanged` since its hash was computed, or "" if nobody looked."""
     aliases: tuple[str, ...]
     used_s: float | None
     also_at: tuple[Path, ...] = ()
@@ -63,7 +63,10 @@ def scan() -> list[Entry]:
     """All models on this machine, each once. Raises CatalogueError if what is remembered of them is damaged."""
     remembered, cache = records.read_records(), FactsCache()
     found: dict[tuple[int, int], list[Spotted]] = {}
-    for source, directory in places.directories([Path(folder) for folder in remembered.folders]):
+    for source, directory in [
+        *places.directories([Path(folder) for folder in remembered.folders]),
+        *map(_single, remembered.files),
+    ]:
         for spotted in places.spot(source, directory):
             try:
                 stat = spotted.path.stat()
@@ -83,6 +86,10 @@ def scan() -> list[Entry]:
     seen = {str(spotted.path) for group in groups for spotted in group}
     cache.save(keep=seen.__contains__)
     return sorted(entries, key=lambda entry: (entry.facts.kind != "model", entry.name.lower()))
+
+
+def _single(file: str) -> tuple[str, Path]:
+    return places.FILE, Path(file)
 
 
 def _entry(same: list[Spotted], remembered: Records, cache: FactsCache) -> Entry:
@@ -110,8 +117,9 @@ def _state(spotted: Spotted, remembered: Records) -> str:
         if found is None or not is_current:
             states.add("")
         else:
-            states.add("differs" if found.expected and found.sha256 != found.expected else "verified")
-    return next(state for state in ("differs", "", "verified") if state in states or state == "verified")
+            is_good = found.sha256 == found.expected
+            states.add("unchanged" if not found.expected else "verified" if is_good else "differs")
+    return next(state for state in ("differs", "", "unchanged", "verified") if state in states or state == "verified")
 
 
 def _name(spotted: Spotted) -> str:
@@ -139,12 +147,19 @@ def looks_like_a_path(wanted: str) -> bool:
 # What a person does with them
 
 
-def add_alias(name: str, entry_path: Path) -> None:
-    """Let a name stand for a file. Raises CatalogueError if it cannot be one."""
+def check_alias(name: str) -> None:
+    """Raises CatalogueError if this cannot be a name, or is that of another model."""
     if not name or looks_like_a_path(name) or "/" in name or ":" in name or not name.isprintable() or name == STARTER:
         raise CatalogueError(
             f"{name!r} cannot be a name: it would be taken for a path, a repository, or the starter model"
         )
+    if any(name.lower() == entry.name.lower() for entry in scan()):
+        raise CatalogueError(f"another model is called {name!r} already")
+
+
+def add_alias(name: str, entry_path: Path) -> None:
+    """Let a name stand for a file. Raises CatalogueError if it cannot be one."""
+    check_alias(name)
     with records.changed_records() as changed:
         changed.aliases[name] = str(entry_path)
 
@@ -163,6 +178,23 @@ def add_folder(folder: Path) -> None:
     with records.changed_records() as changed:
         if str(folder.resolve()) not in changed.folders:
             changed.folders.append(str(folder.resolve()))
+
+
+def add_file(path: Path) -> None:
+    """Let a file be found where it is. Raises CatalogueError."""
+    with records.changed_records() as changed:
+        if str(path.absolute()) not in changed.files:
+            changed.files.append(str(path.absolute()))
+
+
+def remove_file(path: Path) -> bool:
+    """Find it no longer; False if it was not added. The file stays."""
+    with records.changed_records() as changed:
+        if str(path) not in changed.files:
+            return False
+        changed.files.remove(str(path))
+        changed.aliases = {name: there for name, there in changed.aliases.items() if there != str(path)}
+        return True
 
 
 def remove_folder(folder: Path) -> bool:
@@ -197,7 +229,7 @@ def remove_unfinished(part: Path) -> int:
     target = part.with_name(part.name.removesuffix(".part"))
     try:
         with filelock.FileLock(f"{part}.lock", timeout=0):
-            freed = part.stat().st_size
+            freed = on_disk_bytes(part)
             for path in _leftovers(target):
                 path.unlink(missing_ok=True)
             _remove_empty(target.parent)
@@ -206,6 +238,19 @@ def remove_unfinished(part: Path) -> int:
         raise CatalogueError(f"{part} is being downloaded") from None
     except OSError as error:
         raise CatalogueError(f"{part} cannot be removed: {error.strerror or error}") from error
+
+
+def on_disk_bytes(path: Path) -> int:
+    """What a file takes; one that is not whole yet has holes. Raises OSError."""
+    stat = path.stat()
+    return min(stat.st_size, getattr(stat, "st_blocks", stat.st_size) * 512)
+
+
+def check_ours(entry: Entry) -> None:
+    """Raises CatalogueError if another program keeps this model."""
+    if entry.source != places.OWN:
+        keeper = "your folder" if entry.source == places.FOLDER else entry.source
+        raise CatalogueError(f"{entry.path} belongs to {keeper}: remove it there")
 
 
 def _leftovers(target: Path) -> list[Path]:
@@ -221,9 +266,7 @@ def _remove_empty(folder: Path) -> None:
 
 def remove(entry: Entry) -> int:
     """Delete a model of ours; returns the bytes that this frees. Raises CatalogueError for what is not ours."""
-    if entry.source != places.OWN:
-        keeper = "your folder" if entry.source == places.FOLDER else entry.source
-        raise CatalogueError(f"{entry.path} belongs to {keeper}: remove it there")
+    check_ours(entry)
     freed = 0
     try:
         for path in files_of(entry):
@@ -253,8 +296,8 @@ def remember_hash(path: Path, found: str, expected: str) -> None:
 
 
 def ago(used_s: float | None) -> str:
-    """When it was last used, for people."""
+    """When it was last used, for people: in days."""
     if used_s is None:
         return "never"
     days = (time.time() - used_s) / 86400
-    return "today" if days < 1 else f"{days:.0f} days ago"
+    return "today" if days < 1 else f"{days:.0f} d"

@@ -38,7 +38,7 @@ def resolve(wanted: str, entries: Iterable[Entry]) -> Entry:
     entries = [entry for entry in entries if entry.facts.kind == "model"]
     lower = wanted.lower()
     for entry in entries:
-        if lower == entry.name.lower() or wanted in entry.aliases:
+        if lower in {entry.name.lower(), entry.name.lower().removesuffix(":latest")} or wanted in entry.aliases:
             return entry
     if looks_like_a_path(wanted):
         return _at(Path(wanted).expanduser().absolute(), entries)
@@ -49,18 +49,32 @@ def resolve(wanted: str, entries: Iterable[Entry]) -> Entry:
         known, _, quant = lower.partition(":")
         model = curated.load().get(known)
         if model is not None:
-            fitting = [entry for entry in entries if _is_of(entry, model.repos, quant or "")]
+            packages = {source.package.replace("-", "_") for source in model.source if source.package}
+            fitting = [
+                entry
+                for entry in entries
+                if _is_of(entry, model.repos, quant)
+                or (packages & {*entry.path.parts} and quant in {"", entry.facts.quant.lower()})
+            ]
             repo = model.name
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        usual = [entry for entry in fitting if entry.facts.quant == "Q4_K_M"] if not quant else []
-        if len(usual) == 1:
-            return usual[0]
-        raise ModelFileError(f"{wanted!r} may be any of {', '.join(entry.name for entry in fitting)}: which one?")
+        return _usual(wanted, fitting, quant)
     if repo:
         raise ModelFileError(f"{wanted} is not on this machine: `edgechat models pull {pull}` gets it")
     raise ModelFileError(_unknown(wanted, entries))
+
+
+def _usual(wanted: str, fitting: list[Entry], quant: str) -> Entry:
+    """Of several quants the one that would be pulled. Raises ModelFileError if that leaves several."""
+    from edgechat.catalogue import hub
+
+    known = {hub.quant_of(entry.path.name) or entry.facts.quant: entry for entry in reversed(fitting)}
+    usual = next((known[name] for name in hub.PREFERENCE if name in known), None)
+    if usual is None or quant:
+        raise ModelFileError(f"{wanted!r} may be any of {', '.join(entry.name for entry in fitting)}: which one?")
+    return usual
 
 
 def _at(path: Path, entries: list[Entry]) -> Entry:
@@ -83,7 +97,7 @@ def _is_of(entry: Entry, repos: Iterable[str], quant: str) -> bool:
 def _unknown(wanted: str, entries: list[Entry]) -> str:
     from edgechat.catalogue import curated
 
-    here = [name for entry in entries for name in (entry.name, *entry.aliases)]
+    here = [name for entry in entries if entry.is_usable for name in (entry.name, *entry.aliases)]
     near = difflib.get_close_matches(wanted.lower(), [*map(str.lower, here), *curated.load()], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known here are: {', '.join(here) or 'none'}"
     return f"no model is called {wanted!r}; {hint} (a .gguf file here is named with ./ before it)"

@@ -22,8 +22,8 @@ MAX_FILES: Final = 200_000
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _OLLAMA_MODEL: Final = "application/vnd.ollama.image.model"
 
-OWN, HUB_CACHE, OLLAMA, LM_STUDIO, LLAMA_CPP, PACKAGE, FOLDER = (
-    "edgechat", "hub cache", "ollama", "lm studio", "llama.cpp", "package", "folder",
+OWN, HUB_CACHE, OLLAMA, LM_STUDIO, LLAMA_CPP, PACKAGE, FOLDER, FILE = (
+    "edgechat", "hub cache", "ollama", "lm studio", "llama.cpp", "package", "folder", "file",
 )  # fmt: skip
 
 
@@ -82,6 +82,9 @@ def spot(source: str, directory: Path) -> Iterator[Spotted]:
         yield from _ollama(directory)
     elif source == HUB_CACHE:
         yield from _hub_cache(directory)
+    elif source == FILE:
+        if directory.is_file():
+            yield Spotted(path=directory, source=FILE, name=_stem(directory))
     elif source == PACKAGE:
         for path in _files(directory, depth=1):
             yield Spotted(path=path, source=PACKAGE, name=path.stem)

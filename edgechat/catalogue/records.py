@@ -55,6 +55,8 @@ class Records(msgspec.Struct, kw_only=True):
     """What a person said, and what must not be lost; by path where it is of a file."""
 
     folders: list[str] = []
+    files: list[str] = []
+    """Single ones, which lie anywhere."""
     aliases: dict[str, str] = {}
     """Names that a person gave, and the path each stands for."""
     used_s: dict[str, float] = {}
@@ -154,8 +156,11 @@ class FactsCache:
 def _holds(known: Facts, path: Path, stat: os.stat_result) -> bool:
     if known.mtime_ns != stat.st_mtime_ns:
         return False
-    # Of a set only the first file is looked at; what it lacks may have come since.
-    return not known.problem if part_name(path.name) else known.size_bytes == stat.st_size
+    part = part_name(path.name)
+    if part is None:
+        return known.size_bytes == stat.st_size
+    # Of a set only the first file is looked at; what it lacked may have come since, and what it had may be gone.
+    return not known.problem and all(path.with_name(name).exists() for name in part.siblings())
 
 
 def _read(path: Path, size_bytes: int, mtime_ns: int) -> Facts:

@@ -15,6 +15,7 @@ from edgechat.errors import DownloadError
 
 # What a download leaves of the disk to everybody else.
 _SPARE_DISK_BYTES: Final = 64 << 20
+_LEAST_SPARE_BYTES: Final = 4 << 20
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,8 +84,9 @@ def check_room(path: Path, left_bytes: int) -> None:
     while not at.is_dir() and at != at.parent:
         at = at.parent
     free = shutil.disk_usage(at).free
-    if left_bytes + _SPARE_DISK_BYTES > free:
+    spare = min(_SPARE_DISK_BYTES, _LEAST_SPARE_BYTES + left_bytes)
+    if left_bytes + spare > free:
         raise DownloadError(
-            f"{path.name} needs {left_bytes / 1e6:.0f} MB more and {_SPARE_DISK_BYTES / 1e6:.0f} MB to spare, but {at} has "
-            f"{free / 1e6:.0f} MB free; what arrived is kept: make room, and run it again"
+            f"{path.name} needs {left_bytes / 1e6:.1f} MB more and {spare / 1e6:.0f} MB to spare, but {at} has {free / 1e6:.1f} MB free: make "
+            "room, and run it again; it goes on with what is there"
         )

@@ -27,7 +27,7 @@ Exit codes:
   0    fine
   2    usage: an option, a setting or standard input that cannot be used
   3    model file: missing, damaged, or its chat template fails
-  4    runtime: no native bundle, no working backend, or the engine died
+  4    runtime: no native bundle, no working backend, the engine died, or a download failed
   5    does not fit: the model in memory, or the prompt in the context
   6    network: the hub or another server refused, or cannot be reached
   130  interrupted with Ctrl-C

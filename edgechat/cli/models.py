@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgechat.chat.visible import visible
+from edgechat.cli.meter import Meter
 from edgechat.cli.model_info import print_info, size
 
 if TYPE_CHECKING:
-    from edgechat.catalogue.transfer import Progress
+    from edgechat.errors import HubError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -49,17 +51,20 @@ def _print_json(value: object) -> None:
 
 @models.command("list")
 @click.option("--catalogue", is_flag=True, help="What the catalogue has, instead of what is here.")
-@click.option("--all", "with_others", is_flag=True, help="Also files that are no models that can be used.")
+@click.option(
+    "--all", "with_others", is_flag=True, help="Also what only turns pictures or sound into input, and adapters."
+)
 @json_option
 def list_(*, catalogue: bool, with_others: bool, as_json: bool) -> None:
     """List the models on this machine, also those of other programs, each once."""
     from edgechat.catalogue import curated, library
 
     if catalogue:
+        curated.read_own()
         found = list(curated.load().values())
         _print_json(found) if as_json else _print_catalogue(found)
         return
-    entries = [entry for entry in library.scan() if with_others or entry.is_usable]
+    entries = [entry for entry in library.scan() if with_others or entry.facts.kind == "model"]
     if as_json:
         _print_json(entries)
         return
@@ -69,31 +74,31 @@ def list_(*, catalogue: bool, with_others: bool, as_json: bool) -> None:
             err=True,
         )
         return
-    width = min(48, max(len(entry.name) for entry in entries))
-    click.echo(f"{'name':<{width}}  {'quant':<10}{'size':>9}  {'weights':>8}  {'from':<10}  {'used':<12}  state")
+    width = min(36, max(len(entry.name) for entry in entries))
+    click.echo(f"{'name':<{width}} {'quant':<10}{'size':>8}  {'from':<10}{'used':<7}state")
     for entry in entries:
         facts = entry.facts
         state = facts.problem or (facts.kind if facts.kind != "model" else entry.state)
-        click.echo(visible(
-            f"{entry.name:<{width}}  {facts.quant:<10}{size(facts.size_bytes):>9}  {facts.n_params / 1e9:7.2f}B  "
-            f"{entry.source:<10}  {library.ago(entry.used_s):<12}  {state}"
-        ).rstrip())  # fmt: skip
+        words = f"{entry.name:<{width}} {facts.quant:<10}{size(facts.size_bytes):>8}  {entry.source:<10}{library.ago(entry.used_s):<7}"
+        click.echo(visible(f"{words}{state}").rstrip())
         for alias in entry.aliases:
             click.echo(f"  also called {visible(alias)}")
     for part in library.unfinished():
         click.echo(
-            visible(f"not whole yet ({size(part.stat().st_size)}): {part}; pull it again, or remove it by this path")
+            visible(
+                f"not whole yet ({size(library.on_disk_bytes(part))}): {part}; pull it again, or remove it by this path"
+            )
         )
 
 
 def _print_catalogue(found: list[Any]) -> None:
-    click.echo(f"{'id':<30}{'weights':>8}  {'smallest':>9}  {'licence':<12}{'thinks':<8}{'tools':<7}good at")
+    click.echo(f"{'id':<28}{'weights':>7}{'smallest':>9}  {'licence':<11}{'thinks':<7}{'tools':<6}good at")
     for model in found:
         sizes = list(model.sizes().values())
         weights = f"{model.shape.n_params / 1e9:.2f}B" if model.shape.n_params else ""
         click.echo(
-            f"{model.id:<30}{weights:>8}  {size(sizes[0]) if sizes else '':>9}  {model.licence or '?':<12}"
-            f"{model.thinking or '?':<8}{'' if model.tools is None else 'yes' if model.tools else 'no':<7}"
+            f"{model.id:<28}{weights:>7}{size(sizes[0]) if sizes else '':>9}  {(model.licence or '?')[:10]:<11}"
+            f"{model.thinking or '?':<7}{'?' if model.tools is None else 'yes' if model.tools else 'no':<6}"
             f"{', '.join(model.good_at)}".rstrip()
         )
 
@@ -114,9 +119,11 @@ def search(words: tuple[str, ...], *, limit: int, as_json: bool) -> None:
         return
     if not found:
         click.echo("nothing was found", err=True)
+    else:
+        click.echo(f"{'':<50} {'downloads':>9}  licence")
     for repo in found:
         gated = "  gated" if repo.is_gated else ""
-        click.echo(visible(f"{repo.id:<60}{repo.downloads:>10} downloads  {repo.licence}{gated}"))
+        click.echo(visible(f"{repo.id:<50} {repo.downloads:>9}  {repo.licence}{gated}"))
 
 
 @models.command()
@@ -130,9 +137,16 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
     """
     from edgechat.catalogue import library
     from edgechat.catalogue import pull as pulling
+    from edgechat.errors import HubError
 
-    target = pulling.find(model)
-    meter = _Meter(len(target.files))
+    if name:
+        library.check_alias(name)
+    try:
+        target = pulling.find(model)
+    except HubError as error:
+        _say_what_is_here(model, error)
+        return
+    meter = Meter(len(target.files))
     if not as_json:
         what = f" ({size(target.size_bytes)})" if target.size_bytes is not None else ""
         click.echo(visible(f"{target.reference}{what} to {target.files[0].path.parent}"), err=True)
@@ -151,43 +165,20 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
     if as_json:
         _print_json({"reference": target.reference, "path": path, "name": called, "size_bytes": target.size_bytes})
     else:
-        click.echo(visible(f"here now, and called {called}: edgechat -m {called}"))
+        click.echo(visible(f"here now, and called {called}: edgechat -m {shlex.quote(called)}"))
 
 
-class _Meter:
-    """One line of progress on a terminal; nothing elsewhere."""
+def _say_what_is_here(model: str, error: HubError) -> None:
+    """Raises the error, if what cannot be asked for is not here either."""
+    from edgechat.catalogue import library, names
+    from edgechat.errors import ModelFileError
 
-    def __init__(self, n_files: int) -> None:
-        self._n_files = n_files
-        self._is_shown = False
-
-    def show(self, number: int, progress: Progress) -> None:
-        if not sys.stderr.isatty():
-            return
-        self._is_shown = True
-        part = f"{number + 1} of {self._n_files}: " if self._n_files > 1 else ""
-        words = f"{part}{size(progress.done_bytes)}"
-        if progress.total_bytes:
-            words += f" of {size(progress.total_bytes)} ({100 * progress.done_bytes // progress.total_bytes} %)"
-        if progress.state == "downloading":
-            left = "" if progress.left_s is None else f", {_duration(progress.left_s)} left"
-            words += f", {size(int(progress.bytes_per_s))}/s{left}"
-        elif progress.state == "waiting":
-            words = f"{part}another edgechat is getting this file; waiting for it"
-        else:
-            words += ", checking"
-        click.echo(f"\r\x1b[2K{words}", nl=False, err=True)
-
-    def end(self) -> None:
-        if self._is_shown:
-            click.echo("\r\x1b[2K", nl=False, err=True)
-        self._is_shown = False
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:  # noqa: PLR2004
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004
+    try:
+        entry = names.resolve(model, library.scan())
+    except ModelFileError:
+        raise error from None
+    click.echo(f"edgechat: {visible(str(error))}", err=True)
+    click.echo(visible(f"{entry.name} is here already: {entry.path}"))
 
 
 @models.command()
@@ -218,7 +209,9 @@ def add(path: Path, *, name: str | None, as_json: bool) -> None:
         _done({"folder": path}, f"models in {path} are found from now on", as_json=as_json)
         return
     header = read_header(path)
-    library.add_alias(name or path.stem, path.absolute())
+    library.add_file(path)
+    if name:
+        library.add_alias(name, path.absolute())
     called = name or path.stem
     words = f"{path} ({header.architecture}, {header.quant}) is called {called} from now on"
     _done({"path": path, "name": called}, words, as_json=as_json)
@@ -247,7 +240,7 @@ def alias(name: str, model: str | None, *, remove: bool) -> None:
 @json_option
 def remove(model: str, *, yes: bool, as_json: bool) -> None:
     """Delete a model that edgechat got, and say what that frees; of a folder or a name that was added, forget it."""
-    from edgechat.catalogue import library, names, records
+    from edgechat.catalogue import library, names, places, records
     from edgechat.errors import UsageError
 
     if Path(model).is_dir() and library.remove_folder(Path(model)):
@@ -264,6 +257,12 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
         _done({"forgotten": model, "freed_bytes": 0}, f"{model} is forgotten; the file stays", as_json=as_json)
         return
     entry = entry or names.resolve(model, library.scan())
+    if entry.source == places.FILE and library.remove_file(entry.path):
+        _done(
+            {"forgotten": entry.path, "freed_bytes": 0}, f"{entry.path} is forgotten; the file stays", as_json=as_json
+        )
+        return
+    library.check_ours(entry)
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"{entry.path} ({size(entry.facts.size_bytes)}) would be deleted: say --yes")
@@ -291,7 +290,9 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
     """
     from edgechat.catalogue import checking, library, names
 
-    entries = [names.resolve(model, library.scan())] if model else [e for e in library.scan() if e.is_usable]
+    entries = (
+        [names.resolve(model, library.scan())] if model else [e for e in library.scan() if e.facts.kind == "model"]
+    )
     tell = (lambda words: click.echo(f"\r\x1b[2K{visible(words)}", nl=False, err=True)) if sys.stderr.isatty() else None
     results = []
     for entry in entries:

@@ -16,7 +16,7 @@ from edgechat.catalogue import checking, library, places, records
 from edgechat.catalogue.library import Entry, scan
 from edgechat.catalogue.names import find_model, resolve
 from edgechat.errors import CatalogueError, ModelFileError
-from tests.models import write_tiny_llama
+from tests.models import split_tiny, write_tiny_llama
 
 
 @pytest.fixture
@@ -145,8 +145,8 @@ def test_names(user: Path, starter: Path) -> None:
         ("Qwen3.5-4B-Q4_K_M", "Q4_K_M"),
     ):
         assert find_model(name) == quants[quant]
-    with pytest.raises(ModelFileError, match="may be any of"):
-        find_model("qwen3.5-4b")
+    assert find_model("qwen3.5-4b") == quants["Q4_K_M"]
+    assert find_model("smollm2-135m") == starter
     assert find_model("qwen3.5-4b-q8_0@folder") == other
     with pytest.raises(ModelFileError, match=r"models pull qwen3\.5-9b"):
         find_model("qwen3.5-9b")
@@ -188,7 +188,7 @@ def test_hashes_are_remembered_until_the_file_changes(user: Path) -> None:
     [first] = checking.verify(entry)
     assert (first.is_good, first.sha256) == (None, digest(path))
     [entry] = here()
-    assert entry.state == "verified"
+    assert entry.state == "unchanged"
     [second] = checking.verify(entry)
     assert second.is_good is True
     data = bytearray(path.read_bytes())
@@ -217,3 +217,25 @@ def test_damaged_records_are_not_thrown_away(user: Path) -> None:
             work()
     records.used(user)  # a note that cannot be made is not made
     assert file.read_text() == "{"
+
+
+def test_a_single_file_is_known_like_any_other(user: Path) -> None:
+    path = model(user / "somewhere/own.gguf")
+    library.add_file(path)
+    [entry] = here()
+    assert (entry.name, entry.source, find_model("own")) == ("own", places.FILE, path)
+    assert library.remove_file(path)
+    assert not library.remove_file(path)
+    assert here() == []
+    assert path.exists()
+
+
+def test_a_set_that_loses_a_part_is_no_longer_whole(user: Path) -> None:
+    paths.models_dir().mkdir(parents=True)
+    parts = split_tiny(paths.models_dir())
+    (paths.models_dir() / "whole.gguf").unlink()
+    assert [entry.is_usable for entry in here()] == [True]
+    parts[1].unlink()
+    [entry] = here()
+    assert "missing beside it" in entry.facts.problem
+    assert [result.is_good for result in checking.verify(entry)] == [None, False, None]

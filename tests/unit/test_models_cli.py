@@ -120,7 +120,9 @@ def test_files_and_folders_of_ones_own(hub: LocalHub, cli: Cli, tmp_path: Path) 
     kept = cli("models", "remove", "own model", "--yes")
     assert (kept.returncode, "your folder" in kept.stderr) == (2, True)
     assert cli("models", "remove", str(folder)).returncode == 0
+    assert "file stays" in cli("models", "remove", "short").stdout  # it was added by itself, too
     assert "own model" not in cli("models", "list").stdout
+    assert model.exists()
     (folder / "bad.gguf").write_bytes(b"GGUF")
     assert cli("models", "add", str(folder / "bad.gguf")).returncode == 3
     assert cli("models", "add", str(folder / "none.gguf")).returncode == 3
