@@ -113,8 +113,11 @@ def changed_records() -> Iterator[Records]:
 
 def used(path: Path) -> None:
     """This model answers now. A note that cannot be made is not made."""
+    name = str(path.absolute())
+    if not name.isprintable() or not path.is_file():
+        return
     with contextlib.suppress(CatalogueError), changed_records() as records:
-        records.used_s[str(path.absolute())] = time.time()
+        records.used_s[name] = time.time()
 
 
 class FactsCache:
@@ -148,7 +151,7 @@ class FactsCache:
         """Write down what is new, of files that still count. What cannot be written is read again the next time."""
         if self._is_changed:
             kept = {path: facts for path, facts in self._facts.items() if keep(path)}
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UnicodeError):
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 paths.replace_file(self._file, msgspec.json.encode(_Cache(version=_VERSION, facts=kept)))
 
