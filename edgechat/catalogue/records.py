@@ -114,10 +114,10 @@ def changed_records() -> Iterator[Records]:
 def used(path: Path) -> None:
     """This model answers now. A note that cannot be made is not made."""
     name = str(path.absolute())
-    if not name.isprintable() or not path.is_file():
-        return
-    with contextlib.suppress(CatalogueError), changed_records() as records:
-        records.used_s[name] = time.time()
+    with contextlib.suppress(CatalogueError, OSError):
+        if name.isprintable() and path.is_file():
+            with changed_records() as records:
+                records.used_s[name] = time.time()
 
 
 class FactsCache:
