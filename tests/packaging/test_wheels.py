@@ -38,6 +38,11 @@ def test_an_installation_without_network_and_compiler_answers(wheelhouse: Path, 
     found = json.loads(result.stdout)
     assert found["text"]
     assert str(venv) in found["model"]
+    listed = subprocess.run(
+        [str(venv / "bin" / "edgechat"), "models", "list", "--catalogue", "--json"],
+        check=True, env=bare, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert len(json.loads(listed.stdout)) >= 25
     doctor = subprocess.run(
         [str(venv / "bin" / "edgechat"), "doctor", "--json"], check=True, env=bare, capture_output=True, text=True
     )
