@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -70,6 +71,13 @@ def prefix_dir() -> Path:
 def verdicts_file() -> Path:
     """What the self tests of backends found on this machine."""
     return cache_dir() / "backends.json"
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes of the disk on which `path` is, or would be. Raises OSError."""
+    while not path.is_dir() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def read_file(path: Path, most_bytes: int) -> bytes:

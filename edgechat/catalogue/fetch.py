@@ -76,7 +76,7 @@ class Fetch:
     def run(self) -> str:
         """Returns the hash; then the part is whole and still open. Raises as `download`; then it is closed."""
         try:
-            self.check_room()
+            self._check_room()
             self._watch()
             if self._failure is not None:
                 raise self._failure  # noqa: TRY301  (handled like all that goes wrong here)
@@ -116,7 +116,7 @@ class Fetch:
             if self._cancel.is_set() or self._failure is not None:
                 self._stop()
             elif now_s - added_s >= self._patience.grow_s:
-                self.check_room()
+                self._check_room()
                 now_bps = _speed([point for point in history if point[0] >= added_s])
                 is_worth = (
                     now_bps > before_bps * self._patience.grow_by and len(running) < self._patience.max_connections
@@ -141,7 +141,7 @@ class Fetch:
             for connected in self._sockets:
                 web.stop(connected)
 
-    def check_room(self) -> None:
+    def _check_room(self) -> None:
         """Raises DownloadError if the rest would fill the disk."""
         check_room(self._wanted.path, (self._size or 0) - self.part.done_bytes)
 

@@ -212,11 +212,6 @@ def parts_of(path: Path) -> list[Path]:
     return [path.with_name(name) for name in part.siblings()] if part else [path]
 
 
-def files_of(entry: Entry) -> list[Path]:
-    """All files of a model that are there."""
-    return [path for path in parts_of(entry.path) if path.exists()]
-
-
 def unfinished() -> list[Path]:
     """What was begun to be pulled, and is not whole."""
     return sorted(paths.models_dir().rglob("*.part")) if paths.models_dir().is_dir() else []
@@ -269,7 +264,7 @@ def remove(entry: Entry) -> int:
     check_ours(entry)
     freed = 0
     try:
-        for path in files_of(entry):
+        for path in filter(Path.exists, parts_of(entry.path)):
             stat = path.lstat()
             path.unlink()
             freed += stat.st_size if stat.st_nlink == 1 and not path.is_symlink() else 0
@@ -281,7 +276,7 @@ def remove(entry: Entry) -> int:
     with records.changed_records() as changed:
         changed.aliases = {name: path for name, path in changed.aliases.items() if path != str(entry.path)}
         for path in parts_of(entry.path):
-            for table in (changed.used_s, changed.verified, changed.origins):
+            for table in (changed.used_s, changed.verified):
                 table.pop(str(path), None)
     return freed
 

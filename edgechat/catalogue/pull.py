@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from edgechat import paths
-from edgechat.catalogue import curated, hub, library, names, records, web
+from edgechat.catalogue import curated, hub, library, names, web
 from edgechat.catalogue.download import download
 from edgechat.catalogue.hub import Hub, Repo, Variant
 from edgechat.catalogue.safety import safe_path
@@ -147,8 +147,6 @@ def get(
             raise hub.explain(error, target.repo or target.reference) from None
     first = target.files[0].path
     read_header(first)
-    with records.changed_records() as changed:
-        changed.origins[str(first)] = target.reference
     for wanted in target.files:
         if wanted.sha256:
             library.remember_hash(wanted.path, wanted.sha256, wanted.sha256)

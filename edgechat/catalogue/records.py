@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -62,8 +62,6 @@ class Records(msgspec.Struct, kw_only=True):
     used_s: dict[str, float] = {}
     """When it last answered, in seconds since 1970."""
     verified: dict[str, Verified] = {}
-    origins: dict[str, str] = {}
-    """`owner/name:QUANT` of what was pulled."""
 
 
 class _Cache(msgspec.Struct, kw_only=True):
@@ -75,7 +73,6 @@ class _Cache(msgspec.Struct, kw_only=True):
 
 # Another edgechat may understand what this one does not.
 _VERSION: Final = f"1 {__version__}"
-T = TypeVar("T")
 
 
 def _records_file() -> Path:

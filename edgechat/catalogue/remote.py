@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from edgechat.catalogue import web
-from edgechat.catalogue.hub import RemoteFile
+from edgechat.catalogue import hub, web
+from edgechat.catalogue.hub import RemoteFile, Repo
 from edgechat.modelfile.gguf import read_stream
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import join
@@ -20,6 +20,22 @@ _OTHER_ENDS: Final = (64 << 10, 1 << 20, 16 << 20)
 _STEP_BYTES: Final = 16 << 20
 # 14 MB at 240 kB a second.
 _DEADLINE_S: Final = 60.0
+
+
+def look(reference: str) -> tuple[Repo, ModelHeader] | None:
+    """A repository, and the header of the model in it that `owner/repo[:QUANT]` stands for; None if it is not that.
+
+    Asks the hub. Raises CatalogueError, ModelFileError and HubError.
+    """
+    parsed = hub.parse(reference)
+    if parsed is None:
+        return None
+    server = hub.Hub()
+    repo = server.repo(parsed[0])
+    try:
+        return repo, read_header(hub.choose(repo, parsed[1]).files, server.headers())
+    except web.Refused as error:
+        raise hub.explain(error, repo.id) from None
 
 
 def read_header(files: Sequence[RemoteFile], headers: Mapping[str, str]) -> ModelHeader:

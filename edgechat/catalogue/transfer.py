@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from edgechat import paths
 from edgechat.catalogue import web
 from edgechat.errors import DownloadError
 
@@ -80,13 +80,10 @@ def check_cancelled(cancel: threading.Event) -> None:
 
 def check_room(path: Path, left_bytes: int) -> None:
     """Raises DownloadError if so many more bytes would fill the disk on which `path` is to be."""
-    at = path.parent
-    while not at.is_dir() and at != at.parent:
-        at = at.parent
-    free = shutil.disk_usage(at).free
+    free = paths.free_bytes(path.parent)
     spare = min(_SPARE_DISK_BYTES, _LEAST_SPARE_BYTES + left_bytes)
     if left_bytes + spare > free:
         raise DownloadError(
-            f"{path.name} needs {left_bytes / 1e6:.1f} MB more and {spare / 1e6:.0f} MB to spare, but {at} has {free / 1e6:.1f} MB free: make "
+            f"{path.name} needs {left_bytes / 1e6:.1f} MB more and {spare / 1e6:.0f} MB to spare, but {path.parent} has {free / 1e6:.1f} MB free: make "
             "room, and run it again; it goes on with what is there"
         )

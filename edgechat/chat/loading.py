@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,11 +73,8 @@ def _disk_free_bytes(settings: Settings) -> int:
     """Free bytes where prefixes are kept; 0 if none are to be."""
     if not settings.prefix_cache:
         return 0
-    at = paths.prefix_dir()
-    while not at.is_dir() and at != at.parent:
-        at = at.parent
     try:
-        return shutil.disk_usage(at).free
+        return paths.free_bytes(paths.prefix_dir())
     except OSError:
         return 0
 

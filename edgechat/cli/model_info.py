@@ -27,16 +27,16 @@ def print_info(model: str, *, as_json: bool) -> None:
 
     Raises EdgechatError.
     """
-    from edgechat.catalogue import curated, hub, names
+    from edgechat.catalogue import curated, names, remote
     from edgechat.errors import ModelFileError
     from edgechat.modelfile.split import read_header
 
     known = curated.load().get(model.partition(":")[0].lower()) if "/" not in model else None
+    path, found = None, None
     try:
         path = names.find_model(model)
     except ModelFileError:
-        path = None
-        if known is None and hub.parse(model) is None:
+        if known is None and (found := remote.look(model)) is None:
             raise
     if path is not None:
         _print(header_facts(read_header(path)), as_json=as_json)
@@ -46,24 +46,11 @@ def print_info(model: str, *, as_json: bool) -> None:
         facts = {name: value for name, value in msgspec.to_builtins(known).items() if value not in (None, (), {})}
         facts["shape"] = {name: value for name, value in facts.get("shape", {}).items() if value is not None}
         _print(facts | {"here": "no; `edgechat models pull` gets it"}, as_json=as_json)
-    else:
-        _print_remote(model, as_json=as_json)
+    elif found is not None:
+        _print_remote(*found, as_json=as_json)
 
 
-def _print_remote(reference: str, *, as_json: bool) -> None:
-    from edgechat.catalogue import hub, remote, web
-    from edgechat.errors import CatalogueError
-
-    server = hub.Hub()
-    repo_id, quant = hub.parse(reference) or ("", "")
-    repo = server.repo(repo_id)
-    variant = hub.choose(repo, quant)
-    try:
-        header = remote.read_header(variant.files, server.headers())
-    except web.Refused as error:
-        raise hub.explain(error, repo_id) from None
-    if header.n_parts != len(variant.files):
-        raise CatalogueError(f"{reference} has {len(variant.files)} files, but says {header.n_parts}")
+def _print_remote(repo: Repo, header: ModelHeader, *, as_json: bool) -> None:
     facts = {"repository": repo.id, "revision": repo.revision, "licence": repo.licence or "?", "gated": repo.is_gated}
     _print(facts | header_facts(header), as_json=as_json, quants=repo)
 

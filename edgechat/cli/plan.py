@@ -40,17 +40,17 @@ def plan(models: tuple[str, ...], *, budget: str | None, n_ctx: int | None, as_j
     import msgspec
 
     from edgechat import config
+    from edgechat.chat.loading import available_bytes
     from edgechat.hardware.cpu import usable_threads
-    from edgechat.hardware.memory import read_memory
     from edgechat.planner.report import report
 
     settings, _ = config.load()
-    words = budget if budget is not None else settings.budget
-    allowed = config.size_bytes(words) if words else None
-    if words and allowed is None:
-        raise click.BadParameter(config.check("budget", words), param_hint="--budget")
-    # A budget may be another machine's.
-    available = allowed if budget and allowed is not None else min(allowed or 1 << 60, read_memory().available_bytes)
+    if budget:  # it may be another machine's
+        available = config.size_bytes(budget)
+        if available is None:
+            raise click.BadParameter(config.check("budget", budget), param_hint="--budget")
+    else:
+        available = available_bytes(settings)
     wanted, n_threads = n_ctx or settings.n_ctx, usable_threads()
     rows = [report(name, header, available, wanted, n_threads) for name, header in _headers(models)]
     rows.sort(key=lambda row: (not row.fits, -row.memory.weights))
@@ -62,7 +62,7 @@ def plan(models: tuple[str, ...], *, budget: str | None, n_ctx: int | None, as_j
 
 def _headers(names_given: tuple[str, ...]) -> list[tuple[str, ModelHeader]]:
     """Raises EdgechatError for a name that stands for nothing."""
-    from edgechat.catalogue import hub, library, names, remote
+    from edgechat.catalogue import library, names, remote
     from edgechat.errors import ModelFileError
     from edgechat.modelfile.split import read_header
 
@@ -73,12 +73,10 @@ def _headers(names_given: tuple[str, ...]) -> list[tuple[str, ModelHeader]]:
         try:
             found.append((name, read_header(names.find_model(name))))
         except ModelFileError:  # noqa: PERF203  (a few names)
-            parsed = hub.parse(name)
-            if parsed is None or library.looks_like_a_path(name):
+            far = None if library.looks_like_a_path(name) else remote.look(name)
+            if far is None:
                 raise
-            server = hub.Hub()
-            variant = hub.choose(server.repo(parsed[0]), parsed[1])
-            found.append((name, remote.read_header(variant.files, server.headers())))
+            found.append((name, far[1]))
     return found
 
 

@@ -28,12 +28,17 @@ def context_bytes(header: ModelHeader, n_ctx: int, *, n_seqs: int, n_ubatch: int
     kv = sum(
         layer.kv_width * (window_cells if layer.memory == "window" else n_cells) for layer in parts.layers
     )  # fmt: skip
-    n_states = parts.count("state") + parts.count("full and state")
-    return kv * _F16_BYTES + n_states * state_bytes(header) * n_seqs * (1 + n_rs_seq)
+    return kv * _F16_BYTES + states_bytes(header, n_seqs) * (1 + n_rs_seq)
 
 
-def state_bytes(header: ModelHeader) -> int:
-    """Bytes of one layer's state of one sequence: the last inputs of its convolution, and the state itself."""
+def states_bytes(header: ModelHeader, n_seqs: int) -> int:
+    """Bytes of the states of all layers that have one, for so many sequences."""
+    parts = shape(header)
+    return (parts.count("state") + parts.count("full and state")) * _state_bytes(header) * n_seqs
+
+
+def _state_bytes(header: ModelHeader) -> int:
+    """Of one layer and one sequence: the last inputs of its convolution, and the state itself."""
     conv = max(0, header.number("ssm.conv_kernel") - 1)
     inner, size = header.number("ssm.inner_size"), header.number("ssm.state_size")
     n_embd, n_head = header.n_embd, header.number("attention.head_count")

@@ -8,8 +8,7 @@ import msgspec
 
 from edgechat.errors import PlanError
 from edgechat.modelfile.header import ModelHeader
-from edgechat.modelfile.shape import shape
-from edgechat.planner.context import context_bytes, state_bytes
+from edgechat.planner.context import context_bytes, states_bytes
 
 DEFAULT_N_CTX: Final = 8192
 MIN_N_CTX: Final = 512
@@ -107,9 +106,7 @@ def n_seqs_of(header: ModelHeader) -> int:
 def _speculation(header: ModelHeader, left_bytes: int) -> tuple[int, int, int]:
     """How many drafted tokens a state can take back, tokens of other conversations to draft from, and bytes for both."""
     share = max(0, left_bytes) // SPECULATION_SHARE
-    parts = shape(header)
-    n_states = parts.count("state") + parts.count("full and state")
-    state = n_states * state_bytes(header) * (n_seqs_of(header) + 1)
+    state = states_bytes(header, n_seqs_of(header) + 1)
     n_rs_seq = next((n for n in _N_RS_SEQ if n * state <= share), 0) if state else 0
     draft_tokens = min(MAX_DRAFT_TOKENS, (share - n_rs_seq * state) // _INDEX_BYTES)
     return n_rs_seq, draft_tokens, n_rs_seq * state + draft_tokens * _INDEX_BYTES
