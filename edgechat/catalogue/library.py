@@ -147,19 +147,19 @@ def looks_like_a_path(wanted: str) -> bool:
 # What a person does with them
 
 
-def check_alias(name: str) -> None:
-    """Raises CatalogueError if this cannot be a name, or is that of another model."""
+def check_alias(name: str, path: Path | None = None) -> None:
+    """Raises CatalogueError if this cannot be a name, or is that of another model than the one at `path`."""
     if not name or looks_like_a_path(name) or "/" in name or ":" in name or not name.isprintable() or name == STARTER:
         raise CatalogueError(
             f"{name!r} cannot be a name: it would be taken for a path, a repository, or the starter model"
         )
-    if any(name.lower() == entry.name.lower() for entry in scan()):
+    if any(name.lower() == entry.name.lower() and path not in (entry.path, *entry.also_at) for entry in scan()):
         raise CatalogueError(f"another model is called {name!r} already")
 
 
 def add_alias(name: str, entry_path: Path) -> None:
     """Let a name stand for a file. Raises CatalogueError if it cannot be one."""
-    check_alias(name)
+    check_alias(name, entry_path)
     with records.changed_records() as changed:
         changed.aliases[name] = str(entry_path)
 

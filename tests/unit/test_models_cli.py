@@ -113,6 +113,9 @@ def test_files_and_folders_of_ones_own(hub: LocalHub, cli: Cli, tmp_path: Path) 
     assert "own model" in cli("models", "list").stdout
     assert cli("models", "add", str(model), "--name", "short").returncode == 0
     assert str(model) in cli("models", "info", "short").stdout
+    assert (
+        cli("models", "add", str(model), "--name", "own model").returncode == 0
+    )  # it is called so already, and may be
     assert cli("models", "alias", "shorter", "short").returncode == 0
     assert cli("models", "alias", "shorter", "--remove").returncode == 0
     assert cli("models", "alias", "x").returncode == 2
