@@ -16,6 +16,10 @@ from edgechat import paths
 ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
 
 
+AUTO: Final = "auto"
+"""The setting `model` that leaves the choice to us."""
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn. The defaults are llama.cpp's, but for the penalties, which are off."""
 
@@ -39,8 +43,10 @@ GREEDY: Final = Sampling(temperature=0.0)
 class Settings(Sampling, frozen=True, kw_only=True):
     """Every setting with its default; the file and the environment use the same names."""
 
-    model: str = "starter"
-    """A model's name, or the path of a .gguf file."""
+    model: str = "auto"
+    """A model's name, or the path of a .gguf file; `auto`: the best one here that fits and is fast enough."""
+    min_speed: float = 5.0
+    """Wished tokens a second of a model that is chosen for you; 0 wishes nothing."""
     n_ctx: int | None = None
     """Context in tokens; absent: as much as fits, up to 8192."""
     budget: str | None = None
@@ -70,7 +76,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
 
 # Inclusive bounds. Beyond them llama.cpp would fail, or worse, not fail.
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
-    "n_ctx": (16, 1 << 24), "n_threads": (1, 512), "max_tokens": (1, 1 << 24), "temperature": (0.0, 10.0),
+    "n_ctx": (16, 1 << 24), "min_speed": (0.0, 1e6), "n_threads": (1, 512), "max_tokens": (1, 1 << 24), "temperature": (0.0, 10.0),
     "top_k": (0, 1 << 20), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repeat_penalty": (0.1, 10.0),
     "seed": (0, (1 << 32) - 1),
 }  # fmt: skip

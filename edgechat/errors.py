@@ -68,6 +68,11 @@ class EngineError(EdgechatError):
 class EngineDiedError(EngineError):
     """The engine process is gone; the message names the signal or exit code and the last log lines."""
 
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        """What it ended with, a signal as a negative number; None if it was never there, or is not known."""
+
 
 class StoreError(EdgechatError):
     """Conversations cannot be read or written: no space, a locked or read-only database, an unknown id."""

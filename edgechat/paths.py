@@ -73,6 +73,21 @@ def verdicts_file() -> Path:
     return cache_dir() / "backends.json"
 
 
+def speeds_file() -> Path:
+    """How fast backends were found to be on this machine."""
+    return cache_dir() / "speeds.json"
+
+
+def memory_file() -> Path:
+    """What models were found to take on this machine."""
+    return cache_dir() / "memory.json"
+
+
+def running_dir() -> Path:
+    """What programs of ours that run now have loaded, a file each."""
+    return cache_dir() / "running"
+
+
 def free_bytes(path: Path) -> int:
     """Free bytes of the disk on which `path` is, or would be. Raises OSError."""
     while not path.is_dir() and path != path.parent:

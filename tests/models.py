@@ -11,6 +11,10 @@ from typing import Any, Literal
 import gguf
 import numpy as np
 
+from edgechat.planner.plan import given_plan
+from edgechat.runtime.context import Context
+from edgechat.runtime.model import Model
+
 N_EMBD = 64
 N_HEAD = 4
 N_FF = 128
@@ -26,6 +30,11 @@ Kind = Literal["llama", "moe", "sliding", "mamba", "hybrid", "hybrid sliding"]
 KINDS: tuple[Kind, ...] = ("llama", "moe", "sliding", "mamba", "hybrid", "hybrid sliding")
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
 CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+
+
+def a_context(model: Model, **given: Any) -> Context:
+    """A context of one sequence, unless `given` says otherwise: fields of a plan or of its options."""
+    return Context(model, given_plan(str(model.path), **{"n_seqs": 1, **given}))
 
 
 def write_tiny_llama(

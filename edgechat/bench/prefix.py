@@ -18,6 +18,7 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
+from edgechat.planner.plan import given_plan
 from edgechat.runtime.bundle import find_bundle
 
 N_BATCH: Final = 512
@@ -169,11 +170,12 @@ class _Ours:
     def _open(self) -> None:
         self._engine = EngineClient()
         work = self._workload
-        self.backend = self._engine.load(protocol.Load(
-            id=self._engine.next_id(), path=work.model, n_threads=work.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
-            n_ctx=_n_ctx(work), n_seqs=4, prefix_ram_bytes=_PREFIX_BYTES, prefix_disk_bytes=_PREFIX_BYTES,
-            prefix_dir=str(self._scratch), speculation=False,
-        )).backend  # fmt: skip
+        plan = given_plan(
+            work.model, n_threads=work.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH, n_ctx=_n_ctx(work), n_seqs=4,
+            prefix_ram_bytes=_PREFIX_BYTES, prefix_disk_bytes=_PREFIX_BYTES, speculation=False,
+        )  # fmt: skip
+        request = protocol.Load(id=self._engine.next_id(), plan=plan, prefix_dir=str(self._scratch))
+        self.backend = self._engine.load(request).backend
 
     def go_on(self, name: str, prompts: dict[str, list[list[int]]]) -> _Taken:
         *before, measured = prompts[name]

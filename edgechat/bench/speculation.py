@@ -22,6 +22,7 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
+from edgechat.planner.plan import given_plan
 from edgechat.runtime.bindings import load_edgechat
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.suffix import SuffixIndex
@@ -223,10 +224,10 @@ class _Ours:
     def __init__(self, options: Options) -> None:
         self._engine = EngineClient()
         self._renderer = Renderer()
-        self._loaded = self._engine.load(protocol.Load(
-            id=self._engine.next_id(), path=options.model, n_threads=options.n_threads, n_batch=N_BATCH,
-            n_ubatch=N_BATCH, n_ctx=N_CTX, n_rs_seq=7,
-        ))  # fmt: skip
+        plan = given_plan(
+            options.model, n_threads=options.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH, n_ctx=N_CTX, n_rs_seq=7
+        )
+        self._loaded = self._engine.load(protocol.Load(id=self._engine.next_id(), plan=plan))
         self.backend = self._loaded.backend
 
     def prompted(self, workloads: Workloads) -> list[Prompted]:

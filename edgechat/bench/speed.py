@@ -19,6 +19,7 @@ from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
 from edgechat.hardware.cpu import usable_threads
 from edgechat.modelfile.split import read_header
+from edgechat.planner.plan import given_plan
 from edgechat.runtime.bundle import find_bundle
 
 N_BATCH: Final = 512
@@ -97,11 +98,11 @@ def workload_for(model: Path, n_threads: int | None, **sizes: int) -> Workload:
 
 
 def _load(engine: EngineClient, workload: Workload) -> str:
-    request = protocol.Load(
-        id=engine.next_id(), path=workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
+    plan = given_plan(
+        workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
         n_ctx=workload.n_depth + workload.n_prompt + workload.n_gen + 1, speculation=False,
     )  # fmt: skip
-    return engine.load(request).backend
+    return engine.load(protocol.Load(id=engine.next_id(), plan=plan)).backend
 
 
 def _measure(engine: EngineClient, workload: Workload) -> Sample:

@@ -52,6 +52,14 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     n_vocab: int | None = None
     n_experts: int | None = None
     n_experts_used: int | None = None
+    window: int | None = None
+    """Tokens that layers with a window see."""
+    window_period: int | None = None
+    """Every so many-th layer sees everything, the others the window."""
+    n_attention_layers: int | None = None
+    """Layers with keys and values, where the others have a state."""
+    n_shared_kv_layers: int | None = None
+    """Last layers that use what others remember."""
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +82,10 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     attention: str | None = None
     quality: str | None = None
     """What was measured of it, by whom; good for order, not for decimals."""
+    aa_index: float | None = None
+    """Artificial Analysis Intelligence Index."""
+    mmlu_pro: float | None = None
+    """Per cent."""
     notes: str | None = None
     shape: Shape = Shape()
     figures_from: str | None = None
@@ -90,6 +102,26 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             quant: file.bytes for source in reversed(self.source) for quant, file in source.quants.items() if file.bytes
         }
         return dict(sorted(known.items(), key=lambda item: item[1]))
+
+
+def find(repo: str, *names: str) -> Model | None:
+    """The model that a file is of, by its repository or by its names; of several that match, the one with the longest id.
+
+    Only a guess: a fine-tune is taken for what it was made from.
+    """
+    models = load()
+    for model in models.values():
+        if repo and repo in model.repos:
+            return model
+    texts = [_plain(name) for name in names]
+    found = [
+        m for m in models.values() if any(_plain(m.id) in text or (text and text == _plain(m.name)) for text in texts)
+    ]
+    return max(found, key=lambda m: len(m.id), default=None)
+
+
+def _plain(text: str) -> str:
+    return re.sub("[^a-z0-9]", "", text.lower())
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

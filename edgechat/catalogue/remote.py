@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from edgechat.catalogue import hub, web
@@ -22,10 +23,11 @@ _STEP_BYTES: Final = 16 << 20
 _DEADLINE_S: Final = 60.0
 
 
-def look(reference: str) -> tuple[Repo, ModelHeader] | None:
+def look(reference: str, keep: Path | None = None) -> tuple[Repo, ModelHeader] | None:
     """A repository, and the header of the model in it that `owner/repo[:QUANT]` stands for; None if it is not that.
 
-    Asks the hub. Raises CatalogueError, ModelFileError and HubError.
+    Asks the hub. In the directory `keep` files are left that begin as those afar, and are as long: llama.cpp reads
+    sizes from them. Raises CatalogueError, ModelFileError and HubError.
     """
     parsed = hub.parse(reference)
     if parsed is None:
@@ -33,22 +35,34 @@ def look(reference: str) -> tuple[Repo, ModelHeader] | None:
     server = hub.Hub()
     repo = server.repo(parsed[0])
     try:
-        return repo, read_header(hub.choose(repo, parsed[1]).files, server.headers())
+        return repo, read_header(hub.choose(repo, parsed[1]).files, server.headers(), keep)
     except web.Refused as error:
         raise hub.explain(error, repo.id) from None
 
 
-def read_header(files: Sequence[RemoteFile], headers: Mapping[str, str]) -> ModelHeader:
-    """The checked header of a model. Raises ModelFileError and HubError."""
+def read_header(files: Sequence[RemoteFile], headers: Mapping[str, str], keep: Path | None = None) -> ModelHeader:
+    """The checked header of a model; with `keep`, its path is in there. Raises ModelFileError, HubError and OSError."""
     return join([
-        _read(file, headers, _OTHER_ENDS if number else _FIRST_ENDS) for number, file in enumerate(files)
+        _read(file, headers, _OTHER_ENDS if number else _FIRST_ENDS, keep) for number, file in enumerate(files)
     ])  # fmt: skip
 
 
-def _read(file: RemoteFile, headers: Mapping[str, str], ends: Sequence[int]) -> ModelHeader:
+def _read(file: RemoteFile, headers: Mapping[str, str], ends: Sequence[int], keep: Path | None) -> ModelHeader:
     reader = _Reader(file, headers, ends)
     try:
-        return read_stream(file.path, reader.read, file.size_bytes)
+        if keep is None:
+            return read_stream(file.path, reader.read, file.size_bytes)
+        path = keep / PurePosixPath(file.path).name
+        with path.open("wb") as copy:
+
+            def read(count: int) -> bytes:
+                data = reader.read(count)
+                copy.write(data)
+                return data
+
+            header = read_stream(str(path), read, file.size_bytes)
+            copy.truncate(file.size_bytes)  # sparse: nothing of the weights is on the disk
+            return header
     finally:
         reader.close()
 

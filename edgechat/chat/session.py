@@ -14,7 +14,7 @@ from edgechat.chat import events, titles
 from edgechat.chat.attachments import attach
 from edgechat.chat.idle import IdleTime
 from edgechat.chat.kept import KeptConversation
-from edgechat.chat.loading import Listener, load, warnings
+from edgechat.chat.loading import Listener, load, unload, warnings
 from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_answer, new_id, now_ms
 from edgechat.chat.prompting import BuiltPrompt, Manner, PromptBuilder
 from edgechat.chat.renderer import Renderer
@@ -92,8 +92,9 @@ class Session:
         """Read the conversation, check the model file, plan, and load it. Raises EdgechatError."""
         if not len(self.tree) and self.conversation.head_id is not None:
             self._kept.read()
-        self.plan, loaded = load(self.engine, self.model_path, self.settings, listen, self._renderer.start)
-        self.warnings += warnings(self.settings, self.model_path, loaded)
+        unload(self.engine, self.plan)
+        self.plan, loaded, said = load(self.engine, self.model_path, self.settings, listen, self._renderer.start)
+        self.warnings += said + warnings(self.settings, self.model_path, loaded)
         self._builder = PromptBuilder(self.engine, self._renderer, loaded, self.store.attachment)
         return loaded
 
@@ -168,7 +169,7 @@ class Session:
         yield from self._answer([message], self._new_answers(message.id, n_answers), files=files)
 
     def _new_answers(self, asked_id: str, n_answers: int) -> list[Message]:
-        most = self.plan.n_seqs if self.plan is not None else 1
+        most = self.plan.options.n_seqs if self.plan is not None else 1
         if not 1 <= n_answers <= most:
             raise UsageError(f"{n_answers} answers side by side are not possible: 1 to {most} are, with this model")
         return [new_answer(asked_id, self.model_path.name) for _ in range(n_answers)]
@@ -345,6 +346,7 @@ class Session:
 
         An answer that another thread is hearing ends with EngineDiedError there.
         """
+        unload(self.engine, self.plan)
         self.engine.close()
         self._renderer.close()
         self._idle.wait(_LAST_WORD_S)

@@ -33,6 +33,8 @@ def _hidden(name: str, arguments: list[str]) -> int:
         from edgechat.engine.host import main as child
     elif name == "_selftest":
         from edgechat.runtime.selftest import main as child
+    elif name == "_speeds":
+        from edgechat.runtime.speeds import main as child
     else:
         from edgechat.chat.template import main as child
     return child(arguments)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgechat.cli.models import complete_model
+from edgechat.config import AUTO
 from edgechat.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def session_maker(
     if persona is not None:
         given = _persona(persona) | given
     continues = bool(go_on or conversation_id)
-    if not continues:
+    if not continues and str(given.get("model", settings.model)) != AUTO:
         find_model(str(given.get("model", settings.model)))  # a wrong name is said before anything is painted
 
     def make() -> Session:
@@ -106,13 +107,25 @@ def session_maker(
         if conversation.model:
             values["model"] = conversation.model
         values |= given
+        values["model"], path = _model(values)
         conversation = msgspec.structs.replace(conversation, model=str(values["model"]))
-        path = _used(find_model(conversation.model), is_noted=not ephemeral)
-        session = Session(store, config.Settings(**values), path, conversation)
+        session = Session(store, config.Settings(**values), _used(path, is_noted=not ephemeral), conversation)
         session.warnings += store.notes
         return session
 
     return make, problems
+
+
+def _model(values: dict[str, Any]) -> tuple[str, Path]:
+    """Name and file of the model that was asked for, or is the best here. Raises EdgechatError."""
+    from edgechat import config
+    from edgechat.catalogue.names import find_model
+
+    if values["model"] == AUTO:
+        from edgechat.chat.choosing import choose_local
+
+        return choose_local(config.Settings(**values))
+    return str(values["model"]), find_model(str(values["model"]))
 
 
 def _used(path: Path, *, is_noted: bool) -> Path:

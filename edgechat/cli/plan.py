@@ -1,8 +1,12 @@
-"""`edgechat plan`: what models take of this machine's memory, before they are loaded or even here."""
+"""`edgechat plan`: what models take of this machine's memory, how fast and how good they are, and which one to take."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -11,97 +15,262 @@ from edgechat.cli.model_info import size
 from edgechat.cli.models import complete_model
 
 if TYPE_CHECKING:
-    from edgechat.modelfile.header import ModelHeader
-    from edgechat.planner.plan import MemoryEstimate
+    from collections.abc import Callable
+
+    from edgechat.config import Settings
+    from edgechat.engine.client import EngineClient
+    from edgechat.planner.choice import Candidate, Rated
+    from edgechat.planner.memory import LoadOptions, MemoryEstimate
+    from edgechat.planner.plan import Machine
     from edgechat.planner.report import Row
+    from edgechat.planner.speed import KernelSpeeds
 
 _BAR: Final = 24
-# Of a bar: what each part of the memory is drawn with.
+# What a row takes beside its name.
+_COLUMNS: Final = 60
+# Of a bar: what each part of the memory is drawn with, and what it is called.
 _PARTS: Final = (
-    ("weights", "#"),
-    ("repacked", "+"),
-    ("kv_cache", "k"),
-    ("compute", "c"),
-    ("speculation", "s"),
-    ("process", "p"),
+    ("weights", "#", "weights"),
+    ("repacked", "+", "their copies for faster kernels"),
+    ("kv_cache", "k", "keys and values"),
+    ("compute", "c", "computing"),
+    ("output", "c", "logits"),
+    ("vocabulary", "p", "vocabulary and graphs"),
+    ("speculation", "s", "drafts"),
+    ("process", "p", "the programs"),
+    ("learned", "p", "seen here beyond that"),
 )
+# Up to so many models, llama.cpp itself is asked for their sizes.
+_MOST_EXACT: Final = 8
 
 
 @click.command()
 @click.argument("models", nargs=-1, shell_complete=complete_model)
+@click.option("--all", "with_catalogue", is_flag=True, help="The whole catalogue, what is not here too; no network.")
+@click.option("--quants", "with_quants", is_flag=True, help="Also what the named models would be in other quants.")
 @click.option("--budget", metavar="SIZE", help="Memory that may be used, such as 4GB, instead of what is available.")
 @click.option("--ctx", "n_ctx", type=click.IntRange(16, 1 << 24), metavar="N", help="Context in tokens.")
+@click.option("--min-speed", type=click.FloatRange(0, 1e6), metavar="T", help="Wished tokens a second; 0 for any.")
+@click.option("--explain", is_flag=True, help="Say of the chosen one what takes memory, and why all is as it is.")
+@click.option(
+    "--measure/--no-measure", default=True, help="Measure how fast this machine is, once, where that is not known yet."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(models: tuple[str, ...], *, budget: str | None, n_ctx: int | None, as_json: bool) -> None:
-    """Say what models would take of memory, and whether they fit: all that are here, or those that are named.
+def plan(models: tuple[str, ...], *, explain: bool, as_json: bool, **options: Any) -> None:
+    """Say what models would take of memory, how fast and how good they would be, and which one to take.
 
-    `owner/repo[:QUANT]` is looked at on the hub, without its weights. With --budget, also for another machine.
+    Of all that are here, or those that are named; `owner/repo[:QUANT]` is looked at on the hub, without its weights.
+    With --budget, also for another machine's memory.
     """
     import msgspec
 
+    from edgechat.engine.client import EngineClient
+
+    engine = EngineClient()
+    with tempfile.TemporaryDirectory(prefix="edgechat-") as scratch:
+        try:
+            rated, chosen, about = _rate(engine, models, Path(scratch), **options)
+        finally:
+            engine.close()
+    from edgechat.planner.report import row
+
+    rows = sorted((row(each, chosen) for each in rated), key=_order)
+    if as_json:
+        click.echo(msgspec.json.encode(about | {"models": rows}).decode())
+        return
+    shown = rows if models else _best_of_each(rows)
+    _print(shown, about["available_bytes"])
+    if explain and chosen is not None:
+        _explain(row(chosen, chosen))
+
+
+def _rate(
+    engine: EngineClient,
+    models: tuple[str, ...],
+    scratch: Path,
+    *,
+    with_catalogue: bool,
+    with_quants: bool,
+    budget: str | None,
+    n_ctx: int | None,
+    min_speed: float | None,
+    measure: bool,
+) -> tuple[list[Rated], Rated | None, dict[str, Any]]:
+    """All candidates, the chosen one, and what they were measured against. Raises EdgechatError."""
     from edgechat import config
-    from edgechat.chat.loading import available_bytes
-    from edgechat.hardware.cpu import usable_threads
-    from edgechat.planner.report import report
+    from edgechat.chat import choosing
+    from edgechat.planner.choice import choose, rate
 
     settings, _ = config.load()
-    if budget:  # it may be another machine's
-        available = config.size_bytes(budget)
-        if available is None:
-            raise click.BadParameter(config.check("budget", budget), param_hint="--budget")
-    else:
-        available = available_bytes(settings)
-    wanted, n_threads = n_ctx or settings.n_ctx, usable_threads()
-    rows = [report(name, header, available, wanted, n_threads) for name, header in _headers(models)]
-    rows.sort(key=lambda row: (not row.fits, -row.memory.weights))
-    if as_json:
-        click.echo(msgspec.json.encode({"available_bytes": available, "models": rows}).decode())
-    else:
-        _print(rows, available)
+    machine = _machine(settings, budget)
+    candidates = _named(engine, models, scratch, with_quants=with_quants) if models else choosing.local_candidates()
+    if with_catalogue:
+        candidates += choosing.catalogue_candidates()
+    speeds = _speeds(engine, measure=measure)
+    exact = _exact(engine) if models or len(candidates) <= _MOST_EXACT else (lambda candidate: None)
+    wished = settings.min_speed if min_speed is None else min_speed
+    rated = [
+        rate(c, machine, speeds=speeds, n_ctx=n_ctx or settings.n_ctx, min_tps=wished, exact=exact) for c in candidates
+    ]
+    chosen = choose(rated, unasked=not models)
+    about = {
+        "available_bytes": machine.available_bytes, "backend": speeds.backend if speeds else None,
+        "choice": f"{chosen.candidate.name}" if chosen else None,
+    }  # fmt: skip
+    return rated, chosen, about
 
 
-def _headers(names_given: tuple[str, ...]) -> list[tuple[str, ModelHeader]]:
+def _machine(settings: Settings, budget: str | None) -> Machine:
+    import msgspec
+
+    from edgechat import config
+    from edgechat.chat.machine import machine
+
+    here = machine(settings)
+    if not budget:
+        return here
+    available = config.size_bytes(budget)  # it may be another machine's
+    if available is None:
+        raise click.BadParameter(config.check("budget", budget), param_hint="--budget")
+    return msgspec.structs.replace(here, available_bytes=available)
+
+
+def _speeds(engine: EngineClient, *, measure: bool) -> KernelSpeeds | None:
+    from edgechat.chat.machine import measured_speeds
+    from edgechat.engine import protocol
+    from edgechat.errors import EdgechatError
+
+    found = measured_speeds()
+    if found is not None or not measure:
+        return found
+
+    def listen(event: protocol.AnyEvent) -> None:
+        if isinstance(event, protocol.BackendTesting) and sys.stderr.isatty():
+            click.echo(f"\r\x1b[2K{event.words} ...", nl=False, err=True)
+
+    try:
+        return engine.devices(measure=True, listen=listen).speeds
+    except EdgechatError as error:  # what models take can be said all the same
+        click.echo(f"edgechat: speeds are not known: {visible(str(error))}", err=True)
+        return None
+    finally:
+        if sys.stderr.isatty():
+            click.echo("\r\x1b[2K", nl=False, err=True)
+
+
+def _named(engine: EngineClient, names_given: tuple[str, ...], scratch: Path, *, with_quants: bool) -> list[Candidate]:
     """Raises EdgechatError for a name that stands for nothing."""
+    import msgspec
+
     from edgechat.catalogue import library, names, remote
+    from edgechat.chat.choosing import candidate
     from edgechat.errors import ModelFileError
     from edgechat.modelfile.split import read_header
+    from edgechat.planner import ladder
 
-    if not names_given:
-        return [(entry.name, read_header(entry.path)) for entry in library.scan() if entry.is_usable]
-    found = []
+    found: list[Candidate] = []
     for name in names_given:
+        is_here, repo = True, ""
         try:
-            found.append((name, read_header(names.find_model(name))))
-        except ModelFileError:  # noqa: PERF203  (a few names)
-            far = None if library.looks_like_a_path(name) else remote.look(name)
+            header = read_header(names.find_model(name))
+        except ModelFileError:
+            far = None if library.looks_like_a_path(name) else remote.look(name, _folder(scratch, len(found)))
             if far is None:
                 raise
-            found.append((name, far[1]))
+            is_here, repo, header = False, far[0].id, far[1]
+        found.append(candidate(name, header, repo=repo, is_here=is_here))
+        for quant in ladder.PRESETS if with_quants else ():
+            types = engine.quant_types(ladder.describe(header), ladder.preset_number(quant))
+            if types and quant != header.quant:
+                other = ladder.requantised(header, quant, types)
+                other = msgspec.structs.replace(other, path=f"{name} in {quant}")
+                found.append(candidate(other.path, other, repo=repo, is_here=False))
     return found
+
+
+def _folder(scratch: Path, number: int) -> Path:
+    folder = scratch / str(number)
+    folder.mkdir()
+    return folder
+
+
+def _exact(engine: EngineClient) -> Callable[[Candidate], Callable[[LoadOptions], MemoryEstimate] | None]:
+    from edgechat.chat import learned
+    from edgechat.chat.loading import exactly
+
+    def ask(candidate: Candidate) -> Callable[[LoadOptions], MemoryEstimate] | None:
+        path = candidate.header.path
+        if not Path(path).exists():  # what it would be in another quant is nowhere
+            return None
+        return exactly(engine, candidate.header, learned.extra_bytes(path))
+
+    return ask
+
+
+def _order(row: Row) -> tuple[bool, bool, float]:
+    return (not row.is_chosen, not row.fits, -(row.quality if row.quality is not None else -1e9))
+
+
+def _best_of_each(rows: list[Row]) -> list[Row]:
+    """The best quant of each model of the catalogue; the rows are sorted."""
+    seen: set[str] = set()
+    kept = []
+    for row in rows:
+        model = row.name.partition(":")[0] if not row.is_here else row.name
+        if model not in seen:
+            seen.add(model)
+            kept.append(row)
+    return kept
 
 
 def _print(rows: list[Row], available: int) -> None:
     click.echo(f"{size(available)} of memory may be used")
     if not rows:
-        click.echo("no models here; name one, as in `edgechat plan owner/repo:Q4_K_M`")
+        click.echo("no models here; name one, as in `edgechat plan owner/repo:Q4_K_M`, or see --all")
         return
-    width = min(34, max(len(row.name) for row in rows))
-    click.echo(f"{'':<{width}}  {'quant':<9}{'memory':>9}{'context':>9}  {'of what may be used':<{_BAR}}")
+    width = min(max(len(row.name) for row in rows), max(12, shutil.get_terminal_size().columns - _COLUMNS))
+    click.echo(
+        f"  {'':<{width}}  {'quant':<9}{'memory':>9}{'context':>8}{'tok/s':>7}{'1k in':>7}{'quality':>9}{'loss':>6}"
+    )
     for row in rows:
-        bar = _bar(row.memory, available)
-        click.echo(
-            visible(f"{row.name:<{width}}  {row.quant:<9}{size(row.total_bytes):>9}{row.n_ctx:>9}  {bar:<{_BAR}}")
-        )
-        click.echo(visible(f"{'':<{width}}  {row.verdict}"))
+        mark = "*" if row.is_chosen else " "
+        memory = ("" if row.size_is_known else "~") + size(row.total_bytes)
+        quality = "?" if row.quality is None else f"{max(0.0, row.quality):.1f}{'' if row.quality_is_measured else '?'}"
+        loss = "?" if row.quality_loss is None else f"{row.quality_loss:.1f}"
+        name = row.name if len(row.name) <= width else row.name[: width - 1] + "…"
+        click.echo(visible(
+            f"{mark} {name:<{width}}  {row.quant:<9}{memory:>9}{row.n_ctx or '':>8}"
+            f"{_number(row.decode_tps):>7}{_number(row.ttft_1000_s, ' s'):>7}{quality:>9}{loss:>6}"
+        ))  # fmt: skip
+        click.echo(visible(f"  {_bar(row.memory, available):<{_BAR}}  {row.verdict}"))
+    click.echo("* what would be chosen   ? estimated   ~ computed, not known")
     click.echo("# weights  + their copies for faster kernels  k keys and values  c computing  s drafts  p programs")
+
+
+def _number(value: float | None, unit: str = "") -> str:
+    if value is None:
+        return "?"
+    return f"{value:.0f}{unit}" if value >= 10 else f"{value:.1f}{unit}"  # noqa: PLR2004  (two digits)
 
 
 def _bar(memory: MemoryEstimate, available: int) -> str:
     """One character for each part of the budget that is used, a > where it is too small."""
     bar, done = "", 0
-    for name, sign in _PARTS:
+    for name, sign, _ in _PARTS:
         done += int(getattr(memory, name))
         bar += sign * (round(_BAR * done / max(1, available)) - len(bar))
         if len(bar) >= _BAR:
             return bar[: _BAR - 1] + (">" if memory.total > available else bar[_BAR - 1])
     return bar
+
+
+def _explain(row: Row) -> None:
+    click.echo(visible(f"\n{row.name}: {row.verdict}"))
+    for name, _, words in _PARTS:
+        count = getattr(row.memory, name)
+        if count:
+            click.echo(f"  {words:<32}{size(count):>10}")
+    click.echo(f"  {'together':<32}{size(row.total_bytes):>10}{'' if row.memory.is_exact else '  (by formulas)'}")
+    for field, reason in row.reasons.items():
+        value = "" if row.plan is None or field not in row.plan else f" = {row.plan[field]}"
+        click.echo(visible(f"  {field}{value}: {reason}"))

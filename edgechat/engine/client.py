@@ -21,6 +21,7 @@ from edgechat.engine import protocol
 from edgechat.engine.pipe import spawn
 from edgechat.errors import EdgechatError, EngineDiedError, by_name
 from edgechat.hardware.cpu import read_cpu
+from edgechat.planner.ladder import QuantModel
 from edgechat.runtime import logs, verdicts
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.probe import ABORTS, CRASHES, death
@@ -28,6 +29,8 @@ from edgechat.runtime.probe import ABORTS, CRASHES, death
 # In real use an abort is llama.cpp refusing a model, which is no fault of the backend.
 _CRASHES: Final = CRASHES - ABORTS
 _EXIT_S: Final = 2.0
+KILLED: Final = getattr(signal, "SIGKILL", 9)
+"""The signal that a process ends by when the system runs out of memory."""
 
 T = TypeVar("T", bound=protocol.Event)
 Listener = Callable[[protocol.AnyEvent], None]
@@ -87,7 +90,7 @@ class _Process:
             self.child.kill()
             code = self.child.wait()
         with self._lock:
-            self.died = EngineDiedError(self._obituary(code))
+            self.died = EngineDiedError(self._obituary(code), code)
             waiting, self._waiting = list(self._waiting.values()), {}
         for events in waiting:
             events.put(self.died)
@@ -98,7 +101,7 @@ class _Process:
 
     def _obituary(self, code: int) -> str:
         words = f"the engine process died by {death(code)}"
-        if code == -getattr(signal, "SIGKILL", 9):
+        if code == -KILLED:
             words += ": something killed it, often the system when memory runs out"
         lines = logs.last_lines(paths.log_file(), self._log_start)
         if lines:
@@ -154,13 +157,13 @@ class EngineClient:
         """Load a model; `listen` gets the events on the way.
 
         An engine that dies on it is started once more (its backend may be to blame, and another one takes
-        its place). Raises what the engine reports, or EngineDiedError.
+        its place), unless it was killed. Raises what the engine reports, or EngineDiedError.
         """
         self._load = None
         try:
             loaded = self._load_once(request, listen)
-        except EngineDiedError:
-            if self._closed:
+        except EngineDiedError as error:
+            if self._closed or error.code == -KILLED:
                 raise
             loaded = self._load_once(msgspec.structs.replace(request, id=self.next_id()), listen)
         self._load = request
@@ -179,6 +182,22 @@ class EngineClient:
         """
         self.revive()
         yield from self._events(request)
+
+    def probe(self, request: protocol.Probe, listen: Listener = lambda event: None) -> protocol.Probed:
+        """How large llama.cpp's buffers would be. Raises what the engine reports, or EngineDiedError."""
+        self.start()
+        return self._final(request, protocol.Probed, listen)
+
+    def devices(self, *, measure: bool, listen: Listener = lambda event: None) -> protocol.DevicesFound:
+        """What there is to compute with; with `measure` how fast it is, which takes seconds the first time."""
+        self.start()
+        return self._final(protocol.Devices(id=self.next_id(), measure=measure), protocol.DevicesFound, listen)
+
+    def quant_types(self, model: QuantModel, preset: int) -> list[int]:
+        """Ggml's numbers of the types that tensors would have; empty if llama.cpp has no rules for such a model."""
+        self.start()
+        request = protocol.QuantTypes(id=self.next_id(), model=model, preset=preset)
+        return self._final(request, protocol.QuantTypesFound).types
 
     def tokenize(self, text: str, guard: str = "") -> list[int]:
         """Tokens of a rendered prompt."""

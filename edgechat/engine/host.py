@@ -20,11 +20,12 @@ from edgechat.engine.identity import open_disk
 from edgechat.engine.pipe import Channel, inherited
 from edgechat.engine.prompts import tokenize_prompt
 from edgechat.engine.speculation import Speculation
+from edgechat.engine.survey import Survey
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.hardware.memory import peak_rss_bytes
 from edgechat.prefix.cache import PrefixCache
 from edgechat.prefix.disk import Disk
-from edgechat.runtime import bindings, probe
+from edgechat.runtime import bindings
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.context import Context
 from edgechat.runtime.layout import memory_breakdown
@@ -67,7 +68,7 @@ class Host:
         self._cache: PrefixCache | None = None
         self._disk: Disk | None = None
         self._speculation: Speculation | None = None
-        self._backend = ""
+        self._survey = Survey(self._send)
         self._lock = threading.Lock()  # guards what is below, which the reader thread shares
         self._may_abort_idle_work = False
         self._running: int | None = None
@@ -178,6 +179,8 @@ class Host:
     def _execute(self, request: protocol.AnyRequest, arrived_s: float) -> protocol.Event:
         if isinstance(request, protocol.Load):
             return self._load(request)
+        if isinstance(request, (protocol.Probe, protocol.Devices, protocol.QuantTypes)):
+            return self._survey.answer(request)
         context, cache = self._context, self._cache
         if context is None or cache is None:
             raise EngineError("no model is loaded")
@@ -192,7 +195,7 @@ class Host:
             return protocol.Tokenized(id=request.id, tokens=tokens)
         return protocol.EngineStats(
             id=request.id,
-            backend=self._backend,
+            backend=self._survey.backend,
             model=str(context.model.path),
             n_ctx=context.n_ctx,
             context_tokens=cache.live_tokens,
@@ -215,29 +218,23 @@ class Host:
 
     def _load(self, request: protocol.Load) -> protocol.Loaded:
         self._unload()
-        bundle = find_bundle()
-        module, _ = probe.choose(bundle, lambda words: self._send(protocol.BackendTesting(id=request.id, words=words)))
-        self._backend = module.name
-        self._send(protocol.BackendChosen(id=request.id, backend=module.name))
-        native = bindings.load(bundle, module)
+        self._survey.forget()
+        native = self._survey.native(request.id)
+        plan, options = request.plan, request.plan.options
         started = time.monotonic()
         model = Model(
-            native, Path(request.path),
-            use_mmap=request.use_mmap, use_extra_bufts=request.use_extra_bufts, progress=self._progress(request.id),
+            native, Path(plan.model_path), use_mmap=options.use_mmap, use_extra_bufts=options.use_extra_bufts,
+            progress=self._progress(request.id),
         )  # fmt: skip
-        context = Context(
-            model, n_ctx=request.n_ctx, n_threads=request.n_threads,
-            n_batch=request.n_batch, n_ubatch=request.n_ubatch, n_seqs=request.n_seqs,
-            n_rs_seq=request.n_rs_seq,
-        )  # fmt: skip
-        self._disk = open_disk(request, context, bundle)
-        self._cache = PrefixCache(context, ram_cap_bytes=request.prefix_ram_bytes, disk=self._disk)
-        self._speculation = Speculation(context, request, module.name) if request.speculation else None
+        context = Context(model, plan)
+        self._disk = open_disk(request, context, find_bundle())
+        self._cache = PrefixCache(context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk)
+        self._speculation = Speculation(context, request, self._survey.backend) if plan.speculation else None
         with self._lock:
             self._context = context
         return protocol.Loaded(
             id=request.id,
-            backend=module.name,
+            backend=self._survey.backend,
             n_ctx=context.n_ctx,
             n_ctx_train=model.n_ctx_train,
             n_threads=context.n_threads,

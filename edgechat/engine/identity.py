@@ -19,7 +19,7 @@ _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 def open_disk(request: Load, context: Context, bundle: Bundle) -> Disk | None:
     """The disk tier of a context; None if nothing may be written."""
-    if not request.prefix_dir or request.prefix_disk_bytes <= 0:
+    if not request.prefix_dir or request.plan.prefix_disk_bytes <= 0:
         return None
     root = Path(request.prefix_dir)
     memo = root / "weights.json"
@@ -32,7 +32,7 @@ def open_disk(request: Load, context: Context, bundle: Bundle) -> Disk | None:
     def find(pause: Callable[[], None]) -> str:
         return name([weights.find_hash(file, memo, pause) for file in files])
 
-    disk = Disk(root, request.prefix_disk_bytes, find)
+    disk = Disk(root, request.plan.prefix_disk_bytes, find)
     if all(known):
         disk.identity = name([k for k in known if k])
     return disk

@@ -12,6 +12,11 @@ import msgspec
 
 from edgechat.config import Sampling
 from edgechat.errors import EngineError
+from edgechat.hardware.profile import Gpu
+from edgechat.planner.ladder import QuantModel
+from edgechat.planner.memory import LoadOptions
+from edgechat.planner.plan import LoadPlan
+from edgechat.planner.speed import KernelSpeeds
 
 MAX_FRAME_BYTES: Final = 64 << 20
 
@@ -25,27 +30,33 @@ class Request(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 class Load(Request, frozen=True):
     """Load a model and make a context, in place of what was there. Events: BackendTesting, LoadProgressed."""
 
-    path: str
-    n_ctx: int
-    n_threads: int
-    n_batch: int = 512
-    n_ubatch: int = 512
-    use_mmap: bool = True
-    use_extra_bufts: bool = True
-    n_seqs: int = 2
-    """Conversations and branches that can be live at a time; they share the cells of the context."""
-    prefix_ram_bytes: int = 0
-    """For what was computed and is not live."""
-    prefix_disk_bytes: int = 0
-    """The same on disk, for all conversations and models together."""
+    plan: LoadPlan
     prefix_dir: str = ""
-    """Where that is; "" writes nothing."""
-    speculation: bool = True
-    """Try tokens that stood in the conversation, or in others, before."""
-    n_rs_seq: int = 0
-    """Where memory is a state: how many drafted tokens can be taken back."""
-    draft_tokens: int = 0
-    """What was said in other conversations that drafts are looked for in, in tokens."""
+    """Where prefixes on disk are; "" writes nothing."""
+
+
+class Probe(Request, frozen=True):
+    """Ask llama.cpp how large its buffers would be, without loading any weights. Events: BackendTesting."""
+
+    path: str
+    """A file of which only the header need be there."""
+    options: LoadOptions
+
+
+class Devices(Request, frozen=True):
+    """Ask which GPUs there are, and how fast the backend was measured to be. Events: BackendTesting.
+
+    With `measure`, speeds are measured if they are not known: that takes seconds.
+    """
+
+    measure: bool = False
+
+
+class QuantTypes(Request, frozen=True):
+    """Ask which type each tensor would have under a preset."""
+
+    model: QuantModel
+    preset: int
 
 
 class Tokenize(Request, frozen=True):
@@ -145,6 +156,30 @@ class Loaded(Event, frozen=True):
     """Most tokens that can be tried with a step; 0 if nothing is drafted."""
 
 
+class Probed(Event, frozen=True):
+    """Bytes by ggml buffer type, of a Probe."""
+
+    backend: str
+    memory: dict[str, dict[str, int]]
+
+
+class DevicesFound(Event, frozen=True):
+    """What there is to compute with."""
+
+    backend: str
+    gpus: list[Gpu]
+    speeds: KernelSpeeds | None
+    """None if nothing was measured yet."""
+    problems: list[str] = []
+    """Why a device is not among them, in words."""
+
+
+class QuantTypesFound(Event, frozen=True):
+    """ggml's numbers of types, in the order of the tensors; empty if llama.cpp has no rules for such a model."""
+
+    types: list[int]
+
+
 class Tokenized(Event, frozen=True):
     """The tokens of a Tokenize."""
 
@@ -236,12 +271,12 @@ class Failed(Event, frozen=True):
     message: str
 
 
-AnyRequest = Load | Tokenize | Generate | Cancel | Stats | Shutdown
+AnyRequest = Load | Probe | Devices | QuantTypes | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
-    BackendTesting | BackendChosen | LoadProgressed | Loaded | Tokenized | PrefillProgressed
+    BackendTesting | BackendChosen | LoadProgressed | Loaded | Probed | DevicesFound | QuantTypesFound | Tokenized | PrefillProgressed
     | TokensGenerated | SampleFinished | TurnFinished | EngineStats | Failed
 )  # fmt: skip
-FINAL: Final = (Loaded, Tokenized, TurnFinished, EngineStats, Failed)
+FINAL: Final = (Loaded, Probed, DevicesFound, QuantTypesFound, Tokenized, TurnFinished, EngineStats, Failed)
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)

@@ -48,7 +48,7 @@ class Speculation:
         library = context.model.bindings.edgechat
         vocabulary = context.model.vocabulary_hash()
         folder = None
-        if request.prefix_dir and request.prefix_disk_bytes > 0:
+        if request.prefix_dir and request.plan.prefix_disk_bytes > 0:
             folder = Path(request.prefix_dir) / f"drafts-{vocabulary}"
         name = f"{folder_name(str(context.model.path))}-{backend}-{context.n_threads}.json"
         self._profile_path = folder / name if folder is not None else None
@@ -57,7 +57,7 @@ class Speculation:
         self._sizes = [size for size in SIZES if size <= 1 + context.max_undo]
         self._live = LiveDrafter(SuffixIndex(library, context.n_ctx))
         self._corpus = Corpus(
-            lambda capacity: SuffixIndex(library, capacity), request.draft_tokens, context.model.n_vocab, folder
+            lambda capacity: SuffixIndex(library, capacity), request.plan.draft_tokens, context.model.n_vocab, folder
         )
         self._corpus.load()
         self._is_changed = False

@@ -48,12 +48,51 @@ def parse_cpuinfo(text: str) -> Cpu:
 
 
 def usable_threads() -> int:
-    """Threads worth computing with: physical cores, within the affinity mask and the cgroup's CPU quota."""
-    import psutil
+    """Threads worth computing with: fast physical cores, within the affinity mask and the cgroup's CPU quota.
 
-    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    A first guess, until `edgechat plan` has measured it.
+    """
+    kinds = core_kinds()
+    # Slow cores keep the fast ones waiting; where there are many more of them, they win all the same.
+    physical = kinds[0] if len(kinds) > 1 and 2 * kinds[0] >= sum(kinds) else sum(kinds)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(physical, allowed, cgroup_cpus(_read("/sys/fs/cgroup/cpu.max")) or physical))
+
+
+def thread_counts() -> list[int]:
+    """Numbers of threads that may be the best one, smallest first: at most four, of which the last is the largest."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = max(1, min(allowed, cgroup_cpus(_read("/sys/fs/cgroup/cpu.max")) or allowed))
+    kinds = core_kinds()
+    guesses = {sum(kinds), kinds[0], sum(kinds) // 2, most}
+    return sorted({max(1, min(guess, most)) for guess in guesses})
+
+
+def core_kinds(root: Path = Path("/sys")) -> tuple[int, ...]:
+    """Physical cores by kind, the fastest first; one kind where the system does not tell them apart."""
+    kinds: dict[int, int] = {}
+    seen = set()
+    for directory in sorted((root / "devices/system/cpu").glob("cpu[0-9]*")):
+        siblings = _read(str(directory / "topology/thread_siblings_list")).strip() or directory.name
+        if siblings in seen:  # another thread of a core that was counted
+            continue
+        seen.add(siblings)
+        speed = _speed(directory)
+        kinds[speed] = kinds.get(speed, 0) + 1
+    if kinds and 0 not in kinds:
+        return tuple(kinds[speed] for speed in sorted(kinds, reverse=True))
+    import psutil
+
+    return (psutil.cpu_count(logical=False) or os.cpu_count() or 1,)
+
+
+def _speed(directory: Path) -> int:
+    """How fast a core can be, coarsely: the best of one kind are often driven a few per cent higher. 0 if unknown."""
+    capacity = _read(str(directory / "cpu_capacity")).strip()
+    if capacity.isdigit():
+        return int(capacity) // 128
+    frequency_khz = _read(str(directory / "cpufreq/cpuinfo_max_freq")).strip()
+    return int(frequency_khz) // 600_000 if frequency_khz.isdigit() else 0
 
 
 def cgroup_cpus(cpu_max: str) -> int | None:

@@ -109,11 +109,11 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
     def number(self, key: str, default: int = 0) -> int:
-        """An integer of this architecture, such as `block_count`; the largest where it is one per layer."""
+        """A count of this architecture, such as `block_count`; the largest where it is one per layer."""
         value = self.metadata.get(f"{self.architecture}.{key}")
         if isinstance(value, list):
             value = max((v for v in value if isinstance(v, int)), default=default)
-        return value if isinstance(value, int) and not isinstance(value, bool) else default
+        return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else default
 
     @property
     def n_layers(self) -> int:

@@ -79,6 +79,14 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 
 def shape(header: ModelHeader) -> Shape:
     """The parts of a model. Raises ModelFileError for a number of layers that cannot be."""
+    # Plans ask for it again and again.
+    known: Shape | None = header.__dict__.get("_shape")
+    if known is None:
+        known = header.__dict__["_shape"] = _read_shape(header)
+    return known
+
+
+def _read_shape(header: ModelHeader) -> Shape:
     n_layers = header.n_layers
     if not 0 <= n_layers <= MAX_LAYERS:
         raise ModelFileError(f"{header.path} claims {n_layers} layers; llama.cpp reads at most {MAX_LAYERS}")

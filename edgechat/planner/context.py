@@ -13,22 +13,35 @@ from edgechat.modelfile.shape import shape
 
 CELLS: Final = 256
 """Contexts and windows are rounded up to so many tokens."""
-_F16_BYTES: Final = 2
+# Numbers of a block and its bytes (ggml-common.h).
+_KV_BLOCKS: Final = {"f16": (1, 2), "q8_0": (32, 34)}
 _F32_BYTES: Final = 4
 
 
-def context_bytes(header: ModelHeader, n_ctx: int, *, n_seqs: int, n_ubatch: int, n_rs_seq: int = 0) -> int:
-    """Bytes of memory for `n_ctx` tokens in at most `n_seqs` sequences, keys and values in F16, states in F32.
+def context_bytes(
+    header: ModelHeader, n_ctx: int, *, n_seqs: int, n_ubatch: int, n_rs_seq: int = 0, kv_type: str = "f16"
+) -> int:
+    """Bytes of memory for `n_ctx` tokens in at most `n_seqs` sequences, keys and values in `kv_type`, states in F32.
 
     Of each state, `n_rs_seq` more are kept. Raises ModelFileError for a number of layers that cannot be.
     """
+    return sum(layer_bytes(header, n_ctx, n_seqs=n_seqs, n_ubatch=n_ubatch, n_rs_seq=n_rs_seq, kv_type=kv_type))
+
+
+def layer_bytes(
+    header: ModelHeader, n_ctx: int, *, n_seqs: int, n_ubatch: int, n_rs_seq: int = 0, kv_type: str = "f16"
+) -> list[int]:
+    """The same for each layer."""
     parts = shape(header)
-    n_cells = _padded(n_ctx)
-    window_cells = _padded(min(n_cells, parts.window * n_seqs + n_ubatch))
-    kv = sum(
-        layer.kv_width * (window_cells if layer.memory == "window" else n_cells) for layer in parts.layers
-    )  # fmt: skip
-    return kv * _F16_BYTES + states_bytes(header, n_seqs) * (1 + n_rs_seq)
+    n_cells = padded(n_ctx)
+    window_cells = padded(min(n_cells, parts.window * n_seqs + n_ubatch))
+    state = _state_bytes(header) * n_seqs * (1 + n_rs_seq)
+    block, block_bytes = _KV_BLOCKS[kv_type]
+    return [
+        layer.kv_width * (window_cells if layer.memory == "window" else n_cells) * block_bytes // block
+        + (state if layer.memory in {"state", "full and state"} else 0)
+        for layer in parts.layers
+    ]
 
 
 def states_bytes(header: ModelHeader, n_seqs: int) -> int:
@@ -53,5 +66,6 @@ def _state_bytes(header: ModelHeader) -> int:
     return numbers * _F32_BYTES
 
 
-def _padded(tokens: int) -> int:
+def padded(tokens: int) -> int:
+    """Cells for so many tokens."""
     return -(-tokens // CELLS) * CELLS

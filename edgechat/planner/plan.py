@@ -1,24 +1,26 @@
-"""How a model is loaded, and what that takes."""
+"""How a model is loaded: what is given up so that it fits, and why everything is as it is."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import msgspec
 
 from edgechat.errors import PlanError
 from edgechat.modelfile.header import ModelHeader
-from edgechat.planner.context import context_bytes, states_bytes
+from edgechat.planner.context import states_bytes
+from edgechat.planner.memory import INDEX_BYTES, REPACKED, LoadOptions, MemoryEstimate, estimate, n_seqs_with_scratch
 
 DEFAULT_N_CTX: Final = 8192
 MIN_N_CTX: Final = 512
-N_UBATCH: Final = 512
-_F32_BYTES: Final = 4
-
-# Client, renderer and engine without the model: 46 and 24 MB measured for the first two on Linux x86-64, and under
-# 64 MB for the engine with the buffers of a short context.
-PROCESS_BYTES: Final = 128 << 20
-
+LEAST_N_CTX: Final = 16
+"""Below this, what a file says of its context is taken for nonsense."""
+N_BATCH: Final = 512
+N_UBATCHES: Final = (512, 128)
+# Contexts that are tried before anything else is given up, and at the very end.
+_N_CTXS: Final = (8192, 4096, 2048)
+_SMALL_N_CTXS: Final = (1024, 512)
 
 FEW_SEQS: Final = 4
 MANY_SEQS: Final = 8
@@ -30,72 +32,51 @@ MAX_PREFIX_DISK_BYTES: Final = 4 << 30
 
 SPECULATION_SHARE: Final = 16
 MAX_DRAFT_TOKENS: Final = 1 << 17
-# Of each token in a suffix index and in what stands beside it; see native/src/edgechat.h.
-_INDEX_BYTES: Final = 64
 # States for batches of 8, 4 and 2.
 _N_RS_SEQ: Final = (7, 3, 1)
 
-# Types that some CPU module keeps in a layout of its own (ggml-cpu/repack.cpp, amx.cpp): with a mapped file
-# that is a second copy of these weights.
-_REPACKED: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"))
+Estimator = Callable[[LoadOptions], MemoryEstimate]
+"""What a model takes with these options."""
 
 
-class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes by what they are for."""
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan may use."""
 
-    weights: int
-    repacked: int
-    """A second copy of weights whose kernels want another layout; at most this much, and only beside a mapped file."""
-    kv_cache: int
-    compute: int
-    speculation: int = 0
-    """Copies of states that drafts can be taken back to, and indices of texts."""
-    process: int = PROCESS_BYTES
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.repacked + self.kv_cache + self.compute + self.speculation + self.process
+    available_bytes: int
+    n_threads: int = 1
+    """For single tokens, and the next for prompts."""
+    n_threads_batch: int = 0
+    """0: as many."""
+    threads_words: str = "as many as there are cores"
+    disk_free_bytes: int = 0
+    """Where prefixes are kept."""
+    gpu_free_bytes: int = 0
+    gpu_is_unified: bool = False
+    gpu_name: str = ""
+    held_words: str = ""
+    """What other programs of ours hold of the memory, for the error that says that it is not enough."""
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that loading a model needs to be told."""
 
     model_path: str
-    n_ctx: int
+    options: LoadOptions
     n_threads: int
+    n_threads_batch: int
     n_batch: int
-    n_ubatch: int
-    use_mmap: bool
-    use_extra_bufts: bool
-    n_seqs: int
-    """Branches and conversations that are live at a time."""
     prefix_ram_bytes: int
     """For prefixes that are not live."""
     prefix_disk_bytes: int
     """For all prefixes on disk."""
     speculation: bool
-    n_rs_seq: int
-    """Where memory is a state: how many drafted tokens can be taken back."""
     draft_tokens: int
     """Of other conversations, in which drafts are looked for."""
     estimate: MemoryEstimate
-
-
-def estimate(header: ModelHeader, n_ctx: int, *, use_mmap: bool = True, n_ubatch: int = N_UBATCH) -> MemoryEstimate:
-    """Memory for `header` with a context of `n_ctx` tokens.
-
-    Compute buffers hold, per token of a micro batch, the logits and a few times the widest activations.
-    """
-    widest = max(header.number("feed_forward_length"), header.n_embd)
-    return MemoryEstimate(
-        weights=header.tensor_bytes,
-        repacked=sum(t.size_bytes for t in header.tensors if t.type in _REPACKED) if use_mmap else 0,
-        # And one sequence more, in which parts of others are put together.
-        kv_cache=context_bytes(header, n_ctx, n_seqs=n_seqs_of(header) + 1, n_ubatch=min(n_ubatch, n_ctx)),
-        compute=min(n_ubatch, n_ctx) * (header.n_vocab + 4 * widest) * _F32_BYTES,
-        speculation=n_ctx * _INDEX_BYTES,
-    )
+    trades: tuple[str, ...] = ()
+    """What was given up so that it fits, in words."""
+    reasons: dict[str, str] = {}
+    """Why each field is as it is."""
 
 
 def n_seqs_of(header: ModelHeader) -> int:
@@ -103,58 +84,198 @@ def n_seqs_of(header: ModelHeader) -> int:
     return FEW_SEQS if header.has_state or header.number("attention.sliding_window") else MANY_SEQS
 
 
-def _speculation(header: ModelHeader, left_bytes: int) -> tuple[int, int, int]:
-    """How many drafted tokens a state can take back, tokens of other conversations to draft from, and bytes for both."""
-    share = max(0, left_bytes) // SPECULATION_SHARE
-    state = states_bytes(header, n_seqs_of(header) + 1)
-    n_rs_seq = next((n for n in _N_RS_SEQ if n * state <= share), 0) if state else 0
-    draft_tokens = min(MAX_DRAFT_TOKENS, (share - n_rs_seq * state) // _INDEX_BYTES)
-    return n_rs_seq, draft_tokens, n_rs_seq * state + draft_tokens * _INDEX_BYTES
+def default_n_ctx(header: ModelHeader) -> int:
+    """The context of a model that nobody asked for another one of."""
+    trained = header.n_ctx_train
+    return min(trained, DEFAULT_N_CTX) if trained >= LEAST_N_CTX else DEFAULT_N_CTX
 
 
 def plan(
     header: ModelHeader,
+    machine: Machine,
     *,
-    available_bytes: int,
-    n_threads: int,
     n_ctx: int | None = None,
-    disk_free_bytes: int = 0,
     speculation: bool = True,
+    estimator: Estimator | None = None,
 ) -> LoadPlan:
-    """The plan for one model file within `available_bytes`, and `disk_free_bytes` where prefixes are kept.
+    """The plan for one model file on a machine.
 
-    If two copies of the weights might not fit, the file is read instead of mapped, which leaves one. Then, without
-    a wish for `n_ctx`, the context shrinks from `DEFAULT_N_CTX` until it fits. Raises PlanError, with the
-    numbers, if nothing does.
+    What is given up, in this order, until it fits: the second copy of mapped weights, context (unless `n_ctx` asks for
+    one), precision of keys and values, the size of micro batches, and more context. `estimator` says what options take,
+    formulas if it is None. Raises PlanError, with the numbers, if nothing fits.
     """
-    chosen = n_ctx or min(header.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
-    needed = estimate(header, chosen)
-    use_mmap = needed.total <= available_bytes
-    if not use_mmap:
-        needed = estimate(header, chosen, use_mmap=False)
-    while n_ctx is None and needed.total > available_bytes and chosen > MIN_N_CTX:
-        chosen = max(MIN_N_CTX, chosen // 2)
-        needed = estimate(header, chosen, use_mmap=False)
-    if needed.total > available_bytes:
-        raise PlanError(
-            f"{header.path} needs about {_mib(needed.total)} with a context of {chosen} tokens "
-            f"(weights {_mib(needed.weights)}, KV cache {_mib(needed.kv_cache)}, the rest "
-            f"{_mib(needed.compute + needed.process)}), but {_mib(available_bytes)} are available: "
-            "close other programs, ask for a smaller context with --ctx, or take a smaller model"
-        )
-    n_rs_seq = draft_tokens = 0
-    if speculation:
-        n_rs_seq, draft_tokens, taken = _speculation(header, available_bytes - needed.total)
-        needed = msgspec.structs.replace(needed, speculation=needed.speculation + taken)
-    return LoadPlan(
-        model_path=header.path, n_ctx=chosen, n_threads=n_threads, n_batch=N_UBATCH, n_ubatch=N_UBATCH,
-        use_mmap=use_mmap, use_extra_bufts=True,
-        n_seqs=n_seqs_of(header),
-        prefix_ram_bytes=min((available_bytes - needed.total) // PREFIX_RAM_SHARE, MAX_PREFIX_RAM_BYTES),
-        prefix_disk_bytes=min(disk_free_bytes // PREFIX_DISK_SHARE, MAX_PREFIX_DISK_BYTES),
-        speculation=speculation, n_rs_seq=n_rs_seq, draft_tokens=draft_tokens, estimate=needed,
+    take = estimator or (lambda options: estimate(header, options, REPACKED))
+    needed = least = None
+    for options, trades in _ways(header, machine, n_ctx):
+        needed = take(options)
+        if _fits(needed, options, machine):
+            return _finished(header, machine, options, trades, needed, speculation=speculation)
+        if least is None or needed.total < least.total:
+            least = needed
+    raise PlanError(_refusal(header, machine, least, n_ctx))
+
+
+def smaller(header: ModelHeader, machine: Machine, failed: LoadPlan, n_ctx: int | None = None) -> LoadPlan | None:
+    """The next plan to try after memory ran out with another one all the same; None if there is none."""
+    ways = _ways(header, machine, n_ctx)
+    for options, _ in ways:
+        if msgspec.structs.replace(failed.options, n_rs_seq=0) == options:
+            break
+    found = next(ways, None)
+    return None if found is None else _finished(
+        header, machine, *found, estimate(header, found[0], REPACKED), speculation=False
     )  # fmt: skip
 
 
-def _mib(count: int) -> str:
+def _fits(needed: MemoryEstimate, options: LoadOptions, machine: Machine) -> bool:
+    if machine.gpu_is_unified:
+        return needed.total + needed.gpu <= machine.available_bytes
+    return needed.total <= machine.available_bytes and (
+        not options.n_gpu_layers or needed.gpu <= machine.gpu_free_bytes
+    )
+
+
+def _ways(header: ModelHeader, machine: Machine, n_ctx: int | None) -> Iterator[tuple[LoadOptions, tuple[str, ...]]]:
+    """Options from the best to the most frugal, with what each of them gives up."""
+    wanted = n_ctx or default_n_ctx(header)
+    full = LoadOptions(n_ctx=wanted, n_seqs=n_seqs_of(header))
+    yield from _gpu_ways(header, machine, full)
+    yield full, ()
+    given_up = {"use_mmap": "the file is read, not mapped, so that weights are in memory once"}
+    now = msgspec.structs.replace(full, use_mmap=False)
+    yield now, tuple(given_up.values())
+    for size in _N_CTXS if n_ctx is None else ():
+        if size < wanted:
+            now = msgspec.structs.replace(now, n_ctx=size)
+            given_up["n_ctx"] = f"context of {size} tokens instead of {wanted}"
+            yield now, tuple(given_up.values())
+    now = msgspec.structs.replace(now, kv_type="q8_0")
+    given_up["kv_type"] = "keys and values in Q8_0, half the size"
+    yield now, tuple(given_up.values())
+    now = msgspec.structs.replace(now, n_ubatch=N_UBATCHES[-1])
+    given_up["n_ubatch"] = f"micro batches of {N_UBATCHES[-1]} tokens: prompts are read slower"
+    yield now, tuple(given_up.values())
+    for size in _SMALL_N_CTXS if n_ctx is None else ():
+        if size < now.n_ctx:
+            given_up["n_ctx"] = f"context of {size} tokens instead of {wanted}"
+            yield msgspec.structs.replace(now, n_ctx=size), tuple(given_up.values())
+
+
+def _gpu_ways(
+    header: ModelHeader, machine: Machine, full: LoadOptions
+) -> Iterator[tuple[LoadOptions, tuple[str, ...]]]:
+    """Everything on the GPU, all but the experts, then as many layers as there is room for."""
+    if not machine.gpu_free_bytes and not machine.gpu_is_unified:
+        return
+    everything = header.n_layers + 1
+    if machine.gpu_is_unified:
+        full = msgspec.structs.replace(full, use_mmap=False)  # mapped pages would be a second copy in the same memory
+    yield msgspec.structs.replace(full, n_gpu_layers=everything), ()
+    if header.number("expert_count"):
+        words = "the experts stay with the CPU, where there is room for them"
+        yield msgspec.structs.replace(full, n_gpu_layers=everything, experts_on_cpu=True), (words,)
+    if machine.gpu_is_unified:  # what is not on the GPU would be in the same memory
+        return
+    step = max(1, header.n_layers // 16)
+    for n_layers in range(header.n_layers, 0, -step):
+        words = f"{n_layers} of {header.n_layers} layers are on the GPU, for more it has no room"
+        yield msgspec.structs.replace(full, n_gpu_layers=n_layers), (words,)
+
+
+def _finished(
+    header: ModelHeader,
+    machine: Machine,
+    options: LoadOptions,
+    trades: tuple[str, ...],
+    needed: MemoryEstimate,
+    *,
+    speculation: bool,
+) -> LoadPlan:
+    """The plan, with what is left given to drafts and prefixes."""
+    left = max(0, machine.available_bytes - needed.total - (needed.gpu if machine.gpu_is_unified else 0))
+    draft_tokens = 0
+    if speculation:
+        n_rs_seq, draft_tokens, taken = _speculation(header, options, left)
+        options = msgspec.structs.replace(options, n_rs_seq=n_rs_seq)
+        needed = msgspec.structs.replace(needed, speculation=needed.speculation + taken)
+        left -= taken
+    made = LoadPlan(
+        model_path=header.path, options=options, n_threads=machine.n_threads,
+        n_threads_batch=machine.n_threads_batch or machine.n_threads, n_batch=N_BATCH,
+        prefix_ram_bytes=min(left // PREFIX_RAM_SHARE, MAX_PREFIX_RAM_BYTES),
+        prefix_disk_bytes=min(machine.disk_free_bytes // PREFIX_DISK_SHARE, MAX_PREFIX_DISK_BYTES),
+        speculation=speculation, draft_tokens=draft_tokens, estimate=needed, trades=trades,
+    )  # fmt: skip
+    return msgspec.structs.replace(made, reasons=_reasons(header, machine, made))
+
+
+def _speculation(header: ModelHeader, options: LoadOptions, left_bytes: int) -> tuple[int, int, int]:
+    """How many drafted tokens a state can take back, tokens of other conversations to draft from, and bytes for both."""
+    share = left_bytes // SPECULATION_SHARE
+    state = states_bytes(header, n_seqs_with_scratch(options))
+    n_rs_seq = next((n for n in _N_RS_SEQ if n * state <= share), 0) if state else 0
+    draft_tokens = min(MAX_DRAFT_TOKENS, (share - n_rs_seq * state) // INDEX_BYTES)
+    return n_rs_seq, draft_tokens, n_rs_seq * state + draft_tokens * INDEX_BYTES
+
+
+def _reasons(header: ModelHeader, machine: Machine, made: LoadPlan) -> dict[str, str]:
+    options, needed = made.options, made.estimate
+    wanted = default_n_ctx(header)
+    reasons = {
+        "n_ctx": "as asked for" if options.n_ctx not in {wanted, *_N_CTXS, *_SMALL_N_CTXS}
+        else f"the model's own {header.n_ctx_train}" if options.n_ctx == header.n_ctx_train
+        else f"enough for most chats; the model could {header.n_ctx_train or 'say no more'}" if options.n_ctx == wanted
+        else "what fits",
+        "kv_type": "full precision fits" if options.kv_type == "f16" else "half the size, at a divergence of about 0.001",
+        "use_mmap": "mapped: it starts at once, and pages can be dropped" if options.use_mmap
+        else f"read: mapped, {mib(needed.weights)} of weights could be in memory twice",
+        "use_extra_bufts": f"{mib(needed.repacked)} of weights get the layout of faster kernels" if needed.repacked
+        else "weights have the layout that the kernels want, or get it as they are read",
+        "n_threads": f"{made.n_threads} for answers, {made.n_threads_batch} for prompts: {machine.threads_words}",
+        "n_ubatch": "prompts are read fastest" if options.n_ubatch == N_UBATCHES[0] else "a smaller one saves buffers",
+        "n_seqs": f"{options.n_seqs} branches can be live at a time"
+        + ("" if options.n_seqs == MANY_SEQS else ": each takes memory of its own in this kind of model"),
+        "prefix_ram_bytes": f"an eighth of what is left, {mib(made.prefix_ram_bytes)}",
+        "prefix_disk_bytes": f"a tenth of what is free on the disk, {mib(made.prefix_disk_bytes)}",
+    }  # fmt: skip
+    if machine.gpu_name:
+        reasons["n_gpu_layers"] = (
+            f"{machine.gpu_name} takes {min(options.n_gpu_layers, header.n_layers)} of {header.n_layers} layers, "
+            f"{mib(needed.gpu)} of {mib(machine.gpu_free_bytes)}"
+        )
+    return reasons
+
+
+def _refusal(header: ModelHeader, machine: Machine, least: MemoryEstimate | None, n_ctx: int | None) -> str:
+    if least is None:
+        return f"there is no way to load {header.path}"
+    context = f"a context of {n_ctx} tokens" if n_ctx else "its smallest context"
+    rest = least.total - least.weights - least.repacked - least.kv_cache
+    return (
+        f"{header.path} needs about {mib(least.total)} with {context} (weights {mib(least.weights + least.repacked)}, "
+        f"KV cache {mib(least.kv_cache)}, the rest {mib(rest)}), but {mib(machine.available_bytes)} are available"
+        f"{machine.held_words}: close other programs, {'ask for a smaller context with --ctx, ' if n_ctx else ''}"
+        "or take a smaller model (`edgechat plan` shows what fits)"
+    )
+
+
+def mib(count: int) -> str:
+    """In MiB, as the other tools of llama.cpp count."""
     return f"{count / (1 << 20):,.0f} MiB"
+
+
+def given_plan(model_path: str, *, n_threads: int, n_batch: int = N_BATCH, **given: Any) -> LoadPlan:
+    """A plan that nobody made: for measurements and tests that say themselves how a model is loaded.
+
+    `given` are fields of LoadPlan or of LoadOptions.
+    """
+    fields = {name: value for name, value in given.items() if name in LoadPlan.__struct_fields__}
+    options = {name: value for name, value in given.items() if name not in fields}
+    options.setdefault("n_seqs", 2)
+    ours: dict[str, Any] = {
+        "prefix_ram_bytes": 0, "prefix_disk_bytes": 0, "speculation": True, "draft_tokens": 0,
+        "n_threads_batch": n_threads, "estimate": MemoryEstimate(weights=0, repacked=0, kv_cache=0, compute=0),
+    } | fields  # fmt: skip
+    return LoadPlan(
+        model_path=model_path, n_threads=n_threads, n_batch=n_batch, options=LoadOptions(**options), **ours
+    )  # fmt: skip

@@ -1,43 +1,73 @@
-"""What models take, side by side."""
+"""Plans side by side, as a table or a script wants them."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import msgspec
 
-from edgechat.errors import PlanError
-from edgechat.modelfile.header import ModelHeader
-from edgechat.planner.plan import DEFAULT_N_CTX, MIN_N_CTX, MemoryEstimate, estimate, plan
+from edgechat.planner.choice import PROMPT_TOKENS, Rated
+from edgechat.planner.memory import MemoryEstimate
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One model."""
+    """One candidate. What is not known is None."""
 
     name: str
     quant: str
-    total_bytes: int
-    memory: MemoryEstimate
-    n_ctx: int
+    is_here: bool
+    is_chosen: bool
     fits: bool
     verdict: str
+    """One reason why it is or is not what one would choose."""
+    total_bytes: int
+    """As planned, or the least that it would take."""
+    memory: MemoryEstimate
+    n_ctx: int | None
+    decode_tps: float | None
+    prefill_tps: float | None
+    ttft_1000_s: float | None
+    """Until the first token after a prompt of a thousand."""
+    quality: float | None
+    """In points of an index; what the quant and the plan cost is taken off."""
+    quality_loss: float | None
+    quality_is_measured: bool
+    size_is_known: bool
+    trades: tuple[str, ...]
+    plan: dict[str, Any] | None
+    """How it would be loaded."""
+    reasons: dict[str, str]
 
 
-def report(name: str, header: ModelHeader, available_bytes: int, n_ctx: int | None, n_threads: int) -> Row:
-    """What a model takes within `available_bytes`, or what it would take at least."""
-    try:
-        made = plan(header, available_bytes=available_bytes, n_threads=n_threads, n_ctx=n_ctx)
-    except PlanError:
-        wanted = n_ctx or min(header.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
-        least = estimate(header, n_ctx or min(wanted, MIN_N_CTX), use_mmap=False)
-        return Row(
-            name=name, quant=header.quant, total_bytes=least.total, memory=least, n_ctx=n_ctx or min(wanted, MIN_N_CTX),
-            fits=False, verdict=f"needs {least.total / 1e6:,.0f} MB at least",
-        )  # fmt: skip
-    verdict = "fits"
-    if n_ctx is None and made.n_ctx < min(header.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX):
-        verdict = f"fits with a context of {made.n_ctx}"
-    if not made.use_mmap and made.estimate.repacked == 0:
-        verdict += ", read instead of mapped"
+def row(rated: Rated, chosen: Rated | None) -> Row:
+    """What of a candidate is shown."""
+    made, speed, candidate = rated.plan, rated.speed, rated.candidate
     return Row(
-        name=name, quant=header.quant, total_bytes=made.estimate.total, memory=made.estimate, n_ctx=made.n_ctx, fits=True,
-        verdict=verdict,
+        name=candidate.name, quant=candidate.quant, is_here=candidate.is_here, is_chosen=rated is chosen,
+        fits=made is not None, verdict=rated.verdict, total_bytes=rated.memory.total, memory=rated.memory,
+        n_ctx=made.options.n_ctx if made is not None else None,
+        decode_tps=_finite(speed.decode_tps if speed else None),
+        prefill_tps=_finite(speed.prefill_tps if speed else None),
+        ttft_1000_s=_finite(speed.ttft_s(PROMPT_TOKENS) if speed else None),
+        quality=_finite(rated.points), quality_loss=_finite(candidate.quality.index - rated.points),
+        quality_is_measured=candidate.quality.is_measured, size_is_known=not candidate.is_rough,
+        trades=made.trades if made is not None else (),
+        plan=_fields(rated), reasons=made.reasons if made is not None else {},
     )  # fmt: skip
+
+
+def _fields(rated: Rated) -> dict[str, Any] | None:
+    made = rated.plan
+    if made is None:
+        return None
+    options: dict[str, Any] = msgspec.structs.asdict(made.options)
+    return options | {
+        "n_threads": made.n_threads, "n_threads_batch": made.n_threads_batch, "n_batch": made.n_batch,
+        "prefix_ram_bytes": made.prefix_ram_bytes, "prefix_disk_bytes": made.prefix_disk_bytes,
+        "draft_tokens": made.draft_tokens,
+    }  # fmt: skip
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 2)

@@ -7,10 +7,15 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Final
 
 from edgechat.errors import EngineError, PlanError
+from edgechat.planner.plan import LoadPlan
 from edgechat.runtime import tiles
 from edgechat.runtime.model import Model
+
+MAX_OUTPUTS: Final = 32
+"""Tokens of a batch that have logits, at most: each takes buffers as wide as the vocabulary."""
 
 
 class DecodeAborted(Exception):  # noqa: N818  (not an error: somebody asked for it)
@@ -27,36 +32,29 @@ class Context:
     `tokens` always says exactly what the cells of a sequence hold, also after a failed or aborted decode.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        n_ctx: int,
-        n_threads: int,
-        n_batch: int = 512,
-        n_ubatch: int = 512,
-        n_seqs: int = 1,
-        n_rs_seq: int = 0,
-    ) -> None:
-        """Allocate for `n_ctx` tokens in `n_seqs` sequences. Raises PlanError if llama.cpp cannot.
+    def __init__(self, model: Model, plan: LoadPlan) -> None:
+        """Allocate what a plan says: cells for `n_ctx` tokens in `n_seqs` sequences. Raises PlanError if llama.cpp cannot.
 
         Where memory is a state, `n_rs_seq` more of it are kept for each sequence, so that as many tokens can be undone.
         """
+        options = plan.options
         self.model = model
-        self.n_seqs = n_seqs
-        self._tokens: list[list[int]] = [[] for _ in range(n_seqs + 1)]
-        self._scratch = n_seqs  # where parts of sequences are put together and taken apart
-        self._gap_ends = [0] * (n_seqs + 1)
+        self.n_seqs = options.n_seqs
+        self._tokens: list[list[int]] = [[] for _ in range(self.n_seqs + 1)]
+        self._scratch = self.n_seqs  # where parts of sequences are put together and taken apart
+        self._gap_ends = [0] * (self.n_seqs + 1)
         self._unsealed: set[int] = set()
         bindings = model.bindings
         llama = bindings.llama
         params = llama.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = min(n_batch, n_ctx)
-        params.n_ubatch = min(n_ubatch, n_ctx)
-        params.n_seq_max = n_seqs + 1
-        params.n_threads = params.n_threads_batch = n_threads
-        params.n_rs_seq = n_rs_seq
+        params.n_ctx = options.n_ctx
+        params.n_batch = min(plan.n_batch, options.n_ctx)
+        params.n_ubatch = min(options.n_ubatch, options.n_ctx)
+        params.n_seq_max = self.n_seqs + 1
+        params.n_threads, params.n_threads_batch = plan.n_threads, plan.n_threads_batch
+        params.n_outputs_max = max(MAX_OUTPUTS, self.n_seqs + 1)
+        params.type_k = params.type_v = llama.GGML_TYPE_Q8_0 if options.kv_type == "q8_0" else llama.GGML_TYPE_F16
+        params.n_rs_seq = options.n_rs_seq
         params.kv_unified = True
         params.swa_full = False  # a window's cells are for the window
         params.no_perf = True
@@ -64,11 +62,14 @@ class Context:
         pointer = llama.llama_init_from_model(model.pointer, params)
         if not pointer:
             errors = bindings.log.take_errors()
-            raise PlanError(f"a context of {n_ctx} tokens cannot be made: {errors[0] if errors else 'out of memory'}")
+            raise PlanError(
+                f"a context of {options.n_ctx} tokens cannot be made: {errors[0] if errors else 'out of memory'}"
+            )
         self.pointer = pointer
         self.n_ctx = int(llama.llama_n_ctx(pointer))
         self.n_batch = int(llama.llama_n_batch(pointer))
-        self.n_threads = n_threads
+        self.n_threads = plan.n_threads
+        self.kv_type = options.kv_type
         self._memory = llama.llama_get_memory(pointer)
         self._has_state = bool(
             llama.llama_model_is_recurrent(model.pointer) or llama.llama_model_is_hybrid(model.pointer)
@@ -78,7 +79,7 @@ class Context:
         native = bindings.edgechat
         self._flag = native.edgechat_abort_flag_new()
         self._aborted = False
-        self._pool = native.edgechat_threadpool_new(n_threads)
+        self._pool = native.edgechat_threadpool_new(max(plan.n_threads, plan.n_threads_batch))
         if self._pool:
             native.edgechat_threadpool_attach(self._pool, pointer)
         self._callback = ctypes.cast(native.edgechat_abort_callback, llama.ggml_abort_callback)
@@ -249,7 +250,7 @@ class Context:
     def max_undo(self) -> int:
         """How many of the last tokens `undo` can take back."""
         if not self._has_state:
-            return self.n_batch - 1
+            return min(self.n_batch, MAX_OUTPUTS) - 1
         return int(self.model.bindings.llama.llama_n_rs_seq(self.pointer))
 
     # Sequences

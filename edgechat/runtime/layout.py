@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from edgechat.runtime.bindings import MemoryEntry
+from pathlib import Path
+
+import msgspec
+
+from edgechat.planner.memory import LoadOptions
+from edgechat.planner.plan import given_plan
+from edgechat.runtime.bindings import Bindings, MemoryEntry
 from edgechat.runtime.context import Context
+from edgechat.runtime.model import Model
 
 
 def memory_layout(context: Context) -> str:
@@ -12,7 +19,7 @@ def memory_layout(context: Context) -> str:
     Some scalings of RoPE choose their factors by the length of the context; with them it counts too.
     """
     scaled = any(".rope.scaling." in key for key in context.model.metadata_keys())
-    return f"k=f16 v=f16 flash=auto adapter=none rope=model n_ctx={context.n_ctx if scaled else 'any'}"
+    return f"k={context.kv_type} v={context.kv_type} flash=auto adapter=none rope=model n_ctx={context.n_ctx if scaled else 'any'}"
 
 
 def memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
@@ -24,6 +31,37 @@ def memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
             "model_bytes": entry.model_bytes,
             "context_bytes": entry.context_bytes,
             "compute_bytes": entry.compute_bytes,
+            "is_host": entry.is_host,
         }
         for entry in entries[: min(count, len(entries))]
     }
+
+
+class Sizes:
+    """Asks llama.cpp how large its buffers would be. The last model's vocabulary stays: reading it takes most of the time."""
+
+    def __init__(self) -> None:
+        self._model: Model | None = None
+        self._key: tuple[object, ...] = ()
+
+    def of(self, native: Bindings, path: Path, options: LoadOptions) -> dict[str, dict[str, int]]:
+        """Bytes by buffer type of a context with these options. Raises ModelFileError and PlanError."""
+        key = (path, options.use_extra_bufts, options.n_gpu_layers, options.experts_on_cpu)
+        if self._model is None or self._key != key:
+            self.close()
+            self._model, self._key = (
+                Model(native, path, use_mmap=False, use_extra_bufts=options.use_extra_bufts, is_probe=True),
+                key,
+            )
+        plan = given_plan(str(path), n_threads=1, **msgspec.structs.asdict(options))
+        context = Context(self._model, plan)
+        try:
+            return memory_breakdown(context)
+        finally:
+            context.close()
+
+    def close(self) -> None:
+        """Forget the model."""
+        if self._model is not None:
+            self._model.close()
+        self._model = None

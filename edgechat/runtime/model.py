@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from edgechat.errors import ModelFileError
+from edgechat.errors import ModelFileError, PlanError
 from edgechat.runtime.bindings import Bindings
 
 # LLAMA_TOKEN_ATTR_UNKNOWN and LLAMA_TOKEN_ATTR_CONTROL: what llama.cpp finds in a text only with parse_special.
 # User-defined tokens (HTML tags, runs of spaces) are found in every text: they are how ordinary text merges.
 _SPECIAL = 1 << 0 | 1 << 3
+
+
+# How llama.cpp and the C++ library say that memory ran out.
+_NO_MEMORY = ("unable to allocate", "failed to allocate", "Cannot allocate memory", "std::bad_alloc")
 
 
 class Model:
@@ -29,26 +33,33 @@ class Model:
         use_mmap: bool = True,
         use_extra_bufts: bool = True,
         n_gpu_layers: int = 0,
+        is_probe: bool = False,
         progress: Callable[[float], bool] = lambda fraction: True,
     ) -> None:
         """Load the file at `path`.
 
+        With `is_probe` nothing is allocated for weights, nor for contexts: only how much it would be can be asked.
         `progress` gets the part that is loaded, from 0 to 1, and returns False to stop. Raises
-        ModelFileError with llama.cpp's own words if the file cannot be loaded or loading was stopped.
+        ModelFileError with llama.cpp's own words if the file cannot be loaded or loading was stopped, and PlanError if
+        there was not enough memory.
         """
         self.bindings = bindings
         self.path = path
         llama = bindings.llama
         params = llama.llama_model_default_params()
-        params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if use_mmap else llama.LLAMA_LOAD_MODE_NONE
+        params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if use_mmap and not is_probe else llama.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = use_extra_bufts
         params.n_gpu_layers = n_gpu_layers
+        params.no_alloc = is_probe
         callback = llama.llama_progress_callback(lambda fraction, _user_data: progress(fraction))
         params.progress_callback = callback
         bindings.log.take_errors()
         pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not pointer:
-            raise ModelFileError(f"{path} cannot be loaded: {_why(bindings.log.take_errors())}")
+            errors = bindings.log.take_errors()
+            if any(words in line for line in errors for words in _NO_MEMORY):
+                raise PlanError(f"memory ran out while {path} was loaded: {_why(errors)}")
+            raise ModelFileError(f"{path} cannot be loaded: {_why(errors)}")
         self.pointer = pointer
         self.vocab = llama.llama_model_get_vocab(pointer)
         self._is_eog: dict[int, bool] = {}

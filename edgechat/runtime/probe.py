@@ -77,16 +77,9 @@ def _known(bundle: Bundle, module: Module, cpu: Cpu, tell: Callable[[str], None]
 def selftest(module: Module) -> Verdict:
     """Try a module in a child process; returns within `TOTAL_S` whatever the module does."""
     started = time.monotonic()
-    child = subprocess.Popen(
-        process.command("_selftest", module.path, str(N_THREADS), str(int(TOTAL_S))),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env={**os.environ, "EDGECHAT_NATIVE_DIR": str(Path(module.path).parent)},
-    )  # fmt: skip
     report = _Report()
-    stalled = _follow(child, report, deadline=started + TOTAL_S)
-    if stalled:
-        child.kill()
-    code = child.wait()
+    arguments = ["_selftest", module.path, str(N_THREADS), str(int(TOTAL_S))]
+    stalled, code = watch(module, arguments, report.read, deadline=started + TOTAL_S)
     return _verdict(module, report, stalled=stalled, code=code, elapsed_s=time.monotonic() - started)
 
 
@@ -110,7 +103,23 @@ class _Report:
             self.done = True
 
 
-def _follow(child: subprocess.Popen[bytes], report: _Report, *, deadline: float) -> bool:
+def watch(module: Module, arguments: list[str], read: Callable[[str], None], *, deadline: float) -> tuple[bool, int]:
+    """Run a child that tries a module, and hand each line that it writes to `read`.
+
+    Returns whether it was ended because lines stopped coming, and its exit code.
+    """  # fmt: skip
+    child = subprocess.Popen(
+        process.command(*arguments),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env={**os.environ, "EDGECHAT_NATIVE_DIR": str(Path(module.path).parent)},
+    )  # fmt: skip
+    stalled = _follow(child, read, deadline)
+    if stalled:
+        child.kill()
+    return stalled, child.wait()
+
+
+def _follow(child: subprocess.Popen[bytes], read: Callable[[str], None], deadline: float) -> bool:
     """Read the child's report to its end; True if it stopped coming."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
@@ -129,7 +138,7 @@ def _follow(child: subprocess.Popen[bytes], report: _Report, *, deadline: float)
             return True
         if line is None:
             return False
-        report.read(line)
+        read(line)
 
 
 def _verdict(module: Module, report: _Report, *, stalled: bool, code: int, elapsed_s: float) -> Verdict:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -88,15 +89,19 @@ def _read() -> _File:
 
 
 def _write(file: _File) -> None:
-    path = paths.verdicts_file()
+    write_json(paths.verdicts_file(), file)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a file whole; one that cannot be written is left as it is (doctor says so of its directory)."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     except OSError:
-        return  # doctor says that the directory cannot be written
+        return
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(msgspec.json.encode(file))
+            stream.write(msgspec.json.encode(value))
         os.replace(temporary, path)  # noqa: PTH105  (atomic on every platform)
     except OSError:
         with contextlib.suppress(OSError):

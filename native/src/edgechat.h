@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+struct ggml_threadpool;
+
 #ifdef _WIN32
 #define EDGECHAT_API __declspec(dllexport)
 #else
@@ -29,6 +31,8 @@ typedef struct edgechat_threadpool edgechat_threadpool;
 EDGECHAT_API edgechat_threadpool * edgechat_threadpool_new(int n_threads);
 EDGECHAT_API void edgechat_threadpool_attach(edgechat_threadpool * threadpool, struct llama_context * context);
 EDGECHAT_API void edgechat_threadpool_free(edgechat_threadpool * threadpool);
+// ggml's own, for a backend that no context owns.
+struct ggml_threadpool * edgechat_threadpool_raw(edgechat_threadpool * threadpool);
 
 // Index of the largest of `count` logits, the first of equals, as llama.cpp's greedy sampler has it. That one first
 // copies all candidates, which costs 3 % of decoding a model of 0.5B weights with a vocabulary of 152k.
@@ -78,6 +82,31 @@ EDGECHAT_API int edgechat_memory_breakdown(
 // hang happened. Returns the number of failures, or -1 if the module can't be loaded or refuses this CPU.
 // Call it once, in a process of its own.
 EDGECHAT_API int edgechat_selftest(const char * module_path, int n_threads, int report_fd);
+
+// Loads the backend module at `module_path` and measures it with `n_threads` threads, for a few seconds; of `quick`
+// only Q4_0. Writes
+// lines of "speed\t<what>\t<buffer type>\t<batch>\t<per second>" to `report_fd`: for each weight type the weights
+// multiplied in a second (those of a batch once, however many columns it has), for "attention <type>" numbers of keys
+// and values that a query passes by, for "operation" small operations; "done" at the end. Returns 0, or -1 if the
+// module can't be loaded. Call it once, in a process of its own.
+EDGECHAT_API int edgechat_speeds(const char * module_path, int n_threads, int quick, int report_fd);
+
+// What of a model decides which types its tensors get, and the tensors; types are ggml's numbers.
+typedef struct edgechat_quant_model {
+    const char * architecture;
+    uint32_t     n_embd, n_ff, n_layer, n_head, n_head_kv, n_expert, key_length, value_length;
+} edgechat_quant_model;
+typedef struct edgechat_quant_tensor {
+    const char * name;
+    int64_t      shape[4];
+    int32_t      n_dims;
+    int32_t      type;
+} edgechat_quant_tensor;
+
+// Writes the type that each tensor has after quantising under a preset (a llama_ftype). Returns 0, or -1 if llama.cpp
+// has no rules for such a model. It checks little: layers must be 1 to 512, and dimensions 1 to 4.
+EDGECHAT_API int edgechat_quant_types(
+    const edgechat_quant_model * model, const edgechat_quant_tensor * tensors, int count, int preset, int32_t * types);
 
 #ifdef __cplusplus
 }

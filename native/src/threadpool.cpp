@@ -37,6 +37,10 @@ void edgechat_threadpool_attach(edgechat_threadpool * threadpool, llama_context 
     llama_attach_threadpool(context, threadpool->pool, nullptr);
 }
 
+ggml_threadpool * edgechat_threadpool_raw(edgechat_threadpool * threadpool) {
+    return threadpool->pool;
+}
+
 void edgechat_threadpool_free(edgechat_threadpool * threadpool) {
     if (threadpool != nullptr) {
         threadpool->release(threadpool->pool);

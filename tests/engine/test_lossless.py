@@ -30,7 +30,7 @@ from edgechat.speculation.cost import SIZES, Mean, StepCosts
 from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
 from tests.fake_context import FakeContext, FakeModel, FakeSampler
-from tests.models import KINDS, Kind, write_tiny
+from tests.models import KINDS, Kind, a_context, write_tiny
 from tests.suffix_reference import PlainIndex
 
 N_VOCAB = 12
@@ -208,7 +208,7 @@ def top_gap_at_difference(model: Model, prompt: list[int], a: list[int], b: list
     if same is None:
         assert len(a) == len(b)
         return math.inf
-    context = Context(model, n_ctx=1024, n_threads=2)
+    context = a_context(model, n_ctx=1024, n_threads=2)
     for token in [*prompt, *a[:same]]:
         context.decode([token])
     logits = np.array(model.bindings.llama.llama_get_logits_ith(context.pointer, -1)[: model.n_vocab])
@@ -227,7 +227,7 @@ def test_real_models_say_the_same_but_for_ties(kind: str, native: Bindings, star
     noise = 0.03 if kind == "starter" else 0.01
 
     def context() -> Context:
-        return Context(model, n_ctx=512, n_threads=2, n_batch=64, n_ubatch=64, n_seqs=2, n_rs_seq=7)
+        return a_context(model, n_ctx=512, n_threads=2, n_batch=64, n_ubatch=64, n_seqs=2, n_rs_seq=7)
 
     plain_context, drafting = context(), context()
     plain = say(plain_context, request, prompt)
@@ -254,7 +254,7 @@ def test_the_starter_model_drafts_and_says_the_same(native: Bindings, starter: P
     words = "Repeat this list: red, green, blue, red, green, blue, red, green, blue, red, green,"
     prompt = model.tokenize(words, add_special=True, parse_special=False)
     request = Generate(id=1, max_tokens=120, sampling=Sampling(temperature=0.0), ignore_eog=True)
-    plain_context, context = (Context(model, n_ctx=512, n_threads=2) for _ in range(2))
+    plain_context, context = (a_context(model, n_ctx=512, n_threads=2) for _ in range(2))
     plain = say(plain_context, request, prompt)
     index = SuffixIndex(native.edgechat, 512)
     drafted = say(context, request, prompt, Speculator([LiveDrafter(index)], Controller(Acceptance(), free_steps())))
@@ -270,7 +270,7 @@ def test_the_starter_model_drafts_and_says_the_same(native: Bindings, starter: P
 def test_a_rehearsal_leaves_nothing_behind(kind: Kind, native: Bindings, tmp_path: Path) -> None:
     model = Model(native, write_tiny(tmp_path / "tiny.gguf", kind))
     rehearsed, plain = (
-        Context(model, n_ctx=512, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=2, n_rs_seq=7) for _ in range(2)
+        a_context(model, n_ctx=512, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=2, n_rs_seq=7) for _ in range(2)
     )
     tokens = [int(t) for t in np.random.default_rng(1).integers(10, 340, 60)]
     for context in (rehearsed, plain):
@@ -290,7 +290,7 @@ def test_a_rehearsal_leaves_nothing_behind(kind: Kind, native: Bindings, tmp_pat
 def test_drafts_that_cannot_be_taken_back_are_an_error(native: Bindings, tmp_path: Path) -> None:
     """Rather that than words that come from nowhere."""
     model = Model(native, write_tiny(tmp_path / "tiny.gguf", "mamba"))
-    context = Context(model, n_ctx=512, n_threads=1, n_seqs=1, n_rs_seq=7)
+    context = a_context(model, n_ctx=512, n_threads=1, n_seqs=1, n_rs_seq=7)
     assert context.max_undo == 0
     context.decode_chain([20, 21, 22])
     with pytest.raises(EngineError, match="take back 2"):
@@ -306,8 +306,8 @@ def test_what_is_undone_leaves_nothing_behind(
 ) -> None:
     """After wrong drafts of any length the logits are those of a context that never saw them; also in a copy, and saved."""
     model = Model(native, write_tiny(tmp_path_factory.mktemp("undo") / "tiny.gguf", kind))
-    context = Context(model, n_ctx=512, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=3, n_rs_seq=7)
-    plain = Context(model, n_ctx=512, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=1)
+    context = a_context(model, n_ctx=512, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=3, n_rs_seq=7)
+    plain = a_context(model, n_ctx=512, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=1)
     tokens = [int(t) for t in np.random.default_rng(1).integers(10, 340, 60)]
     context.decode(tokens)
     plain.decode(tokens)

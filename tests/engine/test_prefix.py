@@ -19,7 +19,7 @@ from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context, NoRoom
 from edgechat.runtime.model import Model
 from tests.fake_memory import check_cache
-from tests.models import KINDS, Kind, write_tiny
+from tests.models import KINDS, Kind, a_context, write_tiny
 
 N_CTX = 1024
 TINY = 1_000_000
@@ -30,7 +30,7 @@ class Desk:
     """A context with its cache, and what a plain context would say."""
 
     def __init__(self, model: Model, folder: Path | None = None, *, n_seqs: int = 4, n_ctx: int = N_CTX) -> None:
-        self.context = Context(model, n_ctx=n_ctx, n_threads=2, n_batch=128, n_ubatch=128, n_seqs=n_seqs)
+        self.context = a_context(model, n_ctx=n_ctx, n_threads=2, n_batch=128, n_ubatch=128, n_seqs=n_seqs)
         self.disk = Disk(folder, 1 << 30, lambda pause: "it") if folder is not None else None
         if self.disk is not None:
             self.disk.identity = "it"
@@ -229,7 +229,7 @@ def test_any_way_through_a_tree_of_turns(
 
 def test_what_a_context_can_do_is_said_by_it(native: Bindings, tmp_path: Path) -> None:
     def context(kind: Kind) -> Context:
-        return Context(
+        return a_context(
             Model(native, write_tiny(tmp_path / f"{kind}.gguf", kind)), n_ctx=N_CTX, n_threads=1, n_ubatch=64, n_seqs=2
         )
 
@@ -257,7 +257,7 @@ def test_what_a_window_lacks_cannot_be_gone_on_from(native: Bindings, tmp_path: 
     """Some tokens, and after them a saved window that begins later: the tokens between them are known, but not there."""
     model = Model(native, write_tiny(tmp_path / "sliding.gguf", "sliding"))
     tokens = some(300)
-    context = Context(model, n_ctx=N_CTX, n_threads=2, n_batch=128, n_ubatch=128, n_seqs=3)
+    context = a_context(model, n_ctx=N_CTX, n_threads=2, n_batch=128, n_ubatch=128, n_seqs=3)
     for start in range(0, 300, 100):
         context.decode(tokens[start : start + 100])
     data = context.save(0, 1, 300)
@@ -280,7 +280,7 @@ def test_what_a_window_lacks_cannot_be_gone_on_from(native: Bindings, tmp_path: 
 
 def test_tokens_that_fill_a_tile_leave_nothing_behind(native: Bindings, starter: Path) -> None:
     model = Model(native, starter)
-    context = Context(model, n_ctx=1024, n_threads=2, n_seqs=1)
+    context = a_context(model, n_ctx=1024, n_threads=2, n_seqs=1)
     before, after = some(900), some(58, 1)
     for start in range(0, 900, 450):
         context.decode(before[start : start + 450])
@@ -292,7 +292,7 @@ def test_tokens_that_fill_a_tile_leave_nothing_behind(native: Bindings, starter:
     context.decode(some(60, 2))  # 1018 of 1024: no room for them, and none needed
     assert len(context.tokens()) == 1018
     context.close()
-    plain = Context(model, n_ctx=1024, n_threads=2, n_seqs=1)
+    plain = a_context(model, n_ctx=1024, n_threads=2, n_seqs=1)
     for start in range(0, 900, 450):
         plain.decode(before[start : start + 450])
     plain.decode(after[:29])

@@ -21,7 +21,7 @@ from edgechat.runtime.context import Context, DecodeAborted
 from edgechat.runtime.layout import memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.runtime.sampler import Sampler
-from tests.models import CONTROL, KINDS, N_CTX, Kind, write_tiny, write_tiny_llama
+from tests.models import CONTROL, KINDS, N_CTX, Kind, a_context, write_tiny, write_tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def model(native: Bindings, tiny_path: Path) -> Model:
     return Model(native, tiny_path)
 
 
-def a_context(model: Model) -> Context:
-    return Context(model, n_ctx=N_CTX, n_threads=2)
+def small_context(model: Model) -> Context:
+    return a_context(model, n_ctx=N_CTX, n_threads=2)
 
 
 def greedy(context: Context, count: int = 20) -> list[int]:
@@ -69,7 +69,7 @@ def test_a_model_describes_itself(model: Model) -> None:
 
 
 def test_rewinding_is_exact(model: Model) -> None:
-    context = a_context(model)
+    context = small_context(model)
     prompt = model.tokenize("an era in the heather", add_special=True, parse_special=False)
     context.decode(prompt)
     first = greedy(context)
@@ -80,7 +80,7 @@ def test_rewinding_is_exact(model: Model) -> None:
 
 
 def test_an_aborted_decode_leaves_the_context_as_it_was(model: Model) -> None:
-    context = a_context(model)
+    context = small_context(model)
     context.decode([1, 300, 301])
     expected = greedy(context)
     context.rewind(0)
@@ -96,7 +96,7 @@ def test_an_aborted_decode_leaves_the_context_as_it_was(model: Model) -> None:
 
 
 def test_a_decode_beyond_the_context_is_refused(model: Model) -> None:
-    context = a_context(model)
+    context = small_context(model)
     for tokens in ([], [5] * (N_CTX + 1)):
         with pytest.raises(EngineError):
             context.decode(tokens)
@@ -128,7 +128,7 @@ def test_what_is_not_referenced_is_freed_in_order(
     gc.collect()  # what other tests left behind is not meant
     spy = Spy(native, monkeypatch, "llama_free", "llama_model_free")
     model = Model(native, tiny_path)
-    context = a_context(model)
+    context = small_context(model)
     del model
     gc.collect()
     assert spy.called == []  # the context still needs it
@@ -140,7 +140,7 @@ def test_what_is_not_referenced_is_freed_in_order(
 def test_closing_twice_frees_once(native: Bindings, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(native, monkeypatch, "llama_free", "llama_model_free", "llama_sampler_free")
     model = Model(native, tiny_path)
-    context, sampler = a_context(model), Sampler(model, Sampling())
+    context, sampler = small_context(model), Sampler(model, Sampling())
     for owner in (sampler, context, model):
         owner.close()
         owner.close()
@@ -149,7 +149,7 @@ def test_closing_twice_frees_once(native: Bindings, tiny_path: Path, monkeypatch
 
 
 def test_memory_is_told_by_buffer(model: Model) -> None:
-    breakdown = memory_breakdown(a_context(model))
+    breakdown = memory_breakdown(small_context(model))
     assert sum(b["model_bytes"] for b in breakdown.values()) >= model.size_bytes
     assert all(b["compute_bytes"] >= 0 for b in breakdown.values())
 
@@ -160,7 +160,7 @@ def test_memory_of_a_context_is_what_the_planner_counts(
     native: Bindings, tmp_path: Path, kind: Kind, n_ctx: int, n_seqs: int, n_rs_seq: int
 ) -> None:
     path = write_tiny(tmp_path / "m.gguf", kind)
-    made = Context(
+    made = a_context(
         Model(native, path), n_ctx=n_ctx, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=n_seqs, n_rs_seq=n_rs_seq
     )
     real = sum(buffer["context_bytes"] for buffer in memory_breakdown(made).values())
@@ -184,7 +184,7 @@ def test_an_unknown_architecture_is_named(native: Bindings, tmp_path: Path) -> N
     ],
 )
 def test_what_leaves_one_candidate_is_greedy(model: Model, params: Sampling) -> None:
-    context = a_context(model)
+    context = small_context(model)
     context.decode([1, 300, 301])
     expected = Sampler(model, Sampling(temperature=0)).sample(context)
     assert Sampler(model, params).sample(context) == expected

@@ -19,6 +19,7 @@ from edgechat import paths
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
+from edgechat.planner.plan import given_plan
 from edgechat.prefix.disk import folder_name, forget
 from edgechat.speculation.cost import SIZES
 from tests.conftest import Cli
@@ -34,10 +35,12 @@ class Engine:
     def __init__(self, model: Path, **options: Any) -> None:
         self.client = EngineClient()
         given: dict[str, Any] = {
-            "path": str(model), "n_ctx": 1024, "n_threads": 1, "prefix_ram_bytes": 1 << 20,
-            "prefix_disk_bytes": 50 << 20, "prefix_dir": str(paths.prefix_dir()), "draft_tokens": 5000,
+            "n_ctx": 1024, "n_threads": 1, "prefix_ram_bytes": 1 << 20, "prefix_disk_bytes": 50 << 20,
+            "draft_tokens": 5000,
         } | options  # fmt: skip
-        self.client.load(protocol.Load(id=self.client.next_id(), **given))
+        directory = given.pop("prefix_dir", str(paths.prefix_dir()))
+        plan = given_plan(str(model), **given)
+        self.client.load(protocol.Load(id=self.client.next_id(), plan=plan, prefix_dir=directory))
 
     def ask(self, tokens: list[int] = PROMPT, **options: Any) -> tuple[list[int], protocol.TurnFinished]:
         given: dict[str, Any] = {

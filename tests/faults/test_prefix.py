@@ -20,6 +20,7 @@ from edgechat import paths
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
+from edgechat.planner.plan import given_plan
 from tests.conftest import Cli
 from tests.models import write_tiny
 
@@ -33,10 +34,11 @@ class Engine:
     def __init__(self, model: Path, **options: object) -> None:
         self.client = EngineClient()
         given = {
-            "path": str(model), "n_ctx": 1024, "n_threads": 1, "prefix_ram_bytes": 1 << 20,
-            "prefix_disk_bytes": 50 << 20, "prefix_dir": str(paths.prefix_dir()),
+            "n_ctx": 1024, "n_threads": 1, "prefix_ram_bytes": 1 << 20, "prefix_disk_bytes": 50 << 20,
         } | options  # fmt: skip
-        self.client.load(protocol.Load(id=self.client.next_id(), **given))  # type: ignore[arg-type]
+        directory = str(given.pop("prefix_dir", paths.prefix_dir()))
+        plan = given_plan(str(model), **given)  # type: ignore[arg-type]
+        self.client.load(protocol.Load(id=self.client.next_id(), plan=plan, prefix_dir=directory))
 
     def ask(self, tokens: list[int] = PROMPT, whose: str = "talk") -> tuple[list[int], protocol.GenerationStats]:
         request = protocol.Generate(

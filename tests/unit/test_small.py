@@ -15,11 +15,9 @@ from edgechat.chat.stream import StopText
 from edgechat.chat.visible import visible
 from edgechat.config import Sampling
 from edgechat.engine import protocol
-from edgechat.errors import EngineError, PlanError
+from edgechat.errors import EngineError
 from edgechat.hardware.cpu import cgroup_cpus, parse_cpuinfo, usable_threads
 from edgechat.hardware.memory import read_memory
-from edgechat.modelfile.header import ModelHeader, Tensor
-from edgechat.planner.plan import MIN_N_CTX, estimate, plan
 
 X86 = "processor : 0\nmodel name : AMD EPYC\nmicrocode : 0xa1\nflags : sse avx2 avx\n\nprocessor : 1\nmodel name : other\n"
 ARM = "processor : 0\nFeatures : fp asimd\nCPU implementer : 0x41\nCPU part : 0xd0b\nCPU revision : 1\n"
@@ -79,76 +77,6 @@ def test_messages_survive_the_pipe() -> None:
     assert protocol.decode_request(protocol.encode(request)[4:]) == request
     event = protocol.TokensGenerated(id=7, text="x", tokens=[5])
     assert protocol.decode_event(protocol.encode(event)[4:]) == event
-
-
-def a_model(weights: int = 1 << 30, n_ctx_train: int = 32768, kind: int = 24) -> ModelHeader:
-    metadata = {
-        "general.architecture": "llama", "llama.block_count": 16, "llama.embedding_length": 2048,
-        "llama.attention.head_count": 32, "llama.attention.head_count_kv": 8, "llama.feed_forward_length": 8192,
-        "llama.context_length": n_ctx_train, "llama.vocab_size": 32000,
-    }  # fmt: skip
-    tensor = Tensor("w", (weights,), kind, 0, weights)
-    return ModelHeader("m.gguf", weights, 3, metadata, {}, (tensor,), 0)
-
-
-def test_the_kv_cache_is_counted_by_layer_and_head() -> None:
-    # 16 layers, 8 heads of 64 for K and for V, two bytes each: 32 KiB a token, as published for Llama-3.2-1B.
-    assert estimate(a_model(), 1000).kv_cache == 1024 * 32 * 1024  # in steps of 256 tokens
-
-
-def test_the_context_shrinks_until_it_fits() -> None:
-    header = a_model()
-    roomy = plan(header, available_bytes=16 << 30, n_threads=2)
-    tight = plan(header, available_bytes=estimate(header, 2048).total, n_threads=2)
-    assert (roomy.n_ctx, tight.n_ctx) == (8192, 2048)
-    assert (roomy.use_mmap, tight.use_mmap) == (True, False)
-    with pytest.raises(PlanError, match="MiB are available"):
-        plan(header, available_bytes=1 << 29, n_threads=2)
-    with pytest.raises(PlanError, match="context of 32768"):
-        plan(header, available_bytes=estimate(header, 8192).total, n_threads=2, n_ctx=32768)
-
-
-def test_two_copies_of_the_weights_are_avoided_where_they_would_not_fit() -> None:
-    header = a_model(kind=2)
-    once, twice = (estimate(header, 8192, use_mmap=m).total for m in (False, True))
-    assert twice - once == header.tensor_bytes
-    assert plan(header, available_bytes=twice, n_threads=2).use_mmap
-    squeezed = plan(header, available_bytes=twice - 1, n_threads=2)
-    assert (squeezed.use_mmap, squeezed.n_ctx) == (False, 8192)
-
-
-def test_states_to_go_back_to_are_kept_where_there_is_room() -> None:
-    header = a_model()
-    with_state = msgspec.structs.replace(
-        header,
-        metadata=header.metadata
-        | {"llama.ssm.inner_size": 4096, "llama.ssm.state_size": 128, "llama.attention.head_count_kv": [0] * 16},
-    )
-    assert plan(header, available_bytes=16 << 30, n_threads=1).n_rs_seq == 0
-    roomy = plan(with_state, available_bytes=64 << 30, n_threads=1)
-    tight = plan(with_state, available_bytes=estimate(with_state, 8192).total + (8 << 30), n_threads=1)
-    assert roomy.n_rs_seq == 7
-    assert tight.n_rs_seq in (1, 3)
-    assert roomy.estimate.speculation > tight.estimate.speculation > 0
-    off = plan(with_state, available_bytes=64 << 30, n_threads=1, speculation=False)
-    assert (off.speculation, off.n_rs_seq, off.draft_tokens) == (False, 0, 0)
-
-
-@given(st.integers(1 << 20, 1 << 35), st.integers(0, 1 << 34))
-def test_more_memory_never_means_less_context(available: int, more: int) -> None:
-    def n_ctx(memory: int) -> int:
-        try:
-            return plan(a_model(), available_bytes=memory, n_threads=1).n_ctx
-        except PlanError:
-            return 0
-
-    with contextlib.suppress(PlanError):
-        chosen = plan(a_model(), available_bytes=available, n_threads=1)
-        assert chosen.estimate.total <= available
-        assert chosen.prefix_ram_bytes >= 0
-        assert chosen.draft_tokens >= 0
-    assert n_ctx(available) <= n_ctx(available + more)
-    assert n_ctx(available) == 0 or n_ctx(available) >= MIN_N_CTX
 
 
 @given(st.lists(st.text("\nUser: x", max_size=4)))

@@ -1,0 +1,117 @@
+"""Which models there are to choose from, here and in the catalogue, and which one is taken when nobody names one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgechat.catalogue import curated, library
+from edgechat.chat.machine import machine, measured_speeds
+from edgechat.config import Settings
+from edgechat.errors import EdgechatError, PlanError
+from edgechat.modelfile.header import ModelHeader
+from edgechat.modelfile.split import read_header
+from edgechat.planner.choice import Candidate, Rated, choose, rate
+from edgechat.planner.quality import quality
+from edgechat.planner.sketch import quants, sketches
+
+# So many of the best are looked at closely; a library of hundreds must not hold up the first frame.
+_MOST = 12
+
+
+def candidate(
+    name: str, header: ModelHeader, *, repo: str = "", is_here: bool = True, known: curated.Model | None = None
+) -> Candidate:
+    """A file, with what the catalogue knows of its model."""
+    known = known or curated.find(repo, header.name, Path(header.path).name)
+    n_active = _active(header, known)
+    return Candidate(
+        name=name, quant=header.quant, header=header, is_here=is_here,
+        quality=quality(header.quant, header.n_params, n_active, known),
+    )  # fmt: skip
+
+
+def local_candidates(entries: Sequence[library.Entry] | None = None) -> list[Candidate]:
+    """Models on this machine. Raises CatalogueError."""
+    found = []
+    for entry in library.scan() if entries is None else entries:
+        if entry.is_usable:
+            try:
+                found.append(candidate(entry.name, read_header(entry.path), repo=entry.repo))
+            except EdgechatError:  # gone or damaged since it was seen
+                continue
+    return found
+
+
+def _promise(entry: library.Entry) -> float:
+    known = curated.find(entry.repo, entry.facts.name, entry.path.name)
+    return quality(entry.facts.quant, entry.facts.n_params, None, known).points
+
+
+def catalogue_candidates() -> list[Candidate]:
+    """Every quant of every model of the catalogue, by what it says of them; nothing is asked of a network."""
+    found = []
+    for model in curated.load().values():
+        known = quants(model)
+        for quant, header in sketches(model).items():
+            n_params = model.shape.n_params or header.n_params
+            found.append(Candidate(
+                name=f"{model.id}:{quant}", quant=quant, header=header, is_here=False, is_rough=not known[quant][1],
+                is_default=model.is_default, quality=quality(quant, n_params, model.shape.n_params_active, model),
+            ))  # fmt: skip
+    return found
+
+
+def choose_local(settings: Settings) -> tuple[str, Path]:
+    """Name and file of the best model here that fits. Raises PlanError if none does, and CatalogueError."""
+    entries = [entry for entry in library.scan() if entry.is_usable]
+    if len(entries) == 1:  # whether it fits is said when it is loaded
+        return entries[0].name, entries[0].path
+    if len(entries) > _MOST:
+        entries = sorted(entries, key=_promise, reverse=True)[:_MOST]
+    rated = rate_all(local_candidates(entries), settings)
+    best = choose(rated)
+    if best is not None:
+        return best.candidate.name, Path(best.candidate.header.path)
+    if rated:
+        smallest = min(rated, key=lambda r: r.memory.total)
+        raise PlanError(
+            f"none of the {len(rated)} models here fits: the smallest, {smallest.candidate.name}, {smallest.verdict}, "
+            f"and {machine(settings).available_bytes / 1e6:,.0f} MB are available; {suggestion(settings)}"
+        )
+    raise PlanError(f"there is no model here; {suggestion(settings)}")
+
+
+def suggestion(settings: Settings) -> str:
+    """What of the catalogue would be the best on this machine, in words."""
+    best = choose(rate_all(catalogue_candidates(), settings), unasked=True)
+    if best is None:
+        return "nothing of the catalogue fits either (`edgechat plan --all` says how much is missing)"
+    return (
+        f"of the catalogue, {best.candidate.name} would be the best for this machine, with "
+        f"{best.memory.total / 1e9:.1f} GB: `edgechat models pull {best.candidate.name}` gets it"
+    )
+
+
+def rate_all(candidates: Sequence[Candidate], settings: Settings) -> list[Rated]:
+    """Plan them all on this machine."""
+    here, speeds = machine(settings), measured_speeds()
+    return [rate(c, here, speeds=speeds, n_ctx=settings.n_ctx, min_tps=settings.min_speed) for c in candidates]
+
+
+def _active(header: ModelHeader, known: curated.Model | None) -> int | None:
+    """Weights used for each token, where that is not all of them."""
+    if known is not None and known.shape.n_params_active:
+        return known.shape.n_params_active
+    n_experts, n_used = header.number("expert_count"), header.number("expert_used_count")
+    if not n_experts or not n_used:
+        return None
+    routed = sum(_count(t.shape) for t in header.tensors if "_exps." in t.name)
+    return header.n_params - routed + routed * n_used // n_experts
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

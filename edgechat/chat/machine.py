@@ -1,0 +1,66 @@
+"""What a plan may use of this machine now: memory that others leave, threads that were measured, disk."""
+
+from __future__ import annotations
+
+import os
+
+from edgechat import paths
+from edgechat.chat import running
+from edgechat.config import Settings, size_bytes
+from edgechat.errors import EdgechatError
+from edgechat.hardware.cpu import usable_threads
+from edgechat.hardware.memory import read_memory
+from edgechat.planner.plan import Machine, mib
+from edgechat.planner.speed import KernelSpeeds
+from edgechat.runtime import speeds
+from edgechat.runtime.bundle import find_bundle
+
+
+def machine(settings: Settings, model_path: str = "", own_pid: int | None = None) -> Machine:
+    """For a model file, of which another program may have mapped the very pages."""
+    held = [r for r in running.others(own_pid) if r.model_path != model_path or not model_path]
+    available = max(0, read_memory().available_bytes - sum(r.held_bytes for r in held))
+    budget = size_bytes(settings.budget) if settings.budget else None
+    n_threads, n_threads_batch, words = _threads(settings, measured_speeds())
+    return Machine(
+        available_bytes=available if budget is None else min(available, budget), n_threads=n_threads,
+        n_threads_batch=n_threads_batch, threads_words=words, disk_free_bytes=_disk_free_bytes(settings),
+        held_words="".join(f"; {words_for(r)}" for r in running.others(own_pid)),
+    )  # fmt: skip
+
+
+def words_for(other: running.Running) -> str:
+    """Who has a model loaded."""
+    name = os.path.basename(other.model_path)  # noqa: PTH119  (a name, whatever the system writes paths as)
+    return f"another edgechat (process {other.pid}) has {name} loaded and holds {mib(other.total_bytes)}"
+
+
+def measured_speeds() -> KernelSpeeds | None:
+    """What the backend was measured at on this machine, if it was."""
+    try:
+        bundle = find_bundle()
+    except EdgechatError:
+        return None
+    return next((found for module in bundle.modules if (found := speeds.recall(bundle, module))), None)
+
+
+def _threads(settings: Settings, measured: KernelSpeeds | None) -> tuple[int, int, str]:
+    """For single tokens, for prompts, and why."""
+    if settings.n_threads is not None:
+        # Threads that wait for each other without a core each take minutes for a word.
+        n_threads = min(settings.n_threads, os.cpu_count() or 1)
+        return n_threads, n_threads, "as set"
+    usable = usable_threads()
+    if measured is not None and measured.decode_threads and measured.n_threads >= usable:
+        return measured.decode_threads, measured.prefill_threads, "measured to be the fastest here"
+    return usable, usable, "as many as there are fast cores (`edgechat plan` measures it)"
+
+
+def _disk_free_bytes(settings: Settings) -> int:
+    """Free bytes where prefixes are kept; 0 if none are to be."""
+    if not settings.prefix_cache:
+        return 0
+    try:
+        return paths.free_bytes(paths.prefix_dir())
+    except OSError:
+        return 0

@@ -1,0 +1,58 @@
+"""What an engine can be asked before it has a model: how large one would be, what there is to compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from edgechat.engine import protocol
+from edgechat.runtime import bindings, probe, quants, speeds
+from edgechat.runtime.bundle import find_bundle
+from edgechat.runtime.layout import Sizes
+
+Question = protocol.Probe | protocol.Devices | protocol.QuantTypes
+
+
+class Survey:
+    """Owns the backend's module once it is loaded. All methods are for the thread that works."""
+
+    def __init__(self, send: Callable[[protocol.Event], None]) -> None:
+        self.backend = ""
+        """The module that computes; "" before the first request that needs one."""
+        self._send = send
+        self._sizes = Sizes()
+
+    def native(self, request_id: int) -> bindings.Bindings:
+        """The backend that works here, loaded; says on the way what is being tried. Raises RuntimeLoadError."""
+        bundle = find_bundle()
+        module, _ = probe.choose(bundle, self._tell(request_id))
+        self.backend = module.name
+        self._send(protocol.BackendChosen(id=request_id, backend=module.name))
+        return bindings.load(bundle, module)
+
+    def answer(self, question: Question) -> protocol.Event:
+        """Raises EdgechatError."""
+        if isinstance(question, protocol.Devices):
+            return self._devices(question)
+        native = self.native(question.id)
+        if isinstance(question, protocol.QuantTypes):
+            found = quants.types(native.edgechat, question.model, question.preset)
+            return protocol.QuantTypesFound(id=question.id, types=found)
+        sizes = self._sizes.of(native, Path(question.path), question.options)
+        return protocol.Probed(id=question.id, backend=self.backend, memory=sizes)
+
+    def forget(self) -> None:
+        """Let go of the model that sizes were asked of."""
+        self._sizes.close()
+
+    def _devices(self, question: protocol.Devices) -> protocol.DevicesFound:
+        # The module is not loaded for this: it is measured in a process of its own.
+        bundle = find_bundle()
+        module, _ = probe.choose(bundle, self._tell(question.id))
+        found = speeds.recall(bundle, module)
+        if found is None and question.measure:
+            found = speeds.measure(bundle, module, self._tell(question.id))
+        return protocol.DevicesFound(id=question.id, backend=module.name, gpus=[], speeds=found)
+
+    def _tell(self, request_id: int) -> Callable[[str], None]:
+        return lambda words: self._send(protocol.BackendTesting(id=request_id, words=words))

@@ -1,0 +1,238 @@
+// How fast this machine multiplies by weights of each type, which is what decoding and prefill are made of.
+#include "edgechat.h"
+#include "weights.h"
+
+#include "ggml-cpp.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#ifdef _WIN32
+#include <io.h>
+#define write _write
+#else
+#include <unistd.h>
+#endif
+
+namespace {
+
+constexpr int64_t n_in  = 2048;
+constexpr int64_t n_out = 512;
+// Decoding reads weights from memory: more of them than caches hold. Larger batches compute longer than they read.
+constexpr size_t streamed_bytes = 40u << 20;
+constexpr size_t computed_bytes = 2u << 20;
+// Small operations between products: what a step costs beside its arithmetic.
+constexpr int n_small = 200;
+// Keys and values of a context: 4 heads of 64 numbers, so many tokens.
+constexpr int64_t n_depth     = 2048;
+constexpr int64_t n_head_kv   = 4;
+constexpr int64_t head_length = 64;
+
+constexpr int    min_runs  = 3;
+constexpr int    max_runs  = 15;
+constexpr double enough_s  = 0.04;
+
+using Clock = std::chrono::steady_clock;
+
+// The median time of a run, in seconds; the first one only warms up.
+double median_s(const std::function<void()> & run) {
+    run();
+    std::vector<double> times;
+    double              total = 0.0;
+    while (times.size() < min_runs || (total < enough_s && times.size() < max_runs)) {
+        const auto start = Clock::now();
+        run();
+        times.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+        total += times.back();
+    }
+    std::nth_element(times.begin(), times.begin() + static_cast<long>(times.size() / 2), times.end());
+    return times[times.size() / 2];
+}
+
+ggml_context_ptr new_context(size_t n_tensors) {
+    return ggml_context_ptr(
+        ggml_init({ggml_tensor_overhead() * n_tensors + ggml_graph_overhead_custom(n_tensors, false), nullptr, true}));
+}
+
+// Types of models that were trained for them, or that nobody keeps a chat model in.
+bool is_rare(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_IQ1_S:
+        case GGML_TYPE_IQ1_M:
+        case GGML_TYPE_TQ1_0:
+        case GGML_TYPE_TQ2_0:
+        case GGML_TYPE_Q1_0:
+        case GGML_TYPE_Q2_0:
+        case GGML_TYPE_NVFP4:
+            return true;
+        default:
+            return false;
+    }
+}
+
+class Measurement {
+  public:
+    Measurement(ggml_backend_dev_t device, ggml_backend_t backend, int fd) : device_(device), backend_(backend), fd_(fd) {}
+
+    // One common type only, to compare numbers of threads.
+    void quick() {
+        products(GGML_TYPE_Q4_0);
+        line("done", "", 0, 0.0);
+    }
+
+    void all() {
+        small_operations();
+        for (ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
+            attention(type, 1);
+            attention(type, 32);
+        }
+        for (int number = 0; number < GGML_TYPE_COUNT; number++) {
+            const ggml_type type = static_cast<ggml_type>(number);
+            if (is_weight_type(type) && !is_rare(type)) {
+                products(type);
+            }
+        }
+        line("done", "", 0, 0.0);
+    }
+
+  private:
+    void line(const std::string & what, const std::string & where, int64_t batch, double per_s) {
+        char text[160];
+        const int size = std::snprintf(text, sizeof(text), "speed\t%s\t%s\t%d\t%.6g\n", what.c_str(), where.c_str(),
+                                       static_cast<int>(batch), per_s);
+        if (write(fd_, text, static_cast<unsigned>(size)) < 0) {
+            std::abort();
+        }
+    }
+
+    double graph_s(ggml_cgraph * graph) {
+        return median_s([&] { ggml_backend_graph_compute(backend_, graph); });
+    }
+
+    void small_operations() {
+        const ggml_context_ptr context = new_context(n_small + 2);
+        ggml_tensor *          x       = ggml_new_tensor_1d(context.get(), GGML_TYPE_F32, 1024);
+        ggml_tensor *          y       = x;
+        for (int i = 0; i < n_small; i++) {
+            y = ggml_add_inplace(context.get(), y, x);
+        }
+        const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend_));
+        ggml_backend_buffer_clear(buffer.get(), 0);
+        ggml_cgraph * graph = ggml_new_graph_custom(context.get(), n_small + 2, false);
+        ggml_build_forward_expand(graph, y);
+        line("operation", "", 1, n_small / graph_s(graph));
+    }
+
+    // Numbers of keys and values that one query passes by in a second.
+    void attention(ggml_type type, int64_t batch) {
+        const ggml_context_ptr context = new_context(16);
+        ggml_context *         c       = context.get();
+        ggml_tensor * q = ggml_new_tensor_4d(c, GGML_TYPE_F32, head_length, batch, 2 * n_head_kv, 1);
+        ggml_tensor * k = ggml_new_tensor_4d(c, type, head_length, n_depth, n_head_kv, 1);
+        ggml_tensor * v = ggml_new_tensor_4d(c, type, head_length, n_depth, n_head_kv, 1);
+        ggml_tensor * m = ggml_new_tensor_4d(c, GGML_TYPE_F16, n_depth, batch, 1, 1);
+        ggml_tensor * result = ggml_flash_attn_ext(c, q, k, v, m, 0.125f, 0.0f, 0.0f);
+        if (!ggml_backend_dev_supports_op(device_, result)) {
+            return;
+        }
+        const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(c, backend_));
+        if (!buffer) {
+            return;
+        }
+        ggml_backend_buffer_clear(buffer.get(), 0);
+        ggml_cgraph * graph = ggml_new_graph_custom(c, 16, false);
+        ggml_build_forward_expand(graph, result);
+        const double numbers = 2.0 * head_length * n_depth * 2 * n_head_kv * static_cast<double>(batch);
+        line(std::string("attention ") + ggml_type_name(type), "", batch, numbers / graph_s(graph));
+    }
+
+    void products(ggml_type type) {
+        const std::vector<uint8_t> matrix = random_weights(type, n_in, n_out);
+        for (ggml_backend_buffer_type_t buffer_type : buffer_types(device_)) {
+            const size_t n_streamed = std::max<size_t>(1, streamed_bytes / matrix.size());
+            const size_t n_computed = std::max<size_t>(1, computed_bytes / matrix.size());
+            if (!claims(type, buffer_type)) {
+                continue;
+            }
+            const ggml_context_ptr     context = new_context(n_streamed);
+            std::vector<ggml_tensor *> weights;
+            for (size_t i = 0; i < n_streamed; i++) {
+                weights.push_back(ggml_new_tensor_2d(context.get(), type, n_in, n_out));
+            }
+            const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(context.get(), buffer_type));
+            if (!buffer) {
+                continue;
+            }
+            ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+            for (ggml_tensor * weight : weights) {
+                ggml_backend_tensor_set(weight, matrix.data(), 0, matrix.size());
+            }
+            const std::string where = ggml_backend_buft_name(buffer_type);
+            for (int64_t batch : {1, 4, 32}) {
+                const size_t count = batch == 1 ? n_streamed : n_computed;
+                line(ggml_type_name(type), where, batch, product_s(weights, count, batch));
+            }
+        }
+    }
+
+    // Weights per second of `count` products, one after another.
+    double product_s(const std::vector<ggml_tensor *> & weights, size_t count, int64_t batch) {
+        const ggml_context_ptr context     = new_context(2 * count + 2);
+        ggml_tensor *          activations = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, n_in, batch);
+        ggml_cgraph *          graph = ggml_new_graph_custom(context.get(), 2 * count + 2, false);
+        for (size_t i = 0; i < count; i++) {
+            ggml_build_forward_expand(graph, ggml_mul_mat(context.get(), weights[i], activations));
+        }
+        const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend_));
+        const std::vector<float> values = Noise(0x2545f491u).take(n_in * batch);
+        ggml_backend_tensor_set(activations, values.data(), 0, ggml_nbytes(activations));
+        return static_cast<double>(n_in * n_out) * static_cast<double>(count) / graph_s(graph);
+    }
+
+    bool claims(ggml_type type, ggml_backend_buffer_type_t buffer_type) {
+        const ggml_context_ptr context = new_context(4);
+        ggml_tensor *          weight  = ggml_new_tensor_2d(context.get(), type, n_in, n_out);
+        ggml_tensor *          input   = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, n_in, 1);
+        const ggml_backend_buffer_ptr buffer(ggml_backend_buft_alloc_buffer(buffer_type, 0));
+        weight->buffer = buffer.get();
+        return ggml_backend_dev_supports_op(device_, ggml_mul_mat(context.get(), weight, input));
+    }
+
+    ggml_backend_dev_t device_;
+    ggml_backend_t     backend_;
+    int                fd_;
+};
+
+}  // namespace
+
+int edgechat_speeds(const char * module_path, int n_threads, int quick, int report_fd) {
+    ggml_backend_reg_t module = ggml_backend_load(module_path);
+    if (module == nullptr || ggml_backend_reg_dev_count(module) == 0) {
+        return -1;
+    }
+    ggml_backend_dev_t     device = ggml_backend_reg_dev_get(module, 0);
+    const ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
+    if (!backend) {
+        return -1;
+    }
+    set_threads(device, backend.get(), n_threads);
+    edgechat_threadpool * threadpool = edgechat_threadpool_new(n_threads);
+    const auto use = reinterpret_cast<void (*)(ggml_backend_t, ggml_threadpool *)>(
+        ggml_backend_reg_get_proc_address(module, "ggml_backend_cpu_set_threadpool"));
+    if (threadpool != nullptr && use != nullptr) {
+        use(backend.get(), edgechat_threadpool_raw(threadpool));
+    }
+    Measurement measurement(device, backend.get(), report_fd);
+    quick != 0 ? measurement.quick() : measurement.all();
+    if (threadpool != nullptr && use != nullptr) {
+        use(backend.get(), nullptr);
+    }
+    edgechat_threadpool_free(threadpool);
+    return 0;
+}

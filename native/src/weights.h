@@ -1,0 +1,43 @@
+// Made-up weights for tests and measurements, and what a backend module would keep them in.
+#pragma once
+
+#include "ggml-backend.h"
+#include "ggml.h"
+
+#include <cstdint>
+#include <vector>
+
+// A small fixed generator, the same on every platform (xorshift32).
+class Noise {
+  public:
+    explicit Noise(uint32_t seed) : state_(seed) {}
+
+    float next() {
+        state_ ^= state_ << 13;
+        state_ ^= state_ >> 17;
+        state_ ^= state_ << 5;
+        return static_cast<float>(state_) / 2147483648.0f - 1.0f;
+    }
+
+    std::vector<float> take(int64_t count) {
+        std::vector<float> values(static_cast<size_t>(count));
+        for (float & value : values) {
+            value = next();
+        }
+        return values;
+    }
+
+  private:
+    uint32_t state_;
+};
+
+// Quantised values of Noise in `rows` rows of `n_in` weights; for the few types that take long to quantise, random blocks.
+std::vector<uint8_t> random_weights(ggml_type type, int64_t n_in, int64_t rows);
+
+// True for what a model file stores weights in; the rest are formats of activations, or retired.
+bool is_weight_type(ggml_type type);
+
+// The plain buffer type of a device first, then those with layouts of their own (repack, AMX, KleidiAI).
+std::vector<ggml_backend_buffer_type_t> buffer_types(ggml_backend_dev_t device);
+
+void set_threads(ggml_backend_dev_t device, ggml_backend_t backend, int n_threads);
