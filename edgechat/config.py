@@ -53,6 +53,8 @@ class Settings(Sampling, frozen=True, kw_only=True):
     """Memory that edgechat may use, such as `4GB` or `1500MiB`; absent: what is available."""
     n_threads: int | None = None
     """Compute threads; absent: the physical cores."""
+    gpu: bool = True
+    """Compute on a GPU where there is one that works."""
     max_tokens: int | None = None
     """Longest answer in tokens; absent: no limit but the context."""
     system_prompt: str = ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-HIDDEN: Final = ("_engine", "_selftest", "_speeds", "_render")
+HIDDEN: Final = ("_engine", "_selftest", "_speeds", "_quantise", "_case", "_render")
 
 # `-m` and `-c` put the current directory first on sys.path: a file planted where the user happens to be
 # would be imported. `sys` is built in, so this runs before anything can be looked up there.

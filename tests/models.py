@@ -118,8 +118,8 @@ class _Tensors:
         """Scaled so that activations keep their size; the last dimension is the input's."""
         self._writer.add_tensor(name, self._random.normal(0, self._scale * shape[-1] ** -0.5, shape).astype(np.float32))
 
-    def ones(self, name: str, size: int = N_EMBD) -> None:
-        self._writer.add_tensor(name, np.ones(size, dtype=np.float32))
+    def ones(self, name: str, size: int | None = None) -> None:
+        self._writer.add_tensor(name, np.ones(size or N_EMBD, dtype=np.float32))
 
     def constant(self, name: str, values: np.ndarray[Any, Any]) -> None:
         self._writer.add_tensor(name, values.astype(np.float32))

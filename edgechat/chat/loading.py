@@ -7,24 +7,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from edgechat import paths
 from edgechat.chat import events, learned, renderer, running
 from edgechat.chat.machine import machine
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import KILLED, EngineClient
-from edgechat.errors import EdgechatError, EngineDiedError, PlanError
+from edgechat.errors import EdgechatError, EngineDiedError, ModelFileError, PlanError
 from edgechat.hardware.memory import peak_bytes
+from edgechat.hardware.profile import Gpu
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import read_header
 from edgechat.planner import memory
+from edgechat.planner.machine import Machine
 from edgechat.planner.memory import REPACKED, LoadOptions, MemoryEstimate
-from edgechat.planner.plan import LoadPlan, Machine, mib, plan, smaller
+from edgechat.planner.plan import LoadPlan, mib, plan, smaller
+from edgechat.runtime.bundle import find_bundle
 
 Listener = Callable[[events.LoadProgressed], None]
 
 # Above this part of what is available, llama.cpp is asked for exact sizes first, which takes a tenth of a second or more.
 _TIGHT: Final = 0.5
+# A first plan, one with less of a GPU, and one without.
+_ATTEMPTS: Final = 2
 
 
 def load(
@@ -39,21 +46,65 @@ def load(
     # The engine's process starts up while this one reads on.
     engine.start()
     begin()
-    here = machine(settings, header.path, engine.pid)
+    gpus, said = _gpus(engine, settings, listen)
+    here = machine(settings, header.path, engine.pid, gpus)
     speculation = settings.speculation and not settings.strict
     chosen = _planned(engine, header, here, settings.n_ctx, speculation=speculation)
-    said: list[str] = []
-    try:
+    loaded = None
+    for attempt in range(_ATTEMPTS):
+        try:
+            loaded = _load(engine, chosen, listen)
+            break
+        except (PlanError, EngineDiedError, ModelFileError) as error:
+            second = _second_plan(error, header, here, chosen, settings.n_ctx, attempt)
+            if second is None:
+                raise
+            said.append(f"{_why(error, chosen)}: {_changes(chosen, second)}")
+            chosen = second
+    if loaded is None:
         loaded = _load(engine, chosen, listen)
-    except (PlanError, EngineDiedError) as error:
-        second = smaller(header, here, chosen, settings.n_ctx) if _ran_out(error) else None
-        if second is None:
-            raise
-        said.append(f"memory ran out with {mib(chosen.estimate.total)} planned: {_changes(chosen, second)}")
-        chosen, loaded = second, _load(engine, second, listen)
     if engine.pid is not None:
         running.announce(engine.pid, chosen.model_path, chosen.estimate.engine)
     return chosen, loaded, said
+
+
+def step_down(engine: EngineClient, failed: LoadPlan, settings: Settings, error: EdgechatError) -> tuple[LoadPlan, str]:
+    """Load without a GPU that failed in use; the new plan, and what to say. Raises EdgechatError."""
+    header = read_header(Path(failed.model_path))
+    here = machine(settings, header.path, engine.pid)
+    chosen = plan(header, here, n_ctx=settings.n_ctx, speculation=failed.speculation)
+    _load(engine, chosen, lambda event: None)
+    return chosen, f"the GPU failed ({_first_line(error)}): from here on the CPU computes"
+
+
+def _gpus(engine: EngineClient, settings: Settings, listen: Listener) -> tuple[list[Gpu], list[str]]:
+    """GPUs that work here, and why others do not; nothing is asked where the build has no module for any."""
+    if not settings.gpu or not find_bundle().gpu_modules:
+        return [], []
+    found = engine.devices(measure=False, listen=lambda event: _tell(event, listen))
+    return found.gpus, [f"{words}; the CPU computes" for words in found.problems if not found.gpus]
+
+
+def _second_plan(
+    error: EdgechatError, header: ModelHeader, here: Machine, failed: LoadPlan, n_ctx: int | None, attempt: int
+) -> LoadPlan | None:
+    """A smaller one after memory ran out, once; after failures with a GPU, one with less of it and then without."""
+    if failed.options.n_gpu_layers:
+        if attempt == 0 and not here.gpu_is_unified:
+            return smaller(header, here, failed, n_ctx)
+        without = msgspec.structs.replace(here, gpu_name="", gpu_free_bytes=0, gpu_is_unified=False)
+        return plan(header, without, n_ctx=n_ctx, speculation=failed.speculation)
+    return smaller(header, here, failed, n_ctx) if attempt == 0 and _ran_out(error) else None
+
+
+def _why(error: EdgechatError, failed: LoadPlan) -> str:
+    if failed.options.n_gpu_layers:
+        return f"the GPU could not be used ({_first_line(error)})"
+    return f"memory ran out with {mib(failed.estimate.total)} planned"
+
+
+def _first_line(error: EdgechatError) -> str:
+    return str(error).partition("\n")[0]
 
 
 def unload(engine: EngineClient, chosen: LoadPlan | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Final
 
 from edgechat import paths
 from edgechat.chat import running
@@ -10,14 +12,21 @@ from edgechat.config import Settings, size_bytes
 from edgechat.errors import EdgechatError
 from edgechat.hardware.cpu import usable_threads
 from edgechat.hardware.memory import read_memory
-from edgechat.planner.plan import Machine, mib
+from edgechat.hardware.profile import Gpu
+from edgechat.planner.machine import Machine
+from edgechat.planner.plan import mib
 from edgechat.planner.speed import KernelSpeeds
 from edgechat.runtime import speeds
 from edgechat.runtime.bundle import find_bundle
 
+# Of a GPU's memory: CUDA's context and kernels take up to 500 MB once something runs.
+_GPU_SPARE_BYTES: Final = 1 << 30
+_GPU_SPARE_SHARE: Final = 8
 
-def machine(settings: Settings, model_path: str = "", own_pid: int | None = None) -> Machine:
-    """For a model file, of which another program may have mapped the very pages."""
+
+def machine(settings: Settings, model_path: str = "", own_pid: int | None = None, gpus: Sequence[Gpu] = ()) -> Machine:
+    """For a model file, of which another program may have mapped the very pages; `gpus` are what an engine found."""
+    gpu = max(gpus, key=lambda g: g.free_bytes, default=None)
     held = [r for r in running.others(own_pid) if r.model_path != model_path or not model_path]
     available = max(0, read_memory().available_bytes - sum(r.held_bytes for r in held))
     budget = size_bytes(settings.budget) if settings.budget else None
@@ -25,8 +34,15 @@ def machine(settings: Settings, model_path: str = "", own_pid: int | None = None
     return Machine(
         available_bytes=available if budget is None else min(available, budget), n_threads=n_threads,
         n_threads_batch=n_threads_batch, threads_words=words, disk_free_bytes=_disk_free_bytes(settings),
+        gpu_name=gpu.name if gpu else "", gpu_is_unified=bool(gpu and gpu.is_unified),
+        gpu_free_bytes=_free_bytes(gpu) if gpu and not gpu.is_unified else 0,
         held_words="".join(f"; {words_for(r)}" for r in running.others(own_pid)),
     )  # fmt: skip
+
+
+def _free_bytes(gpu: Gpu) -> int:
+    """What a plan may use of a GPU: its driver and the screen take more as they go on."""
+    return max(0, gpu.free_bytes - min(_GPU_SPARE_BYTES, gpu.total_bytes // _GPU_SPARE_SHARE))
 
 
 def words_for(other: running.Running) -> str:

@@ -14,7 +14,7 @@ from edgechat.chat import events, titles
 from edgechat.chat.attachments import attach
 from edgechat.chat.idle import IdleTime
 from edgechat.chat.kept import KeptConversation
-from edgechat.chat.loading import Listener, load, unload, warnings
+from edgechat.chat.loading import Listener, load, step_down, unload, warnings
 from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_answer, new_id, now_ms
 from edgechat.chat.prompting import BuiltPrompt, Manner, PromptBuilder
 from edgechat.chat.renderer import Renderer
@@ -235,11 +235,20 @@ class Session:
             turn.stop()
         try:
             yield from turn.run(self.store, self.conversation, answers, built, started_s)
+        except EngineError as error:
+            self._without_gpu(error)
+            raise
         finally:
             self._turn, self._stop_asked = None, False
             for answer, (written, problem) in zip(answers, turn.written):  # noqa: B905  (none, before it began)
                 self._has_generated = True
                 self._kept.settle(answer.id, written, saved=not problem)
+
+    def _without_gpu(self, error: EngineError) -> None:
+        """Let the CPU compute from here on, if it was a GPU that failed; the error says so."""
+        if self.plan is not None and self.plan.options.n_gpu_layers:
+            self.plan, words = step_down(self.engine, self.plan, self.settings, error)
+            error.args = (f"{error}\n{words}; ask again",)
 
     def _build(
         self, builder: PromptBuilder, path: list[Message], *, think: bool | None = None,

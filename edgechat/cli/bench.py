@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from edgechat.bench.memory import Report as MemoryReport
     from edgechat.bench.prefix import Report as PrefixReport
     from edgechat.bench.speculation import Report as SpeculationReport
     from edgechat.bench.speed import Report
@@ -69,6 +70,37 @@ def speed(
     )
     report = compare(workload, peer, lambda words: click.echo(words, err=True) if sys.stderr.isatty() else None)
     click.echo(msgspec.json.encode(report).decode() if as_json else _table(report))
+
+
+@bench.command()
+@click.argument("models", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--ladder", is_flag=True, help="Also the first model in every quant from Q2_K to F16.")
+@_rounds(3)
+@_json
+def memory(models: tuple[Path, ...], *, ladder: bool, rounds: int, as_json: bool) -> None:
+    """Measure what models really take, and how fast they decode, against what is planned for them.
+
+    The starter model if none is named. Each case is a conversation in processes of its own: a few seconds.
+    """
+    import tempfile
+
+    import msgspec
+
+    from edgechat.bench.memory import run
+    from edgechat.bench.quants import write_ladder
+    from edgechat.catalogue.library import starter_model
+
+    def tell(words: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(words, err=True)
+
+    files = list(models) or [starter_model()]
+    with tempfile.TemporaryDirectory() as scratch:
+        if ladder:
+            tell("writing the first model in other quants")
+            files += write_ladder(files[0], Path(scratch))
+        report = run(files, rounds, tell)
+    click.echo(msgspec.json.encode(report).decode() if as_json else _memory_table(report))
 
 
 @bench.command()
@@ -266,4 +298,26 @@ def _table(report: Report) -> str:
         ours, theirs = ([getattr(s, field) for s in samples] for samples in (report.ours, report.peer))
         peer = f"{statistics.median(theirs):14.1f}{ratio:8.3f}" if theirs else ""
         lines.append(f"{name} {size:<{11 - len(name)}}{statistics.median(ours):12.1f}{peer}")
+    return "\n".join(lines)
+
+
+def _memory_table(report: MemoryReport) -> str:
+    mb = 1e6
+    lines = [
+        "| model | context, K/V, weights | planned MB | by formulas | taken | error |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for each in report.memory:
+        options = each.options
+        how = f"{'mapped' if options.use_mmap else 'read'}{'' if options.use_extra_bufts else ', plain'}"
+        lines.append(
+            f"| {each.model} | {options.n_ctx}, {options.kv_type}, {how} | {each.predicted.total / mb:.0f} "
+            f"| {each.by_formulas_bytes / mb:.0f} | {each.peak_bytes / mb:.0f} "
+            f"| {each.error_bytes / mb:+.1f} ({each.error_bytes / each.peak_bytes:+.1%}){'' if each.is_close else ' !'} |"
+        )
+    lines += ["", "| model | predicted tokens/s | measured | ratio |", "|---|--:|--:|--:|"]
+    lines += [
+        f"| {each.model} | {each.predicted_tps:.1f} | {each.measured_tps:.1f} | {each.ratio:.2f} |"
+        for each in sorted(report.speed, key=lambda s: -s.measured_tps)
+    ]
     return "\n".join(lines)

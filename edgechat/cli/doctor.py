@@ -42,19 +42,25 @@ def examine() -> dict[str, Any]:
     """Everything that `doctor` tells; never raises for what it finds wrong."""
     import platform
 
-    from edgechat import config, paths
-    from edgechat.hardware.cpu import read_cpu, usable_threads
-    from edgechat.hardware.memory import read_memory
+    import msgspec
 
-    cpu, memory = read_cpu(), read_memory()
+    from edgechat import config, paths
+    from edgechat.chat.machine import measured_speeds
+    from edgechat.hardware.profile import read_profile
+
+    measured = measured_speeds()
+    profile = read_profile(paths.models_dir(), read_bps=measured.read_bps if measured else 0.0)
+    cpu, memory = profile.cpu, profile.memory
     backends, bundle, problem = _backends()
     _, problems = config.load()
     return {
         "version": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "cpu": {"model": cpu.model, "microcode": cpu.microcode, "threads": usable_threads(), "flags": cpu.flags},
+        "cpu": {"model": cpu.model, "microcode": cpu.microcode, "threads": profile.n_threads, "flags": cpu.flags},
         "memory": {"total_bytes": memory.total_bytes, "available_bytes": memory.available_bytes},
+        "profile": msgspec.to_builtins(profile),
+        "warnings": profile.warnings(),
         "bundle": bundle,
         "backends": backends,
         "backend": next((b["module"] for b in backends if b["status"] == "passed"), None),
@@ -72,16 +78,23 @@ def _backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
     import msgspec
 
     from edgechat.runtime.bundle import find_bundle
-    from edgechat.runtime.probe import judge
+    from edgechat.runtime.probe import judge, judge_gpus
 
     try:
         bundle = find_bundle()
         bundle.check()
     except EdgechatError as error:
         return [], None, str(error)
-    found = []
-    for module, verdict in judge(bundle, lambda words: click.echo(words, err=True) if sys.stderr.isatty() else None):
-        found.append({**msgspec.structs.asdict(verdict), "path": module.path})
+
+    def tell(words: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(words, err=True)
+
+    judged = list(judge(bundle, tell))
+    computes = next((module for module, verdict in judged if verdict.usable), None)
+    if computes is not None:
+        judged += judge_gpus(bundle, computes, tell)
+    found = [{**msgspec.structs.asdict(verdict), "path": module.path} for module, verdict in judged]
     about = {k: v for k, v in msgspec.structs.asdict(bundle).items() if k != "modules"}
     usable = any(b["status"] == "passed" for b in found)
     return found, about, "" if usable else "no backend of the native bundle works on this machine"
@@ -145,6 +158,8 @@ def _print(found: dict[str, Any]) -> None:
     click.echo(f"data       {places['data']}")
     click.echo(f"cache      {places['cache']}{'' if places['cache_writable'] else ' (cannot be written)'}")
     click.echo(f"log        {places['log']}")
+    for words in found["warnings"]:
+        click.echo(f"note       {words}")
     for problem in found["settings_problems"]:
         click.echo(f"setting    {problem}")
     click.echo(found["problem"] or f"edgechat computes with {found['backend']}")

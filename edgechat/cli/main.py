@@ -35,6 +35,10 @@ def _hidden(name: str, arguments: list[str]) -> int:
         from edgechat.runtime.selftest import main as child
     elif name == "_speeds":
         from edgechat.runtime.speeds import main as child
+    elif name == "_quantise":
+        from edgechat.runtime.quants import main as child
+    elif name == "_case":
+        from edgechat.bench.memory import case_main as child
     else:
         from edgechat.chat.template import main as child
     return child(arguments)

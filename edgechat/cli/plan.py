@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from edgechat.config import Settings
     from edgechat.engine.client import EngineClient
     from edgechat.planner.choice import Candidate, Rated
+    from edgechat.planner.machine import Machine
     from edgechat.planner.memory import LoadOptions, MemoryEstimate
-    from edgechat.planner.plan import Machine
     from edgechat.planner.report import Row
     from edgechat.planner.speed import KernelSpeeds
 
@@ -40,6 +40,7 @@ _PARTS: Final = (
     ("process", "p", "the programs"),
     ("learned", "p", "seen here beyond that"),
 )
+_MOST_BYTES: Final = 1 << 20
 # Up to so many models, llama.cpp itself is asked for their sizes.
 _MOST_EXACT: Final = 8
 
@@ -49,6 +50,13 @@ _MOST_EXACT: Final = 8
 @click.option("--all", "with_catalogue", is_flag=True, help="The whole catalogue, what is not here too; no network.")
 @click.option("--quants", "with_quants", is_flag=True, help="Also what the named models would be in other quants.")
 @click.option("--budget", metavar="SIZE", help="Memory that may be used, such as 4GB, instead of what is available.")
+@click.option(
+    "--machine",
+    "described",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Plan for another machine, as `edgechat doctor --json` describes it there.",
+)
 @click.option("--ctx", "n_ctx", type=click.IntRange(16, 1 << 24), metavar="N", help="Context in tokens.")
 @click.option("--min-speed", type=click.FloatRange(0, 1e6), metavar="T", help="Wished tokens a second; 0 for any.")
 @click.option("--explain", is_flag=True, help="Say of the chosen one what takes memory, and why all is as it is.")
@@ -92,6 +100,7 @@ def _rate(
     with_catalogue: bool,
     with_quants: bool,
     budget: str | None,
+    described: Path | None,
     n_ctx: int | None,
     min_speed: float | None,
     measure: bool,
@@ -102,11 +111,11 @@ def _rate(
     from edgechat.planner.choice import choose, rate
 
     settings, _ = config.load()
-    machine = _machine(settings, budget)
+    machine = _machine(settings, budget, described)
     candidates = _named(engine, models, scratch, with_quants=with_quants) if models else choosing.local_candidates()
     if with_catalogue:
         candidates += choosing.catalogue_candidates()
-    speeds = _speeds(engine, measure=measure)
+    speeds = _speeds(engine, measure=measure) if described is None else None
     exact = _exact(engine) if models or len(candidates) <= _MOST_EXACT else (lambda candidate: None)
     wished = settings.min_speed if min_speed is None else min_speed
     rated = [
@@ -120,19 +129,35 @@ def _rate(
     return rated, chosen, about
 
 
-def _machine(settings: Settings, budget: str | None) -> Machine:
+def _machine(settings: Settings, budget: str | None, described: Path | None) -> Machine:
     import msgspec
 
     from edgechat import config
     from edgechat.chat.machine import machine
 
-    here = machine(settings)
+    here = machine(settings) if described is None else _described(described)
     if not budget:
         return here
     available = config.size_bytes(budget)  # it may be another machine's
     if available is None:
         raise click.BadParameter(config.check("budget", budget), param_hint="--budget")
     return msgspec.structs.replace(here, available_bytes=available)
+
+
+def _described(file: Path) -> Machine:
+    """A machine that is written down. Raises UsageError if that is not what the file says."""
+    import msgspec
+
+    from edgechat import paths
+    from edgechat.errors import UsageError
+    from edgechat.hardware.profile import HardwareProfile
+    from edgechat.planner.machine import machine_of
+
+    try:
+        raw = msgspec.json.decode(paths.read_file(file, _MOST_BYTES), type=dict[str, Any])
+        return machine_of(msgspec.convert(raw.get("profile", raw), HardwareProfile))
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{file} does not describe a machine: {error}") from None
 
 
 def _speeds(engine: EngineClient, *, measure: bool) -> KernelSpeeds | None:

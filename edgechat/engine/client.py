@@ -188,10 +188,13 @@ class EngineClient:
         self.start()
         return self._final(request, protocol.Probed, listen)
 
-    def devices(self, *, measure: bool, listen: Listener = lambda event: None) -> protocol.DevicesFound:
+    def devices(
+        self, *, measure: bool, again: bool = False, listen: Listener = lambda event: None
+    ) -> protocol.DevicesFound:
         """What there is to compute with; with `measure` how fast it is, which takes seconds the first time."""
         self.start()
-        return self._final(protocol.Devices(id=self.next_id(), measure=measure), protocol.DevicesFound, listen)
+        request = protocol.Devices(id=self.next_id(), measure=measure, again=again)
+        return self._final(request, protocol.DevicesFound, listen)
 
     def quant_types(self, model: QuantModel, preset: int) -> list[int]:
         """Ggml's numbers of the types that tensors would have; empty if llama.cpp has no rules for such a model."""

@@ -222,10 +222,7 @@ class Host:
         native = self._survey.native(request.id)
         plan, options = request.plan, request.plan.options
         started = time.monotonic()
-        model = Model(
-            native, Path(plan.model_path), use_mmap=options.use_mmap, use_extra_bufts=options.use_extra_bufts,
-            progress=self._progress(request.id),
-        )  # fmt: skip
+        model = Model(native, Path(plan.model_path), options, progress=self._progress(request.id))
         context = Context(model, plan)
         self._disk = open_disk(request, context, find_bundle())
         self._cache = PrefixCache(context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk)

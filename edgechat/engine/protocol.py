@@ -50,6 +50,8 @@ class Devices(Request, frozen=True):
     """
 
     measure: bool = False
+    again: bool = False
+    """Measure even what is known."""
 
 
 class QuantTypes(Request, frozen=True):

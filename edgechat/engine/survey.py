@@ -8,7 +8,7 @@ from pathlib import Path
 from edgechat.engine import protocol
 from edgechat.runtime import bindings, probe, quants, speeds
 from edgechat.runtime.bundle import find_bundle
-from edgechat.runtime.layout import Sizes
+from edgechat.runtime.layout import Sizes, devices
 
 Question = protocol.Probe | protocol.Devices | protocol.QuantTypes
 
@@ -25,10 +25,12 @@ class Survey:
     def native(self, request_id: int) -> bindings.Bindings:
         """The backend that works here, loaded; says on the way what is being tried. Raises RuntimeLoadError."""
         bundle = find_bundle()
-        module, _ = probe.choose(bundle, self._tell(request_id))
+        tell = self._tell(request_id)
+        module, _ = probe.choose(bundle, tell)
+        gpus = [gpu for gpu, verdict in probe.judge_gpus(bundle, module, tell) if verdict.usable]
         self.backend = module.name
         self._send(protocol.BackendChosen(id=request_id, backend=module.name))
-        return bindings.load(bundle, module)
+        return bindings.load(bundle, module, gpus)
 
     def answer(self, question: Question) -> protocol.Event:
         """Raises EdgechatError."""
@@ -46,13 +48,16 @@ class Survey:
         self._sizes.close()
 
     def _devices(self, question: protocol.Devices) -> protocol.DevicesFound:
-        # The module is not loaded for this: it is measured in a process of its own.
         bundle = find_bundle()
-        module, _ = probe.choose(bundle, self._tell(question.id))
+        tell = self._tell(question.id)
+        module, _ = probe.choose(bundle, tell)
         found = speeds.recall(bundle, module)
-        if found is None and question.measure:
-            found = speeds.measure(bundle, module, self._tell(question.id))
-        return protocol.DevicesFound(id=question.id, backend=module.name, gpus=[], speeds=found)
+        if question.measure and (found is None or question.again):  # in a process of its own
+            found = speeds.measure(bundle, module, tell)
+        judged = probe.judge_gpus(bundle, module, tell)
+        problems = [f"{gpu.name}: {verdict.reason}" for gpu, verdict in judged if not verdict.usable]
+        gpus = devices(self.native(question.id)) if len(problems) < len(judged) else []
+        return protocol.DevicesFound(id=question.id, backend=module.name, gpus=gpus, speeds=found, problems=problems)
 
     def _tell(self, request_id: int) -> Callable[[str], None]:
         return lambda words: self._send(protocol.BackendTesting(id=request_id, words=words))

@@ -97,6 +97,14 @@ def gpu_problem() -> str:
     return nvidia_words(found.returncode, found.stdout, found.stderr)
 
 
+def driver_version() -> str:
+    """The NVIDIA driver's, as the kernel has it; "" where there is none."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    except OSError:
+        return ""
+
+
 def nvidia_words(code: int, output: str, errors: str) -> str:
     """What an end of nvidia-smi means for a program without a CUDA backend that works."""
     lines = (output or errors).strip().splitlines()

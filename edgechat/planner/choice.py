@@ -9,8 +9,9 @@ import msgspec
 
 from edgechat.errors import EdgechatError, PlanError
 from edgechat.modelfile.header import ModelHeader
+from edgechat.planner.machine import Machine
 from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate
-from edgechat.planner.plan import MIN_N_CTX, LoadPlan, Machine, default_n_ctx, n_seqs_of, plan
+from edgechat.planner.plan import MIN_N_CTX, LoadPlan, default_n_ctx, n_seqs_of, plan
 from edgechat.planner.quality import Quality, loss
 from edgechat.planner.speed import KernelSpeeds, Speed, by_bandwidth, predict
 
@@ -62,7 +63,6 @@ def rate(
     machine: Machine,
     *,
     speeds: KernelSpeeds | None = None,
-    read_bps: float = 0.0,
     n_ctx: int | None = None,
     min_tps: float = 0.0,
     exact: Exact = lambda candidate: None,
@@ -81,11 +81,13 @@ def rate(
         nothing = MemoryEstimate(weights=header.tensor_bytes, repacked=0, kv_cache=0, compute=0)
         return Rated(candidate=candidate, plan=None, memory=nothing, speed=None, points=-math.inf, verdict=str(error))
     options = made.options
-    speed = (
-        predict(header, speeds, n_past=_N_PAST, kv_type=options.kv_type, use_extra_bufts=options.use_extra_bufts)
-        if speeds is not None
-        else by_bandwidth(header, read_bps)
-    )  # fmt: skip
+    if speeds is not None and not options.n_gpu_layers:
+        speed = predict(
+            header, speeds, n_past=_N_PAST, kv_type=options.kv_type, use_extra_bufts=options.use_extra_bufts
+        )
+    else:
+        gpu_part = min(1.0, options.n_gpu_layers / max(1, header.n_layers))
+        speed = by_bandwidth(header, machine.read_bps, machine.gpu_read_bps, gpu_part)
     points = candidate.quality.points
     if options.kv_type == "q8_0":
         points -= loss("F32", header.n_params, kv_q8=True)

@@ -15,8 +15,8 @@ _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
 
 # Client and renderer, and engine without model and context, on Linux x86-64: `edgechat bench memory` measures them again.
-CLIENT_BYTES: Final = 52 << 20
-ENGINE_BYTES: Final = 26 << 20
+CLIENT_BYTES: Final = 30 << 20
+ENGINE_BYTES: Final = 15 << 20
 # Of each token of a vocabulary and of each layer's graph.
 _TOKEN_BYTES: Final = 270
 _LAYER_BYTES: Final = 150 << 10
@@ -104,8 +104,10 @@ def estimate(
     kv = _kv_bytes(header, options)
     gpu_kv = _gpu_kv_bytes(header, options)
     compute = _compute_bytes(header, options)
+    # With everything on a GPU, the CPU still looks up embeddings and gets logits.
+    here = compute // 8 if options.n_gpu_layers > header.n_layers and not options.experts_on_cpu else compute
     return _with_the_rest(header, options, MemoryEstimate(
-        weights=weights, repacked=second, kv_cache=kv - gpu_kv, compute=compute, learned=learned,
+        weights=weights, repacked=second, kv_cache=kv - gpu_kv, compute=here, learned=learned,
         gpu=gpu_weights + gpu_kv + (compute if options.n_gpu_layers else 0),
     ))  # fmt: skip
 

@@ -10,6 +10,7 @@ import msgspec
 from edgechat.errors import PlanError
 from edgechat.modelfile.header import ModelHeader
 from edgechat.planner.context import states_bytes
+from edgechat.planner.machine import Machine
 from edgechat.planner.memory import INDEX_BYTES, REPACKED, LoadOptions, MemoryEstimate, estimate, n_seqs_with_scratch
 
 DEFAULT_N_CTX: Final = 8192
@@ -30,6 +31,9 @@ MAX_PREFIX_RAM_BYTES: Final = 2 << 30
 PREFIX_DISK_SHARE: Final = 10
 MAX_PREFIX_DISK_BYTES: Final = 4 << 30
 
+# Of a plan that was too large, a second one takes at most this much.
+_SMALLER: Final = 0.8
+
 SPECULATION_SHARE: Final = 16
 MAX_DRAFT_TOKENS: Final = 1 << 17
 # States for batches of 8, 4 and 2.
@@ -37,24 +41,6 @@ _N_RS_SEQ: Final = (7, 3, 1)
 
 Estimator = Callable[[LoadOptions], MemoryEstimate]
 """What a model takes with these options."""
-
-
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan may use."""
-
-    available_bytes: int
-    n_threads: int = 1
-    """For single tokens, and the next for prompts."""
-    n_threads_batch: int = 0
-    """0: as many."""
-    threads_words: str = "as many as there are cores"
-    disk_free_bytes: int = 0
-    """Where prefixes are kept."""
-    gpu_free_bytes: int = 0
-    gpu_is_unified: bool = False
-    gpu_name: str = ""
-    held_words: str = ""
-    """What other programs of ours hold of the memory, for the error that says that it is not enough."""
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,15 +102,15 @@ def plan(
 
 
 def smaller(header: ModelHeader, machine: Machine, failed: LoadPlan, n_ctx: int | None = None) -> LoadPlan | None:
-    """The next plan to try after memory ran out with another one all the same; None if there is none."""
-    ways = _ways(header, machine, n_ctx)
-    for options, _ in ways:
-        if msgspec.structs.replace(failed.options, n_rs_seq=0) == options:
-            break
-    found = next(ways, None)
-    return None if found is None else _finished(
-        header, machine, *found, estimate(header, found[0], REPACKED), speculation=False
-    )  # fmt: skip
+    """What to try after memory ran out with a plan all the same: what takes a fifth less; None if nothing does."""
+    for options, trades in _ways(header, machine, n_ctx):
+        needed = estimate(header, options, REPACKED)
+        if failed.options.n_gpu_layers and not options.n_gpu_layers:
+            return _finished(header, machine, options, trades, needed, speculation=False)
+        on_device = max(needed.gpu, failed.estimate.gpu) > 0 and needed.gpu <= _SMALLER * failed.estimate.gpu
+        if needed.total <= _SMALLER * failed.estimate.total or on_device:
+            return _finished(header, machine, options, trades, needed, speculation=False)
+    return None
 
 
 def _fits(needed: MemoryEstimate, options: LoadOptions, machine: Machine) -> bool:
@@ -139,11 +125,14 @@ def _ways(header: ModelHeader, machine: Machine, n_ctx: int | None) -> Iterator[
     """Options from the best to the most frugal, with what each of them gives up."""
     wanted = n_ctx or default_n_ctx(header)
     full = LoadOptions(n_ctx=wanted, n_seqs=n_seqs_of(header))
+    if machine.gpu_is_unified:  # what is not on the GPU is in the same memory, and mapped pages would be a second copy
+        full = msgspec.structs.replace(full, n_gpu_layers=header.n_layers + 1, use_mmap=False)
     yield from _gpu_ways(header, machine, full)
     yield full, ()
-    given_up = {"use_mmap": "the file is read, not mapped, so that weights are in memory once"}
-    now = msgspec.structs.replace(full, use_mmap=False)
-    yield now, tuple(given_up.values())
+    now, given_up = msgspec.structs.replace(full, use_mmap=False), dict[str, str]()
+    if full.use_mmap:
+        given_up["use_mmap"] = "the file is read, not mapped, so that weights are in memory once"
+        yield now, tuple(given_up.values())
     for size in _N_CTXS if n_ctx is None else ():
         if size < wanted:
             now = msgspec.structs.replace(now, n_ctx=size)
@@ -165,17 +154,13 @@ def _gpu_ways(
     header: ModelHeader, machine: Machine, full: LoadOptions
 ) -> Iterator[tuple[LoadOptions, tuple[str, ...]]]:
     """Everything on the GPU, all but the experts, then as many layers as there is room for."""
-    if not machine.gpu_free_bytes and not machine.gpu_is_unified:
+    if not machine.gpu_free_bytes or machine.gpu_is_unified:
         return
     everything = header.n_layers + 1
-    if machine.gpu_is_unified:
-        full = msgspec.structs.replace(full, use_mmap=False)  # mapped pages would be a second copy in the same memory
     yield msgspec.structs.replace(full, n_gpu_layers=everything), ()
     if header.number("expert_count"):
         words = "the experts stay with the CPU, where there is room for them"
         yield msgspec.structs.replace(full, n_gpu_layers=everything, experts_on_cpu=True), (words,)
-    if machine.gpu_is_unified:  # what is not on the GPU would be in the same memory
-        return
     step = max(1, header.n_layers // 16)
     for n_layers in range(header.n_layers, 0, -step):
         words = f"{n_layers} of {header.n_layers} layers are on the GPU, for more it has no room"
@@ -241,7 +226,7 @@ def _reasons(header: ModelHeader, machine: Machine, made: LoadPlan) -> dict[str,
     if machine.gpu_name:
         reasons["n_gpu_layers"] = (
             f"{machine.gpu_name} takes {min(options.n_gpu_layers, header.n_layers)} of {header.n_layers} layers, "
-            f"{mib(needed.gpu)} of {mib(machine.gpu_free_bytes)}"
+            f"{mib(needed.gpu)} of {mib(machine.gpu_free_bytes or machine.available_bytes)}"
         )
     return reasons
 

@@ -92,21 +92,24 @@ def _without_tensors(model: Model) -> ModelHeader:
 
 
 def _tensors(model: Model, quant: str, file_bytes: int) -> tuple[Tensor, ...]:
-    """All weights in one tensor, or in two where only a part of the experts is used for each token."""
+    """One tensor for each layer, or two where only a part of the experts is used for each token."""
     shape = model.shape
     type_id = _TYPE_IDS.get(_MAIN_TYPES.get(quant, quant), _TYPE_IDS["Q4_K"])
     n_params = shape.n_params or int(file_bytes * 8 / _BITS.get(quant, _BITS["Q4_K_M"]))
-    parts = {"blk.0.all.weight": 1.0}
+    routed = 0.0
     if shape.n_params_active and shape.n_experts and shape.n_experts_used and shape.n_params:
         # What is active is what is not routed, and of what is routed the part of the experts that are used.
         used = shape.n_experts_used / shape.n_experts
         routed = min(1.0, max(0.0, (1 - shape.n_params_active / n_params) / max(1e-9, 1 - used)))
-        parts = {"blk.0.ffn_exps.weight": routed, "blk.0.all.weight": 1.0 - routed}
-    width = shape.n_embd or _N_EMBD
-    return tuple(
-        Tensor(
-            name=name, shape=(width, max(2, int(n_params * part / width))), type_id=type_id, offset=0,
-            size_bytes=int(file_bytes * part),
-        )
-        for name, part in parts.items()
-    )  # fmt: skip
+    n_layers = shape.n_layers or 1
+    found = []
+    for name, part in (("all.weight", 1.0 - routed), ("ffn_exps.weight", routed)):
+        if part:
+            columns = max(2, int(n_params * part / n_layers / (shape.n_embd or _N_EMBD)))
+            size = int(file_bytes * part / n_layers)
+            width = shape.n_embd or _N_EMBD
+            found += [
+                Tensor(name=f"blk.{i}.{name}", shape=(width, columns), type_id=type_id, offset=0, size_bytes=size)
+                for i in range(n_layers)
+            ]
+    return tuple(found)

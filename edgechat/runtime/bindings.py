@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,10 +44,10 @@ Progress = Callable[[float], bool]
 _loaded: Bindings | None = None
 
 
-def load(bundle: Bundle, module: Module) -> Bindings:
-    """Load `bundle` with `module` as its only backend; the second call in a process must name the same.
+def load(bundle: Bundle, module: Module, gpu_modules: Sequence[Module] = ()) -> Bindings:
+    """Load `bundle` with `module` for the CPU, and those for GPUs; the second call in a process must name the same one.
 
-    Raises RuntimeLoadError if a library is missing, refuses to load, or does not match the bindings.
+    A module for a GPU that does not load is left out: it passed its test, but the device may have gone since. Raises RuntimeLoadError if a library is missing, refuses to load, or does not match the bindings.
     """
     global _loaded  # noqa: PLW0603  (a process can hold one native runtime: so does this module)
     if _loaded is not None:
@@ -57,6 +57,8 @@ def load(bundle: Bundle, module: Module) -> Bindings:
     for variable in _SEARCH_VARIABLES:
         os.environ.pop(variable, None)
     _load_backend(bundle, module)
+    for gpu_module in gpu_modules:
+        _open(bundle.library("ggml")).ggml_backend_load(os.fsencode(gpu_module.path))
     llama = _import_bindings(bundle)
     log = LogSink()
     # The callback object must live as long as the process: ggml keeps the pointer.
@@ -113,6 +115,18 @@ def _check_version(directory: Path, bundle: Bundle) -> None:
         )
 
 
+class Device(ctypes.Structure):
+    """edgechat_device of native/src/edgechat.h."""
+
+    _fields_ = (
+        ("name", ctypes.c_char * 64),
+        ("description", ctypes.c_char * 128),
+        ("free_bytes", ctypes.c_uint64),
+        ("total_bytes", ctypes.c_uint64),
+        ("is_unified", ctypes.c_int32),
+    )
+
+
 class MemoryEntry(ctypes.Structure):
     """edgechat_memory_entry of native/src/edgechat.h."""
 
@@ -145,6 +159,8 @@ def load_edgechat(bundle: Bundle) -> ctypes.CDLL:
         "edgechat_suffix_index_append": (int32, [pointer, int32s, int32]),
         "edgechat_suffix_index_truncate": (None, [pointer, int32]),
         "edgechat_suffix_index_draft": (int32, [pointer, int32s, int32, int32s, int32, int32s, int32s]),
+        "edgechat_devices": (integer, [ctypes.POINTER(Device), integer]),
+        "edgechat_place": (None, [pointer, integer, integer]),
         "edgechat_memory_breakdown": (integer, [pointer, ctypes.POINTER(MemoryEntry), integer]),
     }
     for name, (result, arguments) in signatures.items():

@@ -27,6 +27,9 @@ _PREFERENCE: Final = (
 )  # fmt: skip
 
 
+_GPUS: Final = ("cuda", "metal", "vulkan", "hip", "sycl")
+
+
 class Module(msgspec.Struct, frozen=True):
     """One backend module of the bundle."""
 
@@ -54,7 +57,9 @@ class Bundle(msgspec.Struct, frozen=True):
     llama_cpp_commit: str
     compiler: str
     modules: tuple[Module, ...]
-    """Backend modules, best first."""
+    """Backend modules for CPUs, best first."""
+    gpu_modules: tuple[Module, ...] = ()
+    """Those for GPUs."""
 
     def library(self, name: str) -> Path:
         """Path of a library such as `llama`; raises RuntimeLoadError if the file is missing."""
@@ -90,13 +95,15 @@ def find_bundle() -> Bundle:
         manifest = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=_Manifest)
     except (OSError, msgspec.MsgspecError) as error:
         raise RuntimeLoadError(f"no native bundle in {directory} ({error}): {HOW_TO_GET_IT}") from error
+    modules = _modules(directory, manifest.files)
     return Bundle(
         directory=str(directory),
         build_id=manifest.build_id,
         llama_cpp_python=manifest.llama_cpp_python,
         llama_cpp_commit=manifest.llama_cpp_commit,
         compiler=manifest.compiler,
-        modules=tuple(sorted(_modules(directory, manifest.files), key=_rank)),
+        modules=tuple(sorted((m for m in modules if m.name.startswith("cpu-")), key=_rank)),
+        gpu_modules=tuple(m for m in modules if m.name in _GPUS),
     )
 
 
@@ -104,7 +111,7 @@ def _modules(directory: Path, files: list[str]) -> list[Module]:
     # The manifest decides, not the directory: a file that strayed in is not part of the build.
     start = f"{_PREFIX}ggml-"
     names = [f[len(start) : -len(_SUFFIX)] for f in files if f.startswith(start) and f.endswith(_SUFFIX)]
-    return [Module(name=n, path=str(directory / f"{start}{n}{_SUFFIX}")) for n in names if n.startswith("cpu-")]
+    return [Module(name=n, path=str(directory / f"{start}{n}{_SUFFIX}")) for n in names]
 
 
 def _rank(module: Module) -> tuple[int, str]:

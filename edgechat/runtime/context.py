@@ -55,6 +55,7 @@ class Context:
         params.n_outputs_max = max(MAX_OUTPUTS, self.n_seqs + 1)
         params.type_k = params.type_v = llama.GGML_TYPE_Q8_0 if options.kv_type == "q8_0" else llama.GGML_TYPE_F16
         params.n_rs_seq = options.n_rs_seq
+        params.offload_kqv = params.op_offload = options.n_gpu_layers > 0
         params.kv_unified = True
         params.swa_full = False  # a window's cells are for the window
         params.no_perf = True

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import msgspec
 
+from edgechat.hardware.profile import Gpu
 from edgechat.planner.memory import LoadOptions
 from edgechat.planner.plan import given_plan
-from edgechat.runtime.bindings import Bindings, MemoryEntry
+from edgechat.runtime.bindings import Bindings, Device, MemoryEntry
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
 
@@ -37,6 +38,19 @@ def memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
     }
 
 
+def devices(native: Bindings) -> list[Gpu]:
+    """GPUs that the loaded modules found, with what is free of their memory now."""
+    entries = (Device * 16)()
+    count = native.edgechat.edgechat_devices(entries, len(entries))
+    return [
+        Gpu(
+            name=entry.description.decode("utf-8", "replace") or entry.name.decode("utf-8", "replace"),
+            total_bytes=entry.total_bytes, free_bytes=entry.free_bytes, is_unified=bool(entry.is_unified),
+        )
+        for entry in entries[: min(count, len(entries))]
+    ]  # fmt: skip
+
+
 class Sizes:
     """Asks llama.cpp how large its buffers would be. The last model's vocabulary stays: reading it takes most of the time."""
 
@@ -50,7 +64,7 @@ class Sizes:
         if self._model is None or self._key != key:
             self.close()
             self._model, self._key = (
-                Model(native, path, use_mmap=False, use_extra_bufts=options.use_extra_bufts, is_probe=True),
+                Model(native, path, options, is_probe=True),
                 key,
             )
         plan = given_plan(str(path), n_threads=1, **msgspec.structs.asdict(options))

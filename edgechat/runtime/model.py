@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from edgechat.errors import ModelFileError, PlanError
+from edgechat.planner.memory import LoadOptions
 from edgechat.runtime.bindings import Bindings
 
 # LLAMA_TOKEN_ATTR_UNKNOWN and LLAMA_TOKEN_ATTR_CONTROL: what llama.cpp finds in a text only with parse_special.
@@ -29,27 +30,28 @@ class Model:
         self,
         bindings: Bindings,
         path: Path,
+        options: LoadOptions | None = None,
         *,
-        use_mmap: bool = True,
-        use_extra_bufts: bool = True,
-        n_gpu_layers: int = 0,
         is_probe: bool = False,
         progress: Callable[[float], bool] = lambda fraction: True,
     ) -> None:
-        """Load the file at `path`.
+        """Load the file at `path`, its weights as `options` say: mapped and beside the CPU, unless they say otherwise.
 
         With `is_probe` nothing is allocated for weights, nor for contexts: only how much it would be can be asked.
         `progress` gets the part that is loaded, from 0 to 1, and returns False to stop. Raises
         ModelFileError with llama.cpp's own words if the file cannot be loaded or loading was stopped, and PlanError if
         there was not enough memory.
         """
+        options = options or LoadOptions(n_ctx=0, n_seqs=0)
         self.bindings = bindings
         self.path = path
         llama = bindings.llama
         params = llama.llama_model_default_params()
-        params.load_mode = llama.LLAMA_LOAD_MODE_MMAP if use_mmap and not is_probe else llama.LLAMA_LOAD_MODE_NONE
-        params.use_extra_bufts = use_extra_bufts
-        params.n_gpu_layers = n_gpu_layers
+        params.load_mode = (
+            llama.LLAMA_LOAD_MODE_MMAP if options.use_mmap and not is_probe else llama.LLAMA_LOAD_MODE_NONE
+        )
+        params.use_extra_bufts = options.use_extra_bufts
+        bindings.edgechat.edgechat_place(ctypes.byref(params), options.n_gpu_layers, options.experts_on_cpu)
         params.no_alloc = is_probe
         callback = llama.llama_progress_callback(lambda fraction, _user_data: progress(fraction))
         params.progress_callback = callback

@@ -15,6 +15,7 @@ from typing import Final
 from edgechat import process
 from edgechat.errors import RuntimeLoadError
 from edgechat.hardware.cpu import Cpu, read_cpu
+from edgechat.hardware.profile import driver_version
 from edgechat.runtime import verdicts
 from edgechat.runtime.bundle import HOW_TO_GET_IT, Bundle, Module
 from edgechat.runtime.selftest import PASSED, REFUSED, WRONG
@@ -61,24 +62,39 @@ def judge(bundle: Bundle, tell: Callable[[str], None] = lambda words: None) -> I
         yield module, _known(bundle, module, cpu, tell)
 
 
-def _known(bundle: Bundle, module: Module, cpu: Cpu, tell: Callable[[str], None]) -> Verdict:
+def judge_gpus(
+    bundle: Bundle, cpu_module: Module, tell: Callable[[str], None] = lambda words: None
+) -> list[tuple[Module, Verdict]]:
+    """Every module for GPUs with its verdict; `cpu_module` computes beside it. Costs nothing in a bundle without one."""
+    cpu, driver = read_cpu(), driver_version()
+    return [(module, _known(bundle, module, cpu, tell, driver, cpu_module)) for module in bundle.gpu_modules]
+
+
+def _known(
+    bundle: Bundle,
+    module: Module,
+    cpu: Cpu,
+    tell: Callable[[str], None],
+    driver: str = "",
+    beside: Module | None = None,
+) -> Verdict:
     if not Path(module.path).is_file():
         return Verdict(module=module.name, status="missing", reason=f"{module.path} is not there: {HOW_TO_GET_IT}")
-    name = verdicts.key(bundle, module, cpu)
+    name = verdicts.key(bundle, module, cpu, driver)
     verdict = verdicts.recall(name)
     if verdict is None:
         tell(f"testing the backend {module.name}")
-        verdict = selftest(module)
+        verdict = selftest(module, beside)
         if verdict.status != "untested":
             verdicts.remember(name, verdict)
     return verdict
 
 
-def selftest(module: Module) -> Verdict:
+def selftest(module: Module, beside: Module | None = None) -> Verdict:
     """Try a module in a child process; returns within `TOTAL_S` whatever the module does."""
     started = time.monotonic()
     report = _Report()
-    arguments = ["_selftest", module.path, str(N_THREADS), str(int(TOTAL_S))]
+    arguments = ["_selftest", module.path, str(N_THREADS), str(int(TOTAL_S)), beside.path if beside else ""]
     stalled, code = watch(module, arguments, report.read, deadline=started + TOTAL_S)
     return _verdict(module, report, stalled=stalled, code=code, elapsed_s=time.monotonic() - started)
 
@@ -156,7 +172,13 @@ def _verdict(module: Module, report: _Report, *, stalled: bool, code: int, elaps
         more = f" (and {len(report.failures) - 1} more)" if len(report.failures) > 1 else ""
         return verdict("wrong", f"computes wrong numbers: {report.failures[0]}{more}")
     if code == REFUSED:
-        return verdict("refused", "cannot be loaded here: this CPU lacks instructions that it needs")
+        is_cpu = module.name.startswith("cpu-")
+        why = (
+            "this CPU lacks instructions that it needs"
+            if is_cpu
+            else "there is no device, or no driver, that it can use"
+        )
+        return verdict("refused", f"cannot be loaded here: {why}")
     if code == PASSED and report.done:
         return verdict("passed", f"passed {report.checks} checks in {elapsed_s:.1f} s")
     # An accident that says nothing of the module (no memory, no temporary file): tried again next time.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 from edgechat.planner.ladder import QuantModel
+from edgechat.runtime import bindings, probe
+from edgechat.runtime.bundle import find_bundle
 
 _NUMBERS = ("n_embd", "n_ff", "n_layer", "n_head", "n_head_kv", "n_expert", "key_length", "value_length")
 _MAX_LAYERS, _MAX_DIMS, _MAX_NAME = 512, 4, 63
@@ -28,6 +31,18 @@ class _Tensor(ctypes.Structure):
         ("n_dims", ctypes.c_int32),
         ("type", ctypes.c_int32),
     )
+
+
+def main(arguments: list[str]) -> int:
+    """Write a model in another quant: `edgechat _quantise SOURCE TARGET PRESET`, llama_ftype's number. Needs no statistics."""
+    source, target, preset = arguments
+    bundle = find_bundle()
+    module, _ = probe.choose(bundle)
+    llama = bindings.load(bundle, module).llama
+    params = llama.llama_model_quantize_default_params()
+    params.ftype = int(preset)
+    params.allow_requantize = True
+    return int(llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)))
 
 
 def types(library: ctypes.CDLL, model: QuantModel, preset: int) -> list[int]:

@@ -18,11 +18,13 @@ PASSED, WRONG, REFUSED = 0, 10, 11
 
 def main(arguments: list[str]) -> int:
     """Run the native self test; its report goes to stdout. Returns PASSED, WRONG or REFUSED."""
-    module, n_threads, longest_s = arguments
+    module, n_threads, longest_s, beside = arguments
     if hasattr(signal, "alarm"):
         signal.alarm(int(longest_s))  # who started this may be gone
     if sys.platform == "linux":
         no_core_dump()
+    if beside:  # a GPU's module leaves to a CPU's what it cannot do
+        ctypes.CDLL(str(find_bundle().library("ggml"))).ggml_backend_load(os.fsencode(beside))
     library = ctypes.CDLL(str(find_bundle().library("edgechat")))
     library.edgechat_selftest.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
     library.edgechat_selftest.restype = ctypes.c_int

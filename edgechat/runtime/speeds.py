@@ -92,7 +92,7 @@ def digest(raw: _Raw, backend: str, n_threads: int) -> KernelSpeeds:
             plain[name] = _rates(raw, name, seen[0])
     return KernelSpeeds(
         backend=backend, n_threads=n_threads, products=products, plain=plain, attention=attention,
-        operations_per_s=raw.get(("operation", "", 1), 0.0),
+        operations_per_s=raw.get(("operation", "", 1), 0.0), products_per_s=raw.get(("product", "", 1), 0.0),
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def _run(module: Module, n_threads: int, *, quick: bool) -> _Raw | None:
         _, what, layout, batch, per_s = fields
         done = done or what == "done"
         # ggml writes q4_K where a file's header has Q4_K.
-        name = what if what.startswith("attention") or what == "operation" else what.upper()
+        name = what if what.startswith("attention") or what in {"operation", "product"} else what.upper()
         found[name, layout, int(batch)] = float(per_s)
 
     arguments = ["_speeds", module.path, str(n_threads), str(int(quick))]

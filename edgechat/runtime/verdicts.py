@@ -46,9 +46,18 @@ class _File(msgspec.Struct):
     deaths: dict[str, int] = {}
 
 
-def key(bundle: Bundle, module: Module, cpu: Cpu) -> str:
-    """The name under which a verdict is kept."""
-    parts = (bundle.build_id, module.name, module.path, module.fingerprint(), cpu.model, cpu.flags, cpu.microcode)
+def key(bundle: Bundle, module: Module, cpu: Cpu, driver: str = "") -> str:
+    """The name under which a verdict is kept; of a GPU's module also the driver's version counts."""
+    parts = (
+        driver,
+        bundle.build_id,
+        module.name,
+        module.path,
+        module.fingerprint(),
+        cpu.model,
+        cpu.flags,
+        cpu.microcode,
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

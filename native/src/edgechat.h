@@ -74,6 +74,24 @@ typedef struct edgechat_memory_entry {
 EDGECHAT_API int edgechat_memory_breakdown(
     const struct llama_context * context, edgechat_memory_entry * entries, int capacity);
 
+// A GPU that a loaded module found.
+typedef struct edgechat_device {
+    char     name[64];
+    char     description[128];
+    uint64_t free_bytes;
+    uint64_t total_bytes;
+    int32_t  is_unified;  // its memory is the machine's own
+} edgechat_device;
+
+// Writes up to `capacity` entries and returns how many GPUs there are.
+EDGECHAT_API int edgechat_devices(edgechat_device * devices, int capacity);
+
+struct llama_model_params;
+
+// Says where a model's tensors go: `n_gpu_layers` on all GPUs there are, of these the experts beside the CPU if asked
+// for; with 0, no GPU is even looked at.
+EDGECHAT_API void edgechat_place(struct llama_model_params * params, int n_gpu_layers, int experts_on_cpu);
+
 // Loads the backend module at `module_path` and tries it: every quantised matrix product that its first
 // device claims, in its plain buffers and in each of its extra buffer types, then one decode of a tiny model.
 //

@@ -25,7 +25,7 @@ namespace {
 constexpr int64_t n_in  = 2048;
 constexpr int64_t n_out = 512;
 // Decoding reads weights from memory: more of them than caches hold. Larger batches compute longer than they read.
-constexpr size_t streamed_bytes = 40u << 20;
+constexpr size_t streamed_bytes = 96u << 20;
 constexpr size_t computed_bytes = 2u << 20;
 // Small operations between products: what a step costs beside its arithmetic.
 constexpr int n_small = 200;
@@ -115,18 +115,29 @@ class Measurement {
         return median_s([&] { ggml_backend_graph_compute(backend_, graph); });
     }
 
+    // What a step costs beside its arithmetic: threads meet after each operation, twice in a product.
     void small_operations() {
-        const ggml_context_ptr context = new_context(n_small + 2);
-        ggml_tensor *          x       = ggml_new_tensor_1d(context.get(), GGML_TYPE_F32, 1024);
-        ggml_tensor *          y       = x;
+        chain("operation", GGML_TYPE_F32, 1024, [](ggml_context * c, ggml_tensor * y, ggml_tensor *) {
+            return ggml_rms_norm(c, y, 1e-5f);
+        });
+        chain("product", GGML_TYPE_Q8_0, 64, [](ggml_context * c, ggml_tensor * y, ggml_tensor * weight) {
+            return ggml_mul_mat(c, weight, y);
+        });
+    }
+
+    void chain(const char * name, ggml_type type, int64_t width,
+               const std::function<ggml_tensor *(ggml_context *, ggml_tensor *, ggml_tensor *)> & step) {
+        const ggml_context_ptr context = new_context(n_small + 4);
+        ggml_tensor *          y       = ggml_new_tensor_1d(context.get(), GGML_TYPE_F32, width);
+        ggml_tensor *          weight  = ggml_new_tensor_2d(context.get(), type, width, width);
         for (int i = 0; i < n_small; i++) {
-            y = ggml_add_inplace(context.get(), y, x);
+            y = step(context.get(), y, weight);
         }
         const ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(context.get(), backend_));
         ggml_backend_buffer_clear(buffer.get(), 0);
-        ggml_cgraph * graph = ggml_new_graph_custom(context.get(), n_small + 2, false);
+        ggml_cgraph * graph = ggml_new_graph_custom(context.get(), n_small + 4, false);
         ggml_build_forward_expand(graph, y);
-        line("operation", "", 1, n_small / graph_s(graph));
+        line(name, "", 1, n_small / graph_s(graph));
     }
 
     // Numbers of keys and values that one query passes by in a second.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import msgspec
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from edgechat.errors import ModelFileError, PlanError
 from edgechat.modelfile.header import ModelHeader, Tensor
 from edgechat.planner.choice import Candidate, choose, rate
+from edgechat.planner.machine import Machine
 from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate, exact
-from edgechat.planner.plan import MIN_N_CTX, LoadPlan, Machine, n_seqs_of, plan, smaller
+from edgechat.planner.plan import MIN_N_CTX, LoadPlan, n_seqs_of, plan, smaller
 from edgechat.planner.quality import divergence, loss, quality
 from edgechat.planner.speed import KernelSpeeds, predict
 
@@ -97,8 +99,8 @@ def test_after_memory_ran_out_the_next_plan_is_smaller() -> None:
     sizes = [made.estimate.total]
     while (made := smaller(header, here(64 * GIB), made)) is not None:  # type: ignore[assignment]
         sizes.append(made.estimate.total)
-    assert len(sizes) == 8
-    assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) > 2
+    assert all(after <= 0.8 * before for before, after in itertools.pairwise(sizes))
 
 
 def test_states_to_go_back_to_are_kept_where_there_is_room() -> None:
@@ -298,9 +300,9 @@ def test_a_speed_is_the_sum_of_its_products() -> None:
     [_, q8] = two_quants()
     speed = predict(q8.header, WITHOUT, n_past=0)
     assert speed is not None
-    operations = 1 + 16 * 13
+    operations = 260 + 16 * 20
     assert speed.decode_tps == pytest.approx(1 / (1.024e9 / 17e9 + operations / 1e7))
-    assert speed.prefill_tps == pytest.approx(32 / (1.024e9 / 2.2e9 + operations / 1e7))
+    assert speed.prefill_tps == pytest.approx(32 / (1.024e9 / 2.2e9))
     assert speed.ttft_s(1000) == pytest.approx(1000 / speed.prefill_tps + 1 / speed.decode_tps)
     odd = msgspec.structs.replace(q8.header, tensors=(Tensor("w", (2048, 8), 35, 0, 4000),))
     assert predict(odd, WITHOUT) is None

@@ -1,0 +1,40 @@
+"""What of a machine a plan depends on."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgechat.hardware.profile import HardwareProfile
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan may use."""
+
+    available_bytes: int
+    n_threads: int = 1
+    """For single tokens, and the next for prompts."""
+    n_threads_batch: int = 0
+    """0: as many."""
+    threads_words: str = "as many as there are cores"
+    disk_free_bytes: int = 0
+    """Where prefixes are kept."""
+    gpu_free_bytes: int = 0
+    gpu_is_unified: bool = False
+    gpu_name: str = ""
+    read_bps: float = 0.0
+    """Bytes of memory read in a second by the processor, and by the GPU; 0.0 if nobody knows."""
+    gpu_read_bps: float = 0.0
+    held_words: str = ""
+    """What other programs of ours hold of the memory, for the error that says that it is not enough."""
+
+
+def machine_of(profile: HardwareProfile) -> Machine:
+    """A machine that is described, this one or another; of several GPUs the one with the most room."""
+    gpu = max(profile.gpus, key=lambda g: g.free_bytes, default=None)
+    return Machine(
+        available_bytes=profile.memory.available_bytes, n_threads=profile.n_threads,
+        threads_words=f"of {profile.n_cores} cores, {profile.n_performance_cores} fast ones",
+        disk_free_bytes=profile.disk_free_bytes, gpu_name=gpu.name if gpu else "",
+        gpu_free_bytes=gpu.free_bytes if gpu and not gpu.is_unified else 0, gpu_is_unified=bool(gpu and gpu.is_unified),
+        read_bps=profile.read_bps, gpu_read_bps=gpu.read_bps if gpu else 0.0,
+    )  # fmt: skip

@@ -1,0 +1,51 @@
+// What there is to compute with beside the CPU, and how a model's tensors are placed on it.
+#include "edgechat.h"
+
+#include "ggml-backend.h"
+#include "llama.h"
+
+#include <cstdio>
+
+namespace {
+
+bool is_gpu(ggml_backend_dev_t device) {
+    const enum ggml_backend_dev_type type = ggml_backend_dev_type(device);
+    return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+}
+
+}  // namespace
+
+int edgechat_devices(edgechat_device * devices, int capacity) {
+    int count = 0;
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        if (!is_gpu(device)) {
+            continue;
+        }
+        if (count < capacity) {
+            edgechat_device & entry       = devices[count];
+            size_t            free_bytes  = 0;
+            size_t            total_bytes = 0;
+            ggml_backend_dev_memory(device, &free_bytes, &total_bytes);
+            std::snprintf(entry.name, sizeof(entry.name), "%s", ggml_backend_dev_name(device));
+            std::snprintf(entry.description, sizeof(entry.description), "%s", ggml_backend_dev_description(device));
+            entry.free_bytes  = free_bytes;
+            entry.total_bytes = total_bytes;
+            entry.is_unified  = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_IGPU ? 1 : 0;
+        }
+        count++;
+    }
+    return count;
+}
+
+void edgechat_place(llama_model_params * params, int n_gpu_layers, int experts_on_cpu) {
+    // Both lists must outlive the loading of a model, and never change.
+    static ggml_backend_dev_t                 none[] = {nullptr};
+    static llama_model_tensor_buft_override experts[] = {
+        {"\\.ffn_(up|down|gate|gate_up)_(ch|)exps", ggml_backend_cpu_buffer_type()},
+        {nullptr, nullptr},
+    };
+    params->n_gpu_layers          = n_gpu_layers;
+    params->devices               = n_gpu_layers > 0 ? nullptr : none;
+    params->tensor_buft_overrides = n_gpu_layers > 0 && experts_on_cpu != 0 ? experts : nullptr;
+}

@@ -1,0 +1,138 @@
+"""A GPU that is there, has too little memory, lies, fails in use, or is gone: a scripted one, as a real module."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgechat.catalogue.library import starter_model
+from edgechat.chat.session import Session
+from edgechat.config import Settings
+from edgechat.engine.client import EngineClient
+from edgechat.errors import EngineError
+from edgechat.runtime import probe
+from edgechat.runtime.bundle import find_bundle
+from edgechat.store import ephemeral_store
+from tests.conftest import Cli
+from tests.faults.test_backends import copy_bundle, headers
+
+__all__ = ["headers"]  # a fixture
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the scripted GPU is built for Linux")
+MIB = 1 << 20
+Open = Callable[..., Session]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, headers: Path, warm_verdicts: Path) -> Path:
+    """The native bundle with a module for a GPU in it; it has the name of a real kind."""
+    directory = copy_bundle(tmp_path_factory.mktemp("gpu") / "bundle")
+    real = probe.choose(find_bundle())[0].path
+    source, target = Path(__file__).parent / "gpu.cpp", directory / "libggml-vulkan.so"
+    subprocess.run(
+        ["c++", "-std=c++17", "-shared", "-fPIC", f'-DREAL="{real}"', f"-I{headers}", str(source), "-o", str(target),
+         f"-L{directory}", "-lggml-base", "-Wl,-rpath,$ORIGIN"],
+        check=True,
+    )  # fmt: skip
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"].append(target.name)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return directory
+
+
+@pytest.fixture
+def opened(bundle: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Open:
+    """Open a conversation on a machine with the scripted GPU."""
+
+    def start(settings: Settings | None = None, **environment: object) -> Session:
+        monkeypatch.setenv("EDGECHAT_NATIVE_DIR", str(bundle))
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        session = Session(
+            ephemeral_store(), settings or Settings(n_ctx=1024, temperature=0.0, max_tokens=12), starter_model()
+        )
+        request.addfinalizer(session.close)
+        session.open()
+        return session
+
+    return start
+
+
+def said(session: Session, text: str = "What is gravity?") -> str:
+    *_, last = session.send(text)
+    return last.answer.text  # type: ignore[union-attr]
+
+
+def layers(session: Session) -> int:
+    assert session.plan is not None
+    return session.plan.options.n_gpu_layers
+
+
+def test_a_model_lies_on_a_gpu_as_a_whole_and_says_what_the_cpu_says(opened: Open) -> None:
+    on_cpu = opened(Settings(n_ctx=1024, temperature=0.0, max_tokens=12, gpu=False))
+    assert layers(on_cpu) == 0
+    on_gpu = opened()
+    assert layers(on_gpu) == 31
+    assert on_gpu.warnings == []
+    memory = on_gpu.engine.stats().memory
+    assert memory["Scripted"]["model_bytes"] > 50 * MIB
+    assert memory["Scripted"]["context_bytes"] > 0
+    assert said(on_gpu)[:20] == said(on_cpu)[:20]
+
+
+def test_what_has_no_room_stays_with_the_cpu(opened: Open) -> None:
+    session = opened(GPU_BYTES=100 * MIB)
+    assert 0 < layers(session) < 30
+    assert session.plan is not None
+    assert "for more it has no room" in session.plan.trades[0]
+    assert 0 < session.engine.stats().memory["Scripted"]["model_bytes"] < 90 * MIB
+    assert said(session)
+
+
+def test_memory_that_runs_out_at_load_is_a_step_down_aloud(opened: Open) -> None:
+    session = opened(GPU_SAYS_BYTES=1024 * MIB, GPU_BYTES=40 * MIB)
+    assert layers(session) < 31
+    assert any("the GPU could not be used" in words for words in session.warnings)
+    assert said(session)
+
+
+def test_a_gpu_that_fails_in_use_leaves_the_work_to_the_cpu(opened: Open, tmp_path: Path) -> None:
+    session = opened(GPU_FAILS_IF=tmp_path / "fails")
+    assert layers(session) == 31
+    (tmp_path / "fails").touch()
+    with pytest.raises(EngineError, match="from here on the CPU computes"):
+        said(session)
+    assert layers(session) == 0
+    assert said(session)
+
+
+@pytest.mark.cold
+@pytest.mark.parametrize(
+    ("fault", "words"), [("GPU_WRONG", "computes wrong numbers"), ("GPU_GONE", "cannot be loaded here")]
+)
+def test_a_gpu_that_fails_its_test_is_not_used(opened: Open, fault: str, words: str) -> None:
+    session = opened(**{fault: 1})
+    assert layers(session) == 0
+    [warning] = session.warnings
+    assert "vulkan" in warning
+    assert words in warning
+    assert said(session)
+
+
+def test_what_there_is_to_compute_with_can_be_asked(opened: Open, cli: Cli) -> None:
+    opened().close()
+    engine = EngineClient()
+    try:
+        found = engine.devices(measure=False)
+    finally:
+        engine.close()
+    [gpu] = found.gpus
+    assert (gpu.name, gpu.total_bytes, gpu.is_unified) == ("a scripted GPU", 1 << 30, False)
+    assert found.problems == []
+    shown = json.loads(cli("doctor", "--json").stdout)
+    assert [b["module"] for b in shown["backends"] if b["status"] == "passed"][-1] == "vulkan"
