@@ -43,7 +43,7 @@ GREEDY: Final = Sampling(temperature=0.0)
 class Settings(Sampling, frozen=True, kw_only=True):
     """Every setting with its default; the file and the environment use the same names."""
 
-    model: str = "auto"
+    model: str = AUTO
     """A model's name, or the path of a .gguf file; `auto`: the best one here that fits and is fast enough."""
     min_speed: float = 5.0
     """Wished tokens a second of a model that is chosen for you; 0 wishes nothing."""
@@ -52,7 +52,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     budget: str | None = None
     """Memory that edgechat may use, such as `4GB` or `1500MiB`; absent: what is available."""
     n_threads: int | None = None
-    """Compute threads; absent: the physical cores."""
+    """Compute threads; absent: as many as were measured to be the fastest, or the fast cores."""
     gpu: bool = True
     """Compute on a GPU where there is one that works."""
     max_tokens: int | None = None

@@ -7,6 +7,7 @@
     |- TemplateError         (3)  a chat template that fails, hangs or reaches out of its sandbox
     |- RuntimeLoadError      (4)  no native bundle, or none of its backends works here
     |- EngineError           (4)  the engine refused or failed a request
+    |  |- ComputeError       (4)  a computation failed
     |  `- EngineDiedError    (4)  the engine process is gone
     |- StoreError            (4)  conversations that cannot be read or written
     |  |- DamagedError       (4)  a database that is not one any more
@@ -63,6 +64,10 @@ class RuntimeLoadError(EdgechatError):
 
 class EngineError(EdgechatError):
     """The engine refused or failed a request; it is still alive."""
+
+
+class ComputeError(EngineError):
+    """llama.cpp, or a device that it computes with, failed in the middle of it."""
 
 
 class EngineDiedError(EngineError):

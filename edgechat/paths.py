@@ -83,6 +83,11 @@ def memory_file() -> Path:
     return cache_dir() / "memory.json"
 
 
+def gpus_file() -> Path:
+    """GPUs that were found to work on this machine."""
+    return cache_dir() / "gpus.json"
+
+
 def running_dir() -> Path:
     """What programs of ours that run now have loaded, a file each."""
     return cache_dir() / "running"

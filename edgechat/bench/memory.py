@@ -132,9 +132,14 @@ def _peak_bytes(plan: LoadPlan) -> int:
     child.stdin.write(msgspec.json.encode(plan))
     child.stdin.close()
     peak = 0
-    while child.poll() is None:
-        peak = max(peak, tree_pss_bytes(child.pid))
-        time.sleep(_SAMPLE_S)
+    try:
+        while child.poll() is None:
+            peak = max(peak, tree_pss_bytes(child.pid))
+            time.sleep(_SAMPLE_S)
+    finally:
+        child.kill()
+    if not peak:
+        raise EngineError("what processes take can only be measured on Linux")
     if child.returncode != 0:
         raise EngineError(f"a measurement failed: {child.stderr.read().decode('utf-8', 'replace').strip()[-400:]}")
     return peak

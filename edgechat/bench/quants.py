@@ -11,7 +11,7 @@ from edgechat.planner.ladder import PRESETS, preset_number
 
 
 def write_ladder(source: Path, directory: Path, presets: tuple[str, ...] = PRESETS) -> list[Path]:
-    """Write the model in each preset but its own, without statistics of use. Raises EngineError if one fails."""
+    """Write the model in each preset, without statistics of use. Raises EngineError if one fails."""
     made = []
     for quant in presets:
         target = directory / f"{source.stem.split('.')[0]}.{quant}.gguf"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgechat.catalogue import curated, library
+from edgechat.chat import learned
 from edgechat.chat.machine import machine, measured_speeds
 from edgechat.config import Settings
 from edgechat.errors import EdgechatError, PlanError
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import read_header
 from edgechat.planner.choice import Candidate, Rated, choose, rate
+from edgechat.planner.memory import REPACKED, LoadOptions, MemoryEstimate, estimate
 from edgechat.planner.quality import quality
 from edgechat.planner.sketch import quants, sketches
 
@@ -49,9 +52,11 @@ def _promise(entry: library.Entry) -> float:
 
 
 def catalogue_candidates() -> list[Candidate]:
-    """Every quant of every model of the catalogue, by what it says of them; nothing is asked of a network."""
+    """Every quant of every model of the catalogue whose shape it knows; nothing is asked of a network."""
     found = []
     for model in curated.load().values():
+        if not model.shape.n_layers:  # what its context takes cannot be said
+            continue
         known = quants(model)
         for quant, header in sketches(model).items():
             n_params = model.shape.n_params or header.n_params
@@ -96,7 +101,15 @@ def suggestion(settings: Settings) -> str:
 def rate_all(candidates: Sequence[Candidate], settings: Settings) -> list[Rated]:
     """Plan them all on this machine."""
     here, speeds = machine(settings), measured_speeds()
-    return [rate(c, here, speeds=speeds, n_ctx=settings.n_ctx, min_tps=settings.min_speed) for c in candidates]
+    repacked = speeds.repacked if speeds is not None else REPACKED
+
+    def exact(candidate: Candidate) -> Callable[[LoadOptions], MemoryEstimate]:
+        extra = learned.extra_bytes(candidate.header.path) if candidate.is_here else 0
+        return lambda options: estimate(candidate.header, options, repacked, extra)
+
+    return [
+        rate(c, here, speeds=speeds, n_ctx=settings.n_ctx, min_tps=settings.min_speed, exact=exact) for c in candidates
+    ]
 
 
 def _active(header: ModelHeader, known: curated.Model | None) -> int | None:
@@ -106,12 +119,5 @@ def _active(header: ModelHeader, known: curated.Model | None) -> int | None:
     n_experts, n_used = header.number("expert_count"), header.number("expert_used_count")
     if not n_experts or not n_used:
         return None
-    routed = sum(_count(t.shape) for t in header.tensors if "_exps." in t.name)
-    return header.n_params - routed + routed * n_used // n_experts
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+    routed = sum(math.prod(t.shape) for t in header.tensors if "_exps." in t.name)
+    return header.n_params - routed + routed * min(n_used, n_experts) // n_experts

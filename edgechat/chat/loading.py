@@ -11,7 +11,7 @@ import msgspec
 
 from edgechat import paths
 from edgechat.chat import events, learned, renderer, running
-from edgechat.chat.machine import machine
+from edgechat.chat.machine import machine, remember_gpus, remembered_gpus
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import KILLED, EngineClient
@@ -40,7 +40,7 @@ def load(
     """Check the model file, plan, and have `engine` load it; also what was not as planned. Raises EdgechatError.
 
     `begin` is called once the file is known to be sound, to start whatever can start beside the engine. If memory runs
-    out all the same, one smaller plan is tried.
+    out all the same, one smaller plan is tried; with a GPU, one with less of it, and then one without.
     """
     header = read_header(model_path)
     # The engine's process starts up while this one reads on.
@@ -63,26 +63,37 @@ def load(
             chosen = second
     if loaded is None:
         loaded = _load(engine, chosen, listen)
-    if engine.pid is not None:
-        running.announce(engine.pid, chosen.model_path, chosen.estimate.engine)
+    announce(engine, chosen)
     return chosen, loaded, said
 
 
-def step_down(engine: EngineClient, failed: LoadPlan, settings: Settings, error: EdgechatError) -> tuple[LoadPlan, str]:
-    """Load without a GPU that failed in use; the new plan, and what to say. Raises EdgechatError."""
+def announce(engine: EngineClient, chosen: LoadPlan | None) -> None:
+    """Let other programs of ours know what this one has in memory."""
+    if engine.pid is not None and chosen is not None:
+        running.announce(engine.pid, chosen.model_path, chosen.estimate.engine)
+
+
+def step_down(engine: EngineClient, failed: LoadPlan, settings: Settings) -> tuple[LoadPlan, protocol.Loaded]:
+    """Load without a GPU that failed in use. Raises EdgechatError."""
     header = read_header(Path(failed.model_path))
-    here = machine(settings, header.path, engine.pid)
-    chosen = plan(header, here, n_ctx=settings.n_ctx, speculation=failed.speculation)
-    _load(engine, chosen, lambda event: None)
-    return chosen, f"the GPU failed ({_first_line(error)}): from here on the CPU computes"
+    here = machine(settings, header.path, engine.pid, ())
+    chosen = _planned(engine, header, here, settings.n_ctx, speculation=failed.speculation)
+    loaded = _load(engine, chosen, lambda event: None)
+    announce(engine, chosen)
+    return chosen, loaded
 
 
 def _gpus(engine: EngineClient, settings: Settings, listen: Listener) -> tuple[list[Gpu], list[str]]:
     """GPUs that work here, and why others do not; nothing is asked where the build has no module for any."""
     if not settings.gpu or not find_bundle().gpu_modules:
         return [], []
+    before = remembered_gpus()
     found = engine.devices(measure=False, listen=lambda event: _tell(event, listen))
-    return found.gpus, [f"{words}; the CPU computes" for words in found.problems if not found.gpus]
+    remember_gpus(found.gpus)
+    if found.gpus:
+        return found.gpus, []
+    problems = found.problems or [f"{gpu.name} is not there any more" for gpu in before]
+    return [], [f"{words}; the CPU computes" for words in problems]
 
 
 def _second_plan(
@@ -114,7 +125,7 @@ def unload(engine: EngineClient, chosen: LoadPlan | None) -> None:
         return
     running.withdraw(pid)
     peak = peak_bytes(pid)
-    if peak:
+    if peak and engine.has_loaded_once:
         learned.record(chosen.model_path, chosen.estimate.engine - chosen.estimate.learned, peak)
 
 
@@ -133,25 +144,20 @@ def _planned(
         if header.tensor_bytes > here.available_bytes:
             raise
     else:
-        if first.estimate.total <= _TIGHT * here.available_bytes:
+        fills_gpu = bool(first.options.n_gpu_layers) and first.estimate.gpu > _TIGHT * here.gpu_free_bytes
+        if first.estimate.total <= _TIGHT * here.available_bytes and not fills_gpu:
             return first
     return plan(header, here, n_ctx=n_ctx, speculation=speculation, estimator=exactly(engine, header, extra))
 
 
 def exactly(engine: EngineClient, header: ModelHeader, extra_bytes: int = 0) -> Callable[[LoadOptions], MemoryEstimate]:
     """Sizes as llama.cpp reports them; by formulas for what it cannot load."""
-    fails = False
 
     def take(options: LoadOptions) -> MemoryEstimate:
-        nonlocal fails
-        rough = memory.estimate(header, options, REPACKED, extra_bytes)
-        if fails:
-            return rough
         try:
             found = engine.probe(protocol.Probe(id=engine.next_id(), path=header.path, options=options))
-        except EdgechatError:
-            fails = True
-            return rough
+        except EdgechatError:  # that is for the load to say
+            return memory.estimate(header, options, REPACKED, extra_bytes)
         return memory.exact(header, options, found.memory, extra_bytes)
 
     return take

@@ -6,29 +6,40 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from edgechat import paths
 from edgechat.chat import running
 from edgechat.config import Settings, size_bytes
 from edgechat.errors import EdgechatError
-from edgechat.hardware.cpu import usable_threads
-from edgechat.hardware.memory import read_memory
+from edgechat.hardware.cpu import thread_counts, usable_threads
+from edgechat.hardware.memory import private_bytes, read_memory
 from edgechat.hardware.profile import Gpu
-from edgechat.planner.machine import Machine
+from edgechat.planner.machine import Machine, best_gpu
 from edgechat.planner.plan import mib
 from edgechat.planner.speed import KernelSpeeds
 from edgechat.runtime import speeds
 from edgechat.runtime.bundle import find_bundle
+from edgechat.runtime.verdicts import write_json
 
 # Of a GPU's memory: CUDA's context and kernels take up to 500 MB once something runs.
 _GPU_SPARE_BYTES: Final = 1 << 30
 _GPU_SPARE_SHARE: Final = 8
+_MAX_BYTES: Final = 1 << 16
 
 
-def machine(settings: Settings, model_path: str = "", own_pid: int | None = None, gpus: Sequence[Gpu] = ()) -> Machine:
-    """For a model file, of which another program may have mapped the very pages; `gpus` are what an engine found."""
-    gpu = max(gpus, key=lambda g: g.free_bytes, default=None)
+def machine(
+    settings: Settings, model_path: str = "", own_pid: int | None = None, gpus: Sequence[Gpu] | None = None
+) -> Machine:
+    """For a model file, of which another program may have mapped the very pages; `gpus` are what an engine found now.
+
+    Without them, what one found the last time.
+    """
+    gpu = best_gpu(remembered_gpus() if gpus is None and settings.gpu else gpus or ())
     held = [r for r in running.others(own_pid) if r.model_path != model_path or not model_path]
-    available = max(0, read_memory().available_bytes - sum(r.held_bytes for r in held))
+    # What this program's engine has is given back before it loads anything.
+    own = private_bytes(own_pid) if own_pid is not None else 0
+    available = max(0, read_memory().available_bytes + own - sum(r.held_bytes for r in held))
     budget = size_bytes(settings.budget) if settings.budget else None
     n_threads, n_threads_batch, words = _threads(settings, measured_speeds())
     return Machine(
@@ -67,9 +78,24 @@ def _threads(settings: Settings, measured: KernelSpeeds | None) -> tuple[int, in
         n_threads = min(settings.n_threads, os.cpu_count() or 1)
         return n_threads, n_threads, "as set"
     usable = usable_threads()
-    if measured is not None and measured.decode_threads and measured.n_threads >= usable:
+    most = thread_counts()[-1]
+    if measured is not None and measured.decode_threads and measured.most_threads == most:
         return measured.decode_threads, measured.prefill_threads, "measured to be the fastest here"
     return usable, usable, "as many as there are fast cores (`edgechat plan` measures it)"
+
+
+def remember_gpus(gpus: Sequence[Gpu]) -> None:
+    """Keep what an engine found, for plans that are made before one runs."""
+    if gpus or paths.gpus_file().exists():
+        write_json(paths.gpus_file(), list(gpus))
+
+
+def remembered_gpus() -> list[Gpu]:
+    """What was found the last time."""
+    try:
+        return msgspec.json.decode(paths.read_file(paths.gpus_file(), _MAX_BYTES), type=list[Gpu])
+    except (OSError, msgspec.MsgspecError):
+        return []
 
 
 def _disk_free_bytes(settings: Settings) -> int:

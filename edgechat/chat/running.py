@@ -10,8 +10,10 @@ import msgspec
 
 from edgechat import paths
 from edgechat.hardware.memory import private_bytes, started_s
+from edgechat.runtime.verdicts import write_json
 
 _MAX_BYTES = 1 << 16
+_SAME_S = 2.0
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,17 +35,14 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
 def announce(pid: int, model_path: str, total_bytes: int) -> None:
     """Say that an engine has a model. A cache directory that cannot be written makes no difference."""
-    with contextlib.suppress(OSError):
-        directory = paths.running_dir()
-        directory.mkdir(parents=True, exist_ok=True)
-        value = Running(pid=pid, started_s=started_s(pid), model_path=model_path, total_bytes=total_bytes)
-        (directory / f"{pid}.json").write_bytes(msgspec.json.encode(value))
+    value = Running(pid=pid, started_s=started_s(pid), model_path=model_path, total_bytes=total_bytes)
+    write_json(_file(pid), value)
 
 
 def withdraw(pid: int) -> None:
     """Take that back."""
     with contextlib.suppress(OSError):
-        (paths.running_dir() / f"{pid}.json").unlink()
+        _file(pid).unlink()
 
 
 def others(own_pid: int | None = None) -> list[Running]:
@@ -51,13 +50,18 @@ def others(own_pid: int | None = None) -> list[Running]:
     found = []
     for file in sorted(paths.running_dir().glob("*.json")):
         value = _read(file)
-        if value is not None and value.started_s == started_s(value.pid) != 0.0:
-            if value.pid not in {own_pid, os.getpid()}:
-                found.append(value)
-        else:
+        started = started_s(value.pid) if value is not None else 0.0
+        if value is None or not started:
             with contextlib.suppress(OSError):
                 file.unlink()
+        # Another time is another process, or a clock that was set: neither is reason enough to delete anything.
+        elif abs(started - value.started_s) < _SAME_S and value.pid not in {own_pid, os.getpid()}:
+            found.append(value)
     return found
+
+
+def _file(pid: int) -> Path:
+    return paths.running_dir() / f"{pid}.json"
 
 
 def _read(file: Path) -> Running | None:

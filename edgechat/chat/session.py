@@ -14,7 +14,7 @@ from edgechat.chat import events, titles
 from edgechat.chat.attachments import attach
 from edgechat.chat.idle import IdleTime
 from edgechat.chat.kept import KeptConversation
-from edgechat.chat.loading import Listener, load, step_down, unload, warnings
+from edgechat.chat.loading import Listener, announce, load, step_down, unload, warnings
 from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_answer, new_id, now_ms
 from edgechat.chat.prompting import BuiltPrompt, Manner, PromptBuilder
 from edgechat.chat.renderer import Renderer
@@ -23,8 +23,17 @@ from edgechat.chat.tree import Tree
 from edgechat.chat.turn import Turn
 from edgechat.config import Settings
 from edgechat.engine import protocol
-from edgechat.engine.client import EngineClient
-from edgechat.errors import ContextOverflowError, EngineError, StoreError, TemplateError, UsageError
+from edgechat.engine.client import KILLED, EngineClient
+from edgechat.errors import (
+    ComputeError,
+    ContextOverflowError,
+    EdgechatError,
+    EngineDiedError,
+    EngineError,
+    StoreError,
+    TemplateError,
+    UsageError,
+)
 from edgechat.planner.plan import LoadPlan
 
 # An answer ends at once when its engine does; only a disk that hangs takes longer to write its last word.
@@ -223,6 +232,7 @@ class Session:
         if self.engine.needs_revival:
             yield events.LoadProgressed(phase="loading", words="starting a fresh engine")
             self.engine.revive()
+            announce(self.engine, self.plan)
         path = self.tree.path_to(answers[0].id)
         built = self._build(builder, path)
         if built.start:
@@ -246,9 +256,16 @@ class Session:
 
     def _without_gpu(self, error: EngineError) -> None:
         """Let the CPU compute from here on, if it was a GPU that failed; the error says so."""
-        if self.plan is not None and self.plan.options.n_gpu_layers:
-            self.plan, words = step_down(self.engine, self.plan, self.settings, error)
-            error.args = (f"{error}\n{words}; ask again",)
+        crashed = isinstance(error, EngineDiedError) and error.code is not None and error.code != -KILLED
+        failed = self.plan
+        if failed is None or not failed.options.n_gpu_layers or not (crashed or isinstance(error, ComputeError)):
+            return
+        try:
+            self.plan, loaded = step_down(self.engine, failed, self.settings)
+        except EdgechatError:  # what went wrong first is what is to be said
+            return
+        self._builder = PromptBuilder(self.engine, self._renderer, loaded, self.store.attachment)
+        error.args = (f"{error}\nthe GPU failed: from here on the CPU computes; ask again",)
 
     def _build(
         self, builder: PromptBuilder, path: list[Message], *, think: bool | None = None,

@@ -45,11 +45,15 @@ def examine() -> dict[str, Any]:
     import msgspec
 
     from edgechat import config, paths
-    from edgechat.chat.machine import measured_speeds
+    from edgechat.chat.machine import measured_speeds, remembered_gpus
     from edgechat.hardware.profile import read_profile
 
     measured = measured_speeds()
-    profile = read_profile(paths.models_dir(), read_bps=measured.read_bps if measured else 0.0)
+    starter = _starter()
+    profile = read_profile(
+        paths.models_dir(), tuple(remembered_gpus()), measured.read_bps if measured else 0.0,
+        model_file=Path(starter) if starter else None,
+    )  # fmt: skip
     cpu, memory = profile.cpu, profile.memory
     backends, bundle, problem = _backends()
     _, problems = config.load()
@@ -66,7 +70,7 @@ def examine() -> dict[str, Any]:
         "backend": next((b["module"] for b in backends if b["status"] == "passed"), None),
         "problem": problem,
         "settings_problems": [str(p) for p in problems],
-        "starter_model": _starter(),
+        "starter_model": starter,
         "paths": {
             "config": str(paths.config_file()), "data": str(paths.data_dir()), "cache": str(paths.cache_dir()),
             "log": str(paths.log_file()), "cache_writable": _writable(paths.cache_dir()),

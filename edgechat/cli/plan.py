@@ -108,15 +108,19 @@ def _rate(
     """All candidates, the chosen one, and what they were measured against. Raises EdgechatError."""
     from edgechat import config
     from edgechat.chat import choosing
+    from edgechat.chat.machine import remember_gpus
     from edgechat.planner.choice import choose, rate
 
     settings, _ = config.load()
+    if described is None and settings.gpu and _has_gpu_modules():
+        remember_gpus(engine.devices(measure=False).gpus)
     machine = _machine(settings, budget, described)
     candidates = _named(engine, models, scratch, with_quants=with_quants) if models else choosing.local_candidates()
     if with_catalogue:
         candidates += choosing.catalogue_candidates()
     speeds = _speeds(engine, measure=measure) if described is None else None
-    exact = _exact(engine) if models or len(candidates) <= _MOST_EXACT else (lambda candidate: None)
+    is_exact = described is None and (bool(models) or len(candidates) <= _MOST_EXACT)
+    exact = _exact(engine) if is_exact else (lambda candidate: None)
     wished = settings.min_speed if min_speed is None else min_speed
     rated = [
         rate(c, machine, speeds=speeds, n_ctx=n_ctx or settings.n_ctx, min_tps=wished, exact=exact) for c in candidates
@@ -127,6 +131,16 @@ def _rate(
         "choice": f"{chosen.candidate.name}" if chosen else None,
     }  # fmt: skip
     return rated, chosen, about
+
+
+def _has_gpu_modules() -> bool:
+    from edgechat.errors import EdgechatError
+    from edgechat.runtime.bundle import find_bundle
+
+    try:
+        return bool(find_bundle().gpu_modules)
+    except EdgechatError:
+        return False
 
 
 def _machine(settings: Settings, budget: str | None, described: Path | None) -> Machine:
@@ -283,7 +297,7 @@ def _bar(memory: MemoryEstimate, available: int) -> str:
     bar, done = "", 0
     for name, sign, _ in _PARTS:
         done += int(getattr(memory, name))
-        bar += sign * (round(_BAR * done / max(1, available)) - len(bar))
+        bar += sign * (min(_BAR, _BAR * done // max(1, available)) - len(bar))
         if len(bar) >= _BAR:
             return bar[: _BAR - 1] + (">" if memory.total > available else bar[_BAR - 1])
     return bar

@@ -48,6 +48,7 @@ class _Process:
             if log:
                 log.close()
         self.backend = ""
+        self.n_loads = 0
         self.died: EngineDiedError | None = None
         self.closing = False
         self._waiting: dict[int, queue.SimpleQueue[protocol.AnyEvent | EdgechatError]] = {}
@@ -149,6 +150,11 @@ class EngineClient:
         process = self._process
         return process.child.pid if process is not None and process.died is None else None
 
+    @property
+    def has_loaded_once(self) -> bool:
+        """True if all that the process ever took, it took for the model that it has."""
+        return self._process is not None and self._process.n_loads == 1
+
     def next_id(self) -> int:
         """A number for a request."""
         return next(self._ids)
@@ -172,6 +178,8 @@ class EngineClient:
     def _load_once(self, request: protocol.Load, listen: Listener) -> protocol.Loaded:
         self.start()
         self.loaded = None
+        if self._process is not None:
+            self._process.n_loads += 1
         self.loaded = self._final(request, protocol.Loaded, listen)
         return self.loaded
 

@@ -21,16 +21,20 @@ class Survey:
         """The module that computes; "" before the first request that needs one."""
         self._send = send
         self._sizes = Sizes()
+        self._native: bindings.Bindings | None = None
 
     def native(self, request_id: int) -> bindings.Bindings:
         """The backend that works here, loaded; says on the way what is being tried. Raises RuntimeLoadError."""
+        if self._native is not None:
+            return self._native
         bundle = find_bundle()
         tell = self._tell(request_id)
         module, _ = probe.choose(bundle, tell)
         gpus = [gpu for gpu, verdict in probe.judge_gpus(bundle, module, tell) if verdict.usable]
         self.backend = module.name
         self._send(protocol.BackendChosen(id=request_id, backend=module.name))
-        return bindings.load(bundle, module, gpus)
+        self._native = bindings.load(bundle, module, gpus)
+        return self._native
 
     def answer(self, question: Question) -> protocol.Event:
         """Raises EdgechatError."""
@@ -55,8 +59,13 @@ class Survey:
         if question.measure and (found is None or question.again):  # in a process of its own
             found = speeds.measure(bundle, module, tell)
         judged = probe.judge_gpus(bundle, module, tell)
-        problems = [f"{gpu.name}: {verdict.reason}" for gpu, verdict in judged if not verdict.usable]
-        gpus = devices(self.native(question.id)) if len(problems) < len(judged) else []
+        # A build for many machines has modules for devices that most of them lack.
+        problems = [
+            f"{gpu.name}: {verdict.reason}"
+            for gpu, verdict in judged
+            if not verdict.usable and verdict.status not in {"refused", "missing"}
+        ]
+        gpus = devices(self.native(question.id)) if any(verdict.usable for _, verdict in judged) else []
         return protocol.DevicesFound(id=question.id, backend=module.name, gpus=gpus, speeds=found, problems=problems)
 
     def _tell(self, request_id: int) -> Callable[[str], None]:

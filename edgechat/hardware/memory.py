@@ -126,7 +126,7 @@ def private_bytes(pid: int) -> int:
 
     try:
         memory = psutil.Process(pid).memory_info()
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):
         return 0
     return int(memory.rss - getattr(memory, "shared", 0))
 
@@ -137,7 +137,7 @@ def started_s(pid: int) -> float:
 
     try:
         return float(psutil.Process(pid).create_time())
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):
         return 0.0
 
 

@@ -54,6 +54,8 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
     hottest_celsius: float | None = None
     disk_free_bytes: int = 0
     """Where models are kept."""
+    disk_read_bps: float = 0.0
+    """Bytes that a model file's disk yields in a second; 0.0 if nobody knows."""
     read_bps: float = 0.0
     """Bytes of memory that the processor reads in a second; 0.0 if nobody knows."""
 
@@ -69,17 +71,23 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
 
-def read_profile(models_dir: Path, gpus: tuple[Gpu, ...] = (), read_bps: float = 0.0) -> HardwareProfile:
-    """This machine now. `gpus` and `read_bps` were found by a backend: nothing else can tell what it can use."""
+def read_profile(
+    models_dir: Path, gpus: tuple[Gpu, ...] = (), read_bps: float = 0.0, model_file: Path | None = None
+) -> HardwareProfile:
+    """This machine now. `gpus` and `read_bps` were found by a backend: nothing else can tell what it can use.
+
+    With a `model_file` its disk is measured.
+    """
     kinds = core_kinds()
     n_cores = sum(kinds)
-    disk_free_bytes = 0
+    disk_free_bytes, disk_read_bps = 0, 0.0
     with contextlib.suppress(OSError):
         disk_free_bytes = paths.free_bytes(models_dir)
+        disk_read_bps = read_speed_bps(model_file) if model_file is not None else 0.0
     return HardwareProfile(
         cpu=read_cpu(), n_cores=n_cores, n_performance_cores=kinds[0], n_threads=usable_threads(),
         memory=read_memory(), swap_bytes=_swap_bytes(), gpus=gpus, gpu_problem="" if gpus else gpu_problem(),
-        is_on_battery=_is_on_battery(), hottest_celsius=_hottest(), disk_free_bytes=disk_free_bytes, read_bps=read_bps,
+        is_on_battery=_is_on_battery(), hottest_celsius=_hottest(), disk_free_bytes=disk_free_bytes, disk_read_bps=disk_read_bps, read_bps=read_bps,
     )  # fmt: skip
 
 

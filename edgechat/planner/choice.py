@@ -82,11 +82,10 @@ def rate(
         return Rated(candidate=candidate, plan=None, memory=nothing, speed=None, points=-math.inf, verdict=str(error))
     options = made.options
     if speeds is not None and not options.n_gpu_layers:
-        speed = predict(
-            header, speeds, n_past=_N_PAST, kv_type=options.kv_type, use_extra_bufts=options.use_extra_bufts
-        )
+        # As if nothing were given up: what more memory brings must not make a model too slow.
+        speed = predict(header, speeds, n_past=_N_PAST)
     else:
-        gpu_part = min(1.0, options.n_gpu_layers / max(1, header.n_layers))
+        gpu_part = min(1.0, max(0, options.n_gpu_layers - 1) / max(1, header.n_layers))
         speed = by_bandwidth(header, machine.read_bps, machine.gpu_read_bps, gpu_part)
     points = candidate.quality.points
     if options.kv_type == "q8_0":
@@ -104,7 +103,8 @@ def rate(
 def choose(rated: Sequence[Rated], *, unasked: bool = False) -> Rated | None:
     """The best of them that fit: fast enough if any is, then quality, context and speed; None if none fits.
 
-    If none is fast enough, the fastest. With `unasked`, only what may be chosen so.
+    If none is fast enough, the fastest: the wish comes before quality, so that with more memory a fast model may take the
+    place of a slow and better one. Of what is even in quality, a quarter of a point, context and speed count. With `unasked`, only what may be chosen so.
     """
     fitting = [r for r in rated if r.plan is not None and (r.candidate.is_default or not unasked)]
     fast = [r for r in fitting if r.is_fast_enough]

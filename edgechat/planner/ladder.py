@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -30,7 +31,7 @@ class QuantModel(msgspec.Struct, frozen=True, kw_only=True):
     key_length: int
     value_length: int
     tensors: list[tuple[str, tuple[int, ...], int]]
-    """Name, shape and ggml's number of the type, of each."""
+    """Name, shape and ggml's number of the type, of each; in the order in which llama.cpp quantises."""
 
 
 def describe(header: ModelHeader) -> QuantModel:
@@ -42,8 +43,14 @@ def describe(header: ModelHeader) -> QuantModel:
         n_layer=header.n_layers, n_head=header.number("attention.head_count"),
         n_head_kv=first.n_head_kv if first else 0, n_expert=header.number("expert_count"),
         key_length=first.key_length if first else 0, value_length=first.value_length if first else 0,
-        tensors=[(t.name, t.shape, t.type_id) for t in header.tensors],
+        tensors=[(t.name, t.shape, t.type_id) for t in sorted(header.tensors, key=_order)],
     )  # fmt: skip
+
+
+def _order(tensor: Tensor) -> tuple[int, str]:
+    """As llama.cpp's weight_name_comparer: some rules count the tensors that came before."""
+    found = re.match(r"blk\.(\d{1,9})\.", tensor.name)
+    return (int(found[1]) if found else -1, tensor.name)
 
 
 def preset_number(quant: str) -> int:
@@ -52,9 +59,9 @@ def preset_number(quant: str) -> int:
 
 
 def requantised(header: ModelHeader, quant: str, types: Sequence[int]) -> ModelHeader:
-    """The header of the same model in another quant, its tensors having these types, in their order."""
+    """The header of the same model in another quant, its tensors having these types, in the order of `describe`."""
     offset, tensors = 0, []
-    for tensor, type_id in zip(header.tensors, types, strict=True):
+    for tensor, type_id in zip(sorted(header.tensors, key=_order), types, strict=True):
         size = tensor_bytes(tensor, type_id)
         tensors.append(Tensor(name=tensor.name, shape=tensor.shape, type_id=type_id, offset=offset, size_bytes=size))
         offset += size

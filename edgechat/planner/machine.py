@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
-from edgechat.hardware.profile import HardwareProfile
+from edgechat.hardware.profile import Gpu, HardwareProfile
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,9 +30,14 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """What other programs of ours hold of the memory, for the error that says that it is not enough."""
 
 
+def best_gpu(gpus: Sequence[Gpu]) -> Gpu | None:
+    """The one to plan for: a card of its own before what shares the machine's memory, then the one with the most room."""
+    return max(gpus, key=lambda gpu: (not gpu.is_unified, gpu.free_bytes), default=None)
+
+
 def machine_of(profile: HardwareProfile) -> Machine:
     """A machine that is described, this one or another; of several GPUs the one with the most room."""
-    gpu = max(profile.gpus, key=lambda g: g.free_bytes, default=None)
+    gpu = best_gpu(profile.gpus)
     return Machine(
         available_bytes=profile.memory.available_bytes, n_threads=profile.n_threads,
         threads_words=f"of {profile.n_cores} cores, {profile.n_performance_cores} fast ones",

@@ -9,7 +9,7 @@ import msgspec
 
 from edgechat.modelfile.header import ModelHeader, Tensor
 from edgechat.modelfile.shape import shape
-from edgechat.planner.context import context_bytes, layer_bytes, padded
+from edgechat.planner.context import layer_bytes, padded
 
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
@@ -70,6 +70,7 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """What this machine was seen to take beyond all that, or not to."""
     gpu: int = 0
     """On the device, and not a part of the total unless its memory is the machine's."""
+    is_unified: bool = False
     is_exact: bool = False
     """True if llama.cpp itself said how large its buffers are."""
 
@@ -83,7 +84,7 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
         """All of it, at the highest moment: at the end of loading, with the file's pages still in use."""
         return (
             self.weights + self.repacked + self.kv_cache + self.compute + self.output + self.vocabulary
-            + self.speculation + self.process + self.learned
+            + self.speculation + self.process + self.learned + (self.gpu if self.is_unified else 0)
         )  # fmt: skip
 
 
@@ -96,18 +97,22 @@ def estimate(
     """
     on_gpu = [t for t in header.tensors if _is_on_gpu(header, t, options)] if options.n_gpu_layers else []
     gpu_weights = sum(t.size_bytes for t in on_gpu)
+    if options.n_gpu_layers and not any(t.name == "output.weight" for t in header.tensors):
+        gpu_weights += sum(
+            t.size_bytes for t in header.tensors if t.name == "token_embd.weight"
+        )  # a copy is the output
     weights = header.tensor_bytes - (0 if options.use_mmap else gpu_weights)
     layouts = repacked if options.use_extra_bufts else frozenset()
     second = _copied_bytes(header, layouts, options)
     if options.use_mmap:
         second -= sum(t.size_bytes for t in on_gpu if t.type in layouts)
-    kv = _kv_bytes(header, options)
-    gpu_kv = _gpu_kv_bytes(header, options)
+    layers = _kv_bytes(header, options)
+    gpu_kv = sum(layers[max(0, first_gpu_layer(header, options)) :]) if options.n_gpu_layers else 0
     compute = _compute_bytes(header, options)
     # With everything on a GPU, the CPU still looks up embeddings and gets logits.
     here = compute // 8 if options.n_gpu_layers > header.n_layers and not options.experts_on_cpu else compute
     return _with_the_rest(header, options, MemoryEstimate(
-        weights=weights, repacked=second, kv_cache=kv - gpu_kv, compute=here, learned=learned,
+        weights=weights, repacked=second, kv_cache=sum(layers) - gpu_kv, compute=here, learned=learned,
         gpu=gpu_weights + gpu_kv + (compute if options.n_gpu_layers else 0),
     ))  # fmt: skip
 
@@ -154,16 +159,19 @@ def _copied_bytes(header: ModelHeader, layouts: frozenset[str], options: LoadOpt
     # A table that rows are taken from stays as it is. Where it is the output as well, it is copied in any case.
     is_output = not any(t.name == "output.weight" for t in header.tensors)
     copied = sum(t.size_bytes for t in table) if is_output else 0
-    return copied + (sum(t.size_bytes for t in tensors if t not in table) if options.use_mmap else 0)
+    return copied + (sum(t.size_bytes for t in tensors if t.name != "token_embd.weight") if options.use_mmap else 0)
 
 
 def _is_on_gpu(header: ModelHeader, tensor: Tensor, options: LoadOptions) -> bool:
-    if not options.n_gpu_layers or (options.experts_on_cpu and "_exps." in tensor.name):
+    if options.experts_on_cpu and "_exps." in tensor.name:
         return False
-    if tensor.name.startswith("output"):
-        return options.n_gpu_layers > header.n_layers
     number = _layer_number(tensor)
-    return number is not None and number >= header.n_layers - options.n_gpu_layers
+    return tensor.name.startswith("output") if number is None else number >= first_gpu_layer(header, options)
+
+
+def first_gpu_layer(header: ModelHeader, options: LoadOptions) -> int:
+    """The first layer that is on a GPU; the output goes there before any of them (llama-model.cpp: i_gpu_start)."""
+    return header.n_layers + 1 - options.n_gpu_layers
 
 
 def _layer_number(tensor: Tensor) -> int | None:
@@ -171,21 +179,12 @@ def _layer_number(tensor: Tensor) -> int | None:
     return int(parts[1]) if parts[0] == "blk" and len(parts) > 2 and parts[1].isdigit() else None  # noqa: PLR2004
 
 
-def _kv_bytes(header: ModelHeader, options: LoadOptions) -> int:
-    return context_bytes(
+def _kv_bytes(header: ModelHeader, options: LoadOptions) -> list[int]:
+    """Of each layer."""
+    return layer_bytes(
         header, options.n_ctx, n_seqs=n_seqs_with_scratch(options), n_ubatch=min(options.n_ubatch, options.n_ctx),
         n_rs_seq=options.n_rs_seq, kv_type=options.kv_type,
     )  # fmt: skip
-
-
-def _gpu_kv_bytes(header: ModelHeader, options: LoadOptions) -> int:
-    if not options.n_gpu_layers:
-        return 0
-    layers = layer_bytes(
-        header, options.n_ctx, n_seqs=n_seqs_with_scratch(options), n_ubatch=min(options.n_ubatch, options.n_ctx),
-        n_rs_seq=options.n_rs_seq, kv_type=options.kv_type,
-    )  # fmt: skip
-    return sum(layers[max(0, len(layers) - options.n_gpu_layers) :])
 
 
 def _compute_bytes(header: ModelHeader, options: LoadOptions) -> int:

@@ -9,6 +9,7 @@ import msgspec
 
 from edgechat.errors import PlanError
 from edgechat.modelfile.header import ModelHeader
+from edgechat.modelfile.shape import shape
 from edgechat.planner.context import states_bytes
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import INDEX_BYTES, REPACKED, LoadOptions, MemoryEstimate, estimate, n_seqs_with_scratch
@@ -33,6 +34,8 @@ MAX_PREFIX_DISK_BYTES: Final = 4 << 30
 
 # Of a plan that was too large, a second one takes at most this much.
 _SMALLER: Final = 0.8
+_Q8_BLOCK: Final = 32
+_READ_WORDS: Final = "the file is read, not mapped, so that weights are in memory once"
 
 SPECULATION_SHARE: Final = 16
 MAX_DRAFT_TOKENS: Final = 1 << 17
@@ -90,12 +93,11 @@ def plan(
     one), precision of keys and values, the size of micro batches, and more context. `estimator` says what options take,
     formulas if it is None. Raises PlanError, with the numbers, if nothing fits.
     """
-    take = estimator or (lambda options: estimate(header, options, REPACKED))
     needed = least = None
     for options, trades in _ways(header, machine, n_ctx):
-        needed = take(options)
+        needed = _needed(header, machine, options, estimator)
         if _fits(needed, options, machine):
-            return _finished(header, machine, options, trades, needed, speculation=speculation)
+            return _finished(header, machine, options, trades, needed, speculation=speculation, n_ctx=n_ctx)
         if least is None or needed.total < least.total:
             least = needed
     raise PlanError(_refusal(header, machine, least, n_ctx))
@@ -103,22 +105,25 @@ def plan(
 
 def smaller(header: ModelHeader, machine: Machine, failed: LoadPlan, n_ctx: int | None = None) -> LoadPlan | None:
     """What to try after memory ran out with a plan all the same: what takes a fifth less; None if nothing does."""
+    before = failed.estimate
     for options, trades in _ways(header, machine, n_ctx):
-        needed = estimate(header, options, REPACKED)
-        if failed.options.n_gpu_layers and not options.n_gpu_layers:
-            return _finished(header, machine, options, trades, needed, speculation=False)
-        on_device = max(needed.gpu, failed.estimate.gpu) > 0 and needed.gpu <= _SMALLER * failed.estimate.gpu
-        if needed.total <= _SMALLER * failed.estimate.total or on_device:
-            return _finished(header, machine, options, trades, needed, speculation=False)
+        needed = _needed(header, machine, options, None)
+        is_less = needed.total <= _SMALLER * before.total or (bool(before.gpu) and needed.gpu <= _SMALLER * before.gpu)
+        is_same = options == msgspec.structs.replace(failed.options, n_rs_seq=0)
+        if is_less and not is_same and _fits(needed, options, machine):
+            return _finished(header, machine, options, trades, needed, speculation=failed.speculation, n_ctx=n_ctx)
     return None
 
 
+def _needed(header: ModelHeader, machine: Machine, options: LoadOptions, estimator: Estimator | None) -> MemoryEstimate:
+    found = estimate(header, options, REPACKED) if estimator is None else estimator(options)
+    return msgspec.structs.replace(found, is_unified=machine.gpu_is_unified)
+
+
 def _fits(needed: MemoryEstimate, options: LoadOptions, machine: Machine) -> bool:
-    if machine.gpu_is_unified:
-        return needed.total + needed.gpu <= machine.available_bytes
-    return needed.total <= machine.available_bytes and (
-        not options.n_gpu_layers or needed.gpu <= machine.gpu_free_bytes
-    )
+    if options.n_gpu_layers and not machine.gpu_is_unified and needed.gpu > machine.gpu_free_bytes:
+        return False
+    return needed.total <= machine.available_bytes
 
 
 def _ways(header: ModelHeader, machine: Machine, n_ctx: int | None) -> Iterator[tuple[LoadOptions, tuple[str, ...]]]:
@@ -127,20 +132,21 @@ def _ways(header: ModelHeader, machine: Machine, n_ctx: int | None) -> Iterator[
     full = LoadOptions(n_ctx=wanted, n_seqs=n_seqs_of(header))
     if machine.gpu_is_unified:  # what is not on the GPU is in the same memory, and mapped pages would be a second copy
         full = msgspec.structs.replace(full, n_gpu_layers=header.n_layers + 1, use_mmap=False)
-    yield from _gpu_ways(header, machine, full)
+    yield from _gpu_ways(header, machine, full, is_asked=n_ctx is not None)
     yield full, ()
     now, given_up = msgspec.structs.replace(full, use_mmap=False), dict[str, str]()
     if full.use_mmap:
-        given_up["use_mmap"] = "the file is read, not mapped, so that weights are in memory once"
+        given_up["use_mmap"] = _READ_WORDS
         yield now, tuple(given_up.values())
     for size in _N_CTXS if n_ctx is None else ():
         if size < wanted:
             now = msgspec.structs.replace(now, n_ctx=size)
             given_up["n_ctx"] = f"context of {size} tokens instead of {wanted}"
             yield now, tuple(given_up.values())
-    now = msgspec.structs.replace(now, kv_type="q8_0")
-    given_up["kv_type"] = "keys and values in Q8_0, half the size"
-    yield now, tuple(given_up.values())
+    if _can_be_q8(header):
+        now = msgspec.structs.replace(now, kv_type="q8_0")
+        given_up["kv_type"] = "keys and values in Q8_0, half the size"
+        yield now, tuple(given_up.values())
     now = msgspec.structs.replace(now, n_ubatch=N_UBATCHES[-1])
     given_up["n_ubatch"] = f"micro batches of {N_UBATCHES[-1]} tokens: prompts are read slower"
     yield now, tuple(given_up.values())
@@ -150,21 +156,37 @@ def _ways(header: ModelHeader, machine: Machine, n_ctx: int | None) -> Iterator[
             yield msgspec.structs.replace(now, n_ctx=size), tuple(given_up.values())
 
 
+def _can_be_q8(header: ModelHeader) -> bool:
+    """llama.cpp wants whole blocks of Q8_0 in a head."""
+    return all(
+        layer.key_length % _Q8_BLOCK == layer.value_length % _Q8_BLOCK == 0
+        for layer in shape(header).layers if layer.kv_width
+    )  # fmt: skip
+
+
 def _gpu_ways(
-    header: ModelHeader, machine: Machine, full: LoadOptions
+    header: ModelHeader, machine: Machine, full: LoadOptions, *, is_asked: bool
 ) -> Iterator[tuple[LoadOptions, tuple[str, ...]]]:
-    """Everything on the GPU, all but the experts, then as many layers as there is room for."""
+    """Everything on the GPU, with less context, all but the experts, then as many layers as there is room for.
+
+    Each with the file mapped, and then read, so that what is on the GPU is nowhere else.
+    """
     if not machine.gpu_free_bytes or machine.gpu_is_unified:
         return
-    everything = header.n_layers + 1
-    yield msgspec.structs.replace(full, n_gpu_layers=everything), ()
+    everything = msgspec.structs.replace(full, n_gpu_layers=header.n_layers + 1)
+    ways: list[tuple[LoadOptions, tuple[str, ...]]] = [(everything, ())]
+    if not is_asked and _N_CTXS[1] < full.n_ctx:
+        shorter = msgspec.structs.replace(everything, n_ctx=_N_CTXS[1])
+        ways.append((shorter, (f"context of {shorter.n_ctx} tokens instead of {full.n_ctx}",)))
     if header.number("expert_count"):
         words = "the experts stay with the CPU, where there is room for them"
-        yield msgspec.structs.replace(full, n_gpu_layers=everything, experts_on_cpu=True), (words,)
-    step = max(1, header.n_layers // 16)
-    for n_layers in range(header.n_layers, 0, -step):
+        ways.append((msgspec.structs.replace(everything, experts_on_cpu=True), (words,)))
+    for n_layers in range(header.n_layers - 1, 0, -max(1, header.n_layers // 16)):
         words = f"{n_layers} of {header.n_layers} layers are on the GPU, for more it has no room"
-        yield msgspec.structs.replace(full, n_gpu_layers=n_layers), (words,)
+        ways.append((msgspec.structs.replace(full, n_gpu_layers=n_layers + 1), (words,)))
+    for options, trades in ways:
+        yield options, trades
+        yield msgspec.structs.replace(options, use_mmap=False), (*trades, _READ_WORDS)
 
 
 def _finished(
@@ -175,15 +197,22 @@ def _finished(
     needed: MemoryEstimate,
     *,
     speculation: bool,
+    n_ctx: int | None,
 ) -> LoadPlan:
     """The plan, with what is left given to drafts and prefixes."""
-    left = max(0, machine.available_bytes - needed.total - (needed.gpu if machine.gpu_is_unified else 0))
+    left = max(0, machine.available_bytes - needed.total)
     draft_tokens = 0
+    # States that drafts are taken back to lie where the layers do.
+    on_gpu = bool(options.n_gpu_layers) and not machine.gpu_is_unified
     if speculation:
-        n_rs_seq, draft_tokens, taken = _speculation(header, options, left)
+        room = min(left, machine.gpu_free_bytes - needed.gpu) if on_gpu else left
+        n_rs_seq, draft_tokens, states, drafts = _speculation(header, options, room)
         options = msgspec.structs.replace(options, n_rs_seq=n_rs_seq)
-        needed = msgspec.structs.replace(needed, speculation=needed.speculation + taken)
-        left -= taken
+        needed = msgspec.structs.replace(
+            needed, speculation=needed.speculation + drafts + (0 if on_gpu else states),
+            gpu=needed.gpu + (states if on_gpu else 0),
+        )  # fmt: skip
+        left -= drafts + (0 if on_gpu else states)
     made = LoadPlan(
         model_path=header.path, options=options, n_threads=machine.n_threads,
         n_threads_batch=machine.n_threads_batch or machine.n_threads, n_batch=N_BATCH,
@@ -191,23 +220,23 @@ def _finished(
         prefix_disk_bytes=min(machine.disk_free_bytes // PREFIX_DISK_SHARE, MAX_PREFIX_DISK_BYTES),
         speculation=speculation, draft_tokens=draft_tokens, estimate=needed, trades=trades,
     )  # fmt: skip
-    return msgspec.structs.replace(made, reasons=_reasons(header, machine, made))
+    return msgspec.structs.replace(made, reasons=_reasons(header, machine, made, n_ctx))
 
 
-def _speculation(header: ModelHeader, options: LoadOptions, left_bytes: int) -> tuple[int, int, int]:
-    """How many drafted tokens a state can take back, tokens of other conversations to draft from, and bytes for both."""
-    share = left_bytes // SPECULATION_SHARE
+def _speculation(header: ModelHeader, options: LoadOptions, room_bytes: int) -> tuple[int, int, int, int]:
+    """How many drafted tokens a state can take back, tokens of other conversations to draft from, and bytes of each."""
+    share = room_bytes // SPECULATION_SHARE
     state = states_bytes(header, n_seqs_with_scratch(options))
     n_rs_seq = next((n for n in _N_RS_SEQ if n * state <= share), 0) if state else 0
-    draft_tokens = min(MAX_DRAFT_TOKENS, (share - n_rs_seq * state) // INDEX_BYTES)
-    return n_rs_seq, draft_tokens, n_rs_seq * state + draft_tokens * INDEX_BYTES
+    draft_tokens = max(0, min(MAX_DRAFT_TOKENS, (share - n_rs_seq * state) // INDEX_BYTES))
+    return n_rs_seq, draft_tokens, n_rs_seq * state, draft_tokens * INDEX_BYTES
 
 
-def _reasons(header: ModelHeader, machine: Machine, made: LoadPlan) -> dict[str, str]:
+def _reasons(header: ModelHeader, machine: Machine, made: LoadPlan, n_ctx: int | None) -> dict[str, str]:
     options, needed = made.options, made.estimate
     wanted = default_n_ctx(header)
     reasons = {
-        "n_ctx": "as asked for" if options.n_ctx not in {wanted, *_N_CTXS, *_SMALL_N_CTXS}
+        "n_ctx": "as asked for" if n_ctx is not None
         else f"the model's own {header.n_ctx_train}" if options.n_ctx == header.n_ctx_train
         else f"enough for most chats; the model could {header.n_ctx_train or 'say no more'}" if options.n_ctx == wanted
         else "what fits",
@@ -225,7 +254,7 @@ def _reasons(header: ModelHeader, machine: Machine, made: LoadPlan) -> dict[str,
     }  # fmt: skip
     if machine.gpu_name:
         reasons["n_gpu_layers"] = (
-            f"{machine.gpu_name} takes {min(options.n_gpu_layers, header.n_layers)} of {header.n_layers} layers, "
+            f"{machine.gpu_name} takes {max(0, options.n_gpu_layers - 1)} of {header.n_layers} layers, "
             f"{mib(needed.gpu)} of {mib(machine.gpu_free_bytes or machine.available_bytes)}"
         )
     return reasons

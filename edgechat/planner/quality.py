@@ -7,6 +7,7 @@ for order, not for decimals.
 from __future__ import annotations
 
 import math
+import re
 from typing import Final
 
 import msgspec
@@ -47,7 +48,7 @@ _DIVERGENCE_OF_HALF: Final = 0.2
 # Of keys and values in Q8_0: ggml-org/llama.cpp#7412, at short contexts.
 _KV_Q8_DIVERGENCE: Final = 0.001
 # Names that stand beside llama.cpp's own: mixtures of other makers, counted as what they are built from.
-_ALIASES: Final = {"MXFP4_MOE": "IQ4_NL", "MXFP4": "IQ4_NL", "NVFP4": "IQ4_NL", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q3_K": "Q3_K_M"}  # fmt: skip
+_ALIASES: Final = {"MXFP4_MOE": "IQ4_NL", "MXFP4": "IQ4_NL", "NVFP4": "IQ4_NL", "Q8_K": "Q8_0"}
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,8 +69,9 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
 def divergence(quant: str) -> float | None:
     """Of an 8B model's answers from those of the full precision; None for a quant that nobody measured."""
-    name = quant.upper().removeprefix("UD-").replace("_XL", "_M")
-    return _DIVERGENCE.get(_ALIASES.get(name, name))
+    name = quant.upper().removeprefix("UD-")
+    base = re.sub("_(XL|L|M|S)$", "", name)
+    return next((_DIVERGENCE[n] for n in (name, _ALIASES.get(base, base + "_M"), base) if n in _DIVERGENCE), None)
 
 
 def loss(quant: str, n_params: int, *, kv_q8: bool = False) -> float:

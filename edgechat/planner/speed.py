@@ -40,6 +40,8 @@ class KernelSpeeds(msgspec.Struct, frozen=True, kw_only=True):
     decode_threads: int = 0
     """So many threads were the fastest for one token, and the next for a batch; 0 if only `n_threads` were tried."""
     prefill_threads: int = 0
+    most_threads: int = 0
+    """The largest number that was tried: with more or fewer cores to use, this says nothing."""
 
     @property
     def read_bps(self) -> float:
@@ -86,6 +88,8 @@ def predict(
     if passed:
         decode_s += kv / passed.get(1, math.inf)
         prefill_s += BATCHES[-1] * kv / passed.get(BATCHES[-1], math.inf)
+    if decode_s <= 0 or prefill_s <= 0:  # nothing in the file is a product
+        return None
     return Speed(decode_tps=1.0 / decode_s, prefill_tps=BATCHES[-1] / prefill_s)
 
 
@@ -96,7 +100,7 @@ def by_bandwidth(
 
     Nothing is known of prefill. None without a bandwidth.
     """
-    read = sum(t.size_bytes * _share(header, t) for t in header.tensors if _is_used(header, t))
+    read = sum(t.size_bytes * _share(header, t) for t in _used(header))
     parts = ((1.0 - gpu_part, read_bps), (gpu_part, gpu_read_bps))
     if not read or any(part > 0 and bps <= 0 for part, bps in parts):
         return None
@@ -106,9 +110,7 @@ def by_bandwidth(
 def _step_s(header: ModelHeader, speeds: KernelSpeeds, n_tokens: int, *, use_extra_bufts: bool) -> float | None:
     """Seconds of a step of so many tokens, without attention; None if a type was not measured."""
     total_s, n_products = 0.0, 0
-    for tensor in header.tensors:
-        if not _is_used(header, tensor):
-            continue
+    for tensor in _used(header):
         if len(tensor.shape) > 1 and min(tensor.shape[:2]) > 1:
             rates = speeds.products.get(tensor.type)
             if not use_extra_bufts:
@@ -131,11 +133,11 @@ def _product_s(header: ModelHeader, tensor: Tensor, rates: dict[int, float], n_t
     if tensor.name in {"output.weight", "token_embd.weight"}:
         return weights / rates[1] if n_tokens == 1 else 0.0  # of a prompt only the last token has logits
     share = _share(header, tensor)
-    if share == 1.0:
-        return weights / rates[n_tokens]
+    if share == 1.0 or n_tokens == 1:
+        return share * weights / rates[n_tokens]
     # Of a batch more experts are used than of a token, and each has fewer columns.
-    used = 1.0 - (1.0 - share) ** n_tokens
-    columns = n_tokens * share / used
+    used = max(share, 1.0 - (1.0 - share) ** n_tokens)
+    columns = max(1.0, n_tokens * share / used)
     below = max(b for b in BATCHES if b <= columns)
     return used * weights / rates[below] * columns / below
 
@@ -148,10 +150,12 @@ def _share(header: ModelHeader, tensor: Tensor) -> float:
     return 1.0
 
 
-def _is_used(header: ModelHeader, tensor: Tensor) -> bool:
-    if tensor.name == "token_embd.weight":
-        return not any(t.name == "output.weight" for t in header.tensors)
-    return tensor.name not in _TABLES
+def _used(header: ModelHeader) -> list[Tensor]:
+    """Tensors that a step computes with."""
+    tables = set(_TABLES)
+    if not any(t.name == "output.weight" for t in header.tensors):  # then the table of embeddings is the output as well
+        tables.remove("token_embd.weight")
+    return [t for t in header.tensors if t.name not in tables]
 
 
 def _queries(n_head: int, n_head_kv: int) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
-from edgechat.errors import EngineError, PlanError
+from edgechat.errors import ComputeError, EngineError, PlanError
 from edgechat.planner.plan import LoadPlan
 from edgechat.runtime import tiles
 from edgechat.runtime.model import Model
@@ -199,7 +199,7 @@ class Context:
             self._cut(seq, start)
         if code == 2:  # noqa: PLR2004  (llama.h: aborted)
             raise DecodeAborted
-        raise EngineError(f"llama.cpp could not decode {count} tokens after {starts} of {self.n_ctx} (code {code})")
+        raise ComputeError(f"llama.cpp could not decode {count} tokens after {starts} of {self.n_ctx} (code {code})")
 
     def _run(self, batch: object, *, is_step: bool) -> int:
         llama = self.model.bindings.llama

@@ -52,19 +52,20 @@ def measure(bundle: Bundle, module: Module, tell: Callable[[str], None] = lambda
     Takes a few seconds, with a line of words to `tell` for each step. Nothing else should compute meanwhile.
     """
     counts = thread_counts()
-    tell(f"measuring the speed of {module.name}, once")
-    full = _run(module, counts[-1], quick=False)
-    if full is None:
-        return None
-    by_count = {counts[-1]: full}
-    for count in counts[:-1]:
-        tell(f"measuring {module.name} with {count} thread{'s' if count > 1 else ''}")
+    by_count: dict[int, _Raw] = {}
+    for count in counts if len(counts) > 1 else ():
+        tell(f"measuring {module.name} with {count} thread{'s' if count > 1 else ''}, once")
         quick = _run(module, count, quick=True)
         if quick is not None:
             by_count[count] = quick
+    decode_threads = _best(by_count, BATCHES[0]) if by_count else counts[-1]
+    tell(f"measuring the speed of {module.name}, once")
+    full = _run(module, decode_threads, quick=False)
+    if full is None:
+        return None
     speeds = msgspec.structs.replace(
-        digest(full, module.name, counts[-1]),
-        decode_threads=_best(by_count, BATCHES[0]), prefill_threads=_best(by_count, BATCHES[-1]),
+        digest(full, module.name, decode_threads), decode_threads=decode_threads,
+        prefill_threads=_best(by_count, BATCHES[-1]) if by_count else decode_threads, most_threads=counts[-1],
     )  # fmt: skip
     file = _read()
     file[verdicts.key(bundle, module, read_cpu())] = speeds

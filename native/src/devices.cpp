@@ -5,6 +5,7 @@
 #include "llama.h"
 
 #include <cstdio>
+#include <cstring>
 
 namespace {
 
@@ -31,7 +32,11 @@ int edgechat_devices(edgechat_device * devices, int capacity) {
             std::snprintf(entry.description, sizeof(entry.description), "%s", ggml_backend_dev_description(device));
             entry.free_bytes  = free_bytes;
             entry.total_bytes = total_bytes;
-            entry.is_unified  = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_IGPU ? 1 : 0;
+            // Apple's are said to be of their own, and share the machine's memory all the same.
+            const char * kind = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device));
+            entry.is_unified =
+                ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_IGPU || std::strcmp(kind, "MTL") == 0 ||
+                std::strcmp(kind, "Metal") == 0;
         }
         count++;
     }

@@ -25,7 +25,7 @@ namespace {
 constexpr int64_t n_in  = 2048;
 constexpr int64_t n_out = 512;
 // Decoding reads weights from memory: more of them than caches hold. Larger batches compute longer than they read.
-constexpr size_t streamed_bytes = 96u << 20;
+constexpr size_t streamed_bytes = 160u << 20;
 constexpr size_t computed_bytes = 2u << 20;
 // Small operations between products: what a step costs beside its arithmetic.
 constexpr int n_small = 200;

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from edgechat.catalogue.library import starter_model
+from edgechat.chat import machine as machine_module
 from edgechat.chat.session import Session
 from edgechat.config import Settings
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
+from edgechat.hardware.profile import Gpu
 from edgechat.runtime import probe
 from edgechat.runtime.bundle import find_bundle
 from edgechat.store import ephemeral_store
@@ -111,17 +113,33 @@ def test_a_gpu_that_fails_in_use_leaves_the_work_to_the_cpu(opened: Open, tmp_pa
     assert said(session)
 
 
-@pytest.mark.cold
-@pytest.mark.parametrize(
-    ("fault", "words"), [("GPU_WRONG", "computes wrong numbers"), ("GPU_GONE", "cannot be loaded here")]
-)
-def test_a_gpu_that_fails_its_test_is_not_used(opened: Open, fault: str, words: str) -> None:
-    session = opened(**{fault: 1})
+def test_a_gpu_that_fails_its_test_is_not_used(opened: Open) -> None:
+    session = opened(GPU_WRONG=1)
     assert layers(session) == 0
     [warning] = session.warnings
     assert "vulkan" in warning
-    assert words in warning
+    assert "computes wrong numbers" in warning
     assert said(session)
+
+
+def test_a_gpu_that_was_never_there_is_not_missed_and_one_that_is_gone_is(opened: Open) -> None:
+    session = opened(GPU_GONE=1)
+    assert (layers(session), session.warnings) == (0, [])
+    machine_module.remember_gpus([Gpu(name="a card", total_bytes=1, free_bytes=1)])
+    session = opened(GPU_GONE=1)
+    assert (layers(session), session.warnings) == (0, ["a card is not there any more; the CPU computes"])
+    assert said(session)
+    assert machine_module.remembered_gpus() == []
+
+
+def test_without_its_engine_a_plan_knows_the_gpu_that_was_found(opened: Open, cli: Cli) -> None:
+    opened().close()
+    [gpu] = machine_module.remembered_gpus()
+    assert machine_module.machine(Settings()).gpu_free_bytes == gpu.free_bytes - gpu.total_bytes // 8
+    assert machine_module.machine(Settings(gpu=False)).gpu_free_bytes == 0
+    row = json.loads(cli("plan", "starter", "--json", "--no-measure").stdout)["models"][0]
+    assert row["plan"]["n_gpu_layers"] == 31
+    assert "a scripted GPU takes 30 of 30 layers" in row["reasons"]["n_gpu_layers"]
 
 
 def test_what_there_is_to_compute_with_can_be_asked(opened: Open, cli: Cli) -> None:

@@ -192,7 +192,8 @@ def test_memory_that_gpu_and_cpu_share_is_counted_once() -> None:
     header = a_model(weights=4 * GIB)
     made = plan(header, here(8 * GIB, gpu_is_unified=True))
     assert made.options.n_gpu_layers == 17
-    assert made.estimate.total + made.estimate.gpu <= 8 * GIB
+    assert made.estimate.total <= 8 * GIB
+    assert made.estimate.total > made.estimate.gpu > 4 * GIB
     with pytest.raises(PlanError):
         plan(header, here(4 * GIB, gpu_is_unified=True))
 
@@ -332,5 +333,71 @@ def test_nobody_picks_what_is_too_slow_if_anything_is_fast_enough() -> None:
 def test_an_estimate_adds_up() -> None:
     header = a_model()
     found = estimate(header, options(header, 8192), learned=7)
-    parts = set(MemoryEstimate.__struct_fields__) - {"gpu", "is_exact"}
+    parts = set(MemoryEstimate.__struct_fields__) - {"gpu", "is_exact", "is_unified"}
     assert found.total == sum(getattr(found, name) for name in parts)
+    shared = msgspec.structs.replace(found, gpu=GIB, is_unified=True)
+    assert shared.total == found.total + GIB
+
+
+@pytest.mark.parametrize(("used", "count"), [(8, 160), (8, 384), (4, 72), (6, 66), (1, 1 << 60), (1 << 32, 8)])
+def test_any_number_of_experts_has_a_speed(used: int, count: int) -> None:
+    experts = Tensor("blk.0.ffn_up_exps.weight", (2048, 1024, 64), 8, 0, 1 << 27)
+    header = msgspec.structs.replace(a_model(expert_count=count, expert_used_count=used), tensors=(experts,))
+    speed = predict(header, WITHOUT)
+    assert speed is not None
+    assert speed.decode_tps > 0
+    assert speed.prefill_tps > 0
+
+
+def test_a_file_without_products_has_no_speed() -> None:
+    nothing = msgspec.structs.replace(WITHOUT, operations_per_s=0.0)
+    assert predict(msgspec.structs.replace(a_model(), tensors=()), nothing) is None
+
+
+@given(
+    st.lists(st.sampled_from(["token_embd.weight", "output.weight", "blk.0.a", "blk.9.b", "x"]), max_size=5),
+    st.integers(0, 20),
+)
+def test_weights_are_on_one_side_or_the_other(names: list[str], n_gpu_layers: int) -> None:
+    tensors = tuple(Tensor(name, (2048, 512), 24, 0, 1 << 20) for name in names)
+    header = msgspec.structs.replace(a_model(), tensors=tensors)
+    read = estimate(header, options(header, 512, n_gpu_layers=n_gpu_layers, use_mmap=False))
+    none = estimate(header, options(header, 512, use_mmap=False))
+    assert 0 <= read.weights <= none.weights
+    assert none.gpu == 0
+    assert read.weights + read.gpu >= none.weights
+
+
+def test_heads_that_are_no_whole_blocks_keep_full_precision() -> None:
+    odd = a_model(attention__key_length=80, attention__value_length=80)
+    least = estimate(odd, options(odd, 512, use_mmap=False, n_ubatch=128)).total
+    assert plan(odd, here(least)).options.kv_type == "f16"
+    with pytest.raises(PlanError):
+        plan(odd, here(least - 1))
+
+
+def test_quants_by_other_names_are_known() -> None:
+    for name in (
+        "UD-Q2_K_XL",
+        "UD-Q4_K_XL",
+        "UD-Q6_K_XL",
+        "UD-Q8_K_XL",
+        "Q4_K_L",
+        "Q6_K_L",
+        "Q3_K_XL",
+        "MXFP4_MOE",
+        "Q4_K",
+    ):
+        assert divergence(name) is not None, name
+    assert divergence("Q3_K_L") == 0.073077
+
+
+def test_a_gpu_gets_less_context_before_fewer_layers_and_what_it_has_is_nowhere_else() -> None:
+    layers = tuple(Tensor(f"blk.{i}.w", (2048, 65536), 24, 0, 512 << 20) for i in range(16))
+    header = msgspec.structs.replace(a_model(), tensors=layers)
+    made = plan(header, here(2 * GIB, gpu_free_bytes=24 * GIB, gpu_name="a card"))
+    assert (made.options.n_gpu_layers, made.options.use_mmap) == (17, False)
+    assert made.estimate.weights == 0
+    everything = estimate(header, options(header, 8192, n_gpu_layers=17)).gpu
+    shorter = plan(header, here(64 * GIB, gpu_free_bytes=everything - 1))
+    assert (shorter.options.n_gpu_layers, shorter.options.n_ctx) == (17, 4096)
