@@ -14,6 +14,7 @@ from edgechat.cli.commands import edgechat
 from edgechat.hardware.profile import HardwareProfile
 from edgechat.planner.choice import Rated, choose, rate
 from edgechat.planner.machine import machine_of
+from edgechat.planner.memory import MemoryEstimate
 
 DOCS = Path(__file__).parent
 PROFILES = DOCS.parent / "tests" / "profiles"
@@ -60,6 +61,12 @@ def plans() -> str:
     return "\n".join(lines) + "\n"
 
 
+def memory_words(memory: MemoryEstimate) -> str:
+    """Memory of the machine, and of its GPU where that is another."""
+    words = f"{memory.total / 1e9:.1f} GB"
+    return words if memory.is_unified or not memory.gpu else f"{words} + {memory.gpu / 1e9:.1f} GB on the GPU"
+
+
 def line(machine: str, wish: float, chosen: Rated | None) -> str:
     """A row of the table."""
     if chosen is None or chosen.plan is None:
@@ -74,7 +81,7 @@ def line(machine: str, wish: float, chosen: Rated | None) -> str:
     words = "; ".join(why) or "it fits as it is"
     return (
         f"| {machine} | {f'{wish:g} tokens/s' if wish else 'quality'} | {chosen.candidate.name} "
-        f"| {chosen.memory.total / 1e9:.1f} GB{f' + {chosen.memory.gpu / 1e9:.1f} GB on the GPU' if chosen.memory.gpu else ''} "
+        f"| {memory_words(chosen.memory)} "
         f"| {options.n_ctx} | {speed} | {chosen.points:.1f}{'' if chosen.candidate.quality.is_measured else '?'} | {words} |"
     )
 

@@ -84,7 +84,7 @@ def read_records() -> Records:
     file = _records_file()
     try:
         return msgspec.json.decode(paths.read_file(file, _MAX_BYTES), type=Records)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Records()
     except (OSError, msgspec.MsgspecError) as error:
         raise CatalogueError(f"{file} cannot be read ({error}): mend it, or move it away to begin anew") from None

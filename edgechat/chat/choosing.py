@@ -10,7 +10,7 @@ from edgechat.catalogue import curated, library
 from edgechat.chat import learned
 from edgechat.chat.machine import machine, measured_speeds
 from edgechat.config import Settings
-from edgechat.errors import EdgechatError, PlanError
+from edgechat.errors import CatalogueError, EdgechatError, PlanError
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import read_header
 from edgechat.planner.choice import Candidate, Rated, choose, rate
@@ -68,8 +68,14 @@ def catalogue_candidates() -> list[Candidate]:
 
 
 def choose_local(settings: Settings) -> tuple[str, Path]:
-    """Name and file of the best model here that fits. Raises PlanError if none does, and CatalogueError."""
-    entries = [entry for entry in library.scan() if entry.is_usable]
+    """Name and file of the best model here that fits. Raises PlanError if none does.
+
+    Where what is remembered of models cannot be read, the starter answers: `edgechat models` says what is wrong.
+    """
+    try:
+        entries = [entry for entry in library.scan() if entry.is_usable]
+    except CatalogueError:
+        return library.STARTER, library.starter_model()
     if len(entries) == 1:  # whether it fits is said when it is loaded
         return entries[0].name, entries[0].path
     if len(entries) > _MOST:

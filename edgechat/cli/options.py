@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgechat.cli.models import complete_model
-from edgechat.config import AUTO
 from edgechat.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def session_maker(
     if persona is not None:
         given = _persona(persona) | given
     continues = bool(go_on or conversation_id)
-    if not continues and str(given.get("model", settings.model)) != AUTO:
+    if not continues and str(given.get("model", settings.model)) != config.AUTO:
         find_model(str(given.get("model", settings.model)))  # a wrong name is said before anything is painted
 
     def make() -> Session:
@@ -121,7 +120,7 @@ def _model(values: dict[str, Any]) -> tuple[str, Path]:
     from edgechat import config
     from edgechat.catalogue.names import find_model
 
-    if values["model"] == AUTO:
+    if values["model"] == config.AUTO:
         from edgechat.chat.choosing import choose_local
 
         return choose_local(config.Settings(**values))

@@ -198,6 +198,7 @@ def _compute_bytes(header: ModelHeader, options: LoadOptions) -> int:
     widest = max(ff, expert_ff * n_used, 2 * inner, *(x.n_head * x.key_length for x in parts.layers))
     # Each expert's output has the width of the model.
     activations = n_ubatch * _F32_BYTES * (3 * widest + (3 + (n_used if parts.n_experts else 0)) * parts.n_embd)
-    masks = n_ubatch * _F16_BYTES * padded(options.n_ctx) * (2 if parts.count("window") else 1)
+    kinds = bool(parts.count("window")) + bool(parts.count("full") + parts.count("full and state"))
+    masks = n_ubatch * _F16_BYTES * padded(options.n_ctx) * kinds
     logits = N_OUTPUTS * parts.n_vocab * _F32_BYTES
     return max(activations + masks, logits) + (2 << 20)

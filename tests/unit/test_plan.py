@@ -16,7 +16,7 @@ from edgechat import paths
 from edgechat.catalogue import curated, library
 from edgechat.chat.choosing import choose_local
 from edgechat.config import Settings, check, size_bytes
-from edgechat.errors import PlanError
+from edgechat.errors import CatalogueError, PlanError
 from edgechat.hardware.cpu import core_kinds, thread_counts
 from edgechat.hardware.profile import HardwareProfile, nvidia_words, read_speed_bps
 from tests.conftest import Cli
@@ -186,6 +186,14 @@ def test_the_best_of_what_is_here_answers_unasked(tmp_path: Path, starter: Path)
     assert choose_local(Settings(budget="130MB"))[1] == tiny
     with pytest.raises(PlanError, match=r"none of the 2 models here fits: the smallest, .*, needs"):
         choose_local(Settings(budget="20MB"))
+
+
+def test_what_is_remembered_of_models_may_be_damaged(starter: Path) -> None:
+    paths.data_dir().mkdir(parents=True)
+    (paths.data_dir() / "library.json").write_text("{")
+    with pytest.raises(CatalogueError):
+        library.scan()
+    assert choose_local(Settings()) == ("starter", starter)
 
 
 def test_a_file_is_known_by_its_repository_or_its_name() -> None:
