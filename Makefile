@@ -19,9 +19,9 @@ help:
 	@echo "make docs       write the generated parts of docs/ again"
 
 chat: setup
-	@if [ -t 0 ] && [ -t 1 ]; then exec $(BIN)/edgechat; else \
+	@if [ -t 0 ] && [ -t 1 ]; then exec $(BIN)/edgechat -m starter; else \
 		echo "There is no terminal here, so edgechat answers one sample question:"; \
-		$(BIN)/edgechat ask --max-tokens 96 --temperature 0 "What is gravity?" < /dev/null; fi
+		$(BIN)/edgechat ask -m starter --max-tokens 96 --temperature 0 "What is gravity?" < /dev/null; fi
 
 test: setup-dev check
 	@$(BIN)/python -m pytest -m "not long"
