@@ -36,7 +36,8 @@ def machine(
     Without them, what one found the last time.
     """
     gpu = best_gpu(remembered_gpus() if gpus is None and settings.gpu else gpus or ())
-    held = [r for r in running.others(own_pid) if r.model_path != model_path or not model_path]
+    others = running.others(own_pid)
+    held = [r for r in others if r.model_path != model_path or not model_path]
     # What this program's engine has is given back before it loads anything.
     own = private_bytes(own_pid) if own_pid is not None else 0
     available = max(0, read_memory().available_bytes + own - sum(r.held_bytes for r in held))
@@ -47,7 +48,7 @@ def machine(
         n_threads_batch=n_threads_batch, threads_words=words, disk_free_bytes=_disk_free_bytes(settings),
         gpu_name=gpu.name if gpu else "", gpu_is_unified=bool(gpu and gpu.is_unified),
         gpu_free_bytes=_free_bytes(gpu) if gpu and not gpu.is_unified else 0,
-        held_words="".join(f"; {words_for(r)}" for r in running.others(own_pid)),
+        held_words="".join(f"; {words_for(r)}" for r in others),
     )  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def measured_speeds() -> KernelSpeeds | None:
         bundle = find_bundle()
     except EdgechatError:
         return None
-    return next((found for module in bundle.modules if (found := speeds.recall(bundle, module))), None)
+    return speeds.recall(bundle, *bundle.modules)
 
 
 def _threads(settings: Settings, measured: KernelSpeeds | None) -> tuple[int, int, str]:

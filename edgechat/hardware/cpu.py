@@ -55,17 +55,21 @@ def usable_threads() -> int:
     kinds = core_kinds()
     # Slow cores keep the fast ones waiting; where there are many more of them, they win all the same.
     physical = kinds[0] if len(kinds) > 1 and 2 * kinds[0] >= sum(kinds) else sum(kinds)
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(physical, allowed, cgroup_cpus(_read("/sys/fs/cgroup/cpu.max")) or physical))
+    return max(1, min(physical, _allowed_threads()))
 
 
 def thread_counts() -> list[int]:
     """Numbers of threads that may be the best one, smallest first: at most four, of which the last is the largest."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = max(1, min(allowed, cgroup_cpus(_read("/sys/fs/cgroup/cpu.max")) or allowed))
+    most = _allowed_threads()
     kinds = core_kinds()
     guesses = {sum(kinds), kinds[0], sum(kinds) // 2, most}
     return sorted({max(1, min(guess, most)) for guess in guesses})
+
+
+def _allowed_threads() -> int:
+    """What the affinity mask and the cgroup's CPU quota leave, at least one."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, cgroup_cpus(_read("/sys/fs/cgroup/cpu.max")) or allowed))
 
 
 def core_kinds(root: Path = Path("/sys")) -> tuple[int, ...]:

@@ -20,8 +20,8 @@ ENGINE_BYTES: Final = 15 << 20
 # Of each token of a vocabulary and of each layer's graph.
 _TOKEN_BYTES: Final = 270
 _LAYER_BYTES: Final = 150 << 10
-# Logits and their like are made for so many tokens of a batch (runtime.context.MAX_OUTPUTS).
 N_OUTPUTS: Final = 32
+"""Tokens of a batch that have logits, at most: each takes buffers as wide as the vocabulary."""
 # Of each token in a suffix index and in what stands beside it; see native/src/edgechat.h.
 INDEX_BYTES: Final = 64
 

@@ -7,15 +7,12 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Final
 
 from edgechat.errors import ComputeError, EngineError, PlanError
+from edgechat.planner.memory import N_OUTPUTS
 from edgechat.planner.plan import LoadPlan
 from edgechat.runtime import tiles
 from edgechat.runtime.model import Model
-
-MAX_OUTPUTS: Final = 32
-"""Tokens of a batch that have logits, at most: each takes buffers as wide as the vocabulary."""
 
 
 class DecodeAborted(Exception):  # noqa: N818  (not an error: somebody asked for it)
@@ -52,7 +49,7 @@ class Context:
         params.n_ubatch = min(options.n_ubatch, options.n_ctx)
         params.n_seq_max = self.n_seqs + 1
         params.n_threads, params.n_threads_batch = plan.n_threads, plan.n_threads_batch
-        params.n_outputs_max = max(MAX_OUTPUTS, self.n_seqs + 1)
+        params.n_outputs_max = max(N_OUTPUTS, self.n_seqs + 1)
         params.type_k = params.type_v = llama.GGML_TYPE_Q8_0 if options.kv_type == "q8_0" else llama.GGML_TYPE_F16
         params.n_rs_seq = options.n_rs_seq
         params.offload_kqv = params.op_offload = options.n_gpu_layers > 0
@@ -251,7 +248,7 @@ class Context:
     def max_undo(self) -> int:
         """How many of the last tokens `undo` can take back."""
         if not self._has_state:
-            return min(self.n_batch, MAX_OUTPUTS) - 1
+            return min(self.n_batch, N_OUTPUTS) - 1
         return int(self.model.bindings.llama.llama_n_rs_seq(self.pointer))
 
     # Sequences

@@ -41,9 +41,13 @@ def main(arguments: list[str]) -> int:
     return 1 if library.edgechat_speeds(os.fsencode(module), int(n_threads), int(quick), 1) < 0 else 0
 
 
-def recall(bundle: Bundle, module: Module) -> KernelSpeeds | None:
-    """What was measured of this module on this machine, if anything was."""
-    return _read().get(verdicts.key(bundle, module, read_cpu()))
+def recall(bundle: Bundle, *modules: Module) -> KernelSpeeds | None:
+    """What was measured on this machine of the first of these modules of which anything was."""
+    known = _read()
+    if not known:  # every start asks
+        return None
+    cpu = read_cpu()
+    return next((known[key] for module in modules if (key := verdicts.key(bundle, module, cpu)) in known), None)
 
 
 def measure(bundle: Bundle, module: Module, tell: Callable[[str], None] = lambda words: None) -> KernelSpeeds | None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -103,15 +101,6 @@ def _write(file: _File) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Replace a file whole; one that cannot be written is left as it is (doctor says so of its directory)."""
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    except OSError:
-        return
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(msgspec.json.encode(value))
-        os.replace(temporary, path)  # noqa: PTH105  (atomic on every platform)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)  # noqa: PTH108
+        paths.replace_file(path, msgspec.json.encode(value))

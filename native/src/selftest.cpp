@@ -215,18 +215,12 @@ void try_products(ggml_backend_dev_t device, ggml_backend_t backend, Report & re
 int edgechat_selftest(const char * module_path, int n_threads, int report_fd) {
     Report report(report_fd);
     report.stage("loading the module");
-    ggml_backend_reg_t module = ggml_backend_load(module_path);
-    if (module == nullptr || ggml_backend_reg_dev_count(module) == 0) {
+    const Opened opened = open_module(module_path, n_threads);
+    if (!opened.backend) {
         return -1;
     }
-    ggml_backend_dev_t     device = ggml_backend_reg_dev_get(module, 0);
-    const ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
-    if (!backend) {
-        return -1;
-    }
-    set_threads(device, backend.get(), n_threads);
-    try_products(device, backend.get(), report);
-    selftest_decode(device, n_threads, report);
+    try_products(opened.device, opened.backend.get(), report);
+    selftest_decode(opened.device, n_threads, report);
     report.done();
     return report.failures();
 }

@@ -223,26 +223,21 @@ class Measurement {
 }  // namespace
 
 int edgechat_speeds(const char * module_path, int n_threads, int quick, int report_fd) {
-    ggml_backend_reg_t module = ggml_backend_load(module_path);
-    if (module == nullptr || ggml_backend_reg_dev_count(module) == 0) {
+    const Opened opened = open_module(module_path, n_threads);
+    if (!opened.backend) {
         return -1;
     }
-    ggml_backend_dev_t     device = ggml_backend_reg_dev_get(module, 0);
-    const ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
-    if (!backend) {
-        return -1;
-    }
-    set_threads(device, backend.get(), n_threads);
     edgechat_threadpool * threadpool = edgechat_threadpool_new(n_threads);
     const auto use = reinterpret_cast<void (*)(ggml_backend_t, ggml_threadpool *)>(
-        ggml_backend_reg_get_proc_address(module, "ggml_backend_cpu_set_threadpool"));
+        ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(opened.device), "ggml_backend_cpu_set_threadpool"));
     if (threadpool != nullptr && use != nullptr) {
-        use(backend.get(), edgechat_threadpool_raw(threadpool));
+        use(opened.backend.get(), edgechat_threadpool_raw(threadpool));
     }
-    Measurement measurement(device, backend.get(), report_fd);
+    Measurement measurement(opened.device, opened.backend.get(), report_fd);
     quick != 0 ? measurement.quick() : measurement.all();
     if (threadpool != nullptr && use != nullptr) {
-        use(backend.get(), nullptr);
+        use(opened.backend.get(), nullptr);
     }
     edgechat_threadpool_free(threadpool);
     return 0;

@@ -76,10 +76,24 @@ bool is_weight_type(ggml_type type) {
     return traits->is_quantized || type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
 }
 
-void set_threads(ggml_backend_dev_t device, ggml_backend_t backend, int n_threads) {
+static void set_threads(ggml_backend_dev_t device, ggml_backend_t backend, int n_threads) {
     void * address =
         ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
     if (address != nullptr) {
         reinterpret_cast<ggml_backend_set_n_threads_t>(address)(backend, n_threads);
     }
+}
+
+Opened open_module(const char * module_path, int n_threads) {
+    Opened             opened;
+    ggml_backend_reg_t module = ggml_backend_load(module_path);
+    if (module == nullptr || ggml_backend_reg_dev_count(module) == 0) {
+        return opened;
+    }
+    opened.device = ggml_backend_reg_dev_get(module, 0);
+    opened.backend.reset(ggml_backend_dev_init(opened.device, nullptr));
+    if (opened.backend) {
+        set_threads(opened.device, opened.backend.get(), n_threads);
+    }
+    return opened;
 }

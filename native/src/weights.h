@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ggml-backend.h"
+#include "ggml-cpp.h"
 #include "ggml.h"
 
 #include <cstdint>
@@ -40,4 +41,10 @@ bool is_weight_type(ggml_type type);
 // The plain buffer type of a device first, then those with layouts of their own (repack, AMX, KleidiAI).
 std::vector<ggml_backend_buffer_type_t> buffer_types(ggml_backend_dev_t device);
 
-void set_threads(ggml_backend_dev_t device, ggml_backend_t backend, int n_threads);
+// A module's first device and a backend of it with so many threads; no backend if the module can't be loaded.
+struct Opened {
+    ggml_backend_dev_t device = nullptr;
+    ggml_backend_ptr   backend;
+};
+
+Opened open_module(const char * module_path, int n_threads);
