@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from typing import Any, Final, get_args, get_type_hints
 import msgspec
 
 from edgechat import paths
+from edgechat.errors import SettingsError
 
 ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
 
@@ -70,6 +72,17 @@ class Settings(Sampling, frozen=True, kw_only=True):
     titles: bool = True
     """Have the model name new conversations when it has nothing else to do."""
 
+    theme: str = "textual-dark"
+    """Colours: a theme's name (`/settings` shows them); `ansi-dark` and `ansi-light` use the terminal's own."""
+    ascii: bool = False
+    """Draw with plain ASCII signs only."""
+    vim_keys: bool = False
+    """Move in conversations with j, k, g and G, too."""
+    figures: bool = False
+    """Show below each answer how fast it came."""
+    keys: dict[str, str] = {}
+    """Other keys: a table from what a key does to the keys, such as `"chat.search" = "ctrl+f,f3"`; F1 shows all."""
+
     @property
     def sampling(self) -> Sampling:
         """The part that the sampler needs."""
@@ -112,7 +125,7 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
     for name in Settings.__struct_fields__:
         variable = ENVIRONMENT_PREFIX + name.upper()
         if variable in environment:
-            _take(values, name, _from_text(name, environment[variable]), variable, problems)
+            _take(values, name, from_text(name, environment[variable]), variable, problems)
     return Settings(**values), problems
 
 
@@ -141,6 +154,50 @@ def check(name: str, value: object) -> str:
     if low is not None and high is not None and converted is not None and not low <= converted <= high:
         return f"{converted} is not between {low} and {high}"
     return ""
+
+
+def merged(settings: Settings, *layers: Mapping[str, object]) -> Settings:
+    """Settings with others over them, the last ones first; what this version does not know is left out."""
+    values = msgspec.structs.asdict(settings)
+    for layer in layers:
+        values |= {name: value for name, value in layer.items() if not check(name, value)}
+    return Settings(**values)
+
+
+def describe() -> dict[str, str]:
+    """What each setting means, as the source says below it."""
+    import ast
+    import inspect
+
+    found = {}
+    for owner in (Settings, Sampling):
+        [definition] = ast.parse(inspect.getsource(owner)).body
+        body = definition.body if isinstance(definition, ast.ClassDef) else []
+        for field, words in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(words, ast.Expr):
+                found[field.target.id] = str(ast.literal_eval(words.value))
+    return found
+
+
+def save(name: str, value: object, path: Path | None = None) -> None:
+    """Write one setting to the file, or take it out if it is None; all else in it stays as it is. Raises SettingsError."""
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    wrong = check(name, value)
+    if wrong:
+        raise SettingsError(f"{name}: {wrong}")
+    file = path or paths.config_file()
+    try:
+        document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()
+        if value is None:
+            document.pop(name, None)
+        else:
+            document[name] = value
+        file.parent.mkdir(parents=True, exist_ok=True)
+        paths.replace_file(file.resolve(), tomlkit.dumps(document).encode())
+    except (OSError, UnicodeDecodeError, TOMLKitError) as error:
+        raise SettingsError(f"{file} cannot be changed: {error}; nothing was written") from error
 
 
 def _take(values: dict[str, Any], name: str, value: object, where: str, problems: list[Problem]) -> None:
@@ -175,9 +232,9 @@ def read_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
 _TRUTH: Final = {"yes": True, "on": True, "no": False, "off": False}  # beside true, false, 1 and 0
 
 
-def _from_text(name: str, text: str) -> object:
+def from_text(name: str, text: str) -> object:
     """An environment variable as the setting's type would be in TOML; the text itself if it is not that."""
-    kind = get_type_hints(Settings)[name]
+    kind = get_type_hints(Settings).get(name, str)
     if kind is str:
         return text
     if bool in (kind, *get_args(kind)) and text.lower() in _TRUTH:

@@ -48,6 +48,16 @@ def history_file() -> Path:
     return data_dir() / "history.db"
 
 
+def drafts_dir() -> Path:
+    """What was typed and not sent."""
+    return data_dir() / "drafts"
+
+
+def themes_dir() -> Path:
+    """Colours of a person's own, a TOML file each."""
+    return config_dir() / "themes"
+
+
 def personas_dir() -> Path:
     """Personas, a TOML file each."""
     return config_dir() / "personas"

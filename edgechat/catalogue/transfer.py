@@ -12,6 +12,7 @@ import msgspec
 from edgechat import paths
 from edgechat.catalogue import web
 from edgechat.errors import DownloadError
+from edgechat.words import duration, size
 
 # What a download leaves of the disk to everybody else.
 _SPARE_DISK_BYTES: Final = 64 << 20
@@ -63,6 +64,19 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     left_s: float | None
     state: str
     """`waiting` for another process, `downloading`, or `verifying`."""
+
+    @property
+    def words(self) -> str:
+        """For a person, on one line."""
+        if self.state == "waiting":
+            return "another edgechat is getting this file; waiting for it"
+        said = size(self.done_bytes)
+        if self.total_bytes:
+            said += f" of {size(self.total_bytes)} ({100 * self.done_bytes // self.total_bytes} %)"
+        if self.state != "downloading":
+            return f"{said}, checking"
+        left = "" if self.left_s is None else f", {duration(self.left_s)} left"
+        return f"{said}, {size(int(self.bytes_per_s))}/s{left}"
 
 
 Tell = Callable[[Progress], None]

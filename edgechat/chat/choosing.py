@@ -10,6 +10,7 @@ from edgechat.catalogue import curated, library
 from edgechat.chat import learned
 from edgechat.chat.machine import machine, measured_speeds
 from edgechat.config import Settings
+from edgechat.engine.client import EngineClient
 from edgechat.errors import CatalogueError, EdgechatError, PlanError
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import read_header
@@ -102,6 +103,19 @@ def suggestion(settings: Settings) -> str:
         f"of the catalogue, {best.candidate.name} would be the best for this machine, with "
         f"{best.memory.total / 1e9:.1f} GB: `edgechat models pull {best.candidate.name}` gets it"
     )
+
+
+def measure() -> None:
+    """Find out how fast this machine is, unless that is known; takes some seconds. Where it cannot be, nothing changes."""
+    if measured_speeds() is not None:
+        return
+    engine = EngineClient()
+    try:
+        engine.devices(measure=True)
+    except EdgechatError:
+        return
+    finally:
+        engine.close()
 
 
 def rate_all(candidates: Sequence[Candidate], settings: Settings) -> list[Rated]:

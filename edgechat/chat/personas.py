@@ -51,3 +51,14 @@ def load(name: str) -> Persona:
         else:
             values[key] = value
     return Persona(name, path, values, problems)
+
+
+def usable(name: str) -> dict[str, Any]:
+    """What a persona chooses. One that cannot be used as it is written is refused: it was asked for by name.
+
+    Raises SettingsError.
+    """
+    chosen = load(name)
+    if chosen.problems:
+        raise SettingsError("; ".join(map(str, chosen.problems)))
+    return chosen.values

@@ -16,12 +16,13 @@ from edgechat.chat.idle import IdleTime
 from edgechat.chat.kept import KeptConversation
 from edgechat.chat.loading import Listener, announce, load, step_down, unload, warnings
 from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_answer, new_id, now_ms
+from edgechat.chat.personas import FIELDS
 from edgechat.chat.prompting import BuiltPrompt, Manner, PromptBuilder
 from edgechat.chat.renderer import Renderer
 from edgechat.chat.store import Store
 from edgechat.chat.tree import Tree
 from edgechat.chat.turn import Turn
-from edgechat.config import Settings
+from edgechat.config import Settings, check, merged
 from edgechat.engine import protocol
 from edgechat.engine.client import KILLED, EngineClient
 from edgechat.errors import (
@@ -52,11 +53,16 @@ class Session:
     """
 
     def __init__(
-        self, store: Store, settings: Settings, model_path: Path, conversation: Conversation | None = None
-    ) -> None:
-        """Go on with `conversation`, which may also be a new one that only has its settings."""
+        self, store: Store, settings: Settings, model_path: Path, conversation: Conversation | None = None,
+        flags: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """Go on with `conversation`, which may also be a new one that only has its settings.
+
+        `settings` hold for every conversation, under what was chosen for one; `flags` over that.
+        """
         self.store = store
-        self.settings = settings
+        self._base, self._flags = settings, flags
+        self.settings = merged(settings, conversation.settings if conversation else {}, flags)
         self.model_path = model_path
         self._kept = KeptConversation(
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
@@ -97,10 +103,28 @@ class Session:
         speed = self.store.decode_tps(self.model_path.name)
         return speed is not None and speed >= _THINKING_TPS
 
-    def open(self, listen: Listener = lambda event: None) -> protocol.Loaded:
-        """Read the conversation, check the model file, plan, and load it. Raises EdgechatError."""
+    def read(self) -> None:
+        """Read what was said, if that was not done yet. Raises StoreError."""
         if not len(self.tree) and self.conversation.head_id is not None:
             self._kept.read()
+
+    def go_to(self, conversation: Conversation | None = None) -> None:
+        """Go on with another conversation, or begin a new one; the model stays. Raises StoreError.
+
+        Where what was said here could not be written yet, and still cannot, this conversation stays.
+        """
+        with self._idle.interrupted():
+            self._kept.save_leftovers()
+            new = Conversation(id=new_id(), model=self.conversation.model, created_at_ms=now_ms())
+            kept = KeptConversation(self.store, conversation or new)
+            if conversation is not None:
+                kept.read()
+            self._kept = kept
+            self.settings = merged(self._base, kept.about.settings, self._flags)
+
+    def open(self, listen: Listener = lambda event: None) -> protocol.Loaded:
+        """Read the conversation, check the model file, plan, and load it. Raises EdgechatError."""
+        self.read()
         unload(self.engine, self.plan)
         self.plan, loaded, said = load(self.engine, self.model_path, self.settings, listen, self._renderer.start)
         self.warnings += said + warnings(self.settings, self.model_path, loaded)
@@ -337,14 +361,28 @@ class Session:
         if request.tokens:
             self._idle.generate(request)
 
-    def choose_reasoning(self, *, on: bool | None) -> None:
-        """Have the model reason or not, in this conversation; None leaves it to the machine's speed."""
-        self.settings = msgspec.structs.replace(self.settings, reasoning=on)
-        self._kept.update(settings={**self.conversation.settings, "reasoning": on})
+    def choose(self, **values: object) -> None:
+        """Answer this conversation otherwise, from here on: some of a persona's settings. Raises UsageError."""
+        for name, value in values.items():
+            wrong = check(name, value) if name in FIELDS else f"only these can be: {', '.join(FIELDS)}"
+            if wrong:
+                raise UsageError(f"{name} cannot be chosen: {wrong}")
+        self._kept.update(settings={**self.conversation.settings, **values})
+        self._flags = {name: value for name, value in self._flags.items() if name not in values}
+        self.settings = merged(self._base, self.conversation.settings, self._flags)
 
     def rename(self, title: str) -> None:
         """Give the conversation another title."""
         self._kept.update(title=first_line(title, 200))
+
+    def pin(self, *, on: bool) -> None:
+        """List the conversation first, or no longer."""
+        self._kept.update(pinned=on)
+
+    def change_settings(self, settings: Settings) -> None:
+        """Let other settings hold from here on, under what was chosen; the model is loaded as it is."""
+        self._base = settings
+        self.settings = merged(settings, self.conversation.settings, self._flags)
 
     def make_title(self) -> str | None:
         """Let the model name a new conversation, in idle time; None if it has a name, or something came between."""

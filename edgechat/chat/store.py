@@ -114,6 +114,9 @@ class Store(Protocol):
     def search(self, query: str, *, order: Order = "newest", limit: int = 20, offset: int = 0) -> Sequence[Hit]:
         """Where all words of `query` are ("quoted words" as they stand), in titles and messages."""
 
+    def prompts(self, limit: int) -> Sequence[str]:
+        """What people said last, in any conversation, the newest first, each text once."""
+
     def attachment(self, sha256: str) -> bytes:
         """Bytes by their hash. Raises StoreError if they are not here."""
 

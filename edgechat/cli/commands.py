@@ -74,11 +74,9 @@ def edgechat(context: click.Context, /, **options: Any) -> None:
     # The first frame waits for imports, which make a great many objects and no garbage: the app collects again
     # once the frame is painted.
     gc.disable()
-    from edgechat.cli.options import session_maker
-    from edgechat.tui.app import run_app
+    from edgechat.cli.chat import run_chat
 
-    make_session, problems = session_maker(**options)
-    context.exit(run_app(make_session, [str(p) for p in problems]))
+    context.exit(run_chat(**options))
 
 
 for command in (ask, history, models, plan, doctor, bench, config, completion):

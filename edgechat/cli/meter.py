@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from edgechat.cli.model_info import size
-
 if TYPE_CHECKING:
     from edgechat.catalogue.transfer import Progress
 
@@ -33,16 +31,7 @@ class Meter:
         self._next_s = time.monotonic() + _LINE_EVERY_S
         self._is_shown = is_terminal
         part = f"{number + 1} of {self._n_files}: " if self._n_files > 1 else ""
-        words = f"{part}{size(progress.done_bytes)}"
-        if progress.total_bytes:
-            words += f" of {size(progress.total_bytes)} ({100 * progress.done_bytes // progress.total_bytes} %)"
-        if progress.state == "downloading":
-            left = "" if progress.left_s is None else f", {_duration(progress.left_s)} left"
-            words += f", {size(int(progress.bytes_per_s))}/s{left}"
-        elif progress.state == "waiting":
-            words = f"{part}another edgechat is getting this file; waiting for it"
-        else:
-            words += ", checking"
+        words = part + progress.words
         click.echo(f"\r\x1b[2K{words}" if is_terminal else words, nl=not is_terminal, err=True)
 
     def end(self) -> None:
@@ -50,9 +39,3 @@ class Meter:
         if self._is_shown:
             click.echo("\r\x1b[2K", nl=False, err=True)
         self._is_shown = False
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:  # noqa: PLR2004
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004

@@ -8,18 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgechat.chat.visible import visible
+from edgechat.words import size
 
 if TYPE_CHECKING:
     from edgechat.catalogue.hub import Repo
     from edgechat.modelfile.header import ModelHeader
-
-
-def size(n_bytes: int) -> str:
-    """For people, in powers of ten as disks count."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.{2 if unit == 'GB' else 0}f} {unit}"
-    return f"{n_bytes} B"
 
 
 def print_info(model: str, *, as_json: bool) -> None:

@@ -11,7 +11,8 @@ import click
 
 from edgechat.chat.visible import visible
 from edgechat.cli.meter import Meter
-from edgechat.cli.model_info import print_info, size
+from edgechat.cli.model_info import print_info
+from edgechat.words import size
 
 if TYPE_CHECKING:
     from edgechat.errors import HubError

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgechat.cli.models import complete_model
-from edgechat.errors import SettingsError, UsageError
+from edgechat.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgechat.chat.messages import Conversation
     from edgechat.chat.session import Session
-    from edgechat.config import Problem
+    from edgechat.config import Problem, Settings
     from edgechat.store.sqlite import SqliteStore
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -87,7 +87,9 @@ def session_maker(
         raise click.UsageError("--continue and --conversation name two conversations")
     settings, problems = config.load()
     if persona is not None:
-        given = _persona(persona) | given
+        from edgechat.chat import personas
+
+        given = personas.usable(persona) | given
     continues = bool(go_on or conversation_id)
     if not continues and str(given.get("model", settings.model)) != config.AUTO:
         find_model(str(given.get("model", settings.model)))  # a wrong name is said before anything is painted
@@ -102,29 +104,26 @@ def session_maker(
             kept = {name: value for name, value in given.items() if name in personas.FIELDS and name != "model"}
             conversation = Conversation(id=new_id(), created_at_ms=now_ms(), settings=kept)
         # What was chosen for the conversation holds on, under what is chosen now.
-        values = msgspec.structs.asdict(settings) | _usable(conversation.settings)
-        if conversation.model:
-            values["model"] = conversation.model
-        values |= given
-        values["model"], path = _model(values)
-        conversation = msgspec.structs.replace(conversation, model=str(values["model"]))
-        session = Session(store, config.Settings(**values), _used(path, is_noted=not ephemeral), conversation)
+        of_conversation = {**conversation.settings, **({"model": conversation.model} if conversation.model else {})}
+        name, path = _model(config.merged(settings, of_conversation, given))
+        conversation = msgspec.structs.replace(conversation, model=name)
+        session = Session(store, settings, _used(path, is_noted=not ephemeral), conversation, given)
         session.warnings += store.notes
         return session
 
     return make, problems
 
 
-def _model(values: dict[str, Any]) -> tuple[str, Path]:
+def _model(settings: Settings) -> tuple[str, Path]:
     """Name and file of the model that was asked for, or is the best here. Raises EdgechatError."""
     from edgechat import config
     from edgechat.catalogue.names import find_model
 
-    if values["model"] == config.AUTO:
+    if settings.model == config.AUTO:
         from edgechat.chat.choosing import choose_local
 
-        return choose_local(config.Settings(**values))
-    return str(values["model"]), find_model(str(values["model"]))
+        return choose_local(settings)
+    return settings.model, find_model(settings.model)
 
 
 def _used(path: Path, *, is_noted: bool) -> Path:
@@ -133,16 +132,6 @@ def _used(path: Path, *, is_noted: bool) -> Path:
     if is_noted:
         records.used(path)
     return path
-
-
-def _persona(name: str) -> dict[str, Any]:
-    """What a persona chooses. It was asked for by name: one that cannot be used as it is written is refused."""
-    from edgechat.chat import personas
-
-    chosen = personas.load(name)
-    if chosen.problems:
-        raise SettingsError("; ".join(map(str, chosen.problems)))
-    return chosen.values
 
 
 def _conversation(
@@ -171,13 +160,6 @@ def _conversation(
         store.close()
         store = copy
     return store, conversation
-
-
-def _usable(stored: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a conversation that this version knows."""
-    from edgechat import config
-
-    return {name: value for name, value in stored.items() if not config.check(name, value)}
 
 
 def _flag(name: str) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from edgechat.chat.visible import visible
-from edgechat.cli.model_info import size
 from edgechat.cli.models import complete_model
+from edgechat.words import size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,21 +25,8 @@ if TYPE_CHECKING:
     from edgechat.planner.report import Row
     from edgechat.planner.speed import KernelSpeeds
 
-_BAR: Final = 24
 # What a row takes beside its name.
 _COLUMNS: Final = 60
-# Of a bar: what each part of the memory is drawn with, and what it is called.
-_PARTS: Final = (
-    ("weights", "#", "weights"),
-    ("repacked", "+", "their copies for faster kernels"),
-    ("kv_cache", "k", "keys and values"),
-    ("compute", "c", "computing"),
-    ("output", "c", "logits"),
-    ("vocabulary", "p", "vocabulary and graphs"),
-    ("speculation", "s", "drafts"),
-    ("process", "p", "the programs"),
-    ("learned", "p", "seen here beyond that"),
-)
 _MOST_BYTES: Final = 1 << 20
 # Up to so many models, llama.cpp itself is asked for their sizes.
 _MOST_EXACT: Final = 8
@@ -80,13 +67,13 @@ def plan(models: tuple[str, ...], *, explain: bool, as_json: bool, **options: An
             rated, chosen, about = _rate(engine, models, Path(scratch), **options)
         finally:
             engine.close()
-    from edgechat.planner.report import row
+    from edgechat.planner.report import best_of_each, order, row
 
-    rows = sorted((row(each, chosen) for each in rated), key=_order)
+    rows = sorted((row(each, chosen) for each in rated), key=order)
     if as_json:
         click.echo(msgspec.json.encode(about | {"models": rows}).decode())
         return
-    shown = rows if models else _best_of_each(rows)
+    shown = rows if models else best_of_each(rows)
     _print(shown, about["available_bytes"])
     if explain and chosen is not None:
         _explain(row(chosen, chosen))
@@ -246,23 +233,9 @@ def _exact(engine: EngineClient) -> Callable[[Candidate], Callable[[LoadOptions]
     return ask
 
 
-def _order(row: Row) -> tuple[bool, bool, float]:
-    return (not row.is_chosen, not row.fits, -(row.quality if row.quality is not None else -1e9))
-
-
-def _best_of_each(rows: list[Row]) -> list[Row]:
-    """The best quant of each model of the catalogue; the rows are sorted."""
-    seen: set[str] = set()
-    kept = []
-    for row in rows:
-        model = row.name.partition(":")[0] if not row.is_here else row.name
-        if model not in seen:
-            seen.add(model)
-            kept.append(row)
-    return kept
-
-
 def _print(rows: list[Row], available: int) -> None:
+    from edgechat.planner.report import BAR, bar
+
     click.echo(f"{size(available)} of memory may be used")
     if not rows:
         click.echo("no models here; name one, as in `edgechat plan owner/repo:Q4_K_M`, or see --all")
@@ -281,7 +254,7 @@ def _print(rows: list[Row], available: int) -> None:
             f"{mark} {name:<{width}}  {row.quant:<9}{memory:>9}{row.n_ctx or '':>8}"
             f"{_number(row.decode_tps):>7}{_number(row.ttft_1000_s, ' s'):>7}{quality:>9}{loss:>6}"
         ))  # fmt: skip
-        click.echo(visible(f"  {_bar(row.memory, available):<{_BAR}}  {row.verdict}"))
+        click.echo(visible(f"  {bar(row.memory, available):<{BAR}}  {row.verdict}"))
     click.echo("* what would be chosen   ? estimated   ~ computed, not known")
     click.echo("# weights  + their copies for faster kernels  k keys and values  c computing  s drafts  p programs")
 
@@ -292,20 +265,11 @@ def _number(value: float | None, unit: str = "") -> str:
     return f"{value:.0f}{unit}" if value >= 10 else f"{value:.1f}{unit}"  # noqa: PLR2004  (two digits)
 
 
-def _bar(memory: MemoryEstimate, available: int) -> str:
-    """One character for each part of the budget that is used, a > where it is too small."""
-    bar, done = "", 0
-    for name, sign, _ in _PARTS:
-        done += int(getattr(memory, name))
-        bar += sign * (min(_BAR, _BAR * done // max(1, available)) - len(bar))
-        if len(bar) >= _BAR:
-            return bar[: _BAR - 1] + (">" if memory.total > available else bar[_BAR - 1])
-    return bar
-
-
 def _explain(row: Row) -> None:
+    from edgechat.planner.report import PARTS
+
     click.echo(visible(f"\n{row.name}: {row.verdict}"))
-    for name, _, words in _PARTS:
+    for name, _, words in PARTS:
         count = getattr(row.memory, name)
         if count:
             click.echo(f"  {words:<32}{size(count):>10}")

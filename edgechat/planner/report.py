@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from edgechat.planner.choice import PROMPT_TOKENS, Rated
 from edgechat.planner.memory import MemoryEstimate
+
+BAR: Final = 24
+"""Characters of a bar."""
+# Of a bar: what each part of the memory is drawn with, and what it is called.
+PARTS: Final = (
+    ("weights", "#", "weights"),
+    ("repacked", "+", "their copies for faster kernels"),
+    ("kv_cache", "k", "keys and values"),
+    ("compute", "c", "computing"),
+    ("output", "c", "logits"),
+    ("vocabulary", "p", "vocabulary and graphs"),
+    ("speculation", "s", "drafts"),
+    ("process", "p", "the programs"),
+    ("learned", "p", "seen here beyond that"),
+)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,6 +34,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     is_here: bool
     is_chosen: bool
     fits: bool
+    is_fast_enough: bool
+    """As fast as was wished, or nobody knows."""
     verdict: str
     """One reason why it is or is not what one would choose."""
     total_bytes: int
@@ -45,7 +62,7 @@ def row(rated: Rated, chosen: Rated | None) -> Row:
     made, speed, candidate = rated.plan, rated.speed, rated.candidate
     return Row(
         name=candidate.name, quant=candidate.quant, is_here=candidate.is_here, is_chosen=rated is chosen,
-        fits=made is not None, verdict=rated.verdict, total_bytes=rated.memory.total, memory=rated.memory,
+        fits=made is not None, is_fast_enough=rated.is_fast_enough, verdict=rated.verdict, total_bytes=rated.memory.total, memory=rated.memory,
         n_ctx=made.options.n_ctx if made is not None else None,
         decode_tps=_finite(speed.decode_tps if speed else None),
         prefill_tps=_finite(speed.prefill_tps if speed else None),
@@ -71,3 +88,31 @@ def _fields(rated: Rated) -> dict[str, Any] | None:
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 2)
+
+
+def bar(memory: MemoryEstimate, available: int) -> str:
+    """One character for each part of the budget that is used, a > where it is too small."""
+    drawn, done = "", 0
+    for name, sign, _ in PARTS:
+        done += int(getattr(memory, name))
+        drawn += sign * (min(BAR, BAR * done // max(1, available)) - len(drawn))
+        if len(drawn) >= BAR:
+            return drawn[: BAR - 1] + (">" if memory.total > available else drawn[BAR - 1])
+    return drawn
+
+
+def order(row: Row) -> tuple[bool, bool, float]:
+    """The chosen one first, then what fits, the best first."""
+    return (not row.is_chosen, not row.fits, -(row.quality if row.quality is not None else -1e9))
+
+
+def best_of_each(rows: list[Row]) -> list[Row]:
+    """The best quant of each model of the catalogue; the rows are sorted."""
+    seen: set[str] = set()
+    kept = []
+    for row in rows:
+        model = row.name.partition(":")[0] if not row.is_here else row.name
+        if model not in seen:
+            seen.add(model)
+            kept.append(row)
+    return kept

@@ -335,6 +335,15 @@ class SqliteStore:
         with self.database.reading() as db:
             return search.search(db, query, order=order, limit=limit, offset=offset)
 
+    def prompts(self, limit: int) -> Sequence[str]:
+        """What people said last, the newest first, each text once."""
+        with self.database.reading() as db:
+            found = db.execute(
+                "SELECT text FROM messages WHERE role = 'user' AND hidden_by IS NULL ORDER BY key DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [*dict.fromkeys(row["text"] for row in found if row["text"].strip())]
+
     def attachment(self, sha256: str) -> bytes:
         """Bytes by their hash."""
         with self.database.reading() as db:

@@ -1,367 +1,322 @@
-"""The chat screen: a transcript, a live line, an input. Nothing here waits."""
+"""The application: what holds for all screens. The chat itself is in `edgechat.tui.chat`."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Final
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
-from textual.app import App, ComposeResult
+from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
-from textual.widget import MountError
-from textual.widgets import Static
 
-from edgechat.chat.visible import visible
-from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, StoreError, TemplateError
-from edgechat.tui import events
+from edgechat import paths
+from edgechat.errors import EdgechatError
+from edgechat.tui import clipboard, keys, themes
+from edgechat.tui.chat import ChatScreen
+from edgechat.tui.doing import Doing
+from edgechat.tui.first import FirstScreen
+from edgechat.tui.palette import Palette
 from edgechat.tui.prompt import Prompt
+from edgechat.tui.pulling import Pulled
+from edgechat.tui.sidebar import Sidebar
+from edgechat.tui.talker import Talker
+from edgechat.tui.transcript import Transcript
 
 if TYPE_CHECKING:
-    from textual.timer import Timer
-    from textual.widget import AwaitMount
-    from textual.widgets import Markdown
+    from textual.screen import Screen
 
-    from edgechat.chat.events import LoadProgressed
-    from edgechat.chat.messages import Message
     from edgechat.chat.session import Session
+    from edgechat.chat.store import Store
+    from edgechat.config import Settings
+    from edgechat.tui.pulling import Puller
 
-# Text reaches the screen about twelve times a second: nobody reads faster, and every repaint costs.
-PAINT_S: Final = 0.08
-# With these errors a message is not in the conversation.
-_NOT_SAID: Final = (ContextOverflowError, TemplateError, StoreError)
-# Of an earlier conversation; all of it would be slow to lay out.
-SHOWN_MESSAGES: Final = 40
-# A pause in typing, after which the tokens of what was typed are counted.
-COUNT_AFTER_S: Final = 0.3
-# Before this a speed is mostly noise.
-SETTLED_S: Final = 0.2
+Export = Callable[["Store", str, Path], None]
+"""Writes a conversation to a file, whose suffix says in which form. Raises EdgechatError."""
+_NARROW = 80
+_HISTORY = 500
 
 
 class ChatApp(App[int]):
-    """One conversation. Threads work and post messages; handlers own all state."""
+    """Screens over one session."""
 
-    CSS = """
-    #transcript { padding: 0 1; scrollbar-size-vertical: 1; }
-    .user { margin: 1 0 0 0; padding: 0 1; border-left: thick $primary; }
-    .answer { margin: 0; padding: 0 1; background: transparent; }
-    .note { margin: 1 0 0 0; padding: 0 1; color: $text-muted; }
-    .error { margin: 1 0 0 0; padding: 0 1; color: $text-error; }
-    #live { height: 1; padding: 0 2; color: $text-muted; }
-    """
     TITLE = "edgechat"
+    CSS = """
+    * { scrollbar-color: $panel; scrollbar-color-hover: $primary; scrollbar-color-active: $primary;
+        scrollbar-background: $background; scrollbar-background-hover: $background;
+        scrollbar-background-active: $background; scrollbar-size-vertical: 1; }
+    OptionList { border: none; padding: 0; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; }
+    OptionList:focus { border: none; }
+    Sidebar OptionList { background: $background; }
+    .ascii * { scrollbar-size: 0 0; }
+    .ascii Prompt, .ascii Prompt:focus, .ascii ModalScreen > * { border: ascii $border; }
+    .ascii Static, .ascii Sidebar { border: none; }
+    """
+    ENABLE_COMMAND_PALETTE = True
+    COMMAND_PALETTE_BINDING = "ctrl+p"
+    HORIZONTAL_BREAKPOINTS = [(0, "narrow"), (_NARROW, "wide")]  # noqa: RUF012  (as Textual declares it)
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", "Stop", id="chat.stop"),
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True),
+        Binding("ctrl+p", "command_palette", "Everything there is", id="app.palette", priority=True),
     ]
 
-    def __init__(self, make_session: Callable[[], Session], problems: list[str]) -> None:
-        """`make_session` is called, and its result opened, after the first frame; `problems` are shown at the top."""
-        super().__init__()
-        self._make_session = make_session
-        self.session: Session | None = None
-        """The conversation; None until the first frame is painted."""
-        self._problems = problems
-        self._busy = True  # also while the model loads
-        self._answering = False
-        self._quitting = False
-        self._queued: list[str] = []
-        self._answer: Markdown | None = None
-        self._n_tokens = 0
-        self._first_s = 0.0
-        self._context_tokens = 0
-        self._detail = ""
-        self._counting: Timer | None = None
+    def __init__(
+        self, make_session: Callable[[], Session], problems: Sequence[str], settings: Settings, export: Export,
+        *, is_first: bool = False,
+    ) -> None:  # fmt: skip
+        """`make_session` is called after the first frame; `problems` are shown at the top.
 
-    def compose(self) -> ComposeResult:
-        """Transcript, live line, input."""
-        yield VerticalScroll(id="transcript", can_focus=False)
-        yield Static("", id="live", markup=False)
-        yield Prompt(id="prompt")
+        With `is_first` the machine and its best model are shown before anything is loaded.
+        """
+        super().__init__()
+        self.animation_level = "none"  # what moves costs, most of all over a slow line
+        self.settings = settings
+        self.export = export
+        self.is_first = is_first
+        self.is_leaving = False
+        self.pull_words = ""
+        """What a download is at, for the live line."""
+        self.figures = settings.figures
+        self.talker = Talker(make_session, self._tell)
+        self.doing = Doing(self)
+        self._puller: Puller | None = None
+        theme, problem = themes.find(settings.theme)
+        self.register_theme(theme)
+        self.theme = theme.name
+        self.key_overrides, key_problems = keys.key_map(settings.keys, self.all_keys(), vim=settings.vim_keys)
+        self.set_keymap(self.key_overrides)
+        self.palette = self._new_palette()
+        self.chat = ChatScreen([*problems, *([problem] if problem else []), *key_problems])
+
+    def get_default_screen(self) -> Screen[None]:
+        """The chat."""
+        return self.chat
 
     def on_mount(self) -> None:
-        """Show what is there, and only then start what takes time."""
-        self.query_one(Prompt).focus()
-        self.query_one("#transcript", VerticalScroll).anchor()
-        for problem in self._problems:
-            self._note(f"{problem} (ignored)")
-        self._show_state("starting")
-        self.call_after_refresh(self._open)
+        """Follow the theme."""
+        self.theme_changed_signal.subscribe(self, lambda _theme: self._recolour())
+        self.set_class(self.settings.ascii, "ascii")
 
-    @work(thread=True, group="engine", exit_on_error=False)
-    def _open(self) -> None:
-        gc.enable()  # see edgechat.cli.commands
-        try:
-            self._opened_session()
-        except Exception as error:  # noqa: BLE001  (whatever it is, the screen must say it and go on)
-            self.post_message(events.Failed(_words(error)))
+    def _tell(self, message: object) -> None:
+        """From any thread to the chat."""
+        if not self.is_leaving:
+            self.chat.post_message(message)  # type: ignore[arg-type]
+
+    # Looks
+
+    def _new_palette(self) -> Palette:
+        theme = self.current_theme
+        return Palette(
+            theme.to_color_system().generate(), dark=theme.dark, ansi=theme.ansi, ascii_only=self.settings.ascii
+        )
+
+    def _recolour(self) -> None:
+        self.palette = self._new_palette()
+        if self.chat.is_attached:
+            self.chat.transcript.redraw()
+
+    @staticmethod
+    def all_keys() -> list[keys.Key]:
+        """Every binding of ours."""
+        return keys.bindings(ChatApp, ChatScreen, Prompt, Transcript, Sidebar)
+
+    # Everything there is
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002
+        """For the palette: each command that needs nothing after it, and what Textual has itself."""
+        from edgechat.chat.commands import COMMANDS
+
+        for command in COMMANDS:
+            if not command.argument or command.argument.startswith("["):
+                run = lambda name=command.name: self.doing.run(name, "")  # noqa: E731  (bound now)
+                yield SystemCommand(command.name.capitalize(), command.words, run)
+        yield SystemCommand("Search", "find words in all conversations", lambda: self.doing.search(""))
+        yield SystemCommand("Theme", "other colours, for now; /settings keeps them", self.action_change_theme)
+
+    def action_prompts(self) -> None:
+        """Search what was said before."""
+        self._read_history(then_pick=True)
+
+    @on(Prompt.WantsHistory)
+    def _on_history_wanted(self) -> None:
+        self._read_history(then_pick=False)
+
+    def _read_history(self, *, then_pick: bool) -> None:
+        def run(session: Session) -> None:
+            found = list(session.store.prompts(_HISTORY))
+            self.call_from_thread(self._take_history, found, then_pick=then_pick)
+
+        self.talker.aside(run)
+
+    def _take_history(self, found: list[str], *, then_pick: bool) -> None:
+        prompt = self.chat.prompt
+        prompt.said_before = found
+        if not then_pick:
+            prompt.recall(0)
+        elif found:
+            options = [(str(n), " ".join(text.split())[:300]) for n, text in enumerate(found)]
+            self.pick("What you said before", options, lambda chosen: prompt.load(found[int(chosen)]))
+
+    def pick(self, title: str, options: Sequence[tuple[str, str]], then: Callable[[str], object]) -> None:
+        """Let one of these be chosen: what each stands for, and how it is shown."""
+        from edgechat.tui.pick import PickScreen
+
+        def chosen(found: str | None) -> None:
+            if found is not None:
+                then(found)
+
+        self.push_screen(PickScreen(title, options), chosen)
+
+    def toggle_sidebar(self) -> None:
+        """Show the list of conversations, or not."""
+        found = list(self.chat.query(Sidebar))
+        if not found:
+            sidebar = Sidebar()
+            self.chat.query_one("Horizontal").mount(sidebar, before=0)
+            self.call_after_refresh(sidebar.read)
+            self.call_after_refresh(lambda: sidebar.query_one("#filter").focus())
+        elif found[0].display:
+            found[0].action_leave()
         else:
-            self.post_message(events.Opened())
+            found[0].display = True
+            found[0].read()
+            found[0].query_one("#filter").focus()
 
-    def _opened_session(self) -> Session:
-        """The session, made and opened unless it is; for threads. Raises EdgechatError."""
-        if self._quitting:
-            raise EngineDiedError("the chat is being left")
-        if self.session is None:
-            self.session = self._make_session()
-        if self.session.loaded is None:
-            self.session.open(self._tell)
-        return self.session
-
-    def _tell(self, event: LoadProgressed) -> None:
-        self.post_message(events.Working(event.words))
-
-    @work(thread=True, group="engine", exit_on_error=False)
-    def _send(self, text: str) -> None:
-        from edgechat.chat import events as chat
-
-        batch = events.Batch()
-        ended = False
-        try:
-            for event in self._opened_session().send(text):
-                self._report(chat.progress_words(event), chat.notice_words(event))
-                if isinstance(event, chat.TokensGenerated):
-                    batch.add(event.text, event.n_tokens)
-                    if event.text and batch.age_s() >= PAINT_S:
-                        self.post_message(batch.take())
-                elif isinstance(event, (chat.TurnFinished, chat.TurnInterrupted)):
-                    self.post_message(batch.take())
-                    self.post_message(events.Ended(event))
-                    ended = isinstance(event, chat.TurnFinished)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the screen must say it and go on)
-            self.post_message(batch.take())
-            taken_back = text if isinstance(error, _NOT_SAID) else ""
-            self.post_message(events.Failed(_words(error), taken_back))
-        if ended:
-            self._make_title()
-
-    def _report(self, progress: str, notice: str) -> None:
-        if progress:
-            self.post_message(events.Working(progress))
-        if notice:
-            self.post_message(events.Noted(notice))
-
-    @work(thread=True, group="title", exit_on_error=False)
-    def _make_title(self) -> None:
-        """Let the model name the conversation while nobody waits for it; the next message comes first."""
-        with contextlib.suppress(EdgechatError):  # it keeps the name it has
-            if self.session is not None:
-                self.session.make_title()
-
-    @on(Prompt.Changed)
-    def _on_typed(self) -> None:
-        """Say how full the context would be, once the typing pauses."""
-        if self._counting is not None:
-            self._counting.stop()
-        self._counting = self.set_timer(COUNT_AFTER_S, self._count_draft)
-
-    def _count_draft(self) -> None:
-        if not self._busy and not self._leaving:  # a timer may ring when the screen is already taken down
-            self._count(self.query_one(Prompt).text.strip())
-
-    @work(thread=True, group="count", exclusive=True, exit_on_error=False)
-    def _count(self, text: str) -> None:
-        if self.session is None or self.session.loaded is None:
-            return
-        try:
-            n_tokens, n_leaving = self.session.context_use(text)
-        except ContextOverflowError:
-            self.post_message(events.Counted(text, 0, "too long for the context"))
-        except EdgechatError:
-            return  # sending it will say so
-        else:
-            words = f"{n_leaving} messages would leave" if n_leaving else ""
-            self.post_message(events.Counted(text, n_tokens, words))
-
-    async def on_counted(self, message: events.Counted) -> None:
-        """The tokens of what is in the input, with all before it."""
-        if self._leaving or self._busy or self.query_one(Prompt).text.strip() != message.text:
-            return
-        if message.context_tokens:
-            self._context_tokens = message.context_tokens
-        self._show_state("ready", message.words or self._detail)
-
-    @work(thread=True, group="warm", exit_on_error=False)
-    def _warm(self) -> None:
-        """Let the engine read what was said before, while the user types."""
-        with contextlib.suppress(EdgechatError):  # then it is read with the next message, which says what is wrong
-            if self.session is not None and not self._busy:
-                self.session.warm()
-
-    @on(Prompt.Sent)
-    async def _on_sent(self, message: Prompt.Sent) -> None:
-        if self._busy:
-            self._queued.append(message.text)
-            self._note(f"will be sent next: {message.text.splitlines()[0][:60]}")
-            return
-        await self._say(message.text)
-
-    async def _say(self, text: str) -> None:
-        self._busy = self._answering = True
-        self._answer, self._n_tokens, self._first_s = None, 0, 0.0
-        if self.session is not None:
-            self.session.expect()
-        self._mount(Static(visible(text), classes="user", markup=False))
-        self._show_state("reading")
-        self._send(text)
+    # Models
 
     @property
-    def _leaving(self) -> bool:
-        """True when the screen is being taken down while a thread still talks."""
-        there = [widget for widget in self.query("#transcript, #live, #prompt") if widget.is_attached]
-        return self._quitting or len(there) < len(("transcript", "live", "prompt"))
+    def puller(self) -> Puller:
+        """What gets models; goes on when its screen is closed."""
+        if self._puller is None:
+            from edgechat.tui.pulling import Puller
 
-    async def on_working(self, message: events.Working) -> None:
-        """Loading, testing or prefill goes on."""
-        if self._leaving:
-            return
-        self._context_tokens = message.context_tokens or self._context_tokens
-        self._show_state(message.words)
+            self._puller = Puller(self)
+        return self._puller
 
-    async def on_opened(self, _message: events.Opened) -> None:
-        """The model is ready."""
-        if self._leaving:
-            return
-        for warning in self.session.warnings if self.session else []:
-            self._note(warning)
-        await self._show_past()
-        await self._idle()
-        self._warm()
+    def use_model(self, name: str) -> None:
+        """Let another model answer from here on."""
 
-    async def _show_past(self) -> None:
-        """What was said before, if the conversation goes on from an earlier day."""
-        path = self.session.tree.path if self.session is not None else []
-        if len(path) > SHOWN_MESSAGES:
-            self._note(f"{len(path) - SHOWN_MESSAGES} earlier messages are not shown")
-        from textual.widgets import Markdown
+        def run(session: Session) -> None:
+            from edgechat.catalogue import records
+            from edgechat.catalogue.names import find_model
 
-        for message in path[-SHOWN_MESSAGES:]:
-            if message.role == "assistant":
-                await self._mount(Markdown(visible(message.text), classes="answer", open_links=False))
-                if message.interrupted:
-                    self._note("interrupted")
-            else:
-                self._mount(Static(visible(message.text), classes="user", markup=False))
+            path = find_model(name)
+            self.talker.load_model(session, name, path)
+            if session.store.is_kept:
+                records.used(path)
 
-    async def on_text_arrived(self, message: events.TextArrived) -> None:
-        """More of the answer."""
-        if not message.text or self._leaving:
-            return
-        if self._answer is None:
-            from textual.widgets import Markdown
+        if self.chat.answering:
+            self.talker.stop()
+        self.chat.busy = True
+        self.talker.do(run)
 
-            self._answer = Markdown(classes="answer", open_links=False)
-            self._first_s = time.monotonic()
-            self._n_tokens = -message.n_tokens  # the first ones took no decoding time
-            await self._mount(self._answer)
-        self._n_tokens += message.n_tokens
-        self._context_tokens += message.n_tokens
-        try:
-            await self._answer.append(visible(message.text))
-        except MountError:
-            return  # the screen was taken down meanwhile
-        self._show_state("answering", self._speed())
+    def show_pull(self, words: str) -> None:
+        """How far a download is, wherever that is shown."""
+        self.pull_words = words
+        self.chat.show_live()
+        show = getattr(self.screen, "show_pull", None)
+        if show is not None:
+            show(words)
 
-    def _speed(self) -> str:
-        elapsed_s = time.monotonic() - self._first_s
-        return f"{self._n_tokens / elapsed_s:.0f} tokens/s" if elapsed_s > SETTLED_S and self._n_tokens > 0 else ""
-
-    async def on_ended(self, message: events.Ended) -> None:
-        """The answer is complete, or was stopped."""
-        if self._leaving:
-            return
-        turn = message.turn
-        self._context_tokens = turn.context_tokens
-        if turn.answer.finish_reason == "cancelled":
-            self._note("stopped")
-        elif turn.answer.finish_reason == "length":
-            self._note("the answer reached its length limit")
-        await self._idle(_figures(turn.answer))
-
-    async def on_noted(self, message: events.Noted) -> None:
-        """Something to know."""
-        if not self._leaving:
-            self._note(message.words)
-
-    async def on_failed(self, message: events.Failed) -> None:
-        """The engine or the model failed; what was said stays."""
-        if self._leaving:
-            return
-        self._mount(Static(visible(message.words), classes="error", markup=False))
-        self._give_back(message.taken_back)
-        await self._idle()
-
-    async def _idle(self, detail: str = "") -> None:
-        self._busy = self._answering = False
-        loaded = self.session is not None and self.session.loaded is not None
-        self._detail = detail
-        self._show_state("ready" if loaded else "no model", detail)
-        if self._queued:
-            await self._say(self._queued.pop(0))
+    @on(Pulled)
+    def _on_pulled(self, message: Pulled) -> None:
+        if isinstance(self.screen, FirstScreen):
+            self.screen.pulled(message.problem)
+        elif message.problem:
+            self.chat.complain(message.problem)
         else:
-            self._count_draft()
+            self.chat.say(f"{message.reference} is here: /model {message.name} lets it answer")
+            self.notify(f"{message.name} is here", markup=False)
 
-    def action_stop(self) -> None:
-        """Stop the answer; its text stays. Messages that wait go back to the input."""
-        waiting, self._queued = self._queued, []
-        self._give_back("\n\n".join(waiting))
-        if self._answering and self.session is not None:
-            self.session.stop()
+    def take_settings(self, settings: Settings) -> None:
+        """Let other settings hold, as far as that is possible while a model is loaded."""
+        before, self.settings = self.settings, settings
+        if settings.theme != before.theme:
+            theme, problem = themes.find(settings.theme)
+            self.register_theme(theme)
+            self.theme = theme.name
+            if problem:
+                self.notify(problem, markup=False)
+        if settings.vim_keys != before.vim_keys:
+            self.key_overrides, _ = keys.key_map(settings.keys, self.all_keys(), vim=settings.vim_keys)
+            self.set_keymap(self.key_overrides)
+        if settings.figures not in (before.figures, self.figures):
+            self.doing.run("figures", "")
+        self.talker.do(lambda session: session.change_settings(settings))
 
-    def _give_back(self, text: str) -> None:
-        """Put words that were not said into the input, after what is there."""
-        if text:
-            prompt = self.query_one(Prompt)
-            prompt.text = "\n\n".join(t for t in (prompt.text, text) if t)
-            prompt.move_cursor(prompt.document.end)
+    # Copying
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """Also through tmux and screen, which keep what is meant for the terminal outside."""
+        self._clipboard = text
+        if self._driver is not None and len(text) <= clipboard.MOST_CHARS:
+            self._driver.write(clipboard.sequence(text))
+
+    def copy(self, text: str, what: str) -> None:
+        """Copy, and say where else it is: a terminal does not tell whether it took it."""
+        self.copy_to_clipboard(text)
+        session = self.talker.session
+        file = clipboard.keep(text) if session is None or session.store.is_kept else None
+        where = f"; also in {file}" if file is not None else ""
+        taken = (
+            f"{what} copied" if len(text) <= clipboard.MOST_CHARS else f"{what} is too long for a terminal's clipboard"
+        )
+        self.notify(f"{taken}{where}", markup=False)
+
+    # Outside
+
+    @on(Prompt.WantsEditor)
+    def _on_editor_wanted(self) -> None:
+        from edgechat.tui.editor import edit
+
+        prompt = self.chat.prompt
+        try:
+            with self.suspend():
+                text = edit(prompt.full_text)
+        except EdgechatError as problem:
+            self.chat.complain(str(problem))
+        else:
+            prompt.load(text)
+        self.refresh(layout=True)
 
     async def action_quit(self) -> None:
         """Leave at once: the engine is closed first, because a thread waits for its words."""
-        self._quitting = True
-        if self.session is not None:
-            self._show_state("leaving")
-            await asyncio.to_thread(self.session.close)
+        self.is_leaving = True
+        self.chat.leave()
+        if self._puller is not None:
+            self._puller.cancel()
+        await asyncio.to_thread(self.talker.close)
         self.exit(0)
 
-    def _note(self, words: str) -> None:
-        self._mount(Static(visible(words), classes="note", markup=False))
+    @work(exit_on_error=False)
+    async def leave(self) -> None:
+        """For what cannot wait."""
+        await self.action_quit()
 
-    def _mount(self, widget: Static | Markdown) -> AwaitMount:
-        return self.query_one("#transcript", VerticalScroll).mount(widget)
+    def _fatal_error(self) -> None:
+        """One screen with what to do, instead of pages of source."""
+        from rich.text import Text
 
-    def _show_state(self, state: str, detail: str = "") -> None:
-        parts = [state, detail]
-        if self.session is not None and self.session.loaded is not None:
-            parts += [f"context {self._context_tokens}/{self.session.loaded.n_ctx}", self.session.model_path.stem]
-        for live in self.query("#live").results(Static):  # none, when the screen was taken down meanwhile
-            live.update("  ".join(p for p in parts if p), layout=False)
+        file = paths.cache_dir() / "crash.log"
+        where = ""
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            paths.replace_file(file, traceback.format_exc().encode("utf-8", "replace"))
+            where = f" The details are in {file}, those of the engine in {paths.log_file()}."
+        except OSError:
+            where = "\n" + traceback.format_exc()
+        problem = traceback.format_exc().strip().splitlines()[-1][:300]
+        self.panic(Text(
+            f"edgechat failed: {problem}\n\nWhat was said is kept: `edgechat -c` goes on with it.{where}"
+        ))  # fmt: skip
 
 
-def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, EdgechatError) else f"an unexpected {type(error).__name__}: {error}"
-
-
-def run_app(make_session: Callable[[], Session], problems: list[str]) -> int:
+def run_app(app: ChatApp) -> int:
     """Hold the conversation on this terminal; returns the exit code."""
-    app = ChatApp(make_session, problems)
     try:
         app.run()
     finally:
-        if app.session is not None:
-            app.session.close()
+        app.talker.close()
     return app.return_code or 0
-
-
-def _figures(answer: Message) -> str:
-    """How fast an answer came, and what drafts had to do with it."""
-    stats = answer.stats
-    if stats is None or not stats.decode_tps:
-        return ""
-    words = f"{stats.decode_tps:.0f} tokens/s"
-    if stats.n_drafted:
-        words += f", {stats.n_accepted}/{stats.n_drafted} drafted (x{stats.speculation_gain:.1f})"
-    return words

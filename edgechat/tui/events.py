@@ -1,27 +1,63 @@
-"""What worker threads tell the screen."""
+"""What threads tell the screen."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from textual.message import Message
 
 if TYPE_CHECKING:
     from edgechat.chat.events import TurnFinished, TurnInterrupted
+    from edgechat.chat.messages import Conversation
+    from edgechat.chat.messages import Message as ChatMessage
+
+
+class View(NamedTuple):
+    """A conversation as it stands, at one moment."""
+
+    conversation: Conversation
+    path: list[tuple[ChatMessage, tuple[int, int]]]
+    """Its messages from the first to the head, each with which of how many alternatives it is."""
 
 
 class Working(Message):
     """Something that takes time goes on."""
 
-    def __init__(self, words: str, context_tokens: int = 0) -> None:
+    def __init__(self, words: str) -> None:
         super().__init__()
         self.words = words
-        self.context_tokens = context_tokens
 
 
 class Opened(Message):
     """The model is ready."""
+
+
+class Shown(Message):
+    """The conversation, or what is said of it, is another one."""
+
+    def __init__(self, view: View, goal: str | None = None) -> None:
+        """`goal` is a message to be brought into view."""
+        super().__init__()
+        self.view = view
+        self.goal = goal
+
+
+class Began(Message):
+    """An answer begins to be written; what it answers is kept."""
+
+    def __init__(self, view: View, answer_id: str) -> None:
+        super().__init__()
+        self.view = view
+        self.answer_id = answer_id
+
+
+class Titled(Message):
+    """The conversation has another title."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        super().__init__()
+        self.conversation = conversation
 
 
 class Counted(Message):
@@ -37,18 +73,20 @@ class Counted(Message):
 class TextArrived(Message):
     """More of the answer."""
 
-    def __init__(self, text: str, n_tokens: int) -> None:
+    def __init__(self, text: str, reasoning: str, n_tokens: int) -> None:
         super().__init__()
         self.text = text
+        self.reasoning = reasoning
         self.n_tokens = n_tokens
 
 
 class Ended(Message):
     """The answer is complete, or was stopped."""
 
-    def __init__(self, turn: TurnFinished | TurnInterrupted) -> None:
+    def __init__(self, turn: TurnFinished | TurnInterrupted, view: View) -> None:
         super().__init__()
         self.turn = turn
+        self.view = view
 
 
 class Noted(Message):
@@ -60,11 +98,12 @@ class Noted(Message):
 
 
 class Failed(Message):
-    """The engine or the model failed; `taken_back` is a message that could not be asked."""
+    """Something failed; `taken_back` is a message that could not be asked."""
 
-    def __init__(self, words: str, taken_back: str = "") -> None:
+    def __init__(self, words: str, view: View | None, taken_back: str = "") -> None:
         super().__init__()
         self.words = words
+        self.view = view
         self.taken_back = taken_back
 
 
@@ -73,12 +112,14 @@ class Batch:
 
     def __init__(self) -> None:
         self._text = ""
+        self._reasoning = ""
         self._n_tokens = 0
         self._since_s = 0.0  # long ago: the first text is painted at once
 
-    def add(self, text: str, n_tokens: int) -> None:
+    def add(self, text: str, reasoning: str, n_tokens: int) -> None:
         """Wait with the rest."""
         self._text += text
+        self._reasoning += reasoning
         self._n_tokens += n_tokens
 
     def age_s(self) -> float:
@@ -87,6 +128,6 @@ class Batch:
 
     def take(self) -> TextArrived:
         """All of it, as a message."""
-        message = TextArrived(self._text, self._n_tokens)
-        self._text, self._n_tokens, self._since_s = "", 0, time.monotonic()
+        message = TextArrived(self._text, self._reasoning, self._n_tokens)
+        self._text, self._reasoning, self._n_tokens, self._since_s = "", "", 0, time.monotonic()
         return message

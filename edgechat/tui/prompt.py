@@ -1,22 +1,57 @@
-"""The input: several lines; Enter sends, Ctrl+J makes a new line."""
+"""The input: several lines, with what was said before, with completion, and with pastes of any size."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final
 
+from rich.text import Text
+from textual import on, work
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
 from textual.message import Message
-from textual.widgets import TextArea
+from textual.widgets import OptionList, TextArea
+from textual.widgets.option_list import Option
+
+from edgechat.chat.visible import visible
+from edgechat.tui import completion, keys
 
 if TYPE_CHECKING:
-    from textual.events import Key
+    from textual.app import ComposeResult
+    from textual.events import Key, Paste
+
+# Longer pastes stand as a mark in the text: the editor would lay all of it out with every key.
+_LONG_CHARS: Final = 8192
+_LONG_LINES: Final = 200
+_MARK: Final = re.compile(r"\[pasted text (\d+): [\d,]+ lines?\]")
+
+
+class Completions(OptionList, can_focus=False):
+    """What could be meant."""
+
+    DEFAULT_CSS = """
+    Completions { display: none; height: auto; max-height: 8; border: none; padding: 0 1; background: $surface; }
+    """
 
 
 class Prompt(TextArea):
     """A multi-line editor that grows with its text."""
 
     DEFAULT_CSS = """
-    Prompt { height: auto; min-height: 3; max-height: 10; border: round $primary; }
+    Prompt { height: auto; min-height: 3; max-height: 10; border: round $border-blurred; padding: 0 1; }
+    Prompt:focus { border: round $border; }
     """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "send", "Send", id="prompt.send"),
+        Binding("ctrl+j,alt+enter,shift+enter", "newline", "New line", id="prompt.newline"),
+        Binding("tab", "complete", "Complete, or to the conversation", id="prompt.complete", show=False),
+        Binding("up", "history_back", "Up, or what was said before", id="prompt.up", show=False),
+        Binding("down", "history_on", "Down, or what was said after that", id="prompt.down", show=False),
+        Binding("ctrl+r", "app.prompts", "Search what you said before", id="prompt.search", show=False),
+        Binding("ctrl+g", "edit_outside", "Write in $EDITOR", id="prompt.editor", show=False),
+        Binding("ctrl+d", "delete_or_quit", "Delete, or leave if there is nothing", id="prompt.delete", show=False),
+    ]
 
     class Sent(Message):
         """The user sent a message."""
@@ -25,33 +60,232 @@ class Prompt(TextArea):
             super().__init__()
             self.text = text
 
+    class WantsEditor(Message):
+        """The text is to be edited elsewhere."""
+
+    class WantsHistory(Message):
+        """What was said before is to be known."""
+
+    class Completed(Message):
+        """What could be meant."""
+
+        def __init__(self, before: str, found: list[completion.Completion]) -> None:
+            super().__init__()
+            self.before = before
+            self.found = found
+
     def __init__(self, *, id: str) -> None:  # noqa: A002  (Textual's name)
         super().__init__(
-            id=id,
-            soft_wrap=True,
-            show_line_numbers=False,
-            highlight_cursor_line=False,
-            placeholder="Enter sends, Ctrl+J new line, Esc stops, Ctrl+Q quits",
-        )
+            id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False,
+            placeholder="Ask something. Enter sends, Ctrl+J new line, F1 help",
+        )  # fmt: skip
+        self.said_before: list[str] | None = None
+        """What was said before, the newest first; None until somebody asked for it."""
+        self._at = -1
+        self._draft = ""
+        self._pastes: dict[int, str] = {}
+        self._completions: list[completion.Completion] = []
+
+    # Text
+
+    @property
+    def full_text(self) -> str:
+        """What would be sent: with pastes in the place of their marks."""
+        if not self._pastes:
+            return self.text
+        return _MARK.sub(lambda match: self._pastes.get(int(match[1]), match[0]), self.text)
+
+    def load(self, text: str) -> None:
+        """Put another text in the place of this one."""
+        self.clear()
+        self._pastes.clear()
+        self.insert(self._marked(text))
+        self.move_cursor(self.document.end)
+
+    def _marked(self, text: str) -> str:
+        """A text, or a mark for it if it is long."""
+        n_lines = text.count("\n") + 1
+        if len(text) <= _LONG_CHARS and n_lines <= _LONG_LINES:
+            return text
+        number = len(self._pastes) + 1
+        self._pastes[number] = text
+        return f"[pasted text {number}: {n_lines:,} line{'s' if n_lines > 1 else ''}]"
+
+    async def _on_paste(self, event: Paste) -> None:
+        event.prevent_default()
+        event.stop()
+        # What a clipboard holds may be meant for the terminal, not for us.
+        text = visible(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        result = self._replace_via_keyboard(self._marked(text), *self.selection)
+        if result is not None:
+            self.move_cursor(result.end_location)
+
+    # Keys
 
     async def _on_key(self, event: Key) -> None:
         # Not bindings with priority: those act when a key arrives, while the letters before it still wait in
         # this widget's queue. A line and its Enter that come in one packet would be torn apart.
-        if event.key == "enter":
-            self.action_send()
-        elif event.key == "ctrl+j":
-            self.insert("\n")
-        elif event.key == "ctrl+d" and not self.text:
-            await self.app.action_quit()
-        else:
+        if self._popup.display and await self._steer(event.key):
+            event.prevent_default()
+            event.stop()
+            return
+        action = keys.action_for(self, event.key)
+        if action is None:
             await super()._on_key(event)
             return
         event.prevent_default()
         event.stop()
+        await self.run_action(action)
 
     def action_send(self) -> None:
         """Hand the text over, if there is any."""
-        text = self.text.strip()
+        text = self.full_text.strip()
         if text:
             self.clear()
+            self._pastes.clear()
+            self._at, self._draft = -1, ""
             self.post_message(self.Sent(text))
+
+    def action_newline(self) -> None:
+        """A line more."""
+        self.insert("\n")
+
+    async def action_delete_or_quit(self) -> None:
+        """As in a shell."""
+        if self.text:
+            self.action_delete_right()
+        else:
+            await self.app.action_quit()
+
+    def action_edit_outside(self) -> None:
+        """Ask for the editor."""
+        self.post_message(self.WantsEditor())
+
+    # What was said before
+
+    def action_history_back(self) -> None:
+        """Up in the text; above its first line, to what was said before."""
+        if self.cursor_location[0] > 0 or self.wrapped_document.location_to_offset(self.cursor_location).y > 0:
+            self.action_cursor_up()
+        elif self.said_before is None:
+            self.post_message(self.WantsHistory())
+        else:
+            self.recall(self._at + 1)
+
+    def action_history_on(self) -> None:
+        """Down in the text; below its last line, to what was said after that."""
+        last = self.wrapped_document.height - 1
+        if self.wrapped_document.location_to_offset(self.cursor_location).y < last:
+            self.action_cursor_down()
+        elif self._at >= 0:
+            self.recall(self._at - 1)
+
+    def recall(self, at: int) -> None:
+        """Show the message before `at` others; -1 is what was being written."""
+        history = self.said_before or []
+        if not -1 <= at < len(history):
+            return
+        if self._at < 0:
+            self._draft = self.full_text
+        self._at = at
+        self.load(history[at] if at >= 0 else self._draft)
+        if at >= 0:
+            self.move_cursor((0, 0))
+
+    # Completion
+
+    @property
+    def _popup(self) -> Completions:
+        return self.screen.query_one(Completions)
+
+    @property
+    def _before(self) -> str:
+        return self.get_text_range((0, 0), self.cursor_location) if len(self.text) <= _LONG_CHARS else ""
+
+    @on(TextArea.Changed)
+    @on(TextArea.SelectionChanged)
+    def _on_edited(self) -> None:
+        before = self._before
+        if self.has_focus and completion.is_begun(before):
+            self._look_up(before)
+        else:
+            self._popup.display = False
+
+    @work(thread=True, exclusive=True, group="completion", exit_on_error=False)
+    def _look_up(self, before: str) -> None:
+        self.post_message(self.Completed(before, completion.complete(before, Path.cwd())))
+
+    def on_prompt_completed(self, message: Completed) -> None:
+        """Show what could be meant, if that was not typed meanwhile."""
+        if message.before != self._before or not self.is_attached:
+            return
+        found = message.found
+        if len(found) == 1 and message.before.endswith(found[0].text.strip()):
+            found = []  # it is there already
+        self._completions = found
+        popup = self._popup
+        popup.clear_options()
+        width = max((len(c.shown) for c in found), default=0)
+        popup.add_options([Option(_option(c, width)) for c in found])
+        popup.display = bool(found)
+        if found:
+            popup.highlighted = 0
+
+    async def _steer(self, key: str) -> bool:
+        """Let keys move in what is offered; False if the key means something else."""
+        popup = self._popup
+        if key in {"up", "down"}:
+            popup.action_cursor_up() if key == "up" else popup.action_cursor_down()
+        elif key == "tab" or (key == "enter" and not self._is_whole()):
+            self._take()
+        elif key == "escape":
+            popup.display = False
+        else:
+            return False
+        return True
+
+    def _is_whole(self) -> bool:
+        """True if a command stands there as it would be completed: Enter sends it."""
+        at = self._popup.highlighted
+        chosen = self._completions[at] if at is not None and at < len(self._completions) else None
+        return chosen is None or self._before.endswith(chosen.text.rstrip())
+
+    def _take(self) -> None:
+        at = self._popup.highlighted
+        if at is None or at >= len(self._completions):
+            return
+        chosen = self._completions[at]
+        row, column = self.cursor_location
+        self._replace_via_keyboard(chosen.text, (row, column - chosen.n_chars), (row, column))
+        self.move_cursor((row, column - chosen.n_chars + len(chosen.text)))
+        if not chosen.text.endswith("/"):
+            self._popup.display = False
+
+    def action_complete(self) -> None:
+        """There is nothing to complete: to the conversation."""
+        self.screen.focus_next()
+
+
+class Composer(Vertical):
+    """The input with what is offered above it."""
+
+    DEFAULT_CSS = """
+    Composer { height: auto; }
+    """
+
+    def compose(self) -> ComposeResult:
+        """Both."""
+        yield Completions()
+        yield Prompt(id="prompt")
+
+    @on(OptionList.OptionSelected)
+    def _on_chosen(self, message: OptionList.OptionSelected) -> None:
+        message.stop()
+        prompt = self.query_one(Prompt)
+        prompt._take()  # noqa: SLF001  (one widget in two parts)
+        prompt.focus()
+
+
+def _option(found: completion.Completion, width: int) -> Text:
+    text = Text(f"{found.shown:<{width}}", no_wrap=True, overflow="ellipsis")
+    return text.append(f"  {found.words}", style="dim") if found.words else text

@@ -475,7 +475,7 @@ def test_two_processes_change_different_things_of_a_conversation(talk: Callable[
     t.hear(t.session.send("Hello."))
     other = open_store()
     other.update(t.session.conversation.id, title="Elsewhere", pinned=True)
-    t.session.choose_reasoning(on=True)
+    t.session.choose(reasoning=True)
     kept = other.conversation(t.session.conversation.id)
     assert (kept.title, kept.pinned, kept.settings["reasoning"]) == ("Elsewhere", True, True)
     other.close()

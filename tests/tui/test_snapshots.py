@@ -1,99 +1,206 @@
-"""What the screen shows, to the letter. `UPDATE_SNAPSHOTS=1` writes the files anew: look at them before you commit."""
+"""What every screen shows. `UPDATE_SNAPSHOTS=1` writes the files anew: look at them before you commit.
+
+Colours and places count to the letter with the Textual they were made with; with another one, the letters alone.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import html
+import importlib.metadata
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from textual.widgets import Static
+from textual.pilot import Pilot
 
-from edgechat.chat import events
-from edgechat.chat.loading import Listener
-from edgechat.chat.messages import Message
-from edgechat.chat.session import Session
-from edgechat.config import Settings
-from edgechat.engine.protocol import GenerationStats, Loaded
-from edgechat.errors import EngineDiedError
+from edgechat.bench.scripted import Script
+from edgechat.chat import choosing, machine
+from edgechat.hardware import cpu
+from edgechat.planner.machine import Machine
 from edgechat.store import ephemeral_store
+from edgechat.tui import sidebar
 from edgechat.tui.app import ChatApp
-from edgechat.tui.prompt import Prompt
+from tests.tui.driving import ask, keep_conversation, ready, scripted, session, until
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
+MADE_WITH = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("textual", "rich", "pygments"))
 ANSWER = """Here is a function:
 
 ```python
-def add(a, b):
-    return a + b
+def add(a: int, b: int) -> int:
+    return a + b  # the sum
 ```
 
 | a | b | sum |
 |---|---|-----|
 | 1 | 2 | 3   |
 
-- short
-- *clear*, and **to the point**
+1. *Short*, and **to the point**
+2. `inline`
+   - nested
+
+> quoted
 """
+Go = Callable[[ChatApp, Pilot[int]], Awaitable[None]]
 
 
-class ScriptedSession(Session):
-    """A session whose engine is a script."""
-
-    def __init__(self, *, dies: bool = False) -> None:
-        super().__init__(ephemeral_store(), Settings(titles=False), Path("scripted.gguf"))
-        self._dies = dies
-
-    def open(self, listen: Listener = lambda event: None) -> Loaded:
-        listen(events.LoadProgressed(phase="loading", words="loading the model: 50%", fraction=0.5))
-        self.warnings.append("scripted.gguf has no chat template: using the format 'plain'")
-        self.engine.loaded = Loaded(
-            id=1, backend="cpu", n_ctx=2048, n_ctx_train=2048, n_threads=1, n_params=1, size_bytes=1,
-            chat_template=None, bos="", eos="", control_tokens=[], can_rewind=True, load_s=0.0,
-        )  # fmt: skip
-        return self.engine.loaded
-
-    def send(self, text: str, attachments: Sequence[Path] = (), n_answers: int = 1) -> Iterator[events.SessionEvent]:
-        assert text
-        assert (attachments, n_answers) == ((), 1)
-        yield events.PrefillProgressed(done_tokens=5, total_tokens=5)
-        for start in range(0, len(ANSWER), 16):
-            yield events.TokensGenerated(text=ANSWER[start : start + 16], reasoning="", n_tokens=4)
-            if self._dies and start > 40:
-                raise EngineDiedError("the engine process died by SIGSEGV (signal 11)")
-        stats = GenerationStats(
-            prompt_tokens=5, cached_tokens=0, completion_tokens=50, ttft_s=0.1, prefill_tps=100.0, decode_tps=42.0
-        )
-        answer = Message(id="a", role="assistant", text=ANSWER, finish_reason="stop", stats=stats)
-        yield events.TurnFinished(answer=answer, context_tokens=55)
-
-
-def screen_text(app: ChatApp) -> str:
-    strips = app.screen._compositor.render_strips()
-    return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in strips) + "\n"
-
-
-@pytest.mark.parametrize("size", [(80, 24), (120, 36), (40, 16)])
-@pytest.mark.parametrize("dies", [False, True])
-async def test_a_conversation(size: tuple[int, int], *, dies: bool) -> None:
-    app = ChatApp(lambda: ScriptedSession(dies=dies), ["config.toml: top_k: Expected `int`"])
-    async with app.run_test(size=size) as pilot:
-        live = app.query_one("#live", Static)
-        for _ in range(200):
-            if str(live.content).startswith("ready"):
-                break
-            await asyncio.sleep(0.02)
-        app.query_one(Prompt).text = "Write a function that adds.\nKeep it short."
-        await pilot.press("enter")
-        for _ in range(200):
-            if str(live.content).startswith("ready"):
-                break
-            await asyncio.sleep(0.02)
-        await pilot.pause(0.3)
-        text = screen_text(app)
-    name = SNAPSHOTS / f"conversation-{'dies-' if dies else ''}{size[0]}x{size[1]}.txt"
+def compare(app: ChatApp, name: str) -> None:
+    """The screen is what the file has."""
+    svg = re.sub(r"terminal-\d+", "terminal", app.export_screenshot(title="edgechat"))
+    file = SNAPSHOTS / f"{name}.svg"
     if os.environ.get("UPDATE_SNAPSHOTS"):
-        name.parent.mkdir(exist_ok=True)
-        name.write_text(text, encoding="utf-8")
-    assert text == name.read_text(encoding="utf-8")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"{svg}\n<!-- {MADE_WITH} -->\n", encoding="utf-8")
+    kept = file.read_text(encoding="utf-8")
+    if MADE_WITH in kept:
+        assert f"{svg}\n<!-- {MADE_WITH} -->\n" == kept
+    else:
+        assert letters(svg) == letters(kept)
+
+
+def letters(svg: str) -> list[str]:
+    """What a person reads in it."""
+    return [html.unescape(t) for t in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+
+
+async def chat(app: ChatApp, pilot: Pilot[int]) -> None:
+    await ready(app)
+    await ask(app, "Write a function that adds.\nKeep it short.")
+    app.chat.prompt.cursor_blink = False
+    await pilot.pause()
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 36), (40, 20)])
+@pytest.mark.parametrize("theme", ["textual-dark", "textual-light", "ansi-dark"])
+async def test_the_chat(size: tuple[int, int], theme: str) -> None:
+    app = scripted(ANSWER, theme=theme, problems=["config.toml: top_k: Expected `int`"])
+    async with app.run_test(size=size) as pilot:
+        await chat(app, pilot)
+        compare(app, f"chat-{theme}-{size[0]}x{size[1]}")
+    app.talker.close()
+
+
+async def test_the_chat_in_ascii() -> None:
+    app = scripted(ANSWER, ascii=True)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await chat(app, pilot)
+        await pilot.press("escape")
+        text = "".join(letters(app.export_screenshot()))
+        assert text.replace("\xa0", " ").isascii()
+        compare(app, "chat-ascii")
+    app.talker.close()
+
+
+async def figures(app: ChatApp, pilot: Pilot[int]) -> None:
+    await chat(app, pilot)
+    await pilot.press("ctrl+t", "escape")
+    await until(lambda: app.figures)
+
+
+async def alternatives(app: ChatApp, pilot: Pilot[int]) -> None:
+    await chat(app, pilot)
+    app.doing.run("retry", "")
+    await until(lambda: not app.chat.busy and len(session(app).tree) == 3)
+    await pilot.press("escape")
+
+
+async def dies(app: ChatApp, pilot: Pilot[int]) -> None:
+    await ready(app)
+    app.chat.prompt.load("Write a function that adds.")
+    await pilot.press("enter")
+    await until(lambda: not app.chat.busy)
+    app.chat.prompt.cursor_blink = False
+
+
+async def help_(app: ChatApp, pilot: Pilot[int]) -> None:
+    await chat(app, pilot)
+    await pilot.press("f1")
+
+
+async def settings(app: ChatApp, pilot: Pilot[int]) -> None:
+    await chat(app, pilot)
+    await pilot.press("f2")
+
+
+async def conversations(app: ChatApp, pilot: Pilot[int]) -> None:
+    await chat(app, pilot)
+    await pilot.press("ctrl+b")
+    await until(lambda: app.chat.query_one("#conversations").option_count > 3)  # type: ignore[attr-defined]
+    await pilot.press("down")
+
+
+async def search(app: ChatApp, pilot: Pilot[int]) -> None:
+    await chat(app, pilot)
+    await pilot.press("ctrl+f", *"boats")
+    await until(lambda: app.screen.query("OptionList").first().option_count)  # type: ignore[attr-defined]
+    await pilot.press("down")
+
+
+async def commands(app: ChatApp, pilot: Pilot[int]) -> None:
+    await chat(app, pilot)
+    await pilot.press("/", "r", "e")
+    await until(lambda: app.chat.query_one("Completions").display)
+
+
+async def said_before(app: ChatApp, pilot: Pilot[int]) -> None:
+    await chat(app, pilot)
+    await pilot.press("ctrl+r")
+    await until(lambda: app.screen.query("PickScreen OptionList"))
+    await pilot.press("down")
+
+
+async def palette(app: ChatApp, pilot: Pilot[int]) -> None:
+    await chat(app, pilot)
+    await pilot.press("ctrl+p", *"expo")
+    await until(lambda: app.screen.query("CommandList") and app.screen.query_one("CommandList").option_count == 1)  # type: ignore[attr-defined]
+    await pilot.pause()
+
+
+SCREENS: dict[str, Go] = {
+    "figures": figures, "alternatives": alternatives, "dies": dies, "help": help_, "settings": settings,
+    "conversations": conversations, "search": search, "commands": commands, "said-before": said_before, "palette": palette,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCREENS)
+async def test_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sidebar, "day", lambda at_ms, today: "today")
+    monkeypatch.setenv("TZ", "UTC")
+    store = ephemeral_store()
+    for number in range(3):
+        keep_conversation(store, [("What of boats?", f"Boats float, number {number}.")], f"Boats {number}", number)
+    app = scripted(store=store, script=Script([ANSWER], dies_after=12 if name == "dies" else None))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await SCREENS[name](app, pilot)
+        for field in app.screen.query("Input"):
+            field.cursor_blink = False  # type: ignore[attr-defined]
+        await pilot.pause()
+        compare(app, name)
+    app.talker.close()
+
+
+HERE = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
+
+
+@pytest.mark.parametrize("name", ["models", "first"])
+async def test_a_screen_about_the_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of this machine nothing is to be seen.
+    for module in (machine, choosing):
+        monkeypatch.setattr(module, "machine", lambda *args: HERE)
+    monkeypatch.setattr(choosing, "measured_speeds", lambda: None)
+    monkeypatch.setattr(choosing, "measure", lambda: None)
+    monkeypatch.setattr(cpu, "read_cpu", lambda: cpu.Cpu(model="Some CPU", flags="", microcode=""))
+    app = scripted(ANSWER)
+    app.is_first = name == "first"
+    async with app.run_test(size=(80, 24)) as pilot:
+        if name == "models":
+            await ready(app)
+            await pilot.press("ctrl+o")
+        await until(lambda: app.screen.query("OptionList") and app.screen.query("OptionList").first().option_count > 1)  # type: ignore[attr-defined]
+        for field in app.screen.query("Input"):
+            field.cursor_blink = False  # type: ignore[attr-defined]
+        await pilot.pause()
+        compare(app, name)
+    app.talker.close()

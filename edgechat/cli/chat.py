@@ -1,0 +1,46 @@
+"""The chat itself: what it is given by the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgechat import config
+from edgechat.cli.files import write_private
+from edgechat.cli.options import session_maker
+from edgechat.errors import UsageError
+from edgechat.paths import history_file
+from edgechat.tui.app import ChatApp, run_app
+
+if TYPE_CHECKING:
+    from edgechat.chat.store import Store
+
+
+def run_chat(**options: Any) -> int:
+    """Hold a conversation on this terminal; returns the exit code. Raises EdgechatError and click's errors."""
+    make_session, problems = session_maker(**options)
+    settings, _ = config.load()
+    is_named = any(options.get(name) for name in ("model", "go_on", "conversation_id", "persona", "ephemeral"))
+    is_first = settings.model == config.AUTO and not is_named and not history_file().exists()
+    app = ChatApp(make_session, [str(p) for p in problems], settings, export, is_first=is_first)
+    return run_app(app)
+
+
+def export(store: Store, conversation_id: str, file: Path) -> None:
+    """Write a conversation to a file, whose suffix says in which form. Raises EdgechatError."""
+    import msgspec
+
+    from edgechat.store import archive, html, markdown
+    from edgechat.store.sqlite import SqliteStore
+
+    if not isinstance(store, SqliteStore):
+        raise UsageError("this conversation is kept where nothing can be exported from")
+    suffix = file.suffix.lower()
+    if suffix == ".json":
+        data = msgspec.json.encode(archive.export(store, [conversation_id]))
+        write_private(file, msgspec.json.format(data, indent=1).decode() + "\n")
+    elif suffix in {".md", ".markdown", ".html", ".htm", ".txt"}:
+        record = archive.record(store, conversation_id)
+        write_private(file, (html if suffix.startswith(".htm") else markdown).write(record))
+    else:
+        raise UsageError(f"{file.name}: a conversation is written as .md, .html or .json")

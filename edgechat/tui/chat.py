@@ -1,0 +1,514 @@
+"""The chat screen: the conversation, a live line, the input, and beside them the list of conversations. Nothing here waits."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from textual import on, work
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Static
+
+from edgechat.chat import commands
+from edgechat.chat.messages import first_line
+from edgechat.chat.visible import visible
+from edgechat.errors import UsageError
+from edgechat.tui import drafts, events
+from edgechat.tui.entries import Entry, MessageEntry
+from edgechat.tui.prompt import Composer, Prompt
+from edgechat.tui.sidebar import Sidebar
+from edgechat.tui.transcript import Transcript, error, note
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+    from textual.timer import Timer
+
+    from edgechat.tui.app import ChatApp
+
+# A pause in typing, after which the tokens of what was typed are counted, and it is written down.
+COUNT_AFTER_S: Final = 0.3
+# Before this a speed is mostly noise.
+SETTLED_S: Final = 0.2
+# The live line changes so often at most while an answer comes.
+_LIVE_S: Final = 0.25
+_WIDE: Final = 60
+
+
+class ChatScreen(Screen[None]):
+    """One conversation at a time. Threads work and post messages; handlers own all state."""
+
+    app: ChatApp
+    AUTO_FOCUS = "#prompt"
+    DEFAULT_CSS = """
+    #live { height: 1; padding: 0 2; color: $text-muted; }
+    #main { width: 1fr; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "stop", "Stop, or to the conversation and back", id="chat.stop"),
+        Binding("ctrl+n", "do('new')", "New conversation", id="chat.new"),
+        Binding("ctrl+b", "do('open')", "Conversations", id="chat.conversations"),
+        Binding("ctrl+f", "search", "Search everything", id="chat.search"),
+        Binding("ctrl+o", "do('model')", "Models", id="chat.models"),
+        Binding("ctrl+t", "do('figures')", "How fast answers came", id="chat.figures", show=False),
+        Binding("f1", "do('help')", "Help", id="chat.help"),
+        Binding("f2", "do('settings')", "Settings", id="chat.settings"),
+        Binding("f3", "do('plan')", "Why this model", id="chat.plan", show=False),
+        Binding("f4", "do('persona')", "Personas", id="chat.personas", show=False),
+        Binding("pageup", "page(-1)", "A page up", id="chat.page_up", show=False),
+        Binding("pagedown", "page(1)", "A page down", id="chat.page_down", show=False),
+        Binding("ctrl+end", "end", "To the end", id="chat.end", show=False),
+        Binding("alt+left", "switch(-1)", "Alternative before", id="chat.previous", show=False),
+        Binding("alt+right", "switch(1)", "Alternative after", id="chat.next", show=False),
+        # In the conversation, where letters are not text.
+        Binding("left", "switch(-1)", "Alternative before", id="message.previous", show=False),
+        Binding("right", "switch(1)", "Alternative after", id="message.next", show=False),
+        Binding("enter,i", "prompt", "To the input", id="chat.prompt", show=False),
+        Binding("y", "copy", "Copy the message", id="message.copy", show=False),
+        Binding("c", "copy_code", "Copy its code", id="message.copy_code", show=False),
+        Binding("e", "edit", "Edit what you said", id="message.edit", show=False),
+        Binding("r", "retry", "Another answer", id="message.retry", show=False),
+        Binding("n", "go_on", "Continue the answer", id="message.continue", show=False),
+        Binding("d", "delete", "Delete the message and all after it", id="message.delete", show=False),
+        Binding("u", "do('undo')", "Bring back what was deleted", id="message.undo", show=False),
+        Binding("b", "branch", "Branch: the next message follows this one", id="message.branch", show=False),
+        Binding("slash", "search", "Search everything", id="message.search", show=False),
+    ]
+
+    def __init__(self, problems: list[str]) -> None:
+        """`problems` are shown at the top."""
+        super().__init__()
+        self._problems = problems
+        self.view: events.View | None = None
+        self.busy = True
+        """True while the model loads or answers."""
+        self.answering = False
+        self.editing: str | None = None
+        """The message that is said differently with the next Enter."""
+        self.attached: list[Path] = []
+        self._queued: list[str] = []
+        self._growing: MessageEntry | None = None
+        self._n_tokens = 0
+        self._first_s = 0.0
+        self._shown_s = 0.0
+        self._context_tokens = 0
+        self._state = "starting"
+        self._detail = ""
+        self._counting: Timer | None = None
+
+    def compose(self) -> ComposeResult:
+        """The list of conversations (made when it is first wanted), conversation, live line, input."""
+        with Horizontal(), Vertical(id="main"):
+            yield Transcript(lambda: self.app.palette, id="transcript")
+            yield Static("", id="live", markup=False)
+            yield Composer()
+
+    def on_mount(self) -> None:
+        """Show what is there, and only then start what takes time."""
+        for problem in self._problems:
+            self.say(f"{problem} (ignored)")
+        self._show_state("starting")
+        self.call_after_refresh(self._begin)
+
+    def _begin(self) -> None:
+        if not self.app.is_first:
+            self.app.talker.open()
+            return
+        from edgechat.tui.first import FirstScreen
+
+        self.app.push_screen(FirstScreen(), lambda _chosen: self.app.talker.open())
+
+    def leave(self) -> None:
+        """Nothing comes any more."""
+        self._show_state("leaving")
+
+    @property
+    def transcript(self) -> Transcript:
+        """The conversation."""
+        return self.query_one(Transcript)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The input."""
+        return self.query_one(Prompt)
+
+    # What is said beside the conversation
+
+    def say(self, words: str) -> None:
+        """Something to know."""
+        self.transcript.append(note(words))
+
+    def complain(self, words: str) -> None:
+        """Something went wrong."""
+        self.transcript.append(error(words))
+
+    # The conversation
+
+    def on_shown(self, message: events.Shown) -> None:
+        """Another conversation, or another path through it."""
+        is_other = self.view is None or self.view.conversation.id != message.view.conversation.id
+        if is_other:
+            self.editing, self.attached = None, []
+            self._context_tokens = 0
+            self._take_draft(message.view)
+        self._show(message.view, follow=is_other)
+        if message.goal is not None:
+            self._reveal(message.goal)
+        if not self.busy:
+            self._show_state("ready", "")
+            self._count_draft()
+        if is_other:
+            self.app.talker.aside(lambda session: session.warm())
+
+    def on_titled(self, message: events.Titled) -> None:
+        """The conversation has a name."""
+        if self.view is not None and self.view.conversation.id == message.conversation.id:
+            self.view = self.view._replace(conversation=message.conversation)
+            self.refresh_list()
+
+    def _show(self, view: events.View, *, follow: bool) -> None:
+        """Show a path; what is on the screen of it stays as it is."""
+        is_other = self.view is None or self.view.conversation.id != view.conversation.id
+        self.view = view
+        kept = {} if is_other else {e.message.id: e for e in self.transcript.entries if isinstance(e, MessageEntry)}
+        entries: list[Entry] = []
+        for message, place in view.path:
+            entry = kept.get(message.id)
+            if entry is None:
+                entry = MessageEntry(message, place, self.app.palette.signs, figures=self.app.figures)
+            elif not entry.is_growing:
+                entry.rendered(message, place, figures=self.app.figures)
+            entries.append(entry)
+        if not entries:
+            entries = [e for e in self.transcript.entries if not isinstance(e, MessageEntry)] if self.busy else []
+        else:
+            entries = self._with_notes(entries) if not is_other else [*self._opening_notes(), *entries]
+        self.transcript.show(entries, follow=follow)
+        self.refresh_list()
+
+    def _opening_notes(self) -> list[Entry]:
+        """What was said before anything of the first conversation was shown."""
+        before = self.transcript.entries
+        return list(before) if not any(isinstance(e, MessageEntry) for e in before) else []
+
+    def _with_notes(self, entries: list[Entry]) -> list[Entry]:
+        """The entries, with the notes that stood between them."""
+        placed: list[Entry] = []
+        waiting: list[Entry] = []
+        after: dict[str | None, list[Entry]] = {None: waiting}
+        for entry in self.transcript.entries:
+            if isinstance(entry, MessageEntry):
+                waiting = after.setdefault(entry.message.id, [])
+            else:
+                waiting.append(entry)
+        placed += after[None]
+        for entry in entries:
+            placed.append(entry)
+            if isinstance(entry, MessageEntry):
+                placed += after.get(entry.message.id, [])
+        return placed
+
+    def _reveal(self, message_id: str) -> None:
+        for at, entry in enumerate(self.transcript.entries):
+            if isinstance(entry, MessageEntry) and entry.message.id == message_id:
+                self.transcript.follows = False
+                self.transcript.focus()
+                self.transcript.move_to(at)
+
+    # Answers
+
+    def on_began(self, message: events.Began) -> None:
+        """What was said is kept; its answer grows from now on."""
+        self._show(message.view, follow=True)
+        found = next((e for e in reversed(self.transcript.entries) if isinstance(e, MessageEntry)), None)
+        self._growing = found if found is not None and found.message.id == message.answer_id else None
+        if self._growing is not None and not self._growing.text:
+            self._growing.begin()
+        elif self._growing is not None:
+            self._growing.go_on()
+        self._n_tokens, self._first_s = 0, 0.0
+
+    def on_working(self, message: events.Working) -> None:
+        """Loading, testing or prefill goes on."""
+        self._show_state(message.words)
+
+    def on_opened(self, _message: events.Opened) -> None:
+        """The model is ready."""
+        session = self.app.talker.session
+        warnings, session.warnings = (session.warnings, []) if session is not None else ([], [])  # type: ignore[union-attr]
+        for warning in warnings:
+            self.say(warning)
+        self._idle()
+        self.app.talker.aside(lambda session: session.warm())
+
+    def on_text_arrived(self, message: events.TextArrived) -> None:
+        """More of the answer."""
+        self.app.talker.is_painted = True
+        if self._growing is None or not (message.text or message.reasoning or message.n_tokens):
+            return
+        if not self._first_s:
+            self._first_s = time.monotonic()
+            self._n_tokens = -message.n_tokens  # the first ones took no decoding time
+        self._n_tokens += message.n_tokens
+        self._context_tokens += message.n_tokens
+        self._growing.grow(message.text, message.reasoning)
+        if message.text or not self._growing.text:
+            self.transcript.changed(self._growing)
+        if time.monotonic() - self._shown_s >= _LIVE_S:
+            self._show_state("answering" if self._growing.text else "thinking", self._speed())
+
+    def _speed(self) -> str:
+        elapsed_s = time.monotonic() - self._first_s
+        return f"{self._n_tokens / elapsed_s:.0f} tokens/s" if elapsed_s > SETTLED_S and self._n_tokens > 0 else ""
+
+    def on_ended(self, message: events.Ended) -> None:
+        """The answer is complete, or was stopped."""
+        turn = message.turn
+        self._context_tokens = turn.context_tokens or self._context_tokens
+        self._finish_growing(message.view)
+        stats = turn.answer.stats
+        self._idle(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
+
+    def _finish_growing(self, view: events.View) -> None:
+        growing, self._growing = self._growing, None
+        if growing is not None:
+            kept = next((m for m, _ in reversed(view.path) if m.id == growing.message.id), growing.message)
+            growing.finish(kept)
+        self._show(view, follow=False)
+
+    def on_noted(self, message: events.Noted) -> None:
+        """Something to know."""
+        self.say(message.words)
+
+    def on_failed(self, message: events.Failed) -> None:
+        """The engine or the model failed; what was said stays."""
+        if message.view is not None:
+            self._finish_growing(message.view)
+        self.complain(message.words)
+        self.give_back(message.taken_back)
+        self._idle()
+
+    def _idle(self, detail: str = "") -> None:
+        self.busy = self.answering = False
+        session = self.app.talker.session
+        self._show_state("ready" if session is not None and session.loaded is not None else "no model", detail)
+        if self._queued:
+            self.ask(self._queued.pop(0))
+        else:
+            self._count_draft()
+
+    # Saying something
+
+    @on(Prompt.Sent)
+    def _on_sent(self, message: Prompt.Sent) -> None:
+        try:
+            command = commands.parse(message.text)
+        except UsageError as problem:
+            self.complain(str(problem))
+            self.give_back(message.text)
+            return
+        if command is not None:
+            self.app.doing.run(*command)
+        elif self.busy:
+            self._queued.append(message.text)
+            self.show_live()
+        else:
+            self.ask(message.text)
+        self._forget_draft()
+
+    def ask(self, text: str) -> None:
+        """Say something, or say something differently."""
+        files = [*self.attached, *(p for p in map(_file, commands.files_in(text)) if p is not None)]
+        editing, self.editing, self.attached = self.editing, None, []
+        self.transcript.follows = True
+        if self.prompt.said_before is not None:
+            self.prompt.said_before.insert(0, text)
+        self.begin_answer()
+        if editing is not None:
+            self.app.talker.answer(lambda session: session.edit(editing, text), text)
+        else:
+            self.app.talker.say(text, files)
+
+    def begin_answer(self) -> None:
+        """An answer is asked for."""
+        self.busy = self.answering = True
+        if self.app.talker.session is not None:
+            self.app.talker.session.expect()
+        self._show_state("reading")
+
+    def give_back(self, text: str) -> None:
+        """Put words that were not said into the input, after what is there."""
+        if text:
+            self.prompt.load("\n\n".join(t for t in (self.prompt.full_text, text) if t))
+
+    # Drafts
+
+    @on(Prompt.Changed)
+    def _on_typed(self) -> None:
+        """Say how full the context would be, and keep what was typed, once the typing pauses."""
+        if self._counting is not None:
+            self._counting.stop()
+        self._counting = self.set_timer(COUNT_AFTER_S, self._typed)
+
+    def _typed(self) -> None:
+        if not self.app.is_leaving:
+            self._count_draft()
+            self._keep_draft(self.prompt.full_text)
+
+    def _count_draft(self) -> None:
+        if not self.busy:
+            self.app.talker.count(self.prompt.full_text.strip(), list(self.attached))
+
+    def on_counted(self, message: events.Counted) -> None:
+        """The tokens of what is in the input, with all before it."""
+        if self.busy or self.prompt.full_text.strip() != message.text:
+            return
+        if message.context_tokens:
+            self._context_tokens = message.context_tokens
+        self._show_state("ready", message.words or self._detail)
+
+    @work(thread=True, exclusive=True, group="draft", exit_on_error=False)
+    def _keep_draft(self, text: str) -> None:
+        session = self.app.talker.session
+        if session is not None and session.store.is_kept:
+            drafts.keep(session.conversation.id if len(session.tree) else "", text)
+
+    def _forget_draft(self) -> None:
+        if self._counting is not None:
+            self._counting.stop()
+        self._keep_draft("")
+
+    def _take_draft(self, view: events.View) -> None:
+        session = self.app.talker.session
+        if session is not None and session.store.is_kept and not self.prompt.text:
+            draft = drafts.read(view.conversation.id if view.path else "")
+            if draft:
+                self.prompt.load(draft)
+
+    # The live line
+
+    def _show_state(self, state: str, detail: str = "") -> None:
+        self._state, self._detail, self._shown_s = state, detail, time.monotonic()
+        self.show_live()
+
+    def show_live(self) -> None:
+        """Write the live line."""
+        session = self.app.talker.session
+        parts = [self._state, self._detail]
+        if self.editing is not None:
+            parts.append("editing (Esc: not)")
+        if self._queued:
+            parts.append(f"next: {first_line(self._queued[0], 20)}")
+        if self.attached:
+            parts.append(f"{len(self.attached)} attached")
+        if not self.transcript.follows:
+            parts.append("more below (Ctrl+End)")
+        if session is not None and session.loaded is not None:
+            parts.append(f"context {self._context_tokens}/{session.loaded.n_ctx}")
+            if self.size.width >= _WIDE:
+                parts.append(session.model_path.stem)
+        parts.append(self.app.pull_words)
+        words = visible("  ".join(p for p in parts if p))
+        self.query_one("#live", Static).update(words.replace("\n", " "), layout=False)
+
+    @on(Transcript.Moved)
+    def _on_moved(self) -> None:
+        self.show_live()
+
+    # Keys
+
+    def action_do(self, command: str) -> None:
+        """A command without anything after it."""
+        self.app.doing.run(command, "")
+
+    def action_search(self) -> None:
+        """Search everything."""
+        self.app.doing.search("")
+
+    def action_stop(self) -> None:
+        """Stop the answer, its text stays, and what waits goes back to the input; else to the conversation and back."""
+        waiting, self._queued = self._queued, []
+        self.give_back("\n\n".join(waiting))
+        if self.answering:
+            self.app.talker.stop()
+        elif self.editing is not None:
+            self.editing = None
+            self.prompt.load("")
+            self.show_live()
+        elif not waiting:
+            self.prompt.focus() if not self.prompt.has_focus else self.transcript.focus()
+
+    def action_prompt(self) -> None:
+        """To the input."""
+        self.prompt.focus()
+
+    def action_page(self, direction: int) -> None:
+        """The conversation a page up or down."""
+        self.transcript.action_page(direction)
+
+    def action_end(self) -> None:
+        """To the end of the conversation."""
+        self.transcript.action_bottom()
+
+    def action_switch(self, step: int) -> None:
+        """Another alternative of the message with the cursor, or of the last one that has any."""
+        self.app.doing.step(step)
+
+    def action_copy(self) -> None:
+        """Copy the message."""
+        self.app.doing.copy_message(self.transcript.current)
+
+    def action_copy_code(self) -> None:
+        """Copy its last block of code."""
+        self.app.doing.copy_code(self.transcript.current)
+
+    def action_edit(self) -> None:
+        """Edit the message, or what it answers."""
+        self.app.doing.edit_message(self.transcript.current)
+
+    def action_retry(self) -> None:
+        """Another answer."""
+        self.app.doing.retry_message(self.transcript.current)
+
+    def action_go_on(self) -> None:
+        """Continue the answer."""
+        self.app.doing.continue_message(self.transcript.current)
+
+    def action_delete(self) -> None:
+        """Delete the message and all after it."""
+        self.app.doing.delete_message(self.transcript.current)
+
+    def action_branch(self) -> None:
+        """Let the next message follow this one."""
+        self.app.doing.branch(self.transcript.current)
+
+    # The list of conversations
+
+    def refresh_list(self) -> None:
+        """Read the list again, if it is shown."""
+        for sidebar in self.query(Sidebar):
+            if sidebar.display:
+                sidebar.read()
+
+    @on(Transcript.WantsColour)
+    @work(exit_on_error=False)
+    async def _on_colour_wanted(self, message: Transcript.WantsColour) -> None:
+        """Colour a long block of code beside the screen."""
+        import asyncio
+
+        from edgechat.tui.pieces import coloured
+
+        piece, width = message.piece, message.width
+        rows = await asyncio.to_thread(coloured, piece.block, width, self.app.palette)
+        self.transcript.colour_done(piece, rows, width)
+
+
+def _file(name: str) -> Path | None:
+    """The file that an `@` names; None if there is none: then it is only a word."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
