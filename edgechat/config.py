@@ -184,7 +184,7 @@ def save(name: str, value: object, path: Path | None = None) -> None:
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
-    wrong = check(name, value)
+    wrong = check(name, value) if value is not None else ""
     if wrong:
         raise SettingsError(f"{name}: {wrong}")
     file = path or paths.config_file()

@@ -108,3 +108,20 @@ def first_line(text: str, n_chars: int = 60) -> str:
         return line
     cut = line[:n_chars]
     return (cut.rsplit(" ", 1)[0] if " " in cut[n_chars // 2 :] else cut) + "…"
+
+
+def figures(message: Message) -> str:
+    """How fast an answer came, and what helped."""
+    stats = message.stats
+    if stats is None:
+        return ""
+    words = [f"{stats.completion_tokens} tokens"]
+    if stats.decode_tps:
+        words.append(f"{stats.decode_tps:.0f} tokens/s")
+    words.append(f"first after {stats.ttft_s:.2f} s")
+    words.append(f"{stats.cached_tokens} of {stats.prompt_tokens} cached")
+    if stats.n_drafted:
+        words.append(f"{stats.n_accepted}/{stats.n_drafted} drafts accepted")
+    if message.model:
+        words.append(message.model.removesuffix(".gguf"))
+    return ", ".join(words)

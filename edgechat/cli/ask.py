@@ -92,14 +92,14 @@ def answer(text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_an
         interrupted = True  # the second one does not wait
         session.stop()
 
-    status = _Status()
+    status = Status()
     try:
         session.open(lambda event: status.show(event.words))
         for warning in session.warnings:
             status.note(warning)
         before = signal.signal(signal.SIGINT, interrupt)
         try:
-            ended = _stream(session.send(text, attachments, n_answers), status, quiet=as_json or n_answers > 1)
+            ended = stream(session.send(text, attachments, n_answers), status, quiet=as_json or n_answers > 1)
         finally:
             signal.signal(signal.SIGINT, before)
         if as_json:
@@ -113,7 +113,8 @@ def answer(text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_an
         raise KeyboardInterrupt
 
 
-def _stream(answering: Iterator[SessionEvent], status: _Status, *, quiet: bool) -> TurnFinished | TurnInterrupted:
+def stream(answering: Iterator[SessionEvent], status: Status, *, quiet: bool) -> TurnFinished | TurnInterrupted:
+    """Print an answer as it comes, unless `quiet`; returns its last event. Raises EdgechatError."""
     from edgechat.chat import events
     from edgechat.errors import EngineError
 
@@ -170,7 +171,7 @@ def _print_json(session: Session, ended: TurnFinished | TurnInterrupted) -> None
     click.echo(msgspec.json.encode(result).decode())
 
 
-class _Status:
+class Status:
     """One line on a terminal's standard error, gone before anything else is written."""
 
     def __init__(self) -> None:

@@ -56,16 +56,26 @@ class _Root(click.Group):
 )
 @click.version_option(__version__, prog_name="edgechat")
 @conversation_options
+@click.option(
+    "--plain",
+    is_flag=True,
+    default=None,
+    help="Chat line by line, without drawing: for screen readers, dumb terminals and pipes.",
+)
 @click.pass_context
-def edgechat(context: click.Context, /, **options: Any) -> None:
+def edgechat(context: click.Context, /, *, plain: bool | None, **options: Any) -> None:
     """Chat with an open-weight model on this machine.
 
     Without a command: opens the chat on a terminal, or answers what comes on standard input.
     """
     if context.invoked_subcommand is not None:
-        if any(value is not None for value in options.values()):
+        if plain or any(value is not None for value in options.values()):
             raise UsageError(f"options go after the command: edgechat {context.invoked_subcommand} ... OPTIONS")
         return
+    if plain or (sys.stdin.isatty() and os.environ.get("TERM") == "dumb"):
+        from edgechat.cli.plain import run_plain
+
+        context.exit(run_plain(**options))
     if not sys.stdin.isatty():
         ask_stdin(**options)
         return

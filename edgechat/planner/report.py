@@ -9,6 +9,8 @@ import msgspec
 
 from edgechat.planner.choice import PROMPT_TOKENS, Rated
 from edgechat.planner.memory import MemoryEstimate
+from edgechat.planner.plan import LoadPlan
+from edgechat.words import size
 
 BAR: Final = 24
 """Characters of a bar."""
@@ -116,3 +118,36 @@ def best_of_each(rows: list[Row]) -> list[Row]:
             seen.add(model)
             kept.append(row)
     return kept
+
+
+def plan_lines(made: LoadPlan) -> list[str]:
+    """What a plan takes of memory, and why everything is as it is."""
+    lines = ["Memory"]
+    for name, _, words in PARTS:
+        count = int(getattr(made.estimate, name))
+        if count:
+            lines.append(f"  {words:<32}{size(count):>10}")
+    lines.append(f"  {'together':<32}{size(made.estimate.total):>10}")
+    if made.trades:
+        lines += ["", "Given up so that it fits", *(f"  {trade}" for trade in made.trades)]
+    lines += ["", "Why so"]
+    values: dict[str, Any] = {"n_threads": made.n_threads, "n_batch": made.n_batch}
+    for name, reason in made.reasons.items():
+        value = getattr(made.options, name, values.get(name))
+        lines.append(f"  {name}{'' if value is None else f' = {value}'}: {reason}")
+    return lines
+
+
+def row_lines(row: Row, available: int) -> list[str]:
+    """A candidate in a few lines: verdict, memory against what there is, speed and quality."""
+    lines = [f"{row.name}  {row.quant}", row.verdict]
+    if available:
+        lines.append(f"[{bar(row.memory, available):<24}] {size(row.total_bytes)} of {size(available)}")
+    facts = [f"context {row.n_ctx}" if row.n_ctx else ""]
+    facts.append(f"about {row.decode_tps:.0f} tokens/s" if row.decode_tps else "speed not known")
+    if row.ttft_1000_s:
+        facts.append(f"{row.ttft_1000_s:.0f} s to read 1,000 tokens")
+    if row.quality is not None:
+        facts.append(f"quality {max(0.0, row.quality):.1f}{'' if row.quality_is_measured else ' (a guess)'}")
+    lines.append(", ".join(fact for fact in facts if fact))
+    return lines

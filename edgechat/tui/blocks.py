@@ -21,6 +21,7 @@ class Block:
         self.kind = kind
         self.indent = indent
         self.language = language
+        """What stands after the fence: a language's name, and perhaps more."""
         self.gap = gap
         """True if there is an empty line before it."""
         self.lines: list[str] = []
@@ -99,7 +100,7 @@ class Splitter:
         fence = _FENCE.fullmatch(line)
         if fence is not None and not (fence["marks"][0] == "`" and "`" in fence["info"]):
             self._marks = fence["marks"]
-            self._begin("code", len(fence["indent"]), (fence["info"].split() or [""])[0])
+            self._begin("code", len(fence["indent"]), fence["info"].strip())
         elif not line.strip():
             self._close()
             self._gap = True

@@ -454,35 +454,35 @@ class ChatScreen(Screen[None]):
 
     def action_switch(self, step: int) -> None:
         """Another alternative of the message with the cursor, or of the last one that has any."""
-        self.app.doing.step(step)
+        self.app.doing.attempt(self.app.doing.step, step)
 
     def action_copy(self) -> None:
         """Copy the message."""
-        self.app.doing.copy_message(self.transcript.current)
+        self.app.doing.attempt(self.app.doing.copy_message, self.transcript.current)
 
     def action_copy_code(self) -> None:
         """Copy its last block of code."""
-        self.app.doing.copy_code(self.transcript.current)
+        self.app.doing.attempt(self.app.doing.copy_code, self.transcript.current)
 
     def action_edit(self) -> None:
         """Edit the message, or what it answers."""
-        self.app.doing.edit_message(self.transcript.current)
+        self.app.doing.attempt(self.app.doing.edit_message, self.transcript.current)
 
     def action_retry(self) -> None:
         """Another answer."""
-        self.app.doing.retry_message(self.transcript.current)
+        self.app.doing.attempt(self.app.doing.retry_message, self.transcript.current)
 
     def action_go_on(self) -> None:
         """Continue the answer."""
-        self.app.doing.continue_message(self.transcript.current)
+        self.app.doing.attempt(self.app.doing.continue_message, self.transcript.current)
 
     def action_delete(self) -> None:
         """Delete the message and all after it."""
-        self.app.doing.delete_message(self.transcript.current)
+        self.app.doing.attempt(self.app.doing.delete_message, self.transcript.current)
 
     def action_branch(self) -> None:
         """Let the next message follow this one."""
-        self.app.doing.branch(self.transcript.current)
+        self.app.doing.attempt(self.app.doing.branch, self.transcript.current)
 
     # The list of conversations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edgechat.chat import commands
 from edgechat.errors import EdgechatError, UsageError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
     from edgechat.tui.app import ChatApp
     from edgechat.tui.chat import ChatScreen
+
+T = TypeVar("T")
 
 
 class Doing:
@@ -30,8 +32,12 @@ class Doing:
 
     def run(self, name: str, argument: str) -> None:
         """Do what a command says; what is wrong with it is said."""
+        self.attempt(getattr(self, f"do_{name}"), argument)
+
+    def attempt(self, do: Callable[[T], object], argument: T) -> None:
+        """Do something; what is wrong with it is said."""
         try:
-            getattr(self, f"do_{name}")(argument)
+            do(argument)
         except EdgechatError as problem:
             self._chat.complain(str(problem))
 
@@ -131,9 +137,9 @@ class Doing:
         view = self._chat.view
         if view is None or not view.path:
             raise UsageError("nothing was said in this conversation yet")
-        file = Path(name or f"{_file_name(view.conversation.title)}.md").expanduser().absolute()
 
         def run(session: Session) -> None:
+            file = Path(name or f"{_file_name(session.conversation.title)}.md").expanduser().absolute()
             self._app.export(session.store, session.conversation.id, file)
             self._app.talker.note(f"written to {file}")
 

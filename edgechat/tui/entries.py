@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
+from edgechat.chat.messages import figures
 from edgechat.chat.visible import visible
 from edgechat.tui.blocks import Block, Splitter
 from edgechat.tui.pieces import Code, Piece, Prose, Words, guess_rows
@@ -119,7 +120,7 @@ class MessageEntry(Entry):
             why = "stopped" if message.finish_reason == "cancelled" else "interrupted"
             found.append(Words(f"({why}; /continue goes on)", "muted", gap=bool(message.text)))
         if self.shows_figures and message.stats is not None:
-            found.append(Words(figures(message), "muted", gap=True))
+            found.append(Words(visible(figures(message)), "muted", gap=True))
         return found
 
     # Growing
@@ -225,20 +226,3 @@ def plain(text: str, style: str) -> list[Piece]:
             n_chars += len(part)
     pieces.append(Words("\n".join(lines), style))
     return pieces
-
-
-def figures(message: Message) -> str:
-    """How fast an answer came, and what helped."""
-    stats = message.stats
-    if stats is None:
-        return ""
-    words = [f"{stats.completion_tokens} tokens"]
-    if stats.decode_tps:
-        words.append(f"{stats.decode_tps:.0f} tokens/s")
-    words.append(f"first after {stats.ttft_s:.2f} s")
-    words.append(f"{stats.cached_tokens} of {stats.prompt_tokens} cached")
-    if stats.n_drafted:
-        words.append(f"{stats.n_accepted}/{stats.n_drafted} drafts accepted")
-    if message.model:
-        words.append(visible(message.model.removesuffix(".gguf")))
-    return ", ".join(words)

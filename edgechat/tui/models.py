@@ -15,7 +15,6 @@ from textual.widgets.option_list import Option
 
 from edgechat.chat.visible import visible
 from edgechat.errors import EdgechatError
-from edgechat.tui.plans import details
 from edgechat.words import size
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ class ModelsScreen(ModalScreen[None]):
         message.stop()
         row = self._rows.get(message.option_id or "")
         if row is not None:
-            self.query_one("#details", Static).update(Text(visible(details(row, self._available))))
+            self._show_details(self._words(row))
         elif message.option_id is not None:
             self._look(message.option_id.removeprefix(f"{_HUB}:"))
 
@@ -164,11 +163,17 @@ class ModelsScreen(ModalScreen[None]):
             if found is not None:
                 candidate = choosing.candidate(repo, found[1], repo=repo, is_here=False)
                 [rated] = choosing.rate_all([candidate], self.app.settings)
-                said = details(row(rated, None), self._available)
+                said = self._words(row(rated, None))
         except EdgechatError as error:
             said = str(error)
         if not worker.is_cancelled and said:
             self.app.call_from_thread(self._show_details, said)
+
+    def _words(self, row: Row) -> str:
+        from edgechat.planner.report import row_lines
+
+        key = "Enter uses it" if row.is_here else "Enter gets it"
+        return "\n".join([*row_lines(row, self._available), key])
 
     def _show_details(self, words: str) -> None:
         self.query_one("#details", Static).update(Text(visible(words)))

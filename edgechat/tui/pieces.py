@@ -171,7 +171,7 @@ def coloured(block: Block, width: int, palette: Palette) -> list[Strip]:
 
     caption = [_caption(block, width, palette)] if block.language else []
     try:
-        lexer = get_lexer_by_name(block.language, stripnl=False, ensurenl=False)
+        lexer = get_lexer_by_name(block.language.split()[0], stripnl=False, ensurenl=False)
     except ClassNotFound:
         return caption + [
             row

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual.binding import Binding, BindingType
@@ -11,13 +11,11 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from edgechat.chat.visible import visible
-from edgechat.words import size
+from edgechat.planner.report import plan_lines
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
-    from edgechat.planner.plan import LoadPlan
-    from edgechat.planner.report import Row
     from edgechat.tui.app import ChatApp
 
 
@@ -67,41 +65,3 @@ class PlanScreen(TextScreen):
         else:
             lines.append("Ctrl+O shows what else there is, with what each would take.")
         return "\n".join([*lines, "", *plan_lines(made)])
-
-
-def plan_lines(made: LoadPlan) -> list[str]:
-    """What a plan takes of memory, and why everything is as it is."""
-    from edgechat.planner.report import PARTS
-
-    lines = ["Memory"]
-    for name, _, words in PARTS:
-        count = int(getattr(made.estimate, name))
-        if count:
-            lines.append(f"  {words:<32}{size(count):>10}")
-    lines.append(f"  {'together':<32}{size(made.estimate.total):>10}")
-    if made.trades:
-        lines += ["", "Given up so that it fits", *(f"  {trade}" for trade in made.trades)]
-    lines += ["", "Why so"]
-    values: dict[str, Any] = {"n_threads": made.n_threads, "n_batch": made.n_batch}
-    for name, reason in made.reasons.items():
-        value = getattr(made.options, name, values.get(name))
-        lines.append(f"  {name}{'' if value is None else f' = {value}'}: {reason}")
-    return lines
-
-
-def details(row: Row, available: int) -> str:
-    """A candidate in a few lines: verdict, memory against what there is, speed and quality."""
-    from edgechat.planner.report import bar
-
-    lines = [f"{row.name}  {row.quant}", row.verdict]
-    if available:
-        lines.append(f"[{bar(row.memory, available):<24}] {size(row.total_bytes)} of {size(available)}")
-    facts = [f"context {row.n_ctx}" if row.n_ctx else ""]
-    facts.append(f"about {row.decode_tps:.0f} tokens/s" if row.decode_tps else "speed not known")
-    if row.ttft_1000_s:
-        facts.append(f"{row.ttft_1000_s:.0f} s to read 1,000 tokens")
-    if row.quality is not None:
-        facts.append(f"quality {max(0.0, row.quality):.1f}{'' if row.quality_is_measured else ' (a guess)'}")
-    lines.append(", ".join(fact for fact in facts if fact))
-    lines.append("Enter uses it" if row.is_here else "Enter gets it")
-    return "\n".join(lines)

@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, StoreError, TemplateError
+from edgechat.errors import (
+    AttachmentError,
+    ContextOverflowError,
+    EdgechatError,
+    EngineDiedError,
+    StoreError,
+    TemplateError,
+    UsageError,
+)
 from edgechat.tui import events
 
 if TYPE_CHECKING:
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
 # Text reaches the screen about twelve times a second: nobody reads faster, and every repaint costs.
 PAINT_S: Final = 0.08
 # With these errors a message is not in the conversation.
-_NOT_SAID: Final = (ContextOverflowError, TemplateError, StoreError)
+_NOT_SAID: Final = (AttachmentError, ContextOverflowError, StoreError, TemplateError, UsageError)
 
 Ask = Callable[["Session"], "Iterator[SessionEvent]"]
 Job = Callable[["Session"], object]

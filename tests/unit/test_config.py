@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from edgechat import config
 from edgechat.config import Settings, check, load
+from edgechat.errors import SettingsError
 
 
 def write(path: Path, text: str) -> Path:
@@ -65,3 +67,32 @@ def test_defaults_pass_their_own_checks() -> None:
 def test_what_stands_for_true_in_the_environment(text: str, value: bool) -> None:
     settings, problems = load(environment={"EDGECHAT_STRICT": text, "EDGECHAT_REASONING": text})
     assert (settings.strict, settings.reasoning, problems) == (value, value, [])
+
+
+def test_a_setting_is_saved_and_all_else_stays(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "config.toml"
+    config.save("temperature", 0.5, file)
+    file.write_text('# mine\ntemperature = 0.5 # cool\nunknown = 1\n\n[keys]\n"chat.new" = "f9"\n')
+    config.save("top_k", 7, file)
+    config.save("temperature", 0.25, file)
+    text = file.read_text()
+    assert text.startswith("# mine\ntemperature = 0.25 # cool\nunknown = 1\n")
+    settings, problems = config.load(file, {})
+    assert (settings.temperature, settings.top_k, settings.keys) == (0.25, 7, {"chat.new": "f9"})
+    assert len(problems) == 1
+    config.save("temperature", None, file)
+    assert config.load(file, {})[0].temperature == Settings().temperature
+
+
+def test_what_cannot_be_saved_leaves_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("this is = not = toml")
+    with pytest.raises(SettingsError, match="nothing was written"):
+        config.save("top_k", 7, file)
+    with pytest.raises(SettingsError, match="not between"):
+        config.save("temperature", 99.0, file)
+    assert file.read_text() == "this is = not = toml"
+
+
+def test_every_setting_is_described() -> None:
+    assert set(config.describe()) == set(Settings.__struct_fields__)
