@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
         (directory / "cache").mkdir(parents=True)
         shutil.copy(verdicts, directory / "cache")
     return directory
+
+
+@pytest.fixture(autouse=True)
+def apps() -> Iterator[None]:
+    """End chats that a test opened."""
+    yield
+    driving = sys.modules.get("tests.tui.driving")
+    if driving is not None:
+        driving.close_all()
 
 
 @pytest.fixture(scope="session")

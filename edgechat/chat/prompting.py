@@ -143,6 +143,8 @@ def _messages(
     for message in shown:
         if message.role == "tool":  # what another program's tools said is not the model's to answer
             continue
+        if message.role == "assistant" and not message.text:  # cut off before its first word: no example to follow
+            continue
         content = with_attachments(message.text, message.attachments, read)
         last = messages[-1] if messages else None
         if last is not None and last.role == message.role:  # many templates refuse two in a row

@@ -315,6 +315,7 @@ class ChatApp(App[int]):
 
 def run_app(app: ChatApp) -> int:
     """Hold the conversation on this terminal; returns the exit code."""
+    keys.know_alt_enter()
     try:
         app.run()
     finally:

@@ -355,7 +355,7 @@ class ChatScreen(Screen[None]):
     def _typed(self) -> None:
         if not self.app.is_leaving:
             self._count_draft()
-            self._keep_draft(self.prompt.full_text)
+            self.app.talker.keep_draft(self._draft_key, self.prompt.full_text)
 
     def _count_draft(self) -> None:
         if not self.busy:
@@ -369,16 +369,15 @@ class ChatScreen(Screen[None]):
             self._context_tokens = message.context_tokens
         self._show_state("ready", message.words or self._detail)
 
-    @work(thread=True, exclusive=True, group="draft", exit_on_error=False)
-    def _keep_draft(self, text: str) -> None:
-        session = self.app.talker.session
-        if session is not None and session.store.is_kept:
-            drafts.keep(session.conversation.id if len(session.tree) else "", text)
-
     def _forget_draft(self) -> None:
         if self._counting is not None:
             self._counting.stop()
-        self._keep_draft("")
+        self.app.talker.keep_draft(self._draft_key, "")
+
+    @property
+    def _draft_key(self) -> str:
+        """Where the draft of this conversation is; of all new ones, "" is."""
+        return self.view.conversation.id if self.view is not None and self.view.path else ""
 
     def _take_draft(self, view: events.View) -> None:
         session = self.app.talker.session

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import enum
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.binding import Binding
 
 if TYPE_CHECKING:
@@ -22,6 +24,17 @@ VIM: Final[Mapping[str, str]] = {
     "chat.prompt": "i",
 }
 """What moving like in vim adds."""
+
+
+class _Missing(enum.Enum):
+    """What Textual has no name for."""
+
+    ALT_ENTER = "alt+enter"
+
+
+def know_alt_enter() -> None:
+    """Terminals that do not speak the newer protocol send Escape and Return, which Textual takes for Return alone."""
+    ANSI_SEQUENCES_KEYS["\x1b\r"] = (_Missing.ALT_ENTER,)  # type: ignore[index]
 
 
 class Key(NamedTuple):

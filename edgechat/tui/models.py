@@ -42,8 +42,8 @@ class ModelsScreen(ModalScreen[None]):
         Binding("escape", "leave", "Back", id="models.leave"),
         Binding("down", "move(1)", "Down", id="models.down", show=False),
         Binding("up", "move(-1)", "Up", id="models.up", show=False),
-        Binding("ctrl+s", "hub", "Search the hub for these words", id="models.hub"),
-        Binding("ctrl+x", "cancel", "Stop the download", id="models.cancel"),
+        Binding("ctrl+s", "hub", "Search the hub for these words", id="models.hub", priority=True),
+        Binding("ctrl+x", "cancel", "Stop the download", id="models.cancel", priority=True),
     ]
 
     class Rated(Message):
@@ -212,7 +212,7 @@ class ModelsScreen(ModalScreen[None]):
         """Search the hub."""
         words = self.query_one(Input).value.strip()
         if words:
-            self._show_details(f"asking the hub for {words!r} ...")
+            self._say(f"asking the hub for {words!r} ...")
             self._search(words)
 
     @work(thread=True, exclusive=True, group="hub", exit_on_error=False)
@@ -231,11 +231,13 @@ class ModelsScreen(ModalScreen[None]):
         if found:
             self.query_one(Input).value = ""
         self._fill()
-        if problem:
-            self._show_details(problem)
-        elif found:
+        self._say(problem)
+        if found:
             options = self.query_one(OptionList)
             options.highlighted = options.get_option_index(f"{_HUB}:{next(iter(found))}")
+
+    def _say(self, words: str) -> None:
+        self.query_one("#pull", Static).update(visible(words))
 
     def action_cancel(self) -> None:
         """Stop the download; it can be gone on with."""

@@ -85,6 +85,8 @@ class Prompt(TextArea):
         self._draft = ""
         self._pastes: dict[int, str] = {}
         self._completions: list[completion.Completion] = []
+        self._completed = ""
+        """What they were found for."""
 
     # Text
 
@@ -125,7 +127,7 @@ class Prompt(TextArea):
     async def _on_key(self, event: Key) -> None:
         # Not bindings with priority: those act when a key arrives, while the letters before it still wait in
         # this widget's queue. A line and its Enter that come in one packet would be torn apart.
-        if self._popup.display and await self._steer(event.key):
+        if self._popup.display and self._steer(event.key):
             event.prevent_default()
             event.stop()
             return
@@ -222,7 +224,7 @@ class Prompt(TextArea):
         found = message.found
         if len(found) == 1 and message.before.endswith(found[0].text.strip()):
             found = []  # it is there already
-        self._completions = found
+        self._completions, self._completed = found, message.before
         popup = self._popup
         popup.clear_options()
         width = max((len(c.shown) for c in found), default=0)
@@ -231,9 +233,12 @@ class Prompt(TextArea):
         if found:
             popup.highlighted = 0
 
-    async def _steer(self, key: str) -> bool:
+    def _steer(self, key: str) -> bool:
         """Let keys move in what is offered; False if the key means something else."""
         popup = self._popup
+        if self._completed != self._before:  # typed faster than it was found
+            popup.display = False
+            return False
         if key in {"up", "down"}:
             popup.action_cursor_up() if key == "up" else popup.action_cursor_down()
         elif key == "tab" or (key == "enter" and not self._is_whole()):

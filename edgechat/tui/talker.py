@@ -18,7 +18,7 @@ from edgechat.errors import (
     TemplateError,
     UsageError,
 )
-from edgechat.tui import events
+from edgechat.tui import drafts, events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +46,7 @@ class Talker:
         self._post = post
         self._turns = ThreadPoolExecutor(1, "turns")
         self._asides = ThreadPoolExecutor(2, "asides")
+        self._drafts = ThreadPoolExecutor(1, "drafts")
         self.session: Session | None = None
         """None until it was made."""
         self.is_leaving = False
@@ -56,15 +57,25 @@ class Talker:
 
     def do(self, job: Job, *, model: bool = False) -> None:
         """Have something done to the session after all that was asked for before; with its `model` loaded, if need be."""
-        self._turns.submit(self._guarded, job, needs_model=model)
+        self._submit(self._turns, lambda: self._guarded(job, needs_model=model))
 
     def aside(self, job: Job) -> None:
         """Have something done beside turns, for which nobody waits; its errors are nobody's business."""
-        self._asides.submit(self._quietly, job)
+        self._submit(self._asides, lambda: self._quietly(job))
 
     def answer(self, ask: Ask, text: str = "") -> None:
         """Have something answered; `text` is given back if it could not be said."""
-        self._turns.submit(self._guarded, lambda session: self._answer(session, ask), text, needs_model=True)
+        job = lambda session: self._answer(session, ask)  # noqa: E731  (one line)
+        self._submit(self._turns, lambda: self._guarded(job, text, needs_model=True))
+
+    def keep_draft(self, conversation_id: str, text: str) -> None:
+        """Write down what was typed, one after the other; nothing of a conversation that is not kept."""
+        if self.session is not None and self.session.store.is_kept:
+            self._submit(self._drafts, lambda: drafts.keep(conversation_id, text))
+
+    def _submit(self, threads: ThreadPoolExecutor, job: Callable[[], object]) -> None:
+        if not self.is_leaving:
+            threads.submit(job)
 
     def _guarded(self, run: Job, text: str = "", *, needs_model: bool) -> None:
         try:
@@ -82,7 +93,7 @@ class Talker:
 
     def open(self) -> None:
         """Make the session, show its conversation, and load the model."""
-        self._turns.submit(self._guarded, self._ready, needs_model=False)
+        self._submit(self._turns, lambda: self._guarded(self._ready, needs_model=False))
 
     def _ready(self, _session: Session) -> None:
         gc.enable()  # see edgechat.cli.commands
@@ -129,6 +140,7 @@ class Talker:
         if self.session is not None:
             self.session.close()
         self._turns.shutdown(wait=True, cancel_futures=True)
+        self._drafts.shutdown(wait=True)
         self._asides.shutdown(wait=False, cancel_futures=True)
 
     # Answers

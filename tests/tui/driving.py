@@ -28,7 +28,7 @@ def an_app(model: Path, problems: Sequence[str] = (), store: Store | None = None
     """An app on a real model."""
     settings = settings_of(**({"n_ctx": 2048} | options))
     kept = store or ephemeral_store()
-    return ChatApp(lambda: Session(kept, settings, model), problems, settings, export)
+    return _noted(ChatApp(lambda: Session(kept, settings, model), problems, settings, export))
 
 
 def scripted(
@@ -42,7 +42,21 @@ def scripted(
     """An app on a script."""
     settings = settings_of(**options)
     kept, played = store or ephemeral_store(), script or Script(answers or ("An answer.",))
-    return ChatApp(lambda: ScriptedSession(kept, settings, played, conversation), problems, settings, export)
+    return _noted(ChatApp(lambda: ScriptedSession(kept, settings, played, conversation), problems, settings, export))
+
+
+_made: list[ChatApp] = []
+
+
+def _noted(app: ChatApp) -> ChatApp:
+    _made.append(app)
+    return app
+
+
+def close_all() -> None:
+    """End what a test left running, whatever became of it."""
+    while _made:
+        _made.pop().talker.close()
 
 
 async def until(condition: Callable[[], object], seconds: float = 30) -> None:

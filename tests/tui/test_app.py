@@ -34,7 +34,6 @@ async def test_a_question_is_answered(starter: Path, size: tuple[int, int]) -> N
         assert "/2048" in live(app)
         await pilot.press(*"More", "enter")
         await until(lambda: len(answers(app)) == 2 and live(app).startswith("ready"))
-    session(app).close()
 
 
 async def test_a_message_before_the_model_is_ready_is_answered_when_it_is(starter: Path) -> None:
@@ -44,7 +43,6 @@ async def test_a_message_before_the_model_is_ready_is_answered_when_it_is(starte
         await pilot.press("enter")
         await until(lambda: answers(app) and live(app).startswith("ready"))
         assert texts(app, "user") == ["Early"]
-    session(app).close()
 
 
 async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
@@ -59,7 +57,6 @@ async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
         assert said.interrupted
         assert answers(app) == [said.text]
         assert "(stopped; /continue goes on)" in screen_text(app)
-    session(app).close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
@@ -83,7 +80,6 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
         await until(lambda: len(answers(app)) == 2)
         await pilot.press("escape")
         assert session(app).engine.pid != first
-    session(app).close()
 
 
 async def test_a_model_that_cannot_be_loaded_is_an_error_on_the_screen(tmp_path: Path) -> None:
@@ -94,7 +90,6 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_on_the_screen(tmp_path:
         await until(lambda: texts(app, "error"))
         assert "not a GGUF file" in texts(app, "error")[0]
         assert "EDGECHAT_TOP_K" in " ".join(texts(app, "note"))
-    session(app).close()
 
 
 async def test_a_burst_of_keys_is_one_message(starter: Path) -> None:
@@ -106,7 +101,6 @@ async def test_a_burst_of_keys_is_one_message(starter: Path) -> None:
             app.chat.post_message(Key(key, key if len(key) == 1 else "\r"))
         await until(lambda: answers(app))
         assert texts(app, "user") == ["ab"]
-    session(app).close()
 
 
 async def test_an_idle_screen_does_nothing(starter: Path) -> None:
@@ -117,7 +111,6 @@ async def test_an_idle_screen_does_nothing(starter: Path) -> None:
         before = sum(os.times()[:2])
         await asyncio.sleep(2.0)
         assert sum(os.times()[:2]) - before < 0.1  # CPU time, which another load does not change
-    session(app).close()
 
 
 async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
@@ -145,7 +138,6 @@ async def test_a_message_that_does_not_fit_goes_back_to_the_input(starter: Path)
         app.chat.prompt.text = "Hi"
         await pilot.press("enter")
         await until(lambda: answers(app))
-    session(app).close()
 
 
 async def test_stopping_before_the_first_word_keeps_turns_alternating(starter: Path) -> None:
@@ -157,7 +149,6 @@ async def test_stopping_before_the_first_word_keeps_turns_alternating(starter: P
         await until(lambda: live(app).startswith("ready"))
         assert [m.role for m in session(app).tree.path] == ["user", "assistant"]
         assert session(app).tree.path[1].interrupted
-    session(app).close()
 
 
 async def test_messages_that_wait_go_back_to_the_input_on_escape(starter: Path) -> None:
@@ -169,7 +160,6 @@ async def test_messages_that_wait_go_back_to_the_input_on_escape(starter: Path) 
         await until(lambda: answers(app))
         await pilot.press("escape")
         assert app.chat.prompt.text == "next\n\nand then"
-    session(app).close()
 
 
 async def test_the_context_is_counted_before_a_message_is_sent(starter: Path) -> None:
@@ -180,7 +170,6 @@ async def test_the_context_is_counted_before_a_message_is_sent(starter: Path) ->
         await until(lambda: f"context {session(app).context_use('Hi')[0]}/2048" in live(app))
         app.chat.prompt.text = "word " * 3000
         await until(lambda: "too long for the context" in live(app))
-    session(app).close()
 
 
 async def test_the_model_names_the_conversation_in_idle_time(tmp_path: Path) -> None:
@@ -189,4 +178,3 @@ async def test_the_model_names_the_conversation_in_idle_time(tmp_path: Path) -> 
         await pilot.press(*"Where is it?", "enter")
         await until(lambda: answers(app) == ["Paris"])
         await until(lambda: session(app).conversation.title == "Paris")
-    session(app).close()

@@ -70,7 +70,6 @@ async def test_an_edit_is_an_alternative_and_both_are_kept() -> None:
         assert said(app) == ["Question", "First."]
         app.doing.run("switch", "2")
         await until(lambda: texts(app, "user") == ["Question again"])
-    app.talker.close()
 
 
 async def test_an_edit_can_be_given_up() -> None:
@@ -83,7 +82,6 @@ async def test_an_edit_can_be_given_up() -> None:
         await pilot.press("escape")
         assert app.chat.editing is None
         assert app.chat.prompt.text == ""
-    app.talker.close()
 
 
 async def test_another_answer_and_a_branch() -> None:
@@ -105,7 +103,6 @@ async def test_another_answer_and_a_branch() -> None:
         await ask(app, "Instead")
         assert [e.place for e in messages(app)][2] == (2, 2)
         assert said(app)[2] == "Instead"
-    app.talker.close()
 
 
 async def test_a_stopped_answer_is_kept_and_goes_on() -> None:
@@ -127,7 +124,6 @@ async def test_a_stopped_answer_is_kept_and_goes_on() -> None:
         await until(lambda: not app.chat.busy and said(app)[1].endswith("more."))
         assert said(app)[1] == f"{begun} And more."
         assert texts(app, "assistant") == [said(app)[1]]
-    app.talker.close()
 
 
 async def test_deleted_and_brought_back() -> None:
@@ -144,7 +140,6 @@ async def test_deleted_and_brought_back() -> None:
         app.chat.prompt.load("/delete")
         app.chat.prompt.action_send()
         await until(lambda: len(messages(app)) == 2)
-    app.talker.close()
 
 
 # Conversations
@@ -161,7 +156,6 @@ async def test_a_conversation_goes_on_where_it_was_left(starter: Path) -> None:
         await until(lambda: "context 0/" not in live(app))
         await ask(app, "More")
         assert said(app)[-2:] == ["More", "An answer."]
-    app.talker.close()
 
 
 async def test_the_list_is_narrowed_and_leads_to_conversations() -> None:
@@ -189,7 +183,6 @@ async def test_the_list_is_narrowed_and_leads_to_conversations() -> None:
             )
         )
         assert len(store.list()) == 4
-    app.talker.close()
 
 
 async def test_pinned_and_deleted_from_the_list() -> None:
@@ -212,7 +205,6 @@ async def test_pinned_and_deleted_from_the_list() -> None:
         await until(lambda: len(store.list()) == 1)
         await pilot.press("escape")
         assert not app.chat.query_one(Sidebar).display
-    app.talker.close()
 
 
 async def test_search_leads_to_a_message_on_another_branch() -> None:
@@ -238,7 +230,6 @@ async def test_search_leads_to_a_message_on_another_branch() -> None:
             )
         )
         await pilot.press("escape")
-    app.talker.close()
 
 
 async def test_renamed_pinned_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +257,6 @@ async def test_renamed_pinned_exported(tmp_path: Path, monkeypatch: pytest.Monke
         assert json.loads((tmp_path / "out.json").read_text())
         assert "<strong>bold</strong>" in (tmp_path / "out.html").read_text()
         assert "out.pdf" in texts(app, "error")[1]
-    app.talker.close()
 
 
 # Input
@@ -294,7 +284,6 @@ async def test_what_was_said_comes_back_with_up_and_by_search() -> None:
         await until(lambda: prompt.text == "older")
         await pilot.press("enter")
         await until(lambda: said(app) == ["older", "An answer."])
-    app.talker.close()
 
 
 async def test_commands_and_files_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +310,6 @@ async def test_commands_and_files_are_completed(tmp_path: Path, monkeypatch: pyt
         await until(lambda: popup.display)
         await pilot.press("escape")
         assert not popup.display
-    app.talker.close()
 
 
 async def test_a_file_that_cannot_go_along_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -335,7 +323,6 @@ async def test_a_file_that_cannot_go_along_is_said_and_nothing_is_lost(tmp_path:
         assert "neither UTF-8 text nor a picture" in texts(app, "error")[0]
         assert "binary.bin" in app.chat.prompt.text
         assert session(app).tree.path == []
-    app.talker.close()
 
 
 @pytest.mark.parametrize("pasted", ["short\ntext", "line\r\n" * 5000, "x" * 100_000, "a\x1b[201~\x00b\x9b"])
@@ -353,7 +340,6 @@ async def test_a_paste_is_one_message(pasted: str) -> None:
         assert kept.startswith("See: ")
         assert not {"\x1b", "\x00", "\x9b", "\r"} & set(kept)
         assert len(kept) >= len(pasted.replace("\r\n", "\n").strip())
-    app.talker.close()
 
 
 async def test_a_paste_beyond_the_context_comes_back_whole() -> None:
@@ -367,7 +353,6 @@ async def test_a_paste_beyond_the_context_comes_back_whole() -> None:
         assert "the context holds 32768" in texts(app, "error")[0]
         assert app.chat.prompt.full_text.split() == ["word"] * 400_000
         assert session(app).tree.path == []
-    app.talker.close()
 
 
 async def test_a_draft_survives_a_crash() -> None:
@@ -397,7 +382,6 @@ async def test_an_ephemeral_draft_is_not_written() -> None:
         await pilot.press(*"secret")
         await pilot.pause(0.6)
         assert not paths.drafts_dir().exists()
-    app.talker.close()
 
 
 # Settings, keys, looks
@@ -431,7 +415,6 @@ async def test_settings_are_changed_checked_and_kept() -> None:
         await until(lambda: app.theme == "nord")
         assert load()[0].theme == "nord"
         await pilot.press("escape")
-    app.talker.close()
 
 
 async def test_a_conversation_has_settings_of_its_own() -> None:
@@ -455,7 +438,6 @@ async def test_a_conversation_has_settings_of_its_own() -> None:
         app.doing.run("new", "")
         await until(lambda: not messages(app))
         assert session(app).settings.temperature == 0.0
-    app.talker.close()
 
 
 async def test_a_persona_answers() -> None:
@@ -471,7 +453,6 @@ async def test_a_persona_answers() -> None:
         await until(lambda: session(app).settings.system_prompt == "Arr.")
         app.doing.run("persona", "broken")
         assert "not between" in texts(app, "error")[0]
-    app.talker.close()
 
 
 async def test_wrong_themes_and_keys_are_named_and_defaults_used() -> None:
@@ -487,7 +468,6 @@ async def test_wrong_themes_and_keys_are_named_and_defaults_used() -> None:
         await pilot.press("f9")
         await until(lambda: on(app, "HelpScreen"))
         await pilot.press("escape")
-    app.talker.close()
 
 
 async def test_a_theme_of_ones_own_and_other_keys_to_send() -> None:
@@ -508,7 +488,6 @@ async def test_a_theme_of_ones_own_and_other_keys_to_send() -> None:
         assert app.chat.transcript.current is messages(app)[1]
         await pilot.press("i")
         assert app.chat.prompt.has_focus
-    app.talker.close()
 
 
 async def test_figures_are_shown_on_demand() -> None:
@@ -522,7 +501,6 @@ async def test_figures_are_shown_on_demand() -> None:
         assert "cached" in screen_text(app)
         await pilot.press("ctrl+t")
         await until(lambda: "3 tokens" not in screen_text(app))
-    app.talker.close()
 
 
 async def test_reasoning_is_folded_and_unfolds() -> None:
@@ -550,7 +528,6 @@ async def test_reasoning_is_folded_and_unfolds() -> None:
         row = next(i for i, line in enumerate(screen_text(app).splitlines()) if "thought for" in line)
         await pilot.click("#transcript", offset=(5, row))
         await until(lambda: "about it." in screen_text(app))
-    app.talker.close()
 
 
 # Copying
@@ -571,7 +548,6 @@ async def test_copied_to_the_clipboard_and_to_a_file() -> None:
         assert "no code" in texts(app, "error")[0]
         app.doing.run("copy", "")
         assert app.clipboard.startswith("Text.")
-    app.talker.close()
 
 
 def test_sequences_for_terminals_and_what_stands_between() -> None:
@@ -598,7 +574,6 @@ async def test_help_shows_every_key_and_command() -> None:
         assert all(key.id in words and key.words in words for key in app.all_keys())
         assert all(f"/{c.name}" in words for c in COMMANDS)
         assert "F7" in words
-    app.talker.close()
 
 
 async def test_the_plan_says_why(starter: Path) -> None:
@@ -611,4 +586,3 @@ async def test_the_plan_says_why(starter: Path) -> None:
         assert "together" in words
         assert "n_ctx = 2048: as set" in words or "n_ctx = 2048" in words
         await pilot.press("escape")
-    app.talker.close()

@@ -79,7 +79,6 @@ async def test_the_chat(size: tuple[int, int], theme: str) -> None:
     async with app.run_test(size=size) as pilot:
         await chat(app, pilot)
         compare(app, f"chat-{theme}-{size[0]}x{size[1]}")
-    app.talker.close()
 
 
 async def test_the_chat_in_ascii() -> None:
@@ -90,7 +89,6 @@ async def test_the_chat_in_ascii() -> None:
         text = "".join(letters(app.export_screenshot()))
         assert text.replace("\xa0", " ").isascii()
         compare(app, "chat-ascii")
-    app.talker.close()
 
 
 async def figures(app: ChatApp, pilot: Pilot[int]) -> None:
@@ -178,7 +176,6 @@ async def test_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             field.cursor_blink = False  # type: ignore[attr-defined]
         await pilot.pause()
         compare(app, name)
-    app.talker.close()
 
 
 HERE = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
@@ -203,4 +200,3 @@ async def test_a_screen_about_the_machine(name: str, monkeypatch: pytest.MonkeyP
             field.cursor_blink = False  # type: ignore[attr-defined]
         await pilot.pause()
         compare(app, name)
-    app.talker.close()

@@ -111,7 +111,7 @@ async def test_nothing_is_painted_while_the_end_is_out_of_view() -> None:
         assert not transcript.follows
         before, shown = transcript.virtual_size, visible_rows(app)
         asked: list[object] = []
-        transcript.refresh = lambda *args, **kwargs: asked.append(args) or transcript  # type: ignore[method-assign,assignment,func-returns-value]
+        transcript.refresh = lambda *args, **kwargs: asked.append(args) or transcript  # type: ignore[method-assign,func-returns-value]
         for _ in range(50):
             last.grow("more words and\n\n", "")
             transcript.changed(last)

@@ -91,4 +91,5 @@ def test_the_line_that_is_not_complete_is_known() -> None:
     assert (splitter.partial, splitter.shown_partial) == ("tw", "tw")
     assert splitter.last is splitter.blocks[0]
     splitter.feed("o\n\n```p")
-    assert (splitter.partial, splitter.shown_partial, splitter.last) == ("```p", "", None)
+    assert (splitter.partial, splitter.shown_partial) == ("```p", "")
+    assert not splitter.blocks[-1].is_open

@@ -1,0 +1,121 @@
+"""The real program in a real terminal: a pseudo-terminal, and what a person would see on it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+
+class Terminal:
+    """A program, its screen, and its keyboard."""
+
+    def __init__(
+        self, command: list[str], size: tuple[int, int] = (80, 24), env: Mapping[str, str] = os.environ
+    ) -> None:
+        import pty
+        import termios
+
+        pyte: Any = importlib.import_module("pyte")  # it has no types
+        self._master, slave = pty.openpty()
+        self._resize(*size)
+        self.before = termios.tcgetattr(slave)
+        self._slave = slave
+        self.screen: Any = pyte.Screen(*size)
+        self._stream: Any = pyte.ByteStream(self.screen)
+        self.output = b""
+        self.started_s = time.monotonic()
+        self.child = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            env={**env, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+        )  # fmt: skip
+        self._lock = threading.Lock()
+        self._ended = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _resize(self, columns: int, rows: int) -> None:
+        import fcntl
+        import termios
+
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def _read(self) -> None:
+        while not self._ended:
+            try:
+                data = os.read(self._master, 1 << 16)
+            except OSError:
+                return
+            with self._lock:
+                self.output += data
+                # Not known to the emulator, and without effect on what is seen.
+                self._stream.feed(data.replace(b"\x1b[>1u", b"").replace(b"\x1b[<u", b"").replace(b"\x1b[?2026$p", b""))
+
+    def text(self) -> str:
+        """What is on the screen."""
+        with self._lock:
+            return "\n".join(line.rstrip() for line in self.screen.display)
+
+    def type(self, keys: str) -> None:
+        """Press keys, all in one packet."""
+        os.write(self._master, keys.encode())
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Make the window another size."""
+        with self._lock:
+            self.screen.resize(rows, columns)
+        self._resize(columns, rows)
+        os.kill(self.child.pid, signal.SIGWINCH)
+
+    def until(self, condition: str | Callable[[], object], seconds: float = 60) -> None:
+        """Wait for words on the screen, or for something else to become true."""
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            if condition in self.text() if isinstance(condition, str) else condition():
+                return
+            time.sleep(0.01)
+        pytest.fail(f"{condition!r} never came; the screen:\n{self.text()}")
+
+    def wait(self, seconds: float = 30) -> int:
+        """The exit code."""
+        return self.child.wait(seconds)
+
+    def modes(self) -> object:
+        """How the terminal is set; as `before` if the program put it back."""
+        import termios
+
+        return termios.tcgetattr(self._slave)
+
+    def close(self) -> None:
+        if self.child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.child.pid, signal.SIGKILL)
+            self.child.wait()
+        self._ended = True
+        os.close(self._slave)
+        self._reader.join(2)
+        os.close(self._master)
+
+
+@contextlib.contextmanager
+def terminal(
+    *command: str, size: tuple[int, int] = (80, 24), env: Mapping[str, str] = os.environ
+) -> Iterator[Terminal]:
+    """Run a command in a terminal of its own, and end it."""
+    if sys.platform == "win32":
+        pytest.skip("pseudo-terminals are those of POSIX here")
+    found = Terminal(list(command), size, env)
+    try:
+        yield found
+    finally:
+        found.close()

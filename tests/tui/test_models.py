@@ -1,0 +1,178 @@
+"""Models from the chat: switching, getting one from a hub, stopping and going on, and what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from textual.widgets import OptionList, Static
+
+from edgechat import paths
+from edgechat.chat import choosing, machine
+from edgechat.planner.machine import Machine
+from edgechat.store import ephemeral_store
+from edgechat.tui.app import ChatApp
+from edgechat.tui.first import FirstScreen
+from edgechat.tui.models import ModelsScreen
+from tests.hub import LocalHub, Repo, local_hub
+from tests.models import write_parrot
+from tests.tui.driving import an_app, ask, live, ready, said, screen_text, scripted, session, texts, until
+
+REPO = "someone/parrot-GGUF"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    file = write_parrot(tmp_path / "parrot-Q8_0.gguf", "Bird")
+    with local_hub() as server:
+        server.repos[REPO] = Repo({"parrot-Q8_0.gguf": file})
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        for name in ("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast this machine is takes seconds to find out, and is tested elsewhere."""
+    monkeypatch.setattr(choosing, "measure", lambda: None)
+
+
+def names(app: ChatApp) -> list[str]:
+    return [o.id or "" for found in app.screen.query(OptionList) for o in found.options if not o.disabled]
+
+
+def details(app: ChatApp) -> str:
+    return str(app.screen.query_one("#details", Static).content)
+
+
+async def test_another_model_answers_in_mid_conversation(tmp_path: Path) -> None:
+    first, second = write_parrot(tmp_path / "first.gguf", "One"), write_parrot(tmp_path / "second.gguf", "Two")
+    app = an_app(first)
+    async with app.run_test():
+        await ready(app)
+        await ask(app, "Who?")
+        app.doing.run("model", str(tmp_path / "missing.gguf"))
+        await until(lambda: texts(app, "error") and not app.chat.busy)
+        await ask(app, "And now?")
+        app.doing.run("model", str(second))
+        await until(lambda: "second" in live(app) and not app.chat.busy)
+        await ask(app, "Who?")
+        assert said(app) == ["Who?", "One", "And now?", "One", "Who?", "Two"]
+        (tmp_path / "broken.gguf").write_text("no model")
+        app.doing.run("model", str(tmp_path / "broken.gguf"))
+        await until(lambda: len(texts(app, "error")) == 2 and not app.chat.busy)
+        await ask(app, "Still there?")
+        assert said(app)[-1] == "Two"
+
+
+async def test_from_a_search_on_the_hub_to_an_answer(hub: LocalHub, tmp_path: Path) -> None:
+    app = an_app(write_parrot(tmp_path / "first.gguf", "One"))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(app)
+        await pilot.press("ctrl+o")
+        await until(lambda: isinstance(app.screen, ModelsScreen) and "starter" in names(app))
+        assert len(names(app)) > 20  # the catalogue, without a network
+        assert "[" in details(app)
+        await pilot.press(*"parrot", "ctrl+s")
+        await until(lambda: f"hub:{REPO}" in names(app))
+        await until(lambda: "Enter gets it" in details(app))
+        await pilot.press("enter")
+        await until(lambda: "parrot-Q8_0" in names(app))
+        app.screen.query_one(OptionList).highlighted = app.screen.query_one(OptionList).get_option_index("parrot-Q8_0")
+        await pilot.press("enter")
+        await until(lambda: "parrot-Q8_0" in live(app) and not app.chat.busy)
+        await ask(app, "Who?")
+        assert said(app)[-1] == "Bird"
+
+
+async def test_a_download_is_stopped_and_goes_on(hub: LocalHub) -> None:
+    hub.faults.bytes_per_s = 20_000
+    app = scripted()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(app)
+        await pilot.press("ctrl+o")
+        await until(lambda: isinstance(app.screen, ModelsScreen))
+        app.puller.pull(REPO)
+        await until(lambda: "kB/s" in str(app.screen.query_one("#pull", Static).content))
+        await pilot.press("ctrl+x")
+        await until(lambda: texts(app, "error"))
+        assert "what arrived is kept" in texts(app, "error")[0]
+        assert list(paths.models_dir().rglob("*.part"))
+        hub.faults.bytes_per_s = 0
+        await pilot.press("escape")
+        app.puller.pull(REPO)
+        await until(lambda: any("is here" in words for words in texts(app, "note")))
+        assert not list(paths.models_dir().rglob("*.part"))
+        assert list(paths.models_dir().rglob("*.gguf"))
+
+
+@pytest.mark.parametrize("what", ["no such model", "hub in trouble", "wrong hash"])
+async def test_a_download_that_fails_is_said(hub: LocalHub, what: str) -> None:
+    if what == "hub in trouble":
+        hub.faults.api_status = 503
+    elif what == "wrong hash":
+        hub.repos[REPO].wrong_hash.add("parrot-Q8_0.gguf")
+    app = scripted()
+    async with app.run_test():
+        await ready(app)
+        app.puller.pull("someone/nothing" if what == "no such model" else REPO)
+        await until(lambda: texts(app, "error"))
+        await ask(app, "Still there?")
+        assert said(app)[-1] == "An answer."
+
+
+async def test_a_hub_that_cannot_be_reached_is_said_on_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    app = scripted()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(app)
+        await pilot.press("ctrl+o")
+        await until(lambda: isinstance(app.screen, ModelsScreen) and names(app))
+        await pilot.press(*"qwen", "ctrl+s")
+        await until(lambda: "127.0.0.1" in str(app.screen.query_one("#pull", Static).content))
+
+
+@pytest.mark.parametrize("choice", ["get", "local", "escape"])
+async def test_the_first_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
+    here = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
+    for module in (machine, choosing):
+        monkeypatch.setattr(module, "machine", lambda *args: here)
+    app = scripted(store=ephemeral_store())
+    app.is_first = True
+    async with app.run_test() as pilot:
+        await until(lambda: isinstance(app.screen, FirstScreen) and len(names(app)) == 3)
+        assert isinstance(app.screen, FirstScreen)
+        assert app.talker.session is None  # nothing is loaded yet
+        assert "8.00 GB of memory free" in screen_text(app)
+        if choice == "get":
+            app.screen._best = REPO  # what the catalogue has is not on this hub
+            await pilot.press("enter")
+        elif choice == "local":
+            await pilot.press("down", "enter")
+        else:
+            await pilot.press("escape")
+        await ready(app)
+        await ask(app, "Hello")
+        assert said(app) == ["Hello", "An answer."]
+        assert bool(list(paths.models_dir().rglob("*.gguf"))) == (choice == "get")
+
+
+async def test_a_first_download_that_fails_leaves_the_choice(hub: LocalHub) -> None:
+    hub.faults.api_status = 404
+    app = scripted()
+    app.is_first = True
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(lambda: isinstance(app.screen, FirstScreen) and "local" in names(app))
+        assert isinstance(app.screen, FirstScreen)
+        app.screen._best = REPO
+        options = app.screen.query_one(OptionList)
+        app.screen.post_message(OptionList.OptionSelected(options, options.options[0], 0))
+        if options.options[0].id != "get":
+            pytest.skip("nothing of the catalogue is better than what is here")
+        await until(lambda: str(app.screen.query_one("#pull", Static).content))
+        await until(lambda: not options.disabled)
+        await pilot.press("escape")
+        await ready(app)
+        assert session(app).loaded is not None

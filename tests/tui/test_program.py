@@ -1,0 +1,162 @@
+"""The real program in a real terminal, with the starter model: from the first start to leaving and coming back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import edgechat_command
+from tests.terminal import Terminal, terminal
+
+CLEAN = ("\x1b[?1049l", "\x1b[?25h")
+"""What gives the terminal back: its own screen, and the cursor."""
+
+
+def left_clean(t: Terminal) -> None:
+    end = t.output[-3000:].decode("utf-8", "replace")
+    assert all(sequence in end for sequence in CLEAN)
+    assert "\x1b[?1000l" in end  # no mouse reports in the shell
+    assert t.modes() == t.before
+
+
+def history(*arguments: str) -> str:
+    return subprocess.run(edgechat_command("history", *arguments), capture_output=True, text=True, check=True).stdout
+
+
+def test_a_day_with_edgechat(tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(f"#!{sys.executable}\nimport sys\nopen(sys.argv[1], 'a').write(' in one word')\n")
+    editor.chmod(0o755)
+    env = os.environ | {"EDITOR": str(editor)}
+    with terminal(*edgechat_command("-m", "starter", "--max-tokens", "30", "--temperature", "0"), env=env) as t:
+        t.until("ready")
+        t.type("What is gravity?\r")
+        t.until(lambda: "tokens/s" in t.text() and "ready" in t.text())
+        assert "What is gravity?" in t.text()
+        # Several lines: Ctrl+J and Alt+Enter, and a paste in brackets, are one message.
+        t.type("one\x0atwo\x1b\rthree")
+        t.until(lambda: all(word in t.text() for word in ("one", "two", "three")))
+        assert "ready" in t.text()
+        t.type("\x1b[200~\nfour\nfive\x1b[201~\r")
+        t.until(lambda: "five" in t.text() and "ready" in t.text() and len(json.loads(history("list", "--json"))) == 1)
+        # Another answer to it, and back.
+        t.type("/retry\r")
+        t.until("‹2/2›")  # noqa: RUF001
+        t.until("ready")
+        t.type("/switch\r")
+        t.until("‹1/2›")  # noqa: RUF001
+        # An editor.
+        t.type("Say it\x07")
+        t.until("Say it in one word")
+        t.type("\r")
+        t.until(lambda: "ready" in t.text() and "in one word" in t.text())
+        # Search leads there.
+        t.type("\x06")
+        t.until("Search everything")
+        t.type("gravity")
+        t.until("What is gravity")
+        t.type("\r")
+        t.until(lambda: "Search everything" not in t.text())
+        t.type("\r")  # out of the conversation, to the input
+        time.sleep(0.2)  # where the focus is, a terminal does not show
+        t.type("/rename About weight\r")
+        t.type(f"/export {tmp_path / 'out.md'}\r")
+        t.until((tmp_path / "out.md").exists)
+        assert (tmp_path / "out.md").read_text().count("About weight") == 2
+        t.type("half a thought")
+        t.until("half a thought")
+        t.until(lambda: any((Path(os.environ["EDGECHAT_HOME"]) / "data" / "drafts").glob("*.txt")))
+        t.type("\x11")
+        assert t.wait() == 0
+        left_clean(t)
+    [kept] = json.loads(history("list", "--json"))
+    assert kept["conversation"]["title"] == "About weight"
+    with terminal(*edgechat_command("-c")) as t:
+        t.until("half a thought")
+        t.until("ready")
+        t.type("\x11")
+        assert t.wait() == 0
+
+
+def test_stopped_in_mid_answer_and_left_in_mid_answer() -> None:
+    with terminal(*edgechat_command("-m", "starter"), size=(60, 20)) as t:
+        t.until("ready")
+        t.type("Tell me a very long story about the sea.\r")
+        t.until("answering")
+        t.type("\x1b")
+        t.until("(stopped; /continue goes on)")
+        t.type("/continue\r")
+        t.until("answering")
+        for size in ((10, 5), (120, 40), (1, 1), (40, 12), (80, 24)):
+            t.resize(*size)
+        t.until("answering")
+        t.type("\x11")
+        assert t.wait() == 0
+        left_clean(t)
+    assert json.loads(history("list", "--json"))[0]["n_messages"] == 2
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_killed_in_mid_answer_nothing_is_lost(signal_: signal.Signals) -> None:
+    with terminal(*edgechat_command("-m", "starter")) as t:
+        t.until("ready")
+        t.type("Tell me a very long story about the sea.\r")
+        t.until(lambda: "answering" in t.text() and len(t.text().split()) > 60)
+        t.child.send_signal(signal_)
+        t.wait()
+    [kept] = json.loads(history("list", "--json"))
+    shown = json.loads(history("show", kept["conversation"]["id"], "--json"))
+    assert [m["role"] for m in shown["messages"]] == ["user", "assistant"]
+    with terminal(*edgechat_command("-c")) as t:
+        t.until("long story about the sea")
+        t.until("ready")
+        t.type("\x11")
+        assert t.wait() == 0
+
+
+@pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"EDGECHAT_THEME": "ansi-dark"}, {"EDGECHAT_ASCII": "yes"}])
+def test_without_colours_with_the_terminals_own_and_in_ascii(variable: dict[str, str]) -> None:
+    with terminal(*edgechat_command("-m", "starter", "--max-tokens", "5"), env=os.environ | variable) as t:
+        t.until("ready")
+        t.type("Hello\r")
+        t.until("length limit")
+        output = t.output.decode("utf-8", "replace")
+        if "EDGECHAT_ASCII" in variable:
+            assert t.text().isascii()
+        elif "EDGECHAT_THEME" in variable:
+            assert "38;2;" not in output
+        t.type("\x11")
+        assert t.wait() == 0
+
+
+def test_line_by_line_with_the_same_commands(tmp_path: Path) -> None:
+    asked = f"Say hi.\n/retry\n/switch 1\n/nothing\n/rename Plain\n/export {tmp_path / 'out.md'}\n/help\n/quit\nnever\n"
+    command = edgechat_command("--plain", "-m", "starter", "--max-tokens", "6", "--temperature", "0")
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 2  # of the command that does not exist
+    assert "there is no command /nothing" in done.stderr
+    assert "(alternative 1 of 2)" in done.stdout
+    assert (tmp_path / "out.md").exists()
+    assert "\x1b" not in done.stdout
+    [kept] = json.loads(history("list", "--json"))
+    assert (kept["conversation"]["title"], kept["n_messages"]) == ("Plain", 3)
+
+
+def test_a_dumb_terminal_gets_lines() -> None:
+    env = os.environ | {"TERM": "dumb"}
+    with terminal("/usr/bin/env", "TERM=dumb", *edgechat_command("-m", "starter", "--max-tokens", "5"), env=env) as t:
+        t.until("/help shows commands")
+        t.type("Hello\r")
+        t.until("length limit")
+        t.type("/search hello\r")
+        t.until("/open NUMBER")
+        t.type("\x04")
+        assert t.wait() == 0
+        assert b"\x1b[?1049h" not in t.output
