@@ -91,9 +91,10 @@ def sections(command: click.Command, context: click.Context) -> list[str]:
     context.terminal_width = context.max_content_width = 100
     found = [f"\n## {context.command_path}\n\n```\n{command.get_help(context)}\n```\n"]
     if isinstance(command, click.Group):
-        for name in sorted(command.commands):
-            below = command.commands[name]
-            found += sections(below, click.Context(below, info_name=name, parent=context))
+        for name in sorted(command.list_commands(context)):
+            below = command.get_command(context, name)
+            if below is not None:
+                found += sections(below, click.Context(below, info_name=name, parent=context))
     return found
 
 

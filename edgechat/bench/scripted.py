@@ -30,11 +30,14 @@ _TEMPLATE: Final = (
 class Script:
     """What is answered, in turn; the last answer again and again."""
 
-    def __init__(self, answers: Sequence[str], token_s: float = 0.0, dies_after: int | None = None) -> None:
-        """A token every `token_s`; with `dies_after` the engine is gone after so many tokens, once."""
+    def __init__(
+        self, answers: Sequence[str], token_s: float = 0.0, dies_after: int | None = None, n_fast: int = 0
+    ) -> None:
+        """A token every `token_s`, the first `n_fast` at once; with `dies_after` the engine is gone after so many, once."""
         self.answers = list(answers)
         self.token_s = token_s
         self.dies_after = dies_after
+        self.n_fast = n_fast
         self.n_answered = 0
         self.holds = threading.Event()
         """Clear: an answer waits after its first token until it is set."""
@@ -99,7 +102,10 @@ class ScriptedEngine(EngineClient):
             yield protocol.TokensGenerated(id=request.id, tokens=[0], text=piece)
             if n_said == 1:
                 script.holds.wait()
-            late_s = start_s + n_said * script.token_s - time.monotonic()
+            if n_said <= script.n_fast:
+                start_s = time.monotonic()
+                continue
+            late_s = start_s + (n_said - script.n_fast) * script.token_s - time.monotonic()
             if late_s > 0:
                 time.sleep(late_s)
         elapsed_s = time.monotonic() - start_s

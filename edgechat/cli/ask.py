@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgechat.chat.visible import visible
-from edgechat.cli.options import conversation_options, session_maker
+from edgechat.cli.making import session_maker
+from edgechat.cli.options import conversation_options
 from edgechat.errors import UsageError
 
 if TYPE_CHECKING:

@@ -104,6 +104,24 @@ def memory(models: tuple[Path, ...], *, ladder: bool, rounds: int, as_json: bool
 
 
 @bench.command()
+@_rounds(5)
+@click.option("--idle", "idle_s", type=click.FloatRange(1), default=60.0, show_default=True, help="Seconds of idling.")
+@_json
+def tui(*, rounds: int, idle_s: float, as_json: bool) -> None:
+    """Measure how the chat feels, in turn with the smallest Textual programs: some minutes.
+
+    First frame, keys while an answer comes into a long conversation, opening it, memory, what idling costs, and what
+    the screen costs decoding.
+    """
+    import msgspec
+
+    from edgechat.bench.tui import run, table
+
+    report = run(rounds, lambda words: click.echo(words, err=True) if sys.stderr.isatty() else None, idle_s)
+    click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
+
+
+@bench.command()
 @click.option(
     "--conversations", type=click.IntRange(1), default=10_000, show_default=True, metavar="N", help="How many."
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import importlib
 import os
 import sys
 from typing import Any
@@ -10,15 +10,7 @@ from typing import Any
 import click
 
 from edgechat import __version__
-from edgechat.cli.ask import ask, ask_stdin
-from edgechat.cli.bench import bench
-from edgechat.cli.completion import completion
-from edgechat.cli.doctor import doctor
-from edgechat.cli.history import history
-from edgechat.cli.models import models
 from edgechat.cli.options import conversation_options
-from edgechat.cli.plan import plan
-from edgechat.cli.settings import config
 from edgechat.errors import EdgechatError, UsageError
 
 EXIT_CODES = """
@@ -35,8 +27,27 @@ Exit codes:
 """
 
 
+# Where each command is; it is imported when it is called, or when help lists them all.
+_COMMANDS = {
+    "ask": "ask", "history": "history", "models": "models", "plan": "plan", "doctor": "doctor", "bench": "bench",
+    "config": "settings", "completion": "completion",
+}  # fmt: skip
+
+
 class _Root(click.Group):
     """Ends quietly when nobody reads the output any more, before click turns that into an exit code of 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """All names."""
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of this name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"edgechat.cli.{_COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command."""
@@ -77,20 +88,15 @@ def edgechat(context: click.Context, /, *, plain: bool | None, **options: Any) -
 
         context.exit(run_plain(**options))
     if not sys.stdin.isatty():
+        from edgechat.cli.ask import ask_stdin
+
         ask_stdin(**options)
         return
     if not sys.stdout.isatty():
         raise UsageError("the chat needs a terminal to draw on: use `edgechat ask` to write an answer to a file")
-    # The first frame waits for imports, which make a great many objects and no garbage: the app collects again
-    # once the frame is painted.
-    gc.disable()
-    from edgechat.cli.chat import run_chat
+    from edgechat.cli.main import open_chat
 
-    context.exit(run_chat(**options))
-
-
-for command in (ask, history, models, plan, doctor, bench, config, completion):
-    edgechat.add_command(command)
+    context.exit(open_chat(**options))
 
 
 def run() -> int:

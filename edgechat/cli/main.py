@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from typing import Any
 
 from edgechat.process import HIDDEN
 
@@ -13,9 +15,36 @@ def main() -> None:
     have_standard_streams()
     if len(sys.argv) > 1 and sys.argv[1] in HIDDEN:
         sys.exit(_hidden(sys.argv[1], sys.argv[2:]))
+    if len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        sys.exit(_chat())
     from edgechat.cli.commands import run
 
     sys.exit(run())
+
+
+def _chat() -> int:
+    """The chat as most people start it: the command line has nothing to say, so it is not read either."""
+    from edgechat.errors import EdgechatError
+
+    try:
+        return open_chat()
+    except EdgechatError as error:
+        from edgechat.chat.visible import visible
+
+        print(f"edgechat: {visible(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def open_chat(**options: Any) -> int:
+    """Hold a conversation on this terminal; returns the exit code. Raises EdgechatError."""
+    # The first frame waits for imports, which make a great many objects and no garbage: the app collects again
+    # once the frame is painted.
+    gc.disable()
+    from edgechat.cli.chat import run_chat
+
+    return run_chat(**options)
 
 
 def have_standard_streams() -> None:

@@ -12,24 +12,13 @@ import click
 from edgechat.chat.visible import visible
 from edgechat.cli.meter import Meter
 from edgechat.cli.model_info import print_info
+from edgechat.cli.options import complete_model
 from edgechat.words import size
 
 if TYPE_CHECKING:
     from edgechat.errors import HubError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def complete_model(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Names for the shell: models here, given names, and the catalogue."""
-    from edgechat.catalogue import curated, library
-    from edgechat.errors import EdgechatError
-
-    try:
-        here = [name for entry in library.scan() if entry.is_usable for name in (entry.name, *entry.aliases)]
-        return sorted({name for name in [*here, *curated.load()] if name.lower().startswith(incomplete.lower())})
-    except EdgechatError:
-        return []
 
 
 model_argument = click.argument("model", shell_complete=complete_model)

@@ -1,24 +1,27 @@
-"""Options that a conversation has wherever it is held, and how they become a session."""
+"""Options that a conversation has wherever it is held."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from edgechat.cli.models import complete_model
-from edgechat.errors import UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from edgechat.chat.messages import Conversation
-    from edgechat.chat.session import Session
-    from edgechat.config import Problem, Settings
-    from edgechat.store.sqlite import SqliteStore
+from edgechat.errors import EdgechatError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def complete_model(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names for the shell: models here, given names, and the catalogue."""
+    from edgechat.catalogue import curated, library
+
+    try:
+        here = [name for entry in library.scan() if entry.is_usable for name in (entry.name, *entry.aliases)]
+        return sorted({name for name in [*here, *curated.load()] if name.lower().startswith(incomplete.lower())})
+    except EdgechatError:
+        return []
+
 
 _OPTIONS = (
     click.option(
@@ -54,114 +57,3 @@ def conversation_options(function: F) -> F:
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
-
-
-def session_maker(
-    *,
-    go_on: bool | None = None,
-    conversation_id: str | None = None,
-    ephemeral: bool | None = None,
-    persona: str | None = None,
-    **flags: object,
-) -> tuple[Callable[[], Session], list[Problem]]:
-    """What makes the session (not opened yet), and what is wrong with the settings.
-
-    Checks flags and settings first; what a session stands on, the conversations among it, is only read when it is
-    made, so that a screen can be painted before. Then it may raise StoreError and ModelFileError.
-
-    Raises click.BadParameter for a flag that cannot be used, and EdgechatError if there is no such model.
-    """  # fmt: skip
-    import msgspec
-
-    from edgechat import config
-    from edgechat.catalogue.names import find_model
-
-    given = {name: value for name, value in flags.items() if value is not None}
-    for name, value in given.items():
-        wrong = config.check(name, value)
-        if wrong:
-            raise click.BadParameter(wrong, param_hint=_flag(name))
-    if conversation_id == "":
-        raise click.BadParameter("an ID is missing", param_hint="--conversation")
-    if go_on and conversation_id:
-        raise click.UsageError("--continue and --conversation name two conversations")
-    settings, problems = config.load()
-    if persona is not None:
-        from edgechat.chat import personas
-
-        given = personas.usable(persona) | given
-    continues = bool(go_on or conversation_id)
-    if not continues and str(given.get("model", settings.model)) != config.AUTO:
-        find_model(str(given.get("model", settings.model)))  # a wrong name is said before anything is painted
-
-    def make() -> Session:
-        from edgechat.chat import personas
-        from edgechat.chat.messages import Conversation, new_id, now_ms
-        from edgechat.chat.session import Session
-
-        store, conversation = _conversation(conversation_id, go_on=continues, ephemeral=bool(ephemeral))
-        if conversation is None:
-            kept = {name: value for name, value in given.items() if name in personas.FIELDS and name != "model"}
-            conversation = Conversation(id=new_id(), created_at_ms=now_ms(), settings=kept)
-        # What was chosen for the conversation holds on, under what is chosen now.
-        of_conversation = {**conversation.settings, **({"model": conversation.model} if conversation.model else {})}
-        name, path = _model(config.merged(settings, of_conversation, given))
-        conversation = msgspec.structs.replace(conversation, model=name)
-        session = Session(store, settings, _used(path, is_noted=not ephemeral), conversation, given)
-        session.warnings += store.notes
-        return session
-
-    return make, problems
-
-
-def _model(settings: Settings) -> tuple[str, Path]:
-    """Name and file of the model that was asked for, or is the best here. Raises EdgechatError."""
-    from edgechat import config
-    from edgechat.catalogue.names import find_model
-
-    if settings.model == config.AUTO:
-        from edgechat.chat.choosing import choose_local
-
-        return choose_local(settings)
-    return settings.model, find_model(settings.model)
-
-
-def _used(path: Path, *, is_noted: bool) -> Path:
-    from edgechat.catalogue import records
-
-    if is_noted:
-        records.used(path)
-    return path
-
-
-def _conversation(
-    conversation_id: str | None, *, go_on: bool, ephemeral: bool
-) -> tuple[SqliteStore, Conversation | None]:
-    """Where the conversation is kept, and what it is if it goes on."""
-    from edgechat.store import ephemeral_store, open_store
-    from edgechat.store.archive import copy_conversation
-
-    if ephemeral and not go_on:
-        return ephemeral_store(), None
-    store = open_store()
-    conversation: Conversation | None = None
-    if go_on:
-        found = store.resolve(conversation_id) if conversation_id else store.latest()
-        if found is None:
-            raise UsageError("there is no conversation to go on with yet")
-        conversation = store.conversation(found)
-    if store.problem or ephemeral:  # a copy in memory, so that it can go on all the same
-        copy = ephemeral_store()
-        if store.problem and not ephemeral:
-            copy.notes.append(f"this conversation is not kept: {store.problem}")
-        if conversation is not None:
-            copy_conversation(store, copy, conversation.id)
-            conversation = copy.conversation(conversation.id)
-        store.close()
-        store = copy
-    return store, conversation
-
-
-def _flag(name: str) -> str:
-    named = {"n_ctx": "--ctx", "n_threads": "--threads", "system_prompt": "--system"}
-    return named.get(name) or "--" + name.replace("_", "-")

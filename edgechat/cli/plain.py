@@ -14,7 +14,7 @@ import click
 
 from edgechat.chat.visible import visible
 from edgechat.cli.ask import Status, stream
-from edgechat.cli.options import session_maker
+from edgechat.cli.making import session_maker
 from edgechat.errors import EdgechatError, UsageError
 
 if TYPE_CHECKING:

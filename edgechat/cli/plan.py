@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from edgechat.chat.visible import visible
-from edgechat.cli.models import complete_model
+from edgechat.cli.options import complete_model
 from edgechat.words import size
 
 if TYPE_CHECKING:

@@ -131,6 +131,31 @@ def private_bytes(pid: int) -> int:
     return int(memory.rss - getattr(memory, "shared", 0))
 
 
+def rss_bytes(pid: int) -> int:
+    """All memory of a process that is in RAM, shared pages included. 0 if there is no such process."""
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except (psutil.Error, ValueError, OverflowError):
+        return 0
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of processors that a process and all below it have used."""
+    import psutil
+
+    total_s = 0.0
+    try:
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            times = each.cpu_times()
+            total_s += times.user + times.system
+    except psutil.Error:  # one that ended meanwhile
+        return total_s
+    return total_s
+
+
 def started_s(pid: int) -> float:
     """When a process started, in seconds of the epoch; 0.0 if there is none."""
     import psutil

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,14 +15,10 @@ from textual.binding import Binding, BindingType
 
 from edgechat import paths
 from edgechat.errors import EdgechatError
-from edgechat.tui import clipboard, keys, themes
+from edgechat.tui import keys
 from edgechat.tui.chat import ChatScreen
-from edgechat.tui.doing import Doing
-from edgechat.tui.first import FirstScreen
-from edgechat.tui.palette import Palette
+from edgechat.tui.events import Pulled
 from edgechat.tui.prompt import Prompt
-from edgechat.tui.pulling import Pulled
-from edgechat.tui.sidebar import Sidebar
 from edgechat.tui.talker import Talker
 from edgechat.tui.transcript import Transcript
 
@@ -31,6 +28,8 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
     from edgechat.chat.store import Store
     from edgechat.config import Settings
+    from edgechat.tui.doing import Doing
+    from edgechat.tui.palette import Palette
     from edgechat.tui.pulling import Puller
 
 Export = Callable[["Store", str, Path], None]
@@ -80,15 +79,11 @@ class ChatApp(App[int]):
         """What a download is at, for the live line."""
         self.figures = settings.figures
         self.talker = Talker(make_session, self._tell)
-        self.doing = Doing(self)
         self._puller: Puller | None = None
-        theme, problem = themes.find(settings.theme)
-        self.register_theme(theme)
-        self.theme = theme.name
-        self.key_overrides, key_problems = keys.key_map(settings.keys, self.all_keys(), vim=settings.vim_keys)
-        self.set_keymap(self.key_overrides)
-        self.palette = self._new_palette()
-        self.chat = ChatScreen([*problems, *([problem] if problem else []), *key_problems])
+        self._palette: Palette | None = None
+        self.key_overrides: dict[str, str] = {}
+        found = [*problems, *self._take_theme(settings.theme), *self._take_keys(settings)]
+        self.chat = ChatScreen(found)
 
     def get_default_screen(self) -> Screen[None]:
         """The chat."""
@@ -104,22 +99,57 @@ class ChatApp(App[int]):
         if not self.is_leaving:
             self.chat.post_message(message)  # type: ignore[arg-type]
 
+    @functools.cached_property
+    def doing(self) -> Doing:
+        """What can be done; made when something is."""
+        from edgechat.tui.doing import Doing
+
+        return Doing(self)
+
     # Looks
 
-    def _new_palette(self) -> Palette:
-        theme = self.current_theme
-        return Palette(
-            theme.to_color_system().generate(), dark=theme.dark, ansi=theme.ansi, ascii_only=self.settings.ascii
-        )
+    @property
+    def palette(self) -> Palette:
+        """What the theme of now means for rows."""
+        if self._palette is None:
+            from edgechat.tui.palette import Palette
+
+            theme = self.current_theme
+            self._palette = Palette(
+                theme.to_color_system().generate(), dark=theme.dark, ansi=theme.ansi, ascii_only=self.settings.ascii
+            )
+        return self._palette
+
+    def _take_theme(self, name: str) -> list[str]:
+        """Look like this; returns what is wrong with it."""
+        if name == self.theme:
+            return []
+        from edgechat.tui import themes
+
+        theme, problem = themes.find(name)
+        self.register_theme(theme)
+        self.theme = theme.name
+        return [problem] if problem else []
+
+    def _take_keys(self, settings: Settings) -> list[str]:
+        """Let keys mean what the settings say; returns what is wrong with them."""
+        problems: list[str] = []
+        self.key_overrides = {}
+        if settings.keys or settings.vim_keys:
+            self.key_overrides, problems = keys.key_map(settings.keys, self.all_keys(), vim=settings.vim_keys)
+        self.set_keymap(self.key_overrides)
+        return problems
 
     def _recolour(self) -> None:
-        self.palette = self._new_palette()
+        self._palette = None
         if self.chat.is_attached:
             self.chat.transcript.redraw()
 
     @staticmethod
     def all_keys() -> list[keys.Key]:
         """Every binding of ours."""
+        from edgechat.tui.sidebar import Sidebar
+
         return keys.bindings(ChatApp, ChatScreen, Prompt, Transcript, Sidebar)
 
     # Everything there is
@@ -171,18 +201,20 @@ class ChatApp(App[int]):
 
     def toggle_sidebar(self) -> None:
         """Show the list of conversations, or not."""
-        found = list(self.chat.query(Sidebar))
-        if not found:
-            sidebar = Sidebar()
+        sidebar = self.chat.sidebar
+        if sidebar is None:
+            from edgechat.tui.sidebar import Sidebar
+
+            self.chat.sidebar = sidebar = Sidebar()
             self.chat.query_one("Horizontal").mount(sidebar, before=0)
             self.call_after_refresh(sidebar.read)
-            self.call_after_refresh(lambda: sidebar.query_one("#filter").focus())
-        elif found[0].display:
-            found[0].action_leave()
+            self.call_after_refresh(sidebar.focus_filter)
+        elif sidebar.display:
+            sidebar.action_leave()
         else:
-            found[0].display = True
-            found[0].read()
-            found[0].query_one("#filter").focus()
+            sidebar.display = True
+            sidebar.read()
+            sidebar.focus_filter()
 
     # Models
 
@@ -222,8 +254,9 @@ class ChatApp(App[int]):
 
     @on(Pulled)
     def _on_pulled(self, message: Pulled) -> None:
-        if isinstance(self.screen, FirstScreen):
-            self.screen.pulled(message.problem)
+        wait = getattr(self.screen, "pulled", None)
+        if wait is not None:
+            wait(message.problem)
         elif message.problem:
             self.chat.complain(message.problem)
         else:
@@ -233,15 +266,8 @@ class ChatApp(App[int]):
     def take_settings(self, settings: Settings) -> None:
         """Let other settings hold, as far as that is possible while a model is loaded."""
         before, self.settings = self.settings, settings
-        if settings.theme != before.theme:
-            theme, problem = themes.find(settings.theme)
-            self.register_theme(theme)
-            self.theme = theme.name
-            if problem:
-                self.notify(problem, markup=False)
-        if settings.vim_keys != before.vim_keys:
-            self.key_overrides, _ = keys.key_map(settings.keys, self.all_keys(), vim=settings.vim_keys)
-            self.set_keymap(self.key_overrides)
+        for problem in [*self._take_theme(settings.theme), *self._take_keys(settings)]:
+            self.notify(problem, markup=False)
         if settings.figures not in (before.figures, self.figures):
             self.doing.run("figures", "")
         self.talker.do(lambda session: session.change_settings(settings))
@@ -250,12 +276,16 @@ class ChatApp(App[int]):
 
     def copy_to_clipboard(self, text: str) -> None:
         """Also through tmux and screen, which keep what is meant for the terminal outside."""
+        from edgechat.tui import clipboard
+
         self._clipboard = text
         if self._driver is not None and len(text) <= clipboard.MOST_CHARS:
             self._driver.write(clipboard.sequence(text))
 
     def copy(self, text: str, what: str) -> None:
         """Copy, and say where else it is: a terminal does not tell whether it took it."""
+        from edgechat.tui import clipboard
+
         self.copy_to_clipboard(text)
         session = self.talker.session
         file = clipboard.keep(text) if session is None or session.store.is_kept else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from textual import on, work
 from textual.binding import Binding, BindingType
@@ -12,21 +12,19 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Static
 
-from edgechat.chat import commands
-from edgechat.chat.messages import first_line
 from edgechat.chat.visible import visible
 from edgechat.errors import UsageError
-from edgechat.tui import drafts, events
-from edgechat.tui.entries import Entry, MessageEntry
+from edgechat.tui import events
 from edgechat.tui.prompt import Composer, Prompt
-from edgechat.tui.sidebar import Sidebar
-from edgechat.tui.transcript import Transcript, error, note
+from edgechat.tui.transcript import Transcript
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.timer import Timer
 
     from edgechat.tui.app import ChatApp
+    from edgechat.tui.entries import Entry, MessageEntry
+    from edgechat.tui.sidebar import Sidebar
 
 # A pause in typing, after which the tokens of what was typed are counted, and it is written down.
 COUNT_AFTER_S: Final = 0.3
@@ -88,6 +86,8 @@ class ChatScreen(Screen[None]):
         self.editing: str | None = None
         """The message that is said differently with the next Enter."""
         self.attached: list[Path] = []
+        self.sidebar: Sidebar | None = None
+        """The list of conversations, once it was wanted."""
         self._queued: list[str] = []
         self._growing: MessageEntry | None = None
         self._n_tokens = 0
@@ -134,15 +134,31 @@ class ChatScreen(Screen[None]):
         """The input."""
         return self.query_one(Prompt)
 
+    @property
+    def messages(self) -> list[MessageEntry]:
+        """The messages on the screen."""
+        return [message for entry in self.transcript.entries if (message := entry.as_message) is not None]
+
+    @property
+    def last(self) -> MessageEntry | None:
+        """The last of them."""
+        entries = reversed(self.transcript.entries)
+        return next((message for entry in entries if (message := entry.as_message) is not None), None)
+
     # What is said beside the conversation
 
     def say(self, words: str) -> None:
         """Something to know."""
-        self.transcript.append(note(words))
+        self._append("note", words)
 
     def complain(self, words: str) -> None:
         """Something went wrong."""
-        self.transcript.append(error(words))
+        self._append("error", words)
+
+    def _append(self, kind: Literal["note", "error"], words: str) -> None:
+        from edgechat.tui.entries import Entry
+
+        self.transcript.append(Entry(kind, visible(words)))
 
     # The conversation
 
@@ -170,9 +186,11 @@ class ChatScreen(Screen[None]):
 
     def _show(self, view: events.View, *, follow: bool) -> None:
         """Show a path; what is on the screen of it stays as it is."""
+        from edgechat.tui.entries import MessageEntry
+
         is_other = self.view is None or self.view.conversation.id != view.conversation.id
         self.view = view
-        kept = {} if is_other else {e.message.id: e for e in self.transcript.entries if isinstance(e, MessageEntry)}
+        kept = {} if is_other else {e.message.id: e for e in self.messages}
         entries: list[Entry] = []
         for message, place in view.path:
             entry = kept.get(message.id)
@@ -182,7 +200,7 @@ class ChatScreen(Screen[None]):
                 entry.rendered(message, place, figures=self.app.figures)
             entries.append(entry)
         if not entries:
-            entries = [e for e in self.transcript.entries if not isinstance(e, MessageEntry)] if self.busy else []
+            entries = [e for e in self.transcript.entries if e.as_message is None] if self.busy else []
         else:
             entries = self._with_notes(entries) if not is_other else [*self._opening_notes(), *entries]
         self.transcript.show(entries, follow=follow)
@@ -190,8 +208,7 @@ class ChatScreen(Screen[None]):
 
     def _opening_notes(self) -> list[Entry]:
         """What was said before anything of the first conversation was shown."""
-        before = self.transcript.entries
-        return list(before) if not any(isinstance(e, MessageEntry) for e in before) else []
+        return [] if self.messages else list(self.transcript.entries)
 
     def _with_notes(self, entries: list[Entry]) -> list[Entry]:
         """The entries, with the notes that stood between them."""
@@ -199,20 +216,23 @@ class ChatScreen(Screen[None]):
         waiting: list[Entry] = []
         after: dict[str | None, list[Entry]] = {None: waiting}
         for entry in self.transcript.entries:
-            if isinstance(entry, MessageEntry):
-                waiting = after.setdefault(entry.message.id, [])
+            message = entry.as_message
+            if message is not None:
+                waiting = after.setdefault(message.message.id, [])
             else:
                 waiting.append(entry)
         placed += after[None]
         for entry in entries:
             placed.append(entry)
-            if isinstance(entry, MessageEntry):
-                placed += after.get(entry.message.id, [])
+            message = entry.as_message
+            if message is not None:
+                placed += after.get(message.message.id, [])
         return placed
 
     def _reveal(self, message_id: str) -> None:
         for at, entry in enumerate(self.transcript.entries):
-            if isinstance(entry, MessageEntry) and entry.message.id == message_id:
+            message = entry.as_message
+            if message is not None and message.message.id == message_id:
                 self.transcript.follows = False
                 self.transcript.focus()
                 self.transcript.move_to(at)
@@ -222,7 +242,7 @@ class ChatScreen(Screen[None]):
     def on_began(self, message: events.Began) -> None:
         """What was said is kept; its answer grows from now on."""
         self._show(message.view, follow=True)
-        found = next((e for e in reversed(self.transcript.entries) if isinstance(e, MessageEntry)), None)
+        found = self.last
         self._growing = found if found is not None and found.message.id == message.answer_id else None
         if self._growing is not None and not self._growing.text:
             self._growing.begin()
@@ -303,6 +323,8 @@ class ChatScreen(Screen[None]):
 
     @on(Prompt.Sent)
     def _on_sent(self, message: Prompt.Sent) -> None:
+        from edgechat.chat import commands
+
         try:
             command = commands.parse(message.text)
         except UsageError as problem:
@@ -320,6 +342,8 @@ class ChatScreen(Screen[None]):
 
     def ask(self, text: str) -> None:
         """Say something, or say something differently."""
+        from edgechat.chat import commands
+
         files = [*self.attached, *(p for p in map(_file, commands.files_in(text)) if p is not None)]
         editing, self.editing, self.attached = self.editing, None, []
         self.transcript.follows = True
@@ -380,6 +404,8 @@ class ChatScreen(Screen[None]):
         return self.view.conversation.id if self.view is not None and self.view.path else ""
 
     def _take_draft(self, view: events.View) -> None:
+        from edgechat.tui import drafts
+
         session = self.app.talker.session
         if session is not None and session.store.is_kept and not self.prompt.text:
             draft = drafts.read(view.conversation.id if view.path else "")
@@ -399,6 +425,8 @@ class ChatScreen(Screen[None]):
         if self.editing is not None:
             parts.append("editing (Esc: not)")
         if self._queued:
+            from edgechat.chat.messages import first_line
+
             parts.append(f"next: {first_line(self._queued[0], 20)}")
         if self.attached:
             parts.append(f"{len(self.attached)} attached")
@@ -487,9 +515,8 @@ class ChatScreen(Screen[None]):
 
     def refresh_list(self) -> None:
         """Read the list again, if it is shown."""
-        for sidebar in self.query(Sidebar):
-            if sidebar.display:
-                sidebar.read()
+        if self.sidebar is not None and self.sidebar.display:
+            self.sidebar.read()
 
     @on(Transcript.WantsColour)
     @work(exit_on_error=False)
@@ -497,9 +524,11 @@ class ChatScreen(Screen[None]):
         """Colour a long block of code beside the screen."""
         import asyncio
 
-        from edgechat.tui.pieces import coloured
+        from edgechat.tui.pieces import Code, coloured
 
         piece, width = message.piece, message.width
+        if not isinstance(piece, Code):
+            return
         rows = await asyncio.to_thread(coloured, piece.block, width, self.app.palette)
         self.transcript.colour_done(piece, rows, width)
 

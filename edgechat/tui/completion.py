@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from edgechat.chat.commands import COMMANDS
-
 MOST: Final = 50
 # A folder may hold a million files.
 _MOST_LOOKED_AT: Final = 5000
@@ -37,6 +35,8 @@ def complete(before: str, folder: Path) -> list[Completion]:
     """For what stands before the cursor; file names are looked for below `folder`. Reads disks: not for the screen's thread."""
     line = before.rpartition("\n")[2]
     if "\n" not in before and _COMMAND.fullmatch(before):
+        from edgechat.chat.commands import COMMANDS
+
         found = [c for c in COMMANDS if f"/{c.name}".startswith(before.lower())]
         return [
             Completion(

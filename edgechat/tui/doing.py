@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, TypeVar
 from edgechat.chat import commands
 from edgechat.errors import EdgechatError, UsageError
 from edgechat.tui.blocks import code_blocks
-from edgechat.tui.entries import MessageEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
     from edgechat.tui.app import ChatApp
     from edgechat.tui.chat import ChatScreen
+    from edgechat.tui.entries import MessageEntry
 
 T = TypeVar("T")
 
@@ -150,8 +150,9 @@ class Doing:
     def step(self, step: int) -> None:
         """Another alternative: of the message with the cursor, or of the last that has any."""
         transcript = self._chat.transcript
-        entries = [transcript.current] if transcript.cursor is not None else reversed(transcript.entries)
-        entry = next((e for e in entries if isinstance(e, MessageEntry) and e.place[1] > 1), None)
+        current = transcript.current
+        entries = [current] if transcript.cursor is not None and current is not None else self._chat.messages[::-1]
+        entry = next((e for e in entries if e.place[1] > 1), None)
         if entry is not None:
             number, count = entry.place
             self._switch(entry, (number - 1 + step) % count)
@@ -162,8 +163,7 @@ class Doing:
 
     def do_switch(self, argument: str) -> None:
         """Another alternative of the last message that has any: the next one, or number N."""
-        entries = reversed(self._chat.transcript.entries)
-        entry = next((e for e in entries if isinstance(e, MessageEntry) and e.place[1] > 1), None)
+        entry = next((e for e in reversed(self._chat.messages) if e.place[1] > 1), None)
         if entry is None:
             raise UsageError("nothing here has alternatives; /retry and /edit make some")
         number, count = entry.place
@@ -180,7 +180,7 @@ class Doing:
 
     def do_retry(self, _argument: str) -> None:
         """Another answer beside the last."""
-        self.retry_message(self._last())
+        self.retry_message(self._chat.last)
 
     def continue_message(self, entry: MessageEntry | None) -> None:
         """Go on with an answer."""
@@ -191,14 +191,14 @@ class Doing:
 
     def do_continue(self, _argument: str) -> None:
         """Go on with the last answer."""
-        self.continue_message(self._last())
+        self.continue_message(self._chat.last)
 
     def edit_message(self, entry: MessageEntry | None) -> None:
         """Put what was said into the input, to be said differently; of an answer, what it answers."""
         if entry is not None and entry.kind == "assistant":
-            entries = self._chat.transcript.entries
-            before = entries[: entries.index(entry)]
-            entry = next((e for e in reversed(before) if isinstance(e, MessageEntry) and e.kind == "user"), None)
+            messages = self._chat.messages
+            before = messages[: messages.index(entry)]
+            entry = next((e for e in reversed(before) if e.kind == "user"), None)
         if entry is not None and self._is_free():
             self._chat.editing = entry.message.id
             self._chat.prompt.load(entry.text)
@@ -207,7 +207,7 @@ class Doing:
 
     def do_edit(self, text: str) -> None:
         """Say the last message differently: in the input, or as given."""
-        self.edit_message(self._last())
+        self.edit_message(self._chat.last)
         if text and self._chat.editing is not None:
             self._chat.prompt.load("")
             self._chat.ask(text)
@@ -241,10 +241,6 @@ class Doing:
             self._change(lambda session: session.fork(message_id), "the next message follows this one")
             self._chat.prompt.focus()
 
-    def _last(self) -> MessageEntry | None:
-        entries = reversed(self._chat.transcript.entries)
-        return next((e for e in entries if isinstance(e, MessageEntry)), None)
-
     def _is_free(self) -> bool:
         """True if something can be asked now; else it is said why not."""
         if self._chat.busy:
@@ -267,8 +263,7 @@ class Doing:
 
     def do_copy(self, what: str) -> None:
         """The last answer, or its code."""
-        entries = reversed(self._chat.transcript.entries)
-        entry = next((e for e in entries if isinstance(e, MessageEntry) and e.kind == "assistant"), None)
+        entry = next((e for e in reversed(self._chat.messages) if e.kind == "assistant"), None)
         if what not in {"", "code"}:
             raise UsageError("/copy copies the last answer, /copy code its last block of code")
         self.copy_code(entry) if what else self.copy_message(entry)

@@ -30,6 +30,11 @@ class Entry:
         self._pieces: list[Piece] | None = None
 
     @property
+    def as_message(self) -> MessageEntry | None:
+        """Itself, if it is a message."""
+        return None
+
+    @property
     def pieces(self) -> list[Piece]:
         """Made when they are first asked for."""
         if self._pieces is None:
@@ -38,7 +43,7 @@ class Entry:
 
     def make(self) -> list[Piece]:
         """The pieces."""
-        return plain(self.text, {"note": "muted", "error": "error"}.get(self.kind, ""))
+        return plain(visible(self.text), {"note": "muted", "error": "error"}.get(self.kind, ""))
 
     def height(self, width: int) -> int:
         """Rows, the empty one before it included; guessed where it was not laid out."""
@@ -65,6 +70,11 @@ class MessageEntry(Entry):
         """True if the reasoning is shown."""
         self.reasoning = message.reasoning
         self._splitter: Splitter | None = None
+
+    @property
+    def as_message(self) -> MessageEntry | None:
+        """Itself."""
+        return self
 
     @property
     def is_growing(self) -> bool:

@@ -107,6 +107,16 @@ class Failed(Message):
         self.taken_back = taken_back
 
 
+class Pulled(Message):
+    """A download ended: with the name that the model has now, or with a problem."""
+
+    def __init__(self, reference: str, name: str, problem: str) -> None:
+        super().__init__()
+        self.reference = reference
+        self.name = name
+        self.problem = problem
+
+
 class Batch:
     """Text that waits to be painted."""
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from rich.markdown import Heading, ListItem, Markdown, MarkdownElement
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 from textual.strip import Strip
 
 from edgechat.tui.blocks import Block
-from edgechat.tui.palette import ASCII
 
 if TYPE_CHECKING:
-    from markdown_it.token import Token
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console
 
     from edgechat.tui.palette import Palette
 
@@ -30,6 +27,8 @@ class Piece:
 
     gap = False
     """True if there is an empty row before it."""
+    wants_colour = False
+    """True if it is complete, shown plain, and long enough to be coloured beside the screen."""
 
     def __init__(self) -> None:
         self.width = 0
@@ -128,8 +127,8 @@ class Code(Piece):
         return sum(1 + len(line) // max(1, width - 2) for line in self.block.lines) + 1
 
     @property
-    def wants_colour(self) -> bool:
-        """True if it is complete, shown plain, and long enough to be coloured beside the screen."""
+    def wants_colour(self) -> bool:  # type: ignore[override]
+        """See Piece."""
         return not (self.is_coloured or self.block.is_open) and bool(self.block.language) and self.width > 0
 
     def lay_out(self, width: int, palette: Palette) -> None:
@@ -229,81 +228,12 @@ def wrapped(text: Text, width: int, console: Console) -> list[Strip]:
     return [Strip(line) for line in console.render_lines(text, options, pad=False)]
 
 
-# What the renderer draws with.
-_TO_ASCII: Final = str.maketrans("•▌─│━┃…", "*|-|-|.")
-
-
-class _PlainHeading(Heading):
-    """A heading on the left, where the eye is."""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Its words in its style."""
-        self.text.justify = "left"
-        yield self.text
-
-
-class _Item(ListItem):
-    """An item of a list, numbered as it was written."""
-
-    def render_number(self, console: Console, options: ConsoleOptions, number: int, last_number: int) -> RenderResult:
-        """With a dot after the number."""
-        width = len(str(last_number)) + 2
-        lines = console.render_lines(
-            self.elements, options.update(width=max(1, options.max_width - width)), style=self.style
-        )
-        style = console.get_style("markdown.item.number", default="none")
-        for at, line in enumerate(lines):
-            yield Segment(f"{number}. ".rjust(width) if at == 0 else " " * width, style)
-            yield from line
-            yield Segment.line()
-
-
-class _Document(Markdown):
-    """Markdown as chats write it: a new line is one, and HTML is text."""
-
-    elements: ClassVar[dict[str, type[MarkdownElement]]] = {
-        **Markdown.elements,
-        "heading_open": _PlainHeading,
-        "list_item_open": _Item,
-    }
-
-    def __init__(self, source: str, code_theme: str) -> None:
-        super().__init__("", code_theme=code_theme, hyperlinks=False)
-        self.markup = source
-        self.parsed = _parser().parse(source)
-
-    def _flatten_tokens(self, tokens: Iterable[Token]) -> Iterable[Token]:
-        for token in super()._flatten_tokens(tokens):
-            if token.type == "softbreak":
-                token.type = "hardbreak"
-            yield token
-
-
-def _parser() -> Any:
-    from markdown_it import MarkdownIt
-
-    return MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
-
-
 def markdown_rows(source: str, width: int, palette: Palette) -> list[Strip]:
     """Rows of a piece of Markdown; of what the renderer chokes on, the source."""
     try:
-        rows = wrapped_document(source, width, palette)
+        from edgechat.tui.document import rows_of
+
+        rows = rows_of(source, width, palette)
     except RecursionError:  # quotes in quotes in quotes
         return wrapped(Text(source), width, palette.console)
     return rows or wrapped(Text(source), width, palette.console)
-
-
-def wrapped_document(source: str, width: int, palette: Palette) -> list[Strip]:
-    """Rows of Markdown."""
-    options = palette.console.options.update(width=max(1, width), height=None)
-    document = _Document(source, palette.code_theme)
-    lines = palette.console.render_lines(document, options, pad=False)
-    if palette.signs is ASCII:
-        lines = [[Segment(s.text.translate(_TO_ASCII), s.style) for s in line] for line in lines]
-    rows = [Strip(line) for line in lines]
-    while rows and not rows[-1].text.strip():
-        rows.pop()
-    while rows and not rows[0].text.strip():
-        del rows[0]
-    return rows

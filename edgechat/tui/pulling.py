@@ -7,26 +7,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from textual.message import Message
-
 from edgechat.chat.visible import visible
 from edgechat.errors import EdgechatError
+from edgechat.tui.events import Pulled
 
 if TYPE_CHECKING:
     from edgechat.catalogue.transfer import Progress
     from edgechat.tui.app import ChatApp
 
 _SHOW_S: Final = 0.25
-
-
-class Pulled(Message):
-    """A download ended: with the name that the model has now, or with a problem."""
-
-    def __init__(self, reference: str, name: str, problem: str) -> None:
-        super().__init__()
-        self.reference = reference
-        self.name = name
-        self.problem = problem
 
 
 class Puller:

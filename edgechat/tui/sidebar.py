@@ -60,6 +60,10 @@ class Sidebar(Vertical):
         yield Input(placeholder="filter", id="filter", compact=True)
         yield OptionList(id="conversations", markup=False)
 
+    def focus_filter(self) -> None:
+        """Let letters narrow the list."""
+        self.query_one(Input).focus()
+
     def read(self) -> None:
         """Read it again."""
         self._read()

@@ -18,7 +18,7 @@ from edgechat.errors import (
     TemplateError,
     UsageError,
 )
-from edgechat.tui import drafts, events
+from edgechat.tui import events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +71,8 @@ class Talker:
     def keep_draft(self, conversation_id: str, text: str) -> None:
         """Write down what was typed, one after the other; nothing of a conversation that is not kept."""
         if self.session is not None and self.session.store.is_kept:
+            from edgechat.tui import drafts
+
             self._submit(self._drafts, lambda: drafts.keep(conversation_id, text))
 
     def _submit(self, threads: ThreadPoolExecutor, job: Callable[[], object]) -> None:
@@ -96,7 +98,7 @@ class Talker:
         self._submit(self._turns, lambda: self._guarded(self._ready, needs_model=False))
 
     def _ready(self, _session: Session) -> None:
-        gc.enable()  # see edgechat.cli.commands
+        gc.enable()  # see edgechat.cli.main
         self._opened()
         self._post(events.Opened())
 
@@ -140,6 +142,8 @@ class Talker:
         if self.session is not None:
             self.session.close()
         self._turns.shutdown(wait=True, cancel_futures=True)
+        if self.session is not None:  # one that was being made meanwhile; closing twice does nothing
+            self.session.close()
         self._drafts.shutdown(wait=True)
         self._asides.shutdown(wait=False, cancel_futures=True)
 

@@ -19,15 +19,13 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from edgechat.chat.visible import visible
-from edgechat.tui.entries import Entry, MessageEntry
-from edgechat.tui.pieces import Code, Piece
-
 if TYPE_CHECKING:
     from textual import events
     from textual.selection import Selection
 
+    from edgechat.tui.entries import Entry, MessageEntry
     from edgechat.tui.palette import Palette
+    from edgechat.tui.pieces import Code, Piece
 
 # Columns before the text, for the bar.
 GUTTER: Final = 2
@@ -66,7 +64,7 @@ class Transcript(ScrollView, can_focus=True):
     class WantsColour(Message):
         """A long block of code is complete, and is to be coloured beside the screen."""
 
-        def __init__(self, piece: Code, width: int) -> None:
+        def __init__(self, piece: Piece, width: int) -> None:
             super().__init__()
             self.piece = piece
             self.width = width
@@ -175,7 +173,7 @@ class Transcript(ScrollView, can_focus=True):
                 piece.lay_out(width, palette)
                 changed.add(entry)
             visited[piece] = None
-            if isinstance(piece, Code) and piece.wants_colour and piece not in self._asked_colour:
+            if piece.wants_colour and piece not in self._asked_colour:
                 self._asked_colour.add(piece)
                 self.post_message(self.WantsColour(piece, width))
             n_rows -= piece.height(width) + piece.gap
@@ -344,13 +342,12 @@ class Transcript(ScrollView, can_focus=True):
     def current(self) -> MessageEntry | None:
         """The message that keys are about: the one with the cursor, else the last."""
         at = self.cursor if self.cursor is not None else self._next_message(len(self.entries), -1)
-        entry = self.entries[at] if at is not None and at < len(self.entries) else None
-        return entry if isinstance(entry, MessageEntry) else None
+        return self.entries[at].as_message if at is not None and at < len(self.entries) else None
 
     def _next_message(self, start: int, step: int) -> int | None:
         at = start + step
         while 0 <= at < len(self.entries):
-            if isinstance(self.entries[at], MessageEntry):
+            if self.entries[at].as_message is not None:
                 return at
             at += step
         return None
@@ -415,8 +412,8 @@ class Transcript(ScrollView, can_focus=True):
         place = self._place(round(self.scroll_y) + event.y, self.text_width)
         if place.entry >= len(self.entries):
             return
-        entry = self.entries[place.entry]
-        if isinstance(entry, MessageEntry):
+        entry = self.entries[place.entry].as_message
+        if entry is not None:
             self.cursor = place.entry
             if entry.reasoning and place.piece == (1 if entry.place[1] > 1 else 0):
                 self._fold(entry)
@@ -431,13 +428,3 @@ def _selected(strip: Strip, span: tuple[int, int], style: Style) -> Strip:
     middle = strip.crop(start, end)
     marked = [Segment(segment.text, (segment.style or Style.null()) + style) for segment in middle]
     return Strip([*strip.crop(0, start), *marked, *strip.crop(end, strip.cell_length)])
-
-
-def note(words: str) -> Entry:
-    """Something to know, that stays."""
-    return Entry("note", visible(words))
-
-
-def error(words: str) -> Entry:
-    """Something went wrong."""
-    return Entry("error", visible(words))

@@ -105,7 +105,7 @@ async def test_a_store_that_is_locked_loses_nothing() -> None:
 
 
 def test_a_store_from_the_future_is_read_and_the_chat_goes_on_in_memory(cli: object) -> None:
-    from edgechat.cli.options import session_maker
+    from edgechat.cli.making import session_maker
 
     store = open_store()
     about = keep_conversation(store, [("old words", "b")])

@@ -12,7 +12,7 @@ from edgechat.chat.messages import Message, new_id
 from edgechat.tui.entries import Entry, MessageEntry
 from edgechat.tui.palette import UNICODE, Palette
 from edgechat.tui.pieces import Code
-from edgechat.tui.transcript import Transcript, note
+from edgechat.tui.transcript import Transcript
 
 PALETTE = Palette(BUILTIN_THEMES["textual-dark"].to_color_system().generate(), dark=True, ansi=False)
 LONG = "Some words that fill more than a line of the screen, so that they are wrapped.\n\n```python\nx = 1\n```\n\n- a\n- b\n"
@@ -34,6 +34,7 @@ class Bare(App[None]):
         self.wanted: list[Code] = []
 
     def on_transcript_wants_colour(self, message: Transcript.WantsColour) -> None:
+        assert isinstance(message.piece, Code)
         self.wanted.append(message.piece)
 
     def compose(self) -> ComposeResult:
@@ -171,7 +172,7 @@ def rows(e: Entry, width: int) -> list[str]:
 
 
 async def test_anything_can_be_said_at_any_size() -> None:
-    app = Bare([entry(text, role) for text in HOSTILE for role in ("user", "assistant")] + [note(HOSTILE[0])])
+    app = Bare([entry(text, role) for text in HOSTILE for role in ("user", "assistant")] + [Entry("note", HOSTILE[0])])
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.pause()
         for size in ((80, 24), (10, 5), (200, 60), (40, 12), (1, 1), (80, 24)):
