@@ -81,7 +81,9 @@ def run(rounds: int, say: Say, idle_s: float = _IDLE_S) -> Report:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    return {**{k: v for k, v in os.environ.items() if not k.startswith("EDGECHAT_")}, "EDGECHAT_HOME": str(home)}
+    # Compiled files are what an installed program has; where they are not written, every start compiles.
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("EDGECHAT_") and k != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "EDGECHAT_HOME": str(home)}
 
 
 @contextlib.contextmanager
@@ -107,7 +109,7 @@ def _first_frames(rounds: int, env: dict[str, str], say: Say) -> tuple[list[floa
         say(f"first frame {number} of {rounds}")
         with watched([sys.executable, "-c", screens.EMPTY_APP], env) as program:
             empty.append(program.until(_FRAME) - program.started_s)
-        with watched(_edgechat("-m", "starter"), env) as program:
+        with watched(_edgechat(), env) as program:
             ours.append(program.until(_FRAME) - program.started_s)
             pressed_s = program.write("\u0416")
             usable.append(program.until("\u0416") - pressed_s)

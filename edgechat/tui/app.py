@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 Export = Callable[["Store", str, Path], None]
 """Writes a conversation to a file, whose suffix says in which form. Raises EdgechatError."""
-_NARROW = 80
 _HISTORY = 500
 
 
@@ -43,7 +42,7 @@ class ChatApp(App[int]):
 
     TITLE = "edgechat"
     CSS = """
-    * { scrollbar-color: $panel; scrollbar-color-hover: $primary; scrollbar-color-active: $primary;
+    Transcript, OptionList, VerticalScroll { scrollbar-color: $panel; scrollbar-color-hover: $primary; scrollbar-color-active: $primary;
         scrollbar-background: $background; scrollbar-background-hover: $background;
         scrollbar-background-active: $background; scrollbar-size-vertical: 1; }
     OptionList { border: none; padding: 0; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -55,7 +54,6 @@ class ChatApp(App[int]):
     """
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "ctrl+p"
-    HORIZONTAL_BREAKPOINTS = [(0, "narrow"), (_NARROW, "wide")]  # noqa: RUF012  (as Textual declares it)
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True),
         Binding("ctrl+p", "command_palette", "Everything there is", id="app.palette", priority=True),
@@ -92,7 +90,8 @@ class ChatApp(App[int]):
     def on_mount(self) -> None:
         """Follow the theme."""
         self.theme_changed_signal.subscribe(self, lambda _theme: self._recolour())
-        self.set_class(self.settings.ascii, "ascii")
+        if self.settings.ascii:
+            self.add_class("ascii")
 
     def _tell(self, message: object) -> None:
         """From any thread to the chat."""
@@ -206,7 +205,7 @@ class ChatApp(App[int]):
             from edgechat.tui.sidebar import Sidebar
 
             self.chat.sidebar = sidebar = Sidebar()
-            self.chat.query_one("Horizontal").mount(sidebar, before=0)
+            self.chat.mount(sidebar, before=0)
             self.call_after_refresh(sidebar.read)
             self.call_after_refresh(sidebar.focus_filter)
         elif sidebar.display:

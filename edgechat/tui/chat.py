@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from textual import on, work
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Static
 
 from edgechat.chat.visible import visible
 from edgechat.errors import UsageError
 from edgechat.tui import events
-from edgechat.tui.prompt import Composer, Prompt
+from edgechat.tui.prompt import Prompt
 from edgechat.tui.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -33,6 +32,8 @@ SETTLED_S: Final = 0.2
 # The live line changes so often at most while an answer comes.
 _LIVE_S: Final = 0.25
 _WIDE: Final = 60
+_HINT: Final = "y copy  c code  e edit  r again  b branch  d delete  t thoughts  Enter: write"
+_SHORT_HINT: Final = "y c e r b d   Enter: write"
 
 
 class ChatScreen(Screen[None]):
@@ -42,7 +43,6 @@ class ChatScreen(Screen[None]):
     AUTO_FOCUS = "#prompt"
     DEFAULT_CSS = """
     #live { height: 1; padding: 0 2; color: $text-muted; }
-    #main { width: 1fr; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop, or to the conversation and back", id="chat.stop"),
@@ -100,10 +100,9 @@ class ChatScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """The list of conversations (made when it is first wanted), conversation, live line, input."""
-        with Horizontal(), Vertical(id="main"):
-            yield Transcript(lambda: self.app.palette, id="transcript")
-            yield Static("", id="live", markup=False)
-            yield Composer()
+        yield Transcript(lambda: self.app.palette, id="transcript")
+        yield Static("", id="live", markup=False)
+        yield Prompt(id="prompt")
 
     def on_mount(self) -> None:
         """Show what is there, and only then start what takes time."""
@@ -420,6 +419,9 @@ class ChatScreen(Screen[None]):
 
     def show_live(self) -> None:
         """Write the live line."""
+        if self.transcript.has_focus and not self.busy:
+            self._write_live(_HINT if self.size.width >= len(_HINT) + 4 else _SHORT_HINT)
+            return
         session = self.app.talker.session
         parts = [self._state, self._detail]
         if self.editing is not None:
@@ -437,8 +439,10 @@ class ChatScreen(Screen[None]):
             if self.size.width >= _WIDE:
                 parts.append(session.model_path.stem)
         parts.append(self.app.pull_words)
-        words = visible("  ".join(p for p in parts if p))
-        self.query_one("#live", Static).update(words.replace("\n", " "), layout=False)
+        self._write_live("  ".join(p for p in parts if p))
+
+    def _write_live(self, words: str) -> None:
+        self.query_one("#live", Static).update(visible(words).replace("\n", " "), layout=False)
 
     @on(Transcript.Moved)
     def _on_moved(self) -> None:

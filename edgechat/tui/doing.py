@@ -25,6 +25,8 @@ class Doing:
 
     def __init__(self, app: ChatApp) -> None:
         self._app = app
+        self._doomed = ""
+        """A message that the next asking deletes."""
 
     @property
     def _chat(self) -> ChatScreen:
@@ -213,9 +215,15 @@ class Doing:
             self._chat.ask(text)
 
     def delete_message(self, entry: MessageEntry | None) -> None:
-        """Delete a message and all after it."""
-        if entry is not None:
-            message_id = entry.message.id
+        """Delete a message and all after it, when asked twice."""
+        if entry is None:
+            return
+        message_id = entry.message.id
+        if self._doomed != message_id:
+            self._doomed = message_id
+            self._app.notify("The same key again deletes this message and all after it")
+        else:
+            self._doomed = ""
             self._change(lambda session: session.delete(message_id), "deleted; /undo brings it back")
 
     def do_delete(self, _argument: str) -> None:

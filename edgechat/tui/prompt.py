@@ -6,33 +6,24 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from rich.text import Text
 from textual import on, work
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 from textual.message import Message
-from textual.widgets import OptionList, TextArea
-from textual.widgets.option_list import Option
+from textual.widgets import TextArea
 
 from edgechat.chat.visible import visible
-from edgechat.tui import completion, keys
+from edgechat.tui import keys
 
 if TYPE_CHECKING:
-    from textual.app import ComposeResult
     from textual.events import Key, Paste
+    from textual.widgets import OptionList
+
+    from edgechat.tui.completion import Completion
 
 # Longer pastes stand as a mark in the text: the editor would lay all of it out with every key.
 _LONG_CHARS: Final = 8192
 _LONG_LINES: Final = 200
 _MARK: Final = re.compile(r"\[pasted text (\d+): [\d,]+ lines?\]")
-
-
-class Completions(OptionList, can_focus=False):
-    """What could be meant."""
-
-    DEFAULT_CSS = """
-    Completions { display: none; height: auto; max-height: 8; border: none; padding: 0 1; background: $surface; }
-    """
 
 
 class Prompt(TextArea):
@@ -69,7 +60,7 @@ class Prompt(TextArea):
     class Completed(Message):
         """What could be meant."""
 
-        def __init__(self, before: str, found: list[completion.Completion]) -> None:
+        def __init__(self, before: str, found: list[Completion]) -> None:
             super().__init__()
             self.before = before
             self.found = found
@@ -84,7 +75,9 @@ class Prompt(TextArea):
         self._at = -1
         self._draft = ""
         self._pastes: dict[int, str] = {}
-        self._completions: list[completion.Completion] = []
+        self._completions: list[Completion] = []
+        self._popup: OptionList | None = None
+        """What is offered, above the input; made when there is something."""
         self._completed = ""
         """What they were found for."""
 
@@ -127,7 +120,7 @@ class Prompt(TextArea):
     async def _on_key(self, event: Key) -> None:
         # Not bindings with priority: those act when a key arrives, while the letters before it still wait in
         # this widget's queue. A line and its Enter that come in one packet would be torn apart.
-        if self._popup.display and self._steer(event.key):
+        if self._popup is not None and self._popup.display and self._steer(self._popup, event.key):
             event.prevent_default()
             event.stop()
             return
@@ -197,28 +190,30 @@ class Prompt(TextArea):
     # Completion
 
     @property
-    def _popup(self) -> Completions:
-        return self.screen.query_one(Completions)
-
-    @property
     def _before(self) -> str:
         return self.get_text_range((0, 0), self.cursor_location) if len(self.text) <= _LONG_CHARS else ""
 
     @on(TextArea.Changed)
     @on(TextArea.SelectionChanged)
     def _on_edited(self) -> None:
+        from edgechat.tui import completion
+
         before = self._before
         if self.has_focus and completion.is_begun(before):
             self._look_up(before)
-        else:
+        elif self._popup is not None:
             self._popup.display = False
 
     @work(thread=True, exclusive=True, group="completion", exit_on_error=False)
     def _look_up(self, before: str) -> None:
+        from edgechat.tui import completion
+
         self.post_message(self.Completed(before, completion.complete(before, Path.cwd())))
 
     def on_prompt_completed(self, message: Completed) -> None:
         """Show what could be meant, if that was not typed meanwhile."""
+        from edgechat.tui.completions import Completions, option
+
         if message.before != self._before or not self.is_attached:
             return
         found = message.found
@@ -226,71 +221,51 @@ class Prompt(TextArea):
             found = []  # it is there already
         self._completions, self._completed = found, message.before
         popup = self._popup
+        if popup is None:
+            self._popup = popup = Completions(self.take)
+            self.screen.mount(popup, before=self)
         popup.clear_options()
         width = max((len(c.shown) for c in found), default=0)
-        popup.add_options([Option(_option(c, width)) for c in found])
+        popup.add_options([option(c, width) for c in found])
         popup.display = bool(found)
         if found:
             popup.highlighted = 0
 
-    def _steer(self, key: str) -> bool:
+    def _steer(self, popup: OptionList, key: str) -> bool:
         """Let keys move in what is offered; False if the key means something else."""
-        popup = self._popup
         if self._completed != self._before:  # typed faster than it was found
             popup.display = False
             return False
         if key in {"up", "down"}:
             popup.action_cursor_up() if key == "up" else popup.action_cursor_down()
-        elif key == "tab" or (key == "enter" and not self._is_whole()):
-            self._take()
+        elif key == "tab" or (key == "enter" and not self._is_whole(popup)):
+            self.take()
         elif key == "escape":
             popup.display = False
         else:
             return False
         return True
 
-    def _is_whole(self) -> bool:
+    def _is_whole(self, popup: OptionList) -> bool:
         """True if a command stands there as it would be completed: Enter sends it."""
-        at = self._popup.highlighted
+        at = popup.highlighted
         chosen = self._completions[at] if at is not None and at < len(self._completions) else None
         return chosen is None or self._before.endswith(chosen.text.rstrip())
 
-    def _take(self) -> None:
-        at = self._popup.highlighted
-        if at is None or at >= len(self._completions):
+    def take(self) -> None:
+        """Put what is highlighted of what is offered into the text."""
+        popup = self._popup
+        at = popup.highlighted if popup is not None else None
+        if popup is None or at is None or at >= len(self._completions):
             return
         chosen = self._completions[at]
         row, column = self.cursor_location
         self._replace_via_keyboard(chosen.text, (row, column - chosen.n_chars), (row, column))
         self.move_cursor((row, column - chosen.n_chars + len(chosen.text)))
         if not chosen.text.endswith("/"):
-            self._popup.display = False
+            popup.display = False
+        self.focus()
 
     def action_complete(self) -> None:
         """There is nothing to complete: to the conversation."""
         self.screen.focus_next()
-
-
-class Composer(Vertical):
-    """The input with what is offered above it."""
-
-    DEFAULT_CSS = """
-    Composer { height: auto; }
-    """
-
-    def compose(self) -> ComposeResult:
-        """Both."""
-        yield Completions()
-        yield Prompt(id="prompt")
-
-    @on(OptionList.OptionSelected)
-    def _on_chosen(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
-        prompt = self.query_one(Prompt)
-        prompt._take()  # noqa: SLF001  (one widget in two parts)
-        prompt.focus()
-
-
-def _option(found: completion.Completion, width: int) -> Text:
-    text = Text(f"{found.shown:<{width}}", no_wrap=True, overflow="ellipsis")
-    return text.append(f"  {found.words}", style="dim") if found.words else text

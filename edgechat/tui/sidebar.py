@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _MOST: Final = 1000
 _WEEK: Final = 7
+_NARROW: Final = 70
 
 
 class Sidebar(Vertical):
@@ -32,9 +33,8 @@ class Sidebar(Vertical):
 
     app: ChatApp
     DEFAULT_CSS = """
-    Sidebar { width: 34; border-right: solid $border-blurred; padding: 0 1 0 0; }
+    Sidebar { dock: left; width: 34; border-right: solid $border-blurred; padding: 0 1 0 0; }
     Sidebar OptionList { height: 1fr; background: transparent; }
-    .narrow Sidebar { width: 100%; border-right: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Back to the chat", id="list.leave", show=False),
@@ -59,6 +59,16 @@ class Sidebar(Vertical):
         """A filter above the list."""
         yield Input(placeholder="filter", id="filter", compact=True)
         yield OptionList(id="conversations", markup=False)
+
+    @property
+    def _is_narrow(self) -> bool:
+        """True if nothing fits beside it."""
+        return self.screen.size.width < _NARROW
+
+    def on_mount(self) -> None:
+        """Beside the conversation, or over it."""
+        if self._is_narrow:
+            self.styles.width = "100%"
 
     def focus_filter(self) -> None:
         """Let letters narrow the list."""
@@ -113,7 +123,7 @@ class Sidebar(Vertical):
 
     def _go(self, conversation_id: str) -> None:
         self.app.doing.go_to(conversation_id)
-        if self.screen.has_class("narrow"):
+        if self._is_narrow:
             self.display = False
         self.app.chat.prompt.focus()
 

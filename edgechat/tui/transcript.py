@@ -59,7 +59,7 @@ class Transcript(ScrollView, can_focus=True):
     ]
 
     class Moved(Message):
-        """The end came into view, or went out of it."""
+        """The end came into view, or went out of it; or keys are about a message now, or not any more."""
 
     class WantsColour(Message):
         """A long block of code is complete, and is to be coloured beside the screen."""
@@ -388,11 +388,13 @@ class Transcript(ScrollView, can_focus=True):
         if self.cursor is None:
             self.cursor = self._next_message(len(self.entries), -1)
         self.refresh()
+        self.post_message(self.Moved())
 
     def on_blur(self) -> None:
         """No message is marked."""
         self.cursor = None
         self.refresh()
+        self.post_message(self.Moved())
 
     def action_fold(self) -> None:
         """Show the reasoning of a message, or hide it."""

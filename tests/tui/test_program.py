@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -64,8 +63,9 @@ def test_a_day_with_edgechat(tmp_path: Path) -> None:
         t.until("What is gravity")
         t.type("\r")
         t.until(lambda: "Search everything" not in t.text())
-        t.type("\r")  # out of the conversation, to the input
-        time.sleep(0.2)  # where the focus is, a terminal does not show
+        t.until("Enter: write")  # the conversation has the keys now
+        t.type("\r")
+        t.until("ready")
         t.type("/rename About weight\r")
         t.type(f"/export {tmp_path / 'out.md'}\r")
         t.until((tmp_path / "out.md").exists)

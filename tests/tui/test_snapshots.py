@@ -139,7 +139,7 @@ async def search(app: ChatApp, pilot: Pilot[int]) -> None:
 async def commands(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("/", "r", "e")
-    await until(lambda: app.chat.query_one("Completions").display)
+    await until(lambda: app.chat.query("Completions") and app.chat.query_one("Completions").display)
 
 
 async def said_before(app: ChatApp, pilot: Pilot[int]) -> None:
