@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # CPU modules of the native bundle: dev (a few common ones), all, or a list separated by semicolons.
 VARIANTS ?= dev
 
-.PHONY: help chat test test-long check setup setup-dev peers wheels docs clean
+.PHONY: help chat test test-long check setup setup-dev peers wheels docs screenshots clean
 
 help:
 	@echo "make chat       set up, then the chat on the starter model"
@@ -17,6 +17,7 @@ help:
 	@echo "make peers      build llama-bench, llama-cli and llama-server from the same source"
 	@echo "make wheels     fill dist/ with everything that an installation without a network needs"
 	@echo "make docs       write the generated parts of docs/ again"
+	@echo "make screenshots  draw the pictures in docs/ again"
 
 chat: setup
 	@if [ -t 0 ] && [ -t 1 ]; then exec $(BIN)/edgechat -m starter; else \
@@ -63,6 +64,9 @@ peers: setup
 
 wheels: setup
 	@$(BIN)/python packaging/wheels.py
+
+screenshots: setup-dev
+	@$(BIN)/python docs/screenshots.py
 
 docs: setup-dev
 	@$(BIN)/python docs/generate.py

@@ -121,7 +121,7 @@ def figures(message: Message) -> str:
     words.append(f"first after {stats.ttft_s:.2f} s")
     words.append(f"{stats.cached_tokens} of {stats.prompt_tokens} cached")
     if stats.n_drafted:
-        words.append(f"{stats.n_accepted}/{stats.n_drafted} drafts accepted")
+        words.append(f"{stats.n_accepted}/{stats.n_drafted} drafts accepted (x{stats.speculation_gain:.1f})")
     if message.model:
         words.append(message.model.removesuffix(".gguf"))
     return ", ".join(words)

@@ -32,7 +32,7 @@ SETTLED_S: Final = 0.2
 # The live line changes so often at most while an answer comes.
 _LIVE_S: Final = 0.25
 _WIDE: Final = 60
-_HINT: Final = "y copy  c code  e edit  r again  b branch  d delete  t thoughts  Enter: write"
+_HINT: Final = "y copy  c code  e edit  r again  b branch  d delete  Enter: write"
 _SHORT_HINT: Final = "y c e r b d   Enter: write"
 
 

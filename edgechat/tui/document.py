@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -57,9 +58,12 @@ class _Document(Markdown):
     }
 
     def __init__(self, source: str, code_theme: str) -> None:
-        super().__init__("", code_theme=code_theme, hyperlinks=False)
+        # Not Rich's own: that makes a parser for each document, and asks it for HTML.
         self.markup = source
         self.parsed = _parser().parse(source)
+        self.code_theme = self.inline_code_theme = code_theme
+        self.justify, self.style, self.inline_code_lexer = None, "none", None
+        self.hyperlinks = False
 
     def _flatten_tokens(self, tokens: Iterable[Token]) -> Iterable[Token]:
         for token in super()._flatten_tokens(tokens):
@@ -68,6 +72,7 @@ class _Document(Markdown):
             yield token
 
 
+@functools.cache
 def _parser() -> MarkdownIt:
     return MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
 

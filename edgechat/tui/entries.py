@@ -217,8 +217,7 @@ def _show_partial(pieces: list[Piece], splitter: Splitter) -> None:
 
 def _set_partial(piece: Piece, partial: str) -> None:
     if isinstance(piece, (Prose, Code)):
-        piece.partial = partial
-        piece.is_stale = True
+        piece.show(partial)
 
 
 def plain(text: str, style: str) -> list[Piece]:

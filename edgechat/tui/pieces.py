@@ -35,6 +35,8 @@ class Piece:
         """The width it is laid out for; 0 if it is not."""
         self.is_stale = False
         """True if what it shows has changed since."""
+        self.changed_from = 0
+        """The first row that was not the same before it was laid out the last time."""
         self._rows: list[Strip] = []
         self._n_rows = 0
         self._known_width = 0
@@ -52,6 +54,8 @@ class Piece:
         self._keep(self.make(width, palette), width)
 
     def _keep(self, rows: list[Strip], width: int) -> None:
+        pairs = enumerate(zip(self._rows, rows))  # noqa: B905  (as far as both go)
+        self.changed_from = next((i for i, (a, b) in pairs if a != b), min(len(self._rows), len(rows)))
         self._rows, self._n_rows = rows, len(rows)
         self.width = self._known_width = width
         self.is_stale = False
@@ -89,14 +93,25 @@ class Words(Piece):
         return wrapped(Text(self.text, style=style, end=""), width, palette.console)
 
 
-class Prose(Piece):
-    """A block of Markdown that is no code."""
+class BlockPiece(Piece):
+    """A block of Markdown, with the line at its end that is not complete yet."""
 
     def __init__(self, block: Block, partial: str = "") -> None:
         super().__init__()
         self.block = block
         self.partial = partial
         self.gap = block.gap
+        self._shown = (-1, True, "")
+
+    def show(self, partial: str) -> None:
+        """Take what the block has become; it is laid out again if that is more."""
+        now = (self.block.n_chars, self.block.is_open, partial)
+        if now != self._shown:
+            self._shown, self.partial, self.is_stale = now, partial, True
+
+
+class Prose(BlockPiece):
+    """A block that is no code."""
 
     def guess(self, width: int) -> int:
         """By its characters."""
@@ -110,14 +125,11 @@ class Prose(Piece):
         return [Strip([Segment(" " * indent), *row]) for row in rows] if indent else rows
 
 
-class Code(Piece):
+class Code(BlockPiece):
     """What stands between fences: plain while it grows, coloured once it is complete."""
 
     def __init__(self, block: Block) -> None:
-        super().__init__()
-        self.block = block
-        self.gap = block.gap
-        self.partial = ""
+        super().__init__(block)
         self._n_lines = 0
         self._n_complete = 0
         self.is_coloured = False
@@ -137,11 +149,13 @@ class Code(Piece):
         if not block.is_open and block.language and block.n_chars <= COLOUR_AT_ONCE_CHARS:
             self.take_rows(coloured(block, width, palette), width)
             return
-        if self.width != width or self.is_coloured:
+        is_on = self.width == width and not self.is_coloured
+        if not is_on:
             self._rows, self._n_lines, self._n_complete, self.is_coloured = [], 0, 0, False
             if block.language:
                 self._rows.append(_caption(block, width, palette))
                 self._n_complete = 1
+        first_new = self._n_complete if is_on else 0
         del self._rows[self._n_complete :]
         for line in block.lines[self._n_lines :]:
             self._rows += chopped([Segment(visible_tabs(line), palette.code)], width, palette.code)
@@ -149,6 +163,7 @@ class Code(Piece):
         if self.partial:
             self._rows += chopped([Segment(visible_tabs(self.partial), palette.code)], width, palette.code)
         self._keep(self._rows, width)
+        self.changed_from = first_new
 
     def take_rows(self, rows: list[Strip], width: int) -> None:
         """Rows that were made elsewhere, with `coloured`."""

@@ -70,6 +70,7 @@ class Prompt(TextArea):
             id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False,
             placeholder="Ask something. Enter sends, Ctrl+J new line, F1 help",
         )  # fmt: skip
+        self.cursor_blink = False  # a screen that nobody touches is not painted
         self.said_before: list[str] | None = None
         """What was said before, the newest first; None until somebody asked for it."""
         self._at = -1

@@ -16,6 +16,7 @@ from rich.style import Style
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
 from textual.message import Message
+from textual.reactive import Reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
@@ -58,6 +59,9 @@ class Transcript(ScrollView, can_focus=True):
         Binding("t", "fold", "Show or hide the reasoning", id="transcript.fold", show=False),
     ]
 
+    # Textual's own lays out the whole screen when it changes, which nothing but a scrollbar depends on here.
+    virtual_size = Reactive(Size(0, 0))
+
     class Moved(Message):
         """The end came into view, or went out of it; or keys are about a message now, or not any more."""
 
@@ -81,6 +85,8 @@ class Transcript(ScrollView, can_focus=True):
         self._laid_out: dict[Piece, None] = {}
         self._is_settling = False
         self._asked_colour: set[Piece] = set()
+        self._base: Style | None = None
+        """Under the style of every row; None if it is to be looked up."""
 
     # What is shown
 
@@ -107,8 +113,11 @@ class Transcript(ScrollView, can_focus=True):
     def changed(self, entry: Entry) -> None:
         """An entry of the last ones grew. Nothing is painted while the end is out of view."""
         if self.follows:
-            self._measure(self.index(entry))
-            self.settle()
+            at = self.index(entry)
+            self._measure(at)
+            width = self.text_width
+            number = next((n for n, p in enumerate(entry.pieces) if p.is_stale or p.width != width), 0)
+            self.settle(grown=(at, number))
 
     def index(self, entry: Entry) -> int:
         """Where it is; looked for from the end."""
@@ -133,8 +142,12 @@ class Transcript(ScrollView, can_focus=True):
 
     # Laying out
 
-    def settle(self) -> None:
-        """Lay out what is in view and near it, and keep the row at the top where it is."""
+    def settle(self, grown: tuple[int, int] | None = None) -> None:
+        """Lay out what is in view and near it, and keep the row at the top where it is.
+
+        With `grown`, an entry and the number of a piece of it, all before that is as it was.
+        """
+        before = round(self.scroll_y)
         height, width = self.scrollable_content_region.height, self.text_width
         if self._is_settling or not height or not self.is_attached:
             return
@@ -143,7 +156,12 @@ class Transcript(ScrollView, can_focus=True):
             self._settle(height, width)
         finally:
             self._is_settling = False
-        self.refresh(Region(0, 0, self.size.width, self.size.height))
+        top = 0
+        if grown is not None and before == round(self.scroll_y):
+            pieces = self.entries[grown[0]].pieces[grown[1] :]
+            changed = pieces[0].changed_from - pieces[0].gap if pieces else 0  # none, of the beginning of a fence
+            top = max(0, self._row_of(_Place(*grown, 0), width) + changed - before)
+        self.refresh(Region(0, top, self.size.width, max(0, self.size.height - top)))
 
     def _settle(self, height: int, width: int) -> None:
         visited: dict[Piece, None] = {}
@@ -158,6 +176,7 @@ class Transcript(ScrollView, can_focus=True):
         total = self._offsets[-1] + 1
         self.virtual_size = Size(self.scrollable_content_region.width, total)
         wanted = max(0, total - height) if self.follows else min(self._row_of(top, width), max(0, total - height))
+        self._scroll_update(self.virtual_size)
         self.set_reactive(ScrollView.scroll_target_y, wanted)
         if self.scroll_y != wanted:
             self.scroll_y = wanted
@@ -268,7 +287,9 @@ class Transcript(ScrollView, can_focus=True):
         span = selection.get_span(row) if selection is not None else None
         if span is not None:
             strip = _selected(strip, span, self.screen.get_component_rich_style("screen--selection"))
-        strip = strip.crop_extend(0, width, None).apply_style(self.rich_style)
+        if self._base is None:
+            self._base = self.rich_style
+        strip = strip.crop_extend(0, width, None).apply_style(self._base)
         return strip.apply_offsets(0, row)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
@@ -283,6 +304,11 @@ class Transcript(ScrollView, can_focus=True):
             text = self._strip(row).crop(max(GUTTER, start), None if end < 0 else max(GUTTER, end)).text
             lines.append(text.rstrip())
         return "\n".join(lines), "\n"
+
+    def notify_style_update(self) -> None:
+        """Something about the looks changed."""
+        super().notify_style_update()
+        self._base = None
 
     def selection_updated(self, selection: Selection | None) -> None:  # noqa: ARG002
         """Something else is selected."""
@@ -310,6 +336,7 @@ class Transcript(ScrollView, can_focus=True):
             self._measure()
             if not self.follows:
                 self.virtual_size = Size(self.size.width, self._offsets[-1] + 1)
+                self._scroll_update(self.virtual_size)
                 self.scroll_y = self._row_of(place, self.text_width)
             self.settle()
 

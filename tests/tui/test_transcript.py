@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from textual.app import App, ComposeResult
@@ -122,6 +123,26 @@ async def test_nothing_is_painted_while_the_end_is_out_of_view() -> None:
         assert visible_rows(app) == shown
         transcript.action_bottom()
         assert "more words and" in visible_rows(app)[-2]
+
+
+@pytest.mark.parametrize("text", [LONG * 3, "```py\n" + "x = 1 + 2\n" * 40 + "```\nand **bold\n** text " * 20])
+async def test_all_that_changed_is_painted_and_little_else(text: str) -> None:
+    """Rows above the part that is painted are as they were."""
+    last = entry("")
+    app = Bare([entry("before"), last])
+    async with app.run_test(size=(60, 24)) as pilot:
+        await pilot.pause()
+        last.begin()
+        transcript = app.transcript
+        tops: list[int] = []
+        refresh = transcript.refresh
+        transcript.refresh = lambda *regions, **more: tops.extend(r.y for r in regions) or refresh(*regions, **more)  # type: ignore[method-assign,func-returns-value]
+        for start in range(0, len(text), 3):
+            before = visible_rows(app)
+            tops.clear()
+            last.grow(text[start : start + 3], "")
+            transcript.changed(last)
+            assert visible_rows(app)[: min(tops)] == before[: min(tops)]
 
 
 async def test_the_reader_gets_what_came_meanwhile_by_scrolling() -> None:

@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Draw docs/images: the real program, the starter model, nothing staged but the questions. `make screenshots` runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+
+IMAGES = Path(__file__).parent / "images"
+SIZE = (100, 28)
+QUESTION = "Write a short Python function that adds two numbers."
+
+
+async def main() -> None:
+    """Talk to the starter model, and draw each screen on the way."""
+    from edgechat import config
+    from edgechat.catalogue.library import starter_model
+    from edgechat.chat import choosing
+    from edgechat.chat.session import Session
+    from edgechat.cli.chat import export
+    from edgechat.store import open_store
+    from edgechat.tui.app import ChatApp
+
+    store = open_store()
+    settings = config.Settings(temperature=0.0, max_tokens=160, figures=True)
+    app = ChatApp(lambda: Session(store, settings, starter_model()), [], settings, export)
+
+    def draw(name: str) -> None:
+        (IMAGES / f"{name}.svg").write_text(app.export_screenshot(title="edgechat"), encoding="utf-8")
+        print(f"docs/images/{name}.svg")
+
+    async def idle() -> None:
+        while app._exception is None and (
+            app.chat.busy or app.talker.session is None or app.talker.session.loaded is None
+        ):  # noqa: ASYNC110, SLF001  (one that failed stays busy)
+            await asyncio.sleep(0.05)
+
+    async def ask(text: str) -> None:
+        app.chat.prompt.load(text)
+        app.chat.prompt.action_send()
+        await asyncio.sleep(0.3)
+        await idle()
+
+    async with app.run_test(size=SIZE) as pilot:
+        await idle()
+        await ask("What is gravity?")
+        await pilot.press("ctrl+n")
+        await ask(QUESTION)
+        await ask("/retry")
+        await pilot.pause(1.5)  # the name that the model gives it
+        await idle()
+        draw("chat")
+        await pilot.press("ctrl+b")
+        await pilot.pause(0.5)
+        draw("conversations")
+        await pilot.press("escape", "ctrl+f", *"gravity")
+        await pilot.pause(0.8)
+        draw("search")
+        await pilot.press("escape")
+        await asyncio.to_thread(choosing.measure)
+        await pilot.press("ctrl+o")
+        await pilot.pause(3)
+        draw("models")
+        await pilot.press("escape", "f3")
+        await pilot.pause(0.3)
+        draw("plan")
+    app.talker.close()
+
+
+if __name__ == "__main__":
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["EDGECHAT_HOME"] = home
+        asyncio.run(main())
