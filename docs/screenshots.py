@@ -32,9 +32,9 @@ async def main() -> None:
         print(f"docs/images/{name}.svg")
 
     async def idle() -> None:
-        while app._exception is None and (
+        while app.return_code is None and (  # noqa: ASYNC110
             app.chat.busy or app.talker.session is None or app.talker.session.loaded is None
-        ):  # noqa: ASYNC110, SLF001  (one that failed stays busy)
+        ):
             await asyncio.sleep(0.05)
 
     async def ask(text: str) -> None:

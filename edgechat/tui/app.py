@@ -246,7 +246,7 @@ class ChatApp(App[int]):
     def show_pull(self, words: str) -> None:
         """How far a download is, wherever that is shown."""
         self.pull_words = words
-        self.chat.show_live()
+        self.chat.live.write()
         show = getattr(self.screen, "show_pull", None)
         if show is not None:
             show(words)

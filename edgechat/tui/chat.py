@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Static
 
 from edgechat.chat.visible import visible
 from edgechat.errors import UsageError
 from edgechat.tui import events
+from edgechat.tui.live import Live
 from edgechat.tui.prompt import Prompt
 from edgechat.tui.transcript import Transcript
 
@@ -22,18 +21,11 @@ if TYPE_CHECKING:
     from textual.timer import Timer
 
     from edgechat.tui.app import ChatApp
-    from edgechat.tui.entries import Entry, MessageEntry
+    from edgechat.tui.entries import MessageEntry
     from edgechat.tui.sidebar import Sidebar
 
 # A pause in typing, after which the tokens of what was typed are counted, and it is written down.
 COUNT_AFTER_S: Final = 0.3
-# Before this a speed is mostly noise.
-SETTLED_S: Final = 0.2
-# The live line changes so often at most while an answer comes.
-_LIVE_S: Final = 0.25
-_WIDE: Final = 60
-_HINT: Final = "y copy  c code  e edit  r again  b branch  d delete  Enter: write"
-_SHORT_HINT: Final = "y c e r b d   Enter: write"
 
 
 class ChatScreen(Screen[None]):
@@ -41,9 +33,6 @@ class ChatScreen(Screen[None]):
 
     app: ChatApp
     AUTO_FOCUS = "#prompt"
-    DEFAULT_CSS = """
-    #live { height: 1; padding: 0 2; color: $text-muted; }
-    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop, or to the conversation and back", id="chat.stop"),
         Binding("ctrl+n", "do('new')", "New conversation", id="chat.new"),
@@ -64,14 +53,18 @@ class ChatScreen(Screen[None]):
         Binding("left", "switch(-1)", "Alternative before", id="message.previous", show=False),
         Binding("right", "switch(1)", "Alternative after", id="message.next", show=False),
         Binding("enter,i", "prompt", "To the input", id="chat.prompt", show=False),
-        Binding("y", "copy", "Copy the message", id="message.copy", show=False),
-        Binding("c", "copy_code", "Copy its code", id="message.copy_code", show=False),
-        Binding("e", "edit", "Edit what you said", id="message.edit", show=False),
-        Binding("r", "retry", "Another answer", id="message.retry", show=False),
-        Binding("n", "go_on", "Continue the answer", id="message.continue", show=False),
-        Binding("d", "delete", "Delete the message and all after it", id="message.delete", show=False),
+        Binding("y", "to_message('copy_message')", "Copy the message", id="message.copy", show=False),
+        Binding("c", "to_message('copy_code')", "Copy its code", id="message.copy_code", show=False),
+        Binding("e", "to_message('edit_message')", "Edit what you said", id="message.edit", show=False),
+        Binding("r", "to_message('retry_message')", "Another answer", id="message.retry", show=False),
+        Binding("n", "to_message('continue_message')", "Continue the answer", id="message.continue", show=False),
+        Binding(
+            "d", "to_message('delete_message')", "Delete the message and all after it", id="message.delete", show=False
+        ),
         Binding("u", "do('undo')", "Bring back what was deleted", id="message.undo", show=False),
-        Binding("b", "branch", "Branch: the next message follows this one", id="message.branch", show=False),
+        Binding(
+            "b", "to_message('branch')", "Branch: the next message follows this one", id="message.branch", show=False
+        ),
         Binding("slash", "search", "Search everything", id="message.search", show=False),
     ]
 
@@ -88,27 +81,22 @@ class ChatScreen(Screen[None]):
         self.attached: list[Path] = []
         self.sidebar: Sidebar | None = None
         """The list of conversations, once it was wanted."""
+        self.live = Live(self)
         self._queued: list[str] = []
         self._growing: MessageEntry | None = None
-        self._n_tokens = 0
-        self._first_s = 0.0
-        self._shown_s = 0.0
-        self._context_tokens = 0
-        self._state = "starting"
-        self._detail = ""
         self._counting: Timer | None = None
 
     def compose(self) -> ComposeResult:
         """The list of conversations (made when it is first wanted), conversation, live line, input."""
         yield Transcript(lambda: self.app.palette, id="transcript")
-        yield Static("", id="live", markup=False)
+        yield self.live
         yield Prompt(id="prompt")
 
     def on_mount(self) -> None:
         """Show what is there, and only then start what takes time."""
         for problem in self._problems:
             self.say(f"{problem} (ignored)")
-        self._show_state("starting")
+        self.live.show_state("starting")
         self.call_after_refresh(self._begin)
 
     def _begin(self) -> None:
@@ -121,7 +109,7 @@ class ChatScreen(Screen[None]):
 
     def leave(self) -> None:
         """Nothing comes any more."""
-        self._show_state("leaving")
+        self.live.show_state("leaving")
 
     @property
     def transcript(self) -> Transcript:
@@ -166,13 +154,13 @@ class ChatScreen(Screen[None]):
         is_other = self.view is None or self.view.conversation.id != message.view.conversation.id
         if is_other:
             self.editing, self.attached = None, []
-            self._context_tokens = 0
-            self._take_draft(message.view)
+            self.live.context_tokens = 0
+            self._change_draft(message)
         self._show(message.view, follow=is_other)
         if message.goal is not None:
             self._reveal(message.goal)
         if not self.busy:
-            self._show_state("ready", "")
+            self.live.show_state("ready", "")
             self._count_draft()
         if is_other:
             self.app.talker.aside(lambda session: session.warm())
@@ -185,48 +173,17 @@ class ChatScreen(Screen[None]):
 
     def _show(self, view: events.View, *, follow: bool) -> None:
         """Show a path; what is on the screen of it stays as it is."""
-        from edgechat.tui.entries import MessageEntry
+        from edgechat.tui.arranging import arranged
 
         is_other = self.view is None or self.view.conversation.id != view.conversation.id
+        is_first = self.view is None
         self.view = view
-        kept = {} if is_other else {e.message.id: e for e in self.messages}
-        entries: list[Entry] = []
-        for message, place in view.path:
-            entry = kept.get(message.id)
-            if entry is None:
-                entry = MessageEntry(message, place, self.app.palette.signs, figures=self.app.figures)
-            elif not entry.is_growing:
-                entry.rendered(message, place, figures=self.app.figures)
-            entries.append(entry)
-        if not entries:
-            entries = [e for e in self.transcript.entries if e.as_message is None] if self.busy else []
-        else:
-            entries = self._with_notes(entries) if not is_other else [*self._opening_notes(), *entries]
-        self.transcript.show(entries, follow=follow)
+        # What was said before the first conversation was there stands above it; what was said in another one goes.
+        before = self.transcript.entries if is_first or not is_other else []
+        self.transcript.show(
+            arranged(before, view.path, self.app.palette.signs, figures=self.app.figures), follow=follow
+        )
         self.refresh_list()
-
-    def _opening_notes(self) -> list[Entry]:
-        """What was said before anything of the first conversation was shown."""
-        return [] if self.messages else list(self.transcript.entries)
-
-    def _with_notes(self, entries: list[Entry]) -> list[Entry]:
-        """The entries, with the notes that stood between them."""
-        placed: list[Entry] = []
-        waiting: list[Entry] = []
-        after: dict[str | None, list[Entry]] = {None: waiting}
-        for entry in self.transcript.entries:
-            message = entry.as_message
-            if message is not None:
-                waiting = after.setdefault(message.message.id, [])
-            else:
-                waiting.append(entry)
-        placed += after[None]
-        for entry in entries:
-            placed.append(entry)
-            message = entry.as_message
-            if message is not None:
-                placed += after.get(message.message.id, [])
-        return placed
 
     def _reveal(self, message_id: str) -> None:
         for at, entry in enumerate(self.transcript.entries):
@@ -247,11 +204,11 @@ class ChatScreen(Screen[None]):
             self._growing.begin()
         elif self._growing is not None:
             self._growing.go_on()
-        self._n_tokens, self._first_s = 0, 0.0
+        self.live.begin()
 
     def on_working(self, message: events.Working) -> None:
         """Loading, testing or prefill goes on."""
-        self._show_state(message.words)
+        self.live.show_state(message.words)
 
     def on_opened(self, _message: events.Opened) -> None:
         """The model is ready."""
@@ -267,25 +224,15 @@ class ChatScreen(Screen[None]):
         self.app.talker.is_painted = True
         if self._growing is None or not (message.text or message.reasoning or message.n_tokens):
             return
-        if not self._first_s:
-            self._first_s = time.monotonic()
-            self._n_tokens = -message.n_tokens  # the first ones took no decoding time
-        self._n_tokens += message.n_tokens
-        self._context_tokens += message.n_tokens
         self._growing.grow(message.text, message.reasoning)
         if message.text or not self._growing.text:
             self.transcript.changed(self._growing)
-        if time.monotonic() - self._shown_s >= _LIVE_S:
-            self._show_state("answering" if self._growing.text else "thinking", self._speed())
-
-    def _speed(self) -> str:
-        elapsed_s = time.monotonic() - self._first_s
-        return f"{self._n_tokens / elapsed_s:.0f} tokens/s" if elapsed_s > SETTLED_S and self._n_tokens > 0 else ""
+        self.live.count(message.n_tokens, thinks=not self._growing.text)
 
     def on_ended(self, message: events.Ended) -> None:
         """The answer is complete, or was stopped."""
         turn = message.turn
-        self._context_tokens = turn.context_tokens or self._context_tokens
+        self.live.context_tokens = turn.context_tokens or self.live.context_tokens
         self._finish_growing(message.view)
         stats = turn.answer.stats
         self._idle(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
@@ -312,7 +259,7 @@ class ChatScreen(Screen[None]):
     def _idle(self, detail: str = "") -> None:
         self.busy = self.answering = False
         session = self.app.talker.session
-        self._show_state("ready" if session is not None and session.loaded is not None else "no model", detail)
+        self.live.show_state("ready" if session is not None and session.loaded is not None else "no model", detail)
         if self._queued:
             self.ask(self._queued.pop(0))
         else:
@@ -334,7 +281,7 @@ class ChatScreen(Screen[None]):
             self.app.doing.run(*command)
         elif self.busy:
             self._queued.append(message.text)
-            self.show_live()
+            self.live.write()
         else:
             self.ask(message.text)
         self._forget_draft()
@@ -359,7 +306,12 @@ class ChatScreen(Screen[None]):
         self.busy = self.answering = True
         if self.app.talker.session is not None:
             self.app.talker.session.expect()
-        self._show_state("reading")
+        self.live.show_state("reading")
+
+    def put_aside(self) -> None:
+        """What waits to be sent goes back to the input: another conversation is none of its business."""
+        waiting, self._queued = self._queued, []
+        self.give_back("\n\n".join(waiting))
 
     def give_back(self, text: str) -> None:
         """Put words that were not said into the input, after what is there."""
@@ -389,8 +341,8 @@ class ChatScreen(Screen[None]):
         if self.busy or self.prompt.full_text.strip() != message.text:
             return
         if message.context_tokens:
-            self._context_tokens = message.context_tokens
-        self._show_state("ready", message.words or self._detail)
+            self.live.context_tokens = message.context_tokens
+        self.live.show_state("ready", message.words or self.live.detail)
 
     def _forget_draft(self) -> None:
         if self._counting is not None:
@@ -402,51 +354,31 @@ class ChatScreen(Screen[None]):
         """Where the draft of this conversation is; of all new ones, "" is."""
         return self.view.conversation.id if self.view is not None and self.view.path else ""
 
-    def _take_draft(self, view: events.View) -> None:
-        from edgechat.tui import drafts
-
-        session = self.app.talker.session
-        if session is not None and session.store.is_kept and not self.prompt.text:
-            draft = drafts.read(view.conversation.id if view.path else "")
-            if draft:
-                self.prompt.load(draft)
-
-    # The live line
-
-    def _show_state(self, state: str, detail: str = "") -> None:
-        self._state, self._detail, self._shown_s = state, detail, time.monotonic()
-        self.show_live()
-
-    def show_live(self) -> None:
-        """Write the live line."""
-        if self.transcript.has_focus and not self.busy:
-            self._write_live(_HINT if self.size.width >= len(_HINT) + 4 else _SHORT_HINT)
+    def _change_draft(self, shown: events.Shown) -> None:
+        """Put what was typed aside with its conversation, and take up what was typed in the other one."""
+        before, after = self._draft_key, shown.view.conversation.id if shown.view.path else ""
+        is_first = self.view is None
+        if not shown.is_kept or (before == after and not is_first) or (is_first and self.prompt.text):
             return
-        session = self.app.talker.session
-        parts = [self._state, self._detail]
-        if self.editing is not None:
-            parts.append("editing (Esc: not)")
+        if not is_first:
+            self.app.talker.keep_draft(before, self.prompt.full_text)
+        self.prompt.load(shown.draft)
+
+    @property
+    def waiting_words(self) -> list[str]:
+        """What goes along with the next message, or comes after it, for the live line."""
+        from edgechat.chat.messages import first_line
+
+        found = ["editing (Esc: not)"] if self.editing is not None else []
         if self._queued:
-            from edgechat.chat.messages import first_line
-
-            parts.append(f"next: {first_line(self._queued[0], 20)}")
+            found.append(f"next: {first_line(self._queued[0], 20)}")
         if self.attached:
-            parts.append(f"{len(self.attached)} attached")
-        if not self.transcript.follows:
-            parts.append("more below (Ctrl+End)")
-        if session is not None and session.loaded is not None:
-            parts.append(f"context {self._context_tokens}/{session.loaded.n_ctx}")
-            if self.size.width >= _WIDE:
-                parts.append(session.model_path.stem)
-        parts.append(self.app.pull_words)
-        self._write_live("  ".join(p for p in parts if p))
-
-    def _write_live(self, words: str) -> None:
-        self.query_one("#live", Static).update(visible(words).replace("\n", " "), layout=False)
+            found.append(f"{len(self.attached)} attached")
+        return found
 
     @on(Transcript.Moved)
     def _on_moved(self) -> None:
-        self.show_live()
+        self.live.write()
 
     # Keys
 
@@ -460,15 +392,15 @@ class ChatScreen(Screen[None]):
 
     def action_stop(self) -> None:
         """Stop the answer, its text stays, and what waits goes back to the input; else to the conversation and back."""
-        waiting, self._queued = self._queued, []
-        self.give_back("\n\n".join(waiting))
+        has_waited = bool(self._queued)
+        self.put_aside()
         if self.answering:
             self.app.talker.stop()
         elif self.editing is not None:
             self.editing = None
             self.prompt.load("")
-            self.show_live()
-        elif not waiting:
+            self.live.write()
+        elif not has_waited:
             self.prompt.focus() if not self.prompt.has_focus else self.transcript.focus()
 
     def action_prompt(self) -> None:
@@ -487,33 +419,9 @@ class ChatScreen(Screen[None]):
         """Another alternative of the message with the cursor, or of the last one that has any."""
         self.app.doing.attempt(self.app.doing.step, step)
 
-    def action_copy(self) -> None:
-        """Copy the message."""
-        self.app.doing.attempt(self.app.doing.copy_message, self.transcript.current)
-
-    def action_copy_code(self) -> None:
-        """Copy its last block of code."""
-        self.app.doing.attempt(self.app.doing.copy_code, self.transcript.current)
-
-    def action_edit(self) -> None:
-        """Edit the message, or what it answers."""
-        self.app.doing.attempt(self.app.doing.edit_message, self.transcript.current)
-
-    def action_retry(self) -> None:
-        """Another answer."""
-        self.app.doing.attempt(self.app.doing.retry_message, self.transcript.current)
-
-    def action_go_on(self) -> None:
-        """Continue the answer."""
-        self.app.doing.attempt(self.app.doing.continue_message, self.transcript.current)
-
-    def action_delete(self) -> None:
-        """Delete the message and all after it."""
-        self.app.doing.attempt(self.app.doing.delete_message, self.transcript.current)
-
-    def action_branch(self) -> None:
-        """Let the next message follow this one."""
-        self.app.doing.attempt(self.app.doing.branch, self.transcript.current)
+    def action_to_message(self, what: str) -> None:
+        """Do something with the message that has the cursor, or the last."""
+        self.app.doing.attempt(getattr(self.app.doing, what), self.transcript.current)
 
     # The list of conversations
 

@@ -89,7 +89,8 @@ class Doing:
         self._app.talker.do(run)
 
     def _leave_answer(self) -> None:
-        """An answer that is coming stays as it is: another conversation comes next."""
+        """An answer that is coming stays as it is, and what waits is not sent: another conversation comes next."""
+        self._chat.put_aside()
         if self._chat.answering:
             self._app.talker.stop()
 
@@ -205,7 +206,7 @@ class Doing:
             self._chat.editing = entry.message.id
             self._chat.prompt.load(entry.text)
             self._chat.prompt.focus()
-            self._chat.show_live()
+            self._chat.live.write()
 
     def do_edit(self, text: str) -> None:
         """Say the last message differently: in the input, or as given."""
@@ -285,7 +286,7 @@ class Doing:
         file = Path(name.strip('"')).expanduser()
         attach([file], "the model")
         self._chat.attached.append(file)
-        self._chat.show_live()
+        self._chat.live.write()
 
     def do_model(self, name: str) -> None:
         """Another model, by its name or from a list."""

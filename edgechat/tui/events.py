@@ -36,11 +36,13 @@ class Opened(Message):
 class Shown(Message):
     """The conversation, or what is said of it, is another one."""
 
-    def __init__(self, view: View, goal: str | None = None) -> None:
-        """`goal` is a message to be brought into view."""
+    def __init__(self, view: View, goal: str | None = None, draft: str = "", *, is_kept: bool = False) -> None:
+        """`goal` is a message to be brought into view, `draft` what was typed there and not sent."""
         super().__init__()
         self.view = view
         self.goal = goal
+        self.draft = draft
+        self.is_kept = is_kept
 
 
 class Began(Message):

@@ -110,7 +110,7 @@ class Talker:
             session = self._make_session()
             session.read()
             self.session = session
-            self._post(events.Shown(view(session)))
+            self.show(session)
         return self.session
 
     def _opened(self) -> Session:
@@ -212,7 +212,11 @@ class Talker:
 
     def show(self, session: Session, goal: str | None = None) -> None:
         """Post the conversation as it is now; for jobs."""
-        self._post(events.Shown(view(session), goal))
+        from edgechat.tui import drafts
+
+        shown, is_kept = view(session), session.store.is_kept
+        draft = drafts.read(shown.conversation.id if shown.path else "") if is_kept else ""
+        self._post(events.Shown(shown, goal, draft, is_kept=is_kept))
 
     def note(self, said: str) -> None:
         """Post something to know; for jobs."""

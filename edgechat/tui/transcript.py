@@ -6,10 +6,9 @@ kept by the row at the top of the screen, so that nothing jumps when a guess tur
 
 from __future__ import annotations
 
-import bisect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from rich.segment import Segment
 from rich.style import Style
@@ -19,6 +18,8 @@ from textual.message import Message
 from textual.reactive import Reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+
+from edgechat.tui.rows import Place, Rows
 
 if TYPE_CHECKING:
     from textual import events
@@ -32,14 +33,6 @@ if TYPE_CHECKING:
 GUTTER: Final = 2
 # So many laid out pieces are kept; a screen shows a tenth of that.
 _KEPT_PIECES: Final = 400
-
-
-class _Place(NamedTuple):
-    """A row: of which piece of which entry. Piece -1 is the empty row before an entry."""
-
-    entry: int
-    piece: int
-    row: int
 
 
 class Transcript(ScrollView, can_focus=True):
@@ -76,12 +69,11 @@ class Transcript(ScrollView, can_focus=True):
     def __init__(self, palette: Callable[[], Palette], *, id: str) -> None:  # noqa: A002  (Textual's name)
         super().__init__(id=id)
         self._palette = palette
-        self.entries: list[Entry] = []
+        self._rows = Rows()
         self.follows = True
         """True if the end is in view, and stays there."""
         self.cursor: int | None = None
         """The entry that keys are about."""
-        self._offsets: list[int] = [0]
         self._laid_out: dict[Piece, None] = {}
         self._is_settling = False
         self._asked_colour: set[Piece] = set()
@@ -91,6 +83,11 @@ class Transcript(ScrollView, can_focus=True):
     # What is shown
 
     @property
+    def entries(self) -> list[Entry]:
+        """What there is, one below the other."""
+        return self._rows.entries
+
+    @property
     def text_width(self) -> int:
         """Columns for text."""
         return max(8, self.scrollable_content_region.width - GUTTER - 1)
@@ -98,34 +95,26 @@ class Transcript(ScrollView, can_focus=True):
     def show(self, entries: Sequence[Entry], *, follow: bool = True) -> None:
         """Show these and no others."""
         before = self.entries[self.cursor] if self.cursor is not None else None
-        self.entries = list(entries)
+        self._rows.entries = list(entries)
         self.cursor = self.entries.index(before) if before in self.entries else None
         self.follows = self.follows or follow
-        self._measure()
+        self._rows.measure(self.text_width)
         self.settle()
 
     def append(self, entry: Entry) -> None:
         """One more, at the end."""
         self.entries.append(entry)
-        self._measure(len(self.entries) - 1)
+        self._rows.measure(self.text_width, len(self.entries) - 1)
         self.settle()
 
     def changed(self, entry: Entry) -> None:
         """An entry of the last ones grew. Nothing is painted while the end is out of view."""
         if self.follows:
-            at = self.index(entry)
-            self._measure(at)
+            at = self._rows.index(entry)
+            self._rows.measure(self.text_width, at)
             width = self.text_width
             number = next((n for n, p in enumerate(entry.pieces) if p.is_stale or p.width != width), 0)
             self.settle(grown=(at, number))
-
-    def index(self, entry: Entry) -> int:
-        """Where it is; looked for from the end."""
-        return (
-            len(self.entries) - 1 - self.entries[::-1].index(entry)
-            if self.entries[-1] is not entry
-            else len(self.entries) - 1
-        )
 
     def redraw(self) -> None:
         """Lay everything out again: the colours are others."""
@@ -133,12 +122,6 @@ class Transcript(ScrollView, can_focus=True):
             piece.forget()
         self._laid_out.clear()
         self.settle()
-
-    def _measure(self, first: int = 0) -> None:
-        width = self.text_width
-        del self._offsets[first + 1 :]
-        heights = (entry.height(width) for entry in self.entries[first:])
-        self._offsets[first:] = itertools.accumulate(heights, initial=self._offsets[first])
 
     # Laying out
 
@@ -160,22 +143,22 @@ class Transcript(ScrollView, can_focus=True):
         if grown is not None and before == round(self.scroll_y):
             pieces = self.entries[grown[0]].pieces[grown[1] :]
             changed = pieces[0].changed_from - pieces[0].gap if pieces else 0  # none, of the beginning of a fence
-            top = max(0, self._row_of(_Place(*grown, 0), width) + changed - before)
+            top = max(0, self._rows.row_of(Place(*grown, 0), width) + changed - before)
         self.refresh(Region(0, top, self.size.width, max(0, self.size.height - top)))
 
     def _settle(self, height: int, width: int) -> None:
         visited: dict[Piece, None] = {}
-        top = _Place(0, -1, 0)
+        top = Place(0, -1, 0)
         if not self.follows:
-            top = self._place(round(self.scroll_y), width)
-            self._lay_out(self._onwards(top), 2 * height + top.row, width, visited)
-            self._lay_out(self._back(top), height, width, visited)
+            top = self._rows.place(round(self.scroll_y), width)
+            self._lay_out(self._rows.onwards(top), 2 * height + top.row, width, visited)
+            self._lay_out(self._rows.back(top), height, width, visited)
         else:
-            self._lay_out(self._back(_Place(len(self.entries), -1, 0)), 2 * height, width, visited)
+            self._lay_out(self._rows.back(Place(len(self.entries), -1, 0)), 2 * height, width, visited)
         self._forget(visited)
-        total = self._offsets[-1] + 1
+        total = self._rows.n_rows + 1
         self.virtual_size = Size(self.scrollable_content_region.width, total)
-        wanted = max(0, total - height) if self.follows else min(self._row_of(top, width), max(0, total - height))
+        wanted = max(0, total - height) if self.follows else min(self._rows.row_of(top, width), max(0, total - height))
         self._scroll_update(self.virtual_size)
         self.set_reactive(ScrollView.scroll_target_y, wanted)
         if self.scroll_y != wanted:
@@ -199,21 +182,7 @@ class Transcript(ScrollView, can_focus=True):
             if n_rows <= 0:
                 break
         if changed:
-            self._measure(min(changed))
-
-    def _onwards(self, place: _Place) -> Iterator[tuple[int, Piece]]:
-        first = max(0, place.piece)
-        for number in range(place.entry, len(self.entries)):
-            for piece in self.entries[number].pieces[first:]:
-                yield number, piece
-            first = 0
-
-    def _back(self, place: _Place) -> Iterator[tuple[int, Piece]]:
-        last: int | None = max(0, place.piece)
-        for number in range(min(place.entry, len(self.entries) - 1), -1, -1):
-            before = self.entries[number].pieces[:last] if number == place.entry else self.entries[number].pieces
-            for piece in reversed(before):
-                yield number, piece
+            self._rows.measure(self.text_width, min(changed))
 
     def _forget(self, visited: dict[Piece, None]) -> None:
         for piece in visited:
@@ -233,39 +202,12 @@ class Transcript(ScrollView, can_focus=True):
 
     # Rows
 
-    def _place(self, row: int, width: int) -> _Place:
-        """What is in a row of the whole."""
-        number = min(bisect.bisect_right(self._offsets, row) - 1, len(self.entries) - 1)
-        if number < 0:
-            return _Place(0, -1, 0)
-        left = row - self._offsets[number] - 1
-        if left < 0:
-            return _Place(number, -1, 0)
-        pieces = self.entries[number].pieces
-        for position, piece in enumerate(pieces):
-            left -= piece.gap
-            if left < piece.height(width):
-                return _Place(number, position, left)  # -1 is the gap
-            left -= piece.height(width)
-        return _Place(number, max(0, len(pieces) - 1), max(0, left))
-
-    def _row_of(self, place: _Place, width: int) -> int:
-        row = self._offsets[min(place.entry, len(self._offsets) - 1)]
-        if place.piece < 0 or place.entry >= len(self.entries):
-            return row
-        pieces = self.entries[place.entry].pieces
-        row += 1 + sum(piece.height(width) + piece.gap for piece in pieces[: place.piece])
-        if place.piece < len(pieces):
-            piece = pieces[place.piece]
-            row += piece.gap + min(place.row, piece.height(width) - 1)
-        return row
-
     def _strip(self, row: int) -> Strip:
         """A row with its bar, as wide as it is."""
-        if row >= self._offsets[-1] or not self.entries:
+        if row >= self._rows.n_rows or not self.entries:
             return Strip.blank(0)
         width = self.text_width
-        place = self._place(row, width)
+        place = self._rows.place(row, width)
         entry, palette = self.entries[place.entry], self._palette()
         if place.piece < 0:
             return Strip.blank(0)
@@ -297,9 +239,9 @@ class Transcript(ScrollView, can_focus=True):
         if selection.start is None and selection.end is None:
             return "\n\n".join(entry.text for entry in self.entries), "\n"
         first = selection.start.y if selection.start is not None else 0
-        last = selection.end.y if selection.end is not None else self._offsets[-1] - 1
+        last = selection.end.y if selection.end is not None else self._rows.n_rows - 1
         lines = []
-        for row in range(first, min(last, self._offsets[-1] - 1) + 1):
+        for row in range(first, min(last, self._rows.n_rows - 1) + 1):
             start, end = selection.get_span(row) or (0, 0)
             text = self._strip(row).crop(max(GUTTER, start), None if end < 0 else max(GUTTER, end)).text
             lines.append(text.rstrip())
@@ -323,7 +265,7 @@ class Transcript(ScrollView, can_focus=True):
             return
         before = self.follows
         # What grew while the end was out of view is measured now.
-        self._measure(max(0, len(self.entries) - 1))
+        self._rows.measure(self.text_width, max(0, len(self.entries) - 1))
         self.follows = new_value >= self.max_scroll_y
         self.settle()
         if before != self.follows:
@@ -332,12 +274,12 @@ class Transcript(ScrollView, can_focus=True):
     def on_resize(self) -> None:
         """The width is another one: nothing is laid out for it."""
         if self.entries:
-            place = self._place(round(self.scroll_y), self.text_width)
-            self._measure()
+            place = self._rows.place(round(self.scroll_y), self.text_width)
+            self._rows.measure(self.text_width)
             if not self.follows:
-                self.virtual_size = Size(self.size.width, self._offsets[-1] + 1)
+                self.virtual_size = Size(self.size.width, self._rows.n_rows + 1)
                 self._scroll_update(self.virtual_size)
-                self.scroll_y = self._row_of(place, self.text_width)
+                self.scroll_y = self._rows.row_of(place, self.text_width)
             self.settle()
 
     def scroll_rows(self, rows: int) -> None:
@@ -358,7 +300,7 @@ class Transcript(ScrollView, can_focus=True):
         """To the end, and stay there."""
         self.cursor = self._next_message(len(self.entries), -1)
         was_away, self.follows = not self.follows, True
-        self._measure(max(0, len(self.entries) - 1))
+        self._rows.measure(self.text_width, max(0, len(self.entries) - 1))
         self.settle()
         if was_away:
             self.post_message(self.Moved())
@@ -394,7 +336,7 @@ class Transcript(ScrollView, can_focus=True):
     def _has_more(self, at: int, step: int) -> bool:
         """True if the message at the cursor goes on beyond the screen, in this direction."""
         top, height = round(self.scroll_y), self.scrollable_content_region.height
-        start, end = self._offsets[at], self._offsets[at + 1]
+        start, end = self._rows.offsets[at], self._rows.offsets[at + 1]
         if end - start <= height or end <= top or start >= top + height:
             return False
         return start < top if step < 0 else end > top + height
@@ -403,7 +345,7 @@ class Transcript(ScrollView, can_focus=True):
         """Put the cursor on an entry, and bring it into view."""
         self.cursor = at
         top, height = round(self.scroll_y), self.scrollable_content_region.height
-        start, end = self._offsets[at], self._offsets[at + 1]
+        start, end = self._rows.offsets[at], self._rows.offsets[at + 1]
         if start < top or end - start > height:
             self.scroll_to(y=start, animate=False, force=True)
         elif end > top + height:
@@ -433,12 +375,12 @@ class Transcript(ScrollView, can_focus=True):
         entry.is_unfolded = not entry.is_unfolded
         entry.remake()
         self.follows = False if entry.is_unfolded else self.follows
-        self._measure(self.index(entry))
+        self._rows.measure(self.text_width, self._rows.index(entry))
         self.settle()
 
     def on_click(self, event: events.Click) -> None:
         """A message gets the cursor; the line of the reasoning unfolds it."""
-        place = self._place(round(self.scroll_y) + event.y, self.text_width)
+        place = self._rows.place(round(self.scroll_y) + event.y, self.text_width)
         if place.entry >= len(self.entries):
             return
         entry = self.entries[place.entry].as_message
