@@ -9,12 +9,12 @@ from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from edgechat.chat.visible import visible
 from edgechat.errors import EdgechatError
+from edgechat.tui.listing import ListScreen
 from edgechat.words import size
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _LOADING: Final = "looking at what is here, and how fast this machine is ..."
 _HUB: Final = "hub"
 
 
-class ModelsScreen(ModalScreen[None]):
+class ModelsScreen(ListScreen[None]):
     """A list that is narrowed by what is typed; Enter uses a model, or gets it."""
 
     app: ChatApp
@@ -39,9 +39,6 @@ class ModelsScreen(ModalScreen[None]):
     ModelsScreen #pull { height: auto; color: $text-muted; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "Back", id="models.leave"),
-        Binding("down", "move(1)", "Down", id="models.down", show=False),
-        Binding("up", "move(-1)", "Up", id="models.up", show=False),
         Binding("ctrl+s", "hub", "Search the hub for these words", id="models.hub", priority=True),
         Binding("ctrl+x", "cancel", "Stop the download", id="models.cancel", priority=True),
     ]
@@ -109,9 +106,9 @@ class ModelsScreen(ModalScreen[None]):
 
     @on(Input.Changed)
     def _fill(self) -> None:
-        wanted = self.query_one(Input).value.lower().split()
+        wanted = self.typed.lower().split()
         rows = [r for r in self._rows.values() if all(word in r.name.lower() for word in wanted)]
-        options = self.query_one(OptionList)
+        options = self.options
         at = options.highlighted
         before = options.get_option_at_index(at).id if at is not None and at < options.option_count else None
         options.clear_options()
@@ -180,27 +177,14 @@ class ModelsScreen(ModalScreen[None]):
 
     # What is done
 
-    def action_move(self, step: int) -> None:
-        """In the list, from the filter too."""
-        options = self.query_one(OptionList)
-        options.action_cursor_down() if step > 0 else options.action_cursor_up()
-
-    @on(Input.Submitted)
-    def _on_submitted(self) -> None:
-        options = self.query_one(OptionList)
-        if options.highlighted is not None:
-            self._use(options.get_option_at_index(options.highlighted).id)
-        elif self.query_one(Input).value.strip():
+    def choose(self, at: int | None, option_id: str | None) -> None:  # noqa: ARG002
+        """Use it, or get it; words that fit nothing here are looked for on the hub."""
+        if option_id is not None:
+            self._use(option_id)
+        elif self.typed.strip():
             self.action_hub()
 
-    @on(OptionList.OptionSelected)
-    def _on_chosen(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
-        self._use(message.option_id)
-
-    def _use(self, chosen: str | None) -> None:
-        if chosen is None:
-            return
+    def _use(self, chosen: str) -> None:
         row = self._rows.get(chosen)
         if row is not None and row.is_here:
             self.app.use_model(row.name)
@@ -210,7 +194,7 @@ class ModelsScreen(ModalScreen[None]):
 
     def action_hub(self) -> None:
         """Search the hub."""
-        words = self.query_one(Input).value.strip()
+        words = self.typed.strip()
         if words:
             self._say(f"asking the hub for {words!r} ...")
             self._search(words)
@@ -233,7 +217,7 @@ class ModelsScreen(ModalScreen[None]):
         self._fill()
         self._say(problem)
         if found:
-            options = self.query_one(OptionList)
+            options = self.options
             options.highlighted = options.get_option_index(f"{_HUB}:{next(iter(found))}")
 
     def _say(self, words: str) -> None:
@@ -248,7 +232,3 @@ class ModelsScreen(ModalScreen[None]):
         self.query_one("#pull", Static).update(words)
         if not words:
             self._rate()
-
-    def action_leave(self) -> None:
-        """Back."""
-        self.dismiss()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
 from textual import on, work
-from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from edgechat.chat.messages import first_line
 from edgechat.chat.visible import visible
 from edgechat.errors import EdgechatError
+from edgechat.tui.listing import ListScreen
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -28,7 +27,7 @@ _AFTER_S: Final = 0.15
 _MOST: Final = 100
 
 
-class SearchScreen(ModalScreen["tuple[str, str | None] | None"]):
+class SearchScreen(ListScreen["tuple[str, str | None] | None"]):
     """Ends with a conversation and a message of it, or None."""
 
     app: ChatApp
@@ -38,11 +37,6 @@ class SearchScreen(ModalScreen["tuple[str, str | None] | None"]):
     SearchScreen OptionList { height: 1fr; }
     SearchScreen #preview { height: auto; max-height: 8; border-top: solid $border-blurred; padding: 0 1; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "Back", id="search.leave"),
-        Binding("down", "move(1)", "Down", id="search.down", show=False),
-        Binding("up", "move(-1)", "Up", id="search.up", show=False),
-    ]
 
     class Found(Message):
         """What a query found."""
@@ -74,7 +68,7 @@ class SearchScreen(ModalScreen["tuple[str, str | None] | None"]):
         self._timer = self.set_timer(_AFTER_S, self._ask)
 
     def _ask(self) -> None:
-        query = self.query_one(Input).value
+        query = self.typed
         if query.strip(' "'):
             self._search(query)
         else:
@@ -92,10 +86,10 @@ class SearchScreen(ModalScreen["tuple[str, str | None] | None"]):
 
     def on_search_screen_found(self, message: Found) -> None:
         """Show it, if nothing else was typed meanwhile."""
-        if message.query != self.query_one(Input).value:
+        if message.query != self.typed:
             return
         self._hits = message.hits
-        options = self.query_one(OptionList)
+        options = self.options
         options.clear_options()
         options.add_options([Option(_line(hit)) for hit in message.hits])
         options.highlighted = 0 if message.hits else None
@@ -109,28 +103,11 @@ class SearchScreen(ModalScreen["tuple[str, str | None] | None"]):
         if message.option_index < len(self._hits):
             self.query_one("#preview", Static).update(_preview(self._hits[message.option_index]))
 
-    def action_move(self, step: int) -> None:
-        """In the list, from the words too."""
-        options = self.query_one(OptionList)
-        options.action_cursor_down() if step > 0 else options.action_cursor_up()
-
-    @on(Input.Submitted)
-    def _on_submitted(self) -> None:
-        self._go(self.query_one(OptionList).highlighted)
-
-    @on(OptionList.OptionSelected)
-    def _on_chosen(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
-        self._go(message.option_index)
-
-    def _go(self, at: int | None) -> None:
+    def choose(self, at: int | None, option_id: str | None) -> None:  # noqa: ARG002
+        """There."""
         if at is not None and at < len(self._hits):
             hit = self._hits[at]
             self.dismiss((hit.conversation_id, hit.message_id))
-
-    def action_leave(self) -> None:
-        """Nothing."""
-        self.dismiss(None)
 
 
 def _line(hit: Hit) -> Text:
