@@ -201,6 +201,10 @@ def save(name: str, value: object, path: Path | None = None) -> None:
 
 
 def _take(values: dict[str, Any], name: str, value: object, where: str, problems: list[Problem]) -> None:
+    if name == "keys" and isinstance(value, dict):  # each for itself: one that is wrong does not spoil the others
+        wrong_keys = {k: v for k, v in value.items() if not isinstance(v, str)}
+        problems += [Problem(f"{where}.{k}", f"{v!r} is no text with keys") for k, v in wrong_keys.items()]
+        value = {k: v for k, v in value.items() if k not in wrong_keys}
     wrong = check(name, value)
     if wrong:
         problems.append(Problem(where, wrong))

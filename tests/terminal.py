@@ -86,6 +86,17 @@ class Terminal:
             time.sleep(0.01)
         pytest.fail(f"{condition!r} never came; the screen:\n{self.text()}")
 
+    def settled(self, words: str) -> None:
+        """Wait until these words stay on the screen: a frame comes in pieces, and the last of it may still be the old one."""
+        since_s = 0.0
+        end_s = time.monotonic() + 60
+        while not since_s or time.monotonic() - since_s < 0.3:
+            is_there = words in self.text()
+            since_s = (since_s or time.monotonic()) if is_there else 0.0
+            if time.monotonic() > end_s:
+                pytest.fail(f"{words!r} did not stay; the screen:\n{self.text()}")
+            time.sleep(0.01)
+
     def wait(self, seconds: float = 30) -> int:
         """The exit code."""
         return self.child.wait(seconds)

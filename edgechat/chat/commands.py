@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from edgechat.config import from_text
 from edgechat.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgechat.chat.store import Store
 
 
 class Command(NamedTuple):
@@ -45,6 +51,7 @@ COMMANDS: Final = (
     Command("suspend", "", "back to the shell for a while; `fg` returns"),
     Command("quit", "", "leave"),
 )
+_MOST_LISTED: Final = 10_000
 _NAMES: Final = {command.name: command for command in COMMANDS}
 _FORM: Final = re.compile(r"/([A-Za-z]+)(?:[ \t]+(.*))?", re.DOTALL)
 _FILE: Final = re.compile(r'(?:(?<=\s)|^)@(?:"([^"\n]+)"|([^\s"]+))')
@@ -83,3 +90,76 @@ def truth(word: str) -> bool | None:
         return {"on": True, "yes": True, "off": False, "no": False, "auto": None}[word.lower()]
     except KeyError:
         raise UsageError(f"{word!r} is none of on, off and auto") from None
+
+
+def path_of(name: str) -> Path:
+    """The file that a person names. Raises UsageError for a name that cannot be one."""
+    try:
+        return Path(name.strip('"')).expanduser()
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"{name!r} names no file: {error}") from None
+
+
+def attached_files(text: str) -> list[Path]:
+    """Files that a message names with an `@`; where there is no such file, it is only a word."""
+    return [path for name in files_in(text) if (path := _file(name)) is not None]
+
+
+def missing_files(text: str) -> list[str]:
+    """Names after an `@` that look like those of files, where there are none."""
+    return [name for name in files_in(text) if {".", "/"} & {*name} and "@" not in name and _file(name) is None]
+
+
+def _file(name: str) -> Path | None:
+    try:
+        path = path_of(name)
+        return path if path.is_file() else None
+    except (UsageError, OSError, ValueError):
+        return None
+
+
+def export_path(name: str, title: str) -> Path:
+    """Where a conversation is written: as named, or by its title where nothing is yet. Raises UsageError.
+
+    Nothing that is there is replaced.
+    """
+    if name:
+        path = path_of(name).absolute()
+        if path.exists():
+            raise UsageError(f"{path} is there already: name another file")
+        return path
+    kept = "".join(c if c.isalnum() or c in "-_" else " " for c in title)
+    stem = "-".join(kept.split())[:60] or "conversation"
+    numbered = (f"{stem}-{number}" for number in itertools.count(2))
+    return next(p for s in itertools.chain((stem,), numbered) if not (p := Path(f"{s}.md").absolute()).exists())
+
+
+def alternative(argument: str, number: int, count: int) -> int:
+    """Which alternative `/switch` means, from 0, where `number` of `count` is shown. Raises UsageError."""
+    if argument and not (argument.isdecimal() and 1 <= int(argument) <= count):
+        raise UsageError(f"there are {count} alternatives: /switch 1 to /switch {count}")
+    return int(argument) - 1 if argument else number % count
+
+
+def setting(argument: str) -> tuple[str, object]:
+    """Name and value that `/set` was given. Raises UsageError."""
+    name, _, text = argument.partition(" ")
+    if not text.strip():
+        raise UsageError("/set NAME VALUE: change how this conversation is answered")
+    return name, from_text(name, text.strip())
+
+
+def code_wanted(what: str) -> bool:
+    """True if `/copy` is about code. Raises UsageError."""
+    if what not in {"", "code"}:
+        raise UsageError("/copy copies the last answer, /copy code its last block of code")
+    return bool(what)
+
+
+def by_title(store: Store, words: str) -> str:
+    """The newest conversation with these words in its title. Raises UsageError if there is none, and StoreError."""
+    wanted = words.lower()
+    for summary in store.list(limit=_MOST_LISTED):
+        if wanted in summary.conversation.title.lower():
+            return summary.conversation.id
+    raise UsageError(f"no conversation has {words!r} in its title; /search looks into what was said")

@@ -18,15 +18,15 @@ class IdleTime:
         self._is_idle = threading.Event()
         self._is_idle.set()
         self._lock = threading.Lock()
-        self._request_id: int | None = None
+        self._request_ids: set[int] = set()
 
     @contextlib.contextmanager
     def interrupted(self) -> Iterator[None]:
         """Nothing but a turn within this."""
         with self._lock:
             self._is_idle.clear()
-            request_id, self._request_id = self._request_id, None
-        if request_id is not None:
+            request_ids, self._request_ids = self._request_ids, set()
+        for request_id in request_ids:
             self._engine.cancel(request_id)
         try:
             yield
@@ -38,10 +38,11 @@ class IdleTime:
         with self._lock:
             if not self._is_idle.is_set():
                 return None
-            self._request_id = request.id
+            self._request_ids.add(request.id)
         heard = list(self._engine.generate(request))
         with self._lock:
-            was_left_alone, self._request_id = self._request_id == request.id, None
+            was_left_alone = request.id in self._request_ids
+            self._request_ids.discard(request.id)
         return heard if was_left_alone else None
 
     def wait(self, timeout_s: float) -> None:

@@ -48,7 +48,7 @@ class Session:
     """A conversation: call `open` once, then `send` and its siblings for each turn, and `close` at the end.
 
     Methods that answer are generators: nothing happens until they are iterated, and the answer stops when the
-    iteration does. One at a time; `stop`, `make_title` and `close` may be called from other threads.
+    iteration does. One at a time; `stop`, `make_title`, `warm`, `context_use` and `close` may be called from other threads.
     Whatever is said is in the store before the engine sees it, and stays there whatever happens after.
     """
 
@@ -363,6 +363,8 @@ class Session:
 
     def choose(self, **values: object) -> None:
         """Answer this conversation otherwise, from here on: some of a persona's settings. Raises UsageError."""
+        if "model" in values:
+            raise UsageError("the model is changed with /model")
         for name, value in values.items():
             wrong = check(name, value) if name in FIELDS else f"only these can be: {', '.join(FIELDS)}"
             if wrong:

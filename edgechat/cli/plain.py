@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from edgechat.chat import commands
 from edgechat.chat.visible import visible
 from edgechat.cli.ask import Status, stream
 from edgechat.cli.making import session_maker
@@ -92,16 +93,14 @@ class PlainChat:
             lines.append(line[:-1])
 
     def _take(self, text: str) -> None:
-        from edgechat.chat import commands
-
         try:
             command = commands.parse(text)
             if command is not None:
                 getattr(self, f"do_{command[0]}")(command[1])
             else:
-                found = [p for p in map(Path, commands.files_in(text)) if p.is_file()]
-                files, self._files = [*self._files, *found], []
+                files = [*self._files, *commands.attached_files(text)]
                 self._answer(self._session.send(text.strip(), files))
+                self._files = []  # only now: what could not be sent can be sent again
         except EdgechatError as error:
             self._status.note(str(error))
             if not self._is_terminal:
@@ -146,9 +145,10 @@ class PlainChat:
         """Begin a new conversation."""
         from edgechat.chat import personas
 
-        values = personas.usable(persona) if persona else {}
+        if persona:
+            personas.usable(persona)  # before anything is left
         self._session.go_to()
-        if values:
+        if persona:
             self.do_persona(persona)
         click.echo("(a new conversation)")
 
@@ -165,12 +165,7 @@ class PlainChat:
         if words.isdecimal() and 1 <= int(words) <= len(self._found):
             conversation_id, message_id = self._found[int(words) - 1]
         else:
-            fitting = (
-                s.conversation.id for s in store.list(limit=10_000) if words.lower() in s.conversation.title.lower()
-            )
-            conversation_id, message_id = next(fitting, ""), None
-            if not conversation_id:
-                raise UsageError(f"no conversation has {words!r} in its title; /search looks into what was said")
+            conversation_id, message_id = commands.by_title(store, words), None
         self._session.go_to(store.conversation(conversation_id))
         if message_id is not None and message_id in self._session.tree:
             self._session.switch(message_id)
@@ -200,7 +195,7 @@ class PlainChat:
         from edgechat.cli.chat import export
 
         self._last("user")
-        file = Path(name or "conversation.md").expanduser().absolute()
+        file = commands.export_path(name, self._session.conversation.title)
         export(self._session.store, self._session.conversation.id, file)
         click.echo(f"(written to {visible(str(file))})")
 
@@ -228,9 +223,7 @@ class PlainChat:
         if message is None:
             raise UsageError("nothing here has alternatives; /retry and /edit make some")
         siblings = tree.siblings(message.id)
-        if argument and not (argument.isdecimal() and 1 <= int(argument) <= len(siblings)):
-            raise UsageError(f"there are {len(siblings)} alternatives: /switch 1 to /switch {len(siblings)}")
-        at = int(argument) - 1 if argument else (siblings.index(message.id) + 1) % len(siblings)
+        at = commands.alternative(argument, siblings.index(message.id) + 1, len(siblings))
         self._session.switch(siblings[at])
         click.echo(f"(alternative {at + 1} of {len(siblings)})")
         self._show_tail()
@@ -252,7 +245,7 @@ class PlainChat:
         from edgechat.tui.blocks import code_blocks
 
         text = self._last("assistant").text
-        if what:
+        if commands.code_wanted(what):
             found = code_blocks(text)
             if not found:
                 raise UsageError("there is no code in the last answer")
@@ -268,7 +261,7 @@ class PlainChat:
         """Send a file along with the next message."""
         from edgechat.chat.attachments import attach
 
-        file = Path(name.strip('"')).expanduser()
+        file = commands.path_of(name)
         attach([file], "the model")
         self._files.append(file)
 
@@ -305,18 +298,12 @@ class PlainChat:
 
     def do_reasoning(self, word: str) -> None:
         """Think first, or not."""
-        from edgechat.chat.commands import truth
-
-        self._session.choose(reasoning=truth(word))
+        self._session.choose(reasoning=commands.truth(word))
 
     def do_set(self, argument: str) -> None:
         """One of the settings of a conversation."""
-        from edgechat.config import from_text
-
-        name, _, text = argument.partition(" ")
-        if not text.strip():
-            raise UsageError("/set NAME VALUE: change how this conversation is answered")
-        self._session.choose(**{name: from_text(name, text.strip())})
+        name, value = commands.setting(argument)
+        self._session.choose(**{name: value})
 
     # About it
 
@@ -341,9 +328,7 @@ class PlainChat:
 
     def do_help(self, _argument: str) -> None:
         """The commands."""
-        from edgechat.chat.commands import COMMANDS
-
-        for command in COMMANDS:
+        for command in commands.COMMANDS:
             click.echo(f"  {f'/{command.name} {command.argument}':<24} {command.words}")
         click.echo("A line that ends with a backslash goes on in the next one.")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from edgechat.chat import drafts
 from edgechat.chat.messages import Conversation, Message, now_ms
 from edgechat.chat.store import Hit, Order, Summary
 from edgechat.errors import GoneError, StoreError
@@ -93,13 +94,14 @@ class SqliteStore:
             with self.database.writing() as db:
                 gone = [row["id"] for row in db.execute(_PURGED, (past,))]
                 db.execute(_PURGE, (past,))
-            self._forget_prefixes(gone)
+            self._forget_beside(gone)
 
-    def _forget_prefixes(self, conversation_ids: Sequence[str]) -> None:
-        """What models computed of a conversation is as private as itself, and goes with it, or with a part of it."""
+    def _forget_beside(self, conversation_ids: Sequence[str]) -> None:
+        """What models computed of a conversation, and a draft, are as private as itself, and go with it or a part of it."""
         if self.is_kept:
             for conversation_id in conversation_ids:
                 forget(prefix_dir(), conversation_id)
+                drafts.keep(conversation_id, "")
 
     # What a turn writes
 
@@ -255,7 +257,7 @@ class SqliteStore:
             db.execute("DELETE FROM conversations WHERE key = ?", (row["key"],))
             search.forget_deleted(db)
         self.database.forget_log()
-        self._forget_prefixes([conversation_id])
+        self._forget_beside([conversation_id])
 
     def conversation(self, conversation_id: str) -> Conversation:
         """One conversation."""

@@ -7,13 +7,14 @@ import functools
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from textual import on, work
-from textual.app import App, SystemCommand
+from textual import on
+from textual.app import App, SuspendNotSupported, SystemCommand
 from textual.binding import Binding, BindingType
 
 from edgechat import paths
+from edgechat.chat.visible import visible
 from edgechat.errors import EdgechatError
 from edgechat.tui import keys
 from edgechat.tui.chat import ChatScreen
@@ -53,6 +54,7 @@ class ChatApp(App[int]):
     .ascii Static, .ascii Sidebar { border: none; }
     """
     ENABLE_COMMAND_PALETTE = True
+    NOTIFICATION_TIMEOUT = 3
     COMMAND_PALETTE_BINDING = "ctrl+p"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True),
@@ -186,7 +188,7 @@ class ChatApp(App[int]):
             prompt.recall(0)
         elif found:
             options = [(str(n), " ".join(text.split())[:300]) for n, text in enumerate(found)]
-            self.pick("What you said before", options, lambda chosen: prompt.load(found[int(chosen)]))
+            self.pick("What you said before", options, lambda chosen: prompt.recall(int(chosen)))
 
     def pick(self, title: str, options: Sequence[tuple[str, str]], then: Callable[[str], object]) -> None:
         """Let one of these be chosen: what each stands for, and how it is shown."""
@@ -227,21 +229,15 @@ class ChatApp(App[int]):
         return self._puller
 
     def use_model(self, name: str) -> None:
-        """Let another model answer from here on."""
-
-        def run(session: Session) -> None:
-            from edgechat.catalogue import records
-            from edgechat.catalogue.names import find_model
-
-            path = find_model(name)
-            self.talker.load_model(session, name, path)
-            if session.store.is_kept:
-                records.used(path)
-
+        """Let another model answer from here on; what is being answered ends."""
         if self.chat.answering:
             self.talker.stop()
-        self.chat.busy = True
-        self.talker.do(run)
+        self.chat.begin_load()
+        self.talker.load_model(name)
+
+    def notify(self, message: str, **more: Any) -> None:
+        """Say something in a corner; titles, names and errors come from outside, and may act on a terminal."""
+        super().notify(visible(message), **{**more, "markup": False})
 
     def show_pull(self, words: str) -> None:
         """How far a download is, wherever that is shown."""
@@ -260,13 +256,13 @@ class ChatApp(App[int]):
             self.chat.complain(message.problem)
         else:
             self.chat.say(f"{message.reference} is here: /model {message.name} lets it answer")
-            self.notify(f"{message.name} is here", markup=False)
+            self.notify(f"{message.name} is here")
 
     def take_settings(self, settings: Settings) -> None:
         """Let other settings hold, as far as that is possible while a model is loaded."""
         before, self.settings = self.settings, settings
         for problem in [*self._take_theme(settings.theme), *self._take_keys(settings)]:
-            self.notify(problem, markup=False)
+            self.notify(problem)
         if settings.figures not in (before.figures, self.figures):
             self.doing.run("figures", "")
         self.talker.do(lambda session: session.change_settings(settings))
@@ -292,7 +288,7 @@ class ChatApp(App[int]):
         taken = (
             f"{what} copied" if len(text) <= clipboard.MOST_CHARS else f"{what} is too long for a terminal's clipboard"
         )
-        self.notify(f"{taken}{where}", markup=False)
+        self.notify(f"{taken}{where}")
 
     # Outside
 
@@ -304,7 +300,7 @@ class ChatApp(App[int]):
         try:
             with self.suspend():
                 text = edit(prompt.full_text)
-        except EdgechatError as problem:
+        except (EdgechatError, SuspendNotSupported) as problem:
             self.chat.complain(str(problem))
         else:
             prompt.load(text)
@@ -312,17 +308,14 @@ class ChatApp(App[int]):
 
     async def action_quit(self) -> None:
         """Leave at once: the engine is closed first, because a thread waits for its words."""
-        self.is_leaving = True
+        if self.is_leaving:
+            return
         self.chat.leave()
+        self.is_leaving = True
         if self._puller is not None:
-            self._puller.cancel()
+            self._puller.close()
         await asyncio.to_thread(self.talker.close)
         self.exit(0)
-
-    @work(exit_on_error=False)
-    async def leave(self) -> None:
-        """For what cannot wait."""
-        await self.action_quit()
 
     def _fatal_error(self) -> None:
         """One screen with what to do, instead of pages of source."""

@@ -28,16 +28,22 @@ class Block:
         """Without the indent of the first one."""
         self.is_open = True
         self.n_chars = 0
+        self._continued: set[int] = set()
 
-    def add(self, line: str) -> None:
-        """One line more, without its end."""
-        self.lines.append(_dedented(line, self.indent))
+    def add(self, line: str, *, continues: bool = False) -> None:
+        """One line more, without its end; or more of one that was too long."""
+        if continues:
+            self._continued.add(len(self.lines))
+        self.lines.append(line if continues else _dedented(line, self.indent))
         self.n_chars += len(line) + 1
 
     @property
     def source(self) -> str:
         """Its lines; of code what stands between the fences."""
-        return "\n".join(self.lines)
+        if not self._continued:
+            return "\n".join(self.lines)
+        parts = (line if at in self._continued else f"\n{line}" for at, line in enumerate(self.lines))
+        return "".join(parts).removeprefix("\n")
 
 
 class Splitter:
@@ -49,6 +55,8 @@ class Splitter:
         """The line that is not complete yet; it belongs to the last block if that is open."""
         self._marks = ""
         self._gap = False
+        self._continues = False
+        """True if the next line is more of the last one."""
         if text:
             self.feed(text)
 
@@ -57,13 +65,11 @@ class Splitter:
         head, newline, tail = text.rpartition("\n")
         if newline:
             for line in (self.partial + head).split("\n"):
-                self._long_line(line)
+                self._line(self._cut(line))
             self.partial = tail
         else:
             self.partial += text
-        while len(self.partial) >= _MOST_CHARS:  # all of it is looked at with each piece that comes
-            self._line(self.partial[:_MOST_CHARS])
-            self.partial = self.partial[_MOST_CHARS:]
+        self.partial = self._cut(self.partial)  # all of it is looked at with each piece that comes
 
     def finish(self) -> None:
         """There is no more."""
@@ -83,21 +89,26 @@ class Splitter:
         """The block that the incomplete line belongs to; None if it begins one."""
         return self.blocks[-1] if self.blocks and self.blocks[-1].is_open else None
 
-    def _long_line(self, line: str) -> None:
+    def _cut(self, line: str) -> str:
+        """Take what of a line is too much for one; returns the rest."""
         while len(line) > _MOST_CHARS:
             self._line(line[:_MOST_CHARS])
+            self._continues = True
             line = line[_MOST_CHARS:]
-        self._line(line)
+        return line
 
     def _line(self, line: str) -> None:
+        continues, self._continues = self._continues, False
         if self._marks:
-            if self._ends_fence(line):
+            if continues:
+                self.blocks[-1].add(line, continues=True)
+            elif self._ends_fence(line):
                 self._close()
                 self._marks = ""
             else:
                 self.blocks[-1].add(line)
             return
-        fence = _FENCE.fullmatch(line)
+        fence = _FENCE.fullmatch(line) if not continues else None
         if fence is not None and not (fence["marks"][0] == "`" and "`" in fence["info"]):
             self._marks = fence["marks"]
             self._begin("code", len(fence["indent"]), fence["info"].strip())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import gc
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from textual import on, work
@@ -17,11 +17,14 @@ from edgechat.tui.prompt import Prompt
 from edgechat.tui.transcript import Transcript
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from textual.app import ComposeResult
     from textual.timer import Timer
 
     from edgechat.tui.app import ChatApp
     from edgechat.tui.entries import MessageEntry
+    from edgechat.tui.prompt import Held
     from edgechat.tui.sidebar import Sidebar
 
 # A pause in typing, after which the tokens of what was typed are counted, and it is written down.
@@ -35,6 +38,7 @@ class ChatScreen(Screen[None]):
     AUTO_FOCUS = "#prompt"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop, or to the conversation and back", id="chat.stop"),
+        Binding("ctrl+c", "interrupt", "Copy what is selected, or stop", id="chat.interrupt"),
         Binding("ctrl+n", "do('new')", "New conversation", id="chat.new"),
         Binding("ctrl+b", "do('open')", "Conversations", id="chat.conversations"),
         Binding("ctrl+f", "search", "Search everything", id="chat.search"),
@@ -73,8 +77,7 @@ class ChatScreen(Screen[None]):
         super().__init__()
         self._problems = problems
         self.view: events.View | None = None
-        self.busy = True
-        """True while the model loads or answers."""
+        self._n_awaited = 1  # the first load
         self.answering = False
         self.editing: str | None = None
         """The message that is said differently with the next Enter."""
@@ -82,7 +85,9 @@ class ChatScreen(Screen[None]):
         self.sidebar: Sidebar | None = None
         """The list of conversations, once it was wanted."""
         self.live = Live(self)
-        self._queued: list[str] = []
+        self._queued: list[events.Saying] = []
+        self._speed = ""
+        self._before_editing = ""
         self._growing: MessageEntry | None = None
         self._counting: Timer | None = None
 
@@ -100,6 +105,7 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(self._begin)
 
     def _begin(self) -> None:
+        gc.enable()  # see edgechat.cli.main
         if not self.app.is_first:
             self.app.talker.open()
             return
@@ -108,8 +114,14 @@ class ChatScreen(Screen[None]):
         self.app.push_screen(FirstScreen(), lambda _chosen: self.app.talker.open())
 
     def leave(self) -> None:
-        """Nothing comes any more."""
+        """Nothing comes any more; what was typed, and what waits to be sent, is kept for the next time."""
+        self.app.talker.keep_draft(self._draft_key, self._unsent)
         self.live.show_state("leaving")
+
+    @property
+    def busy(self) -> bool:
+        """True while a model loads or answers."""
+        return self._n_awaited > 0
 
     @property
     def transcript(self) -> Transcript:
@@ -145,6 +157,7 @@ class ChatScreen(Screen[None]):
     def _append(self, kind: Literal["note", "error"], words: str) -> None:
         from edgechat.tui.entries import Entry
 
+        self.transcript.follows = True  # it answers something that was just asked for
         self.transcript.append(Entry(kind, visible(words)))
 
     # The conversation
@@ -155,7 +168,8 @@ class ChatScreen(Screen[None]):
         if is_other:
             self.editing, self.attached = None, []
             self.live.context_tokens = 0
-            self._change_draft(message)
+            if message.draft and not self.prompt.text:
+                self.prompt.load(message.draft)
         self._show(message.view, follow=is_other)
         if message.goal is not None:
             self._reveal(message.goal)
@@ -178,11 +192,10 @@ class ChatScreen(Screen[None]):
         is_other = self.view is None or self.view.conversation.id != view.conversation.id
         is_first = self.view is None
         self.view = view
-        # What was said before the first conversation was there stands above it; what was said in another one goes.
-        before = self.transcript.entries if is_first or not is_other else []
-        self.transcript.show(
-            arranged(before, view.path, self.app.palette.signs, figures=self.app.figures), follow=follow
-        )
+        # What was said before the first conversation was there stands below it, in view; what was said in another one goes.
+        before = self.transcript.entries if not is_other else []
+        entries = arranged(before, view.path, self.app.palette.signs, figures=self.app.figures)
+        self.transcript.show([*entries, *(self.transcript.entries if is_first else [])], follow=follow)
         self.refresh_list()
 
     def _reveal(self, message_id: str) -> None:
@@ -197,6 +210,10 @@ class ChatScreen(Screen[None]):
 
     def on_began(self, message: events.Began) -> None:
         """What was said is kept; its answer grows from now on."""
+        if self.view is not None and not self.view.path:  # a new conversation has a name of its own from now on
+            self.app.talker.keep_draft("", "")
+            if self._unsent:
+                self.app.talker.keep_draft(message.view.conversation.id, self._unsent)
         self._show(message.view, follow=True)
         found = self.last
         self._growing = found if found is not None and found.message.id == message.answer_id else None
@@ -216,7 +233,7 @@ class ChatScreen(Screen[None]):
         warnings, session.warnings = (session.warnings, []) if session is not None else ([], [])  # type: ignore[union-attr]
         for warning in warnings:
             self.say(warning)
-        self._idle()
+        self._end()
         self.app.talker.aside(lambda session: session.warm())
 
     def on_text_arrived(self, message: events.TextArrived) -> None:
@@ -235,7 +252,8 @@ class ChatScreen(Screen[None]):
         self.live.context_tokens = turn.context_tokens or self.live.context_tokens
         self._finish_growing(message.view)
         stats = turn.answer.stats
-        self._idle(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
+        self.answering = False
+        self._end(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
 
     def _finish_growing(self, view: events.View) -> None:
         growing, self._growing = self._growing, None
@@ -249,19 +267,27 @@ class ChatScreen(Screen[None]):
         self.say(message.words)
 
     def on_failed(self, message: events.Failed) -> None:
-        """The engine or the model failed; what was said stays."""
-        if message.view is not None:
+        """The engine, the model or a command failed; what was said stays."""
+        if message.view is not None and (message.ends or self._growing is None):
             self._finish_growing(message.view)
         self.complain(message.words)
-        self.give_back(message.taken_back)
-        self._idle()
+        if message.taken_back is not None:
+            self._take_back(message.taken_back)
+        if message.ends:
+            self.answering = False
+            self._end()
 
-    def _idle(self, detail: str = "") -> None:
-        self.busy = self.answering = False
+    def _end(self, detail: str = "") -> None:
+        """One of the things that were waited for is over."""
+        self._n_awaited = max(0, self._n_awaited - 1)
+        if self.busy:
+            return
         session = self.app.talker.session
-        self.live.show_state("ready" if session is not None and session.loaded is not None else "no model", detail)
-        if self._queued:
-            self.ask(self._queued.pop(0))
+        is_ready = session is not None and session.loaded is not None
+        self._speed = detail
+        self.live.show_state("ready" if is_ready else "no model", detail)
+        if self._queued and is_ready:
+            self._say(self._queued.pop(0))
         else:
             self._count_draft()
 
@@ -278,40 +304,71 @@ class ChatScreen(Screen[None]):
             self.give_back(message.text)
             return
         if command is not None:
+            self._forget_draft()
             self.app.doing.run(*command)
-        elif self.busy:
-            self._queued.append(message.text)
-            self.live.write()
         else:
-            self.ask(message.text)
-        self._forget_draft()
+            self.ask(message.text, message.shown)
 
-    def ask(self, text: str) -> None:
-        """Say something, or say something differently."""
+    def ask(self, text: str, shown: Held | None = None) -> None:
+        """Say something, or say something differently; after what is answered now."""
         from edgechat.chat import commands
 
-        files = [*self.attached, *(p for p in map(_file, commands.files_in(text)) if p is not None)]
-        editing, self.editing, self.attached = self.editing, None, []
+        files = (*self.attached, *commands.attached_files(text))
+        missing = commands.missing_files(text)
+        if missing:
+            self.app.notify(f"@{missing[0]} is no file here: it is sent as a word")
+        saying = events.Saying(text, files, self.editing, shown)
+        if self.editing is not None and self._before_editing:
+            self.prompt.load(self._before_editing)
+        self.editing, self.attached, self._before_editing = None, [], ""
+        if self.busy:
+            self._queued.append(saying)
+            self.live.write()
+        else:
+            self._say(saying)
+        self._forget_draft()
+
+    def _say(self, saying: events.Saying) -> None:
         self.transcript.follows = True
         if self.prompt.said_before is not None:
-            self.prompt.said_before.insert(0, text)
+            self.prompt.said_before.insert(0, saying.text)
         self.begin_answer()
-        if editing is not None:
-            self.app.talker.answer(lambda session: session.edit(editing, text), text)
-        else:
-            self.app.talker.say(text, files)
+        self.app.talker.say(saying)
 
     def begin_answer(self) -> None:
         """An answer is asked for."""
-        self.busy = self.answering = True
+        self._n_awaited += 1
+        self.answering = True
         if self.app.talker.session is not None:
             self.app.talker.session.expect()
         self.live.show_state("reading")
 
+    def begin_load(self) -> None:
+        """Another model is asked for."""
+        self._n_awaited += 1
+
+    def edit(self, entry: MessageEntry) -> None:
+        """Have a message said differently with the next Enter."""
+        self._before_editing = self.prompt.full_text if self.editing is None else self._before_editing
+        self.editing = entry.message.id
+        self.prompt.load(entry.text)
+        self.prompt.focus()
+        self.live.write()
+
+    def _take_back(self, saying: events.Saying) -> None:
+        """What could not be said can be sent again, just as it was."""
+        self.editing = saying.editing
+        self.attached = [*self.attached, *(f for f in saying.files if f not in self.attached)]
+        if saying.shown is not None and not self.prompt.text:
+            self.prompt.put_back(saying.shown)
+        else:
+            self.give_back(saying.text)
+
     def put_aside(self) -> None:
         """What waits to be sent goes back to the input: another conversation is none of its business."""
         waiting, self._queued = self._queued, []
-        self.give_back("\n\n".join(waiting))
+        for saying in waiting:
+            self._take_back(saying)
 
     def give_back(self, text: str) -> None:
         """Put words that were not said into the input, after what is there."""
@@ -330,7 +387,7 @@ class ChatScreen(Screen[None]):
     def _typed(self) -> None:
         if not self.app.is_leaving:
             self._count_draft()
-            self.app.talker.keep_draft(self._draft_key, self.prompt.full_text)
+            self.app.talker.keep_draft(self._draft_key, self._unsent)
 
     def _count_draft(self) -> None:
         if not self.busy:
@@ -342,27 +399,29 @@ class ChatScreen(Screen[None]):
             return
         if message.context_tokens:
             self.live.context_tokens = message.context_tokens
-        self.live.show_state("ready", message.words or self.live.detail)
+        self.live.show_state("ready", message.words or self._speed)
 
     def _forget_draft(self) -> None:
         if self._counting is not None:
             self._counting.stop()
-        self.app.talker.keep_draft(self._draft_key, "")
+        self.app.talker.keep_draft(self._draft_key, self._unsent)
+
+    @property
+    def _unsent(self) -> str:
+        """What waits to be sent, and what is being typed."""
+        return "\n\n".join(t for t in (*(s.text for s in self._queued), self.prompt.full_text) if t)
 
     @property
     def _draft_key(self) -> str:
         """Where the draft of this conversation is; of all new ones, "" is."""
         return self.view.conversation.id if self.view is not None and self.view.path else ""
 
-    def _change_draft(self, shown: events.Shown) -> None:
-        """Put what was typed aside with its conversation, and take up what was typed in the other one."""
-        before, after = self._draft_key, shown.view.conversation.id if shown.view.path else ""
-        is_first = self.view is None
-        if not shown.is_kept or (before == after and not is_first) or (is_first and self.prompt.text):
-            return
-        if not is_first:
-            self.app.talker.keep_draft(before, self.prompt.full_text)
-        self.prompt.load(shown.draft)
+    def put_text_aside(self) -> None:
+        """Another conversation is gone to: what is typed here stays here, as far as anything does."""
+        session = self.app.talker.session
+        if session is not None and session.store.is_kept and self._draft_key and self.prompt.text:
+            self.app.talker.keep_draft(self._draft_key, self.prompt.full_text)
+            self.prompt.load("")
 
     @property
     def waiting_words(self) -> list[str]:
@@ -371,10 +430,14 @@ class ChatScreen(Screen[None]):
 
         found = ["editing (Esc: not)"] if self.editing is not None else []
         if self._queued:
-            found.append(f"next: {first_line(self._queued[0], 20)}")
+            found.append(f"next: {first_line(self._queued[0].text, 20)}")
         if self.attached:
             found.append(f"{len(self.attached)} attached")
         return found
+
+    @on(Prompt.Interrupted)
+    def _on_interrupted(self) -> None:
+        self.action_interrupt()
 
     @on(Transcript.Moved)
     def _on_moved(self) -> None:
@@ -398,10 +461,21 @@ class ChatScreen(Screen[None]):
             self.app.talker.stop()
         elif self.editing is not None:
             self.editing = None
-            self.prompt.load("")
+            self.prompt.load(self._before_editing)
+            self._before_editing = ""
             self.live.write()
         elif not has_waited:
             self.prompt.focus() if not self.prompt.has_focus else self.transcript.focus()
+
+    def action_interrupt(self) -> None:
+        """Copy what is selected; else stop the answer, as in a shell."""
+        selected = self.get_selected_text()
+        if selected:
+            self.app.copy(selected, "the selection")
+        elif self.answering:
+            self.app.talker.stop()
+        else:
+            self.app.notify("Ctrl+Q quits")
 
     def action_prompt(self) -> None:
         """To the input."""
@@ -441,14 +515,6 @@ class ChatScreen(Screen[None]):
         piece, width = message.piece, message.width
         if not isinstance(piece, Code):
             return
-        rows = await asyncio.to_thread(coloured, piece.block, width, self.app.palette)
-        self.transcript.colour_done(piece, rows, width)
-
-
-def _file(name: str) -> Path | None:
-    """The file that an `@` names; None if there is none: then it is only a word."""
-    try:
-        path = Path(name).expanduser()
-        return path if path.is_file() else None
-    except (OSError, RuntimeError, ValueError):
-        return None
+        palette = self.app.palette
+        rows = await asyncio.to_thread(coloured, piece.block, width, palette)
+        self.transcript.colour_done(piece, rows if palette is self.app.palette else [], width)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from edgechat.chat import commands
 from edgechat.errors import EdgechatError, UsageError
 from edgechat.tui.blocks import code_blocks
+from edgechat.tui.twice import Twice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +25,7 @@ class Doing:
 
     def __init__(self, app: ChatApp) -> None:
         self._app = app
-        self._doomed = ""
-        """A message that the next asking deletes."""
+        self._twice = Twice()
 
     @property
     def _chat(self) -> ChatScreen:
@@ -50,18 +49,22 @@ class Doing:
             job(session)
             self._app.talker.show(session)
             if said:
-                self._app.talker.note(said)
+                self._app.call_later(self._app.notify, said)
 
+        self._refuse_while_answering()
+        self._app.talker.do(run)
+
+    def _refuse_while_answering(self) -> None:
         if self._chat.answering:
             raise UsageError("an answer is coming: Esc stops it first")
-        self._app.talker.do(run)
 
     # Conversations
 
     def do_new(self, persona: str) -> None:
         """Begin a new one; with a persona, if one is named."""
         values = _persona(persona) if persona else {}
-        self._leave_answer()
+        model = str(values.pop("model", ""))
+        self._leave_conversation()
 
         def run(session: Session) -> None:
             session.go_to()
@@ -70,11 +73,16 @@ class Doing:
             self._app.talker.show(session)
 
         self._app.talker.do(run)
+        if model:
+            self._app.use_model(model)
         self._chat.prompt.focus()
 
     def go_to(self, conversation_id: str, message_id: str | None = None) -> None:
         """Go to another conversation, and to a message of it."""
-        self._leave_answer()
+        if self._chat.view is None or self._chat.view.conversation.id != conversation_id:
+            self._leave_conversation()
+        elif message_id is None:
+            return
 
         def run(session: Session) -> None:
             if session.conversation.id != conversation_id:
@@ -88,9 +96,10 @@ class Doing:
 
         self._app.talker.do(run)
 
-    def _leave_answer(self) -> None:
-        """An answer that is coming stays as it is, and what waits is not sent: another conversation comes next."""
+    def _leave_conversation(self) -> None:
+        """An answer that is coming stays as it is, what waits is not sent, and what is typed stays here."""
         self._chat.put_aside()
+        self._chat.put_text_aside()
         if self._chat.answering:
             self._app.talker.stop()
 
@@ -100,17 +109,15 @@ class Doing:
             self._app.toggle_sidebar()
             return
 
-        def run(session: Session) -> None:
-            wanted = words.lower()
-            for summary in session.store.list(limit=10_000):
-                if wanted in summary.conversation.title.lower():
-                    session.go_to(summary.conversation)
-                    self._app.talker.show(session)
-                    return
-            raise UsageError(f"no conversation has {words!r} in its title; /search looks into what was said")
+        def look(session: Session) -> None:
+            try:
+                found = commands.by_title(session.store, words)
+            except EdgechatError as problem:
+                self._app.call_later(self._chat.complain, str(problem))
+            else:
+                self._app.call_later(self.go_to, found)
 
-        self._leave_answer()
-        self._app.talker.do(run)
+        self._app.talker.aside(look)
 
     def search(self, words: str) -> None:
         """Look for words everywhere."""
@@ -142,7 +149,7 @@ class Doing:
             raise UsageError("nothing was said in this conversation yet")
 
         def run(session: Session) -> None:
-            file = Path(name or f"{_file_name(session.conversation.title)}.md").expanduser().absolute()
+            file = commands.export_path(name, session.conversation.title)
             self._app.export(session.store, session.conversation.id, file)
             self._app.talker.note(f"written to {file}")
 
@@ -162,17 +169,22 @@ class Doing:
 
     def _switch(self, entry: MessageEntry, at: int) -> None:
         message_id = entry.message.id
-        self._change(lambda session: session.switch(session.tree.siblings(message_id)[at]))
+        stays = self._chat.transcript.has_focus
+
+        def run(session: Session) -> None:
+            other_id = session.tree.siblings(message_id)[at]
+            session.switch(other_id)
+            self._app.talker.show(session, other_id if stays else None)
+
+        self._refuse_while_answering()
+        self._app.talker.do(run)
 
     def do_switch(self, argument: str) -> None:
         """Another alternative of the last message that has any: the next one, or number N."""
         entry = next((e for e in reversed(self._chat.messages) if e.place[1] > 1), None)
         if entry is None:
             raise UsageError("nothing here has alternatives; /retry and /edit make some")
-        number, count = entry.place
-        if argument and not (argument.isdecimal() and 1 <= int(argument) <= count):
-            raise UsageError(f"there are {count} alternatives: /switch 1 to /switch {count}")
-        self._switch(entry, int(argument) - 1 if argument else number % count)
+        self._switch(entry, commands.alternative(argument, *entry.place))
 
     def retry_message(self, entry: MessageEntry | None) -> None:
         """Another answer beside this one, or to this message."""
@@ -203,10 +215,7 @@ class Doing:
             before = messages[: messages.index(entry)]
             entry = next((e for e in reversed(before) if e.kind == "user"), None)
         if entry is not None and self._is_free():
-            self._chat.editing = entry.message.id
-            self._chat.prompt.load(entry.text)
-            self._chat.prompt.focus()
-            self._chat.live.write()
+            self._chat.edit(entry)
 
     def do_edit(self, text: str) -> None:
         """Say the last message differently: in the input, or as given."""
@@ -220,11 +229,9 @@ class Doing:
         if entry is None:
             return
         message_id = entry.message.id
-        if self._doomed != message_id:
-            self._doomed = message_id
+        if not self._twice.asked(message_id):
             self._app.notify("The same key again deletes this message and all after it")
         else:
-            self._doomed = ""
             self._change(lambda session: session.delete(message_id), "deleted; /undo brings it back")
 
     def do_delete(self, _argument: str) -> None:
@@ -244,7 +251,9 @@ class Doing:
         self._change(job)
 
     def branch(self, entry: MessageEntry | None) -> None:
-        """Go on from this message: what came after it stays beside."""
+        """Go on from this answer: what came after it stays beside."""
+        if entry is not None and entry.kind == "user":
+            raise UsageError("branch after an answer; `e` says this message differently")
         if entry is not None:
             message_id = entry.message.id
             self._change(lambda session: session.fork(message_id), "the next message follows this one")
@@ -273,9 +282,7 @@ class Doing:
     def do_copy(self, what: str) -> None:
         """The last answer, or its code."""
         entry = next((e for e in reversed(self._chat.messages) if e.kind == "assistant"), None)
-        if what not in {"", "code"}:
-            raise UsageError("/copy copies the last answer, /copy code its last block of code")
-        self.copy_code(entry) if what else self.copy_message(entry)
+        self.copy_code(entry) if commands.code_wanted(what) else self.copy_message(entry)
 
     # How it is answered
 
@@ -283,7 +290,7 @@ class Doing:
         """Send a file along with the next message."""
         from edgechat.chat.attachments import attach
 
-        file = Path(name.strip('"')).expanduser()
+        file = commands.path_of(name)
         attach([file], "the model")
         self._chat.attached.append(file)
         self._chat.live.write()
@@ -325,12 +332,7 @@ class Doing:
 
     def do_set(self, argument: str) -> None:
         """One of the settings of a conversation."""
-        name, _, text = argument.partition(" ")
-        if not text.strip():
-            raise UsageError("/set NAME VALUE: change how this conversation is answered")
-        from edgechat.config import from_text
-
-        value = from_text(name, text.strip())
+        name, value = commands.setting(argument)
         self._change(lambda session: session.choose(**{name: value}), f"{name} is {value} from here on")
 
     # Screens
@@ -372,9 +374,3 @@ def _persona(name: str) -> dict[str, object]:
     from edgechat.chat import personas
 
     return dict(personas.usable(name))
-
-
-def _file_name(title: str) -> str:
-    """A title as a file's name."""
-    kept = "".join(c if c.isalnum() or c in "-_" else " " for c in title)
-    return "-".join(kept.split())[:60] or "conversation"

@@ -16,7 +16,10 @@ def edit(text: str) -> str:
     """`text` as it comes back from $VISUAL or $EDITOR; the screen must be out of the way. Raises UsageError."""
     wanted = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     usual = next((name for name in ("sensible-editor", "nano", "vi", "notepad") if shutil.which(name)), None)
-    command = shlex.split(wanted) if wanted else [usual] if usual else []
+    try:
+        command = shlex.split(wanted, posix=os.name != "nt") if wanted else [usual] if usual else []
+    except ValueError as error:
+        raise UsageError(f"$VISUAL or $EDITOR is {wanted!r}, which is no command: {error}") from None
     if not command:
         raise UsageError("there is no editor: set $EDITOR")
     handle, name = tempfile.mkstemp(prefix="edgechat-", suffix=".md")

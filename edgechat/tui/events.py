@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from textual.message import Message
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgechat.chat.events import TurnFinished, TurnInterrupted
     from edgechat.chat.messages import Conversation
     from edgechat.chat.messages import Message as ChatMessage
+    from edgechat.tui.prompt import Held
 
 
 class View(NamedTuple):
@@ -19,6 +22,17 @@ class View(NamedTuple):
     conversation: Conversation
     path: list[tuple[ChatMessage, tuple[int, int]]]
     """Its messages from the first to the head, each with which of how many alternatives it is."""
+
+
+class Saying(NamedTuple):
+    """What is to be said."""
+
+    text: str
+    files: tuple[Path, ...] = ()
+    editing: str | None = None
+    """The message that it is said instead of; None for a new one."""
+    shown: Held | None = None
+    """What the input held."""
 
 
 class Working(Message):
@@ -36,13 +50,12 @@ class Opened(Message):
 class Shown(Message):
     """The conversation, or what is said of it, is another one."""
 
-    def __init__(self, view: View, goal: str | None = None, draft: str = "", *, is_kept: bool = False) -> None:
+    def __init__(self, view: View, goal: str | None = None, draft: str = "") -> None:
         """`goal` is a message to be brought into view, `draft` what was typed there and not sent."""
         super().__init__()
         self.view = view
         self.goal = goal
         self.draft = draft
-        self.is_kept = is_kept
 
 
 class Began(Message):
@@ -100,13 +113,15 @@ class Noted(Message):
 
 
 class Failed(Message):
-    """Something failed; `taken_back` is a message that could not be asked."""
+    """Something failed; `taken_back` is what could not be said."""
 
-    def __init__(self, words: str, view: View | None, taken_back: str = "") -> None:
+    def __init__(self, words: str, view: View | None, taken_back: Saying | None = None, *, ends: bool = False) -> None:
+        """With `ends`, what failed was an answer or the load that the screen waits for."""
         super().__init__()
         self.words = words
         self.view = view
         self.taken_back = taken_back
+        self.ends = ends
 
 
 class Pulled(Message):

@@ -86,7 +86,8 @@ class FirstScreen(ModalScreen[None]):
         if found.best is not None:
             self._best = found.best.candidate.name
             lines += ["", f"Best for this machine: {words(found.best)}"]
-            options.add_option(Option(f"Get {self._best} (needs a network, once)", id="get"))
+            file_words = size(found.best.candidate.header.tensor_bytes)
+            options.add_option(Option(f"Get {self._best}, {file_words} (needs a network, once)", id="get"))
         if found.problem:
             lines += ["", found.problem]
         if found.local is not None:

@@ -21,7 +21,6 @@ VIM: Final[Mapping[str, str]] = {
     "transcript.bottom": "end,G",
     "transcript.page_up": "pageup,ctrl+u",
     "transcript.page_down": "pagedown,ctrl+d",
-    "chat.prompt": "i",
 }
 """What moving like in vim adds."""
 
@@ -76,12 +75,13 @@ def _clashes(result: Mapping[str, str], by_id: Mapping[str, Key]) -> list[str]:
     """Keys that were given to two things of one place."""
     taken: dict[tuple[str, str], str] = {}
     problems = []
-    for name, key in by_id.items():
+    for name, key in by_id.items():  # those of the app come first, and hold everywhere
+        place = name.partition(".")[0]
         for each in (result.get(name) or key.keys).split(","):
-            place = (name.partition(".")[0], each)
-            if place in taken and (name in result or taken[place] in result):
-                problems.append(f"keys: {each} is both {taken[place]} and {name}")
-            taken.setdefault(place, name)
+            other = taken.get((place, each)) or taken.get(("app", each))
+            if other is not None and (name in result or other in result):
+                problems.append(f"keys: {each} is both {other} and {name}")
+            taken.setdefault((place, each), name)
     return problems
 
 

@@ -40,6 +40,10 @@ class Live(Static):
         self._first_s = 0.0
         self._n_tokens = 0
 
+    def on_resize(self) -> None:
+        """There is room for more, or for less."""
+        self.write()
+
     def show_state(self, state: str, detail: str = "") -> None:
         """Something else goes on."""
         self.state, self.detail = state, detail

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _LOADING: Final = "looking at what is here, and how fast this machine is ..."
 _HUB: Final = "hub"
+# What a line takes beside the name, without the verdict.
+_COLUMNS: Final = 28
 
 
 class ModelsScreen(ListScreen[None]):
@@ -132,7 +134,8 @@ class ModelsScreen(ListScreen[None]):
         name = visible(row.name)
         mark = "*" if row.is_chosen else " "
         speed = f"{row.decode_tps:.0f} tok/s" if row.decode_tps else "? tok/s"
-        words = f"{mark} {name:<34.34} {size(row.total_bytes):>8} {speed:>10}  {row.verdict}"
+        width = min(34, max(12, self.size.width - _COLUMNS))
+        words = f"{mark} {name:<{width}.{width}} {size(row.total_bytes):>8} {speed:>10}  {row.verdict}"
         return Text(words, style="" if row.fits else "dim", no_wrap=True, overflow="ellipsis")
 
     @on(OptionList.OptionHighlighted)
@@ -227,8 +230,12 @@ class ModelsScreen(ListScreen[None]):
         """Stop the download; it can be gone on with."""
         self.app.puller.cancel()
 
+    def pulled(self, problem: str) -> None:
+        """A download ended."""
+        self._say(problem or "it is here")
+        self._rate()
+
     def show_pull(self, words: str) -> None:
-        """How far a download is; when one ended, what is here is looked at again."""
-        self.query_one("#pull", Static).update(words)
-        if not words:
-            self._rate()
+        """How far a download is."""
+        if words:
+            self.query_one("#pull", Static).update(words)

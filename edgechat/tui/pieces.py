@@ -184,14 +184,11 @@ def coloured(block: Block, width: int, palette: Palette) -> list[Strip]:
     from rich.syntax import Syntax
 
     caption = [_caption(block, width, palette)] if block.language else []
+    plain = [[Segment(visible_tabs(line), palette.code)] for line in block.lines]
     try:
-        lexer = get_lexer_by_name(block.language.split()[0], stripnl=False, ensurenl=False)
+        lexer = get_lexer_by_name(block.language.split()[0], stripnl=False)
     except ClassNotFound:
-        return caption + [
-            row
-            for line in block.lines
-            for row in chopped([Segment(visible_tabs(line), palette.code)], width, palette.code)
-        ]
+        return caption + [row for line in plain for row in chopped(line, width, palette.code)]
     theme = Syntax.get_theme(palette.code_theme)
     lines: list[list[Segment]] = [[]]
     for kind, text in lexer.get_tokens(visible_tabs(block.source)):
@@ -199,7 +196,10 @@ def coloured(block: Block, width: int, palette: Palette) -> list[Strip]:
         first, *more = text.split("\n")
         lines[-1].append(Segment(first, style))
         lines += [[Segment(part, style)] for part in more]
-    return caption + [row for line in lines[: len(block.lines)] for row in chopped(line, width, palette.code)]
+    lines = lines[: len(plain)]
+    if ["".join(s.text for s in line) for line in lines] != [line[0].text for line in plain]:  # a lexer that loses some
+        lines = plain
+    return caption + [row for line in lines for row in chopped(line, width, palette.code)]
 
 
 def _on(theme: Any, kind: Any, palette: Palette) -> Style:

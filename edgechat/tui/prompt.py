@@ -26,6 +26,10 @@ _LONG_LINES: Final = 200
 _MARK: Final = re.compile(r"\[pasted text (\d+): [\d,]+ lines?\]")
 
 
+Held = tuple[str, dict[int, str]]
+"""A text with marks for long pastes, and the pastes."""
+
+
 class Prompt(TextArea):
     """A multi-line editor that grows with its text."""
 
@@ -41,15 +45,21 @@ class Prompt(TextArea):
         Binding("down", "history_on", "Down, or what was said after that", id="prompt.down", show=False),
         Binding("ctrl+r", "app.prompts", "Search what you said before", id="prompt.search", show=False),
         Binding("ctrl+g", "edit_outside", "Write in $EDITOR", id="prompt.editor", show=False),
+        Binding("ctrl+c", "copy_or_stop", "Copy what is selected, or stop", id="prompt.copy", show=False),
+        Binding("backspace", "erase", "Erase", id="prompt.erase", show=False),
         Binding("ctrl+d", "delete_or_quit", "Delete, or leave if there is nothing", id="prompt.delete", show=False),
     ]
 
     class Sent(Message):
-        """The user sent a message."""
+        """The user sent a message; `shown` is what the input held, to be put back if need be."""
 
-        def __init__(self, text: str) -> None:
+        def __init__(self, text: str, shown: Held) -> None:
             super().__init__()
             self.text = text
+            self.shown = shown
+
+    class Interrupted(Message):
+        """Ctrl+C, and nothing is selected."""
 
     class WantsEditor(Message):
         """The text is to be edited elsewhere."""
@@ -95,7 +105,14 @@ class Prompt(TextArea):
         """Put another text in the place of this one."""
         self.clear()
         self._pastes.clear()
-        self.insert(self._marked(text))
+        self.insert(self._marked(visible(text)))
+        self.move_cursor(self.document.end)
+
+    def put_back(self, shown: Held) -> None:
+        """Hold again what was sent, marks and all."""
+        self.clear()
+        self._pastes = dict(shown[1])
+        self.insert(shown[0])
         self.move_cursor(self.document.end)
 
     def _marked(self, text: str) -> str:
@@ -137,10 +154,11 @@ class Prompt(TextArea):
         """Hand the text over, if there is any."""
         text = self.full_text.strip()
         if text:
+            shown = (self.text, dict(self._pastes))
             self.clear()
             self._pastes.clear()
             self._at, self._draft = -1, ""
-            self.post_message(self.Sent(text))
+            self.post_message(self.Sent(text, shown))
 
     def action_newline(self) -> None:
         """A line more."""
@@ -152,6 +170,23 @@ class Prompt(TextArea):
             self.action_delete_right()
         else:
             await self.app.action_quit()
+
+    def action_copy_or_stop(self) -> None:
+        """Copy; with nothing selected, as the screen says."""
+        if self.selected_text:
+            self.action_copy()
+        else:
+            self.post_message(self.Interrupted())
+
+    def action_erase(self) -> None:
+        """A character, or a whole mark of a paste."""
+        before = self.get_text_range((0, 0), self.cursor_location)
+        mark = next((m for m in _MARK.finditer(before) if m.end() == len(before)), None) if self._pastes else None
+        if mark is None or self.selected_text:
+            self.action_delete_left()
+        else:
+            row, column = self.cursor_location
+            self.delete((row, column - len(mark[0])), (row, column))
 
     def action_edit_outside(self) -> None:
         """Ask for the editor."""

@@ -24,42 +24,50 @@ class Puller:
     def __init__(self, app: ChatApp) -> None:
         self._app = app
         self._jobs = ThreadPoolExecutor(1, "pull")
-        self._cancel = threading.Event()
+        self._waiting: dict[str, threading.Event] = {}
+        self._reference = ""
         self._shown_s = 0.0
-        self.reference = ""
-        """What is being got; "" if nothing is."""
 
     def pull(self, reference: str) -> None:
         """Get what a reference stands for; `Pulled` is posted to the app when it is there, or is not."""
-        self._jobs.submit(self._pull, reference)
+        if reference not in self._waiting:
+            self._waiting[reference] = cancel = threading.Event()
+            self._jobs.submit(self._pull, reference, cancel)
+            self._app.show_pull(visible(f"getting {reference}"))
 
     def cancel(self) -> None:
-        """Stop; what arrived is kept, and the same reference goes on from there."""
-        self._cancel.set()
+        """Stop all of it; what arrived is kept, and the same reference goes on from there."""
+        for cancel in list(self._waiting.values()):
+            cancel.set()
 
-    def _pull(self, reference: str) -> None:
+    def close(self) -> None:
+        """Stop, and take nothing more."""
+        self.cancel()
+        self._jobs.shutdown(wait=False, cancel_futures=True)
+
+    def _pull(self, reference: str, cancel: threading.Event) -> None:
         from edgechat.catalogue import library, pull
+        from edgechat.catalogue.transfer import check_cancelled
 
-        self._cancel.clear()
-        self.reference = reference
-        self._show(f"getting {reference}")
+        self._reference = reference
         name = problem = ""
         try:
-            path = pull.get(pull.find(reference), self._hear, self._cancel)
+            check_cancelled(cancel)
+            path = pull.get(pull.find(reference), self._hear, cancel)
             entry = next((e for e in library.scan() if path in (e.path, *e.also_at)), None)
             name = entry.name if entry is not None else str(path)
         except EdgechatError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001  (whatever it is, the screen must say it and go on)
             problem = f"an unexpected {type(error).__name__}: {error}"
-        self.reference = ""
+        del self._waiting[reference]
         self._show("")
         self._app.post_message(Pulled(reference, name, problem))
 
     def _hear(self, _number: int, progress: Progress) -> None:
         if time.monotonic() - self._shown_s >= _SHOW_S:
             self._shown_s = time.monotonic()
-            self._show(f"getting {self.reference}: {progress.words}")
+            self._show(f"getting {self._reference}: {progress.words}")
 
     def _show(self, words: str) -> None:
         if not self._app.is_leaving:

@@ -16,10 +16,12 @@ from textual.widgets.option_list import Option
 from edgechat.chat.messages import first_line
 from edgechat.chat.visible import visible
 from edgechat.errors import EdgechatError
+from edgechat.tui.twice import Twice
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
+    from edgechat.chat.session import Session
     from edgechat.chat.store import Summary
     from edgechat.tui.app import ChatApp
 
@@ -53,7 +55,7 @@ class Sidebar(Vertical):
     def __init__(self) -> None:
         super().__init__()
         self._all: list[Summary] = []
-        self._doomed = ""
+        self._twice = Twice()
 
     def compose(self) -> ComposeResult:
         """A filter above the list."""
@@ -149,8 +151,15 @@ class Sidebar(Vertical):
         summary = self._highlighted
         if summary is not None:
             about = summary.conversation
-            self.app.talker.do(lambda session: session.store.update(about.id, pinned=not about.pinned))
-            self.app.talker.do(lambda session: self.read())
+
+            def pin(session: Session) -> None:
+                if session.conversation.id == about.id:
+                    session.pin(on=not about.pinned)
+                else:
+                    session.store.update(about.id, pinned=not about.pinned)
+                self.read()
+
+            self.app.talker.do(pin)
 
     def action_delete(self) -> None:
         """Delete the conversation for good, when asked twice."""
@@ -158,11 +167,8 @@ class Sidebar(Vertical):
         if summary is None:
             return
         about = summary.conversation
-        if self._doomed != about.id:
-            self._doomed = about.id
-            self.app.notify(
-                f"{about.title or 'This conversation'}: the same key again deletes it for good", markup=False
-            )
+        if not self._twice.asked(about.id):
+            self.app.notify(f"{about.title or 'This conversation'}: the same key again deletes it for good")
             return
         if self.app.chat.view is not None and self.app.chat.view.conversation.id == about.id:
             self.app.doing.run("new", "")

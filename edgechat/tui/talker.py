@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from edgechat.errors import (
-    AttachmentError,
-    ContextOverflowError,
-    EdgechatError,
-    EngineDiedError,
-    StoreError,
-    TemplateError,
-    UsageError,
-)
+from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, TemplateError
 from edgechat.tui import events
 
 if TYPE_CHECKING:
@@ -30,8 +21,8 @@ if TYPE_CHECKING:
 
 # Text reaches the screen about twelve times a second: nobody reads faster, and every repaint costs.
 PAINT_S: Final = 0.08
-# With these errors a message is not in the conversation.
-_NOT_SAID: Final = (AttachmentError, ContextOverflowError, StoreError, TemplateError, UsageError)
+# With these errors a message was in the conversation, and is not any more.
+_RETRACTED: Final = (ContextOverflowError, TemplateError)
 
 Ask = Callable[["Session"], "Iterator[SessionEvent]"]
 Job = Callable[["Session"], object]
@@ -50,28 +41,29 @@ class Talker:
         self.session: Session | None = None
         """None until it was made."""
         self.is_leaving = False
+        self._was_said = False
         self.is_painted = True
         """False while text that was posted is not on the screen; set by the screen."""
 
     # Jobs
 
-    def do(self, job: Job, *, model: bool = False) -> None:
-        """Have something done to the session after all that was asked for before; with its `model` loaded, if need be."""
-        self._submit(self._turns, lambda: self._guarded(job, needs_model=model))
+    def do(self, job: Job) -> None:
+        """Have something done to the session after all that was asked for before."""
+        self._submit(self._turns, lambda: self._guarded(job, needs_model=False))
 
     def aside(self, job: Job) -> None:
         """Have something done beside turns, for which nobody waits; its errors are nobody's business."""
         self._submit(self._asides, lambda: self._quietly(job))
 
-    def answer(self, ask: Ask, text: str = "") -> None:
-        """Have something answered; `text` is given back if it could not be said."""
+    def answer(self, ask: Ask, saying: events.Saying | None = None) -> None:
+        """Have something answered; what is said is given back if it could not be."""
         job = lambda session: self._answer(session, ask)  # noqa: E731  (one line)
-        self._submit(self._turns, lambda: self._guarded(job, text, needs_model=True))
+        self._submit(self._turns, lambda: self._guarded(job, saying, needs_model=True, ends=True))
 
     def keep_draft(self, conversation_id: str, text: str) -> None:
         """Write down what was typed, one after the other; nothing of a conversation that is not kept."""
         if self.session is not None and self.session.store.is_kept:
-            from edgechat.tui import drafts
+            from edgechat.chat import drafts
 
             self._submit(self._drafts, lambda: drafts.keep(conversation_id, text))
 
@@ -79,12 +71,13 @@ class Talker:
         if not self.is_leaving:
             threads.submit(job)
 
-    def _guarded(self, run: Job, text: str = "", *, needs_model: bool) -> None:
+    def _guarded(self, run: Job, saying: events.Saying | None = None, *, needs_model: bool, ends: bool = False) -> None:
+        self._was_said = False
         try:
             run(self._opened() if needs_model else self._made())
         except Exception as error:  # noqa: BLE001  (whatever it is, the screen must say it and go on)
-            taken_back = text if isinstance(error, _NOT_SAID) else ""
-            self._post(events.Failed(words(error), self._view_or_none(), taken_back))
+            is_kept = self._was_said and not isinstance(error, _RETRACTED)
+            self._post(events.Failed(words(error), self._view_or_none(), None if is_kept else saying, ends=ends))
 
     def _quietly(self, job: Job) -> None:
         with contextlib.suppress(EdgechatError):
@@ -95,10 +88,9 @@ class Talker:
 
     def open(self) -> None:
         """Make the session, show its conversation, and load the model."""
-        self._submit(self._turns, lambda: self._guarded(self._ready, needs_model=False))
+        self._submit(self._turns, lambda: self._guarded(self._ready, needs_model=False, ends=True))
 
     def _ready(self, _session: Session) -> None:
-        gc.enable()  # see edgechat.cli.main
         self._opened()
         self._post(events.Opened())
 
@@ -116,6 +108,8 @@ class Talker:
     def _opened(self) -> Session:
         """The session with its model. Raises EdgechatError."""
         session = self._made()
+        if self.is_leaving:
+            raise EngineDiedError("the chat is being left")
         if session.loaded is None:
             session.open(self._loading)
         return session
@@ -123,13 +117,21 @@ class Talker:
     def _loading(self, event: LoadProgressed) -> None:
         self._post(events.Working(event.words))
 
-    def load_model(self, session: Session, name: str, path: Path) -> None:
-        """Let another model answer; for jobs. The one before is loaded again if this one cannot be."""
-        try:
+    def load_model(self, name: str) -> None:
+        """Let another model answer, from the next message on; the one before is loaded again if this one cannot be."""
+
+        def job(session: Session) -> None:
+            from edgechat.catalogue import records
+            from edgechat.catalogue.names import find_model
+
+            path = find_model(name)
             session.change_model(name, path, self._loading)
-        finally:
+            if session.store.is_kept:
+                records.used(path)
+            self.note(f"{path.stem} answers from here on")
             self._post(events.Opened())
-        self.note(f"{path.stem} answers from here on")
+
+        self._submit(self._turns, lambda: self._guarded(job, needs_model=False, ends=True))
 
     def stop(self) -> None:
         """Stop the answer that is coming; its text stays."""
@@ -157,6 +159,7 @@ class Talker:
         try:
             for event in ask(session):
                 if isinstance(event, chat.TurnStarted):
+                    self._was_said = True
                     self._post(events.Began(view(session), event.answer.id))
                 elif isinstance(event, chat.TokensGenerated):
                     if event.number == 0:
@@ -190,9 +193,13 @@ class Talker:
         if notice:
             self._post(events.Noted(notice))
 
-    def say(self, text: str, files: Sequence[Path] = ()) -> None:
-        """Send a message."""
-        self.answer(lambda session: session.send(text, files), text)
+    def say(self, saying: events.Saying) -> None:
+        """Send a message, or say one differently."""
+        if saying.editing is not None:
+            edited = saying.editing
+            self.answer(lambda session: session.edit(edited, saying.text), saying)
+        else:
+            self.answer(lambda session: session.send(saying.text, saying.files), saying)
 
     def count(self, text: str, files: Sequence[Path] = ()) -> None:
         """Find out how full the context would be."""
@@ -212,11 +219,11 @@ class Talker:
 
     def show(self, session: Session, goal: str | None = None) -> None:
         """Post the conversation as it is now; for jobs."""
-        from edgechat.tui import drafts
+        from edgechat.chat import drafts
 
-        shown, is_kept = view(session), session.store.is_kept
-        draft = drafts.read(shown.conversation.id if shown.path else "") if is_kept else ""
-        self._post(events.Shown(shown, goal, draft, is_kept=is_kept))
+        shown = view(session)
+        draft = drafts.read(shown.conversation.id if shown.path else "") if session.store.is_kept else ""
+        self._post(events.Shown(shown, goal, draft))
 
     def note(self, said: str) -> None:
         """Post something to know; for jobs."""

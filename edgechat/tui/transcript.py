@@ -121,6 +121,7 @@ class Transcript(ScrollView, can_focus=True):
         for piece in self._laid_out:
             piece.forget()
         self._laid_out.clear()
+        self._asked_colour.clear()
         self.settle()
 
     # Laying out
@@ -195,10 +196,10 @@ class Transcript(ScrollView, can_focus=True):
 
     def colour_done(self, piece: Code, rows: list[Strip], width: int) -> None:
         """Rows in colours have come."""
-        if piece.width == width == self.text_width and not piece.block.is_open:
-            piece.take_rows(rows, width)
-            self.settle()
         self._asked_colour.discard(piece)
+        if rows and piece.width == width == self.text_width and not piece.block.is_open:
+            piece.take_rows(rows, width)
+        self.settle()
 
     # Rows
 

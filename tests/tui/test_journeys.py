@@ -12,13 +12,14 @@ from textual.widgets import Input, OptionList, Static
 
 from edgechat import paths
 from edgechat.bench.scripted import Script
+from edgechat.chat import drafts
 from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.config import Settings, load
 from edgechat.store import ephemeral_store, open_store
-from edgechat.tui import drafts
 from edgechat.tui.app import ChatApp
 from edgechat.tui.clipboard import sequence
 from edgechat.tui.sidebar import Sidebar
+from tests.models import write_parrot
 from tests.tui.driving import (
     an_app,
     ask,
@@ -588,3 +589,133 @@ async def test_the_plan_says_why(starter: Path) -> None:
         assert "together" in words
         assert "n_ctx = 2048: as set" in words or "n_ctx = 2048" in words
         await pilot.press("escape")
+
+
+# What must not get lost
+
+
+async def test_what_cannot_be_sent_for_want_of_a_model_comes_back(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_text("no model")
+    app = an_app(broken)
+    async with app.run_test() as pilot:
+        await until(lambda: texts(app, "error") and not app.chat.busy)
+        app.chat.prompt.load("Precious words")
+        await pilot.press("enter")
+        await until(lambda: len(texts(app, "error")) == 2)
+        assert app.chat.prompt.text == "Precious words"
+
+
+async def test_what_waits_comes_back_when_the_first_load_fails(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_text("no model")
+    app = an_app(broken)
+    async with app.run_test() as pilot:
+        app.chat.prompt.load("Precious words")
+        await pilot.press("enter")
+        await until(lambda: texts(app, "error") and not app.chat.busy)
+        await pilot.press("escape")
+        assert app.chat.prompt.text == "Precious words"
+
+
+async def test_a_command_that_fails_does_not_end_an_answer() -> None:
+    script = Script(["A very long answer indeed."], token_s=0.01)
+    script.holds.clear()
+    app = scripted(script=script)
+    async with app.run_test() as pilot:
+        await ready(app)
+        app.chat.prompt.load("Go")
+        await pilot.press("enter")
+        await until(lambda: texts(app, "assistant") == ["A ve"])
+        app.doing.run("export", "bad.xyz")
+        app.chat.prompt.load("Next")
+        await pilot.press("enter")
+        script.holds.set()
+        await until(lambda: texts(app, "error") and len(texts(app, "user")) == 2)
+        assert app.chat.busy or len(session(app).tree) == 4
+        await ready(app)
+        await until(lambda: len(said(app)) == 4)
+
+
+async def test_leaving_keeps_what_was_typed_and_what_waits() -> None:
+    store = open_store()
+    script = Script(["Word after word."], token_s=0.01)
+    script.holds.clear()
+    app = scripted(store=store, script=script)
+    async with app.run_test() as pilot:
+        await ready(app)
+        app.chat.prompt.load("First")
+        await pilot.press("enter")
+        await until(lambda: texts(app, "assistant") == ["Word"])
+        app.chat.prompt.load("Waits")
+        await pilot.press("enter", *"typed", "ctrl+q")
+        await until(lambda: app.return_code == 0)
+    about = open_store().list()[0].conversation
+    assert drafts.read(about.id) == "Waits\n\ntyped"
+    assert drafts.read("") == ""
+
+
+async def test_what_is_typed_stays_with_its_conversation() -> None:
+    store = open_store()
+    one, two = keep_conversation(store, [("a", "b")], "One"), keep_conversation(store, [("c", "d")], "Two")
+    app = scripted(store=store, conversation=one)
+    async with app.run_test() as pilot:
+        await ready(app)
+        await pilot.press(*"about one")
+        app.doing.go_to(two.id)
+        await until(lambda: texts(app, "user") == ["c"])
+        assert app.chat.prompt.text == ""
+        app.doing.go_to(one.id)
+        await until(lambda: app.chat.prompt.text == "about one")
+        app.doing.edit_message(app.chat.last)
+        await pilot.press("escape")
+        assert app.chat.prompt.text == "about one"
+        store.delete(two.id)
+        assert not (paths.drafts_dir() / f"{two.id}.txt").exists()
+
+
+async def test_an_edit_that_does_not_fit_is_an_edit_again(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    app = scripted()
+    async with app.run_test() as pilot:
+        await ready(app)
+        await ask(app, "Question")
+        app.doing.edit_message(app.chat.last)
+        editing = app.chat.editing
+        app.chat.prompt.load("word " * 40_000)
+        await pilot.press("enter")
+        await until(lambda: texts(app, "error"))
+        assert app.chat.editing == editing
+        app.doing.run("attach", "~nosuchuser/x")
+        assert "names no file" in texts(app, "error")[1] or "cannot be read" in texts(app, "error")[1]
+
+
+async def test_nothing_from_outside_acts_on_the_terminal() -> None:
+    store = ephemeral_store()
+    about = keep_conversation(store, [("\x1b]52;c;eA==\x07 evil", "x")], "evil \x1b[2J title")
+    app = scripted(store=store, conversation=about)
+    async with app.run_test() as pilot:
+        await ready(app)
+        await pilot.press("up")
+        await until(lambda: "evil" in app.chat.prompt.text)
+        assert "\x1b" not in app.chat.prompt.text
+        app.notify("evil \x1b[2J [bold]title")
+        await until(lambda: list(app._notifications))
+        [toast] = app._notifications
+        assert toast.message == "evil ␛[2J [bold]title"
+
+
+async def test_a_persona_with_a_model_of_its_own(tmp_path: Path) -> None:
+    first, second = write_parrot(tmp_path / "first.gguf", "One"), write_parrot(tmp_path / "second.gguf", "Two")
+    paths.personas_dir().mkdir(parents=True)
+    (paths.personas_dir() / "other.toml").write_text(f'model = "{second}"\nsystem_prompt = "Be."\n')
+    app = an_app(first)
+    async with app.run_test():
+        await ready(app)
+        app.doing.run("new", "other")
+        await until(lambda: "second" in live(app) and not app.chat.busy)
+        await ask(app, "Who?")
+        assert said(app)[-1] == "Two"
+        app.doing.run("set", f"model {first}")
+        await until(lambda: texts(app, "error"))
+        assert "/model" in texts(app, "error")[0]

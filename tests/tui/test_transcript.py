@@ -246,3 +246,17 @@ async def test_long_code_is_coloured_beside_the_screen_and_as_high_as_before() -
         app.transcript.colour_done(piece, made, piece.width)
         assert piece.is_coloured
         assert rows(app.entries[0], piece.width) == plain
+
+
+def test_no_lexer_loses_a_line() -> None:
+    from pygments.lexers import get_all_lexers
+
+    from edgechat.tui.blocks import split
+    from edgechat.tui.pieces import coloured
+
+    source = "$ pip install x\n>>> y = 1\n\n- z: 1\tend"
+    for _, names, _, _ in get_all_lexers():
+        for name in names[:1]:
+            [block] = split(f"```{name}\n{source}\n```\n")
+            shown = [row.text.strip() for row in coloured(block, 60, PALETTE)][1:]
+            assert shown == [line.expandtabs(4).strip() for line in source.split("\n")], name

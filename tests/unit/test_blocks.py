@@ -23,6 +23,8 @@ PIECES = st.sampled_from(
         "> ",
         "`",
         "x" * 5000,
+        "y" * 4096,
+        "z" * 4095,
         "é",
         "中",
     ]
@@ -78,6 +80,16 @@ def test_a_conversation_with_code() -> None:
     ]
     assert [b.indent for b in blocks] == [0, 0, 0, 0, 3, 3, 0]
     assert code_blocks("x\n```\na\n```\n```\nb") == ["a", "b"]
+
+
+def test_long_lines_of_code_are_one_when_they_are_copied() -> None:
+    code = "a" * 4096 + "\n" + "b" * 4097 + "\n  x" + "```" * 3000 + "\nend"
+    text = f"```js\n{code}\n```\n"
+    assert code_blocks(text) == [code]
+    grown = Splitter()
+    for start in range(0, len(text), 1000):
+        grown.feed(text[start : start + 1000])
+    assert grown.blocks[0].source == code
 
 
 def test_a_fence_that_never_ends_and_one_that_is_none() -> None:
