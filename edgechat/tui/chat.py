@@ -14,11 +14,10 @@ from edgechat.errors import UsageError
 from edgechat.tui import events
 from edgechat.tui.live import Live
 from edgechat.tui.prompt import Prompt
+from edgechat.tui.sayings import Sayings
 from edgechat.tui.transcript import Transcript
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from textual.app import ComposeResult
     from textual.timer import Timer
 
@@ -79,15 +78,11 @@ class ChatScreen(Screen[None]):
         self.view: events.View | None = None
         self._n_awaited = 1  # the first load
         self.answering = False
-        self.editing: str | None = None
-        """The message that is said differently with the next Enter."""
-        self.attached: list[Path] = []
+        self.sayings = Sayings(self)
         self.sidebar: Sidebar | None = None
         """The list of conversations, once it was wanted."""
         self.live = Live(self)
-        self._queued: list[events.Saying] = []
         self._speed = ""
-        self._before_editing = ""
         self._growing: MessageEntry | None = None
         self._counting: Timer | None = None
 
@@ -115,7 +110,7 @@ class ChatScreen(Screen[None]):
 
     def leave(self) -> None:
         """Nothing comes any more; what was typed, and what waits to be sent, is kept for the next time."""
-        self.app.talker.keep_draft(self._draft_key, self._unsent)
+        self.sayings.keep()
         self.live.show_state("leaving")
 
     @property
@@ -166,7 +161,7 @@ class ChatScreen(Screen[None]):
         """Another conversation, or another path through it."""
         is_other = self.view is None or self.view.conversation.id != message.view.conversation.id
         if is_other:
-            self.editing, self.attached = None, []
+            self.sayings.forget()
             self.live.context_tokens = 0
             if message.draft and not self.prompt.text:
                 self.prompt.load(message.draft)
@@ -210,10 +205,8 @@ class ChatScreen(Screen[None]):
 
     def on_began(self, message: events.Began) -> None:
         """What was said is kept; its answer grows from now on."""
-        if self.view is not None and not self.view.path:  # a new conversation has a name of its own from now on
-            self.app.talker.keep_draft("", "")
-            if self._unsent:
-                self.app.talker.keep_draft(message.view.conversation.id, self._unsent)
+        if self.view is not None and not self.view.path:
+            self.sayings.begin(message.view.conversation.id)
         self._show(message.view, follow=True)
         found = self.last
         self._growing = found if found is not None and found.message.id == message.answer_id else None
@@ -272,7 +265,7 @@ class ChatScreen(Screen[None]):
             self._finish_growing(message.view)
         self.complain(message.words)
         if message.taken_back is not None:
-            self._take_back(message.taken_back)
+            self.sayings.take_back(message.taken_back)
         if message.ends:
             self.answering = False
             self._end()
@@ -286,8 +279,9 @@ class ChatScreen(Screen[None]):
         is_ready = session is not None and session.loaded is not None
         self._speed = detail
         self.live.show_state("ready" if is_ready else "no model", detail)
-        if self._queued and is_ready:
-            self._say(self._queued.pop(0))
+        waiting = self.sayings.next() if is_ready else None
+        if waiting is not None:
+            self._say(waiting)
         else:
             self._count_draft()
 
@@ -301,32 +295,23 @@ class ChatScreen(Screen[None]):
             command = commands.parse(message.text)
         except UsageError as problem:
             self.complain(str(problem))
-            self.give_back(message.text)
+            self.sayings.give_back(message.text)
             return
         if command is not None:
-            self._forget_draft()
+            self._keep_draft()
             self.app.doing.run(*command)
         else:
-            self.ask(message.text, message.shown)
+            self.ask(message.text, message.held)
 
-    def ask(self, text: str, shown: Held | None = None) -> None:
+    def ask(self, text: str, held: Held | None = None) -> None:
         """Say something, or say something differently; after what is answered now."""
-        from edgechat.chat import commands
-
-        files = (*self.attached, *commands.attached_files(text))
-        missing = commands.missing_files(text)
-        if missing:
-            self.app.notify(f"@{missing[0]} is no file here: it is sent as a word")
-        saying = events.Saying(text, files, self.editing, shown)
-        if self.editing is not None and self._before_editing:
-            self.prompt.load(self._before_editing)
-        self.editing, self.attached, self._before_editing = None, [], ""
+        saying = self.sayings.take(text, held)
         if self.busy:
-            self._queued.append(saying)
+            self.sayings.wait(saying)
             self.live.write()
         else:
             self._say(saying)
-        self._forget_draft()
+        self._keep_draft()
 
     def _say(self, saying: events.Saying) -> None:
         self.transcript.follows = True
@@ -347,34 +332,6 @@ class ChatScreen(Screen[None]):
         """Another model is asked for."""
         self._n_awaited += 1
 
-    def edit(self, entry: MessageEntry) -> None:
-        """Have a message said differently with the next Enter."""
-        self._before_editing = self.prompt.full_text if self.editing is None else self._before_editing
-        self.editing = entry.message.id
-        self.prompt.load(entry.text)
-        self.prompt.focus()
-        self.live.write()
-
-    def _take_back(self, saying: events.Saying) -> None:
-        """What could not be said can be sent again, just as it was."""
-        self.editing = saying.editing
-        self.attached = [*self.attached, *(f for f in saying.files if f not in self.attached)]
-        if saying.shown is not None and not self.prompt.text:
-            self.prompt.put_back(saying.shown)
-        else:
-            self.give_back(saying.text)
-
-    def put_aside(self) -> None:
-        """What waits to be sent goes back to the input: another conversation is none of its business."""
-        waiting, self._queued = self._queued, []
-        for saying in waiting:
-            self._take_back(saying)
-
-    def give_back(self, text: str) -> None:
-        """Put words that were not said into the input, after what is there."""
-        if text:
-            self.prompt.load("\n\n".join(t for t in (self.prompt.full_text, text) if t))
-
     # Drafts
 
     @on(Prompt.Changed)
@@ -387,11 +344,11 @@ class ChatScreen(Screen[None]):
     def _typed(self) -> None:
         if not self.app.is_leaving:
             self._count_draft()
-            self.app.talker.keep_draft(self._draft_key, self._unsent)
+            self.sayings.keep()
 
     def _count_draft(self) -> None:
         if not self.busy:
-            self.app.talker.count(self.prompt.full_text.strip(), list(self.attached))
+            self.app.talker.count(self.prompt.full_text.strip(), list(self.sayings.attached))
 
     def on_counted(self, message: events.Counted) -> None:
         """The tokens of what is in the input, with all before it."""
@@ -401,39 +358,10 @@ class ChatScreen(Screen[None]):
             self.live.context_tokens = message.context_tokens
         self.live.show_state("ready", message.words or self._speed)
 
-    def _forget_draft(self) -> None:
+    def _keep_draft(self) -> None:
         if self._counting is not None:
             self._counting.stop()
-        self.app.talker.keep_draft(self._draft_key, self._unsent)
-
-    @property
-    def _unsent(self) -> str:
-        """What waits to be sent, and what is being typed."""
-        return "\n\n".join(t for t in (*(s.text for s in self._queued), self.prompt.full_text) if t)
-
-    @property
-    def _draft_key(self) -> str:
-        """Where the draft of this conversation is; of all new ones, "" is."""
-        return self.view.conversation.id if self.view is not None and self.view.path else ""
-
-    def put_text_aside(self) -> None:
-        """Another conversation is gone to: what is typed here stays here, as far as anything does."""
-        session = self.app.talker.session
-        if session is not None and session.store.is_kept and self._draft_key and self.prompt.text:
-            self.app.talker.keep_draft(self._draft_key, self.prompt.full_text)
-            self.prompt.load("")
-
-    @property
-    def waiting_words(self) -> list[str]:
-        """What goes along with the next message, or comes after it, for the live line."""
-        from edgechat.chat.messages import first_line
-
-        found = ["editing (Esc: not)"] if self.editing is not None else []
-        if self._queued:
-            found.append(f"next: {first_line(self._queued[0].text, 20)}")
-        if self.attached:
-            found.append(f"{len(self.attached)} attached")
-        return found
+        self.sayings.keep()
 
     @on(Prompt.Interrupted)
     def _on_interrupted(self) -> None:
@@ -455,14 +383,11 @@ class ChatScreen(Screen[None]):
 
     def action_stop(self) -> None:
         """Stop the answer, its text stays, and what waits goes back to the input; else to the conversation and back."""
-        has_waited = bool(self._queued)
-        self.put_aside()
+        has_waited = self.sayings.put_aside()
         if self.answering:
             self.app.talker.stop()
-        elif self.editing is not None:
-            self.editing = None
-            self.prompt.load(self._before_editing)
-            self._before_editing = ""
+        elif self.sayings.editing is not None:
+            self.sayings.give_up_edit()
             self.live.write()
         elif not has_waited:
             self.prompt.focus() if not self.prompt.has_focus else self.transcript.focus()

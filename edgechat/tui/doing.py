@@ -98,8 +98,8 @@ class Doing:
 
     def _leave_conversation(self) -> None:
         """An answer that is coming stays as it is, what waits is not sent, and what is typed stays here."""
-        self._chat.put_aside()
-        self._chat.put_text_aside()
+        self._chat.sayings.put_aside()
+        self._chat.sayings.put_text_aside()
         if self._chat.answering:
             self._app.talker.stop()
 
@@ -215,12 +215,13 @@ class Doing:
             before = messages[: messages.index(entry)]
             entry = next((e for e in reversed(before) if e.kind == "user"), None)
         if entry is not None and self._is_free():
-            self._chat.edit(entry)
+            self._chat.sayings.edit(entry)
+            self._chat.live.write()
 
     def do_edit(self, text: str) -> None:
         """Say the last message differently: in the input, or as given."""
         self.edit_message(self._chat.last)
-        if text and self._chat.editing is not None:
+        if text and self._chat.sayings.editing is not None:
             self._chat.prompt.load("")
             self._chat.ask(text)
 
@@ -292,7 +293,7 @@ class Doing:
 
         file = commands.path_of(name)
         attach([file], "the model")
-        self._chat.attached.append(file)
+        self._chat.sayings.attached.append(file)
         self._chat.live.write()
 
     def do_model(self, name: str) -> None:

@@ -31,7 +31,7 @@ class Saying(NamedTuple):
     files: tuple[Path, ...] = ()
     editing: str | None = None
     """The message that it is said instead of; None for a new one."""
-    shown: Held | None = None
+    held: Held | None = None
     """What the input held."""
 
 

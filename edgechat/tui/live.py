@@ -73,7 +73,7 @@ class Live(Static):
         if chat.transcript.has_focus and not chat.busy:
             self._write(_HINT if self.size.width >= len(_HINT) + 4 else _SHORT_HINT)
             return
-        parts = [self.state, self.detail, *chat.waiting_words]
+        parts = [self.state, self.detail, *chat.sayings.words]
         if not chat.transcript.follows:
             parts.append("more below (Ctrl+End)")
         if session is not None and session.loaded is not None:

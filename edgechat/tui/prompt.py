@@ -51,12 +51,12 @@ class Prompt(TextArea):
     ]
 
     class Sent(Message):
-        """The user sent a message; `shown` is what the input held, to be put back if need be."""
+        """The user sent a message; `held` is what the input had for it, to be put back if need be."""
 
-        def __init__(self, text: str, shown: Held) -> None:
+        def __init__(self, text: str, held: Held) -> None:
             super().__init__()
             self.text = text
-            self.shown = shown
+            self.held = held
 
     class Interrupted(Message):
         """Ctrl+C, and nothing is selected."""
@@ -108,11 +108,11 @@ class Prompt(TextArea):
         self.insert(self._marked(visible(text)))
         self.move_cursor(self.document.end)
 
-    def put_back(self, shown: Held) -> None:
+    def put_back(self, held: Held) -> None:
         """Hold again what was sent, marks and all."""
         self.clear()
-        self._pastes = dict(shown[1])
-        self.insert(shown[0])
+        self._pastes = dict(held[1])
+        self.insert(held[0])
         self.move_cursor(self.document.end)
 
     def _marked(self, text: str) -> str:
@@ -154,11 +154,11 @@ class Prompt(TextArea):
         """Hand the text over, if there is any."""
         text = self.full_text.strip()
         if text:
-            shown = (self.text, dict(self._pastes))
+            held = (self.text, dict(self._pastes))
             self.clear()
             self._pastes.clear()
             self._at, self._draft = -1, ""
-            self.post_message(self.Sent(text, shown))
+            self.post_message(self.Sent(text, held))
 
     def action_newline(self) -> None:
         """A line more."""

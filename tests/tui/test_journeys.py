@@ -79,9 +79,9 @@ async def test_an_edit_can_be_given_up() -> None:
         await ready(app)
         await ask(app, "Question")
         app.doing.run("edit", "")
-        assert app.chat.editing is not None
+        assert app.chat.sayings.editing is not None
         await pilot.press("escape")
-        assert app.chat.editing is None
+        assert app.chat.sayings.editing is None
         assert app.chat.prompt.text == ""
 
 
@@ -681,11 +681,11 @@ async def test_an_edit_that_does_not_fit_is_an_edit_again(tmp_path: Path) -> Non
         await ready(app)
         await ask(app, "Question")
         app.doing.edit_message(app.chat.last)
-        editing = app.chat.editing
+        editing = app.chat.sayings.editing
         app.chat.prompt.load("word " * 40_000)
         await pilot.press("enter")
         await until(lambda: texts(app, "error"))
-        assert app.chat.editing == editing
+        assert app.chat.sayings.editing == editing
         app.doing.run("attach", "~nosuchuser/x")
         assert "names no file" in texts(app, "error")[1] or "cannot be read" in texts(app, "error")[1]
 
