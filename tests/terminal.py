@@ -35,10 +35,13 @@ class Terminal:
         self._stream: Any = pyte.ByteStream(self.screen)
         self.output = b""
         self.started_s = time.monotonic()
+        # Whoever runs the tests may not want to be hung up on; the program is.
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
         self.child = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             env={**env, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
         )  # fmt: skip
+        signal.signal(signal.SIGHUP, before)
         self._lock = threading.Lock()
         self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)

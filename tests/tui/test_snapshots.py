@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 
+from edgechat import paths
 from edgechat.bench.scripted import Script
 from edgechat.chat import choosing, machine
 from edgechat.hardware import cpu
 from edgechat.planner.machine import Machine
+from edgechat.planner.memory import MemoryEstimate
+from edgechat.planner.plan import given_plan
 from edgechat.store import ephemeral_store
 from edgechat.tui import entries, sidebar
 from edgechat.tui.app import ChatApp
@@ -156,10 +159,41 @@ async def palette(app: ChatApp, pilot: Pilot[int]) -> None:
     await pilot.pause()
 
 
+async def plan(app: ChatApp, pilot: Pilot[int]) -> None:
+    await chat(app, pilot)
+    estimate = MemoryEstimate(weights=97_000_000, repacked=0, kv_cache=48_000_000, compute=23_000_000)
+    session(app).plan = given_plan(
+        "scripted.gguf", n_threads=2, n_ctx=2048, estimate=estimate, trades=("2048 tokens of context instead of 8192",),
+        reasons={"n_ctx": "as much as fits", "n_threads": "as set"},
+    )  # fmt: skip
+    await pilot.press("f3")
+
+
+async def personas(app: ChatApp, pilot: Pilot[int]) -> None:
+    paths.personas_dir().mkdir(parents=True)
+    for name in ("cook", "pirate"):
+        (paths.personas_dir() / f"{name}.toml").write_text('system_prompt = "Be."\n')
+    await chat(app, pilot)
+    await pilot.press("f4")
+
+
 SCREENS: dict[str, Go] = {
     "figures": figures, "alternatives": alternatives, "dies": dies, "help": help_, "settings": settings,
     "conversations": conversations, "search": search, "commands": commands, "said-before": said_before, "palette": palette,
+    "plan": plan, "personas": personas,
 }  # fmt: skip
+
+
+async def test_the_list_of_conversations_takes_all_of_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sidebar, "day", lambda at_ms, today: "today")
+    store = ephemeral_store()
+    for number in range(3):
+        keep_conversation(store, [("What of boats?", "They float.")], f"Boats {number}", number)
+    app = scripted(ANSWER, store=store)
+    async with app.run_test(size=(40, 20)) as pilot:
+        await conversations(app, pilot)
+        await pilot.pause()
+        compare(app, "conversations-40x20")
 
 
 @pytest.mark.parametrize("name", SCREENS)
