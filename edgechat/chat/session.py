@@ -62,6 +62,8 @@ class Session:
         """
         self.store = store
         self._base, self._flags = settings, flags
+        self._chosen: dict[str, object] = {}
+        """Of this conversation, since the program started: over the flags."""
         self.settings = merged(settings, conversation.settings if conversation else {}, flags)
         self.model_path = model_path
         self._kept = KeptConversation(
@@ -120,7 +122,8 @@ class Session:
             if conversation is not None:
                 kept.read()
             self._kept = kept
-            self.settings = merged(self._base, kept.about.settings, self._flags)
+            self._chosen = {}
+            self._settle()
 
     def open(self, listen: Listener = lambda event: None) -> protocol.Loaded:
         """Read the conversation, check the model file, plan, and load it. Raises EdgechatError."""
@@ -370,8 +373,8 @@ class Session:
             if wrong:
                 raise UsageError(f"{name} cannot be chosen: {wrong}")
         self._kept.update(settings={**self.conversation.settings, **values})
-        self._flags = {name: value for name, value in self._flags.items() if name not in values}
-        self.settings = merged(self._base, self.conversation.settings, self._flags)
+        self._chosen |= values
+        self._settle()
 
     def rename(self, title: str) -> None:
         """Give the conversation another title."""
@@ -381,10 +384,13 @@ class Session:
         """List the conversation first, or no longer."""
         self._kept.update(pinned=on)
 
+    def _settle(self) -> None:
+        self.settings = merged(self._base, self.conversation.settings, self._flags, self._chosen)
+
     def change_settings(self, settings: Settings) -> None:
         """Let other settings hold from here on, under what was chosen; the model is loaded as it is."""
         self._base = settings
-        self.settings = merged(settings, self.conversation.settings, self._flags)
+        self._settle()
 
     def make_title(self) -> str | None:
         """Let the model name a new conversation, in idle time; None if it has a name, or something came between."""

@@ -438,9 +438,12 @@ async def test_a_conversation_has_settings_of_its_own() -> None:
         kept = session(app).store.conversation(session(app).conversation.id).settings
         assert kept == {"temperature": 0.1, "system_prompt": "Be brief.", "reasoning": False}
         assert session(app).settings.temperature == 0.1
+        session(app)._flags = {"temperature": 0.3}  # as from the command line
+        app.doing.run("set", "temperature 0.7")
+        await until(lambda: session(app).settings.temperature == 0.7)
         app.doing.run("new", "")
         await until(lambda: not messages(app))
-        assert session(app).settings.temperature == 0.0
+        assert session(app).settings.temperature == 0.3
 
 
 async def test_a_persona_answers() -> None:
