@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -139,9 +140,15 @@ def size_bytes(text: str) -> int | None:
     return int(size) if 1 <= size < 1 << 60 else None
 
 
+@functools.cache
+def types() -> dict[str, Any]:
+    """The type of each setting; it is looked up for every value, and made from text."""
+    return get_type_hints(Settings)
+
+
 def check(name: str, value: object) -> str:
     """Why `value` cannot be the setting `name`; "" if it can."""
-    kinds = get_type_hints(Settings)
+    kinds = types()
     if name not in kinds:
         return f"there is no such setting; known are: {', '.join(kinds)}"
     try:
@@ -238,7 +245,7 @@ _TRUTH: Final = {"yes": True, "on": True, "no": False, "off": False}  # beside t
 
 def from_text(name: str, text: str) -> object:
     """An environment variable as the setting's type would be in TOML; the text itself if it is not that."""
-    kind = get_type_hints(Settings).get(name, str)
+    kind = types().get(name, str)
     if kind is str:
         return text
     if bool in (kind, *get_args(kind)) and text.lower() in _TRUTH:

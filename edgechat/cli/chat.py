@@ -28,19 +28,12 @@ def run_chat(**options: Any) -> int:
 
 def export(store: Store, conversation_id: str, file: Path) -> None:
     """Write a conversation to a file, whose suffix says in which form. Raises EdgechatError."""
-    import msgspec
-
-    from edgechat.store import archive, html, markdown
+    from edgechat.cli.history import KINDS, text_of
     from edgechat.store.sqlite import SqliteStore
 
     if not isinstance(store, SqliteStore):
         raise UsageError("this conversation is kept where nothing can be exported from")
-    suffix = file.suffix.lower()
-    if suffix == ".json":
-        data = msgspec.json.encode(archive.export(store, [conversation_id]))
-        write_private(file, msgspec.json.format(data, indent=1).decode() + "\n")
-    elif suffix in {".md", ".markdown", ".html", ".htm", ".txt"}:
-        record = archive.record(store, conversation_id)
-        write_private(file, (html if suffix.startswith(".htm") else markdown).write(record))
-    else:
+    kind = (KINDS | {"txt": "md"}).get(file.suffix.lower().lstrip("."))
+    if kind is None:
         raise UsageError(f"{file.name}: a conversation is written as .md, .html or .json")
+    write_private(file, text_of(store, [conversation_id], kind))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 # Longer ones are cut, at a word.
 MAX_TITLE: Final = 200
+KINDS: Final = {"md": "md", "markdown": "md", "html": "html", "htm": "html", "json": "json"}
+"""Forms of a conversation, by the suffix of a file."""
 
 
 @click.group()
@@ -158,7 +160,6 @@ def export(
 ) -> None:
     """Write conversations to a file: Markdown, HTML, or JSON with all branches and attachments."""
     from edgechat.errors import UsageError
-    from edgechat.store import archive, html, markdown
 
     store = _open()
     if as_json and output is None:  # what is written is the JSON
@@ -167,19 +168,10 @@ def export(
         raise UsageError("name the conversations to export, or --all" + (", not both" if everything else ""))
     ids = store.conversation_ids() if everything else [store.resolve(i) for i in conversation_ids]
     suffix = output.suffix.lower().lstrip(".") if output is not None else ""
-    kind = (
-        kind
-        or {"md": "md", "markdown": "md", "html": "html", "htm": "html", "json": "json"}.get(suffix)
-        or ("json" if everything or len(ids) > 1 else "md")
-    )
-    if kind == "json":
-        import msgspec
-
-        text = msgspec.json.format(msgspec.json.encode(archive.export(store, ids)), indent=1).decode() + "\n"
-    elif len(ids) != 1:
+    kind = kind or KINDS.get(suffix) or ("json" if everything or len(ids) > 1 else "md")
+    if kind != "json" and len(ids) != 1:
         raise UsageError(f"{kind} holds one conversation; {len(ids)} go into a JSON file")
-    else:
-        text = (html if kind == "html" else markdown).write(archive.record(store, ids[0]))
+    text = text_of(store, ids, kind)
     if output is None:
         import sys
 
@@ -189,6 +181,19 @@ def export(
         write_private(output, text)
         if as_json:
             _print_json({"file": str(output), "format": kind, "conversations": ids})
+
+
+def text_of(store: SqliteStore, conversation_ids: Sequence[str], kind: str) -> str:
+    """Conversations as JSON, or one as Markdown or HTML. Raises StoreError."""
+    import msgspec
+
+    from edgechat.store import archive, html, markdown
+
+    if kind == "json":
+        data = msgspec.json.encode(archive.export(store, list(conversation_ids)))
+        return msgspec.json.format(data, indent=1).decode() + "\n"
+    record = archive.record(store, conversation_ids[0])
+    return html.write(record) if kind == "html" else markdown.write(record)
 
 
 @history.command("import")

@@ -210,10 +210,8 @@ class ChatScreen(Screen[None]):
         self._show(message.view, follow=True)
         found = self.last
         self._growing = found if found is not None and found.message.id == message.answer_id else None
-        if self._growing is not None and not self._growing.text:
+        if self._growing is not None:
             self._growing.begin()
-        elif self._growing is not None:
-            self._growing.go_on()
         self.live.begin()
 
     def on_working(self, message: events.Working) -> None:

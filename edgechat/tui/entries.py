@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from edgechat.chat.messages import figures
 from edgechat.chat.visible import visible
 from edgechat.tui.blocks import Block, Splitter
-from edgechat.tui.pieces import Code, Piece, Prose, Words, guess_rows
+from edgechat.tui.pieces import BlockPiece, Code, Piece, Prose, Words, guess_rows
 
 if TYPE_CHECKING:
     from edgechat.chat.messages import Message
@@ -136,13 +136,8 @@ class MessageEntry(Entry):
     # Growing
 
     def begin(self) -> None:
-        """It is written from now on."""
-        self._splitter = Splitter()
-        self.remake()
-
-    def go_on(self) -> None:
-        """What was written of it is gone on with."""
-        self._splitter = Splitter(visible(self.text))
+        """It is written from now on, after what there is of it."""
+        self._splitter = Splitter()  # `make` gives it that
         self.remake()
 
     def grow(self, text: str, reasoning: str) -> None:
@@ -173,12 +168,12 @@ class MessageEntry(Entry):
     def finish(self, message: Message) -> None:
         """It is complete, or was stopped: `message` is as it is kept."""
         self.message, self.text, self.reasoning = message, message.text, message.reasoning
-        splitter, self._splitter = self._splitter, None
+        splitter = self._splitter
         if splitter is None or self._pieces is None or self.reasoning:
+            self._splitter = None
             self.remake()
             return
         # What was laid out stays: only the end is new.
-        self._splitter = splitter
         before = len(splitter.blocks)
         splitter.finish()
         self._update(before)
@@ -216,7 +211,7 @@ def _show_partial(pieces: list[Piece], splitter: Splitter) -> None:
 
 
 def _set_partial(piece: Piece, partial: str) -> None:
-    if isinstance(piece, (Prose, Code)):
+    if isinstance(piece, BlockPiece):
         piece.show(partial)
 
 

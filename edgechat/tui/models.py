@@ -46,14 +46,13 @@ class ModelsScreen(ListScreen[None]):
     ]
 
     class Rated(Message):
-        """Plans were made; `of_hub` replaces what the hub said before."""
+        """Plans were made."""
 
-        def __init__(self, rows: list[Row], available: int, problem: str = "", *, of_hub: bool = False) -> None:
+        def __init__(self, rows: list[Row], available: int, problem: str = "") -> None:
             super().__init__()
             self.rows = rows
             self.available = available
             self.problem = problem
-            self.of_hub = of_hub
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,10 +97,7 @@ class ModelsScreen(ListScreen[None]):
     def on_models_screen_rated(self, message: Rated) -> None:
         """Show them."""
         self._available = message.available or self._available
-        if message.of_hub:
-            self._rows |= {row.name: row for row in message.rows}
-        else:
-            self._rows = {row.name: row for row in message.rows}
+        self._rows = {row.name: row for row in message.rows}
         self._fill()
         if message.problem:
             self.query_one("#details", Static).update(visible(message.problem))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 from rich.text import Text
@@ -86,7 +86,7 @@ class SettingsScreen(ModalScreen[None]):
         message.stop()
         name = message.option_id or ""
         value = getattr(self.app.settings, name)
-        if get_type_hints(Settings)[name] is bool:
+        if config.types()[name] is bool:
             self._save(name, not value)
         elif name == "theme":
             from edgechat.tui import themes
