@@ -36,6 +36,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Drop tokens less likely than this part of the likeliest; 0 drops none."""
     repeat_penalty: float = 1.0
     """Make recent tokens less likely; 1 is off."""
+    presence_penalty: float = 0.0
+    """Make tokens less likely that came among the last 64; 0 is off."""
+    frequency_penalty: float = 0.0
+    """The same for each time that they came; 0 is off."""
     seed: int | None = None
     """Same seed, same text; absent: a new one for each answer."""
 
@@ -94,6 +98,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "n_ctx": (16, 1 << 24), "min_speed": (0.0, 1e6), "n_threads": (1, 512), "max_tokens": (1, 1 << 24), "temperature": (0.0, 10.0),
     "top_k": (0, 1 << 20), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repeat_penalty": (0.1, 10.0),
+    "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
     "seed": (0, (1 << 32) - 1),
 }  # fmt: skip
 

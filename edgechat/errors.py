@@ -6,6 +6,7 @@
     |- ModelFileError        (3)  a file that is not a usable model
     |- TemplateError         (3)  a chat template that fails, hangs or reaches out of its sandbox
     |- RuntimeLoadError      (4)  no native bundle, or none of its backends works here
+    |- GrammarError          (2)  a format of answers that cannot be enforced
     |- EngineError           (4)  the engine refused or failed a request
     |  |- ComputeError       (4)  a computation failed
     |  `- EngineDiedError    (4)  the engine process is gone
@@ -56,6 +57,12 @@ class TemplateError(EdgechatError):
     """A chat template that fails, runs too long, takes too much memory, or is forbidden."""
 
     exit_code = 3
+
+
+class GrammarError(EdgechatError):
+    """A format that answers are to have and that cannot be enforced; the message names what of it."""
+
+    exit_code = 2
 
 
 class RuntimeLoadError(EdgechatError):

@@ -43,7 +43,7 @@ class FakeContext:
 
     any_position = True
 
-    def __init__(self, model: FakeModel, n_ctx: int = 400) -> None:
+    def __init__(self, model: FakeModel, n_ctx: int = 400, n_cells: int | None = None) -> None:
         self.model = model
         self.n_ctx = n_ctx
         self.n_batch = 64
@@ -53,6 +53,7 @@ class FakeContext:
         self.rows: list[list[float]] = []
         self.widths: list[int] = []
         self.fail: dict[int, type[DecodeAborted | NoRoom]] = {}
+        self.n_cells = n_cells
 
     def tokens(self, seq: int = 0) -> list[int]:
         return self.held[seq]
@@ -71,6 +72,8 @@ class FakeContext:
         failure = self.fail.pop(len(self.widths), None)
         if failure is not None:
             raise failure
+        if self.n_cells is not None and sum(map(len, self.held.values())) + len(entries) > self.n_cells:
+            raise NoRoom
         self.rows = []
         for seq, token in entries:
             self.held[seq].append(token)
@@ -109,7 +112,7 @@ class FakeContext:
 class FakeSampler(Sampler):
     """llama.cpp's own chain of samplers, applied to a fake context's logits as `llama_sampler_sample` does."""
 
-    def __init__(self, model: FakeModel, params: Sampling) -> None:
+    def __init__(self, model: FakeModel, params: Sampling, *others: object) -> None:
         super().__init__(model, params)  # type: ignore[arg-type]
         self._only_greedy = False
 

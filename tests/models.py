@@ -243,7 +243,8 @@ def write_tiny(path: Path, kind: Kind, *, seed: int = 0, n_ctx: int = 2048) -> P
             _add_heads(writer)
             if kind == "moe":
                 writer.add_expert_count(N_EXPERT)
-                writer.add_expert_used_count(2)
+                # All of them: of two that are almost as good, rounding would choose.
+                writer.add_expert_used_count(N_EXPERT)
             _add_llama(tensors, n_vocab, experts=kind == "moe")
     return path
 

@@ -57,7 +57,7 @@ class PromptBuilder:
         self._template = loaded.chat_template or renderer.PLAIN_TEMPLATE
         self.form: Format | None = reasoning.detect(self._template)
         self.can_switch_reasoning = reasoning.switchable(self._template)
-        self.stop = renderer.PLAIN_STOP if loaded.chat_template is None else ""
+        self.stop = [renderer.PLAIN_STOP] if loaded.chat_template is None else []
 
     @property
     def shown_tokens(self) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from edgechat.engine.stop import overlap
+
 
 class Format(msgspec.Struct, frozen=True):
     """How a family of models marks its reasoning."""
@@ -156,8 +158,3 @@ def joined(form: Format | None, reasoning: str, text: str, prompt: str = "") -> 
     if not text:
         return opening + reasoning
     return f"{opening}{reasoning}{form.inside}{form.closing}{form.answer}{form.after}{text}"
-
-
-def overlap(text: str, mark: str) -> int:
-    """How many characters at the end of `text` could be the beginning of `mark`."""
-    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)

@@ -13,7 +13,6 @@ from edgechat.chat.prompting import BuiltPrompt, PromptBuilder
 from edgechat.chat.reasoning import Splitter
 from edgechat.chat.recorder import Recorder
 from edgechat.chat.store import Store
-from edgechat.chat.stream import StopText
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
@@ -22,10 +21,9 @@ from edgechat.engine.client import EngineClient
 class _Growing:
     """One of the answers."""
 
-    def __init__(self, recorder: Recorder, splitter: Splitter, stop: StopText) -> None:
+    def __init__(self, recorder: Recorder, splitter: Splitter) -> None:
         self.recorder = recorder
         self.splitter = splitter
-        self.stop = stop
         self.finish_reason: protocol.FinishReason | None = None
         self.said_problem = ""
 
@@ -63,7 +61,7 @@ class Turn:
         for answer in answers:
             splitter = Splitter(self._builder.form, built.place, fresh=not answer.reasoning)
             recorder = Recorder(store, conversation, answer)
-            self._growing.append(_Growing(recorder, splitter, StopText(self._builder.stop)))
+            self._growing.append(_Growing(recorder, splitter))
         finished: protocol.TurnFinished | None = None
         try:
             for event in self._engine.generate(self._request(built, conversation.id if store.is_kept else "")):
@@ -86,6 +84,7 @@ class Turn:
             id=self._engine.next_id(), tokens=built.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling,
             shown_tokens=self._builder.shown_tokens, conversation=conversation, turn_starts=built.turn_starts,
             n_samples=len(self._growing), speculate=not settings.strict, is_cold=settings.strict, quoted=built.quoted,
+            stop=self._builder.stop,
         )  # fmt: skip
         self._request_id = request.id
         if self._stopped:
@@ -97,24 +96,14 @@ class Turn:
             yield events.PrefillProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
         elif isinstance(event, protocol.TokensGenerated):
             self._ttft_s = self._ttft_s or time.monotonic() - started_s
-            growing = self._growing[event.sample]
-            if growing.stop.has_stopped:
-                return
-            text = growing.stop.feed(event.text)
-            if growing.stop.has_stopped:
-                growing.finish_reason = "stop"
-                if all(g.stop.has_stopped or g.finish_reason for g in self._growing):
-                    self._engine.cancel(event.id)
-            yield from self._add(event.sample, *growing.splitter.feed(text), len(event.tokens))
+            splitter = self._growing[event.sample].splitter
+            yield from self._add(event.sample, *splitter.feed(event.text), len(event.tokens))
         elif isinstance(event, protocol.SampleFinished):
-            growing = self._growing[event.sample]
-            growing.finish_reason = growing.finish_reason or event.finish_reason
+            self._growing[event.sample].finish_reason = event.finish_reason
         elif isinstance(event, protocol.TurnFinished):
             for number, growing in enumerate(self._growing):
                 growing.finish_reason = growing.finish_reason or event.finish_reason
-                thought, text = growing.splitter.feed(growing.stop.finish())
-                rest, end = growing.splitter.finish()
-                yield from self._add(number, thought + rest, text + end, 0)
+                yield from self._add(number, *growing.splitter.finish(), 0)
 
     def _add(self, number: int, thought: str, text: str, n_tokens: int) -> Iterator[events.SessionEvent]:
         growing = self._growing[number]

@@ -34,6 +34,7 @@ KILLED: Final = getattr(signal, "SIGKILL", 9)
 
 T = TypeVar("T", bound=protocol.Event)
 Listener = Callable[[protocol.AnyEvent], None]
+Hear = Callable[["protocol.AnyEvent | EdgechatError"], None]
 
 
 class _Process:
@@ -51,20 +52,18 @@ class _Process:
         self.n_loads = 0
         self.died: EngineDiedError | None = None
         self.closing = False
-        self._waiting: dict[int, queue.SimpleQueue[protocol.AnyEvent | EdgechatError]] = {}
+        self._waiting: dict[int, Hear] = {}
         self._lock = threading.Lock()
         threading.Thread(target=self._read, name="engine-events", daemon=True).start()
 
-    def send(self, request: protocol.Request) -> queue.SimpleQueue[protocol.AnyEvent | EdgechatError]:
-        """Send a request; its events, or the error that ends it, come through the queue."""
+    def send(self, request: protocol.Request, hear: Hear) -> None:
+        """Send a request; `hear` gets its events, or the error that ends it, in the thread that reads."""
         frame = protocol.encode(request)
-        events: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
         with self._lock:
             if self.died is not None:
                 raise self.died
-            self._waiting[request.id] = events
+            self._waiting[request.id] = hear
         self.channel.write(frame)  # if that fails, the reader notices the death
-        return events
 
     def _read(self) -> None:
         while (body := self.channel.read()) is not None:
@@ -75,13 +74,13 @@ class _Process:
                 break
             with self._lock:
                 final = isinstance(event, protocol.FINAL)
-                events = self._waiting.pop(event.id, None) if final else self._waiting.get(event.id)
+                hear = self._waiting.pop(event.id, None) if final else self._waiting.get(event.id)
             if isinstance(event, protocol.TurnFinished) and event.finish_reason == "cancelled":
                 self._log_start = logs.size()  # llama.cpp logs an abort as a failure, which nobody dies of
             if isinstance(event, protocol.BackendChosen):
                 self.backend = event.backend
-            if events is not None:
-                events.put(event)
+            if hear is not None:
+                hear(event)
         self._reap()
 
     def _reap(self) -> None:
@@ -93,8 +92,8 @@ class _Process:
         with self._lock:
             self.died = EngineDiedError(self._obituary(code), code)
             waiting, self._waiting = list(self._waiting.values()), {}
-        for events in waiting:
-            events.put(self.died)
+        for hear in waiting:
+            hear(self.died)
         self.channel.close()
         if code in _CRASHES and self.backend and not self.closing:
             with contextlib.suppress(EdgechatError):  # the bundle may be gone by now
@@ -135,6 +134,7 @@ class EngineClient:
         """What the engine said of the loaded model; None before the first load."""
         self._closed = False
         self._lock = threading.Lock()
+        self._reviving = threading.Lock()  # several may find it dead at once
 
     def start(self) -> None:
         """Start the process, so that it is up when the first request comes. Raises EngineDiedError after `close`."""
@@ -191,6 +191,16 @@ class EngineClient:
         self.revive()
         yield from self._events(request)
 
+    def submit(self, request: protocol.Request, hear: Hear) -> None:
+        """Send a request and return; `hear` gets its events in another thread, the last of them final or an error.
+
+        Raises EngineDiedError if there is no engine: `revive` makes one.
+        """
+        process = self._process
+        if process is None:
+            raise EngineDiedError("the engine is not running")
+        process.send(request, lambda event: hear(_error_of(event)))
+
     def probe(self, request: protocol.Probe, listen: Listener = lambda event: None) -> protocol.Probed:
         """How large llama.cpp's buffers would be. Raises what the engine reports, or EngineDiedError."""
         self.start()
@@ -242,20 +252,17 @@ class EngineClient:
 
     def revive(self) -> None:
         """Start a fresh engine with the last model, if there was one and it died."""
-        if self.needs_revival and self._load is not None:
-            self._load_once(msgspec.structs.replace(self._load, id=self.next_id()), lambda event: None)
+        with self._reviving:
+            if self.needs_revival and self._load is not None:
+                self._load_once(msgspec.structs.replace(self._load, id=self.next_id()), lambda event: None)
 
     def _events(self, request: protocol.Request) -> Iterator[protocol.AnyEvent]:
-        process = self._process
-        if process is None:
-            raise EngineDiedError("the engine is not running")
-        events = process.send(request)
+        events: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
+        self.submit(request, events.put)
         while True:
             event = events.get()
             if isinstance(event, EdgechatError):
                 raise event
-            if isinstance(event, protocol.Failed):
-                raise by_name(event.error)(event.message)
             yield event
             if isinstance(event, protocol.FINAL):
                 return
@@ -266,6 +273,10 @@ class EngineClient:
                 return event
             listen(event)
         raise EngineDiedError("the engine ended a request without an answer")
+
+
+def _error_of(event: protocol.AnyEvent | EdgechatError) -> protocol.AnyEvent | EdgechatError:
+    return by_name(event.error)(event.message) if isinstance(event, protocol.Failed) else event
 
 
 def _record_crash(backend: str, how: str) -> None:

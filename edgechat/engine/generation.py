@@ -1,4 +1,7 @@
-"""The decode loop: prefill what is not cached, then one token after another, of one answer or of several at once."""
+"""One request in work: what of it is computed, which answers grow, and what is said of it.
+
+It computes when `Batching` says so, since several may be in work at a time.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from edgechat.engine.protocol import (
+    FinishReason,
     Generate,
     GenerationStats,
     PrefillProgressed,
@@ -16,10 +20,19 @@ from edgechat.engine.protocol import (
 from edgechat.engine.sample import Sample
 from edgechat.errors import ContextOverflowError, EngineError
 from edgechat.prefix.cache import Cached, PrefixCache
-from edgechat.runtime.context import Context, DecodeAborted, NoRoom
+from edgechat.runtime.context import Context
 from edgechat.speculation.speculator import SpeculationStats, Speculator
 
 Send = Callable[[PrefillProgressed | TokensGenerated | SampleFinished], None]
+
+
+class _Strand:
+    """Tokens that a sequence is to hold, for an answer to begin or to go on after them."""
+
+    def __init__(self, tokens: list[int], sample: Sample | None = None) -> None:
+        self.tokens = tokens
+        self.sample = sample
+        self.seq: int | None = None
 
 
 class Generation:
@@ -48,170 +61,171 @@ class Generation:
             )
         if not 1 <= request.n_samples <= context.n_seqs:
             raise EngineError(f"{request.n_samples} answers at once were asked for; this context has {context.n_seqs}")
+        self.request = request
+        self.prompt = prompt
+        self.samples: list[Sample] = []
+        self.growing: list[Sample] = []
+        """Answers of which the next token is drawn and waits to be decoded."""
+        self.computed_s = 0.0
+        """When it had its last turn to compute; 0 if it had none."""
+        self.speculator = speculator if request.n_samples == 1 else None
         self._context = context
         self._cache = cache
-        self._request = request
-        self._prompt = prompt
         self._send = send
         self._arrived_s = arrived_s
-        self._prefill_s = 0.0
+        self._strands: list[_Strand] = []
         self._cached = Cached(seq=0)
-        self._samples: list[Sample] = []
-        self._speculator = speculator
+        self._prefill_s = 0.0
+        self._n_held = 0
 
-    def run(self) -> TurnFinished:
-        """Generate to the end. Raises EngineError if llama.cpp fails."""
-        request = self._request
-        self._cached = self._cache.prepare(
-            self._prompt, request.conversation, is_cold=request.is_cold, is_aside=request.is_aside
-        )
-        seqs = [self._cached.seq]
-        try:
-            self._prefill()
-            seqs += self._cache.fork(self._cached.seq, self._request.n_samples - 1)
-            self._samples = [
-                Sample(self._context, self._request, i, seq, self._prompt, self._send) for i, seq in enumerate(seqs)
-            ]
-            self._decode()
-        except DecodeAborted:
-            pass
-        finally:
-            for seq in seqs:
-                self._give_back(seq)
-        for sample in self._samples:
-            sample.finish("cancelled")
-        first = self._samples[0] if self._samples else None
-        return TurnFinished(
-            id=self._request.id,
-            finish_reason=first.finish_reason or "cancelled" if first is not None else "cancelled",
-            stats=self._stats(),
-            context_tokens=len(self._context.tokens(seqs[0])),
-        )
+    @property
+    def n_tokens(self) -> int:
+        """Cells that it takes when all so far is computed; answers share those of the prompt."""
+        return len(self.prompt) + sum(s.n_tokens for s in self.samples)
+
+    @property
+    def is_computing(self) -> bool:
+        """True while there is a prompt, or a part of one, to compute."""
+        return bool(self._strands)
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing is left to do."""
+        return not self._strands and not self.growing
 
     @property
     def answers(self) -> list[list[int]]:
         """The tokens of the answers so far."""
-        return [sample.tokens for sample in self._samples]
+        return [sample.tokens for sample in self.samples]
+
+    def begin(self) -> None:
+        """Be in work, for the first time or again after `pause`."""
+        unfinished = [s for s in self.samples if s.finish_reason is None]
+        self._strands = [_Strand([*self.prompt, *s.tokens], s) for s in unfinished]
+        if not self.samples:
+            self._strands = [_Strand(self.prompt)]
+
+    def pause(self) -> None:
+        """Give all sequences back; what they hold can be given up then, and is computed again if it was."""
+        for seq in self._seqs():
+            self._give_back(seq)
+        self._strands, self.growing = [], []
+
+    def end(self, reason: FinishReason) -> None:
+        """Stop with what there is."""
+        self.pause()
+        for sample in self.samples:
+            sample.finish(reason)
+
+    def _seqs(self) -> list[int]:
+        return [s.seq for s in self.growing] + [s.seq for s in self._strands if s.seq is not None]
 
     def _give_back(self, seq: int) -> None:
+        if not self._n_held or (self.samples and seq == self.samples[0].seq):
+            self._n_held = len(self._context.tokens(seq))
         self._context.seal(seq)
-        if self._request.is_aside:
+        if self.request.is_aside:
             self._cache.release(seq)
         else:
             self._cache.settle(seq)
 
-    def _prefill(self) -> None:
-        context, cache, seq, prompt = self._context, self._cache, self._cached.seq, self._prompt
-        stops = [] if context.any_position else [t for t in self._request.turn_starts if 0 < t < len(prompt)]
-        started = time.monotonic()
-        done = first = len(context.tokens(seq))
-        if done in stops:
-            cache.checkpoint(seq)
-        while done < len(prompt):
-            end = min([len(prompt), done + context.n_batch, *(t for t in stops if t > done)])
-            self._with_room([seq], lambda part=prompt[done:end]: context.decode(part, seq))  # type: ignore[misc]
-            done = end
-            if done in stops:
-                cache.checkpoint(seq)
-            self._send(PrefillProgressed(id=self._request.id, done_tokens=done, total_tokens=len(prompt)))
-        context.synchronize()
-        self._prefill_s = time.monotonic() - started
-        cache.speeds.prefill.measured(done - first, self._prefill_s)
+    # The prompt
 
-    def _with_room(self, seqs: list[int], decode: Callable[[], None]) -> None:
-        """Decode; sequences that are not in work make room. Raises NoRoom if there are none."""
-        while True:
-            try:
-                decode()
-            except NoRoom:  # noqa: PERF203  (it happens when the context is full)
-                if not self._cache.make_room(*seqs):
-                    raise
-            else:
-                return
+    def compute(self, max_tokens: int) -> None:
+        """Compute a part of what is to be computed; draw the first token after it if that was the last part.
 
-    def _decode(self) -> None:
-        """Draw and decode, until every answer has ended."""
-        context = self._context
-        if self._request.max_tokens == 0:
-            for sample in self._samples:
-                sample.finish("length")
-            return
-        if self._speculator is not None and len(self._samples) == 1:
-            self._decode_with_drafts(self._samples[0], self._speculator)
-            return
-        active = self._samples
-        drawn = {s.seq: s.draw(-1) for s in active}
-        while True:
-            active = [s for s in active if s.take(drawn[s.seq])]
-            if not active:
-                return
-            step = {s.seq: drawn[s.seq] for s in active}
-            try:
-                self._with_room([s.seq for s in self._samples], lambda step=step: context.decode_each(step))  # type: ignore[misc]
-            except NoRoom:
-                for sample in active:
-                    sample.finish("length")
-                return
-            drawn = {s.seq: s.draw(i) for i, s in enumerate(active)}
-
-    def _decode_with_drafts(self, sample: Sample, speculator: Speculator) -> None:
-        """The same for one answer, several tokens at a time where what was said before may be said again.
-
-        Every position is drawn by the whole sampler, and what was drawn is what is said: a draft only saves time.
+        Raises NoRoom, DecodeAborted and EngineError; after NoRoom it may be called again.
         """
-        context, seq = self._context, sample.seq
-        token = sample.draw(-1)
-        if sample.take(token):
-            speculator.begin([*self._prompt, token])
-        while sample.finish_reason is None:
-            depth = len(context.tokens(seq))
-            draft = speculator.propose(min(sample.room, context.max_undo), depth)
+        strand = self._strands[0]
+        context, cache, tokens = self._context, self._cache, strand.tokens
+        stops = [] if context.any_position else [t for t in self.request.turn_starts if 0 < t < len(tokens)]
+        self.computed_s = started = time.monotonic()
+        if strand.seq is None:
+            strand.seq = self._prepare(strand)
+            if len(context.tokens(strand.seq)) in stops:
+                cache.checkpoint(strand.seq)
             started = time.monotonic()
-            try:
-                draft = self._try(seq, token, draft)
-            except NoRoom:
-                sample.finish("length")
-                return
-            context.synchronize()
-            seconds = time.monotonic() - started
-            token, n_right = self._verify(sample, draft)
-            context.undo(seq, len(draft) - n_right)
-            speculator.verified(len(draft), n_right, token, depth, seconds)
-            speculator.append([*draft[:n_right], token])
+        seq = strand.seq
+        done = len(context.tokens(seq))
+        end = min([len(tokens), done + max_tokens, *(t for t in stops if t > done)])
+        context.decode(tokens[done:end], seq)
+        context.synchronize()
+        elapsed_s = time.monotonic() - started
+        self._prefill_s += elapsed_s
+        cache.speeds.prefill.measured(end - done, elapsed_s)
+        if end in stops:
+            cache.checkpoint(seq)
+        if strand.sample is None:
+            self._send(PrefillProgressed(id=self.request.id, done_tokens=end, total_tokens=len(tokens)))
+        if end == len(tokens):
+            self._start_growing(strand, seq)
 
-    def _try(self, seq: int, token: int, draft: list[int]) -> list[int]:
-        """Decode a token with a draft, or without one if there is no room for it; returns what was decoded of it."""
-        if draft:
-            try:
-                self._context.decode_chain([token, *draft], seq)
-            except NoRoom:
-                pass  # for a guess nothing is given up
+    def _prepare(self, strand: _Strand) -> int:
+        request = self.request
+        cached = self._cache.prepare(
+            strand.tokens, request.conversation, is_cold=request.is_cold, is_aside=request.is_aside
+        )
+        if strand.sample is None:
+            self._cached = cached
+        return cached.seq
+
+    def _start_growing(self, strand: _Strand, seq: int) -> None:
+        """An answer begins or goes on; several begin with the same logits."""
+        if strand.sample is not None:
+            strand.sample.seq = seq
+            new = [strand.sample]
+        else:
+            seqs = [seq, *self._cache.fork(seq, self.request.n_samples - 1)]
+            new = [Sample(self._context, self.request, i, s, self.prompt, self._send) for i, s in enumerate(seqs)]
+            self.samples = new
+        self._strands.remove(strand)
+        self.growing += new
+        for sample in new:
+            if self.request.max_tokens == 0:
+                self.finish(sample, "length")
             else:
-                return draft
-        self._with_room([seq], lambda: self._context.decode_chain([token], seq))
-        return []
+                self.take(sample, sample.draw(-1))
 
-    def _verify(self, sample: Sample, draft: list[int]) -> tuple[int, int]:
-        """Draw and take until a draw differs from the draft, or the answer ends; the last draw, and how many agreed."""
-        for i, guess in enumerate(draft):
-            token = sample.draw(i)
-            goes_on = sample.take(token)
-            if token != guess or not goes_on:
-                return token, i
-        token = sample.draw(len(draft))
-        sample.take(token)
-        return token, len(draft)
+    # The answers
+
+    def take(self, sample: Sample, token: int) -> None:
+        """An answer goes on with a token, or ends with it."""
+        if not sample.take(token):
+            self.leave(sample)
+
+    def finish(self, sample: Sample, reason: FinishReason) -> None:
+        """End one answer."""
+        sample.finish(reason)
+        self.leave(sample)
+
+    def leave(self, sample: Sample) -> None:
+        """Give back what an answer that ended has."""
+        if sample in self.growing:
+            self.growing.remove(sample)
+            self._give_back(sample.seq)
+
+    # What is said at the end
+
+    def finished(self) -> TurnFinished:
+        """The last event."""
+        first = self.samples[0] if self.samples else None
+        return TurnFinished(
+            id=self.request.id,
+            finish_reason=first.finish_reason or "cancelled" if first is not None else "cancelled",
+            stats=self._stats(),
+            context_tokens=self._n_held,
+        )
 
     def _stats(self) -> GenerationStats:
-        cached, samples = self._cached, self._samples
-        drafts = self._speculator.stats if self._speculator is not None else SpeculationStats()
+        cached, samples = self._cached, self.samples
+        drafts = self.speculator.stats if self.speculator is not None else SpeculationStats()
         n_cached = cached.live_tokens + cached.ram_tokens + cached.disk_tokens
-        computed = len(self._prompt) - n_cached
+        computed = len(self.prompt) - n_cached
         n_tokens = sum(s.n_tokens for s in samples)
         first_s = min((s.first_token_s for s in samples if s.n_tokens), default=0.0)
         decode_s = max((s.last_token_s for s in samples), default=0.0) - first_s
         return GenerationStats(
-            prompt_tokens=len(self._prompt),
+            prompt_tokens=len(self.prompt),
             cached_tokens=n_cached,
             cached_ram_tokens=cached.ram_tokens,
             cached_disk_tokens=cached.disk_tokens,

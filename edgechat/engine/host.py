@@ -1,7 +1,8 @@
 """The engine process: `edgechat _engine READ WRITE`. Owns everything native.
 
-The main thread works; a second one reads requests, so that Cancel reaches a running decode through the
-abort flag, and so that the end of file (the client is gone, however it died) ends this process at once.
+The main thread works, on all answers that are asked for by steps that they share; a second one reads requests, so that
+Cancel reaches a running decode through the abort flag, and so that the end of file (the client is gone, however it
+died) ends this process at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from edgechat.engine import protocol
+from edgechat.engine.batching import Batching
 from edgechat.engine.generation import Generation
 from edgechat.engine.identity import open_disk
 from edgechat.engine.pipe import Channel, inherited
@@ -36,6 +38,8 @@ _REMEMBERED = 100
 # Between two turns of a busy client nothing is saved.
 IDLE_AFTER_S: Final = 0.25
 _BUSY_POLL_S: Final = 0.02
+# What is answered between the steps of answers.
+_BESIDE: Final = (protocol.Generate, protocol.Tokenize, protocol.Stats)
 # What a client waits for at the end; what is not saved by then is computed again some day.
 _SAVE_AT_END_S: Final = 1.5
 # Of that, for drafts, however long prefixes take.
@@ -59,7 +63,7 @@ def go_first_when_memory_runs_out() -> None:
 
 
 class Host:
-    """Executes requests one after another; Cancel may overtake."""
+    """Executes requests one after another, but for answers, which are made side by side; Cancel may overtake."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -68,10 +72,11 @@ class Host:
         self._cache: PrefixCache | None = None
         self._disk: Disk | None = None
         self._speculation: Speculation | None = None
+        self._batching: Batching | None = None
         self._survey = Survey(self._send)
         self._lock = threading.Lock()  # guards what is below, which the reader thread shares
         self._may_abort_idle_work = False
-        self._running: int | None = None
+        self._running: set[int] = set()
         self._cancelled: set[int] = set()
         self._load_cancelled = False
 
@@ -83,27 +88,42 @@ class Host:
             if isinstance(request, protocol.Shutdown):
                 self._unload()
                 return
+            # What changes the model waits for the answers of this one, and so does all that came after it.
+            while self._is_generating and not isinstance(request, _BESIDE):
+                self._step()
             self._begin(request.id)
-            if self._disk is not None and isinstance(request, protocol.Generate):
-                self._disk.pause()  # threads that compute wait for each other: one that is held up holds up all
             try:
-                self._send(self._execute(request, arrived_s))
+                event = self._execute(request, arrived_s)
             except EdgechatError as error:
-                self._send(protocol.Failed(id=request.id, error=type(error).__name__, message=str(error)))
+                event = protocol.Failed(id=request.id, error=type(error).__name__, message=str(error))
             except MemoryError:
-                words = "the engine ran out of memory"
-                self._send(protocol.Failed(id=request.id, error="PlanError", message=words))
-            finally:
-                self._end(request.id)
+                event = protocol.Failed(id=request.id, error="PlanError", message="the engine ran out of memory")
+            if event is not None:
+                self._end(request.id, event)
+
+    @property
+    def _is_generating(self) -> bool:
+        return self._batching is not None and not self._batching.is_idle
 
     def _next(self) -> tuple[protocol.AnyRequest, float]:
-        """The next request; what was computed is saved, and what was learned, while there is none."""
+        """The next request; meanwhile answers grow, or what was computed is saved, and what was learned."""
+        while self._is_generating:
+            try:
+                return self._requests.get_nowait()
+            except queue.Empty:  # noqa: PERF203  (that is the ordinary case)
+                self._step()
         wait_s: float | None = IDLE_AFTER_S if self._context is not None else None
         while True:
             try:
                 return self._requests.get(timeout=wait_s)
             except queue.Empty:  # noqa: PERF203  (that is the idle case)
                 wait_s = self._idle_step()
+
+    def _step(self) -> None:
+        if self._batching is None:
+            return
+        self._batching.cancel(self._take_cancelled())
+        self._batching.step()
 
     def _idle_step(self) -> float | None:
         """Do a step of idle work; how long to wait before the next one, or None if there is nothing left."""
@@ -151,8 +171,9 @@ class Host:
     def _cancel(self, target: int) -> None:
         with self._lock:
             self._cancelled.add(target)
-            running = self._running == target
-        if running:
+            # A decode is given up only if nobody wants any of it; else the others go on after it.
+            is_all = target in self._running and self._running <= self._cancelled
+        if is_all:
             self._stop_running()
 
     def _stop_running(self) -> None:
@@ -163,20 +184,25 @@ class Host:
 
     def _begin(self, request_id: int) -> None:
         with self._lock:
-            self._running = request_id
+            self._running.add(request_id)
             self._load_cancelled = request_id in self._cancelled
+
+    def _take_cancelled(self) -> set[int]:
+        """Those in work that are wanted no more; what they alone had stopped can go on."""
+        with self._lock:
             if self._context is not None:
                 self._context.clear_abort()
-                if request_id in self._cancelled:
-                    self._context.abort()
+            return self._running & self._cancelled
 
-    def _end(self, request_id: int) -> None:
+    def _end(self, request_id: int, event: protocol.Event) -> None:
+        self._send(event)
         with self._lock:
-            self._running = None
+            self._running.discard(request_id)
             # Ids grow, but a later one may be executed first: only what is long past is forgotten.
             self._cancelled = {t for t in self._cancelled - {request_id} if t > request_id - _REMEMBERED}
 
-    def _execute(self, request: protocol.AnyRequest, arrived_s: float) -> protocol.Event:
+    def _execute(self, request: protocol.AnyRequest, arrived_s: float) -> protocol.Event | None:
+        """What answers a request; None if that comes later."""
         if isinstance(request, protocol.Load):
             return self._load(request)
         if isinstance(request, (protocol.Probe, protocol.Devices, protocol.QuantTypes)):
@@ -185,11 +211,8 @@ class Host:
         if context is None or cache is None:
             raise EngineError("no model is loaded")
         if isinstance(request, protocol.Generate):
-            prompt = request.tokens
-            if prompt is None:
-                prompt = tokenize_prompt(context.model, request.text, request.guard)
-            check_tokens([*prompt, *(request.forced or ())], context.model.n_vocab)
-            return self._generate(context, cache, request, prompt, arrived_s)
+            self._generate(context, cache, request, arrived_s)
+            return None
         if isinstance(request, protocol.Tokenize):
             tokens = tokenize_prompt(context.model, request.text, request.guard)
             return protocol.Tokenized(id=request.id, tokens=tokens)
@@ -204,17 +227,22 @@ class Host:
             step_costs=self._speculation.step_costs() if self._speculation is not None else {},
         )
 
-    def _generate(
-        self, context: Context, cache: PrefixCache, request: protocol.Generate, prompt: list[int], arrived_s: float
-    ) -> protocol.TurnFinished:
-        speculation = self._speculation
-        speculator = speculation.for_request(request) if speculation is not None else None
+    def _generate(self, context: Context, cache: PrefixCache, request: protocol.Generate, arrived_s: float) -> None:
+        prompt = request.tokens
+        if prompt is None:
+            prompt = tokenize_prompt(context.model, request.text, request.guard)
+        check_tokens([*prompt, *(request.forced or ()), *request.logit_bias], context.model.n_vocab)
+        speculator = self._speculation.for_request(request) if self._speculation is not None else None
         generation = Generation(context, cache, request, prompt, self._send, arrived_s, speculator)
-        try:
-            return generation.run()
-        finally:
-            if speculation is not None:
-                speculation.heard(request, generation.answers)
+        if self._disk is not None:
+            self._disk.pause()  # threads that compute wait for each other: one that is held up holds up all
+        if self._batching is not None:
+            self._batching.add(generation)
+
+    def _generated(self, generation: Generation, event: protocol.Event) -> None:
+        if self._speculation is not None:
+            self._speculation.heard(generation.request, generation.answers)
+        self._end(generation.request.id, event)
 
     def _load(self, request: protocol.Load) -> protocol.Loaded:
         self._unload()
@@ -227,8 +255,10 @@ class Host:
         self._disk = open_disk(request, context, find_bundle())
         self._cache = PrefixCache(context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk)
         self._speculation = Speculation(context, request, self._survey.backend) if plan.speculation else None
+        self._batching = Batching(context, self._cache, self._generated)
         with self._lock:
             self._context = context
+            context.clear_abort()
         return protocol.Loaded(
             id=request.id,
             backend=self._survey.backend,
@@ -260,9 +290,11 @@ class Host:
         return progressed
 
     def _unload(self) -> None:
+        if self._batching is not None:
+            self._batching.cancel_all()
         with self._lock:
             context, self._context = self._context, None
-        cache, self._cache, self._disk = self._cache, None, None
+        cache, self._cache, self._disk, self._batching = self._cache, None, None, None
         speculation, self._speculation = self._speculation, None
         until_s = time.monotonic() + _SAVE_AT_END_S
         try:

@@ -85,6 +85,14 @@ class Generate(Request, frozen=True):
     """Control tokens that are a part of the text: the marks around reasoning."""
     n_samples: int = 1
     """Answers to the same prompt, made side by side."""
+    stop: list[str] = []
+    """Texts that end an answer, and are no part of it."""
+    grammar: str = ""
+    """What an answer may be, in the form that `edgechat.runtime.grammar` takes; "" is anything."""
+    logit_bias: dict[int, float] = {}
+    """Added to the logits of these tokens."""
+    n_logprobs: int | None = None
+    """Send how likely each token was, and so many of the likeliest beside it; None sends nothing."""
     conversation: str = ""
     """Whose this is: what is computed may be kept on disk for it; "" keeps nothing there."""
     turn_starts: list[int] = []
@@ -195,6 +203,16 @@ class PrefillProgressed(Event, frozen=True):
     total_tokens: int
 
 
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """How likely a token was, before sampling; natural logarithms."""
+
+    text: bytes
+    """What it stands for, perhaps a part of a character."""
+    logprob: float
+    top: list[tuple[bytes, float]]
+    """The likeliest ones, best first."""
+
+
 class TokensGenerated(Event, frozen=True):
     """More of the answer, always whole characters."""
 
@@ -202,6 +220,8 @@ class TokensGenerated(Event, frozen=True):
     tokens: list[int]
     sample: int = 0
     """Which of the answers."""
+    logprobs: list[TokenLogprobs] = []
+    """One for each token drawn since the last event, the one that ends the answer among them, if they were asked for."""
 
 
 FinishReason = Literal["stop", "length", "cancelled"]

@@ -41,7 +41,8 @@ class Cached(msgspec.Struct, frozen=True, kw_only=True):
 class PrefixCache:
     """Knows what every sequence of a context holds, and what was saved of others.
 
-    Between `prepare` and `settle` a sequence is in work: it is not touched here, whatever has to make room.
+    Between `prepare` and `settle` a sequence is in work: it is not touched here, whatever has to make room. There may be
+    several.
     """
 
     def __init__(self, memory: Memory, *, ram_cap_bytes: int = 0, disk: Disk | None = None) -> None:
@@ -54,6 +55,7 @@ class PrefixCache:
         """Where sequences that are not in work end; in the order of their use."""
         self._owner: dict[int, str] = {}
         """The conversation of each sequence in use."""
+        self._working: set[int] = set()
         self._pieces: set[Piece] = set()
         self._clock = itertools.count(1)
 
@@ -72,7 +74,7 @@ class PrefixCache:
         With `is_cold` it holds nothing. With `is_aside` all live sequences stay as they are; with `is_cold` alone nothing
         else is live, so that the same cells are used each time.
         """
-        for seq in [s for s in self._owner if s not in self._tips]:
+        for seq in [s for s in self._owner if s not in self._tips and s not in self._working]:
             self.release(seq)  # an error ended the work on it
         self._learn_files(conversation)
         if is_cold and not is_aside:
@@ -87,6 +89,7 @@ class PrefixCache:
             cached = self._follow(way, tokens, is_aside=is_aside)
             if cached is not None:
                 self._owner[cached.seq] = conversation
+                self._working.add(cached.seq)
                 self._thin_out(match, len(tokens), way.base if is_aside else None)
                 return cached
 
@@ -108,6 +111,8 @@ class PrefixCache:
             self._untip(seq)
         else:
             seq = self._free_seq(way.base)
+            if way.base is not None and way.base not in self._tips:
+                return None  # it had to make room for what would have been made of it
             if way.base is not None:
                 memory.copy(way.base, seq, way.base_tokens)
                 self._tips[way.base] = self._tips.pop(way.base)  # of use just now
@@ -165,6 +170,7 @@ class PrefixCache:
             fork = self._free_seq(seq)
             self._memory.copy(seq, fork, n_tokens)
             self._owner[fork] = self._owner[seq]
+            self._working.add(fork)
             forks.append(fork)
         return forks
 
@@ -179,6 +185,7 @@ class PrefixCache:
         if not tokens:
             self.release(seq)
             return
+        self._working.discard(seq)
         node = self.tree.insert(tokens)
         node.seqs.add(seq)
         self._tips[seq] = node
@@ -186,6 +193,7 @@ class PrefixCache:
     def release(self, seq: int) -> None:
         """Forget a sequence."""
         self._memory.drop(seq)
+        self._working.discard(seq)
         self._owner.pop(seq, None)
         self._untip(seq)
 
@@ -234,7 +242,7 @@ class PrefixCache:
                 if seq not in self._owner:
                     self._memory.drop(seq)  # whatever an error left in it
                     return seq
-            if not self.make_room(keep):
+            if not self.make_room(keep) and not self.make_room():
                 raise EngineError(f"all {self._memory.n_seqs} sequences of the context are in work")
 
     def _untip(self, seq: int) -> None:

@@ -7,12 +7,16 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from edgechat.errors import ComputeError, EngineError, PlanError
 from edgechat.planner.memory import N_OUTPUTS
 from edgechat.planner.plan import LoadPlan
 from edgechat.runtime import tiles
 from edgechat.runtime.model import Model
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class DecodeAborted(Exception):  # noqa: N818  (not an error: somebody asked for it)
@@ -131,6 +135,23 @@ class Context:
         At most 1 + `max_undo`: `undo` takes back what was wrong. Raises as `decode` does.
         """
         self._decode([(seq, token) for token in tokens], logits=True)
+
+    def logits(self, index: int = -1) -> NDArray[Any]:
+        """What the last batch says of the token after the one at `index`: float32 of shape [n_vocab], llama.cpp's own memory."""
+        import numpy as np
+
+        pointer = self.model.bindings.llama.llama_get_logits_ith(self.pointer, index)
+        return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
+
+    def logprobs(self, token: int, index: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+        """Natural logarithm of a token's probability before any sampling, and of the `n_top` likeliest ones, best first."""
+        import numpy as np
+
+        logits = self.logits(index).astype(np.float64)
+        values = logits - logits.max()
+        values -= np.log(np.exp(values).sum())
+        top = np.argsort(-values, kind="stable")[:n_top]
+        return float(values[token]), [(int(t), float(values[t])) for t in top]
 
     def rehearse(self, tokens: Sequence[int], seq: int | None = None) -> float:
         """How many seconds `decode_chain` of these tokens takes after what `seq` holds. Nothing of it stays.

@@ -1,14 +1,19 @@
-"""Choosing the next token: a chain of llama.cpp's samplers."""
+"""Choosing the next token: a chain of llama.cpp's samplers, and a grammar before it."""
 
 from __future__ import annotations
 
 import random
 import weakref
-from typing import Final
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from edgechat.config import Sampling
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
+
+if TYPE_CHECKING:
+    from edgechat.runtime.grammar import Grammar
 
 # How many recent tokens the penalties see; llama.cpp's default.
 PENALTY_LAST_N: Final = 64
@@ -17,9 +22,20 @@ PENALTY_LAST_N: Final = 64
 class Sampler:
     """Owns a llama_sampler chain. Freed by `close`, or when it is no longer referenced."""
 
-    def __init__(self, model: Model, params: Sampling) -> None:
-        """Build the chain; penalties come first, so that every later step sees them."""
+    def __init__(
+        self, model: Model, params: Sampling, logit_bias: Mapping[int, float] = MappingProxyType({}),
+        grammar: str = "", shown_tokens: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Build the chain; biases and penalties come first, so that every later step sees them.
+
+        `grammar` is what `edgechat.runtime.grammar` takes. Raises GrammarError.
+        """
         self._llama = llama = model.bindings.llama
+        self._grammar: Grammar | None = None
+        if grammar:
+            from edgechat.runtime.grammar import Grammar
+
+            self._grammar = Grammar(model, grammar, shown_tokens)
         self.seed = params.seed if params.seed is not None else random.SystemRandom().getrandbits(31)
         chain_params = llama.llama_sampler_chain_default_params()
         chain_params.no_perf = True
@@ -28,9 +44,14 @@ class Sampler:
         self._argmax = model.bindings.edgechat.edgechat_argmax
         self._n_vocab = model.n_vocab
         self._only_greedy = False
-        if params.repeat_penalty != 1.0:
+        if logit_bias:
+            biases = (llama.llama_logit_bias * len(logit_bias))()
+            for entry, (token, bias) in zip(biases, logit_bias.items(), strict=True):
+                entry.token, entry.bias = token, bias
+            self._add(llama.llama_sampler_init_logit_bias(model.n_vocab, len(biases), biases))
+        if params.repeat_penalty != 1.0 or params.frequency_penalty or params.presence_penalty:
             self._add(llama.llama_sampler_init_penalties(
-                model.n_vocab, PENALTY_LAST_N, params.repeat_penalty, 0.0, 0.0
+                model.n_vocab, PENALTY_LAST_N, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
             ))  # fmt: skip
         if params.temperature <= 0:
             self._only_greedy = llama.llama_sampler_chain_n(self.pointer) == 0
@@ -50,12 +71,32 @@ class Sampler:
         """Free the chain now. A second call does nothing."""
         self._finalizer()
 
+    @property
+    def is_complete(self) -> bool:
+        """True if the grammar allows nothing more."""
+        return self._grammar is not None and self._grammar.is_complete
+
+    def n_allowed(self, tokens: list[int]) -> int:
+        """How many of these tokens, from the first on, the grammar would allow."""
+        return len(tokens) if self._grammar is None else self._grammar.n_allowed(tokens)
+
     def accept(self, token: int) -> None:
         """Let the penalties see a token that was not sampled here (the end of the prompt)."""
         self._llama.llama_sampler_accept(self.pointer, token)
 
     def sample(self, context: Context, index: int = -1) -> int:
-        """Draw the token after the one at `index` of the last batch, or the last one, and accept it."""
+        """Draw the token after the one at `index` of the last batch, or the last one, and accept it.
+
+        Raises GrammarError if the grammar allows none.
+        """
+        if self._grammar is None:
+            return self._draw(context, index)
+        with self._grammar.only_allowed(context.logits(index)):
+            token = self._draw(context, index)
+        self._grammar.accept(token)
+        return token
+
+    def _draw(self, context: Context, index: int) -> int:
         if self._only_greedy:
             return int(self._argmax(self._llama.llama_get_logits_ith(context.pointer, index), self._n_vocab))
         return int(self._llama.llama_sampler_sample(self.pointer, context.pointer, index))

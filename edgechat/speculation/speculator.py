@@ -45,12 +45,14 @@ class Speculator:
         self._drafters = drafters
         self._controller = controller
         self._draft = NO_DRAFT
+        self._has_begun = False
         self.stats = SpeculationStats()
 
     def begin(self, tokens: Sequence[int]) -> None:
-        """This is the text so far."""
-        self.stats = SpeculationStats()
-        self._controller.begin()
+        """This is the text so far; to be said again after others had the drafters."""
+        if not self._has_begun:
+            self._controller.begin()
+        self._has_begun = True
         for drafter in self._drafters:
             drafter.begin(tokens)
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from edgechat.config import Sampling
 from edgechat.engine import sample as samples
+from edgechat.engine.batching import Batching
 from edgechat.engine.generation import Generation
-from edgechat.engine.protocol import Generate, TurnFinished
+from edgechat.engine.protocol import Event, Generate, TurnFinished
 from edgechat.errors import EngineError
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.bindings import Bindings
@@ -78,7 +79,13 @@ def say(
     work = Generation(
         context, cache, request, prompt, lambda event: heard.append(getattr(event, "text", "")), 0.0, speculator  # type: ignore[arg-type]
     )  # fmt: skip
-    finished = work.run()
+    ended: list[Event] = []
+    batching = Batching(context, cache, lambda generation, event: ended.append(event))  # type: ignore[arg-type]
+    batching.add(work)
+    while not batching.is_idle:
+        batching.step()
+    (finished,) = ended
+    assert isinstance(finished, TurnFinished)
     return work.answers[0] if work.answers else [], "".join(heard), finished
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgechat.errors import EngineError
 from edgechat.prefix import piece as pieces
 from edgechat.prefix import weights
 from edgechat.prefix.cache import PrefixCache
@@ -325,12 +326,27 @@ def test_what_cannot_be_written_is_not_tried_for_ever(tmp_path: Path, how: str) 
     assert steps(TOKENS + TOKENS + TOKENS) == 0
 
 
-def test_a_sequence_that_an_error_left_behind_is_empty_again() -> None:
+def test_a_sequence_that_was_given_up_is_empty_again() -> None:
     memory = FakeMemory("llama")
     cache = PrefixCache(memory)
     memory.decode(0, [9, 9, 9])  # nobody's
     seq = cache.prepare(TOKENS).seq
     assert list(memory.tokens(seq)) == []
     memory.decode(seq, [9])
-    for _ in range(10):  # and never settled
-        assert list(memory.tokens(cache.prepare(TOKENS).seq)) == []
+    for _ in range(10):
+        cache.release(seq)
+        seq = cache.prepare(TOKENS).seq
+        assert list(memory.tokens(seq)) == []
+
+
+def test_several_sequences_are_in_work_and_none_of_them_makes_room() -> None:
+    memory = FakeMemory("llama")
+    cache = PrefixCache(memory)
+    seqs = [cache.prepare([*TOKENS, n]).seq for n in range(memory.n_seqs)]
+    assert sorted(seqs) == list(range(memory.n_seqs))
+    assert not cache.make_room()
+    with pytest.raises(EngineError, match="in work"):
+        cache.prepare(TOKENS)
+    memory.decode(seqs[1], [*TOKENS, 1])
+    cache.settle(seqs[1])
+    assert cache.prepare([*TOKENS, 1, 2]).seq == seqs[1]  # gone on with, and nobody else's is

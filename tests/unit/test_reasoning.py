@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgechat.chat.reasoning import FORMATS, Format, Splitter, detect, joined, overlap, place_after, switchable
+from edgechat.chat.reasoning import FORMATS, Format, Splitter, detect, joined, place_after, switchable
 
 WORDS = st.text("ab <|/>th\nink", max_size=20)
 
@@ -75,7 +75,3 @@ def test_templates_say_whether_they_can_be_switched() -> None:
     assert not switchable("{{ messages }}")
     assert not switchable("{{ '</think>' }}")
     assert switchable("{% if enable_thinking %}<think>{% endif %}</think>")
-
-
-def test_overlap() -> None:
-    assert [overlap(t, "\nUser:") for t in ("", "a", "a\n", "a\nUs", "\nUser")] == [0, 0, 1, 3, 5]

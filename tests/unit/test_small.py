@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat import errors
-from edgechat.chat.reasoning import overlap
-from edgechat.chat.stream import StopText
 from edgechat.chat.visible import visible
 from edgechat.config import Sampling
 from edgechat.engine import protocol
+from edgechat.engine.stop import StopText, overlap
 from edgechat.errors import EngineError
 from edgechat.hardware.cpu import cgroup_cpus, parse_cpuinfo, usable_threads
 from edgechat.hardware.memory import read_memory
@@ -81,7 +80,7 @@ def test_messages_survive_the_pipe() -> None:
 
 @given(st.lists(st.text("\nUser: x", max_size=4)))
 def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(pieces: list[str]) -> None:
-    stop = StopText("\nUser:")
+    stop = StopText(["\nUser:"])
     text = "".join(stop.feed(piece) for piece in pieces) + stop.finish()
     whole = "".join(pieces)
     assert text == whole.split("\nUser:")[0]
