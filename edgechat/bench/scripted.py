@@ -11,7 +11,6 @@ from typing import Final
 from edgechat.chat.idle import IdleTime
 from edgechat.chat.loading import Listener
 from edgechat.chat.messages import Conversation
-from edgechat.chat.prompting import PromptBuilder
 from edgechat.chat.session import Session
 from edgechat.chat.store import Store
 from edgechat.config import Settings
@@ -64,7 +63,7 @@ class ScriptedEngine(EngineClient):
     def load_scripted(self) -> protocol.Loaded:
         """As if a model had been loaded."""
         self.loaded = protocol.Loaded(
-            id=1, backend="scripted", n_ctx=N_CTX, n_ctx_train=N_CTX, n_threads=1, n_params=1, size_bytes=1,
+            id=1, backend="scripted", n_ctx=N_CTX, n_ctx_train=N_CTX, n_threads=1, n_params=1, n_vocab=1, size_bytes=1,
             chat_template=_TEMPLATE, bos="", eos="", control_tokens=[], can_rewind=True, load_s=0.0,
         )  # fmt: skip
         return self.loaded
@@ -131,13 +130,12 @@ class ScriptedSession(Session):
     ) -> None:
         super().__init__(store, settings, Path("scripted.gguf"), conversation)
         self._scripted = ScriptedEngine(script)
-        self.engine = self._scripted
+        self.model.engine = self._scripted
         self._idle = IdleTime(self.engine)
 
     def open(self, listen: Listener = lambda event: None) -> protocol.Loaded:  # noqa: ARG002
         """Read the conversation; nothing is loaded."""
         self.read()
-        self._renderer.start()
         loaded = self._scripted.load_scripted()
-        self._builder = PromptBuilder(self.engine, self._renderer, loaded, self.store.attachment)
+        self.model.use(loaded)
         return loaded

@@ -41,7 +41,9 @@ def local_candidates(entries: Sequence[library.Entry] | None = None) -> list[Can
     for entry in library.scan() if entries is None else entries:
         if entry.is_usable:
             try:
-                found.append(candidate(entry.name, read_header(entry.path), repo=entry.repo))
+                header = read_header(entry.path)
+                if not header.is_embedding:
+                    found.append(candidate(entry.name, header, repo=entry.repo))
             except EdgechatError:  # gone or damaged since it was seen
                 continue
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from edgechat.chat import reasoning, renderer
 from edgechat.chat.attachments import texts, with_attachments
@@ -84,7 +84,8 @@ class PromptBuilder:
         def count(start: int) -> int:
             if start not in built:
                 messages = _messages(said, start, manner.system_prompt, read)
-                built[start] = messages, *self._tokens(messages, begun, think=manner.think)
+                answer = PromptMessage("assistant", begun.text, begun.reasoning) if begun is not None else None
+                built[start] = messages, *self._tokens(messages, answer, think=manner.think)
             return len(built[start][1])
 
         start = fit(
@@ -94,14 +95,29 @@ class PromptBuilder:
         count(start)
         messages, tokens, place = built[start]
         quoted = texts(said[-1].attachments, read) if said else []
-        return BuiltPrompt(tokens, start, place, self._turn_starts(messages, tokens, think=manner.think), quoted)
+        starts = self._turn_starts(messages, tokens, think=manner.think)
+        return BuiltPrompt(tokens, start, place, starts, quoted)
+
+    def whole(
+        self, messages: list[PromptMessage], tools: Sequence[Mapping[str, Any]] = (), *, think: bool
+    ) -> BuiltPrompt:
+        """The prompt of messages as they are, of which an answer at the end is gone on with.
+
+        `tools` are what the model may call. Raises TemplateError, EngineError.
+        """
+        begun = messages[-1] if messages and messages[-1].role == "assistant" and not messages[-1].extra else None
+        said = messages[:-1] if begun is not None else messages
+        tokens, place = self._tokens(said, begun, think=think, tools=tools)
+        return BuiltPrompt(tokens, 0, place, self._turn_starts(said, tokens, think=think, tools=tools), [])
 
     def opening(self, path: Sequence[Message], manner: Manner) -> list[int]:
         """What the prompt of every next message after `path` begins with. Raises as `build` does."""
         prompts = [self.build([*path, Message(id="", role="user", text=text)], manner).tokens for text in _UNLIKE]
         return prompts[0][: _n_common(*prompts)]
 
-    def _turn_starts(self, messages: list[PromptMessage], tokens: list[int], *, think: bool) -> list[int]:
+    def _turn_starts(
+        self, messages: list[PromptMessage], tokens: list[int], *, think: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """Where another last message, and where a next turn, would begin: found by rendering such prompts."""
         if self._loaded.can_rewind or not messages:
             return []
@@ -113,22 +129,23 @@ class PromptBuilder:
             [*messages, PromptMessage("assistant", other), PromptMessage("user", other)],
         ):
             with contextlib.suppress(TemplateError):
-                positions.add(_n_common(tokens, self._tokens(prompt, None, think=think)[0]))
+                positions.add(_n_common(tokens, self._tokens(prompt, None, think=think, tools=tools)[0]))
         return sorted(positions - {0})
 
     def _tokens(
-        self, messages: Sequence[PromptMessage], begun: Message | None, *, think: bool
-    ) -> tuple[list[int], Place]:
+        self, messages: Sequence[PromptMessage], begun: PromptMessage | None, *, think: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> tuple[list[int], Place]:  # fmt: skip
         loaded = self._loaded
         prompt = self._renderer.render(
             self._template, messages,
             bos=loaded.bos, eos=loaded.eos, control_tokens=loaded.control_tokens,
-            variables=reasoning.switches(self._template, on=think), form=self.form,
-            begun=PromptMessage("assistant", begun.text, begun.reasoning) if begun is not None else None,
+            variables=reasoning.switches(self._template, on=think) | ({"tools": list(tools)} if tools else {}),
+            form=self.form, begun=begun,
         )  # fmt: skip
         place = reasoning.place_after(self.form, prompt.text)
         if begun is not None and self.form is not None:
-            place = "answer" if begun.text else "reasoning"
+            place = "answer" if begun.content else "reasoning"
         return self._engine.tokenize(prompt.text, prompt.guard), place
 
 

@@ -7,9 +7,9 @@ import queue
 import re
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -38,6 +38,8 @@ class PromptMessage(msgspec.Struct, frozen=True):
     content: str
     reasoning: str = ""
     """Reasoning of an earlier answer, for templates that decide themselves what becomes of it."""
+    extra: dict[str, Any] = {}
+    """What else a template may look at: calls of tools, and whose result this is."""
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -65,25 +67,27 @@ class Renderer:
 
     def render(
         self, template: str, messages: Sequence[PromptMessage], *, bos: str, eos: str,
-        control_tokens: Sequence[str], variables: Mapping[str, bool | str] = MappingProxyType({}),
+        control_tokens: Sequence[str], variables: Mapping[str, Any] = MappingProxyType({}),
         form: Format | None = None, begun: PromptMessage | None = None,
     ) -> Prompt:  # fmt: skip
         """Render `messages` with a model's template; `variables` are what it can be told besides.
 
         Earlier reasoning is handed over under the names that templates know. One that knows none takes it out of
         the content itself, so it gets that as the model wrote it, with the marks of `form`. `begun` is an answer to
-        go on with.
+        go on with. Among `variables` may be `tools`, functions that the model may call, in the shape of the OpenAI API.
 
         Raises TemplateError if the template fails, is refused by the sandbox, or takes over `TIMEOUT_S`.
         """
         marks = None if _KNOWS_REASONING.search(template) else form
         last = [] if begun is None else [begun]
-        guarded, guard = guard_messages([*messages, *last], control_tokens, marks)
+        guarded, guard = guard_messages([*messages, *last], control_tokens, marks, variables)
         if begun is not None:
             guarded.pop()
-        body = msgspec.msgpack.encode(
-            {"template": template, "messages": guarded, "bos": bos, "eos": eos, "variables": dict(variables)}
-        )
+        pattern = _pattern(control_tokens)
+        body = msgspec.msgpack.encode({
+            "template": template, "messages": guarded, "bos": bos, "eos": eos,
+            "variables": _guarded(variables, pattern, guard),
+        })  # fmt: skip
         with self._one_at_a_time:
             reply = self._exchange(body)
         error = reply.get("error")
@@ -91,7 +95,7 @@ class Renderer:
             raise TemplateError(f"the model's chat template cannot be used: {error}")
         text = str(reply["text"])
         if begun is not None:
-            hide = functools.partial(guard_text, pattern=_pattern(control_tokens), guard=guard)
+            hide = functools.partial(guard_text, pattern=pattern, guard=guard)
             text += joined(form, hide(begun.reasoning), hide(begun.content), text)
         return Prompt(text=text, guard=guard)
 
@@ -129,20 +133,45 @@ class Renderer:
 
 
 def guard_messages(
-    messages: Sequence[PromptMessage], control_tokens: Sequence[str], marks: Format | None = None
-) -> tuple[list[dict[str, str]], str]:
+    messages: Sequence[PromptMessage], control_tokens: Sequence[str], marks: Format | None = None,
+    variables: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[list[dict[str, Any]], str]:  # fmt: skip
     """Messages for a template, with a guard character inside every control token's text; and that guard.
 
-    The guard is "" where no message holds such a text, which is nearly always.
+    The guard is "" where no message, and no variable, holds such a text, which is nearly always.
     """
     pattern = _pattern(control_tokens)
     guard = ""
-    if pattern and any(re.search(pattern, m.content) or re.search(pattern, m.reasoning) for m in messages):
-        used = "".join(m.content + m.reasoning for m in messages)
+    texts = [text for m in messages for text in (m.content, m.reasoning, *_texts(m.extra))]
+    texts += _texts(variables)
+    if pattern and any(re.search(pattern, text) for text in texts):
+        used = "".join(texts)
         guard = next((g for g in _GUARDS if g not in used), "")
         if not guard:
             raise TemplateError("a message holds every noncharacter of Unicode: remove some of them")
     return [_wire(m, pattern, guard, marks) for m in messages], guard
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in a JSON value, names among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield name
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+
+
+def _guarded(value: Any, pattern: str, guard: str) -> Any:
+    """A JSON value with the guard inside every match in its texts."""
+    if isinstance(value, str):
+        return guard_text(value, pattern, guard)
+    if isinstance(value, Mapping):
+        return {guard_text(name, pattern, guard): _guarded(each, pattern, guard) for name, each in value.items()}
+    return [_guarded(each, pattern, guard) for each in value] if isinstance(value, list) else value
 
 
 def _pattern(control_tokens: Sequence[str]) -> str:
@@ -150,11 +179,11 @@ def _pattern(control_tokens: Sequence[str]) -> str:
     return "|".join(re.escape(t) for t in sorted(control_tokens, key=len, reverse=True) if len(t) > 1)
 
 
-def _wire(message: PromptMessage, pattern: str, guard: str, marks: Format | None) -> dict[str, str]:
+def _wire(message: PromptMessage, pattern: str, guard: str, marks: Format | None) -> dict[str, Any]:
     content, reasoning = guard_text(message.content, pattern, guard), guard_text(message.reasoning, pattern, guard)
+    wire = {"role": message.role, "content": content, **_guarded(message.extra, pattern, guard)}
     if reasoning and marks is not None:
-        return {"role": message.role, "content": joined(marks, reasoning, content)}
-    wire = {"role": message.role, "content": content}
+        return wire | {"content": joined(marks, reasoning, content)}
     if reasoning:
         wire |= {"reasoning_content": reasoning, "reasoning": reasoning, "thinking": reasoning}
     return wire

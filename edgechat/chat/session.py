@@ -14,23 +14,21 @@ from edgechat.chat import events, titles
 from edgechat.chat.attachments import attach
 from edgechat.chat.idle import IdleTime
 from edgechat.chat.kept import KeptConversation
-from edgechat.chat.loading import Listener, announce, load, step_down, unload, warnings
+from edgechat.chat.loading import Listener
 from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_answer, new_id, now_ms
+from edgechat.chat.model import ChatModel
 from edgechat.chat.personas import FIELDS
 from edgechat.chat.prompting import BuiltPrompt, Manner, PromptBuilder
-from edgechat.chat.renderer import Renderer
 from edgechat.chat.store import Store
 from edgechat.chat.tree import Tree
 from edgechat.chat.turn import Turn
 from edgechat.config import Settings, check, merged
 from edgechat.engine import protocol
-from edgechat.engine.client import KILLED, EngineClient
+from edgechat.engine.client import EngineClient
 from edgechat.errors import (
-    ComputeError,
     ContextOverflowError,
-    EdgechatError,
-    EngineDiedError,
     EngineError,
+    ModelFileError,
     StoreError,
     TemplateError,
     UsageError,
@@ -69,15 +67,26 @@ class Session:
         self._kept = KeptConversation(
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
         )
-        self.engine = EngineClient()
-        self.plan: LoadPlan | None = None
-        self.warnings: list[str] = []
-        self._renderer = Renderer()
-        self._builder: PromptBuilder | None = None
+        self.model = ChatModel(store.attachment)
         self._turn: Turn | None = None
         self._stop_asked = False
         self._has_generated = False
-        self._idle = IdleTime(self.engine)
+        self._idle = IdleTime(self.model.engine)
+
+    @property
+    def engine(self) -> EngineClient:
+        """What generates."""
+        return self.model.engine
+
+    @property
+    def plan(self) -> LoadPlan | None:
+        """How the model is loaded, and why."""
+        return self.model.plan
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is not as the user may think."""
+        return self.model.warnings
 
     @property
     def conversation(self) -> Conversation:
@@ -97,7 +106,7 @@ class Session:
     @property
     def thinks(self) -> bool:
         """True if the model reasons before it answers: as chosen, else where that is no long wait on this machine."""
-        if self._builder is None or self._builder.form is None:
+        if not self.model.is_open or self.model.builder.form is None:
             return False
         chosen = self.settings.reasoning
         if chosen is not None:
@@ -128,10 +137,11 @@ class Session:
     def open(self, listen: Listener = lambda event: None) -> protocol.Loaded:
         """Read the conversation, check the model file, plan, and load it. Raises EdgechatError."""
         self.read()
-        unload(self.engine, self.plan)
-        self.plan, loaded, said = load(self.engine, self.model_path, self.settings, listen, self._renderer.start)
-        self.warnings += said + warnings(self.settings, self.model_path, loaded)
-        self._builder = PromptBuilder(self.engine, self._renderer, loaded, self.store.attachment)
+        loaded = self.model.open(self.model_path, self.settings, listen)
+        if loaded.is_embedding:
+            raise ModelFileError(
+                f"{self.model_path.name} makes vectors of texts, it cannot chat; `edgechat serve` offers it to programs"
+            )
         return loaded
 
     def change_model(self, model: str, model_path: Path, listen: Listener = lambda event: None) -> protocol.Loaded:
@@ -253,13 +263,10 @@ class Session:
 
     def _generate(self, answers: list[Message]) -> Iterator[events.SessionEvent]:
         started_s = time.monotonic()
-        builder = self._builder
-        if builder is None:
-            raise EngineError("the conversation is not open yet")
+        builder = self.model.builder
         if self.engine.needs_revival:
             yield events.LoadProgressed(phase="loading", words="starting a fresh engine")
-            self.engine.revive()
-            announce(self.engine, self.plan)
+            self.model.revive()
         path = self.tree.path_to(answers[0].id)
         built = self._build(builder, path)
         if built.start:
@@ -273,26 +280,14 @@ class Session:
         try:
             yield from turn.run(self.store, self.conversation, answers, built, started_s)
         except EngineError as error:
-            self._without_gpu(error)
+            if self.model.give_up_gpu(error, self.settings):
+                error.args = (f"{error}\nthe GPU failed: from here on the CPU computes; ask again",)
             raise
         finally:
             self._turn, self._stop_asked = None, False
             for answer, (written, problem) in zip(answers, turn.written):  # noqa: B905  (none, before it began)
                 self._has_generated = True
                 self._kept.settle(answer.id, written, saved=not problem)
-
-    def _without_gpu(self, error: EngineError) -> None:
-        """Let the CPU compute from here on, if it was a GPU that failed; the error says so."""
-        crashed = isinstance(error, EngineDiedError) and error.code is not None and error.code != -KILLED
-        failed = self.plan
-        if failed is None or not failed.options.n_gpu_layers or not (crashed or isinstance(error, ComputeError)):
-            return
-        try:
-            self.plan, loaded = step_down(self.engine, failed, self.settings)
-        except EdgechatError:  # what went wrong first is what is to be said
-            return
-        self._builder = PromptBuilder(self.engine, self._renderer, loaded, self.store.attachment)
-        error.args = (f"{error}\nthe GPU failed: from here on the CPU computes; ask again",)
 
     def _build(
         self, builder: PromptBuilder, path: list[Message], *, think: bool | None = None,
@@ -343,20 +338,17 @@ class Session:
 
         Raises ContextOverflowError if it does not fit, AttachmentError, TemplateError, EngineError.
         """
-        if self._builder is None:
-            raise EngineError("the conversation is not open yet")
         attachments, contents = attach(files, self.model_path.stem)
         draft = Message(id="", role="user", text=text, attachments=attachments)
         path = self.tree.path
-        built = self._build(self._builder, [*path, draft] if text or files else path, files=contents)
+        built = self._build(self.model.builder, [*path, draft] if text or files else path, files=contents)
         return len(built.tokens), built.start
 
     def warm(self) -> None:
         """Have the engine read the conversation while nobody waits, or fetch what it read of it on another day."""
-        builder = self._builder
-        if builder is None:
+        if not self.model.is_open:
             return
-        path = self.tree.path
+        builder, path = self.model.builder, self.tree.path
         request = protocol.Generate(
             id=self.engine.next_id(), tokens=builder.opening(path, self._manner(path)), max_tokens=0,
             conversation=self.conversation.id if self.store.is_kept else "",
@@ -394,10 +386,11 @@ class Session:
 
     def make_title(self) -> str | None:
         """Let the model name a new conversation, in idle time; None if it has a name, or something came between."""
-        builder, loaded = self._builder, self.loaded
         path = self.tree.path
-        wanted = self.settings.titles and loaded is not None and titles.wanted(self.conversation, path)
-        if builder is None or not wanted or (builder.form is not None and not builder.can_switch_reasoning):
+        if not (self.settings.titles and self.model.is_open and titles.wanted(self.conversation, path)):
+            return None
+        builder = self.model.builder
+        if builder.form is not None and not builder.can_switch_reasoning:
             return None
         asked = Message(id="", role="user", text=titles.REQUEST)
         built = self._build(builder, [*path, asked], think=False)
@@ -418,9 +411,7 @@ class Session:
 
         An answer that another thread is hearing ends with EngineDiedError there.
         """
-        unload(self.engine, self.plan)
-        self.engine.close()
-        self._renderer.close()
+        self.model.close()
         self._idle.wait(_LAST_WORD_S)
         try:
             self._kept.save_leftovers()

@@ -31,10 +31,10 @@ class RenderRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One rendering."""
 
     template: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     bos: str
     eos: str
-    variables: dict[str, bool | str] = {}
+    variables: dict[str, Any] = {}
 
 
 class RenderReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,12 +122,11 @@ def render(environment: Sandbox, compiled: dict[str, jinja2.Template], request: 
         if request.template not in compiled:
             compiled[request.template] = environment.from_string(request.template)
         text = compiled[request.template].render(
-            **request.variables,
+            **({"tools": None} | request.variables),
             messages=request.messages,
             add_generation_prompt=True,
             bos_token=request.bos,
             eos_token=request.eos,
-            tools=None,
             documents=None,
         )
     except Exception as error:  # noqa: BLE001  (a template can raise anything that Python can)

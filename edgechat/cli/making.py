@@ -35,11 +35,7 @@ def session_maker(
 
     from edgechat import config
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    for name, value in given.items():
-        wrong = config.check(name, value)
-        if wrong:
-            raise UsageError(f"invalid value for {_flag(name)}: {wrong}")
+    given = given_flags(**flags)
     if conversation_id == "":
         raise UsageError("invalid value for --conversation: an ID is missing")
     if go_on and conversation_id:
@@ -66,16 +62,28 @@ def session_maker(
             conversation = Conversation(id=new_id(), created_at_ms=now_ms(), settings=kept)
         # What was chosen for the conversation holds on, under what is chosen now.
         of_conversation = {**conversation.settings, **({"model": conversation.model} if conversation.model else {})}
-        name, path = _model(config.merged(settings, of_conversation, given))
+        name, path = chosen_model(config.merged(settings, of_conversation, given))
         conversation = msgspec.structs.replace(conversation, model=name)
         session = Session(store, settings, _used(path, is_noted=not ephemeral), conversation, given)
-        session.warnings += store.notes
+        session.warnings.extend(store.notes)
         return session
 
     return make, problems
 
 
-def _model(settings: Settings) -> tuple[str, Path]:
+def given_flags(**flags: object) -> dict[str, object]:
+    """Those that were given, by the names of the settings that they are. Raises UsageError for one that cannot be used."""
+    from edgechat import config
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    for name, value in given.items():
+        wrong = config.check(name, value)
+        if wrong:
+            raise UsageError(f"invalid value for {_flag(name)}: {wrong}")
+    return given
+
+
+def chosen_model(settings: Settings) -> tuple[str, Path]:
     """Name and file of the model that was asked for, or is the best here. Raises EdgechatError."""
     from edgechat import config
     from edgechat.catalogue.names import find_model

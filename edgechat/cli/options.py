@@ -23,7 +23,7 @@ def complete_model(_context: click.Context, _parameter: click.Parameter, incompl
         return []
 
 
-_OPTIONS = (
+_WHOSE = (
     click.option(
         "-m",
         "--model",
@@ -32,6 +32,8 @@ _OPTIONS = (
         help="A .gguf file, or a model's name (`edgechat models` shows and gets them).",
     ),
     click.option("--system", "system_prompt", metavar="TEXT", help="What the model is told first."),
+)
+_ANSWERS = (
     click.option("--max-tokens", type=int, metavar="N", help="Longest answer, in tokens."),
     click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token."),
     click.option("--top-p", type=float, metavar="P", help="Keep the likeliest tokens up to this probability."),
@@ -45,6 +47,8 @@ _OPTIONS = (
         default=None,
         help="Try several tokens at a time, or not; the text is the same.",
     ),
+)
+_WHICH = (
     click.option("--persona", metavar="NAME", help="A persona of yours: system prompt, model and sampling."),
     click.option("-c", "--continue", "go_on", is_flag=True, default=None, help="Go on with the last conversation."),
     click.option("--conversation", "conversation_id", metavar="ID", help="Go on with this conversation."),
@@ -54,6 +58,13 @@ _OPTIONS = (
 
 def conversation_options(function: F) -> F:
     """Add the options that choose a model and how it answers."""
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_WHOSE, *_ANSWERS, *_WHICH)):
+        function = option(function)
+    return function
+
+
+def answer_options(function: F) -> F:
+    """Add the options that say how a model is loaded, and how it answers."""
+    for option in reversed(_ANSWERS):
         function = option(function)
     return function

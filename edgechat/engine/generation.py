@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from edgechat.engine.protocol import (
     FinishReason,
@@ -22,6 +23,9 @@ from edgechat.errors import ContextOverflowError, EngineError
 from edgechat.prefix.cache import Cached, PrefixCache
 from edgechat.runtime.context import Context
 from edgechat.speculation.speculator import SpeculationStats, Speculator
+
+if TYPE_CHECKING:
+    from edgechat.runtime.grammar import Grammar
 
 Send = Callable[[PrefillProgressed | TokensGenerated | SampleFinished], None]
 
@@ -50,7 +54,7 @@ class Generation:
     ) -> None:
         """`arrived_s` is the monotonic time at which the request came in. Without a speculator nothing is drafted.
 
-        Raises ContextOverflowError if the prompt leaves no room for an answer.
+        Raises ContextOverflowError if the prompt leaves no room for an answer, GrammarError for what cannot be enforced.
         """
         if not prompt:
             raise EngineError("the prompt is empty: there is nothing to continue")
@@ -77,6 +81,11 @@ class Generation:
         self._cached = Cached(seq=0)
         self._prefill_s = 0.0
         self._n_held = 0
+        self._grammar: Grammar | None = None
+        if request.grammar:
+            from edgechat.runtime.grammar import compile_grammar
+
+            self._grammar = compile_grammar(context.model, request.grammar, request.shown_tokens)
 
     @property
     def n_tokens(self) -> int:
@@ -176,8 +185,7 @@ class Generation:
             new = [strand.sample]
         else:
             seqs = [seq, *self._cache.fork(seq, self.request.n_samples - 1)]
-            new = [Sample(self._context, self.request, i, s, self.prompt, self._send) for i, s in enumerate(seqs)]
-            self.samples = new
+            new = self.samples = [self._sample(i, s) for i, s in enumerate(seqs)]
         self._strands.remove(strand)
         self.growing += new
         for sample in new:
@@ -185,6 +193,10 @@ class Generation:
                 self.finish(sample, "length")
             else:
                 self.take(sample, sample.draw(-1))
+
+    def _sample(self, number: int, seq: int) -> Sample:
+        grammar = self._grammar.copy() if self._grammar is not None else None
+        return Sample(self._context, self.request, number, seq, self.prompt, self._send, grammar)
 
     # The answers
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edgechat.engine import protocol
 from edgechat.engine.batching import Batching
@@ -30,6 +30,7 @@ from edgechat.prefix.disk import Disk
 from edgechat.runtime import bindings
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.context import Context
+from edgechat.runtime.embedder import Embedder
 from edgechat.runtime.layout import memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.speculation.controller import MAX_DRAFT
@@ -69,6 +70,7 @@ class Host:
         self._channel = channel
         self._requests: queue.SimpleQueue[tuple[protocol.AnyRequest, float]] = queue.SimpleQueue()
         self._context: Context | None = None
+        self._embedder: Embedder | None = None
         self._cache: PrefixCache | None = None
         self._disk: Disk | None = None
         self._speculation: Speculation | None = None
@@ -207,9 +209,13 @@ class Host:
             return self._load(request)
         if isinstance(request, (protocol.Probe, protocol.Devices, protocol.QuantTypes)):
             return self._survey.answer(request)
+        if self._embedder is not None:
+            return self._embed(self._embedder, request)
         context, cache = self._context, self._cache
         if context is None or cache is None:
             raise EngineError("no model is loaded")
+        if isinstance(request, protocol.Embed):
+            raise EngineError("this model makes texts, not vectors")
         if isinstance(request, protocol.Generate):
             self._generate(context, cache, request, arrived_s)
             return None
@@ -226,6 +232,21 @@ class Host:
             memory=memory_breakdown(context),
             step_costs=self._speculation.step_costs() if self._speculation is not None else {},
         )
+
+    def _embed(self, embedder: Embedder, request: protocol.AnyRequest) -> protocol.Event:
+        model = embedder.model
+        if isinstance(request, protocol.Tokenize):
+            tokens = model.tokenize(request.text, add_special=True, parse_special=False)
+            return protocol.Tokenized(id=request.id, tokens=tokens)
+        if not isinstance(request, protocol.Embed):
+            raise EngineError("this model makes vectors, not texts")
+        vectors = []
+        for tokens in request.texts:
+            check_tokens(tokens, model.n_vocab)
+            if request.id in self._cancelled:
+                raise EngineError("it was cancelled")
+            vectors.append(embedder.embed(tokens))
+        return protocol.Embedded(id=request.id, vectors=vectors)
 
     def _generate(self, context: Context, cache: PrefixCache, request: protocol.Generate, arrived_s: float) -> None:
         prompt = request.tokens
@@ -251,6 +272,9 @@ class Host:
         plan, options = request.plan, request.plan.options
         started = time.monotonic()
         model = Model(native, Path(plan.model_path), options, progress=self._progress(request.id))
+        if model.is_embedding:
+            self._embedder = Embedder(model, plan)
+            return self._loaded(request, model, started, n_ctx=self._embedder.n_ctx, n_embd=self._embedder.n_embd)
         context = Context(model, plan)
         self._disk = open_disk(request, context, find_bundle())
         self._cache = PrefixCache(context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk)
@@ -259,21 +283,28 @@ class Host:
         with self._lock:
             self._context = context
             context.clear_abort()
+        max_draft = min(context.max_undo, MAX_DRAFT) if self._speculation is not None else 0
+        return self._loaded(
+            request, model, started, n_ctx=context.n_ctx, can_rewind=context.any_position, max_draft=max_draft
+        )
+
+    def _loaded(self, request: protocol.Load, model: Model, started: float, **more: Any) -> protocol.Loaded:
+        given: dict[str, Any] = {"can_rewind": False} | more
         return protocol.Loaded(
             id=request.id,
             backend=self._survey.backend,
-            n_ctx=context.n_ctx,
             n_ctx_train=model.n_ctx_train,
-            n_threads=context.n_threads,
+            n_threads=request.plan.n_threads,
+            is_embedding=model.is_embedding,
             n_params=model.n_params,
+            n_vocab=model.n_vocab,
             size_bytes=model.size_bytes,
             chat_template=model.chat_template,
             bos=model.bos,
             eos=model.eos,
             control_tokens=list(model.control_tokens),
-            can_rewind=context.any_position,
-            max_draft=min(context.max_undo, MAX_DRAFT) if self._speculation is not None else 0,
             load_s=time.monotonic() - started,
+            **given,
         )
 
     def _progress(self, request_id: int) -> bindings.Progress:
@@ -294,6 +325,7 @@ class Host:
             self._batching.cancel_all()
         with self._lock:
             context, self._context = self._context, None
+        embedder, self._embedder = self._embedder, None
         cache, self._cache, self._disk, self._batching = self._cache, None, None, None
         speculation, self._speculation = self._speculation, None
         until_s = time.monotonic() + _SAVE_AT_END_S
@@ -304,9 +336,10 @@ class Host:
                 speculation.finish(max(until_s, time.monotonic() + _LEAST_SAVE_S))
         except (EdgechatError, MemoryError, OSError) as error:
             print(f"not all was saved: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
-        if context is not None:
-            context.close()
-            context.model.close()
+        for holder in (context, embedder):
+            if holder is not None:
+                holder.close()
+                holder.model.close()
 
     def _send(self, event: protocol.Event) -> None:
         self._channel.write(protocol.encode(event))  # if the client is gone, the reader ends the process

@@ -61,6 +61,13 @@ class QuantTypes(Request, frozen=True):
     preset: int
 
 
+class Embed(Request, frozen=True):
+    """Make vectors of texts, with a model that is made for that."""
+
+    texts: list[list[int]]
+    """As tokens."""
+
+
 class Tokenize(Request, frozen=True):
     """Turn text into tokens as a prompt would be."""
 
@@ -153,6 +160,7 @@ class Loaded(Event, frozen=True):
     n_ctx_train: int
     n_threads: int
     n_params: int
+    n_vocab: int
     size_bytes: int
     chat_template: str | None
     bos: str
@@ -162,6 +170,10 @@ class Loaded(Event, frozen=True):
     can_rewind: bool
     """False if a prompt can only be gone on from where another one ended: then `turn_starts` are of use."""
     load_s: float
+    is_embedding: bool = False
+    """True if it makes vectors, not texts."""
+    n_embd: int = 0
+    """Numbers of a vector."""
     max_draft: int = 0
     """Most tokens that can be tried with a step; 0 if nothing is drafted."""
 
@@ -188,6 +200,12 @@ class QuantTypesFound(Event, frozen=True):
     """ggml's numbers of types, in the order of the tensors; empty if llama.cpp has no rules for such a model."""
 
     types: list[int]
+
+
+class Embedded(Event, frozen=True):
+    """The vectors of an Embed, each of length 1."""
+
+    vectors: list[list[float]]
 
 
 class Tokenized(Event, frozen=True):
@@ -293,12 +311,12 @@ class Failed(Event, frozen=True):
     message: str
 
 
-AnyRequest = Load | Probe | Devices | QuantTypes | Tokenize | Generate | Cancel | Stats | Shutdown
+AnyRequest = Load | Probe | Devices | QuantTypes | Embed | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
-    BackendTesting | BackendChosen | LoadProgressed | Loaded | Probed | DevicesFound | QuantTypesFound | Tokenized | PrefillProgressed
+    BackendTesting | BackendChosen | LoadProgressed | Loaded | Probed | DevicesFound | QuantTypesFound | Embedded | Tokenized | PrefillProgressed
     | TokensGenerated | SampleFinished | TurnFinished | EngineStats | Failed
 )  # fmt: skip
-FINAL: Final = (Loaded, Probed, DevicesFound, QuantTypesFound, Tokenized, TurnFinished, EngineStats, Failed)
+FINAL: Final = (Loaded, Probed, DevicesFound, QuantTypesFound, Embedded, Tokenized, TurnFinished, EngineStats, Failed)
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -13,6 +13,9 @@ from edgechat.engine.protocol import FinishReason, Generate, SampleFinished, Tok
 from edgechat.engine.stop import StopText
 from edgechat.runtime.context import Context
 from edgechat.runtime.sampler import PENALTY_LAST_N, Sampler
+
+if TYPE_CHECKING:
+    from edgechat.runtime.grammar import Grammar
 
 # Events wake the client, which then competes with the compute threads; people read no faster than twelve times a second.
 FLUSH_S: Final = 0.08
@@ -24,9 +27,10 @@ class Sample:
     """Draws the tokens of one answer, and sends their text."""
 
     def __init__(
-        self, context: Context, request: Generate, number: int, seq: int, prompt: list[int], send: Send
-    ) -> None:
-        """`seq` holds `prompt`; answers with other numbers draw with other seeds. Raises GrammarError."""
+        self, context: Context, request: Generate, number: int, seq: int, prompt: list[int], send: Send,
+        grammar: Grammar | None = None,
+    ) -> None:  # fmt: skip
+        """`seq` holds `prompt`; answers with other numbers draw with other seeds, and all as `grammar` allows."""
         self.seq = seq
         self.tokens: list[int] = []
         self.next = -1
@@ -41,7 +45,7 @@ class Sample:
         sampling = request.sampling
         if sampling.seed is not None:
             sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + number) % (1 << 32))
-        self._sampler = Sampler(context.model, sampling, request.logit_bias, request.grammar, request.shown_tokens)
+        self._sampler = Sampler(context.model, sampling, request.logit_bias, grammar)
         for token in prompt[-PENALTY_LAST_N:]:
             self._sampler.accept(token)
         control = context.model.control_tokens
@@ -94,6 +98,7 @@ class Sample:
             self.first_token_s = self.last_token_s
         model, request = self._context.model, self._request
         if model.is_eog(token) and not request.ignore_eog:
+            del self._logprobs[-1:]
             self.finish("stop")
             return False
         self._add(token, model.piece(token, special=token in self._shown))

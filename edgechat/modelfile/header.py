@@ -99,6 +99,11 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
         names = (".ssm.", ".shortconv.", ".wkv.", ".token_shift_count", ".kda.")
         return any(name in key for key in self.metadata for name in names)
 
+    @property
+    def is_embedding(self) -> bool:
+        """True if it makes vectors of texts, not texts: its pooling is by mean, first or last token."""
+        return self.number("pooling_type") in {1, 2, 3}
+
     @cached_property
     def tensor_bytes(self) -> int:
         """Bytes of all tensors."""

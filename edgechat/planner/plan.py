@@ -42,6 +42,9 @@ MAX_DRAFT_TOKENS: Final = 1 << 17
 # States for batches of 8, 4 and 2.
 _N_RS_SEQ: Final = (7, 3, 1)
 
+# A text is read as a whole: this is the longest one.
+_EMBEDDING_N_CTXS: Final = (2048, 1024, 512, 256)
+
 Estimator = Callable[[LoadOptions], MemoryEstimate]
 """What a model takes with these options."""
 
@@ -94,7 +97,8 @@ def plan(
     formulas if it is None. Raises PlanError, with the numbers, if nothing fits.
     """
     needed = least = None
-    for options, trades in _ways(header, machine, n_ctx):
+    ways = _embedding_ways(header, n_ctx) if header.is_embedding else _ways(header, machine, n_ctx)
+    for options, trades in ways:
         needed = _needed(header, machine, options, estimator)
         if _fits(needed, options, machine):
             return _finished(header, machine, options, trades, needed, speculation=speculation, n_ctx=n_ctx)
@@ -154,6 +158,12 @@ def _ways(header: ModelHeader, machine: Machine, n_ctx: int | None) -> Iterator[
         if size < now.n_ctx:
             given_up["n_ctx"] = f"context of {size} tokens instead of {wanted}"
             yield msgspec.structs.replace(now, n_ctx=size), tuple(given_up.values())
+
+
+def _embedding_ways(header: ModelHeader, n_ctx: int | None) -> Iterator[tuple[LoadOptions, tuple[str, ...]]]:
+    longest = header.n_ctx_train or _EMBEDDING_N_CTXS[0]
+    for size in [n_ctx] if n_ctx else sorted({min(size, longest) for size in _EMBEDDING_N_CTXS}, reverse=True):
+        yield LoadOptions(n_ctx=size, n_seqs=1, n_ubatch=size), ()
 
 
 def _can_be_q8(header: ModelHeader) -> bool:

@@ -11,16 +11,12 @@ from edgechat.errors import GrammarError
 from edgechat.runtime.model import Model
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher
     from numpy.typing import NDArray
 
 MAX_CHARS: Final = 1 << 18
 """Of a grammar; what llguidance makes of so much takes well under a second (tests/engine/test_grammar.py)."""
 _SPECIAL: Final = b"\xff"  # llguidance's mark for tokens that are no text
-
-
-def is_installed() -> bool:
-    """True if there is what grammars need."""
-    return importlib.util.find_spec("llguidance") is not None
 
 
 class _Vocabulary:
@@ -49,21 +45,19 @@ class _Vocabulary:
 class Grammar:
     """Where an answer is in a grammar: in llguidance's variant of Lark, or a JSON object of its own."""
 
-    def __init__(self, model: Model, grammar: str, shown_tokens: Sequence[str] = ()) -> None:
-        """`shown_tokens` are control tokens that are a part of the text. Raises GrammarError if it cannot be enforced."""
-        if not is_installed():
-            raise GrammarError("grammars need the package llguidance: install edgechat[serve]")
-        if len(grammar) > MAX_CHARS:
-            raise GrammarError(f"a grammar of {len(grammar)} characters is over the limit of {MAX_CHARS}")
-        import llguidance
-
-        self._n_vocab = model.n_vocab
-        self._matcher = llguidance.LLMatcher(_tokenizer(model, tuple(shown_tokens)), grammar, log_level=0)
+    def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
+        """Raises GrammarError if it cannot be enforced."""
+        self._matcher = matcher
+        self._n_vocab = n_vocab
         self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
             raise GrammarError(f"the format cannot be enforced: {self._matcher.get_error()}")
+
+    def copy(self) -> Grammar:
+        """Another one that is where this one is."""
+        return Grammar(self._matcher.deep_copy(), self._n_vocab)
 
     @property
     def is_complete(self) -> bool:
@@ -95,6 +89,21 @@ class Grammar:
             yield
         finally:
             logits[:] = before
+
+
+def compile_grammar(model: Model, grammar: str, shown_tokens: Sequence[str] = ()) -> Grammar:
+    """A grammar at its beginning; `shown_tokens` are control tokens that are a part of the text.
+
+    Raises GrammarError if it cannot be enforced.
+    """
+    if importlib.util.find_spec("llguidance") is None:
+        raise GrammarError("grammars need the package llguidance: install edgechat[serve]")
+    if len(grammar) > MAX_CHARS:
+        raise GrammarError(f"a grammar of {len(grammar)} characters is over the limit of {MAX_CHARS}")
+    import llguidance
+
+    matcher = llguidance.LLMatcher(_tokenizer(model, tuple(shown_tokens)), grammar, log_level=0)
+    return Grammar(matcher, model.n_vocab)
 
 
 def _tokenizer(model: Model, shown_tokens: tuple[str, ...]) -> Any:

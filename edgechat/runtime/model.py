@@ -96,6 +96,17 @@ class Model:
         """Number of weights."""
         return int(self.bindings.llama.llama_model_n_params(self.pointer))
 
+    @cached_property
+    def is_embedding(self) -> bool:
+        """True if it makes vectors of texts: as `edgechat.modelfile.header.ModelHeader.is_embedding`."""
+        architecture = self._metadata("general.architecture")
+        return self._metadata(f"{architecture}.pooling_type") in {"1", "2", "3"}
+
+    def _metadata(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        count = self.bindings.llama.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if count >= 0 else ""
+
     @property
     def size_bytes(self) -> int:
         """Size of all tensors."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -24,18 +24,14 @@ class Sampler:
 
     def __init__(
         self, model: Model, params: Sampling, logit_bias: Mapping[int, float] = MappingProxyType({}),
-        grammar: str = "", shown_tokens: Sequence[str] = (),
+        grammar: Grammar | None = None,
     ) -> None:  # fmt: skip
         """Build the chain; biases and penalties come first, so that every later step sees them.
 
-        `grammar` is what `edgechat.runtime.grammar` takes. Raises GrammarError.
+        `grammar` goes on with what is drawn here.
         """
         self._llama = llama = model.bindings.llama
-        self._grammar: Grammar | None = None
-        if grammar:
-            from edgechat.runtime.grammar import Grammar
-
-            self._grammar = Grammar(model, grammar, shown_tokens)
+        self._grammar = grammar
         self.seed = params.seed if params.seed is not None else random.SystemRandom().getrandbits(31)
         chain_params = llama.llama_sampler_chain_default_params()
         chain_params.no_perf = True

@@ -221,9 +221,8 @@ class ChatScreen(Screen[None]):
     def on_opened(self, _message: events.Opened) -> None:
         """The model is ready."""
         session = self.app.talker.session
-        warnings, session.warnings = (session.warnings, []) if session is not None else ([], [])  # type: ignore[union-attr]
-        for warning in warnings:
-            self.say(warning)
+        while session is not None and session.warnings:
+            self.say(session.warnings.pop(0))
         self._end()
         self.app.talker.aside(lambda session: session.warm())
 

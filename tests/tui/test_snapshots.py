@@ -162,7 +162,7 @@ async def palette(app: ChatApp, pilot: Pilot[int]) -> None:
 async def plan(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     estimate = MemoryEstimate(weights=97_000_000, repacked=0, kv_cache=48_000_000, compute=23_000_000)
-    session(app).plan = given_plan(
+    session(app).model.plan = given_plan(
         "scripted.gguf", n_threads=2, n_ctx=2048, estimate=estimate, trades=("2048 tokens of context instead of 8192",),
         reasons={"n_ctx": "as much as fits", "n_threads": "as set"},
     )  # fmt: skip

@@ -1,0 +1,132 @@
+"""`edgechat serve`: the models here for every program that speaks the OpenAI API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from edgechat.cli.options import answer_options, complete_model
+from edgechat.errors import UsageError
+
+HOW_TO_GET_IT = (
+    "`edgechat serve` needs some more packages: install edgechat[serve] in the place of edgechat, "
+    "for example with `pipx install 'edgechat[serve]'`"
+)
+
+
+@click.command()
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=complete_model,
+    help="A .gguf file, or a model's name; several times for several models, of which the first is asked where a"
+    " program names none.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another one than this machine needs a key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--api-key",
+    envvar="EDGECHAT_API_KEY",
+    metavar="KEY",
+    help="What programs must send; better in the variable EDGECHAT_API_KEY, as others can see command lines.",
+)
+@click.option("--allow-origin", "origins", metavar="ORIGIN", multiple=True, help="A web page that may ask.")
+@click.option(
+    "--max-requests",
+    type=click.IntRange(1, 10_000),
+    default=64,
+    show_default=True,
+    help="So many may be in work or wait for one model; others are told to come again.",
+)
+@click.option("--log-requests", is_flag=True, help="Write a line for each request, without anything of its words.")
+@click.option("--json", "as_json", is_flag=True, help="Say in JSON where it listens.")
+@answer_options
+def serve(
+    *,
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    api_key: str | None,
+    origins: tuple[str, ...],
+    max_requests: int,
+    log_requests: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Offer models here to every program that speaks the OpenAI API, until Ctrl-C.
+
+    Requests are answered side by side, and what was computed for one is there for the next.
+    """
+    try:
+        from edgechat.serve import server
+        from edgechat.serve.app import Api
+        from edgechat.serve.guard import LOOPBACK, Rules
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{HOW_TO_GET_IT} (missing: {error.name})") from error
+    if api_key == "":
+        raise UsageError("the API key is empty")
+    if host not in LOOPBACK and not api_key:
+        raise UsageError(
+            f"{host} can be reached from other machines: give a key with --api-key, or listen on 127.0.0.1"
+        )
+    bound = server.listen(host, port)
+    served = _opened(models, max_requests, flags)
+    try:
+        rules = Rules(host=host, api_key=api_key or "", origins=origins, log=log_requests)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/v1"
+        _say_where(address, list(served), has_key=bool(api_key), as_json=as_json)
+        server.run(Api(served).app(rules), served, bound, lambda words: click.echo(f"edgechat: {words}", err=True))
+    finally:
+        bound.close()
+        for model in served.values():
+            model.close()
+
+
+def _opened(names: tuple[str, ...], max_requests: int, flags: dict[str, Any]) -> dict[str, Any]:
+    """The models, loaded, by the names that programs ask for. Raises EdgechatError."""
+    from pathlib import Path
+
+    import msgspec
+
+    from edgechat import config
+    from edgechat.cli.ask import Status
+    from edgechat.cli.making import chosen_model, given_flags
+    from edgechat.serve.served import Served
+
+    settings, problems = config.load()
+    settings = config.merged(settings, given_flags(**flags))
+    status = Status()
+    for problem in problems:
+        status.note(f"{problem} (ignored)")
+    served: dict[str, Served] = {}
+    try:
+        for wanted in names or (settings.model,):
+            name, path = chosen_model(msgspec.structs.replace(settings, model=wanted))
+            name = Path(name).stem if name.endswith(".gguf") else name
+            if name in served:
+                raise UsageError(f"there would be two models named {name!r}")
+            served[name] = model = Served(name, path, settings, max_requests)
+            model.open(status.show)
+            for warning in model.warnings:
+                status.note(warning)
+    except BaseException:
+        for model in served.values():
+            model.close()
+        raise
+    finally:
+        status.clear()
+    return served
+
+
+def _say_where(address: str, names: list[str], *, has_key: bool, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode({"url": address, "models": names, "has_key": has_key}).decode())
+        return
+    key = "with your key" if has_key else "no key is needed"
+    click.echo(f"{', '.join(names)} at {address} ({key}; Ctrl-C ends it)")

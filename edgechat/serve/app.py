@@ -1,0 +1,136 @@
+"""The application: which path is answered by what."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from edgechat import __version__
+from edgechat.errors import EdgechatError
+from edgechat.serve import metrics, openapi, problems
+from edgechat.serve.chat import ChatReply
+from edgechat.serve.completions import CompletionReply
+from edgechat.serve.embeddings import embed
+from edgechat.serve.guard import Guard, Rules, error_response
+from edgechat.serve.problems import ApiError
+from edgechat.serve.replies import respond
+from edgechat.serve.served import Served
+from edgechat.serve.wire import ChatRequest, CompletionRequest, EmbeddingsRequest
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Api:
+    """Answers requests to some models, of which the first one is asked where a client names none."""
+
+    def __init__(self, models: Mapping[str, Served]) -> None:
+        self._models = models
+        self._metrics = metrics.Metrics(models)
+        self._started_s = int(time.time())
+
+    def app(self, rules: Rules) -> ASGIApp:
+        """All of it, behind its guard."""
+        routes = [
+            Route("/v1/chat/completions", _answering(self.chat), methods=["POST"]),
+            Route("/v1/completions", _answering(self.completions), methods=["POST"]),
+            Route("/v1/embeddings", _answering(self.embeddings), methods=["POST"]),
+            Route("/v1/models", _answering(self.models), methods=["GET"]),
+            Route("/v1/models/{name:path}", _answering(self.model), methods=["GET"]),
+            Route("/health", _answering(self.health), methods=["GET"]),
+            Route("/metrics", _answering(self.metrics), methods=["GET"]),
+            Route("/openapi.json", _answering(self.openapi), methods=["GET"]),
+        ]
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _no_such_path})
+        return Guard(app, rules, self._metrics.requested)
+
+    def _named(self, name: str | None) -> Served:
+        if not name:
+            return next(iter(self._models.values()))
+        if name not in self._models:
+            words = f"there is no model {name!r} here; there is: {', '.join(self._models)}"
+            raise ApiError(404, words, param="model", code="model_not_found")
+        return self._models[name]
+
+    def _for_text(self, name: str | None) -> Served:
+        served = self._named(name)
+        if served.loaded.is_embedding:
+            raise ApiError(400, f"{served.name} makes vectors, not texts: ask for /v1/embeddings", param="model")
+        return served
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        wanted = problems.decode(await request.body(), ChatRequest)
+        return await respond(request, ChatReply(self._for_text(wanted.model), wanted), self._metrics)
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        wanted = problems.decode(await request.body(), CompletionRequest)
+        return await respond(request, CompletionReply(self._for_text(wanted.model), wanted), self._metrics)
+
+    async def embeddings(self, request: Request) -> Response:
+        """POST /v1/embeddings."""
+        wanted = problems.decode(await request.body(), EmbeddingsRequest)
+        return await embed(request, self._named(wanted.model), wanted)
+
+    async def models(self, request: Request) -> Response:  # noqa: ARG002
+        """GET /v1/models."""
+        return _json({"object": "list", "data": [self._about(served) for served in self._models.values()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{name}."""
+        return _json(self._about(self._named(request.path_params["name"])))
+
+    def _about(self, served: Served) -> dict[str, object]:
+        loaded = served.loaded
+        return {
+            "id": served.name, "object": "model", "created": self._started_s, "owned_by": "edgechat",
+            "meta": {"n_ctx": loaded.n_ctx, "n_ctx_train": loaded.n_ctx_train, "n_params": loaded.n_params,
+                     "size": loaded.size_bytes, "is_embedding": loaded.is_embedding},
+        }  # fmt: skip
+
+    async def health(self, request: Request) -> Response:  # noqa: ARG002
+        """GET /health."""
+        if any(served.is_draining for served in self._models.values()):
+            raise ApiError(503, "the server is shutting down", code="shutting_down")
+        return _json({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:  # noqa: ARG002
+        """GET /metrics."""
+        return Response(self._metrics.text(), media_type=metrics.CONTENT_TYPE)
+
+    async def openapi(self, request: Request) -> Response:  # noqa: ARG002
+        """GET /openapi.json."""
+        return _json(openapi.document(__version__))
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+def _answering(endpoint: Endpoint) -> Endpoint:
+    async def answered(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ApiError as error:
+            return error_response(error)
+        except EdgechatError as error:
+            return error_response(problems.of(error))
+
+    return answered
+
+
+async def _no_such_path(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    words = "the method is not allowed" if status == 405 else f"there is no {request.url.path} here"  # noqa: PLR2004
+    response = error_response(ApiError(status, words))
+    if isinstance(error, HTTPException):
+        response.headers.update(error.headers or {})
+    return response

@@ -1,0 +1,154 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from edgechat import __version__
+from edgechat.engine import protocol
+from edgechat.serve import grammars
+from edgechat.serve.answers import Choice, Costs, Delta, logprobs_of_chat
+from edgechat.serve.problems import ApiError
+from edgechat.serve.prompts import calls_as_sent, for_template
+from edgechat.serve.replies import Reply
+from edgechat.serve.served import Served
+from edgechat.serve.tools import ToolFormat, as_given
+from edgechat.serve.wire import ChatRequest, NamedTool, Tool
+
+FINGERPRINT = f"edgechat-{__version__}"
+
+
+class ChatReply(Reply):
+    """An answer to a conversation, in the shape of the API."""
+
+    def __init__(self, served: Served, wanted: ChatRequest) -> None:
+        super().__init__(served, wanted)
+        self._wanted = wanted
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name,
+            "system_fingerprint": FINGERPRINT,
+        }  # fmt: skip
+        self._has_logprobs = bool(wanted.logprobs)
+        self._said: set[int] = set()
+
+    async def requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
+        """What the engine is asked. Raises ApiError, EdgechatError."""
+        wanted, served = self._wanted, self.served
+        tools, must = chosen_tools(wanted)
+        form = served.tool_format
+        think = thinks(wanted, default=served.settings.reasoning)
+        messages = for_template(wanted.messages, tools, form)
+        built = await served.prompt(messages, as_given(tools) if form.is_native else (), think=think)
+        builder = served.builder
+        grammar = self._grammar(tools, form, must=must)
+        if grammar:
+            grammar = grammars.after_thinking(grammar, builder.form, built.place, think=think)
+        shown = builder.shown_tokens + (form.control_tokens if tools else [])
+        n_logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
+        max_tokens = wanted.max_completion_tokens or wanted.max_tokens or served.settings.max_tokens
+        request = served.request(
+            built.tokens, wanted, grammar=grammar, shown_tokens=shown, turn_starts=built.turn_starts,
+            n_logprobs=n_logprobs, max_tokens=max_tokens,
+        )  # fmt: skip
+        request = _with_stops(request, builder.stop)
+        choices = [
+            Choice(i, builder.form, built.place, tools=form if tools else None, must_call=must and not form.trigger)
+            for i in range(request.n_samples)
+        ]
+        return [request], choices
+
+    def _grammar(self, tools: list[Tool], form: ToolFormat, *, must: bool) -> str:
+        wanted = self._wanted
+        rule = grammars.of_format(wanted.response_format)
+        if not tools:
+            return rule
+        if rule:
+            raise ApiError(400, "response_format: with tools it cannot be had too", param="response_format")
+        return grammars.of_tools(tools, form, must=must, several=wanted.parallel_tool_calls is not False)
+
+    def whole(self, choices: list[Choice], costs: Costs) -> dict[str, Any]:
+        """The answer as one object."""
+        found = []
+        for i, choice in enumerate(choices):
+            message: dict[str, Any] = {"role": "assistant", "content": choice.content or None, "refusal": None}
+            if choice.content or not choice.calls:
+                message["content"] = choice.content
+            if choice.reasoning:
+                message["reasoning_content"] = choice.reasoning.rstrip("\n")
+            if choice.calls:
+                message["tool_calls"] = calls_as_sent(choice.calls)
+            found.append({
+                "index": i, "message": message, "finish_reason": choice.finish_reason,
+                "logprobs": self._logprobs(choice.logprobs),
+            })  # fmt: skip
+        return self._head | {
+            "object": "chat.completion", "choices": found, "usage": costs.usage(), "timings": costs.timings()
+        }  # fmt: skip
+
+    def _logprobs(self, found: Any) -> dict[str, Any] | None:
+        return {"content": logprobs_of_chat(found), "refusal": None} if self._has_logprobs else None
+
+    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
+        """What is new, as objects of a stream."""
+        new: dict[str, Any] = {}
+        if delta.number not in self._said:
+            self._said.add(delta.number)
+            new = {"role": "assistant", "content": ""}
+        if delta.content:
+            new["content"] = delta.content
+        if delta.reasoning:
+            new["reasoning_content"] = delta.reasoning
+        if delta.calls:
+            new["tool_calls"] = calls_as_sent(delta.calls, delta.n_calls_before)
+        found = []
+        if new or delta.logprobs:
+            found.append(self._chunk(delta, new, None))
+        if delta.finish_reason is not None:
+            found.append(self._chunk(delta._replace(logprobs=()), {}, delta.finish_reason))
+        return found
+
+    def _chunk(self, delta: Delta, new: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+        logprobs = self._logprobs(delta.logprobs) if delta.logprobs else None
+        choice = {"index": delta.number, "delta": new, "logprobs": logprobs, "finish_reason": finish_reason}
+        return self._head | {"object": "chat.completion.chunk", "choices": [choice]}
+
+    def last_chunk(self, costs: Costs) -> dict[str, Any]:
+        """What a stream ends with, if it is to hold what it cost."""
+        return self._head | {
+            "object": "chat.completion.chunk", "choices": [], "usage": costs.usage(), "timings": costs.timings()
+        }  # fmt: skip
+
+
+def _with_stops(request: protocol.Generate, stops: list[str]) -> protocol.Generate:
+    import msgspec
+
+    return msgspec.structs.replace(request, stop=[*request.stop, *stops]) if stops else request
+
+
+def chosen_tools(wanted: ChatRequest) -> tuple[list[Tool], bool]:
+    """The tools that may be called, and whether one must be. Raises ApiError."""
+    tools, choice = wanted.tools or [], wanted.tool_choice
+    names = [tool.function.name for tool in tools]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ApiError(400, f"tools: there are two functions {twice!r}", param="tools")
+    if isinstance(choice, NamedTool):
+        name = choice.function.name
+        if name not in names:
+            raise ApiError(400, f"tool_choice: there is no function {name!r}", param="tool_choice")
+        return [tool for tool in tools if tool.function.name == name], True
+    if choice == "required" and not tools:
+        raise ApiError(400, "tool_choice: there are no tools to choose from", param="tool_choice")
+    return ([] if choice == "none" else tools), choice == "required"
+
+
+def thinks(wanted: ChatRequest, *, default: bool | None) -> bool:
+    """Whether the model is to think before it answers: as the request says, or as set, or else yes."""
+    given = (wanted.chat_template_kwargs or {}).get("enable_thinking")
+    if isinstance(given, bool):
+        return given
+    if wanted.reasoning_effort is not None:
+        return wanted.reasoning_effort not in {"none", "minimal"}
+    return True if default is None else default

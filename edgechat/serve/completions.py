@@ -1,0 +1,99 @@
+"""POST /v1/completions: texts that go on, without a chat template."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from edgechat.engine import protocol
+from edgechat.serve.answers import Choice, Costs, Delta, logprob
+from edgechat.serve.chat import FINGERPRINT
+from edgechat.serve.problems import ApiError
+from edgechat.serve.replies import Reply
+from edgechat.serve.served import Served
+from edgechat.serve.wire import CompletionRequest, Texts
+
+MAX_TEXTS: Final = 64
+
+
+class CompletionReply(Reply):
+    """Texts that go on, in the shape of the API."""
+
+    def __init__(self, served: Served, wanted: CompletionRequest) -> None:
+        super().__init__(served, wanted)
+        self._wanted = wanted
+        self._echoes: list[str] = []
+        self._lengths: dict[int, int] = {}
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
+            "model": served.name, "system_fingerprint": FINGERPRINT,
+        }  # fmt: skip
+
+    async def requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
+        """What the engine is asked. Raises ApiError, EdgechatError."""
+        wanted = self._wanted
+        if wanted.suffix:
+            raise ApiError(400, "suffix: text in the middle cannot be filled in", param="suffix")
+        requests, n = [], wanted.n or 1
+        for text in several(wanted.prompt, "prompt"):
+            if wanted.echo and not isinstance(text, str):
+                raise ApiError(400, "echo: only of a text, not of tokens", param="echo")
+            tokens = await self.served.tokenize(text) if isinstance(text, str) else text
+            requests.append(self.served.request(tokens, wanted, n_logprobs=wanted.logprobs))
+            self._echoes += [text if wanted.echo and isinstance(text, str) else ""] * n
+        return requests, [Choice(i) for i in range(len(requests) * n)]
+
+    def whole(self, choices: list[Choice], costs: Costs) -> dict[str, Any]:
+        """The answer as one object."""
+        found = [
+            self._choice(i, self._echoes[i] + c.content, c.logprobs, c.finish_reason) for i, c in enumerate(choices)
+        ]
+        return self._head | {"choices": found, "usage": costs.usage(), "timings": costs.timings()}
+
+    def _choice(
+        self, index: int, text: str, logprobs: Sequence[protocol.TokenLogprobs], finish_reason: str | None
+    ) -> dict[str, Any]:
+        found = self._logprobs(index, logprobs) if self._wanted.logprobs is not None else None
+        return {"index": index, "text": text, "logprobs": found, "finish_reason": finish_reason}
+
+    def _logprobs(self, index: int, found: Sequence[protocol.TokenLogprobs]) -> dict[str, Any]:
+        texts = [each.text.decode("utf-8", "replace") for each in found]
+        offsets, offset = [], self._lengths.get(index, len(self._echoes[index]))
+        for text in texts:
+            offsets.append(offset)
+            offset += len(text)
+        self._lengths[index] = offset
+        return {
+            "tokens": texts, "token_logprobs": [logprob(each.logprob) for each in found], "text_offset": offsets,
+            "top_logprobs": [{t.decode("utf-8", "replace"): logprob(v) for t, v in each.top} for each in found],
+        }  # fmt: skip
+
+    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
+        """What is new, as objects of a stream."""
+        text = delta.content
+        if delta.number not in self._lengths:
+            text = self._echoes[delta.number] + text
+            self._lengths[delta.number] = len(self._echoes[delta.number])
+        if not text and not delta.logprobs and delta.finish_reason is None:
+            return []
+        return [self._head | {"choices": [self._choice(delta.number, text, delta.logprobs, delta.finish_reason)]}]
+
+    def last_chunk(self, costs: Costs) -> dict[str, Any]:
+        """What a stream ends with, if it is to hold what it cost."""
+        return self._head | {"choices": [], "usage": costs.usage(), "timings": costs.timings()}
+
+
+def several(texts: Texts, param: str) -> list[str | list[int]]:
+    """Texts, or the tokens of texts. Raises ApiError if there are none, too many, or a mixture."""
+    if isinstance(texts, str):
+        return [texts]
+    if texts and all(isinstance(each, int) for each in texts):
+        return [[each for each in texts if isinstance(each, int)]]
+    found: list[str | list[int]] = [each for each in texts if not isinstance(each, int)]
+    if not found or len(found) < len(texts) or len({type(each) for each in found}) > 1:
+        raise ApiError(400, f"{param}: a text, several, or their tokens", param=param)
+    if len(found) > MAX_TEXTS:
+        raise ApiError(400, f"{param}: {len(found)} texts are more than {MAX_TEXTS}", param=param)
+    return found

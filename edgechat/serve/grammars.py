@@ -1,0 +1,106 @@
+"""Grammars for answers: JSON that a schema describes, and calls of tools, after whatever a model thinks first.
+
+They are written in llguidance's variant of Lark, which has JSON schemas built in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from edgechat.chat.reasoning import Format, Place
+from edgechat.errors import GrammarError
+from edgechat.serve.tools import ToolFormat
+from edgechat.serve.wire import JsonFormat, SchemaFormat, TextFormat, Tool
+
+# Small models that may write any white space write it for ever.
+_SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_MAX_DEPTH: Final = 64
+# Of a schema: keywords whose values hold schemas, one, a list of them, or by name.
+_ONE: Final = ("additionalProperties", "items", "additionalItems")
+_LISTS: Final = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
+_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
+
+
+def of_format(wanted: TextFormat | JsonFormat | SchemaFormat | None) -> str:
+    """The rule of a response format; "" if anything goes. Raises GrammarError, which names what cannot be enforced."""
+    if isinstance(wanted, JsonFormat):
+        return _json({"type": "object"}, "response_format")
+    if isinstance(wanted, SchemaFormat):
+        return _json(wanted.json_schema.schema, "response_format.json_schema.schema")
+    return ""
+
+
+def of_tools(tools: Sequence[Tool], form: ToolFormat, *, must: bool, several: bool) -> str:
+    """The rules of calls of `tools`: `must` asks for one, else there may be text in their place.
+
+    Raises GrammarError, which names what of their parameters cannot be enforced.
+    """
+    calls, rules = [], []
+    for i, tool in enumerate(tools):
+        opening, closing = form.around(tool.function.name)
+        parameters = {"type": "object"} | (tool.function.parameters or {})
+        rules.append(f"arguments_{i}: {_json(parameters, f'tools[{i}].function.parameters')}")
+        calls.append(f"{_quoted(opening)} arguments_{i} {_quoted(closing)}")
+    more = f" ({_quoted(form.between)} call)*" if several else ""
+    closing = f" {_quoted(form.closing)}" if form.closing else ""
+    all_calls = f"call{more}{closing}"
+    rules.append("call: " + " | ".join(calls))
+    if must:
+        return "\n".join([f"{_quoted(form.opening)} {all_calls}", *rules])
+    if form.trigger:
+        rest = form.opening[len(form.trigger) :]
+        rules += [f"head[lazy]: TEXT {_quoted(form.trigger)}", "TEXT: /(.|\\n)*/"]
+        begun = f"head {_quoted(rest)} " if rest else "head "
+        return "\n".join([f"TEXT | {begun}{all_calls}", *rules])
+    rules.append("OTHER: /([^{](.|\\n)*)?/")
+    return "\n".join([f"OTHER | {all_calls}", *rules])
+
+
+def after_thinking(rules: str, form: Format | None, place: Place, *, think: bool) -> str:
+    """The whole grammar; `rules` begin with what follows the thoughts."""
+    if form is None or not think or place == "answer":
+        return f"start: {rules}\n"
+    thoughts = "thoughts" if place == "reasoning" else f"({_quoted(form.opening)} thoughts)?"
+    mark = f" {_quoted(form.answer)}" if form.answer else ""
+    return (
+        f"start: {thoughts}{mark} body\n"
+        f"thoughts: closed /\\s{{0,4}}/\nclosed[lazy]: THOUGHTS {_quoted(form.closing)}\nTHOUGHTS: /(.|\\n)*/\n"
+        f"body: {rules}\n"
+    )
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)
+
+
+def _json(schema: Mapping[str, Any] | bool, where: str) -> str:  # noqa: FBT001  (a schema may be that)
+    """A schema as an expression. Raises GrammarError."""
+    whole: dict[str, Any] = {} if schema is True else {"not": {}} if schema is False else dict(schema)
+    whole.pop("x-guidance", None)
+    for name, path in _unenforced(whole, where, 0):
+        raise GrammarError(f"{path}: {name} cannot be enforced")
+    return "%json " + json.dumps(whole | {"x-guidance": _SPACING})
+
+
+def _unenforced(schema: object, where: str, depth: int) -> Iterator[tuple[str, str]]:
+    """Keywords that llguidance takes without holding to them in every case, and where they are."""
+    if depth > _MAX_DEPTH:
+        raise GrammarError(f"{where}: schemas may be nested {_MAX_DEPTH} deep")
+    if not isinstance(schema, dict):
+        return
+    least, required = schema.get("minProperties"), schema.get("required")
+    n_required = len(set(map(str, required))) if isinstance(required, list) else 0
+    if isinstance(least, (int, float)) and least > max(1, n_required):
+        # The names of properties that a schema does not name may come twice.
+        yield "minProperties (beyond what is required)", where
+    for name in _ONE:
+        yield from _unenforced(schema.get(name), f"{where}.{name}", depth + 1)
+    for name in _LISTS:
+        for i, each in enumerate(schema[name] if isinstance(schema.get(name), list) else ()):
+            yield from _unenforced(each, f"{where}.{name}[{i}]", depth + 1)
+    for name in _MAPS:
+        inner = schema.get(name)
+        for key, each in inner.items() if isinstance(inner, dict) else ():
+            yield from _unenforced(each, f"{where}.{name}.{key}", depth + 1)

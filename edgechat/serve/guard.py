@@ -1,0 +1,155 @@
+"""What stands before every request: who may ask, from where, how much, and for how long they may take to say it."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edgechat.serve.problems import ApiError
+
+MAX_BODY_BYTES: Final = 16 << 20
+BODY_S: Final = 30.0
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+# What tells nothing of a model or a conversation, and what programs look at that have no key.
+_OPEN: Final = ("/health",)
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may ask."""
+
+    host: str
+    """What the server listens on."""
+    api_key: str = ""
+    """What clients must send; "" is nothing."""
+    origins: tuple[str, ...] = ()
+    """Web pages that may ask."""
+    log: bool = False
+    """Write a line for each request, without anything of what it says."""
+
+
+def error_response(error: ApiError) -> Response:
+    """An error as an answer."""
+    body = msgspec.json.encode(error.body())
+    return Response(body, error.status, error.headers, media_type="application/json")
+
+
+class Guard:
+    """Lets in what may be let in, with a whole body of a bounded size."""
+
+    def __init__(self, app: ASGIApp, rules: Rules, requested: Callable[[str, int], None]) -> None:
+        """`requested` is told of each request's path and status."""
+        self._app = app
+        self._rules = rules
+        self._requested = requested
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request and pass it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.monotonic(), 499
+        headers = Headers(scope=scope)
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *self._allowed_origin(headers)]
+            await send(message)
+
+        try:
+            self._check(scope, headers)
+            if scope["method"] == "OPTIONS" and headers.get("origin"):
+                await _preflight()(scope, receive, noted)
+                return
+            await self._app(scope, await _whole_body(headers, receive), noted)
+        except ApiError as error:
+            await error_response(error)(scope, receive, noted)
+        finally:
+            path = scope["path"] if "endpoint" in scope else "other"
+            self._requested(path, status)
+            if self._rules.log:
+                words = f"{scope['method']} {path} {status} {time.monotonic() - started:.3f} s"
+                print(words, file=sys.stderr, flush=True)  # noqa: T201  (asked for)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        rules = self._rules
+        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        if rules.host in LOOPBACK and host not in LOOPBACK:
+            # A page that had its own name point here would read all that it likes.
+            raise ApiError(403, f"this server answers to {', '.join(LOOPBACK)}, not to {host!r}", code="wrong_host")
+        origin = headers.get("origin")
+        is_foreign = origin is not None and not self._may_ask(origin, headers)
+        if is_foreign or (origin is None and headers.get("sec-fetch-site") in {"cross-site", "same-site"}):
+            words = "a web page may not ask here, unless its origin is given with --allow-origin"
+            raise ApiError(403, words, code="wrong_origin")
+        if rules.api_key and scope["path"] not in _OPEN and scope["method"] != "OPTIONS":
+            given = headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("x-api-key", "")
+            if not hmac.compare_digest(given.encode(), rules.api_key.encode()):
+                raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    def _may_ask(self, origin: str, headers: Mapping[str, str]) -> bool:
+        if origin in self._rules.origins:
+            return True
+        return urlsplit(origin).netloc == headers.get("host")  # a page of this very server
+
+    def _allowed_origin(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        origin = headers.get("origin")
+        if origin not in self._rules.origins:
+            return []
+        return [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
+
+
+def _preflight() -> Response:
+    return Response(
+        status_code=204,
+        headers={"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "*", "Access-Control-Max-Age": "600"},
+    )  # fmt: skip
+
+
+async def _whole_body(headers: Headers, receive: Receive) -> Receive:
+    """A `receive` that has the body at once. Raises ApiError if it is too large, or does not come."""
+    declared = headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
+        raise _too_large()
+    try:
+        body = await asyncio.wait_for(_read(receive), BODY_S)
+    except asyncio.TimeoutError as error:
+        raise ApiError(408, f"the body did not come within {BODY_S:g} s", code="timeout") from error
+    is_given = False
+
+    async def whole() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return whole
+
+
+async def _read(receive: Receive) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ApiError(499, "the client closed the connection")
+        body.extend(message.get("body", b""))
+        if len(body) > MAX_BODY_BYTES:
+            raise _too_large()
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, f"the body is over the limit of {MAX_BODY_BYTES >> 20} MiB", code="too_large")

@@ -1,0 +1,74 @@
+"""What is told to a client when something is wrong, in the shape that OpenAI's clients read."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from edgechat.errors import (
+    ContextOverflowError,
+    EdgechatError,
+    EngineDiedError,
+    GrammarError,
+    PlanError,
+    TemplateError,
+    UsageError,
+)
+
+RETRY_AFTER_S: Final = 2
+_PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
+
+T = TypeVar("T")
+
+
+class ApiError(Exception):
+    """An answer that is an error."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes with it."""
+        if self.status == 503:  # noqa: PLR2004
+            return {"Retry-After": str(RETRY_AFTER_S)}
+        return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}  # noqa: PLR2004
+
+    def body(self) -> dict[str, Any]:
+        """The OpenAI shape."""
+        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")  # noqa: PLR2004
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def of(error: EdgechatError) -> ApiError:
+    """What a client is told of an error of ours."""
+    if isinstance(error, ContextOverflowError):
+        return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+    if isinstance(error, GrammarError):
+        return ApiError(400, str(error), code="unsupported_format")
+    if isinstance(error, (TemplateError, UsageError)):
+        return ApiError(400, str(error))
+    if isinstance(error, PlanError):
+        return ApiError(503, str(error), code="out_of_memory")
+    if isinstance(error, EngineDiedError):
+        return ApiError(500, f"{str(error).splitlines()[0]}; the next request starts it again", code="engine_died")
+    return ApiError(500, str(error))
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """The body of a request. Raises ApiError, which names the field."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        path = _PATH.search(str(error))
+        words = _PATH.sub("", str(error))
+        param = path[1] if path and path[1] else None
+        raise ApiError(400, f"{param}: {words}" if param else words, param=param, code="invalid_value") from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from error

@@ -1,0 +1,158 @@
+"""How an answer gets to a client: as one JSON object, or as a stream of events; and how it ends when the client goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from edgechat.engine import protocol
+from edgechat.errors import EdgechatError
+from edgechat.serve import problems
+from edgechat.serve.answers import Choice, Costs, Delta, deltas
+from edgechat.serve.metrics import Metrics
+from edgechat.serve.problems import ApiError
+from edgechat.serve.served import Answer, Served
+from edgechat.serve.wire import Drawing
+
+DONE: Final = b"data: [DONE]\n\n"
+
+
+class Reply(ABC):
+    """The shape of one kind of answer."""
+
+    def __init__(self, served: Served, drawing: Drawing) -> None:
+        self.served = served
+        self.streams = bool(drawing.stream)
+        self.has_usage = bool(drawing.stream_options and drawing.stream_options.include_usage)
+
+    @abstractmethod
+    async def requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
+        """What the engine is asked, and the answers that are to come. Raises ApiError, EdgechatError."""
+
+    @abstractmethod
+    def whole(self, choices: list[Choice], costs: Costs) -> dict[str, Any]:
+        """The answer as one object."""
+
+    @abstractmethod
+    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
+        """What is new, as objects of a stream."""
+
+    @abstractmethod
+    def last_chunk(self, costs: Costs) -> dict[str, Any]:
+        """What a stream ends with, if it is to hold what it cost."""
+
+
+async def respond(request: Request, reply: Reply, metrics: Metrics) -> Response:
+    """Answer. Raises ApiError and EdgechatError before anything is sent."""
+    place = contextlib.ExitStack()
+    place.enter_context(reply.served.place())
+    try:
+        work = asyncio.ensure_future(_begin(reply))
+        answer, choices, said, costs = await unless_gone(request, work)
+    except BaseException:
+        place.close()
+        raise
+    place.callback(answer.close)
+    try:
+        if reply.streams:
+            stream = _stream(reply, said, costs, metrics)
+            return _EventStream(stream, place)
+        rest = asyncio.ensure_future(_drain(said))
+        await unless_gone(request, rest)
+        metrics.ended(costs.stats)
+        body = msgspec.json.encode(reply.whole(choices, costs))
+    except BaseException:
+        place.close()
+        raise
+    place.close()
+    return Response(body, media_type="application/json")
+
+
+async def _begin(reply: Reply) -> tuple[Answer, list[Choice], AsyncIterator[Delta | None], Costs]:
+    """Ask, and wait until something is heard: from then on an error is no longer the request's."""
+    requests, choices = await reply.requests()
+    answer = await reply.served.ask(requests)
+    costs = Costs()
+    said = deltas(answer, choices, requests[0].n_samples, costs)
+    try:
+        first = await anext(said)
+    except BaseException:
+        answer.close()
+        raise
+
+    async def all_said() -> AsyncIterator[Delta | None]:
+        yield first
+        async for delta in said:
+            yield delta
+
+    return answer, choices, all_said(), costs
+
+
+async def _drain(said: AsyncIterator[Delta | None]) -> None:
+    async for _ in said:
+        pass
+
+
+async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
+    """The result of `work`; when the client goes away it is cancelled, and so is this. Raises what it raises."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    watcher = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ApiError(499, "the client closed the connection")
+        return work.result()
+    finally:
+        watcher.cancel()
+        if not work.done():
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError, EdgechatError, ApiError):
+                await work
+
+
+def event(data: Any) -> bytes:
+    """One event of a stream."""
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+async def _stream(
+    reply: Reply, said: AsyncIterator[Delta | None], costs: Costs, metrics: Metrics
+) -> AsyncIterator[bytes]:
+    try:
+        async for delta in said:
+            for chunk in reply.chunks(delta) if delta is not None else ():
+                yield event(chunk)
+    except EdgechatError as error:
+        yield event(problems.of(error).body())
+    else:
+        metrics.ended(costs.stats)
+        if reply.has_usage:
+            yield event(reply.last_chunk(costs))
+    yield DONE
+
+
+class _EventStream(StreamingResponse):
+    """A stream whose place is free again however it ends."""
+
+    def __init__(self, content: AsyncIterator[bytes], place: contextlib.ExitStack) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._place.close()

@@ -1,0 +1,244 @@
+"""Models that are served, and the requests that are in work on each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from edgechat.chat.model import ChatModel
+from edgechat.chat.prompting import BuiltPrompt, PromptBuilder
+from edgechat.chat.renderer import PromptMessage
+from edgechat.config import Sampling, Settings
+from edgechat.engine import protocol
+from edgechat.errors import EdgechatError, EngineDiedError, EngineError, GoneError
+from edgechat.serve.problems import ApiError
+from edgechat.serve.tools import ToolFormat, detect
+from edgechat.serve.wire import Drawing, Token
+
+CONVERSATION: Final = "served"
+"""Whose all that is computed for clients is: a prefix that one of them sent is there for the others."""
+_SEEDS: Final = 1 << 32
+
+
+class Heard(NamedTuple):
+    """An event of one of several requests."""
+
+    number: int
+    event: protocol.AnyEvent
+
+
+class Served:
+    """One model. Requests beyond `max_requests` at a time are refused."""
+
+    def __init__(self, name: str, path: Path, settings: Settings, max_requests: int) -> None:
+        self.name = name
+        self.path = path
+        self.settings = settings
+        self.max_requests = max_requests
+        self.n_requests = 0
+        """In work or waiting."""
+        self.is_draining = False
+        self._model = ChatModel(_no_attachments)
+        self._answers: set[Answer] = set()
+        self._reviving = asyncio.Lock()
+
+    def open(self, listen: Callable[[str], None]) -> protocol.Loaded:
+        """Load it. Raises EdgechatError."""
+        return self._model.open(self.path, self.settings, lambda event: listen(event.words))
+
+    def close(self) -> None:
+        """End its processes."""
+        self._model.close()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is not as the user may think."""
+        return self._model.warnings
+
+    @property
+    def loaded(self) -> protocol.Loaded:
+        """What the engine said of it. Raises EngineError."""
+        loaded = self._model.engine.loaded
+        if loaded is None:
+            raise EngineDiedError("the engine is being started again")
+        return loaded
+
+    @property
+    def builder(self) -> PromptBuilder:
+        """What makes prompts for it."""
+        return self._model.builder
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How it writes calls of tools."""
+        return detect(self.loaded.chat_template or "")
+
+    @property
+    def n_seqs(self) -> int:
+        """Answers that can be made at a time."""
+        return self._model.plan.options.n_seqs if self._model.plan is not None else 1
+
+    @property
+    def n_running(self) -> int:
+        """Requests of which something is heard already."""
+        return sum(answer.has_begun for answer in self._answers)
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue. Raises ApiError if there is none."""
+        if self.is_draining:
+            raise ApiError(503, "the server is shutting down", code="shutting_down")
+        if self.n_requests >= self.max_requests:
+            words = f"{self.n_requests} requests are in work or wait already: try again later"
+            raise ApiError(503, words, code="queue_full")
+        self.n_requests += 1
+        try:
+            yield
+        finally:
+            self.n_requests -= 1
+
+    async def prompt(
+        self, messages: list[PromptMessage], tools: Sequence[Mapping[str, Any]] = (), *, think: bool
+    ) -> BuiltPrompt:
+        """The tokens of a conversation. Raises EdgechatError."""
+        await self._revive()
+        return await asyncio.to_thread(self.builder.whole, messages, tools, think=think)
+
+    async def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text, in which control tokens are those. Raises EdgechatError."""
+        await self._revive()
+        return await asyncio.to_thread(self._model.engine.tokenize, text)
+
+    def request(self, tokens: list[int], drawing: Drawing, **more: Any) -> protocol.Generate:
+        """What the engine is asked, with the settings of the server where the client says nothing. Raises ApiError."""
+        n = drawing.n or 1
+        if n > self.n_seqs:
+            raise ApiError(400, f"n: {n} answers at once are not possible: 1 to {self.n_seqs} are", param="n")
+        stop = [drawing.stop] if isinstance(drawing.stop, str) else list(drawing.stop or ())
+        asked: dict[str, Any] = {
+            "tokens": self.checked(tokens, "prompt"), "max_tokens": drawing.max_tokens or self.settings.max_tokens,
+            "sampling": self._sampling(drawing), "n_samples": n, "stop": stop, "logit_bias": self._bias(drawing),
+            "conversation": CONVERSATION, "speculate": not self.settings.strict, "is_cold": self.settings.strict,
+        } | more  # fmt: skip
+        return protocol.Generate(id=self._model.engine.next_id(), **asked)
+
+    def embed_request(self, texts: list[list[int]]) -> protocol.Embed:
+        """What the engine is asked for vectors."""
+        return protocol.Embed(id=self._model.engine.next_id(), texts=texts)
+
+    def checked(self, tokens: Sequence[int], param: str) -> list[int]:
+        """Tokens that a client sent. Raises ApiError if the model does not know one."""
+        wrong = next((t for t in tokens if t >= self.loaded.n_vocab), None)
+        if wrong is not None:
+            words = f"{param}: token {wrong} is not in this model's vocabulary of {self.loaded.n_vocab}"
+            raise ApiError(400, words, param=param)
+        if not tokens:
+            raise ApiError(400, f"{param}: there is nothing to continue", param=param)
+        return list(tokens)
+
+    def _sampling(self, drawing: Drawing) -> Sampling:
+        given = {name: getattr(drawing, name) for name in Sampling.__struct_fields__}
+        given = {name: value for name, value in given.items() if value is not None}
+        if drawing.top_k is not None:
+            given["top_k"] = max(0, drawing.top_k)  # -1 means all elsewhere
+        if drawing.seed is not None:
+            given["seed"] = drawing.seed % _SEEDS if drawing.seed >= 0 else None
+        return msgspec.structs.replace(self.settings.sampling, **given)
+
+    def _bias(self, drawing: Drawing) -> dict[int, float]:
+        try:
+            found = {msgspec.convert(int(token), Token): value for token, value in (drawing.logit_bias or {}).items()}
+        except (ValueError, msgspec.ValidationError) as error:
+            words = f"logit_bias: its names are numbers of tokens: {error}"
+            raise ApiError(400, words, param="logit_bias") from error
+        if found:
+            self.checked(list(found), "logit_bias")
+        return found
+
+    async def _revive(self) -> None:
+        async with self._reviving:
+            if self._model.engine.needs_revival:
+                await asyncio.to_thread(self._model.revive)
+
+    async def ask(self, requests: Sequence[protocol.Generate | protocol.Embed]) -> Answer:
+        """Have requests answered, side by side. Raises EdgechatError."""
+        await self._revive()
+        answer = Answer(self, requests)
+        self._answers.add(answer)
+        try:
+            for number, request in enumerate(requests):
+                self._model.engine.submit(request, answer.hearer(number))
+        except EdgechatError:
+            answer.close()
+            raise
+        return answer
+
+    async def failed(self, error: EdgechatError) -> None:
+        """Do what can be done about an error, for the next request."""
+        if isinstance(error, EngineError):
+            await asyncio.to_thread(self._model.give_up_gpu, error, self.settings)
+
+    def leave(self, answer: Answer) -> None:
+        """An answer is over, or nobody wants it."""
+        self._answers.discard(answer)
+        for request_id in answer.unfinished:
+            self._model.engine.cancel(request_id)
+
+    def stop_all(self) -> None:
+        """End all answers with what there is of them."""
+        for answer in self._answers:
+            for request_id in answer.unfinished:
+                self._model.engine.cancel(request_id)
+
+
+class Answer:
+    """What the engine says to one or several requests, as it comes; `close` it."""
+
+    def __init__(self, served: Served, requests: Sequence[protocol.Request]) -> None:
+        self.has_begun = False
+        self._served = served
+        self._unfinished = {number: request.id for number, request in enumerate(requests)}
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, protocol.AnyEvent | EdgechatError]] = asyncio.Queue()
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Ids of requests that the engine still works on."""
+        return list(self._unfinished.values())
+
+    def hearer(self, number: int) -> Callable[[protocol.AnyEvent | EdgechatError], None]:
+        """What is given the events of one request, in whatever thread."""
+
+        def hear(event: protocol.AnyEvent | EdgechatError) -> None:
+            with contextlib.suppress(RuntimeError):  # the server is gone
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+
+        return hear
+
+    async def next(self) -> Heard | None:
+        """The next event; None when all is said. Raises what the engine reports."""
+        if not self._unfinished:
+            return None
+        number, event = await self._events.get()
+        self.has_begun = True
+        if isinstance(event, EdgechatError):
+            self._unfinished.pop(number, None)
+            await self._served.failed(event)
+            raise event
+        if isinstance(event, protocol.FINAL):
+            self._unfinished.pop(number, None)
+        return Heard(number, event)
+
+    def close(self) -> None:
+        """Have nothing more computed for it. A second call does nothing."""
+        self._served.leave(self)
+        self._unfinished.clear()
+
+
+def _no_attachments(sha256: str) -> bytes:
+    raise GoneError(f"there is no attachment {sha256}")

@@ -1,0 +1,106 @@
+"""Listening: a socket, a loop, and an orderly end when Ctrl-C is pressed."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from edgechat.errors import UsageError
+from edgechat.serve.served import Served
+
+DRAIN_S: Final = 10.0
+"""How long answers may go on after the first Ctrl-C."""
+# Who connects and says nothing is let go.
+_FIRST_REQUEST_S: Final = 15.0
+_KEEP_ALIVE_S: Final = 30
+_MAX_CONNECTIONS: Final = 1000
+_BACKLOG: Final = 512
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound, so that it is known before a model is loaded. Raises UsageError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"cannot listen on {host}, port {port}: {error}; try another one with --port") from error
+    return bound
+
+
+class _Protocol(H11Protocol):
+    """HTTP for clients that do say something."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self.loop.call_later(_FIRST_REQUEST_S, self._let_go)
+
+    def _let_go(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Serves until Ctrl-C, then lets answers end: by themselves within `DRAIN_S`, or where they are."""
+
+    def __init__(self, app: ASGIApp, models: Mapping[str, Served], tell: Callable[[str], None]) -> None:
+        """`tell` is given words for a person."""
+        super().__init__(uvicorn.Config(
+            app, http=_Protocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S, backlog=_BACKLOG, limit_concurrency=_MAX_CONNECTIONS,
+        ))  # fmt: skip
+        self._models = models
+        self._tell = tell
+        self._is_draining = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end, or end now if that was asked for before."""
+        if self._is_draining:
+            self.force_exit = True
+        elif self.started:
+            loop = asyncio.get_event_loop()
+            loop.call_soon_threadsafe(self._drain)
+        self._is_draining = True
+        self.should_exit = True
+        _ = sig, frame
+
+    def _drain(self) -> None:
+        waiting = sum(served.n_requests for served in self._models.values())
+        if waiting:
+            self._tell(f"{waiting} requests may end within {DRAIN_S:g} s; Ctrl-C again ends them now")
+        for served in self._models.values():
+            served.is_draining = True
+        asyncio.get_running_loop().call_later(DRAIN_S, self._stop_all)
+
+    def _stop_all(self) -> None:
+        for served in self._models.values():
+            served.stop_all()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End; answers that are still given are ended with what there is of them when it is forced."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            self._stop_all()
+            self.force_exit = False
+            await asyncio.wait_for(self._wait_tasks_to_complete(), 2.0)
+
+
+def run(app: ASGIApp, models: Mapping[str, Served], bound: socket.socket, tell: Callable[[str], None]) -> None:
+    """Serve on a socket until somebody stops it."""
+    server = Server(app, models, tell)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        server.run(sockets=[bound])
+    except KeyboardInterrupt:
+        pass  # uvicorn raises again what it caught, once all is over
+    finally:
+        signal.signal(signal.SIGINT, before)
