@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -78,6 +80,7 @@ def serve(
     try:
         rules = Rules(host=host, api_key=api_key or "", origins=origins, log=log_requests)
         address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/v1"
+        bound.listen(server.BACKLOG)  # from here on nobody is turned away
         _say_where(address, list(served), has_key=bool(api_key), as_json=as_json)
         server.run(Api(served).app(rules), served, bound, lambda words: click.echo(f"edgechat: {words}", err=True))
     finally:
@@ -88,8 +91,6 @@ def serve(
 
 def _opened(names: tuple[str, ...], max_requests: int, flags: dict[str, Any]) -> dict[str, Any]:
     """The models, loaded, by the names that programs ask for. Raises EdgechatError."""
-    from pathlib import Path
-
     import msgspec
 
     from edgechat import config
@@ -106,10 +107,8 @@ def _opened(names: tuple[str, ...], max_requests: int, flags: dict[str, Any]) ->
     try:
         for wanted in names or (settings.model,):
             name, path = chosen_model(msgspec.structs.replace(settings, model=wanted))
-            name = Path(name).stem if name.endswith(".gguf") else name
-            if name in served:
-                raise UsageError(f"there would be two models named {name!r}")
-            served[name] = model = Served(name, path, settings, max_requests)
+            model = Served(_new_name(name, served), path, settings, max_requests)
+            served[model.name] = model
             model.open(status.show)
             for warning in model.warnings:
                 status.note(warning)
@@ -120,6 +119,14 @@ def _opened(names: tuple[str, ...], max_requests: int, flags: dict[str, Any]) ->
     finally:
         status.clear()
     return served
+
+
+def _new_name(name: str, taken: Iterable[str]) -> str:
+    """What programs call a model. Raises UsageError if another one is called that."""
+    name = Path(name).stem if name.endswith(".gguf") else name
+    if name in taken:
+        raise UsageError(f"two models would be named {name!r}: give one another name with `edgechat models alias`")
+    return name
 
 
 def _say_where(address: str, names: list[str], *, has_key: bool, as_json: bool) -> None:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgechat.serve.problems import ApiError
 
 MAX_BODY_BYTES: Final = 16 << 20
+_MAX_READ_BYTES: Final = 4 * MAX_BODY_BYTES
 BODY_S: Final = 30.0
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 # What tells nothing of a model or a conversation, and what programs look at that have no key.
@@ -72,7 +73,7 @@ class Guard:
             if scope["method"] == "OPTIONS" and headers.get("origin"):
                 await _preflight()(scope, receive, noted)
                 return
-            await self._app(scope, await _whole_body(headers, receive), noted)
+            await self._app(scope, await _whole_body(receive), noted)
         except ApiError as error:
             await error_response(error)(scope, receive, noted)
         finally:
@@ -117,11 +118,8 @@ def _preflight() -> Response:
     )  # fmt: skip
 
 
-async def _whole_body(headers: Headers, receive: Receive) -> Receive:
+async def _whole_body(receive: Receive) -> Receive:
     """A `receive` that has the body at once. Raises ApiError if it is too large, or does not come."""
-    declared = headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
-        raise _too_large()
     try:
         body = await asyncio.wait_for(_read(receive), BODY_S)
     except asyncio.TimeoutError as error:
@@ -139,17 +137,17 @@ async def _whole_body(headers: Headers, receive: Receive) -> Receive:
 
 
 async def _read(receive: Receive) -> bytes:
-    body = bytearray()
-    while True:
+    body, n_bytes, is_last = bytearray(), 0, False
+    # Who sends too much listens only once all is sent, up to a point.
+    while not is_last and n_bytes <= _MAX_READ_BYTES:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ApiError(499, "the client closed the connection")
-        body.extend(message.get("body", b""))
-        if len(body) > MAX_BODY_BYTES:
-            raise _too_large()
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-def _too_large() -> ApiError:
-    return ApiError(413, f"the body is over the limit of {MAX_BODY_BYTES >> 20} MiB", code="too_large")
+        piece = message.get("body", b"")
+        n_bytes += len(piece)
+        is_last = not message.get("more_body", False)
+        if n_bytes <= MAX_BODY_BYTES:
+            body.extend(piece)
+    if n_bytes > MAX_BODY_BYTES:
+        raise ApiError(413, f"the body is over the limit of {MAX_BODY_BYTES >> 20} MiB", code="too_large")
+    return bytes(body)

@@ -35,9 +35,11 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """What goes with it."""
-        if self.status == 503:  # noqa: PLR2004
-            return {"Retry-After": str(RETRY_AFTER_S)}
-        return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}  # noqa: PLR2004
+        of_status = {
+            503: {"Retry-After": str(RETRY_AFTER_S)}, 401: {"WWW-Authenticate": "Bearer"},
+            408: {"Connection": "close"}, 413: {"Connection": "close"},  # the rest of the body is not read
+        }  # fmt: skip
+        return of_status.get(self.status, {})
 
     def body(self) -> dict[str, Any]:
         """The OpenAI shape."""

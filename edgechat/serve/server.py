@@ -22,7 +22,7 @@ DRAIN_S: Final = 10.0
 _FIRST_REQUEST_S: Final = 15.0
 _KEEP_ALIVE_S: Final = 30
 _MAX_CONNECTIONS: Final = 1000
-_BACKLOG: Final = 512
+BACKLOG: Final = 512
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -56,7 +56,7 @@ class Server(uvicorn.Server):
         """`tell` is given words for a person."""
         super().__init__(uvicorn.Config(
             app, http=_Protocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S, backlog=_BACKLOG, limit_concurrency=_MAX_CONNECTIONS,
+            timeout_keep_alive=_KEEP_ALIVE_S, backlog=BACKLOG, limit_concurrency=_MAX_CONNECTIONS,
         ))  # fmt: skip
         self._models = models
         self._tell = tell

@@ -1,0 +1,113 @@
+"""A real server of ours in a process of its own, and a plain HTTP client for what no library would send."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgechat.serve import guard
+from tests.conftest import edgechat_command
+
+
+class Server:
+    """`edgechat serve` on a free port."""
+
+    def __init__(self, home: Path, *arguments: str, **environment: str) -> None:
+        self.errors: list[str] = []
+        self.process = subprocess.Popen(
+            edgechat_command("serve", "--port", "0", "--json", *arguments), stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+            env=os.environ | {"EDGECHAT_HOME": str(home)} | environment,
+        )  # fmt: skip
+        threading.Thread(target=self._read_errors, daemon=True).start()
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        assert said, "".join(self.errors)
+        self.where = json.loads(said)
+        self.url = str(self.where["url"])
+        self.host, _, port = self.url.removeprefix("http://").removesuffix("/v1").rpartition(":")
+        self.port = int(port)
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self.errors += iter(self.process.stderr.readline, "")
+
+    @property
+    def engine_pid(self) -> int:
+        """Its engine's process."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        children = [child for task in tasks for child in task.read_text().split()]
+        found = [c for c in children if b"_engine" in Path(f"/proc/{c}/cmdline").read_bytes()]
+        return int(found[0])
+
+    def ask(
+        self, path: str, body: Any = None, *, method: str | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, http.client.HTTPResponse]:
+        """Status, decoded body, and the response; a `bytes` body is sent as it is."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=100)
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        connection.request(method or ("GET" if body is None else "POST"), path, data, headers or {})
+        response = connection.getresponse()
+        answer = response.read()
+        connection.close()
+        try:
+            return response.status, json.loads(answer), response
+        except ValueError:
+            return response.status, answer.decode(), response
+
+    def chat(self, body: dict[str, Any], **more: Any) -> tuple[int, Any]:
+        """A chat completion; `messages` may be one text."""
+        if isinstance(body.get("messages"), str):
+            body = body | {"messages": [{"role": "user", "content": body["messages"]}]}
+        status, answer, _ = self.ask("/v1/chat/completions", body, **more)
+        return status, answer
+
+    def stream(self, body: dict[str, Any], path: str = "/v1/chat/completions") -> Iterator[Any]:
+        """The events of a stream, "[DONE]" among them."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=100)
+        connection.request("POST", path, json.dumps(body | {"stream": True}).encode())
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        try:
+            for line in response:
+                if line.startswith(b"data: "):
+                    data = line[6:].strip()
+                    yield "[DONE]" if data == b"[DONE]" else json.loads(data)
+        finally:
+            response.close()
+            connection.close()
+
+    def connect(self) -> socket.socket:
+        """A bare connection."""
+        return socket.create_connection((self.host, self.port), timeout=30)
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+
+    def close(self) -> int:
+        """End it; returns its exit code."""
+        if self.process.poll() is None:
+            self.interrupt()
+            try:
+                self.process.wait(timeout=guard.BODY_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+        return self.process.returncode
+
+
+def user(text: str) -> list[dict[str, str]]:
+    """A conversation of one message."""
+    return [{"role": "user", "content": text}]

@@ -1,0 +1,258 @@
+"""What clients do wrong or break off, and what breaks under them: one clear answer, and the next request is served."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from edgechat.serve.problems import RETRY_AFTER_S
+from tests.serve.conftest import Start
+from tests.serve.driving import Server, user
+
+LONG = {
+    "messages": user("Tell a long story."),
+    "max_tokens": 1500,
+    "temperature": 0,
+    "logit_bias": {"2": -100, "0": -100},
+}
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def gauge(server: Server, name: str) -> float:
+    text = server.ask("/metrics")[1]
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"edgechat_requests_{name}{{"))
+
+
+def is_idle(server: Server) -> bool:
+    return gauge(server, "running") == gauge(server, "waiting") == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not JSON"), (b"{", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[]", "object"), (b"null", "object"),
+        (b'{"messages": [{"role": "user", "content": "\xff"}]}', "not JSON"), (b'{"a": ' * 100_000, "not JSON"),
+        ({}, "messages"), ({"messages": "hi"}, "messages"), ({"messages": []}, "messages"),
+        ({"messages": [{"content": "x"}]}, "role"), ({"messages": [{"role": "king", "content": "x"}]}, "king"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "text only"),
+        ({"messages": user("x"), "max_tokens": 0}, "max_tokens"), ({"messages": user("x"), "n": 0}, "n"),
+        ({"messages": user("x"), "n": 1000}, "1000 answers at once are not possible: 1 to"),
+        ({"messages": user("x"), "temperature": 9}, "temperature"), ({"messages": user("x"), "top_p": -1}, "top_p"),
+        ({"messages": user("x"), "stop": ["x"] * 17}, "stop"), ({"messages": user("x"), "logit_bias": {"x": 1}}, "logit_bias"),
+        ({"messages": user("x"), "top_logprobs": 21}, "top_logprobs"), ({"messages": user("x " * 4000)}, "the context holds 2048"),
+        ({"messages": user("x"), "tool_choice": "required"}, "no tools"), ({"messages": user("x"), "stream": "yes"}, "stream"),
+        ({"messages": user("x"), "tools": [{"type": "function", "function": {"name": "a b"}}]}, "name"),
+        ({"messages": user("x"), "response_format": {"type": "xml"}}, "xml"),
+        ({"messages": user("x"), "response_format": {"type": "json_schema"}}, "json_schema"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_request_is_said(server: Server, body: Any, words: str) -> None:
+    status, answer, _ = server.ask("/v1/chat/completions", body)
+    assert status == 400, answer
+    error = answer["error"]
+    assert words in error["message"], error
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"), ({"not": {"type": "string"}}, "not"), (False, "not"),
+        ({"type": "object", "properties": {"a": {"contains": {}}}}, "contains"), ({"if": {}, "then": {}}, "if"),
+        ({"type": "string", "format": "shoe-size"}, "shoe-size"), ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"type": "string", "pattern": "(unclosed"}, "regex"), ({"$ref": "https://example.org/x"}, "https://example.org/x"),
+        ({"$ref": "#/$defs/none"}, "none"), ({"type": "king"}, "king"), ({"enum": []}, "enum"),
+        ({"type": "object", "minProperties": 3}, "minProperties"),
+        ({"anyOf": [{"type": "object", "minProperties": 3}]}, "response_format.json_schema.schema.anyOf[0]: minProperties"),
+        ({"type": "integer", "minimum": 5, "maximum": 4}, ""), ({"oneOf": [{}, {"type": "string"}]}, "oneOf"),
+    ],
+)  # fmt: skip
+def test_a_keyword_that_cannot_be_enforced_is_named(server: Server, schema: Any, words: str) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    status, answer = server.chat({"messages": "Hi", "response_format": form, "max_tokens": 5})
+    assert status == 400, answer
+    assert words in answer["error"]["message"]
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    if isinstance(schema, dict) and "oneOf" not in schema:  # of objects, these two can be told apart
+        status, answer = server.chat({"messages": "Hi", "tools": [tool], "max_tokens": 5})
+        assert status == 400, answer
+
+
+def deep(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+BOMBS: list[dict[str, Any]] = [
+    {"type": "string", "pattern": "(a{1,1000}){1,1000}"}, {"type": "string", "pattern": "((((a*)*)*)*)*b"},
+    {"type": "string", "pattern": "(.{0,500}x){200}"}, {"type": "string", "minLength": 10**9},
+    {"type": "string", "pattern": "(" * 5000 + ")" * 5000}, {"type": "array", "minItems": 10**9},
+    {"type": "string", "pattern": "|".join(f"{'a' * i}.*b{i}" for i in range(300))},
+    {"type": "object", "properties": {f"p{i}": {"type": "string", "pattern": f"^.{{0,{i}}}x.{{{i}}}$"} for i in range(300)}},
+    {"enum": ["v" * i for i in range(500)]}, deep(60), deep(500), {"$ref": "#"}, {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]},
+    {"$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(25)} | {"d25": {}}, "$ref": "#/$defs/d0"},
+    {"type": "integer", "multipleOf": 1e-300}, {"type": "integer", "minimum": -(10**30), "maximum": 10**30},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(BOMBS)))
+def test_no_schema_takes_long_or_brings_the_engine_down(server: Server, number: int) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": BOMBS[number]}}
+    pid = server.engine_pid
+    started = time.monotonic()
+    status, answer = server.chat(
+        {"messages": "Hi", "response_format": form, "max_tokens": 12, "temperature": 1, "seed": 1}
+    )
+    assert time.monotonic() - started < 10
+    assert status in {200, 400}, answer
+    assert server.engine_pid == pid
+    assert server.chat({"messages": "Hi", "max_tokens": 1})[0] == 200
+
+
+def test_a_client_that_goes_away_costs_nothing_more(server: Server) -> None:
+    stream = server.stream(LONG)
+    next(stream)
+    assert gauge(server, "running") == 1
+    stream.close()  # type: ignore[attr-defined]
+    until(lambda: is_idle(server), 3.0)
+    body = json.dumps(LONG).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    with server.connect() as connection:  # not a stream: nothing is written that would fail
+        connection.sendall(head.encode() + body)
+        until(lambda: gauge(server, "running") == 1)
+    until(lambda: is_idle(server), 3.0)
+    with server.connect() as connection:
+        connection.sendall(head.encode() + body)
+        connection.shutdown(socket.SHUT_WR)  # half closed: as good as gone
+        connection.recv(1 << 16)
+    until(lambda: is_idle(server), 3.0)
+    with server.connect() as connection:
+        connection.sendall(head.encode() + body[: len(body) // 2])
+    assert server.chat({"messages": "Hi", "max_tokens": 2})[0] == 200
+
+
+def test_an_engine_that_is_killed_ends_a_stream_with_an_error_and_the_next_request_is_served(start: Start) -> None:
+    server = start("-m", "starter", "--ctx", "2048")
+    events = []
+    for event in server.stream(LONG):
+        events.append(event)
+        if len(events) == 3:
+            os.kill(server.engine_pid, signal.SIGKILL)
+    assert events[-1] == "[DONE]"
+    assert events[-2]["error"]["code"] == "engine_died"
+    results: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(server.chat({"messages": "Hi", "max_tokens": 2})[0]))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [200] * 4
+    # In the middle of an answer that is no stream, there is a status for it.
+    killer = threading.Timer(1.0, lambda: os.kill(server.engine_pid, signal.SIGKILL))
+    killer.start()
+    status, answer = server.chat(dict(LONG))
+    assert (status, answer["error"]["code"]) == (500, "engine_died")
+    assert server.chat({"messages": "Hi", "max_tokens": 2})[0] == 200
+
+
+def test_a_full_queue_says_when_to_come_again(start: Start) -> None:
+    server = start("-m", "starter", "--ctx", "2048", "--max-requests", "2")
+    streams = [server.stream(LONG) for _ in range(2)]
+    for stream in streams:
+        next(stream)
+    status, answer, response = server.ask("/v1/chat/completions", {"messages": user("Hi")})
+    assert status == 503
+    assert answer["error"]["code"] == "queue_full"
+    assert response.headers["Retry-After"] == str(RETRY_AFTER_S)
+    assert server.ask("/v1/models")[0] == 200
+    streams[0].close()  # type: ignore[attr-defined]
+    until(lambda: gauge(server, "running") + gauge(server, "waiting") == 1)
+    assert server.chat({"messages": "Hi", "max_tokens": 2})[0] == 200
+    streams[1].close()  # type: ignore[attr-defined]
+
+
+def test_five_hundred_connections_and_a_slow_reader_keep_nobody_waiting(server: Server) -> None:
+    body = json.dumps(LONG | {"stream": True, "max_tokens": 300}).encode()
+    slow = server.connect()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    slow.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(slow.close)
+        for _ in range(500):
+            stack.enter_context(server.connect())
+        started = time.monotonic()
+        assert server.chat({"messages": "Hi", "max_tokens": 2})[0] == 200
+        assert time.monotonic() - started < 10
+    until(lambda: is_idle(server))
+
+
+def test_ctrl_c_lets_answers_end_and_a_second_one_ends_them(start: Start) -> None:
+    server = start("-m", "starter", "--ctx", "2048")
+    events, bound = [], threading.Timer(100, server.process.kill)
+    bound.start()
+    for event in server.stream(LONG | {"max_tokens": 150}):
+        events.append(event)
+        if len(events) == 2:
+            server.interrupt()
+    assert events[-1] == "[DONE]"
+    assert events[-2]["choices"][0]["finish_reason"] == "length"
+    assert server.process.wait(20) == 0
+    assert "may end within" in "".join(server.errors)
+
+    server = start("-m", "starter", "--ctx", "2048")
+    events = []
+    began = time.monotonic()
+    for event in server.stream(LONG):
+        events.append(event)
+        if len(events) in {2, 6}:
+            server.interrupt()
+    assert events[-1] == "[DONE]"
+    assert events[-2]["choices"][0]["finish_reason"] == "length"
+    assert time.monotonic() - began < 8
+    assert server.process.wait(20) == 0
+    bound.cancel()
+    assert not os.path.exists(f"/proc/{server.process.pid}")  # noqa: PTH110
+
+
+def test_a_prefix_is_there_for_other_clients_after_edits_and_after_a_restart(start: Start) -> None:
+    server = start("-m", "starter", "--ctx", "2048")
+    system = {"role": "system", "content": "You are a helpful and very careful assistant. " * 20}
+    turn = [system, *user("What is the capital of France?")]
+    _, first = server.chat({"messages": turn, "max_tokens": 8, "temperature": 0})
+    said = first["choices"][0]["message"]["content"]
+    following = [*turn, {"role": "assistant", "content": said}, *user("And of Spain?")]
+    _, second = server.chat({"messages": following, "max_tokens": 8, "temperature": 0})
+    n_first = first["usage"]["prompt_tokens"]
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= n_first
+    _, edited = server.chat({"messages": [system, *user("Who was Napoleon?")], "max_tokens": 8, "temperature": 0})
+    assert edited["usage"]["prompt_tokens_details"]["cached_tokens"] > n_first - 20
+    time.sleep(1.5)
+    assert server.close() == 0
+    again = start("-m", "starter", "--ctx", "2048")
+    _, reopened = again.chat({"messages": following, "max_tokens": 8, "temperature": 0})
+    assert reopened["usage"]["prompt_tokens_details"]["cached_tokens"] >= n_first
+    assert reopened["choices"][0]["message"] == second["choices"][0]["message"]
