@@ -121,6 +121,10 @@ class _Tensors:
     def ones(self, name: str, size: int | None = None) -> None:
         self._writer.add_tensor(name, np.ones(size or N_EMBD, dtype=np.float32))
 
+    def norm(self, name: str) -> None:
+        self.ones(name + ".weight")
+        self.matrix(name + ".bias", N_EMBD)
+
     def constant(self, name: str, values: np.ndarray[Any, Any]) -> None:
         self._writer.add_tensor(name, values.astype(np.float32))
 
@@ -270,3 +274,41 @@ def split_tiny(directory: Path) -> list[Path]:
     writer.write_tensors_to_file()
     writer.close()
     return sorted(directory.glob("tiny-Q4_K_M-*.gguf"))
+
+
+def write_tiny_bert(path: Path) -> Path:
+    """A model that makes vectors: BERT's architecture and kind of vocabulary, random weights, mean pooling."""
+    with _written(path, "bert", 128) as writer:
+        writer.add_layer_norm_eps(1e-5)
+        writer.add_head_count(N_HEAD)
+        writer.add_causal_attention(False)
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"▁{chr(c)}" for c in range(97, 123))]
+        words += [chr(c) for c in range(97, 123)] + ["▁hello", "▁world", "▁the"]
+        kinds = [gguf.TokenType.CONTROL] * 5 + [gguf.TokenType.NORMAL] * (len(words) - 5)
+        writer.add_tokenizer_model("bert")
+        writer.add_token_list(words)
+        writer.add_token_types(kinds)
+        writer.add_token_type_count(2)
+        writer.add_unk_token_id(1)
+        writer.add_bos_token_id(2)
+        writer.add_eos_token_id(3)
+        writer.add_sep_token_id(3)
+        writer.add_pad_token_id(0)
+        tensors = _Tensors(writer, 0)
+        tensors.matrix("token_embd.weight", len(words), N_EMBD)
+        tensors.matrix("token_types.weight", 2, N_EMBD)
+        tensors.matrix("position_embd.weight", 128, N_EMBD)
+        tensors.norm("token_embd_norm")
+        for block in range(N_LAYER):
+            start = f"blk.{block}."
+            for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+                tensors.matrix(f"{start}{name}.weight", N_EMBD, N_EMBD)
+                tensors.matrix(f"{start}{name}.bias", N_EMBD)
+            tensors.norm(start + "attn_output_norm")
+            tensors.matrix(start + "ffn_up.weight", N_FF, N_EMBD)
+            tensors.matrix(start + "ffn_up.bias", N_FF)
+            tensors.matrix(start + "ffn_down.weight", N_EMBD, N_FF)
+            tensors.matrix(start + "ffn_down.bias", N_EMBD)
+            tensors.norm(start + "layer_output_norm")
+    return path

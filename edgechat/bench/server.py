@@ -38,11 +38,11 @@ class LlamaServer:
         self._scratch = tempfile.TemporaryDirectory()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self._port = int(probe.getsockname()[1])
+            self.port = int(probe.getsockname()[1])
         self._log = Path(self._scratch.name) / "log"
         self._command = [
             str(binary.resolve()), "-m", str(Path(model).resolve()), "-c", str(n_ctx), "-t", str(n_threads),
-            "-b", str(n_batch), "-ub", str(n_batch), "--host", "127.0.0.1", "--port", str(self._port),
+            "-b", str(n_batch), "-ub", str(n_batch), "--host", "127.0.0.1", "--port", str(self.port),
             "--slot-save-path", self._scratch.name, "--no-webui", *arguments,
         ]  # fmt: skip
         # The same module, and no other: an empty directory, since ggml also searches the current one.
@@ -66,14 +66,14 @@ class LlamaServer:
         raise EngineError(f"llama-server did not start: {self._log.read_text('utf-8', 'replace')[-500:]}")
 
     def _get(self, path: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         connection.request("GET", path)
         status = connection.getresponse().status
         connection.close()
         return status
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_ANSWER_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_ANSWER_S)
         connection.request("POST", path, msgspec.json.encode(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         answer = response.read()
@@ -107,7 +107,7 @@ class LlamaServer:
         self._child = self._start()
 
     def _get_json(self, path: str) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         connection.request("GET", path)
         answer = connection.getresponse().read()
         connection.close()

@@ -104,6 +104,28 @@ def memory(models: tuple[Path, ...], *, ladder: bool, rounds: int, as_json: bool
 
 
 @bench.command()
+@_model
+@_peer("llama-server")
+@_threads
+@_rounds(5)
+@_json
+def serve(model: str, peer: Path | None, n_threads: int | None, rounds: int, *, as_json: bool) -> None:
+    """Measure what serving costs, against the engine without HTTP, and against llama-server if --peer names one.
+
+    The same client asks both servers, in turn: turns of a conversation, and four at a time.
+    """
+    import msgspec
+
+    from edgechat.bench.serve import Workload, run, table
+    from edgechat.catalogue.names import find_model
+    from edgechat.hardware.cpu import usable_threads
+
+    workload = Workload(model=str(find_model(model)), n_threads=n_threads or usable_threads(), rounds=rounds)
+    report = run(workload, peer, lambda words: click.echo(words, err=True) if sys.stderr.isatty() else None)
+    click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
+
+
+@bench.command()
 @_rounds(5)
 @click.option("--idle", "idle_s", type=click.FloatRange(1), default=60.0, show_default=True, help="Seconds of idling.")
 @_json

@@ -123,6 +123,8 @@ def _answering(endpoint: Endpoint) -> Endpoint:
             return error_response(error)
         except EdgechatError as error:
             return error_response(problems.of(error))
+        except Exception as error:  # noqa: BLE001  (a server goes on)
+            return error_response(problems.unexpected(error))
 
     return answered
 

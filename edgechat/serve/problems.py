@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import traceback
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -61,6 +63,13 @@ def of(error: EdgechatError) -> ApiError:
     if isinstance(error, EngineDiedError):
         return ApiError(500, f"{str(error).splitlines()[0]}; the next request starts it again", code="engine_died")
     return ApiError(500, str(error))
+
+
+def unexpected(error: Exception) -> ApiError:
+    """What a client is told of an error that nobody thought of; where it was goes to standard error, nothing of its words."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    print(f"edgechat: an error of its own, {type(error).__name__}:\n{where}", file=sys.stderr, flush=True)  # noqa: T201
+    return ApiError(500, f"an error of edgechat's own ({type(error).__name__}); its terminal shows where")
 
 
 def decode(body: bytes, kind: type[T]) -> T:

@@ -136,6 +136,8 @@ async def _stream(
                 yield event(chunk)
     except EdgechatError as error:
         yield event(problems.of(error).body())
+    except Exception as error:  # noqa: BLE001  (a stream ends properly)
+        yield event(problems.unexpected(error).body())
     else:
         metrics.ended(costs.stats)
         if reply.has_usage:

@@ -123,7 +123,7 @@ class Served:
         asked: dict[str, Any] = {
             "tokens": self.checked(tokens, "prompt"), "max_tokens": drawing.max_tokens or self.settings.max_tokens,
             "sampling": self._sampling(drawing), "n_samples": n, "stop": stop, "logit_bias": self._bias(drawing),
-            "conversation": CONVERSATION, "speculate": not self.settings.strict, "is_cold": self.settings.strict,
+            "conversation": CONVERSATION, "ignore_eog": bool(drawing.ignore_eos), "speculate": not self.settings.strict, "is_cold": self.settings.strict,
         } | more  # fmt: skip
         return protocol.Generate(id=self._model.engine.next_id(), **asked)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -54,6 +55,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: ASGIApp, models: Mapping[str, Served], tell: Callable[[str], None]) -> None:
         """`tell` is given words for a person."""
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what is no HTTP is answered, and no matter
         super().__init__(uvicorn.Config(
             app, http=_Protocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S, backlog=BACKLOG, limit_concurrency=_MAX_CONNECTIONS,

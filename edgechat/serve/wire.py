@@ -189,6 +189,8 @@ class Drawing(Struct, frozen=True, kw_only=True):
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     n: Count | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
+    ignore_eos: bool | None = None
+    """Go on after the model's last word, as llama-server and vLLM know it: for measurements."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
