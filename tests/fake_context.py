@@ -6,9 +6,12 @@ import ctypes
 import random
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from edgechat.config import Sampling
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import DecodeAborted, NoRoom
+from edgechat.runtime.grammar import Grammar
 from edgechat.runtime.sampler import Sampler
 
 END = 0
@@ -29,6 +32,9 @@ class FakeModel:
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         return bytes([97 + token % 26])
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        return [ord(letter) - 97 for letter in text]
 
     def logits(self, tokens: Sequence[int]) -> list[float]:
         """Depends on the last three tokens and the depth's remainder: such texts repeat themselves, but not always."""
@@ -112,13 +118,23 @@ class FakeContext:
 class FakeSampler(Sampler):
     """llama.cpp's own chain of samplers, applied to a fake context's logits as `llama_sampler_sample` does."""
 
-    def __init__(self, model: FakeModel, params: Sampling, *others: object) -> None:
-        super().__init__(model, params)  # type: ignore[arg-type]
+    def __init__(
+        self, model: FakeModel, params: Sampling, _bias: object = None, grammar: Grammar | None = None
+    ) -> None:
+        super().__init__(model, params, grammar=grammar)  # type: ignore[arg-type]
         self._only_greedy = False
 
     def sample(self, context: FakeContext, index: int = -1) -> int:  # type: ignore[override]
+        if self._grammar is None:
+            return self._draw(context.rows[index])
+        row = np.array(context.rows[index], dtype=np.float32)
+        with self._grammar.only_allowed(row):
+            token = self._draw([float(x) for x in row])
+        self._grammar.accept(token)
+        return token
+
+    def _draw(self, row: list[float]) -> int:  # type: ignore[override]
         llama = self._llama
-        row = context.rows[index]
         data = (llama.llama_token_data * len(row))(*[llama.llama_token_data(i, x, 0.0) for i, x in enumerate(row)])
         array = llama.llama_token_data_array(data, len(row), -1, False)
         llama.llama_sampler_apply(self.pointer, ctypes.byref(array))

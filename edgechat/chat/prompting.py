@@ -11,7 +11,7 @@ from edgechat.chat import reasoning, renderer
 from edgechat.chat.attachments import texts, with_attachments
 from edgechat.chat.messages import Message
 from edgechat.chat.reasoning import Format, Place
-from edgechat.chat.renderer import PromptMessage, Renderer
+from edgechat.chat.renderer import Prompt, PromptMessage, Renderer
 from edgechat.chat.window import fit
 from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import Loaded
@@ -136,17 +136,37 @@ class PromptBuilder:
         self, messages: Sequence[PromptMessage], begun: PromptMessage | None, *, think: bool,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[list[int], Place]:  # fmt: skip
+        try:
+            prompt = self._render(messages, begun, think=think, tools=tools)
+        except TemplateError:
+            folded = _without_system(messages)
+            if folded is None:
+                raise
+            prompt = self._render(folded, begun, think=think, tools=tools)  # some families know no system prompt
+        place = reasoning.place_after(self.form, prompt.text)
+        if begun is not None and self.form is not None:
+            place = "answer" if begun.content else "reasoning"
+        return self._engine.tokenize(prompt.text, prompt.guard), place
+
+    def _render(
+        self, messages: Sequence[PromptMessage], begun: PromptMessage | None, *, think: bool,
+        tools: Sequence[Mapping[str, Any]],
+    ) -> Prompt:  # fmt: skip
         loaded = self._loaded
-        prompt = self._renderer.render(
+        return self._renderer.render(
             self._template, messages,
             bos=loaded.bos, eos=loaded.eos, control_tokens=loaded.control_tokens,
             variables=reasoning.switches(self._template, on=think) | ({"tools": list(tools)} if tools else {}),
             form=self.form, begun=begun,
         )  # fmt: skip
-        place = reasoning.place_after(self.form, prompt.text)
-        if begun is not None and self.form is not None:
-            place = "answer" if begun.content else "reasoning"
-        return self._engine.tokenize(prompt.text, prompt.guard), place
+
+
+def _without_system(messages: Sequence[PromptMessage]) -> list[PromptMessage] | None:
+    """The same with the system prompt before what the user says first; None if there are not both."""
+    if len(messages) < 2 or (messages[0].role, messages[1].role) != ("system", "user"):  # noqa: PLR2004
+        return None
+    system, first, *rest = messages
+    return [PromptMessage("user", f"{system.content}\n\n{first.content}"), *rest]
 
 
 def _messages(

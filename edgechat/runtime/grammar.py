@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_CHARS: Final = 1 << 18
 """Of a grammar; what llguidance makes of so much takes well under a second (tests/engine/test_grammar.py)."""
+_MAX_WORDS: Final = 400
 _SPECIAL: Final = b"\xff"  # llguidance's mark for tokens that are no text
 
 
@@ -53,7 +54,9 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise GrammarError(f"the format cannot be enforced: {self._matcher.get_error()}")
+            # After its words come its state and the whole grammar.
+            words = str(self._matcher.get_error()).partition("<state>")[0].partition("<grammar>")[0].strip()
+            raise GrammarError(f"the format cannot be enforced: {words[:_MAX_WORDS]}")
 
     def copy(self) -> Grammar:
         """Another one that is where this one is."""

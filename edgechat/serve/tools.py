@@ -66,7 +66,7 @@ def detect(template: str) -> ToolFormat:
     for form in _FORMATS:
         if form.trigger and form.trigger in template:
             return form
-    if '"parameters": ' in template and "<|python_tag|>" in template:
+    if '"parameters": ' in template and "<|start_header_id|>" in template:
         return _FORMATS[-1]
     return GENERIC
 

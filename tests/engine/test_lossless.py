@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ from edgechat.config import Sampling
 from edgechat.engine import sample as samples
 from edgechat.engine.batching import Batching
 from edgechat.engine.generation import Generation
-from edgechat.engine.protocol import Event, Generate, TurnFinished
-from edgechat.errors import EngineError
+from edgechat.engine.protocol import Event, Failed, Generate, TurnFinished
+from edgechat.errors import EngineError, GrammarError, by_name
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context, DecodeAborted, NoRoom
@@ -85,6 +86,8 @@ def say(
     while not batching.is_idle:
         batching.step()
     (finished,) = ended
+    if isinstance(finished, Failed):
+        raise by_name(finished.error)(finished.message)
     assert isinstance(finished, TurnFinished)
     return work.answers[0] if work.answers else [], "".join(heard), finished
 
@@ -116,6 +119,27 @@ def test_any_draft_and_any_sampler_give_the_same_text(
     assert drafted[2].finish_reason == plain[2].finish_reason
     assert drafted[2].context_tokens == plain[2].context_tokens
     assert context.held == plain_context.held
+
+
+GRAMMARS = ("start: /(b|cd|e[f-l])+/", "start: /b{3,9}/ | /[c-e]+/ /j/", 'start: %json {"const": null}')
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sampling=SAMPLINGS, script=SCRIPTS, grammar=st.sampled_from(GRAMMARS[:2]), max_tokens=st.integers(1, 40))
+def test_a_grammar_is_kept_with_drafts_as_without(
+    fake: FakeModel, sampling: Sampling, script: list[list[int]], grammar: str, max_tokens: int
+) -> None:
+    request = Generate(id=1, max_tokens=max_tokens, sampling=sampling, grammar=grammar)
+    plain = say(FakeContext(fake), request, PROMPT)
+    drafted = say(FakeContext(fake), request, PROMPT, Scripted(script, plain[0]))
+    assert drafted[:2] == plain[:2]
+    if plain[2].finish_reason == "stop":
+        assert re.fullmatch(r"(b|cd|e[f-l])+|b{3,9}|[c-e]+j", plain[1])
+
+
+def test_what_a_vocabulary_cannot_say_is_an_error(fake: FakeModel) -> None:
+    with pytest.raises(GrammarError, match="cannot be"):
+        say(FakeContext(fake), Generate(id=1, grammar=GRAMMARS[2]), PROMPT)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
