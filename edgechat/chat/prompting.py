@@ -15,8 +15,10 @@ from edgechat.chat.renderer import Prompt, PromptMessage, Renderer
 from edgechat.chat.window import fit
 from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import Loaded
-from edgechat.errors import TemplateError
+from edgechat.errors import ContextOverflowError, TemplateError
 
+# Of a token: runs of spaces are the longest ones.
+_MOST_BYTES: Final = 128
 # Two texts that no token begins both of.
 _UNLIKE: Final = ("0", "x")
 
@@ -103,8 +105,9 @@ class PromptBuilder:
     ) -> BuiltPrompt:
         """The prompt of messages as they are, of which an answer at the end is gone on with.
 
-        `tools` are what the model may call. Raises TemplateError, EngineError.
+        `tools` are what the model may call. Raises TemplateError, EngineError, ContextOverflowError for far too much.
         """
+        check_length("".join(m.content for m in messages), self._loaded.n_ctx)
         begun = messages[-1] if messages and messages[-1].role == "assistant" and not messages[-1].extra else None
         said = messages[:-1] if begun is not None else messages
         tokens, place = self._tokens(said, begun, think=think, tools=tools)
@@ -159,6 +162,15 @@ class PromptBuilder:
             variables=reasoning.switches(self._template, on=think) | ({"tools": list(tools)} if tools else {}),
             form=self.form, begun=begun,
         )  # fmt: skip
+
+
+def check_length(text: str, n_ctx: int) -> None:
+    """Refuse what can be no prompt, before seconds are spent on counting its tokens. Raises ContextOverflowError."""
+    n_bytes = len(text.encode("utf-8", "replace"))
+    if n_bytes > n_ctx * _MOST_BYTES:
+        raise ContextOverflowError(
+            f"the prompt has {n_bytes} bytes, far more than fit in the {n_ctx} tokens of the context: shorten it"
+        )
 
 
 def _without_system(messages: Sequence[PromptMessage]) -> list[PromptMessage] | None:

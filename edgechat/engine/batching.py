@@ -17,6 +17,8 @@ from edgechat.speculation.speculator import Speculator
 
 # Of a prompt at a time, while others wait for their next token: two of ggml's tiles.
 FAIR_TOKENS: Final = 128
+# Two prompts that share less are computed side by side.
+_WORTH_TOKENS: Final = 64
 # Of the context, kept free when another request is let in: so much the others can grow before one has to wait again.
 _HEADROOM_SHARE: Final = 16
 
@@ -147,7 +149,8 @@ class Batching:
     def _compute(self, max_tokens: int) -> None:
         """Compute a part of the prompt whose turn it is."""
         while computing := [g for g in self._running if g.is_computing]:
-            generation = min(computing, key=lambda g: g.computed_s)
+            ready = [g for g in computing if not any(_shares_most(g, other) for other in computing)]
+            generation = min(ready, key=lambda g: g.computed_s)
             try:
                 self._guarded(generation, lambda g=generation: g.compute(max_tokens))  # type: ignore[misc]
             except NoRoom:
@@ -222,3 +225,11 @@ class Batching:
         speculator.append([*draft[:n_right], token])
         if not goes_on:
             generation.leave(sample)
+
+
+def _shares_most(new: Generation, other: Generation) -> bool:
+    """True if most of a prompt that is not begun will be there once the other's is computed, which is begun."""
+    if new.computed_s or not other.computed_s:
+        return False
+    least = max(_WORTH_TOKENS, len(new.prompt) // 2)
+    return len(new.prompt) >= least and new.prompt[:least] == other.prompt[:least]

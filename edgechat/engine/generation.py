@@ -186,6 +186,8 @@ class Generation:
         else:
             seqs = [seq, *self._cache.fork(seq, self.request.n_samples - 1)]
             new = self.samples = [self._sample(i, s) for i, s in enumerate(seqs)]
+            if not self.request.is_aside:
+                self._cache.publish(seq)
         self._strands.remove(strand)
         self.growing += new
         for sample in new:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -52,10 +52,11 @@ class PrefixCache:
         self._ram_cap_bytes = ram_cap_bytes
         self._disk = disk
         self._tips: dict[int, Node] = {}
-        """Where sequences that are not in work end; in the order of their use."""
+        """Where sequences end that others can begin with; in the order of their use."""
         self._owner: dict[int, str] = {}
         """The conversation of each sequence in use."""
         self._working: set[int] = set()
+        """Those of them that are not to be touched."""
         self._pieces: set[Piece] = set()
         self._clock = itertools.count(1)
 
@@ -105,7 +106,7 @@ class PrefixCache:
     def _follow(self, way: Way, tokens: Sequence[int], *, is_aside: bool) -> Cached | None:
         """Go that way; None if a piece turned out to be none, and another way has to be found."""
         memory = self._memory
-        goes_on = way.base is not None and len(memory.tokens(way.base)) == way.base_tokens
+        goes_on = way.base not in self._working and len(memory.tokens(way.base or 0)) == way.base_tokens
         if way.base is not None and goes_on and not is_aside and (memory.any_position or not way.pieces):
             seq = way.base
             self._untip(seq)
@@ -179,16 +180,20 @@ class PrefixCache:
         if not self._memory.any_position:
             self._capture(seq, min_tokens=1)
 
+    def publish(self, seq: int) -> None:
+        """The work on `seq` goes on, but others can begin with what it holds now."""
+        self._untip(seq)
+        node = self.tree.insert(self._memory.tokens(seq))
+        node.seqs.add(seq)
+        self._tips[seq] = node
+
     def settle(self, seq: int) -> None:
         """The work on `seq` is done; what it holds can be gone on from."""
-        tokens = self._memory.tokens(seq)
-        if not tokens:
+        if not self._memory.tokens(seq):
             self.release(seq)
             return
         self._working.discard(seq)
-        node = self.tree.insert(tokens)
-        node.seqs.add(seq)
-        self._tips[seq] = node
+        self.publish(seq)
 
     def release(self, seq: int) -> None:
         """Forget a sequence."""
@@ -202,12 +207,16 @@ class PrefixCache:
 
         What only it holds is saved, where there is a place for it.
         """
-        for seq in self._tips:
+        for seq in self._parked():
             if seq not in keep:
                 self._capture(seq)
                 self.release(seq)
                 return True
         return False
+
+    def _parked(self) -> list[int]:
+        """Sequences that nobody works on; those first that were not used for the longest time."""
+        return [seq for seq in self._tips if seq not in self._working]
 
     def _thin_out(self, match: Match, n_tokens: int, keep: int | None) -> None:
         """Give up live sequences until a prompt of `n_tokens` is not held up by what it does not share.
@@ -217,7 +226,7 @@ class PrefixCache:
         if not self._ram_cap_bytes and self._disk is None:
             return  # live is all there is
         most = PARKED_TOKENS + n_tokens // PARKED_SHARE
-        for seq in list(self._tips):
+        for seq in self._parked():
             if self._parked_tokens(match) <= most:
                 return
             if seq != keep:
@@ -225,12 +234,15 @@ class PrefixCache:
                 self.release(seq)
 
     def _parked_tokens(self, match: Match) -> int:
-        return sum(len(node.tokens) for node in self._live_nodes() if match.shared(node) < node.end)
+        """What parked sequences alone hold, and the prompt does not share."""
+        working = self._live_nodes(self._working & self._tips.keys())
+        parked = self._live_nodes(self._parked())
+        return sum(len(node.tokens) for node in parked - working if match.shared(node) < node.end)
 
-    def _live_nodes(self) -> set[Node]:
+    def _live_nodes(self, seqs: Iterable[int] | None = None) -> set[Node]:
         found: set[Node] = set()
-        for tip in self._tips.values():
-            node: Node | None = tip
+        for seq in self._tips if seqs is None else seqs:
+            node: Node | None = self._tips[seq]
             while node is not None and node not in found:
                 found.add(node)
                 node = node.parent

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from edgechat.chat.model import ChatModel
-from edgechat.chat.prompting import BuiltPrompt, PromptBuilder
+from edgechat.chat.prompting import BuiltPrompt, PromptBuilder, check_length
 from edgechat.chat.renderer import PromptMessage
 from edgechat.config import Sampling, Settings
 from edgechat.engine import protocol
@@ -111,6 +111,7 @@ class Served:
 
     async def tokenize(self, text: str) -> list[int]:
         """The tokens of a text, in which control tokens are those. Raises EdgechatError."""
+        check_length(text, self.loaded.n_ctx)
         await self._revive()
         return await asyncio.to_thread(self._model.engine.tokenize, text)
 

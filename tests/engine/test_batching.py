@@ -207,6 +207,13 @@ def test_one_is_cancelled_and_the_others_go_on(engine: EngineClient) -> None:
     assert len(stays.tokens[0]) == 60
 
 
+def test_a_prompt_that_another_one_begins_with_is_computed_once(engine: EngineClient) -> None:
+    shared = [7 + i % 900 for i in range(600)]
+    first, second = (ask(engine, seed, tokens=[*shared, 400 + seed, 500], max_tokens=40) for seed in (1, 2))
+    assert first.end().stats.cached_tokens < 50
+    assert second.end().stats.cached_tokens >= len(shared)
+
+
 def test_the_last_one_that_is_wanted_is_cancelled_at_once_also_while_it_waits(engine: EngineClient) -> None:
     many = [ask(engine, seed, max_tokens=1500, n_prompt=300) for seed in range(10)]
     for heard in many:

@@ -56,6 +56,7 @@ def is_idle(server: Server) -> bool:
         ({"messages": user("x"), "temperature": 9}, "temperature"), ({"messages": user("x"), "top_p": -1}, "top_p"),
         ({"messages": user("x"), "stop": ["x"] * 17}, "stop"), ({"messages": user("x"), "logit_bias": {"x": 1}}, "logit_bias"),
         ({"messages": user("x"), "top_logprobs": 21}, "top_logprobs"), ({"messages": user("x " * 4000)}, "the context holds 2048"),
+        ({"messages": user("x " * 400_000)}, "800"),
         ({"messages": user("x"), "tool_choice": "required"}, "no tools"), ({"messages": user("x"), "stream": "yes"}, "stream"),
         ({"messages": user("x"), "tools": [{"type": "function", "function": {"name": "a b"}}]}, "name"),
         ({"messages": user("x"), "response_format": {"type": "xml"}}, "xml"),
