@@ -7,10 +7,11 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # CPU modules of the native bundle: dev (a few common ones), all, or a list separated by semicolons.
 VARIANTS ?= dev
 
-.PHONY: help chat test test-long check setup setup-dev peers wheels docs screenshots clean
+.PHONY: help chat serve test test-long check setup setup-dev peers wheels docs screenshots clean
 
 help:
 	@echo "make chat       set up, then the chat on the starter model"
+	@echo "make serve      set up, then the OpenAI API on the starter model"
 	@echo "make test       set up, then the tests (under 15 minutes)"
 	@echo "make test-long  set up, then the long ones: kill loops, fuzzing, installs"
 	@echo "make check      set up, then lint, types, import contracts, generated docs"
@@ -23,6 +24,9 @@ chat: setup
 	@if [ -t 0 ] && [ -t 1 ]; then exec $(BIN)/edgechat -m starter; else \
 		echo "There is no terminal here, so edgechat answers one sample question:"; \
 		$(BIN)/edgechat ask -m starter --max-tokens 96 --temperature 0 "What is gravity?" < /dev/null; fi
+
+serve: setup
+	@exec $(BIN)/edgechat serve -m starter
 
 test: setup-dev check
 	@$(BIN)/python -m pytest -m "not long"
@@ -52,11 +56,13 @@ $(VENV)/python.stamp:
 $(VENV)/setup.stamp: $(VENV)/python.stamp pyproject.toml native/build.py packaging/starter_wheel.py $(wildcard packaging/starter/*.toml)
 	@bindings=$$($(BIN)/python native/build.py bindings) && $(PIP) install "$$bindings"
 	@starter=$$($(BIN)/python packaging/starter_wheel.py) && $(PIP) install --no-deps "$$starter"
-	@$(PIP) install --editable .
+	@$(PIP) install --editable '.[serve]'
 	@touch $@
 
-$(VENV)/setup-dev.stamp: $(VENV)/setup.stamp
+$(VENV)/setup-dev.stamp: $(VENV)/setup.stamp tests/serve/node/package-lock.json
 	@$(PIP) install --editable '.[dev]'
+	@if command -v npm > /dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/serve/node || \
+		echo "npm cannot get the JavaScript client: its test is skipped"; fi
 	@touch $@
 
 peers: setup

@@ -27,7 +27,7 @@ def main() -> int:
         sys.exit(f"wheels: {error}")
     for wheel in sorted(dist.glob("*.whl")):
         print(f"{wheel.stat().st_size / 1e6:8.1f} MB  {wheel.name}")
-    print(f'\npipx install --pip-args="--no-index --find-links {dist}" "edgechat[starter]"')
+    print(f'\npipx install --pip-args="--no-index --find-links {dist}" "edgechat[starter,serve]"')
     return 0
 
 
@@ -47,7 +47,7 @@ def fill(dist: Path) -> None:
     build.say("collecting the wheels of its dependencies")
     # Ours are found in dist/ and nothing is built: an sdist of llama-cpp-python would be a library that crashes.
     build.pip("download", "--dest", str(dist), "--find-links", str(dist), "--only-binary", ":all:",
-              f"{made}[starter]", what="collecting the dependencies")  # fmt: skip
+              f"{made}[starter,serve]", what="collecting the dependencies")  # fmt: skip
 
 
 if __name__ == "__main__":
