@@ -148,10 +148,16 @@ class ChatApp(App[int]):
 
     @staticmethod
     def all_keys() -> list[keys.Key]:
-        """Every binding of ours."""
+        """Every binding of ours, those of screens among them that are not open."""
+        from edgechat.tui.first import FirstScreen
+        from edgechat.tui.listing import ListScreen
+        from edgechat.tui.models import ModelsScreen
+        from edgechat.tui.plans import TextScreen
+        from edgechat.tui.settings import SettingsScreen
         from edgechat.tui.sidebar import Sidebar
 
-        return keys.bindings(ChatApp, ChatScreen, Prompt, Transcript, Sidebar)
+        screens = (ListScreen, ModelsScreen, SettingsScreen, TextScreen, FirstScreen)
+        return keys.bindings(ChatApp, ChatScreen, Prompt, Transcript, Sidebar, *screens)
 
     # Everything there is
 

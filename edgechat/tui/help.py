@@ -9,6 +9,8 @@ from edgechat.tui.plans import TextScreen
 _TITLES = {
     "app": "Everywhere", "chat": "In the chat", "prompt": "In the input", "transcript": "In the conversation (Esc leads there)",
     "message": "Of the message with the cursor, there", "list": "In the list of conversations",
+    "listing": "In other lists", "models": "Among the models", "settings": "Among the settings", "text": "In help and the plan",
+    "first": "At the first start",
 }  # fmt: skip
 
 

@@ -571,7 +571,7 @@ def test_sequences_for_terminals_and_what_stands_between() -> None:
 async def test_help_shows_every_key_and_command() -> None:
     from edgechat.chat.commands import COMMANDS
 
-    app = scripted(keys={"chat.search": "f7"})
+    app = scripted(keys={"chat.search": "f7", "text.leave": "f9"})
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press("f1")
@@ -580,6 +580,8 @@ async def test_help_shows_every_key_and_command() -> None:
         assert all(key.id in words and key.words in words for key in app.all_keys())
         assert all(f"/{c.name}" in words for c in COMMANDS)
         assert "F7" in words
+        await pilot.press("f9")
+        await until(lambda: not on(app, "HelpScreen"))
 
 
 async def test_the_plan_says_why(starter: Path) -> None:

@@ -24,6 +24,12 @@ def test_the_client_process_never_sees_native_code_or_numpy() -> None:
     assert not loaded & {"edgechat.runtime.bindings", "edgechat.runtime.model", "edgechat.engine.host"}
 
 
+def test_neither_does_the_server() -> None:
+    loaded = modules_after("import edgechat.serve.app, edgechat.serve.server, edgechat.cli.serve")
+    assert not loaded & {"numpy", "llama_cpp", "llama_cpp.llama_cpp", "gguf", "jinja2", "llguidance", "textual"}
+    assert not loaded & {"edgechat.runtime.bindings", "edgechat.runtime.model", "edgechat.engine.host"}
+
+
 def test_help_imports_next_to_nothing() -> None:
     loaded = modules_after("import edgechat.cli.commands")
     assert not loaded & {"textual", "msgspec", "psutil", "platformdirs", "jinja2", "subprocess", "asyncio"}

@@ -33,6 +33,10 @@ def test_every_binding_has_an_id_and_words() -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_every_key_can_be_another() -> None:
+    assert {b.id for b in our_bindings()} == {key.id for key in KNOWN}
+
+
 def test_no_two_of_one_place_share_a_key() -> None:
     assert key_map({}, KNOWN, vim=False)[1] == []
     assert key_map({}, KNOWN, vim=True)[1] == []
