@@ -35,14 +35,13 @@ _ATTEMPTS: Final = 2
 
 
 def load(
-    engine: EngineClient, model_path: Path, settings: Settings, listen: Listener, begin: Callable[[], None]
+    engine: EngineClient, header: ModelHeader, settings: Settings, listen: Listener, begin: Callable[[], None]
 ) -> tuple[LoadPlan, protocol.Loaded, list[str]]:
-    """Check the model file, plan, and have `engine` load it; also what was not as planned. Raises EdgechatError.
+    """Plan, and have `engine` load a model; also what was not as planned. Raises EdgechatError.
 
-    `begin` is called once the file is known to be sound, to start whatever can start beside the engine. If memory runs
+    `begin` is called first, to start whatever can start beside the engine. If memory runs
     out all the same, one smaller plan is tried; with a GPU, one with less of it, and then one without.
     """
-    header = read_header(model_path)
     # The engine's process starts up while this one reads on.
     engine.start()
     begin()

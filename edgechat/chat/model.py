@@ -11,7 +11,8 @@ from edgechat.chat.renderer import Renderer
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import KILLED, EngineClient
-from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, EngineError
+from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, EngineError, ModelFileError
+from edgechat.modelfile.split import read_header
 from edgechat.planner.plan import LoadPlan
 
 
@@ -22,6 +23,8 @@ class ChatModel:
         """`read` returns the bytes of an attachment by their hash."""
         self.engine = EngineClient()
         self.plan: LoadPlan | None = None
+        self.loaded: protocol.Loaded | None = None
+        """What the engine said of it the last time; it stays while a dead engine is replaced."""
         self.warnings: list[str] = []
         """What is not as the user may think."""
         self._builder: PromptBuilder | None = None
@@ -40,16 +43,27 @@ class ChatModel:
         """True once a model was loaded."""
         return self._builder is not None
 
-    def open(self, path: Path, settings: Settings, listen: Listener = lambda event: None) -> protocol.Loaded:
-        """Check a model file, plan, and load it in place of what was there. Raises EdgechatError."""
+    def open(
+        self, path: Path, settings: Settings, listen: Listener = lambda event: None, *, may_embed: bool = False
+    ) -> protocol.Loaded:
+        """Check a model file, plan, and load it in place of what was there. Raises EdgechatError.
+
+        A model that makes vectors instead of texts is refused unless `may_embed`; what was there stays then.
+        """
+        header = read_header(path)
+        if header.is_embedding and not may_embed:
+            raise ModelFileError(
+                f"{path.name} makes vectors of texts, it cannot chat; `edgechat serve -m` offers it to other programs"
+            )
         unload(self.engine, self.plan)
-        self.plan, loaded, said = load(self.engine, path, settings, listen, self._renderer.start)
+        self.plan, loaded, said = load(self.engine, header, settings, listen, self._renderer.start)
         self.warnings += said + warnings(settings, path, loaded)
         self.use(loaded)
         return loaded
 
     def use(self, loaded: protocol.Loaded) -> None:
         """Make prompts for what the engine has loaded."""
+        self.loaded = loaded
         self._builder = PromptBuilder(self.engine, self._renderer, loaded, self._read)
 
     def revive(self) -> None:

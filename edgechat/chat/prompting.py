@@ -108,8 +108,10 @@ class PromptBuilder:
         `tools` are what the model may call. Raises TemplateError, EngineError, ContextOverflowError for far too much.
         """
         check_length("".join(m.content for m in messages), self._loaded.n_ctx)
-        begun = messages[-1] if messages and messages[-1].role == "assistant" and not messages[-1].extra else None
-        said = messages[:-1] if begun is not None else messages
+        last = messages[-1] if messages else None
+        is_answer = last is not None and last.role == "assistant" and not last.extra
+        said = messages[:-1] if is_answer else messages
+        begun = last if is_answer and last is not None and (last.content or last.reasoning) else None
         tokens, place = self._tokens(said, begun, think=think, tools=tools)
         return BuiltPrompt(tokens, 0, place, self._turn_starts(said, tokens, think=think, tools=tools), [])
 

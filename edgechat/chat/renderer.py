@@ -84,10 +84,16 @@ class Renderer:
         if begun is not None:
             guarded.pop()
         pattern = _pattern(control_tokens)
-        body = msgspec.msgpack.encode({
+        request = {
             "template": template, "messages": guarded, "bos": bos, "eos": eos,
             "variables": _guarded(variables, pattern, guard),
-        })  # fmt: skip
+        }  # fmt: skip
+        try:
+            body = msgspec.msgpack.encode(request)
+        except (OverflowError, RecursionError) as too_much:
+            raise TemplateError(
+                f"what is to be rendered has a number too large, or is nested too deeply: {too_much}"
+            ) from too_much
         with self._one_at_a_time:
             reply = self._exchange(body)
         error = reply.get("error")

@@ -28,7 +28,6 @@ from edgechat.engine.client import EngineClient
 from edgechat.errors import (
     ContextOverflowError,
     EngineError,
-    ModelFileError,
     StoreError,
     TemplateError,
     UsageError,
@@ -137,12 +136,7 @@ class Session:
     def open(self, listen: Listener = lambda event: None) -> protocol.Loaded:
         """Read the conversation, check the model file, plan, and load it. Raises EdgechatError."""
         self.read()
-        loaded = self.model.open(self.model_path, self.settings, listen)
-        if loaded.is_embedding:
-            raise ModelFileError(
-                f"{self.model_path.name} makes vectors of texts, it cannot chat; `edgechat serve` offers it to programs"
-            )
-        return loaded
+        return self.model.open(self.model_path, self.settings, listen)
 
     def change_model(self, model: str, model_path: Path, listen: Listener = lambda event: None) -> protocol.Loaded:
         """Let another model answer from here on; it reads the whole conversation. Raises EdgechatError."""

@@ -71,6 +71,9 @@ def serve(
         raise UsageError(f"{HOW_TO_GET_IT} (missing: {error.name})") from error
     if api_key == "":
         raise UsageError("the API key is empty")
+    wrong = next((o for o in origins if not o.partition("://")[2] or o.endswith("/") or "*" in o), None)
+    if wrong is not None:
+        raise UsageError(f"{wrong!r} is no origin: name each one as browsers do, such as https://chat.example:8443")
     if host not in LOOPBACK and not api_key:
         raise UsageError(
             f"{host} can be reached from other machines: give a key with --api-key, or listen on 127.0.0.1"

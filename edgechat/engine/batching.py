@@ -68,9 +68,8 @@ class Batching:
             elif growing:
                 self._step(growing)
             self._compute(FAIR_TOKENS if growing else self._context.n_batch)
-        except DecodeAborted:  # that is asked for only when nobody wants any of it
-            for generation in list(self._running):
-                self._end(generation)
+        except DecodeAborted:
+            return  # whoever is wanted no more is ended by `cancel`; who still is goes on where it was
         except (EdgechatError, MemoryError) as error:  # what concerned one of them only was caught before
             for generation in list(self._running):
                 self._end(generation, error)
@@ -114,6 +113,7 @@ class Batching:
             return True
         if len(self._running) == 1:
             return False
+        self._drafted = None
         last = self._running.pop()
         last.pause()
         self._waiting.appendleft(last)

@@ -246,9 +246,9 @@ class EngineClient:
 
     @property
     def needs_revival(self) -> bool:
-        """True if an engine had a model and died."""
+        """True if an engine had a model and died, also if the model could not be loaded again since."""
         process = self._process
-        return self._load is not None and (process is None or process.died is not None)
+        return self._load is not None and (process is None or process.died is not None or self.loaded is None)
 
     def revive(self) -> None:
         """Start a fresh engine with the last model, if there was one and it died."""

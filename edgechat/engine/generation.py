@@ -19,7 +19,7 @@ from edgechat.engine.protocol import (
     TurnFinished,
 )
 from edgechat.engine.sample import Sample
-from edgechat.errors import ContextOverflowError, EngineError
+from edgechat.errors import ContextOverflowError, EdgechatError, EngineError
 from edgechat.prefix.cache import Cached, PrefixCache
 from edgechat.runtime.context import Context
 from edgechat.speculation.speculator import SpeculationStats, Speculator
@@ -185,9 +185,9 @@ class Generation:
             new = [strand.sample]
         else:
             seqs = [seq, *self._cache.fork(seq, self.request.n_samples - 1)]
-            new = self.samples = [self._sample(i, s) for i, s in enumerate(seqs)]
-            if not self.request.is_aside:
-                self._cache.publish(seq)
+            new = self.samples = self._new_samples(seqs)
+        if not self.request.is_aside:
+            self._cache.publish(seq)
         self._strands.remove(strand)
         self.growing += new
         for sample in new:
@@ -196,9 +196,20 @@ class Generation:
             else:
                 self.take(sample, sample.draw(-1))
 
-    def _sample(self, number: int, seq: int) -> Sample:
-        grammar = self._grammar.copy() if self._grammar is not None else None
-        return Sample(self._context, self.request, number, seq, self.prompt, self._send, grammar)
+    def _new_samples(self, seqs: list[int]) -> list[Sample]:
+        """An answer for each sequence; if that fails, all but the first are given back."""
+        try:
+            return [
+                Sample(
+                    self._context, self.request, i, seq, self.prompt, self._send,
+                    self._grammar.copy() if self._grammar is not None else None,
+                )
+                for i, seq in enumerate(seqs)
+            ]  # fmt: skip
+        except (EdgechatError, MemoryError):
+            for seq in seqs[1:]:
+                self._cache.release(seq)
+            raise
 
     # The answers
 

@@ -162,7 +162,8 @@ class Host:
             else:
                 arrived_s = time.monotonic()
                 if isinstance(request, protocol.Shutdown):
-                    self._stop_running()
+                    with self._lock:
+                        self._stop_running()
                 self._requests.put((request, arrived_s))
                 with self._lock:
                     if self._may_abort_idle_work and self._context is not None:
@@ -174,15 +175,14 @@ class Host:
         with self._lock:
             self._cancelled.add(target)
             # A decode is given up only if nobody wants any of it; else the others go on after it.
-            is_all = target in self._running and self._running <= self._cancelled
-        if is_all:
-            self._stop_running()
+            if target in self._running and self._running <= self._cancelled:
+                self._stop_running()
 
     def _stop_running(self) -> None:
-        with self._lock:
-            self._load_cancelled = True
-            if self._context is not None:
-                self._context.abort()
+        """With the lock held."""
+        self._load_cancelled = True
+        if self._context is not None:
+            self._context.abort()
 
     def _begin(self, request_id: int) -> None:
         with self._lock:
@@ -201,7 +201,8 @@ class Host:
         with self._lock:
             self._running.discard(request_id)
             # Ids grow, but a later one may be executed first: only what is long past is forgotten.
-            self._cancelled = {t for t in self._cancelled - {request_id} if t > request_id - _REMEMBERED}
+            oldest = request_id - _REMEMBERED
+            self._cancelled = {t for t in self._cancelled - {request_id} if t > oldest or t in self._running}
 
     def _execute(self, request: protocol.AnyRequest, arrived_s: float) -> protocol.Event | None:
         """What answers a request; None if that comes later."""
@@ -244,7 +245,7 @@ class Host:
         for tokens in request.texts:
             check_tokens(tokens, model.n_vocab)
             if request.id in self._cancelled:
-                raise EngineError("it was cancelled")
+                raise EngineError("the request for vectors was cancelled; ask again for them")
             vectors.append(embedder.embed(tokens))
         return protocol.Embedded(id=request.id, vectors=vectors)
 

@@ -239,7 +239,7 @@ class TokensGenerated(Event, frozen=True):
     sample: int = 0
     """Which of the answers."""
     logprobs: list[TokenLogprobs] = []
-    """One for each token drawn since the last event, the one that ends the answer among them, if they were asked for."""
+    """One for each of `tokens`, if they were asked for."""
 
 
 FinishReason = Literal["stop", "length", "cancelled"]

@@ -97,8 +97,7 @@ def plan(
     formulas if it is None. Raises PlanError, with the numbers, if nothing fits.
     """
     needed = least = None
-    ways = _embedding_ways(header, n_ctx) if header.is_embedding else _ways(header, machine, n_ctx)
-    for options, trades in ways:
+    for options, trades in _ways(header, machine, n_ctx):
         needed = _needed(header, machine, options, estimator)
         if _fits(needed, options, machine):
             return _finished(header, machine, options, trades, needed, speculation=speculation, n_ctx=n_ctx)
@@ -132,6 +131,14 @@ def _fits(needed: MemoryEstimate, options: LoadOptions, machine: Machine) -> boo
 
 def _ways(header: ModelHeader, machine: Machine, n_ctx: int | None) -> Iterator[tuple[LoadOptions, tuple[str, ...]]]:
     """Options from the best to the most frugal, with what each of them gives up."""
+    if header.is_embedding:
+        return _embedding_ways(header, n_ctx)
+    return _text_ways(header, machine, n_ctx)
+
+
+def _text_ways(
+    header: ModelHeader, machine: Machine, n_ctx: int | None
+) -> Iterator[tuple[LoadOptions, tuple[str, ...]]]:
     wanted = n_ctx or default_n_ctx(header)
     full = LoadOptions(n_ctx=wanted, n_seqs=n_seqs_of(header))
     if machine.gpu_is_unified:  # what is not on the GPU is in the same memory, and mapped pages would be a second copy
@@ -161,8 +168,8 @@ def _ways(header: ModelHeader, machine: Machine, n_ctx: int | None) -> Iterator[
 
 
 def _embedding_ways(header: ModelHeader, n_ctx: int | None) -> Iterator[tuple[LoadOptions, tuple[str, ...]]]:
-    longest = header.n_ctx_train or _EMBEDDING_N_CTXS[0]
-    for size in [n_ctx] if n_ctx else sorted({min(size, longest) for size in _EMBEDDING_N_CTXS}, reverse=True):
+    longest = header.n_ctx_train or _EMBEDDING_N_CTXS[0]  # beyond it there may be no positions
+    for size in sorted({min(size, longest) for size in ((n_ctx,) if n_ctx else _EMBEDDING_N_CTXS)}, reverse=True):
         yield LoadOptions(n_ctx=size, n_seqs=1, n_ubatch=size), ()
 
 

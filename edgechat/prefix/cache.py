@@ -90,8 +90,8 @@ class PrefixCache:
             cached = self._follow(way, tokens, is_aside=is_aside)
             if cached is not None:
                 self._owner[cached.seq] = conversation
-                self._working.add(cached.seq)
                 self._thin_out(match, len(tokens), way.base if is_aside else None)
+                self._working.add(cached.seq)
                 return cached
 
     def _learn_files(self, conversation: str) -> None:
@@ -166,13 +166,18 @@ class PrefixCache:
     def fork(self, seq: int, n_forks: int) -> list[int]:
         """More sequences that hold what `seq`, which is in work, holds; they are in work too."""
         n_tokens = len(self._memory.tokens(seq))
-        forks = []
-        for _ in range(n_forks):
-            fork = self._free_seq(seq)
-            self._memory.copy(seq, fork, n_tokens)
-            self._owner[fork] = self._owner[seq]
-            self._working.add(fork)
-            forks.append(fork)
+        forks: list[int] = []
+        try:
+            for _ in range(n_forks):
+                fork = self._free_seq(seq)
+                self._memory.copy(seq, fork, n_tokens)
+                self._owner[fork] = self._owner[seq]
+                self._working.add(fork)
+                forks.append(fork)
+        except EngineError:
+            for fork in forks:
+                self.release(fork)
+            raise
         return forks
 
     def checkpoint(self, seq: int) -> None:
@@ -209,10 +214,15 @@ class PrefixCache:
         """
         for seq in self._parked():
             if seq not in keep:
-                self._capture(seq)
-                self.release(seq)
+                self._give_up(seq)
                 return True
         return False
+
+    def _give_up(self, seq: int) -> None:
+        """Release a sequence, saved if that is possible."""
+        with contextlib.suppress(MemoryError, EngineError):
+            self._capture(seq)
+        self.release(seq)
 
     def _parked(self) -> list[int]:
         """Sequences that nobody works on; those first that were not used for the longest time."""
@@ -230,8 +240,7 @@ class PrefixCache:
             if self._parked_tokens(match) <= most:
                 return
             if seq != keep:
-                self._capture(seq)
-                self.release(seq)
+                self._give_up(seq)
 
     def _parked_tokens(self, match: Match) -> int:
         """What parked sequences alone hold, and the prompt does not share."""
@@ -255,7 +264,9 @@ class PrefixCache:
                     self._memory.drop(seq)  # whatever an error left in it
                     return seq
             if not self.make_room(keep) and not self.make_room():
-                raise EngineError(f"all {self._memory.n_seqs} sequences of the context are in work")
+                raise EngineError(
+                    f"all {self._memory.n_seqs} sequences of the context are in work: ask for fewer at once"
+                )
 
     def _untip(self, seq: int) -> None:
         node = self._tips.pop(seq, None)

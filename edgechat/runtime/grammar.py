@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,9 @@ _MAX_WORDS: Final = 400
 _SPECIAL: Final = b"\xff"  # llguidance's mark for tokens that are no text
 
 
+_tokenizers: weakref.WeakKeyDictionary[Any, dict[tuple[str, ...], Any]] = weakref.WeakKeyDictionary()
+
+
 class _Vocabulary:
     """A model's tokens, as llguidance asks for them."""
 
@@ -27,14 +31,14 @@ class _Vocabulary:
         control = model.control_tokens
         texts = {token: text.encode("utf-8", "replace") for text, token in control.items()}
         shown = {control[text] for text in shown_tokens if text in control}
-        self.eos_token_id = next(token for token in range(model.n_vocab) if model.is_eog(token))
+        self.eos_token_id = _ends(model)[0]
         self.bos_token_id = None
         self.special_token_ids = [token for token in texts if token not in shown]
         self.tokens = [
             texts[t] if t in shown else _SPECIAL + texts[t] if t in texts else model.piece(t)
             for t in range(model.n_vocab)
         ]  # fmt: skip
-        self._model = model
+        self._model: Model = weakref.proxy(model)  # a tokenizer is kept for as long as its model
 
     def __call__(self, text: bytes | str) -> list[int]:
         """Tokens of a text."""
@@ -111,11 +115,17 @@ def compile_grammar(model: Model, grammar: str, shown_tokens: Sequence[str] = ()
 
 def _tokenizer(model: Model, shown_tokens: tuple[str, ...]) -> Any:
     """Llguidance's view of a vocabulary; made once, since that takes up to a second."""
-    made: dict[tuple[str, ...], Any] = model.__dict__.setdefault("grammar_tokenizers", {})
+    made = _tokenizers.setdefault(model, {})
     if shown_tokens not in made:
         import llguidance
 
         vocabulary = _Vocabulary(model, shown_tokens)
-        ends = [token for token in range(model.n_vocab) if model.is_eog(token)]
-        made[shown_tokens] = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=ends)
+        made[shown_tokens] = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=_ends(model))
     return made[shown_tokens]
+
+
+def _ends(model: Model) -> list[int]:
+    ends = [token for token in range(model.n_vocab) if model.is_eog(token)]
+    if not ends:
+        raise GrammarError("this model knows no token that ends an answer: nothing can be enforced")
+    return ends

@@ -43,6 +43,7 @@ class Choice:
         self.logprobs: list[protocol.TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
         self._index = index
+        self._held = ""
         self._splitter = Splitter(form, place)
         self._reader = CallReader(tools, must=must_call)
 
@@ -61,6 +62,9 @@ class Choice:
 
     def _added(self, reasoning: str, text: str, logprobs: Sequence[protocol.TokenLogprobs] = ()) -> Delta:
         n_before = len(self.calls)
+        # New lines at the end of thoughts only set them off from what follows.
+        reasoning = self._held + reasoning
+        reasoning, self._held = reasoning.rstrip("\n"), reasoning[len(reasoning.rstrip("\n")) :]
         content, calls = self._reader.feed(text)
         self.content += content
         self.reasoning += reasoning

@@ -39,9 +39,9 @@ class Api:
     def app(self, rules: Rules) -> ASGIApp:
         """All of it, behind its guard."""
         routes = [
-            Route("/v1/chat/completions", _answering(self.chat), methods=["POST"]),
-            Route("/v1/completions", _answering(self.completions), methods=["POST"]),
-            Route("/v1/embeddings", _answering(self.embeddings), methods=["POST"]),
+            Route("/v1/chat/completions", _answering(self.chat, "messages"), methods=["POST"]),
+            Route("/v1/completions", _answering(self.completions, "prompt"), methods=["POST"]),
+            Route("/v1/embeddings", _answering(self.embeddings, "input"), methods=["POST"]),
             Route("/v1/models", _answering(self.models), methods=["GET"]),
             Route("/v1/models/{name:path}", _answering(self.model), methods=["GET"]),
             Route("/health", _answering(self.health), methods=["GET"]),
@@ -115,14 +115,18 @@ def _json(value: object) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
 
 
-def _answering(endpoint: Endpoint) -> Endpoint:
+def _answering(endpoint: Endpoint, param: str | None = None) -> Endpoint:
+    """With what is told of errors; `param` is the field of a request that has its texts."""
+
     async def answered(request: Request) -> Response:
         try:
             return await endpoint(request)
         except ApiError as error:
             return error_response(error)
         except EdgechatError as error:
-            return error_response(problems.of(error))
+            return error_response(problems.of(error, param))
+        except RecursionError:
+            return error_response(ApiError(400, "the request is nested too deeply", code="invalid_value"))
         except Exception as error:  # noqa: BLE001  (a server goes on)
             return error_response(problems.unexpected(error))
 

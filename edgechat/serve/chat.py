@@ -50,9 +50,8 @@ class ChatReply(Reply):
         max_tokens = wanted.max_completion_tokens or wanted.max_tokens or served.settings.max_tokens
         request = served.request(
             built.tokens, wanted, grammar=grammar, shown_tokens=shown, turn_starts=built.turn_starts,
-            n_logprobs=n_logprobs, max_tokens=max_tokens,
+            n_logprobs=n_logprobs, max_tokens=max_tokens, stops=builder.stop,
         )  # fmt: skip
-        request = _with_stops(request, builder.stop)
         choices = [
             Choice(i, builder.form, built.place, tools=form if tools else None, must_call=must and not form.trigger)
             for i in range(request.n_samples)
@@ -76,7 +75,7 @@ class ChatReply(Reply):
             if choice.content or not choice.calls:
                 message["content"] = choice.content
             if choice.reasoning:
-                message["reasoning_content"] = choice.reasoning.rstrip("\n")
+                message["reasoning_content"] = choice.reasoning
             if choice.calls:
                 message["tool_calls"] = calls_as_sent(choice.calls)
             found.append({
@@ -119,12 +118,6 @@ class ChatReply(Reply):
         return self._head | {
             "object": "chat.completion.chunk", "choices": [], "usage": costs.usage(), "timings": costs.timings()
         }  # fmt: skip
-
-
-def _with_stops(request: protocol.Generate, stops: list[str]) -> protocol.Generate:
-    import msgspec
-
-    return msgspec.structs.replace(request, stop=[*request.stop, *stops]) if stops else request
 
 
 def chosen_tools(wanted: ChatRequest) -> tuple[list[Tool], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import secrets
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ class CompletionReply(Reply):
         self._wanted = wanted
         self._echoes: list[str] = []
         self._lengths: dict[int, int] = {}
+        self._decoders: dict[int, codecs.IncrementalDecoder] = {}
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
             "model": served.name, "system_fingerprint": FINGERPRINT,
@@ -59,15 +61,15 @@ class CompletionReply(Reply):
         return {"index": index, "text": text, "logprobs": found, "finish_reason": finish_reason}
 
     def _logprobs(self, index: int, found: Sequence[protocol.TokenLogprobs]) -> dict[str, Any]:
-        texts = [each.text.decode("utf-8", "replace") for each in found]
-        offsets, offset = [], self._lengths.get(index, len(self._echoes[index]))
-        for text in texts:
-            offsets.append(offset)
-            offset += len(text)
-        self._lengths[index] = offset
+        offsets, decoder = [], self._decoders.setdefault(index, codecs.getincrementaldecoder("utf-8")("replace"))
+        self._lengths.setdefault(index, len(self._echoes[index]))
+        for each in found:
+            offsets.append(self._lengths[index])
+            self._lengths[index] += len(decoder.decode(each.text))
         return {
-            "tokens": texts, "token_logprobs": [logprob(each.logprob) for each in found], "text_offset": offsets,
-            "top_logprobs": [{t.decode("utf-8", "replace"): logprob(v) for t, v in each.top} for each in found],
+            "tokens": [_shown(each.text) for each in found],
+            "token_logprobs": [logprob(each.logprob) for each in found], "text_offset": offsets,
+            "top_logprobs": [{_shown(t): logprob(v) for t, v in each.top} for each in found],
         }  # fmt: skip
 
     def chunks(self, delta: Delta) -> list[dict[str, Any]]:
@@ -83,6 +85,14 @@ class CompletionReply(Reply):
     def last_chunk(self, costs: Costs) -> dict[str, Any]:
         """What a stream ends with, if it is to hold what it cost."""
         return self._head | {"choices": [], "usage": costs.usage(), "timings": costs.timings()}
+
+
+def _shown(token: bytes) -> str:
+    """A token as text; parts of characters by their bytes, as OpenAI writes them."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
 def several(texts: Texts, param: str) -> list[str | list[int]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import math
 from array import array
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -28,7 +28,7 @@ async def embed(request: Request, served: Served, wanted: EmbeddingsRequest) -> 
     if wanted.dimensions is not None and wanted.dimensions > loaded.n_embd:
         raise ApiError(400, f"dimensions: this model has {loaded.n_embd}", param="dimensions")
     with served.place():
-        vectors, n_tokens = await unless_gone(request, _future(_vectors(served, wanted)))
+        vectors, n_tokens = await unless_gone(request, asyncio.ensure_future(_vectors(served, wanted)))
     n = wanted.dimensions or loaded.n_embd
     data = [
         {"object": "embedding", "index": i, "embedding": _encoded(_cut(vector, n), wanted.encoding_format)}
@@ -37,12 +37,6 @@ async def embed(request: Request, served: Served, wanted: EmbeddingsRequest) -> 
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     body = {"object": "list", "data": data, "model": served.name, "usage": usage}
     return Response(msgspec.json.encode(body), media_type="application/json")
-
-
-def _future(work: Any) -> Any:
-    import asyncio
-
-    return asyncio.ensure_future(work)
 
 
 async def _vectors(served: Served, wanted: EmbeddingsRequest) -> tuple[list[array[float]], int]:

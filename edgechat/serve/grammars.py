@@ -17,10 +17,9 @@ from edgechat.serve.wire import JsonFormat, SchemaFormat, TextFormat, Tool
 # Small models that may write any white space write it for ever.
 _SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MAX_DEPTH: Final = 64
-# Of a schema: keywords whose values hold schemas, one, a list of them, or by name.
-_ONE: Final = ("additionalProperties", "items", "additionalItems")
-_LISTS: Final = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
-_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
+# Of a schema: keywords that hold schemas by name, and those that hold no schema at all.
+_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_DATA: Final = ("const", "enum", "default", "examples")
 
 
 def of_format(wanted: TextFormat | JsonFormat | SchemaFormat | None) -> str:
@@ -60,7 +59,7 @@ def of_tools(tools: Sequence[Tool], form: ToolFormat, *, must: bool, several: bo
 
 def after_thinking(rules: str, form: Format | None, place: Place, *, think: bool) -> str:
     """The whole grammar; `rules` begin with what follows the thoughts."""
-    if form is None or not think or place == "answer":
+    if form is None or place == "answer" or (place == "start" and not think):
         return f"start: {rules}\n"
     thoughts = "thoughts" if place == "reasoning" else f"({_quoted(form.opening)} thoughts)?"
     mark = f" {_quoted(form.answer)}" if form.answer else ""
@@ -78,7 +77,8 @@ def _quoted(text: str) -> str:
 def _json(schema: Mapping[str, Any] | bool, where: str) -> str:  # noqa: FBT001  (a schema may be that)
     """A schema as an expression. Raises GrammarError."""
     whole: dict[str, Any] = {} if schema is True else {"not": {}} if schema is False else dict(schema)
-    whole.pop("x-guidance", None)
+    if "x-guidance" in whole:
+        raise GrammarError(f"{where}: x-guidance cannot be had: how JSON is written is the server's own")
     for name, path in _unenforced(whole, where, 0):
         raise GrammarError(f"{path}: {name} cannot be enforced")
     return "%json " + json.dumps(whole | {"x-guidance": _SPACING})
@@ -88,6 +88,9 @@ def _unenforced(schema: object, where: str, depth: int) -> Iterator[tuple[str, s
     """Keywords that llguidance takes without holding to them in every case, and where they are."""
     if depth > _MAX_DEPTH:
         raise GrammarError(f"{where}: schemas may be nested {_MAX_DEPTH} deep")
+    if isinstance(schema, list):
+        for i, each in enumerate(schema):
+            yield from _unenforced(each, f"{where}[{i}]", depth + 1)
     if not isinstance(schema, dict):
         return
     least, required = schema.get("minProperties"), schema.get("required")
@@ -95,12 +98,9 @@ def _unenforced(schema: object, where: str, depth: int) -> Iterator[tuple[str, s
     if isinstance(least, (int, float)) and least > max(1, n_required):
         # The names of properties that a schema does not name may come twice.
         yield "minProperties (beyond what is required)", where
-    for name in _ONE:
-        yield from _unenforced(schema.get(name), f"{where}.{name}", depth + 1)
-    for name in _LISTS:
-        for i, each in enumerate(schema[name] if isinstance(schema.get(name), list) else ()):
-            yield from _unenforced(each, f"{where}.{name}[{i}]", depth + 1)
-    for name in _MAPS:
-        inner = schema.get(name)
-        for key, each in inner.items() if isinstance(inner, dict) else ():
-            yield from _unenforced(each, f"{where}.{name}.{key}", depth + 1)
+    for name, inner in schema.items():
+        if name in _MAPS and isinstance(inner, dict):  # of schemas by names that mean nothing
+            for key, each in inner.items():
+                yield from _unenforced(each, f"{where}.{name}.{key}", depth + 1)
+        elif name not in _DATA:
+            yield from _unenforced(inner, f"{where}.{name}", depth + 1)

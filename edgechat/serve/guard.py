@@ -21,6 +21,9 @@ MAX_BODY_BYTES: Final = 16 << 20
 _MAX_READ_BYTES: Final = 4 * MAX_BODY_BYTES
 BODY_S: Final = 30.0
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+PATHS: Final = (
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/health", "/metrics", "/openapi.json",
+)  # fmt: skip
 # What tells nothing of a model or a conversation, and what programs look at that have no key.
 _OPEN: Final = ("/health",)
 
@@ -77,7 +80,8 @@ class Guard:
         except ApiError as error:
             await error_response(error)(scope, receive, noted)
         finally:
-            path = scope["path"] if "endpoint" in scope else "other"
+            # Nothing that a client made up: names of models, and paths that are not there.
+            path = scope["path"] if scope["path"] in PATHS else "other"
             self._requested(path, status)
             if self._rules.log:
                 words = f"{scope['method']} {path} {status} {time.monotonic() - started:.3f} s"
@@ -85,7 +89,7 @@ class Guard:
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         rules = self._rules
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        host = _host_of(f"//{headers.get('host', '')}")
         if rules.host in LOOPBACK and host not in LOOPBACK:
             # A page that had its own name point here would read all that it likes.
             raise ApiError(403, f"this server answers to {', '.join(LOOPBACK)}, not to {host!r}", code="wrong_host")
@@ -102,7 +106,7 @@ class Guard:
     def _may_ask(self, origin: str, headers: Mapping[str, str]) -> bool:
         if origin in self._rules.origins:
             return True
-        return urlsplit(origin).netloc == headers.get("host")  # a page of this very server
+        return origin.partition("://")[2] == headers.get("host")  # a page of this very server
 
     def _allowed_origin(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         origin = headers.get("origin")
@@ -111,10 +115,17 @@ class Guard:
         return [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
 
 
+def _host_of(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
+
+
 def _preflight() -> Response:
     return Response(
         status_code=204,
-        headers={"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "*", "Access-Control-Max-Age": "600"},
+        headers={"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Api-Key, *", "Access-Control-Max-Age": "600"},
     )  # fmt: skip
 
 

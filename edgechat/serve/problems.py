@@ -50,10 +50,10 @@ class ApiError(Exception):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
-def of(error: EdgechatError) -> ApiError:
-    """What a client is told of an error of ours."""
+def of(error: EdgechatError, param: str | None = None) -> ApiError:
+    """What a client is told of an error of ours; `param` is where its texts were."""
     if isinstance(error, ContextOverflowError):
-        return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+        return ApiError(400, str(error), param=param, code="context_length_exceeded")
     if isinstance(error, GrammarError):
         return ApiError(400, str(error), code="unsupported_format")
     if isinstance(error, (TemplateError, UsageError)):

@@ -65,7 +65,7 @@ def _answer(message: AssistantMessage, where: str, form: ToolFormat) -> PromptMe
     for j, call in enumerate(calls):
         try:
             arguments = json.loads(call.function.arguments or "{}")
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
             path = f"{where}.tool_calls[{j}].function.arguments"
             raise ApiError(400, f"{path} is not JSON: {error}", param=path) from error
         function = {"name": call.function.name, "arguments": arguments}

@@ -15,7 +15,8 @@ from edgechat.chat.prompting import BuiltPrompt, PromptBuilder, check_length
 from edgechat.chat.renderer import PromptMessage
 from edgechat.config import Sampling, Settings
 from edgechat.engine import protocol
-from edgechat.errors import EdgechatError, EngineDiedError, EngineError, GoneError
+from edgechat.errors import EdgechatError, EngineError, GoneError
+from edgechat.planner.plan import LoadPlan
 from edgechat.serve.problems import ApiError
 from edgechat.serve.tools import ToolFormat, detect
 from edgechat.serve.wire import Drawing, Token
@@ -43,13 +44,14 @@ class Served:
         self.n_requests = 0
         """In work or waiting."""
         self.is_draining = False
+        self._is_stopped = False
         self._model = ChatModel(_no_attachments)
         self._answers: set[Answer] = set()
         self._reviving = asyncio.Lock()
 
     def open(self, listen: Callable[[str], None]) -> protocol.Loaded:
         """Load it. Raises EdgechatError."""
-        return self._model.open(self.path, self.settings, lambda event: listen(event.words))
+        return self._model.open(self.path, self.settings, lambda event: listen(event.words), may_embed=True)
 
     def close(self) -> None:
         """End its processes."""
@@ -63,10 +65,9 @@ class Served:
     @property
     def loaded(self) -> protocol.Loaded:
         """What the engine said of it. Raises EngineError."""
-        loaded = self._model.engine.loaded
-        if loaded is None:
-            raise EngineDiedError("the engine is being started again")
-        return loaded
+        if self._model.loaded is None:
+            raise EngineError("no model is loaded")
+        return self._model.loaded
 
     @property
     def builder(self) -> PromptBuilder:
@@ -81,7 +82,12 @@ class Served:
     @property
     def n_seqs(self) -> int:
         """Answers that can be made at a time."""
-        return self._model.plan.options.n_seqs if self._model.plan is not None else 1
+        return self.plan.options.n_seqs if self.plan is not None else 1
+
+    @property
+    def plan(self) -> LoadPlan | None:
+        """How it is loaded."""
+        return self._model.plan
 
     @property
     def n_running(self) -> int:
@@ -115,15 +121,18 @@ class Served:
         await self._revive()
         return await asyncio.to_thread(self._model.engine.tokenize, text)
 
-    def request(self, tokens: list[int], drawing: Drawing, **more: Any) -> protocol.Generate:
-        """What the engine is asked, with the settings of the server where the client says nothing. Raises ApiError."""
+    def request(self, tokens: list[int], drawing: Drawing, stops: Sequence[str] = (), **more: Any) -> protocol.Generate:
+        """What the engine is asked, with the settings of the server where the client says nothing. Raises ApiError.
+
+        `stops` are texts that end an answer whatever the client says.
+        """
         n = drawing.n or 1
         if n > self.n_seqs:
             raise ApiError(400, f"n: {n} answers at once are not possible: 1 to {self.n_seqs} are", param="n")
         stop = [drawing.stop] if isinstance(drawing.stop, str) else list(drawing.stop or ())
         asked: dict[str, Any] = {
             "tokens": self.checked(tokens, "prompt"), "max_tokens": drawing.max_tokens or self.settings.max_tokens,
-            "sampling": self._sampling(drawing), "n_samples": n, "stop": stop, "logit_bias": self._bias(drawing),
+            "sampling": self._sampling(drawing), "n_samples": n, "stop": [*stop, *stops], "logit_bias": self._bias(drawing),
             "conversation": CONVERSATION, "ignore_eog": bool(drawing.ignore_eos), "speculate": not self.settings.strict, "is_cold": self.settings.strict,
         } | more  # fmt: skip
         return protocol.Generate(id=self._model.engine.next_id(), **asked)
@@ -167,8 +176,10 @@ class Served:
                 await asyncio.to_thread(self._model.revive)
 
     async def ask(self, requests: Sequence[protocol.Generate | protocol.Embed]) -> Answer:
-        """Have requests answered, side by side. Raises EdgechatError."""
+        """Have requests answered, side by side. Raises ApiError and EdgechatError."""
         await self._revive()
+        if self._is_stopped:
+            raise ApiError(503, "the server is shutting down", code="shutting_down")
         answer = Answer(self, requests)
         self._answers.add(answer)
         try:
@@ -179,10 +190,11 @@ class Served:
             raise
         return answer
 
-    async def failed(self, error: EdgechatError) -> None:
-        """Do what can be done about an error, for the next request."""
-        if isinstance(error, EngineError):
-            await asyncio.to_thread(self._model.give_up_gpu, error, self.settings)
+    async def failed(self, error: EdgechatError, plan: LoadPlan | None) -> None:
+        """Do what can be done, for the next request, about an error that came with this plan."""
+        async with self._reviving:
+            if isinstance(error, EngineError) and plan is self._model.plan:  # once, if several answers failed
+                await asyncio.to_thread(self._model.give_up_gpu, error, self.settings)
 
     def leave(self, answer: Answer) -> None:
         """An answer is over, or nobody wants it."""
@@ -191,7 +203,8 @@ class Served:
             self._model.engine.cancel(request_id)
 
     def stop_all(self) -> None:
-        """End all answers with what there is of them."""
+        """End all answers with what there is of them; there are no more."""
+        self._is_stopped = True
         for answer in self._answers:
             for request_id in answer.unfinished:
                 self._model.engine.cancel(request_id)
@@ -203,6 +216,7 @@ class Answer:
     def __init__(self, served: Served, requests: Sequence[protocol.Request]) -> None:
         self.has_begun = False
         self._served = served
+        self._plan = served.plan
         self._unfinished = {number: request.id for number, request in enumerate(requests)}
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, protocol.AnyEvent | EdgechatError]] = asyncio.Queue()
@@ -229,7 +243,7 @@ class Answer:
         self.has_begun = True
         if isinstance(event, EdgechatError):
             self._unfinished.pop(number, None)
-            await self._served.failed(event)
+            await self._served.failed(event, self._plan)
             raise event
         if isinstance(event, protocol.FINAL):
             self._unfinished.pop(number, None)

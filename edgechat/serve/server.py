@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -19,6 +18,9 @@ from edgechat.serve.served import Served
 
 DRAIN_S: Final = 10.0
 """How long answers may go on after the first Ctrl-C."""
+# How long their last words may take to be read.
+_LAST_WORDS_S: Final = 2.0
+_MOST_SIGNALS: Final = 2
 # Who connects and says nothing is let go.
 _FIRST_REQUEST_S: Final = 15.0
 _KEEP_ALIVE_S: Final = 30
@@ -62,23 +64,27 @@ class Server(uvicorn.Server):
         ))  # fmt: skip
         self._models = models
         self._tell = tell
-        self._is_draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._n_signals = 0
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end, or end now if that was asked for before."""
-        if self._is_draining:
-            self.force_exit = True
-        elif self.started:
-            loop = asyncio.get_event_loop()
-            loop.call_soon_threadsafe(self._drain)
-        self._is_draining = True
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  (uvicorn's)
+        """Begin to end; the second time, end answers where they are; the third time, end."""
+        self._n_signals += 1
         self.should_exit = True
-        _ = sig, frame
+        if self._loop is None or self._n_signals > _MOST_SIGNALS:
+            self.force_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._drain if self._n_signals == 1 else self._stop_all)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
 
     def _drain(self) -> None:
-        waiting = sum(served.n_requests for served in self._models.values())
-        if waiting:
-            self._tell(f"{waiting} requests may end within {DRAIN_S:g} s; Ctrl-C again ends them now")
+        n_requests = sum(served.n_requests for served in self._models.values())
+        if n_requests:
+            self._tell(f"{n_requests} requests may end within {DRAIN_S:g} s; Ctrl-C again ends them now")
         for served in self._models.values():
             served.is_draining = True
         asyncio.get_running_loop().call_later(DRAIN_S, self._stop_all)
@@ -86,23 +92,15 @@ class Server(uvicorn.Server):
     def _stop_all(self) -> None:
         for served in self._models.values():
             served.stop_all()
+        asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._hang_up)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End; answers that are still given are ended with what there is of them when it is forced."""
-        await super().shutdown(sockets)
-        if self.force_exit:
-            self._stop_all()
-            self.force_exit = False
-            await asyncio.wait_for(self._wait_tasks_to_complete(), 2.0)
+    def _hang_up(self) -> None:
+        """Leave clients that do not read what they asked for."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        self.force_exit = True
 
 
 def run(app: ASGIApp, models: Mapping[str, Served], bound: socket.socket, tell: Callable[[str], None]) -> None:
     """Serve on a socket until somebody stops it."""
-    server = Server(app, models, tell)
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        server.run(sockets=[bound])
-    except KeyboardInterrupt:
-        pass  # uvicorn raises again what it caught, once all is over
-    finally:
-        signal.signal(signal.SIGINT, before)
+    Server(app, models, tell).run(sockets=[bound])

@@ -142,8 +142,8 @@ class CallReader:
         while (start := self._held.find("{")) >= 0 and self._form is not None:
             try:
                 call, length = _decoder.raw_decode(self._held[start:])
-            except json.JSONDecodeError:
-                break  # not whole yet
+            except (ValueError, RecursionError):
+                break  # not whole yet, or nothing that could be read
             raw = self._held[start : start + length]
             opening, _ = self._form.around(str(call.get(self._form.name_key)))
             found.append(

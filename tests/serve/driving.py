@@ -27,7 +27,8 @@ class Server:
             stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
             env=os.environ | {"EDGECHAT_HOME": str(home)} | environment,
         )  # fmt: skip
-        threading.Thread(target=self._read_errors, daemon=True).start()
+        self._reader = threading.Thread(target=self._read_errors, daemon=True)
+        self._reader.start()
         assert self.process.stdout is not None
         said = self.process.stdout.readline()
         assert said, "".join(self.errors)
@@ -102,6 +103,7 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        self._reader.join(10)
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()

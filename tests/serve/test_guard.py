@@ -20,7 +20,9 @@ from tests.serve.driving import Server, user
 SECRET = "xyzzy-plugh-4711"
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "", "[::2]"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "", "[::2]", "[zz]", "[", "a b"]
+)
 def test_a_name_that_was_made_to_point_here_reads_nothing(server: Server, host: str) -> None:
     status, answer, _ = server.ask("/v1/models", headers={"Host": host})
     assert status == 403
@@ -37,6 +39,7 @@ def test_all_names_of_this_machine_will_do(server: Server, host: str) -> None:
     [
         {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Origin": "http://localhost:1"}, {"Origin": ""},
         {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://["}, {"Origin": "file://"},
     ],
 )  # fmt: skip
 def test_a_web_page_may_not_ask(server: Server, headers: dict[str, str]) -> None:
@@ -110,7 +113,7 @@ def test_bodies_have_a_limit(server: Server) -> None:
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
-        with pytest.raises(ConnectionError):  # it is answered, and no longer listened to
+        with pytest.raises(OSError):  # it is answered, and no longer listened to
             connection.sendall(chunk * 100)
     assert server.ask("/health")[0] == 200
 

@@ -69,8 +69,8 @@ def test_several_answers_stop_texts_seeds_and_biases(client: OpenAI) -> None:
     several = chat(client, n=3, temperature=1.5, seed=1)
     assert len({c.message.content for c in several.choices}) == 3
     assert [c.index for c in several.choices] == [0, 1, 2]
-    again = chat(client, n=1, temperature=1.5, seed=1)
-    assert again.choices[0].message.content
+    again = chat(client, n=3, temperature=1.5, seed=1)
+    assert [c.message.content for c in again.choices] == [c.message.content for c in several.choices]
     stopped = chat(client, stop=["fundamental", "never"])
     assert stopped.choices[0].finish_reason == "stop"
     assert stopped.choices[0].message.content == "Gravity is a "
@@ -80,8 +80,9 @@ def test_several_answers_stop_texts_seeds_and_biases(client: OpenAI) -> None:
     assert token.top_logprobs[0].token == "Gra"
     assert len(token.top_logprobs) == 2
     assert token.logprob == token.top_logprobs[0].logprob <= 0
-    other = chat(client, logit_bias={"11382": -100, "1": 0}, max_tokens=2).choices[0].message.content
-    assert isinstance(other, str)
+    forced = chat(client, logit_bias={"504": 100, "1": 0}, max_tokens=3, logprobs=True).choices[0].logprobs.content
+    assert len({token.token for token in forced}) == 1
+    assert forced[0].token != "Gra"
     repeated = chat(client, frequency_penalty=2.0, presence_penalty=2.0, max_tokens=60).choices[0].message.content
     assert repeated != chat(client, max_tokens=60).choices[0].message.content
 

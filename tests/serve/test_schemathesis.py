@@ -16,7 +16,7 @@ def run(url: str, directory: Path, *arguments: str) -> None:
     tool = Path(sys.executable).parent / "schemathesis"
     done = subprocess.run(
         [tool, "run", f"{url.removesuffix('/v1')}/openapi.json", "--checks", "not_a_server_error", "--phases",
-         "coverage,fuzzing", *arguments],
+         "coverage,fuzzing", "--request-timeout", "100", *arguments],
         cwd=directory, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:]
@@ -24,7 +24,7 @@ def run(url: str, directory: Path, *arguments: str) -> None:
 
 
 def test_no_request_is_our_error(start: Start, tmp_path: Path) -> None:
-    server = start("-m", "starter", "--ctx", "256", "--max-tokens", "2")
+    server = start("-m", "starter", "--ctx", "128", "--max-tokens", "2")
     run(server.url, tmp_path, "--max-examples", "5", "--generation-deterministic")
     assert "an error of its own" not in "".join(server.errors)
 

@@ -250,7 +250,7 @@ def test_a_choice_parts_thoughts_text_and_calls() -> None:
     said = "<think>\nhm\n</think>\n\nYes. " + called(GENERIC, ("get_time", "{}"))
     got = [choice.feed(TokensGenerated(id=1, text=letter, tokens=[])) for letter in said]
     last = choice.finish("stop")
-    assert "".join(d.reasoning for d in got) == choice.reasoning == "hm\n"
+    assert "".join(d.reasoning for d in got) == choice.reasoning == "hm"
     assert "".join(d.content for d in got) + last.content == choice.content == "Yes. "
     assert [c.name for c in choice.calls] == ["get_time"]
     assert last.finish_reason == choice.finish_reason == "tool_calls"
