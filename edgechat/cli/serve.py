@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -66,15 +67,15 @@ def serve(
     try:
         from edgechat.serve import server
         from edgechat.serve.app import Api
-        from edgechat.serve.guard import LOOPBACK, Rules
+        from edgechat.serve.guard import Rules, is_loopback
     except ModuleNotFoundError as error:
         raise UsageError(f"{HOW_TO_GET_IT} (missing: {error.name})") from error
-    if api_key == "":
-        raise UsageError("the API key is empty")
+    if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
+        raise UsageError("an API key is made of letters, digits and signs of ASCII, without spaces")
     wrong = next((o for o in origins if not o.partition("://")[2] or o.endswith("/") or "*" in o), None)
     if wrong is not None:
         raise UsageError(f"{wrong!r} is no origin: name each one as browsers do, such as https://chat.example:8443")
-    if host not in LOOPBACK and not api_key:
+    if not is_loopback(host) and not api_key:
         raise UsageError(
             f"{host} can be reached from other machines: give a key with --api-key, or listen on 127.0.0.1"
         )
@@ -100,6 +101,7 @@ def _opened(names: tuple[str, ...], max_requests: int, flags: dict[str, Any]) ->
     from edgechat.cli.ask import Status
     from edgechat.cli.making import chosen_model, given_flags
     from edgechat.serve.served import Served
+    from edgechat.serve.turns import Turns
 
     settings, problems = config.load()
     settings = config.merged(settings, given_flags(**flags))
@@ -107,10 +109,11 @@ def _opened(names: tuple[str, ...], max_requests: int, flags: dict[str, Any]) ->
     for problem in problems:
         status.note(f"{problem} (ignored)")
     served: dict[str, Served] = {}
+    turns = Turns()
     try:
         for wanted in names or (settings.model,):
             name, path = chosen_model(msgspec.structs.replace(settings, model=wanted))
-            model = Served(_new_name(name, served), path, settings, max_requests)
+            model = Served(_new_name(name, served), path, settings, max_requests, turns)
             served[model.name] = model
             model.open(status.show)
             for warning in model.warnings:

@@ -103,7 +103,8 @@ class Sample:
             return False
         self._add(token, model.piece(token, special=token in self._shown))
         if self._stop.has_stopped or self._sampler.is_complete:
-            self.finish("stop")
+            # What a stop text cut off in the middle of a grammar is not what was asked for.
+            self.finish("stop" if self._sampler.may_end else "length")
             return False
         if self.room < 0:
             self.finish("length")

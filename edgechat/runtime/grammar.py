@@ -60,6 +60,9 @@ class Grammar:
         if self._matcher.is_error():
             # After its words come its state and the whole grammar.
             words = str(self._matcher.get_error()).partition("<state>")[0].partition("<grammar>")[0].strip()
+            words = words.partition(". Enable '")[0]  # its own options
+            if words.startswith("NoExtension"):
+                words = "nothing at all would fit it"
             raise GrammarError(f"the format cannot be enforced: {words[:_MAX_WORDS]}")
 
     def copy(self) -> Grammar:
@@ -70,6 +73,11 @@ class Grammar:
     def is_complete(self) -> bool:
         """True if nothing can follow."""
         return bool(self._matcher.is_stopped())
+
+    @property
+    def may_end(self) -> bool:
+        """True if what was said so far is all that was asked for."""
+        return bool(self._matcher.is_accepting())
 
     def n_allowed(self, tokens: list[int]) -> int:
         """How many of these tokens, from the first on, would be allowed."""

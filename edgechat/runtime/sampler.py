@@ -72,6 +72,11 @@ class Sampler:
         """True if the grammar allows nothing more."""
         return self._grammar is not None and self._grammar.is_complete
 
+    @property
+    def may_end(self) -> bool:
+        """True unless the grammar asks for more."""
+        return self._grammar is None or self._grammar.may_end
+
     def n_allowed(self, tokens: list[int]) -> int:
         """How many of these tokens, from the first on, the grammar would allow."""
         return len(tokens) if self._grammar is None else self._grammar.n_allowed(tokens)

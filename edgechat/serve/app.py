@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from edgechat import __version__
-from edgechat.errors import EdgechatError
+from edgechat.errors import EdgechatError, GrammarError
 from edgechat.serve import metrics, openapi, problems
 from edgechat.serve.chat import ChatReply
 from edgechat.serve.completions import CompletionReply
@@ -68,7 +68,10 @@ class Api:
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         wanted = problems.decode(await request.body(), ChatRequest)
-        return await respond(request, ChatReply(self._for_text(wanted.model), wanted), self._metrics)
+        try:
+            return await respond(request, ChatReply(self._for_text(wanted.model), wanted), self._metrics)
+        except GrammarError as error:
+            raise problems.of(error, "tools" if wanted.tools else "response_format") from error
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
@@ -86,7 +89,8 @@ class Api:
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{name}."""
-        return _json(self._about(self._named(request.path_params["name"])))
+        name = request.path_params["name"]
+        return _json(self._about(self._named(name))) if name else await self.models(request)
 
     def _about(self, served: Served) -> dict[str, object]:
         loaded = served.loaded

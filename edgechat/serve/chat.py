@@ -15,7 +15,7 @@ from edgechat.serve.prompts import calls_as_sent, for_template
 from edgechat.serve.replies import Reply
 from edgechat.serve.served import Served
 from edgechat.serve.tools import ToolFormat, as_given
-from edgechat.serve.wire import ChatRequest, NamedTool, Tool
+from edgechat.serve.wire import AssistantMessage, ChatRequest, NamedTool, Tool
 
 FINGERPRINT = f"edgechat-{__version__}"
 
@@ -43,6 +43,9 @@ class ChatReply(Reply):
         built = await served.prompt(messages, as_given(tools) if form.is_native else (), think=think)
         builder = served.builder
         grammar = self._grammar(tools, form, must=must)
+        if grammar and isinstance(wanted.messages[-1], AssistantMessage):
+            words = "messages: an answer that is begun cannot be gone on with in a format, or with a call"
+            raise ApiError(400, words, param="messages")
         if grammar:
             grammar = grammars.after_thinking(grammar, builder.form, built.place, think=think)
         shown = builder.shown_tokens + (form.control_tokens if tools else [])
@@ -65,7 +68,8 @@ class ChatReply(Reply):
             return rule
         if rule:
             raise ApiError(400, "response_format: with tools it cannot be had too", param="response_format")
-        return grammars.of_tools(tools, form, must=must, several=wanted.parallel_tool_calls is not False)
+        several = wanted.parallel_tool_calls is not False and not isinstance(wanted.tool_choice, NamedTool)
+        return grammars.of_tools(tools, form, must=must, several=several)
 
     def whole(self, choices: list[Choice], costs: Costs) -> dict[str, Any]:
         """The answer as one object."""

@@ -19,6 +19,8 @@ _SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_se
 _MAX_DEPTH: Final = 64
 # Of a schema: keywords that hold schemas by name, and those that hold no schema at all.
 _MAPS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_NUMBERS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_LARGEST: Final = 1 << 53
 _DATA: Final = ("const", "enum", "default", "examples")
 
 
@@ -93,14 +95,24 @@ def _unenforced(schema: object, where: str, depth: int) -> Iterator[tuple[str, s
             yield from _unenforced(each, f"{where}[{i}]", depth + 1)
     if not isinstance(schema, dict):
         return
-    least, required = schema.get("minProperties"), schema.get("required")
-    n_required = len(set(map(str, required))) if isinstance(required, list) else 0
-    if isinstance(least, (int, float)) and least > max(1, n_required):
-        # The names of properties that a schema does not name may come twice.
-        yield "minProperties (beyond what is required)", where
+    for name in _doubtful(schema):
+        yield name, where
     for name, inner in schema.items():
         if name in _MAPS and isinstance(inner, dict):  # of schemas by names that mean nothing
             for key, each in inner.items():
                 yield from _unenforced(each, f"{where}.{name}.{key}", depth + 1)
         elif name not in _DATA:
             yield from _unenforced(inner, f"{where}.{name}", depth + 1)
+
+
+def _doubtful(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Such keywords of one schema."""
+    least, required = schema.get("minProperties"), schema.get("required")
+    n_required = len(set(map(str, required))) if isinstance(required, list) else 0
+    if isinstance(least, (int, float)) and least > max(1, n_required):
+        # The names of properties that a schema does not name may come twice.
+        yield "minProperties (beyond what is required)"
+    for name in _NUMBERS:
+        value = schema.get(name)
+        if isinstance(value, (int, float)) and abs(value) > _LARGEST:
+            yield f"{name} beyond {_LARGEST}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +21,6 @@ from edgechat.serve.problems import ApiError
 MAX_BODY_BYTES: Final = 16 << 20
 _MAX_READ_BYTES: Final = 4 * MAX_BODY_BYTES
 BODY_S: Final = 30.0
-LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 PATHS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/health", "/metrics", "/openapi.json",
 )  # fmt: skip
@@ -90,16 +90,17 @@ class Guard:
     def _check(self, scope: Scope, headers: Headers) -> None:
         rules = self._rules
         host = _host_of(f"//{headers.get('host', '')}")
-        if rules.host in LOOPBACK and host not in LOOPBACK:
+        if is_loopback(rules.host) and not is_loopback(host):
             # A page that had its own name point here would read all that it likes.
-            raise ApiError(403, f"this server answers to {', '.join(LOOPBACK)}, not to {host!r}", code="wrong_host")
+            raise ApiError(403, "this server answers to localhost and 127.0.0.1 only", code="wrong_host")
         origin = headers.get("origin")
         is_foreign = origin is not None and not self._may_ask(origin, headers)
         if is_foreign or (origin is None and headers.get("sec-fetch-site") in {"cross-site", "same-site"}):
             words = "a web page may not ask here, unless its origin is given with --allow-origin"
             raise ApiError(403, words, code="wrong_origin")
         if rules.api_key and scope["path"] not in _OPEN and scope["method"] != "OPTIONS":
-            given = headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("x-api-key", "")
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            given = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
             if not hmac.compare_digest(given.encode(), rules.api_key.encode()):
                 raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
@@ -115,9 +116,19 @@ class Guard:
         return [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
 
 
+def is_loopback(host: str) -> bool:
+    """True for names and addresses of this machine that no other one can reach."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _host_of(address: str) -> str:
     try:
-        return urlsplit(address).hostname or ""
+        return "" if "@" in address else urlsplit(address).hostname or ""
     except ValueError:
         return ""
 

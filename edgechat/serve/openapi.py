@@ -15,9 +15,11 @@ _POSTS: Final = {
 }
 _GETS: Final = {
     "/v1/models": "The models that are served",
+    "/v1/models/{model}": "One of them",
     "/health": "Whether requests are taken",
     "/metrics": "Numbers for Prometheus",
 }
+_MODEL: Final = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 _ERROR: Final = {
     "type": "object", "required": ["error"],
     "properties": {"error": {
@@ -42,7 +44,13 @@ def document(version: str) -> dict[str, Any]:
         for (path, (_, summary)), schema in zip(_POSTS.items(), schemas, strict=True)
     }  # fmt: skip
     paths |= {
-        path: {"get": {"summary": words, "responses": _responses("200", "401", "403", "503")}}
+        path: {
+            "get": {
+                "summary": words,
+                "responses": _responses("200", "401", "403", "404", "503"),
+                "parameters": [_MODEL] if "{" in path else [],
+            }
+        }
         for path, words in _GETS.items()
     }
     return {

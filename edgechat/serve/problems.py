@@ -55,7 +55,7 @@ def of(error: EdgechatError, param: str | None = None) -> ApiError:
     if isinstance(error, ContextOverflowError):
         return ApiError(400, str(error), param=param, code="context_length_exceeded")
     if isinstance(error, GrammarError):
-        return ApiError(400, str(error), code="unsupported_format")
+        return ApiError(400, str(error), param=param, code="unsupported_format")
     if isinstance(error, (TemplateError, UsageError)):
         return ApiError(400, str(error))
     if isinstance(error, PlanError):

@@ -133,7 +133,7 @@ async def _stream(
     try:
         async for delta in said:
             for chunk in reply.chunks(delta) if delta is not None else ():
-                yield event(chunk)
+                yield event(chunk | {"usage": None} if reply.has_usage else chunk)
     except EdgechatError as error:
         yield event(problems.of(error).body())
     except Exception as error:  # noqa: BLE001  (a stream ends properly)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,11 +20,13 @@ from edgechat.errors import EdgechatError, EngineError, GoneError
 from edgechat.planner.plan import LoadPlan
 from edgechat.serve.problems import ApiError
 from edgechat.serve.tools import ToolFormat, detect
-from edgechat.serve.wire import Drawing, Token
+from edgechat.serve.turns import Turns
+from edgechat.serve.wire import Drawing
 
 CONVERSATION: Final = "served"
 """Whose all that is computed for clients is: a prefix that one of them sent is there for the others."""
 _SEEDS: Final = 1 << 32
+_TOKEN: Final = re.compile("[0-9]{1,9}")
 
 
 class Heard(NamedTuple):
@@ -36,7 +39,8 @@ class Heard(NamedTuple):
 class Served:
     """One model. Requests beyond `max_requests` at a time are refused."""
 
-    def __init__(self, name: str, path: Path, settings: Settings, max_requests: int) -> None:
+    def __init__(self, name: str, path: Path, settings: Settings, max_requests: int, turns: Turns) -> None:
+        """`turns` are shared by all that is served."""
         self.name = name
         self.path = path
         self.settings = settings
@@ -46,6 +50,7 @@ class Served:
         self.is_draining = False
         self._is_stopped = False
         self._model = ChatModel(_no_attachments)
+        self._turns = turns
         self._answers: set[Answer] = set()
         self._reviving = asyncio.Lock()
 
@@ -94,11 +99,15 @@ class Served:
         """Requests of which something is heard already."""
         return sum(answer.has_begun for answer in self._answers)
 
+    @staticmethod
+    def _check(*, is_open: bool) -> None:
+        if not is_open:
+            raise ApiError(503, "the server is shutting down", code="shutting_down")
+
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
         """A place in the queue. Raises ApiError if there is none."""
-        if self.is_draining:
-            raise ApiError(503, "the server is shutting down", code="shutting_down")
+        self._check(is_open=not self.is_draining)
         if self.n_requests >= self.max_requests:
             words = f"{self.n_requests} requests are in work or wait already: try again later"
             raise ApiError(503, words, code="queue_full")
@@ -161,11 +170,11 @@ class Served:
         return msgspec.structs.replace(self.settings.sampling, **given)
 
     def _bias(self, drawing: Drawing) -> dict[int, float]:
-        try:
-            found = {msgspec.convert(int(token), Token): value for token, value in (drawing.logit_bias or {}).items()}
-        except (ValueError, msgspec.ValidationError) as error:
-            words = f"logit_bias: its names are numbers of tokens: {error}"
-            raise ApiError(400, words, param="logit_bias") from error
+        given = drawing.logit_bias or {}
+        wrong = next((name for name in given if not _TOKEN.fullmatch(name)), None)
+        if wrong is not None:
+            raise ApiError(400, f"logit_bias: {wrong[:40]!r} is no number of a token", param="logit_bias")
+        found = {int(name): value for name, value in given.items()}
         if found:
             self.checked(list(found), "logit_bias")
         return found
@@ -177,15 +186,15 @@ class Served:
 
     async def ask(self, requests: Sequence[protocol.Generate | protocol.Embed]) -> Answer:
         """Have requests answered, side by side. Raises ApiError and EdgechatError."""
-        await self._revive()
-        if self._is_stopped:
-            raise ApiError(503, "the server is shutting down", code="shutting_down")
+        await self._turns.enter(self.name)
         answer = Answer(self, requests)
         self._answers.add(answer)
         try:
+            await self._revive()
+            self._check(is_open=not self._is_stopped)
             for number, request in enumerate(requests):
                 self._model.engine.submit(request, answer.hearer(number))
-        except EdgechatError:
+        except BaseException:
             answer.close()
             raise
         return answer
@@ -197,8 +206,11 @@ class Served:
                 await asyncio.to_thread(self._model.give_up_gpu, error, self.settings)
 
     def leave(self, answer: Answer) -> None:
-        """An answer is over, or nobody wants it."""
+        """An answer is over, or nobody wants it. A second call does nothing."""
+        if answer not in self._answers:
+            return
         self._answers.discard(answer)
+        self._turns.leave()
         for request_id in answer.unfinished:
             self._model.engine.cancel(request_id)
 

@@ -84,7 +84,7 @@ class Server(uvicorn.Server):
     def _drain(self) -> None:
         n_requests = sum(served.n_requests for served in self._models.values())
         if n_requests:
-            self._tell(f"{n_requests} requests may end within {DRAIN_S:g} s; Ctrl-C again ends them now")
+            self._tell(f"requests in work: {n_requests}. They may end within {DRAIN_S:g} s; Ctrl-C again ends them now")
         for served in self._models.values():
             served.is_draining = True
         asyncio.get_running_loop().call_later(DRAIN_S, self._stop_all)

@@ -110,7 +110,6 @@ class CallReader:
         self._held = ""
         self._calling = must and form is not None
         self._started = self._calling
-        self.n_calls = 0
 
     def feed(self, text: str) -> tuple[str, list[Call]]:
         """More of the answer; returns the text and the whole calls in it that are certain."""
@@ -133,9 +132,9 @@ class CallReader:
         return shown, self._calls() if self._calling else []
 
     def finish(self) -> str:
-        """The end: what was held back, if it was no call after all, or only the beginning of one."""
+        """The end: what was held back, if it was no call after all. A call that was cut off is nothing."""
         held, self._held = self._held, ""
-        return "" if self.n_calls else held
+        return "" if self._calling else held
 
     def _calls(self) -> list[Call]:
         found = []
@@ -150,7 +149,6 @@ class CallReader:
                 Call(str(call.get(self._form.name_key)), raw[len(opening) : -1], f"call_{secrets.token_hex(12)}")
             )
             self._held = self._held[start + length :]
-            self.n_calls += 1
         return found
 
 

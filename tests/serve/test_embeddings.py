@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import subprocess
+import threading
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,24 @@ def test_what_is_wrong_is_said(both: Server, body: dict[str, Any], words: str) -
     status, answer, _ = both.ask("/v1/embeddings", {"model": "tiny-bert"} | body)
     assert status == 400, answer
     assert words in answer["error"]["message"]
+
+
+def test_both_models_are_asked_at_once(both: Server) -> None:
+    results: list[int] = []
+
+    def ask(model: str, path: str, body: dict[str, Any]) -> None:
+        results.extend(both.ask(path, body | {"model": model})[0] for _ in range(3))
+
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
+    threads = [
+        threading.Thread(target=ask, args=each)
+        for each in (("starter", "/v1/chat/completions", chat), ("tiny-bert", "/v1/embeddings", {"input": "a"}))
+    ]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [200] * 6
 
 
 def test_a_model_for_vectors_does_not_chat(client: OpenAI, cli: Cli, tmp_path: Path) -> None:

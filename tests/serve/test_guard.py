@@ -59,12 +59,12 @@ def test_a_page_of_the_server_itself_may(server: Server) -> None:
 def test_keys_and_pages_that_may(start: Start, home: Path) -> None:
     page = "https://chat.example"
     server = start("-m", "starter", "--ctx", "512", "--allow-origin", page, EDGECHAT_API_KEY="s3cret")
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer s3cre"}, {"X-Api-Key": "ä"}):
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer s3cre"}, {"X-Api-Key": "x"}):
         status, answer, response = server.ask("/v1/models", headers=headers)
         assert status == 401
         assert answer["error"]["code"] == "invalid_api_key"
         assert response.headers["WWW-Authenticate"] == "Bearer"
-    for headers in ({"Authorization": "Bearer s3cret"}, {"X-Api-Key": "s3cret"}):
+    for headers in ({"Authorization": "Bearer s3cret"}, {"Authorization": "bearer  s3cret"}, {"X-Api-Key": "s3cret"}):
         assert server.ask("/v1/models", headers=headers)[0] == 200
     assert server.ask("/health")[0] == 200
     assert server.ask("/metrics")[0] == 401
@@ -79,7 +79,10 @@ def test_another_host_needs_a_key(cli: Cli) -> None:
     done = cli("serve", "--host", "::", "-m", "starter")
     assert done.returncode == 2
     assert "give a key" in done.stderr
-    assert cli("serve", "--api-key", "").returncode == 2
+    for key in ("", " ", "schlüssel"):
+        assert cli("serve", "--api-key", key).returncode == 2
+    for origin in ("*", "https://chat.example/", "chat.example"):
+        assert cli("serve", "--allow-origin", origin).returncode == 2
 
 
 def test_what_cannot_be_listened_on_is_said_before_a_model_is_loaded(cli: Cli) -> None:
@@ -113,7 +116,7 @@ def test_bodies_have_a_limit(server: Server) -> None:
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
-        with pytest.raises(OSError):  # it is answered, and no longer listened to
+        with pytest.raises((ConnectionError, TimeoutError)):  # it is answered, and no longer listened to
             connection.sendall(chunk * 100)
     assert server.ask("/health")[0] == 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from edgechat.serve.completions import several
 from edgechat.serve.problems import ApiError
 from edgechat.serve.prompts import for_template
 from edgechat.serve.tools import _FORMATS, GENERIC, CallReader, ToolFormat, as_given, detect
+from edgechat.serve.turns import Turns
 from edgechat.serve.wire import ChatRequest, Function, SchemaFormat, Tool
 
 WEATHER = Tool(Function("get_weather", "The weather", {"type": "object", "properties": {"city": {"type": "string"}}}))
@@ -106,10 +108,13 @@ def test_calls_are_read_however_they_are_cut(form: ToolFormat, cuts: list[int], 
     assert len({c.id for c in found}) == len(found)
 
 
-def test_half_a_call_is_text() -> None:
+def test_half_a_call_is_nothing_and_half_a_mark_is_text() -> None:
     reader = CallReader(GENERIC)
     assert reader.feed('Well. <tool_call>\n{"name": "get_we') == ("Well. ", [])
-    assert reader.finish() == '<tool_call>\n{"name": "get_we'
+    assert reader.finish() == ""
+    reader = CallReader(GENERIC)
+    assert reader.feed("Well. <tool") == ("Well. ", [])
+    assert reader.finish() == "<tool"
 
 
 @pytest.mark.parametrize(
@@ -240,6 +245,33 @@ def test_thinking_is_as_asked_for_or_as_set() -> None:
     assert not thinks(
         conversation(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="high"), default=True
     )
+
+
+# Turns
+
+
+async def test_models_compute_one_at_a_time_and_none_waits_for_ever() -> None:
+    turns, order = Turns(), []
+
+    async def ask(model: str, name: str, steps: int) -> None:
+        await turns.enter(model)
+        order.append(name)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        order.append(f"{name} ends")
+        turns.leave()
+
+    tasks = [
+        asyncio.ensure_future(ask(*each))
+        for each in (("a", "a1", 9), ("a", "a2", 5), ("b", "b1", 2), ("a", "a3", 1), ("b", "b2", 1))
+    ]
+    await asyncio.sleep(0)
+    gone = asyncio.ensure_future(ask("b", "gone", 1))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(*tasks)
+    assert order == ["a1", "a2", "a2 ends", "a1 ends", "b1", "b1 ends", "a3", "a3 ends", "b2", "b2 ends"]
+    assert (turns._model, turns._n_requests, len(turns._waiting)) == ("", 0, 0)
 
 
 # What is sent
