@@ -180,7 +180,7 @@ class Client(EngineClient):
             balloon.stdout.readline()
         return super().load(request, listen)
 session = Session(ephemeral_store(), Settings(), Path(sys.argv[1]))
-session.engine = Client()
+session.model.engine = Client()
 session.open()
 print(len(session.warnings), session.plan.options.n_ctx, *session.warnings[:1], flush=True)
 if balloon is None: sys.stdin.read()

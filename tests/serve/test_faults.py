@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from edgechat.serve.problems import RETRY_AFTER_S
+from edgechat.serve.server import DRAIN_S
 from tests.serve.conftest import Start
 from tests.serve.driving import Server, user
 
@@ -214,14 +215,16 @@ def test_five_hundred_connections_and_a_slow_reader_keep_nobody_waiting(server: 
 
 def test_ctrl_c_lets_answers_end_and_a_second_one_ends_them(start: Start) -> None:
     server = start("-m", "starter", "--ctx", "2048")
-    events, bound = [], threading.Timer(100, server.process.kill)
+    events, began, bound = [], 0.0, threading.Timer(100, server.process.kill)
     bound.start()
     for event in server.stream(LONG | {"max_tokens": 24, "stream_options": {"include_usage": True}}):
         events.append(event)
         if len(events) == 1:
             server.interrupt()
+            began = time.monotonic()
     assert events[-1] == "[DONE]"
-    assert events[-2]["usage"]["completion_tokens"] == 24  # as it would have been without
+    # As it would have been without; unless the machine is so busy that it takes longer than there is.
+    assert events[-2]["usage"]["completion_tokens"] == 24 or time.monotonic() - began >= DRAIN_S
     assert server.process.wait(20) == 0
     assert "may end within" in "".join(server.errors)
 
