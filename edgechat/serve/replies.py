@@ -52,27 +52,16 @@ class Reply(ABC):
 
 async def respond(request: Request, reply: Reply, metrics: Metrics) -> Response:
     """Answer. Raises ApiError and EdgechatError before anything is sent."""
-    place = contextlib.ExitStack()
-    place.enter_context(reply.served.place())
-    try:
-        work = asyncio.ensure_future(_begin(reply))
-        answer, choices, said, costs = await unless_gone(request, work)
-    except BaseException:
-        place.close()
-        raise
-    place.callback(answer.close)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(reply.served.place())
+        begun = asyncio.ensure_future(_begin(reply))
+        answer, choices, said, costs = await unless_gone(request, begun)
+        stack.callback(answer.close)
         if reply.streams:
-            stream = _stream(reply, said, costs, metrics)
-            return _EventStream(stream, place)
-        rest = asyncio.ensure_future(_drain(said))
-        await unless_gone(request, rest)
+            return _EventStream(_stream(reply, said, costs, metrics), stack.pop_all())
+        await unless_gone(request, asyncio.ensure_future(_drain(said)))
         metrics.ended(costs.stats)
         body = msgspec.json.encode(reply.whole(choices, costs))
-    except BaseException:
-        place.close()
-        raise
-    place.close()
     return Response(body, media_type="application/json")
 
 
