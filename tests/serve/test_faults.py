@@ -243,6 +243,24 @@ def test_ctrl_c_lets_answers_end_and_a_second_one_ends_them(start: Start) -> Non
     assert not os.path.exists(f"/proc/{server.process.pid}")  # noqa: PTH110
 
 
+def test_strictly_the_same_seed_gives_the_same_text(start: Start) -> None:
+    server = start("-m", "starter", "--ctx", "1024", EDGECHAT_STRICT="true")
+    body = {"messages": "Tell me about rivers.", "max_tokens": 40, "temperature": 1.2, "seed": 7}
+    answers: list[str] = []
+
+    def ask(**more: Any) -> None:
+        answers.append(server.chat(body | more)[1]["choices"][0]["message"]["content"])
+
+    threads = [threading.Thread(target=ask) for _ in range(3)] + [threading.Thread(target=ask, kwargs={"seed": 8})]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ask()
+    assert len(answers) == 5
+    assert len(set(answers)) == 2
+
+
 def test_a_prefix_is_there_for_other_clients_after_edits_and_after_a_restart(start: Start) -> None:
     server = start("-m", "starter", "--ctx", "2048")
     system = {"role": "system", "content": "You are a helpful and very careful assistant. " * 20}

