@@ -30,7 +30,7 @@ Exit codes:
 # Where each command is; it is imported when it is called, or when help lists them all.
 _COMMANDS = {
     "ask": "ask", "history": "history", "models": "models", "plan": "plan", "doctor": "doctor", "bench": "bench",
-    "config": "settings", "completion": "completion", "serve": "serve",
+    "config": "settings", "completion": "completion", "serve": "serve", "uninstall": "uninstall",
 }  # fmt: skip
 
 

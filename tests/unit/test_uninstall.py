@@ -1,0 +1,80 @@
+"""What edgechat keeps is listed, and purged to the last file; nothing else is touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgechat.cli.uninstall import kept
+from edgechat.hardware.memory import started_s
+from tests.conftest import Cli
+
+
+@pytest.fixture
+def used(home: Path) -> Path:
+    """A home in which there is some of everything, and some of somebody else's."""
+    for name, text in {
+        "config/config.toml": "temperature = 0.1\n",
+        "config/personas/cook.toml": "",
+        "config/notes.txt": "mine",
+        "data/history.db": "x" * 1000,
+        "data/history.db-wal": "",
+        "data/history.db.damaged-20260101-000000": "",
+        "data/drafts/a.json": "",
+        "data/models/owner/m.gguf": "y" * 5000,
+        "data/library.json": "{}",
+        "data/thesis.tex": "mine",
+        "cache/prefix/ab/1.kv": "z",
+        "cache/backends.json": "{}",
+        "cache/engine.log": "",
+        "cache/engine.log.1": "",
+    }.items():
+        path = home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (home / "data" / "elsewhere").mkdir()
+    (home / "data" / "elsewhere" / "big.gguf").write_text("theirs")
+    (home / "data" / "models" / "link").symlink_to(home / "data" / "elsewhere")
+    return home
+
+
+def files(home: Path) -> set[str]:
+    return {str(p.relative_to(home)) for p in home.rglob("*") if p.is_file()}
+
+
+def test_what_is_listed_is_what_is_purged(used: Path, cli: Cli) -> None:
+    listed = json.loads(cli("uninstall", "--json").stdout)
+    assert {Path(each["path"]).name: each["n_bytes"] for each in listed}["models"] == 5000
+    before = files(used)
+    assert cli("uninstall").returncode == 0
+    assert files(used) == before
+    refused = cli("uninstall", "--purge")
+    assert refused.returncode == 2
+    assert "--yes" in refused.stderr
+    assert files(used) == before
+    done = cli("uninstall", "--purge", "--yes")
+    assert done.returncode == 0
+    assert all(str(each["path"]) in done.stdout for each in listed)
+    assert files(used) == {"config/notes.txt", "data/thesis.tex", "data/elsewhere/big.gguf"}
+    assert not (used / "cache").exists()
+    assert "keeps nothing" in cli("uninstall").stdout
+
+
+def test_it_waits_for_whoever_runs(used: Path, cli: Cli) -> None:
+    import os
+
+    running = used / "cache" / "running" / "1.json"
+    running.parent.mkdir()
+    pid = os.getpid()
+    running.write_text(json.dumps({"pid": pid, "started_s": started_s(pid), "model_path": "m.gguf", "total_bytes": 1}))
+    done = cli("uninstall", "--purge", "--yes")
+    assert done.returncode == 2
+    assert str(pid) in done.stderr
+    assert (used / "data" / "history.db").exists()
+
+
+def test_nothing_is_made_by_looking(home: Path) -> None:
+    assert list(kept()) == []
+    assert not home.exists() or not files(home)
