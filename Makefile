@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # CPU modules of the native bundle: dev (a few common ones), all, or a list separated by semicolons.
 VARIANTS ?= dev
 
-.PHONY: help chat serve test test-long check setup setup-dev peers wheels docs screenshots clean
+.PHONY: help chat serve test test-long check setup setup-dev peers wheels bundle docs screenshots clean
 
 help:
 	@echo "make chat       set up, then the chat on the starter model"
@@ -17,6 +17,7 @@ help:
 	@echo "make check      set up, then lint, types, import contracts, generated docs"
 	@echo "make peers      build llama-bench, llama-cli and llama-server from the same source"
 	@echo "make wheels     fill dist/ with everything that an installation without a network needs"
+	@echo "make bundle     an archive in dist/bundle that installs edgechat without a network"
 	@echo "make docs       write the generated parts of docs/ again"
 	@echo "make screenshots  draw the pictures in docs/ again"
 
@@ -70,6 +71,9 @@ peers: setup
 
 wheels: setup
 	@$(BIN)/python packaging/wheels.py
+
+bundle: setup
+	@$(BIN)/python packaging/offline.py $(if $(MODEL),--with-model $(MODEL))
 
 screenshots: setup-dev
 	@$(BIN)/python docs/screenshots.py

@@ -33,6 +33,16 @@ def main() -> int:
 
 def fill(dist: Path) -> None:
     """Make the wheelhouse anew."""
+    fill_ours(dist)
+    made = next(dist.glob("edgechat-0*.whl"))
+    build.say("collecting the wheels of its dependencies")
+    # Ours are found in dist/ and nothing is built: an sdist of llama-cpp-python would be a library that crashes.
+    build.pip("download", "--dest", str(dist), "--find-links", str(dist), "--only-binary", ":all:",
+              f"{made}[starter,serve]", what="collecting the dependencies")  # fmt: skip
+
+
+def fill_ours(dist: Path) -> None:
+    """Make the wheels that no index has, in place of whatever wheels are there."""
     dist.mkdir(parents=True, exist_ok=True)
     foreign = [p.name for p in dist.iterdir() if p.suffix != ".whl"]
     if foreign:
@@ -43,11 +53,6 @@ def fill(dist: Path) -> None:
         shutil.copy(wheel, dist)
     build.say("building the wheel of edgechat")
     build.pip("wheel", "--no-deps", "--wheel-dir", str(dist), str(ROOT), what="the wheel of edgechat")
-    made = next(dist.glob("edgechat-*.whl"))
-    build.say("collecting the wheels of its dependencies")
-    # Ours are found in dist/ and nothing is built: an sdist of llama-cpp-python would be a library that crashes.
-    build.pip("download", "--dest", str(dist), "--find-links", str(dist), "--only-binary", ":all:",
-              f"{made}[starter,serve]", what="collecting the dependencies")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""Make the offline bundle: one archive that installs edgechat with all that it needs, without a network or a compiler.
+
+    offline.py [--with-model PATH]... [--python 3.X]... [DIRECTORY]
+
+In it: wheels for each of the named versions of Python (3.10 to 3.14 if none is named), each pinned by its hash, pip itself,
+the starter model, models that were named, `install.sh` and `uninstall.sh`. It is for the platform that makes it.
+EDGECHAT_CPU_VARIANTS chooses the CPU modules (all by default). The same wheels make the same archive, to the byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import email
+import gzip
+import platform
+import shutil
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pip._vendor.packaging.requirements import Requirement
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import wheels
+from starter_wheel import ROOT, build
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+WANTED = "edgechat[starter,serve]"
+SCRIPTS = ROOT / "packaging" / "bundle"
+# glibc 2.17 to 2.34: what a wheel may ask for. llama.cpp's libraries, built on Debian 12, ask for the newest of these.
+GLIBC_MINORS = range(17, 35)
+EPOCH_S = 315532800
+"""1980, the first year that archives of all kinds can hold."""
+
+
+def main() -> int:
+    """Make the archive and print where it is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", nargs="?", type=Path, default=ROOT / "dist" / "bundle")
+    parser.add_argument("--with-model", action="append", type=Path, default=[], metavar="PATH", dest="models")
+    parser.add_argument("--python", action="append", choices=PYTHONS, default=[], dest="pythons")
+    options = parser.parse_args()
+    try:
+        print(make(options.directory, options.models, options.pythons or list(PYTHONS)))
+    except build.BuildError as error:
+        sys.exit(f"bundle: {error}")
+    return 0
+
+
+def make(directory: Path, models: list[Path], pythons: list[str]) -> Path:
+    """The archive's path. Raises build.BuildError."""
+    for model in models:
+        if not model.is_file() or model.suffix != ".gguf":
+            raise build.BuildError(f"{model} is no .gguf file")
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="edgechat-bundle-", dir=directory) as scratch_name:
+        scratch = Path(scratch_name)
+        house = scratch / "house"
+        wheels.fill_ours(house)
+        version = next(house.glob("edgechat-0*.whl")).name.split("-")[1]
+        root = scratch / f"edgechat-{version}-{sys.platform}-{platform.machine()}"
+        (root / "wheels").mkdir(parents=True)
+        (root / "models").mkdir()
+        for python in pythons:
+            found = wheels_for(python, house, scratch / python)
+            (root / f"requirements-{python}.txt").write_text("".join(f"{pin(wheel)}\n" for wheel in found), "utf-8")
+            for wheel in found:
+                shutil.copy(wheel, root / "wheels")
+        for model in models:
+            shutil.copy(model, root / "models")
+        write_scripts(root, pythons)
+        write_sums(root)
+        return pack(root, directory)
+
+
+def wheels_for(python: str, house: Path, folder: Path) -> list[Path]:
+    """Every wheel that an installation on this Python takes, in the order of their names."""
+    build.say(f"collecting wheels for Python {python}")
+    ours = next(house.glob("edgechat-0*.whl"))
+    download(python, house, folder, f"{ours}[starter,serve]", "pip")
+    # pip looks at conditions such as `python_version < "3.11"` with the Python that runs it, not the one it is told.
+    while missing := sorted(missing_from(folder, python)):
+        download(python, house, folder, *missing)
+    return sorted(folder.glob("*.whl"))
+
+
+def download(python: str, house: Path, folder: Path, *what: str) -> None:
+    """Get wheels for a Python that need not be here. Ours are found in `house`, and nothing is built."""
+    machine = platform.machine()
+    names = [f"manylinux_2_{minor}_{machine}" for minor in GLIBC_MINORS]
+    names += [f"manylinux2014_{machine}", f"linux_{machine}"]
+    plain = python.replace(".", "")
+    tags = [f"--platform={name}" for name in names] + [f"--abi={abi}" for abi in (f"cp{plain}", "abi3", "none")]
+    build.pip(
+        "download", "--dest", str(folder), "--find-links", str(house), "--only-binary", ":all:", "--implementation", "cp",
+        "--python-version", python, *tags, *what, what=f"the download of wheels for Python {python}",
+    )  # fmt: skip
+
+
+def missing_from(folder: Path, python: str) -> Iterator[str]:
+    """Requirements that hold on this Python and that no wheel in `folder` is for."""
+    here = {name_of(wheel) for wheel in folder.glob("*.whl")}
+    for wheel in folder.glob("*.whl"):
+        extras = ("starter", "serve") if name_of(wheel) == "edgechat" else ("",)
+        for line in metadata(wheel).get_all("Requires-Dist") or ():
+            requirement = Requirement(line)
+            environment = {"python_version": python, "python_full_version": f"{python}.0"}
+            marker = requirement.marker
+            holds = marker is None or any(marker.evaluate(environment | {"extra": extra}) for extra in extras)
+            if holds and plain(requirement.name) not in here:
+                yield f"{requirement.name}{requirement.specifier}"
+
+
+def metadata(wheel: Path) -> email.message.Message:
+    """What a wheel says of itself."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name))
+
+
+def name_of(wheel: Path) -> str:
+    """A wheel's project, as indexes compare names."""
+    return plain(wheel.name.split("-")[0])
+
+
+def plain(name: str) -> str:
+    """A project's name in its one form."""
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def pin(wheel: Path) -> str:
+    """A line of a requirements file that only this wheel fulfils."""
+    name, version = wheel.name.split("-")[:2]
+    return f"{plain(name)}=={version} --hash=sha256:{build.digest(wheel)}"
+
+
+def write_scripts(root: Path, pythons: list[str]) -> None:
+    """The scripts, with what this bundle is for."""
+    words = {
+        "@SYSTEM@": platform.system(), "@MACHINE@": platform.machine(), "@FIRST@": pythons[0], "@LAST@": pythons[-1],
+        "@NAMES@": " ".join(f"python{python}" for python in reversed(pythons)), "@GLIBC@": f"2.{GLIBC_MINORS[-1]}",
+    }  # fmt: skip
+    for script in sorted(SCRIPTS.iterdir()):
+        text = script.read_text("utf-8")
+        for word, meaning in words.items():
+            text = text.replace(word, meaning)
+        (root / script.name).write_text(text, "utf-8")
+
+
+def write_sums(root: Path) -> None:
+    """The hash of each file, which the installation checks before it does anything."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    lines = [f"{build.digest(path)}  {path.relative_to(root)}\n" for path in files]
+    (root / "SHA256SUMS").write_text("".join(lines), "utf-8")
+
+
+def pack(root: Path, directory: Path) -> Path:
+    """The archive of a folder: no owner, no times, in the order of the names."""
+
+    def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.uid = entry.gid = 0
+        entry.uname = entry.gname = ""
+        entry.mtime = EPOCH_S
+        entry.mode = 0o755 if entry.isdir() or entry.name.endswith(".sh") else 0o644
+        return entry
+
+    target = directory / f"{root.name}.tar.gz"
+    unfinished = target.with_suffix(".part")
+    # Wheels and models are compressed already.
+    with (
+        gzip.GzipFile(unfinished, "wb", compresslevel=1, mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as archive,
+    ):
+        archive.add(root, root.name, recursive=False, filter=anonymous)
+        for path in sorted(root.rglob("*")):
+            archive.add(path, str(Path(root.name) / path.relative_to(root)), recursive=False, filter=anonymous)
+    return unfinished.replace(target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

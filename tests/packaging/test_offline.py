@@ -1,0 +1,174 @@
+"""The offline bundle: installs without a network and without a compiler, says what is wrong, and goes again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.models import write_parrot
+
+pytestmark = pytest.mark.long
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    model = write_parrot(folder / "parrot.gguf", "Hello.")
+    subprocess.run(
+        [sys.executable, ROOT / "packaging" / "offline.py", "--python", PYTHON, "--with-model", model, folder],
+        check=True, env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
+    )  # fmt: skip
+    return next(folder.glob("*.tar.gz"))
+
+
+@pytest.fixture
+def bundle(archive: Path, tmp_path: Path) -> Path:
+    """Unpacked where people unpack things."""
+    folder = tmp_path / "Meine Dateien, größer"
+    folder.mkdir()
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return next(folder.iterdir())
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """A PATH with what every system has, a Python, and no compiler."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    names = (
+        "sh", "uname", "ldd", "grep", "dirname", "du", "df", "awk", "cut", "ls", "tail", "mkdir", "rm", "rmdir", "mv", "cp", "cat", "chmod",
+    )  # fmt: skip
+    for name in names:
+        (folder / name).symlink_to(str(shutil.which(name)))
+    (folder / "python3").symlink_to(Path(sys.base_prefix) / "bin" / f"python{PYTHON}")
+    return folder
+
+
+def sh(script: Path, home: Path, tools: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of the bundle; without a network, where that can be."""
+    home.mkdir(exist_ok=True)
+    cut_off = [str(shutil.which("unshare")), "-n"] if os.geteuid() == 0 and shutil.which("unshare") else []
+    return subprocess.run(
+        [*cut_off, "/bin/sh", script, *arguments], capture_output=True, text=True, timeout=300, check=False,
+        env={"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"} | environment, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def edgechat(home: Path, tools: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return sh(home / ".local" / "bin" / "edgechat", home, tools, *arguments)
+
+
+def test_it_installs_answers_goes_over_itself_and_away(bundle: Path, tools: Path, tmp_path: Path) -> None:
+    home = tmp_path / "user"
+    started = time.monotonic()
+    done = sh(bundle / "install.sh", home, tools)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 60
+    assert "is installed" in done.stdout
+    answer = edgechat(
+        home, tools, "ask", "-m", "starter", "--max-tokens", "8", "--temperature", "0", "What is gravity?"
+    )
+    assert answer.stdout.startswith("Gravity"), answer.stderr
+    assert "parrot" in edgechat(home, tools, "models", "list").stdout
+    again = sh(bundle / "install.sh", home, tools)
+    assert again.returncode == 0, again.stderr
+    assert "What is gravity?" in edgechat(home, tools, "history", "list").stdout
+    gone = sh(bundle / "uninstall.sh", home, tools)
+    assert gone.returncode == 0, gone.stderr
+    assert not (home / ".local" / "bin" / "edgechat").exists()
+    assert not (home / ".local" / "share" / "edgechat" / "venv").exists()
+    assert (home / ".local" / "share" / "edgechat" / "history.db").exists()
+    assert sh(bundle / "uninstall.sh", home, tools).returncode == 1
+
+
+def test_an_installation_that_was_killed_is_done_again(bundle: Path, tools: Path, tmp_path: Path) -> None:
+    home = tmp_path / "user"
+    home.mkdir()
+    for after_s in (1.5, 4.0):
+        child = subprocess.Popen(
+            ["/bin/sh", bundle / "install.sh"], env={"HOME": str(home), "PATH": str(tools)}, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        time.sleep(after_s)
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    done = sh(bundle / "install.sh", home, tools)
+    assert done.returncode == 0, done.stderr
+    assert edgechat(home, tools, "--version").returncode == 0
+    # What fails leaves what was there.
+    shutil.rmtree(bundle / "wheels")
+    assert sh(bundle / "install.sh", home, tools).returncode == 1
+    assert edgechat(home, tools, "--version").returncode == 0
+
+
+def test_a_byte_that_changed_is_found_before_anything_is_done(bundle: Path, tools: Path, tmp_path: Path) -> None:
+    wheel = max((bundle / "wheels").iterdir(), key=lambda w: w.stat().st_size)
+    data = bytearray(wheel.read_bytes())
+    data[len(data) // 2] ^= 1
+    wheel.write_bytes(data)
+    done = sh(bundle / "install.sh", tmp_path / "user", tools)
+    assert done.returncode == 1
+    assert f"damaged: wheels/{wheel.name}" in done.stderr
+    assert not (tmp_path / "user" / ".local").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "words"),
+    [
+        ("python3", "echo 3.9", f"Python {PYTHON} to {PYTHON} is needed, and 3.9 is here"),
+        ("ldd", "echo musl libc", "musl"),
+        ("uname", "case $1 in -s) echo Linux;; *) echo riscv64;; esac", "on riscv64"),
+        ("df", "echo; echo x 0 0 1000 0", "MB are needed"),
+    ],
+)  # fmt: skip
+def test_what_this_machine_lacks_is_said(
+    bundle: Path, tools: Path, tmp_path: Path, name: str, script: str, words: str
+) -> None:
+    (tools / name).unlink()
+    (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+    (tools / name).chmod(0o755)
+    done = sh(bundle / "install.sh", tmp_path / "user", tools)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_home_that_cannot_be_written_and_another_place(bundle: Path, tools: Path, tmp_path: Path) -> None:
+    home = tmp_path / "user"
+    home.mkdir()
+    (home / ".local").write_text("")  # no directory: also for root, whom nothing is forbidden
+    done = sh(bundle / "install.sh", home, tools)
+    assert done.returncode == 1
+    assert "EDGECHAT_PREFIX" in done.stderr
+    place = tmp_path / "another place"
+    done = sh(bundle / "install.sh", home, tools, EDGECHAT_PREFIX=str(place))
+    assert done.returncode == 0, done.stderr
+    assert (place / "bin" / "edgechat").exists()
+
+
+def test_the_same_wheels_make_the_same_archive(archive: Path, tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "packaging"))
+    try:
+        import offline  # type: ignore[import-not-found]
+    finally:
+        sys.path.pop(0)
+    packed = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        root = next(folder.iterdir())
+        os.utime(root / "install.sh", (number, number))
+        packed.append(offline.pack(root, folder).read_bytes())
+    assert packed[0] == packed[1]
