@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # CPU modules of the native bundle: dev (a few common ones), all, or a list separated by semicolons.
 VARIANTS ?= dev
 
-.PHONY: help chat serve test test-long check setup setup-dev peers wheels bundle docs screenshots clean
+.PHONY: help chat serve test test-long check setup setup-dev peers wheels bundle deb docs screenshots clean
 
 help:
 	@echo "make chat       set up, then the chat on the starter model"
@@ -18,6 +18,7 @@ help:
 	@echo "make peers      build llama-bench, llama-cli and llama-server from the same source"
 	@echo "make wheels     fill dist/ with everything that an installation without a network needs"
 	@echo "make bundle     an archive in dist/bundle that installs edgechat without a network"
+	@echo "make deb        a package in dist/deb for Debian, Ubuntu and Raspberry Pi OS"
 	@echo "make docs       write the generated parts of docs/ again"
 	@echo "make screenshots  draw the pictures in docs/ again"
 
@@ -69,11 +70,14 @@ $(VENV)/setup-dev.stamp: $(VENV)/setup.stamp tests/serve/node/package-lock.json
 peers: setup
 	@$(BIN)/python native/build.py peers
 
-wheels: setup
+wheels: setup-dev
 	@$(BIN)/python packaging/wheels.py
 
-bundle: setup
+bundle: setup-dev
 	@$(BIN)/python packaging/offline.py $(if $(MODEL),--with-model $(MODEL))
+
+deb: setup-dev
+	@$(BIN)/python packaging/deb.py
 
 screenshots: setup-dev
 	@$(BIN)/python docs/screenshots.py

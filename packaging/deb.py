@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""Make the package for Debian, Ubuntu and Raspberry Pi OS: everything in it, installed without a network.
+
+    deb.py [--python 3.X]... [DIRECTORY]
+
+It is for the architecture that makes it. The wheels of all named versions of Python are in /opt/edgechat; when the package is
+configured, those for the system's Python go into a virtual environment beside them, again when that Python is another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import offline
+import wheels
+from starter_wheel import ROOT, build
+
+DEBIAN = ROOT / "packaging" / "debian"
+DESKTOP = ROOT / "packaging" / "desktop"
+MAINTAINER = os.environ.get("EDGECHAT_MAINTAINER", "The edgechat authors <edgechat@localhost>")
+CHANGES = """edgechat ({version}) unstable; urgency=medium
+
+  * What is new is in NEWS.gz.
+
+ -- {maintainer}  Tue, 01 Jan 1980 00:00:00 +0000
+"""
+COMPLETIONS = {
+    "bash": "usr/share/bash-completion/completions/edgechat", "zsh": "usr/share/zsh/vendor-completions/_edgechat",
+    "fish": "usr/share/fish/vendor_completions.d/edgechat.fish",
+}  # fmt: skip
+
+
+def main() -> int:
+    """Make the package and print where it is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", nargs="?", type=Path, default=ROOT / "dist" / "deb")
+    parser.add_argument("--python", action="append", choices=offline.PYTHONS, default=[], dest="pythons")
+    options = parser.parse_args()
+    try:
+        print(make(options.directory, options.pythons or list(offline.PYTHONS)))
+    except build.BuildError as error:
+        sys.exit(f"deb: {error}")
+    return 0
+
+
+def make(directory: Path, pythons: list[str]) -> Path:
+    """The package's path. Raises build.BuildError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="edgechat-deb-", dir=directory) as scratch_name:
+        scratch = Path(scratch_name)
+        root, home = scratch / "root", scratch / "root" / "opt" / "edgechat"
+        version = offline.stage(home, scratch, pythons)
+        put(root, "usr/bin/edgechat", (DEBIAN / "edgechat").read_bytes(), mode=0o755)
+        put(root, "usr/share/applications/edgechat.desktop", (DESKTOP / "edgechat.desktop").read_bytes())
+        put(root, "usr/share/icons/hicolor/scalable/apps/edgechat.svg", (DESKTOP / "edgechat.svg").read_bytes())
+        put(root, "usr/share/man/man1/edgechat.1.gz", packed(output(ROOT / "packaging" / "manpage.py")))
+        for shell, path in COMPLETIONS.items():
+            put(root, path, output("-m", "edgechat", "completion", shell))
+        documents(root, home, version)
+        control(root, version)
+        architecture = output_of("dpkg", "--print-architecture")
+        target = directory / f"edgechat_{version}_{architecture}.deb"
+        date = {"SOURCE_DATE_EPOCH": str(offline.EPOCH_S)}
+        build.run(
+            ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", str(root), str(target)], what="the package",
+            env=os.environ | date,
+        )  # fmt: skip
+    return target
+
+
+def put(root: Path, name: str, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file of the package."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    path.chmod(mode)
+
+
+def output(*arguments: str | Path) -> bytes:
+    """What a script of ours prints."""
+    return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=ROOT).stdout
+
+
+def output_of(*command: str) -> str:
+    """What a command of the system prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def packed(data: bytes) -> bytes:
+    """As Debian has its documents: the same for the same words."""
+    return gzip.compress(data, compresslevel=9, mtime=0)
+
+
+def documents(root: Path, home: Path, version: str) -> None:
+    """Licences and changes, where Debian looks for them."""
+    folder = "usr/share/doc/edgechat"
+    licences = (home / "THIRD_PARTY_LICENSES.txt").read_text("utf-8")
+    own = (ROOT / "LICENSE").read_text("utf-8")
+    put(root, f"{folder}/copyright", f"{own}\n\nWhat is inside, each under its own licence:\n\n{licences}".encode())
+    put(root, f"{folder}/changelog.gz", packed(CHANGES.format(version=version, maintainer=MAINTAINER).encode()))
+    put(root, f"{folder}/NEWS.gz", packed((ROOT / "CHANGELOG.md").read_bytes()))
+    (home / "THIRD_PARTY_LICENSES.txt").unlink()
+    (home / "sbom.cdx.json").rename(root / folder / "sbom.cdx.json")
+
+
+def control(root: Path, version: str) -> None:
+    """What dpkg is told."""
+    files = [path for path in root.rglob("*") if path.is_file()]
+    for path in (*files, *(p for p in root.rglob("*") if p.is_dir())):
+        path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+    words = {
+        "@VERSION@": version, "@MAINTAINER@": MAINTAINER, "@ARCHITECTURE@": output_of("dpkg", "--print-architecture"),
+        "@SIZE@": str(sum(path.stat().st_size for path in files) // 1024), "@GLIBC@": wheels.MANYLINUX.removeprefix("manylinux_").replace("_", "."),
+    }  # fmt: skip
+    text = (DEBIAN / "control").read_text("utf-8")
+    for word, meaning in words.items():
+        text = text.replace(word, meaning)
+    put(root, "DEBIAN/control", text.encode())
+    put(root, "DEBIAN/triggers", (DEBIAN / "triggers").read_bytes())
+    for script in ("postinst", "prerm"):
+        put(root, f"DEBIAN/{script}", (DEBIAN / script).read_bytes(), mode=0o755)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The package for Debian: installed in a clean root without a network, it answers, upgrades and goes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SUITE = "bookworm"
+NEEDED = ("debootstrap", "dpkg-deb", "unshare", "chroot")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not all(map(shutil.which, NEEDED)), reason=f"it takes root and {', '.join(NEEDED)}"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deb")
+    subprocess.run(
+        [sys.executable, ROOT / "packaging" / "deb.py", "--python", "3.11", folder], check=True,
+        env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
+    )  # fmt: skip
+    return next(folder.glob("*.deb"))
+
+
+@pytest.fixture(scope="module")
+def clean() -> Path:
+    """A Debian with nothing but Python, kept beside the native builds."""
+    sys.path.insert(0, str(ROOT / "native"))
+    try:
+        import build
+    finally:
+        sys.path.pop(0)
+    root: Path = build.cache_dir() / f"root-{SUITE}"
+    if not (root / "made").exists():
+        shutil.rmtree(root, ignore_errors=True)
+        made = subprocess.run(
+            ["debootstrap", "--variant=minbase", "--include=python3,libstdc++6", SUITE, root], capture_output=True, text=True, check=False
+        )  # fmt: skip
+        if made.returncode != 0:
+            pytest.skip(f"debootstrap found no mirror: {made.stdout.strip().splitlines()[-1:]}")
+        (root / "made").write_text("")
+    return root
+
+
+@pytest.fixture(scope="module")
+def root(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("root") / "root"
+    subprocess.run(["cp", "-a", clean, folder], check=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def inside(root: Path, *command: str, user: str = "0") -> subprocess.CompletedProcess[str]:
+    """Run a command in the root, without a network."""
+    return subprocess.run(
+        ["unshare", "-n", "-m", "sh", "-c", 'mount -t proc proc "$0/proc" && exec chroot "$@"', root, f"--userspec={user}:{user}", root,
+         "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+         "HOME=/tmp", "LANG=C.UTF-8", *command],
+        capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_it_installs_answers_upgrades_and_goes(deb: Path, root: Path) -> None:
+    shutil.copy(deb, root / "edgechat.deb")
+    done = inside(root, "dpkg", "-i", "/edgechat.deb")
+    assert done.returncode == 0, done.stderr
+    assert shutil.which("c++", path=str(root / "usr" / "bin")) is None
+    answer = inside(root, "edgechat", "ask", "--max-tokens", "8", "--temperature", "0", "What is gravity?", user="1000")
+    assert answer.stdout.startswith("Gravity"), answer.stderr
+    assert inside(root, "edgechat", "serve", "--help", user="1000").returncode == 0
+    again = inside(root, "dpkg", "-i", "/edgechat.deb")
+    assert again.returncode == 0, again.stderr
+    assert "What is gravity?" in inside(root, "edgechat", "history", "list", user="1000").stdout
+    listed = subprocess.run(["dpkg-deb", "--contents", deb], capture_output=True, text=True, check=True).stdout
+    for path in (
+        "applications/edgechat.desktop", "icons/hicolor/scalable/apps/edgechat.svg", "man/man1/edgechat.1.gz",
+        "bash-completion/completions/edgechat", "zsh/vendor-completions/_edgechat", "doc/edgechat/copyright",
+    ):  # fmt: skip
+        assert f"./usr/share/{path}\n" in listed
+    assert inside(root, "dpkg", "-r", "edgechat").returncode == 0
+    assert not (root / "opt" / "edgechat" / "venv").exists()
+    assert not (root / "usr" / "bin" / "edgechat").exists()
+
+
+def test_a_python_that_it_is_not_for_is_said(deb: Path, root: Path) -> None:
+    shutil.copy(deb, root / "edgechat.deb")
+    python = root / "usr" / "bin" / "python3"
+    kept = python.readlink()
+    python.unlink()
+    python.write_text("#!/bin/sh\necho 3.9\n")
+    python.chmod(0o755)
+    try:
+        done = inside(root, "dpkg", "-i", "--force-depends", "/edgechat.deb")
+    finally:
+        python.unlink()
+        python.symlink_to(kept)
+    assert done.returncode != 0
+    assert "is for Python 3.10 to 3.14, and this system has 3.9" in done.stderr
+    assert inside(root, "dpkg", "--configure", "-a").returncode == 0
+    assert inside(root, "edgechat", "--version").returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("lintian") is None, reason="there is no lintian here")
+def test_lintian_finds_no_error_that_matters(deb: Path) -> None:
+    # What lies in /opt is ours, and its own licences are in one file.
+    # The address is for whoever releases it to give.
+    known = "dir-or-file-in-opt,embedded-library,copyright-file-contains-full-apache-2-license,copyright-file-contains-full-gpl-license"
+    known += ",bogus-mail-host,bogus-mail-host-in-debian-changelog"
+    done = subprocess.run(
+        ["lintian", "--fail-on", "error", "--suppress-tags", known, "--tag-display-limit", "0", deb], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
