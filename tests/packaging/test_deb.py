@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.packaging.conftest import can_cut_off
 
 SUITE = "bookworm"
 NEEDED = ("debootstrap", "dpkg-deb", "unshare", "chroot")
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(
-        os.geteuid() != 0 or not all(map(shutil.which, NEEDED)), reason=f"it takes root and {', '.join(NEEDED)}"
+        not can_cut_off() or not all(map(shutil.which, NEEDED)), reason=f"it takes root and {', '.join(NEEDED)}"
     ),
 ]
 

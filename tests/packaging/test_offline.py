@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.models import write_parrot
+from tests.packaging.conftest import can_cut_off
 
 pytestmark = pytest.mark.long
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -58,7 +59,7 @@ def tools(tmp_path: Path) -> Path:
 def sh(script: Path, home: Path, tools: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script of the bundle; without a network, where that can be."""
     home.mkdir(exist_ok=True)
-    cut_off = [str(shutil.which("unshare")), "-n"] if os.geteuid() == 0 and shutil.which("unshare") else []
+    cut_off = [str(shutil.which("unshare")), "-n"] if can_cut_off() else []
     return subprocess.run(
         [*cut_off, "/bin/sh", script, *arguments], capture_output=True, text=True, timeout=300, check=False,
         env={"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"} | environment, stdin=subprocess.DEVNULL,
