@@ -58,6 +58,8 @@ class PrefixCache:
         self._working: set[int] = set()
         """Those of them that are not to be touched."""
         self._pieces: set[Piece] = set()
+        self._token_bytes = 0.0
+        """What a saved token takes; 0 if none was saved yet."""
         self._clock = itertools.count(1)
 
     @property
@@ -313,12 +315,15 @@ class PrefixCache:
         With `is_waiting` it stays there until it is written.
         """
         tokens, conversation = self._memory.tokens(seq), self._owner[seq]
+        if not self._ram_cap_bytes and (self._disk is None or not conversation):
+            return None
         start = self._covered(tokens, conversation)
         end = len(tokens)
-        if max_tokens is not None and self._memory.any_position:
-            end = min(end, start + max_tokens)
-        is_kept = self._ram_cap_bytes > 0 or (self._disk is not None and conversation)
-        if end - start < min_tokens or not is_kept:
+        if self._memory.any_position:
+            end = min(end, start + (max_tokens or end))
+            if not is_waiting and end > start:
+                end = min(end, start + self._ram_tokens(seq, start))
+        if end - start < min_tokens:
             return None
         start = 0 if self._memory.saves_whole else start
         data = self._memory.save(seq, start, end)
@@ -326,8 +331,16 @@ class PrefixCache:
             self.tree.insert(tokens[:end]), start, conversation, is_exact=end == len(tokens), n_bytes=len(data)
         )
         piece.data, piece.is_waiting = data, is_waiting
+        if self._memory.any_position:
+            self._token_bytes = len(data) / (end - start)
         self._add(piece)
         return piece
+
+    def _ram_tokens(self, seq: int, start: int) -> int:
+        """How many there is room for in RAM: more are not even taken out, which would take as much memory for a moment."""
+        if not self._token_bytes:
+            self._token_bytes = float(len(self._memory.save(seq, start, start + 1)))
+        return int(self._ram_cap_bytes / self._token_bytes)
 
     def _covered(self, tokens: Sequence[int], conversation: str) -> int:
         """How much of `tokens` can be put together from what was saved of this conversation."""

@@ -339,6 +339,36 @@ def test_a_sequence_that_was_given_up_is_empty_again() -> None:
         assert list(memory.tokens(seq)) == []
 
 
+def test_what_has_no_place_in_ram_is_not_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = FakeMemory("llama")
+    saved: list[int] = []
+    save = memory.save
+
+    def noted(seq: int, start: int, end: int) -> bytearray:
+        saved.append(end - start)
+        return save(seq, start, end)
+
+    monkeypatch.setattr(memory, "save", noted)
+    tokens = list(range(1, 400))
+    cache = PrefixCache(memory, ram_cap_bytes=100 * len(save_of(memory, tokens[:1])))
+    seq = cache.prepare(tokens, "talk").seq
+    memory.decode(seq, tokens)
+    cache.settle(seq)
+    saved.clear()
+    assert cache.make_room()
+    assert max(saved) == 100
+    (piece,) = cache._pieces
+    assert (piece.start, piece.end, piece.is_exact) == (0, 100, False)
+    assert piece.data is not None
+
+
+def save_of(memory: FakeMemory, tokens: list[int]) -> bytearray:
+    memory.decode(0, tokens)
+    data = memory.save(0, 0, len(tokens))
+    memory.drop(0)
+    return data
+
+
 def test_several_sequences_are_in_work_and_none_of_them_makes_room() -> None:
     memory = FakeMemory("llama")
     cache = PrefixCache(memory)
