@@ -350,7 +350,9 @@ def test_what_has_no_place_in_ram_is_not_taken_out(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(memory, "save", noted)
     tokens = list(range(1, 400))
-    cache = PrefixCache(memory, ram_cap_bytes=100 * len(save_of(memory, tokens[:1])))
+    room = len(save_of(memory, tokens[:100]))
+    cache = PrefixCache(memory, ram_cap_bytes=room)
+    cache._token_bytes = room / 100
     seq = cache.prepare(tokens, "talk").seq
     memory.decode(seq, tokens)
     cache.settle(seq)
