@@ -25,10 +25,16 @@ class Format(msgspec.Struct, frozen=True):
     @property
     def control_tokens(self) -> list[str]:
         """Control tokens that marks are made of: the engine leaves such tokens out of a text unless asked."""
-        return _MARK.findall(self.opening + self.closing + self.answer)
+        return control_tokens_in(self.opening + self.closing + self.answer)
 
 
-_MARK: Final = re.compile(r"<\|?/?[\w:]+\|?>|\[/?[A-Z]+\]")
+_MARK: Final = re.compile(r"<\|?/?[\w:]+\|?>|\[/?[A-Z_]+\]")
+
+
+def control_tokens_in(marks: str) -> list[str]:
+    """What in the marks of a family may be a control token."""
+    return _MARK.findall(marks)
+
 
 # Marks read from the templates of the families, which llama.cpp collects; the more particular ones first.
 FORMATS: Final = (

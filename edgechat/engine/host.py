@@ -275,7 +275,9 @@ class Host:
         model = Model(native, Path(plan.model_path), options, progress=self._progress(request.id))
         if model.is_embedding:
             self._embedder = Embedder(model, plan)
-            return self._loaded(request, model, started, n_ctx=self._embedder.n_ctx, n_embd=self._embedder.n_embd)
+            return self._loaded(
+                request, model, started, n_ctx=self._embedder.n_ctx, can_rewind=False, n_embd=self._embedder.n_embd
+            )
         context = Context(model, plan)
         self._disk = open_disk(request, context, find_bundle())
         self._cache = PrefixCache(context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk)
@@ -283,14 +285,12 @@ class Host:
         self._batching = Batching(context, self._cache, self._generated)
         with self._lock:
             self._context = context
-            context.clear_abort()
         max_draft = min(context.max_undo, MAX_DRAFT) if self._speculation is not None else 0
         return self._loaded(
             request, model, started, n_ctx=context.n_ctx, can_rewind=context.any_position, max_draft=max_draft
         )
 
     def _loaded(self, request: protocol.Load, model: Model, started: float, **more: Any) -> protocol.Loaded:
-        given: dict[str, Any] = {"can_rewind": False} | more
         return protocol.Loaded(
             id=request.id,
             backend=self._survey.backend,
@@ -305,7 +305,7 @@ class Host:
             eos=model.eos,
             control_tokens=list(model.control_tokens),
             load_s=time.monotonic() - started,
-            **given,
+            **more,
         )
 
     def _progress(self, request_id: int) -> bindings.Progress:

@@ -108,15 +108,17 @@ class PrefixCache:
     def _follow(self, way: Way, tokens: Sequence[int], *, is_aside: bool) -> Cached | None:
         """Go that way; None if a piece turned out to be none, and another way has to be found."""
         memory = self._memory
-        goes_on = way.base not in self._working and len(memory.tokens(way.base or 0)) == way.base_tokens
+        goes_on = (
+            way.base is not None and way.base not in self._working and len(memory.tokens(way.base)) == way.base_tokens
+        )
         if way.base is not None and goes_on and not is_aside and (memory.any_position or not way.pieces):
             seq = way.base
             self._untip(seq)
         else:
             seq = self._free_seq(way.base)
-            if way.base is not None and way.base not in self._tips:
-                return None  # it had to make room for what would have been made of it
             if way.base is not None:
+                if way.base not in self._tips:
+                    return None  # it had to make room for what would have been made of it
                 memory.copy(way.base, seq, way.base_tokens)
                 self._tips[way.base] = self._tips.pop(way.base)  # of use just now
         n_tokens = {"ram": 0, "disk": 0}

@@ -31,7 +31,10 @@ class _Vocabulary:
         control = model.control_tokens
         texts = {token: text.encode("utf-8", "replace") for text, token in control.items()}
         shown = {control[text] for text in shown_tokens if text in control}
-        self.eos_token_id = _ends(model)[0]
+        self.ends = [token for token in range(model.n_vocab) if model.is_eog(token)]
+        if not self.ends:
+            raise GrammarError("this model knows no token that ends an answer: nothing can be enforced")
+        self.eos_token_id = self.ends[0]
         self.bos_token_id = None
         self.special_token_ids = [token for token in texts if token not in shown]
         self.tokens = [
@@ -128,12 +131,5 @@ def _tokenizer(model: Model, shown_tokens: tuple[str, ...]) -> Any:
         import llguidance
 
         vocabulary = _Vocabulary(model, shown_tokens)
-        made[shown_tokens] = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=_ends(model))
+        made[shown_tokens] = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=vocabulary.ends)
     return made[shown_tokens]
-
-
-def _ends(model: Model) -> list[int]:
-    ends = [token for token in range(model.n_vocab) if model.is_eog(token)]
-    if not ends:
-        raise GrammarError("this model knows no token that ends an answer: nothing can be enforced")
-    return ends

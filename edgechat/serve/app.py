@@ -102,8 +102,7 @@ class Api:
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """GET /health."""
-        if any(served.is_draining for served in self._models.values()):
-            raise ApiError(503, "the server is shutting down", code="shutting_down")
+        problems.check_open(is_open=not any(served.is_draining for served in self._models.values()))
         return _json({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002

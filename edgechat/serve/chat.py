@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from typing import Any
 
-from edgechat import __version__
 from edgechat.engine import protocol
 from edgechat.serve import grammars
-from edgechat.serve.answers import Choice, Costs, Delta, logprobs_of_chat
+from edgechat.serve.answers import Choice, Delta, logprobs_of_chat
 from edgechat.serve.problems import ApiError
 from edgechat.serve.prompts import calls_as_sent, for_template
 from edgechat.serve.replies import Reply
@@ -17,19 +14,15 @@ from edgechat.serve.served import Served
 from edgechat.serve.tools import ToolFormat, as_given
 from edgechat.serve.wire import AssistantMessage, ChatRequest, NamedTool, Tool
 
-FINGERPRINT = f"edgechat-{__version__}"
-
 
 class ChatReply(Reply):
     """An answer to a conversation, in the shape of the API."""
 
+    ID_START, WHOLE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
     def __init__(self, served: Served, wanted: ChatRequest) -> None:
         super().__init__(served, wanted)
         self._wanted = wanted
-        self._head = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name,
-            "system_fingerprint": FINGERPRINT,
-        }  # fmt: skip
         self._has_logprobs = bool(wanted.logprobs)
         self._said: set[int] = set()
 
@@ -71,13 +64,12 @@ class ChatReply(Reply):
         several = wanted.parallel_tool_calls is not False and not isinstance(wanted.tool_choice, NamedTool)
         return grammars.of_tools(tools, form, must=must, several=several)
 
-    def whole(self, choices: list[Choice], costs: Costs) -> dict[str, Any]:
-        """The answer as one object."""
+    def answers(self, choices: list[Choice]) -> list[dict[str, Any]]:
+        """The answers, whole, in the shape of the API."""
         found = []
         for i, choice in enumerate(choices):
-            message: dict[str, Any] = {"role": "assistant", "content": choice.content or None, "refusal": None}
-            if choice.content or not choice.calls:
-                message["content"] = choice.content
+            content = choice.content if choice.content or not choice.calls else None
+            message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
             if choice.reasoning:
                 message["reasoning_content"] = choice.reasoning
             if choice.calls:
@@ -86,15 +78,13 @@ class ChatReply(Reply):
                 "index": i, "message": message, "finish_reason": choice.finish_reason,
                 "logprobs": self._logprobs(choice.logprobs),
             })  # fmt: skip
-        return self._head | {
-            "object": "chat.completion", "choices": found, "usage": costs.usage(), "timings": costs.timings()
-        }  # fmt: skip
+        return found
 
     def _logprobs(self, found: Any) -> dict[str, Any] | None:
         return {"content": logprobs_of_chat(found), "refusal": None} if self._has_logprobs else None
 
-    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
-        """What is new, as objects of a stream."""
+    def parts(self, delta: Delta) -> list[dict[str, Any]]:
+        """What is new, in the shape that it has in a stream."""
         new: dict[str, Any] = {}
         if delta.number not in self._said:
             self._said.add(delta.number)
@@ -107,21 +97,14 @@ class ChatReply(Reply):
             new["tool_calls"] = calls_as_sent(delta.calls, delta.n_calls_before)
         found = []
         if new or delta.logprobs:
-            found.append(self._chunk(delta, new, None))
+            found.append(self._part(delta, new, None))
         if delta.finish_reason is not None:
-            found.append(self._chunk(delta._replace(logprobs=()), {}, delta.finish_reason))
+            found.append(self._part(delta._replace(logprobs=()), {}, delta.finish_reason))
         return found
 
-    def _chunk(self, delta: Delta, new: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    def _part(self, delta: Delta, new: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
         logprobs = self._logprobs(delta.logprobs) if delta.logprobs else None
-        choice = {"index": delta.number, "delta": new, "logprobs": logprobs, "finish_reason": finish_reason}
-        return self._head | {"object": "chat.completion.chunk", "choices": [choice]}
-
-    def last_chunk(self, costs: Costs) -> dict[str, Any]:
-        """What a stream ends with, if it is to hold what it cost."""
-        return self._head | {
-            "object": "chat.completion.chunk", "choices": [], "usage": costs.usage(), "timings": costs.timings()
-        }  # fmt: skip
+        return {"index": delta.number, "delta": new, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 def chosen_tools(wanted: ChatRequest) -> tuple[list[Tool], bool]:

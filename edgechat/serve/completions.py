@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import secrets
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 from edgechat.engine import protocol
-from edgechat.serve.answers import Choice, Costs, Delta, logprob
-from edgechat.serve.chat import FINGERPRINT
+from edgechat.serve.answers import Choice, Delta, logprob
 from edgechat.serve.problems import ApiError
 from edgechat.serve.replies import Reply
 from edgechat.serve.served import Served
@@ -22,16 +19,14 @@ MAX_TEXTS: Final = 64
 class CompletionReply(Reply):
     """Texts that go on, in the shape of the API."""
 
+    ID_START, WHOLE, CHUNK = "cmpl", "text_completion", "text_completion"
+
     def __init__(self, served: Served, wanted: CompletionRequest) -> None:
         super().__init__(served, wanted)
         self._wanted = wanted
         self._echoes: list[str] = []
         self._lengths: dict[int, int] = {}
         self._decoders: dict[int, codecs.IncrementalDecoder] = {}
-        self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
-            "model": served.name, "system_fingerprint": FINGERPRINT,
-        }  # fmt: skip
 
     async def requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
         """What the engine is asked. Raises ApiError, EdgechatError."""
@@ -47,12 +42,11 @@ class CompletionReply(Reply):
             self._echoes += [text if wanted.echo and isinstance(text, str) else ""] * n
         return requests, [Choice(i) for i in range(len(requests) * n)]
 
-    def whole(self, choices: list[Choice], costs: Costs) -> dict[str, Any]:
-        """The answer as one object."""
-        found = [
+    def answers(self, choices: list[Choice]) -> list[dict[str, Any]]:
+        """The answers, whole, in the shape of the API."""
+        return [
             self._choice(i, self._echoes[i] + c.content, c.logprobs, c.finish_reason) for i, c in enumerate(choices)
         ]
-        return self._head | {"choices": found, "usage": costs.usage(), "timings": costs.timings()}
 
     def _choice(
         self, index: int, text: str, logprobs: Sequence[protocol.TokenLogprobs], finish_reason: str | None
@@ -72,19 +66,15 @@ class CompletionReply(Reply):
             "top_logprobs": [{_shown(t): logprob(v) for t, v in each.top} for each in found],
         }  # fmt: skip
 
-    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
-        """What is new, as objects of a stream."""
+    def parts(self, delta: Delta) -> list[dict[str, Any]]:
+        """What is new, in the shape that it has in a stream."""
         text = delta.content
         if delta.number not in self._lengths:
             text = self._echoes[delta.number] + text
             self._lengths[delta.number] = len(self._echoes[delta.number])
         if not text and not delta.logprobs and delta.finish_reason is None:
             return []
-        return [self._head | {"choices": [self._choice(delta.number, text, delta.logprobs, delta.finish_reason)]}]
-
-    def last_chunk(self, costs: Costs) -> dict[str, Any]:
-        """What a stream ends with, if it is to hold what it cost."""
-        return self._head | {"choices": [], "usage": costs.usage(), "timings": costs.timings()}
+        return [self._choice(delta.number, text, delta.logprobs, delta.finish_reason)]
 
 
 def _shown(token: bytes) -> str:

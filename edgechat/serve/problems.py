@@ -50,6 +50,12 @@ class ApiError(Exception):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
+def check_open(*, is_open: bool) -> None:
+    """Raises ApiError if nothing more is taken."""
+    if not is_open:
+        raise ApiError(503, "the server is shutting down", code="shutting_down")
+
+
 def of(error: EdgechatError, param: str | None = None) -> ApiError:
     """What a client is told of an error of ours; `param` is where its texts were."""
     if isinstance(error, ContextOverflowError):

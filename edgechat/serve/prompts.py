@@ -59,8 +59,8 @@ def _answer(message: AssistantMessage, where: str, form: ToolFormat) -> PromptMe
     if not calls:
         return PromptMessage("assistant", text, thought)
     if not form.is_native:
-        said = [f"{form.around(c.function.name)[0]}{c.function.arguments}}}" for c in calls]
-        return PromptMessage("assistant", f"{text}{form.opening}{form.between.join(said)}{form.closing}", thought)
+        said = form.written([(call.function.name, call.function.arguments) for call in calls])
+        return PromptMessage("assistant", text + said, thought)
     given = []
     for j, call in enumerate(calls):
         try:

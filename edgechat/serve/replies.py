@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from edgechat import __version__
 from edgechat.engine import protocol
 from edgechat.errors import EdgechatError
 from edgechat.serve import problems
@@ -28,8 +31,17 @@ DONE: Final = b"data: [DONE]\n\n"
 class Reply(ABC):
     """The shape of one kind of answer."""
 
+    ID_START: ClassVar[str]
+    WHOLE: ClassVar[str]
+    CHUNK: ClassVar[str]
+    """What its objects are called, whole and in a stream."""
+
     def __init__(self, served: Served, drawing: Drawing) -> None:
         self.served = served
+        self._head = {
+            "id": f"{self.ID_START}-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name,
+            "system_fingerprint": f"edgechat-{__version__}",
+        }  # fmt: skip
         self.streams = bool(drawing.stream)
         self.has_usage = bool(drawing.stream_options and drawing.stream_options.include_usage)
 
@@ -38,16 +50,28 @@ class Reply(ABC):
         """What the engine is asked, and the answers that are to come. Raises ApiError, EdgechatError."""
 
     @abstractmethod
-    def whole(self, choices: list[Choice], costs: Costs) -> dict[str, Any]:
-        """The answer as one object."""
+    def answers(self, choices: list[Choice]) -> list[dict[str, Any]]:
+        """The answers, whole, in the shape of the API."""
 
     @abstractmethod
+    def parts(self, delta: Delta) -> list[dict[str, Any]]:
+        """What is new, in the shape that it has in a stream."""
+
+    def whole(self, choices: list[Choice], costs: Costs) -> dict[str, Any]:
+        """All as one object."""
+        return self._object(self.WHOLE, self.answers(choices), costs)
+
     def chunks(self, delta: Delta) -> list[dict[str, Any]]:
         """What is new, as objects of a stream."""
+        return [self._object(self.CHUNK, [part]) for part in self.parts(delta)]
 
-    @abstractmethod
     def last_chunk(self, costs: Costs) -> dict[str, Any]:
         """What a stream ends with, if it is to hold what it cost."""
+        return self._object(self.CHUNK, [], costs)
+
+    def _object(self, kind: str, choices: list[dict[str, Any]], costs: Costs | None = None) -> dict[str, Any]:
+        found = self._head | {"object": kind, "choices": choices}
+        return found if costs is None else found | {"usage": costs.usage(), "timings": costs.timings()}
 
 
 async def respond(request: Request, reply: Reply, metrics: Metrics) -> Response:

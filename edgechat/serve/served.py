@@ -18,7 +18,7 @@ from edgechat.config import Sampling, Settings
 from edgechat.engine import protocol
 from edgechat.errors import EdgechatError, EngineError, GoneError
 from edgechat.planner.plan import LoadPlan
-from edgechat.serve.problems import ApiError
+from edgechat.serve.problems import ApiError, check_open
 from edgechat.serve.tools import ToolFormat, detect
 from edgechat.serve.turns import Turns
 from edgechat.serve.wire import Drawing
@@ -99,15 +99,10 @@ class Served:
         """Requests of which something is heard already."""
         return sum(answer.has_begun for answer in self._answers)
 
-    @staticmethod
-    def _check(*, is_open: bool) -> None:
-        if not is_open:
-            raise ApiError(503, "the server is shutting down", code="shutting_down")
-
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
         """A place in the queue. Raises ApiError if there is none."""
-        self._check(is_open=not self.is_draining)
+        check_open(is_open=not self.is_draining)
         if self.n_requests >= self.max_requests:
             words = f"{self.n_requests} requests are in work or wait already: try again later"
             raise ApiError(503, words, code="queue_full")
@@ -152,12 +147,12 @@ class Served:
 
     def checked(self, tokens: Sequence[int], param: str) -> list[int]:
         """Tokens that a client sent. Raises ApiError if the model does not know one."""
-        wrong = next((t for t in tokens if t >= self.loaded.n_vocab), None)
-        if wrong is not None:
-            words = f"{param}: token {wrong} is not in this model's vocabulary of {self.loaded.n_vocab}"
-            raise ApiError(400, words, param=param)
         if not tokens:
             raise ApiError(400, f"{param}: there is nothing to continue", param=param)
+        n_vocab, largest = self.loaded.n_vocab, max(tokens)
+        if largest >= n_vocab:
+            words = f"{param}: token {largest} is not in this model's vocabulary of {n_vocab}"
+            raise ApiError(400, words, param=param)
         return list(tokens)
 
     def _sampling(self, drawing: Drawing) -> Sampling:
@@ -191,7 +186,7 @@ class Served:
         self._answers.add(answer)
         try:
             await self._revive()
-            self._check(is_open=not self._is_stopped)
+            check_open(is_open=not self._is_stopped)
             for number, request in enumerate(requests):
                 self._model.engine.submit(request, answer.hearer(number))
         except BaseException:
@@ -211,6 +206,9 @@ class Served:
             return
         self._answers.discard(answer)
         self._turns.leave()
+        self._cancel(answer)
+
+    def _cancel(self, answer: Answer) -> None:
         for request_id in answer.unfinished:
             self._model.engine.cancel(request_id)
 
@@ -218,8 +216,7 @@ class Served:
         """End all answers with what there is of them; there are no more."""
         self._is_stopped = True
         for answer in self._answers:
-            for request_id in answer.unfinished:
-                self._model.engine.cancel(request_id)
+            self._cancel(answer)
 
 
 class Answer:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
+from edgechat.chat.reasoning import control_tokens_in
 from edgechat.engine.stop import overlap
 from edgechat.serve.wire import Tool
 
@@ -37,26 +37,28 @@ class ToolFormat(msgspec.Struct, frozen=True):
     @property
     def control_tokens(self) -> list[str]:
         """Control tokens that marks are made of: the engine leaves such tokens out of a text unless asked."""
-        return _MARK.findall(self.opening + self.between + self.closing)
+        return control_tokens_in(self.opening + self.between + self.closing)
+
+    def written(self, calls: Sequence[tuple[str, str]]) -> str:
+        """Calls, names and arguments, as a model writes them."""
+        each = (arguments.join(self.around(name)) for name, arguments in calls)
+        return f"{self.opening}{self.between.join(each)}{self.closing}"
 
 
-_MARK: Final = re.compile(r"<\|?/?[\w:]+\|?>|\[/?[A-Z_]+\]")
+_HERMES: Final = ToolFormat("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", "<tool_call>")
+_LLAMA: Final = ToolFormat("", "; ", "", "", "name", "parameters")
 
 # Marks read from the templates of the families; the more particular ones first.
 _FORMATS: Final = (
     ToolFormat("[TOOL_CALLS][", ", ", "]", "[TOOL_CALLS]"),  # Mistral
     ToolFormat("<|tool_call|>[", ", ", "]", "<|tool_call|>"),  # Granite
     ToolFormat("<|START_ACTION|>[", ", ", "]<|END_ACTION|>", "<|START_ACTION|>", "tool_name", "parameters"),  # Command
-    ToolFormat(
-        "<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", "<tool_call>"
-    ),  # Qwen, Hermes, SmolLM3
-    ToolFormat("", "; ", "", "", "name", "parameters"),  # Llama 3
+    _HERMES,  # Qwen, Hermes, SmolLM3
+    _LLAMA,  # Llama 3
 )
 # What has marks of its own, which are not JSON: there our own words are used.
 _OTHERS: Final = ("<function=", "<arg_key>", "<|channel|>commentary", "[ARGS]")
-GENERIC: Final = ToolFormat(
-    "<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", "<tool_call>", is_native=False
-)
+GENERIC: Final = msgspec.structs.replace(_HERMES, is_native=False)
 
 
 def detect(template: str) -> ToolFormat:
@@ -67,14 +69,14 @@ def detect(template: str) -> ToolFormat:
         if form.trigger and form.trigger in template:
             return form
     if '"parameters": ' in template and "<|start_header_id|>" in template:
-        return _FORMATS[-1]
+        return _LLAMA
     return GENERIC
 
 
 def explained(tools: Sequence[Tool]) -> str:
     """What a model that was not told of tools by its template is told in the system prompt."""
     described = "\n".join(json.dumps(each, ensure_ascii=False) for each in as_given(tools))
-    example = '<tool_call>\n{"name": <name>, "arguments": <object>}\n</tool_call>'
+    example = f'{GENERIC.opening}{{"name": <name>, "arguments": <object>}}{GENERIC.closing}'
     return (
         "You can call functions. Here they are, with JSON schemas of their arguments:\n"
         f"{described}\nTo call one, answer with its name and arguments in JSON between these marks:\n{example}"
@@ -143,11 +145,9 @@ class CallReader:
                 call, length = _decoder.raw_decode(self._held[start:])
             except (ValueError, RecursionError):
                 break  # not whole yet, or nothing that could be read
-            raw = self._held[start : start + length]
-            opening, _ = self._form.around(str(call.get(self._form.name_key)))
-            found.append(
-                Call(str(call.get(self._form.name_key)), raw[len(opening) : -1], f"call_{secrets.token_hex(12)}")
-            )
+            name, raw = str(call.get(self._form.name_key)), self._held[start : start + length]
+            opening, closing = self._form.around(name)
+            found.append(Call(name, raw[len(opening) : -len(closing)], f"call_{secrets.token_hex(12)}"))
             self._held = self._held[start + length :]
         return found
 

@@ -58,7 +58,7 @@ def allows(grammar: str, text: str) -> bool:
 
 def called(form: ToolFormat, *calls: tuple[str, str]) -> str:
     """Calls as a model writes them."""
-    return form.opening + form.between.join(form.around(n)[0] + a + form.around(n)[1] for n, a in calls) + form.closing
+    return form.written(calls)
 
 
 def of_tools(form: ToolFormat, *, must: bool = False, several: bool = True) -> str:
