@@ -18,6 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from starter_wheel import build
+
 _LICENCE_NAMES = ("license", "licence", "copying", "notice", "authors")
 _BUNDLE = "edgechat/_native/"
 _STARTER = "SmolLM2-135M-Instruct"
@@ -54,10 +58,9 @@ def write(folder: Path, sbom: Path, licences: Path) -> None:
 
 def parts_of(wheel: Path) -> Iterator[Part]:
     """The project of a wheel, and what else of others is in it."""
-    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    sha256, about = build.digest(wheel), metadata(wheel)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        about = email.message_from_bytes(archive.read(next(n for n in names if n.endswith(".dist-info/METADATA"))))
         texts = [n for n in names if ".dist-info/" in n and n.rpartition("/")[2].lower().startswith(_LICENCE_NAMES)]
         yield Part(
             str(about["Name"]), str(about["Version"]), licence_of(about), tuple(_text(archive, n) for n in sorted(texts)), wheel.name,
@@ -70,6 +73,18 @@ def parts_of(wheel: Path) -> Iterator[Part]:
         if any(_STARTER in n for n in names):
             url = f"https://huggingface.co/HuggingFaceTB/{_STARTER}"
             yield Part(_STARTER, "Q4_1", "Apache-2.0", tuple(_text(archive, n) for n in texts), wheel.name, sha256, url)
+
+
+def metadata(wheel: Path) -> email.message.Message:
+    """What a wheel says of itself."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name))
+
+
+def plain(name: str) -> str:
+    """A project's name in the one form that indexes compare."""
+    return name.lower().replace("_", "-").replace(".", "-")
 
 
 def licence_of(about: email.message.Message) -> str:
@@ -110,7 +125,7 @@ def _component(part: Part) -> dict[str, Any]:
         "externalReferences": [{"type": "website", "url": part.url}],
     }  # fmt: skip
     if is_package:
-        found["purl"] = f"pkg:pypi/{part.name.lower().replace('_', '-')}@{part.version}"
+        found["purl"] = f"pkg:pypi/{plain(part.name)}@{part.version}"
         found["hashes"] = [{"alg": "SHA-256", "content": part.sha256}]
     if part.licence:
         found["licenses"] = [{"license": {"name": part.licence}}]

@@ -12,14 +12,12 @@ EDGECHAT_CPU_VARIANTS chooses the CPU modules (all by default). The same wheels 
 from __future__ import annotations
 
 import argparse
-import email
 import gzip
 import platform
 import shutil
 import sys
 import tarfile
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,36 +113,24 @@ def missing_from(folder: Path, python: str) -> Iterator[str]:
     here = {name_of(wheel) for wheel in folder.glob("*.whl")}
     for wheel in folder.glob("*.whl"):
         extras = ("starter", "serve") if name_of(wheel) == "edgechat" else ("",)
-        for line in metadata(wheel).get_all("Requires-Dist") or ():
+        for line in contents.metadata(wheel).get_all("Requires-Dist") or ():
             requirement = Requirement(line)
             environment = {"python_version": python, "python_full_version": f"{python}.0"}
             marker = requirement.marker
             holds = marker is None or any(marker.evaluate(environment | {"extra": extra}) for extra in extras)
-            if holds and plain(requirement.name) not in here:
+            if holds and contents.plain(requirement.name) not in here:
                 yield f"{requirement.name}{requirement.specifier}"
-
-
-def metadata(wheel: Path) -> email.message.Message:
-    """What a wheel says of itself."""
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
-        return email.message_from_bytes(archive.read(name))
 
 
 def name_of(wheel: Path) -> str:
     """A wheel's project, as indexes compare names."""
-    return plain(wheel.name.split("-")[0])
-
-
-def plain(name: str) -> str:
-    """A project's name in its one form."""
-    return name.lower().replace("_", "-").replace(".", "-")
+    return contents.plain(wheel.name.split("-")[0])
 
 
 def pin(wheel: Path) -> str:
     """A line of a requirements file that only this wheel fulfils."""
     name, version = wheel.name.split("-")[:2]
-    return f"{plain(name)}=={version} --hash=sha256:{build.digest(wheel)}"
+    return f"{contents.plain(name)}=={version} --hash=sha256:{build.digest(wheel)}"
 
 
 def write_scripts(root: Path, pythons: list[str]) -> None:

@@ -22,12 +22,12 @@ from edgechat.planner.plan import given_plan
 from edgechat.runtime.bundle import find_bundle
 
 N_BATCH: Final = 512
-_N_SYSTEM: Final = 100
+N_SYSTEM: Final = 100
 _N_ANSWER: Final = 48
 _FIRST_TOKEN, _LAST_TOKEN = 300, 3000  # ordinary ones, in every vocabulary that matters
 _PREFIX_BYTES: Final = 4 << 30
 # Threads that computed spin for a while before they sleep, and would take the other's cores.
-_REST_S: Final = 0.5
+REST_S: Final = 0.5
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +102,7 @@ def run(workload: Workload, peer: Path | None, tell: Callable[[str], None] = lam
         for number in range(workload.rounds):
             tell(f"round {number + 1} of {workload.rounds}")
             prompts = _prompts(workload)
-            cold.append(ours.first_token(_random(workload.n_history + workload.n_new), is_cold=True))
+            cold.append(ours.first_token(random_tokens(workload.n_history + workload.n_new), is_cold=True))
             four.append(ours.decode_s(4) / ours.decode_s(1))
             for name in NAMES:
                 # The one that goes second finds a warmer machine: they take turns.
@@ -110,9 +110,9 @@ def run(workload: Workload, peer: Path | None, tell: Callable[[str], None] = lam
                 if ours_first:
                     taken[name].append(ours.go_on(name, prompts))
                 if theirs is not None:
-                    time.sleep(_REST_S)
+                    time.sleep(REST_S)
                     peers[name].append(_peer_goes_on(theirs, name, prompts))
-                time.sleep(_REST_S)
+                time.sleep(REST_S)
                 if not ours_first:
                     taken[name].append(ours.go_on(name, prompts))
         return Report(
@@ -133,7 +133,8 @@ def _row(name: str, taken: list[_Taken], cold: list[_Taken], peer: list[tuple[fl
     )  # fmt: skip
 
 
-def _random(count: int) -> list[int]:
+def random_tokens(count: int) -> list[int]:
+    """Ordinary tokens that no earlier prompt begins with."""
     draw = random.SystemRandom()
     return [draw.randrange(_FIRST_TOKEN, _LAST_TOKEN) for _ in range(count)]
 
@@ -146,17 +147,17 @@ def _n_ctx(workload: Workload) -> int:
 def _prompts(workload: Workload) -> dict[str, list[list[int]]]:
     """For each way to go on: the prompts before it, unmeasured, and the measured one."""
     n_history, n_new = workload.n_history, workload.n_new
-    system = _random(_N_SYSTEM)
-    history = system + _random(n_history - _N_SYSTEM)
-    following = history + _random(n_new)
-    edited = history + _random(n_new)
+    system = random_tokens(N_SYSTEM)
+    history = system + random_tokens(n_history - N_SYSTEM)
+    following = history + random_tokens(n_new)
+    edited = history + random_tokens(n_new)
     return {
         "next turn": [history, following],
         "edit of the last message": [edited],
         "regenerate": [edited],
-        "branch switch": [following + _random(n_new)],
-        "edit of the first message": [system + _random(n_history + n_new - _N_SYSTEM)],
-        "reopen after a restart": [history + _random(n_new), following + _random(n_new)],
+        "branch switch": [following + random_tokens(n_new)],
+        "edit of the first message": [system + random_tokens(n_history + n_new - N_SYSTEM)],
+        "reopen after a restart": [history + random_tokens(n_new), following + random_tokens(n_new)],
     }
 
 
@@ -204,7 +205,7 @@ class _Ours:
     def decode_s(self, n_samples: int) -> float:
         """Seconds for the tokens after the first ones of so many answers to one prompt."""
         request = protocol.Generate(
-            id=self._engine.next_id(), tokens=_random(_N_SYSTEM), max_tokens=_N_ANSWER, ignore_eog=True, sampling=GREEDY,
+            id=self._engine.next_id(), tokens=random_tokens(N_SYSTEM), max_tokens=_N_ANSWER, ignore_eog=True, sampling=GREEDY,
             n_samples=n_samples, is_aside=True,
         )  # fmt: skip
         *_, last = self._engine.generate(request)

@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import http.client
 import os
-import random
 import signal
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from edgechat import process
+from edgechat.bench.prefix import N_BATCH, N_SYSTEM, REST_S, random_tokens
 from edgechat.bench.server import LlamaServer
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
@@ -27,12 +27,7 @@ from edgechat.errors import EngineError
 from edgechat.planner.plan import given_plan
 from edgechat.runtime.bundle import find_bundle
 
-N_BATCH: Final = 512
 N_CLIENTS: Final = 4
-_N_SYSTEM: Final = 100
-_FIRST_TOKEN, _LAST_TOKEN = 300, 3000  # ordinary ones, in every vocabulary that matters
-# Threads that computed spin for a while before they sleep, and would take the other's cores.
-_REST_S: Final = 0.5
 _ANSWER_S: Final = 600.0
 _SAVED_S: Final = 1.5
 
@@ -173,15 +168,10 @@ def run(workload: Workload, peer: Path | None, tell: Callable[[str], None] = lam
     with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as scratch, contextlib.ExitStack() as stack:
         ours = OurServer(workload, Path(scratch) / "home")
         stack.callback(ours.close)
-        rows = list(_against_engine(workload, ours, tell))
+        rows, backend = _against_engine(workload, ours, tell)
         if peer is not None:
-            rows += _against_peer(workload, ours, peer, tell)
+            rows += _against_peer(workload, ours, peer, backend, tell)
     return Report(workload=workload, rows=rows)
-
-
-def _tokens(count: int) -> list[int]:
-    draw = random.SystemRandom()
-    return [draw.randrange(_FIRST_TOKEN, _LAST_TOKEN) for _ in range(count)]
 
 
 def _row(name: str, unit: str, ours: list[float], other: list[float], other_name: str) -> Row:
@@ -192,7 +182,8 @@ def _row(name: str, unit: str, ours: list[float], other: list[float], other_name
 # Against the engine itself
 
 
-def _against_engine(workload: Workload, ours: OurServer, tell: Callable[[str], None]) -> Iterator[Row]:
+def _against_engine(workload: Workload, ours: OurServer, tell: Callable[[str], None]) -> tuple[list[Row], str]:
+    """Also the backend that the engine has chosen."""
     engine = EngineClient()
     plan = given_plan(
         workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH, n_ctx=n_ctx(workload), n_seqs=8,
@@ -201,20 +192,23 @@ def _against_engine(workload: Workload, ours: OurServer, tell: Callable[[str], N
     served: list[Taken] = []
     plain: list[Taken] = []
     try:
-        engine.load(protocol.Load(id=engine.next_id(), plan=plan))
+        backend = engine.load(protocol.Load(id=engine.next_id(), plan=plan)).backend
         for number in range(workload.rounds):
             tell(f"one client, round {number + 1} of {workload.rounds}")
             ways: list[Callable[[], None]] = [
-                lambda: served.append(Client(ours.port).complete(_tokens(workload.n_prompt), workload.n_answer)),
-                lambda: plain.append(_straight(engine, _tokens(workload.n_prompt), workload.n_answer)),
+                lambda: served.append(Client(ours.port).complete(random_tokens(workload.n_prompt), workload.n_answer)),
+                lambda: plain.append(_straight(engine, random_tokens(workload.n_prompt), workload.n_answer)),
             ]
             for way in ways if number % 2 else ways[::-1]:
                 way()
-                time.sleep(_REST_S)
+                time.sleep(REST_S)
     finally:
         engine.close()
-    yield _row("first token", "s", [t.ttft_s for t in served], [t.ttft_s for t in plain], "the engine")
-    yield _row("decode", "tokens/s", [t.decode_tps for t in served], [t.decode_tps for t in plain], "the engine")
+    rows = [
+        _row("first token", "s", [t.ttft_s for t in served], [t.ttft_s for t in plain], "the engine"),
+        _row("decode", "tokens/s", [t.decode_tps for t in served], [t.decode_tps for t in plain], "the engine"),
+    ]
+    return rows, backend
 
 
 def _straight(engine: EngineClient, tokens: list[int], n_answer: int) -> Taken:
@@ -233,12 +227,14 @@ def _straight(engine: EngineClient, tokens: list[int], n_answer: int) -> Taken:
 # Against llama-server
 
 
-def _against_peer(workload: Workload, ours: OurServer, peer: Path, tell: Callable[[str], None]) -> Iterator[Row]:
-    backend = next(iter(find_bundle().modules)).path
+def _against_peer(
+    workload: Workload, ours: OurServer, peer: Path, backend: str, tell: Callable[[str], None]
+) -> Iterator[Row]:
+    module = next(m for m in find_bundle().modules if m.name == backend)
     served: dict[str, list[float]] = {}
     others: dict[str, list[float]] = {}
     theirs = LlamaServer(
-        peer, _module(workload) or backend, workload.model, n_ctx=n_ctx(workload), n_threads=workload.n_threads,
+        peer, module.path, workload.model, n_ctx=n_ctx(workload), n_threads=workload.n_threads,
         n_batch=N_BATCH, arguments=["-np", str(N_CLIENTS), "-kvu"],
     )  # fmt: skip
     sides: list[tuple[OurServer | LlamaServer, dict[str, list[float]]]] = [(ours, served), (theirs, others)]
@@ -246,12 +242,12 @@ def _against_peer(workload: Workload, ours: OurServer, peer: Path, tell: Callabl
         for number in range(workload.rounds):
             tell(f"against llama-server, round {number + 1} of {workload.rounds}")
             prompts = _prompts(workload)
-            four = [_tokens(workload.n_prompt) for _ in range(N_CLIENTS)]
+            four = [random_tokens(workload.n_prompt) for _ in range(N_CLIENTS)]
             for server, figures in sides if number % 2 else sides[::-1]:
                 for name, figure in _turns(server, prompts, workload):
                     figures.setdefault(name, []).append(figure)
                 figures.setdefault(_FOUR, []).append(Client(server.port).together(four, workload.n_answer))
-                time.sleep(_REST_S)
+                time.sleep(REST_S)
     finally:
         theirs.close()
     for name, taken in served.items():
@@ -262,25 +258,14 @@ _ONE: Final = "one client, decode"
 _FOUR: Final = "four clients, all tokens"
 
 
-def _module(workload: Workload) -> str:
-    """The backend that our engine has chosen."""
-    engine = EngineClient()
-    try:
-        plan = given_plan(workload.model, n_threads=workload.n_threads, n_ctx=256)
-        backend = engine.load(protocol.Load(id=engine.next_id(), plan=plan)).backend
-    finally:
-        engine.close()
-    return next((m.path for m in find_bundle().modules if m.name == backend), "")
-
-
 def _prompts(workload: Workload) -> dict[str, list[int]]:
-    system = _tokens(_N_SYSTEM)
-    history = system + _tokens(workload.n_history - _N_SYSTEM)
-    following = history + _tokens(workload.n_new)
+    system = random_tokens(N_SYSTEM)
+    history = system + random_tokens(workload.n_history - N_SYSTEM)
+    following = history + random_tokens(workload.n_new)
     return {
         "first turn, first token": history, "next turn, first token": following,
-        "edited turn, first token": history + _tokens(workload.n_new),
-        "after a restart, first token": following + _tokens(workload.n_new),
+        "edited turn, first token": history + random_tokens(workload.n_new),
+        "after a restart, first token": following + random_tokens(workload.n_new),
     }  # fmt: skip
 
 
@@ -300,7 +285,7 @@ def _turns(
         yield name, taken.ttft_s + resumed_s
         if "first turn" in name:
             yield _ONE, taken.decode_tps
-        time.sleep(_REST_S)
+        time.sleep(REST_S)
 
 
 def table(report: Report) -> str:

@@ -83,11 +83,13 @@ class PromptBuilder:
         begun = path[-1] if len(said) < len(path) and (path[-1].text or path[-1].reasoning) else None
         built: dict[int, tuple[list[PromptMessage], list[int], Place]] = {}
 
+        variables = self._variables(think=manner.think)
+        answer = PromptMessage("assistant", begun.text, begun.reasoning) if begun is not None else None
+
         def count(start: int) -> int:
             if start not in built:
                 messages = _messages(said, start, manner.system_prompt, read)
-                answer = PromptMessage("assistant", begun.text, begun.reasoning) if begun is not None else None
-                built[start] = messages, *self._tokens(messages, answer, think=manner.think)
+                built[start] = messages, *self._tokens(messages, answer, variables)
             return len(built[start][1])
 
         start = fit(
@@ -97,8 +99,7 @@ class PromptBuilder:
         count(start)
         messages, tokens, place = built[start]
         quoted = texts(said[-1].attachments, read) if said else []
-        starts = self._turn_starts(messages, tokens, think=manner.think)
-        return BuiltPrompt(tokens, start, place, starts, quoted)
+        return BuiltPrompt(tokens, start, place, self._turn_starts(messages, tokens, variables), quoted)
 
     def whole(
         self, messages: list[PromptMessage], tools: Sequence[Mapping[str, Any]] = (), *, think: bool
@@ -112,17 +113,19 @@ class PromptBuilder:
         is_answer = last is not None and last.role == "assistant" and not last.extra
         said = messages[:-1] if is_answer else messages
         begun = last if is_answer and last is not None and (last.content or last.reasoning) else None
-        tokens, place = self._tokens(said, begun, think=think, tools=tools)
-        return BuiltPrompt(tokens, 0, place, self._turn_starts(said, tokens, think=think, tools=tools), [])
+        variables = self._variables(think=think) | ({"tools": list(tools)} if tools else {})
+        tokens, place = self._tokens(said, begun, variables)
+        return BuiltPrompt(tokens, 0, place, self._turn_starts(said, tokens, variables), [])
+
+    def _variables(self, *, think: bool) -> dict[str, Any]:
+        return dict(reasoning.switches(self._template, on=think))
 
     def opening(self, path: Sequence[Message], manner: Manner) -> list[int]:
         """What the prompt of every next message after `path` begins with. Raises as `build` does."""
         prompts = [self.build([*path, Message(id="", role="user", text=text)], manner).tokens for text in _UNLIKE]
         return prompts[0][: _n_common(*prompts)]
 
-    def _turn_starts(
-        self, messages: list[PromptMessage], tokens: list[int], *, think: bool, tools: Sequence[Mapping[str, Any]] = ()
-    ) -> list[int]:
+    def _turn_starts(self, messages: list[PromptMessage], tokens: list[int], variables: Mapping[str, Any]) -> list[int]:
         """Where another last message, and where a next turn, would begin: found by rendering such prompts."""
         if self._loaded.can_rewind or not messages:
             return []
@@ -134,35 +137,32 @@ class PromptBuilder:
             [*messages, PromptMessage("assistant", other), PromptMessage("user", other)],
         ):
             with contextlib.suppress(TemplateError):
-                positions.add(_n_common(tokens, self._tokens(prompt, None, think=think, tools=tools)[0]))
+                positions.add(_n_common(tokens, self._tokens(prompt, None, variables)[0]))
         return sorted(positions - {0})
 
     def _tokens(
-        self, messages: Sequence[PromptMessage], begun: PromptMessage | None, *, think: bool,
-        tools: Sequence[Mapping[str, Any]] = (),
-    ) -> tuple[list[int], Place]:  # fmt: skip
+        self, messages: Sequence[PromptMessage], begun: PromptMessage | None, variables: Mapping[str, Any]
+    ) -> tuple[list[int], Place]:
         try:
-            prompt = self._render(messages, begun, think=think, tools=tools)
+            prompt = self._render(messages, begun, variables)
         except TemplateError:
             folded = _without_system(messages)
             if folded is None:
                 raise
-            prompt = self._render(folded, begun, think=think, tools=tools)  # some families know no system prompt
+            prompt = self._render(folded, begun, variables)  # some families know no system prompt
         place = reasoning.place_after(self.form, prompt.text)
         if begun is not None and self.form is not None:
             place = "answer" if begun.content else "reasoning"
         return self._engine.tokenize(prompt.text, prompt.guard), place
 
     def _render(
-        self, messages: Sequence[PromptMessage], begun: PromptMessage | None, *, think: bool,
-        tools: Sequence[Mapping[str, Any]],
-    ) -> Prompt:  # fmt: skip
+        self, messages: Sequence[PromptMessage], begun: PromptMessage | None, variables: Mapping[str, Any]
+    ) -> Prompt:
         loaded = self._loaded
         return self._renderer.render(
             self._template, messages,
             bos=loaded.bos, eos=loaded.eos, control_tokens=loaded.control_tokens,
-            variables=reasoning.switches(self._template, on=think) | ({"tools": list(tools)} if tools else {}),
-            form=self.form, begun=begun,
+            variables=variables, form=self.form, begun=begun,
         )  # fmt: skip
 
 

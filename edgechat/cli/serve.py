@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgechat.cli.options import answer_options, complete_model
 from edgechat.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgechat.serve.served import Served
 
 HOW_TO_GET_IT = (
     "`edgechat serve` needs some more packages: install edgechat[serve] in the place of edgechat, "
@@ -79,22 +83,20 @@ def serve(
         raise UsageError(
             f"{host} can be reached from other machines: give a key with --api-key, or listen on 127.0.0.1"
         )
-    bound = server.listen(host, port)
-    served = _opened(models, max_requests, flags)
-    try:
+    with contextlib.ExitStack() as stack:
+        bound = stack.enter_context(server.listen(host, port))
+        served = _opened(models, max_requests, flags, stack)
         rules = Rules(host=host, api_key=api_key or "", origins=origins, log=log_requests)
         address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/v1"
         bound.listen(server.BACKLOG)  # from here on nobody is turned away
         _say_where(address, list(served), has_key=bool(api_key), as_json=as_json)
         server.run(Api(served).app(rules), served, bound, lambda words: click.echo(f"edgechat: {words}", err=True))
-    finally:
-        bound.close()
-        for model in served.values():
-            model.close()
 
 
-def _opened(names: tuple[str, ...], max_requests: int, flags: dict[str, Any]) -> dict[str, Any]:
-    """The models, loaded, by the names that programs ask for. Raises EdgechatError."""
+def _opened(
+    names: tuple[str, ...], max_requests: int, flags: dict[str, Any], stack: contextlib.ExitStack
+) -> dict[str, Served]:
+    """The models, loaded, by the names that programs ask for; `stack` closes them. Raises EdgechatError."""
     import msgspec
 
     from edgechat import config
@@ -115,13 +117,10 @@ def _opened(names: tuple[str, ...], max_requests: int, flags: dict[str, Any]) ->
             name, path = chosen_model(msgspec.structs.replace(settings, model=wanted))
             model = Served(_new_name(name, served), path, settings, max_requests, turns)
             served[model.name] = model
+            stack.callback(model.close)
             model.open(status.show)
             for warning in model.warnings:
                 status.note(warning)
-    except BaseException:
-        for model in served.values():
-            model.close()
-        raise
     finally:
         status.clear()
     return served
