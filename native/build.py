@@ -6,6 +6,7 @@
     build.py bindings   print the wheel of the pinned llama-cpp-python without its own library
     build.py peers      print the directory of llama.cpp's own tools, built from the same source
 
+EDGECHAT_TARGET names the architecture to build for on Linux, if it is not this machine's: aarch64 or x86_64.
 Standard library only: this runs before anything is installed. The cache is $EDGECHAT_BUILD_CACHE, or
 edgechat-build in the user's cache directory; an entry's name is a hash of everything that goes into it.
 """
@@ -36,8 +37,13 @@ DEVELOPMENT_VARIANTS = {
     "x86_64": "x64;haswell;icelake;zen4;sapphirerapids",
     "aarch64": "armv8.0_1;armv8.2_2;armv8.6_1",
 }
+# The pinned llama.cpp has modules for ARMv9.2 that differ in SME, which only its KleidiAI kernels use; those are not built
+# in, and GCC before 14 knows no SME.
+ALL_VARIANTS = {"aarch64": "armv8.0_1;armv8.2_1;armv8.2_2;armv8.2_3;armv8.6_1;armv8.6_2"}
 
 
+EPOCH_S = 315532800
+"""1980, the first year that archives of all kinds can hold: the time of every file that we pack, so that the same is the same."""
 KEEP_TREES_S = 30 * 24 * 3600
 
 
@@ -54,7 +60,9 @@ def main() -> int:
         default=os.environ.get("EDGECHAT_CPU_VARIANTS", "all"),
         help="CPU modules: all, dev, or a list separated by semicolons",
     )
-    parser.add_argument("--cuda", action="store_true", help="build the CUDA module too")
+    parser.add_argument(
+        "--cuda", default="", metavar="ARCHITECTURES", help="build the CUDA module too, for example for 87-real"
+    )
     parser.add_argument("--metal", action="store_true", help="build the Metal module too")
     options = parser.parse_args()
     try:
@@ -74,11 +82,28 @@ def main() -> int:
 
 
 def expand(variants: str) -> str:
-    """The CPU modules that a name such as `dev` stands for on this machine."""
-    if variants != "dev":
+    """The CPU modules that `dev` or `all` stands for."""
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(target_machine().lower(), target_machine().lower())
+    named = {"all": ALL_VARIANTS, "dev": DEVELOPMENT_VARIANTS}.get(variants)
+    if named is None:
         return variants
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
-    return "all" if sys.platform == "darwin" else DEVELOPMENT_VARIANTS.get(machine, "all")
+    return "all" if sys.platform == "darwin" else named.get(machine, "all")
+
+
+def target_machine() -> str:
+    """The architecture that is built for."""
+    return os.environ.get("EDGECHAT_TARGET") or platform.machine()
+
+
+def cross_compilers() -> dict[str, str]:
+    """CC and CXX, if this machine is of another architecture than what is built for and nobody named them. Raises BuildError."""
+    machine = target_machine()
+    if machine == platform.machine() or os.environ.get("CXX"):
+        return {}
+    for version in ("", *(f"-{number}" for number in range(16, 11, -1))):
+        if shutil.which(f"{machine}-linux-gnu-g++{version}"):
+            return {"CC": f"{machine}-linux-gnu-gcc{version}", "CXX": f"{machine}-linux-gnu-g++{version}"}
+    raise BuildError(f"no C++ compiler for {machine}: install one, for example the package g++-12-{machine}-linux-gnu")
 
 
 def cache_dir() -> Path:
@@ -93,7 +118,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgechat-build"
 
 
-def native_prefix(*, variants: str, cuda: bool = False, metal: bool = False, peers: bool = False) -> Path:
+def native_prefix(*, variants: str, cuda: str = "", metal: bool = False, peers: bool = False) -> Path:
     """The installed prefix for these options, built unless the cache has it."""
     inputs: dict[str, object] = {
         "pin": PIN_SHA256,
@@ -101,7 +126,7 @@ def native_prefix(*, variants: str, cuda: bool = False, metal: bool = False, pee
         "options": {"variants": variants, "cuda": cuda, "metal": metal, "peers": peers},
         "compiler": compiler_identity(),
         "environment": {k: os.environ.get(k, "") for k in ("CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDAFLAGS")},
-        "platform": [sys.platform, platform.machine()],
+        "platform": [sys.platform, target_machine()],
     }
     inputs |= {k: os.environ[k] for k in ("MACOSX_DEPLOYMENT_TARGET",) if os.environ.get(k)}
     # llama.cpp takes minutes and depends on less than libedgechat does: its build tree is kept.
@@ -129,7 +154,8 @@ def digest(path: Path) -> str:
 
 def compiler_identity() -> str:
     """Version of the C++ compiler, or a BuildError that says how to get one."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
+    named = cross_compilers().get("CXX") or os.environ.get("CXX")
+    names = [named] if named else ["c++", "g++", "clang++", "cl"]
     for name in names:
         if shutil.which(name.split()[0]):
             command = [*name.split()] if name == "cl" else [*name.split(), "--version"]
@@ -208,7 +234,7 @@ def sdist() -> Path:
 
 def bindings_wheel() -> Path:
     """The llama-cpp-python wheel with bindings only: edgechat brings the library."""
-    folder = cache_dir() / "bindings" / f"{PIN}-{sys.platform}-{platform.machine()}"
+    folder = cache_dir() / "bindings" / f"{PIN}-{sys.platform}-{platform.machine()}-{EPOCH_S}"
     found = sorted(folder.glob("*.whl"))
     if not found:
         compiler_identity()  # its CMake asks for a compiler, and says so less clearly
@@ -223,6 +249,7 @@ def bindings_wheel() -> Path:
                 str(sdist()),
                 what="the build of the bindings",
                 CMAKE_ARGS="-DLLAMA_BUILD=OFF",
+                SOURCE_DATE_EPOCH=str(EPOCH_S),
             )
             for wheel in Path(scratch).glob("*.whl"):
                 wheel.replace(folder / wheel.name)
@@ -252,6 +279,7 @@ def build(prefix: Path, tree: Path, inputs: dict[str, object]) -> None:
             unpack(archive, tree)
         staged = Path(scratch) / "prefix"
         cmake, ninja = tool("cmake"), tool("ninja")
+        cross = cross_compilers()
         run(
             [
                 cmake,
@@ -267,13 +295,13 @@ def build(prefix: Path, tree: Path, inputs: dict[str, object]) -> None:
                 "-DCMAKE_BUILD_TYPE=Release",
                 f"-DLLAMA_BUILD_COMMIT={LLAMA_CPP_COMMIT}",
                 f"-DEDGECHAT_CPU_VARIANTS={options['variants']}",
-                *(
-                    f"-DEDGECHAT_{name.upper()}={'ON' if options[name] else 'OFF'}"
-                    for name in ("cuda", "metal", "peers")
-                ),
+                *(["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={target_machine()}"] if cross else []),
+                f"-DEDGECHAT_CUDA={options['cuda']}",
+                *(f"-DEDGECHAT_{name.upper()}={'ON' if options[name] else 'OFF'}" for name in ("metal", "peers")),
             ],
             what=f"configuring {what}",
             log=log,
+            env=os.environ | cross,
         )
         run(
             [
@@ -344,7 +372,7 @@ def locked(tree: Path) -> Iterator[None]:
 
 def check_modules(prefix: Path, options: dict[str, object]) -> None:
     """Raise BuildError if a CPU module that was asked for is not there, which is how a misspelt name shows."""
-    wanted = [] if options["peers"] or options["variants"] == "all" else str(options["variants"]).split(";")
+    wanted = [] if options["variants"] in ("all", "none") else str(options["variants"]).split(";")
     missing = [name for name in wanted if not list(prefix.glob(f"*ggml-cpu-{name}.*"))]
     if missing:
         raise BuildError(f"there is no CPU module called {', '.join(missing)} for this processor")

@@ -3,7 +3,7 @@
 
     deb.py [--python 3.X]... [DIRECTORY]
 
-It is for the architecture that makes it. The wheels of all named versions of Python are in /opt/edgechat; when the package is
+It is for the architecture that makes it, or the one that EDGECHAT_TARGET names. The wheels of all named versions of Python are in /opt/edgechat; when the package is
 configured, those for the system's Python go into a virtual environment beside them, again when that Python is another.
 """
 
@@ -24,6 +24,7 @@ import wheels
 from starter_wheel import ROOT, build
 
 DEBIAN = ROOT / "packaging" / "debian"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 DESKTOP = ROOT / "packaging" / "desktop"
 MAINTAINER = os.environ.get("EDGECHAT_MAINTAINER", "The edgechat authors <edgechat@localhost>")
 CHANGES = """edgechat ({version}) unstable; urgency=medium
@@ -66,9 +67,8 @@ def make(directory: Path, pythons: list[str]) -> Path:
             put(root, path, output("-m", "edgechat", "completion", shell))
         documents(root, home, version)
         control(root, version)
-        architecture = output_of("dpkg", "--print-architecture")
-        target = directory / f"edgechat_{version}_{architecture}.deb"
-        date = {"SOURCE_DATE_EPOCH": str(offline.EPOCH_S)}
+        target = directory / f"edgechat_{version}_{ARCHITECTURES[build.target_machine()]}.deb"
+        date = {"SOURCE_DATE_EPOCH": str(build.EPOCH_S)}
         build.run(
             ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", str(root), str(target)], what="the package",
             env=os.environ | date,
@@ -87,11 +87,6 @@ def put(root: Path, name: str, data: bytes, *, mode: int = 0o644) -> None:
 def output(*arguments: str | Path) -> bytes:
     """What a script of ours prints."""
     return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=ROOT).stdout
-
-
-def output_of(*command: str) -> str:
-    """What a command of the system prints."""
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def packed(data: bytes) -> bytes:
@@ -117,7 +112,7 @@ def control(root: Path, version: str) -> None:
     for path in (*files, *(p for p in root.rglob("*") if p.is_dir())):
         path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
     words = {
-        "@VERSION@": version, "@MAINTAINER@": MAINTAINER, "@ARCHITECTURE@": output_of("dpkg", "--print-architecture"),
+        "@VERSION@": version, "@MAINTAINER@": MAINTAINER, "@ARCHITECTURE@": ARCHITECTURES[build.target_machine()],
         "@SIZE@": str(sum(path.stat().st_size for path in files) // 1024), "@GLIBC@": wheels.MANYLINUX.removeprefix("manylinux_").replace("_", "."),
     }  # fmt: skip
     text = (DEBIAN / "control").read_text("utf-8")

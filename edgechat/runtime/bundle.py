@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -28,6 +29,9 @@ _PREFERENCE: Final = (
 
 
 _GPUS: Final = ("cuda", "metal", "vulkan", "hip", "sycl")
+
+# Packages that bring a module for GPUs to the bundle of another, the preferred one first.
+_ADD_ONS: Final = ("edgechat_cuda13", "edgechat_cuda12")
 
 
 class Module(msgspec.Struct, frozen=True):
@@ -59,7 +63,9 @@ class Bundle(msgspec.Struct, frozen=True):
     modules: tuple[Module, ...]
     """Backend modules for CPUs, best first."""
     gpu_modules: tuple[Module, ...] = ()
-    """Those for GPUs."""
+    """Those for GPUs, of the build and of packages beside it; of a kind, the preferred one first."""
+    left_out: tuple[str, ...] = ()
+    """Why a package for GPUs that is installed is not used, each in a sentence."""
 
     def library(self, name: str) -> Path:
         """Path of a library such as `llama`; raises RuntimeLoadError if the file is missing."""
@@ -96,6 +102,7 @@ def find_bundle() -> Bundle:
     except (OSError, msgspec.MsgspecError) as error:
         raise RuntimeLoadError(f"no native bundle in {directory} ({error}): {HOW_TO_GET_IT}") from error
     modules = _modules(directory, manifest.files)
+    added, left_out = _added(manifest.llama_cpp_commit)
     return Bundle(
         directory=str(directory),
         build_id=manifest.build_id,
@@ -103,8 +110,30 @@ def find_bundle() -> Bundle:
         llama_cpp_commit=manifest.llama_cpp_commit,
         compiler=manifest.compiler,
         modules=tuple(sorted((m for m in modules if m.name.startswith("cpu-")), key=_rank)),
-        gpu_modules=tuple(m for m in modules if m.name in _GPUS),
+        gpu_modules=tuple(m for m in (*modules, *added) if m.name in _GPUS),
+        left_out=tuple(left_out),
     )
+
+
+def _added(llama_cpp_commit: str) -> tuple[list[Module], list[str]]:
+    """Modules of packages that are installed beside this one, and why others are left out."""
+    modules, left_out = [], []
+    for package in _ADD_ONS:
+        spec = importlib.util.find_spec(package)
+        for directory in (spec and spec.submodule_search_locations) or ():
+            try:
+                manifest = msgspec.json.decode((Path(directory) / "manifest.json").read_bytes(), type=_Manifest)
+            except (OSError, msgspec.MsgspecError) as error:
+                left_out.append(f"{package} is damaged ({error}): install it again")
+                continue
+            if manifest.llama_cpp_commit == llama_cpp_commit:
+                modules += _modules(Path(directory), manifest.files)
+            else:
+                left_out.append(
+                    f"{package} is for llama.cpp {manifest.llama_cpp_commit}, and this is {llama_cpp_commit}: install the one "
+                    "of the same version as edgechat"
+                )
+    return modules, left_out
 
 
 def _modules(directory: Path, files: list[str]) -> list[Module]:

@@ -65,9 +65,18 @@ def judge(bundle: Bundle, tell: Callable[[str], None] = lambda words: None) -> I
 def judge_gpus(
     bundle: Bundle, cpu_module: Module, tell: Callable[[str], None] = lambda words: None
 ) -> list[tuple[Module, Verdict]]:
-    """Every module for GPUs with its verdict; `cpu_module` computes beside it. Costs nothing in a bundle without one."""
+    """Every module for GPUs with its verdict; `cpu_module` computes beside it. Costs nothing in a bundle without one.
+
+    Of a kind of which one works, no other is tried: it would show the same devices again.
+    """
+    if not bundle.gpu_modules:
+        return []
     cpu, driver = read_cpu(), driver_version()
-    return [(module, _known(bundle, module, cpu, tell, driver, cpu_module)) for module in bundle.gpu_modules]
+    found: list[tuple[Module, Verdict]] = []
+    for module in bundle.gpu_modules:
+        if not any(other.name == module.name and verdict.usable for other, verdict in found):
+            found.append((module, _known(bundle, module, cpu, tell, driver, cpu_module)))
+    return found
 
 
 def _known(
@@ -95,7 +104,9 @@ def selftest(module: Module, beside: Module | None = None) -> Verdict:
     started = time.monotonic()
     report = _Report()
     arguments = ["_selftest", module.path, str(N_THREADS), str(int(TOTAL_S)), beside.path if beside else ""]
-    stalled, code = watch(module, arguments, report.read, deadline=started + TOTAL_S)
+    # A GPU's module may be a package of its own; the libraries that it needs are where the CPU's is.
+    directory = Path((beside or module).path).parent
+    stalled, code = watch(directory, arguments, report.read, deadline=started + TOTAL_S)
     return _verdict(module, report, stalled=stalled, code=code, elapsed_s=time.monotonic() - started)
 
 
@@ -119,15 +130,15 @@ class _Report:
             self.done = True
 
 
-def watch(module: Module, arguments: list[str], read: Callable[[str], None], *, deadline: float) -> tuple[bool, int]:
-    """Run a child that tries a module, and hand each line that it writes to `read`.
+def watch(directory: Path, arguments: list[str], read: Callable[[str], None], *, deadline: float) -> tuple[bool, int]:
+    """Run a child that tries a module of the bundle in `directory`, and hand each line that it writes to `read`.
 
     Returns whether it was ended because lines stopped coming, and its exit code.
     """  # fmt: skip
     child = subprocess.Popen(
         process.command(*arguments),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env={**os.environ, "EDGECHAT_NATIVE_DIR": str(Path(module.path).parent)},
+        env={**os.environ, "EDGECHAT_NATIVE_DIR": str(directory)},
     )  # fmt: skip
     stalled = _follow(child, read, deadline)
     if stalled:

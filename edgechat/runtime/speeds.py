@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -121,7 +122,7 @@ def _run(module: Module, n_threads: int, *, quick: bool) -> _Raw | None:
         found[name, layout, int(batch)] = float(per_s)
 
     arguments = ["_speeds", module.path, str(n_threads), str(int(quick))]
-    stalled, code = probe.watch(module, arguments, read, deadline=time.monotonic() + _TOTAL_S)
+    stalled, code = probe.watch(Path(module.path).parent, arguments, read, deadline=time.monotonic() + _TOTAL_S)
     return found if done and not stalled and code == 0 else None
 
 

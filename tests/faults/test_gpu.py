@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,17 +35,63 @@ Open = Callable[..., Session]
 def bundle(tmp_path_factory: pytest.TempPathFactory, headers: Path, warm_verdicts: Path) -> Path:
     """The native bundle with a module for a GPU in it; it has the name of a real kind."""
     directory = copy_bundle(tmp_path_factory.mktemp("gpu") / "bundle")
-    real = probe.choose(find_bundle())[0].path
-    source, target = Path(__file__).parent / "gpu.cpp", directory / "libggml-vulkan.so"
-    subprocess.run(
-        ["c++", "-std=c++17", "-shared", "-fPIC", f'-DREAL="{real}"', f"-I{headers}", str(source), "-o", str(target),
-         f"-L{directory}", "-lggml-base", "-Wl,-rpath,$ORIGIN"],
-        check=True,
-    )  # fmt: skip
+    build_gpu(headers, directory, directory / "libggml-vulkan.so")
     manifest = json.loads((directory / "manifest.json").read_text())
-    manifest["files"].append(target.name)
+    manifest["files"].append("libggml-vulkan.so")
     (directory / "manifest.json").write_text(json.dumps(manifest))
     return directory
+
+
+def build_gpu(headers: Path, libraries: Path, target: Path) -> None:
+    """Compile the scripted GPU, which computes with the CPU's real module."""
+    real = probe.choose(find_bundle())[0].path
+    subprocess.run(
+        ["c++", "-std=c++17", "-shared", "-fPIC", f'-DREAL="{real}"', f"-I{headers}", str(Path(__file__).parent / "gpu.cpp"),
+         "-o", str(target), f"-L{libraries}", "-lggml-base", "-Wl,-rpath,$ORIGIN"],
+        check=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def add_ons(monkeypatch: pytest.MonkeyPatch, headers: Path, warm_verdicts: Path, tmp_path: Path) -> Path:
+    """Where packages are installed, and in it one that brings a module for a GPU to the bundle of the working tree."""
+    site = tmp_path / "site"
+    package = site / "edgechat_cuda13"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    directory = Path(find_bundle().directory)
+    build_gpu(headers, directory, package / "libggml-cuda.so")
+    manifest = json.loads((directory / "manifest.json").read_text()) | {"files": ["libggml-cuda.so"]}
+    (package / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    return site
+
+
+def test_a_package_beside_edgechat_brings_a_gpu(opened: Open, add_ons: Path) -> None:
+    session = opened(EDGECHAT_NATIVE_DIR=find_bundle().directory)
+    assert layers(session) == 31
+    assert session.warnings == []
+    assert said(session)
+
+
+def test_of_two_packages_one_is_used_and_one_for_another_build_is_named(add_ons: Path, cli: Cli) -> None:
+    shutil.copytree(add_ons / "edgechat_cuda13", add_ons / "edgechat_cuda12")
+    judged = probe.judge_gpus(find_bundle(), find_bundle().modules[0])
+    assert [(module.path.split("/")[-2], verdict.status) for module, verdict in judged] == [
+        ("edgechat_cuda13", "passed")
+    ]
+    (add_ons / "edgechat_cuda13" / "libggml-cuda.so").write_bytes(b"no library")
+    judged = probe.judge_gpus(find_bundle(), find_bundle().modules[0])
+    assert [verdict.status for _, verdict in judged] == ["refused", "passed"]
+    for name, change in (("edgechat_cuda13", '"0c1e57098"'), ("edgechat_cuda12", "{")):
+        path = add_ons / name / "manifest.json"
+        path.write_text(path.read_text().replace(change, '"1234567"'))
+    assert find_bundle().gpu_modules == ()
+    told = cli("doctor")
+    assert "edgechat_cuda13 is for llama.cpp 1234567, and this is 0c1e57098" in told.stdout
+    assert "edgechat_cuda12 is damaged" in told.stdout
+    assert told.returncode == 0
 
 
 @pytest.fixture

@@ -1,9 +1,22 @@
-"""What the tests of artefacts need of a machine."""
+"""What the tests of artefacts need of a machine, and clean systems to install them in."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "native"))
+import build
+
+sys.path.pop(0)
+SUITE = "bookworm"
 
 
 def can_cut_off() -> bool:
@@ -13,3 +26,44 @@ def can_cut_off() -> bool:
         unshare is not None
         and subprocess.run([unshare, "-n", "-m", "true"], capture_output=True, check=False).returncode == 0
     )
+
+
+def lacks(*programs: str) -> str:
+    """What a test of a whole system lacks here, in words; nothing if it can run."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        return f"it takes {', '.join(missing)}"
+    return "" if can_cut_off() else "it takes root"
+
+
+def debian(architecture: str) -> Path:
+    """A Debian with nothing but Python, kept beside the native builds. Skips the test where there is no mirror."""
+    root: Path = build.cache_dir() / f"root-{SUITE}-{architecture}"
+    if not (root / "made").exists():
+        shutil.rmtree(root, ignore_errors=True)
+        made = subprocess.run(
+            ["debootstrap", f"--arch={architecture}", "--variant=minbase", "--include=python3,libstdc++6", SUITE, root], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if made.returncode != 0:
+            pytest.skip(f"debootstrap found no mirror: {made.stdout.strip().splitlines()[-1:]}")
+        (root / "made").write_text("")
+    return root
+
+
+def copied(system: Path, folder: Path) -> Iterator[Path]:
+    """A copy of a system to do anything with, gone after the test."""
+    subprocess.run(["cp", "-a", system, folder / "root"], check=True)
+    yield folder / "root"
+    shutil.rmtree(folder / "root")
+
+
+def inside(
+    root: Path, *command: str, user: str = "0", timeout_s: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a system of its own, without a network."""
+    given = [f"{name}={value}" for name, value in environment.items()]
+    return subprocess.run(
+        ["unshare", "-n", "-m", "sh", "-c", 'mount -t proc proc "$0/proc" && exec chroot "$@"', root, f"--userspec={user}:{user}", root,
+         "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "LANG=C.UTF-8", *given, *command],
+        capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip

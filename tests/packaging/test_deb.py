@@ -12,16 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.packaging.conftest import can_cut_off
+from tests.packaging.conftest import copied, debian, inside, lacks
 
-SUITE = "bookworm"
-NEEDED = ("debootstrap", "dpkg-deb", "unshare", "chroot")
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(
-        not can_cut_off() or not all(map(shutil.which, NEEDED)), reason=f"it takes root and {', '.join(NEEDED)}"
-    ),
-]
+LACKS = lacks("debootstrap", "dpkg-deb", "unshare", "chroot")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(LACKS), reason=LACKS)]
 
 
 @pytest.fixture(scope="module")
@@ -35,41 +29,8 @@ def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clean() -> Path:
-    """A Debian with nothing but Python, kept beside the native builds."""
-    sys.path.insert(0, str(ROOT / "native"))
-    try:
-        import build
-    finally:
-        sys.path.pop(0)
-    root: Path = build.cache_dir() / f"root-{SUITE}"
-    if not (root / "made").exists():
-        shutil.rmtree(root, ignore_errors=True)
-        made = subprocess.run(
-            ["debootstrap", "--variant=minbase", "--include=python3,libstdc++6", SUITE, root], capture_output=True, text=True, check=False
-        )  # fmt: skip
-        if made.returncode != 0:
-            pytest.skip(f"debootstrap found no mirror: {made.stdout.strip().splitlines()[-1:]}")
-        (root / "made").write_text("")
-    return root
-
-
-@pytest.fixture(scope="module")
-def root(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("root") / "root"
-    subprocess.run(["cp", "-a", clean, folder], check=True)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def inside(root: Path, *command: str, user: str = "0") -> subprocess.CompletedProcess[str]:
-    """Run a command in the root, without a network."""
-    return subprocess.run(
-        ["unshare", "-n", "-m", "sh", "-c", 'mount -t proc proc "$0/proc" && exec chroot "$@"', root, f"--userspec={user}:{user}", root,
-         "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-         "HOME=/tmp", "LANG=C.UTF-8", *command],
-        capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield from copied(debian("amd64"), tmp_path_factory.mktemp("root"))
 
 
 def test_it_installs_answers_upgrades_and_goes(deb: Path, root: Path) -> None:

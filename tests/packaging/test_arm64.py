@@ -1,0 +1,101 @@
+# ruff: noqa: T201  (what boards say is for who runs it)
+"""On the CPUs of ARM boards, as an emulator has them: the bundle installs, a module is chosen and tested, and it answers.
+
+The emulator has the instructions of a CPU, and not its speed. What a board would say is printed: `make test-arm64` shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.packaging.conftest import copied, debian, inside, lacks
+
+REGISTERED = Path("/proc/sys/fs/binfmt_misc")
+HOME = "/home/pi"
+
+
+def cannot_run() -> str:
+    """What is missing to run programs for arm64 here, in words; nothing if they run."""
+    missing = lacks("debootstrap", "unshare", "chroot", "qemu-aarch64-static", "update-binfmts")
+    if missing:
+        return missing
+    if not any(shutil.which(f"aarch64-linux-gnu-g++{version}") for version in ("", *(f"-{n}" for n in range(12, 17)))):
+        return "it takes a compiler for aarch64, for example g++-12-aarch64-linux-gnu"
+    if not (REGISTERED / "register").exists():
+        subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", REGISTERED], capture_output=True, check=False)
+    subprocess.run(["update-binfmts", "--enable", "qemu-aarch64"], capture_output=True, check=False)
+    return "" if (REGISTERED / "qemu-aarch64").exists() else "the kernel does not start qemu-aarch64 (binfmt_misc)"
+
+
+LACKS = cannot_run()
+pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(LACKS), reason=LACKS)]
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An arm64 Debian in which the offline bundle is unpacked."""
+    folder = tmp_path_factory.mktemp("arm64")
+    subprocess.run(
+        [sys.executable, ROOT / "packaging" / "offline.py", "--python", "3.11", folder], check=True,
+        env=os.environ | {"EDGECHAT_TARGET": "aarch64", "EDGECHAT_CPU_VARIANTS": "all"},
+    )  # fmt: skip
+    (archive,) = folder.glob("edgechat-*-linux-aarch64.tar.gz")
+    for root in copied(debian("arm64"), folder):
+        home = root / HOME.lstrip("/")
+        home.mkdir(parents=True)
+        subprocess.run(["tar", "-xf", archive, "-C", home], check=True)
+        yield root
+
+
+def as_user(root: Path, cpu: str, *command: str) -> subprocess.CompletedProcess[str]:
+    return inside(root, *command, timeout_s=900, HOME=HOME, QEMU_CPU=cpu)
+
+
+@pytest.fixture(scope="module")
+def installed(system: Path) -> Path:
+    """The same system when `install.sh` was run on the smallest of the boards."""
+    (script,) = system.glob("home/pi/edgechat-*/install.sh")
+    started = time.monotonic()
+    done = as_user(system, "cortex-a72", "sh", f"/{script.relative_to(system)}")
+    assert done.returncode == 0, done.stderr
+    print(f"\ncortex-a72: {done.stdout.splitlines()[0]} ({time.monotonic() - started:.0f} s, emulated)")
+    return system
+
+
+@pytest.mark.parametrize(
+    ("cpu", "module", "refused"),
+    [
+        ("cortex-a72", "cpu-armv8.0_1", 5),  # Raspberry Pi 4: no dot product
+        ("cortex-a76", "cpu-armv8.2_2", 3),  # Raspberry Pi 5, and the Orins: no SVE
+        ("max", "cpu-armv8.6_2", 0),  # all that the emulator knows: SVE2 and int8 matrices
+    ],
+)
+def test_a_board_chooses_its_module_and_answers(installed: Path, cpu: str, module: str, refused: int) -> None:
+    command = f"{HOME}/.local/bin/edgechat"
+    answer = as_user(
+        installed, cpu, command, "ask", "-m", "starter", "--max-tokens", "8", "--temperature", "0", "--json",
+        "What is gravity?",
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    told: dict[str, Any] = json.loads(answer.stdout)
+    doctor = as_user(installed, cpu, command, "doctor", "--json")
+    backends = json.loads(doctor.stdout)["backends"]
+    for verdict in backends:
+        print(f"{cpu}: {verdict['module']:<16} {verdict['status']:<8} {verdict['reason']}")
+    print(f"{cpu}: {told['backend']} answers {told['text']!r} at {told['stats']['decode_tps']:.1f} tokens/s, emulated")
+    assert told["text"].startswith("Gravity")
+    assert told["backend"] == module
+    assert next(v for v in backends if v["status"] == "passed")["module"] == module
+    assert sum(v["status"] == "refused" for v in backends) == refused
+    assert not [v for v in backends if v["status"] not in ("passed", "refused")]
