@@ -1,7 +1,8 @@
 """How edgechat starts processes of itself, and how they are told apart from commands of the user.
 
 A child's command line starts with a word from `HIDDEN`, which `edgechat.cli.main` hands to its function
-before it imports anything else; this works in a frozen executable too.
+before it imports anything else; this works in a frozen executable too. Next is the version of its parent: files may be
+replaced while a program runs, and a child of another version would speak of other things than its parent.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from __future__ import annotations
 import sys
 from typing import Final
 
+from edgechat import __version__
+
+CHANGED: Final = 75
+"""Exit code of a child that is not of its parent's version (EX_TEMPFAIL of sysexits.h)."""
 HIDDEN: Final = ("_engine", "_selftest", "_speeds", "_quantise", "_case", "_render")
 
 # `-m` and `-c` put the current directory first on sys.path: a file planted where the user happens to be
@@ -17,7 +22,8 @@ _START: Final = "import sys; sys.path[:] = [p for p in sys.path if p]; from edge
 
 
 def command(*arguments: str) -> list[str]:
-    """The command line of a child process of this program; `arguments[0]` is one of `HIDDEN`."""
-    if getattr(sys, "frozen", False):
-        return [sys.executable, *arguments]
-    return [sys.executable, "-X", "utf8", "-c", _START, *arguments]
+    """The command line of a child process of this program; `arguments[0]` may be one of `HIDDEN`."""
+    start = [sys.executable] if getattr(sys, "frozen", False) else [sys.executable, "-X", "utf8", "-c", _START]
+    if arguments[0] in HIDDEN:
+        return [*start, arguments[0], __version__, *arguments[1:]]
+    return [*start, *arguments]

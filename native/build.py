@@ -96,9 +96,12 @@ def target_machine() -> str:
 
 
 def cross_compilers() -> dict[str, str]:
-    """CC and CXX, if this machine is of another architecture than what is built for and nobody named them. Raises BuildError."""
+    """CC and CXX, if this machine is of another architecture than what is built for. Raises BuildError.
+
+    Those of the environment do not count: the build of a wheel sets them to this machine's.
+    """
     machine = target_machine()
-    if machine == platform.machine() or os.environ.get("CXX"):
+    if machine == platform.machine():
         return {}
     for version in ("", *(f"-{number}" for number in range(16, 11, -1))):
         if shutil.which(f"{machine}-linux-gnu-g++{version}"):

@@ -113,7 +113,7 @@ def control(root: Path, version: str) -> None:
         path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
     words = {
         "@VERSION@": version, "@MAINTAINER@": MAINTAINER, "@ARCHITECTURE@": ARCHITECTURES[build.target_machine()],
-        "@SIZE@": str(sum(path.stat().st_size for path in files) // 1024), "@GLIBC@": wheels.MANYLINUX.removeprefix("manylinux_").replace("_", "."),
+        "@SIZE@": str(sum(path.stat().st_size for path in files) // 1024), "@GLIBC@": f"2.{wheels.GLIBC_MINORS[-1]}",
     }  # fmt: skip
     text = (DEBIAN / "control").read_text("utf-8")
     for word, meaning in words.items():

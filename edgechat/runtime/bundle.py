@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -65,7 +66,7 @@ class Bundle(msgspec.Struct, frozen=True):
     gpu_modules: tuple[Module, ...] = ()
     """Those for GPUs, of the build and of packages beside it; of a kind, the preferred one first."""
     left_out: tuple[str, ...] = ()
-    """Why a package for GPUs that is installed is not used, each in a sentence."""
+    """What else is installed and why it is not used, each in a sentence."""
 
     def library(self, name: str) -> Path:
         """Path of a library such as `llama`; raises RuntimeLoadError if the file is missing."""
@@ -111,7 +112,7 @@ def find_bundle() -> Bundle:
         compiler=manifest.compiler,
         modules=tuple(sorted((m for m in modules if m.name.startswith("cpu-")), key=_rank)),
         gpu_modules=tuple(m for m in (*modules, *added) if m.name in _GPUS),
-        left_out=tuple(left_out),
+        left_out=(*left_out, *_stock_library()),
     )
 
 
@@ -134,6 +135,17 @@ def _added(llama_cpp_commit: str) -> tuple[list[Module], list[str]]:
                     "of the same version as edgechat"
                 )
     return modules, left_out
+
+
+def _stock_library() -> Iterator[str]:
+    """The library that llama-cpp-python was compiled with, if it was: it takes long to build, and may crash."""
+    spec = importlib.util.find_spec("llama_cpp")
+    for directory in (spec and spec.submodule_search_locations) or ():
+        if any((Path(directory) / "lib").glob("*llama*")):
+            yield (
+                "llama-cpp-python was compiled with a library of its own, which edgechat does not use: it brings a tested one. "
+                "To be rid of it, install with `--find-links` and `--only-binary llama-cpp-python`, as the README shows"
+            )
 
 
 def _modules(directory: Path, files: list[str]) -> list[Module]:

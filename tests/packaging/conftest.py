@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,17 @@ import build
 
 sys.path.pop(0)
 SUITE = "bookworm"
+
+
+@pytest.fixture(scope="session")
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that an installation takes, as `make wheels` makes it but for the number of CPU modules."""
+    dist = tmp_path_factory.mktemp("wheels") / "dist"
+    subprocess.run(
+        [sys.executable, str(ROOT / "packaging" / "wheels.py"), str(dist)],
+        check=True, env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
+    )  # fmt: skip
+    return dist
 
 
 def can_cut_off() -> bool:

@@ -171,5 +171,5 @@ def test_the_same_wheels_make_the_same_archive(archive: Path, tmp_path: Path) ->
             tar.extractall(folder, filter="data")
         root = next(folder.iterdir())
         os.utime(root / "install.sh", (number, number))
-        packed.append(offline.pack(root, folder).read_bytes())
+        packed.append(offline.pack(root, folder / f"{number}.tar.gz").read_bytes())
     assert packed[0] == packed[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -16,16 +15,6 @@ from cyclonedx.validation.json import JsonStrictValidator
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module")
-def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dist = tmp_path_factory.mktemp("wheels") / "dist"
-    subprocess.run(
-        [sys.executable, str(ROOT / "packaging" / "wheels.py"), str(dist)],
-        check=True, env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
-    )  # fmt: skip
-    return dist
 
 
 def test_an_installation_without_network_and_compiler_answers(wheelhouse: Path, tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""What the single file starts."""
+
+from edgechat.cli.main import main
+
+main()

@@ -1,0 +1,127 @@
+"""As people install it: pipx from a wheelhouse, an upgrade (also under a chat that runs), two versions, and away again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.terminal import terminal
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform == "win32", reason="it takes a pseudo-terminal")]
+NEWER = "0.1.1"
+
+
+@pytest.fixture(scope="module")
+def newer(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same wheelhouse with the next version of edgechat."""
+    folder = tmp_path_factory.mktemp("newer")
+    dist = folder / "dist"
+    shutil.copytree(wheelhouse, dist)
+    (wheel,) = dist.glob("edgechat-0*.whl")
+    root = folder / "edgechat"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(root)
+    wheel.unlink()
+    info = root / f"edgechat-{NEWER}.dist-info"
+    next(root.glob("*.dist-info")).rename(info)
+    for path, old in ((info / "METADATA", "Version: 0.1.0"), (root / "edgechat" / "__init__.py", '"0.1.0"')):
+        text = path.read_text("utf-8")
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, old.replace("0.1.0", NEWER)), "utf-8")
+    subprocess.run([sys.executable, "-m", "wheel", "pack", "--dest-dir", dist, root], check=True, capture_output=True)
+    return dist
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Mapping[str, str]:
+    """A user whose home has a space in its name, with pipx and no compiler."""
+    home, tools = tmp_path / "Jörg Müller", tmp_path / "tools"
+    home.mkdir()
+    tools.mkdir()
+    (tools / "pipx").symlink_to(Path(sys.executable).parent / "pipx")
+    return {
+        "HOME": str(home), "PIPX_HOME": str(home / "pipx"), "PIPX_BIN_DIR": str(home / "bin"), "LANG": "C.UTF-8",
+        "PATH": f"{home / 'bin'}{os.pathsep}{tools}", "EDGECHAT_HOME": str(home / "kept"), "PIPX_DEFAULT_PYTHON": sys.executable,
+    }  # fmt: skip
+
+
+def run(user: Mapping[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    program = str(shutil.which(command[0], path=user["PATH"]))
+    return subprocess.run(
+        [program, *command[1:]], env=dict(user), capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
+        cwd=user["HOME"],
+    )  # fmt: skip
+
+
+def pipx(user: Mapping[str, str], dist: Path, *command: str) -> None:
+    """The words of the README; nothing may be built or asked for."""
+    done = run(user, "pipx", *command, f"--pip-args=--no-index --find-links {dist}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_installs_answers_upgrades_and_goes(wheelhouse: Path, newer: Path, user: Mapping[str, str]) -> None:
+    pipx(user, wheelhouse, "install", "edgechat[starter,serve]")
+    question = ("ask", "-m", "starter", "--max-tokens", "8", "--temperature", "0", "What is gravity?")
+    answer = run(user, "edgechat", *question)
+    assert answer.stdout.startswith("Gravity"), answer.stderr
+    pipx(user, newer, "upgrade", "edgechat")
+    assert run(user, "edgechat", "--version").stdout.strip().endswith(NEWER)
+    assert run(user, "edgechat", *question).stdout == answer.stdout
+    assert run(user, "edgechat", "history", "list").stdout.count("What is gravity?") == 2
+    assert "pipx uninstall edgechat" in run(user, "edgechat", "uninstall").stdout
+    assert run(user, "edgechat", "uninstall", "--purge", "--yes").returncode == 0
+    assert not list(Path(user["EDGECHAT_HOME"]).rglob("history.db"))
+    assert run(user, "pipx", "uninstall", "edgechat").returncode == 0
+    assert not (Path(user["HOME"]) / "bin" / "edgechat").exists()
+
+
+def test_two_versions_beside_each_other_share_what_was_said(
+    wheelhouse: Path, newer: Path, user: Mapping[str, str]
+) -> None:
+    pipx(user, wheelhouse, "install", "edgechat[starter,serve]")
+    pipx(user, newer, "install", "--suffix=-next", "edgechat[starter,serve]")
+    for command, words in (("edgechat", "What is gravity?"), ("edgechat-next", "What is light?")):
+        assert run(user, command, "ask", "-m", "starter", "--max-tokens", "4", words).returncode == 0
+    for command in ("edgechat", "edgechat-next"):
+        listed = run(user, command, "history", "list").stdout
+        assert "What is gravity?" in listed
+        assert "What is light?" in listed
+
+
+def test_an_upgrade_under_a_chat_that_runs_loses_no_word(
+    wheelhouse: Path, newer: Path, user: Mapping[str, str]
+) -> None:
+    pipx(user, wheelhouse, "install", "edgechat[starter,serve]")
+    program = str(shutil.which("edgechat", path=user["PATH"]))
+    with terminal(program, "-m", "starter", "--max-tokens", "12", "--temperature", "0", env=dict(user)) as t:
+        t.settled("ready")
+        t.type("What is gravity?\r")
+        t.until(lambda: "tokens/s" in t.text() and "ready" in t.text())
+        pipx(user, newer, "upgrade", "edgechat")
+        # What was loaded goes on.
+        t.type("And what is light?\r")
+        t.until(lambda: len(re.findall("tokens/s", t.text())) == 2 and "ready" in t.text())
+        # An engine of the new version is none for this one.
+        for child in psutil.Process(t.child.pid).children():
+            if "_engine" in child.cmdline():
+                child.kill()
+        time.sleep(0.5)
+        t.type("And what is sound?\r")
+        t.until("was upgraded or removed while this one ran")
+        t.type("\x11")
+        assert t.child.wait(timeout=20) == 0
+    (kept,) = json.loads(run(user, "edgechat", "history", "list", "--json").stdout)
+    shown = run(user, "edgechat", "history", "show", kept["id"]).stdout
+    for words in ("What is gravity?", "And what is light?", "And what is sound?"):
+        assert words in shown
