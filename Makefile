@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # CPU modules of the native bundle: dev (a few common ones), all, or a list separated by semicolons.
 VARIANTS ?= dev
 
-.PHONY: help chat serve test test-long check setup setup-dev peers wheels bundle deb docs screenshots clean
+.PHONY: help chat serve test test-long check setup setup-dev peers wheels bundle deb single test-arm64 docs screenshots clean
 
 help:
 	@echo "make chat       set up, then the chat on the starter model"
@@ -19,6 +19,8 @@ help:
 	@echo "make wheels     fill dist/ with everything that an installation without a network needs"
 	@echo "make bundle     an archive in dist/bundle that installs edgechat without a network"
 	@echo "make deb        a package in dist/deb for Debian, Ubuntu and Raspberry Pi OS"
+	@echo "make single     one file in dist/single that needs no Python"
+	@echo "make test-arm64 install and ask on emulated ARM boards; needs root, qemu and debootstrap"
 	@echo "make docs       write the generated parts of docs/ again"
 	@echo "make screenshots  draw the pictures in docs/ again"
 
@@ -41,6 +43,8 @@ check: setup-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/shellcheck -S warning packaging/*/*.sh packaging/debian/edgechat packaging/debian/postinst packaging/debian/prerm
+	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint packaging/container/Dockerfile; fi
 	@$(BIN)/python docs/generate.py --check
 
 # A stamp per set-up, so that a second `make` does nothing; what it depends on is what goes into it.
@@ -78,6 +82,12 @@ bundle: setup-dev
 
 deb: setup-dev
 	@$(BIN)/python packaging/deb.py
+
+single: setup-dev
+	@$(BIN)/python packaging/single.py
+
+test-arm64: setup-dev
+	@$(BIN)/python -m pytest -m long -rs -s tests/packaging/test_arm64.py
 
 screenshots: setup-dev
 	@$(BIN)/python docs/screenshots.py

