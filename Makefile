@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # CPU modules of the native bundle: dev (a few common ones), all, or a list separated by semicolons.
 VARIANTS ?= dev
 
-.PHONY: help chat serve test test-long check setup setup-dev peers wheels bundle deb single test-arm64 docs screenshots clean
+.PHONY: help chat serve test test-long check setup setup-dev peers wheels bundle deb single cuda test-arm64 docs screenshots clean
 
 help:
 	@echo "make chat       set up, then the chat on the starter model"
@@ -20,6 +20,7 @@ help:
 	@echo "make bundle     an archive in dist/bundle that installs edgechat without a network"
 	@echo "make deb        a package in dist/deb for Debian, Ubuntu and Raspberry Pi OS"
 	@echo "make single     one file in dist/single that needs no Python"
+	@echo "make cuda       a package in dist/cuda with llama.cpp's kernels for GPUs of NVIDIA"
 	@echo "make test-arm64 install and ask on emulated ARM boards; needs root, qemu and debootstrap"
 	@echo "make docs       write the generated parts of docs/ again"
 	@echo "make screenshots  draw the pictures in docs/ again"
@@ -82,6 +83,9 @@ bundle: setup-dev
 
 deb: setup-dev
 	@$(BIN)/python packaging/deb.py
+
+cuda: setup-dev
+	@$(BIN)/python packaging/cuda.py $(if $(TOOLKIT),--toolkit)
 
 single: setup-dev
 	@$(BIN)/python packaging/single.py

@@ -65,6 +65,8 @@ def main() -> int:
     )
     parser.add_argument("--metal", action="store_true", help="build the Metal module too")
     options = parser.parse_args()
+    if options.command in ("link", "peers"):  # these run here
+        os.environ.pop("EDGECHAT_TARGET", None)
     try:
         if options.command == "bindings":
             print(bindings_wheel())

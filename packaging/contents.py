@@ -36,9 +36,9 @@ class Part(NamedTuple):
     """As it calls it itself; "" if it does not say."""
     texts: tuple[str, ...]
     file: str
-    """The wheel that it is in."""
+    """The wheel that it is in, if it is in one."""
     sha256: str
-    """Of that wheel."""
+    """Of that file."""
     url: str
 
 
@@ -49,9 +49,9 @@ def main() -> int:
     return 0
 
 
-def write(folder: Path, sbom: Path, licences: Path) -> None:
-    """Both files, about the wheels in a folder."""
-    parts = [part for wheel in sorted(folder.glob("*.whl")) for part in parts_of(wheel)]
+def write(folder: Path, sbom: Path, licences: Path, *more: Part) -> None:
+    """Both files, about the wheels in a folder and more."""
+    parts = [*more, *(part for wheel in sorted(folder.glob("*.whl")) for part in parts_of(wheel))]
     sbom.write_text(json.dumps(bill(parts), indent=1, ensure_ascii=False) + "\n", "utf-8")
     licences.write_text("\n".join(_page(part) for part in parts), "utf-8")
 

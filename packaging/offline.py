@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make the offline bundle: one archive that installs edgechat with all that it needs, without a network or a compiler.
 
-    offline.py [--with-model PATH]... [--python 3.X]... [DIRECTORY]
+    offline.py [--with-model PATH]... [--with-wheel PATH]... [--python 3.X]... [DIRECTORY]
 
 In it: wheels for each of the named versions of Python (3.10 to 3.14 if none is named), each pinned by its hash, pip itself,
 the starter model, models that were named, `install.sh` and `uninstall.sh`, a bill of materials and all licences. It is for the
@@ -18,7 +18,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pip._vendor.packaging.requirements import Requirement
@@ -39,25 +39,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", nargs="?", type=Path, default=ROOT / "dist" / "bundle")
     parser.add_argument("--with-model", action="append", type=Path, default=[], metavar="PATH", dest="models")
+    parser.add_argument(
+        "--with-wheel",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        dest="wheels",
+        help="edgechat-cuda12 or -cuda13",
+    )
     parser.add_argument("--python", action="append", choices=PYTHONS, default=[], dest="pythons")
     options = parser.parse_args()
     try:
-        print(make(options.directory, options.models, options.pythons or list(PYTHONS)))
+        print(make(options.directory, options.models, options.pythons or list(PYTHONS), options.wheels))
     except build.BuildError as error:
         sys.exit(f"bundle: {error}")
     return 0
 
 
-def make(directory: Path, models: list[Path], pythons: list[str]) -> Path:
-    """The archive's path. Raises build.BuildError."""
-    for model in models:
-        if not model.is_file() or model.suffix != ".gguf":
-            raise build.BuildError(f"{model} is no .gguf file")
+def make(directory: Path, models: list[Path], pythons: list[str], more: list[Path]) -> Path:
+    """The archive's path; `more` wheels are installed too. Raises build.BuildError."""
+    for path, suffix in (*((model, ".gguf") for model in models), *((wheel, ".whl") for wheel in more)):
+        if not path.is_file() or path.suffix != suffix:
+            raise build.BuildError(f"{path} is no {suffix} file")
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgechat-bundle-", dir=directory) as scratch_name:
         scratch = Path(scratch_name)
         root = scratch / "bundle"
-        version = stage(root, scratch, pythons)
+        version = stage(root, scratch, pythons, more)
         (root / "models").mkdir()
         for model in models:
             shutil.copy(model, root / "models")
@@ -67,13 +76,13 @@ def make(directory: Path, models: list[Path], pythons: list[str]) -> Path:
         return pack(named, directory / f"{named.name}.tar.gz")
 
 
-def stage(root: Path, scratch: Path, pythons: list[str]) -> str:
+def stage(root: Path, scratch: Path, pythons: list[str], more: Sequence[Path] = ()) -> str:
     """Wheels, their pins, the bill of materials and the licences, in `root`; returns the version of edgechat."""
     house = scratch / "house"
     wheels.fill_ours(house)
     (root / "wheels").mkdir(parents=True)
     for python in pythons:
-        found = wheels_for(python, house, scratch / python)
+        found = sorted([*wheels_for(python, house, scratch / python), *more], key=lambda wheel: wheel.name)
         (root / f"requirements-{python}.txt").write_text("".join(f"{pin(wheel)}\n" for wheel in found), "utf-8")
         for wheel in found:
             shutil.copy(wheel, root / "wheels")

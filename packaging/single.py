@@ -15,12 +15,14 @@ import os
 import platform
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import venv
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import contents
 import offline
 import wheels
 from starter_wheel import ROOT, build
@@ -52,6 +54,7 @@ def make(directory: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="edgechat-single-", dir=directory) as scratch_name:
         scratch = Path(scratch_name)
         frozen = freeze(scratch)
+        tell_contents(scratch / "house", frozen)
         archive = offline.pack(frozen, scratch / "payload", inside="")
         target = directory / f"edgechat-{sys.platform}-{platform.machine()}"
         unfinished = target.with_suffix(".part")
@@ -84,6 +87,19 @@ def freeze(scratch: Path) -> Path:
         what="PyInstaller", env=os.environ | {"PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": str(build.EPOCH_S)},
     )  # fmt: skip
     return scratch / "dist" / "edgechat"
+
+
+def tell_contents(house: Path, frozen: Path) -> None:
+    """Write what is inside and its licences beside it: the wheels that were not left out, and Python itself."""
+    for wheel in house.glob("*.whl"):
+        if offline.name_of(wheel) in LEFT_OUT:
+            wheel.unlink()
+    licence = Path(sysconfig.get_path("stdlib"), "LICENSE.txt").read_text("utf-8")
+    library = max(frozen.rglob("libpython3*"), key=lambda path: path.stat().st_size)
+    python = contents.Part(
+        "CPython", platform.python_version(), "PSF-2.0", (licence,), library.name, build.digest(library), "https://www.python.org/",
+    )  # fmt: skip
+    contents.write(house, frozen / "sbom.cdx.json", frozen / "THIRD_PARTY_LICENSES.txt", python)
 
 
 def start(archive: Path, frozen: Path) -> bytes:

@@ -91,6 +91,8 @@ def _show(found: list[Kept]) -> None:
 
 def _how_to_remove() -> str:
     prefix = Path(sys.prefix)
+    if getattr(sys, "frozen", False):
+        return f"The program itself is one file, unpacked in {Path(sys.executable).parent}: delete both."
     if (prefix / "pipx_metadata.json").exists():
         return "The program itself goes with `pipx uninstall edgechat`."
     if prefix.parts[-3:] == ("share", "edgechat", "venv"):

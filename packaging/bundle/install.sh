@@ -70,6 +70,9 @@ export PIP_NO_INDEX=1 PIP_FIND_LINKS="$wheels" PIP_DISABLE_PIP_VERSION_CHECK=1 P
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV 2> /dev/null || :
 if [ "$use_pipx" = yes ] && command -v pipx > /dev/null 2>&1; then
     pipx install --force --python "$python" "edgechat[starter,serve]" || fail "pipx could not install it; try again with --no-pipx"
+    for wheel in "$here"/wheels/edgechat_cuda*.whl; do
+        [ ! -f "$wheel" ] || pipx inject edgechat "$wheel" || fail "pipx could not add ${wheel##*/}; try again with --no-pipx"
+    done
 else
     home=$prefix/share/edgechat
     old=$home/venv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -203,3 +204,20 @@ def test_a_damaged_verdicts_file_is_an_empty_one(home: Path, content: bytes) -> 
     bundle = find_bundle()
     assert probe.choose(bundle)[1].usable
     assert b"passed" in (home / "cache" / "backends.json").read_bytes()
+
+
+def test_a_library_that_the_bindings_were_compiled_with_is_named_and_not_used(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None
+    stock = tmp_path / "site" / "llama_cpp"
+    shutil.copytree(Path(str(spec.origin)).parent, stock)
+    (stock / "lib").mkdir(exist_ok=True)
+    (stock / "lib" / "libllama.so").write_bytes(b"it would crash")
+    monkeypatch.setenv("PYTHONPATH", str(stock.parent))
+    done = cli("ask", "-m", "starter", "--max-tokens", "4", "--temperature", "0", "Hi")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert "llama-cpp-python was compiled with a library of its own" in done.stderr
+    assert "does not use" in cli("doctor").stdout

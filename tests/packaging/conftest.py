@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "native"))
 import build
 
 sys.path.pop(0)
+__all__ = ["build"]
 SUITE = "bookworm"
 
 
@@ -38,6 +39,19 @@ def can_cut_off() -> bool:
         unshare is not None
         and subprocess.run([unshare, "-n", "-m", "true"], capture_output=True, check=False).returncode == 0
     )
+
+
+def cut_off(before: str = "") -> list[str]:
+    """What goes in front of a command to run it without a network, after another that may mount; nothing where that cannot be."""
+    if not can_cut_off():
+        return []
+    return [str(shutil.which("unshare")), "-n", "-m", "/bin/sh", "-c", f'{before}exec "$@"', "sh"]
+
+
+def mounted(place: Path, options: str) -> str:
+    """The beginning of a command that has an empty file system with these options there."""
+    place.mkdir(exist_ok=True)
+    return f"{shutil.which('mount')} -t tmpfs -o {options} none '{place}' && "
 
 
 def lacks(*programs: str) -> str:

@@ -20,7 +20,10 @@ pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(LACKS), reason=LACKS)]
 
 @pytest.fixture(scope="module")
 def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("deb")
+    return made(tmp_path_factory.mktemp("deb"))
+
+
+def made(folder: Path) -> Path:
     subprocess.run(
         [sys.executable, ROOT / "packaging" / "deb.py", "--python", "3.11", folder], check=True,
         env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
@@ -53,6 +56,10 @@ def test_it_installs_answers_upgrades_and_goes(deb: Path, root: Path) -> None:
     assert inside(root, "dpkg", "-r", "edgechat").returncode == 0
     assert not (root / "opt" / "edgechat" / "venv").exists()
     assert not (root / "usr" / "bin" / "edgechat").exists()
+
+
+def test_the_same_wheels_make_the_same_package(deb: Path, tmp_path: Path) -> None:
+    assert made(tmp_path).read_bytes() == deb.read_bytes()
 
 
 def test_a_python_that_it_is_not_for_is_said(deb: Path, root: Path) -> None:

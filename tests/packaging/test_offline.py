@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.models import write_parrot
-from tests.packaging.conftest import can_cut_off
+from tests.packaging.conftest import can_cut_off, cut_off, mounted
 
 pytestmark = pytest.mark.long
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -26,10 +27,25 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     model = write_parrot(folder / "parrot.gguf", "Hello.")
     subprocess.run(
-        [sys.executable, ROOT / "packaging" / "offline.py", "--python", PYTHON, "--with-model", model, folder],
+        [sys.executable, ROOT / "packaging" / "offline.py", "--python", PYTHON, "--with-model", model, "--with-wheel", cuda(folder), folder],
         check=True, env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
     )  # fmt: skip
     return next(folder.glob("*.tar.gz"))
+
+
+def cuda(folder: Path) -> Path:
+    """A package for GPUs that is of another build."""
+    package, info = folder / "cuda" / "edgechat_cuda13", folder / "cuda" / "edgechat_cuda13-0.1.0.dist-info"
+    package.mkdir(parents=True)
+    info.mkdir()
+    (package / "__init__.py").write_text("")
+    manifest = {"build_id": "", "llama_cpp_python": "", "llama_cpp_commit": "1234567", "compiler": "", "files": []}
+    (package / "manifest.json").write_text(json.dumps(manifest))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edgechat-cuda13\nVersion: 0.1.0\nLicense: MIT\n")
+    (info / "WHEEL").write_text("Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: false\nTag: py3-none-any\n")
+    command = [sys.executable, "-m", "wheel", "pack", "--dest-dir", str(folder), str(package.parent)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
 
 
 @pytest.fixture
@@ -56,12 +72,13 @@ def tools(tmp_path: Path) -> Path:
     return folder
 
 
-def sh(script: Path, home: Path, tools: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of the bundle; without a network, where that can be."""
+def sh(
+    script: Path, home: Path, tools: Path, *arguments: str, before: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the bundle; without a network, and with a command before it, where that can be."""
     home.mkdir(exist_ok=True)
-    cut_off = [str(shutil.which("unshare")), "-n"] if can_cut_off() else []
     return subprocess.run(
-        [*cut_off, "/bin/sh", script, *arguments], capture_output=True, text=True, timeout=300, check=False,
+        [*cut_off(before), "/bin/sh", script, *arguments], capture_output=True, text=True, timeout=300, check=False,
         env={"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"} | environment, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -82,6 +99,7 @@ def test_it_installs_answers_goes_over_itself_and_away(bundle: Path, tools: Path
     )
     assert answer.stdout.startswith("Gravity"), answer.stderr
     assert "parrot" in edgechat(home, tools, "models", "list").stdout
+    assert "edgechat_cuda13 is for llama.cpp 1234567" in answer.stderr  # it was installed, and is found
     again = sh(bundle / "install.sh", home, tools)
     assert again.returncode == 0, again.stderr
     assert "What is gravity?" in edgechat(home, tools, "history", "list").stdout
@@ -143,6 +161,33 @@ def test_what_this_machine_lacks_is_said(
     assert done.returncode == 1
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_glibc_that_is_too_old_is_said(bundle: Path, tools: Path, tmp_path: Path) -> None:
+    script = bundle / "install.sh"
+    script.write_text(script.read_text().replace("2.34", "9.34"))
+    done = sh(script, tmp_path / "user", tools)
+    assert done.returncode == 1
+    assert "and 9.34 is needed" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(not can_cut_off(), reason="it takes root")
+def test_where_temporary_files_cannot_be_executed_and_where_there_is_no_space(
+    bundle: Path, tools: Path, tmp_path: Path
+) -> None:
+    home, place = tmp_path / "user", tmp_path / "place"
+    full = sh(bundle / "install.sh", home, tools, before=mounted(place, "size=90m"), EDGECHAT_PREFIX=str(place))
+    assert full.returncode == 1
+    assert "MB are needed" in full.stderr
+    noexec = mounted(place, "noexec")
+    done = sh(bundle / "install.sh", home, tools, before=noexec, TMPDIR=str(place))
+    assert done.returncode == 0, done.stderr
+    answer = sh(
+        home / ".local" / "bin" / "edgechat", home, tools, "ask", "-m", "starter", "--max-tokens", "4", "What is gravity?",
+        before=noexec, TMPDIR=str(place),
+    )  # fmt: skip
+    assert answer.stdout.startswith("Gravity"), answer.stderr
 
 
 def test_a_home_that_cannot_be_written_and_another_place(bundle: Path, tools: Path, tmp_path: Path) -> None:

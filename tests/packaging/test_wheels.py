@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.conftest import ROOT
+from tests.packaging.conftest import build
 
 pytestmark = pytest.mark.long
 
@@ -42,8 +45,6 @@ def test_an_installation_without_network_and_compiler_answers(wheelhouse: Path, 
 
 
 def test_the_wheel_holds_no_working_tree(wheelhouse: Path) -> None:
-    import zipfile
-
     names = zipfile.ZipFile(next(wheelhouse.glob("edgechat-0*.whl"))).namelist()
     assert "edgechat/_native/manifest.json" in names
     assert not [n for n in names if "_native_link" in n or n.endswith(".gguf") or n.startswith("tests")]
@@ -73,3 +74,20 @@ def test_what_is_inside_is_told_with_its_licences(wheelhouse: Path, tmp_path: Pa
     assert text.count("Apache License") >= 2
     assert "No text of it" not in text
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(sbom.read_text()) is None
+
+
+def test_the_same_source_makes_the_same_wheels(wheelhouse: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    subprocess.run(
+        [sys.executable, "-c", "import sys, pathlib, wheels; wheels.fill_ours(pathlib.Path(sys.argv[1]))", str(again)],
+        check=True, cwd=ROOT / "packaging", env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
+    )  # fmt: skip
+    assert len(list(again.iterdir())) == 3
+    for wheel in again.iterdir():
+        assert wheel.read_bytes() == (wheelhouse / wheel.name).read_bytes(), wheel.name
+
+
+def test_the_libraries_do_not_tell_where_they_were_built(wheelhouse: Path) -> None:
+    with zipfile.ZipFile(next(wheelhouse.glob("edgechat-0*.whl"))) as archive:
+        for name in archive.namelist():
+            assert str(build.cache_dir()).encode() not in archive.read(name), name

@@ -1,0 +1,138 @@
+"""The single file: without any Python it unpacks itself once, answers, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.packaging.conftest import can_cut_off, cut_off, mounted
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="it is made for Linux")]
+TOOLS = "sh uname ldd grep df awk cut find mkdir rm mv tail gzip tar sha256sum"
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("single file"))
+
+
+def made(folder: Path) -> Path:
+    done = subprocess.run(
+        [sys.executable, ROOT / "packaging" / "single.py", folder], check=True, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
+    )  # fmt: skip
+    return Path(done.stdout.strip())
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """A PATH with what every system has: no Python, no compiler."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for name in TOOLS.split():
+        (folder / name).symlink_to(str(shutil.which(name)))
+    return folder
+
+
+def run(
+    single: Path, tools: Path, *arguments: str, before: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Start it with a home of its own; without a network, and with a command before it, where that can be."""
+    home = tools.parent / "Jörg Müller"
+    home.mkdir(exist_ok=True)
+    return subprocess.run(
+        [*cut_off(before), single, *arguments], capture_output=True, text=True, timeout=300, check=False,
+        env={"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"} | environment, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_it_answers_and_is_unpacked_once(single: Path, tools: Path) -> None:
+    first = run(single, tools, "--version")
+    assert "unpacking into" in first.stderr
+    question = ("ask", "-m", "starter", "--max-tokens", "8", "--temperature", "0", "What is gravity?")
+    answer = run(single, tools, *question)
+    assert answer.stdout.startswith("Gravity"), answer.stderr
+    assert "unpacking" not in answer.stderr
+    link = tools / "edgechat"
+    link.symlink_to(single)
+    assert "What is gravity?" in run(link, tools, "history", "list").stdout
+    assert run(single, tools, "serve", "--help").returncode == 0
+    assert "delete both" in run(single, tools, "uninstall").stdout
+
+
+def test_what_is_inside_is_told(single: Path, tools: Path) -> None:
+    assert run(single, tools, "--version").returncode == 0
+    (sbom,) = tools.parent.rglob("edgechat-single/*/sbom.cdx.json")
+    names = {component["name"] for component in json.loads(sbom.read_text())["components"]}
+    assert {"CPython", "edgechat", "llama.cpp", "SmolLM2-135M-Instruct", "textual"} <= names
+    assert "numpy" not in names
+    assert not list(sbom.parent.rglob("numpy*"))
+
+
+def test_it_is_made_the_same_again(single: Path, tmp_path: Path) -> None:
+    assert made(tmp_path).read_bytes() == single.read_bytes()
+
+
+def test_one_that_was_killed_unpacks_again(single: Path, tools: Path) -> None:
+    home = tools.parent / "home"
+    home.mkdir(exist_ok=True)
+    for after_s in (0.3, 1.0):
+        child = subprocess.Popen(
+            [single, "--version"], env={"HOME": str(home), "PATH": str(tools)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        time.sleep(after_s)
+        os.killpg(child.pid, 9)
+        child.wait()
+    assert run(single, tools, "--version", HOME=str(home)).returncode == 0
+
+
+def test_a_byte_that_changed_or_lacks_is_found(single: Path, tools: Path, tmp_path: Path) -> None:
+    data = bytearray(single.read_bytes())
+    data[len(data) // 2] ^= 1
+    for name, damaged in (("flipped", bytes(data)), ("short", bytes(data[:-5]))):
+        broken = tmp_path / name
+        broken.write_bytes(damaged)
+        broken.chmod(0o755)
+        done = run(broken, tools, "--version")
+        assert done.returncode == 1
+        assert "this file is damaged" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "words"),
+    [
+        ("ldd", "echo musl libc", "musl"),
+        ("uname", "case $1 in -s) echo Linux;; *) echo riscv64;; esac", "on riscv64"),
+        ("df", "echo; echo x 0 0 1000 0", "MB are needed"),
+    ],
+)  # fmt: skip
+def test_what_this_machine_lacks_is_said(single: Path, tools: Path, name: str, script: str, words: str) -> None:
+    (tools / name).unlink()
+    (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+    (tools / name).chmod(0o755)
+    done = run(single, tools, "--version")
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_place_where_nothing_can_be_executed_or_written(single: Path, tools: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.write_text("")  # no directory: also for root, whom nothing is forbidden
+    done = run(single, tools, "--version", EDGECHAT_SINGLE_DIR=str(place))
+    assert done.returncode == 1
+    assert "EDGECHAT_SINGLE_DIR" in done.stderr
+    if can_cut_off():
+        place.unlink()
+        done = run(single, tools, "--version", before=mounted(place, "noexec"), EDGECHAT_SINGLE_DIR=str(place))
+        assert done.returncode == 1
+        assert "noexec" in done.stderr
