@@ -86,7 +86,10 @@ def freeze(scratch: Path) -> Path:
          f"--distpath={scratch / 'dist'}", f"--workpath={scratch / 'work'}", f"--specpath={scratch}", str(SCRIPTS / "main.py")],
         what="PyInstaller", env=os.environ | wheels.DATE | {"PYTHONHASHSEED": "0"},
     )  # fmt: skip
-    return scratch / "dist" / "edgechat"
+    frozen = scratch / "dist" / "edgechat"
+    for record in frozen.rglob("*.dist-info/RECORD"):  # has hashes of scripts that name the scratch directory
+        record.unlink()
+    return frozen
 
 
 def tell_contents(house: Path, frozen: Path) -> None:

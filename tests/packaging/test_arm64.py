@@ -103,3 +103,19 @@ def test_a_board_chooses_its_module_and_answers(installed: Path, cpu: str, modul
     assert told["text"].startswith("Gravity")
     assert told["backend"] == module
     assert [verdict["status"] for verdict in backends] == statuses
+
+
+def test_the_package_for_debian_is_configured_and_answers(system: Path, tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, ROOT / "packaging" / "deb.py", "--python", "3.11", tmp_path], check=True,
+        env=os.environ | {"EDGECHAT_TARGET": "aarch64", "EDGECHAT_CPU_VARIANTS": "all"},
+    )  # fmt: skip
+    (deb,) = tmp_path.glob("edgechat_*_arm64.deb")
+    shutil.copy(deb, system / "edgechat.deb")
+    done = inside(system, "dpkg", "-i", "/edgechat.deb", timeout_s=900, QEMU_CPU="cortex-a76")
+    assert done.returncode == 0, done.stderr
+    answer = as_user(
+        system, "cortex-a76", "edgechat", "ask", "--max-tokens", "4", "--temperature", "0", "What is gravity?"
+    )
+    assert answer.stdout.startswith("Gravity"), answer.stderr
+    print(f"cortex-a76: {deb.name} is configured, and answers {answer.stdout.strip()!r}")

@@ -75,10 +75,10 @@ def tools(tmp_path: Path) -> Path:
 def sh(
     script: Path, home: Path, tools: Path, *arguments: str, before: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script of the bundle; without a network, and with a command before it, where that can be."""
+    """Run a script of the bundle, or what it installed; without a network, and with a command before it, where that can be."""
     home.mkdir(exist_ok=True)
     return subprocess.run(
-        [*cut_off(before), "/bin/sh", script, *arguments], capture_output=True, text=True, timeout=300, check=False,
+        [*cut_off(before), *(["/bin/sh"] if script.suffix == ".sh" else []), script, *arguments], capture_output=True, text=True, timeout=300, check=False,
         env={"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"} | environment, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
