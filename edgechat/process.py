@@ -14,6 +14,7 @@ from edgechat import __version__
 
 CHANGED: Final = 75
 """Exit code of a child that is not of its parent's version (EX_TEMPFAIL of sysexits.h)."""
+UPGRADED: Final = "edgechat was upgraded while this one ran: quit and start it again, all that was said is kept"
 HIDDEN: Final = ("_engine", "_selftest", "_speeds", "_quantise", "_case", "_render")
 
 # `-m` and `-c` put the current directory first on sys.path: a file planted where the user happens to be

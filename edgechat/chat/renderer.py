@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import queue
 import re
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edgechat import process
 from edgechat.chat.reasoning import Format, joined
 from edgechat.engine.pipe import Channel, spawn
 from edgechat.engine.protocol import frame
@@ -123,9 +125,18 @@ class Renderer:
             self.close()
             raise TemplateError(f"the model's chat template took more than {TIMEOUT_S:g} s and was stopped") from None
         if reply is None:
+            changed = self._exit_code() == process.CHANGED
             self.close()
-            raise TemplateError("the model's chat template brought down the process that renders it")
+            raise TemplateError(
+                process.UPGRADED if changed else "the model's chat template brought down the process that renders it"
+            )
         return msgspec.msgpack.decode(reply, type=dict[str, str])
+
+    def _exit_code(self) -> int | None:
+        child = self._child
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return child.wait(timeout=1) if child is not None else None
+        return None
 
     def close(self) -> None:
         """End the child; a later `render` starts another."""

@@ -101,7 +101,7 @@ class _Process:
 
     def _obituary(self, code: int) -> str:
         if code == process.CHANGED:
-            return "edgechat was upgraded or removed while this one ran: quit and start it again, all that was said is kept"
+            return process.UPGRADED
         words = f"the engine process died by {death(code)}"
         if code == -KILLED:
             words += ": something killed it, often the system when memory runs out"

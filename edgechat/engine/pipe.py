@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from edgechat import process
 from edgechat.engine.protocol import MAX_FRAME_BYTES
+from edgechat.errors import EngineDiedError
 
 
 class Channel:
@@ -56,7 +57,10 @@ class Channel:
 
 
 def spawn(arguments: list[str], stderr: IO[bytes] | int) -> tuple[subprocess.Popen[bytes], Channel]:
-    """Start a child of this program that finds its end of the connection with `inherited`."""
+    """Start a child of this program that finds its end of the connection with `inherited`.
+
+    Raises EngineDiedError if the program is not there any more.
+    """
     down_read, down_write = os.pipe()
     up_read, up_write = os.pipe()
     theirs = (down_read, up_write)
@@ -66,10 +70,12 @@ def spawn(arguments: list[str], stderr: IO[bytes] | int) -> tuple[subprocess.Pop
             process.command(*arguments, *(str(h) for h in handles)),
             stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, close_fds=True, **options,
         )  # fmt: skip
-    except OSError:
+    except OSError as error:
         os.close(down_write)
         os.close(up_read)
-        raise
+        raise EngineDiedError(
+            f"a process of edgechat does not start ({error}): was edgechat removed while it ran?"
+        ) from error
     finally:
         for fd in theirs:
             os.close(fd)

@@ -98,7 +98,7 @@ def test_two_versions_beside_each_other_share_what_was_said(
         assert "What is light?" in listed
 
 
-def test_an_upgrade_under_a_chat_that_runs_loses_no_word(
+def test_an_upgrade_and_a_removal_under_a_chat_that_runs_lose_no_word(
     wheelhouse: Path, newer: Path, user: Mapping[str, str]
 ) -> None:
     pipx(user, wheelhouse, "install", "edgechat[starter,serve]")
@@ -117,9 +117,13 @@ def test_an_upgrade_under_a_chat_that_runs_loses_no_word(
                 child.kill()
         time.sleep(0.5)
         t.type("And what is sound?\r")
-        t.until("was upgraded or removed while this one ran")
+        t.until("was upgraded while this one ran")
+        assert run(user, "pipx", "uninstall", "edgechat").returncode == 0
+        t.type("And what is heat?\r")
+        t.until("does not exist")  # the model was in the same place
         t.type("\x11")
         assert t.child.wait(timeout=20) == 0
+    pipx(user, newer, "install", "edgechat[starter,serve]")
     (kept,) = json.loads(run(user, "edgechat", "history", "list", "--json").stdout)
     shown = run(user, "edgechat", "history", "show", kept["conversation"]["id"]).stdout
     for words in ("What is gravity?", "And what is light?", "And what is sound?"):

@@ -68,6 +68,16 @@ def test_it_answers_and_is_unpacked_once(single: Path, tools: Path) -> None:
     assert "delete both" in run(single, tools, "uninstall").stdout
 
 
+def test_other_programs_get_their_own_libraries(single: Path, tools: Path, tmp_path: Path) -> None:
+    editor, seen = tmp_path / "editor", tmp_path / "seen"
+    editor.write_text(f'#!/bin/sh\necho "[$LD_LIBRARY_PATH]" >> {seen}\n')
+    editor.chmod(0o755)
+    for environment in ({}, {"LD_LIBRARY_PATH": "/nowhere"}):
+        done = run(single, tools, "config", "edit", EDITOR=str(editor), **environment)
+        assert done.returncode == 0, done.stderr
+    assert seen.read_text().split() == ["[]", "[/nowhere]"]
+
+
 def test_what_is_inside_is_told(single: Path, tools: Path) -> None:
     assert run(single, tools, "--version").returncode == 0
     (sbom,) = tools.parent.rglob("edgechat-single/*/sbom.cdx.json")
