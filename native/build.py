@@ -85,31 +85,46 @@ def main() -> int:
 
 def expand(variants: str) -> str:
     """The CPU modules that `dev` or `all` stands for."""
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(target_machine().lower(), target_machine().lower())
     named = {"all": ALL_VARIANTS, "dev": DEVELOPMENT_VARIANTS}.get(variants)
     if named is None:
         return variants
-    return "all" if sys.platform == "darwin" else named.get(machine, "all")
+    return "all" if sys.platform == "darwin" else named.get(plain_machine(target_machine()), "all")
+
+
+def plain_machine(name: str) -> str:
+    """The one name of several that systems have for an architecture."""
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name.lower(), name.lower())
 
 
 def target_machine() -> str:
-    """The architecture that is built for."""
-    return os.environ.get("EDGECHAT_TARGET") or platform.machine()
+    """The architecture that is built for, as this system calls it. Raises BuildError."""
+    named, here = os.environ.get("EDGECHAT_TARGET"), platform.machine()
+    if named and plain_machine(named) != plain_machine(here):
+        if sys.platform != "linux" or plain_machine(named) not in DEVELOPMENT_VARIANTS:
+            known = ", ".join(DEVELOPMENT_VARIANTS)
+            raise BuildError(
+                f"EDGECHAT_TARGET is {named!r}: it can be one of {known}, and another than {here} on Linux only"
+            )
+        return plain_machine(named)
+    if sys.platform == "linux" and here.endswith("64") and sys.maxsize < 2**32:
+        raise BuildError(f"this Python is one of 32 bits on a kernel for {here}: edgechat is built for 64 bits")
+    return here
 
 
-def cross_compilers() -> dict[str, str]:
-    """CC and others, if this machine is of another architecture than what is built for. Raises BuildError.
+def cross_compilers(machine: str) -> dict[str, str]:
+    """CC and others that build for an architecture, if it is not this machine's. Raises BuildError.
 
     Those of the environment do not count: the build of a wheel sets them to this machine's.
     """
-    machine = target_machine()
     if machine == platform.machine():
         return {}
     for version in ("", *(f"-{number}" for number in range(16, 11, -1))):
         if shutil.which(f"{machine}-linux-gnu-g++{version}"):
             cxx = f"{machine}-linux-gnu-g++{version}"
             return {"CC": f"{machine}-linux-gnu-gcc{version}", "CXX": cxx, "CUDAHOSTCXX": cxx}
-    raise BuildError(f"no C++ compiler for {machine}: install one, for example the package g++-12-{machine}-linux-gnu")
+    raise BuildError(
+        f"no C++ compiler for {machine}: install one, for example the package g++-12-{machine.replace('_', '-')}-linux-gnu"
+    )
 
 
 def cache_dir() -> Path:
@@ -162,7 +177,7 @@ def digest(path: Path) -> str:
 
 def compiler_identity() -> str:
     """Version of the C++ compiler, or a BuildError that says how to get one."""
-    named = cross_compilers().get("CXX") or os.environ.get("CXX")
+    named = cross_compilers(target_machine()).get("CXX") or os.environ.get("CXX")
     names = [named] if named else ["c++", "g++", "clang++", "cl"]
     for name in names:
         if shutil.which(name.split()[0]):
@@ -296,7 +311,7 @@ def build(prefix: Path, tree: Path, inputs: dict[str, object]) -> None:
             unpack(archive, tree)
         staged = Path(scratch) / "prefix"
         cmake, ninja = tool("cmake"), tool("ninja")
-        cross = cross_compilers()
+        cross = cross_compilers(target_machine())
         run(
             [
                 cmake,

@@ -87,6 +87,11 @@ def plain(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 
 
+def name_of(wheel: Path) -> str:
+    """A wheel's project, as indexes compare names."""
+    return plain(wheel.name.split("-")[0])
+
+
 def licence_of(about: email.message.Message) -> str:
     """An SPDX expression if there is one, else what classifiers or the old field say."""
     expression = about["License-Expression"]
@@ -122,8 +127,9 @@ def _component(part: Part) -> dict[str, Any]:
         "type": "machine-learning-model" if part.name == _STARTER else "library" if part.name != "edgechat" else "application",
         "bom-ref": f"{part.name}@{part.version}:{part.file}", "name": part.name, "version": part.version,
         "properties": [{"name": "edgechat:file", "value": part.file}],
-        "externalReferences": [{"type": "website", "url": part.url}],
     }  # fmt: skip
+    if part.url:
+        found["externalReferences"] = [{"type": "website", "url": part.url}]
     if is_package:
         found["purl"] = f"pkg:pypi/{plain(part.name)}@{part.version}"
         found["hashes"] = [{"alg": "SHA-256", "content": part.sha256}]

@@ -27,16 +27,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import wheels
 from starter_wheel import ROOT, build
 
+from edgechat import __version__
+
 PROJECT = ROOT / "packaging" / "cuda"
 # Orin, the GPU of the Jetsons that JetPack 6 is for; and on PCs those of the last years, Turing and newer.
 ARCHITECTURES = {"aarch64": "87-real", "x86_64": "75-virtual;80-virtual;86-real;89-real;90-virtual"}
-HOST = ("nvidia-cuda-nvcc==13.0.88", "nvidia-nvvm==13.0.88", "nvidia-cuda-crt==13.0.88")
-TARGET = ("nvidia-cuda-runtime==13.0.88", "nvidia-cuda-cccl==13.0.85", "nvidia-cublas==13.0.2.14")
 TOOLKITS = {
     "12": '"nvidia-cublas-cu12>=12,<13", "nvidia-cuda-runtime-cu12>=12,<13"',
     "13": '"nvidia-cublas>=13,<14", "nvidia-cuda-runtime>=13,<14"',
 }
-FOREIGN = ("libcudart.so.*", "libcublas.so.*", "libcublasLt.so.*")
+# Of edgechat, and of CUDA.
+FOREIGN = ("libggml-base.so", "libcudart.so.*", "libcublas.so.*", "libcublasLt.so.*")
 
 
 def main() -> int:
@@ -61,14 +62,17 @@ def make(directory: Path, architectures: str, *, from_index: bool) -> Path:
     release = re.search(r"release (\d+)\.", build.nvcc_identity())
     if release is None or release[1] not in TOOLKITS:
         raise build.BuildError(f"CUDA 12 or 13 is needed, and nvcc says {build.nvcc_identity()!r}")
-    prefix = build.native_prefix(variants="none", cuda=architectures)
+    return pack(build.native_prefix(variants="none", cuda=architectures), release[1], directory)
+
+
+def pack(prefix: Path, major: str, directory: Path) -> Path:
+    """The wheel of a module that is built. Raises build.BuildError."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgechat-cuda-", dir=directory) as scratch_name:
         scratch = Path(scratch_name)
-        stage(scratch / "project", prefix, release[1])
-        build.pip(
-            "wheel", "--no-deps", "--wheel-dir", str(scratch), str(scratch / "project"), what="the wheel", **wheels.DATE,
-        )  # fmt: skip
+        stage(scratch / "project", prefix, major)
+        project = str(scratch / "project")
+        build.pip("wheel", "--no-deps", "--wheel-dir", str(scratch), project, what="the wheel", **wheels.DATE)
         named = wheels.name_its_glibc(wheels.name_its_machine(next(scratch.glob("*.whl"))), FOREIGN)
         return named.replace(directory / named.name)
 
@@ -77,12 +81,8 @@ def stage(project: Path, prefix: Path, major: str) -> None:
     """Write the project of the wheel: the module, and from which build it is."""
     package = project / f"edgechat_cuda{major}"
     package.mkdir(parents=True)
-    version = re.search(r'^__version__ = "(.+)"', (ROOT / "edgechat" / "__init__.py").read_text("utf-8"), re.MULTILINE)
-    words = {"@MAJOR@": major, "@VERSION@": version[1] if version else "", "@TOOLKIT@": TOOLKITS[major]}
-    text = (PROJECT / "pyproject.toml.in").read_text("utf-8")
-    for word, meaning in words.items():
-        text = text.replace(word, meaning)
-    (project / "pyproject.toml").write_text(text, "utf-8")
+    words = {"@MAJOR@": major, "@VERSION@": __version__, "@TOOLKIT@": TOOLKITS[major]}
+    (project / "pyproject.toml").write_text(wheels.filled(PROJECT / "pyproject.toml.in", words), "utf-8")
     shutil.copy(PROJECT / "README.md", project)
     shutil.copy(prefix / "LICENSE.llama.cpp", project / "LICENSE")
     (package / "__init__.py").write_text('"""Data of edgechat."""\n', "utf-8")
@@ -93,19 +93,23 @@ def stage(project: Path, prefix: Path, major: str) -> None:
 
 def toolkit() -> Path:
     """NVIDIA's compiler for this machine, with headers and libraries for the one that is built for. Raises build.BuildError."""
-    parts = ((platform.machine(), HOST), (build.target_machine(), TARGET))
-    root: Path = build.cache_dir() / "cuda" / build.identity({"parts": parts})
-    if not root.exists():
-        build.say("getting NVIDIA's compiler (0.6 GB)")
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root.parent) as scratch_name:
-            scratch = Path(scratch_name)
-            for machine, packages in parts:
-                build.pip(
-                    "download", "--no-deps", "--dest", str(scratch), "--only-binary", ":all:", *wheels.platforms(machine), *packages,
-                    what="the download of NVIDIA's compiler",
-                )  # fmt: skip
-            unpack(scratch).rename(root)
+    parts = ((platform.machine(), PROJECT / "compiler.txt"), (build.target_machine(), PROJECT / "libraries.txt"))
+    root: Path = (
+        build.cache_dir()
+        / "cuda"
+        / build.identity({"parts": [(machine, build.digest(pins)) for machine, pins in parts]})
+    )
+    with build.locked(root.with_suffix(".lock")):
+        if not root.exists():
+            build.say("getting NVIDIA's compiler (0.6 GB)")
+            with tempfile.TemporaryDirectory(dir=root.parent) as scratch_name:
+                scratch = Path(scratch_name)
+                for machine, pins in parts:
+                    build.pip(
+                        "download", "--no-deps", "--dest", str(scratch), "--only-binary", ":all:", *wheels.platforms(machine),
+                        "--require-hashes", "-r", str(pins), what="the download of NVIDIA's compiler",
+                    )  # fmt: skip
+                unpack(scratch).rename(root)
     return root
 
 

@@ -54,6 +54,8 @@ def main() -> int:
 
 def make(directory: Path, pythons: list[str]) -> Path:
     """The package's path. Raises build.BuildError."""
+    if build.target_machine() not in ARCHITECTURES:
+        raise build.BuildError(f"there is no package for {build.target_machine()}, only for {', '.join(ARCHITECTURES)}")
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgechat-deb-", dir=directory) as scratch_name:
         scratch = Path(scratch_name)
@@ -114,10 +116,7 @@ def control(root: Path, version: str) -> None:
         "@VERSION@": version, "@MAINTAINER@": MAINTAINER, "@ARCHITECTURE@": ARCHITECTURES[build.target_machine()],
         "@SIZE@": str(sum(path.stat().st_size for path in files) // 1024), "@GLIBC@": f"2.{wheels.GLIBC_MINORS[-1]}",
     }  # fmt: skip
-    text = (DEBIAN / "control").read_text("utf-8")
-    for word, meaning in words.items():
-        text = text.replace(word, meaning)
-    put(root, "DEBIAN/control", text.encode())
+    put(root, "DEBIAN/control", wheels.filled(DEBIAN / "control", words).encode())
     put(root, "DEBIAN/triggers", (DEBIAN / "triggers").read_bytes())
     for script in ("postinst", "prerm"):
         put(root, f"DEBIAN/{script}", (DEBIAN / script).read_bytes(), mode=0o755)

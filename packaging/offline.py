@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import gzip
 import platform
+import re
 import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from pip._vendor.packaging.requirements import Requirement
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -30,7 +29,6 @@ import wheels
 from starter_wheel import ROOT, build
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-WANTED = "edgechat[starter,serve]"
 SCRIPTS = ROOT / "packaging" / "bundle"
 
 
@@ -59,9 +57,17 @@ def main() -> int:
 
 def make(directory: Path, models: list[Path], pythons: list[str], more: list[Path]) -> Path:
     """The archive's path; `more` wheels are installed too. Raises build.BuildError."""
-    for path, suffix in (*((model, ".gguf") for model in models), *((wheel, ".whl") for wheel in more)):
-        if not path.is_file() or path.suffix != suffix:
-            raise build.BuildError(f"{path} is no {suffix} file")
+    for model in models:
+        if not model.is_file() or model.suffix != ".gguf":
+            raise build.BuildError(f"{model} is no .gguf file")
+    for wheel in more:
+        if (
+            not re.fullmatch(rf"edgechat_cuda\d+-.*(any|_{build.target_machine()})\.whl", wheel.name)
+            or not wheel.is_file()
+        ):
+            raise build.BuildError(
+                f"{wheel} is no package of edgechat for GPUs of machines with {build.target_machine()}"
+            )
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgechat-bundle-", dir=directory) as scratch_name:
         scratch = Path(scratch_name)
@@ -82,46 +88,12 @@ def stage(root: Path, scratch: Path, pythons: list[str], more: Sequence[Path] = 
     wheels.fill_ours(house)
     (root / "wheels").mkdir(parents=True)
     for python in pythons:
-        found = sorted([*wheels_for(python, house, scratch / python), *more], key=lambda wheel: wheel.name)
+        found = sorted([*wheels.wheels_for(python, house, scratch / python), *more], key=lambda wheel: wheel.name)
         (root / f"requirements-{python}.txt").write_text("".join(f"{pin(wheel)}\n" for wheel in found), "utf-8")
         for wheel in found:
             shutil.copy(wheel, root / "wheels")
     contents.write(root / "wheels", root / "sbom.cdx.json", root / "THIRD_PARTY_LICENSES.txt")
-    return next(house.glob("edgechat-0*.whl")).name.split("-")[1]
-
-
-def wheels_for(python: str, house: Path, folder: Path) -> list[Path]:
-    """Every wheel that an installation on this Python takes, in the order of their names."""
-    build.say(f"collecting wheels for Python {python}")
-    ours = next(house.glob("edgechat-0*.whl"))
-    wheels.download(python, house, folder, f"{ours}[starter,serve]", "pip")
-    # pip looks at conditions such as `python_version < "3.11"` with the Python that runs it, not the one it is told.
-    while missing := sorted(missing_from(folder, python)):
-        wheels.download(python, house, folder, *missing)
-    return sorted(folder.glob("*.whl"))
-
-
-def missing_from(folder: Path, python: str) -> Iterator[str]:
-    """Requirements that hold on this Python and that no wheel in `folder` is for."""
-    here = {name_of(wheel) for wheel in folder.glob("*.whl")}
-    for wheel in folder.glob("*.whl"):
-        extras = ("starter", "serve") if name_of(wheel) == "edgechat" else ("",)
-        for line in contents.metadata(wheel).get_all("Requires-Dist") or ():
-            requirement = Requirement(line)
-            environment = {
-                "python_version": python,
-                "python_full_version": f"{python}.0",
-                "platform_machine": build.target_machine(),
-            }
-            marker = requirement.marker
-            holds = marker is None or any(marker.evaluate(environment | {"extra": extra}) for extra in extras)
-            if holds and contents.plain(requirement.name) not in here:
-                yield f"{requirement.name}{requirement.specifier}"
-
-
-def name_of(wheel: Path) -> str:
-    """A wheel's project, as indexes compare names."""
-    return contents.plain(wheel.name.split("-")[0])
+    return wheels.ours(house).name.split("-")[1]
 
 
 def pin(wheel: Path) -> str:
@@ -137,10 +109,7 @@ def write_scripts(root: Path, pythons: list[str]) -> None:
         "@NAMES@": " ".join(f"python{python}" for python in reversed(pythons)), "@GLIBC@": f"2.{wheels.GLIBC_MINORS[-1]}",
     }  # fmt: skip
     for script in sorted(SCRIPTS.iterdir()):
-        text = script.read_text("utf-8")
-        for word, meaning in words.items():
-            text = text.replace(word, meaning)
-        (root / script.name).write_text(text, "utf-8")
+        (root / script.name).write_text(wheels.filled(script, words), "utf-8")
 
 
 def write_sums(root: Path) -> None:
@@ -150,16 +119,21 @@ def write_sums(root: Path) -> None:
     (root / "SHA256SUMS").write_text("".join(lines), "utf-8")
 
 
-def pack(root: Path, target: Path, inside: str | None = None) -> Path:
-    """The archive of a folder under its name, or another: no owner, no times, in the order of the names."""
+def pack(root: Path, target: Path, *, inside: str | None = None, keep_modes: bool = False) -> Path:
+    """The archive of a folder, or of what is in it if `inside` is ".": no owner, no times, in the order of the names.
+
+    With `keep_modes` may be executed what may be here, else scripts.
+    """
 
     def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.uid = entry.gid = 0
         entry.uname = entry.gname = ""
         entry.mtime = build.EPOCH_S
-        entry.mode = 0o755 if entry.isdir() or entry.name.endswith(".sh") or entry.mode & 0o100 else 0o644
+        runs = entry.mode & 0o100 if keep_modes else entry.name.endswith(".sh")
+        entry.mode = 0o755 if entry.isdir() or runs else 0o644
         return entry
 
+    top = [] if inside == "." else [root]
     within = Path(root.name if inside is None else inside)
     unfinished = target.with_suffix(".part")
     # Wheels and models are compressed already.
@@ -168,7 +142,7 @@ def pack(root: Path, target: Path, inside: str | None = None) -> Path:
         gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w") as archive,
     ):
-        for path in (root, *sorted(root.rglob("*"))):
+        for path in (*top, *sorted(root.rglob("*"))):
             archive.add(path, str(within / path.relative_to(root)), recursive=False, filter=anonymous)
     return unfinished.replace(target)
 

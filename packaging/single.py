@@ -4,20 +4,23 @@
     single.py [DIRECTORY]
 
 PyInstaller freezes the program with all of the wheelhouse; a script of the shell is put before the archive of that. PyInstaller's own
-single file unpacks itself at each start, and somewhere else each time: see docs/decisions.md. It is for the platform and for the
-glibc of what makes it. EDGECHAT_CPU_VARIANTS chooses the CPU modules (all by default).
+single file unpacks itself at each start, and somewhere else each time: see docs/decisions.md. It is for Linux, the architecture and
+the glibc of what makes it. EDGECHAT_CPU_VARIANTS chooses the CPU modules (all by default).
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -30,8 +33,8 @@ from starter_wheel import ROOT, build
 SCRIPTS = ROOT / "packaging" / "single"
 # Also packages that are imported by name or as they are needed, and files beside modules.
 WHOLE = ("edgechat", "textual", "uvicorn", "edgechat_starter")
-# llama-cpp-python names them for what edgechat does not use.
-LEFT_OUT = ("numpy", "diskcache", "tkinter", "pip", "setuptools")
+# llama-cpp-python names the first two for what edgechat does not use. The library of readline is under the GPL.
+LEFT_OUT = ("numpy", "diskcache", "tkinter", "pip", "setuptools", "readline")
 
 
 def main() -> int:
@@ -40,7 +43,7 @@ def main() -> int:
     parser.add_argument("directory", nargs="?", type=Path, default=ROOT / "dist" / "single")
     options = parser.parse_args()
     try:
-        print(make(options.directory))
+        print(make(options.directory.resolve()))
     except build.BuildError as error:
         sys.exit(f"single: {error}")
     return 0
@@ -48,14 +51,16 @@ def main() -> int:
 
 def make(directory: Path) -> Path:
     """The file's path. Raises build.BuildError."""
-    if sys.platform == "win32" or build.target_machine() != platform.machine():
-        raise build.BuildError("a single file is made on the kind of system that it is for, Linux or macOS")
+    if sys.platform != "linux" or build.target_machine() != platform.machine():
+        raise build.BuildError("a single file is for Linux, and made on the architecture that it is for")
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgechat-single-", dir=directory) as scratch_name:
         scratch = Path(scratch_name)
         frozen = freeze(scratch)
-        tell_contents(scratch / "house", frozen)
-        archive = offline.pack(frozen, scratch / "payload", inside="")
+        contents.write(
+            scratch / "house", frozen / "sbom.cdx.json", frozen / "THIRD_PARTY_LICENSES.txt", *more_parts(scratch)
+        )
+        archive = offline.pack(frozen, scratch / "payload", inside=".", keep_modes=True)
         target = directory / f"edgechat-{sys.platform}-{platform.machine()}"
         unfinished = target.with_suffix(".part")
         unfinished.write_bytes(start(archive, frozen) + archive.read_bytes())
@@ -64,45 +69,90 @@ def make(directory: Path) -> Path:
 
 
 def freeze(scratch: Path) -> Path:
-    """The directory that PyInstaller makes of a fresh installation from the wheelhouse."""
-    house, python = scratch / "house", scratch / "venv" / "bin" / "python"
+    """The directory that PyInstaller makes of a fresh installation from the wheelhouse, in which wheels stay that are inside."""
+    house, binaries = scratch / "house", scratch / "venv" / "bin"
     wheels.fill(house)
-    venv.create(python.parent.parent, with_pip=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    venv.create(binaries.parent, with_pip=True)
+    install = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     build.run([*install, "--no-index", "--find-links", str(house), "edgechat[starter,serve]"], what="the installation")
-    build.run([*install, "pyinstaller>=6.10"], what="getting PyInstaller")
+    pinned = ["--no-deps", "--require-hashes", "-r", str(SCRIPTS / "requirements.txt")]
+    build.run([*install, *pinned], what="getting PyInstaller")
     build.say("freezing")
-    where = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    site = Path(subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip())
+    where = sysconfig.get_path("purelib", vars={"base": str(binaries.parent)})
     options = [f"--collect-{what}={package}" for package in WHOLE for what in ("submodules", "data")]
     options += [f"--exclude-module={module}" for module in LEFT_OUT]
     options += [
         # Loaded by their paths: they stay as they are, where the package has them.
-        f"--add-data={site / 'edgechat' / '_native'}:edgechat/_native",
-        f"--add-data={site / 'llama_cpp' / '__init__.py'}:llama_cpp", "--hidden-import=llama_cpp.llama_cpp",
+        f"--add-data={where}/edgechat/_native:edgechat/_native",
+        f"--add-data={where}/llama_cpp/__init__.py:llama_cpp", "--hidden-import=llama_cpp.llama_cpp",
     ]  # fmt: skip
     build.run(
-        [str(python), "-m", "PyInstaller", "--onedir", "--name=edgechat", "--log-level=WARN", *options,
+        # Not `python -m`: that would take the edgechat of the directory where it is called.
+        [str(binaries / "pyinstaller"), "--onedir", "--name=edgechat", "--log-level=WARN", *options,
          f"--distpath={scratch / 'dist'}", f"--workpath={scratch / 'work'}", f"--specpath={scratch}", str(SCRIPTS / "main.py")],
-        what="PyInstaller", env=os.environ | wheels.DATE | {"PYTHONHASHSEED": "0"},
+        what="PyInstaller", env=os.environ | wheels.DATE | {"PYTHONHASHSEED": "0", "PYTHONPATH": ""},
     )  # fmt: skip
+    for wheel in house.glob("*.whl"):
+        if contents.name_of(wheel) in LEFT_OUT:
+            wheel.unlink()
     frozen = scratch / "dist" / "edgechat"
     for record in frozen.rglob("*.dist-info/RECORD"):  # has hashes of scripts that name the scratch directory
         record.unlink()
     return frozen
 
 
-def tell_contents(house: Path, frozen: Path) -> None:
-    """Write what is inside and its licences beside it: the wheels that were not left out, and Python itself."""
-    for wheel in house.glob("*.whl"):
-        if offline.name_of(wheel) in LEFT_OUT:
-            wheel.unlink()
+def more_parts(scratch: Path) -> Iterator[contents.Part]:
+    """What is inside and comes from no wheel of the house: Python, PyInstaller's start program, and libraries of the system."""
+    library = Path(sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME"))
     licence = Path(sysconfig.get_path("stdlib"), "LICENSE.txt").read_text("utf-8")
-    library = max(frozen.rglob("libpython3*"), key=lambda path: path.stat().st_size)
-    python = contents.Part(
-        "CPython", platform.python_version(), "PSF-2.0", (licence,), library.name, build.digest(library), "https://www.python.org/",
-    )  # fmt: skip
-    contents.write(house, frozen / "sbom.cdx.json", frozen / "THIRD_PARTY_LICENSES.txt", python)
+    yield part("CPython", platform.python_version(), "PSF-2.0", licence, library, "https://www.python.org/")
+    about = next((scratch / "venv").rglob("pyinstaller-*.dist-info"))
+    licence = next(about.rglob("COPYING.txt")).read_text("utf-8")
+    program = scratch / "dist" / "edgechat" / "edgechat"
+    version = about.name.split("-")[1].removesuffix(".dist")
+    yield part(
+        "PyInstaller",
+        version,
+        "GPL-2.0-or-later WITH Bootloader-exception",
+        licence,
+        program,
+        "https://pyinstaller.org/",
+    )
+    # Tuples of where a file goes, where it comes from, and what it is; how it is written is PyInstaller's own affair.
+    (collected,) = (scratch / "work").rglob("COLLECT-00.toc")
+    files = [Path(source) for _, source, kind in ast.literal_eval(collected.read_text("utf-8"))[0] if kind == "BINARY"]
+    ours = (scratch.resolve(), Path(sys.base_prefix).resolve())
+    for file in sorted({file.resolve() for file in files}):
+        if not file.is_relative_to(ours[0]) and not file.is_relative_to(ours[1]):
+            yield of_the_system(file)
+
+
+def part(name: str, version: str, licence: str, text: str, file: Path, url: str) -> contents.Part:
+    """Something that is inside as a file."""
+    return contents.Part(name, version, licence, (text,) if text else (), file.name, build.digest(file), url)
+
+
+def of_the_system(file: Path) -> contents.Part:
+    """A library of the system, with what the package manager of Debian and its kin knows of it, if that is here."""
+    query = ["dpkg-query", "--search", str(file)]
+    for path in (
+        str(file),
+        str(file).removeprefix("/usr"),
+    ):  # which of the two is known depends on the age of the package
+        query[-1] = path
+        found = (
+            subprocess.run(query, capture_output=True, text=True, check=False).stdout if shutil.which(query[0]) else ""
+        )
+        if found:
+            break
+    package = found.partition(":")[0]
+    if not package:
+        return part(file.name, "unknown", "", "", file, "")
+    show = ["dpkg-query", "--show", "--showformat=${source:Upstream-Version}", package]
+    version = subprocess.run(show, capture_output=True, text=True, check=False).stdout.partition("\n")[0] or "unknown"
+    text = Path("/usr/share/doc", package, "copyright")
+    words = text.read_text("utf-8", "replace") if text.is_file() else ""
+    return part(package, version, "see its text", words, file, f"https://packages.debian.org/{package}")
 
 
 def start(archive: Path, frozen: Path) -> bytes:
@@ -112,10 +162,7 @@ def start(archive: Path, frozen: Path) -> bytes:
         "@SHA256@": build.digest(archive), "@SYSTEM@": platform.system(), "@MACHINE@": platform.machine(),
         "@NEEDED_KB@": str(n_bytes // 1024), "@GLIBC@": platform.libc_ver()[1] or "none",
     }  # fmt: skip
-    text = (SCRIPTS / "start.sh").read_text("utf-8")
-    for word, meaning in words.items():
-        text = text.replace(word, meaning)
-    mark = "@OFFSET@"
+    text, mark = wheels.filled(SCRIPTS / "start.sh", words), "@OFFSET@"
     return text.replace(mark, f"{len(text.encode()) + 1:0{len(mark)}d}").encode()
 
 

@@ -10,12 +10,16 @@ than this machine's. A directory may be named instead of dist/.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import contents
+from pip._vendor.packaging.requirements import Requirement
 from starter_wheel import ROOT, build, starter_wheel
 
 # glibc 2.34: Debian 12, Ubuntu 22.04, JetPack 6, Raspberry Pi OS of 2023. What a wheel of ours or others may ask for.
@@ -41,10 +45,36 @@ def main() -> int:
 def fill(dist: Path) -> None:
     """Make the wheelhouse anew."""
     fill_ours(dist)
-    made = next(dist.glob("edgechat-0*.whl"))
-    build.say("collecting the wheels of its dependencies")
-    # pipx wants a pip of today for itself before anything else.
-    download(f"{sys.version_info[0]}.{sys.version_info[1]}", dist, dist, f"{made}[starter,serve]", "pip")
+    wheels_for(f"{sys.version_info[0]}.{sys.version_info[1]}", dist, dist)
+
+
+def wheels_for(python: str, house: Path, folder: Path) -> list[Path]:
+    """Every wheel that an installation on this Python takes, in the order of their names."""
+    build.say(f"collecting wheels for Python {python}")
+    # pipx wants a pip of today for itself before anything else, and so does a place that is made without one.
+    download(python, house, folder, f"{ours(house)}[starter,serve]", "pip")
+    # pip looks at conditions such as `python_version < "3.11"` with the Python that runs it, not the one it is told.
+    while missing := sorted(missing_from(folder, python)):
+        download(python, house, folder, *missing)
+    return sorted(folder.glob("*.whl"))
+
+
+def missing_from(folder: Path, python: str) -> Iterator[str]:
+    """Requirements that hold on this Python and that no wheel in `folder` is for."""
+    here = {contents.name_of(wheel) for wheel in folder.glob("*.whl")}
+    for wheel in folder.glob("*.whl"):
+        extras = ("starter", "serve") if contents.name_of(wheel) == "edgechat" else ("",)
+        for line in contents.metadata(wheel).get_all("Requires-Dist") or ():
+            requirement = Requirement(line)
+            environment = {
+                "python_version": python,
+                "python_full_version": f"{python}.0",
+                "platform_machine": build.target_machine(),
+            }
+            marker = requirement.marker
+            holds = marker is None or any(marker.evaluate(environment | {"extra": extra}) for extra in extras)
+            if holds and contents.plain(requirement.name) not in here:
+                yield f"{requirement.name}{requirement.specifier}"
 
 
 def download(python: str, house: Path, folder: Path, *what: str) -> None:
@@ -68,6 +98,19 @@ def platforms(machine: str) -> list[str]:
     return [f"--platform={name}_{machine}" for name in names]
 
 
+def ours(dist: Path) -> Path:
+    """The wheel of edgechat itself."""
+    return next(dist.glob("edgechat-[0-9]*.whl"))
+
+
+def filled(path: Path, words: Mapping[str, str]) -> str:
+    """The text of a file with marks such as @VERSION@ replaced."""
+    text = path.read_text("utf-8")
+    for word, meaning in words.items():
+        text = text.replace(word, meaning)
+    return text
+
+
 def fill_ours(dist: Path) -> None:
     """Make the wheels that no index has, in place of whatever wheels are there."""
     dist.mkdir(parents=True, exist_ok=True)
@@ -84,7 +127,7 @@ def fill_ours(dist: Path) -> None:
     if sys.platform == "linux":
         for wheel in list(dist.glob("*-linux_*.whl")):
             name_its_machine(wheel)
-        name_its_glibc(next(dist.glob("edgechat-0*.whl")))
+        name_its_glibc(ours(dist))
 
 
 def name_its_machine(wheel: Path) -> Path:
@@ -110,7 +153,8 @@ def name_its_glibc(wheel: Path, foreign: tuple[str, ...] = ()) -> Path:
     )  # fmt: skip
     wheel.unlink()
     (named,) = folder.glob(f"{wheel.name.split('-')[0]}-*.whl")
-    if not any(f"-manylinux_2_{minor}_" in named.name for minor in GLIBC_MINORS):
+    minors = [int(minor) for minor in re.findall(r"manylinux_2_(\d+)_", named.name)]
+    if not minors or min(minors) > GLIBC_MINORS[-1]:
         named.unlink()
         raise build.BuildError(
             f"its libraries ask for more than glibc 2.{GLIBC_MINORS[-1]}: {named.name}; build on an older system"

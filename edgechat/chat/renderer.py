@@ -78,7 +78,8 @@ class Renderer:
         the content itself, so it gets that as the model wrote it, with the marks of `form`. `begun` is an answer to
         go on with. Among `variables` may be `tools`, functions that the model may call, in the shape of the OpenAI API.
 
-        Raises TemplateError if the template fails, is refused by the sandbox, or takes over `TIMEOUT_S`.
+        Raises TemplateError if the template fails, is refused by the sandbox, or takes over `TIMEOUT_S`, and
+        EngineDiedError if there is no program any more that could render it.
         """
         marks = None if _KNOWS_REASONING.search(template) else form
         last = [] if begun is None else [begun]

@@ -16,12 +16,13 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from edgechat import paths, process
+from edgechat import paths
 from edgechat.engine import protocol
 from edgechat.engine.pipe import spawn
 from edgechat.errors import EdgechatError, EngineDiedError, by_name
 from edgechat.hardware.cpu import read_cpu
 from edgechat.planner.ladder import QuantModel
+from edgechat.process import CHANGED, UPGRADED
 from edgechat.runtime import logs, verdicts
 from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.probe import ABORTS, CRASHES, death
@@ -100,8 +101,8 @@ class _Process:
                 _record_crash(self.backend, death(code))
 
     def _obituary(self, code: int) -> str:
-        if code == process.CHANGED:
-            return process.UPGRADED
+        if code == CHANGED:
+            return UPGRADED
         words = f"the engine process died by {death(code)}"
         if code == -KILLED:
             words += ": something killed it, often the system when memory runs out"
@@ -171,7 +172,7 @@ class EngineClient:
         try:
             loaded = self._load_once(request, listen)
         except EngineDiedError as error:
-            if self._closed or error.code in (-KILLED, process.CHANGED):
+            if self._closed or error.code in (-KILLED, CHANGED):
                 raise
             loaded = self._load_once(msgspec.structs.replace(request, id=self.next_id()), listen)
         self._load = request

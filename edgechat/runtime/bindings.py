@@ -97,7 +97,7 @@ def _import_bindings(bundle: Bundle) -> Any:
     os.environ["LLAMA_CPP_LIB_PATH"] = bundle.directory
     package = types.ModuleType("llama_cpp")
     package.__path__ = [str(directory)]
-    package.__spec__ = spec
+    package.__spec__ = spec  # without one, nobody could ask again where it is
     sys.modules["llama_cpp"] = package
     return importlib.import_module("llama_cpp.llama_cpp")
 

@@ -133,7 +133,8 @@ class _Report:
 def watch(directory: Path, arguments: list[str], read: Callable[[str], None], *, deadline: float) -> tuple[bool, int]:
     """Run a child that tries a module of the bundle in `directory`, and hand each line that it writes to `read`.
 
-    Returns whether it was ended because lines stopped coming, and its exit code.
+    Returns whether it was ended because lines stopped coming, and its exit code. Raises RuntimeLoadError if the
+    program was upgraded meanwhile.
     """  # fmt: skip
     child = subprocess.Popen(
         process.command(*arguments),
@@ -143,7 +144,10 @@ def watch(directory: Path, arguments: list[str], read: Callable[[str], None], *,
     stalled = _follow(child, read, deadline)
     if stalled:
         child.kill()
-    return stalled, child.wait()
+    code = child.wait()
+    if code == process.CHANGED:
+        raise RuntimeLoadError(process.UPGRADED)
+    return stalled, code
 
 
 def _follow(child: subprocess.Popen[bytes], read: Callable[[str], None], deadline: float) -> bool:

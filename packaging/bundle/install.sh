@@ -34,6 +34,8 @@ done
 [ -n "$python" ] || fail "Python @FIRST@ to @LAST@ is needed, and ${older:-none} is here: install one of them, or name it in EDGECHAT_PYTHON"
 "$python" - <<'CHECK' || exit 1
 import platform, sys
+if sys.maxsize < 2**32:
+    sys.exit("edgechat: this Python is one of 32 bits, and the bundle is for 64: a system of 64 bits is needed")
 name, have = platform.libc_ver()
 if name == "glibc" and tuple(map(int, have.split(".")[:2])) < tuple(map(int, "@GLIBC@".split("."))):
     sys.exit(f"edgechat: this system has glibc {have}, and @GLIBC@ is needed: a newer system, or a build from source")

@@ -15,10 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from edgechat import __version__
 from tests.terminal import terminal
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform == "win32", reason="it takes a pseudo-terminal")]
-NEWER = "0.1.1"
+NEWER = f"{__version__}.1"
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +28,20 @@ def newer(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("newer")
     dist = folder / "dist"
     shutil.copytree(wheelhouse, dist)
-    (wheel,) = dist.glob("edgechat-0*.whl")
+    (wheel,) = dist.glob("edgechat-[0-9]*.whl")
     root = folder / "edgechat"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(root)
     wheel.unlink()
     info = root / f"edgechat-{NEWER}.dist-info"
     next(root.glob("*.dist-info")).rename(info)
-    for path, old in ((info / "METADATA", "Version: 0.1.0"), (root / "edgechat" / "__init__.py", '"0.1.0"')):
+    for path, old in (
+        (info / "METADATA", f"Version: {__version__}\n"),
+        (root / "edgechat" / "__init__.py", f'"{__version__}"'),
+    ):
         text = path.read_text("utf-8")
         assert text.count(old) == 1
-        path.write_text(text.replace(old, old.replace("0.1.0", NEWER)), "utf-8")
+        path.write_text(text.replace(old, old.replace(__version__, NEWER)), "utf-8")
     subprocess.run([sys.executable, "-m", "wheel", "pack", "--dest-dir", dist, root], check=True, capture_output=True)
     return dist
 

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.packaging.conftest import can_cut_off, cut_off, mounted
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="it is made for Linux")]
-TOOLS = "sh uname ldd grep df awk cut find mkdir rm mv tail gzip tar sha256sum"
+TOOLS = "sh uname ldd getconf grep df awk cut find mkdir mktemp rm mv tail touch gzip tar sha256sum"
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +78,20 @@ def test_other_programs_get_their_own_libraries(single: Path, tools: Path, tmp_p
     assert seen.read_text().split() == ["[]", "[/nowhere]"]
 
 
-def test_what_is_inside_is_told(single: Path, tools: Path) -> None:
-    assert run(single, tools, "--version").returncode == 0
+def test_what_is_inside_is_told_and_nothing_of_the_working_tree(single: Path, tools: Path) -> None:
+    listed = run(single, tools, "models", "list", "--catalogue", "--json")
+    assert len(json.loads(listed.stdout)) >= 25, listed.stderr
     (sbom,) = tools.parent.rglob("edgechat-single/*/sbom.cdx.json")
     names = {component["name"] for component in json.loads(sbom.read_text())["components"]}
-    assert {"CPython", "edgechat", "llama.cpp", "SmolLM2-135M-Instruct", "textual"} <= names
-    assert "numpy" not in names
-    assert not list(sbom.parent.rglob("numpy*"))
+    assert {"CPython", "PyInstaller", "edgechat", "llama.cpp", "SmolLM2-135M-Instruct", "textual"} <= names
+    assert not {"numpy", "pip"} & names
+    files = {path.name for path in sbom.parent.rglob("*")}
+    assert "_native" in files
+    assert not {"_native_link", "numpy", "libreadline.so.8"} & files
+    told = {p["value"] for c in json.loads(sbom.read_text())["components"] for p in c["properties"]}
+    system = {name for name in files if name.startswith(("libssl", "libsqlite3", "libz.so", "libstdc++"))}
+    assert system
+    assert {name.partition(".so")[0] for name in system} <= {name.partition(".so")[0] for name in told}
 
 
 def test_it_is_made_the_same_again(single: Path, tmp_path: Path) -> None:
@@ -105,6 +112,25 @@ def test_one_that_was_killed_unpacks_again(single: Path, tools: Path) -> None:
     assert run(single, tools, "--version", HOME=str(home)).returncode == 0
 
 
+def test_two_at_once_and_older_versions(single: Path, tools: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    home = place / "edgechat-single"
+    long_ago, recent, foreign = home / ("0" * 64), home / ("1" * 64), place / "of the user"
+    for folder in (long_ago, recent, foreign):
+        folder.mkdir(parents=True)
+        if folder != recent:
+            os.utime(folder, (0, 0))
+    environment = {"HOME": str(tmp_path), "PATH": str(tools), "EDGECHAT_SINGLE_DIR": str(place)}
+    children = [subprocess.Popen([single, "--version"], env=environment) for _ in range(2)]
+    assert [child.wait(timeout=120) for child in children] == [0, 0]
+    assert foreign.exists()
+    assert recent.exists()
+    assert not long_ago.exists()
+    (unpacked,) = (folder for folder in home.iterdir() if folder != recent)
+    assert time.time() - unpacked.stat().st_mtime < 3600
+    assert not list(home.rglob("new-*"))
+
+
 def test_a_byte_that_changed_or_lacks_is_found(single: Path, tools: Path, tmp_path: Path) -> None:
     data = bytearray(single.read_bytes())
     data[len(data) // 2] ^= 1
@@ -123,6 +149,7 @@ def test_a_byte_that_changed_or_lacks_is_found(single: Path, tools: Path, tmp_pa
         ("ldd", "echo musl libc", "musl"),
         ("uname", "case $1 in -s) echo Linux;; *) echo riscv64;; esac", "on riscv64"),
         ("df", "echo; echo x 0 0 1000 0", "MB are needed"),
+        ("getconf", "echo 32", "64 bits"),
     ],
 )  # fmt: skip
 def test_what_this_machine_lacks_is_said(single: Path, tools: Path, name: str, script: str, words: str) -> None:
