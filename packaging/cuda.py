@@ -36,6 +36,8 @@ TOOLKITS = {
     "12": '"nvidia-cublas-cu12>=12,<13", "nvidia-cuda-runtime-cu12>=12,<13"',
     "13": '"nvidia-cublas>=13,<14", "nvidia-cuda-runtime>=13,<14"',
 }
+# JetPack 6 is Ubuntu 22.04: a minor more than the rest of edgechat asks for, which GCC 12 makes of a condition variable.
+GLIBC_MINOR = 35
 # Of edgechat, and of CUDA.
 FOREIGN = ("libggml-base.so", "libcudart.so.*", "libcublas.so.*", "libcublasLt.so.*")
 
@@ -73,7 +75,7 @@ def pack(prefix: Path, major: str, directory: Path) -> Path:
         stage(scratch / "project", prefix, major)
         project = str(scratch / "project")
         build.pip("wheel", "--no-deps", "--wheel-dir", str(scratch), project, what="the wheel", **wheels.DATE)
-        named = wheels.name_its_glibc(wheels.name_its_machine(next(scratch.glob("*.whl"))), FOREIGN)
+        named = wheels.name_its_glibc(wheels.name_its_machine(next(scratch.glob("*.whl"))), FOREIGN, GLIBC_MINOR)
         return named.replace(directory / named.name)
 
 
