@@ -79,7 +79,7 @@ wheels: setup-dev
 	@$(BIN)/python packaging/wheels.py
 
 bundle: setup-dev
-	@$(BIN)/python packaging/offline.py $(if $(MODEL),--with-model $(MODEL))
+	@$(BIN)/python packaging/offline.py $(if $(MODEL),--with-model "$(MODEL)")
 
 deb: setup-dev
 	@$(BIN)/python packaging/deb.py

@@ -22,6 +22,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import wheels
@@ -46,11 +47,14 @@ def main() -> int:
     """Make the wheel and print where it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", nargs="?", type=Path, default=ROOT / "dist" / "cuda")
-    parser.add_argument("--architectures", default=ARCHITECTURES.get(build.target_machine(), "native"))
+    parser.add_argument("--architectures", default="", help="as CMake writes them, such as 87-real")
     parser.add_argument("--toolkit", action="store_true", help="take the compiler from the package index")
     options = parser.parse_args()
     try:
-        print(make(options.directory, options.architectures, from_index=options.toolkit))
+        wheels.tell(
+            made := make(options.directory, options.architectures, from_index=options.toolkit),
+            f"pipx inject edgechat {made}",
+        )
     except build.BuildError as error:
         sys.exit(f"cuda: {error}")
     return 0
@@ -58,13 +62,20 @@ def main() -> int:
 
 def make(directory: Path, architectures: str, *, from_index: bool) -> Path:
     """The wheel's path. Raises build.BuildError."""
+    architectures = architectures or ARCHITECTURES.get(build.target_machine(), "native")
     if from_index:
         root = toolkit()
         os.environ |= {"CUDACXX": str(root / "bin" / "nvcc"), "CUDAToolkit_ROOT": str(root)}
     release = re.search(r"release (\d+)\.", build.nvcc_identity())
     if release is None or release[1] not in TOOLKITS:
         raise build.BuildError(f"CUDA 12 or 13 is needed, and nvcc says {build.nvcc_identity()!r}")
-    return pack(build.native_prefix(variants="none", cuda=architectures), release[1], directory)
+    try:
+        prefix = build.native_prefix(variants="none", cuda=architectures)
+    except build.BuildError as error:
+        raise build.BuildError(
+            f"{error}; where this CUDA lacks something (cuBLAS?), --toolkit takes all of it from the index"
+        ) from error
+    return pack(prefix, release[1], directory)
 
 
 def pack(prefix: Path, major: str, directory: Path) -> Path:

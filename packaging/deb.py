@@ -46,7 +46,8 @@ def main() -> int:
     parser.add_argument("--python", action="append", choices=offline.PYTHONS, default=[], dest="pythons")
     options = parser.parse_args()
     try:
-        print(make(options.directory, options.pythons or list(offline.PYTHONS)))
+        made = make(options.directory, options.pythons or list(offline.PYTHONS))
+        wheels.tell(made, f"sudo apt install {made}")
     except build.BuildError as error:
         sys.exit(f"deb: {error}")
     return 0

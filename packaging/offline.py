@@ -35,9 +35,18 @@ SCRIPTS = ROOT / "packaging" / "bundle"
 def main() -> int:
     """Make the archive and print where it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", nargs="?", type=Path, default=ROOT / "dist" / "bundle")
-    parser.add_argument("--with-model", action="append", type=Path, default=[], metavar="PATH", dest="models")
-    parser.add_argument(
+    add = parser.add_argument
+    add("directory", nargs="?", type=Path, default=ROOT / "dist" / "bundle", help="instead of dist/bundle")
+    add(
+        "--with-model",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        dest="models",
+        help="a .gguf file to put in",
+    )
+    add(
         "--with-wheel",
         action="append",
         type=Path,
@@ -46,10 +55,13 @@ def main() -> int:
         dest="wheels",
         help="edgechat-cuda12 or -cuda13",
     )
-    parser.add_argument("--python", action="append", choices=PYTHONS, default=[], dest="pythons")
+    add(
+        "--python", action="append", choices=PYTHONS, default=[], dest="pythons", help="for this version; once for each"
+    )
     options = parser.parse_args()
     try:
-        print(make(options.directory, options.models, options.pythons or list(PYTHONS), options.wheels))
+        made = make(options.directory, options.models, options.pythons or list(PYTHONS), options.wheels)
+        wheels.tell(made, "Unpack it there, and in it: sh install.sh")
     except build.BuildError as error:
         sys.exit(f"bundle: {error}")
     return 0
@@ -59,7 +71,7 @@ def make(directory: Path, models: list[Path], pythons: list[str], more: list[Pat
     """The archive's path; `more` wheels are installed too. Raises build.BuildError."""
     for model in models:
         if not model.is_file() or model.suffix != ".gguf":
-            raise build.BuildError(f"{model} is no .gguf file")
+            raise build.BuildError(f"{model} is {'no .gguf file' if model.exists() else 'not there'}")
     for wheel in more:
         if (
             not re.fullmatch(rf"edgechat_cuda\d+-.*(any|_{build.target_machine()})\.whl", wheel.name)

@@ -43,7 +43,8 @@ def main() -> int:
     parser.add_argument("directory", nargs="?", type=Path, default=ROOT / "dist" / "single")
     options = parser.parse_args()
     try:
-        print(make(options.directory.resolve()))
+        made = make(options.directory.resolve())
+        wheels.tell(made, "Copy it there, and start it; `chmod +x` if the bit was lost on the way")
     except build.BuildError as error:
         sys.exit(f"single: {error}")
     return 0
@@ -77,7 +78,7 @@ def freeze(scratch: Path) -> Path:
     build.run([*install, "--no-index", "--find-links", str(house), "edgechat[starter,serve]"], what="the installation")
     pinned = ["--no-deps", "--require-hashes", "-r", str(SCRIPTS / "requirements.txt")]
     build.run([*install, *pinned], what="getting PyInstaller")
-    build.say("freezing")
+    build.say("freezing (half a minute or more)")
     where = sysconfig.get_path("purelib", vars={"base": str(binaries.parent)})
     options = [f"--collect-{what}={package}" for package in WHOLE for what in ("submodules", "data")]
     options += [f"--exclude-module={module}" for module in LEFT_OUT]

@@ -4,15 +4,17 @@
 In it: the platform wheel of edgechat with the native bundle inside, the bindings-only wheel of
 llama-cpp-python, the starter model, and every dependency, for the Python that runs this.
 EDGECHAT_CPU_VARIANTS chooses the CPU modules (all of them by default), EDGECHAT_TARGET another architecture of Linux
-than this machine's. A directory may be named instead of dist/.
+than this machine's.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,27 +27,46 @@ from starter_wheel import ROOT, build, starter_wheel
 # glibc 2.34: Debian 12, Ubuntu 22.04, JetPack 6, Raspberry Pi OS of 2023. What a wheel of ours or others may ask for.
 GLIBC_MINORS = range(17, 35)
 DATE = {"SOURCE_DATE_EPOCH": str(build.EPOCH_S)}
-# What other recipes make in dist/.
-OTHERS = ("bundle", "cuda", "deb", "single")
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+# What other recipes make in dist/, and this one when it is killed.
+OTHERS = ("bundle", "cuda", "deb", "single", "new-")
 
 
 def main() -> int:
     """Fill the wheelhouse and list it."""
-    dist = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "dist"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", nargs="?", type=Path, default=ROOT / "dist", help="instead of dist")
+    dist = parser.parse_args().directory
     try:
         fill(dist)
     except build.BuildError as error:
         sys.exit(f"wheels: {error}")
     for wheel in sorted(dist.glob("*.whl")):
         print(f"{wheel.stat().st_size / 1e6:8.1f} MB  {wheel.name}")
-    print(f'\npipx install --pip-args="--no-index --find-links {dist}" "edgechat[starter,serve]"')
+    print(f"\nFor Python {PYTHON} on {build.target_machine()}:")
+    print(f'pipx install --pip-args="--no-index --find-links {dist}" "edgechat[starter,serve]"')
     return 0
 
 
+def tell(made: Path, then: str) -> None:
+    """Say what was made, how large it is, and what to do with it."""
+    print(f"{made} ({made.stat().st_size / 1e6:.0f} MB)\n{then}")
+
+
 def fill(dist: Path) -> None:
-    """Make the wheelhouse anew."""
-    fill_ours(dist)
-    wheels_for(f"{sys.version_info[0]}.{sys.version_info[1]}", dist, dist)
+    """Make the wheelhouse anew; only what is complete takes the place of what was there. Raises build.BuildError."""
+    dist.mkdir(parents=True, exist_ok=True)
+    foreign = [p.name for p in dist.iterdir() if p.suffix != ".whl" and not p.name.startswith(OTHERS)]
+    if foreign:
+        raise build.BuildError(f"{dist} holds more than wheels ({foreign[0]}): name an empty directory")
+    with tempfile.TemporaryDirectory(dir=dist, prefix="new-") as scratch:
+        house = Path(scratch)
+        fill_ours(house)
+        found = wheels_for(PYTHON, house, house)
+        for wheel in dist.glob("*.whl"):
+            wheel.unlink()
+        for wheel in found:
+            wheel.rename(dist / wheel.name)
 
 
 def wheels_for(python: str, house: Path, folder: Path) -> list[Path]:
@@ -112,13 +133,9 @@ def filled(path: Path, words: Mapping[str, str]) -> str:
 
 
 def fill_ours(dist: Path) -> None:
-    """Make the wheels that no index has, in place of whatever wheels are there."""
+    """Make the wheels that no index has, in an empty directory. Raises build.BuildError."""
+    build.target_machine()  # a wrong one is better said before anything is made
     dist.mkdir(parents=True, exist_ok=True)
-    foreign = [p.name for p in dist.iterdir() if p.suffix != ".whl" and p.name not in OTHERS]
-    if foreign:
-        raise build.BuildError(f"{dist} holds more than wheels ({foreign[0]}): name an empty directory")
-    for wheel in dist.glob("*.whl"):
-        wheel.unlink()
     for wheel in (build.bindings_wheel(), starter_wheel()):
         shutil.copy(wheel, dist)
     build.say("building the wheel of edgechat")

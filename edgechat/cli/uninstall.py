@@ -92,9 +92,10 @@ def _show(found: list[Kept]) -> None:
 def _how_to_remove() -> str:
     prefix = Path(sys.prefix)
     if getattr(sys, "frozen", False):
-        return f"The program itself is one file, unpacked in {Path(sys.executable).parent}: delete both."
+        unpacked = Path(sys.executable).parent.parent
+        return f"The program itself is the file that you started; what it unpacked is in {unpacked}. Delete that file and that folder."
     if (prefix / "pipx_metadata.json").exists():
-        return "The program itself goes with `pipx uninstall edgechat`."
+        return f"The program itself goes with `pipx uninstall {prefix.name}`."
     if prefix.parts[-3:] == ("share", "edgechat", "venv"):
         return "The program itself goes with the uninstall.sh of its bundle."
     if prefix.parts[:2] == ("/", "opt"):

@@ -3,20 +3,35 @@
 #
 #   sh install.sh              for you: with pipx if it is there, else in a place of its own and ~/.local/bin
 #   sh install.sh --no-pipx    never with pipx
-#   EDGECHAT_PREFIX=DIR        another place than ~/.local
+#   EDGECHAT_PREFIX=DIR        another place than ~/.local, without pipx
+#   EDGECHAT_PYTHON=PYTHON     with this Python
 #
 # A second time it installs over the first; settings, conversations and models stay.
 set -eu
 
 fail() {
     printf 'edgechat: %s\n' "$1" >&2
-    exit 1
+    exit "${2:-1}"
 }
 
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || fail "this directory cannot be read"
-prefix=${EDGECHAT_PREFIX:-${HOME:?HOME is not set: say where to install with EDGECHAT_PREFIX}/.local}
 use_pipx=yes
-[ "${1:-}" = "--no-pipx" ] && use_pipx=no
+for option in "$@"; do
+    case $option in
+        --no-pipx) use_pipx=no ;;
+        -h | --help)
+            while read -r line && [ -n "$line" ] && [ "$line" != "set -eu" ]; do
+                case $line in '#!'*) ;; *) line=${line#'#'} && printf '%s\n' "${line# }" ;; esac
+            done < "$0"
+            exit 0
+            ;;
+        *) fail "$option is no option: sh install.sh --help names them" 2 ;;
+    esac
+done
+command -v dirname > /dev/null && command -v uname > /dev/null || fail "not even \`uname\` is in the PATH, which is '$PATH'"
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || fail "this directory cannot be read"
+[ -n "${EDGECHAT_PREFIX:-${HOME:-}}" ] || fail "HOME is not set: say where to install with EDGECHAT_PREFIX"
+[ -z "${EDGECHAT_PREFIX:-}" ] || use_pipx=no
+prefix=${EDGECHAT_PREFIX:-$HOME/.local}
 
 # What this machine has.
 [ "$(uname -s)" = "@SYSTEM@" ] && [ "$(uname -m)" = "@MACHINE@" ] ||
@@ -24,6 +39,7 @@ use_pipx=yes
 if ldd --version 2>&1 | grep -qi musl; then
     fail "this system has musl instead of glibc (Alpine?): no module of this bundle would run"
 fi
+[ -z "${EDGECHAT_PYTHON:-}" ] || command -v "$EDGECHAT_PYTHON" > /dev/null || fail "EDGECHAT_PYTHON is $EDGECHAT_PYTHON, and that is not there"
 python=
 for name in ${EDGECHAT_PYTHON:-python3 @NAMES@}; do
     command -v "$name" > /dev/null 2>&1 || continue
@@ -41,11 +57,16 @@ if name == "glibc" and tuple(map(int, have.split(".")[:2])) < tuple(map(int, "@G
     sys.exit(f"edgechat: this system has glibc {have}, and @GLIBC@ is needed: a newer system, or a build from source")
 CHECK
 
-# Whole, and as it was made?
+echo "checking this bundle"
 "$python" - "$here" <<'CHECK' || exit 1
 import hashlib, pathlib, sys
 here, wrong = pathlib.Path(sys.argv[1]), []
-for line in (here / "SHA256SUMS").read_text().splitlines():
+try:
+    lines = (here / "SHA256SUMS").read_text().splitlines()
+except OSError as error:
+    lines = []
+    wrong.append(f"SHA256SUMS ({error.strerror})")
+for line in lines:
     wanted, name = line.split("  ", 1)
     digest = hashlib.sha256()
     try:
@@ -61,26 +82,34 @@ if wrong:
     sys.exit(f"edgechat: this bundle is damaged: {', '.join(wrong[:3])}; copy it again, nothing was installed")
 CHECK
 
-mkdir -p "$prefix" 2> /dev/null && [ -w "$prefix" ] || fail "$prefix cannot be written: name another place with EDGECHAT_PREFIX"
+mkdir -p "$prefix" 2> /dev/null && [ -w "$prefix" ] && prefix=$(CDPATH='' cd -- "$prefix" && pwd) ||
+    fail "$prefix cannot be written: name another place with EDGECHAT_PREFIX"
 needed=$(du -sk "$here" | cut -f1)
 free=$(df -Pk "$prefix" | awk 'NR == 2 { print $4 }')
 [ "$free" -gt $((needed * 2)) ] || fail "$((needed * 2 / 1024)) MB are needed in $prefix, and $((free / 1024)) MB are free"
 
-# pip must not ask anybody.
+# pip must not ask anybody, and what it was told for other work does not count here.
+for name in $(env | sed -n 's/^\(PIP_[A-Z_]*\)=.*/\1/p'); do
+    unset "$name"
+done
 wheels=$("$python" -c 'import pathlib, sys; print(pathlib.Path(sys.argv[1], "wheels").as_uri())' "$here") # spaces would part it
 export PIP_NO_INDEX=1 PIP_FIND_LINKS="$wheels" PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONFIG_FILE=/dev/null PYTHONNOUSERSITE=1
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV 2> /dev/null || :
+home=$prefix/share/edgechat
+echo "installing (less than a minute)"
 if [ "$use_pipx" = yes ] && command -v pipx > /dev/null 2>&1; then
     pipx install --force --python "$python" "edgechat[starter,serve]" || fail "pipx could not install it; try again with --no-pipx"
     for wheel in "$here"/wheels/edgechat_cuda*.whl; do
         [ ! -f "$wheel" ] || pipx inject edgechat "$wheel" || fail "pipx could not add ${wheel##*/}; try again with --no-pipx"
     done
+    command=$(pipx environment --value PIPX_BIN_DIR)/edgechat
 else
-    home=$prefix/share/edgechat
     old=$home/venv
     new=$home/venv-new
     mkdir -p "$home" "$prefix/bin"
     rm -rf "$new"
+    trap 'rm -rf "$new"' EXIT
+    trap 'exit 130' HUP INT TERM
     # Only once the new one is complete does it take the place of the old one.
     "$python" -m venv --without-pip "$new" || fail "$python cannot make virtual environments"
     pip=$(ls "$here"/wheels/pip-*.whl | tail -n 1)
@@ -91,25 +120,24 @@ else
     [ -d "$old" ] && mv "$old" "$home/venv-old"
     mv "$new" "$old"
     rm -rf "$home/venv-old"
-    cat > "$prefix/bin/edgechat.new" <<LAUNCHER
-#!/bin/sh
-exec "$old/bin/python" -m edgechat "\$@"
-LAUNCHER
+    {
+        echo '#!/bin/sh'
+        printf "exec '%s' -m edgechat \"\$@\"\n" "$(printf '%s' "$old/bin/python" | sed "s/'/'\\\\''/g")"
+    } > "$prefix/bin/edgechat.new"
     chmod 755 "$prefix/bin/edgechat.new"
     mv -f "$prefix/bin/edgechat.new" "$prefix/bin/edgechat"
+    command=$prefix/bin/edgechat
+    case ":$PATH:" in
+        *":$prefix/bin:"*) ;;
+        *) printf '%s is not in your PATH. This adds it: export PATH="%s:$PATH"\n' "$prefix/bin" "$prefix/bin" ;;
+    esac
 fi
 
-command=$prefix/bin/edgechat
-[ -x "$command" ] || command=edgechat
 if [ -n "$(ls "$here/models")" ]; then
-    models=$prefix/share/edgechat/models
+    models=$home/bundle-models # not the user's own, which is beside it
     mkdir -p "$models"
     cp "$here"/models/*.gguf "$models"
     "$command" models add "$models" > /dev/null || printf 'the models of this bundle are in %s: name one with -m\n' "$models" >&2
 fi
 version=$("$command" --version)
 printf 'edgechat %s is installed: %s\n' "${version##* }" "$command"
-case ":$PATH:" in
-    *":$prefix/bin:"*) ;;
-    *) [ "$command" = edgechat ] || printf '%s is not in your PATH: add it, or call it by its whole name\n' "$prefix/bin" ;;
-esac

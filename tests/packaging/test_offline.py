@@ -64,7 +64,7 @@ def tools(tmp_path: Path) -> Path:
     folder = tmp_path / "tools"
     folder.mkdir()
     names = (
-        "sh", "uname", "ldd", "grep", "dirname", "du", "df", "awk", "cut", "ls", "tail", "mkdir", "rm", "rmdir", "mv", "cp", "cat", "chmod",
+        "sh", "env", "sed", "uname", "ldd", "grep", "dirname", "du", "df", "awk", "cut", "ls", "tail", "mkdir", "rm", "rmdir", "mv", "cp", "cat", "chmod",
     )  # fmt: skip
     for name in names:
         (folder / name).symlink_to(str(shutil.which(name)))
@@ -99,6 +99,9 @@ def test_it_installs_answers_goes_over_itself_and_away(bundle: Path, tools: Path
     )
     assert answer.stdout.startswith("Gravity"), answer.stderr
     assert "parrot" in edgechat(home, tools, "models", "list").stdout
+    mine = home / ".local" / "share" / "edgechat" / "models" / "mine.gguf"
+    mine.parent.mkdir()
+    mine.write_text("a model of the user")
     assert "edgechat_cuda13 is for llama.cpp 1234567" in answer.stderr  # it was installed, and is found
     again = sh(bundle / "install.sh", home, tools)
     assert again.returncode == 0, again.stderr
@@ -108,6 +111,8 @@ def test_it_installs_answers_goes_over_itself_and_away(bundle: Path, tools: Path
     assert not (home / ".local" / "bin" / "edgechat").exists()
     assert not (home / ".local" / "share" / "edgechat" / "venv").exists()
     assert (home / ".local" / "share" / "edgechat" / "history.db").exists()
+    assert mine.exists()
+    assert not (home / ".local" / "share" / "edgechat" / "bundle-models").exists()
     assert sh(bundle / "uninstall.sh", home, tools).returncode == 1
 
 
@@ -203,6 +208,53 @@ def test_where_temporary_files_cannot_be_executed_and_where_there_is_no_space(
         before=noexec, TMPDIR=str(place),
     )  # fmt: skip
     assert answer.stdout.startswith("Gravity"), answer.stderr
+
+
+def test_options_that_are_none_and_another_edgechat(bundle: Path, tools: Path, tmp_path: Path) -> None:
+    home = tmp_path / "user"
+    for script in ("install.sh", "uninstall.sh"):
+        wrong = sh(bundle / script, home, tools, "--prugw")
+        assert wrong.returncode == 2
+        assert "--prugw is no option" in wrong.stderr
+        told = sh(bundle / script, home, tools, "--help")
+        assert told.returncode == 0
+        assert f"sh {script}" in told.stdout
+    assert not (home / ".local").exists()
+    (tools / "edgechat").write_text("#!/bin/sh\necho I was asked to go\n")
+    (tools / "edgechat").chmod(0o755)
+    gone = sh(bundle / "uninstall.sh", home, tools, "--purge", "--yes")
+    assert gone.returncode == 1
+    assert "it is not installed in" in gone.stderr
+    assert "asked to go" not in gone.stdout
+    (bundle / "SHA256SUMS").unlink()
+    assert "damaged: SHA256SUMS" in sh(bundle / "install.sh", home, tools).stderr
+
+
+def test_what_pip_is_told_for_other_work_and_an_odd_place(bundle: Path, tools: Path, tmp_path: Path) -> None:
+    home = tmp_path / "user"
+    place = "odd \"pre'fix $x"
+    done = subprocess.run(
+        [*cut_off(), "/bin/sh", bundle / "install.sh"], cwd=tmp_path, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        env={"HOME": str(home), "PATH": str(tools), "EDGECHAT_PREFIX": place, "PIP_TARGET": str(tmp_path / "elsewhere"), "PIP_USER": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "elsewhere").exists()
+    answer = sh(
+        tmp_path / place / "bin" / "edgechat",
+        home,
+        tools,
+        "ask",
+        "-m",
+        "starter",
+        "--max-tokens",
+        "4",
+        "What is gravity?",
+    )
+    assert answer.stdout.startswith("Gravity"), answer.stderr
+    prefix = str(tmp_path / place)
+    gone = sh(bundle / "uninstall.sh", home, tools, "--purge", "--yes", EDGECHAT_PREFIX=prefix)
+    assert gone.returncode == 0, gone.stderr
+    assert not (home / ".local" / "share" / "edgechat").exists()
 
 
 def test_a_home_that_cannot_be_written_and_another_place(bundle: Path, tools: Path, tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def made(folder: Path) -> Path:
         [sys.executable, ROOT / "packaging" / "single.py", folder], check=True, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
     )  # fmt: skip
-    return Path(done.stdout.strip())
+    (single,) = folder.glob("edgechat-*")
+    assert str(single) in done.stdout
+    return single
 
 
 @pytest.fixture
