@@ -134,8 +134,8 @@ def test_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) -> None
         rates = found.products[name]
         assert 0 < rates[32] < rates[1]
     assert found.attention["f16"][1] > 0
-    assert 1 <= found.decode_threads <= found.n_threads
-    assert 1 <= found.prefill_threads <= found.n_threads
+    assert 1 <= found.decode_threads <= found.most_threads
+    assert 1 <= found.prefill_threads <= found.most_threads
     assert found.read_bps > 1e8
 
 

@@ -230,14 +230,14 @@ def test_ctrl_c_lets_answers_end_and_a_second_one_ends_them(start: Start) -> Non
 
     server = start("-m", "starter", "--ctx", "2048")
     events = []
-    began = time.monotonic()
     for event in server.stream(LONG):
         events.append(event)
         if len(events) in {2, 6}:
             server.interrupt()
+            began = time.monotonic()
     assert events[-1] == "[DONE]"
     assert events[-2]["choices"][0]["finish_reason"] == "length"
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < DRAIN_S - 2  # not for want of time
     assert server.process.wait(20) == 0
     bound.cancel()
     assert not os.path.exists(f"/proc/{server.process.pid}")  # noqa: PTH110
