@@ -67,7 +67,7 @@ def test_it_answers_and_is_unpacked_once(single: Path, tools: Path) -> None:
     link.symlink_to(single)
     assert "What is gravity?" in run(link, tools, "history", "list").stdout
     assert run(single, tools, "serve", "--help").returncode == 0
-    assert "delete both" in run(single, tools, "uninstall").stdout
+    assert "Delete that file and that folder" in run(single, tools, "uninstall").stdout
 
 
 def test_other_programs_get_their_own_libraries(single: Path, tools: Path, tmp_path: Path) -> None:
