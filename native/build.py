@@ -310,44 +310,16 @@ def build(prefix: Path, tree: Path, inputs: dict[str, object]) -> None:
         if not source.exists():
             unpack(archive, tree)
         staged = Path(scratch) / "prefix"
-        cmake, ninja = tool("cmake"), tool("ninja")
-        cross = cross_compilers(target_machine())
+        cmake, cross = tool("cmake"), cross_compilers(target_machine())
         run(
-            [
-                cmake,
-                "-S",
-                str(tree / "native"),
-                "-B",
-                str(tree / "build"),
-                "-G",
-                "Ninja",
-                f"-DCMAKE_MAKE_PROGRAM={ninja}",
-                f"-DEDGECHAT_LLAMA_DIR={source / 'vendor' / 'llama.cpp'}",
-                f"-DCMAKE_INSTALL_PREFIX={staged}",
-                "-DCMAKE_BUILD_TYPE=Release",
-                f"-DLLAMA_BUILD_COMMIT={LLAMA_CPP_COMMIT}",
-                f"-DEDGECHAT_CPU_VARIANTS={options['variants']}",
-                *(["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={target_machine()}"] if cross else []),
-                f"-DEDGECHAT_CUDA={options['cuda']}",
-                *(f"-DEDGECHAT_{name.upper()}={'ON' if options[name] else 'OFF'}" for name in ("metal", "peers")),
-            ],
-            what=f"configuring {what}",
-            log=log,
-            env=os.environ | cross,
-        )
+            [cmake, *configuration(tree, source, staged, options, is_cross=bool(cross))],
+            what=f"configuring {what}", log=log, env=os.environ | cross,
+        )  # fmt: skip
+        target = "peers" if options["peers"] else "bundle"
         run(
-            [
-                cmake,
-                "--build",
-                str(tree / "build"),
-                "--target",
-                "peers" if options["peers"] else "bundle",
-                "--parallel",
-                str(os.cpu_count() or 1),
-            ],
-            what=f"compiling {what}",
-            log=log,
-        )
+            [cmake, "--build", str(tree / "build"), "--target", target, "--parallel", str(os.cpu_count() or 1)],
+            what=f"compiling {what}", log=log,
+        )  # fmt: skip
         run([cmake, "--install", str(tree / "build"), "--strip"], what=f"installing {what}", log=log)
         shutil.copy(source / "vendor" / "llama.cpp" / "LICENSE", staged / "LICENSE.llama.cpp")
         write_manifest(staged, prefix.name, inputs)
@@ -355,6 +327,20 @@ def build(prefix: Path, tree: Path, inputs: dict[str, object]) -> None:
         staged.rename(prefix)
     forget_old_trees()
     say(f"built {what} in {time.monotonic() - started:.0f} s")
+
+
+def configuration(tree: Path, source: Path, staged: Path, options: dict[str, object], *, is_cross: bool) -> list[str]:
+    """What CMake is told of a build in `tree` that is installed into `staged`."""
+    defined = {
+        "CMAKE_MAKE_PROGRAM": tool("ninja"), "CMAKE_BUILD_TYPE": "Release", "CMAKE_INSTALL_PREFIX": staged,
+        "EDGECHAT_LLAMA_DIR": source / "vendor" / "llama.cpp", "LLAMA_BUILD_COMMIT": LLAMA_CPP_COMMIT,
+        "EDGECHAT_CPU_VARIANTS": options["variants"], "EDGECHAT_CUDA": options["cuda"],
+        "EDGECHAT_METAL": "ON" if options["metal"] else "OFF", "EDGECHAT_PEERS": "ON" if options["peers"] else "OFF",
+    }  # fmt: skip
+    if is_cross:
+        defined |= {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": target_machine()}
+    where = ["-S", str(tree / "native"), "-B", str(tree / "build"), "-G", "Ninja"]
+    return where + [f"-D{name}={value}" for name, value in defined.items()]
 
 
 def forget_old_trees() -> None:

@@ -38,7 +38,7 @@ class Part(NamedTuple):
     file: str
     """The wheel that it is in, if it is in one."""
     sha256: str
-    """Of that file."""
+    """Of that wheel; "" for what is in none."""
     url: str
 
 

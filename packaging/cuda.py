@@ -51,10 +51,8 @@ def main() -> int:
     parser.add_argument("--toolkit", action="store_true", help="take the compiler from the package index")
     options = parser.parse_args()
     try:
-        wheels.tell(
-            made := make(options.directory, options.architectures, from_index=options.toolkit),
-            f"pipx inject edgechat {made}",
-        )
+        made = make(options.directory, options.architectures, from_index=options.toolkit)
+        wheels.tell(made, f"pipx inject edgechat {made}")
     except build.BuildError as error:
         sys.exit(f"cuda: {error}")
     return 0
@@ -107,11 +105,8 @@ def stage(project: Path, prefix: Path, major: str) -> None:
 def toolkit() -> Path:
     """NVIDIA's compiler for this machine, with headers and libraries for the one that is built for. Raises build.BuildError."""
     parts = ((platform.machine(), PROJECT / "compiler.txt"), (build.target_machine(), PROJECT / "libraries.txt"))
-    root: Path = (
-        build.cache_dir()
-        / "cuda"
-        / build.identity({"parts": [(machine, build.digest(pins)) for machine, pins in parts]})
-    )
+    identity = build.identity({"parts": [(machine, build.digest(pins)) for machine, pins in parts]})
+    root: Path = build.cache_dir() / "cuda" / identity
     with build.locked(root.with_suffix(".lock")):
         if not root.exists():
             build.say("getting NVIDIA's compiler (0.6 GB)")

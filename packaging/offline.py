@@ -21,6 +21,7 @@ import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -36,28 +37,11 @@ def main() -> int:
     """Make the archive and print where it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    several: dict[str, Any] = {"action": "append", "default": []}
     add("directory", nargs="?", type=Path, default=ROOT / "dist" / "bundle", help="instead of dist/bundle")
-    add(
-        "--with-model",
-        action="append",
-        type=Path,
-        default=[],
-        metavar="PATH",
-        dest="models",
-        help="a .gguf file to put in",
-    )
-    add(
-        "--with-wheel",
-        action="append",
-        type=Path,
-        default=[],
-        metavar="PATH",
-        dest="wheels",
-        help="edgechat-cuda12 or -cuda13",
-    )
-    add(
-        "--python", action="append", choices=PYTHONS, default=[], dest="pythons", help="for this version; once for each"
-    )
+    add("--with-model", type=Path, metavar="PATH", dest="models", help="a .gguf file to put in", **several)
+    add("--with-wheel", type=Path, metavar="PATH", dest="wheels", help="edgechat-cuda12 or -cuda13", **several)
+    add("--python", choices=PYTHONS, dest="pythons", help="for this version; once for each", **several)
     options = parser.parse_args()
     try:
         made = make(options.directory, options.models, options.pythons or list(PYTHONS), options.wheels)
@@ -72,14 +56,10 @@ def make(directory: Path, models: list[Path], pythons: list[str], more: list[Pat
     for model in models:
         if not model.is_file() or model.suffix != ".gguf":
             raise build.BuildError(f"{model} is {'no .gguf file' if model.exists() else 'not there'}")
+    machine = build.target_machine()
     for wheel in more:
-        if (
-            not re.fullmatch(rf"edgechat_cuda\d+-.*(any|_{build.target_machine()})\.whl", wheel.name)
-            or not wheel.is_file()
-        ):
-            raise build.BuildError(
-                f"{wheel} is no package of edgechat for GPUs of machines with {build.target_machine()}"
-            )
+        if not re.fullmatch(rf"edgechat_cuda\d+-.*(any|_{machine})\.whl", wheel.name) or not wheel.is_file():
+            raise build.BuildError(f"{wheel} is no package of edgechat for GPUs of machines with {machine}")
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgechat-bundle-", dir=directory) as scratch_name:
         scratch = Path(scratch_name)
@@ -131,22 +111,21 @@ def write_sums(root: Path) -> None:
     (root / "SHA256SUMS").write_text("".join(lines), "utf-8")
 
 
-def pack(root: Path, target: Path, *, inside: str | None = None, keep_modes: bool = False) -> Path:
-    """The archive of a folder, or of what is in it if `inside` is ".": no owner, no times, in the order of the names.
+def pack(root: Path, target: Path, *, is_program: bool = False) -> Path:
+    """The archive of a folder: no owner, no times, in the order of the names. Scripts may be executed.
 
-    With `keep_modes` may be executed what may be here, else scripts.
+    Of a program, the archive has what is in the folder, and what may be executed is what may be here.
     """
 
     def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.uid = entry.gid = 0
         entry.uname = entry.gname = ""
         entry.mtime = build.EPOCH_S
-        runs = entry.mode & 0o100 if keep_modes else entry.name.endswith(".sh")
+        runs = entry.mode & 0o100 if is_program else entry.name.endswith(".sh")
         entry.mode = 0o755 if entry.isdir() or runs else 0o644
         return entry
 
-    top = [] if inside == "." else [root]
-    within = Path(root.name if inside is None else inside)
+    top, base = ([], root) if is_program else ([root], root.parent)
     unfinished = target.with_suffix(".part")
     # Wheels and models are compressed already.
     with (
@@ -155,7 +134,7 @@ def pack(root: Path, target: Path, *, inside: str | None = None, keep_modes: boo
         tarfile.open(fileobj=zipped, mode="w") as archive,
     ):
         for path in (*top, *sorted(root.rglob("*"))):
-            archive.add(path, str(within / path.relative_to(root)), recursive=False, filter=anonymous)
+            archive.add(path, str(path.relative_to(base)), recursive=False, filter=anonymous)
     return unfinished.replace(target)
 
 

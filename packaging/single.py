@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -61,7 +62,7 @@ def make(directory: Path) -> Path:
         contents.write(
             scratch / "house", frozen / "sbom.cdx.json", frozen / "THIRD_PARTY_LICENSES.txt", *more_parts(scratch)
         )
-        archive = offline.pack(frozen, scratch / "payload", inside=".", keep_modes=True)
+        archive = offline.pack(frozen, scratch / "payload", is_program=True)
         target = directory / f"edgechat-{sys.platform}-{platform.machine()}"
         unfinished = target.with_suffix(".part")
         unfinished.write_bytes(start(archive, frozen) + archive.read_bytes())
@@ -79,7 +80,7 @@ def freeze(scratch: Path) -> Path:
     pinned = ["--no-deps", "--require-hashes", "-r", str(SCRIPTS / "requirements.txt")]
     build.run([*install, *pinned], what="getting PyInstaller")
     build.say("freezing (half a minute or more)")
-    where = sysconfig.get_path("purelib", vars={"base": str(binaries.parent)})
+    where = site(binaries.parent)
     options = [f"--collect-{what}={package}" for package in WHOLE for what in ("submodules", "data")]
     options += [f"--exclude-module={module}" for module in LEFT_OUT]
     options += [
@@ -107,18 +108,10 @@ def more_parts(scratch: Path) -> Iterator[contents.Part]:
     library = Path(sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME"))
     licence = Path(sysconfig.get_path("stdlib"), "LICENSE.txt").read_text("utf-8")
     yield part("CPython", platform.python_version(), "PSF-2.0", licence, library, "https://www.python.org/")
-    about = next((scratch / "venv").rglob("pyinstaller-*.dist-info"))
-    licence = next(about.rglob("COPYING.txt")).read_text("utf-8")
-    program = scratch / "dist" / "edgechat" / "edgechat"
-    version = about.name.split("-")[1].removesuffix(".dist")
-    yield part(
-        "PyInstaller",
-        version,
-        "GPL-2.0-or-later WITH Bootloader-exception",
-        licence,
-        program,
-        "https://pyinstaller.org/",
-    )
+    (about,) = importlib.metadata.distributions(name="pyinstaller", path=[site(scratch / "venv")])
+    licence, program = about.read_text("licenses/COPYING.txt") or "", scratch / "dist" / "edgechat" / "edgechat"
+    terms = "GPL-2.0-or-later WITH Bootloader-exception"
+    yield part("PyInstaller", about.version, terms, licence, program, "https://pyinstaller.org/")
     # Tuples of where a file goes, where it comes from, and what it is; how it is written is PyInstaller's own affair.
     (collected,) = (scratch / "work").rglob("COLLECT-00.toc")
     files = [Path(source) for _, source, kind in ast.literal_eval(collected.read_text("utf-8"))[0] if kind == "BINARY"]
@@ -128,29 +121,28 @@ def more_parts(scratch: Path) -> Iterator[contents.Part]:
             yield of_the_system(file)
 
 
+def site(environment: Path) -> str:
+    """Where the packages of a virtual environment are."""
+    return sysconfig.get_path("purelib", vars={"base": str(environment)})
+
+
 def part(name: str, version: str, licence: str, text: str, file: Path, url: str) -> contents.Part:
     """Something that is inside as a file."""
-    return contents.Part(name, version, licence, (text,) if text else (), file.name, build.digest(file), url)
+    return contents.Part(name, version, licence, (text,) if text else (), file.name, "", url)
 
 
 def of_the_system(file: Path) -> contents.Part:
     """A library of the system, with what the package manager of Debian and its kin knows of it, if that is here."""
-    query = ["dpkg-query", "--search", str(file)]
-    for path in (
-        str(file),
-        str(file).removeprefix("/usr"),
-    ):  # which of the two is known depends on the age of the package
-        query[-1] = path
-        found = (
-            subprocess.run(query, capture_output=True, text=True, check=False).stdout if shutil.which(query[0]) else ""
-        )
-        if found:
-            break
-    package = found.partition(":")[0]
+    tool = shutil.which("dpkg-query")
+
+    def asked(*arguments: str) -> str:
+        return (tool and subprocess.run([tool, *arguments], capture_output=True, text=True, check=False).stdout) or ""
+
+    # Which of its two names is known depends on the age of the package.
+    package = asked("--search", str(file), str(file).removeprefix("/usr")).partition(":")[0]
     if not package:
         return part(file.name, "unknown", "", "", file, "")
-    show = ["dpkg-query", "--show", "--showformat=${source:Upstream-Version}", package]
-    version = subprocess.run(show, capture_output=True, text=True, check=False).stdout.partition("\n")[0] or "unknown"
+    version = asked("--show", "--showformat=${source:Upstream-Version}\n", package).partition("\n")[0]
     text = Path("/usr/share/doc", package, "copyright")
     words = text.read_text("utf-8", "replace") if text.is_file() else ""
     return part(package, version, "see its text", words, file, f"https://packages.debian.org/{package}")

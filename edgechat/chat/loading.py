@@ -24,7 +24,7 @@ from edgechat.planner import memory
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import REPACKED, LoadOptions, MemoryEstimate
 from edgechat.planner.plan import LoadPlan, mib, plan, smaller
-from edgechat.runtime.bundle import find_bundle
+from edgechat.runtime.bundle import Bundle, find_bundle
 
 Listener = Callable[[events.LoadProgressed], None]
 
@@ -45,8 +45,9 @@ def load(
     # The engine's process starts up while this one reads on.
     engine.start()
     begin()
-    gpus, said = _gpus(engine, settings, listen)
-    said = [*said, *find_bundle().left_out]
+    bundle = find_bundle()
+    gpus, said = _gpus(engine, settings, bundle, listen)
+    said += bundle.left_out
     here = machine(settings, header.path, engine.pid, gpus)
     speculation = settings.speculation and not settings.strict
     chosen = _planned(engine, header, here, settings.n_ctx, speculation=speculation)
@@ -83,9 +84,9 @@ def step_down(engine: EngineClient, failed: LoadPlan, settings: Settings) -> tup
     return chosen, loaded
 
 
-def _gpus(engine: EngineClient, settings: Settings, listen: Listener) -> tuple[list[Gpu], list[str]]:
+def _gpus(engine: EngineClient, settings: Settings, bundle: Bundle, listen: Listener) -> tuple[list[Gpu], list[str]]:
     """GPUs that work here, and why others do not; nothing is asked where the build has no module for any."""
-    if not settings.gpu or not find_bundle().gpu_modules:
+    if not settings.gpu or not bundle.gpu_modules:
         return [], []
     before = remembered_gpus()
     found = engine.devices(measure=False, listen=lambda event: _tell(event, listen))

@@ -25,11 +25,41 @@ SUITE = "bookworm"
 def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that an installation takes, as `make wheels` makes it but for the number of CPU modules."""
     dist = tmp_path_factory.mktemp("wheels") / "dist"
-    subprocess.run(
-        [sys.executable, str(ROOT / "packaging" / "wheels.py"), str(dist)],
-        check=True, env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
-    )  # fmt: skip
+    recipe("wheels.py", dist)
     return dist
+
+
+def recipe(name: str, *arguments: str | Path, **environment: str) -> str:
+    """What one of packaging/ says; with the modules of a development build where nothing else is named."""
+    command = [sys.executable, str(ROOT / "packaging" / name), *map(str, arguments)]
+    given = os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"} | environment
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=given).stdout
+
+
+def bare_path(folder: Path, names: str) -> Path:
+    """A directory to be the PATH, with these tools of the system: no compiler, nothing else."""
+    folder.mkdir()
+    for name in names.split():
+        (folder / name).symlink_to(str(shutil.which(name)))
+    return folder
+
+
+def pretend(tools: Path, name: str, script: str) -> None:
+    """Put a script in the place of a tool."""
+    (tools / name).unlink(missing_ok=True)
+    (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+    (tools / name).chmod(0o755)
+
+
+def as_newcomer(
+    home: Path, tools: Path, *command: str | Path, before: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command with a home of its own; without a network, and with a command before it, where that can be."""
+    home.mkdir(exist_ok=True)
+    return subprocess.run(
+        [*cut_off(before), *command], capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
+        env={"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"} | environment,
+    )  # fmt: skip
 
 
 def can_cut_off() -> bool:

@@ -7,10 +7,8 @@ The emulator has the instructions of a CPU, and not its speed. What a board woul
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.packaging.conftest import build, copied, debian, inside, lacks
+from tests.packaging.conftest import build, copied, debian, inside, lacks, recipe
 
 REGISTERED = Path("/proc/sys/fs/binfmt_misc")
 HOME = "/home/pi"
+FOR_ARM = {"EDGECHAT_TARGET": "aarch64", "EDGECHAT_CPU_VARIANTS": "all"}
 
 
 def cannot_run() -> str:
@@ -47,10 +45,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not (REGISTERED / "qemu-aarch64").exists():
         pytest.skip("the kernel does not start qemu-aarch64 (binfmt_misc)")
     folder = tmp_path_factory.mktemp("arm64")
-    subprocess.run(
-        [sys.executable, ROOT / "packaging" / "offline.py", "--python", "3.11", folder], check=True,
-        env=os.environ | {"EDGECHAT_TARGET": "aarch64", "EDGECHAT_CPU_VARIANTS": "all"},
-    )  # fmt: skip
+    recipe("offline.py", "--python", "3.11", folder, **FOR_ARM)
     (archive,) = folder.glob("edgechat-*-linux-aarch64.tar.gz")
     for root in copied(debian("arm64"), folder):
         home = root / HOME.lstrip("/")
@@ -107,10 +102,7 @@ def test_a_board_chooses_its_module_and_answers(installed: Path, cpu: str, modul
 
 
 def test_the_package_for_debian_is_configured_and_answers(system: Path, tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, ROOT / "packaging" / "deb.py", "--python", "3.11", tmp_path], check=True,
-        env=os.environ | {"EDGECHAT_TARGET": "aarch64", "EDGECHAT_CPU_VARIANTS": "all"},
-    )  # fmt: skip
+    recipe("deb.py", "--python", "3.11", tmp_path, **FOR_ARM)
     (deb,) = tmp_path.glob("edgechat_*_arm64.deb")
     shutil.copy(deb, system / "edgechat.deb")
     done = inside(system, "dpkg", "-i", "/edgechat.deb", timeout_s=900, QEMU_CPU="cortex-a76")

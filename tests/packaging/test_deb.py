@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.packaging.conftest import copied, debian, inside, lacks
+from tests.packaging.conftest import copied, debian, inside, lacks, recipe
 
 LACKS = lacks("debootstrap", "dpkg-deb", "unshare", "chroot")
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(LACKS), reason=LACKS)]
@@ -24,10 +21,7 @@ def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(folder: Path) -> Path:
-    subprocess.run(
-        [sys.executable, ROOT / "packaging" / "deb.py", "--python", "3.11", folder], check=True,
-        env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
-    )  # fmt: skip
+    recipe("deb.py", "--python", "3.11", folder)
     return next(folder.glob("*.deb"))
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.models import write_parrot
-from tests.packaging.conftest import can_cut_off, cut_off, mounted
+from tests.packaging.conftest import as_newcomer, bare_path, can_cut_off, cut_off, mounted, pretend, recipe
 
 pytestmark = pytest.mark.long
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -26,10 +26,7 @@ PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     model = write_parrot(folder / "parrot.gguf", "Hello.")
-    subprocess.run(
-        [sys.executable, ROOT / "packaging" / "offline.py", "--python", PYTHON, "--with-model", model, "--with-wheel", cuda(folder), folder],
-        check=True, env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
-    )  # fmt: skip
+    recipe("offline.py", "--python", PYTHON, "--with-model", model, "--with-wheel", cuda(folder), folder)
     return next(folder.glob("*.tar.gz"))
 
 
@@ -61,13 +58,8 @@ def bundle(archive: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
     """A PATH with what every system has, a Python, and no compiler."""
-    folder = tmp_path / "tools"
-    folder.mkdir()
-    names = (
-        "sh", "env", "sed", "uname", "ldd", "grep", "dirname", "du", "df", "awk", "cut", "ls", "tail", "mkdir", "rm", "rmdir", "mv", "cp", "cat", "chmod",
-    )  # fmt: skip
-    for name in names:
-        (folder / name).symlink_to(str(shutil.which(name)))
+    names = "sh env sed uname ldd grep dirname du df awk cut ls tail mkdir rm rmdir mv cp cat chmod"
+    folder = bare_path(tmp_path / "tools", names)
     (folder / "python3").symlink_to(Path(sys.base_prefix) / "bin" / f"python{PYTHON}")
     return folder
 
@@ -75,12 +67,9 @@ def tools(tmp_path: Path) -> Path:
 def sh(
     script: Path, home: Path, tools: Path, *arguments: str, before: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script of the bundle, or what it installed; without a network, and with a command before it, where that can be."""
-    home.mkdir(exist_ok=True)
-    return subprocess.run(
-        [*cut_off(before), *(["/bin/sh"] if script.suffix == ".sh" else []), script, *arguments], capture_output=True, text=True, timeout=300, check=False,
-        env={"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"} | environment, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    """Run a script of the bundle, or what it installed."""
+    shell = ["/bin/sh"] if script.suffix == ".sh" else []
+    return as_newcomer(home, tools, *shell, script, *arguments, before=before, **environment)
 
 
 def edgechat(home: Path, tools: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -174,9 +163,7 @@ def test_a_byte_that_changed_is_found_before_anything_is_done(bundle: Path, tool
 def test_what_this_machine_lacks_is_said(
     bundle: Path, tools: Path, tmp_path: Path, name: str, script: str, words: str
 ) -> None:
-    (tools / name).unlink()
-    (tools / name).write_text(f"#!/bin/sh\n{script}\n")
-    (tools / name).chmod(0o755)
+    pretend(tools, name, script)
     done = sh(bundle / "install.sh", tmp_path / "user", tools)
     assert done.returncode == 1
     assert words in done.stderr
@@ -220,8 +207,7 @@ def test_options_that_are_none_and_another_edgechat(bundle: Path, tools: Path, t
         assert told.returncode == 0
         assert f"sh {script}" in told.stdout
     assert not (home / ".local").exists()
-    (tools / "edgechat").write_text("#!/bin/sh\necho I was asked to go\n")
-    (tools / "edgechat").chmod(0o755)
+    pretend(tools, "edgechat", "echo I was asked to go")
     gone = sh(bundle / "uninstall.sh", home, tools, "--purge", "--yes")
     assert gone.returncode == 1
     assert "it is not installed in" in gone.stderr

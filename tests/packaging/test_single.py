@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -12,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.packaging.conftest import can_cut_off, cut_off, mounted
+from tests.packaging.conftest import as_newcomer, bare_path, can_cut_off, mounted, pretend, recipe
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="it is made for Linux")]
 TOOLS = "sh uname ldd getconf grep df awk cut find mkdir mktemp rm mv tail touch gzip tar sha256sum"
@@ -25,35 +23,23 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(folder: Path) -> Path:
-    done = subprocess.run(
-        [sys.executable, ROOT / "packaging" / "single.py", folder], check=True, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
-    )  # fmt: skip
+    said = recipe("single.py", folder)
     (single,) = folder.glob("edgechat-*")
-    assert str(single) in done.stdout
+    assert str(single) in said
     return single
 
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
     """A PATH with what every system has: no Python, no compiler."""
-    folder = tmp_path / "tools"
-    folder.mkdir()
-    for name in TOOLS.split():
-        (folder / name).symlink_to(str(shutil.which(name)))
-    return folder
+    return bare_path(tmp_path / "tools", TOOLS)
 
 
 def run(
     single: Path, tools: Path, *arguments: str, before: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Start it with a home of its own; without a network, and with a command before it, where that can be."""
-    home = tools.parent / "Jörg Müller"
-    home.mkdir(exist_ok=True)
-    return subprocess.run(
-        [*cut_off(before), single, *arguments], capture_output=True, text=True, timeout=300, check=False,
-        env={"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"} | environment, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    """Start it, as somebody whose name has an umlaut."""
+    return as_newcomer(tools.parent / "Jörg Müller", tools, single, *arguments, before=before, **environment)
 
 
 def test_it_answers_and_is_unpacked_once(single: Path, tools: Path) -> None:
@@ -155,9 +141,7 @@ def test_a_byte_that_changed_or_lacks_is_found(single: Path, tools: Path, tmp_pa
     ],
 )  # fmt: skip
 def test_what_this_machine_lacks_is_said(single: Path, tools: Path, name: str, script: str, words: str) -> None:
-    (tools / name).unlink()
-    (tools / name).write_text(f"#!/bin/sh\n{script}\n")
-    (tools / name).chmod(0o755)
+    pretend(tools, name, script)
     done = run(single, tools, "--version")
     assert done.returncode == 1
     assert words in done.stderr

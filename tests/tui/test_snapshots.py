@@ -23,6 +23,7 @@ from edgechat.planner.machine import Machine
 from edgechat.planner.memory import MemoryEstimate
 from edgechat.planner.plan import given_plan
 from edgechat.store import ephemeral_store
+from edgechat.tui import chat as chat_module
 from edgechat.tui import entries, sidebar
 from edgechat.tui.app import ChatApp
 from tests.tui.driving import ask, keep_conversation, ready, scripted, session, until
@@ -203,6 +204,8 @@ async def test_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         entries, "figures", lambda message: "57 tokens, 42 tokens/s, first after 0.08 s, 7 of 14 cached"
     )
     monkeypatch.setenv("TZ", "UTC")
+    # What is typed is counted once it pauses: on a busy machine that would be before the picture is taken.
+    monkeypatch.setattr(chat_module, "COUNT_AFTER_S", 1000.0)
     store = ephemeral_store()
     for number in range(3):
         keep_conversation(store, [("What of boats?", f"Boats float, number {number}.")], f"Boats {number}", number)
