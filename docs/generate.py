@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from edgechat.chat.choosing import catalogue_candidates
-from edgechat.cli.commands import edgechat
+from edgechat.cli.root import edgechat
 from edgechat.hardware.profile import HardwareProfile
-from edgechat.planner.choice import Rated, choose, rate
+from edgechat.models.selection import catalogue_candidates
 from edgechat.planner.machine import machine_of
 from edgechat.planner.memory import MemoryEstimate
+from edgechat.planner.ranking import Evaluation, choose, evaluate
 
 DOCS = Path(__file__).parent
 PROFILES = DOCS.parent / "tests" / "profiles"
@@ -56,7 +56,7 @@ def plans() -> str:
     for file in sorted(PROFILES.glob("*.json")):
         machine = machine_of(msgspec.json.decode(file.read_bytes(), type=HardwareProfile))
         for wish in (0.0, 5.0, 20.0):
-            rated = [rate(c, machine, min_tps=wish) for c in catalogue_candidates()]
+            rated = [evaluate(c, machine, min_tps=wish) for c in catalogue_candidates()]
             lines.append(line(file.stem, wish, choose(rated, unasked=True)))
     return "\n".join(lines) + "\n"
 
@@ -67,7 +67,7 @@ def memory_words(memory: MemoryEstimate) -> str:
     return words if memory.is_unified or not memory.gpu else f"{words} + {memory.gpu / 1e9:.1f} GB on the GPU"
 
 
-def line(machine: str, wish: float, chosen: Rated | None) -> str:
+def line(machine: str, wish: float, chosen: Evaluation | None) -> str:
     """A row of the table."""
     if chosen is None or chosen.plan is None:
         return f"| {machine} | {wish:g} | nothing fits | | | | | |"

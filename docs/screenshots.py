@@ -17,9 +17,9 @@ async def main() -> None:
     """Talk to the starter model, and draw each screen on the way."""
     from edgechat import config
     from edgechat.catalogue.library import starter_model
-    from edgechat.chat import choosing
     from edgechat.chat.session import Session
     from edgechat.cli.chat import export
+    from edgechat.models import selection
     from edgechat.store import open_store
     from edgechat.tui.app import ChatApp
 
@@ -59,7 +59,7 @@ async def main() -> None:
         await pilot.pause(0.8)
         draw("search")
         await pilot.press("escape")
-        await asyncio.to_thread(choosing.measure)
+        await asyncio.to_thread(selection.measure)
         await pilot.press("ctrl+o")
         await pilot.pause(3)
         draw("models")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import click
 
 from edgechat import __version__
-from edgechat.cli.commands import edgechat
+from edgechat.cli.root import edgechat
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgechat.config import Sampling
 from edgechat.runtime.bindings import Bindings
-from edgechat.runtime.context import DecodeAborted, NoRoom
+from edgechat.runtime.context import DecodeAborted, NoKvSlotError
 from edgechat.runtime.grammar import Grammar
 from edgechat.runtime.sampler import Sampler
 
@@ -58,7 +58,7 @@ class FakeContext:
         self.held: dict[int, list[int]] = {seq: [] for seq in range(self.n_seqs)}
         self.rows: list[list[float]] = []
         self.widths: list[int] = []
-        self.fail: dict[int, type[DecodeAborted | NoRoom]] = {}
+        self.fail: dict[int, type[DecodeAborted | NoKvSlotError]] = {}
         self.n_cells = n_cells
 
     def tokens(self, seq: int = 0) -> list[int]:
@@ -79,7 +79,7 @@ class FakeContext:
         if failure is not None:
             raise failure
         if self.n_cells is not None and sum(map(len, self.held.values())) + len(entries) > self.n_cells:
-            raise NoRoom
+            raise NoKvSlotError
         self.rows = []
         for seq, token in entries:
             self.held[seq].append(token)

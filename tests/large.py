@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from edgechat import process
-from edgechat.planner.ladder import preset_number
+from edgechat.planner.requantize import preset_number
 from tests import models
 from tests.models import Kind
 

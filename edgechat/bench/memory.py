@@ -24,7 +24,7 @@ from edgechat.modelfile.split import read_header
 from edgechat.planner import memory
 from edgechat.planner.memory import REPACKED, LoadOptions, MemoryEstimate
 from edgechat.planner.plan import LoadPlan, given_plan, n_seqs_of
-from edgechat.planner.speed import KernelSpeeds, predict
+from edgechat.planner.throughput import KernelSpeeds, predict
 
 _N_CTXS: Final = (512, 8192, 32768)
 _N_CTX: Final = 2048
@@ -37,7 +37,7 @@ _OVER: Final = (0.03, 32 << 20)
 _UNDER: Final = (0.01, 16 << 20)
 
 
-class Case(msgspec.Struct, frozen=True, kw_only=True):
+class MemoryCase(msgspec.Struct, frozen=True, kw_only=True):
     """One way to load one model, and what came of it."""
 
     model: str
@@ -72,14 +72,14 @@ class SpeedCase(msgspec.Struct, frozen=True, kw_only=True):
         return self.predicted_tps / self.measured_tps
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class MemoryBenchReport(msgspec.Struct, frozen=True, kw_only=True):
     """All cases."""
 
-    memory: list[Case]
+    memory: list[MemoryCase]
     speed: list[SpeedCase]
 
 
-def run(models: list[Path], rounds: int, tell: Callable[[str], None]) -> Report:
+def run(models: list[Path], rounds: int, tell: Callable[[str], None]) -> MemoryBenchReport:
     """Every model in every way, then speeds, calibrated and measured in turn. Raises EdgechatError."""
     engine = EngineClient()
     try:
@@ -92,7 +92,7 @@ def run(models: list[Path], rounds: int, tell: Callable[[str], None]) -> Report:
         speeds = _speeds(engine, models, rounds, tell)
     finally:
         engine.close()
-    return Report(memory=cases, speed=speeds)
+    return MemoryBenchReport(memory=cases, speed=speeds)
 
 
 def _ways(header: ModelHeader) -> Iterator[LoadOptions]:
@@ -113,10 +113,10 @@ def _words(options: LoadOptions) -> str:
     )
 
 
-def _case(engine: EngineClient, header: ModelHeader, options: LoadOptions) -> Case:
+def _case(engine: EngineClient, header: ModelHeader, options: LoadOptions) -> MemoryCase:
     found = engine.probe(protocol.Probe(id=engine.next_id(), path=header.path, options=options))
     plan = given_plan(header.path, n_threads=os.cpu_count() or 1, **msgspec.structs.asdict(options))
-    return Case(
+    return MemoryCase(
         model=Path(header.path).name, options=options, predicted=memory.exact(header, options, found.memory),
         by_formulas_bytes=memory.estimate(header, options, REPACKED).total, peak_bytes=_peak_bytes(plan),
     )  # fmt: skip
@@ -148,7 +148,7 @@ def _peak_bytes(plan: LoadPlan) -> int:
 def case_main(arguments: list[str]) -> int:
     """The client of one case: everything that a conversation at the terminal needs, and one answer."""
     from edgechat.chat import session
-    from edgechat.chat.renderer import Renderer
+    from edgechat.prompt.renderer import Renderer
     from edgechat.store import ephemeral_store
 
     del arguments, session  # it is imported as a conversation would
@@ -172,7 +172,7 @@ def _generate(engine: EngineClient, n_prompt: int, n_gen: int = _N_GEN) -> float
         speculate=False,
     )  # fmt: skip
     for event in engine.generate(request):
-        if isinstance(event, protocol.TurnFinished):
+        if isinstance(event, protocol.RequestFinished):
             return event.stats.decode_tps
     return 0.0
 

@@ -13,13 +13,13 @@ from typing import Final
 
 import msgspec
 
-from edgechat.bench.server import LlamaServer
+from edgechat.bench.llama_server import LlamaServer
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
 from edgechat.planner.plan import given_plan
-from edgechat.runtime.bundle import find_bundle
+from edgechat.runtime.backends.bundle import find_bundle
 
 N_BATCH: Final = 512
 N_SYSTEM: Final = 100
@@ -30,7 +30,7 @@ _PREFIX_BYTES: Final = 4 << 30
 REST_S: Final = 0.5
 
 
-class Workload(msgspec.Struct, frozen=True, kw_only=True):
+class PrefixWorkload(msgspec.Struct, frozen=True, kw_only=True):
     """What is measured."""
 
     model: str
@@ -42,7 +42,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 5
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class PrefixRow(msgspec.Struct, frozen=True, kw_only=True):
     """One way to go on, all rounds."""
 
     name: str
@@ -59,15 +59,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     times_faster_than_peer: float | None
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class PrefixReport(msgspec.Struct, frozen=True, kw_only=True):
     """The whole measurement."""
 
-    workload: Workload
+    workload: PrefixWorkload
     backend: str
     prefill_tps: float
     """Cold, median."""
     cold_ttft_s: list[float]
-    rows: list[Row]
+    rows: list[PrefixRow]
     four_answers_cost: list[float]
     """Time of four answers side by side in times of one answer of the same length, each round."""
 
@@ -83,10 +83,10 @@ NAMES: Final = ("next turn", "edit of the last message", "regenerate", "branch s
                 "reopen after a restart")  # fmt: skip
 
 
-def run(workload: Workload, peer: Path | None, tell: Callable[[str], None] = lambda words: None) -> Report:
+def run(workload: PrefixWorkload, peer: Path | None, tell: Callable[[str], None] = lambda words: None) -> PrefixReport:
     """Measure; `peer` is a llama-server. Raises EdgechatError."""
     with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as scratch, contextlib.ExitStack() as stack:
-        ours = _Ours(workload, Path(scratch))
+        ours = _EdgechatPeer(workload, Path(scratch))
         stack.callback(ours.close)
         theirs = None
         if peer is not None:
@@ -115,15 +115,15 @@ def run(workload: Workload, peer: Path | None, tell: Callable[[str], None] = lam
                 time.sleep(REST_S)
                 if not ours_first:
                     taken[name].append(ours.go_on(name, prompts))
-        return Report(
+        return PrefixReport(
             workload=workload, backend=ours.backend, prefill_tps=statistics.median(t.prefill_tps for t in cold),
             cold_ttft_s=[t.ttft_s for t in cold], rows=[_row(name, taken[name], cold, peers[name]) for name in NAMES],
             four_answers_cost=four,
         )  # fmt: skip
 
 
-def _row(name: str, taken: list[_Taken], cold: list[_Taken], peer: list[tuple[float, int]]) -> Row:
-    return Row(
+def _row(name: str, taken: list[_Taken], cold: list[_Taken], peer: list[tuple[float, int]]) -> PrefixRow:
+    return PrefixRow(
         name=name, ttft_s=[t.ttft_s for t in taken], beside_s=[t.beside_s for t in taken],
         cached_tokens=taken[-1].cached_tokens, peer_ttft_s=[s for s, _ in peer],
         peer_cached_tokens=peer[-1][1] if peer else 0,
@@ -139,12 +139,12 @@ def random_tokens(count: int) -> list[int]:
     return [draw.randrange(_FIRST_TOKEN, _LAST_TOKEN) for _ in range(count)]
 
 
-def _n_ctx(workload: Workload) -> int:
+def _n_ctx(workload: PrefixWorkload) -> int:
     # Room for the conversation, its branches, and the cold run beside them.
     return 3 * (workload.n_history + 4 * workload.n_new) + 256
 
 
-def _prompts(workload: Workload) -> dict[str, list[list[int]]]:
+def _prompts(workload: PrefixWorkload) -> dict[str, list[list[int]]]:
     """For each way to go on: the prompts before it, unmeasured, and the measured one."""
     n_history, n_new = workload.n_history, workload.n_new
     system = random_tokens(N_SYSTEM)
@@ -161,8 +161,8 @@ def _prompts(workload: Workload) -> dict[str, list[list[int]]]:
     }
 
 
-class _Ours:
-    def __init__(self, workload: Workload, scratch: Path) -> None:
+class _EdgechatPeer:
+    def __init__(self, workload: PrefixWorkload, scratch: Path) -> None:
         self._workload = workload
         self._scratch = scratch
         self.backend = ""
@@ -196,7 +196,7 @@ class _Ours:
         started = time.monotonic()
         *_, last = self._engine.generate(request)
         ttft_s = time.monotonic() - started
-        if not isinstance(last, protocol.TurnFinished):
+        if not isinstance(last, protocol.RequestFinished):
             raise EngineError("the engine ended a measurement without its figures")
         computed = last.stats.prompt_tokens - last.stats.cached_tokens
         prefill_s = computed / last.stats.prefill_tps if last.stats.prefill_tps else 0.0
@@ -209,7 +209,7 @@ class _Ours:
             n_samples=n_samples, is_aside=True,
         )  # fmt: skip
         *_, last = self._engine.generate(request)
-        if not isinstance(last, protocol.TurnFinished):
+        if not isinstance(last, protocol.RequestFinished):
             raise EngineError("the engine ended a measurement without its figures")
         return (last.stats.completion_tokens - n_samples) / last.stats.decode_tps
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgechat import process
 from edgechat.errors import EngineError
-from edgechat.planner.ladder import PRESETS, preset_number
+from edgechat.planner.requantize import PRESETS, preset_number
 
 
 def write_ladder(source: Path, directory: Path, presets: tuple[str, ...] = PRESETS) -> list[Path]:

@@ -18,21 +18,21 @@ from typing import Any, Final
 import msgspec
 
 from edgechat import process
+from edgechat.bench.llama_server import LlamaServer
 from edgechat.bench.prefix import N_BATCH, N_SYSTEM, REST_S, random_tokens
-from edgechat.bench.server import LlamaServer
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
 from edgechat.planner.plan import given_plan
-from edgechat.runtime.bundle import find_bundle
+from edgechat.runtime.backends.bundle import find_bundle
 
 N_CLIENTS: Final = 4
 _ANSWER_S: Final = 600.0
 _SAVED_S: Final = 1.5
 
 
-class Workload(msgspec.Struct, frozen=True, kw_only=True):
+class ServeWorkload(msgspec.Struct, frozen=True, kw_only=True):
     """What is measured."""
 
     model: str
@@ -47,7 +47,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 5
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class ServeRow(msgspec.Struct, frozen=True, kw_only=True):
     """Ours and another's, round by round, and the median of their ratios; above 1 ours is the better one."""
 
     name: str
@@ -58,11 +58,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     other_name: str
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class ServeReport(msgspec.Struct, frozen=True, kw_only=True):
     """The whole measurement."""
 
-    workload: Workload
-    rows: list[Row]
+    workload: ServeWorkload
+    rows: list[ServeRow]
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -120,7 +120,7 @@ class Client:
 class OurServer:
     """`edgechat serve`, in a home of its own."""
 
-    def __init__(self, workload: Workload, home: Path) -> None:
+    def __init__(self, workload: ServeWorkload, home: Path) -> None:
         self._workload = workload
         self._home = home
         self.port = 0
@@ -158,12 +158,12 @@ class OurServer:
             self._child.stdout.close()
 
 
-def n_ctx(workload: Workload) -> int:
+def n_ctx(workload: ServeWorkload) -> int:
     """Room for the conversation with its branches, and for four clients."""
     return max(2 * workload.n_history + 1024, N_CLIENTS * (workload.n_prompt + workload.n_answer + 64))
 
 
-def run(workload: Workload, peer: Path | None, tell: Callable[[str], None] = lambda words: None) -> Report:
+def run(workload: ServeWorkload, peer: Path | None, tell: Callable[[str], None] = lambda words: None) -> ServeReport:
     """Measure; `peer` is a llama-server. Raises EdgechatError."""
     with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as scratch, contextlib.ExitStack() as stack:
         ours = OurServer(workload, Path(scratch) / "home")
@@ -171,18 +171,22 @@ def run(workload: Workload, peer: Path | None, tell: Callable[[str], None] = lam
         rows, backend = _against_engine(workload, ours, tell)
         if peer is not None:
             rows += _against_peer(workload, ours, peer, backend, tell)
-    return Report(workload=workload, rows=rows)
+    return ServeReport(workload=workload, rows=rows)
 
 
-def _row(name: str, unit: str, ours: list[float], other: list[float], other_name: str) -> Row:
+def _row(name: str, unit: str, ours: list[float], other: list[float], other_name: str) -> ServeRow:
     faster = [a / b if unit == "tokens/s" else b / a for a, b in zip(ours, other, strict=True)]
-    return Row(name=name, unit=unit, ours=ours, other=other, ratio=statistics.median(faster), other_name=other_name)
+    return ServeRow(
+        name=name, unit=unit, ours=ours, other=other, ratio=statistics.median(faster), other_name=other_name
+    )
 
 
 # Against the engine itself
 
 
-def _against_engine(workload: Workload, ours: OurServer, tell: Callable[[str], None]) -> tuple[list[Row], str]:
+def _against_engine(
+    workload: ServeWorkload, ours: OurServer, tell: Callable[[str], None]
+) -> tuple[list[ServeRow], str]:
     """Also the backend that the engine has chosen."""
     engine = EngineClient()
     plan = given_plan(
@@ -228,8 +232,8 @@ def _straight(engine: EngineClient, tokens: list[int], n_answer: int) -> Taken:
 
 
 def _against_peer(
-    workload: Workload, ours: OurServer, peer: Path, backend: str, tell: Callable[[str], None]
-) -> Iterator[Row]:
+    workload: ServeWorkload, ours: OurServer, peer: Path, backend: str, tell: Callable[[str], None]
+) -> Iterator[ServeRow]:
     module = next(m for m in find_bundle().modules if m.name == backend)
     served: dict[str, list[float]] = {}
     others: dict[str, list[float]] = {}
@@ -258,7 +262,7 @@ _ONE: Final = "one client, decode"
 _FOUR: Final = "four clients, all tokens"
 
 
-def _prompts(workload: Workload) -> dict[str, list[int]]:
+def _prompts(workload: ServeWorkload) -> dict[str, list[int]]:
     system = random_tokens(N_SYSTEM)
     history = system + random_tokens(workload.n_history - N_SYSTEM)
     following = history + random_tokens(workload.n_new)
@@ -270,7 +274,7 @@ def _prompts(workload: Workload) -> dict[str, list[int]]:
 
 
 def _turns(
-    server: OurServer | LlamaServer, prompts: dict[str, list[int]], workload: Workload
+    server: OurServer | LlamaServer, prompts: dict[str, list[int]], workload: ServeWorkload
 ) -> Iterator[tuple[str, float]]:
     """What a conversation's turns take; what llama-server keeps for a restart is restored in that time, too."""
     for name, prompt in prompts.items():
@@ -288,7 +292,7 @@ def _turns(
         time.sleep(REST_S)
 
 
-def table(report: Report) -> str:
+def table(report: ServeReport) -> str:
     """The report for people."""
     lines = [f"{'':36}{'ours':>12}{'other':>12}{'times better':>14}"]
     for row in report.rows:

@@ -12,22 +12,22 @@ from typing import Final
 
 import msgspec
 
-from edgechat.bench import replay
-from edgechat.bench.server import LlamaServer
+from edgechat.bench import draft_replay
+from edgechat.bench.llama_server import LlamaServer
 from edgechat.bench.workloads import Workloads
 from edgechat.chat.messages import Message
-from edgechat.chat.prompting import Manner, PromptBuilder
-from edgechat.chat.renderer import Renderer
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
 from edgechat.planner.plan import given_plan
+from edgechat.prompt.builder import PromptBuilder, PromptOptions
+from edgechat.prompt.renderer import Renderer
+from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import load_edgechat
-from edgechat.runtime.bundle import find_bundle
-from edgechat.runtime.suffix import SuffixIndex
+from edgechat.runtime.suffix_index import SuffixIndex
 from edgechat.speculation.acceptance import Acceptance
-from edgechat.speculation.cost import ENOUGH, SIZES, Mean, StepCosts
+from edgechat.speculation.step_costs import ENOUGH, SIZES, Mean, StepCosts
 
 N_CTX: Final = 4096
 N_BATCH: Final = 512
@@ -58,7 +58,7 @@ class Prompted(msgspec.Struct, frozen=True):
     reply: list[int]
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class SpeculationRow(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of conversation. Speeds are in times of the same engine's without drafts."""
 
     kind: str
@@ -91,7 +91,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     """Those compared: all, or up to the first difference."""
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class SpeculationReport(msgspec.Struct, frozen=True, kw_only=True):
     """The whole measurement."""
 
     model: str
@@ -102,7 +102,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Of a step of so many tokens, in steps of one, at the depth of these prompts."""
     ceiling: float
     """r: prefill of 16 tokens in times of decoding."""
-    rows: list[Row]
+    rows: list[SpeculationRow]
     worst_reply: float
     """Of all replayed ones of 100 tokens or more, the model's own among them."""
     fifth_percentile: float
@@ -119,10 +119,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     peer: Path | None = None
 
 
-def run(options: Options, workloads: Workloads, tell: Callable[[str], None] = lambda words: None) -> Report:
+def run(options: Options, workloads: Workloads, tell: Callable[[str], None] = lambda words: None) -> SpeculationReport:
     """Measure. Raises EdgechatError."""
     with contextlib.ExitStack() as stack:
-        ours = _Ours(options)
+        ours = _EdgechatRun(options)
         stack.callback(ours.close)
         cases = ours.prompted(workloads)
         tell("measuring the costs of steps")
@@ -188,7 +188,7 @@ class _Clock:
 
 
 def _one_round(
-    ours: _Ours, servers: Mapping[str, LlamaServer], clock: _Clock, case: Prompted, number: int
+    ours: _EdgechatRun, servers: Mapping[str, LlamaServer], clock: _Clock, case: Prompted, number: int
 ) -> tuple[list[int], list[int]]:
     """Everything once, in an order that changes; returns what the model said of its own, without drafts and with."""
     said: dict[bool, list[int]] = {False: [], True: []}
@@ -218,7 +218,7 @@ def _one_round(
     return said[False], said[True]
 
 
-class _Ours:
+class _EdgechatRun:
     """An engine, and the prompts for its model."""
 
     def __init__(self, options: Options) -> None:
@@ -233,7 +233,7 @@ class _Ours:
     def prompted(self, workloads: Workloads) -> list[Prompted]:
         """All cases in tokens, and answers of random ones."""
         builder = PromptBuilder(self._engine, self._renderer, self._loaded, lambda _hash: b"")
-        manner = Manner("", think=False, max_tokens=None, previous_start=0)
+        manner = PromptOptions("", think=False, max_tokens=None, previous_start=0)
         before = self._engine.tokenize("")
         cases = []
         for case in workloads.cases:
@@ -281,7 +281,7 @@ class _Ours:
             is_aside=is_aside,
         )  # fmt: skip
         *heard, last = self._engine.generate(request)
-        if not isinstance(last, protocol.TurnFinished):
+        if not isinstance(last, protocol.RequestFinished):
             raise EngineError("the engine ended a measurement without its figures")
         return [t for event in heard if isinstance(event, protocol.TokensGenerated) for t in event.tokens], last.stats
 
@@ -291,28 +291,28 @@ class _Ours:
 
 
 def _report(
-    options: Options, ours: _Ours, costs: StepCosts, cases: Sequence[Prompted], own: Sequence[Prompted], clock: _Clock,
+    options: Options, ours: _EdgechatRun, costs: StepCosts, cases: Sequence[Prompted], own: Sequence[Prompted], clock: _Clock,
     agreement: Agreement,
-) -> Report:  # fmt: skip
+) -> SpeculationReport:  # fmt: skip
     library = load_edgechat(find_bundle())
 
     def make(capacity: int) -> SuffixIndex:
         return SuffixIndex(library, capacity)
 
-    def replayed(case: Prompted, policy: replay.Policy) -> float:
-        return replay.replay(policy, case.prompt, case.reply, costs)
+    def replayed(case: Prompted, policy: draft_replay.Policy) -> float:
+        return draft_replay.replay(policy, case.prompt, case.reply, costs)
 
     acceptance = Acceptance()
     learned = [1.0] * (len(cases) + len(own))
     for i in random.Random(0).sample(range(len(learned)), len(learned)):  # noqa: S311  (an order, no secret)
-        learned[i] = replayed([*cases, *own][i], replay.ours(make, costs, acceptance))
-    fresh = [replayed(case, replay.ours(make, costs)) for case in cases]
-    fixed = {name: [replayed(case, policy(make)) for case in cases] for name, policy in replay.FIXED.items()}
+        learned[i] = replayed([*cases, *own][i], draft_replay.ours(make, costs, acceptance))
+    fresh = [replayed(case, draft_replay.ours(make, costs)) for case in cases]
+    fixed = {name: [replayed(case, policy(make)) for case in cases] for name, policy in draft_replay.FIXED.items()}
     rows = []
     for kind in dict.fromkeys(case.kind for case in cases):
         of_kind = [i for i, case in enumerate(cases) if case.kind == kind]
         plain_peer = clock.ratio(kind, "free off", "peer none")
-        rows.append(Row(
+        rows.append(SpeculationRow(
             kind=kind, forced=clock.ratio(kind, "forced on", "forced off"),
             noise=clock.ratio(kind, "forced off again", "forced off"),
             free=clock.ratio(kind, "free on", "free off"),
@@ -327,7 +327,7 @@ def _report(
         ))  # fmt: skip
     judged = [(speed, case) for speed, case in zip(learned, [*cases, *own], strict=True) if case.kind != _ADVERSARY]
     long_ones = [speed for speed, case in judged if len(case.reply) >= 100]  # noqa: PLR2004  (shorter ones are noise)
-    return Report(
+    return SpeculationReport(
         model=options.model, backend=ours.backend, n_threads=options.n_threads, rounds=options.rounds,
         step_costs={n: costs.ratio(n, _WARM_UP_TOKENS) for n in SIZES}, ceiling=16 / costs.ratio(16, _WARM_UP_TOKENS),
         rows=rows, worst_reply=min(long_ones, default=1.0),

@@ -20,13 +20,13 @@ from edgechat.errors import EngineError, UsageError
 from edgechat.hardware.cpu import usable_threads
 from edgechat.modelfile.split import read_header
 from edgechat.planner.plan import given_plan
-from edgechat.runtime.bundle import find_bundle
+from edgechat.runtime.backends.bundle import find_bundle
 
 N_BATCH: Final = 512
 _FIRST_ORDINARY_TOKEN: Final = 300  # above control tokens and bytes in every vocabulary that matters
 
 
-class Workload(msgspec.Struct, frozen=True, kw_only=True):
+class SpeedWorkload(msgspec.Struct, frozen=True, kw_only=True):
     """What is measured."""
 
     model: str
@@ -38,34 +38,36 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 5
 
 
-class Sample(msgspec.Struct, frozen=True):
+class SpeedSample(msgspec.Struct, frozen=True):
     """One measurement, in tokens per second."""
 
     prefill_tps: float
     decode_tps: float
 
 
-class Report(msgspec.Struct, frozen=True):
+class SpeedReport(msgspec.Struct, frozen=True):
     """All rounds of one comparison. Ratios are ours to the peer's, round by round."""
 
-    workload: Workload
+    workload: SpeedWorkload
     backend: str
     build_id: str
-    ours: list[Sample]
-    peer: list[Sample]
+    ours: list[SpeedSample]
+    peer: list[SpeedSample]
     prefill_ratio: float | None
     """Median over the rounds; None without a peer."""
     decode_ratio: float | None
 
 
-def compare(workload: Workload, peer: Path | None, tell: Callable[[str], None] = lambda words: None) -> Report:
+def compare(
+    workload: SpeedWorkload, peer: Path | None, tell: Callable[[str], None] = lambda words: None
+) -> SpeedReport:
     """Run the workload, and the peer's llama-bench in turn with it where one is given.
 
     Raises EdgechatError if either fails.
     """
     bundle = find_bundle()
-    ours: list[Sample] = []
-    theirs: list[Sample] = []
+    ours: list[SpeedSample] = []
+    theirs: list[SpeedSample] = []
     engine = EngineClient()
     try:
         backend = _load(engine, workload)
@@ -80,24 +82,24 @@ def compare(workload: Workload, peer: Path | None, tell: Callable[[str], None] =
                 run()
     finally:
         engine.close()
-    return Report(
+    return SpeedReport(
         workload=workload, backend=backend, build_id=bundle.build_id, ours=ours, peer=theirs,
         prefill_ratio=_ratio([s.prefill_tps for s in ours], [s.prefill_tps for s in theirs]),
         decode_ratio=_ratio([s.decode_tps for s in ours], [s.decode_tps for s in theirs]),
     )  # fmt: skip
 
 
-def workload_for(model: Path, n_threads: int | None, **sizes: int) -> Workload:
+def workload_for(model: Path, n_threads: int | None, **sizes: int) -> SpeedWorkload:
     """A workload for a model file. Raises ModelFileError, and UsageError if it is longer than the context."""
     header = read_header(model)
-    workload = Workload(model=str(model), n_threads=n_threads or usable_threads(), **sizes)
+    workload = SpeedWorkload(model=str(model), n_threads=n_threads or usable_threads(), **sizes)
     longest = workload.n_depth + max(workload.n_prompt, workload.n_gen)
     if header.n_ctx_train and longest > header.n_ctx_train:
         raise UsageError(f"{longest} tokens are more than the {header.n_ctx_train} that {model} was trained for")
     return workload
 
 
-def _load(engine: EngineClient, workload: Workload) -> str:
+def _load(engine: EngineClient, workload: SpeedWorkload) -> str:
     plan = given_plan(
         workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
         n_ctx=workload.n_depth + workload.n_prompt + workload.n_gen + 1, speculation=False,
@@ -105,7 +107,7 @@ def _load(engine: EngineClient, workload: Workload) -> str:
     return engine.load(protocol.Load(id=engine.next_id(), plan=plan)).backend
 
 
-def _measure(engine: EngineClient, workload: Workload) -> Sample:
+def _measure(engine: EngineClient, workload: SpeedWorkload) -> SpeedSample:
     # llama-bench runs the prompt and one token unmeasured before it measures either: so does this.
     depth = _tokens(workload.n_depth)
     for measured in (False, True):
@@ -113,7 +115,7 @@ def _measure(engine: EngineClient, workload: Workload) -> Sample:
         prefill = _generate(engine, depth + _tokens(workload.n_prompt), 1).prefill_tps
         # Decoding starts from the depth; its first token comes out of the prefill and is not counted.
         decode = _generate(engine, depth + _tokens(1), workload.n_gen + 1 if measured else 2).decode_tps
-    return Sample(prefill, decode)
+    return SpeedSample(prefill, decode)
 
 
 def _tokens(count: int) -> list[int]:
@@ -127,7 +129,7 @@ def _generate(
         is_aside=is_aside,
     )  # fmt: skip
     *_, last = engine.generate(request)
-    if not isinstance(last, protocol.TurnFinished):
+    if not isinstance(last, protocol.RequestFinished):
         raise EngineError("the engine ended a measurement without its figures")
     return last.stats
 
@@ -138,7 +140,7 @@ class _Row(msgspec.Struct):
     samples_ts: list[float]
 
 
-def _measure_peer(peer: Path, module: str, workload: Workload) -> Sample:
+def _measure_peer(peer: Path, module: str, workload: SpeedWorkload) -> SpeedSample:
     command = [
         str(peer.resolve()), "-m", str(Path(workload.model).resolve()), "-t", str(workload.n_threads), "-r", "1",
         "-p", str(workload.n_prompt), "-n", str(workload.n_gen), "-d", str(workload.n_depth),
@@ -150,7 +152,7 @@ def _measure_peer(peer: Path, module: str, workload: Workload) -> Sample:
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=empty, env=environment)
     try:
         rows = msgspec.json.decode(result.stdout, type=list[_Row])
-        return Sample(
+        return SpeedSample(
             prefill_tps=next(r.samples_ts[0] for r in rows if r.n_prompt),
             decode_tps=next(r.samples_ts[0] for r in rows if r.n_gen),
         )

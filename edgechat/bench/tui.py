@@ -19,9 +19,9 @@ from typing import Final
 
 import msgspec
 
-from edgechat.bench import screens
-from edgechat.bench.scripted import CHARS_A_TOKEN
-from edgechat.bench.watching import Watched, watched
+from edgechat.bench import textual_baseline
+from edgechat.bench.pty_program import PtyProgram, watched
+from edgechat.bench.scripted_session import CHARS_A_TOKEN
 from edgechat.hardware.memory import cpu_s, rss_bytes
 from edgechat.store import open_store
 
@@ -38,7 +38,7 @@ _QUESTION: Final = "Tell me a long story about the sea."
 _DECODED: Final = 200
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class TuiReport(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds, unless a name says otherwise; lists are rounds, in turn."""
 
     first_frame_s: list[float]
@@ -58,21 +58,21 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ask_decode_tps: list[float]
 
 
-def run(rounds: int, say: Say, idle_s: float = _IDLE_S) -> Report:
+def run(rounds: int, say: Say, idle_s: float = _IDLE_S) -> TuiReport:
     """Measure everything. Raises EngineError where something never appears."""
     with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as home:
         env = _environment(Path(home))
-        say(f"writing {_N_CONVERSATIONS} conversations and one of {screens.N_MESSAGES} messages")
+        say(f"writing {_N_CONVERSATIONS} conversations and one of {textual_baseline.N_MESSAGES} messages")
         with _home(home):
             store = open_store()
-            long_id = screens.fill(store, _N_CONVERSATIONS, screens.N_MESSAGES).id
+            long_id = textual_baseline.fill(store, _N_CONVERSATIONS, textual_baseline.N_MESSAGES).id
             store.close()
         first, empty, usable = _first_frames(rounds, env, say)
         keys, stock, flips, themes, opened, rss = _typing(rounds, env, long_id, say)
         say(f"idle for {idle_s:.0f} s")
         share = _idle(env, long_id, idle_s)
         ours, ask = _decoding(rounds, env, say)
-    return Report(
+    return TuiReport(
         first_frame_s=first, empty_first_frame_s=empty, usable_after_s=usable,
         key_p99_s=[_p99(k) for k in keys], stock_key_p99_s=[_p99(k) for k in stock],
         key_worst_s=max(max(k) for k in keys), focus_flip_s=flips, theme_s=themes, open_s=opened, ui_rss_bytes=rss,
@@ -107,7 +107,7 @@ def _first_frames(rounds: int, env: dict[str, str], say: Say) -> tuple[list[floa
     ours, empty, usable = [], [], []
     for number in range(rounds + 1):  # the first fills the system's caches
         say(f"first frame {number} of {rounds}")
-        with watched([sys.executable, "-c", screens.EMPTY_APP], env) as program:
+        with watched([sys.executable, "-c", textual_baseline.EMPTY_APP], env) as program:
             empty.append(program.until(_FRAME) - program.started_s)
         with watched(_edgechat(), env) as program:
             ours.append(program.until(_FRAME) - program.started_s)
@@ -124,14 +124,16 @@ def _copy(env: dict[str, str]) -> Iterator[dict[str, str]]:
         yield {**env, "EDGECHAT_HOME": home}
 
 
-def _chat(env: dict[str, str], long_id: str) -> contextlib.AbstractContextManager[Watched]:
-    code = f"from edgechat.bench.screens import chat; chat({long_id!r})"
+def _chat(env: dict[str, str], long_id: str) -> contextlib.AbstractContextManager[PtyProgram]:
+    code = f"from edgechat.bench.textual_baseline import chat; chat({long_id!r})"
     return watched([sys.executable, "-c", code], env)
 
 
-def _stock(env: dict[str, str]) -> contextlib.AbstractContextManager[Watched]:
-    per_tick = screens.TOKENS_A_SECOND * CHARS_A_TOKEN // 12
-    return watched([sys.executable, "-c", screens.STOCK_APP.format(per_tick=per_tick), screens.PROSE * 20], env)
+def _stock(env: dict[str, str]) -> contextlib.AbstractContextManager[PtyProgram]:
+    per_tick = textual_baseline.TOKENS_A_SECOND * CHARS_A_TOKEN // 12
+    return watched(
+        [sys.executable, "-c", textual_baseline.STOCK_APP.format(per_tick=per_tick), textual_baseline.PROSE * 20], env
+    )
 
 
 def _typing(
@@ -152,14 +154,14 @@ def _typing(
         with _copy(env) as copied, _chat(copied, long_id) as program:
             program.until("ready")
             program.idle(0.5)
-            pressed_s = program.write(screens.OPEN_KEY)
-            opened.append(program.until(screens.LAST_WORDS) - pressed_s)
+            pressed_s = program.write(textual_baseline.OPEN_KEY)
+            opened.append(program.until(textual_baseline.LAST_WORDS) - pressed_s)
             program.idle(2.0)
             program.write("Go\r")
             program.until("answering")
             program.idle(3.0)
             ours.append(_press(program))
-            for keys, times in (("\x1b[O\x1b[I", flips), (screens.THEME_KEY, themes)):
+            for keys, times in (("\x1b[O\x1b[I", flips), (textual_baseline.THEME_KEY, themes)):
                 pressed_s = program.write(f"{keys}\u04e8")
                 times.append(program.until("\u04e8", start=len(program.seen)) - pressed_s)
                 program.idle(0.5)
@@ -167,7 +169,7 @@ def _typing(
     return ours, stock, flips, themes, opened, rss
 
 
-def _press(program: Watched) -> list[float]:
+def _press(program: PtyProgram) -> list[float]:
     """Seconds from a key until it is on the screen, for many keys."""
     times = []
     for number in range(_KEYS):
@@ -223,7 +225,7 @@ def _p99(times: list[float]) -> float:
     return statistics.quantiles(times, n=100, method="inclusive")[98]
 
 
-def table(report: Report) -> str:
+def table(report: TuiReport) -> str:
     """For a person: each figure beside what it is to be."""
 
     def median(values: list[float]) -> float:

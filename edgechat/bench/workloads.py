@@ -12,7 +12,7 @@ import msgspec
 from edgechat.errors import UsageError
 
 
-class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class WorkloadCase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A conversation, and what is answered at its end."""
 
     kind: str
@@ -29,14 +29,14 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Workloads(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole file. Methods put in texts where they are named."""
 
-    cases: list[Case]
+    cases: list[WorkloadCase]
     texts: dict[str, str] = {}
 
-    def messages(self, case: Case) -> list[str]:
+    def messages(self, case: WorkloadCase) -> list[str]:
         """What is said before the reply."""
         return [self._put_in(message, self.texts).strip() for message in case.messages]
 
-    def reply(self, case: Case) -> str:
+    def reply(self, case: WorkloadCase) -> str:
         """What is answered."""
         reply = self.texts[case.reply_of] if case.reply_of else case.reply
         for old, new in case.changes:

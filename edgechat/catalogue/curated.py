@@ -37,7 +37,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Further quants that it had."""
 
 
-class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModelDimensions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a first estimate of memory needs; the file's own header counts as soon as it can be read."""
 
     n_params: int | None = None
@@ -62,7 +62,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Last layers that use what others remember."""
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model of the catalogue. What is absent is not known."""
 
     id: str
@@ -87,7 +87,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     mmlu_pro: float | None = None
     """Per cent."""
     notes: str | None = None
-    shape: Shape = Shape()
+    shape: ModelDimensions = ModelDimensions()
     figures_from: str | None = None
     """Where the figures were found."""
 
@@ -104,7 +104,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return dict(sorted(known.items(), key=lambda item: item[1]))
 
 
-def find(repo: str, *names: str) -> Model | None:
+def find(repo: str, *names: str) -> CatalogueModel | None:
     """The model that a file is of, by its repository or by its names; of several that match, the one with the longest id.
 
     Only a guess: a fine-tune is taken for what it was made from.
@@ -124,12 +124,12 @@ def _plain(text: str) -> str:
     return re.sub("[^a-z0-9]", "", text.lower())
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    model: tuple[Model, ...] = ()
+class _CatalogueFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    model: tuple[CatalogueModel, ...] = ()
 
 
 @functools.cache
-def load() -> dict[str, Model]:
+def load() -> dict[str, CatalogueModel]:
     """All models by id: ours, and the user's over them, as far as these can be read (`read_own` says why not)."""
     models = {model.id: model for model in read(shipped_file())}
     with contextlib.suppress(CatalogueError):
@@ -137,7 +137,7 @@ def load() -> dict[str, Model]:
     return models
 
 
-def read_own() -> tuple[Model, ...]:
+def read_own() -> tuple[CatalogueModel, ...]:
     """The user's own models. Raises CatalogueError, naming what is wrong and where."""
     own = paths.config_dir() / _NAME
     return read(own) if own.exists() else ()
@@ -149,7 +149,7 @@ def shipped_file() -> Path:
     return package / _NAME if (package / _NAME).exists() else package.parent / _NAME
 
 
-def read(path: Path) -> tuple[Model, ...]:
+def read(path: Path) -> tuple[CatalogueModel, ...]:
     """A catalogue file, checked. Raises CatalogueError, naming the line or the key."""
     if sys.version_info >= (3, 11):
         import tomllib
@@ -158,7 +158,7 @@ def read(path: Path) -> tuple[Model, ...]:
 
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        models = msgspec.convert(raw, _File).model
+        models = msgspec.convert(raw, _CatalogueFile).model
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"line (\d+)", str(error))
         raise CatalogueError(f"{path}{f':{line[1]}' if line else ''} is not TOML: {error}") from None
@@ -177,7 +177,7 @@ def _where(words: str) -> str:
     return re.sub(r" - at `\$\.?(.*?)`$", r" (at \1, counted from 0)", words)
 
 
-def _check(path: Path, models: tuple[Model, ...]) -> None:
+def _check(path: Path, models: tuple[CatalogueModel, ...]) -> None:
     """What types do not say. Raises CatalogueError."""
     seen = set()
     for number, model in enumerate(models):

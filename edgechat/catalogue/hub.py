@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from edgechat.catalogue import web
-from edgechat.catalogue.safety import safe_path
+from edgechat.catalogue.download import http
+from edgechat.catalogue.download.safe_names import safe_path
 from edgechat.errors import CatalogueError, HubError
 from edgechat.modelfile.split import part_name
 
@@ -84,7 +84,7 @@ class Repo(msgspec.Struct, frozen=True, kw_only=True):
         return [variant for variant in self.variants if not variant.is_projector]
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
     """One result of a search."""
 
     id: str
@@ -139,14 +139,14 @@ class Hub:
         found = build_hf_headers(library_name=self._name, library_version=self._version)
         return {str(name): str(value) for name, value in found.items()}
 
-    def search(self, words: str, limit: int = 20) -> list[Found]:
+    def search(self, words: str, limit: int = 20) -> list[SearchResult]:
         """Repositories with GGUF files, the most used first. Raises HubError."""
         found = self._ask(
             lambda: list(self._api.list_models(search=words, filter="gguf", sort="downloads", limit=limit)),
             f"{words!r}",
         )
         return [
-            Found(
+            SearchResult(
                 id=model.id, downloads=model.downloads or 0, likes=model.likes or 0,
                 licence=_licence(model), is_gated=bool(model.gated),
             )
@@ -187,11 +187,11 @@ class Hub:
             raise HubError(
                 f"HF_HUB_OFFLINE is set, so the hub was not asked about {what}; what is here already can be used"
             )
-        web.reach(self.endpoint)
+        http.reach(self.endpoint)
         for pause_s in (*_PAUSES_S, None):
             try:
                 return self._ask_once(work, what)
-            except web.Refused as error:  # noqa: PERF203  (waits follow)
+            except http.Refused as error:  # noqa: PERF203  (waits follow)
                 if pause_s is None or not error.may_pass or (error.retry_after_s or 0.0) > pause_s:
                     raise _explained(what, error) from None
                 time.sleep(pause_s)
@@ -202,7 +202,7 @@ class Hub:
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
         try:
-            return web.within(API_S + web.CONNECT_S, work, self.endpoint)
+            return http.within(API_S + http.CONNECT_S, work, self.endpoint)
         except GatedRepoError:
             raise HubError(
                 f"{what} is gated: accept its conditions at {self.endpoint}/{what}, and set HF_TOKEN to a token of yours"
@@ -212,7 +212,7 @@ class Hub:
                 f"{what} is not on {self.endpoint}, or it is private: check the name, or set HF_TOKEN if it is yours"
             ) from None
         except HfHubHTTPError as error:
-            raise web.Refused(str(error), error.response.status_code) from None
+            raise http.Refused(str(error), error.response.status_code) from None
         except HFValidationError as error:
             raise CatalogueError(f"{what!r} is no name of a repository: {error}") from None
         except (httpx2.HTTPError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -223,7 +223,7 @@ class Hub:
 
 def _stop_at_trouble(response: Any) -> None:
     """The library would ask again by itself, for half a minute and aloud."""
-    refused = web.Refused("", response.status_code, web.retry_after_s(response.headers))
+    refused = http.Refused("", response.status_code, http.retry_after_s(response.headers))
     if refused.may_pass:
         raise refused
 
@@ -234,11 +234,11 @@ def _make_client() -> Any:
 
     return httpx2.Client(
         event_hooks={"request": [hf_request_event_hook], "response": [_stop_at_trouble]}, follow_redirects=True,
-        timeout=httpx2.Timeout(API_S, connect=web.CONNECT_S),
+        timeout=httpx2.Timeout(API_S, connect=http.CONNECT_S),
     )  # fmt: skip
 
 
-def explain(error: web.Refused, repo_id: str) -> HubError:
+def explain(error: http.Refused, repo_id: str) -> HubError:
     """What the refusal of a file means, in words."""
     if error.code == "GatedRepo" or error.status == 403:  # noqa: PLR2004
         return HubError(
@@ -253,7 +253,7 @@ def explain(error: web.Refused, repo_id: str) -> HubError:
     return error
 
 
-def _explained(what: str, error: web.Refused) -> HubError:
+def _explained(what: str, error: http.Refused) -> HubError:
     if error.status == 429:  # noqa: PLR2004
         when = f" in {error.retry_after_s:.0f} s" if error.retry_after_s else " later"
         return HubError(

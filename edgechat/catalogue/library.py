@@ -11,9 +11,9 @@ from typing import Final
 import msgspec
 
 from edgechat import paths
-from edgechat.catalogue import places, records
-from edgechat.catalogue.places import Spotted
-from edgechat.catalogue.records import Facts, FactsCache, Records
+from edgechat.catalogue import locations, registry
+from edgechat.catalogue.locations import LocalFile
+from edgechat.catalogue.registry import Facts, FactsCache, ModelRecords
 from edgechat.errors import CatalogueError, ModelFileError
 from edgechat.modelfile.split import part_name
 
@@ -21,7 +21,7 @@ STARTER: Final = "starter"
 _STARTER_PACKAGE: Final = "edgechat_starter"
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class InstalledModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model on this machine."""
 
     path: Path
@@ -59,21 +59,21 @@ def starter_model() -> Path:
     )
 
 
-def scan() -> list[Entry]:
+def scan() -> list[InstalledModel]:
     """All models on this machine, each once. Raises CatalogueError if what is remembered of them is damaged."""
-    remembered, cache = records.read_records(), FactsCache()
-    found: dict[tuple[int, int], list[Spotted]] = {}
+    remembered, cache = registry.read_records(), FactsCache()
+    found: dict[tuple[int, int], list[LocalFile]] = {}
     for source, directory in [
-        *places.directories([Path(folder) for folder in remembered.folders]),
+        *locations.directories([Path(folder) for folder in remembered.folders]),
         *map(_single, remembered.files),
     ]:
-        for spotted in places.spot(source, directory):
+        for spotted in locations.spot(source, directory):
             try:
                 stat = spotted.path.stat()
             except OSError:
                 continue
             found.setdefault((stat.st_dev, stat.st_ino), []).append(spotted)
-    by_hash: dict[str, list[Spotted]] = {}
+    by_hash: dict[str, list[LocalFile]] = {}
     singles = []
     for same in found.values():
         known = next((spotted.sha256 for spotted in same if spotted.sha256), "")
@@ -89,13 +89,13 @@ def scan() -> list[Entry]:
 
 
 def _single(file: str) -> tuple[str, Path]:
-    return places.FILE, Path(file)
+    return locations.FILE, Path(file)
 
 
-def _entry(same: list[Spotted], remembered: Records, cache: FactsCache) -> Entry:
+def _entry(same: list[LocalFile], remembered: ModelRecords, cache: FactsCache) -> InstalledModel:
     first = same[0]
     keys = {str(spotted.path) for spotted in same}
-    return Entry(
+    return InstalledModel(
         path=first.path, source=first.source, name=_name(first), facts=cache.of(first.path),
         sha256=next((spotted.sha256 for spotted in same if spotted.sha256), ""), state=_state(first, remembered),
         repo=next((spotted.repo for spotted in same if spotted.repo), ""),
@@ -105,7 +105,7 @@ def _entry(same: list[Spotted], remembered: Records, cache: FactsCache) -> Entry
     )  # fmt: skip
 
 
-def _state(spotted: Spotted, remembered: Records) -> str:
+def _state(spotted: LocalFile, remembered: ModelRecords) -> str:
     """Of all files of a model: one that differs spoils it, one that nobody looked at leaves it open."""
     states = set()
     for path in parts_of(spotted.path):
@@ -122,11 +122,11 @@ def _state(spotted: Spotted, remembered: Records) -> str:
     return next(state for state in ("differs", "", "unchanged", "verified") if state in states or state == "verified")
 
 
-def _name(spotted: Spotted) -> str:
-    return STARTER if spotted.source == places.PACKAGE and _STARTER_PACKAGE in spotted.path.parts else spotted.name
+def _name(spotted: LocalFile) -> str:
+    return STARTER if spotted.source == locations.PACKAGE and _STARTER_PACKAGE in spotted.path.parts else spotted.name
 
 
-def _named(entries: list[Entry]) -> list[Entry]:
+def _named(entries: list[InstalledModel]) -> list[InstalledModel]:
     """Two files of one name are told apart by where they come from, and then by a number."""
     taken: set[str] = set()
     named = []
@@ -160,13 +160,13 @@ def check_alias(name: str, path: Path | None = None) -> None:
 def add_alias(name: str, entry_path: Path) -> None:
     """Let a name stand for a file. Raises CatalogueError if it cannot be one."""
     check_alias(name, entry_path)
-    with records.changed_records() as changed:
+    with registry.changed_records() as changed:
         changed.aliases[name] = str(entry_path)
 
 
 def remove_alias(name: str) -> None:
     """Forget a name. Raises CatalogueError if there is none such."""
-    with records.changed_records() as changed:
+    with registry.changed_records() as changed:
         if changed.aliases.pop(name, None) is None:
             raise CatalogueError(f"no model has been given the name {name!r}")
 
@@ -175,21 +175,21 @@ def add_folder(folder: Path) -> None:
     """Look for models in this folder, too. Raises CatalogueError."""
     if not folder.is_dir():
         raise CatalogueError(f"{folder} is no folder")
-    with records.changed_records() as changed:
+    with registry.changed_records() as changed:
         if str(folder.resolve()) not in changed.folders:
             changed.folders.append(str(folder.resolve()))
 
 
 def add_file(path: Path) -> None:
     """Let a file be found where it is. Raises CatalogueError."""
-    with records.changed_records() as changed:
+    with registry.changed_records() as changed:
         if str(path.absolute()) not in changed.files:
             changed.files.append(str(path.absolute()))
 
 
 def remove_file(path: Path) -> bool:
     """Find it no longer; False if it was not added. The file stays."""
-    with records.changed_records() as changed:
+    with registry.changed_records() as changed:
         if str(path) not in changed.files:
             return False
         changed.files.remove(str(path))
@@ -199,7 +199,7 @@ def remove_file(path: Path) -> bool:
 
 def remove_folder(folder: Path) -> bool:
     """Look there no longer; False if it was not looked at. Nothing in it is touched."""
-    with records.changed_records() as changed:
+    with registry.changed_records() as changed:
         if str(folder.resolve()) not in changed.folders:
             return False
         changed.folders.remove(str(folder.resolve()))
@@ -241,10 +241,10 @@ def on_disk_bytes(path: Path) -> int:
     return min(stat.st_size, getattr(stat, "st_blocks", stat.st_size) * 512)
 
 
-def check_ours(entry: Entry) -> None:
+def check_ours(entry: InstalledModel) -> None:
     """Raises CatalogueError if another program keeps this model."""
-    if entry.source != places.OWN:
-        keeper = "your folder" if entry.source == places.FOLDER else entry.source
+    if entry.source != locations.OWN:
+        keeper = "your folder" if entry.source == locations.FOLDER else entry.source
         raise CatalogueError(f"{entry.path} belongs to {keeper}: remove it there")
 
 
@@ -259,7 +259,7 @@ def _remove_empty(folder: Path) -> None:
         folder = folder.parent
 
 
-def remove(entry: Entry) -> int:
+def remove(entry: InstalledModel) -> int:
     """Delete a model of ours; returns the bytes that this frees. Raises CatalogueError for what is not ours."""
     check_ours(entry)
     freed = 0
@@ -273,7 +273,7 @@ def remove(entry: Entry) -> int:
         _remove_empty(entry.path.parent)
     except OSError as error:
         raise CatalogueError(f"{entry.path} cannot be removed: {error.strerror or error}") from error
-    with records.changed_records() as changed:
+    with registry.changed_records() as changed:
         changed.aliases = {name: path for name, path in changed.aliases.items() if path != str(entry.path)}
         for path in parts_of(entry.path):
             for table in (changed.used_s, changed.verified):
@@ -284,8 +284,8 @@ def remove(entry: Entry) -> int:
 def remember_hash(path: Path, found: str, expected: str) -> None:
     """Write down what a file hashed to now. Raises CatalogueError and OSError."""
     stat = path.stat()
-    with records.changed_records() as changed:
-        changed.verified[str(path)] = records.Verified(
+    with registry.changed_records() as changed:
+        changed.verified[str(path)] = registry.Verified(
             sha256=found, size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, expected=expected
         )
 

@@ -12,11 +12,12 @@ from typing import Final
 import msgspec
 
 from edgechat import paths
-from edgechat.catalogue import curated, hub, library, names, web
-from edgechat.catalogue.download import download
+from edgechat.catalogue import curated, hub, library, resolve
+from edgechat.catalogue.download import http
+from edgechat.catalogue.download.downloader import download
+from edgechat.catalogue.download.request import DownloadRequest, Progress, RetryPolicy, check_room
+from edgechat.catalogue.download.safe_names import safe_path
 from edgechat.catalogue.hub import Hub, Repo, Variant
-from edgechat.catalogue.safety import safe_path
-from edgechat.catalogue.transfer import Patience, Progress, Wanted, check_room
 from edgechat.errors import CatalogueError, HubError
 from edgechat.modelfile.split import read_header
 
@@ -33,7 +34,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     reference: str
     """As it can be asked for again: `owner/repo:QUANT`, or the address."""
     quant: str
-    files: tuple[Wanted, ...]
+    files: tuple[DownloadRequest, ...]
     repo: str = ""
 
     @property
@@ -58,13 +59,13 @@ def find(reference: str, make_hub: Callable[[], Hub] = Hub) -> Target:
         return _curated(model, quant, make_hub)
     parsed = hub.parse(reference)
     if parsed is None:
-        raise CatalogueError(names.unknown_reference(reference))
+        raise CatalogueError(resolve.unknown_reference(reference))
     server = make_hub()
     repo = server.repo(parsed[0], None if revision in {"", "main"} else revision)
     return _from_repo(repo, hub.choose(repo, parsed[1]), server)
 
 
-def _curated(model: curated.Model, quant: str, make_hub: Callable[[], Hub]) -> Target:
+def _curated(model: curated.CatalogueModel, quant: str, make_hub: Callable[[], Hub]) -> Target:
     """From the first of its sources that has the quant."""
     problem: Exception | None = None
     server: Hub | None = None
@@ -81,7 +82,7 @@ def _curated(model: curated.Model, quant: str, make_hub: Callable[[], Hub]) -> T
             return _from_repo(repo, hub.choose(repo, quant), server)
         except (CatalogueError, HubError) as error:
             problem = problem or error
-            if isinstance(error, web.Unreachable):
+            if isinstance(error, http.Unreachable):
                 break
     if problem is not None:
         raise problem
@@ -94,7 +95,7 @@ def _from_repo(repo: Repo, variant: Variant, server: Hub) -> Target:
     if not safe_path(repo.id):
         raise HubError(f"the hub calls the repository {repo.id!r}, which cannot be the name of a folder")
     files = tuple(
-        Wanted(
+        DownloadRequest(
             url=file.url, path=folder.joinpath(*file.path.split("/")), size_bytes=file.size_bytes, sha256=file.sha256,
             headers=headers,
         )
@@ -105,7 +106,7 @@ def _from_repo(repo: Repo, variant: Variant, server: Hub) -> Target:
     )
 
 
-def _kept_bytes(files: tuple[Wanted, ...]) -> int:
+def _kept_bytes(files: tuple[DownloadRequest, ...]) -> int:
     """What is there of files that are not whole; as they say, which is checked when they are gone on with."""
     parts = [wanted.path.with_name(f"{wanted.path.name}.part") for wanted in files if not wanted.path.exists()]
     return sum(part.stat().st_size for part in parts if part.is_file())
@@ -113,22 +114,22 @@ def _kept_bytes(files: tuple[Wanted, ...]) -> int:
 
 def _address(url: str) -> Target:
     """Below the host's name and the address's own folders: files of one name from two places are two models."""
-    parts = web.split(url)
+    parts = http.split(url)
     path = urllib.parse.unquote(parts.path).lstrip("/")
     host = (parts.hostname or "") + (f"_{parts.port}" if parts.port else "")
     if not path.lower().endswith(".gguf") or not safe_path(f"{host}/{path}"):
         raise CatalogueError(
-            f"{web.shown(url)} does not end in the name of a .gguf file, or in one that cannot be a file's"
+            f"{http.shown(url)} does not end in the name of a .gguf file, or in one that cannot be a file's"
         )
-    wanted = Wanted(url=url, path=paths.models_dir().joinpath(host, *path.split("/")))
-    return Target(reference=web.shown(url), quant=hub.quant_of(path), files=(wanted,))
+    wanted = DownloadRequest(url=url, path=paths.models_dir().joinpath(host, *path.split("/")))
+    return Target(reference=http.shown(url), quant=hub.quant_of(path), files=(wanted,))
 
 
 def get(
     target: Target,
     tell: Callable[[int, Progress], None] = lambda number, progress: None,
     cancel: threading.Event | None = None,
-    patience: Patience = Patience(),  # noqa: B008  (frozen)
+    patience: RetryPolicy = RetryPolicy(),  # noqa: B008  (frozen)
 ) -> Path:
     """Get all files; returns the first. `tell` hears which of them it is, and how far.
 
@@ -143,7 +144,7 @@ def get(
 
         try:
             download(wanted, hear, cancel, patience)
-        except web.Refused as error:
+        except http.Refused as error:
             raise hub.explain(error, target.repo or target.reference) from None
     first = target.files[0].path
     read_header(first)

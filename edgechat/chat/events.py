@@ -9,7 +9,7 @@ import msgspec
 from edgechat.chat.messages import Message
 
 
-class LoadProgressed(msgspec.Struct, frozen=True, kw_only=True):
+class ModelLoadProgressed(msgspec.Struct, frozen=True, kw_only=True):
     """A backend is being tested, or the model is being loaded."""
 
     phase: Literal["testing", "loading"]
@@ -33,14 +33,14 @@ class TurnsDropped(msgspec.Struct, frozen=True, kw_only=True):
     """The first message that the model still sees."""
 
 
-class PrefillProgressed(msgspec.Struct, frozen=True, kw_only=True):
+class PromptProgressed(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the prompt is computed."""
 
     done_tokens: int
     total_tokens: int
 
 
-class TokensGenerated(msgspec.Struct, frozen=True, kw_only=True):
+class ReplyTextGenerated(msgspec.Struct, frozen=True, kw_only=True):
     """More of the answer, or of the reasoning before it."""
 
     text: str
@@ -75,18 +75,18 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SessionEvent = (
-    LoadProgressed | TurnStarted | TurnsDropped | PrefillProgressed | TokensGenerated | NotSaved | TurnFinished
+    ModelLoadProgressed | TurnStarted | TurnsDropped | PromptProgressed | ReplyTextGenerated | NotSaved | TurnFinished
     | TurnInterrupted
 )  # fmt: skip
 
 
 def progress_words(event: SessionEvent) -> str:
     """What goes on, for a line that the next one replaces; "" if the event is not of that kind."""
-    if isinstance(event, LoadProgressed):
+    if isinstance(event, ModelLoadProgressed):
         return event.words
-    if isinstance(event, PrefillProgressed):
+    if isinstance(event, PromptProgressed):
         return f"reading {event.done_tokens} of {event.total_tokens} tokens"
-    return "thinking" if isinstance(event, TokensGenerated) and event.reasoning and not event.text else ""
+    return "thinking" if isinstance(event, ReplyTextGenerated) and event.reasoning and not event.text else ""
 
 
 def notice_words(event: SessionEvent) -> str:

@@ -12,16 +12,13 @@ import msgspec
 
 from edgechat.chat import events, titles
 from edgechat.chat.attachments import attach
+from edgechat.chat.conversation import StoredConversation
 from edgechat.chat.idle import IdleTime
-from edgechat.chat.kept import KeptConversation
-from edgechat.chat.loading import Listener
 from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_answer, new_id, now_ms
-from edgechat.chat.model import ChatModel
 from edgechat.chat.personas import FIELDS
-from edgechat.chat.prompting import BuiltPrompt, Manner, PromptBuilder
 from edgechat.chat.store import Store
-from edgechat.chat.tree import Tree
-from edgechat.chat.turn import Turn
+from edgechat.chat.tree import MessageTree
+from edgechat.chat.turn_runner import TurnRunner
 from edgechat.config import Settings, check, merged
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
@@ -32,7 +29,10 @@ from edgechat.errors import (
     TemplateError,
     UsageError,
 )
+from edgechat.models.loaded_model import LoadedModel
+from edgechat.models.loading import Listener
 from edgechat.planner.plan import LoadPlan
+from edgechat.prompt.builder import BuiltPrompt, PromptBuilder, PromptOptions
 
 # An answer ends at once when its engine does; only a disk that hangs takes longer to write its last word.
 _LAST_WORD_S: Final = 5.0
@@ -63,11 +63,11 @@ class Session:
         """Of this conversation, since the program started: over the flags."""
         self.settings = merged(settings, conversation.settings if conversation else {}, flags)
         self.model_path = model_path
-        self._kept = KeptConversation(
+        self._kept = StoredConversation(
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
         )
-        self.model = ChatModel(store.attachment)
-        self._turn: Turn | None = None
+        self.model = LoadedModel(store.attachment)
+        self._turn: TurnRunner | None = None
         self._stop_asked = False
         self._has_generated = False
         self._idle = IdleTime(self.model.engine)
@@ -93,7 +93,7 @@ class Session:
         return self._kept.about
 
     @property
-    def tree(self) -> Tree:
+    def tree(self) -> MessageTree:
         """What was said; not to be changed."""
         return self._kept.tree
 
@@ -126,7 +126,7 @@ class Session:
         with self._idle.interrupted():
             self._kept.save_leftovers()
             new = Conversation(id=new_id(), model=self.conversation.model, created_at_ms=now_ms())
-            kept = KeptConversation(self.store, conversation or new)
+            kept = StoredConversation(self.store, conversation or new)
             if conversation is not None:
                 kept.read()
             self._kept = kept
@@ -259,7 +259,7 @@ class Session:
         started_s = time.monotonic()
         builder = self.model.builder
         if self.engine.needs_revival:
-            yield events.LoadProgressed(phase="loading", words="starting a fresh engine")
+            yield events.ModelLoadProgressed(phase="loading", words="starting a fresh engine")
             self.model.revive()
         path = self.tree.path_to(answers[0].id)
         built = self._build(builder, path)
@@ -267,7 +267,7 @@ class Session:
             start_id = path[built.start].id
             answers = [msgspec.structs.replace(a, context_start_id=start_id) for a in answers]
             yield events.TurnsDropped(n_messages=built.start, context_start_id=start_id)
-        turn = Turn(self.engine, builder, self.settings)
+        turn = TurnRunner(self.engine, builder, self.settings)
         self._turn = turn
         if self._stop_asked:
             turn.stop()
@@ -290,11 +290,11 @@ class Session:
         manner = self._manner(path)
         return builder.build(path, manner if think is None else manner._replace(think=think), files)
 
-    def _manner(self, path: list[Message]) -> Manner:
+    def _manner(self, path: list[Message]) -> PromptOptions:
         answered = next((m for m in reversed(path) if m.role == "assistant" and m.stats), None)
         last_start = answered.context_start_id if answered is not None else None
         previous = next((i for i, m in enumerate(path) if m.id == last_start), 0)
-        return Manner(self.settings.system_prompt, self.thinks, self.settings.max_tokens, previous)
+        return PromptOptions(self.settings.system_prompt, self.thinks, self.settings.max_tokens, previous)
 
     def stop(self) -> None:
         """Stop the answer that is coming, also before its first word, or before `send` began; from any thread."""

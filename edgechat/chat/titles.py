@@ -29,7 +29,7 @@ def read(events: Iterable[protocol.AnyEvent]) -> str:
     for event in events:
         if isinstance(event, protocol.TokensGenerated):
             text += event.text
-        elif isinstance(event, protocol.TurnFinished):
+        elif isinstance(event, protocol.RequestFinished):
             reason = event.finish_reason
     title = " ".join(text.split()).removeprefix("Title:").strip(_QUOTES).rstrip(".")
     return title if reason == "stop" and "\n" not in text.strip() and 0 < len(title) <= _MAX_CHARS else ""

@@ -10,7 +10,7 @@ from edgechat.chat.messages import Message
 from edgechat.errors import UsageError
 
 
-class Tree:
+class MessageTree:
     """Messages by id; children in the order they were added; one of them is the head."""
 
     def __init__(self, messages: Iterable[Message] = (), head_id: str | None = None) -> None:

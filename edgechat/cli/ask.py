@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgechat.chat.visible import visible
-from edgechat.cli.making import session_maker
 from edgechat.cli.options import conversation_options
+from edgechat.cli.session_factory import session_maker
 from edgechat.errors import UsageError
+from edgechat.terminal import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,7 +126,7 @@ def stream(answering: Iterator[SessionEvent], status: Status, *, quiet: bool) ->
         for event in answering:
             status.note(events.notice_words(event))
             status.show(events.progress_words(event))
-            if isinstance(event, events.TokensGenerated) and event.text and not quiet:
+            if isinstance(event, events.ReplyTextGenerated) and event.text and not quiet:
                 status.clear()
                 printed = True
                 click.echo(clean(event.text), nl=False)

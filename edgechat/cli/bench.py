@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgechat.bench.memory import Report as MemoryReport
-    from edgechat.bench.prefix import Report as PrefixReport
-    from edgechat.bench.speculation import Report as SpeculationReport
-    from edgechat.bench.speed import Report
+    from edgechat.bench.memory import MemoryBenchReport as MemoryReport
+    from edgechat.bench.prefix import PrefixReport as PrefixReport
+    from edgechat.bench.speculation import SpeculationReport as SpeculationReport
+    from edgechat.bench.speed import SpeedReport
 
 _Command = Callable[..., None]
 _model = click.option(
@@ -63,7 +63,7 @@ def speed(
     import msgspec
 
     from edgechat.bench.speed import compare, workload_for
-    from edgechat.catalogue.names import find_model
+    from edgechat.catalogue.resolve import find_model
 
     workload = workload_for(
         find_model(model), n_threads, n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, rounds=rounds
@@ -116,11 +116,11 @@ def serve(model: str, peer: Path | None, n_threads: int | None, rounds: int, *, 
     """
     import msgspec
 
-    from edgechat.bench.serve import Workload, run, table
-    from edgechat.catalogue.names import find_model
+    from edgechat.bench.serve import ServeWorkload, run, table
+    from edgechat.catalogue.resolve import find_model
     from edgechat.hardware.cpu import usable_threads
 
-    workload = Workload(model=str(find_model(model)), n_threads=n_threads or usable_threads(), rounds=rounds)
+    workload = ServeWorkload(model=str(find_model(model)), n_threads=n_threads or usable_threads(), rounds=rounds)
     report = run(workload, peer, lambda words: click.echo(words, err=True) if sys.stderr.isatty() else None)
     click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
 
@@ -209,11 +209,11 @@ def prefix(
     """Measure the time to the first token where a conversation goes on, is edited, switched, or opened again."""
     import msgspec
 
-    from edgechat.bench.prefix import Workload, run
-    from edgechat.catalogue.names import find_model
+    from edgechat.bench.prefix import PrefixWorkload, run
+    from edgechat.catalogue.resolve import find_model
     from edgechat.hardware.cpu import usable_threads
 
-    work = Workload(
+    work = PrefixWorkload(
         model=str(find_model(model)), n_threads=n_threads or usable_threads(), n_history=n_history, n_new=n_new,
         rounds=rounds,
     )  # fmt: skip
@@ -243,7 +243,7 @@ def speculation(
 
     from edgechat.bench import workloads
     from edgechat.bench.speculation import Options, run
-    from edgechat.catalogue.names import find_model
+    from edgechat.catalogue.resolve import find_model
     from edgechat.hardware.cpu import usable_threads
 
     options = Options(
@@ -320,7 +320,7 @@ def _prefix_table(report: PrefixReport) -> str:
     return "\n".join(lines)
 
 
-def _table(report: Report) -> str:
+def _table(report: SpeedReport) -> str:
     import statistics
 
     work = report.workload

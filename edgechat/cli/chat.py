@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgechat import config
-from edgechat.cli.files import write_private
-from edgechat.cli.making import session_maker
+from edgechat.cli.output_files import write_private
+from edgechat.cli.session_factory import session_maker
 from edgechat.errors import UsageError
 from edgechat.paths import history_file
 from edgechat.tui.app import ChatApp, run_app

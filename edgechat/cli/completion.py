@@ -17,7 +17,7 @@ def completion(shell: str) -> None:
     """  # noqa: D301  (click reads the control character)
     from click.shell_completion import get_completion_class
 
-    from edgechat.cli.commands import edgechat
+    from edgechat.cli.root import edgechat
 
     kind = get_completion_class(shell)
     if kind is None:

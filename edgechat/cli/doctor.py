@@ -24,7 +24,7 @@ def doctor(as_json: bool, report: bool, retest: bool) -> None:
     import msgspec
 
     if retest:
-        from edgechat.runtime.verdicts import forget
+        from edgechat.runtime.backends.verdicts import forget
 
         forget()
     found = examine()
@@ -45,8 +45,8 @@ def examine() -> dict[str, Any]:
     import msgspec
 
     from edgechat import config, paths
-    from edgechat.chat.machine import measured_speeds, remembered_gpus
     from edgechat.hardware.profile import read_profile
+    from edgechat.models.resources import measured_speeds, remembered_gpus
 
     measured = measured_speeds()
     starter = _starter()
@@ -81,8 +81,8 @@ def examine() -> dict[str, Any]:
 def _backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
     import msgspec
 
-    from edgechat.runtime.bundle import find_bundle
-    from edgechat.runtime.probe import judge, judge_gpus
+    from edgechat.runtime.backends.bundle import find_bundle
+    from edgechat.runtime.backends.probe import judge, judge_gpus
 
     try:
         bundle = find_bundle()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from edgechat.chat.visible import visible
-from edgechat.cli.files import write_private
+from edgechat.cli.output_files import write_private
+from edgechat.terminal import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,7 @@ def _line(text: str) -> str:
 def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str, as_json: bool) -> None:
     """List conversations: pinned ones first, then the last changed."""
     from edgechat.chat.messages import first_line
-    from edgechat.store.markdown import when
+    from edgechat.store.formats.markdown import when
 
     found = _open().list(archived=None if with_archived else False, tag=tag, folder=folder, limit=limit, offset=offset)
     if as_json:
@@ -90,7 +90,7 @@ def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) ->
     Parts of words are found, too.
     """
     from edgechat.errors import UsageError
-    from edgechat.store.markdown import when
+    from edgechat.store.formats.markdown import when
 
     if not query.strip(' "'):
         raise UsageError("say what to search for")
@@ -120,10 +120,10 @@ def _marked(snippet: str, marks: Sequence[tuple[int, int]]) -> str:
 @json_option
 def show(conversation_id: str, *, as_json: bool) -> None:
     """Print a conversation as it stands; with --json all of its branches."""
-    from edgechat.store import archive, markdown
+    from edgechat.store.formats import edgechat_json, markdown
 
     store = _open()
-    record = archive.record(store, store.resolve(conversation_id))
+    record = edgechat_json.record(store, store.resolve(conversation_id))
     if as_json:
         _print_json(record)
         return
@@ -187,12 +187,12 @@ def text_of(store: SqliteStore, conversation_ids: Sequence[str], kind: str) -> s
     """Conversations as JSON, or one as Markdown or HTML. Raises StoreError."""
     import msgspec
 
-    from edgechat.store import archive, html, markdown
+    from edgechat.store.formats import edgechat_json, html, markdown
 
     if kind == "json":
-        data = msgspec.json.encode(archive.export(store, list(conversation_ids)))
+        data = msgspec.json.encode(edgechat_json.export(store, list(conversation_ids)))
         return msgspec.json.format(data, indent=1).decode() + "\n"
-    record = archive.record(store, conversation_ids[0])
+    record = edgechat_json.record(store, conversation_ids[0])
     return html.write(record) if kind == "html" else markdown.write(record)
 
 
@@ -205,11 +205,12 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
 
     What is here already stays as it is, so importing twice changes nothing.
     """
-    from edgechat.store import archive, imports
+    from edgechat.store import importing
+    from edgechat.store.formats import edgechat_json
 
     store = _open()
     for file in files:
-        merged = archive.merge(store, imports.read(file), dry_run=dry_run)
+        merged = edgechat_json.merge(store, importing.read(file), dry_run=dry_run)
         if as_json:
             _print_json(merged)
             continue

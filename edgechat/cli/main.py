@@ -18,7 +18,7 @@ def main() -> None:
         sys.exit(_hidden(sys.argv[1], sys.argv[2:]))
     if len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         sys.exit(_chat())
-    from edgechat.cli.commands import run
+    from edgechat.cli.root import run
 
     sys.exit(run())
 
@@ -30,7 +30,7 @@ def _chat() -> int:
     try:
         return open_chat()
     except EdgechatError as error:
-        from edgechat.chat.visible import visible
+        from edgechat.terminal import visible
 
         print(f"edgechat: {visible(str(error))}", file=sys.stderr)
         return error.exit_code
@@ -63,15 +63,15 @@ def _hidden(name: str, arguments: list[str]) -> int:
     if version != __version__:
         return CHANGED
     if name == "_engine":
-        from edgechat.engine.host import main as child
+        from edgechat.engine.server import main as child
     elif name == "_selftest":
-        from edgechat.runtime.selftest import main as child
+        from edgechat.runtime.backends.selftest import main as child
     elif name == "_speeds":
-        from edgechat.runtime.speeds import main as child
+        from edgechat.runtime.backends.kernel_benchmark import main as child
     elif name == "_quantise":
-        from edgechat.runtime.quants import main as child
+        from edgechat.runtime.quantize import main as child
     elif name == "_case":
         from edgechat.bench.memory import case_main as child
     else:
-        from edgechat.chat.template import main as child
+        from edgechat.prompt.sandbox import main as child
     return child(arguments)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgechat.chat.visible import visible
-from edgechat.words import size
+from edgechat.humanize import size
+from edgechat.terminal import visible
 
 if TYPE_CHECKING:
     from edgechat.catalogue.hub import Repo
@@ -20,16 +20,16 @@ def print_info(model: str, *, as_json: bool) -> None:
 
     Raises EdgechatError.
     """
-    from edgechat.catalogue import curated, names, remote
+    from edgechat.catalogue import curated, remote_header, resolve
     from edgechat.errors import ModelFileError
     from edgechat.modelfile.split import read_header
 
     known = curated.load().get(model.partition(":")[0].lower()) if "/" not in model else None
     path, found = None, None
     try:
-        path = names.find_model(model)
+        path = resolve.find_model(model)
     except ModelFileError:
-        if known is None and (found := remote.look(model)) is None:
+        if known is None and (found := remote_header.look(model)) is None:
             raise
     if path is not None:
         _print(header_facts(read_header(path)), as_json=as_json)
@@ -50,7 +50,7 @@ def _print_remote(repo: Repo, header: ModelHeader, *, as_json: bool) -> None:
 
 def header_facts(header: ModelHeader) -> dict[str, Any]:
     """What a header says, in the order in which it is read."""
-    from edgechat.modelfile.shape import shape
+    from edgechat.modelfile.layers import shape
 
     parts, sizes = shape(header), dict[str, int]()
     for tensor in header.tensors:

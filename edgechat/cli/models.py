@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgechat.chat.visible import visible
-from edgechat.cli.meter import Meter
 from edgechat.cli.model_info import print_info
 from edgechat.cli.options import complete_model
-from edgechat.words import size
+from edgechat.cli.progress import Meter
+from edgechat.humanize import size
+from edgechat.terminal import visible
 
 if TYPE_CHECKING:
     from edgechat.errors import HubError
@@ -160,11 +160,11 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
 
 def _say_what_is_here(model: str, error: HubError) -> None:
     """Raises the error, if what cannot be asked for is not here either."""
-    from edgechat.catalogue import library, names
+    from edgechat.catalogue import library, resolve
     from edgechat.errors import ModelFileError
 
     try:
-        entry = names.resolve(model, library.scan())
+        entry = resolve.resolve(model, library.scan())
     except ModelFileError:
         raise error from None
     click.echo(f"edgechat: {visible(str(error))}", err=True)
@@ -213,7 +213,7 @@ def add(path: Path, *, name: str | None, as_json: bool) -> None:
 @click.option("--remove", is_flag=True, help="Forget the name instead.")
 def alias(name: str, model: str | None, *, remove: bool) -> None:
     """Give a model a name of your own, or forget it."""
-    from edgechat.catalogue import library, names
+    from edgechat.catalogue import library, resolve
     from edgechat.errors import UsageError
 
     if remove == (model is not None):
@@ -221,7 +221,7 @@ def alias(name: str, model: str | None, *, remove: bool) -> None:
     if model is None:
         library.remove_alias(name)
     else:
-        library.add_alias(name, names.find_model(model).absolute())
+        library.add_alias(name, resolve.find_model(model).absolute())
 
 
 @models.command()
@@ -230,7 +230,7 @@ def alias(name: str, model: str | None, *, remove: bool) -> None:
 @json_option
 def remove(model: str, *, yes: bool, as_json: bool) -> None:
     """Delete a model that edgechat got, and say what that frees; of a folder or a name that was added, forget it."""
-    from edgechat.catalogue import library, names, places, records
+    from edgechat.catalogue import library, locations, registry, resolve
     from edgechat.errors import UsageError
 
     if Path(model).is_dir() and library.remove_folder(Path(model)):
@@ -240,14 +240,14 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
         freed = library.remove_unfinished(Path(model).absolute())
         _done({"removed": model, "freed_bytes": freed}, f"{size(freed)} are free again", as_json=as_json)
         return
-    aliases = records.read_records().aliases
+    aliases = registry.read_records().aliases
     entry = next((e for e in library.scan() if model in e.aliases), None)
     if model in aliases and entry is None:
         library.remove_alias(model)
         _done({"forgotten": model, "freed_bytes": 0}, f"{model} is forgotten; the file stays", as_json=as_json)
         return
-    entry = entry or names.resolve(model, library.scan())
-    if entry.source == places.FILE and library.remove_file(entry.path):
+    entry = entry or resolve.resolve(model, library.scan())
+    if entry.source == locations.FILE and library.remove_file(entry.path):
         _done(
             {"forgotten": entry.path, "freed_bytes": 0}, f"{entry.path} is forgotten; the file stays", as_json=as_json
         )
@@ -278,15 +278,15 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
 
     Exit code 3 if any differs.
     """
-    from edgechat.catalogue import checking, library, names
+    from edgechat.catalogue import library, resolve, verify
 
     entries = (
-        [names.resolve(model, library.scan())] if model else [e for e in library.scan() if e.facts.kind == "model"]
+        [resolve.resolve(model, library.scan())] if model else [e for e in library.scan() if e.facts.kind == "model"]
     )
     tell = (lambda words: click.echo(f"\r\x1b[2K{visible(words)}", nl=False, err=True)) if sys.stderr.isatty() else None
     results = []
     for entry in entries:
-        for result in checking.verify(entry, tell):
+        for result in verify.verify(entry, tell):
             results.append(result)
             if tell is not None:
                 click.echo("\r\x1b[2K", nl=False, err=True)
@@ -302,12 +302,17 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
 @json_option
 def dirs(*, as_json: bool) -> None:
     """Show where models are looked for, and how many are there."""
-    from edgechat.catalogue import places, records
+    from edgechat.catalogue import locations, registry
 
-    folders = [Path(folder) for folder in records.read_records().folders]
+    folders = [Path(folder) for folder in registry.read_records().folders]
     found = [
-        {"from": source, "path": path, "is_there": path.is_dir(), "n_files": sum(1 for _ in places.spot(source, path))}
-        for source, path in places.directories(folders)
+        {
+            "from": source,
+            "path": path,
+            "is_there": path.is_dir(),
+            "n_files": sum(1 for _ in locations.spot(source, path)),
+        }
+        for source, path in locations.directories(folders)
     ]
     if as_json:
         _print_json(found)

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from edgechat.chat.visible import visible
 from edgechat.cli.options import complete_model
-from edgechat.words import size
+from edgechat.humanize import size
+from edgechat.terminal import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgechat.config import Settings
     from edgechat.engine.client import EngineClient
-    from edgechat.planner.choice import Candidate, Rated
     from edgechat.planner.machine import Machine
     from edgechat.planner.memory import LoadOptions, MemoryEstimate
-    from edgechat.planner.report import Row
-    from edgechat.planner.speed import KernelSpeeds
+    from edgechat.planner.ranking import Candidate, Evaluation
+    from edgechat.planner.report import PlanRow
+    from edgechat.planner.throughput import KernelSpeeds
 
 # What a row takes beside its name.
 _COLUMNS: Final = 60
@@ -91,26 +91,27 @@ def _rate(
     n_ctx: int | None,
     min_speed: float | None,
     measure: bool,
-) -> tuple[list[Rated], Rated | None, dict[str, Any]]:
+) -> tuple[list[Evaluation], Evaluation | None, dict[str, Any]]:
     """All candidates, the chosen one, and what they were measured against. Raises EdgechatError."""
     from edgechat import config
-    from edgechat.chat import choosing
-    from edgechat.chat.machine import remember_gpus
-    from edgechat.planner.choice import choose, rate
+    from edgechat.models import selection
+    from edgechat.models.resources import remember_gpus
+    from edgechat.planner.ranking import choose, evaluate
 
     settings, _ = config.load()
     if described is None and settings.gpu and _has_gpu_modules():
         remember_gpus(engine.devices(measure=False).gpus)
     machine = _machine(settings, budget, described)
-    candidates = _named(engine, models, scratch, with_quants=with_quants) if models else choosing.local_candidates()
+    candidates = _named(engine, models, scratch, with_quants=with_quants) if models else selection.local_candidates()
     if with_catalogue:
-        candidates += choosing.catalogue_candidates()
+        candidates += selection.catalogue_candidates()
     speeds = _speeds(engine, measure=measure) if described is None else None
     is_exact = described is None and (bool(models) or len(candidates) <= _MOST_EXACT)
     exact = _exact(engine) if is_exact else (lambda candidate: None)
     wished = settings.min_speed if min_speed is None else min_speed
     rated = [
-        rate(c, machine, speeds=speeds, n_ctx=n_ctx or settings.n_ctx, min_tps=wished, exact=exact) for c in candidates
+        evaluate(c, machine, speeds=speeds, n_ctx=n_ctx or settings.n_ctx, min_tps=wished, exact=exact)
+        for c in candidates
     ]
     chosen = choose(rated, unasked=not models)
     about = {
@@ -122,7 +123,7 @@ def _rate(
 
 def _has_gpu_modules() -> bool:
     from edgechat.errors import EdgechatError
-    from edgechat.runtime.bundle import find_bundle
+    from edgechat.runtime.backends.bundle import find_bundle
 
     try:
         return bool(find_bundle().gpu_modules)
@@ -134,7 +135,7 @@ def _machine(settings: Settings, budget: str | None, described: Path | None) -> 
     import msgspec
 
     from edgechat import config
-    from edgechat.chat.machine import machine
+    from edgechat.models.resources import machine
 
     here = machine(settings) if described is None else _described(described)
     if not budget:
@@ -162,9 +163,9 @@ def _described(file: Path) -> Machine:
 
 
 def _speeds(engine: EngineClient, *, measure: bool) -> KernelSpeeds | None:
-    from edgechat.chat.machine import measured_speeds
     from edgechat.engine import protocol
     from edgechat.errors import EdgechatError
+    from edgechat.models.resources import measured_speeds
 
     found = measured_speeds()
     if found is not None or not measure:
@@ -188,27 +189,27 @@ def _named(engine: EngineClient, names_given: tuple[str, ...], scratch: Path, *,
     """Raises EdgechatError for a name that stands for nothing."""
     import msgspec
 
-    from edgechat.catalogue import library, names, remote
-    from edgechat.chat.choosing import candidate
+    from edgechat.catalogue import library, remote_header, resolve
     from edgechat.errors import ModelFileError
     from edgechat.modelfile.split import read_header
-    from edgechat.planner import ladder
+    from edgechat.models.selection import candidate
+    from edgechat.planner import requantize
 
     found: list[Candidate] = []
     for name in names_given:
         is_here, repo = True, ""
         try:
-            header = read_header(names.find_model(name))
+            header = read_header(resolve.find_model(name))
         except ModelFileError:
-            far = None if library.looks_like_a_path(name) else remote.look(name, _folder(scratch, len(found)))
+            far = None if library.looks_like_a_path(name) else remote_header.look(name, _folder(scratch, len(found)))
             if far is None:
                 raise
             is_here, repo, header = False, far[0].id, far[1]
         found.append(candidate(name, header, repo=repo, is_here=is_here))
-        for quant in ladder.PRESETS if with_quants else ():
-            types = engine.quant_types(ladder.describe(header), ladder.preset_number(quant))
+        for quant in requantize.PRESETS if with_quants else ():
+            types = engine.quant_types(requantize.describe(header), requantize.preset_number(quant))
             if types and quant != header.quant:
-                other = ladder.requantised(header, quant, types)
+                other = requantize.requantised(header, quant, types)
                 other = msgspec.structs.replace(other, path=f"{name} in {quant}")
                 found.append(candidate(other.path, other, repo=repo, is_here=False))
     return found
@@ -221,19 +222,19 @@ def _folder(scratch: Path, number: int) -> Path:
 
 
 def _exact(engine: EngineClient) -> Callable[[Candidate], Callable[[LoadOptions], MemoryEstimate] | None]:
-    from edgechat.chat import learned
-    from edgechat.chat.loading import exactly
+    from edgechat.models import observed_memory
+    from edgechat.models.loading import exactly
 
     def ask(candidate: Candidate) -> Callable[[LoadOptions], MemoryEstimate] | None:
         path = candidate.header.path
         if not Path(path).exists():  # what it would be in another quant is nowhere
             return None
-        return exactly(engine, candidate.header, learned.extra_bytes(path))
+        return exactly(engine, candidate.header, observed_memory.extra_bytes(path))
 
     return ask
 
 
-def _print(rows: list[Row], available: int) -> None:
+def _print(rows: list[PlanRow], available: int) -> None:
     from edgechat.planner.report import BAR, bar
 
     click.echo(f"{size(available)} of memory may be used")
@@ -265,7 +266,7 @@ def _number(value: float | None, unit: str = "") -> str:
     return f"{value:.0f}{unit}" if value >= 10 else f"{value:.1f}{unit}"  # noqa: PLR2004  (two digits)
 
 
-def _explain(row: Row) -> None:
+def _explain(row: PlanRow) -> None:
     from edgechat.planner.report import PARTS
 
     click.echo(visible(f"\n{row.name}: {row.verdict}"))

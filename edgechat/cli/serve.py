@@ -14,7 +14,7 @@ from edgechat.cli.options import answer_options, complete_model
 from edgechat.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgechat.serve.served import Served
+    from edgechat.serve.model_queue import ModelQueue
 
 HOW_TO_GET_IT = (
     "`edgechat serve` needs some more packages: install edgechat[serve] in the place of edgechat, "
@@ -71,7 +71,7 @@ def serve(
     try:
         from edgechat.serve import server
         from edgechat.serve.app import Api
-        from edgechat.serve.guard import Rules, is_loopback
+        from edgechat.serve.middleware import Rules, is_loopback
     except ModuleNotFoundError as error:
         raise UsageError(f"{HOW_TO_GET_IT} (missing: {error.name})") from error
     if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
@@ -95,27 +95,27 @@ def serve(
 
 def _opened(
     names: tuple[str, ...], max_requests: int, flags: dict[str, Any], stack: contextlib.ExitStack
-) -> dict[str, Served]:
+) -> dict[str, ModelQueue]:
     """The models, loaded, by the names that programs ask for; `stack` closes them. Raises EdgechatError."""
     import msgspec
 
     from edgechat import config
     from edgechat.cli.ask import Status
-    from edgechat.cli.making import chosen_model, given_flags
-    from edgechat.serve.served import Served
-    from edgechat.serve.turns import Turns
+    from edgechat.cli.session_factory import chosen_model, given_flags
+    from edgechat.serve.model_lease import ModelLease
+    from edgechat.serve.model_queue import ModelQueue
 
     settings, problems = config.load()
     settings = config.merged(settings, given_flags(**flags))
     status = Status()
     for problem in problems:
         status.note(f"{problem} (ignored)")
-    served: dict[str, Served] = {}
-    turns = Turns()
+    served: dict[str, ModelQueue] = {}
+    turns = ModelLease()
     try:
         for wanted in names or (settings.model,):
             name, path = chosen_model(msgspec.structs.replace(settings, model=wanted))
-            model = Served(_new_name(name, served), path, settings, max_requests, turns)
+            model = ModelQueue(_new_name(name, served), path, settings, max_requests, turns)
             served[model.name] = model
             stack.callback(model.close)
             model.open(status.show)

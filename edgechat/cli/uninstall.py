@@ -81,7 +81,7 @@ def _size(path: Path) -> int:
 
 
 def _show(found: list[Kept]) -> None:
-    from edgechat.words import size
+    from edgechat.humanize import size
 
     if not found:
         click.echo("edgechat keeps nothing on this machine.")
@@ -104,9 +104,9 @@ def _how_to_remove() -> str:
 
 
 def _refuse_while_running() -> None:
-    from edgechat.chat import running
+    from edgechat.models import instances
 
-    others = running.others()
+    others = instances.others()
     if others:
         raise UsageError(
             f"edgechat runs (process {others[0].pid} has a model loaded): end it first, nothing was removed"

@@ -21,11 +21,12 @@ from edgechat.engine import protocol
 from edgechat.engine.pipe import spawn
 from edgechat.errors import EdgechatError, EngineDiedError, by_name
 from edgechat.hardware.cpu import read_cpu
-from edgechat.planner.ladder import QuantModel
+from edgechat.planner.requantize import QuantModel
 from edgechat.process import CHANGED, UPGRADED
-from edgechat.runtime import logs, verdicts
-from edgechat.runtime.bundle import find_bundle
-from edgechat.runtime.probe import ABORTS, CRASHES, death
+from edgechat.runtime import logs
+from edgechat.runtime.backends import verdicts
+from edgechat.runtime.backends.bundle import find_bundle
+from edgechat.runtime.backends.probe import ABORTS, CRASHES, death
 
 # In real use an abort is llama.cpp refusing a model, which is no fault of the backend.
 _CRASHES: Final = CRASHES - ABORTS
@@ -76,7 +77,7 @@ class _Process:
             with self._lock:
                 final = isinstance(event, protocol.FINAL)
                 hear = self._waiting.pop(event.id, None) if final else self._waiting.get(event.id)
-            if isinstance(event, protocol.TurnFinished) and event.finish_reason == "cancelled":
+            if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
                 self._log_start = logs.size()  # llama.cpp logs an abort as a failure, which nobody dies of
             if isinstance(event, protocol.BackendChosen):
                 self.backend = event.backend

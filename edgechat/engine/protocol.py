@@ -13,10 +13,10 @@ import msgspec
 from edgechat.config import Sampling
 from edgechat.errors import EngineError
 from edgechat.hardware.profile import Gpu
-from edgechat.planner.ladder import QuantModel
 from edgechat.planner.memory import LoadOptions
 from edgechat.planner.plan import LoadPlan
-from edgechat.planner.speed import KernelSpeeds
+from edgechat.planner.requantize import QuantModel
+from edgechat.planner.throughput import KernelSpeeds
 
 MAX_FRAME_BYTES: Final = 64 << 20
 
@@ -270,7 +270,7 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     """Estimated speed in times of decoding token by token."""
 
 
-class SampleFinished(Event, frozen=True):
+class SequenceFinished(Event, frozen=True):
     """One of several answers ended."""
 
     sample: int
@@ -278,7 +278,7 @@ class SampleFinished(Event, frozen=True):
     completion_tokens: int
 
 
-class TurnFinished(Event, frozen=True):
+class RequestFinished(Event, frozen=True):
     """The answer ended, or all of them: by the model, at a length limit, or by Cancel."""
 
     finish_reason: FinishReason
@@ -314,9 +314,19 @@ class Failed(Event, frozen=True):
 AnyRequest = Load | Probe | Devices | QuantTypes | Embed | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
     BackendTesting | BackendChosen | LoadProgressed | Loaded | Probed | DevicesFound | QuantTypesFound | Embedded | Tokenized | PrefillProgressed
-    | TokensGenerated | SampleFinished | TurnFinished | EngineStats | Failed
+    | TokensGenerated | SequenceFinished | RequestFinished | EngineStats | Failed
 )  # fmt: skip
-FINAL: Final = (Loaded, Probed, DevicesFound, QuantTypesFound, Embedded, Tokenized, TurnFinished, EngineStats, Failed)
+FINAL: Final = (
+    Loaded,
+    Probed,
+    DevicesFound,
+    QuantTypesFound,
+    Embedded,
+    Tokenized,
+    RequestFinished,
+    EngineStats,
+    Failed,
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 
-class Memory(msgspec.Struct, frozen=True):
+class SystemMemory(msgspec.Struct, frozen=True):
     """Memory in bytes at one moment."""
 
     total_bytes: int
@@ -17,7 +17,7 @@ class Memory(msgspec.Struct, frozen=True):
     """What new allocations can take without swapping or meeting the cgroup's limit."""
 
 
-def read_memory(root: Path = Path("/")) -> Memory:
+def read_memory(root: Path = Path("/")) -> SystemMemory:
     """Physical memory and what is available of it, within the limits of this process and its cgroups.
 
     Swap is not counted. `root` is where /proc and /sys are looked for.
@@ -29,7 +29,7 @@ def read_memory(root: Path = Path("/")) -> Memory:
     for limit, used in [*_cgroup_limits(root), *_process_limits()]:
         total = min(total, limit)
         available = min(available, max(0, limit - used))
-    return Memory(total_bytes=total, available_bytes=available)
+    return SystemMemory(total_bytes=total, available_bytes=available)
 
 
 def _process_limits() -> list[tuple[int, int]]:

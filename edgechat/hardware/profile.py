@@ -14,7 +14,7 @@ import msgspec
 
 from edgechat import paths
 from edgechat.hardware.cpu import Cpu, core_kinds, read_cpu, usable_threads
-from edgechat.hardware.memory import Memory, read_memory
+from edgechat.hardware.memory import SystemMemory, read_memory
 
 _NVIDIA_S: Final = 3.0
 _HOT_CELSIUS: Final = 85.0
@@ -43,7 +43,7 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
     """The fast ones of them; all where there is one kind."""
     n_threads: int
     """Worth computing with: within the affinity and the cgroup's share."""
-    memory: Memory
+    memory: SystemMemory
     swap_bytes: int = 0
     """Seen, and never counted as memory; compressed memory (zram) is a part of it."""
     gpus: tuple[Gpu, ...] = ()

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from edgechat.errors import ModelFileError
 from edgechat.modelfile.header import ModelHeader, Tensor
-from edgechat.modelfile.types import TENSOR_TYPES
+from edgechat.modelfile.tensor_types import TENSOR_TYPES
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from edgechat.modelfile.types import FILE_TYPES, TENSOR_TYPES
+from edgechat.modelfile.tensor_types import FILE_TYPES, TENSOR_TYPES
 
 
 class Tensor(msgspec.Struct, frozen=True):

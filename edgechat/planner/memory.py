@@ -8,8 +8,8 @@ from typing import Final, Literal
 import msgspec
 
 from edgechat.modelfile.header import ModelHeader, Tensor
-from edgechat.modelfile.shape import shape
-from edgechat.planner.context import layer_bytes, padded
+from edgechat.modelfile.layers import shape
+from edgechat.planner.kv_memory import layer_bytes, padded
 
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2

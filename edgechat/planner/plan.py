@@ -9,8 +9,8 @@ import msgspec
 
 from edgechat.errors import PlanError
 from edgechat.modelfile.header import ModelHeader
-from edgechat.modelfile.shape import shape
-from edgechat.planner.context import states_bytes
+from edgechat.modelfile.layers import shape
+from edgechat.planner.kv_memory import states_bytes
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import INDEX_BYTES, REPACKED, LoadOptions, MemoryEstimate, estimate, n_seqs_with_scratch
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat.catalogue.curated import Model
+from edgechat.catalogue.curated import CatalogueModel
 
 # Two models of the catalogue have both figures: MMLU-Pro 64.05 and index 18 (Qwen3 4B 2507), 82.5 and 32 (Qwen3.5 9B).
 _MMLU_AT: Final = (64.05, 18.0)
@@ -83,7 +83,7 @@ def loss(quant: str, n_params: int, *, kv_q8: bool = False) -> float:
     return DOUBLING * (known * scale + (_KV_Q8_DIVERGENCE if kv_q8 else 0.0)) / _DIVERGENCE_OF_HALF
 
 
-def index(n_params: int, n_active: int | None = None, known: Model | None = None) -> tuple[float, bool]:
+def index(n_params: int, n_active: int | None = None, known: CatalogueModel | None = None) -> tuple[float, bool]:
     """The index of a model, and whether it was measured.
 
     Of a mixture of experts with `n_active` weights for each token, the geometric mean of both counts stands for its
@@ -97,7 +97,7 @@ def index(n_params: int, n_active: int | None = None, known: Model | None = None
     return _INDEX_OF_1B + DOUBLING * math.log2(max(1.0, size) / 1e9) - _UNMEASURED, False
 
 
-def quality(quant: str, n_params: int, n_active: int | None = None, known: Model | None = None) -> Quality:
+def quality(quant: str, n_params: int, n_active: int | None = None, known: CatalogueModel | None = None) -> Quality:
     """How good a file of this quant is; `known` is what the catalogue says of the model."""
     points, is_measured = index(n_params, n_active, known)
     return Quality(index=points, is_measured=is_measured, loss=loss(quant, n_params))

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
-from edgechat.planner.choice import PROMPT_TOKENS, Rated
+from edgechat.humanize import size
 from edgechat.planner.memory import MemoryEstimate
 from edgechat.planner.plan import LoadPlan
-from edgechat.words import size
+from edgechat.planner.ranking import PROMPT_TOKENS, Evaluation
 
 BAR: Final = 24
 """Characters of a bar."""
@@ -28,7 +28,7 @@ PARTS: Final = (
 )
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate. What is not known is None."""
 
     name: str
@@ -59,10 +59,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     reasons: dict[str, str]
 
 
-def row(rated: Rated, chosen: Rated | None) -> Row:
+def row(rated: Evaluation, chosen: Evaluation | None) -> PlanRow:
     """What of a candidate is shown."""
     made, speed, candidate = rated.plan, rated.speed, rated.candidate
-    return Row(
+    return PlanRow(
         name=candidate.name, quant=candidate.quant, is_here=candidate.is_here, is_chosen=rated is chosen,
         fits=made is not None, is_fast_enough=rated.is_fast_enough, verdict=rated.verdict, total_bytes=rated.memory.total, memory=rated.memory,
         n_ctx=made.options.n_ctx if made is not None else None,
@@ -76,7 +76,7 @@ def row(rated: Rated, chosen: Rated | None) -> Row:
     )  # fmt: skip
 
 
-def _fields(rated: Rated) -> dict[str, Any] | None:
+def _fields(rated: Evaluation) -> dict[str, Any] | None:
     made = rated.plan
     if made is None:
         return None
@@ -103,12 +103,12 @@ def bar(memory: MemoryEstimate, available: int) -> str:
     return drawn
 
 
-def order(row: Row) -> tuple[bool, bool, float]:
+def order(row: PlanRow) -> tuple[bool, bool, float]:
     """The chosen one first, then what fits, the best first."""
     return (not row.is_chosen, not row.fits, -(row.quality if row.quality is not None else -1e9))
 
 
-def best_of_each(rows: list[Row]) -> list[Row]:
+def best_of_each(rows: list[PlanRow]) -> list[PlanRow]:
     """The best quant of each model of the catalogue; the rows are sorted."""
     seen: set[str] = set()
     kept = []
@@ -138,7 +138,7 @@ def plan_lines(made: LoadPlan) -> list[str]:
     return lines
 
 
-def row_lines(row: Row, available: int) -> list[str]:
+def row_lines(row: PlanRow, available: int) -> list[str]:
     """A candidate in a few lines: verdict, memory against what there is, speed and quality."""
     lines = [f"{row.name}  {row.quant}", row.verdict]
     if available:

@@ -12,12 +12,12 @@ from typing import Final
 import msgspec
 
 from edgechat.errors import EngineError
-from edgechat.prefix.disk import Disk
-from edgechat.prefix.memory import Memory
-from edgechat.prefix.piece import Piece
-from edgechat.prefix.speeds import Speeds
-from edgechat.prefix.tree import Match, Node, Tree
-from edgechat.prefix.ways import Way, Ways
+from edgechat.prefix.disk_tier import DiskTier
+from edgechat.prefix.kv_memory import KvMemory
+from edgechat.prefix.restore_plan import RestorePlan, RestorePlanner
+from edgechat.prefix.segment import KvSegment
+from edgechat.prefix.throughput import PrefixThroughput
+from edgechat.prefix.tree import Match, Node, PrefixTree
 
 # Fewer are computed again before a file is opened.
 MIN_TOKENS: Final = 16
@@ -45,9 +45,9 @@ class PrefixCache:
     several.
     """
 
-    def __init__(self, memory: Memory, *, ram_cap_bytes: int = 0, disk: Disk | None = None) -> None:
-        self.tree = Tree()
-        self.speeds = Speeds()
+    def __init__(self, memory: KvMemory, *, ram_cap_bytes: int = 0, disk: DiskTier | None = None) -> None:
+        self.tree = PrefixTree()
+        self.speeds = PrefixThroughput()
         self._memory = memory
         self._ram_cap_bytes = ram_cap_bytes
         self._disk = disk
@@ -57,7 +57,7 @@ class PrefixCache:
         """The conversation of each sequence in use."""
         self._working: set[int] = set()
         """Those of them that are not to be touched."""
-        self._pieces: set[Piece] = set()
+        self._pieces: set[KvSegment] = set()
         self._token_bytes = 0.0
         """What a saved token takes; 0 if none was saved yet."""
         self._clock = itertools.count(1)
@@ -86,8 +86,8 @@ class PrefixCache:
             self._memory.clear()
         while True:
             match = self.tree.match(tokens[:-1])
-            ways = Ways(self._memory, self.speeds, match, self._tips, self._pieces)
-            way = Way(n_tokens=0) if is_cold else ways.best()
+            ways = RestorePlanner(self._memory, self.speeds, match, self._tips, self._pieces)
+            way = RestorePlan(n_tokens=0) if is_cold else ways.best()
             self._thin_out(match, len(tokens), way.base)
             cached = self._follow(way, tokens, is_aside=is_aside)
             if cached is not None:
@@ -101,11 +101,11 @@ class PrefixCache:
             return
         for path, header in self._disk.new_files(conversation):
             node = self.tree.insert(header.tokens)
-            piece = Piece(node, header.start, conversation, is_exact=header.is_exact, n_bytes=header.n_bytes)
+            piece = KvSegment(node, header.start, conversation, is_exact=header.is_exact, n_bytes=header.n_bytes)
             piece.file = path
             self._add(piece)
 
-    def _follow(self, way: Way, tokens: Sequence[int], *, is_aside: bool) -> Cached | None:
+    def _follow(self, way: RestorePlan, tokens: Sequence[int], *, is_aside: bool) -> Cached | None:
         """Go that way; None if a piece turned out to be none, and another way has to be found."""
         memory = self._memory
         goes_on = (
@@ -137,7 +137,7 @@ class PrefixCache:
             started = time.monotonic()
         return Cached(seq=seq, live_tokens=way.base_tokens, ram_tokens=n_tokens["ram"], disk_tokens=n_tokens["disk"])
 
-    def _with_data(self, way: Sequence[Piece]) -> Iterator[tuple[Piece, bytearray | memoryview | None]]:
+    def _with_data(self, way: Sequence[KvSegment]) -> Iterator[tuple[KvSegment, bytearray | memoryview | None]]:
         """Each piece with its bytes; None if they cannot be had."""
         held = [(piece, piece.data) for piece in way]  # whatever makes room meanwhile
         wanted = [(p.file, p.node.path()) for p, data in held if data is None and p.file is not None]
@@ -150,7 +150,7 @@ class PrefixCache:
             yield from self._disk.read(wanted)
 
     def _restore(
-        self, seq: int, piece: Piece, data: bytearray | memoryview | None, tokens: Sequence[int], base: int | None
+        self, seq: int, piece: KvSegment, data: bytearray | memoryview | None, tokens: Sequence[int], base: int | None
     ) -> bool:
         """Append a piece, or what of it the prompt shares. If that fails, the piece is gone."""
         end = _common(piece.node.path(), tokens[:-1])
@@ -311,7 +311,7 @@ class PrefixCache:
 
     def _capture(
         self, seq: int, max_tokens: int | None = None, min_tokens: int = MIN_TOKENS, *, is_waiting: bool = False
-    ) -> Piece | None:
+    ) -> KvSegment | None:
         """Save what `seq` holds beyond all pieces, in RAM; None if that is little, or there is no place for it.
 
         With `is_waiting` it stays there until it is written.
@@ -329,7 +329,7 @@ class PrefixCache:
             return None
         start = 0 if self._memory.saves_whole else start
         data = self._memory.save(seq, start, end)
-        piece = Piece(
+        piece = KvSegment(
             self.tree.insert(tokens[:end]), start, conversation, is_exact=end == len(tokens), n_bytes=len(data)
         )
         piece.data, piece.is_waiting = data, is_waiting
@@ -355,17 +355,17 @@ class PrefixCache:
             done = further
         return done
 
-    def _write(self, piece: Piece) -> None:
+    def _write(self, piece: KvSegment) -> None:
         if self._disk is not None:
             self._disk.write_later(piece, piece.node.path())
 
-    def _add(self, piece: Piece) -> None:
+    def _add(self, piece: KvSegment) -> None:
         piece.used = next(self._clock)
         piece.node.pieces.append(piece)
         self._pieces.add(piece)
         self._limit_ram()
 
-    def _remove(self, piece: Piece) -> None:
+    def _remove(self, piece: KvSegment) -> None:
         self._pieces.discard(piece)
         piece.node.pieces.remove(piece)
         self.tree.prune(piece.node)

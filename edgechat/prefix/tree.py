@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgechat.prefix.piece import Piece
+    from edgechat.prefix.segment import KvSegment
 
 
 class Node:
@@ -23,7 +23,7 @@ class Node:
         """By their first token; no two begin with the same."""
         self.seqs: set[int] = set()
         """Live sequences that end here; they hold the whole path."""
-        self.pieces: list[Piece] = []
+        self.pieces: list[KvSegment] = []
         """Saved memory of a part of the path that ends here, in RAM or on disk."""
 
     @property
@@ -59,7 +59,7 @@ class Match:
         return 0
 
 
-class Tree:
+class PrefixTree:
     """Grows with `insert`; what nothing is kept of goes with `prune`."""
 
     def __init__(self) -> None:

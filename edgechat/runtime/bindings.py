@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgechat.errors import RuntimeLoadError
-from edgechat.runtime.bundle import HOW_TO_GET_IT, Bundle, Module
+from edgechat.runtime.backends.bundle import HOW_TO_GET_IT, Bundle, Module
 from edgechat.runtime.logs import LogSink
 
 # Variables that make ggml look for backends elsewhere: a planted module must not run.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgechat.errors import ComputeError, EngineError, PlanError
 from edgechat.planner.memory import N_OUTPUTS
 from edgechat.planner.plan import LoadPlan
-from edgechat.runtime import tiles
+from edgechat.runtime import attention_padding
 from edgechat.runtime.model import Model
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class DecodeAborted(Exception):  # noqa: N818  (not an error: somebody asked for
     """A decode was stopped by the abort flag; the context is back where it was before it."""
 
 
-class NoRoom(Exception):  # noqa: N818  (not an error: other sequences can make room)
+class NoKvSlotError(Exception):  # noqa: N818  (not an error: other sequences can make room)
     """The cells are full; nothing was changed."""
 
 
@@ -174,7 +174,7 @@ class Context:
         if padding:
             try:
                 self._decode_batch([(self._scratch, entries[0][1])] * padding + entries, starts, logits=False)
-            except NoRoom:
+            except NoKvSlotError:
                 pass  # there may be enough without them
             else:
                 return
@@ -183,10 +183,12 @@ class Context:
         self._decode_batch(entries, starts, logits=logits)
 
     def _padding(self, count: int, depth: int) -> int:
-        if not self.any_position or self.n_batch < tiles.QUERIES:
+        if not self.any_position or self.n_batch < attention_padding.QUERIES:
             return 0
         model = self.model
-        return tiles.padding(count, depth, n_params=model.n_params, n_layer=model.n_layer, n_embd=model.n_embd)
+        return attention_padding.padding(
+            count, depth, n_params=model.n_params, n_layer=model.n_layer, n_embd=model.n_embd
+        )
 
     def _decode_batch(self, entries: list[tuple[int, int]], starts: dict[int, int], *, logits: bool) -> None:
         batch, count = self._batch, len(entries)
@@ -212,7 +214,7 @@ class Context:
             self._unsealed -= starts.keys()
             return
         if code == 1:  # llama.h: no slot was found, and nothing was done
-            raise NoRoom
+            raise NoKvSlotError
         for seq, start in starts.items():
             self._cut(seq, start)
         if code == 2:  # noqa: PLR2004  (llama.h: aborted)

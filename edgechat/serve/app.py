@@ -15,15 +15,15 @@ from starlette.types import ASGIApp
 
 from edgechat import __version__
 from edgechat.errors import EdgechatError, GrammarError
-from edgechat.serve import metrics, openapi, problems
+from edgechat.serve import errors, metrics, openapi
 from edgechat.serve.chat import ChatReply
 from edgechat.serve.completions import CompletionReply
 from edgechat.serve.embeddings import embed
-from edgechat.serve.guard import Guard, Rules, error_response
-from edgechat.serve.problems import ApiError
-from edgechat.serve.replies import respond
-from edgechat.serve.served import Served
-from edgechat.serve.wire import ChatRequest, CompletionRequest, EmbeddingsRequest
+from edgechat.serve.errors import ApiError
+from edgechat.serve.middleware import RequestGuard, Rules, error_response
+from edgechat.serve.model_queue import ModelQueue
+from edgechat.serve.responses import respond
+from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -31,7 +31,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Api:
     """Answers requests to some models, of which the first one is asked where a client names none."""
 
-    def __init__(self, models: Mapping[str, Served]) -> None:
+    def __init__(self, models: Mapping[str, ModelQueue]) -> None:
         self._models = models
         self._metrics = metrics.Metrics(models)
         self._started_s = int(time.time())
@@ -49,9 +49,9 @@ class Api:
             Route("/openapi.json", _answering(self.openapi), methods=["GET"]),
         ]
         app = Starlette(routes=routes, exception_handlers={HTTPException: _no_such_path})
-        return Guard(app, rules, self._metrics.requested)
+        return RequestGuard(app, rules, self._metrics.requested)
 
-    def _named(self, name: str | None) -> Served:
+    def _named(self, name: str | None) -> ModelQueue:
         if not name:
             return next(iter(self._models.values()))
         if name not in self._models:
@@ -59,7 +59,7 @@ class Api:
             raise ApiError(404, words, param="model", code="model_not_found")
         return self._models[name]
 
-    def _for_text(self, name: str | None) -> Served:
+    def _for_text(self, name: str | None) -> ModelQueue:
         served = self._named(name)
         if served.loaded.is_embedding:
             raise ApiError(400, f"{served.name} makes vectors, not texts: ask for /v1/embeddings", param="model")
@@ -67,20 +67,20 @@ class Api:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        wanted = problems.decode(await request.body(), ChatRequest)
+        wanted = errors.decode(await request.body(), ChatRequest)
         try:
             return await respond(request, ChatReply(self._for_text(wanted.model), wanted), self._metrics)
         except GrammarError as error:
-            raise problems.of(error, "tools" if wanted.tools else "response_format") from error
+            raise errors.of(error, "tools" if wanted.tools else "response_format") from error
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        wanted = problems.decode(await request.body(), CompletionRequest)
+        wanted = errors.decode(await request.body(), CompletionRequest)
         return await respond(request, CompletionReply(self._for_text(wanted.model), wanted), self._metrics)
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
-        wanted = problems.decode(await request.body(), EmbeddingsRequest)
+        wanted = errors.decode(await request.body(), EmbeddingsRequest)
         return await embed(request, self._named(wanted.model), wanted)
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002
@@ -92,7 +92,7 @@ class Api:
         name = request.path_params["name"]
         return _json(self._about(self._named(name))) if name else await self.models(request)
 
-    def _about(self, served: Served) -> dict[str, object]:
+    def _about(self, served: ModelQueue) -> dict[str, object]:
         loaded = served.loaded
         return {
             "id": served.name, "object": "model", "created": self._started_s, "owned_by": "edgechat",
@@ -102,7 +102,7 @@ class Api:
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """GET /health."""
-        problems.check_open(is_open=not any(served.is_draining for served in self._models.values()))
+        errors.check_open(is_open=not any(served.is_draining for served in self._models.values()))
         return _json({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
@@ -127,11 +127,11 @@ def _answering(endpoint: Endpoint, param: str | None = None) -> Endpoint:
         except ApiError as error:
             return error_response(error)
         except EdgechatError as error:
-            return error_response(problems.of(error, param))
+            return error_response(errors.of(error, param))
         except RecursionError:
             return error_response(ApiError(400, "the request is nested too deeply", code="invalid_value"))
         except Exception as error:  # noqa: BLE001  (a server goes on)
-            return error_response(problems.unexpected(error))
+            return error_response(errors.unexpected(error))
 
     return answered
 

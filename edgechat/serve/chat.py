@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from edgechat.engine import protocol
+from edgechat.prompt.tool_formats import ToolFormat, as_given
 from edgechat.serve import grammars
-from edgechat.serve.answers import Choice, Delta, logprobs_of_chat
-from edgechat.serve.problems import ApiError
-from edgechat.serve.prompts import calls_as_sent, for_template
-from edgechat.serve.replies import Reply
-from edgechat.serve.served import Served
-from edgechat.serve.tools import ToolFormat, as_given
-from edgechat.serve.wire import AssistantMessage, ChatRequest, NamedTool, Tool
+from edgechat.serve.chat_prompt import calls_as_sent, for_template
+from edgechat.serve.choices import Choice, Delta, logprobs_of_chat
+from edgechat.serve.errors import ApiError
+from edgechat.serve.model_queue import ModelQueue
+from edgechat.serve.responses import Reply
+from edgechat.serve.schemas import AssistantMessage, ChatRequest, NamedTool, Tool
 
 
 class ChatReply(Reply):
@@ -20,7 +20,7 @@ class ChatReply(Reply):
 
     ID_START, WHOLE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, served: Served, wanted: ChatRequest) -> None:
+    def __init__(self, served: ModelQueue, wanted: ChatRequest) -> None:
         super().__init__(served, wanted)
         self._wanted = wanted
         self._has_logprobs = bool(wanted.logprobs)

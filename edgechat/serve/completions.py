@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from edgechat.engine import protocol
-from edgechat.serve.answers import Choice, Delta, logprob
-from edgechat.serve.problems import ApiError
-from edgechat.serve.replies import Reply
-from edgechat.serve.served import Served
-from edgechat.serve.wire import CompletionRequest, Texts
+from edgechat.serve.choices import Choice, Delta, logprob
+from edgechat.serve.errors import ApiError
+from edgechat.serve.model_queue import ModelQueue
+from edgechat.serve.responses import Reply
+from edgechat.serve.schemas import CompletionRequest, Texts
 
 MAX_TEXTS: Final = 64
 
@@ -21,7 +21,7 @@ class CompletionReply(Reply):
 
     ID_START, WHOLE, CHUNK = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, served: Served, wanted: CompletionRequest) -> None:
+    def __init__(self, served: ModelQueue, wanted: CompletionRequest) -> None:
         super().__init__(served, wanted)
         self._wanted = wanted
         self._echoes: list[str] = []

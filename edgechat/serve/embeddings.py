@@ -14,13 +14,13 @@ from starlette.responses import Response
 
 from edgechat.engine import protocol
 from edgechat.serve.completions import several
-from edgechat.serve.problems import ApiError
-from edgechat.serve.replies import unless_gone
-from edgechat.serve.served import Served
-from edgechat.serve.wire import EmbeddingsRequest
+from edgechat.serve.errors import ApiError
+from edgechat.serve.model_queue import ModelQueue
+from edgechat.serve.responses import unless_gone
+from edgechat.serve.schemas import EmbeddingsRequest
 
 
-async def embed(request: Request, served: Served, wanted: EmbeddingsRequest) -> Response:
+async def embed(request: Request, served: ModelQueue, wanted: EmbeddingsRequest) -> Response:
     """Answer. Raises ApiError and EdgechatError."""
     loaded = served.loaded
     if not loaded.is_embedding:
@@ -39,7 +39,7 @@ async def embed(request: Request, served: Served, wanted: EmbeddingsRequest) -> 
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
-async def _vectors(served: Served, wanted: EmbeddingsRequest) -> tuple[list[array[float]], int]:
+async def _vectors(served: ModelQueue, wanted: EmbeddingsRequest) -> tuple[list[array[float]], int]:
     texts = several(wanted.input, "input")
     given = [await served.tokenize(text) if isinstance(text, str) else served.checked(text, "input") for text in texts]
     with contextlib.closing(await served.ask([served.embed_request(given)])) as answer:

@@ -9,10 +9,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from edgechat.chat.reasoning import Format, Place
 from edgechat.errors import GrammarError
-from edgechat.serve.tools import ToolFormat
-from edgechat.serve.wire import JsonFormat, SchemaFormat, TextFormat, Tool
+from edgechat.prompt.reasoning import Place, ReasoningFormat
+from edgechat.prompt.tool_formats import ToolFormat
+from edgechat.serve.schemas import JsonFormat, SchemaFormat, TextFormat, Tool
 
 # Small models that may write any white space write it for ever.
 _SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -59,7 +59,7 @@ def of_tools(tools: Sequence[Tool], form: ToolFormat, *, must: bool, several: bo
     return "\n".join([f"OTHER | {all_calls}", *rules])
 
 
-def after_thinking(rules: str, form: Format | None, place: Place, *, think: bool) -> str:
+def after_thinking(rules: str, form: ReasoningFormat | None, place: Place, *, think: bool) -> str:
     """The whole grammar; `rules` begin with what follows the thoughts."""
     if form is None or place == "answer" or (place == "start" and not think):
         return f"start: {rules}\n"

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from edgechat.engine.protocol import GenerationStats
 
 if TYPE_CHECKING:
-    from edgechat.serve.served import Served
+    from edgechat.serve.model_queue import ModelQueue
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -20,7 +20,7 @@ _RATES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 class Metrics:
     """Counts of one server."""
 
-    def __init__(self, models: Mapping[str, Served]) -> None:
+    def __init__(self, models: Mapping[str, ModelQueue]) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "edgechat_requests", "Requests by path and status", ["path", "status"], registry=registry

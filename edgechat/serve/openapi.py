@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgechat.serve.wire import ChatRequest, CompletionRequest, EmbeddingsRequest
+from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 
 _POSTS: Final = {
     "/v1/chat/completions": (ChatRequest, "Answer a conversation"),

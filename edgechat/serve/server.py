@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgechat.errors import UsageError
-from edgechat.serve.served import Served
+from edgechat.serve.model_queue import ModelQueue
 
 DRAIN_S: Final = 10.0
 """How long answers may go on after the first Ctrl-C."""
@@ -55,7 +55,7 @@ class _Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """Serves until Ctrl-C, then lets answers end: by themselves within `DRAIN_S`, or where they are."""
 
-    def __init__(self, app: ASGIApp, models: Mapping[str, Served], tell: Callable[[str], None]) -> None:
+    def __init__(self, app: ASGIApp, models: Mapping[str, ModelQueue], tell: Callable[[str], None]) -> None:
         """`tell` is given words for a person."""
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what is no HTTP is answered, and no matter
         super().__init__(uvicorn.Config(
@@ -101,6 +101,6 @@ class Server(uvicorn.Server):
         self.force_exit = True
 
 
-def run(app: ASGIApp, models: Mapping[str, Served], bound: socket.socket, tell: Callable[[str], None]) -> None:
+def run(app: ASGIApp, models: Mapping[str, ModelQueue], bound: socket.socket, tell: Callable[[str], None]) -> None:
     """Serve on a socket until somebody stops it."""
     Server(app, models, tell).run(sockets=[bound])

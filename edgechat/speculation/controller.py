@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from edgechat.speculation.acceptance import Acceptance, bucket_of
-from edgechat.speculation.cost import SIZES, StepCosts
 from edgechat.speculation.drafter import Draft
+from edgechat.speculation.step_costs import SIZES, StepCosts
 
 # What has to be won before a draft is tried: estimates are not exact, and a lost bet costs what a won one brings.
 MARGIN: Final = 1.05

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from edgechat.speculation import texts as files
+from edgechat.speculation import corpus_file as files
 from edgechat.speculation.drafter import NO_DRAFT, OTHERS, Draft, Index
 
 _log = logging.getLogger(__name__)

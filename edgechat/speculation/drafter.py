@@ -24,7 +24,7 @@ NO_DRAFT: Final = Draft([], 0, LIVE)
 
 
 class Index(Protocol):
-    """A text in which the end of a text is looked up. `edgechat.runtime.suffix.SuffixIndex` is one."""
+    """A text in which the end of a text is looked up. `edgechat.runtime.suffix_index.SuffixIndex` is one."""
 
     def __len__(self) -> int:
         """Tokens of the text."""

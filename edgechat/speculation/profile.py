@@ -11,8 +11,8 @@ import msgspec
 
 from edgechat import paths
 from edgechat.speculation.acceptance import BUCKETS, Acceptance, Counts
-from edgechat.speculation.cost import DEPTHS, SIZES, Mean, StepCosts
 from edgechat.speculation.drafter import N_SOURCES
+from edgechat.speculation.step_costs import DEPTHS, SIZES, Mean, StepCosts
 
 _log = logging.getLogger(__name__)
 _VERSION: Final = 1

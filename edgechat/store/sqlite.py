@@ -13,13 +13,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from edgechat.chat import drafts
+from edgechat.chat import unsent_messages
 from edgechat.chat.messages import Conversation, Message, now_ms
 from edgechat.chat.store import Hit, Order, Summary
 from edgechat.errors import GoneError, StoreError
 from edgechat.paths import prefix_dir
-from edgechat.prefix.disk import forget
-from edgechat.store import nodes, rows, search
+from edgechat.prefix.disk_tier import forget
+from edgechat.store import row_mapping, search, tree_sql
 from edgechat.store.database import Database
 
 # With what is below: a clock that went back can have made that younger.
@@ -101,7 +101,7 @@ class SqliteStore:
         if self.is_kept:
             for conversation_id in conversation_ids:
                 forget(prefix_dir(), conversation_id)
-                drafts.keep(conversation_id, "")
+                unsent_messages.keep(conversation_id, "")
 
     # What a turn writes
 
@@ -110,12 +110,12 @@ class SqliteStore:
     ) -> None:
         """Add messages below their parents and make them the active path."""
         with self.database.writing(durable=True) as db:
-            owner = nodes.ensure_conversation(db, conversation)
+            owner = tree_sql.ensure_conversation(db, conversation)
             for sha256, data in files.items():
                 db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
             head = 0
             for message in messages:
-                head = nodes.insert(db, owner, message, self._writer)
+                head = tree_sql.insert(db, owner, message, self._writer)
             db.execute(
                 "UPDATE conversations SET head_key = ?, updated_at_ms = ? WHERE key = ?", (head, now_ms(), owner)
             )
@@ -129,15 +129,15 @@ class SqliteStore:
         """
         with self.database.writing() as db:
             is_new = db.execute("SELECT 1 FROM conversations WHERE id = ?", (conversation.id,)).fetchone() is None
-            owner = nodes.ensure_conversation(db, conversation)
-            unknown = nodes.unknown(db, [m.id for m in messages])
+            owner = tree_sql.ensure_conversation(db, conversation)
+            unknown = tree_sql.unknown(db, [m.id for m in messages])
             missing = [m for m in messages if m.id in unknown]
             for sha256, data in files.items():
                 db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
             for message in messages:
                 if message.id not in unknown:
-                    nodes.attach(db, owner, message)
-            keys = {m.id: nodes.insert(db, owner, nodes.rooted(db, owner, m), self._writer) for m in missing}
+                    tree_sql.attach(db, owner, message)
+            keys = {m.id: tree_sql.insert(db, owner, tree_sql.rooted(db, owner, m), self._writer) for m in missing}
             for message in missing:
                 db.execute(
                     "UPDATE messages SET active_child_key = ? WHERE key = ?",
@@ -145,7 +145,7 @@ class SqliteStore:
                 )
             head = keys.get(conversation.head_id or "") or (max(keys.values()) if is_new and keys else None)
             here = db.execute("SELECT head_key FROM conversations WHERE key = ?", (owner,)).fetchone()["head_key"]
-            if head is not None and (here is None or nodes.is_above(db, here, head)):  # it went on elsewhere
+            if head is not None and (here is None or tree_sql.is_above(db, here, head)):  # it went on elsewhere
                 db.execute(
                     "UPDATE conversations SET head_key = ?, updated_at_ms = max(updated_at_ms, ?) WHERE key = ?",
                     (head, conversation.updated_at_ms, owner),
@@ -159,7 +159,7 @@ class SqliteStore:
     def unknown(self, message_ids: Sequence[str]) -> set[str]:
         """Those of the ids that no message here has, deleted ones included."""
         with self.database.reading() as db:
-            return nodes.unknown(db, message_ids)
+            return tree_sql.unknown(db, message_ids)
 
     def conversation_ids(self) -> Sequence[str]:
         """All of them, the oldest first."""
@@ -168,7 +168,7 @@ class SqliteStore:
 
     def checkpoint(self, message: Message) -> bool:
         """Write what an answer of ours has become."""
-        changes = rows.said(message)
+        changes = row_mapping.said(message)
         with self.database.writing(durable=message.finish_reason != "streaming") as db:
             return _update(db, "messages", changes, "id = ? AND writer = ? AND hidden_by IS NULL",
                            message.id, self._writer) == 1  # fmt: skip
@@ -176,7 +176,7 @@ class SqliteStore:
     def claim(self, message_id: str) -> None:
         """Make an answer ours."""
         with self.database.writing(durable=True) as db:
-            nodes.found(db, message_id)
+            tree_sql.found(db, message_id)
             db.execute(
                 "UPDATE messages SET writer = ?, finish_reason = 'streaming' WHERE id = ?", (self._writer, message_id)
             )
@@ -185,9 +185,9 @@ class SqliteStore:
         """Take messages back for good, children first."""
         with self.database.writing(durable=True) as db:
             for message_id in message_ids:
-                row = nodes.found(db, message_id)
+                row = tree_sql.found(db, message_id)
                 db.execute("DELETE FROM messages WHERE key = ?", (row["key"],))
-                nodes.close_gap(db, row)
+                tree_sql.close_gap(db, row)
                 db.execute(
                     "DELETE FROM conversations WHERE key = ? AND NOT EXISTS "
                     "(SELECT 1 FROM messages WHERE conversation_key = conversations.key)",
@@ -200,28 +200,28 @@ class SqliteStore:
         """Go on from the alternative `path[-1]`."""
         with self.database.writing() as db:
             self._select(db, path)
-            nodes.set_head(db, nodes.leaf(db, nodes.found(db, path[-1])["key"]))
+            tree_sql.set_head(db, tree_sql.leaf(db, tree_sql.found(db, path[-1])["key"]))
 
     def end_path(self, path: Sequence[str]) -> None:
         """Make `path[-1]` the head."""
         with self.database.writing() as db:
             self._select(db, path)
-            nodes.set_head(db, nodes.found(db, path[-1])["key"])
+            tree_sql.set_head(db, tree_sql.found(db, path[-1])["key"])
 
     def _select(self, db: sqlite3.Connection, path: Sequence[str]) -> None:
         for parent_id, child_id in itertools.pairwise(path):
-            child = nodes.found(db, child_id)["key"]
+            child = tree_sql.found(db, child_id)["key"]
             db.execute("UPDATE messages SET active_child_key = ? WHERE id = ?", (child, parent_id))
 
     def hide(self, message_id: str) -> None:
         """Delete a message and all below it, for now."""
         with self.database.writing(durable=True) as db:
-            row = nodes.found(db, message_id)
+            row = tree_sql.found(db, message_id)
             db.execute(
                 f"UPDATE messages SET hidden_by = ?, hidden_at_ms = ? WHERE key IN ({_BELOW}) AND hidden_by IS NULL",
                 (row["key"], now_ms(), row["key"]),
             )
-            nodes.close_gap(db, row)
+            tree_sql.close_gap(db, row)
 
     def unhide(self, message_id: str) -> None:
         """Bring back what `hide` of the same message took away."""
@@ -243,7 +243,7 @@ class SqliteStore:
         """Write some of title, model, settings, pinned, archived, tags and folder."""
         if not changes.keys() <= _CHANGEABLE:
             raise ValueError(f"{sorted(changes.keys() - _CHANGEABLE)} cannot be changed")
-        columns = {k: rows.encode(v) if k in ("settings", "tags") else v for k, v in changes.items()}
+        columns = {k: row_mapping.encode(v) if k in ("settings", "tags") else v for k, v in changes.items()}
         with self.database.writing(durable=True) as db:
             if columns and not _update(db, "conversations", columns, "id = ?", conversation_id):
                 raise GoneError(f"conversation {conversation_id} is gone: another edgechat deleted it")
@@ -251,7 +251,7 @@ class SqliteStore:
     def delete(self, conversation_id: str) -> None:
         """Remove a conversation for good."""
         with self.database.writing(durable=True) as db:
-            row = nodes.conversation_row(db, conversation_id)
+            row = tree_sql.conversation_row(db, conversation_id)
             db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only unlinked
             db.execute("DELETE FROM messages WHERE conversation_key = ?", (row["key"],))
             db.execute("DELETE FROM conversations WHERE key = ?", (row["key"],))
@@ -262,11 +262,11 @@ class SqliteStore:
     def conversation(self, conversation_id: str) -> Conversation:
         """One conversation."""
         with self.database.reading() as db:
-            return self._conversation(db, nodes.conversation_row(db, conversation_id))
+            return self._conversation(db, tree_sql.conversation_row(db, conversation_id))
 
     def _conversation(self, db: sqlite3.Connection, row: sqlite3.Row) -> Conversation:
         head = db.execute("SELECT id FROM messages WHERE key = ? AND hidden_by IS NULL", (row["head_key"],)).fetchone()
-        return rows.conversation(row, head["id"] if head is not None else None)
+        return row_mapping.conversation(row, head["id"] if head is not None else None)
 
     def resolve(self, prefix: str) -> str:
         """The only conversation whose id starts with `prefix`."""
@@ -290,7 +290,7 @@ class SqliteStore:
     def messages(self, conversation_id: str) -> list[Message]:
         """All messages, parents before children."""
         with self.database.reading() as db:
-            owner = nodes.conversation_row(db, conversation_id)["key"]
+            owner = tree_sql.conversation_row(db, conversation_id)["key"]
             found = db.execute(
                 "SELECT * FROM messages WHERE conversation_key = ? AND hidden_by IS NULL ORDER BY key", (owner,)
             ).fetchall()
@@ -302,7 +302,7 @@ class SqliteStore:
                 """,
                 (owner,),
             ).fetchall()
-            return rows.messages(found, attached)
+            return row_mapping.messages(found, attached)
 
     def list(
         self, *, archived: bool | None = False, tag: str = "", folder: str = "", limit: int = 50, offset: int = 0

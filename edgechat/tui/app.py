@@ -1,4 +1,4 @@
-"""The application: what holds for all screens. The chat itself is in `edgechat.tui.chat`."""
+"""The application: what holds for all screens. The chat itself is in `edgechat.tui.screens.chat`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from textual.app import App, SuspendNotSupported, SystemCommand
 from textual.binding import Binding, BindingType
 
 from edgechat import paths
-from edgechat.chat.visible import visible
 from edgechat.errors import EdgechatError
+from edgechat.terminal import visible
 from edgechat.tui import keys
-from edgechat.tui.chat import ChatScreen
-from edgechat.tui.events import Pulled
-from edgechat.tui.prompt import Prompt
-from edgechat.tui.talker import Talker
-from edgechat.tui.transcript import Transcript
+from edgechat.tui.messages import Pulled
+from edgechat.tui.screens.chat import ChatScreen
+from edgechat.tui.session_worker import SessionWorker
+from edgechat.tui.widgets.prompt import PromptInput
+from edgechat.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from textual.screen import Screen
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
     from edgechat.chat.store import Store
     from edgechat.config import Settings
-    from edgechat.tui.doing import Doing
-    from edgechat.tui.palette import Palette
-    from edgechat.tui.pulling import Puller
+    from edgechat.tui.actions import Actions
+    from edgechat.tui.downloads import DownloadRunner
+    from edgechat.tui.render.palette import Palette
 
 Export = Callable[["Store", str, Path], None]
 """Writes a conversation to a file, whose suffix says in which form. Raises EdgechatError."""
@@ -78,8 +78,8 @@ class ChatApp(App[int]):
         self.pull_words = ""
         """What a download is at, for the live line."""
         self.figures = settings.figures
-        self.talker = Talker(make_session, self._tell)
-        self._puller: Puller | None = None
+        self.talker = SessionWorker(make_session, self._tell)
+        self._puller: DownloadRunner | None = None
         self._palette: Palette | None = None
         self.key_overrides: dict[str, str] = {}
         found = [*problems, *self._take_theme(settings.theme), *self._take_keys(settings)]
@@ -101,11 +101,11 @@ class ChatApp(App[int]):
             self.chat.post_message(message)  # type: ignore[arg-type]
 
     @functools.cached_property
-    def doing(self) -> Doing:
+    def doing(self) -> Actions:
         """What can be done; made when something is."""
-        from edgechat.tui.doing import Doing
+        from edgechat.tui.actions import Actions
 
-        return Doing(self)
+        return Actions(self)
 
     # Looks
 
@@ -113,7 +113,7 @@ class ChatApp(App[int]):
     def palette(self) -> Palette:
         """What the theme of now means for rows."""
         if self._palette is None:
-            from edgechat.tui.palette import Palette
+            from edgechat.tui.render.palette import Palette
 
             theme = self.current_theme
             self._palette = Palette(
@@ -149,15 +149,15 @@ class ChatApp(App[int]):
     @staticmethod
     def all_keys() -> list[keys.Key]:
         """Every binding of ours, those of screens among them that are not open."""
-        from edgechat.tui.first import FirstScreen
-        from edgechat.tui.listing import ListScreen
-        from edgechat.tui.models import ModelsScreen
-        from edgechat.tui.plans import TextScreen
-        from edgechat.tui.settings import SettingsScreen
-        from edgechat.tui.sidebar import Sidebar
+        from edgechat.tui.screens.filter_list import FilterListScreen
+        from edgechat.tui.screens.first_run import FirstRunScreen
+        from edgechat.tui.screens.models import ModelsScreen
+        from edgechat.tui.screens.plan import TextScreen
+        from edgechat.tui.screens.settings import SettingsScreen
+        from edgechat.tui.widgets.sidebar import Sidebar
 
-        screens = (ListScreen, ModelsScreen, SettingsScreen, TextScreen, FirstScreen)
-        return keys.bindings(ChatApp, ChatScreen, Prompt, Transcript, Sidebar, *screens)
+        screens = (FilterListScreen, ModelsScreen, SettingsScreen, TextScreen, FirstRunScreen)
+        return keys.bindings(ChatApp, ChatScreen, PromptInput, Transcript, Sidebar, *screens)
 
     # Everything there is
 
@@ -176,7 +176,7 @@ class ChatApp(App[int]):
         """Search what was said before."""
         self._read_history(then_pick=True)
 
-    @on(Prompt.WantsHistory)
+    @on(PromptInput.WantsHistory)
     def _on_history_wanted(self) -> None:
         self._read_history(then_pick=False)
 
@@ -198,19 +198,19 @@ class ChatApp(App[int]):
 
     def pick(self, title: str, options: Sequence[tuple[str, str]], then: Callable[[str], object]) -> None:
         """Let one of these be chosen: what each stands for, and how it is shown."""
-        from edgechat.tui.pick import PickScreen
+        from edgechat.tui.screens.picker import PickerScreen
 
         def chosen(found: str | None) -> None:
             if found is not None:
                 then(found)
 
-        self.push_screen(PickScreen(title, options), chosen)
+        self.push_screen(PickerScreen(title, options), chosen)
 
     def toggle_sidebar(self) -> None:
         """Show the list of conversations, or not."""
         sidebar = self.chat.sidebar
         if sidebar is None:
-            from edgechat.tui.sidebar import Sidebar
+            from edgechat.tui.widgets.sidebar import Sidebar
 
             self.chat.sidebar = sidebar = Sidebar()
             self.chat.mount(sidebar, before=0)
@@ -226,12 +226,12 @@ class ChatApp(App[int]):
     # Models
 
     @property
-    def puller(self) -> Puller:
+    def puller(self) -> DownloadRunner:
         """What gets models; goes on when its screen is closed."""
         if self._puller is None:
-            from edgechat.tui.pulling import Puller
+            from edgechat.tui.downloads import DownloadRunner
 
-            self._puller = Puller(self)
+            self._puller = DownloadRunner(self)
         return self._puller
 
     def use_model(self, name: str) -> None:
@@ -298,7 +298,7 @@ class ChatApp(App[int]):
 
     # Outside
 
-    @on(Prompt.WantsEditor)
+    @on(PromptInput.WantsEditor)
     def _on_editor_wanted(self) -> None:
         from edgechat.tui.editor import edit
 

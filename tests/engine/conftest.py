@@ -11,9 +11,9 @@ import pytest
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.planner.plan import given_plan
-from edgechat.runtime import probe
+from edgechat.runtime.backends import probe
+from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import Bindings, load
-from edgechat.runtime.bundle import find_bundle
 
 
 def a_load(client: EngineClient, path: Path, n_ctx: int = 2048) -> protocol.Load:

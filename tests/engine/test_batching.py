@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from edgechat.config import GREEDY, Sampling
 from edgechat.engine import protocol
-from edgechat.engine import sample as samples
-from edgechat.engine.batching import Batching
+from edgechat.engine import sequence as samples
 from edgechat.engine.client import EngineClient
-from edgechat.engine.generation import Generation
+from edgechat.engine.request import ActiveRequest
+from edgechat.engine.scheduler import Scheduler
 from edgechat.errors import EdgechatError
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.bindings import Bindings
 from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.controller import Controller
-from edgechat.speculation.cost import SIZES, Mean, StepCosts
 from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
+from edgechat.speculation.step_costs import SIZES, Mean, StepCosts
 from tests.fake_context import FakeContext, FakeModel, FakeSampler
 from tests.suffix_reference import PlainIndex
 
@@ -44,14 +44,14 @@ class Bench:
     def __init__(self, fake: FakeModel, *, drafts: bool) -> None:
         self.context = FakeContext(fake, N_CTX, n_cells=N_CTX)
         self.cache = PrefixCache(self.context)  # type: ignore[arg-type]
-        self.batching = Batching(self.context, self.cache, self._ended)  # type: ignore[arg-type]
+        self.batching = Scheduler(self.context, self.cache, self._ended)  # type: ignore[arg-type]
         self.text: dict[tuple[int, int], str] = {}
         self.last: dict[int, protocol.Event] = {}
         self.answers: dict[int, list[list[int]]] = {}
         self.live = LiveDrafter(PlainIndex(10_000))
         self.drafts = drafts
 
-    def _ended(self, generation: Generation, event: protocol.Event) -> None:
+    def _ended(self, generation: ActiveRequest, event: protocol.Event) -> None:
         assert generation.request.id not in self.last
         self.last[generation.request.id] = event
         self.answers[generation.request.id] = generation.answers
@@ -67,7 +67,7 @@ class Bench:
             costs = StepCosts()
             costs.ratios = [{n: Mean(1.0, 1000) for n in SIZES} for _ in costs.ratios]
             speculator = Speculator([self.live], Controller(Acceptance(), costs))
-        self.batching.add(Generation(
+        self.batching.add(ActiveRequest(
             self.context, self.cache, request, request.tokens or [], self.hear, 0.0, speculator  # type: ignore[arg-type]
         ))  # fmt: skip
 
@@ -122,8 +122,8 @@ def test_each_answer_is_what_it_is_alone(fake: FakeModel, wanted: list[Any], dra
         alone.add(request)
         alone.finish()
         last, expected = together.last[request.id], alone.last[request.id]
-        assert isinstance(last, protocol.TurnFinished)
-        assert isinstance(expected, protocol.TurnFinished)
+        assert isinstance(last, protocol.RequestFinished)
+        assert isinstance(expected, protocol.RequestFinished)
         if request.id not in cancelled:
             assert together.answers[request.id] == alone.answers[request.id]
             assert last.finish_reason == expected.finish_reason
@@ -167,16 +167,16 @@ class Heard:
             self.tokens.setdefault(event.sample, []).extend(event.tokens)
             self.text += event.text
             self.first.set()
-        elif isinstance(event, EdgechatError | protocol.TurnFinished):
+        elif isinstance(event, EdgechatError | protocol.RequestFinished):
             self._done.put(event)
 
     @property
     def is_going_on(self) -> bool:
         return self._done.empty()
 
-    def end(self) -> protocol.TurnFinished:
+    def end(self) -> protocol.RequestFinished:
         event = self._done.get(timeout=100)
-        assert isinstance(event, protocol.TurnFinished), event
+        assert isinstance(event, protocol.RequestFinished), event
         return event
 
 

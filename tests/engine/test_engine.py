@@ -10,15 +10,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgechat.chat.renderer import PromptMessage, Renderer
 from edgechat.config import GREEDY, Sampling
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import ContextOverflowError, EngineDiedError, EngineError, ModelFileError
+from edgechat.prompt.renderer import PromptMessage, Renderer
 from tests.engine.conftest import a_load
 
 
-def ask(engine: EngineClient, **options: object) -> tuple[str, list[int], protocol.TurnFinished]:
+def ask(engine: EngineClient, **options: object) -> tuple[str, list[int], protocol.RequestFinished]:
     request = protocol.Generate(id=engine.next_id(), **({"sampling": GREEDY, "max_tokens": 32} | options))  # type: ignore[arg-type]
     text, tokens, last = "", [], None
     for event in engine.generate(request):
@@ -26,7 +26,7 @@ def ask(engine: EngineClient, **options: object) -> tuple[str, list[int], protoc
             text += event.text
             tokens += event.tokens
         last = event
-    assert isinstance(last, protocol.TurnFinished)
+    assert isinstance(last, protocol.RequestFinished)
     return text, tokens, last
 
 
@@ -161,7 +161,7 @@ def test_cancel_stops_a_prefill_at_once_and_leaves_the_context_known(engine: Eng
     prompt = [11 + i % 900 for i in range(2000)]
     request = protocol.Generate(id=engine.next_id(), tokens=prompt, max_tokens=1)
     last, _ = cancel_after(engine, request, 0.15)
-    assert isinstance(last, protocol.TurnFinished)
+    assert isinstance(last, protocol.RequestFinished)
     assert last.finish_reason == "cancelled"
     assert last.context_tokens < len(prompt)
     again, _, turn = ask(engine, tokens=prompt, max_tokens=4)
@@ -172,7 +172,7 @@ def test_cancel_stops_a_prefill_at_once_and_leaves_the_context_known(engine: Eng
 def test_cancel_stops_an_answer_and_keeps_its_text(engine: EngineClient) -> None:
     request = protocol.Generate(id=engine.next_id(), text=chat("Count."), ignore_eog=True, sampling=GREEDY)
     last, waited_s = cancel_after(engine, request, 0.4)
-    assert isinstance(last, protocol.TurnFinished)
+    assert isinstance(last, protocol.RequestFinished)
     assert last.finish_reason == "cancelled"
     assert last.stats.completion_tokens > 0
     assert waited_s < 0.5  # far above a batch plus 20 ms: the bench measures, this only catches what is broken
@@ -194,7 +194,7 @@ def test_a_cancel_that_overtakes_its_request_is_not_lost(engine: EngineClient) -
     engine.cancel(queued.id)
     *_, last = engine.generate(queued)
     thread.join()
-    assert isinstance(last, protocol.TurnFinished)
+    assert isinstance(last, protocol.RequestFinished)
     assert last.finish_reason == "cancelled"
 
 

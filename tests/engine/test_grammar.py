@@ -18,13 +18,13 @@ PROMPT = "<|im_start|>user\nA list of numbers, please.<|im_end|>\n<|im_start|>as
 NUMBERS = 'start: %json {"type": "array", "items": {"type": "integer", "maximum": 99, "minimum": 0}, "maxItems": 4}'
 
 
-def ask(engine: EngineClient, **options: Any) -> tuple[dict[int, str], protocol.TurnFinished]:
+def ask(engine: EngineClient, **options: Any) -> tuple[dict[int, str], protocol.RequestFinished]:
     given: dict[str, Any] = {"text": PROMPT, "max_tokens": 40, "sampling": Sampling(temperature=1.0, seed=3)} | options
     texts: dict[int, str] = {}
     for event in engine.generate(protocol.Generate(id=engine.next_id(), **given)):
         if isinstance(event, protocol.TokensGenerated):
             texts[event.sample] = texts.get(event.sample, "") + event.text
-    assert isinstance(event, protocol.TurnFinished)
+    assert isinstance(event, protocol.RequestFinished)
     return texts, event
 
 

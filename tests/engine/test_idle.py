@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-from edgechat.engine import host as hosts
 from edgechat.engine import protocol
-from edgechat.engine.host import Host
+from edgechat.engine import server as hosts
 from edgechat.engine.pipe import Channel
+from edgechat.engine.server import EngineServer
 from edgechat.errors import EngineError
 
 
@@ -30,8 +30,8 @@ class Context:
         self.aborted.clear()
 
 
-def a_host(speculation: Callable[[Callable[[bool], None], Context], bool]) -> tuple[Host, Context]:
-    host, context = Host(cast("Channel", None)), Context()
+def a_host(speculation: Callable[[Callable[[bool], None], Context], bool]) -> tuple[EngineServer, Context]:
+    host, context = EngineServer(cast("Channel", None)), Context()
     host._context = cast("Any", context)
     host._speculation = cast("Any", SimpleNamespace(idle_step=lambda allow: speculation(allow, context)))
     return host, context

@@ -15,29 +15,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgechat.config import Sampling
-from edgechat.engine import sample as samples
-from edgechat.engine.batching import Batching
-from edgechat.engine.generation import Generation
-from edgechat.engine.protocol import Event, Failed, Generate, TurnFinished
+from edgechat.engine import sequence as samples
+from edgechat.engine.protocol import Event, Failed, Generate, RequestFinished
+from edgechat.engine.request import ActiveRequest
+from edgechat.engine.scheduler import Scheduler
 from edgechat.errors import EngineError, GrammarError, by_name
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.bindings import Bindings
-from edgechat.runtime.context import Context, DecodeAborted, NoRoom
+from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
 from edgechat.runtime.model import Model
-from edgechat.runtime.suffix import SuffixIndex
+from edgechat.runtime.suffix_index import SuffixIndex
 from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.controller import Controller
 from edgechat.speculation.corpus import Corpus
-from edgechat.speculation.cost import SIZES, Mean, StepCosts
 from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
+from edgechat.speculation.step_costs import SIZES, Mean, StepCosts
 from tests.fake_context import FakeContext, FakeModel, FakeSampler
 from tests.models import KINDS, Kind, a_context, write_tiny
 from tests.suffix_reference import PlainIndex
 
 N_VOCAB = 12
 PROMPT = [3, 4, 5, 3, 4]
-Said = tuple[list[int], str, TurnFinished]
+Said = tuple[list[int], str, RequestFinished]
 
 
 class Scripted(Speculator):
@@ -77,18 +77,18 @@ def say(
 ) -> Said:
     heard: list[str] = []
     cache = PrefixCache(context)  # type: ignore[arg-type]
-    work = Generation(
+    work = ActiveRequest(
         context, cache, request, prompt, lambda event: heard.append(getattr(event, "text", "")), 0.0, speculator  # type: ignore[arg-type]
     )  # fmt: skip
     ended: list[Event] = []
-    batching = Batching(context, cache, lambda generation, event: ended.append(event))  # type: ignore[arg-type]
+    batching = Scheduler(context, cache, lambda generation, event: ended.append(event))  # type: ignore[arg-type]
     batching.add(work)
     while not batching.is_idle:
         batching.step()
     (finished,) = ended
     if isinstance(finished, Failed):
         raise by_name(finished.error)(finished.message)
-    assert isinstance(finished, TurnFinished)
+    assert isinstance(finished, RequestFinished)
     return work.answers[0] if work.answers else [], "".join(heard), finished
 
 
@@ -183,10 +183,10 @@ def test_right_drafts_save_steps(fake: FakeModel) -> None:
     assert len(context.widths) == 1 + 5
 
 
-@pytest.mark.parametrize("failure", [DecodeAborted, NoRoom])
+@pytest.mark.parametrize("failure", [DecodeAborted, NoKvSlotError])
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_step_that_fails_says_nothing_wrong(
-    fake: FakeModel, failure: type[DecodeAborted | NoRoom], step: int
+    fake: FakeModel, failure: type[DecodeAborted | NoKvSlotError], step: int
 ) -> None:
     """Given up for somebody else's sake, it is done again; with no room for the draft, the token alone is decoded."""
     request = Generate(id=1, max_tokens=40, sampling=Sampling(temperature=0.0), ignore_eog=True)

@@ -19,7 +19,7 @@ import pytest
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.runtime.bundle import find_bundle
+from edgechat.runtime.backends.bundle import find_bundle
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.long

@@ -14,12 +14,12 @@ from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EdgechatError, ModelFileError
 from edgechat.modelfile.split import read_header
-from edgechat.planner import ladder, memory
+from edgechat.planner import memory, requantize
 from edgechat.planner.memory import LoadOptions
 from edgechat.planner.plan import given_plan, n_seqs_of
-from edgechat.runtime import speeds
-from edgechat.runtime.bundle import find_bundle
-from edgechat.runtime.probe import choose
+from edgechat.runtime.backends import kernel_benchmark
+from edgechat.runtime.backends.bundle import find_bundle
+from edgechat.runtime.backends.probe import choose
 from tests.models import KINDS, Kind, write_tiny
 
 
@@ -80,17 +80,17 @@ def test_the_size_of_every_quant_is_known_from_one_header(starter: Path, tmp_pat
     engine = EngineClient()
     try:
         for quant, real in written.items():
-            types = engine.quant_types(ladder.describe(header), ladder.preset_number(quant))
-            told = ladder.requantised(header, quant, types)
+            types = engine.quant_types(requantize.describe(header), requantize.preset_number(quant))
+            told = requantize.requantised(header, quant, types)
             assert {t.name: (t.type, t.size_bytes) for t in told.tensors} == {
                 t.name: (t.type, t.size_bytes) for t in real.tensors
             }
             assert told.quant == quant
-        nonsense = msgspec.structs.replace(ladder.describe(header), architecture="flux-capacitor", n_layer=0)
+        nonsense = msgspec.structs.replace(requantize.describe(header), architecture="flux-capacitor", n_layer=0)
         assert engine.quant_types(nonsense, 15) == []
-        odd = msgspec.structs.replace(ladder.describe(header), architecture="flux-capacitor")
+        odd = msgspec.structs.replace(requantize.describe(header), architecture="flux-capacitor")
         assert isinstance(engine.quant_types(odd, 15), list)
-        engine.quant_types(ladder.describe(header), 15)  # it lives
+        engine.quant_types(requantize.describe(header), 15)  # it lives
     finally:
         engine.close()
 
@@ -128,7 +128,7 @@ def test_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) -> None
     finally:
         engine.close()
     assert found is not None
-    assert found == again == speeds.recall(find_bundle(), choose(find_bundle())[0])
+    assert found == again == kernel_benchmark.recall(find_bundle(), choose(find_bundle())[0])
     assert any("measuring" in line for line in words)
     for name in ("F16", "Q4_0", "Q4_K", "Q6_K", "Q8_0"):
         rates = found.products[name]
@@ -141,7 +141,7 @@ def test_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) -> None
 
 def test_a_module_that_cannot_be_measured_is_none() -> None:
     broken = msgspec.structs.replace(choose(find_bundle())[0], path="/nowhere/libggml-cpu-x.so")
-    assert speeds.measure(find_bundle(), broken) is None
+    assert kernel_benchmark.measure(find_bundle(), broken) is None
 
 
 def test_files_that_llama_cpp_cannot_load_leave_the_engine_alive(tmp_path: Path, starter: Path) -> None:

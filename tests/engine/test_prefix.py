@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgechat.prefix.cache import Cached, PrefixCache
-from edgechat.prefix.disk import Disk
+from edgechat.prefix.disk_tier import DiskTier
 from edgechat.runtime.bindings import Bindings
-from edgechat.runtime.context import Context, NoRoom
+from edgechat.runtime.context import Context, NoKvSlotError
 from edgechat.runtime.model import Model
 from tests.fake_memory import check_cache
 from tests.models import KINDS, Kind, a_context, write_tiny
@@ -31,7 +31,7 @@ class Desk:
 
     def __init__(self, model: Model, folder: Path | None = None, *, n_seqs: int = 4, n_ctx: int = N_CTX) -> None:
         self.context = a_context(model, n_ctx=n_ctx, n_threads=2, n_batch=128, n_ubatch=128, n_seqs=n_seqs)
-        self.disk = Disk(folder, 1 << 30, lambda pause: "it") if folder is not None else None
+        self.disk = DiskTier(folder, 1 << 30, lambda pause: "it") if folder is not None else None
         if self.disk is not None:
             self.disk.identity = "it"
         self.cache = PrefixCache(self.context, ram_cap_bytes=64 << 20, disk=self.disk)
@@ -55,7 +55,7 @@ class Desk:
             while True:
                 try:
                     self.context.decode(tokens[done:end], seq)
-                except NoRoom:
+                except NoKvSlotError:
                     assert self.cache.make_room(seq)
                 else:
                     break

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from edgechat.config import Sampling
 from edgechat.errors import EngineError, ModelFileError, RuntimeLoadError
 from edgechat.modelfile.split import read_header
-from edgechat.planner.context import context_bytes
+from edgechat.planner.kv_memory import context_bytes
+from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import Bindings, load
-from edgechat.runtime.bundle import find_bundle
 from edgechat.runtime.context import Context, DecodeAborted
-from edgechat.runtime.layout import memory_breakdown
+from edgechat.runtime.memory_report import memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.runtime.sampler import Sampler
 from tests.models import CONTROL, KINDS, N_CTX, Kind, a_context, write_tiny, write_tiny_llama

@@ -43,7 +43,7 @@ class Talk:
         self.seen = list(answer)
         last = self.seen[-1]
         assert isinstance(last, (events.TurnFinished, events.TurnInterrupted))
-        text = "".join(e.text for e in self.seen if isinstance(e, events.TokensGenerated))
+        text = "".join(e.text for e in self.seen if isinstance(e, events.ReplyTextGenerated))
         assert last.answer.text.endswith(text)
         assert last.answer == msgspec.structs.replace(self.session.tree[last.answer.id], active_child_id=None)
         self.check()
@@ -54,7 +54,7 @@ class Talk:
         last = self.seen[-1]
         assert isinstance(last, (events.TurnFinished, events.TurnInterrupted))
         for number, each in enumerate((last.answer, *last.others)):
-            heard = [e.text for e in self.seen if isinstance(e, events.TokensGenerated) and e.number == number]
+            heard = [e.text for e in self.seen if isinstance(e, events.ReplyTextGenerated) and e.number == number]
             assert each.text == "".join(heard)
         self.check()
         return last.answer
@@ -169,7 +169,7 @@ def test_stopping_keeps_what_was_said_and_it_can_be_continued(talk: Callable[...
     t = talk(msgspec.structs.replace(QUIET, max_tokens=None))
     pieces = []
     for event in t.session.send("Tell me a very long story."):
-        if isinstance(event, events.TokensGenerated):
+        if isinstance(event, events.ReplyTextGenerated):
             pieces.append(event.text)
             t.session.stop()
         last = event
@@ -185,7 +185,7 @@ def test_stopping_keeps_what_was_said_and_it_can_be_continued(talk: Callable[...
 def test_an_engine_that_dies_leaves_an_interrupted_answer_and_the_next_turn_works(talk: Callable[..., Talk]) -> None:
     t = talk(msgspec.structs.replace(QUIET, max_tokens=400))
     answer = t.session.send("Tell me a very long story.")
-    next(e for e in answer if isinstance(e, events.TokensGenerated))
+    next(e for e in answer if isinstance(e, events.ReplyTextGenerated))
     assert t.session.engine.pid is not None
     os.kill(t.session.engine.pid, 9)
     with pytest.raises(EngineDiedError):
@@ -195,13 +195,13 @@ def test_an_engine_that_dies_leaves_an_interrupted_answer_and_the_next_turn_work
     assert t.session.tree.path[1].text
     t.session.settings = QUIET
     assert t.hear(t.session.continue_answer()).finish_reason == "length"
-    assert any(isinstance(e, events.LoadProgressed) for e in t.seen)
+    assert any(isinstance(e, events.ModelLoadProgressed) for e in t.seen)
 
 
 def test_leaving_the_iteration_stops_the_answer_and_keeps_it(talk: Callable[..., Talk]) -> None:
     t = talk(msgspec.structs.replace(QUIET, max_tokens=400))
     for event in t.session.send("Tell me a very long story."):
-        if isinstance(event, events.TokensGenerated):
+        if isinstance(event, events.ReplyTextGenerated):
             break
     del event
     import gc
@@ -351,7 +351,7 @@ def test_an_answer_that_another_process_continues_is_kept_beside_it(talk: Callab
     other = open_store()
     claimed = False
     for event in t.session.send("Tell me a very long story."):
-        if isinstance(event, events.TokensGenerated) and not claimed:
+        if isinstance(event, events.ReplyTextGenerated) and not claimed:
             claimed = True
             answer = t.session.tree.path[1]
             other.claim(answer.id)
@@ -387,7 +387,7 @@ def test_leaving_in_mid_answer_writes_the_last_word(talk: Callable[..., Talk]) -
 
     def hear() -> None:
         for event in t.session.send("Tell me a very long story."):
-            if isinstance(event, events.TokensGenerated):
+            if isinstance(event, events.ReplyTextGenerated):
                 heard.append(event.text)
                 begun.set()
 
@@ -424,7 +424,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_word(talk: Callable[..., Talk]
             store.database.connection.execute("PRAGMA query_only = ON")  # every write fails from here on
         if isinstance(event, events.NotSaved):
             notices.append(event.words)
-        n_after += bool(notices) and isinstance(event, events.TokensGenerated)
+        n_after += bool(notices) and isinstance(event, events.ReplyTextGenerated)
         last = event
     assert isinstance(last, events.TurnFinished)
     assert notices
@@ -565,7 +565,7 @@ def test_an_answer_beside_others_is_the_one_alone(talk: Callable[..., Talk]) -> 
 def test_all_answers_are_stopped_and_kept(talk: Callable[..., Talk]) -> None:
     t = talk(msgspec.structs.replace(QUIET, max_tokens=300))
     for event in t.session.send("Tell me a very long story.", n_answers=3):
-        if isinstance(event, events.TokensGenerated) and event.number == 2:
+        if isinstance(event, events.ReplyTextGenerated) and event.number == 2:
             t.session.stop()
         last = event
     assert isinstance(last, events.TurnInterrupted)

@@ -20,8 +20,8 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.planner.plan import given_plan
-from edgechat.prefix.disk import folder_name, forget
-from edgechat.speculation.cost import SIZES
+from edgechat.prefix.disk_tier import folder_name, forget
+from edgechat.speculation.step_costs import SIZES
 from tests.conftest import Cli
 from tests.models import write_tiny
 
@@ -42,7 +42,7 @@ class Engine:
         plan = given_plan(str(model), **given)
         self.client.load(protocol.Load(id=self.client.next_id(), plan=plan, prefix_dir=directory))
 
-    def ask(self, tokens: list[int] = PROMPT, **options: Any) -> tuple[list[int], protocol.TurnFinished]:
+    def ask(self, tokens: list[int] = PROMPT, **options: Any) -> tuple[list[int], protocol.RequestFinished]:
         given: dict[str, Any] = {
             "max_tokens": 80,
             "ignore_eog": True,
@@ -54,7 +54,7 @@ class Engine:
         for event in self.client.generate(request):
             if isinstance(event, protocol.TokensGenerated):
                 drawn += event.tokens
-        assert isinstance(event, protocol.TurnFinished)
+        assert isinstance(event, protocol.RequestFinished)
         return drawn, event
 
 
@@ -143,7 +143,7 @@ def test_an_answer_can_be_stopped_among_drafts(start: Start, kind: str) -> None:
                 said += event.tokens
                 if len(said) > 100 + 50 * number:
                     engine.client.cancel(request.id)
-        assert isinstance(event, protocol.TurnFinished)
+        assert isinstance(event, protocol.RequestFinished)
         assert event.finish_reason == "cancelled"
         assert event.stats.n_accepted > 5
         assert said == forced[: len(said)]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgechat.runtime.bindings import Bindings
-from edgechat.runtime.suffix import SuffixIndex
+from edgechat.runtime.suffix_index import SuffixIndex
 from tests.suffix_reference import PlainIndex
 
 ANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgechat.chat.reasoning import FORMATS, detect, place_after, switchable, switches
-from edgechat.chat.renderer import PromptMessage, Renderer
 from edgechat.errors import TemplateError
+from edgechat.prompt.reasoning import FORMATS, detect, place_after, switchable, switches
+from edgechat.prompt.renderer import PromptMessage, Renderer
 from tests.conftest import ROOT
 
 QUESTION = [PromptMessage("user", "What is one?")]

@@ -17,8 +17,8 @@ import pytest
 
 from edgechat.errors import RuntimeLoadError
 from edgechat.hardware.cpu import read_cpu
-from edgechat.runtime import probe, verdicts
-from edgechat.runtime.bundle import Bundle, find_bundle
+from edgechat.runtime.backends import probe, verdicts
+from edgechat.runtime.backends.bundle import Bundle, find_bundle
 from tests.conftest import ROOT, Cli
 
 pytestmark = [

@@ -18,16 +18,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgechat import paths
-from edgechat.catalogue import fetch, hub, pull, web
-from edgechat.catalogue.download import download
-from edgechat.catalogue.part import Identity, Part
-from edgechat.catalogue.transfer import Cancelled, Patience, Progress, Wanted
+from edgechat.catalogue import hub, pull
+from edgechat.catalogue.download import http, transfer
+from edgechat.catalogue.download.downloader import download
+from edgechat.catalogue.download.partial_file import Identity, PartialFile
+from edgechat.catalogue.download.request import Cancelled, DownloadRequest, Progress, RetryPolicy
 from edgechat.errors import CatalogueError, DownloadError, HubError
 from tests.conftest import Cli, edgechat_command
 from tests.hub import Faults, LocalHub, Repo, local_hub
 from tests.models import split_tiny, write_tiny_llama
 
-QUICK = Patience(tries=3, pause_s=0.01, read_s=0.5, grow_s=0.2)
+QUICK = RetryPolicy(tries=3, pause_s=0.01, read_s=0.5, grow_s=0.2)
 BODY = random.Random(1).randbytes(3_000_000)
 SHA = hashlib.sha256(BODY).hexdigest()
 NAME = "own/repo"
@@ -50,11 +51,11 @@ def store(server: LocalHub, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
     return server
 
 
-def wanted(store: LocalHub, path: Path, sha256: str = SHA, size: int | None = len(BODY)) -> Wanted:
-    return Wanted(url=f"{store.url}/{NAME}/resolve/main/m.gguf", path=path, size_bytes=size, sha256=sha256)
+def wanted(store: LocalHub, path: Path, sha256: str = SHA, size: int | None = len(BODY)) -> DownloadRequest:
+    return DownloadRequest(url=f"{store.url}/{NAME}/resolve/main/m.gguf", path=path, size_bytes=size, sha256=sha256)
 
 
-def interrupted(store: LocalHub, what: Wanted, after: int) -> None:
+def interrupted(store: LocalHub, what: DownloadRequest, after: int) -> None:
     """Get so many bytes of it, and then nothing any more."""
     store.faults = Faults(drop_after=[after, 0, 0, 0])
     with pytest.raises(HubError):
@@ -88,7 +89,7 @@ def test_connections_dropped_at_any_byte(
     store.sent_bytes = 0
     path = tmp_path / "m.gguf"
     path.unlink(missing_ok=True)
-    check(download(wanted(store, path), patience=Patience(tries=9, pause_s=0.0)))
+    check(download(wanted(store, path), patience=RetryPolicy(tries=9, pause_s=0.0)))
     if not store.faults.no_ranges:  # no byte that had arrived was sent again, but for what was on its way
         assert store.sent_bytes <= len(BODY) + 9 * (1 << 20)
 
@@ -118,7 +119,7 @@ def test_a_file_that_changes_is_never_mixed(store: LocalHub, tmp_path: Path) -> 
     assert got.read_bytes() == other
     # Without a hash: by the server's name for the version.
     store.repos[NAME] = Repo({"m.gguf": model})
-    address = Wanted(url=f"{store.store_url}/{NAME}/m.gguf", path=tmp_path / "n.gguf")
+    address = DownloadRequest(url=f"{store.store_url}/{NAME}/m.gguf", path=tmp_path / "n.gguf")
     interrupted(store, address, 2000)
     changed = bytearray(model)
     changed[-1] ^= 1
@@ -128,7 +129,7 @@ def test_a_file_that_changes_is_never_mixed(store: LocalHub, tmp_path: Path) -> 
 
 def test_a_file_that_changes_while_it_arrives(store: LocalHub, tmp_path: Path) -> None:
     store.faults.drop_after = [1_000_000]
-    slow = Patience(tries=3, pause_s=0.5)
+    slow = RetryPolicy(tries=3, pause_s=0.5)
     threading.Timer(0.25, lambda: store.repos.update({NAME: Repo({"m.gguf": BODY + b"more"})})).start()
     with pytest.raises(DownloadError, match="changed"):
         download(wanted(store, tmp_path / "m.gguf"), patience=slow)
@@ -156,7 +157,7 @@ def test_a_damaged_log_is_survived(store: LocalHub, tmp_path: Path, log: bytes, 
     identity = Identity(len(BODY), SHA)
     path = tmp_path / "m.gguf"
     path.unlink(missing_ok=True)
-    part = Part(path, identity)
+    part = PartialFile(path, identity)
     part.write(0, BODY[:4000])
     part.close()
     with part.data_path.open("r+b") as file:
@@ -172,7 +173,7 @@ def test_a_damaged_log_is_survived(store: LocalHub, tmp_path: Path, log: bytes, 
 )
 def test_servers_in_trouble(store: LocalHub, tmp_path: Path, statuses: list[int], arrives: bool) -> None:
     store.faults = Faults(statuses=statuses)
-    patience = Patience(tries=4, pause_s=0.01)
+    patience = RetryPolicy(tries=4, pause_s=0.01)
     if arrives:
         check(download(wanted(store, tmp_path / "m.gguf"), patience=patience))
     else:
@@ -194,14 +195,14 @@ def test_a_server_that_sends_a_byte_now_and_then_is_left(store: LocalHub, tmp_pa
     store.faults = Faults(bytes_per_s=400)
     started = time.monotonic()
     with pytest.raises(HubError, match="less than 1 kB"):
-        download(wanted(store, tmp_path / "m.gguf"), patience=Patience(tries=1, pause_s=0.01, read_s=0.4))
+        download(wanted(store, tmp_path / "m.gguf"), patience=RetryPolicy(tries=1, pause_s=0.01, read_s=0.4))
     assert time.monotonic() - started < 5
 
 
 def test_a_server_that_falls_silent_is_left(store: LocalHub, tmp_path: Path) -> None:
     store.faults = Faults(silent_after=100)
     with pytest.raises(HubError, match="timed out"):
-        download(wanted(store, tmp_path / "m.gguf"), patience=Patience(tries=1, pause_s=0.01, read_s=0.3))
+        download(wanted(store, tmp_path / "m.gguf"), patience=RetryPolicy(tries=1, pause_s=0.01, read_s=0.3))
     store.faults = Faults()
     check(download(wanted(store, tmp_path / "m.gguf")))
 
@@ -209,7 +210,7 @@ def test_a_server_that_falls_silent_is_left(store: LocalHub, tmp_path: Path) -> 
 def test_several_connections_share_a_slow_file(
     store: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "_LEAST_SHARE_BYTES", 100_000)
+    monkeypatch.setattr(transfer, "_LEAST_SHARE_BYTES", 100_000)
     store.faults = Faults(bytes_per_s=600_000)
     check(download(wanted(store, tmp_path / "m.gguf"), patience=QUICK))
     starts = {request[1] for request in store.file_requests()}
@@ -260,19 +261,19 @@ def test_cancelling_keeps_what_is_there(store: LocalHub, tmp_path: Path) -> None
 
 
 def test_what_nobody_expected_is_no_success(store: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = Part.write, [0]
+    real, calls = PartialFile.write, [0]
 
-    def write(part: Part, offset: int, data: bytes) -> None:
+    def write(part: PartialFile, offset: int, data: bytes) -> None:
         calls[0] += 1
         if calls[0] == 3:
             raise KeyError("something else")
         real(part, offset, data)
 
-    monkeypatch.setattr(Part, "write", write)
+    monkeypatch.setattr(PartialFile, "write", write)
     with pytest.raises(KeyError):
         download(wanted(store, tmp_path / "m.gguf"))
     assert not (tmp_path / "m.gguf").exists()
-    part = Part(tmp_path / "n.gguf", Identity(3, "x"))
+    part = PartialFile(tmp_path / "n.gguf", Identity(3, "x"))
     part.close()
     with pytest.raises(OSError, match="is closed"):
         real(part, 0, b"abc")
@@ -281,16 +282,16 @@ def test_what_nobody_expected_is_no_success(store: LocalHub, tmp_path: Path, mon
 def test_a_server_that_allows_one_connection_is_enough(
     store: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "_LEAST_SHARE_BYTES", 100_000)
+    monkeypatch.setattr(transfer, "_LEAST_SHARE_BYTES", 100_000)
     store.faults = Faults(bytes_per_s=1_500_000, max_connections=1)
-    patience = Patience(tries=6, pause_s=0.05, read_s=0.5, grow_s=0.2)
+    patience = RetryPolicy(tries=6, pause_s=0.05, read_s=0.5, grow_s=0.2)
     check(download(wanted(store, tmp_path / "m.gguf"), patience=patience))
     assert len(store.file_requests()) > 1
 
 
 def test_without_a_name_for_the_version_nothing_is_gone_on_with(store: LocalHub, tmp_path: Path) -> None:
     store.faults = Faults(no_etag=True, drop_after=[1_000_000])
-    path = download(Wanted(url=f"{store.store_url}/{NAME}/m.gguf", path=tmp_path / "m.bin"), patience=QUICK)
+    path = download(DownloadRequest(url=f"{store.store_url}/{NAME}/m.gguf", path=tmp_path / "m.bin"), patience=QUICK)
     assert path.read_bytes() == BODY
     assert [request[1] for request in store.file_requests()] == ["bytes=0-", "bytes=0-"]
 
@@ -298,7 +299,7 @@ def test_without_a_name_for_the_version_nothing_is_gone_on_with(store: LocalHub,
 def test_a_closed_port_is_said_at_once(store: LocalHub, tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(HubError, match="cannot be reached"):
-        download(Wanted(url="http://127.0.0.1:1/m.gguf", path=tmp_path / "m.gguf", size_bytes=5, sha256=SHA))
+        download(DownloadRequest(url="http://127.0.0.1:1/m.gguf", path=tmp_path / "m.gguf", size_bytes=5, sha256=SHA))
     assert time.monotonic() - started < 3
 
 
@@ -367,9 +368,9 @@ def test_no_token_follows_to_another_origin(store: LocalHub, tmp_path: Path, mon
 
 def test_only_http_is_asked() -> None:
     with pytest.raises(HubError, match="no address"):
-        web.get("ftp://127.0.0.1/file")
+        http.get("ftp://127.0.0.1/file")
     with pytest.raises(HubError, match="no address"):
-        web.get("file:///etc/passwd")
+        http.get("file:///etc/passwd")
 
 
 @pytest.mark.parametrize(

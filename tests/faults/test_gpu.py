@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from edgechat.catalogue.library import starter_model
-from edgechat.chat import machine as machine_module
 from edgechat.chat.session import Session
 from edgechat.config import Settings
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
 from edgechat.hardware.profile import Gpu
-from edgechat.runtime import probe
-from edgechat.runtime.bundle import find_bundle
+from edgechat.models import resources as machine_module
+from edgechat.runtime.backends import probe
+from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.store import ephemeral_store
 from tests.conftest import Cli
 from tests.faults.test_backends import copy_bundle, headers

@@ -20,7 +20,7 @@ from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineDiedError, ModelFileError
 from edgechat.modelfile.gguf import read_stream
-from edgechat.modelfile.shape import shape
+from edgechat.modelfile.layers import shape
 from edgechat.modelfile.split import read_header
 from tests.conftest import edgechat_command
 from tests.engine.conftest import a_load
@@ -47,7 +47,7 @@ def test_an_engine_killed_at_any_moment_is_an_error_and_comes_back(starter: Path
                 list(client.generate(request))
         killer.join()
         *_, last = client.generate(protocol.Generate(id=client.next_id(), tokens=[11] * 9, max_tokens=2))
-        assert isinstance(last, protocol.TurnFinished)
+        assert isinstance(last, protocol.RequestFinished)
     client.close()
     until(lambda: not sys.platform.startswith("linux") or len(os.listdir("/proc/self/fd")) <= before)
     assert not [p for p in psutil.Process().children() if "_engine" in p.cmdline()]

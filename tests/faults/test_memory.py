@@ -16,11 +16,11 @@ import pytest
 
 from edgechat import config, paths
 from edgechat.bench.quants import write_ladder
-from edgechat.catalogue.records import read_records
-from edgechat.chat import learned, running
-from edgechat.chat.machine import machine
+from edgechat.catalogue.registry import read_records
 from edgechat.config import Settings
 from edgechat.hardware.memory import peak_bytes, read_memory, tree_pss_bytes
+from edgechat.models import instances, observed_memory
+from edgechat.models.resources import machine
 from tests.conftest import Cli, edgechat_command
 
 MIB = 1 << 20
@@ -216,7 +216,7 @@ def test_a_second_program_sees_what_the_first_holds(
     first = group.start(sys.executable, "-c", HOLD, str(starter), "0", "")
     assert first.stdout is not None
     first.stdout.readline()
-    [holder] = running.others()
+    [holder] = instances.others()
     assert holder.model_path == str(starter)
     assert "has" in (held := machine(Settings()).held_words)
     assert str(holder.pid) in held
@@ -227,35 +227,35 @@ def test_a_second_program_sees_what_the_first_holds(
         assert f"process {holder.pid}" in second.stderr
         assert starter.name in second.stderr
         assert not group.was_killed()
-    assert running.others() == []
+    assert instances.others() == []
 
 
 def test_pages_that_another_engine_has_mapped_are_not_available(starter: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     try:
         before = machine(Settings()).available_bytes
-        running.announce(child.pid, str(starter), 2 << 30)
+        instances.announce(child.pid, str(starter), 2 << 30)
         assert before - machine(Settings()).available_bytes > 1 << 30
         # The very file is mapped once, however many have it.
         assert before - machine(Settings(), str(starter)).available_bytes < 1 << 30
     finally:
         child.communicate(b"")
-    assert running.others() == []
+    assert instances.others() == []
     assert list(paths.running_dir().iterdir()) == []
 
 
 def test_what_a_model_took_beyond_its_plan_counts_in_the_next(cli: Cli, starter: Path) -> None:
-    learned.record(str(starter), 100 * MIB, 140 * MIB)
-    learned.record(str(starter), 100 * MIB, 90 * MIB)
-    assert learned.extra_bytes(str(starter)) == 40 * MIB
-    assert learned.extra_bytes("other.gguf") == 0
+    observed_memory.record(str(starter), 100 * MIB, 140 * MIB)
+    observed_memory.record(str(starter), 100 * MIB, 90 * MIB)
+    assert observed_memory.extra_bytes(str(starter)) == 40 * MIB
+    assert observed_memory.extra_bytes("other.gguf") == 0
     row = json.loads(cli("plan", "starter", "--json", "--no-measure").stdout)["models"][0]
     assert row["memory"]["learned"] == 40 * MIB
     for _ in range(5):
-        learned.record(str(starter), 100 * MIB, 90 * MIB)
-    assert learned.extra_bytes(str(starter)) == 0
+        observed_memory.record(str(starter), 100 * MIB, 90 * MIB)
+    assert observed_memory.extra_bytes(str(starter)) == 0
     paths.memory_file().write_text("[1]")
-    assert learned.extra_bytes(str(starter)) == 0
+    assert observed_memory.extra_bytes(str(starter)) == 0
 
 
 def test_the_peak_of_a_load_is_recorded(cli: Cli, starter: Path) -> None:

@@ -48,7 +48,7 @@ class Engine:
         for event in self.client.generate(request):
             if isinstance(event, protocol.TokensGenerated):
                 drawn += event.tokens
-        assert isinstance(event, protocol.TurnFinished)
+        assert isinstance(event, protocol.RequestFinished)
         return drawn, event.stats
 
     def close(self) -> None:
@@ -246,7 +246,7 @@ def test_an_engine_killed_a_hundred_times_while_it_saves(model: Path) -> None:
     n_cached = 0
     for path in files():
         with contextlib.suppress(Exception), path.open("rb") as file:
-            from edgechat.prefix.piece import read_header
+            from edgechat.prefix.segment import read_header
 
             tokens = [*read_header(file).tokens, 77]
             drawn, stats = engine.ask(tokens[:900])

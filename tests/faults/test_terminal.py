@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from edgechat import paths
-from edgechat.bench.scripted import Script
+from edgechat.bench.scripted_session import Script
 from edgechat.store import open_store
-from edgechat.tui.chat import ChatScreen
+from edgechat.tui.screens.chat import ChatScreen
 from tests.tui.driving import (
     an_app,
     ask,
@@ -105,7 +105,7 @@ async def test_a_store_that_is_locked_loses_nothing() -> None:
 
 
 def test_a_store_from_the_future_is_read_and_the_chat_goes_on_in_memory(cli: object) -> None:
-    from edgechat.cli.making import session_maker
+    from edgechat.cli.session_factory import session_maker
 
     store = open_store()
     about = keep_conversation(store, [("old words", "b")])

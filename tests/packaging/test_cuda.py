@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgechat.runtime.bundle import find_bundle
+from edgechat.runtime.backends.bundle import find_bundle
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="the package is for Linux")]

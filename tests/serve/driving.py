@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgechat.serve import guard
+from edgechat.serve import middleware
 from tests.conftest import edgechat_command
 
 
@@ -99,7 +99,7 @@ class Server:
         if self.process.poll() is None:
             self.interrupt()
             try:
-                self.process.wait(timeout=guard.BODY_S)
+                self.process.wait(timeout=middleware.BODY_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from edgechat.serve.problems import RETRY_AFTER_S
+from edgechat.serve.errors import RETRY_AFTER_S
 from edgechat.serve.server import DRAIN_S
 from tests.serve.conftest import Start
 from tests.serve.driving import Server, user

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from edgechat.serve import guard
-from edgechat.serve.guard import Guard, Rules
+from edgechat.serve import middleware
+from edgechat.serve.middleware import RequestGuard, Rules
 from tests.conftest import Cli, edgechat_command
 from tests.serve.conftest import Start
 from tests.serve.driving import Server, user
@@ -108,7 +108,7 @@ def test_without_its_packages_it_says_how_to_get_them(tmp_path: Path) -> None:
 
 
 def test_bodies_have_a_limit(server: Server) -> None:
-    status, answer, _ = server.ask("/v1/chat/completions", b" " * (guard.MAX_BODY_BYTES + 1))
+    status, answer, _ = server.ask("/v1/chat/completions", b" " * (middleware.MAX_BODY_BYTES + 1))
     assert status == 413
     assert answer["error"]["code"] == "too_large"
     with server.connect() as connection:
@@ -122,7 +122,7 @@ def test_bodies_have_a_limit(server: Server) -> None:
 
 
 async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "BODY_S", 0.05)
+    monkeypatch.setattr(middleware, "BODY_S", 0.05)
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -135,7 +135,7 @@ async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyP
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [(b"host", b"localhost")]}
-    await Guard(app, Rules(host="127.0.0.1"), lambda path, status: None)(scope, receive, send)
+    await RequestGuard(app, Rules(host="127.0.0.1"), lambda path, status: None)(scope, receive, send)
     assert sent[0]["status"] == 408
 
 

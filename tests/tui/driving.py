@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from textual.widgets import Static
 
-from edgechat.bench.scripted import Script, ScriptedSession
+from edgechat.bench.scripted_session import Script, ScriptedSession
 from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.chat.session import Session
 from edgechat.chat.store import Store
@@ -17,7 +17,7 @@ from edgechat.cli.chat import export
 from edgechat.config import Settings
 from edgechat.store import ephemeral_store
 from edgechat.tui.app import ChatApp
-from edgechat.tui.entries import MessageEntry
+from edgechat.tui.render.entries import MessageEntry
 
 
 def settings_of(**options: object) -> Settings:

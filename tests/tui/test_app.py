@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from textual.events import Key
 
-from edgechat.tui import events
+from edgechat.tui import messages
 from edgechat.tui.app import ChatApp
 from tests.models import write_parrot
 from tests.tui.driving import an_app, live, screen_text, session, texts, until
@@ -120,8 +120,8 @@ async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
         await pilot.press("enter")
         await until(lambda: answers(app))
         await pilot.press("ctrl+q")
-        app.chat.post_message(events.TextArrived("more", "", 1))
-        app.chat.post_message(events.Failed("too late", None))
+        app.chat.post_message(messages.TextArrived("more", "", 1))
+        app.chat.post_message(messages.SessionFailed("too late", None))
         await until(lambda: app.return_code == 0, seconds=5)  # the answer would take much longer
         assert session(app).engine.pid is None
 

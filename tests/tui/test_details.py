@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from textual.theme import BUILTIN_THEMES
 
 from edgechat.chat.messages import Message
-from edgechat.tui.entries import MessageEntry
-from edgechat.tui.palette import UNICODE, Palette
-from edgechat.tui.twice import Twice
+from edgechat.tui.confirm import Confirmation
+from edgechat.tui.render.entries import MessageEntry
+from edgechat.tui.render.palette import UNICODE, Palette
 
 if TYPE_CHECKING:
     import pytest
@@ -40,7 +40,7 @@ def test_reasoning_is_one_line_that_says_what_it_is_at() -> None:
 def test_what_is_asked_for_twice_must_be_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    twice = Twice()
+    twice = Confirmation()
     assert [twice.asked(key) for key in ("a", "b", "b", "b")] == [False, False, True, False]
     now[0] = 60.0
     assert not twice.asked("b")

@@ -11,14 +11,14 @@ from textual import events as textual_events
 from textual.widgets import Input, OptionList, Static
 
 from edgechat import paths
-from edgechat.bench.scripted import Script
-from edgechat.chat import drafts
+from edgechat.bench.scripted_session import Script
+from edgechat.chat import unsent_messages
 from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.config import Settings, load
 from edgechat.store import ephemeral_store, open_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.clipboard import sequence
-from edgechat.tui.sidebar import Sidebar
+from edgechat.tui.widgets.sidebar import Sidebar
 from tests.models import write_parrot
 from tests.tui.driving import (
     an_app,
@@ -366,14 +366,14 @@ async def test_a_draft_survives_a_crash() -> None:
         async with app.run_test() as pilot:
             await ready(app)
             await pilot.press(*"half a thou")
-            await until(lambda: drafts.read(about.id if conversation else "") == "half a thou")  # noqa: B023
+            await until(lambda: unsent_messages.read(about.id if conversation else "") == "half a thou")  # noqa: B023
         # No goodbye: as if it had been killed here.
         again = scripted(store=store, conversation=conversation)
         async with again.run_test() as pilot:
             await until(lambda: again.chat.prompt.text == "half a thou")  # noqa: B023
             await ready(again)
             await pilot.press("enter")
-            await until(lambda: not drafts.read(about.id if conversation else ""))  # noqa: B023
+            await until(lambda: not unsent_messages.read(about.id if conversation else ""))  # noqa: B023
             await ready(again)
     store.close()
 
@@ -656,8 +656,8 @@ async def test_leaving_keeps_what_was_typed_and_what_waits() -> None:
         await pilot.press("enter", *"typed", "ctrl+q")
         await until(lambda: app.return_code == 0)
     about = open_store().list()[0].conversation
-    assert drafts.read(about.id) == "Waits\n\ntyped"
-    assert drafts.read("") == ""
+    assert unsent_messages.read(about.id) == "Waits\n\ntyped"
+    assert unsent_messages.read("") == ""
 
 
 async def test_what_is_typed_stays_with_its_conversation() -> None:

@@ -9,12 +9,12 @@ import pytest
 from textual.widgets import OptionList, Static
 
 from edgechat import paths
-from edgechat.chat import choosing, machine
+from edgechat.models import resources, selection
 from edgechat.planner.machine import Machine
 from edgechat.store import ephemeral_store
 from edgechat.tui.app import ChatApp
-from edgechat.tui.first import FirstScreen
-from edgechat.tui.models import ModelsScreen
+from edgechat.tui.screens.first_run import FirstRunScreen
+from edgechat.tui.screens.models import ModelsScreen
 from tests.hub import LocalHub, Repo, local_hub
 from tests.models import write_parrot
 from tests.tui.driving import an_app, ask, live, ready, said, screen_text, scripted, session, texts, until
@@ -36,7 +36,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
 @pytest.fixture(autouse=True)
 def not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """How fast this machine is takes seconds to find out, and is tested elsewhere."""
-    monkeypatch.setattr(choosing, "measure", lambda: None)
+    monkeypatch.setattr(selection, "measure", lambda: None)
 
 
 def names(app: ChatApp) -> list[str]:
@@ -136,13 +136,13 @@ async def test_a_hub_that_cannot_be_reached_is_said_on_the_screen(monkeypatch: p
 @pytest.mark.parametrize("choice", ["get", "local", "escape"])
 async def test_the_first_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
     here = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
-    for module in (machine, choosing):
+    for module in (resources, selection):
         monkeypatch.setattr(module, "machine", lambda *args: here)
     app = scripted(store=ephemeral_store())
     app.is_first = True
     async with app.run_test() as pilot:
-        await until(lambda: isinstance(app.screen, FirstScreen) and len(names(app)) == 3)
-        assert isinstance(app.screen, FirstScreen)
+        await until(lambda: isinstance(app.screen, FirstRunScreen) and len(names(app)) == 3)
+        assert isinstance(app.screen, FirstRunScreen)
         assert app.talker.session is None  # nothing is loaded yet
         assert "8.00 GB of memory free" in screen_text(app)
         if choice == "get":
@@ -163,8 +163,8 @@ async def test_a_first_download_that_fails_leaves_the_choice(hub: LocalHub) -> N
     app = scripted()
     app.is_first = True
     async with app.run_test(size=(100, 30)) as pilot:
-        await until(lambda: isinstance(app.screen, FirstScreen) and "local" in names(app))
-        assert isinstance(app.screen, FirstScreen)
+        await until(lambda: isinstance(app.screen, FirstRunScreen) and "local" in names(app))
+        assert isinstance(app.screen, FirstRunScreen)
         app.screen._best = REPO
         options = app.screen.query_one(OptionList)
         app.screen.post_message(OptionList.OptionSelected(options, options.options[0], 0))

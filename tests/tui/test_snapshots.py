@@ -16,16 +16,17 @@ import pytest
 from textual.pilot import Pilot
 
 from edgechat import paths
-from edgechat.bench.scripted import Script
-from edgechat.chat import choosing, machine
+from edgechat.bench.scripted_session import Script
 from edgechat.hardware import cpu
+from edgechat.models import resources, selection
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import MemoryEstimate
 from edgechat.planner.plan import given_plan
 from edgechat.store import ephemeral_store
-from edgechat.tui import chat as chat_module
-from edgechat.tui import entries, sidebar
 from edgechat.tui.app import ChatApp
+from edgechat.tui.render import entries
+from edgechat.tui.screens import chat as chat_module
+from edgechat.tui.widgets import sidebar
 from tests.tui.driving import ask, keep_conversation, ready, scripted, session, until
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -224,10 +225,10 @@ HERE = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
 @pytest.mark.parametrize("name", ["models", "first"])
 async def test_a_screen_about_the_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Of this machine nothing is to be seen.
-    for module in (machine, choosing):
+    for module in (resources, selection):
         monkeypatch.setattr(module, "machine", lambda *args: HERE)
-    monkeypatch.setattr(choosing, "measured_speeds", lambda: None)
-    monkeypatch.setattr(choosing, "measure", lambda: None)
+    monkeypatch.setattr(selection, "measured_speeds", lambda: None)
+    monkeypatch.setattr(selection, "measure", lambda: None)
     monkeypatch.setattr(cpu, "read_cpu", lambda: cpu.Cpu(model="Some CPU", flags="", microcode=""))
     app = scripted(ANSWER)
     app.is_first = name == "first"

@@ -10,10 +10,10 @@ from textual.strip import Strip
 from textual.theme import BUILTIN_THEMES
 
 from edgechat.chat.messages import Message, new_id
-from edgechat.tui.entries import Entry, MessageEntry
-from edgechat.tui.palette import UNICODE, Palette
-from edgechat.tui.pieces import Code
-from edgechat.tui.transcript import Transcript
+from edgechat.tui.render.entries import MessageEntry, TranscriptEntry
+from edgechat.tui.render.layout_blocks import Code
+from edgechat.tui.render.palette import UNICODE, Palette
+from edgechat.tui.widgets.transcript import Transcript
 
 PALETTE = Palette(BUILTIN_THEMES["textual-dark"].to_color_system().generate(), dark=True, ansi=False)
 LONG = "Some words that fill more than a line of the screen, so that they are wrapped.\n\n```python\nx = 1\n```\n\n- a\n- b\n"
@@ -29,7 +29,7 @@ HOSTILE = [
 class Bare(App[None]):
     """Only a transcript."""
 
-    def __init__(self, entries: list[Entry]) -> None:
+    def __init__(self, entries: list[TranscriptEntry]) -> None:
         super().__init__()
         self.entries = entries
         self.wanted: list[Code] = []
@@ -62,7 +62,7 @@ def visible_rows(app: Bare) -> list[str]:
 
 async def test_nothing_jumps_when_one_scrolls_through_guessed_rows() -> None:
     """Row by row to the top: each step shows what was there, moved by one."""
-    entries: list[Entry] = [
+    entries: list[TranscriptEntry] = [
         entry(f"message {i}\n\n{LONG * (i % 4)}", "user" if i % 2 else "assistant") for i in range(60)
     ]
     app = Bare(entries)
@@ -181,7 +181,7 @@ def test_what_grew_looks_like_what_is_complete(pieces: list[str], width: int) ->
     assert grown.height(width) == whole.height(width)
 
 
-def rows(e: Entry, width: int) -> list[str]:
+def rows(e: TranscriptEntry, width: int) -> list[str]:
     """All rows, as `Transcript` would show them."""
     found: list[str] = []
     for piece in e.pieces:
@@ -193,7 +193,10 @@ def rows(e: Entry, width: int) -> list[str]:
 
 
 async def test_anything_can_be_said_at_any_size() -> None:
-    app = Bare([entry(text, role) for text in HOSTILE for role in ("user", "assistant")] + [Entry("note", HOSTILE[0])])
+    app = Bare(
+        [entry(text, role) for text in HOSTILE for role in ("user", "assistant")]
+        + [TranscriptEntry("note", HOSTILE[0])]
+    )
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.pause()
         for size in ((80, 24), (10, 5), (200, 60), (40, 12), (1, 1), (80, 24)):
@@ -238,7 +241,7 @@ async def test_long_code_is_coloured_beside_the_screen_and_as_high_as_before() -
     app = Bare([entry(code)])
     async with app.run_test(size=(50, 20)) as pilot:
         await pilot.pause()
-        from edgechat.tui.pieces import coloured
+        from edgechat.tui.render.layout_blocks import coloured
 
         [piece] = app.wanted
         plain = rows(app.entries[0], piece.width)
@@ -251,8 +254,8 @@ async def test_long_code_is_coloured_beside_the_screen_and_as_high_as_before() -
 def test_no_lexer_loses_a_line() -> None:
     from pygments.lexers import get_all_lexers
 
-    from edgechat.tui.blocks import split
-    from edgechat.tui.pieces import coloured
+    from edgechat.tui.render.layout_blocks import coloured
+    from edgechat.tui.render.markdown_blocks import split
 
     source = "$ pip install x\n>>> y = 1\n\n- z: 1\tend"
     for _, names, _, _ in get_all_lexers():

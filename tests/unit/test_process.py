@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgechat import process
-from edgechat.chat.renderer import PLAIN_TEMPLATE, Renderer
 from edgechat.engine.pipe import spawn
 from edgechat.errors import EngineDiedError, TemplateError
+from edgechat.prompt.renderer import PLAIN_TEMPLATE, Renderer
 
 
 def test_a_child_of_another_version_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat import errors
-from edgechat.chat.visible import visible
 from edgechat.config import Sampling
 from edgechat.engine import protocol
-from edgechat.engine.stop import StopText, overlap
+from edgechat.engine.stop_strings import StopText, overlap
 from edgechat.errors import EngineError
 from edgechat.hardware.cpu import cgroup_cpus, parse_cpuinfo, usable_threads
 from edgechat.hardware.memory import read_memory
+from edgechat.terminal import visible
 
 X86 = "processor : 0\nmodel name : AMD EPYC\nmicrocode : 0xa1\nflags : sse avx2 avx\n\nprocessor : 1\nmodel name : other\n"
 ARM = "processor : 0\nFeatures : fp asimd\nCPU implementer : 0x41\nCPU part : 0xd0b\nCPU revision : 1\n"

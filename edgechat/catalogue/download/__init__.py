@@ -1,0 +1,1 @@
+"""Downloads: resumable HTTP transfers, hashed while they arrive."""

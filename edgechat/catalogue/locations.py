@@ -1,0 +1,185 @@
+"""Where model files lie on this machine already: our own directory, and those of other programs, which are only read."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from edgechat import paths
+from edgechat.modelfile.split import part_name
+
+MAX_DEPTH: Final = 6
+"""Of folders that are looked into."""
+MAX_FILES: Final = 200_000
+"""Entries of a place that are looked at; a place with more is no directory of models."""
+_MAX_MANIFEST_BYTES: Final = 1 << 20
+_OLLAMA_MODEL: Final = "application/vnd.ollama.image.model"
+
+OWN, HUB_CACHE, OLLAMA, LM_STUDIO, LLAMA_CPP, PACKAGE, FOLDER, FILE = (
+    "edgechat", "hub cache", "ollama", "lm studio", "llama.cpp", "package", "folder", "file",
+)  # fmt: skip
+
+
+class LocalFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A model file, or the first of a set; nothing of it has been read yet."""
+
+    path: Path
+    source: str
+    """What keeps it, one of the names above."""
+    name: str
+    """What its keeper calls it."""
+    repo: str = ""
+    """The repository of the hub that it came from, where its place tells."""
+    sha256: str = ""
+    """Where its place tells."""
+
+
+def directories(folders: list[Path]) -> list[tuple[str, Path]]:
+    """All places, ours first, whether they are there or not; `folders` were added by a person."""
+    home = Path.home()
+    places = [(OWN, paths.models_dir())]
+    places += [(FOLDER, folder) for folder in folders]
+    hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    hf_home = Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
+    places.append((HUB_CACHE, Path(hub).expanduser() if hub else hf_home / "hub"))
+    ollama = os.environ.get("OLLAMA_MODELS")
+    # The second is that of its service on Linux, the third that of some distributions.
+    services = [home / ".ollama/models", Path("/usr/share/ollama/.ollama/models"), Path("/var/lib/ollama/models")]
+    stores = [Path(ollama).expanduser()] if ollama else services
+    places += [(OLLAMA, store) for store in stores]
+    places += [(LM_STUDIO, home / ".lmstudio/models"), (LM_STUDIO, home / ".cache/lm-studio/models")]
+    return [*places, (LLAMA_CPP, _llama_cpp_cache(home, cache)), *((PACKAGE, Path(p)) for p in _site_packages())]
+
+
+def _llama_cpp_cache(home: Path, cache: Path) -> Path:
+    if named := os.environ.get("LLAMA_CACHE"):
+        return Path(named)
+    if sys.platform == "darwin":
+        return home / "Library/Caches/llama.cpp"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", home)) / "llama.cpp"
+    return cache / "llama.cpp"
+
+
+def _site_packages() -> list[str]:
+    found = [sysconfig.get_path("purelib")]
+    if site.ENABLE_USER_SITE:
+        found.append(site.getusersitepackages())
+    return found
+
+
+def spot(source: str, directory: Path) -> Iterator[LocalFile]:
+    """The models in one place. What cannot be read is passed over."""
+    if source == OLLAMA:
+        yield from _ollama(directory)
+    elif source == HUB_CACHE:
+        yield from _hub_cache(directory)
+    elif source == FILE:
+        if directory.is_file():
+            yield LocalFile(path=directory, source=FILE, name=_stem(directory))
+    elif source == PACKAGE:
+        for path in _files(directory, depth=1):
+            yield LocalFile(path=path, source=PACKAGE, name=path.stem)
+    else:
+        for path in _files(directory, MAX_DEPTH):
+            below = path.relative_to(directory).parts
+            repo = "/".join(below[:2]) if source in {OWN, LM_STUDIO} and len(below) > 2 else ""  # noqa: PLR2004  (owner, name)
+            yield LocalFile(path=path, source=source, name=_stem(path), repo=repo)
+
+
+def _stem(path: Path) -> str:
+    part = part_name(path.name)
+    return part.stem if part else path.stem
+
+
+def _files(directory: Path, depth: int) -> Iterator[Path]:
+    """GGUF files below a directory; of sets only the first. Links to directories are not followed."""
+    waiting, seen = [(directory, 0)], 0
+    while waiting:
+        at, level = waiting.pop()
+        try:
+            entries = sorted(os.scandir(at), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        for entry in entries:
+            seen += 1
+            if seen > MAX_FILES:
+                return
+            if not entry.name.isprintable():  # it could not be named, written down or shown
+                continue
+            if entry.name.lower().endswith(".gguf"):
+                part = part_name(entry.name)
+                if (part is None or part.number == 1) and _is_file(entry):
+                    yield Path(entry.path)
+            elif level < depth and not entry.name.startswith(".") and _is_directory(entry):
+                waiting.append((Path(entry.path), level + 1))
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _hub_cache(directory: Path) -> Iterator[LocalFile]:
+    """models--OWNER--NAME/snapshots/REVISION/FILE, where files are links to blobs that are named by their hash."""
+    try:
+        repositories = [entry for entry in os.scandir(directory) if entry.name.startswith("models--")]
+    except OSError:
+        return
+    for entry in sorted(repositories, key=lambda entry: entry.name):
+        repo = entry.name.removeprefix("models--").replace("--", "/", 1)
+        for path in _files(Path(entry.path) / "snapshots", MAX_DEPTH):
+            yield LocalFile(path=path, source=HUB_CACHE, name=_stem(path), repo=repo, sha256=expected_hash(path))
+
+
+def expected_hash(path: Path) -> str:
+    """What a file should hash to where it lies in a store that names files so; "" elsewhere."""
+    blob = path.resolve().name.removeprefix("sha256-")
+    return blob if _is_sha256(blob) else ""
+
+
+def _is_sha256(name: str) -> bool:
+    return len(name) == 64 and all(c in "0123456789abcdef" for c in name)  # noqa: PLR2004  (hexadecimal digits)
+
+
+def _ollama(directory: Path) -> Iterator[LocalFile]:
+    """manifests/HOST/NAMESPACE/NAME/TAG names the blobs of a model, of which one is a GGUF file."""
+    root = directory / "manifests"
+    for at, folders, names in os.walk(root):
+        folders[:] = sorted(folders) if len(Path(at).relative_to(root).parts) < MAX_DEPTH else []
+        for tag in sorted(names):
+            manifest = Path(at) / tag
+            host, *owner, name = manifest.parent.relative_to(root).parts or ("",)
+            shown = "/".join([*(part for part in owner if part != "library"), name]) or host
+            for digest in _model_digests(manifest):
+                path = directory / "blobs" / f"sha256-{digest}"
+                if path.is_file():
+                    yield LocalFile(path=path, source=OLLAMA, name=f"{shown}:{tag}", sha256=digest)
+
+
+def _model_digests(manifest: Path) -> list[str]:
+    try:
+        if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
+            return []
+        layers: Any = msgspec.json.decode(manifest.read_bytes())["layers"]
+        digests = [str(layer["digest"]) for layer in layers if layer["mediaType"] == _OLLAMA_MODEL]
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError):
+        return []
+    return [hexes for digest in digests if _is_sha256(hexes := digest.removeprefix("sha256:"))]

@@ -1,0 +1,177 @@
+"""What edgechat remembers of model files: what a person said of them, and what was read of them once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgechat import __version__, paths
+from edgechat.errors import CatalogueError, ModelFileError
+from edgechat.modelfile.split import part_name, read_header
+
+_LOCK_S: Final = 5.0
+# Far more than thousands of models take.
+_MAX_BYTES: Final = 64 << 20
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a list shows of a model, as its header says it."""
+
+    size_bytes: int
+    """All files of a set."""
+    mtime_ns: int
+    """Of the first; with the size, what tells whether these facts still hold."""
+    architecture: str = ""
+    name: str = ""
+    quant: str = ""
+    kind: str = "model"
+    n_params: int = 0
+    n_ctx_train: int = 0
+    n_parts: int = 1
+    has_template: bool = False
+    problem: str = ""
+    """Why it cannot be used; "" if it can."""
+    is_for_good: bool = True
+    """False if the problem may be gone the next time: nobody was asked what the file says."""
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """The hash of a file, as it was when it was last computed."""
+
+    sha256: str
+    size_bytes: int
+    mtime_ns: int
+    expected: str = ""
+    """What it should be, where that was known."""
+
+
+class ModelRecords(msgspec.Struct, kw_only=True):
+    """What a person said, and what must not be lost; by path where it is of a file."""
+
+    folders: list[str] = []
+    files: list[str] = []
+    """Single ones, which lie anywhere."""
+    aliases: dict[str, str] = {}
+    """Names that a person gave, and the path each stands for."""
+    used_s: dict[str, float] = {}
+    """When it last answered, in seconds since 1970."""
+    verified: dict[str, Verified] = {}
+
+
+class _Cache(msgspec.Struct, kw_only=True):
+    """Can be made again."""
+
+    version: str
+    facts: dict[str, Facts]
+
+
+# Another edgechat may understand what this one does not.
+_VERSION: Final = f"1 {__version__}"
+
+
+def _records_file() -> Path:
+    return paths.data_dir() / "library.json"
+
+
+def read_records() -> ModelRecords:
+    """Raises CatalogueError if the file is damaged: it is not ours to throw away."""
+    file = _records_file()
+    try:
+        return msgspec.json.decode(paths.read_file(file, _MAX_BYTES), type=ModelRecords)
+    except (FileNotFoundError, NotADirectoryError):
+        return ModelRecords()
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CatalogueError(f"{file} cannot be read ({error}): mend it, or move it away to begin anew") from None
+
+
+@contextlib.contextmanager
+def changed_records() -> Iterator[ModelRecords]:
+    """Records to change; they are written at the end, and nobody else changes them in between. Raises CatalogueError."""
+    import filelock
+
+    file = _records_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(file.with_name(file.name + ".lock"), timeout=_LOCK_S):
+            records = read_records()
+            yield records
+            paths.replace_file(file, msgspec.json.format(msgspec.json.encode(records), indent=1))
+    except filelock.Timeout:
+        raise CatalogueError(f"{file} has been locked by another edgechat for {_LOCK_S:.0f} s") from None
+    except OSError as error:
+        raise CatalogueError(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+def used(path: Path) -> None:
+    """This model answers now. A note that cannot be made is not made."""
+    name = str(path.absolute())
+    with contextlib.suppress(CatalogueError, OSError):
+        if name.isprintable() and path.is_file():
+            with changed_records() as records:
+                records.used_s[name] = time.time()
+
+
+class FactsCache:
+    """Facts of files, read once for each version of a file."""
+
+    def __init__(self) -> None:
+        self._file = paths.cache_dir() / "models.json"
+        self._is_changed = False
+        try:
+            found = msgspec.json.decode(paths.read_file(self._file, _MAX_BYTES), type=_Cache)
+            self._facts = found.facts if found.version == _VERSION else {}
+        except (OSError, msgspec.MsgspecError):
+            self._facts = {}
+
+    def of(self, path: Path) -> Facts:
+        """What is known of this file, or what its header says now."""
+        try:
+            stat = path.stat()
+        except OSError as error:
+            return Facts(size_bytes=0, mtime_ns=0, problem=f"cannot be read: {error.strerror or error}")
+        known = self._facts.get(str(path))
+        if known is not None and _holds(known, path, stat):
+            return known
+        facts = _read(path, stat.st_size, stat.st_mtime_ns)
+        if not facts.problem or facts.is_for_good:
+            self._facts[str(path)] = facts
+            self._is_changed = True
+        return facts
+
+    def save(self, keep: Callable[[str], bool] = lambda path: True) -> None:
+        """Write down what is new, of files that still count. What cannot be written is read again the next time."""
+        if self._is_changed:
+            kept = {path: facts for path, facts in self._facts.items() if keep(path)}
+            with contextlib.suppress(OSError, UnicodeError):
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                paths.replace_file(self._file, msgspec.json.encode(_Cache(version=_VERSION, facts=kept)))
+
+
+def _holds(known: Facts, path: Path, stat: os.stat_result) -> bool:
+    if known.mtime_ns != stat.st_mtime_ns:
+        return False
+    part = part_name(path.name)
+    if part is None:
+        return known.size_bytes == stat.st_size
+    # Of a set only the first file is looked at; what it lacked may have come since, and what it had may be gone.
+    return not known.problem and all(path.with_name(name).exists() for name in part.siblings())
+
+
+def _read(path: Path, size_bytes: int, mtime_ns: int) -> Facts:
+    try:
+        header = read_header(path)
+    except ModelFileError as error:
+        could_read = not isinstance(error.__cause__, OSError)
+        problem = str(error).removeprefix(f"{path} ")
+        return Facts(size_bytes=size_bytes, mtime_ns=mtime_ns, problem=problem, is_for_good=could_read)
+    return Facts(
+        size_bytes=header.file_bytes, mtime_ns=mtime_ns, architecture=header.architecture, name=header.name,
+        quant=header.quant, kind=header.kind, n_params=header.n_params, n_ctx_train=header.n_ctx_train,
+        n_parts=header.n_parts, has_template=header.chat_template is not None,
+    )  # fmt: skip

@@ -1,0 +1,129 @@
+"""One answer, or several side by side, from the prompt to the last word, written down while they grow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from edgechat.chat import events
+from edgechat.chat.messages import Conversation, FinishReason, Message
+from edgechat.chat.recorder import Recorder
+from edgechat.chat.store import Store
+from edgechat.config import Settings
+from edgechat.engine import protocol
+from edgechat.engine.client import EngineClient
+from edgechat.prompt.builder import BuiltPrompt, PromptBuilder
+from edgechat.prompt.reasoning import ReasoningSplitter
+
+
+class _Growing:
+    """One of the answers."""
+
+    def __init__(self, recorder: Recorder, splitter: ReasoningSplitter) -> None:
+        self.recorder = recorder
+        self.splitter = splitter
+        self.finish_reason: protocol.FinishReason | None = None
+        self.said_problem = ""
+
+
+class TurnRunner:
+    """The generation of answers to one message. `run` it once; `stop` it from any thread."""
+
+    def __init__(self, engine: EngineClient, builder: PromptBuilder, settings: Settings) -> None:
+        self._engine = engine
+        self._builder = builder
+        self._settings = settings
+        self._request_id: int | None = None
+        self._stopped = False
+        self._growing: list[_Growing] = []
+        self._ttft_s = 0.0
+
+    @property
+    def written(self) -> list[tuple[Message, str]]:
+        """The answers as they are kept, and why one could not be written ("" if it could); none before `run`."""
+        return [(g.recorder.answer, g.recorder.problem) for g in self._growing]
+
+    def stop(self) -> None:
+        """End the answers, also before their first word."""
+        self._stopped = True
+        if self._request_id is not None:
+            self._engine.cancel(self._request_id)
+
+    def run(
+        self, store: Store, conversation: Conversation, answers: Sequence[Message], built: BuiltPrompt, started_s: float
+    ) -> Iterator[events.SessionEvent]:
+        """Generate `answers`, which are in the store; one may have been begun. `started_s` is when it was asked for.
+
+        However this ends, what was said is written, and `written` tells how. Raises EngineError.
+        """
+        for answer in answers:
+            splitter = ReasoningSplitter(self._builder.form, built.place, fresh=not answer.reasoning)
+            recorder = Recorder(store, conversation, answer)
+            self._growing.append(_Growing(recorder, splitter))
+        finished: protocol.RequestFinished | None = None
+        try:
+            for event in self._engine.generate(self._request(built, conversation.id if store.is_kept else "")):
+                if isinstance(event, protocol.RequestFinished):
+                    finished = event
+                yield from self._heard(event, started_s)
+        finally:
+            self._finish(finished)
+        for growing in self._growing:
+            if growing.recorder.problem:
+                yield events.NotSaved(words=growing.recorder.problem)
+        first, *others = (g.recorder.answer for g in self._growing)
+        ended = events.TurnInterrupted if first.interrupted else events.TurnFinished
+        context_tokens = finished.context_tokens if finished is not None else 0
+        yield ended(answer=first, context_tokens=context_tokens, others=tuple(others))
+
+    def _request(self, built: BuiltPrompt, conversation: str) -> protocol.Generate:
+        settings = self._settings
+        request = protocol.Generate(
+            id=self._engine.next_id(), tokens=built.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling,
+            shown_tokens=self._builder.shown_tokens, conversation=conversation, turn_starts=built.turn_starts,
+            n_samples=len(self._growing), speculate=not settings.strict, is_cold=settings.strict, quoted=built.quoted,
+            stop=self._builder.stop,
+        )  # fmt: skip
+        self._request_id = request.id
+        if self._stopped:
+            self._engine.cancel(request.id)
+        return request
+
+    def _heard(self, event: protocol.AnyEvent, started_s: float) -> Iterator[events.SessionEvent]:
+        if isinstance(event, protocol.PrefillProgressed):
+            yield events.PromptProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
+        elif isinstance(event, protocol.TokensGenerated):
+            self._ttft_s = self._ttft_s or time.monotonic() - started_s
+            splitter = self._growing[event.sample].splitter
+            yield from self._add(event.sample, *splitter.feed(event.text), len(event.tokens))
+        elif isinstance(event, protocol.SequenceFinished):
+            self._growing[event.sample].finish_reason = event.finish_reason
+        elif isinstance(event, protocol.RequestFinished):
+            for number, growing in enumerate(self._growing):
+                growing.finish_reason = growing.finish_reason or event.finish_reason
+                yield from self._add(number, *growing.splitter.finish(), 0)
+
+    def _add(self, number: int, thought: str, text: str, n_tokens: int) -> Iterator[events.SessionEvent]:
+        growing = self._growing[number]
+        if thought or text or n_tokens:
+            growing.recorder.add(text, thought, n_tokens)
+            yield events.ReplyTextGenerated(text=text, reasoning=thought, n_tokens=n_tokens, number=number)
+        problem = growing.recorder.problem
+        if problem and not growing.said_problem:
+            yield events.NotSaved(words=problem)
+        growing.said_problem = problem
+
+    def _finish(self, finished: protocol.RequestFinished | None) -> None:
+        if finished is None and self._request_id is not None:
+            self._engine.cancel(self._request_id)
+        for growing in self._growing:
+            reason: FinishReason = "cancelled" if self._stopped else "interrupted"
+            stats = None
+            if finished is not None:
+                reason = growing.finish_reason or finished.finish_reason
+                # As the user sees it: rendering and both pipes included.
+                stats = msgspec.structs.replace(finished.stats, ttft_s=self._ttft_s or finished.stats.ttft_s)
+            reasoning = growing.recorder.answer.reasoning.rstrip("\n")
+            growing.recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)

@@ -1,0 +1,266 @@
+"""One request in work: what of it is computed, which answers grow, and what is said of it.
+
+It computes when `Batching` says so, since several may be in work at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from edgechat.engine.protocol import (
+    FinishReason,
+    Generate,
+    GenerationStats,
+    PrefillProgressed,
+    RequestFinished,
+    SequenceFinished,
+    TokensGenerated,
+)
+from edgechat.engine.sequence import OutputSequence
+from edgechat.errors import ContextOverflowError, EdgechatError, EngineError
+from edgechat.prefix.cache import Cached, PrefixCache
+from edgechat.runtime.context import Context
+from edgechat.speculation.speculator import SpeculationStats, Speculator
+
+if TYPE_CHECKING:
+    from edgechat.runtime.grammar import Grammar
+
+Send = Callable[[PrefillProgressed | TokensGenerated | SequenceFinished], None]
+
+
+class PendingPrefill:
+    """Tokens that a sequence is to hold, for an answer to begin or to go on after them."""
+
+    def __init__(self, tokens: list[int], sample: OutputSequence | None = None) -> None:
+        self.tokens = tokens
+        self.sample = sample
+        self.seq: int | None = None
+
+
+class ActiveRequest:
+    """One answer, or several to the same prompt. Leaves in the cache exactly what was decoded."""
+
+    def __init__(
+        self,
+        context: Context,
+        cache: PrefixCache,
+        request: Generate,
+        prompt: list[int],
+        send: Send,
+        arrived_s: float,
+        speculator: Speculator | None = None,
+    ) -> None:
+        """`arrived_s` is the monotonic time at which the request came in. Without a speculator nothing is drafted.
+
+        Raises ContextOverflowError if the prompt leaves no room for an answer, GrammarError for what cannot be enforced.
+        """
+        if not prompt:
+            raise EngineError("the prompt is empty: there is nothing to continue")
+        if len(prompt) >= context.n_ctx:
+            raise ContextOverflowError(
+                f"the prompt has {len(prompt)} tokens, but the context holds {context.n_ctx}: "
+                "shorten it, or ask for a larger context with --ctx"
+            )
+        if not 1 <= request.n_samples <= context.n_seqs:
+            raise EngineError(f"{request.n_samples} answers at once were asked for; this context has {context.n_seqs}")
+        self.request = request
+        self.prompt = prompt
+        self.samples: list[OutputSequence] = []
+        self.growing: list[OutputSequence] = []
+        """Answers of which the next token is drawn and waits to be decoded."""
+        self.computed_s = 0.0
+        """When it had its last turn to compute; 0 if it had none."""
+        self.speculator = speculator if request.n_samples == 1 else None
+        self._context = context
+        self._cache = cache
+        self._send = send
+        self._arrived_s = arrived_s
+        self._strands: list[PendingPrefill] = []
+        self._cached = Cached(seq=0)
+        self._prefill_s = 0.0
+        self._n_held = 0
+        self._grammar: Grammar | None = None
+        if request.grammar:
+            from edgechat.runtime.grammar import compile_grammar
+
+            self._grammar = compile_grammar(context.model, request.grammar, request.shown_tokens)
+
+    @property
+    def n_tokens(self) -> int:
+        """Cells that it takes when all so far is computed; answers share those of the prompt."""
+        return len(self.prompt) + sum(s.n_tokens for s in self.samples)
+
+    @property
+    def is_computing(self) -> bool:
+        """True while there is a prompt, or a part of one, to compute."""
+        return bool(self._strands)
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing is left to do."""
+        return not self._strands and not self.growing
+
+    @property
+    def answers(self) -> list[list[int]]:
+        """The tokens of the answers so far."""
+        return [sample.tokens for sample in self.samples]
+
+    def begin(self) -> None:
+        """Be in work, for the first time or again after `pause`."""
+        unfinished = [s for s in self.samples if s.finish_reason is None]
+        self._strands = [PendingPrefill([*self.prompt, *s.tokens], s) for s in unfinished]
+        if not self.samples:
+            self._strands = [PendingPrefill(self.prompt)]
+
+    def pause(self) -> None:
+        """Give all sequences back; what they hold can be given up then, and is computed again if it was."""
+        for seq in self._seqs():
+            self._give_back(seq)
+        self._strands, self.growing = [], []
+
+    def end(self, reason: FinishReason) -> None:
+        """Stop with what there is."""
+        self.pause()
+        for sample in self.samples:
+            sample.finish(reason)
+
+    def _seqs(self) -> list[int]:
+        return [s.seq for s in self.growing] + [s.seq for s in self._strands if s.seq is not None]
+
+    def _give_back(self, seq: int) -> None:
+        if not self._n_held or (self.samples and seq == self.samples[0].seq):
+            self._n_held = len(self._context.tokens(seq))
+        self._context.seal(seq)
+        if self.request.is_aside:
+            self._cache.release(seq)
+        else:
+            self._cache.settle(seq)
+
+    # The prompt
+
+    def compute(self, max_tokens: int) -> None:
+        """Compute a part of what is to be computed; draw the first token after it if that was the last part.
+
+        Raises NoRoom, DecodeAborted and EngineError; after NoRoom it may be called again.
+        """
+        strand = self._strands[0]
+        context, cache, tokens = self._context, self._cache, strand.tokens
+        stops = [] if context.any_position else [t for t in self.request.turn_starts if 0 < t < len(tokens)]
+        self.computed_s = started = time.monotonic()
+        if strand.seq is None:
+            strand.seq = self._prepare(strand)
+            if len(context.tokens(strand.seq)) in stops:
+                cache.checkpoint(strand.seq)
+            started = time.monotonic()
+        seq = strand.seq
+        done = len(context.tokens(seq))
+        end = min([len(tokens), done + max_tokens, *(t for t in stops if t > done)])
+        context.decode(tokens[done:end], seq)
+        context.synchronize()
+        elapsed_s = time.monotonic() - started
+        self._prefill_s += elapsed_s
+        cache.speeds.prefill.measured(end - done, elapsed_s)
+        if end in stops:
+            cache.checkpoint(seq)
+        if strand.sample is None:
+            self._send(PrefillProgressed(id=self.request.id, done_tokens=end, total_tokens=len(tokens)))
+        if end == len(tokens):
+            self._start_growing(strand, seq)
+
+    def _prepare(self, strand: PendingPrefill) -> int:
+        request = self.request
+        cached = self._cache.prepare(
+            strand.tokens, request.conversation, is_cold=request.is_cold, is_aside=request.is_aside
+        )
+        if strand.sample is None:
+            self._cached = cached
+        return cached.seq
+
+    def _start_growing(self, strand: PendingPrefill, seq: int) -> None:
+        """An answer begins or goes on; several begin with the same logits."""
+        if strand.sample is not None:
+            strand.sample.seq = seq
+            new = [strand.sample]
+        else:
+            seqs = [seq, *self._cache.fork(seq, self.request.n_samples - 1)]
+            new = self.samples = self._new_samples(seqs)
+        if not self.request.is_aside:
+            self._cache.publish(seq)
+        self._strands.remove(strand)
+        self.growing += new
+        for sample in new:
+            if self.request.max_tokens == 0:
+                self.finish(sample, "length")
+            else:
+                self.take(sample, sample.draw(-1))
+
+    def _new_samples(self, seqs: list[int]) -> list[OutputSequence]:
+        """An answer for each sequence; if that fails, all but the first are given back."""
+        try:
+            return [
+                OutputSequence(
+                    self._context, self.request, i, seq, self.prompt, self._send,
+                    self._grammar.copy() if self._grammar is not None else None,
+                )
+                for i, seq in enumerate(seqs)
+            ]  # fmt: skip
+        except (EdgechatError, MemoryError):
+            for seq in seqs[1:]:
+                self._cache.release(seq)
+            raise
+
+    # The answers
+
+    def take(self, sample: OutputSequence, token: int) -> None:
+        """An answer goes on with a token, or ends with it."""
+        if not sample.take(token):
+            self.leave(sample)
+
+    def finish(self, sample: OutputSequence, reason: FinishReason) -> None:
+        """End one answer."""
+        sample.finish(reason)
+        self.leave(sample)
+
+    def leave(self, sample: OutputSequence) -> None:
+        """Give back what an answer that ended has."""
+        if sample in self.growing:
+            self.growing.remove(sample)
+            self._give_back(sample.seq)
+
+    # What is said at the end
+
+    def finished(self) -> RequestFinished:
+        """The last event."""
+        first = self.samples[0] if self.samples else None
+        return RequestFinished(
+            id=self.request.id,
+            finish_reason=first.finish_reason or "cancelled" if first is not None else "cancelled",
+            stats=self._stats(),
+            context_tokens=self._n_held,
+        )
+
+    def _stats(self) -> GenerationStats:
+        cached, samples = self._cached, self.samples
+        drafts = self.speculator.stats if self.speculator is not None else SpeculationStats()
+        n_cached = cached.live_tokens + cached.ram_tokens + cached.disk_tokens
+        computed = len(self.prompt) - n_cached
+        n_tokens = sum(s.n_tokens for s in samples)
+        first_s = min((s.first_token_s for s in samples if s.n_tokens), default=0.0)
+        decode_s = max((s.last_token_s for s in samples), default=0.0) - first_s
+        return GenerationStats(
+            prompt_tokens=len(self.prompt),
+            cached_tokens=n_cached,
+            cached_ram_tokens=cached.ram_tokens,
+            cached_disk_tokens=cached.disk_tokens,
+            completion_tokens=n_tokens,
+            ttft_s=max(0.0, first_s - self._arrived_s),
+            prefill_tps=computed / self._prefill_s if self._prefill_s > 0 else 0.0,
+            decode_tps=(n_tokens - len(samples)) / decode_s if decode_s > 0 else 0.0,
+            n_drafts=drafts.n_drafts,
+            n_drafted=drafts.n_drafted,
+            n_accepted=drafts.n_accepted,
+            mean_acceptance_length=drafts.mean_acceptance_length,
+            speculation_gain=drafts.gain,
+        )

@@ -1,0 +1,191 @@
+"""What a model is made of, layer by layer: what each remembers of a token, and how wide it is.
+
+As llama.cpp reads it from the same keys (src/llama-hparams.cpp and src/models/*.cpp of the pinned version).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+from edgechat.errors import ModelFileError
+from edgechat.modelfile.header import ModelHeader
+
+MAX_LAYERS: Final = 512
+"""llama.cpp's own bound, LLAMA_MAX_LAYERS."""
+
+# Where a file names a window but not which layers have it: every n-th layer sees everything, the others the window.
+_PERIODS: Final = {
+    "afmoe": 4, "cohere2": 4, "exaone-moe": 4, "exaone4": 4, "gemma-embedding": 6, "gemma2": 2, "gemma3": 6,
+    "gemma3n": 5, "gpt-oss": 2, "llama4": 4, "mellum": 4, "muse-glimmer": 4, "olmo2": 4, "plamo3": 8,
+}  # fmt: skip
+# The same with the layer that sees everything first.
+_PERIODS_DENSE_FIRST: Final = {"cohere2moe": 4, "laguna": 4, "modern-bert": 3, "smallthinker": 4}
+# llama.cpp reads their windows' keys, and lets every layer see everything all the same.
+_WINDOW_IGNORED: Final = ("phi3",)
+# All layers that have attention at all.
+_WINDOW_EVERYWHERE: Final = ("lfm2", "lfm2moe")
+# Layers from here on use what these remembered.
+_KV_LAYERS: Final = {"gemma3n": 20}
+# Every n-th layer has attention, the others a state.
+_ATTENTION_INTERVALS: Final = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
+# Windows of models whose files do not name one.
+_WINDOWS: Final = {"gemma2": 4096, "llama4": 8192}
+_PURE_STATE: Final = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """One block of the model."""
+
+    memory: Literal["full", "window", "state", "full and state", "none"]
+    """What is kept: keys and values of all tokens, of the last ones, a state, or nothing."""
+    n_head: int
+    n_head_kv: int
+    key_length: int
+    """Numbers of a key, of one head; likewise the value's."""
+    value_length: int
+    n_ff: int
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers that one token adds to keys and values."""
+        return 0 if self.memory in {"state", "none"} else self.n_head_kv * (self.key_length + self.value_length)
+
+
+class ModelLayers(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts of a model. 0 and "" where the file does not say."""
+
+    architecture: str
+    layers: tuple[Layer, ...]
+    n_embd: int
+    n_vocab: int
+    n_ctx_train: int
+    window: int
+    """Tokens that a layer with a window sees."""
+    n_experts: int
+    n_experts_used: int
+    """For each token."""
+    kv_lora_rank: int
+    """Of compressed keys and values (MLA)."""
+    rope_freq_base: float
+    rope_scaling: str
+    tokenizer: str
+
+    def count(self, memory: str) -> int:
+        """Layers of this kind."""
+        return sum(layer.memory == memory for layer in self.layers)
+
+
+def shape(header: ModelHeader) -> ModelLayers:
+    """The parts of a model. Raises ModelFileError for a number of layers that cannot be."""
+    # Plans ask for it again and again.
+    known: ModelLayers | None = header.__dict__.get("_shape")
+    if known is None:
+        known = header.__dict__["_shape"] = _read_shape(header)
+    return known
+
+
+def _read_shape(header: ModelHeader) -> ModelLayers:
+    n_layers = header.n_layers
+    if not 0 <= n_layers <= MAX_LAYERS:
+        raise ModelFileError(f"{header.path} claims {n_layers} layers; llama.cpp reads at most {MAX_LAYERS}")
+    return ModelLayers(
+        architecture=header.architecture, layers=tuple(_layer(header, i) for i in range(n_layers)),
+        n_embd=header.n_embd, n_vocab=header.n_vocab, n_ctx_train=header.n_ctx_train,
+        window=_window(header), n_experts=header.number("expert_count"),
+        n_experts_used=header.number("expert_used_count"), kv_lora_rank=header.number("attention.kv_lora_rank"),
+        rope_freq_base=_real(header, "rope.freq_base"), rope_scaling=_text(header, "rope.scaling.type"),
+        tokenizer=str(header.metadata.get("tokenizer.ggml.model", "")),
+    )  # fmt: skip
+
+
+def _layer(header: ModelHeader, i: int) -> Layer:
+    n_head = _of_layer(header, "attention.head_count", i, 0)
+    n_head_kv = _of_layer(header, "attention.head_count_kv", i, n_head)
+    has_window = _has_window(header, i)
+    is_compressed = bool(header.number("attention.kv_lora_rank") and header.number("attention.key_length_mla"))
+    head = header.n_embd // n_head if n_head else 0
+    key, value = (
+        _of_layer(header, f"attention.{name}_length", i, head) for name in ("key", "value")
+    )  # fmt: skip
+    if has_window:
+        key, value = (
+            _of_layer(header, f"attention.{name}_length_swa", i, default) for name, default in (("key", key), ("value", value))
+        )  # fmt: skip
+    return Layer(
+        memory=_memory(header, i, n_head_kv, has_window=has_window), n_head=n_head, n_head_kv=n_head_kv,
+        # Of compressed keys and values only the keys are kept.
+        key_length=key, value_length=0 if is_compressed else value, n_ff=_of_layer(header, "feed_forward_length", i, 0),
+    )  # fmt: skip
+
+
+def _memory(
+    header: ModelHeader, i: int, n_head_kv: int, *, has_window: bool
+) -> Literal["full", "window", "state", "full and state", "none"]:
+    architecture = header.architecture
+    if i >= header.n_layers - header.number("nextn_predict_layers"):
+        return "none"  # it guesses tokens ahead, which we do not ask for
+    if architecture in _PURE_STATE:
+        return "state"
+    if architecture == "falcon-h1":
+        return "full and state"
+    if header.has_state and _is_state(header, i, n_head_kv):
+        # Some layers of such models are nothing but feed-forward.
+        return (
+            "none"
+            if architecture.startswith("nemotron_h") and _of_layer(header, "feed_forward_length", i, 0)
+            else "state"
+        )
+    if i >= _KV_LAYERS.get(architecture, header.n_layers - header.number("attention.shared_kv_layers")):
+        return "none"
+    return "window" if has_window else "full"
+
+
+def _is_state(header: ModelHeader, i: int, n_head_kv: int) -> bool:
+    listed = header.metadata.get(f"{header.architecture}.attention.recurrent_layers")
+    if isinstance(listed, list) and i < len(listed):
+        return bool(listed[i])
+    interval = header.number("full_attention_interval", _ATTENTION_INTERVALS.get(header.architecture, 0))
+    return bool((i + 1) % interval) if interval else n_head_kv == 0
+
+
+def _has_window(header: ModelHeader, i: int) -> bool:
+    architecture = header.architecture
+    if not _window(header) or architecture in _WINDOW_IGNORED:
+        return False
+    if architecture in _WINDOW_EVERYWHERE:
+        return True
+    pattern = header.metadata.get(f"{architecture}.attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        return i < len(pattern) and bool(pattern[i])
+    dense_first = _PERIODS_DENSE_FIRST.get(architecture)
+    period = dense_first or _PERIODS.get(architecture, 0)
+    if not period:
+        return False
+    if isinstance(pattern, int) and pattern > 0:
+        period = pattern
+    return i % period != 0 if dense_first else i % period < period - 1
+
+
+def _window(header: ModelHeader) -> int:
+    if f"{header.architecture}.attention.sliding_window" not in header.metadata:
+        return _WINDOWS.get(header.architecture, 0)
+    return header.number("attention.sliding_window")
+
+
+def _of_layer(header: ModelHeader, key: str, i: int, default: int) -> int:
+    value: Any = header.metadata.get(f"{header.architecture}.{key}")
+    if isinstance(value, list):
+        value = value[i] if i < len(value) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else default
+
+
+def _real(header: ModelHeader, key: str) -> float:
+    value = header.metadata.get(f"{header.architecture}.{key}")
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def _text(header: ModelHeader, key: str) -> str:
+    value = header.metadata.get(f"{header.architecture}.{key}")
+    return value if isinstance(value, str) else ""

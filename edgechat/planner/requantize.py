@@ -1,0 +1,77 @@
+"""Every quant of a model from one header: which type each tensor gets under a preset, and so how large the file is."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from edgechat.modelfile.header import ModelHeader, Tensor
+from edgechat.modelfile.layers import shape
+from edgechat.modelfile.tensor_types import FILE_TYPES, TENSOR_TYPES
+
+PRESETS: Final = ("Q2_K", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
+"""Quants that are worth a look, smallest first; others are between them, or need a file of statistics to be any good."""
+_NUMBERS: Final = {name: number for number, name in FILE_TYPES.items()}
+
+
+class QuantModel(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides which types tensors get."""
+
+    architecture: str
+    n_embd: int
+    n_ff: int
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    n_expert: int
+    key_length: int
+    value_length: int
+    tensors: list[tuple[str, tuple[int, ...], int]]
+    """Name, shape and ggml's number of the type, of each; in the order in which llama.cpp quantises."""
+
+
+def describe(header: ModelHeader) -> QuantModel:
+    """What llama.cpp's rules ask of a model. Raises ModelFileError for a number of layers that cannot be."""
+    parts = shape(header)
+    first = next((layer for layer in parts.layers if layer.n_head_kv), parts.layers[0] if parts.layers else None)
+    return QuantModel(
+        architecture=header.architecture, n_embd=header.n_embd, n_ff=header.number("feed_forward_length"),
+        n_layer=header.n_layers, n_head=header.number("attention.head_count"),
+        n_head_kv=first.n_head_kv if first else 0, n_expert=header.number("expert_count"),
+        key_length=first.key_length if first else 0, value_length=first.value_length if first else 0,
+        tensors=[(t.name, t.shape, t.type_id) for t in sorted(header.tensors, key=_order)],
+    )  # fmt: skip
+
+
+def _order(tensor: Tensor) -> tuple[int, str]:
+    """As llama.cpp's weight_name_comparer: some rules count the tensors that came before."""
+    found = re.match(r"blk\.(\d{1,9})\.", tensor.name)
+    return (int(found[1]) if found else -1, tensor.name)
+
+
+def preset_number(quant: str) -> int:
+    """llama.cpp's number of a preset. Raises KeyError for a name that it does not have."""
+    return _NUMBERS[quant]
+
+
+def requantised(header: ModelHeader, quant: str, types: Sequence[int]) -> ModelHeader:
+    """The header of the same model in another quant, its tensors having these types, in the order of `describe`."""
+    offset, tensors = 0, []
+    for tensor, type_id in zip(sorted(header.tensors, key=_order), types, strict=True):
+        size = tensor_bytes(tensor, type_id)
+        tensors.append(Tensor(name=tensor.name, shape=tensor.shape, type_id=type_id, offset=offset, size_bytes=size))
+        offset += size
+    return msgspec.structs.replace(
+        header, tensors=tuple(tensors), file_bytes=header.data_offset + offset,
+        metadata=header.metadata | {"general.file_type": preset_number(quant)},
+    )  # fmt: skip
+
+
+def tensor_bytes(tensor: Tensor, type_id: int) -> int:
+    """Bytes of a tensor in a type."""
+    kind = TENSOR_TYPES[type_id]
+    return math.prod(tensor.shape) // kind.block_size * kind.type_bytes

@@ -1,0 +1,1 @@
+"""Choosing a backend: native bundle, self-tests, verdicts, kernel benchmark."""

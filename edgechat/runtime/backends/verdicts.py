@@ -1,0 +1,106 @@
+"""What the self tests found, remembered across starts.
+
+A verdict holds for one build on one machine: the key covers the build, the CPU's model, flags and
+microcode, and the module file's size and time. Nothing here can fail a start: an unreadable or damaged
+file is an empty one, and one that cannot be written is tried again next time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgechat import paths
+from edgechat.hardware.cpu import Cpu
+from edgechat.runtime.backends.bundle import Bundle, Module
+
+DEATHS_UNTIL_DISTRUST = 2
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What is known of one module on this machine."""
+
+    module: str
+    status: Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "distrusted", "untested"]
+    """`refused`: it needs instructions that this CPU lacks. `distrusted`: it died in real use.
+    `untested`: its self test met an accident."""
+    reason: str
+    """For a person, in words."""
+    checks: int = 0
+    elapsed_s: float = 0.0
+
+    @property
+    def usable(self) -> bool:
+        """True if the module may be used."""
+        return self.status == "passed"
+
+
+class _VerdictFile(msgspec.Struct):
+    verdicts: dict[str, Verdict] = {}
+    deaths: dict[str, int] = {}
+
+
+def key(bundle: Bundle, module: Module, cpu: Cpu, driver: str = "") -> str:
+    """The name under which a verdict is kept; of a GPU's module also the driver's version counts."""
+    parts = (
+        driver,
+        bundle.build_id,
+        module.name,
+        module.path,
+        module.fingerprint(),
+        cpu.model,
+        cpu.flags,
+        cpu.microcode,
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def recall(name: str) -> Verdict | None:
+    """The verdict kept under `name`, if any."""
+    return _read().verdicts.get(name)
+
+
+def remember(name: str, verdict: Verdict) -> None:
+    """Keep a verdict; the newest hundred stay."""
+    file = _read()
+    file.verdicts.pop(name, None)
+    file.verdicts[name] = verdict
+    file.verdicts = dict(list(file.verdicts.items())[-100:])
+    _write(file)
+
+
+def record_death(name: str, module: str, how: str) -> None:
+    """Count a death of the engine on this module; after the second one its verdict is withdrawn."""
+    file = _read()
+    file.deaths[name] = file.deaths.get(name, 0) + 1
+    if file.deaths[name] >= DEATHS_UNTIL_DISTRUST:
+        reason = f"passed its self test, but the engine died on it {file.deaths[name]} times, last by {how}; `edgechat doctor --retest` tries it anew"
+        file.verdicts[name] = Verdict(module=module, status="distrusted", reason=reason)
+    _write(file)
+
+
+def forget() -> None:
+    """Forget everything: every module is tested anew."""
+    _write(_VerdictFile())
+
+
+def _read() -> _VerdictFile:
+    try:
+        return msgspec.json.decode(paths.verdicts_file().read_bytes(), type=_VerdictFile)
+    except (OSError, msgspec.MsgspecError):
+        return _VerdictFile()
+
+
+def _write(file: _VerdictFile) -> None:
+    write_json(paths.verdicts_file(), file)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a file whole; one that cannot be written is left as it is (doctor says so of its directory)."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        paths.replace_file(path, msgspec.json.encode(value))

@@ -1,0 +1,81 @@
+"""What a context's memory looks like, and how much there is of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from edgechat.hardware.profile import Gpu
+from edgechat.planner.memory import LoadOptions
+from edgechat.planner.plan import given_plan
+from edgechat.runtime.bindings import Bindings, Device, MemoryEntry
+from edgechat.runtime.context import Context
+from edgechat.runtime.model import Model
+
+
+def memory_layout(context: Context) -> str:
+    """What of the context's own parameters decides what the memory of a token looks like.
+
+    Some scalings of RoPE choose their factors by the length of the context; with them it counts too.
+    """
+    scaled = any(".rope.scaling." in key for key in context.model.metadata_keys())
+    return f"k={context.kv_type} v={context.kv_type} flash=auto adapter=none rope=model n_ctx={context.n_ctx if scaled else 'any'}"
+
+
+def memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
+    """Bytes by buffer type, split into model, context and compute."""
+    entries = (MemoryEntry * 32)()
+    count = context.model.bindings.edgechat.edgechat_memory_breakdown(context.pointer, entries, len(entries))
+    return {
+        entry.buffer_type.decode(): {
+            "model_bytes": entry.model_bytes,
+            "context_bytes": entry.context_bytes,
+            "compute_bytes": entry.compute_bytes,
+            "is_host": entry.is_host,
+        }
+        for entry in entries[: min(count, len(entries))]
+    }
+
+
+def devices(native: Bindings) -> list[Gpu]:
+    """GPUs that the loaded modules found, with what is free of their memory now."""
+    entries = (Device * 16)()
+    count = native.edgechat.edgechat_devices(entries, len(entries))
+    return [
+        Gpu(
+            name=entry.description.decode("utf-8", "replace") or entry.name.decode("utf-8", "replace"),
+            total_bytes=entry.total_bytes, free_bytes=entry.free_bytes, is_unified=bool(entry.is_unified),
+        )
+        for entry in entries[: min(count, len(entries))]
+    ]  # fmt: skip
+
+
+class MemoryReport:
+    """Asks llama.cpp how large its buffers would be. The last model's vocabulary stays: reading it takes most of the time."""
+
+    def __init__(self) -> None:
+        self._model: Model | None = None
+        self._key: tuple[object, ...] = ()
+
+    def of(self, native: Bindings, path: Path, options: LoadOptions) -> dict[str, dict[str, int]]:
+        """Bytes by buffer type of a context with these options. Raises ModelFileError and PlanError."""
+        key = (path, options.use_extra_bufts, options.n_gpu_layers, options.experts_on_cpu)
+        if self._model is None or self._key != key:
+            self.close()
+            self._model, self._key = (
+                Model(native, path, options, is_probe=True),
+                key,
+            )
+        plan = given_plan(str(path), n_threads=1, **msgspec.structs.asdict(options))
+        context = Context(self._model, plan)
+        try:
+            return memory_breakdown(context)
+        finally:
+            context.close()
+
+    def close(self) -> None:
+        """Forget the model."""
+        if self._model is not None:
+            self._model.close()
+        self._model = None

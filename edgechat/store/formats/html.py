@@ -1,0 +1,49 @@
+"""A conversation as one HTML page that needs nothing else, and can do nothing."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Final
+
+from edgechat.chat.messages import Message
+from edgechat.store.formats.edgechat_json import Record
+from edgechat.store.formats.markdown import SPEAKERS, path, when
+
+_STYLE: Final = """
+body { max-width: 48rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222; }
+article { margin: 1.5rem 0; padding: 0 1rem; border-left: 3px solid #ccc; overflow-wrap: break-word; }
+article.user { border-color: #2a7ae2; }
+header { color: #666; font-size: .85rem; }
+pre { overflow-x: auto; padding: .75rem; background: #f4f4f4; }
+table { border-collapse: collapse; } td, th { border: 1px solid #ccc; padding: .2rem .6rem; }
+@media (prefers-color-scheme: dark) { body { background: #1a1a1a; color: #ddd; } pre { background: #262626; } }
+"""
+# Whatever a model wrote into the page: no script runs, nothing is fetched.
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def write(record: Record) -> str:
+    """The conversation as it stands; other branches are left out."""
+    from markdown_it import MarkdownIt
+
+    # Raw HTML in a message is shown, not used; images would be fetched from elsewhere.
+    render = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render
+    title = escape(record.conversation.title or "Conversation")
+    body = "\n".join(_article(message, render(message.text)) for message in path(record))
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n</head>\n'
+        f"<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _article(message: Message, html: str) -> str:
+    details = [when(message.created_at_ms), message.model, "interrupted" if message.interrupted else ""]
+    heading = escape(" · ".join([SPEAKERS[message.role], *(d for d in details if d)]))
+    files = "".join(f"<p>Attached: {escape(a.name)} ({a.size_bytes} bytes)</p>" for a in message.attachments)
+    thought = (
+        f"<details><summary>Reasoning</summary><pre>{escape(message.reasoning)}</pre></details>"
+        if message.reasoning else ""
+    )  # fmt: skip
+    return f'<article class="{message.role}"><header>{heading}</header>{files}{thought}{html}</article>'

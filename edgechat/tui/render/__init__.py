@@ -1,0 +1,1 @@
+"""Conversations as rows of terminal cells. Imports no application, screen or widget."""

@@ -1,0 +1,442 @@
+"""The chat screen: the conversation, a live line, the input, and beside them the list of conversations. Nothing here waits."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
+
+from textual import on, work
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from edgechat.errors import UsageError
+from edgechat.terminal import visible
+from edgechat.tui import messages
+from edgechat.tui.composer import Composer
+from edgechat.tui.widgets.prompt import PromptInput
+from edgechat.tui.widgets.status_line import StatusLine
+from edgechat.tui.widgets.transcript import Transcript
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+    from textual.timer import Timer
+
+    from edgechat.tui.app import ChatApp
+    from edgechat.tui.render.entries import MessageEntry
+    from edgechat.tui.widgets.prompt import Held
+    from edgechat.tui.widgets.sidebar import Sidebar
+
+# A pause in typing, after which the tokens of what was typed are counted, and it is written down.
+COUNT_AFTER_S: Final = 0.3
+
+
+class ChatScreen(Screen[None]):
+    """One conversation at a time. Threads work and post messages; handlers own all state."""
+
+    app: ChatApp
+    AUTO_FOCUS = "#prompt"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "stop", "Stop, or to the conversation and back", id="chat.stop"),
+        Binding("ctrl+c", "interrupt", "Copy what is selected, or stop", id="chat.interrupt"),
+        Binding("ctrl+n", "do('new')", "New conversation", id="chat.new"),
+        Binding("ctrl+b", "do('open')", "Conversations", id="chat.conversations"),
+        Binding("ctrl+f", "search", "Search everything", id="chat.search"),
+        Binding("ctrl+o", "do('model')", "Models", id="chat.models"),
+        Binding("ctrl+t", "do('figures')", "How fast answers came", id="chat.figures", show=False),
+        Binding("f1", "do('help')", "Help", id="chat.help"),
+        Binding("f2", "do('settings')", "Settings", id="chat.settings"),
+        Binding("f3", "do('plan')", "Why this model", id="chat.plan", show=False),
+        Binding("f4", "do('persona')", "Personas", id="chat.personas", show=False),
+        Binding("pageup", "page(-1)", "A page up", id="chat.page_up", show=False),
+        Binding("pagedown", "page(1)", "A page down", id="chat.page_down", show=False),
+        Binding("ctrl+end", "end", "To the end", id="chat.end", show=False),
+        Binding("alt+left", "switch(-1)", "Alternative before", id="chat.previous", show=False),
+        Binding("alt+right", "switch(1)", "Alternative after", id="chat.next", show=False),
+        # In the conversation, where letters are not text.
+        Binding("left", "switch(-1)", "Alternative before", id="message.previous", show=False),
+        Binding("right", "switch(1)", "Alternative after", id="message.next", show=False),
+        Binding("enter,i", "prompt", "To the input", id="chat.prompt", show=False),
+        Binding("y", "to_message('copy_message')", "Copy the message", id="message.copy", show=False),
+        Binding("c", "to_message('copy_code')", "Copy its code", id="message.copy_code", show=False),
+        Binding("e", "to_message('edit_message')", "Edit what you said", id="message.edit", show=False),
+        Binding("r", "to_message('retry_message')", "Another answer", id="message.retry", show=False),
+        Binding("n", "to_message('continue_message')", "Continue the answer", id="message.continue", show=False),
+        Binding(
+            "d", "to_message('delete_message')", "Delete the message and all after it", id="message.delete", show=False
+        ),
+        Binding("u", "do('undo')", "Bring back what was deleted", id="message.undo", show=False),
+        Binding(
+            "b", "to_message('branch')", "Branch: the next message follows this one", id="message.branch", show=False
+        ),
+        Binding("slash", "search", "Search everything", id="message.search", show=False),
+    ]
+
+    def __init__(self, problems: list[str]) -> None:
+        """`problems` are shown at the top."""
+        super().__init__()
+        self._problems = problems
+        self.view: messages.View | None = None
+        self._n_awaited = 1  # the first load
+        self.answering = False
+        self.sayings = Composer(self)
+        self.sidebar: Sidebar | None = None
+        """The list of conversations, once it was wanted."""
+        self.live = StatusLine(self)
+        self._speed = ""
+        self._growing: MessageEntry | None = None
+        self._counting: Timer | None = None
+
+    def compose(self) -> ComposeResult:
+        """The list of conversations (made when it is first wanted), conversation, live line, input."""
+        yield Transcript(lambda: self.app.palette, id="transcript")
+        yield self.live
+        yield PromptInput(id="prompt")
+
+    def on_mount(self) -> None:
+        """Show what is there, and only then start what takes time."""
+        for problem in self._problems:
+            self.say(f"{problem} (ignored)")
+        self.live.show_state("starting")
+        self.call_after_refresh(self._begin)
+
+    def _begin(self) -> None:
+        gc.enable()  # see edgechat.cli.main
+        if not self.app.is_first:
+            self.app.talker.open()
+            return
+        from edgechat.tui.screens.first_run import FirstRunScreen
+
+        self.app.push_screen(FirstRunScreen(), lambda _chosen: self.app.talker.open())
+
+    def leave(self) -> None:
+        """Nothing comes any more; what was typed, and what waits to be sent, is kept for the next time."""
+        self.sayings.keep()
+        self.live.show_state("leaving")
+
+    @property
+    def busy(self) -> bool:
+        """True while a model loads or answers."""
+        return self._n_awaited > 0
+
+    @property
+    def transcript(self) -> Transcript:
+        """The conversation."""
+        return self.query_one(Transcript)
+
+    @property
+    def prompt(self) -> PromptInput:
+        """The input."""
+        return self.query_one(PromptInput)
+
+    @property
+    def messages(self) -> list[MessageEntry]:
+        """The messages on the screen."""
+        return [message for entry in self.transcript.entries if (message := entry.as_message) is not None]
+
+    @property
+    def last(self) -> MessageEntry | None:
+        """The last of them."""
+        entries = reversed(self.transcript.entries)
+        return next((message for entry in entries if (message := entry.as_message) is not None), None)
+
+    # What is said beside the conversation
+
+    def say(self, words: str) -> None:
+        """Something to know."""
+        self._append("note", words)
+
+    def complain(self, words: str) -> None:
+        """Something went wrong."""
+        self._append("error", words)
+
+    def _append(self, kind: Literal["note", "error"], words: str) -> None:
+        from edgechat.tui.render.entries import TranscriptEntry
+
+        self.transcript.follows = True  # it answers something that was just asked for
+        self.transcript.append(TranscriptEntry(kind, visible(words)))
+
+    # The conversation
+
+    def on_shown(self, message: messages.Shown) -> None:
+        """Another conversation, or another path through it."""
+        is_other = self.view is None or self.view.conversation.id != message.view.conversation.id
+        if is_other:
+            self.sayings.forget()
+            self.live.context_tokens = 0
+            if message.draft and not self.prompt.text:
+                self.prompt.load(message.draft)
+        self._show(message.view, follow=is_other)
+        if message.goal is not None:
+            self._reveal(message.goal)
+        if not self.busy:
+            self.live.show_state("ready", "")
+            self._count_draft()
+        if is_other:
+            self.app.talker.aside(lambda session: session.warm())
+
+    def on_titled(self, message: messages.Titled) -> None:
+        """The conversation has a name."""
+        if self.view is not None and self.view.conversation.id == message.conversation.id:
+            self.view = self.view._replace(conversation=message.conversation)
+            self.refresh_list()
+
+    def _show(self, view: messages.View, *, follow: bool) -> None:
+        """Show a path; what is on the screen of it stays as it is."""
+        from edgechat.tui.render.reconcile import arranged
+
+        is_other = self.view is None or self.view.conversation.id != view.conversation.id
+        is_first = self.view is None
+        self.view = view
+        # What was said before the first conversation was there stands below it, in view; what was said in another one goes.
+        before = self.transcript.entries if not is_other else []
+        entries = arranged(before, view.path, self.app.palette.signs, figures=self.app.figures)
+        self.transcript.show([*entries, *(self.transcript.entries if is_first else [])], follow=follow)
+        self.refresh_list()
+
+    def _reveal(self, message_id: str) -> None:
+        for at, entry in enumerate(self.transcript.entries):
+            message = entry.as_message
+            if message is not None and message.message.id == message_id:
+                self.transcript.follows = False
+                self.transcript.focus()
+                self.transcript.move_to(at)
+
+    # Answers
+
+    def on_began(self, message: messages.Began) -> None:
+        """What was said is kept; its answer grows from now on."""
+        if self.view is not None and not self.view.path:
+            self.sayings.begin(message.view.conversation.id)
+        self._show(message.view, follow=True)
+        found = self.last
+        self._growing = found if found is not None and found.message.id == message.answer_id else None
+        if self._growing is not None:
+            self._growing.begin()
+        self.live.begin()
+
+    def on_working(self, message: messages.Working) -> None:
+        """Loading, testing or prefill goes on."""
+        self.live.show_state(message.words)
+
+    def on_opened(self, _message: messages.Opened) -> None:
+        """The model is ready."""
+        session = self.app.talker.session
+        while session is not None and session.warnings:
+            self.say(session.warnings.pop(0))
+        self._end()
+        self.app.talker.aside(lambda session: session.warm())
+
+    def on_text_arrived(self, message: messages.TextArrived) -> None:
+        """More of the answer."""
+        self.app.talker.is_painted = True
+        if self._growing is None or not (message.text or message.reasoning or message.n_tokens):
+            return
+        self._growing.grow(message.text, message.reasoning)
+        if message.text or not self._growing.text:
+            self.transcript.changed(self._growing)
+        self.live.count(message.n_tokens, thinks=not self._growing.text)
+
+    def on_ended(self, message: messages.Ended) -> None:
+        """The answer is complete, or was stopped."""
+        turn = message.turn
+        self.live.context_tokens = turn.context_tokens or self.live.context_tokens
+        self._finish_growing(message.view)
+        stats = turn.answer.stats
+        self.answering = False
+        self._end(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
+
+    def _finish_growing(self, view: messages.View) -> None:
+        growing, self._growing = self._growing, None
+        if growing is not None:
+            kept = next((m for m, _ in reversed(view.path) if m.id == growing.message.id), growing.message)
+            growing.finish(kept)
+        self._show(view, follow=False)
+
+    def on_noted(self, message: messages.Noted) -> None:
+        """Something to know."""
+        self.say(message.words)
+
+    def on_failed(self, message: messages.SessionFailed) -> None:
+        """The engine, the model or a command failed; what was said stays."""
+        if message.view is not None and (message.ends or self._growing is None):
+            self._finish_growing(message.view)
+        self.complain(message.words)
+        if message.taken_back is not None:
+            self.sayings.take_back(message.taken_back)
+        if message.ends:
+            self.answering = False
+            self._end()
+
+    def _end(self, detail: str = "") -> None:
+        """One of the things that were waited for is over."""
+        self._n_awaited = max(0, self._n_awaited - 1)
+        if self.busy:
+            return
+        session = self.app.talker.session
+        is_ready = session is not None and session.loaded is not None
+        self._speed = detail
+        self.live.show_state("ready" if is_ready else "no model", detail)
+        waiting = self.sayings.next() if is_ready else None
+        if waiting is not None:
+            self._say(waiting)
+        else:
+            self._count_draft()
+
+    # Saying something
+
+    @on(PromptInput.Sent)
+    def _on_sent(self, message: PromptInput.Sent) -> None:
+        from edgechat.chat import commands
+
+        try:
+            command = commands.parse(message.text)
+        except UsageError as problem:
+            self.complain(str(problem))
+            self.sayings.give_back(message.text)
+            return
+        if command is not None:
+            self._keep_draft()
+            self.app.doing.run(*command)
+        else:
+            self.ask(message.text, message.held)
+
+    def ask(self, text: str, held: Held | None = None) -> None:
+        """Say something, or say something differently; after what is answered now."""
+        saying = self.sayings.take(text, held)
+        if self.busy:
+            self.sayings.wait(saying)
+            self.live.write()
+        else:
+            self._say(saying)
+        self._keep_draft()
+
+    def _say(self, saying: messages.Saying) -> None:
+        self.transcript.follows = True
+        if self.prompt.said_before is not None:
+            self.prompt.said_before.insert(0, saying.text)
+        self.begin_answer()
+        self.app.talker.say(saying)
+
+    def begin_answer(self) -> None:
+        """An answer is asked for."""
+        self._n_awaited += 1
+        self.answering = True
+        if self.app.talker.session is not None:
+            self.app.talker.session.expect()
+        self.live.show_state("reading")
+
+    def begin_load(self) -> None:
+        """Another model is asked for."""
+        self._n_awaited += 1
+
+    # Drafts
+
+    @on(PromptInput.Changed)
+    def _on_typed(self) -> None:
+        """Say how full the context would be, and keep what was typed, once the typing pauses."""
+        if self._counting is not None:
+            self._counting.stop()
+        self._counting = self.set_timer(COUNT_AFTER_S, self._typed)
+
+    def _typed(self) -> None:
+        if not self.app.is_leaving:
+            self._count_draft()
+            self.sayings.keep()
+
+    def _count_draft(self) -> None:
+        if not self.busy:
+            self.app.talker.count(self.prompt.full_text.strip(), list(self.sayings.attached))
+
+    def on_counted(self, message: messages.Counted) -> None:
+        """The tokens of what is in the input, with all before it."""
+        if self.busy or self.prompt.full_text.strip() != message.text:
+            return
+        if message.context_tokens:
+            self.live.context_tokens = message.context_tokens
+        self.live.show_state("ready", message.words or self._speed)
+
+    def _keep_draft(self) -> None:
+        if self._counting is not None:
+            self._counting.stop()
+        self.sayings.keep()
+
+    @on(PromptInput.Interrupted)
+    def _on_interrupted(self) -> None:
+        self.action_interrupt()
+
+    @on(Transcript.Moved)
+    def _on_moved(self) -> None:
+        self.live.write()
+
+    # Keys
+
+    def action_do(self, command: str) -> None:
+        """A command without anything after it."""
+        self.app.doing.run(command, "")
+
+    def action_search(self) -> None:
+        """Search everything."""
+        self.app.doing.search("")
+
+    def action_stop(self) -> None:
+        """Stop the answer, its text stays, and what waits goes back to the input; else to the conversation and back."""
+        has_waited = self.sayings.put_aside()
+        if self.answering:
+            self.app.talker.stop()
+        elif self.sayings.editing is not None:
+            self.sayings.give_up_edit()
+            self.live.write()
+        elif not has_waited:
+            self.prompt.focus() if not self.prompt.has_focus else self.transcript.focus()
+
+    def action_interrupt(self) -> None:
+        """Copy what is selected; else stop the answer, as in a shell."""
+        selected = self.get_selected_text()
+        if selected:
+            self.app.copy(selected, "the selection")
+        elif self.answering:
+            self.app.talker.stop()
+        else:
+            self.app.notify("Ctrl+Q quits")
+
+    def action_prompt(self) -> None:
+        """To the input."""
+        self.prompt.focus()
+
+    def action_page(self, direction: int) -> None:
+        """The conversation a page up or down."""
+        self.transcript.action_page(direction)
+
+    def action_end(self) -> None:
+        """To the end of the conversation."""
+        self.transcript.action_bottom()
+
+    def action_switch(self, step: int) -> None:
+        """Another alternative of the message with the cursor, or of the last one that has any."""
+        self.app.doing.attempt(self.app.doing.step, step)
+
+    def action_to_message(self, what: str) -> None:
+        """Do something with the message that has the cursor, or the last."""
+        self.app.doing.attempt(getattr(self.app.doing, what), self.transcript.current)
+
+    # The list of conversations
+
+    def refresh_list(self) -> None:
+        """Read the list again, if it is shown."""
+        if self.sidebar is not None and self.sidebar.display:
+            self.sidebar.read()
+
+    @on(Transcript.WantsColour)
+    @work(exit_on_error=False)
+    async def _on_colour_wanted(self, message: Transcript.WantsColour) -> None:
+        """Colour a long block of code beside the screen."""
+        import asyncio
+
+        from edgechat.tui.render.layout_blocks import Code, coloured
+
+        piece, width = message.piece, message.width
+        if not isinstance(piece, Code):
+            return
+        palette = self.app.palette
+        rows = await asyncio.to_thread(coloured, piece.block, width, palette)
+        self.transcript.colour_done(piece, rows if palette is self.app.palette else [], width)

@@ -1,0 +1,95 @@
+"""Replays of answers, and the workloads that are replayed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgechat.bench import draft_replay, workloads
+from edgechat.errors import UsageError
+from edgechat.speculation.step_costs import SIZES, Mean, StepCosts
+from tests.suffix_reference import PlainIndex
+
+
+def costs_of(ratio: float) -> StepCosts:
+    """Every step of several tokens costs as much."""
+    costs = StepCosts()
+    for ratios in costs.ratios:
+        ratios.update({n: Mean(ratio, 3) for n in SIZES})
+    return costs
+
+
+FREE = costs_of(1.0)
+FRESH = list(range(100, 140))
+
+
+def speed(policy: draft_replay.Policy, prompt: list[int], reply: list[int], costs: StepCosts = FREE) -> float:
+    return draft_replay.replay(policy, prompt, reply, costs)
+
+
+def test_a_copy_is_as_fast_as_its_steps_allow() -> None:
+    # 40 tokens, the first of which comes out of the prefill; the next are found after one match, 31 at a time.
+    lookups: list[draft_replay.Policy] = [draft_replay.NgramSimple(1, 31), draft_replay.PromptLookup(1, 31)]
+    for policy in lookups:
+        assert speed(policy, [1, *FRESH], FRESH) == pytest.approx(39 / 2)
+    assert speed(draft_replay.PromptLookup(), [1, *FRESH], FRESH) == pytest.approx(39 / 4)
+    assert speed(draft_replay.ours(PlainIndex, FREE), [1, *FRESH], FRESH) > 8
+    assert speed(draft_replay.PlainSuffix(PlainIndex()), [1, *FRESH], FRESH) > 5
+    assert speed(draft_replay.NgramSimple(), [1, *FRESH], FRESH[:12]) == 1.0  # twelve tokens are not there yet
+
+
+def test_what_repeats_nothing_costs_nothing() -> None:
+    for policy in (draft_replay.ours(PlainIndex, FREE), *(make(PlainIndex) for make in draft_replay.FIXED.values())):
+        assert speed(policy, FRESH, list(range(200, 260))) == 1.0
+
+
+def test_wrong_drafts_are_paid_for() -> None:
+    prompt, reply = [1, 2, 1, 3, 1, 4], [1, 5, 1, 6, 1, 7, 1, 8]
+    assert speed(draft_replay.NgramSimple(1, 3), prompt, reply, costs_of(3.0)) < 0.6
+    assert speed(draft_replay.ours(PlainIndex, costs_of(3.0)), prompt, reply, costs_of(3.0)) == 1.0
+
+
+def test_oldest_and_newest_matches() -> None:
+    text = [7, 8, 1, 7, 8, 2, 7, 8]
+    assert draft_replay._find(text, 2, newest=False) == 2
+    assert draft_replay._find(text, 2, newest=True) == 5
+    assert draft_replay._find([7], 1, newest=True) is None
+
+
+def test_our_workloads_are_whole() -> None:
+    found = workloads.read()
+    kinds = {case.kind for case in found.cases}
+    assert kinds == {
+        "edit",
+        "refactor",
+        "summarise",
+        "answer from a text",
+        "extract",
+        "translate",
+        "follow-up",
+        "open chat",
+    }
+    for case in found.cases:
+        assert not any("{" + name + "}" in said for name in found.texts for said in found.messages(case))
+        assert len(found.reply(case)) > 300
+        assert not case.reply_of or all(old in found.texts[case.reply_of] for old, _ in case.changes)
+    edit = next(case for case in found.cases if case.changes)
+    assert "price_cents" in found.messages(edit)[0]
+    assert "price_cents" not in found.reply(edit).replace("`price_cents` renamed", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [("[[cases", "holds no workloads"), ("a = 1", "holds no workloads"), ("cases = []", "no cases"), ("\udcff", "holds no"),
+     ('[[cases]]\nkind = "a"\nmessages = ["b", "c"]\nreply = "d"', "odd number"),
+     ('[[cases]]\nkind = "a"\nmessages = []\nreply = "d"', "odd number"),
+     ('[[cases]]\nkind = "a"\nmessages = ["b"]', "no reply"),
+     ('[[cases]]\nkind = "a"\nmessages = ["b"]\nreply_of = "c"', "no text 'c'"),
+     ('[[cases]]\nkind = 1\nmessages = ["b"]\nreply = "c"', "kind")],
+)  # fmt: skip
+def test_a_file_that_holds_no_workloads_is_refused(tmp_path: Path, words: str, reason: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(words.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UsageError, match=reason):
+        workloads.read(path)

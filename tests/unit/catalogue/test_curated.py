@@ -1,0 +1,108 @@
+"""The catalogue: what we ship, and what a user writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgechat import paths
+from edgechat.catalogue import curated
+from edgechat.errors import CatalogueError
+from edgechat.modelfile.layers import shape
+from edgechat.modelfile.split import read_header
+
+SHIPPED = curated.read(curated.shipped_file())
+
+
+def test_what_is_shipped_covers_small_and_large_machines() -> None:
+    assert len(SHIPPED) >= 25
+    params = [model.shape.n_params for model in SHIPPED if model.shape.n_params]
+    assert min(params) < 140e6
+    assert max(params) > 35e9
+    for ram_gb in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
+        fitting = [
+            max(size for size in model.sizes().values() if size < ram_gb * 0.75e9)
+            for model in SHIPPED
+            if model.is_default and any(size < ram_gb * 0.75e9 for size in model.sizes().values())
+        ]
+        # The best one uses a good part of the memory, and is not merely allowed by it.
+        assert max(fitting) > min(ram_gb, 40) * 0.25e9, ram_gb
+
+
+@pytest.mark.parametrize("model", SHIPPED, ids=lambda model: model.id)
+def test_every_figure_has_a_source_and_hangs_together(model: curated.CatalogueModel) -> None:
+    assert model.figures_from
+    assert model.licence or not model.is_default
+    if model.is_default:
+        assert model.licence in {"apache-2.0", "MIT"}
+    sizes = list(model.sizes().items())
+    if model.shape.n_params:
+        for quant, size in sizes:
+            bits = 8 * size / model.shape.n_params
+            assert 1.5 < bits < 17, (quant, bits)  # embeddings of 262k tokens weigh heavily in the smallest
+    by_quant = dict(sizes)
+    if {"Q4_K_M", "Q8_0"} <= by_quant.keys():
+        assert by_quant["Q4_K_M"] < by_quant["Q8_0"]
+
+
+def test_figures_are_those_of_the_real_file(starter: Path) -> None:
+    model = next(model for model in SHIPPED if model.id == "smollm2-135m")
+    header = read_header(starter)
+    parts, first = shape(header), shape(header).layers[0]
+    known = model.shape
+    assert (known.n_params, known.n_layers, known.n_embd, known.n_vocab) == (
+        header.n_params, len(parts.layers), parts.n_embd, parts.n_vocab,
+    )  # fmt: skip
+    assert (known.n_heads, known.n_kv_heads, known.head_dim, known.n_ff) == (
+        first.n_head, first.n_head_kv, first.key_length, first.n_ff,
+    )  # fmt: skip
+    assert model.n_ctx_train == parts.n_ctx_train
+    assert (
+        next(s for s in model.source if s.package).quants["Q4_1"].bytes == header.file_bytes == starter.stat().st_size
+    )
+
+
+GOOD = '[[model]]\nid = "x"\nname = "X"\nfamily = "F"\n[[model.source]]\nrepo = "a/b"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[model]\n", r"models\.toml:1 is not TOML"),
+        (GOOD + "quants = 3\n", r"model\[0\]\.source\[0\]\.quants"),
+        (
+            GOOD + "[model.source.quants]\nQ4_0 = { bytes = -1 }\n",
+            r"model\[0\]\.source\[0\]\.quants\.Q4_0\.bytes is -1",
+        ),
+        (GOOD + '[model.source.quants]\nQ4_0 = { sha256 = "XYZ" }\n', r"quants\.Q4_0\.sha256"),
+        (GOOD + "[model.source.quants]\nQ4_0 = { size = 1 }\n", r"unknown field `size`.*quants"),
+        (GOOD.replace('id = "x"', 'id = "X y"'), r"model\[0\]\.id"),
+        (GOOD + GOOD, r"model\[1\]\.id is 'x', which was there before"),
+        (GOOD.replace('repo = "a/b"', 'repo = "../b/c"'), r"source\[0\]\.repo"),
+        (GOOD.replace('repo = "a/b"', 'repo = "a/b"\nurl = "http://x"'), "one of repo, url and package"),
+        (GOOD.replace("name", "nmae"), "nmae"),
+        (GOOD.split("[[model.source]]", maxsplit=1)[0], "source"),
+        ('model = "x"', r"\bmodel\b"),
+        (GOOD.replace('name = "X"', 'name = "X"\nthinking = "maybe"'), "no, toggle or always"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(text: str, words: str) -> None:
+    paths.config_dir().mkdir(parents=True)
+    file = paths.config_dir() / "models.toml"
+    file.write_text(text)
+    with pytest.raises(CatalogueError, match=words) as error:
+        curated.read(file)
+    assert str(file) in str(error.value)
+
+
+def test_the_users_own_adds_and_overrides() -> None:
+    paths.config_dir().mkdir(parents=True)
+    (paths.config_dir() / "models.toml").write_text(GOOD + GOOD.replace('"x"', '"smollm2-135m"'))
+    curated.load.cache_clear()
+    try:
+        found = curated.load()
+    finally:
+        curated.load.cache_clear()
+    assert len(found) == len(SHIPPED) + 1
+    assert found["smollm2-135m"].name == "X"

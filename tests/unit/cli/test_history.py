@@ -1,0 +1,184 @@
+"""`edgechat history`, as a person and as a script use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.cli.output_files import write_private
+from edgechat.errors import StoreError
+from edgechat.store import open_store
+from tests.conftest import Cli
+
+
+@pytest.fixture
+def ids() -> list[str]:
+    """Three conversations; the last one has an alternative and words that would act on a terminal."""
+    store = open_store()
+    made = []
+    for number, text in enumerate(("about rivers", "about <b>code</b>: x = 1", "evil \x1b[2J\u202e words")):
+        conversation = Conversation(id=f"{number}" * 16, title=f"Talk {text}", created_at_ms=1000 + number)
+        root = Message(id=new_id(), role="user", text=text, created_at_ms=1000)
+        answers = [
+            Message(
+                id=new_id(), parent_id=root.id, role="assistant", text=f"answer {n} to {text}", finish_reason="stop"
+            )
+            for n in range(2)
+        ]
+        store.append(conversation, [root, *answers])
+        made.append(conversation.id)
+    store.close()
+    return made
+
+
+def test_a_list_and_its_filters(cli: Cli, ids: list[str]) -> None:
+    assert [line.split()[0] for line in cli("history", "list").stdout.splitlines()] == [i[:8] for i in reversed(ids)]
+    assert cli("history", "mark", ids[0], "--pin", "--tag", "work", "--tag", "x", "--folder", "F").returncode == 0
+    assert cli("history", "mark", ids[1], "--archive").returncode == 0
+    assert cli("history", "mark", ids[0], "--untag", "x").returncode == 0
+    listed = json.loads(cli("history", "list", "--json").stdout)
+    assert [s["conversation"]["id"] for s in listed] == [ids[0], ids[2]]
+    assert (listed[0]["conversation"]["tags"], listed[0]["conversation"]["folder"]) == (["work"], "F")
+    assert len(cli("history", "list", "--all").stdout.splitlines()) == 3
+    assert len(cli("history", "list", "--tag", "work").stdout.splitlines()) == 1
+    assert len(cli("history", "list", "--folder", "F", "--limit", "5").stdout.splitlines()) == 1
+    assert len(cli("history", "list", "--limit", "1", "--offset", "1").stdout.splitlines()) == 1
+
+
+def test_what_is_shown_acts_on_no_terminal(cli: Cli, ids: list[str]) -> None:
+    for arguments in (["list"], ["show", ids[2]], ["search", "evil"]):
+        out = cli("history", *arguments).stdout
+        assert "evil" in out
+        assert "\x1b[2J" not in out
+        assert "\u202e" not in out
+    shown = cli("history", "show", "222").stdout
+    assert "2/2" in shown
+    assert len(json.loads(cli("history", "show", ids[2], "--json").stdout)["messages"]) == 3
+
+
+def test_searching(cli: Cli, ids: list[str]) -> None:
+    hits = json.loads(cli("history", "search", "x = 1", "--json").stdout)
+    assert {h["conversation_id"] for h in hits} == {ids[1]}
+    assert len(json.loads(cli("history", "search", "answer", "--json", "-n", "2").stdout)) == 2
+    assert json.loads(cli("history", "search", "answer", "--rank", "--json").stdout)[0]["score"] > 0
+    assert cli("history", "search", "nowhere").stdout == ""
+
+
+def test_renaming_and_deleting(cli: Cli, ids: list[str]) -> None:
+    assert cli("history", "rename", "111", " A  new\nname ").returncode == 0
+    assert json.loads(cli("history", "show", "111", "--json").stdout)["conversation"]["title"] == "A new name"
+    assert json.loads(cli("history", "delete", "--yes", "111", "222", "--json").stdout) == ids[1:]
+    assert len(cli("history", "list").stdout.splitlines()) == 1
+
+
+def test_out_and_in_again(cli: Cli, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("all.json", "one.md", "one.html"):
+        arguments = ["--all"] if name == "all.json" else [ids[1]]
+        assert cli("history", "export", *arguments, "-o", str(tmp_path / name)).returncode == 0
+    assert "<b>code" not in (tmp_path / "one.html").read_text()
+    monkeypatch.setenv("EDGECHAT_HOME", str(tmp_path / "other"))
+    dry = json.loads(cli("history", "import", "--dry-run", "--json", str(tmp_path / "all.json")).stdout)
+    assert (dry["conversations"], dry["messages"]) == (3, 9)
+    assert cli("history", "list").stdout == ""
+    assert "2 messages added" in cli("history", "import", str(tmp_path / "one.md")).stdout
+    done = json.loads(cli("history", "import", "--json", str(tmp_path / "all.json")).stdout)
+    assert (done["conversations"], done["messages"], done["known"]) == (2, 7, 2)
+    again = json.loads(cli("history", "import", "--json", str(tmp_path / "all.json")).stdout)
+    assert (again["messages"], again["known"]) == (0, 9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["show", "zzz"], 2, "there is no conversation"), (["show", ""], 4, "could be"), (["rename", "zzz", "x"], 2, "no conv"),
+        (["export"], 2, "name the conversations"), (["export", "--all", "--format", "md"], 2, "holds one conversation"),
+        (["export", "0", "-o", "/nowhere/x.md"], 4, "cannot be written"), (["import", "/nowhere"], 2, "cannot be read"),
+        (["import", "/dev/null"], 2, "is not a file"), (["delete", "zzz", "--yes"], 2, "there is no conversation"),
+        (["search"], 2, "Missing argument"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_one_clear_error(
+    cli: Cli, ids: list[str], arguments: list[str], code: int, words: str
+) -> None:
+    result = cli("history", *arguments)
+    assert result.returncode == code
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert ids
+
+
+def test_the_path_and_a_sound_database(cli: Cli, ids: list[str]) -> None:
+    assert Path(cli("history", "path").stdout.strip()).exists()
+    assert Path(json.loads(cli("history", "path", "--json").stdout)["path"]).exists()
+    assert "nothing was done" in cli("history", "recover").stdout
+    assert ids
+
+
+def test_asking_wants_one_conversation_and_one_that_is_there(cli: Cli) -> None:
+    assert "two conversations" in cli("ask", "x", "-c", "--conversation", "y").stderr
+    assert "no conversation to go on with" in cli("ask", "x", "-c").stderr
+    assert "there is no conversation 'y'" in cli("ask", "x", "--conversation", "y").stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes are POSIX's")
+def test_an_export_goes_into_a_pipe_and_replaces_no_device(tmp_path: Path) -> None:
+    pipe, heard = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: heard.append(pipe.read_text()))
+    reader.start()
+    write_private(pipe, "words\n")
+    reader.join()
+    assert heard == ["words\n"]
+    assert pipe.is_fifo()
+    link, target = tmp_path / "link", tmp_path / "target"
+    target.write_text("old")
+    link.symlink_to(target)
+    write_private(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    if Path("/dev/full").is_char_device():
+        with pytest.raises(StoreError, match="No space left"):
+            write_private(Path("/dev/full"), "words")
+        assert Path("/dev/full").is_char_device()
+
+
+def test_an_export_says_what_it_did_to_a_script(cli: Cli, ids: list[str], tmp_path: Path) -> None:
+    done = json.loads(cli("history", "export", ids[0], "--json", "-o", str(tmp_path / "a.html")).stdout)
+    assert done == {"file": str(tmp_path / "a.html"), "format": "html", "conversations": [ids[0]]}
+    assert json.loads(cli("history", "export", ids[0], "--json").stdout)["format"] == "edgechat"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rename", "0", " \n "], "a title needs words"),
+        (["mark", "0", "--tag", ""], "a tag is one word"),
+        (["mark", "0", "--tag", "b c"], "a tag is one word"),
+        (["mark", "0"], "say what to change"),
+        (["search", ' "'], "say what to search for"),
+        (["show", "nope"], "there is no conversation 'nope'"),
+        (["export", "0", "--all"], "not both"),
+    ],
+)
+def test_what_makes_no_sense_is_said(cli: Cli, ids: list[str], arguments: list[str], words: str) -> None:
+    result = cli("history", *arguments)
+    assert (result.returncode, words in result.stderr) == (2, True), result.stderr
+
+
+def test_an_export_is_the_same_in_a_file_and_in_a_pipe(cli: Cli, ids: list[str], tmp_path: Path) -> None:
+    cli("history", "export", ids[2], "-o", str(tmp_path / "a.md"))
+    assert cli("history", "export", ids[2]).stdout == (tmp_path / "a.md").read_text()
+    assert "\x1b" in (tmp_path / "a.md").read_text()
+
+
+def test_a_page_is_not_imported(cli: Cli, ids: list[str], tmp_path: Path) -> None:
+    page = str(tmp_path / "a.html")
+    cli("history", "export", ids[0], "-o", page)
+    result = cli("history", "import", page)
+    assert (result.returncode, "only for reading" in result.stderr) == (2, True)

@@ -1,0 +1,28 @@
+"""Under which name prefixes are kept, and which files a model is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgechat.engine.cache_identity import identity, parts
+
+
+def test_whatever_changes_memory_changes_the_name() -> None:
+    name = identity(["weights"], "build", "layout")
+    others = {
+        identity(["other weights"], "build", "layout"),
+        identity(["weights", "second part"], "build", "layout"),
+        identity(["weights"], "another commit of llama.cpp", "layout"),
+        identity(["weights"], "build", "k=q8_0"),
+    }
+    assert len(others) == 4
+    assert name not in others
+    assert name == identity(["weights"], "build", "layout")
+
+
+def test_all_parts_of_a_model_count(tmp_path: Path) -> None:
+    names = [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    for name in [*names, "m-00001-of-00002.gguf", "m.gguf"]:
+        (tmp_path / name).touch()
+    assert [p.name for p in parts(tmp_path / names[0])] == names
+    assert parts(tmp_path / "m.gguf") == [tmp_path / "m.gguf"]

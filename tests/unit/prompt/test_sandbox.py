@@ -1,0 +1,99 @@
+"""Chat templates: rendered as model files expect, and never trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgechat.errors import TemplateError
+from edgechat.prompt import renderer as renderer_module
+from edgechat.prompt.renderer import PromptMessage, Renderer, guard_messages
+
+MESSAGES = [PromptMessage("system", "Be brief."), PromptMessage("user", "Hi")]
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Iterator[Renderer]:
+    made = Renderer()
+    yield made
+    made.close()
+
+
+def render(renderer: Renderer, template: str, messages: list[PromptMessage] = MESSAGES) -> str:
+    return renderer.render(template, messages, bos="<s>", eos="</s>", control_tokens=["<s>", "</s>"]).text
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] }}{{ eos_token }}{% endfor %}",
+         "<s>[system] Be brief.</s>[user] Hi</s>"),
+        ("{% for m in messages %}\n{% if loop.first %}{% continue %}{% endif %}\n    {{ m.content }}\n{% endfor %}",
+         "    Hi\n"),
+        ("{{ messages | tojson }}", '[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]'),
+        ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
+        ("{% if add_generation_prompt %}go{% endif %}{% if tools %}no{% endif %}", "go"),
+        ("a{% generation %}b{% if true %}c{% endif %}{% endgeneration %}d", "abcd"),
+        ("{{ '-' * 5 }}{{ strftime_now('%Y')[:2] }}", "-----20"),
+        (renderer_module.PLAIN_TEMPLATE, "System: Be brief.\n\nUser: Hi\n\nAssistant:"),
+    ],
+)  # fmt: skip
+def test_templates_render_as_they_do_elsewhere(renderer: Renderer, template: str, text: str) -> None:
+    assert render(renderer, template) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ 'x' * 300000000 }}", "more than a million"),
+        ("{{ 300000000 * [1] }}", "more than a million"),
+        ("{{ 9 ** 9999999 }}", "power"),
+        ("{{ '%999999999d' % 1 }}", "formats text with %"),
+        ("{{ 'x'.center(999999999) }}", "memory"),
+        ("{{ '{:>999999999}'.format(1) }}", "memory"),
+        ("{% set ns = namespace(x='xx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "memory"),
+        ("{% for i in range(99999999) %}{% endfor %}", "Range too big"),
+        ("{{ ''.__class__.__mro__ }}", "forbids"),
+        ("{{ messages.__init__.__globals__ }}", "forbids"),
+        ("{{ cycler.__init__.__globals__.os.system('id') }}", "forbids"),
+        ("{{ messages.append(1) }}", "forbids"),
+        ("{% for x in y", "unexpected end"),
+        ("{{ raise_exception('Roles must alternate') }}", "Roles must alternate"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recurses without end"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{{ nothing.at.all }}", "undefined"),
+        ("{% include 'x' %}", "no loader"),
+    ],
+)
+def test_hostile_templates_get_one_clear_error(renderer: Renderer, template: str, words: str) -> None:
+    with pytest.raises(TemplateError, match="chat template cannot be used") as error:
+        render(renderer, template)
+    assert words in str(error.value)
+    assert render(renderer, "still {{ 'here' }}") == "still here"
+
+
+def test_an_endless_template_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renderer_module, "TIMEOUT_S", 1.0)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    renderer = Renderer()
+    with pytest.raises(TemplateError, match="took more than 1 s"):
+        render(renderer, endless)
+    assert render(renderer, "ok") == "ok"  # a fresh child
+    renderer.close()
+
+
+CONTROL = ["<|im_start|>", "<|im_end|>", "<|", "|>", "<|im_end|>x", "ab", "ba"]
+ALPHABET = st.sampled_from([*CONTROL, "<", "|", ">", "im_end", "a", "b", "x", " ", "\ufdd0"])
+
+
+@given(st.lists(ALPHABET, max_size=12).map("".join))
+def test_no_control_token_survives_in_guarded_text(content: str) -> None:
+    guarded, guard = guard_messages([PromptMessage("user", content)], CONTROL)
+    text = guarded[0]["content"]
+    assert not any(token in text for token in CONTROL)
+    assert (text.replace(guard, "") if guard else text) == content
+    assert bool(guard) == any(token in content for token in CONTROL)
+    assert not guard or guard not in content

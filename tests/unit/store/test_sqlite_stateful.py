@@ -1,0 +1,198 @@
+"""The store against a plain tree in memory: random operations, checked after each, reopened at random."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+
+from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.chat.tree import MessageTree
+from edgechat.errors import StoreError
+from edgechat.store.database import Database
+from edgechat.store.sqlite import SqliteStore
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """What a user does, in any order."""
+
+    conversations: Bundle[str] = Bundle("conversations")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp())
+        self.store = SqliteStore(Database(self.directory / "history.db"))
+        self.trees: dict[str, MessageTree] = {}
+        self.known: dict[str, Conversation] = {}
+        self.hidden: dict[str, tuple[str, list[Message], int, str | None, str | None]] = {}
+        self.clock_ms = 1_700_000_000_000
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.directory)
+
+    def a_message(self, conversation: str, draw: st.DataObject) -> str | None:
+        messages = list(self.trees[conversation]._messages)
+        return draw.draw(st.sampled_from(messages)) if messages else None
+
+    @rule(target=conversations, title=TEXTS)
+    def start(self, title: str) -> str:
+        conversation = Conversation(id=new_id(), title=title, created_at_ms=self.clock_ms)
+        self.known[conversation.id] = conversation
+        self.trees[conversation.id] = MessageTree()
+        return conversation.id
+
+    @rule(conversation=conversations, texts=st.lists(TEXTS, min_size=1, max_size=3), draw=st.data())
+    def say(self, conversation: str, texts: list[str], draw: st.DataObject) -> None:
+        if conversation not in self.known:
+            return
+        tree = self.trees[conversation]
+        parent = draw.draw(st.sampled_from([None, tree.head_id, self.a_message(conversation, draw)]))
+        messages = []
+        for text in texts:
+            message = Message(id=new_id(), parent_id=parent, role="user", text=text, created_at_ms=self.clock_ms)
+            messages.append(message)
+            parent = message.id
+        self.store.append(self.known[conversation], messages)
+        for message in messages:
+            tree.add(message)
+
+    @rule(delta_ms=st.integers(-100_000, 100_000))
+    def the_clock_jumps(self, delta_ms: int) -> None:
+        self.clock_ms += delta_ms
+
+    @rule(conversation=conversations, draw=st.data(), end=st.booleans())
+    def go_elsewhere(self, conversation: str, draw: st.DataObject, *, end: bool) -> None:
+        message_id = self.a_message(conversation, draw) if conversation in self.known else None
+        if message_id is None:
+            return
+        tree = self.trees[conversation]
+        path = [m.id for m in tree.path_to(message_id)]
+        (self.store.end_path if end else self.store.select)(path)
+        (tree.end_path if end else tree.select)(message_id)
+
+    @rule(conversation=conversations, draw=st.data(), text=TEXTS)
+    def write_an_answer(self, conversation: str, draw: st.DataObject, text: str) -> None:
+        message_id = self.a_message(conversation, draw) if conversation in self.known else None
+        if message_id is None:
+            return
+        self.store.claim(message_id)
+        reason = draw.draw(st.sampled_from(["stop", "cancelled", "length"]))
+        answer = msgspec.structs.replace(self.trees[conversation][message_id], text=text)
+        assert self.store.checkpoint(msgspec.structs.replace(answer, finish_reason="streaming"))
+        answer = msgspec.structs.replace(answer, finish_reason=reason)
+        assert self.store.checkpoint(answer)
+        self.trees[conversation].replace(answer)
+
+    @rule(conversation=conversations, draw=st.data())
+    def delete_and_undo(self, conversation: str, draw: st.DataObject) -> None:
+        message_id = self.a_message(conversation, draw) if conversation in self.known else None
+        if message_id is None:
+            return
+        self.store.hide(message_id)
+        tree = self.trees[conversation]
+        before = list(tree._messages)
+        gone = tree.remove(message_id)
+        if draw.draw(st.booleans()):
+            self.store.unhide(message_id)
+            # Where it was; it is not gone on with until somebody selects it.
+            places = {m.id: m for m in [*tree._messages.values(), *gone]}
+            self.trees[conversation] = MessageTree([places[i] for i in before], tree.head_id)
+
+    @rule(conversation=conversations, draw=st.data())
+    def take_back_the_last_word(self, conversation: str, draw: st.DataObject) -> None:
+        tree = self.trees.get(conversation)
+        if tree is None or tree.head_id is None or len(list(tree.below(tree.head_id))) > 1 or len(tree) == 1:
+            return
+        if self.store_has_hidden(conversation):
+            return
+        self.store.retract([tree.head_id])
+        tree.remove(tree.head_id)
+
+    def store_has_hidden(self, conversation: str) -> bool:
+        with self.store.database.reading() as db:
+            count = db.execute(
+                "SELECT count(*) FROM messages m JOIN conversations c ON c.key = m.conversation_key "
+                "WHERE c.id = ? AND hidden_by IS NOT NULL",
+                (conversation,),
+            ).fetchone()[0]
+        return bool(count)
+
+    @rule(conversation=conversations, title=TEXTS, pinned=st.booleans(), tags=st.lists(TEXTS, max_size=2))
+    def rename(self, conversation: str, title: str, tags: list[str], *, pinned: bool) -> None:
+        if conversation not in self.known:
+            return
+        changed = msgspec.structs.replace(self.known[conversation], title=title, pinned=pinned, tags=tuple(tags))
+        if self.is_stored(conversation):
+            self.store.update(conversation, title=title, pinned=pinned, tags=tuple(tags))
+        else:
+            with pytest.raises(StoreError):
+                self.store.update(conversation, title=title, pinned=pinned, tags=tuple(tags))
+        self.known[conversation] = changed
+
+    @rule(conversation=conversations)
+    def delete(self, conversation: str) -> None:
+        if conversation not in self.known:
+            return
+        if self.is_stored(conversation):
+            self.store.delete(conversation)
+        del self.known[conversation], self.trees[conversation]
+
+    def is_stored(self, conversation: str) -> bool:
+        return conversation in self.store.conversation_ids()
+
+    @precondition(lambda self: self.known)
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self.store = SqliteStore(Database(self.directory / "history.db"))
+
+    @invariant()
+    def the_store_is_the_model(self) -> None:
+        stored = set(self.store.conversation_ids())
+        assert stored <= set(self.known)
+        for conversation, tree in self.trees.items():
+            if conversation not in stored:
+                assert len(tree) == 0
+                continue
+            found = self.store.conversation(conversation)
+            assert (found.title, found.pinned, found.tags) == (
+                self.known[conversation].title, self.known[conversation].pinned, self.known[conversation].tags,
+            )  # fmt: skip
+            assert found.head_id == tree.head_id
+            messages = self.store.messages(conversation)
+            assert {m.id: m for m in messages} == tree._messages
+            seen: set[str | None] = {None}
+            for message in messages:
+                assert message.parent_id in seen  # parents first
+                seen.add(message.id)
+            again = MessageTree(messages, found.head_id)
+            assert again._children == tree._children  # alternatives in the order they were made
+
+    @invariant()
+    def the_database_is_sound(self) -> None:
+        with self.store.database.reading() as db:
+            assert [row[0] for row in db.execute("PRAGMA integrity_check")] == ["ok"]
+            assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+            for table in ("message_search", "title_search"):
+                check(db, table)
+
+
+def check(db: sqlite3.Connection, table: str) -> None:
+    """The search index holds exactly what its table says; raises if not."""
+    db.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('integrity-check', 1)")
+
+
+StoreMachine.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestStore = StoreMachine.TestCase
