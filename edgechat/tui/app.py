@@ -50,7 +50,7 @@ class ChatApp(App[int]):
     OptionList:focus { border: none; }
     Sidebar OptionList { background: $background; }
     .ascii * { scrollbar-size: 0 0; }
-    .ascii Prompt, .ascii Prompt:focus, .ascii ModalScreen > * { border: ascii $border; }
+    .ascii PromptInput, .ascii PromptInput:focus, .ascii ModalScreen > * { border: ascii $border; }
     .ascii Static, .ascii Sidebar { border: none; }
     """
     ENABLE_COMMAND_PALETTE = True

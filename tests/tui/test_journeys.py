@@ -282,7 +282,7 @@ async def test_what_was_said_comes_back_with_up_and_by_search() -> None:
         await pilot.press("down", "down")
         assert prompt.text == "dr"
         await pilot.press("ctrl+r", *"old")
-        await until(lambda: on(app, "PickScreen") and options(app).option_count == 1)
+        await until(lambda: on(app, "PickerScreen") and options(app).option_count == 1)
         await pilot.press("enter")
         await until(lambda: prompt.text == "older")
         await pilot.press("enter")
@@ -296,8 +296,8 @@ async def test_commands_and_files_are_completed(tmp_path: Path, monkeypatch: pyt
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press(*"/ren")
-        await until(lambda: app.chat.query("Completions").first().display if app.chat.query("Completions") else False)
-        popup = app.chat.query_one("Completions", OptionList)
+        await until(lambda: app.chat.query("CompletionPopup").first().display if app.chat.query("CompletionPopup") else False)
+        popup = app.chat.query_one("CompletionPopup", OptionList)
         await pilot.press("tab")
         assert app.chat.prompt.text == "/rename "
         await pilot.press("ctrl+u", *"Read @no")
@@ -413,7 +413,7 @@ async def test_settings_are_changed_checked_and_kept() -> None:
         assert paths.config_file().read_text().startswith("# my file\ntop_k = 3\n")
         options(app).highlighted = names.index("theme")
         await pilot.press("enter", *"nord")
-        await until(lambda: on(app, "PickScreen") and options(app).option_count == 1)
+        await until(lambda: on(app, "PickerScreen") and options(app).option_count == 1)
         await pilot.press("enter")
         await until(lambda: app.theme == "nord")
         assert load()[0].theme == "nord"
@@ -454,7 +454,7 @@ async def test_a_persona_answers() -> None:
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press("f4")
-        await until(lambda: on(app, "PickScreen") and options(app).option_count == 2)
+        await until(lambda: on(app, "PickerScreen") and options(app).option_count == 2)
         await pilot.press("down", "enter")
         await until(lambda: session(app).settings.system_prompt == "Arr.")
         app.doing.run("persona", "broken")

@@ -144,13 +144,13 @@ async def search(app: ChatApp, pilot: Pilot[int]) -> None:
 async def commands(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("/", "r", "e")
-    await until(lambda: app.chat.query("Completions") and app.chat.query_one("Completions").display)
+    await until(lambda: app.chat.query("CompletionPopup") and app.chat.query_one("CompletionPopup").display)
 
 
 async def said_before(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+r")
-    await until(lambda: app.screen.query("PickScreen OptionList"))
+    await until(lambda: app.screen.query("PickerScreen OptionList"))
     await pilot.press("down")
 
 

@@ -11,7 +11,7 @@ from textual.screen import Screen
 
 from edgechat.errors import UsageError
 from edgechat.terminal import visible
-from edgechat.tui import messages
+from edgechat.tui import messages as posted
 from edgechat.tui.composer import Composer
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.status_line import StatusLine
@@ -75,7 +75,7 @@ class ChatScreen(Screen[None]):
         """`problems` are shown at the top."""
         super().__init__()
         self._problems = problems
-        self.view: messages.View | None = None
+        self.view: posted.View | None = None
         self._n_awaited = 1  # the first load
         self.answering = False
         self.sayings = Composer(self)
@@ -157,7 +157,7 @@ class ChatScreen(Screen[None]):
 
     # The conversation
 
-    def on_shown(self, message: messages.Shown) -> None:
+    def on_shown(self, message: posted.Shown) -> None:
         """Another conversation, or another path through it."""
         is_other = self.view is None or self.view.conversation.id != message.view.conversation.id
         if is_other:
@@ -174,13 +174,13 @@ class ChatScreen(Screen[None]):
         if is_other:
             self.app.talker.aside(lambda session: session.warm())
 
-    def on_titled(self, message: messages.Titled) -> None:
+    def on_titled(self, message: posted.Titled) -> None:
         """The conversation has a name."""
         if self.view is not None and self.view.conversation.id == message.conversation.id:
             self.view = self.view._replace(conversation=message.conversation)
             self.refresh_list()
 
-    def _show(self, view: messages.View, *, follow: bool) -> None:
+    def _show(self, view: posted.View, *, follow: bool) -> None:
         """Show a path; what is on the screen of it stays as it is."""
         from edgechat.tui.render.reconcile import arranged
 
@@ -203,7 +203,7 @@ class ChatScreen(Screen[None]):
 
     # Answers
 
-    def on_began(self, message: messages.Began) -> None:
+    def on_began(self, message: posted.Began) -> None:
         """What was said is kept; its answer grows from now on."""
         if self.view is not None and not self.view.path:
             self.sayings.begin(message.view.conversation.id)
@@ -214,11 +214,11 @@ class ChatScreen(Screen[None]):
             self._growing.begin()
         self.live.begin()
 
-    def on_working(self, message: messages.Working) -> None:
+    def on_working(self, message: posted.Working) -> None:
         """Loading, testing or prefill goes on."""
         self.live.show_state(message.words)
 
-    def on_opened(self, _message: messages.Opened) -> None:
+    def on_opened(self, _message: posted.Opened) -> None:
         """The model is ready."""
         session = self.app.talker.session
         while session is not None and session.warnings:
@@ -226,7 +226,7 @@ class ChatScreen(Screen[None]):
         self._end()
         self.app.talker.aside(lambda session: session.warm())
 
-    def on_text_arrived(self, message: messages.TextArrived) -> None:
+    def on_text_arrived(self, message: posted.TextArrived) -> None:
         """More of the answer."""
         self.app.talker.is_painted = True
         if self._growing is None or not (message.text or message.reasoning or message.n_tokens):
@@ -236,7 +236,7 @@ class ChatScreen(Screen[None]):
             self.transcript.changed(self._growing)
         self.live.count(message.n_tokens, thinks=not self._growing.text)
 
-    def on_ended(self, message: messages.Ended) -> None:
+    def on_ended(self, message: posted.Ended) -> None:
         """The answer is complete, or was stopped."""
         turn = message.turn
         self.live.context_tokens = turn.context_tokens or self.live.context_tokens
@@ -245,18 +245,18 @@ class ChatScreen(Screen[None]):
         self.answering = False
         self._end(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
 
-    def _finish_growing(self, view: messages.View) -> None:
+    def _finish_growing(self, view: posted.View) -> None:
         growing, self._growing = self._growing, None
         if growing is not None:
             kept = next((m for m, _ in reversed(view.path) if m.id == growing.message.id), growing.message)
             growing.finish(kept)
         self._show(view, follow=False)
 
-    def on_noted(self, message: messages.Noted) -> None:
+    def on_noted(self, message: posted.Noted) -> None:
         """Something to know."""
         self.say(message.words)
 
-    def on_failed(self, message: messages.SessionFailed) -> None:
+    def on_session_failed(self, message: posted.SessionFailed) -> None:
         """The engine, the model or a command failed; what was said stays."""
         if message.view is not None and (message.ends or self._growing is None):
             self._finish_growing(message.view)
@@ -310,7 +310,7 @@ class ChatScreen(Screen[None]):
             self._say(saying)
         self._keep_draft()
 
-    def _say(self, saying: messages.Saying) -> None:
+    def _say(self, saying: posted.Saying) -> None:
         self.transcript.follows = True
         if self.prompt.said_before is not None:
             self.prompt.said_before.insert(0, saying.text)
@@ -347,7 +347,7 @@ class ChatScreen(Screen[None]):
         if not self.busy:
             self.app.talker.count(self.prompt.full_text.strip(), list(self.sayings.attached))
 
-    def on_counted(self, message: messages.Counted) -> None:
+    def on_counted(self, message: posted.Counted) -> None:
         """The tokens of what is in the input, with all before it."""
         if self.busy or self.prompt.full_text.strip() != message.text:
             return

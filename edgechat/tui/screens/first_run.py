@@ -39,10 +39,10 @@ class FirstRunScreen(ModalScreen[None]):
 
     app: ChatApp
     DEFAULT_CSS = """
-    FirstScreen { background: $background 60%; align: center middle; }
-    FirstScreen > Vertical { width: 100%; max-width: 90; height: auto; max-height: 100%; border: round $border; padding: 1 2; background: $surface; }
-    FirstScreen OptionList { height: auto; }
-    FirstScreen Static { height: auto; }
+    FirstRunScreen { background: $background 60%; align: center middle; }
+    FirstRunScreen > Vertical { width: 100%; max-width: 90; height: auto; max-height: 100%; border: round $border; padding: 1 2; background: $surface; }
+    FirstRunScreen OptionList { height: auto; }
+    FirstRunScreen Static { height: auto; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "To the chat", id="first.leave")]
 
@@ -76,7 +76,7 @@ class FirstRunScreen(ModalScreen[None]):
         except EdgechatError as error:
             self.post_message(self.Looked(Offer("", None, None, str(error))))
 
-    def on_first_screen_looked(self, message: Looked) -> None:
+    def on_first_run_screen_looked(self, message: Looked) -> None:
         """Show it."""
         found = message.offer
         lines = [found.machine] if found.machine else []

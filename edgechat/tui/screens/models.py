@@ -94,7 +94,7 @@ class ModelsScreen(FilterListScreen[None]):
         except EdgechatError as error:
             self.post_message(self.EvaluationsReady([], 0, str(error)))
 
-    def on_models_screen_rated(self, message: EvaluationsReady) -> None:
+    def on_models_screen_evaluations_ready(self, message: EvaluationsReady) -> None:
         """Show them."""
         self._available = message.available or self._available
         self._rows = {row.name: row for row in message.rows}

@@ -22,9 +22,9 @@ class PickerScreen(FilterListScreen[str | None]):
     """Ends with what was chosen, or None."""
 
     DEFAULT_CSS = """
-    PickScreen { align: center middle; background: $background 60%; }
-    PickScreen > Vertical { width: 80%; max-width: 90; height: 80%; border: round $border; padding: 0 1; background: $surface; }
-    PickScreen OptionList { height: 1fr; }
+    PickerScreen { align: center middle; background: $background 60%; }
+    PickerScreen > Vertical { width: 80%; max-width: 90; height: 80%; border: round $border; padding: 0 1; background: $surface; }
+    PickerScreen OptionList { height: 1fr; }
     """
 
     def __init__(self, title: str, options: Sequence[tuple[str, str]]) -> None:

@@ -72,7 +72,7 @@ class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
         if query.strip(' "'):
             self._search(query)
         else:
-            self.on_search_screen_found(self.SearchHits(query, [], ""))
+            self.on_search_screen_search_hits(self.SearchHits(query, [], ""))
 
     @work(thread=True, exclusive=True, group="search", exit_on_error=False)
     def _search(self, query: str) -> None:
@@ -84,7 +84,7 @@ class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
         except EdgechatError as error:
             self.post_message(self.SearchHits(query, [], str(error)))
 
-    def on_search_screen_found(self, message: SearchHits) -> None:
+    def on_search_screen_search_hits(self, message: SearchHits) -> None:
         """Show it, if nothing else was typed meanwhile."""
         if message.query != self.typed:
             return

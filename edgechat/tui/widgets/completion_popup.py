@@ -18,7 +18,7 @@ class CompletionPopup(OptionList, can_focus=False):
     """Some lines; the input keeps the focus, and moves in them."""
 
     DEFAULT_CSS = """
-    Completions { display: none; height: auto; max-height: 8; padding: 0 1; }
+    CompletionPopup { display: none; height: auto; max-height: 8; padding: 0 1; }
     """
 
     def __init__(self, take: Callable[[], None]) -> None:

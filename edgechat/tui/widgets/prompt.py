@@ -34,8 +34,8 @@ class PromptInput(TextArea):
     """A multi-line editor that grows with its text."""
 
     DEFAULT_CSS = """
-    Prompt { height: auto; min-height: 3; max-height: 10; border: round $border-blurred; padding: 0 1; }
-    Prompt:focus { border: round $border; }
+    PromptInput { height: auto; min-height: 3; max-height: 10; border: round $border-blurred; padding: 0 1; }
+    PromptInput:focus { border: round $border; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", "Send", id="prompt.send"),
@@ -246,7 +246,7 @@ class PromptInput(TextArea):
 
         self.post_message(self.Completed(before, completion.complete(before, Path.cwd())))
 
-    def on_prompt_completed(self, message: Completed) -> None:
+    def on_prompt_input_completed(self, message: Completed) -> None:
         """Show what could be meant, if that was not typed meanwhile."""
         from edgechat.tui.widgets.completion_popup import CompletionPopup, option
 

@@ -27,7 +27,7 @@ class StatusLine(Static):
 
     app: ChatApp
     DEFAULT_CSS = """
-    Live { height: 1; padding: 0 2; color: $text-muted; }
+    StatusLine { height: 1; padding: 0 2; color: $text-muted; }
     """
 
     def __init__(self, chat: ChatScreen) -> None:
