@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgechat.bench.memory import MemoryBenchReport as MemoryReport
-    from edgechat.bench.prefix import PrefixReport as PrefixReport
-    from edgechat.bench.speculation import SpeculationReport as SpeculationReport
+    from edgechat.bench.memory import MemoryBenchReport
+    from edgechat.bench.prefix import PrefixReport
+    from edgechat.bench.speculation import SpeculationReport
     from edgechat.bench.speed import SpeedReport
 
 _Command = Callable[..., None]
@@ -341,7 +341,7 @@ def _table(report: SpeedReport) -> str:
     return "\n".join(lines)
 
 
-def _memory_table(report: MemoryReport) -> str:
+def _memory_table(report: MemoryBenchReport) -> str:
     mb = 1e6
     lines = [
         "| model | context, K/V, weights | planned MB | by formulas | taken | error |",

@@ -69,7 +69,7 @@ class SegmentHeader(msgspec.Struct, frozen=True, array_like=True):
         return array("i", self.path).tolist()
 
 
-class InvalidSegmentError(Exception):  # noqa: N818  (not an error: what it held is computed again)
+class InvalidSegmentError(Exception):
     """A file is not a piece, or damaged, or cut, or of a later version."""
 
 

@@ -23,7 +23,7 @@ class DecodeAborted(Exception):  # noqa: N818  (not an error: somebody asked for
     """A decode was stopped by the abort flag; the context is back where it was before it."""
 
 
-class NoKvSlotError(Exception):  # noqa: N818  (not an error: other sequences can make room)
+class NoKvSlotError(Exception):
     """The cells are full; nothing was changed."""
 
 

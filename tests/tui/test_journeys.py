@@ -296,7 +296,9 @@ async def test_commands_and_files_are_completed(tmp_path: Path, monkeypatch: pyt
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press(*"/ren")
-        await until(lambda: app.chat.query("CompletionPopup").first().display if app.chat.query("CompletionPopup") else False)
+        await until(
+            lambda: app.chat.query("CompletionPopup").first().display if app.chat.query("CompletionPopup") else False
+        )
         popup = app.chat.query_one("CompletionPopup", OptionList)
         await pilot.press("tab")
         assert app.chat.prompt.text == "/rename "
