@@ -114,7 +114,7 @@ def _words(options: LoadOptions) -> str:
 
 
 def _case(engine: EngineClient, header: ModelHeader, options: LoadOptions) -> MemoryCase:
-    found = engine.probe(protocol.Probe(id=engine.next_id(), path=header.path, options=options))
+    found = engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=header.path, options=options))
     plan = given_plan(header.path, n_threads=os.cpu_count() or 1, **msgspec.structs.asdict(options))
     return MemoryCase(
         model=Path(header.path).name, options=options, predicted=memory.exact(header, options, found.memory),
@@ -168,7 +168,7 @@ def _generate(engine: EngineClient, n_prompt: int, n_gen: int = _N_GEN) -> float
     """Tokens a second of an answer."""
     tokens = [_FIRST_ORDINARY_TOKEN + i % _FIRST_ORDINARY_TOKEN for i in range(n_prompt)]
     request = protocol.Generate(
-        id=engine.next_id(), tokens=tokens, max_tokens=n_gen, ignore_eog=True, sampling=GREEDY, is_cold=True,
+        id=engine.next_id(), tokens=tokens, max_tokens=n_gen, ignore_eog=True, sampling=GREEDY, bypass_cache=True,
         speculate=False,
     )  # fmt: skip
     for event in engine.generate(request):
@@ -183,7 +183,7 @@ def _speeds(engine: EngineClient, models: list[Path], rounds: int, tell: Callabl
     measured: dict[str, list[float]] = {}
     for number in range(rounds):
         tell(f"speeds, round {number + 1}")
-        found = engine.devices(measure=True, again=True).speeds
+        found = engine.list_devices(benchmark=True, remeasure=True).speeds
         for path in models:
             if found is not None:
                 _measure_speed(path, found, predicted, measured)

@@ -191,7 +191,7 @@ class _EdgechatPeer:
     def first_token(self, tokens: list[int], *, is_cold: bool = False) -> _Taken:
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=tokens, max_tokens=1, ignore_eog=True, sampling=GREEDY,
-            conversation="" if is_cold else "bench", is_cold=is_cold, is_aside=is_cold,
+            conversation="" if is_cold else "bench", bypass_cache=is_cold, ephemeral=is_cold,
         )  # fmt: skip
         started = time.monotonic()
         *_, last = self._engine.generate(request)
@@ -206,7 +206,7 @@ class _EdgechatPeer:
         """Seconds for the tokens after the first ones of so many answers to one prompt."""
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=random_tokens(N_SYSTEM), max_tokens=_N_ANSWER, ignore_eog=True, sampling=GREEDY,
-            n_samples=n_samples, is_aside=True,
+            n_sequences=n_samples, ephemeral=True,
         )  # fmt: skip
         *_, last = self._engine.generate(request)
         if not isinstance(last, protocol.RequestFinished):

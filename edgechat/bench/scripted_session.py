@@ -64,7 +64,7 @@ class ScriptedEngine(EngineClient):
         """As if a model had been loaded."""
         self.loaded = protocol.Loaded(
             id=1, backend="scripted", n_ctx=N_CTX, n_ctx_train=N_CTX, n_threads=1, n_params=1, n_vocab=1, size_bytes=1,
-            chat_template=_TEMPLATE, bos="", eos="", control_tokens=[], can_rewind=True, load_s=0.0,
+            chat_template=_TEMPLATE, bos="", eos="", control_tokens=[], can_truncate=True, load_s=0.0,
         )  # fmt: skip
         return self.loaded
 

@@ -277,8 +277,8 @@ class _EdgechatRun:
         """An answer: the model's own, or one that it is made to give. Nothing of it stays, if it `is_aside`."""
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=prompt, max_tokens=len(forced) if forced else N_FREE, sampling=GREEDY,
-            ignore_eog=forced is not None, forced=forced, speculate=speculate,
-            is_aside=is_aside,
+            ignore_eog=forced is not None, forced_tokens=forced, speculate=speculate,
+            ephemeral=is_aside,
         )  # fmt: skip
         *heard, last = self._engine.generate(request)
         if not isinstance(last, protocol.RequestFinished):

@@ -126,7 +126,7 @@ def _generate(
     engine: EngineClient, tokens: list[int], count: int, *, is_aside: bool = True
 ) -> protocol.GenerationStats:
     request = protocol.Generate(id=engine.next_id(), tokens=tokens, max_tokens=count, ignore_eog=True, sampling=GREEDY,
-        is_aside=is_aside,
+        ephemeral=is_aside,
     )  # fmt: skip
     *_, last = engine.generate(request)
     if not isinstance(last, protocol.RequestFinished):

@@ -258,7 +258,7 @@ class Session:
     def _generate(self, answers: list[Message]) -> Iterator[events.SessionEvent]:
         started_s = time.monotonic()
         builder = self.model.builder
-        if self.engine.needs_revival:
+        if self.engine.needs_restart:
             yield events.ModelLoadProgressed(phase="loading", words="starting a fresh engine")
             self.model.revive()
         path = self.tree.path_to(answers[0].id)
@@ -389,7 +389,7 @@ class Session:
         asked = Message(id="", role="user", text=titles.REQUEST)
         built = self._build(builder, [*path, asked], think=False)
         request = protocol.Generate(
-            id=self.engine.next_id(), tokens=built.tokens, max_tokens=titles.MAX_TOKENS, is_aside=True,
+            id=self.engine.next_id(), tokens=built.tokens, max_tokens=titles.MAX_TOKENS, ephemeral=True,
             sampling=msgspec.structs.replace(self.settings.sampling, temperature=0.0),
         )  # fmt: skip
         heard = self._idle.generate(request)

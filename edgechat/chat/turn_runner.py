@@ -82,8 +82,8 @@ class TurnRunner:
         settings = self._settings
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=built.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling,
-            shown_tokens=self._builder.shown_tokens, conversation=conversation, turn_starts=built.turn_starts,
-            n_samples=len(self._growing), speculate=not settings.strict, is_cold=settings.strict, quoted=built.quoted,
+            visible_control_tokens=self._builder.shown_tokens, conversation=conversation, turn_starts=built.turn_starts,
+            n_sequences=len(self._growing), speculate=not settings.strict, bypass_cache=settings.strict, attached_texts=built.quoted,
             stop=self._builder.stop,
         )  # fmt: skip
         self._request_id = request.id
@@ -96,10 +96,10 @@ class TurnRunner:
             yield events.PromptProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
         elif isinstance(event, protocol.TokensGenerated):
             self._ttft_s = self._ttft_s or time.monotonic() - started_s
-            splitter = self._growing[event.sample].splitter
-            yield from self._add(event.sample, *splitter.feed(event.text), len(event.tokens))
+            splitter = self._growing[event.sequence].splitter
+            yield from self._add(event.sequence, *splitter.feed(event.text), len(event.tokens))
         elif isinstance(event, protocol.SequenceFinished):
-            self._growing[event.sample].finish_reason = event.finish_reason
+            self._growing[event.sequence].finish_reason = event.finish_reason
         elif isinstance(event, protocol.RequestFinished):
             for number, growing in enumerate(self._growing):
                 growing.finish_reason = growing.finish_reason or event.finish_reason

@@ -100,7 +100,7 @@ def _rate(
 
     settings, _ = config.load()
     if described is None and settings.gpu and _has_gpu_modules():
-        remember_gpus(engine.devices(measure=False).gpus)
+        remember_gpus(engine.list_devices(benchmark=False).gpus)
     machine = _machine(settings, budget, described)
     candidates = _named(engine, models, scratch, with_quants=with_quants) if models else selection.local_candidates()
     if with_catalogue:
@@ -173,10 +173,10 @@ def _speeds(engine: EngineClient, *, measure: bool) -> KernelSpeeds | None:
 
     def listen(event: protocol.AnyEvent) -> None:
         if isinstance(event, protocol.BackendTesting) and sys.stderr.isatty():
-            click.echo(f"\r\x1b[2K{event.words} ...", nl=False, err=True)
+            click.echo(f"\r\x1b[2K{event.message} ...", nl=False, err=True)
 
     try:
-        return engine.devices(measure=True, listen=listen).speeds
+        return engine.list_devices(benchmark=True, on_event=listen).speeds
     except EdgechatError as error:  # what models take can be said all the same
         click.echo(f"edgechat: speeds are not known: {visible(str(error))}", err=True)
         return None
@@ -207,7 +207,7 @@ def _named(engine: EngineClient, names_given: tuple[str, ...], scratch: Path, *,
             is_here, repo, header = False, far[0].id, far[1]
         found.append(candidate(name, header, repo=repo, is_here=is_here))
         for quant in requantize.PRESETS if with_quants else ():
-            types = engine.quant_types(requantize.describe(header), requantize.preset_number(quant))
+            types = engine.list_quant_types(requantize.describe(header), requantize.preset_number(quant))
             if types and quant != header.quant:
                 other = requantize.requantised(header, quant, types)
                 other = msgspec.structs.replace(other, path=f"{name} in {quant}")

@@ -17,7 +17,7 @@ from edgechat.runtime.memory_report import memory_layout
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 
-def open_disk(request: Load, context: Context, bundle: Bundle) -> DiskTier | None:
+def open_disk_tier(request: Load, context: Context, bundle: Bundle) -> DiskTier | None:
     """The disk tier of a context; None if nothing may be written."""
     if not request.prefix_dir or request.plan.prefix_disk_bytes <= 0:
         return None
@@ -27,7 +27,7 @@ def open_disk(request: Load, context: Context, bundle: Bundle) -> DiskTier | Non
     known = [content_hash.remembered(file, memo) for file in files]
 
     def name(hashes: list[str]) -> str:
-        return identity(hashes, bundle.build_id, memory_layout(context))
+        return cache_identity(hashes, bundle.build_id, memory_layout(context))
 
     def find(pause: Callable[[], None]) -> str:
         return name([content_hash.find_hash(file, memo, pause) for file in files])
@@ -38,7 +38,7 @@ def open_disk(request: Load, context: Context, bundle: Bundle) -> DiskTier | Non
     return disk
 
 
-def identity(weights_sha256: list[str], build_id: str, layout: str) -> str:
+def cache_identity(weights_sha256: list[str], build_id: str, layout: str) -> str:
     """A name for everything that decides what the memory of a token looks like."""
     return hashlib.sha256("\n".join([*weights_sha256, build_id, layout]).encode()).hexdigest()[:24]
 

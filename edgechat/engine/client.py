@@ -18,7 +18,7 @@ import msgspec
 
 from edgechat import paths
 from edgechat.engine import protocol
-from edgechat.engine.pipe import spawn
+from edgechat.engine.pipe import spawn_child
 from edgechat.errors import EdgechatError, EngineDiedError, by_name
 from edgechat.hardware.cpu import read_cpu
 from edgechat.planner.requantize import QuantModel
@@ -35,18 +35,18 @@ KILLED: Final = getattr(signal, "SIGKILL", 9)
 """The signal that a process ends by when the system runs out of memory."""
 
 T = TypeVar("T", bound=protocol.Event)
-Listener = Callable[[protocol.AnyEvent], None]
-Hear = Callable[["protocol.AnyEvent | EdgechatError"], None]
+OnEvent = Callable[[protocol.AnyEvent], None]
+OnOutcome = Callable[["protocol.AnyEvent | EdgechatError"], None]
 
 
-class _Process:
+class EngineProcess:
     """One engine process and the requests that wait for it."""
 
     def __init__(self) -> None:
         log = logs.open_log()
         self._log_start = logs.size()
         try:
-            self.child, self.channel = spawn(["_engine"], log or subprocess.DEVNULL)
+            self.child, self.channel = spawn_child(["_engine"], log or subprocess.DEVNULL)
         finally:
             if log:
                 log.close()
@@ -54,17 +54,17 @@ class _Process:
         self.n_loads = 0
         self.died: EngineDiedError | None = None
         self.closing = False
-        self._waiting: dict[int, Hear] = {}
+        self._waiting: dict[int, OnOutcome] = {}
         self._lock = threading.Lock()
         threading.Thread(target=self._read, name="engine-events", daemon=True).start()
 
-    def send(self, request: protocol.Request, hear: Hear) -> None:
+    def send(self, request: protocol.Request, on_event: OnOutcome) -> None:
         """Send a request; `hear` gets its events, or the error that ends it, in the thread that reads."""
         frame = protocol.encode(request)
         with self._lock:
             if self.died is not None:
                 raise self.died
-            self._waiting[request.id] = hear
+            self._waiting[request.id] = on_event
         self.channel.write(frame)  # if that fails, the reader notices the death
 
     def _read(self) -> None:
@@ -75,7 +75,7 @@ class _Process:
                 self.child.kill()
                 break
             with self._lock:
-                final = isinstance(event, protocol.FINAL)
+                final = isinstance(event, protocol.FINAL_EVENTS)
                 hear = self._waiting.pop(event.id, None) if final else self._waiting.get(event.id)
             if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
                 self._log_start = logs.size()  # llama.cpp logs an abort as a failure, which nobody dies of
@@ -132,7 +132,7 @@ class EngineClient:
 
     def __init__(self) -> None:
         self._ids = itertools.count(1)
-        self._process: _Process | None = None
+        self._process: EngineProcess | None = None
         self._load: protocol.Load | None = None
         self.loaded: protocol.Loaded | None = None
         """What the engine said of the loaded model; None before the first load."""
@@ -146,7 +146,7 @@ class EngineClient:
             if self._closed:
                 raise EngineDiedError("the engine was closed")
             if self._process is None or self._process.died is not None:
-                self._process = _Process()
+                self._process = EngineProcess()
 
     @property
     def pid(self) -> int | None:
@@ -155,7 +155,7 @@ class EngineClient:
         return process.child.pid if process is not None and process.died is None else None
 
     @property
-    def has_loaded_once(self) -> bool:
+    def has_loaded_one_model(self) -> bool:
         """True if all that the process ever took, it took for the model that it has."""
         return self._process is not None and self._process.n_loads == 1
 
@@ -163,7 +163,7 @@ class EngineClient:
         """A number for a request."""
         return next(self._ids)
 
-    def load(self, request: protocol.Load, listen: Listener = lambda event: None) -> protocol.Loaded:
+    def load(self, request: protocol.Load, on_event: OnEvent = lambda event: None) -> protocol.Loaded:
         """Load a model; `listen` gets the events on the way.
 
         An engine that dies on it is started once more (its backend may be to blame, and another one takes
@@ -171,20 +171,20 @@ class EngineClient:
         """
         self._load = None
         try:
-            loaded = self._load_once(request, listen)
+            loaded = self._load_once(request, on_event)
         except EngineDiedError as error:
             if self._closed or error.code in (-KILLED, CHANGED):
                 raise
-            loaded = self._load_once(msgspec.structs.replace(request, id=self.next_id()), listen)
+            loaded = self._load_once(msgspec.structs.replace(request, id=self.next_id()), on_event)
         self._load = request
         return loaded
 
-    def _load_once(self, request: protocol.Load, listen: Listener) -> protocol.Loaded:
+    def _load_once(self, request: protocol.Load, on_event: OnEvent) -> protocol.Loaded:
         self.start()
         self.loaded = None
         if self._process is not None:
             self._process.n_loads += 1
-        self.loaded = self._final(request, protocol.Loaded, listen)
+        self.loaded = self._final(request, protocol.Loaded, on_event)
         return self.loaded
 
     def generate(self, request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
@@ -192,10 +192,10 @@ class EngineClient:
 
         Starts a fresh engine if the last one died. Raises what the engine reports, or EngineDiedError.
         """
-        self.revive()
+        self.restart_if_dead()
         yield from self._events(request)
 
-    def submit(self, request: protocol.Request, hear: Hear) -> None:
+    def submit(self, request: protocol.Request, on_event: OnOutcome) -> None:
         """Send a request and return; `hear` gets its events in another thread, the last of them final or an error.
 
         Raises EngineDiedError if there is no engine: `revive` makes one.
@@ -203,30 +203,30 @@ class EngineClient:
         process = self._process
         if process is None:
             raise EngineDiedError("the engine is not running")
-        process.send(request, lambda event: hear(_error_of(event)))
+        process.send(request, lambda event: on_event(_error_of(event)))
 
-    def probe(self, request: protocol.Probe, listen: Listener = lambda event: None) -> protocol.Probed:
+    def probe_memory(self, request: protocol.ProbeMemory, on_event: OnEvent = lambda event: None) -> protocol.MemoryProbed:
         """How large llama.cpp's buffers would be. Raises what the engine reports, or EngineDiedError."""
         self.start()
-        return self._final(request, protocol.Probed, listen)
+        return self._final(request, protocol.MemoryProbed, on_event)
 
-    def devices(
-        self, *, measure: bool, again: bool = False, listen: Listener = lambda event: None
-    ) -> protocol.DevicesFound:
+    def list_devices(
+        self, *, benchmark: bool, remeasure: bool = False, on_event: OnEvent = lambda event: None
+    ) -> protocol.DevicesListed:
         """What there is to compute with; with `measure` how fast it is, which takes seconds the first time."""
         self.start()
-        request = protocol.Devices(id=self.next_id(), measure=measure, again=again)
-        return self._final(request, protocol.DevicesFound, listen)
+        request = protocol.ListDevices(id=self.next_id(), benchmark=benchmark, remeasure=remeasure)
+        return self._final(request, protocol.DevicesListed, on_event)
 
-    def quant_types(self, model: QuantModel, preset: int) -> list[int]:
+    def list_quant_types(self, model: QuantModel, preset: int) -> list[int]:
         """Ggml's numbers of the types that tensors would have; empty if llama.cpp has no rules for such a model."""
         self.start()
-        request = protocol.QuantTypes(id=self.next_id(), model=model, preset=preset)
-        return self._final(request, protocol.QuantTypesFound).types
+        request = protocol.ListQuantTypes(id=self.next_id(), model=model, preset=preset)
+        return self._final(request, protocol.QuantTypesListed).types
 
     def tokenize(self, text: str, guard: str = "") -> list[int]:
         """Tokens of a rendered prompt."""
-        self.revive()
+        self.restart_if_dead()
         request = protocol.Tokenize(id=self.next_id(), text=text, guard=guard)
         return self._final(request, protocol.Tokenized).tokens
 
@@ -249,15 +249,15 @@ class EngineClient:
             process.stop()
 
     @property
-    def needs_revival(self) -> bool:
+    def needs_restart(self) -> bool:
         """True if an engine had a model and died, also if the model could not be loaded again since."""
         process = self._process
         return self._load is not None and (process is None or process.died is not None or self.loaded is None)
 
-    def revive(self) -> None:
+    def restart_if_dead(self) -> None:
         """Start a fresh engine with the last model, if there was one and it died."""
         with self._reviving:
-            if self.needs_revival and self._load is not None:
+            if self.needs_restart and self._load is not None:
                 self._load_once(msgspec.structs.replace(self._load, id=self.next_id()), lambda event: None)
 
     def _events(self, request: protocol.Request) -> Iterator[protocol.AnyEvent]:
@@ -268,19 +268,19 @@ class EngineClient:
             if isinstance(event, EdgechatError):
                 raise event
             yield event
-            if isinstance(event, protocol.FINAL):
+            if isinstance(event, protocol.FINAL_EVENTS):
                 return
 
-    def _final(self, request: protocol.Request, kind: type[T], listen: Listener = lambda event: None) -> T:
+    def _final(self, request: protocol.Request, kind: type[T], on_event: OnEvent = lambda event: None) -> T:
         for event in self._events(request):
             if isinstance(event, kind):
                 return event
-            listen(event)
+            on_event(event)
         raise EngineDiedError("the engine ended a request without an answer")
 
 
 def _error_of(event: protocol.AnyEvent | EdgechatError) -> protocol.AnyEvent | EdgechatError:
-    return by_name(event.error)(event.message) if isinstance(event, protocol.Failed) else event
+    return by_name(event.error_type)(event.message) if isinstance(event, protocol.RequestFailed) else event
 
 
 def _record_crash(backend: str, how: str) -> None:

@@ -67,11 +67,11 @@ class Drafting:
         self._rehearse_until_s = 0.0
         self._rehearsal: list[int] = []
 
-    def for_request(self, request: Generate) -> Speculator | None:
+    def speculator_for(self, request: Generate) -> Speculator | None:
         """What drafts for this answer; None if it is to be decoded plainly."""
-        if request.conversation and not request.is_aside:
+        if request.conversation and not request.ephemeral:
             self._corpus.open(folder_name(request.conversation))
-        if not request.speculate or request.n_samples > 1 or not self._sizes:
+        if not request.speculate or request.n_sequences > 1 or not self._sizes:
             return None
         acceptance = self._profile.drawn if request.sampling.temperature > 0 else self._profile.greedy
         if request.conversation:
@@ -81,13 +81,13 @@ class Drafting:
         is_end = self._context.model.is_eog if not request.ignore_eog else lambda _token: False
         return Speculator([self._live, self._corpus], Controller(acceptance, self._profile.costs), is_end)
 
-    def heard(self, request: Generate, answers: Sequence[list[int]]) -> None:
+    def add_outputs(self, request: Generate, answers: Sequence[list[int]]) -> None:
         """These are the answers; what was asked beside a conversation, or only read, leaves nothing to do."""
-        if request.is_aside or not any(answers):
+        if request.ephemeral or not any(answers):
             return
         self._is_idle_new = True
         if request.conversation:
-            self._heard.append(_Heard(folder_name(request.conversation), request.quoted, list(answers)))
+            self._heard.append(_Heard(folder_name(request.conversation), request.attached_texts, list(answers)))
 
     def step_costs(self) -> dict[int, float]:
         """What was measured of steps at the depth of the longest sequence, in steps of one token."""

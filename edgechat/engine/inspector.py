@@ -11,7 +11,7 @@ from edgechat.runtime.backends import kernel_benchmark, probe
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.memory_report import MemoryReport, devices
 
-Question = protocol.Probe | protocol.Devices | protocol.QuantTypes
+Question = protocol.ProbeMemory | protocol.ListDevices | protocol.ListQuantTypes
 
 
 class ModelInspector:
@@ -24,7 +24,7 @@ class ModelInspector:
         self._sizes = MemoryReport()
         self._native: bindings.Bindings | None = None
 
-    def native(self, request_id: int) -> bindings.Bindings:
+    def load_backend(self, request_id: int) -> bindings.Bindings:
         """The backend that works here, loaded; says on the way what is being tried. Raises RuntimeLoadError."""
         if self._native is not None:
             return self._native
@@ -39,25 +39,25 @@ class ModelInspector:
 
     def answer(self, question: Question) -> protocol.Event:
         """Raises EdgechatError."""
-        if isinstance(question, protocol.Devices):
+        if isinstance(question, protocol.ListDevices):
             return self._devices(question)
-        native = self.native(question.id)
-        if isinstance(question, protocol.QuantTypes):
+        native = self.load_backend(question.id)
+        if isinstance(question, protocol.ListQuantTypes):
             found = quantize.types(native.edgechat, question.model, question.preset)
-            return protocol.QuantTypesFound(id=question.id, types=found)
-        sizes = self._sizes.of(native, Path(question.path), question.options)
-        return protocol.Probed(id=question.id, backend=self.backend, memory=sizes)
+            return protocol.QuantTypesListed(id=question.id, types=found)
+        sizes = self._sizes.of(native, Path(question.model_path), question.options)
+        return protocol.MemoryProbed(id=question.id, backend=self.backend, memory=sizes)
 
-    def forget(self) -> None:
+    def close_model(self) -> None:
         """Let go of the model that sizes were asked of."""
         self._sizes.close()
 
-    def _devices(self, question: protocol.Devices) -> protocol.DevicesFound:
+    def _devices(self, question: protocol.ListDevices) -> protocol.DevicesListed:
         bundle = find_bundle()
         tell = self._tell(question.id)
         module, _ = probe.choose(bundle, tell)
         found = kernel_benchmark.recall(bundle, module)
-        if question.measure and (found is None or question.again):  # in a process of its own
+        if question.benchmark and (found is None or question.remeasure):  # in a process of its own
             found = kernel_benchmark.measure(bundle, module, tell)
         judged = probe.judge_gpus(bundle, module, tell)
         # A build for many machines has modules for devices that most of them lack.
@@ -66,8 +66,8 @@ class ModelInspector:
             for gpu, verdict in judged
             if not verdict.usable and verdict.status not in {"refused", "missing"}
         ]
-        gpus = devices(self.native(question.id)) if any(verdict.usable for _, verdict in judged) else []
-        return protocol.DevicesFound(id=question.id, backend=module.name, gpus=gpus, speeds=found, problems=problems)
+        gpus = devices(self.load_backend(question.id)) if any(verdict.usable for _, verdict in judged) else []
+        return protocol.DevicesListed(id=question.id, backend=module.name, gpus=gpus, speeds=found, problems=problems)
 
     def _tell(self, request_id: int) -> Callable[[str], None]:
-        return lambda words: self._send(protocol.BackendTesting(id=request_id, words=words))
+        return lambda words: self._send(protocol.BackendTesting(id=request_id, message=words))

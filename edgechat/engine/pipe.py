@@ -56,7 +56,7 @@ class Channel:
             self._reader.close()
 
 
-def spawn(arguments: list[str], stderr: IO[bytes] | int) -> tuple[subprocess.Popen[bytes], Channel]:
+def spawn_child(arguments: list[str], stderr: IO[bytes] | int) -> tuple[subprocess.Popen[bytes], Channel]:
     """Start a child of this program that finds its end of the connection with `inherited`.
 
     Raises EngineDiedError if the program is not there any more.
@@ -82,7 +82,7 @@ def spawn(arguments: list[str], stderr: IO[bytes] | int) -> tuple[subprocess.Pop
     return child, Channel(up_read, down_write)
 
 
-def inherited(arguments: list[str]) -> Channel:
+def open_inherited_channel(arguments: list[str]) -> Channel:
     """The child's end, from the last two arguments of its command line."""
     read_handle, write_handle = (int(a) for a in arguments[-2:])
     if sys.platform == "win32":

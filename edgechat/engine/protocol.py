@@ -35,26 +35,26 @@ class Load(Request, frozen=True):
     """Where prefixes on disk are; "" writes nothing."""
 
 
-class Probe(Request, frozen=True):
+class ProbeMemory(Request, frozen=True):
     """Ask llama.cpp how large its buffers would be, without loading any weights. Events: BackendTesting."""
 
-    path: str
+    model_path: str
     """A file of which only the header need be there."""
     options: LoadOptions
 
 
-class Devices(Request, frozen=True):
+class ListDevices(Request, frozen=True):
     """Ask which GPUs there are, and how fast the backend was measured to be. Events: BackendTesting.
 
     With `measure`, speeds are measured if they are not known: that takes seconds.
     """
 
-    measure: bool = False
-    again: bool = False
+    benchmark: bool = False
+    remeasure: bool = False
     """Measure even what is known."""
 
 
-class QuantTypes(Request, frozen=True):
+class ListQuantTypes(Request, frozen=True):
     """Ask which type each tensor would have under a preset."""
 
     model: QuantModel
@@ -64,7 +64,7 @@ class QuantTypes(Request, frozen=True):
 class Embed(Request, frozen=True):
     """Make vectors of texts, with a model that is made for that."""
 
-    texts: list[list[int]]
+    inputs: list[list[int]]
     """As tokens."""
 
 
@@ -83,14 +83,14 @@ class Generate(Request, frozen=True):
     """A character that breaks up control tokens in user text; it is removed before tokenising."""
     tokens: list[int] | None = None
     max_tokens: int | None = None
-    forced: list[int] | None = None
+    forced_tokens: list[int] | None = None
     """Say this, whatever is drawn (for measurements)."""
     ignore_eog: bool = False
     """Go on after an end-of-generation token (for measurements)."""
     sampling: Sampling = Sampling()
-    shown_tokens: list[str] = []
+    visible_control_tokens: list[str] = []
     """Control tokens that are a part of the text: the marks around reasoning."""
-    n_samples: int = 1
+    n_sequences: int = 1
     """Answers to the same prompt, made side by side."""
     stop: list[str] = []
     """Texts that end an answer, and are no part of it."""
@@ -104,13 +104,13 @@ class Generate(Request, frozen=True):
     """Whose this is: what is computed may be kept on disk for it; "" keeps nothing there."""
     turn_starts: list[int] = []
     """Positions in the prompt that a later one may come back to: what memory that cannot rewind must remember."""
-    is_cold: bool = False
+    bypass_cache: bool = False
     """Compute all of the prompt anew (for measurements)."""
     speculate: bool = True
     """Try drafts for this answer, if the engine does for any."""
-    quoted: list[str] = []
+    attached_texts: list[str] = []
     """Texts in the prompt that other conversations may repeat: files that were attached."""
-    is_aside: bool = False
+    ephemeral: bool = False
     """True for a question beside the conversation: nothing of it is kept."""
 
 
@@ -137,7 +137,7 @@ class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 class BackendTesting(Event, frozen=True):
     """A backend is being tried, which takes about a second and happens once per machine."""
 
-    words: str
+    message: str
 
 
 class BackendChosen(Event, frozen=True):
@@ -167,7 +167,7 @@ class Loaded(Event, frozen=True):
     eos: str
     control_tokens: list[str]
     """Texts of the control tokens, longest first: what user text must never turn into."""
-    can_rewind: bool
+    can_truncate: bool
     """False if a prompt can only be gone on from where another one ended: then `turn_starts` are of use."""
     load_s: float
     is_embedding: bool = False
@@ -178,14 +178,14 @@ class Loaded(Event, frozen=True):
     """Most tokens that can be tried with a step; 0 if nothing is drafted."""
 
 
-class Probed(Event, frozen=True):
+class MemoryProbed(Event, frozen=True):
     """Bytes by ggml buffer type, of a Probe."""
 
     backend: str
     memory: dict[str, dict[str, int]]
 
 
-class DevicesFound(Event, frozen=True):
+class DevicesListed(Event, frozen=True):
     """What there is to compute with."""
 
     backend: str
@@ -196,7 +196,7 @@ class DevicesFound(Event, frozen=True):
     """Why a device is not among them, in words."""
 
 
-class QuantTypesFound(Event, frozen=True):
+class QuantTypesListed(Event, frozen=True):
     """ggml's numbers of types, in the order of the tensors; empty if llama.cpp has no rules for such a model."""
 
     types: list[int]
@@ -205,7 +205,7 @@ class QuantTypesFound(Event, frozen=True):
 class Embedded(Event, frozen=True):
     """The vectors of an Embed, each of length 1."""
 
-    vectors: list[list[float]]
+    embeddings: list[list[float]]
 
 
 class Tokenized(Event, frozen=True):
@@ -236,7 +236,7 @@ class TokensGenerated(Event, frozen=True):
 
     text: str
     tokens: list[int]
-    sample: int = 0
+    sequence: int = 0
     """Which of the answers."""
     logprobs: list[TokenLogprobs] = []
     """One for each of `tokens`, if they were asked for."""
@@ -273,7 +273,7 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
 class SequenceFinished(Event, frozen=True):
     """One of several answers ended."""
 
-    sample: int
+    sequence: int
     finish_reason: FinishReason
     completion_tokens: int
 
@@ -303,29 +303,29 @@ class EngineStats(Event, frozen=True):
     """Of a decode step of so many tokens, in steps of one, at the present depth; those that were measured."""
 
 
-class Failed(Event, frozen=True):
+class RequestFailed(Event, frozen=True):
     """The request failed; the engine lives. After a failed Load it holds no model."""
 
-    error: str
+    error_type: str
     """Name of a class in edgechat.errors."""
     message: str
 
 
-AnyRequest = Load | Probe | Devices | QuantTypes | Embed | Tokenize | Generate | Cancel | Stats | Shutdown
+AnyRequest = Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
-    BackendTesting | BackendChosen | LoadProgressed | Loaded | Probed | DevicesFound | QuantTypesFound | Embedded | Tokenized | PrefillProgressed
-    | TokensGenerated | SequenceFinished | RequestFinished | EngineStats | Failed
+    BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed | QuantTypesListed | Embedded | Tokenized | PrefillProgressed
+    | TokensGenerated | SequenceFinished | RequestFinished | EngineStats | RequestFailed
 )  # fmt: skip
-FINAL: Final = (
+FINAL_EVENTS: Final = (
     Loaded,
-    Probed,
-    DevicesFound,
-    QuantTypesFound,
+    MemoryProbed,
+    DevicesListed,
+    QuantTypesListed,
     Embedded,
     Tokenized,
     RequestFinished,
     EngineStats,
-    Failed,
+    RequestFailed,
 )
 
 _encoder = msgspec.msgpack.Encoder()

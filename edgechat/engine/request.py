@@ -33,9 +33,9 @@ Send = Callable[[PrefillProgressed | TokensGenerated | SequenceFinished], None]
 class PendingPrefill:
     """Tokens that a sequence is to hold, for an answer to begin or to go on after them."""
 
-    def __init__(self, tokens: list[int], sample: OutputSequence | None = None) -> None:
+    def __init__(self, tokens: list[int], sequence: OutputSequence | None = None) -> None:
         self.tokens = tokens
-        self.sample = sample
+        self.sample = sequence
         self.seq: int | None = None
 
 
@@ -46,7 +46,7 @@ class ActiveRequest:
         self,
         context: Context,
         cache: PrefixCache,
-        request: Generate,
+        params: Generate,
         prompt: list[int],
         send: Send,
         arrived_s: float,
@@ -63,16 +63,16 @@ class ActiveRequest:
                 f"the prompt has {len(prompt)} tokens, but the context holds {context.n_ctx}: "
                 "shorten it, or ask for a larger context with --ctx"
             )
-        if not 1 <= request.n_samples <= context.n_seqs:
-            raise EngineError(f"{request.n_samples} answers at once were asked for; this context has {context.n_seqs}")
-        self.request = request
+        if not 1 <= params.n_sequences <= context.n_seqs:
+            raise EngineError(f"{params.n_sequences} answers at once were asked for; this context has {context.n_seqs}")
+        self.request = params
         self.prompt = prompt
-        self.samples: list[OutputSequence] = []
-        self.growing: list[OutputSequence] = []
+        self.sequences: list[OutputSequence] = []
+        self.decoding: list[OutputSequence] = []
         """Answers of which the next token is drawn and waits to be decoded."""
-        self.computed_s = 0.0
+        self.last_prefill_at = 0.0
         """When it had its last turn to compute; 0 if it had none."""
-        self.speculator = speculator if request.n_samples == 1 else None
+        self.speculator = speculator if params.n_sequences == 1 else None
         self._context = context
         self._cache = cache
         self._send = send
@@ -82,65 +82,65 @@ class ActiveRequest:
         self._prefill_s = 0.0
         self._n_held = 0
         self._grammar: Grammar | None = None
-        if request.grammar:
+        if params.grammar:
             from edgechat.runtime.grammar import compile_grammar
 
-            self._grammar = compile_grammar(context.model, request.grammar, request.shown_tokens)
+            self._grammar = compile_grammar(context.model, params.grammar, params.visible_control_tokens)
 
     @property
     def n_tokens(self) -> int:
         """Cells that it takes when all so far is computed; answers share those of the prompt."""
-        return len(self.prompt) + sum(s.n_tokens for s in self.samples)
+        return len(self.prompt) + sum(s.n_tokens for s in self.sequences)
 
     @property
-    def is_computing(self) -> bool:
+    def is_prefilling(self) -> bool:
         """True while there is a prompt, or a part of one, to compute."""
         return bool(self._strands)
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         """True when nothing is left to do."""
-        return not self._strands and not self.growing
+        return not self._strands and not self.decoding
 
     @property
-    def answers(self) -> list[list[int]]:
+    def output_tokens(self) -> list[list[int]]:
         """The tokens of the answers so far."""
-        return [sample.tokens for sample in self.samples]
+        return [sample.tokens for sample in self.sequences]
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Be in work, for the first time or again after `pause`."""
-        unfinished = [s for s in self.samples if s.finish_reason is None]
+        unfinished = [s for s in self.sequences if s.finish_reason is None]
         self._strands = [PendingPrefill([*self.prompt, *s.tokens], s) for s in unfinished]
-        if not self.samples:
+        if not self.sequences:
             self._strands = [PendingPrefill(self.prompt)]
 
-    def pause(self) -> None:
+    def preempt(self) -> None:
         """Give all sequences back; what they hold can be given up then, and is computed again if it was."""
         for seq in self._seqs():
             self._give_back(seq)
-        self._strands, self.growing = [], []
+        self._strands, self.decoding = [], []
 
-    def end(self, reason: FinishReason) -> None:
+    def cancel(self, reason: FinishReason) -> None:
         """Stop with what there is."""
-        self.pause()
-        for sample in self.samples:
+        self.preempt()
+        for sample in self.sequences:
             sample.finish(reason)
 
     def _seqs(self) -> list[int]:
-        return [s.seq for s in self.growing] + [s.seq for s in self._strands if s.seq is not None]
+        return [s.seq for s in self.decoding] + [s.seq for s in self._strands if s.seq is not None]
 
     def _give_back(self, seq: int) -> None:
-        if not self._n_held or (self.samples and seq == self.samples[0].seq):
+        if not self._n_held or (self.sequences and seq == self.sequences[0].seq):
             self._n_held = len(self._context.tokens(seq))
         self._context.seal(seq)
-        if self.request.is_aside:
+        if self.request.ephemeral:
             self._cache.release(seq)
         else:
             self._cache.settle(seq)
 
     # The prompt
 
-    def compute(self, max_tokens: int) -> None:
+    def prefill(self, max_tokens: int) -> None:
         """Compute a part of what is to be computed; draw the first token after it if that was the last part.
 
         Raises NoRoom, DecodeAborted and EngineError; after NoRoom it may be called again.
@@ -148,7 +148,7 @@ class ActiveRequest:
         strand = self._strands[0]
         context, cache, tokens = self._context, self._cache, strand.tokens
         stops = [] if context.any_position else [t for t in self.request.turn_starts if 0 < t < len(tokens)]
-        self.computed_s = started = time.monotonic()
+        self.last_prefill_at = started = time.monotonic()
         if strand.seq is None:
             strand.seq = self._prepare(strand)
             if len(context.tokens(strand.seq)) in stops:
@@ -172,7 +172,7 @@ class ActiveRequest:
     def _prepare(self, strand: PendingPrefill) -> int:
         request = self.request
         cached = self._cache.prepare(
-            strand.tokens, request.conversation, is_cold=request.is_cold, is_aside=request.is_aside
+            strand.tokens, request.conversation, is_cold=request.bypass_cache, is_aside=request.ephemeral
         )
         if strand.sample is None:
             self._cached = cached
@@ -184,17 +184,17 @@ class ActiveRequest:
             strand.sample.seq = seq
             new = [strand.sample]
         else:
-            seqs = [seq, *self._cache.fork(seq, self.request.n_samples - 1)]
-            new = self.samples = self._new_samples(seqs)
-        if not self.request.is_aside:
+            seqs = [seq, *self._cache.fork(seq, self.request.n_sequences - 1)]
+            new = self.sequences = self._new_samples(seqs)
+        if not self.request.ephemeral:
             self._cache.publish(seq)
         self._strands.remove(strand)
-        self.growing += new
+        self.decoding += new
         for sample in new:
             if self.request.max_tokens == 0:
-                self.finish(sample, "length")
+                self.finish_sequence(sample, "length")
             else:
-                self.take(sample, sample.draw(-1))
+                self.accept(sample, sample.sample(-1))
 
     def _new_samples(self, seqs: list[int]) -> list[OutputSequence]:
         """An answer for each sequence; if that fails, all but the first are given back."""
@@ -213,27 +213,27 @@ class ActiveRequest:
 
     # The answers
 
-    def take(self, sample: OutputSequence, token: int) -> None:
+    def accept(self, sample: OutputSequence, token: int) -> None:
         """An answer goes on with a token, or ends with it."""
-        if not sample.take(token):
-            self.leave(sample)
+        if not sample.accept(token):
+            self.release_sequence(sample)
 
-    def finish(self, sample: OutputSequence, reason: FinishReason) -> None:
+    def finish_sequence(self, sample: OutputSequence, reason: FinishReason) -> None:
         """End one answer."""
         sample.finish(reason)
-        self.leave(sample)
+        self.release_sequence(sample)
 
-    def leave(self, sample: OutputSequence) -> None:
+    def release_sequence(self, sample: OutputSequence) -> None:
         """Give back what an answer that ended has."""
-        if sample in self.growing:
-            self.growing.remove(sample)
+        if sample in self.decoding:
+            self.decoding.remove(sample)
             self._give_back(sample.seq)
 
     # What is said at the end
 
-    def finished(self) -> RequestFinished:
+    def final_event(self) -> RequestFinished:
         """The last event."""
-        first = self.samples[0] if self.samples else None
+        first = self.sequences[0] if self.sequences else None
         return RequestFinished(
             id=self.request.id,
             finish_reason=first.finish_reason or "cancelled" if first is not None else "cancelled",
@@ -242,7 +242,7 @@ class ActiveRequest:
         )
 
     def _stats(self) -> GenerationStats:
-        cached, samples = self._cached, self.samples
+        cached, samples = self._cached, self.sequences
         drafts = self.speculator.stats if self.speculator is not None else SpeculationStats()
         n_cached = cached.live_tokens + cached.ram_tokens + cached.disk_tokens
         computed = len(self.prompt) - n_cached

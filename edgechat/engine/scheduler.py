@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from edgechat.engine.protocol import Event, Failed
+from edgechat.engine.protocol import Event, RequestFailed
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.sequence import OutputSequence
 from edgechat.errors import EdgechatError, EngineError
@@ -37,7 +37,7 @@ class Scheduler:
         self._ended = ended
         self._waiting: deque[ActiveRequest] = deque()
         self._running: list[ActiveRequest] = []
-        self._drafted: OutputSequence | None = None
+        self._drafting_for: OutputSequence | None = None
         """The answer that the drafters know; they know one at a time."""
 
     @property
@@ -62,18 +62,18 @@ class Scheduler:
         """Decode once for all answers, and compute a part of a prompt."""
         self._admit()
         try:
-            growing = [(g, s) for g in self._running for s in g.growing]
+            growing = [(g, s) for g in self._running for s in g.decoding]
             if len(growing) == 1 and growing[0][0].speculator is not None:
-                self._step_with_drafts(*growing[0])
+                self._speculative_step(*growing[0])
             elif growing:
-                self._step(growing)
-            self._compute(FAIR_TOKENS if growing else self._context.n_batch)
+                self._decode_sequences(growing)
+            self._prefill(FAIR_TOKENS if growing else self._context.n_batch)
         except DecodeAborted:
             return  # whoever is wanted no more is ended by `cancel`; who still is goes on where it was
         except (EdgechatError, MemoryError) as error:  # what concerned one of them only was caught before
             for generation in list(self._running):
                 self._end(generation, error)
-        for generation in [g for g in self._running if g.is_over]:
+        for generation in [g for g in self._running if g.is_finished]:
             self._end(generation)
 
     def _end(self, generation: ActiveRequest, error: Exception | None = None) -> None:
@@ -81,63 +81,63 @@ class Scheduler:
             self._running.remove(generation)
         else:
             self._waiting.remove(generation)
-        generation.end("cancelled")
-        event: Event = generation.finished()
+        generation.cancel("cancelled")
+        event: Event = generation.final_event()
         if error is not None:
             words = str(error) or "the engine ran out of memory"
             kind = "PlanError" if isinstance(error, MemoryError) else type(error).__name__
-            event = Failed(id=generation.request.id, error=kind, message=words)
+            event = RequestFailed(id=generation.request.id, error_type=kind, message=words)
         self._ended(generation, event)
 
     # Who is in work
 
     def _admit(self) -> None:
-        while self._waiting and self._has_room_for(self._waiting[0]):
+        while self._waiting and self._can_admit(self._waiting[0]):
             generation = self._waiting.popleft()
             self._running.append(generation)
-            generation.begin()
+            generation.start()
 
-    def _has_room_for(self, new: ActiveRequest) -> bool:
+    def _can_admit(self, new: ActiveRequest) -> bool:
         if not self._running:
             return True
-        if any(g.request.is_cold for g in (new, *self._running)):
+        if any(g.request.bypass_cache for g in (new, *self._running)):
             return False  # what is computed cold has all to itself
-        n_seqs = sum(g.request.n_samples for g in (new, *self._running))
+        n_seqs = sum(g.request.n_sequences for g in (new, *self._running))
         n_tokens = sum(g.n_tokens for g in (new, *self._running))
         n_ctx = self._context.n_ctx
         return n_seqs <= self._context.n_seqs and n_tokens + n_ctx // _HEADROOM_SHARE <= n_ctx
 
-    def _make_room(self) -> bool:
+    def _free_cells(self) -> bool:
         """Free cells: of sequences that nobody works on, else of who was let in last; False if there is only one."""
         if self._cache.make_room():
             return True
         if len(self._running) == 1:
             return False
-        self._drafted = None
+        self._drafting_for = None
         last = self._running.pop()
-        last.pause()
+        last.preempt()
         self._waiting.appendleft(last)
         return True
 
     # Steps
 
-    def _step(self, growing: list[tuple[ActiveRequest, OutputSequence]]) -> None:
-        self._drafted = None
+    def _decode_sequences(self, growing: list[tuple[ActiveRequest, OutputSequence]]) -> None:
+        self._drafting_for = None
         context = self._context
         while growing:
             try:
-                context.decode_each({s.seq: s.next for _, s in growing})
+                context.decode_each({s.seq: s.next_token for _, s in growing})
             except NoKvSlotError:  # noqa: PERF203  (it happens when the context is full)
-                if not self._make_room():
+                if not self._free_cells():
                     for generation, sample in growing:
-                        generation.finish(sample, "length")
-                growing = [(g, s) for g, s in growing if s in g.growing]
+                        generation.finish_sequence(sample, "length")
+                growing = [(g, s) for g, s in growing if s in g.decoding]
             else:
                 break
         for i, (generation, sample) in enumerate(growing):
-            self._guarded(generation, lambda g=generation, s=sample, i=i: g.take(s, s.draw(i)))  # type: ignore[misc]
+            self._isolated(generation, lambda g=generation, s=sample, i=i: g.accept(s, s.sample(i)))  # type: ignore[misc]
 
-    def _guarded(self, generation: ActiveRequest, work: Callable[[], object]) -> None:
+    def _isolated(self, generation: ActiveRequest, work: Callable[[], object]) -> None:
         """Do what concerns one request only; if it fails, that request does."""
         if generation not in self._running:
             return
@@ -146,20 +146,20 @@ class Scheduler:
         except (EdgechatError, MemoryError) as error:
             self._end(generation, error)
 
-    def _compute(self, max_tokens: int) -> None:
+    def _prefill(self, max_tokens: int) -> None:
         """Compute a part of the prompt whose turn it is."""
-        while computing := [g for g in self._running if g.is_computing]:
-            ready = [g for g in computing if not any(_shares_most(g, other) for other in computing)]
-            generation = min(ready, key=lambda g: g.computed_s)
+        while computing := [g for g in self._running if g.is_prefilling]:
+            ready = [g for g in computing if not any(_should_wait_for(g, other) for other in computing)]
+            generation = min(ready, key=lambda g: g.last_prefill_at)
             try:
-                self._guarded(generation, lambda g=generation: g.compute(max_tokens))  # type: ignore[misc]
+                self._isolated(generation, lambda g=generation: g.prefill(max_tokens))  # type: ignore[misc]
             except NoKvSlotError:
-                if not self._make_room():
+                if not self._free_cells():
                     self._end(generation, EngineError("the context has no room for the prompt: ask for less at once"))
             else:
                 return
 
-    def _step_with_drafts(self, generation: ActiveRequest, sample: OutputSequence) -> None:
+    def _speculative_step(self, generation: ActiveRequest, sample: OutputSequence) -> None:
         """The same for one answer, several tokens at a time where what was said before may be said again.
 
         Every position is drawn by the whole sampler, and what was drawn is what is said: a draft only saves time.
@@ -167,37 +167,37 @@ class Scheduler:
         speculator, context = generation.speculator, self._context
         if speculator is None:
             return
-        if self._drafted is not sample:
+        if self._drafting_for is not sample:
             speculator.begin([*generation.prompt, *sample.tokens])
-            self._drafted = sample
+            self._drafting_for = sample
         depth = len(context.tokens(sample.seq))
-        draft = sample.allowed(speculator.propose(min(sample.room, context.max_undo), depth))
+        draft = sample.allowed_prefix(speculator.propose(min(sample.max_draft, context.max_undo), depth))
         started = time.monotonic()
         try:
-            draft = self._try(generation, sample, draft)
+            draft = self._decode_with_draft(generation, sample, draft)
         except NoKvSlotError:
-            generation.finish(sample, "length")
+            generation.finish_sequence(sample, "length")
             return
-        if sample not in generation.growing:
+        if sample not in generation.decoding:
             return
         context.synchronize()
         seconds = time.monotonic() - started
-        self._guarded(generation, lambda: self._verify(generation, sample, draft, speculator, depth, seconds))
+        self._isolated(generation, lambda: self._verify(generation, sample, draft, speculator, depth, seconds))
 
-    def _try(self, generation: ActiveRequest, sample: OutputSequence, draft: list[int]) -> list[int]:
+    def _decode_with_draft(self, generation: ActiveRequest, sample: OutputSequence, draft: list[int]) -> list[int]:
         """Decode a token with a draft, or without one if there is no room for it; returns what was decoded of it."""
         if draft:
             try:
-                self._context.decode_chain([sample.next, *draft], sample.seq)
+                self._context.decode_chain([sample.next_token, *draft], sample.seq)
             except NoKvSlotError:
                 pass  # for a guess nothing is given up
             else:
                 return draft
-        while sample in generation.growing:  # it may be what makes room
+        while sample in generation.decoding:  # it may be what makes room
             try:
-                self._context.decode_chain([sample.next], sample.seq)
+                self._context.decode_chain([sample.next_token], sample.seq)
             except NoKvSlotError:  # noqa: PERF203  (as above)
-                if not self._make_room():
+                if not self._free_cells():
                     raise
             else:
                 break
@@ -213,10 +213,10 @@ class Scheduler:
         seconds: float,
     ) -> None:
         """Draw and take until a draw differs from the draft, or the answer ends."""
-        seq, n_right, goes_on, token = sample.seq, 0, True, sample.next
+        seq, n_right, goes_on, token = sample.seq, 0, True, sample.next_token
         for i in range(len(draft) + 1):
-            token = sample.draw(i)
-            goes_on = sample.take(token)
+            token = sample.sample(i)
+            goes_on = sample.accept(token)
             if not goes_on or i == len(draft) or token != draft[i]:
                 break
             n_right += 1
@@ -224,12 +224,12 @@ class Scheduler:
         speculator.verified(len(draft), n_right, token, depth, seconds)
         speculator.append([*draft[:n_right], token])
         if not goes_on:
-            generation.leave(sample)
+            generation.release_sequence(sample)
 
 
-def _shares_most(new: ActiveRequest, other: ActiveRequest) -> bool:
+def _should_wait_for(new: ActiveRequest, other: ActiveRequest) -> bool:
     """True if most of a prompt that is not begun will be there once the other's is computed, which is begun."""
-    if new.computed_s or not other.computed_s:
+    if new.last_prefill_at or not other.last_prefill_at:
         return False
     least = max(_WORTH_TOKENS, len(new.prompt) // 2)
     return len(new.prompt) >= least and new.prompt[:least] == other.prompt[:least]

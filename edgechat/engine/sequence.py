@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from edgechat.engine.protocol import FinishReason, Generate, SequenceFinished, TokenLogprobs, TokensGenerated
-from edgechat.engine.stop_strings import StopText
+from edgechat.engine.stop_strings import StopStringFilter
 from edgechat.runtime.context import Context
 from edgechat.runtime.sampler import PENALTY_LAST_N, Sampler
 
@@ -33,7 +33,7 @@ class OutputSequence:
         """`seq` holds `prompt`; answers with other numbers draw with other seeds, and all as `grammar` allows."""
         self.seq = seq
         self.tokens: list[int] = []
-        self.next = -1
+        self.next_token = -1
         """The token that was drawn last, if it is to be decoded."""
         self.first_token_s = self.last_token_s = 0.0
         self.finish_reason: FinishReason | None = None
@@ -49,9 +49,9 @@ class OutputSequence:
         for token in prompt[-PENALTY_LAST_N:]:
             self._sampler.accept(token)
         control = context.model.control_tokens
-        self._shown = {control[text] for text in request.shown_tokens if text in control}
+        self._shown = {control[text] for text in request.visible_control_tokens if text in control}
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = StopText(request.stop)
+        self._stop = StopStringFilter(request.stop)
         self._text = ""
         self._unsent: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
@@ -63,20 +63,20 @@ class OutputSequence:
         return len(self.tokens)
 
     @property
-    def room(self) -> int:
+    def max_draft(self) -> int:
         """How many tokens may be tried with the last drawn one; negative if the answer must end with that one."""
         room = self._context.n_ctx - self._n_prompt - self.n_tokens
         most = self._request.max_tokens
         return room if most is None else min(room, most - self.n_tokens - 1)
 
-    def allowed(self, draft: list[int]) -> list[int]:
+    def allowed_prefix(self, draft: list[int]) -> list[int]:
         """What of a draft a grammar allows."""
         return draft[: self._sampler.n_allowed(draft)] if draft else draft
 
-    def draw(self, index: int) -> int:
+    def sample(self, index: int) -> int:
         """The next token, from the logits at `index` of the last batch. Raises GrammarError if there can be none."""
         token = self._sampler.sample(self._context, index)
-        forced = self._request.forced
+        forced = self._request.forced_tokens
         if forced is not None and self.n_tokens < len(forced):
             token = forced[self.n_tokens]
         if self._request.n_logprobs is not None:
@@ -90,7 +90,7 @@ class OutputSequence:
             text=piece(token, special=True), logprob=chosen, top=[(piece(t, special=True), value) for t, value in top]
         )
 
-    def take(self, token: int) -> bool:
+    def accept(self, token: int) -> bool:
         """Count a drawn token and send its text; True if it is to be decoded, because the answer goes on."""
         self.tokens.append(token)
         self.last_token_s = time.monotonic()
@@ -102,14 +102,14 @@ class OutputSequence:
             self.finish("stop")
             return False
         self._add(token, model.piece(token, special=token in self._shown))
-        if self._stop.has_stopped or self._sampler.is_complete:
+        if self._stop.is_stopped or self._sampler.is_complete:
             # What a stop text cut off in the middle of a grammar is not what was asked for.
             self.finish("stop" if self._sampler.may_end else "length")
             return False
-        if self.room < 0:
+        if self.max_draft < 0:
             self.finish("length")
             return False
-        self.next = token
+        self.next_token = token
         return True
 
     def _add(self, token: int, piece: bytes) -> None:
@@ -121,7 +121,7 @@ class OutputSequence:
 
     def _flush(self) -> None:
         self._send(TokensGenerated(
-            id=self._request.id, text=self._text, tokens=self._unsent, sample=self._number, logprobs=self._logprobs
+            id=self._request.id, text=self._text, tokens=self._unsent, sequence=self._number, logprobs=self._logprobs
         ))  # fmt: skip
         self._text, self._unsent, self._logprobs = "", [], []
 
@@ -130,10 +130,10 @@ class OutputSequence:
         if self.finish_reason is not None:
             return
         self.finish_reason = reason
-        self._text += self._stop.feed(self._decoder.decode(b"", final=True)) + self._stop.finish()
+        self._text += self._stop.feed(self._decoder.decode(b"", final=True)) + self._stop.flush()
         if self._text or self._unsent:
             self._flush()
-        if self._request.n_samples > 1:
+        if self._request.n_sequences > 1:
             self._send(SequenceFinished(
-                id=self._request.id, sample=self._number, finish_reason=reason, completion_tokens=self.n_tokens
+                id=self._request.id, sequence=self._number, finish_reason=reason, completion_tokens=self.n_tokens
             ))  # fmt: skip

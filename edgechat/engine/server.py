@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgechat.engine import protocol
-from edgechat.engine.cache_identity import open_disk
+from edgechat.engine.cache_identity import open_disk_tier
 from edgechat.engine.drafting import Drafting
 from edgechat.engine.inspector import ModelInspector
-from edgechat.engine.pipe import Channel, inherited
+from edgechat.engine.pipe import Channel, open_inherited_channel
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.scheduler import Scheduler
 from edgechat.engine.tokenization import tokenize_prompt
@@ -50,7 +50,7 @@ _LEAST_SAVE_S: Final = 0.2
 def main(arguments: list[str]) -> int:
     """Serve one client until it shuts the engine down or goes away."""
     go_first_when_memory_runs_out()
-    EngineServer(inherited(arguments)).serve()
+    EngineServer(open_inherited_channel(arguments)).serve()
     return 0
 
 
@@ -97,9 +97,9 @@ class EngineServer:
             try:
                 event = self._execute(request, arrived_s)
             except EdgechatError as error:
-                event = protocol.Failed(id=request.id, error=type(error).__name__, message=str(error))
+                event = protocol.RequestFailed(id=request.id, error_type=type(error).__name__, message=str(error))
             except MemoryError:
-                event = protocol.Failed(id=request.id, error="PlanError", message="the engine ran out of memory")
+                event = protocol.RequestFailed(id=request.id, error_type="PlanError", message="the engine ran out of memory")
             if event is not None:
                 self._end(request.id, event)
 
@@ -208,7 +208,7 @@ class EngineServer:
         """What answers a request; None if that comes later."""
         if isinstance(request, protocol.Load):
             return self._load(request)
-        if isinstance(request, (protocol.Probe, protocol.Devices, protocol.QuantTypes)):
+        if isinstance(request, (protocol.ProbeMemory, protocol.ListDevices, protocol.ListQuantTypes)):
             return self._survey.answer(request)
         if self._embedder is not None:
             return self._embed(self._embedder, request)
@@ -242,19 +242,19 @@ class EngineServer:
         if not isinstance(request, protocol.Embed):
             raise EngineError("this model makes vectors, not texts")
         vectors = []
-        for tokens in request.texts:
+        for tokens in request.inputs:
             check_tokens(tokens, model.n_vocab)
             if request.id in self._cancelled:
                 raise EngineError("the request for vectors was cancelled; ask again for them")
             vectors.append(embedder.embed(tokens))
-        return protocol.Embedded(id=request.id, vectors=vectors)
+        return protocol.Embedded(id=request.id, embeddings=vectors)
 
     def _generate(self, context: Context, cache: PrefixCache, request: protocol.Generate, arrived_s: float) -> None:
         prompt = request.tokens
         if prompt is None:
             prompt = tokenize_prompt(context.model, request.text, request.guard)
-        check_tokens([*prompt, *(request.forced or ()), *request.logit_bias], context.model.n_vocab)
-        speculator = self._speculation.for_request(request) if self._speculation is not None else None
+        check_tokens([*prompt, *(request.forced_tokens or ()), *request.logit_bias], context.model.n_vocab)
+        speculator = self._speculation.speculator_for(request) if self._speculation is not None else None
         generation = ActiveRequest(context, cache, request, prompt, self._send, arrived_s, speculator)
         if self._disk is not None:
             self._disk.pause()  # threads that compute wait for each other: one that is held up holds up all
@@ -263,13 +263,13 @@ class EngineServer:
 
     def _generated(self, generation: ActiveRequest, event: protocol.Event) -> None:
         if self._speculation is not None:
-            self._speculation.heard(generation.request, generation.answers)
+            self._speculation.add_outputs(generation.request, generation.output_tokens)
         self._end(generation.request.id, event)
 
     def _load(self, request: protocol.Load) -> protocol.Loaded:
         self._unload()
-        self._survey.forget()
-        native = self._survey.native(request.id)
+        self._survey.close_model()
+        native = self._survey.load_backend(request.id)
         plan, options = request.plan, request.plan.options
         started = time.monotonic()
         model = Model(native, Path(plan.model_path), options, progress=self._progress(request.id))
@@ -279,7 +279,7 @@ class EngineServer:
                 request, model, started, n_ctx=self._embedder.n_ctx, can_rewind=False, n_embd=self._embedder.n_embd
             )
         context = Context(model, plan)
-        self._disk = open_disk(request, context, find_bundle())
+        self._disk = open_disk_tier(request, context, find_bundle())
         self._cache = PrefixCache(context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk)
         self._speculation = Drafting(context, request, self._survey.backend) if plan.speculation else None
         self._batching = Scheduler(context, self._cache, self._generated)

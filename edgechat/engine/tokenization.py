@@ -6,7 +6,7 @@ import re
 from typing import Protocol
 
 
-class Tokenizer(Protocol):
+class PromptTokenizer(Protocol):
     """What tokenising needs of a model."""
 
     @property
@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
         """Tokens of `text`."""
 
 
-def tokenize_prompt(model: Tokenizer, text: str, guard: str) -> list[int]:
+def tokenize_prompt(model: PromptTokenizer, text: str, guard: str) -> list[int]:
     """Tokens of a rendered prompt.
 
     `guard` is a character that was put inside every control token's text in user content; it is removed,

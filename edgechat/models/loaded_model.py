@@ -68,8 +68,8 @@ class LoadedModel:
 
     def revive(self) -> None:
         """Load the model again if its engine died. Raises EdgechatError."""
-        if self.engine.needs_revival:
-            self.engine.revive()
+        if self.engine.needs_restart:
+            self.engine.restart_if_dead()
             announce(self.engine, self.plan)
 
     def give_up_gpu(self, error: EngineError, settings: Settings) -> bool:

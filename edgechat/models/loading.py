@@ -91,7 +91,7 @@ def _gpus(engine: EngineClient, settings: Settings, bundle: Bundle, listen: List
     if not settings.gpu or not bundle.gpu_modules:
         return [], []
     before = remembered_gpus()
-    found = engine.devices(measure=False, listen=lambda event: _tell(event, listen))
+    found = engine.list_devices(benchmark=False, on_event=lambda event: _tell(event, listen))
     remember_gpus(found.gpus)
     if found.gpus:
         return found.gpus, []
@@ -128,7 +128,7 @@ def unload(engine: EngineClient, chosen: LoadPlan | None) -> None:
         return
     instances.withdraw(pid)
     peak = peak_bytes(pid)
-    if peak and engine.has_loaded_once:
+    if peak and engine.has_loaded_one_model:
         observed_memory.record(chosen.model_path, chosen.estimate.engine - chosen.estimate.learned, peak)
 
 
@@ -158,7 +158,7 @@ def exactly(engine: EngineClient, header: ModelHeader, extra_bytes: int = 0) -> 
 
     def take(options: LoadOptions) -> MemoryEstimate:
         try:
-            found = engine.probe(protocol.Probe(id=engine.next_id(), path=header.path, options=options))
+            found = engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=header.path, options=options))
         except EdgechatError:  # that is for the load to say
             return memory.estimate(header, options, REPACKED, extra_bytes)
         return memory.exact(header, options, found.memory, extra_bytes)
@@ -199,7 +199,7 @@ def warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded) -> l
 
 def _tell(event: protocol.AnyEvent, listen: Listener) -> None:
     if isinstance(event, protocol.BackendTesting):
-        listen(events.ModelLoadProgressed(phase="testing", words=event.words))
+        listen(events.ModelLoadProgressed(phase="testing", words=event.message))
     elif isinstance(event, protocol.LoadProgressed):
         words = f"loading the model: {event.fraction:.0%}"
         listen(events.ModelLoadProgressed(phase="loading", words=words, fraction=event.fraction))

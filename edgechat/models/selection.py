@@ -113,7 +113,7 @@ def measure() -> None:
         return
     engine = EngineClient()
     try:
-        engine.devices(measure=True)
+        engine.list_devices(benchmark=True)
     except EdgechatError:
         return
     finally:

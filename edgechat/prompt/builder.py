@@ -127,7 +127,7 @@ class PromptBuilder:
 
     def _turn_starts(self, messages: list[PromptMessage], tokens: list[int], variables: Mapping[str, Any]) -> list[int]:
         """Where another last message, and where a next turn, would begin: found by rendering such prompts."""
-        if self._loaded.can_rewind or not messages:
+        if self._loaded.can_truncate or not messages:
             return []
         last = messages[-1]
         other = next(text for text in _UNLIKE if not last.content.startswith(text))

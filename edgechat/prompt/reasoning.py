@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from edgechat.engine.stop_strings import overlap
+from edgechat.engine.stop_strings import partial_match_length
 
 
 class ReasoningFormat(msgspec.Struct, frozen=True):
@@ -140,7 +140,7 @@ class ReasoningSplitter:
             reasoning, self._held = self._held[:found], self._held[found + len(closing) :]
             self._place, self._trim = "gap", True
             return reasoning
-        keep = 0 if final else overlap(self._held, closing)
+        keep = 0 if final else partial_match_length(self._held, closing)
         reasoning = self._held[: len(self._held) - keep]
         self._held = self._held[len(reasoning) :]
         return reasoning

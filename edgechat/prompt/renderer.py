@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from edgechat import process
-from edgechat.engine.pipe import Channel, spawn
+from edgechat.engine.pipe import Channel, spawn_child
 from edgechat.engine.protocol import frame
 from edgechat.errors import TemplateError
 from edgechat.prompt.reasoning import ReasoningFormat, joined
@@ -65,7 +65,7 @@ class Renderer:
         """Have the child started, so that it is ready when it is needed."""
         with self._lock:
             if self._child is None:
-                self._child, self._channel = spawn(["_render"], subprocess.DEVNULL)
+                self._child, self._channel = spawn_child(["_render"], subprocess.DEVNULL)
 
     def render(
         self, template: str, messages: Sequence[PromptMessage], *, bos: str, eos: str,

@@ -18,7 +18,7 @@ import jinja2.parser
 import jinja2.sandbox
 import msgspec
 
-from edgechat.engine.pipe import inherited
+from edgechat.engine.pipe import open_inherited_channel
 from edgechat.engine.protocol import frame
 
 MAX_BYTES: Final = 256 << 20
@@ -104,7 +104,7 @@ def _strftime_now(form: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Render until the parent goes away."""
-    channel = inherited(arguments)
+    channel = open_inherited_channel(arguments)
     limit_memory()
     environment = Sandbox()
     compiled: dict[str, jinja2.Template] = {}

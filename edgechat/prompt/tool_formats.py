@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgechat.engine.stop_strings import overlap
+from edgechat.engine.stop_strings import partial_match_length
 from edgechat.prompt.reasoning import control_tokens_in
 from edgechat.serve.schemas import Tool
 
@@ -123,7 +123,7 @@ class CallReader:
         if not self._calling:
             if form.trigger:
                 at = self._held.find(form.trigger)
-                keep = len(self._held) - overlap(self._held, form.trigger) if at < 0 else at
+                keep = len(self._held) - partial_match_length(self._held, form.trigger) if at < 0 else at
                 shown, self._held = self._held[:keep], self._held[keep:]
                 self._calling = at >= 0
             elif self._started or not self._held.startswith("{"):

@@ -50,7 +50,7 @@ class ChatReply(Reply):
         )  # fmt: skip
         choices = [
             Choice(i, builder.form, built.place, tools=form if tools else None, must_call=must and not form.trigger)
-            for i in range(request.n_samples)
+            for i in range(request.n_sequences)
         ]
         return [request], choices
 

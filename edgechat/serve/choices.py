@@ -137,9 +137,9 @@ async def deltas(
     while (heard := await answer.next()) is not None:
         first, event = heard.number * n_samples, heard.event
         if isinstance(event, protocol.TokensGenerated):
-            yield choices[first + event.sample].feed(event)
+            yield choices[first + event.sequence].feed(event)
         elif isinstance(event, protocol.SequenceFinished):
-            yield choices[first + event.sample].finish(event.finish_reason)
+            yield choices[first + event.sequence].finish(event.finish_reason)
         elif isinstance(event, protocol.RequestFinished):
             costs.add(event.stats)
             for choice in choices[first : first + n_samples]:

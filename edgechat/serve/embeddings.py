@@ -45,7 +45,7 @@ async def _vectors(served: ModelQueue, wanted: EmbeddingsRequest) -> tuple[list[
     with contextlib.closing(await served.ask([served.embed_request(given)])) as answer:
         while (heard := await answer.next()) is not None:
             if isinstance(heard.event, protocol.Embedded):
-                return [array("f", v) for v in heard.event.vectors], sum(map(len, given))
+                return [array("f", v) for v in heard.event.embeddings], sum(map(len, given))
     raise ApiError(500, "the engine ended a request without a last word")
 
 

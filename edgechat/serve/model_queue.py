@@ -145,7 +145,7 @@ class ModelQueue:
 
     def embed_request(self, texts: list[list[int]]) -> protocol.Embed:
         """What the engine is asked for vectors."""
-        return protocol.Embed(id=self._model.engine.next_id(), texts=texts)
+        return protocol.Embed(id=self._model.engine.next_id(), inputs=texts)
 
     def checked(self, tokens: Sequence[int], param: str) -> list[int]:
         """Tokens that a client sent. Raises ApiError if the model does not know one."""
@@ -178,7 +178,7 @@ class ModelQueue:
 
     async def _revive(self) -> None:
         async with self._reviving:
-            if self._model.engine.needs_revival:
+            if self._model.engine.needs_restart:
                 await asyncio.to_thread(self._model.revive)
 
     async def ask(self, requests: Sequence[protocol.Generate | protocol.Embed]) -> Answer:
@@ -256,7 +256,7 @@ class Answer:
             self._unfinished.pop(number, None)
             await self._served.failed(event, self._plan)
             raise event
-        if isinstance(event, protocol.FINAL):
+        if isinstance(event, protocol.FINAL_EVENTS):
             self._unfinished.pop(number, None)
         return Heard(number, event)
 

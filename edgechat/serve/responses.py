@@ -94,7 +94,7 @@ async def _begin(reply: Reply) -> tuple[Answer, list[Choice], AsyncIterator[Delt
     requests, choices = await reply.requests()
     answer = await reply.served.ask(requests)
     costs = Costs()
-    said = deltas(answer, choices, requests[0].n_samples, costs)
+    said = deltas(answer, choices, requests[0].n_sequences, costs)
     try:
         first = await anext(said)
     except BaseException:

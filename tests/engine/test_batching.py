@@ -54,11 +54,11 @@ class Bench:
     def _ended(self, generation: ActiveRequest, event: protocol.Event) -> None:
         assert generation.request.id not in self.last
         self.last[generation.request.id] = event
-        self.answers[generation.request.id] = generation.answers
+        self.answers[generation.request.id] = generation.output_tokens
 
     def hear(self, event: protocol.Event) -> None:
         if isinstance(event, protocol.TokensGenerated):
-            key = event.id, event.sample
+            key = event.id, event.sequence
             self.text[key] = self.text.get(key, "") + event.text
 
     def add(self, request: protocol.Generate) -> None:
@@ -103,7 +103,7 @@ def test_each_answer_is_what_it_is_alone(fake: FakeModel, wanted: list[Any], dra
         protocol.Generate(
             id=i, tokens=prompt if n == 1 else prompt[:12], sampling=Sampling(temperature=heat, seed=i),
             max_tokens=most if n == 1 else min(most, 15),  # two answers that do not fit together end sooner
-            n_samples=n,
+            n_sequences=n,
         )
         for i, (prompt, heat, most, n, _, _) in enumerate(wanted)
     ]  # fmt: skip
@@ -164,7 +164,7 @@ class Heard:
 
     def _hear(self, event: protocol.AnyEvent | EdgechatError) -> None:
         if isinstance(event, protocol.TokensGenerated):
-            self.tokens.setdefault(event.sample, []).extend(event.tokens)
+            self.tokens.setdefault(event.sequence, []).extend(event.tokens)
             self.text += event.text
             self.first.set()
         elif isinstance(event, EdgechatError | protocol.RequestFinished):

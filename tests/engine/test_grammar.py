@@ -23,7 +23,7 @@ def ask(engine: EngineClient, **options: Any) -> tuple[dict[int, str], protocol.
     texts: dict[int, str] = {}
     for event in engine.generate(protocol.Generate(id=engine.next_id(), **given)):
         if isinstance(event, protocol.TokensGenerated):
-            texts[event.sample] = texts.get(event.sample, "") + event.text
+            texts[event.sequence] = texts.get(event.sequence, "") + event.text
     assert isinstance(event, protocol.RequestFinished)
     return texts, event
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from edgechat.config import Sampling
 from edgechat.engine import sequence as samples
-from edgechat.engine.protocol import Event, Failed, Generate, RequestFinished
+from edgechat.engine.protocol import Event, RequestFailed, Generate, RequestFinished
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.scheduler import Scheduler
 from edgechat.errors import EngineError, GrammarError, by_name
@@ -86,10 +86,10 @@ def say(
     while not batching.is_idle:
         batching.step()
     (finished,) = ended
-    if isinstance(finished, Failed):
-        raise by_name(finished.error)(finished.message)
+    if isinstance(finished, RequestFailed):
+        raise by_name(finished.error_type)(finished.message)
     assert isinstance(finished, RequestFinished)
-    return work.answers[0] if work.answers else [], "".join(heard), finished
+    return work.output_tokens[0] if work.output_tokens else [], "".join(heard), finished
 
 
 SAMPLINGS = st.builds(

@@ -91,7 +91,7 @@ def complete(address: str, tokens: list[int], n_predict: int, **options: Any) ->
 def test_greedy_tokens_are_those_of_llama_server(engine: EngineClient, server: str, prompt: str) -> None:
     tokens = engine.tokenize(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
     request = protocol.Generate(
-        id=engine.next_id(), tokens=tokens, max_tokens=N_TOKENS, sampling=GREEDY, is_cold=True, is_aside=True
+        id=engine.next_id(), tokens=tokens, max_tokens=N_TOKENS, sampling=GREEDY, bypass_cache=True, ephemeral=True
     )
     ours = [t for e in engine.generate(request) if isinstance(e, protocol.TokensGenerated) for t in e.tokens]
     theirs = complete(server, tokens, N_TOKENS)["tokens"]

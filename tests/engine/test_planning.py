@@ -29,7 +29,7 @@ def options(path: Path, **changes: object) -> LoadOptions:
 
 
 def probed(engine: EngineClient, path: Path, wanted: LoadOptions) -> dict[str, dict[str, int]]:
-    return engine.probe(protocol.Probe(id=engine.next_id(), path=str(path), options=wanted)).memory
+    return engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=str(path), options=wanted)).memory
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "starter"])
@@ -80,17 +80,17 @@ def test_the_size_of_every_quant_is_known_from_one_header(starter: Path, tmp_pat
     engine = EngineClient()
     try:
         for quant, real in written.items():
-            types = engine.quant_types(requantize.describe(header), requantize.preset_number(quant))
+            types = engine.list_quant_types(requantize.describe(header), requantize.preset_number(quant))
             told = requantize.requantised(header, quant, types)
             assert {t.name: (t.type, t.size_bytes) for t in told.tensors} == {
                 t.name: (t.type, t.size_bytes) for t in real.tensors
             }
             assert told.quant == quant
         nonsense = msgspec.structs.replace(requantize.describe(header), architecture="flux-capacitor", n_layer=0)
-        assert engine.quant_types(nonsense, 15) == []
+        assert engine.list_quant_types(nonsense, 15) == []
         odd = msgspec.structs.replace(requantize.describe(header), architecture="flux-capacitor")
-        assert isinstance(engine.quant_types(odd, 15), list)
-        engine.quant_types(requantize.describe(header), 15)  # it lives
+        assert isinstance(engine.list_quant_types(odd, 15), list)
+        engine.list_quant_types(requantize.describe(header), 15)  # it lives
     finally:
         engine.close()
 
@@ -119,12 +119,12 @@ def test_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) -> None
 
     def listen(event: protocol.AnyEvent) -> None:
         if isinstance(event, protocol.BackendTesting):
-            words.append(event.words)
+            words.append(event.message)
 
     try:
-        assert engine.devices(measure=False).speeds is None
-        found = engine.devices(measure=True, listen=listen).speeds
-        again = engine.devices(measure=False).speeds
+        assert engine.list_devices(benchmark=False).speeds is None
+        found = engine.list_devices(benchmark=True, on_event=listen).speeds
+        again = engine.list_devices(benchmark=False).speeds
     finally:
         engine.close()
     assert found is not None

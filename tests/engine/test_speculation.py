@@ -135,7 +135,7 @@ def test_an_answer_can_be_stopped_among_drafts(start: Start, kind: str) -> None:
     forced = list(range(20, 40)) * 45
     for number in range(3):
         request = protocol.Generate(
-            id=engine.client.next_id(), tokens=PROMPT, forced=forced, max_tokens=900, ignore_eog=True, is_cold=True,
+            id=engine.client.next_id(), tokens=PROMPT, forced_tokens=forced, max_tokens=900, ignore_eog=True, bypass_cache=True,
         )  # fmt: skip
         said: list[int] = []
         for event in engine.client.generate(request):

@@ -193,7 +193,7 @@ def test_what_there_is_to_compute_with_can_be_asked(opened: Open, cli: Cli) -> N
     opened().close()
     engine = EngineClient()
     try:
-        found = engine.devices(measure=False)
+        found = engine.list_devices(benchmark=False)
     finally:
         engine.close()
     [gpu] = found.gpus

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgechat import process
-from edgechat.engine.pipe import spawn
+from edgechat.engine.pipe import spawn_child
 from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt.renderer import PLAIN_TEMPLATE, Renderer
 
@@ -26,4 +26,4 @@ def test_a_child_of_another_version_ends_at_once(monkeypatch: pytest.MonkeyPatch
 def test_a_program_that_was_removed_is_said_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(EngineDiedError, match="was edgechat removed while it ran"):
-        spawn(["_engine"], subprocess.DEVNULL)
+        spawn_child(["_engine"], subprocess.DEVNULL)

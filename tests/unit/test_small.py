@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgechat import errors
 from edgechat.config import Sampling
 from edgechat.engine import protocol
-from edgechat.engine.stop_strings import StopText, overlap
+from edgechat.engine.stop_strings import StopStringFilter, partial_match_length
 from edgechat.errors import EngineError
 from edgechat.hardware.cpu import cgroup_cpus, parse_cpuinfo, usable_threads
 from edgechat.hardware.memory import read_memory
@@ -80,15 +80,15 @@ def test_messages_survive_the_pipe() -> None:
 
 @given(st.lists(st.text("\nUser: x", max_size=4)))
 def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(pieces: list[str]) -> None:
-    stop = StopText(["\nUser:"])
-    text = "".join(stop.feed(piece) for piece in pieces) + stop.finish()
+    stop = StopStringFilter(["\nUser:"])
+    text = "".join(stop.feed(piece) for piece in pieces) + stop.flush()
     whole = "".join(pieces)
     assert text == whole.split("\nUser:")[0]
-    assert stop.has_stopped == ("\nUser:" in whole)
+    assert stop.is_stopped == ("\nUser:" in whole)
 
 
 def test_overlap() -> None:
-    assert [overlap(t, "\nUser:") for t in ("", "a", "a\n", "a\nUs", "\nUser")] == [0, 0, 1, 3, 5]
+    assert [partial_match_length(t, "\nUser:") for t in ("", "a", "a\n", "a\nUs", "\nUser")] == [0, 0, 1, 3, 5]
 
 
 def test_structs_that_cross_boundaries_are_frozen() -> None:

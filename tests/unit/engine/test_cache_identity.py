@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgechat.engine.cache_identity import identity, parts
+from edgechat.engine.cache_identity import cache_identity, parts
 
 
 def test_whatever_changes_memory_changes_the_name() -> None:
-    name = identity(["weights"], "build", "layout")
+    name = cache_identity(["weights"], "build", "layout")
     others = {
-        identity(["other weights"], "build", "layout"),
-        identity(["weights", "second part"], "build", "layout"),
-        identity(["weights"], "another commit of llama.cpp", "layout"),
-        identity(["weights"], "build", "k=q8_0"),
+        cache_identity(["other weights"], "build", "layout"),
+        cache_identity(["weights", "second part"], "build", "layout"),
+        cache_identity(["weights"], "another commit of llama.cpp", "layout"),
+        cache_identity(["weights"], "build", "k=q8_0"),
     }
     assert len(others) == 4
     assert name not in others
-    assert name == identity(["weights"], "build", "layout")
+    assert name == cache_identity(["weights"], "build", "layout")
 
 
 def test_all_parts_of_a_model_count(tmp_path: Path) -> None:
