@@ -205,7 +205,9 @@ class EngineClient:
             raise EngineDiedError("the engine is not running")
         process.send(request, lambda event: on_event(_error_of(event)))
 
-    def probe_memory(self, request: protocol.ProbeMemory, on_event: OnEvent = lambda event: None) -> protocol.MemoryProbed:
+    def probe_memory(
+        self, request: protocol.ProbeMemory, on_event: OnEvent = lambda event: None
+    ) -> protocol.MemoryProbed:
         """How large llama.cpp's buffers would be. Raises what the engine reports, or EngineDiedError."""
         self.start()
         return self._final(request, protocol.MemoryProbed, on_event)

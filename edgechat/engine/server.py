@@ -99,7 +99,9 @@ class EngineServer:
             except EdgechatError as error:
                 event = protocol.RequestFailed(id=request.id, error_type=type(error).__name__, message=str(error))
             except MemoryError:
-                event = protocol.RequestFailed(id=request.id, error_type="PlanError", message="the engine ran out of memory")
+                event = protocol.RequestFailed(
+                    id=request.id, error_type="PlanError", message="the engine ran out of memory"
+                )
             if event is not None:
                 self._end(request.id, event)
 
@@ -276,7 +278,7 @@ class EngineServer:
         if model.is_embedding:
             self._embedder = Embedder(model, plan)
             return self._loaded(
-                request, model, started, n_ctx=self._embedder.n_ctx, can_rewind=False, n_embd=self._embedder.n_embd
+                request, model, started, n_ctx=self._embedder.n_ctx, can_truncate=False, n_embd=self._embedder.n_embd
             )
         context = Context(model, plan)
         self._disk = open_disk_tier(request, context, find_bundle())
@@ -287,7 +289,7 @@ class EngineServer:
             self._context = context
         max_draft = min(context.max_undo, MAX_DRAFT) if self._speculation is not None else 0
         return self._loaded(
-            request, model, started, n_ctx=context.n_ctx, can_rewind=context.any_position, max_draft=max_draft
+            request, model, started, n_ctx=context.n_ctx, can_truncate=context.any_position, max_draft=max_draft
         )
 
     def _loaded(self, request: protocol.Load, model: Model, started: float, **more: Any) -> protocol.Loaded:

@@ -22,7 +22,11 @@ class StopStringFilter:
         self._held += text
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         self.is_stopped = bool(found)
-        keep = min(found) if found else len(self._held) - max(partial_match_length(self._held, stop) for stop in self._stops)
+        keep = (
+            min(found)
+            if found
+            else len(self._held) - max(partial_match_length(self._held, stop) for stop in self._stops)
+        )
         shown, self._held = self._held[:keep], self._held[keep:]
         return shown
 

@@ -158,7 +158,9 @@ def exactly(engine: EngineClient, header: ModelHeader, extra_bytes: int = 0) -> 
 
     def take(options: LoadOptions) -> MemoryEstimate:
         try:
-            found = engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=header.path, options=options))
+            found = engine.probe_memory(
+                protocol.ProbeMemory(id=engine.next_id(), model_path=header.path, options=options)
+            )
         except EdgechatError:  # that is for the load to say
             return memory.estimate(header, options, REPACKED, extra_bytes)
         return memory.exact(header, options, found.memory, extra_bytes)

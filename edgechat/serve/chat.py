@@ -45,7 +45,7 @@ class ChatReply(Reply):
         n_logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
         max_tokens = wanted.max_completion_tokens or wanted.max_tokens or served.settings.max_tokens
         request = served.request(
-            built.tokens, wanted, grammar=grammar, shown_tokens=shown, turn_starts=built.turn_starts,
+            built.tokens, wanted, grammar=grammar, visible_control_tokens=shown, turn_starts=built.turn_starts,
             n_logprobs=n_logprobs, max_tokens=max_tokens, stops=builder.stop,
         )  # fmt: skip
         choices = [

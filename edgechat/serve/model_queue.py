@@ -138,8 +138,8 @@ class ModelQueue:
         stop = [drawing.stop] if isinstance(drawing.stop, str) else list(drawing.stop or ())
         asked: dict[str, Any] = {
             "tokens": self.checked(tokens, "prompt"), "max_tokens": drawing.max_tokens or self.settings.max_tokens,
-            "sampling": self._sampling(drawing), "n_samples": n, "stop": [*stop, *stops], "logit_bias": self._bias(drawing),
-            "conversation": CONVERSATION, "ignore_eog": bool(drawing.ignore_eos), "speculate": not self.settings.strict, "is_cold": self.settings.strict,
+            "sampling": self._sampling(drawing), "n_sequences": n, "stop": [*stop, *stops], "logit_bias": self._bias(drawing),
+            "conversation": CONVERSATION, "ignore_eog": bool(drawing.ignore_eos), "speculate": not self.settings.strict, "bypass_cache": self.settings.strict,
         } | more  # fmt: skip
         return protocol.Generate(id=self._model.engine.next_id(), **asked)
 

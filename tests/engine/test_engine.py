@@ -46,7 +46,7 @@ def test_what_is_loaded_is_described(engine: EngineClient) -> None:
 
 def test_greedy_answers_are_identical_run_to_run(engine: EngineClient) -> None:
     prompt = chat("Name three colours.")
-    answers = [ask(engine, text=prompt, is_cold=True)[:2] for _ in range(3)]
+    answers = [ask(engine, text=prompt, bypass_cache=True)[:2] for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]
     assert answers[0][0]
 
@@ -55,7 +55,7 @@ def test_a_cached_prompt_is_not_computed_again(engine: EngineClient) -> None:
     # That logits are the same within the noise of batches is tested where they can be seen: here, that the first
     # words are.
     first = chat("What is a river?")
-    text, tokens, turn = ask(engine, text=first, is_cold=True)
+    text, tokens, turn = ask(engine, text=first, bypass_cache=True)
     assert turn.stats.cached_tokens == 0
     _, again, turn = ask(engine, text=first)
     assert again[:12] == tokens[:12]
@@ -63,7 +63,7 @@ def test_a_cached_prompt_is_not_computed_again(engine: EngineClient) -> None:
     following = first + text + "<|im_end|>\n" + chat("And a lake?")
     _, warm, turn = ask(engine, text=following)
     assert turn.stats.cached_tokens >= len(engine.tokenize(first)) + len(tokens) - 2
-    _, cold, turn = ask(engine, text=following, is_cold=True)
+    _, cold, turn = ask(engine, text=following, bypass_cache=True)
     assert turn.stats.cached_tokens == 0
     assert warm[:12] == cold[:12]
 
@@ -77,7 +77,7 @@ def test_a_prompt_longer_than_a_batch_is_computed_in_parts(engine: EngineClient)
 def test_seeds_decide_what_is_drawn(engine: EngineClient) -> None:
     prompt = chat("Tell me something.")
     answers = [
-        ask(engine, text=prompt, sampling=Sampling(temperature=1.0, seed=s), is_cold=True)[0] for s in (1, 1, 2, 3)
+        ask(engine, text=prompt, sampling=Sampling(temperature=1.0, seed=s), bypass_cache=True)[0] for s in (1, 1, 2, 3)
     ]
     assert answers[0] == answers[1]
     assert len(set(answers)) > 1
@@ -166,7 +166,7 @@ def test_cancel_stops_a_prefill_at_once_and_leaves_the_context_known(engine: Eng
     assert last.context_tokens < len(prompt)
     again, _, turn = ask(engine, tokens=prompt, max_tokens=4)
     assert turn.stats.cached_tokens == last.context_tokens
-    assert ask(engine, tokens=prompt, max_tokens=4, is_cold=True)[0] == again
+    assert ask(engine, tokens=prompt, max_tokens=4, bypass_cache=True)[0] == again
 
 
 def test_cancel_stops_an_answer_and_keeps_its_text(engine: EngineClient) -> None:

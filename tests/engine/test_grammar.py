@@ -29,7 +29,7 @@ def ask(engine: EngineClient, **options: Any) -> tuple[dict[int, str], protocol.
 
 
 def test_every_answer_is_in_the_grammar(engine: EngineClient) -> None:
-    texts, ended = ask(engine, grammar=NUMBERS, n_samples=2)
+    texts, ended = ask(engine, grammar=NUMBERS, n_sequences=2)
     assert ended.finish_reason == "stop"
     for text in texts.values():
         numbers = json.loads(text)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from edgechat.config import Sampling
 from edgechat.engine import sequence as samples
-from edgechat.engine.protocol import Event, RequestFailed, Generate, RequestFinished
+from edgechat.engine.protocol import Event, Generate, RequestFailed, RequestFinished
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.scheduler import Scheduler
 from edgechat.errors import EngineError, GrammarError, by_name

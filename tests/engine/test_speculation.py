@@ -103,7 +103,7 @@ def kept(name: str = "talk") -> list[Path]:
 def test_a_text_that_repeats_itself_is_drafted(start: Start) -> None:
     engine = start(drafts_pay=True)
     forced = list(range(20, 60)) * 4
-    said, turn = engine.ask(forced=forced, max_tokens=len(forced))
+    said, turn = engine.ask(forced_tokens=forced, max_tokens=len(forced))
     assert said == forced
     stats = turn.stats
     assert stats.n_drafts > 0
@@ -111,7 +111,7 @@ def test_a_text_that_repeats_itself_is_drafted(start: Start) -> None:
     assert stats.mean_acceptance_length == pytest.approx(1 + stats.n_accepted / stats.n_drafts)
     assert stats.speculation_gain > 0
     assert turn.context_tokens == len(PROMPT) + len(forced) - 1
-    plain, turn = engine.ask(speculate=False, forced=forced, max_tokens=len(forced))
+    plain, turn = engine.ask(speculate=False, forced_tokens=forced, max_tokens=len(forced))
     assert plain == said
     assert (turn.stats.n_drafts, turn.stats.n_drafted, turn.stats.speculation_gain) == (0, 0, 1.0)
     assert turn.context_tokens == len(PROMPT) + len(forced) - 1
@@ -120,12 +120,12 @@ def test_a_text_that_repeats_itself_is_drafted(start: Start) -> None:
 def test_the_context_can_be_gone_on_from_after_drafts(start: Start) -> None:
     engine = start("hybrid", n_rs_seq=7, drafts_pay=True)
     forced = [*range(20, 60), *range(20, 50), 90, *range(20, 58), 91]
-    _, turn = engine.ask(forced=forced, max_tokens=len(forced))
+    _, turn = engine.ask(forced_tokens=forced, max_tokens=len(forced))
     assert turn.stats.n_drafted > turn.stats.n_accepted > 0
     following = [*PROMPT, *forced[:-1], 70, 71, 72]
     cached, turn = engine.ask(following, max_tokens=12, speculate=False)
     assert turn.stats.cached_tokens == len(PROMPT) + len(forced) - 1
-    cold, _ = engine.ask(following, max_tokens=12, speculate=False, is_cold=True, is_aside=True)
+    cold, _ = engine.ask(following, max_tokens=12, speculate=False, bypass_cache=True, ephemeral=True)
     assert cached == cold
 
 
@@ -152,7 +152,7 @@ def test_an_answer_can_be_stopped_among_drafts(start: Start, kind: str) -> None:
         following = [*PROMPT, *said, 77]
         after, turn = engine.ask(following, max_tokens=5, speculate=False)
         assert turn.stats.cached_tokens >= len(PROMPT) + len(said) - 1 - (kind == "sliding") * 50
-        assert after == engine.ask(following, max_tokens=5, speculate=False, is_cold=True)[0]
+        assert after == engine.ask(following, max_tokens=5, speculate=False, bypass_cache=True)[0]
 
 
 def test_costs_are_measured_while_nothing_is_asked(start: Start) -> None:
@@ -184,9 +184,9 @@ def test_a_request_ends_what_is_measured(start: Start) -> None:
 
 def test_what_was_said_is_kept_with_its_conversation(start: Start) -> None:
     engine = start()
-    said, _ = engine.ask(quoted=["a text that was attached to the message"])
+    said, _ = engine.ask(attached_texts=["a text that was attached to the message"])
     engine.ask(conversation="")
-    engine.ask(conversation="other", is_aside=True)
+    engine.ask(conversation="other", ephemeral=True)
     until(kept)
     assert not kept("other")
     (path,) = kept()
@@ -198,7 +198,7 @@ def test_what_was_said_is_kept_with_its_conversation(start: Start) -> None:
     engine.client.close()
     let_drafts_pay()
     engine = start()  # what one conversation said, another drafts from
-    other, turn = engine.ask([1, *range(200, 230)], conversation="new", forced=said, max_tokens=len(said))
+    other, turn = engine.ask([1, *range(200, 230)], conversation="new", forced_tokens=said, max_tokens=len(said))
     assert other == said
     assert turn.stats.n_accepted > 0
 
