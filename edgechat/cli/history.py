@@ -61,7 +61,7 @@ def _line(text: str) -> str:
 def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str, as_json: bool) -> None:
     """List conversations: pinned ones first, then the last changed."""
     from edgechat.chat.messages import first_line
-    from edgechat.store.formats.markdown import when
+    from edgechat.store.formats.markdown import format_time
 
     found = _open().list(archived=None if with_archived else False, tag=tag, folder=folder, limit=limit, offset=offset)
     if as_json:
@@ -72,7 +72,7 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
         marks = [*(["pinned"] if c.pinned else []), *(["archived"] if c.archived else []), *(f"#{t}" for t in c.tags)]
         extra = f"  [{_line(' '.join(marks))}]" if marks else ""
         click.echo(
-            f"{visible(c.id[:8])}  {when(c.updated_at_ms):16}  {summary.n_messages:4}  {first_line(_line(c.title), 100) or '(no title)'}{extra}"
+            f"{visible(c.id[:8])}  {format_time(c.updated_at_ms):16}  {summary.n_messages:4}  {first_line(_line(c.title), 100) or '(no title)'}{extra}"
         )
 
 
@@ -90,7 +90,7 @@ def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) ->
     Parts of words are found, too.
     """
     from edgechat.errors import UsageError
-    from edgechat.store.formats.markdown import when
+    from edgechat.store.formats.markdown import format_time
 
     if not query.strip(' "'):
         raise UsageError("say what to search for")
@@ -101,7 +101,7 @@ def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) ->
     for hit in hits:
         where = hit.role or "title"
         click.echo(
-            f"{visible(hit.conversation_id[:8])}  {when(hit.created_at_ms):16}  {where:9}  {_line(hit.title)[:60]}"
+            f"{visible(hit.conversation_id[:8])}  {format_time(hit.created_at_ms):16}  {where:9}  {_line(hit.title)[:60]}"
         )
         click.echo(f"          {_marked(hit.snippet, hit.marks)}")
 
@@ -123,19 +123,19 @@ def show(conversation_id: str, *, as_json: bool) -> None:
     from edgechat.store.formats import edgechat_json, markdown
 
     store = _open()
-    record = edgechat_json.record(store, store.resolve(conversation_id))
+    record = edgechat_json.load_record(store, store.resolve(conversation_id))
     if as_json:
         _print_json(record)
         return
     click.echo(f"# {_line(record.conversation.title)}")
-    for message in markdown.path(record):
+    for message in markdown.active_path(record):
         alternatives = [m.id for m in record.messages if m.parent_id == message.parent_id]
         place = f" ‹{alternatives.index(message.id) + 1}/{len(alternatives)}›" if len(alternatives) > 1 else ""  # noqa: RUF001
         details = [message.model, "interrupted" if message.interrupted else ""]
         extra = "".join(f" · {visible(d)}" for d in details if d)
         if message.context_start_id is not None:
             click.echo("\n(The model no longer saw the beginning of the conversation from here on.)")
-        click.echo(f"\n## {markdown.SPEAKERS[message.role]}{place}{extra}\n")
+        click.echo(f"\n## {markdown.ROLE_LABELS[message.role]}{place}{extra}\n")
         for file in message.attachments:
             click.echo(f"[{visible(file.name)}, {file.size_bytes} bytes]")
         click.echo(visible(message.text))
@@ -192,8 +192,8 @@ def text_of(store: SqliteStore, conversation_ids: Sequence[str], kind: str) -> s
     if kind == "json":
         data = msgspec.json.encode(edgechat_json.export(store, list(conversation_ids)))
         return msgspec.json.format(data, indent=1).decode() + "\n"
-    record = edgechat_json.record(store, conversation_ids[0])
-    return html.write(record) if kind == "html" else markdown.write(record)
+    record = edgechat_json.load_record(store, conversation_ids[0])
+    return html.render(record) if kind == "html" else markdown.render(record)
 
 
 @history.command("import")
@@ -210,7 +210,7 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
 
     store = _open()
     for file in files:
-        merged = edgechat_json.merge(store, importing.read(file), dry_run=dry_run)
+        merged = edgechat_json.merge(store, importing.read_file(file), dry_run=dry_run)
         if as_json:
             _print_json(merged)
             continue
@@ -219,7 +219,7 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
         verb = "would be added" if dry_run else "added"
         click.echo(
             f"{visible(str(file))}: {_count(merged.conversations, 'conversation')} and "
-            f"{_count(merged.messages, 'message')} {verb}, {merged.known} already here"
+            f"{_count(merged.messages, 'message')} {verb}, {merged.existing} already here"
         )
 
 
@@ -319,7 +319,7 @@ def recover(*, as_json: bool) -> None:
     from edgechat.store import recovery
 
     file = paths.history_file()
-    if recovery.is_sound(file):
+    if recovery.is_intact(file):
         click.echo(_sound(file, as_json=as_json))
         return
     store = recovery.recover(file)

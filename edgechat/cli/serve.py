@@ -71,7 +71,7 @@ def serve(
     try:
         from edgechat.serve import server
         from edgechat.serve.app import Api
-        from edgechat.serve.middleware import Rules, is_loopback
+        from edgechat.serve.middleware import AccessRules, is_loopback
     except ModuleNotFoundError as error:
         raise UsageError(f"{HOW_TO_GET_IT} (missing: {error.name})") from error
     if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
@@ -84,9 +84,9 @@ def serve(
             f"{host} can be reached from other machines: give a key with --api-key, or listen on 127.0.0.1"
         )
     with contextlib.ExitStack() as stack:
-        bound = stack.enter_context(server.listen(host, port))
+        bound = stack.enter_context(server.bind_socket(host, port))
         served = _opened(models, max_requests, flags, stack)
-        rules = Rules(host=host, api_key=api_key or "", origins=origins, log=log_requests)
+        rules = AccessRules(host=host, api_key=api_key or "", origins=origins, log_requests=log_requests)
         address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/v1"
         bound.listen(server.BACKLOG)  # from here on nobody is turned away
         _say_where(address, list(served), has_key=bool(api_key), as_json=as_json)

@@ -16,11 +16,11 @@ from starlette.types import ASGIApp
 from edgechat import __version__
 from edgechat.errors import EdgechatError, GrammarError
 from edgechat.serve import errors, metrics, openapi
-from edgechat.serve.chat import ChatReply
-from edgechat.serve.completions import CompletionReply
+from edgechat.serve.chat import ChatResponseBuilder
+from edgechat.serve.completions import CompletionResponseBuilder
 from edgechat.serve.embeddings import embed
 from edgechat.serve.errors import ApiError
-from edgechat.serve.middleware import RequestGuard, Rules, error_response
+from edgechat.serve.middleware import AccessRules, RequestGuard, error_response
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.responses import respond
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
@@ -36,22 +36,22 @@ class Api:
         self._metrics = metrics.Metrics(models)
         self._started_s = int(time.time())
 
-    def app(self, rules: Rules) -> ASGIApp:
+    def app(self, rules: AccessRules) -> ASGIApp:
         """All of it, behind its guard."""
         routes = [
-            Route("/v1/chat/completions", _answering(self.chat, "messages"), methods=["POST"]),
-            Route("/v1/completions", _answering(self.completions, "prompt"), methods=["POST"]),
-            Route("/v1/embeddings", _answering(self.embeddings, "input"), methods=["POST"]),
-            Route("/v1/models", _answering(self.models), methods=["GET"]),
-            Route("/v1/models/{name:path}", _answering(self.model), methods=["GET"]),
-            Route("/health", _answering(self.health), methods=["GET"]),
-            Route("/metrics", _answering(self.metrics), methods=["GET"]),
-            Route("/openapi.json", _answering(self.openapi), methods=["GET"]),
+            Route("/v1/chat/completions", _with_error_handling(self.chat, "messages"), methods=["POST"]),
+            Route("/v1/completions", _with_error_handling(self.completions, "prompt"), methods=["POST"]),
+            Route("/v1/embeddings", _with_error_handling(self.embeddings, "input"), methods=["POST"]),
+            Route("/v1/models", _with_error_handling(self.models), methods=["GET"]),
+            Route("/v1/models/{name:path}", _with_error_handling(self.model), methods=["GET"]),
+            Route("/health", _with_error_handling(self.health), methods=["GET"]),
+            Route("/metrics", _with_error_handling(self.metrics), methods=["GET"]),
+            Route("/openapi.json", _with_error_handling(self.openapi), methods=["GET"]),
         ]
-        app = Starlette(routes=routes, exception_handlers={HTTPException: _no_such_path})
-        return RequestGuard(app, rules, self._metrics.requested)
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+        return RequestGuard(app, rules, self._metrics.count_request)
 
-    def _named(self, name: str | None) -> ModelQueue:
+    def _find_queue(self, name: str | None) -> ModelQueue:
         if not name:
             return next(iter(self._models.values()))
         if name not in self._models:
@@ -59,40 +59,44 @@ class Api:
             raise ApiError(404, words, param="model", code="model_not_found")
         return self._models[name]
 
-    def _for_text(self, name: str | None) -> ModelQueue:
-        served = self._named(name)
+    def _find_text_queue(self, name: str | None) -> ModelQueue:
+        served = self._find_queue(name)
         if served.loaded.is_embedding:
             raise ApiError(400, f"{served.name} makes vectors, not texts: ask for /v1/embeddings", param="model")
         return served
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        wanted = errors.decode(await request.body(), ChatRequest)
+        wanted = errors.decode_body(await request.body(), ChatRequest)
         try:
-            return await respond(request, ChatReply(self._for_text(wanted.model), wanted), self._metrics)
+            return await respond(
+                request, ChatResponseBuilder(self._find_text_queue(wanted.model), wanted), self._metrics
+            )
         except GrammarError as error:
-            raise errors.of(error, "tools" if wanted.tools else "response_format") from error
+            raise errors.to_api_error(error, "tools" if wanted.tools else "response_format") from error
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        wanted = errors.decode(await request.body(), CompletionRequest)
-        return await respond(request, CompletionReply(self._for_text(wanted.model), wanted), self._metrics)
+        wanted = errors.decode_body(await request.body(), CompletionRequest)
+        return await respond(
+            request, CompletionResponseBuilder(self._find_text_queue(wanted.model), wanted), self._metrics
+        )
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
-        wanted = errors.decode(await request.body(), EmbeddingsRequest)
-        return await embed(request, self._named(wanted.model), wanted)
+        wanted = errors.decode_body(await request.body(), EmbeddingsRequest)
+        return await embed(request, self._find_queue(wanted.model), wanted)
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002
         """GET /v1/models."""
-        return _json({"object": "list", "data": [self._about(served) for served in self._models.values()]})
+        return _json({"object": "list", "data": [self._model_object(served) for served in self._models.values()]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{name}."""
         name = request.path_params["name"]
-        return _json(self._about(self._named(name))) if name else await self.models(request)
+        return _json(self._model_object(self._find_queue(name))) if name else await self.models(request)
 
-    def _about(self, served: ModelQueue) -> dict[str, object]:
+    def _model_object(self, served: ModelQueue) -> dict[str, object]:
         loaded = served.loaded
         return {
             "id": served.name, "object": "model", "created": self._started_s, "owned_by": "edgechat",
@@ -102,12 +106,12 @@ class Api:
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         """GET /health."""
-        errors.check_open(is_open=not any(served.is_draining for served in self._models.values()))
+        errors.check_accepting(is_open=not any(served.is_draining for served in self._models.values()))
         return _json({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
         """GET /metrics."""
-        return Response(self._metrics.text(), media_type=metrics.CONTENT_TYPE)
+        return Response(self._metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     async def openapi(self, request: Request) -> Response:  # noqa: ARG002
         """GET /openapi.json."""
@@ -118,7 +122,7 @@ def _json(value: object) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
 
 
-def _answering(endpoint: Endpoint, param: str | None = None) -> Endpoint:
+def _with_error_handling(endpoint: Endpoint, param: str | None = None) -> Endpoint:
     """With what is told of errors; `param` is the field of a request that has its texts."""
 
     async def answered(request: Request) -> Response:
@@ -127,16 +131,16 @@ def _answering(endpoint: Endpoint, param: str | None = None) -> Endpoint:
         except ApiError as error:
             return error_response(error)
         except EdgechatError as error:
-            return error_response(errors.of(error, param))
+            return error_response(errors.to_api_error(error, param))
         except RecursionError:
             return error_response(ApiError(400, "the request is nested too deeply", code="invalid_value"))
         except Exception as error:  # noqa: BLE001  (a server goes on)
-            return error_response(errors.unexpected(error))
+            return error_response(errors.internal_error(error))
 
     return answered
 
 
-async def _no_such_path(request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     words = "the method is not allowed" if status == 405 else f"there is no {request.url.path} here"  # noqa: PLR2004
     response = error_response(ApiError(status, words))

@@ -7,18 +7,18 @@ from typing import Any
 from edgechat.engine import protocol
 from edgechat.prompt.tool_formats import ToolFormat, as_given
 from edgechat.serve import grammars
-from edgechat.serve.chat_prompt import calls_as_sent, for_template
-from edgechat.serve.choices import Choice, Delta, logprobs_of_chat
+from edgechat.serve.chat_prompt import template_messages, tool_call_objects
+from edgechat.serve.choices import Choice, ChoiceDelta, chat_logprobs
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
-from edgechat.serve.responses import Reply
+from edgechat.serve.responses import ResponseBuilder
 from edgechat.serve.schemas import AssistantMessage, ChatRequest, NamedTool, Tool
 
 
-class ChatReply(Reply):
+class ChatResponseBuilder(ResponseBuilder):
     """An answer to a conversation, in the shape of the API."""
 
-    ID_START, WHOLE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    ID_PREFIX, OBJECT, CHUNK_OBJECT = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, served: ModelQueue, wanted: ChatRequest) -> None:
         super().__init__(served, wanted)
@@ -26,25 +26,25 @@ class ChatReply(Reply):
         self._has_logprobs = bool(wanted.logprobs)
         self._said: set[int] = set()
 
-    async def requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
+    async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
         """What the engine is asked. Raises ApiError, EdgechatError."""
         wanted, served = self._wanted, self.served
-        tools, must = chosen_tools(wanted)
+        tools, must = select_tools(wanted)
         form = served.tool_format
-        think = thinks(wanted, default=served.settings.reasoning)
-        messages = for_template(wanted.messages, tools, form)
-        built = await served.prompt(messages, as_given(tools) if form.is_native else (), think=think)
+        think = reasoning_enabled(wanted, default=served.settings.reasoning)
+        messages = template_messages(wanted.messages, tools, form)
+        built = await served.build_prompt(messages, as_given(tools) if form.is_native else (), think=think)
         builder = served.builder
         grammar = self._grammar(tools, form, must=must)
         if grammar and isinstance(wanted.messages[-1], AssistantMessage):
             words = "messages: an answer that is begun cannot be gone on with in a format, or with a call"
             raise ApiError(400, words, param="messages")
         if grammar:
-            grammar = grammars.after_thinking(grammar, builder.form, built.place, think=think)
+            grammar = grammars.with_reasoning(grammar, builder.form, built.place, think=think)
         shown = builder.shown_tokens + (form.control_tokens if tools else [])
         n_logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
         max_tokens = wanted.max_completion_tokens or wanted.max_tokens or served.settings.max_tokens
-        request = served.request(
+        request = served.generate_request(
             built.tokens, wanted, grammar=grammar, visible_control_tokens=shown, turn_starts=built.turn_starts,
             n_logprobs=n_logprobs, max_tokens=max_tokens, stops=builder.stop,
         )  # fmt: skip
@@ -56,15 +56,15 @@ class ChatReply(Reply):
 
     def _grammar(self, tools: list[Tool], form: ToolFormat, *, must: bool) -> str:
         wanted = self._wanted
-        rule = grammars.of_format(wanted.response_format)
+        rule = grammars.response_format_rule(wanted.response_format)
         if not tools:
             return rule
         if rule:
             raise ApiError(400, "response_format: with tools it cannot be had too", param="response_format")
         several = wanted.parallel_tool_calls is not False and not isinstance(wanted.tool_choice, NamedTool)
-        return grammars.of_tools(tools, form, must=must, several=several)
+        return grammars.tool_call_rules(tools, form, required=must, parallel=several)
 
-    def answers(self, choices: list[Choice]) -> list[dict[str, Any]]:
+    def choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
         """The answers, whole, in the shape of the API."""
         found = []
         for i, choice in enumerate(choices):
@@ -73,7 +73,7 @@ class ChatReply(Reply):
             if choice.reasoning:
                 message["reasoning_content"] = choice.reasoning
             if choice.calls:
-                message["tool_calls"] = calls_as_sent(choice.calls)
+                message["tool_calls"] = tool_call_objects(choice.calls)
             found.append({
                 "index": i, "message": message, "finish_reason": choice.finish_reason,
                 "logprobs": self._logprobs(choice.logprobs),
@@ -81,20 +81,20 @@ class ChatReply(Reply):
         return found
 
     def _logprobs(self, found: Any) -> dict[str, Any] | None:
-        return {"content": logprobs_of_chat(found), "refusal": None} if self._has_logprobs else None
+        return {"content": chat_logprobs(found), "refusal": None} if self._has_logprobs else None
 
-    def parts(self, delta: Delta) -> list[dict[str, Any]]:
+    def chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
         """What is new, in the shape that it has in a stream."""
         new: dict[str, Any] = {}
-        if delta.number not in self._said:
-            self._said.add(delta.number)
+        if delta.choice_index not in self._said:
+            self._said.add(delta.choice_index)
             new = {"role": "assistant", "content": ""}
         if delta.content:
             new["content"] = delta.content
         if delta.reasoning:
             new["reasoning_content"] = delta.reasoning
         if delta.calls:
-            new["tool_calls"] = calls_as_sent(delta.calls, delta.n_calls_before)
+            new["tool_calls"] = tool_call_objects(delta.calls, delta.n_calls_before)
         found = []
         if new or delta.logprobs:
             found.append(self._part(delta, new, None))
@@ -102,12 +102,12 @@ class ChatReply(Reply):
             found.append(self._part(delta._replace(logprobs=()), {}, delta.finish_reason))
         return found
 
-    def _part(self, delta: Delta, new: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    def _part(self, delta: ChoiceDelta, new: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
         logprobs = self._logprobs(delta.logprobs) if delta.logprobs else None
-        return {"index": delta.number, "delta": new, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {"index": delta.choice_index, "delta": new, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def chosen_tools(wanted: ChatRequest) -> tuple[list[Tool], bool]:
+def select_tools(wanted: ChatRequest) -> tuple[list[Tool], bool]:
     """The tools that may be called, and whether one must be. Raises ApiError."""
     tools, choice = wanted.tools or [], wanted.tool_choice
     names = [tool.function.name for tool in tools]
@@ -124,7 +124,7 @@ def chosen_tools(wanted: ChatRequest) -> tuple[list[Tool], bool]:
     return ([] if choice == "none" else tools), choice == "required"
 
 
-def thinks(wanted: ChatRequest, *, default: bool | None) -> bool:
+def reasoning_enabled(wanted: ChatRequest, *, default: bool | None) -> bool:
     """Whether the model is to think before it answers: as the request says, or as set, or else yes."""
     given = (wanted.chat_template_kwargs or {}).get("enable_thinking")
     if isinstance(given, bool):

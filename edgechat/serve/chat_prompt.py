@@ -25,7 +25,7 @@ from edgechat.serve.schemas import (
 _ID_LENGTH: Final = 9
 
 
-def for_template(messages: Sequence[ChatMessage], tools: Sequence[Tool], form: ToolFormat) -> list[PromptMessage]:
+def template_messages(messages: Sequence[ChatMessage], tools: Sequence[Tool], form: ToolFormat) -> list[PromptMessage]:
     """Messages as a template takes them: turns that follow each other with the same role are one. Raises ApiError."""
     found: list[PromptMessage] = []
     if tools and not form.is_native:
@@ -43,16 +43,16 @@ def for_template(messages: Sequence[ChatMessage], tools: Sequence[Tool], form: T
 
 def _message(message: ChatMessage, where: str, form: ToolFormat) -> PromptMessage:
     if isinstance(message, AssistantMessage):
-        return _answer(message, where, form)
+        return _assistant_message(message, where, form)
     text = _text(message.content, where)
     if isinstance(message, ToolMessage):
         if form.is_native:
-            return PromptMessage("tool", text, extra={"tool_call_id": _short(message.tool_call_id)})
+            return PromptMessage("tool", text, extra={"tool_call_id": _short_id(message.tool_call_id)})
         return PromptMessage("user", f"<tool_response>\n{text}\n</tool_response>")
     return PromptMessage("user" if isinstance(message, UserMessage) else "system", text)
 
 
-def _answer(message: AssistantMessage, where: str, form: ToolFormat) -> PromptMessage:
+def _assistant_message(message: AssistantMessage, where: str, form: ToolFormat) -> PromptMessage:
     text = _text(message.content or "", where)
     thought = message.reasoning_content or ""
     calls = message.tool_calls or []
@@ -69,7 +69,7 @@ def _answer(message: AssistantMessage, where: str, form: ToolFormat) -> PromptMe
             path = f"{where}.tool_calls[{j}].function.arguments"
             raise ApiError(400, f"{path} is not JSON: {error}", param=path) from error
         function = {"name": call.function.name, "arguments": arguments}
-        given.append({"id": _short(call.id), "type": "function", "function": function})
+        given.append({"id": _short_id(call.id), "type": "function", "function": function})
     return PromptMessage("assistant", text, thought, {"tool_calls": given})
 
 
@@ -88,11 +88,11 @@ def _text(content: Content, where: str) -> str:
     return "".join(texts)
 
 
-def _short(call_id: str) -> str:
+def _short_id(call_id: str) -> str:
     return hashlib.blake2b(call_id.encode("utf-8", "replace"), digest_size=8).hexdigest()[:_ID_LENGTH]
 
 
-def calls_as_sent(calls: Sequence[Call], start: int | None = None) -> list[dict[str, Any]]:
+def tool_call_objects(calls: Sequence[Call], start: int | None = None) -> list[dict[str, Any]]:
     """Calls in the shape of the API; with their numbers from `start` on, for a stream."""
     found = []
     for i, call in enumerate(calls):

@@ -10,16 +10,16 @@ from edgechat.engine import protocol
 from edgechat.errors import EngineError
 from edgechat.prompt.reasoning import Place, ReasoningFormat, ReasoningSplitter
 from edgechat.prompt.tool_formats import Call, CallReader, ToolFormat
-from edgechat.serve.model_queue import Answer
+from edgechat.serve.model_queue import EventStream
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 _LEAST_LOGPROB: Final = -9999.0
 
 
-class Delta(NamedTuple):
+class ChoiceDelta(NamedTuple):
     """What is new of one choice."""
 
-    number: int
+    choice_index: int
     """Of the choice."""
     content: str = ""
     reasoning: str = ""
@@ -47,20 +47,20 @@ class Choice:
         self._splitter = ReasoningSplitter(form, place)
         self._reader = CallReader(tools, must=must_call)
 
-    def feed(self, event: protocol.TokensGenerated) -> Delta:
+    def feed(self, event: protocol.TokensGenerated) -> ChoiceDelta:
         """More of it."""
-        return self._added(*self._splitter.feed(event.text), logprobs=event.logprobs)
+        return self._append(*self._splitter.feed(event.text), logprobs=event.logprobs)
 
-    def finish(self, reason: protocol.FinishReason) -> Delta:
+    def finish(self, reason: protocol.FinishReason) -> ChoiceDelta:
         """Its end."""
-        last = self._added(*self._splitter.finish())
+        last = self._append(*self._splitter.finish())
         rest = self._reader.finish()
         self.content += rest
         # What was cut off by a limit and what was cut off by us are the same to a client: there would be more.
         self.finish_reason = "length" if reason != "stop" else "tool_calls" if self.calls else "stop"
         return last._replace(content=last.content + rest, finish_reason=self.finish_reason)
 
-    def _added(self, reasoning: str, text: str, logprobs: Sequence[protocol.TokenLogprobs] = ()) -> Delta:
+    def _append(self, reasoning: str, text: str, logprobs: Sequence[protocol.TokenLogprobs] = ()) -> ChoiceDelta:
         n_before = len(self.calls)
         # New lines at the end of thoughts only set them off from what follows.
         reasoning = self._held + reasoning
@@ -70,10 +70,10 @@ class Choice:
         self.reasoning += reasoning
         self.calls += calls
         self.logprobs += logprobs
-        return Delta(self._index, content, reasoning, calls, n_before, logprobs)
+        return ChoiceDelta(self._index, content, reasoning, calls, n_before, logprobs)
 
 
-class Costs:
+class UsageTotals:
     """What all requests of an answer cost."""
 
     def __init__(self) -> None:
@@ -109,8 +109,8 @@ class Costs:
         )  # fmt: skip
         predicted_s = sum(s.completion_tokens / s.decode_tps for s in self._stats if s.decode_tps)
         return {
-            "cache_n": n_cached, "prompt_n": n_prompt, **_speed("prompt", n_prompt, prompt_s),
-            "predicted_n": n_predicted, **_speed("predicted", n_predicted, predicted_s),
+            "cache_n": n_cached, "prompt_n": n_prompt, **_timing_fields("prompt", n_prompt, prompt_s),
+            "predicted_n": n_predicted, **_timing_fields("predicted", n_predicted, predicted_s),
             "draft_n": self._sum("n_drafted"), "draft_n_accepted": self._sum("n_accepted"),
         }  # fmt: skip
 
@@ -120,28 +120,28 @@ class Costs:
         return self._stats
 
 
-def _speed(name: str, n_tokens: int, seconds: float) -> dict[str, float]:
+def _timing_fields(name: str, n_tokens: int, seconds: float) -> dict[str, float]:
     return {
         f"{name}_ms": 1000 * seconds, f"{name}_per_token_ms": 1000 * seconds / n_tokens if n_tokens else 0.0,
         f"{name}_per_second": n_tokens / seconds if seconds else 0.0,
     }  # fmt: skip
 
 
-async def deltas(
-    answer: Answer, choices: Sequence[Choice], n_samples: int, costs: Costs
-) -> AsyncIterator[Delta | None]:
+async def stream_deltas(
+    answer: EventStream, choices: Sequence[Choice], n_samples: int, totals: UsageTotals
+) -> AsyncIterator[ChoiceDelta | None]:
     """What is said, as it comes; None for what is heard of the prompt only. Raises what the engine reports.
 
     The choices of the first request come first, then those of the next one.
     """
     while (heard := await answer.next()) is not None:
-        first, event = heard.number * n_samples, heard.event
+        first, event = heard.request_index * n_samples, heard.event
         if isinstance(event, protocol.TokensGenerated):
             yield choices[first + event.sequence].feed(event)
         elif isinstance(event, protocol.SequenceFinished):
             yield choices[first + event.sequence].finish(event.finish_reason)
         elif isinstance(event, protocol.RequestFinished):
-            costs.add(event.stats)
+            totals.add(event.stats)
             for choice in choices[first : first + n_samples]:
                 if choice.finish_reason is None:
                     yield choice.finish(event.finish_reason)
@@ -151,15 +151,15 @@ async def deltas(
         raise EngineError("the engine ended a request without a last word")
 
 
-def logprob(value: float) -> float:
+def finite_logprob(value: float) -> float:
     """As JSON can hold it: what cannot be at all is very unlikely."""
     return value if math.isfinite(value) else _LEAST_LOGPROB
 
 
-def logprobs_of_chat(found: Sequence[protocol.TokenLogprobs]) -> list[dict[str, Any]]:
+def chat_logprobs(found: Sequence[protocol.TokenLogprobs]) -> list[dict[str, Any]]:
     """The OpenAI shape for chat."""
 
     def one(text: bytes, value: float) -> dict[str, Any]:
-        return {"token": text.decode("utf-8", "replace"), "logprob": logprob(value), "bytes": list(text)}
+        return {"token": text.decode("utf-8", "replace"), "logprob": finite_logprob(value), "bytes": list(text)}
 
     return [one(t.text, t.logprob) | {"top_logprobs": [one(*top) for top in t.top]} for t in found]

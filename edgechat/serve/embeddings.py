@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgechat.engine import protocol
-from edgechat.serve.completions import several
+from edgechat.serve.completions import split_inputs
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
-from edgechat.serve.responses import unless_gone
+from edgechat.serve.responses import cancel_on_disconnect
 from edgechat.serve.schemas import EmbeddingsRequest
 
 
@@ -27,11 +27,11 @@ async def embed(request: Request, served: ModelQueue, wanted: EmbeddingsRequest)
         raise ApiError(400, f"{served.name} makes texts, not vectors: serve an embedding model", param="model")
     if wanted.dimensions is not None and wanted.dimensions > loaded.n_embd:
         raise ApiError(400, f"dimensions: this model has {loaded.n_embd}", param="dimensions")
-    with served.place():
-        vectors, n_tokens = await unless_gone(request, asyncio.ensure_future(_vectors(served, wanted)))
+    with served.admit():
+        vectors, n_tokens = await cancel_on_disconnect(request, asyncio.ensure_future(_compute(served, wanted)))
     n = wanted.dimensions or loaded.n_embd
     data = [
-        {"object": "embedding", "index": i, "embedding": _encoded(_cut(vector, n), wanted.encoding_format)}
+        {"object": "embedding", "index": i, "embedding": _encode(_truncate(vector, n), wanted.encoding_format)}
         for i, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
@@ -39,17 +39,20 @@ async def embed(request: Request, served: ModelQueue, wanted: EmbeddingsRequest)
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
-async def _vectors(served: ModelQueue, wanted: EmbeddingsRequest) -> tuple[list[array[float]], int]:
-    texts = several(wanted.input, "input")
-    given = [await served.tokenize(text) if isinstance(text, str) else served.checked(text, "input") for text in texts]
-    with contextlib.closing(await served.ask([served.embed_request(given)])) as answer:
+async def _compute(served: ModelQueue, wanted: EmbeddingsRequest) -> tuple[list[array[float]], int]:
+    texts = split_inputs(wanted.input, "input")
+    given = [
+        await served.tokenize(text) if isinstance(text, str) else served.validate_tokens(text, "input")
+        for text in texts
+    ]
+    with contextlib.closing(await served.submit([served.embed_request(given)])) as answer:
         while (heard := await answer.next()) is not None:
             if isinstance(heard.event, protocol.Embedded):
                 return [array("f", v) for v in heard.event.embeddings], sum(map(len, given))
     raise ApiError(500, "the engine ended a request without a last word")
 
 
-def _cut(vector: array[float], n: int) -> array[float]:
+def _truncate(vector: array[float], n: int) -> array[float]:
     """The first `n` numbers, of length one again."""
     if n == len(vector):
         return vector
@@ -58,7 +61,7 @@ def _cut(vector: array[float], n: int) -> array[float]:
     return array("f", [x / length for x in short])
 
 
-def _encoded(vector: array[float], form: str | None) -> list[float] | str:
+def _encode(vector: array[float], form: str | None) -> list[float] | str:
     if form == "base64":
         return base64.b64encode(vector.tobytes()).decode()
     return vector.tolist()

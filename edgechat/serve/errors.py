@@ -50,13 +50,13 @@ class ApiError(Exception):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
-def check_open(*, is_open: bool) -> None:
+def check_accepting(*, is_open: bool) -> None:
     """Raises ApiError if nothing more is taken."""
     if not is_open:
         raise ApiError(503, "the server is shutting down", code="shutting_down")
 
 
-def of(error: EdgechatError, param: str | None = None) -> ApiError:
+def to_api_error(error: EdgechatError, param: str | None = None) -> ApiError:
     """What a client is told of an error of ours; `param` is where its texts were."""
     if isinstance(error, ContextOverflowError):
         return ApiError(400, str(error), param=param, code="context_length_exceeded")
@@ -71,14 +71,14 @@ def of(error: EdgechatError, param: str | None = None) -> ApiError:
     return ApiError(500, str(error))
 
 
-def unexpected(error: Exception) -> ApiError:
+def internal_error(error: Exception) -> ApiError:
     """What a client is told of an error that nobody thought of; where it was goes to standard error, nothing of its words."""
     where = "".join(traceback.format_tb(error.__traceback__))
     print(f"edgechat: an error of its own, {type(error).__name__}:\n{where}", file=sys.stderr, flush=True)  # noqa: T201
     return ApiError(500, f"an error of edgechat's own ({type(error).__name__}); its terminal shows where")
 
 
-def decode(body: bytes, kind: type[T]) -> T:
+def decode_body(body: bytes, kind: type[T]) -> T:
     """The body of a request. Raises ApiError, which names the field."""
     try:
         return msgspec.json.decode(body, type=kind)

@@ -24,7 +24,7 @@ _LARGEST: Final = 1 << 53
 _DATA: Final = ("const", "enum", "default", "examples")
 
 
-def of_format(wanted: TextFormat | JsonFormat | SchemaFormat | None) -> str:
+def response_format_rule(wanted: TextFormat | JsonFormat | SchemaFormat | None) -> str:
     """The rule of a response format; "" if anything goes. Raises GrammarError, which names what cannot be enforced."""
     if isinstance(wanted, JsonFormat):
         return _json({"type": "object"}, "response_format")
@@ -33,7 +33,7 @@ def of_format(wanted: TextFormat | JsonFormat | SchemaFormat | None) -> str:
     return ""
 
 
-def of_tools(tools: Sequence[Tool], form: ToolFormat, *, must: bool, several: bool) -> str:
+def tool_call_rules(tools: Sequence[Tool], form: ToolFormat, *, required: bool, parallel: bool) -> str:
     """The rules of calls of `tools`: `must` asks for one, else there may be text in their place.
 
     Raises GrammarError, which names what of their parameters cannot be enforced.
@@ -44,11 +44,11 @@ def of_tools(tools: Sequence[Tool], form: ToolFormat, *, must: bool, several: bo
         parameters = {"type": "object"} | (tool.function.parameters or {})
         rules.append(f"arguments_{i}: {_json(parameters, f'tools[{i}].function.parameters')}")
         calls.append(f"{_quoted(opening)} arguments_{i} {_quoted(closing)}")
-    more = f" ({_quoted(form.between)} call)*" if several else ""
+    more = f" ({_quoted(form.between)} call)*" if parallel else ""
     closing = f" {_quoted(form.closing)}" if form.closing else ""
     all_calls = f"call{more}{closing}"
     rules.append("call: " + " | ".join(calls))
-    if must:
+    if required:
         return "\n".join([f"{_quoted(form.opening)} {all_calls}", *rules])
     if form.trigger:
         rest = form.opening[len(form.trigger) :]
@@ -59,7 +59,7 @@ def of_tools(tools: Sequence[Tool], form: ToolFormat, *, must: bool, several: bo
     return "\n".join([f"OTHER | {all_calls}", *rules])
 
 
-def after_thinking(rules: str, form: ReasoningFormat | None, place: Place, *, think: bool) -> str:
+def with_reasoning(rules: str, form: ReasoningFormat | None, place: Place, *, think: bool) -> str:
     """The whole grammar; `rules` begin with what follows the thoughts."""
     if form is None or place == "answer" or (place == "start" and not think):
         return f"start: {rules}\n"
@@ -81,31 +81,31 @@ def _json(schema: Mapping[str, Any] | bool, where: str) -> str:  # noqa: FBT001 
     whole: dict[str, Any] = {} if schema is True else {"not": {}} if schema is False else dict(schema)
     if "x-guidance" in whole:
         raise GrammarError(f"{where}: x-guidance cannot be had: how JSON is written is the server's own")
-    for name, path in _unenforced(whole, where, 0):
+    for name, path in _unsupported_keywords(whole, where, 0):
         raise GrammarError(f"{path}: {name} cannot be enforced")
     return "%json " + json.dumps(whole | {"x-guidance": _SPACING})
 
 
-def _unenforced(schema: object, where: str, depth: int) -> Iterator[tuple[str, str]]:
+def _unsupported_keywords(schema: object, where: str, depth: int) -> Iterator[tuple[str, str]]:
     """Keywords that llguidance takes without holding to them in every case, and where they are."""
     if depth > _MAX_DEPTH:
         raise GrammarError(f"{where}: schemas may be nested {_MAX_DEPTH} deep")
     if isinstance(schema, list):
         for i, each in enumerate(schema):
-            yield from _unenforced(each, f"{where}[{i}]", depth + 1)
+            yield from _unsupported_keywords(each, f"{where}[{i}]", depth + 1)
     if not isinstance(schema, dict):
         return
-    for name in _doubtful(schema):
+    for name in _unsupported_here(schema):
         yield name, where
     for name, inner in schema.items():
         if name in _MAPS and isinstance(inner, dict):  # of schemas by names that mean nothing
             for key, each in inner.items():
-                yield from _unenforced(each, f"{where}.{name}.{key}", depth + 1)
+                yield from _unsupported_keywords(each, f"{where}.{name}.{key}", depth + 1)
         elif name not in _DATA:
-            yield from _unenforced(inner, f"{where}.{name}", depth + 1)
+            yield from _unsupported_keywords(inner, f"{where}.{name}", depth + 1)
 
 
-def _doubtful(schema: Mapping[str, Any]) -> Iterator[str]:
+def _unsupported_here(schema: Mapping[str, Any]) -> Iterator[str]:
     """Such keywords of one schema."""
     least, required = schema.get("minProperties"), schema.get("required")
     n_required = len(set(map(str, required))) if isinstance(required, list) else 0

@@ -43,11 +43,11 @@ class Metrics:
             for model in models.values():
                 gauge.labels(model.name).set_function(lambda m=model, count=count: count(m))  # type: ignore[misc]
 
-    def requested(self, path: str, status: int) -> None:
+    def count_request(self, path: str, status: int) -> None:
         """A request was answered."""
         self._requests.labels(path, str(status)).inc()
 
-    def ended(self, found: Sequence[GenerationStats]) -> None:
+    def record_stats(self, found: Sequence[GenerationStats]) -> None:
         """Answers ended."""
         for stats in found:
             for name, count in (
@@ -59,6 +59,6 @@ class Metrics:
             if stats.decode_tps:
                 self._decode.observe(stats.decode_tps)
 
-    def text(self) -> bytes:
+    def render(self) -> bytes:
         """All of them."""
         return generate_latest(self._registry)

@@ -14,7 +14,7 @@ class ModelLease:
         self._n_requests = 0
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
 
-    async def enter(self, model: str) -> None:
+    async def acquire(self, model: str) -> None:
         """Wait until requests to `model` may be computed; `leave` must follow."""
         if self._model in {"", model} and not self._waiting:
             self._model = model
@@ -26,12 +26,12 @@ class ModelLease:
             await asyncio.shield(turn)
         except asyncio.CancelledError:
             if turn.done():
-                self.leave()  # it came at the very moment
+                self.release()  # it came at the very moment
             else:
                 self._waiting.remove((model, turn))
             raise
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """A request ended."""
         self._n_requests -= 1
         if self._n_requests:

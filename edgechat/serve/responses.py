@@ -19,89 +19,91 @@ from edgechat import __version__
 from edgechat.engine import protocol
 from edgechat.errors import EdgechatError
 from edgechat.serve import errors
-from edgechat.serve.choices import Choice, Costs, Delta, deltas
+from edgechat.serve.choices import Choice, ChoiceDelta, UsageTotals, stream_deltas
 from edgechat.serve.errors import ApiError
 from edgechat.serve.metrics import Metrics
-from edgechat.serve.model_queue import Answer, ModelQueue
+from edgechat.serve.model_queue import EventStream, ModelQueue
 from edgechat.serve.schemas import GenerationParams
 
 DONE: Final = b"data: [DONE]\n\n"
 
 
-class Reply(ABC):
+class ResponseBuilder(ABC):
     """The shape of one kind of answer."""
 
-    ID_START: ClassVar[str]
-    WHOLE: ClassVar[str]
-    CHUNK: ClassVar[str]
+    ID_PREFIX: ClassVar[str]
+    OBJECT: ClassVar[str]
+    CHUNK_OBJECT: ClassVar[str]
     """What its objects are called, whole and in a stream."""
 
-    def __init__(self, served: ModelQueue, drawing: GenerationParams) -> None:
-        self.served = served
+    def __init__(self, queue: ModelQueue, drawing: GenerationParams) -> None:
+        self.served = queue
         self._head = {
-            "id": f"{self.ID_START}-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name,
+            "id": f"{self.ID_PREFIX}-{secrets.token_hex(12)}", "created": int(time.time()), "model": queue.name,
             "system_fingerprint": f"edgechat-{__version__}",
         }  # fmt: skip
-        self.streams = bool(drawing.stream)
-        self.has_usage = bool(drawing.stream_options and drawing.stream_options.include_usage)
+        self.is_stream = bool(drawing.stream)
+        self.include_usage = bool(drawing.stream_options and drawing.stream_options.include_usage)
 
     @abstractmethod
-    async def requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
+    async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
         """What the engine is asked, and the answers that are to come. Raises ApiError, EdgechatError."""
 
     @abstractmethod
-    def answers(self, choices: list[Choice]) -> list[dict[str, Any]]:
+    def choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
         """The answers, whole, in the shape of the API."""
 
     @abstractmethod
-    def parts(self, delta: Delta) -> list[dict[str, Any]]:
+    def chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
         """What is new, in the shape that it has in a stream."""
 
-    def whole(self, choices: list[Choice], costs: Costs) -> dict[str, Any]:
+    def body(self, choices: list[Choice], costs: UsageTotals) -> dict[str, Any]:
         """All as one object."""
-        return self._object(self.WHOLE, self.answers(choices), costs)
+        return self._object(self.OBJECT, self.choice_objects(choices), costs)
 
-    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
+    def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
         """What is new, as objects of a stream."""
-        return [self._object(self.CHUNK, [part]) for part in self.parts(delta)]
+        return [self._object(self.CHUNK_OBJECT, [part]) for part in self.chunk_choices(delta)]
 
-    def last_chunk(self, costs: Costs) -> dict[str, Any]:
+    def usage_chunk(self, costs: UsageTotals) -> dict[str, Any]:
         """What a stream ends with, if it is to hold what it cost."""
-        return self._object(self.CHUNK, [], costs)
+        return self._object(self.CHUNK_OBJECT, [], costs)
 
-    def _object(self, kind: str, choices: list[dict[str, Any]], costs: Costs | None = None) -> dict[str, Any]:
+    def _object(self, kind: str, choices: list[dict[str, Any]], costs: UsageTotals | None = None) -> dict[str, Any]:
         found = self._head | {"object": kind, "choices": choices}
         return found if costs is None else found | {"usage": costs.usage(), "timings": costs.timings()}
 
 
-async def respond(request: Request, reply: Reply, metrics: Metrics) -> Response:
+async def respond(request: Request, reply: ResponseBuilder, metrics: Metrics) -> Response:
     """Answer. Raises ApiError and EdgechatError before anything is sent."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(reply.served.place())
-        begun = asyncio.ensure_future(_begin(reply))
-        answer, choices, said, costs = await unless_gone(request, begun)
+        stack.enter_context(reply.served.admit())
+        begun = asyncio.ensure_future(_start(reply))
+        answer, choices, said, costs = await cancel_on_disconnect(request, begun)
         stack.callback(answer.close)
-        if reply.streams:
-            return _EventStream(_stream(reply, said, costs, metrics), stack.pop_all())
-        await unless_gone(request, asyncio.ensure_future(_drain(said)))
-        metrics.ended(costs.stats)
-        body = msgspec.json.encode(reply.whole(choices, costs))
+        if reply.is_stream:
+            return _SseResponse(_sse_events(reply, said, costs, metrics), stack.pop_all())
+        await cancel_on_disconnect(request, asyncio.ensure_future(_drain(said)))
+        metrics.record_stats(costs.stats)
+        body = msgspec.json.encode(reply.body(choices, costs))
     return Response(body, media_type="application/json")
 
 
-async def _begin(reply: Reply) -> tuple[Answer, list[Choice], AsyncIterator[Delta | None], Costs]:
+async def _start(
+    reply: ResponseBuilder,
+) -> tuple[EventStream, list[Choice], AsyncIterator[ChoiceDelta | None], UsageTotals]:
     """Ask, and wait until something is heard: from then on an error is no longer the request's."""
-    requests, choices = await reply.requests()
-    answer = await reply.served.ask(requests)
-    costs = Costs()
-    said = deltas(answer, choices, requests[0].n_sequences, costs)
+    requests, choices = await reply.build_requests()
+    answer = await reply.served.submit(requests)
+    costs = UsageTotals()
+    said = stream_deltas(answer, choices, requests[0].n_sequences, costs)
     try:
         first = await anext(said)
     except BaseException:
         answer.close()
         raise
 
-    async def all_said() -> AsyncIterator[Delta | None]:
+    async def all_said() -> AsyncIterator[ChoiceDelta | None]:
         yield first
         async for delta in said:
             yield delta
@@ -109,12 +111,12 @@ async def _begin(reply: Reply) -> tuple[Answer, list[Choice], AsyncIterator[Delt
     return answer, choices, all_said(), costs
 
 
-async def _drain(said: AsyncIterator[Delta | None]) -> None:
+async def _drain(said: AsyncIterator[ChoiceDelta | None]) -> None:
     async for _ in said:
         pass
 
 
-async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
+async def cancel_on_disconnect(request: Request, work: asyncio.Future[Any]) -> Any:
     """The result of `work`; when the client goes away it is cancelled, and so is this. Raises what it raises."""
 
     async def gone() -> None:
@@ -135,30 +137,30 @@ async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
                 await work
 
 
-def event(data: Any) -> bytes:
+def sse_event(data: Any) -> bytes:
     """One event of a stream."""
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
-async def _stream(
-    reply: Reply, said: AsyncIterator[Delta | None], costs: Costs, metrics: Metrics
+async def _sse_events(
+    reply: ResponseBuilder, said: AsyncIterator[ChoiceDelta | None], costs: UsageTotals, metrics: Metrics
 ) -> AsyncIterator[bytes]:
     try:
         async for delta in said:
             for chunk in reply.chunks(delta) if delta is not None else ():
-                yield event(chunk | {"usage": None} if reply.has_usage else chunk)
+                yield sse_event(chunk | {"usage": None} if reply.include_usage else chunk)
     except EdgechatError as error:
-        yield event(errors.of(error).body())
+        yield sse_event(errors.to_api_error(error).body())
     except Exception as error:  # noqa: BLE001  (a stream ends properly)
-        yield event(errors.unexpected(error).body())
+        yield sse_event(errors.internal_error(error).body())
     else:
-        metrics.ended(costs.stats)
-        if reply.has_usage:
-            yield event(reply.last_chunk(costs))
+        metrics.record_stats(costs.stats)
+        if reply.include_usage:
+            yield sse_event(reply.usage_chunk(costs))
     yield DONE
 
 
-class _EventStream(StreamingResponse):
+class _SseResponse(StreamingResponse):
     """A stream whose place is free again however it ends."""
 
     def __init__(self, content: AsyncIterator[bytes], place: contextlib.ExitStack) -> None:

@@ -12,14 +12,14 @@ from msgspec import Meta, Struct
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 
-Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
+Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
-Count = Annotated[int, Meta(ge=1, le=1 << 24)]
+PositiveInt = Annotated[int, Meta(ge=1, le=1 << 24)]
 Stop = Annotated[str, Meta(max_length=1024)]
 
 
-Token = Annotated[int, Meta(ge=0, le=1 << 31)]
-Texts = str | list[str | Token | list[Token]]
+TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
+TextInput = str | list[str | TokenId | list[TokenId]]
 """A text, several, the tokens of one, or those of several."""
 
 # What messages are made of
@@ -59,7 +59,7 @@ Part = TextPart | RefusalPart | ImagePart | AudioPart | FilePart
 Content = str | list[Part]
 
 
-class CalledFunction(Struct, frozen=True):
+class FunctionCall(Struct, frozen=True):
     """What a tool was called with."""
 
     name: str
@@ -70,7 +70,7 @@ class CalledFunction(Struct, frozen=True):
 class ToolCall(Struct, frozen=True):
     """A call in an earlier answer."""
 
-    function: CalledFunction
+    function: FunctionCall
     id: str = ""
     type: Literal["function"] = "function"
 
@@ -152,7 +152,7 @@ class JsonFormat(Struct, frozen=True, tag_field="type", tag="json_object"):
     """Any JSON object."""
 
 
-class Schema(Struct, frozen=True):
+class JsonSchema(Struct, frozen=True):
     """A JSON schema with a name."""
 
     schema: dict[str, Any] | bool = True
@@ -164,7 +164,7 @@ class Schema(Struct, frozen=True):
 class SchemaFormat(Struct, frozen=True, tag_field="type", tag="json_schema"):
     """JSON that a schema describes."""
 
-    json_schema: Schema
+    json_schema: JsonSchema
 
 
 class StreamOptions(Struct, frozen=True):
@@ -177,17 +177,17 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     """How tokens are drawn, and when an answer ends; null is as if it were not there."""
 
     model: str | None = None
-    max_tokens: Count | None = None
+    max_tokens: PositiveInt | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
-    top_p: Unit | None = None
+    top_p: Probability | None = None
     top_k: Annotated[int, Meta(ge=-1, le=1 << 20)] | None = None
-    min_p: Unit | None = None
+    min_p: Probability | None = None
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10.0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: int | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
-    n: Count | None = None
+    n: PositiveInt | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
     ignore_eos: bool | None = None
     """Go on after the model's last word, as llama-server and vLLM know it: for measurements."""
@@ -201,7 +201,7 @@ class ChatRequest(GenerationParams, frozen=True, kw_only=True):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: PositiveInt | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: TextFormat | JsonFormat | SchemaFormat | None = None
@@ -216,7 +216,7 @@ class ChatRequest(GenerationParams, frozen=True, kw_only=True):
 class CompletionRequest(GenerationParams, frozen=True, kw_only=True):
     """The body of /v1/completions."""
 
-    prompt: Texts
+    prompt: TextInput
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -225,9 +225,9 @@ class CompletionRequest(GenerationParams, frozen=True, kw_only=True):
 class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
     """The body of /v1/embeddings."""
 
-    input: Texts
+    input: TextInput
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Count | None = None
+    dimensions: PositiveInt | None = None
     user: str | None = None
     """Ignored."""

@@ -23,7 +23,7 @@ def open_store(path: Path | None = None) -> SqliteStore:
         store = SqliteStore(Database(path))
     except DamagedError:
         store = recovery.recover(path)
-    recovery.finish(store)
+    recovery.recover_copies(store)
     return store
 
 

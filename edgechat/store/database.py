@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from edgechat.errors import DamagedError, StoreError
-from edgechat.store.schema import APPLICATION_ID, MIGRATIONS, Migration, apply, version
+from edgechat.store.schema import APPLICATION_ID, MIGRATIONS, Migration, apply_migration, schema_version
 
 # How long to wait for another process that writes. Writes take milliseconds; a backup or an import may take seconds.
 BUSY_S: Final = 5.0
@@ -40,7 +40,7 @@ class Database:
         self._synchronous = ""
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             raise StoreError(f"this Python has SQLite {sqlite3.sqlite_version}; edgechat needs 3.37 or newer")
-        with self.translated():
+        with self.translate_errors():
             self.connection = self._open(migrations)
             self._file = _identity(path)
 
@@ -52,11 +52,11 @@ class Database:
             return memory
         connection: sqlite3.Connection | None = None
         try:
-            _create(self.path)
+            _create_file(self.path)
             connection = _connect(_uri(self.path))
             self._check(connection, len(migrations))
             if not self.problem:
-                _share(connection)
+                _enable_wal(connection)
                 # macOS otherwise leaves what was written in the disk's own cache.
                 connection.execute("PRAGMA fullfsync = ON")
                 connection.execute("PRAGMA checkpoint_fullfsync = ON")
@@ -67,7 +67,7 @@ class Database:
             _close(connection)
             if not _is_read_only(error):
                 raise
-            self.problem = f"{self.path.parent} cannot be written to: {_words(error)}"
+            self.problem = f"{self.path.parent} cannot be written to: {_reason(error)}"
         except BaseException:
             _close(connection)
             raise
@@ -77,18 +77,18 @@ class Database:
     def _prepare(self, connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
         for number, migration in enumerate(migrations, start=1):
-            before = version(connection)
+            before = schema_version(connection)
             if before >= number:
                 continue
             if migration.rewrites and self.path is not None and before:
                 _back_up(connection, self.path, before)
-            apply(connection, number, migration)
+            apply_migration(connection, number, migration)
 
     def _check(self, connection: sqlite3.Connection, newest: int) -> None:
         connection.execute("BEGIN")  # another process may be making it
         tables = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
         owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
-        found = version(connection)
+        found = schema_version(connection)
         connection.execute("COMMIT")
         if tables and owner != APPLICATION_ID:
             raise StoreError(f"{self.path} is a database of another program: move it away, it was not touched")
@@ -114,7 +114,7 @@ class Database:
         raise StoreError(self.problem)
 
     @contextlib.contextmanager
-    def translated(self) -> Iterator[None]:
+    def translate_errors(self) -> Iterator[None]:
         """Turns errors of SQLite into StoreError, in words."""
         try:
             yield
@@ -127,12 +127,12 @@ class Database:
         except (UnicodeDecodeError, msgspec.MsgspecError) as error:
             raise _damaged(self.path, error) from error
         except OSError as error:
-            raise StoreError(f"conversations cannot be kept in {self.path}: {_words(error)}") from error
+            raise StoreError(f"conversations cannot be kept in {self.path}: {_reason(error)}") from error
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, for statements that read."""
-        with self._lock, self.translated():
+        with self._lock, self.translate_errors():
             yield self.connection
 
     @contextlib.contextmanager
@@ -147,7 +147,7 @@ class Database:
             raise StoreError(
                 f"{self.path} was moved or replaced while it was open, perhaps by a recovery: start edgechat anew"
             )
-        with self._lock, self.translated():
+        with self._lock, self.translate_errors():
             level = "FULL" if durable else "NORMAL"
             if level != self._synchronous:
                 self.connection.execute(f"PRAGMA synchronous = {level}")
@@ -161,7 +161,7 @@ class Database:
                     self.connection.execute("ROLLBACK")
                 raise
 
-    def forget_log(self) -> None:
+    def truncate_wal(self) -> None:
         """Move the log into the database and empty it, so that what was deleted is in neither; best effort."""
         with self._lock, contextlib.suppress(sqlite3.Error):
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -195,7 +195,7 @@ def _connect(where: str) -> sqlite3.Connection:
     return connection
 
 
-def _share(connection: sqlite3.Connection) -> None:
+def _enable_wal(connection: sqlite3.Connection) -> None:
     """Let others read while one writes; where files cannot be shared, it stays as it was.
 
     SQLite does not wait by itself while another process does the same.
@@ -212,7 +212,7 @@ def _share(connection: sqlite3.Connection) -> None:
             return
 
 
-def _create(path: Path) -> None:
+def _create_file(path: Path) -> None:
     """Make an empty file that only its owner can read; SQLite gives its log the same rights."""
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -236,7 +236,7 @@ def _back_up(connection: sqlite3.Connection, path: Path, number: int) -> None:
     partial.rename(target)
 
 
-def _words(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     return (error.strerror if isinstance(error, OSError) else "") or str(error)
 
 

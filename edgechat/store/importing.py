@@ -10,13 +10,13 @@ import msgspec
 
 from edgechat.errors import ImportRefusedError
 from edgechat.store.formats import chatgpt, edgechat_json, llm_logs, markdown
-from edgechat.store.formats.edgechat_json import Incoming
+from edgechat.store.formats.edgechat_json import ImportedData
 
 # The whole file is held in memory, some times over.
 MAX_BYTES: Final = chatgpt.MAX_BYTES
 
 
-def read(path: Path) -> Incoming:
+def read_file(path: Path) -> ImportedData:
     """Conversations of a file: our JSON or Markdown, a ChatGPT export (JSON or ZIP), or a database of llm.
 
     Raises ImportRefusedError if it is none of these, damaged, or too large.
@@ -31,30 +31,30 @@ def read(path: Path) -> Incoming:
     except OSError as error:
         raise ImportRefusedError(f"{path} cannot be read: {error.strerror or error}") from error
     if data.startswith(b"SQLite format 3\0"):
-        return llm_logs.read(path)
+        return llm_logs.read_database(path)
     try:
-        return _text(chatgpt.unzipped(data) if data.startswith(b"PK") else data)
+        return _text(chatgpt.unzip_conversations(data) if data.startswith(b"PK") else data)
     except ImportRefusedError as error:
         raise ImportRefusedError(f"{path}: {error}") from error
 
 
-def _text(data: bytes) -> Incoming:
+def _text(data: bytes) -> ImportedData:
     data = data.removeprefix(b"\xef\xbb\xbf")
     if data[:1] in (b"{", b"["):
         data, value = _decoded(data)
         if isinstance(value, list):
-            return chatgpt.read(value)
+            return chatgpt.parse(value)
         if "mapping" in value:  # one conversation by itself
-            return chatgpt.read([value])
-        return edgechat_json.read(data)
+            return chatgpt.parse([value])
+        return edgechat_json.decode(data)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise ImportRefusedError(f"this is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})") from error
     if text.lstrip()[:20].lower().startswith(("<!doctype html", "<html")):
         raise ImportRefusedError("an HTML page is only for reading: export the conversation as JSON or Markdown")
-    record, problems = markdown.read(text)
-    return edgechat_json.sound([record], {}, problems)
+    record, problems = markdown.parse(text)
+    return edgechat_json.sanitize([record], {}, problems)
 
 
 def _decoded(data: bytes) -> tuple[bytes, Any]:

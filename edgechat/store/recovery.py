@@ -20,12 +20,12 @@ _WAIT_S: Final = 60.0
 _TABLES: Final = ("conversations", "messages", "attachments", "message_attachments")
 
 
-def is_sound(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """True if SQLite finds nothing wrong with the database, or there is none; takes a while for a large one."""
     if not path.exists():
         return True
     try:
-        with contextlib.closing(_opened(path)) as db:
+        with contextlib.closing(_open_damaged(path)) as db:
             return [row[0] for row in db.execute("PRAGMA integrity_check")] == ["ok"]
     except (sqlite3.DatabaseError, UnicodeError):
         return False
@@ -37,11 +37,11 @@ def recover(path: Path) -> SqliteStore:
     Raises StoreError if that cannot be done; nothing is deleted or overwritten in any case.
     """
     damaged = _inode(path)
-    with _alone(path):
+    with _exclusive(path):
         if _inode(path) == damaged:  # else another edgechat did it meanwhile
-            _put_aside(path)
+            _move_aside(path)
         store = SqliteStore(Database(path))
-        finish(store)
+        recover_copies(store)
     return store
 
 
@@ -53,7 +53,7 @@ def _inode(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _exclusive(path: Path) -> Iterator[None]:
     """One process at a time; a lock of SQLite's, which is gone with its process on every system."""
     lock = path.with_name(path.name + ".lock")
     try:
@@ -64,7 +64,7 @@ def _alone(path: Path) -> Iterator[None]:
         raise StoreError(f"{path} is damaged and cannot be recovered now: {error} ({lock})") from error
 
 
-def _put_aside(path: Path) -> None:
+def _move_aside(path: Path) -> None:
     aside = path.with_name(f"{path.name}{_ASIDE}{time.strftime('%Y%m%d-%H%M%S')}")
     number = 1
     while aside.exists():
@@ -79,7 +79,7 @@ def _put_aside(path: Path) -> None:
         raise StoreError(f"{path} is damaged and cannot be moved aside: {error.strerror or error}") from error
 
 
-def finish(store: SqliteStore) -> None:
+def recover_copies(store: SqliteStore) -> None:
     """Read what was put aside and is not recovered yet, also by a recovery that was cut off."""
     if store.path is None or store.problem:
         return
@@ -104,7 +104,7 @@ def finish(store: SqliteStore) -> None:
 def _salvage(database: Database, aside: Path) -> tuple[int, int]:
     """Copy every row that can be read; returns how many messages, and how many rows are known to be lost."""
     n_messages = n_lost = 0
-    with contextlib.closing(_opened(aside)) as damaged, database.writing(durable=True) as db:
+    with contextlib.closing(_open_damaged(aside)) as damaged, database.writing(durable=True) as db:
         db.execute("PRAGMA defer_foreign_keys = ON")
         for table in _TABLES:
             columns = [row["name"] for row in db.execute(f"PRAGMA table_info({table})")]
@@ -114,7 +114,7 @@ def _salvage(database: Database, aside: Path) -> tuple[int, int]:
                 added = _insert(db, statement, row)
                 n_lost += added is None
                 n_messages += (added or 0) if table == "messages" else 0
-        n_lost += _mend(db)
+        n_lost += _repair_references(db)
     return n_messages, n_lost
 
 
@@ -128,7 +128,7 @@ def _insert(db: sqlite3.Connection, statement: str, row: tuple[object, ...] | No
         return None
 
 
-def _opened(aside: Path) -> sqlite3.Connection:
+def _open_damaged(aside: Path) -> sqlite3.Connection:
     # The damaged file is only read, so that it stays as it is; as text, anything that is there.
     # Without a log nothing needs to be shared, and no file is made beside it.
     how = "mode=ro" if aside.with_name(aside.name + "-wal").exists() else "mode=ro&immutable=1"
@@ -171,7 +171,7 @@ def _until_damage(damaged: sqlite3.Connection, statement: str) -> Iterator[tuple
         yield from damaged.execute(statement)
 
 
-def _mend(db: sqlite3.Connection) -> int:
+def _repair_references(db: sqlite3.Connection) -> int:
     """Make what was recovered whole: messages without their conversation or parent get one.
 
     Returns how many attachments are lost.

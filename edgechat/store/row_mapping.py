@@ -14,7 +14,7 @@ from edgechat.engine.protocol import GenerationStats
 _stats = msgspec.json.Decoder(GenerationStats)
 
 
-def encode(value: object) -> str:
+def encode_json(value: object) -> str:
     """JSON for a column."""
     return msgspec.json.encode(value).decode()
 
@@ -50,13 +50,13 @@ def _message(row: sqlite3.Row, ids: Mapping[int | None, str], files: tuple[Attac
     )  # fmt: skip
 
 
-def said(message: Message) -> dict[str, Any]:
+def mutable_columns(message: Message) -> dict[str, Any]:
     """The columns that change while an answer is written."""
     return {
         "text": message.text,
         "reasoning": message.reasoning,
         "finish_reason": message.finish_reason,
         "n_tokens": message.n_tokens,
-        "stats": encode(message.stats) if message.stats is not None else None,
+        "stats": encode_json(message.stats) if message.stats is not None else None,
         "context_start_id": message.context_start_id,
     }

@@ -149,16 +149,16 @@ _SEARCH: Final = (
 MIGRATIONS: Final[Sequence[Migration]] = (Migration((*_TABLES, *_SEARCH)),)
 
 
-def version(connection: sqlite3.Connection) -> int:
+def schema_version(connection: sqlite3.Connection) -> int:
     """How many migrations this database has seen."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def apply(connection: sqlite3.Connection, number: int, migration: Migration) -> None:
+def apply_migration(connection: sqlite3.Connection, number: int, migration: Migration) -> None:
     """Bring a database from `number - 1` to `number`, unless another process just did; as a whole or not at all."""
     connection.execute("BEGIN EXCLUSIVE")
     try:
-        if version(connection) == number - 1:
+        if schema_version(connection) == number - 1:
             for statement in migration.statements:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {number}")

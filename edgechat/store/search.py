@@ -15,9 +15,9 @@ from edgechat.store.schema import INDEXED_CHARS
 # The trigram index knows nothing shorter.
 _INDEXED_CHARS: Final = 3
 # Rank is computed among the newest matches: a query that matches everything costs no more than one that does not.
-RANKED: Final = 1000
+MAX_RANKED: Final = 1000
 # Queries of one or two characters look at so many of the newest messages themselves.
-SCANNED: Final = 20_000
+MAX_SCANNED: Final = 20_000
 MAX_WORDS: Final = 32
 # Blocks of 4 kB that are rewritten to forget what was deleted: 40 MB.
 _REWRITTEN_BLOCKS: Final = 10_000
@@ -29,18 +29,18 @@ _BEFORE, _AFTER = 40, 120
 _K1, _B = 1.2, 0.75
 
 
-def words_of(query: str) -> list[str]:
+def query_words(query: str) -> list[str]:
     """The words of a query; "quoted words" are one. No character has a meaning besides."""
     return [w for w in (quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|([^\s"]+)', query)) if w.strip()]
 
 
 def search(db: sqlite3.Connection, query: str, *, order: Order, limit: int, offset: int) -> list[Hit]:
     """Titles and messages that hold every word of `query`, newest first or by rank among the newest `RANKED`."""
-    words = words_of(query)[:MAX_WORDS]
+    words = query_words(query)[:MAX_WORDS]
     if not words:
         return []
     # Enough for the page that is asked for; among the newest, rank needs to see all it ranks.
-    wanted = RANKED if order == "rank" else limit + offset
+    wanted = MAX_RANKED if order == "rank" else limit + offset
     titles = _titles(db, words, wanted)
     bodies = _bodies(db, words, wanted, _RANKED_CHARS if order == "rank" else INDEXED_CHARS)
     found = sorted([*titles, *bodies], key=lambda row: row["key"], reverse=True)[:wanted]
@@ -51,7 +51,7 @@ def search(db: sqlite3.Connection, query: str, *, order: Order, limit: int, offs
     return [_hit(row, words, 0.0) for row in found[offset : offset + limit]]
 
 
-def forget_deleted(db: sqlite3.Connection) -> None:
+def purge_index(db: sqlite3.Connection) -> None:
     """Take what was deleted out of the index too, by writing it anew.
 
     One that is too large for that keeps trigrams of what was deleted until it next merges. (SQLite from 3.42 on could
@@ -80,11 +80,11 @@ def _titles(db: sqlite3.Connection, words: Sequence[str], wanted: int) -> list[s
         rows = db.execute(
             f"SELECT {_TITLE_COLUMNS} FROM title_search s JOIN conversations c ON c.key = s.rowid "
             "WHERE title_search MATCH ? ORDER BY s.rowid DESC LIMIT ?",
-            (_match(long), wanted if len(long) == len(words) else SCANNED),
+            (_match(long), wanted if len(long) == len(words) else MAX_SCANNED),
         )
     else:
         rows = db.execute(f"SELECT {_TITLE_COLUMNS} FROM conversations c ORDER BY c.key DESC")
-    return _holding(rows, words, wanted)
+    return _matching_rows(rows, words, wanted)
 
 
 def _bodies(db: sqlite3.Connection, words: Sequence[str], wanted: int, n_chars: int) -> list[sqlite3.Row]:
@@ -96,18 +96,18 @@ def _bodies(db: sqlite3.Connection, words: Sequence[str], wanted: int, n_chars: 
         rows = db.execute(
             f"SELECT {columns} FROM (SELECT rowid FROM message_search WHERE message_search MATCH ? "
             f"ORDER BY rowid DESC LIMIT ?) s JOIN messages m ON m.key = s.rowid {joined} ORDER BY m.key DESC",
-            (_match(long), wanted if len(long) == len(words) else SCANNED),
+            (_match(long), wanted if len(long) == len(words) else MAX_SCANNED),
         )
     else:
         rows = db.execute(
             f"SELECT {columns} FROM (SELECT * FROM messages WHERE hidden_by IS NULL ORDER BY key DESC LIMIT ?) m "
             f"{joined} ORDER BY m.key DESC",
-            (SCANNED,),
+            (MAX_SCANNED,),
         )
-    return _holding(rows, words, wanted)
+    return _matching_rows(rows, words, wanted)
 
 
-def _holding(rows: sqlite3.Cursor, words: Sequence[str], wanted: int) -> list[sqlite3.Row]:
+def _matching_rows(rows: sqlite3.Cursor, words: Sequence[str], wanted: int) -> list[sqlite3.Row]:
     """The first rows whose text holds the words that the index does not know."""
     short = [w.lower() for w in words if len(w) < _INDEXED_CHARS]
     found: list[sqlite3.Row] = []
@@ -136,7 +136,7 @@ def _scores(texts: Sequence[str], words: Sequence[str]) -> list[float]:
 
 
 def _hit(row: sqlite3.Row, words: Sequence[str], score: float) -> Hit:
-    snippet, marks = snippet_of(row["text"], words)
+    snippet, marks = make_snippet(row["text"], words)
     return Hit(
         conversation_id=row["conversation_id"], title=row["title"] or first_line(row["text"]),
         message_id=row["message_id"], role=row["role"], created_at_ms=row["created_at_ms"],
@@ -144,7 +144,7 @@ def _hit(row: sqlite3.Row, words: Sequence[str], score: float) -> Hit:
     )  # fmt: skip
 
 
-def snippet_of(text: str, words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+def make_snippet(text: str, words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     """A line of text around the first match, and where the words are in it."""
     pattern = re.compile("|".join(re.escape(w) for w in sorted(words, key=len, reverse=True)), re.IGNORECASE)
     first = pattern.search(text)

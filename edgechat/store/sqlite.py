@@ -115,7 +115,7 @@ class SqliteStore:
                 db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
             head = 0
             for message in messages:
-                head = tree_sql.insert(db, owner, message, self._writer)
+                head = tree_sql.insert_message(db, owner, message, self._writer)
             db.execute(
                 "UPDATE conversations SET head_key = ?, updated_at_ms = ? WHERE key = ?", (head, now_ms(), owner)
             )
@@ -130,14 +130,17 @@ class SqliteStore:
         with self.database.writing() as db:
             is_new = db.execute("SELECT 1 FROM conversations WHERE id = ?", (conversation.id,)).fetchone() is None
             owner = tree_sql.ensure_conversation(db, conversation)
-            unknown = tree_sql.unknown(db, [m.id for m in messages])
+            unknown = tree_sql.missing_ids(db, [m.id for m in messages])
             missing = [m for m in messages if m.id in unknown]
             for sha256, data in files.items():
                 db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
             for message in messages:
                 if message.id not in unknown:
-                    tree_sql.attach(db, owner, message)
-            keys = {m.id: tree_sql.insert(db, owner, tree_sql.rooted(db, owner, m), self._writer) for m in missing}
+                    tree_sql.add_attachments(db, owner, message)
+            keys = {
+                m.id: tree_sql.insert_message(db, owner, tree_sql.reparented(db, owner, m), self._writer)
+                for m in missing
+            }
             for message in missing:
                 db.execute(
                     "UPDATE messages SET active_child_key = ? WHERE key = ?",
@@ -145,7 +148,7 @@ class SqliteStore:
                 )
             head = keys.get(conversation.head_id or "") or (max(keys.values()) if is_new and keys else None)
             here = db.execute("SELECT head_key FROM conversations WHERE key = ?", (owner,)).fetchone()["head_key"]
-            if head is not None and (here is None or tree_sql.is_above(db, here, head)):  # it went on elsewhere
+            if head is not None and (here is None or tree_sql.is_ancestor(db, here, head)):  # it went on elsewhere
                 db.execute(
                     "UPDATE conversations SET head_key = ?, updated_at_ms = max(updated_at_ms, ?) WHERE key = ?",
                     (head, conversation.updated_at_ms, owner),
@@ -156,10 +159,10 @@ class SqliteStore:
             )
         return len(missing)
 
-    def unknown(self, message_ids: Sequence[str]) -> set[str]:
+    def missing_ids(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that no message here has, deleted ones included."""
         with self.database.reading() as db:
-            return tree_sql.unknown(db, message_ids)
+            return tree_sql.missing_ids(db, ids)
 
     def conversation_ids(self) -> Sequence[str]:
         """All of them, the oldest first."""
@@ -168,7 +171,7 @@ class SqliteStore:
 
     def checkpoint(self, message: Message) -> bool:
         """Write what an answer of ours has become."""
-        changes = row_mapping.said(message)
+        changes = row_mapping.mutable_columns(message)
         with self.database.writing(durable=message.finish_reason != "streaming") as db:
             return _update(db, "messages", changes, "id = ? AND writer = ? AND hidden_by IS NULL",
                            message.id, self._writer) == 1  # fmt: skip
@@ -176,7 +179,7 @@ class SqliteStore:
     def claim(self, message_id: str) -> None:
         """Make an answer ours."""
         with self.database.writing(durable=True) as db:
-            tree_sql.found(db, message_id)
+            tree_sql.message_row(db, message_id)
             db.execute(
                 "UPDATE messages SET writer = ?, finish_reason = 'streaming' WHERE id = ?", (self._writer, message_id)
             )
@@ -185,9 +188,9 @@ class SqliteStore:
         """Take messages back for good, children first."""
         with self.database.writing(durable=True) as db:
             for message_id in message_ids:
-                row = tree_sql.found(db, message_id)
+                row = tree_sql.message_row(db, message_id)
                 db.execute("DELETE FROM messages WHERE key = ?", (row["key"],))
-                tree_sql.close_gap(db, row)
+                tree_sql.redirect_active_path(db, row)
                 db.execute(
                     "DELETE FROM conversations WHERE key = ? AND NOT EXISTS "
                     "(SELECT 1 FROM messages WHERE conversation_key = conversations.key)",
@@ -200,28 +203,28 @@ class SqliteStore:
         """Go on from the alternative `path[-1]`."""
         with self.database.writing() as db:
             self._select(db, path)
-            tree_sql.set_head(db, tree_sql.leaf(db, tree_sql.found(db, path[-1])["key"]))
+            tree_sql.set_head(db, tree_sql.active_leaf(db, tree_sql.message_row(db, path[-1])["key"]))
 
     def end_path(self, path: Sequence[str]) -> None:
         """Make `path[-1]` the head."""
         with self.database.writing() as db:
             self._select(db, path)
-            tree_sql.set_head(db, tree_sql.found(db, path[-1])["key"])
+            tree_sql.set_head(db, tree_sql.message_row(db, path[-1])["key"])
 
     def _select(self, db: sqlite3.Connection, path: Sequence[str]) -> None:
         for parent_id, child_id in itertools.pairwise(path):
-            child = tree_sql.found(db, child_id)["key"]
+            child = tree_sql.message_row(db, child_id)["key"]
             db.execute("UPDATE messages SET active_child_key = ? WHERE id = ?", (child, parent_id))
 
     def hide(self, message_id: str) -> None:
         """Delete a message and all below it, for now."""
         with self.database.writing(durable=True) as db:
-            row = tree_sql.found(db, message_id)
+            row = tree_sql.message_row(db, message_id)
             db.execute(
                 f"UPDATE messages SET hidden_by = ?, hidden_at_ms = ? WHERE key IN ({_BELOW}) AND hidden_by IS NULL",
                 (row["key"], now_ms(), row["key"]),
             )
-            tree_sql.close_gap(db, row)
+            tree_sql.redirect_active_path(db, row)
 
     def unhide(self, message_id: str) -> None:
         """Bring back what `hide` of the same message took away."""
@@ -243,7 +246,7 @@ class SqliteStore:
         """Write some of title, model, settings, pinned, archived, tags and folder."""
         if not changes.keys() <= _CHANGEABLE:
             raise ValueError(f"{sorted(changes.keys() - _CHANGEABLE)} cannot be changed")
-        columns = {k: row_mapping.encode(v) if k in ("settings", "tags") else v for k, v in changes.items()}
+        columns = {k: row_mapping.encode_json(v) if k in ("settings", "tags") else v for k, v in changes.items()}
         with self.database.writing(durable=True) as db:
             if columns and not _update(db, "conversations", columns, "id = ?", conversation_id):
                 raise GoneError(f"conversation {conversation_id} is gone: another edgechat deleted it")
@@ -255,8 +258,8 @@ class SqliteStore:
             db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only unlinked
             db.execute("DELETE FROM messages WHERE conversation_key = ?", (row["key"],))
             db.execute("DELETE FROM conversations WHERE key = ?", (row["key"],))
-            search.forget_deleted(db)
-        self.database.forget_log()
+            search.purge_index(db)
+        self.database.truncate_wal()
         self._forget_beside([conversation_id])
 
     def conversation(self, conversation_id: str) -> Conversation:

@@ -27,17 +27,17 @@ def ensure_conversation(db: sqlite3.Connection, conversation: Conversation) -> i
     key = _free_key(db, "conversations", c.created_at_ms << _KEY_BITS)
     db.execute(
         "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-        (key, c.id, c.title, c.model, row_mapping.encode(c.settings), c.pinned, c.archived, row_mapping.encode(c.tags), c.folder,
+        (key, c.id, c.title, c.model, row_mapping.encode_json(c.settings), c.pinned, c.archived, row_mapping.encode_json(c.tags), c.folder,
          c.created_at_ms, c.updated_at_ms or c.created_at_ms),
     )  # fmt: skip
     return key
 
 
-def insert(db: sqlite3.Connection, owner: int, message: Message, writer: str) -> int:
+def insert_message(db: sqlite3.Connection, owner: int, message: Message, writer: str) -> int:
     """Add a message, after its parent and its siblings; returns its key."""
     parent_key: int | None = None
     if message.parent_id is not None:
-        parent = found(db, message.parent_id)
+        parent = message_row(db, message.parent_id)
         parent_key = parent["key"]
         if parent["conversation_key"] != owner:
             raise StoreError(f"message {message.parent_id} belongs to another conversation")
@@ -49,13 +49,13 @@ def insert(db: sqlite3.Connection, owner: int, message: Message, writer: str) ->
     columns = {
         "key": key, "id": message.id, "conversation_key": owner, "parent_key": parent_key, "role": message.role,
         "created_at_ms": message.created_at_ms, "model": message.model, "writer": writer,
-    } | row_mapping.said(message)  # fmt: skip
+    } | row_mapping.mutable_columns(message)  # fmt: skip
     try:
         db.execute(
             f"INSERT INTO messages ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
             tuple(columns.values()),
         )
-        _attach(db, key, message)
+        _insert_attachments(db, key, message)
         db.execute("UPDATE messages SET active_child_key = ? WHERE key = ?", (key, parent_key))
     except sqlite3.IntegrityError as error:
         raise StoreError(f"message {message.id} cannot be kept: {error}") from error
@@ -71,7 +71,7 @@ def _free_key(db: sqlite3.Connection, table: str, wanted: int) -> int:
     return int(taken) + 1 if taken + 1 < end else _free_key(db, table, end)
 
 
-def attach(db: sqlite3.Connection, owner: int, message: Message) -> None:
+def add_attachments(db: sqlite3.Connection, owner: int, message: Message) -> None:
     """Give a message that is here the attachments that it came without."""
     row = db.execute(
         "SELECT key FROM messages WHERE id = ? AND conversation_key = ? AND NOT EXISTS "
@@ -79,10 +79,10 @@ def attach(db: sqlite3.Connection, owner: int, message: Message) -> None:
         (message.id, owner),
     ).fetchone()
     if row is not None:
-        _attach(db, row["key"], message)
+        _insert_attachments(db, row["key"], message)
 
 
-def _attach(db: sqlite3.Connection, key: int, message: Message) -> None:
+def _insert_attachments(db: sqlite3.Connection, key: int, message: Message) -> None:
     for position, file in enumerate(message.attachments):
         db.execute(
             "INSERT INTO message_attachments VALUES (?, ?, ?, ?, ?)",
@@ -90,7 +90,7 @@ def _attach(db: sqlite3.Connection, key: int, message: Message) -> None:
         )
 
 
-def is_above(db: sqlite3.Connection, upper: int | None, lower: int) -> bool:
+def is_ancestor(db: sqlite3.Connection, upper: int | None, lower: int) -> bool:
     """True if the message `upper` is on the path to `lower`, or is it."""
     at: int | None = lower
     while at is not None and at != upper:
@@ -99,7 +99,7 @@ def is_above(db: sqlite3.Connection, upper: int | None, lower: int) -> bool:
     return at is not None
 
 
-def leaf(db: sqlite3.Connection, key: int) -> int:
+def active_leaf(db: sqlite3.Connection, key: int) -> int:
     """Where the conversation was last below a message."""
     while True:
         row = db.execute("SELECT active_child_key FROM messages WHERE key = ?", (key,)).fetchone()
@@ -116,7 +116,7 @@ def set_head(db: sqlite3.Connection, key: int) -> None:
     )
 
 
-def close_gap(db: sqlite3.Connection, gone: sqlite3.Row) -> None:
+def redirect_active_path(db: sqlite3.Connection, gone: sqlite3.Row) -> None:
     """Lead what led to a message that is gone to its newest sibling, or to its parent."""
     parent, owner = gone["parent_key"], gone["conversation_key"]
     newest = db.execute(
@@ -129,11 +129,11 @@ def close_gap(db: sqlite3.Connection, gone: sqlite3.Row) -> None:
     db.execute(
         "UPDATE conversations SET head_key = ? WHERE key = ? AND head_key NOT IN "
         "(SELECT key FROM messages WHERE conversation_key = ? AND hidden_by IS NULL)",
-        (parent if newest is None else leaf(db, newest), owner, owner),
+        (parent if newest is None else active_leaf(db, newest), owner, owner),
     )
 
 
-def rooted(db: sqlite3.Connection, owner: int, message: Message) -> Message:
+def reparented(db: sqlite3.Connection, owner: int, message: Message) -> Message:
     """The message; without its parent, if that is deleted here or belongs to another conversation."""
     parent = db.execute(_MESSAGE, (message.parent_id,)).fetchone()
     if parent is not None and parent["conversation_key"] == owner:
@@ -141,12 +141,12 @@ def rooted(db: sqlite3.Connection, owner: int, message: Message) -> Message:
     return msgspec.structs.replace(message, parent_id=None)
 
 
-def unknown(db: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
+def missing_ids(db: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
     """Those of the ids that no message has, deleted ones included."""
     return {i for i in ids if db.execute("SELECT 1 FROM messages WHERE id = ?", (i,)).fetchone() is None}
 
 
-def found(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
+def message_row(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
     """A message's place in the tree. Raises StoreError if it is gone."""
     row: sqlite3.Row | None = db.execute(_MESSAGE, (message_id,)).fetchone()
     if row is None:

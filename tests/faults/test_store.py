@@ -127,7 +127,7 @@ def test_a_writer_killed_at_any_moment_two_hundred_times_with_a_reader_attached(
         stop.set()
         reader.join()
     assert problems == []
-    assert recovery.is_sound(paths.history_file())
+    assert recovery.is_intact(paths.history_file())
 
 
 def test_at_most_two_seconds_of_a_slow_answer_are_missing() -> None:

@@ -99,7 +99,7 @@ class Server:
         if self.process.poll() is None:
             self.interrupt()
             try:
-                self.process.wait(timeout=middleware.BODY_S)
+                self.process.wait(timeout=middleware.BODY_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

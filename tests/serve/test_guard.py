@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edgechat.serve import middleware
-from edgechat.serve.middleware import RequestGuard, Rules
+from edgechat.serve.middleware import AccessRules, RequestGuard
 from tests.conftest import Cli, edgechat_command
 from tests.serve.conftest import Start
 from tests.serve.driving import Server, user
@@ -122,7 +122,7 @@ def test_bodies_have_a_limit(server: Server) -> None:
 
 
 async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(middleware, "BODY_S", 0.05)
+    monkeypatch.setattr(middleware, "BODY_TIMEOUT_S", 0.05)
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -135,7 +135,7 @@ async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyP
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [(b"host", b"localhost")]}
-    await RequestGuard(app, Rules(host="127.0.0.1"), lambda path, status: None)(scope, receive, send)
+    await RequestGuard(app, AccessRules(host="127.0.0.1"), lambda path, status: None)(scope, receive, send)
     assert sent[0]["status"] == 408
 
 

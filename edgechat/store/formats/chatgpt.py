@@ -11,7 +11,7 @@ import msgspec
 
 from edgechat.chat.messages import Conversation, Message, Role
 from edgechat.errors import ImportRefusedError
-from edgechat.store.formats.edgechat_json import Incoming, Record, sound, stable_id
+from edgechat.store.formats.edgechat_json import ConversationRecord, ImportedData, sanitize, stable_id
 
 _NAME: Final = "conversations.json"
 # A ZIP file can claim to hold anything; the largest real exports are some hundred megabytes.
@@ -20,7 +20,7 @@ _LAYOUT_ERRORS: Final = (KeyError, TypeError, AttributeError, ValueError, Overfl
 _ROLES: Final[Mapping[str, Role]] = {"user": "user", "assistant": "assistant", "system": "system", "tool": "tool"}
 
 
-def unzipped(data: bytes) -> bytes:
+def unzip_conversations(data: bytes) -> bytes:
     """`conversations.json` out of a ZIP file. Raises ImportRefusedError if it has none, or one that is too large."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_NAME) as file:
@@ -34,10 +34,10 @@ def unzipped(data: bytes) -> bytes:
     return content
 
 
-def read(items: list[Any]) -> Incoming:
+def parse(items: list[Any]) -> ImportedData:
     """The conversations of a decoded export. Raises ImportRefusedError if it holds none."""
     problems: list[str] = []
-    records: list[Record] = []
+    records: list[ConversationRecord] = []
     for number, item in enumerate(items):
         try:
             records.append(_record(item))
@@ -45,10 +45,10 @@ def read(items: list[Any]) -> Incoming:
             problems.append(f"conversation {number + 1} has an unknown layout and was left out: {error!r}")
     if not records:
         raise ImportRefusedError("this is JSON, but there are no conversations of ChatGPT in it")
-    return sound(records, {}, problems)
+    return sanitize(records, {}, problems)
 
 
-def _record(item: Mapping[str, Any]) -> Record:
+def _record(item: Mapping[str, Any]) -> ConversationRecord:
     nodes: Mapping[str, Mapping[str, Any]] = item["mapping"]
     source = str(item.get("conversation_id") or item.get("id") or "") or "/".join(sorted(nodes))
     ids = {node: stable_id("chatgpt", source, node) for node in nodes}
@@ -63,7 +63,7 @@ def _record(item: Mapping[str, Any]) -> Record:
     ]
     current = item.get("current_node")
     head = current if current in said else _said_above(str(current), nodes, said)
-    return Record(
+    return ConversationRecord(
         conversation=Conversation(
             id=stable_id("chatgpt", source), title=str(item.get("title") or ""), folder="",
             created_at_ms=_ms(item.get("create_time")), updated_at_ms=_ms(item.get("update_time")),

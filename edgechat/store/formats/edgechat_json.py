@@ -20,7 +20,7 @@ _SOUND_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
 _LATEST_MS: Final = (1 << 43) - (1 << 20)
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class ConversationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation with all its branches."""
 
     conversation: Conversation
@@ -28,57 +28,59 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Parents before children."""
 
 
-class Archive(msgspec.Struct, frozen=True, kw_only=True):
+class ExportArchive(msgspec.Struct, frozen=True, kw_only=True):
     """What an export file holds."""
 
     format: Literal["edgechat"] = "edgechat"
     version: int = VERSION
-    conversations: list[Record]
+    conversations: list[ConversationRecord]
     attachments: dict[str, bytes] = {}
     """Contents by SHA-256; base64 in JSON."""
 
 
-class Incoming(msgspec.Struct, frozen=True, kw_only=True):
+class ImportedData(msgspec.Struct, frozen=True, kw_only=True):
     """What an import file holds, made sound."""
 
-    records: list[Record]
+    records: list[ConversationRecord]
     attachments: dict[str, bytes] = {}
     problems: list[str] = []
     """What had to be mended or left out."""
 
 
-class Merged(msgspec.Struct, frozen=True, kw_only=True):
+class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
     """What an import did, or would do."""
 
     conversations: int
     """Conversations that are new."""
     messages: int
     """Messages that are new."""
-    known: int
+    existing: int
     """Messages that were here already."""
     problems: list[str]
 
 
-def export(store: SqliteStore, ids: Iterable[str]) -> Archive:
+def export(store: SqliteStore, ids: Iterable[str]) -> ExportArchive:
     """Conversations with all their branches and attachments."""
-    records = [record(store, i) for i in ids]
+    records = [load_record(store, i) for i in ids]
     hashes = sorted({a.sha256 for r in records for m in r.messages for a in m.attachments})
     contents: dict[str, bytes] = {}
     for sha256 in hashes:
         with contextlib.suppress(StoreError):  # what is lost or damaged must not hold back the rest
             contents[sha256] = store.attachment(sha256)
-    return Archive(conversations=records, attachments=contents)
+    return ExportArchive(conversations=records, attachments=contents)
 
 
-def record(store: SqliteStore, conversation_id: str) -> Record:
+def load_record(store: SqliteStore, conversation_id: str) -> ConversationRecord:
     """One conversation with all its branches."""
-    return Record(conversation=store.conversation(conversation_id), messages=store.messages(conversation_id))
+    return ConversationRecord(
+        conversation=store.conversation(conversation_id), messages=store.messages(conversation_id)
+    )
 
 
-def read(data: bytes) -> Incoming:
+def decode(data: bytes) -> ImportedData:
     """An archive from a file. Raises ImportRefusedError if it is none of ours, or of a newer version."""
     try:
-        archive = msgspec.json.decode(data, type=Archive)
+        archive = msgspec.json.decode(data, type=ExportArchive)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ImportRefusedError(f"this is not an export of edgechat: {error}") from error
     if archive.version > VERSION:
@@ -91,20 +93,20 @@ def read(data: bytes) -> Incoming:
         if hashlib.sha256(content).hexdigest() != sha256
     ]
     files = {h: c for h, c in archive.attachments.items() if hashlib.sha256(c).hexdigest() == h}
-    return sound(archive.conversations, files, problems)
+    return sanitize(archive.conversations, files, problems)
 
 
-def sound(records: Sequence[Record], files: dict[str, bytes], problems: list[str]) -> Incoming:
+def sanitize(records: Sequence[ConversationRecord], files: dict[str, bytes], problems: list[str]) -> ImportedData:
     """Records whose messages form trees, whatever the file said."""
-    kept: list[Record] = []
+    kept: list[ConversationRecord] = []
     seen: set[str] = set()
     for item in records:
         name = item.conversation.title or item.conversation.id
-        messages = [_with_files(clean(m), files, name, problems) for m in item.messages]
+        messages = [_with_files(sanitize_fields(m), files, name, problems) for m in item.messages]
         ordered = _with_own_children(list(parents_first(messages, name, seen, problems)))
         if ordered:
-            kept.append(Record(conversation=clean(item.conversation), messages=ordered))
-    return Incoming(records=kept, attachments=files, problems=problems)
+            kept.append(ConversationRecord(conversation=sanitize_fields(item.conversation), messages=ordered))
+    return ImportedData(records=kept, attachments=files, problems=problems)
 
 
 def _with_own_children(messages: list[Message]) -> list[Message]:
@@ -120,7 +122,7 @@ def _with_own_children(messages: list[Message]) -> list[Message]:
 T = TypeVar("T", Conversation, Message)
 
 
-def clean(value: T) -> T:
+def sanitize_fields(value: T) -> T:
     """Texts and numbers that a database can hold, and ids that a terminal and a command line can."""
     changes: dict[str, Any] = {}
     for name in value.__struct_fields__:
@@ -188,21 +190,21 @@ def parents_first(messages: Sequence[Message], name: str, seen: set[str], proble
             yield message
 
 
-def merge(store: SqliteStore, incoming: Incoming, *, dry_run: bool) -> Merged:
+def merge(store: SqliteStore, incoming: ImportedData, *, dry_run: bool) -> ImportResult:
     """Add what is new to the store; with `dry_run` only say what that would be."""
     new = known = added = 0
     here = set(store.conversation_ids())
     for item in incoming.records:
         hashes = {a.sha256 for m in item.messages for a in m.attachments}
         if dry_run:
-            n_new = len(store.unknown([m.id for m in item.messages]))
+            n_new = len(store.missing_ids([m.id for m in item.messages]))
         else:
             files = {h: incoming.attachments[h] for h in hashes}
             n_new = store.merge(item.conversation, item.messages, files)
         added += item.conversation.id not in here
         new += n_new
         known += len(item.messages) - n_new
-    return Merged(conversations=added, messages=new, known=known, problems=incoming.problems)
+    return ImportResult(conversations=added, messages=new, existing=known, problems=incoming.problems)
 
 
 def copy_conversation(source: SqliteStore, target: SqliteStore, conversation_id: str) -> None:

@@ -6,8 +6,8 @@ from html import escape
 from typing import Final
 
 from edgechat.chat.messages import Message
-from edgechat.store.formats.edgechat_json import Record
-from edgechat.store.formats.markdown import SPEAKERS, path, when
+from edgechat.store.formats.edgechat_json import ConversationRecord
+from edgechat.store.formats.markdown import ROLE_LABELS, active_path, format_time
 
 _STYLE: Final = """
 body { max-width: 48rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222; }
@@ -22,14 +22,14 @@ table { border-collapse: collapse; } td, th { border: 1px solid #ccc; padding: .
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def write(record: Record) -> str:
+def render(record: ConversationRecord) -> str:
     """The conversation as it stands; other branches are left out."""
     from markdown_it import MarkdownIt
 
     # Raw HTML in a message is shown, not used; images would be fetched from elsewhere.
     render = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render
     title = escape(record.conversation.title or "Conversation")
-    body = "\n".join(_article(message, render(message.text)) for message in path(record))
+    body = "\n".join(_article(message, render(message.text)) for message in active_path(record))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -39,8 +39,8 @@ def write(record: Record) -> str:
 
 
 def _article(message: Message, html: str) -> str:
-    details = [when(message.created_at_ms), message.model, "interrupted" if message.interrupted else ""]
-    heading = escape(" · ".join([SPEAKERS[message.role], *(d for d in details if d)]))
+    details = [format_time(message.created_at_ms), message.model, "interrupted" if message.interrupted else ""]
+    heading = escape(" · ".join([ROLE_LABELS[message.role], *(d for d in details if d)]))
     files = "".join(f"<p>Attached: {escape(a.name)} ({a.size_bytes} bytes)</p>" for a in message.attachments)
     thought = (
         f"<details><summary>Reasoning</summary><pre>{escape(message.reasoning)}</pre></details>"

@@ -15,10 +15,10 @@ import msgspec
 from edgechat.chat.attachments import media_type
 from edgechat.chat.messages import Attachment, Conversation, Message, Role
 from edgechat.errors import AttachmentError, ImportRefusedError
-from edgechat.store.formats.edgechat_json import Incoming, Record, sound, stable_id
+from edgechat.store.formats.edgechat_json import ConversationRecord, ImportedData, sanitize, stable_id
 
 
-def read(path: Path) -> Incoming:
+def read_database(path: Path) -> ImportedData:
     """Every conversation in the database, which is not changed. Raises ImportRefusedError if it is none of llm's."""
     reader = _LogsReader()
     try:
@@ -36,7 +36,7 @@ def read(path: Path) -> Incoming:
             ]
     except (sqlite3.Error, msgspec.MsgspecError, IndexError, AttributeError, TypeError) as error:
         raise ImportRefusedError(f"{path} cannot be read as a database of llm: {error}") from error
-    return sound(records, reader.files, reader.problems)
+    return sanitize(records, reader.files, reader.problems)
 
 
 class _LogsReader:
@@ -46,7 +46,7 @@ class _LogsReader:
         self.files: dict[str, bytes] = {}
         self.problems: list[str] = []
 
-    def responses(self, db: sqlite3.Connection) -> Iterator[Record]:
+    def responses(self, db: sqlite3.Connection) -> Iterator[ConversationRecord]:
         """The older layout: a prompt and a response to a row."""
         for row in db.execute("SELECT * FROM conversations ORDER BY id").fetchall():
             messages: list[Message] = []
@@ -100,7 +100,7 @@ class _LogsReader:
         self.files[sha256] = content
         return Attachment(sha256=sha256, name=name, media_type=kind, size_bytes=len(content))
 
-    def threads(self, db: sqlite3.Connection) -> Iterator[Record]:
+    def threads(self, db: sqlite3.Connection) -> Iterator[ConversationRecord]:
         """The newer layout: messages that know their parent, shared by the threads that go through them."""
         for thread in db.execute("SELECT * FROM threads ORDER BY id").fetchall():
             turns = db.execute("SELECT * FROM turns WHERE thread_id = ? ORDER BY id", (thread["id"],)).fetchall()
@@ -174,9 +174,9 @@ def _resolved(db: sqlite3.Connection, text: str | None, payload: Mapping[str, An
     return "".join(pieces)
 
 
-def _record(source: str, name: str | None, model: str | None, messages: list[Message]) -> Record:
+def _record(source: str, name: str | None, model: str | None, messages: list[Message]) -> ConversationRecord:
     times = [m.created_at_ms for m in messages] or [0]
-    return Record(
+    return ConversationRecord(
         conversation=Conversation(
             id=stable_id("llm", source), title=name or "", model=model or "", created_at_ms=min(times),
             updated_at_ms=max(times), head_id=messages[-1].id if messages else None,

@@ -11,7 +11,7 @@ import msgspec
 
 from edgechat.chat.messages import Conversation, Message
 from edgechat.errors import ImportRefusedError
-from edgechat.store.formats.edgechat_json import Record
+from edgechat.store.formats.edgechat_json import ConversationRecord
 
 _START: Final = "<!-- edgechat "
 _REASONING: Final = "<!-- edgechat-reasoning -->"
@@ -20,15 +20,15 @@ _TEXT: Final = "<!-- edgechat-text -->"
 # Lines of a message that look like our remarks get a backslash in front, and lose it again.
 _LOOKS_LIKE: Final = re.compile(r"^(\\*<!-- edgechat)", re.MULTILINE)
 _ESCAPED: Final = re.compile(r"^\\(\\*<!-- edgechat)", re.MULTILINE)
-SPEAKERS: Final = {"user": "You", "assistant": "Model", "system": "System", "tool": "Tool"}
+ROLE_LABELS: Final = {"user": "You", "assistant": "Model", "system": "System", "tool": "Tool"}
 
 
-def write(record: Record) -> str:
+def render(record: ConversationRecord) -> str:
     """The conversation as it stands; other branches are left out."""
     conversation = record.conversation
     title = " ".join(conversation.title.split()) or "Conversation"
     parts = [_remark(_about(conversation)), f"# {title}", ""]
-    for message in path(record):
+    for message in active_path(record):
         parts += [_remark(_said(message)), f"## {_heading(message)}", ""]
         parts += [
             f"{_ATTACHED}{' '.join(file.name.split())} ({file.size_bytes} bytes)*\n" for file in message.attachments
@@ -39,7 +39,7 @@ def write(record: Record) -> str:
     return "\n".join([*parts, ""])
 
 
-def path(record: Record) -> list[Message]:
+def active_path(record: ConversationRecord) -> list[Message]:
     """The messages from a root to the head."""
     by_id = {m.id: m for m in record.messages}
     at = by_id.get(record.conversation.head_id or "")
@@ -50,7 +50,7 @@ def path(record: Record) -> list[Message]:
     return said[::-1]
 
 
-def when(milliseconds: int) -> str:
+def format_time(milliseconds: int) -> str:
     """A time in this machine's zone; "" for none, or one that no calendar has."""
     try:
         return (
@@ -64,11 +64,11 @@ def when(milliseconds: int) -> str:
 
 def _heading(message: Message) -> str:
     details = [
-        when(message.created_at_ms),
+        format_time(message.created_at_ms),
         " ".join(message.model.split()),
         "interrupted" if message.interrupted else "",
     ]
-    return " · ".join([SPEAKERS[message.role], *(d for d in details if d)])
+    return " · ".join([ROLE_LABELS[message.role], *(d for d in details if d)])
 
 
 def _remark(fields: dict[str, Any]) -> str:
@@ -90,7 +90,7 @@ def _escape(text: str) -> str:
     return _LOOKS_LIKE.sub(r"\\\1", text)
 
 
-def read(text: str) -> tuple[Record, list[str]]:
+def parse(text: str) -> tuple[ConversationRecord, list[str]]:
     """The conversation of a file that `write` made, and what of it is not there. Raises ImportRefusedError if none."""
     if " -->\r\n" in text[: text.find("\n") + 1]:  # an editor changed the ends of all lines
         text = text.replace("\r\n", "\n")
@@ -111,7 +111,9 @@ def read(text: str) -> tuple[Record, list[str]]:
         for body in pieces[4::2]
         for line in _parted(_TEXT, body)[0].split(_ATTACHED)[1:]
     ]
-    return Record(conversation=msgspec.structs.replace(conversation, head_id=head_id), messages=messages), lost
+    return ConversationRecord(
+        conversation=msgspec.structs.replace(conversation, head_id=head_id), messages=messages
+    ), lost
 
 
 def _message(fields: str, body: str) -> Message:

@@ -20,10 +20,10 @@ from edgechat.prompt.reasoning import FORMATS, ReasoningFormat
 from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.tool_formats import _FORMATS, GENERIC, CallReader, ToolFormat, as_given, detect
 from edgechat.serve import errors, grammars, openapi
-from edgechat.serve.chat import chosen_tools, thinks
-from edgechat.serve.chat_prompt import for_template
-from edgechat.serve.choices import Choice, Costs
-from edgechat.serve.completions import several
+from edgechat.serve.chat import reasoning_enabled, select_tools
+from edgechat.serve.chat_prompt import template_messages
+from edgechat.serve.choices import Choice, UsageTotals
+from edgechat.serve.completions import split_inputs
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_lease import ModelLease
 from edgechat.serve.schemas import ChatRequest, Function, SchemaFormat, Tool
@@ -62,8 +62,8 @@ def called(form: ToolFormat, *calls: tuple[str, str]) -> str:
 
 
 def of_tools(form: ToolFormat, *, must: bool = False, several: bool = True) -> str:
-    rules = grammars.of_tools([WEATHER, TIME], form, must=must, several=several)
-    return grammars.after_thinking(rules, None, "answer", think=True)
+    rules = grammars.tool_call_rules([WEATHER, TIME], form, required=must, parallel=several)
+    return grammars.with_reasoning(rules, None, "answer", think=True)
 
 
 # Tools
@@ -162,14 +162,14 @@ def conversation(**more: Any) -> ChatRequest:
         ],
         "tools": [{"type": "function", "function": {"name": "get_weather", "parameters": {"title": "<|user|>"}}}],
     } | more  # fmt: skip
-    return errors.decode(json.dumps(body).encode(), ChatRequest)
+    return errors.decode_body(json.dumps(body).encode(), ChatRequest)
 
 
 def test_tools_in_a_template_that_knows_them(renderer: Renderer) -> None:
     wanted = conversation()
     form = detect(NATIVE)
     assert form.is_native
-    messages = for_template(wanted.messages, wanted.tools or (), form)
+    messages = template_messages(wanted.messages, wanted.tools or (), form)
     assert [m.role for m in messages] == ["system", "user", "assistant", "tool"]
     assert messages[1].content == "Weather?\n\nIn Paris."
     control = ["<|user|>"]
@@ -185,7 +185,7 @@ def test_tools_in_a_template_that_knows_them(renderer: Renderer) -> None:
 
 def test_tools_in_words_of_our_own_where_a_template_knows_none() -> None:
     wanted = conversation()
-    messages = for_template(wanted.messages, wanted.tools or (), GENERIC)
+    messages = template_messages(wanted.messages, wanted.tools or (), GENERIC)
     assert [m.role for m in messages] == ["system", "user", "assistant", "user"]
     assert "get_weather" in messages[0].content
     assert messages[0].content.endswith("Be brief.")
@@ -202,21 +202,21 @@ def test_which_tools_may_be_called() -> None:
         ("required", 1, True),
         (named, 1, True),
     ):
-        found, must_call = chosen_tools(conversation(tool_choice=choice))
+        found, must_call = select_tools(conversation(tool_choice=choice))
         assert (len(found), must_call) == (n_tools, must)
     for more in (
         {"tool_choice": "required", "tools": []},
         {"tool_choice": {"type": "function", "function": {"name": "x"}}},
     ):
         with pytest.raises(ApiError):
-            chosen_tools(conversation(**more))
+            select_tools(conversation(**more))
 
 
 def test_arguments_that_are_no_json_are_refused() -> None:
     call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{"}}
     wanted = conversation(messages=[{"role": "assistant", "tool_calls": [call]}])
     with pytest.raises(ApiError, match=r"messages\[0\]\.tool_calls\[0\]\.function\.arguments"):
-        for_template(wanted.messages, (), detect(NATIVE))
+        template_messages(wanted.messages, (), detect(NATIVE))
 
 
 # Thinking
@@ -224,25 +224,25 @@ def test_arguments_that_are_no_json_are_refused() -> None:
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.opening)
 def test_what_is_thought_is_free_and_what_follows_is_bounded(form: ReasoningFormat) -> None:
-    rule = grammars.of_format(
-        errors.decode(b'{"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}', SchemaFormat)
+    rule = grammars.response_format_rule(
+        errors.decode_body(b'{"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}', SchemaFormat)
     )
-    opened = grammars.after_thinking(rule, form, "reasoning", think=True)
+    opened = grammars.with_reasoning(rule, form, "reasoning", think=True)
     assert allows(opened, f"hm {{ < {form.closing}{form.answer}7")
     assert not allows(opened, f"hm{form.closing}{form.answer}seven")
-    fresh = grammars.after_thinking(rule, form, "start", think=True)
+    fresh = grammars.with_reasoning(rule, form, "start", think=True)
     assert allows(fresh, f"{form.opening}\nhm\n{form.closing}\n\n{form.answer}7")
     assert allows(fresh, f"{form.answer}7")
     assert not allows(fresh, "hm 7")
-    assert allows(grammars.after_thinking(rule, form, "start", think=False), "7")
+    assert allows(grammars.with_reasoning(rule, form, "start", think=False), "7")
 
 
 def test_thinking_is_as_asked_for_or_as_set() -> None:
-    assert thinks(conversation(), default=None)
-    assert not thinks(conversation(), default=False)
-    assert not thinks(conversation(reasoning_effort="none"), default=True)
-    assert thinks(conversation(reasoning_effort="high"), default=False)
-    assert not thinks(
+    assert reasoning_enabled(conversation(), default=None)
+    assert not reasoning_enabled(conversation(), default=False)
+    assert not reasoning_enabled(conversation(reasoning_effort="none"), default=True)
+    assert reasoning_enabled(conversation(reasoning_effort="high"), default=False)
+    assert not reasoning_enabled(
         conversation(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="high"), default=True
     )
 
@@ -254,12 +254,12 @@ async def test_models_compute_one_at_a_time_and_none_waits_for_ever() -> None:
     turns, order = ModelLease(), []
 
     async def ask(model: str, name: str, steps: int) -> None:
-        await turns.enter(model)
+        await turns.acquire(model)
         order.append(name)
         for _ in range(steps):
             await asyncio.sleep(0)
         order.append(f"{name} ends")
-        turns.leave()
+        turns.release()
 
     tasks = [
         asyncio.ensure_future(ask(*each))
@@ -292,7 +292,7 @@ def test_a_choice_parts_thoughts_text_and_calls() -> None:
 
 
 def test_costs_of_several_requests_add_up() -> None:
-    costs = Costs()
+    costs = UsageTotals()
     assert costs.usage()["total_tokens"] == 0
     assert costs.timings()["prompt_per_second"] == 0
     for _ in range(2):
@@ -312,13 +312,13 @@ def test_costs_of_several_requests_add_up() -> None:
 @pytest.mark.parametrize("texts", [[], ["a", 1], [1, [2]], [[1], "a"], ["a"] * 65])
 def test_a_mixture_is_no_list_of_texts(texts: Any) -> None:
     with pytest.raises(ApiError):
-        several(texts, "prompt")
+        split_inputs(texts, "prompt")
 
 
 def test_texts_and_tokens() -> None:
-    assert several("a", "prompt") == ["a"]
-    assert several([1, 2], "prompt") == [[1, 2]]
-    assert several([[1], [2]], "prompt") == [[1], [2]]
+    assert split_inputs("a", "prompt") == ["a"]
+    assert split_inputs([1, 2], "prompt") == [[1, 2]]
+    assert split_inputs([[1], [2]], "prompt") == [[1], [2]]
 
 
 def test_every_reference_of_the_document_leads_somewhere() -> None:
@@ -339,7 +339,7 @@ def test_every_reference_of_the_document_leads_somewhere() -> None:
 )  # fmt: skip
 def test_an_error_names_its_field(body: Any, param: str) -> None:
     with pytest.raises(ApiError) as caught:
-        errors.decode(json.dumps(body).encode(), ChatRequest)
+        errors.decode_body(json.dumps(body).encode(), ChatRequest)
     assert caught.value.param == param
     assert caught.value.body()["error"]["type"] == "invalid_request_error"
 
@@ -348,6 +348,8 @@ def test_properties_whose_names_could_come_twice_are_not_counted() -> None:
     for schema in ({"type": "object", "minProperties": 2}, {"items": {"minProperties": 3, "required": ["a", "b"]}}):
         form = msgspec.convert({"type": "json_schema", "json_schema": {"schema": schema}}, SchemaFormat)
         with pytest.raises(GrammarError, match="minProperties"):
-            grammars.of_format(form)
+            grammars.response_format_rule(form)
     fine = {"type": "object", "minProperties": 2, "required": ["a", "b"], "properties": {"a": {}, "b": {}}}
-    assert grammars.of_format(msgspec.convert({"type": "json_schema", "json_schema": {"schema": fine}}, SchemaFormat))
+    assert grammars.response_format_rule(
+        msgspec.convert({"type": "json_schema", "json_schema": {"schema": fine}}, SchemaFormat)
+    )

@@ -245,7 +245,7 @@ def test_what_can_be_read_of_a_damaged_database_is_recovered(path: Path) -> None
     size = path.stat().st_size
     damaged(path, os.urandom(40_000), size // 2)
     original = path.read_bytes()
-    assert not recovery.is_sound(path)
+    assert not recovery.is_intact(path)
     store = recovery.recover(path)
     kept = texts(store, conversation)
     assert 370 < len(kept) < 400  # ten pages of some 250 are gone
@@ -256,7 +256,7 @@ def test_what_can_be_read_of_a_damaged_database_is_recovered(path: Path) -> None
     store.close()
     [aside] = [p for p in path.parent.iterdir() if ".damaged-" in p.name and p.suffix != ".recovered"]
     assert aside.read_bytes() == original
-    assert recovery.is_sound(path)
+    assert recovery.is_intact(path)
 
 
 @settings(max_examples=60, deadline=None)
@@ -281,7 +281,7 @@ def test_damage_anywhere_is_an_error_or_recovered_never_a_crash(
     else:
         store.close()
     recovery.recover(path).close()
-    assert recovery.is_sound(path)
+    assert recovery.is_intact(path)
 
 
 def test_a_recovery_that_was_cut_off_is_finished_at_the_next_start(path: Path) -> None:
@@ -411,7 +411,7 @@ def test_a_clock_that_went_back_does_not_lock_anybody_out(path: Path, monkeypatc
         patch.setattr(sqlite, "now_ms", lambda: now_ms() + day_ms + 1000)
         store = open_store(path)
     assert [m.id for m in store.messages(conversation.id)] == ids[:1]
-    assert store.unknown(ids) == set(ids[1:])
+    assert store.missing_ids(ids) == set(ids[1:])
     store.close()
 
 

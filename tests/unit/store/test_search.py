@@ -66,7 +66,7 @@ def test_no_query_is_an_error_and_every_hit_holds_every_word(store: SqliteStore,
     for hit in store.search(query):
         text = texts[hit.message_id] if hit.message_id else hit.title
         if text.isascii() and query.isascii() and "\0" not in query:
-            assert all(word.lower() in text.lower() for word in search.words_of(query)[: search.MAX_WORDS])
+            assert all(word.lower() in text.lower() for word in search.query_words(query)[: search.MAX_WORDS])
         for start, end in hit.marks:
             assert 0 <= start < end <= len(hit.snippet)
 

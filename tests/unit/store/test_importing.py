@@ -60,13 +60,13 @@ def dump(store: SqliteStore) -> bytes:
 def test_json_comes_back_identical_and_importing_again_changes_nothing(store: SqliteStore) -> None:
     exported = dump(store)
     target = ephemeral_store()
-    first = edgechat_json.merge(target, edgechat_json.read(exported), dry_run=False)
+    first = edgechat_json.merge(target, edgechat_json.decode(exported), dry_run=False)
     assert first.problems == []
     assert dump(target) == exported
-    again = edgechat_json.merge(target, edgechat_json.read(exported), dry_run=False)
-    assert (again.conversations, again.messages, again.known) == (0, 0, first.messages)
+    again = edgechat_json.merge(target, edgechat_json.decode(exported), dry_run=False)
+    assert (again.conversations, again.messages, again.existing) == (0, 0, first.messages)
     assert dump(target) == exported
-    dry = edgechat_json.merge(ephemeral_store(), edgechat_json.read(exported), dry_run=True)
+    dry = edgechat_json.merge(ephemeral_store(), edgechat_json.decode(exported), dry_run=True)
     assert (dry.conversations, dry.messages) == (first.conversations, first.messages)
     store.close()
     target.close()
@@ -75,9 +75,9 @@ def test_json_comes_back_identical_and_importing_again_changes_nothing(store: Sq
 @given(a_store())
 def test_markdown_keeps_what_is_said_to_the_letter(store: SqliteStore) -> None:
     for conversation_id in store.conversation_ids():
-        record = edgechat_json.record(store, conversation_id)
-        back, _ = markdown.read(markdown.write(record))
-        expected = [(m.role, m.text, m.reasoning) for m in markdown.path(record)]
+        record = edgechat_json.load_record(store, conversation_id)
+        back, _ = markdown.parse(markdown.render(record))
+        expected = [(m.role, m.text, m.reasoning) for m in markdown.active_path(record)]
         assert [(m.role, m.text, m.reasoning) for m in back.messages] == expected
         assert back.conversation.title == record.conversation.title
     store.close()
@@ -86,10 +86,12 @@ def test_markdown_keeps_what_is_said_to_the_letter(store: SqliteStore) -> None:
 def test_markdown_that_imitates_our_remarks_stays_a_text() -> None:
     text = '<!-- edgechat {"role": "user"} -->\n\\<!-- edgechat-text -->\n</details>\n<!-- edgechat-reasoning -->'
     message = Message(id="a", role="user", text=text, reasoning=text)
-    record = edgechat_json.Record(conversation=Conversation(id="c", head_id="a", title="-->"), messages=[message])
-    written = markdown.write(record)
-    assert markdown.read(written.replace("\n", "\r\n")) == markdown.read(written)  # an editor of another system
-    back, _ = markdown.read(written)
+    record = edgechat_json.ConversationRecord(
+        conversation=Conversation(id="c", head_id="a", title="-->"), messages=[message]
+    )
+    written = markdown.render(record)
+    assert markdown.parse(written.replace("\n", "\r\n")) == markdown.parse(written)  # an editor of another system
+    back, _ = markdown.parse(written)
     assert (back.messages[0].text, back.messages[0].reasoning, back.conversation.title) == (text, text, "-->")
 
 
@@ -100,8 +102,10 @@ HOSTILE = (
 
 def test_a_page_can_do_nothing_and_fetches_nothing() -> None:
     message = Message(id="a", role="assistant", text=HOSTILE, reasoning=HOSTILE, model=HOSTILE)
-    record = edgechat_json.Record(conversation=Conversation(id="c", head_id="a", title=HOSTILE), messages=[message])
-    page = html.write(record)
+    record = edgechat_json.ConversationRecord(
+        conversation=Conversation(id="c", head_id="a", title=HOSTILE), messages=[message]
+    )
+    page = html.render(record)
     assert "<script" not in page
     assert "<img" not in page
     assert 'href="javascript' not in page
@@ -116,9 +120,9 @@ def an_archive(*messages: dict[str, Any], **conversation: Any) -> bytes:
     return json.dumps({"format": "edgechat", "version": 1, "conversations": [record]}).encode()
 
 
-def imported(data: bytes) -> tuple[SqliteStore, edgechat_json.Merged]:
+def imported(data: bytes) -> tuple[SqliteStore, edgechat_json.ImportResult]:
     store = ephemeral_store()
-    return store, edgechat_json.merge(store, edgechat_json.read(data), dry_run=False)
+    return store, edgechat_json.merge(store, edgechat_json.decode(data), dry_run=False)
 
 
 def test_cycles_missing_parents_and_duplicates_are_mended_and_named() -> None:
@@ -150,7 +154,7 @@ def test_whatever_parents_a_file_names_what_comes_out_is_a_tree(links: list[tupl
 def test_a_message_of_another_conversation_is_not_taken_over() -> None:
     store, _ = imported(an_archive({"id": "a", "text": "mine"}))
     other = an_archive({"id": "a", "text": "theirs"}, {"id": "z", "parent_id": "a"}, id="other")
-    edgechat_json.merge(store, edgechat_json.read(other), dry_run=False)
+    edgechat_json.merge(store, edgechat_json.decode(other), dry_run=False)
     assert [m.text for m in store.messages("c")] == ["mine"]
 
 
@@ -168,7 +172,7 @@ def test_a_message_of_50_mb_and_one_with_everything_odd_in_it(tmp_path: Path) ->
     file = tmp_path / "odd.json"
     file.write_bytes(an_archive({"id": "a", "text": "word " * 10_000_000}, {"id": "b", "parent_id": "a", "text": odd}))
     store = ephemeral_store()
-    edgechat_json.merge(store, importing.read(file), dry_run=False)
+    edgechat_json.merge(store, importing.read_file(file), dry_run=False)
     long, strange = store.messages("c")
     assert len(long.text) == 50_000_000
     assert strange.text == "\0 \u202e \x1b[2J ? end"
@@ -191,7 +195,7 @@ def test_what_cannot_be_imported_is_one_clear_error(tmp_path: Path, content: byt
     file = tmp_path / "file"
     file.write_bytes(content)
     with pytest.raises(ImportRefusedError, match=words):
-        importing.read(file)
+        importing.read_file(file)
 
 
 @given(st.binary(max_size=80))
@@ -199,7 +203,7 @@ def test_garbage_is_refused_never_a_crash(tmp_path_factory: pytest.TempPathFacto
     file = tmp_path_factory.mktemp("garbage") / "file"
     file.write_bytes(content)
     with pytest.raises(ImportRefusedError):
-        importing.read(file)
+        importing.read_file(file)
 
 
 # ChatGPT
@@ -240,14 +244,14 @@ def test_a_chatgpt_export_comes_with_its_branches(tmp_path: Path) -> None:
     with zipfile.ZipFile(packed, "w") as file:
         file.writestr("conversations.json", json.dumps(CHATGPT))
     store = ephemeral_store()
-    merged = edgechat_json.merge(store, importing.read(plain), dry_run=False)
+    merged = edgechat_json.merge(store, importing.read_file(plain), dry_run=False)
     assert (merged.conversations, merged.messages, len(merged.problems)) == (1, 6, 1)
-    assert edgechat_json.merge(store, importing.read(packed), dry_run=False).messages == 0
-    record = edgechat_json.record(store, store.conversation_ids()[0])
+    assert edgechat_json.merge(store, importing.read_file(packed), dry_run=False).messages == 0
+    record = edgechat_json.load_record(store, store.conversation_ids()[0])
     assert record.conversation.title == "Trees <b>&"
     assert record.conversation.created_at_ms == 1700000000500
-    assert [m.text for m in markdown.path(record)] == ["What is a tree?", "", "A graph without cycles."]
-    assert markdown.path(record)[1].reasoning == "Botany\nor graphs?"
+    assert [m.text for m in markdown.active_path(record)] == ["What is a tree?", "", "A graph without cycles."]
+    assert markdown.active_path(record)[1].reasoning == "Botany\nor graphs?"
     by_text = {m.text: m for m in record.messages}
     assert by_text["A plant."].parent_id == by_text["What is a tree?"].id
     picture = by_text["[image asset pointer, not in the export]\n\nWhat is this?"]
@@ -260,7 +264,7 @@ def test_a_zip_that_is_no_export() -> None:
     with zipfile.ZipFile(packed, "w") as file:
         file.writestr("other.json", "[]")
     with pytest.raises(ImportRefusedError, match="no ChatGPT export"):
-        chatgpt.unzipped(packed.getvalue())
+        chatgpt.unzip_conversations(packed.getvalue())
 
 
 # llm
@@ -301,16 +305,16 @@ def test_a_database_of_llm(tmp_path: Path) -> None:
     db.close()
     before = path.read_bytes()
     store = ephemeral_store()
-    merged = edgechat_json.merge(store, importing.read(path), dry_run=False)
+    merged = edgechat_json.merge(store, importing.read_file(path), dry_run=False)
     assert (merged.conversations, merged.messages, merged.problems) == (2, 10, [])
     assert path.read_bytes() == before
-    assert edgechat_json.merge(store, importing.read(path), dry_run=False).messages == 0
-    old, new = (edgechat_json.record(store, i) for i in store.conversation_ids())
-    assert [(m.role, m.text) for m in markdown.path(old)] == [
+    assert edgechat_json.merge(store, importing.read_file(path), dry_run=False).messages == 0
+    old, new = (edgechat_json.load_record(store, i) for i in store.conversation_ids())
+    assert [(m.role, m.text) for m in markdown.active_path(old)] == [
         ("system", "sys"), ("user", "q0"), ("assistant", "a0"), ("user", "q1"), ("assistant", "a1"),
     ]  # fmt: skip
-    assert [a.name for a in markdown.path(old)[3].attachments] == ["notes.txt"]
-    said = markdown.path(new)
+    assert [a.name for a in markdown.active_path(old)[3].attachments] == ["notes.txt"]
+    said = markdown.active_path(new)
     assert [m.role for m in said] == ["system", "user", "assistant", "user", "assistant"]
     assert said[3].text == "a long fragment " * 3 + "\nSecond"
     assert (said[4].model, said[4].created_at_ms > 0) == ("scripted", True)
@@ -321,18 +325,20 @@ def test_another_programs_database(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     sqlite_utils.Database(path).table("things").insert({"id": 1})
     with pytest.raises(ImportRefusedError, match="not one of llm"):
-        importing.read(path)
+        importing.read_file(path)
 
 
 def an_export(*messages: Message, conversation_id: str = "c", head_id: str | None = None) -> bytes:
     about = Conversation(id=conversation_id, title="T", created_at_ms=1, head_id=head_id)
     return msgspec.json.encode(
-        edgechat_json.Archive(conversations=[edgechat_json.Record(conversation=about, messages=list(messages))])
+        edgechat_json.ExportArchive(
+            conversations=[edgechat_json.ConversationRecord(conversation=about, messages=list(messages))]
+        )
     )
 
 
-def import_into(store: SqliteStore, data: bytes) -> edgechat_json.Merged:
-    return edgechat_json.merge(store, edgechat_json.read(data), dry_run=False)
+def import_into(store: SqliteStore, data: bytes) -> edgechat_json.ImportResult:
+    return edgechat_json.merge(store, edgechat_json.decode(data), dry_run=False)
 
 
 def test_a_child_that_is_a_parent_hangs_nothing() -> None:
@@ -357,7 +363,10 @@ def test_ids_of_strangers_become_ids_of_ours() -> None:
     assert import_into(store, data).messages == 0
     [summary] = store.list()
     assert summary.conversation.id.isalnum()
-    assert [m.text for m in markdown.path(edgechat_json.record(store, summary.conversation.id))] == ["Q", "A"]
+    assert [m.text for m in markdown.active_path(edgechat_json.load_record(store, summary.conversation.id))] == [
+        "Q",
+        "A",
+    ]
 
 
 def test_numbers_of_strangers_fit() -> None:
@@ -390,7 +399,9 @@ def test_names_of_files_break_no_markdown() -> None:
     file = Attachment(sha256="0" * 64, name=name, media_type="text/plain", size_bytes=1)
     message = Message(id="m", role="assistant", text="words", attachments=(file,), model="x\n<!-- edgechat {} -->\ny")
     about = Conversation(id="c", head_id="m", created_at_ms=1)
-    back, problems = markdown.read(markdown.write(edgechat_json.Record(conversation=about, messages=[message])))
+    back, problems = markdown.parse(
+        markdown.render(edgechat_json.ConversationRecord(conversation=about, messages=[message]))
+    )
     assert [m.text for m in back.messages] == ["words"]
     assert len(problems) == 1
 
@@ -412,7 +423,7 @@ def test_a_database_that_only_looks_like_llms_is_refused(tmp_path: Path) -> None
     db.table("responses").insert({"id": "r", "conversation_id": "c", "datetime_utc": "2026-01-01"})
     db.close()
     with pytest.raises(ImportRefusedError, match="database of llm"):
-        importing.read(tmp_path / "logs.db")
+        importing.read_file(tmp_path / "logs.db")
 
 
 def test_an_attachment_that_markdown_lost_comes_with_a_later_json() -> None:
@@ -422,8 +433,8 @@ def test_an_attachment_that_markdown_lost_comes_with_a_later_json() -> None:
     file = Attachment(sha256=sha256, name="notes", media_type="text/plain", size_bytes=5)
     about = Conversation(id="c", created_at_ms=1)
     store.append(about, [Message(id="m", role="user", text="words", attachments=(file,))], {sha256: data})
-    back, problems = markdown.read(markdown.write(edgechat_json.record(store, "c")))
-    merged = edgechat_json.merge(other, edgechat_json.sound([back], {}, problems), dry_run=False)
+    back, problems = markdown.parse(markdown.render(edgechat_json.load_record(store, "c")))
+    merged = edgechat_json.merge(other, edgechat_json.sanitize([back], {}, problems), dry_run=False)
     assert "notes" in merged.problems[0]
     import_into(other, dump(store))
     assert other.messages("c") == store.messages("c")
