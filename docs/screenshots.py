@@ -33,7 +33,7 @@ async def main() -> None:
 
     async def idle() -> None:
         while app.return_code is None and (  # noqa: ASYNC110
-            app.chat.busy or app.talker.session is None or app.talker.session.loaded is None
+            app.chat.is_busy or app.worker.session is None or app.worker.session.loaded is None
         ):
             await asyncio.sleep(0.05)
 
@@ -66,7 +66,7 @@ async def main() -> None:
         await pilot.press("escape", "f3")
         await pilot.pause(0.3)
         draw("plan")
-    app.talker.close()
+    app.worker.close()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from edgechat.errors import EngineDiedError
 from edgechat.models.loading import Listener
 
 N_CTX: Final = 32768
-CHARS_A_TOKEN: Final = 4
+CHARS_PER_TOKEN: Final = 4
 _TEMPLATE: Final = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -30,17 +30,17 @@ class Script:
     """What is answered, in turn; the last answer again and again."""
 
     def __init__(
-        self, answers: Sequence[str], token_s: float = 0.0, dies_after: int | None = None, n_fast: int = 0
+        self, replies: Sequence[str], token_s: float = 0.0, dies_after: int | None = None, n_fast: int = 0
     ) -> None:
         """A token every `token_s`, the first `n_fast` at once; with `dies_after` the engine is gone after so many, once."""
-        self.answers = list(answers)
+        self.answers = list(replies)
         self.token_s = token_s
         self.dies_after = dies_after
         self.n_fast = n_fast
         self.n_answered = 0
-        self.holds = threading.Event()
+        self.may_continue = threading.Event()
         """Clear: an answer waits after its first token until it is set."""
-        self.holds.set()
+        self.may_continue.set()
 
     def next_answer(self) -> str:
         """What is said now."""
@@ -70,7 +70,7 @@ class ScriptedEngine(EngineClient):
 
     def tokenize(self, text: str, guard: str = "") -> list[int]:  # noqa: ARG002
         """A token for so many characters."""
-        return list(range(len(text) // CHARS_A_TOKEN + 1))
+        return list(range(len(text) // CHARS_PER_TOKEN + 1))
 
     def cancel(self, target: int) -> None:
         """End that answer."""
@@ -79,7 +79,7 @@ class ScriptedEngine(EngineClient):
     def close(self) -> None:
         """Nothing is said any more."""
         self._closed = True
-        self._script.holds.set()
+        self._script.may_continue.set()
 
     def generate(self, request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
         """The next answer, token by token."""
@@ -89,7 +89,7 @@ class ScriptedEngine(EngineClient):
             return
         yield protocol.PrefillProgressed(id=request.id, done_tokens=n_prompt, total_tokens=n_prompt)
         answer, script = self._script.next_answer(), self._script
-        pieces = [answer[i : i + CHARS_A_TOKEN] for i in range(0, len(answer), CHARS_A_TOKEN)]
+        pieces = [answer[i : i + CHARS_PER_TOKEN] for i in range(0, len(answer), CHARS_PER_TOKEN)]
         start_s = time.monotonic()
         n_said = 0
         for n_said, piece in enumerate(pieces, start=1):
@@ -100,7 +100,7 @@ class ScriptedEngine(EngineClient):
                 break
             yield protocol.TokensGenerated(id=request.id, tokens=[0], text=piece)
             if n_said == 1:
-                script.holds.wait()
+                script.may_continue.wait()
             if n_said <= script.n_fast:
                 start_s = time.monotonic()
                 continue

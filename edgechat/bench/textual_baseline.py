@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from edgechat.bench.scripted_session import CHARS_A_TOKEN, Script, ScriptedSession
+from edgechat.bench.scripted_session import CHARS_PER_TOKEN, Script, ScriptedSession
 from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.config import Settings
 from edgechat.store.sqlite import SqliteStore
 
-TOKENS_A_SECOND: Final = 50
+TOKENS_PER_S: Final = 50
 N_MESSAGES: Final = 5000
 FENCE_TOKENS: Final = 20_000
 LAST_WORDS: Final = "the-last-words-of-it"
@@ -78,7 +78,7 @@ Stock().run()
 def fence(n_tokens: int) -> str:
     """Code of about so many tokens, without its end."""
     lines, n_chars, number = ["```python\n"], 0, 0
-    while n_chars < n_tokens * CHARS_A_TOKEN:
+    while n_chars < n_tokens * CHARS_PER_TOKEN:
         lines.append(CODE.format(n=number))
         n_chars += len(lines[-1])
         number += 1
@@ -113,7 +113,7 @@ def chat(conversation_id: str) -> None:
     from edgechat.tui.app import ChatApp, run_app
 
     text = f"{fence(FENCE_TOKENS)}"
-    script = Script([text + CODE.format(n=1) * 2000], 1 / TOKENS_A_SECOND, n_fast=len(text) // CHARS_A_TOKEN)
+    script = Script([text + CODE.format(n=1) * 2000], 1 / TOKENS_PER_S, n_fast=len(text) // CHARS_PER_TOKEN)
     store = open_store()
     settings = Settings(titles=False)
 
@@ -123,7 +123,7 @@ def chat(conversation_id: str) -> None:
         async def on_event(self, event: object) -> None:
             key = getattr(event, "key", "")
             if key == "f12":
-                self.doing.go_to(conversation_id)
+                self.actions.go_to(conversation_id)
             elif key == "f10":
                 self.theme = "nord" if self.theme != "nord" else "gruvbox"
             else:

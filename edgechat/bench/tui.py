@@ -21,7 +21,7 @@ import msgspec
 
 from edgechat.bench import textual_baseline
 from edgechat.bench.pty_program import PtyProgram, watched
-from edgechat.bench.scripted_session import CHARS_A_TOKEN
+from edgechat.bench.scripted_session import CHARS_PER_TOKEN
 from edgechat.hardware.memory import cpu_s, rss_bytes
 from edgechat.store import open_store
 
@@ -130,7 +130,7 @@ def _chat(env: dict[str, str], long_id: str) -> contextlib.AbstractContextManage
 
 
 def _stock(env: dict[str, str]) -> contextlib.AbstractContextManager[PtyProgram]:
-    per_tick = textual_baseline.TOKENS_A_SECOND * CHARS_A_TOKEN // 12
+    per_tick = textual_baseline.TOKENS_PER_S * CHARS_PER_TOKEN // 12
     return watched(
         [sys.executable, "-c", textual_baseline.STOCK_APP.format(per_tick=per_tick), textual_baseline.PROSE * 20], env
     )

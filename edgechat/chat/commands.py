@@ -21,7 +21,7 @@ class Command(NamedTuple):
     name: str
     argument: str
     """As help shows it; "" if it takes none."""
-    words: str
+    summary: str
 
 
 COMMANDS: Final = (
@@ -73,18 +73,18 @@ def parse(text: str) -> tuple[str, str] | None:
     argument = (match[2] or "").strip()
     command = _NAMES[name]
     if argument and not command.argument:
-        raise UsageError(f"/{name} takes nothing after it: {command.words}")
+        raise UsageError(f"/{name} takes nothing after it: {command.summary}")
     if not argument and command.argument and not command.argument.startswith("["):
-        raise UsageError(f"/{name} {command.argument}: {command.words}")
+        raise UsageError(f"/{name} {command.argument}: {command.summary}")
     return name, argument
 
 
-def files_in(text: str) -> list[str]:
+def mentioned_files(text: str) -> list[str]:
     """Names after an `@` in a message, in order, each once; whether there are such files is not looked at."""
     return list(dict.fromkeys(quoted or bare for quoted, bare in _FILE.findall(text)))
 
 
-def truth(word: str) -> bool | None:
+def parse_reasoning(word: str) -> bool | None:
     """What `/reasoning` was asked for. Raises UsageError."""
     try:
         return {"on": True, "yes": True, "off": False, "no": False, "auto": None}[word.lower()]
@@ -102,12 +102,12 @@ def path_of(name: str) -> Path:
 
 def attached_files(text: str) -> list[Path]:
     """Files that a message names with an `@`; where there is no such file, it is only a word."""
-    return [path for name in files_in(text) if (path := _file(name)) is not None]
+    return [path for name in mentioned_files(text) if (path := _file(name)) is not None]
 
 
 def missing_files(text: str) -> list[str]:
     """Names after an `@` that look like those of files, where there are none."""
-    return [name for name in files_in(text) if {".", "/"} & {*name} and "@" not in name and _file(name) is None]
+    return [name for name in mentioned_files(text) if {".", "/"} & {*name} and "@" not in name and _file(name) is None]
 
 
 def _file(name: str) -> Path | None:
@@ -134,14 +134,14 @@ def export_path(name: str, title: str) -> Path:
     return next(p for s in itertools.chain((stem,), numbered) if not (p := Path(f"{s}.md").absolute()).exists())
 
 
-def alternative(argument: str, number: int, count: int) -> int:
+def alternative_index(argument: str, number: int, count: int) -> int:
     """Which alternative `/switch` means, from 0, where `number` of `count` is shown. Raises UsageError."""
     if argument and not (argument.isdecimal() and 1 <= int(argument) <= count):
         raise UsageError(f"there are {count} alternatives: /switch 1 to /switch {count}")
     return int(argument) - 1 if argument else number % count
 
 
-def setting(argument: str) -> tuple[str, object]:
+def parse_setting(argument: str) -> tuple[str, object]:
     """Name and value that `/set` was given. Raises UsageError."""
     name, _, text = argument.partition(" ")
     if not text.strip():
@@ -156,7 +156,7 @@ def code_wanted(what: str) -> bool:
     return bool(what)
 
 
-def by_title(store: Store, words: str) -> str:
+def find_by_title(store: Store, words: str) -> str:
     """The newest conversation with these words in its title. Raises UsageError if there is none, and StoreError."""
     wanted = words.lower()
     for summary in store.list(limit=_MOST_LISTED):

@@ -165,7 +165,7 @@ class PlainChat:
         if words.isdecimal() and 1 <= int(words) <= len(self._found):
             conversation_id, message_id = self._found[int(words) - 1]
         else:
-            conversation_id, message_id = commands.by_title(store, words), None
+            conversation_id, message_id = commands.find_by_title(store, words), None
         self._session.go_to(store.conversation(conversation_id))
         if message_id is not None and message_id in self._session.tree:
             self._session.switch(message_id)
@@ -223,7 +223,7 @@ class PlainChat:
         if message is None:
             raise UsageError("nothing here has alternatives; /retry and /edit make some")
         siblings = tree.siblings(message.id)
-        at = commands.alternative(argument, siblings.index(message.id) + 1, len(siblings))
+        at = commands.alternative_index(argument, siblings.index(message.id) + 1, len(siblings))
         self._session.switch(siblings[at])
         click.echo(f"(alternative {at + 1} of {len(siblings)})")
         self._show_tail()
@@ -298,11 +298,11 @@ class PlainChat:
 
     def do_reasoning(self, word: str) -> None:
         """Think first, or not."""
-        self._session.choose(reasoning=commands.truth(word))
+        self._session.choose(reasoning=commands.parse_reasoning(word))
 
     def do_set(self, argument: str) -> None:
         """One of the settings of a conversation."""
-        name, value = commands.setting(argument)
+        name, value = commands.parse_setting(argument)
         self._session.choose(**{name: value})
 
     # About it
@@ -329,7 +329,7 @@ class PlainChat:
     def do_help(self, _argument: str) -> None:
         """The commands."""
         for command in commands.COMMANDS:
-            click.echo(f"  {f'/{command.name} {command.argument}':<24} {command.words}")
+            click.echo(f"  {f'/{command.name} {command.argument}':<24} {command.summary}")
         click.echo("A line that ends with a backslash goes on in the next one.")
 
     def do_suspend(self, _argument: str) -> None:

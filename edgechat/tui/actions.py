@@ -40,22 +40,22 @@ class Actions:
         try:
             do(argument)
         except EdgechatError as problem:
-            self._chat.complain(str(problem))
+            self._chat.add_error(str(problem))
 
     def _change(self, job: Callable[[Session], object], said: str = "") -> None:
         """Have the conversation changed, between turns, and show it then."""
 
         def run(session: Session) -> None:
             job(session)
-            self._app.talker.show(session)
+            self._app.worker.show(session)
             if said:
                 self._app.call_later(self._app.notify, said)
 
         self._refuse_while_answering()
-        self._app.talker.do(run)
+        self._app.worker.do(run)
 
     def _refuse_while_answering(self) -> None:
-        if self._chat.answering:
+        if self._chat.is_generating:
             raise UsageError("an answer is coming: Esc stops it first")
 
     # Conversations
@@ -70,9 +70,9 @@ class Actions:
             session.go_to()
             if values:
                 session.choose(**values)
-            self._app.talker.show(session)
+            self._app.worker.show(session)
 
-        self._app.talker.do(run)
+        self._app.worker.do(run)
         if model:
             self._app.use_model(model)
         self._chat.prompt.focus()
@@ -90,18 +90,18 @@ class Actions:
             if message_id is not None and message_id in session.tree:
                 if all(m.id != message_id for m in session.tree.path):
                     session.switch(message_id)
-                self._app.talker.show(session, message_id)
+                self._app.worker.show(session, message_id)
             else:
-                self._app.talker.show(session)
+                self._app.worker.show(session)
 
-        self._app.talker.do(run)
+        self._app.worker.do(run)
 
     def _leave_conversation(self) -> None:
         """An answer that is coming stays as it is, what waits is not sent, and what is typed stays here."""
-        self._chat.sayings.put_aside()
-        self._chat.sayings.put_text_aside()
-        if self._chat.answering:
-            self._app.talker.stop()
+        self._chat.composer.put_aside()
+        self._chat.composer.put_text_aside()
+        if self._chat.is_generating:
+            self._app.worker.stop()
 
     def do_open(self, words: str) -> None:
         """Show the list, or go to the newest conversation with these words in its title."""
@@ -111,13 +111,13 @@ class Actions:
 
         def look(session: Session) -> None:
             try:
-                found = commands.by_title(session.store, words)
+                found = commands.find_by_title(session.store, words)
             except EdgechatError as problem:
-                self._app.call_later(self._chat.complain, str(problem))
+                self._app.call_later(self._chat.add_error, str(problem))
             else:
                 self._app.call_later(self.go_to, found)
 
-        self._app.talker.aside(look)
+        self._app.worker.aside(look)
 
     def search(self, words: str) -> None:
         """Look for words everywhere."""
@@ -151,9 +151,9 @@ class Actions:
         def run(session: Session) -> None:
             file = commands.export_path(name, session.conversation.title)
             self._app.export(session.store, session.conversation.id, file)
-            self._app.talker.note(f"written to {file}")
+            self._app.worker.note(f"written to {file}")
 
-        self._app.talker.do(run)
+        self._app.worker.do(run)
 
     # Messages
 
@@ -174,39 +174,39 @@ class Actions:
         def run(session: Session) -> None:
             other_id = session.tree.siblings(message_id)[at]
             session.switch(other_id)
-            self._app.talker.show(session, other_id if stays else None)
+            self._app.worker.show(session, other_id if stays else None)
 
         self._refuse_while_answering()
-        self._app.talker.do(run)
+        self._app.worker.do(run)
 
     def do_switch(self, argument: str) -> None:
         """Another alternative of the last message that has any: the next one, or number N."""
         entry = next((e for e in reversed(self._chat.messages) if e.place[1] > 1), None)
         if entry is None:
             raise UsageError("nothing here has alternatives; /retry and /edit make some")
-        self._switch(entry, commands.alternative(argument, *entry.place))
+        self._switch(entry, commands.alternative_index(argument, *entry.place))
 
     def retry_message(self, entry: MessageEntry | None) -> None:
         """Another answer beside this one, or to this message."""
         if entry is not None and self._is_free():
             message_id = entry.message.id
             self._chat.begin_answer()
-            self._app.talker.answer(lambda session: session.regenerate(message_id))
+            self._app.worker.answer(lambda session: session.regenerate(message_id))
 
     def do_retry(self, _argument: str) -> None:
         """Another answer beside the last."""
-        self.retry_message(self._chat.last)
+        self.retry_message(self._chat.last_message)
 
     def continue_message(self, entry: MessageEntry | None) -> None:
         """Go on with an answer."""
         if entry is not None and self._is_free():
             message_id = entry.message.id
             self._chat.begin_answer()
-            self._app.talker.answer(lambda session: session.continue_answer(message_id))
+            self._app.worker.answer(lambda session: session.continue_answer(message_id))
 
     def do_continue(self, _argument: str) -> None:
         """Go on with the last answer."""
-        self.continue_message(self._chat.last)
+        self.continue_message(self._chat.last_message)
 
     def edit_message(self, entry: MessageEntry | None) -> None:
         """Put what was said into the input, to be said differently; of an answer, what it answers."""
@@ -215,13 +215,13 @@ class Actions:
             before = messages[: messages.index(entry)]
             entry = next((e for e in reversed(before) if e.kind == "user"), None)
         if entry is not None and self._is_free():
-            self._chat.sayings.edit(entry)
-            self._chat.live.write()
+            self._chat.composer.edit(entry)
+            self._chat.status_line.write()
 
     def do_edit(self, text: str) -> None:
         """Say the last message differently: in the input, or as given."""
-        self.edit_message(self._chat.last)
-        if text and self._chat.sayings.editing is not None:
+        self.edit_message(self._chat.last_message)
+        if text and self._chat.composer.editing is not None:
             self._chat.prompt.load("")
             self._chat.ask(text)
 
@@ -230,7 +230,7 @@ class Actions:
         if entry is None:
             return
         message_id = entry.message.id
-        if not self._twice.asked(message_id):
+        if not self._twice.confirm(message_id):
             self._app.notify("The same key again deletes this message and all after it")
         else:
             self._change(lambda session: session.delete(message_id), "deleted; /undo brings it back")
@@ -262,8 +262,10 @@ class Actions:
 
     def _is_free(self) -> bool:
         """True if something can be asked now; else it is said why not."""
-        if self._chat.busy:
-            raise UsageError("wait for the answer, or stop it with Esc" if self._chat.answering else "the model loads")
+        if self._chat.is_busy:
+            raise UsageError(
+                "wait for the answer, or stop it with Esc" if self._chat.is_generating else "the model loads"
+            )
         return True
 
     # Copying
@@ -293,8 +295,8 @@ class Actions:
 
         file = commands.path_of(name)
         attach([file], "the model")
-        self._chat.sayings.attached.append(file)
-        self._chat.live.write()
+        self._chat.composer.attached.append(file)
+        self._chat.status_line.write()
 
     def do_model(self, name: str) -> None:
         """Another model, by its name or from a list."""
@@ -328,12 +330,12 @@ class Actions:
 
     def do_reasoning(self, word: str) -> None:
         """Think first, or not."""
-        wanted = commands.truth(word)
+        wanted = commands.parse_reasoning(word)
         self._change(lambda session: session.choose(reasoning=wanted), f"reasoning is {word.lower()} from here on")
 
     def do_set(self, argument: str) -> None:
         """One of the settings of a conversation."""
-        name, value = commands.setting(argument)
+        name, value = commands.parse_setting(argument)
         self._change(lambda session: session.choose(**{name: value}), f"{name} is {value} from here on")
 
     # Screens
@@ -352,8 +354,8 @@ class Actions:
 
     def do_figures(self, _argument: str) -> None:
         """Show or hide how fast answers came."""
-        self._app.figures = not self._app.figures
-        self._app.talker.do(self._app.talker.show)
+        self._app.shows_figures = not self._app.shows_figures
+        self._app.worker.do(self._app.worker.show)
 
     def do_help(self, _argument: str) -> None:
         """Keys and commands."""

@@ -17,7 +17,7 @@ from edgechat import paths
 from edgechat.errors import EdgechatError
 from edgechat.terminal import visible
 from edgechat.tui import keys
-from edgechat.tui.messages import Pulled
+from edgechat.tui.messages import DownloadEnded
 from edgechat.tui.screens.chat import ChatScreen
 from edgechat.tui.session_worker import SessionWorker
 from edgechat.tui.widgets.prompt import PromptInput
@@ -75,11 +75,11 @@ class ChatApp(App[int]):
         self.export = export
         self.is_first = is_first
         self.is_leaving = False
-        self.pull_words = ""
+        self.download_status = ""
         """What a download is at, for the live line."""
-        self.figures = settings.figures
-        self.talker = SessionWorker(make_session, self._tell)
-        self._puller: DownloadRunner | None = None
+        self.shows_figures = settings.figures
+        self.worker = SessionWorker(make_session, self._tell)
+        self._downloads: DownloadRunner | None = None
         self._palette: Palette | None = None
         self.key_overrides: dict[str, str] = {}
         found = [*problems, *self._take_theme(settings.theme), *self._take_keys(settings)]
@@ -101,7 +101,7 @@ class ChatApp(App[int]):
             self.chat.post_message(message)  # type: ignore[arg-type]
 
     @functools.cached_property
-    def doing(self) -> Actions:
+    def actions(self) -> Actions:
         """What can be done; made when something is."""
         from edgechat.tui.actions import Actions
 
@@ -167,9 +167,9 @@ class ChatApp(App[int]):
 
         for command in COMMANDS:
             if not command.argument or command.argument.startswith("["):
-                run = lambda name=command.name: self.doing.run(name, "")  # noqa: E731  (bound now)
-                yield SystemCommand(command.name.capitalize(), command.words, run)
-        yield SystemCommand("Search", "find words in all conversations", lambda: self.doing.search(""))
+                run = lambda name=command.name: self.actions.run(name, "")  # noqa: E731  (bound now)
+                yield SystemCommand(command.name.capitalize(), command.summary, run)
+        yield SystemCommand("Search", "find words in all conversations", lambda: self.actions.search(""))
         yield SystemCommand("Theme", "other colours, for now; /settings keeps them", self.action_change_theme)
 
     def action_prompts(self) -> None:
@@ -185,7 +185,7 @@ class ChatApp(App[int]):
             found = list(session.store.prompts(_HISTORY))
             self.call_from_thread(self._take_history, found, then_pick=then_pick)
 
-        self.talker.aside(run)
+        self.worker.aside(run)
 
     def _take_history(self, found: list[str], *, then_pick: bool) -> None:
         prompt = self.chat.prompt
@@ -226,42 +226,42 @@ class ChatApp(App[int]):
     # Models
 
     @property
-    def puller(self) -> DownloadRunner:
+    def downloads(self) -> DownloadRunner:
         """What gets models; goes on when its screen is closed."""
-        if self._puller is None:
+        if self._downloads is None:
             from edgechat.tui.downloads import DownloadRunner
 
-            self._puller = DownloadRunner(self)
-        return self._puller
+            self._downloads = DownloadRunner(self)
+        return self._downloads
 
     def use_model(self, name: str) -> None:
         """Let another model answer from here on; what is being answered ends."""
-        if self.chat.answering:
-            self.talker.stop()
+        if self.chat.is_generating:
+            self.worker.stop()
         self.chat.begin_load()
-        self.talker.load_model(name)
+        self.worker.load_model(name)
 
     def notify(self, message: str, **more: Any) -> None:
         """Say something in a corner; titles, names and errors come from outside, and may act on a terminal."""
         super().notify(visible(message), **{**more, "markup": False})
 
-    def show_pull(self, words: str) -> None:
+    def show_download(self, words: str) -> None:
         """How far a download is, wherever that is shown."""
-        self.pull_words = words
-        self.chat.live.write()
-        show = getattr(self.screen, "show_pull", None)
+        self.download_status = words
+        self.chat.status_line.write()
+        show = getattr(self.screen, "show_download", None)
         if show is not None:
             show(words)
 
-    @on(Pulled)
-    def _on_pulled(self, message: Pulled) -> None:
-        wait = getattr(self.screen, "pulled", None)
+    @on(DownloadEnded)
+    def _on_download_ended(self, message: DownloadEnded) -> None:
+        wait = getattr(self.screen, "download_ended", None)
         if wait is not None:
             wait(message.problem)
         elif message.problem:
-            self.chat.complain(message.problem)
+            self.chat.add_error(message.problem)
         else:
-            self.chat.say(f"{message.reference} is here: /model {message.name} lets it answer")
+            self.chat.add_note(f"{message.reference} is here: /model {message.name} lets it answer")
             self.notify(f"{message.name} is here")
 
     def take_settings(self, settings: Settings) -> None:
@@ -269,9 +269,9 @@ class ChatApp(App[int]):
         before, self.settings = self.settings, settings
         for problem in [*self._take_theme(settings.theme), *self._take_keys(settings)]:
             self.notify(problem)
-        if settings.figures not in (before.figures, self.figures):
-            self.doing.run("figures", "")
-        self.talker.do(lambda session: session.change_settings(settings))
+        if settings.figures not in (before.figures, self.shows_figures):
+            self.actions.run("figures", "")
+        self.worker.do(lambda session: session.change_settings(settings))
 
     # Copying
 
@@ -288,7 +288,7 @@ class ChatApp(App[int]):
         from edgechat.tui import clipboard
 
         self.copy_to_clipboard(text)
-        session = self.talker.session
+        session = self.worker.session
         file = clipboard.keep(text) if session is None or session.store.is_kept else None
         where = f"; also in {file}" if file is not None else ""
         taken = (
@@ -307,7 +307,7 @@ class ChatApp(App[int]):
             with self.suspend():
                 text = edit(prompt.full_text)
         except (EdgechatError, SuspendNotSupported) as problem:
-            self.chat.complain(str(problem))
+            self.chat.add_error(str(problem))
         else:
             prompt.load(text)
         self.refresh(layout=True)
@@ -318,9 +318,9 @@ class ChatApp(App[int]):
             return
         self.chat.leave()
         self.is_leaving = True
-        if self._puller is not None:
-            self._puller.close()
-        await asyncio.to_thread(self.talker.close)
+        if self._downloads is not None:
+            self._downloads.close()
+        await asyncio.to_thread(self.worker.close)
         self.exit(0)
 
     def _fatal_error(self) -> None:
@@ -347,5 +347,5 @@ def run_app(app: ChatApp) -> int:
     try:
         app.run()
     finally:
-        app.talker.close()
+        app.worker.close()
     return app.return_code or 0

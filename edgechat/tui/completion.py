@@ -40,7 +40,7 @@ def complete(before: str, folder: Path) -> list[Completion]:
         found = [c for c in COMMANDS if f"/{c.name}".startswith(before.lower())]
         return [
             Completion(
-                len(before), f"/{c.name}{' ' if c.argument else ''}", f"/{c.name} {c.argument}".rstrip(), c.words
+                len(before), f"/{c.name}{' ' if c.argument else ''}", f"/{c.name} {c.argument}".rstrip(), c.summary
             )
             for c in found
         ]

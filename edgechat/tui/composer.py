@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgechat.tui.messages import Saying
+from edgechat.tui.messages import OutgoingMessage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ class Composer:
         self.editing: str | None = None
         """The message that is said differently with the next Enter."""
         self.attached: list[Path] = []
-        self._queued: list[Saying] = []
+        self._queued: list[OutgoingMessage] = []
         self._before_editing = ""
 
     @property
@@ -31,7 +31,7 @@ class Composer:
 
     # What is said next
 
-    def take(self, text: str, held: Held | None) -> Saying:
+    def take(self, text: str, held: Held | None) -> OutgoingMessage:
         """What Enter means; `held` is what the input had for it."""
         from edgechat.chat import commands
 
@@ -39,17 +39,17 @@ class Composer:
         if missing:
             self._chat.app.notify(f"@{missing[0]} is no file here: it is sent as a word")
         files = tuple(dict.fromkeys((*self.attached, *commands.attached_files(text))))
-        saying = Saying(text, files, self.editing, held)
+        saying = OutgoingMessage(text, files, self.editing, held)
         if self.editing is not None and self._before_editing:
             self._prompt.load(self._before_editing)
         self.editing, self.attached, self._before_editing = None, [], ""
         return saying
 
-    def wait(self, saying: Saying) -> None:
+    def wait(self, saying: OutgoingMessage) -> None:
         """Say it after what is answered now."""
         self._queued.append(saying)
 
-    def next(self) -> Saying | None:
+    def next(self) -> OutgoingMessage | None:
         """What waited the longest."""
         return self._queued.pop(0) if self._queued else None
 
@@ -72,7 +72,7 @@ class Composer:
 
     # Nothing is lost
 
-    def take_back(self, saying: Saying) -> None:
+    def take_back(self, saying: OutgoingMessage) -> None:
         """What could not be said can be sent again, just as it was."""
         self.editing = saying.editing
         self.attached = list(dict.fromkeys((*self.attached, *saying.files)))
@@ -94,7 +94,7 @@ class Composer:
 
     def put_text_aside(self) -> None:
         """Another conversation is gone to: what is typed here stays here, as far as anything does."""
-        talker = self._chat.app.talker
+        talker = self._chat.app.worker
         is_kept = talker.session is not None and talker.session.store.is_kept
         if is_kept and self._key and self._prompt.text:
             talker.keep_draft(self._key, self._prompt.full_text)
@@ -102,13 +102,13 @@ class Composer:
 
     def keep(self) -> None:
         """Write down what waits, and what is typed."""
-        self._chat.app.talker.keep_draft(self._key, self._unsent)
+        self._chat.app.worker.keep_draft(self._key, self._unsent)
 
     def begin(self, conversation_id: str) -> None:
         """A new conversation has a name of its own from now on."""
-        self._chat.app.talker.keep_draft("", "")
+        self._chat.app.worker.keep_draft("", "")
         if self._unsent:
-            self._chat.app.talker.keep_draft(conversation_id, self._unsent)
+            self._chat.app.worker.keep_draft(conversation_id, self._unsent)
 
     @property
     def _unsent(self) -> str:

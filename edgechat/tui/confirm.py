@@ -15,7 +15,7 @@ class Confirmation:
         self._key = ""
         self._at_s = 0.0
 
-    def asked(self, key: str) -> bool:
+    def confirm(self, key: str) -> bool:
         """True if the same was asked for just before."""
         is_second = self._key == key and time.monotonic() - self._at_s < _WITHIN_S
         self._key, self._at_s = "" if is_second else key, time.monotonic()

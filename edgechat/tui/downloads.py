@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgechat.errors import EdgechatError
 from edgechat.terminal import visible
-from edgechat.tui.messages import Pulled
+from edgechat.tui.messages import DownloadEnded
 
 if TYPE_CHECKING:
     from edgechat.catalogue.download.request import Progress
@@ -28,12 +28,12 @@ class DownloadRunner:
         self._reference = ""
         self._shown_s = 0.0
 
-    def pull(self, reference: str) -> None:
+    def start(self, reference: str) -> None:
         """Get what a reference stands for; `Pulled` is posted to the app when it is there, or is not."""
         if reference not in self._waiting:
             self._waiting[reference] = cancel = threading.Event()
             self._jobs.submit(self._pull, reference, cancel)
-            self._app.show_pull(visible(f"getting {reference}"))
+            self._app.show_download(visible(f"getting {reference}"))
 
     def cancel(self) -> None:
         """Stop all of it; what arrived is kept, and the same reference goes on from there."""
@@ -62,7 +62,7 @@ class DownloadRunner:
             problem = f"an unexpected {type(error).__name__}: {error}"
         del self._waiting[reference]
         self._show("")
-        self._app.post_message(Pulled(reference, name, problem))
+        self._app.post_message(DownloadEnded(reference, name, problem))
 
     def _hear(self, _number: int, progress: Progress) -> None:
         if time.monotonic() - self._shown_s >= _SHOW_S:
@@ -71,4 +71,4 @@ class DownloadRunner:
 
     def _show(self, words: str) -> None:
         if not self._app.is_leaving:
-            self._app.call_later(self._app.show_pull, visible(words))
+            self._app.call_later(self._app.show_download, visible(words))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgechat.tui.widgets.prompt import Held
 
 
-class View(NamedTuple):
+class ConversationView(NamedTuple):
     """A conversation as it stands, at one moment."""
 
     conversation: Conversation
@@ -24,7 +24,7 @@ class View(NamedTuple):
     """Its messages from the first to the head, each with which of how many alternatives it is."""
 
 
-class Saying(NamedTuple):
+class OutgoingMessage(NamedTuple):
     """What is to be said."""
 
     text: str
@@ -35,7 +35,7 @@ class Saying(NamedTuple):
     """What the input held."""
 
 
-class Working(Message):
+class StatusChanged(Message):
     """Something that takes time goes on."""
 
     def __init__(self, words: str) -> None:
@@ -43,14 +43,14 @@ class Working(Message):
         self.words = words
 
 
-class Opened(Message):
+class ModelReady(Message):
     """The model is ready."""
 
 
-class Shown(Message):
+class ConversationChanged(Message):
     """The conversation, or what is said of it, is another one."""
 
-    def __init__(self, view: View, goal: str | None = None, draft: str = "") -> None:
+    def __init__(self, view: ConversationView, goal: str | None = None, draft: str = "") -> None:
         """`goal` is a message to be brought into view, `draft` what was typed there and not sent."""
         super().__init__()
         self.view = view
@@ -58,16 +58,16 @@ class Shown(Message):
         self.draft = draft
 
 
-class Began(Message):
+class ReplyStarted(Message):
     """An answer begins to be written; what it answers is kept."""
 
-    def __init__(self, view: View, answer_id: str) -> None:
+    def __init__(self, view: ConversationView, answer_id: str) -> None:
         super().__init__()
         self.view = view
         self.answer_id = answer_id
 
 
-class Titled(Message):
+class TitleChanged(Message):
     """The conversation has another title."""
 
     def __init__(self, conversation: Conversation) -> None:
@@ -75,7 +75,7 @@ class Titled(Message):
         self.conversation = conversation
 
 
-class Counted(Message):
+class ContextMeasured(Message):
     """How much of the context would be in use if `text` were sent now; 0 if it would not fit."""
 
     def __init__(self, text: str, context_tokens: int, words: str) -> None:
@@ -95,16 +95,16 @@ class TextArrived(Message):
         self.n_tokens = n_tokens
 
 
-class Ended(Message):
+class ReplyEnded(Message):
     """The answer is complete, or was stopped."""
 
-    def __init__(self, turn: TurnFinished | TurnInterrupted, view: View) -> None:
+    def __init__(self, turn: TurnFinished | TurnInterrupted, view: ConversationView) -> None:
         super().__init__()
         self.turn = turn
         self.view = view
 
 
-class Noted(Message):
+class NoteAdded(Message):
     """Something that a person should know, and that stays on the screen."""
 
     def __init__(self, words: str) -> None:
@@ -115,7 +115,14 @@ class Noted(Message):
 class SessionFailed(Message):
     """Something failed; `taken_back` is what could not be said."""
 
-    def __init__(self, words: str, view: View | None, taken_back: Saying | None = None, *, ends: bool = False) -> None:
+    def __init__(
+        self,
+        words: str,
+        view: ConversationView | None,
+        taken_back: OutgoingMessage | None = None,
+        *,
+        ends: bool = False,
+    ) -> None:
         """With `ends`, what failed was an answer or the load that the screen waits for."""
         super().__init__()
         self.words = words
@@ -124,7 +131,7 @@ class SessionFailed(Message):
         self.ends = ends
 
 
-class Pulled(Message):
+class DownloadEnded(Message):
     """A download ended: with the name that the model has now, or with a problem."""
 
     def __init__(self, reference: str, name: str, problem: str) -> None:
@@ -134,7 +141,7 @@ class Pulled(Message):
         self.problem = problem
 
 
-class Batch:
+class TextBatch:
     """Text that waits to be painted."""
 
     def __init__(self) -> None:

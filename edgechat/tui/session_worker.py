@@ -55,7 +55,7 @@ class SessionWorker:
         """Have something done beside turns, for which nobody waits; its errors are nobody's business."""
         self._submit(self._asides, lambda: self._quietly(job))
 
-    def answer(self, ask: Ask, saying: messages.Saying | None = None) -> None:
+    def answer(self, ask: Ask, saying: messages.OutgoingMessage | None = None) -> None:
         """Have something answered; what is said is given back if it could not be."""
         job = lambda session: self._answer(session, ask)  # noqa: E731  (one line)
         self._submit(self._turns, lambda: self._guarded(job, saying, needs_model=True, ends=True))
@@ -72,7 +72,7 @@ class SessionWorker:
             threads.submit(job)
 
     def _guarded(
-        self, run: Job, saying: messages.Saying | None = None, *, needs_model: bool, ends: bool = False
+        self, run: Job, saying: messages.OutgoingMessage | None = None, *, needs_model: bool, ends: bool = False
     ) -> None:
         self._was_said = False
         try:
@@ -96,7 +96,7 @@ class SessionWorker:
 
     def _ready(self, _session: Session) -> None:
         self._opened()
-        self._post(messages.Opened())
+        self._post(messages.ModelReady())
 
     def _made(self) -> Session:
         """The session, made unless it is. Raises EdgechatError."""
@@ -119,7 +119,7 @@ class SessionWorker:
         return session
 
     def _loading(self, event: ModelLoadProgressed) -> None:
-        self._post(messages.Working(event.words))
+        self._post(messages.StatusChanged(event.words))
 
     def load_model(self, name: str) -> None:
         """Let another model answer, from the next message on; the one before is loaded again if this one cannot be."""
@@ -133,7 +133,7 @@ class SessionWorker:
             if session.store.is_kept:
                 registry.used(path)
             self.note(f"{path.stem} answers from here on")
-            self._post(messages.Opened())
+            self._post(messages.ModelReady())
 
         self._submit(self._turns, lambda: self._guarded(job, needs_model=False, ends=True))
 
@@ -158,13 +158,13 @@ class SessionWorker:
     def _answer(self, session: Session, ask: Ask) -> None:
         from edgechat.chat import events as chat
 
-        batch, progress = messages.Batch(), _Progress()
+        batch, progress = messages.TextBatch(), _Progress()
         ended: TurnFinished | TurnInterrupted | None = None
         try:
             for event in ask(session):
                 if isinstance(event, chat.TurnStarted):
                     self._was_said = True
-                    self._post(messages.Began(view(session), event.answer.id))
+                    self._post(messages.ReplyStarted(view(session), event.answer.id))
                 elif isinstance(event, chat.ReplyTextGenerated):
                     if event.number == 0:
                         batch.add(event.text, event.reasoning, event.n_tokens)
@@ -178,26 +178,26 @@ class SessionWorker:
         finally:
             self._post(batch.take())
         if ended is not None:  # only now the conversation holds the answer as it is kept
-            self._post(messages.Ended(ended, view(session)))
+            self._post(messages.ReplyEnded(ended, view(session)))
         if isinstance(ended, chat.TurnFinished):
             self.aside(self._make_title)
 
     def _make_title(self, session: Session) -> None:
         """Let the model name the conversation while nobody waits for it; the next message comes first."""
         if session.make_title():
-            self._post(messages.Titled(session.conversation))
+            self._post(messages.TitleChanged(session.conversation))
 
     def _report(self, event: SessionEvent, progress: _Progress) -> None:
         from edgechat.chat import events as chat
 
         said = progress.words(event) if isinstance(event, chat.PromptProgressed) else chat.progress_words(event)
         if said:
-            self._post(messages.Working(said))
+            self._post(messages.StatusChanged(said))
         notice = chat.notice_words(event)
         if notice:
-            self._post(messages.Noted(notice))
+            self._post(messages.NoteAdded(notice))
 
-    def say(self, saying: messages.Saying) -> None:
+    def say(self, saying: messages.OutgoingMessage) -> None:
         """Send a message, or say one differently."""
         if saying.editing is not None:
             edited = saying.editing
@@ -214,10 +214,10 @@ class SessionWorker:
             try:
                 n_tokens, n_leaving = session.context_use(text, files)
             except ContextOverflowError:
-                self._post(messages.Counted(text, 0, "too long for the context"))
+                self._post(messages.ContextMeasured(text, 0, "too long for the context"))
             else:
                 said = f"{n_leaving} messages would leave" if n_leaving else ""
-                self._post(messages.Counted(text, n_tokens, said))
+                self._post(messages.ContextMeasured(text, n_tokens, said))
 
         self.aside(job)
 
@@ -227,13 +227,13 @@ class SessionWorker:
 
         shown = view(session)
         draft = unsent_messages.read(shown.conversation.id if shown.path else "") if session.store.is_kept else ""
-        self._post(messages.Shown(shown, goal, draft))
+        self._post(messages.ConversationChanged(shown, goal, draft))
 
     def note(self, said: str) -> None:
         """Post something to know; for jobs."""
-        self._post(messages.Noted(said))
+        self._post(messages.NoteAdded(said))
 
-    def _view_or_none(self) -> messages.View | None:
+    def _view_or_none(self) -> messages.ConversationView | None:
         try:
             return view(self.session) if self.session is not None else None
         except EdgechatError:
@@ -259,14 +259,14 @@ class _Progress:
         return said
 
 
-def view(session: Session) -> messages.View:
+def view(session: Session) -> messages.ConversationView:
     """The conversation at this moment."""
     tree = session.tree
     path = []
     for message in tree.path:
         siblings = tree.siblings(message.id)
         path.append((message, (siblings.index(message.id) + 1, len(siblings))))
-    return messages.View(session.conversation, path)
+    return messages.ConversationView(session.conversation, path)
 
 
 def words(error: Exception) -> str:

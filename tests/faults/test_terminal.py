@@ -38,7 +38,7 @@ async def test_whatever_a_model_says_is_shown_and_kept(size: tuple[int, int]) ->
     async with app.run_test(size=size) as pilot:
         await ready(app)
         for number, answer in enumerate(answers):
-            app.doing.run("new", "")
+            app.actions.run("new", "")
             await until(lambda: not messages(app))
             await ask(app, f"Question {number}")
             assert said(app)[-1] == answer
@@ -53,7 +53,7 @@ async def test_resized_at_any_moment_of_an_answer() -> None:
         app.chat.prompt.load("Go")
         await pilot.press("enter")
         size = 0
-        while app.chat.busy or size < 12:
+        while app.chat.is_busy or size < 12:
             size += 1
             await pilot.resize_terminal(5 + size * 37 % 120, 3 + size * 11 % 50)
         assert texts(app, "assistant") == said(app)[1:]
@@ -65,7 +65,7 @@ async def test_an_engine_that_is_killed_at_any_moment_is_replaced(starter: Path,
     app = an_app(starter, n_ctx=8192, max_tokens=200)
     async with app.run_test() as pilot:
         if moment == "loading":
-            await until(lambda: app.talker.session is not None and session(app).engine.pid)
+            await until(lambda: app.worker.session is not None and session(app).engine.pid)
         else:
             await ready(app)
         if moment in {"reading", "answering"}:
@@ -73,13 +73,13 @@ async def test_an_engine_that_is_killed_at_any_moment_is_replaced(starter: Path,
             await pilot.press("enter")
             await until(lambda: live(app).startswith(moment))
         elif moment == "other model":
-            app.doing.run("model", str(starter))
+            app.actions.run("model", str(starter))
         pid = session(app).engine.pid
         if pid is not None:
             os.kill(pid, 9)
-        await until(lambda: not app.chat.busy)
+        await until(lambda: not app.chat.is_busy)
         await ask(app, "Say one word.")
-        await until(lambda: not app.chat.busy)
+        await until(lambda: not app.chat.is_busy)
         if session(app).tree.path[-1].interrupted:  # what was killed was this one's
             await ask(app, "Say one word.")
         assert session(app).tree.path[-1].finish_reason in {"stop", "length"}
@@ -100,7 +100,7 @@ async def test_a_store_that_is_locked_loses_nothing() -> None:
         other.execute("ROLLBACK")
         other.close()
         await pilot.press("enter")
-        await until(lambda: len(session(app).tree) == 2 and not app.chat.busy)
+        await until(lambda: len(session(app).tree) == 2 and not app.chat.is_busy)
         assert said(app) == ["Precious words", "An answer."]
 
 

@@ -56,7 +56,7 @@ def _noted(app: ChatApp) -> ChatApp:
 def close_all() -> None:
     """End what a test left running, whatever became of it."""
     while _made:
-        _made.pop().talker.close()
+        _made.pop().worker.close()
 
 
 async def until(condition: Callable[[], object], seconds: float = 30) -> None:
@@ -70,7 +70,9 @@ async def until(condition: Callable[[], object], seconds: float = 30) -> None:
 
 async def ready(app: ChatApp) -> None:
     """Wait until nothing is loaded or answered any more."""
-    await until(lambda: not app.chat.busy and app.talker.session is not None and app.talker.session.loaded is not None)
+    await until(
+        lambda: not app.chat.is_busy and app.worker.session is not None and app.worker.session.loaded is not None
+    )
 
 
 async def ask(app: ChatApp, text: str) -> None:
@@ -79,12 +81,12 @@ async def ask(app: ChatApp, text: str) -> None:
     before = len(session_.tree)
     app.chat.prompt.load(text)
     app.chat.prompt.action_send()
-    await until(lambda: len(session_.tree) > before and not app.chat.busy)
+    await until(lambda: len(session_.tree) > before and not app.chat.is_busy)
 
 
 def session(app: ChatApp) -> Session:
-    assert app.talker.session is not None
-    return app.talker.session
+    assert app.worker.session is not None
+    return app.worker.session
 
 
 def live(app: ChatApp) -> str:

@@ -41,7 +41,7 @@ def test_what_is_asked_for_twice_must_be_the_same(monkeypatch: pytest.MonkeyPatc
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     twice = Confirmation()
-    assert [twice.asked(key) for key in ("a", "b", "b", "b")] == [False, False, True, False]
+    assert [twice.confirm(key) for key in ("a", "b", "b", "b")] == [False, False, True, False]
     now[0] = 60.0
-    assert not twice.asked("b")
-    assert twice.asked("b")
+    assert not twice.confirm("b")
+    assert twice.confirm("b")

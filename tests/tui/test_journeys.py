@@ -62,14 +62,14 @@ async def test_an_edit_is_an_alternative_and_both_are_kept() -> None:
         assert app.chat.prompt.text == "Question"
         assert "editing" in live(app)
         await pilot.press(*" again", "enter")
-        await until(lambda: not app.chat.busy and len(session(app).tree) == 4)
+        await until(lambda: not app.chat.is_busy and len(session(app).tree) == 4)
         assert said(app) == ["Question again", "Second."]
         assert [e.place for e in messages(app)] == [(2, 2), (1, 1)]
         assert "‹2/2›" in screen_text(app)  # noqa: RUF001
         await pilot.press("alt+left")
         await until(lambda: texts(app, "user") == ["Question"])
         assert said(app) == ["Question", "First."]
-        app.doing.run("switch", "2")
+        app.actions.run("switch", "2")
         await until(lambda: texts(app, "user") == ["Question again"])
 
 
@@ -78,10 +78,10 @@ async def test_an_edit_can_be_given_up() -> None:
     async with app.run_test() as pilot:
         await ready(app)
         await ask(app, "Question")
-        app.doing.run("edit", "")
-        assert app.chat.sayings.editing is not None
+        app.actions.run("edit", "")
+        assert app.chat.composer.editing is not None
         await pilot.press("escape")
-        assert app.chat.sayings.editing is None
+        assert app.chat.composer.editing is None
         assert app.chat.prompt.text == ""
 
 
@@ -91,7 +91,7 @@ async def test_another_answer_and_a_branch() -> None:
         await ready(app)
         await ask(app, "Question")
         await pilot.press("escape", "r")
-        await until(lambda: not app.chat.busy and len(session(app).tree) == 3)
+        await until(lambda: not app.chat.is_busy and len(session(app).tree) == 3)
         assert said(app) == ["Question", "Two."]
         await pilot.press("left")
         await until(lambda: texts(app, "assistant") == ["One."])
@@ -108,7 +108,7 @@ async def test_another_answer_and_a_branch() -> None:
 
 async def test_a_stopped_answer_is_kept_and_goes_on() -> None:
     script = Script(["Word after word after word.", " And more."], token_s=0.01)
-    script.holds.clear()
+    script.may_continue.clear()
     app = scripted(script=script)
     async with app.run_test() as pilot:
         await ready(app)
@@ -116,13 +116,13 @@ async def test_a_stopped_answer_is_kept_and_goes_on() -> None:
         await pilot.press("enter")
         await until(lambda: texts(app, "assistant") == ["Word"])
         await pilot.press("escape")
-        script.holds.set()
-        await until(lambda: not app.chat.busy)
+        script.may_continue.set()
+        await until(lambda: not app.chat.is_busy)
         begun = said(app)[1]
         assert begun.startswith("Word")
         assert "(stopped; /continue goes on)" in screen_text(app)
-        app.doing.run("continue", "")
-        await until(lambda: not app.chat.busy and said(app)[1].endswith("more."))
+        app.actions.run("continue", "")
+        await until(lambda: not app.chat.is_busy and said(app)[1].endswith("more."))
         assert said(app)[1] == f"{begun} And more."
         assert texts(app, "assistant") == [said(app)[1]]
 
@@ -225,7 +225,7 @@ async def test_search_leads_to_a_message_on_another_branch() -> None:
         await pilot.press("enter")
         await until(lambda: texts(app, "assistant") == ["a zebra", "end"])
         assert app.chat.transcript.current is messages(app)[1]
-        app.doing.run("search", "nowhere to be found")
+        app.actions.run("search", "nowhere to be found")
         await until(
             lambda: (
                 app.screen.query("#preview")
@@ -240,7 +240,7 @@ async def test_renamed_pinned_exported(tmp_path: Path, monkeypatch: pytest.Monke
     app = scripted("**bold**")
     async with app.run_test():
         await ready(app)
-        app.doing.run("export", "")
+        app.actions.run("export", "")
         assert "nothing was said" in texts(app, "error")[0]
         await ask(app, "Question")
         for command in (
@@ -340,7 +340,7 @@ async def test_a_paste_is_one_message(pasted: str) -> None:
         await until(lambda: len(app.chat.prompt.full_text) > 5)
         assert len(app.chat.prompt.text) < 10_000
         await pilot.press("enter")
-        await until(lambda: len(session(app).tree) == 2 and not app.chat.busy)
+        await until(lambda: len(session(app).tree) == 2 and not app.chat.is_busy)
         kept = said(app)[0]
         assert kept.startswith("See: ")
         assert not {"\x1b", "\x00", "\x9b", "\r"} & set(kept)
@@ -441,9 +441,9 @@ async def test_a_conversation_has_settings_of_its_own() -> None:
         assert kept == {"temperature": 0.1, "system_prompt": "Be brief.", "reasoning": False}
         assert session(app).settings.temperature == 0.1
         session(app)._flags = {"temperature": 0.3}  # as from the command line
-        app.doing.run("set", "temperature 0.7")
+        app.actions.run("set", "temperature 0.7")
         await until(lambda: session(app).settings.temperature == 0.7)
-        app.doing.run("new", "")
+        app.actions.run("new", "")
         await until(lambda: not messages(app))
         assert session(app).settings.temperature == 0.3
 
@@ -459,7 +459,7 @@ async def test_a_persona_answers() -> None:
         await until(lambda: on(app, "PickerScreen") and options(app).option_count == 2)
         await pilot.press("down", "enter")
         await until(lambda: session(app).settings.system_prompt == "Arr.")
-        app.doing.run("persona", "broken")
+        app.actions.run("persona", "broken")
         assert "not between" in texts(app, "error")[0]
 
 
@@ -554,7 +554,7 @@ async def test_copied_to_the_clipboard_and_to_a_file() -> None:
         assert (paths.cache_dir() / "copied.txt").read_text() == "code()"
         await pilot.press("up", "c")
         assert "no code" in texts(app, "error")[0]
-        app.doing.run("copy", "")
+        app.actions.run("copy", "")
         assert app.clipboard.startswith("Text.")
 
 
@@ -606,7 +606,7 @@ async def test_what_cannot_be_sent_for_want_of_a_model_comes_back(tmp_path: Path
     broken.write_text("no model")
     app = an_app(broken)
     async with app.run_test() as pilot:
-        await until(lambda: texts(app, "error") and not app.chat.busy)
+        await until(lambda: texts(app, "error") and not app.chat.is_busy)
         app.chat.prompt.load("Precious words")
         await pilot.press("enter")
         await until(lambda: len(texts(app, "error")) == 2)
@@ -620,26 +620,26 @@ async def test_what_waits_comes_back_when_the_first_load_fails(tmp_path: Path) -
     async with app.run_test() as pilot:
         app.chat.prompt.load("Precious words")
         await pilot.press("enter")
-        await until(lambda: texts(app, "error") and not app.chat.busy)
+        await until(lambda: texts(app, "error") and not app.chat.is_busy)
         await pilot.press("escape")
         assert app.chat.prompt.text == "Precious words"
 
 
 async def test_a_command_that_fails_does_not_end_an_answer() -> None:
     script = Script(["A very long answer indeed."], token_s=0.01)
-    script.holds.clear()
+    script.may_continue.clear()
     app = scripted(script=script)
     async with app.run_test() as pilot:
         await ready(app)
         app.chat.prompt.load("Go")
         await pilot.press("enter")
         await until(lambda: texts(app, "assistant") == ["A ve"])
-        app.doing.run("export", "bad.xyz")
+        app.actions.run("export", "bad.xyz")
         app.chat.prompt.load("Next")
         await pilot.press("enter")
-        script.holds.set()
+        script.may_continue.set()
         await until(lambda: texts(app, "error") and len(texts(app, "user")) == 2)
-        assert app.chat.busy or len(session(app).tree) == 4
+        assert app.chat.is_busy or len(session(app).tree) == 4
         await ready(app)
         await until(lambda: len(said(app)) == 4)
 
@@ -647,7 +647,7 @@ async def test_a_command_that_fails_does_not_end_an_answer() -> None:
 async def test_leaving_keeps_what_was_typed_and_what_waits() -> None:
     store = open_store()
     script = Script(["Word after word."], token_s=0.01)
-    script.holds.clear()
+    script.may_continue.clear()
     app = scripted(store=store, script=script)
     async with app.run_test() as pilot:
         await ready(app)
@@ -669,12 +669,12 @@ async def test_what_is_typed_stays_with_its_conversation() -> None:
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press(*"about one")
-        app.doing.go_to(two.id)
+        app.actions.go_to(two.id)
         await until(lambda: texts(app, "user") == ["c"])
         assert app.chat.prompt.text == ""
-        app.doing.go_to(one.id)
+        app.actions.go_to(one.id)
         await until(lambda: app.chat.prompt.text == "about one")
-        app.doing.edit_message(app.chat.last)
+        app.actions.edit_message(app.chat.last_message)
         await pilot.press("escape")
         assert app.chat.prompt.text == "about one"
         store.delete(two.id)
@@ -687,13 +687,13 @@ async def test_an_edit_that_does_not_fit_is_an_edit_again(tmp_path: Path) -> Non
     async with app.run_test() as pilot:
         await ready(app)
         await ask(app, "Question")
-        app.doing.edit_message(app.chat.last)
-        editing = app.chat.sayings.editing
+        app.actions.edit_message(app.chat.last_message)
+        editing = app.chat.composer.editing
         app.chat.prompt.load("word " * 40_000)
         await pilot.press("enter")
         await until(lambda: texts(app, "error"))
-        assert app.chat.sayings.editing == editing
-        app.doing.run("attach", "~nosuchuser/x")
+        assert app.chat.composer.editing == editing
+        app.actions.run("attach", "~nosuchuser/x")
         assert "names no file" in texts(app, "error")[1] or "cannot be read" in texts(app, "error")[1]
 
 
@@ -719,10 +719,10 @@ async def test_a_persona_with_a_model_of_its_own(tmp_path: Path) -> None:
     app = an_app(first)
     async with app.run_test():
         await ready(app)
-        app.doing.run("new", "other")
-        await until(lambda: "second" in live(app) and not app.chat.busy)
+        app.actions.run("new", "other")
+        await until(lambda: "second" in live(app) and not app.chat.is_busy)
         await ask(app, "Who?")
         assert said(app)[-1] == "Two"
-        app.doing.run("set", f"model {first}")
+        app.actions.run("set", f"model {first}")
         await until(lambda: texts(app, "error"))
         assert "/model" in texts(app, "error")[0]

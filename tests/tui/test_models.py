@@ -53,16 +53,16 @@ async def test_another_model_answers_in_mid_conversation(tmp_path: Path) -> None
     async with app.run_test():
         await ready(app)
         await ask(app, "Who?")
-        app.doing.run("model", str(tmp_path / "missing.gguf"))
-        await until(lambda: texts(app, "error") and not app.chat.busy)
+        app.actions.run("model", str(tmp_path / "missing.gguf"))
+        await until(lambda: texts(app, "error") and not app.chat.is_busy)
         await ask(app, "And now?")
-        app.doing.run("model", str(second))
-        await until(lambda: "second" in live(app) and not app.chat.busy)
+        app.actions.run("model", str(second))
+        await until(lambda: "second" in live(app) and not app.chat.is_busy)
         await ask(app, "Who?")
         assert said(app) == ["Who?", "One", "And now?", "One", "Who?", "Two"]
         (tmp_path / "broken.gguf").write_text("no model")
-        app.doing.run("model", str(tmp_path / "broken.gguf"))
-        await until(lambda: len(texts(app, "error")) == 2 and not app.chat.busy)
+        app.actions.run("model", str(tmp_path / "broken.gguf"))
+        await until(lambda: len(texts(app, "error")) == 2 and not app.chat.is_busy)
         await ask(app, "Still there?")
         assert said(app)[-1] == "Two"
 
@@ -82,7 +82,7 @@ async def test_from_a_search_on_the_hub_to_an_answer(hub: LocalHub, tmp_path: Pa
         await until(lambda: "parrot-Q8_0" in names(app))
         app.screen.query_one(OptionList).highlighted = app.screen.query_one(OptionList).get_option_index("parrot-Q8_0")
         await pilot.press("enter")
-        await until(lambda: "parrot-Q8_0" in live(app) and not app.chat.busy)
+        await until(lambda: "parrot-Q8_0" in live(app) and not app.chat.is_busy)
         await ask(app, "Who?")
         assert said(app)[-1] == "Bird"
 
@@ -94,14 +94,14 @@ async def test_a_download_is_stopped_and_goes_on(hub: LocalHub) -> None:
         await ready(app)
         await pilot.press("ctrl+o")
         await until(lambda: isinstance(app.screen, ModelsScreen))
-        app.puller.pull(REPO)
+        app.downloads.start(REPO)
         await until(lambda: "kB/s" in str(app.screen.query_one("#pull", Static).content))
         await pilot.press("ctrl+x")
         await until(lambda: "what arrived is kept" in str(app.screen.query_one("#pull", Static).content))
         assert list(paths.models_dir().rglob("*.part"))
         hub.faults.bytes_per_s = 0
         await pilot.press("escape")
-        app.puller.pull(REPO)
+        app.downloads.start(REPO)
         await until(lambda: any("is here" in words for words in texts(app, "note")))
         assert not list(paths.models_dir().rglob("*.part"))
         assert list(paths.models_dir().rglob("*.gguf"))
@@ -116,7 +116,7 @@ async def test_a_download_that_fails_is_said(hub: LocalHub, what: str) -> None:
     app = scripted()
     async with app.run_test():
         await ready(app)
-        app.puller.pull("someone/nothing" if what == "no such model" else REPO)
+        app.downloads.start("someone/nothing" if what == "no such model" else REPO)
         await until(lambda: texts(app, "error"))
         await ask(app, "Still there?")
         assert said(app)[-1] == "An answer."
@@ -143,7 +143,7 @@ async def test_the_first_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, c
     async with app.run_test() as pilot:
         await until(lambda: isinstance(app.screen, FirstRunScreen) and len(names(app)) == 3)
         assert isinstance(app.screen, FirstRunScreen)
-        assert app.talker.session is None  # nothing is loaded yet
+        assert app.worker.session is None  # nothing is loaded yet
         assert "8.00 GB of memory free" in screen_text(app)
         if choice == "get":
             app.screen._best = REPO  # what the catalogue has is not on this hub

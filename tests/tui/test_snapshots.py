@@ -99,13 +99,13 @@ async def test_the_chat_in_ascii() -> None:
 async def figures(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+t", "escape")
-    await until(lambda: app.figures)
+    await until(lambda: app.shows_figures)
 
 
 async def alternatives(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
-    app.doing.run("retry", "")
-    await until(lambda: not app.chat.busy and len(session(app).tree) == 3)
+    app.actions.run("retry", "")
+    await until(lambda: not app.chat.is_busy and len(session(app).tree) == 3)
     await pilot.press("escape")
 
 
@@ -113,7 +113,7 @@ async def dies(app: ChatApp, pilot: Pilot[int]) -> None:
     await ready(app)
     app.chat.prompt.load("Write a function that adds.")
     await pilot.press("enter")
-    await until(lambda: not app.chat.busy)
+    await until(lambda: not app.chat.is_busy)
     app.chat.prompt.cursor_blink = False
 
 

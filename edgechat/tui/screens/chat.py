@@ -75,13 +75,13 @@ class ChatScreen(Screen[None]):
         """`problems` are shown at the top."""
         super().__init__()
         self._problems = problems
-        self.view: posted.View | None = None
+        self.view: posted.ConversationView | None = None
         self._n_awaited = 1  # the first load
-        self.answering = False
-        self.sayings = Composer(self)
+        self.is_generating = False
+        self.composer = Composer(self)
         self.sidebar: Sidebar | None = None
         """The list of conversations, once it was wanted."""
-        self.live = StatusLine(self)
+        self.status_line = StatusLine(self)
         self._speed = ""
         self._growing: MessageEntry | None = None
         self._counting: Timer | None = None
@@ -89,32 +89,32 @@ class ChatScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         """The list of conversations (made when it is first wanted), conversation, live line, input."""
         yield Transcript(lambda: self.app.palette, id="transcript")
-        yield self.live
+        yield self.status_line
         yield PromptInput(id="prompt")
 
     def on_mount(self) -> None:
         """Show what is there, and only then start what takes time."""
         for problem in self._problems:
-            self.say(f"{problem} (ignored)")
-        self.live.show_state("starting")
+            self.add_note(f"{problem} (ignored)")
+        self.status_line.show_state("starting")
         self.call_after_refresh(self._begin)
 
     def _begin(self) -> None:
         gc.enable()  # see edgechat.cli.main
         if not self.app.is_first:
-            self.app.talker.open()
+            self.app.worker.open()
             return
         from edgechat.tui.screens.first_run import FirstRunScreen
 
-        self.app.push_screen(FirstRunScreen(), lambda _chosen: self.app.talker.open())
+        self.app.push_screen(FirstRunScreen(), lambda _chosen: self.app.worker.open())
 
     def leave(self) -> None:
         """Nothing comes any more; what was typed, and what waits to be sent, is kept for the next time."""
-        self.sayings.keep()
-        self.live.show_state("leaving")
+        self.composer.keep()
+        self.status_line.show_state("leaving")
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """True while a model loads or answers."""
         return self._n_awaited > 0
 
@@ -134,18 +134,18 @@ class ChatScreen(Screen[None]):
         return [message for entry in self.transcript.entries if (message := entry.as_message) is not None]
 
     @property
-    def last(self) -> MessageEntry | None:
+    def last_message(self) -> MessageEntry | None:
         """The last of them."""
         entries = reversed(self.transcript.entries)
         return next((message for entry in entries if (message := entry.as_message) is not None), None)
 
     # What is said beside the conversation
 
-    def say(self, words: str) -> None:
+    def add_note(self, words: str) -> None:
         """Something to know."""
         self._append("note", words)
 
-    def complain(self, words: str) -> None:
+    def add_error(self, words: str) -> None:
         """Something went wrong."""
         self._append("error", words)
 
@@ -157,30 +157,30 @@ class ChatScreen(Screen[None]):
 
     # The conversation
 
-    def on_shown(self, message: posted.Shown) -> None:
+    def on_conversation_changed(self, message: posted.ConversationChanged) -> None:
         """Another conversation, or another path through it."""
         is_other = self.view is None or self.view.conversation.id != message.view.conversation.id
         if is_other:
-            self.sayings.forget()
-            self.live.context_tokens = 0
+            self.composer.forget()
+            self.status_line.context_tokens = 0
             if message.draft and not self.prompt.text:
                 self.prompt.load(message.draft)
         self._show(message.view, follow=is_other)
         if message.goal is not None:
             self._reveal(message.goal)
-        if not self.busy:
-            self.live.show_state("ready", "")
+        if not self.is_busy:
+            self.status_line.show_state("ready", "")
             self._count_draft()
         if is_other:
-            self.app.talker.aside(lambda session: session.warm())
+            self.app.worker.aside(lambda session: session.warm())
 
-    def on_titled(self, message: posted.Titled) -> None:
+    def on_title_changed(self, message: posted.TitleChanged) -> None:
         """The conversation has a name."""
         if self.view is not None and self.view.conversation.id == message.conversation.id:
             self.view = self.view._replace(conversation=message.conversation)
             self.refresh_list()
 
-    def _show(self, view: posted.View, *, follow: bool) -> None:
+    def _show(self, view: posted.ConversationView, *, follow: bool) -> None:
         """Show a path; what is on the screen of it stays as it is."""
         from edgechat.tui.render.reconcile import arranged
 
@@ -189,7 +189,7 @@ class ChatScreen(Screen[None]):
         self.view = view
         # What was said before the first conversation was there stands below it, in view; what was said in another one goes.
         before = self.transcript.entries if not is_other else []
-        entries = arranged(before, view.path, self.app.palette.signs, figures=self.app.figures)
+        entries = arranged(before, view.path, self.app.palette.signs, figures=self.app.shows_figures)
         self.transcript.show([*entries, *(self.transcript.entries if is_first else [])], follow=follow)
         self.refresh_list()
 
@@ -203,80 +203,80 @@ class ChatScreen(Screen[None]):
 
     # Answers
 
-    def on_began(self, message: posted.Began) -> None:
+    def on_reply_started(self, message: posted.ReplyStarted) -> None:
         """What was said is kept; its answer grows from now on."""
         if self.view is not None and not self.view.path:
-            self.sayings.begin(message.view.conversation.id)
+            self.composer.begin(message.view.conversation.id)
         self._show(message.view, follow=True)
-        found = self.last
+        found = self.last_message
         self._growing = found if found is not None and found.message.id == message.answer_id else None
         if self._growing is not None:
             self._growing.begin()
-        self.live.begin()
+        self.status_line.begin()
 
-    def on_working(self, message: posted.Working) -> None:
+    def on_status_changed(self, message: posted.StatusChanged) -> None:
         """Loading, testing or prefill goes on."""
-        self.live.show_state(message.words)
+        self.status_line.show_state(message.words)
 
-    def on_opened(self, _message: posted.Opened) -> None:
+    def on_model_ready(self, _message: posted.ModelReady) -> None:
         """The model is ready."""
-        session = self.app.talker.session
+        session = self.app.worker.session
         while session is not None and session.warnings:
-            self.say(session.warnings.pop(0))
+            self.add_note(session.warnings.pop(0))
         self._end()
-        self.app.talker.aside(lambda session: session.warm())
+        self.app.worker.aside(lambda session: session.warm())
 
     def on_text_arrived(self, message: posted.TextArrived) -> None:
         """More of the answer."""
-        self.app.talker.is_painted = True
+        self.app.worker.is_painted = True
         if self._growing is None or not (message.text or message.reasoning or message.n_tokens):
             return
         self._growing.grow(message.text, message.reasoning)
         if message.text or not self._growing.text:
             self.transcript.changed(self._growing)
-        self.live.count(message.n_tokens, thinks=not self._growing.text)
+        self.status_line.count(message.n_tokens, thinks=not self._growing.text)
 
-    def on_ended(self, message: posted.Ended) -> None:
+    def on_reply_ended(self, message: posted.ReplyEnded) -> None:
         """The answer is complete, or was stopped."""
         turn = message.turn
-        self.live.context_tokens = turn.context_tokens or self.live.context_tokens
+        self.status_line.context_tokens = turn.context_tokens or self.status_line.context_tokens
         self._finish_growing(message.view)
         stats = turn.answer.stats
-        self.answering = False
+        self.is_generating = False
         self._end(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
 
-    def _finish_growing(self, view: posted.View) -> None:
+    def _finish_growing(self, view: posted.ConversationView) -> None:
         growing, self._growing = self._growing, None
         if growing is not None:
             kept = next((m for m, _ in reversed(view.path) if m.id == growing.message.id), growing.message)
             growing.finish(kept)
         self._show(view, follow=False)
 
-    def on_noted(self, message: posted.Noted) -> None:
+    def on_note_added(self, message: posted.NoteAdded) -> None:
         """Something to know."""
-        self.say(message.words)
+        self.add_note(message.words)
 
     def on_session_failed(self, message: posted.SessionFailed) -> None:
         """The engine, the model or a command failed; what was said stays."""
         if message.view is not None and (message.ends or self._growing is None):
             self._finish_growing(message.view)
-        self.complain(message.words)
+        self.add_error(message.words)
         if message.taken_back is not None:
-            self.sayings.take_back(message.taken_back)
+            self.composer.take_back(message.taken_back)
         if message.ends:
-            self.answering = False
+            self.is_generating = False
             self._end()
 
     def _end(self, detail: str = "") -> None:
         """One of the things that were waited for is over."""
         self._n_awaited = max(0, self._n_awaited - 1)
-        if self.busy:
+        if self.is_busy:
             return
-        session = self.app.talker.session
+        session = self.app.worker.session
         is_ready = session is not None and session.loaded is not None
         self._speed = detail
-        self.live.show_state("ready" if is_ready else "no model", detail)
-        waiting = self.sayings.next() if is_ready else None
+        self.status_line.show_state("ready" if is_ready else "no model", detail)
+        waiting = self.composer.next() if is_ready else None
         if waiting is not None:
             self._say(waiting)
         else:
@@ -291,39 +291,39 @@ class ChatScreen(Screen[None]):
         try:
             command = commands.parse(message.text)
         except UsageError as problem:
-            self.complain(str(problem))
-            self.sayings.give_back(message.text)
+            self.add_error(str(problem))
+            self.composer.give_back(message.text)
             return
         if command is not None:
             self._keep_draft()
-            self.app.doing.run(*command)
+            self.app.actions.run(*command)
         else:
             self.ask(message.text, message.held)
 
     def ask(self, text: str, held: Held | None = None) -> None:
         """Say something, or say something differently; after what is answered now."""
-        saying = self.sayings.take(text, held)
-        if self.busy:
-            self.sayings.wait(saying)
-            self.live.write()
+        saying = self.composer.take(text, held)
+        if self.is_busy:
+            self.composer.wait(saying)
+            self.status_line.write()
         else:
             self._say(saying)
         self._keep_draft()
 
-    def _say(self, saying: posted.Saying) -> None:
+    def _say(self, saying: posted.OutgoingMessage) -> None:
         self.transcript.follows = True
         if self.prompt.said_before is not None:
             self.prompt.said_before.insert(0, saying.text)
         self.begin_answer()
-        self.app.talker.say(saying)
+        self.app.worker.say(saying)
 
     def begin_answer(self) -> None:
         """An answer is asked for."""
         self._n_awaited += 1
-        self.answering = True
-        if self.app.talker.session is not None:
-            self.app.talker.session.expect()
-        self.live.show_state("reading")
+        self.is_generating = True
+        if self.app.worker.session is not None:
+            self.app.worker.session.expect()
+        self.status_line.show_state("reading")
 
     def begin_load(self) -> None:
         """Another model is asked for."""
@@ -341,24 +341,24 @@ class ChatScreen(Screen[None]):
     def _typed(self) -> None:
         if not self.app.is_leaving:
             self._count_draft()
-            self.sayings.keep()
+            self.composer.keep()
 
     def _count_draft(self) -> None:
-        if not self.busy:
-            self.app.talker.count(self.prompt.full_text.strip(), list(self.sayings.attached))
+        if not self.is_busy:
+            self.app.worker.count(self.prompt.full_text.strip(), list(self.composer.attached))
 
-    def on_counted(self, message: posted.Counted) -> None:
+    def on_context_measured(self, message: posted.ContextMeasured) -> None:
         """The tokens of what is in the input, with all before it."""
-        if self.busy or self.prompt.full_text.strip() != message.text:
+        if self.is_busy or self.prompt.full_text.strip() != message.text:
             return
         if message.context_tokens:
-            self.live.context_tokens = message.context_tokens
-        self.live.show_state("ready", message.words or self._speed)
+            self.status_line.context_tokens = message.context_tokens
+        self.status_line.show_state("ready", message.words or self._speed)
 
     def _keep_draft(self) -> None:
         if self._counting is not None:
             self._counting.stop()
-        self.sayings.keep()
+        self.composer.keep()
 
     @on(PromptInput.Interrupted)
     def _on_interrupted(self) -> None:
@@ -366,26 +366,26 @@ class ChatScreen(Screen[None]):
 
     @on(Transcript.Moved)
     def _on_moved(self) -> None:
-        self.live.write()
+        self.status_line.write()
 
     # Keys
 
     def action_do(self, command: str) -> None:
         """A command without anything after it."""
-        self.app.doing.run(command, "")
+        self.app.actions.run(command, "")
 
     def action_search(self) -> None:
         """Search everything."""
-        self.app.doing.search("")
+        self.app.actions.search("")
 
     def action_stop(self) -> None:
         """Stop the answer, its text stays, and what waits goes back to the input; else to the conversation and back."""
-        has_waited = self.sayings.put_aside()
-        if self.answering:
-            self.app.talker.stop()
-        elif self.sayings.editing is not None:
-            self.sayings.give_up_edit()
-            self.live.write()
+        has_waited = self.composer.put_aside()
+        if self.is_generating:
+            self.app.worker.stop()
+        elif self.composer.editing is not None:
+            self.composer.give_up_edit()
+            self.status_line.write()
         elif not has_waited:
             self.prompt.focus() if not self.prompt.has_focus else self.transcript.focus()
 
@@ -394,8 +394,8 @@ class ChatScreen(Screen[None]):
         selected = self.get_selected_text()
         if selected:
             self.app.copy(selected, "the selection")
-        elif self.answering:
-            self.app.talker.stop()
+        elif self.is_generating:
+            self.app.worker.stop()
         else:
             self.app.notify("Ctrl+Q quits")
 
@@ -413,11 +413,11 @@ class ChatScreen(Screen[None]):
 
     def action_switch(self, step: int) -> None:
         """Another alternative of the message with the cursor, or of the last one that has any."""
-        self.app.doing.attempt(self.app.doing.step, step)
+        self.app.actions.attempt(self.app.actions.step, step)
 
     def action_to_message(self, what: str) -> None:
         """Do something with the message that has the cursor, or the last."""
-        self.app.doing.attempt(getattr(self.app.doing, what), self.transcript.current)
+        self.app.actions.attempt(getattr(self.app.actions, what), self.transcript.current)
 
     # The list of conversations
 

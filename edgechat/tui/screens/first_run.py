@@ -102,18 +102,18 @@ class FirstRunScreen(ModalScreen[None]):
         message.stop()
         if message.option_id == "get":
             self.query_one(OptionList).disabled = True
-            self.app.puller.pull(self._best)
+            self.app.downloads.start(self._best)
         elif message.option_id == "all":
             self.dismiss()
-            self.app.doing.run("model", "")
+            self.app.actions.run("model", "")
         else:
             self.dismiss()
 
-    def show_pull(self, said: str) -> None:
+    def show_download(self, said: str) -> None:
         """How far the download is."""
         self.query_one("#pull", Static).update(f"{said}  (Esc: chat meanwhile)" if said else "")
 
-    def pulled(self, problem: str) -> None:
+    def download_ended(self, problem: str) -> None:
         """It ended."""
         if not problem:
             self.dismiss()

@@ -33,7 +33,7 @@ class HelpScreen(TextScreen):
                     now = self.app.key_overrides.get(key.id) or key.keys
                     lines.append(f"  {', '.join(shown(k) for k in now.split(',')):<22} {key.words}  [{key.id}]")
         lines += ["", "Commands, in the place of a message"]
-        lines += [f"  {f'/{c.name} {c.argument}':<22} {c.words}" for c in COMMANDS]
+        lines += [f"  {f'/{c.name} {c.argument}':<22} {c.summary}" for c in COMMANDS]
         lines += [
             "", "@FILE in a message sends a text file along.", "",
             f"Other keys: a table [keys] in {config_file()}, from what stands in brackets to keys.",

@@ -68,7 +68,7 @@ class ModelsScreen(FilterListScreen[None]):
             yield Input(placeholder="filter, or words for the hub", compact=True)
             yield OptionList(markup=False)
             yield Static(_LOADING, id="details", markup=False)
-            yield Static(self.app.pull_words, id="pull", markup=False)
+            yield Static(self.app.download_status, id="pull", markup=False)
 
     def on_mount(self) -> None:
         """Look at what there is."""
@@ -82,7 +82,7 @@ class ModelsScreen(FilterListScreen[None]):
         from edgechat.planner.report import best_of_each, order, row
 
         settings = self.app.settings
-        if not self.app.chat.answering:  # it would be measured beside that
+        if not self.app.chat.is_generating:  # it would be measured beside that
             selection.measure()
         try:
             candidates = selection.local_candidates()
@@ -189,7 +189,7 @@ class ModelsScreen(FilterListScreen[None]):
             self.app.use_model(row.name)
             self.dismiss()
         else:
-            self.app.puller.pull(chosen.removeprefix(f"{_HUB}:"))
+            self.app.downloads.start(chosen.removeprefix(f"{_HUB}:"))
 
     def action_hub(self) -> None:
         """Search the hub."""
@@ -224,14 +224,14 @@ class ModelsScreen(FilterListScreen[None]):
 
     def action_cancel(self) -> None:
         """Stop the download; it can be gone on with."""
-        self.app.puller.cancel()
+        self.app.downloads.cancel()
 
-    def pulled(self, problem: str) -> None:
+    def download_ended(self, problem: str) -> None:
         """A download ended."""
         self._say(problem or "it is here")
         self._rate()
 
-    def show_pull(self, words: str) -> None:
+    def show_download(self, words: str) -> None:
         """How far a download is."""
         if words:
             self.query_one("#pull", Static).update(words)

@@ -55,7 +55,7 @@ class PlanScreen(TextScreen):
 
     def text(self) -> str:
         """The plan of what is loaded."""
-        session = self.app.talker.session
+        session = self.app.worker.session
         made = session.plan if session is not None else None
         if session is None or made is None:
             return "No model is loaded yet."

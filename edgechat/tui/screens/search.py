@@ -76,7 +76,7 @@ class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
 
     @work(thread=True, exclusive=True, group="search", exit_on_error=False)
     def _search(self, query: str) -> None:
-        session = self.app.talker.session
+        session = self.app.worker.session
         if session is None:
             return
         try:

@@ -82,7 +82,7 @@ class Sidebar(Vertical):
 
     @work(thread=True, exclusive=True, group="list", exit_on_error=False)
     def _read(self) -> None:
-        session = self.app.talker.session
+        session = self.app.worker.session
         if session is not None:
             try:
                 found = list(session.store.list(limit=_MOST))
@@ -124,7 +124,7 @@ class Sidebar(Vertical):
             self._go(message.option_id)
 
     def _go(self, conversation_id: str) -> None:
-        self.app.doing.go_to(conversation_id)
+        self.app.actions.go_to(conversation_id)
         if self._is_narrow:
             self.display = False
         self.app.chat.prompt.focus()
@@ -159,7 +159,7 @@ class Sidebar(Vertical):
                     session.store.update(about.id, pinned=not about.pinned)
                 self.read()
 
-            self.app.talker.do(pin)
+            self.app.worker.do(pin)
 
     def action_delete(self) -> None:
         """Delete the conversation for good, when asked twice."""
@@ -167,13 +167,13 @@ class Sidebar(Vertical):
         if summary is None:
             return
         about = summary.conversation
-        if not self._twice.asked(about.id):
+        if not self._twice.confirm(about.id):
             self.app.notify(f"{about.title or 'This conversation'}: the same key again deletes it for good")
             return
         if self.app.chat.view is not None and self.app.chat.view.conversation.id == about.id:
-            self.app.doing.run("new", "")
-        self.app.talker.do(lambda session: session.store.delete(about.id))
-        self.app.talker.do(lambda session: self.read())
+            self.app.actions.run("new", "")
+        self.app.worker.do(lambda session: session.store.delete(about.id))
+        self.app.worker.do(lambda session: self.read())
 
 
 def rows(summaries: Iterable[Summary], today: dt.date, here: str | None) -> Iterator[Option]:

@@ -69,18 +69,18 @@ class StatusLine(Static):
     def write(self) -> None:
         """Write it anew."""
         self._shown_s = time.monotonic()
-        chat, session = self._chat, self.app.talker.session
-        if chat.transcript.has_focus and not chat.busy:
+        chat, session = self._chat, self.app.worker.session
+        if chat.transcript.has_focus and not chat.is_busy:
             self._write(_HINT if self.size.width >= len(_HINT) + 4 else _SHORT_HINT)
             return
-        parts = [self.state, self.detail, *chat.sayings.words]
+        parts = [self.state, self.detail, *chat.composer.words]
         if not chat.transcript.follows:
             parts.append("more below (Ctrl+End)")
         if session is not None and session.loaded is not None:
             parts.append(f"context {self.context_tokens}/{session.loaded.n_ctx}")
             if self.size.width >= _WIDE:
                 parts.append(session.model_path.stem)
-        parts.append(self.app.pull_words)
+        parts.append(self.app.download_status)
         self._write("  ".join(p for p in parts if p))
 
     def _write(self, words: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgechat.chat.commands import COMMANDS, files_in, parse, truth
+from edgechat.chat.commands import COMMANDS, mentioned_files, parse, parse_reasoning
 from edgechat.cli.plain_chat import PlainChat
 from edgechat.errors import UsageError
 from edgechat.tui.actions import Actions
@@ -50,14 +50,14 @@ def test_any_text_is_a_message_a_command_or_an_error(text: str) -> None:
 
 
 def test_files_after_an_at() -> None:
-    assert files_in('see @a.txt and @"b c.txt", not x@y.org; @a.txt') == ["a.txt", "b c.txt"]
-    assert files_in("@") == []
+    assert mentioned_files('see @a.txt and @"b c.txt", not x@y.org; @a.txt') == ["a.txt", "b c.txt"]
+    assert mentioned_files("@") == []
 
 
 def test_truth() -> None:
-    assert [truth(word) for word in ("on", "OFF", "auto")] == [True, False, None]
+    assert [parse_reasoning(word) for word in ("on", "OFF", "auto")] == [True, False, None]
     with pytest.raises(UsageError, match="maybe"):
-        truth("maybe")
+        parse_reasoning("maybe")
 
 
 def test_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
