@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import source, until
+
 
 class Terminal:
     """A program, its screen, and its keyboard."""
@@ -80,25 +82,25 @@ class Terminal:
         self._resize(columns, rows)
         os.kill(self.child.pid, signal.SIGWINCH)
 
-    def until(self, condition: str | Callable[[], object], seconds: float = 60) -> None:
-        """Wait for words on the screen, or for something else to become true."""
-        end_s = time.monotonic() + seconds
-        while time.monotonic() < end_s:
-            if condition in self.text() if isinstance(condition, str) else condition():
-                return
-            time.sleep(0.01)
-        pytest.fail(f"{condition!r} never came; the screen:\n{self.text()}")
+    def until(self, condition: str | Callable[[], object], timeout_s: float = 60) -> None:
+        """Wait until a text is on the screen, or until a condition holds."""
+        holds = (lambda: condition in self.text()) if isinstance(condition, str) else condition
+        what = f"{condition!r} is on the screen" if isinstance(condition, str) else source(condition)
+        until(holds, timeout_s, lambda: f"{what}; the screen:\n{self.text()}")
 
-    def settled(self, words: str) -> None:
-        """Wait until these words stay on the screen: a frame comes in pieces, and the last of it may still be the old one."""
-        since_s = 0.0
-        end_s = time.monotonic() + 60
-        while not since_s or time.monotonic() - since_s < 0.3:
-            is_there = words in self.text()
-            since_s = (since_s or time.monotonic()) if is_there else 0.0
-            if time.monotonic() > end_s:
-                pytest.fail(f"{words!r} did not stay; the screen:\n{self.text()}")
-            time.sleep(0.01)
+    def until_stable(self, text: str, stable_s: float = 0.3) -> None:
+        """Wait until a text stays on the screen for `stable_s`: a frame arrives in parts, and its end may be old."""
+        seen_at: float | None = None
+
+        def is_stable() -> bool:
+            nonlocal seen_at
+            if text not in self.text():
+                seen_at = None
+            elif seen_at is None:
+                seen_at = time.monotonic()
+            return seen_at is not None and time.monotonic() - seen_at >= stable_s
+
+        until(is_stable, 60, lambda: f"{text!r} stays on the screen; the screen:\n{self.text()}")
 
     def wait(self, seconds: float = 30) -> int:
         """The exit code."""

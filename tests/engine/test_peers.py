@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.runtime.backends.bundle import find_bundle
 from tests.conftest import ROOT
+from tests.waiting import until
 
 pytestmark = pytest.mark.long
 N_TOKENS = 64
@@ -55,23 +55,19 @@ def server(engine: EngineClient, starter: Path, tmp_path_factory: pytest.TempPat
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     try:
-        wait_until_ready(address)
+        until(lambda: is_ready(address), 60, "llama-server is ready", interval_s=0.1)
         yield address
     finally:
         child.kill()
         child.wait()
 
 
-def wait_until_ready(address: str) -> None:
-    for _ in range(300):
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, ConnectionError):
-            pass
-        time.sleep(0.1)
-    pytest.fail("llama-server does not start")
+def is_ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError):
+        return False
 
 
 def complete(address: str, tokens: list[int], n_predict: int, **options: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from edgechat.runtime.context import Context, NoKvSlotError
 from edgechat.runtime.model import Model
 from tests.fake_memory import check_cache
 from tests.models import KINDS, Kind, a_context, write_tiny
+from tests.waiting import until
 
 N_CTX = 1024
 TINY = 1_000_000
@@ -71,8 +71,7 @@ class Desk:
         return cached, logits
 
     def save(self) -> None:
-        while self.cache.idle_step() or (self.disk is not None and self.disk.is_busy):
-            time.sleep(0.001)
+        until(lambda: not (self.cache.idle_step() or (self.disk is not None and self.disk.is_busy)), interval_s=0.001)
 
     def close(self) -> None:
         self.cache.finish(10)

@@ -24,6 +24,7 @@ from edgechat.prefix.disk_tier import folder_name, forget
 from edgechat.speculation.step_costs import SIZES
 from tests.conftest import Cli
 from tests.models import write_tiny
+from tests.waiting import until
 
 PROMPT = [1, *range(20, 120)]
 Start = Callable[..., "Engine"]
@@ -87,13 +88,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield make
     for engine in engines:
         engine.client.close()
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def kept(name: str = "talk") -> list[Path]:

@@ -7,8 +7,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,6 +14,7 @@ import pytest
 
 from tests.conftest import edgechat_command
 from tests.models import write_tiny_llama
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 LONG = ["ask", "Tell me a very long story about the sea.", "--temperature", "0", "--max-tokens", "2000"]
@@ -26,13 +25,6 @@ def engine_of(parent: int) -> psutil.Process | None:
         if "_engine" in child.cmdline():
             return child
     return None
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
 
 
 def start() -> subprocess.Popen[bytes]:
@@ -64,7 +56,7 @@ def test_an_engine_does_not_outlive_its_client(kill: signal.Signals) -> None:
     assert engine is not None
     asking.send_signal(kill)
     asking.communicate(timeout=10)
-    until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, seconds=1)
+    until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, timeout_s=1)
 
 
 def test_ctrl_c_ends_with_130_and_keeps_what_was_said() -> None:

@@ -27,6 +27,7 @@ from edgechat.errors import CatalogueError, DownloadError, HubError
 from tests.conftest import Cli, edgechat_command
 from tests.hub import Faults, LocalHub, Repo, local_hub
 from tests.models import split_tiny, write_tiny_llama
+from tests.waiting import until
 
 QUICK = RetryPolicy(tries=3, pause_s=0.01, read_s=0.5, grow_s=0.2)
 BODY = random.Random(1).randbytes(3_000_000)
@@ -451,9 +452,8 @@ def test_a_split_set_is_killed_twice_resumed_verified_and_answers(
     store.faults.bytes_per_s = sum(sizes) / 2
     for _ in range(2):
         child = _pull(store, home, "own/tiny")
-        before, until = store.sent_bytes, time.monotonic() + 20
-        while store.sent_bytes < before + sum(sizes) / 5 and time.monotonic() < until:
-            time.sleep(0.01)
+        enough_bytes = store.sent_bytes + sum(sizes) / 5
+        until(lambda: store.sent_bytes >= enough_bytes)  # noqa: B023
         child.send_signal(signal.SIGKILL)
         child.communicate()
         assert not any(p.read_bytes() != store.content("own/tiny", p.name) for p in paths.models_dir().rglob("*.gguf"))

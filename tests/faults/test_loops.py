@@ -24,8 +24,9 @@ from edgechat.modelfile.layers import shape
 from edgechat.modelfile.split import read_header
 from tests.conftest import edgechat_command
 from tests.engine.conftest import a_load
-from tests.faults.test_deaths import LONG, engine_of, until
+from tests.faults.test_deaths import LONG, engine_of
 from tests.models import KINDS, Kind, write_tiny
+from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform == "win32", reason="signals")]
 
@@ -62,7 +63,7 @@ def test_clients_killed_at_any_moment_leave_no_engine() -> None:
         asking.kill()
         asking.wait()
         if engine is not None:
-            until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, seconds=1)  # noqa: B023
+            until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, timeout_s=1)  # noqa: B023
 
 
 def test_the_chat_stays_under_80_mb() -> None:

@@ -23,6 +23,7 @@ from edgechat.engine.client import EngineClient
 from edgechat.planner.plan import given_plan
 from tests.conftest import Cli
 from tests.models import write_tiny
+from tests.waiting import until
 
 PROMPT = [1, *range(20, 300)]
 Ask = Callable[..., tuple[list[int], protocol.GenerationStats]]
@@ -180,13 +181,6 @@ def test_nothing_is_written_for_nobody(start: Callable[..., Engine]) -> None:
     assert files() == []
     start(prefix_dir="").ask()
     assert files() == []
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    until_s = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until_s, "it never happened"
-        time.sleep(0.02)
 
 
 def test_a_talk_is_read_once_and_goes_with_its_conversation(cli: Cli, home: Path) -> None:

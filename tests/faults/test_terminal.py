@@ -24,9 +24,9 @@ from tests.tui.driving import (
     scripted,
     session,
     texts,
-    until,
 )  # fmt: skip
 from tests.tui.test_transcript import HOSTILE
+from tests.waiting import until_async
 
 LONG = "Tell me a very long story about the sea."
 
@@ -39,7 +39,7 @@ async def test_whatever_a_model_says_is_shown_and_kept(size: tuple[int, int]) ->
         await ready(app)
         for number, answer in enumerate(answers):
             app.actions.run("new", "")
-            await until(lambda: not messages(app))
+            await until_async(lambda: not messages(app))
             await ask(app, f"Question {number}")
             assert said(app)[-1] == answer
             assert texts(app, "assistant") == [answer]
@@ -65,21 +65,21 @@ async def test_an_engine_that_is_killed_at_any_moment_is_replaced(starter: Path,
     app = an_app(starter, n_ctx=8192, max_tokens=200)
     async with app.run_test() as pilot:
         if moment == "loading":
-            await until(lambda: app.worker.session is not None and session(app).engine.pid)
+            await until_async(lambda: app.worker.session is not None and session(app).engine.pid)
         else:
             await ready(app)
         if moment in {"reading", "answering"}:
             app.chat.prompt.load("word " * 3000 if moment == "reading" else LONG)
             await pilot.press("enter")
-            await until(lambda: live(app).startswith(moment))
+            await until_async(lambda: live(app).startswith(moment))
         elif moment == "other model":
             app.actions.run("model", str(starter))
         pid = session(app).engine.pid
         if pid is not None:
             os.kill(pid, 9)
-        await until(lambda: not app.chat.is_busy)
+        await until_async(lambda: not app.chat.is_busy)
         await ask(app, "Say one word.")
-        await until(lambda: not app.chat.is_busy)
+        await until_async(lambda: not app.chat.is_busy)
         if session(app).tree.path[-1].interrupted:  # what was killed was this one's
             await ask(app, "Say one word.")
         assert session(app).tree.path[-1].finish_reason in {"stop", "length"}
@@ -95,12 +95,12 @@ async def test_a_store_that_is_locked_loses_nothing() -> None:
         other.execute("BEGIN IMMEDIATE")
         app.chat.prompt.load("Precious words")
         await pilot.press("enter")
-        await until(lambda: texts(app, "error"), seconds=60)
+        await until_async(lambda: texts(app, "error"), timeout_s=60)
         assert app.chat.prompt.text == "Precious words"
         other.execute("ROLLBACK")
         other.close()
         await pilot.press("enter")
-        await until(lambda: len(session(app).tree) == 2 and not app.chat.is_busy)
+        await until_async(lambda: len(session(app).tree) == 2 and not app.chat.is_busy)
         assert said(app) == ["Precious words", "An answer."]
 
 
@@ -133,7 +133,7 @@ async def test_an_error_in_the_program_ends_with_one_screen_that_says_what_to_do
         async with app.run_test() as pilot:
             await ready(app)
             await pilot.press("ctrl+f")
-            await until(lambda: not app.is_running)
+            await until_async(lambda: not app.is_running)
     shown = " ".join(capfd.readouterr().err.split())
     assert "edgechat failed: RuntimeError: a bug" in shown
     assert "`edgechat -c` goes on with it" in shown

@@ -108,7 +108,7 @@ def test_an_upgrade_and_a_removal_under_a_chat_that_runs_lose_no_word(
     pipx(user, wheelhouse, "install", "edgechat[starter,serve]")
     program = str(shutil.which("edgechat", path=user["PATH"]))
     with terminal(program, "-m", "starter", "--max-tokens", "12", "--temperature", "0", env=dict(user)) as t:
-        t.settled("ready")
+        t.until_stable("ready")
         t.type("What is gravity?\r")
         t.until(lambda: "tokens/s" in t.text() and "ready" in t.text())
         pipx(user, newer, "upgrade", "edgechat")

@@ -9,7 +9,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from edgechat.serve.errors import RETRY_AFTER_S
 from edgechat.serve.server import DRAIN_S
 from tests.serve.conftest import Start
 from tests.serve.driving import Server, user
+from tests.waiting import until
 
 LONG = {
     "messages": user("Tell a long story."),
@@ -25,13 +25,6 @@ LONG = {
     "temperature": 0,
     "logit_bias": {"2": -100, "0": -100},
 }
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def gauge(server: Server, name: str) -> float:

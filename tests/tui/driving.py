@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from textual.widgets import Static
 
 from edgechat.bench.scripted_session import Script, ScriptedSession
@@ -18,6 +16,7 @@ from edgechat.config import Settings
 from edgechat.store import ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render.entries import MessageEntry
+from tests.waiting import until_async
 
 
 def settings_of(**options: object) -> Settings:
@@ -59,18 +58,9 @@ def close_all() -> None:
         _made.pop().worker.close()
 
 
-async def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    """Wait for something to become true."""
-    for _ in range(int(seconds / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("it never happened")
-
-
 async def ready(app: ChatApp) -> None:
     """Wait until nothing is loaded or answered any more."""
-    await until(
+    await until_async(
         lambda: not app.chat.is_busy and app.worker.session is not None and app.worker.session.loaded is not None
     )
 
@@ -81,7 +71,7 @@ async def ask(app: ChatApp, text: str) -> None:
     before = len(session_.tree)
     app.chat.prompt.load(text)
     app.chat.prompt.action_send()
-    await until(lambda: len(session_.tree) > before and not app.chat.is_busy)
+    await until_async(lambda: len(session_.tree) > before and not app.chat.is_busy)
 
 
 def session(app: ChatApp) -> Session:

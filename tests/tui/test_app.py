@@ -13,7 +13,8 @@ from textual.events import Key
 from edgechat.tui import messages
 from edgechat.tui.app import ChatApp
 from tests.models import write_parrot
-from tests.tui.driving import an_app, live, screen_text, session, texts, until
+from tests.tui.driving import an_app, live, screen_text, session, texts
+from tests.waiting import until_async
 
 LONG = "Tell me a very long story about the sea."
 
@@ -28,12 +29,12 @@ async def test_a_question_is_answered(starter: Path, size: tuple[int, int]) -> N
     async with app.run_test(size=size) as pilot:
         await pilot.press(*"Hi", "ctrl+j", *"there", "enter")
         assert app.chat.prompt.text == ""
-        await until(lambda: live(app).startswith("ready") and answers(app))
+        await until_async(lambda: live(app).startswith("ready") and answers(app))
         assert texts(app, "user") == ["Hi\nthere"]
         assert answers(app) == [m.text for m in session(app).tree.path if m.role == "assistant"]
         assert "/2048" in live(app)
         await pilot.press(*"More", "enter")
-        await until(lambda: len(answers(app)) == 2 and live(app).startswith("ready"))
+        await until_async(lambda: len(answers(app)) == 2 and live(app).startswith("ready"))
 
 
 async def test_a_message_before_the_model_is_ready_is_answered_when_it_is(starter: Path) -> None:
@@ -41,7 +42,7 @@ async def test_a_message_before_the_model_is_ready_is_answered_when_it_is(starte
     async with app.run_test() as pilot:
         app.chat.prompt.text = "Early"
         await pilot.press("enter")
-        await until(lambda: answers(app) and live(app).startswith("ready"))
+        await until_async(lambda: answers(app) and live(app).startswith("ready"))
         assert texts(app, "user") == ["Early"]
 
 
@@ -50,9 +51,9 @@ async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
     async with app.run_test() as pilot:
         app.chat.prompt.text = LONG
         await pilot.press("enter")
-        await until(lambda: answers(app) and len(answers(app)[0]) > 20)
+        await until_async(lambda: answers(app) and len(answers(app)[0]) > 20)
         await pilot.press("escape")
-        await until(lambda: live(app).startswith("ready"))
+        await until_async(lambda: live(app).startswith("ready"))
         said = session(app).tree.path[-1]
         assert said.interrupted
         assert answers(app) == [said.text]
@@ -65,11 +66,11 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
     async with app.run_test() as pilot:
         app.chat.prompt.text = LONG
         await pilot.press("enter")
-        await until(lambda: answers(app) and len(answers(app)[0]) > 20)
+        await until_async(lambda: answers(app) and len(answers(app)[0]) > 20)
         first = session(app).engine.pid
         assert first is not None
         os.kill(first, 9)
-        await until(lambda: texts(app, "error"))
+        await until_async(lambda: texts(app, "error"))
         assert "SIGKILL" in texts(app, "error")[0]
         partial = session(app).tree.path[-1]
         assert partial.role == "assistant"
@@ -77,7 +78,7 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
         assert answers(app) == [partial.text]
         app.chat.prompt.text = "Say one word."
         await pilot.press("enter")
-        await until(lambda: len(answers(app)) == 2)
+        await until_async(lambda: len(answers(app)) == 2)
         await pilot.press("escape")
         assert session(app).engine.pid != first
 
@@ -87,7 +88,7 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_on_the_screen(tmp_path:
     broken.write_text("not a model")
     app = an_app(broken, ["EDGECHAT_TOP_K: Expected `int`"])
     async with app.run_test():
-        await until(lambda: texts(app, "error"))
+        await until_async(lambda: texts(app, "error"))
         assert "not a GGUF file" in texts(app, "error")[0]
         assert "EDGECHAT_TOP_K" in " ".join(texts(app, "note"))
 
@@ -95,18 +96,18 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_on_the_screen(tmp_path:
 async def test_a_burst_of_keys_is_one_message(starter: Path) -> None:
     app = an_app(starter, max_tokens=3)
     async with app.run_test():
-        await until(lambda: live(app).startswith("ready"))
+        await until_async(lambda: live(app).startswith("ready"))
         # As over a slow line: everything in one packet, before the input has handled any of it.
         for key in ["a", "b", "enter"]:
             app.chat.post_message(Key(key, key if len(key) == 1 else "\r"))
-        await until(lambda: answers(app))
+        await until_async(lambda: answers(app))
         assert texts(app, "user") == ["ab"]
 
 
 async def test_an_idle_screen_does_nothing(starter: Path) -> None:
     app = an_app(starter, max_tokens=3)
     async with app.run_test() as pilot:
-        await until(lambda: live(app).startswith("ready"))
+        await until_async(lambda: live(app).startswith("ready"))
         await pilot.pause(0.2)
         before = sum(os.times()[:2])
         await asyncio.sleep(2.0)
@@ -118,11 +119,11 @@ async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
     async with app.run_test() as pilot:
         app.chat.prompt.text = LONG
         await pilot.press("enter")
-        await until(lambda: answers(app))
+        await until_async(lambda: answers(app))
         await pilot.press("ctrl+q")
         app.chat.post_message(messages.TextArrived("more", "", 1))
         app.chat.post_message(messages.SessionFailed("too late", None))
-        await until(lambda: app.return_code == 0, seconds=5)  # the answer would take much longer
+        await until_async(lambda: app.return_code == 0, timeout_s=5)  # the answer would take much longer
         assert session(app).engine.pid is None
 
 
@@ -131,22 +132,22 @@ async def test_a_message_that_does_not_fit_goes_back_to_the_input(starter: Path)
     async with app.run_test() as pilot:
         app.chat.prompt.text = "word " * 300
         await pilot.press("enter")
-        await until(lambda: texts(app, "error"))
+        await until_async(lambda: texts(app, "error"))
         assert "the context holds 256" in texts(app, "error")[0]
         assert app.chat.prompt.text.startswith("word word")
         assert session(app).tree.path == []
         app.chat.prompt.text = "Hi"
         await pilot.press("enter")
-        await until(lambda: answers(app))
+        await until_async(lambda: answers(app))
 
 
 async def test_stopping_before_the_first_word_keeps_turns_alternating(starter: Path) -> None:
     app = an_app(starter, n_ctx=8192)
     async with app.run_test() as pilot:
-        await until(lambda: live(app).startswith("ready"))
+        await until_async(lambda: live(app).startswith("ready"))
         app.chat.prompt.text = "word " * 6000
         await pilot.press("enter", "escape")
-        await until(lambda: live(app).startswith("ready"))
+        await until_async(lambda: live(app).startswith("ready"))
         assert [m.role for m in session(app).tree.path] == ["user", "assistant"]
         assert session(app).tree.path[1].interrupted
 
@@ -157,7 +158,7 @@ async def test_messages_that_wait_go_back_to_the_input_on_escape(starter: Path) 
         for text in (LONG, "next", "and then"):
             app.chat.prompt.text = text
             await pilot.press("enter")
-        await until(lambda: answers(app))
+        await until_async(lambda: answers(app))
         await pilot.press("escape")
         assert app.chat.prompt.text == "next\n\nand then"
 
@@ -165,16 +166,16 @@ async def test_messages_that_wait_go_back_to_the_input_on_escape(starter: Path) 
 async def test_the_context_is_counted_before_a_message_is_sent(starter: Path) -> None:
     app = an_app(starter, max_tokens=5)
     async with app.run_test() as pilot:
-        await until(lambda: live(app).startswith("ready"))
+        await until_async(lambda: live(app).startswith("ready"))
         await pilot.press(*"Hi")
-        await until(lambda: f"context {session(app).context_use('Hi')[0]}/2048" in live(app))
+        await until_async(lambda: f"context {session(app).context_use('Hi')[0]}/2048" in live(app))
         app.chat.prompt.text = "word " * 3000
-        await until(lambda: "too long for the context" in live(app))
+        await until_async(lambda: "too long for the context" in live(app))
 
 
 async def test_the_model_names_the_conversation_in_idle_time(tmp_path: Path) -> None:
     app = an_app(write_parrot(tmp_path / "parrot.gguf", "Paris"), titles=True)
     async with app.run_test() as pilot:
         await pilot.press(*"Where is it?", "enter")
-        await until(lambda: answers(app) == ["Paris"])
-        await until(lambda: session(app).conversation.title == "Paris")
+        await until_async(lambda: answers(app) == ["Paris"])
+        await until_async(lambda: session(app).conversation.title == "Paris")

@@ -32,8 +32,8 @@ from tests.tui.driving import (
     scripted,
     session,
     texts,
-    until,
 )  # fmt: skip
+from tests.waiting import until_async
 
 
 def options(app: ChatApp, selector: str = "OptionList") -> OptionList:
@@ -62,15 +62,15 @@ async def test_an_edit_is_an_alternative_and_both_are_kept() -> None:
         assert app.chat.prompt.text == "Question"
         assert "editing" in live(app)
         await pilot.press(*" again", "enter")
-        await until(lambda: not app.chat.is_busy and len(session(app).tree) == 4)
+        await until_async(lambda: not app.chat.is_busy and len(session(app).tree) == 4)
         assert said(app) == ["Question again", "Second."]
         assert [e.place for e in messages(app)] == [(2, 2), (1, 1)]
         assert "‹2/2›" in screen_text(app)  # noqa: RUF001
         await pilot.press("alt+left")
-        await until(lambda: texts(app, "user") == ["Question"])
+        await until_async(lambda: texts(app, "user") == ["Question"])
         assert said(app) == ["Question", "First."]
         app.actions.run("switch", "2")
-        await until(lambda: texts(app, "user") == ["Question again"])
+        await until_async(lambda: texts(app, "user") == ["Question again"])
 
 
 async def test_an_edit_can_be_given_up() -> None:
@@ -91,16 +91,16 @@ async def test_another_answer_and_a_branch() -> None:
         await ready(app)
         await ask(app, "Question")
         await pilot.press("escape", "r")
-        await until(lambda: not app.chat.is_busy and len(session(app).tree) == 3)
+        await until_async(lambda: not app.chat.is_busy and len(session(app).tree) == 3)
         assert said(app) == ["Question", "Two."]
         await pilot.press("left")
-        await until(lambda: texts(app, "assistant") == ["One."])
+        await until_async(lambda: texts(app, "assistant") == ["One."])
         await ask(app, "More")
         assert said(app) == ["Question", "One.", "More", "Three."]
         await pilot.press("home", "down")
         assert app.chat.transcript.current is messages(app)[1]
         await pilot.press("b")
-        await until(lambda: len(messages(app)) == 2)
+        await until_async(lambda: len(messages(app)) == 2)
         await ask(app, "Instead")
         assert [e.place for e in messages(app)][2] == (2, 2)
         assert said(app)[2] == "Instead"
@@ -114,15 +114,15 @@ async def test_a_stopped_answer_is_kept_and_goes_on() -> None:
         await ready(app)
         app.chat.prompt.load("Go")
         await pilot.press("enter")
-        await until(lambda: texts(app, "assistant") == ["Word"])
+        await until_async(lambda: texts(app, "assistant") == ["Word"])
         await pilot.press("escape")
         script.may_continue.set()
-        await until(lambda: not app.chat.is_busy)
+        await until_async(lambda: not app.chat.is_busy)
         begun = said(app)[1]
         assert begun.startswith("Word")
         assert "(stopped; /continue goes on)" in screen_text(app)
         app.actions.run("continue", "")
-        await until(lambda: not app.chat.is_busy and said(app)[1].endswith("more."))
+        await until_async(lambda: not app.chat.is_busy and said(app)[1].endswith("more."))
         assert said(app)[1] == f"{begun} And more."
         assert texts(app, "assistant") == [said(app)[1]]
 
@@ -136,13 +136,13 @@ async def test_deleted_and_brought_back() -> None:
         await pilot.press("escape", "up", "d")
         assert len(session(app).tree) == 4  # asked for once: nothing yet
         await pilot.press("d")
-        await until(lambda: len(messages(app)) == 2)
+        await until_async(lambda: len(messages(app)) == 2)
         assert said(app) == ["One", "An answer."]
         await pilot.press("u")
-        await until(lambda: len(messages(app)) == 4)
+        await until_async(lambda: len(messages(app)) == 4)
         app.chat.prompt.load("/delete")
         app.chat.prompt.action_send()
-        await until(lambda: len(messages(app)) == 2)
+        await until_async(lambda: len(messages(app)) == 2)
 
 
 # Conversations
@@ -156,7 +156,7 @@ async def test_a_conversation_goes_on_where_it_was_left(starter: Path) -> None:
         await ready(app)
         assert texts(app, "user") == [f"question {i}" for i in range(30)]
         assert "answer ␛[31m29" in screen_text(app)
-        await until(lambda: "context 0/" not in live(app))
+        await until_async(lambda: "context 0/" not in live(app))
         await ask(app, "More")
         assert said(app)[-2:] == ["More", "An answer."]
 
@@ -169,17 +169,19 @@ async def test_the_list_is_narrowed_and_leads_to_conversations() -> None:
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press("ctrl+b")
-        await until(lambda: app.screen.query("#conversations") and options(app, "#conversations").option_count == 4)
+        await until_async(
+            lambda: app.screen.query("#conversations") and options(app, "#conversations").option_count == 4
+        )
         await pilot.press(*"boats")
-        await until(lambda: options(app, "#conversations").option_count == 3)
+        await until_async(lambda: options(app, "#conversations").option_count == 3)
         assert [line.strip("* ") for line in listed(app, "#conversations")[1:]] == ["More boats", "Boats"]
         await pilot.press("enter")
-        await until(lambda: texts(app, "user") == ["about More boats"])
+        await until_async(lambda: texts(app, "user") == ["about More boats"])
         assert app.chat.prompt.has_focus
         await pilot.press("ctrl+n")
-        await until(lambda: messages(app) == [])
+        await until_async(lambda: messages(app) == [])
         await ask(app, "Something new")
-        await until(
+        await until_async(
             lambda: (
                 any("Something new" in line for line in listed(app, "#conversations"))
                 or app.chat.query_one("#filter", Input).value
@@ -196,16 +198,16 @@ async def test_pinned_and_deleted_from_the_list() -> None:
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press("ctrl+b", "down")
-        await until(lambda: options(app, "#conversations").option_count == 3)
+        await until_async(lambda: options(app, "#conversations").option_count == 3)
         options(app, "#conversations").highlighted = 2
         await pilot.press("ctrl+s")
-        await until(lambda: listed(app, "#conversations")[0] == "pinned")
+        await until_async(lambda: listed(app, "#conversations")[0] == "pinned")
         assert store.list()[0].conversation.title == "Boats"
         options(app, "#conversations").highlighted = 1
         await pilot.press("ctrl+x")
         assert len(store.list()) == 2  # asked for once: nothing yet
         await pilot.press("ctrl+x")
-        await until(lambda: len(store.list()) == 1)
+        await until_async(lambda: len(store.list()) == 1)
         await pilot.press("escape")
         assert not app.chat.query_one(Sidebar).display
 
@@ -220,13 +222,13 @@ async def test_search_leads_to_a_message_on_another_branch() -> None:
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press("ctrl+f", *"zebra")
-        await until(lambda: on(app, "SearchScreen") and options(app).option_count == 1)
-        await until(lambda: "a zebra" in str(app.screen.query_one("#preview", Static).content))
+        await until_async(lambda: on(app, "SearchScreen") and options(app).option_count == 1)
+        await until_async(lambda: "a zebra" in str(app.screen.query_one("#preview", Static).content))
         await pilot.press("enter")
-        await until(lambda: texts(app, "assistant") == ["a zebra", "end"])
+        await until_async(lambda: texts(app, "assistant") == ["a zebra", "end"])
         assert app.chat.transcript.current is messages(app)[1]
         app.actions.run("search", "nowhere to be found")
-        await until(
+        await until_async(
             lambda: (
                 app.screen.query("#preview")
                 and "nothing was found" in str(app.screen.query_one("#preview", Static).content)
@@ -253,7 +255,7 @@ async def test_renamed_pinned_exported(tmp_path: Path, monkeypatch: pytest.Monke
         ):
             app.chat.prompt.load(command)
             app.chat.prompt.action_send()
-        await until(lambda: len(texts(app, "error")) == 2)
+        await until_async(lambda: len(texts(app, "error")) == 2)
         about = session(app).store.conversation(session(app).conversation.id)
         assert (about.title, about.pinned) == ("A new name", True)
         assert "**bold**" in (tmp_path / "A-new-name.md").read_text()
@@ -274,7 +276,7 @@ async def test_what_was_said_comes_back_with_up_and_by_search() -> None:
         prompt = app.chat.prompt
         await pilot.press(*"dr")
         await pilot.press("up")
-        await until(lambda: prompt.text == "newer\nwith lines")
+        await until_async(lambda: prompt.text == "newer\nwith lines")
         await pilot.press("up")
         assert prompt.text == "older"
         await pilot.press("up", "down")
@@ -282,11 +284,11 @@ async def test_what_was_said_comes_back_with_up_and_by_search() -> None:
         await pilot.press("down", "down")
         assert prompt.text == "dr"
         await pilot.press("ctrl+r", *"old")
-        await until(lambda: on(app, "PickerScreen") and options(app).option_count == 1)
+        await until_async(lambda: on(app, "PickerScreen") and options(app).option_count == 1)
         await pilot.press("enter")
-        await until(lambda: prompt.text == "older")
+        await until_async(lambda: prompt.text == "older")
         await pilot.press("enter")
-        await until(lambda: said(app) == ["older", "An answer."])
+        await until_async(lambda: said(app) == ["older", "An answer."])
 
 
 async def test_commands_and_files_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,23 +298,23 @@ async def test_commands_and_files_are_completed(tmp_path: Path, monkeypatch: pyt
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press(*"/ren")
-        await until(
+        await until_async(
             lambda: app.chat.query("CompletionPopup").first().display if app.chat.query("CompletionPopup") else False
         )
         popup = app.chat.query_one("CompletionPopup", OptionList)
         await pilot.press("tab")
         assert app.chat.prompt.text == "/rename "
         await pilot.press("ctrl+u", *"Read @no")
-        await until(lambda: popup.display)
+        await until_async(lambda: popup.display)
         await pilot.press("enter")
         assert app.chat.prompt.text == "Read @notes.txt "
         await pilot.press("enter")
-        await until(lambda: len(session(app).tree) == 2)
+        await until_async(lambda: len(session(app).tree) == 2)
         [attached] = session(app).tree.path[0].attachments
         assert session(app).store.attachment(attached.sha256) == b"Remember the milk."
-        await until(lambda: "[notes.txt, 18 bytes]" in screen_text(app))
+        await until_async(lambda: "[notes.txt, 18 bytes]" in screen_text(app))
         await pilot.press("/")
-        await until(lambda: popup.display)
+        await until_async(lambda: popup.display)
         await pilot.press("escape")
         assert not popup.display
 
@@ -324,7 +326,7 @@ async def test_a_file_that_cannot_go_along_is_said_and_nothing_is_lost(tmp_path:
         await ready(app)
         app.chat.prompt.load(f"Read @{tmp_path}/binary.bin")
         app.chat.prompt.action_send()
-        await until(lambda: texts(app, "error"))
+        await until_async(lambda: texts(app, "error"))
         assert "neither UTF-8 text nor a picture" in texts(app, "error")[0]
         assert "binary.bin" in app.chat.prompt.text
         assert session(app).tree.path == []
@@ -337,10 +339,10 @@ async def test_a_paste_is_one_message(pasted: str) -> None:
         await ready(app)
         await pilot.press(*"See: ")
         app.chat.prompt.post_message(textual_events.Paste(pasted))
-        await until(lambda: len(app.chat.prompt.full_text) > 5)
+        await until_async(lambda: len(app.chat.prompt.full_text) > 5)
         assert len(app.chat.prompt.text) < 10_000
         await pilot.press("enter")
-        await until(lambda: len(session(app).tree) == 2 and not app.chat.is_busy)
+        await until_async(lambda: len(session(app).tree) == 2 and not app.chat.is_busy)
         kept = said(app)[0]
         assert kept.startswith("See: ")
         assert not {"\x1b", "\x00", "\x9b", "\r"} & set(kept)
@@ -352,9 +354,9 @@ async def test_a_paste_beyond_the_context_comes_back_whole() -> None:
     async with app.run_test() as pilot:
         await ready(app)
         app.chat.prompt.post_message(textual_events.Paste("word " * 400_000))
-        await until(lambda: app.chat.prompt.text)
+        await until_async(lambda: app.chat.prompt.text)
         await pilot.press("enter")
-        await until(lambda: texts(app, "error"))
+        await until_async(lambda: texts(app, "error"))
         assert "the context holds 32768" in texts(app, "error")[0]
         assert app.chat.prompt.full_text.split() == ["word"] * 400_000
         assert session(app).tree.path == []
@@ -368,14 +370,14 @@ async def test_a_draft_survives_a_crash() -> None:
         async with app.run_test() as pilot:
             await ready(app)
             await pilot.press(*"half a thou")
-            await until(lambda: unsent_messages.read(about.id if conversation else "") == "half a thou")  # noqa: B023
+            await until_async(lambda: unsent_messages.read(about.id if conversation else "") == "half a thou")  # noqa: B023
         # No goodbye: as if it had been killed here.
         again = scripted(store=store, conversation=conversation)
         async with again.run_test() as pilot:
-            await until(lambda: again.chat.prompt.text == "half a thou")  # noqa: B023
+            await until_async(lambda: again.chat.prompt.text == "half a thou")  # noqa: B023
             await ready(again)
             await pilot.press("enter")
-            await until(lambda: not unsent_messages.read(about.id if conversation else ""))  # noqa: B023
+            await until_async(lambda: not unsent_messages.read(about.id if conversation else ""))  # noqa: B023
             await ready(again)
     store.close()
 
@@ -399,25 +401,25 @@ async def test_settings_are_changed_checked_and_kept() -> None:
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press("f2")
-        await until(lambda: on(app, "SettingsScreen") and options(app).option_count > 20)
+        await until_async(lambda: on(app, "SettingsScreen") and options(app).option_count > 20)
         names = list(Settings.__struct_fields__)
         options(app).highlighted = names.index("temperature")
         await pilot.press("enter", "ctrl+u", *"99", "enter")
         await pilot.pause()
         assert "not between" in str(app.screen.query_one("#words", Static).content)
         await pilot.press("ctrl+u", *"0.5", "enter")
-        await until(lambda: load()[0].temperature == 0.5)
-        await until(lambda: session(app).settings.temperature == 0.5)
+        await until_async(lambda: load()[0].temperature == 0.5)
+        await until_async(lambda: session(app).settings.temperature == 0.5)
         options(app).highlighted = names.index("titles")
         await pilot.press("enter")
-        await until(lambda: load()[0].titles is True)
+        await until_async(lambda: load()[0].titles is True)
         await pilot.press("delete")
         assert paths.config_file().read_text().startswith("# my file\ntop_k = 3\n")
         options(app).highlighted = names.index("theme")
         await pilot.press("enter", *"nord")
-        await until(lambda: on(app, "PickerScreen") and options(app).option_count == 1)
+        await until_async(lambda: on(app, "PickerScreen") and options(app).option_count == 1)
         await pilot.press("enter")
-        await until(lambda: app.theme == "nord")
+        await until_async(lambda: app.theme == "nord")
         assert load()[0].theme == "nord"
         await pilot.press("escape")
 
@@ -436,15 +438,15 @@ async def test_a_conversation_has_settings_of_its_own() -> None:
         ):
             app.chat.prompt.load(command)
             app.chat.prompt.action_send()
-        await until(lambda: len(texts(app, "error")) == 2)
+        await until_async(lambda: len(texts(app, "error")) == 2)
         kept = session(app).store.conversation(session(app).conversation.id).settings
         assert kept == {"temperature": 0.1, "system_prompt": "Be brief.", "reasoning": False}
         assert session(app).settings.temperature == 0.1
         session(app)._flags = {"temperature": 0.3}  # as from the command line
         app.actions.run("set", "temperature 0.7")
-        await until(lambda: session(app).settings.temperature == 0.7)
+        await until_async(lambda: session(app).settings.temperature == 0.7)
         app.actions.run("new", "")
-        await until(lambda: not messages(app))
+        await until_async(lambda: not messages(app))
         assert session(app).settings.temperature == 0.3
 
 
@@ -456,9 +458,9 @@ async def test_a_persona_answers() -> None:
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press("f4")
-        await until(lambda: on(app, "PickerScreen") and options(app).option_count == 2)
+        await until_async(lambda: on(app, "PickerScreen") and options(app).option_count == 2)
         await pilot.press("down", "enter")
-        await until(lambda: session(app).settings.system_prompt == "Arr.")
+        await until_async(lambda: session(app).settings.system_prompt == "Arr.")
         app.actions.run("persona", "broken")
         assert "not between" in texts(app, "error")[0]
 
@@ -474,7 +476,7 @@ async def test_wrong_themes_and_keys_are_named_and_defaults_used() -> None:
         assert "there is no 'chat.nothing'" in notes
         assert app.theme == "textual-dark"
         await pilot.press("f9")
-        await until(lambda: on(app, "HelpScreen"))
+        await until_async(lambda: on(app, "HelpScreen"))
         await pilot.press("escape")
 
 
@@ -488,7 +490,7 @@ async def test_a_theme_of_ones_own_and_other_keys_to_send() -> None:
         await pilot.press("a", "enter", "b")
         assert app.chat.prompt.text == "a\nb"
         await pilot.press("ctrl+l")
-        await until(lambda: said(app) == ["a\nb", "An answer."])
+        await until_async(lambda: said(app) == ["a\nb", "An answer."])
         await ready(app)
         await pilot.press("escape", "k")
         assert app.chat.transcript.current is messages(app)[0]
@@ -505,10 +507,10 @@ async def test_figures_are_shown_on_demand() -> None:
         await ask(app, "Question")
         assert "3 tokens" not in screen_text(app)
         await pilot.press("ctrl+t")
-        await until(lambda: "3 tokens" in screen_text(app))
+        await until_async(lambda: "3 tokens" in screen_text(app))
         assert "cached" in screen_text(app)
         await pilot.press("ctrl+t")
-        await until(lambda: "3 tokens" not in screen_text(app))
+        await until_async(lambda: "3 tokens" not in screen_text(app))
 
 
 async def test_reasoning_is_folded_and_unfolds() -> None:
@@ -530,12 +532,12 @@ async def test_reasoning_is_folded_and_unfolds() -> None:
         assert "▸ thought for 5 words" in screen_text(app)
         assert "about it." not in screen_text(app)
         await pilot.press("escape", "t")
-        await until(lambda: "about it." in screen_text(app))
+        await until_async(lambda: "about it." in screen_text(app))
         await pilot.press("t")
-        await until(lambda: "about it." not in screen_text(app))
+        await until_async(lambda: "about it." not in screen_text(app))
         row = next(i for i, line in enumerate(screen_text(app).splitlines()) if "thought for" in line)
         await pilot.click("#transcript", offset=(5, row))
-        await until(lambda: "about it." in screen_text(app))
+        await until_async(lambda: "about it." in screen_text(app))
 
 
 # Copying
@@ -577,13 +579,13 @@ async def test_help_shows_every_key_and_command() -> None:
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press("f1")
-        await until(lambda: on(app, "HelpScreen"))
+        await until_async(lambda: on(app, "HelpScreen"))
         words = str(app.screen.query_one("#text", Static).content)
         assert all(key.id in words and key.words in words for key in app.all_keys())
         assert all(f"/{c.name}" in words for c in COMMANDS)
         assert "F7" in words
         await pilot.press("f9")
-        await until(lambda: not on(app, "HelpScreen"))
+        await until_async(lambda: not on(app, "HelpScreen"))
 
 
 async def test_the_plan_says_why(starter: Path) -> None:
@@ -591,7 +593,7 @@ async def test_the_plan_says_why(starter: Path) -> None:
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press("f3")
-        await until(lambda: on(app, "PlanScreen"))
+        await until_async(lambda: on(app, "PlanScreen"))
         words = str(app.screen.query_one("#text", Static).content)
         assert "together" in words
         assert "n_ctx = 2048: as set" in words or "n_ctx = 2048" in words
@@ -606,10 +608,10 @@ async def test_what_cannot_be_sent_for_want_of_a_model_comes_back(tmp_path: Path
     broken.write_text("no model")
     app = an_app(broken)
     async with app.run_test() as pilot:
-        await until(lambda: texts(app, "error") and not app.chat.is_busy)
+        await until_async(lambda: texts(app, "error") and not app.chat.is_busy)
         app.chat.prompt.load("Precious words")
         await pilot.press("enter")
-        await until(lambda: len(texts(app, "error")) == 2)
+        await until_async(lambda: len(texts(app, "error")) == 2)
         assert app.chat.prompt.text == "Precious words"
 
 
@@ -620,7 +622,7 @@ async def test_what_waits_comes_back_when_the_first_load_fails(tmp_path: Path) -
     async with app.run_test() as pilot:
         app.chat.prompt.load("Precious words")
         await pilot.press("enter")
-        await until(lambda: texts(app, "error") and not app.chat.is_busy)
+        await until_async(lambda: texts(app, "error") and not app.chat.is_busy)
         await pilot.press("escape")
         assert app.chat.prompt.text == "Precious words"
 
@@ -633,15 +635,15 @@ async def test_a_command_that_fails_does_not_end_an_answer() -> None:
         await ready(app)
         app.chat.prompt.load("Go")
         await pilot.press("enter")
-        await until(lambda: texts(app, "assistant") == ["A ve"])
+        await until_async(lambda: texts(app, "assistant") == ["A ve"])
         app.actions.run("export", "bad.xyz")
         app.chat.prompt.load("Next")
         await pilot.press("enter")
         script.may_continue.set()
-        await until(lambda: texts(app, "error") and len(texts(app, "user")) == 2)
+        await until_async(lambda: texts(app, "error") and len(texts(app, "user")) == 2)
         assert app.chat.is_busy or len(session(app).tree) == 4
         await ready(app)
-        await until(lambda: len(said(app)) == 4)
+        await until_async(lambda: len(said(app)) == 4)
 
 
 async def test_leaving_keeps_what_was_typed_and_what_waits() -> None:
@@ -653,10 +655,10 @@ async def test_leaving_keeps_what_was_typed_and_what_waits() -> None:
         await ready(app)
         app.chat.prompt.load("First")
         await pilot.press("enter")
-        await until(lambda: texts(app, "assistant") == ["Word"])
+        await until_async(lambda: texts(app, "assistant") == ["Word"])
         app.chat.prompt.load("Waits")
         await pilot.press("enter", *"typed", "ctrl+q")
-        await until(lambda: app.return_code == 0)
+        await until_async(lambda: app.return_code == 0)
     about = open_store().list()[0].conversation
     assert unsent_messages.read(about.id) == "Waits\n\ntyped"
     assert unsent_messages.read("") == ""
@@ -670,10 +672,10 @@ async def test_what_is_typed_stays_with_its_conversation() -> None:
         await ready(app)
         await pilot.press(*"about one")
         app.actions.go_to(two.id)
-        await until(lambda: texts(app, "user") == ["c"])
+        await until_async(lambda: texts(app, "user") == ["c"])
         assert app.chat.prompt.text == ""
         app.actions.go_to(one.id)
-        await until(lambda: app.chat.prompt.text == "about one")
+        await until_async(lambda: app.chat.prompt.text == "about one")
         app.actions.edit_message(app.chat.last_message)
         await pilot.press("escape")
         assert app.chat.prompt.text == "about one"
@@ -691,7 +693,7 @@ async def test_an_edit_that_does_not_fit_is_an_edit_again(tmp_path: Path) -> Non
         editing = app.chat.composer.editing
         app.chat.prompt.load("word " * 40_000)
         await pilot.press("enter")
-        await until(lambda: texts(app, "error"))
+        await until_async(lambda: texts(app, "error"))
         assert app.chat.composer.editing == editing
         app.actions.run("attach", "~nosuchuser/x")
         assert "names no file" in texts(app, "error")[1] or "cannot be read" in texts(app, "error")[1]
@@ -704,10 +706,10 @@ async def test_nothing_from_outside_acts_on_the_terminal() -> None:
     async with app.run_test() as pilot:
         await ready(app)
         await pilot.press("up")
-        await until(lambda: "evil" in app.chat.prompt.text)
+        await until_async(lambda: "evil" in app.chat.prompt.text)
         assert "\x1b" not in app.chat.prompt.text
         app.notify("evil \x1b[2J [bold]title")
-        await until(lambda: list(app._notifications))
+        await until_async(lambda: list(app._notifications))
         [toast] = app._notifications
         assert toast.message == "evil ␛[2J [bold]title"
 
@@ -720,9 +722,9 @@ async def test_a_persona_with_a_model_of_its_own(tmp_path: Path) -> None:
     async with app.run_test():
         await ready(app)
         app.actions.run("new", "other")
-        await until(lambda: "second" in live(app) and not app.chat.is_busy)
+        await until_async(lambda: "second" in live(app) and not app.chat.is_busy)
         await ask(app, "Who?")
         assert said(app)[-1] == "Two"
         app.actions.run("set", f"model {first}")
-        await until(lambda: texts(app, "error"))
+        await until_async(lambda: texts(app, "error"))
         assert "/model" in texts(app, "error")[0]

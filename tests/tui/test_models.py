@@ -17,7 +17,8 @@ from edgechat.tui.screens.first_run import FirstRunScreen
 from edgechat.tui.screens.models import ModelsScreen
 from tests.hub import LocalHub, Repo, local_hub
 from tests.models import write_parrot
-from tests.tui.driving import an_app, ask, live, ready, said, screen_text, scripted, session, texts, until
+from tests.tui.driving import an_app, ask, live, ready, said, screen_text, scripted, session, texts
+from tests.waiting import until_async
 
 REPO = "someone/parrot-GGUF"
 
@@ -54,15 +55,15 @@ async def test_another_model_answers_in_mid_conversation(tmp_path: Path) -> None
         await ready(app)
         await ask(app, "Who?")
         app.actions.run("model", str(tmp_path / "missing.gguf"))
-        await until(lambda: texts(app, "error") and not app.chat.is_busy)
+        await until_async(lambda: texts(app, "error") and not app.chat.is_busy)
         await ask(app, "And now?")
         app.actions.run("model", str(second))
-        await until(lambda: "second" in live(app) and not app.chat.is_busy)
+        await until_async(lambda: "second" in live(app) and not app.chat.is_busy)
         await ask(app, "Who?")
         assert said(app) == ["Who?", "One", "And now?", "One", "Who?", "Two"]
         (tmp_path / "broken.gguf").write_text("no model")
         app.actions.run("model", str(tmp_path / "broken.gguf"))
-        await until(lambda: len(texts(app, "error")) == 2 and not app.chat.is_busy)
+        await until_async(lambda: len(texts(app, "error")) == 2 and not app.chat.is_busy)
         await ask(app, "Still there?")
         assert said(app)[-1] == "Two"
 
@@ -72,17 +73,17 @@ async def test_from_a_search_on_the_hub_to_an_answer(hub: LocalHub, tmp_path: Pa
     async with app.run_test(size=(100, 30)) as pilot:
         await ready(app)
         await pilot.press("ctrl+o")
-        await until(lambda: isinstance(app.screen, ModelsScreen) and "starter" in names(app))
+        await until_async(lambda: isinstance(app.screen, ModelsScreen) and "starter" in names(app))
         assert len(names(app)) > 20  # the catalogue, without a network
         assert "[" in details(app)
         await pilot.press(*"parrot", "ctrl+s")
-        await until(lambda: f"hub:{REPO}" in names(app))
-        await until(lambda: "Enter gets it" in details(app))
+        await until_async(lambda: f"hub:{REPO}" in names(app))
+        await until_async(lambda: "Enter gets it" in details(app))
         await pilot.press("enter")
-        await until(lambda: "parrot-Q8_0" in names(app))
+        await until_async(lambda: "parrot-Q8_0" in names(app))
         app.screen.query_one(OptionList).highlighted = app.screen.query_one(OptionList).get_option_index("parrot-Q8_0")
         await pilot.press("enter")
-        await until(lambda: "parrot-Q8_0" in live(app) and not app.chat.is_busy)
+        await until_async(lambda: "parrot-Q8_0" in live(app) and not app.chat.is_busy)
         await ask(app, "Who?")
         assert said(app)[-1] == "Bird"
 
@@ -93,16 +94,16 @@ async def test_a_download_is_stopped_and_goes_on(hub: LocalHub) -> None:
     async with app.run_test(size=(100, 30)) as pilot:
         await ready(app)
         await pilot.press("ctrl+o")
-        await until(lambda: isinstance(app.screen, ModelsScreen))
+        await until_async(lambda: isinstance(app.screen, ModelsScreen))
         app.downloads.start(REPO)
-        await until(lambda: "kB/s" in str(app.screen.query_one("#pull", Static).content))
+        await until_async(lambda: "kB/s" in str(app.screen.query_one("#pull", Static).content))
         await pilot.press("ctrl+x")
-        await until(lambda: "what arrived is kept" in str(app.screen.query_one("#pull", Static).content))
+        await until_async(lambda: "what arrived is kept" in str(app.screen.query_one("#pull", Static).content))
         assert list(paths.models_dir().rglob("*.part"))
         hub.faults.bytes_per_s = 0
         await pilot.press("escape")
         app.downloads.start(REPO)
-        await until(lambda: any("is here" in words for words in texts(app, "note")))
+        await until_async(lambda: any("is here" in words for words in texts(app, "note")))
         assert not list(paths.models_dir().rglob("*.part"))
         assert list(paths.models_dir().rglob("*.gguf"))
 
@@ -117,7 +118,7 @@ async def test_a_download_that_fails_is_said(hub: LocalHub, what: str) -> None:
     async with app.run_test():
         await ready(app)
         app.downloads.start("someone/nothing" if what == "no such model" else REPO)
-        await until(lambda: texts(app, "error"))
+        await until_async(lambda: texts(app, "error"))
         await ask(app, "Still there?")
         assert said(app)[-1] == "An answer."
 
@@ -128,9 +129,9 @@ async def test_a_hub_that_cannot_be_reached_is_said_on_the_screen(monkeypatch: p
     async with app.run_test(size=(100, 30)) as pilot:
         await ready(app)
         await pilot.press("ctrl+o")
-        await until(lambda: isinstance(app.screen, ModelsScreen) and names(app))
+        await until_async(lambda: isinstance(app.screen, ModelsScreen) and names(app))
         await pilot.press(*"qwen", "ctrl+s")
-        await until(lambda: "127.0.0.1" in str(app.screen.query_one("#pull", Static).content))
+        await until_async(lambda: "127.0.0.1" in str(app.screen.query_one("#pull", Static).content))
 
 
 @pytest.mark.parametrize("choice", ["get", "local", "escape"])
@@ -141,7 +142,7 @@ async def test_the_first_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, c
     app = scripted(store=ephemeral_store())
     app.is_first = True
     async with app.run_test() as pilot:
-        await until(lambda: isinstance(app.screen, FirstRunScreen) and len(names(app)) == 3)
+        await until_async(lambda: isinstance(app.screen, FirstRunScreen) and len(names(app)) == 3)
         assert isinstance(app.screen, FirstRunScreen)
         assert app.worker.session is None  # nothing is loaded yet
         assert "8.00 GB of memory free" in screen_text(app)
@@ -163,15 +164,15 @@ async def test_a_first_download_that_fails_leaves_the_choice(hub: LocalHub) -> N
     app = scripted()
     app.is_first = True
     async with app.run_test(size=(100, 30)) as pilot:
-        await until(lambda: isinstance(app.screen, FirstRunScreen) and "local" in names(app))
+        await until_async(lambda: isinstance(app.screen, FirstRunScreen) and "local" in names(app))
         assert isinstance(app.screen, FirstRunScreen)
         app.screen._best = REPO
         options = app.screen.query_one(OptionList)
         app.screen.post_message(OptionList.OptionSelected(options, options.options[0], 0))
         if options.options[0].id != "get":
             pytest.skip("nothing of the catalogue is better than what is here")
-        await until(lambda: str(app.screen.query_one("#pull", Static).content))
-        await until(lambda: not options.disabled)
+        await until_async(lambda: str(app.screen.query_one("#pull", Static).content))
+        await until_async(lambda: not options.disabled)
         await pilot.press("escape")
         await ready(app)
         assert session(app).loaded is not None

@@ -35,7 +35,7 @@ def test_a_day_with_edgechat(tmp_path: Path) -> None:
     editor.chmod(0o755)
     env = os.environ | {"EDITOR": str(editor)}
     with terminal(*edgechat_command("-m", "starter", "--max-tokens", "30", "--temperature", "0"), env=env) as t:
-        t.settled("ready")
+        t.until_stable("ready")
         t.type("What is gravity?\r")
         t.until(lambda: "tokens/s" in t.text() and "ready" in t.text())
         assert "What is gravity?" in t.text()
@@ -48,7 +48,7 @@ def test_a_day_with_edgechat(tmp_path: Path) -> None:
         # Another answer to it, and back.
         t.type("/retry\r")
         t.until("‹2/2›")  # noqa: RUF001
-        t.settled("ready")
+        t.until_stable("ready")
         t.type("/switch\r")
         t.until("‹1/2›")  # noqa: RUF001
         # An editor.
@@ -65,7 +65,7 @@ def test_a_day_with_edgechat(tmp_path: Path) -> None:
         t.until(lambda: "Search everything" not in t.text())
         t.until("Enter: write")  # the conversation has the keys now
         t.type("\r")
-        t.settled("ready")
+        t.until_stable("ready")
         t.type("/rename About weight\r")
         t.type(f"/export {tmp_path / 'out.md'}\r")
         t.until((tmp_path / "out.md").exists)
@@ -80,14 +80,14 @@ def test_a_day_with_edgechat(tmp_path: Path) -> None:
     assert kept["conversation"]["title"] == "About weight"
     with terminal(*edgechat_command("-c")) as t:
         t.until("half a thought")
-        t.settled("ready")
+        t.until_stable("ready")
         t.type("\x11")
         assert t.wait() == 0
 
 
 def test_stopped_in_mid_answer_and_left_in_mid_answer() -> None:
     with terminal(*edgechat_command("-m", "starter"), size=(60, 20)) as t:
-        t.settled("ready")
+        t.until_stable("ready")
         t.type("Tell me a very long story about the sea.\r")
         t.until("answering")
         t.type("\x1b")
@@ -106,7 +106,7 @@ def test_stopped_in_mid_answer_and_left_in_mid_answer() -> None:
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_killed_in_mid_answer_nothing_is_lost(signal_: signal.Signals) -> None:
     with terminal(*edgechat_command("-m", "starter")) as t:
-        t.settled("ready")
+        t.until_stable("ready")
         t.type("Tell me a very long story about the sea.\r")
         t.until(lambda: "answering" in t.text() and len(t.text().split()) > 60)
         t.child.send_signal(signal_)
@@ -116,7 +116,7 @@ def test_killed_in_mid_answer_nothing_is_lost(signal_: signal.Signals) -> None:
     assert [m["role"] for m in shown["messages"]] == ["user", "assistant"]
     with terminal(*edgechat_command("-c")) as t:
         t.until("long story about the sea")
-        t.settled("ready")
+        t.until_stable("ready")
         t.type("\x11")
         assert t.wait() == 0
 
@@ -124,7 +124,7 @@ def test_killed_in_mid_answer_nothing_is_lost(signal_: signal.Signals) -> None:
 @pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"EDGECHAT_THEME": "ansi-dark"}, {"EDGECHAT_ASCII": "yes"}])
 def test_without_colours_with_the_terminals_own_and_in_ascii(variable: dict[str, str]) -> None:
     with terminal(*edgechat_command("-m", "starter", "--max-tokens", "5"), env=os.environ | variable) as t:
-        t.settled("ready")
+        t.until_stable("ready")
         t.type("Hello\r")
         t.until("length limit")
         output = t.output.decode("utf-8", "replace")

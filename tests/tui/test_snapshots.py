@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import OptionList
 
 from edgechat import paths
 from edgechat.bench.scripted_session import Script
@@ -27,7 +28,8 @@ from edgechat.tui.app import ChatApp
 from edgechat.tui.render import entries
 from edgechat.tui.screens import chat as chat_module
 from edgechat.tui.widgets import sidebar
-from tests.tui.driving import ask, keep_conversation, ready, scripted, session, until
+from tests.tui.driving import ask, keep_conversation, ready, scripted, session
+from tests.waiting import until_async
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 MADE_WITH = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("textual", "rich", "pygments"))
@@ -99,13 +101,13 @@ async def test_the_chat_in_ascii() -> None:
 async def figures(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+t", "escape")
-    await until(lambda: app.shows_figures)
+    await until_async(lambda: app.shows_figures)
 
 
 async def alternatives(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     app.actions.run("retry", "")
-    await until(lambda: not app.chat.is_busy and len(session(app).tree) == 3)
+    await until_async(lambda: not app.chat.is_busy and len(session(app).tree) == 3)
     await pilot.press("escape")
 
 
@@ -113,7 +115,7 @@ async def dies(app: ChatApp, pilot: Pilot[int]) -> None:
     await ready(app)
     app.chat.prompt.load("Write a function that adds.")
     await pilot.press("enter")
-    await until(lambda: not app.chat.is_busy)
+    await until_async(lambda: not app.chat.is_busy)
     app.chat.prompt.cursor_blink = False
 
 
@@ -130,34 +132,34 @@ async def settings(app: ChatApp, pilot: Pilot[int]) -> None:
 async def conversations(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+b")
-    await until(lambda: app.chat.query_one("#conversations").option_count > 3)  # type: ignore[attr-defined]
+    await until_async(lambda: app.chat.query_one("#conversations").option_count > 3)  # type: ignore[attr-defined]
     await pilot.press("down")
 
 
 async def search(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+f", *"boats")
-    await until(lambda: app.screen.query("OptionList").first().option_count)  # type: ignore[attr-defined]
+    await until_async(lambda: app.screen.query("OptionList").first().option_count)  # type: ignore[attr-defined]
     await pilot.press("down")
 
 
 async def commands(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("/", "r", "e")
-    await until(lambda: app.chat.query("CompletionPopup") and app.chat.query_one("CompletionPopup").display)
+    await until_async(lambda: app.chat.query("CompletionPopup") and app.chat.query_one("CompletionPopup").display)
 
 
 async def said_before(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+r")
-    await until(lambda: app.screen.query("PickerScreen OptionList"))
+    await until_async(lambda: app.screen.query("PickerScreen OptionList"))
     await pilot.press("down")
 
 
 async def palette(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+p", *"expo")
-    await until(lambda: app.screen.query("CommandList") and app.screen.query_one("CommandList").option_count == 1)  # type: ignore[attr-defined]
+    await until_async(lambda: app.screen.query("CommandList") and app.screen.query_one("CommandList").option_count == 1)  # type: ignore[attr-defined]
     await pilot.pause()
 
 
@@ -236,7 +238,7 @@ async def test_a_screen_about_the_machine(name: str, monkeypatch: pytest.MonkeyP
         if name == "models":
             await ready(app)
             await pilot.press("ctrl+o")
-        await until(lambda: app.screen.query("OptionList") and app.screen.query("OptionList").first().option_count > 1)  # type: ignore[attr-defined]
+        await until_async(lambda: any(options.option_count > 1 for options in app.screen.query(OptionList)))
         for field in app.screen.query("Input"):
             field.cursor_blink = False  # type: ignore[attr-defined]
         await pilot.pause()

@@ -23,6 +23,7 @@ from edgechat.prefix.segment import InvalidSegmentError, KvSegment
 from edgechat.prefix.throughput import Throughput
 from edgechat.prefix.tree import PrefixTree
 from tests.fake_memory import FakeMemory
+from tests.waiting import until
 
 TOKENS = list(range(1, 101))
 
@@ -34,10 +35,7 @@ def a_disk(root: Path, cap_bytes: int = 1 << 20, identity: str = "it") -> DiskTi
 
 
 def wait(disk: DiskTier) -> None:
-    until_s = time.monotonic() + 5
-    while disk.is_busy:
-        assert time.monotonic() < until_s
-        time.sleep(0.001)
+    until(lambda: not disk.is_busy, 5, interval_s=0.001)
 
 
 def a_piece(data: bytes = b"x" * 1000, *, start: int = 0, whose: str = "talk", tokens: list[int] = TOKENS) -> KvSegment:

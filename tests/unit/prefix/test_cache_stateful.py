@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,6 +23,7 @@ from edgechat.prefix.cache import PrefixCache
 from edgechat.prefix.disk_tier import DiskTier, forget
 from tests.fake_memory import FakeMemory, NoRoom, check_cache
 from tests.models import KINDS, Kind
+from tests.waiting import until
 
 N_CELLS = 400
 RAM_CAP_BYTES = 40_000
@@ -95,8 +95,7 @@ class PrefixMachine(RuleBasedStateMachine):
             self._wait()
 
     def _wait(self) -> None:
-        while self.disk.is_busy:
-            time.sleep(0.0005)
+        until(lambda: not self.disk.is_busy, interval_s=0.0005)
 
     @rule()
     def restart(self) -> None:

@@ -1,0 +1,34 @@
+"""Tests that a failed wait names its condition."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.waiting import until, until_async
+
+
+def test_until_returns_once_the_condition_holds() -> None:
+    values = iter([0, 0, 1])
+    until(lambda: next(values), interval_s=0)
+    assert next(values, None) is None
+
+
+def test_failed_wait_shows_the_source_of_the_lambda() -> None:
+    engine_is_idle = False
+    with pytest.raises(pytest.fail.Exception, match=r"Not true within 0 s: .*lambda: engine_is_idle"):
+        until(lambda: engine_is_idle, 0)
+
+
+def test_failed_wait_shows_the_name_of_the_function() -> None:
+    def engine_is_idle() -> bool:
+        return False
+
+    with pytest.raises(pytest.fail.Exception, match=r"engine_is_idle$"):
+        until(engine_is_idle, 0)
+
+
+async def test_failed_async_wait_shows_the_description() -> None:
+    with pytest.raises(pytest.fail.Exception, match="the engine is idle"):
+        await until_async(lambda: False, 0, "the engine is idle")
+    with pytest.raises(pytest.fail.Exception, match="2 requests are running"):
+        await until_async(lambda: False, 0, lambda: f"{1 + 1} requests are running")

@@ -1,0 +1,51 @@
+"""Wait in a test until a condition holds: `until` blocks the thread, `until_async` lets the event loop run."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+
+import pytest
+
+Description = str | Callable[[], str]
+"""The awaited condition in words, or a function that describes it once the wait failed."""
+
+
+def until(
+    condition: Callable[[], object], timeout_s: float = 20, description: Description = "", *, interval_s: float = 0.01
+) -> None:
+    """Call `condition` every `interval_s` until it is true; fail the test after `timeout_s` and name the condition."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            _fail(condition, timeout_s, description)
+        time.sleep(interval_s)
+
+
+async def until_async(
+    condition: Callable[[], object], timeout_s: float = 30, description: Description = "", *, interval_s: float = 0.01
+) -> None:
+    """Await `condition` like `until`, with the event loop running between two calls."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            _fail(condition, timeout_s, description)
+        await asyncio.sleep(interval_s)
+
+
+def _fail(condition: Callable[[], object], timeout_s: float, description: Description) -> None:
+    text = description() if callable(description) else description
+    pytest.fail(f"Not true within {timeout_s:g} s: {text or source(condition)}", pytrace=True)
+
+
+def source(condition: Callable[[], object]) -> str:
+    """Return the source of a condition on one line: of a lambda the statement around it, else the function's name."""
+    name = getattr(condition, "__qualname__", "")
+    if name and not name.endswith("<lambda>"):
+        return name
+    try:
+        return " ".join(inspect.getsource(condition).split())
+    except (OSError, TypeError):
+        return repr(condition)
