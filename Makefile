@@ -1,4 +1,4 @@
-# `make chat` and `make test` do everything from a fresh clone: Python >= 3.10, a C++ compiler and make are enough.
+# `make chat` and `make test` set up everything from a fresh clone. They need Python >= 3.10, a C++ compiler and make.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -7,27 +7,28 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # CPU modules of the native bundle: dev (a few common ones), all, or a list separated by semicolons.
 VARIANTS ?= dev
 
-.PHONY: help chat serve test test-long check setup setup-dev peers wheels bundle deb single cuda test-arm64 docs screenshots clean
+.PHONY: help chat serve test test-fast test-long check setup setup-dev peers wheels bundle deb single cuda test-arm64 docs screenshots clean
 
 help:
-	@echo "make chat       set up, then the chat on the starter model"
-	@echo "make serve      set up, then the OpenAI API on the starter model"
-	@echo "make test       set up, then the tests (under 15 minutes)"
-	@echo "make test-long  set up, then the long ones: kill loops, fuzzing, installs"
-	@echo "make check      set up, then lint, types, import contracts, generated docs"
-	@echo "make peers      build llama-bench, llama-cli and llama-server from the same source"
-	@echo "make wheels     fill dist/ with everything that an installation without a network needs"
-	@echo "make bundle     an archive in dist/bundle that installs edgechat without a network"
-	@echo "make deb        a package in dist/deb for Debian, Ubuntu and Raspberry Pi OS"
-	@echo "make single     one file in dist/single that needs no Python"
-	@echo "make cuda       a package in dist/cuda with llama.cpp's kernels for GPUs of NVIDIA"
-	@echo "make test-arm64 install and ask on emulated ARM boards; needs root, qemu and debootstrap"
-	@echo "make docs       write the generated parts of docs/ again"
-	@echo "make screenshots  draw the pictures in docs/ again"
+	@echo "make chat         set up, then chat with the starter model"
+	@echo "make serve        set up, then serve the starter model over the OpenAI API"
+	@echo "make test         set up, then run the tests (under 15 minutes)"
+	@echo "make test-fast    set up, then run lint, types and unit tests (under 2 minutes)"
+	@echo "make test-long    set up, then run the long tests: kill loops, fuzzing, installations"
+	@echo "make check        set up, then run lint, types, import contracts, generated docs"
+	@echo "make peers        build llama-bench, llama-cli and llama-server from the same source"
+	@echo "make wheels       build a wheelhouse in dist/ for installations without a network"
+	@echo "make bundle       build an archive in dist/bundle that installs edgechat without a network"
+	@echo "make deb          build a package in dist/deb for Debian, Ubuntu and Raspberry Pi OS"
+	@echo "make single       build one file in dist/single that needs no Python"
+	@echo "make cuda         build a package in dist/cuda with llama.cpp's CUDA kernels"
+	@echo "make test-arm64   install and run edgechat on emulated Arm boards; needs root, qemu and debootstrap"
+	@echo "make docs         regenerate the generated parts of docs/"
+	@echo "make screenshots  redraw the pictures in docs/"
 
 chat: setup
 	@if [ -t 0 ] && [ -t 1 ]; then exec $(BIN)/edgechat -m starter; else \
-		echo "There is no terminal here, so edgechat answers one sample question:"; \
+		echo "No terminal: edgechat answers one sample question instead of starting the chat."; \
 		$(BIN)/edgechat ask -m starter --max-tokens 96 --temperature 0 "What is gravity?" < /dev/null; fi
 
 serve: setup
@@ -35,6 +36,9 @@ serve: setup
 
 test: setup-dev check
 	@$(BIN)/python -m pytest -m "not long"
+
+test-fast: setup-dev check
+	@$(BIN)/python -m pytest -q tests/unit
 
 test-long: setup-dev
 	@$(BIN)/python -m pytest -m long
@@ -48,7 +52,7 @@ check: setup-dev
 	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint packaging/container/Dockerfile; fi
 	@$(BIN)/python docs/generate.py --check
 
-# A stamp per set-up, so that a second `make` does nothing; what it depends on is what goes into it.
+# One stamp file per set-up step, so that a second `make` does nothing.
 setup: $(VENV)/setup.stamp
 	@$(BIN)/python native/build.py --variants "$(VARIANTS)" link > /dev/null
 setup-dev: setup $(VENV)/setup-dev.stamp
@@ -58,7 +62,7 @@ $(VENV)/python.stamp:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# Order matters: the bindings come from our own wheel of them. The index has only their source, whose default
+# Order matters: native/build.py builds the wheel of the bindings. The index has only their source, whose default
 # build compiles a library that can crash.
 $(VENV)/setup.stamp: $(VENV)/python.stamp pyproject.toml native/build.py packaging/starter_wheel.py $(wildcard packaging/starter/*.toml)
 	@bindings=$$($(BIN)/python native/build.py bindings) && $(PIP) install "$$bindings"
@@ -69,7 +73,7 @@ $(VENV)/setup.stamp: $(VENV)/python.stamp pyproject.toml native/build.py packagi
 $(VENV)/setup-dev.stamp: $(VENV)/setup.stamp tests/serve/node/package-lock.json
 	@$(PIP) install --editable '.[dev]'
 	@if command -v npm > /dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/serve/node || \
-		echo "npm cannot get the JavaScript client: its test is skipped"; fi
+		echo "npm cannot install the JavaScript client; its test will be skipped"; fi
 	@touch $@
 
 peers: setup
