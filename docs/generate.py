@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/cli.md from the commands' own help and docs/plans.md from recorded machines; with --check, fail if they are old."""
+"""Generate docs/cli.md from the commands' help and docs/plans.md from recorded machines; --check only compares them."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from edgechat.planner.ranking import Evaluation, choose, evaluate
 
 DOCS = Path(__file__).parent
 PROFILES = DOCS.parent / "tests" / "profiles"
-HEAD = "# The command line\n\nMade by `make docs` from the commands' own help.\n"
+CLI_HEAD = "# Command line reference\n\n`make docs` generates this page from the help of the commands.\n"
 
-PLANS_HEAD = """# What would be chosen where
+PLANS_HEAD = """# Automatic choices on several machines
 
-Made by `make docs` from the machines in tests/profiles, with the catalogue as it is and nothing asked of a network:
-`edgechat plan --all --machine FILE` shows everything that was compared. "quality" wishes nothing of the speed.
+`make docs` generates this page from the hardware profiles in `tests/profiles` and the catalogue, without a network.
+`edgechat plan --all --machine FILE` shows every model that was compared. The goal "quality" sets no minimum speed.
 
-None of these machines was at hand. Memory is what such a machine has left with its system and a few programs running;
-speeds are upper bounds, computed from the memory's bandwidth alone: of the Raspberry Pi 5 as published measurements of two
-models show it (10.3 GB/s, 60 % of the memory's data sheet), of the others 60 % of theirs. On a real machine `edgechat plan`
-measures. A `?` at the quality marks what a rule says where nobody measured.
+None of these machines was available. The memory is what such a machine has left beside its system and a few programs. Speeds are
+upper limits computed from the memory bandwidth: for the Raspberry Pi 5 the bandwidth derived from published measurements of two
+models (10.3 GB/s, 60 % of the data sheet), for the others 60 % of the data sheet. On a real machine `edgechat plan` measures. A `?`
+after the quality marks a value from a rule, for a quant that nobody has measured.
 
 """
 
 
 def main() -> int:
-    """Write or check the file; 1 if a check fails."""
+    """Write or check both pages. Return 1 if a check fails."""
     context = click.Context(edgechat, info_name="edgechat", **edgechat.context_settings)
-    texts = {DOCS / "cli.md": HEAD + "".join(sections(edgechat, context)), DOCS / "plans.md": PLANS_HEAD + plans()}
+    texts = {DOCS / "cli.md": CLI_HEAD + "".join(sections(edgechat, context)), DOCS / "plans.md": PLANS_HEAD + plans()}
     if "--check" not in sys.argv:
         for target, text in texts.items():
             target.write_text(text, encoding="utf-8")
         return 0
-    old = [t.name for t, text in texts.items() if not t.is_file() or t.read_text(encoding="utf-8") != text]
-    for name in old:
+    outdated = [t.name for t, text in texts.items() if not t.is_file() or t.read_text(encoding="utf-8") != text]
+    for name in outdated:
         print(f"{name} is out of date: run `make docs`", file=sys.stderr)
-    return 1 if old else 0
+    return 1 if outdated else 0
 
 
 def plans() -> str:
-    """What of the catalogue would be chosen on machines that are written down."""
+    """Return the table of automatic choices, three rows for each hardware profile."""
     lines = [
-        "| machine | wish | chosen | memory | context | tokens/s | quality | why so |",
+        "| machine | goal | chosen | memory | context | tokens/s | quality | reasons |",
         "|---|---|---|--:|--:|--:|--:|---|",
     ]
     for file in sorted(PROFILES.glob("*.json")):
@@ -62,23 +62,23 @@ def plans() -> str:
 
 
 def memory_words(memory: MemoryEstimate) -> str:
-    """Memory of the machine, and of its GPU where that is another."""
+    """Format the memory of a plan, with that of a discrete GPU apart."""
     words = f"{memory.total / 1e9:.1f} GB"
     return words if memory.is_unified or not memory.gpu else f"{words} + {memory.gpu / 1e9:.1f} GB on the GPU"
 
 
 def line(machine: str, wish: float, chosen: Evaluation | None) -> str:
-    """A row of the table."""
+    """Format one row of the table of choices."""
     if chosen is None or chosen.plan is None:
-        return f"| {machine} | {wish:g} | nothing fits | | | | | |"
+        return f"| {machine} | {wish:g} | no model fits | | | | | |"
     options = chosen.plan.options
     speed = f"{chosen.speed.decode_tps:.1f}" if chosen.speed else "?"
     why = list(chosen.plan.trades)
     if options.n_gpu_layers:
         why.insert(0, chosen.plan.reasons["n_gpu_layers"])
     if not chosen.is_fast_enough:
-        why.insert(0, "nothing that fits is as fast as wished: the fastest")
-    words = "; ".join(why) or "it fits as it is"
+        why.insert(0, "no model that fits reaches this speed: the fastest one")
+    words = "; ".join(why) or "fits without concessions"
     return (
         f"| {machine} | {f'{wish:g} tokens/s' if wish else 'quality'} | {chosen.candidate.name} "
         f"| {memory_words(chosen.memory)} "
@@ -87,15 +87,15 @@ def line(machine: str, wish: float, chosen: Evaluation | None) -> str:
 
 
 def sections(command: click.Command, context: click.Context) -> list[str]:
-    """Help of a command and of all below it."""
+    """Return the help of a command and, recursively, of its subcommands."""
     context.terminal_width = context.max_content_width = 100
-    found = [f"\n## {context.command_path}\n\n```\n{command.get_help(context)}\n```\n"]
+    texts = [f"\n## {context.command_path}\n\n```\n{command.get_help(context)}\n```\n"]
     if isinstance(command, click.Group):
         for name in sorted(command.list_commands(context)):
             below = command.get_command(context, name)
             if below is not None:
-                found += sections(below, click.Context(below, info_name=name, parent=context))
-    return found
+                texts += sections(below, click.Context(below, info_name=name, parent=context))
+    return texts
 
 
 if __name__ == "__main__":

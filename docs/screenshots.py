@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw docs/images: the real program, the starter model, nothing staged but the questions. `make screenshots` runs it."""
+"""Draw the pictures in docs/images with the real program and the starter model. `make screenshots` runs it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUESTION = "Write a short Python function that adds two numbers."
 
 
 async def main() -> None:
-    """Talk to the starter model, and draw each screen on the way."""
+    """Chat with the starter model and draw each screen."""
     from edgechat import config
     from edgechat.catalogue.library import starter_model
     from edgechat.chat.session import Session
@@ -49,7 +49,7 @@ async def main() -> None:
         await pilot.press("ctrl+n")
         await ask(QUESTION)
         await ask("/retry")
-        await pilot.pause(1.5)  # the name that the model gives it
+        await pilot.pause(1.5)  # the model generates a title
         await idle()
         draw("chat")
         await pilot.press("ctrl+b")
