@@ -20,7 +20,7 @@ def run_chat(**options: Any) -> int:
     """Hold a conversation on this terminal; returns the exit code. Raises EdgechatError and click's errors."""
     make_session, problems = session_maker(**options)
     settings, _ = config.load()
-    is_named = any(options.get(name) for name in ("model", "go_on", "conversation_id", "persona", "ephemeral"))
+    is_named = any(options.get(name) for name in ("model", "continue_last", "conversation_id", "persona", "ephemeral"))
     is_first = settings.model == config.AUTO and not is_named and not history_file().exists()
     app = ChatApp(make_session, [str(p) for p in problems], settings, export, is_first=is_first)
     return run_app(app)

@@ -1,4 +1,4 @@
-"""Where the program starts."""
+"""Entry point of the program and of its child processes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from edgechat.process import CHANGED, HIDDEN
 
 
 def main() -> None:
-    """Run a hidden subcommand of a child process, or the command line."""
-    have_standard_streams()
+    """Run a child process's hidden subcommand, the chat, or the command line."""
+    ensure_standard_streams()
     if len(sys.argv) > 1 and sys.argv[1] in HIDDEN:
-        sys.exit(_hidden(sys.argv[1], sys.argv[2:]))
+        sys.exit(_run_child(sys.argv[1], sys.argv[2:]))
     if len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         sys.exit(_chat())
     from edgechat.cli.root import run
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def _chat() -> int:
-    """The chat as most people start it: the command line has nothing to say, so it is not read either."""
+    """Open the chat for a start without arguments, without importing click: it would delay the first frame."""
     from edgechat.errors import EdgechatError
 
     try:
@@ -39,26 +39,26 @@ def _chat() -> int:
 
 
 def open_chat(**options: Any) -> int:
-    """Hold a conversation on this terminal; returns the exit code. Raises EdgechatError."""
-    # The first frame waits for imports, which make a great many objects and no garbage: the app collects again
-    # once the frame is painted.
+    """Run the chat on this terminal and return the exit code. Raises EdgechatError."""
+    # Imports before the first frame allocate many objects and no garbage. The app enables collection again after
+    # that frame.
     gc.disable()
     from edgechat.cli.chat import run_chat
 
     return run_chat(**options)
 
 
-def have_standard_streams() -> None:
-    """Open what was closed on the null device, as some services start programs.
+def ensure_standard_streams() -> None:
+    """Open the null device for every closed standard stream; some services start programs with closed streams.
 
-    Otherwise a pipe of ours would get the number of a standard stream, and a child would lose it.
+    Otherwise a pipe to a child process could get the descriptor of a standard stream, and the child would lose it.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (for good)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (stays open)
 
 
-def _hidden(name: str, arguments: list[str]) -> int:
+def _run_child(name: str, arguments: list[str]) -> int:
     version, *arguments = arguments or [""]
     if version != __version__:
         return CHANGED

@@ -1,4 +1,4 @@
-"""Options that a conversation has wherever it is held."""
+"""Command-line options shared by the chat, `ask`, `plan` and `serve`."""
 
 from __future__ import annotations
 
@@ -13,58 +13,65 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def complete_model(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Names for the shell: models here, given names, and the catalogue."""
+    """Complete model names in the shell: installed models, aliases and catalogue IDs."""
     from edgechat.catalogue import curated, library
 
     try:
-        here = [name for entry in library.scan() if entry.is_usable for name in (entry.name, *entry.aliases)]
-        return sorted({name for name in [*here, *curated.load()] if name.lower().startswith(incomplete.lower())})
+        installed = [name for entry in library.scan() if entry.is_usable for name in (entry.name, *entry.aliases)]
+        return sorted({name for name in [*installed, *curated.load()] if name.lower().startswith(incomplete.lower())})
     except EdgechatError:
         return []
 
 
-_WHOSE = (
+_MODEL_OPTIONS = (
     click.option(
         "-m",
         "--model",
         metavar="NAME",
         shell_complete=complete_model,
-        help="A .gguf file, or a model's name (`edgechat models` shows and gets them).",
+        help="Model name or .gguf file (`edgechat models` lists and downloads models).",
     ),
-    click.option("--system", "system_prompt", metavar="TEXT", help="What the model is told first."),
+    click.option("--system", "system_prompt", metavar="TEXT", help="System prompt."),
 )
-_ANSWERS = (
-    click.option("--max-tokens", type=int, metavar="N", help="Longest answer, in tokens."),
-    click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token."),
-    click.option("--top-p", type=float, metavar="P", help="Keep the likeliest tokens up to this probability."),
-    click.option("--seed", type=int, metavar="N", help="Same seed, same text."),
-    click.option("--ctx", "n_ctx", type=int, metavar="N", help="Context in tokens."),
-    click.option("--budget", metavar="SIZE", help="Memory that may be used, such as 4GB."),
-    click.option("--threads", "n_threads", type=int, metavar="N", help="Compute threads."),
-    click.option("--reasoning/--no-reasoning", default=None, help="Let a model that can think do so first, or not."),
+_GENERATION_OPTIONS = (
+    click.option("--max-tokens", type=int, metavar="N", help="Maximum length of a reply in tokens."),
+    click.option("--temperature", type=float, metavar="T", help="Sampling temperature; 0 is greedy."),
+    click.option("--top-p", type=float, metavar="P", help="Nucleus sampling: cumulative probability to keep."),
+    click.option("--seed", type=int, metavar="N", help="Random seed of the sampler."),
+    click.option("--ctx", "n_ctx", type=int, metavar="N", help="Context length in tokens."),
+    click.option("--budget", metavar="SIZE", help="Memory budget, such as 4GB."),
+    click.option("--threads", "n_threads", type=int, metavar="N", help="Number of compute threads."),
+    click.option("--reasoning/--no-reasoning", default=None, help="Let the model reason before it replies, or not."),
     click.option(
         "--speculation/--no-speculation",
         default=None,
-        help="Try several tokens at a time, or not; the text is the same.",
+        help="Turn speculative decoding on or off; the text is the same.",
     ),
 )
-_WHICH = (
-    click.option("--persona", metavar="NAME", help="A persona of yours: system prompt, model and sampling."),
-    click.option("-c", "--continue", "go_on", is_flag=True, default=None, help="Go on with the last conversation."),
-    click.option("--conversation", "conversation_id", metavar="ID", help="Go on with this conversation."),
-    click.option("--ephemeral", is_flag=True, default=None, help="Keep nothing of this conversation anywhere."),
+_CONVERSATION_OPTIONS = (
+    click.option("--persona", metavar="NAME", help="Use a persona: system prompt, model and sampling settings."),
+    click.option(
+        "-c",
+        "--continue",
+        "continue_last",
+        is_flag=True,
+        default=None,
+        help="Continue the most recent conversation.",
+    ),
+    click.option("--conversation", "conversation_id", metavar="ID", help="Continue this conversation."),
+    click.option("--ephemeral", is_flag=True, default=None, help="Write nothing of this conversation to disk."),
 )
 
 
 def conversation_options(function: F) -> F:
-    """Add the options that choose a model and how it answers."""
-    for option in reversed((*_WHOSE, *_ANSWERS, *_WHICH)):
+    """Add the options for model, generation and conversation to a command."""
+    for option in reversed((*_MODEL_OPTIONS, *_GENERATION_OPTIONS, *_CONVERSATION_OPTIONS)):
         function = option(function)
     return function
 
 
-def answer_options(function: F) -> F:
-    """Add the options that say how a model is loaded, and how it answers."""
-    for option in reversed(_ANSWERS):
+def generation_options(function: F) -> F:
+    """Add the options for loading a model and generating to a command."""
+    for option in reversed(_GENERATION_OPTIONS):
         function = option(function)
     return function

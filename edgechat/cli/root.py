@@ -1,4 +1,4 @@
-"""The command `edgechat` itself, and what holds for all its subcommands."""
+"""The root command `edgechat`: lazy subcommands, exit codes and error output."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from edgechat.errors import EdgechatError, UsageError
 EXIT_CODES = """
 \b
 Exit codes:
-  0    fine
-  2    usage: an option, a setting or standard input that cannot be used
-  3    model file: missing, damaged, or its chat template fails
+  0    success
+  2    usage: an invalid option, setting or standard input
+  3    model file: missing or damaged, or its chat template fails
   4    runtime: no native bundle, no working backend, the engine died, or a download failed
-  5    does not fit: the model in memory, or the prompt in the context
-  6    network: the hub or another server refused, or cannot be reached
+  5    too large: the model for the memory, or the prompt for the context
+  6    network: the hub or another server refused the request, or is unreachable
   130  interrupted with Ctrl-C
-  141  nobody reads the output any more
+  141  the reader of the output closed its end of the pipe
 """
 
 
-# Where each command is; it is imported when it is called, or when help lists them all.
+# Module of each subcommand, imported only when the command runs or when help lists all commands.
 _COMMANDS = {
     "ask": "ask", "history": "history", "models": "models", "plan": "plan", "doctor": "doctor", "bench": "bench",
     "config": "config", "completion": "completion", "serve": "serve", "uninstall": "uninstall",
@@ -35,14 +35,12 @@ _COMMANDS = {
 
 
 class _Root(click.Group):
-    """Ends quietly when nobody reads the output any more, before click turns that into an exit code of 1."""
+    """Command group with lazy subcommands; a broken output pipe exits with 141 instead of click's 1."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """All names."""
         return sorted(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """The command of this name."""
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"edgechat.cli.{_COMMANDS[cmd_name]}")
@@ -50,11 +48,10 @@ class _Root(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # The interpreter would complain once more when it closes standard output.
+            # Without this the interpreter reports the broken pipe again when it closes standard output.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(141)
 
@@ -71,17 +68,17 @@ class _Root(click.Group):
     "--plain",
     is_flag=True,
     default=None,
-    help="Chat line by line, without drawing: for screen readers, dumb terminals and pipes.",
+    help="Chat line by line, for screen readers, dumb terminals and pipes.",
 )
 @click.pass_context
 def edgechat(context: click.Context, /, *, plain: bool | None, **options: Any) -> None:
-    """Chat with an open-weight model on this machine.
+    """Chat with an open-weight language model on this machine.
 
-    Without a command: opens the chat on a terminal, or answers what comes on standard input.
+    Without a command, opens the chat on a terminal, or replies to standard input.
     """
     if context.invoked_subcommand is not None:
         if plain or any(value is not None for value in options.values()):
-            raise UsageError(f"options go after the command: edgechat {context.invoked_subcommand} ... OPTIONS")
+            raise UsageError(f"Options belong after the command: edgechat {context.invoked_subcommand} ... OPTIONS")
         return
     if plain or (sys.stdin.isatty() and os.environ.get("TERM") == "dumb"):
         from edgechat.cli.plain_chat import run_plain
@@ -93,25 +90,25 @@ def edgechat(context: click.Context, /, *, plain: bool | None, **options: Any) -
         ask_stdin(**options)
         return
     if not sys.stdout.isatty():
-        raise UsageError("the chat needs a terminal to draw on: use `edgechat ask` to write an answer to a file")
+        raise UsageError("The chat needs a terminal. Use `edgechat ask` to write a reply to a file.")
     from edgechat.cli.main import open_chat
 
     context.exit(open_chat(**options))
 
 
 def run() -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     from edgechat.terminal import visible
 
     try:
-        # click's own handling of errors and aborts is not used: it knows neither our codes nor 130.
+        # Standalone mode would replace edgechat's exit codes and 130 with click's own.
         result = edgechat.main(standalone_mode=False, prog_name="edgechat")
     except EdgechatError as error:
-        # Some of these words come out of a model file or a log.
+        # Error texts can contain control characters from a model file or a log.
         click.echo(f"edgechat: {visible(str(error))}", err=True)
         return error.exit_code
     except UnicodeError as error:
-        click.echo(f"edgechat: an argument or a file name is not UTF-8 text: {error}", err=True)
+        click.echo(f"edgechat: An argument or a file name is not valid UTF-8: {error}", err=True)
         return UsageError.exit_code
     except OSError as error:
         click.echo(f"edgechat: {visible(str(error))}", err=True)

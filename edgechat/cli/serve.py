@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgechat.cli.options import answer_options, complete_model
+from edgechat.cli.options import complete_model, generation_options
 from edgechat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ HOW_TO_GET_IT = (
 )
 @click.option("--log-requests", is_flag=True, help="Write a line for each request, without anything of its words.")
 @click.option("--json", "as_json", is_flag=True, help="Say in JSON where it listens.")
-@answer_options
+@generation_options
 def serve(
     *,
     models: tuple[str, ...],
@@ -101,12 +101,12 @@ def _opened(
 
     from edgechat import config
     from edgechat.cli.ask import Status
-    from edgechat.cli.session_factory import chosen_model, given_flags
+    from edgechat.cli.session_factory import chosen_model, flag_settings
     from edgechat.serve.model_lease import ModelLease
     from edgechat.serve.model_queue import ModelQueue
 
     settings, problems = config.load()
-    settings = config.merged(settings, given_flags(**flags))
+    settings = config.merged(settings, flag_settings(**flags))
     status = Status()
     for problem in problems:
         status.note(f"{problem} (ignored)")

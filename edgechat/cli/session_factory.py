@@ -1,4 +1,4 @@
-"""From flags and settings to a session."""
+"""Create a session from command-line flags and settings."""
 
 from __future__ import annotations
 
@@ -18,73 +18,73 @@ if TYPE_CHECKING:
 
 def session_maker(
     *,
-    go_on: bool | None = None,
+    continue_last: bool | None = None,
     conversation_id: str | None = None,
     ephemeral: bool | None = None,
     persona: str | None = None,
     **flags: object,
 ) -> tuple[Callable[[], Session], list[Problem]]:
-    """What makes the session (not opened yet), and what is wrong with the settings.
+    """Return a function that creates the session (not opened yet), and the problems found in the settings.
 
-    Checks flags and settings first; what a session stands on, the conversations among it, is only read when it is
-    made, so that a screen can be painted before. Then it may raise StoreError and ModelFileError.
+    Flags and settings are checked at once. Conversations are read only when the function is called, so that a screen
+    can be painted before; the function raises StoreError and ModelFileError.
 
-    Raises UsageError for a flag that cannot be used, and EdgechatError if there is no such model.
+    Raises UsageError for an invalid flag, and EdgechatError for an unknown model.
     """  # fmt: skip
     import msgspec
 
     from edgechat import config
 
-    given = given_flags(**flags)
+    overrides = flag_settings(**flags)
     if conversation_id == "":
-        raise UsageError("invalid value for --conversation: an ID is missing")
-    if go_on and conversation_id:
-        raise UsageError("--continue and --conversation name two conversations")
+        raise UsageError("Invalid value for --conversation: the ID is empty.")
+    if continue_last and conversation_id:
+        raise UsageError("--continue and --conversation exclude each other.")
     settings, problems = config.load()
     if persona is not None:
         from edgechat.chat import personas
 
-        given = personas.usable(persona) | given
-    continues = bool(go_on or conversation_id)
-    if not continues and str(given.get("model", settings.model)) != config.AUTO:
+        overrides = personas.usable(persona) | overrides
+    continues = bool(continue_last or conversation_id)
+    if not continues and str(overrides.get("model", settings.model)) != config.AUTO:
         from edgechat.catalogue.resolve import find_model
 
-        find_model(str(given.get("model", settings.model)))  # a wrong name is said before anything is painted
+        find_model(str(overrides.get("model", settings.model)))  # reports an unknown name before the first frame
 
     def make() -> Session:
         from edgechat.chat import personas
         from edgechat.chat.messages import Conversation, new_id, now_ms
         from edgechat.chat.session import Session
 
-        store, conversation = _conversation(conversation_id, go_on=continues, ephemeral=bool(ephemeral))
+        store, conversation = _conversation(conversation_id, continue_last=continues, ephemeral=bool(ephemeral))
         if conversation is None:
-            kept = {name: value for name, value in given.items() if name in personas.FIELDS and name != "model"}
-            conversation = Conversation(id=new_id(), created_at_ms=now_ms(), settings=kept)
-        # What was chosen for the conversation holds on, under what is chosen now.
+            saved = {name: value for name, value in overrides.items() if name in personas.FIELDS and name != "model"}
+            conversation = Conversation(id=new_id(), created_at_ms=now_ms(), settings=saved)
+        # The conversation's own settings apply unless a flag overrides them.
         of_conversation = {**conversation.settings, **({"model": conversation.model} if conversation.model else {})}
-        name, path = chosen_model(config.merged(settings, of_conversation, given))
+        name, path = chosen_model(config.merged(settings, of_conversation, overrides))
         conversation = msgspec.structs.replace(conversation, model=name)
-        session = Session(store, settings, _used(path, is_noted=not ephemeral), conversation, given)
+        session = Session(store, settings, _used(path, is_noted=not ephemeral), conversation, overrides)
         session.warnings.extend(store.notes)
         return session
 
     return make, problems
 
 
-def given_flags(**flags: object) -> dict[str, object]:
-    """Those that were given, by the names of the settings that they are. Raises UsageError for one that cannot be used."""
+def flag_settings(**flags: object) -> dict[str, object]:
+    """Return the flags that were given, by the names of their settings. Raises UsageError for an invalid value."""
     from edgechat import config
 
     given = {name: value for name, value in flags.items() if value is not None}
     for name, value in given.items():
         wrong = config.check(name, value)
         if wrong:
-            raise UsageError(f"invalid value for {_flag(name)}: {wrong}")
+            raise UsageError(f"Invalid value for {_flag(name)}: {wrong}")
     return given
 
 
 def chosen_model(settings: Settings) -> tuple[str, Path]:
-    """Name and file of the model that was asked for, or is the best here. Raises EdgechatError."""
+    """Return name and file of the requested model, or of the best installed one. Raises EdgechatError."""
     from edgechat import config
     from edgechat.catalogue.resolve import find_model
 
@@ -104,25 +104,25 @@ def _used(path: Path, *, is_noted: bool) -> Path:
 
 
 def _conversation(
-    conversation_id: str | None, *, go_on: bool, ephemeral: bool
+    conversation_id: str | None, *, continue_last: bool, ephemeral: bool
 ) -> tuple[SqliteStore, Conversation | None]:
-    """Where the conversation is kept, and what it is if it goes on."""
+    """Return the store, and the conversation to continue, or None for a new one."""
     from edgechat.store import ephemeral_store, open_store
     from edgechat.store.formats.edgechat_json import copy_conversation
 
-    if ephemeral and not go_on:
+    if ephemeral and not continue_last:
         return ephemeral_store(), None
     store = open_store()
     conversation: Conversation | None = None
-    if go_on:
-        found = store.resolve(conversation_id) if conversation_id else store.latest()
-        if found is None:
-            raise UsageError("there is no conversation to go on with yet")
-        conversation = store.conversation(found)
-    if store.problem or ephemeral:  # a copy in memory, so that it can go on all the same
+    if continue_last:
+        saved_id = store.resolve(conversation_id) if conversation_id else store.latest()
+        if saved_id is None:
+            raise UsageError("There is no conversation to continue yet.")
+        conversation = store.conversation(saved_id)
+    if store.problem or ephemeral:  # continue a copy in memory, which is not saved
         copy = ephemeral_store()
         if store.problem and not ephemeral:
-            copy.notes.append(f"this conversation is not kept: {store.problem}")
+            copy.notes.append(f"This conversation is not saved: {store.problem}")
         if conversation is not None:
             copy_conversation(store, copy, conversation.id)
             conversation = copy.conversation(conversation.id)
@@ -132,5 +132,5 @@ def _conversation(
 
 
 def _flag(name: str) -> str:
-    named = {"n_ctx": "--ctx", "n_threads": "--threads", "system_prompt": "--system"}
-    return named.get(name) or "--" + name.replace("_", "-")
+    flags = {"n_ctx": "--ctx", "n_threads": "--threads", "system_prompt": "--system"}
+    return flags.get(name) or "--" + name.replace("_", "-")
