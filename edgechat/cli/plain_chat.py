@@ -251,8 +251,8 @@ class PlainChat:
                 raise UsageError("there is no code in the last answer")
             text = found[-1]
         if sys.stdout.isatty():
-            click.echo(clipboard.sequence(text), nl=False)
-        file = clipboard.keep(text) if self._session.store.is_kept else None
+            click.echo(clipboard.osc52_sequence(text), nl=False)
+        file = clipboard.save_copy(text) if self._session.store.is_kept else None
         click.echo(f"(copied{f'; also in {file}' if file else ''})")
 
     # How it is answered

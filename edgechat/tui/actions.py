@@ -160,11 +160,11 @@ class Actions:
     def step(self, step: int) -> None:
         """Another alternative: of the message with the cursor, or of the last that has any."""
         transcript = self._chat.transcript
-        current = transcript.current
+        current = transcript.current_message
         entries = [current] if transcript.cursor is not None and current is not None else self._chat.messages[::-1]
-        entry = next((e for e in entries if e.place[1] > 1), None)
+        entry = next((e for e in entries if e.alternative[1] > 1), None)
         if entry is not None:
-            number, count = entry.place
+            number, count = entry.alternative
             self._switch(entry, (number - 1 + step) % count)
 
     def _switch(self, entry: MessageEntry, at: int) -> None:
@@ -181,10 +181,10 @@ class Actions:
 
     def do_switch(self, argument: str) -> None:
         """Another alternative of the last message that has any: the next one, or number N."""
-        entry = next((e for e in reversed(self._chat.messages) if e.place[1] > 1), None)
+        entry = next((e for e in reversed(self._chat.messages) if e.alternative[1] > 1), None)
         if entry is None:
             raise UsageError("nothing here has alternatives; /retry and /edit make some")
-        self._switch(entry, commands.alternative_index(argument, *entry.place))
+        self._switch(entry, commands.alternative_index(argument, *entry.alternative))
 
     def retry_message(self, entry: MessageEntry | None) -> None:
         """Another answer beside this one, or to this message."""
@@ -216,7 +216,7 @@ class Actions:
             entry = next((e for e in reversed(before) if e.kind == "user"), None)
         if entry is not None and self._is_free():
             self._chat.composer.edit(entry)
-            self._chat.status_line.write()
+            self._chat.status_line.redraw()
 
     def do_edit(self, text: str) -> None:
         """Say the last message differently: in the input, or as given."""
@@ -296,7 +296,7 @@ class Actions:
         file = commands.path_of(name)
         attach([file], "the model")
         self._chat.composer.attached.append(file)
-        self._chat.status_line.write()
+        self._chat.status_line.redraw()
 
     def do_model(self, name: str) -> None:
         """Another model, by its name or from a list."""

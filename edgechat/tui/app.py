@@ -127,7 +127,7 @@ class ChatApp(App[int]):
             return []
         from edgechat.tui import themes
 
-        theme, problem = themes.find(name)
+        theme, problem = themes.find_theme(name)
         self.register_theme(theme)
         self.theme = theme.name
         return [problem] if problem else []
@@ -137,17 +137,17 @@ class ChatApp(App[int]):
         problems: list[str] = []
         self.key_overrides = {}
         if settings.keys or settings.vim_keys:
-            self.key_overrides, problems = keys.key_map(settings.keys, self.all_keys(), vim=settings.vim_keys)
+            self.key_overrides, problems = keys.resolve_key_map(settings.keys, self.all_keys(), vim=settings.vim_keys)
         self.set_keymap(self.key_overrides)
         return problems
 
     def _recolour(self) -> None:
         self._palette = None
         if self.chat.is_attached:
-            self.chat.transcript.redraw()
+            self.chat.transcript.discard_layout()
 
     @staticmethod
-    def all_keys() -> list[keys.Key]:
+    def all_keys() -> list[keys.KeyBinding]:
         """Every binding of ours, those of screens among them that are not open."""
         from edgechat.tui.screens.filter_list import FilterListScreen
         from edgechat.tui.screens.first_run import FirstRunScreen
@@ -157,7 +157,7 @@ class ChatApp(App[int]):
         from edgechat.tui.widgets.sidebar import Sidebar
 
         screens = (FilterListScreen, ModelsScreen, SettingsScreen, TextScreen, FirstRunScreen)
-        return keys.bindings(ChatApp, ChatScreen, PromptInput, Transcript, Sidebar, *screens)
+        return keys.declared_bindings(ChatApp, ChatScreen, PromptInput, Transcript, Sidebar, *screens)
 
     # Everything there is
 
@@ -176,7 +176,7 @@ class ChatApp(App[int]):
         """Search what was said before."""
         self._read_history(then_pick=True)
 
-    @on(PromptInput.WantsHistory)
+    @on(PromptInput.HistoryRequested)
     def _on_history_wanted(self) -> None:
         self._read_history(then_pick=False)
 
@@ -189,7 +189,7 @@ class ChatApp(App[int]):
 
     def _take_history(self, found: list[str], *, then_pick: bool) -> None:
         prompt = self.chat.prompt
-        prompt.said_before = found
+        prompt.past_messages = found
         if not then_pick:
             prompt.recall(0)
         elif found:
@@ -214,13 +214,13 @@ class ChatApp(App[int]):
 
             self.chat.sidebar = sidebar = Sidebar()
             self.chat.mount(sidebar, before=0)
-            self.call_after_refresh(sidebar.read)
+            self.call_after_refresh(sidebar.refresh_list)
             self.call_after_refresh(sidebar.focus_filter)
         elif sidebar.display:
             sidebar.action_leave()
         else:
             sidebar.display = True
-            sidebar.read()
+            sidebar.refresh_list()
             sidebar.focus_filter()
 
     # Models
@@ -248,7 +248,7 @@ class ChatApp(App[int]):
     def show_download(self, words: str) -> None:
         """How far a download is, wherever that is shown."""
         self.download_status = words
-        self.chat.status_line.write()
+        self.chat.status_line.redraw()
         show = getattr(self.screen, "show_download", None)
         if show is not None:
             show(words)
@@ -280,8 +280,8 @@ class ChatApp(App[int]):
         from edgechat.tui import clipboard
 
         self._clipboard = text
-        if self._driver is not None and len(text) <= clipboard.MOST_CHARS:
-            self._driver.write(clipboard.sequence(text))
+        if self._driver is not None and len(text) <= clipboard.MAX_CHARS:
+            self._driver.write(clipboard.osc52_sequence(text))
 
     def copy(self, text: str, what: str) -> None:
         """Copy, and say where else it is: a terminal does not tell whether it took it."""
@@ -289,23 +289,23 @@ class ChatApp(App[int]):
 
         self.copy_to_clipboard(text)
         session = self.worker.session
-        file = clipboard.keep(text) if session is None or session.store.is_kept else None
+        file = clipboard.save_copy(text) if session is None or session.store.is_kept else None
         where = f"; also in {file}" if file is not None else ""
         taken = (
-            f"{what} copied" if len(text) <= clipboard.MOST_CHARS else f"{what} is too long for a terminal's clipboard"
+            f"{what} copied" if len(text) <= clipboard.MAX_CHARS else f"{what} is too long for a terminal's clipboard"
         )
         self.notify(f"{taken}{where}")
 
     # Outside
 
-    @on(PromptInput.WantsEditor)
+    @on(PromptInput.EditorRequested)
     def _on_editor_wanted(self) -> None:
-        from edgechat.tui.editor import edit
+        from edgechat.tui.editor import edit_text
 
         prompt = self.chat.prompt
         try:
             with self.suspend():
-                text = edit(prompt.full_text)
+                text = edit_text(prompt.full_text)
         except (EdgechatError, SuspendNotSupported) as problem:
             self.chat.add_error(str(problem))
         else:

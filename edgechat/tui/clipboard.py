@@ -10,13 +10,13 @@ from typing import Final
 
 from edgechat import paths
 
-MOST_CHARS: Final = 50_000
+MAX_CHARS: Final = 50_000
 """Terminals drop sequences of more than about 100 kB; base64 and UTF-8 take up to half of that."""
 # GNU screen takes strings of at most 768 bytes.
 _SCREEN_PART: Final = 700
 
 
-def sequence(text: str, environment: Mapping[str, str] = os.environ) -> str:
+def osc52_sequence(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """What asks a terminal to take `text`. https://invisible-island.net/xterm/ctlseqs/ctlseqs.html, OSC 52."""
     plain = f"\x1b]52;c;{base64.b64encode(text.encode('utf-8', 'replace')).decode()}\x07"
     if environment.get("TMUX"):
@@ -27,7 +27,7 @@ def sequence(text: str, environment: Mapping[str, str] = os.environ) -> str:
     return plain
 
 
-def keep(text: str) -> Path | None:
+def save_copy(text: str) -> Path | None:
     """Write it where it can be found if the terminal did not take it; None if that cannot be written either."""
     file = paths.cache_dir() / "copied.txt"
     try:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from edgechat.tui.render.entries import MessageEntry
     from edgechat.tui.screens.chat import ChatScreen
-    from edgechat.tui.widgets.prompt import Held, PromptInput
+    from edgechat.tui.widgets.prompt import PromptInput, PromptState
 
 
 class Composer:
@@ -31,7 +31,7 @@ class Composer:
 
     # What is said next
 
-    def take(self, text: str, held: Held | None) -> OutgoingMessage:
+    def take(self, text: str, held: PromptState | None) -> OutgoingMessage:
         """What Enter means; `held` is what the input had for it."""
         from edgechat.chat import commands
 
@@ -77,7 +77,7 @@ class Composer:
         self.editing = saying.editing
         self.attached = list(dict.fromkeys((*self.attached, *saying.files)))
         if saying.held is not None and not self._prompt.text:
-            self._prompt.put_back(saying.held)
+            self._prompt.restore(saying.held)
         else:
             self.give_back(saying.text)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgechat.errors import UsageError
 
 
-def edit(text: str) -> str:
+def edit_text(text: str) -> str:
     """`text` as it comes back from $VISUAL or $EDITOR; the screen must be out of the way. Raises UsageError."""
     wanted = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     usual = next((name for name in ("sensible-editor", "nano", "vi", "notepad") if shutil.which(name)), None)

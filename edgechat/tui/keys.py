@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from textual.dom import DOMNode
     from textual.widget import Widget
 
-VIM: Final[Mapping[str, str]] = {
+VIM_KEYS: Final[Mapping[str, str]] = {
     "transcript.up": "up,k",
     "transcript.down": "down,j",
     "transcript.top": "home,g",
@@ -36,28 +36,30 @@ def know_alt_enter() -> None:
     ANSI_SEQUENCES_KEYS["\x1b\r"] = (_Missing.ALT_ENTER,)  # type: ignore[index]
 
 
-class Key(NamedTuple):
+class KeyBinding(NamedTuple):
     """A binding, as help and the settings know it."""
 
     id: str
     keys: str
-    words: str
+    description: str
 
 
-def bindings(*owners: type[DOMNode]) -> list[Key]:
+def declared_bindings(*owners: type[DOMNode]) -> list[KeyBinding]:
     """All bindings of ours in these classes, each once."""
-    found: dict[str, Key] = {}
+    found: dict[str, KeyBinding] = {}
     for owner in owners:
         for binding in owner.__dict__.get("BINDINGS", ()):
             if isinstance(binding, Binding) and binding.id:
-                found.setdefault(binding.id, Key(binding.id, binding.key, binding.description))
+                found.setdefault(binding.id, KeyBinding(binding.id, binding.key, binding.description))
     return list(found.values())
 
 
-def key_map(chosen: Mapping[str, str], known: Iterable[Key], *, vim: bool) -> tuple[dict[str, str], list[str]]:
+def resolve_key_map(
+    chosen: Mapping[str, str], known: Iterable[KeyBinding], *, vim: bool
+) -> tuple[dict[str, str], list[str]]:
     """Keys by the ids of bindings, and what is wrong with `chosen`; what is wrong is not used."""
     by_id = {key.id: key for key in known}
-    result = {name: keys for name, keys in VIM.items() if vim and name in by_id}
+    result = {name: keys for name, keys in VIM_KEYS.items() if vim and name in by_id}
     problems = []
     for name, keys in chosen.items():
         if name not in by_id:
@@ -71,7 +73,7 @@ def key_map(chosen: Mapping[str, str], known: Iterable[Key], *, vim: bool) -> tu
     return result, problems + _clashes(result, by_id)
 
 
-def _clashes(result: Mapping[str, str], by_id: Mapping[str, Key]) -> list[str]:
+def _clashes(result: Mapping[str, str], by_id: Mapping[str, KeyBinding]) -> list[str]:
     """Keys that were given to two things of one place."""
     taken: dict[tuple[str, str], str] = {}
     problems = []

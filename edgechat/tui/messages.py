@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgechat.chat.events import TurnFinished, TurnInterrupted
     from edgechat.chat.messages import Conversation
     from edgechat.chat.messages import Message as ChatMessage
-    from edgechat.tui.widgets.prompt import Held
+    from edgechat.tui.widgets.prompt import PromptState
 
 
 class ConversationView(NamedTuple):
@@ -31,7 +31,7 @@ class OutgoingMessage(NamedTuple):
     files: tuple[Path, ...] = ()
     editing: str | None = None
     """The message that it is said instead of; None for a new one."""
-    held: Held | None = None
+    held: PromptState | None = None
     """What the input held."""
 
 

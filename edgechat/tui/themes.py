@@ -10,27 +10,27 @@ from textual.theme import BUILTIN_THEMES, Theme
 from edgechat import paths
 from edgechat.config import Problem, read_file
 
-DEFAULT: Final = "textual-dark"
+DEFAULT_THEME: Final = "textual-dark"
 _COLOURS: Final = (
     "primary", "secondary", "warning", "error", "success", "accent", "foreground", "background", "surface", "panel",
 )  # fmt: skip
 
 
-def names() -> list[str]:
+def theme_names() -> list[str]:
     """All there are, a person's own first."""
     own = sorted(p.stem for p in paths.themes_dir().glob("*.toml"))
     return [*own, *(name for name in BUILTIN_THEMES if name not in own)]
 
 
-def find(name: str) -> tuple[Theme, str]:
+def find_theme(name: str) -> tuple[Theme, str]:
     """A theme, and what is wrong with it; then it is the default one."""
     file = paths.themes_dir() / f"{name}.toml"
     if name.isprintable() and not {"/", "\\"} & {*name} and file.is_file():
         theme, problem = _own(name)
-        return (theme or BUILTIN_THEMES[DEFAULT]), problem
+        return (theme or BUILTIN_THEMES[DEFAULT_THEME]), problem
     if name in BUILTIN_THEMES:
         return BUILTIN_THEMES[name], ""
-    return BUILTIN_THEMES[DEFAULT], f"theme: there is no {name!r}; there are {', '.join(names())}"
+    return BUILTIN_THEMES[DEFAULT_THEME], f"theme: there is no {name!r}; there are {', '.join(theme_names())}"
 
 
 def _own(name: str) -> tuple[Theme | None, str]:

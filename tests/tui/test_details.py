@@ -9,7 +9,7 @@ from textual.theme import BUILTIN_THEMES
 from edgechat.chat.messages import Message
 from edgechat.tui.confirm import Confirmation
 from edgechat.tui.render.entries import MessageEntry
-from edgechat.tui.render.palette import UNICODE, Palette
+from edgechat.tui.render.palette import UNICODE_GLYPHS, Palette
 
 if TYPE_CHECKING:
     import pytest
@@ -18,22 +18,22 @@ PALETTE = Palette(BUILTIN_THEMES["nord"].to_color_system().generate(), dark=True
 
 
 def shown(entry: MessageEntry) -> list[str]:
-    for piece in entry.pieces:
+    for piece in entry.blocks:
         piece.lay_out(60, PALETTE)
-    return [piece.row(n).text.rstrip() for piece in entry.pieces for n in range(piece.height(60))]
+    return [piece.row(n).text.rstrip() for piece in entry.blocks for n in range(piece.height(60))]
 
 
 def test_reasoning_is_one_line_that_says_what_it_is_at() -> None:
-    entry = MessageEntry(Message(id="a", role="assistant", finish_reason="streaming"), (1, 1), UNICODE)
-    entry.begin()
-    entry.grow("", "First I look.\nThen I ")
+    entry = MessageEntry(Message(id="a", role="assistant", finish_reason="streaming"), (1, 1), UNICODE_GLYPHS)
+    entry.start_streaming()
+    entry.append("", "First I look.\nThen I ")
     assert shown(entry) == ["▸ thinking (5 words): Then I"]
-    entry.grow("", "think.")
+    entry.append("", "think.")
     assert shown(entry) == ["▸ thinking (6 words): Then I think."]
-    entry.grow("So it is.", "")
+    entry.append("So it is.", "")
     assert shown(entry) == ["▸ thought for 6 words", "So it is."]
-    entry.is_unfolded = True
-    entry.remake()
+    entry.is_expanded = True
+    entry.invalidate()
     assert shown(entry)[:3] == ["▾ thought for 6 words", "First I look.", "Then I think."]
 
 

@@ -17,7 +17,7 @@ from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.config import Settings, load
 from edgechat.store import ephemeral_store, open_store
 from edgechat.tui.app import ChatApp
-from edgechat.tui.clipboard import sequence
+from edgechat.tui.clipboard import osc52_sequence
 from edgechat.tui.widgets.sidebar import Sidebar
 from tests.models import write_parrot
 from tests.tui.driving import (
@@ -64,7 +64,7 @@ async def test_an_edit_is_an_alternative_and_both_are_kept() -> None:
         await pilot.press(*" again", "enter")
         await until_async(lambda: not app.chat.is_busy and len(session(app).tree) == 4)
         assert said(app) == ["Question again", "Second."]
-        assert [e.place for e in messages(app)] == [(2, 2), (1, 1)]
+        assert [e.alternative for e in messages(app)] == [(2, 2), (1, 1)]
         assert "‹2/2›" in screen_text(app)  # noqa: RUF001
         await pilot.press("alt+left")
         await until_async(lambda: texts(app, "user") == ["Question"])
@@ -98,11 +98,11 @@ async def test_another_answer_and_a_branch() -> None:
         await ask(app, "More")
         assert said(app) == ["Question", "One.", "More", "Three."]
         await pilot.press("home", "down")
-        assert app.chat.transcript.current is messages(app)[1]
+        assert app.chat.transcript.current_message is messages(app)[1]
         await pilot.press("b")
         await until_async(lambda: len(messages(app)) == 2)
         await ask(app, "Instead")
-        assert [e.place for e in messages(app)][2] == (2, 2)
+        assert [e.alternative for e in messages(app)][2] == (2, 2)
         assert said(app)[2] == "Instead"
 
 
@@ -226,7 +226,7 @@ async def test_search_leads_to_a_message_on_another_branch() -> None:
         await until_async(lambda: "a zebra" in str(app.screen.query_one("#preview", Static).content))
         await pilot.press("enter")
         await until_async(lambda: texts(app, "assistant") == ["a zebra", "end"])
-        assert app.chat.transcript.current is messages(app)[1]
+        assert app.chat.transcript.current_message is messages(app)[1]
         app.actions.run("search", "nowhere to be found")
         await until_async(
             lambda: (
@@ -493,9 +493,9 @@ async def test_a_theme_of_ones_own_and_other_keys_to_send() -> None:
         await until_async(lambda: said(app) == ["a\nb", "An answer."])
         await ready(app)
         await pilot.press("escape", "k")
-        assert app.chat.transcript.current is messages(app)[0]
+        assert app.chat.transcript.current_message is messages(app)[0]
         await pilot.press("j")
-        assert app.chat.transcript.current is messages(app)[1]
+        assert app.chat.transcript.current_message is messages(app)[1]
         await pilot.press("i")
         assert app.chat.prompt.has_focus
 
@@ -562,11 +562,11 @@ async def test_copied_to_the_clipboard_and_to_a_file() -> None:
 
 def test_sequences_for_terminals_and_what_stands_between() -> None:
     plain = "\x1b]52;c;" + base64.b64encode(b"hi").decode() + "\x07"
-    assert sequence("hi", {}) == plain
-    assert sequence("hi", {"TMUX": "x"}) == "\x1bPtmux;\x1b" + plain + "\x1b\\"
-    parts = sequence("x" * 2000, {"STY": "x"}).split("\x1b\\")
+    assert osc52_sequence("hi", {}) == plain
+    assert osc52_sequence("hi", {"TMUX": "x"}) == "\x1bPtmux;\x1b" + plain + "\x1b\\"
+    parts = osc52_sequence("x" * 2000, {"STY": "x"}).split("\x1b\\")
     assert all(len(part) <= 768 for part in parts)
-    assert "".join(part.removeprefix("\x1bP") for part in parts) == sequence("x" * 2000, {})
+    assert "".join(part.removeprefix("\x1bP") for part in parts) == osc52_sequence("x" * 2000, {})
 
 
 # Everything
@@ -581,7 +581,7 @@ async def test_help_shows_every_key_and_command() -> None:
         await pilot.press("f1")
         await until_async(lambda: on(app, "HelpScreen"))
         words = str(app.screen.query_one("#text", Static).content)
-        assert all(key.id in words and key.words in words for key in app.all_keys())
+        assert all(key.id in words and key.description in words for key in app.all_keys())
         assert all(f"/{c.name}" in words for c in COMMANDS)
         assert "F7" in words
         await pilot.press("f9")

@@ -189,7 +189,7 @@ SCREENS: dict[str, Go] = {
 
 
 async def test_the_list_of_conversations_takes_all_of_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sidebar, "day", lambda at_ms, today: "today")
+    monkeypatch.setattr(sidebar, "day_heading", lambda at_ms, today: "today")
     store = ephemeral_store()
     for number in range(3):
         keep_conversation(store, [("What of boats?", "They float.")], f"Boats {number}", number)
@@ -202,7 +202,7 @@ async def test_the_list_of_conversations_takes_all_of_a_narrow_screen(monkeypatc
 
 @pytest.mark.parametrize("name", SCREENS)
 async def test_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sidebar, "day", lambda at_ms, today: "today")
+    monkeypatch.setattr(sidebar, "day_heading", lambda at_ms, today: "today")
     monkeypatch.setattr(
         entries, "figures", lambda message: "57 tokens, 42 tokens/s, first after 0.08 s, 7 of 14 cached"
     )

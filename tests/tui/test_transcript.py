@@ -11,8 +11,8 @@ from textual.theme import BUILTIN_THEMES
 
 from edgechat.chat.messages import Message, new_id
 from edgechat.tui.render.entries import MessageEntry, TranscriptEntry
-from edgechat.tui.render.layout_blocks import Code
-from edgechat.tui.render.palette import UNICODE, Palette
+from edgechat.tui.render.layout_blocks import CodeLayout
+from edgechat.tui.render.palette import UNICODE_GLYPHS, Palette
 from edgechat.tui.widgets.transcript import Transcript
 
 PALETTE = Palette(BUILTIN_THEMES["textual-dark"].to_color_system().generate(), dark=True, ansi=False)
@@ -32,11 +32,11 @@ class Bare(App[None]):
     def __init__(self, entries: list[TranscriptEntry]) -> None:
         super().__init__()
         self.entries = entries
-        self.wanted: list[Code] = []
+        self.wanted: list[CodeLayout] = []
 
-    def on_transcript_wants_colour(self, message: Transcript.WantsColour) -> None:
-        assert isinstance(message.piece, Code)
-        self.wanted.append(message.piece)
+    def on_transcript_highlight_requested(self, message: Transcript.HighlightRequested) -> None:
+        assert isinstance(message.block, CodeLayout)
+        self.wanted.append(message.block)
 
     def compose(self) -> ComposeResult:
         yield Transcript(lambda: PALETTE, id="transcript")
@@ -47,12 +47,12 @@ class Bare(App[None]):
 
     def on_mount(self) -> None:
         self.animation_level = "none"
-        self.call_after_refresh(lambda: self.transcript.show(self.entries))
+        self.call_after_refresh(lambda: self.transcript.set_entries(self.entries))
 
 
 def entry(text: str, role: str = "assistant", **more: object) -> MessageEntry:
     message = Message(id=new_id(), role=role, text=text, finish_reason="stop" if role == "assistant" else "", **more)  # type: ignore[arg-type]
-    return MessageEntry(message, (1, 1), UNICODE)
+    return MessageEntry(message, (1, 1), UNICODE_GLYPHS)
 
 
 def visible_rows(app: Bare) -> list[str]:
@@ -90,15 +90,15 @@ async def test_only_what_is_near_the_screen_is_laid_out() -> None:
     app = Bare([entry(LONG) for _ in range(2000)])
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.pause()
-        made = [piece for e in app.entries if e._pieces is not None for piece in e._pieces if piece.width]
+        made = [piece for e in app.entries if e._blocks is not None for piece in e._blocks if piece.layout_width]
         assert 0 < len(made) < 60
-        assert app.transcript.follows
+        assert app.transcript.follows_end
         app.transcript.action_top()
         await pilot.pause()
         assert "Some words" in visible_rows(app)[1]
         for _ in range(300):
             app.transcript.action_page(1)
-        made = [piece for e in app.entries if e._pieces is not None for piece in e._pieces if piece.width]
+        made = [piece for e in app.entries if e._blocks is not None for piece in e._blocks if piece.layout_width]
         assert len(made) < 700
 
 
@@ -107,16 +107,16 @@ async def test_nothing_is_painted_while_the_end_is_out_of_view() -> None:
     app = Bare([*(entry(LONG) for _ in range(10)), last])
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.pause()
-        last.begin()
+        last.start_streaming()
         transcript = app.transcript
         transcript.action_page(-1)
-        assert not transcript.follows
+        assert not transcript.follows_end
         before, shown = transcript.virtual_size, visible_rows(app)
         asked: list[object] = []
         transcript.refresh = lambda *args, **kwargs: asked.append(args) or transcript  # type: ignore[method-assign,func-returns-value]
         for _ in range(50):
-            last.grow("more words and\n\n", "")
-            transcript.changed(last)
+            last.append("more words and\n\n", "")
+            transcript.entry_changed(last)
         assert not asked
         assert transcript.virtual_size == before
         del transcript.refresh
@@ -132,7 +132,7 @@ async def test_all_that_changed_is_painted_and_little_else(text: str) -> None:
     app = Bare([entry("before"), last])
     async with app.run_test(size=(60, 24)) as pilot:
         await pilot.pause()
-        last.begin()
+        last.start_streaming()
         transcript = app.transcript
         tops: list[int] = []
         refresh = transcript.refresh
@@ -140,8 +140,8 @@ async def test_all_that_changed_is_painted_and_little_else(text: str) -> None:
         for start in range(0, len(text), 3):
             before = visible_rows(app)
             tops.clear()
-            last.grow(text[start : start + 3], "")
-            transcript.changed(last)
+            last.append(text[start : start + 3], "")
+            transcript.entry_changed(last)
             assert visible_rows(app)[: min(tops)] == before[: min(tops)]
 
 
@@ -150,14 +150,14 @@ async def test_the_reader_gets_what_came_meanwhile_by_scrolling() -> None:
     app = Bare([*(entry(LONG) for _ in range(10)), last])
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.pause()
-        last.begin()
+        last.start_streaming()
         transcript = app.transcript
         transcript.scroll_rows(-3)
-        last.grow("one\n\n" * 100 + "the end", "")
-        transcript.changed(last)
+        last.append("one\n\n" * 100 + "the end", "")
+        transcript.entry_changed(last)
         for _ in range(300):
             transcript.scroll_rows(1)
-        assert transcript.follows
+        assert transcript.follows_end
         assert visible_rows(app)[-2].strip() == "the end"
 
 
@@ -171,10 +171,10 @@ async def test_the_reader_gets_what_came_meanwhile_by_scrolling() -> None:
 )
 def test_what_grew_looks_like_what_is_complete(pieces: list[str], width: int) -> None:
     grown, whole = entry(""), entry("".join(pieces))
-    grown.begin()
+    grown.start_streaming()
     rows(grown, width)
     for piece in pieces:
-        grown.grow(piece, "")
+        grown.append(piece, "")
         rows(grown, width)
     grown.finish(whole.message)
     assert rows(grown, width) == rows(whole, width)
@@ -184,8 +184,8 @@ def test_what_grew_looks_like_what_is_complete(pieces: list[str], width: int) ->
 def rows(e: TranscriptEntry, width: int) -> list[str]:
     """All rows, as `Transcript` would show them."""
     found: list[str] = []
-    for piece in e.pieces:
-        if piece.width != width or piece.is_stale:
+    for piece in e.blocks:
+        if piece.layout_width != width or piece.is_stale:
             piece.lay_out(width, PALETTE)
         found += [""] * piece.gap
         found += [piece.row(i).text for i in range(piece.height(width))]
@@ -241,25 +241,25 @@ async def test_long_code_is_coloured_beside_the_screen_and_as_high_as_before() -
     app = Bare([entry(code)])
     async with app.run_test(size=(50, 20)) as pilot:
         await pilot.pause()
-        from edgechat.tui.render.layout_blocks import coloured
+        from edgechat.tui.render.layout_blocks import highlight_code
 
         [piece] = app.wanted
-        plain = rows(app.entries[0], piece.width)
-        made = coloured(piece.block, piece.width, PALETTE)
-        app.transcript.colour_done(piece, made, piece.width)
-        assert piece.is_coloured
-        assert rows(app.entries[0], piece.width) == plain
+        plain = rows(app.entries[0], piece.layout_width)
+        made = highlight_code(piece.block, piece.layout_width, PALETTE)
+        app.transcript.apply_highlighting(piece, made, piece.layout_width)
+        assert piece.is_highlighted
+        assert rows(app.entries[0], piece.layout_width) == plain
 
 
 def test_no_lexer_loses_a_line() -> None:
     from pygments.lexers import get_all_lexers
 
-    from edgechat.tui.render.layout_blocks import coloured
-    from edgechat.tui.render.markdown_blocks import split
+    from edgechat.tui.render.layout_blocks import highlight_code
+    from edgechat.tui.render.markdown_blocks import split_markdown
 
     source = "$ pip install x\n>>> y = 1\n\n- z: 1\tend"
     for _, names, _, _ in get_all_lexers():
         for name in names[:1]:
-            [block] = split(f"```{name}\n{source}\n```\n")
-            shown = [row.text.strip() for row in coloured(block, 60, PALETTE)][1:]
+            [block] = split_markdown(f"```{name}\n{source}\n```\n")
+            shown = [row.text.strip() for row in highlight_code(block, 60, PALETTE)][1:]
             assert shown == [line.expandtabs(4).strip() for line in source.split("\n")], name

@@ -14,7 +14,7 @@ _ITEM: Final = re.compile(r"(?:[-*+]|\d{1,9}[.)])[ ]")
 _FENCE_BEGINS: Final = re.compile(r"\s*(?:`{3,}|~{3,})")
 
 
-class Block:
+class MarkdownBlock:
     """A run of lines of Markdown without a blank one, or the code between two fences."""
 
     def __init__(self, kind: Literal["text", "code"], indent: int, language: str = "", *, gap: bool = False) -> None:
@@ -50,7 +50,7 @@ class MarkdownSplitter:
     """Takes text in any pieces; the blocks are the same however it was cut."""
 
     def __init__(self, text: str = "") -> None:
-        self.blocks: list[Block] = []
+        self.blocks: list[MarkdownBlock] = []
         self.partial = ""
         """The line that is not complete yet; it belongs to the last block if that is open."""
         self._marks = ""
@@ -80,12 +80,12 @@ class MarkdownSplitter:
         self._marks = ""
 
     @property
-    def shown_partial(self) -> str:
+    def visible_partial(self) -> str:
         """What of the incomplete line can be shown: not what becomes a fence."""
         return "" if _FENCE_BEGINS.match(self.partial) else self.partial
 
     @property
-    def last(self) -> Block | None:
+    def open_block(self) -> MarkdownBlock | None:
         """The block that the incomplete line belongs to; None if it begins one."""
         return self.blocks[-1] if self.blocks and self.blocks[-1].is_open else None
 
@@ -116,7 +116,7 @@ class MarkdownSplitter:
             self._close()
             self._gap = True
         else:
-            last = self.last
+            last = self.open_block
             if last is None or self._is_full(last, line):
                 self._begin("text", len(line) - len(line.lstrip(" ")))
             self.blocks[-1].add(line)
@@ -125,7 +125,7 @@ class MarkdownSplitter:
         stripped = line.strip()
         return len(stripped) >= len(self._marks) and not stripped.strip(self._marks[0])
 
-    def _is_full(self, block: Block, line: str) -> bool:
+    def _is_full(self, block: MarkdownBlock, line: str) -> bool:
         if block.n_chars + len(line) > _MOST_CHARS or len(line) - len(line.lstrip(" ")) < block.indent:
             return True
         return len(block.lines) >= _MOST_LINES and _ITEM.match(_dedented(line, block.indent)) is not None
@@ -133,7 +133,7 @@ class MarkdownSplitter:
     def _begin(self, kind: Literal["text", "code"], indent: int, language: str = "") -> None:
         gap = self._gap or (bool(self.blocks) and "code" in (kind, self.blocks[-1].kind))
         self._close()
-        self.blocks.append(Block(kind, indent, language, gap=gap and bool(self.blocks)))
+        self.blocks.append(MarkdownBlock(kind, indent, language, gap=gap and bool(self.blocks)))
         self._gap = False
 
     def _close(self) -> None:
@@ -141,7 +141,7 @@ class MarkdownSplitter:
             self.blocks[-1].is_open = False
 
 
-def split(text: str) -> list[Block]:
+def split_markdown(text: str) -> list[MarkdownBlock]:
     """All blocks of a text that is complete."""
     splitter = MarkdownSplitter(text)
     splitter.finish()
@@ -150,7 +150,7 @@ def split(text: str) -> list[Block]:
 
 def code_blocks(text: str) -> list[str]:
     """What stands between fences, in order."""
-    return [block.source for block in split(text) if block.kind == "code"]
+    return [block.source for block in split_markdown(text) if block.kind == "code"]
 
 
 def _dedented(line: str, indent: int) -> str:

@@ -11,7 +11,7 @@ from rich.markdown import Heading, ListItem, Markdown, MarkdownElement
 from rich.segment import Segment
 from textual.strip import Strip
 
-from edgechat.tui.render.palette import ASCII
+from edgechat.tui.render.palette import ASCII_GLYPHS
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
@@ -77,12 +77,12 @@ def _parser() -> MarkdownIt:
     return MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
 
 
-def rows_of(source: str, width: int, palette: Palette) -> list[Strip]:
+def render_markdown(source: str, width: int, palette: Palette) -> list[Strip]:
     """Rows of Markdown."""
     options = palette.console.options.update(width=max(1, width), height=None)
     document = _Document(source, palette.code_theme)
     lines = palette.console.render_lines(document, options, pad=False)
-    if palette.signs is ASCII:
+    if palette.glyphs is ASCII_GLYPHS:
         lines = [[Segment(s.text.translate(_TO_ASCII), s.style) for s in line] for line in lines]
     rows = [Strip(line) for line in lines]
     while rows and not rows[-1].text.strip():

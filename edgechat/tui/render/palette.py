@@ -13,7 +13,7 @@ from textual.color import Color
 _ANSI: Final = "ansi_"
 
 
-class Signs(NamedTuple):
+class Glyphs(NamedTuple):
     """What is drawn beside letters."""
 
     bar: str
@@ -28,8 +28,8 @@ class Signs(NamedTuple):
     empty: str
 
 
-UNICODE: Final = Signs("▌", "▌", "▸", "▾", "•", "‹", "›", "─", "█", "░")  # noqa: RUF001
-ASCII: Final = Signs("|", ">", "+", "-", "*", "<", ">", "-", "#", ".")
+UNICODE_GLYPHS: Final = Glyphs("▌", "▌", "▸", "▾", "•", "‹", "›", "─", "█", "░")  # noqa: RUF001
+ASCII_GLYPHS: Final = Glyphs("|", ">", "+", "-", "*", "<", ">", "-", "#", ".")
 
 
 class Palette:
@@ -44,7 +44,7 @@ class Palette:
         background = variables.get("background", "")
         background = background if background.startswith("#") else "#000000"
 
-        self.signs = ASCII if ascii_only else UNICODE
+        self.glyphs = ASCII_GLYPHS if ascii_only else UNICODE_GLYPHS
         self.user = style("primary")
         self.answer = style("panel") if not ansi else Style(dim=True)
         self.muted = Style(dim=True) if ansi else style("foreground-muted")

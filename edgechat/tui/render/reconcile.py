@@ -9,11 +9,15 @@ from edgechat.tui.render.entries import MessageEntry, TranscriptEntry
 
 if TYPE_CHECKING:
     from edgechat.chat.messages import Message
-    from edgechat.tui.render.palette import Signs
+    from edgechat.tui.render.palette import Glyphs
 
 
-def arranged(
-    before: Sequence[TranscriptEntry], path: Sequence[tuple[Message, tuple[int, int]]], signs: Signs, *, figures: bool
+def reconcile(
+    before: Sequence[TranscriptEntry],
+    path: Sequence[tuple[Message, tuple[int, int]]],
+    glyphs: Glyphs,
+    *,
+    shows_stats: bool,
 ) -> list[TranscriptEntry]:
     """Entries for a path. Those of `before` that are on it are used again, so that what was laid out stays.
 
@@ -34,8 +38,8 @@ def arranged(
     for message_, place in path:
         found = kept.get(message_.id)
         if found is None:
-            found = MessageEntry(message_, place, signs, figures=figures)
-        elif not found.is_growing:
-            found.rendered(message_, place, figures=figures)
+            found = MessageEntry(message_, place, glyphs, shows_stats=shows_stats)
+        elif not found.is_streaming:
+            found.update(message_, place, figures=shows_stats)
         entries += [found, *notes.get(message_.id, ())]
     return entries

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from edgechat.tui.render.layout_blocks import LayoutBlock
 
 
-class Place(NamedTuple):
+class RowPosition(NamedTuple):
     """A row: of which piece of which entry. Piece -1 is the empty row before an entry."""
 
     entry: int
-    piece: int
+    block: int
     row: int
 
 
@@ -33,56 +33,56 @@ class RowIndex:
         """All of them."""
         return self.offsets[-1]
 
-    def measure(self, width: int, first: int = 0) -> None:
+    def update_offsets(self, width: int, first: int = 0) -> None:
         """Find out where entries begin, those before `first` being as they were."""
         del self.offsets[first + 1 :]
         heights = (entry.height(width) for entry in self.entries[first:])
         self.offsets[first:] = itertools.accumulate(heights, initial=self.offsets[first])
 
-    def index(self, entry: TranscriptEntry) -> int:
+    def index_of(self, entry: TranscriptEntry) -> int:
         """Where an entry is; looked for from the end."""
         return next(at for at in range(len(self.entries) - 1, -1, -1) if self.entries[at] is entry)
 
-    def place(self, row: int, width: int) -> Place:
+    def position(self, row: int, width: int) -> RowPosition:
         """What is in a row of the whole."""
         number = min(bisect.bisect_right(self.offsets, row) - 1, len(self.entries) - 1)
         if number < 0:
-            return Place(0, -1, 0)
+            return RowPosition(0, -1, 0)
         left = row - self.offsets[number] - 1
         if left < 0:
-            return Place(number, -1, 0)
-        pieces = self.entries[number].pieces
+            return RowPosition(number, -1, 0)
+        pieces = self.entries[number].blocks
         for position, piece in enumerate(pieces):
             left -= piece.gap
             if left < piece.height(width):
-                return Place(number, position, left)  # -1 is the gap
+                return RowPosition(number, position, left)  # -1 is the gap
             left -= piece.height(width)
-        return Place(number, max(0, len(pieces) - 1), max(0, left))
+        return RowPosition(number, max(0, len(pieces) - 1), max(0, left))
 
-    def row_of(self, place: Place, width: int) -> int:
+    def row_of(self, place: RowPosition, width: int) -> int:
         """The row of a place; the last of its piece, if that became shorter."""
         row = self.offsets[min(place.entry, len(self.offsets) - 1)]
-        if place.piece < 0 or place.entry >= len(self.entries):
+        if place.block < 0 or place.entry >= len(self.entries):
             return row
-        pieces = self.entries[place.entry].pieces
-        row += 1 + sum(piece.height(width) + piece.gap for piece in pieces[: place.piece])
-        if place.piece < len(pieces):
-            piece = pieces[place.piece]
+        pieces = self.entries[place.entry].blocks
+        row += 1 + sum(piece.height(width) + piece.gap for piece in pieces[: place.block])
+        if place.block < len(pieces):
+            piece = pieces[place.block]
             row += piece.gap + min(place.row, piece.height(width) - 1)
         return row
 
-    def onwards(self, place: Place) -> Iterator[tuple[int, LayoutBlock]]:
+    def blocks_from(self, place: RowPosition) -> Iterator[tuple[int, LayoutBlock]]:
         """Pieces from this one on, each with the number of its entry."""
-        first = max(0, place.piece)
+        first = max(0, place.block)
         for number in range(place.entry, len(self.entries)):
-            for piece in self.entries[number].pieces[first:]:
+            for piece in self.entries[number].blocks[first:]:
                 yield number, piece
             first = 0
 
-    def back(self, place: Place) -> Iterator[tuple[int, LayoutBlock]]:
+    def blocks_before(self, place: RowPosition) -> Iterator[tuple[int, LayoutBlock]]:
         """Pieces before this one, the nearest first."""
-        last: int | None = max(0, place.piece)
+        last: int | None = max(0, place.block)
         for number in range(min(place.entry, len(self.entries) - 1), -1, -1):
-            before = self.entries[number].pieces[:last] if number == place.entry else self.entries[number].pieces
+            before = self.entries[number].blocks[:last] if number == place.entry else self.entries[number].blocks
             for piece in reversed(before):
                 yield number, piece

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from edgechat.tui.app import ChatApp
     from edgechat.tui.render.entries import MessageEntry
-    from edgechat.tui.widgets.prompt import Held
+    from edgechat.tui.widgets.prompt import PromptState
     from edgechat.tui.widgets.sidebar import Sidebar
 
 # A pause in typing, after which the tokens of what was typed are counted, and it is written down.
@@ -152,7 +152,7 @@ class ChatScreen(Screen[None]):
     def _append(self, kind: Literal["note", "error"], words: str) -> None:
         from edgechat.tui.render.entries import TranscriptEntry
 
-        self.transcript.follows = True  # it answers something that was just asked for
+        self.transcript.follows_end = True  # it answers something that was just asked for
         self.transcript.append(TranscriptEntry(kind, visible(words)))
 
     # The conversation
@@ -182,24 +182,24 @@ class ChatScreen(Screen[None]):
 
     def _show(self, view: posted.ConversationView, *, follow: bool) -> None:
         """Show a path; what is on the screen of it stays as it is."""
-        from edgechat.tui.render.reconcile import arranged
+        from edgechat.tui.render.reconcile import reconcile
 
         is_other = self.view is None or self.view.conversation.id != view.conversation.id
         is_first = self.view is None
         self.view = view
         # What was said before the first conversation was there stands below it, in view; what was said in another one goes.
         before = self.transcript.entries if not is_other else []
-        entries = arranged(before, view.path, self.app.palette.signs, figures=self.app.shows_figures)
-        self.transcript.show([*entries, *(self.transcript.entries if is_first else [])], follow=follow)
+        entries = reconcile(before, view.path, self.app.palette.glyphs, shows_stats=self.app.shows_figures)
+        self.transcript.set_entries([*entries, *(self.transcript.entries if is_first else [])], follow=follow)
         self.refresh_list()
 
     def _reveal(self, message_id: str) -> None:
         for at, entry in enumerate(self.transcript.entries):
             message = entry.as_message
             if message is not None and message.message.id == message_id:
-                self.transcript.follows = False
+                self.transcript.follows_end = False
                 self.transcript.focus()
-                self.transcript.move_to(at)
+                self.transcript.move_cursor_to(at)
 
     # Answers
 
@@ -211,8 +211,8 @@ class ChatScreen(Screen[None]):
         found = self.last_message
         self._growing = found if found is not None and found.message.id == message.answer_id else None
         if self._growing is not None:
-            self._growing.begin()
-        self.status_line.begin()
+            self._growing.start_streaming()
+        self.status_line.start_reply()
 
     def on_status_changed(self, message: posted.StatusChanged) -> None:
         """Loading, testing or prefill goes on."""
@@ -231,10 +231,10 @@ class ChatScreen(Screen[None]):
         self.app.worker.is_painted = True
         if self._growing is None or not (message.text or message.reasoning or message.n_tokens):
             return
-        self._growing.grow(message.text, message.reasoning)
+        self._growing.append(message.text, message.reasoning)
         if message.text or not self._growing.text:
-            self.transcript.changed(self._growing)
-        self.status_line.count(message.n_tokens, thinks=not self._growing.text)
+            self.transcript.entry_changed(self._growing)
+        self.status_line.count_tokens(message.n_tokens, thinks=not self._growing.text)
 
     def on_reply_ended(self, message: posted.ReplyEnded) -> None:
         """The answer is complete, or was stopped."""
@@ -284,8 +284,8 @@ class ChatScreen(Screen[None]):
 
     # Saying something
 
-    @on(PromptInput.Sent)
-    def _on_sent(self, message: PromptInput.Sent) -> None:
+    @on(PromptInput.Submitted)
+    def _on_sent(self, message: PromptInput.Submitted) -> None:
         from edgechat.chat import commands
 
         try:
@@ -298,22 +298,22 @@ class ChatScreen(Screen[None]):
             self._keep_draft()
             self.app.actions.run(*command)
         else:
-            self.ask(message.text, message.held)
+            self.ask(message.text, message.state)
 
-    def ask(self, text: str, held: Held | None = None) -> None:
+    def ask(self, text: str, held: PromptState | None = None) -> None:
         """Say something, or say something differently; after what is answered now."""
         saying = self.composer.take(text, held)
         if self.is_busy:
             self.composer.wait(saying)
-            self.status_line.write()
+            self.status_line.redraw()
         else:
             self._say(saying)
         self._keep_draft()
 
     def _say(self, saying: posted.OutgoingMessage) -> None:
-        self.transcript.follows = True
-        if self.prompt.said_before is not None:
-            self.prompt.said_before.insert(0, saying.text)
+        self.transcript.follows_end = True
+        if self.prompt.past_messages is not None:
+            self.prompt.past_messages.insert(0, saying.text)
         self.begin_answer()
         self.app.worker.say(saying)
 
@@ -364,9 +364,9 @@ class ChatScreen(Screen[None]):
     def _on_interrupted(self) -> None:
         self.action_interrupt()
 
-    @on(Transcript.Moved)
+    @on(Transcript.ViewChanged)
     def _on_moved(self) -> None:
-        self.status_line.write()
+        self.status_line.redraw()
 
     # Keys
 
@@ -385,7 +385,7 @@ class ChatScreen(Screen[None]):
             self.app.worker.stop()
         elif self.composer.editing is not None:
             self.composer.give_up_edit()
-            self.status_line.write()
+            self.status_line.redraw()
         elif not has_waited:
             self.prompt.focus() if not self.prompt.has_focus else self.transcript.focus()
 
@@ -417,26 +417,26 @@ class ChatScreen(Screen[None]):
 
     def action_to_message(self, what: str) -> None:
         """Do something with the message that has the cursor, or the last."""
-        self.app.actions.attempt(getattr(self.app.actions, what), self.transcript.current)
+        self.app.actions.attempt(getattr(self.app.actions, what), self.transcript.current_message)
 
     # The list of conversations
 
     def refresh_list(self) -> None:
         """Read the list again, if it is shown."""
         if self.sidebar is not None and self.sidebar.display:
-            self.sidebar.read()
+            self.sidebar.refresh_list()
 
-    @on(Transcript.WantsColour)
+    @on(Transcript.HighlightRequested)
     @work(exit_on_error=False)
-    async def _on_colour_wanted(self, message: Transcript.WantsColour) -> None:
+    async def _on_colour_wanted(self, message: Transcript.HighlightRequested) -> None:
         """Colour a long block of code beside the screen."""
         import asyncio
 
-        from edgechat.tui.render.layout_blocks import Code, coloured
+        from edgechat.tui.render.layout_blocks import CodeLayout, highlight_code
 
-        piece, width = message.piece, message.width
-        if not isinstance(piece, Code):
+        piece, width = message.block, message.width
+        if not isinstance(piece, CodeLayout):
             return
         palette = self.app.palette
-        rows = await asyncio.to_thread(coloured, piece.block, width, palette)
-        self.transcript.colour_done(piece, rows if palette is self.app.palette else [], width)
+        rows = await asyncio.to_thread(highlight_code, piece.block, width, palette)
+        self.transcript.apply_highlighting(piece, rows if palette is self.app.palette else [], width)

@@ -31,7 +31,7 @@ class HelpScreen(TextScreen):
             for key in known:
                 if key.id.partition(".")[0] == place:
                     now = self.app.key_overrides.get(key.id) or key.keys
-                    lines.append(f"  {', '.join(shown(k) for k in now.split(',')):<22} {key.words}  [{key.id}]")
+                    lines.append(f"  {', '.join(shown(k) for k in now.split(',')):<22} {key.description}  [{key.id}]")
         lines += ["", "Commands, in the place of a message"]
         lines += [f"  {f'/{c.name} {c.argument}':<22} {c.summary}" for c in COMMANDS]
         lines += [

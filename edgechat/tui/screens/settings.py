@@ -91,7 +91,7 @@ class SettingsScreen(ModalScreen[None]):
         elif name == "theme":
             from edgechat.tui import themes
 
-            self.app.pick("Themes", [(n, n) for n in themes.names()], lambda chosen: self._save("theme", chosen))
+            self.app.pick("Themes", [(n, n) for n in themes.theme_names()], lambda chosen: self._save("theme", chosen))
         elif isinstance(value, dict):
             self._say(f"{self._words[name]}\nThis one is changed in {config_file()}")
         else:

@@ -26,7 +26,7 @@ _LONG_LINES: Final = 200
 _MARK: Final = re.compile(r"\[pasted text (\d+): [\d,]+ lines?\]")
 
 
-Held = tuple[str, dict[int, str]]
+PromptState = tuple[str, dict[int, str]]
 """A text with marks for long pastes, and the pastes."""
 
 
@@ -42,32 +42,32 @@ class PromptInput(TextArea):
         Binding("ctrl+j,alt+enter,shift+enter", "newline", "New line", id="prompt.newline"),
         Binding("tab", "complete", "Complete, or to the conversation", id="prompt.complete", show=False),
         Binding("up", "history_back", "Up, or what was said before", id="prompt.up", show=False),
-        Binding("down", "history_on", "Down, or what was said after that", id="prompt.down", show=False),
+        Binding("down", "history_forward", "Down, or what was said after that", id="prompt.down", show=False),
         Binding("ctrl+r", "app.prompts", "Search what you said before", id="prompt.search", show=False),
-        Binding("ctrl+g", "edit_outside", "Write in $EDITOR", id="prompt.editor", show=False),
+        Binding("ctrl+g", "open_editor", "Write in $EDITOR", id="prompt.editor", show=False),
         Binding("ctrl+c", "copy_or_stop", "Copy what is selected, or stop", id="prompt.copy", show=False),
         Binding("backspace", "erase", "Erase", id="prompt.erase", show=False),
         Binding("ctrl+d", "delete_or_quit", "Delete, or leave if there is nothing", id="prompt.delete", show=False),
     ]
 
-    class Sent(Message):
+    class Submitted(Message):
         """The user sent a message; `held` is what the input had for it, to be put back if need be."""
 
-        def __init__(self, text: str, held: Held) -> None:
+        def __init__(self, text: str, state: PromptState) -> None:
             super().__init__()
             self.text = text
-            self.held = held
+            self.state = state
 
     class Interrupted(Message):
         """Ctrl+C, and nothing is selected."""
 
-    class WantsEditor(Message):
+    class EditorRequested(Message):
         """The text is to be edited elsewhere."""
 
-    class WantsHistory(Message):
+    class HistoryRequested(Message):
         """What was said before is to be known."""
 
-    class Completed(Message):
+    class CompletionsReady(Message):
         """What could be meant."""
 
         def __init__(self, before: str, found: list[Completion]) -> None:
@@ -81,7 +81,7 @@ class PromptInput(TextArea):
             placeholder="Ask something. Enter sends, Ctrl+J new line, F1 help",
         )  # fmt: skip
         self.cursor_blink = False  # a screen that nobody touches is not painted
-        self.said_before: list[str] | None = None
+        self.past_messages: list[str] | None = None
         """What was said before, the newest first; None until somebody asked for it."""
         self._at = -1
         self._draft = ""
@@ -108,7 +108,7 @@ class PromptInput(TextArea):
         self.insert(self._marked(visible(text)))
         self.move_cursor(self.document.end)
 
-    def put_back(self, held: Held) -> None:
+    def restore(self, held: PromptState) -> None:
         """Hold again what was sent, marks and all."""
         self.clear()
         self._pastes = dict(held[1])
@@ -158,7 +158,7 @@ class PromptInput(TextArea):
             self.clear()
             self._pastes.clear()
             self._at, self._draft = -1, ""
-            self.post_message(self.Sent(text, held))
+            self.post_message(self.Submitted(text, held))
 
     def action_newline(self) -> None:
         """A line more."""
@@ -188,9 +188,9 @@ class PromptInput(TextArea):
             row, column = self.cursor_location
             self.delete((row, column - len(mark[0])), (row, column))
 
-    def action_edit_outside(self) -> None:
+    def action_open_editor(self) -> None:
         """Ask for the editor."""
-        self.post_message(self.WantsEditor())
+        self.post_message(self.EditorRequested())
 
     # What was said before
 
@@ -198,12 +198,12 @@ class PromptInput(TextArea):
         """Up in the text; above its first line, to what was said before."""
         if self.cursor_location[0] > 0 or self.wrapped_document.location_to_offset(self.cursor_location).y > 0:
             self.action_cursor_up()
-        elif self.said_before is None:
-            self.post_message(self.WantsHistory())
+        elif self.past_messages is None:
+            self.post_message(self.HistoryRequested())
         else:
             self.recall(self._at + 1)
 
-    def action_history_on(self) -> None:
+    def action_history_forward(self) -> None:
         """Down in the text; below its last line, to what was said after that."""
         last = self.wrapped_document.height - 1
         if self.wrapped_document.location_to_offset(self.cursor_location).y < last:
@@ -213,7 +213,7 @@ class PromptInput(TextArea):
 
     def recall(self, at: int) -> None:
         """Show the message before `at` others; -1 is what was being written."""
-        history = self.said_before or []
+        history = self.past_messages or []
         if not -1 <= at < len(history):
             return
         if self._at < 0:
@@ -244,9 +244,9 @@ class PromptInput(TextArea):
     def _look_up(self, before: str) -> None:
         from edgechat.tui import completion
 
-        self.post_message(self.Completed(before, completion.complete(before, Path.cwd())))
+        self.post_message(self.CompletionsReady(before, completion.complete(before, Path.cwd())))
 
-    def on_prompt_input_completed(self, message: Completed) -> None:
+    def on_prompt_input_completions_ready(self, message: CompletionsReady) -> None:
         """Show what could be meant, if that was not typed meanwhile."""
         from edgechat.tui.widgets.completion_popup import CompletionPopup, option
 
@@ -258,7 +258,7 @@ class PromptInput(TextArea):
         self._completions, self._completed = found, message.before
         popup = self._popup
         if popup is None:
-            self._popup = popup = CompletionPopup(self.take)
+            self._popup = popup = CompletionPopup(self.accept_completion)
             self.screen.mount(popup, before=self)
         popup.clear_options()
         width = max((len(c.shown) for c in found), default=0)
@@ -275,7 +275,7 @@ class PromptInput(TextArea):
         if key in {"up", "down"}:
             popup.action_cursor_up() if key == "up" else popup.action_cursor_down()
         elif key == "tab" or (key == "enter" and not self._is_whole(popup)):
-            self.take()
+            self.accept_completion()
         elif key == "escape":
             popup.display = False
         else:
@@ -288,7 +288,7 @@ class PromptInput(TextArea):
         chosen = self._completions[at] if at is not None and at < len(self._completions) else None
         return chosen is None or self._before.endswith(chosen.text.rstrip())
 
-    def take(self) -> None:
+    def accept_completion(self) -> None:
         """Put what is highlighted of what is offered into the text."""
         popup = self._popup
         at = popup.highlighted if popup is not None else None

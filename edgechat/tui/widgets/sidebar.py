@@ -45,7 +45,7 @@ class Sidebar(Vertical):
         Binding("down", "enter_list", "Into the list", id="list.down", show=False),
     ]
 
-    class Read(Message):
+    class ListRead(Message):
         """The list was read."""
 
         def __init__(self, found: list[Summary]) -> None:
@@ -76,7 +76,7 @@ class Sidebar(Vertical):
         """Let letters narrow the list."""
         self.query_one(Input).focus()
 
-    def read(self) -> None:
+    def refresh_list(self) -> None:
         """Read it again."""
         self._read()
 
@@ -88,9 +88,9 @@ class Sidebar(Vertical):
                 found = list(session.store.list(limit=_MOST))
             except EdgechatError:
                 return
-            self.post_message(self.Read(found))
+            self.post_message(self.ListRead(found))
 
-    def on_sidebar_read(self, message: Read) -> None:
+    def on_sidebar_list_read(self, message: ListRead) -> None:
         """Show it."""
         self._all = message.found
         self._fill()
@@ -104,7 +104,7 @@ class Sidebar(Vertical):
         before = options.get_option_at_index(at).id if at is not None and at < options.option_count else None
         here = self.app.chat.view.conversation.id if self.app.chat.view is not None else None
         options.clear_options()
-        options.add_options(list(rows(fitting, dt.datetime.now().astimezone().date(), here)))
+        options.add_options(list(list_options(fitting, dt.datetime.now().astimezone().date(), here)))
         known = {option.id for option in options.options}
         chosen = before if before in known else here
         if chosen in known and chosen is not None:
@@ -157,7 +157,7 @@ class Sidebar(Vertical):
                     session.pin(on=not about.pinned)
                 else:
                     session.store.update(about.id, pinned=not about.pinned)
-                self.read()
+                self.refresh_list()
 
             self.app.worker.do(pin)
 
@@ -173,17 +173,17 @@ class Sidebar(Vertical):
         if self.app.chat.view is not None and self.app.chat.view.conversation.id == about.id:
             self.app.actions.run("new", "")
         self.app.worker.do(lambda session: session.store.delete(about.id))
-        self.app.worker.do(lambda session: self.read())
+        self.app.worker.do(lambda session: self.refresh_list())
 
 
-def rows(summaries: Iterable[Summary], today: dt.date, here: str | None) -> Iterator[Option]:
+def list_options(summaries: Iterable[Summary], today: dt.date, here: str | None) -> Iterator[Option]:
     """Options for a list, with a heading for each day or month."""
     from rich.text import Text
 
     last = ""
     for summary in summaries:
         about = summary.conversation
-        heading = "pinned" if about.pinned else day(about.updated_at_ms, today)
+        heading = "pinned" if about.pinned else day_heading(about.updated_at_ms, today)
         if heading != last:
             yield Option(Text(heading, style="dim"), disabled=True)
             last = heading
@@ -192,7 +192,7 @@ def rows(summaries: Iterable[Summary], today: dt.date, here: str | None) -> Iter
         yield Option(Text(mark + title, no_wrap=True, overflow="ellipsis"), id=about.id)
 
 
-def day(at_ms: int, today: dt.date) -> str:
+def day_heading(at_ms: int, today: dt.date) -> str:
     """When, as one remembers it."""
     try:
         date = dt.datetime.fromtimestamp(at_ms / 1000, dt.timezone.utc).astimezone().date()

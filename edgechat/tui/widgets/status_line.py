@@ -42,18 +42,18 @@ class StatusLine(Static):
 
     def on_resize(self) -> None:
         """There is room for more, or for less."""
-        self.write()
+        self.redraw()
 
     def show_state(self, state: str, detail: str = "") -> None:
         """Something else goes on."""
         self.state, self.detail = state, detail
-        self.write()
+        self.redraw()
 
-    def begin(self) -> None:
+    def start_reply(self) -> None:
         """An answer is to come."""
         self._n_tokens, self._first_s = 0, 0.0
 
-    def count(self, n_tokens: int, *, thinks: bool) -> None:
+    def count_tokens(self, n_tokens: int, *, thinks: bool) -> None:
         """So many more tokens of it came."""
         now_s = time.monotonic()
         if not self._first_s:
@@ -66,7 +66,7 @@ class StatusLine(Static):
             speed = f"{self._n_tokens / elapsed_s:.0f} tokens/s" if known else ""
             self.show_state("thinking" if thinks else "answering", speed)
 
-    def write(self) -> None:
+    def redraw(self) -> None:
         """Write it anew."""
         self._shown_s = time.monotonic()
         chat, session = self._chat, self.app.worker.session
@@ -74,7 +74,7 @@ class StatusLine(Static):
             self._write(_HINT if self.size.width >= len(_HINT) + 4 else _SHORT_HINT)
             return
         parts = [self.state, self.detail, *chat.composer.words]
-        if not chat.transcript.follows:
+        if not chat.transcript.follows_end:
             parts.append("more below (Ctrl+End)")
         if session is not None and session.loaded is not None:
             parts.append(f"context {self.context_tokens}/{session.loaded.n_ctx}")

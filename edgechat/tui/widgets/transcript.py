@@ -19,14 +19,14 @@ from textual.reactive import Reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from edgechat.tui.render.row_index import Place, RowIndex
+from edgechat.tui.render.row_index import RowIndex, RowPosition
 
 if TYPE_CHECKING:
     from textual import events
     from textual.selection import Selection
 
     from edgechat.tui.render.entries import MessageEntry, TranscriptEntry
-    from edgechat.tui.render.layout_blocks import Code, LayoutBlock
+    from edgechat.tui.render.layout_blocks import CodeLayout, LayoutBlock
     from edgechat.tui.render.palette import Palette
 
 # Columns before the text, for the bar.
@@ -55,22 +55,22 @@ class Transcript(ScrollView, can_focus=True):
     # Textual's own lays out the whole screen when it changes, which nothing but a scrollbar depends on here.
     virtual_size = Reactive(Size(0, 0))
 
-    class Moved(Message):
+    class ViewChanged(Message):
         """The end came into view, or went out of it; or keys are about a message now, or not any more."""
 
-    class WantsColour(Message):
+    class HighlightRequested(Message):
         """A long block of code is complete, and is to be coloured beside the screen."""
 
-        def __init__(self, piece: LayoutBlock, width: int) -> None:
+        def __init__(self, block: LayoutBlock, width: int) -> None:
             super().__init__()
-            self.piece = piece
+            self.block = block
             self.width = width
 
     def __init__(self, palette: Callable[[], Palette], *, id: str) -> None:  # noqa: A002  (Textual's name)
         super().__init__(id=id)
         self._palette = palette
         self._rows = RowIndex()
-        self.follows = True
+        self.follows_end = True
         """True if the end is in view, and stays there."""
         self.cursor: int | None = None
         """The entry that keys are about."""
@@ -92,41 +92,41 @@ class Transcript(ScrollView, can_focus=True):
         """Columns for text."""
         return max(8, self.scrollable_content_region.width - GUTTER - 1)
 
-    def show(self, entries: Sequence[TranscriptEntry], *, follow: bool = True) -> None:
+    def set_entries(self, entries: Sequence[TranscriptEntry], *, follow: bool = True) -> None:
         """Show these and no others."""
         before = self.entries[self.cursor] if self.cursor is not None else None
         self._rows.entries = list(entries)
         self.cursor = self.entries.index(before) if before in self.entries else None
-        self.follows = self.follows or follow
-        self._rows.measure(self.text_width)
-        self.settle()
+        self.follows_end = self.follows_end or follow
+        self._rows.update_offsets(self.text_width)
+        self.update_layout()
 
     def append(self, entry: TranscriptEntry) -> None:
         """One more, at the end."""
         self.entries.append(entry)
-        self._rows.measure(self.text_width, len(self.entries) - 1)
-        self.settle()
+        self._rows.update_offsets(self.text_width, len(self.entries) - 1)
+        self.update_layout()
 
-    def changed(self, entry: TranscriptEntry) -> None:
+    def entry_changed(self, entry: TranscriptEntry) -> None:
         """An entry of the last ones grew. Nothing is painted while the end is out of view."""
-        if self.follows:
-            at = self._rows.index(entry)
-            self._rows.measure(self.text_width, at)
+        if self.follows_end:
+            at = self._rows.index_of(entry)
+            self._rows.update_offsets(self.text_width, at)
             width = self.text_width
-            number = next((n for n, p in enumerate(entry.pieces) if p.is_stale or p.width != width), 0)
-            self.settle(grown=(at, number))
+            number = next((n for n, p in enumerate(entry.blocks) if p.is_stale or p.layout_width != width), 0)
+            self.update_layout(grown=(at, number))
 
-    def redraw(self) -> None:
+    def discard_layout(self) -> None:
         """Lay everything out again: the colours are others."""
         for piece in self._laid_out:
-            piece.forget()
+            piece.discard_rows()
         self._laid_out.clear()
         self._asked_colour.clear()
-        self.settle()
+        self.update_layout()
 
     # Laying out
 
-    def settle(self, grown: tuple[int, int] | None = None) -> None:
+    def update_layout(self, grown: tuple[int, int] | None = None) -> None:
         """Lay out what is in view and near it, and keep the row at the top where it is.
 
         With `grown`, an entry and the number of a piece of it, all before that is as it was.
@@ -142,24 +142,26 @@ class Transcript(ScrollView, can_focus=True):
             self._is_settling = False
         top = 0
         if grown is not None and before == round(self.scroll_y):
-            pieces = self.entries[grown[0]].pieces[grown[1] :]
-            changed = pieces[0].changed_from - pieces[0].gap if pieces else 0  # none, of the beginning of a fence
-            top = max(0, self._rows.row_of(Place(*grown, 0), width) + changed - before)
+            pieces = self.entries[grown[0]].blocks[grown[1] :]
+            changed = pieces[0].first_changed_row - pieces[0].gap if pieces else 0  # none, of the beginning of a fence
+            top = max(0, self._rows.row_of(RowPosition(*grown, 0), width) + changed - before)
         self.refresh(Region(0, top, self.size.width, max(0, self.size.height - top)))
 
     def _settle(self, height: int, width: int) -> None:
         visited: dict[LayoutBlock, None] = {}
-        top = Place(0, -1, 0)
-        if not self.follows:
-            top = self._rows.place(round(self.scroll_y), width)
-            self._lay_out(self._rows.onwards(top), 2 * height + top.row, width, visited)
-            self._lay_out(self._rows.back(top), height, width, visited)
+        top = RowPosition(0, -1, 0)
+        if not self.follows_end:
+            top = self._rows.position(round(self.scroll_y), width)
+            self._lay_out(self._rows.blocks_from(top), 2 * height + top.row, width, visited)
+            self._lay_out(self._rows.blocks_before(top), height, width, visited)
         else:
-            self._lay_out(self._rows.back(Place(len(self.entries), -1, 0)), 2 * height, width, visited)
+            self._lay_out(self._rows.blocks_before(RowPosition(len(self.entries), -1, 0)), 2 * height, width, visited)
         self._forget(visited)
         total = self._rows.n_rows + 1
         self.virtual_size = Size(self.scrollable_content_region.width, total)
-        wanted = max(0, total - height) if self.follows else min(self._rows.row_of(top, width), max(0, total - height))
+        wanted = (
+            max(0, total - height) if self.follows_end else min(self._rows.row_of(top, width), max(0, total - height))
+        )
         self._scroll_update(self.virtual_size)
         self.set_reactive(ScrollView.scroll_target_y, wanted)
         if self.scroll_y != wanted:
@@ -172,34 +174,34 @@ class Transcript(ScrollView, can_focus=True):
         palette = self._palette()
         changed: set[int] = set()
         for entry, piece in pieces:
-            if piece.width != width or piece.is_stale:
+            if piece.layout_width != width or piece.is_stale:
                 piece.lay_out(width, palette)
                 changed.add(entry)
             visited[piece] = None
-            if piece.wants_colour and piece not in self._asked_colour:
+            if piece.needs_highlighting and piece not in self._asked_colour:
                 self._asked_colour.add(piece)
-                self.post_message(self.WantsColour(piece, width))
+                self.post_message(self.HighlightRequested(piece, width))
             n_rows -= piece.height(width) + piece.gap
             if n_rows <= 0:
                 break
         if changed:
-            self._rows.measure(self.text_width, min(changed))
+            self._rows.update_offsets(self.text_width, min(changed))
 
     def _forget(self, visited: dict[LayoutBlock, None]) -> None:
         for piece in visited:
             self._laid_out.pop(piece, None)
         self._laid_out.update(visited)
         for piece in list(itertools.islice(self._laid_out, max(0, len(self._laid_out) - _KEPT_PIECES - len(visited)))):
-            piece.forget()
+            piece.discard_rows()
             self._asked_colour.discard(piece)
             del self._laid_out[piece]
 
-    def colour_done(self, piece: Code, rows: list[Strip], width: int) -> None:
+    def apply_highlighting(self, piece: CodeLayout, rows: list[Strip], width: int) -> None:
         """Rows in colours have come."""
         self._asked_colour.discard(piece)
-        if rows and piece.width == width == self.text_width and not piece.block.is_open:
-            piece.take_rows(rows, width)
-        self.settle()
+        if rows and piece.layout_width == width == self.text_width and not piece.block.is_open:
+            piece.set_highlighted_rows(rows, width)
+        self.update_layout()
 
     # Rows
 
@@ -208,17 +210,17 @@ class Transcript(ScrollView, can_focus=True):
         if row >= self._rows.n_rows or not self.entries:
             return Strip.blank(0)
         width = self.text_width
-        place = self._rows.place(row, width)
+        place = self._rows.position(row, width)
         entry, palette = self.entries[place.entry], self._palette()
-        if place.piece < 0:
+        if place.block < 0:
             return Strip.blank(0)
         bar, style = " ", palette.muted
         if place.entry == self.cursor and self.has_focus:
-            bar, style = palette.signs.cursor, palette.cursor
+            bar, style = palette.glyphs.cursor, palette.cursor
         elif entry.kind == "user":
-            bar, style = palette.signs.bar, palette.user
-        pieces = entry.pieces
-        content = pieces[place.piece].row(place.row) if place.row >= 0 and place.piece < len(pieces) else Strip.blank(0)
+            bar, style = palette.glyphs.bar, palette.user
+        pieces = entry.blocks
+        content = pieces[place.block].row(place.row) if place.row >= 0 and place.block < len(pieces) else Strip.blank(0)
         return Strip([Segment(f"{bar} ", style), *content])
 
     def render_line(self, y: int) -> Strip:
@@ -264,24 +266,24 @@ class Transcript(ScrollView, can_focus=True):
         super().watch_scroll_y(old_value, new_value)
         if self._is_settling or round(old_value) == round(new_value):
             return
-        before = self.follows
+        before = self.follows_end
         # What grew while the end was out of view is measured now.
-        self._rows.measure(self.text_width, max(0, len(self.entries) - 1))
-        self.follows = new_value >= self.max_scroll_y
-        self.settle()
-        if before != self.follows:
-            self.post_message(self.Moved())
+        self._rows.update_offsets(self.text_width, max(0, len(self.entries) - 1))
+        self.follows_end = new_value >= self.max_scroll_y
+        self.update_layout()
+        if before != self.follows_end:
+            self.post_message(self.ViewChanged())
 
     def on_resize(self) -> None:
         """The width is another one: nothing is laid out for it."""
         if self.entries:
-            place = self._rows.place(round(self.scroll_y), self.text_width)
-            self._rows.measure(self.text_width)
-            if not self.follows:
+            place = self._rows.position(round(self.scroll_y), self.text_width)
+            self._rows.update_offsets(self.text_width)
+            if not self.follows_end:
                 self.virtual_size = Size(self.size.width, self._rows.n_rows + 1)
                 self._scroll_update(self.virtual_size)
                 self.scroll_y = self._rows.row_of(place, self.text_width)
-            self.settle()
+            self.update_layout()
 
     def scroll_rows(self, rows: int) -> None:
         """Up or down, without waiting."""
@@ -300,16 +302,16 @@ class Transcript(ScrollView, can_focus=True):
     def action_bottom(self) -> None:
         """To the end, and stay there."""
         self.cursor = self._next_message(len(self.entries), -1)
-        was_away, self.follows = not self.follows, True
-        self._rows.measure(self.text_width, max(0, len(self.entries) - 1))
-        self.settle()
+        was_away, self.follows_end = not self.follows_end, True
+        self._rows.update_offsets(self.text_width, max(0, len(self.entries) - 1))
+        self.update_layout()
         if was_away:
-            self.post_message(self.Moved())
+            self.post_message(self.ViewChanged())
 
     # The cursor
 
     @property
-    def current(self) -> MessageEntry | None:
+    def current_message(self) -> MessageEntry | None:
         """The message that keys are about: the one with the cursor, else the last."""
         at = self.cursor if self.cursor is not None else self._next_message(len(self.entries), -1)
         return self.entries[at].as_message if at is not None and at < len(self.entries) else None
@@ -330,7 +332,7 @@ class Transcript(ScrollView, can_focus=True):
             return
         found = self._next_message(len(self.entries) if at is None else at, step if at is not None else -1)
         if found is not None:
-            self.move_to(found)
+            self.move_cursor_to(found)
         elif step > 0:
             self.action_bottom()
 
@@ -342,7 +344,7 @@ class Transcript(ScrollView, can_focus=True):
             return False
         return start < top if step < 0 else end > top + height
 
-    def move_to(self, at: int) -> None:
+    def move_cursor_to(self, at: int) -> None:
         """Put the cursor on an entry, and bring it into view."""
         self.cursor = at
         top, height = round(self.scroll_y), self.scrollable_content_region.height
@@ -358,36 +360,36 @@ class Transcript(ScrollView, can_focus=True):
         if self.cursor is None:
             self.cursor = self._next_message(len(self.entries), -1)
         self.refresh()
-        self.post_message(self.Moved())
+        self.post_message(self.ViewChanged())
 
     def on_blur(self) -> None:
         """No message is marked."""
         self.cursor = None
         self.refresh()
-        self.post_message(self.Moved())
+        self.post_message(self.ViewChanged())
 
     def action_fold(self) -> None:
         """Show the reasoning of a message, or hide it."""
-        entry = self.current
+        entry = self.current_message
         if entry is not None and entry.reasoning:
             self._fold(entry)
 
     def _fold(self, entry: MessageEntry) -> None:
-        entry.is_unfolded = not entry.is_unfolded
-        entry.remake()
-        self.follows = False if entry.is_unfolded else self.follows
-        self._rows.measure(self.text_width, self._rows.index(entry))
-        self.settle()
+        entry.is_expanded = not entry.is_expanded
+        entry.invalidate()
+        self.follows_end = False if entry.is_expanded else self.follows_end
+        self._rows.update_offsets(self.text_width, self._rows.index_of(entry))
+        self.update_layout()
 
     def on_click(self, event: events.Click) -> None:
         """A message gets the cursor; the line of the reasoning unfolds it."""
-        place = self._rows.place(round(self.scroll_y) + event.y, self.text_width)
+        place = self._rows.position(round(self.scroll_y) + event.y, self.text_width)
         if place.entry >= len(self.entries):
             return
         entry = self.entries[place.entry].as_message
         if entry is not None:
             self.cursor = place.entry
-            if entry.reasoning and place.piece == (1 if entry.place[1] > 1 else 0):
+            if entry.reasoning and place.block == (1 if entry.alternative[1] > 1 else 0):
                 self._fold(entry)
             self.refresh()
 

@@ -10,7 +10,7 @@ from textual.dom import DOMNode
 
 import edgechat.tui
 from edgechat.tui.app import ChatApp
-from edgechat.tui.keys import key_map
+from edgechat.tui.keys import resolve_key_map
 from edgechat.tui.screens.help import shown
 
 KNOWN = ChatApp.all_keys()
@@ -38,13 +38,13 @@ def test_every_key_can_be_another() -> None:
 
 
 def test_no_two_of_one_place_share_a_key() -> None:
-    assert key_map({}, KNOWN, vim=False)[1] == []
-    assert key_map({}, KNOWN, vim=True)[1] == []
+    assert resolve_key_map({}, KNOWN, vim=False)[1] == []
+    assert resolve_key_map({}, KNOWN, vim=True)[1] == []
 
 
 def test_what_is_wrong_is_named_and_the_rest_used() -> None:
     chosen = {"chat.search": "f5, ctrl+y", "chat.serach": "f6", "chat.new": "ctrl+banana", "chat.help": "f2"}
-    keys, problems = key_map(chosen, KNOWN, vim=False)
+    keys, problems = resolve_key_map(chosen, KNOWN, vim=False)
     assert keys == {"chat.search": "f5,ctrl+y", "chat.help": "f2"}
     assert "did you mean chat.search?" in problems[0]
     assert "'ctrl+banana' is no key" in problems[1]
@@ -52,7 +52,7 @@ def test_what_is_wrong_is_named_and_the_rest_used() -> None:
 
 
 def test_vim_keys_are_added_and_can_be_changed() -> None:
-    keys, _ = key_map({"transcript.down": "n"}, KNOWN, vim=True)
+    keys, _ = resolve_key_map({"transcript.down": "n"}, KNOWN, vim=True)
     assert keys["transcript.up"] == "up,k"
     assert keys["transcript.down"] == "n"
 

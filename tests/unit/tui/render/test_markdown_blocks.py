@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgechat.tui.render.markdown_blocks import MarkdownSplitter, code_blocks, split
+from edgechat.tui.render.markdown_blocks import MarkdownSplitter, code_blocks, split_markdown
 
 PIECES = st.sampled_from(
     [
@@ -52,21 +52,21 @@ def test_blocks_do_not_depend_on_how_the_text_was_cut(text: str, sizes: list[int
 def test_nothing_is_gone(text: str) -> None:
     """Every letter is in a block, but for fences and the spaces around lines."""
     marks = set("`~ \n\t")
-    kept = "".join(block.source + block.language for block in split(text))
+    kept = "".join(block.source + block.language for block in split_markdown(text))
     for letter in set(text) - marks:
         assert kept.count(letter) == text.count(letter)
 
 
 @given(TEXTS)
 def test_no_block_is_long(text: str) -> None:
-    for block in split(text):
+    for block in split_markdown(text):
         if block.kind == "text":
             assert block.n_chars <= 4096 + 1
         assert all(len(line) <= 4096 for line in block.lines)
 
 
 def test_a_conversation_with_code() -> None:
-    blocks = split(
+    blocks = split_markdown(
         "Do this:\n```python\nprint()\n```\nand\n\n1. so\n   ```sh\n   ls\n     -l\n   ```\n   then\n2. more"
     )
     assert [(b.kind, b.source, b.gap) for b in blocks] == [
@@ -93,15 +93,15 @@ def test_long_lines_of_code_are_one_when_they_are_copied() -> None:
 
 
 def test_a_fence_that_never_ends_and_one_that_is_none() -> None:
-    assert [(b.kind, b.source) for b in split("````\n```\nx")] == [("code", "```\nx")]
-    assert [b.kind for b in split("```not `code`\n")] == ["text"]
-    assert [b.kind for b in split("`" * 1_000_000)] == ["text"] * len(split("`" * 1_000_000))
+    assert [(b.kind, b.source) for b in split_markdown("````\n```\nx")] == [("code", "```\nx")]
+    assert [b.kind for b in split_markdown("```not `code`\n")] == ["text"]
+    assert [b.kind for b in split_markdown("`" * 1_000_000)] == ["text"] * len(split_markdown("`" * 1_000_000))
 
 
 def test_the_line_that_is_not_complete_is_known() -> None:
     splitter = MarkdownSplitter("one\ntw")
-    assert (splitter.partial, splitter.shown_partial) == ("tw", "tw")
-    assert splitter.last is splitter.blocks[0]
+    assert (splitter.partial, splitter.visible_partial) == ("tw", "tw")
+    assert splitter.open_block is splitter.blocks[0]
     splitter.feed("o\n\n```p")
-    assert (splitter.partial, splitter.shown_partial) == ("```p", "")
+    assert (splitter.partial, splitter.visible_partial) == ("```p", "")
     assert not splitter.blocks[-1].is_open
