@@ -1,4 +1,4 @@
-"""`edgechat ask`: one question, one answer."""
+"""`edgechat ask`: ask one question and print the reply."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A text or source file to go with the question; may be repeated.",
+    help="Attach a text or source file; may be repeated.",
 )
 @click.option(
     "--answers",
@@ -41,45 +41,46 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     metavar="N",
-    help="So many answers side by side, to choose from.",
+    help="Generate N alternative replies in parallel.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, at the end.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def ask(prompt: str | None, as_json: bool, attachments: tuple[Path, ...], n_answers: int, **options: Any) -> None:
-    """Ask one question and print the answer as it comes.
+    """Ask one question and print the reply as it is generated.
 
-    What comes on standard input is appended to PROMPT. Question and answer are kept (`edgechat history`), unless
-    --ephemeral says otherwise.
+    Standard input is appended to PROMPT. The conversation is saved (`edgechat history`) unless --ephemeral is given.
     """
-    answer(question(prompt), as_json=as_json, attachments=attachments, n_answers=n_answers, **options)
+    print_reply(question(prompt), as_json=as_json, attachments=attachments, n_answers=n_answers, **options)
 
 
 def ask_stdin(**options: Any) -> None:
-    """Answer what comes on standard input."""
-    answer(question(None), as_json=False, **options)
+    """Print the reply to standard input."""
+    print_reply(question(None), as_json=False, **options)
 
 
 def question(prompt: str | None) -> str:
-    """The prompt with standard input after it. Raises UsageError if there is neither, or input is not UTF-8."""
+    """Join the prompt and standard input. Raises UsageError if both are empty or standard input is not UTF-8."""
     parts = [prompt] if prompt else []
     if prompt:
-        prompt.encode()  # an argument that is not UTF-8 holds what cannot be encoded again: UnicodeEncodeError
+        prompt.encode()  # raises UnicodeEncodeError for an argument that is not UTF-8
     if not sys.stdin.isatty():
         data = sys.stdin.buffer.read()
         try:
             parts.append(data.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise UsageError(
-                f"standard input is not UTF-8 text (byte {error.start} of {len(data)} is 0x{data[error.start]:02x}): "
-                "convert it first, for example with iconv"
+                f"Standard input is not UTF-8 text (byte {error.start} of {len(data)} is 0x{data[error.start]:02x}). "
+                "Convert it first, for example with iconv."
             ) from error
     text = "\n\n".join(p for p in parts if p.strip())
     if not text.strip():
-        raise UsageError('there is no question: give one, as in `edgechat ask "What is a GGUF file?"`')
+        raise UsageError('The question is empty. Example: edgechat ask "What is a GGUF file?"')
     return text
 
 
-def answer(text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_answers: int = 1, **options: Any) -> None:
-    """Print the answer to `text`. Raises EdgechatError, and KeyboardInterrupt after Ctrl-C."""
+def print_reply(
+    text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_answers: int = 1, **options: Any
+) -> None:
+    """Print the reply to `text`. Raises EdgechatError, and KeyboardInterrupt after Ctrl-C."""
     make_session, problems = session_maker(**options)
     session = make_session()
     for problem in problems:
@@ -90,7 +91,7 @@ def answer(text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_an
         nonlocal interrupted
         if interrupted:
             raise KeyboardInterrupt
-        interrupted = True  # the second one does not wait
+        interrupted = True  # the second Ctrl-C does not wait for the engine
         session.stop()
 
     status = Status()
@@ -106,7 +107,7 @@ def answer(text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_an
         if as_json:
             _print_json(session, ended)
         elif n_answers > 1:
-            _print_answers(ended)
+            _print_alternatives(ended)
     finally:
         status.clear()
         session.close()
@@ -115,11 +116,11 @@ def answer(text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_an
 
 
 def stream(answering: Iterator[SessionEvent], status: Status, *, quiet: bool) -> TurnFinished | TurnInterrupted:
-    """Print an answer as it comes, unless `quiet`; returns its last event. Raises EdgechatError."""
+    """Print a reply as it is generated unless `quiet`, and return its last event. Raises EdgechatError."""
     from edgechat.chat import events
     from edgechat.errors import EngineError
 
-    # Only a terminal acts on control characters; a file or a pipe gets what the model said.
+    # Only a terminal interprets control characters; a file or a pipe gets the text unchanged.
     clean = visible if sys.stdout.isatty() else str
     printed = False
     try:
@@ -135,10 +136,10 @@ def stream(answering: Iterator[SessionEvent], status: Status, *, quiet: bool) ->
     finally:
         if printed:
             click.echo()
-    raise EngineError("the answer ended without a last word from the engine")
+    raise EngineError("The reply ended without a final event from the engine. Ask again.")
 
 
-def _print_answers(ended: TurnFinished | TurnInterrupted) -> None:
+def _print_alternatives(ended: TurnFinished | TurnInterrupted) -> None:
     clean = visible if sys.stdout.isatty() else str
     answers = [ended.answer, *ended.others]
     for number, each in enumerate(answers, start=1):
@@ -173,26 +174,26 @@ def _print_json(session: Session, ended: TurnFinished | TurnInterrupted) -> None
 
 
 class Status:
-    """One line on a terminal's standard error, gone before anything else is written."""
+    """Transient status line on standard error, if that is a terminal; cleared before other output."""
 
     def __init__(self) -> None:
         self._active = sys.stderr.isatty()
         self._shown = False
 
-    def show(self, words: str) -> None:
-        """Show what is going on; "" changes nothing."""
-        if self._active and words:
-            click.echo(f"\r\x1b[2K{visible(words)}", nl=False, err=True)
+    def show(self, text: str) -> None:
+        """Show a status text; "" leaves the line unchanged."""
+        if self._active and text:
+            click.echo(f"\r\x1b[2K{visible(text)}", nl=False, err=True)
             self._shown = True
 
-    def note(self, words: str) -> None:
-        """Say something that stays; "" is nothing."""
-        if words:
+    def note(self, text: str) -> None:
+        """Print a permanent line; "" prints nothing."""
+        if text:
             self.clear()
-            click.echo(f"edgechat: {visible(words)}", err=True)
+            click.echo(f"edgechat: {visible(text)}", err=True)
 
     def clear(self) -> None:
-        """Make the line empty again."""
+        """Clear the status line."""
         if self._shown:
             click.echo("\r\x1b[2K", nl=False, err=True)
             self._shown = False

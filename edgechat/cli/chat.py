@@ -28,7 +28,7 @@ def run_chat(**options: Any) -> int:
 
 def export(store: Store, conversation_id: str, file: Path) -> None:
     """Write a conversation to a file, whose suffix says in which form. Raises EdgechatError."""
-    from edgechat.cli.history import KINDS, text_of
+    from edgechat.cli.history import KINDS, export_text
     from edgechat.store.sqlite import SqliteStore
 
     if not isinstance(store, SqliteStore):
@@ -36,4 +36,4 @@ def export(store: Store, conversation_id: str, file: Path) -> None:
     kind = (KINDS | {"txt": "md"}).get(file.suffix.lower().lstrip("."))
     if kind is None:
         raise UsageError(f"{file.name}: a conversation is written as .md, .html or .json")
-    write_private(file, text_of(store, [conversation_id], kind))
+    write_private(file, export_text(store, [conversation_id], kind))

@@ -1,4 +1,4 @@
-"""`edgechat config`: look at the settings, and change them."""
+"""`edgechat config`: show, check and edit the settings."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import click
 from edgechat.errors import SettingsError
 
 _TEMPLATE = """\
-# Settings of edgechat. Environment variables (EDGECHAT_MODEL, EDGECHAT_N_CTX, ...) and flags go over them.
-# Lines that start with # are the defaults.
+# Settings of edgechat. Environment variables (EDGECHAT_MODEL, EDGECHAT_N_CTX, ...) and flags override them.
+# Lines that start with # show the defaults.
 
 """
 
 
 @click.group()
 def config() -> None:
-    """Look at the settings, and change them."""
+    """Show, check and edit the settings."""
 
 
 @config.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(as_json: bool) -> None:
-    """Print the settings in force (file and environment, without flags)."""
+    """Print the effective settings (file and environment)."""
     import msgspec
 
     from edgechat.config import load
@@ -38,7 +38,7 @@ def show(as_json: bool) -> None:
 
 @config.command()
 def path() -> None:
-    """Print where the settings file is."""
+    """Print the path of the settings file."""
     from edgechat.paths import config_file
 
     click.echo(config_file())
@@ -47,36 +47,42 @@ def path() -> None:
 @config.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def personas(as_json: bool) -> None:
-    """List your personas: TOML files with a system prompt, a model and sampling, used with --persona NAME."""
+    """List your personas, used with --persona NAME.
+
+    A persona is a TOML file with a system prompt, and optionally a model and sampling settings.
+    """
     import msgspec
 
-    from edgechat.chat import personas as kept
+    from edgechat.chat.personas import load, names
     from edgechat.paths import personas_dir
     from edgechat.terminal import visible
 
-    found = [kept.load(name) for name in kept.names()]
+    loaded = [load(name) for name in names()]
     if as_json:
-        click.echo(msgspec.json.encode(found, enc_hook=str).decode())
+        click.echo(msgspec.json.encode(loaded, enc_hook=str).decode())
         return
-    for persona in found:
+    for persona in loaded:
         values = ", ".join(f"{name} = {_toml(value)}" for name, value in persona.values.items())
         click.echo(f"{visible(persona.name)}: {visible(values)}")
         for problem in persona.problems:
             click.echo(f"edgechat: {visible(str(problem))} (ignored)", err=True)
-    if not found:
-        click.echo(f"there are none; make one: {personas_dir() / 'NAME.toml'}", err=True)
+    if not loaded:
+        click.echo(f"No personas yet. Create {personas_dir() / 'NAME.toml'}", err=True)
 
 
 @config.command()
 def validate() -> None:
-    """Say what is wrong with the settings; exit code 2 if anything is."""
+    """Check the settings; exit code 2 if there are errors."""
     _refuse_problems()
-    click.echo("the settings are fine")
+    click.echo("The settings are valid.")
 
 
 @config.command()
 def edit() -> None:
-    """Open the settings file in $EDITOR, and check it afterwards; exit code 2 if anything is wrong."""
+    """Open the settings file in $EDITOR, then check it.
+
+    Exit code 2 if there are errors.
+    """
     import msgspec
 
     from edgechat.config import Settings
@@ -90,11 +96,11 @@ def edit() -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(_TEMPLATE + "\n".join(lines) + "\n", encoding="utf-8")
         except OSError as error:
-            raise SettingsError(f"{file} cannot be made: {error.strerror or error}") from error
+            raise SettingsError(f"Cannot create {file}: {error.strerror or error}") from error
     try:
         click.edit(filename=str(file))
     except click.ClickException as error:
-        raise SettingsError(f"{error.message} (the editor is $VISUAL or $EDITOR)") from error
+        raise SettingsError(f"{error.message} (set $VISUAL or $EDITOR to your editor)") from error
     _refuse_problems()
 
 
@@ -103,11 +109,11 @@ def _refuse_problems() -> None:
 
     _, problems = load()
     if problems:
-        raise SettingsError("\n".join(["these settings are not used:", *(f"  {p}" for p in problems)]))
+        raise SettingsError("\n".join(["These settings are invalid and ignored:", *(f"  {p}" for p in problems)]))
 
 
 def _toml(value: object) -> str:
-    """A value as the settings file has it."""
+    """Format a value as TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""`edgechat doctor`: what edgechat sees of this machine, and what it makes of it."""
+"""`edgechat doctor`: describe this machine, test its backends, and report problems."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgechat.errors import EdgechatError
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--report", is_flag=True, help="For a bug tracker: home directory and user name left out.")
-@click.option("--retest", is_flag=True, help="Forget what is known of the backends, and test them anew.")
+@click.option("--report", is_flag=True, help="Omit home directory and user name, for a bug report.")
+@click.option("--retest", is_flag=True, help="Discard cached verdicts and test all backends again.")
 def doctor(as_json: bool, report: bool, retest: bool) -> None:
-    """Describe this machine, try every backend, and say which one is used and why.
+    """Describe this machine and test every backend.
 
-    Exit code 4 if no backend works.
+    Shows which backend edgechat uses and why. Exit code 4 if no backend works.
     """
     import msgspec
 
@@ -27,19 +27,19 @@ def doctor(as_json: bool, report: bool, retest: bool) -> None:
         from edgechat.runtime.backends.verdicts import forget
 
         forget()
-    found = examine()
+    diagnosis = examine()
     if report:
-        found = redact(found)
+        diagnosis = redact(diagnosis)
     if as_json:
-        click.echo(msgspec.json.encode(found).decode())
+        click.echo(msgspec.json.encode(diagnosis).decode())
     else:
-        _print(found)
-    if found["problem"]:
+        _print(diagnosis)
+    if diagnosis["problem"]:
         raise SystemExit(4)
 
 
 def examine() -> dict[str, Any]:
-    """Everything that `doctor` tells; never raises for what it finds wrong."""
+    """Collect the whole diagnosis as built-in types. Problems become values; nothing is raised for them."""
     import platform
 
     import msgspec
@@ -90,18 +90,18 @@ def _backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
     except EdgechatError as error:
         return [], None, str(error)
 
-    def tell(words: str) -> None:
+    def on_progress(text: str) -> None:
         if sys.stderr.isatty():
-            click.echo(words, err=True)
+            click.echo(text, err=True)
 
-    judged = list(judge(bundle, tell))
-    computes = next((module for module, verdict in judged if verdict.usable), None)
-    if computes is not None:
-        judged += judge_gpus(bundle, computes, tell)
-    found = [{**msgspec.structs.asdict(verdict), "path": module.path} for module, verdict in judged]
+    judged = list(judge(bundle, on_progress))
+    cpu_module = next((module for module, verdict in judged if verdict.usable), None)
+    if cpu_module is not None:
+        judged += judge_gpus(bundle, cpu_module, on_progress)
+    backends = [{**msgspec.structs.asdict(verdict), "path": module.path} for module, verdict in judged]
     about = {k: v for k, v in msgspec.structs.asdict(bundle).items() if k != "modules"}
-    usable = any(b["status"] == "passed" for b in found)
-    return found, about, "" if usable else "no backend of the native bundle works on this machine"
+    usable = any(b["status"] == "passed" for b in backends)
+    return backends, about, "" if usable else "No backend of the native bundle works on this machine."
 
 
 def _starter() -> str | None:
@@ -120,50 +120,50 @@ def _writable(directory: Path) -> bool:
     return existing.is_dir() and os.access(existing, os.W_OK)
 
 
-def redact(found: Any) -> Any:
-    """The same without the home directory's name and the user's."""
+def redact(value: Any) -> Any:
+    """Return a copy of the diagnosis without the names of the home directory and the user."""
     import getpass
 
     home = str(Path.home())
-    if isinstance(found, dict):
-        return {key: redact(value) for key, value in found.items()}
-    if isinstance(found, list):
-        return [redact(value) for value in found]
-    if isinstance(found, str):
-        text = found.replace(home, "~") if len(home) > 1 else found
+    if isinstance(value, dict):
+        return {key: redact(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [redact(item) for item in value]
+    if isinstance(value, str):
+        text = value.replace(home, "~") if len(home) > 1 else value
         try:
             user = getpass.getuser()
         except (OSError, KeyError):
             return text
         return text.replace(f"/{user}/", "/USER/")
-    return found
+    return value
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(diagnosis: dict[str, Any]) -> None:
     gib = 1 << 30
-    click.echo(f"edgechat {found['version']}, Python {found['python']}, {found['system']}")
-    cpu, memory = found["cpu"], found["memory"]
-    click.echo(f"processor  {cpu['model']}, {cpu['threads']} threads to compute with")
+    click.echo(f"edgechat {diagnosis['version']}, Python {diagnosis['python']}, {diagnosis['system']}")
+    cpu, memory = diagnosis["cpu"], diagnosis["memory"]
+    click.echo(f"processor  {cpu['model']}, {cpu['threads']} compute threads")
     click.echo(
         f"memory     {memory['available_bytes'] / gib:.1f} GiB available of {memory['total_bytes'] / gib:.1f} GiB"
     )
-    bundle = found["bundle"]
+    bundle = diagnosis["bundle"]
     if bundle:
         click.echo(
             f"bundle     {bundle['build_id']}, llama.cpp {bundle['llama_cpp_commit']}, C++ compiler {bundle['compiler']}"
         )
     click.echo("backends")
-    for backend in found["backends"]:
-        mark = "*" if backend["module"] == found["backend"] else " "
+    for backend in diagnosis["backends"]:
+        mark = "*" if backend["module"] == diagnosis["backend"] else " "
         click.echo(f"  {mark} {backend['module']:<22}{backend['status']:<12}{backend['reason']}")
-    click.echo(f"starter    {found['starter_model'] or 'not installed'}")
-    places = found["paths"]
-    click.echo(f"settings   {places['config']}")
-    click.echo(f"data       {places['data']}")
-    click.echo(f"cache      {places['cache']}{'' if places['cache_writable'] else ' (cannot be written)'}")
-    click.echo(f"log        {places['log']}")
-    for words in found["warnings"]:
-        click.echo(f"note       {words}")
-    for problem in found["settings_problems"]:
+    click.echo(f"starter    {diagnosis['starter_model'] or 'not installed'}")
+    locations = diagnosis["paths"]
+    click.echo(f"settings   {locations['config']}")
+    click.echo(f"data       {locations['data']}")
+    click.echo(f"cache      {locations['cache']}{'' if locations['cache_writable'] else ' (not writable)'}")
+    click.echo(f"log        {locations['log']}")
+    for warning in diagnosis["warnings"]:
+        click.echo(f"note       {warning}")
+    for problem in diagnosis["settings_problems"]:
         click.echo(f"setting    {problem}")
-    click.echo(found["problem"] or f"edgechat computes with {found['backend']}")
+    click.echo(diagnosis["problem"] or f"edgechat uses {diagnosis['backend']}")

@@ -1,7 +1,9 @@
-"""`edgechat history`: the conversations that are kept."""
+"""`edgechat history`: list, search, export, import and manage conversations."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,27 +18,32 @@ if TYPE_CHECKING:
     from edgechat.store.sqlite import SqliteStore
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-# Longer ones are cut, at a word.
+# Titles are cut at a word boundary before this length.
 MAX_TITLE: Final = 200
 KINDS: Final = {"md": "md", "markdown": "md", "html": "html", "htm": "html", "json": "json"}
-"""Forms of a conversation, by the suffix of a file."""
+"""Export format by file suffix."""
 
 
 @click.group()
 def history() -> None:
-    """Look through the conversations that are kept, and move them in and out.
+    """List, search, export, import and manage conversations.
 
-    An ID is as `list` shows it, or as much of its beginning as is unique.
+    An ID is an ID from `list`, or a unique beginning of one.
     """
 
 
-def _open() -> SqliteStore:
+@contextlib.contextmanager
+def _opened() -> Iterator[SqliteStore]:
+    """Open the store, print its notes, and close it at the end. Raises StoreError."""
     from edgechat.store import open_store
 
     store = open_store()
-    for note in [*store.notes, *([store.problem] if store.problem else [])]:
-        click.echo(f"edgechat: {visible(note)}", err=True)
-    return store
+    try:
+        for note in [*store.notes, *([store.problem] if store.problem else [])]:
+            click.echo(f"edgechat: {visible(note)}", err=True)
+        yield store
+    finally:
+        store.close()
 
 
 def _print_json(value: object) -> None:
@@ -51,23 +58,32 @@ def _line(text: str) -> str:
 
 @history.command("list")
 @click.option(
-    "-n", "--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="At most so many."
+    "-n",
+    "--limit",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Maximum number of results.",
 )
-@click.option("--offset", type=click.IntRange(0), default=0, metavar="N", help="Leave out the first N.")
-@click.option("--all", "with_archived", is_flag=True, help="Also those that are archived.")
-@click.option("--tag", default="", metavar="TAG", help="Only those with this tag.")
-@click.option("--folder", default="", metavar="NAME", help="Only those in this folder.")
+@click.option("--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip the first N.")
+@click.option("--all", "with_archived", is_flag=True, help="Include archived conversations.")
+@click.option("--tag", default="", metavar="TAG", help="Only conversations with this tag.")
+@click.option("--folder", default="", metavar="NAME", help="Only conversations in this folder.")
 @json_option
 def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str, as_json: bool) -> None:
-    """List conversations: pinned ones first, then the last changed."""
+    """List conversations, pinned first, then newest first."""
     from edgechat.chat.messages import first_line
     from edgechat.store.formats.markdown import format_time
 
-    found = _open().list(archived=None if with_archived else False, tag=tag, folder=folder, limit=limit, offset=offset)
+    with _opened() as store:
+        summaries = store.list(
+            archived=None if with_archived else False, tag=tag, folder=folder, limit=limit, offset=offset
+        )
     if as_json:
-        _print_json(found)
+        _print_json(summaries)
         return
-    for summary in found:
+    for summary in summaries:
         c = summary.conversation
         marks = [*(["pinned"] if c.pinned else []), *(["archived"] if c.archived else []), *(f"#{t}" for t in c.tags)]
         extra = f"  [{_line(' '.join(marks))}]" if marks else ""
@@ -79,22 +95,29 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
 @history.command()
 @click.argument("query")
 @click.option(
-    "-n", "--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="At most so many."
+    "-n",
+    "--limit",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Maximum number of results.",
 )
-@click.option("--offset", type=click.IntRange(0), default=0, metavar="N", help="Leave out the first N.")
-@click.option("--rank", is_flag=True, help="The best of the newest 1000 first, instead of the newest.")
+@click.option("--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip the first N.")
+@click.option("--rank", is_flag=True, help="Sort the newest 1000 matches by relevance.")
 @json_option
 def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) -> None:
-    """Find messages and titles that hold every word of QUERY; "quoted words" as they stand.
+    """Search messages and titles for every word of QUERY.
 
-    Parts of words are found, too.
+    Matches parts of words, too; "quoted words" match as a phrase.
     """
     from edgechat.errors import UsageError
     from edgechat.store.formats.markdown import format_time
 
     if not query.strip(' "'):
-        raise UsageError("say what to search for")
-    hits = _open().search(query, order="rank" if rank else "newest", limit=limit, offset=offset)
+        raise UsageError("The query is empty. Give at least one word.")
+    with _opened() as store:
+        hits = store.search(query, order="rank" if rank else "newest", limit=limit, offset=offset)
     if as_json:
         _print_json(hits)
         return
@@ -107,7 +130,7 @@ def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) ->
 
 
 def _marked(snippet: str, marks: Sequence[tuple[int, int]]) -> str:
-    """The snippet with its matches in bold, where that is seen."""
+    """Return the snippet with its matches in bold."""
     out, at = "", 0
     for start, end in marks:
         out += visible(snippet[at:start]) + click.style(visible(snippet[start:end]), bold=True)
@@ -119,11 +142,11 @@ def _marked(snippet: str, marks: Sequence[tuple[int, int]]) -> str:
 @click.argument("conversation_id", metavar="ID")
 @json_option
 def show(conversation_id: str, *, as_json: bool) -> None:
-    """Print a conversation as it stands; with --json all of its branches."""
+    """Print a conversation's current branch; with --json all branches."""
     from edgechat.store.formats import edgechat_json, markdown
 
-    store = _open()
-    record = edgechat_json.load_record(store, store.resolve(conversation_id))
+    with _opened() as store:
+        record = edgechat_json.load_record(store, store.resolve(conversation_id))
     if as_json:
         _print_json(record)
         return
@@ -134,7 +157,7 @@ def show(conversation_id: str, *, as_json: bool) -> None:
         details = [message.model, "interrupted" if message.interrupted else ""]
         extra = "".join(f" · {visible(d)}" for d in details if d)
         if message.context_start_id is not None:
-            click.echo("\n(The model no longer saw the beginning of the conversation from here on.)")
+            click.echo("\n(From here on the prompt no longer contained the beginning of the conversation.)")
         click.echo(f"\n## {markdown.ROLE_LABELS[message.role]}{place}{extra}\n")
         for file in message.attachments:
             click.echo(f"[{visible(file.name)}, {file.size_bytes} bytes]")
@@ -145,37 +168,40 @@ def show(conversation_id: str, *, as_json: bool) -> None:
 @click.argument("conversation_ids", metavar="[ID]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All conversations (JSON only).")
 @click.option(
-    "--format", "kind", type=click.Choice(["md", "json", "html"]), help="By default what the file's name says, or md."
+    "--format", "kind", type=click.Choice(["md", "json", "html"]), help="Default: by the file's suffix, or md."
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Instead of standard output.",
+    help="Output file instead of standard output.",
 )
 @json_option
 def export(
     *, conversation_ids: tuple[str, ...], everything: bool, kind: str | None, output: Path | None, as_json: bool
 ) -> None:
-    """Write conversations to a file: Markdown, HTML, or JSON with all branches and attachments."""
+    """Export conversations as Markdown, HTML or JSON.
+
+    JSON contains all branches and attachments.
+    """
     from edgechat.errors import UsageError
 
-    store = _open()
-    if as_json and output is None:  # what is written is the JSON
+    if as_json and output is None:  # --json selects the export format
         kind = kind or "json"
     if everything == bool(conversation_ids):
-        raise UsageError("name the conversations to export, or --all" + (", not both" if everything else ""))
-    ids = store.conversation_ids() if everything else [store.resolve(i) for i in conversation_ids]
-    suffix = output.suffix.lower().lstrip(".") if output is not None else ""
-    kind = kind or KINDS.get(suffix) or ("json" if everything or len(ids) > 1 else "md")
-    if kind != "json" and len(ids) != 1:
-        raise UsageError(f"{kind} holds one conversation; {len(ids)} go into a JSON file")
-    text = text_of(store, ids, kind)
+        raise UsageError("Give conversation IDs or --all" + (", not both." if everything else "."))
+    with _opened() as store:
+        ids = store.conversation_ids() if everything else [store.resolve(i) for i in conversation_ids]
+        suffix = output.suffix.lower().lstrip(".") if output is not None else ""
+        kind = kind or KINDS.get(suffix) or ("json" if everything or len(ids) > 1 else "md")
+        if kind != "json" and len(ids) != 1:
+            raise UsageError(f"The format {kind} holds one conversation. Export {len(ids)} conversations as JSON.")
+        text = export_text(store, ids, kind)
     if output is None:
         import sys
 
-        # A terminal acts on what a model wrote; a file or a pipe gets every byte of it.
+        # A terminal would interpret escape sequences from a model; a file or a pipe gets every byte.
         click.echo(visible(text) if sys.stdout.isatty() else text, nl=False, color=True)
     else:
         write_private(output, text)
@@ -183,8 +209,8 @@ def export(
             _print_json({"file": str(output), "format": kind, "conversations": ids})
 
 
-def text_of(store: SqliteStore, conversation_ids: Sequence[str], kind: str) -> str:
-    """Conversations as JSON, or one as Markdown or HTML. Raises StoreError."""
+def export_text(store: SqliteStore, conversation_ids: Sequence[str], kind: str) -> str:
+    """Return conversations as JSON, or a single one as Markdown or HTML. Raises StoreError."""
     import msgspec
 
     from edgechat.store.formats import edgechat_json, html, markdown
@@ -198,29 +224,30 @@ def text_of(store: SqliteStore, conversation_ids: Sequence[str], kind: str) -> s
 
 @history.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-@click.option("--dry-run", is_flag=True, help="Only say what would be imported.")
+@click.option("--dry-run", is_flag=True, help="Show what would be imported.")
 @json_option
 def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
-    """Add conversations from files: our JSON or Markdown, a ChatGPT export (JSON or ZIP), or logs.db of llm.
+    """Import conversations from files.
 
-    What is here already stays as it is, so importing twice changes nothing.
+    Reads edgechat's JSON or Markdown, ChatGPT exports (JSON or ZIP), and the logs.db of llm. Importing a file twice
+    changes nothing.
     """
     from edgechat.store import importing
     from edgechat.store.formats import edgechat_json
 
-    store = _open()
-    for file in files:
-        merged = edgechat_json.merge(store, importing.read_file(file), dry_run=dry_run)
-        if as_json:
-            _print_json(merged)
-            continue
-        for problem in merged.problems:
-            click.echo(f"edgechat: {_line(problem)}", err=True)
-        verb = "would be added" if dry_run else "added"
-        click.echo(
-            f"{visible(str(file))}: {_count(merged.conversations, 'conversation')} and "
-            f"{_count(merged.messages, 'message')} {verb}, {merged.existing} already here"
-        )
+    with _opened() as store:
+        for file in files:
+            merged = edgechat_json.merge(store, importing.read_file(file), dry_run=dry_run)
+            if as_json:
+                _print_json(merged)
+                continue
+            for problem in merged.problems:
+                click.echo(f"edgechat: {_line(problem)}", err=True)
+            verb = "would be added" if dry_run else "added"
+            click.echo(
+                f"{visible(str(file))}: {_count(merged.conversations, 'conversation')} and "
+                f"{_count(merged.messages, 'message')} {verb}, {merged.existing} already present"
+            )
 
 
 def _count(number: int, noun: str) -> str:
@@ -232,51 +259,50 @@ def _count(number: int, noun: str) -> str:
 @click.argument("title")
 @json_option
 def rename(conversation_id: str, title: str, *, as_json: bool) -> None:
-    """Give a conversation another title."""
+    """Change the title of a conversation."""
     from edgechat.chat.messages import first_line
     from edgechat.errors import UsageError
 
     new = first_line(" ".join(title.split()), MAX_TITLE)
     if not new:
-        raise UsageError("a title needs words")
-    _change(conversation_id, as_json=as_json, title=new)
+        raise UsageError("The title is empty.")
+    with _opened() as store:
+        _update(store, store.resolve(conversation_id), as_json=as_json, title=new)
 
 
 @history.command()
 @click.argument("conversation_id", metavar="ID")
-@click.option("--pin/--no-pin", "pinned", default=None, help="List it first, or not.")
-@click.option("--archive/--no-archive", "archived", default=None, help="Leave it out of lists, or not.")
-@click.option("--folder", metavar="NAME", help='Put it into a folder; "" takes it out.')
+@click.option("--pin/--no-pin", "pinned", default=None, help="List it first.")
+@click.option("--archive/--no-archive", "archived", default=None, help="Hide it from lists.")
+@click.option("--folder", metavar="NAME", help='Move it to a folder; "" removes it from its folder.')
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Add a tag.")
-@click.option("--untag", multiple=True, metavar="TAG", help="Take a tag away.")
+@click.option("--untag", multiple=True, metavar="TAG", help="Remove a tag.")
 @json_option
 def mark(
     conversation_id: str, *, pinned: bool | None, archived: bool | None, folder: str | None, tags: tuple[str, ...],
     untag: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
-    """Pin a conversation, archive it, or put tags and a folder on it."""
+    """Pin, archive, tag or file a conversation."""
     from edgechat.errors import UsageError
 
     wrong = next((t for t in tags if not t or t != "".join(t.split())), None)
     if wrong is not None:
-        raise UsageError(f"{wrong!r} cannot be a tag: a tag is one word")
+        raise UsageError(f"{wrong!r} is not a valid tag. A tag is one word.")
     given = {"pinned": pinned, "archived": archived, "folder": folder}
     changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     if not changes and not tags and not untag:
-        raise UsageError("say what to change: see `edgechat history mark --help`")
-    store = _open()
-    kept = [t for t in store.conversation(store.resolve(conversation_id)).tags if t not in untag]
-    changes["tags"] = tuple(dict.fromkeys([*kept, *tags]))
-    _change(conversation_id, as_json=as_json, **changes)
+        raise UsageError("Nothing to change. See `edgechat history mark --help`.")
+    with _opened() as store:
+        full_id = store.resolve(conversation_id)
+        remaining = [t for t in store.conversation(full_id).tags if t not in untag]
+        changes["tags"] = tuple(dict.fromkeys([*remaining, *tags]))
+        _update(store, full_id, as_json=as_json, **changes)
 
 
-def _change(conversation_id: str, *, as_json: bool, **changes: object) -> None:
-
-    store = _open()
-    found = store.resolve(conversation_id)
-    store.update(found, **changes)
+def _update(store: SqliteStore, full_id: str, *, as_json: bool, **changes: object) -> None:
+    store.update(full_id, **changes)
     if as_json:
-        _print_json(store.conversation(found))
+        _print_json(store.conversation(full_id))
 
 
 @history.command()
@@ -284,14 +310,14 @@ def _change(conversation_id: str, *, as_json: bool, **changes: object) -> None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
 def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Delete conversations for good."""
-    store = _open()
-    ids = [store.resolve(i) for i in conversation_ids]
-    if not yes:
-        titles = "\n".join(f"  {i[:8]}  {_line(store.conversation(i).title)}" for i in ids)
-        click.confirm(f"{titles}\nDelete for good?", abort=True, err=True)
-    for conversation_id in ids:
-        store.delete(conversation_id)
+    """Delete conversations permanently."""
+    with _opened() as store:
+        ids = [store.resolve(i) for i in conversation_ids]
+        if not yes:
+            titles = "\n".join(f"  {i[:8]}  {_line(store.conversation(i).title)}" for i in ids)
+            click.confirm(f"{titles}\nDelete permanently?", abort=True, err=True)
+        for conversation_id in ids:
+            store.delete(conversation_id)
     if as_json:
         _print_json(ids)
 
@@ -299,7 +325,7 @@ def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> No
 @history.command()
 @json_option
 def path(*, as_json: bool) -> None:
-    """Print where the database is."""
+    """Print the path of the database."""
     from edgechat.paths import history_file
 
     if as_json:
@@ -311,16 +337,17 @@ def path(*, as_json: bool) -> None:
 @history.command()
 @json_option
 def recover(*, as_json: bool) -> None:
-    """Put a damaged database aside, and get out of it what can be read.
+    """Recover a damaged database; the damaged file stays.
 
-    Needed only when edgechat says so; a database that cannot be opened at all is recovered by itself.
+    Needed only when edgechat says so; a database that cannot be opened is recovered automatically.
     """
     from edgechat import paths
     from edgechat.store import recovery
 
     file = paths.history_file()
     if recovery.is_intact(file):
-        click.echo(_sound(file, as_json=as_json))
+        note = f"{file} is intact or does not exist: nothing to recover."
+        _print_json({"notes": [note]}) if as_json else click.echo(note)
         return
     store = recovery.recover(file)
     if as_json:
@@ -328,10 +355,3 @@ def recover(*, as_json: bool) -> None:
     else:
         for note in store.notes:
             click.echo(visible(note))
-
-
-def _sound(file: Path, *, as_json: bool) -> str:
-    import msgspec
-
-    words = f"{file} is sound, or not there: nothing was done"
-    return msgspec.json.encode({"notes": [words]}).decode() if as_json else words

@@ -1,4 +1,4 @@
-"""What `edgechat models info` prints."""
+"""Output of `edgechat models info`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_info(model: str, *, as_json: bool) -> None:
-    """A file's header, an entry of the catalogue, or a repository of the hub with the header of one of its models.
+    """Print the properties of a model file, a catalogue entry, or a repository on the hub with one model's header.
 
     Raises EdgechatError.
     """
@@ -25,11 +25,11 @@ def print_info(model: str, *, as_json: bool) -> None:
     from edgechat.modelfile.split import read_header
 
     known = curated.load().get(model.partition(":")[0].lower()) if "/" not in model else None
-    path, found = None, None
+    path, remote = None, None
     try:
         path = resolve.find_model(model)
     except ModelFileError:
-        if known is None and (found := remote_header.look(model)) is None:
+        if known is None and (remote := remote_header.look(model)) is None:
             raise
     if path is not None:
         _print(header_facts(read_header(path)), as_json=as_json)
@@ -38,9 +38,9 @@ def print_info(model: str, *, as_json: bool) -> None:
 
         facts = {name: value for name, value in msgspec.to_builtins(known).items() if value not in (None, (), {})}
         facts["shape"] = {name: value for name, value in facts.get("shape", {}).items() if value is not None}
-        _print(facts | {"here": "no; `edgechat models pull` gets it"}, as_json=as_json)
-    elif found is not None:
-        _print_remote(*found, as_json=as_json)
+        _print(facts | {"here": "no; download it with `edgechat models pull`"}, as_json=as_json)
+    elif remote is not None:
+        _print_remote(*remote, as_json=as_json)
 
 
 def _print_remote(repo: Repo, header: ModelHeader, *, as_json: bool) -> None:
@@ -49,7 +49,7 @@ def _print_remote(repo: Repo, header: ModelHeader, *, as_json: bool) -> None:
 
 
 def header_facts(header: ModelHeader) -> dict[str, Any]:
-    """What a header says, in the order in which it is read."""
+    """Return the properties in a header for display, in the order of the output. Empty ones are omitted."""
     from edgechat.modelfile.layers import shape
 
     parts, sizes = shape(header), dict[str, int]()
@@ -85,12 +85,12 @@ def _print(facts: dict[str, Any], *, as_json: bool, quants: Repo | None = None) 
             for source in value:
                 _print_source(source)
         else:
-            _line("size" if name == "size_bytes" else name, _words(name, value))
+            _line("size" if name == "size_bytes" else name, _format(name, value))
     for variant in quants.variants if quants else ():
-        kind = "  (for pictures or sound)" if variant.is_projector else ""
+        kind = "  (projector for images or audio)" if variant.is_projector else ""
         files = f"  {len(variant.files)} files" if len(variant.files) > 1 else ""
         _line(
-            "there is",
+            "available",
             f"{variant.quant or Path(variant.files[0].path).name:<14}{size(variant.size_bytes):>9}{files}{kind}",
         )
 
@@ -101,7 +101,7 @@ def _print_source(source: dict[str, Any]) -> None:
         _line("", f"{quant:<12}{size(file['bytes']) if file.get('bytes') else ''}")
 
 
-def _words(name: str, value: Any) -> str:
+def _format(name: str, value: Any) -> str:
     if name == "size_bytes":
         return size(value)
     if name == "tensor_types":
@@ -117,5 +117,5 @@ def _words(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _line(name: str, words: str) -> None:
-    click.echo(visible(f"{name.replace('_', ' '):<22}{words}"))
+def _line(name: str, text: str) -> None:
+    click.echo(visible(f"{name.replace('_', ' '):<22}{text}"))

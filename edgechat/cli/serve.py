@@ -1,4 +1,4 @@
-"""`edgechat serve`: the models here for every program that speaks the OpenAI API."""
+"""`edgechat serve`: run the OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgechat.errors import UsageError
 if TYPE_CHECKING:
     from edgechat.serve.model_queue import ModelQueue
 
-HOW_TO_GET_IT = (
-    "`edgechat serve` needs some more packages: install edgechat[serve] in the place of edgechat, "
-    "for example with `pipx install 'edgechat[serve]'`"
+INSTALL_HINT = (
+    "`edgechat serve` needs additional packages. Install edgechat[serve] instead of edgechat, "
+    "for example with `pipx install 'edgechat[serve]'`."
 )
 
 
@@ -30,27 +30,32 @@ HOW_TO_GET_IT = (
     metavar="NAME",
     multiple=True,
     shell_complete=complete_model,
-    help="A .gguf file, or a model's name; several times for several models, of which the first is asked where a"
-    " program names none.",
+    help="Model name or .gguf file; may be repeated. The first is the default for requests without a model.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Another one than this machine needs a key.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; other than loopback requires a key."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0 chooses a free one."
+)
 @click.option(
     "--api-key",
     envvar="EDGECHAT_API_KEY",
     metavar="KEY",
-    help="What programs must send; better in the variable EDGECHAT_API_KEY, as others can see command lines.",
+    help="Key that clients must send. Prefer the variable EDGECHAT_API_KEY: command lines are visible to other users.",
 )
-@click.option("--allow-origin", "origins", metavar="ORIGIN", multiple=True, help="A web page that may ask.")
+@click.option(
+    "--allow-origin", "origins", metavar="ORIGIN", multiple=True, help="Origin of a web page that may send requests."
+)
 @click.option(
     "--max-requests",
     type=click.IntRange(1, 10_000),
     default=64,
     show_default=True,
-    help="So many may be in work or wait for one model; others are told to come again.",
+    help="Maximum running and waiting requests per model; others get status 503.",
 )
-@click.option("--log-requests", is_flag=True, help="Write a line for each request, without anything of its words.")
-@click.option("--json", "as_json", is_flag=True, help="Say in JSON where it listens.")
+@click.option("--log-requests", is_flag=True, help="Log method, endpoint, status and time of each request.")
+@click.option("--json", "as_json", is_flag=True, help="Print address and models as JSON.")
 @generation_options
 def serve(
     *,
@@ -64,39 +69,37 @@ def serve(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Offer models here to every program that speaks the OpenAI API, until Ctrl-C.
+    """Serve models over the OpenAI API until Ctrl-C.
 
-    Requests are answered side by side, and what was computed for one is there for the next.
+    Requests run concurrently and share one prompt cache.
     """
     try:
         from edgechat.serve import server
         from edgechat.serve.app import Api
         from edgechat.serve.middleware import AccessRules, is_loopback
     except ModuleNotFoundError as error:
-        raise UsageError(f"{HOW_TO_GET_IT} (missing: {error.name})") from error
+        raise UsageError(f"{INSTALL_HINT} (missing: {error.name})") from error
     if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
-        raise UsageError("an API key is made of letters, digits and signs of ASCII, without spaces")
+        raise UsageError("An API key may contain only printable ASCII characters without spaces.")
     wrong = next((o for o in origins if not o.partition("://")[2] or o.endswith("/") or "*" in o), None)
     if wrong is not None:
-        raise UsageError(f"{wrong!r} is no origin: name each one as browsers do, such as https://chat.example:8443")
+        raise UsageError(f"{wrong!r} is not an origin. Example: https://chat.example:8443")
     if not is_loopback(host) and not api_key:
-        raise UsageError(
-            f"{host} can be reached from other machines: give a key with --api-key, or listen on 127.0.0.1"
-        )
+        raise UsageError(f"{host} is reachable from other machines: set a key with --api-key, or listen on 127.0.0.1.")
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(server.bind_socket(host, port))
-        served = _opened(models, max_requests, flags, stack)
+        served = _load_models(models, max_requests, flags, stack)
         rules = AccessRules(host=host, api_key=api_key or "", origins=origins, log_requests=log_requests)
         address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/v1"
-        bound.listen(server.BACKLOG)  # from here on nobody is turned away
-        _say_where(address, list(served), has_key=bool(api_key), as_json=as_json)
+        bound.listen(server.BACKLOG)  # the socket accepts connections from here on
+        _print_address(address, list(served), has_key=bool(api_key), as_json=as_json)
         server.run(Api(served).app(rules), served, bound, lambda words: click.echo(f"edgechat: {words}", err=True))
 
 
-def _opened(
+def _load_models(
     names: tuple[str, ...], max_requests: int, flags: dict[str, Any], stack: contextlib.ExitStack
 ) -> dict[str, ModelQueue]:
-    """The models, loaded, by the names that programs ask for; `stack` closes them. Raises EdgechatError."""
+    """Load the models and return their queues by served name; `stack` closes them. Raises EdgechatError."""
     import msgspec
 
     from edgechat import config
@@ -111,11 +114,11 @@ def _opened(
     for problem in problems:
         status.note(f"{problem} (ignored)")
     served: dict[str, ModelQueue] = {}
-    turns = ModelLease()
+    lease = ModelLease()
     try:
-        for wanted in names or (settings.model,):
-            name, path = chosen_model(msgspec.structs.replace(settings, model=wanted))
-            model = ModelQueue(_new_name(name, served), path, settings, max_requests, turns)
+        for requested in names or (settings.model,):
+            name, path = chosen_model(msgspec.structs.replace(settings, model=requested))
+            model = ModelQueue(_served_name(name, served), path, settings, max_requests, lease)
             served[model.name] = model
             stack.callback(model.close)
             model.open(status.show)
@@ -126,19 +129,19 @@ def _opened(
     return served
 
 
-def _new_name(name: str, taken: Iterable[str]) -> str:
-    """What programs call a model. Raises UsageError if another one is called that."""
+def _served_name(name: str, other_names: Iterable[str]) -> str:
+    """Return the name of a model in the API. Raises UsageError if another served model has it."""
     name = Path(name).stem if name.endswith(".gguf") else name
-    if name in taken:
-        raise UsageError(f"two models would be named {name!r}: give one another name with `edgechat models alias`")
+    if name in other_names:
+        raise UsageError(f"Two models would be served as {name!r}. Rename one with `edgechat models alias`.")
     return name
 
 
-def _say_where(address: str, names: list[str], *, has_key: bool, as_json: bool) -> None:
+def _print_address(address: str, names: list[str], *, has_key: bool, as_json: bool) -> None:
     if as_json:
         import msgspec
 
         click.echo(msgspec.json.encode({"url": address, "models": names, "has_key": has_key}).decode())
         return
-    key = "with your key" if has_key else "no key is needed"
-    click.echo(f"{', '.join(names)} at {address} ({key}; Ctrl-C ends it)")
+    key = "key required" if has_key else "no key required"
+    click.echo(f"Serving {', '.join(names)} at {address} ({key}; Ctrl-C stops the server)")

@@ -1,4 +1,4 @@
-"""`edgechat uninstall`: what edgechat keeps on this machine, and how to be rid of it."""
+"""`edgechat uninstall`: list or delete edgechat's data, and explain how to remove the program."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import click
 
 from edgechat.errors import UsageError
 
-# What is ours in a directory that may also be somebody else's, such as one that EDGECHAT_HOME names.
-_OURS: Final = {
+# File patterns of edgechat's data. The directories can hold other programs' files, for example under EDGECHAT_HOME.
+_PATTERNS: Final = {
     "settings": ("config.toml*", "models.toml", "personas", "themes"),
     "conversations": ("history.db*", "drafts"),
     "models": ("models", "library.json*"),
@@ -20,57 +20,58 @@ _OURS: Final = {
 }
 
 
-class Kept(NamedTuple):
-    """Something that edgechat wrote."""
+class DataItem(NamedTuple):
+    """A file or folder that edgechat wrote."""
 
     what: str
+    """Kind of data: settings, conversations, models or cache."""
     path: Path
     n_bytes: int
-    """With all that is in it."""
+    """Size including the content of a folder."""
 
 
 @click.command()
-@click.option("--purge", is_flag=True, help="Remove all of it: conversations, settings, models, cache.")
+@click.option("--purge", is_flag=True, help="Delete all data: conversations, settings, models, cache.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
-    """Show what edgechat keeps on this machine and how to remove the program; with --purge, remove what it keeps.
+    """List edgechat's data and how to remove the program.
 
-    Models that other programs keep are never touched.
+    With --purge, deletes the data. Models of other programs are never touched.
     """
-    found = list(kept())
+    items = list(data_items())
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode([each._asdict() | {"path": str(each.path)} for each in found]).decode())
+        click.echo(msgspec.json.encode([each._asdict() | {"path": str(each.path)} for each in items]).decode())
     else:
-        _show(found)
+        _show(items)
     if not purge:
         if not as_json:
-            click.echo(f"\n{_how_to_remove()}\n`edgechat uninstall --purge` removes what is listed above.")
+            click.echo(f"\n{_how_to_remove()}\n`edgechat uninstall --purge` deletes everything listed above.")
         return
     _refuse_while_running()
-    if found and not yes:
+    if items and not yes:
         if not sys.stdin.isatty():
-            raise UsageError("nothing was removed: without a terminal to ask, say --yes")
-        click.confirm("Remove all of that for good?", abort=True, err=as_json)
-    for each in found:
+            raise UsageError("Nothing was deleted: without a terminal for confirmation, --yes is required.")
+        click.confirm("Delete all of this permanently?", abort=True, err=as_json)
+    for each in items:
         _remove(each.path)
     if not as_json:
-        click.echo(f"All of that is removed.\n{_how_to_remove()}")
+        click.echo(f"All data is deleted.\n{_how_to_remove()}")
 
 
-def kept() -> Iterator[Kept]:
-    """What there is of ours, each file or folder once."""
+def data_items() -> Iterator[DataItem]:
+    """Yield every file and folder of edgechat's data on this machine."""
     from edgechat import paths
 
-    places = {
+    directories = {
         "settings": paths.config_dir(), "conversations": paths.data_dir(), "models": paths.data_dir(), "cache": paths.cache_dir()
     }  # fmt: skip
-    for what, patterns in _OURS.items():
+    for what, patterns in _PATTERNS.items():
         for pattern in patterns:
-            for path in sorted(places[what].glob(pattern)):
-                yield Kept(what, path, _size(path))
+            for path in sorted(directories[what].glob(pattern)):
+                yield DataItem(what, path, _size(path))
 
 
 def _size(path: Path) -> int:
@@ -80,12 +81,12 @@ def _size(path: Path) -> int:
     return sum(file.lstat().st_size for file in files if file.is_file() and not file.is_symlink())
 
 
-def _show(found: list[Kept]) -> None:
+def _show(items: list[DataItem]) -> None:
     from edgechat.humanize import size
 
-    if not found:
-        click.echo("edgechat keeps nothing on this machine.")
-    for each in found:
+    if not items:
+        click.echo("There is no data of edgechat on this machine.")
+    for each in items:
         click.echo(f"{each.what:<15}{size(each.n_bytes):>10}  {each.path}")
 
 
@@ -93,14 +94,14 @@ def _how_to_remove() -> str:
     prefix = Path(sys.prefix)
     if getattr(sys, "frozen", False):
         unpacked = Path(sys.executable).parent.parent
-        return f"The program itself is the file that you started; what it unpacked is in {unpacked}. Delete that file and that folder."
+        return f"To remove the program, delete the file that you started and the folder {unpacked}."
     if (prefix / "pipx_metadata.json").exists():
-        return f"The program itself goes with `pipx uninstall {prefix.name}`."
+        return f"To remove the program: `pipx uninstall {prefix.name}`."
     if prefix.parts[-3:] == ("share", "edgechat", "venv"):
-        return "The program itself goes with the uninstall.sh of its bundle."
+        return "To remove the program, run the uninstall.sh of its bundle."
     if prefix.parts[:2] == ("/", "opt"):
-        return "The program itself goes with `sudo apt remove edgechat`."
-    return f"The program itself is in {prefix}: it goes as it came."
+        return "To remove the program: `sudo apt remove edgechat`."
+    return f"The program is installed in {prefix}; remove it with the tool that installed it."
 
 
 def _refuse_while_running() -> None:
@@ -109,7 +110,7 @@ def _refuse_while_running() -> None:
     others = instances.others()
     if others:
         raise UsageError(
-            f"edgechat runs (process {others[0].pid} has a model loaded): end it first, nothing was removed"
+            f"Nothing was deleted: edgechat is running (process {others[0].pid} has a model loaded). Close it first."
         )
 
 

@@ -9,11 +9,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.cli.history import history
 from edgechat.cli.output_files import write_private
 from edgechat.errors import StoreError
 from edgechat.store import open_store
+from edgechat.store.sqlite import SqliteStore
 from tests.conftest import Cli
 
 
@@ -97,8 +100,8 @@ def test_out_and_in_again(cli: Cli, ids: list[str], tmp_path: Path, monkeypatch:
     ("arguments", "code", "words"),
     [
         (["show", "zzz"], 2, "there is no conversation"), (["show", ""], 4, "could be"), (["rename", "zzz", "x"], 2, "no conv"),
-        (["export"], 2, "name the conversations"), (["export", "--all", "--format", "md"], 2, "holds one conversation"),
-        (["export", "0", "-o", "/nowhere/x.md"], 4, "cannot be written"), (["import", "/nowhere"], 2, "cannot be read"),
+        (["export"], 2, "Give conversation IDs"), (["export", "--all", "--format", "md"], 2, "holds one conversation"),
+        (["export", "0", "-o", "/nowhere/x.md"], 4, "Cannot write"), (["import", "/nowhere"], 2, "cannot be read"),
         (["import", "/dev/null"], 2, "is not a file"), (["delete", "zzz", "--yes"], 2, "there is no conversation"),
         (["search"], 2, "Missing argument"),
     ],
@@ -116,13 +119,13 @@ def test_what_cannot_be_done_is_one_clear_error(
 def test_the_path_and_a_sound_database(cli: Cli, ids: list[str]) -> None:
     assert Path(cli("history", "path").stdout.strip()).exists()
     assert Path(json.loads(cli("history", "path", "--json").stdout)["path"]).exists()
-    assert "nothing was done" in cli("history", "recover").stdout
+    assert "nothing to recover" in cli("history", "recover").stdout
     assert ids
 
 
 def test_asking_wants_one_conversation_and_one_that_is_there(cli: Cli) -> None:
-    assert "two conversations" in cli("ask", "x", "-c", "--conversation", "y").stderr
-    assert "no conversation to go on with" in cli("ask", "x", "-c").stderr
+    assert "exclude each other" in cli("ask", "x", "-c", "--conversation", "y").stderr
+    assert "no conversation to continue" in cli("ask", "x", "-c").stderr
     assert "there is no conversation 'y'" in cli("ask", "x", "--conversation", "y").stderr
 
 
@@ -157,11 +160,11 @@ def test_an_export_says_what_it_did_to_a_script(cli: Cli, ids: list[str], tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["rename", "0", " \n "], "a title needs words"),
-        (["mark", "0", "--tag", ""], "a tag is one word"),
-        (["mark", "0", "--tag", "b c"], "a tag is one word"),
-        (["mark", "0"], "say what to change"),
-        (["search", ' "'], "say what to search for"),
+        (["rename", "0", " \n "], "The title is empty"),
+        (["mark", "0", "--tag", ""], "A tag is one word"),
+        (["mark", "0", "--tag", "b c"], "A tag is one word"),
+        (["mark", "0"], "Nothing to change"),
+        (["search", ' "'], "The query is empty"),
         (["show", "nope"], "there is no conversation 'nope'"),
         (["export", "0", "--all"], "not both"),
     ],
@@ -182,3 +185,27 @@ def test_a_page_is_not_imported(cli: Cli, ids: list[str], tmp_path: Path) -> Non
     cli("history", "export", ids[0], "-o", page)
     result = cli("history", "import", page)
     assert (result.returncode, "only for reading" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list"], ["search", "rivers"], ["show", "000"], ["export", "000"], ["rename", "000", "New"],
+        ["mark", "000", "--pin"], ["delete", "000", "--yes"],
+    ],
+)  # fmt: skip
+def test_each_command_opens_the_store_once_and_closes_it(
+    ids: list[str], arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[SqliteStore] = []
+
+    def record_store() -> SqliteStore:
+        opened.append(open_store())
+        return opened[-1]
+
+    monkeypatch.setattr("edgechat.store.open_store", record_store)
+    result = CliRunner().invoke(history, arguments, catch_exceptions=False)
+    assert (result.exit_code, len(ids)) == (0, 3)
+    (store,) = opened
+    with pytest.raises(StoreError):
+        store.list()

@@ -62,7 +62,7 @@ def test_from_search_to_removal(hub: LocalHub, cli: Cli, files: Path) -> None:
     assert (entry["name"], entry["aliases"], entry["state"], entry["repo"]) == (
         "tiny-Q8_0", ["mine"], "verified", "own/tiny-GGUF",
     )  # fmt: skip
-    assert "also called mine" in cli("models", "list").stdout
+    assert "alias mine" in cli("models", "list").stdout
     for name in ("mine", "own/tiny-GGUF", "own/tiny-gguf:Q8_0", "tiny-q8_0"):
         assert str(paths.models_dir()) in cli("models", "info", name).stdout
     assert cli("models", "verify", "mine").returncode == 0

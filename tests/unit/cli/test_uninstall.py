@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgechat.cli.uninstall import kept
+from edgechat.cli.uninstall import data_items
 from edgechat.hardware.memory import started_s
 from tests.conftest import Cli
 
@@ -59,7 +59,7 @@ def test_what_is_listed_is_what_is_purged(used: Path, cli: Cli) -> None:
     assert all(str(each["path"]) in done.stdout for each in listed)
     assert files(used) == {"config/notes.txt", "data/thesis.tex", "data/elsewhere/big.gguf"}
     assert not (used / "cache").exists()
-    assert "keeps nothing" in cli("uninstall").stdout
+    assert "no data of edgechat" in cli("uninstall").stdout
 
 
 def test_it_waits_for_whoever_runs(used: Path, cli: Cli) -> None:
@@ -76,5 +76,5 @@ def test_it_waits_for_whoever_runs(used: Path, cli: Cli) -> None:
 
 
 def test_nothing_is_made_by_looking(home: Path) -> None:
-    assert list(kept()) == []
+    assert list(data_items()) == []
     assert not home.exists() or not files(home)
