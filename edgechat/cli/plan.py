@@ -1,4 +1,4 @@
-"""`edgechat plan`: what models take of this machine's memory, how fast and how good they are, and which one to take."""
+"""`edgechat plan`: compare models by memory, speed and quality, and show the automatic choice."""
 
 from __future__ import annotations
 
@@ -25,37 +25,35 @@ if TYPE_CHECKING:
     from edgechat.planner.report import PlanRow
     from edgechat.planner.throughput import KernelSpeeds
 
-# What a row takes beside its name.
+# Width of a table row without the model's name.
 _COLUMNS: Final = 60
-_MOST_BYTES: Final = 1 << 20
-# Up to so many models, llama.cpp itself is asked for their sizes.
-_MOST_EXACT: Final = 8
+_MAX_PROFILE_BYTES: Final = 1 << 20
+# Up to this number of models, llama.cpp itself computes the memory.
+_MAX_EXACT: Final = 8
 
 
 @click.command()
 @click.argument("models", nargs=-1, shell_complete=complete_model)
-@click.option("--all", "with_catalogue", is_flag=True, help="The whole catalogue, what is not here too; no network.")
-@click.option("--quants", "with_quants", is_flag=True, help="Also what the named models would be in other quants.")
-@click.option("--budget", metavar="SIZE", help="Memory that may be used, such as 4GB, instead of what is available.")
+@click.option("--all", "with_catalogue", is_flag=True, help="Compare the whole catalogue; uses no network.")
+@click.option("--quants", "with_quants", is_flag=True, help="Also compare other quants of the given models.")
+@click.option("--budget", metavar="SIZE", help="Memory budget, such as 4GB; default: available memory.")
 @click.option(
     "--machine",
     "described",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Plan for another machine, as `edgechat doctor --json` describes it there.",
+    help="Plan for another machine, described by its `edgechat doctor --json`.",
 )
-@click.option("--ctx", "n_ctx", type=click.IntRange(16, 1 << 24), metavar="N", help="Context in tokens.")
-@click.option("--min-speed", type=click.FloatRange(0, 1e6), metavar="T", help="Wished tokens a second; 0 for any.")
-@click.option("--explain", is_flag=True, help="Say of the chosen one what takes memory, and why all is as it is.")
-@click.option(
-    "--measure/--no-measure", default=True, help="Measure how fast this machine is, once, where that is not known yet."
-)
+@click.option("--ctx", "n_ctx", type=click.IntRange(16, 1 << 24), metavar="N", help="Context length in tokens.")
+@click.option("--min-speed", type=click.FloatRange(0, 1e6), metavar="T", help="Minimum tokens per second; 0 for any.")
+@click.option("--explain", is_flag=True, help="Show memory use and reasons for the chosen model.")
+@click.option("--measure/--no-measure", default=True, help="Measure this machine's speed if no measurement exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(models: tuple[str, ...], *, explain: bool, as_json: bool, **options: Any) -> None:
-    """Say what models would take of memory, how fast and how good they would be, and which one to take.
+    """Compare models by memory, speed and quality.
 
-    Of all that are here, or those that are named; `owner/repo[:QUANT]` is looked at on the hub, without its weights.
-    With --budget, also for another machine's memory.
+    Compares installed models, or the given ones. For `owner/repo[:QUANT]` the header is read from the hub, without
+    downloading the weights.
     """
     import msgspec
 
@@ -106,7 +104,7 @@ def _rate(
     if with_catalogue:
         candidates += selection.catalogue_candidates()
     speeds = _speeds(engine, measure=measure) if described is None else None
-    is_exact = described is None and (bool(models) or len(candidates) <= _MOST_EXACT)
+    is_exact = described is None and (bool(models) or len(candidates) <= _MAX_EXACT)
     exact = _exact(engine) if is_exact else (lambda candidate: None)
     wished = settings.min_speed if min_speed is None else min_speed
     rated = [
@@ -147,7 +145,7 @@ def _machine(settings: Settings, budget: str | None, described: Path | None) -> 
 
 
 def _described(file: Path) -> Machine:
-    """A machine that is written down. Raises UsageError if that is not what the file says."""
+    """Read a machine from a file with a hardware profile. Raises UsageError if the file has none."""
     import msgspec
 
     from edgechat import paths
@@ -156,10 +154,10 @@ def _described(file: Path) -> Machine:
     from edgechat.planner.machine import machine_of
 
     try:
-        raw = msgspec.json.decode(paths.read_file(file, _MOST_BYTES), type=dict[str, Any])
+        raw = msgspec.json.decode(paths.read_file(file, _MAX_PROFILE_BYTES), type=dict[str, Any])
         return machine_of(msgspec.convert(raw.get("profile", raw), HardwareProfile))
     except msgspec.MsgspecError as error:
-        raise UsageError(f"{file} does not describe a machine: {error}") from None
+        raise UsageError(f"{file} is not a hardware profile: {error}") from None
 
 
 def _speeds(engine: EngineClient, *, measure: bool) -> KernelSpeeds | None:
@@ -177,8 +175,8 @@ def _speeds(engine: EngineClient, *, measure: bool) -> KernelSpeeds | None:
 
     try:
         return engine.list_devices(benchmark=True, on_event=listen).speeds
-    except EdgechatError as error:  # what models take can be said all the same
-        click.echo(f"edgechat: speeds are not known: {visible(str(error))}", err=True)
+    except EdgechatError as error:  # memory and quality do not depend on speeds
+        click.echo(f"edgechat: No speed measurement: {visible(str(error))}", err=True)
         return None
     finally:
         if sys.stderr.isatty():
@@ -237,9 +235,9 @@ def _exact(engine: EngineClient) -> Callable[[Candidate], Callable[[LoadOptions]
 def _print(rows: list[PlanRow], available: int) -> None:
     from edgechat.planner.report import BAR, bar
 
-    click.echo(f"{size(available)} of memory may be used")
+    click.echo(f"{size(available)} of memory available")
     if not rows:
-        click.echo("no models here; name one, as in `edgechat plan owner/repo:Q4_K_M`, or see --all")
+        click.echo("No models installed. Try `edgechat plan --all`, or `edgechat plan -m owner/repo:Q4_K_M`.")
         return
     width = min(max(len(row.name) for row in rows), max(12, shutil.get_terminal_size().columns - _COLUMNS))
     click.echo(
@@ -256,8 +254,8 @@ def _print(rows: list[PlanRow], available: int) -> None:
             f"{_number(row.decode_tps):>7}{_number(row.ttft_1000_s, ' s'):>7}{quality:>9}{loss:>6}"
         ))  # fmt: skip
         click.echo(visible(f"  {bar(row.memory, available):<{BAR}}  {row.verdict}"))
-    click.echo("* what would be chosen   ? estimated   ~ computed, not known")
-    click.echo("# weights  + their copies for faster kernels  k keys and values  c computing  s drafts  p programs")
+    click.echo("* automatic choice   ? estimated quality   ~ computed size")
+    click.echo("# weights  + repacked weights  k KV cache  c compute buffers  s speculation  p processes")
 
 
 def _number(value: float | None, unit: str = "") -> str:
@@ -274,7 +272,7 @@ def _explain(row: PlanRow) -> None:
         count = getattr(row.memory, name)
         if count:
             click.echo(f"  {words:<32}{size(count):>10}")
-    click.echo(f"  {'together':<32}{size(row.total_bytes):>10}{'' if row.memory.is_exact else '  (by formulas)'}")
+    click.echo(f"  {'total':<32}{size(row.total_bytes):>10}{'' if row.memory.is_exact else '  (by formulas)'}")
     for field, reason in row.reasons.items():
         value = "" if row.plan is None or field not in row.plan else f" = {row.plan[field]}"
         click.echo(visible(f"  {field}{value}: {reason}"))
