@@ -6,15 +6,14 @@ import functools
 import itertools
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 
-from edgechat import paths
-from edgechat.errors import SettingsError
+from edgechat import files, paths
+from edgechat.errors import InvalidFileError, SettingsError
 
 ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
 
@@ -126,7 +125,7 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
     problems: list[Problem] = []
     values: dict[str, Any] = {}
     file = path or paths.config_file()
-    for name, value in read_file(file, problems).items():
+    for name, value in read_toml(file, problems).items():
         _take(values, name, value, f"{file}: {name}", problems)
     for name in Settings.__struct_fields__:
         variable = ENVIRONMENT_PREFIX + name.upper()
@@ -207,7 +206,7 @@ def save(name: str, value: object, path: Path | None = None) -> None:
         else:
             document[name] = value
         file.parent.mkdir(parents=True, exist_ok=True)
-        paths.replace_file(file.resolve(), tomlkit.dumps(document).encode())
+        files.replace_file(file.resolve(), tomlkit.dumps(document).encode())
     except (OSError, UnicodeDecodeError, TOMLKitError) as error:
         raise SettingsError(f"{file} cannot be changed: {error}; nothing was written") from error
 
@@ -224,25 +223,15 @@ def _take(values: dict[str, Any], name: str, value: object, where: str, problems
         values[name] = value
 
 
-def read_file(path: Path, problems: list[Problem]) -> dict[str, Any]:
-    """A TOML file; what is wrong with it goes to `problems`."""
+def read_toml(path: Path, problems: list[Problem]) -> dict[str, Any]:
+    """Parse a TOML file; one that does not exist is empty, and one that cannot be used adds to `problems`."""
     if not path.exists():  # the usual case: no TOML reader is imported
         return {}
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        problems.append(Problem(f"{path}:{line[1]}" if line else str(path), f"not TOML: {error}"))
-    except UnicodeDecodeError as error:
-        problems.append(Problem(str(path), f"not UTF-8 at byte {error.start}"))
-    except OSError as error:
-        problems.append(Problem(str(path), f"cannot be read: {error.strerror or error}"))
-    return {}
+        return files.read_toml(path)
+    except InvalidFileError as error:
+        problems.append(Problem(error.where, error.reason))
+        return {}
 
 
 _TRUTH: Final = {"yes": True, "on": True, "no": False, "off": False}  # beside true, false, 1 and 0

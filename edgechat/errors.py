@@ -3,6 +3,7 @@
     EdgechatError                 exit code 4 unless a subclass says otherwise
     |- UsageError            (2)  what the user asked for makes no sense
     |- SettingsError         (2)  a setting that cannot be used
+    |- InvalidFileError      (4)  a settings or state file that cannot be read or parsed
     |- ModelFileError        (3)  a file that is not a usable model
     |- TemplateError         (3)  a chat template that fails, hangs or reaches out of its sandbox
     |- RuntimeLoadError      (4)  no native bundle, or none of its backends works here
@@ -45,6 +46,16 @@ class SettingsError(EdgechatError):
     """A setting that cannot be used."""
 
     exit_code = 2
+
+
+class InvalidFileError(EdgechatError):
+    """Raised when a TOML or JSON file cannot be read, decoded or parsed."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where} {reason}")
+        self.where = where
+        """The file's path, followed by `:LINE` where the line is known."""
+        self.reason = reason
 
 
 class ModelFileError(EdgechatError):

@@ -5,11 +5,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import shutil
-import stat
 from pathlib import Path
 
 
@@ -108,34 +105,3 @@ def free_bytes(path: Path) -> int:
     while not path.is_dir() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
-
-
-def read_file(path: Path, most_bytes: int) -> bytes:
-    """A file of ours, if it still is one: what would never end (a pipe, a device) or is larger than any we write is refused.
-
-    Raises OSError.
-    """
-    with os.fdopen(
-        os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
-    ) as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if about.st_size > most_bytes:
-            raise OSError(errno.EFBIG, f"larger than {most_bytes} bytes", str(path))
-        return file.read(most_bytes)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file that only its owner can read, aside and then in place of what was there. Raises OSError.
-
-    Its folder must exist. Not waiting for the disk: what must survive a power failure is not written with this.
-    """
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-        aside.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from edgechat.errors import UsageError
+from edgechat.errors import InvalidFileError, UsageError
+from edgechat.files import read_toml
 
 
 class WorkloadCase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,18 +49,9 @@ class Workloads(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read(path: Path | None = None) -> Workloads:
     """The workloads in a file, or our own. Raises UsageError if it is no such file."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
     try:
-        words = (path or resources.files(__package__) / "workloads.toml").read_text(encoding="utf-8")
-        found: dict[str, Any] = tomllib.loads(words)
-        workloads = msgspec.convert(found, Workloads)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        workloads = msgspec.convert(read_toml(path or Path(__file__).with_name("workloads.toml")), Workloads)
+    except (InvalidFileError, msgspec.ValidationError) as error:
         raise UsageError(
             f"{path} holds no workloads: {error} (edgechat/bench/workloads.toml shows what they look like)"
         ) from error

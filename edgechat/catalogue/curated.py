@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-import sys
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from edgechat import paths
-from edgechat.errors import CatalogueError
+from edgechat.errors import CatalogueError, InvalidFileError
+from edgechat.files import read_toml
 
 _NAME: Final = "models.toml"
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -151,23 +151,12 @@ def shipped_file() -> Path:
 
 def read(path: Path) -> tuple[CatalogueModel, ...]:
     """A catalogue file, checked. Raises CatalogueError, naming the line or the key."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        models = msgspec.convert(raw, _CatalogueFile).model
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"line (\d+)", str(error))
-        raise CatalogueError(f"{path}{f':{line[1]}' if line else ''} is not TOML: {error}") from None
+        models = msgspec.convert(read_toml(path), _CatalogueFile).model
+    except InvalidFileError as error:
+        raise CatalogueError(str(error)) from None
     except msgspec.ValidationError as error:
         raise CatalogueError(f"{path}: {_where(str(error))}") from None
-    except UnicodeDecodeError as error:
-        raise CatalogueError(f"{path} is not UTF-8 at byte {error.start}") from None
-    except OSError as error:
-        raise CatalogueError(f"{path} cannot be read: {error.strerror or error}") from None
     _check(path, models)
     return models
 

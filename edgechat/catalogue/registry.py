@@ -12,7 +12,8 @@ from typing import Final
 import msgspec
 
 from edgechat import __version__, paths
-from edgechat.errors import CatalogueError, ModelFileError
+from edgechat.errors import CatalogueError, InvalidFileError, ModelFileError
+from edgechat.files import JsonFile
 from edgechat.modelfile.split import part_name, read_header
 
 _LOCK_S: Final = 5.0
@@ -75,19 +76,16 @@ class _Cache(msgspec.Struct, kw_only=True):
 _VERSION: Final = f"1 {__version__}"
 
 
-def _records_file() -> Path:
-    return paths.data_dir() / "library.json"
+def _records_file() -> JsonFile[ModelRecords]:
+    return JsonFile(paths.data_dir() / "library.json", ModelRecords, max_bytes=_MAX_BYTES)
 
 
 def read_records() -> ModelRecords:
     """Raises CatalogueError if the file is damaged: it is not ours to throw away."""
-    file = _records_file()
     try:
-        return msgspec.json.decode(paths.read_file(file, _MAX_BYTES), type=ModelRecords)
-    except (FileNotFoundError, NotADirectoryError):
-        return ModelRecords()
-    except (OSError, msgspec.MsgspecError) as error:
-        raise CatalogueError(f"{file} cannot be read ({error}): mend it, or move it away to begin anew") from None
+        return _records_file().load() or ModelRecords()
+    except InvalidFileError as error:
+        raise CatalogueError(f"{error}; repair the file, or move it away to start with an empty one") from None
 
 
 @contextlib.contextmanager
@@ -96,16 +94,17 @@ def changed_records() -> Iterator[ModelRecords]:
     import filelock
 
     file = _records_file()
+    path = file.path
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(file.with_name(file.name + ".lock"), timeout=_LOCK_S):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(path.with_name(path.name + ".lock"), timeout=_LOCK_S):
             records = read_records()
             yield records
-            paths.replace_file(file, msgspec.json.format(msgspec.json.encode(records), indent=1))
+            file.write(records, indent=1)
     except filelock.Timeout:
-        raise CatalogueError(f"{file} has been locked by another edgechat for {_LOCK_S:.0f} s") from None
+        raise CatalogueError(f"{path} has been locked by another edgechat for {_LOCK_S:.0f} s") from None
     except OSError as error:
-        raise CatalogueError(f"{file} cannot be written: {error.strerror or error}") from error
+        raise CatalogueError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def used(path: Path) -> None:
@@ -121,13 +120,13 @@ class FactsCache:
     """Facts of files, read once for each version of a file."""
 
     def __init__(self) -> None:
-        self._file = paths.cache_dir() / "models.json"
+        self._file = JsonFile(
+            paths.cache_dir() / "models.json", _Cache, max_bytes=_MAX_BYTES,
+            is_valid=lambda cache: cache.version == _VERSION,
+        )  # fmt: skip
         self._is_changed = False
-        try:
-            found = msgspec.json.decode(paths.read_file(self._file, _MAX_BYTES), type=_Cache)
-            self._facts = found.facts if found.version == _VERSION else {}
-        except (OSError, msgspec.MsgspecError):
-            self._facts = {}
+        cache = self._file.read()
+        self._facts = cache.facts if cache is not None else {}
 
     def of(self, path: Path) -> Facts:
         """What is known of this file, or what its header says now."""
@@ -148,9 +147,7 @@ class FactsCache:
         """Write down what is new, of files that still count. What cannot be written is read again the next time."""
         if self._is_changed:
             kept = {path: facts for path, facts in self._facts.items() if keep(path)}
-            with contextlib.suppress(OSError, UnicodeError):
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                paths.replace_file(self._file, msgspec.json.encode(_Cache(version=_VERSION, facts=kept)))
+            self._file.save(_Cache(version=_VERSION, facts=kept))
 
 
 def _holds(known: Facts, path: Path, stat: os.stat_result) -> bool:

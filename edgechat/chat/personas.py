@@ -40,7 +40,7 @@ def load(name: str) -> Persona:
     path = paths.personas_dir() / f"{name}.toml"
     problems: list[config.Problem] = []
     values: dict[str, Any] = {}
-    for key, value in config.read_file(path, problems).items():
+    for key, value in config.read_toml(path, problems).items():
         wrong = (
             config.check(key, value)
             if key in FIELDS

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from edgechat import paths
+from edgechat import files, paths
 
 _MOST_BYTES: Final = 64 << 20
 _NEW: Final = "new"
@@ -20,7 +20,7 @@ def keep(conversation_id: str, text: str) -> None:
     with contextlib.suppress(OSError):
         if text.strip():
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            paths.replace_file(file, text.encode("utf-8", "replace"))
+            files.replace_file(file, text.encode("utf-8", "replace"))
         else:
             file.unlink()
 
@@ -28,7 +28,7 @@ def keep(conversation_id: str, text: str) -> None:
 def read(conversation_id: str) -> str:
     """What was typed in a conversation; in a new one, if "" is given."""
     try:
-        return paths.read_file(_file(conversation_id), _MOST_BYTES).decode("utf-8", "replace")
+        return files.read_bytes(_file(conversation_id), _MOST_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""
 

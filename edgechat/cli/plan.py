@@ -148,13 +148,13 @@ def _described(file: Path) -> Machine:
     """Read a machine from a file with a hardware profile. Raises UsageError if the file has none."""
     import msgspec
 
-    from edgechat import paths
+    from edgechat import files
     from edgechat.errors import UsageError
     from edgechat.hardware.profile import HardwareProfile
     from edgechat.planner.machine import machine_of
 
     try:
-        raw = msgspec.json.decode(paths.read_file(file, _MAX_PROFILE_BYTES), type=dict[str, Any])
+        raw = msgspec.json.decode(files.read_bytes(file, _MAX_PROFILE_BYTES), type=dict[str, Any])
         return machine_of(msgspec.convert(raw.get("profile", raw), HardwareProfile))
     except msgspec.MsgspecError as error:
         raise UsageError(f"{file} is not a hardware profile: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Final
 
 import msgspec
 
-from edgechat import paths
+from edgechat.files import JsonFile
 
 _CHUNK_BYTES: Final = 1 << 20
 _REMEMBERED: Final = 200
+# Two hundred entries take about 50 kB.
+_MAX_BYTES: Final = 1 << 20
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -50,7 +51,7 @@ def find_hash(model: Path, memo: Path, pause: Callable[[], None]) -> str:
         known = _read(memo)
         known.pop(str(model), None)
         known[str(model)] = _Known(*stamp, found)
-        _write(memo, dict(list(known.items())[-_REMEMBERED:]))
+        _file(memo).save(dict(list(known.items())[-_REMEMBERED:]))
     return found
 
 
@@ -62,14 +63,9 @@ def _stamp(model: Path) -> tuple[int, int, int] | None:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
+def _file(memo: Path) -> JsonFile[dict[str, _Known]]:
+    return JsonFile(memo, dict[str, _Known], max_bytes=_MAX_BYTES)
+
+
 def _read(memo: Path) -> dict[str, _Known]:
-    try:
-        return msgspec.json.decode(memo.read_bytes(), type=dict[str, _Known])
-    except (OSError, msgspec.MsgspecError):
-        return {}  # it is computed again
-
-
-def _write(memo: Path, known: dict[str, _Known]) -> None:
-    with contextlib.suppress(OSError):  # then it is computed again
-        memo.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        paths.replace_file(memo, msgspec.json.encode(known))
+    return _file(memo).read() or {}

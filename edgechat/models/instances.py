@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from edgechat import paths
+from edgechat.files import JsonFile
 from edgechat.hardware.memory import private_bytes, started_s
-from edgechat.runtime.backends.verdicts import write_json
 
 _MAX_BYTES = 1 << 16
 _SAME_S = 2.0
@@ -36,20 +36,20 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 def announce(pid: int, model_path: str, total_bytes: int) -> None:
     """Say that an engine has a model. A cache directory that cannot be written makes no difference."""
     value = Running(pid=pid, started_s=started_s(pid), model_path=model_path, total_bytes=total_bytes)
-    write_json(_file(pid), value)
+    _file(_path(pid)).save(value)
 
 
 def withdraw(pid: int) -> None:
     """Take that back."""
     with contextlib.suppress(OSError):
-        _file(pid).unlink()
+        _path(pid).unlink()
 
 
 def others(own_pid: int | None = None) -> list[Running]:
     """Models that other programs of ours have loaded; what dead ones left behind is cleared away."""
     found = []
     for file in sorted(paths.running_dir().glob("*.json")):
-        value = _read(file)
+        value = _file(file).read()
         started = started_s(value.pid) if value is not None else 0.0
         if value is None or not started:
             with contextlib.suppress(OSError):
@@ -60,12 +60,9 @@ def others(own_pid: int | None = None) -> list[Running]:
     return found
 
 
-def _file(pid: int) -> Path:
+def _path(pid: int) -> Path:
     return paths.running_dir() / f"{pid}.json"
 
 
-def _read(file: Path) -> Running | None:
-    try:
-        return msgspec.json.decode(paths.read_file(file, _MAX_BYTES), type=Running)
-    except (OSError, msgspec.MsgspecError):
-        return None
+def _file(path: Path) -> JsonFile[Running]:
+    return JsonFile(path, Running, max_bytes=_MAX_BYTES)

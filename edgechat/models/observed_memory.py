@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from edgechat import paths
-from edgechat.runtime.backends.verdicts import write_json
+from edgechat.files import JsonFile
 
 _MAX_BYTES: Final = 1 << 20
 _KEPT_MODELS: Final = 200
@@ -33,7 +31,7 @@ def record(model_path: str, planned_bytes: int, peak_bytes: int) -> None:
     key = _key(model_path)
     values = [*seen.pop(key, []), peak_bytes - planned_bytes][-_KEPT_LOADS:]
     seen[key] = values
-    write_json(paths.memory_file(), dict(list(seen.items())[-_KEPT_MODELS:]))
+    _file().save(dict(list(seen.items())[-_KEPT_MODELS:]))
 
 
 def _key(model_path: str) -> str:
@@ -44,8 +42,9 @@ def _key(model_path: str) -> str:
         return path.name
 
 
+def _file() -> JsonFile[_Seen]:
+    return JsonFile(paths.memory_file(), _Seen, max_bytes=_MAX_BYTES)
+
+
 def _read() -> _Seen:
-    try:
-        return msgspec.json.decode(paths.read_file(paths.memory_file(), _MAX_BYTES), type=_Seen)
-    except (OSError, msgspec.MsgspecError):
-        return {}
+    return _file().read() or {}

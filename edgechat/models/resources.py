@@ -6,11 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from edgechat import paths
 from edgechat.config import Settings, size_bytes
 from edgechat.errors import EdgechatError
+from edgechat.files import JsonFile
 from edgechat.hardware.cpu import thread_counts, usable_threads
 from edgechat.hardware.memory import private_bytes, read_memory
 from edgechat.hardware.profile import Gpu
@@ -20,7 +19,6 @@ from edgechat.planner.plan import mib
 from edgechat.planner.throughput import KernelSpeeds
 from edgechat.runtime.backends import kernel_benchmark
 from edgechat.runtime.backends.bundle import find_bundle
-from edgechat.runtime.backends.verdicts import write_json
 
 # Of a GPU's memory: CUDA's context and kernels take up to 500 MB once something runs.
 _GPU_SPARE_BYTES: Final = 1 << 30
@@ -88,15 +86,16 @@ def _threads(settings: Settings, measured: KernelSpeeds | None) -> tuple[int, in
 def remember_gpus(gpus: Sequence[Gpu]) -> None:
     """Keep what an engine found, for plans that are made before one runs."""
     if gpus or paths.gpus_file().exists():
-        write_json(paths.gpus_file(), list(gpus))
+        _gpus_file().save(list(gpus))
 
 
 def remembered_gpus() -> list[Gpu]:
     """What was found the last time."""
-    try:
-        return msgspec.json.decode(paths.read_file(paths.gpus_file(), _MAX_BYTES), type=list[Gpu])
-    except (OSError, msgspec.MsgspecError):
-        return []
+    return _gpus_file().read() or []
+
+
+def _gpus_file() -> JsonFile[list[Gpu]]:
+    return JsonFile(paths.gpus_file(), list[Gpu], max_bytes=_MAX_BYTES)
 
 
 def _disk_free_bytes(settings: Settings) -> int:

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat import paths
+from edgechat import files
 
 _log = logging.getLogger(__name__)
 # The last byte is the version of the format.
@@ -26,7 +26,7 @@ def read(path: Path, n_vocab: int) -> list[bytes]:
     What is no file, or larger than any that is written, is left alone.
     """
     try:
-        data = paths.read_file(path, MAX_FILE_BYTES)
+        data = files.read_bytes(path, MAX_FILE_BYTES)
     except OSError:
         return []
     body = data[len(MAGIC) + 4 :]
@@ -45,7 +45,7 @@ def read(path: Path, n_vocab: int) -> list[bytes]:
 def write(path: Path, texts: list[bytes]) -> None:
     """Write the texts in place of what was there. Raises OSError."""
     body = msgspec.msgpack.encode(texts)
-    paths.replace_file(path, MAGIC + _crc(body) + body)
+    files.replace_file(path, MAGIC + _crc(body) + body)
 
 
 def _is_sound(text: bytes, n_vocab: int) -> bool:

@@ -9,7 +9,8 @@ from typing import Final
 
 import msgspec
 
-from edgechat import paths
+from edgechat.errors import InvalidFileError
+from edgechat.files import JsonFile
 from edgechat.speculation.acceptance import BUCKETS, Acceptance, Counts
 from edgechat.speculation.drafter import N_SOURCES
 from edgechat.speculation.step_costs import DEPTHS, SIZES, Mean, StepCosts
@@ -40,13 +41,11 @@ def load(path: Path) -> Profile:
     """The profile in a file; a fresh one if it cannot be used."""
     profile = Profile()
     try:
-        kept = msgspec.json.decode(paths.read_file(path, _MAX_BYTES), type=_Kept)
-    except FileNotFoundError:
+        kept = _file(path).load()
+    except InvalidFileError as error:
+        _log.warning("discarding the speculation profile: %s", error)
         return profile
-    except (OSError, msgspec.MsgspecError, RecursionError) as error:
-        _log.warning("what was learned of drafts is forgotten: %s", error)
-        return profile
-    if _is_sound(kept):
+    if kept is not None:
         profile.greedy, profile.drawn = Acceptance(kept.greedy), Acceptance(kept.drawn)
         profile.costs.ratios = kept.ratios
     return profile
@@ -56,10 +55,13 @@ def save(profile: Profile, path: Path) -> None:
     """Keep it, if that can be done."""
     kept = _Kept(_VERSION, profile.greedy.counts, profile.drawn.counts, profile.costs.ratios)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        paths.replace_file(path, msgspec.json.encode(kept))
+        _file(path).write(kept)
     except OSError as error:
-        _log.warning("what was learned of drafts is not kept: %s", error)
+        _log.warning("cannot save the speculation profile: %s", error)
+
+
+def _file(path: Path) -> JsonFile[_Kept]:
+    return JsonFile(path, _Kept, max_bytes=_MAX_BYTES, is_valid=_is_sound)
 
 
 def _is_sound(kept: _Kept) -> bool:

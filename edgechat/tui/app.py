@@ -13,7 +13,7 @@ from textual import on
 from textual.app import App, SuspendNotSupported, SystemCommand
 from textual.binding import Binding, BindingType
 
-from edgechat import paths
+from edgechat import files, paths
 from edgechat.errors import EdgechatError
 from edgechat.terminal import visible
 from edgechat.tui import keys
@@ -331,7 +331,7 @@ class ChatApp(App[int]):
         where = ""
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            paths.replace_file(file, traceback.format_exc().encode("utf-8", "replace"))
+            files.replace_file(file, traceback.format_exc().encode("utf-8", "replace"))
             where = f" The details are in {file}, those of the engine in {paths.log_file()}."
         except OSError:
             where = "\n" + traceback.format_exc()

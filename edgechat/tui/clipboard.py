@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from edgechat import paths
+from edgechat import files, paths
 
 MAX_CHARS: Final = 50_000
 """Terminals drop sequences of more than about 100 kB; base64 and UTF-8 take up to half of that."""
@@ -32,7 +32,7 @@ def save_copy(text: str) -> Path | None:
     file = paths.cache_dir() / "copied.txt"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        paths.replace_file(file, text.encode("utf-8", "replace"))
+        files.replace_file(file, text.encode("utf-8", "replace"))
     except OSError:
         return None
     return file

@@ -8,7 +8,7 @@ from textual.color import Color, ColorParseError
 from textual.theme import BUILTIN_THEMES, Theme
 
 from edgechat import paths
-from edgechat.config import Problem, read_file
+from edgechat.config import Problem, read_toml
 
 DEFAULT_THEME: Final = "textual-dark"
 _COLOURS: Final = (
@@ -36,7 +36,7 @@ def find_theme(name: str) -> tuple[Theme, str]:
 def _own(name: str) -> tuple[Theme | None, str]:
     file = paths.themes_dir() / f"{name}.toml"
     problems: list[Problem] = []
-    values = read_file(file, problems)
+    values = read_toml(file, problems)
     if problems:
         return None, str(problems[0])
     dark = values.pop("dark", True)

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from edgechat import paths
+from edgechat.files import JsonFile
 from edgechat.hardware.cpu import read_cpu, thread_counts
 from edgechat.planner.throughput import BATCHES, KernelSpeeds
 from edgechat.runtime.backends import probe, verdicts
@@ -27,6 +28,8 @@ _TOTAL_S: Final = 120.0
 _WORTH_A_THREAD: Final = 1.03
 _QUICK: Final = "Q4_0"
 _KEPT: Final = 20
+# Twenty benchmarks take about 60 kB.
+_MAX_BYTES: Final = 1 << 20
 
 # What a measurement yields: (what, layout, columns) to so many a second.
 _Raw = dict[tuple[str, str, int], float]
@@ -72,9 +75,9 @@ def measure(bundle: Bundle, module: Module, tell: Callable[[str], None] = lambda
         digest(full, module.name, decode_threads), decode_threads=decode_threads,
         prefill_threads=_best(by_count, BATCHES[-1]) if by_count else decode_threads, most_threads=counts[-1],
     )  # fmt: skip
-    file = _read()
-    file[verdicts.key(bundle, module, read_cpu())] = speeds
-    verdicts.write_json(paths.speeds_file(), dict(list(file.items())[-_KEPT:]))
+    known = _read()
+    known[verdicts.key(bundle, module, read_cpu())] = speeds
+    _file().save(dict(list(known.items())[-_KEPT:]))
     return speeds
 
 
@@ -136,8 +139,9 @@ def _best(by_count: dict[int, _Raw], batch: int) -> int:
     return best
 
 
+def _file() -> JsonFile[dict[str, KernelSpeeds]]:
+    return JsonFile(paths.speeds_file(), dict[str, KernelSpeeds], max_bytes=_MAX_BYTES)
+
+
 def _read() -> dict[str, KernelSpeeds]:
-    try:
-        return msgspec.json.decode(paths.speeds_file().read_bytes(), type=dict[str, KernelSpeeds])
-    except (OSError, msgspec.MsgspecError):
-        return {}
+    return _file().read() or {}

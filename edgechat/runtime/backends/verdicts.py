@@ -7,18 +7,19 @@ file is an empty one, and one that cannot be written is tried again next time.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from edgechat import paths
+from edgechat.files import JsonFile
 from edgechat.hardware.cpu import Cpu
 from edgechat.runtime.backends.bundle import Bundle, Module
 
 DEATHS_UNTIL_DISTRUST = 2
+# A hundred verdicts take about 30 kB.
+_MAX_BYTES: Final = 1 << 20
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -70,7 +71,7 @@ def remember(name: str, verdict: Verdict) -> None:
     file.verdicts.pop(name, None)
     file.verdicts[name] = verdict
     file.verdicts = dict(list(file.verdicts.items())[-100:])
-    _write(file)
+    _file().save(file)
 
 
 def record_death(name: str, module: str, how: str) -> None:
@@ -80,27 +81,17 @@ def record_death(name: str, module: str, how: str) -> None:
     if file.deaths[name] >= DEATHS_UNTIL_DISTRUST:
         reason = f"passed its self test, but the engine died on it {file.deaths[name]} times, last by {how}; `edgechat doctor --retest` tries it anew"
         file.verdicts[name] = Verdict(module=module, status="distrusted", reason=reason)
-    _write(file)
+    _file().save(file)
 
 
 def forget() -> None:
     """Forget everything: every module is tested anew."""
-    _write(_VerdictFile())
+    _file().save(_VerdictFile())
+
+
+def _file() -> JsonFile[_VerdictFile]:
+    return JsonFile(paths.verdicts_file(), _VerdictFile, max_bytes=_MAX_BYTES)
 
 
 def _read() -> _VerdictFile:
-    try:
-        return msgspec.json.decode(paths.verdicts_file().read_bytes(), type=_VerdictFile)
-    except (OSError, msgspec.MsgspecError):
-        return _VerdictFile()
-
-
-def _write(file: _VerdictFile) -> None:
-    write_json(paths.verdicts_file(), file)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Replace a file whole; one that cannot be written is left as it is (doctor says so of its directory)."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        paths.replace_file(path, msgspec.json.encode(value))
+    return _file().read() or _VerdictFile()

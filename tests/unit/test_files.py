@@ -1,0 +1,139 @@
+"""State files, bounded reads and atomic replacement."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgechat import files, paths
+from edgechat.errors import InvalidFileError
+from edgechat.files import JsonFile
+from edgechat.hardware.cpu import read_cpu
+from edgechat.models import observed_memory
+from edgechat.planner.throughput import KernelSpeeds
+from edgechat.runtime.backends import kernel_benchmark, verdicts
+from edgechat.runtime.backends.bundle import Bundle, Module
+
+Numbers = dict[str, int]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGECHAT_HOME", str(tmp_path))
+    return tmp_path
+
+
+def numbers(path: Path) -> JsonFile[Numbers]:
+    return JsonFile(path, Numbers, max_bytes=1000, is_valid=lambda value: "newer" not in value)
+
+
+def test_json_file_returns_what_was_written(tmp_path: Path) -> None:
+    file = numbers(tmp_path / "deep" / "numbers.json")
+    assert file.read() is file.load() is None
+    file.write({"a": 1}, indent=1)
+    assert file.read() == file.load() == {"a": 1}
+    assert file.path.read_text() == '{\n "a": 1\n}'
+    assert [path.name for path in file.path.parent.iterdir()] == ["numbers.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff", b'{"\xff": 1}', b'{"a": "b"}', b"[" * 900, b" " * 1000 + b"{}", b'{"newer": 1}'],
+)
+def test_unusable_json_file_counts_as_absent(tmp_path: Path, content: bytes) -> None:
+    file = numbers(tmp_path / "numbers.json")
+    file.path.write_bytes(content)
+    assert file.read() is None
+    with pytest.raises(InvalidFileError, match=r"numbers\.json "):
+        file.load()
+    file.save({"a": 2})
+    assert file.read() == {"a": 2}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert numbers(tmp_path / "pipe").read() is None
+
+
+def test_save_ignores_a_directory_that_cannot_be_created(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    file = numbers(tmp_path / "file" / "numbers.json")
+    file.save({"a": 1})
+    assert file.read() is None
+    with pytest.raises(OSError, match="file"):
+        file.write({"a": 1})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+def test_replaced_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    files.replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_failed_replacement_leaves_no_partial_file(tmp_path: Path) -> None:
+    target = tmp_path / "directory"
+    (target / "child").mkdir(parents=True)
+    with pytest.raises(OSError, match="directory"):
+        files.replace_file(target, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["directory"]
+
+
+@pytest.mark.parametrize(
+    ("content", "where", "reason"),
+    [
+        (b"a = 1\nb = = 2", r"x\.toml:2", "is not TOML"),
+        (b"a = '\xff'", r"x\.toml", "is not UTF-8 at byte 5"),
+        (b"#" * (files.MAX_TOML_BYTES + 1), r"x\.toml", "cannot be read: larger than"),
+    ],
+)
+def test_invalid_toml_file_is_named_with_its_line(tmp_path: Path, content: bytes, where: str, reason: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(content)
+    with pytest.raises(InvalidFileError, match=f"{where} {reason}"):
+        files.read_toml(path)
+
+
+def saved_verdict(name: str) -> bool:
+    return verdicts.recall(name) is not None
+
+
+BUNDLE = Bundle(directory="", build_id="", llama_cpp_python="", llama_cpp_commit="", compiler="", modules=())
+MODULE = Module(name="cpu-x64", path="/none")
+
+
+def saved_speeds(name: str) -> bool:
+    return kernel_benchmark.recall(BUNDLE, MODULE) is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "is_saved"),
+    [
+        (paths.verdicts_file, {"verdicts": {"k": verdicts.Verdict(module="m", status="passed", reason="")}}, saved_verdict),
+        (
+            paths.speeds_file,
+            {verdicts.key(BUNDLE, MODULE, read_cpu()): KernelSpeeds(backend="", n_threads=1, products={})},
+            saved_speeds,
+        ),
+        (paths.memory_file, {"k": [5]}, lambda name: observed_memory.extra_bytes(name) > 0),
+    ],
+)  # fmt: skip
+def test_oversized_state_file_counts_as_absent(
+    home: Path, path: Callable[[], Path], value: object, is_saved: Callable[[str], bool]
+) -> None:
+    path().parent.mkdir(parents=True)
+    path().write_bytes(msgspec.json.encode(value))
+    assert is_saved("k")
+    path().write_bytes(b" " * (64 << 20) + msgspec.json.encode(value))
+    assert not is_saved("k")
+    path().write_bytes(b'{"\xff": 1}')
+    assert not is_saved("k")
