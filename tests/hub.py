@@ -22,7 +22,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass
-class Repo:
+class FakeRepo:
     files: dict[str, Path | bytes]
     gated: bool = False
     licence: str = "apache-2.0"
@@ -60,7 +60,7 @@ class LocalHub:
         """`tls` holds key.pem and cert.pem, if https is to be spoken."""
         self._tls = tls
         self.open_bodies = 0
-        self.repos: dict[str, Repo] = {}
+        self.repos: dict[str, FakeRepo] = {}
         self.faults = Faults()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         """Path, range and headers of each request, the store's with `store:` before the path."""
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
             "gated": "manual" if repo.gated else False, "tags": ["gguf", f"license:{repo.licence}"],
         }  # fmt: skip
 
-    def _may(self, repo: Repo) -> bool:
+    def _may(self, repo: FakeRepo) -> bool:
         return not repo.token or self.headers.get("Authorization") == f"Bearer {repo.token}"
 
     def _info(self, path: str) -> None:

@@ -19,20 +19,20 @@ _ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _REPO: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class QuantFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is known of a quant's file beforehand."""
 
     bytes: int | None = None
     sha256: str | None = None
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModelSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a model can be had: a repository of the hub, a plain address, or a Python package that carries it."""
 
     repo: str | None = None
     url: str | None = None
     package: str | None = None
-    quants: dict[str, File] = {}
+    quants: dict[str, QuantFile] = {}
     seen: tuple[str, ...] = ()
     """Further quants that it had."""
 
@@ -68,7 +68,7 @@ class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     id: str
     name: str
     family: str
-    source: tuple[Source, ...]
+    source: tuple[ModelSource, ...]
     licence: str | None = None
     is_default: bool = True
     """May be chosen without being asked for: its licence is permissive."""
@@ -104,7 +104,7 @@ class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return dict(sorted(known.items(), key=lambda item: item[1]))
 
 
-def find(repo: str, *names: str) -> CatalogueModel | None:
+def find_for_file(repo: str, *names: str) -> CatalogueModel | None:
     """The model that a file is of, by its repository or by its names; of several that match, the one with the longest id.
 
     Only a guess: a fine-tune is taken for what it was made from.
@@ -133,11 +133,11 @@ def load() -> dict[str, CatalogueModel]:
     """All models by id: ours, and the user's over them, as far as these can be read (`read_own` says why not)."""
     models = {model.id: model for model in read(shipped_file())}
     with contextlib.suppress(CatalogueError):
-        models |= {model.id: model for model in read_own()}
+        models |= {model.id: model for model in read_user_catalogue()}
     return models
 
 
-def read_own() -> tuple[CatalogueModel, ...]:
+def read_user_catalogue() -> tuple[CatalogueModel, ...]:
     """The user's own models. Raises CatalogueError, naming what is wrong and where."""
     own = paths.config_dir() / _NAME
     return read(own) if own.exists() else ()
@@ -184,7 +184,7 @@ def _check(path: Path, models: tuple[CatalogueModel, ...]) -> None:
             _check_source(f"{where}.source[{index}]", source)
 
 
-def _check_source(at: str, source: Source) -> None:
+def _check_source(at: str, source: ModelSource) -> None:
     if sum(value is not None for value in (source.repo, source.url, source.package)) != 1:
         raise CatalogueError(f"{at} needs one of repo, url and package")
     if source.repo is not None and not _REPO.fullmatch(source.repo):

@@ -16,7 +16,7 @@ import msgspec
 from edgechat.catalogue.download import http
 from edgechat.catalogue.download.safe_names import safe_path
 from edgechat.errors import CatalogueError, HubError
-from edgechat.modelfile.split import part_name
+from edgechat.modelfile.split import parse_part_name
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -70,7 +70,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
         return sum(file.size_bytes for file in self.files)
 
 
-class Repo(msgspec.Struct, frozen=True, kw_only=True):
+class Repository(msgspec.Struct, frozen=True, kw_only=True):
     """A repository at one revision."""
 
     id: str
@@ -79,7 +79,7 @@ class Repo(msgspec.Struct, frozen=True, kw_only=True):
     licence: str
     variants: tuple[Variant, ...]
 
-    def models(self) -> list[Variant]:
+    def model_variants(self) -> list[Variant]:
         """Without what only turns pictures or sound into input."""
         return [variant for variant in self.variants if not variant.is_projector]
 
@@ -100,7 +100,7 @@ def quant_of(name: str) -> str:
     return str(found[-1]).upper().replace("FP16", "F16") if found else ""
 
 
-def parse(reference: str) -> tuple[str, str] | None:
+def parse_reference(reference: str) -> tuple[str, str] | None:
     """Repository and quant ("" for any) of `owner/repo[:QUANT]`; None if it is not that."""
     match = REFERENCE.fullmatch(reference)
     return (match["repo"], match["quant"] or "") if match else None
@@ -153,7 +153,7 @@ class Hub:
             for model in found
         ]  # fmt: skip
 
-    def repo(self, repo_id: str, revision: str | None = None) -> Repo:
+    def get_repository(self, repo_id: str, revision: str | None = None) -> Repository:
         """A repository's models, in order of size. Raises HubError."""
         info = self._ask(
             lambda: self._api.model_info(repo_id, revision=revision, files_metadata=True, timeout=API_S), repo_id
@@ -168,7 +168,7 @@ class Hub:
             files.append(
                 RemoteFile(path=name, size_bytes=sibling.size, sha256=sha256, url=self._url(info.id, sha, name))
             )
-        return Repo(
+        return Repository(
             id=info.id,
             revision=sha,
             is_gated=bool(info.gated),
@@ -187,12 +187,12 @@ class Hub:
             raise HubError(
                 f"HF_HUB_OFFLINE is set, so the hub was not asked about {what}; what is here already can be used"
             )
-        http.reach(self.endpoint)
+        http.check_reachable(self.endpoint)
         for pause_s in (*_PAUSES_S, None):
             try:
                 return self._ask_once(work, what)
-            except http.Refused as error:  # noqa: PERF203  (waits follow)
-                if pause_s is None or not error.may_pass or (error.retry_after_s or 0.0) > pause_s:
+            except http.HttpStatusError as error:  # noqa: PERF203  (waits follow)
+                if pause_s is None or not error.is_transient or (error.retry_after_s or 0.0) > pause_s:
                     raise _explained(what, error) from None
                 time.sleep(pause_s)
         raise HubError(f"the hub gave no answer about {what}")
@@ -202,7 +202,7 @@ class Hub:
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
         try:
-            return http.within(API_S + http.CONNECT_S, work, self.endpoint)
+            return http.run_with_timeout(API_S + http.CONNECT_S, work, self.endpoint)
         except GatedRepoError:
             raise HubError(
                 f"{what} is gated: accept its conditions at {self.endpoint}/{what}, and set HF_TOKEN to a token of yours"
@@ -212,7 +212,7 @@ class Hub:
                 f"{what} is not on {self.endpoint}, or it is private: check the name, or set HF_TOKEN if it is yours"
             ) from None
         except HfHubHTTPError as error:
-            raise http.Refused(str(error), error.response.status_code) from None
+            raise http.HttpStatusError(str(error), error.response.status_code) from None
         except HFValidationError as error:
             raise CatalogueError(f"{what!r} is no name of a repository: {error}") from None
         except (httpx2.HTTPError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -223,8 +223,8 @@ class Hub:
 
 def _stop_at_trouble(response: Any) -> None:
     """The library would ask again by itself, for half a minute and aloud."""
-    refused = http.Refused("", response.status_code, http.retry_after_s(response.headers))
-    if refused.may_pass:
+    refused = http.HttpStatusError("", response.status_code, http.retry_after_s(response.headers))
+    if refused.is_transient:
         raise refused
 
 
@@ -238,7 +238,7 @@ def _make_client() -> Any:
     )  # fmt: skip
 
 
-def explain(error: http.Refused, repo_id: str) -> HubError:
+def explain(error: http.HttpStatusError, repo_id: str) -> HubError:
     """What the refusal of a file means, in words."""
     if error.code == "GatedRepo" or error.status == 403:  # noqa: PLR2004
         return HubError(
@@ -253,7 +253,7 @@ def explain(error: http.Refused, repo_id: str) -> HubError:
     return error
 
 
-def _explained(what: str, error: http.Refused) -> HubError:
+def _explained(what: str, error: http.HttpStatusError) -> HubError:
     if error.status == 429:  # noqa: PLR2004
         when = f" in {error.retry_after_s:.0f} s" if error.retry_after_s else " later"
         return HubError(
@@ -276,7 +276,7 @@ def _variants(files: list[RemoteFile]) -> list[Variant]:
     sets: dict[tuple[str, int], dict[int, RemoteFile]] = {}
     variants = []
     for file in files:
-        part = part_name(file.path)
+        part = parse_part_name(file.path)
         if part is None:
             variants.append(_variant((file,)))
         else:
@@ -293,9 +293,9 @@ def _variant(files: tuple[RemoteFile, ...]) -> Variant:
     return Variant(quant=quant_of(name), files=files, is_projector=is_projector)
 
 
-def choose(repo: Repo, quant: str = "") -> Variant:
+def choose_variant(repo: Repository, quant: str = "") -> Variant:
     """The model of this quant, or the one of middling size. Raises CatalogueError with what there is."""
-    models = repo.models()
+    models = repo.model_variants()
     if not models:
         raise CatalogueError(
             f"{repo.id} has no GGUF model that can be read here (a repository that has is often called ...-GGUF)"

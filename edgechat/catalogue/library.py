@@ -13,9 +13,9 @@ import msgspec
 from edgechat import paths
 from edgechat.catalogue import locations, registry
 from edgechat.catalogue.locations import LocalFile
-from edgechat.catalogue.registry import Facts, FactsCache, ModelRecords
+from edgechat.catalogue.registry import ModelFacts, ModelFactsCache, ModelRecords
 from edgechat.errors import CatalogueError, ModelFileError
-from edgechat.modelfile.split import part_name
+from edgechat.modelfile.split import parse_part_name
 
 STARTER: Final = "starter"
 _STARTER_PACKAGE: Final = "edgechat_starter"
@@ -28,14 +28,14 @@ class InstalledModel(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     name: str
     """What it can be called: unlike every other entry's."""
-    facts: Facts
+    facts: ModelFacts
     repo: str
     sha256: str
     """What it should hash to, where that is known."""
     state: str
     """`verified`, `differs` from what it should be, `unchanged` since its hash was computed, or "" if nobody looked."""
     aliases: tuple[str, ...]
-    used_s: float | None
+    last_used_at: float | None = msgspec.field(name="used_s")
     also_at: tuple[Path, ...] = ()
     """The same file, or one with the same hash, elsewhere."""
 
@@ -61,13 +61,13 @@ def starter_model() -> Path:
 
 def scan() -> list[InstalledModel]:
     """All models on this machine, each once. Raises CatalogueError if what is remembered of them is damaged."""
-    remembered, cache = registry.read_records(), FactsCache()
+    remembered, cache = registry.read_records(), ModelFactsCache()
     found: dict[tuple[int, int], list[LocalFile]] = {}
     for source, directory in [
-        *locations.directories([Path(folder) for folder in remembered.folders]),
+        *locations.search_locations([Path(folder) for folder in remembered.folders]),
         *map(_single, remembered.files),
     ]:
-        for spotted in locations.spot(source, directory):
+        for spotted in locations.find_model_files(source, directory):
             try:
                 stat = spotted.path.stat()
             except OSError:
@@ -92,15 +92,15 @@ def _single(file: str) -> tuple[str, Path]:
     return locations.FILE, Path(file)
 
 
-def _entry(same: list[LocalFile], remembered: ModelRecords, cache: FactsCache) -> InstalledModel:
+def _entry(same: list[LocalFile], remembered: ModelRecords, cache: ModelFactsCache) -> InstalledModel:
     first = same[0]
     keys = {str(spotted.path) for spotted in same}
     return InstalledModel(
-        path=first.path, source=first.source, name=_name(first), facts=cache.of(first.path),
+        path=first.path, source=first.source, name=_name(first), facts=cache.get(first.path),
         sha256=next((spotted.sha256 for spotted in same if spotted.sha256), ""), state=_state(first, remembered),
         repo=next((spotted.repo for spotted in same if spotted.repo), ""),
         aliases=tuple(sorted(name for name, path in remembered.aliases.items() if path in keys)),
-        used_s=max((used_s for path, used_s in remembered.used_s.items() if path in keys), default=None),
+        last_used_at=max((used_s for path, used_s in remembered.last_used_at.items() if path in keys), default=None),
         also_at=tuple(sorted({spotted.path for spotted in same} - {first.path})),
     )  # fmt: skip
 
@@ -139,7 +139,7 @@ def _named(entries: list[InstalledModel]) -> list[InstalledModel]:
     return named
 
 
-def looks_like_a_path(wanted: str) -> bool:
+def is_path_like(wanted: str) -> bool:
     """True for what names a file: a name never does, lest a file here take the place of a known model."""
     return wanted.lower().endswith(".gguf") or wanted.startswith((".", "~", os.sep, "/")) or os.sep == "\\" in wanted
 
@@ -149,7 +149,7 @@ def looks_like_a_path(wanted: str) -> bool:
 
 def check_alias(name: str, path: Path | None = None) -> None:
     """Raises CatalogueError if this cannot be a name, or is that of another model than the one at `path`."""
-    if not name or looks_like_a_path(name) or "/" in name or ":" in name or not name.isprintable() or name == STARTER:
+    if not name or is_path_like(name) or "/" in name or ":" in name or not name.isprintable() or name == STARTER:
         raise CatalogueError(
             f"{name!r} cannot be a name: it would be taken for a path, a repository, or the starter model"
         )
@@ -160,13 +160,13 @@ def check_alias(name: str, path: Path | None = None) -> None:
 def add_alias(name: str, entry_path: Path) -> None:
     """Let a name stand for a file. Raises CatalogueError if it cannot be one."""
     check_alias(name, entry_path)
-    with registry.changed_records() as changed:
+    with registry.edit_records() as changed:
         changed.aliases[name] = str(entry_path)
 
 
 def remove_alias(name: str) -> None:
     """Forget a name. Raises CatalogueError if there is none such."""
-    with registry.changed_records() as changed:
+    with registry.edit_records() as changed:
         if changed.aliases.pop(name, None) is None:
             raise CatalogueError(f"no model has been given the name {name!r}")
 
@@ -175,21 +175,21 @@ def add_folder(folder: Path) -> None:
     """Look for models in this folder, too. Raises CatalogueError."""
     if not folder.is_dir():
         raise CatalogueError(f"{folder} is no folder")
-    with registry.changed_records() as changed:
+    with registry.edit_records() as changed:
         if str(folder.resolve()) not in changed.folders:
             changed.folders.append(str(folder.resolve()))
 
 
 def add_file(path: Path) -> None:
     """Let a file be found where it is. Raises CatalogueError."""
-    with registry.changed_records() as changed:
+    with registry.edit_records() as changed:
         if str(path.absolute()) not in changed.files:
             changed.files.append(str(path.absolute()))
 
 
 def remove_file(path: Path) -> bool:
     """Find it no longer; False if it was not added. The file stays."""
-    with registry.changed_records() as changed:
+    with registry.edit_records() as changed:
         if str(path) not in changed.files:
             return False
         changed.files.remove(str(path))
@@ -199,7 +199,7 @@ def remove_file(path: Path) -> bool:
 
 def remove_folder(folder: Path) -> bool:
     """Look there no longer; False if it was not looked at. Nothing in it is touched."""
-    with registry.changed_records() as changed:
+    with registry.edit_records() as changed:
         if str(folder.resolve()) not in changed.folders:
             return False
         changed.folders.remove(str(folder.resolve()))
@@ -208,16 +208,16 @@ def remove_folder(folder: Path) -> bool:
 
 def parts_of(path: Path) -> list[Path]:
     """All files of a model, named by the first."""
-    part = part_name(path.name)
-    return [path.with_name(name) for name in part.siblings()] if part else [path]
+    part = parse_part_name(path.name)
+    return [path.with_name(name) for name in part.all_names()] if part else [path]
 
 
-def unfinished() -> list[Path]:
+def partial_downloads() -> list[Path]:
     """What was begun to be pulled, and is not whole."""
     return sorted(paths.models_dir().rglob("*.part")) if paths.models_dir().is_dir() else []
 
 
-def remove_unfinished(part: Path) -> int:
+def delete_partial_download(part: Path) -> int:
     """Delete what arrived of a file; returns the bytes that this frees. Raises CatalogueError."""
     import filelock
 
@@ -241,7 +241,7 @@ def on_disk_bytes(path: Path) -> int:
     return min(stat.st_size, getattr(stat, "st_blocks", stat.st_size) * 512)
 
 
-def check_ours(entry: InstalledModel) -> None:
+def check_deletable(entry: InstalledModel) -> None:
     """Raises CatalogueError if another program keeps this model."""
     if entry.source != locations.OWN:
         keeper = "your folder" if entry.source == locations.FOLDER else entry.source
@@ -259,9 +259,9 @@ def _remove_empty(folder: Path) -> None:
         folder = folder.parent
 
 
-def remove(entry: InstalledModel) -> int:
+def delete_model(entry: InstalledModel) -> int:
     """Delete a model of ours; returns the bytes that this frees. Raises CatalogueError for what is not ours."""
-    check_ours(entry)
+    check_deletable(entry)
     freed = 0
     try:
         for path in filter(Path.exists, parts_of(entry.path)):
@@ -273,24 +273,24 @@ def remove(entry: InstalledModel) -> int:
         _remove_empty(entry.path.parent)
     except OSError as error:
         raise CatalogueError(f"{entry.path} cannot be removed: {error.strerror or error}") from error
-    with registry.changed_records() as changed:
+    with registry.edit_records() as changed:
         changed.aliases = {name: path for name, path in changed.aliases.items() if path != str(entry.path)}
         for path in parts_of(entry.path):
-            for table in (changed.used_s, changed.verified):
+            for table in (changed.last_used_at, changed.verified):
                 table.pop(str(path), None)
     return freed
 
 
-def remember_hash(path: Path, found: str, expected: str) -> None:
+def record_hash(path: Path, found: str, expected: str) -> None:
     """Write down what a file hashed to now. Raises CatalogueError and OSError."""
     stat = path.stat()
-    with registry.changed_records() as changed:
-        changed.verified[str(path)] = registry.Verified(
+    with registry.edit_records() as changed:
+        changed.verified[str(path)] = registry.VerifiedHash(
             sha256=found, size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, expected=expected
         )
 
 
-def ago(used_s: float | None) -> str:
+def last_used_text(used_s: float | None) -> str:
     """When it was last used, for people: in days."""
     if used_s is None:
         return "never"

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from edgechat import paths
-from edgechat.modelfile.split import part_name
+from edgechat.modelfile.split import parse_part_name
 
 MAX_DEPTH: Final = 6
 """Of folders that are looked into."""
@@ -41,7 +41,7 @@ class LocalFile(msgspec.Struct, frozen=True, kw_only=True):
     """Where its place tells."""
 
 
-def directories(folders: list[Path]) -> list[tuple[str, Path]]:
+def search_locations(folders: list[Path]) -> list[tuple[str, Path]]:
     """All places, ours first, whether they are there or not; `folders` were added by a person."""
     home = Path.home()
     places = [(OWN, paths.models_dir())]
@@ -76,7 +76,7 @@ def _site_packages() -> list[str]:
     return found
 
 
-def spot(source: str, directory: Path) -> Iterator[LocalFile]:
+def find_model_files(source: str, directory: Path) -> Iterator[LocalFile]:
     """The models in one place. What cannot be read is passed over."""
     if source == OLLAMA:
         yield from _ollama(directory)
@@ -96,7 +96,7 @@ def spot(source: str, directory: Path) -> Iterator[LocalFile]:
 
 
 def _stem(path: Path) -> str:
-    part = part_name(path.name)
+    part = parse_part_name(path.name)
     return part.stem if part else path.stem
 
 
@@ -116,7 +116,7 @@ def _files(directory: Path, depth: int) -> Iterator[Path]:
             if not entry.name.isprintable():  # it could not be named, written down or shown
                 continue
             if entry.name.lower().endswith(".gguf"):
-                part = part_name(entry.name)
+                part = parse_part_name(entry.name)
                 if (part is None or part.number == 1) and _is_file(entry):
                     yield Path(entry.path)
             elif level < depth and not entry.name.startswith(".") and _is_directory(entry):

@@ -14,10 +14,10 @@ import msgspec
 from edgechat import paths
 from edgechat.catalogue import curated, hub, library, resolve
 from edgechat.catalogue.download import http
-from edgechat.catalogue.download.downloader import download
-from edgechat.catalogue.download.request import DownloadRequest, Progress, RetryPolicy, check_room
+from edgechat.catalogue.download.file_download import download_file
+from edgechat.catalogue.download.request import DownloadProgress, DownloadRequest, RetryPolicy, check_disk_space
 from edgechat.catalogue.download.safe_names import safe_path
-from edgechat.catalogue.hub import Hub, Repo, Variant
+from edgechat.catalogue.hub import Hub, Repository, Variant
 from edgechat.errors import CatalogueError, HubError
 from edgechat.modelfile.split import read_header
 
@@ -28,7 +28,7 @@ _OF_HUB: Final = re.compile(
 )
 
 
-class Target(msgspec.Struct, frozen=True, kw_only=True):
+class PullTarget(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be got, and where it goes."""
 
     reference: str
@@ -44,10 +44,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
-def find(reference: str, make_hub: Callable[[], Hub] = Hub) -> Target:
+def find_target(reference: str, make_hub: Callable[[], Hub] = Hub) -> PullTarget:
     """What a person means. Asks the hub. Raises CatalogueError and HubError."""
     revision = ""
-    if reference.startswith(("http://", "https://")) and hub.parse(reference) is None:
+    if reference.startswith(("http://", "https://")) and hub.parse_reference(reference) is None:
         of_hub = _OF_HUB.fullmatch(reference)
         if of_hub is None or not reference.startswith((f"{hub.endpoint()}/", "https://huggingface.co/")):
             return _address(reference)
@@ -57,15 +57,15 @@ def find(reference: str, make_hub: Callable[[], Hub] = Hub) -> Target:
     model = curated.load().get(name.lower())
     if model is not None and "/" not in reference:
         return _curated(model, quant, make_hub)
-    parsed = hub.parse(reference)
+    parsed = hub.parse_reference(reference)
     if parsed is None:
-        raise CatalogueError(resolve.unknown_reference(reference))
+        raise CatalogueError(resolve.unknown_reference_message(reference))
     server = make_hub()
-    repo = server.repo(parsed[0], None if revision in {"", "main"} else revision)
-    return _from_repo(repo, hub.choose(repo, parsed[1]), server)
+    repo = server.get_repository(parsed[0], None if revision in {"", "main"} else revision)
+    return _from_repo(repo, hub.choose_variant(repo, parsed[1]), server)
 
 
-def _curated(model: curated.CatalogueModel, quant: str, make_hub: Callable[[], Hub]) -> Target:
+def _curated(model: curated.CatalogueModel, quant: str, make_hub: Callable[[], Hub]) -> PullTarget:
     """From the first of its sources that has the quant."""
     problem: Exception | None = None
     server: Hub | None = None
@@ -78,11 +78,11 @@ def _curated(model: curated.CatalogueModel, quant: str, make_hub: Callable[[], H
             if source.repo is None:
                 continue
             server = server or make_hub()
-            repo = server.repo(source.repo)
-            return _from_repo(repo, hub.choose(repo, quant), server)
+            repo = server.get_repository(source.repo)
+            return _from_repo(repo, hub.choose_variant(repo, quant), server)
         except (CatalogueError, HubError) as error:
             problem = problem or error
-            if isinstance(error, http.Unreachable):
+            if isinstance(error, http.ConnectionFailedError):
                 break
     if problem is not None:
         raise problem
@@ -90,7 +90,7 @@ def _curated(model: curated.CatalogueModel, quant: str, make_hub: Callable[[], H
     raise CatalogueError(f"{model.id} is not to be had as {quant or 'a file'}; its sources are {where}")
 
 
-def _from_repo(repo: Repo, variant: Variant, server: Hub) -> Target:
+def _from_repo(repo: Repository, variant: Variant, server: Hub) -> PullTarget:
     folder, headers = paths.models_dir().joinpath(*repo.id.split("/")), server.headers()
     if not safe_path(repo.id):
         raise HubError(f"the hub calls the repository {repo.id!r}, which cannot be the name of a folder")
@@ -101,7 +101,7 @@ def _from_repo(repo: Repo, variant: Variant, server: Hub) -> Target:
         )
         for file in variant.files
     )  # fmt: skip
-    return Target(
+    return PullTarget(
         reference=f"{repo.id}:{variant.quant or variant.files[0].path}", quant=variant.quant, files=files, repo=repo.id
     )
 
@@ -112,43 +112,43 @@ def _kept_bytes(files: tuple[DownloadRequest, ...]) -> int:
     return sum(part.stat().st_size for part in parts if part.is_file())
 
 
-def _address(url: str) -> Target:
+def _address(url: str) -> PullTarget:
     """Below the host's name and the address's own folders: files of one name from two places are two models."""
-    parts = http.split(url)
+    parts = http.split_url(url)
     path = urllib.parse.unquote(parts.path).lstrip("/")
     host = (parts.hostname or "") + (f"_{parts.port}" if parts.port else "")
     if not path.lower().endswith(".gguf") or not safe_path(f"{host}/{path}"):
         raise CatalogueError(
-            f"{http.shown(url)} does not end in the name of a .gguf file, or in one that cannot be a file's"
+            f"{http.redact_url(url)} does not end in the name of a .gguf file, or in one that cannot be a file's"
         )
     wanted = DownloadRequest(url=url, path=paths.models_dir().joinpath(host, *path.split("/")))
-    return Target(reference=http.shown(url), quant=hub.quant_of(path), files=(wanted,))
+    return PullTarget(reference=http.redact_url(url), quant=hub.quant_of(path), files=(wanted,))
 
 
-def get(
-    target: Target,
-    tell: Callable[[int, Progress], None] = lambda number, progress: None,
+def download_model(
+    target: PullTarget,
+    on_progress: Callable[[int, DownloadProgress], None] = lambda number, progress: None,
     cancel: threading.Event | None = None,
-    patience: RetryPolicy = RetryPolicy(),  # noqa: B008  (frozen)
+    retry_policy: RetryPolicy = RetryPolicy(),  # noqa: B008  (frozen)
 ) -> Path:
     """Get all files; returns the first. `tell` hears which of them it is, and how far.
 
     Raises DownloadError, HubError, and ModelFileError if what came is no model that can be read.
     """
     missing = [wanted.size_bytes or 0 for wanted in target.files if not wanted.path.exists()]
-    check_room(target.files[0].path, sum(missing) - _kept_bytes(target.files))
+    check_disk_space(target.files[0].path, sum(missing) - _kept_bytes(target.files))
     for number, wanted in enumerate(target.files):
 
-        def hear(progress: Progress, number: int = number) -> None:
-            tell(number, progress)
+        def hear(progress: DownloadProgress, number: int = number) -> None:
+            on_progress(number, progress)
 
         try:
-            download(wanted, hear, cancel, patience)
-        except http.Refused as error:
+            download_file(wanted, hear, cancel, retry_policy)
+        except http.HttpStatusError as error:
             raise hub.explain(error, target.repo or target.reference) from None
     first = target.files[0].path
     read_header(first)
     for wanted in target.files:
         if wanted.sha256:
-            library.remember_hash(wanted.path, wanted.sha256, wanted.sha256)
+            library.record_hash(wanted.path, wanted.sha256, wanted.sha256)
     return first

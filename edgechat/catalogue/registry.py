@@ -14,14 +14,14 @@ import msgspec
 from edgechat import __version__, paths
 from edgechat.errors import CatalogueError, InvalidFileError, ModelFileError
 from edgechat.files import JsonFile
-from edgechat.modelfile.split import part_name, read_header
+from edgechat.modelfile.split import parse_part_name, read_header
 
 _LOCK_S: Final = 5.0
 # Far more than thousands of models take.
 _MAX_BYTES: Final = 64 << 20
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a list shows of a model, as its header says it."""
 
     size_bytes: int
@@ -38,11 +38,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     has_template: bool = False
     problem: str = ""
     """Why it cannot be used; "" if it can."""
-    is_for_good: bool = True
+    is_permanent: bool = msgspec.field(default=True, name="is_for_good")
     """False if the problem may be gone the next time: nobody was asked what the file says."""
 
 
-class Verified(msgspec.Struct, frozen=True, kw_only=True):
+class VerifiedHash(msgspec.Struct, frozen=True, kw_only=True):
     """The hash of a file, as it was when it was last computed."""
 
     sha256: str
@@ -60,16 +60,16 @@ class ModelRecords(msgspec.Struct, kw_only=True):
     """Single ones, which lie anywhere."""
     aliases: dict[str, str] = {}
     """Names that a person gave, and the path each stands for."""
-    used_s: dict[str, float] = {}
+    last_used_at: dict[str, float] = msgspec.field(default_factory=dict, name="used_s")
     """When it last answered, in seconds since 1970."""
-    verified: dict[str, Verified] = {}
+    verified: dict[str, VerifiedHash] = {}
 
 
 class _Cache(msgspec.Struct, kw_only=True):
     """Can be made again."""
 
     version: str
-    facts: dict[str, Facts]
+    facts: dict[str, ModelFacts]
 
 
 # Another edgechat may understand what this one does not.
@@ -89,7 +89,7 @@ def read_records() -> ModelRecords:
 
 
 @contextlib.contextmanager
-def changed_records() -> Iterator[ModelRecords]:
+def edit_records() -> Iterator[ModelRecords]:
     """Records to change; they are written at the end, and nobody else changes them in between. Raises CatalogueError."""
     import filelock
 
@@ -107,16 +107,16 @@ def changed_records() -> Iterator[ModelRecords]:
         raise CatalogueError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def used(path: Path) -> None:
+def record_use(path: Path) -> None:
     """This model answers now. A note that cannot be made is not made."""
     name = str(path.absolute())
     with contextlib.suppress(CatalogueError, OSError):
         if name.isprintable() and path.is_file():
-            with changed_records() as records:
-                records.used_s[name] = time.time()
+            with edit_records() as records:
+                records.last_used_at[name] = time.time()
 
 
-class FactsCache:
+class ModelFactsCache:
     """Facts of files, read once for each version of a file."""
 
     def __init__(self) -> None:
@@ -128,17 +128,17 @@ class FactsCache:
         cache = self._file.read()
         self._facts = cache.facts if cache is not None else {}
 
-    def of(self, path: Path) -> Facts:
+    def get(self, path: Path) -> ModelFacts:
         """What is known of this file, or what its header says now."""
         try:
             stat = path.stat()
         except OSError as error:
-            return Facts(size_bytes=0, mtime_ns=0, problem=f"cannot be read: {error.strerror or error}")
+            return ModelFacts(size_bytes=0, mtime_ns=0, problem=f"cannot be read: {error.strerror or error}")
         known = self._facts.get(str(path))
         if known is not None and _holds(known, path, stat):
             return known
         facts = _read(path, stat.st_size, stat.st_mtime_ns)
-        if not facts.problem or facts.is_for_good:
+        if not facts.problem or facts.is_permanent:
             self._facts[str(path)] = facts
             self._is_changed = True
         return facts
@@ -150,24 +150,24 @@ class FactsCache:
             self._file.save(_Cache(version=_VERSION, facts=kept))
 
 
-def _holds(known: Facts, path: Path, stat: os.stat_result) -> bool:
+def _holds(known: ModelFacts, path: Path, stat: os.stat_result) -> bool:
     if known.mtime_ns != stat.st_mtime_ns:
         return False
-    part = part_name(path.name)
+    part = parse_part_name(path.name)
     if part is None:
         return known.size_bytes == stat.st_size
     # Of a set only the first file is looked at; what it lacked may have come since, and what it had may be gone.
-    return not known.problem and all(path.with_name(name).exists() for name in part.siblings())
+    return not known.problem and all(path.with_name(name).exists() for name in part.all_names())
 
 
-def _read(path: Path, size_bytes: int, mtime_ns: int) -> Facts:
+def _read(path: Path, size_bytes: int, mtime_ns: int) -> ModelFacts:
     try:
         header = read_header(path)
     except ModelFileError as error:
         could_read = not isinstance(error.__cause__, OSError)
         problem = str(error).removeprefix(f"{path} ")
-        return Facts(size_bytes=size_bytes, mtime_ns=mtime_ns, problem=problem, is_for_good=could_read)
-    return Facts(
+        return ModelFacts(size_bytes=size_bytes, mtime_ns=mtime_ns, problem=problem, is_permanent=could_read)
+    return ModelFacts(
         size_bytes=header.file_bytes, mtime_ns=mtime_ns, architecture=header.architecture, name=header.name,
         quant=header.quant, kind=header.kind, n_params=header.n_params, n_ctx_train=header.n_ctx_train,
         n_parts=header.n_parts, has_template=header.chat_template is not None,

@@ -9,29 +9,29 @@ from pathlib import Path
 
 from edgechat import paths
 from edgechat.catalogue import registry
-from edgechat.catalogue.library import STARTER, InstalledModel, looks_like_a_path, scan, starter_model
+from edgechat.catalogue.library import STARTER, InstalledModel, is_path_like, scan, starter_model
 from edgechat.errors import ModelFileError
 
 
-def find_model(wanted: str) -> Path:
+def find_model(name: str) -> Path:
     """The file that a path, an alias, a name, a catalogue id or `owner/repo[:QUANT]` stands for.
 
     Raises ModelFileError if it is none or several, with what comes near; CatalogueError for damaged records.
     """
-    if looks_like_a_path(wanted) or (os.sep in wanted and Path(wanted).exists()):
-        return Path(os.path.expanduser(wanted))  # noqa: PTH111  (Path's own raises for an unknown user)
-    if wanted == STARTER:
+    if is_path_like(name) or (os.sep in name and Path(name).exists()):
+        return Path(os.path.expanduser(name))  # noqa: PTH111  (Path's own raises for an unknown user)
+    if name == STARTER:
         return starter_model()
-    alias = registry.read_records().aliases.get(wanted)
+    alias = registry.read_records().aliases.get(name)
     if alias is not None:
         return Path(alias)
-    named = paths.models_dir() / f"{wanted}.gguf"
-    if "/" not in wanted and named.is_file():  # without looking anywhere else
+    named = paths.models_dir() / f"{name}.gguf"
+    if "/" not in name and named.is_file():  # without looking anywhere else
         return named
-    return resolve(wanted, scan()).path
+    return find_installed(name, scan()).path
 
 
-def resolve(wanted: str, entries: Iterable[InstalledModel]) -> InstalledModel:
+def find_installed(wanted: str, entries: Iterable[InstalledModel]) -> InstalledModel:
     """The one of these models that is meant. Raises ModelFileError if it is none or several."""
     from edgechat.catalogue import curated, hub
 
@@ -40,9 +40,9 @@ def resolve(wanted: str, entries: Iterable[InstalledModel]) -> InstalledModel:
     for entry in entries:
         if lower in {entry.name.lower(), entry.name.lower().removesuffix(":latest")} or wanted in entry.aliases:
             return entry
-    if looks_like_a_path(wanted):
+    if is_path_like(wanted):
         return _at(Path(wanted).expanduser().absolute(), entries)
-    repo, quant = hub.parse(wanted) or ("", "")
+    repo, quant = hub.parse_reference(wanted) or ("", "")
     fitting = [entry for entry in entries if repo and _is_of(entry, (repo,), quant)]
     pull = wanted
     if not repo:
@@ -103,7 +103,7 @@ def _unknown(wanted: str, entries: list[InstalledModel]) -> str:
     return f"no model is called {wanted!r}; {hint} (a .gguf file here is named with ./ before it)"
 
 
-def unknown_reference(reference: str) -> str:
+def unknown_reference_message(reference: str) -> str:
     """What to say of a name that is neither in the catalogue nor of the hub."""
     from edgechat.catalogue import curated
 

@@ -13,7 +13,7 @@ from edgechat.catalogue.library import InstalledModel
 from edgechat.errors import CatalogueError
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
+class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     """Of one file."""
 
     path: Path
@@ -23,7 +23,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """None if nobody said what it should be."""
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """For a person."""
         if not self.sha256:
             return "MISSING: pull the model again"
@@ -32,12 +32,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return "as it should be" if self.is_good else f"DIFFERS: SHA-256 {self.sha256}, but should be {self.expected}"
 
 
-def verify(entry: InstalledModel, tell: Callable[[str], None] | None = None) -> Iterator[Result]:
+def verify_files(entry: InstalledModel, on_progress: Callable[[str], None] | None = None) -> Iterator[VerifyResult]:
     """The hash of each file of a model against the hub's, its keeper's, or the last time's. Raises CatalogueError."""
     known = registry.read_records().verified
     for path in library.parts_of(entry.path):
         if not path.exists():
-            yield Result(path=path, sha256="", expected="", is_good=False)
+            yield VerifyResult(path=path, sha256="", expected="", is_good=False)
             continue
         before = known.get(str(path))
         told = locations.expected_hash(path) or (entry.sha256 if path == entry.path else "")
@@ -45,12 +45,12 @@ def verify(entry: InstalledModel, tell: Callable[[str], None] | None = None) -> 
         size_bytes = max(1, path.stat().st_size)
 
         def hear(done: int, path: Path = path, size_bytes: int = size_bytes) -> None:
-            if tell is not None:
-                tell(f"{path.name}: {100 * done // size_bytes} %")
+            if on_progress is not None:
+                on_progress(f"{path.name}: {100 * done // size_bytes} %")
 
         try:
             found = sha256(path, hear)
-            library.remember_hash(path, found, expected)
+            library.record_hash(path, found, expected)
         except OSError as error:
             raise CatalogueError(f"{path} cannot be read: {error.strerror or error}") from error
-        yield Result(path=path, sha256=found, expected=expected, is_good=found == expected if expected else None)
+        yield VerifyResult(path=path, sha256=found, expected=expected, is_good=found == expected if expected else None)

@@ -11,7 +11,7 @@ from edgechat.humanize import size
 from edgechat.terminal import visible
 
 if TYPE_CHECKING:
-    from edgechat.catalogue.hub import Repo
+    from edgechat.catalogue.hub import Repository
     from edgechat.modelfile.header import ModelHeader
 
 
@@ -29,7 +29,7 @@ def print_info(model: str, *, as_json: bool) -> None:
     try:
         path = resolve.find_model(model)
     except ModelFileError:
-        if known is None and (remote := remote_header.look(model)) is None:
+        if known is None and (remote := remote_header.find_remote_model(model)) is None:
             raise
     if path is not None:
         _print(header_facts(read_header(path)), as_json=as_json)
@@ -43,16 +43,16 @@ def print_info(model: str, *, as_json: bool) -> None:
         _print_remote(*remote, as_json=as_json)
 
 
-def _print_remote(repo: Repo, header: ModelHeader, *, as_json: bool) -> None:
+def _print_remote(repo: Repository, header: ModelHeader, *, as_json: bool) -> None:
     facts = {"repository": repo.id, "revision": repo.revision, "licence": repo.licence or "?", "gated": repo.is_gated}
     _print(facts | header_facts(header), as_json=as_json, quants=repo)
 
 
 def header_facts(header: ModelHeader) -> dict[str, Any]:
     """Return the properties in a header for display, in the order of the output. Empty ones are omitted."""
-    from edgechat.modelfile.layers import shape
+    from edgechat.modelfile.layers import read_layers
 
-    parts, sizes = shape(header), dict[str, int]()
+    parts, sizes = read_layers(header), dict[str, int]()
     for tensor in header.tensors:
         sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size_bytes
     memories = dict.fromkeys(layer.memory for layer in parts.layers)
@@ -74,7 +74,7 @@ def header_facts(header: ModelHeader) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value not in (0, 0.0, "", {})}
 
 
-def _print(facts: dict[str, Any], *, as_json: bool, quants: Repo | None = None) -> None:
+def _print(facts: dict[str, Any], *, as_json: bool, quants: Repository | None = None) -> None:
     import msgspec
 
     if as_json:

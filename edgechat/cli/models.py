@@ -48,7 +48,7 @@ def list_(*, catalogue: bool, with_others: bool, as_json: bool) -> None:
     from edgechat.catalogue import curated, library
 
     if catalogue:
-        curated.read_own()
+        curated.read_user_catalogue()
         known_models = list(curated.load().values())
         _print_json(known_models) if as_json else _print_catalogue(known_models)
         return
@@ -67,11 +67,11 @@ def list_(*, catalogue: bool, with_others: bool, as_json: bool) -> None:
     for entry in entries:
         facts = entry.facts
         state = facts.problem or (facts.kind if facts.kind != "model" else entry.state)
-        line = f"{entry.name:<{width}} {facts.quant:<10}{size(facts.size_bytes):>8}  {entry.source:<10}{library.ago(entry.used_s):<7}"
+        line = f"{entry.name:<{width}} {facts.quant:<10}{size(facts.size_bytes):>8}  {entry.source:<10}{library.last_used_text(entry.last_used_at):<7}"
         click.echo(visible(f"{line}{state}").rstrip())
         for alias in entry.aliases:
             click.echo(f"  alias {visible(alias)}")
-    for part in library.unfinished():
+    for part in library.partial_downloads():
         click.echo(
             visible(
                 f"incomplete download ({size(library.on_disk_bytes(part))}): {part}; "
@@ -137,7 +137,7 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
     if name:
         library.check_alias(name)
     try:
-        target = pulling.find(model)
+        target = pulling.find_target(model)
     except HubError as error:
         _report_installed(model, error)
         return
@@ -146,7 +146,7 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
         total = f" ({size(target.size_bytes)})" if target.size_bytes is not None else ""
         click.echo(visible(f"Downloading {target.reference}{total} to {target.files[0].path.parent}"), err=True)
     try:
-        path = pulling.get(target, meter.show)
+        path = pulling.download_model(target, meter.show)
     except KeyboardInterrupt:
         meter.end()
         click.echo("edgechat: Download stopped. The same command resumes it.", err=True)
@@ -169,7 +169,7 @@ def _report_installed(model: str, error: HubError) -> None:
     from edgechat.errors import ModelFileError
 
     try:
-        entry = resolve.resolve(model, library.scan())
+        entry = resolve.find_installed(model, library.scan())
     except ModelFileError:
         raise error from None
     click.echo(f"edgechat: {visible(str(error))}", err=True)
@@ -243,8 +243,8 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
             {"forgotten": model, "freed_bytes": 0}, f"Removed the folder {model} from the list.", as_json=as_json
         )
         return
-    if model.endswith(".part") and Path(model).absolute() in library.unfinished():
-        freed = library.remove_unfinished(Path(model).absolute())
+    if model.endswith(".part") and Path(model).absolute() in library.partial_downloads():
+        freed = library.delete_partial_download(Path(model).absolute())
         _print_result({"removed": model, "freed_bytes": freed}, f"Deleted; {size(freed)} freed.", as_json=as_json)
         return
     aliases = registry.read_records().aliases
@@ -255,7 +255,7 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
             {"forgotten": model, "freed_bytes": 0}, f"Removed the alias {model}; the file stays.", as_json=as_json
         )
         return
-    entry = entry or resolve.resolve(model, library.scan())
+    entry = entry or resolve.find_installed(model, library.scan())
     if entry.source == locations.FILE and library.remove_file(entry.path):
         _print_result(
             {"forgotten": entry.path, "freed_bytes": 0},
@@ -263,12 +263,12 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
             as_json=as_json,
         )
         return
-    library.check_ours(entry)
+    library.check_deletable(entry)
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"Deleting {entry.path} ({size(entry.facts.size_bytes)}) requires --yes.")
         click.confirm(f"Delete {visible(str(entry.path))} ({size(entry.facts.size_bytes)})?", abort=True)
-    freed = library.remove(entry)
+    freed = library.delete_model(entry)
     _print_result(
         {"removed": entry.path, "freed_bytes": freed},
         f"Deleted {entry.name}; {size(freed)} freed.",
@@ -292,19 +292,21 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
     from edgechat.catalogue import library, resolve, verify
 
     entries = (
-        [resolve.resolve(model, library.scan())] if model else [e for e in library.scan() if e.facts.kind == "model"]
+        [resolve.find_installed(model, library.scan())]
+        if model
+        else [e for e in library.scan() if e.facts.kind == "model"]
     )
     on_progress = (
         (lambda words: click.echo(f"\r\x1b[2K{visible(words)}", nl=False, err=True)) if sys.stderr.isatty() else None
     )
     results = []
     for entry in entries:
-        for result in verify.verify(entry, on_progress):
+        for result in verify.verify_files(entry, on_progress):
             results.append(result)
             if on_progress is not None:
                 click.echo("\r\x1b[2K", nl=False, err=True)
             if not as_json:
-                click.echo(visible(f"{result.path}: {result.words}"))
+                click.echo(visible(f"{result.path}: {result.description}"))
     if as_json:
         _print_json(results)
     if any(result.is_good is False for result in results):
@@ -323,9 +325,9 @@ def dirs(*, as_json: bool) -> None:
             "from": source,
             "path": path,
             "is_there": path.is_dir(),
-            "n_files": sum(1 for _ in locations.spot(source, path)),
+            "n_files": sum(1 for _ in locations.find_model_files(source, path)),
         }
-        for source, path in locations.directories(folders)
+        for source, path in locations.search_locations(folders)
     ]
     if as_json:
         _print_json(searched)

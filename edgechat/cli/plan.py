@@ -199,7 +199,11 @@ def _named(engine: EngineClient, names_given: tuple[str, ...], scratch: Path, *,
         try:
             header = read_header(resolve.find_model(name))
         except ModelFileError:
-            far = None if library.looks_like_a_path(name) else remote_header.look(name, _folder(scratch, len(found)))
+            far = (
+                None
+                if library.is_path_like(name)
+                else remote_header.find_remote_model(name, _folder(scratch, len(found)))
+            )
             if far is None:
                 raise
             is_here, repo, header = False, far[0].id, far[1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 if TYPE_CHECKING:
-    from edgechat.catalogue.download.request import Progress
+    from edgechat.catalogue.download.request import DownloadProgress
 
 # Interval between lines when standard error is not a terminal.
 _LINE_EVERY_S: Final = 10.0
@@ -23,7 +23,7 @@ class Meter:
         self._is_shown = False
         self._next_s = time.monotonic() + _LINE_EVERY_S
 
-    def show(self, number: int, progress: Progress) -> None:
+    def show(self, number: int, progress: DownloadProgress) -> None:
         """Show the progress of file `number`, counted from 0."""
         is_terminal = sys.stderr.isatty()
         if not is_terminal and time.monotonic() < self._next_s:
@@ -31,7 +31,7 @@ class Meter:
         self._next_s = time.monotonic() + _LINE_EVERY_S
         self._is_shown = is_terminal
         part = f"{number + 1} of {self._n_files}: " if self._n_files > 1 else ""
-        text = part + progress.words
+        text = part + progress.text
         click.echo(f"\r\x1b[2K{text}" if is_terminal else text, nl=not is_terminal, err=True)
 
     def end(self) -> None:

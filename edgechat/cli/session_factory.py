@@ -99,7 +99,7 @@ def _used(path: Path, *, is_noted: bool) -> Path:
     from edgechat.catalogue import registry
 
     if is_noted:
-        registry.used(path)
+        registry.record_use(path)
     return path
 
 

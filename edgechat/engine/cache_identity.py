@@ -24,13 +24,13 @@ def open_disk_tier(request: Load, context: Context, bundle: Bundle) -> DiskTier 
     root = Path(request.prefix_dir)
     memo = root / "weights.json"
     files = parts(context.model.path)
-    known = [content_hash.remembered(file, memo) for file in files]
+    known = [content_hash.known_hash(file, memo) for file in files]
 
     def name(hashes: list[str]) -> str:
         return cache_identity(hashes, bundle.build_id, memory_layout(context))
 
     def find(pause: Callable[[], None]) -> str:
-        return name([content_hash.find_hash(file, memo, pause) for file in files])
+        return name([content_hash.file_hash(file, memo, pause) for file in files])
 
     disk = DiskTier(root, request.plan.prefix_disk_bytes, find)
     if all(known):

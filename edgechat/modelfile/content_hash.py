@@ -24,7 +24,7 @@ class _Known(msgspec.Struct, frozen=True):
     sha256: str
 
 
-def remembered(model: Path, memo: Path) -> str | None:
+def known_hash(model: Path, memo: Path) -> str | None:
     """The hash of this very file, if it is known; no byte of it is read."""
     known = _read(memo).get(str(model))
     if known is None or (known.size_bytes, known.mtime_ns, known.inode) != _stamp(model):
@@ -32,12 +32,12 @@ def remembered(model: Path, memo: Path) -> str | None:
     return known.sha256
 
 
-def find_hash(model: Path, memo: Path, pause: Callable[[], None]) -> str:
+def file_hash(model: Path, memo: Path, pause: Callable[[], None]) -> str:
     """SHA-256 of the file, in hexadecimal; computed if it is not known yet, and then remembered in `memo`.
 
     `pause` is called for every MiB, and may wait. Raises OSError if the file cannot be read.
     """
-    found = remembered(model, memo)
+    found = known_hash(model, memo)
     if found is not None:
         return found
     stamp = _stamp(model)

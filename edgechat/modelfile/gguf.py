@@ -45,7 +45,7 @@ _AHEAD_BYTES: Final = 1 << 20
 _REMOTE_AHEAD_BYTES: Final = 64 << 10
 
 
-def read_file(path: Path) -> ModelHeader:
+def read_gguf_header(path: Path) -> ModelHeader:
     """The checked header of the one GGUF file at `path`, which may be a part of a set.
 
     Raises ModelFileError, naming the file and what is wrong with it.
@@ -65,7 +65,7 @@ def read_file(path: Path) -> ModelHeader:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def read_stream(name: str, read: Callable[[int], bytes], size: int) -> ModelHeader:
+def read_gguf_stream(name: str, read: Callable[[int], bytes], size: int) -> ModelHeader:
     """The same of a file of `size` bytes that comes from elsewhere: `read(n)` returns its next n bytes, or fewer.
 
     Reads little more than the header. Raises ModelFileError, and what `read` raises.
@@ -181,7 +181,7 @@ class _Walk:
             raise self._wrong(
                 f"has the tensor {name!r} in the impossible shape {'x'.join(map(str, shape))} of {kind.name}"
             )
-        return Tensor(name, shape, type_id, offset, count // kind.block_size * kind.type_bytes)
+        return Tensor(name, shape, type_id, offset, count // kind.block_size * kind.block_bytes)
 
     def _check_ranges(self, tensors: list[Tensor], data_offset: int, alignment: int) -> None:
         if len({t.name for t in tensors}) != len(tensors):

@@ -21,7 +21,7 @@ class Tensor(msgspec.Struct, frozen=True):
     offset: int
     """Bytes from the start of the data section."""
     size_bytes: int
-    part: int = 0
+    part_index: int = 0
     """In which file of a set it lies, from 0."""
 
     @property
@@ -59,7 +59,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
         return self._whole("split.count", 1) or 1
 
     @property
-    def part(self) -> int:
+    def part_index(self) -> int:
         """Which of them this is, from 0."""
         return self._whole("split.no", 0)
 
@@ -94,7 +94,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
         return template if isinstance(template, str) else None
 
     @cached_property
-    def has_state(self) -> bool:
+    def has_recurrent_state(self) -> bool:
         """True if some layers keep a state instead of a cell for each token."""
         names = (".ssm.", ".shortconv.", ".wkv.", ".token_shift_count", ".kda.")
         return any(name in key for key in self.metadata for name in names)
@@ -102,7 +102,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
     @property
     def is_embedding(self) -> bool:
         """True if it makes vectors of texts, not texts: its pooling is by mean, first or last token."""
-        return self.number("pooling_type") in {1, 2, 3}
+        return self.hparam("pooling_type") in {1, 2, 3}
 
     @cached_property
     def tensor_bytes(self) -> int:
@@ -113,7 +113,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
         value = self.metadata.get(key, default)
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
-    def number(self, key: str, default: int = 0) -> int:
+    def hparam(self, key: str, default: int = 0) -> int:
         """A count of this architecture, such as `block_count`; the largest where it is one per layer."""
         value = self.metadata.get(f"{self.architecture}.{key}")
         if isinstance(value, list):
@@ -123,19 +123,19 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
-        return self.number("block_count")
+        return self.hparam("block_count")
 
     @property
     def n_ctx_train(self) -> int:
         """Context length that the model was trained for, in tokens; 0 if the file does not say."""
-        return self.number("context_length")
+        return self.hparam("context_length")
 
     @property
     def n_embd(self) -> int:
         """Width of the embeddings."""
-        return self.number("embedding_length")
+        return self.hparam("embedding_length")
 
     @property
     def n_vocab(self) -> int:
         """Number of tokens in the vocabulary."""
-        return self.array_lengths.get("tokenizer.ggml.tokens") or self.number("vocab_size")
+        return self.array_lengths.get("tokenizer.ggml.tokens") or self.hparam("vocab_size")

@@ -77,7 +77,7 @@ class ModelLayers(msgspec.Struct, frozen=True, kw_only=True):
         return sum(layer.memory == memory for layer in self.layers)
 
 
-def shape(header: ModelHeader) -> ModelLayers:
+def read_layers(header: ModelHeader) -> ModelLayers:
     """The parts of a model. Raises ModelFileError for a number of layers that cannot be."""
     # Plans ask for it again and again.
     known: ModelLayers | None = header.__dict__.get("_shape")
@@ -93,8 +93,8 @@ def _read_shape(header: ModelHeader) -> ModelLayers:
     return ModelLayers(
         architecture=header.architecture, layers=tuple(_layer(header, i) for i in range(n_layers)),
         n_embd=header.n_embd, n_vocab=header.n_vocab, n_ctx_train=header.n_ctx_train,
-        window=_window(header), n_experts=header.number("expert_count"),
-        n_experts_used=header.number("expert_used_count"), kv_lora_rank=header.number("attention.kv_lora_rank"),
+        window=_window(header), n_experts=header.hparam("expert_count"),
+        n_experts_used=header.hparam("expert_used_count"), kv_lora_rank=header.hparam("attention.kv_lora_rank"),
         rope_freq_base=_real(header, "rope.freq_base"), rope_scaling=_text(header, "rope.scaling.type"),
         tokenizer=str(header.metadata.get("tokenizer.ggml.model", "")),
     )  # fmt: skip
@@ -104,7 +104,7 @@ def _layer(header: ModelHeader, i: int) -> Layer:
     n_head = _of_layer(header, "attention.head_count", i, 0)
     n_head_kv = _of_layer(header, "attention.head_count_kv", i, n_head)
     has_window = _has_window(header, i)
-    is_compressed = bool(header.number("attention.kv_lora_rank") and header.number("attention.key_length_mla"))
+    is_compressed = bool(header.hparam("attention.kv_lora_rank") and header.hparam("attention.key_length_mla"))
     head = header.n_embd // n_head if n_head else 0
     key, value = (
         _of_layer(header, f"attention.{name}_length", i, head) for name in ("key", "value")
@@ -124,20 +124,20 @@ def _memory(
     header: ModelHeader, i: int, n_head_kv: int, *, has_window: bool
 ) -> Literal["full", "window", "state", "full and state", "none"]:
     architecture = header.architecture
-    if i >= header.n_layers - header.number("nextn_predict_layers"):
+    if i >= header.n_layers - header.hparam("nextn_predict_layers"):
         return "none"  # it guesses tokens ahead, which we do not ask for
     if architecture in _PURE_STATE:
         return "state"
     if architecture == "falcon-h1":
         return "full and state"
-    if header.has_state and _is_state(header, i, n_head_kv):
+    if header.has_recurrent_state and _is_state(header, i, n_head_kv):
         # Some layers of such models are nothing but feed-forward.
         return (
             "none"
             if architecture.startswith("nemotron_h") and _of_layer(header, "feed_forward_length", i, 0)
             else "state"
         )
-    if i >= _KV_LAYERS.get(architecture, header.n_layers - header.number("attention.shared_kv_layers")):
+    if i >= _KV_LAYERS.get(architecture, header.n_layers - header.hparam("attention.shared_kv_layers")):
         return "none"
     return "window" if has_window else "full"
 
@@ -146,7 +146,7 @@ def _is_state(header: ModelHeader, i: int, n_head_kv: int) -> bool:
     listed = header.metadata.get(f"{header.architecture}.attention.recurrent_layers")
     if isinstance(listed, list) and i < len(listed):
         return bool(listed[i])
-    interval = header.number("full_attention_interval", _ATTENTION_INTERVALS.get(header.architecture, 0))
+    interval = header.hparam("full_attention_interval", _ATTENTION_INTERVALS.get(header.architecture, 0))
     return bool((i + 1) % interval) if interval else n_head_kv == 0
 
 
@@ -171,7 +171,7 @@ def _has_window(header: ModelHeader, i: int) -> bool:
 def _window(header: ModelHeader) -> int:
     if f"{header.architecture}.attention.sliding_window" not in header.metadata:
         return _WINDOWS.get(header.architecture, 0)
-    return header.number("attention.sliding_window")
+    return header.hparam("attention.sliding_window")
 
 
 def _of_layer(header: ModelHeader, key: str, i: int, default: int) -> int:

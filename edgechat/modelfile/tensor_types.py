@@ -13,7 +13,7 @@ class TensorType(NamedTuple):
 
     name: str
     block_size: int
-    type_bytes: int
+    block_bytes: int
 
 
 TENSOR_TYPES: Final[dict[int, TensorType]] = {

@@ -27,7 +27,7 @@ def candidate(
     name: str, header: ModelHeader, *, repo: str = "", is_here: bool = True, known: curated.CatalogueModel | None = None
 ) -> Candidate:
     """A file, with what the catalogue knows of its model."""
-    known = known or curated.find(repo, header.name, Path(header.path).name)
+    known = known or curated.find_for_file(repo, header.name, Path(header.path).name)
     n_active = _active(header, known)
     return Candidate(
         name=name, quant=header.quant, header=header, is_here=is_here,
@@ -50,7 +50,7 @@ def local_candidates(entries: Sequence[library.InstalledModel] | None = None) ->
 
 
 def _promise(entry: library.InstalledModel) -> float:
-    known = curated.find(entry.repo, entry.facts.name, entry.path.name)
+    known = curated.find_for_file(entry.repo, entry.facts.name, entry.path.name)
     return quality(entry.facts.quant, entry.facts.n_params, None, known).points
 
 
@@ -139,7 +139,7 @@ def _active(header: ModelHeader, known: curated.CatalogueModel | None) -> int | 
     """Weights used for each token, where that is not all of them."""
     if known is not None and known.shape.n_params_active:
         return known.shape.n_params_active
-    n_experts, n_used = header.number("expert_count"), header.number("expert_used_count")
+    n_experts, n_used = header.hparam("expert_count"), header.hparam("expert_used_count")
     if not n_experts or not n_used:
         return None
     routed = sum(math.prod(t.shape) for t in header.tensors if "_exps." in t.name)

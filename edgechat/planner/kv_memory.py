@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from edgechat.modelfile.header import ModelHeader
-from edgechat.modelfile.layers import shape
+from edgechat.modelfile.layers import read_layers
 
 CELLS: Final = 256
 """Contexts and windows are rounded up to so many tokens."""
@@ -32,7 +32,7 @@ def layer_bytes(
     header: ModelHeader, n_ctx: int, *, n_seqs: int, n_ubatch: int, n_rs_seq: int = 0, kv_type: str = "f16"
 ) -> list[int]:
     """The same for each layer."""
-    parts = shape(header)
+    parts = read_layers(header)
     n_cells = padded(n_ctx)
     window_cells = padded(min(n_cells, parts.window * n_seqs + n_ubatch))
     state = _state_bytes(header) * n_seqs * (1 + n_rs_seq)
@@ -46,23 +46,23 @@ def layer_bytes(
 
 def states_bytes(header: ModelHeader, n_seqs: int) -> int:
     """Bytes of the states of all layers that have one, for so many sequences."""
-    parts = shape(header)
+    parts = read_layers(header)
     return (parts.count("state") + parts.count("full and state")) * _state_bytes(header) * n_seqs
 
 
 def _state_bytes(header: ModelHeader) -> int:
     """Of one layer and one sequence: the last inputs of its convolution, and the state itself."""
-    conv = max(0, header.number("ssm.conv_kernel") - 1)
-    inner, size = header.number("ssm.inner_size"), header.number("ssm.state_size")
-    n_embd, n_head = header.n_embd, header.number("attention.head_count")
-    if head := header.number("wkv.head_size"):
-        numbers = header.number("token_shift_count", 2) * n_embd + n_embd * head
-    elif cache := header.number("shortconv.l_cache"):
+    conv = max(0, header.hparam("ssm.conv_kernel") - 1)
+    inner, size = header.hparam("ssm.inner_size"), header.hparam("ssm.state_size")
+    n_embd, n_head = header.n_embd, header.hparam("attention.head_count")
+    if head := header.hparam("wkv.head_size"):
+        numbers = header.hparam("token_shift_count", 2) * n_embd + n_embd * head
+    elif cache := header.hparam("shortconv.l_cache"):
         numbers = n_embd * (cache - 1) + size * inner
-    elif head := header.number("kda.head_dim"):
+    elif head := header.hparam("kda.head_dim"):
         numbers = 3 * (conv or 3) * n_head * head + head * head * n_head
     else:
-        numbers = conv * (inner + 2 * header.number("ssm.group_count") * size) + size * inner
+        numbers = conv * (inner + 2 * header.hparam("ssm.group_count") * size) + size * inner
     return numbers * _F32_BYTES
 
 

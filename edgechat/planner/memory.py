@@ -8,7 +8,7 @@ from typing import Final, Literal
 import msgspec
 
 from edgechat.modelfile.header import ModelHeader, Tensor
-from edgechat.modelfile.layers import shape
+from edgechat.modelfile.layers import read_layers
 from edgechat.planner.kv_memory import layer_bytes, padded
 
 _F32_BYTES: Final = 4
@@ -189,12 +189,12 @@ def _kv_bytes(header: ModelHeader, options: LoadOptions) -> list[int]:
 
 def _compute_bytes(header: ModelHeader, options: LoadOptions) -> int:
     """Of a micro batch: the widest activations a few times, the mask of the attention, the logits of the last step."""
-    parts = shape(header)
+    parts = read_layers(header)
     n_ubatch = min(options.n_ubatch, options.n_ctx)
     n_used = max(1, parts.n_experts_used)
     ff = max([layer.n_ff for layer in parts.layers] or [0])
-    expert_ff = header.number("expert_feed_forward_length", ff) if parts.n_experts else 0
-    inner = header.number("ssm.inner_size")
+    expert_ff = header.hparam("expert_feed_forward_length", ff) if parts.n_experts else 0
+    inner = header.hparam("ssm.inner_size")
     widest = max(ff, expert_ff * n_used, 2 * inner, *(x.n_head * x.key_length for x in parts.layers))
     # Each expert's output has the width of the model.
     activations = n_ubatch * _F32_BYTES * (3 * widest + (3 + (n_used if parts.n_experts else 0)) * parts.n_embd)

@@ -9,7 +9,7 @@ import msgspec
 
 from edgechat.errors import PlanError
 from edgechat.modelfile.header import ModelHeader
-from edgechat.modelfile.layers import shape
+from edgechat.modelfile.layers import read_layers
 from edgechat.planner.kv_memory import states_bytes
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import INDEX_BYTES, REPACKED, LoadOptions, MemoryEstimate, estimate, n_seqs_with_scratch
@@ -73,7 +73,7 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 def n_seqs_of(header: ModelHeader) -> int:
     """Branches and conversations that are live at a time: few where each takes memory of its own."""
-    return FEW_SEQS if header.has_state or header.number("attention.sliding_window") else MANY_SEQS
+    return FEW_SEQS if header.has_recurrent_state or header.hparam("attention.sliding_window") else MANY_SEQS
 
 
 def default_n_ctx(header: ModelHeader) -> int:
@@ -177,7 +177,7 @@ def _can_be_q8(header: ModelHeader) -> bool:
     """llama.cpp wants whole blocks of Q8_0 in a head."""
     return all(
         layer.key_length % _Q8_BLOCK == layer.value_length % _Q8_BLOCK == 0
-        for layer in shape(header).layers if layer.kv_width
+        for layer in read_layers(header).layers if layer.kv_width
     )  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def _gpu_ways(
     if not is_asked and _N_CTXS[1] < full.n_ctx:
         shorter = msgspec.structs.replace(everything, n_ctx=_N_CTXS[1])
         ways.append((shorter, (f"context of {shorter.n_ctx} tokens instead of {full.n_ctx}",)))
-    if header.number("expert_count"):
+    if header.hparam("expert_count"):
         words = "the experts stay with the CPU, where there is room for them"
         ways.append((msgspec.structs.replace(everything, experts_on_cpu=True), (words,)))
     for n_layers in range(header.n_layers - 1, 0, -max(1, header.n_layers // 16)):

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from edgechat.modelfile.header import ModelHeader, Tensor
-from edgechat.modelfile.layers import shape
+from edgechat.modelfile.layers import read_layers
 from edgechat.modelfile.tensor_types import FILE_TYPES, TENSOR_TYPES
 
 PRESETS: Final = ("Q2_K", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
@@ -36,12 +36,12 @@ class QuantModel(msgspec.Struct, frozen=True, kw_only=True):
 
 def describe(header: ModelHeader) -> QuantModel:
     """What llama.cpp's rules ask of a model. Raises ModelFileError for a number of layers that cannot be."""
-    parts = shape(header)
+    parts = read_layers(header)
     first = next((layer for layer in parts.layers if layer.n_head_kv), parts.layers[0] if parts.layers else None)
     return QuantModel(
-        architecture=header.architecture, n_embd=header.n_embd, n_ff=header.number("feed_forward_length"),
-        n_layer=header.n_layers, n_head=header.number("attention.head_count"),
-        n_head_kv=first.n_head_kv if first else 0, n_expert=header.number("expert_count"),
+        architecture=header.architecture, n_embd=header.n_embd, n_ff=header.hparam("feed_forward_length"),
+        n_layer=header.n_layers, n_head=header.hparam("attention.head_count"),
+        n_head_kv=first.n_head_kv if first else 0, n_expert=header.hparam("expert_count"),
         key_length=first.key_length if first else 0, value_length=first.value_length if first else 0,
         tensors=[(t.name, t.shape, t.type_id) for t in sorted(header.tensors, key=_order)],
     )  # fmt: skip
@@ -74,4 +74,4 @@ def requantised(header: ModelHeader, quant: str, types: Sequence[int]) -> ModelH
 def tensor_bytes(tensor: Tensor, type_id: int) -> int:
     """Bytes of a tensor in a type."""
     kind = TENSOR_TYPES[type_id]
-    return math.prod(tensor.shape) // kind.block_size * kind.type_bytes
+    return math.prod(tensor.shape) // kind.block_size * kind.block_bytes

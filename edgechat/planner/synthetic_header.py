@@ -8,7 +8,7 @@ import msgspec
 
 from edgechat.catalogue.curated import CatalogueModel
 from edgechat.modelfile.header import ModelHeader, Tensor
-from edgechat.modelfile.layers import shape as read_shape
+from edgechat.modelfile.layers import read_layers as read_shape
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 
 # Bits per weight of Llama-3.1-8B's files (tools/quantize/README.md of the pinned llama.cpp), and Q4_0 and Q8_0 by their blocks.

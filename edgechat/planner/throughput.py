@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from edgechat.modelfile.header import ModelHeader, Tensor
-from edgechat.modelfile.layers import shape
+from edgechat.modelfile.layers import read_layers
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 
 BATCHES: Final = (1, 4, 32)
@@ -48,7 +48,7 @@ class KernelSpeeds(msgspec.Struct, frozen=True, kw_only=True):
         """Bytes of weights that were read in a second at most, decoding: about what memory yields."""
         kinds = {kind.name: kind for kind in TENSOR_TYPES.values()}
         return max(
-            (rates[1] * kinds[name].type_bytes / kinds[name].block_size for name, rates in self.products.items()
+            (rates[1] * kinds[name].block_bytes / kinds[name].block_size for name, rates in self.products.items()
              if name in kinds and 1 in rates), default=0.0,
         )  # fmt: skip
 
@@ -83,7 +83,7 @@ def predict(
     prefill_s = _step_s(header, speeds, BATCHES[-1], use_extra_bufts=use_extra_bufts)
     if decode_s is None or prefill_s is None:
         return None
-    kv = sum(layer.kv_width * _queries(layer.n_head, layer.n_head_kv) for layer in shape(header).layers) * n_past
+    kv = sum(layer.kv_width * _queries(layer.n_head, layer.n_head_kv) for layer in read_layers(header).layers) * n_past
     passed = speeds.attention.get(kv_type.lower()) or speeds.attention.get("f16") or {}
     if passed:
         decode_s += kv / passed.get(1, math.inf)
@@ -123,7 +123,7 @@ def _step_s(header: ModelHeader, speeds: KernelSpeeds, n_tokens: int, *, use_ext
             total_s += _product_s(header, tensor, rates, n_tokens)
     if n_tokens > 1:  # prompts are computed in batches so large that nothing but products counts
         return total_s
-    n_states = sum(layer.memory in {"state", "full and state"} for layer in shape(header).layers)
+    n_states = sum(layer.memory in {"state", "full and state"} for layer in read_layers(header).layers)
     n_operations = _TOKEN_OPERATIONS + n_states * _STATE_OPERATIONS + (header.n_layers - n_states) * _SMALL_OPERATIONS
     for count, per_s in ((n_operations, speeds.operations_per_s), (n_products, speeds.products_per_s)):
         total_s += count / per_s if per_s else 0.0
@@ -146,7 +146,7 @@ def _product_s(header: ModelHeader, tensor: Tensor, rates: dict[int, float], n_t
 
 def _share(header: ModelHeader, tensor: Tensor) -> float:
     """The part of a tensor that a token uses."""
-    n_experts, n_used = header.number("expert_count"), header.number("expert_used_count")
+    n_experts, n_used = header.hparam("expert_count"), header.hparam("expert_used_count")
     if n_experts and n_used and "_exps." in tensor.name:
         return min(1.0, n_used / n_experts)
     return 1.0

@@ -12,7 +12,7 @@ from edgechat.terminal import visible
 from edgechat.tui.messages import DownloadEnded
 
 if TYPE_CHECKING:
-    from edgechat.catalogue.download.request import Progress
+    from edgechat.catalogue.download.request import DownloadProgress
     from edgechat.tui.app import ChatApp
 
 _SHOW_S: Final = 0.25
@@ -53,7 +53,7 @@ class DownloadRunner:
         name = problem = ""
         try:
             check_cancelled(cancel)
-            path = pull.get(pull.find(reference), self._hear, cancel)
+            path = pull.download_model(pull.find_target(reference), self._hear, cancel)
             entry = next((e for e in library.scan() if path in (e.path, *e.also_at)), None)
             name = entry.name if entry is not None else str(path)
         except EdgechatError as error:
@@ -64,10 +64,10 @@ class DownloadRunner:
         self._show("")
         self._app.post_message(DownloadEnded(reference, name, problem))
 
-    def _hear(self, _number: int, progress: Progress) -> None:
+    def _hear(self, _number: int, progress: DownloadProgress) -> None:
         if time.monotonic() - self._shown_s >= _SHOW_S:
             self._shown_s = time.monotonic()
-            self._show(f"getting {self._reference}: {progress.words}")
+            self._show(f"getting {self._reference}: {progress.text}")
 
     def _show(self, words: str) -> None:
         if not self._app.is_leaving:

@@ -131,7 +131,7 @@ class SessionWorker:
             path = find_model(name)
             session.change_model(name, path, self._loading)
             if session.store.is_kept:
-                registry.used(path)
+                registry.record_use(path)
             self.note(f"{path.stem} answers from here on")
             self._post(messages.ModelReady())
 

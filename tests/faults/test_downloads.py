@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from edgechat import paths
 from edgechat.catalogue import hub, pull
 from edgechat.catalogue.download import http, transfer
-from edgechat.catalogue.download.downloader import download
-from edgechat.catalogue.download.partial_file import Identity, PartialFile
-from edgechat.catalogue.download.request import Cancelled, DownloadRequest, Progress, RetryPolicy
+from edgechat.catalogue.download.file_download import download_file
+from edgechat.catalogue.download.partial_file import FileVersion, PartialFile
+from edgechat.catalogue.download.request import DownloadCancelled, DownloadProgress, DownloadRequest, RetryPolicy
 from edgechat.errors import CatalogueError, DownloadError, HubError
 from tests.conftest import Cli, edgechat_command
-from tests.hub import Faults, LocalHub, Repo, local_hub
+from tests.hub import FakeRepo, Faults, LocalHub, local_hub
 from tests.models import split_tiny, write_tiny_llama
 from tests.waiting import until
 
-QUICK = RetryPolicy(tries=3, pause_s=0.01, read_s=0.5, grow_s=0.2)
+QUICK = RetryPolicy(max_tries=3, first_pause_s=0.01, read_timeout_s=0.5, growth_interval_s=0.2)
 BODY = random.Random(1).randbytes(3_000_000)
 SHA = hashlib.sha256(BODY).hexdigest()
 NAME = "own/repo"
@@ -45,7 +45,7 @@ def server() -> Iterator[LocalHub]:
 def store(server: LocalHub, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
     """A hub in order, and the environment that leads to it."""
     server.faults, server.requests, server.sent_bytes = Faults(), [], 0
-    server.repos = {NAME: Repo({"m.gguf": BODY})}
+    server.repos = {NAME: FakeRepo({"m.gguf": BODY})}
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -60,7 +60,7 @@ def interrupted(store: LocalHub, what: DownloadRequest, after: int) -> None:
     """Get so many bytes of it, and then nothing any more."""
     store.faults = Faults(drop_after=[after, 0, 0, 0])
     with pytest.raises(HubError):
-        download(what, patience=QUICK)
+        download_file(what, retry_policy=QUICK)
     assert not what.path.exists()
     store.faults, store.requests = Faults(), []
 
@@ -71,12 +71,12 @@ def check(path: Path) -> None:
 
 
 def test_a_file_arrives_and_is_not_fetched_twice(store: LocalHub, tmp_path: Path) -> None:
-    heard: list[Progress] = []
-    check(download(wanted(store, tmp_path / "m.gguf"), heard.append))
+    heard: list[DownloadProgress] = []
+    check(download_file(wanted(store, tmp_path / "m.gguf"), heard.append))
     assert heard[-1].state == "verifying"
     assert heard[-1].done_bytes == len(BODY)
     before = len(store.requests)
-    check(download(wanted(store, tmp_path / "m.gguf")))
+    check(download_file(wanted(store, tmp_path / "m.gguf")))
     assert len(store.requests) == before
 
 
@@ -90,24 +90,24 @@ def test_connections_dropped_at_any_byte(
     store.sent_bytes = 0
     path = tmp_path / "m.gguf"
     path.unlink(missing_ok=True)
-    check(download(wanted(store, path), patience=RetryPolicy(tries=9, pause_s=0.0)))
+    check(download_file(wanted(store, path), retry_policy=RetryPolicy(max_tries=9, first_pause_s=0.0)))
     if not store.faults.no_ranges:  # no byte that had arrived was sent again, but for what was on its way
         assert store.sent_bytes <= len(BODY) + 9 * (1 << 20)
 
 
 def test_what_arrived_is_used_after_the_process_has_gone(store: LocalHub, tmp_path: Path) -> None:
     interrupted(store, wanted(store, tmp_path / "m.gguf"), 1_000_000)
-    heard: list[Progress] = []
-    check(download(wanted(store, tmp_path / "m.gguf"), heard.append))
+    heard: list[DownloadProgress] = []
+    check(download_file(wanted(store, tmp_path / "m.gguf"), heard.append))
     assert heard[-1].resumed_bytes == 1_000_000
     assert store.file_requests()[0][1] == "bytes=1000000-"
 
 
 def test_a_server_without_ranges_is_read_past_what_is_there(store: LocalHub, tmp_path: Path) -> None:
     store.faults = Faults(no_ranges=True, drop_after=[1_500_000])
-    check(download(wanted(store, tmp_path / "m.gguf"), patience=QUICK))
+    check(download_file(wanted(store, tmp_path / "m.gguf"), retry_policy=QUICK))
     store.faults = Faults(no_ranges=True, no_length=True)
-    check(download(wanted(store, tmp_path / "again.gguf", size=None), patience=QUICK))
+    check(download_file(wanted(store, tmp_path / "again.gguf", size=None), retry_policy=QUICK))
 
 
 def test_a_file_that_changes_is_never_mixed(store: LocalHub, tmp_path: Path) -> None:
@@ -115,31 +115,31 @@ def test_a_file_that_changes_is_never_mixed(store: LocalHub, tmp_path: Path) -> 
     model = write_tiny_llama(tmp_path / "tiny.gguf").read_bytes()
     # By hash: what arrived of the old one does not count for the new one.
     interrupted(store, wanted(store, tmp_path / "m.gguf"), 1_000_000)
-    store.repos[NAME] = Repo({"m.gguf": other})
-    got = download(wanted(store, tmp_path / "m.gguf", hashlib.sha256(other).hexdigest()))
+    store.repos[NAME] = FakeRepo({"m.gguf": other})
+    got = download_file(wanted(store, tmp_path / "m.gguf", hashlib.sha256(other).hexdigest()))
     assert got.read_bytes() == other
     # Without a hash: by the server's name for the version.
-    store.repos[NAME] = Repo({"m.gguf": model})
+    store.repos[NAME] = FakeRepo({"m.gguf": model})
     address = DownloadRequest(url=f"{store.store_url}/{NAME}/m.gguf", path=tmp_path / "n.gguf")
     interrupted(store, address, 2000)
     changed = bytearray(model)
     changed[-1] ^= 1
-    store.repos[NAME] = Repo({"m.gguf": bytes(changed)})
-    assert download(address, patience=QUICK).read_bytes() == changed
+    store.repos[NAME] = FakeRepo({"m.gguf": bytes(changed)})
+    assert download_file(address, retry_policy=QUICK).read_bytes() == changed
 
 
 def test_a_file_that_changes_while_it_arrives(store: LocalHub, tmp_path: Path) -> None:
     store.faults.drop_after = [1_000_000]
-    slow = RetryPolicy(tries=3, pause_s=0.5)
-    threading.Timer(0.25, lambda: store.repos.update({NAME: Repo({"m.gguf": BODY + b"more"})})).start()
+    slow = RetryPolicy(max_tries=3, first_pause_s=0.5)
+    threading.Timer(0.25, lambda: store.repos.update({NAME: FakeRepo({"m.gguf": BODY + b"more"})})).start()
     with pytest.raises(DownloadError, match="changed"):
-        download(wanted(store, tmp_path / "m.gguf"), patience=slow)
+        download_file(wanted(store, tmp_path / "m.gguf"), retry_policy=slow)
     assert not (tmp_path / "m.gguf").exists()
 
 
 def test_a_wrong_hash_is_thrown_away(store: LocalHub, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="thrown away"):
-        download(wanted(store, tmp_path / "m.gguf", "0" * 64))
+        download_file(wanted(store, tmp_path / "m.gguf", "0" * 64))
     assert [p for p in tmp_path.iterdir() if p.suffix == ".gguf" or p.name.endswith((".part", ".log"))] == []
 
 
@@ -149,13 +149,13 @@ def test_damage_of_what_was_kept_is_found_and_mended(store: LocalHub, tmp_path: 
     damaged = bytearray(part.read_bytes())
     damaged[500_000] ^= 0xFF
     part.write_bytes(damaged)
-    check(download(wanted(store, tmp_path / "m.gguf")))
+    check(download_file(wanted(store, tmp_path / "m.gguf")))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(log=st.binary(max_size=200), length=st.integers(0, 4000), tail=st.binary(max_size=40))
 def test_a_damaged_log_is_survived(store: LocalHub, tmp_path: Path, log: bytes, length: int, tail: bytes) -> None:
-    identity = Identity(len(BODY), SHA)
+    identity = FileVersion(len(BODY), SHA)
     path = tmp_path / "m.gguf"
     path.unlink(missing_ok=True)
     part = PartialFile(path, identity)
@@ -165,7 +165,7 @@ def test_a_damaged_log_is_survived(store: LocalHub, tmp_path: Path, log: bytes, 
         file.truncate(length)
     log_path = tmp_path / "m.gguf.part.log"
     log_path.write_bytes(log if len(tail) % 2 else log_path.read_bytes() + tail)
-    check(download(wanted(store, path)))
+    check(download_file(wanted(store, path)))
 
 
 @pytest.mark.parametrize(
@@ -174,38 +174,44 @@ def test_a_damaged_log_is_survived(store: LocalHub, tmp_path: Path, log: bytes, 
 )
 def test_servers_in_trouble(store: LocalHub, tmp_path: Path, statuses: list[int], arrives: bool) -> None:
     store.faults = Faults(statuses=statuses)
-    patience = RetryPolicy(tries=4, pause_s=0.01)
+    patience = RetryPolicy(max_tries=4, first_pause_s=0.01)
     if arrives:
-        check(download(wanted(store, tmp_path / "m.gguf"), patience=patience))
+        check(download_file(wanted(store, tmp_path / "m.gguf"), retry_policy=patience))
     else:
         with pytest.raises(HubError):
-            download(wanted(store, tmp_path / "m.gguf"), patience=patience)
+            download_file(wanted(store, tmp_path / "m.gguf"), retry_policy=patience)
 
 
 def test_retry_after_is_waited_for_or_told(store: LocalHub, tmp_path: Path) -> None:
     store.faults = Faults(statuses=[429], retry_after="1")
     started = time.monotonic()
-    check(download(wanted(store, tmp_path / "m.gguf"), patience=QUICK))
+    check(download_file(wanted(store, tmp_path / "m.gguf"), retry_policy=QUICK))
     assert time.monotonic() - started >= 1
     store.faults = Faults(statuses=[429], retry_after="3600")
     with pytest.raises(HubError, match="3600 s"):
-        download(wanted(store, tmp_path / "n.gguf"), patience=QUICK)
+        download_file(wanted(store, tmp_path / "n.gguf"), retry_policy=QUICK)
 
 
 def test_a_server_that_sends_a_byte_now_and_then_is_left(store: LocalHub, tmp_path: Path) -> None:
     store.faults = Faults(bytes_per_s=400)
     started = time.monotonic()
     with pytest.raises(HubError, match="less than 1 kB"):
-        download(wanted(store, tmp_path / "m.gguf"), patience=RetryPolicy(tries=1, pause_s=0.01, read_s=0.4))
+        download_file(
+            wanted(store, tmp_path / "m.gguf"),
+            retry_policy=RetryPolicy(max_tries=1, first_pause_s=0.01, read_timeout_s=0.4),
+        )
     assert time.monotonic() - started < 5
 
 
 def test_a_server_that_falls_silent_is_left(store: LocalHub, tmp_path: Path) -> None:
     store.faults = Faults(silent_after=100)
     with pytest.raises(HubError, match="timed out"):
-        download(wanted(store, tmp_path / "m.gguf"), patience=RetryPolicy(tries=1, pause_s=0.01, read_s=0.3))
+        download_file(
+            wanted(store, tmp_path / "m.gguf"),
+            retry_policy=RetryPolicy(max_tries=1, first_pause_s=0.01, read_timeout_s=0.3),
+        )
     store.faults = Faults()
-    check(download(wanted(store, tmp_path / "m.gguf")))
+    check(download_file(wanted(store, tmp_path / "m.gguf")))
 
 
 def test_several_connections_share_a_slow_file(
@@ -213,7 +219,7 @@ def test_several_connections_share_a_slow_file(
 ) -> None:
     monkeypatch.setattr(transfer, "_LEAST_SHARE_BYTES", 100_000)
     store.faults = Faults(bytes_per_s=600_000)
-    check(download(wanted(store, tmp_path / "m.gguf"), patience=QUICK))
+    check(download_file(wanted(store, tmp_path / "m.gguf"), retry_policy=QUICK))
     starts = {request[1] for request in store.file_requests()}
     assert 2 <= len(starts) <= QUICK.max_connections + 2
 
@@ -225,7 +231,7 @@ def test_a_full_disk_is_seen_before_and_during(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
         with pytest.raises(DownloadError, match=r"3\.0 MB more"):
-            download(wanted(store, tmp_path / "m.gguf"))
+            download_file(wanted(store, tmp_path / "m.gguf"))
     written = [0]
     real = os.pwrite
 
@@ -238,10 +244,10 @@ def test_a_full_disk_is_seen_before_and_during(
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         with pytest.raises(DownloadError, match="No space left"):
-            download(wanted(store, tmp_path / "m.gguf"))
+            download_file(wanted(store, tmp_path / "m.gguf"))
     assert not (tmp_path / "m.gguf").exists()
-    heard: list[Progress] = []
-    check(download(wanted(store, tmp_path / "m.gguf"), heard.append))
+    heard: list[DownloadProgress] = []
+    check(download_file(wanted(store, tmp_path / "m.gguf"), heard.append))
     assert heard[-1].resumed_bytes > 0
 
 
@@ -249,15 +255,15 @@ def test_cancelling_keeps_what_is_there(store: LocalHub, tmp_path: Path) -> None
     store.faults = Faults(bytes_per_s=1_000_000)
     cancel = threading.Event()
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: DownloadProgress) -> None:
         if progress.done_bytes > 300_000:
             cancel.set()
 
-    with pytest.raises(Cancelled):
-        download(wanted(store, tmp_path / "m.gguf"), tell, cancel)
+    with pytest.raises(DownloadCancelled):
+        download_file(wanted(store, tmp_path / "m.gguf"), tell, cancel)
     store.faults = Faults()
-    heard: list[Progress] = []
-    check(download(wanted(store, tmp_path / "m.gguf"), heard.append))
+    heard: list[DownloadProgress] = []
+    check(download_file(wanted(store, tmp_path / "m.gguf"), heard.append))
     assert heard[-1].resumed_bytes > 300_000
 
 
@@ -272,9 +278,9 @@ def test_what_nobody_expected_is_no_success(store: LocalHub, tmp_path: Path, mon
 
     monkeypatch.setattr(PartialFile, "write", write)
     with pytest.raises(KeyError):
-        download(wanted(store, tmp_path / "m.gguf"))
+        download_file(wanted(store, tmp_path / "m.gguf"))
     assert not (tmp_path / "m.gguf").exists()
-    part = PartialFile(tmp_path / "n.gguf", Identity(3, "x"))
+    part = PartialFile(tmp_path / "n.gguf", FileVersion(3, "x"))
     part.close()
     with pytest.raises(OSError, match="is closed"):
         real(part, 0, b"abc")
@@ -285,14 +291,16 @@ def test_a_server_that_allows_one_connection_is_enough(
 ) -> None:
     monkeypatch.setattr(transfer, "_LEAST_SHARE_BYTES", 100_000)
     store.faults = Faults(bytes_per_s=1_500_000, max_connections=1)
-    patience = RetryPolicy(tries=6, pause_s=0.05, read_s=0.5, grow_s=0.2)
-    check(download(wanted(store, tmp_path / "m.gguf"), patience=patience))
+    patience = RetryPolicy(max_tries=6, first_pause_s=0.05, read_timeout_s=0.5, growth_interval_s=0.2)
+    check(download_file(wanted(store, tmp_path / "m.gguf"), retry_policy=patience))
     assert len(store.file_requests()) > 1
 
 
 def test_without_a_name_for_the_version_nothing_is_gone_on_with(store: LocalHub, tmp_path: Path) -> None:
     store.faults = Faults(no_etag=True, drop_after=[1_000_000])
-    path = download(DownloadRequest(url=f"{store.store_url}/{NAME}/m.gguf", path=tmp_path / "m.bin"), patience=QUICK)
+    path = download_file(
+        DownloadRequest(url=f"{store.store_url}/{NAME}/m.gguf", path=tmp_path / "m.bin"), retry_policy=QUICK
+    )
     assert path.read_bytes() == BODY
     assert [request[1] for request in store.file_requests()] == ["bytes=0-", "bytes=0-"]
 
@@ -300,7 +308,9 @@ def test_without_a_name_for_the_version_nothing_is_gone_on_with(store: LocalHub,
 def test_a_closed_port_is_said_at_once(store: LocalHub, tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(HubError, match="cannot be reached"):
-        download(DownloadRequest(url="http://127.0.0.1:1/m.gguf", path=tmp_path / "m.gguf", size_bytes=5, sha256=SHA))
+        download_file(
+            DownloadRequest(url="http://127.0.0.1:1/m.gguf", path=tmp_path / "m.gguf", size_bytes=5, sha256=SHA)
+        )
     assert time.monotonic() - started < 3
 
 
@@ -326,20 +336,22 @@ def test_cancelling_over_tls_keeps_only_what_was_sent(
 ) -> None:
     server, certificate = secure
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    server.repos = {NAME: Repo({"m.gguf": BODY})}
+    server.repos = {NAME: FakeRepo({"m.gguf": BODY})}
     what = wanted(server, tmp_path / "m.gguf")
     for limit in (300_000, 1_000_000, 2_000_000):
         cancel = threading.Event()
         server.faults = Faults(bytes_per_s=6_000_000)
-        with pytest.raises(Cancelled):
-            download(what, lambda p, limit=limit, cancel=cancel: cancel.set() if p.done_bytes > limit else None, cancel)  # type: ignore[misc]
+        with pytest.raises(DownloadCancelled):
+            download_file(
+                what, lambda p, limit=limit, cancel=cancel: cancel.set() if p.done_bytes > limit else None, cancel
+            )  # type: ignore[misc]
         part = (tmp_path / "m.gguf.part").read_bytes()
         assert part == BODY[: len(part)]
     server.faults = Faults()
-    check(download(what))
+    check(download_file(what))
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(HubError, match="certificate"):
-        download(wanted(server, tmp_path / "n.gguf"))
+        download_file(wanted(server, tmp_path / "n.gguf"))
 
 
 def test_https_does_not_lead_to_http(
@@ -347,20 +359,23 @@ def test_https_does_not_lead_to_http(
 ) -> None:
     server, certificate = secure
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    server.repos, server.faults = {NAME: Repo({"m.gguf": BODY})}, Faults(redirect_to=f"{store.store_url}/{NAME}/m.gguf")
+    server.repos, server.faults = (
+        {NAME: FakeRepo({"m.gguf": BODY})},
+        Faults(redirect_to=f"{store.store_url}/{NAME}/m.gguf"),
+    )
     with pytest.raises(HubError, match="leads from https to http"):
-        download(wanted(server, tmp_path / "m.gguf"))
+        download_file(wanted(server, tmp_path / "m.gguf"))
     for target in ("http://a..b/", "http://[", "file:///etc/passwd", "//", ""):
         store.faults = Faults(redirect_to=target)
         with pytest.raises(HubError):
-            download(wanted(store, tmp_path / "m.gguf"), patience=QUICK)
+            download_file(wanted(store, tmp_path / "m.gguf"), retry_policy=QUICK)
 
 
 def test_no_token_follows_to_another_origin(store: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     store.repos[NAME].token = "hf_secret"
-    target = pull.find(f"{NAME}:m.gguf")
-    check(download(target.files[0]))
+    target = pull.find_target(f"{NAME}:m.gguf")
+    check(download_file(target.files[0]))
     asked = [request for request in store.requests if "/resolve/" in request[0]]
     assert all(request[2].get("authorization") or request[2].get("Authorization") for request in asked)
     for _, _, headers in store.file_requests():
@@ -381,11 +396,11 @@ def test_only_http_is_asked() -> None:
 def test_closed_repositories_are_explained(
     store: LocalHub, monkeypatch: pytest.MonkeyPatch, gated: bool, sent: str, words: str
 ) -> None:
-    store.repos[NAME] = Repo({"m.gguf": BODY}, gated=gated, token="hf_right")
+    store.repos[NAME] = FakeRepo({"m.gguf": BODY}, gated=gated, token="hf_right")
     if sent:
         monkeypatch.setenv("HF_TOKEN", sent)
     with pytest.raises(HubError, match=words) as error:
-        pull.get(pull.find(NAME), patience=QUICK)
+        pull.download_model(pull.find_target(NAME), retry_policy=QUICK)
     assert "hf_" not in str(error.value).replace("hf_token", "")
 
 
@@ -394,8 +409,8 @@ def test_hostile_names_go_nowhere(store: LocalHub) -> None:
         "../up.gguf", "/etc/abs.gguf", "a/../../b.gguf", "CON.gguf", "a/nul.gguf", "lpt1.gguf", "a\\b.gguf", ".hidden.gguf",
         "a\x1b[2J.gguf", "x" * 300 + ".gguf", "a//b.gguf", "c:d.gguf", "trailing .gguf/x.gguf", "-rf.gguf",
     ]  # fmt: skip
-    store.repos["evil/repo"] = Repo({**dict.fromkeys(names, b"GGUF"), "good-Q4_0.gguf": b"GGUF"})
-    found = hub.Hub().repo("evil/repo")
+    store.repos["evil/repo"] = FakeRepo({**dict.fromkeys(names, b"GGUF"), "good-Q4_0.gguf": b"GGUF"})
+    found = hub.Hub().get_repository("evil/repo")
     assert [
         variant.files[0].path for variant in found.variants if variant.files[0].path != "trailing .gguf/x.gguf"
     ] == ["good-Q4_0.gguf"]
@@ -407,7 +422,7 @@ def test_hostile_names_go_nowhere(store: LocalHub) -> None:
         "http://x/con.gguf",
     ):
         with pytest.raises(CatalogueError, match=r"\.gguf file"):
-            pull.find(address)
+            pull.find_target(address)
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"{", b'{"id": 3}', b'{"id": "a/b", "siblings": [{"size": 1}]}'])
@@ -415,7 +430,7 @@ def test_answers_that_are_nonsense(store: LocalHub, body: bytes) -> None:
     store.faults.api_body = body
     problem = ""
     try:
-        assert hub.Hub().repo(NAME).variants == ()
+        assert hub.Hub().get_repository(NAME).variants == ()
     except HubError as error:
         problem = str(error)
     assert not problem or "no usable answer" in problem
@@ -447,7 +462,7 @@ def test_a_split_set_is_killed_twice_resumed_verified_and_answers(
 ) -> None:
     files: dict[str, Path | bytes] = {path.name: path for path in split_tiny(tmp_path)}
     assert len(files) == 3
-    store.repos["own/tiny"] = Repo(files)
+    store.repos["own/tiny"] = FakeRepo(files)
     sizes = [p.stat().st_size for p in files.values() if isinstance(p, Path)]
     store.faults.bytes_per_s = sum(sizes) / 2
     for _ in range(2):
@@ -471,7 +486,7 @@ def test_a_split_set_is_killed_twice_resumed_verified_and_answers(
 
 def test_two_processes_that_want_one_file_get_it_once(store: LocalHub, tmp_path: Path, home: Path) -> None:
     model = write_tiny_llama(tmp_path / "tiny.gguf")
-    store.repos["own/tiny"] = Repo({"tiny-F32.gguf": model})
+    store.repos["own/tiny"] = FakeRepo({"tiny-F32.gguf": model})
     store.faults.bytes_per_s = model.stat().st_size
     children = [_pull(store, home, "own/tiny") for _ in range(2)]
     for child in children:

@@ -19,8 +19,8 @@ import pytest
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineDiedError, ModelFileError
-from edgechat.modelfile.gguf import read_stream
-from edgechat.modelfile.layers import shape
+from edgechat.modelfile.gguf import read_gguf_stream
+from edgechat.modelfile.layers import read_layers
 from edgechat.modelfile.split import read_header
 from tests.conftest import edgechat_command
 from tests.engine.conftest import a_load
@@ -113,7 +113,7 @@ def test_no_header_hurts_the_reader(kind: Kind, tmp_path: Path) -> None:
             _mutate(changed, draw)
         reader = io.BytesIO(changed)
         try:
-            shape(read_stream("changed", reader.read, draw.choice((size, len(changed), 1 << 40))))
+            read_layers(read_gguf_stream("changed", reader.read, draw.choice((size, len(changed), 1 << 40))))
         except ModelFileError:
             refused += 1
     assert refused > CASES_OF_EACH / 2

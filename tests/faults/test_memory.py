@@ -264,7 +264,7 @@ def test_the_peak_of_a_load_is_recorded(cli: Cli, starter: Path) -> None:
     assert name.startswith(starter.name)
     assert len(values) == 1
     assert -300 * MIB < values[0] < 100 * MIB
-    assert [Path(path) for path in read_records().used_s] == [starter]
+    assert [Path(path) for path in read_records().last_used_at] == [starter]
 
 
 def test_memory_of_processes_is_read_while_they_live() -> None:

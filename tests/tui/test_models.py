@@ -15,7 +15,7 @@ from edgechat.store import ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.screens.first_run import FirstRunScreen
 from edgechat.tui.screens.models import ModelsScreen
-from tests.hub import LocalHub, Repo, local_hub
+from tests.hub import FakeRepo, LocalHub, local_hub
 from tests.models import write_parrot
 from tests.tui.driving import an_app, ask, live, ready, said, screen_text, scripted, session, texts
 from tests.waiting import until_async
@@ -27,7 +27,7 @@ REPO = "someone/parrot-GGUF"
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
     file = write_parrot(tmp_path / "parrot-Q8_0.gguf", "Bird")
     with local_hub() as server:
-        server.repos[REPO] = Repo({"parrot-Q8_0.gguf": file})
+        server.repos[REPO] = FakeRepo({"parrot-Q8_0.gguf": file})
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         for name in ("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY"):
             monkeypatch.delenv(name, raising=False)

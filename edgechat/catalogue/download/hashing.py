@@ -16,7 +16,7 @@ _REST_S: Final = 0.05
 _FLUSH_BYTES: Final = 32 << 20
 
 
-class Hasher:
+class PartHasher:
     """Follows the front of a part in a thread of its own, so that the hash is there when the last byte is."""
 
     def __init__(self, part: PartialFile) -> None:
@@ -38,7 +38,7 @@ class Hasher:
         flushed = 0
         try:
             while True:
-                front = self._part.front
+                front = self._part.contiguous_bytes
                 while self._at < front and not self._is_aborted:
                     data = self._part.read(self._at, min(_CHUNK_BYTES, front - self._at))
                     if not data:
@@ -48,7 +48,7 @@ class Hasher:
                     if self._at - flushed >= _FLUSH_BYTES:
                         flushed = self._at
                         self._part.flush()
-                if self._is_aborted or (self._is_ended and self._at >= self._part.front):
+                if self._is_aborted or (self._is_ended and self._at >= self._part.contiguous_bytes):
                     return
                 self._more.wait(_REST_S)
                 self._more.clear()

@@ -33,7 +33,7 @@ _MAX_ERROR_BYTES: Final = 4096
 T = TypeVar("T")
 
 
-class Refused(HubError):  # noqa: N818
+class HttpStatusError(HubError):  # noqa: N818
     """The server answered, but not with what was asked for."""
 
     def __init__(self, words: str, status: int, retry_after_s: float | None = None, code: str = "") -> None:
@@ -44,16 +44,16 @@ class Refused(HubError):  # noqa: N818
         """What the hub says in X-Error-Code, such as `GatedRepo`."""
 
     @property
-    def may_pass(self) -> bool:
+    def is_transient(self) -> bool:
         """True if the same request may succeed later."""
         return self.status in {408, 429} or self.status >= 500  # noqa: PLR2004
 
 
-class Unreachable(HubError):  # noqa: N818
+class ConnectionFailedError(HubError):  # noqa: N818
     """Nobody answered, or the connection broke."""
 
 
-class NoConnection(Unreachable):
+class ConnectError(ConnectionFailedError):
     """Not even a connection was made."""
 
 
@@ -96,13 +96,13 @@ class Response:
         self.close()
 
 
-def split(url: str) -> urllib.parse.SplitResult:
+def split_url(url: str) -> urllib.parse.SplitResult:
     """The parts of an address. Raises Refused if it is none."""
     try:
         parts = urllib.parse.urlsplit(url)
         parts.port  # noqa: B018  (checked when it is asked for)
     except ValueError as error:
-        raise Refused(f"what was asked for is no address: {error}", 400) from None
+        raise HttpStatusError(f"what was asked for is no address: {error}", 400) from None
     return parts
 
 
@@ -112,8 +112,8 @@ def get(
     end: int | None = None,
     headers: Mapping[str, str] = {},
     *,
-    read_s: float = READ_S,
-    connected: Callable[[socket.socket], None] = lambda connected: None,
+    read_timeout_s: float = READ_S,
+    on_connect: Callable[[socket.socket], None] = lambda connected: None,
 ) -> Response:
     """The file at `url` from `start` on, to `end` if given. A server that knows no ranges sends all of it.
 
@@ -123,7 +123,7 @@ def get(
     if start or end is not None:
         sent["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
     for _ in range(MAX_REDIRECTS + 1):
-        response = _ask(url, sent, read_s, connected)
+        response = _ask(url, sent, read_timeout_s, on_connect)
         if response.status not in _REDIRECTS:
             _check(response)
             return response
@@ -132,12 +132,14 @@ def get(
         if _origin(target) != _origin(url):
             sent = {name: value for name, value in sent.items() if name.lower() not in {"authorization", "cookie"}}
         if url.startswith("https:") and not target.startswith("https:"):
-            raise Refused(f"{shown(url)} leads from https to {shown(target)}, which is not followed", 400)
+            raise HttpStatusError(
+                f"{redact_url(url)} leads from https to {redact_url(target)}, which is not followed", 400
+            )
         url = target
-    raise Refused(f"{shown(url)} redirects more than {MAX_REDIRECTS} times", 400)
+    raise HttpStatusError(f"{redact_url(url)} redirects more than {MAX_REDIRECTS} times", 400)
 
 
-def within(seconds: float, work: Callable[[], T], what: str) -> T:
+def run_with_timeout(seconds: float, work: Callable[[], T], what: str) -> T:
     """The result of `work`, or its error; Unreachable if it takes longer: a name server that is silent cannot be hurried."""
     result: list[Any] = []
     failure: list[BaseException] = []
@@ -154,17 +156,17 @@ def within(seconds: float, work: Callable[[], T], what: str) -> T:
     if failure:
         raise failure[0]
     if not result:
-        raise Unreachable(f"{what} did not answer within {seconds:.0f} s: is there a network?")
+        raise ConnectionFailedError(f"{what} did not answer within {seconds:.0f} s: is there a network?")
     return result[0]  # type: ignore[no-any-return]
 
 
-def reach(url: str) -> None:
+def check_reachable(url: str) -> None:
     """Raise Unreachable now, if the server of `url` (or the proxy before it) cannot be reached at all."""
     connection, _, _ = _connect(url, READ_S)
     connection.close()
 
 
-def stop(connected: socket.socket) -> None:
+def shut_down_socket(connected: socket.socket) -> None:
     """Let whoever reads from a connection get the end, or Unreachable."""
     with suppress(OSError):
         # Not the method of a TLS socket: after that, reads would return what was sent as it was sent, encrypted.
@@ -185,9 +187,9 @@ def _ask(url: str, headers: Mapping[str, str], read_s: float, connected: Callabl
 
 def _connect(url: str, read_s: float) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
     """An open connection, what to ask it for (a path, or the whole address where a proxy stands between), and headers."""
-    parts = split(url)
+    parts = split_url(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise Refused(f"{shown(url)} is no address that files can be had from", 400)
+        raise HttpStatusError(f"{redact_url(url)} is no address that files can be had from", 400)
     target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and urllib.request.proxy_bypass(parts.hostname):
@@ -208,11 +210,11 @@ def _connect(url: str, read_s: float) -> tuple[http.client.HTTPConnection, str, 
         else:
             target, more = url, login
     try:
-        within(CONNECT_S, connection.connect, host)
+        run_with_timeout(CONNECT_S, connection.connect, host)
         connection.sock.settimeout(read_s)
-    except (OSError, http.client.HTTPException, ValueError, Unreachable) as error:
+    except (OSError, http.client.HTTPException, ValueError, ConnectionFailedError) as error:
         connection.close()
-        raise NoConnection(f"{host} cannot be reached: {_words(error)}") from None
+        raise ConnectError(f"{host} cannot be reached: {_words(error)}") from None
     return connection, target, more
 
 
@@ -224,7 +226,7 @@ def _proxy(proxy: str, scheme: str) -> urllib.parse.SplitResult:
     except ValueError:
         pass
     # What is wrong with it is not shown: it may be that its password has a character that it must not have.
-    raise NoConnection(f"the proxy for {scheme} that the environment names has no usable address (see {scheme}_proxy)")
+    raise ConnectError(f"the proxy for {scheme} that the environment names has no usable address (see {scheme}_proxy)")
 
 
 def _login(proxy: urllib.parse.SplitResult) -> dict[str, str]:
@@ -238,11 +240,11 @@ def _check(response: Response) -> None:
     status = response.status
     if status in {200, _PARTIAL}:
         return
-    with response, suppress(Unreachable):
+    with response, suppress(ConnectionFailedError):
         response.read(_MAX_ERROR_BYTES)
     code = response.headers.get("X-Error-Code", "")
-    words = f"{shown(response.url)} was refused with status {status}"
-    raise Refused(words, status, retry_after_s(response.headers), code)
+    words = f"{redact_url(response.url)} was refused with status {status}"
+    raise HttpStatusError(words, status, retry_after_s(response.headers), code)
 
 
 def retry_after_s(headers: Mapping[str, str] | http.client.HTTPMessage) -> float | None:
@@ -268,22 +270,22 @@ def _joined(url: str, location: str) -> str:
     try:
         return urllib.parse.urljoin(url, location)
     except ValueError:
-        raise Refused(f"{shown(url)} leads to what is no address", 400) from None
+        raise HttpStatusError(f"{redact_url(url)} leads to what is no address", 400) from None
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = split(url)
+    parts = split_url(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """The address without what may be secret: signed addresses carry it in the query, others before the host."""
-    parts = split(url)
+    parts = split_url(url)
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
-def _broken(url: str, error: BaseException) -> Unreachable:
-    return Unreachable(f"the connection to {split(url).hostname} broke: {_words(error)}")
+def _broken(url: str, error: BaseException) -> ConnectionFailedError:
+    return ConnectionFailedError(f"the connection to {split_url(url).hostname} broke: {_words(error)}")
 
 
 def _words(error: BaseException) -> str:

@@ -20,7 +20,7 @@ _RECORD: Final = struct.Struct("<QQ")
 _MAX_IDENTITY_BYTES: Final = 4096
 
 
-class Identity(msgspec.Struct, frozen=True):
+class FileVersion(msgspec.Struct, frozen=True):
     """Which file this is a part of: bytes of another version must not be mixed with it."""
 
     size_bytes: int | None
@@ -32,7 +32,7 @@ class Identity(msgspec.Struct, frozen=True):
 class PartialFile:
     """Open `PATH.part`. The methods are for several threads, `close` and `finish` for one."""
 
-    def __init__(self, path: Path, identity: Identity) -> None:
+    def __init__(self, path: Path, identity: FileVersion) -> None:
         """Go on from what is there of the same file; of another, or of one without a version, nothing is kept.
 
         Raises OSError.
@@ -51,7 +51,7 @@ class PartialFile:
         for start, end in kept:
             if start < end <= min(size, identity.size_bytes or size):
                 self._add(start, end)
-        self.resumed_bytes = self.done_bytes
+        self.resumed_bytes = self.received_bytes
         self._log = self._start_log()
 
     def _read_log(self) -> list[tuple[int, int]]:
@@ -59,7 +59,7 @@ class PartialFile:
             with self._log_path.open("rb") as file:
                 head = file.readline(_MAX_IDENTITY_BYTES)
                 records = file.read()
-            if msgspec.json.decode(head, type=Identity) != self.identity:
+            if msgspec.json.decode(head, type=FileVersion) != self.identity:
                 return []
         except (OSError, msgspec.MsgspecError):
             return []
@@ -107,17 +107,17 @@ class PartialFile:
         self._spans = merged
 
     @property
-    def done_bytes(self) -> int:
+    def received_bytes(self) -> int:
         """How many bytes are there."""
         return sum(end - start for start, end in self._spans)
 
     @property
-    def front(self) -> int:
+    def contiguous_bytes(self) -> int:
         """How many are there without a gap from the first on."""
         spans = self._spans
         return spans[0][1] if spans and spans[0][0] == 0 else 0
 
-    def missing(self, size_bytes: int) -> list[tuple[int, int]]:
+    def missing_ranges(self, size_bytes: int) -> list[tuple[int, int]]:
         """The ranges that are not there, of a file of this size."""
         gaps, at = [], 0
         for start, end in self._spans:

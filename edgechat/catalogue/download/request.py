@@ -22,20 +22,20 @@ _LEAST_SPARE_BYTES: Final = 4 << 20
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """When to give up, and when to try otherwise."""
 
-    tries: int = 5
+    max_tries: int = 5
     """Failures in a row, with less between them than a connection at the least speed brings."""
-    pause_s: float = 0.5
+    first_pause_s: float = 0.5
     """Before the second try; doubled each time."""
-    longest_pause_s: float = 60.0
+    max_pause_s: float = 60.0
     """A server that asks for more (Retry-After) is not waited for."""
-    read_s: float = http.READ_S
+    read_timeout_s: float = http.READ_S
     """Longest silence on a connection."""
-    least_bytes_per_s: int = 1024
+    min_bytes_per_s: int = 1024
     """A connection that stays below this for `read_s` is dropped, and another made."""
     max_connections: int = 4
-    grow_s: float = 2.0
+    growth_interval_s: float = 2.0
     """How long the effect of another connection is watched."""
-    grow_by: float = 1.2
+    min_speedup: float = 1.2
     """It stays worth trying more while the last one made things so much faster."""
 
 
@@ -52,7 +52,7 @@ class DownloadRequest(msgspec.Struct, frozen=True, kw_only=True):
     """For the first server, not for those it leads to."""
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
+class DownloadProgress(msgspec.Struct, frozen=True, kw_only=True):
     """How far it is."""
 
     name: str
@@ -61,12 +61,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     resumed_bytes: int
     """Of those done, what was there from another time."""
     bytes_per_s: float
-    left_s: float | None
+    remaining_s: float | None
     state: str
     """`waiting` for another process, `downloading`, or `verifying`."""
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """For a person, on one line."""
         if self.state == "waiting":
             return "another edgechat is getting this file; waiting for it"
@@ -75,24 +75,24 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
             said += f" of {size(self.total_bytes)} ({100 * self.done_bytes // self.total_bytes} %)"
         if self.state != "downloading":
             return f"{said}, checking"
-        left = "" if self.left_s is None else f", {duration(self.left_s)} left"
+        left = "" if self.remaining_s is None else f", {duration(self.remaining_s)} left"
         return f"{said}, {size(int(self.bytes_per_s))}/s{left}"
 
 
-ProgressCallback = Callable[[Progress], None]
+ProgressCallback = Callable[[DownloadProgress], None]
 
 
-class Cancelled(DownloadError):  # noqa: N818  (somebody asked for it)
+class DownloadCancelled(DownloadError):  # noqa: N818  (somebody asked for it)
     """Somebody asked for it; what arrived is kept."""
 
 
 def check_cancelled(cancel: threading.Event) -> None:
     """Raises Cancelled."""
     if cancel.is_set():
-        raise Cancelled("stopped; what arrived is kept, and the same command goes on from there")
+        raise DownloadCancelled("stopped; what arrived is kept, and the same command goes on from there")
 
 
-def check_room(path: Path, left_bytes: int) -> None:
+def check_disk_space(path: Path, left_bytes: int) -> None:
     """Raises DownloadError if so many more bytes would fill the disk on which `path` is to be."""
     free = paths.free_bytes(path.parent)
     spare = min(_SPARE_DISK_BYTES, _LEAST_SPARE_BYTES + left_bytes)

@@ -9,15 +9,15 @@ import time
 from typing import Final
 
 from edgechat.catalogue.download import http
-from edgechat.catalogue.download.hashing import Hasher
-from edgechat.catalogue.download.partial_file import Identity, PartialFile
+from edgechat.catalogue.download.hashing import PartHasher
+from edgechat.catalogue.download.partial_file import FileVersion, PartialFile
 from edgechat.catalogue.download.request import (
+    DownloadProgress,
     DownloadRequest,
-    Progress,
     ProgressCallback,
     RetryPolicy,
     check_cancelled,
-    check_room,
+    check_disk_space,
 )
 from edgechat.errors import DownloadError, EdgechatError, HubError
 
@@ -62,14 +62,14 @@ class Transfer:
             self._first = self._ask_first()
             self._size = self._first.size_bytes if self._size is None else self._size
             self._validator = "" if wanted.sha256 else self._first.validator
-        self.part = PartialFile(wanted.path, Identity(self._size, wanted.sha256 or self._validator))
+        self.part = PartialFile(wanted.path, FileVersion(self._size, wanted.sha256 or self._validator))
         self._failure: BaseException | None = None
-        missing = self.part.missing(self._size) if self._size is not None else [(0, _UNKNOWN)]
+        missing = self.part.missing_ranges(self._size) if self._size is not None else [(0, _UNKNOWN)]
         self._todo = [_Span(*span) for span in missing]
         self._active: list[_Span] = []
         self._threads: list[threading.Thread] = []
         self._may_grow = True
-        self._hasher = Hasher(self.part)
+        self._hasher = PartHasher(self.part)
 
     def _ask_first(self) -> http.Response:
         for failures in itertools.count(1):
@@ -90,7 +90,7 @@ class Transfer:
             if self._failure is not None:
                 raise self._failure  # noqa: TRY301  (handled like all that goes wrong here)
             check_cancelled(self._cancel)
-            if self._size is not None and (gaps := self.part.missing(self._size)):
+            if self._size is not None and (gaps := self.part.missing_ranges(self._size)):
                 raise DownloadError(f"{self._wanted.path.name} lacks {len(gaps)} pieces at its end; run it again")  # noqa: TRY301
             while (found := self._hasher.result(_TICK_S)) is None:
                 self._tell(self._report("verifying", 0.0))
@@ -110,25 +110,25 @@ class Transfer:
 
     def _watch(self) -> None:
         self._start()
-        history = [(time.monotonic(), self.part.done_bytes)]
+        history = [(time.monotonic(), self.part.received_bytes)]
         before_bps, added_s = 0.0, time.monotonic()
         while (running := [thread for thread in self._threads if thread.is_alive()]) or self._is_left():
             if not running:  # what one left over came too late for the others
                 self._start()
                 continue
             running[0].join(_TICK_S)
-            now_s, done = time.monotonic(), self.part.done_bytes
+            now_s, done = time.monotonic(), self.part.received_bytes
             history = [point for point in history if now_s - point[0] <= _SPEED_OVER_S] or [(now_s, done)]
             history.append((now_s, done))
             self._tell(self._report("downloading", _speed(history)))
             self._hasher.wake()
             if self._cancel.is_set() or self._failure is not None:
                 self._stop()
-            elif now_s - added_s >= self._patience.grow_s:
+            elif now_s - added_s >= self._patience.growth_interval_s:
                 self._check_room()
                 now_bps = _speed([point for point in history if point[0] >= added_s])
                 is_worth = (
-                    now_bps > before_bps * self._patience.grow_by and len(running) < self._patience.max_connections
+                    now_bps > before_bps * self._patience.min_speedup and len(running) < self._patience.max_connections
                 )
                 if is_worth and self._may_grow and self._is_ranged:
                     self._start()
@@ -148,18 +148,18 @@ class Transfer:
         with self._lock:
             self._stopped.set()
             for connected in self._sockets:
-                http.stop(connected)
+                http.shut_down_socket(connected)
 
     def _check_room(self) -> None:
         """Raises DownloadError if the rest would fill the disk."""
-        check_room(self._wanted.path, (self._size or 0) - self.part.done_bytes)
+        check_disk_space(self._wanted.path, (self._size or 0) - self.part.received_bytes)
 
-    def _report(self, state: str, speed: float) -> Progress:
-        done = self.part.done_bytes
+    def _report(self, state: str, speed: float) -> DownloadProgress:
+        done = self.part.received_bytes
         left = (self._size - done) / speed if self._size is not None and speed > 0 else None
-        return Progress(
+        return DownloadProgress(
             name=self._wanted.path.name, done_bytes=done, total_bytes=self._size,
-            resumed_bytes=self.part.resumed_bytes, bytes_per_s=speed, left_s=left, state=state,
+            resumed_bytes=self.part.resumed_bytes, bytes_per_s=speed, remaining_s=left, state=state,
         )  # fmt: skip
 
     # The connections
@@ -188,7 +188,7 @@ class Transfer:
 
     def _in_words(self, error: OSError) -> EdgechatError:
         return DownloadError(
-            f"{self._wanted.path.name}: {error.strerror or error}, after {self.part.done_bytes / 1e6:.0f} MB, which are kept; "
+            f"{self._wanted.path.name}: {error.strerror or error}, after {self.part.received_bytes / 1e6:.0f} MB, which are kept; "
             "run it again when that is mended"
         )
 
@@ -220,27 +220,31 @@ class Transfer:
                     self._read(response, span)
                 if span.end == _UNKNOWN or self._stopped.is_set():
                     return  # nobody knows how long it is, and nobody complained
-                broke: HubError = http.Unreachable(f"{self._wanted.path.name}: the connection ended at byte {span.at}")
+                broke: HubError = http.ConnectionFailedError(
+                    f"{self._wanted.path.name}: the connection ended at byte {span.at}"
+                )
             except HubError as error:
                 broke = error
             if span.at >= span.end or self._stopped.is_set():
                 return
             if span.end == _UNKNOWN or (not self._is_ranged and not self._wanted.sha256 and not self._validator):
                 span.at = 0  # nothing says that it is the same file the next time
-            is_progress = span.at - at >= self._patience.least_bytes_per_s * self._patience.read_s
+            is_progress = span.at - at >= self._patience.min_bytes_per_s * self._patience.read_timeout_s
             failures = 1 if is_progress else failures + 1
             self._pause_or_raise(broke, failures, self._stopped)
 
     def _pause_or_raise(self, error: HubError, failures: int, ended: threading.Event) -> None:
         """Wait before another try, where one may help; raise the error where not."""
-        refused = error if isinstance(error, http.Refused) else None
+        refused = error if isinstance(error, http.HttpStatusError) else None
         wished_s = (refused.retry_after_s or 0.0) if refused else 0.0
-        if refused is not None and wished_s > self._patience.longest_pause_s:
-            raise http.Refused(f"{error}; it wants to be asked again in {wished_s:.0f} s", refused.status) from None
-        may_pass = refused.may_pass if refused else self._was_reached or not isinstance(error, http.NoConnection)
-        if not may_pass or failures >= self._patience.tries:
+        if refused is not None and wished_s > self._patience.max_pause_s:
+            raise http.HttpStatusError(
+                f"{error}; it wants to be asked again in {wished_s:.0f} s", refused.status
+            ) from None
+        may_pass = refused.is_transient if refused else self._was_reached or not isinstance(error, http.ConnectError)
+        if not may_pass or failures >= self._patience.max_tries:
             raise error
-        ended.wait(max(wished_s, min(self._patience.longest_pause_s, self._patience.pause_s * 2 ** (failures - 1))))
+        ended.wait(max(wished_s, min(self._patience.max_pause_s, self._patience.first_pause_s * 2 ** (failures - 1))))
 
     def _response(self, start: int) -> http.Response:
         with self._lock:
@@ -257,8 +261,8 @@ class Transfer:
         response = http.get(
             self._wanted.url,
             headers=self._wanted.headers | headers,
-            read_s=self._patience.read_s,
-            connected=self._connected,
+            read_timeout_s=self._patience.read_timeout_s,
+            on_connect=self._connected,
         )
         self._was_reached = True
         return response
@@ -267,7 +271,7 @@ class Transfer:
         with self._lock:
             self._sockets = {known for known in self._sockets if known.fileno() >= 0} | {connected}
             if self._stopped.is_set():
-                http.stop(connected)
+                http.shut_down_socket(connected)
 
     def _read(self, response: http.Response, span: _Span) -> None:
         """Write down what comes, until the range is whole or nothing comes any more."""
@@ -284,9 +288,9 @@ class Transfer:
                 self.part.write(span.at, keep)
                 span.at += len(keep)
             now_s = time.monotonic()
-            if now_s - watched_s >= self._patience.read_s:
-                if at - watched < self._patience.least_bytes_per_s * (now_s - watched_s):
-                    raise http.Unreachable(f"{self._wanted.path.name} comes at less than 1 kB a second")
+            if now_s - watched_s >= self._patience.read_timeout_s:
+                if at - watched < self._patience.min_bytes_per_s * (now_s - watched_s):
+                    raise http.ConnectionFailedError(f"{self._wanted.path.name} comes at less than 1 kB a second")
                 watched_s, watched = now_s, at
 
     def _check_same(self, response: http.Response, start: int) -> None:

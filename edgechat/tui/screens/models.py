@@ -155,7 +155,7 @@ class ModelsScreen(FilterListScreen[None]):
         worker = get_current_worker()
         said = ""
         try:
-            found = remote_header.look(repo)
+            found = remote_header.find_remote_model(repo)
             if found is not None:
                 candidate = selection.candidate(repo, found[1], repo=repo, is_here=False)
                 [rated] = selection.rate_all([candidate], self.app.settings)

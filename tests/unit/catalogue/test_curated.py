@@ -9,7 +9,7 @@ import pytest
 from edgechat import paths
 from edgechat.catalogue import curated
 from edgechat.errors import CatalogueError
-from edgechat.modelfile.layers import shape
+from edgechat.modelfile.layers import read_layers
 from edgechat.modelfile.split import read_header
 
 SHIPPED = curated.read(curated.shipped_file())
@@ -49,7 +49,7 @@ def test_every_figure_has_a_source_and_hangs_together(model: curated.CatalogueMo
 def test_figures_are_those_of_the_real_file(starter: Path) -> None:
     model = next(model for model in SHIPPED if model.id == "smollm2-135m")
     header = read_header(starter)
-    parts, first = shape(header), shape(header).layers[0]
+    parts, first = read_layers(header), read_layers(header).layers[0]
     known = model.shape
     assert (known.n_params, known.n_layers, known.n_embd, known.n_vocab) == (
         header.n_params, len(parts.layers), parts.n_embd, parts.n_vocab,

@@ -14,7 +14,7 @@ import pytest
 from edgechat import paths
 from edgechat.catalogue import library, locations, registry, verify
 from edgechat.catalogue.library import InstalledModel, scan
-from edgechat.catalogue.resolve import find_model, resolve
+from edgechat.catalogue.resolve import find_installed, find_model
 from edgechat.errors import CatalogueError, ModelFileError
 from tests.models import split_tiny, write_tiny_llama
 
@@ -161,7 +161,7 @@ def test_names(user: Path, starter: Path) -> None:
         find_model("qwen35-4b")
     library.add_alias("mine", other)
     assert find_model("mine") == other
-    assert resolve("mine", scan()).path == other
+    assert find_installed("mine", scan()).path == other
     library.remove_alias("mine")
     with pytest.raises(ModelFileError):
         find_model("mine")
@@ -179,9 +179,9 @@ def test_removing_frees_only_what_is_ours(user: Path) -> None:
     size = path.stat().st_size
     entries = {entry.name: entry for entry in here()}
     with pytest.raises(CatalogueError, match="lm studio"):
-        library.remove(entries["t"])
+        library.delete_model(entries["t"])
     assert theirs.exists()
-    assert library.remove(entries["m-Q8_0"]) == size
+    assert library.delete_model(entries["m-Q8_0"]) == size
     assert not (paths.models_dir() / "owner").exists()
     assert paths.models_dir().exists()
     assert registry.read_records().aliases == {}
@@ -190,11 +190,11 @@ def test_removing_frees_only_what_is_ours(user: Path) -> None:
 def test_hashes_are_remembered_until_the_file_changes(user: Path) -> None:
     path = model(paths.models_dir() / "one.gguf")
     [entry] = here()
-    [first] = verify.verify(entry)
+    [first] = verify.verify_files(entry)
     assert (first.is_good, first.sha256) == (None, digest(path))
     [entry] = here()
     assert entry.state == "unchanged"
-    [second] = verify.verify(entry)
+    [second] = verify.verify_files(entry)
     assert second.is_good is True
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -202,15 +202,15 @@ def test_hashes_are_remembered_until_the_file_changes(user: Path) -> None:
     os.utime(path, ns=(time.time_ns(), time.time_ns() + 1))
     [entry] = here()
     assert entry.state == ""
-    [third] = verify.verify(entry)
+    [third] = verify.verify_files(entry)
     assert third.is_good is False
-    assert "DIFFERS" in third.words
+    assert "DIFFERS" in third.description
     blob = in_ollama(user, "two", "latest", seed=2)
     with blob.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x01")
     broken = next(entry for entry in here() if entry.source == locations.OLLAMA)
-    assert [result.is_good for result in verify.verify(broken)] == [False]
+    assert [result.is_good for result in verify.verify_files(broken)] == [False]
 
 
 def test_damaged_records_are_not_thrown_away(user: Path) -> None:
@@ -220,7 +220,7 @@ def test_damaged_records_are_not_thrown_away(user: Path) -> None:
     for work in (here, lambda: library.add_folder(user), lambda: find_model("x")):
         with pytest.raises(CatalogueError, match=r"library\.json"):
             work()
-    registry.used(user)  # a note that cannot be made is not made
+    registry.record_use(user)  # a note that cannot be made is not made
     assert file.read_text() == "{"
 
 
@@ -243,4 +243,4 @@ def test_a_set_that_loses_a_part_is_no_longer_whole(user: Path) -> None:
     parts[1].unlink()
     [entry] = here()
     assert "missing beside it" in entry.facts.problem
-    assert [result.is_good for result in verify.verify(entry)] == [None, False, None]
+    assert [result.is_good for result in verify.verify_files(entry)] == [None, False, None]

@@ -13,7 +13,7 @@ import pytest
 
 from edgechat import paths
 from tests.conftest import Cli, edgechat_command
-from tests.hub import Faults, LocalHub, Repo, local_hub
+from tests.hub import FakeRepo, Faults, LocalHub, local_hub
 from tests.models import split_tiny, write_tiny_llama
 
 
@@ -35,7 +35,7 @@ def hub(server: LocalHub, files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
     server.faults, server.requests = Faults(), []
     tiny = files / "whole.gguf"
     server.repos = {
-        "own/tiny-GGUF": Repo({
+        "own/tiny-GGUF": FakeRepo({
             "tiny-Q8_0.gguf": tiny, "UD/tiny-UD-Q2_K_XL.gguf": tiny, "mmproj-F16.gguf": tiny, "README.md": b"# tiny",
             **{path.name: path for path in sorted(files.glob("tiny-Q4_K_M-*.gguf"))},
         }),
@@ -79,7 +79,7 @@ def test_an_address_and_what_is_no_model(hub: LocalHub, cli: Cli) -> None:
     assert [p.parts[-3:] for p in paths.models_dir().rglob("*.gguf")] == [("own", "tiny-GGUF", "tiny-Q8_0.gguf")]
     of_hub = cli("models", "pull", f"{hub.url}/own/tiny-GGUF/blob/main/UD/tiny-UD-Q2_K_XL.gguf?download=true", "--json")
     assert json.loads(of_hub.stdout)["reference"] == "own/tiny-GGUF:UD-Q2_K_XL"
-    hub.repos["own/text"] = Repo({"text-Q4_0.gguf": b"Once upon a time"})
+    hub.repos["own/text"] = FakeRepo({"text-Q4_0.gguf": b"Once upon a time"})
     wrong = cli("models", "pull", f"{hub.store_url}/own/text/text-Q4_0.gguf")
     assert (wrong.returncode, "no whole model" in wrong.stderr) == (4, True)
     assert not list(paths.models_dir().rglob("text-Q4_0.gguf"))

@@ -20,7 +20,7 @@ from edgechat.hardware.cpu import core_kinds, thread_counts
 from edgechat.hardware.profile import HardwareProfile, nvidia_words, read_speed_bps
 from edgechat.models.selection import choose_local
 from tests.conftest import Cli
-from tests.hub import Repo, local_hub
+from tests.hub import FakeRepo, local_hub
 from tests.models import write_tiny_llama
 
 
@@ -64,7 +64,7 @@ def test_the_table_of_what_is_here_and_of_what_is_not(
     assert cli("plan", "no-such-model").returncode == 3
     with local_hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        hub.repos["own/repo"] = Repo({"m-Q4_1.gguf": starter})  # type: ignore[dict-item]
+        hub.repos["own/repo"] = FakeRepo({"m-Q4_1.gguf": starter})  # type: ignore[dict-item]
         far = json.loads(cli("plan", "own/repo", "--json", "--budget", "2GB").stdout)["models"][0]
         assert far["memory"] == row["memory"]
         assert hub.sent_bytes < 4 << 20
@@ -197,10 +197,10 @@ def test_what_is_remembered_of_models_may_be_damaged(starter: Path) -> None:
 
 
 def test_a_file_is_known_by_its_repository_or_its_name() -> None:
-    assert curated.find("", "whatever", "Qwen3-4B-Instruct-2507-Q4_K_M.gguf").id == "qwen3-4b-instruct-2507"  # type: ignore[union-attr]
-    assert curated.find("", "", "Qwen3-4B-Q8_0.gguf").id == "qwen3-4b"  # type: ignore[union-attr]
-    assert curated.find("unsloth/SmolLM2-135M-Instruct-GGUF", "x").id == "smollm2-135m"  # type: ignore[union-attr]
-    assert curated.find("", "", "my-own.gguf") is None
+    assert curated.find_for_file("", "whatever", "Qwen3-4B-Instruct-2507-Q4_K_M.gguf").id == "qwen3-4b-instruct-2507"  # type: ignore[union-attr]
+    assert curated.find_for_file("", "", "Qwen3-4B-Q8_0.gguf").id == "qwen3-4b"  # type: ignore[union-attr]
+    assert curated.find_for_file("unsloth/SmolLM2-135M-Instruct-GGUF", "x").id == "smollm2-135m"  # type: ignore[union-attr]
+    assert curated.find_for_file("", "", "my-own.gguf") is None
 
 
 def test_cores_are_told_apart_by_their_speed(tmp_path: Path) -> None:

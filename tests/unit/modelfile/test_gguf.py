@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgechat.errors import ModelFileError
-from edgechat.modelfile.layers import shape as shape_of
+from edgechat.modelfile.layers import read_layers as shape_of
 from edgechat.modelfile.split import read_header
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from tests.models import write_tiny_llama

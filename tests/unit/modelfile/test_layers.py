@@ -17,10 +17,10 @@ from edgechat.catalogue import remote_header
 from edgechat.catalogue.hub import RemoteFile
 from edgechat.errors import ModelFileError
 from edgechat.modelfile.header import ModelHeader
-from edgechat.modelfile.layers import shape
-from edgechat.modelfile.split import join, part_name, read_header
+from edgechat.modelfile.layers import read_layers
+from edgechat.modelfile.split import join_headers, parse_part_name, read_header
 from edgechat.modelfile.tensor_types import FILE_TYPES
-from tests.hub import Repo, local_hub
+from tests.hub import FakeRepo, local_hub
 from tests.models import split_tiny, write_tiny, write_tiny_llama
 
 
@@ -33,7 +33,7 @@ def header(architecture: str, **values: Any) -> ModelHeader:
 
 
 def memories(found: ModelHeader) -> Counter[str]:
-    return Counter(layer.memory for layer in shape(found).layers)
+    return Counter(layer.memory for layer in read_layers(found).layers)
 
 
 ATTENTION: dict[str, Any] = {"embedding_length": 64, "attention__head_count": 4, "attention__head_count_kv": 2}
@@ -84,14 +84,14 @@ def test_widths_of_heads() -> None:
         attention__key_length=512, attention__value_length=512, attention__key_length_swa=256,
         attention__value_length_swa=256, **ATTENTION,
     )  # fmt: skip
-    assert [layer.kv_width for layer in shape(found).layers] == [2 * 512, 2 * 1024]
+    assert [layer.kv_width for layer in read_layers(found).layers] == [2 * 512, 2 * 1024]
     compressed = header(
         "deepseek2", block_count=1, attention__kv_lora_rank=512, attention__key_length=576, attention__value_length=512,
         attention__key_length_mla=192, embedding_length=64, attention__head_count=16, attention__head_count_kv=1,
     )  # fmt: skip
-    assert shape(compressed).layers[0].kv_width == 576
+    assert read_layers(compressed).layers[0].kv_width == 576
     with pytest.raises(ModelFileError, match="100000 layers"):
-        shape(header("llama", block_count=100_000))
+        read_layers(header("llama", block_count=100_000))
 
 
 @pytest.mark.parametrize(
@@ -114,28 +114,28 @@ def test_a_set_of_files_is_one_model(tmp_path: Path) -> None:
     assert {(t.name, t.shape, t.type, t.size_bytes) for t in joined.tensors} == {
         (t.name, t.shape, t.type, t.size_bytes) for t in whole.tensors
     }
-    assert {t.part for t in joined.tensors} == {0, 1, 2}
+    assert {t.part_index for t in joined.tensors} == {0, 1, 2}
     assert joined.file_bytes == sum(path.stat().st_size for path in files)
     with pytest.raises(ModelFileError, match=r"name the first, .*-00001-of-00003\.gguf"):
         read_header(files[1])
     parts = [read_header_alone(path) for path in files]
     for wrong in ([parts[0], parts[2], parts[1]], parts[:2], [parts[0], parts[1], parts[1]]):
         with pytest.raises(ModelFileError, match="part"):
-            join(wrong)
+            join_headers(wrong)
     files[2].rename(tmp_path / "away")
     with pytest.raises(ModelFileError, match=r"missing beside it: .*-00003-of-00003\.gguf"):
         read_header(files[0])
     files[0].rename(tmp_path / "renamed.gguf")
     with pytest.raises(ModelFileError, match="not called like one"):
         read_header(tmp_path / "renamed.gguf")
-    assert part_name("a-00002-of-00001.gguf") is None
-    assert part_name("a-00001-of-99999.gguf") is None
+    assert parse_part_name("a-00002-of-00001.gguf") is None
+    assert parse_part_name("a-00001-of-99999.gguf") is None
 
 
 def read_header_alone(path: Path) -> ModelHeader:
-    from edgechat.modelfile.gguf import read_file
+    from edgechat.modelfile.gguf import read_gguf_header
 
-    return read_file(path)
+    return read_gguf_header(path)
 
 
 def write_large_vocabulary(path: Path, n_tokens: int = 262_144, n_merges: int = 514_906) -> Path:
@@ -163,12 +163,12 @@ def test_a_header_from_afar_takes_few_requests_and_no_weights(tmp_path: Path) ->
     with path.open("r+b") as file:
         file.truncate(100 << 20)
     with local_hub() as hub:
-        hub.repos["a/b"] = Repo({"m.gguf": path, **{part.name: part for part in split_tiny(tmp_path)}})
+        hub.repos["a/b"] = FakeRepo({"m.gguf": path, **{part.name: part for part in split_tiny(tmp_path)}})
 
         def there(name: str, size_bytes: int) -> RemoteFile:
             return RemoteFile(path=name, size_bytes=size_bytes, sha256="", url=f"{hub.store_url}/a/b/{name}")
 
-        found = remote_header.read_header([there("m.gguf", 100 << 20)], {})
+        found = remote_header.read_remote_header([there("m.gguf", 100 << 20)], {})
         assert len(hub.file_requests()) <= 3
         assert hub.sent_bytes <= 16 << 20
         assert found.n_vocab == 262_144
@@ -177,7 +177,7 @@ def test_a_header_from_afar_takes_few_requests_and_no_weights(tmp_path: Path) ->
         parts = [
             there(name, len(hub.content("a/b", name))) for name in sorted(hub.repos["a/b"].files) if "tiny" in name
         ]
-        assert remote_header.read_header(parts, {}).tensors == read_header(tmp_path / parts[0].path).tensors
+        assert remote_header.read_remote_header(parts, {}).tensors == read_header(tmp_path / parts[0].path).tensors
         assert len(hub.file_requests()) == 3
 
 

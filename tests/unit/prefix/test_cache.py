@@ -209,19 +209,19 @@ def test_weights_are_hashed_once_until_the_file_changes(tmp_path: Path) -> None:
     model, memo = tmp_path / "model.gguf", tmp_path / "cache" / "weights.json"
     model.write_bytes(b"weights")
     paused: list[None] = []
-    assert content_hash.remembered(model, memo) is None
-    first = content_hash.find_hash(model, memo, lambda: paused.append(None))
+    assert content_hash.known_hash(model, memo) is None
+    first = content_hash.file_hash(model, memo, lambda: paused.append(None))
     assert paused
-    assert content_hash.remembered(model, memo) == first
+    assert content_hash.known_hash(model, memo) == first
     paused.clear()
-    assert content_hash.find_hash(model, memo, lambda: paused.append(None)) == first
+    assert content_hash.file_hash(model, memo, lambda: paused.append(None)) == first
     assert not paused
     model.write_bytes(b"weightz")
     os.utime(model, ns=(1, 1))
-    assert content_hash.remembered(model, memo) is None
-    assert content_hash.find_hash(model, memo, lambda: None) != first
+    assert content_hash.known_hash(model, memo) is None
+    assert content_hash.file_hash(model, memo, lambda: None) != first
     memo.write_text("{garbage")
-    assert content_hash.remembered(model, memo) is None
+    assert content_hash.known_hash(model, memo) is None
 
 
 # The tree

@@ -10,22 +10,22 @@ from edgechat.catalogue.download import http
 from edgechat.catalogue.download.hashing import sha256
 from edgechat.catalogue.download.partial_file import PartialFile
 from edgechat.catalogue.download.request import (
+    DownloadProgress,
     DownloadRequest,
-    Progress,
     ProgressCallback,
     RetryPolicy,
     check_cancelled,
 )
 from edgechat.catalogue.download.transfer import Transfer
 from edgechat.errors import DownloadError, ModelFileError
-from edgechat.modelfile.gguf import read_file
+from edgechat.modelfile.gguf import read_gguf_header
 
 
-def download(
-    wanted: DownloadRequest,
-    tell: ProgressCallback = lambda progress: None,
+def download_file(
+    request: DownloadRequest,
+    on_progress: ProgressCallback = lambda progress: None,
     cancel: threading.Event | None = None,
-    patience: RetryPolicy = RetryPolicy(),  # noqa: B008  (frozen)
+    retry_policy: RetryPolicy = RetryPolicy(),  # noqa: B008  (frozen)
 ) -> Path:
     """Get a file, unless it is there; returns where it is.
 
@@ -35,7 +35,7 @@ def download(
     import filelock
 
     cancel = cancel or threading.Event()
-    path = wanted.path
+    path = request.path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path.with_name(path.name + ".part.lock"))
@@ -44,11 +44,11 @@ def download(
                 lock.acquire(timeout=0.5)
                 break
             except filelock.Timeout:
-                tell(_progress(wanted, "waiting"))
+                on_progress(_progress(request, "waiting"))
                 check_cancelled(cancel)
         try:
-            if not _is_there(wanted):
-                _get_twice(wanted, tell, cancel, patience)
+            if not _is_there(request):
+                _get_twice(request, on_progress, cancel, retry_policy)
             # Whoever waits for it finds the file whole.
             with contextlib.suppress(OSError):
                 Path(lock.lock_file).unlink()
@@ -92,16 +92,16 @@ def _check_whole(wanted: DownloadRequest, part: PartialFile) -> None:
     if wanted.path.suffix.lower() != ".gguf":
         return
     try:
-        read_file(part.data_path)
+        read_gguf_header(part.data_path)
     except ModelFileError as error:
         part.discard()
         raise DownloadError(
-            f"what {http.shown(wanted.url)} sent is no whole model, and was thrown away: {error}"
+            f"what {http.redact_url(wanted.url)} sent is no whole model, and was thrown away: {error}"
         ) from None
 
 
-def _progress(wanted: DownloadRequest, state: str) -> Progress:
-    return Progress(
-        name=wanted.path.name, done_bytes=0, total_bytes=wanted.size_bytes, resumed_bytes=0, bytes_per_s=0.0, left_s=None,
+def _progress(wanted: DownloadRequest, state: str) -> DownloadProgress:
+    return DownloadProgress(
+        name=wanted.path.name, done_bytes=0, total_bytes=wanted.size_bytes, resumed_bytes=0, bytes_per_s=0.0, remaining_s=None,
         state=state,
     )  # fmt: skip
