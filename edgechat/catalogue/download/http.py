@@ -33,7 +33,7 @@ _MAX_ERROR_BYTES: Final = 4096
 T = TypeVar("T")
 
 
-class HttpStatusError(HubError):  # noqa: N818
+class HttpStatusError(HubError):
     """The server answered, but not with what was asked for."""
 
     def __init__(self, words: str, status: int, retry_after_s: float | None = None, code: str = "") -> None:
@@ -49,7 +49,7 @@ class HttpStatusError(HubError):  # noqa: N818
         return self.status in {408, 429} or self.status >= 500  # noqa: PLR2004
 
 
-class ConnectionFailedError(HubError):  # noqa: N818
+class ConnectionFailedError(HubError):
     """Nobody answered, or the connection broke."""
 
 
