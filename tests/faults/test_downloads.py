@@ -341,10 +341,13 @@ def test_cancelling_over_tls_keeps_only_what_was_sent(
     for limit in (300_000, 1_000_000, 2_000_000):
         cancel = threading.Event()
         server.faults = Faults(bytes_per_s=6_000_000)
+
+        def cancel_at_limit(progress: DownloadProgress, limit: int = limit, cancel: threading.Event = cancel) -> None:
+            if progress.done_bytes > limit:
+                cancel.set()
+
         with pytest.raises(DownloadCancelled):
-            download_file(
-                what, lambda p, limit=limit, cancel=cancel: cancel.set() if p.done_bytes > limit else None, cancel
-            )  # type: ignore[misc]
+            download_file(what, cancel_at_limit, cancel)
         part = (tmp_path / "m.gguf.part").read_bytes()
         assert part == BODY[: len(part)]
     server.faults = Faults()
