@@ -30,7 +30,7 @@ class FakeModel:
     def is_eog(self, token: int) -> bool:
         return token == END
 
-    def piece(self, token: int, *, special: bool = False) -> bytes:
+    def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
         return bytes([97 + token % 26])
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -47,14 +47,14 @@ class FakeModel:
 class FakeContext:
     """The part of a Context that a decode loop uses; `fail` may raise before a decode, which then does nothing."""
 
-    any_position = True
+    can_truncate = True
 
     def __init__(self, model: FakeModel, n_ctx: int = 400, n_cells: int | None = None) -> None:
         self.model = model
         self.n_ctx = n_ctx
         self.n_batch = 64
         self.n_seqs = 4
-        self.max_undo = 63
+        self.max_rollback = 63
         self.held: dict[int, list[int]] = {seq: [] for seq in range(self.n_seqs)}
         self.rows: list[list[float]] = []
         self.widths: list[int] = []
@@ -86,12 +86,12 @@ class FakeContext:
             self.rows.append(self.model.logits(self.held[seq]))
         assert all(len(held) <= self.n_ctx for held in self.held.values())
 
-    def undo(self, seq: int, n_tokens: int) -> None:
-        assert n_tokens <= self.max_undo
+    def rollback(self, seq: int, n_tokens: int) -> None:
+        assert n_tokens <= self.max_rollback
         if n_tokens:
             del self.held[seq][-n_tokens:]
 
-    def seal(self, seq: int) -> None:
+    def commit_rollback(self, seq: int) -> None:
         pass
 
     def synchronize(self) -> None:
@@ -99,7 +99,7 @@ class FakeContext:
 
     # As a `Memory` for the cache of prefixes, which is not what is tested here.
 
-    saves_whole = False
+    saves_full_state = False
 
     def can_rewind(self, seq: int, n_tokens: int) -> bool:
         return True
@@ -126,14 +126,14 @@ class FakeSampler(Sampler):
 
     def sample(self, context: FakeContext, index: int = -1) -> int:  # type: ignore[override]
         if self._grammar is None:
-            return self._draw(context.rows[index])
+            return self._sample_logits(context.rows[index])
         row = np.array(context.rows[index], dtype=np.float32)
-        with self._grammar.only_allowed(row):
-            token = self._draw([float(x) for x in row])
+        with self._grammar.mask_disallowed(row):
+            token = self._sample_logits([float(x) for x in row])
         self._grammar.accept(token)
         return token
 
-    def _draw(self, row: list[float]) -> int:  # type: ignore[override]
+    def _sample_logits(self, row: list[float]) -> int:  # type: ignore[override]
         llama = self._llama
         data = (llama.llama_token_data * len(row))(*[llama.llama_token_data(i, x, 0.0) for i, x in enumerate(row)])
         array = llama.llama_token_data_array(data, len(row), -1, False)

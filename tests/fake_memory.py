@@ -12,7 +12,7 @@ from tests.models import Kind
 WINDOW = 12
 
 
-class NoRoom(Exception):  # noqa: N818
+class CellsFullError(Exception):
     """The cells are full."""
 
 
@@ -48,11 +48,11 @@ class FakeMemory:
         self.computed = 0
 
     @property
-    def any_position(self) -> bool:
+    def can_truncate(self) -> bool:
         return not self._has_window and not self._has_state
 
     @property
-    def saves_whole(self) -> bool:
+    def saves_full_state(self) -> bool:
         return not self._has_cells and not self._has_window
 
     def tokens(self, seq: int) -> Sequence[int]:
@@ -63,7 +63,7 @@ class FakeMemory:
             return True
         return not self._has_state and self._reaches_back(seq, n_tokens)
 
-    def can_join(self, seq: int, n_tokens: int, end: int) -> bool:
+    def can_append_segment(self, seq: int, n_tokens: int, end: int) -> bool:
         if self._has_state:
             return not self._has_window
         return n_tokens <= len(self._held[seq].tokens) and self._reaches_back(seq, end)
@@ -91,7 +91,7 @@ class FakeMemory:
 
     def save(self, seq: int, start: int, end: int) -> bytearray:
         held = self._held[seq]
-        assert self.any_position or end == len(held.tokens)
+        assert self.can_truncate or end == len(held.tokens)
         assert start < end <= len(held.tokens)
         return bytearray(pickle.dumps((
             {p: c.after for p, c in held.cells.items() if start <= p < end},
@@ -118,7 +118,7 @@ class FakeMemory:
         self.check(seq)
         held = self._held[seq]
         if self._has_cells and self._used() + len(tokens) > self.n_cells:
-            raise NoRoom
+            raise CellsFullError
         self.computed += len(tokens)
         for token in tokens:
             held.tokens.append(token)
@@ -153,15 +153,15 @@ def check_cache(cache: PrefixCache) -> None:
     """Raises AssertionError if anything here contradicts anything else."""
     nodes = list(cache.tree.nodes())
     for node in nodes:
-        if not node.is_needed or len(node.tokens) != node.end - (node.parent.end if node.parent else 0):
+        if not node.is_in_use or len(node.tokens) != node.end - (node.parent.end if node.parent else 0):
             raise AssertionError(f"a node of {node.path()} is kept for nothing, or has a wrong length")
         if any(child.parent is not node or child.tokens[0] != first for first, child in node.children.items()):
             raise AssertionError(f"the children of {node.path()} are in disorder")
-    if {p for node in nodes for p in node.pieces} != cache._pieces:
+    if {p for node in nodes for p in node.segments} != cache.segments:
         raise AssertionError("pieces are not where they should be")
-    for seq, tip in cache._tips.items():
+    for seq, tip in cache.leaves.items():
         if tip.path() != list(cache._memory.tokens(seq)) or seq not in tip.seqs or seq not in cache._owner:
             raise AssertionError(f"sequence {seq} is not what the tree says")
-    in_ram = sum(p.n_bytes for p in cache._pieces if p.data is not None and not p.is_waiting)
+    in_ram = sum(p.n_bytes for p in cache.segments if p.data is not None and not p.is_pending_write)
     if in_ram > cache._ram_cap_bytes:
         raise AssertionError(f"{in_ram} bytes in RAM are over the cap of {cache._ram_cap_bytes}")

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from edgechat.speculation.acceptance import Acceptance
-from edgechat.speculation.controller import Controller
-from edgechat.speculation.drafter import Index, LiveDrafter
+from edgechat.speculation.controller import DraftController
+from edgechat.speculation.drafter import LiveDrafter, TokenIndex
 from edgechat.speculation.speculator import Speculator
 from edgechat.speculation.step_costs import StepCosts
 
-MakeIndex = Callable[[int], Index]
+MakeIndex = Callable[[int], TokenIndex]
 
 
 class Policy(Protocol):
     """Chooses what is tried with the next token; `Speculator` is one."""
 
-    def begin(self, tokens: Sequence[int]) -> None:
+    def start(self, tokens: Sequence[int]) -> None:
         """This is the text so far."""
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -26,13 +26,13 @@ class Policy(Protocol):
     def propose(self, room: int, depth: int) -> list[int]:
         """At most `room` tokens to try after `depth` others."""
 
-    def verified(self, n_tried: int, n_right: int, following: int, depth: int, seconds: float) -> None:
+    def record_step(self, n_tried: int, n_right: int, following: int, depth: int, seconds: float) -> None:
         """Of `n_tried` so many were right, then another came."""
 
 
 def replay(policy: Policy, prompt: Sequence[int], reply: Sequence[int], costs: StepCosts) -> float:
     """Speed of decoding `reply` after `prompt`, in times of decoding token by token, where steps cost `costs`."""
-    policy.begin([*prompt, reply[0]])
+    policy.start([*prompt, reply[0]])
     done, cost, plain = 1, 0.0, len(reply) - 1
     while done < len(reply):
         depth = len(prompt) + done - 1
@@ -42,7 +42,7 @@ def replay(policy: Policy, prompt: Sequence[int], reply: Sequence[int], costs: S
             n_right += 1
         ratio = costs.ratio(1 + len(draft), depth)
         cost += ratio
-        policy.verified(len(draft), n_right, reply[done + n_right], depth, ratio)
+        policy.record_step(len(draft), n_right, reply[done + n_right], depth, ratio)
         policy.append(reply[done : done + n_right + 1])
         done += n_right + 1
     return plain / cost if cost else 1.0
@@ -55,14 +55,14 @@ class _Measured(StepCosts):
         super().__init__()
         self.ratios = costs.ratios
 
-    def measured(self, n_tokens: int, depth: int, seconds: float, *, is_rehearsal: bool = False) -> None:
+    def record(self, n_tokens: int, depth: int, seconds: float, *, is_benchmark: bool = False) -> None:
         """Nothing is learned; but what probing costs is a part of the price."""
         self._since_single = 0 if n_tokens == 1 else self._since_single + 1
 
 
 def ours(make_index: MakeIndex, costs: StepCosts, acceptance: Acceptance | None = None) -> Policy:
     """Edgechat's own."""
-    return Speculator([LiveDrafter(make_index(0))], Controller(acceptance or Acceptance(), _Measured(costs)))
+    return Speculator([LiveDrafter(make_index(0))], DraftController(acceptance or Acceptance(), _Measured(costs)))
 
 
 class _Fixed:
@@ -71,13 +71,13 @@ class _Fixed:
     def __init__(self) -> None:
         self.text: list[int] = []
 
-    def begin(self, tokens: Sequence[int]) -> None:
+    def start(self, tokens: Sequence[int]) -> None:
         self.text = list(tokens)
 
     def append(self, tokens: Sequence[int]) -> None:
         self.text.extend(tokens)
 
-    def verified(self, n_tried: int, n_right: int, following: int, depth: int, seconds: float) -> None:
+    def record_step(self, n_tried: int, n_right: int, following: int, depth: int, seconds: float) -> None:
         pass
 
 
@@ -113,13 +113,13 @@ class NgramSimple(_Fixed):
 class PlainSuffix(_Fixed):
     """As many tokens as the longest match is long."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: TokenIndex) -> None:
         super().__init__()
         self._drafter = LiveDrafter(index)
 
-    def begin(self, tokens: Sequence[int]) -> None:
+    def start(self, tokens: Sequence[int]) -> None:
         """This is the text so far."""
-        self._drafter.begin(tokens)
+        self._drafter.start(tokens)
 
     def append(self, tokens: Sequence[int]) -> None:
         """So it goes on."""

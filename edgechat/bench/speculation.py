@@ -27,7 +27,7 @@ from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import load_edgechat
 from edgechat.runtime.suffix_index import SuffixIndex
 from edgechat.speculation.acceptance import Acceptance
-from edgechat.speculation.step_costs import ENOUGH, SIZES, Mean, StepCosts
+from edgechat.speculation.step_costs import MIN_SAMPLES, SIZES, RunningMean, StepCosts
 
 N_CTX: Final = 4096
 N_BATCH: Final = 512
@@ -263,7 +263,7 @@ class _EdgechatRun:
                 break
         costs = StepCosts()
         for ratios in costs.ratios:
-            ratios.update({n: Mean(ratio, ENOUGH) for n, ratio in found.items()})
+            ratios.update({n: RunningMean(ratio, MIN_SAMPLES) for n, ratio in found.items()})
         return costs
 
     def read(self, prompt: list[int]) -> None:

@@ -24,9 +24,9 @@ def doctor(as_json: bool, report: bool, retest: bool) -> None:
     import msgspec
 
     if retest:
-        from edgechat.runtime.backends.verdicts import forget
+        from edgechat.runtime.backends.verdicts import clear_verdicts
 
-        forget()
+        clear_verdicts()
     diagnosis = examine()
     if report:
         diagnosis = redact(diagnosis)
@@ -82,7 +82,7 @@ def _backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
     import msgspec
 
     from edgechat.runtime.backends.bundle import find_bundle
-    from edgechat.runtime.backends.probe import judge, judge_gpus
+    from edgechat.runtime.backends.probe import gpu_module_verdicts, module_verdicts
 
     try:
         bundle = find_bundle()
@@ -94,10 +94,10 @@ def _backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
         if sys.stderr.isatty():
             click.echo(text, err=True)
 
-    judged = list(judge(bundle, on_progress))
-    cpu_module = next((module for module, verdict in judged if verdict.usable), None)
+    judged = list(module_verdicts(bundle, on_progress))
+    cpu_module = next((module for module, verdict in judged if verdict.is_usable), None)
     if cpu_module is not None:
-        judged += judge_gpus(bundle, cpu_module, on_progress)
+        judged += gpu_module_verdicts(bundle, cpu_module, on_progress)
     backends = [{**msgspec.structs.asdict(verdict), "path": module.path} for module, verdict in judged]
     about = {k: v for k, v in msgspec.structs.asdict(bundle).items() if k != "modules"}
     usable = any(b["status"] == "passed" for b in backends)

@@ -26,10 +26,10 @@ from edgechat.process import CHANGED, UPGRADED
 from edgechat.runtime import logs
 from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import find_bundle
-from edgechat.runtime.backends.probe import ABORTS, CRASHES, death
+from edgechat.runtime.backends.probe import ABORT_CODES, CRASH_CODES, describe_exit
 
 # In real use an abort is llama.cpp refusing a model, which is no fault of the backend.
-_CRASHES: Final = CRASHES - ABORTS
+_CRASHES: Final = CRASH_CODES - ABORT_CODES
 _EXIT_S: Final = 2.0
 KILLED: Final = getattr(signal, "SIGKILL", 9)
 """The signal that a process ends by when the system runs out of memory."""
@@ -99,12 +99,12 @@ class EngineProcess:
         self.channel.close()
         if code in _CRASHES and self.backend and not self.closing:
             with contextlib.suppress(EdgechatError):  # the bundle may be gone by now
-                _record_crash(self.backend, death(code))
+                _record_crash(self.backend, describe_exit(code))
 
     def _obituary(self, code: int) -> str:
         if code == CHANGED:
             return UPGRADED
-        words = f"the engine process died by {death(code)}"
+        words = f"the engine process died by {describe_exit(code)}"
         if code == -KILLED:
             words += ": something killed it, often the system when memory runs out"
         lines = logs.last_lines(paths.log_file(), self._log_start)
@@ -290,4 +290,4 @@ def _record_crash(backend: str, how: str) -> None:
     cpu = read_cpu()
     for module in bundle.modules:
         if module.name == backend:
-            verdicts.record_death(verdicts.key(bundle, module, cpu), backend, how)
+            verdicts.record_engine_crash(verdicts.verdict_key(bundle, module, cpu), backend, how)

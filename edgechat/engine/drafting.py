@@ -16,11 +16,11 @@ from edgechat.prefix.disk_tier import folder_name
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
 from edgechat.runtime.suffix_index import SuffixIndex
 from edgechat.speculation import profile
-from edgechat.speculation.controller import Controller
+from edgechat.speculation.controller import DraftController
 from edgechat.speculation.corpus import Corpus
 from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
-from edgechat.speculation.step_costs import ENOUGH, SIZES
+from edgechat.speculation.step_costs import MIN_SAMPLES, SIZES
 
 # What is measured in idle moments is measured again after the first answer that ends so much later.
 _REHEARSE_AGAIN_S: Final = 60.0
@@ -52,9 +52,11 @@ class Drafting:
             folder = Path(request.prefix_dir) / f"drafts-{vocabulary}"
         name = f"{folder_name(str(context.model.path))}-{backend}-{context.n_threads}.json"
         self._profile_path = folder / name if folder is not None else None
-        self._profile = profile.load(self._profile_path) if self._profile_path is not None else profile.Profile()
+        self._profile = (
+            profile.load_profile(self._profile_path) if self._profile_path is not None else profile.SpeculationProfile()
+        )
         self._context = context
-        self._sizes = [size for size in SIZES if size <= 1 + context.max_undo]
+        self._sizes = [size for size in SIZES if size <= 1 + context.max_rollback]
         self._live = LiveDrafter(SuffixIndex(library, context.n_ctx))
         self._corpus = Corpus(
             lambda capacity: SuffixIndex(library, capacity), request.plan.draft_tokens, context.model.n_vocab, folder
@@ -70,16 +72,16 @@ class Drafting:
     def speculator_for(self, request: Generate) -> Speculator | None:
         """What drafts for this answer; None if it is to be decoded plainly."""
         if request.conversation and not request.ephemeral:
-            self._corpus.open(folder_name(request.conversation))
+            self._corpus.open_conversation(folder_name(request.conversation))
         if not request.speculate or request.n_sequences > 1 or not self._sizes:
             return None
-        acceptance = self._profile.drawn if request.sampling.temperature > 0 else self._profile.greedy
+        acceptance = self._profile.sampled if request.sampling.temperature > 0 else self._profile.greedy
         if request.conversation:
             self._is_changed = True
         else:
             acceptance = acceptance.copy()  # what is not kept teaches nothing
         is_end = self._context.model.is_eog if not request.ignore_eog else lambda _token: False
-        return Speculator([self._live, self._corpus], Controller(acceptance, self._profile.costs), is_end)
+        return Speculator([self._live, self._corpus], DraftController(acceptance, self._profile.costs), is_end)
 
     def add_outputs(self, request: Generate, answers: Sequence[list[int]]) -> None:
         """These are the answers; what was asked beside a conversation, or only read, leaves nothing to do."""
@@ -92,7 +94,7 @@ class Drafting:
     def step_costs(self) -> dict[int, float]:
         """What was measured of steps at the depth of the longest sequence, in steps of one token."""
         costs, depth = self._profile.costs, self._depth()
-        return {n: costs.ratio(n, depth) for n in SIZES if costs.is_known(n, depth)}
+        return {n: costs.ratio(n, depth) for n in SIZES if costs.is_measured(n, depth)}
 
     def _deepest(self) -> int:
         return max(range(self._context.n_seqs), key=lambda seq: len(self._context.tokens(seq)))
@@ -112,10 +114,10 @@ class Drafting:
             return True
         if self._is_idle_new:
             self._is_idle_new = False
-            self._corpus.forget_deleted()
+            self._corpus.remove_deleted()
             self._plan_rehearsal()
             return True
-        if self._corpus.save_some():
+        if self._corpus.save_one():
             return True
         if self._rehearsal and time.monotonic() < self._rehearse_until_s:
             return self._rehearse_one(allow_abort)
@@ -132,7 +134,7 @@ class Drafting:
 
     def _save_profile(self) -> None:
         if self._profile_path is not None:
-            profile.save(self._profile, self._profile_path)
+            profile.save_profile(self._profile, self._profile_path)
 
     def _plan_rehearsal(self) -> None:
         """Measure now and then; what was never measured, until it can be trusted."""
@@ -141,8 +143,8 @@ class Drafting:
         if not self._rehearsal and now_s - self._rehearsed_s >= _REHEARSE_AGAIN_S:
             self._rehearsed_s = now_s
             depth = self._depth()
-            is_known = all(self._profile.costs.is_known(n, depth) for n in self._sizes)
-            self._rehearsal = self._sizes[::-1] * (1 if is_known else ENOUGH)
+            is_known = all(self._profile.costs.is_measured(n, depth) for n in self._sizes)
+            self._rehearsal = self._sizes[::-1] * (1 if is_known else MIN_SAMPLES)
 
     def _rehearse_one(self, allow_abort: Callable[[bool], None]) -> bool:
         allow_abort(True)
@@ -166,16 +168,16 @@ class Drafting:
         tokens = ([*context.tokens(seq)[-size:]] or [0]) * size
         base = seq if depth else None
         for _ in range(_SINGLES):
-            seconds = context.rehearse(tokens[:1], base)
-        costs.measured(1, depth, seconds, is_rehearsal=True)
-        costs.measured(size, depth, context.rehearse(tokens[:size], base), is_rehearsal=True)
+            seconds = context.time_decode(tokens[:1], base)
+        costs.record(1, depth, seconds, is_benchmark=True)
+        costs.record(size, depth, context.time_decode(tokens[:size], base), is_benchmark=True)
         self._is_changed = True
 
     def finish(self, until_s: float) -> None:
         """Save what is not saved yet, as far as there is time. Raises as `idle_step` does."""
         while self._heard and time.monotonic() < until_s:
             self._keep(self._heard.popleft())
-        while time.monotonic() < until_s and self._corpus.save_some():
+        while time.monotonic() < until_s and self._corpus.save_one():
             pass
         if self._is_changed:
             self._save_profile()

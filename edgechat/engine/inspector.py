@@ -9,7 +9,7 @@ from edgechat.engine import protocol
 from edgechat.runtime import bindings, quantize
 from edgechat.runtime.backends import kernel_benchmark, probe
 from edgechat.runtime.backends.bundle import find_bundle
-from edgechat.runtime.memory_report import MemoryReport, devices
+from edgechat.runtime.memory_report import MemoryEstimator, devices
 
 Question = protocol.ProbeMemory | protocol.ListDevices | protocol.ListQuantTypes
 
@@ -21,7 +21,7 @@ class ModelInspector:
         self.backend = ""
         """The module that computes; "" before the first request that needs one."""
         self._send = send
-        self._sizes = MemoryReport()
+        self._sizes = MemoryEstimator()
         self._native: bindings.Bindings | None = None
 
     def load_backend(self, request_id: int) -> bindings.Bindings:
@@ -30,8 +30,8 @@ class ModelInspector:
             return self._native
         bundle = find_bundle()
         tell = self._tell(request_id)
-        module, _ = probe.choose(bundle, tell)
-        gpus = [gpu for gpu, verdict in probe.judge_gpus(bundle, module, tell) if verdict.usable]
+        module, _ = probe.choose_module(bundle, tell)
+        gpus = [gpu for gpu, verdict in probe.gpu_module_verdicts(bundle, module, tell) if verdict.is_usable]
         self.backend = module.name
         self._send(protocol.BackendChosen(id=request_id, backend=module.name))
         self._native = bindings.load(bundle, module, gpus)
@@ -43,9 +43,9 @@ class ModelInspector:
             return self._devices(question)
         native = self.load_backend(question.id)
         if isinstance(question, protocol.ListQuantTypes):
-            found = quantize.types(native.edgechat, question.model, question.preset)
+            found = quantize.quantized_types(native.edgechat, question.model, question.preset)
             return protocol.QuantTypesListed(id=question.id, types=found)
-        sizes = self._sizes.of(native, Path(question.model_path), question.options)
+        sizes = self._sizes.estimate(native, Path(question.model_path), question.options)
         return protocol.MemoryProbed(id=question.id, backend=self.backend, memory=sizes)
 
     def close_model(self) -> None:
@@ -55,18 +55,18 @@ class ModelInspector:
     def _devices(self, question: protocol.ListDevices) -> protocol.DevicesListed:
         bundle = find_bundle()
         tell = self._tell(question.id)
-        module, _ = probe.choose(bundle, tell)
-        found = kernel_benchmark.recall(bundle, module)
+        module, _ = probe.choose_module(bundle, tell)
+        found = kernel_benchmark.load_speeds(bundle, module)
         if question.benchmark and (found is None or question.remeasure):  # in a process of its own
-            found = kernel_benchmark.measure(bundle, module, tell)
-        judged = probe.judge_gpus(bundle, module, tell)
+            found = kernel_benchmark.measure_speeds(bundle, module, tell)
+        judged = probe.gpu_module_verdicts(bundle, module, tell)
         # A build for many machines has modules for devices that most of them lack.
         problems = [
             f"{gpu.name}: {verdict.reason}"
             for gpu, verdict in judged
-            if not verdict.usable and verdict.status not in {"refused", "missing"}
+            if not verdict.is_usable and verdict.status not in {"refused", "missing"}
         ]
-        gpus = devices(self.load_backend(question.id)) if any(verdict.usable for _, verdict in judged) else []
+        gpus = devices(self.load_backend(question.id)) if any(verdict.is_usable for _, verdict in judged) else []
         return protocol.DevicesListed(id=question.id, backend=module.name, gpus=gpus, speeds=found, problems=problems)
 
     def _tell(self, request_id: int) -> Callable[[str], None]:

@@ -20,7 +20,7 @@ from edgechat.engine.protocol import (
 )
 from edgechat.engine.sequence import OutputSequence
 from edgechat.errors import ContextOverflowError, EdgechatError, EngineError
-from edgechat.prefix.cache import Cached, PrefixCache
+from edgechat.prefix.cache import CachedPrefix, PrefixCache
 from edgechat.runtime.context import Context
 from edgechat.speculation.speculator import SpeculationStats, Speculator
 
@@ -78,7 +78,7 @@ class ActiveRequest:
         self._send = send
         self._arrived_s = arrived_s
         self._strands: list[PendingPrefill] = []
-        self._cached = Cached(seq=0)
+        self._cached = CachedPrefix(seq=0)
         self._prefill_s = 0.0
         self._n_held = 0
         self._grammar: Grammar | None = None
@@ -132,22 +132,22 @@ class ActiveRequest:
     def _give_back(self, seq: int) -> None:
         if not self._n_held or (self.sequences and seq == self.sequences[0].seq):
             self._n_held = len(self._context.tokens(seq))
-        self._context.seal(seq)
+        self._context.commit_rollback(seq)
         if self.request.ephemeral:
-            self._cache.release(seq)
+            self._cache.drop(seq)
         else:
-            self._cache.settle(seq)
+            self._cache.commit(seq)
 
     # The prompt
 
     def prefill(self, max_tokens: int) -> None:
         """Compute a part of what is to be computed; draw the first token after it if that was the last part.
 
-        Raises NoRoom, DecodeAborted and EngineError; after NoRoom it may be called again.
+        Raises NoKvSlotError, DecodeAborted and EngineError; after NoKvSlotError it may be called again.
         """
         strand = self._strands[0]
         context, cache, tokens = self._context, self._cache, strand.tokens
-        stops = [] if context.any_position else [t for t in self.request.turn_starts if 0 < t < len(tokens)]
+        stops = [] if context.can_truncate else [t for t in self.request.turn_starts if 0 < t < len(tokens)]
         self.last_prefill_at = started = time.monotonic()
         if strand.seq is None:
             strand.seq = self._prepare(strand)
@@ -161,7 +161,7 @@ class ActiveRequest:
         context.synchronize()
         elapsed_s = time.monotonic() - started
         self._prefill_s += elapsed_s
-        cache.speeds.prefill.measured(end - done, elapsed_s)
+        cache.throughput.prefill.record(end - done, elapsed_s)
         if end in stops:
             cache.checkpoint(seq)
         if strand.sample is None:
@@ -171,8 +171,8 @@ class ActiveRequest:
 
     def _prepare(self, strand: PendingPrefill) -> int:
         request = self.request
-        cached = self._cache.prepare(
-            strand.tokens, request.conversation, is_cold=request.bypass_cache, is_aside=request.ephemeral
+        cached = self._cache.acquire(
+            strand.tokens, request.conversation, bypass_cache=request.bypass_cache, ephemeral=request.ephemeral
         )
         if strand.sample is None:
             self._cached = cached
@@ -208,7 +208,7 @@ class ActiveRequest:
             ]  # fmt: skip
         except (EdgechatError, MemoryError):
             for seq in seqs[1:]:
-                self._cache.release(seq)
+                self._cache.drop(seq)
             raise
 
     # The answers

@@ -109,7 +109,7 @@ class Scheduler:
 
     def _free_cells(self) -> bool:
         """Free cells: of sequences that nobody works on, else of who was let in last; False if there is only one."""
-        if self._cache.make_room():
+        if self._cache.evict_lru():
             return True
         if len(self._running) == 1:
             return False
@@ -168,10 +168,10 @@ class Scheduler:
         if speculator is None:
             return
         if self._drafting_for is not sample:
-            speculator.begin([*generation.prompt, *sample.tokens])
+            speculator.start([*generation.prompt, *sample.tokens])
             self._drafting_for = sample
         depth = len(context.tokens(sample.seq))
-        draft = sample.allowed_prefix(speculator.propose(min(sample.max_draft, context.max_undo), depth))
+        draft = sample.allowed_prefix(speculator.propose(min(sample.max_draft, context.max_rollback), depth))
         started = time.monotonic()
         try:
             draft = self._decode_with_draft(generation, sample, draft)
@@ -220,8 +220,8 @@ class Scheduler:
             if not goes_on or i == len(draft) or token != draft[i]:
                 break
             n_right += 1
-        self._context.undo(seq, len(draft) - n_right)
-        speculator.verified(len(draft), n_right, token, depth, seconds)
+        self._context.rollback(seq, len(draft) - n_right)
+        speculator.record_step(len(draft), n_right, token, depth, seconds)
         speculator.append([*draft[:n_right], token])
         if not goes_on:
             generation.release_sequence(sample)

@@ -71,7 +71,7 @@ class OutputSequence:
 
     def allowed_prefix(self, draft: list[int]) -> list[int]:
         """What of a draft a grammar allows."""
-        return draft[: self._sampler.n_allowed(draft)] if draft else draft
+        return draft[: self._sampler.count_allowed(draft)] if draft else draft
 
     def sample(self, index: int) -> int:
         """The next token, from the logits at `index` of the last batch. Raises GrammarError if there can be none."""
@@ -84,7 +84,7 @@ class OutputSequence:
         return token
 
     def _logprobs_of(self, token: int, index: int, n_top: int) -> TokenLogprobs:
-        piece = self._context.model.piece
+        piece = self._context.model.token_to_piece
         chosen, top = self._context.logprobs(token, index, n_top)
         return TokenLogprobs(
             text=piece(token, special=True), logprob=chosen, top=[(piece(t, special=True), value) for t, value in top]
@@ -101,10 +101,10 @@ class OutputSequence:
             del self._logprobs[-1:]
             self.finish("stop")
             return False
-        self._add(token, model.piece(token, special=token in self._shown))
+        self._add(token, model.token_to_piece(token, special=token in self._shown))
         if self._stop.is_stopped or self._sampler.is_complete:
             # What a stop text cut off in the middle of a grammar is not what was asked for.
-            self.finish("stop" if self._sampler.may_end else "length")
+            self.finish("stop" if self._sampler.can_end else "length")
             return False
         if self.max_draft < 0:
             self.finish("length")

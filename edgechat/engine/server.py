@@ -274,7 +274,7 @@ class EngineServer:
         native = self._survey.load_backend(request.id)
         plan, options = request.plan, request.plan.options
         started = time.monotonic()
-        model = Model(native, Path(plan.model_path), options, progress=self._progress(request.id))
+        model = Model(native, Path(plan.model_path), options, on_progress=self._progress(request.id))
         if model.is_embedding:
             self._embedder = Embedder(model, plan)
             return self._loaded(
@@ -287,9 +287,9 @@ class EngineServer:
         self._batching = Scheduler(context, self._cache, self._generated)
         with self._lock:
             self._context = context
-        max_draft = min(context.max_undo, MAX_DRAFT) if self._speculation is not None else 0
+        max_draft = min(context.max_rollback, MAX_DRAFT) if self._speculation is not None else 0
         return self._loaded(
-            request, model, started, n_ctx=context.n_ctx, can_truncate=context.any_position, max_draft=max_draft
+            request, model, started, n_ctx=context.n_ctx, can_truncate=context.can_truncate, max_draft=max_draft
         )
 
     def _loaded(self, request: protocol.Load, model: Model, started: float, **more: Any) -> protocol.Loaded:

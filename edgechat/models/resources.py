@@ -67,7 +67,7 @@ def measured_speeds() -> KernelSpeeds | None:
         bundle = find_bundle()
     except EdgechatError:
         return None
-    return kernel_benchmark.recall(bundle, *bundle.modules)
+    return kernel_benchmark.load_speeds(bundle, *bundle.modules)
 
 
 def _threads(settings: Settings, measured: KernelSpeeds | None) -> tuple[int, int, str]:

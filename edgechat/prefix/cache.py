@@ -29,7 +29,7 @@ PARKED_TOKENS: Final = 128
 PARKED_SHARE: Final = 16
 
 
-class Cached(msgspec.Struct, frozen=True, kw_only=True):
+class CachedPrefix(msgspec.Struct, frozen=True, kw_only=True):
     """A sequence that holds a prefix of a prompt, and where that came from, in tokens."""
 
     seq: int
@@ -47,17 +47,17 @@ class PrefixCache:
 
     def __init__(self, memory: KvMemory, *, ram_cap_bytes: int = 0, disk: DiskTier | None = None) -> None:
         self.tree = PrefixTree()
-        self.speeds = PrefixThroughput()
+        self.throughput = PrefixThroughput()
         self._memory = memory
         self._ram_cap_bytes = ram_cap_bytes
         self._disk = disk
-        self._tips: dict[int, Node] = {}
+        self.leaves: dict[int, Node] = {}
         """Where sequences end that others can begin with; in the order of their use."""
         self._owner: dict[int, str] = {}
         """The conversation of each sequence in use."""
         self._working: set[int] = set()
         """Those of them that are not to be touched."""
-        self._pieces: set[KvSegment] = set()
+        self.segments: set[KvSegment] = set()
         self._token_bytes = 0.0
         """What a saved token takes; 0 if none was saved yet."""
         self._clock = itertools.count(1)
@@ -69,30 +69,30 @@ class PrefixCache:
 
     # Before a prompt is computed
 
-    def prepare(
-        self, tokens: Sequence[int], conversation: str = "", *, is_cold: bool = False, is_aside: bool = False
-    ) -> Cached:
+    def acquire(
+        self, tokens: Sequence[int], conversation: str = "", *, bypass_cache: bool = False, ephemeral: bool = False
+    ) -> CachedPrefix:
         """Get a sequence that holds as much of `tokens` as is worth having, and not the last one.
 
         With `is_cold` it holds nothing. With `is_aside` all live sequences stay as they are; with `is_cold` alone nothing
         else is live, so that the same cells are used each time.
         """
-        for seq in [s for s in self._owner if s not in self._tips and s not in self._working]:
-            self.release(seq)  # an error ended the work on it
+        for seq in [s for s in self._owner if s not in self.leaves and s not in self._working]:
+            self.drop(seq)  # an error ended the work on it
         self._learn_files(conversation)
-        if is_cold and not is_aside:
-            while self.make_room():
+        if bypass_cache and not ephemeral:
+            while self.evict_lru():
                 pass
             self._memory.clear()
         while True:
             match = self.tree.match(tokens[:-1])
-            ways = RestorePlanner(self._memory, self.speeds, match, self._tips, self._pieces)
-            way = RestorePlan(n_tokens=0) if is_cold else ways.best()
-            self._thin_out(match, len(tokens), way.base)
-            cached = self._follow(way, tokens, is_aside=is_aside)
+            ways = RestorePlanner(self._memory, self.throughput, match, self.leaves, self.segments)
+            way = RestorePlan(n_tokens=0) if bypass_cache else ways.best()
+            self.evict_unshared(match, len(tokens), way.base)
+            cached = self._follow(way, tokens, ephemeral=ephemeral)
             if cached is not None:
                 self._owner[cached.seq] = conversation
-                self._thin_out(match, len(tokens), way.base if is_aside else None)
+                self.evict_unshared(match, len(tokens), way.base if ephemeral else None)
                 self._working.add(cached.seq)
                 return cached
 
@@ -101,41 +101,43 @@ class PrefixCache:
             return
         for path, header in self._disk.new_files(conversation):
             node = self.tree.insert(header.tokens)
-            piece = KvSegment(node, header.start, conversation, is_exact=header.is_exact, n_bytes=header.n_bytes)
+            piece = KvSegment(node, header.start, conversation, can_resume=header.can_resume, n_bytes=header.n_bytes)
             piece.file = path
             self._add(piece)
 
-    def _follow(self, way: RestorePlan, tokens: Sequence[int], *, is_aside: bool) -> Cached | None:
+    def _follow(self, way: RestorePlan, tokens: Sequence[int], *, ephemeral: bool) -> CachedPrefix | None:
         """Go that way; None if a piece turned out to be none, and another way has to be found."""
         memory = self._memory
         goes_on = (
             way.base is not None and way.base not in self._working and len(memory.tokens(way.base)) == way.base_tokens
         )
-        if way.base is not None and goes_on and not is_aside and (memory.any_position or not way.pieces):
+        if way.base is not None and goes_on and not ephemeral and (memory.can_truncate or not way.segments):
             seq = way.base
             self._untip(seq)
         else:
             seq = self._free_seq(way.base)
             if way.base is not None:
-                if way.base not in self._tips:
+                if way.base not in self.leaves:
                     return None  # it had to make room for what would have been made of it
                 memory.copy(way.base, seq, way.base_tokens)
-                self._tips[way.base] = self._tips.pop(way.base)  # of use just now
+                self.leaves[way.base] = self.leaves.pop(way.base)  # of use just now
         n_tokens = {"ram": 0, "disk": 0}
         started = time.monotonic()
-        for piece, data in self._with_data(way.pieces):
+        for piece, data in self._with_data(way.segments):
             before = len(memory.tokens(seq))
             tier = "ram" if isinstance(data, bytearray) else "disk"
             if not self._restore(seq, piece, data, tokens, way.base):
-                if memory.any_position:
+                if memory.can_truncate:
                     break
                 memory.drop(seq)
                 return None
             n_tokens[tier] += len(memory.tokens(seq)) - before
-            speed = self.speeds.ram if tier == "ram" else self.speeds.disk
-            speed.measured(piece.n_bytes, time.monotonic() - started)
+            speed = self.throughput.ram if tier == "ram" else self.throughput.disk
+            speed.record(piece.n_bytes, time.monotonic() - started)
             started = time.monotonic()
-        return Cached(seq=seq, live_tokens=way.base_tokens, ram_tokens=n_tokens["ram"], disk_tokens=n_tokens["disk"])
+        return CachedPrefix(
+            seq=seq, live_tokens=way.base_tokens, ram_tokens=n_tokens["ram"], disk_tokens=n_tokens["disk"]
+        )
 
     def _with_data(self, way: Sequence[KvSegment]) -> Iterator[tuple[KvSegment, bytearray | memoryview | None]]:
         """Each piece with its bytes; None if they cannot be had."""
@@ -157,10 +159,10 @@ class PrefixCache:
         if data is not None:
             held = tokens[piece.start : end]
             while not self._memory.restore(seq, piece.start, held, data):
-                if not self.make_room(seq, base):
+                if not self.evict_lru(seq, base):
                     break
             else:
-                piece.used = next(self._clock)
+                piece.last_used = next(self._clock)
                 return True
         self._remove(piece)
         return False
@@ -180,13 +182,13 @@ class PrefixCache:
                 forks.append(fork)
         except EngineError:
             for fork in forks:
-                self.release(fork)
+                self.drop(fork)
             raise
         return forks
 
     def checkpoint(self, seq: int) -> None:
         """Make it possible to come back to where `seq`, which is in work, is now."""
-        if not self._memory.any_position:
+        if not self._memory.can_truncate:
             self._capture(seq, min_tokens=1)
 
     def publish(self, seq: int) -> None:
@@ -194,24 +196,24 @@ class PrefixCache:
         self._untip(seq)
         node = self.tree.insert(self._memory.tokens(seq))
         node.seqs.add(seq)
-        self._tips[seq] = node
+        self.leaves[seq] = node
 
-    def settle(self, seq: int) -> None:
+    def commit(self, seq: int) -> None:
         """The work on `seq` is done; what it holds can be gone on from."""
         if not self._memory.tokens(seq):
-            self.release(seq)
+            self.drop(seq)
             return
         self._working.discard(seq)
         self.publish(seq)
 
-    def release(self, seq: int) -> None:
+    def drop(self, seq: int) -> None:
         """Forget a sequence."""
         self._memory.drop(seq)
         self._working.discard(seq)
         self._owner.pop(seq, None)
         self._untip(seq)
 
-    def make_room(self, *keep: int | None) -> bool:
+    def evict_lru(self, *keep: int | None) -> bool:
         """Give up the live sequence that was not used for the longest time; False if there is none but `keep`.
 
         What only it holds is saved, where there is a place for it.
@@ -226,13 +228,13 @@ class PrefixCache:
         """Release a sequence, saved if that is possible."""
         with contextlib.suppress(MemoryError, EngineError):
             self._capture(seq)
-        self.release(seq)
+        self.drop(seq)
 
     def _parked(self) -> list[int]:
         """Sequences that nobody works on; those first that were not used for the longest time."""
-        return [seq for seq in self._tips if seq not in self._working]
+        return [seq for seq in self.leaves if seq not in self._working]
 
-    def _thin_out(self, match: Match, n_tokens: int, keep: int | None) -> None:
+    def evict_unshared(self, match: Match, n_tokens: int, keep: int | None) -> None:
         """Give up live sequences until a prompt of `n_tokens` is not held up by what it does not share.
 
         Attention looks at every cell that is in use, and finds out only then whose it is.
@@ -248,14 +250,14 @@ class PrefixCache:
 
     def _parked_tokens(self, match: Match) -> int:
         """What parked sequences alone hold, and the prompt does not share."""
-        working = self._live_nodes(self._working & self._tips.keys())
+        working = self._live_nodes(self._working & self.leaves.keys())
         parked = self._live_nodes(self._parked())
-        return sum(len(node.tokens) for node in parked - working if match.shared(node) < node.end)
+        return sum(len(node.tokens) for node in parked - working if match.n_shared(node) < node.end)
 
     def _live_nodes(self, seqs: Iterable[int] | None = None) -> set[Node]:
         found: set[Node] = set()
-        for seq in self._tips if seqs is None else seqs:
-            node: Node | None = self._tips[seq]
+        for seq in self.leaves if seqs is None else seqs:
+            node: Node | None = self.leaves[seq]
             while node is not None and node not in found:
                 found.add(node)
                 node = node.parent
@@ -267,13 +269,13 @@ class PrefixCache:
                 if seq not in self._owner:
                     self._memory.drop(seq)  # whatever an error left in it
                     return seq
-            if not self.make_room(keep) and not self.make_room():
+            if not self.evict_lru(keep) and not self.evict_lru():
                 raise EngineError(
                     f"all {self._memory.n_seqs} sequences of the context are in work: ask for fewer at once"
                 )
 
     def _untip(self, seq: int) -> None:
-        node = self._tips.pop(seq, None)
+        node = self.leaves.pop(seq, None)
         if node is not None:
             node.seqs.discard(seq)
             self.tree.prune(node)
@@ -286,13 +288,13 @@ class PrefixCache:
         disk = self._disk
         if disk is None or disk.is_busy or disk.is_failing:
             return False
-        for piece in self._pieces:
-            if piece.data is not None and piece.file is None and disk.takes(piece.conversation):
+        for piece in self.segments:
+            if piece.data is not None and piece.file is None and disk.accepts(piece.conversation):
                 self._write(piece)
                 return True
-        for seq in reversed(self._tips):
+        for seq in reversed(self.leaves):
             if (
-                disk.takes(self._owner[seq])
+                disk.accepts(self._owner[seq])
                 and (captured := self._capture(seq, STEP_TOKENS, is_waiting=True)) is not None
             ):
                 self._write(captured)
@@ -321,19 +323,19 @@ class PrefixCache:
             return None
         start = self._covered(tokens, conversation)
         end = len(tokens)
-        if self._memory.any_position:
+        if self._memory.can_truncate:
             end = min(end, start + (max_tokens or end))
             if not is_waiting and end > start:
                 end = min(end, start + self._ram_tokens(seq, start))
         if end - start < min_tokens:
             return None
-        start = 0 if self._memory.saves_whole else start
+        start = 0 if self._memory.saves_full_state else start
         data = self._memory.save(seq, start, end)
         piece = KvSegment(
-            self.tree.insert(tokens[:end]), start, conversation, is_exact=end == len(tokens), n_bytes=len(data)
+            self.tree.insert(tokens[:end]), start, conversation, can_resume=end == len(tokens), n_bytes=len(data)
         )
-        piece.data, piece.is_waiting = data, is_waiting
-        if self._memory.any_position:
+        piece.data, piece.is_pending_write = data, is_waiting
+        if self._memory.can_truncate:
             self._token_bytes = len(data) / (end - start)
         self._add(piece)
         return piece
@@ -347,33 +349,33 @@ class PrefixCache:
     def _covered(self, tokens: Sequence[int], conversation: str) -> int:
         """How much of `tokens` can be put together from what was saved of this conversation."""
         match = self.tree.match(tokens)
-        own = [p for p in self._pieces if p.conversation == conversation and p.is_there]
-        if not self._memory.any_position:
-            return max((p.end for p in own if p.is_exact and match.shared(p.node) == p.end), default=0)
+        own = [p for p in self.segments if p.conversation == conversation and p.has_data]
+        if not self._memory.can_truncate:
+            return max((p.end for p in own if p.can_resume and match.n_shared(p.node) == p.end), default=0)
         done = 0
-        while (further := max((match.shared(p.node) for p in own if p.start <= done), default=0)) > done:
+        while (further := max((match.n_shared(p.node) for p in own if p.start <= done), default=0)) > done:
             done = further
         return done
 
     def _write(self, piece: KvSegment) -> None:
         if self._disk is not None:
-            self._disk.write_later(piece, piece.node.path())
+            self._disk.queue_write(piece, piece.node.path())
 
     def _add(self, piece: KvSegment) -> None:
-        piece.used = next(self._clock)
-        piece.node.pieces.append(piece)
-        self._pieces.add(piece)
+        piece.last_used = next(self._clock)
+        piece.node.segments.append(piece)
+        self.segments.add(piece)
         self._limit_ram()
 
     def _remove(self, piece: KvSegment) -> None:
-        self._pieces.discard(piece)
-        piece.node.pieces.remove(piece)
+        self.segments.discard(piece)
+        piece.node.segments.remove(piece)
         self.tree.prune(piece.node)
 
     def _tidy(self) -> None:
         """Give up pieces that are nowhere."""
-        for piece in list(self._pieces):
-            if not piece.is_there:
+        for piece in list(self.segments):
+            if not piece.has_data:
                 self._remove(piece)
         self._limit_ram()
 
@@ -381,16 +383,16 @@ class PrefixCache:
         """Keep the bytes in RAM under their cap; what waits for the disk goes last."""
         live = self._live_nodes()
         held = sorted(
-            (p for p in self._pieces if p.data is not None),
-            key=lambda p: (p.is_waiting, not (p.file is not None and p.node in live), p.used),
+            (p for p in self.segments if p.data is not None),
+            key=lambda p: (p.is_pending_write, not (p.file is not None and p.node in live), p.last_used),
         )
         total = sum(p.n_bytes for p in held)
         for piece in held:
-            if total <= self._ram_cap_bytes or piece.is_waiting:
+            if total <= self._ram_cap_bytes or piece.is_pending_write:
                 return
             total -= piece.n_bytes
             piece.data = None
-            if not piece.is_there:
+            if not piece.has_data:
                 self._remove(piece)
 
 

@@ -64,7 +64,7 @@ class DiskTier:
         """True for a while after nothing could be written."""
         return time.monotonic() < self._failing_until_s
 
-    def takes(self, conversation: str) -> bool:
+    def accepts(self, conversation: str) -> bool:
         """False if nothing is to be written for a conversation: for nobody's, and where it was refused before."""
         return bool(conversation) and conversation not in self._refused
 
@@ -132,11 +132,11 @@ class DiskTier:
 
     # Writing
 
-    def write_later(self, piece: KvSegment, tokens: list[int]) -> None:
+    def queue_write(self, piece: KvSegment, tokens: list[int]) -> None:
         """Have `piece`, which is in RAM, written; its `file` is set once it is."""
         if piece.data is not None:
             self._n_waiting += 1
-            piece.is_waiting = True
+            piece.is_pending_write = True
             self._jobs.put((piece, tokens, piece.data))
 
     def finish(self, timeout_s: float) -> None:
@@ -148,7 +148,7 @@ class DiskTier:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             self._try(*job)
-            job[0].is_waiting = False
+            job[0].is_pending_write = False
             self._n_waiting -= 1
 
     def _try(self, piece: KvSegment, tokens: list[int], data: bytearray) -> None:
@@ -174,7 +174,7 @@ class DiskTier:
         aside = path.with_suffix(f".{os.getpid()}{_ASIDE}")
         try:
             with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                pieces.write(file, piece, tokens, data, self._wait)
+                pieces.write_segment(file, piece, tokens, data, self._wait)
             # Not waiting for the disk: after a power failure the checksum finds what did not arrive.
             self._seen.setdefault(piece.conversation, set()).add(path.name)
             aside.replace(path)
@@ -213,7 +213,7 @@ class DiskTier:
                 total -= size
 
 
-def forget(root: Path, conversation: str) -> None:
+def delete_conversation(root: Path, conversation: str) -> None:
     """Remove all that is cached of a conversation, for every model."""
     with contextlib.suppress(OSError):
         for folder in root.iterdir():

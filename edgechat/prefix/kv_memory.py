@@ -13,11 +13,11 @@ class KvMemory(Protocol):
     """Sequences are numbered from 0."""
 
     @property
-    def any_position(self) -> bool:
+    def can_truncate(self) -> bool:
         """True if a sequence can be cut, copied and saved at any position; else only where it ends."""
 
     @property
-    def saves_whole(self) -> bool:
+    def saves_full_state(self) -> bool:
         """True if what `save` returns is all that a sequence is, wherever it started."""
 
     def tokens(self, seq: int) -> Sequence[int]:
@@ -26,7 +26,7 @@ class KvMemory(Protocol):
     def can_rewind(self, seq: int, n_tokens: int) -> bool:
         """True if the first `n_tokens` can be gone on from."""
 
-    def can_join(self, seq: int, n_tokens: int, end: int) -> bool:
+    def can_append_segment(self, seq: int, n_tokens: int, end: int) -> bool:
         """True if the first `n_tokens`, with a piece after them that ends at `end`, can be gone on from."""
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:

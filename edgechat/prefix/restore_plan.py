@@ -18,7 +18,7 @@ class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
     n_tokens: int
     base: int | None = None
     base_tokens: int = 0
-    pieces: tuple[KvSegment, ...] = ()
+    segments: tuple[KvSegment, ...] = ()
     cost_s: float = 0.0
 
 
@@ -42,29 +42,32 @@ class RestorePlanner:
 
     def best(self) -> RestorePlan:
         """The one that saves most time; it may lead nowhere."""
-        ways = self._at_any_position() if self._memory.any_position else self._at_ends()
+        ways = self._at_any_position() if self._memory.can_truncate else self._at_ends()
         return max(
             ways,
-            key=lambda way: self._speeds.prefill.seconds(way.n_tokens) - way.cost_s,
+            key=lambda way: self._speeds.prefill.duration_s(way.n_tokens) - way.cost_s,
             default=RestorePlan(n_tokens=0),
         )
 
     def _at_any_position(self) -> list[RestorePlan]:
         """The longest live prefix, and pieces after it for as long as they pay."""
-        base = max(self._tips, key=lambda s: (self._match.shared(self._tips[s]), -self._tips[s].end), default=None)
-        start = self._match.shared(self._tips[base]) if base is not None else 0
+        base = max(self._tips, key=lambda s: (self._match.n_shared(self._tips[s]), -self._tips[s].end), default=None)
+        start = self._match.n_shared(self._tips[base]) if base is not None else 0
         way = RestorePlan(n_tokens=start, base=base if start else None, base_tokens=start)
         ways = [way]
         while True:
             usable = [
-                (self._match.shared(p.node) - way.n_tokens, p) for p in self._pieces
-                if p.start <= way.n_tokens < self._match.shared(p.node)
+                (self._match.n_shared(p.node) - way.n_tokens, p) for p in self._pieces
+                if p.start <= way.n_tokens < self._match.n_shared(p.node)
             ]  # fmt: skip
             if not usable:
                 return ways
-            gain, piece = max(usable, key=lambda u: self._speeds.prefill.seconds(u[0]) - self._cost_s(u[1]))
+            gain, piece = max(usable, key=lambda u: self._speeds.prefill.duration_s(u[0]) - self._cost_s(u[1]))
             way = msgspec.structs.replace(
-                way, n_tokens=way.n_tokens + gain, pieces=(*way.pieces, piece), cost_s=way.cost_s + self._cost_s(piece)
+                way,
+                n_tokens=way.n_tokens + gain,
+                pieces=(*way.segments, piece),
+                cost_s=way.cost_s + self._cost_s(piece),
             )
             ways.append(way)
 
@@ -72,11 +75,11 @@ class RestorePlanner:
         """Where a live sequence or a piece can be gone on from."""
         ways = []
         for seq, tip in self._tips.items():
-            shared = self._match.shared(tip)
+            shared = self._match.n_shared(tip)
             if shared and self._memory.can_rewind(seq, shared):
                 ways.append(RestorePlan(n_tokens=shared, base=seq, base_tokens=shared))
         for piece in self._pieces:
-            if piece.is_exact and self._match.shared(piece.node) == piece.end:
+            if piece.can_resume and self._match.n_shared(piece.node) == piece.end:
                 way = self._chain(piece)
                 if way is not None:
                     ways.append(way)
@@ -91,13 +94,15 @@ class RestorePlanner:
                 (
                     s
                     for s, t in self._tips.items()
-                    if self._match.shared(t) >= need and self._memory.can_join(s, need, end)
+                    if self._match.n_shared(t) >= need and self._memory.can_append_segment(s, need, end)
                 ),
                 None,
             )
             if base is not None:
                 return self._way(last, base, need, chain)
-            before = next((p for p in self._pieces if p.is_exact and p.end == need == self._match.shared(p.node)), None)
+            before = next(
+                (p for p in self._pieces if p.can_resume and p.end == need == self._match.n_shared(p.node)), None
+            )
             if before is None or before.start >= need:
                 return None
             chain.insert(0, before)
@@ -105,7 +110,7 @@ class RestorePlanner:
 
     def _way(self, last: KvSegment, base: int | None, base_tokens: int, chain: list[KvSegment]) -> RestorePlan:
         cost_s = sum(self._cost_s(p) for p in chain)
-        return RestorePlan(n_tokens=last.end, base=base, base_tokens=base_tokens, pieces=tuple(chain), cost_s=cost_s)
+        return RestorePlan(n_tokens=last.end, base=base, base_tokens=base_tokens, segments=tuple(chain), cost_s=cost_s)
 
     def _cost_s(self, piece: KvSegment) -> float:
-        return (self._speeds.ram if piece.data is not None else self._speeds.disk).seconds(piece.n_bytes)
+        return (self._speeds.ram if piece.data is not None else self._speeds.disk).duration_s(piece.n_bytes)

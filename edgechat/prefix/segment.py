@@ -24,27 +24,27 @@ READ_BYTES: Final = 256 << 10
 class KvSegment:
     """What was saved of the positions from `start` to the end of its node."""
 
-    def __init__(self, node: Node, start: int, conversation: str, *, is_exact: bool, n_bytes: int) -> None:
+    def __init__(self, node: Node, start: int, conversation: str, *, can_resume: bool, n_bytes: int) -> None:
         self.node = node
         self.start = start
         self.conversation = conversation
         """Whose it is; "" if it must not be written."""
-        self.is_exact = is_exact
+        self.can_resume = can_resume
         """True if memory that cannot rewind can be gone on from where this ends."""
         self.n_bytes = n_bytes
         self.data: bytearray | None = None
         """The bytes, if they are in RAM."""
         self.file: Path | None = None
         """Where they are on disk, if they are."""
-        self.is_waiting = False
+        self.is_pending_write = False
         """True while it is to be written."""
-        self.used = 0
+        self.last_used = 0
         """When it was of use last, on the cache's clock."""
 
     @property
-    def is_there(self) -> bool:
+    def has_data(self) -> bool:
         """True if its bytes are somewhere, or soon will be."""
-        return self.data is not None or self.file is not None or self.is_waiting
+        return self.data is not None or self.file is not None or self.is_pending_write
 
     @property
     def end(self) -> int:
@@ -56,7 +56,7 @@ class SegmentHeader(msgspec.Struct, frozen=True, array_like=True):
     """What a file says before its data."""
 
     start: int
-    is_exact: bool
+    can_resume: bool
     n_bytes: int
     crc32: int
     """Of the data."""
@@ -73,7 +73,7 @@ class InvalidSegmentError(Exception):
     """A file is not a piece, or damaged, or cut, or of a later version."""
 
 
-def write(
+def write_segment(
     file: BufferedWriter, piece: KvSegment, tokens: Sequence[int], data: bytearray, pause: Callable[[], None]
 ) -> None:
     """Write a piece of the path `tokens`; `pause` is called now and then, and may wait."""
@@ -83,7 +83,7 @@ def write(
         pause()
         crc = zlib.crc32(view[start : start + CHUNK_BYTES], crc)
     header = msgspec.msgpack.encode(
-        SegmentHeader(piece.start, piece.is_exact, len(data), crc, array("i", tokens).tobytes())
+        SegmentHeader(piece.start, piece.can_resume, len(data), crc, array("i", tokens).tobytes())
     )
     file.write(MAGIC + _u32(len(header)) + header + _u32(zlib.crc32(header)))
     for start in range(0, len(data), CHUNK_BYTES):

@@ -17,11 +17,11 @@ _MIN_S: Final = 1e-4
 class Throughput:
     """Something per second, measured again and again."""
 
-    def __init__(self, first: float) -> None:
-        self.per_s = first
+    def __init__(self, default_per_s: float) -> None:
+        self.per_s = default_per_s
         self._is_measured = False
 
-    def measured(self, amount: float, seconds: float) -> None:
+    def record(self, amount: float, seconds: float) -> None:
         """It took `seconds` for `amount`."""
         if amount <= 0 or seconds < _MIN_S:
             return
@@ -29,7 +29,7 @@ class Throughput:
         self.per_s = self.per_s + _WEIGHT * (new - self.per_s) if self._is_measured else new
         self._is_measured = True
 
-    def seconds(self, amount: float) -> float:
+    def duration_s(self, amount: float) -> float:
         """How long `amount` will take."""
         return amount / self.per_s
 

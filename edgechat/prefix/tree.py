@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Node:
     """Some tokens after those of its parent, and what is kept of the path that ends with them."""
 
-    __slots__ = ("children", "end", "parent", "pieces", "seqs", "tokens")
+    __slots__ = ("children", "end", "parent", "segments", "seqs", "tokens")
 
     def __init__(self, parent: Node | None, tokens: Sequence[int]) -> None:
         self.parent = parent
@@ -23,13 +23,13 @@ class Node:
         """By their first token; no two begin with the same."""
         self.seqs: set[int] = set()
         """Live sequences that end here; they hold the whole path."""
-        self.pieces: list[KvSegment] = []
+        self.segments: list[KvSegment] = []
         """Saved memory of a part of the path that ends here, in RAM or on disk."""
 
     @property
-    def is_needed(self) -> bool:
+    def is_in_use(self) -> bool:
         """True if something is kept here or below."""
-        return bool(self.seqs or self.pieces or self.children or self.parent is None)
+        return bool(self.seqs or self.segments or self.children or self.parent is None)
 
     def path(self) -> list[int]:
         """All tokens from the root."""
@@ -49,7 +49,7 @@ class Match:
         self.n_tokens = n_tokens
         self._shared = {id(node): min(node.end, n_tokens) for node in nodes}
 
-    def shared(self, node: Node) -> int:
+    def n_shared(self, node: Node) -> int:
         """How many tokens from the root the prompt shares with the path to `node`."""
         at: Node | None = node
         while at is not None:
@@ -104,7 +104,7 @@ class PrefixTree:
 
     def prune(self, node: Node) -> None:
         """Remove the node, and those above it, as far as nothing is kept there."""
-        while not node.is_needed and (parent := node.parent) is not None:
+        while not node.is_in_use and (parent := node.parent) is not None:
             if parent.children.get(node.tokens[0]) is node:
                 del parent.children[node.tokens[0]]
             node = parent

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgechat.errors import RuntimeLoadError
-from edgechat.runtime.backends.bundle import HOW_TO_GET_IT, Bundle, Module
+from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.logs import LogSink
 
 # Variables that make ggml look for backends elsewhere: a planted module must not run.
@@ -28,7 +28,7 @@ _SEARCH_VARIABLES: Final = ("GGML_BACKEND_PATH",)
 class Bindings:
     """llama.cpp and libedgechat, loaded; make one per process with `load`."""
 
-    def __init__(self, llama: Any, edgechat: ctypes.CDLL, module: Module, log: LogSink) -> None:
+    def __init__(self, llama: Any, edgechat: ctypes.CDLL, module: BackendModule, log: LogSink) -> None:
         self.llama: Final = llama
         """The module `llama_cpp.llama_cpp`: one function per C function, same names."""
         self.edgechat: Final = edgechat
@@ -44,7 +44,7 @@ Progress = Callable[[float], bool]
 _loaded: Bindings | None = None
 
 
-def load(bundle: Bundle, module: Module, gpu_modules: Sequence[Module] = ()) -> Bindings:
+def load(bundle: Bundle, module: BackendModule, gpu_modules: Sequence[BackendModule] = ()) -> Bindings:
     """Load `bundle` with `module` for the CPU, and those for GPUs; the second call in a process must name the same one.
 
     A module for a GPU that does not load is left out: it passed its test, but the device may have gone since. Raises RuntimeLoadError if a library is missing, refuses to load, or does not match the bindings.
@@ -70,7 +70,7 @@ def load(bundle: Bundle, module: Module, gpu_modules: Sequence[Module] = ()) -> 
     return _loaded
 
 
-def _load_backend(bundle: Bundle, module: Module) -> None:
+def _load_backend(bundle: Bundle, module: BackendModule) -> None:
     # Before anything else touches llama.cpp: with a backend registered, its own search does not happen.
     _open(bundle.library("ggml-base"))
     ggml = _open(bundle.library("ggml"))
@@ -84,7 +84,7 @@ def _open(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise RuntimeLoadError(f"the native library {path} does not load: {error}; {HOW_TO_GET_IT}") from error
+        raise RuntimeLoadError(f"the native library {path} does not load: {error}; {INSTALL_HINT}") from error
 
 
 def _import_bindings(bundle: Bundle) -> Any:

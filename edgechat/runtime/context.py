@@ -116,7 +116,7 @@ class Context:
     def decode(self, tokens: Sequence[int], seq: int = 0) -> None:
         """Append at most `n_batch` tokens; then logits of the last one are ready for a sampler.
 
-        Raises DecodeAborted after `abort`, NoRoom if other sequences have the cells, and EngineError if llama.cpp
+        Raises DecodeAborted after `abort`, NoKvSlotError if other sequences have the cells, and EngineError if llama.cpp
         fails. In all three cases the sequence is where it was; but after a fault or an abort in the middle of
         several tokens it is empty, if its memory cannot rewind.
         """
@@ -153,10 +153,10 @@ class Context:
         top = np.argsort(-values, kind="stable")[:n_top]
         return float(values[token]), [(int(t), float(values[t])) for t in top]
 
-    def rehearse(self, tokens: Sequence[int], seq: int | None = None) -> float:
+    def time_decode(self, tokens: Sequence[int], seq: int | None = None) -> float:
         """How many seconds `decode_chain` of these tokens takes after what `seq` holds. Nothing of it stays.
 
-        Raises DecodeAborted, NoRoom and EngineError.
+        Raises DecodeAborted, NoKvSlotError and EngineError.
         """
         if seq is not None:
             self.copy(seq, self._scratch, len(self._tokens[seq]))
@@ -183,10 +183,10 @@ class Context:
         self._decode_batch(entries, starts, logits=logits)
 
     def _padding(self, count: int, depth: int) -> int:
-        if not self.any_position or self.n_batch < attention_padding.QUERIES:
+        if not self.can_truncate or self.n_batch < attention_padding.TILE_TOKENS:
             return 0
         model = self.model
-        return attention_padding.padding(
+        return attention_padding.padding_tokens(
             count, depth, n_params=model.n_params, n_layer=model.n_layer, n_embd=model.n_embd
         )
 
@@ -225,7 +225,7 @@ class Context:
         llama = self.model.bindings.llama
         if self._aborted:
             raise DecodeAborted
-        if not is_step or self.any_position:
+        if not is_step or self.can_truncate:
             return int(llama.llama_decode(self.pointer, batch))
         llama.llama_set_abort_callback(self.pointer, self._no_callback, None)
         try:
@@ -236,12 +236,12 @@ class Context:
     # What the memory can do
 
     @property
-    def any_position(self) -> bool:
+    def can_truncate(self) -> bool:
         """True if a sequence can be cut, copied and saved at any position; else only where it ends."""
         return not self._has_state and not self._window
 
     @property
-    def saves_whole(self) -> bool:
+    def saves_full_state(self) -> bool:
         """True if a state is all there is, so that what `save` returns needs nothing before it."""
         return not self._has_cells
 
@@ -251,7 +251,7 @@ class Context:
             return True
         return not self._has_state and self._reaches_back(seq, n_tokens)
 
-    def can_join(self, seq: int, n_tokens: int, end: int) -> bool:
+    def can_append_segment(self, seq: int, n_tokens: int, end: int) -> bool:
         """True if the first `n_tokens`, with a piece after them that ends at `end`, can be gone on from."""
         if self._has_state:  # the piece brings the state; of a window it may lack the beginning
             return not self._window
@@ -268,7 +268,7 @@ class Context:
         return int(self.model.bindings.llama.llama_memory_seq_pos_min(self._memory, seq))
 
     @cached_property
-    def max_undo(self) -> int:
+    def max_rollback(self) -> int:
         """How many of the last tokens `undo` can take back."""
         if not self._has_state:
             return min(self.n_batch, N_OUTPUTS) - 1
@@ -276,7 +276,7 @@ class Context:
 
     # Sequences
 
-    def undo(self, seq: int, n_tokens: int) -> None:
+    def rollback(self, seq: int, n_tokens: int) -> None:
         """Take back the last `n_tokens` of those that `decode_chain` just appended.
 
         Where memory is a state, `seal` must be called before the sequence is copied or saved. Raises EngineError if
@@ -290,7 +290,7 @@ class Context:
         if self._has_state:
             self._unsealed.add(seq)
 
-    def seal(self, seq: int) -> None:
+    def commit_rollback(self, seq: int) -> None:
         """Make what `undo` left of a state the sequence's own; until then it is one of several that llama.cpp keeps."""
         if seq not in self._unsealed:
             return

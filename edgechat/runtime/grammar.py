@@ -38,7 +38,7 @@ class _Vocabulary:
         self.bos_token_id = None
         self.special_token_ids = [token for token in texts if token not in shown]
         self.tokens = [
-            texts[t] if t in shown else _SPECIAL + texts[t] if t in texts else model.piece(t)
+            texts[t] if t in shown else _SPECIAL + texts[t] if t in texts else model.token_to_piece(t)
             for t in range(model.n_vocab)
         ]  # fmt: skip
         self._model: Model = weakref.proxy(model)  # a tokenizer is kept for as long as its model
@@ -78,11 +78,11 @@ class Grammar:
         return bool(self._matcher.is_stopped())
 
     @property
-    def may_end(self) -> bool:
+    def can_end(self) -> bool:
         """True if what was said so far is all that was asked for."""
         return bool(self._matcher.is_accepting())
 
-    def n_allowed(self, tokens: list[int]) -> int:
+    def count_allowed(self, tokens: list[int]) -> int:
         """How many of these tokens, from the first on, would be allowed."""
         return int(self._matcher.validate_tokens(tokens))
 
@@ -92,7 +92,7 @@ class Grammar:
         self._check()
 
     @contextlib.contextmanager
-    def only_allowed(self, logits: NDArray[Any]) -> Iterator[None]:
+    def mask_disallowed(self, logits: NDArray[Any]) -> Iterator[None]:
         """Make what is not allowed impossible, and `logits` what they were afterwards."""
         import numpy as np
 

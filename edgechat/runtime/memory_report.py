@@ -51,14 +51,14 @@ def devices(native: Bindings) -> list[Gpu]:
     ]  # fmt: skip
 
 
-class MemoryReport:
+class MemoryEstimator:
     """Asks llama.cpp how large its buffers would be. The last model's vocabulary stays: reading it takes most of the time."""
 
     def __init__(self) -> None:
         self._model: Model | None = None
         self._key: tuple[object, ...] = ()
 
-    def of(self, native: Bindings, path: Path, options: LoadOptions) -> dict[str, dict[str, int]]:
+    def estimate(self, native: Bindings, path: Path, options: LoadOptions) -> dict[str, dict[str, int]]:
         """Bytes by buffer type of a context with these options. Raises ModelFileError and PlanError."""
         key = (path, options.use_extra_bufts, options.n_gpu_layers, options.experts_on_cpu)
         if self._model is None or self._key != key:

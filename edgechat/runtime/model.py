@@ -33,7 +33,7 @@ class Model:
         options: LoadOptions | None = None,
         *,
         is_probe: bool = False,
-        progress: Callable[[float], bool] = lambda fraction: True,
+        on_progress: Callable[[float], bool] = lambda fraction: True,
     ) -> None:
         """Load the file at `path`, its weights as `options` say: mapped and beside the CPU, unless they say otherwise.
 
@@ -53,15 +53,15 @@ class Model:
         params.use_extra_bufts = options.use_extra_bufts
         bindings.edgechat.edgechat_place(ctypes.byref(params), options.n_gpu_layers, options.experts_on_cpu)
         params.no_alloc = is_probe
-        callback = llama.llama_progress_callback(lambda fraction, _user_data: progress(fraction))
+        callback = llama.llama_progress_callback(lambda fraction, _user_data: on_progress(fraction))
         params.progress_callback = callback
         bindings.log.take_errors()
         pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not pointer:
             errors = bindings.log.take_errors()
             if any(words in line for line in errors for words in _NO_MEMORY):
-                raise PlanError(f"memory ran out while {path} was loaded: {_why(errors)}")
-            raise ModelFileError(f"{path} cannot be loaded: {_why(errors)}")
+                raise PlanError(f"memory ran out while {path} was loaded: {_failure_reason(errors)}")
+            raise ModelFileError(f"{path} cannot be loaded: {_failure_reason(errors)}")
         self.pointer = pointer
         self.vocab = llama.llama_model_get_vocab(pointer)
         self._is_eog: dict[int, bool] = {}
@@ -128,7 +128,7 @@ class Model:
         return self._special(self.bindings.llama.llama_vocab_eos(self.vocab))
 
     def _special(self, token: int) -> str:
-        return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+        return self.token_to_piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
     @property
     def chat_template(self) -> str | None:
@@ -175,17 +175,17 @@ class Model:
             size = -count
         raise ModelFileError(f"{self.path} has a vocabulary that cannot tokenise this text ({len(data)} bytes)")
 
-    def piece(self, token: int, *, special: bool = False) -> bytes:
+    def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes that `token` stands for, which may be a part of a character; b"" for control tokens."""
-        buffer = self._piece_buffer
+        buffer = self._token_buffer
         count = self.bindings.llama.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
         if count < 0:
-            self._piece_buffer = ctypes.create_string_buffer(-count)
-            return self.piece(token, special=special)
+            self._token_buffer = ctypes.create_string_buffer(-count)
+            return self.token_to_piece(token, special=special)
         return buffer.raw[:count]
 
     @cached_property
-    def _piece_buffer(self) -> ctypes.Array[ctypes.c_char]:
+    def _token_buffer(self) -> ctypes.Array[ctypes.c_char]:
         return ctypes.create_string_buffer(256)
 
     def vocabulary_hash(self) -> str:
@@ -193,15 +193,15 @@ class Model:
         step = max(1, self.n_vocab // 256)
         digest = hashlib.blake2b(str(self.n_vocab).encode(), digest_size=8)
         for token in range(0, self.n_vocab, step):
-            digest.update(self.piece(token, special=True) + b"\n")
+            digest.update(self.token_to_piece(token, special=True) + b"\n")
         return digest.hexdigest()
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`, control tokens left out."""
-        return b"".join(self.piece(t) for t in tokens).decode("utf-8", "replace")
+        return b"".join(self.token_to_piece(t) for t in tokens).decode("utf-8", "replace")
 
 
-def _why(errors: list[str]) -> str:
+def _failure_reason(errors: list[str]) -> str:
     """llama.cpp's reason out of its error lines, without the functions' names that it puts before it."""
     for line in errors:
         for separator in ("error loading model: ", "error loading model "):

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     """Write a model in another quant: `edgechat _quantise SOURCE TARGET PRESET`, llama_ftype's number. Needs no statistics."""
     source, target, preset = arguments
     bundle = find_bundle()
-    module, _ = probe.choose(bundle)
+    module, _ = probe.choose_module(bundle)
     llama = bindings.load(bundle, module).llama
     params = llama.llama_model_quantize_default_params()
     params.ftype = int(preset)
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     return int(llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)))
 
 
-def types(library: ctypes.CDLL, model: QuantModel, preset: int) -> list[int]:
+def quantized_types(library: ctypes.CDLL, model: QuantModel, preset: int) -> list[int]:
     """Ggml's numbers of types, in the order of the tensors; empty if llama.cpp has no rules for such a model.
 
     `preset` is a llama_ftype.

@@ -73,13 +73,13 @@ class Sampler:
         return self._grammar is not None and self._grammar.is_complete
 
     @property
-    def may_end(self) -> bool:
+    def can_end(self) -> bool:
         """True unless the grammar asks for more."""
-        return self._grammar is None or self._grammar.may_end
+        return self._grammar is None or self._grammar.can_end
 
-    def n_allowed(self, tokens: list[int]) -> int:
+    def count_allowed(self, tokens: list[int]) -> int:
         """How many of these tokens, from the first on, the grammar would allow."""
-        return len(tokens) if self._grammar is None else self._grammar.n_allowed(tokens)
+        return len(tokens) if self._grammar is None else self._grammar.count_allowed(tokens)
 
     def accept(self, token: int) -> None:
         """Let the penalties see a token that was not sampled here (the end of the prompt)."""
@@ -91,13 +91,13 @@ class Sampler:
         Raises GrammarError if the grammar allows none.
         """
         if self._grammar is None:
-            return self._draw(context, index)
-        with self._grammar.only_allowed(context.logits(index)):
-            token = self._draw(context, index)
+            return self._sample_logits(context, index)
+        with self._grammar.mask_disallowed(context.logits(index)):
+            token = self._sample_logits(context, index)
         self._grammar.accept(token)
         return token
 
-    def _draw(self, context: Context, index: int) -> int:
+    def _sample_logits(self, context: Context, index: int) -> int:
         if self._only_greedy:
             return int(self._argmax(self._llama.llama_get_logits_ith(context.pointer, index), self._n_vocab))
         return int(self._llama.llama_sampler_sample(self.pointer, context.pointer, index))

@@ -23,17 +23,17 @@ _EARLIER: Final = 16.0
 _OF_LENGTH: Final = tuple(bisect.bisect_right(BUCKETS, n) - 1 for n in range(BUCKETS[-1] + 1))
 
 
-class Counts(msgspec.Struct):
+class AcceptanceCounts(msgspec.Struct):
     """Right and wrong guesses of one kind, the older ones counted less."""
 
     right: float = 0.0
     wrong: float = 0.0
 
-    def add(self, memory: float, *, right: bool) -> None:
+    def add(self, memory: float, *, accepted: bool) -> None:
         """Count one more; about `memory` of them are remembered."""
         keep = 1 - 1 / memory
-        self.right = self.right * keep + right
-        self.wrong = self.wrong * keep + (not right)
+        self.right = self.right * keep + accepted
+        self.wrong = self.wrong * keep + (not accepted)
 
 
 class Acceptance:
@@ -43,33 +43,33 @@ class Acceptance:
     that repeat themselves and texts that do not are told apart after a few tokens.
     """
 
-    def __init__(self, counts: list[list[Counts]] | None = None) -> None:
+    def __init__(self, counts: list[list[AcceptanceCounts]] | None = None) -> None:
         """`counts` as they were when they were kept: `N_SOURCES` lists of as many as there are `BUCKETS`."""
         self.counts = counts or _zeros()
         """Of all answers."""
         self._present = _zeros()
-        self.chances: list[list[float]] = [[0.0] * len(BUCKETS) for _ in self.counts]
+        self.probabilities: list[list[float]] = [[0.0] * len(BUCKETS) for _ in self.counts]
         """That the next token is the drafted one, by source and bucket."""
-        self.low_chances: list[list[float]] = [[0.0] * len(BUCKETS) for _ in self.counts]
+        self.low_probabilities: list[list[float]] = [[0.0] * len(BUCKETS) for _ in self.counts]
         """The same less the standard error: for machines where a wrong guess costs much."""
-        self.begin()
+        self.start_reply()
 
     def copy(self) -> Acceptance:
         """The same counts, which go ways of their own."""
-        return Acceptance([[Counts(c.right, c.wrong) for c in source] for source in self.counts])
+        return Acceptance([[AcceptanceCounts(c.right, c.wrong) for c in source] for source in self.counts])
 
-    def begin(self) -> None:
+    def start_reply(self) -> None:
         """Another answer begins."""
         self._present = _zeros()
         for source in range(N_SOURCES):
             for bucket in range(len(BUCKETS)):
                 self._update(source, bucket)
 
-    def record(self, source: int, match_length: int, *, right: bool) -> None:
+    def record(self, source: int, match_length: int, *, accepted: bool) -> None:
         """A guess after a match of this length was right, or wrong."""
         bucket = bucket_of(match_length)
-        self.counts[source][bucket].add(_MEMORY, right=right)
-        self._present[source][bucket].add(_PRESENT_MEMORY, right=right)
+        self.counts[source][bucket].add(_MEMORY, accepted=accepted)
+        self._present[source][bucket].add(_PRESENT_MEMORY, accepted=accepted)
         self._update(source, bucket)
 
     def _update(self, source: int, bucket: int) -> None:
@@ -79,12 +79,12 @@ class Acceptance:
         share = min(1.0, _EARLIER / weight)
         right, weight = right * share + present.right, weight * share + present.right + present.wrong
         p = right / weight
-        self.chances[source][bucket] = p
-        self.low_chances[source][bucket] = p - math.sqrt(p * (1 - p) / weight)
+        self.probabilities[source][bucket] = p
+        self.low_probabilities[source][bucket] = p - math.sqrt(p * (1 - p) / weight)
 
 
-def _zeros() -> list[list[Counts]]:
-    return [[Counts() for _ in BUCKETS] for _ in range(N_SOURCES)]
+def _zeros() -> list[list[AcceptanceCounts]]:
+    return [[AcceptanceCounts() for _ in BUCKETS] for _ in range(N_SOURCES)]
 
 
 def bucket_of(match_length: int) -> int:

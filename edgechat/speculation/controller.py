@@ -17,7 +17,7 @@ MAX_DRAFT: Final = SIZES[-1] - 1
 _HOPELESS: Final = 0.02
 
 
-class Controller:
+class DraftController:
     """Chooses by E(k) / t(1 + k): expected tokens of a step with k drafted ones, over what it costs.
 
     E(k) = 1 + p(L) + p(L) p(L + 1) + ...: after j right guesses the match is j tokens longer.
@@ -27,17 +27,19 @@ class Controller:
         self.acceptance = acceptance
         self.costs = costs
 
-    def begin(self) -> None:
+    def start_reply(self) -> None:
         """Another answer begins."""
-        self.acceptance.begin()
-        self.costs.begin()
+        self.acceptance.start_reply()
+        self.costs.start_reply()
 
-    def choose(self, draft: Draft, depth: int) -> tuple[int, float]:
+    def choose_length(self, draft: Draft, depth: int) -> tuple[int, float]:
         """How many tokens of the draft to try after `depth` others, and the gain that is expected; (0, 1.0) for none."""
         if not draft.tokens or self.costs.is_single_due:
             return 0, 1.0
         acceptance, costs = self.acceptance, self.costs
-        chances = (acceptance.chances if costs.ratio(2, depth) < STEEP else acceptance.low_chances)[draft.source]
+        chances = (acceptance.probabilities if costs.ratio(2, depth) < STEEP else acceptance.low_probabilities)[
+            draft.source
+        ]
         best, best_gain = 0, MARGIN
         expected, all_right = 1.0, 1.0
         tried = 0
@@ -55,10 +57,10 @@ class Controller:
                 break
         return best, best_gain if best else 1.0
 
-    def learn(self, draft: Draft, n_tried: int, n_right: int, following: int) -> None:
+    def record(self, draft: Draft, n_tried: int, n_right: int, following: int) -> None:
         """Of `n_tried` tokens `n_right` were right, then `following` came. With none tried that is a free lesson."""
         record, source, length = self.acceptance.record, draft.source, draft.match_length
         for i in range(n_right):
-            record(source, length + i, right=True)
+            record(source, length + i, accepted=True)
         if n_right < min(max(n_tried, 1), len(draft.tokens)):
-            record(source, length + n_right, right=draft.tokens[n_right] == following)
+            record(source, length + n_right, accepted=draft.tokens[n_right] == following)

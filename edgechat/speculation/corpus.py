@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from edgechat.speculation import corpus_file as files
-from edgechat.speculation.drafter import NO_DRAFT, OTHERS, Draft, Index
+from edgechat.speculation.drafter import FROM_CORPUS, NO_DRAFT, Draft, TokenIndex
 
 _log = logging.getLogger(__name__)
 _SEPARATOR: Final = -1
@@ -22,7 +22,7 @@ _MIN_TOKENS: Final = 8
 _CONTEXT_TOKENS: Final = 64
 
 
-class Text:
+class CorpusText:
     """What was said at one time, and in which conversation."""
 
     def __init__(self, conversation: str, tokens: bytes) -> None:
@@ -48,16 +48,18 @@ class Corpus:
     texts go, and the folder is not made again.
     """
 
-    def __init__(self, make_index: Callable[[int], Index], max_tokens: int, n_vocab: int, folder: Path | None) -> None:
+    def __init__(
+        self, make_index: Callable[[int], TokenIndex], max_tokens: int, n_vocab: int, folder: Path | None
+    ) -> None:
         """`folder` holds a folder for each conversation, or will. Raises MemoryError."""
         self._make_index = make_index
         self._max_tokens = max_tokens
         self._n_vocab = n_vocab
         self._folder = folder
         self._index = make_index(0)
-        self._texts: list[Text] = []
+        self._texts: list[CorpusText] = []
         self._starts: list[int] = []
-        self._known: set[bytes] = set()
+        self._hashes: set[bytes] = set()
         self._changed: set[str] = set()
         self._opened: set[str] = set()
         """Conversations whose folders were there."""
@@ -66,7 +68,7 @@ class Corpus:
 
     # As a drafter
 
-    def begin(self, tokens: Sequence[int]) -> None:
+    def start(self, tokens: Sequence[int]) -> None:
         """Only the end of a text is looked up."""
         self._recent = list(tokens[-_CONTEXT_TOKENS:])
 
@@ -83,7 +85,7 @@ class Corpus:
             return NO_DRAFT
         self._clock += 1
         self._texts[bisect_right(self._starts, position) - 1].used = self._clock
-        return Draft(tokens, match_length, OTHERS)
+        return Draft(tokens, match_length, FROM_CORPUS)
 
     # Texts
 
@@ -91,30 +93,30 @@ class Corpus:
         """Keep what was said in a conversation, named by its folder. Raises MemoryError."""
         if len(tokens) < _MIN_TOKENS or self._max_tokens < _MIN_TOKENS:
             return
-        text = Text(conversation, array("i", tokens[-(self._max_tokens - 1) :]).tobytes())
-        if self._key(text) in self._known:
+        text = CorpusText(conversation, array("i", tokens[-(self._max_tokens - 1) :]).tobytes())
+        if self._key(text) in self._hashes:
             return
         self._put(text)
         self._changed.add(conversation)
         self._limit()
 
-    def _key(self, text: Text) -> bytes:
+    def _key(self, text: CorpusText) -> bytes:
         return hashlib.blake2b(text.tokens, key=text.conversation.encode()[:64], digest_size=16).digest()
 
-    def _put(self, text: Text) -> None:
+    def _put(self, text: CorpusText) -> None:
         self._clock += 1
         text.start, text.used = len(self._index), self._clock
         self._index.append([*array("i", text.tokens), _SEPARATOR])
         self._texts.append(text)
         self._starts.append(text.start)
-        self._known.add(self._key(text))
+        self._hashes.add(self._key(text))
 
     def _limit(self) -> None:
         """Forget texts if there are too many; a quarter more than that, so that it is not done for each."""
         total = sum(t.n_tokens for t in self._texts)
         if total <= self._max_tokens:
             return
-        kept: list[Text] = []
+        kept: list[CorpusText] = []
         room = self._max_tokens * 3 // 4
         for text in sorted(self._texts, key=lambda t: -t.used):
             room -= text.n_tokens
@@ -123,10 +125,10 @@ class Corpus:
             kept.append(text)
         self._rebuild(kept)
 
-    def _rebuild(self, texts: list[Text]) -> None:
+    def _rebuild(self, texts: list[CorpusText]) -> None:
         gone = {t.conversation for t in self._texts} - {t.conversation for t in texts}
         self._index = self._make_index(0)
-        self._texts, self._starts, self._known = [], [], set()
+        self._texts, self._starts, self._hashes = [], [], set()
         for text in sorted(texts, key=lambda t: t.used):
             self._put(text)
         self._changed -= gone
@@ -142,10 +144,10 @@ class Corpus:
             for path in self._folder.glob(f"*/{files.FILE}"):
                 with contextlib.suppress(OSError):
                     found.append((path.stat().st_mtime, path))
-        read: list[Text] = []
+        read: list[CorpusText] = []
         room = self._max_tokens
         for _, path in sorted(found, reverse=True):
-            texts = [Text(path.parent.name, tokens) for tokens in files.read(path, self._n_vocab)]
+            texts = [CorpusText(path.parent.name, tokens) for tokens in files.read(path, self._n_vocab)]
             if texts:
                 self._opened.add(path.parent.name)
             for text in reversed(texts):
@@ -153,10 +155,10 @@ class Corpus:
                     room -= text.n_tokens
                     read.append(text)
         for text in reversed(read):
-            if self._key(text) not in self._known:
+            if self._key(text) not in self._hashes:
                 self._put(text)
 
-    def open(self, conversation: str) -> None:
+    def open_conversation(self, conversation: str) -> None:
         """Make the folder of a conversation that is going on, so that it is known when it is deleted."""
         if self._folder is None or conversation in self._opened:
             return
@@ -167,7 +169,7 @@ class Corpus:
         else:
             self._opened.add(conversation)
 
-    def forget_deleted(self) -> None:
+    def remove_deleted(self) -> None:
         """Forget what was said in conversations whose folders are gone."""
         gone = {name for name in self._opened if not self._is_there(name)}
         if any(t.conversation in gone for t in self._texts):
@@ -180,7 +182,7 @@ class Corpus:
         except OSError:
             return True
 
-    def save_some(self) -> bool:
+    def save_one(self) -> bool:
         """Write what was said in one conversation; False if there was nothing to write."""
         if not self._changed or self._folder is None:
             return False

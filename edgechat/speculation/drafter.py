@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 # Sources of drafts; how often each is right is counted apart.
-LIVE: Final = 0
-OTHERS: Final = 1
+FROM_CONTEXT: Final = 0
+FROM_CORPUS: Final = 1
 N_SOURCES: Final = 2
 
 
@@ -20,10 +20,10 @@ class Draft(NamedTuple):
     source: int
 
 
-NO_DRAFT: Final = Draft([], 0, LIVE)
+NO_DRAFT: Final = Draft([], 0, FROM_CONTEXT)
 
 
-class Index(Protocol):
+class TokenIndex(Protocol):
     """A text in which the end of a text is looked up. `edgechat.runtime.suffix_index.SuffixIndex` is one."""
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class Index(Protocol):
 class Drafter(Protocol):
     """Guesses what comes next in a text, and is told what came."""
 
-    def begin(self, tokens: Sequence[int]) -> None:
+    def start(self, tokens: Sequence[int]) -> None:
         """This is the text from its start."""
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -55,11 +55,11 @@ class Drafter(Protocol):
 class LiveDrafter:
     """Finds drafts in the very text that is being written."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: TokenIndex) -> None:
         self._index = index
         self._text: list[int] = []
 
-    def begin(self, tokens: Sequence[int]) -> None:
+    def start(self, tokens: Sequence[int]) -> None:
         """What the last text and this one share is not indexed again."""
         shared = 0
         for a, b in zip(self._text, tokens):  # noqa: B905  (they may differ in length)
@@ -78,4 +78,4 @@ class LiveDrafter:
     def draft(self, max_tokens: int) -> Draft:
         """What followed the longest match of the text's end; of equally long ones, the newest."""
         tokens, match_length, _ = self._index.draft(max_tokens)
-        return Draft(tokens, match_length, LIVE)
+        return Draft(tokens, match_length, FROM_CONTEXT)

@@ -11,9 +11,9 @@ import msgspec
 
 from edgechat.errors import InvalidFileError
 from edgechat.files import JsonFile
-from edgechat.speculation.acceptance import BUCKETS, Acceptance, Counts
+from edgechat.speculation.acceptance import BUCKETS, Acceptance, AcceptanceCounts
 from edgechat.speculation.drafter import N_SOURCES
-from edgechat.speculation.step_costs import DEPTHS, SIZES, Mean, StepCosts
+from edgechat.speculation.step_costs import DEPTHS, SIZES, RunningMean, StepCosts
 
 _log = logging.getLogger(__name__)
 _VERSION: Final = 1
@@ -23,37 +23,37 @@ _MAX_COUNT: Final = 1e6
 
 class _Kept(msgspec.Struct, frozen=True):
     version: int
-    greedy: list[list[Counts]]
-    drawn: list[list[Counts]]
-    ratios: list[dict[int, Mean]]
+    greedy: list[list[AcceptanceCounts]]
+    drawn: list[list[AcceptanceCounts]]
+    ratios: list[dict[int, RunningMean]]
 
 
-class Profile:
+class SpeculationProfile:
     """Acceptance apart for greedy and for drawn answers, which are harder to guess, and the costs of steps."""
 
     def __init__(self) -> None:
         self.greedy = Acceptance()
-        self.drawn = Acceptance()
+        self.sampled = Acceptance()
         self.costs = StepCosts()
 
 
-def load(path: Path) -> Profile:
+def load_profile(path: Path) -> SpeculationProfile:
     """The profile in a file; a fresh one if it cannot be used."""
-    profile = Profile()
+    profile = SpeculationProfile()
     try:
         kept = _file(path).load()
     except InvalidFileError as error:
         _log.warning("discarding the speculation profile: %s", error)
         return profile
     if kept is not None:
-        profile.greedy, profile.drawn = Acceptance(kept.greedy), Acceptance(kept.drawn)
+        profile.greedy, profile.sampled = Acceptance(kept.greedy), Acceptance(kept.drawn)
         profile.costs.ratios = kept.ratios
     return profile
 
 
-def save(profile: Profile, path: Path) -> None:
+def save_profile(profile: SpeculationProfile, path: Path) -> None:
     """Keep it, if that can be done."""
-    kept = _Kept(_VERSION, profile.greedy.counts, profile.drawn.counts, profile.costs.ratios)
+    kept = _Kept(_VERSION, profile.greedy.counts, profile.sampled.counts, profile.costs.ratios)
     try:
         _file(path).write(kept)
     except OSError as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from edgechat.speculation.controller import MAX_DRAFT, Controller
+from edgechat.speculation.controller import MAX_DRAFT, DraftController
 from edgechat.speculation.drafter import NO_DRAFT, Draft, Drafter
 
 
@@ -38,7 +38,10 @@ class Speculator:
     """Drafts for one answer: the best of what several drafters have, as far as it pays."""
 
     def __init__(
-        self, drafters: Sequence[Drafter], controller: Controller, is_end: Callable[[int], bool] = lambda token: False
+        self,
+        drafters: Sequence[Drafter],
+        controller: DraftController,
+        is_end: Callable[[int], bool] = lambda token: False,
     ) -> None:
         """`is_end` says which tokens end a text: no draft goes so far."""
         self._is_end = is_end
@@ -48,13 +51,13 @@ class Speculator:
         self._has_begun = False
         self.stats = SpeculationStats()
 
-    def begin(self, tokens: Sequence[int]) -> None:
+    def start(self, tokens: Sequence[int]) -> None:
         """This is the text so far; to be said again after others had the drafters."""
         if not self._has_begun:
-            self._controller.begin()
+            self._controller.start_reply()
         self._has_begun = True
         for drafter in self._drafters:
-            drafter.begin(tokens)
+            drafter.start(tokens)
 
     def append(self, tokens: Sequence[int]) -> None:
         """So it goes on."""
@@ -66,7 +69,7 @@ class Speculator:
         best: tuple[int, float, Draft] = (0, 1.0, NO_DRAFT)
         for drafter in self._drafters:
             draft = self._cut(drafter.draft(min(room, MAX_DRAFT))) if room > 0 else NO_DRAFT
-            n_tokens, gain = self._controller.choose(draft, depth)
+            n_tokens, gain = self._controller.choose_length(draft, depth)
             if gain > best[1] or not best[2].tokens:
                 best = n_tokens, gain, draft
         n_tokens, _, self._draft = best
@@ -76,12 +79,12 @@ class Speculator:
         end = next((i for i, token in enumerate(draft.tokens) if self._is_end(token)), None)
         return draft if end is None else draft._replace(tokens=draft.tokens[:end])
 
-    def verified(self, n_tried: int, n_right: int, following: int, depth: int, seconds: float) -> None:
+    def record_step(self, n_tried: int, n_right: int, following: int, depth: int, seconds: float) -> None:
         """Of `n_tried` tokens of what was proposed so many were right, then another came; the step took so long."""
         costs, stats = self._controller.costs, self.stats
-        costs.measured(1 + n_tried, depth, seconds)
+        costs.record(1 + n_tried, depth, seconds)
         if self._draft.tokens:
-            self._controller.learn(self._draft, n_tried, n_right, following)
+            self._controller.record(self._draft, n_tried, n_right, following)
         stats.n_drafts += n_tried > 0
         stats.n_drafted += n_tried
         stats.n_accepted += n_right

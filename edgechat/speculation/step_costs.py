@@ -25,10 +25,10 @@ PROBE_AFTER: Final = 32
 # So many steps after it a single one is still something to compare with.
 RECENT: Final = 8
 # So many make a measurement that can be trusted.
-ENOUGH: Final = 3
+MIN_SAMPLES: Final = 3
 
 
-class Mean(msgspec.Struct):
+class RunningMean(msgspec.Struct):
     """A mean that forgets."""
 
     value: float = 0.0
@@ -36,7 +36,7 @@ class Mean(msgspec.Struct):
 
     def update(self, new: float, weight: float, most: float) -> None:
         """Take in a measurement; one that is further off than `most` times counts as one that is so far off."""
-        if self.count >= ENOUGH:
+        if self.count >= MIN_SAMPLES:
             new = min(max(new, self.value / most), self.value * most)
         self.count += 1
         self.value += max(weight, 1 / self.count) * (new - self.value)
@@ -46,47 +46,47 @@ class StepCosts:
     """Measured times of decode steps on this machine, for one model, by ranges of depths."""
 
     def __init__(self) -> None:
-        self.singles: list[Mean] = [Mean() for _ in range(len(DEPTHS) + 1)]
+        self.single_steps: list[RunningMean] = [RunningMean() for _ in range(len(DEPTHS) + 1)]
         """Seconds of a step of one token; measured anew by every process."""
-        self.ratios: list[dict[int, Mean]] = [{} for _ in range(len(DEPTHS) + 1)]
+        self.ratios: list[dict[int, RunningMean]] = [{} for _ in range(len(DEPTHS) + 1)]
         """Of steps of several tokens to those of one, by their number."""
         self._since_single = PROBE_AFTER
 
-    def begin(self) -> None:
+    def start_reply(self) -> None:
         """Another answer begins, perhaps on a machine that has become faster or slower."""
         self._since_single = PROBE_AFTER
 
-    def measured(self, n_tokens: int, depth: int, seconds: float, *, is_rehearsal: bool = False) -> None:
+    def record(self, n_tokens: int, depth: int, seconds: float, *, is_benchmark: bool = False) -> None:
         """A step of `n_tokens` after `depth` others took so long."""
         if seconds <= 0:
             return
         where = depth_of(depth)
         if n_tokens == 1:
             # After a run of drafts the last one is old.
-            is_old = is_rehearsal or self._since_single > RECENT
+            is_old = is_benchmark or self._since_single > RECENT
             weight, most = (_OLD_WEIGHT, _OLD_MOST) if is_old else (_SINGLE_WEIGHT, _MOST)
-            self.singles[where].update(seconds, weight, most)
+            self.single_steps[where].update(seconds, weight, most)
             self._since_single = 0
             return
         self._since_single += 1
-        single = self.singles[where]
+        single = self.single_steps[where]
         if single.count and self._since_single <= RECENT:
-            weight = _OLD_WEIGHT if is_rehearsal else _WEIGHT
-            self.ratios[where].setdefault(n_tokens, Mean()).update(seconds / single.value, weight, _MOST)
+            weight = _OLD_WEIGHT if is_benchmark else _WEIGHT
+            self.ratios[where].setdefault(n_tokens, RunningMean()).update(seconds / single.value, weight, _MOST)
 
     def single_s(self, depth: int) -> float:
         """Seconds of a step of one token after `depth` others; 0.0 if none was measured."""
-        return self.singles[depth_of(depth)].value
+        return self.single_steps[depth_of(depth)].value
 
     @property
     def is_single_due(self) -> bool:
         """True if steps of one token were not measured for long."""
         return self._since_single >= PROBE_AFTER
 
-    def is_known(self, n_tokens: int, depth: int) -> bool:
+    def is_measured(self, n_tokens: int, depth: int) -> bool:
         """True if steps of this size were measured at about this depth."""
         found = self.ratios[depth_of(depth)].get(n_tokens)
-        return found is not None and found.count >= ENOUGH
+        return found is not None and found.count >= MIN_SAMPLES
 
     def ratio(self, n_tokens: int, depth: int) -> float:
         """What a step of `n_tokens` costs, in steps of one; between measured sizes on a straight line."""
@@ -107,7 +107,7 @@ class StepCosts:
             return low + (n_tokens - below) * slope
         return low + (known[above].value - low) * (n_tokens - below) / (above - below)
 
-    def _nearest(self, depth: int) -> dict[int, Mean]:
+    def _nearest(self, depth: int) -> dict[int, RunningMean]:
         by_distance = sorted(range(len(self.ratios)), key=lambda i: (abs(i - depth), i))
         return next((self.ratios[i] for i in by_distance if self.ratios[i]), {})
 

@@ -18,7 +18,7 @@ from edgechat.chat.messages import Conversation, Message, now_ms
 from edgechat.chat.store import Hit, Order, Summary
 from edgechat.errors import GoneError, StoreError
 from edgechat.paths import prefix_dir
-from edgechat.prefix.disk_tier import forget
+from edgechat.prefix.disk_tier import delete_conversation
 from edgechat.store import row_mapping, search, tree_sql
 from edgechat.store.database import Database
 
@@ -100,7 +100,7 @@ class SqliteStore:
         """What models computed of a conversation, and a draft, are as private as itself, and go with it or a part of it."""
         if self.is_kept:
             for conversation_id in conversation_ids:
-                forget(prefix_dir(), conversation_id)
+                delete_conversation(prefix_dir(), conversation_id)
                 unsent_messages.keep(conversation_id, "")
 
     # What a turn writes

@@ -40,4 +40,4 @@ def engine(starter: Path, warm_verdicts: Path) -> Iterator[EngineClient]:
 def native() -> Bindings:
     """llama.cpp in the test's own process, for tests of the wrappers."""
     bundle = find_bundle()
-    return load(bundle, probe.choose(bundle)[0])
+    return load(bundle, probe.choose_module(bundle)[0])

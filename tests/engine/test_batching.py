@@ -21,10 +21,10 @@ from edgechat.errors import EdgechatError
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.bindings import Bindings
 from edgechat.speculation.acceptance import Acceptance
-from edgechat.speculation.controller import Controller
+from edgechat.speculation.controller import DraftController
 from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
-from edgechat.speculation.step_costs import SIZES, Mean, StepCosts
+from edgechat.speculation.step_costs import SIZES, RunningMean, StepCosts
 from tests.fake_context import FakeContext, FakeModel, FakeSampler
 from tests.suffix_reference import PlainIndex
 
@@ -65,8 +65,8 @@ class Bench:
         speculator = None
         if self.drafts:
             costs = StepCosts()
-            costs.ratios = [{n: Mean(1.0, 1000) for n in SIZES} for _ in costs.ratios]
-            speculator = Speculator([self.live], Controller(Acceptance(), costs))
+            costs.ratios = [{n: RunningMean(1.0, 1000) for n in SIZES} for _ in costs.ratios]
+            speculator = Speculator([self.live], DraftController(Acceptance(), costs))
         self.batching.add(ActiveRequest(
             self.context, self.cache, request, request.tokens or [], self.hear, 0.0, speculator  # type: ignore[arg-type]
         ))  # fmt: skip
@@ -133,7 +133,7 @@ def test_each_answer_is_what_it_is_alone(fake: FakeModel, wanted: list[Any], dra
             assert text.startswith(together.text.get(key, ""))
     assert not together.cache._working
     for seq, held in together.context.held.items():
-        tip = together.cache._tips.get(seq)
+        tip = together.cache.leaves.get(seq)
         assert tip is None or held == tip.path()
 
 

@@ -26,11 +26,11 @@ from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
 from edgechat.runtime.model import Model
 from edgechat.runtime.suffix_index import SuffixIndex
 from edgechat.speculation.acceptance import Acceptance
-from edgechat.speculation.controller import Controller
+from edgechat.speculation.controller import DraftController
 from edgechat.speculation.corpus import Corpus
 from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
-from edgechat.speculation.step_costs import SIZES, Mean, StepCosts
+from edgechat.speculation.step_costs import SIZES, RunningMean, StepCosts
 from tests.fake_context import FakeContext, FakeModel, FakeSampler
 from tests.models import KINDS, Kind, a_context, write_tiny
 from tests.suffix_reference import PlainIndex
@@ -44,14 +44,14 @@ class Scripted(Speculator):
     """Proposes whatever it is told to: the numbers of a script, or with -1 what will really come."""
 
     def __init__(self, script: list[list[int]], oracle: list[int] | None = None) -> None:
-        super().__init__([], Controller(Acceptance(), StepCosts()))
+        super().__init__([], DraftController(Acceptance(), StepCosts()))
         self.script = iter(script)
         self.oracle = oracle or []
         self.text: list[int] = []
         self.n_prompt = 0
 
-    def begin(self, tokens: Sequence[int]) -> None:
-        super().begin(tokens)
+    def start(self, tokens: Sequence[int]) -> None:
+        super().start(tokens)
         self.text = list(tokens)
         self.n_prompt = len(tokens) - 1
 
@@ -159,7 +159,9 @@ def test_our_own_drafters_give_the_same_text(
     request = Generate(id=1, max_tokens=max_tokens, sampling=sampling)
     plain_context, context = FakeContext(fake, n_ctx), FakeContext(fake, n_ctx)
     plain = say(plain_context, request, PROMPT)
-    speculator = Speculator([LiveDrafter(PlainIndex()), corpus], Controller(Acceptance(), free_steps()), fake.is_eog)
+    speculator = Speculator(
+        [LiveDrafter(PlainIndex()), corpus], DraftController(Acceptance(), free_steps()), fake.is_eog
+    )
     drafted = say(context, request, PROMPT, speculator)
     assert drafted[:2] == plain[:2]
     assert drafted[2].finish_reason == plain[2].finish_reason
@@ -169,7 +171,7 @@ def test_our_own_drafters_give_the_same_text(
 def free_steps() -> StepCosts:
     costs = StepCosts()
     for ratios in costs.ratios:
-        ratios.update({n: Mean(1.0, 3) for n in SIZES})
+        ratios.update({n: RunningMean(1.0, 3) for n in SIZES})
     return costs
 
 
@@ -262,7 +264,7 @@ def test_real_models_say_the_same_but_for_ties(kind: str, native: Bindings, star
     script = [[-1] * draw.randrange(6) + [17] * draw.randrange(3) for _ in range(120)]
     drafted = say(drafting, request, prompt, Scripted(script, plain[0]))
     stats = drafted[2].stats
-    if drafting.max_undo:
+    if drafting.max_rollback:
         assert stats.n_drafts > 10
         assert stats.n_accepted > 10
         assert stats.n_drafted > stats.n_accepted + 10  # some were wrong, and taken back
@@ -284,7 +286,9 @@ def test_the_starter_model_drafts_and_says_the_same(native: Bindings, starter: P
     plain_context, context = (a_context(model, n_ctx=512, n_threads=2) for _ in range(2))
     plain = say(plain_context, request, prompt)
     index = SuffixIndex(native.edgechat, 512)
-    drafted = say(context, request, prompt, Speculator([LiveDrafter(index)], Controller(Acceptance(), free_steps())))
+    drafted = say(
+        context, request, prompt, Speculator([LiveDrafter(index)], DraftController(Acceptance(), free_steps()))
+    )
     assert drafted[2].stats.n_accepted > 30
     if plain[0] != drafted[0]:
         assert top_gap_at_difference(model, prompt, plain[0], drafted[0]) < 0.03
@@ -303,8 +307,8 @@ def test_a_rehearsal_leaves_nothing_behind(kind: Kind, native: Bindings, tmp_pat
     for context in (rehearsed, plain):
         context.decode(tokens)
     for size in (1, 2, 8, 32):
-        assert rehearsed.rehearse(tokens[:size], 0) > 0
-        assert rehearsed.rehearse(tokens[:size]) > 0
+        assert rehearsed.time_decode(tokens[:size], 0) > 0
+        assert rehearsed.time_decode(tokens[:size]) > 0
     assert list(rehearsed.tokens()) == tokens
     for context in (rehearsed, plain):
         context.decode([17])
@@ -318,10 +322,10 @@ def test_drafts_that_cannot_be_taken_back_are_an_error(native: Bindings, tmp_pat
     """Rather that than words that come from nowhere."""
     model = Model(native, write_tiny(tmp_path / "tiny.gguf", "mamba"))
     context = a_context(model, n_ctx=512, n_threads=1, n_seqs=1, n_rs_seq=7)
-    assert context.max_undo == 0
+    assert context.max_rollback == 0
     context.decode_chain([20, 21, 22])
     with pytest.raises(EngineError, match="take back 2"):
-        context.undo(0, 2)
+        context.rollback(0, 2)
     context.close()
 
 
@@ -339,15 +343,15 @@ def test_what_is_undone_leaves_nothing_behind(
     context.decode(tokens)
     plain.decode(tokens)
     for number in range(data.draw(st.integers(1, 25))):
-        wrong = data.draw(st.integers(0, min(context.max_undo, 7)))
-        right = data.draw(st.integers(0, min(context.max_undo, 7) - wrong))
+        wrong = data.draw(st.integers(0, min(context.max_rollback, 7)))
+        right = data.draw(st.integers(0, min(context.max_rollback, 7) - wrong))
         fresh = [int(t) for t in np.random.default_rng(100 + number).integers(10, 340, 1 + right + wrong)]
         context.decode_chain(fresh)
-        context.undo(0, wrong)
+        context.rollback(0, wrong)
         for token in fresh[: 1 + right]:
             plain.decode([token])
         assert list(context.tokens()) == list(plain.tokens())
-    context.seal(0)
+    context.commit_rollback(0)
     context.copy(0, 1, len(context.tokens()))
     saved = context.save(0, 0, len(context.tokens()))
     assert context.restore(2, 0, list(context.tokens()), saved)

@@ -19,7 +19,7 @@ from edgechat.planner.memory import LoadOptions
 from edgechat.planner.plan import given_plan, n_seqs_of
 from edgechat.runtime.backends import kernel_benchmark
 from edgechat.runtime.backends.bundle import find_bundle
-from edgechat.runtime.backends.probe import choose
+from edgechat.runtime.backends.probe import choose_module
 from tests.models import KINDS, Kind, write_tiny
 
 
@@ -128,7 +128,7 @@ def test_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) -> None
     finally:
         engine.close()
     assert found is not None
-    assert found == again == kernel_benchmark.recall(find_bundle(), choose(find_bundle())[0])
+    assert found == again == kernel_benchmark.load_speeds(find_bundle(), choose_module(find_bundle())[0])
     assert any("measuring" in line for line in words)
     for name in ("F16", "Q4_0", "Q4_K", "Q6_K", "Q8_0"):
         rates = found.products[name]
@@ -140,8 +140,8 @@ def test_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) -> None
 
 
 def test_a_module_that_cannot_be_measured_is_none() -> None:
-    broken = msgspec.structs.replace(choose(find_bundle())[0], path="/nowhere/libggml-cpu-x.so")
-    assert kernel_benchmark.measure(find_bundle(), broken) is None
+    broken = msgspec.structs.replace(choose_module(find_bundle())[0], path="/nowhere/libggml-cpu-x.so")
+    assert kernel_benchmark.measure_speeds(find_bundle(), broken) is None
 
 
 def test_files_that_llama_cpp_cannot_load_leave_the_engine_alive(tmp_path: Path, starter: Path) -> None:

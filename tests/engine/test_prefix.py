@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgechat.prefix.cache import Cached, PrefixCache
+from edgechat.prefix.cache import CachedPrefix, PrefixCache
 from edgechat.prefix.disk_tier import DiskTier
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context, NoKvSlotError
@@ -36,15 +36,17 @@ class Desk:
             self.disk.identity = "it"
         self.cache = PrefixCache(self.context, ram_cap_bytes=64 << 20, disk=self.disk)
         # Restoring wins whatever it costs here: these models compute faster than a file is opened.
-        self.cache.speeds.prefill.per_s = 1.0
+        self.cache.throughput.prefill.per_s = 1.0
 
     def logits(self, index: int = -1) -> Logits:
         pointer = self.context.model.bindings.llama.llama_get_logits_ith(self.context.pointer, index)
         return np.array(pointer[: self.context.model.n_vocab], dtype=np.float32)
 
-    def read(self, tokens: list[int], stops: tuple[int, ...] = (), *, whose: str = "talk") -> tuple[Cached, Logits]:
+    def read(
+        self, tokens: list[int], stops: tuple[int, ...] = (), *, whose: str = "talk"
+    ) -> tuple[CachedPrefix, Logits]:
         """Have a prompt computed as the engine would."""
-        cached = self.cache.prepare(tokens, whose)
+        cached = self.cache.acquire(tokens, whose)
         seq = cached.seq
         done = len(self.context.tokens(seq))
         assert list(self.context.tokens(seq)) == tokens[:done]
@@ -56,7 +58,7 @@ class Desk:
                 try:
                     self.context.decode(tokens[done:end], seq)
                 except NoKvSlotError:
-                    assert self.cache.make_room(seq)
+                    assert self.cache.evict_lru(seq)
                 else:
                     break
             done = end
@@ -64,9 +66,11 @@ class Desk:
                 self.cache.checkpoint(seq)
         return cached, self.logits()
 
-    def turn(self, tokens: list[int], stops: tuple[int, ...] = (), *, whose: str = "talk") -> tuple[Cached, Logits]:
+    def turn(
+        self, tokens: list[int], stops: tuple[int, ...] = (), *, whose: str = "talk"
+    ) -> tuple[CachedPrefix, Logits]:
         cached, logits = self.read(tokens, stops, whose=whose)
-        self.cache.settle(cached.seq)
+        self.cache.commit(cached.seq)
         check_cache(self.cache)
         return cached, logits
 
@@ -86,7 +90,7 @@ def alone(model: Model, tokens: list[int], n_before: int = 0) -> Logits:
     return logits
 
 
-def n_cached(cached: Cached) -> int:
+def n_cached(cached: CachedPrefix) -> int:
     return cached.live_tokens + cached.ram_tokens + cached.disk_tokens
 
 
@@ -100,7 +104,7 @@ def noise(model: Model) -> float:
     return 0.01 if model.n_params < TINY else 0.03
 
 
-def same(model: Model, tokens: list[int], cached: Cached, logits: Logits) -> None:
+def same(model: Model, tokens: list[int], cached: CachedPrefix, logits: Logits) -> None:
     """What was computed with a cached prefix is what is computed without."""
     assert distance(logits, alone(model, tokens, n_cached(cached))) < noise(model)
 
@@ -146,7 +150,7 @@ def test_a_next_turn_an_edit_and_a_switch_back(model: Model) -> None:
 
     again = first + some(60, 1)  # regenerate: the same prompt as before
     cached, logits = desk.turn(again)
-    if desk.context.any_position:
+    if desk.context.can_truncate:
         assert cached.live_tokens == len(again) - 1
     else:
         assert cached.live_tokens + cached.ram_tokens >= 250  # the last boundary
@@ -193,7 +197,7 @@ def test_answers_side_by_side_share_the_prompt(model: Model) -> None:
         desk.context.decode_each({seq: answers[seq][step] for seq in seqs})
     for i, seq in enumerate(seqs):
         assert distance(desk.logits(i), alone(model, prompt + answers[seq], 200)) < noise(model)
-        desk.cache.settle(seq)
+        desk.cache.commit(seq)
     check_cache(desk.cache)
     desk.close()
 
@@ -233,8 +237,8 @@ def test_what_a_context_can_do_is_said_by_it(native: Bindings, tmp_path: Path) -
         )
 
     can: dict[str, Callable[[Context], bool]] = {
-        "any": lambda c: c.any_position,
-        "whole": lambda c: c.saves_whole,
+        "any": lambda c: c.can_truncate,
+        "whole": lambda c: c.saves_full_state,
         "back": lambda c: c.can_rewind(0, 400),
         "far back": lambda c: c.can_rewind(0, 100),
     }
@@ -266,8 +270,8 @@ def test_what_a_window_lacks_cannot_be_gone_on_from(native: Bindings, tmp_path: 
     context.copy(1, 2, 300)
     for seq in (1, 2):
         assert [n for n in range(301) if context.can_rewind(seq, n)] == [0, 300]
-        assert not context.can_join(seq, 1, 280)
-        assert context.can_join(seq, 300, 310)
+        assert not context.can_append_segment(seq, 1, 280)
+        assert context.can_append_segment(seq, 300, 310)
     context.decode(some(100, 1), 1)
     assert not context.can_rewind(1, 290)
     assert context.can_rewind(1, 390)

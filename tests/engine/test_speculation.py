@@ -20,7 +20,7 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.planner.plan import given_plan
-from edgechat.prefix.disk_tier import folder_name, forget
+from edgechat.prefix.disk_tier import delete_conversation, folder_name
 from edgechat.speculation.step_costs import SIZES
 from tests.conftest import Cli
 from tests.models import write_tiny
@@ -201,7 +201,7 @@ def test_what_was_said_goes_with_its_conversation(start: Start) -> None:
     engine = start()
     engine.ask()
     until(kept)
-    forget(paths.prefix_dir(), "talk")
+    delete_conversation(paths.prefix_dir(), "talk")
     assert not kept()
     engine.ask(conversation="other")
     until(lambda: kept("other"))

@@ -48,7 +48,7 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def usable() -> str:
     """Name of the module that this machine chooses by itself."""
-    return probe.choose(find_bundle())[0].name
+    return probe.choose_module(find_bundle())[0].name
 
 
 def copy_bundle(target: Path) -> Path:
@@ -82,7 +82,7 @@ def test_bad_modules_are_passed_over_and_remembered(
     tmp_path: Path, headers: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     directory = copy_bundle(tmp_path / "bundle")
-    real = Path(next(m.path for m in find_bundle().modules if m.name == probe.choose(find_bundle())[0].name))
+    real = Path(next(m.path for m in find_bundle().modules if m.name == probe.choose_module(find_bundle())[0].name))
     good = directory / "libggml-cpu-x64.so"
     names = dict(zip(("sapphirerapids", "zen4", "cooperlake"), ("dies", "hangs", "wrong"), strict=True))
     for name, fault in names.items():
@@ -92,13 +92,13 @@ def test_bad_modules_are_passed_over_and_remembered(
     assert [m.name for m in bundle.modules[:3]] == [f"cpu-{n}" for n in names]
 
     started = time.monotonic()
-    chosen, verdict = probe.choose(bundle)
+    chosen, verdict = probe.choose_module(bundle)
     assert time.monotonic() - started < 15
     assert chosen.name not in [f"cpu-{n}" for n in names]
-    assert verdict.usable
+    assert verdict.is_usable
     assert good.exists()
 
-    found = {m.name: v for m, v in probe.judge(bundle)}
+    found = {m.name: v for m, v in probe.module_verdicts(bundle)}
     assert found["cpu-sapphirerapids"].status == "crashed"
     assert "SIGILL" in found["cpu-sapphirerapids"].reason
     assert "product of f32 in CPU, batch 1" in found["cpu-sapphirerapids"].reason
@@ -110,7 +110,7 @@ def test_bad_modules_are_passed_over_and_remembered(
         pytest.fail("a second start tests nothing")
 
     monkeypatch.setattr(probe, "selftest", no_test)
-    assert probe.choose(bundle)[0] == chosen
+    assert probe.choose_module(bundle)[0] == chosen
     answer = cli("ask", "Hi", "--max-tokens", "4", "--json")
     assert json.loads(answer.stdout)["backend"] == chosen.name
 
@@ -145,7 +145,7 @@ def test_a_missing_module_is_a_verdict_and_a_missing_library_an_error(
 ) -> None:
     directory = copy_bundle(tmp_path / "bundle")
     (directory / f"libggml-{usable}.so").unlink()
-    found = {m.name: v for m, v in probe.judge(use(monkeypatch, directory))}
+    found = {m.name: v for m, v in probe.module_verdicts(use(monkeypatch, directory))}
     assert found[usable].status == "missing"
     assert cli("ask", "Hi", "--max-tokens", "2").returncode == 0  # the next best
     (directory / "libllama.so").unlink()
@@ -167,32 +167,32 @@ def test_no_working_backend_names_every_reason(tmp_path: Path, monkeypatch: pyte
     for module in bundle.modules:
         Path(module.path).write_bytes(b"not a library")
     with pytest.raises(RuntimeLoadError) as error:
-        probe.choose(bundle)
+        probe.choose_module(bundle)
     assert all(m.name in str(error.value) for m in bundle.modules)
 
 
 def test_two_deaths_in_use_withdraw_a_verdict() -> None:
     bundle = find_bundle()
-    module, _ = probe.choose(bundle)
-    name = verdicts.key(bundle, module, read_cpu())
-    verdicts.record_death(name, module.name, "SIGSEGV")
-    assert probe.choose(bundle)[0] == module
-    verdicts.record_death(name, module.name, "SIGSEGV")
-    other, _ = probe.choose(bundle)
+    module, _ = probe.choose_module(bundle)
+    name = verdicts.verdict_key(bundle, module, read_cpu())
+    verdicts.record_engine_crash(name, module.name, "SIGSEGV")
+    assert probe.choose_module(bundle)[0] == module
+    verdicts.record_engine_crash(name, module.name, "SIGSEGV")
+    other, _ = probe.choose_module(bundle)
     assert other != module
-    assert "died on it 2 times" in dict(probe.judge(bundle))[module].reason
+    assert "died on it 2 times" in dict(probe.module_verdicts(bundle))[module].reason
 
 
 def test_a_verdict_is_for_one_machine_and_one_build() -> None:
     bundle, cpu = find_bundle(), read_cpu()
     module = bundle.modules[0]
-    name = verdicts.key(bundle, module, cpu)
+    name = verdicts.verdict_key(bundle, module, cpu)
     replace = msgspec.structs.replace
     others = [
-        verdicts.key(replace(bundle, build_id="x"), module, cpu),
-        verdicts.key(bundle, replace(module, path="/none"), cpu),
-        verdicts.key(bundle, module, replace(cpu, flags="x")),
-        verdicts.key(bundle, module, replace(cpu, microcode="x")),
+        verdicts.verdict_key(replace(bundle, build_id="x"), module, cpu),
+        verdicts.verdict_key(bundle, replace(module, path="/none"), cpu),
+        verdicts.verdict_key(bundle, module, replace(cpu, flags="x")),
+        verdicts.verdict_key(bundle, module, replace(cpu, microcode="x")),
     ]
     assert len({name, *others}) == 5
 
@@ -202,7 +202,7 @@ def test_a_damaged_verdicts_file_is_an_empty_one(home: Path, content: bytes) -> 
     (home / "cache").mkdir(parents=True)
     (home / "cache" / "backends.json").write_bytes(content)
     bundle = find_bundle()
-    assert probe.choose(bundle)[1].usable
+    assert probe.choose_module(bundle)[1].is_usable
     assert b"passed" in (home / "cache" / "backends.json").read_bytes()
 
 

@@ -44,7 +44,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, headers: Path, warm_verdict
 
 def build_gpu(headers: Path, libraries: Path, target: Path) -> None:
     """Compile the scripted GPU, which computes with the CPU's real module."""
-    real = probe.choose(find_bundle())[0].path
+    real = probe.choose_module(find_bundle())[0].path
     subprocess.run(
         ["c++", "-std=c++17", "-shared", "-fPIC", f'-DREAL="{real}"', f"-I{headers}", str(Path(__file__).parent / "gpu.cpp"),
          "-o", str(target), f"-L{libraries}", "-lggml-base", "-Wl,-rpath,$ORIGIN"],
@@ -77,12 +77,12 @@ def test_a_package_beside_edgechat_brings_a_gpu(opened: Open, add_ons: Path) -> 
 
 def test_of_two_packages_one_is_used_and_one_for_another_build_is_named(add_ons: Path, cli: Cli) -> None:
     shutil.copytree(add_ons / "edgechat_cuda13", add_ons / "edgechat_cuda12")
-    judged = probe.judge_gpus(find_bundle(), probe.choose(find_bundle())[0])
+    judged = probe.gpu_module_verdicts(find_bundle(), probe.choose_module(find_bundle())[0])
     assert [(module.path.split("/")[-2], verdict.status) for module, verdict in judged] == [
         ("edgechat_cuda13", "passed")
     ]
     (add_ons / "edgechat_cuda13" / "libggml-cuda.so").write_bytes(b"no library")
-    judged = probe.judge_gpus(find_bundle(), probe.choose(find_bundle())[0])
+    judged = probe.gpu_module_verdicts(find_bundle(), probe.choose_module(find_bundle())[0])
     assert [verdict.status for _, verdict in judged] == ["refused", "passed"]
     for name, change in (("edgechat_cuda13", '"0c1e57098"'), ("edgechat_cuda12", "{")):
         path = add_ons / name / "manifest.json"

@@ -18,7 +18,7 @@ from edgechat.hardware.cpu import read_cpu
 from edgechat.models import observed_memory
 from edgechat.planner.throughput import KernelSpeeds
 from edgechat.runtime.backends import kernel_benchmark, verdicts
-from edgechat.runtime.backends.bundle import Bundle, Module
+from edgechat.runtime.backends.bundle import BackendModule, Bundle
 
 Numbers = dict[str, int]
 
@@ -104,15 +104,15 @@ def test_invalid_toml_file_is_named_with_its_line(tmp_path: Path, content: bytes
 
 
 def saved_verdict(name: str) -> bool:
-    return verdicts.recall(name) is not None
+    return verdicts.load_verdict(name) is not None
 
 
 BUNDLE = Bundle(directory="", build_id="", llama_cpp_python="", llama_cpp_commit="", compiler="", modules=())
-MODULE = Module(name="cpu-x64", path="/none")
+MODULE = BackendModule(name="cpu-x64", path="/none")
 
 
 def saved_speeds(name: str) -> bool:
-    return kernel_benchmark.recall(BUNDLE, MODULE) is not None
+    return kernel_benchmark.load_speeds(BUNDLE, MODULE) is not None
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def saved_speeds(name: str) -> bool:
         (paths.verdicts_file, {"verdicts": {"k": verdicts.Verdict(module="m", status="passed", reason="")}}, saved_verdict),
         (
             paths.speeds_file,
-            {verdicts.key(BUNDLE, MODULE, read_cpu()): KernelSpeeds(backend="", n_threads=1, products={})},
+            {verdicts.verdict_key(BUNDLE, MODULE, read_cpu()): KernelSpeeds(backend="", n_threads=1, products={})},
             saved_speeds,
         ),
         (paths.memory_file, {"k": [5]}, lambda name: observed_memory.extra_bytes(name) > 0),

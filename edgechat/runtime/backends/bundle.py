@@ -13,9 +13,7 @@ import msgspec
 
 from edgechat.errors import RuntimeLoadError
 
-HOW_TO_GET_IT: Final = (
-    "install a wheel of edgechat, which brings it, or build it in a source checkout with `make setup`"
-)
+INSTALL_HINT: Final = "install a wheel of edgechat, which brings it, or build it in a source checkout with `make setup`"
 _SUFFIX: Final = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _PREFIX: Final = "" if sys.platform == "win32" else "lib"
 
@@ -35,7 +33,7 @@ _GPUS: Final = ("cuda", "metal", "vulkan", "hip", "sycl")
 _ADD_ONS: Final = ("edgechat_cuda13", "edgechat_cuda12")
 
 
-class Module(msgspec.Struct, frozen=True):
+class BackendModule(msgspec.Struct, frozen=True):
     """One backend module of the bundle."""
 
     name: str
@@ -61,9 +59,9 @@ class Bundle(msgspec.Struct, frozen=True):
     """Version of the bindings whose struct layouts this build has."""
     llama_cpp_commit: str
     compiler: str
-    modules: tuple[Module, ...]
+    modules: tuple[BackendModule, ...]
     """Backend modules for CPUs, best first."""
-    gpu_modules: tuple[Module, ...] = ()
+    gpu_modules: tuple[BackendModule, ...] = ()
     """Those for GPUs, of the build and of packages beside it; of a kind, the preferred one first."""
     left_out: tuple[str, ...] = ()
     """What else is installed and why it is not used, each in a sentence."""
@@ -72,7 +70,7 @@ class Bundle(msgspec.Struct, frozen=True):
         """Path of a library such as `llama`; raises RuntimeLoadError if the file is missing."""
         path = Path(self.directory) / f"{_PREFIX}{name}{_SUFFIX}"
         if not path.is_file():
-            raise RuntimeLoadError(f"the native bundle is damaged: {path} is missing; {HOW_TO_GET_IT}")
+            raise RuntimeLoadError(f"the native bundle is damaged: {path} is missing; {INSTALL_HINT}")
         return path
 
     def check(self) -> None:
@@ -101,7 +99,7 @@ def find_bundle() -> Bundle:
     try:
         manifest = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=_Manifest)
     except (OSError, msgspec.MsgspecError) as error:
-        raise RuntimeLoadError(f"no native bundle in {directory} ({error}): {HOW_TO_GET_IT}") from error
+        raise RuntimeLoadError(f"no native bundle in {directory} ({error}): {INSTALL_HINT}") from error
     modules = _modules(directory, manifest.files)
     added, left_out = _added(manifest.llama_cpp_commit)
     return Bundle(
@@ -116,7 +114,7 @@ def find_bundle() -> Bundle:
     )
 
 
-def _added(llama_cpp_commit: str) -> tuple[list[Module], list[str]]:
+def _added(llama_cpp_commit: str) -> tuple[list[BackendModule], list[str]]:
     """Modules of packages that are installed beside this one, and why others are left out."""
     modules, left_out = [], []
     for package in _ADD_ONS:
@@ -148,13 +146,13 @@ def _stock_library() -> Iterator[str]:
             )
 
 
-def _modules(directory: Path, files: list[str]) -> list[Module]:
+def _modules(directory: Path, files: list[str]) -> list[BackendModule]:
     # The manifest decides, not the directory: a file that strayed in is not part of the build.
     start = f"{_PREFIX}ggml-"
     names = [f[len(start) : -len(_SUFFIX)] for f in files if f.startswith(start) and f.endswith(_SUFFIX)]
-    return [Module(name=n, path=str(directory / f"{start}{n}{_SUFFIX}")) for n in names]
+    return [BackendModule(name=n, path=str(directory / f"{start}{n}{_SUFFIX}")) for n in names]
 
 
-def _rank(module: Module) -> tuple[int, str]:
+def _rank(module: BackendModule) -> tuple[int, str]:
     name = module.name.removeprefix("cpu-")
     return (_PREFERENCE.index(name) if name in _PREFERENCE else len(_PREFERENCE), name)

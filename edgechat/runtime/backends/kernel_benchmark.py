@@ -20,7 +20,7 @@ from edgechat.files import JsonFile
 from edgechat.hardware.cpu import read_cpu, thread_counts
 from edgechat.planner.throughput import BATCHES, KernelSpeeds
 from edgechat.runtime.backends import probe, verdicts
-from edgechat.runtime.backends.bundle import Bundle, Module, find_bundle
+from edgechat.runtime.backends.bundle import BackendModule, Bundle, find_bundle
 from edgechat.runtime.backends.selftest import no_core_dump
 
 _TOTAL_S: Final = 120.0
@@ -45,16 +45,18 @@ def main(arguments: list[str]) -> int:
     return 1 if library.edgechat_speeds(os.fsencode(module), int(n_threads), int(quick), 1) < 0 else 0
 
 
-def recall(bundle: Bundle, *modules: Module) -> KernelSpeeds | None:
+def load_speeds(bundle: Bundle, *modules: BackendModule) -> KernelSpeeds | None:
     """What was measured on this machine of the first of these modules of which anything was."""
     known = _read()
     if not known:  # every start asks
         return None
     cpu = read_cpu()
-    return next((known[key] for module in modules if (key := verdicts.key(bundle, module, cpu)) in known), None)
+    return next((known[key] for module in modules if (key := verdicts.verdict_key(bundle, module, cpu)) in known), None)
 
 
-def measure(bundle: Bundle, module: Module, tell: Callable[[str], None] = lambda words: None) -> KernelSpeeds | None:
+def measure_speeds(
+    bundle: Bundle, module: BackendModule, on_progress: Callable[[str], None] = lambda words: None
+) -> KernelSpeeds | None:
     """Measure a module whose verdict is good, and remember it; None if that failed.
 
     Takes a few seconds, with a line of words to `tell` for each step. Nothing else should compute meanwhile.
@@ -62,26 +64,26 @@ def measure(bundle: Bundle, module: Module, tell: Callable[[str], None] = lambda
     counts = thread_counts()
     by_count: dict[int, _Raw] = {}
     for count in counts if len(counts) > 1 else ():
-        tell(f"measuring {module.name} with {count} thread{'s' if count > 1 else ''}, once")
+        on_progress(f"measuring {module.name} with {count} thread{'s' if count > 1 else ''}, once")
         quick = _run(module, count, quick=True)
         if quick is not None:
             by_count[count] = quick
     decode_threads = _best(by_count, BATCHES[0]) if by_count else counts[-1]
-    tell(f"measuring the speed of {module.name}, once")
+    on_progress(f"measuring the speed of {module.name}, once")
     full = _run(module, decode_threads, quick=False)
     if full is None:
         return None
     speeds = msgspec.structs.replace(
-        digest(full, module.name, decode_threads), decode_threads=decode_threads,
+        summarize(full, module.name, decode_threads), decode_threads=decode_threads,
         prefill_threads=_best(by_count, BATCHES[-1]) if by_count else decode_threads, most_threads=counts[-1],
     )  # fmt: skip
     known = _read()
-    known[verdicts.key(bundle, module, read_cpu())] = speeds
+    known[verdicts.verdict_key(bundle, module, read_cpu())] = speeds
     _file().save(dict(list(known.items())[-_KEPT:]))
     return speeds
 
 
-def digest(raw: _Raw, backend: str, n_threads: int) -> KernelSpeeds:
+def summarize(raw: _Raw, backend: str, n_threads: int) -> KernelSpeeds:
     """Sort what was measured; of types with several layouts the last one is what models are loaded in."""
     products: dict[str, dict[int, float]] = {}
     plain: dict[str, dict[int, float]] = {}
@@ -109,7 +111,7 @@ def _rates(raw: _Raw, name: str, layout: str) -> dict[int, float]:
     return {batch: raw[name, layout, batch] for batch in BATCHES if (name, layout, batch) in raw}
 
 
-def _run(module: Module, n_threads: int, *, quick: bool) -> _Raw | None:
+def _run(module: BackendModule, n_threads: int, *, quick: bool) -> _Raw | None:
     found: _Raw = {}
     done = False
 
@@ -125,7 +127,7 @@ def _run(module: Module, n_threads: int, *, quick: bool) -> _Raw | None:
         found[name, layout, int(batch)] = float(per_s)
 
     arguments = ["_speeds", module.path, str(n_threads), str(int(quick))]
-    stalled, code = probe.watch(Path(module.path).parent, arguments, read, deadline=time.monotonic() + _TOTAL_S)
+    stalled, code = probe.run_child(Path(module.path).parent, arguments, read, deadline=time.monotonic() + _TOTAL_S)
     return found if done and not stalled and code == 0 else None
 
 

@@ -17,7 +17,7 @@ from edgechat.errors import RuntimeLoadError
 from edgechat.hardware.cpu import Cpu, read_cpu
 from edgechat.hardware.profile import driver_version
 from edgechat.runtime.backends import verdicts
-from edgechat.runtime.backends.bundle import HOW_TO_GET_IT, Bundle, Module
+from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.backends.selftest import PASSED, REFUSED, WRONG
 from edgechat.runtime.backends.verdicts import Verdict
 
@@ -30,15 +30,17 @@ N_THREADS = 2
 
 # Ends that a module's kernels are to blame for. SIGKILL and an exit code are not among them. The hexadecimal ones are
 # Windows': fail fast; access violation and illegal instruction.
-ABORTS: Final = {-signal.SIGABRT, 0xC0000409}
-CRASHES: Final = (
-    ABORTS
+ABORT_CODES: Final = {-signal.SIGABRT, 0xC0000409}
+CRASH_CODES: Final = (
+    ABORT_CODES
     | {-getattr(signal, name) for name in ("SIGILL", "SIGSEGV", "SIGBUS", "SIGFPE") if hasattr(signal, name)}
     | {0xC0000005, 0xC000001D}
 )
 
 
-def choose(bundle: Bundle, tell: Callable[[str], None] = lambda words: None) -> tuple[Module, Verdict]:
+def choose_module(
+    bundle: Bundle, on_progress: Callable[[str], None] = lambda words: None
+) -> tuple[BackendModule, Verdict]:
     """The best module that works here, from memory where possible, and what is known of it.
 
     `tell` gets a line of words before each self test, which takes about a second. Raises RuntimeLoadError
@@ -46,25 +48,27 @@ def choose(bundle: Bundle, tell: Callable[[str], None] = lambda words: None) -> 
     """
     bundle.check()
     tried = []
-    for module, verdict in judge(bundle, tell):
-        if verdict.usable:
+    for module, verdict in module_verdicts(bundle, on_progress):
+        if verdict.is_usable:
             return module, verdict
         tried.append(f"{module.name}: {verdict.reason}")
     if not tried:
-        raise RuntimeLoadError(f"the native bundle in {bundle.directory} has no backend: {HOW_TO_GET_IT}")
+        raise RuntimeLoadError(f"the native bundle in {bundle.directory} has no backend: {INSTALL_HINT}")
     raise RuntimeLoadError("no backend of the native bundle works on this machine:\n  " + "\n  ".join(tried))
 
 
-def judge(bundle: Bundle, tell: Callable[[str], None] = lambda words: None) -> Iterator[tuple[Module, Verdict]]:
+def module_verdicts(
+    bundle: Bundle, on_progress: Callable[[str], None] = lambda words: None
+) -> Iterator[tuple[BackendModule, Verdict]]:
     """Every module with its verdict, best first, tested when it is not yet known; lazy."""
     cpu = read_cpu()
     for module in bundle.modules:
-        yield module, _known(bundle, module, cpu, tell)
+        yield module, _cached_verdict(bundle, module, cpu, on_progress)
 
 
-def judge_gpus(
-    bundle: Bundle, cpu_module: Module, tell: Callable[[str], None] = lambda words: None
-) -> list[tuple[Module, Verdict]]:
+def gpu_module_verdicts(
+    bundle: Bundle, cpu_module: BackendModule, on_progress: Callable[[str], None] = lambda words: None
+) -> list[tuple[BackendModule, Verdict]]:
     """Every module for GPUs with its verdict; `cpu_module` computes beside it. Costs nothing in a bundle without one.
 
     Of a kind of which one works, no other is tried: it would show the same devices again.
@@ -72,41 +76,41 @@ def judge_gpus(
     if not bundle.gpu_modules:
         return []
     cpu, driver = read_cpu(), driver_version()
-    found: list[tuple[Module, Verdict]] = []
+    found: list[tuple[BackendModule, Verdict]] = []
     for module in bundle.gpu_modules:
-        if not any(other.name == module.name and verdict.usable for other, verdict in found):
-            found.append((module, _known(bundle, module, cpu, tell, driver, cpu_module)))
+        if not any(other.name == module.name and verdict.is_usable for other, verdict in found):
+            found.append((module, _cached_verdict(bundle, module, cpu, on_progress, driver, cpu_module)))
     return found
 
 
-def _known(
+def _cached_verdict(
     bundle: Bundle,
-    module: Module,
+    module: BackendModule,
     cpu: Cpu,
-    tell: Callable[[str], None],
+    on_progress: Callable[[str], None],
     driver: str = "",
-    beside: Module | None = None,
+    beside: BackendModule | None = None,
 ) -> Verdict:
     if not Path(module.path).is_file():
-        return Verdict(module=module.name, status="missing", reason=f"{module.path} is not there: {HOW_TO_GET_IT}")
-    name = verdicts.key(bundle, module, cpu, driver)
-    verdict = verdicts.recall(name)
+        return Verdict(module=module.name, status="missing", reason=f"{module.path} is not there: {INSTALL_HINT}")
+    name = verdicts.verdict_key(bundle, module, cpu, driver)
+    verdict = verdicts.load_verdict(name)
     if verdict is None:
-        tell(f"testing the backend {module.name}")
+        on_progress(f"testing the backend {module.name}")
         verdict = selftest(module, beside)
         if verdict.status != "untested":
-            verdicts.remember(name, verdict)
+            verdicts.save_verdict(name, verdict)
     return verdict
 
 
-def selftest(module: Module, beside: Module | None = None) -> Verdict:
+def selftest(module: BackendModule, beside: BackendModule | None = None) -> Verdict:
     """Try a module in a child process; returns within `TOTAL_S` whatever the module does."""
     started = time.monotonic()
     report = _Report()
     arguments = ["_selftest", module.path, str(N_THREADS), str(int(TOTAL_S)), beside.path if beside else ""]
     # A GPU's module may be a package of its own; the libraries that it needs are where the CPU's is.
     directory = Path((beside or module).path).parent
-    stalled, code = watch(directory, arguments, report.read, deadline=started + TOTAL_S)
+    stalled, code = run_child(directory, arguments, report.read, deadline=started + TOTAL_S)
     return _verdict(module, report, stalled=stalled, code=code, elapsed_s=time.monotonic() - started)
 
 
@@ -130,7 +134,9 @@ class _Report:
             self.done = True
 
 
-def watch(directory: Path, arguments: list[str], read: Callable[[str], None], *, deadline: float) -> tuple[bool, int]:
+def run_child(
+    directory: Path, arguments: list[str], read: Callable[[str], None], *, deadline: float
+) -> tuple[bool, int]:
     """Run a child that tries a module of the bundle in `directory`, and hand each line that it writes to `read`.
 
     Returns whether it was ended because lines stopped coming, and its exit code. Raises RuntimeLoadError if the
@@ -172,7 +178,7 @@ def _follow(child: subprocess.Popen[bytes], read: Callable[[str], None], deadlin
         read(line)
 
 
-def _verdict(module: Module, report: _Report, *, stalled: bool, code: int, elapsed_s: float) -> Verdict:
+def _verdict(module: BackendModule, report: _Report, *, stalled: bool, code: int, elapsed_s: float) -> Verdict:
     def verdict(status: str, reason: str) -> Verdict:
         return Verdict(
             module=module.name, status=status, reason=reason,  # type: ignore[arg-type]
@@ -181,8 +187,8 @@ def _verdict(module: Module, report: _Report, *, stalled: bool, code: int, elaps
 
     if stalled:
         return verdict("hung", f"made no progress for {STALL_S:g} s in: {report.stage}")
-    if code in CRASHES:
-        return verdict("crashed", f"died by {death(code)} in: {report.stage}")
+    if code in CRASH_CODES:
+        return verdict("crashed", f"died by {describe_exit(code)} in: {report.stage}")
     if code == WRONG and report.failures:
         more = f" (and {len(report.failures) - 1} more)" if len(report.failures) > 1 else ""
         return verdict("wrong", f"computes wrong numbers: {report.failures[0]}{more}")
@@ -197,10 +203,10 @@ def _verdict(module: Module, report: _Report, *, stalled: bool, code: int, elaps
     if code == PASSED and report.done:
         return verdict("passed", f"passed {report.checks} checks in {elapsed_s:.1f} s")
     # An accident that says nothing of the module (no memory, no temporary file): tried again next time.
-    return verdict("untested", f"its self test ended by {death(code)} in: {report.stage}")
+    return verdict("untested", f"its self test ended by {describe_exit(code)} in: {report.stage}")
 
 
-def death(code: int) -> str:
+def describe_exit(code: int) -> str:
     """How a process ended, in words, from the return code that `subprocess` gives."""
     if code < 0:
         try:

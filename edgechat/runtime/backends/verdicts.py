@@ -15,9 +15,9 @@ import msgspec
 from edgechat import paths
 from edgechat.files import JsonFile
 from edgechat.hardware.cpu import Cpu
-from edgechat.runtime.backends.bundle import Bundle, Module
+from edgechat.runtime.backends.bundle import BackendModule, Bundle
 
-DEATHS_UNTIL_DISTRUST = 2
+CRASHES_UNTIL_DISTRUST = 2
 # A hundred verdicts take about 30 kB.
 _MAX_BYTES: Final = 1 << 20
 
@@ -35,7 +35,7 @@ class Verdict(msgspec.Struct, frozen=True):
     elapsed_s: float = 0.0
 
     @property
-    def usable(self) -> bool:
+    def is_usable(self) -> bool:
         """True if the module may be used."""
         return self.status == "passed"
 
@@ -45,7 +45,7 @@ class _VerdictFile(msgspec.Struct):
     deaths: dict[str, int] = {}
 
 
-def key(bundle: Bundle, module: Module, cpu: Cpu, driver: str = "") -> str:
+def verdict_key(bundle: Bundle, module: BackendModule, cpu: Cpu, driver: str = "") -> str:
     """The name under which a verdict is kept; of a GPU's module also the driver's version counts."""
     parts = (
         driver,
@@ -60,12 +60,12 @@ def key(bundle: Bundle, module: Module, cpu: Cpu, driver: str = "") -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def recall(name: str) -> Verdict | None:
+def load_verdict(name: str) -> Verdict | None:
     """The verdict kept under `name`, if any."""
     return _read().verdicts.get(name)
 
 
-def remember(name: str, verdict: Verdict) -> None:
+def save_verdict(name: str, verdict: Verdict) -> None:
     """Keep a verdict; the newest hundred stay."""
     file = _read()
     file.verdicts.pop(name, None)
@@ -74,17 +74,17 @@ def remember(name: str, verdict: Verdict) -> None:
     _file().save(file)
 
 
-def record_death(name: str, module: str, how: str) -> None:
+def record_engine_crash(name: str, module: str, how: str) -> None:
     """Count a death of the engine on this module; after the second one its verdict is withdrawn."""
     file = _read()
     file.deaths[name] = file.deaths.get(name, 0) + 1
-    if file.deaths[name] >= DEATHS_UNTIL_DISTRUST:
+    if file.deaths[name] >= CRASHES_UNTIL_DISTRUST:
         reason = f"passed its self test, but the engine died on it {file.deaths[name]} times, last by {how}; `edgechat doctor --retest` tries it anew"
         file.verdicts[name] = Verdict(module=module, status="distrusted", reason=reason)
     _file().save(file)
 
 
-def forget() -> None:
+def clear_verdicts() -> None:
     """Forget everything: every module is tested anew."""
     _file().save(_VerdictFile())
 

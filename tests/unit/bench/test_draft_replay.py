@@ -8,7 +8,7 @@ import pytest
 
 from edgechat.bench import draft_replay, workloads
 from edgechat.errors import UsageError
-from edgechat.speculation.step_costs import SIZES, Mean, StepCosts
+from edgechat.speculation.step_costs import SIZES, RunningMean, StepCosts
 from tests.suffix_reference import PlainIndex
 
 
@@ -16,7 +16,7 @@ def costs_of(ratio: float) -> StepCosts:
     """Every step of several tokens costs as much."""
     costs = StepCosts()
     for ratios in costs.ratios:
-        ratios.update({n: Mean(ratio, 3) for n in SIZES})
+        ratios.update({n: RunningMean(ratio, 3) for n in SIZES})
     return costs
 
 

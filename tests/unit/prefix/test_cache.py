@@ -18,7 +18,7 @@ from edgechat.errors import EngineError
 from edgechat.modelfile import content_hash
 from edgechat.prefix import segment as pieces
 from edgechat.prefix.cache import PrefixCache
-from edgechat.prefix.disk_tier import DiskTier, forget
+from edgechat.prefix.disk_tier import DiskTier, delete_conversation
 from edgechat.prefix.segment import InvalidSegmentError, KvSegment
 from edgechat.prefix.throughput import Throughput
 from edgechat.prefix.tree import PrefixTree
@@ -39,14 +39,14 @@ def wait(disk: DiskTier) -> None:
 
 
 def a_piece(data: bytes = b"x" * 1000, *, start: int = 0, whose: str = "talk", tokens: list[int] = TOKENS) -> KvSegment:
-    piece = KvSegment(PrefixTree().insert(tokens), start, whose, is_exact=True, n_bytes=len(data))
+    piece = KvSegment(PrefixTree().insert(tokens), start, whose, can_resume=True, n_bytes=len(data))
     piece.data = bytearray(data)
     return piece
 
 
 def written(root: Path, piece: KvSegment | None = None) -> Path:
     disk, piece = a_disk(root), piece or a_piece()
-    disk.write_later(piece, piece.node.path())
+    disk.queue_write(piece, piece.node.path())
     wait(disk)
     disk.finish(1)
     assert piece.file is not None
@@ -65,7 +65,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     path = written(tmp_path, a_piece(os.urandom(10_000), start=30))
     disk = a_disk(tmp_path)
     [(found, header)] = disk.new_files("talk")
-    assert (found, header.start, header.tokens, header.is_exact) == (path, 30, TOKENS, True)
+    assert (found, header.start, header.tokens, header.can_resume) == (path, 30, TOKENS, True)
     assert len(read(disk, path) or b"") == 10_000
     assert list(disk.new_files("talk")) == []  # named once
     assert list(disk.new_files("another")) == []
@@ -122,7 +122,7 @@ def test_files_stay_under_their_cap_and_the_oldest_go_first(tmp_path: Path) -> N
     kept = []
     for number in range(6):
         piece = a_piece(whose=f"talk{number}")
-        disk.write_later(piece, TOKENS)
+        disk.queue_write(piece, TOKENS)
         wait(disk)
         assert piece.file is not None
         os.utime(piece.file, (number, number))
@@ -133,7 +133,7 @@ def test_files_stay_under_their_cap_and_the_oldest_go_first(tmp_path: Path) -> N
     assert not kept[1].exists()
     assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) <= 5000
     huge = a_piece(b"x" * 6000)
-    disk.write_later(huge, TOKENS)
+    disk.queue_write(huge, TOKENS)
     wait(disk)
     assert huge.file is None
 
@@ -141,10 +141,10 @@ def test_files_stay_under_their_cap_and_the_oldest_go_first(tmp_path: Path) -> N
 def test_a_deleted_conversation_is_gone_and_stays_gone(tmp_path: Path) -> None:
     disk = a_disk(tmp_path)
     for _ in range(2):
-        disk.write_later(a_piece(), TOKENS)
-        disk.write_later(a_piece(whose="../other"), TOKENS)
+        disk.queue_write(a_piece(), TOKENS)
+        disk.queue_write(a_piece(whose="../other"), TOKENS)
         wait(disk)
-        forget(tmp_path, "talk")
+        delete_conversation(tmp_path, "talk")
         assert len(list(tmp_path.rglob("*.kv"))) == 1  # this process still talks, and writes nothing any more
     assert not (tmp_path.parent / "other").exists()
 
@@ -152,13 +152,13 @@ def test_a_deleted_conversation_is_gone_and_stays_gone(tmp_path: Path) -> None:
 def test_a_cache_that_is_deleted_under_us_is_made_again(tmp_path: Path) -> None:
     root = tmp_path / "prefix"
     disk = a_disk(root)
-    disk.write_later(a_piece(), TOKENS)
+    disk.queue_write(a_piece(), TOKENS)
     wait(disk)
     for path in sorted(root.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     root.rmdir()
     piece = a_piece()
-    disk.write_later(piece, TOKENS)
+    disk.queue_write(piece, TOKENS)
     wait(disk)
     assert piece.file is not None
     assert piece.file.exists()
@@ -168,7 +168,7 @@ def test_a_place_that_cannot_be_written_to_costs_nothing(tmp_path: Path, caplog:
     (tmp_path / "prefix").write_text("in the way")
     disk = a_disk(tmp_path / "prefix")
     piece = a_piece()
-    disk.write_later(piece, TOKENS)
+    disk.queue_write(piece, TOKENS)
     wait(disk)
     assert (piece.file, len(caplog.records)) == (None, 1)
     assert list(disk.new_files("talk")) == []
@@ -183,7 +183,7 @@ from tests.unit.prefix.test_cache import TOKENS, a_disk, a_piece, wait
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 disk, piece = a_disk(Path(sys.argv[1])), a_piece(b"x" * 50_000)
-disk.write_later(piece, TOKENS)
+disk.queue_write(piece, TOKENS)
 wait(disk)
 assert piece.file is None
 """
@@ -194,7 +194,7 @@ assert piece.file is None
 def test_writing_rests_while_somebody_computes(tmp_path: Path) -> None:
     disk, piece = a_disk(tmp_path), a_piece()
     disk.pause()
-    disk.write_later(piece, TOKENS)
+    disk.queue_write(piece, TOKENS)
     time.sleep(0.05)
     assert piece.file is None
     disk.resume()
@@ -235,7 +235,7 @@ def test_a_tree_knows_what_every_path_shares(paths: list[list[int]], prompt: lis
     for path, node in zip(paths, nodes, strict=True):
         assert node.path() == path
         common = next((i for i, (a, b) in enumerate(zip(path, prompt)) if a != b), min(len(path), len(prompt)))  # noqa: B905
-        assert match.shared(node) == common
+        assert match.n_shared(node) == common
     for node in nodes:
         tree.prune(node)
     for node in [n for n in tree.nodes() if n.parent is not None]:
@@ -250,10 +250,10 @@ def test_what_is_slower_than_computing_is_computed(tmp_path: Path) -> None:
     def cached_tokens(prefill_tps: float) -> int:
         memory = FakeMemory("llama")
         cache = PrefixCache(memory, ram_cap_bytes=0, disk=a_disk(tmp_path))
-        cache.speeds.prefill.per_s = prefill_tps
-        cached = cache.prepare(TOKENS, "talk")
+        cache.throughput.prefill.per_s = prefill_tps
+        cached = cache.acquire(TOKENS, "talk")
         memory.decode(cached.seq, TOKENS[len(memory.tokens(cached.seq)) :])
-        cache.settle(cached.seq)
+        cache.commit(cached.seq)
         cache.finish(5)
         return cached.disk_tokens
 
@@ -264,12 +264,12 @@ def test_what_is_slower_than_computing_is_computed(tmp_path: Path) -> None:
 
 def test_speeds_are_measured() -> None:
     speed = Throughput(10.0)
-    speed.measured(100, 0.0)  # says nothing
-    assert speed.seconds(100) == 10.0
-    speed.measured(200, 1.0)
+    speed.record(100, 0.0)  # says nothing
+    assert speed.duration_s(100) == 10.0
+    speed.record(200, 1.0)
     assert speed.per_s == 200.0
     for _ in range(30):
-        speed.measured(100, 1.0)
+        speed.record(100, 1.0)
     assert 99 < speed.per_s < 101
 
 
@@ -284,7 +284,7 @@ def test_many_files_are_read_ahead_of_each_other(tmp_path: Path) -> None:
     made = []
     for number in range(6):
         piece = a_piece(bytes([number]) * (1000 * (number + 1)), whose=f"talk{number}")
-        disk.write_later(piece, TOKENS)
+        disk.queue_write(piece, TOKENS)
         wait(disk)
         assert piece.file is not None
         made.append((piece.file, TOKENS))
@@ -307,9 +307,9 @@ def test_what_cannot_be_written_is_not_tried_for_ever(tmp_path: Path, how: str) 
     cache = PrefixCache(memory, ram_cap_bytes=0, disk=disk)
 
     def steps(tokens: list[int]) -> int:
-        seq = cache.prepare(tokens, "talk").seq
+        seq = cache.acquire(tokens, "talk").seq
         memory.decode(seq, tokens[len(memory.tokens(seq)) :])
-        cache.settle(seq)
+        cache.commit(seq)
         n_steps = 0
         while cache.idle_step():
             wait(disk)
@@ -319,7 +319,7 @@ def test_what_cannot_be_written_is_not_tried_for_ever(tmp_path: Path, how: str) 
 
     assert steps(TOKENS) >= 1
     if how == "deleted":
-        forget(root, "talk")
+        delete_conversation(root, "talk")
         steps(TOKENS + TOKENS)
     assert steps(TOKENS + TOKENS + TOKENS) == 0
 
@@ -328,12 +328,12 @@ def test_a_sequence_that_was_given_up_is_empty_again() -> None:
     memory = FakeMemory("llama")
     cache = PrefixCache(memory)
     memory.decode(0, [9, 9, 9])  # nobody's
-    seq = cache.prepare(TOKENS).seq
+    seq = cache.acquire(TOKENS).seq
     assert list(memory.tokens(seq)) == []
     memory.decode(seq, [9])
     for _ in range(10):
-        cache.release(seq)
-        seq = cache.prepare(TOKENS).seq
+        cache.drop(seq)
+        seq = cache.acquire(TOKENS).seq
         assert list(memory.tokens(seq)) == []
 
 
@@ -351,14 +351,14 @@ def test_what_has_no_place_in_ram_is_not_taken_out(monkeypatch: pytest.MonkeyPat
     room = len(save_of(memory, tokens[:100]))
     cache = PrefixCache(memory, ram_cap_bytes=room)
     cache._token_bytes = room / 100
-    seq = cache.prepare(tokens, "talk").seq
+    seq = cache.acquire(tokens, "talk").seq
     memory.decode(seq, tokens)
-    cache.settle(seq)
+    cache.commit(seq)
     saved.clear()
-    assert cache.make_room()
+    assert cache.evict_lru()
     assert max(saved) == 100
-    (piece,) = cache._pieces
-    assert (piece.start, piece.end, piece.is_exact) == (0, 100, False)
+    (piece,) = cache.segments
+    assert (piece.start, piece.end, piece.can_resume) == (0, 100, False)
     assert piece.data is not None
 
 
@@ -372,11 +372,11 @@ def save_of(memory: FakeMemory, tokens: list[int]) -> bytearray:
 def test_several_sequences_are_in_work_and_none_of_them_makes_room() -> None:
     memory = FakeMemory("llama")
     cache = PrefixCache(memory)
-    seqs = [cache.prepare([*TOKENS, n]).seq for n in range(memory.n_seqs)]
+    seqs = [cache.acquire([*TOKENS, n]).seq for n in range(memory.n_seqs)]
     assert sorted(seqs) == list(range(memory.n_seqs))
-    assert not cache.make_room()
+    assert not cache.evict_lru()
     with pytest.raises(EngineError, match="in work"):
-        cache.prepare(TOKENS)
+        cache.acquire(TOKENS)
     memory.decode(seqs[1], [*TOKENS, 1])
-    cache.settle(seqs[1])
-    assert cache.prepare([*TOKENS, 1, 2]).seq == seqs[1]  # gone on with, and nobody else's is
+    cache.commit(seqs[1])
+    assert cache.acquire([*TOKENS, 1, 2]).seq == seqs[1]  # gone on with, and nobody else's is

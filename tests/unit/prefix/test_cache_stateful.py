@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 )
 
 from edgechat.prefix.cache import PrefixCache
-from edgechat.prefix.disk_tier import DiskTier, forget
-from tests.fake_memory import FakeMemory, NoRoom, check_cache
+from edgechat.prefix.disk_tier import DiskTier, delete_conversation
+from tests.fake_memory import CellsFullError, FakeMemory, check_cache
 from tests.models import KINDS, Kind
 from tests.waiting import until
 
@@ -55,7 +55,7 @@ class PrefixMachine(RuleBasedStateMachine):
         """A prompt that begins like an earlier one, and its answer."""
         prompt = (self.prompts[of % len(self.prompts)][:keep] + more)[: N_CELLS // 2]
         live = {s: list(self.memory.tokens(s)) for s in range(self.memory.n_seqs)}
-        cached = self.cache.prepare(prompt, whose, is_aside=transient)
+        cached = self.cache.acquire(prompt, whose, ephemeral=transient)
         seq, held = cached.seq, list(self.memory.tokens(cached.seq))
         assert held == prompt[: len(held)]
         assert len(held) < len(prompt)
@@ -74,17 +74,17 @@ class PrefixMachine(RuleBasedStateMachine):
                 self._decode(at, [token])
             self.memory.check(at)
             if transient:
-                self.cache.release(at)
+                self.cache.drop(at)
             else:
-                self.cache.settle(at)
+                self.cache.commit(at)
                 self.prompts.append(list(self.memory.tokens(at)))
 
     def _decode(self, seq: int, part: list[int]) -> None:
         while True:
             try:
                 self.memory.decode(seq, part)
-            except NoRoom:
-                assert self.cache.make_room(seq)
+            except CellsFullError:
+                assert self.cache.evict_lru(seq)
             else:
                 return
 
@@ -109,7 +109,7 @@ class PrefixMachine(RuleBasedStateMachine):
 
     @rule(whose=st.sampled_from(["a", "b"]))
     def delete(self, whose: str) -> None:
-        forget(self.folder / "prefix", whose)
+        delete_conversation(self.folder / "prefix", whose)
 
     @precondition(lambda self: self._files())
     @rule(which=st.integers(0, 100), where=st.integers(0, 100_000), cut=st.booleans())

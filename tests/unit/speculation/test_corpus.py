@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgechat.speculation import profile
 from edgechat.speculation.corpus import Corpus
-from edgechat.speculation.drafter import OTHERS, Draft
+from edgechat.speculation.drafter import FROM_CORPUS, Draft
 from tests.suffix_reference import PlainIndex
 
 N_VOCAB = 1000
@@ -27,12 +27,12 @@ def a_corpus(folder: Path | None = None, max_tokens: int = 1000) -> Corpus:
 
 def add(corpus: Corpus, name: str, tokens: list[int]) -> None:
     """As it is when a conversation goes on: its folder is made before it is answered."""
-    corpus.open(name)
+    corpus.open_conversation(name)
     corpus.add(name, tokens)
 
 
 def save(corpus: Corpus) -> None:
-    while corpus.save_some():
+    while corpus.save_one():
         pass
 
 
@@ -41,7 +41,7 @@ def text(start: int, size: int = 10) -> list[int]:
 
 
 def drafts(corpus: Corpus, context: list[int]) -> list[int]:
-    corpus.begin(context)
+    corpus.start(context)
     return corpus.draft(4).tokens
 
 
@@ -54,9 +54,9 @@ def test_what_one_conversation_said_another_may_say() -> None:
     assert drafts(corpus, [1, 2, 3]) == []
     corpus.add("a", text(100))
     corpus.add("b", text(200))
-    corpus.begin([5, 102])
+    corpus.start([5, 102])
     corpus.append([103])
-    assert corpus.draft(4) == Draft([104, 105, 106, 107], 2, OTHERS)
+    assert corpus.draft(4) == Draft([104, 105, 106, 107], 2, FROM_CORPUS)
     assert drafts(corpus, [108]) == [109]  # not into the next text
     corpus.add("c", text(100)[:3])
     assert drafts(corpus, [101]) == [102, 103, 104, 105]
@@ -98,7 +98,7 @@ def test_it_is_there_after_a_restart(tmp_path: Path) -> None:
     for start in (100, 200, 300):
         assert drafts(again, [start]) == text(start + 1, 4)
     again.add("b", text(300))  # known
-    assert not again.save_some()
+    assert not again.save_one()
     assert not list(folder.glob("*/*.part"))
 
 
@@ -123,7 +123,7 @@ def test_a_deleted_conversation_is_forgotten_and_not_written_again(tmp_path: Pat
     corpus.add("a", text(300))  # its last answer ended after it was deleted
     save(corpus)
     assert files(tmp_path) == {"b"}
-    corpus.forget_deleted()
+    corpus.remove_deleted()
     assert files(tmp_path) == {"b"}
     assert not drafts(corpus, [101])
     assert not drafts(corpus, [301])
@@ -136,7 +136,7 @@ def test_a_conversation_deleted_before_it_was_first_written_is_not_written(tmp_p
     shutil.rmtree(tmp_path / "a")
     save(corpus)
     assert not (tmp_path / "a").exists()
-    corpus.forget_deleted()
+    corpus.remove_deleted()
     assert not drafts(corpus, [101])
 
 
@@ -160,7 +160,7 @@ def test_a_disk_that_cannot_be_written_to_is_no_trouble(tmp_path: Path) -> None:
     corpus = a_corpus(tmp_path / "file")
     add(corpus, "a", text(100))
     save(corpus)
-    corpus.forget_deleted()
+    corpus.remove_deleted()
     assert drafts(corpus, [101])
 
 
@@ -210,23 +210,23 @@ def test_tokens_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
 
 def test_a_profile_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "new" / "profile.json"
-    learned = profile.load(path)
+    learned = profile.load_profile(path)
     for _ in range(50):
-        learned.greedy.record(OTHERS, 3, right=True)
-        learned.costs.measured(1, 600, 0.01)
-        learned.costs.measured(4, 600, 0.02)
-    profile.save(learned, path)
+        learned.greedy.record(FROM_CORPUS, 3, accepted=True)
+        learned.costs.record(1, 600, 0.01)
+        learned.costs.record(4, 600, 0.02)
+    profile.save_profile(learned, path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    learned.greedy.begin()
-    again = profile.load(path)
-    assert again.greedy.chances == learned.greedy.chances
-    assert again.drawn.chances == profile.Profile().drawn.chances
+    learned.greedy.start_reply()
+    again = profile.load_profile(path)
+    assert again.greedy.probabilities == learned.greedy.probabilities
+    assert again.sampled.probabilities == profile.SpeculationProfile().sampled.probabilities
     assert again.costs.ratio(4, 600) == pytest.approx(2.0)
     assert list(path.parent.iterdir()) == [path]
-    profile.save(learned, path / "below a file")  # cannot be: no trouble
+    profile.save_profile(learned, path / "below a file")  # cannot be: no trouble
 
 
-FRESH = profile.Profile()
+FRESH = profile.SpeculationProfile()
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ FRESH = profile.Profile()
 def test_a_profile_that_is_none_is_forgotten(tmp_path: Path, words: str) -> None:
     path = tmp_path / "profile.json"
     path.write_text(words)
-    assert profile.load(path).greedy.chances == FRESH.greedy.chances
+    assert profile.load_profile(path).greedy.probabilities == FRESH.greedy.probabilities
 
 
 @pytest.mark.parametrize(
@@ -247,19 +247,19 @@ def test_a_profile_that_is_none_is_forgotten(tmp_path: Path, words: str) -> None
 )  # fmt: skip
 def test_a_profile_with_impossible_numbers_is_forgotten(tmp_path: Path, old: str, new: str) -> None:
     path = tmp_path / "profile.json"
-    learned = profile.Profile()
+    learned = profile.SpeculationProfile()
     for _ in range(2):
-        learned.costs.measured(1, 600, 0.01)
-        learned.costs.measured(4, 600, 0.02)
-    profile.save(learned, path)
+        learned.costs.record(1, 600, 0.01)
+        learned.costs.record(4, 600, 0.02)
+    profile.save_profile(learned, path)
     words = path.read_text()
     assert old in words
     path.write_text(words.replace(old, new, 1))
-    assert profile.load(path).costs.ratio(4, 600) == FRESH.costs.ratio(4, 600)
+    assert profile.load_profile(path).costs.ratio(4, 600) == FRESH.costs.ratio(4, 600)
 
 
 def test_a_huge_profile_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     with path.open("wb") as file:
         file.truncate(1 << 36)
-    assert profile.load(path).greedy.chances == FRESH.greedy.chances
+    assert profile.load_profile(path).greedy.probabilities == FRESH.greedy.probabilities

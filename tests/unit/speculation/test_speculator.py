@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgechat.speculation.acceptance import BUCKETS, Acceptance, bucket_of
-from edgechat.speculation.controller import MARGIN, MAX_DRAFT, Controller
-from edgechat.speculation.drafter import LIVE, NO_DRAFT, OTHERS, Draft, LiveDrafter
+from edgechat.speculation.controller import MARGIN, MAX_DRAFT, DraftController
+from edgechat.speculation.drafter import FROM_CONTEXT, FROM_CORPUS, NO_DRAFT, Draft, LiveDrafter
 from edgechat.speculation.speculator import Speculator
-from edgechat.speculation.step_costs import ENOUGH, PROBE_AFTER, SIZES, StepCosts
+from edgechat.speculation.step_costs import MIN_SAMPLES, PROBE_AFTER, SIZES, StepCosts
 from tests.suffix_reference import PlainIndex
 
 # t(n) / t(1) of a model of 0.5B weights on two cores, as measured.
@@ -26,8 +26,8 @@ def costs_of(ratios: dict[int, float]) -> StepCosts:
     costs = StepCosts()
     for _ in range(5):
         for n, ratio in ratios.items():
-            costs.measured(1, 100, 0.01)
-            costs.measured(n, 100, 0.01 * ratio)
+            costs.record(1, 100, 0.01)
+            costs.record(n, 100, 0.01 * ratio)
     return costs
 
 
@@ -39,26 +39,28 @@ def test_buckets_of_match_lengths() -> None:
 
 def test_acceptance_follows_what_happens_and_forgets() -> None:
     acceptance = Acceptance()
-    before = acceptance.chances[LIVE][bucket_of(4)]
+    before = acceptance.probabilities[FROM_CONTEXT][bucket_of(4)]
     for _ in range(300):
-        acceptance.record(LIVE, 4, right=True)
-    high = acceptance.chances[LIVE][bucket_of(4)]
+        acceptance.record(FROM_CONTEXT, 4, accepted=True)
+    high = acceptance.probabilities[FROM_CONTEXT][bucket_of(4)]
     assert before < 0.9 < high < 1
-    assert acceptance.chances[OTHERS][bucket_of(4)] == before  # counted apart
+    assert acceptance.probabilities[FROM_CORPUS][bucket_of(4)] == before  # counted apart
     for _ in range(300):
-        acceptance.record(LIVE, 5, right=False)
-    assert acceptance.chances[LIVE][bucket_of(4)] < 0.2
-    assert acceptance.low_chances[LIVE][bucket_of(4)] < acceptance.chances[LIVE][bucket_of(4)]
+        acceptance.record(FROM_CONTEXT, 5, accepted=False)
+    assert acceptance.probabilities[FROM_CONTEXT][bucket_of(4)] < 0.2
+    assert (
+        acceptance.low_probabilities[FROM_CONTEXT][bucket_of(4)] < acceptance.probabilities[FROM_CONTEXT][bucket_of(4)]
+    )
 
 
 @given(st.lists(st.tuples(st.integers(1, 80), st.booleans())))
 def test_chances_are_probabilities(records: list[tuple[int, bool]]) -> None:
     acceptance = Acceptance()
     for length, right in records:
-        acceptance.record(OTHERS, length, right=right)
-    for chances in (*acceptance.chances, *acceptance.low_chances):
+        acceptance.record(FROM_CORPUS, length, accepted=right)
+    for chances in (*acceptance.probabilities, *acceptance.low_probabilities):
         assert all(-0.2 <= p <= 1 for p in chances)
-    assert all(0 < p < 1 for chances in acceptance.chances for p in chances)
+    assert all(0 < p < 1 for chances in acceptance.probabilities for p in chances)
 
 
 def test_costs_before_and_after_measuring() -> None:
@@ -68,42 +70,42 @@ def test_costs_before_and_after_measuring() -> None:
     costs = costs_of(STAIRCASE)
     for n, ratio in STAIRCASE.items():
         assert costs.ratio(n, 100) == pytest.approx(ratio)
-        assert n == 1 or costs.is_known(n, 100)
+        assert n == 1 or costs.is_measured(n, 100)
     assert costs.ratio(6, 100) == pytest.approx((1.42 + 2.29) / 2)
     assert costs.ratio(16, 5000) == pytest.approx(3.71)  # not measured there: the nearest that was
-    assert not costs.is_known(16, 5000)
+    assert not costs.is_measured(16, 5000)
     assert costs.ratio(64, 100) == pytest.approx(6.76 + 32 / 5.9)  # never measured: a guess that invites to
 
 
 def test_one_dear_measurement_does_not_end_all_drafts() -> None:
     acceptance, costs = Acceptance(), StepCosts()
     for _ in range(PROBE_AFTER):
-        acceptance.record(LIVE, 16, right=True)
-        costs.measured(1, 100, 0.01)
-    costs.measured(2, 100, 0.0195)
-    assert Controller(acceptance, costs).choose(Draft(list(range(31)), 16, LIVE), 100)[0] >= 7
+        acceptance.record(FROM_CONTEXT, 16, accepted=True)
+        costs.record(1, 100, 0.01)
+    costs.record(2, 100, 0.0195)
+    assert DraftController(acceptance, costs).choose_length(Draft(list(range(31)), 16, FROM_CONTEXT), 100)[0] >= 7
     for size in SIZES:  # where that is how it is, it is soon known
-        for _ in range(ENOUGH):
-            costs.measured(1, 100, 0.01)
-            costs.measured(size, 100, 0.0098 * size)
-    assert Controller(acceptance, costs).choose(Draft(list(range(31)), 16, LIVE), 100)[0] == 0
+        for _ in range(MIN_SAMPLES):
+            costs.record(1, 100, 0.01)
+            costs.record(size, 100, 0.0098 * size)
+    assert DraftController(acceptance, costs).choose_length(Draft(list(range(31)), 16, FROM_CONTEXT), 100)[0] == 0
 
 
 def test_a_stutter_changes_little_and_a_change_is_followed() -> None:
     costs = costs_of(STAIRCASE)
-    costs.measured(4, 100, 10.0)
+    costs.record(4, 100, 10.0)
     assert costs.ratio(4, 100) < 1.6
     for _ in range(60):
-        costs.measured(1, 100, 0.01)
-        costs.measured(4, 100, 0.03)
+        costs.record(1, 100, 0.01)
+        costs.record(4, 100, 0.03)
     assert costs.ratio(4, 100) == pytest.approx(3.0, rel=0.05)
 
 
 def test_a_throttled_machine_keeps_its_ratios() -> None:
     costs = costs_of(STAIRCASE)
     for _ in range(60):
-        costs.measured(1, 100, 0.03)
-        costs.measured(8, 100, 0.03 * 2.29)
+        costs.record(1, 100, 0.03)
+        costs.record(8, 100, 0.03 * 2.29)
     assert costs.ratio(8, 100) == pytest.approx(2.29, rel=0.1)
     assert costs.single_s(100) == pytest.approx(0.03, rel=0.01)
 
@@ -111,12 +113,12 @@ def test_a_throttled_machine_keeps_its_ratios() -> None:
 def test_a_machine_throttled_in_a_run_of_drafts_goes_on_drafting() -> None:
     """Single steps come rarely then: what they are compared with must not grow old."""
     costs = costs_of(STAIRCASE)
-    controller = Controller(Acceptance(), costs)
-    sure = Draft([1] * 31, 64, LIVE)
+    controller = DraftController(Acceptance(), costs)
+    sure = Draft([1] * 31, 64, FROM_CONTEXT)
     drafted = 0
     for _ in range(300):
-        n_tokens, _ = controller.choose(sure, 100)
-        costs.measured(1 + n_tokens, 100, 0.025 * (STAIRCASE[1 + n_tokens]))  # 2.5 times as slow as it was
+        n_tokens, _ = controller.choose_length(sure, 100)
+        costs.record(1 + n_tokens, 100, 0.025 * (STAIRCASE[1 + n_tokens]))  # 2.5 times as slow as it was
         drafted += n_tokens > 0
     assert drafted > 250
     assert costs.ratio(16, 100) == pytest.approx(3.71, rel=0.35)
@@ -126,57 +128,57 @@ def test_depths_are_told_apart() -> None:
     """What is fast after few tokens is not taken for fast after many, nor the other way round."""
     costs = costs_of(STAIRCASE)
     for _ in range(5):
-        costs.measured(1, 9000, 0.1)
-        costs.measured(4, 9000, 0.3)
-    costs.begin()
+        costs.record(1, 9000, 0.1)
+        costs.record(4, 9000, 0.3)
+    costs.start_reply()
     assert costs.is_single_due
-    costs.measured(1, 100, 0.01)
+    costs.record(1, 100, 0.01)
     for _ in range(5):
-        costs.measured(4, 100, 0.0142)
+        costs.record(4, 100, 0.0142)
     assert costs.ratio(4, 100) == pytest.approx(1.42)
     assert costs.ratio(4, 9000) == pytest.approx(3.0)
 
 
 def test_single_steps_are_measured_now_and_then() -> None:
     costs = costs_of(STAIRCASE)
-    controller = Controller(Acceptance(), costs)
-    sure = Draft([1] * 31, 32, LIVE)
-    costs.measured(1, 100, 0.01)
+    controller = DraftController(Acceptance(), costs)
+    sure = Draft([1] * 31, 32, FROM_CONTEXT)
+    costs.record(1, 100, 0.01)
     for _ in range(PROBE_AFTER):
-        assert controller.choose(sure, 100)[0] > 0
-        costs.measured(16, 100, 0.0371)
-    assert controller.choose(sure, 100) == (0, 1.0)
-    costs.measured(1, 100, 0.01)
-    assert controller.choose(sure, 100)[0] > 0
+        assert controller.choose_length(sure, 100)[0] > 0
+        costs.record(16, 100, 0.0371)
+    assert controller.choose_length(sure, 100) == (0, 1.0)
+    costs.record(1, 100, 0.01)
+    assert controller.choose_length(sure, 100)[0] > 0
 
 
 def test_long_matches_get_long_drafts_and_steep_costs_none() -> None:
-    flat, steep = (Controller(Acceptance(), costs_of(r)) for r in (STAIRCASE, STEEP))
-    assert flat.choose(NO_DRAFT, 100) == (0, 1.0)
-    short, long = Draft([1] * 31, 1, LIVE), Draft([1] * 31, 32, LIVE)
-    assert 0 < flat.choose(short, 100)[0] < flat.choose(long, 100)[0] <= MAX_DRAFT
-    assert steep.choose(short, 100)[0] == 0
-    n_tokens, gain = flat.choose(long, 100)
+    flat, steep = (DraftController(Acceptance(), costs_of(r)) for r in (STAIRCASE, STEEP))
+    assert flat.choose_length(NO_DRAFT, 100) == (0, 1.0)
+    short, long = Draft([1] * 31, 1, FROM_CONTEXT), Draft([1] * 31, 32, FROM_CONTEXT)
+    assert 0 < flat.choose_length(short, 100)[0] < flat.choose_length(long, 100)[0] <= MAX_DRAFT
+    assert steep.choose_length(short, 100)[0] == 0
+    n_tokens, gain = flat.choose_length(long, 100)
     assert gain > MARGIN
     assert n_tokens + 1 in SIZES
-    assert flat.choose(Draft([1, 2], 32, LIVE), 100)[0] <= 2
+    assert flat.choose_length(Draft([1, 2], 32, FROM_CONTEXT), 100)[0] <= 2
 
 
 def test_the_controller_gives_up_what_does_not_pay_and_comes_back() -> None:
     """Random text is not drafted for long; plain steps teach it when that changes."""
-    controller = Controller(Acceptance(), costs_of(STAIRCASE))
-    draft = Draft([1] * 7, 1, LIVE)
+    controller = DraftController(Acceptance(), costs_of(STAIRCASE))
+    draft = Draft([1] * 7, 1, FROM_CONTEXT)
     tried = []
     for _ in range(60):
-        n_tokens, _ = controller.choose(draft, 100)
+        n_tokens, _ = controller.choose_length(draft, 100)
         tried.append(n_tokens)
-        controller.learn(draft, n_tokens, 0, 2)
+        controller.record(draft, n_tokens, 0, 2)
     assert tried[0] > 0
     assert not any(tried[30:])
     for _ in range(100):
-        n_tokens, _ = controller.choose(draft, 100)
-        controller.learn(draft, n_tokens, n_tokens, 1)
-    assert controller.choose(draft, 100)[0] > 0
+        n_tokens, _ = controller.choose_length(draft, 100)
+        controller.record(draft, n_tokens, n_tokens, 1)
+    assert controller.choose_length(draft, 100)[0] > 0
 
 
 @settings(max_examples=300)
@@ -187,17 +189,19 @@ def test_what_is_chosen_is_the_best_of_all_sizes(
     draw = random.Random(seed)
     acceptance = Acceptance()
     for _ in range(100):
-        acceptance.record(LIVE, draw.randrange(1, 40), right=draw.random() < 0.7)
+        acceptance.record(FROM_CONTEXT, draw.randrange(1, 40), accepted=draw.random() < 0.7)
     costs = costs_of(ratios)
-    chances = acceptance.chances if ratios is STAIRCASE else acceptance.low_chances
+    chances = acceptance.probabilities if ratios is STAIRCASE else acceptance.low_probabilities
 
     def gain(k: int) -> float:
         expected = 1 + sum(
-            math.prod(chances[LIVE][bucket_of(length + i)] for i in range(j)) for j in range(1, k + 1)
+            math.prod(chances[FROM_CONTEXT][bucket_of(length + i)] for i in range(j)) for j in range(1, k + 1)
         )  # fmt: skip
         return expected / costs.ratio(1 + k, 100)
 
-    chosen, expected_gain = Controller(acceptance, costs).choose(Draft([1] * n_tokens, length, LIVE), 100)
+    chosen, expected_gain = DraftController(acceptance, costs).choose_length(
+        Draft([1] * n_tokens, length, FROM_CONTEXT), 100
+    )
     best = max((gain(n - 1) for n in SIZES if n - 1 <= n_tokens), default=0.0)
     if chosen:
         assert expected_gain == pytest.approx(gain(chosen))
@@ -209,30 +213,30 @@ def test_what_is_chosen_is_the_best_of_all_sizes(
 def test_the_live_drafter_keeps_what_two_texts_share() -> None:
     index = PlainIndex()
     drafter = LiveDrafter(index)
-    drafter.begin([1, 2, 3, 4, 1, 2])
-    assert drafter.draft(3) == Draft([3, 4, 1], 2, LIVE)
+    drafter.start([1, 2, 3, 4, 1, 2])
+    assert drafter.draft(3) == Draft([3, 4, 1], 2, FROM_CONTEXT)
     drafter.append([3])
-    drafter.begin([1, 2, 3, 9, 9])
+    drafter.start([1, 2, 3, 9, 9])
     assert index.tokens == [1, 2, 3, 9, 9]
-    drafter.begin([])
+    drafter.start([])
     assert index.tokens == []
     assert drafter.draft(3).tokens == []
 
 
 def test_no_draft_goes_beyond_an_end_or_the_room() -> None:
-    controller = Controller(Acceptance(), costs_of(STAIRCASE))
+    controller = DraftController(Acceptance(), costs_of(STAIRCASE))
     speculator = Speculator([LiveDrafter(PlainIndex())], controller, is_end=lambda token: token == 0)
     text = [*range(1, 40), 0, *range(1, 36)]
-    speculator.begin(text[:-1])
+    speculator.start(text[:-1])
     assert speculator.propose(100, 100) == []  # first a single step is measured
-    speculator.verified(0, 0, 35, 100, 0.01)
+    speculator.record_step(0, 0, 35, 100, 0.01)
     speculator.append([35])
     assert speculator.propose(100, 100) == [36, 37, 38]
-    speculator.verified(3, 3, 39, 100, 0.0142)
+    speculator.record_step(3, 3, 39, 100, 0.0142)
     assert speculator.propose(1, 100) == [36]
-    speculator.verified(1, 1, 37, 100, 0.0107)
+    speculator.record_step(1, 1, 37, 100, 0.0107)
     assert speculator.propose(0, 100) == []
-    speculator.verified(0, 0, 37, 100, 0.01)
+    speculator.record_step(0, 0, 37, 100, 0.01)
     stats = speculator.stats
     assert (stats.n_drafts, stats.n_drafted, stats.n_accepted, stats.n_tokens) == (2, 4, 4, 8)
     assert stats.mean_acceptance_length == 3.0
@@ -243,13 +247,13 @@ def test_a_machine_that_was_never_measured_learns_while_it_works() -> None:
     """Whatever the first guess, after some steps the ratios are those of the machine."""
     costs = StepCosts()
     for _ in range(4):
-        costs.measured(1, 0, 0.02)
-        costs.measured(2, 0, 0.04)
+        costs.record(1, 0, 0.02)
+        costs.record(2, 0, 0.04)
     assert costs.ratio(2, 0) == pytest.approx(2.0)
     assert costs.ratio(16, 0) == pytest.approx(9.0)  # half as dear for each further token, until it is known
     costs = StepCosts()
-    costs.measured(2, 0, 0.04)  # without a single step there is nothing to compare with
+    costs.record(2, 0, 0.04)  # without a single step there is nothing to compare with
     assert costs.ratio(2, 0) < 2
-    costs.measured(1, 0, -1.0)
+    costs.record(1, 0, -1.0)
     assert costs.single_s(0) == 0.0
-    assert ENOUGH > 1
+    assert MIN_SAMPLES > 1
