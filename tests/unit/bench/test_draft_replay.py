@@ -34,20 +34,23 @@ def test_a_copy_is_as_fast_as_its_steps_allow() -> None:
     for policy in lookups:
         assert speed(policy, [1, *FRESH], FRESH) == pytest.approx(39 / 2)
     assert speed(draft_replay.PromptLookup(), [1, *FRESH], FRESH) == pytest.approx(39 / 4)
-    assert speed(draft_replay.ours(PlainIndex, FREE), [1, *FRESH], FRESH) > 8
+    assert speed(draft_replay.edgechat_policy(PlainIndex, FREE), [1, *FRESH], FRESH) > 8
     assert speed(draft_replay.PlainSuffix(PlainIndex()), [1, *FRESH], FRESH) > 5
     assert speed(draft_replay.NgramSimple(), [1, *FRESH], FRESH[:12]) == 1.0  # twelve tokens are not there yet
 
 
 def test_what_repeats_nothing_costs_nothing() -> None:
-    for policy in (draft_replay.ours(PlainIndex, FREE), *(make(PlainIndex) for make in draft_replay.FIXED.values())):
+    for policy in (
+        draft_replay.edgechat_policy(PlainIndex, FREE),
+        *(make(PlainIndex) for make in draft_replay.STATIC_POLICIES.values()),
+    ):
         assert speed(policy, FRESH, list(range(200, 260))) == 1.0
 
 
 def test_wrong_drafts_are_paid_for() -> None:
     prompt, reply = [1, 2, 1, 3, 1, 4], [1, 5, 1, 6, 1, 7, 1, 8]
     assert speed(draft_replay.NgramSimple(1, 3), prompt, reply, costs_of(3.0)) < 0.6
-    assert speed(draft_replay.ours(PlainIndex, costs_of(3.0)), prompt, reply, costs_of(3.0)) == 1.0
+    assert speed(draft_replay.edgechat_policy(PlainIndex, costs_of(3.0)), prompt, reply, costs_of(3.0)) == 1.0
 
 
 def test_oldest_and_newest_matches() -> None:
@@ -58,7 +61,7 @@ def test_oldest_and_newest_matches() -> None:
 
 
 def test_our_workloads_are_whole() -> None:
-    found = workloads.read()
+    found = workloads.read_workloads()
     kinds = {case.kind for case in found.cases}
     assert kinds == {
         "edit",
@@ -92,4 +95,4 @@ def test_a_file_that_holds_no_workloads_is_refused(tmp_path: Path, words: str, r
     path = tmp_path / "mine.toml"
     path.write_bytes(words.encode("utf-8", "surrogateescape"))
     with pytest.raises(UsageError, match=reason):
-        workloads.read(path)
+        workloads.read_workloads(path)
