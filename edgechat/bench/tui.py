@@ -23,6 +23,7 @@ from edgechat.bench import textual_baseline
 from edgechat.bench.pty_program import PtyProgram, run_in_pty
 from edgechat.bench.scripted_session import CHARS_PER_TOKEN
 from edgechat.hardware.memory import cpu_s, rss_bytes
+from edgechat.humanize import size
 from edgechat.store import open_store
 
 ProgressCallback = Callable[[str], None]
@@ -250,7 +251,7 @@ def table(report: TuiReport) -> str:
         ("focus change and a key", f"{1000 * median(report.focus_flip_s):.0f} ms", "150 ms"),
         ("theme change and a key", f"{1000 * median(report.theme_s):.0f} ms", "150 ms"),
         ("opening 5,000 messages", f"{1000 * median(report.open_s):.0f} ms", "300 ms"),
-        ("memory of the chat process", f"{report.ui_rss_bytes / 1e6:.0f} MB", "150 MB"),
+        ("memory of the chat process", size(report.ui_rss_bytes), "150 MB"),
         ("idle CPU", f"{100 * report.idle_cpu_share:.2f} %", "0.50 %"),
         ("decode speed / `ask`", f"{ratio(report.decode_tps, report.ask_decode_tps):.3f}", "0.990"),
     ]
