@@ -16,14 +16,13 @@ import msgspec
 from edgechat.bench import draft_replay
 from edgechat.bench.llama_server import LlamaServer
 from edgechat.bench.workloads import Workloads
-from edgechat.chat.messages import Message
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
 from edgechat.planner.plan import given_plan
 from edgechat.prompt.builder import PromptBuilder, PromptOptions
-from edgechat.prompt.renderer import Renderer
+from edgechat.prompt.renderer import PromptMessage, Renderer
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import load_edgechat
 from edgechat.runtime.suffix_index import SuffixIndex
@@ -244,17 +243,15 @@ class _EdgechatRun:
 
     def tokenize_cases(self, workloads: Workloads) -> list[TokenizedCase]:
         """Return all workload cases as tokens, and adversarial cases of random tokens."""
-        builder = PromptBuilder(self._engine, self._renderer, self._loaded, lambda _hash: b"")
-        options = PromptOptions("", think=False, max_tokens=None, previous_start=0)
+        builder = PromptBuilder(self._engine, self._renderer, self._loaded)
         before = self._engine.tokenize("")
         cases = []
         for case in workloads.cases:
-            path = [
-                Message(id=str(i), role="assistant" if i % 2 else "user", text=text)
-                for i, text in enumerate(workloads.messages(case))
+            messages = [
+                PromptMessage("assistant" if i % 2 else "user", text) for i, text in enumerate(workloads.messages(case))
             ]
             reply = self._engine.tokenize(workloads.reply(case))[len(before) :]
-            cases.append(TokenizedCase(case.kind, builder.build(path, options).tokens, reply))
+            cases.append(TokenizedCase(case.kind, builder.build(messages, PromptOptions(think=False)).tokens, reply))
         generator = random.Random(0)  # noqa: S311  (reproducible)
         ordinary = sorted({token for case in cases for token in case.reply})
         if not ordinary:
