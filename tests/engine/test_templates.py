@@ -39,9 +39,9 @@ KEEP_REASONING = {
 def templates() -> dict[str, str]:
     """By name; from the source that the bundle was built of."""
     sys.path.insert(0, str(ROOT / "native"))
-    import build
+    import sources
 
-    with tarfile.open(build.sdist()) as archive:
+    with tarfile.open(sources.sdist()) as archive:
         members = [m for m in archive.getmembers() if "/models/templates/" in m.name and m.name.endswith(".jinja")]
         found = {Path(m.name).stem: archive.extractfile(m).read().decode() for m in members}  # type: ignore[union-attr]
     return {name: text for name, text in found.items() if name not in FOR_TOOLS}

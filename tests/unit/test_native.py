@@ -61,10 +61,11 @@ def test_the_tile_configuration_reaches_the_processor_whole(tmp_path: Path) -> N
 def test_build_inputs_decide_the_cache_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "native"))
     import build
+    import toolchain
 
-    assert build.identity({"a": 1, "b": 2}) == build.identity({"b": 2, "a": 1})
-    assert build.identity({"a": 1}) != build.identity({"a": 2})
+    assert toolchain.identity({"a": 1, "b": 2}) == toolchain.identity({"b": 2, "a": 1})
+    assert toolchain.identity({"a": 1}) != toolchain.identity({"a": 2})
     assert build.expand("x;y") == "x;y"
     monkeypatch.setattr(shutil, "which", lambda _name, **_options: None)
-    with pytest.raises(build.BuildError, match="no C\\+\\+ compiler found"):
-        build.compiler_identity()
+    with pytest.raises(toolchain.BuildError, match="No C\\+\\+ compiler found"):
+        toolchain.compiler_identity()
