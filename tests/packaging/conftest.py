@@ -57,9 +57,14 @@ def as_newcomer(
     """Run a command with its own home directory; where possible without a network, after the command `before`."""
     home.mkdir(exist_ok=True)
     return subprocess.run(
-        [*cut_off(before), *command], capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
+        [*cut_off(before), *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        stdin=subprocess.DEVNULL,
         env={"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"} | environment,
-    )  # fmt: skip
+    )
 
 
 def can_cut_off() -> bool:

@@ -76,10 +76,10 @@ def test_contents_are_listed_without_the_working_tree(single: Path, tools: Path)
     files = {path.name for path in sbom.parent.rglob("*")}
     assert "_native" in files
     assert not {"_native_link", "numpy", "libreadline.so.8"} & files
-    listed = {p["value"] for c in json.loads(sbom.read_text())["components"] for p in c["properties"]}
+    listed_files = {p["value"] for c in json.loads(sbom.read_text())["components"] for p in c["properties"]}
     system = {name for name in files if name.startswith(("libssl", "libsqlite3", "libz.so", "libstdc++"))}
     assert system
-    assert {name.partition(".so")[0] for name in system} <= {name.partition(".so")[0] for name in listed}
+    assert {name.partition(".so")[0] for name in system} <= {name.partition(".so")[0] for name in listed_files}
 
 
 def test_file_is_reproducible(single: Path, tmp_path: Path) -> None:
