@@ -101,7 +101,7 @@ def test_pull_from_a_url_and_of_an_invalid_file(hub: LocalHub, cli: Cli) -> None
 def test_failed_pull_explains_the_reason(hub: LocalHub, cli: Cli, reference: str, code: int, message: str) -> None:
     result = cli("models", "pull", reference)
     assert result.returncode == code, result.stderr
-    assert words in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
