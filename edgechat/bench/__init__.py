@@ -1,1 +1,1 @@
-"""Benchmarks: paired runs against plain decoding, llama.cpp's tools and stock Textual."""
+"""Workloads, paired runs, reports; may drive anything below."""

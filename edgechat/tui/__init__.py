@@ -1,1 +1,1 @@
-"""The terminal interface, on Textual. Talks to Session, never to the engine."""
+"""The terminal interface, built with Textual. It uses `Session` and never the engine directly."""

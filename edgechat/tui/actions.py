@@ -12,6 +12,7 @@ from edgechat.tui.render.markdown_blocks import code_blocks
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgechat.chat.messages import Conversation
     from edgechat.chat.session import Session
     from edgechat.tui.app import ChatApp
     from edgechat.tui.render.entries import MessageEntry
@@ -118,6 +119,29 @@ class Actions:
                 self._app.call_later(self.go_to, found)
 
         self._app.worker.aside(look)
+
+    def toggle_pin(self, conversation: Conversation) -> None:
+        """Pin or unpin any conversation of the list."""
+
+        def job(session: Session) -> None:
+            if session.conversation.id == conversation.id:
+                session.pin(on=not conversation.pinned)
+            else:
+                session.store.update(conversation.id, pinned=not conversation.pinned)
+            self._app.call_later(self._chat.refresh_list)
+
+        self._app.worker.do(job)
+
+    def delete_conversation(self, conversation: Conversation) -> None:
+        """Delete any conversation of the list; start a new one if it is on the screen."""
+
+        def job(session: Session) -> None:
+            session.store.delete(conversation.id)
+            self._app.call_later(self._chat.refresh_list)
+
+        if self._chat.conversation_id == conversation.id:
+            self.run("new", "")
+        self._app.worker.do(job)
 
     def search(self, words: str) -> None:
         """Look for words everywhere."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on
-from textual.app import App, SuspendNotSupported, SystemCommand
+from textual.app import SuspendNotSupported, SystemCommand
 from textual.binding import Binding, BindingType
 
 from edgechat import files, paths
 from edgechat.errors import EdgechatError
 from edgechat.terminal import visible
-from edgechat.tui import keys
+from edgechat.tui import keys, textual_private
 from edgechat.tui.messages import DownloadEnded
 from edgechat.tui.screens.chat import ChatScreen
 from edgechat.tui.session_worker import SessionWorker
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
     from edgechat.chat.session import Session
-    from edgechat.chat.store import Store
+    from edgechat.chat.store import Store, Summary
     from edgechat.config import Settings
     from edgechat.tui.actions import Actions
     from edgechat.tui.downloads import DownloadRunner
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 Export = Callable[["Store", str, Path], None]
 """Writes a conversation to a file, whose suffix says in which form. Raises EdgechatError."""
 _HISTORY = 500
+_MAX_LISTED = 1000
 
 
-class ChatApp(App[int]):
+class ChatApp(textual_private.CrashReportApp[int]):
     """Screens over one session."""
 
     TITLE = "edgechat"
@@ -172,13 +173,9 @@ class ChatApp(App[int]):
         yield SystemCommand("Search", "find words in all conversations", lambda: self.actions.search(""))
         yield SystemCommand("Theme", "other colours, for now; /settings keeps them", self.action_change_theme)
 
-    def action_prompts(self) -> None:
-        """Search what was said before."""
-        self._read_history(then_pick=True)
-
     @on(PromptInput.HistoryRequested)
-    def _on_history_wanted(self) -> None:
-        self._read_history(then_pick=False)
+    def _on_history_requested(self, message: PromptInput.HistoryRequested) -> None:
+        self._read_history(then_pick=message.search)
 
     def _read_history(self, *, then_pick: bool) -> None:
         def run(session: Session) -> None:
@@ -206,13 +203,17 @@ class ChatApp(App[int]):
 
         self.push_screen(PickerScreen(title, options), chosen)
 
+    def _list_conversations(self) -> Sequence[Summary] | None:
+        session = self.worker.session
+        return session.store.list(limit=_MAX_LISTED) if session is not None else None
+
     def toggle_sidebar(self) -> None:
         """Show the list of conversations, or not."""
         sidebar = self.chat.sidebar
         if sidebar is None:
             from edgechat.tui.widgets.sidebar import Sidebar
 
-            self.chat.sidebar = sidebar = Sidebar()
+            self.chat.sidebar = sidebar = Sidebar(self._list_conversations, lambda: self.chat.conversation_id)
             self.chat.mount(sidebar, before=0)
             self.call_after_refresh(sidebar.refresh_list)
             self.call_after_refresh(sidebar.focus_filter)
@@ -279,9 +280,9 @@ class ChatApp(App[int]):
         """Also through tmux and screen, which keep what is meant for the terminal outside."""
         from edgechat.tui import clipboard
 
-        self._clipboard = text
-        if self._driver is not None and len(text) <= clipboard.MAX_CHARS:
-            self._driver.write(clipboard.osc52_sequence(text))
+        textual_private.set_clipboard(self, text)
+        if len(text) <= clipboard.MAX_CHARS:
+            textual_private.write_to_terminal(self, clipboard.osc52_sequence(text))
 
     def copy(self, text: str, what: str) -> None:
         """Copy, and say where else it is: a terminal does not tell whether it took it."""
@@ -323,7 +324,7 @@ class ChatApp(App[int]):
         await asyncio.to_thread(self.worker.close)
         self.exit(0)
 
-    def _fatal_error(self) -> None:
+    def report_crash(self) -> None:
         """One screen with what to do, instead of pages of source."""
         from rich.text import Text
 
@@ -343,7 +344,7 @@ class ChatApp(App[int]):
 
 def run_app(app: ChatApp) -> int:
     """Hold the conversation on this terminal; returns the exit code."""
-    keys.know_alt_enter()
+    textual_private.register_alt_enter()
     try:
         app.run()
     finally:

@@ -60,7 +60,7 @@ async def test_resized_at_any_moment_of_an_answer() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
-@pytest.mark.parametrize("moment", ["loading", "reading", "answering", "idle", "other model"])
+@pytest.mark.parametrize("moment", ["loading", "reading", "generating", "idle", "other model"])
 async def test_an_engine_that_is_killed_at_any_moment_is_replaced(starter: Path, moment: str) -> None:
     app = an_app(starter, n_ctx=8192, max_tokens=200)
     async with app.run_test() as pilot:
@@ -68,7 +68,7 @@ async def test_an_engine_that_is_killed_at_any_moment_is_replaced(starter: Path,
             await until_async(lambda: app.worker.session is not None and session(app).engine.pid)
         else:
             await ready(app)
-        if moment in {"reading", "answering"}:
+        if moment in {"reading", "generating"}:
             app.chat.prompt.load("word " * 3000 if moment == "reading" else LONG)
             await pilot.press("enter")
             await until_async(lambda: live(app).startswith(moment))

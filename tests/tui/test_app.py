@@ -57,7 +57,7 @@ async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
         said = session(app).tree.path[-1]
         assert said.interrupted
         assert answers(app) == [said.text]
-        assert "(stopped; /continue goes on)" in screen_text(app)
+        assert "(stopped; /continue resumes the reply)" in screen_text(app)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")

@@ -27,14 +27,14 @@ def test_reasoning_is_one_line_that_says_what_it_is_at() -> None:
     entry = MessageEntry(Message(id="a", role="assistant", finish_reason="streaming"), (1, 1), UNICODE_GLYPHS)
     entry.start_streaming()
     entry.append("", "First I look.\nThen I ")
-    assert shown(entry) == ["▸ thinking (5 words): Then I"]
+    assert shown(entry) == ["▸ reasoning (5 words): Then I"]
     entry.append("", "think.")
-    assert shown(entry) == ["▸ thinking (6 words): Then I think."]
+    assert shown(entry) == ["▸ reasoning (6 words): Then I think."]
     entry.append("So it is.", "")
-    assert shown(entry) == ["▸ thought for 6 words", "So it is."]
+    assert shown(entry) == ["▸ reasoning (6 words)", "So it is."]
     entry.is_expanded = True
     entry.invalidate()
-    assert shown(entry)[:3] == ["▾ thought for 6 words", "First I look.", "Then I think."]
+    assert shown(entry)[:3] == ["▾ reasoning (6 words)", "First I look.", "Then I think."]
 
 
 def test_what_is_asked_for_twice_must_be_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

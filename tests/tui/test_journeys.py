@@ -120,7 +120,7 @@ async def test_a_stopped_answer_is_kept_and_goes_on() -> None:
         await until_async(lambda: not app.chat.is_busy)
         begun = said(app)[1]
         assert begun.startswith("Word")
-        assert "(stopped; /continue goes on)" in screen_text(app)
+        assert "(stopped; /continue resumes the reply)" in screen_text(app)
         app.actions.run("continue", "")
         await until_async(lambda: not app.chat.is_busy and said(app)[1].endswith("more."))
         assert said(app)[1] == f"{begun} And more."
@@ -473,7 +473,7 @@ async def test_wrong_themes_and_keys_are_named_and_defaults_used() -> None:
         await ready(app)
         notes = " ".join(texts(app, "note"))
         assert "primary is 'no colour'" in notes
-        assert "there is no 'chat.nothing'" in notes
+        assert "unknown name 'chat.nothing'" in notes
         assert app.theme == "textual-dark"
         await pilot.press("f9")
         await until_async(lambda: on(app, "HelpScreen"))
@@ -529,13 +529,13 @@ async def test_reasoning_is_folded_and_unfolds() -> None:
     app = scripted(store=store, conversation=store.conversation(about.id))
     async with app.run_test() as pilot:
         await ready(app)
-        assert "▸ thought for 5 words" in screen_text(app)
+        assert "▸ reasoning (5 words)" in screen_text(app)
         assert "about it." not in screen_text(app)
         await pilot.press("escape", "t")
         await until_async(lambda: "about it." in screen_text(app))
         await pilot.press("t")
         await until_async(lambda: "about it." not in screen_text(app))
-        row = next(i for i, line in enumerate(screen_text(app).splitlines()) if "thought for" in line)
+        row = next(i for i, line in enumerate(screen_text(app).splitlines()) if "reasoning (" in line)
         await pilot.click("#transcript", offset=(5, row))
         await until_async(lambda: "about it." in screen_text(app))
 

@@ -89,14 +89,14 @@ def test_stopped_in_mid_answer_and_left_in_mid_answer() -> None:
     with terminal(*edgechat_command("-m", "starter"), size=(60, 20)) as t:
         t.until_stable("ready")
         t.type("Tell me a very long story about the sea.\r")
-        t.until("answering")
+        t.until("generating")
         t.type("\x1b")
-        t.until("(stopped; /continue goes on)")
+        t.until("(stopped; /continue resumes the reply)")
         t.type("/continue\r")
-        t.until("answering")
+        t.until("generating")
         for size in ((10, 5), (120, 40), (1, 1), (40, 12), (80, 24)):
             t.resize(*size)
-        t.until("answering")
+        t.until("generating")
         t.type("\x11")
         assert t.wait() == 0
         left_clean(t)
@@ -108,7 +108,7 @@ def test_killed_in_mid_answer_nothing_is_lost(signal_: signal.Signals) -> None:
     with terminal(*edgechat_command("-m", "starter")) as t:
         t.until_stable("ready")
         t.type("Tell me a very long story about the sea.\r")
-        t.until(lambda: "answering" in t.text() and len(t.text().split()) > 60)
+        t.until(lambda: "generating" in t.text() and len(t.text().split()) > 60)
         t.child.send_signal(signal_)
         t.wait()
     [kept] = json.loads(history("list", "--json"))

@@ -1,1 +1,1 @@
-"""Conversations as rows of terminal cells. Imports no application, screen or widget."""
+"""Layout of conversations as rows of terminal cells, without any Textual application, screen or widget."""

@@ -1,4 +1,4 @@
-"""Pieces of a message as rows of cells: laid out when they come near the screen, forgotten when they are far away."""
+"""Parts of a transcript entry as rows of cells, rendered near the screen and discarded far away from it."""
 
 from __future__ import annotations
 
@@ -17,238 +17,233 @@ if TYPE_CHECKING:
 
     from edgechat.tui.render.palette import Palette
 
-# Of code: colouring more than this is noticed, and done beside the screen.
 SYNC_HIGHLIGHT_CHARS: Final = 4000
-_TAB: Final = 4
+"""Longer code is highlighted in a thread, because the delay on the event loop would be noticeable."""
+_TAB_COLUMNS: Final = 4
 
 
 class LayoutBlock:
-    """Some rows. `lay_out` makes them for a width; before that there is only a guess of how many they will be."""
+    """Rows of one block. `lay_out` renders them for a width; until then their number is an estimate."""
 
     gap = False
-    """True if there is an empty row before it."""
+    """True if an empty row precedes the block."""
     needs_highlighting = False
-    """True if it is complete, shown plain, and long enough to be coloured beside the screen."""
+    """True for complete code that is shown without colours and too long to highlight at once."""
 
     def __init__(self) -> None:
         self.layout_width = 0
-        """The width it is laid out for; 0 if it is not."""
+        """The width of the rendered rows; 0 if none are rendered."""
         self.is_stale = False
-        """True if what it shows has changed since."""
+        """True if the content changed since the last layout."""
         self.first_changed_row = 0
-        """The first row that was not the same before it was laid out the last time."""
+        """The first row that the last layout changed."""
         self._rows: list[Strip] = []
         self._n_rows = 0
         self._measured_width = 0
 
     def height(self, width: int) -> int:
-        """Rows at this width: as it was when it was laid out, or else a guess."""
+        """Return the number of rows: exact for the width of the last layout, otherwise an estimate."""
         return self._n_rows if self._measured_width == width else max(1, self.estimate_height(width))
 
     def estimate_height(self, width: int) -> int:  # noqa: ARG002
-        """How many rows it may be."""
         return 1
 
     def lay_out(self, width: int, palette: Palette) -> None:
-        """Make the rows."""
+        """Render and keep the rows for a width."""
         self._store_rows(self.render(width, palette), width)
 
     def _store_rows(self, rows: list[Strip], width: int) -> None:
-        pairs = enumerate(zip(self._rows, rows))  # noqa: B905  (as far as both go)
+        pairs = enumerate(zip(self._rows, rows))  # noqa: B905  (up to the end of the shorter list)
         self.first_changed_row = next((i for i, (a, b) in pairs if a != b), min(len(self._rows), len(rows)))
         self._rows, self._n_rows = rows, len(rows)
         self.layout_width = self._measured_width = width
         self.is_stale = False
 
     def render(self, width: int, palette: Palette) -> list[Strip]:
-        """The rows at this width."""
+        """Return the rows for a width."""
         raise NotImplementedError
 
     def discard_rows(self) -> None:
-        """Keep only how high it is."""
+        """Free the rows and keep only their number."""
         self._rows = []
         self.layout_width = 0
 
     def row(self, number: int) -> Strip:
-        """One of its rows; empty beyond the last."""
+        """Return a rendered row, or an empty strip beyond the last."""
         return self._rows[number] if number < len(self._rows) else Strip.blank(0)
 
 
 class PlainTextLayout(LayoutBlock):
-    """Plain text in one style, wrapped at words."""
+    """Plain text in one style, wrapped at word boundaries."""
 
     def __init__(self, text: str, style: str = "", *, gap: bool = False) -> None:
+        """`style` is the name of a `Palette` attribute, or empty for the default style."""
         super().__init__()
         self.text = text
         self.style = style
         self.gap = gap
 
     def estimate_height(self, width: int) -> int:
-        """By its characters."""
         return estimate_rows(self.text, width)
 
     def render(self, width: int, palette: Palette) -> list[Strip]:
-        """Wrapped."""
         style = getattr(palette, self.style) if self.style else Style.null()
         return wrap_text(Text(self.text, style=style, end=""), width, palette.console)
 
 
 class MarkdownLayout(LayoutBlock):
-    """A block of Markdown, with the line at its end that is not complete yet."""
+    """A Markdown block, followed by an incomplete line while the reply is streaming."""
 
     def __init__(self, block: MarkdownBlock, partial: str = "") -> None:
         super().__init__()
         self.block = block
         self.partial = partial
         self.gap = block.gap
-        self._shown = (-1, True, "")
+        self._content = (-1, True, "")
 
     def set_partial(self, partial: str) -> None:
-        """Take what the block has become; it is laid out again if that is more."""
-        now = (self.block.n_chars, self.block.is_open, partial)
-        if now != self._shown:
-            self._shown, self.partial, self.is_stale = now, partial, True
+        """Set the incomplete line, and mark the layout as stale if that line or the block changed."""
+        content = (self.block.n_chars, self.block.is_open, partial)
+        if content != self._content:
+            self._content, self.partial, self.is_stale = content, partial, True
 
 
 class ProseLayout(MarkdownLayout):
-    """A block that is no code."""
+    """A Markdown block other than code."""
 
     def estimate_height(self, width: int) -> int:
-        """By its characters."""
         return estimate_rows(self.block.source, width)
 
     def render(self, width: int, palette: Palette) -> list[Strip]:
-        """As Markdown says, with the indent it had in the whole."""
         source = "\n".join([*self.block.lines, self.partial] if self.partial else self.block.lines)
         indent = min(self.block.indent, width // 2)
-        rows = markdown_rows(source, max(8, width - indent), palette)
+        rows = _markdown_rows(source, max(8, width - indent), palette)
         return [Strip([Segment(" " * indent), *row]) for row in rows] if indent else rows
 
 
 class CodeLayout(MarkdownLayout):
-    """What stands between fences: plain while it grows, coloured once it is complete."""
+    """A code block: without colours while it is streaming, highlighted once it is complete."""
 
     def __init__(self, block: MarkdownBlock) -> None:
         super().__init__(block)
         self._n_lines = 0
-        self._n_complete = 0
+        self._n_complete_rows = 0
         self.is_highlighted = False
 
     def estimate_height(self, width: int) -> int:
-        """By its characters."""
         return sum(1 + len(line) // max(1, width - 2) for line in self.block.lines) + 1
 
     @property
     def needs_highlighting(self) -> bool:  # type: ignore[override]
-        """See Piece."""
+        """True if the block is complete and names its language, but is shown without colours."""
         return not (self.is_highlighted or self.block.is_open) and bool(self.block.language) and self.layout_width > 0
 
     def lay_out(self, width: int, palette: Palette) -> None:
-        """Only lines that are new are looked at, while it grows."""
+        """Render short complete code with colours; append only the new lines of code that is streaming or long."""
         block = self.block
         if not block.is_open and block.language and block.n_chars <= SYNC_HIGHLIGHT_CHARS:
             self.set_highlighted_rows(highlight_code(block, width, palette), width)
             return
-        is_on = self.layout_width == width and not self.is_highlighted
-        if not is_on:
-            self._rows, self._n_lines, self._n_complete, self.is_highlighted = [], 0, 0, False
+        is_incremental = self.layout_width == width and not self.is_highlighted
+        if not is_incremental:
+            self._rows, self._n_lines, self._n_complete_rows, self.is_highlighted = [], 0, 0, False
             if block.language:
                 self._rows.append(_caption(block, width, palette))
-                self._n_complete = 1
-        first_new = self._n_complete if is_on else 0
-        del self._rows[self._n_complete :]
+                self._n_complete_rows = 1
+        first_new_row = self._n_complete_rows if is_incremental else 0
+        del self._rows[self._n_complete_rows :]
         for line in block.lines[self._n_lines :]:
             self._rows += wrap_code_line([Segment(expand_tabs(line), palette.code)], width, palette.code)
-        self._n_lines, self._n_complete = len(block.lines), len(self._rows)
+        self._n_lines, self._n_complete_rows = len(block.lines), len(self._rows)
         if self.partial:
             self._rows += wrap_code_line([Segment(expand_tabs(self.partial), palette.code)], width, palette.code)
         self._store_rows(self._rows, width)
-        self.first_changed_row = first_new
+        self.first_changed_row = first_new_row
 
     def set_highlighted_rows(self, rows: list[Strip], width: int) -> None:
-        """Rows that were made elsewhere, with `coloured`."""
+        """Replace the rows by the result of `highlight_code` for the same width."""
         self._store_rows(rows, width)
         self.is_highlighted = True
 
     def discard_rows(self) -> None:
-        """Keep only how high it is."""
         super().discard_rows()
         self.is_highlighted = False
-        self._n_lines = self._n_complete = 0
+        self._n_lines = self._n_complete_rows = 0
 
 
 def highlight_code(block: MarkdownBlock, width: int, palette: Palette) -> list[Strip]:
-    """The rows of a block of code in colours; as many as without. Slow for long ones: may run in a thread."""
+    """Render a code block with syntax colours, to as many rows as without. Thread-safe; slow for long code."""
     from pygments.lexers import get_lexer_by_name
     from pygments.util import ClassNotFound
     from rich.syntax import Syntax
 
     caption = [_caption(block, width, palette)] if block.language else []
-    plain = [[Segment(expand_tabs(line), palette.code)] for line in block.lines]
+    plain_lines = [[Segment(expand_tabs(line), palette.code)] for line in block.lines]
     try:
         lexer = get_lexer_by_name(block.language.split()[0], stripnl=False)
     except ClassNotFound:
-        return caption + [row for line in plain for row in wrap_code_line(line, width, palette.code)]
+        return caption + [row for line in plain_lines for row in wrap_code_line(line, width, palette.code)]
     theme = Syntax.get_theme(palette.code_theme)
     lines: list[list[Segment]] = [[]]
-    for kind, text in lexer.get_tokens(expand_tabs(block.source)):
-        style = _on(theme, kind, palette)
+    for token_type, text in lexer.get_tokens(expand_tabs(block.source)):
+        style = _token_style(theme, token_type, palette)
         first, *more = text.split("\n")
         lines[-1].append(Segment(first, style))
         lines += [[Segment(part, style)] for part in more]
-    lines = lines[: len(plain)]
-    if ["".join(s.text for s in line) for line in lines] != [line[0].text for line in plain]:  # a lexer that loses some
-        lines = plain
+    lines = lines[: len(plain_lines)]
+    # Some lexers drop characters; their output is not used.
+    if ["".join(s.text for s in line) for line in lines] != [line[0].text for line in plain_lines]:
+        lines = plain_lines
     return caption + [row for line in lines for row in wrap_code_line(line, width, palette.code)]
 
 
-def _on(theme: Any, kind: Any, palette: Palette) -> Style:
-    """A token's own style on our background."""
-    found = theme.get_style_for_token(kind)
-    return Style(color=found.color, bold=found.bold, italic=found.italic) + palette.code
+def _token_style(theme: Any, token_type: Any, palette: Palette) -> Style:
+    """Return the foreground style of a token on the background of the palette."""
+    style = theme.get_style_for_token(token_type)
+    return Style(color=style.color, bold=style.bold, italic=style.italic) + palette.code
 
 
 def _caption(block: MarkdownBlock, width: int, palette: Palette) -> Strip:
-    words = f" {block.language}"[:width]
-    return Strip([Segment(words + " " * (width - len(words)), palette.code + palette.muted)], width)
+    text = f" {block.language}"[:width]
+    return Strip([Segment(text + " " * (width - len(text)), palette.code + palette.muted)], width)
 
 
 def expand_tabs(line: str) -> str:
-    """Tabs as spaces."""
-    return line.expandtabs(_TAB) if "\t" in line else line
+    """Replace tabs by spaces."""
+    return line.expandtabs(_TAB_COLUMNS) if "\t" in line else line
 
 
 def wrap_code_line(segments: Sequence[Segment], width: int, background: Style) -> list[Strip]:
-    """A line of code cut at the width, with a margin on both sides, on its background to the end."""
-    inner = max(1, width - 2)
+    """Cut a line of code into rows of exactly `width` cells, with a margin of one cell on both sides."""
+    inner_width = max(1, width - 2)
     line = Strip([s for s in segments if s.text])
     margin = Segment(" ", background)
     length = line.cell_length
     rows = []
-    for start in range(0, max(1, length), inner):
-        part = line if length <= inner else line.crop(start, start + inner)
-        padding = Segment(" " * (inner - part.cell_length), background)
+    for start in range(0, max(1, length), inner_width):
+        part = line if length <= inner_width else line.crop(start, start + inner_width)
+        padding = Segment(" " * (inner_width - part.cell_length), background)
         rows.append(Strip([margin, *part, padding, margin], width))
     return rows
 
 
 def estimate_rows(text: str, width: int) -> int:
-    """About how many rows a text takes."""
+    """Estimate the number of rows of a text from its length and its newlines."""
     return 1 + text.count("\n") + len(text) // max(1, width)
 
 
 def wrap_text(text: Text, width: int, console: Console) -> list[Strip]:
-    """Rows of a text, cut at words."""
+    """Wrap a text at word boundaries."""
     options = console.options.update(width=max(1, width), height=None)
     return [Strip(line) for line in console.render_lines(text, options, pad=False)]
 
 
-def markdown_rows(source: str, width: int, palette: Palette) -> list[Strip]:
-    """Rows of a piece of Markdown; of what the renderer chokes on, the source."""
+def _markdown_rows(source: str, width: int, palette: Palette) -> list[Strip]:
+    """Render Markdown; show the source if the renderer returns nothing or exceeds the recursion limit."""
     try:
         from edgechat.tui.render.markdown_renderer import render_markdown
 
         rows = render_markdown(source, width, palette)
-    except RecursionError:  # quotes in quotes in quotes
+    except RecursionError:  # deeply nested block quotes
         return wrap_text(Text(source), width, palette.console)
     return rows or wrap_text(Text(source), width, palette.console)

@@ -1,158 +1,161 @@
-"""Markdown cut into the pieces that are laid out one by one, while it grows. Pure: knows nothing of a screen."""
+"""Split streaming Markdown into blocks that are laid out separately. Independent of screen and width."""
 
 from __future__ import annotations
 
 import re
 from typing import Final, Literal
 
-# Beyond these a block is cut, so that no piece is ever slow to lay out.
-_MOST_LINES: Final = 30
-_MOST_CHARS: Final = 4096
+# Longer blocks are split, so that the layout of a single block is always fast.
+_MAX_LINES: Final = 30
+_MAX_CHARS: Final = 4096
 
 _FENCE: Final = re.compile(r"(?P<indent>[ ]*)(?P<marks>`{3,64}|~{3,64})[ ]*(?P<info>.*)")
-_ITEM: Final = re.compile(r"(?:[-*+]|\d{1,9}[.)])[ ]")
-_FENCE_BEGINS: Final = re.compile(r"\s*(?:`{3,}|~{3,})")
+_FENCE_START: Final = re.compile(r"\s*(?:`{3,}|~{3,})")
+_LIST_ITEM: Final = re.compile(r"(?:[-*+]|\d{1,9}[.)])[ ]")
 
 
 class MarkdownBlock:
-    """A run of lines of Markdown without a blank one, or the code between two fences."""
+    """Consecutive non-blank lines of Markdown, or the code between two fences."""
 
     def __init__(self, kind: Literal["text", "code"], indent: int, language: str = "", *, gap: bool = False) -> None:
         self.kind = kind
         self.indent = indent
         self.language = language
-        """What stands after the fence: a language's name, and perhaps more."""
+        """The info string after the opening fence: a language name, possibly followed by attributes."""
         self.gap = gap
-        """True if there is an empty line before it."""
+        """True if the block is preceded by an empty row."""
         self.lines: list[str] = []
-        """Without the indent of the first one."""
+        """Lines without the indent of the block."""
         self.is_open = True
+        """True until the end of the block is reached."""
         self.n_chars = 0
-        self._continued: set[int] = set()
+        self._continuations: set[int] = set()
 
     def add(self, line: str, *, continues: bool = False) -> None:
-        """One line more, without its end; or more of one that was too long."""
+        """Append a line without its newline, or with `continues` the rest of a line that was split for its length."""
         if continues:
-            self._continued.add(len(self.lines))
+            self._continuations.add(len(self.lines))
         self.lines.append(line if continues else _dedented(line, self.indent))
         self.n_chars += len(line) + 1
 
     @property
     def source(self) -> str:
-        """Its lines; of code what stands between the fences."""
-        if not self._continued:
+        """The text of the block with long lines rejoined; of code, without the fences."""
+        if not self._continuations:
             return "\n".join(self.lines)
-        parts = (line if at in self._continued else f"\n{line}" for at, line in enumerate(self.lines))
+        parts = (line if i in self._continuations else f"\n{line}" for i, line in enumerate(self.lines))
         return "".join(parts).removeprefix("\n")
 
 
 class MarkdownSplitter:
-    """Takes text in any pieces; the blocks are the same however it was cut."""
+    """Incremental splitter. The blocks do not depend on how the text was divided between calls of `feed`."""
 
     def __init__(self, text: str = "") -> None:
         self.blocks: list[MarkdownBlock] = []
         self.partial = ""
-        """The line that is not complete yet; it belongs to the last block if that is open."""
-        self._marks = ""
+        """The incomplete last line. It belongs to `open_block` if that is not None."""
+        self._fence = ""
+        """The opening fence of the code block that is open; empty outside of code."""
         self._gap = False
         self._continues = False
-        """True if the next line is more of the last one."""
+        """True if the next line continues a line that was split for its length."""
         if text:
             self.feed(text)
 
     def feed(self, text: str) -> None:
-        """More text."""
+        """Add more text."""
         head, newline, tail = text.rpartition("\n")
         if newline:
             for line in (self.partial + head).split("\n"):
-                self._line(self._cut(line))
+                self._add_line(self._split_long_line(line))
             self.partial = tail
         else:
             self.partial += text
-        self.partial = self._cut(self.partial)  # all of it is looked at with each piece that comes
+        self.partial = self._split_long_line(self.partial)  # each call scans all of `partial`, so it must stay short
 
     def finish(self) -> None:
-        """There is no more."""
+        """End the text: complete the partial line and close the last block."""
         if self.partial:
-            self._line(self.partial)
+            self._add_line(self.partial)
             self.partial = ""
-        self._close()
-        self._marks = ""
+        self._close_block()
+        self._fence = ""
 
     @property
     def visible_partial(self) -> str:
-        """What of the incomplete line can be shown: not what becomes a fence."""
-        return "" if _FENCE_BEGINS.match(self.partial) else self.partial
+        """The incomplete line; empty while it may become a fence, which is not shown."""
+        return "" if _FENCE_START.match(self.partial) else self.partial
 
     @property
     def open_block(self) -> MarkdownBlock | None:
-        """The block that the incomplete line belongs to; None if it begins one."""
+        """The block that the incomplete line belongs to; None if that line starts a new block."""
         return self.blocks[-1] if self.blocks and self.blocks[-1].is_open else None
 
-    def _cut(self, line: str) -> str:
-        """Take what of a line is too much for one; returns the rest."""
-        while len(line) > _MOST_CHARS:
-            self._line(line[:_MOST_CHARS])
+    def _split_long_line(self, line: str) -> str:
+        """Add as many full-length parts of a line as it has; return the remainder."""
+        while len(line) > _MAX_CHARS:
+            self._add_line(line[:_MAX_CHARS])
             self._continues = True
-            line = line[_MOST_CHARS:]
+            line = line[_MAX_CHARS:]
         return line
 
-    def _line(self, line: str) -> None:
+    def _add_line(self, line: str) -> None:
         continues, self._continues = self._continues, False
-        if self._marks:
+        if self._fence:
             if continues:
                 self.blocks[-1].add(line, continues=True)
-            elif self._ends_fence(line):
-                self._close()
-                self._marks = ""
+            elif self._is_closing_fence(line):
+                self._close_block()
+                self._fence = ""
             else:
                 self.blocks[-1].add(line)
             return
         fence = _FENCE.fullmatch(line) if not continues else None
         if fence is not None and not (fence["marks"][0] == "`" and "`" in fence["info"]):
-            self._marks = fence["marks"]
-            self._begin("code", len(fence["indent"]), fence["info"].strip())
+            self._fence = fence["marks"]
+            self._start_block("code", len(fence["indent"]), fence["info"].strip())
         elif not line.strip():
-            self._close()
+            self._close_block()
             self._gap = True
         else:
-            last = self.open_block
-            if last is None or self._is_full(last, line):
-                self._begin("text", len(line) - len(line.lstrip(" ")))
+            block = self.open_block
+            if block is None or self._is_full(block, line):
+                self._start_block("text", len(line) - len(line.lstrip(" ")))
             self.blocks[-1].add(line)
 
-    def _ends_fence(self, line: str) -> bool:
+    def _is_closing_fence(self, line: str) -> bool:
         stripped = line.strip()
-        return len(stripped) >= len(self._marks) and not stripped.strip(self._marks[0])
+        return len(stripped) >= len(self._fence) and not stripped.strip(self._fence[0])
 
     def _is_full(self, block: MarkdownBlock, line: str) -> bool:
-        if block.n_chars + len(line) > _MOST_CHARS or len(line) - len(line.lstrip(" ")) < block.indent:
+        """Return True if `line` must start a new block: for the length of this one, or because it is outdented."""
+        if block.n_chars + len(line) > _MAX_CHARS or len(line) - len(line.lstrip(" ")) < block.indent:
             return True
-        return len(block.lines) >= _MOST_LINES and _ITEM.match(_dedented(line, block.indent)) is not None
+        return len(block.lines) >= _MAX_LINES and _LIST_ITEM.match(_dedented(line, block.indent)) is not None
 
-    def _begin(self, kind: Literal["text", "code"], indent: int, language: str = "") -> None:
+    def _start_block(self, kind: Literal["text", "code"], indent: int, language: str = "") -> None:
         gap = self._gap or (bool(self.blocks) and "code" in (kind, self.blocks[-1].kind))
-        self._close()
+        self._close_block()
         self.blocks.append(MarkdownBlock(kind, indent, language, gap=gap and bool(self.blocks)))
         self._gap = False
 
-    def _close(self) -> None:
+    def _close_block(self) -> None:
         if self.blocks:
             self.blocks[-1].is_open = False
 
 
 def split_markdown(text: str) -> list[MarkdownBlock]:
-    """All blocks of a text that is complete."""
+    """Split a complete text into blocks."""
     splitter = MarkdownSplitter(text)
     splitter.finish()
     return splitter.blocks
 
 
 def code_blocks(text: str) -> list[str]:
-    """What stands between fences, in order."""
+    """Return the contents of all fenced code blocks, in order."""
     return [block.source for block in split_markdown(text) if block.kind == "code"]
 
 
 def _dedented(line: str, indent: int) -> str:
-    """Without its first spaces, at most so many."""
+    """Remove up to `indent` leading spaces."""
     return line[min(indent, len(line) - len(line.lstrip(" "))) :]

@@ -1,9 +1,8 @@
-"""Markdown as rows, the way chats write it: Rich's renderer with a few elements of our own."""
+"""Render Markdown of chat messages to rows with Rich, which is adapted to how models write Markdown."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from markdown_it import MarkdownIt
@@ -19,57 +18,50 @@ if TYPE_CHECKING:
 
     from edgechat.tui.render.palette import Palette
 
-# What the renderer draws with.
+# Rich's drawing characters, replaced in ASCII mode.
 _TO_ASCII: Final = str.maketrans("•▌─│━┃…", "*|-|-|.")
 
 
-class _PlainHeading(Heading):
-    """A heading on the left, where the eye is."""
+class _LeftAlignedHeading(Heading):
+    """A heading at the left margin; Rich centres headings."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Its words in its style."""
         self.text.justify = "left"
         yield self.text
 
 
-class _Item(ListItem):
-    """An item of a list, numbered as it was written."""
+class _NumberedListItem(ListItem):
+    """A list item with a dot after its number; Rich shows the number alone."""
 
     def render_number(self, console: Console, options: ConsoleOptions, number: int, last_number: int) -> RenderResult:
-        """With a dot after the number."""
         width = len(str(last_number)) + 2
         lines = console.render_lines(
             self.elements, options.update(width=max(1, options.max_width - width)), style=self.style
         )
         style = console.get_style("markdown.item.number", default="none")
-        for at, line in enumerate(lines):
-            yield Segment(f"{number}. ".rjust(width) if at == 0 else " " * width, style)
+        for i, line in enumerate(lines):
+            yield Segment(f"{number}. ".rjust(width) if i == 0 else " " * width, style)
             yield from line
             yield Segment.line()
 
 
-class _Document(Markdown):
-    """Markdown as chats write it: a new line is one, and HTML is text."""
+class ChatMarkdown(Markdown):
+    """A Markdown document with literal line breaks, and with HTML shown as text."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
         **Markdown.elements,
-        "heading_open": _PlainHeading,
-        "list_item_open": _Item,
+        "heading_open": _LeftAlignedHeading,
+        "list_item_open": _NumberedListItem,
     }
 
     def __init__(self, source: str, code_theme: str) -> None:
-        # Not Rich's own: that makes a parser for each document, and asks it for HTML.
+        # Without super().__init__, which builds a parser for every document and enables HTML.
+        # Checked against Rich 15.0.0; a test compares the attributes with those of rich.markdown.Markdown.
         self.markup = source
-        self.parsed = _parser().parse(source)
+        self.parsed = _parse(source)
         self.code_theme = self.inline_code_theme = code_theme
         self.justify, self.style, self.inline_code_lexer = None, "none", None
         self.hyperlinks = False
-
-    def _flatten_tokens(self, tokens: Iterable[Token]) -> Iterable[Token]:
-        for token in super()._flatten_tokens(tokens):
-            if token.type == "softbreak":
-                token.type = "hardbreak"
-            yield token
 
 
 @functools.cache
@@ -77,11 +69,19 @@ def _parser() -> MarkdownIt:
     return MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
 
 
+def _parse(source: str) -> list[Token]:
+    tokens = _parser().parse(source)
+    for token in tokens:
+        for child in token.children or ():
+            if child.type == "softbreak":
+                child.type = "hardbreak"
+    return tokens
+
+
 def render_markdown(source: str, width: int, palette: Palette) -> list[Strip]:
-    """Rows of Markdown."""
+    """Render Markdown to rows of at most `width` cells, without empty rows at the start and the end."""
     options = palette.console.options.update(width=max(1, width), height=None)
-    document = _Document(source, palette.code_theme)
-    lines = palette.console.render_lines(document, options, pad=False)
+    lines = palette.console.render_lines(ChatMarkdown(source, palette.code_theme), options, pad=False)
     if palette.glyphs is ASCII_GLYPHS:
         lines = [[Segment(s.text.translate(_TO_ASCII), s.style) for s in line] for line in lines]
     rows = [Strip(line) for line in lines]

@@ -1,4 +1,4 @@
-"""The colours and signs that rows are drawn with, from the theme."""
+"""Colours, text styles and glyphs for rendered rows, derived from the Textual theme."""
 
 from __future__ import annotations
 
@@ -10,52 +10,47 @@ from rich.style import Style
 from rich.theme import Theme as RichTheme
 from textual.color import Color
 
-_ANSI: Final = "ansi_"
+_ANSI_PREFIX: Final = "ansi_"
 
 
 class Glyphs(NamedTuple):
-    """What is drawn beside letters."""
+    """Characters for bars, cursors and markers."""
 
     bar: str
     cursor: str
-    folded: str
-    unfolded: str
-    bullet: str
+    collapsed: str
+    expanded: str
     left: str
     right: str
-    rule: str
-    full: str
-    empty: str
 
 
-UNICODE_GLYPHS: Final = Glyphs("▌", "▌", "▸", "▾", "•", "‹", "›", "─", "█", "░")  # noqa: RUF001
-ASCII_GLYPHS: Final = Glyphs("|", ">", "+", "-", "*", "<", ">", "-", "#", ".")
+UNICODE_GLYPHS: Final = Glyphs("▌", "▌", "▸", "▾", "‹", "›")  # noqa: RUF001
+ASCII_GLYPHS: Final = Glyphs("|", ">", "+", "-", "<", ">")
 
 
 class Palette:
-    """Styles by what they mean. Two themes are two palettes."""
+    """Text styles by meaning, and the Rich console that renders with them. Each theme has its own palette."""
 
     def __init__(self, variables: dict[str, str], *, dark: bool, ansi: bool, ascii_only: bool = False) -> None:
-        """`variables` are those of a Textual theme."""
+        """Derive styles from the CSS `variables` of a theme; with `ansi`, use the terminal's own 16 colours."""
 
         def style(name: str, *, bold: bool | None = None) -> Style:
-            return Style(color=_colour(variables.get(name, ""), background), bold=bold)
+            return Style(color=_rich_colour(variables.get(name, ""), background), bold=bold)
 
         background = variables.get("background", "")
         background = background if background.startswith("#") else "#000000"
 
         self.glyphs = ASCII_GLYPHS if ascii_only else UNICODE_GLYPHS
         self.user = style("primary")
-        self.answer = style("panel") if not ansi else Style(dim=True)
         self.muted = Style(dim=True) if ansi else style("foreground-muted")
         self.error = style("error") if ansi else style("text-error")
-        self.warning = style("warning") if ansi else style("text-warning")
         self.cursor = style("accent", bold=True)
         self.code_theme = ("ansi_dark" if dark else "ansi_light") if ansi else ("monokai" if dark else "default")
-        surface = None if ansi else _colour(variables.get("surface", ""))
-        self.code = Style(bgcolor=surface)
+        self.code = Style(bgcolor=None if ansi else _rich_colour(variables.get("surface", "")))
+        # All settings are explicit, so that Rich reads neither the environment nor the size of the real terminal.
         self.console = Console(
-            file=io.StringIO(), force_terminal=True, color_system="truecolor", legacy_windows=False, _environ={},
+            file=io.StringIO(), force_terminal=True, force_interactive=False, color_system="truecolor", no_color=False,
+            legacy_windows=False, width=80, height=24,
             theme=RichTheme({
                 "markdown.code": style("text-accent") if not ansi else Style(color="cyan"),
                 "markdown.h1": style("primary", bold=True), "markdown.h2": style("primary", bold=True),
@@ -63,16 +58,20 @@ class Palette:
                 "markdown.h6": Style(bold=True), "markdown.hr": self.muted, "markdown.link": Style(underline=True),
                 "markdown.link_url": self.muted, "markdown.block_quote": self.muted,
                 "markdown.item.bullet": style("primary"), "markdown.item.number": style("primary"),
-                "markdown.list": Style(), "markdown.table.border": self.muted, "markdown.table.header": Style(bold=True),
+                "markdown.list": Style(), "markdown.table.border": self.muted,
+                "markdown.table.header": Style(bold=True),
             }),
         )  # fmt: skip
 
 
-def _colour(value: str, background: str = "#000000") -> str | None:
-    """A colour as Rich knows it, on a background if it is half of one; None if it is the terminal's own."""
+def _rich_colour(value: str, background: str = "#000000") -> str | None:
+    """Convert a theme colour to Rich's syntax, blending a translucent one with `background`.
+
+    Returns None for the terminal's default colour.
+    """
     value = value.split(maxsplit=1)[0] if value else ""
-    if value.startswith(_ANSI):
-        name = value.removeprefix(_ANSI)
+    if value.startswith(_ANSI_PREFIX):
+        name = value.removeprefix(_ANSI_PREFIX)
         return None if name == "default" else name
     if not value.startswith("#"):
         return None

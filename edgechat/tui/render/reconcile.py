@@ -1,4 +1,4 @@
-"""Which entries stand for a conversation: those that were there, new ones, and the notes between them."""
+"""Reuse transcript entries when the conversation on the screen changes."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ def reconcile(
     *,
     shows_stats: bool,
 ) -> list[TranscriptEntry]:
-    """Entries for a path. Those of `before` that are on it are used again, so that what was laid out stays.
+    """Return the entries for a path of messages, each with (number, count) of its alternatives.
 
-    A note stays behind the message that it stood behind, and goes with it.
+    Messages that are already in `before` keep their entry and with it their layout. A note stays below the message
+    that it was added after, and disappears together with that message.
     """
-    kept: dict[str, MessageEntry] = {}
+    reusable: dict[str, MessageEntry] = {}
     notes: dict[str | None, list[TranscriptEntry]] = {None: []}
-    last: str | None = None
-    for entry in before:
-        message = entry.as_message
-        if message is None:
-            notes[last].append(entry)
+    last_id: str | None = None
+    for old in before:
+        message_entry = old.as_message
+        if message_entry is None:
+            notes[last_id].append(old)
         else:
-            last = message.message.id
-            kept[last] = message
-            notes[last] = []
+            last_id = message_entry.message.id
+            reusable[last_id] = message_entry
+            notes[last_id] = []
     entries = list(notes[None])
-    for message_, place in path:
-        found = kept.get(message_.id)
-        if found is None:
-            found = MessageEntry(message_, place, glyphs, shows_stats=shows_stats)
-        elif not found.is_streaming:
-            found.update(message_, place, figures=shows_stats)
-        entries += [found, *notes.get(message_.id, ())]
+    for message, alternative in path:
+        entry = reusable.get(message.id)
+        if entry is None:
+            entry = MessageEntry(message, alternative, glyphs, shows_stats=shows_stats)
+        elif not entry.is_streaming:
+            entry.update(message, alternative, shows_stats=shows_stats)
+        entries += [entry, *notes.get(message.id, ())]
     return entries

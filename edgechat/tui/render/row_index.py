@@ -1,4 +1,4 @@
-"""Which row of the whole is what: entries and their pieces one below the other, some of them only guessed."""
+"""Map rows of a transcript to entries and their layout blocks, with estimated heights for blocks without layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class RowPosition(NamedTuple):
-    """A row: of which piece of which entry. Piece -1 is the empty row before an entry."""
+    """A row inside the transcript: index of the entry, index of its block, row of the block.
+
+    Block -1 is the empty row above an entry; row -1 is the gap above a block.
+    """
 
     entry: int
     block: int
@@ -21,68 +24,68 @@ class RowPosition(NamedTuple):
 
 
 class RowIndex:
-    """Entries, and where each begins. Pure: what is laid out, and when, is another's business."""
+    """Entries of a transcript and the first row of each."""
 
     def __init__(self) -> None:
         self.entries: list[TranscriptEntry] = []
         self.offsets: list[int] = [0]
-        """The first row of each entry, and behind them how many rows there are."""
+        """The first row of each entry, and at the end the number of all rows."""
 
     @property
     def n_rows(self) -> int:
-        """All of them."""
         return self.offsets[-1]
 
     def update_offsets(self, width: int, first: int = 0) -> None:
-        """Find out where entries begin, those before `first` being as they were."""
+        """Recompute the offsets of the entries from `first` on; those before it have not changed."""
         del self.offsets[first + 1 :]
         heights = (entry.height(width) for entry in self.entries[first:])
         self.offsets[first:] = itertools.accumulate(heights, initial=self.offsets[first])
 
     def index_of(self, entry: TranscriptEntry) -> int:
-        """Where an entry is; looked for from the end."""
-        return next(at for at in range(len(self.entries) - 1, -1, -1) if self.entries[at] is entry)
+        """Return the index of an entry, searching from the end."""
+        return next(i for i in range(len(self.entries) - 1, -1, -1) if self.entries[i] is entry)
 
     def position(self, row: int, width: int) -> RowPosition:
-        """What is in a row of the whole."""
+        """Return the position of a transcript row, clamped to the last row."""
         number = min(bisect.bisect_right(self.offsets, row) - 1, len(self.entries) - 1)
         if number < 0:
             return RowPosition(0, -1, 0)
-        left = row - self.offsets[number] - 1
-        if left < 0:
+        remaining = row - self.offsets[number] - 1
+        if remaining < 0:
             return RowPosition(number, -1, 0)
-        pieces = self.entries[number].blocks
-        for position, piece in enumerate(pieces):
-            left -= piece.gap
-            if left < piece.height(width):
-                return RowPosition(number, position, left)  # -1 is the gap
-            left -= piece.height(width)
-        return RowPosition(number, max(0, len(pieces) - 1), max(0, left))
+        blocks = self.entries[number].blocks
+        for i, block in enumerate(blocks):
+            remaining -= block.gap
+            height = block.height(width)
+            if remaining < height:
+                return RowPosition(number, i, remaining)
+            remaining -= height
+        return RowPosition(number, max(0, len(blocks) - 1), max(0, remaining))
 
-    def row_of(self, place: RowPosition, width: int) -> int:
-        """The row of a place; the last of its piece, if that became shorter."""
-        row = self.offsets[min(place.entry, len(self.offsets) - 1)]
-        if place.block < 0 or place.entry >= len(self.entries):
+    def row_of(self, position: RowPosition, width: int) -> int:
+        """Return the transcript row of a position; the block's last row if the block became shorter."""
+        row = self.offsets[min(position.entry, len(self.offsets) - 1)]
+        if position.block < 0 or position.entry >= len(self.entries):
             return row
-        pieces = self.entries[place.entry].blocks
-        row += 1 + sum(piece.height(width) + piece.gap for piece in pieces[: place.block])
-        if place.block < len(pieces):
-            piece = pieces[place.block]
-            row += piece.gap + min(place.row, piece.height(width) - 1)
+        blocks = self.entries[position.entry].blocks
+        row += 1 + sum(block.height(width) + block.gap for block in blocks[: position.block])
+        if position.block < len(blocks):
+            block = blocks[position.block]
+            row += block.gap + min(position.row, block.height(width) - 1)
         return row
 
-    def blocks_from(self, place: RowPosition) -> Iterator[tuple[int, LayoutBlock]]:
-        """Pieces from this one on, each with the number of its entry."""
-        first = max(0, place.block)
-        for number in range(place.entry, len(self.entries)):
-            for piece in self.entries[number].blocks[first:]:
-                yield number, piece
+    def blocks_from(self, position: RowPosition) -> Iterator[tuple[int, LayoutBlock]]:
+        """Iterate over (entry index, block) from this position to the end."""
+        first = max(0, position.block)
+        for number in range(position.entry, len(self.entries)):
+            for block in self.entries[number].blocks[first:]:
+                yield number, block
             first = 0
 
-    def blocks_before(self, place: RowPosition) -> Iterator[tuple[int, LayoutBlock]]:
-        """Pieces before this one, the nearest first."""
-        last: int | None = max(0, place.block)
-        for number in range(min(place.entry, len(self.entries) - 1), -1, -1):
-            before = self.entries[number].blocks[:last] if number == place.entry else self.entries[number].blocks
-            for piece in reversed(before):
-                yield number, piece
+    def blocks_before(self, position: RowPosition) -> Iterator[tuple[int, LayoutBlock]]:
+        """Iterate over (entry index, block) from just before this position back to the start."""
+        end: int | None = max(0, position.block)
+        for number in range(min(position.entry, len(self.entries) - 1), -1, -1):
+            blocks = self.entries[number].blocks
+            for block in reversed(blocks[:end] if number == position.entry else blocks):
+                yield number, block

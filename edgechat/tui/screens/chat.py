@@ -14,7 +14,7 @@ from edgechat.terminal import visible
 from edgechat.tui import messages as posted
 from edgechat.tui.composer import Composer
 from edgechat.tui.widgets.prompt import PromptInput
-from edgechat.tui.widgets.status_line import StatusLine
+from edgechat.tui.widgets.status_line import StatusContext, StatusLine
 from edgechat.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class ChatScreen(Screen[None]):
         self.composer = Composer(self)
         self.sidebar: Sidebar | None = None
         """The list of conversations, once it was wanted."""
-        self.status_line = StatusLine(self)
+        self.status_line = StatusLine(self._status_context)
         self._speed = ""
         self._growing: MessageEntry | None = None
         self._counting: Timer | None = None
@@ -90,7 +90,7 @@ class ChatScreen(Screen[None]):
         """The list of conversations (made when it is first wanted), conversation, live line, input."""
         yield Transcript(lambda: self.app.palette, id="transcript")
         yield self.status_line
-        yield PromptInput(id="prompt")
+        yield PromptInput(lambda: self.app.key_overrides, id="prompt")
 
     def on_mount(self) -> None:
         """Show what is there, and only then start what takes time."""
@@ -234,7 +234,7 @@ class ChatScreen(Screen[None]):
         self._growing.append(message.text, message.reasoning)
         if message.text or not self._growing.text:
             self.transcript.entry_changed(self._growing)
-        self.status_line.count_tokens(message.n_tokens, thinks=not self._growing.text)
+        self.status_line.count_tokens(message.n_tokens, is_reasoning=not self._growing.text)
 
     def on_reply_ended(self, message: posted.ReplyEnded) -> None:
         """The answer is complete, or was stopped."""
@@ -368,6 +368,18 @@ class ChatScreen(Screen[None]):
     def _on_moved(self) -> None:
         self.status_line.redraw()
 
+    def _status_context(self) -> StatusContext:
+        session, transcript = self.app.worker.session, self.transcript
+        loaded = session.loaded if session is not None else None
+        return StatusContext(
+            shows_message_keys=transcript.has_focus and not self.is_busy,
+            unsent=self.composer.words,
+            shows_end=transcript.follows_end,
+            n_ctx=loaded.n_ctx if loaded is not None else None,
+            model_name=session.model_path.stem if session is not None and loaded is not None else "",
+            download=self.app.download_status,
+        )
+
     # Keys
 
     def action_do(self, command: str) -> None:
@@ -420,6 +432,23 @@ class ChatScreen(Screen[None]):
         self.app.actions.attempt(getattr(self.app.actions, what), self.transcript.current_message)
 
     # The list of conversations
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The id of the conversation on the screen; None before the store is open."""
+        return self.view.conversation.id if self.view is not None else None
+
+    def on_sidebar_conversation_selected(self, message: Sidebar.ConversationSelected) -> None:
+        self.app.actions.go_to(message.conversation_id)
+
+    def on_sidebar_closed(self, _message: Sidebar.Closed) -> None:
+        self.prompt.focus()
+
+    def on_sidebar_pin_toggled(self, message: Sidebar.PinToggled) -> None:
+        self.app.actions.toggle_pin(message.conversation)
+
+    def on_sidebar_delete_confirmed(self, message: Sidebar.DeleteConfirmed) -> None:
+        self.app.actions.delete_conversation(message.conversation)
 
     def refresh_list(self) -> None:
         """Read the list again, if it is shown."""

@@ -1,4 +1,4 @@
-"""What is offered above the input."""
+"""The list of completions above the prompt."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ if TYPE_CHECKING:
 
 
 class CompletionPopup(OptionList, can_focus=False):
-    """Some lines; the input keeps the focus, and moves in them."""
+    """A list of completions without focus: the prompt keeps it and moves the highlight."""
 
     DEFAULT_CSS = """
     CompletionPopup { display: none; height: auto; max-height: 8; padding: 0 1; }
     """
 
-    def __init__(self, take: Callable[[], None]) -> None:
-        """`take` is called when a line is clicked."""
+    def __init__(self, on_accept: Callable[[], None]) -> None:
+        """`on_accept` is called when the user clicks a completion, which is highlighted then."""
         super().__init__(markup=False)
-        self._take = take
+        self._on_accept = on_accept
 
     def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:
-        """One was clicked."""
         message.stop()
-        self._take()
+        self._on_accept()
 
 
-def option(found: Completion, width: int) -> Option:
-    """A line, with what it means after `width` columns."""
-    text = Text(f"{found.shown:<{width}}", no_wrap=True, overflow="ellipsis")
-    return Option(text.append(f"  {found.words}", style="dim") if found.words else text)
+def completion_option(completion: Completion, width: int) -> Option:
+    """Return a list line with the completion in `width` columns and its description after them."""
+    text = Text(f"{completion.shown:<{width}}", no_wrap=True, overflow="ellipsis")
+    return Option(text.append(f"  {completion.words}", style="dim") if completion.words else text)

@@ -1,10 +1,11 @@
-"""The input: several lines, with what was said before, with completion, and with pastes of any size."""
+"""The prompt: a multi-line input with history, completion, and pastes of any size."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from textual import on, work
 from textual.binding import Binding, BindingType
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
 
     from edgechat.tui.completion import Completion
 
-# Longer pastes stand as a mark in the text: the editor would lay all of it out with every key.
-_LONG_CHARS: Final = 8192
-_LONG_LINES: Final = 200
-_MARK: Final = re.compile(r"\[pasted text (\d+): [\d,]+ lines?\]")
+# Longer pastes are shown as a marker, because TextArea lays out its whole text on every key press.
+_MAX_INLINE_CHARS: Final = 8192
+_MAX_INLINE_LINES: Final = 200
+_PASTE_MARKER: Final = re.compile(r"\[pasted text (\d+): [\d,]+ lines?\]")
 
 
-PromptState = tuple[str, dict[int, str]]
-"""A text with marks for long pastes, and the pastes."""
+class PromptState(NamedTuple):
+    """Content of the prompt: its text with markers for long pastes, and these pastes by number."""
+
+    text: str
+    pastes: dict[int, str]
 
 
 class PromptInput(TextArea):
@@ -40,18 +44,18 @@ class PromptInput(TextArea):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", "Send", id="prompt.send"),
         Binding("ctrl+j,alt+enter,shift+enter", "newline", "New line", id="prompt.newline"),
-        Binding("tab", "complete", "Complete, or to the conversation", id="prompt.complete", show=False),
-        Binding("up", "history_back", "Up, or what was said before", id="prompt.up", show=False),
-        Binding("down", "history_forward", "Down, or what was said after that", id="prompt.down", show=False),
-        Binding("ctrl+r", "app.prompts", "Search what you said before", id="prompt.search", show=False),
-        Binding("ctrl+g", "open_editor", "Write in $EDITOR", id="prompt.editor", show=False),
-        Binding("ctrl+c", "copy_or_stop", "Copy what is selected, or stop", id="prompt.copy", show=False),
-        Binding("backspace", "erase", "Erase", id="prompt.erase", show=False),
-        Binding("ctrl+d", "delete_or_quit", "Delete, or leave if there is nothing", id="prompt.delete", show=False),
+        Binding("tab", "complete", "Complete, or go to the conversation", id="prompt.complete", show=False),
+        Binding("up", "history_back", "Up, or previous prompt", id="prompt.up", show=False),
+        Binding("down", "history_forward", "Down, or next prompt", id="prompt.down", show=False),
+        Binding("ctrl+r", "search_history", "Search previous prompts", id="prompt.search", show=False),
+        Binding("ctrl+g", "open_editor", "Open in $EDITOR", id="prompt.editor", show=False),
+        Binding("ctrl+c", "copy_or_interrupt", "Copy the selection, or stop", id="prompt.copy", show=False),
+        Binding("backspace", "erase", "Delete left", id="prompt.erase", show=False),
+        Binding("ctrl+d", "delete_or_quit", "Delete right, or quit if empty", id="prompt.delete", show=False),
     ]
 
     class Submitted(Message):
-        """The user sent a message; `held` is what the input had for it, to be put back if need be."""
+        """The user sent a message. `state` restores the prompt if the message cannot be sent."""
 
         def __init__(self, text: str, state: PromptState) -> None:
             super().__init__()
@@ -59,222 +63,230 @@ class PromptInput(TextArea):
             self.state = state
 
     class Interrupted(Message):
-        """Ctrl+C, and nothing is selected."""
+        """The user pressed Ctrl+C without a selection."""
 
     class EditorRequested(Message):
-        """The text is to be edited elsewhere."""
+        """The user wants to edit the text in an external editor."""
 
     class HistoryRequested(Message):
-        """What was said before is to be known."""
+        """The prompt needs `past_messages`: to recall the last one, or with `search` to choose one from a list."""
+
+        def __init__(self, *, search: bool) -> None:
+            super().__init__()
+            self.search = search
 
     class CompletionsReady(Message):
-        """What could be meant."""
+        """The worker thread found completions for the text before the cursor."""
 
-        def __init__(self, before: str, found: list[Completion]) -> None:
+        def __init__(self, before: str, completions: list[Completion]) -> None:
             super().__init__()
             self.before = before
-            self.found = found
+            self.completions = completions
 
-    def __init__(self, *, id: str) -> None:  # noqa: A002  (Textual's name)
+    def __init__(self, key_overrides: Callable[[], Mapping[str, str]], *, id: str) -> None:  # noqa: A002  (Textual's name)
+        """`key_overrides` returns the configured keys by binding id."""
         super().__init__(
             id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False,
             placeholder="Ask something. Enter sends, Ctrl+J new line, F1 help",
         )  # fmt: skip
-        self.cursor_blink = False  # a screen that nobody touches is not painted
+        self.cursor_blink = False  # an idle screen is never repainted
+        self._key_overrides = key_overrides
         self.past_messages: list[str] | None = None
-        """What was said before, the newest first; None until somebody asked for it."""
-        self._at = -1
-        self._draft = ""
+        """Messages that were sent before, newest first; None until they are requested."""
+        self._history_index = -1
+        self._unsent_text = ""
+        """The text to return to from the history."""
         self._pastes: dict[int, str] = {}
         self._completions: list[Completion] = []
+        self._completed_text = ""
+        """The text that `_completions` belong to."""
         self._popup: OptionList | None = None
-        """What is offered, above the input; made when there is something."""
-        self._completed = ""
-        """What they were found for."""
+        """The list of completions, created on first use."""
 
     # Text
 
     @property
     def full_text(self) -> str:
-        """What would be sent: with pastes in the place of their marks."""
+        """The text with pastes in place of their markers."""
         if not self._pastes:
             return self.text
-        return _MARK.sub(lambda match: self._pastes.get(int(match[1]), match[0]), self.text)
+        return _PASTE_MARKER.sub(lambda match: self._pastes.get(int(match[1]), match[0]), self.text)
 
     def load(self, text: str) -> None:
-        """Put another text in the place of this one."""
+        """Replace the content; a long text becomes a marker."""
         self.clear()
         self._pastes.clear()
-        self.insert(self._marked(visible(text)))
+        self.insert(self._shortened(visible(text)))
         self.move_cursor(self.document.end)
 
-    def restore(self, held: PromptState) -> None:
-        """Hold again what was sent, marks and all."""
+    def restore(self, state: PromptState) -> None:
+        """Replace the content by that of a submitted message, markers included."""
         self.clear()
-        self._pastes = dict(held[1])
-        self.insert(held[0])
+        self._pastes = dict(state.pastes)
+        self.insert(state.text)
         self.move_cursor(self.document.end)
 
-    def _marked(self, text: str) -> str:
-        """A text, or a mark for it if it is long."""
+    def _shortened(self, text: str) -> str:
+        """Return the text, or store it as a paste and return its marker if it is long."""
         n_lines = text.count("\n") + 1
-        if len(text) <= _LONG_CHARS and n_lines <= _LONG_LINES:
+        if len(text) <= _MAX_INLINE_CHARS and n_lines <= _MAX_INLINE_LINES:
             return text
         number = len(self._pastes) + 1
         self._pastes[number] = text
         return f"[pasted text {number}: {n_lines:,} line{'s' if n_lines > 1 else ''}]"
 
-    async def _on_paste(self, event: Paste) -> None:
+    def on_paste(self, event: Paste) -> None:
         event.prevent_default()
         event.stop()
-        # What a clipboard holds may be meant for the terminal, not for us.
+        # `visible` because a clipboard may hold escape sequences.
         text = visible(event.text.replace("\r\n", "\n").replace("\r", "\n"))
-        result = self._replace_via_keyboard(self._marked(text), *self.selection)
-        if result is not None:
-            self.move_cursor(result.end_location)
+        self._replace(self._shortened(text), *self.selection)
+
+    def _replace(self, text: str, start: tuple[int, int], end: tuple[int, int]) -> None:
+        """Replace a range of the document and put the cursor after the new text."""
+        result = self.replace(text, start, end, maintain_selection_offset=False)
+        self.move_cursor(result.end_location)
 
     # Keys
 
-    async def _on_key(self, event: Key) -> None:
-        # Not bindings with priority: those act when a key arrives, while the letters before it still wait in
-        # this widget's queue. A line and its Enter that come in one packet would be torn apart.
-        if self._popup is not None and self._popup.display and self._steer(self._popup, event.key):
+    async def on_key(self, event: Key) -> None:
+        # Not priority bindings: those run when a key arrives, while letters before it are still in the queue of this
+        # widget. A line and its Enter that arrive in one packet would be processed out of order.
+        if self._popup is not None and self._popup.display and self._handle_popup_key(self._popup, event.key):
             event.prevent_default()
             event.stop()
             return
-        action = keys.action_for(self, event.key)
-        if action is None:
-            await super()._on_key(event)
-            return
-        event.prevent_default()
-        event.stop()
-        await self.run_action(action)
+        action = keys.action_for(type(self), event.key, self._key_overrides())
+        if action is not None:
+            event.prevent_default()
+            event.stop()
+            await self.run_action(action)
 
     def action_send(self) -> None:
-        """Hand the text over, if there is any."""
         text = self.full_text.strip()
         if text:
-            held = (self.text, dict(self._pastes))
+            state = PromptState(self.text, dict(self._pastes))
             self.clear()
             self._pastes.clear()
-            self._at, self._draft = -1, ""
-            self.post_message(self.Submitted(text, held))
+            self._history_index, self._unsent_text = -1, ""
+            self.post_message(self.Submitted(text, state))
 
     def action_newline(self) -> None:
-        """A line more."""
         self.insert("\n")
 
     async def action_delete_or_quit(self) -> None:
-        """As in a shell."""
         if self.text:
             self.action_delete_right()
         else:
             await self.app.action_quit()
 
-    def action_copy_or_stop(self) -> None:
-        """Copy; with nothing selected, as the screen says."""
+    def action_copy_or_interrupt(self) -> None:
         if self.selected_text:
             self.action_copy()
         else:
             self.post_message(self.Interrupted())
 
     def action_erase(self) -> None:
-        """A character, or a whole mark of a paste."""
+        """Delete the character, or the whole marker of a paste, left of the cursor."""
         before = self.get_text_range((0, 0), self.cursor_location)
-        mark = next((m for m in _MARK.finditer(before) if m.end() == len(before)), None) if self._pastes else None
-        if mark is None or self.selected_text:
+        markers = _PASTE_MARKER.finditer(before) if self._pastes and not self.selected_text else ()
+        marker = next((m for m in markers if m.end() == len(before)), None)
+        if marker is None:
             self.action_delete_left()
         else:
             row, column = self.cursor_location
-            self.delete((row, column - len(mark[0])), (row, column))
+            self.delete((row, column - len(marker[0])), (row, column))
 
     def action_open_editor(self) -> None:
-        """Ask for the editor."""
         self.post_message(self.EditorRequested())
 
-    # What was said before
+    # History
+
+    def action_search_history(self) -> None:
+        self.post_message(self.HistoryRequested(search=True))
 
     def action_history_back(self) -> None:
-        """Up in the text; above its first line, to what was said before."""
+        """Move the cursor up; on the first row, recall the previous message."""
         if self.cursor_location[0] > 0 or self.wrapped_document.location_to_offset(self.cursor_location).y > 0:
             self.action_cursor_up()
         elif self.past_messages is None:
-            self.post_message(self.HistoryRequested())
+            self.post_message(self.HistoryRequested(search=False))
         else:
-            self.recall(self._at + 1)
+            self.recall(self._history_index + 1)
 
     def action_history_forward(self) -> None:
-        """Down in the text; below its last line, to what was said after that."""
-        last = self.wrapped_document.height - 1
-        if self.wrapped_document.location_to_offset(self.cursor_location).y < last:
+        """Move the cursor down; on the last row, recall the next message."""
+        last_row = self.wrapped_document.height - 1
+        if self.wrapped_document.location_to_offset(self.cursor_location).y < last_row:
             self.action_cursor_down()
-        elif self._at >= 0:
-            self.recall(self._at - 1)
+        elif self._history_index >= 0:
+            self.recall(self._history_index - 1)
 
-    def recall(self, at: int) -> None:
-        """Show the message before `at` others; -1 is what was being written."""
-        history = self.past_messages or []
-        if not -1 <= at < len(history):
+    def recall(self, index: int) -> None:
+        """Load a message from the history; -1 is the text that was not sent yet."""
+        messages = self.past_messages or []
+        if not -1 <= index < len(messages):
             return
-        if self._at < 0:
-            self._draft = self.full_text
-        self._at = at
-        self.load(history[at] if at >= 0 else self._draft)
-        if at >= 0:
+        if self._history_index < 0:
+            self._unsent_text = self.full_text
+        self._history_index = index
+        self.load(messages[index] if index >= 0 else self._unsent_text)
+        if index >= 0:
             self.move_cursor((0, 0))
 
     # Completion
 
     @property
-    def _before(self) -> str:
-        return self.get_text_range((0, 0), self.cursor_location) if len(self.text) <= _LONG_CHARS else ""
+    def _text_before_cursor(self) -> str:
+        """The text before the cursor; empty if the prompt is too long for completion."""
+        return self.get_text_range((0, 0), self.cursor_location) if len(self.text) <= _MAX_INLINE_CHARS else ""
 
     @on(TextArea.Changed)
     @on(TextArea.SelectionChanged)
-    def _on_edited(self) -> None:
+    def _update_completion(self) -> None:
         from edgechat.tui import completion
 
-        before = self._before
+        before = self._text_before_cursor
         if self.has_focus and completion.is_begun(before):
-            self._look_up(before)
+            self._find_completions(before)
         elif self._popup is not None:
             self._popup.display = False
 
     @work(thread=True, exclusive=True, group="completion", exit_on_error=False)
-    def _look_up(self, before: str) -> None:
+    def _find_completions(self, before: str) -> None:
         from edgechat.tui import completion
 
         self.post_message(self.CompletionsReady(before, completion.complete(before, Path.cwd())))
 
     def on_prompt_input_completions_ready(self, message: CompletionsReady) -> None:
-        """Show what could be meant, if that was not typed meanwhile."""
-        from edgechat.tui.widgets.completion_popup import CompletionPopup, option
+        """Show the completions, unless the text changed meanwhile."""
+        from edgechat.tui.widgets.completion_popup import CompletionPopup, completion_option
 
-        if message.before != self._before or not self.is_attached:
+        if message.before != self._text_before_cursor or not self.is_attached:
             return
-        found = message.found
-        if len(found) == 1 and message.before.endswith(found[0].text.strip()):
-            found = []  # it is there already
-        self._completions, self._completed = found, message.before
+        completions = message.completions
+        if len(completions) == 1 and message.before.endswith(completions[0].text.strip()):
+            completions = []  # the only completion is typed already
+        self._completions, self._completed_text = completions, message.before
         popup = self._popup
         if popup is None:
             self._popup = popup = CompletionPopup(self.accept_completion)
             self.screen.mount(popup, before=self)
         popup.clear_options()
-        width = max((len(c.shown) for c in found), default=0)
-        popup.add_options([option(c, width) for c in found])
-        popup.display = bool(found)
-        if found:
+        width = max((len(c.shown) for c in completions), default=0)
+        popup.add_options([completion_option(c, width) for c in completions])
+        popup.display = bool(completions)
+        if completions:
             popup.highlighted = 0
 
-    def _steer(self, popup: OptionList, key: str) -> bool:
-        """Let keys move in what is offered; False if the key means something else."""
-        if self._completed != self._before:  # typed faster than it was found
+    def _handle_popup_key(self, popup: OptionList, key: str) -> bool:
+        """Use a key for the list of completions; return False if the key means something else."""
+        if self._completed_text != self._text_before_cursor:  # newer completions are on their way
             popup.display = False
             return False
         if key in {"up", "down"}:
             popup.action_cursor_up() if key == "up" else popup.action_cursor_down()
-        elif key == "tab" or (key == "enter" and not self._is_whole(popup)):
+        elif key == "tab" or (key == "enter" and not self._is_complete(popup)):
             self.accept_completion()
         elif key == "escape":
             popup.display = False
@@ -282,26 +294,27 @@ class PromptInput(TextArea):
             return False
         return True
 
-    def _is_whole(self, popup: OptionList) -> bool:
-        """True if a command stands there as it would be completed: Enter sends it."""
-        at = popup.highlighted
-        chosen = self._completions[at] if at is not None and at < len(self._completions) else None
-        return chosen is None or self._before.endswith(chosen.text.rstrip())
+    def _highlighted_completion(self, popup: OptionList) -> Completion | None:
+        index = popup.highlighted
+        return self._completions[index] if index is not None and index < len(self._completions) else None
+
+    def _is_complete(self, popup: OptionList) -> bool:
+        """Return True if the highlighted completion is typed in full, so that Enter sends it."""
+        completion = self._highlighted_completion(popup)
+        return completion is None or self._text_before_cursor.endswith(completion.text.rstrip())
 
     def accept_completion(self) -> None:
-        """Put what is highlighted of what is offered into the text."""
+        """Replace the text before the cursor by the highlighted completion."""
         popup = self._popup
-        at = popup.highlighted if popup is not None else None
-        if popup is None or at is None or at >= len(self._completions):
+        completion = self._highlighted_completion(popup) if popup is not None else None
+        if popup is None or completion is None:
             return
-        chosen = self._completions[at]
         row, column = self.cursor_location
-        self._replace_via_keyboard(chosen.text, (row, column - chosen.n_chars), (row, column))
-        self.move_cursor((row, column - chosen.n_chars + len(chosen.text)))
-        if not chosen.text.endswith("/"):
+        self._replace(completion.text, (row, column - completion.n_chars), (row, column))
+        if not completion.text.endswith("/"):
             popup.display = False
         self.focus()
 
     def action_complete(self) -> None:
-        """There is nothing to complete: to the conversation."""
+        """Move the focus on: Tab without a list of completions."""
         self.screen.focus_next()

@@ -1,9 +1,9 @@
-"""The list of conversations: by day, pinned ones first, narrowed by what is typed."""
+"""The sidebar with all conversations, grouped by date with pinned ones first, and filtered by title."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual import on, work
@@ -21,186 +21,195 @@ from edgechat.tui.confirm import Confirmation
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
-    from edgechat.chat.session import Session
+    from edgechat.chat.messages import Conversation
     from edgechat.chat.store import Summary
-    from edgechat.tui.app import ChatApp
 
-_MOST: Final = 1000
-_WEEK: Final = 7
-_NARROW: Final = 70
+_DAYS_PER_WEEK: Final = 7
+# On a narrower screen the sidebar covers the conversation.
+_MIN_SHARED_COLUMNS: Final = 70
 
 
 class Sidebar(Vertical):
-    """Conversations; Enter goes to one."""
+    """A list of conversations below a filter. The screen acts on its messages."""
 
-    app: ChatApp
     DEFAULT_CSS = """
     Sidebar { dock: left; width: 34; border-right: solid $border-blurred; padding: 0 1 0 0; }
     Sidebar OptionList { height: 1fr; background: transparent; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Back to the chat", id="list.leave", show=False),
-        Binding("ctrl+x", "delete", "Delete the conversation for good", id="list.delete", show=False),
-        Binding("ctrl+s", "pin", "Pin it, or not", id="list.pin", show=False),
-        Binding("down", "enter_list", "Into the list", id="list.down", show=False),
+        Binding("ctrl+x", "delete", "Delete the conversation", id="list.delete", show=False),
+        Binding("ctrl+s", "pin", "Pin or unpin", id="list.pin", show=False),
+        Binding("down", "enter_list", "Go to the list", id="list.down", show=False),
     ]
 
     class ListRead(Message):
-        """The list was read."""
+        """The worker thread read the list of conversations."""
 
-        def __init__(self, found: list[Summary]) -> None:
+        def __init__(self, summaries: Sequence[Summary]) -> None:
             super().__init__()
-            self.found = found
+            self.summaries = summaries
 
-    def __init__(self) -> None:
+    class Closed(Message):
+        """The sidebar no longer has the focus: the user left it or chose a conversation."""
+
+    class ConversationSelected(Message):
+        """The user chose a conversation to show."""
+
+        def __init__(self, conversation_id: str) -> None:
+            super().__init__()
+            self.conversation_id = conversation_id
+
+    class PinToggled(Message):
+        """The user pinned or unpinned a conversation."""
+
+        def __init__(self, conversation: Conversation) -> None:
+            super().__init__()
+            self.conversation = conversation
+
+    class DeleteConfirmed(Message):
+        """The user deleted a conversation, and pressed the key twice to confirm."""
+
+        def __init__(self, conversation: Conversation) -> None:
+            super().__init__()
+            self.conversation = conversation
+
+    def __init__(
+        self, list_conversations: Callable[[], Sequence[Summary] | None], current_id: Callable[[], str | None]
+    ) -> None:
+        """`list_conversations` is called in a thread, and returns None before the store is open.
+
+        `current_id` returns the id of the conversation on the screen.
+        """
         super().__init__()
-        self._all: list[Summary] = []
-        self._twice = Confirmation()
+        self._list_conversations = list_conversations
+        self._current_id = current_id
+        self._summaries: Sequence[Summary] = ()
+        self._confirmation = Confirmation()
 
     def compose(self) -> ComposeResult:
-        """A filter above the list."""
         yield Input(placeholder="filter", id="filter", compact=True)
         yield OptionList(id="conversations", markup=False)
 
     @property
-    def _is_narrow(self) -> bool:
-        """True if nothing fits beside it."""
-        return self.screen.size.width < _NARROW
+    def _covers_screen(self) -> bool:
+        return self.screen.size.width < _MIN_SHARED_COLUMNS
 
     def on_mount(self) -> None:
-        """Beside the conversation, or over it."""
-        if self._is_narrow:
+        if self._covers_screen:
             self.styles.width = "100%"
 
     def focus_filter(self) -> None:
-        """Let letters narrow the list."""
+        """Move the focus to the filter."""
         self.query_one(Input).focus()
 
     def refresh_list(self) -> None:
-        """Read it again."""
-        self._read()
+        """Read the conversations again, in a thread."""
+        self._read_list()
 
     @work(thread=True, exclusive=True, group="list", exit_on_error=False)
-    def _read(self) -> None:
-        session = self.app.worker.session
-        if session is not None:
-            try:
-                found = list(session.store.list(limit=_MOST))
-            except EdgechatError:
-                return
-            self.post_message(self.ListRead(found))
+    def _read_list(self) -> None:
+        try:
+            summaries = self._list_conversations()
+        except EdgechatError:
+            return
+        if summaries is not None:
+            self.post_message(self.ListRead(summaries))
 
     def on_sidebar_list_read(self, message: ListRead) -> None:
-        """Show it."""
-        self._all = message.found
-        self._fill()
+        self._summaries = message.summaries
+        self._fill_list()
 
     @on(Input.Changed)
-    def _fill(self) -> None:
-        wanted = self.query_one(Input).value.lower().split()
-        fitting = (s for s in self._all if all(word in s.conversation.title.lower() for word in wanted))
+    def _fill_list(self) -> None:
+        words = self.query_one(Input).value.lower().split()
+        matching = (s for s in self._summaries if all(word in s.conversation.title.lower() for word in words))
         options = self.query_one(OptionList)
-        at = options.highlighted
-        before = options.get_option_at_index(at).id if at is not None and at < options.option_count else None
-        here = self.app.chat.view.conversation.id if self.app.chat.view is not None else None
+        index = options.highlighted
+        is_valid = index is not None and index < options.option_count
+        highlighted_id = options.get_option_at_index(index).id if index is not None and is_valid else None
+        current_id = self._current_id()
         options.clear_options()
-        options.add_options(list(list_options(fitting, dt.datetime.now().astimezone().date(), here)))
-        known = {option.id for option in options.options}
-        chosen = before if before in known else here
-        if chosen in known and chosen is not None:
-            options.highlighted = options.get_option_index(chosen)
+        options.add_options(list(list_options(matching, dt.datetime.now().astimezone().date(), current_id)))
+        ids = {option.id for option in options.options}
+        next_id = highlighted_id if highlighted_id in ids else current_id
+        if next_id is not None and next_id in ids:
+            options.highlighted = options.get_option_index(next_id)
 
     @on(Input.Submitted)
-    def _first(self) -> None:
-        options = self.query_one(OptionList)
-        first = next((o for o in options.options if not o.disabled), None)
+    def _select_first(self) -> None:
+        first = next((option for option in self.query_one(OptionList).options if not option.disabled), None)
         if first is not None and first.id is not None:
-            self._go(first.id)
+            self._select(first.id)
 
     @on(OptionList.OptionSelected)
-    def _chosen(self, message: OptionList.OptionSelected) -> None:
+    def _select_option(self, message: OptionList.OptionSelected) -> None:
         message.stop()
         if message.option_id is not None:
-            self._go(message.option_id)
+            self._select(message.option_id)
 
-    def _go(self, conversation_id: str) -> None:
-        self.app.actions.go_to(conversation_id)
-        if self._is_narrow:
+    def _select(self, conversation_id: str) -> None:
+        self.post_message(self.ConversationSelected(conversation_id))
+        if self._covers_screen:
             self.display = False
-        self.app.chat.prompt.focus()
+        self.post_message(self.Closed())
 
     @property
-    def _highlighted(self) -> Summary | None:
+    def _highlighted_conversation(self) -> Conversation | None:
+        """The highlighted conversation; None while the filter has the focus."""
         options = self.query_one(OptionList)
         if options.highlighted is None or not options.has_focus:
             return None
-        chosen = options.get_option_at_index(options.highlighted).id
-        return next((s for s in self._all if s.conversation.id == chosen), None)
+        conversation_id = options.get_option_at_index(options.highlighted).id
+        return next((s.conversation for s in self._summaries if s.conversation.id == conversation_id), None)
 
     def action_enter_list(self) -> None:
-        """From the filter into the list."""
         self.query_one(OptionList).focus()
 
     def action_leave(self) -> None:
-        """Close the list."""
         self.display = False
-        self.app.chat.prompt.focus()
+        self.post_message(self.Closed())
 
     def action_pin(self) -> None:
-        """Pin the conversation, or not."""
-        summary = self._highlighted
-        if summary is not None:
-            about = summary.conversation
-
-            def pin(session: Session) -> None:
-                if session.conversation.id == about.id:
-                    session.pin(on=not about.pinned)
-                else:
-                    session.store.update(about.id, pinned=not about.pinned)
-                self.refresh_list()
-
-            self.app.worker.do(pin)
+        conversation = self._highlighted_conversation
+        if conversation is not None:
+            self.post_message(self.PinToggled(conversation))
 
     def action_delete(self) -> None:
-        """Delete the conversation for good, when asked twice."""
-        summary = self._highlighted
-        if summary is None:
+        conversation = self._highlighted_conversation
+        if conversation is None:
             return
-        about = summary.conversation
-        if not self._twice.confirm(about.id):
-            self.app.notify(f"{about.title or 'This conversation'}: the same key again deletes it for good")
-            return
-        if self.app.chat.view is not None and self.app.chat.view.conversation.id == about.id:
-            self.app.actions.run("new", "")
-        self.app.worker.do(lambda session: session.store.delete(about.id))
-        self.app.worker.do(lambda session: self.refresh_list())
+        if self._confirmation.confirm(conversation.id):
+            self.post_message(self.DeleteConfirmed(conversation))
+        else:
+            self.app.notify(f"Press the key again to delete {conversation.title or 'this conversation'}")
 
 
-def list_options(summaries: Iterable[Summary], today: dt.date, here: str | None) -> Iterator[Option]:
-    """Options for a list, with a heading for each day or month."""
+def list_options(summaries: Iterable[Summary], today: dt.date, current_id: str | None) -> Iterator[Option]:
+    """Return list lines for conversations, with a heading for each group of dates and a mark on the current one."""
     from rich.text import Text
 
-    last = ""
+    last_heading = ""
     for summary in summaries:
-        about = summary.conversation
-        heading = "pinned" if about.pinned else day_heading(about.updated_at_ms, today)
-        if heading != last:
+        conversation = summary.conversation
+        heading = "pinned" if conversation.pinned else day_heading(conversation.updated_at_ms, today)
+        if heading != last_heading:
             yield Option(Text(heading, style="dim"), disabled=True)
-            last = heading
-        title = first_line(visible(about.title), 200) or "(no title)"
-        mark = "* " if about.id == here else "  "
-        yield Option(Text(mark + title, no_wrap=True, overflow="ellipsis"), id=about.id)
+            last_heading = heading
+        title = first_line(visible(conversation.title), 200) or "(no title)"
+        mark = "* " if conversation.id == current_id else "  "
+        yield Option(Text(mark + title, no_wrap=True, overflow="ellipsis"), id=conversation.id)
 
 
 def day_heading(at_ms: int, today: dt.date) -> str:
-    """When, as one remembers it."""
+    """Return the heading for a time in milliseconds since 1970: a recent day, or a month."""
     try:
         date = dt.datetime.fromtimestamp(at_ms / 1000, dt.timezone.utc).astimezone().date()
-    except (OverflowError, OSError, ValueError):  # a clock that was never set, or an import from nowhere
-        return "some time"
+    except (OverflowError, OSError, ValueError):  # from a wrong clock or a faulty import
+        return "unknown date"
     days = (today - date).days
     if days <= 0:
         return "today"
     if days == 1:
         return "yesterday"
-    return "last seven days" if days < _WEEK else f"{date:%B %Y}"
+    return "last seven days" if days < _DAYS_PER_WEEK else f"{date:%B %Y}"

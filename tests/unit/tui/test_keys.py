@@ -47,7 +47,7 @@ def test_what_is_wrong_is_named_and_the_rest_used() -> None:
     keys, problems = resolve_key_map(chosen, KNOWN, vim=False)
     assert keys == {"chat.search": "f5,ctrl+y", "chat.help": "f2"}
     assert "did you mean chat.search?" in problems[0]
-    assert "'ctrl+banana' is no key" in problems[1]
+    assert "'ctrl+banana' is not a key" in problems[1]
     assert "f2 is both chat.help and chat.settings" in problems[2]
 
 
