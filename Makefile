@@ -64,7 +64,7 @@ $(VENV)/python.stamp:
 
 # Order matters: native/build.py builds the wheel of the bindings. The index has only their source, whose default
 # build compiles a library that can crash.
-$(VENV)/setup.stamp: $(VENV)/python.stamp pyproject.toml native/build.py packaging/starter_wheel.py $(wildcard packaging/starter/*.toml)
+$(VENV)/setup.stamp: $(VENV)/python.stamp pyproject.toml $(wildcard native/*.py) packaging/starter_wheel.py $(wildcard packaging/starter/*.toml)
 	@bindings=$$($(BIN)/python native/build.py bindings) && $(PIP) install "$$bindings"
 	@starter=$$($(BIN)/python packaging/starter_wheel.py) && $(PIP) install --no-deps "$$starter"
 	@$(PIP) install --editable '.[serve]'

@@ -1,22 +1,35 @@
-"""Numbers for people."""
+"""Formats numbers for people.
+
+Sizes are decimal (1 GB = 1,000,000,000 bytes), as file managers and model hubs show them, everywhere in edgechat: memory,
+files, downloads. JSON output has plain byte counts instead. `config.size_bytes` parses both `GB` and `GiB`.
+"""
 
 from __future__ import annotations
 
-_MINUTE_S = 60
-_HOUR_S = 3600
-_LONG = 100
+from typing import Final
+
+_SIZE_UNITS: Final = (("TB", 10**12, 2), ("GB", 10**9, 2), ("MB", 10**6, 0), ("kB", 10**3, 0))
+_MINUTE_S: Final = 60
+_HOUR_S: Final = 3600
+# Durations up to this many seconds, or minutes, stay in that unit.
+_MAX_COUNT: Final = 100
 
 
-def size(n_bytes: int) -> str:
-    """In powers of ten, as disks count."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.{2 if unit == 'GB' else 0}f} {unit}"
-    return f"{n_bytes} B"
+def size(n_bytes: float) -> str:
+    """Format a number of bytes: `23.80 GB`, `96 MB`, `12 kB`, `7 B`."""
+    for unit, factor, n_decimals in _SIZE_UNITS:
+        if n_bytes >= 0.9995 * factor:  # below that, the smaller unit does not show "1000"
+            return f"{n_bytes / factor:.{n_decimals}f} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def rate(bytes_per_s: float) -> str:
+    """Format a transfer rate: `12 MB/s`."""
+    return f"{size(bytes_per_s)}/s"
 
 
 def duration(seconds: float) -> str:
-    """In the unit that needs the fewest digits."""
-    if seconds < _LONG:
+    """Format a duration in the unit that needs the fewest digits: `42 s`, `3 min`, `1.8 h`."""
+    if seconds < _MAX_COUNT:
         return f"{seconds:.0f} s"
-    return f"{seconds / _MINUTE_S:.0f} min" if seconds < _LONG * _MINUTE_S else f"{seconds / _HOUR_S:.1f} h"
+    return f"{seconds / _MINUTE_S:.0f} min" if seconds < _MAX_COUNT * _MINUTE_S else f"{seconds / _HOUR_S:.1f} h"

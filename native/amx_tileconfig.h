@@ -1,12 +1,11 @@
-// Forced into ggml's AMX kernels (ggml-cpu/amx/mmq.cpp) by CMakeLists.txt.
+// CMakeLists.txt includes this file in ggml's AMX kernels (ggml-cpu/amx/mmq.cpp).
 //
 // GCC 12 declares _tile_loadconfig as reading 8 bytes of the 64-byte tile configuration, so the optimiser
-// may drop the stores that fill the rest, and the processor faults on what it finds (#GP at ldtilecfg, or
-// #UD at the first tile instruction). This operand covers all 64 bytes. Other modules compile the same file
-// without AMX and see an empty header.
+// may drop the stores to the rest, and the processor faults on the garbage (#GP at ldtilecfg, or #UD at the first tile
+// instruction). The operand below covers all 64 bytes. Modules without AMX see an empty header.
 #if defined(__AMX_TILE__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>
-#ifndef EDGECHAT_LDTILECFG  // the tests put an instruction here that every CPU has
+#ifndef EDGECHAT_LDTILECFG  // tests substitute an instruction that every CPU has
 #define EDGECHAT_LDTILECFG "ldtilecfg %0"
 #endif
 #undef _tile_loadconfig

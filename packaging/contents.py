@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What is inside a folder of wheels: a bill of materials (CycloneDX, in JSON) and the licences of all of it, word for word.
+"""Write a bill of materials (CycloneDX JSON) and the full licence texts of a folder of wheels.
 
     contents.py WHEELS SBOM.json THIRD_PARTY_LICENSES.txt
 
-Both are made from the wheels themselves, and say the same for the same wheels.
+Both depend only on the wheels, so the same wheels give the same files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from starter_wheel import build
+from starter_wheel import toolchain
 
 _LICENCE_NAMES = ("license", "licence", "copying", "notice", "authors")
 _BUNDLE = "edgechat/_native/"
@@ -28,43 +28,44 @@ _STARTER = "SmolLM2-135M-Instruct"
 
 
 class Part(NamedTuple):
-    """One thing that is shipped."""
+    """A component inside a package."""
 
     name: str
     version: str
     licence: str
-    """As it calls it itself; "" if it does not say."""
+    """Licence as the component states it; "" if it states none."""
     texts: tuple[str, ...]
+    """Licence texts."""
     file: str
-    """The wheel that it is in, if it is in one."""
+    """Name of the wheel or file that contains the component."""
     sha256: str
-    """Of that wheel; "" for what is in none."""
+    """Hash of the wheel; "" for a component outside wheels."""
     url: str
 
 
 def main() -> int:
-    """Write both files."""
+    """Write both files as named on the command line."""
     folder, sbom, licences = (Path(argument) for argument in sys.argv[1:])
     write(folder, sbom, licences)
     return 0
 
 
 def write(folder: Path, sbom: Path, licences: Path, *more: Part) -> None:
-    """Both files, about the wheels in a folder and more."""
+    """Write both files for the wheels in `folder` and for `more` components."""
     parts = [*more, *(part for wheel in sorted(folder.glob("*.whl")) for part in parts_of(wheel))]
     sbom.write_text(json.dumps(bill(parts), indent=1, ensure_ascii=False) + "\n", "utf-8")
     licences.write_text("\n".join(_page(part) for part in parts), "utf-8")
 
 
 def parts_of(wheel: Path) -> Iterator[Part]:
-    """The project of a wheel, and what else of others is in it."""
-    sha256, about = build.digest(wheel), metadata(wheel)
+    """Yield the project of a wheel and the third-party components inside it."""
+    sha256, about = toolchain.digest(wheel), metadata(wheel)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         texts = [n for n in names if ".dist-info/" in n and n.rpartition("/")[2].lower().startswith(_LICENCE_NAMES)]
         yield Part(
-            str(about["Name"]), str(about["Version"]), licence_of(about), tuple(_text(archive, n) for n in sorted(texts)), wheel.name,
-            sha256, f"https://pypi.org/project/{about['Name']}/",
+            str(about["Name"]), str(about["Version"]), licence_of(about),
+            tuple(_text(archive, n) for n in sorted(texts)), wheel.name, sha256, f"https://pypi.org/project/{about['Name']}/",
         )  # fmt: skip
         if f"{_BUNDLE}manifest.json" in names:
             commit = json.loads(archive.read(f"{_BUNDLE}manifest.json"))["llama_cpp_commit"]
@@ -76,24 +77,24 @@ def parts_of(wheel: Path) -> Iterator[Part]:
 
 
 def metadata(wheel: Path) -> email.message.Message:
-    """What a wheel says of itself."""
+    """Return the METADATA of a wheel."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         return email.message_from_bytes(archive.read(name))
 
 
 def plain(name: str) -> str:
-    """A project's name in the one form that indexes compare."""
+    """Normalise a project name for comparison, as package indexes do."""
     return name.lower().replace("_", "-").replace(".", "-")
 
 
 def name_of(wheel: Path) -> str:
-    """A wheel's project, as indexes compare names."""
+    """Return the normalised project name of a wheel."""
     return plain(wheel.name.split("-")[0])
 
 
 def licence_of(about: email.message.Message) -> str:
-    """An SPDX expression if there is one, else what classifiers or the old field say."""
+    """Return the SPDX expression in the metadata, or else the licence from the classifiers or the License field."""
     expression = about["License-Expression"]
     if expression:
         return str(expression)
@@ -107,12 +108,12 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
 
 def _page(part: Part) -> str:
     rule = "=" * 100
-    texts = "\n\n".join(part.texts) or f"(No text of it is in {part.file}.)"
+    texts = "\n\n".join(part.texts) or f"({part.file} contains no licence text.)"
     return f"{rule}\n{part.name} {part.version}: {part.licence or 'see below'}\n{part.url}\n{rule}\n\n{texts}\n"
 
 
 def bill(parts: list[Part]) -> dict[str, Any]:
-    """The bill, whose number follows from what is in it."""
+    """Return the bill of materials; its serial number is derived from its content."""
     components = [_component(part) for part in parts]
     digest = hashlib.sha256(json.dumps(components, sort_keys=True).encode()).hexdigest()
     return {
@@ -123,19 +124,19 @@ def bill(parts: list[Part]) -> dict[str, Any]:
 
 def _component(part: Part) -> dict[str, Any]:
     is_package = part.url.startswith("https://pypi.org/")
-    found: dict[str, Any] = {
-        "type": "machine-learning-model" if part.name == _STARTER else "library" if part.name != "edgechat" else "application",
-        "bom-ref": f"{part.name}@{part.version}:{part.file}", "name": part.name, "version": part.version,
+    kind = {_STARTER: "machine-learning-model", "edgechat": "application"}.get(part.name, "library")
+    component: dict[str, Any] = {
+        "type": kind, "bom-ref": f"{part.name}@{part.version}:{part.file}", "name": part.name, "version": part.version,
         "properties": [{"name": "edgechat:file", "value": part.file}],
     }  # fmt: skip
     if part.url:
-        found["externalReferences"] = [{"type": "website", "url": part.url}]
+        component["externalReferences"] = [{"type": "website", "url": part.url}]
     if is_package:
-        found["purl"] = f"pkg:pypi/{plain(part.name)}@{part.version}"
-        found["hashes"] = [{"alg": "SHA-256", "content": part.sha256}]
+        component["purl"] = f"pkg:pypi/{plain(part.name)}@{part.version}"
+        component["hashes"] = [{"alg": "SHA-256", "content": part.sha256}]
     if part.licence:
-        found["licenses"] = [{"license": {"name": part.licence}}]
-    return found
+        component["licenses"] = [{"license": {"name": part.licence}}]
+    return component
 
 
 if __name__ == "__main__":

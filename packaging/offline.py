@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Make the offline bundle: one archive that installs edgechat with all that it needs, without a network or a compiler.
+"""Build the offline bundle: an archive that installs edgechat without a network or a compiler.
 
     offline.py [--with-model PATH]... [--with-wheel PATH]... [--python 3.X]... [DIRECTORY]
 
-In it: wheels for each of the named versions of Python (3.10 to 3.14 if none is named), each pinned by its hash, pip itself,
-the starter model, models that were named, `install.sh` and `uninstall.sh`, a bill of materials and all licences. It is for the
-platform that makes it, or for the architecture of Linux that EDGECHAT_TARGET names.
-EDGECHAT_CPU_VARIANTS chooses the CPU modules (all by default). The same wheels make the same archive, to the byte.
+It contains wheels for the given Python versions (default: 3.10 to 3.14), each pinned by its hash, pip, the starter
+model, the given models, `install.sh` and `uninstall.sh`, a bill of materials and all licences. It is for this
+platform, or for the architecture of Linux in EDGECHAT_TARGET. EDGECHAT_CPU_VARIANTS selects the CPU modules (default:
+all). The same wheels give the same archive, byte for byte.
 """
 
 from __future__ import annotations
@@ -27,39 +27,46 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import contents
 import wheels
-from starter_wheel import ROOT, build
+from starter_wheel import ROOT, sources, toolchain
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 SCRIPTS = ROOT / "packaging" / "bundle"
 
 
 def main() -> int:
-    """Make the archive and print where it is."""
+    """Build the archive and print its path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    several: dict[str, Any] = {"action": "append", "default": []}
-    add("directory", nargs="?", type=Path, default=ROOT / "dist" / "bundle", help="instead of dist/bundle")
-    add("--with-model", type=Path, metavar="PATH", dest="models", help="a .gguf file to put in", **several)
-    add("--with-wheel", type=Path, metavar="PATH", dest="wheels", help="edgechat-cuda12 or -cuda13", **several)
-    add("--python", choices=PYTHONS, dest="pythons", help="for this version; once for each", **several)
+    repeatable: dict[str, Any] = {"action": "append", "default": []}
+    add("directory", nargs="?", type=Path, default=ROOT / "dist" / "bundle", help="output directory")
+    add("--with-model", type=Path, metavar="PATH", dest="models", help="include a .gguf file", **repeatable)
+    add(
+        "--with-wheel",
+        type=Path,
+        metavar="PATH",
+        dest="wheels",
+        help="include edgechat-cuda12 or -cuda13",
+        **repeatable,
+    )
+    add("--python", choices=PYTHONS, dest="pythons", help="Python version; may be repeated", **repeatable)
     options = parser.parse_args()
     try:
-        made = make(options.directory, options.models, options.pythons or list(PYTHONS), options.wheels)
-        wheels.tell(made, "Unpack it there, and in it: sh install.sh")
-    except build.BuildError as error:
+        archive = make(options.directory, options.models, options.pythons or list(PYTHONS), options.wheels)
+        wheels.report(archive, "Unpack it on the target machine and run: sh install.sh")
+    except toolchain.BuildError as error:
         sys.exit(f"bundle: {error}")
     return 0
 
 
 def make(directory: Path, models: list[Path], pythons: list[str], more: list[Path]) -> Path:
-    """The archive's path; `more` wheels are installed too. Raises build.BuildError."""
+    """Build the archive, with `more` wheels to install, and return its path. Raises toolchain.BuildError."""
     for model in models:
         if not model.is_file() or model.suffix != ".gguf":
-            raise build.BuildError(f"{model} is {'no .gguf file' if model.exists() else 'not there'}")
-    machine = build.target_machine()
+            raise toolchain.BuildError(f"{model} {'is not a .gguf file' if model.exists() else 'does not exist'}.")
+    machine = toolchain.target_machine()
     for wheel in more:
         if not re.fullmatch(rf"edgechat_cuda\d+-.*(any|_{machine})\.whl", wheel.name) or not wheel.is_file():
-            raise build.BuildError(f"{wheel} is no package of edgechat for GPUs of machines with {machine}")
+            raise toolchain.BuildError(f"{wheel} is not a CUDA package of edgechat for {machine}.")
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgechat-bundle-", dir=directory) as scratch_name:
         scratch = Path(scratch_name)
@@ -70,64 +77,66 @@ def make(directory: Path, models: list[Path], pythons: list[str], more: list[Pat
             shutil.copy(model, root / "models")
         write_scripts(root, pythons)
         write_sums(root)
-        named = root.rename(scratch / f"edgechat-{version}-{sys.platform}-{build.target_machine()}")
-        return pack(named, directory / f"{named.name}.tar.gz")
+        folder = root.rename(scratch / f"edgechat-{version}-{sys.platform}-{toolchain.target_machine()}")
+        return pack(folder, directory / f"{folder.name}.tar.gz")
 
 
 def stage(root: Path, scratch: Path, pythons: list[str], more: Sequence[Path] = ()) -> str:
-    """Wheels, their pins, the bill of materials and the licences, in `root`; returns the version of edgechat."""
+    """Write wheels, pins, bill of materials and licences to `root`, and return the version of edgechat."""
     house = scratch / "house"
-    wheels.fill_ours(house)
+    wheels.build_own_wheels(house)
     (root / "wheels").mkdir(parents=True)
     for python in pythons:
-        found = sorted([*wheels.wheels_for(python, house, scratch / python), *more], key=lambda wheel: wheel.name)
-        (root / f"requirements-{python}.txt").write_text("".join(f"{pin(wheel)}\n" for wheel in found), "utf-8")
-        for wheel in found:
+        collected = sorted([*wheels.wheels_for(python, house, scratch / python), *more], key=lambda wheel: wheel.name)
+        (root / f"requirements-{python}.txt").write_text("".join(f"{pin(wheel)}\n" for wheel in collected), "utf-8")
+        for wheel in collected:
             shutil.copy(wheel, root / "wheels")
     contents.write(root / "wheels", root / "sbom.cdx.json", root / "THIRD_PARTY_LICENSES.txt")
-    return wheels.ours(house).name.split("-")[1]
+    return wheels.own_wheel(house).name.split("-")[1]
 
 
 def pin(wheel: Path) -> str:
-    """A line of a requirements file that only this wheel fulfils."""
+    """Return a line for a requirements file that only this wheel satisfies."""
     name, version = wheel.name.split("-")[:2]
-    return f"{contents.plain(name)}=={version} --hash=sha256:{build.digest(wheel)}"
+    return f"{contents.plain(name)}=={version} --hash=sha256:{toolchain.digest(wheel)}"
 
 
 def write_scripts(root: Path, pythons: list[str]) -> None:
-    """The scripts, with what this bundle is for."""
-    words = {
-        "@SYSTEM@": platform.system(), "@MACHINE@": build.target_machine(), "@FIRST@": pythons[0], "@LAST@": pythons[-1],
-        "@NAMES@": " ".join(f"python{python}" for python in reversed(pythons)), "@GLIBC@": f"2.{wheels.GLIBC_MINORS[-1]}",
+    """Write the scripts, with the platform and Python versions of this bundle filled in."""
+    values = {
+        "@SYSTEM@": platform.system(), "@MACHINE@": toolchain.target_machine(),
+        "@FIRST@": pythons[0], "@LAST@": pythons[-1],
+        "@NAMES@": " ".join(f"python{python}" for python in reversed(pythons)),
+        "@GLIBC@": f"2.{wheels.GLIBC_MINORS[-1]}",
     }  # fmt: skip
     for script in sorted(SCRIPTS.iterdir()):
-        (root / script.name).write_text(wheels.filled(script, words), "utf-8")
+        (root / script.name).write_text(wheels.fill_template(script, values), "utf-8")
 
 
 def write_sums(root: Path) -> None:
-    """The hash of each file, which the installation checks before it does anything."""
+    """Write the hash of each file; the installation verifies all of them first."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    lines = [f"{build.digest(path)}  {path.relative_to(root)}\n" for path in files]
+    lines = [f"{toolchain.digest(path)}  {path.relative_to(root)}\n" for path in files]
     (root / "SHA256SUMS").write_text("".join(lines), "utf-8")
 
 
 def pack(root: Path, target: Path, *, is_program: bool = False) -> Path:
-    """The archive of a folder: no owner, no times, in the order of the names. Scripts may be executed.
+    """Pack a folder into a reproducible archive: no owner, fixed times, sorted by name, executable scripts.
 
-    Of a program, the archive has what is in the folder, and what may be executed is what may be here.
+    With `is_program`, the archive contains the content of the folder and keeps its execute permissions.
     """
 
     def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.uid = entry.gid = 0
         entry.uname = entry.gname = ""
-        entry.mtime = build.EPOCH_S
+        entry.mtime = sources.EPOCH_S
         runs = entry.mode & 0o100 if is_program else entry.name.endswith(".sh")
         entry.mode = 0o755 if entry.isdir() or runs else 0o644
         return entry
 
     top, base = ([], root) if is_program else ([root], root.parent)
     unfinished = target.with_suffix(".part")
-    # Wheels and models are compressed already.
+    # Low compression: wheels and models are compressed already.
     with (
         unfinished.open("wb") as file,
         gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as zipped,

@@ -1,1 +1,1 @@
-"""Workloads, paired runs, reports; may drive anything below."""
+"""Benchmarks: paired runs against plain decoding, llama.cpp's tools and stock Textual."""

@@ -1,4 +1,4 @@
-"""What models really take against what was planned, and how fast they really decode: each case in processes of its own."""
+"""Benchmark of planned against used memory, and of predicted against measured decode speed."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ _KV_TYPES: Final[tuple[Literal["f16", "q8_0"], ...]] = ("f16", "q8_0")
 _SAMPLE_S: Final = 0.01
 _N_GEN: Final = 24
 _FIRST_ORDINARY_TOKEN: Final = 100
-# What a plan may be off by: under and over.
-_OVER: Final = (0.03, 32 << 20)
-_UNDER: Final = (0.01, 16 << 20)
+# Bounds of the planning error: a fraction of the used memory, or bytes, whichever is larger.
+_OVERESTIMATE_BOUNDS: Final = (0.03, 32 << 20)
+_UNDERESTIMATE_BOUNDS: Final = (0.01, 16 << 20)
 
 
 class MemoryCase(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to load one model, and what came of it."""
+    """Memory of one model with one set of load options: predicted and measured."""
 
     model: str
     options: LoadOptions
     predicted: MemoryEstimate
     by_formulas_bytes: int
     peak_bytes: int
-    """Of both processes and what they started, shared pages divided among those that share them."""
+    """Peak PSS of the client, the engine and their child processes together."""
 
     @property
     def error_bytes(self) -> int:
-        """Positive where more was predicted than was taken."""
+        """Predicted minus used memory."""
         return self.predicted.total - self.peak_bytes
 
     @property
     def is_close(self) -> bool:
-        """True within the bounds that a plan is meant to keep to."""
-        part, count = _OVER if self.error_bytes >= 0 else _UNDER
+        """True if the error is within the bounds."""
+        part, count = _OVERESTIMATE_BOUNDS if self.error_bytes >= 0 else _UNDERESTIMATE_BOUNDS
         return abs(self.error_bytes) <= max(part * self.peak_bytes, count)
 
 
 class SpeedCase(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast a model decodes."""
+    """Predicted and measured decode speed of one model, in tokens per second."""
 
     model: str
     predicted_tps: float
@@ -68,35 +68,35 @@ class SpeedCase(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ratio(self) -> float:
-        """Predicted to measured."""
+        """Predicted divided by measured speed."""
         return self.predicted_tps / self.measured_tps
 
 
 class MemoryBenchReport(msgspec.Struct, frozen=True, kw_only=True):
-    """All cases."""
+    """Results of the memory benchmark."""
 
     memory: list[MemoryCase]
     speed: list[SpeedCase]
 
 
-def run(models: list[Path], rounds: int, tell: Callable[[str], None]) -> MemoryBenchReport:
-    """Every model in every way, then speeds, calibrated and measured in turn. Raises EdgechatError."""
+def run(models: list[Path], rounds: int, on_progress: Callable[[str], None]) -> MemoryBenchReport:
+    """Measure the memory of every model with all load options, then the speeds. Raises EdgechatError."""
     engine = EngineClient()
     try:
         cases = []
         for path in models:
             header = read_header(path)
-            for options in _ways(header):
-                tell(f"{path.name}: {_words(options)}")
-                cases.append(_case(engine, header, options))
-        speeds = _speeds(engine, models, rounds, tell)
+            for options in _load_options(header):
+                on_progress(f"{path.name}: {_describe(options)}")
+                cases.append(_measure_case(engine, header, options))
+        speeds = _measure_speeds(engine, models, rounds, on_progress)
     finally:
         engine.close()
     return MemoryBenchReport(memory=cases, speed=speeds)
 
 
-def _ways(header: ModelHeader) -> Iterator[LoadOptions]:
-    """All contexts and types of keys and values, then all ways to load weights."""
+def _load_options(header: ModelHeader) -> Iterator[LoadOptions]:
+    """Yield all combinations of context length and KV type, then of mapping and repacking."""
     n_seqs = n_seqs_of(header)
     for n_ctx in _N_CTXS:
         for kv_type in _KV_TYPES:
@@ -106,29 +106,29 @@ def _ways(header: ModelHeader) -> Iterator[LoadOptions]:
             yield LoadOptions(n_ctx=_N_CTX, n_seqs=n_seqs, use_mmap=use_mmap, use_extra_bufts=use_extra_bufts)
 
 
-def _words(options: LoadOptions) -> str:
+def _describe(options: LoadOptions) -> str:
     return (
         f"{options.n_ctx} {options.kv_type}{'' if options.use_mmap else ' read'}"
         f"{'' if options.use_extra_bufts else ' plain'}"
     )
 
 
-def _case(engine: EngineClient, header: ModelHeader, options: LoadOptions) -> MemoryCase:
-    found = engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=header.path, options=options))
+def _measure_case(engine: EngineClient, header: ModelHeader, options: LoadOptions) -> MemoryCase:
+    probed = engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=header.path, options=options))
     plan = given_plan(header.path, n_threads=os.cpu_count() or 1, **msgspec.structs.asdict(options))
     return MemoryCase(
-        model=Path(header.path).name, options=options, predicted=memory.exact(header, options, found.memory),
-        by_formulas_bytes=memory.estimate(header, options, REPACKED).total, peak_bytes=_peak_bytes(plan),
+        model=Path(header.path).name, options=options, predicted=memory.exact(header, options, probed.memory),
+        by_formulas_bytes=memory.estimate(header, options, REPACKED).total, peak_bytes=_measure_peak_bytes(plan),
     )  # fmt: skip
 
 
-def _peak_bytes(plan: LoadPlan) -> int:
-    """The most that a conversation with this plan takes, in a client and an engine of its own."""
+def _measure_peak_bytes(plan: LoadPlan) -> int:
+    """Run a conversation with this plan in fresh processes and return their peak PSS in bytes."""
     child = subprocess.Popen(
         process.command("_case"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     if child.stdin is None or child.stderr is None:
-        raise EngineError("a process was started without its pipes")
+        raise EngineError("The benchmark process started without pipes.")
     child.stdin.write(msgspec.json.encode(plan))
     child.stdin.close()
     peak = 0
@@ -139,19 +139,19 @@ def _peak_bytes(plan: LoadPlan) -> int:
     finally:
         child.kill()
     if not peak:
-        raise EngineError("what processes take can only be measured on Linux")
+        raise EngineError("Memory can only be measured on Linux.")
     if child.returncode != 0:
-        raise EngineError(f"a measurement failed: {child.stderr.read().decode('utf-8', 'replace').strip()[-400:]}")
+        raise EngineError(f"A measurement failed: {child.stderr.read().decode('utf-8', 'replace').strip()[-400:]}")
     return peak
 
 
 def case_main(arguments: list[str]) -> int:
-    """The client of one case: everything that a conversation at the terminal needs, and one answer."""
+    """Run the client process of one case: load the parts of a terminal conversation and generate one reply."""
     from edgechat.chat import session
     from edgechat.prompt.renderer import Renderer
     from edgechat.store import ephemeral_store
 
-    del arguments, session  # it is imported as a conversation would
+    del arguments, session  # imported because a conversation imports it
     plan = msgspec.json.decode(sys.stdin.buffer.read(), type=LoadPlan)
     store, renderer, engine = ephemeral_store(), Renderer(), EngineClient()
     renderer.start()
@@ -165,7 +165,7 @@ def case_main(arguments: list[str]) -> int:
 
 
 def _generate(engine: EngineClient, n_prompt: int, n_gen: int = _N_GEN) -> float:
-    """Tokens a second of an answer."""
+    """Generate a reply and return its decode speed in tokens per second."""
     tokens = [_FIRST_ORDINARY_TOKEN + i % _FIRST_ORDINARY_TOKEN for i in range(n_prompt)]
     request = protocol.Generate(
         id=engine.next_id(), tokens=tokens, max_tokens=n_gen, ignore_eog=True, sampling=GREEDY, bypass_cache=True,
@@ -177,16 +177,18 @@ def _generate(engine: EngineClient, n_prompt: int, n_gen: int = _N_GEN) -> float
     return 0.0
 
 
-def _speeds(engine: EngineClient, models: list[Path], rounds: int, tell: Callable[[str], None]) -> list[SpeedCase]:
-    """Calibration and measurement in turn; medians of both count."""
+def _measure_speeds(
+    engine: EngineClient, models: list[Path], rounds: int, on_progress: Callable[[str], None]
+) -> list[SpeedCase]:
+    """Alternate kernel benchmark and measurement; return the medians."""
     predicted: dict[str, list[float]] = {}
     measured: dict[str, list[float]] = {}
     for number in range(rounds):
-        tell(f"speeds, round {number + 1}")
-        found = engine.list_devices(benchmark=True, remeasure=True).speeds
+        on_progress(f"speeds, round {number + 1}")
+        speeds = engine.list_devices(benchmark=True, remeasure=True).speeds
         for path in models:
-            if found is not None:
-                _measure_speed(path, found, predicted, measured)
+            if speeds is not None:
+                _measure_speed(path, speeds, predicted, measured)
     return [
         SpeedCase(model=name, predicted_tps=statistics.median(values), measured_tps=statistics.median(measured[name]))
         for name, values in predicted.items()
@@ -194,14 +196,14 @@ def _speeds(engine: EngineClient, models: list[Path], rounds: int, tell: Callabl
 
 
 def _measure_speed(
-    path: Path, found: KernelSpeeds, predicted: dict[str, list[float]], measured: dict[str, list[float]]
+    path: Path, speeds: KernelSpeeds, predicted: dict[str, list[float]], measured: dict[str, list[float]]
 ) -> None:
     header = read_header(path)
-    guess = predict(header, found, n_past=64)
-    if guess is None:
+    prediction = predict(header, speeds, n_past=64)
+    if prediction is None:
         return
     plan = given_plan(
-        str(path), n_threads=found.decode_threads or found.n_threads, n_ctx=_N_CTX, n_seqs=1, speculation=False,
+        str(path), n_threads=speeds.decode_threads or speeds.n_threads, n_ctx=_N_CTX, n_seqs=1, speculation=False,
         use_mmap=False,
     )  # fmt: skip
     engine = EngineClient()
@@ -209,6 +211,29 @@ def _measure_speed(
         engine.load(protocol.Load(id=engine.next_id(), plan=plan))
         _generate(engine, 48, 8)
         measured.setdefault(path.name, []).append(_generate(engine, 48, 64))
-        predicted.setdefault(path.name, []).append(guess.decode_tps)
+        predicted.setdefault(path.name, []).append(prediction.decode_tps)
     finally:
         engine.close()
+
+
+def table(report: MemoryBenchReport) -> str:
+    """Format the report as a table."""
+    mb = 1e6
+    lines = [
+        "| model | context, KV type, weights | planned MB | by formulas | used | error |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for each in report.memory:
+        options = each.options
+        loading = f"{'mapped' if options.use_mmap else 'read'}{'' if options.use_extra_bufts else ', plain'}"
+        lines.append(
+            f"| {each.model} | {options.n_ctx}, {options.kv_type}, {loading} | {each.predicted.total / mb:.0f} "
+            f"| {each.by_formulas_bytes / mb:.0f} | {each.peak_bytes / mb:.0f} "
+            f"| {each.error_bytes / mb:+.1f} ({each.error_bytes / each.peak_bytes:+.1%}){'' if each.is_close else ' !'} |"
+        )
+    lines += ["", "| model | predicted tokens/s | measured | ratio |", "|---|--:|--:|--:|"]
+    lines += [
+        f"| {each.model} | {each.predicted_tps:.1f} | {each.measured_tps:.1f} | {each.ratio:.2f} |"
+        for each in sorted(report.speed, key=lambda s: -s.measured_tps)
+    ]
+    return "\n".join(lines)

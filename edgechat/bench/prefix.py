@@ -1,4 +1,4 @@
-"""What a cached prefix is worth: time to first token, against a cold run, and against llama-server in turn."""
+"""Benchmark of the prompt cache: time to first token, against a cold run and against llama-server."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from edgechat.runtime.backends.bundle import find_bundle
 
 N_BATCH: Final = 512
 N_SYSTEM: Final = 100
-_N_ANSWER: Final = 48
-_FIRST_TOKEN, _LAST_TOKEN = 300, 3000  # ordinary ones, in every vocabulary that matters
+_N_REPLY: Final = 48
+_FIRST_TOKEN, _LAST_TOKEN = 300, 3000  # ordinary tokens in all common vocabularies
 _PREFIX_BYTES: Final = 4 << 30
-# Threads that computed spin for a while before they sleep, and would take the other's cores.
+# Idle compute threads spin before they sleep, which would take cores from the other engine.
 REST_S: Final = 0.5
 
 
 class PrefixWorkload(msgspec.Struct, frozen=True, kw_only=True):
-    """What is measured."""
+    """Model, threads and token counts of a prompt cache measurement."""
 
     model: str
     n_threads: int
@@ -43,15 +43,15 @@ class PrefixWorkload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PrefixRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to go on, all rounds."""
+    """Results of one scenario over all rounds."""
 
     name: str
     ttft_s: list[float]
-    """From sending the prompt to its first token."""
+    """Seconds from sending the prompt to its first token."""
     beside_s: list[float]
-    """What of that was neither prefill nor one decode."""
+    """The part of `ttft_s` that is neither prefill nor a decode."""
     cached_tokens: int
-    """Of the last round."""
+    """Cached prompt tokens in the last round."""
     times_faster_than_cold: float
     """Median over the rounds."""
     peer_ttft_s: list[float]
@@ -60,92 +60,100 @@ class PrefixRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PrefixReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole measurement."""
+    """Results of the prompt cache benchmark."""
 
     workload: PrefixWorkload
     backend: str
     prefill_tps: float
-    """Cold, median."""
+    """Median prefill speed with an empty cache."""
     cold_ttft_s: list[float]
     rows: list[PrefixRow]
     four_answers_cost: list[float]
-    """Time of four answers side by side in times of one answer of the same length, each round."""
+    """Time of four parallel replies divided by the time of one reply of the same length, per round."""
 
 
-class _Taken(msgspec.Struct, frozen=True):
+class _FirstToken(msgspec.Struct, frozen=True):
     ttft_s: float
     cached_tokens: int
     beside_s: float
     prefill_tps: float
 
 
-NAMES: Final = ("next turn", "edit of the last message", "regenerate", "branch switch", "edit of the first message",
+SCENARIOS: Final = ("next turn", "edit of the last message", "regenerate", "branch switch", "edit of the first message",
                 "reopen after a restart")  # fmt: skip
 
 
-def run(workload: PrefixWorkload, peer: Path | None, tell: Callable[[str], None] = lambda words: None) -> PrefixReport:
-    """Measure; `peer` is a llama-server. Raises EdgechatError."""
+def run(
+    workload: PrefixWorkload, peer: Path | None, on_progress: Callable[[str], None] = lambda words: None
+) -> PrefixReport:
+    """Measure all scenarios, in alternating order with `peer`, a llama-server binary, if given.
+
+    Raises EdgechatError.
+    """
     with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as scratch, contextlib.ExitStack() as stack:
-        ours = _EdgechatPeer(workload, Path(scratch))
-        stack.callback(ours.close)
-        theirs = None
+        edgechat = _EdgechatEngine(workload, Path(scratch))
+        stack.callback(edgechat.close)
+        server = None
         if peer is not None:
-            module = next(m for m in find_bundle().modules if m.name == ours.backend)
-            theirs = LlamaServer(
+            module = next(m for m in find_bundle().modules if m.name == edgechat.backend)
+            server = LlamaServer(
                 peer, module.path, workload.model, n_ctx=_n_ctx(workload), n_threads=workload.n_threads, n_batch=N_BATCH
             )
-            stack.callback(theirs.close)
-        cold: list[_Taken] = []
-        taken: dict[str, list[_Taken]] = {name: [] for name in NAMES}
-        peers: dict[str, list[tuple[float, int]]] = {name: [] for name in NAMES}
-        four: list[float] = []
+            stack.callback(server.close)
+        cold: list[_FirstToken] = []
+        results: dict[str, list[_FirstToken]] = {name: [] for name in SCENARIOS}
+        peers: dict[str, list[tuple[float, int]]] = {name: [] for name in SCENARIOS}
+        four_costs: list[float] = []
         for number in range(workload.rounds):
-            tell(f"round {number + 1} of {workload.rounds}")
+            on_progress(f"round {number + 1} of {workload.rounds}")
             prompts = _prompts(workload)
-            cold.append(ours.first_token(random_tokens(workload.n_history + workload.n_new), is_cold=True))
-            four.append(ours.decode_s(4) / ours.decode_s(1))
-            for name in NAMES:
-                # The one that goes second finds a warmer machine: they take turns.
-                ours_first = number % 2 == 0
-                if ours_first:
-                    taken[name].append(ours.go_on(name, prompts))
-                if theirs is not None:
+            cold.append(
+                edgechat.measure_first_token(random_tokens(workload.n_history + workload.n_new), bypass_cache=True)
+            )
+            four_costs.append(edgechat.measure_decode_s(4) / edgechat.measure_decode_s(1))
+            for name in SCENARIOS:
+                # The second run finds a warmer machine, so the order alternates.
+                edgechat_first = number % 2 == 0
+                if edgechat_first:
+                    results[name].append(edgechat.run_scenario(name, prompts))
+                if server is not None:
                     time.sleep(REST_S)
-                    peers[name].append(_peer_goes_on(theirs, name, prompts))
+                    peers[name].append(_run_peer_scenario(server, name, prompts))
                 time.sleep(REST_S)
-                if not ours_first:
-                    taken[name].append(ours.go_on(name, prompts))
+                if not edgechat_first:
+                    results[name].append(edgechat.run_scenario(name, prompts))
         return PrefixReport(
-            workload=workload, backend=ours.backend, prefill_tps=statistics.median(t.prefill_tps for t in cold),
-            cold_ttft_s=[t.ttft_s for t in cold], rows=[_row(name, taken[name], cold, peers[name]) for name in NAMES],
-            four_answers_cost=four,
+            workload=workload, backend=edgechat.backend, prefill_tps=statistics.median(t.prefill_tps for t in cold),
+            cold_ttft_s=[t.ttft_s for t in cold],
+            rows=[_row(name, results[name], cold, peers[name]) for name in SCENARIOS],
+            four_answers_cost=four_costs,
         )  # fmt: skip
 
 
-def _row(name: str, taken: list[_Taken], cold: list[_Taken], peer: list[tuple[float, int]]) -> PrefixRow:
+def _row(name: str, results: list[_FirstToken], cold: list[_FirstToken], peer: list[tuple[float, int]]) -> PrefixRow:
     return PrefixRow(
-        name=name, ttft_s=[t.ttft_s for t in taken], beside_s=[t.beside_s for t in taken],
-        cached_tokens=taken[-1].cached_tokens, peer_ttft_s=[s for s, _ in peer],
+        name=name, ttft_s=[t.ttft_s for t in results], beside_s=[t.beside_s for t in results],
+        cached_tokens=results[-1].cached_tokens, peer_ttft_s=[s for s, _ in peer],
         peer_cached_tokens=peer[-1][1] if peer else 0,
-        times_faster_than_cold=statistics.median(c.ttft_s / t.ttft_s for c, t in zip(cold, taken, strict=True)),
-        times_faster_than_peer=statistics.median(p / t.ttft_s for (p, _), t in zip(peer, taken, strict=True))
+        times_faster_than_cold=statistics.median(c.ttft_s / t.ttft_s for c, t in zip(cold, results, strict=True)),
+        times_faster_than_peer=statistics.median(p / t.ttft_s for (p, _), t in zip(peer, results, strict=True))
         if peer else None,
     )  # fmt: skip
 
 
 def random_tokens(count: int) -> list[int]:
-    """Ordinary tokens that no earlier prompt begins with."""
-    draw = random.SystemRandom()
-    return [draw.randrange(_FIRST_TOKEN, _LAST_TOKEN) for _ in range(count)]
+    """Return random ordinary tokens, which share no prefix with earlier prompts."""
+    generator = random.SystemRandom()
+    return [generator.randrange(_FIRST_TOKEN, _LAST_TOKEN) for _ in range(count)]
 
 
 def _n_ctx(workload: PrefixWorkload) -> int:
-    # Room for the conversation, its branches, and the cold run beside them.
+    # Cells for the conversation, its branches and the cold run.
     return 3 * (workload.n_history + 4 * workload.n_new) + 256
 
 
 def _prompts(workload: PrefixWorkload) -> dict[str, list[list[int]]]:
-    """For each way to go on: the prompts before it, unmeasured, and the measured one."""
+    """Return the prompts of each scenario; only the last prompt of each is measured."""
     n_history, n_new = workload.n_history, workload.n_new
     system = random_tokens(N_SYSTEM)
     history = system + random_tokens(n_history - N_SYSTEM)
@@ -161,7 +169,7 @@ def _prompts(workload: PrefixWorkload) -> dict[str, list[list[int]]]:
     }
 
 
-class _EdgechatPeer:
+class _EdgechatEngine:
     def __init__(self, workload: PrefixWorkload, scratch: Path) -> None:
         self._workload = workload
         self._scratch = scratch
@@ -178,54 +186,80 @@ class _EdgechatPeer:
         request = protocol.Load(id=self._engine.next_id(), plan=plan, prefix_dir=str(self._scratch))
         self.backend = self._engine.load(request).backend
 
-    def go_on(self, name: str, prompts: dict[str, list[list[int]]]) -> _Taken:
-        *before, measured = prompts[name]
-        for prompt in before:
-            self.first_token(prompt)
+    def run_scenario(self, name: str, prompts: dict[str, list[list[int]]]) -> _FirstToken:
+        *earlier_prompts, final_prompt = prompts[name]
+        for prompt in earlier_prompts:
+            self.measure_first_token(prompt)
         if name == "reopen after a restart":
-            time.sleep(1.0)  # between turns there is time to save; what is left is saved at the end
+            time.sleep(1.0)  # idle time in which the cache saves segments; closing saves the rest
             self.close()
             self._open()
-        return self.first_token(measured)
+        return self.measure_first_token(final_prompt)
 
-    def first_token(self, tokens: list[int], *, is_cold: bool = False) -> _Taken:
+    def measure_first_token(self, tokens: list[int], *, bypass_cache: bool = False) -> _FirstToken:
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=tokens, max_tokens=1, ignore_eog=True, sampling=GREEDY,
-            conversation="" if is_cold else "bench", bypass_cache=is_cold, ephemeral=is_cold,
+            conversation="" if bypass_cache else "bench", bypass_cache=bypass_cache, ephemeral=bypass_cache,
         )  # fmt: skip
         started = time.monotonic()
         *_, last = self._engine.generate(request)
         ttft_s = time.monotonic() - started
         if not isinstance(last, protocol.RequestFinished):
-            raise EngineError("the engine ended a measurement without its figures")
+            raise EngineError("The engine ended a measurement without statistics.")
         computed = last.stats.prompt_tokens - last.stats.cached_tokens
         prefill_s = computed / last.stats.prefill_tps if last.stats.prefill_tps else 0.0
-        return _Taken(ttft_s, last.stats.cached_tokens, ttft_s - prefill_s, last.stats.prefill_tps)
+        return _FirstToken(ttft_s, last.stats.cached_tokens, ttft_s - prefill_s, last.stats.prefill_tps)
 
-    def decode_s(self, n_samples: int) -> float:
-        """Seconds for the tokens after the first ones of so many answers to one prompt."""
+    def measure_decode_s(self, n_sequences: int) -> float:
+        """Return the seconds of decoding `n_sequences` parallel replies, without their first tokens."""
         request = protocol.Generate(
-            id=self._engine.next_id(), tokens=random_tokens(N_SYSTEM), max_tokens=_N_ANSWER, ignore_eog=True, sampling=GREEDY,
-            n_sequences=n_samples, ephemeral=True,
+            id=self._engine.next_id(), tokens=random_tokens(N_SYSTEM), max_tokens=_N_REPLY, ignore_eog=True,
+            sampling=GREEDY, n_sequences=n_sequences, ephemeral=True,
         )  # fmt: skip
         *_, last = self._engine.generate(request)
         if not isinstance(last, protocol.RequestFinished):
-            raise EngineError("the engine ended a measurement without its figures")
-        return (last.stats.completion_tokens - n_samples) / last.stats.decode_tps
+            raise EngineError("The engine ended a measurement without statistics.")
+        return (last.stats.completion_tokens - n_sequences) / last.stats.decode_tps
 
     def close(self) -> None:
         self._engine.close()
 
 
-def _peer_goes_on(server: LlamaServer, name: str, prompts: dict[str, list[list[int]]]) -> tuple[float, int]:
-    *before, measured = prompts[name]
-    for prompt in before:
-        server.first_token(prompt)
+def _run_peer_scenario(server: LlamaServer, name: str, prompts: dict[str, list[list[int]]]) -> tuple[float, int]:
+    *earlier_prompts, final_prompt = prompts[name]
+    for prompt in earlier_prompts:
+        server.measure_first_token(prompt)
     if name == "reopen after a restart":
         server.restart()
         started = time.monotonic()
-        server.resume()
+        server.restore_slot()
         restore_s = time.monotonic() - started
-        ttft_s, cached = server.first_token(measured)
+        ttft_s, cached = server.measure_first_token(final_prompt)
         return restore_s + ttft_s, cached
-    return server.first_token(measured)
+    return server.measure_first_token(final_prompt)
+
+
+def table(report: PrefixReport) -> str:
+    """Format the report as a table."""
+    from statistics import median
+
+    work = report.workload
+    head = ("ms", "overhead", "cached", "cold ratio", "llama-server ms", "cached", "ratio")
+    sizes = f"{work.n_history} tokens and {work.n_new} new ones, {work.rounds} rounds (medians)"
+    lines = [
+        f"{Path(work.model).name}, {report.backend}, {work.n_threads} threads, {sizes}",
+        f"cold: {median(report.cold_ttft_s) * 1000:.0f} ms to the first token, {report.prefill_tps:.0f} tokens/s",
+        "{:<26}{:>8}{:>8}{:>8}{:>11}{:>17}{:>8}{:>10}".format("", *head),
+    ]
+    for row in report.rows:
+        line = (
+            f"{row.name:<26}{median(row.ttft_s) * 1000:8.1f}{median(row.beside_s) * 1000:8.1f}{row.cached_tokens:8}"
+            f"{row.times_faster_than_cold:11.1f}"
+        )
+        if row.times_faster_than_peer is not None:
+            line += (
+                f"{median(row.peer_ttft_s) * 1000:17.1f}{row.peer_cached_tokens:8}{row.times_faster_than_peer:10.2f}"
+            )
+        lines.append(line)
+    lines.append(f"four parallel replies: {median(report.four_answers_cost):.2f} times the time of one")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A program in a pseudo-terminal, watched from outside: when what appears on it. POSIX only."""
+"""Run a program in a pseudo-terminal and time its output from outside. POSIX only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROWS: Final = 30
 
 
 class PtyProgram:
-    """What a program writes to its terminal, as it comes."""
+    """A program running in a pseudo-terminal, with all output so far."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
         import fcntl
@@ -28,39 +28,42 @@ class PtyProgram:
 
         self._master, slave = pty.openpty()
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", _ROWS, _COLUMNS, 0, 0))
-        self.started_s = time.monotonic()
-        self._child = subprocess.Popen(
+        self.started_at = time.monotonic()
+        self._process = subprocess.Popen(
             list(command), stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             env={**env, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
         )  # fmt: skip
         os.close(slave)
-        self.seen = b""
+        self.output = b""
 
     @property
     def pid(self) -> int:
-        """Of the program."""
-        return self._child.pid
+        """Process ID of the program."""
+        return self._process.pid
 
     def write(self, keys: str) -> float:
-        """Press keys; returns when."""
+        """Write `keys` to the terminal and return the time in monotonic seconds."""
         os.write(self._master, keys.encode())
         return time.monotonic()
 
-    def until(self, words: str, timeout_s: float = 60.0, start: int = 0) -> float:
-        """When these words came, after `start` bytes of all output. Raises EngineError if they do not come."""
-        wanted = words.encode()
-        end_s = time.monotonic() + timeout_s
-        while wanted not in self.seen[start:]:
-            left_s = end_s - time.monotonic()
-            if left_s <= 0 or not self._read(left_s):
-                raise EngineError(f"{words!r} did not appear within {timeout_s:.0f} s: {self.seen[-500:]!r}")
+    def wait_for(self, text: str, timeout_s: float = 60.0, start: int = 0) -> float:
+        """Read until `text` appears after the first `start` bytes of output, and return the time in monotonic seconds.
+
+        Raises EngineError after `timeout_s`.
+        """
+        expected = text.encode()
+        deadline = time.monotonic() + timeout_s
+        while expected not in self.output[start:]:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0 or not self._read(remaining_s):
+                raise EngineError(f"{text!r} did not appear within {timeout_s:.0f} s: {self.output[-500:]!r}")
         return time.monotonic()
 
-    def idle(self, seconds: float) -> None:
-        """Read on for so long."""
-        end_s = time.monotonic() + seconds
-        while (left_s := end_s - time.monotonic()) > 0:
-            self._read(left_s)
+    def read_for(self, seconds: float) -> None:
+        """Read output for a number of seconds."""
+        deadline = time.monotonic() + seconds
+        while (remaining_s := deadline - time.monotonic()) > 0:
+            self._read(remaining_s)
 
     def _read(self, timeout_s: float) -> bool:
         if not select.select([self._master], [], [], timeout_s)[0]:
@@ -69,20 +72,20 @@ class PtyProgram:
             data = os.read(self._master, 1 << 16)
         except OSError:
             return False
-        self.seen += data
+        self.output += data
         return bool(data)
 
     def close(self) -> None:
-        """End it and all that it started."""
+        """Kill the program and all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._child.pid, signal.SIGKILL)
-        self._child.wait()
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         os.close(self._master)
 
 
 @contextlib.contextmanager
-def watched(command: Sequence[str], env: Mapping[str, str]) -> Iterator[PtyProgram]:
-    """Run a program, and end it."""
+def run_in_pty(command: Sequence[str], env: Mapping[str, str]) -> Iterator[PtyProgram]:
+    """Run a program in a pseudo-terminal and kill it at the end."""
     program = PtyProgram(command, env)
     try:
         yield program

@@ -1,4 +1,4 @@
-"""One model in several quants, for measurements."""
+"""Write a model in several quants for benchmarks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from edgechat.errors import EngineError
 from edgechat.planner.requantize import PRESETS, preset_number
 
 
-def write_ladder(source: Path, directory: Path, presets: tuple[str, ...] = PRESETS) -> list[Path]:
-    """Write the model in each preset, without statistics of use. Raises EngineError if one fails."""
-    made = []
+def write_quants(source: Path, directory: Path, presets: tuple[str, ...] = PRESETS) -> list[Path]:
+    """Write the model in each preset, without an importance matrix. Raises EngineError if one fails."""
+    files = []
     for quant in presets:
         target = directory / f"{source.stem.split('.')[0]}.{quant}.gguf"
         arguments = process.command("_quantise", str(source), str(target), str(preset_number(quant)))
         done = subprocess.run(arguments, capture_output=True, check=False, stdin=subprocess.DEVNULL)
         if done.returncode != 0 or not target.exists():
-            words = done.stderr.decode("utf-8", "replace").strip()[-300:]
-            raise EngineError(f"{source} could not be written as {quant}: {words}")
-        made.append(target)
-    return made
+            message = done.stderr.decode("utf-8", "replace").strip()[-300:]
+            raise EngineError(f"Cannot quantise {source} to {quant}: {message}")
+        files.append(target)
+    return files

@@ -1,8 +1,9 @@
-"""What drafts are worth: with and without them in turn, against fixed settings, and against llama-server."""
+"""Benchmark of speculative decoding: with and without drafts, against fixed policies, and against llama-server."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import statistics
 import time
@@ -15,14 +16,13 @@ import msgspec
 from edgechat.bench import draft_replay
 from edgechat.bench.llama_server import LlamaServer
 from edgechat.bench.workloads import Workloads
-from edgechat.chat.messages import Message
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
 from edgechat.planner.plan import given_plan
 from edgechat.prompt.builder import PromptBuilder, PromptOptions
-from edgechat.prompt.renderer import Renderer
+from edgechat.prompt.renderer import PromptMessage, Renderer
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import load_edgechat
 from edgechat.runtime.suffix_index import SuffixIndex
@@ -32,13 +32,13 @@ from edgechat.speculation.step_costs import MIN_SAMPLES, SIZES, RunningMean, Ste
 N_CTX: Final = 4096
 N_BATCH: Final = 512
 N_FREE: Final = 96
-"""Tokens that a model says of its own."""
+"""Length of the model's own replies in tokens."""
 _WARM_UP_TOKENS: Final = 700
-_REHEARSAL_S: Final = 300.0
-# Asking interrupts what is measured.
+_STEP_COST_TIMEOUT_S: Final = 300.0
+# Each poll interrupts the engine's measurement.
 _POLL_S: Final = 8.0
 _ADVERSARY: Final = "random tokens"
-# Answers of random tokens: out of few, so that short matches abound, and out of many.
+# Replies of random tokens from vocabularies of these sizes. Small ones produce many short, misleading matches.
 _N_RANDOM: Final = 400
 _RANDOM_FROM: Final = (40, 400, 10_000)
 PEERS: Final[dict[str, tuple[str, ...]]] = {
@@ -50,8 +50,8 @@ PEERS: Final[dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-class Prompted(msgspec.Struct, frozen=True):
-    """A case in tokens."""
+class TokenizedCase(msgspec.Struct, frozen=True):
+    """A workload case as tokens."""
 
     kind: str
     prompt: list[int]
@@ -59,59 +59,59 @@ class Prompted(msgspec.Struct, frozen=True):
 
 
 class SpeculationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of conversation. Speeds are in times of the same engine's without drafts."""
+    """Results of one kind of conversation. Speeds are relative to the same engine without drafts."""
 
     kind: str
     forced: float | None
-    """The written replies, on the clock: median over the rounds."""
+    """Measured speed of the scripted replies, median over the rounds."""
     noise: float | None
-    """The written replies without drafts, against another time without: what this machine's noise makes of 1."""
+    """Scripted replies without drafts, against a second run without: 1.0 apart from the machine's noise."""
     free: float | None
-    """The model's own replies, on the clock."""
+    """Measured speed of the model's own replies."""
     mean_acceptance_length: float
     replayed: float
-    """The written replies by measured costs of steps, learning from one to the next in a random order."""
+    """Scripted replies replayed with measured step costs, learning from one to the next in random order."""
     replayed_fresh: float
-    """The same, each by a program that has learned nothing."""
+    """Scripted replies replayed with measured step costs, each without earlier learning."""
     fixed: dict[str, float]
-    """The same by fixed settings."""
+    """Scripted replies replayed with the static policies."""
     peers: dict[str, float] = {}
-    """llama-server's on its own replies, each in times of its own without drafts."""
+    """llama-server on its own replies, relative to itself without drafts."""
     peer_plain: float | None = None
-    """Our own plain decoding in times of llama-server's without drafts."""
+    """edgechat's speed without drafts relative to llama-server's."""
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """The model's own greedy replies with drafts, token by token against those without."""
+    """Comparison of the model's own greedy replies with and without drafts, token by token."""
 
     n_answers: int
     n_different: int
-    """Where the rounding of a larger batch decided between two tokens that were as good as equal."""
+    """Replies in which the rounding of a larger batch decided a near tie differently."""
     n_tokens: int
-    """Those compared: all, or up to the first difference."""
+    """Compared tokens: all of a reply, or up to its first difference."""
 
 
 class SpeculationReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole measurement."""
+    """Results of the speculation benchmark."""
 
     model: str
     backend: str
     n_threads: int
     rounds: int
     step_costs: dict[int, float]
-    """Of a step of so many tokens, in steps of one, at the depth of these prompts."""
+    """Cost of a decode step by its number of tokens, relative to a step of one token."""
     ceiling: float
-    """r: prefill of 16 tokens in times of decoding."""
+    """Largest possible gain: 16 tokens divided by the cost of a step of 16."""
     rows: list[SpeculationRow]
     worst_reply: float
-    """Of all replayed ones of 100 tokens or more, the model's own among them."""
+    """Slowest replayed reply of 100 tokens or more, including the model's own."""
     fifth_percentile: float
-    """Of all replayed ones."""
+    """5th percentile of the speeds of all replayed replies."""
     agreement: Agreement
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What is measured."""
+class SpeculationOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Model, threads, rounds and peer of a speculation measurement."""
 
     model: str
     n_threads: int
@@ -119,88 +119,100 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     peer: Path | None = None
 
 
-def run(options: Options, workloads: Workloads, tell: Callable[[str], None] = lambda words: None) -> SpeculationReport:
-    """Measure. Raises EdgechatError."""
+def run(
+    options: SpeculationOptions, workloads: Workloads, on_progress: Callable[[str], None] = lambda words: None
+) -> SpeculationReport:
+    """Measure all cases. Raises EdgechatError."""
     with contextlib.ExitStack() as stack:
-        ours = _EdgechatRun(options)
-        stack.callback(ours.close)
-        cases = ours.prompted(workloads)
-        tell("measuring the costs of steps")
-        costs = ours.costs()
+        edgechat_run = _EdgechatRun(options)
+        stack.callback(edgechat_run.close)
+        cases = edgechat_run.tokenize_cases(workloads)
+        on_progress("measuring step costs")
+        costs = edgechat_run.measure_step_costs()
         servers: dict[str, LlamaServer] = {}
         if options.peer is not None:
-            module = next(m for m in find_bundle().modules if m.name == ours.backend)
+            module = next(m for m in find_bundle().modules if m.name == edgechat_run.backend)
             for name, arguments in PEERS.items():
                 servers[name] = LlamaServer(
                     options.peer, module.path, options.model, n_ctx=N_CTX, n_threads=options.n_threads,
                     n_batch=N_BATCH, arguments=arguments,
                 )  # fmt: skip
                 stack.callback(servers[name].close)
-        clock = _Clock()
-        said: list[list[int]] = []
+        speeds = _SpeedRecord()
+        own_replies: list[list[int]] = []
         agreement = Agreement(n_answers=0, n_different=0, n_tokens=0)
         for number in range(options.rounds):
-            said = []
+            own_replies = []
             for i, case in enumerate(cases):
-                tell(f"round {number + 1} of {options.rounds}: {case.kind} ({i + 1} of {len(cases)})")
-                plain, drafted = _one_round(ours, servers, clock, case, number)
-                said.append(plain)
+                on_progress(f"round {number + 1} of {options.rounds}: {case.kind} ({i + 1} of {len(cases)})")
+                plain, drafted = _one_round(edgechat_run, servers, speeds, case, number)
+                own_replies.append(plain)
                 if plain:
                     agreement = _compare(agreement, plain, drafted)
         own = [
-            Prompted(case.kind, case.prompt, reply) for case, reply in zip(cases, said, strict=True) if len(reply) > 1
+            TokenizedCase(case.kind, case.prompt, reply)
+            for case, reply in zip(cases, own_replies, strict=True)
+            if len(reply) > 1
         ]
-        return _report(options, ours, costs, cases, own, clock, agreement)
+        return _report(options, edgechat_run, costs, cases, own, speeds, agreement)
 
 
-def _compare(so_far: Agreement, plain: list[int], drafted: list[int]) -> Agreement:
+def _compare(agreement: Agreement, plain: list[int], drafted: list[int]) -> Agreement:
     same = next((i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b), None)
     return Agreement(
-        n_answers=so_far.n_answers + 1,
-        n_different=so_far.n_different + (plain != drafted),
-        n_tokens=so_far.n_tokens + (len(plain) if same is None else same + 1),
+        n_answers=agreement.n_answers + 1,
+        n_different=agreement.n_different + (plain != drafted),
+        n_tokens=agreement.n_tokens + (len(plain) if same is None else same + 1),
     )
 
 
-class _Clock:
-    """Speeds, by kind of conversation and what was done; one of each round."""
+class _SpeedRecord:
+    """Measured speeds by kind of conversation and variant, for each round."""
 
     def __init__(self) -> None:
         self.speeds: dict[tuple[str, str], list[list[float]]] = {}
         self.lengths: dict[str, list[float]] = {}
 
-    def add(self, kind: str, what: str, number: int, tps: float) -> None:
-        rounds = self.speeds.setdefault((kind, what), [])
+    def add(self, kind: str, variant: str, number: int, tps: float) -> None:
+        rounds = self.speeds.setdefault((kind, variant), [])
         while len(rounds) <= number:
             rounds.append([])
         rounds[number].append(tps)
 
-    def ratio(self, kind: str, what: str, to: str) -> float | None:
-        """The median over the rounds; in each, all cases of the kind weigh the same."""
-        a, b = self.speeds.get((kind, what)), self.speeds.get((kind, to))
+    def ratio(self, kind: str, variant: str, baseline: str) -> float | None:
+        """Return the median over the rounds of the mean ratio of two variants, or None if either is missing."""
+        a, b = self.speeds.get((kind, variant)), self.speeds.get((kind, baseline))
         if not a or not b:
             return None
         return statistics.median(
-            # An answer that ended with its first token has no speed.
+            # A reply that ended with its first token has no speed.
             statistics.geometric_mean([x / y for x, y in zip(p, q, strict=True) if x > 0 and y > 0] or [1.0])
             for p, q in zip(a, b, strict=True)
         )
 
 
+def _measure_peer(speeds: _SpeedRecord, case: TokenizedCase, number: int, name: str, server: LlamaServer) -> None:
+    speeds.add(case.kind, f"peer {name}", number, server.measure_decode_tps(case.prompt, N_FREE))
+
+
 def _one_round(
-    ours: _EdgechatRun, servers: Mapping[str, LlamaServer], clock: _Clock, case: Prompted, number: int
+    edgechat_run: _EdgechatRun,
+    servers: Mapping[str, LlamaServer],
+    speeds: _SpeedRecord,
+    case: TokenizedCase,
+    number: int,
 ) -> tuple[list[int], list[int]]:
-    """Everything once, in an order that changes; returns what the model said of its own, without drafts and with."""
-    said: dict[bool, list[int]] = {False: [], True: []}
-    ours.read(case.prompt)
+    """Run all variants of a case in alternating order; return the model's own replies without and with drafts."""
+    replies: dict[bool, list[int]] = {False: [], True: []}
+    edgechat_run.prefill(case.prompt)
 
     def answer(what: str, forced: list[int] | None, *, speculate: bool) -> None:
-        tokens, stats = ours.answer(case.prompt, forced, speculate=speculate)
-        clock.add(case.kind, what, number, stats.decode_tps)
+        tokens, stats = edgechat_run.generate(case.prompt, forced, speculate=speculate)
+        speeds.add(case.kind, what, number, stats.decode_tps)
         if forced is None:
-            said[speculate] = tokens
+            replies[speculate] = tokens
         elif speculate:
-            clock.lengths.setdefault(case.kind, []).append(stats.mean_acceptance_length)
+            speeds.lengths.setdefault(case.kind, []).append(stats.mean_acceptance_length)
 
     runs: list[Callable[[], None]] = [
         lambda: answer("forced off", case.reply, speculate=False),
@@ -210,18 +222,17 @@ def _one_round(
     if case.kind != _ADVERSARY:
         runs += [lambda: answer("free off", None, speculate=False), lambda: answer("free on", None, speculate=True)]
         runs += [
-            lambda name=name, server=server: clock.add(case.kind, f"peer {name}", number, server.decode_tps(case.prompt, N_FREE))  # type: ignore[misc]
-            for name, server in servers.items()
-        ]  # fmt: skip
+            functools.partial(_measure_peer, speeds, case, number, name, server) for name, server in servers.items()
+        ]
     for work in runs if number % 2 == 0 else reversed(runs):
         work()
-    return said[False], said[True]
+    return replies[False], replies[True]
 
 
 class _EdgechatRun:
-    """An engine, and the prompts for its model."""
+    """An edgechat engine with a loaded model and a renderer."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: SpeculationOptions) -> None:
         self._engine = EngineClient()
         self._renderer = Renderer()
         plan = given_plan(
@@ -230,60 +241,60 @@ class _EdgechatRun:
         self._loaded = self._engine.load(protocol.Load(id=self._engine.next_id(), plan=plan))
         self.backend = self._loaded.backend
 
-    def prompted(self, workloads: Workloads) -> list[Prompted]:
-        """All cases in tokens, and answers of random ones."""
-        builder = PromptBuilder(self._engine, self._renderer, self._loaded, lambda _hash: b"")
-        manner = PromptOptions("", think=False, max_tokens=None, previous_start=0)
+    def tokenize_cases(self, workloads: Workloads) -> list[TokenizedCase]:
+        """Return all workload cases as tokens, and adversarial cases of random tokens."""
+        builder = PromptBuilder(self._engine, self._renderer, self._loaded)
         before = self._engine.tokenize("")
         cases = []
         for case in workloads.cases:
-            path = [
-                Message(id=str(i), role="assistant" if i % 2 else "user", text=text)
-                for i, text in enumerate(workloads.messages(case))
+            messages = [
+                PromptMessage("assistant" if i % 2 else "user", text) for i, text in enumerate(workloads.messages(case))
             ]
             reply = self._engine.tokenize(workloads.reply(case))[len(before) :]
-            cases.append(Prompted(case.kind, builder.build(path, manner).tokens, reply))
-        draw = random.Random(0)  # noqa: S311  (measured with, not guessed from)
+            cases.append(TokenizedCase(case.kind, builder.build(messages, PromptOptions(think=False)).tokens, reply))
+        generator = random.Random(0)  # noqa: S311  (reproducible)
         ordinary = sorted({token for case in cases for token in case.reply})
         if not ordinary:
-            raise UsageError("the replies of these workloads have no tokens")
+            raise UsageError("The replies of these workloads have no tokens.")
         for n in _RANDOM_FROM:
-            tokens = [draw.choice(ordinary[:n]) for _ in range(2 * _N_RANDOM)]
-            cases.append(Prompted(_ADVERSARY, tokens[:_N_RANDOM], tokens[_N_RANDOM:]))
+            tokens = [generator.choice(ordinary[:n]) for _ in range(2 * _N_RANDOM)]
+            cases.append(TokenizedCase(_ADVERSARY, tokens[:_N_RANDOM], tokens[_N_RANDOM:]))
         return cases
 
-    def costs(self) -> StepCosts:
-        """What steps cost at the depth of these prompts; the engine measures that when it has nothing else to do."""
-        self.answer([300 + i % 2000 for i in range(_WARM_UP_TOKENS)], [300], speculate=False, is_aside=False)
-        until_s = time.monotonic() + _REHEARSAL_S
-        while time.monotonic() < until_s:
+    def measure_step_costs(self) -> StepCosts:
+        """Wait until the idle engine has measured its step costs at the depth of these prompts, and return them."""
+        self.generate([300 + i % 2000 for i in range(_WARM_UP_TOKENS)], [300], speculate=False, ephemeral=False)
+        deadline = time.monotonic() + _STEP_COST_TIMEOUT_S
+        while time.monotonic() < deadline:
             time.sleep(_POLL_S)
-            found = self._engine.stats().step_costs
-            if set(SIZES) <= set(found) or not self._loaded.max_draft:
+            measured = self._engine.stats().step_costs
+            if set(SIZES) <= set(measured) or not self._loaded.max_draft:
                 break
         costs = StepCosts()
         for ratios in costs.ratios:
-            ratios.update({n: RunningMean(ratio, MIN_SAMPLES) for n, ratio in found.items()})
+            ratios.update({n: RunningMean(ratio, MIN_SAMPLES) for n, ratio in measured.items()})
         return costs
 
-    def read(self, prompt: list[int]) -> None:
-        """Have the prompt in the context, so that all answers to it begin with the same cells."""
+    def prefill(self, prompt: list[int]) -> None:
+        """Prefill the prompt, so that all replies to it start from the same cells."""
         for _ in self._engine.generate(protocol.Generate(id=self._engine.next_id(), tokens=prompt, max_tokens=0)):
             pass
 
-    def answer(
-        self, prompt: list[int], forced: list[int] | None, *, speculate: bool, is_aside: bool = True
+    def generate(
+        self, prompt: list[int], forced: list[int] | None, *, speculate: bool, ephemeral: bool = True
     ) -> tuple[list[int], protocol.GenerationStats]:
-        """An answer: the model's own, or one that it is made to give. Nothing of it stays, if it `is_aside`."""
+        """Generate the model's own reply, or the `forced` tokens. `ephemeral` leaves the cache unchanged."""
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=prompt, max_tokens=len(forced) if forced else N_FREE, sampling=GREEDY,
             ignore_eog=forced is not None, forced_tokens=forced, speculate=speculate,
-            ephemeral=is_aside,
+            ephemeral=ephemeral,
         )  # fmt: skip
-        *heard, last = self._engine.generate(request)
+        *earlier_events, last = self._engine.generate(request)
         if not isinstance(last, protocol.RequestFinished):
-            raise EngineError("the engine ended a measurement without its figures")
-        return [t for event in heard if isinstance(event, protocol.TokensGenerated) for t in event.tokens], last.stats
+            raise EngineError("The engine ended a measurement without statistics.")
+        return [
+            t for event in earlier_events if isinstance(event, protocol.TokensGenerated) for t in event.tokens
+        ], last.stats
 
     def close(self) -> None:
         self._engine.close()
@@ -291,44 +302,54 @@ class _EdgechatRun:
 
 
 def _report(
-    options: Options, ours: _EdgechatRun, costs: StepCosts, cases: Sequence[Prompted], own: Sequence[Prompted], clock: _Clock,
+    options: SpeculationOptions,
+    edgechat_run: _EdgechatRun,
+    costs: StepCosts,
+    cases: Sequence[TokenizedCase],
+    own: Sequence[TokenizedCase],
+    speeds: _SpeedRecord,
     agreement: Agreement,
-) -> SpeculationReport:  # fmt: skip
+) -> SpeculationReport:
     library = load_edgechat(find_bundle())
 
-    def make(capacity: int) -> SuffixIndex:
+    def make_index(capacity: int) -> SuffixIndex:
         return SuffixIndex(library, capacity)
 
-    def replayed(case: Prompted, policy: draft_replay.Policy) -> float:
+    def replayed(case: TokenizedCase, policy: draft_replay.Policy) -> float:
         return draft_replay.replay(policy, case.prompt, case.reply, costs)
 
     acceptance = Acceptance()
-    learned = [1.0] * (len(cases) + len(own))
-    for i in random.Random(0).sample(range(len(learned)), len(learned)):  # noqa: S311  (an order, no secret)
-        learned[i] = replayed([*cases, *own][i], draft_replay.ours(make, costs, acceptance))
-    fresh = [replayed(case, draft_replay.ours(make, costs)) for case in cases]
-    fixed = {name: [replayed(case, policy(make)) for case in cases] for name, policy in draft_replay.FIXED.items()}
+    learned_speeds = [1.0] * (len(cases) + len(own))
+    for i in random.Random(0).sample(range(len(learned_speeds)), len(learned_speeds)):  # noqa: S311  (reproducible order)
+        learned_speeds[i] = replayed([*cases, *own][i], draft_replay.edgechat_policy(make_index, costs, acceptance))
+    fresh_speeds = [replayed(case, draft_replay.edgechat_policy(make_index, costs)) for case in cases]
+    fixed = {
+        name: [replayed(case, policy(make_index)) for case in cases]
+        for name, policy in draft_replay.STATIC_POLICIES.items()
+    }
     rows = []
     for kind in dict.fromkeys(case.kind for case in cases):
         of_kind = [i for i, case in enumerate(cases) if case.kind == kind]
-        plain_peer = clock.ratio(kind, "free off", "peer none")
+        plain_peer = speeds.ratio(kind, "free off", "peer none")
         rows.append(SpeculationRow(
-            kind=kind, forced=clock.ratio(kind, "forced on", "forced off"),
-            noise=clock.ratio(kind, "forced off again", "forced off"),
-            free=clock.ratio(kind, "free on", "free off"),
-            mean_acceptance_length=statistics.fmean(clock.lengths[kind]),
-            replayed=_mean(learned, of_kind), replayed_fresh=_mean(fresh, of_kind),
+            kind=kind, forced=speeds.ratio(kind, "forced on", "forced off"),
+            noise=speeds.ratio(kind, "forced off again", "forced off"),
+            free=speeds.ratio(kind, "free on", "free off"),
+            mean_acceptance_length=statistics.fmean(speeds.lengths[kind]),
+            replayed=_mean(learned_speeds, of_kind), replayed_fresh=_mean(fresh_speeds, of_kind),
             fixed={name: _mean(speeds, of_kind) for name, speeds in fixed.items()},
             peers={
                 name: ratio for name in PEERS
-                if name != "none" and (ratio := clock.ratio(kind, f"peer {name}", "peer none")) is not None
+                if name != "none" and (ratio := speeds.ratio(kind, f"peer {name}", "peer none")) is not None
             },
             peer_plain=plain_peer,
         ))  # fmt: skip
-    judged = [(speed, case) for speed, case in zip(learned, [*cases, *own], strict=True) if case.kind != _ADVERSARY]
+    judged = [
+        (speed, case) for speed, case in zip(learned_speeds, [*cases, *own], strict=True) if case.kind != _ADVERSARY
+    ]
     long_ones = [speed for speed, case in judged if len(case.reply) >= 100]  # noqa: PLR2004  (shorter ones are noise)
     return SpeculationReport(
-        model=options.model, backend=ours.backend, n_threads=options.n_threads, rounds=options.rounds,
+        model=options.model, backend=edgechat_run.backend, n_threads=options.n_threads, rounds=options.rounds,
         step_costs={n: costs.ratio(n, _WARM_UP_TOKENS) for n in SIZES}, ceiling=16 / costs.ratio(16, _WARM_UP_TOKENS),
         rows=rows, worst_reply=min(long_ones, default=1.0),
         fifth_percentile=sorted(speed for speed, _ in judged)[len(judged) // 20],
@@ -338,3 +359,40 @@ def _report(
 
 def _mean(speeds: Sequence[float], which: Sequence[int]) -> float:
     return statistics.geometric_mean(speeds[i] for i in which)
+
+
+def table(report: SpeculationReport) -> str:
+    """Format the report as a table."""
+    fixed, peers = list(report.rows[0].fixed), list(report.rows[0].peers)
+    heads = ["forced", "noise", "free", "length", "replayed", "fresh", *fixed, *peers]
+    costs = ", ".join(f"{n}: {ratio:.2f}" for n, ratio in report.step_costs.items())
+    lines = [
+        (
+            f"{Path(report.model).name}, {report.backend}, {report.n_threads} threads, {report.rounds} rounds (medians); "
+            "speeds relative to plain decoding"
+        ),
+        f"cost of a step of n tokens: {costs}; ceiling {report.ceiling:.1f}",
+        f"{'':<18}" + "".join(f"{head:>{max(9, len(head) + 2)}}" for head in heads),
+    ]
+    for row in report.rows:
+        values = [
+            row.forced, row.noise, row.free, row.mean_acceptance_length, row.replayed, row.replayed_fresh,
+            *row.fixed.values(), *(row.peers.get(name) for name in peers),
+        ]  # fmt: skip
+        lines.append(
+            f"{row.kind:<18}"
+            + "".join(
+                f"{'' if value is None else format(value, '.3f'):>{max(9, len(head) + 2)}}"
+                for head, value in zip(heads, values, strict=True)
+            )
+        )
+    lines.append(
+        f"replayed replies, including the model's own: 5th percentile {report.fifth_percentile:.3f}, "
+        f"slowest of 100 tokens or more {report.worst_reply:.3f}"
+    )
+    agreement = report.agreement
+    lines.append(
+        f"the model's own replies with and without drafts: {agreement.n_different} of {agreement.n_answers} differ, "
+        f"in {agreement.n_tokens} tokens"
+    )
+    return "\n".join(lines)

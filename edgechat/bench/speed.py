@@ -1,4 +1,4 @@
-"""Prefill and decode speed of this machine, ours and llama-bench's, in turn, on the same work."""
+"""Benchmark of prefill and decode speed, in alternating runs with llama-bench on the same workload."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from edgechat.planner.plan import given_plan
 from edgechat.runtime.backends.bundle import find_bundle
 
 N_BATCH: Final = 512
-_FIRST_ORDINARY_TOKEN: Final = 300  # above control tokens and bytes in every vocabulary that matters
+_FIRST_ORDINARY_TOKEN: Final = 300  # above control and byte tokens in all common vocabularies
 
 
 class SpeedWorkload(msgspec.Struct, frozen=True, kw_only=True):
-    """What is measured."""
+    """Model, threads and token counts of a speed measurement."""
 
     model: str
     n_threads: int
     n_prompt: int = 256
     n_gen: int = 64
     n_depth: int = 0
-    """Tokens in the context before the measured ones."""
+    """Tokens in the context before the measured tokens."""
     rounds: int = 5
 
 
 class SpeedSample(msgspec.Struct, frozen=True):
-    """One measurement, in tokens per second."""
+    """Result of one round, in tokens per second."""
 
     prefill_tps: float
     decode_tps: float
 
 
 class SpeedReport(msgspec.Struct, frozen=True):
-    """All rounds of one comparison. Ratios are ours to the peer's, round by round."""
+    """All rounds of one comparison. Ratios divide edgechat's speed by the peer's, round by round."""
 
     workload: SpeedWorkload
     backend: str
     build_id: str
-    ours: list[SpeedSample]
+    edgechat: list[SpeedSample] = msgspec.field(name="ours")
     peer: list[SpeedSample]
     prefill_ratio: float | None
     """Median over the rounds; None without a peer."""
@@ -59,43 +59,43 @@ class SpeedReport(msgspec.Struct, frozen=True):
 
 
 def compare(
-    workload: SpeedWorkload, peer: Path | None, tell: Callable[[str], None] = lambda words: None
+    workload: SpeedWorkload, peer: Path | None, on_progress: Callable[[str], None] = lambda words: None
 ) -> SpeedReport:
-    """Run the workload, and the peer's llama-bench in turn with it where one is given.
+    """Measure the workload, in alternating order with `peer`, a llama-bench binary, if given.
 
     Raises EdgechatError if either fails.
     """
     bundle = find_bundle()
-    ours: list[SpeedSample] = []
-    theirs: list[SpeedSample] = []
+    own_samples: list[SpeedSample] = []
+    peer_samples: list[SpeedSample] = []
     engine = EngineClient()
     try:
         backend = _load(engine, workload)
         module = next(m for m in bundle.modules if m.name == backend)
         for number in range(workload.rounds):
-            tell(f"round {number + 1} of {workload.rounds}")
-            runs: list[Callable[[], None]] = [lambda: ours.append(_measure(engine, workload))]
+            on_progress(f"round {number + 1} of {workload.rounds}")
+            runs: list[Callable[[], None]] = [lambda: own_samples.append(_measure(engine, workload))]
             if peer is not None:
-                runs.append(lambda: theirs.append(_measure_peer(peer, module.path, workload)))
-            # The one that goes second finds a warmer machine: they take turns.
+                runs.append(lambda: peer_samples.append(_measure_peer(peer, module.path, workload)))
+            # The second run finds a warmer machine, so the order alternates.
             for run in runs if number % 2 == 0 else reversed(runs):
                 run()
     finally:
         engine.close()
     return SpeedReport(
-        workload=workload, backend=backend, build_id=bundle.build_id, ours=ours, peer=theirs,
-        prefill_ratio=_ratio([s.prefill_tps for s in ours], [s.prefill_tps for s in theirs]),
-        decode_ratio=_ratio([s.decode_tps for s in ours], [s.decode_tps for s in theirs]),
+        workload=workload, backend=backend, build_id=bundle.build_id, edgechat=own_samples, peer=peer_samples,
+        prefill_ratio=_ratio([s.prefill_tps for s in own_samples], [s.prefill_tps for s in peer_samples]),
+        decode_ratio=_ratio([s.decode_tps for s in own_samples], [s.decode_tps for s in peer_samples]),
     )  # fmt: skip
 
 
 def workload_for(model: Path, n_threads: int | None, **sizes: int) -> SpeedWorkload:
-    """A workload for a model file. Raises ModelFileError, and UsageError if it is longer than the context."""
+    """Return the workload for a model file. Raises ModelFileError, and UsageError if it exceeds the trained context."""
     header = read_header(model)
     workload = SpeedWorkload(model=str(model), n_threads=n_threads or usable_threads(), **sizes)
     longest = workload.n_depth + max(workload.n_prompt, workload.n_gen)
     if header.n_ctx_train and longest > header.n_ctx_train:
-        raise UsageError(f"{longest} tokens are more than the {header.n_ctx_train} that {model} was trained for")
+        raise UsageError(f"{longest} tokens exceed the trained context of {model} ({header.n_ctx_train} tokens).")
     return workload
 
 
@@ -108,12 +108,12 @@ def _load(engine: EngineClient, workload: SpeedWorkload) -> str:
 
 
 def _measure(engine: EngineClient, workload: SpeedWorkload) -> SpeedSample:
-    # llama-bench runs the prompt and one token unmeasured before it measures either: so does this.
+    # Like llama-bench, run the prompt and one token unmeasured first.
     depth = _tokens(workload.n_depth)
     for measured in (False, True):
-        _generate(engine, depth or _tokens(1), 1, is_aside=False)
+        _generate(engine, depth or _tokens(1), 1, ephemeral=False)
         prefill = _generate(engine, depth + _tokens(workload.n_prompt), 1).prefill_tps
-        # Decoding starts from the depth; its first token comes out of the prefill and is not counted.
+        # Decoding starts at the depth. Its first token comes from the prefill and is not counted.
         decode = _generate(engine, depth + _tokens(1), workload.n_gen + 1 if measured else 2).decode_tps
     return SpeedSample(prefill, decode)
 
@@ -123,18 +123,18 @@ def _tokens(count: int) -> list[int]:
 
 
 def _generate(
-    engine: EngineClient, tokens: list[int], count: int, *, is_aside: bool = True
+    engine: EngineClient, tokens: list[int], count: int, *, ephemeral: bool = True
 ) -> protocol.GenerationStats:
     request = protocol.Generate(id=engine.next_id(), tokens=tokens, max_tokens=count, ignore_eog=True, sampling=GREEDY,
-        ephemeral=is_aside,
+        ephemeral=ephemeral,
     )  # fmt: skip
     *_, last = engine.generate(request)
     if not isinstance(last, protocol.RequestFinished):
-        raise EngineError("the engine ended a measurement without its figures")
+        raise EngineError("The engine ended a measurement without statistics.")
     return last.stats
 
 
-class _Row(msgspec.Struct):
+class _LlamaBenchRow(msgspec.Struct):
     n_prompt: int
     n_gen: int
     samples_ts: list[float]
@@ -146,20 +146,42 @@ def _measure_peer(peer: Path, module: str, workload: SpeedWorkload) -> SpeedSamp
         "-p", str(workload.n_prompt), "-n", str(workload.n_gen), "-d", str(workload.n_depth),
         "-b", str(N_BATCH), "-ub", str(N_BATCH), "-lm", "mmap", "-o", "json",
     ]  # fmt: skip
-    # The same module, and no other: an empty directory, since ggml also searches the current one.
+    # GGML_BACKEND_PATH selects the same module. The empty directory keeps ggml from finding others in the current one.
     environment = os.environ | {"GGML_BACKEND_PATH": module}
     with tempfile.TemporaryDirectory() as empty:
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=empty, env=environment)
     try:
-        rows = msgspec.json.decode(result.stdout, type=list[_Row])
+        rows = msgspec.json.decode(result.stdout, type=list[_LlamaBenchRow])
         return SpeedSample(
             prefill_tps=next(r.samples_ts[0] for r in rows if r.n_prompt),
             decode_tps=next(r.samples_ts[0] for r in rows if r.n_gen),
         )
     except (msgspec.MsgspecError, StopIteration, IndexError) as error:
-        said = result.stderr[-500:].strip() or "what it printed is not llama-bench's JSON"
-        raise EngineError(f"{peer} failed (exit code {result.returncode}): {said}") from error
+        message = result.stderr[-500:].strip() or "its output is not llama-bench's JSON"
+        raise EngineError(f"{peer} failed (exit code {result.returncode}): {message}") from error
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> float | None:
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True)) if theirs else None
+def _ratio(own_tps: list[float], peer_tps: list[float]) -> float | None:
+    return statistics.median(a / b for a, b in zip(own_tps, peer_tps, strict=True)) if peer_tps else None
+
+
+def table(report: SpeedReport) -> str:
+    """Format the report as a table."""
+    import statistics
+
+    work = report.workload
+    lines = [
+        (
+            f"{Path(work.model).name}, {report.backend}, {work.n_threads} threads, depth {work.n_depth}, "
+            f"{work.rounds} rounds (medians)"
+        ),
+        f"{'':<12}{'edgechat':>12}{'llama-bench':>14}{'ratio':>8}",
+    ]
+    for name, size, field, ratio in (
+        ("prefill", work.n_prompt, "prefill_tps", report.prefill_ratio),
+        ("decode", work.n_gen, "decode_tps", report.decode_ratio),
+    ):
+        own_tps, peer_tps = ([getattr(s, field) for s in samples] for samples in (report.edgechat, report.peer))
+        peer = f"{statistics.median(peer_tps):14.1f}{ratio:8.3f}" if peer_tps else ""
+        lines.append(f"{name} {size:<{11 - len(name)}}{statistics.median(own_tps):12.1f}{peer}")
+    return "\n".join(lines)

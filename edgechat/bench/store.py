@@ -1,4 +1,4 @@
-"""How the store does with many conversations: lists, opening, search, and what a message waits for."""
+"""Benchmark of the conversation store: lists, opening, search, appends and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from typing import Final
 import msgspec
 
 from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.humanize import size
 from edgechat.store.database import Database
 from edgechat.store.sqlite import SqliteStore
 
-Say = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 _START_MS: Final = 1_700_000_000_000
 _MESSAGE_MS: Final = 60_000
 _WORDS_A_MESSAGE: Final = 60
 _VOCABULARY: Final = 30_000
 _APPENDS: Final = 1000
-# What is looked for: (name, query).
+# Search queries: (name, query).
 QUERIES: Final = (
     ("a word in every message", "the"),
     ("a common word", "w00010"),
     ("two common words", "w00010 w00020"),
     ("a rare word", "w29990"),
-    ("a phrase that is nowhere", '"w00001 w29999 w00002"'),
+    ("a phrase without a match", '"w00001 w29999 w00002"'),
     ("part of a word", "2999"),
     ("two characters", "w2"),
     ("a word of Chinese", "中文搜"),
@@ -37,7 +38,7 @@ QUERIES: Final = (
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds of one kind of operation."""
+    """Duration of one kind of operation, in milliseconds."""
 
     name: str
     median_ms: float
@@ -46,7 +47,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured."""
+    """Results of the store benchmark."""
 
     n_conversations: int
     n_messages: int
@@ -54,31 +55,31 @@ class StoreReport(msgspec.Struct, frozen=True, kw_only=True):
     build_s: float
     timings: list[Timing]
     fsync_p99_ms: float
-    """Writing as many bytes as an append does, and waiting for the disk; in turn with the appends."""
+    """Write and fsync of as many bytes as an append writes, alternating with the appends."""
     append_over_fsync_p99_ms: float
 
 
-def run(directory: Path, n_conversations: int, n_messages: int, say: Say) -> StoreReport:
-    """Fill a new store in `directory` with `n_messages` in all, and measure it. Raises StoreError."""
-    draw = random.Random(0)  # noqa: S311  (the same every time)
+def run(directory: Path, n_conversations: int, n_messages: int, on_progress: ProgressCallback) -> StoreReport:
+    """Fill a new store in `directory` with `n_messages` messages and measure it. Raises StoreError."""
+    generator = random.Random(0)  # noqa: S311  (reproducible)
     path = directory / "history.db"
     store = SqliteStore(Database(path))
     started = time.monotonic()
-    ids = _fill(store, n_conversations, n_messages // n_conversations, draw, say)
+    ids = _fill(store, n_conversations, n_messages // n_conversations, generator, on_progress)
     build_s = time.monotonic() - started
     store.close()
-    # As a user meets it: a process that just started.
+    # Reopen the store, as a new process would.
     store = SqliteStore(Database(path))
-    say("measuring")
+    on_progress("measuring")
     timings = [
         _timed("list, first page", lambda: store.list(limit=50), 21),
-        _timed("open a conversation", lambda: store.messages(draw.choice(ids)), 101),
+        _timed("open a conversation", lambda: store.messages(generator.choice(ids)), 101),
     ]
     timings += [_timed(f"search: {name}", lambda q=query: store.search(q), 21) for name, query in QUERIES]  # type: ignore[misc]
     timings += [_timed("search by rank: a common word", lambda: store.search("w00010", order="rank"), 21)]
-    appends, syncs = _appends(store, directory, draw, ids)
+    appends, syncs = _measure_appends(store, directory, generator, ids)
     timings.append(_timing("append a message", appends))
-    timings.append(_checkpoints(store, draw, ids))
+    timings.append(_measure_checkpoints(store, generator, ids))
     store.close()
     fsync_p99 = _timing("", syncs).p99_ms
     return StoreReport(
@@ -88,14 +89,14 @@ def run(directory: Path, n_conversations: int, n_messages: int, say: Say) -> Sto
     )  # fmt: skip
 
 
-def _text(draw: random.Random, weights: list[float], words: list[str]) -> str:
-    return "the " + " ".join(draw.choices(words, cum_weights=weights, k=_WORDS_A_MESSAGE))
+def _text(generator: random.Random, weights: list[float], words: list[str]) -> str:
+    return "the " + " ".join(generator.choices(words, cum_weights=weights, k=_WORDS_A_MESSAGE))
 
 
-def _messages(draw: random.Random, n: int, at_ms: int) -> Iterator[Message]:
+def _messages(generator: random.Random, n: int, created_at_ms: int) -> Iterator[Message]:
     words = [f"w{i:05}" for i in range(_VOCABULARY)]
     weights, total = [], 0.0
-    for i in range(_VOCABULARY):  # as in languages: the n-th word is n times rarer than the first
+    for i in range(_VOCABULARY):  # Zipf's law: the n-th word is n times rarer than the first
         total += 1 / (i + 1)
         weights.append(total)
     words[5000] = "中文搜索引擎"
@@ -104,35 +105,39 @@ def _messages(draw: random.Random, n: int, at_ms: int) -> Iterator[Message]:
         for i in range(n):
             message = Message(
                 id=new_id(), parent_id=parent, role="assistant" if i % 2 else "user",
-                text=_text(draw, weights, words), created_at_ms=at_ms, finish_reason="stop" if i % 2 else "",
+                text=_text(generator, weights, words), created_at_ms=created_at_ms,
+                finish_reason="stop" if i % 2 else "",
             )  # fmt: skip
             parent = message.id
-            at_ms += _MESSAGE_MS
+            created_at_ms += _MESSAGE_MS
             yield message
 
 
-def _fill(store: SqliteStore, n_conversations: int, n_each: int, draw: random.Random, say: Say) -> list[str]:
+def _fill(
+    store: SqliteStore, n_conversations: int, n_each: int, generator: random.Random, on_progress: ProgressCallback
+) -> list[str]:
     ids: list[str] = []
-    messages = _messages(draw, n_each, _START_MS)
+    messages = _messages(generator, n_each, _START_MS)
     for number in range(n_conversations):
-        said = [next(messages) for _ in range(n_each)]
+        messages_of_one = [next(messages) for _ in range(n_each)]
         conversation = Conversation(
-            id=new_id(), title=f"Conversation {number} about {said[0].text[4:20]}", head_id=said[-1].id,
-            created_at_ms=said[0].created_at_ms, updated_at_ms=said[-1].created_at_ms,
+            id=new_id(), title=f"Conversation {number} about {messages_of_one[0].text[4:20]}",
+            head_id=messages_of_one[-1].id,
+            created_at_ms=messages_of_one[0].created_at_ms, updated_at_ms=messages_of_one[-1].created_at_ms,
         )  # fmt: skip
-        store.merge(conversation, said)
+        store.merge(conversation, messages_of_one)
         ids.append(conversation.id)
         if number % 100 == 0:
-            say(f"filling: {number} of {n_conversations} conversations")
+            on_progress(f"filling: {number} of {n_conversations} conversations")
     return ids
 
 
-def _appends(
-    store: SqliteStore, directory: Path, draw: random.Random, ids: list[str]
+def _measure_appends(
+    store: SqliteStore, directory: Path, generator: random.Random, ids: list[str]
 ) -> tuple[list[float], list[float]]:
-    """Seconds that appends took, and in turn with each, writing and syncing 32 KiB of a file beside."""
+    """Return the seconds of appends and of alternating 32 KiB writes with fsync to another file."""
     appends, syncs = [], []
-    messages = _messages(draw, 1, _START_MS)
+    messages = _messages(generator, 1, _START_MS)
     conversation = store.conversation(ids[-1])
     parent = conversation.head_id
     data = os.urandom(32 << 10)
@@ -150,15 +155,15 @@ def _appends(
     return appends, syncs
 
 
-def _checkpoints(store: SqliteStore, draw: random.Random, ids: list[str]) -> Timing:
-    """What an answer of 4,000 characters costs to be written down once more while it grows."""
+def _measure_checkpoints(store: SqliteStore, generator: random.Random, ids: list[str]) -> Timing:
+    """Time checkpoints of a growing reply of 4,000 characters."""
     conversation = store.conversation(ids[0])
     text = "word " * 800
-    answer = Message(id=new_id(), parent_id=conversation.head_id, role="assistant", finish_reason="streaming")
-    store.append(conversation, [answer])
+    reply = Message(id=new_id(), parent_id=conversation.head_id, role="assistant", finish_reason="streaming")
+    store.append(conversation, [reply])
     return _timed(
-        "checkpoint an answer",
-        lambda: store.checkpoint(msgspec.structs.replace(answer, text=text + str(draw.random()))), 101,
+        "checkpoint a reply",
+        lambda: store.checkpoint(msgspec.structs.replace(reply, text=text + str(generator.random()))), 101,
     )  # fmt: skip
 
 
@@ -175,3 +180,18 @@ def _timing(name: str, seconds: list[float]) -> Timing:
     ordered = sorted(seconds)
     p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
     return Timing(name=name, median_ms=statistics.median(ordered) * 1000, p99_ms=p99 * 1000, n=len(ordered))
+
+
+def table(report: StoreReport) -> str:
+    """Format the report as a table."""
+    lines = [
+        (
+            f"{report.n_conversations} conversations, {report.n_messages} messages, {size(report.size_bytes)}, "
+            f"filled in {report.build_s:.0f} s"
+        ),
+        f"{'':<36}{'median':>10}{'p99':>10}  ms",
+    ]
+    lines += [f"{timing.name:<36}{timing.median_ms:10.2f}{timing.p99_ms:10.2f}" for timing in report.timings]
+    lines.append(f"{'write and fsync 32 KiB':<36}{'':10}{report.fsync_p99_ms:10.2f}")
+    lines.append(f"{'append minus write and fsync':<36}{'':10}{report.append_over_fsync_p99_ms:10.2f}")
+    return "\n".join(lines)

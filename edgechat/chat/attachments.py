@@ -80,7 +80,7 @@ def with_attachments(text: str, attachments: Sequence[Attachment], read: Callabl
     return "\n\n".join([*parts, text] if text else parts)
 
 
-def texts(attachments: Sequence[Attachment], read: Callable[[str], bytes]) -> list[str]:
+def attached_texts(attachments: Sequence[Attachment], read: Callable[[str], bytes]) -> list[str]:
     """What stands in those that are texts and not lost."""
     found = (_text(a, read) for a in attachments if not a.is_image)
     return [text for text in found if text is not None]

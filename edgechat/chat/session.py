@@ -13,6 +13,7 @@ import msgspec
 from edgechat.chat import events, titles
 from edgechat.chat.attachments import attach
 from edgechat.chat.conversation import StoredConversation
+from edgechat.chat.conversation_prompt import ConversationOptions, ConversationPrompt, ConversationPromptBuilder
 from edgechat.chat.idle import IdleTime
 from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_answer, new_id, now_ms
 from edgechat.chat.personas import FIELDS
@@ -32,7 +33,7 @@ from edgechat.errors import (
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.models.loading import Listener
 from edgechat.planner.plan import LoadPlan
-from edgechat.prompt.builder import BuiltPrompt, PromptBuilder, PromptOptions
+from edgechat.prompt.builder import PromptBuilder
 
 # An answer ends at once when its engine does; only a disk that hangs takes longer to write its last word.
 _LAST_WORD_S: Final = 5.0
@@ -66,7 +67,7 @@ class Session:
         self._kept = StoredConversation(
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
         )
-        self.model = LoadedModel(store.attachment)
+        self.model = LoadedModel()
         self._turn: TurnRunner | None = None
         self._stop_asked = False
         self._has_generated = False
@@ -105,7 +106,7 @@ class Session:
     @property
     def thinks(self) -> bool:
         """True if the model reasons before it answers: as chosen, else where that is no long wait on this machine."""
-        if not self.model.is_open or self.model.builder.form is None:
+        if not self.model.is_open or self.model.builder.reasoning_format is None:
             return False
         chosen = self.settings.reasoning
         if chosen is not None:
@@ -286,15 +287,16 @@ class Session:
     def _build(
         self, builder: PromptBuilder, path: list[Message], *, think: bool | None = None,
         files: Mapping[str, bytes] = MappingProxyType({}),
-    ) -> BuiltPrompt:  # fmt: skip
+    ) -> ConversationPrompt:  # fmt: skip
         manner = self._manner(path)
-        return builder.build(path, manner if think is None else manner._replace(think=think), files)
+        prompts = ConversationPromptBuilder(builder, self.store.attachment)
+        return prompts.build(path, manner if think is None else manner._replace(think=think), files)
 
-    def _manner(self, path: list[Message]) -> PromptOptions:
+    def _manner(self, path: list[Message]) -> ConversationOptions:
         answered = next((m for m in reversed(path) if m.role == "assistant" and m.stats), None)
         last_start = answered.context_start_id if answered is not None else None
         previous = next((i for i, m in enumerate(path) if m.id == last_start), 0)
-        return PromptOptions(self.settings.system_prompt, self.thinks, self.settings.max_tokens, previous)
+        return ConversationOptions(self.settings.system_prompt, self.thinks, self.settings.max_tokens, previous)
 
     def stop(self) -> None:
         """Stop the answer that is coming, also before its first word, or before `send` began; from any thread."""
@@ -336,15 +338,15 @@ class Session:
         draft = Message(id="", role="user", text=text, attachments=attachments)
         path = self.tree.path
         built = self._build(self.model.builder, [*path, draft] if text or files else path, files=contents)
-        return len(built.tokens), built.start
+        return len(built.prompt.tokens), built.start
 
     def warm(self) -> None:
         """Have the engine read the conversation while nobody waits, or fetch what it read of it on another day."""
         if not self.model.is_open:
             return
-        builder, path = self.model.builder, self.tree.path
+        prompts, path = ConversationPromptBuilder(self.model.builder, self.store.attachment), self.tree.path
         request = protocol.Generate(
-            id=self.engine.next_id(), tokens=builder.opening(path, self._manner(path)), max_tokens=0,
+            id=self.engine.next_id(), tokens=prompts.next_turn_prefix(path, self._manner(path)), max_tokens=0,
             conversation=self.conversation.id if self.store.is_kept else "",
         )  # fmt: skip
         if request.tokens:
@@ -384,12 +386,12 @@ class Session:
         if not (self.settings.titles and self.model.is_open and titles.wanted(self.conversation, path)):
             return None
         builder = self.model.builder
-        if builder.form is not None and not builder.can_switch_reasoning:
+        if builder.reasoning_format is not None and not builder.can_switch_reasoning:
             return None
         asked = Message(id="", role="user", text=titles.REQUEST)
         built = self._build(builder, [*path, asked], think=False)
         request = protocol.Generate(
-            id=self.engine.next_id(), tokens=built.tokens, max_tokens=titles.MAX_TOKENS, ephemeral=True,
+            id=self.engine.next_id(), tokens=built.prompt.tokens, max_tokens=titles.MAX_TOKENS, ephemeral=True,
             sampling=msgspec.structs.replace(self.settings.sampling, temperature=0.0),
         )  # fmt: skip
         heard = self._idle.generate(request)

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from edgechat.chat import events
+from edgechat.chat.conversation_prompt import ConversationPrompt
 from edgechat.chat.messages import Conversation, FinishReason, Message
 from edgechat.chat.recorder import Recorder
 from edgechat.chat.store import Store
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.prompt.builder import BuiltPrompt, PromptBuilder
+from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.reasoning import ReasoningSplitter
 
 
@@ -52,14 +53,21 @@ class TurnRunner:
             self._engine.cancel(self._request_id)
 
     def run(
-        self, store: Store, conversation: Conversation, answers: Sequence[Message], built: BuiltPrompt, started_s: float
+        self,
+        store: Store,
+        conversation: Conversation,
+        answers: Sequence[Message],
+        built: ConversationPrompt,
+        started_s: float,
     ) -> Iterator[events.SessionEvent]:
         """Generate `answers`, which are in the store; one may have been begun. `started_s` is when it was asked for.
 
         However this ends, what was said is written, and `written` tells how. Raises EngineError.
         """
         for answer in answers:
-            splitter = ReasoningSplitter(self._builder.form, built.place, fresh=not answer.reasoning)
+            splitter = ReasoningSplitter(
+                self._builder.reasoning_format, built.prompt.phase, continues_reasoning=bool(answer.reasoning)
+            )
             recorder = Recorder(store, conversation, answer)
             self._growing.append(_Growing(recorder, splitter))
         finished: protocol.RequestFinished | None = None
@@ -78,13 +86,13 @@ class TurnRunner:
         context_tokens = finished.context_tokens if finished is not None else 0
         yield ended(answer=first, context_tokens=context_tokens, others=tuple(others))
 
-    def _request(self, built: BuiltPrompt, conversation: str) -> protocol.Generate:
+    def _request(self, built: ConversationPrompt, conversation: str) -> protocol.Generate:
         settings = self._settings
         request = protocol.Generate(
-            id=self._engine.next_id(), tokens=built.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling,
-            visible_control_tokens=self._builder.shown_tokens, conversation=conversation, turn_starts=built.turn_starts,
-            n_sequences=len(self._growing), speculate=not settings.strict, bypass_cache=settings.strict, attached_texts=built.quoted,
-            stop=self._builder.stop,
+            id=self._engine.next_id(), tokens=built.prompt.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling,
+            visible_control_tokens=self._builder.visible_control_tokens, conversation=conversation, turn_starts=built.prompt.turn_starts,
+            n_sequences=len(self._growing), speculate=not settings.strict, bypass_cache=settings.strict, attached_texts=built.attached_texts,
+            stop=self._builder.stop_strings,
         )  # fmt: skip
         self._request_id = request.id
         if self._stopped:

@@ -1,4 +1,4 @@
-"""Which part of a conversation the model sees, when all of it is longer than the context."""
+"""Context window: which turns of a conversation are in the prompt when the whole is longer than the context."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from edgechat.errors import ContextOverflowError
 
 T = TypeVar("T")
 
-# An answer wants room: an eighth of the context, as long as the user asked for no less.
-_ANSWER_PART: Final = 8
-# Dropping turns costs a prefill of all that stays. So more is dropped than must be: until half the context is free,
-# which is what llama.cpp's own tools leave when they shift.
-_KEPT_PART: Final = 2
+# Part of the context to leave free for the reply, unless the user limits replies to fewer tokens.
+_REPLY_FRACTION: Final = 1 / 8
+# Dropping turns costs a prefill of the whole remaining prompt, so drop enough for several turns: until the prompt fills
+# at most half of the context, as llama.cpp's tools do when they shift the context.
+_FILL_AFTER_DROP: Final = 1 / 2
 
 
-def fit(
+def window_start(
     path: Sequence[Message],
     *,
     n_ctx: int,
     max_tokens: int | None,
     previous_start: int,
-    count: Callable[[int], int],
+    n_tokens: Callable[[int], int],
 ) -> int:
-    """Index of the first message of `path` that the model is shown.
+    """Return the index of the first message of `path` to put in the prompt.
 
-    `count(start)` is the length in tokens of the prompt that starts there. All is shown if it fits. Else the
-    window of the turn before (`previous_start`) stays as it is while that fits, so that what was computed can be
-    used again; else whole turns leave from the front. The last turn never leaves.
+    `n_tokens(start)` is the length of the prompt that begins at `start`. The window is the whole path if that fits;
+    else the window of the previous turn (`previous_start`) while that fits, so that its cached prefix stays valid;
+    else whole turns are dropped from the front. The last turn is never dropped.
 
-    Raises ContextOverflowError if not even that one fits.
+    Raises ContextOverflowError if the last turn alone does not fit.
     """
-    room = max(1, min(max_tokens or n_ctx, n_ctx // _ANSWER_PART))
+    n_reserved = max(1, min(max_tokens or n_ctx, int(n_ctx * _REPLY_FRACTION)))
     starts = turn_starts(path)
-    if not starts or count(0) + room <= n_ctx:
+    if not starts or n_tokens(0) + n_reserved <= n_ctx:
         return 0
-    if previous_start in starts and count(previous_start) + room <= n_ctx:
+    if previous_start in starts and n_tokens(previous_start) + n_reserved <= n_ctx:
         return previous_start
     later = [s for s in starts if s > previous_start] or starts[-1:]
-    start = _first(later, lambda s: count(s) <= n_ctx // _KEPT_PART)
-    shortest = count(start)
+    start = _first(later, lambda s: n_tokens(s) <= int(n_ctx * _FILL_AFTER_DROP))
+    shortest = n_tokens(start)
     if shortest >= n_ctx:
         raise ContextOverflowError(
-            f"the prompt has {shortest} tokens, but the context holds {n_ctx}: "
-            "shorten it, or ask for a larger context with --ctx"
+            f"The prompt has {shortest} tokens, but the context holds {n_ctx}: "
+            "shorten it, or set a larger context with --ctx"
         )
     return start
 
 
 def turn_starts(path: Sequence[Message]) -> list[int]:
-    """Where turns begin: at messages of the user."""
+    """Return the indices of user messages, at which turns begin."""
     return [i for i, m in enumerate(path) if m.role == "user"]
 
 
-def _first(items: Sequence[T], holds: Callable[[T], bool]) -> T:
-    """The first item for which a monotone condition holds, by bisection; the last one if it never does."""
+def _first(items: Sequence[T], condition: Callable[[T], bool]) -> T:
+    """Return the first item that meets a monotone condition, by bisection; the last item if none does."""
     low, high = 0, len(items) - 1
     while low < high:
         middle = (low + high) // 2
-        if holds(items[middle]):
+        if condition(items[middle]):
             high = middle
         else:
             low = middle + 1

@@ -10,6 +10,7 @@ import click
 
 from edgechat import __version__
 from edgechat.errors import EdgechatError
+from edgechat.humanize import size
 
 
 @click.command()
@@ -140,13 +141,10 @@ def redact(value: Any) -> Any:
 
 
 def _print(diagnosis: dict[str, Any]) -> None:
-    gib = 1 << 30
     click.echo(f"edgechat {diagnosis['version']}, Python {diagnosis['python']}, {diagnosis['system']}")
     cpu, memory = diagnosis["cpu"], diagnosis["memory"]
     click.echo(f"processor  {cpu['model']}, {cpu['threads']} compute threads")
-    click.echo(
-        f"memory     {memory['available_bytes'] / gib:.1f} GiB available of {memory['total_bytes'] / gib:.1f} GiB"
-    )
+    click.echo(f"memory     {size(memory['available_bytes'])} available of {size(memory['total_bytes'])}")
     bundle = diagnosis["bundle"]
     if bundle:
         click.echo(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from edgechat.config import Settings
@@ -19,8 +18,7 @@ from edgechat.prompt.renderer import Renderer
 class LoadedModel:
     """One model at a time; `open` it, `close` it at the end. Its processes start when they are needed."""
 
-    def __init__(self, read: Callable[[str], bytes]) -> None:
-        """`read` returns the bytes of an attachment by their hash."""
+    def __init__(self) -> None:
         self.engine = EngineClient()
         self.plan: LoadPlan | None = None
         self.loaded: protocol.Loaded | None = None
@@ -29,7 +27,6 @@ class LoadedModel:
         """What is not as the user may think."""
         self._builder: PromptBuilder | None = None
         self._renderer = Renderer()
-        self._read = read
 
     @property
     def builder(self) -> PromptBuilder:
@@ -64,7 +61,7 @@ class LoadedModel:
     def use(self, loaded: protocol.Loaded) -> None:
         """Make prompts for what the engine has loaded."""
         self.loaded = loaded
-        self._builder = PromptBuilder(self.engine, self._renderer, loaded, self._read)
+        self._builder = PromptBuilder(self.engine, self._renderer, loaded)
 
     def revive(self) -> None:
         """Load the model again if its engine died. Raises EdgechatError."""

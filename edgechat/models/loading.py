@@ -17,6 +17,7 @@ from edgechat.engine.client import KILLED, EngineClient
 from edgechat.errors import EdgechatError, EngineDiedError, ModelFileError, PlanError
 from edgechat.hardware.memory import peak_bytes
 from edgechat.hardware.profile import Gpu
+from edgechat.humanize import size
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import read_header
 from edgechat.models import instances, observed_memory
@@ -24,7 +25,7 @@ from edgechat.models.resources import machine, remember_gpus, remembered_gpus
 from edgechat.planner import memory
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import REPACKED, LoadOptions, MemoryEstimate
-from edgechat.planner.plan import LoadPlan, mib, plan, smaller
+from edgechat.planner.plan import LoadPlan, plan, smaller
 from edgechat.prompt import renderer
 from edgechat.runtime.backends.bundle import Bundle, find_bundle
 
@@ -114,7 +115,7 @@ def _second_plan(
 def _why(error: EdgechatError, failed: LoadPlan) -> str:
     if failed.options.n_gpu_layers:
         return f"the GPU could not be used ({_first_line(error)})"
-    return f"memory ran out with {mib(failed.estimate.total)} planned"
+    return f"memory ran out with {size(failed.estimate.total)} planned"
 
 
 def _first_line(error: EdgechatError) -> str:
@@ -182,7 +183,7 @@ def _ran_out(error: EdgechatError) -> bool:
 def _changes(before: LoadPlan, after: LoadPlan) -> str:
     """What a second plan does differently, in words."""
     new = [words for words in after.trades if words not in before.trades]
-    return f"loading again with less ({'; '.join(new) or mib(after.estimate.total)})"
+    return f"loading again with less ({'; '.join(new) or size(after.estimate.total)})"
 
 
 def warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded) -> list[str]:

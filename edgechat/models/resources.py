@@ -13,9 +13,9 @@ from edgechat.files import JsonFile
 from edgechat.hardware.cpu import thread_counts, usable_threads
 from edgechat.hardware.memory import private_bytes, read_memory
 from edgechat.hardware.profile import Gpu
+from edgechat.humanize import size
 from edgechat.models import instances
 from edgechat.planner.machine import Machine, best_gpu
-from edgechat.planner.plan import mib
 from edgechat.planner.throughput import KernelSpeeds
 from edgechat.runtime.backends import kernel_benchmark
 from edgechat.runtime.backends.bundle import find_bundle
@@ -58,7 +58,7 @@ def _free_bytes(gpu: Gpu) -> int:
 def words_for(other: instances.Running) -> str:
     """Who has a model loaded."""
     name = os.path.basename(other.model_path)  # noqa: PTH119  (a name, whatever the system writes paths as)
-    return f"another edgechat (process {other.pid}) has {name} loaded and holds {mib(other.total_bytes)}"
+    return f"another edgechat (process {other.pid}) has {name} loaded and holds {size(other.total_bytes)}"
 
 
 def measured_speeds() -> KernelSpeeds | None:

@@ -10,6 +10,7 @@ from edgechat.catalogue import curated, library
 from edgechat.config import Settings
 from edgechat.engine.client import EngineClient
 from edgechat.errors import CatalogueError, EdgechatError, PlanError
+from edgechat.humanize import size
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import read_header
 from edgechat.models import observed_memory
@@ -91,7 +92,7 @@ def choose_local(settings: Settings) -> tuple[str, Path]:
         smallest = min(rated, key=lambda r: r.memory.total)
         raise PlanError(
             f"none of the {len(rated)} models here fits: the smallest, {smallest.candidate.name}, {smallest.verdict}, "
-            f"and {machine(settings).available_bytes / 1e6:,.0f} MB are available; {suggestion(settings)}"
+            f"and {size(machine(settings).available_bytes)} are available; {suggestion(settings)}"
         )
     raise PlanError(f"there is no model here; {suggestion(settings)}")
 
@@ -103,7 +104,7 @@ def suggestion(settings: Settings) -> str:
         return "nothing of the catalogue fits either (`edgechat plan --all` says how much is missing)"
     return (
         f"of the catalogue, {best.candidate.name} would be the best for this machine, with "
-        f"{best.memory.total / 1e9:.1f} GB: `edgechat models pull {best.candidate.name}` gets it"
+        f"{size(best.memory.total)}: `edgechat models pull {best.candidate.name}` gets it"
     )
 
 

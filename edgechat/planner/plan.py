@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from edgechat.errors import PlanError
+from edgechat.humanize import size
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.layers import read_layers
 from edgechat.planner.kv_memory import states_bytes
@@ -149,10 +150,10 @@ def _text_ways(
     if full.use_mmap:
         given_up["use_mmap"] = _READ_WORDS
         yield now, tuple(given_up.values())
-    for size in _N_CTXS if n_ctx is None else ():
-        if size < wanted:
-            now = msgspec.structs.replace(now, n_ctx=size)
-            given_up["n_ctx"] = f"context of {size} tokens instead of {wanted}"
+    for shorter in _N_CTXS if n_ctx is None else ():
+        if shorter < wanted:
+            now = msgspec.structs.replace(now, n_ctx=shorter)
+            given_up["n_ctx"] = f"context of {shorter} tokens instead of {wanted}"
             yield now, tuple(given_up.values())
     if _can_be_q8(header):
         now = msgspec.structs.replace(now, kv_type="q8_0")
@@ -161,16 +162,16 @@ def _text_ways(
     now = msgspec.structs.replace(now, n_ubatch=N_UBATCHES[-1])
     given_up["n_ubatch"] = f"micro batches of {N_UBATCHES[-1]} tokens: prompts are read slower"
     yield now, tuple(given_up.values())
-    for size in _SMALL_N_CTXS if n_ctx is None else ():
-        if size < now.n_ctx:
-            given_up["n_ctx"] = f"context of {size} tokens instead of {wanted}"
-            yield msgspec.structs.replace(now, n_ctx=size), tuple(given_up.values())
+    for shorter in _SMALL_N_CTXS if n_ctx is None else ():
+        if shorter < now.n_ctx:
+            given_up["n_ctx"] = f"context of {shorter} tokens instead of {wanted}"
+            yield msgspec.structs.replace(now, n_ctx=shorter), tuple(given_up.values())
 
 
 def _embedding_ways(header: ModelHeader, n_ctx: int | None) -> Iterator[tuple[LoadOptions, tuple[str, ...]]]:
     longest = header.n_ctx_train or _EMBEDDING_N_CTXS[0]  # beyond it there may be no positions
-    for size in sorted({min(size, longest) for size in ((n_ctx,) if n_ctx else _EMBEDDING_N_CTXS)}, reverse=True):
-        yield LoadOptions(n_ctx=size, n_seqs=1, n_ubatch=size), ()
+    for length in sorted({min(n, longest) for n in ((n_ctx,) if n_ctx else _EMBEDDING_N_CTXS)}, reverse=True):
+        yield LoadOptions(n_ctx=length, n_seqs=1, n_ubatch=length), ()
 
 
 def _can_be_q8(header: ModelHeader) -> bool:
@@ -259,20 +260,20 @@ def _reasons(header: ModelHeader, machine: Machine, made: LoadPlan, n_ctx: int |
         else "what fits",
         "kv_type": "full precision fits" if options.kv_type == "f16" else "half the size, at a divergence of about 0.001",
         "use_mmap": "mapped: it starts at once, and pages can be dropped" if options.use_mmap
-        else f"read: mapped, {mib(needed.weights)} of weights could be in memory twice",
-        "use_extra_bufts": f"{mib(needed.repacked)} of weights get the layout of faster kernels" if needed.repacked
+        else f"read: mapped, {size(needed.weights)} of weights could be in memory twice",
+        "use_extra_bufts": f"{size(needed.repacked)} of weights get the layout of faster kernels" if needed.repacked
         else "weights have the layout that the kernels want, or get it as they are read",
         "n_threads": f"{made.n_threads} for answers, {made.n_threads_batch} for prompts: {machine.threads_words}",
         "n_ubatch": "prompts are read fastest" if options.n_ubatch == N_UBATCHES[0] else "a smaller one saves buffers",
         "n_seqs": f"{options.n_seqs} branches can be live at a time"
         + ("" if options.n_seqs == MANY_SEQS else ": each takes memory of its own in this kind of model"),
-        "prefix_ram_bytes": f"an eighth of what is left, {mib(made.prefix_ram_bytes)}",
-        "prefix_disk_bytes": f"a tenth of what is free on the disk, {mib(made.prefix_disk_bytes)}",
+        "prefix_ram_bytes": f"an eighth of what is left, {size(made.prefix_ram_bytes)}",
+        "prefix_disk_bytes": f"a tenth of what is free on the disk, {size(made.prefix_disk_bytes)}",
     }  # fmt: skip
     if machine.gpu_name:
         reasons["n_gpu_layers"] = (
             f"{machine.gpu_name} takes {max(0, options.n_gpu_layers - 1)} of {header.n_layers} layers, "
-            f"{mib(needed.gpu)} of {mib(machine.gpu_free_bytes or machine.available_bytes)}"
+            f"{size(needed.gpu)} of {size(machine.gpu_free_bytes or machine.available_bytes)}"
         )
     return reasons
 
@@ -283,16 +284,11 @@ def _refusal(header: ModelHeader, machine: Machine, least: MemoryEstimate | None
     context = f"a context of {n_ctx} tokens" if n_ctx else "its smallest context"
     rest = least.total - least.weights - least.repacked - least.kv_cache
     return (
-        f"{header.path} needs about {mib(least.total)} with {context} (weights {mib(least.weights + least.repacked)}, "
-        f"KV cache {mib(least.kv_cache)}, the rest {mib(rest)}), but {mib(machine.available_bytes)} are available"
+        f"{header.path} needs about {size(least.total)} with {context} (weights {size(least.weights + least.repacked)}, "
+        f"KV cache {size(least.kv_cache)}, the rest {size(rest)}), but {size(machine.available_bytes)} are available"
         f"{machine.held_words}: close other programs, {'ask for a smaller context with --ctx, ' if n_ctx else ''}"
         "or take a smaller model (`edgechat plan` shows what fits)"
     )
-
-
-def mib(count: int) -> str:
-    """In MiB, as the other tools of llama.cpp count."""
-    return f"{count / (1 << 20):,.0f} MiB"
 
 
 def given_plan(model_path: str, *, n_threads: int, n_batch: int = N_BATCH, **given: Any) -> LoadPlan:

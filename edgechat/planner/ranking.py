@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from edgechat.errors import EdgechatError, PlanError
+from edgechat.humanize import size
 from edgechat.modelfile.header import ModelHeader
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate
@@ -133,5 +134,5 @@ def _too_large(candidate: Candidate, n_ctx: int | None) -> Evaluation:
     least = estimate(header, frugal)
     return Evaluation(
         candidate=candidate, plan=None, memory=least, speed=None, points=candidate.quality.points,
-        verdict=f"needs {least.total / 1e6:,.0f} MB at least",
+        verdict=f"needs at least {size(least.total)}",
     )  # fmt: skip

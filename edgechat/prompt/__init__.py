@@ -1,1 +1,1 @@
-"""Prompts and output: chat templates, tool formats, reasoning. The only importer of jinja2."""
+"""Prompts and model output: chat templates, roles, reasoning and tool calls. The only package that imports jinja2."""

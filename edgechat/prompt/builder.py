@@ -1,210 +1,140 @@
-"""From a path of messages to the tokens of a prompt, through the model's own template."""
+"""Builds the tokens of prompts from messages, with the chat template of the loaded model."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from edgechat.chat.attachments import texts, with_attachments
-from edgechat.chat.messages import Message
-from edgechat.chat.window import fit
 from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import Loaded
 from edgechat.errors import ContextOverflowError, TemplateError
 from edgechat.prompt import reasoning, renderer
-from edgechat.prompt.reasoning import Place, ReasoningFormat
+from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
+from edgechat.prompt.roles import fold_system_prompt
 
-# Of a token: runs of spaces are the longest ones.
-_MOST_BYTES: Final = 128
-# Two texts that no token begins both of.
-_UNLIKE: Final = ("0", "x")
+# The longest tokens of common vocabularies are runs of spaces.
+_MAX_TOKEN_BYTES: Final = 128
+# Two texts whose first tokens differ in every vocabulary.
+DISTINCT_TEXTS: Final = ("0", "x")
 
 
 class PromptOptions(NamedTuple):
-    """How the prompts of a conversation are built."""
+    """Template options of one prompt."""
 
-    system_prompt: str
     think: bool
-    max_tokens: int | None
-    """Room that is kept for the answer."""
-    previous_start: int
-    """Index of the first message that the last prompt began with."""
+    """Ask for reasoning before the content, where the template can switch it."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """Functions that the model may call, in the shape of the OpenAI API."""
 
 
 class BuiltPrompt(NamedTuple):
-    """Tokens, which messages are in them, and where the model's own words begin."""
+    """The tokens of a prompt, and how output after it is to be read."""
 
     tokens: list[int]
-    start: int
-    """Index of the first message of the path that is in it."""
-    place: Place
+    phase: ReplyPhase
+    """Phase in which the model's output begins."""
     turn_starts: list[int]
-    """Positions that later prompts share with this one, whatever is said next; for memory that cannot rewind."""
-    quoted: list[str]
-    """Files that came with the last message, which other conversations may repeat."""
+    """Token positions at which later prompts will diverge from this one. Empty if the model's KV cache can rewind."""
 
 
 class PromptBuilder:
-    """Builds prompts for one loaded model."""
+    """Builds prompts for one loaded model. Thread-safe."""
 
-    def __init__(self, engine: EngineClient, render: Renderer, loaded: Loaded, read: Callable[[str], bytes]) -> None:
-        """`read` returns the bytes of an attachment by their hash."""
+    def __init__(self, engine: EngineClient, render: Renderer, loaded: Loaded) -> None:
         self._engine = engine
         self._renderer = render
         self._loaded = loaded
-        self._read = read
         self._template = loaded.chat_template or renderer.PLAIN_TEMPLATE
-        self.form: ReasoningFormat | None = reasoning.detect(self._template)
-        self.can_switch_reasoning = reasoning.switchable(self._template)
-        self.stop = [renderer.PLAIN_STOP] if loaded.chat_template is None else []
+        self.reasoning_format: ReasoningFormat | None = reasoning.detect_reasoning_format(self._template)
+        self.can_switch_reasoning = reasoning.can_switch_reasoning(self._template)
+        self.stop_strings = [renderer.PLAIN_STOP] if loaded.chat_template is None else []
 
     @property
-    def shown_tokens(self) -> list[str]:
-        """Control tokens that the engine must leave in the text."""
-        return self.form.control_tokens if self.form is not None else []
+    def n_ctx(self) -> int:
+        """Context length of the model as loaded, in tokens."""
+        return self._loaded.n_ctx
 
-    def build(
-        self, path: Sequence[Message], manner: PromptOptions, files: Mapping[str, bytes] = MappingProxyType({})
-    ) -> BuiltPrompt:
-        """The prompt after which the model answers `path`, or goes on with the answer at its end.
+    @property
+    def visible_control_tokens(self) -> list[str]:
+        """Control tokens that the engine must keep in its output, because they mark the reasoning."""
+        return self.reasoning_format.control_tokens if self.reasoning_format is not None else []
 
-        `files` are attachments that are not kept yet, by hash.
+    def build(self, messages: Sequence[PromptMessage], options: PromptOptions) -> BuiltPrompt:
+        """Build the prompt of `messages`. If the last one is a reply without tool calls, the model continues it.
 
-        Raises ContextOverflowError, TemplateError, EngineError.
+        Raises TemplateError, EngineError, and ContextOverflowError for text too long to tokenize.
         """
+        check_prompt_bytes("".join(m.content for m in messages), self.n_ctx)
+        reply_start = None
+        if messages and messages[-1].role == "assistant" and not messages[-1].extra:
+            *messages, reply_start = messages
+        tokens, phase = self.tokenize(messages, reply_start, options)
+        return BuiltPrompt(tokens, phase, self.turn_starts(messages, tokens, options))
 
-        def read(sha256: str) -> bytes:
-            return files[sha256] if sha256 in files else self._read(sha256)
+    def tokenize(
+        self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions
+    ) -> tuple[list[int], ReplyPhase]:
+        """Return the tokens of a prompt up to and including `reply_start`, and the phase after them.
 
-        said = path[:-1] if path and path[-1].role == "assistant" else path
-        begun = path[-1] if len(said) < len(path) and (path[-1].text or path[-1].reasoning) else None
-        built: dict[int, tuple[list[PromptMessage], list[int], Place]] = {}
-
-        variables = self._variables(think=manner.think)
-        answer = PromptMessage("assistant", begun.text, begun.reasoning) if begun is not None else None
-
-        def count(start: int) -> int:
-            if start not in built:
-                messages = _messages(said, start, manner.system_prompt, read)
-                built[start] = messages, *self._tokens(messages, answer, variables)
-            return len(built[start][1])
-
-        start = fit(
-            said, n_ctx=self._loaded.n_ctx, max_tokens=manner.max_tokens, previous_start=manner.previous_start,
-            count=count,
-        )  # fmt: skip
-        count(start)
-        messages, tokens, place = built[start]
-        quoted = texts(said[-1].attachments, read) if said else []
-        return BuiltPrompt(tokens, start, place, self._turn_starts(messages, tokens, variables), quoted)
-
-    def whole(
-        self, messages: list[PromptMessage], tools: Sequence[Mapping[str, Any]] = (), *, think: bool
-    ) -> BuiltPrompt:
-        """The prompt of messages as they are, of which an answer at the end is gone on with.
-
-        `tools` are what the model may call. Raises TemplateError, EngineError, ContextOverflowError for far too much.
+        Raises TemplateError, EngineError.
         """
-        check_length("".join(m.content for m in messages), self._loaded.n_ctx)
-        last = messages[-1] if messages else None
-        is_answer = last is not None and last.role == "assistant" and not last.extra
-        said = messages[:-1] if is_answer else messages
-        begun = last if is_answer and last is not None and (last.content or last.reasoning) else None
-        variables = self._variables(think=think) | ({"tools": list(tools)} if tools else {})
-        tokens, place = self._tokens(said, begun, variables)
-        return BuiltPrompt(tokens, 0, place, self._turn_starts(said, tokens, variables), [])
+        if reply_start is not None and not (reply_start.content or reply_start.reasoning):
+            reply_start = None
+        try:
+            prompt = self._render(messages, reply_start, options)
+        except TemplateError:
+            folded = fold_system_prompt(messages)  # templates of some families refuse a system prompt
+            if folded is None:
+                raise
+            prompt = self._render(folded, reply_start, options)
+        phase = reasoning.phase_after_prompt(self.reasoning_format, prompt.text)
+        if reply_start is not None and self.reasoning_format is not None:
+            phase = "content" if reply_start.content else "reasoning"
+        return self._engine.tokenize(prompt.text, prompt.guard), phase
 
-    def _variables(self, *, think: bool) -> dict[str, Any]:
-        return dict(reasoning.switches(self._template, on=think))
+    def turn_starts(self, messages: Sequence[PromptMessage], tokens: list[int], options: PromptOptions) -> list[int]:
+        """Return where a different last message, and the next turn, would diverge from `tokens`.
 
-    def opening(self, path: Sequence[Message], manner: PromptOptions) -> list[int]:
-        """What the prompt of every next message after `path` begins with. Raises as `build` does."""
-        prompts = [self.build([*path, Message(id="", role="user", text=text)], manner).tokens for text in _UNLIKE]
-        return prompts[0][: _n_common(*prompts)]
-
-    def _turn_starts(self, messages: list[PromptMessage], tokens: list[int], variables: Mapping[str, Any]) -> list[int]:
-        """Where another last message, and where a next turn, would begin: found by rendering such prompts."""
+        Found by rendering such prompts. Empty if the model's KV cache can be truncated anywhere.
+        """
         if self._loaded.can_truncate or not messages:
             return []
         last = messages[-1]
-        other = next(text for text in _UNLIKE if not last.content.startswith(text))
+        text = next(text for text in DISTINCT_TEXTS if not last.content.startswith(text))
         positions = set()
         for prompt in (
-            [*messages[:-1], PromptMessage(last.role, other)],
-            [*messages, PromptMessage("assistant", other), PromptMessage("user", other)],
+            [*messages[:-1], PromptMessage(last.role, text)],
+            [*messages, PromptMessage("assistant", text), PromptMessage("user", text)],
         ):
             with contextlib.suppress(TemplateError):
-                positions.add(_n_common(tokens, self._tokens(prompt, None, variables)[0]))
+                positions.add(n_common_tokens(tokens, self.tokenize(prompt, None, options)[0]))
         return sorted(positions - {0})
 
-    def _tokens(
-        self, messages: Sequence[PromptMessage], begun: PromptMessage | None, variables: Mapping[str, Any]
-    ) -> tuple[list[int], Place]:
-        try:
-            prompt = self._render(messages, begun, variables)
-        except TemplateError:
-            folded = _without_system(messages)
-            if folded is None:
-                raise
-            prompt = self._render(folded, begun, variables)  # some families know no system prompt
-        place = reasoning.place_after(self.form, prompt.text)
-        if begun is not None and self.form is not None:
-            place = "answer" if begun.content else "reasoning"
-        return self._engine.tokenize(prompt.text, prompt.guard), place
-
     def _render(
-        self, messages: Sequence[PromptMessage], begun: PromptMessage | None, variables: Mapping[str, Any]
+        self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions
     ) -> RenderedPrompt:
         loaded = self._loaded
+        variables: dict[str, Any] = dict(reasoning.reasoning_variables(self._template, on=options.think))
+        if options.tools:
+            variables["tools"] = list(options.tools)
         return self._renderer.render(
             self._template, messages,
             bos=loaded.bos, eos=loaded.eos, control_tokens=loaded.control_tokens,
-            variables=variables, form=self.form, begun=begun,
+            variables=variables, reasoning_format=self.reasoning_format, reply_start=reply_start,
         )  # fmt: skip
 
 
-def check_length(text: str, n_ctx: int) -> None:
-    """Refuse what can be no prompt, before seconds are spent on counting its tokens. Raises ContextOverflowError."""
+def check_prompt_bytes(text: str, n_ctx: int) -> None:
+    """Raise ContextOverflowError for text that cannot fit in `n_ctx` tokens, without tokenizing it for seconds."""
     n_bytes = len(text.encode("utf-8", "replace"))
-    if n_bytes > n_ctx * _MOST_BYTES:
+    if n_bytes > n_ctx * _MAX_TOKEN_BYTES:
         raise ContextOverflowError(
-            f"the prompt has {n_bytes} bytes, far more than fit in the {n_ctx} tokens of the context: shorten it"
+            f"The prompt has {n_bytes} bytes, far more than fit in the {n_ctx} tokens of the context: shorten it"
         )
 
 
-def _without_system(messages: Sequence[PromptMessage]) -> list[PromptMessage] | None:
-    """The same with the system prompt before what the user says first; None if there are not both."""
-    if len(messages) < 2 or (messages[0].role, messages[1].role) != ("system", "user"):  # noqa: PLR2004
-        return None
-    system, first, *rest = messages
-    return [PromptMessage("user", f"{system.content}\n\n{first.content}"), *rest]
-
-
-def _messages(
-    said: Sequence[Message], start: int, system_prompt: str, read: Callable[[str], bytes]
-) -> list[PromptMessage]:
-    """What the template is given: the system prompt, then turns that alternate."""
-    shown = list(said[start:])
-    if said and said[0].role == "system":
-        system_prompt, shown = said[0].text, list(said[max(start, 1) :])
-    messages = [PromptMessage("system", system_prompt)] if system_prompt else []
-    for message in shown:
-        if message.role == "tool":  # what another program's tools said is not the model's to answer
-            continue
-        if message.role == "assistant" and not message.text:  # cut off before its first word: no example to follow
-            continue
-        content = with_attachments(message.text, message.attachments, read)
-        last = messages[-1] if messages else None
-        if last is not None and last.role == message.role:  # many templates refuse two in a row
-            content = f"{last.content}\n\n{content}".strip()
-            messages.pop()
-        messages.append(PromptMessage(message.role, content, message.reasoning))
-    return messages
-
-
-def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two prompts share from the start."""
+def n_common_tokens(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return the length of the common prefix of two prompts."""
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))  # noqa: B905

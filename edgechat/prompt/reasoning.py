@@ -1,4 +1,4 @@
-"""What a model thinks aloud before it answers: recognised as it streams, and put back as the model wrote it."""
+"""Reasoning formats: separate reasoning from content in streamed output, and format earlier reasoning for a prompt."""
 
 from __future__ import annotations
 
@@ -11,156 +11,155 @@ from edgechat.engine.stop_strings import partial_match_length
 
 
 class ReasoningFormat(msgspec.Struct, frozen=True):
-    """How a family of models marks its reasoning."""
+    """Tags with which a model family marks its reasoning."""
 
-    opening: str
-    closing: str
-    answer: str = ""
-    """What stands before every answer, with reasoning or without it."""
-    inside: str = "\n"
-    """What sets reasoning off from its marks."""
-    after: str = "\n\n"
-    """What sets the answer off from the closing mark."""
+    start_tag: str
+    end_tag: str
+    content_prefix: str = ""
+    """Text before the content of every reply, with or without reasoning."""
+    padding: str = "\n"
+    """Text between the reasoning and its tags."""
+    separator: str = "\n\n"
+    """Text between the end tag and the content."""
 
     @property
     def control_tokens(self) -> list[str]:
-        """Control tokens that marks are made of: the engine leaves such tokens out of a text unless asked."""
-        return control_tokens_in(self.opening + self.closing + self.answer)
+        """Control tokens in the tags. The engine removes control tokens from its output unless asked to keep them."""
+        return control_tokens_in(self.start_tag + self.end_tag + self.content_prefix)
 
 
-_MARK: Final = re.compile(r"<\|?/?[\w:]+\|?>|\[/?[A-Z_]+\]")
+_CONTROL_TOKEN: Final = re.compile(r"<\|?/?[\w:]+\|?>|\[/?[A-Z_]+\]")
 
 
-def control_tokens_in(marks: str) -> list[str]:
-    """What in the marks of a family may be a control token."""
-    return _MARK.findall(marks)
+def control_tokens_in(tags: str) -> list[str]:
+    """Return the substrings of `tags` that look like control tokens."""
+    return _CONTROL_TOKEN.findall(tags)
 
 
-# Marks read from the templates of the families, which llama.cpp collects; the more particular ones first.
-FORMATS: Final = (
+# Tags from the chat templates that llama.cpp collects; more specific formats first.
+REASONING_FORMATS: Final = (
     ReasoningFormat(
         "<|channel|>analysis<|message|>", "<|end|><|start|>assistant", "<|channel|>final<|message|>", "", ""
     ),  # gpt-oss
-    ReasoningFormat("<|channel>thought", "<channel|>", after=""),  # Gemma 4
-    ReasoningFormat("[THINK]", "[/THINK]", inside="", after=""),  # Ministral, Magistral
-    ReasoningFormat("<|START_THINKING|>", "<|END_THINKING|>", inside="", after=""),  # Command
+    ReasoningFormat("<|channel>thought", "<channel|>", separator=""),  # Gemma 4
+    ReasoningFormat("[THINK]", "[/THINK]", padding="", separator=""),  # Ministral, Magistral
+    ReasoningFormat("<|START_THINKING|>", "<|END_THINKING|>", padding="", separator=""),  # Command
     ReasoningFormat("<seed:think>", "</seed:think>"),
     ReasoningFormat("<mm:think>", "</mm:think>"),
     ReasoningFormat("<thinking>", "</thinking>"),  # Apriel
     ReasoningFormat("<think>", "</think>"),  # Qwen, DeepSeek, SmolLM, Granite, LFM, GLM, Nemotron, Kimi and most others
 )
 
-# Names by which templates ask whether to think.
-SWITCHES: Final = ("enable_thinking", "thinking", "reasoning_effort")
+# Names of the template variables that switch reasoning on or off.
+_SWITCH_VARIABLES: Final = ("enable_thinking", "thinking", "reasoning_effort")
 
 
-def detect(template: str) -> ReasoningFormat | None:
-    """The format of a model, by its chat template; None if it knows no reasoning."""
-    return next((f for f in FORMATS if f.closing in template or f.opening in template), None)
+def detect_reasoning_format(template: str) -> ReasoningFormat | None:
+    """Return the reasoning format whose tags occur in a chat template, or None."""
+    return next((f for f in REASONING_FORMATS if f.end_tag in template or f.start_tag in template), None)
 
 
-def switchable(template: str) -> bool:
-    """True if the template can be told not to have the model think."""
-    return detect(template) is not None and any(name in template for name in SWITCHES)
+def can_switch_reasoning(template: str) -> bool:
+    """Return True if a chat template has a variable that switches reasoning off."""
+    return detect_reasoning_format(template) is not None and any(name in template for name in _SWITCH_VARIABLES)
 
 
-def switches(template: str, *, on: bool) -> dict[str, bool | str]:
-    """Variables for a template; those that know degrees get a middle one, or the least."""
-    degrees = ("medium", "high") if on else ("no_think", "low")
-    effort = next((d for d in degrees if d in template), degrees[-1])
+def reasoning_variables(template: str, *, on: bool) -> dict[str, bool | str]:
+    """Return the template variables that switch reasoning on or off.
+
+    A template with levels of reasoning effort gets "medium" (else "high") for on, "no_think" (else "low") for off.
+    """
+    levels = ("medium", "high") if on else ("no_think", "low")
+    effort = next((level for level in levels if level in template), levels[-1])
     return {"enable_thinking": on, "thinking": on, "reasoning_effort": effort}
 
 
-Place = Literal["start", "reasoning", "gap", "answer"]
-"""Before any mark, in the reasoning, between reasoning and answer, or in the answer."""
+ReplyPhase = Literal["start", "reasoning", "gap", "content"]
+"""Position in a raw reply: before any tag, in the reasoning, between reasoning and content, or in the content."""
 
 
-def place_after(form: ReasoningFormat | None, prompt: str) -> Place:
-    """Where a text begins that a model writes after a prompt: some templates open the reasoning themselves."""
-    if form is None:
-        return "answer"
-    return "reasoning" if prompt.rstrip().endswith(form.opening) else "start"
+def phase_after_prompt(reasoning_format: ReasoningFormat | None, prompt: str) -> ReplyPhase:
+    """Return the phase in which output after `prompt` begins. Some templates write the start tag themselves."""
+    if reasoning_format is None:
+        return "content"
+    return "reasoning" if prompt.rstrip().endswith(reasoning_format.start_tag) else "start"
 
 
 class ReasoningSplitter:
-    """Parts a stream of text into reasoning and answer; a mark that is cut in two is held back until it is whole."""
+    """Splits streamed output into reasoning and content. Holds back text that may be the beginning of a tag."""
 
-    def __init__(self, form: ReasoningFormat | None, place: Place, *, fresh: bool = True) -> None:
-        """`place` is where the text begins; `fresh` False if it goes on with what stopped there."""
-        self._form = form
-        self._place: Place = place
-        self._held = ""
+    def __init__(
+        self, reasoning_format: ReasoningFormat | None, phase: ReplyPhase, *, continues_reasoning: bool = False
+    ) -> None:
+        """Start in `phase`. `continues_reasoning`: keep leading newlines, because earlier reasoning precedes them."""
+        self._format = reasoning_format
+        self._phase: ReplyPhase = phase
+        self._pending = ""
         self._matched = False
-        self._trim = fresh and place == "reasoning"
-
-    @property
-    def thinking(self) -> bool:
-        """True while what comes is reasoning."""
-        return self._place == "reasoning"
+        self._trim = phase == "reasoning" and not continues_reasoning
 
     def feed(self, text: str) -> tuple[str, str]:
-        """More text; returns the reasoning and the answer in it that are certain."""
-        self._held += text
-        return self._take(final=False)
+        """Append output; return the reasoning and the content that can no longer be part of a tag."""
+        self._pending += text
+        return self._split(final=False)
 
     def finish(self) -> tuple[str, str]:
-        """The end of the text: what was held back was no mark."""
-        return self._take(final=True)
+        """End the output; return the pending text as reasoning and content."""
+        return self._split(final=True)
 
-    def _take(self, *, final: bool) -> tuple[str, str]:
-        reasoning = ""
-        form = self._form
-        if form is None:
-            answer, self._held = self._held, ""
-            return "", answer
-        if self._place == "start" and self._past(form.opening, final=final):
-            self._place = "reasoning" if self._matched else "gap"
+    def _split(self, *, final: bool) -> tuple[str, str]:
+        reasoning = content = ""
+        tags = self._format
+        if tags is None:
+            content, self._pending = self._pending, ""
+            return "", content
+        if self._phase == "start" and self._skip_tag(tags.start_tag, final=final):
+            self._phase = "reasoning" if self._matched else "gap"
             self._trim = self._matched
-        if self._place == "reasoning":
-            reasoning = self._reasoning(form.closing, final=final)
-        if self._place == "gap" and self._past(form.answer, final=final):
-            self._place = "answer"
-        answer = ""
-        if self._place == "answer":
-            answer, self._held = self._untrimmed(self._held), ""
-        return reasoning, answer
+        if self._phase == "reasoning":
+            reasoning = self._take_reasoning(tags.end_tag, final=final)
+        if self._phase == "gap" and self._skip_tag(tags.content_prefix, final=final):
+            self._phase = "content"
+        if self._phase == "content":
+            content, self._pending = self._trimmed(self._pending), ""
+        return reasoning, content
 
-    def _past(self, mark: str, *, final: bool) -> bool:
-        """Drop `mark` if the text begins with it; False if that is not known yet. Blank text before it goes too."""
-        begin = self._held.lstrip()
-        self._matched = bool(mark) and begin.startswith(mark)
+    def _skip_tag(self, tag: str, *, final: bool) -> bool:
+        """Remove `tag`, and blanks before it, from the pending text; return False while it may still be incomplete."""
+        text = self._pending.lstrip()
+        self._matched = bool(tag) and text.startswith(tag)
         if self._matched:
-            self._held = begin[len(mark) :]
-        return self._matched or final or not mark or not mark.startswith(begin)
+            self._pending = text[len(tag) :]
+        return self._matched or final or not tag or not tag.startswith(text)
 
-    def _reasoning(self, closing: str, *, final: bool) -> str:
-        self._held = self._untrimmed(self._held)
-        found = self._held.find(closing)
-        if found >= 0:
-            reasoning, self._held = self._held[:found], self._held[found + len(closing) :]
-            self._place, self._trim = "gap", True
+    def _take_reasoning(self, end_tag: str, *, final: bool) -> str:
+        self._pending = self._trimmed(self._pending)
+        end = self._pending.find(end_tag)
+        if end >= 0:
+            reasoning, self._pending = self._pending[:end], self._pending[end + len(end_tag) :]
+            self._phase, self._trim = "gap", True
             return reasoning
-        keep = 0 if final else partial_match_length(self._held, closing)
-        reasoning = self._held[: len(self._held) - keep]
-        self._held = self._held[len(reasoning) :]
+        n_held = 0 if final else partial_match_length(self._pending, end_tag)
+        reasoning = self._pending[: len(self._pending) - n_held]
+        self._pending = self._pending[len(reasoning) :]
         return reasoning
 
-    def _untrimmed(self, text: str) -> str:
-        """`text` without the newlines that only set it off from a mark."""
+    def _trimmed(self, text: str) -> str:
+        """Return `text` without the newlines after a tag."""
         if self._trim:
             text = text.lstrip("\n")
             self._trim = not text
         return text
 
 
-def joined(form: ReasoningFormat | None, reasoning: str, text: str, prompt: str = "") -> str:
-    """What the model wrote after `prompt`; reasoning without a text is taken as not at its end yet."""
-    if form is None:
-        return text
-    ended = prompt.rstrip()
-    if not reasoning or ended.endswith(form.closing):
-        return form.answer + text
-    opening = "" if ended.endswith(form.opening) else form.opening + form.inside
-    if not text:
-        return opening + reasoning
-    return f"{opening}{reasoning}{form.inside}{form.closing}{form.answer}{form.after}{text}"
+def format_reply(reasoning_format: ReasoningFormat | None, reasoning: str, content: str, prompt: str = "") -> str:
+    """Return a reply as the model writes it after `prompt`. Without content, the reasoning stays open."""
+    if reasoning_format is None:
+        return content
+    tags, prompt_end = reasoning_format, prompt.rstrip()
+    if not reasoning or prompt_end.endswith(tags.end_tag):
+        return tags.content_prefix + content
+    start = "" if prompt_end.endswith(tags.start_tag) else tags.start_tag + tags.padding
+    if not content:
+        return start + reasoning
+    return f"{start}{reasoning}{tags.padding}{tags.end_tag}{tags.content_prefix}{tags.separator}{content}"

@@ -1,4 +1,4 @@
-"""The parent's side of template rendering: bounded in time, and it never lets user text become a command."""
+"""Client of the render process: renders chat templates with a time limit, and guards control tokens in messages."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ import msgspec
 
 from edgechat import process
 from edgechat.engine.pipe import Channel, spawn_child
-from edgechat.engine.protocol import frame
 from edgechat.errors import TemplateError
-from edgechat.prompt.reasoning import ReasoningFormat, joined
+from edgechat.prompt.reasoning import ReasoningFormat, format_reply
+from edgechat.prompt.render_protocol import RenderReply, RenderRequest, encode
 
 TIMEOUT_S: Final = 5.0
 
-# For models without a template. Named, so that a warning can say what is used instead.
+# For model files without a chat template. Warnings show the name.
 PLAIN_NAME: Final = "plain"
 PLAIN_TEMPLATE: Final = "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n\n{% endfor %}Assistant:"
 PLAIN_STOP: Final = "\nUser:"
 
-_KNOWS_REASONING: Final = re.compile(r"reasoning_content|[.]thinking\b|[.]reasoning\b|['\"](thinking|reasoning)['\"]")
+_READS_REASONING: Final = re.compile(r"reasoning_content|[.]thinking\b|[.]reasoning\b|['\"](thinking|reasoning)['\"]")
 
-# Noncharacters of Unicode: valid in a str, never part of a text.
+# Unicode noncharacters: valid in a str, but not used in text.
 _GUARDS: Final = tuple(chr(c) for c in range(0xFDD0, 0xFDF0))
 
 
 class PromptMessage(msgspec.Struct, frozen=True):
-    """A message as a template sees it."""
+    """One message of a prompt, as a chat template receives it."""
 
     role: str
     content: str
     reasoning: str = ""
-    """Reasoning of an earlier answer, for templates that decide themselves what becomes of it."""
+    """Reasoning of an earlier reply; the template decides whether to include it."""
     extra: dict[str, Any] = {}
-    """What else a template may look at: calls of tools, and whose result this is."""
+    """More fields for the template: `tool_calls` of a reply, `tool_call_id` of a tool result."""
 
 
 class RenderedPrompt(msgspec.Struct, frozen=True):
-    """A rendered conversation."""
+    """The text of a prompt, before tokenization."""
 
     text: str
     guard: str
-    """The character inside every control token's text that came from a message; "" if there was none."""
+    """Character inserted into control tokens that occur in messages; "" if none occurs."""
 
 
 class Renderer:
-    """Renders conversations in a child process, which is started early and again after it was killed."""
+    """Renders chat templates in a child process. Starts a new child after one was killed. Thread-safe."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._lock = threading.Lock()
-        self._one_at_a_time = threading.Lock()
+        self._render_lock = threading.Lock()
 
     def start(self) -> None:
-        """Have the child started, so that it is ready when it is needed."""
+        """Start the child process unless it runs."""
         with self._lock:
             if self._child is None:
                 self._child, self._channel = spawn_child(["_render"], subprocess.DEVNULL)
@@ -70,68 +70,67 @@ class Renderer:
     def render(
         self, template: str, messages: Sequence[PromptMessage], *, bos: str, eos: str,
         control_tokens: Sequence[str], variables: Mapping[str, Any] = MappingProxyType({}),
-        form: ReasoningFormat | None = None, begun: PromptMessage | None = None,
+        reasoning_format: ReasoningFormat | None = None, reply_start: PromptMessage | None = None,
     ) -> RenderedPrompt:  # fmt: skip
-        """Render `messages` with a model's template; `variables` are what it can be told besides.
+        """Render `messages` with a chat template, up to the beginning of the reply.
 
-        Earlier reasoning is handed over under the names that templates know. One that knows none takes it out of
-        the content itself, so it gets that as the model wrote it, with the marks of `form`. `begun` is an answer to
-        go on with. Among `variables` may be `tools`, functions that the model may call, in the shape of the OpenAI API.
+        `variables` are further template variables, such as `tools` (functions in the shape of the OpenAI API).
+        `reply_start` is the beginning of the reply; its text follows the rendered prompt.
+        Earlier reasoning goes into the message fields that templates read; a template that reads none of these
+        gets it inside the content, between the tags of `reasoning_format`, and removes it from there.
 
-        Raises TemplateError if the template fails, is refused by the sandbox, or takes over `TIMEOUT_S`, and
-        EngineDiedError if there is no program any more that could render it.
+        Raises TemplateError if the template fails, is refused by the sandbox, or exceeds `TIMEOUT_S`, and
+        EngineDiedError if the render process cannot start.
         """
-        marks = None if _KNOWS_REASONING.search(template) else form
-        last = [] if begun is None else [begun]
-        guarded, guard = guard_messages([*messages, *last], control_tokens, marks, variables)
-        if begun is not None:
-            guarded.pop()
-        pattern = _pattern(control_tokens)
-        request = {
-            "template": template, "messages": guarded, "bos": bos, "eos": eos,
-            "variables": _guarded(variables, pattern, guard),
-        }  # fmt: skip
+        inline_format = None if _READS_REASONING.search(template) else reasoning_format
+        reply = [] if reply_start is None else [reply_start]
+        guarded, guard = guard_messages([*messages, *reply], control_tokens, inline_format, variables)
+        pattern = _control_token_pattern(control_tokens)
+        request = RenderRequest(
+            template=template, messages=guarded[: len(messages)], bos=bos, eos=eos,
+            variables=_guard_json(variables, pattern, guard),
+        )  # fmt: skip
         try:
-            body = msgspec.msgpack.encode(request)
-        except (OverflowError, RecursionError) as too_much:
+            body = encode(request)
+        except (OverflowError, RecursionError) as error:
             raise TemplateError(
-                f"what is to be rendered has a number too large, or is nested too deeply: {too_much}"
-            ) from too_much
-        with self._one_at_a_time:
-            reply = self._exchange(body)
-        error = reply.get("error")
-        if error:
-            raise TemplateError(f"the model's chat template cannot be used: {error}")
-        text = str(reply["text"])
-        if begun is not None:
-            hide = functools.partial(guard_text, pattern=pattern, guard=guard)
-            text += joined(form, hide(begun.reasoning), hide(begun.content), text)
+                f"Cannot render the prompt: a number is too large, or a value is nested too deeply ({error})"
+            ) from error
+        with self._render_lock:
+            result = self._exchange(body)
+        if result.error:
+            raise TemplateError(f"The model's chat template cannot be used: {result.error}")
+        text = result.text
+        if reply_start is not None:
+            guard_reply = functools.partial(guard_text, pattern=pattern, guard=guard)
+            reasoning, content = guard_reply(reply_start.reasoning), guard_reply(reply_start.content)
+            text += format_reply(reasoning_format, reasoning, content, text)
         return RenderedPrompt(text=text, guard=guard)
 
-    def _exchange(self, body: bytes) -> dict[str, str]:
+    def _exchange(self, request_frame: bytes) -> RenderReply:
         self.start()
         channel = self._channel
         if channel is None:
-            raise TemplateError("the chat template cannot be rendered: its process does not start")
+            raise TemplateError("Cannot render the chat template: the render process was stopped")
         replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
         def exchange() -> None:
-            sent = channel.write(frame(body))
-            replies.put(channel.read() if sent else None)
+            is_sent = channel.write(request_frame)
+            replies.put(channel.read() if is_sent else None)
 
         threading.Thread(target=exchange, name="render", daemon=True).start()
         try:
             reply = replies.get(timeout=TIMEOUT_S)
         except queue.Empty:
             self.close()
-            raise TemplateError(f"the model's chat template took more than {TIMEOUT_S:g} s and was stopped") from None
+            raise TemplateError(f"The model's chat template took more than {TIMEOUT_S:g} s and was stopped") from None
         if reply is None:
-            changed = self._exit_code() == process.CHANGED
+            is_upgraded = self._exit_code() == process.CHANGED
             self.close()
             raise TemplateError(
-                process.UPGRADED if changed else "the model's chat template brought down the process that renders it"
+                process.UPGRADED if is_upgraded else "The model's chat template crashed the render process"
             )
-        return msgspec.msgpack.decode(reply, type=dict[str, str])
+        return msgspec.msgpack.decode(reply, type=RenderReply)
 
     def _exit_code(self) -> int | None:
         child = self._child
@@ -140,7 +139,7 @@ class Renderer:
         return None
 
     def close(self) -> None:
-        """End the child; a later `render` starts another."""
+        """Kill the child process; the next `render` starts another."""
         with self._lock:
             child, self._child = self._child, None
             channel, self._channel = self._channel, None
@@ -151,68 +150,72 @@ class Renderer:
 
 
 def guard_messages(
-    messages: Sequence[PromptMessage], control_tokens: Sequence[str], marks: ReasoningFormat | None = None,
+    messages: Sequence[PromptMessage], control_tokens: Sequence[str], inline_format: ReasoningFormat | None = None,
     variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[list[dict[str, Any]], str]:  # fmt: skip
-    """Messages for a template, with a guard character inside every control token's text; and that guard.
+    """Return messages as template variables, with a guard character inside every control token, and the guard.
 
-    The guard is "" where no message, and no variable, holds such a text, which is nearly always.
+    The guard keeps text of the user from being tokenized as a control token. It is "" where neither the messages nor
+    `variables` contain a control token. `inline_format` puts reasoning into the content, between its tags.
+    Raises TemplateError if the text already contains every possible guard.
     """
-    pattern = _pattern(control_tokens)
+    pattern = _control_token_pattern(control_tokens)
     guard = ""
-    texts = [text for m in messages for text in (m.content, m.reasoning, *_texts(m.extra))]
-    texts += _texts(variables)
+    texts = [text for m in messages for text in (m.content, m.reasoning, *_strings_in(m.extra))]
+    texts += _strings_in(variables)
     if pattern and any(re.search(pattern, text) for text in texts):
-        used = "".join(texts)
-        guard = next((g for g in _GUARDS if g not in used), "")
+        all_text = "".join(texts)
+        guard = next((g for g in _GUARDS if g not in all_text), "")
         if not guard:
-            raise TemplateError("a message holds every noncharacter of Unicode: remove some of them")
-    return [_wire(m, pattern, guard, marks) for m in messages], guard
+            raise TemplateError("The messages contain every noncharacter of Unicode: remove some of them")
+    return [_template_message(m, pattern, guard, inline_format) for m in messages], guard
 
 
-def _texts(value: object) -> Iterator[str]:
-    """All texts in a JSON value, names among them."""
+def _strings_in(value: object) -> Iterator[str]:
+    """Yield all strings in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for name, each in value.items():
-            yield name
-            yield from _texts(each)
+        for key, item in value.items():
+            yield key
+            yield from _strings_in(item)
     elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)
+        for item in value:
+            yield from _strings_in(item)
 
 
-def _guarded(value: Any, pattern: str, guard: str) -> Any:
-    """A JSON value with the guard inside every match in its texts."""
+def _guard_json(value: Any, pattern: str, guard: str) -> Any:
+    """Return a JSON value with the guard inside every control token in its strings."""
     if isinstance(value, str):
         return guard_text(value, pattern, guard)
     if isinstance(value, Mapping):
-        return {guard_text(name, pattern, guard): _guarded(each, pattern, guard) for name, each in value.items()}
-    return [_guarded(each, pattern, guard) for each in value] if isinstance(value, list) else value
+        return {guard_text(key, pattern, guard): _guard_json(item, pattern, guard) for key, item in value.items()}
+    return [_guard_json(item, pattern, guard) for item in value] if isinstance(value, list) else value
 
 
-def _pattern(control_tokens: Sequence[str]) -> str:
-    # Longest first: of two tokens that start alike, the longer one must not be left whole.
+def _control_token_pattern(control_tokens: Sequence[str]) -> str:
+    # Longest first: where one token is a prefix of another, the longer one must be broken up.
     return "|".join(re.escape(t) for t in sorted(control_tokens, key=len, reverse=True) if len(t) > 1)
 
 
-def _wire(message: PromptMessage, pattern: str, guard: str, marks: ReasoningFormat | None) -> dict[str, Any]:
+def _template_message(
+    message: PromptMessage, pattern: str, guard: str, inline_format: ReasoningFormat | None
+) -> dict[str, Any]:
     content, reasoning = guard_text(message.content, pattern, guard), guard_text(message.reasoning, pattern, guard)
-    wire = {"role": message.role, "content": content, **_guarded(message.extra, pattern, guard)}
-    if reasoning and marks is not None:
-        return wire | {"content": joined(marks, reasoning, content)}
+    fields = {"role": message.role, "content": content, **_guard_json(message.extra, pattern, guard)}
+    if reasoning and inline_format is not None:
+        return fields | {"content": format_reply(inline_format, reasoning, content)}
     if reasoning:
-        wire |= {"reasoning_content": reasoning, "reasoning": reasoning, "thinking": reasoning}
-    return wire
+        fields |= {"reasoning_content": reasoning, "reasoning": reasoning, "thinking": reasoning}
+    return fields
 
 
 def guard_text(content: str, pattern: str, guard: str) -> str:
-    """`content` with the guard inside every match of `pattern`; with no guard, as it is."""
+    """Return `content` with the guard after the first character of every match; unchanged if the guard is ""."""
     if not guard:
         return content
-    # Breaking one token up may complete another around it: again, until there is none. Every pass puts a
-    # guard into each match, and no token holds a guard, so this ends.
-    while (again := re.sub(pattern, lambda m: m[0][0] + guard + m[0][1:], content)) != content:
-        content = again
+    # Breaking up one token may complete another one around it, so repeat until no match remains. Each pass adds a
+    # guard to every match, and no token contains a guard, so the loop ends.
+    while (guarded := re.sub(pattern, lambda m: m[0][0] + guard + m[0][1:], content)) != content:
+        content = guarded
     return content

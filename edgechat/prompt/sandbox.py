@@ -1,7 +1,7 @@
-"""The child process that renders chat templates: `edgechat _render READ WRITE`.
+"""Render process for chat templates: `edgechat _render READ_FD WRITE_FD`.
 
-A template is a program out of a model file. It runs in Jinja's sandbox, in a process that holds nothing,
-may use `MAX_BYTES` of memory, and is killed by its parent (`renderer`) when it takes too long.
+A chat template is a program from a downloaded model file. It runs in Jinja's sandbox, in a process without any data
+to steal, with at most `MAX_BYTES` of memory. The parent (`renderer`) kills the process after a time limit.
 """
 
 from __future__ import annotations
@@ -19,69 +19,51 @@ import jinja2.sandbox
 import msgspec
 
 from edgechat.engine.pipe import open_inherited_channel
-from edgechat.engine.protocol import frame
+from edgechat.prompt.render_protocol import RenderReply, RenderRequest, encode
 
 MAX_BYTES: Final = 256 << 20
 MAX_RESULT_CHARS: Final = 16 << 20
-_MAX_REPEATED: Final = 1 << 20
+_MAX_REPEATED_ITEMS: Final = 1 << 20
 _MAX_EXPONENT: Final = 64
 
 
-class RenderRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One rendering."""
-
-    template: str
-    messages: list[dict[str, Any]]
-    bos: str
-    eos: str
-    variables: dict[str, Any] = {}
+class _TemplateRefusedError(jinja2.TemplateError):
+    """The template rejects the messages, or exceeds a limit."""
 
 
-class RenderReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The text, or what went wrong."""
+class _GenerationBlock(jinja2.ext.Extension):
+    """Render `{% generation %}` blocks, which mark the reply for training, as their content."""
 
-    text: str = ""
-    error: str = ""
-
-
-class _Refused(jinja2.TemplateError):
-    """The template itself refuses these messages, or asks for too much."""
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks, for training, what a model says; for a prompt it is only its content."""
-
-    tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
+    tags = {"generation"}  # noqa: RUF012  (declared without ClassVar in Jinja)
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """The content of the block."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja as model files expect it, with operators that cannot ask for much memory at once."""
+class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja environment with the extensions that chat templates use and with bounded operators."""
 
     intercepted_binops = frozenset(("*", "**", "%"))
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlock])
         self.filters["tojson"] = _tojson
-        self.globals["raise_exception"] = _raise
+        self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Refuse what would be huge before it is made."""
-        if operator == "*" and _repeated(left, right) > _MAX_REPEATED:
-            raise _Refused("it repeats a text or list more than a million times")
+        """Evaluate an operator, unless the size of its result has no reasonable bound."""
+        if operator == "*" and _n_repeated_items(left, right) > _MAX_REPEATED_ITEMS:
+            raise _TemplateRefusedError("it repeats a string or list to more than a million items")
         if operator == "**" and isinstance(right, (int, float)) and right > _MAX_EXPONENT:
-            raise _Refused(f"it computes a power above {_MAX_EXPONENT}")
+            raise _TemplateRefusedError(f"it computes a power above {_MAX_EXPONENT}")
         if operator == "%" and isinstance(left, str):
-            raise _Refused("it formats text with %, which has no bound on width")
+            raise _TemplateRefusedError("it formats text with %, which has no bound on width")
         return super().call_binop(context, operator, left, right)
 
 
-def _repeated(left: object, right: object) -> int:
+def _n_repeated_items(left: object, right: object) -> int:
     for sequence, count in ((left, right), (right, left)):
         if isinstance(sequence, (str, list, tuple)) and isinstance(count, int):
             return len(sequence) * count
@@ -94,30 +76,29 @@ def _tojson(value: object, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=min(indent, 16) if indent is not None else None)
 
 
-def _raise(message: str) -> None:
-    raise _Refused(f"it says: {message}")
+def _raise_exception(message: str) -> None:
+    raise _TemplateRefusedError(f"it refuses these messages: {message}")
 
 
-def _strftime_now(form: str) -> str:
-    return dt.datetime.now().astimezone().strftime(form[:100])
+def _strftime_now(time_format: str) -> str:
+    return dt.datetime.now().astimezone().strftime(time_format[:100])
 
 
 def main(arguments: list[str]) -> int:
-    """Render until the parent goes away."""
+    """Answer render requests until the parent closes the pipe."""
     channel = open_inherited_channel(arguments)
     limit_memory()
-    environment = Sandbox()
+    environment = TemplateSandbox()
     compiled: dict[str, jinja2.Template] = {}
     decoder = msgspec.msgpack.Decoder(RenderRequest)
     while (body := channel.read()) is not None:
-        reply = msgspec.msgpack.encode(render(environment, compiled, decoder.decode(body)))
-        if not channel.write(frame(reply)):
+        if not channel.write(encode(render(environment, compiled, decoder.decode(body)))):
             break
     return 0
 
 
-def render(environment: Sandbox, compiled: dict[str, jinja2.Template], request: RenderRequest) -> RenderReply:
-    """Render one request; whatever a template does ends in a reply (or in this process's end)."""
+def render(environment: TemplateSandbox, compiled: dict[str, jinja2.Template], request: RenderRequest) -> RenderReply:
+    """Render one request; errors of the template become the reply's `error`. Adds the template to `compiled`."""
     try:
         if request.template not in compiled:
             compiled[request.template] = environment.from_string(request.template)
@@ -129,34 +110,34 @@ def render(environment: Sandbox, compiled: dict[str, jinja2.Template], request: 
             eos_token=request.eos,
             documents=None,
         )
-    except Exception as error:  # noqa: BLE001  (a template can raise anything that Python can)
-        return RenderReply(error=_words(error))
+    except Exception as error:  # noqa: BLE001  (a template can raise any Python exception)
+        return RenderReply(error=_error_message(error))
     if len(text) > MAX_RESULT_CHARS:
-        return RenderReply(error=f"it makes a prompt of {len(text)} characters")
+        return RenderReply(error=f"it makes a prompt of {len(text)} characters; at most {MAX_RESULT_CHARS} are allowed")
     return RenderReply(text=text)
 
 
-def _words(error: Exception) -> str:
+def _error_message(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"it needs more than {MAX_BYTES >> 20} MiB of memory"
     if isinstance(error, RecursionError):
         return "it recurses without end"
     if isinstance(error, jinja2.exceptions.SecurityError):
-        return f"it does what the sandbox forbids: {error}"
+        return f"the sandbox forbids what it does: {error}"
     if isinstance(error, jinja2.TemplateError):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error}"
 
 
 def limit_memory() -> None:
-    """Cap this process's address space; where that cannot be, only the time limit holds."""
+    """Limit this process's address space to `MAX_BYTES` where the system can, and disable core dumps."""
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        _, most = resource.getrlimit(resource.RLIMIT_AS)
-        limit = MAX_BYTES if most == resource.RLIM_INFINITY else min(MAX_BYTES, most)
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+        limit = MAX_BYTES if hard_limit == resource.RLIM_INFINITY else min(MAX_BYTES, hard_limit)
         try:
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         except (OSError, ValueError):
-            pass  # macOS knows the limit and refuses to set it: there the clock alone holds
+            pass  # macOS refuses to set this limit: only the parent's time limit holds there

@@ -1,4 +1,4 @@
-"""How families of models write calls of tools: told from their templates, and read back from what they say."""
+"""Tool call formats of model families: detect them from chat templates, and parse calls from streamed output."""
 
 from __future__ import annotations
 
@@ -11,145 +11,152 @@ import msgspec
 
 from edgechat.engine.stop_strings import partial_match_length
 from edgechat.prompt.reasoning import control_tokens_in
-from edgechat.serve.schemas import Tool
+
+
+class ToolDefinition(msgspec.Struct, frozen=True):
+    """A function that the model may call."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    """JSON schema of the arguments."""
 
 
 class ToolFormat(msgspec.Struct, frozen=True):
-    """Calls between marks: each a JSON object with a name and arguments."""
+    """How a model family writes tool calls: JSON objects with a name and arguments, between markers."""
 
-    opening: str
-    """Before the first call."""
-    between: str
-    """Between two calls."""
-    closing: str
-    """After the last one."""
+    prefix: str
+    """Text before the first call."""
+    separator: str
+    """Text between two calls."""
+    suffix: str
+    """Text after the last call."""
     trigger: str
-    """The part of `opening` that no text holds otherwise; "" if a call is told by its first brace."""
+    """The part of `prefix` that occurs in no other text. "" if a call starts with its first brace."""
     name_key: str = "name"
     arguments_key: str = "arguments"
-    is_native: bool = True
-    """False if the template knows no tools: then the system prompt explains them."""
+    template_supports_tools: bool = True
+    """False if the chat template ignores tools, so that the system prompt must describe them."""
 
-    def around(self, name: str) -> tuple[str, str]:
-        """What stands before and after the arguments of a call."""
+    def call_wrapper(self, name: str) -> tuple[str, str]:
+        """Return the text before and after the arguments of a call."""
         return f'{{"{self.name_key}": {json.dumps(name)}, "{self.arguments_key}": ', "}"
 
     @property
     def control_tokens(self) -> list[str]:
-        """Control tokens that marks are made of: the engine leaves such tokens out of a text unless asked."""
-        return control_tokens_in(self.opening + self.between + self.closing)
+        """Control tokens in the markers. The engine removes control tokens from its output unless asked to keep them."""
+        return control_tokens_in(self.prefix + self.separator + self.suffix)
 
-    def written(self, calls: Sequence[tuple[str, str]]) -> str:
-        """Calls, names and arguments, as a model writes them."""
-        each = (arguments.join(self.around(name)) for name, arguments in calls)
-        return f"{self.opening}{self.between.join(each)}{self.closing}"
+    def format_calls(self, calls: Sequence[tuple[str, str]]) -> str:
+        """Return calls, given as (name, JSON arguments), as the model writes them."""
+        texts = (arguments.join(self.call_wrapper(name)) for name, arguments in calls)
+        return f"{self.prefix}{self.separator.join(texts)}{self.suffix}"
 
 
 _HERMES: Final = ToolFormat("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", "<tool_call>")
 _LLAMA: Final = ToolFormat("", "; ", "", "", "name", "parameters")
 
-# Marks read from the templates of the families; the more particular ones first.
-_FORMATS: Final = (
+# Markers from the chat templates of the families; more specific formats first.
+TOOL_FORMATS: Final = (
     ToolFormat("[TOOL_CALLS][", ", ", "]", "[TOOL_CALLS]"),  # Mistral
     ToolFormat("<|tool_call|>[", ", ", "]", "<|tool_call|>"),  # Granite
     ToolFormat("<|START_ACTION|>[", ", ", "]<|END_ACTION|>", "<|START_ACTION|>", "tool_name", "parameters"),  # Command
     _HERMES,  # Qwen, Hermes, SmolLM3
     _LLAMA,  # Llama 3
 )
-# What has marks of its own, which are not JSON: there our own words are used.
-_OTHERS: Final = ("<function=", "<arg_key>", "<|channel|>commentary", "[ARGS]")
-GENERIC: Final = msgspec.structs.replace(_HERMES, is_native=False)
+# Markers of formats that are not JSON. Models with these get the generic format.
+_NON_JSON_MARKERS: Final = ("<function=", "<arg_key>", "<|channel|>commentary", "[ARGS]")
+GENERIC_TOOL_FORMAT: Final = msgspec.structs.replace(_HERMES, template_supports_tools=False)
 
 
-def detect(template: str) -> ToolFormat:
-    """The format of a model, by its chat template; `GENERIC` if it knows none that is known here."""
-    if "tools" not in template or any(mark in template for mark in _OTHERS):
-        return GENERIC
-    for form in _FORMATS:
-        if form.trigger and form.trigger in template:
-            return form
+def detect_tool_format(template: str) -> ToolFormat:
+    """Return the tool format whose markers occur in a chat template, or `GENERIC_TOOL_FORMAT`."""
+    if "tools" not in template or any(marker in template for marker in _NON_JSON_MARKERS):
+        return GENERIC_TOOL_FORMAT
+    for tool_format in TOOL_FORMATS:
+        if tool_format.trigger and tool_format.trigger in template:
+            return tool_format
     if '"parameters": ' in template and "<|start_header_id|>" in template:
         return _LLAMA
-    return GENERIC
+    return GENERIC_TOOL_FORMAT
 
 
-def explained(tools: Sequence[Tool]) -> str:
-    """What a model that was not told of tools by its template is told in the system prompt."""
-    described = "\n".join(json.dumps(each, ensure_ascii=False) for each in as_given(tools))
-    example = f'{GENERIC.opening}{{"name": <name>, "arguments": <object>}}{GENERIC.closing}'
+def tool_instructions(tools: Sequence[ToolDefinition]) -> str:
+    """Return a system prompt that describes `tools` and the generic call format."""
+    schemas = "\n".join(json.dumps(schema, ensure_ascii=False) for schema in template_tools(tools))
+    example = f'{GENERIC_TOOL_FORMAT.prefix}{{"name": <name>, "arguments": <object>}}{GENERIC_TOOL_FORMAT.suffix}'
     return (
         "You can call functions. Here they are, with JSON schemas of their arguments:\n"
-        f"{described}\nTo call one, answer with its name and arguments in JSON between these marks:\n{example}"
+        f"{schemas}\nTo call one, answer with its name and arguments in JSON between these marks:\n{example}"
     )
 
 
-def as_given(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """Tools as templates expect them."""
-    found = []
-    for tool in tools:
-        function = tool.function
-        parameters = function.parameters or {"type": "object", "properties": {}}
-        described = {"name": function.name, "description": function.description or "", "parameters": parameters}
-        found.append({"type": "function", "function": described})
-    return found
+def template_tools(tools: Sequence[ToolDefinition]) -> list[dict[str, Any]]:
+    """Return `tools` in the shape that chat templates expect, which is that of the OpenAI API."""
+    return [{"type": "function", "function": msgspec.structs.asdict(tool)} for tool in tools]
 
 
-class Call(msgspec.Struct, frozen=True):
-    """One call, as it is sent."""
+class ParsedToolCall(msgspec.Struct, frozen=True):
+    """One tool call in a reply."""
 
     name: str
     arguments: str
-    """JSON, as the model wrote it."""
+    """JSON, exactly as the model wrote it."""
     id: str
 
 
-class CallReader:
-    """Parts an answer into text and calls; a mark that is cut in two is held back until it is whole."""
+class ToolCallParser:
+    """Splits a streamed reply into text and tool calls. Holds back text that may be the beginning of a marker."""
 
-    def __init__(self, form: ToolFormat | None, *, must: bool = False) -> None:
-        """`form` None: there are no calls. With `must` the answer is all calls."""
-        self._form = form
-        self._held = ""
-        self._calling = must and form is not None
-        self._started = self._calling
+    def __init__(self, tool_format: ToolFormat | None, *, must_call: bool = False) -> None:
+        """`tool_format` None: the reply is all text. `must_call`: it is all calls."""
+        self._format = tool_format
+        self._pending = ""
+        self._in_calls = must_call and tool_format is not None
+        self._has_started = self._in_calls
 
-    def feed(self, text: str) -> tuple[str, list[Call]]:
-        """More of the answer; returns the text and the whole calls in it that are certain."""
-        form = self._form
-        if form is None:
+    def feed(self, text: str) -> tuple[str, list[ParsedToolCall]]:
+        """Append output; return the text that is part of no marker, and the calls that are complete."""
+        tool_format = self._format
+        if tool_format is None:
             return text, []
-        self._held += text
-        shown = ""
-        if not self._calling:
-            if form.trigger:
-                at = self._held.find(form.trigger)
-                keep = len(self._held) - partial_match_length(self._held, form.trigger) if at < 0 else at
-                shown, self._held = self._held[:keep], self._held[keep:]
-                self._calling = at >= 0
-            elif self._started or not self._held.startswith("{"):
-                shown, self._held = self._held, ""
+        self._pending += text
+        visible_text = ""
+        if not self._in_calls:
+            if tool_format.trigger:
+                start = self._pending.find(tool_format.trigger)
+                end = (
+                    len(self._pending) - partial_match_length(self._pending, tool_format.trigger)
+                    if start < 0
+                    else start
+                )
+                visible_text, self._pending = self._pending[:end], self._pending[end:]
+                self._in_calls = start >= 0
+            elif self._has_started or not self._pending.startswith("{"):
+                visible_text, self._pending = self._pending, ""
             else:
-                self._calling = True
-            self._started = self._started or bool(shown)
-        return shown, self._calls() if self._calling else []
+                self._in_calls = True
+            self._has_started = self._has_started or bool(visible_text)
+        return visible_text, self._take_calls(tool_format) if self._in_calls else []
 
     def finish(self) -> str:
-        """The end: what was held back, if it was no call after all. A call that was cut off is nothing."""
-        held, self._held = self._held, ""
-        return "" if self._calling else held
+        """End the output; return pending text. Discards an incomplete call."""
+        pending, self._pending = self._pending, ""
+        return "" if self._in_calls else pending
 
-    def _calls(self) -> list[Call]:
-        found = []
-        while (start := self._held.find("{")) >= 0 and self._form is not None:
+    def _take_calls(self, tool_format: ToolFormat) -> list[ParsedToolCall]:
+        calls = []
+        while (start := self._pending.find("{")) >= 0:
             try:
-                call, length = _decoder.raw_decode(self._held[start:])
+                call, length = _decoder.raw_decode(self._pending[start:])
             except (ValueError, RecursionError):
-                break  # not whole yet, or nothing that could be read
-            name, raw = str(call.get(self._form.name_key)), self._held[start : start + length]
-            opening, closing = self._form.around(name)
-            found.append(Call(name, raw[len(opening) : -len(closing)], f"call_{secrets.token_hex(12)}"))
-            self._held = self._held[start + length :]
-        return found
+                break  # incomplete, or not JSON
+            name, call_text = str(call.get(tool_format.name_key)), self._pending[start : start + length]
+            before, after = tool_format.call_wrapper(name)
+            arguments = call_text[len(before) : -len(after)]
+            calls.append(ParsedToolCall(name, arguments, f"call_{secrets.token_hex(12)}"))
+            self._pending = self._pending[start + length :]
+        return calls
 
 
 _decoder = json.JSONDecoder()

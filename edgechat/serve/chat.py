@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from edgechat.engine import protocol
-from edgechat.prompt.tool_formats import ToolFormat, as_given
+from edgechat.prompt.builder import PromptOptions
+from edgechat.prompt.tool_formats import ToolFormat, template_tools
 from edgechat.serve import grammars
-from edgechat.serve.chat_prompt import template_messages, tool_call_objects
+from edgechat.serve.chat_prompt import template_messages, tool_call_objects, tool_definitions
 from edgechat.serve.choices import Choice, ChoiceDelta, chat_logprobs
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
@@ -33,23 +34,30 @@ class ChatResponseBuilder(ResponseBuilder):
         form = served.tool_format
         think = reasoning_enabled(wanted, default=served.settings.reasoning)
         messages = template_messages(wanted.messages, tools, form)
-        built = await served.build_prompt(messages, as_given(tools) if form.is_native else (), think=think)
+        declared = template_tools(tool_definitions(tools)) if form.template_supports_tools else ()
+        built = await served.build_prompt(messages, PromptOptions(think, declared))
         builder = served.builder
         grammar = self._grammar(tools, form, must=must)
         if grammar and isinstance(wanted.messages[-1], AssistantMessage):
             words = "messages: an answer that is begun cannot be gone on with in a format, or with a call"
             raise ApiError(400, words, param="messages")
         if grammar:
-            grammar = grammars.with_reasoning(grammar, builder.form, built.place, think=think)
-        shown = builder.shown_tokens + (form.control_tokens if tools else [])
+            grammar = grammars.with_reasoning(grammar, builder.reasoning_format, built.phase, think=think)
+        shown = builder.visible_control_tokens + (form.control_tokens if tools else [])
         n_logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
         max_tokens = wanted.max_completion_tokens or wanted.max_tokens or served.settings.max_tokens
         request = served.generate_request(
             built.tokens, wanted, grammar=grammar, visible_control_tokens=shown, turn_starts=built.turn_starts,
-            n_logprobs=n_logprobs, max_tokens=max_tokens, stops=builder.stop,
+            n_logprobs=n_logprobs, max_tokens=max_tokens, stops=builder.stop_strings,
         )  # fmt: skip
         choices = [
-            Choice(i, builder.form, built.place, tools=form if tools else None, must_call=must and not form.trigger)
+            Choice(
+                i,
+                builder.reasoning_format,
+                built.phase,
+                tools=form if tools else None,
+                must_call=must and not form.trigger,
+            )
             for i in range(request.n_sequences)
         ]
         return [request], choices

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from edgechat.prompt.renderer import PromptMessage
-from edgechat.prompt.tool_formats import Call, ToolFormat, explained
+from edgechat.prompt.roles import merge_consecutive
+from edgechat.prompt.tool_formats import ParsedToolCall, ToolDefinition, ToolFormat, tool_instructions
 from edgechat.serve.errors import ApiError
 from edgechat.serve.schemas import (
     AssistantMessage,
@@ -27,18 +28,17 @@ _ID_LENGTH: Final = 9
 
 def template_messages(messages: Sequence[ChatMessage], tools: Sequence[Tool], form: ToolFormat) -> list[PromptMessage]:
     """Messages as a template takes them: turns that follow each other with the same role are one. Raises ApiError."""
-    found: list[PromptMessage] = []
-    if tools and not form.is_native:
-        found.append(PromptMessage("system", explained(tools)))
-    for i, message in enumerate(messages):
-        new = _message(message, f"messages[{i}]", form)
-        last = found[-1] if found else None
-        if last is not None and last.role == new.role and new.role in {"system", "user"}:
-            both = f"{last.content}\n\n{new.content}" if last.content else new.content
-            found[-1] = PromptMessage(new.role, both)
-        else:
-            found.append(new)
-    return found
+    converted = [_message(message, f"messages[{i}]", form) for i, message in enumerate(messages)]
+    if tools and not form.template_supports_tools:
+        converted.insert(0, PromptMessage("system", tool_instructions(tool_definitions(tools))))
+    return merge_consecutive(converted, roles=("system", "user"))
+
+
+def tool_definitions(tools: Sequence[Tool]) -> list[ToolDefinition]:
+    """Convert the tools of a request."""
+    functions = [tool.function for tool in tools]
+    no_parameters = {"type": "object", "properties": {}}
+    return [ToolDefinition(f.name, f.description or "", f.parameters or no_parameters) for f in functions]
 
 
 def _message(message: ChatMessage, where: str, form: ToolFormat) -> PromptMessage:
@@ -46,7 +46,7 @@ def _message(message: ChatMessage, where: str, form: ToolFormat) -> PromptMessag
         return _assistant_message(message, where, form)
     text = _text(message.content, where)
     if isinstance(message, ToolMessage):
-        if form.is_native:
+        if form.template_supports_tools:
             return PromptMessage("tool", text, extra={"tool_call_id": _short_id(message.tool_call_id)})
         return PromptMessage("user", f"<tool_response>\n{text}\n</tool_response>")
     return PromptMessage("user" if isinstance(message, UserMessage) else "system", text)
@@ -58,8 +58,8 @@ def _assistant_message(message: AssistantMessage, where: str, form: ToolFormat) 
     calls = message.tool_calls or []
     if not calls:
         return PromptMessage("assistant", text, thought)
-    if not form.is_native:
-        said = form.written([(call.function.name, call.function.arguments) for call in calls])
+    if not form.template_supports_tools:
+        said = form.format_calls([(call.function.name, call.function.arguments) for call in calls])
         return PromptMessage("assistant", text + said, thought)
     given = []
     for j, call in enumerate(calls):
@@ -92,7 +92,7 @@ def _short_id(call_id: str) -> str:
     return hashlib.blake2b(call_id.encode("utf-8", "replace"), digest_size=8).hexdigest()[:_ID_LENGTH]
 
 
-def tool_call_objects(calls: Sequence[Call], start: int | None = None) -> list[dict[str, Any]]:
+def tool_call_objects(calls: Sequence[ParsedToolCall], start: int | None = None) -> list[dict[str, Any]]:
     """Calls in the shape of the API; with their numbers from `start` on, for a stream."""
     found = []
     for i, call in enumerate(calls):

@@ -8,8 +8,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from edgechat.engine import protocol
 from edgechat.errors import EngineError
-from edgechat.prompt.reasoning import Place, ReasoningFormat, ReasoningSplitter
-from edgechat.prompt.tool_formats import Call, CallReader, ToolFormat
+from edgechat.prompt.reasoning import ReasoningFormat, ReasoningSplitter, ReplyPhase
+from edgechat.prompt.tool_formats import ParsedToolCall, ToolCallParser, ToolFormat
 from edgechat.serve.model_queue import EventStream
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -23,7 +23,7 @@ class ChoiceDelta(NamedTuple):
     """Of the choice."""
     content: str = ""
     reasoning: str = ""
-    calls: Sequence[Call] = ()
+    calls: Sequence[ParsedToolCall] = ()
     n_calls_before: int = 0
     logprobs: Sequence[protocol.TokenLogprobs] = ()
     finish_reason: FinishReason | None = None
@@ -33,19 +33,19 @@ class Choice:
     """One of the answers to a request."""
 
     def __init__(
-        self, index: int, form: ReasoningFormat | None = None, place: Place = "answer", *, tools: ToolFormat | None = None,
+        self, index: int, form: ReasoningFormat | None = None, place: ReplyPhase = "content", *, tools: ToolFormat | None = None,
         must_call: bool = False,
     ) -> None:  # fmt: skip
         """`form` tells thoughts from the answer, `tools` calls from its text."""
         self.content = ""
         self.reasoning = ""
-        self.calls: list[Call] = []
+        self.calls: list[ParsedToolCall] = []
         self.logprobs: list[protocol.TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
         self._index = index
         self._held = ""
         self._splitter = ReasoningSplitter(form, place)
-        self._reader = CallReader(tools, must=must_call)
+        self._reader = ToolCallParser(tools, must_call=must_call)
 
     def feed(self, event: protocol.TokensGenerated) -> ChoiceDelta:
         """More of it."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from edgechat.errors import GrammarError
-from edgechat.prompt.reasoning import Place, ReasoningFormat
+from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.tool_formats import ToolFormat
 from edgechat.serve.schemas import JsonFormat, SchemaFormat, TextFormat, Tool
 
@@ -40,18 +40,18 @@ def tool_call_rules(tools: Sequence[Tool], form: ToolFormat, *, required: bool, 
     """
     calls, rules = [], []
     for i, tool in enumerate(tools):
-        opening, closing = form.around(tool.function.name)
+        opening, closing = form.call_wrapper(tool.function.name)
         parameters = {"type": "object"} | (tool.function.parameters or {})
         rules.append(f"arguments_{i}: {_json(parameters, f'tools[{i}].function.parameters')}")
         calls.append(f"{_quoted(opening)} arguments_{i} {_quoted(closing)}")
-    more = f" ({_quoted(form.between)} call)*" if parallel else ""
-    closing = f" {_quoted(form.closing)}" if form.closing else ""
+    more = f" ({_quoted(form.separator)} call)*" if parallel else ""
+    closing = f" {_quoted(form.suffix)}" if form.suffix else ""
     all_calls = f"call{more}{closing}"
     rules.append("call: " + " | ".join(calls))
     if required:
-        return "\n".join([f"{_quoted(form.opening)} {all_calls}", *rules])
+        return "\n".join([f"{_quoted(form.prefix)} {all_calls}", *rules])
     if form.trigger:
-        rest = form.opening[len(form.trigger) :]
+        rest = form.prefix[len(form.trigger) :]
         rules += [f"head[lazy]: TEXT {_quoted(form.trigger)}", "TEXT: /(.|\\n)*/"]
         begun = f"head {_quoted(rest)} " if rest else "head "
         return "\n".join([f"TEXT | {begun}{all_calls}", *rules])
@@ -59,15 +59,15 @@ def tool_call_rules(tools: Sequence[Tool], form: ToolFormat, *, required: bool, 
     return "\n".join([f"OTHER | {all_calls}", *rules])
 
 
-def with_reasoning(rules: str, form: ReasoningFormat | None, place: Place, *, think: bool) -> str:
+def with_reasoning(rules: str, form: ReasoningFormat | None, place: ReplyPhase, *, think: bool) -> str:
     """The whole grammar; `rules` begin with what follows the thoughts."""
-    if form is None or place == "answer" or (place == "start" and not think):
+    if form is None or place == "content" or (place == "start" and not think):
         return f"start: {rules}\n"
-    thoughts = "thoughts" if place == "reasoning" else f"({_quoted(form.opening)} thoughts)?"
-    mark = f" {_quoted(form.answer)}" if form.answer else ""
+    thoughts = "thoughts" if place == "reasoning" else f"({_quoted(form.start_tag)} thoughts)?"
+    mark = f" {_quoted(form.content_prefix)}" if form.content_prefix else ""
     return (
         f"start: {thoughts}{mark} body\n"
-        f"thoughts: closed /\\s{{0,4}}/\nclosed[lazy]: THOUGHTS {_quoted(form.closing)}\nTHOUGHTS: /(.|\\n)*/\n"
+        f"thoughts: closed /\\s{{0,4}}/\nclosed[lazy]: THOUGHTS {_quoted(form.end_tag)}\nTHOUGHTS: /(.|\\n)*/\n"
         f"body: {rules}\n"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -13,12 +13,12 @@ import msgspec
 
 from edgechat.config import Sampling, Settings
 from edgechat.engine import protocol
-from edgechat.errors import EdgechatError, EngineError, GoneError
+from edgechat.errors import EdgechatError, EngineError
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.plan import LoadPlan
-from edgechat.prompt.builder import BuiltPrompt, PromptBuilder, check_length
+from edgechat.prompt.builder import BuiltPrompt, PromptBuilder, PromptOptions, check_prompt_bytes
 from edgechat.prompt.renderer import PromptMessage
-from edgechat.prompt.tool_formats import ToolFormat, detect
+from edgechat.prompt.tool_formats import ToolFormat, detect_tool_format
 from edgechat.serve.errors import ApiError, check_accepting
 from edgechat.serve.model_lease import ModelLease
 from edgechat.serve.schemas import GenerationParams
@@ -49,7 +49,7 @@ class ModelQueue:
         """In work or waiting."""
         self.is_draining = False
         self._is_stopped = False
-        self._model = LoadedModel(_no_attachments)
+        self._model = LoadedModel()
         self._lease = lease
         self._streams: set[EventStream] = set()
         self._engine_lock = asyncio.Lock()
@@ -82,7 +82,7 @@ class ModelQueue:
     @property
     def tool_format(self) -> ToolFormat:
         """How it writes calls of tools."""
-        return detect(self.loaded.chat_template or "")
+        return detect_tool_format(self.loaded.chat_template or "")
 
     @property
     def max_parallel(self) -> int:
@@ -112,16 +112,14 @@ class ModelQueue:
         finally:
             self.n_requests -= 1
 
-    async def build_prompt(
-        self, messages: list[PromptMessage], tools: Sequence[Mapping[str, Any]] = (), *, think: bool
-    ) -> BuiltPrompt:
+    async def build_prompt(self, messages: list[PromptMessage], options: PromptOptions) -> BuiltPrompt:
         """The tokens of a conversation. Raises EdgechatError."""
         await self._ensure_engine()
-        return await asyncio.to_thread(self.builder.whole, messages, tools, think=think)
+        return await asyncio.to_thread(self.builder.build, messages, options)
 
     async def tokenize(self, text: str) -> list[int]:
         """The tokens of a text, in which control tokens are those. Raises EdgechatError."""
-        check_length(text, self.loaded.n_ctx)
+        check_prompt_bytes(text, self.loaded.n_ctx)
         await self._ensure_engine()
         return await asyncio.to_thread(self._model.engine.tokenize, text)
 
@@ -264,7 +262,3 @@ class EventStream:
         """Have nothing more computed for it. A second call does nothing."""
         self._queue.release(self)
         self._unfinished.clear()
-
-
-def _no_attachments(sha256: str) -> bytes:
-    raise GoneError(f"there is no attachment {sha256}")

@@ -1,4 +1,4 @@
-// What there is to compute with beside the CPU, and how a model's tensors are placed on it.
+// GPU discovery, and placement of a model's tensors on GPUs.
 #include "edgechat.h"
 
 #include "ggml-backend.h"
@@ -32,7 +32,7 @@ int edgechat_devices(edgechat_device * devices, int capacity) {
             std::snprintf(entry.description, sizeof(entry.description), "%s", ggml_backend_dev_description(device));
             entry.free_bytes  = free_bytes;
             entry.total_bytes = total_bytes;
-            // Apple's are said to be of their own, and share the machine's memory all the same.
+            // Metal reports a discrete GPU, although Apple's GPUs share the memory of the CPU.
             const char * kind = ggml_backend_reg_name(ggml_backend_dev_backend_reg(device));
             entry.is_unified =
                 ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_IGPU || std::strcmp(kind, "MTL") == 0 ||
@@ -44,7 +44,7 @@ int edgechat_devices(edgechat_device * devices, int capacity) {
 }
 
 void edgechat_place(llama_model_params * params, int n_gpu_layers, int experts_on_cpu) {
-    // Both lists must outlive the loading of a model, and never change.
+    // Both lists must outlive the loading of a model, so they are static and never change.
     static ggml_backend_dev_t                 none[] = {nullptr};
     static llama_model_tensor_buft_override experts[] = {
         {"\\.ffn_(up|down|gate|gate_up)_(ch|)exps", ggml_backend_cpu_buffer_type()},

@@ -1,4 +1,4 @@
-// Which type each tensor of a model would get under a preset: llama.cpp's own rules, without the model.
+// The type of each tensor after quantisation with a preset, by llama.cpp's own rules, without loading the model.
 #include "edgechat.h"
 
 #include "ggml-cpp.h"

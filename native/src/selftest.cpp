@@ -1,4 +1,4 @@
-// The self test of a backend module: finds kernels that crash or compute wrong numbers before they are used.
+// Self-test of a backend module: finds kernels that crash or compute wrong results before they are used.
 #include "selftest.h"
 
 #include "edgechat.h"
@@ -20,22 +20,22 @@
 #include <unistd.h>
 #endif
 
-void Report::line(const char * kind, const std::string & words) {
-    const std::string text = std::string(kind) + "\t" + words + "\n";
-    // Unbuffered: a crash in the next step must not swallow the line that names it.
+void Report::line(const char * kind, const std::string & message) {
+    const std::string text = std::string(kind) + "\t" + message + "\n";
+    // Unbuffered, so that a crash in the next step does not lose the line that names it.
     if (write(fd_, text.data(), static_cast<unsigned>(text.size())) < 0) {
         std::abort();
     }
 }
 
-void Report::stage(const std::string & words) {
+void Report::stage(const std::string & message) {
     checks_++;
-    line("stage", words);
+    line("stage", message);
 }
 
-void Report::fail(const std::string & words) {
+void Report::fail(const std::string & message) {
     failures_++;
-    line("fail", words);
+    line("fail", message);
 }
 
 void Report::done() {
@@ -49,12 +49,12 @@ constexpr int64_t n_out     = 64;   // a multiple of every tile height
 constexpr int64_t n_experts = 4;
 constexpr int64_t n_used    = 2;
 
-// One error bound for all types, as a part of an output's standard deviation. CPU kernels quantise
-// activations to 8 bits in blocks of 32 to 256: a step of about 3 sigma / 127, so an error of 0.7 %; BF16 is
-// finer. Seven standard deviations of that leave no false alarms and catch one wrong value among thousands.
+// Error bound for all types, as a fraction of the output's standard deviation. CPU kernels quantise activations to 8
+// bits in blocks of 32 to 256, a step of about 3 sigma / 127, which causes an error of 0.7 %; BF16 is finer. Seven
+// standard deviations of that error give no false alarms and detect one wrong value among thousands.
 constexpr double max_error = 0.05;
 
-// Weights of n_experts matrices (n_in x n_out) in `type`, and what ggml-base says they mean.
+// Weights of n_experts matrices (n_in x n_out) in `type`, and their values dequantised by ggml-base.
 struct Weights {
     ggml_type            type;
     std::vector<uint8_t> data;
@@ -78,7 +78,7 @@ struct Weights {
     }
 };
 
-// One product to try: a dense or a routed (mixture of experts) matrix product.
+// One product under test: a dense or a routed (mixture of experts) matrix product.
 struct Product {
     const Weights & weights;
     int64_t         batch;
@@ -113,8 +113,9 @@ Inputs new_inputs(ggml_context * context, ggml_tensor * weight, const Product & 
     return {activations, experts, ggml_mul_mat_id(context, weight, activations, experts)};
 }
 
-// Compares with a float64 product over ggml-base's dequantised weights; returns what is wrong, or "".
-std::string compare(const Product & product, const std::vector<float> & activations, const std::vector<float> & result) {
+// Compares the result with a float64 product of the dequantised weights. Returns a description of the error, or "".
+std::string compare(
+    const Product & product, const std::vector<float> & activations, const std::vector<float> & result) {
     // Standard deviation of an output; activations are uniform in [-1, 1].
     const double scale = product.weights.rms * std::sqrt(static_cast<double>(n_in) / 3.0);
     for (int64_t column = 0; column < product.columns(); column++) {
@@ -127,10 +128,10 @@ std::string compare(const Product & product, const std::vector<float> & activati
             }
             const double got = static_cast<double>(result[static_cast<size_t>(column * n_out + row)]);
             if (!(std::fabs(got - sum) <= max_error * scale)) {
-                char words[96];
-                std::snprintf(words, sizeof(words), "row %d, column %d is %.6g, should be %.6g",
+                char message[96];
+                std::snprintf(message, sizeof(message), "row %d, column %d is %.6g, should be %.6g",
                               static_cast<int>(row), static_cast<int>(column), got, sum);
-                return words;
+                return message;
             }
         }
     }
@@ -141,7 +142,7 @@ bool claims(ggml_backend_dev_t device, ggml_backend_buffer_type_t buffer_type, c
     const ggml_context_ptr context = new_context();
     ggml_tensor *          weight  = new_weight(context.get(), product);
     const Inputs           inputs  = new_inputs(context.get(), weight, product);
-    // Extra buffer types decide by the buffer that the weight is in; an empty one is enough to ask.
+    // Extra buffer types decide by the weight's buffer; an empty buffer is enough for the query.
     const ggml_backend_buffer_ptr buffer(ggml_backend_buft_alloc_buffer(buffer_type, 0));
     weight->buffer = buffer.get();
     return ggml_backend_dev_supports_op(device, inputs.result);

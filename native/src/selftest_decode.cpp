@@ -1,4 +1,4 @@
-// One decode of a tiny random model: the operations that matrix products alone do not reach.
+// Decodes a tiny random model, to test the operations that matrix products do not reach.
 #include "selftest.h"
 
 #include "ggml-cpp.h"
@@ -44,7 +44,7 @@ using File    = std::unique_ptr<std::FILE, FileCloser>;
 using Model   = std::unique_ptr<llama_model, ModelFree>;
 using Context = std::unique_ptr<llama_context, ContextFree>;
 
-// Nowhere on a disk where that can be: a full or read-only one says nothing of the backend.
+// In memory where possible: a full or read-only disk must not fail the backend's test.
 std::FILE * new_file() {
 #ifdef __linux__
     const int fd = memfd_create("edgechat-selftest", MFD_CLOEXEC);
@@ -127,7 +127,7 @@ class Writer {
     gguf_context_ptr file_;
 };
 
-// Logits after the last of n_tokens tokens, fed in batches of `batch`; empty if decoding failed.
+// Returns the logits after the last of n_tokens tokens, decoded in batches of `batch`; empty if decoding failed.
 std::vector<float> decode(llama_model * model, int n_threads, int batch) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx                = 64;
@@ -161,11 +161,11 @@ std::string compare(const std::vector<float> & together, const std::vector<float
         error += std::pow(static_cast<double>(together[i]) - static_cast<double>(singly[i]), 2);
         power += std::pow(static_cast<double>(together[i]), 2);
     }
-    // The two differ by activations rounded at another block or order; 1 % of the signal is far above that.
+    // Both results differ by rounding of activations in another block or order; 1 % of the signal is far above that.
     if (!(error <= 1e-4 * power) || !(power > 0.0)) {
-        char words[96];
-        std::snprintf(words, sizeof(words), "eight tokens at once and one by one differ: %.3g of %.3g", error, power);
-        return words;
+        char message[96];
+        std::snprintf(message, sizeof(message), "eight tokens at once and one by one differ: %.3g of %.3g", error, power);
+        return message;
     }
     return "";
 }
@@ -177,7 +177,7 @@ void selftest_decode(ggml_backend_dev_t device, int n_threads, Report & report) 
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     const File file = Writer().write();
     if (!file) {
-        std::exit(1);  // an accident, not a failure
+        std::exit(1);  // not the backend's failure
     }
     ggml_backend_dev_t devices[] = {device, nullptr};
     llama_model_params params    = llama_model_default_params();

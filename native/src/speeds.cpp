@@ -1,4 +1,4 @@
-// How fast this machine multiplies by weights of each type, which is what decoding and prefill are made of.
+// Kernel benchmark: how fast this machine multiplies weights of each type, the basis of decode and prefill speed.
 #include "edgechat.h"
 #include "weights.h"
 
@@ -24,12 +24,13 @@ namespace {
 
 constexpr int64_t n_in  = 2048;
 constexpr int64_t n_out = 512;
-// Decoding reads weights from memory: more of them than caches hold. Larger batches compute longer than they read.
+// Sizes of the measured matrices. Decoding reads weights from memory, so they exceed the caches; larger batches are
+// compute-bound.
 constexpr size_t streamed_bytes = 160u << 20;
 constexpr size_t computed_bytes = 2u << 20;
-// Small operations between products: what a step costs beside its arithmetic.
+// Number of small operations between products: the overhead of a step beside its arithmetic.
 constexpr int n_small = 200;
-// Keys and values of a context: 4 heads of 64 numbers, so many tokens.
+// Shape of the measured KV cache: 4 heads of 64 elements, and this number of tokens.
 constexpr int64_t n_depth     = 2048;
 constexpr int64_t n_head_kv   = 4;
 constexpr int64_t head_length = 64;
@@ -40,7 +41,7 @@ constexpr double enough_s  = 0.04;
 
 using Clock = std::chrono::steady_clock;
 
-// The median time of a run, in seconds; the first one only warms up.
+// Returns the median seconds of a run; the first run is a warm-up.
 double median_s(const std::function<void()> & run) {
     run();
     std::vector<double> times;
@@ -60,7 +61,7 @@ ggml_context_ptr new_context(size_t n_tensors) {
         ggml_init({ggml_tensor_overhead() * n_tensors + ggml_graph_overhead_custom(n_tensors, false), nullptr, true}));
 }
 
-// Types of models that were trained for them, or that nobody keeps a chat model in.
+// Types of specially trained models, or without chat models.
 bool is_rare(ggml_type type) {
     switch (type) {
         case GGML_TYPE_IQ1_S:
@@ -78,9 +79,10 @@ bool is_rare(ggml_type type) {
 
 class Measurement {
   public:
-    Measurement(ggml_backend_dev_t device, ggml_backend_t backend, int fd) : device_(device), backend_(backend), fd_(fd) {}
+    Measurement(ggml_backend_dev_t device, ggml_backend_t backend, int fd)
+        : device_(device), backend_(backend), fd_(fd) {}
 
-    // One common type only, to compare numbers of threads.
+    // Only one common type, to compare thread counts.
     void quick() {
         products(GGML_TYPE_Q4_0);
         line("done", "", 0, 0.0);
@@ -115,7 +117,7 @@ class Measurement {
         return median_s([&] { ggml_backend_graph_compute(backend_, graph); });
     }
 
-    // What a step costs beside its arithmetic: threads meet after each operation, twice in a product.
+    // The overhead of a step: threads synchronise after each operation, twice in a product.
     void small_operations() {
         chain("operation", GGML_TYPE_F32, 1024, [](ggml_context * c, ggml_tensor * y, ggml_tensor *) {
             return ggml_rms_norm(c, y, 1e-5f);
@@ -140,7 +142,7 @@ class Measurement {
         line(name, "", 1, n_small / graph_s(graph));
     }
 
-    // Numbers of keys and values that one query passes by in a second.
+    // Key and value elements read per query and second.
     void attention(ggml_type type, int64_t batch) {
         const ggml_context_ptr context = new_context(16);
         ggml_context *         c       = context.get();
@@ -192,7 +194,7 @@ class Measurement {
         }
     }
 
-    // Weights per second of `count` products, one after another.
+    // Measures the weights per second of `count` consecutive products.
     double product_s(const std::vector<ggml_tensor *> & weights, size_t count, int64_t batch) {
         const ggml_context_ptr context     = new_context(2 * count + 2);
         ggml_tensor *          activations = ggml_new_tensor_2d(context.get(), GGML_TYPE_F32, n_in, batch);

@@ -1,8 +1,8 @@
-// Where the end of a text stood before: hash chains in the manner of LZ matchers, one for each length of n-gram.
+// Suffix index with hash chains like those of LZ matchers, one chain per n-gram length.
 //
-// An entry is the position of a token; it stands under the hash of the 1, 2, 3 and 4 tokens before that position. A
-// newer entry points to the older one under the same hash, so what was appended last can be taken away again by walking
-// back. Entries of other n-grams under the same hash are found out by comparing tokens.
+// An entry is the position of a token, stored under the hashes of the 1, 2, 3 and 4 tokens before that position. A
+// newer entry points to the older one with the same hash, so truncation only walks back. Comparing tokens rejects
+// entries of other n-grams with the same hash.
 #include "edgechat.h"
 
 #include <algorithm>
@@ -15,15 +15,15 @@ namespace {
 
 constexpr int     ORDERS       = 4;
 constexpr int32_t NONE         = -1;
-// Longer matches are as good as these.
+// Longer matches do not improve drafts.
 constexpr int32_t MAX_MATCH    = EDGECHAT_SUFFIX_MAX_MATCH;
-// Occurrences of the last four tokens that are compared, newest first.
+// Maximum number of compared occurrences of the last four tokens, newest first.
 constexpr int     MAX_COMPARED = EDGECHAT_SUFFIX_MAX_COMPARED;
-// Entries that are looked at for one length, with those of other n-grams.
+// Maximum number of visited entries per length, including those of other n-grams.
 constexpr int     MAX_STEPS    = 512;
 constexpr int32_t MIN_CAPACITY = 64;
 
-// Hashes of the last 1 to ORDERS of `count` tokens; returns how many there are.
+// Computes the hashes of the last 1 to ORDERS of `count` tokens and returns their number.
 int hashes(const int32_t * end, int32_t count, uint32_t * out) {
     const int orders = std::min<int32_t>(count, ORDERS);
     uint64_t  hash   = 0;
@@ -39,11 +39,11 @@ int hashes(const int32_t * end, int32_t count, uint32_t * out) {
 
 struct edgechat_suffix_index {
     std::vector<int32_t> tokens;
-    std::vector<int32_t> older[ORDERS]; // of each entry, the one before it under the same hash
-    std::vector<int32_t> heads[ORDERS]; // of each hash, the newest entry
+    std::vector<int32_t> older[ORDERS]; // for each entry, the previous one with the same hash
+    std::vector<int32_t> heads[ORDERS]; // for each hash, the newest entry
     uint32_t             mask = 0;
 
-    // Throws std::bad_alloc; then nothing has changed.
+    // Throws std::bad_alloc and then leaves the index unchanged.
     void reserve(size_t capacity) {
         capacity = std::max<size_t>(capacity, MIN_CAPACITY);
         size_t n_heads = MIN_CAPACITY;
@@ -93,7 +93,7 @@ struct edgechat_suffix_index {
         }
     }
 
-    // How many of the last `count` tokens before `end` also stand before `position`.
+    // Returns how many of the last `count` tokens before `end` equal those before `position`.
     int32_t common(const int32_t * end, int32_t count, int32_t position) const {
         const int32_t most   = std::min({count, position, MAX_MATCH});
         int32_t       length = 0;
@@ -103,7 +103,7 @@ struct edgechat_suffix_index {
         return length;
     }
 
-    // The position after the longest match, and its length; of equally long ones the newest.
+    // Returns the position after the longest match, the newest of equally long ones, and its length.
     int32_t match(const int32_t * end, int32_t count, int32_t * length) const {
         uint32_t found[ORDERS];
         *length = 0;
@@ -112,7 +112,7 @@ struct edgechat_suffix_index {
             int     compared = 0;
             for (int steps = 0; at != NONE && steps < MAX_STEPS; steps++, at = older[order - 1][at]) {
                 if (tokens[at] < 0) {
-                    continue; // nothing follows
+                    continue; // no token follows
                 }
                 const int32_t here = common(end, count, at);
                 if (here < order) {
@@ -122,7 +122,7 @@ struct edgechat_suffix_index {
                     best    = at;
                     *length = here;
                 }
-                // Below the longest order all matches are of that length: a longer one would have been found before.
+                // Below the longest order all matches have this length; the loop would have found a longer one before.
                 if (order < ORDERS || here == MAX_MATCH || ++compared == MAX_COMPARED) {
                     break;
                 }
@@ -185,7 +185,7 @@ int32_t edgechat_suffix_index_draft(
         return 0;
     }
     for (int32_t i = 0; i < max_draft; i++) {
-        // The end of the index's own text is gone on from with the draft itself: that is a loop.
+        // At the end of the indexed text, the draft continues with itself: the text is a loop.
         const bool    is_over = from + i >= size;
         const int32_t token   = !is_over ? tokens[from + i] : context == nullptr ? draft[from + i - size] : NONE;
         if (token < 0) {

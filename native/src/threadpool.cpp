@@ -1,4 +1,4 @@
-// What a decode step needs beside llama.cpp: threads that stay, and greedy sampling.
+// A persistent thread pool for decode steps, and greedy sampling.
 #include "edgechat.h"
 
 #include "ggml-backend.h"
@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <new>
 
-// The pool's functions live in whichever CPU module was loaded, so they are looked up there.
+// The pool's functions belong to the loaded CPU module and are looked up there.
 struct edgechat_threadpool {
     ggml_threadpool * pool;
     void (*release)(ggml_threadpool *);
@@ -49,7 +49,7 @@ void edgechat_threadpool_free(edgechat_threadpool * threadpool) {
 }
 
 int32_t edgechat_argmax(const float * logits, int32_t count) {
-    // Two passes: the first one has no index to carry and becomes vector code.
+    // Two passes: the first one carries no index, so the compiler vectorises it.
     float best[16];
     std::fill_n(best, 16, logits[0]);
     int32_t i = 0;

@@ -4,8 +4,8 @@
 
 namespace {
 
-// The types whose quantiser first builds a search table, for seconds. Any bit pattern is a valid block of
-// theirs once its scale is sane, so they get random ones.
+// Types whose quantiser first builds a search table, which takes seconds. Any bit pattern is a valid block of these
+// types once its scale is sane, so tests use random blocks.
 bool has_slow_quantiser(ggml_type type) {
     switch (type) {
         case GGML_TYPE_IQ1_S:
@@ -21,8 +21,8 @@ bool has_slow_quantiser(ggml_type type) {
     }
 }
 
-// Random blocks of `type` with a scale of 2^-7 (ggml-common.h: the scale is a leading half, but IQ1_M
-// spreads it over the upper four bits of the four 16-bit words at the end of a block).
+// Returns random blocks of `type` with a scale of 2^-7 (ggml-common.h: the scale is a leading half, but IQ1_M spreads
+// it over the upper four bits of the four 16-bit words at the end of a block).
 void fill_blocks(ggml_type type, std::vector<uint8_t> & data) {
     Noise noise(0x9e3779b9u);
     for (uint8_t & byte : data) {
@@ -57,7 +57,7 @@ std::vector<uint8_t> random_weights(ggml_type type, int64_t n_in, int64_t rows) 
 
 std::vector<ggml_backend_buffer_type_t> buffer_types(ggml_backend_dev_t device) {
     std::vector<ggml_backend_buffer_type_t> found{ggml_backend_dev_buffer_type(device)};
-    // The one in the registry is a C function behind a void pointer; C++17 has no warning-free cast for that.
+    // The registry returns a void pointer to a C function; C++17 has no cast for it without a warning.
     void * address = ggml_backend_reg_get_proc_address(
         ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts");
     const auto get_extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(address);

@@ -1,4 +1,4 @@
-// Made-up weights for tests and measurements, and what a backend module would keep them in.
+// Random weights for tests and measurements, and the buffer types of a backend module.
 #pragma once
 
 #include "ggml-backend.h"
@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-// A small fixed generator, the same on every platform (xorshift32).
+// A deterministic random generator, the same on every platform (xorshift32).
 class Noise {
   public:
     explicit Noise(uint32_t seed) : state_(seed) {}
@@ -32,16 +32,16 @@ class Noise {
     uint32_t state_;
 };
 
-// Quantised values of Noise in `rows` rows of `n_in` weights; for the few types that take long to quantise, random blocks.
+// Returns quantised random weights in `rows` rows of `n_in`; random blocks for the few types that are slow to quantise.
 std::vector<uint8_t> random_weights(ggml_type type, int64_t n_in, int64_t rows);
 
-// True for what a model file stores weights in; the rest are formats of activations, or retired.
+// True for types of weights in model files; the other types are for activations, or retired.
 bool is_weight_type(ggml_type type);
 
-// The plain buffer type of a device first, then those with layouts of their own (repack, AMX, KleidiAI).
+// Returns the default buffer type of a device, then its extra buffer types (repack, AMX, KleidiAI).
 std::vector<ggml_backend_buffer_type_t> buffer_types(ggml_backend_dev_t device);
 
-// A module's first device and a backend of it with so many threads; no backend if the module can't be loaded.
+// A module's first device and its backend with n_threads threads; the backend is null if the module can't be loaded.
 struct Opened {
     ggml_backend_dev_t device = nullptr;
     ggml_backend_ptr   backend;

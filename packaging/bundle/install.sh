@@ -1,12 +1,12 @@
 #!/bin/sh
-# Installs edgechat from this directory: no network, no compiler, nothing but Python >= 3.10.
+# Install edgechat from this directory, without a network or a compiler. Needs Python >= 3.10.
 #
-#   sh install.sh              for you: with pipx if it is there, else in a place of its own and ~/.local/bin
-#   sh install.sh --no-pipx    never with pipx
-#   EDGECHAT_PREFIX=DIR        another place than ~/.local, without pipx
-#   EDGECHAT_PYTHON=PYTHON     with this Python
+#   sh install.sh              install for your user: with pipx if available, else under ~/.local
+#   sh install.sh --no-pipx    install without pipx
+#   EDGECHAT_PREFIX=DIR        install under DIR instead of ~/.local, without pipx
+#   EDGECHAT_PYTHON=PYTHON     use this Python
 #
-# A second time it installs over the first; settings, conversations and models stay.
+# Run it again to upgrade or repair; settings, conversations and models stay.
 set -eu
 
 fail() {
@@ -24,22 +24,22 @@ for option in "$@"; do
             done < "$0"
             exit 0
             ;;
-        *) fail "$option is no option: sh install.sh --help names them" 2 ;;
+        *) fail "Unknown option $option. See sh install.sh --help." 2 ;;
     esac
 done
-command -v dirname > /dev/null && command -v uname > /dev/null || fail "not even \`uname\` is in the PATH, which is '$PATH'"
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || fail "this directory cannot be read"
-[ -n "${EDGECHAT_PREFIX:-${HOME:-}}" ] || fail "HOME is not set: say where to install with EDGECHAT_PREFIX"
+command -v dirname > /dev/null && command -v uname > /dev/null || fail "The PATH '$PATH' lacks basic commands such as uname."
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || fail "Cannot read this directory."
+[ -n "${EDGECHAT_PREFIX:-${HOME:-}}" ] || fail "HOME is not set. Set EDGECHAT_PREFIX to the installation directory."
 [ -z "${EDGECHAT_PREFIX:-}" ] || use_pipx=no
 prefix=${EDGECHAT_PREFIX:-$HOME/.local}
 
-# What this machine has.
+# Check this machine.
 [ "$(uname -s)" = "@SYSTEM@" ] && [ "$(uname -m)" = "@MACHINE@" ] ||
-    fail "this bundle is for @SYSTEM@ on @MACHINE@, and this machine is $(uname -s) on $(uname -m): get the other one"
+    fail "This bundle is for @SYSTEM@ on @MACHINE@; this machine runs $(uname -s) on $(uname -m). Get the bundle for it."
 if ldd --version 2>&1 | grep -qi musl; then
-    fail "this system has musl instead of glibc (Alpine?): no module of this bundle would run"
+    fail "This system uses musl instead of glibc (Alpine?). This bundle cannot run here."
 fi
-[ -z "${EDGECHAT_PYTHON:-}" ] || command -v "$EDGECHAT_PYTHON" > /dev/null || fail "EDGECHAT_PYTHON is $EDGECHAT_PYTHON, and that is not there"
+[ -z "${EDGECHAT_PYTHON:-}" ] || command -v "$EDGECHAT_PYTHON" > /dev/null || fail "EDGECHAT_PYTHON is $EDGECHAT_PYTHON, which does not exist."
 python=
 for name in ${EDGECHAT_PYTHON:-python3 @NAMES@}; do
     command -v "$name" > /dev/null 2>&1 || continue
@@ -47,14 +47,14 @@ for name in ${EDGECHAT_PYTHON:-python3 @NAMES@}; do
     [ -f "$here/requirements-$version.txt" ] && python=$name && break
     older=${older:-$version}
 done
-[ -n "$python" ] || fail "Python @FIRST@ to @LAST@ is needed, and ${older:-none} is here: install one of them, or name it in EDGECHAT_PYTHON"
+[ -n "$python" ] || fail "Python @FIRST@ to @LAST@ is required (found: ${older:-none}). Install one, or set EDGECHAT_PYTHON to it."
 "$python" - <<'CHECK' || exit 1
 import platform, sys
 if sys.maxsize < 2**32:
-    sys.exit("edgechat: this Python is one of 32 bits, and the bundle is for 64: a system of 64 bits is needed")
+    sys.exit("edgechat: This is a 32-bit Python. The bundle needs a 64-bit system.")
 name, have = platform.libc_ver()
 if name == "glibc" and tuple(map(int, have.split(".")[:2])) < tuple(map(int, "@GLIBC@".split("."))):
-    sys.exit(f"edgechat: this system has glibc {have}, and @GLIBC@ is needed: a newer system, or a build from source")
+    sys.exit(f"edgechat: glibc @GLIBC@ or newer is required; this system has {have}. Use a newer system or build from source.")
 CHECK
 
 echo "checking this bundle"
@@ -79,28 +79,28 @@ for line in lines:
     if digest.hexdigest() != wanted:
         wrong.append(name)
 if wrong:
-    sys.exit(f"edgechat: this bundle is damaged: {', '.join(wrong[:3])}; copy it again, nothing was installed")
+    sys.exit(f"edgechat: This bundle is damaged: {', '.join(wrong[:3])}. Nothing was installed. Copy the bundle again.")
 CHECK
 
 mkdir -p "$prefix" 2> /dev/null && [ -w "$prefix" ] && prefix=$(CDPATH='' cd -- "$prefix" && pwd) ||
-    fail "$prefix cannot be written: name another place with EDGECHAT_PREFIX"
+    fail "Cannot write to $prefix. Set EDGECHAT_PREFIX to another directory."
 needed=$(du -sk "$here" | cut -f1)
 free=$(df -Pk "$prefix" | awk 'NR == 2 { print $4 }')
-[ "$free" -gt $((needed * 2)) ] || fail "$((needed * 2 / 1024)) MB are needed in $prefix, and $((free / 1024)) MB are free"
+[ "$free" -gt $((needed * 2)) ] || fail "Not enough disk space in $prefix: $((needed * 2 / 1024)) MB needed, $((free / 1024)) MB free."
 
-# pip must not ask anybody, and what it was told for other work does not count here.
+# Keep pip offline and ignore the user's settings for it.
 for name in $(env | sed -n 's/^\(PIP_[A-Z_]*\)=.*/\1/p'); do
     unset "$name"
 done
-wheels=$("$python" -c 'import pathlib, sys; print(pathlib.Path(sys.argv[1], "wheels").as_uri())' "$here") # spaces would part it
+wheels=$("$python" -c 'import pathlib, sys; print(pathlib.Path(sys.argv[1], "wheels").as_uri())' "$here") # a URI, because pip splits paths at spaces
 export PIP_NO_INDEX=1 PIP_FIND_LINKS="$wheels" PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONFIG_FILE=/dev/null PYTHONNOUSERSITE=1
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV 2> /dev/null || :
 home=$prefix/share/edgechat
 echo "installing (less than a minute)"
 if [ "$use_pipx" = yes ] && command -v pipx > /dev/null 2>&1; then
-    pipx install --force --python "$python" "edgechat[starter,serve]" || fail "pipx could not install it; try again with --no-pipx"
+    pipx install --force --python "$python" "edgechat[starter,serve]" || fail "pipx could not install edgechat. Try again with --no-pipx."
     for wheel in "$here"/wheels/edgechat_cuda*.whl; do
-        [ ! -f "$wheel" ] || pipx inject edgechat "$wheel" || fail "pipx could not add ${wheel##*/}; try again with --no-pipx"
+        [ ! -f "$wheel" ] || pipx inject edgechat "$wheel" || fail "pipx could not add ${wheel##*/}. Try again with --no-pipx."
     done
     command=$(pipx environment --value PIPX_BIN_DIR)/edgechat
 else
@@ -110,12 +110,12 @@ else
     rm -rf "$new"
     trap 'rm -rf "$new"' EXIT
     trap 'exit 130' HUP INT TERM
-    # Only once the new one is complete does it take the place of the old one.
-    "$python" -m venv --without-pip "$new" || fail "$python cannot make virtual environments"
+    # The new environment replaces the old one only when complete.
+    "$python" -m venv --without-pip "$new" || fail "$python cannot create virtual environments. Install its venv module."
     pip=$(ls "$here"/wheels/pip-*.whl | tail -n 1)
     "$new/bin/python" "$pip/pip" install --quiet --no-deps --require-hashes -r "$here/requirements-$version.txt" ||
-        fail "the installation did not come to its end; what was there before is still there"
-    "$new/bin/python" -m edgechat --version > /dev/null || fail "what was installed does not start; what was there before is still there"
+        fail "The installation failed. An earlier installation is unchanged."
+    "$new/bin/python" -m edgechat --version > /dev/null || fail "The installed program does not start. An earlier installation is unchanged."
     rm -rf "$home/venv-old"
     [ -d "$old" ] && mv "$old" "$home/venv-old"
     mv "$new" "$old"
@@ -129,15 +129,15 @@ else
     command=$prefix/bin/edgechat
     case ":$PATH:" in
         *":$prefix/bin:"*) ;;
-        *) printf '%s is not in your PATH. This adds it: export PATH="%s:$PATH"\n' "$prefix/bin" "$prefix/bin" ;;
+        *) printf '%s is not in your PATH. To add it: export PATH="%s:$PATH"\n' "$prefix/bin" "$prefix/bin" ;;
     esac
 fi
 
 if [ -n "$(ls "$here/models")" ]; then
-    models=$home/bundle-models # not the user's own, which is beside it
+    models=$home/bundle-models # separate from the user's own models directory
     mkdir -p "$models"
     cp "$here"/models/*.gguf "$models"
-    "$command" models add "$models" > /dev/null || printf 'the models of this bundle are in %s: name one with -m\n' "$models" >&2
+    "$command" models add "$models" > /dev/null || printf 'The models of this bundle are in %s. Choose one with -m.\n' "$models" >&2
 fi
 version=$("$command" --version)
-printf 'edgechat %s is installed: %s\n' "${version##* }" "$command"
+printf 'Installed edgechat %s: %s\n' "${version##* }" "$command"

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Removes what install.sh installed. Conversations, settings and models of yours stay, unless:
+# Uninstall edgechat. Conversations, settings and models stay, unless:
 #
-#   sh uninstall.sh --purge          removes them too, after showing what and asking
-#   sh uninstall.sh --purge --yes    the same without asking
+#   sh uninstall.sh --purge          also deletes them, after listing them and asking
+#   sh uninstall.sh --purge --yes    also deletes them without asking
 set -eu
 
 fail() {
@@ -17,13 +17,13 @@ for option in "$@"; do
         --purge) purge=yes ;;
         --yes) yes=--yes ;;
         -h | --help)
-            echo "sh uninstall.sh [--purge [--yes]]: removes edgechat; with --purge also all that it keeps, after asking"
+            echo "sh uninstall.sh [--purge [--yes]]: uninstall edgechat; --purge also deletes all its data, after asking"
             exit 0
             ;;
-        *) fail "$option is no option: sh uninstall.sh --help names them" 2 ;;
+        *) fail "Unknown option $option. See sh uninstall.sh --help." 2 ;;
     esac
 done
-[ -n "${EDGECHAT_PREFIX:-${HOME:-}}" ] || fail "HOME is not set: say where it was installed with EDGECHAT_PREFIX"
+[ -n "${EDGECHAT_PREFIX:-${HOME:-}}" ] || fail "HOME is not set. Set EDGECHAT_PREFIX to the installation directory."
 prefix=${EDGECHAT_PREFIX:-$HOME/.local}
 home=$prefix/share/edgechat
 command=
@@ -32,8 +32,8 @@ if command -v pipx > /dev/null 2>&1 && pipx list --short 2> /dev/null | grep -q 
 fi
 by_pipx=$command
 [ ! -d "$home/venv" ] || command=$prefix/bin/edgechat
-# Another edgechat, of a package for example, is not ours to remove.
-[ -n "$command" ] || [ -d "$home/venv-new" ] || fail "it is not installed in $prefix, and not by pipx"
+# Do not remove an edgechat that this bundle did not install, for example from a Debian package.
+[ -n "$command" ] || [ -d "$home/venv-new" ] || fail "edgechat is not installed in $prefix, nor by pipx."
 if [ "$purge" = yes ] && [ -n "$command" ]; then
     "$command" uninstall --purge $yes || exit 1
 fi
@@ -43,4 +43,4 @@ fi
 [ ! -d "$home/venv" ] || rm -f "$prefix/bin/edgechat"
 rm -rf "$home/venv" "$home/venv-new" "$home/venv-old" "$home/bundle-models"
 rmdir "$home" 2> /dev/null || :
-echo "edgechat is removed"
+echo "edgechat is uninstalled."

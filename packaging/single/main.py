@@ -1,13 +1,13 @@
-"""What the single file starts."""
+"""Entry point of the single-file package."""
 
 import os
 
 from edgechat.cli.main import main
 
-# What PyInstaller sets for this program is not meant for an editor or another one that is started from it.
-before = os.environ.pop("LD_LIBRARY_PATH_ORIG", None)
+# PyInstaller sets LD_LIBRARY_PATH for this program. Restore it for child programs such as an editor.
+original = os.environ.pop("LD_LIBRARY_PATH_ORIG", None)
 os.environ.pop("LD_LIBRARY_PATH", None)
-if before is not None:
-    os.environ["LD_LIBRARY_PATH"] = before
+if original is not None:
+    os.environ["LD_LIBRARY_PATH"] = original
 
 main()

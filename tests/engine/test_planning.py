@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgechat.bench.quants import write_ladder
+from edgechat.bench.quants import write_quants
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
@@ -75,7 +75,7 @@ def test_the_size_of_every_quant_is_known_from_one_header(starter: Path, tmp_pat
     header = read_header(starter)
     written = {
         read_header(path).quant: read_header(path)
-        for path in write_ladder(starter, tmp_path, ("Q2_K", "Q4_K_M", "Q8_0"))
+        for path in write_quants(starter, tmp_path, ("Q2_K", "Q4_K_M", "Q8_0"))
     }
     engine = EngineClient()
     try:

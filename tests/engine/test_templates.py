@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from edgechat.errors import TemplateError
-from edgechat.prompt.reasoning import FORMATS, detect, place_after, switchable, switches
+from edgechat.prompt.reasoning import (
+    REASONING_FORMATS,
+    can_switch_reasoning,
+    detect_reasoning_format,
+    phase_after_prompt,
+    reasoning_variables,
+)
 from edgechat.prompt.renderer import PromptMessage, Renderer
 from tests.conftest import ROOT
 
@@ -33,9 +39,9 @@ KEEP_REASONING = {
 def templates() -> dict[str, str]:
     """By name; from the source that the bundle was built of."""
     sys.path.insert(0, str(ROOT / "native"))
-    import build
+    import sources
 
-    with tarfile.open(build.sdist()) as archive:
+    with tarfile.open(sources.sdist()) as archive:
         members = [m for m in archive.getmembers() if "/models/templates/" in m.name and m.name.endswith(".jinja")]
         found = {Path(m.name).stem: archive.extractfile(m).read().decode() for m in members}  # type: ignore[union-attr]
     return {name: text for name, text in found.items() if name not in FOR_TOOLS}
@@ -50,7 +56,7 @@ def renderer() -> Iterator[Renderer]:
 
 def render(renderer: Renderer, template: str, messages: list[PromptMessage], *, think: bool) -> str:
     return renderer.render(
-        template, messages, bos="<s>", eos="</s>", control_tokens=[], variables=switches(template, on=think), form=detect(template)
+        template, messages, bos="<s>", eos="</s>", control_tokens=[], variables=reasoning_variables(template, on=think), reasoning_format=detect_reasoning_format(template)
     ).text  # fmt: skip
 
 
@@ -60,7 +66,7 @@ def test_every_family_renders_and_drops_earlier_reasoning_as_its_template_does(
     assert len(templates) > 50
     found, kept = set(), set()
     for name, template in templates.items():
-        form = detect(template)
+        form = detect_reasoning_format(template)
         for think in (True, False):
             try:
                 text = render(renderer, template, LATER, think=think)
@@ -71,9 +77,9 @@ def test_every_family_renders_and_drops_earlier_reasoning_as_its_template_does(
             if form is not None:
                 found.add(form)
                 kept |= {name} if "Let me count." in text else set()
-                assert place_after(form, text) in ("start", "reasoning"), name
+                assert phase_after_prompt(form, text) in ("start", "reasoning"), name
     assert kept == KEEP_REASONING
-    assert found == set(FORMATS)  # each is some family's
+    assert found == set(REASONING_FORMATS)  # each is some family's
 
 
 def test_reasoning_is_switched_for_the_families_that_can(templates: dict[str, str], renderer: Renderer) -> None:
@@ -85,6 +91,6 @@ def test_reasoning_is_switched_for_the_families_that_can(templates: dict[str, st
         "openai-gpt-oss-120b",
     ):
         template = templates[name]
-        assert switchable(template), name
+        assert can_switch_reasoning(template), name
         on, off = (render(renderer, template, QUESTION, think=think) for think in (True, False))
         assert on != off, name

@@ -32,10 +32,10 @@ FAULTS = {"dies": 1, "hangs": 2, "wrong": 3, "planted": 4}
 def headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ggml's headers, out of the very source that the bundle was built from."""
     sys.path.insert(0, str(ROOT / "native"))
-    import build
+    import sources
 
     target = tmp_path_factory.mktemp("headers")
-    with tarfile.open(build.sdist()) as tar:
+    with tarfile.open(sources.sdist()) as tar:
         for member in tar:
             folder, _, name = member.name.partition("vendor/llama.cpp/ggml/")[2].rpartition("/")
             if folder in {"include", "src"} and name.endswith(".h"):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from edgechat import config, paths
-from edgechat.bench.quants import write_ladder
+from edgechat.bench.quants import write_quants
 from edgechat.catalogue.registry import read_records
 from edgechat.config import Settings
 from edgechat.hardware.memory import peak_bytes, read_memory, tree_pss_bytes
@@ -143,7 +143,7 @@ def test_within_any_limit_something_is_chosen_loaded_and_answers(
     limited: Callable[[int], Limited], starter: Path, limit_mib: int
 ) -> None:
     paths.models_dir().mkdir(parents=True)
-    write_ladder(starter, paths.models_dir(), ("Q2_K", "Q8_0", "F16"))
+    write_quants(starter, paths.models_dir(), ("Q2_K", "Q8_0", "F16"))
     group = limited(limit_mib * MIB)
     # With what it has to answer, it is to read a prompt of a whole micro batch.
     words = "word " * 600
@@ -211,7 +211,7 @@ def test_memory_that_another_program_takes_after_the_plan_was_made(
 def test_a_second_program_sees_what_the_first_holds(
     limited: Callable[[int], Limited], starter: Path, tmp_path: Path
 ) -> None:
-    [other] = write_ladder(starter, tmp_path, ("F16",))
+    [other] = write_quants(starter, tmp_path, ("F16",))
     group = limited(650 * MIB)
     first = group.start(sys.executable, "-c", HOLD, str(starter), "0", "")
     assert first.stdout is not None

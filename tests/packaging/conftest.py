@@ -1,4 +1,4 @@
-"""What the tests of artefacts need of a machine, and clean systems to install them in."""
+"""Fixtures and helpers for package tests: builds, restricted environments and clean Debian systems."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ import pytest
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "native"))
-import build
+import toolchain
 
 sys.path.pop(0)
-__all__ = ["build"]
+__all__ = ["toolchain"]
 SUITE = "bookworm"
 
 
 @pytest.fixture(scope="session")
 def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that an installation takes, as `make wheels` makes it but for the number of CPU modules."""
+    """A wheelhouse as built by `make wheels`, with fewer CPU modules."""
     dist = tmp_path_factory.mktemp("wheels") / "dist"
     recipe("wheels.py", dist)
     return dist
 
 
 def recipe(name: str, *arguments: str | Path, **environment: str) -> str:
-    """What one of packaging/ says; with the modules of a development build where nothing else is named."""
+    """Run a script in packaging/ with the CPU modules of a development build, and return its output."""
     command = [sys.executable, str(ROOT / "packaging" / name), *map(str, arguments)]
-    given = os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"} | environment
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=given).stdout
+    merged = os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"} | environment
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=merged).stdout
 
 
 def bare_path(folder: Path, names: str) -> Path:
-    """A directory to be the PATH, with these tools of the system: no compiler, nothing else."""
+    """Create a directory for PATH with links to the named system tools only."""
     folder.mkdir()
     for name in names.split():
         (folder / name).symlink_to(str(shutil.which(name)))
@@ -45,7 +45,7 @@ def bare_path(folder: Path, names: str) -> Path:
 
 
 def pretend(tools: Path, name: str, script: str) -> None:
-    """Put a script in the place of a tool."""
+    """Replace a tool by a shell script."""
     (tools / name).unlink(missing_ok=True)
     (tools / name).write_text(f"#!/bin/sh\n{script}\n")
     (tools / name).chmod(0o755)
@@ -54,16 +54,21 @@ def pretend(tools: Path, name: str, script: str) -> None:
 def as_newcomer(
     home: Path, tools: Path, *command: str | Path, before: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command with a home of its own; without a network, and with a command before it, where that can be."""
+    """Run a command with its own home directory; where possible without a network, after the command `before`."""
     home.mkdir(exist_ok=True)
     return subprocess.run(
-        [*cut_off(before), *command], capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
+        [*cut_off(before), *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        stdin=subprocess.DEVNULL,
         env={"HOME": str(home), "PATH": str(tools), "LANG": "C.UTF-8"} | environment,
-    )  # fmt: skip
+    )
 
 
 def can_cut_off() -> bool:
-    """True if processes can be started without a network and with mounts of their own."""
+    """Return True if processes can run in their own network and mount namespaces."""
     unshare = shutil.which("unshare")
     return (
         unshare is not None
@@ -72,42 +77,41 @@ def can_cut_off() -> bool:
 
 
 def cut_off(before: str = "") -> list[str]:
-    """What goes in front of a command to run it without a network, after another that may mount; nothing where that cannot be."""
+    """Return the command prefix that runs a command without a network after `before`; empty without namespaces."""
     if not can_cut_off():
         return []
     return [str(shutil.which("unshare")), "-n", "-m", "/bin/sh", "-c", f'{before}exec "$@"', "sh"]
 
 
 def mounted(place: Path, options: str) -> str:
-    """The beginning of a command that has an empty file system with these options there."""
+    """Return a shell command prefix that mounts an empty file system with these options."""
     place.mkdir(exist_ok=True)
     return f"{shutil.which('mount')} -t tmpfs -o {options} none '{place}' && "
 
 
 def lacks(*programs: str) -> str:
-    """What a test of a whole system lacks here, in words; nothing if it can run."""
+    """Return the reason why a test with a whole system cannot run here, or ""."""
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
-        return f"it takes {', '.join(missing)}"
-    return "" if can_cut_off() else "it takes root"
+        return f"requires {', '.join(missing)}"
+    return "" if can_cut_off() else "requires root"
 
 
 def debian(architecture: str) -> Path:
-    """A Debian with nothing but Python, kept beside the native builds. Skips the test where there is no mirror."""
-    root: Path = build.cache_dir() / f"root-{SUITE}-{architecture}"
+    """Return a minimal Debian system with Python, cached beside the native builds. Skips the test without a mirror."""
+    root: Path = toolchain.cache_dir() / f"root-{SUITE}-{architecture}"
     if not (root / "made").exists():
         shutil.rmtree(root, ignore_errors=True)
-        made = subprocess.run(
-            ["debootstrap", f"--arch={architecture}", "--variant=minbase", "--include=python3,libstdc++6", SUITE, root], capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if made.returncode != 0:
-            pytest.skip(f"debootstrap found no mirror: {made.stdout.strip().splitlines()[-1:]}")
+        options = [f"--arch={architecture}", "--variant=minbase", "--include=python3,libstdc++6"]
+        completed = subprocess.run(["debootstrap", *options, SUITE, root], capture_output=True, text=True, check=False)
+        if completed.returncode != 0:
+            pytest.skip(f"debootstrap found no mirror: {completed.stdout.strip().splitlines()[-1:]}")
         (root / "made").write_text("")
     return root
 
 
 def copied(system: Path, folder: Path) -> Iterator[Path]:
-    """A copy of a system to do anything with, gone after the test."""
+    """Yield a scratch copy of a system and delete it afterwards."""
     subprocess.run(["cp", "-a", system, folder / "root"], check=True)
     yield folder / "root"
     shutil.rmtree(folder / "root")
@@ -116,10 +120,11 @@ def copied(system: Path, folder: Path) -> Iterator[Path]:
 def inside(
     root: Path, *command: str, user: str = "0", timeout_s: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a system of its own, without a network."""
-    given = [f"{name}={value}" for name, value in environment.items()]
+    """Run a command in a chroot without a network."""
+    variables = [f"{name}={value}" for name, value in environment.items()]
     return subprocess.run(
-        ["unshare", "-n", "-m", "sh", "-c", 'mount -t proc proc "$0/proc" && exec chroot "$@"', root, f"--userspec={user}:{user}", root,
-         "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "LANG=C.UTF-8", *given, *command],
+        ["unshare", "-n", "-m", "sh", "-c", 'mount -t proc proc "$0/proc" && exec chroot "$@"', root,
+         f"--userspec={user}:{user}", root, "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp",
+         "LANG=C.UTF-8", *variables, *command],
         capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip

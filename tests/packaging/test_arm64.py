@@ -1,7 +1,7 @@
-# ruff: noqa: T201  (what boards say is for who runs it)
-"""On the CPUs of ARM boards, as an emulator has them: the bundle installs, a module is chosen and tested, and it answers.
+# ruff: noqa: T201  (prints the results of each board)
+"""Emulated Arm boards: the bundle installs, tests and selects a module, and generates a reply.
 
-The emulator has the instructions of a CPU, and not its speed. What a board would say is printed: `make test-arm64` shows it.
+The emulator executes the instructions of a CPU without its speed. `make test-arm64` prints the results of each board.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.packaging.conftest import build, copied, debian, inside, lacks, recipe
+from tests.packaging.conftest import copied, debian, inside, lacks, recipe, toolchain
 
 REGISTERED = Path("/proc/sys/fs/binfmt_misc")
 HOME = "/home/pi"
@@ -24,10 +24,10 @@ FOR_ARM = {"EDGECHAT_TARGET": "aarch64", "EDGECHAT_CPU_VARIANTS": "all"}
 
 
 def cannot_run() -> str:
-    """What is missing to run programs for arm64 here, in words; nothing if they run."""
+    """Return the reason why programs for arm64 cannot run here, or ""."""
     try:
-        build.cross_compilers("aarch64")
-    except build.BuildError as error:
+        toolchain.cross_compilers("aarch64")
+    except toolchain.BuildError as error:
         return str(error)
     return lacks("debootstrap", "unshare", "chroot", "qemu-aarch64-static", "update-binfmts")
 
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(LACKS), reason=LACKS)]
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An arm64 Debian in which the offline bundle is unpacked."""
+    """An arm64 Debian system with the unpacked offline bundle."""
     if not (REGISTERED / "register").exists():
         subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", REGISTERED], capture_output=True, check=False)
     subprocess.run(["update-binfmts", "--enable", "qemu-aarch64"], capture_output=True, check=False)
@@ -55,13 +55,13 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def as_user(root: Path, cpu: str, *command: str) -> subprocess.CompletedProcess[str]:
-    # Places of its own: the emulator shows the same description of the processor for each, and what is known would be recalled.
+    # Separate data directories: the emulator describes every processor alike, so cached verdicts would be reused.
     return inside(root, *command, timeout_s=900, HOME=HOME, QEMU_CPU=cpu, EDGECHAT_HOME=f"{HOME}/{cpu}")
 
 
 @pytest.fixture(scope="module")
 def installed(system: Path) -> Path:
-    """The same system when `install.sh` was run on the smallest of the boards."""
+    """The system after `install.sh` ran on the smallest board."""
     (script,) = system.glob("home/pi/edgechat-*/install.sh")
     started = time.monotonic()
     done = as_user(system, "cortex-a72", "sh", f"/{script.relative_to(system)}")
@@ -77,31 +77,36 @@ def installed(system: Path) -> Path:
         ("cortex-a72", "cpu-armv8.0_1", ["refused"] * 5 + ["passed"]),
         # Raspberry Pi 5, and the Orins: no SVE.
         ("cortex-a76", "cpu-armv8.2_2", ["refused"] * 3 + ["passed"] * 3),
-        # ARMv9 with vectors of 128 bits, as all of today have them: SVE2, and products of matrices in 8 bits.
+        # ARMv9 with 128-bit vectors, like all current processors: SVE2 and int8 matrix products.
         ("max,sve-default-vector-length=16", "cpu-armv8.6_2", ["passed"] * 6),
-        # No processor that is sold has those products and 512 bits. Kernels for it compute wrong numbers, which the test finds.
+        # int8 matrix products with 512-bit vectors: the kernels compute wrong results, and the self-test finds them.
+        # No processor on the market has this combination.
         ("max", "cpu-armv8.2_3", ["wrong"] * 2 + ["passed"] * 4),
     ],
 )
-def test_a_board_chooses_its_module_and_answers(installed: Path, cpu: str, module: str, statuses: list[str]) -> None:
+def test_board_selects_its_module_and_generates_a_reply(
+    installed: Path, cpu: str, module: str, statuses: list[str]
+) -> None:
     command = f"{HOME}/.local/bin/edgechat"
     answer = as_user(
         installed, cpu, command, "ask", "-m", "starter", "--max-tokens", "8", "--temperature", "0", "--json",
         "What is gravity?",
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
-    told: dict[str, Any] = json.loads(answer.stdout)
+    reply: dict[str, Any] = json.loads(answer.stdout)
     doctor = as_user(installed, cpu, command, "doctor", "--json")
     backends = json.loads(doctor.stdout)["backends"]
     for verdict in backends:
         print(f"{cpu}: {verdict['module']:<16} {verdict['status']:<8} {verdict['reason']}")
-    print(f"{cpu}: {told['backend']} answers {told['text']!r} at {told['stats']['decode_tps']:.1f} tokens/s, emulated")
-    assert told["text"].startswith("Gravity")
-    assert told["backend"] == module
+    print(
+        f"{cpu}: {reply['backend']} answers {reply['text']!r} at {reply['stats']['decode_tps']:.1f} tokens/s, emulated"
+    )
+    assert reply["text"].startswith("Gravity")
+    assert reply["backend"] == module
     assert [verdict["status"] for verdict in backends] == statuses
 
 
-def test_the_package_for_debian_is_configured_and_answers(system: Path, tmp_path: Path) -> None:
+def test_debian_package_configures_and_generates_a_reply(system: Path, tmp_path: Path) -> None:
     recipe("deb.py", "--python", "3.11", tmp_path, **FOR_ARM)
     (deb,) = tmp_path.glob("edgechat_*_arm64.deb")
     shutil.copy(deb, system / "edgechat.deb")

@@ -1,4 +1,4 @@
-"""The package that brings CUDA: a module in it that stands for one that nvcc takes an hour to compile."""
+"""The CUDA package, tested with a stand-in for the module, which takes nvcc an hour to compile."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Path:
     return ROOT / "packaging" / "cuda.py"
 
 
-def test_a_module_becomes_a_package_that_is_found(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_module_is_packed_and_discovered(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import cuda  # type: ignore[import-not-found]
 
     bundle = Path(find_bundle().directory)
@@ -51,12 +49,12 @@ def test_a_module_becomes_a_package_that_is_found(
     assert json.loads((site / "edgechat_cuda12" / "manifest.json").read_text())["files"] == ["libggml-cuda.so"]
 
 
-def test_a_compiler_that_is_none_is_said(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_compiler_is_reported(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvcc = tmp_path / "nvcc"
     nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 11.4, V11.4.1'\n")
     nvcc.chmod(0o755)
-    for name, words in ((str(nvcc), "CUDA 12 or 13 is needed"), (str(tmp_path / "none"), "no nvcc found")):
+    for name, message in ((str(nvcc), "CUDA 12 or 13 is required"), (str(tmp_path / "none"), "No nvcc found")):
         monkeypatch.setenv("CUDACXX", name)
         done = subprocess.run([sys.executable, recipe, tmp_path / "dist"], capture_output=True, text=True, check=False)
         assert done.returncode == 1
-        assert words in done.stderr
+        assert message in done.stderr

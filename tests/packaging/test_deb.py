@@ -1,4 +1,4 @@
-"""The package for Debian: installed in a clean root without a network, it answers, upgrades and goes."""
+"""The Debian package: installation in a clean root without a network, use, upgrade and removal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield from copied(debian("amd64"), tmp_path_factory.mktemp("root"))
 
 
-def test_it_installs_answers_upgrades_and_goes(deb: Path, root: Path) -> None:
+def test_package_installs_runs_upgrades_and_uninstalls(deb: Path, root: Path) -> None:
     shutil.copy(deb, root / "edgechat.deb")
     done = inside(root, "dpkg", "-i", "/edgechat.deb")
     assert done.returncode == 0, done.stderr
@@ -44,20 +44,24 @@ def test_it_installs_answers_upgrades_and_goes(deb: Path, root: Path) -> None:
     assert "What is gravity?" in inside(root, "edgechat", "history", "list", user="1000").stdout
     listed = subprocess.run(["dpkg-deb", "--contents", deb], capture_output=True, text=True, check=True).stdout
     for path in (
-        "applications/edgechat.desktop", "icons/hicolor/scalable/apps/edgechat.svg", "man/man1/edgechat.1.gz",
-        "bash-completion/completions/edgechat", "zsh/vendor-completions/_edgechat", "doc/edgechat/copyright",
-    ):  # fmt: skip
+        "applications/edgechat.desktop",
+        "icons/hicolor/scalable/apps/edgechat.svg",
+        "man/man1/edgechat.1.gz",
+        "bash-completion/completions/edgechat",
+        "zsh/vendor-completions/_edgechat",
+        "doc/edgechat/copyright",
+    ):
         assert f"./usr/share/{path}\n" in listed
     assert inside(root, "dpkg", "-r", "edgechat").returncode == 0
     assert not (root / "opt" / "edgechat" / "venv").exists()
     assert not (root / "usr" / "bin" / "edgechat").exists()
 
 
-def test_the_same_wheels_make_the_same_package(deb: Path, tmp_path: Path) -> None:
+def test_package_is_reproducible(deb: Path, tmp_path: Path) -> None:
     assert made(tmp_path).read_bytes() == deb.read_bytes()
 
 
-def test_a_python_that_it_is_not_for_is_said(deb: Path, root: Path) -> None:
+def test_unsupported_python_is_reported(deb: Path, root: Path) -> None:
     shutil.copy(deb, root / "edgechat.deb")
     python = root / "usr" / "bin" / "python3"
     kept = python.readlink()
@@ -70,18 +74,23 @@ def test_a_python_that_it_is_not_for_is_said(deb: Path, root: Path) -> None:
         python.unlink()
         python.symlink_to(kept)
     assert done.returncode != 0
-    assert "is for Python 3.10 to 3.14, and this system has 3.9" in done.stderr
+    assert "supports Python 3.10 to 3.14; this system has 3.9" in done.stderr
     assert inside(root, "dpkg", "--configure", "-a").returncode == 0
     assert inside(root, "edgechat", "--version").returncode == 0
 
 
 @pytest.mark.skipif(shutil.which("lintian") is None, reason="there is no lintian here")
-def test_lintian_finds_no_error_that_matters(deb: Path) -> None:
-    # What lies in /opt is ours, and its own licences are in one file.
-    # The address is for whoever releases it to give.
-    known = "dir-or-file-in-opt,embedded-library,copyright-file-contains-full-apache-2-license,copyright-file-contains-full-gpl-license"
-    known += ",bogus-mail-host,bogus-mail-host-in-debian-changelog"
+def test_lintian_finds_no_relevant_error(deb: Path) -> None:
+    # /opt is intended, third-party licences are in one file, and the publisher sets the maintainer's address.
+    accepted = (
+        "dir-or-file-in-opt,embedded-library,copyright-file-contains-full-apache-2-license,"
+        "copyright-file-contains-full-gpl-license"
+    )
+    accepted += ",bogus-mail-host,bogus-mail-host-in-debian-changelog"
     done = subprocess.run(
-        ["lintian", "--fail-on", "error", "--suppress-tags", known, "--tag-display-limit", "0", deb], capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        ["lintian", "--fail-on", "error", "--suppress-tags", accepted, "--tag-display-limit", "0", deb],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout

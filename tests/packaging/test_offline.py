@@ -1,4 +1,4 @@
-"""The offline bundle: installs without a network and without a compiler, says what is wrong, and goes again."""
+"""The offline bundle: installation without a network and a compiler, error messages, and removal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cuda(folder: Path) -> Path:
-    """A package for GPUs that is of another build."""
+    """A CUDA package of another build."""
     package, info = folder / "cuda" / "edgechat_cuda13", folder / "cuda" / "edgechat_cuda13-0.1.0.dist-info"
     package.mkdir(parents=True)
     info.mkdir()
@@ -47,7 +47,7 @@ def cuda(folder: Path) -> Path:
 
 @pytest.fixture
 def bundle(archive: Path, tmp_path: Path) -> Path:
-    """Unpacked where people unpack things."""
+    """The bundle unpacked in a directory with spaces and umlauts."""
     folder = tmp_path / "Meine Dateien, größer"
     folder.mkdir()
     with tarfile.open(archive) as tar:
@@ -57,7 +57,7 @@ def bundle(archive: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """A PATH with what every system has, a Python, and no compiler."""
+    """A PATH with basic system tools and Python but no compiler."""
     names = "sh env sed uname ldd grep dirname du df awk cut ls tail mkdir rm rmdir mv cp cat chmod"
     folder = bare_path(tmp_path / "tools", names)
     (folder / "python3").symlink_to(Path(sys.base_prefix) / "bin" / f"python{PYTHON}")
@@ -67,7 +67,7 @@ def tools(tmp_path: Path) -> Path:
 def sh(
     script: Path, home: Path, tools: Path, *arguments: str, before: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script of the bundle, or what it installed."""
+    """Run a script of the bundle or an installed program."""
     shell = ["/bin/sh"] if script.suffix == ".sh" else []
     return as_newcomer(home, tools, *shell, script, *arguments, before=before, **environment)
 
@@ -76,13 +76,13 @@ def edgechat(home: Path, tools: Path, *arguments: str) -> subprocess.CompletedPr
     return sh(home / ".local" / "bin" / "edgechat", home, tools, *arguments)
 
 
-def test_it_installs_answers_goes_over_itself_and_away(bundle: Path, tools: Path, tmp_path: Path) -> None:
+def test_bundle_installs_runs_reinstalls_and_uninstalls(bundle: Path, tools: Path, tmp_path: Path) -> None:
     home = tmp_path / "user"
     started = time.monotonic()
     done = sh(bundle / "install.sh", home, tools)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 60
-    assert "is installed" in done.stdout
+    assert "Installed edgechat" in done.stdout
     answer = edgechat(
         home, tools, "ask", "-m", "starter", "--max-tokens", "8", "--temperature", "0", "What is gravity?"
     )
@@ -91,7 +91,7 @@ def test_it_installs_answers_goes_over_itself_and_away(bundle: Path, tools: Path
     mine = home / ".local" / "share" / "edgechat" / "models" / "mine.gguf"
     mine.parent.mkdir()
     mine.write_text("a model of the user")
-    assert "edgechat_cuda13 is for llama.cpp 1234567" in answer.stderr  # it was installed, and is found
+    assert "edgechat_cuda13 is for llama.cpp 1234567" in answer.stderr  # installed and discovered
     again = sh(bundle / "install.sh", home, tools)
     assert again.returncode == 0, again.stderr
     assert "What is gravity?" in edgechat(home, tools, "history", "list").stdout
@@ -105,7 +105,7 @@ def test_it_installs_answers_goes_over_itself_and_away(bundle: Path, tools: Path
     assert sh(bundle / "uninstall.sh", home, tools).returncode == 1
 
 
-def test_where_pipx_is_it_is_pipx_that_installs(bundle: Path, tools: Path, tmp_path: Path) -> None:
+def test_installer_uses_pipx_if_available(bundle: Path, tools: Path, tmp_path: Path) -> None:
     home = tmp_path / "user"
     (tools / "pipx").symlink_to(Path(sys.executable).parent / "pipx")
     where = {"PIPX_HOME": str(home / "pipx"), "PIPX_BIN_DIR": str(home / ".local" / "bin")}
@@ -120,27 +120,30 @@ def test_where_pipx_is_it_is_pipx_that_installs(bundle: Path, tools: Path, tmp_p
     assert not (home / ".local" / "bin" / "edgechat").exists()
 
 
-def test_an_installation_that_was_killed_is_done_again(bundle: Path, tools: Path, tmp_path: Path) -> None:
+def test_killed_installation_can_be_repeated(bundle: Path, tools: Path, tmp_path: Path) -> None:
     home = tmp_path / "user"
     home.mkdir()
     for after_s in (1.5, 4.0):
         child = subprocess.Popen(
-            ["/bin/sh", bundle / "install.sh"], env={"HOME": str(home), "PATH": str(tools)}, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            ["/bin/sh", bundle / "install.sh"],
+            env={"HOME": str(home), "PATH": str(tools)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         time.sleep(after_s)
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     done = sh(bundle / "install.sh", home, tools)
     assert done.returncode == 0, done.stderr
     assert edgechat(home, tools, "--version").returncode == 0
-    # What fails leaves what was there.
+    # A failed installation leaves the previous one unchanged.
     shutil.rmtree(bundle / "wheels")
     assert sh(bundle / "install.sh", home, tools).returncode == 1
     assert edgechat(home, tools, "--version").returncode == 0
 
 
-def test_a_byte_that_changed_is_found_before_anything_is_done(bundle: Path, tools: Path, tmp_path: Path) -> None:
+def test_changed_byte_is_found_before_installing(bundle: Path, tools: Path, tmp_path: Path) -> None:
     wheel = max((bundle / "wheels").iterdir(), key=lambda w: w.stat().st_size)
     data = bytearray(wheel.read_bytes())
     data[len(data) // 2] ^= 1
@@ -152,77 +155,95 @@ def test_a_byte_that_changed_is_found_before_anything_is_done(bundle: Path, tool
 
 
 @pytest.mark.parametrize(
-    ("name", "script", "words"),
+    ("name", "script", "message"),
     [
-        ("python3", "echo 3.9", f"Python {PYTHON} to {PYTHON} is needed, and 3.9 is here"),
+        ("python3", "echo 3.9", f"Python {PYTHON} to {PYTHON} is required (found: 3.9)"),
         ("ldd", "echo musl libc", "musl"),
         ("uname", "case $1 in -s) echo Linux;; *) echo riscv64;; esac", "on riscv64"),
-        ("df", "echo; echo x 0 0 1000 0", "MB are needed"),
+        ("df", "echo; echo x 0 0 1000 0", "MB needed"),
     ],
-)  # fmt: skip
-def test_what_this_machine_lacks_is_said(
-    bundle: Path, tools: Path, tmp_path: Path, name: str, script: str, words: str
+)
+def test_unsuitable_machine_is_reported(
+    bundle: Path, tools: Path, tmp_path: Path, name: str, script: str, message: str
 ) -> None:
     pretend(tools, name, script)
     done = sh(bundle / "install.sh", tmp_path / "user", tools)
     assert done.returncode == 1
-    assert words in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_glibc_that_is_too_old_is_said(bundle: Path, tools: Path, tmp_path: Path) -> None:
+def test_old_glibc_is_reported(bundle: Path, tools: Path, tmp_path: Path) -> None:
     script = bundle / "install.sh"
     script.write_text(script.read_text().replace("2.34", "9.34"))
     done = sh(script, tmp_path / "user", tools)
     assert done.returncode == 1
-    assert "and 9.34 is needed" in done.stderr
+    assert "glibc 9.34 or newer is required" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.skipif(not can_cut_off(), reason="it takes root")
-def test_where_temporary_files_cannot_be_executed_and_where_there_is_no_space(
-    bundle: Path, tools: Path, tmp_path: Path
-) -> None:
+def test_noexec_temporary_directory_and_full_disk(bundle: Path, tools: Path, tmp_path: Path) -> None:
     home, place = tmp_path / "user", tmp_path / "place"
     full = sh(bundle / "install.sh", home, tools, before=mounted(place, "size=90m"), EDGECHAT_PREFIX=str(place))
     assert full.returncode == 1
-    assert "MB are needed" in full.stderr
+    assert "MB needed" in full.stderr
     noexec = mounted(place, "noexec")
     done = sh(bundle / "install.sh", home, tools, before=noexec, TMPDIR=str(place))
     assert done.returncode == 0, done.stderr
     answer = sh(
-        home / ".local" / "bin" / "edgechat", home, tools, "ask", "-m", "starter", "--max-tokens", "4", "What is gravity?",
-        before=noexec, TMPDIR=str(place),
-    )  # fmt: skip
+        home / ".local" / "bin" / "edgechat",
+        home,
+        tools,
+        "ask",
+        "-m",
+        "starter",
+        "--max-tokens",
+        "4",
+        "What is gravity?",
+        before=noexec,
+        TMPDIR=str(place),
+    )
     assert answer.stdout.startswith("Gravity"), answer.stderr
 
 
-def test_options_that_are_none_and_another_edgechat(bundle: Path, tools: Path, tmp_path: Path) -> None:
+def test_unknown_options_and_foreign_installations(bundle: Path, tools: Path, tmp_path: Path) -> None:
     home = tmp_path / "user"
     for script in ("install.sh", "uninstall.sh"):
         wrong = sh(bundle / script, home, tools, "--prugw")
         assert wrong.returncode == 2
-        assert "--prugw is no option" in wrong.stderr
-        told = sh(bundle / script, home, tools, "--help")
-        assert told.returncode == 0
-        assert f"sh {script}" in told.stdout
+        assert "Unknown option --prugw" in wrong.stderr
+        shown = sh(bundle / script, home, tools, "--help")
+        assert shown.returncode == 0
+        assert f"sh {script}" in shown.stdout
     assert not (home / ".local").exists()
     pretend(tools, "edgechat", "echo I was asked to go")
     gone = sh(bundle / "uninstall.sh", home, tools, "--purge", "--yes")
     assert gone.returncode == 1
-    assert "it is not installed in" in gone.stderr
+    assert "edgechat is not installed in" in gone.stderr
     assert "asked to go" not in gone.stdout
     (bundle / "SHA256SUMS").unlink()
     assert "damaged: SHA256SUMS" in sh(bundle / "install.sh", home, tools).stderr
 
 
-def test_what_pip_is_told_for_other_work_and_an_odd_place(bundle: Path, tools: Path, tmp_path: Path) -> None:
+def test_user_settings_of_pip_and_unusual_paths(bundle: Path, tools: Path, tmp_path: Path) -> None:
     home = tmp_path / "user"
     place = "odd \"pre'fix $x"
     done = subprocess.run(
-        [*cut_off(), "/bin/sh", bundle / "install.sh"], cwd=tmp_path, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        env={"HOME": str(home), "PATH": str(tools), "EDGECHAT_PREFIX": place, "PIP_TARGET": str(tmp_path / "elsewhere"), "PIP_USER": "1"},
-    )  # fmt: skip
+        [*cut_off(), "/bin/sh", bundle / "install.sh"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={
+            "HOME": str(home),
+            "PATH": str(tools),
+            "EDGECHAT_PREFIX": place,
+            "PIP_TARGET": str(tmp_path / "elsewhere"),
+            "PIP_USER": "1",
+        },
+    )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "elsewhere").exists()
     answer = sh(
@@ -243,10 +264,10 @@ def test_what_pip_is_told_for_other_work_and_an_odd_place(bundle: Path, tools: P
     assert not (home / ".local" / "share" / "edgechat").exists()
 
 
-def test_a_home_that_cannot_be_written_and_another_place(bundle: Path, tools: Path, tmp_path: Path) -> None:
+def test_unwritable_home_and_other_prefix(bundle: Path, tools: Path, tmp_path: Path) -> None:
     home = tmp_path / "user"
     home.mkdir()
-    (home / ".local").write_text("")  # no directory: also for root, whom nothing is forbidden
+    (home / ".local").write_text("")  # a file, because root may write to any directory
     done = sh(bundle / "install.sh", home, tools)
     assert done.returncode == 1
     assert "EDGECHAT_PREFIX" in done.stderr
@@ -256,7 +277,7 @@ def test_a_home_that_cannot_be_written_and_another_place(bundle: Path, tools: Pa
     assert (place / "bin" / "edgechat").exists()
 
 
-def test_the_same_wheels_make_the_same_archive(archive: Path, tmp_path: Path) -> None:
+def test_archive_is_reproducible(archive: Path, tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "packaging"))
     try:
         import offline  # type: ignore[import-not-found]

@@ -1,4 +1,4 @@
-"""As people install it: pipx from a wheelhouse, an upgrade (also under a chat that runs), two versions, and away again."""
+"""Installation with pipx from a wheelhouse: upgrade (also during a running chat), two versions, removal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEWER = f"{__version__}.1"
 
 @pytest.fixture(scope="module")
 def newer(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same wheelhouse with the next version of edgechat."""
+    """A wheelhouse with the next version of edgechat."""
     folder = tmp_path_factory.mktemp("newer")
     dist = folder / "dist"
     shutil.copytree(wheelhouse, dist)
@@ -48,32 +48,43 @@ def newer(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def user(tmp_path: Path) -> Mapping[str, str]:
-    """A user whose home has a space in its name, with pipx and no compiler."""
+    """The environment of a user with pipx, no compiler, and a home directory with a space in its name."""
     home, tools = tmp_path / "Jörg Müller", tmp_path / "tools"
     home.mkdir()
     tools.mkdir()
     (tools / "pipx").symlink_to(Path(sys.executable).parent / "pipx")
     return {
-        "HOME": str(home), "PIPX_HOME": str(home / "pipx"), "PIPX_BIN_DIR": str(home / "bin"), "LANG": "C.UTF-8",
-        "PATH": f"{home / 'bin'}{os.pathsep}{tools}", "EDGECHAT_HOME": str(home / "kept"), "PIPX_DEFAULT_PYTHON": sys.executable,
-    }  # fmt: skip
+        "HOME": str(home),
+        "PIPX_HOME": str(home / "pipx"),
+        "PIPX_BIN_DIR": str(home / "bin"),
+        "LANG": "C.UTF-8",
+        "PATH": f"{home / 'bin'}{os.pathsep}{tools}",
+        "EDGECHAT_HOME": str(home / "kept"),
+        "PIPX_DEFAULT_PYTHON": sys.executable,
+    }
 
 
 def run(user: Mapping[str, str], *command: str) -> subprocess.CompletedProcess[str]:
     program = str(shutil.which(command[0], path=user["PATH"]))
     return subprocess.run(
-        [program, *command[1:]], env=dict(user), capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
+        [program, *command[1:]],
+        env=dict(user),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        stdin=subprocess.DEVNULL,
         cwd=user["HOME"],
-    )  # fmt: skip
+    )
 
 
 def pipx(user: Mapping[str, str], dist: Path, *command: str) -> None:
-    """The words of the README; nothing may be built or asked for."""
+    """Install with the command from the README, without building or downloading anything."""
     done = run(user, "pipx", *command, f"--pip-args=--no-index --find-links {dist}")
     assert done.returncode == 0, done.stderr
 
 
-def test_it_installs_answers_upgrades_and_goes(wheelhouse: Path, newer: Path, user: Mapping[str, str]) -> None:
+def test_pipx_installs_runs_upgrades_and_uninstalls(wheelhouse: Path, newer: Path, user: Mapping[str, str]) -> None:
     pipx(user, wheelhouse, "install", "edgechat[starter,serve]")
     question = ("ask", "-m", "starter", "--max-tokens", "8", "--temperature", "0", "What is gravity?")
     answer = run(user, "edgechat", *question)
@@ -89,9 +100,7 @@ def test_it_installs_answers_upgrades_and_goes(wheelhouse: Path, newer: Path, us
     assert not (Path(user["HOME"]) / "bin" / "edgechat").exists()
 
 
-def test_two_versions_beside_each_other_share_what_was_said(
-    wheelhouse: Path, newer: Path, user: Mapping[str, str]
-) -> None:
+def test_two_versions_share_conversations(wheelhouse: Path, newer: Path, user: Mapping[str, str]) -> None:
     pipx(user, wheelhouse, "install", "edgechat[starter,serve]")
     pipx(user, newer, "install", "--suffix=-next", "edgechat[starter,serve]")
     for command, words in (("edgechat", "What is gravity?"), ("edgechat-next", "What is light?")):
@@ -102,9 +111,7 @@ def test_two_versions_beside_each_other_share_what_was_said(
         assert "What is light?" in listed
 
 
-def test_an_upgrade_and_a_removal_under_a_chat_that_runs_lose_no_word(
-    wheelhouse: Path, newer: Path, user: Mapping[str, str]
-) -> None:
+def test_upgrade_and_removal_during_a_chat_lose_nothing(wheelhouse: Path, newer: Path, user: Mapping[str, str]) -> None:
     pipx(user, wheelhouse, "install", "edgechat[starter,serve]")
     program = str(shutil.which("edgechat", path=user["PATH"]))
     with terminal(program, "-m", "starter", "--max-tokens", "12", "--temperature", "0", env=dict(user)) as t:
@@ -112,10 +119,10 @@ def test_an_upgrade_and_a_removal_under_a_chat_that_runs_lose_no_word(
         t.type("What is gravity?\r")
         t.until(lambda: "tokens/s" in t.text() and "ready" in t.text())
         pipx(user, newer, "upgrade", "edgechat")
-        # What was loaded goes on.
+        # The loaded engine keeps working.
         t.type("And what is light?\r")
         t.until(lambda: t.text().count("reached its length limit") == 2 and "ready" in t.text())
-        # An engine of the new version is none for this one.
+        # A new engine would have another version.
         for child in psutil.Process(t.child.pid).children():
             if "_engine" in child.cmdline():
                 child.kill()
@@ -124,7 +131,7 @@ def test_an_upgrade_and_a_removal_under_a_chat_that_runs_lose_no_word(
         t.until("was upgraded while this one ran")
         assert run(user, "pipx", "uninstall", "edgechat").returncode == 0
         t.type("And what is heat?\r")
-        t.until("does not exist")  # the model was in the same place
+        t.until("does not exist")  # the model was part of the removed environment
         t.type("\x11")
         assert t.child.wait(timeout=20) == 0
     pipx(user, newer, "install", "edgechat[starter,serve]")

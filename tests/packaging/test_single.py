@@ -1,4 +1,4 @@
-"""The single file: without any Python it unpacks itself once, answers, and says what is wrong."""
+"""The single file: unpacking once without Python, use, and error messages."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(folder: Path) -> Path:
-    said = recipe("single.py", folder)
+    output = recipe("single.py", folder)
     (single,) = folder.glob("edgechat-*")
-    assert str(single) in said
+    assert str(single) in output
     return single
 
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """A PATH with what every system has: no Python, no compiler."""
+    """A PATH with basic system tools but no Python and no compiler."""
     return bare_path(tmp_path / "tools", TOOLS)
 
 
 def run(
     single: Path, tools: Path, *arguments: str, before: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Start it, as somebody whose name has an umlaut."""
+    """Start the file as a user with an umlaut in the home directory."""
     return as_newcomer(tools.parent / "Jörg Müller", tools, single, *arguments, before=before, **environment)
 
 
-def test_it_answers_and_is_unpacked_once(single: Path, tools: Path) -> None:
+def test_file_unpacks_once_and_generates_a_reply(single: Path, tools: Path) -> None:
     first = run(single, tools, "--version")
     assert "unpacking into" in first.stderr
     question = ("ask", "-m", "starter", "--max-tokens", "8", "--temperature", "0", "What is gravity?")
@@ -53,10 +53,10 @@ def test_it_answers_and_is_unpacked_once(single: Path, tools: Path) -> None:
     link.symlink_to(single)
     assert "What is gravity?" in run(link, tools, "history", "list").stdout
     assert run(single, tools, "serve", "--help").returncode == 0
-    assert "Delete that file and that folder" in run(single, tools, "uninstall").stdout
+    assert "delete the file that you started and the folder" in run(single, tools, "uninstall").stdout
 
 
-def test_other_programs_get_their_own_libraries(single: Path, tools: Path, tmp_path: Path) -> None:
+def test_child_programs_use_system_libraries(single: Path, tools: Path, tmp_path: Path) -> None:
     editor, seen = tmp_path / "editor", tmp_path / "seen"
     editor.write_text(f'#!/bin/sh\necho "[$LD_LIBRARY_PATH]" >> {seen}\n')
     editor.chmod(0o755)
@@ -66,7 +66,7 @@ def test_other_programs_get_their_own_libraries(single: Path, tools: Path, tmp_p
     assert seen.read_text().split() == ["[]", "[/nowhere]"]
 
 
-def test_what_is_inside_is_told_and_nothing_of_the_working_tree(single: Path, tools: Path) -> None:
+def test_contents_are_listed_without_the_working_tree(single: Path, tools: Path) -> None:
     listed = run(single, tools, "models", "list", "--catalogue", "--json")
     assert len(json.loads(listed.stdout)) >= 25, listed.stderr
     (sbom,) = tools.parent.rglob("edgechat-single/*/sbom.cdx.json")
@@ -76,31 +76,34 @@ def test_what_is_inside_is_told_and_nothing_of_the_working_tree(single: Path, to
     files = {path.name for path in sbom.parent.rglob("*")}
     assert "_native" in files
     assert not {"_native_link", "numpy", "libreadline.so.8"} & files
-    told = {p["value"] for c in json.loads(sbom.read_text())["components"] for p in c["properties"]}
+    listed_files = {p["value"] for c in json.loads(sbom.read_text())["components"] for p in c["properties"]}
     system = {name for name in files if name.startswith(("libssl", "libsqlite3", "libz.so", "libstdc++"))}
     assert system
-    assert {name.partition(".so")[0] for name in system} <= {name.partition(".so")[0] for name in told}
+    assert {name.partition(".so")[0] for name in system} <= {name.partition(".so")[0] for name in listed_files}
 
 
-def test_it_is_made_the_same_again(single: Path, tmp_path: Path) -> None:
+def test_file_is_reproducible(single: Path, tmp_path: Path) -> None:
     assert made(tmp_path).read_bytes() == single.read_bytes()
 
 
-def test_one_that_was_killed_unpacks_again(single: Path, tools: Path) -> None:
+def test_killed_unpacking_is_repeated(single: Path, tools: Path) -> None:
     home = tools.parent / "home"
     home.mkdir(exist_ok=True)
     for after_s in (0.3, 1.0):
         child = subprocess.Popen(
-            [single, "--version"], env={"HOME": str(home), "PATH": str(tools)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [single, "--version"],
+            env={"HOME": str(home), "PATH": str(tools)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
-        )  # fmt: skip
+        )
         time.sleep(after_s)
         os.killpg(child.pid, 9)
         child.wait()
     assert run(single, tools, "--version", HOME=str(home)).returncode == 0
 
 
-def test_two_at_once_and_older_versions(single: Path, tools: Path, tmp_path: Path) -> None:
+def test_concurrent_starts_and_old_versions(single: Path, tools: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"
     home = place / "edgechat-single"
     long_ago, recent, foreign = home / ("0" * 64), home / ("1" * 64), place / "of the user"
@@ -119,7 +122,7 @@ def test_two_at_once_and_older_versions(single: Path, tools: Path, tmp_path: Pat
     assert not list(home.rglob("new-*"))
 
 
-def test_a_byte_that_changed_or_lacks_is_found(single: Path, tools: Path, tmp_path: Path) -> None:
+def test_changed_or_missing_byte_is_found(single: Path, tools: Path, tmp_path: Path) -> None:
     data = bytearray(single.read_bytes())
     data[len(data) // 2] ^= 1
     for name, damaged in (("flipped", bytes(data)), ("short", bytes(data[:-5]))):
@@ -128,29 +131,29 @@ def test_a_byte_that_changed_or_lacks_is_found(single: Path, tools: Path, tmp_pa
         broken.chmod(0o755)
         done = run(broken, tools, "--version")
         assert done.returncode == 1
-        assert "this file is damaged" in done.stderr
+        assert "This file is damaged" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("name", "script", "words"),
+    ("name", "script", "message"),
     [
         ("ldd", "echo musl libc", "musl"),
         ("uname", "case $1 in -s) echo Linux;; *) echo riscv64;; esac", "on riscv64"),
-        ("df", "echo; echo x 0 0 1000 0", "MB are needed"),
-        ("getconf", "echo 32", "64 bits"),
+        ("df", "echo; echo x 0 0 1000 0", "MB needed"),
+        ("getconf", "echo 32", "64-bit"),
     ],
-)  # fmt: skip
-def test_what_this_machine_lacks_is_said(single: Path, tools: Path, name: str, script: str, words: str) -> None:
+)
+def test_unsuitable_machine_is_reported(single: Path, tools: Path, name: str, script: str, message: str) -> None:
     pretend(tools, name, script)
     done = run(single, tools, "--version")
     assert done.returncode == 1
-    assert words in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_place_where_nothing_can_be_executed_or_written(single: Path, tools: Path, tmp_path: Path) -> None:
+def test_noexec_and_unwritable_directories(single: Path, tools: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"
-    place.write_text("")  # no directory: also for root, whom nothing is forbidden
+    place.write_text("")  # a file, because root may write to any directory
     done = run(single, tools, "--version", EDGECHAT_SINGLE_DIR=str(place))
     assert done.returncode == 1
     assert "EDGECHAT_SINGLE_DIR" in done.stderr

@@ -1,4 +1,4 @@
-"""The wheelhouse installs without a network and without a compiler, and answers."""
+"""The wheelhouse: installation without a network and a compiler, and the content of wheels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.long
 
 
-def test_an_installation_without_network_and_compiler_answers(wheelhouse: Path, tmp_path: Path) -> None:
+def test_offline_installation_generates_a_reply(wheelhouse: Path, tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     bare = {"PATH": str(venv / "bin"), "HOME": str(tmp_path), "EDGECHAT_HOME": str(tmp_path / "home")}
@@ -28,15 +28,24 @@ def test_an_installation_without_network_and_compiler_answers(wheelhouse: Path, 
     subprocess.run([*pip, "--find-links", str(wheelhouse), "edgechat[starter,serve]"], check=True, env=bare)
     result = subprocess.run(
         [str(venv / "bin" / "edgechat"), "ask", "What is gravity?", "--json", "--max-tokens", "16"],
-        check=True, env=bare, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip
+        check=True,
+        env=bare,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     found = json.loads(result.stdout)
     assert found["text"]
     assert str(venv) in found["model"]
     listed = subprocess.run(
         [str(venv / "bin" / "edgechat"), "models", "list", "--catalogue", "--json"],
-        check=True, env=bare, cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+        check=True,
+        env=bare,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert len(json.loads(listed.stdout)) >= 25
     doctor = subprocess.run(
         [str(venv / "bin" / "edgechat"), "doctor", "--json"], check=True, env=bare, capture_output=True, text=True
@@ -44,26 +53,26 @@ def test_an_installation_without_network_and_compiler_answers(wheelhouse: Path, 
     assert str(venv) in json.loads(doctor.stdout)["bundle"]["directory"]
 
 
-def test_the_wheel_holds_no_working_tree(wheelhouse: Path) -> None:
+def test_wheel_contains_no_working_tree_files(wheelhouse: Path) -> None:
     names = zipfile.ZipFile(next(wheelhouse.glob("edgechat-[0-9]*.whl"))).namelist()
     assert "edgechat/_native/manifest.json" in names
     assert not [n for n in names if "_native_link" in n or n.endswith(".gguf") or n.startswith("tests")]
     assert any(n.endswith("licenses/LICENSE") for n in names)
 
 
-def test_the_wheel_says_which_systems_it_is_for_and_is_small(wheelhouse: Path) -> None:
+def test_wheel_has_a_platform_tag_and_is_small(wheelhouse: Path) -> None:
     (wheel,) = wheelhouse.glob("edgechat-[0-9]*.whl")
     assert wheel.name.endswith(f"-py3-none-manylinux_2_34_{platform.machine()}.whl")
     assert wheel.stat().st_size < 20e6
 
 
-def test_what_is_inside_is_told_with_its_licences(wheelhouse: Path, tmp_path: Path) -> None:
-    told = []
+def test_contents_and_licences_are_listed(wheelhouse: Path, tmp_path: Path) -> None:
+    contents = []
     for number in range(2):
         sbom, licences = tmp_path / f"{number}.json", tmp_path / f"{number}.txt"
         subprocess.run([sys.executable, ROOT / "packaging" / "contents.py", wheelhouse, sbom, licences], check=True)
-        told.append(sbom.read_bytes() + licences.read_bytes())
-    assert told[0] == told[1]
+        contents.append(sbom.read_bytes() + licences.read_bytes())
+    assert contents[0] == contents[1]
     found = json.loads(sbom.read_text())
     names = {component["name"] for component in found["components"]}
     assert {"edgechat", "llama.cpp", "SmolLM2-135M-Instruct", "llguidance", "textual", "numpy"} <= names
@@ -76,18 +85,25 @@ def test_what_is_inside_is_told_with_its_licences(wheelhouse: Path, tmp_path: Pa
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(sbom.read_text()) is None
 
 
-def test_the_same_source_makes_the_same_wheels(wheelhouse: Path, tmp_path: Path) -> None:
+def test_wheels_are_reproducible(wheelhouse: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     subprocess.run(
-        [sys.executable, "-c", "import sys, pathlib, wheels; wheels.fill_ours(pathlib.Path(sys.argv[1]))", str(again)],
-        check=True, cwd=ROOT / "packaging", env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import sys, pathlib, wheels; wheels.build_own_wheels(pathlib.Path(sys.argv[1]))",
+            str(again),
+        ],
+        check=True,
+        cwd=ROOT / "packaging",
+        env=os.environ | {"EDGECHAT_CPU_VARIANTS": "dev"},
+    )
     assert len(list(again.iterdir())) == 3
     for wheel in again.iterdir():
         assert wheel.read_bytes() == (wheelhouse / wheel.name).read_bytes(), wheel.name
 
 
-def test_the_libraries_do_not_tell_where_they_were_built(wheelhouse: Path) -> None:
+def test_libraries_do_not_contain_build_paths(wheelhouse: Path) -> None:
     with zipfile.ZipFile(next(wheelhouse.glob("edgechat-[0-9]*.whl"))) as archive:
         libraries = [archive.read(name) for name in archive.namelist() if name.endswith(".so")]
     assert sum(library.count(b"/vendor/llama.cpp/ggml/src/") for library in libraries) > 9

@@ -12,7 +12,7 @@ import msgspec
 from edgechat import paths
 from edgechat.catalogue.download import http
 from edgechat.errors import DownloadError
-from edgechat.humanize import duration, size
+from edgechat.humanize import duration, rate, size
 
 # What a download leaves of the disk to everybody else.
 _SPARE_DISK_BYTES: Final = 64 << 20
@@ -76,7 +76,7 @@ class DownloadProgress(msgspec.Struct, frozen=True, kw_only=True):
         if self.state != "downloading":
             return f"{said}, checking"
         left = "" if self.remaining_s is None else f", {duration(self.remaining_s)} left"
-        return f"{said}, {size(int(self.bytes_per_s))}/s{left}"
+        return f"{said}, {rate(self.bytes_per_s)}{left}"
 
 
 ProgressCallback = Callable[[DownloadProgress], None]
@@ -98,6 +98,6 @@ def check_disk_space(path: Path, left_bytes: int) -> None:
     spare = min(_SPARE_DISK_BYTES, _LEAST_SPARE_BYTES + left_bytes)
     if left_bytes + spare > free:
         raise DownloadError(
-            f"{path.name} needs {left_bytes / 1e6:.1f} MB more and {spare / 1e6:.0f} MB to spare, but {path.parent} has {free / 1e6:.1f} MB free: make "
+            f"{path.name} needs {size(left_bytes)} more and {size(spare)} to spare, but {path.parent} has {size(free)} free: make "
             "room, and run it again; it goes on with what is there"
         )

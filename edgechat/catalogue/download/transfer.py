@@ -20,6 +20,7 @@ from edgechat.catalogue.download.request import (
     check_disk_space,
 )
 from edgechat.errors import DownloadError, EdgechatError, HubError
+from edgechat.humanize import size
 
 _READ_BYTES: Final = 512 << 10
 # What is worth a connection of its own.
@@ -188,7 +189,7 @@ class Transfer:
 
     def _in_words(self, error: OSError) -> EdgechatError:
         return DownloadError(
-            f"{self._wanted.path.name}: {error.strerror or error}, after {self.part.received_bytes / 1e6:.0f} MB, which are kept; "
+            f"{self._wanted.path.name}: {error.strerror or error}, after {size(self.part.received_bytes)}, which are kept; "
             "run it again when that is mended"
         )
 

@@ -1,4 +1,4 @@
-"""Replays of answers, and the workloads that are replayed."""
+"""Replays of recorded replies, and the bundled workloads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.suffix_reference import PlainIndex
 
 
 def costs_of(ratio: float) -> StepCosts:
-    """Every step of several tokens costs as much."""
+    """Step costs that are equal for all steps of several tokens."""
     costs = StepCosts()
     for ratios in costs.ratios:
         ratios.update({n: RunningMean(ratio, 3) for n in SIZES})
@@ -28,37 +28,40 @@ def speed(policy: draft_replay.Policy, prompt: list[int], reply: list[int], cost
     return draft_replay.replay(policy, prompt, reply, costs)
 
 
-def test_a_copy_is_as_fast_as_its_steps_allow() -> None:
+def test_copied_text_reaches_the_speed_of_its_steps() -> None:
     # 40 tokens, the first of which comes out of the prefill; the next are found after one match, 31 at a time.
     lookups: list[draft_replay.Policy] = [draft_replay.NgramSimple(1, 31), draft_replay.PromptLookup(1, 31)]
     for policy in lookups:
         assert speed(policy, [1, *FRESH], FRESH) == pytest.approx(39 / 2)
     assert speed(draft_replay.PromptLookup(), [1, *FRESH], FRESH) == pytest.approx(39 / 4)
-    assert speed(draft_replay.ours(PlainIndex, FREE), [1, *FRESH], FRESH) > 8
+    assert speed(draft_replay.edgechat_policy(PlainIndex, FREE), [1, *FRESH], FRESH) > 8
     assert speed(draft_replay.PlainSuffix(PlainIndex()), [1, *FRESH], FRESH) > 5
     assert speed(draft_replay.NgramSimple(), [1, *FRESH], FRESH[:12]) == 1.0  # twelve tokens are not there yet
 
 
-def test_what_repeats_nothing_costs_nothing() -> None:
-    for policy in (draft_replay.ours(PlainIndex, FREE), *(make(PlainIndex) for make in draft_replay.FIXED.values())):
+def test_text_without_repetition_has_no_cost() -> None:
+    for policy in (
+        draft_replay.edgechat_policy(PlainIndex, FREE),
+        *(make(PlainIndex) for make in draft_replay.STATIC_POLICIES.values()),
+    ):
         assert speed(policy, FRESH, list(range(200, 260))) == 1.0
 
 
-def test_wrong_drafts_are_paid_for() -> None:
+def test_wrong_drafts_cost_time() -> None:
     prompt, reply = [1, 2, 1, 3, 1, 4], [1, 5, 1, 6, 1, 7, 1, 8]
     assert speed(draft_replay.NgramSimple(1, 3), prompt, reply, costs_of(3.0)) < 0.6
-    assert speed(draft_replay.ours(PlainIndex, costs_of(3.0)), prompt, reply, costs_of(3.0)) == 1.0
+    assert speed(draft_replay.edgechat_policy(PlainIndex, costs_of(3.0)), prompt, reply, costs_of(3.0)) == 1.0
 
 
-def test_oldest_and_newest_matches() -> None:
+def test_static_policies_use_oldest_and_newest_matches() -> None:
     text = [7, 8, 1, 7, 8, 2, 7, 8]
     assert draft_replay._find(text, 2, newest=False) == 2
     assert draft_replay._find(text, 2, newest=True) == 5
     assert draft_replay._find([7], 1, newest=True) is None
 
 
-def test_our_workloads_are_whole() -> None:
-    found = workloads.read()
+def test_bundled_workloads_are_complete() -> None:
+    found = workloads.read_workloads()
     kinds = {case.kind for case in found.cases}
     assert kinds == {
         "edit",
@@ -88,8 +91,8 @@ def test_our_workloads_are_whole() -> None:
      ('[[cases]]\nkind = "a"\nmessages = ["b"]\nreply_of = "c"', "no text 'c'"),
      ('[[cases]]\nkind = 1\nmessages = ["b"]\nreply = "c"', "kind")],
 )  # fmt: skip
-def test_a_file_that_holds_no_workloads_is_refused(tmp_path: Path, words: str, reason: str) -> None:
+def test_invalid_workload_file_is_refused(tmp_path: Path, words: str, reason: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(words.encode("utf-8", "surrogateescape"))
     with pytest.raises(UsageError, match=reason):
-        workloads.read(path)
+        workloads.read_workloads(path)

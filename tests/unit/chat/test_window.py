@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edgechat.chat.messages import Message
-from edgechat.chat.window import fit, turn_starts
+from edgechat.chat.window import turn_starts, window_start
 from edgechat.errors import ContextOverflowError
 
 SIZES = st.lists(st.integers(1, 400), min_size=1, max_size=40)
@@ -32,9 +32,9 @@ def test_what_is_shown_fits_begins_with_a_turn_and_drops_no_more_than_it_must(
 
     if count(starts[-1]) >= n_ctx:
         with pytest.raises(ContextOverflowError, match=str(n_ctx)):
-            fit(path, n_ctx=n_ctx, max_tokens=max_tokens, previous_start=previous, count=count)
+            window_start(path, n_ctx=n_ctx, max_tokens=max_tokens, previous_start=previous, n_tokens=count)
         return
-    start = fit(path, n_ctx=n_ctx, max_tokens=max_tokens, previous_start=previous, count=count)
+    start = window_start(path, n_ctx=n_ctx, max_tokens=max_tokens, previous_start=previous, n_tokens=count)
     assert start in starts
     assert count(start) < n_ctx
     room = min(max_tokens or n_ctx, n_ctx // 8)
@@ -50,4 +50,4 @@ def test_what_is_shown_fits_begins_with_a_turn_and_drops_no_more_than_it_must(
 
 def test_the_last_turn_never_leaves() -> None:
     path = a_path([10, 10, 90])
-    assert fit(path, n_ctx=100, max_tokens=None, previous_start=0, count=lambda s: [110, 0, 90][s]) == 2
+    assert window_start(path, n_ctx=100, max_tokens=None, previous_start=0, n_tokens=lambda s: [110, 0, 90][s]) == 2

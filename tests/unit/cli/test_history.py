@@ -1,4 +1,4 @@
-"""`edgechat history`, as a person and as a script use it."""
+"""`edgechat history` with text and JSON output."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.conftest import Cli
 
 @pytest.fixture
 def ids() -> list[str]:
-    """Three conversations; the last one has an alternative and words that would act on a terminal."""
+    """IDs of three conversations; the last one has an alternative and contains control characters."""
     store = open_store()
-    made = []
+    created = []
     for number, text in enumerate(("about rivers", "about <b>code</b>: x = 1", "evil \x1b[2J\u202e words")):
         conversation = Conversation(id=f"{number}" * 16, title=f"Talk {text}", created_at_ms=1000 + number)
         root = Message(id=new_id(), role="user", text=text, created_at_ms=1000)
@@ -35,12 +35,12 @@ def ids() -> list[str]:
             for n in range(2)
         ]
         store.append(conversation, [root, *answers])
-        made.append(conversation.id)
+        created.append(conversation.id)
     store.close()
-    return made
+    return created
 
 
-def test_a_list_and_its_filters(cli: Cli, ids: list[str]) -> None:
+def test_list_filters(cli: Cli, ids: list[str]) -> None:
     assert [line.split()[0] for line in cli("history", "list").stdout.splitlines()] == [i[:8] for i in reversed(ids)]
     assert cli("history", "mark", ids[0], "--pin", "--tag", "work", "--tag", "x", "--folder", "F").returncode == 0
     assert cli("history", "mark", ids[1], "--archive").returncode == 0
@@ -54,7 +54,7 @@ def test_a_list_and_its_filters(cli: Cli, ids: list[str]) -> None:
     assert len(cli("history", "list", "--limit", "1", "--offset", "1").stdout.splitlines()) == 1
 
 
-def test_what_is_shown_acts_on_no_terminal(cli: Cli, ids: list[str]) -> None:
+def test_output_contains_no_control_characters(cli: Cli, ids: list[str]) -> None:
     for arguments in (["list"], ["show", ids[2]], ["search", "evil"]):
         out = cli("history", *arguments).stdout
         assert "evil" in out
@@ -65,7 +65,7 @@ def test_what_is_shown_acts_on_no_terminal(cli: Cli, ids: list[str]) -> None:
     assert len(json.loads(cli("history", "show", ids[2], "--json").stdout)["messages"]) == 3
 
 
-def test_searching(cli: Cli, ids: list[str]) -> None:
+def test_search_finds_messages(cli: Cli, ids: list[str]) -> None:
     hits = json.loads(cli("history", "search", "x = 1", "--json").stdout)
     assert {h["conversation_id"] for h in hits} == {ids[1]}
     assert len(json.loads(cli("history", "search", "answer", "--json", "-n", "2").stdout)) == 2
@@ -73,14 +73,16 @@ def test_searching(cli: Cli, ids: list[str]) -> None:
     assert cli("history", "search", "nowhere").stdout == ""
 
 
-def test_renaming_and_deleting(cli: Cli, ids: list[str]) -> None:
+def test_rename_and_delete(cli: Cli, ids: list[str]) -> None:
     assert cli("history", "rename", "111", " A  new\nname ").returncode == 0
     assert json.loads(cli("history", "show", "111", "--json").stdout)["conversation"]["title"] == "A new name"
     assert json.loads(cli("history", "delete", "--yes", "111", "222", "--json").stdout) == ids[1:]
     assert len(cli("history", "list").stdout.splitlines()) == 1
 
 
-def test_out_and_in_again(cli: Cli, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_and_import_round_trip(
+    cli: Cli, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("all.json", "one.md", "one.html"):
         arguments = ["--all"] if name == "all.json" else [ids[1]]
         assert cli("history", "export", *arguments, "-o", str(tmp_path / name)).returncode == 0
@@ -97,47 +99,46 @@ def test_out_and_in_again(cli: Cli, ids: list[str], tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "code", "message"),
     [
-        (["show", "zzz"], 2, "there is no conversation"), (["show", ""], 4, "could be"), (["rename", "zzz", "x"], 2, "no conv"),
+        (["show", "zzz"], 2, "there is no conversation"), (["show", ""], 4, "could be"),
+        (["rename", "zzz", "x"], 2, "no conv"),
         (["export"], 2, "Give conversation IDs"), (["export", "--all", "--format", "md"], 2, "holds one conversation"),
         (["export", "0", "-o", "/nowhere/x.md"], 4, "Cannot write"), (["import", "/nowhere"], 2, "cannot be read"),
         (["import", "/dev/null"], 2, "is not a file"), (["delete", "zzz", "--yes"], 2, "there is no conversation"),
         (["search"], 2, "Missing argument"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_one_clear_error(
-    cli: Cli, ids: list[str], arguments: list[str], code: int, words: str
-) -> None:
+def test_errors_are_one_clear_sentence(cli: Cli, ids: list[str], arguments: list[str], code: int, message: str) -> None:
     result = cli("history", *arguments)
     assert result.returncode == code
-    assert words in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert ids
 
 
-def test_the_path_and_a_sound_database(cli: Cli, ids: list[str]) -> None:
+def test_path_and_recover_with_an_intact_database(cli: Cli, ids: list[str]) -> None:
     assert Path(cli("history", "path").stdout.strip()).exists()
     assert Path(json.loads(cli("history", "path", "--json").stdout)["path"]).exists()
     assert "nothing to recover" in cli("history", "recover").stdout
     assert ids
 
 
-def test_asking_wants_one_conversation_and_one_that_is_there(cli: Cli) -> None:
+def test_ask_requires_one_existing_conversation(cli: Cli) -> None:
     assert "exclude each other" in cli("ask", "x", "-c", "--conversation", "y").stderr
     assert "no conversation to continue" in cli("ask", "x", "-c").stderr
     assert "there is no conversation 'y'" in cli("ask", "x", "--conversation", "y").stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="named pipes are POSIX's")
-def test_an_export_goes_into_a_pipe_and_replaces_no_device(tmp_path: Path) -> None:
-    pipe, heard = tmp_path / "pipe", []
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes exist on POSIX only")
+def test_export_writes_to_pipes_and_keeps_devices(tmp_path: Path) -> None:
+    pipe, received = tmp_path / "pipe", []
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: heard.append(pipe.read_text()))
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
     reader.start()
     write_private(pipe, "words\n")
     reader.join()
-    assert heard == ["words\n"]
+    assert received == ["words\n"]
     assert pipe.is_fifo()
     link, target = tmp_path / "link", tmp_path / "target"
     target.write_text("old")
@@ -147,18 +148,18 @@ def test_an_export_goes_into_a_pipe_and_replaces_no_device(tmp_path: Path) -> No
     assert target.read_text() == "new"
     if Path("/dev/full").is_char_device():
         with pytest.raises(StoreError, match="No space left"):
-            write_private(Path("/dev/full"), "words")
+            write_private(Path("/dev/full"), "message")
         assert Path("/dev/full").is_char_device()
 
 
-def test_an_export_says_what_it_did_to_a_script(cli: Cli, ids: list[str], tmp_path: Path) -> None:
+def test_export_reports_the_file_as_json(cli: Cli, ids: list[str], tmp_path: Path) -> None:
     done = json.loads(cli("history", "export", ids[0], "--json", "-o", str(tmp_path / "a.html")).stdout)
     assert done == {"file": str(tmp_path / "a.html"), "format": "html", "conversations": [ids[0]]}
     assert json.loads(cli("history", "export", ids[0], "--json").stdout)["format"] == "edgechat"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["rename", "0", " \n "], "The title is empty"),
         (["mark", "0", "--tag", ""], "A tag is one word"),
@@ -169,18 +170,18 @@ def test_an_export_says_what_it_did_to_a_script(cli: Cli, ids: list[str], tmp_pa
         (["export", "0", "--all"], "not both"),
     ],
 )
-def test_what_makes_no_sense_is_said(cli: Cli, ids: list[str], arguments: list[str], words: str) -> None:
+def test_invalid_arguments_are_reported(cli: Cli, ids: list[str], arguments: list[str], message: str) -> None:
     result = cli("history", *arguments)
-    assert (result.returncode, words in result.stderr) == (2, True), result.stderr
+    assert (result.returncode, message in result.stderr) == (2, True), result.stderr
 
 
-def test_an_export_is_the_same_in_a_file_and_in_a_pipe(cli: Cli, ids: list[str], tmp_path: Path) -> None:
+def test_export_is_identical_in_file_and_pipe(cli: Cli, ids: list[str], tmp_path: Path) -> None:
     cli("history", "export", ids[2], "-o", str(tmp_path / "a.md"))
     assert cli("history", "export", ids[2]).stdout == (tmp_path / "a.md").read_text()
     assert "\x1b" in (tmp_path / "a.md").read_text()
 
 
-def test_a_page_is_not_imported(cli: Cli, ids: list[str], tmp_path: Path) -> None:
+def test_html_page_is_not_imported(cli: Cli, ids: list[str], tmp_path: Path) -> None:
     page = str(tmp_path / "a.html")
     cli("history", "export", ids[0], "-o", page)
     result = cli("history", "import", page)

@@ -1,4 +1,4 @@
-"""`edgechat models`, as a script and a person use it."""
+"""`edgechat models` against a local hub, with text and JSON output."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def hub(server: LocalHub, files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
     return server
 
 
-def test_from_search_to_removal(hub: LocalHub, cli: Cli, files: Path) -> None:
+def test_search_pull_list_verify_and_remove(hub: LocalHub, cli: Cli, files: Path) -> None:
     assert [found["id"] for found in json.loads(cli("models", "search", "TINY", "--json").stdout)] == ["own/tiny-GGUF"]
     info = json.loads(cli("models", "info", "own/tiny-GGUF", "--json").stdout)
     assert (info["quant"], info["files"], info["architecture"]) == ("F32", 3, "llama")
@@ -73,7 +73,7 @@ def test_from_search_to_removal(hub: LocalHub, cli: Cli, files: Path) -> None:
     assert cli("models", "info", "mine").returncode == 3
 
 
-def test_an_address_and_what_is_no_model(hub: LocalHub, cli: Cli) -> None:
+def test_pull_from_a_url_and_of_an_invalid_file(hub: LocalHub, cli: Cli) -> None:
     pulled = cli("models", "pull", f"{hub.store_url}/own/tiny-GGUF/tiny-Q8_0.gguf")
     assert pulled.returncode == 0, pulled.stderr
     assert [p.parts[-3:] for p in paths.models_dir().rglob("*.gguf")] == [("own", "tiny-GGUF", "tiny-Q8_0.gguf")]
@@ -86,7 +86,7 @@ def test_an_address_and_what_is_no_model(hub: LocalHub, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "code", "words"),
+    ("reference", "code", "message"),
     [
         ("own/nothing", 6, "is not on"),
         ("own/tiny-GGUF:Q3_K_S", 2, "it has"),
@@ -98,14 +98,14 @@ def test_an_address_and_what_is_no_model(hub: LocalHub, cli: Cli) -> None:
         ("http://x:y/x.gguf", 6, "no address"),
     ],
 )
-def test_what_cannot_be_pulled_is_explained(hub: LocalHub, cli: Cli, reference: str, code: int, words: str) -> None:
+def test_failed_pull_explains_the_reason(hub: LocalHub, cli: Cli, reference: str, code: int, message: str) -> None:
     result = cli("models", "pull", reference)
     assert result.returncode == code, result.stderr
-    assert words in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_files_and_folders_of_ones_own(hub: LocalHub, cli: Cli, tmp_path: Path) -> None:
+def test_add_and_remove_own_files_and_folders(hub: LocalHub, cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     model = write_tiny_llama(folder / "own model.gguf")
@@ -131,7 +131,7 @@ def test_files_and_folders_of_ones_own(hub: LocalHub, cli: Cli, tmp_path: Path) 
     assert cli("models", "add", str(folder / "none.gguf")).returncode == 3
 
 
-def test_names_are_completed(hub: LocalHub) -> None:
+def test_model_names_complete(hub: LocalHub) -> None:
     write = paths.models_dir()
     write.mkdir(parents=True)
     write_tiny_llama(write / "smolmine.gguf")
@@ -144,7 +144,7 @@ def test_names_are_completed(hub: LocalHub) -> None:
     assert "smollm2-135m" in names
 
 
-def test_nothing_heavy_is_imported_for_what_is_here() -> None:
+def test_listing_installed_models_imports_no_heavy_package() -> None:
     script = (
         "import sys; from edgechat.catalogue import library, curated; library.scan(); curated.load(); "
         "print([m for m in ('huggingface_hub', 'httpx2', 'numpy', 'gguf', 'llama_cpp', 'filelock') if m in sys.modules])"

@@ -1,4 +1,4 @@
-"""What edgechat keeps is listed, and purged to the last file; nothing else is touched."""
+"""`edgechat uninstall` lists and deletes all data of edgechat and nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import Cli
 
 @pytest.fixture
 def used(home: Path) -> Path:
-    """A home in which there is some of everything, and some of somebody else's."""
+    """A home directory with data of every kind, and files of other programs."""
     for name, text in {
         "config/config.toml": "temperature = 0.1\n",
         "config/personas/cook.toml": "",
@@ -44,7 +44,7 @@ def files(home: Path) -> set[str]:
     return {str(p.relative_to(home)) for p in home.rglob("*") if p.is_file()}
 
 
-def test_what_is_listed_is_what_is_purged(used: Path, cli: Cli) -> None:
+def test_purge_deletes_exactly_the_listed_data(used: Path, cli: Cli) -> None:
     listed = json.loads(cli("uninstall", "--json").stdout)
     assert {Path(each["path"]).name: each["n_bytes"] for each in listed}["models"] == 5000
     before = files(used)
@@ -62,7 +62,7 @@ def test_what_is_listed_is_what_is_purged(used: Path, cli: Cli) -> None:
     assert "no data of edgechat" in cli("uninstall").stdout
 
 
-def test_it_waits_for_whoever_runs(used: Path, cli: Cli) -> None:
+def test_purge_refuses_while_edgechat_runs(used: Path, cli: Cli) -> None:
     import os
 
     running = used / "cache" / "running" / "1.json"
@@ -75,6 +75,6 @@ def test_it_waits_for_whoever_runs(used: Path, cli: Cli) -> None:
     assert (used / "data" / "history.db").exists()
 
 
-def test_nothing_is_made_by_looking(home: Path) -> None:
+def test_listing_creates_no_files(home: Path) -> None:
     assert list(data_items()) == []
     assert not home.exists() or not files(home)

@@ -16,12 +16,19 @@ from hypothesis import strategies as st
 
 from edgechat.engine.protocol import GenerationStats, TokensGenerated
 from edgechat.errors import GrammarError
-from edgechat.prompt.reasoning import FORMATS, ReasoningFormat
+from edgechat.prompt.reasoning import REASONING_FORMATS, ReasoningFormat
 from edgechat.prompt.renderer import Renderer
-from edgechat.prompt.tool_formats import _FORMATS, GENERIC, CallReader, ToolFormat, as_given, detect
+from edgechat.prompt.tool_formats import (
+    GENERIC_TOOL_FORMAT,
+    TOOL_FORMATS,
+    ToolCallParser,
+    ToolFormat,
+    detect_tool_format,
+    template_tools,
+)
 from edgechat.serve import errors, grammars, openapi
 from edgechat.serve.chat import reasoning_enabled, select_tools
-from edgechat.serve.chat_prompt import template_messages
+from edgechat.serve.chat_prompt import template_messages, tool_definitions
 from edgechat.serve.choices import Choice, UsageTotals
 from edgechat.serve.completions import split_inputs
 from edgechat.serve.errors import ApiError
@@ -30,8 +37,8 @@ from edgechat.serve.schemas import ChatRequest, Function, SchemaFormat, Tool
 
 WEATHER = Tool(Function("get_weather", "The weather", {"type": "object", "properties": {"city": {"type": "string"}}}))
 TIME = Tool(Function("get_time", None, None))
-THINK = FORMATS[-1]
-ALL_FORMATS = [*_FORMATS, GENERIC]
+THINK = REASONING_FORMATS[-1]
+ALL_FORMATS = [*TOOL_FORMATS, GENERIC_TOOL_FORMAT]
 
 
 class Bytes:
@@ -58,12 +65,12 @@ def allows(grammar: str, text: str) -> bool:
 
 def called(form: ToolFormat, *calls: tuple[str, str]) -> str:
     """Calls as a model writes them."""
-    return form.written(calls)
+    return form.format_calls(calls)
 
 
 def of_tools(form: ToolFormat, *, must: bool = False, several: bool = True) -> str:
     rules = grammars.tool_call_rules([WEATHER, TIME], form, required=must, parallel=several)
-    return grammars.with_reasoning(rules, None, "answer", think=True)
+    return grammars.with_reasoning(rules, None, "content", think=True)
 
 
 # Tools
@@ -96,7 +103,7 @@ def test_calls_are_read_however_they_are_cut(form: ToolFormat, cuts: list[int], 
     said = said if form.trigger else ("" if n_calls else said)
     calls = [("get_weather", f'{{"city": "P}}{i}", "n": [{{}}]}}') for i in range(n_calls)]
     whole = said + (called(form, *calls) if calls else "")
-    reader, text, found = CallReader(form), "", []
+    reader, text, found = ToolCallParser(form), "", []
     ends = sorted({min(c, len(whole)) for c in cuts} | {0, len(whole)})
     for start, end in itertools.pairwise(ends):
         shown, new = reader.feed(whole[start:end])
@@ -109,10 +116,10 @@ def test_calls_are_read_however_they_are_cut(form: ToolFormat, cuts: list[int], 
 
 
 def test_half_a_call_is_nothing_and_half_a_mark_is_text() -> None:
-    reader = CallReader(GENERIC)
+    reader = ToolCallParser(GENERIC_TOOL_FORMAT)
     assert reader.feed('Well. <tool_call>\n{"name": "get_we') == ("Well. ", [])
     assert reader.finish() == ""
-    reader = CallReader(GENERIC)
+    reader = ToolCallParser(GENERIC_TOOL_FORMAT)
     assert reader.feed("Well. <tool") == ("Well. ", [])
     assert reader.finish() == "<tool"
 
@@ -127,9 +134,11 @@ def test_half_a_call_is_nothing_and_half_a_mark_is_text() -> None:
     ],
 )  # fmt: skip
 def test_a_family_is_told_by_its_template(template: str, trigger: str) -> None:
-    form = detect(template)
+    form = detect_tool_format(template)
     assert form.trigger == trigger
-    assert form.is_native == ("tools" in template and "<function" not in template and "[ARGS]" not in template)
+    assert form.template_supports_tools == (
+        "tools" in template and "<function" not in template and "[ARGS]" not in template
+    )
 
 
 @pytest.fixture(scope="module")
@@ -167,14 +176,19 @@ def conversation(**more: Any) -> ChatRequest:
 
 def test_tools_in_a_template_that_knows_them(renderer: Renderer) -> None:
     wanted = conversation()
-    form = detect(NATIVE)
-    assert form.is_native
+    form = detect_tool_format(NATIVE)
+    assert form.template_supports_tools
     messages = template_messages(wanted.messages, wanted.tools or (), form)
     assert [m.role for m in messages] == ["system", "user", "assistant", "tool"]
     assert messages[1].content == "Weather?\n\nIn Paris."
     control = ["<|user|>"]
     rendered = renderer.render(
-        NATIVE, messages, bos="", eos="", control_tokens=control, variables={"tools": as_given(wanted.tools or ())}
+        NATIVE,
+        messages,
+        bos="",
+        eos="",
+        control_tokens=control,
+        variables={"tools": template_tools(tool_definitions(wanted.tools or ()))},
     )
     assert "<tool_call>get_weather(Paris)9" in rendered.text
     assert rendered.guard  # what a tool's description holds is no command
@@ -185,11 +199,11 @@ def test_tools_in_a_template_that_knows_them(renderer: Renderer) -> None:
 
 def test_tools_in_words_of_our_own_where_a_template_knows_none() -> None:
     wanted = conversation()
-    messages = template_messages(wanted.messages, wanted.tools or (), GENERIC)
+    messages = template_messages(wanted.messages, wanted.tools or (), GENERIC_TOOL_FORMAT)
     assert [m.role for m in messages] == ["system", "user", "assistant", "user"]
     assert "get_weather" in messages[0].content
     assert messages[0].content.endswith("Be brief.")
-    assert messages[2].content == called(GENERIC, ("get_weather", '{"city": "Paris"}'))
+    assert messages[2].content == called(GENERIC_TOOL_FORMAT, ("get_weather", '{"city": "Paris"}'))
     assert "rain" in messages[3].content
 
 
@@ -216,23 +230,23 @@ def test_arguments_that_are_no_json_are_refused() -> None:
     call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{"}}
     wanted = conversation(messages=[{"role": "assistant", "tool_calls": [call]}])
     with pytest.raises(ApiError, match=r"messages\[0\]\.tool_calls\[0\]\.function\.arguments"):
-        template_messages(wanted.messages, (), detect(NATIVE))
+        template_messages(wanted.messages, (), detect_tool_format(NATIVE))
 
 
 # Thinking
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.opening)
+@pytest.mark.parametrize("form", REASONING_FORMATS, ids=lambda f: f.start_tag)
 def test_what_is_thought_is_free_and_what_follows_is_bounded(form: ReasoningFormat) -> None:
     rule = grammars.response_format_rule(
         errors.decode_body(b'{"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}', SchemaFormat)
     )
     opened = grammars.with_reasoning(rule, form, "reasoning", think=True)
-    assert allows(opened, f"hm {{ < {form.closing}{form.answer}7")
-    assert not allows(opened, f"hm{form.closing}{form.answer}seven")
+    assert allows(opened, f"hm {{ < {form.end_tag}{form.content_prefix}7")
+    assert not allows(opened, f"hm{form.end_tag}{form.content_prefix}seven")
     fresh = grammars.with_reasoning(rule, form, "start", think=True)
-    assert allows(fresh, f"{form.opening}\nhm\n{form.closing}\n\n{form.answer}7")
-    assert allows(fresh, f"{form.answer}7")
+    assert allows(fresh, f"{form.start_tag}\nhm\n{form.end_tag}\n\n{form.content_prefix}7")
+    assert allows(fresh, f"{form.content_prefix}7")
     assert not allows(fresh, "hm 7")
     assert allows(grammars.with_reasoning(rule, form, "start", think=False), "7")
 
@@ -278,8 +292,8 @@ async def test_models_compute_one_at_a_time_and_none_waits_for_ever() -> None:
 
 
 def test_a_choice_parts_thoughts_text_and_calls() -> None:
-    choice = Choice(0, THINK, "start", tools=GENERIC)
-    said = "<think>\nhm\n</think>\n\nYes. " + called(GENERIC, ("get_time", "{}"))
+    choice = Choice(0, THINK, "start", tools=GENERIC_TOOL_FORMAT)
+    said = "<think>\nhm\n</think>\n\nYes. " + called(GENERIC_TOOL_FORMAT, ("get_time", "{}"))
     got = [choice.feed(TokensGenerated(id=1, text=letter, tokens=[])) for letter in said]
     last = choice.finish("stop")
     assert "".join(d.reasoning for d in got) == choice.reasoning == "hm"

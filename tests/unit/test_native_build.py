@@ -1,4 +1,4 @@
-"""Parts of the native build that can be checked without building it."""
+"""Parts of the native build that can be tested without a build."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ COPY = " ; ".join(f"movups {16 * i}%0, %%xmm0 ; movups %%xmm0, captured+{16 * i}
     platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux" or not shutil.which("g++"),
     reason="the cure is for GCC on x86-64",
 )
-def test_the_tile_configuration_reaches_the_processor_whole(tmp_path: Path) -> None:
+def test_tile_configuration_reaches_the_processor_completely(tmp_path: Path) -> None:
     source, program = tmp_path / "tiles.cpp", tmp_path / "tiles"
     source.write_text(PROGRAM)
     subprocess.run(
@@ -58,13 +58,14 @@ def test_the_tile_configuration_reaches_the_processor_whole(tmp_path: Path) -> N
     assert got == expected.hex()
 
 
-def test_build_inputs_decide_the_cache_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_inputs_determine_the_cache_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "native"))
     import build
+    import toolchain
 
-    assert build.identity({"a": 1, "b": 2}) == build.identity({"b": 2, "a": 1})
-    assert build.identity({"a": 1}) != build.identity({"a": 2})
+    assert toolchain.identity({"a": 1, "b": 2}) == toolchain.identity({"b": 2, "a": 1})
+    assert toolchain.identity({"a": 1}) != toolchain.identity({"a": 2})
     assert build.expand("x;y") == "x;y"
     monkeypatch.setattr(shutil, "which", lambda _name, **_options: None)
-    with pytest.raises(build.BuildError, match="no C\\+\\+ compiler found"):
-        build.compiler_identity()
+    with pytest.raises(toolchain.BuildError, match="No C\\+\\+ compiler found"):
+        toolchain.compiler_identity()

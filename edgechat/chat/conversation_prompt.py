@@ -1,0 +1,106 @@
+"""Builds the prompt of a conversation: messages with their attachments, as many turns as fit in the context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+from edgechat.chat.attachments import attached_texts, with_attachments
+from edgechat.chat.messages import Message
+from edgechat.chat.window import window_start
+from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder, PromptOptions, n_common_tokens
+from edgechat.prompt.renderer import PromptMessage
+from edgechat.prompt.roles import merge_consecutive
+
+
+class ConversationOptions(NamedTuple):
+    """Settings of a conversation that its prompts depend on."""
+
+    system_prompt: str
+    think: bool
+    max_tokens: int | None
+    """Length limit of the reply; None: the rest of the context."""
+    previous_start: int
+    """Index of the first message in the previous prompt."""
+
+
+class ConversationPrompt(NamedTuple):
+    """The prompt of a conversation, and what it contains."""
+
+    prompt: BuiltPrompt
+    start: int
+    """Index in the path of the first message in the prompt."""
+    attached_texts: list[str]
+    """Texts attached to the last message; other conversations may quote them too."""
+
+
+class ConversationPromptBuilder:
+    """Builds the prompts of conversations for one loaded model."""
+
+    def __init__(self, builder: PromptBuilder, read_attachment: Callable[[str], bytes]) -> None:
+        """`read_attachment` returns the bytes of an attachment by their SHA-256 hash; it may raise StoreError."""
+        self._builder = builder
+        self._read_attachment = read_attachment
+
+    def build(
+        self, path: Sequence[Message], options: ConversationOptions, files: Mapping[str, bytes] = MappingProxyType({})
+    ) -> ConversationPrompt:
+        """Build the prompt after which the model replies to `path`, or continues the reply at its end.
+
+        `files` are the bytes of attachments that are not in the store yet, by hash.
+        Raises ContextOverflowError, TemplateError, EngineError.
+        """
+
+        def read(sha256: str) -> bytes:
+            return files[sha256] if sha256 in files else self._read_attachment(sha256)
+
+        reply_start = None
+        if path and path[-1].role == "assistant":
+            *path, reply = path
+            reply_start = PromptMessage("assistant", reply.text, reply.reasoning)
+        template_options = PromptOptions(options.think)
+        prompts: dict[int, tuple[list[PromptMessage], BuiltPrompt]] = {}
+
+        def n_tokens(start: int) -> int:
+            if start not in prompts:
+                messages = _prompt_messages(path, start, options.system_prompt, read)
+                tokens, phase = self._builder.tokenize(messages, reply_start, template_options)
+                prompts[start] = messages, BuiltPrompt(tokens, phase, [])
+            return len(prompts[start][1].tokens)
+
+        start = window_start(
+            path, n_ctx=self._builder.n_ctx, max_tokens=options.max_tokens, previous_start=options.previous_start,
+            n_tokens=n_tokens,
+        )  # fmt: skip
+        n_tokens(start)
+        messages, prompt = prompts[start]
+        turn_starts = self._builder.turn_starts(messages, prompt.tokens, template_options)
+        texts = attached_texts(path[-1].attachments, read) if path else []
+        return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, texts)
+
+    def next_turn_prefix(self, path: Sequence[Message], options: ConversationOptions) -> list[int]:
+        """Return the tokens with which the prompt of any message after `path` begins. Raises as `build` does."""
+        a, b = (
+            self.build([*path, Message(id="", role="user", text=text)], options).prompt.tokens
+            for text in DISTINCT_TEXTS
+        )
+        return a[: n_common_tokens(a, b)]
+
+
+def _prompt_messages(
+    path: Sequence[Message], start: int, system_prompt: str, read: Callable[[str], bytes]
+) -> list[PromptMessage]:
+    """Return the system prompt and the messages from `start`. A system message at the root replaces the prompt."""
+    shown = path[start:]
+    if path and path[0].role == "system":
+        system_prompt, shown = path[0].text, path[max(start, 1) :]
+    messages = [PromptMessage("system", system_prompt)] if system_prompt else []
+    for message in shown:
+        # Imported tool results have no tool call in the prompt. A reply that was stopped before its first token would
+        # be an example to follow.
+        if message.role == "tool" or (message.role == "assistant" and not message.text):
+            continue
+        content = with_attachments(message.text, message.attachments, read)
+        messages.append(PromptMessage(message.role, content, message.reasoning))
+    return merge_consecutive(messages)

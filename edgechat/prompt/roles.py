@@ -1,0 +1,34 @@
+"""Adapt the roles of messages to chat templates: many accept neither repeated roles nor a system prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import msgspec
+
+from edgechat.prompt.renderer import PromptMessage
+
+
+def merge_consecutive(
+    messages: Iterable[PromptMessage], roles: Collection[str] = ("system", "user", "assistant")
+) -> list[PromptMessage]:
+    """Join consecutive messages of the same role, if it is in `roles`, with a blank line between their contents.
+
+    The merged message has the reasoning and the extra fields of its last part.
+    """
+    merged: list[PromptMessage] = []
+    for message in messages:
+        if merged and merged[-1].role == message.role and message.role in roles:
+            content = "\n\n".join(filter(None, (merged.pop().content, message.content)))
+            merged.append(msgspec.structs.replace(message, content=content))
+        else:
+            merged.append(message)
+    return merged
+
+
+def fold_system_prompt(messages: Sequence[PromptMessage]) -> list[PromptMessage] | None:
+    """Put the system prompt at the beginning of the first user message; return None if `messages` lacks either."""
+    match messages:
+        case [PromptMessage(role="system") as system, PromptMessage(role="user") as user, *others]:
+            return [PromptMessage("user", f"{system.content}\n\n{user.content}"), *others]
+    return None

@@ -1,0 +1,67 @@
+"""Sizes, rates and durations for people."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgechat.errors import PlanError
+from edgechat.humanize import duration, rate, size
+from edgechat.models.instances import Running
+from edgechat.models.resources import words_for
+from edgechat.planner.machine import Machine
+from edgechat.planner.plan import plan
+from edgechat.planner.quality import quality
+from edgechat.planner.ranking import Candidate, evaluate
+from edgechat.planner.report import row, row_lines
+from tests.unit.planner.test_plan import a_model
+
+FREE_BYTES = 23_765_000_000
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_499, "999 kB"), (999_500, "1 MB"), (95_600_000, "96 MB"),
+        (999_600_000, "1.00 GB"), (FREE_BYTES, "23.77 GB"), (2 * 10**12, "2.00 TB"),
+    ],
+)  # fmt: skip
+def test_sizes_are_decimal(n_bytes: int, text: str) -> None:
+    assert size(n_bytes) == text
+    assert rate(n_bytes) == f"{text}/s"
+
+
+@given(st.integers(0, 10**14))
+def test_size_is_within_half_of_its_last_digit(n_bytes: int) -> None:
+    number, unit = size(n_bytes).split()
+    factor = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}[unit]
+    last_digit = 0.01 if "." in number else 1.0
+    assert abs(float(number) * factor - n_bytes) <= 0.501 * last_digit * factor
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (99.4, "99 s"), (100, "2 min"), (5999, "100 min"), (6000, "1.7 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_available_memory_reads_the_same_in_every_message() -> None:
+    header = a_model(weights=40 << 30)
+    machine = Machine(available_bytes=FREE_BYTES)
+    with pytest.raises(PlanError) as refused:
+        plan(header, machine)
+    candidate = Candidate(name="a", quant="Q4_K_M", header=header, quality=quality("Q4_K_M", 10**9))
+    evaluation = evaluate(candidate, machine)
+    texts = [
+        str(refused.value),
+        "\n".join(row_lines(row(evaluation, None), FREE_BYTES)),
+        words_for(Running(pid=1, started_s=0.0, model_path="a.gguf", total_bytes=FREE_BYTES)),
+    ]
+    for text in texts:
+        assert "23.77 GB" in text
+        assert not re.search(r"[KMG]iB", text)
+    assert evaluation.verdict == f"needs at least {size(evaluation.memory.total)}"
