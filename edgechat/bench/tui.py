@@ -163,7 +163,7 @@ def _measure_typing(
             opened.append(program.wait_for(textual_baseline.LAST_WORDS) - pressed_s)
             program.read_for(2.0)
             program.write("Go\r")
-            program.wait_for("answering")
+            program.wait_for("generating")
             program.read_for(3.0)
             own_delays.append(_measure_keys(program))
             for keys, times in (("\x1b[O\x1b[I", focus_changes), (textual_baseline.THEME_KEY, themes)):
