@@ -12,7 +12,7 @@ import msgspec
 from edgechat.cli.root import edgechat
 from edgechat.hardware.profile import HardwareProfile
 from edgechat.models.selection import catalogue_candidates
-from edgechat.planner.machine import machine_of
+from edgechat.planner.machine import machine_from_profile
 from edgechat.planner.memory import MemoryEstimate
 from edgechat.planner.ranking import Evaluation, choose, evaluate
 
@@ -54,7 +54,7 @@ def plans() -> str:
         "|---|---|---|--:|--:|--:|--:|---|",
     ]
     for file in sorted(PROFILES.glob("*.json")):
-        machine = machine_of(msgspec.json.decode(file.read_bytes(), type=HardwareProfile))
+        machine = machine_from_profile(msgspec.json.decode(file.read_bytes(), type=HardwareProfile))
         for wish in (0.0, 5.0, 20.0):
             rated = [evaluate(c, machine, min_tps=wish) for c in catalogue_candidates()]
             lines.append(line(file.stem, wish, choose(rated, unasked=True)))
@@ -73,7 +73,7 @@ def line(machine: str, wish: float, chosen: Evaluation | None) -> str:
         return f"| {machine} | {wish:g} | no model fits | | | | | |"
     options = chosen.plan.options
     speed = f"{chosen.speed.decode_tps:.1f}" if chosen.speed else "?"
-    why = list(chosen.plan.trades)
+    why = list(chosen.plan.concessions)
     if options.n_gpu_layers:
         why.insert(0, chosen.plan.reasons["n_gpu_layers"])
     if not chosen.is_fast_enough:

@@ -59,7 +59,7 @@ async def main() -> None:
         await pilot.pause(0.8)
         draw("search")
         await pilot.press("escape")
-        await asyncio.to_thread(selection.measure)
+        await asyncio.to_thread(selection.measure_speeds)
         await pilot.press("ctrl+o")
         await pilot.pause(3)
         draw("models")

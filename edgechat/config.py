@@ -108,21 +108,23 @@ _UNITS: Final = {
 }  # fmt: skip
 
 
-class Problem(msgspec.Struct, frozen=True):
+class SettingsProblem(msgspec.Struct, frozen=True):
     """Something in the settings that is not used; its default is."""
 
     where: str
     """`config.toml: temperature`, `EDGECHAT_TOP_K`, or the file with a line number."""
-    words: str
+    message: str
 
     def __str__(self) -> str:
         """For a person, on one line."""
-        return f"{self.where}: {self.words}"
+        return f"{self.where}: {self.message}"
 
 
-def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> tuple[Settings, list[Problem]]:
+def load(
+    path: Path | None = None, environment: Mapping[str, str] = os.environ
+) -> tuple[Settings, list[SettingsProblem]]:
     """The settings in force before flags, and what is wrong with where they come from."""
-    problems: list[Problem] = []
+    problems: list[SettingsProblem] = []
     values: dict[str, Any] = {}
     file = path or paths.config_file()
     for name, value in read_toml(file, problems).items():
@@ -130,11 +132,11 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
     for name in Settings.__struct_fields__:
         variable = ENVIRONMENT_PREFIX + name.upper()
         if variable in environment:
-            _take(values, name, from_text(name, environment[variable]), variable, problems)
+            _take(values, name, parse_value(name, environment[variable]), variable, problems)
     return Settings(**values), problems
 
 
-def size_bytes(text: str) -> int | None:
+def parse_size(text: str) -> int | None:
     """Bytes of a size as people write it: powers of ten with GB, of two with GiB; None if it is none, or not above 0."""
     match = _SIZE.fullmatch(text.strip().lower())
     if match is None:
@@ -145,14 +147,14 @@ def size_bytes(text: str) -> int | None:
 
 
 @functools.cache
-def types() -> dict[str, Any]:
+def setting_types() -> dict[str, Any]:
     """The type of each setting; it is looked up for every value, and made from text."""
     return get_type_hints(Settings)
 
 
 def check(name: str, value: object) -> str:
     """Why `value` cannot be the setting `name`; "" if it can."""
-    kinds = types()
+    kinds = setting_types()
     if name not in kinds:
         return f"there is no such setting; known are: {', '.join(kinds)}"
     try:
@@ -160,14 +162,14 @@ def check(name: str, value: object) -> str:
     except msgspec.ValidationError as error:
         return str(error)
     if name == "budget" and isinstance(converted, str):
-        return "" if size_bytes(converted) else f"{converted!r} is no size like 4GB, 1500MiB or 900000000"
+        return "" if parse_size(converted) else f"{converted!r} is no size like 4GB, 1500MiB or 900000000"
     low, high = _BOUNDS.get(name, (None, None))
     if low is not None and high is not None and converted is not None and not low <= converted <= high:
         return f"{converted} is not between {low} and {high}"
     return ""
 
 
-def merged(settings: Settings, *layers: Mapping[str, object]) -> Settings:
+def with_overrides(settings: Settings, *layers: Mapping[str, object]) -> Settings:
     """Settings with others over them, the last ones first; what this version does not know is left out."""
     values = msgspec.structs.asdict(settings)
     for layer in layers:
@@ -211,35 +213,35 @@ def save(name: str, value: object, path: Path | None = None) -> None:
         raise SettingsError(f"{file} cannot be changed: {error}; nothing was written") from error
 
 
-def _take(values: dict[str, Any], name: str, value: object, where: str, problems: list[Problem]) -> None:
+def _take(values: dict[str, Any], name: str, value: object, where: str, problems: list[SettingsProblem]) -> None:
     if name == "keys" and isinstance(value, dict):  # each for itself: one that is wrong does not spoil the others
         wrong_keys = {k: v for k, v in value.items() if not isinstance(v, str)}
-        problems += [Problem(f"{where}.{k}", f"{v!r} is no text with keys") for k, v in wrong_keys.items()]
+        problems += [SettingsProblem(f"{where}.{k}", f"{v!r} is no text with keys") for k, v in wrong_keys.items()]
         value = {k: v for k, v in value.items() if k not in wrong_keys}
     wrong = check(name, value)
     if wrong:
-        problems.append(Problem(where, wrong))
+        problems.append(SettingsProblem(where, wrong))
     else:
         values[name] = value
 
 
-def read_toml(path: Path, problems: list[Problem]) -> dict[str, Any]:
+def read_toml(path: Path, problems: list[SettingsProblem]) -> dict[str, Any]:
     """Parse a TOML file; one that does not exist is empty, and one that cannot be used adds to `problems`."""
     if not path.exists():  # the usual case: no TOML reader is imported
         return {}
     try:
         return files.read_toml(path)
     except InvalidFileError as error:
-        problems.append(Problem(error.where, error.reason))
+        problems.append(SettingsProblem(error.where, error.reason))
         return {}
 
 
 _TRUTH: Final = {"yes": True, "on": True, "no": False, "off": False}  # beside true, false, 1 and 0
 
 
-def from_text(name: str, text: str) -> object:
+def parse_value(name: str, text: str) -> object:
     """An environment variable as the setting's type would be in TOML; the text itself if it is not that."""
-    kind = types().get(name, str)
+    kind = setting_types().get(name, str)
     if kind is str:
         return text
     if bool in (kind, *get_args(kind)) and text.lower() in _TRUTH:

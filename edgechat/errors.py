@@ -12,8 +12,8 @@
     |  |- ComputeError       (4)  a computation failed
     |  `- EngineDiedError    (4)  the engine process is gone
     |- StoreError            (4)  conversations that cannot be read or written
-    |  |- DamagedError       (4)  a database that is not one any more
-    |  `- GoneError          (2)  a conversation or message that is not there
+    |  |- DamagedDatabaseError       (4)  a database that is not one any more
+    |  `- NotFoundError          (2)  a conversation or message that is not there
     |- AttachmentError       (2)  a file that cannot go with a message
     |- ImportRefusedError    (2)  a file that holds no conversations we can read
     |- CatalogueError        (2)  a catalogue of models that cannot be used, or a model that it does not know
@@ -101,11 +101,11 @@ class StoreError(EdgechatError):
     """Conversations cannot be read or written: no space, a locked or read-only database, an unknown id."""
 
 
-class DamagedError(StoreError):
+class DamagedDatabaseError(StoreError):
     """The database is damaged; the message says how to get out of it what can be read."""
 
 
-class GoneError(StoreError):
+class NotFoundError(StoreError):
     """A conversation or a message that is not there, perhaps because another process deleted it."""
 
     exit_code = 2
@@ -151,7 +151,7 @@ class PlanError(EdgechatError):
     exit_code = 5
 
 
-def by_name(name: str) -> type[EdgechatError]:
+def error_class(name: str) -> type[EdgechatError]:
     """The error class called `name`, for errors that crossed a process boundary; EngineError if unknown."""
     found = globals().get(name)
     if isinstance(found, type) and issubclass(found, EdgechatError):

@@ -45,7 +45,7 @@ def history_file() -> Path:
     return data_dir() / "history.db"
 
 
-def drafts_dir() -> Path:
+def unsent_messages_dir() -> Path:
     """What was typed and not sent."""
     return data_dir() / "drafts"
 
@@ -80,12 +80,12 @@ def verdicts_file() -> Path:
     return cache_dir() / "backends.json"
 
 
-def speeds_file() -> Path:
+def kernel_speeds_file() -> Path:
     """How fast backends were found to be on this machine."""
     return cache_dir() / "speeds.json"
 
 
-def memory_file() -> Path:
+def observed_memory_file() -> Path:
     """What models were found to take on this machine."""
     return cache_dir() / "memory.json"
 
@@ -95,7 +95,7 @@ def gpus_file() -> Path:
     return cache_dir() / "gpus.json"
 
 
-def running_dir() -> Path:
+def instances_dir() -> Path:
     """What programs of ours that run now have loaded, a file each."""
     return cache_dir() / "running"
 

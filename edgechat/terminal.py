@@ -14,6 +14,6 @@ _ESCAPE_PICTURES: Final = {
 }
 
 
-def visible(text: str) -> str:
+def escape_controls(text: str) -> str:
     """`text` with control characters shown as pictures (U+2400 and on), other than tab and newline."""
     return text.replace("\r\n", "\n").translate(_ESCAPE_PICTURES)

@@ -26,7 +26,7 @@ def write(directory: Path) -> list[Path]:
             setattr(models, name, value)
         full = models.write_tiny(directory / f"{kind}.F32.gguf", kind, n_ctx=32768)
         small = directory / f"{kind}.{_QUANT}.gguf"
-        arguments = process.command("_quantise", str(full), str(small), str(preset_number(_QUANT)))
+        arguments = process.command_line("_quantise", str(full), str(small), str(preset_number(_QUANT)))
         subprocess.run(arguments, check=True, capture_output=True)
         made += [full, small]
     return made

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import gguf
 import numpy as np
 
-from edgechat.planner.plan import given_plan
+from edgechat.planner.plan import manual_plan
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
 
@@ -34,7 +34,7 @@ CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 def a_context(model: Model, **given: Any) -> Context:
     """A context of one sequence, unless `given` says otherwise: fields of a plan or of its options."""
-    return Context(model, given_plan(str(model.path), **{"n_seqs": 1, **given}))
+    return Context(model, manual_plan(str(model.path), **{"n_seqs": 1, **given}))
 
 
 def write_tiny_llama(

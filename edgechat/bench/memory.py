@@ -23,8 +23,8 @@ from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import read_header
 from edgechat.planner import memory
 from edgechat.planner.memory import REPACKED, LoadOptions, MemoryEstimate
-from edgechat.planner.plan import LoadPlan, given_plan, n_seqs_of
-from edgechat.planner.throughput import KernelSpeeds, predict
+from edgechat.planner.plan import LoadPlan, default_n_seqs, manual_plan
+from edgechat.planner.throughput import KernelSpeeds, predict_speed
 
 _N_CTXS: Final = (512, 8192, 32768)
 _N_CTX: Final = 2048
@@ -97,7 +97,7 @@ def run(models: list[Path], rounds: int, on_progress: Callable[[str], None]) -> 
 
 def _load_options(header: ModelHeader) -> Iterator[LoadOptions]:
     """Yield all combinations of context length and KV type, then of mapping and repacking."""
-    n_seqs = n_seqs_of(header)
+    n_seqs = default_n_seqs(header)
     for n_ctx in _N_CTXS:
         for kv_type in _KV_TYPES:
             yield LoadOptions(n_ctx=n_ctx, n_seqs=n_seqs, kv_type=kv_type)
@@ -115,7 +115,7 @@ def _describe(options: LoadOptions) -> str:
 
 def _measure_case(engine: EngineClient, header: ModelHeader, options: LoadOptions) -> MemoryCase:
     probed = engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=header.path, options=options))
-    plan = given_plan(header.path, n_threads=os.cpu_count() or 1, **msgspec.structs.asdict(options))
+    plan = manual_plan(header.path, n_threads=os.cpu_count() or 1, **msgspec.structs.asdict(options))
     return MemoryCase(
         model=Path(header.path).name, options=options, predicted=memory.exact(header, options, probed.memory),
         by_formulas_bytes=memory.estimate(header, options, REPACKED).total, peak_bytes=_measure_peak_bytes(plan),
@@ -125,7 +125,7 @@ def _measure_case(engine: EngineClient, header: ModelHeader, options: LoadOption
 def _measure_peak_bytes(plan: LoadPlan) -> int:
     """Run a conversation with this plan in fresh processes and return their peak PSS in bytes."""
     child = subprocess.Popen(
-        process.command("_case"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        process.command_line("_case"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     if child.stdin is None or child.stderr is None:
         raise EngineError("The benchmark process started without pipes.")
@@ -199,10 +199,10 @@ def _measure_speed(
     path: Path, speeds: KernelSpeeds, predicted: dict[str, list[float]], measured: dict[str, list[float]]
 ) -> None:
     header = read_header(path)
-    prediction = predict(header, speeds, n_past=64)
+    prediction = predict_speed(header, speeds, n_past=64)
     if prediction is None:
         return
-    plan = given_plan(
+    plan = manual_plan(
         str(path), n_threads=speeds.decode_threads or speeds.n_threads, n_ctx=_N_CTX, n_seqs=1, speculation=False,
         use_mmap=False,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
-from edgechat.planner.plan import given_plan
+from edgechat.planner.plan import manual_plan
 from edgechat.runtime.backends.bundle import find_bundle
 
 N_BATCH: Final = 512
@@ -179,7 +179,7 @@ class _EdgechatEngine:
     def _open(self) -> None:
         self._engine = EngineClient()
         work = self._workload
-        plan = given_plan(
+        plan = manual_plan(
             work.model, n_threads=work.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH, n_ctx=_n_ctx(work), n_seqs=4,
             prefix_ram_bytes=_PREFIX_BYTES, prefix_disk_bytes=_PREFIX_BYTES, speculation=False,
         )  # fmt: skip

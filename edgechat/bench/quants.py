@@ -15,7 +15,7 @@ def write_quants(source: Path, directory: Path, presets: tuple[str, ...] = PRESE
     files = []
     for quant in presets:
         target = directory / f"{source.stem.split('.')[0]}.{quant}.gguf"
-        arguments = process.command("_quantise", str(source), str(target), str(preset_number(quant)))
+        arguments = process.command_line("_quantise", str(source), str(target), str(preset_number(quant)))
         done = subprocess.run(arguments, capture_output=True, check=False, stdin=subprocess.DEVNULL)
         if done.returncode != 0 or not target.exists():
             message = done.stderr.decode("utf-8", "replace").strip()[-300:]

@@ -16,7 +16,7 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineDiedError
-from edgechat.models.loading import Listener
+from edgechat.models.loading import LoadCallback
 
 N_CTX: Final = 32768
 CHARS_PER_TOKEN: Final = 4
@@ -133,9 +133,9 @@ class ScriptedSession(Session):
         self.model.engine = self._scripted
         self._idle = IdleTime(self.engine)
 
-    def open(self, listen: Listener = lambda event: None) -> protocol.Loaded:  # noqa: ARG002
+    def open(self, listen: LoadCallback = lambda event: None) -> protocol.Loaded:  # noqa: ARG002
         """Read the conversation; nothing is loaded."""
         self.read()
         loaded = self._scripted.load_scripted()
-        self.model.use(loaded)
+        self.model.set_loaded(loaded)
         return loaded

@@ -24,7 +24,7 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
-from edgechat.planner.plan import given_plan
+from edgechat.planner.plan import manual_plan
 from edgechat.runtime.backends.bundle import find_bundle
 
 N_CLIENTS: Final = 4
@@ -128,7 +128,7 @@ class EdgechatServer:
 
     def _start(self) -> None:
         work = self._workload
-        command = process.command(
+        command = process.command_line(
             "serve", "--port", "0", "--json", "-m", work.model, "--threads", str(work.n_threads), "--ctx",
             str(n_ctx(work)), "--no-speculation",
         )  # fmt: skip
@@ -196,7 +196,7 @@ def _compare_with_engine(
 ) -> tuple[list[ServeRow], str]:
     """Compare with the engine without HTTP; return the rows and the backend's name."""
     engine = EngineClient()
-    plan = given_plan(
+    plan = manual_plan(
         workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH, n_ctx=n_ctx(workload),
         n_seqs=8, speculation=False,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
-from edgechat.planner.plan import given_plan
+from edgechat.planner.plan import manual_plan
 from edgechat.prompt.builder import PromptBuilder, PromptOptions
 from edgechat.prompt.renderer import PromptMessage, Renderer
 from edgechat.runtime.backends.bundle import find_bundle
@@ -235,7 +235,7 @@ class _EdgechatRun:
     def __init__(self, options: SpeculationOptions) -> None:
         self._engine = EngineClient()
         self._renderer = Renderer()
-        plan = given_plan(
+        plan = manual_plan(
             options.model, n_threads=options.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH, n_ctx=N_CTX, n_rs_seq=7
         )
         self._loaded = self._engine.load(protocol.Load(id=self._engine.next_id(), plan=plan))

@@ -19,7 +19,7 @@ from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
 from edgechat.hardware.cpu import usable_threads
 from edgechat.modelfile.split import read_header
-from edgechat.planner.plan import given_plan
+from edgechat.planner.plan import manual_plan
 from edgechat.runtime.backends.bundle import find_bundle
 
 N_BATCH: Final = 512
@@ -100,7 +100,7 @@ def workload_for(model: Path, n_threads: int | None, **sizes: int) -> SpeedWorkl
 
 
 def _load(engine: EngineClient, workload: SpeedWorkload) -> str:
-    plan = given_plan(
+    plan = manual_plan(
         workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
         n_ctx=workload.n_depth + workload.n_prompt + workload.n_gen + 1, speculation=False,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from edgechat.config import from_text
+from edgechat.config import parse_value
 from edgechat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def parse_setting(argument: str) -> tuple[str, object]:
     name, _, text = argument.partition(" ")
     if not text.strip():
         raise UsageError("/set NAME VALUE: change how this conversation is answered")
-    return name, from_text(name, text.strip())
+    return name, parse_value(name, text.strip())
 
 
 def code_wanted(what: str) -> bool:

@@ -11,7 +11,7 @@ from edgechat.chat.messages import Conversation, Message
 from edgechat.chat.recorder import write
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
-from edgechat.errors import GoneError, StoreError
+from edgechat.errors import NotFoundError, StoreError
 
 
 class StoredConversation:
@@ -51,7 +51,7 @@ class StoredConversation:
             self.store.append(self.about, messages, files)
         except StoreError as error:
             self.about = before
-            if isinstance(error, GoneError):  # another process deleted what this would come after
+            if isinstance(error, NotFoundError):  # another process deleted what this would come after
                 with contextlib.suppress(StoreError):
                     self.read()
             raise

@@ -20,7 +20,7 @@ class Persona(msgspec.Struct, frozen=True):
     name: str
     path: Path
     values: dict[str, Any]
-    problems: list[config.Problem]
+    problems: list[config.SettingsProblem]
     """Lines of the file that are not used."""
 
 
@@ -38,7 +38,7 @@ def load(name: str) -> Persona:
             + (f"known are: {known}" if known else f"make one: {paths.personas_dir() / 'NAME.toml'}")
         )
     path = paths.personas_dir() / f"{name}.toml"
-    problems: list[config.Problem] = []
+    problems: list[config.SettingsProblem] = []
     values: dict[str, Any] = {}
     for key, value in config.read_toml(path, problems).items():
         wrong = (
@@ -47,7 +47,7 @@ def load(name: str) -> Persona:
             else f"a persona has no such setting; it may have: {', '.join(FIELDS)}"
         )
         if wrong:
-            problems.append(config.Problem(f"{path}: {key}", wrong))
+            problems.append(config.SettingsProblem(f"{path}: {key}", wrong))
         else:
             values[key] = value
     return Persona(name, path, values, problems)

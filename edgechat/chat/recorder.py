@@ -10,7 +10,7 @@ import msgspec
 
 from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.chat.store import Store
-from edgechat.errors import GoneError, StoreError
+from edgechat.errors import NotFoundError, StoreError
 
 # At most two seconds may be missing after a crash: one and a half, and time for the write itself.
 EVERY_S: Final = 1.5
@@ -99,8 +99,8 @@ def write(store: Store, conversation: Conversation, answer: Message) -> str:
     beside = msgspec.structs.replace(answer, id=new_id(), active_child_id=None)
     try:
         store.append(conversation, [beside])
-    except GoneError:  # what it answers was deleted; perhaps the whole conversation, and that counts for this too
-        with contextlib.suppress(GoneError):
+    except NotFoundError:  # what it answers was deleted; perhaps the whole conversation, and that counts for this too
+        with contextlib.suppress(NotFoundError):
             store.conversation(conversation.id)
             store.append(conversation, [msgspec.structs.replace(beside, parent_id=None)])
     return beside.id

@@ -20,7 +20,7 @@ from edgechat.chat.personas import FIELDS
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import TurnRunner
-from edgechat.config import Settings, check, merged
+from edgechat.config import Settings, check, with_overrides
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import (
@@ -31,7 +31,7 @@ from edgechat.errors import (
     UsageError,
 )
 from edgechat.models.loaded_model import LoadedModel
-from edgechat.models.loading import Listener
+from edgechat.models.loading import LoadCallback
 from edgechat.planner.plan import LoadPlan
 from edgechat.prompt.builder import PromptBuilder
 
@@ -62,7 +62,7 @@ class Session:
         self._base, self._flags = settings, flags
         self._chosen: dict[str, object] = {}
         """Of this conversation, since the program started: over the flags."""
-        self.settings = merged(settings, conversation.settings if conversation else {}, flags)
+        self.settings = with_overrides(settings, conversation.settings if conversation else {}, flags)
         self.model_path = model_path
         self._kept = StoredConversation(
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
@@ -134,12 +134,12 @@ class Session:
             self._chosen = {}
             self._settle()
 
-    def open(self, listen: Listener = lambda event: None) -> protocol.Loaded:
+    def open(self, listen: LoadCallback = lambda event: None) -> protocol.Loaded:
         """Read the conversation, check the model file, plan, and load it. Raises EdgechatError."""
         self.read()
         return self.model.open(self.model_path, self.settings, listen)
 
-    def change_model(self, model: str, model_path: Path, listen: Listener = lambda event: None) -> protocol.Loaded:
+    def change_model(self, model: str, model_path: Path, listen: LoadCallback = lambda event: None) -> protocol.Loaded:
         """Let another model answer from here on; it reads the whole conversation. Raises EdgechatError."""
         with self._idle.interrupted():
             before, self.model_path = self.model_path, model_path
@@ -275,7 +275,7 @@ class Session:
         try:
             yield from turn.run(self.store, self.conversation, answers, built, started_s)
         except EngineError as error:
-            if self.model.give_up_gpu(error, self.settings):
+            if self.model.fall_back_to_cpu(error, self.settings):
                 error.args = (f"{error}\nthe GPU failed: from here on the CPU computes; ask again",)
             raise
         finally:
@@ -373,7 +373,7 @@ class Session:
         self._kept.update(pinned=on)
 
     def _settle(self) -> None:
-        self.settings = merged(self._base, self.conversation.settings, self._flags, self._chosen)
+        self.settings = with_overrides(self._base, self.conversation.settings, self._flags, self._chosen)
 
     def change_settings(self, settings: Settings) -> None:
         """Let other settings hold from here on, under what was chosen; the model is loaded as it is."""

@@ -39,7 +39,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
 class Store(Protocol):
     """Keeps conversations. Every method either takes effect as a whole or raises StoreError.
 
-    That is GoneError, if what it is about is not there.
+    That is NotFoundError, if what it is about is not there.
     Safe to call from any thread. What another process wrote is seen by the next read.
     """
 
@@ -89,13 +89,13 @@ class Store(Protocol):
         """Bring back what `hide` of the same message took away. Raises StoreError if it is gone for good."""
 
     def update(self, conversation_id: str, **changes: object) -> None:
-        """Write some of title, model, settings, pinned, archived, tags and folder. Raises GoneError."""
+        """Write some of title, model, settings, pinned, archived, tags and folder. Raises NotFoundError."""
 
     def delete(self, conversation_id: str) -> None:
         """Remove a conversation for good."""
 
     def conversation(self, conversation_id: str) -> Conversation:
-        """Raises GoneError if there is none."""
+        """Raises NotFoundError if there is none."""
 
     def resolve(self, prefix: str) -> str:
         """The only conversation whose id starts with `prefix`. Raises StoreError if there is none, or several."""

@@ -35,4 +35,4 @@ def read(conversation_id: str) -> str:
 
 def _file(conversation_id: str) -> Path:
     name = conversation_id if _ID.fullmatch(conversation_id) else _NEW
-    return paths.drafts_dir() / f"{name}.txt"
+    return paths.unsent_messages_dir() / f"{name}.txt"

@@ -13,7 +13,7 @@ import click
 from edgechat.cli.options import conversation_options
 from edgechat.cli.session_factory import session_maker
 from edgechat.errors import UsageError
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,7 +121,7 @@ def stream(answering: Iterator[SessionEvent], status: Status, *, quiet: bool) ->
     from edgechat.errors import EngineError
 
     # Only a terminal interprets control characters; a file or a pipe gets the text unchanged.
-    clean = visible if sys.stdout.isatty() else str
+    clean = escape_controls if sys.stdout.isatty() else str
     printed = False
     try:
         for event in answering:
@@ -140,7 +140,7 @@ def stream(answering: Iterator[SessionEvent], status: Status, *, quiet: bool) ->
 
 
 def _print_alternatives(ended: TurnFinished | TurnInterrupted) -> None:
-    clean = visible if sys.stdout.isatty() else str
+    clean = escape_controls if sys.stdout.isatty() else str
     answers = [ended.answer, *ended.others]
     for number, each in enumerate(answers, start=1):
         click.echo(f"{'' if number == 1 else chr(10)}--- {number}/{len(answers)}\n{clean(each.text)}")
@@ -183,14 +183,14 @@ class Status:
     def show(self, text: str) -> None:
         """Show a status text; "" leaves the line unchanged."""
         if self._active and text:
-            click.echo(f"\r\x1b[2K{visible(text)}", nl=False, err=True)
+            click.echo(f"\r\x1b[2K{escape_controls(text)}", nl=False, err=True)
             self._shown = True
 
     def note(self, text: str) -> None:
         """Print a permanent line; "" prints nothing."""
         if text:
             self.clear()
-            click.echo(f"edgechat: {visible(text)}", err=True)
+            click.echo(f"edgechat: {escape_controls(text)}", err=True)
 
     def clear(self) -> None:
         """Clear the status line."""

@@ -55,7 +55,7 @@ def personas(as_json: bool) -> None:
 
     from edgechat.chat.personas import load, names
     from edgechat.paths import personas_dir
-    from edgechat.terminal import visible
+    from edgechat.terminal import escape_controls
 
     loaded = [load(name) for name in names()]
     if as_json:
@@ -63,9 +63,9 @@ def personas(as_json: bool) -> None:
         return
     for persona in loaded:
         values = ", ".join(f"{name} = {_toml(value)}" for name, value in persona.values.items())
-        click.echo(f"{visible(persona.name)}: {visible(values)}")
+        click.echo(f"{escape_controls(persona.name)}: {escape_controls(values)}")
         for problem in persona.problems:
-            click.echo(f"edgechat: {visible(str(problem))} (ignored)", err=True)
+            click.echo(f"edgechat: {escape_controls(str(problem))} (ignored)", err=True)
     if not loaded:
         click.echo(f"No personas yet. Create {personas_dir() / 'NAME.toml'}", err=True)
 

@@ -47,12 +47,12 @@ def examine() -> dict[str, Any]:
 
     from edgechat import config, paths
     from edgechat.hardware.profile import read_profile
-    from edgechat.models.resources import measured_speeds, remembered_gpus
+    from edgechat.models.resources import measured_speeds, saved_gpus
 
     measured = measured_speeds()
     starter = _starter()
     profile = read_profile(
-        paths.models_dir(), tuple(remembered_gpus()), measured.read_bps if measured else 0.0,
+        paths.models_dir(), tuple(saved_gpus()), measured.read_bps if measured else 0.0,
         model_file=Path(starter) if starter else None,
     )  # fmt: skip
     cpu, memory = profile.cpu, profile.memory

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from edgechat.cli.output_files import write_private
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ def _opened() -> Iterator[SqliteStore]:
     store = open_store()
     try:
         for note in [*store.notes, *([store.problem] if store.problem else [])]:
-            click.echo(f"edgechat: {visible(note)}", err=True)
+            click.echo(f"edgechat: {escape_controls(note)}", err=True)
         yield store
     finally:
         store.close()
@@ -53,7 +53,7 @@ def _print_json(value: object) -> None:
 
 
 def _line(text: str) -> str:
-    return visible(" ".join(text.split()))
+    return escape_controls(" ".join(text.split()))
 
 
 @history.command("list")
@@ -88,7 +88,7 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
         marks = [*(["pinned"] if c.pinned else []), *(["archived"] if c.archived else []), *(f"#{t}" for t in c.tags)]
         extra = f"  [{_line(' '.join(marks))}]" if marks else ""
         click.echo(
-            f"{visible(c.id[:8])}  {format_time(c.updated_at_ms):16}  {summary.n_messages:4}  {first_line(_line(c.title), 100) or '(no title)'}{extra}"
+            f"{escape_controls(c.id[:8])}  {format_time(c.updated_at_ms):16}  {summary.n_messages:4}  {first_line(_line(c.title), 100) or '(no title)'}{extra}"
         )
 
 
@@ -124,7 +124,7 @@ def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) ->
     for hit in hits:
         where = hit.role or "title"
         click.echo(
-            f"{visible(hit.conversation_id[:8])}  {format_time(hit.created_at_ms):16}  {where:9}  {_line(hit.title)[:60]}"
+            f"{escape_controls(hit.conversation_id[:8])}  {format_time(hit.created_at_ms):16}  {where:9}  {_line(hit.title)[:60]}"
         )
         click.echo(f"          {_marked(hit.snippet, hit.marks)}")
 
@@ -133,9 +133,9 @@ def _marked(snippet: str, marks: Sequence[tuple[int, int]]) -> str:
     """Return the snippet with its matches in bold."""
     out, at = "", 0
     for start, end in marks:
-        out += visible(snippet[at:start]) + click.style(visible(snippet[start:end]), bold=True)
+        out += escape_controls(snippet[at:start]) + click.style(escape_controls(snippet[start:end]), bold=True)
         at = end
-    return out + visible(snippet[at:])
+    return out + escape_controls(snippet[at:])
 
 
 @history.command()
@@ -155,13 +155,13 @@ def show(conversation_id: str, *, as_json: bool) -> None:
         alternatives = [m.id for m in record.messages if m.parent_id == message.parent_id]
         place = f" ‹{alternatives.index(message.id) + 1}/{len(alternatives)}›" if len(alternatives) > 1 else ""  # noqa: RUF001
         details = [message.model, "interrupted" if message.interrupted else ""]
-        extra = "".join(f" · {visible(d)}" for d in details if d)
+        extra = "".join(f" · {escape_controls(d)}" for d in details if d)
         if message.context_start_id is not None:
             click.echo("\n(From here on the prompt no longer contained the beginning of the conversation.)")
         click.echo(f"\n## {markdown.ROLE_LABELS[message.role]}{place}{extra}\n")
         for file in message.attachments:
-            click.echo(f"[{visible(file.name)}, {file.size_bytes} bytes]")
-        click.echo(visible(message.text))
+            click.echo(f"[{escape_controls(file.name)}, {file.size_bytes} bytes]")
+        click.echo(escape_controls(message.text))
 
 
 @history.command()
@@ -202,7 +202,7 @@ def export(
         import sys
 
         # A terminal would interpret escape sequences from a model; a file or a pipe gets every byte.
-        click.echo(visible(text) if sys.stdout.isatty() else text, nl=False, color=True)
+        click.echo(escape_controls(text) if sys.stdout.isatty() else text, nl=False, color=True)
     else:
         write_private(output, text)
         if as_json:
@@ -245,7 +245,7 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
                 click.echo(f"edgechat: {_line(problem)}", err=True)
             verb = "would be added" if dry_run else "added"
             click.echo(
-                f"{visible(str(file))}: {_count(merged.conversations, 'conversation')} and "
+                f"{escape_controls(str(file))}: {_count(merged.conversations, 'conversation')} and "
                 f"{_count(merged.messages, 'message')} {verb}, {merged.existing} already present"
             )
 
@@ -354,4 +354,4 @@ def recover(*, as_json: bool) -> None:
         _print_json({"notes": store.notes})
     else:
         for note in store.notes:
-            click.echo(visible(note))
+            click.echo(escape_controls(note))

@@ -8,13 +8,13 @@ import sys
 from typing import Any
 
 from edgechat import __version__
-from edgechat.process import CHANGED, HIDDEN
+from edgechat.process import EXIT_VERSION_CHANGED, HIDDEN_COMMANDS
 
 
 def main() -> None:
     """Run a child process's hidden subcommand, the chat, or the command line."""
     ensure_standard_streams()
-    if len(sys.argv) > 1 and sys.argv[1] in HIDDEN:
+    if len(sys.argv) > 1 and sys.argv[1] in HIDDEN_COMMANDS:
         sys.exit(_run_child(sys.argv[1], sys.argv[2:]))
     if len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         sys.exit(_chat())
@@ -30,9 +30,9 @@ def _chat() -> int:
     try:
         return open_chat()
     except EdgechatError as error:
-        from edgechat.terminal import visible
+        from edgechat.terminal import escape_controls
 
-        print(f"edgechat: {visible(str(error))}", file=sys.stderr)
+        print(f"edgechat: {escape_controls(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -61,7 +61,7 @@ def ensure_standard_streams() -> None:
 def _run_child(name: str, arguments: list[str]) -> int:
     version, *arguments = arguments or [""]
     if version != __version__:
-        return CHANGED
+        return EXIT_VERSION_CHANGED
     if name == "_engine":
         from edgechat.engine.server import main as child
     elif name == "_selftest":

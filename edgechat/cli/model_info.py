@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgechat.humanize import size
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from edgechat.catalogue.hub import Repository
@@ -118,4 +118,4 @@ def _format(name: str, value: Any) -> str:
 
 
 def _line(name: str, text: str) -> None:
-    click.echo(visible(f"{name.replace('_', ' '):<22}{text}"))
+    click.echo(escape_controls(f"{name.replace('_', ' '):<22}{text}"))

@@ -13,7 +13,7 @@ from edgechat.cli.model_info import print_info
 from edgechat.cli.options import complete_model
 from edgechat.cli.progress import Meter
 from edgechat.humanize import size
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from edgechat.errors import HubError
@@ -68,12 +68,12 @@ def list_(*, catalogue: bool, with_others: bool, as_json: bool) -> None:
         facts = entry.facts
         state = facts.problem or (facts.kind if facts.kind != "model" else entry.state)
         line = f"{entry.name:<{width}} {facts.quant:<10}{size(facts.size_bytes):>8}  {entry.source:<10}{library.last_used_text(entry.last_used_at):<7}"
-        click.echo(visible(f"{line}{state}").rstrip())
+        click.echo(escape_controls(f"{line}{state}").rstrip())
         for alias in entry.aliases:
-            click.echo(f"  alias {visible(alias)}")
+            click.echo(f"  alias {escape_controls(alias)}")
     for part in library.partial_downloads():
         click.echo(
-            visible(
+            escape_controls(
                 f"incomplete download ({size(library.on_disk_bytes(part))}): {part}; "
                 "resume it with `models pull`, or delete it with `models remove PATH`"
             )
@@ -118,7 +118,7 @@ def search(words: tuple[str, ...], *, limit: int, as_json: bool) -> None:
         click.echo(f"{'':<50} {'downloads':>9}  licence")
     for repo in results:
         gated = "  gated" if repo.is_gated else ""
-        click.echo(visible(f"{repo.id:<50} {repo.downloads:>9}  {repo.licence}{gated}"))
+        click.echo(escape_controls(f"{repo.id:<50} {repo.downloads:>9}  {repo.licence}{gated}"))
 
 
 @models.command()
@@ -144,7 +144,7 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
     meter = Meter(len(target.files))
     if not as_json:
         total = f" ({size(target.size_bytes)})" if target.size_bytes is not None else ""
-        click.echo(visible(f"Downloading {target.reference}{total} to {target.files[0].path.parent}"), err=True)
+        click.echo(escape_controls(f"Downloading {target.reference}{total} to {target.files[0].path.parent}"), err=True)
     try:
         path = pulling.download_model(target, meter.show)
     except KeyboardInterrupt:
@@ -160,7 +160,7 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
     if as_json:
         _print_json({"reference": target.reference, "path": path, "name": label, "size_bytes": target.size_bytes})
     else:
-        click.echo(visible(f"Installed as {label}. Start it with: edgechat -m {shlex.quote(label)}"))
+        click.echo(escape_controls(f"Installed as {label}. Start it with: edgechat -m {shlex.quote(label)}"))
 
 
 def _report_installed(model: str, error: HubError) -> None:
@@ -172,8 +172,8 @@ def _report_installed(model: str, error: HubError) -> None:
         entry = resolve.find_installed(model, library.scan())
     except ModelFileError:
         raise error from None
-    click.echo(f"edgechat: {visible(str(error))}", err=True)
-    click.echo(visible(f"{entry.name} is already installed: {entry.path}"))
+    click.echo(f"edgechat: {escape_controls(str(error))}", err=True)
+    click.echo(escape_controls(f"{entry.name} is already installed: {entry.path}"))
 
 
 @models.command()
@@ -267,7 +267,7 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"Deleting {entry.path} ({size(entry.facts.size_bytes)}) requires --yes.")
-        click.confirm(f"Delete {visible(str(entry.path))} ({size(entry.facts.size_bytes)})?", abort=True)
+        click.confirm(f"Delete {escape_controls(str(entry.path))} ({size(entry.facts.size_bytes)})?", abort=True)
     freed = library.delete_model(entry)
     _print_result(
         {"removed": entry.path, "freed_bytes": freed},
@@ -277,7 +277,7 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
 
 
 def _print_result(value: object, text: str, *, as_json: bool) -> None:
-    _print_json(value) if as_json else click.echo(visible(text))
+    _print_json(value) if as_json else click.echo(escape_controls(text))
 
 
 @models.command()
@@ -297,7 +297,9 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
         else [e for e in library.scan() if e.facts.kind == "model"]
     )
     on_progress = (
-        (lambda words: click.echo(f"\r\x1b[2K{visible(words)}", nl=False, err=True)) if sys.stderr.isatty() else None
+        (lambda words: click.echo(f"\r\x1b[2K{escape_controls(words)}", nl=False, err=True))
+        if sys.stderr.isatty()
+        else None
     )
     results = []
     for entry in entries:
@@ -306,7 +308,7 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
             if on_progress is not None:
                 click.echo("\r\x1b[2K", nl=False, err=True)
             if not as_json:
-                click.echo(visible(f"{result.path}: {result.description}"))
+                click.echo(escape_controls(f"{result.path}: {result.description}"))
     if as_json:
         _print_json(results)
     if any(result.is_good is False for result in results):
@@ -334,4 +336,4 @@ def dirs(*, as_json: bool) -> None:
         return
     for each in searched:
         count = f"{each['n_files']} files" if each["is_there"] else "missing"
-        click.echo(visible(f"{each['from']:<10}  {count:>10}  {each['path']}"))
+        click.echo(escape_controls(f"{each['from']:<10}  {count:>10}  {each['path']}"))

@@ -16,7 +16,7 @@ from edgechat.chat import commands
 from edgechat.cli.ask import Status, stream
 from edgechat.cli.session_factory import session_maker
 from edgechat.errors import EdgechatError, UsageError
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -65,7 +65,9 @@ class PlainChat:
         if self._is_terminal:
             with contextlib.suppress(ImportError):  # gives `input` an editor, where there is one
                 import readline  # noqa: F401
-            click.echo(f"{visible(self._session.model_path.stem)} answers. /help shows commands, Ctrl-D leaves.")
+            click.echo(
+                f"{escape_controls(self._session.model_path.stem)} answers. /help shows commands, Ctrl-D leaves."
+            )
             self._show_tail()
         while not self._leaving:
             text = self._read()
@@ -126,7 +128,7 @@ class PlainChat:
         elif ended.answer.finish_reason == "length":
             click.echo("(the answer reached its length limit)")
         if self._figures:
-            click.echo(f"({visible(figures(ended.answer))})")
+            click.echo(f"({escape_controls(figures(ended.answer))})")
 
     def _last(self, role: str) -> Message:
         found = next((m for m in reversed(self._session.tree.path) if m.role == role), None)
@@ -137,7 +139,7 @@ class PlainChat:
     def _show_tail(self) -> None:
         """The end of the conversation, if it goes on."""
         for message in self._session.tree.path[-2:]:
-            click.echo(f"{_PROMPT if message.role == 'user' else ''}{visible(message.text)}")
+            click.echo(f"{_PROMPT if message.role == 'user' else ''}{escape_controls(message.text)}")
 
     # Conversations
 
@@ -197,7 +199,7 @@ class PlainChat:
         self._last("user")
         file = commands.export_path(name, self._session.conversation.title)
         export(self._session.store, self._session.conversation.id, file)
-        click.echo(f"(written to {visible(str(file))})")
+        click.echo(f"(written to {escape_controls(str(file))})")
 
     # Messages
 
@@ -273,11 +275,11 @@ class PlainChat:
         if not name:
             for entry in library.scan():
                 if entry.is_usable:
-                    click.echo(visible(entry.name))
+                    click.echo(escape_controls(entry.name))
             return
         self._session.change_model(name, find_model(name), lambda event: self._status.show(event.words))
         self._status.clear()
-        click.echo(f"({visible(self._session.model_path.stem)} answers from here on)")
+        click.echo(f"({escape_controls(self._session.model_path.stem)} answers from here on)")
 
     def do_persona(self, name: str) -> None:
         """List personas, or use one."""
@@ -312,14 +314,14 @@ class PlainChat:
         import msgspec
 
         for name, value in msgspec.structs.asdict(self._session.settings).items():
-            click.echo(visible(f"{name} = {'(not set)' if value is None else value}"))
+            click.echo(escape_controls(f"{name} = {'(not set)' if value is None else value}"))
 
     def do_plan(self, _argument: str) -> None:
         """Why this model, and what it takes."""
         from edgechat.planner.report import plan_lines
 
         if self._session.plan is not None:
-            click.echo(visible("\n".join(plan_lines(self._session.plan))))
+            click.echo(escape_controls("\n".join(plan_lines(self._session.plan))))
 
     def do_figures(self, _argument: str) -> None:
         """Show how fast answers came, or not."""
@@ -344,4 +346,4 @@ class PlainChat:
 
 
 def _line(text: str) -> str:
-    return visible(" ".join(text.split()))
+    return escape_controls(" ".join(text.split()))

@@ -12,7 +12,7 @@ import click
 
 from edgechat.cli.options import complete_model
 from edgechat.humanize import size
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,16 +65,16 @@ def plan(models: tuple[str, ...], *, explain: bool, as_json: bool, **options: An
             rated, chosen, about = _rate(engine, models, Path(scratch), **options)
         finally:
             engine.close()
-    from edgechat.planner.report import best_of_each, order, row
+    from edgechat.planner.report import best_quants, plan_row, sort_key
 
-    rows = sorted((row(each, chosen) for each in rated), key=order)
+    rows = sorted((plan_row(each, chosen) for each in rated), key=sort_key)
     if as_json:
         click.echo(msgspec.json.encode(about | {"models": rows}).decode())
         return
-    shown = rows if models else best_of_each(rows)
+    shown = rows if models else best_quants(rows)
     _print(shown, about["available_bytes"])
     if explain and chosen is not None:
-        _explain(row(chosen, chosen))
+        _explain(plan_row(chosen, chosen))
 
 
 def _rate(
@@ -93,14 +93,16 @@ def _rate(
     """All candidates, the chosen one, and what they were measured against. Raises EdgechatError."""
     from edgechat import config
     from edgechat.models import selection
-    from edgechat.models.resources import remember_gpus
+    from edgechat.models.resources import save_gpus
     from edgechat.planner.ranking import choose, evaluate
 
     settings, _ = config.load()
     if described is None and settings.gpu and _has_gpu_modules():
-        remember_gpus(engine.list_devices(benchmark=False).gpus)
+        save_gpus(engine.list_devices(benchmark=False).gpus)
     machine = _machine(settings, budget, described)
-    candidates = _named(engine, models, scratch, with_quants=with_quants) if models else selection.local_candidates()
+    candidates = (
+        _named(engine, models, scratch, with_quants=with_quants) if models else selection.installed_candidates()
+    )
     if with_catalogue:
         candidates += selection.catalogue_candidates()
     speeds = _speeds(engine, measure=measure) if described is None else None
@@ -133,12 +135,12 @@ def _machine(settings: Settings, budget: str | None, described: Path | None) -> 
     import msgspec
 
     from edgechat import config
-    from edgechat.models.resources import machine
+    from edgechat.models.resources import current_machine
 
-    here = machine(settings) if described is None else _described(described)
+    here = current_machine(settings) if described is None else _described(described)
     if not budget:
         return here
-    available = config.size_bytes(budget)  # it may be another machine's
+    available = config.parse_size(budget)  # it may be another machine's
     if available is None:
         raise click.BadParameter(config.check("budget", budget), param_hint="--budget")
     return msgspec.structs.replace(here, available_bytes=available)
@@ -151,11 +153,11 @@ def _described(file: Path) -> Machine:
     from edgechat import files
     from edgechat.errors import UsageError
     from edgechat.hardware.profile import HardwareProfile
-    from edgechat.planner.machine import machine_of
+    from edgechat.planner.machine import machine_from_profile
 
     try:
         raw = msgspec.json.decode(files.read_bytes(file, _MAX_PROFILE_BYTES), type=dict[str, Any])
-        return machine_of(msgspec.convert(raw.get("profile", raw), HardwareProfile))
+        return machine_from_profile(msgspec.convert(raw.get("profile", raw), HardwareProfile))
     except msgspec.MsgspecError as error:
         raise UsageError(f"{file} is not a hardware profile: {error}") from None
 
@@ -176,7 +178,7 @@ def _speeds(engine: EngineClient, *, measure: bool) -> KernelSpeeds | None:
     try:
         return engine.list_devices(benchmark=True, on_event=listen).speeds
     except EdgechatError as error:  # memory and quality do not depend on speeds
-        click.echo(f"edgechat: No speed measurement: {visible(str(error))}", err=True)
+        click.echo(f"edgechat: No speed measurement: {escape_controls(str(error))}", err=True)
         return None
     finally:
         if sys.stderr.isatty():
@@ -190,7 +192,7 @@ def _named(engine: EngineClient, names_given: tuple[str, ...], scratch: Path, *,
     from edgechat.catalogue import library, remote_header, resolve
     from edgechat.errors import ModelFileError
     from edgechat.modelfile.split import read_header
-    from edgechat.models.selection import candidate
+    from edgechat.models.selection import make_candidate
     from edgechat.planner import requantize
 
     found: list[Candidate] = []
@@ -207,13 +209,13 @@ def _named(engine: EngineClient, names_given: tuple[str, ...], scratch: Path, *,
             if far is None:
                 raise
             is_here, repo, header = False, far[0].id, far[1]
-        found.append(candidate(name, header, repo=repo, is_here=is_here))
+        found.append(make_candidate(name, header, repo=repo, is_here=is_here))
         for quant in requantize.PRESETS if with_quants else ():
-            types = engine.list_quant_types(requantize.describe(header), requantize.preset_number(quant))
+            types = engine.list_quant_types(requantize.quant_model(header), requantize.preset_number(quant))
             if types and quant != header.quant:
-                other = requantize.requantised(header, quant, types)
+                other = requantize.requantized_header(header, quant, types)
                 other = msgspec.structs.replace(other, path=f"{name} in {quant}")
-                found.append(candidate(other.path, other, repo=repo, is_here=False))
+                found.append(make_candidate(other.path, other, repo=repo, is_here=False))
     return found
 
 
@@ -237,7 +239,7 @@ def _exact(engine: EngineClient) -> Callable[[Candidate], Callable[[LoadOptions]
 
 
 def _print(rows: list[PlanRow], available: int) -> None:
-    from edgechat.planner.report import BAR, bar
+    from edgechat.planner.report import BAR_WIDTH, memory_bar
 
     click.echo(f"{size(available)} of memory available")
     if not rows:
@@ -253,11 +255,11 @@ def _print(rows: list[PlanRow], available: int) -> None:
         quality = "?" if row.quality is None else f"{max(0.0, row.quality):.1f}{'' if row.quality_is_measured else '?'}"
         loss = "?" if row.quality_loss is None else f"{row.quality_loss:.1f}"
         name = row.name if len(row.name) <= width else row.name[: width - 1] + "…"
-        click.echo(visible(
+        click.echo(escape_controls(
             f"{mark} {name:<{width}}  {row.quant:<9}{memory:>9}{row.n_ctx or '':>8}"
             f"{_number(row.decode_tps):>7}{_number(row.ttft_1000_s, ' s'):>7}{quality:>9}{loss:>6}"
         ))  # fmt: skip
-        click.echo(visible(f"  {bar(row.memory, available):<{BAR}}  {row.verdict}"))
+        click.echo(escape_controls(f"  {memory_bar(row.memory, available):<{BAR_WIDTH}}  {row.verdict}"))
     click.echo("* automatic choice   ? estimated quality   ~ computed size")
     click.echo("# weights  + repacked weights  k KV cache  c compute buffers  s speculation  p processes")
 
@@ -269,14 +271,14 @@ def _number(value: float | None, unit: str = "") -> str:
 
 
 def _explain(row: PlanRow) -> None:
-    from edgechat.planner.report import PARTS
+    from edgechat.planner.report import MEMORY_PARTS
 
-    click.echo(visible(f"\n{row.name}: {row.verdict}"))
-    for name, _, words in PARTS:
+    click.echo(escape_controls(f"\n{row.name}: {row.verdict}"))
+    for name, _, words in MEMORY_PARTS:
         count = getattr(row.memory, name)
         if count:
             click.echo(f"  {words:<32}{size(count):>10}")
     click.echo(f"  {'total':<32}{size(row.total_bytes):>10}{'' if row.memory.is_exact else '  (by formulas)'}")
     for field, reason in row.reasons.items():
         value = "" if row.plan is None or field not in row.plan else f" = {row.plan[field]}"
-        click.echo(visible(f"  {field}{value}: {reason}"))
+        click.echo(escape_controls(f"  {field}{value}: {reason}"))

@@ -98,20 +98,20 @@ def edgechat(context: click.Context, /, *, plain: bool | None, **options: Any) -
 
 def run() -> int:
     """Run the command line and return the exit code."""
-    from edgechat.terminal import visible
+    from edgechat.terminal import escape_controls
 
     try:
         # Standalone mode would replace edgechat's exit codes and 130 with click's own.
         result = edgechat.main(standalone_mode=False, prog_name="edgechat")
     except EdgechatError as error:
         # Error texts can contain control characters from a model file or a log.
-        click.echo(f"edgechat: {visible(str(error))}", err=True)
+        click.echo(f"edgechat: {escape_controls(str(error))}", err=True)
         return error.exit_code
     except UnicodeError as error:
         click.echo(f"edgechat: An argument or a file name is not valid UTF-8: {error}", err=True)
         return UsageError.exit_code
     except OSError as error:
-        click.echo(f"edgechat: {visible(str(error))}", err=True)
+        click.echo(f"edgechat: {escape_controls(str(error))}", err=True)
         return EdgechatError.exit_code
     except click.ClickException as error:
         error.show()

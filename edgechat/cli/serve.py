@@ -109,7 +109,7 @@ def _load_models(
     from edgechat.serve.model_queue import ModelQueue
 
     settings, problems = config.load()
-    settings = config.merged(settings, flag_settings(**flags))
+    settings = config.with_overrides(settings, flag_settings(**flags))
     status = Status()
     for problem in problems:
         status.note(f"{problem} (ignored)")

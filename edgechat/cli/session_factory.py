@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from edgechat.chat.messages import Conversation
     from edgechat.chat.session import Session
-    from edgechat.config import Problem, Settings
+    from edgechat.config import Settings, SettingsProblem
     from edgechat.store.sqlite import SqliteStore
 
 
@@ -23,7 +23,7 @@ def session_maker(
     ephemeral: bool | None = None,
     persona: str | None = None,
     **flags: object,
-) -> tuple[Callable[[], Session], list[Problem]]:
+) -> tuple[Callable[[], Session], list[SettingsProblem]]:
     """Return a function that creates the session (not opened yet), and the problems found in the settings.
 
     Flags and settings are checked at once. Conversations are read only when the function is called, so that a screen
@@ -62,7 +62,7 @@ def session_maker(
             conversation = Conversation(id=new_id(), created_at_ms=now_ms(), settings=saved)
         # The conversation's own settings apply unless a flag overrides them.
         of_conversation = {**conversation.settings, **({"model": conversation.model} if conversation.model else {})}
-        name, path = chosen_model(config.merged(settings, of_conversation, overrides))
+        name, path = chosen_model(config.with_overrides(settings, of_conversation, overrides))
         conversation = msgspec.structs.replace(conversation, model=name)
         session = Session(store, settings, _used(path, is_noted=not ephemeral), conversation, overrides)
         session.warnings.extend(store.notes)
@@ -89,9 +89,9 @@ def chosen_model(settings: Settings) -> tuple[str, Path]:
     from edgechat.catalogue.resolve import find_model
 
     if settings.model == config.AUTO:
-        from edgechat.models.selection import choose_local
+        from edgechat.models.selection import choose_installed
 
-        return choose_local(settings)
+        return choose_installed(settings)
     return settings.model, find_model(settings.model)
 
 

@@ -19,10 +19,10 @@ import msgspec
 from edgechat import paths
 from edgechat.engine import protocol
 from edgechat.engine.pipe import spawn_child
-from edgechat.errors import EdgechatError, EngineDiedError, by_name
+from edgechat.errors import EdgechatError, EngineDiedError, error_class
 from edgechat.hardware.cpu import read_cpu
 from edgechat.planner.requantize import QuantModel
-from edgechat.process import CHANGED, UPGRADED
+from edgechat.process import EXIT_VERSION_CHANGED, UPGRADED_MESSAGE
 from edgechat.runtime import logs
 from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import find_bundle
@@ -102,8 +102,8 @@ class EngineProcess:
                 _record_crash(self.backend, describe_exit(code))
 
     def _obituary(self, code: int) -> str:
-        if code == CHANGED:
-            return UPGRADED
+        if code == EXIT_VERSION_CHANGED:
+            return UPGRADED_MESSAGE
         words = f"the engine process died by {describe_exit(code)}"
         if code == -KILLED:
             words += ": something killed it, often the system when memory runs out"
@@ -173,7 +173,7 @@ class EngineClient:
         try:
             loaded = self._load_once(request, on_event)
         except EngineDiedError as error:
-            if self._closed or error.code in (-KILLED, CHANGED):
+            if self._closed or error.code in (-KILLED, EXIT_VERSION_CHANGED):
                 raise
             loaded = self._load_once(msgspec.structs.replace(request, id=self.next_id()), on_event)
         self._load = request
@@ -282,7 +282,7 @@ class EngineClient:
 
 
 def _error_of(event: protocol.AnyEvent | EdgechatError) -> protocol.AnyEvent | EdgechatError:
-    return by_name(event.error_type)(event.message) if isinstance(event, protocol.RequestFailed) else event
+    return error_class(event.error_type)(event.message) if isinstance(event, protocol.RequestFailed) else event
 
 
 def _record_crash(backend: str, how: str) -> None:

@@ -67,7 +67,7 @@ def spawn_child(arguments: list[str], stderr: IO[bytes] | int) -> tuple[subproce
     handles, options = _inheritance(theirs)
     try:
         child = subprocess.Popen(
-            process.command(*arguments, *(str(h) for h in handles)),
+            process.command_line(*arguments, *(str(h) for h in handles)),
             stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, close_fds=True, **options,
         )  # fmt: skip
     except OSError as error:

@@ -52,16 +52,16 @@ def usable_threads() -> int:
 
     A first guess, until `edgechat plan` has measured it.
     """
-    kinds = core_kinds()
+    kinds = cores_by_kind()
     # Slow cores keep the fast ones waiting; where there are many more of them, they win all the same.
     physical = kinds[0] if len(kinds) > 1 and 2 * kinds[0] >= sum(kinds) else sum(kinds)
     return max(1, min(physical, _allowed_threads()))
 
 
-def thread_counts() -> list[int]:
+def candidate_thread_counts() -> list[int]:
     """Numbers of threads that may be the best one, smallest first: at most four, of which the last is the largest."""
     most = _allowed_threads()
-    kinds = core_kinds()
+    kinds = cores_by_kind()
     guesses = {sum(kinds), kinds[0], sum(kinds) // 2, most}
     return sorted({max(1, min(guess, most)) for guess in guesses})
 
@@ -72,7 +72,7 @@ def _allowed_threads() -> int:
     return max(1, min(allowed, cgroup_cpus(_read("/sys/fs/cgroup/cpu.max")) or allowed))
 
 
-def core_kinds(root: Path = Path("/sys")) -> tuple[int, ...]:
+def cores_by_kind(root: Path = Path("/sys")) -> tuple[int, ...]:
     """Physical cores by kind, the fastest first; one kind where the system does not tell them apart."""
     kinds: dict[int, int] = {}
     seen = set()

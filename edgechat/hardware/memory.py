@@ -156,7 +156,7 @@ def cpu_s(pid: int) -> float:
     return total_s
 
 
-def started_s(pid: int) -> float:
+def process_started_at(pid: int) -> float:
     """When a process started, in seconds of the epoch; 0.0 if there is none."""
     import psutil
 
@@ -166,7 +166,7 @@ def started_s(pid: int) -> float:
         return 0.0
 
 
-def peak_bytes(pid: int) -> int:
+def peak_pss_bytes(pid: int) -> int:
     """The most memory that a process has held at once, its share of common pages as it is now; Linux only, else 0."""
     status = _text(Path(f"/proc/{pid}/status"))
     peak, now = (

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from edgechat import paths
-from edgechat.hardware.cpu import Cpu, core_kinds, read_cpu, usable_threads
+from edgechat.hardware.cpu import Cpu, cores_by_kind, read_cpu, usable_threads
 from edgechat.hardware.memory import SystemMemory, read_memory
 
 _NVIDIA_S: Final = 3.0
@@ -78,12 +78,12 @@ def read_profile(
 
     With a `model_file` its disk is measured.
     """
-    kinds = core_kinds()
+    kinds = cores_by_kind()
     n_cores = sum(kinds)
     disk_free_bytes, disk_read_bps = 0, 0.0
     with contextlib.suppress(OSError):
         disk_free_bytes = paths.free_bytes(models_dir)
-        disk_read_bps = read_speed_bps(model_file) if model_file is not None else 0.0
+        disk_read_bps = measure_read_bps(model_file) if model_file is not None else 0.0
     return HardwareProfile(
         cpu=read_cpu(), n_cores=n_cores, n_performance_cores=kinds[0], n_threads=usable_threads(),
         memory=read_memory(), swap_bytes=_swap_bytes(), gpus=gpus, gpu_problem="" if gpus else gpu_problem(),
@@ -102,7 +102,7 @@ def gpu_problem() -> str:
         return ""
     except (OSError, subprocess.SubprocessError) as error:
         return f"the NVIDIA driver does not answer: {error}"
-    return nvidia_words(found.returncode, found.stdout, found.stderr)
+    return nvidia_problem(found.returncode, found.stdout, found.stderr)
 
 
 def driver_version() -> str:
@@ -113,7 +113,7 @@ def driver_version() -> str:
         return ""
 
 
-def nvidia_words(code: int, output: str, errors: str) -> str:
+def nvidia_problem(code: int, output: str, errors: str) -> str:
     """What an end of nvidia-smi means for a program without a CUDA backend that works."""
     lines = (output or errors).strip().splitlines()
     if code == 0 and lines:
@@ -124,7 +124,7 @@ def nvidia_words(code: int, output: str, errors: str) -> str:
     return f"the NVIDIA driver does not work: {words}"
 
 
-def read_speed_bps(file: Path) -> float:
+def measure_read_bps(file: Path) -> float:
     """Bytes per second from the disk under a file; 0.0 where the system cannot leave its memory of it aside.
 
     Reads up to 32 MiB of its end. Raises OSError.

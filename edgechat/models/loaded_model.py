@@ -9,7 +9,7 @@ from edgechat.engine import protocol
 from edgechat.engine.client import KILLED, EngineClient
 from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, EngineError, ModelFileError
 from edgechat.modelfile.split import read_header
-from edgechat.models.loading import Listener, announce, load, step_down, unload, warnings
+from edgechat.models.loading import LoadCallback, announce_loaded, load_model, load_warnings, load_without_gpu, unload
 from edgechat.planner.plan import LoadPlan
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import Renderer
@@ -41,7 +41,7 @@ class LoadedModel:
         return self._builder is not None
 
     def open(
-        self, path: Path, settings: Settings, listen: Listener = lambda event: None, *, may_embed: bool = False
+        self, path: Path, settings: Settings, listen: LoadCallback = lambda event: None, *, may_embed: bool = False
     ) -> protocol.Loaded:
         """Check a model file, plan, and load it in place of what was there. Raises EdgechatError.
 
@@ -53,12 +53,12 @@ class LoadedModel:
                 f"{path.name} makes vectors of texts, it cannot chat; `edgechat serve -m` offers it to other programs"
             )
         unload(self.engine, self.plan)
-        self.plan, loaded, said = load(self.engine, header, settings, listen, self._renderer.start)
-        self.warnings += said + warnings(settings, path, loaded)
-        self.use(loaded)
+        self.plan, loaded, said = load_model(self.engine, header, settings, listen, self._renderer.start)
+        self.warnings += said + load_warnings(settings, path, loaded)
+        self.set_loaded(loaded)
         return loaded
 
-    def use(self, loaded: protocol.Loaded) -> None:
+    def set_loaded(self, loaded: protocol.Loaded) -> None:
         """Make prompts for what the engine has loaded."""
         self.loaded = loaded
         self._builder = PromptBuilder(self.engine, self._renderer, loaded)
@@ -67,19 +67,19 @@ class LoadedModel:
         """Load the model again if its engine died. Raises EdgechatError."""
         if self.engine.needs_restart:
             self.engine.restart_if_dead()
-            announce(self.engine, self.plan)
+            announce_loaded(self.engine, self.plan)
 
-    def give_up_gpu(self, error: EngineError, settings: Settings) -> bool:
+    def fall_back_to_cpu(self, error: EngineError, settings: Settings) -> bool:
         """Let the CPU compute from here on, if it was a GPU that failed; True if it does."""
         crashed = isinstance(error, EngineDiedError) and error.code is not None and error.code != -KILLED
         failed = self.plan
         if failed is None or not failed.options.n_gpu_layers or not (crashed or isinstance(error, ComputeError)):
             return False
         try:
-            self.plan, loaded = step_down(self.engine, failed, settings)
+            self.plan, loaded = load_without_gpu(self.engine, failed, settings)
         except EdgechatError:  # what went wrong first is what is to be said
             return False
-        self.use(loaded)
+        self.set_loaded(loaded)
         return True
 
     def close(self) -> None:

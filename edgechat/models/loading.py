@@ -15,21 +15,21 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import KILLED, EngineClient
 from edgechat.errors import EdgechatError, EngineDiedError, ModelFileError, PlanError
-from edgechat.hardware.memory import peak_bytes
+from edgechat.hardware.memory import peak_pss_bytes
 from edgechat.hardware.profile import Gpu
 from edgechat.humanize import size
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import read_header
 from edgechat.models import instances, observed_memory
-from edgechat.models.resources import machine, remember_gpus, remembered_gpus
+from edgechat.models.resources import current_machine, save_gpus, saved_gpus
 from edgechat.planner import memory
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import REPACKED, LoadOptions, MemoryEstimate
-from edgechat.planner.plan import LoadPlan, plan, smaller
+from edgechat.planner.plan import LoadPlan, plan, smaller_plan
 from edgechat.prompt import renderer
 from edgechat.runtime.backends.bundle import Bundle, find_bundle
 
-Listener = Callable[[events.ModelLoadProgressed], None]
+LoadCallback = Callable[[events.ModelLoadProgressed], None]
 
 # Above this part of what is available, llama.cpp is asked for exact sizes first, which takes a tenth of a second or more.
 _TIGHT: Final = 0.5
@@ -37,8 +37,8 @@ _TIGHT: Final = 0.5
 _ATTEMPTS: Final = 2
 
 
-def load(
-    engine: EngineClient, header: ModelHeader, settings: Settings, listen: Listener, begin: Callable[[], None]
+def load_model(
+    engine: EngineClient, header: ModelHeader, settings: Settings, listen: LoadCallback, begin: Callable[[], None]
 ) -> tuple[LoadPlan, protocol.Loaded, list[str]]:
     """Plan, and have `engine` load a model; also what was not as planned. Raises EdgechatError.
 
@@ -51,7 +51,7 @@ def load(
     bundle = find_bundle()
     gpus, said = _gpus(engine, settings, bundle, listen)
     said += bundle.left_out
-    here = machine(settings, header.path, engine.pid, gpus)
+    here = current_machine(settings, header.path, engine.pid, gpus)
     speculation = settings.speculation and not settings.strict
     chosen = _planned(engine, header, here, settings.n_ctx, speculation=speculation)
     loaded = None
@@ -67,33 +67,35 @@ def load(
             chosen = second
     if loaded is None:
         loaded = _load(engine, chosen, listen)
-    announce(engine, chosen)
+    announce_loaded(engine, chosen)
     return chosen, loaded, said
 
 
-def announce(engine: EngineClient, chosen: LoadPlan | None) -> None:
+def announce_loaded(engine: EngineClient, chosen: LoadPlan | None) -> None:
     """Let other programs of ours know what this one has in memory."""
     if engine.pid is not None and chosen is not None:
         instances.announce(engine.pid, chosen.model_path, chosen.estimate.engine)
 
 
-def step_down(engine: EngineClient, failed: LoadPlan, settings: Settings) -> tuple[LoadPlan, protocol.Loaded]:
+def load_without_gpu(engine: EngineClient, failed: LoadPlan, settings: Settings) -> tuple[LoadPlan, protocol.Loaded]:
     """Load without a GPU that failed in use. Raises EdgechatError."""
     header = read_header(Path(failed.model_path))
-    here = machine(settings, header.path, engine.pid, ())
+    here = current_machine(settings, header.path, engine.pid, ())
     chosen = _planned(engine, header, here, settings.n_ctx, speculation=failed.speculation)
     loaded = _load(engine, chosen, lambda event: None)
-    announce(engine, chosen)
+    announce_loaded(engine, chosen)
     return chosen, loaded
 
 
-def _gpus(engine: EngineClient, settings: Settings, bundle: Bundle, listen: Listener) -> tuple[list[Gpu], list[str]]:
+def _gpus(
+    engine: EngineClient, settings: Settings, bundle: Bundle, listen: LoadCallback
+) -> tuple[list[Gpu], list[str]]:
     """GPUs that work here, and why others do not; nothing is asked where the build has no module for any."""
     if not settings.gpu or not bundle.gpu_modules:
         return [], []
-    before = remembered_gpus()
+    before = saved_gpus()
     found = engine.list_devices(benchmark=False, on_event=lambda event: _tell(event, listen))
-    remember_gpus(found.gpus)
+    save_gpus(found.gpus)
     if found.gpus:
         return found.gpus, []
     problems = found.problems or [f"{gpu.name} is not there any more" for gpu in before]
@@ -106,10 +108,10 @@ def _second_plan(
     """A smaller one after memory ran out, once; after failures with a GPU, one with less of it and then without."""
     if failed.options.n_gpu_layers:
         if attempt == 0 and not here.gpu_is_unified:
-            return smaller(header, here, failed, n_ctx)
+            return smaller_plan(header, here, failed, n_ctx)
         without = msgspec.structs.replace(here, gpu_name="", gpu_free_bytes=0, gpu_is_unified=False)
         return plan(header, without, n_ctx=n_ctx, speculation=failed.speculation)
-    return smaller(header, here, failed, n_ctx) if attempt == 0 and _ran_out(error) else None
+    return smaller_plan(header, here, failed, n_ctx) if attempt == 0 and _ran_out(error) else None
 
 
 def _why(error: EdgechatError, failed: LoadPlan) -> str:
@@ -128,9 +130,9 @@ def unload(engine: EngineClient, chosen: LoadPlan | None) -> None:
     if pid is None or chosen is None:
         return
     instances.withdraw(pid)
-    peak = peak_bytes(pid)
+    peak = peak_pss_bytes(pid)
     if peak and engine.has_loaded_one_model:
-        observed_memory.record(chosen.model_path, chosen.estimate.engine - chosen.estimate.learned, peak)
+        observed_memory.record(chosen.model_path, chosen.estimate.engine - chosen.estimate.observed_extra, peak)
 
 
 def _planned(
@@ -169,7 +171,7 @@ def exactly(engine: EngineClient, header: ModelHeader, extra_bytes: int = 0) -> 
     return take
 
 
-def _load(engine: EngineClient, chosen: LoadPlan, listen: Listener) -> protocol.Loaded:
+def _load(engine: EngineClient, chosen: LoadPlan, listen: LoadCallback) -> protocol.Loaded:
     request = protocol.Load(id=engine.next_id(), plan=chosen, prefix_dir=str(paths.prefix_dir()))
     return engine.load(request, lambda event: _tell(event, listen))
 
@@ -182,11 +184,11 @@ def _ran_out(error: EdgechatError) -> bool:
 
 def _changes(before: LoadPlan, after: LoadPlan) -> str:
     """What a second plan does differently, in words."""
-    new = [words for words in after.trades if words not in before.trades]
+    new = [words for words in after.concessions if words not in before.concessions]
     return f"loading again with less ({'; '.join(new) or size(after.estimate.total)})"
 
 
-def warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded) -> list[str]:
+def load_warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded) -> list[str]:
     """What is not as the user may think."""
     found = []
     wanted, most = settings.n_threads, os.cpu_count() or 1
@@ -200,7 +202,7 @@ def warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded) -> l
     return found
 
 
-def _tell(event: protocol.AnyEvent, listen: Listener) -> None:
+def _tell(event: protocol.AnyEvent, listen: LoadCallback) -> None:
     if isinstance(event, protocol.BackendTesting):
         listen(events.ModelLoadProgressed(phase="testing", words=event.message))
     elif isinstance(event, protocol.LoadProgressed):

@@ -43,7 +43,7 @@ def _key(model_path: str) -> str:
 
 
 def _file() -> JsonFile[_Seen]:
-    return JsonFile(paths.memory_file(), _Seen, max_bytes=_MAX_BYTES)
+    return JsonFile(paths.observed_memory_file(), _Seen, max_bytes=_MAX_BYTES)
 
 
 def _read() -> _Seen:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from edgechat import paths
-from edgechat.config import Settings, size_bytes
+from edgechat.config import Settings, parse_size
 from edgechat.errors import EdgechatError
 from edgechat.files import JsonFile
-from edgechat.hardware.cpu import thread_counts, usable_threads
+from edgechat.hardware.cpu import candidate_thread_counts, usable_threads
 from edgechat.hardware.memory import private_bytes, read_memory
 from edgechat.hardware.profile import Gpu
 from edgechat.humanize import size
@@ -26,27 +26,27 @@ _GPU_SPARE_SHARE: Final = 8
 _MAX_BYTES: Final = 1 << 16
 
 
-def machine(
+def current_machine(
     settings: Settings, model_path: str = "", own_pid: int | None = None, gpus: Sequence[Gpu] | None = None
 ) -> Machine:
     """For a model file, of which another program may have mapped the very pages; `gpus` are what an engine found now.
 
     Without them, what one found the last time.
     """
-    gpu = best_gpu(remembered_gpus() if gpus is None and settings.gpu else gpus or ())
+    gpu = best_gpu(saved_gpus() if gpus is None and settings.gpu else gpus or ())
     others = instances.others(own_pid)
     held = [r for r in others if r.model_path != model_path or not model_path]
     # What this program's engine has is given back before it loads anything.
     own = private_bytes(own_pid) if own_pid is not None else 0
     available = max(0, read_memory().available_bytes + own - sum(r.held_bytes for r in held))
-    budget = size_bytes(settings.budget) if settings.budget else None
+    budget = parse_size(settings.budget) if settings.budget else None
     n_threads, n_threads_batch, words = _threads(settings, measured_speeds())
     return Machine(
         available_bytes=available if budget is None else min(available, budget), n_threads=n_threads,
-        n_threads_batch=n_threads_batch, threads_words=words, disk_free_bytes=_disk_free_bytes(settings),
+        n_threads_batch=n_threads_batch, threads_reason=words, disk_free_bytes=_disk_free_bytes(settings),
         gpu_name=gpu.name if gpu else "", gpu_is_unified=bool(gpu and gpu.is_unified),
         gpu_free_bytes=_free_bytes(gpu) if gpu and not gpu.is_unified else 0,
-        held_words="".join(f"; {words_for(r)}" for r in others),
+        other_instances="".join(f"; {describe_instance(r)}" for r in others),
     )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def _free_bytes(gpu: Gpu) -> int:
     return max(0, gpu.free_bytes - min(_GPU_SPARE_BYTES, gpu.total_bytes // _GPU_SPARE_SHARE))
 
 
-def words_for(other: instances.Running) -> str:
+def describe_instance(other: instances.RunningInstance) -> str:
     """Who has a model loaded."""
     name = os.path.basename(other.model_path)  # noqa: PTH119  (a name, whatever the system writes paths as)
     return f"another edgechat (process {other.pid}) has {name} loaded and holds {size(other.total_bytes)}"
@@ -77,19 +77,19 @@ def _threads(settings: Settings, measured: KernelSpeeds | None) -> tuple[int, in
         n_threads = min(settings.n_threads, os.cpu_count() or 1)
         return n_threads, n_threads, "as set"
     usable = usable_threads()
-    most = thread_counts()[-1]
-    if measured is not None and measured.decode_threads and measured.most_threads == most:
+    most = candidate_thread_counts()[-1]
+    if measured is not None and measured.decode_threads and measured.max_threads == most:
         return measured.decode_threads, measured.prefill_threads, "measured to be the fastest here"
     return usable, usable, "as many as there are fast cores (`edgechat plan` measures it)"
 
 
-def remember_gpus(gpus: Sequence[Gpu]) -> None:
+def save_gpus(gpus: Sequence[Gpu]) -> None:
     """Keep what an engine found, for plans that are made before one runs."""
     if gpus or paths.gpus_file().exists():
         _gpus_file().save(list(gpus))
 
 
-def remembered_gpus() -> list[Gpu]:
+def saved_gpus() -> list[Gpu]:
     """What was found the last time."""
     return _gpus_file().read() or []
 

@@ -14,29 +14,29 @@ from edgechat.humanize import size
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import read_header
 from edgechat.models import observed_memory
-from edgechat.models.resources import machine, measured_speeds
+from edgechat.models.resources import current_machine, measured_speeds
 from edgechat.planner.memory import REPACKED, LoadOptions, MemoryEstimate, estimate
 from edgechat.planner.quality import quality
 from edgechat.planner.ranking import Candidate, Evaluation, choose, evaluate
-from edgechat.planner.synthetic_header import quants, sketches
+from edgechat.planner.synthetic_header import file_sizes, synthetic_profiles
 
 # So many of the best are looked at closely; a library of hundreds must not hold up the first frame.
 _MOST = 12
 
 
-def candidate(
+def make_candidate(
     name: str, header: ModelHeader, *, repo: str = "", is_here: bool = True, known: curated.CatalogueModel | None = None
 ) -> Candidate:
     """A file, with what the catalogue knows of its model."""
     known = known or curated.find_for_file(repo, header.name, Path(header.path).name)
     n_active = _active(header, known)
     return Candidate(
-        name=name, quant=header.quant, header=header, is_here=is_here,
+        name=name, quant=header.quant, header=header, is_installed=is_here,
         quality=quality(header.quant, header.n_params, n_active, known),
     )  # fmt: skip
 
 
-def local_candidates(entries: Sequence[library.InstalledModel] | None = None) -> list[Candidate]:
+def installed_candidates(entries: Sequence[library.InstalledModel] | None = None) -> list[Candidate]:
     """Models on this machine. Raises CatalogueError."""
     found = []
     for entry in library.scan() if entries is None else entries:
@@ -44,7 +44,7 @@ def local_candidates(entries: Sequence[library.InstalledModel] | None = None) ->
             try:
                 header = read_header(entry.path)
                 if not header.is_embedding:
-                    found.append(candidate(entry.name, header, repo=entry.repo))
+                    found.append(make_candidate(entry.name, header, repo=entry.repo))
             except EdgechatError:  # gone or damaged since it was seen
                 continue
     return found
@@ -61,17 +61,17 @@ def catalogue_candidates() -> list[Candidate]:
     for model in curated.load().values():
         if not model.shape.n_layers:  # what its context takes cannot be said
             continue
-        known = quants(model)
-        for quant, header in sketches(model).items():
+        known = file_sizes(model)
+        for quant, header in synthetic_profiles(model).items():
             n_params = model.shape.n_params or header.n_params
             found.append(Candidate(
-                name=f"{model.id}:{quant}", quant=quant, header=header, is_here=False, is_rough=not known[quant][1],
+                name=f"{model.id}:{quant}", quant=quant, header=header, is_installed=False, is_size_estimated=not known[quant][1],
                 is_default=model.is_default, quality=quality(quant, n_params, model.shape.n_params_active, model),
             ))  # fmt: skip
     return found
 
 
-def choose_local(settings: Settings) -> tuple[str, Path]:
+def choose_installed(settings: Settings) -> tuple[str, Path]:
     """Name and file of the best model here that fits. Raises PlanError if none does.
 
     Where what is remembered of models cannot be read, the starter answers: `edgechat models` says what is wrong.
@@ -84,7 +84,7 @@ def choose_local(settings: Settings) -> tuple[str, Path]:
         return entries[0].name, entries[0].path
     if len(entries) > _MOST:
         entries = sorted(entries, key=_promise, reverse=True)[:_MOST]
-    rated = rate_all(local_candidates(entries), settings)
+    rated = evaluate_all(installed_candidates(entries), settings)
     best = choose(rated)
     if best is not None:
         return best.candidate.name, Path(best.candidate.header.path)
@@ -92,14 +92,14 @@ def choose_local(settings: Settings) -> tuple[str, Path]:
         smallest = min(rated, key=lambda r: r.memory.total)
         raise PlanError(
             f"none of the {len(rated)} models here fits: the smallest, {smallest.candidate.name}, {smallest.verdict}, "
-            f"and {size(machine(settings).available_bytes)} are available; {suggestion(settings)}"
+            f"and {size(current_machine(settings).available_bytes)} are available; {suggest_download(settings)}"
         )
-    raise PlanError(f"there is no model here; {suggestion(settings)}")
+    raise PlanError(f"there is no model here; {suggest_download(settings)}")
 
 
-def suggestion(settings: Settings) -> str:
+def suggest_download(settings: Settings) -> str:
     """What of the catalogue would be the best on this machine, in words."""
-    best = choose(rate_all(catalogue_candidates(), settings), unasked=True)
+    best = choose(evaluate_all(catalogue_candidates(), settings), unasked=True)
     if best is None:
         return "nothing of the catalogue fits either (`edgechat plan --all` says how much is missing)"
     return (
@@ -108,7 +108,7 @@ def suggestion(settings: Settings) -> str:
     )
 
 
-def measure() -> None:
+def measure_speeds() -> None:
     """Find out how fast this machine is, unless that is known; takes some seconds. Where it cannot be, nothing changes."""
     if measured_speeds() is not None:
         return
@@ -121,13 +121,13 @@ def measure() -> None:
         engine.close()
 
 
-def rate_all(candidates: Sequence[Candidate], settings: Settings) -> list[Evaluation]:
+def evaluate_all(candidates: Sequence[Candidate], settings: Settings) -> list[Evaluation]:
     """Plan them all on this machine."""
-    here, speeds = machine(settings), measured_speeds()
+    here, speeds = current_machine(settings), measured_speeds()
     repacked = speeds.repacked if speeds is not None else REPACKED
 
     def exact(candidate: Candidate) -> Callable[[LoadOptions], MemoryEstimate]:
-        extra = observed_memory.extra_bytes(candidate.header.path) if candidate.is_here else 0
+        extra = observed_memory.extra_bytes(candidate.header.path) if candidate.is_installed else 0
         return lambda options: estimate(candidate.header, options, repacked, extra)
 
     return [

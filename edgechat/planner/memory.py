@@ -66,7 +66,7 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """Copies of states that drafts can be taken back to, and indices of texts."""
     process: int = CLIENT_BYTES + ENGINE_BYTES
     """Of the programs themselves, the one with the conversation and the one with the model."""
-    learned: int = 0
+    observed_extra: int = msgspec.field(default=0, name="learned")
     """What this machine was seen to take beyond all that, or not to."""
     gpu: int = 0
     """On the device, and not a part of the total unless its memory is the machine's."""
@@ -84,7 +84,7 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
         """All of it, at the highest moment: at the end of loading, with the file's pages still in use."""
         return (
             self.weights + self.repacked + self.kv_cache + self.compute + self.output + self.vocabulary
-            + self.speculation + self.process + self.learned + (self.gpu if self.is_unified else 0)
+            + self.speculation + self.process + self.observed_extra + (self.gpu if self.is_unified else 0)
         )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def estimate(
     # With everything on a GPU, the CPU still looks up embeddings and gets logits.
     here = compute // 8 if options.n_gpu_layers > header.n_layers and not options.experts_on_cpu else compute
     return _with_the_rest(header, options, MemoryEstimate(
-        weights=weights, repacked=second, kv_cache=sum(layers) - gpu_kv, compute=here, learned=learned,
+        weights=weights, repacked=second, kv_cache=sum(layers) - gpu_kv, compute=here, observed_extra=learned,
         gpu=gpu_weights + gpu_kv + (compute if options.n_gpu_layers else 0),
     ))  # fmt: skip
 
@@ -134,7 +134,7 @@ def exact(
         repacked=other if options.use_mmap else 0,
         kv_cache=sum(sizes["context_bytes"] for sizes in host.values()),
         compute=sum(sizes["compute_bytes"] for sizes in host.values()),
-        learned=learned, gpu=gpu, is_exact=True,
+        observed_extra=learned, gpu=gpu, is_exact=True,
     ))  # fmt: skip
 
 

@@ -66,13 +66,13 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     draft_tokens: int
     """Of other conversations, in which drafts are looked for."""
     estimate: MemoryEstimate
-    trades: tuple[str, ...] = ()
+    concessions: tuple[str, ...] = ()
     """What was given up so that it fits, in words."""
     reasons: dict[str, str] = {}
     """Why each field is as it is."""
 
 
-def n_seqs_of(header: ModelHeader) -> int:
+def default_n_seqs(header: ModelHeader) -> int:
     """Branches and conversations that are live at a time: few where each takes memory of its own."""
     return FEW_SEQS if header.has_recurrent_state or header.hparam("attention.sliding_window") else MANY_SEQS
 
@@ -107,7 +107,7 @@ def plan(
     raise PlanError(_refusal(header, machine, least, n_ctx))
 
 
-def smaller(header: ModelHeader, machine: Machine, failed: LoadPlan, n_ctx: int | None = None) -> LoadPlan | None:
+def smaller_plan(header: ModelHeader, machine: Machine, failed: LoadPlan, n_ctx: int | None = None) -> LoadPlan | None:
     """What to try after memory ran out with a plan all the same: what takes a fifth less; None if nothing does."""
     before = failed.estimate
     for options, trades in _ways(header, machine, n_ctx):
@@ -141,7 +141,7 @@ def _text_ways(
     header: ModelHeader, machine: Machine, n_ctx: int | None
 ) -> Iterator[tuple[LoadOptions, tuple[str, ...]]]:
     wanted = n_ctx or default_n_ctx(header)
-    full = LoadOptions(n_ctx=wanted, n_seqs=n_seqs_of(header))
+    full = LoadOptions(n_ctx=wanted, n_seqs=default_n_seqs(header))
     if machine.gpu_is_unified:  # what is not on the GPU is in the same memory, and mapped pages would be a second copy
         full = msgspec.structs.replace(full, n_gpu_layers=header.n_layers + 1, use_mmap=False)
     yield from _gpu_ways(header, machine, full, is_asked=n_ctx is not None)
@@ -236,7 +236,7 @@ def _finished(
         n_threads_batch=machine.n_threads_batch or machine.n_threads, n_batch=N_BATCH,
         prefix_ram_bytes=min(left // PREFIX_RAM_SHARE, MAX_PREFIX_RAM_BYTES),
         prefix_disk_bytes=min(machine.disk_free_bytes // PREFIX_DISK_SHARE, MAX_PREFIX_DISK_BYTES),
-        speculation=speculation, draft_tokens=draft_tokens, estimate=needed, trades=trades,
+        speculation=speculation, draft_tokens=draft_tokens, estimate=needed, concessions=trades,
     )  # fmt: skip
     return msgspec.structs.replace(made, reasons=_reasons(header, machine, made, n_ctx))
 
@@ -263,7 +263,7 @@ def _reasons(header: ModelHeader, machine: Machine, made: LoadPlan, n_ctx: int |
         else f"read: mapped, {size(needed.weights)} of weights could be in memory twice",
         "use_extra_bufts": f"{size(needed.repacked)} of weights get the layout of faster kernels" if needed.repacked
         else "weights have the layout that the kernels want, or get it as they are read",
-        "n_threads": f"{made.n_threads} for answers, {made.n_threads_batch} for prompts: {machine.threads_words}",
+        "n_threads": f"{made.n_threads} for answers, {made.n_threads_batch} for prompts: {machine.threads_reason}",
         "n_ubatch": "prompts are read fastest" if options.n_ubatch == N_UBATCHES[0] else "a smaller one saves buffers",
         "n_seqs": f"{options.n_seqs} branches can be live at a time"
         + ("" if options.n_seqs == MANY_SEQS else ": each takes memory of its own in this kind of model"),
@@ -286,12 +286,12 @@ def _refusal(header: ModelHeader, machine: Machine, least: MemoryEstimate | None
     return (
         f"{header.path} needs about {size(least.total)} with {context} (weights {size(least.weights + least.repacked)}, "
         f"KV cache {size(least.kv_cache)}, the rest {size(rest)}), but {size(machine.available_bytes)} are available"
-        f"{machine.held_words}: close other programs, {'ask for a smaller context with --ctx, ' if n_ctx else ''}"
+        f"{machine.other_instances}: close other programs, {'ask for a smaller context with --ctx, ' if n_ctx else ''}"
         "or take a smaller model (`edgechat plan` shows what fits)"
     )
 
 
-def given_plan(model_path: str, *, n_threads: int, n_batch: int = N_BATCH, **given: Any) -> LoadPlan:
+def manual_plan(model_path: str, *, n_threads: int, n_batch: int = N_BATCH, **given: Any) -> LoadPlan:
     """A plan that nobody made: for measurements and tests that say themselves how a model is loaded.
 
     `given` are fields of LoadPlan or of LoadOptions.

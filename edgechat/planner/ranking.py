@@ -12,9 +12,9 @@ from edgechat.humanize import size
 from edgechat.modelfile.header import ModelHeader
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate
-from edgechat.planner.plan import MIN_N_CTX, LoadPlan, default_n_ctx, n_seqs_of, plan
+from edgechat.planner.plan import MIN_N_CTX, LoadPlan, default_n_ctx, default_n_seqs, plan
 from edgechat.planner.quality import Quality, loss
-from edgechat.planner.throughput import KernelSpeeds, PredictedSpeed, by_bandwidth, predict
+from edgechat.planner.throughput import KernelSpeeds, PredictedSpeed, predict_speed, speed_by_bandwidth
 
 PROMPT_TOKENS = 1000
 """Of the prompt whose time to the first token is shown."""
@@ -31,11 +31,11 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     quant: str
     header: ModelHeader
     quality: Quality
-    is_here: bool = True
+    is_installed: bool = True
     """False if it would have to be downloaded first."""
     is_default: bool = True
     """False if it is never chosen unasked: its licence asks for something."""
-    is_rough: bool = False
+    is_size_estimated: bool = False
     """True if its size is not known, only computed."""
 
 
@@ -86,15 +86,15 @@ def evaluate(
     options = made.options
     if speeds is not None and not options.n_gpu_layers:
         # As if nothing were given up: what more memory brings must not make a model too slow.
-        speed = predict(header, speeds, n_past=_N_PAST)
+        speed = predict_speed(header, speeds, n_past=_N_PAST)
     else:
         gpu_part = min(1.0, max(0, options.n_gpu_layers - 1) / max(1, header.n_layers))
-        speed = by_bandwidth(header, machine.read_bps, machine.gpu_read_bps, gpu_part)
+        speed = speed_by_bandwidth(header, machine.read_bps, machine.gpu_read_bps, gpu_part)
     points = candidate.quality.points
     if options.kv_type == "q8_0":
         points -= loss("F32", header.n_params, kv_q8=True)
     slow = speed is not None and speed.decode_tps < min_tps
-    verdict = "; ".join(made.trades) or "fits"
+    verdict = "; ".join(made.concessions) or "fits"
     if speed is not None and slow:
         verdict = f"too slow: {speed.decode_tps:.1f} tokens/s of {min_tps:g} wished"
     return Evaluation(
@@ -128,7 +128,7 @@ def _too_large(candidate: Candidate, n_ctx: int | None) -> Evaluation:
     """What it would take at least."""
     header = candidate.header
     frugal = LoadOptions(
-        n_ctx=n_ctx or min(default_n_ctx(header), MIN_N_CTX), n_seqs=n_seqs_of(header), use_mmap=False,
+        n_ctx=n_ctx or min(default_n_ctx(header), MIN_N_CTX), n_seqs=default_n_seqs(header), use_mmap=False,
         kv_type="q8_0", n_ubatch=128,
     )  # fmt: skip
     least = estimate(header, frugal)

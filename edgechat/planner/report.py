@@ -12,10 +12,10 @@ from edgechat.planner.memory import MemoryEstimate
 from edgechat.planner.plan import LoadPlan
 from edgechat.planner.ranking import PROMPT_TOKENS, Evaluation
 
-BAR: Final = 24
+BAR_WIDTH: Final = 24
 """Characters of a bar."""
 # Of a bar: what each part of the memory is drawn with, and what it is called.
-PARTS: Final = (
+MEMORY_PARTS: Final = (
     ("weights", "#", "weights"),
     ("repacked", "+", "their copies for faster kernels"),
     ("kv_cache", "k", "keys and values"),
@@ -24,7 +24,7 @@ PARTS: Final = (
     ("vocabulary", "p", "vocabulary and graphs"),
     ("speculation", "s", "drafts"),
     ("process", "p", "the programs"),
-    ("learned", "p", "seen here beyond that"),
+    ("observed_extra", "p", "seen here beyond that"),
 )
 
 
@@ -33,7 +33,7 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     quant: str
-    is_here: bool
+    is_installed: bool = msgspec.field(name="is_here")
     is_chosen: bool
     fits: bool
     is_fast_enough: bool
@@ -53,25 +53,25 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     quality_loss: float | None
     quality_is_measured: bool
     size_is_known: bool
-    trades: tuple[str, ...]
+    concessions: tuple[str, ...] = msgspec.field(name="trades")
     plan: dict[str, Any] | None
     """How it would be loaded."""
     reasons: dict[str, str]
 
 
-def row(rated: Evaluation, chosen: Evaluation | None) -> PlanRow:
+def plan_row(rated: Evaluation, chosen: Evaluation | None) -> PlanRow:
     """What of a candidate is shown."""
     made, speed, candidate = rated.plan, rated.speed, rated.candidate
     return PlanRow(
-        name=candidate.name, quant=candidate.quant, is_here=candidate.is_here, is_chosen=rated is chosen,
+        name=candidate.name, quant=candidate.quant, is_installed=candidate.is_installed, is_chosen=rated is chosen,
         fits=made is not None, is_fast_enough=rated.is_fast_enough, verdict=rated.verdict, total_bytes=rated.memory.total, memory=rated.memory,
         n_ctx=made.options.n_ctx if made is not None else None,
         decode_tps=_finite(speed.decode_tps if speed else None),
         prefill_tps=_finite(speed.prefill_tps if speed else None),
         ttft_1000_s=_finite(speed.ttft_s(PROMPT_TOKENS) if speed else None),
         quality=_finite(rated.points), quality_loss=_finite(candidate.quality.index - rated.points),
-        quality_is_measured=candidate.quality.is_measured, size_is_known=not candidate.is_rough,
-        trades=made.trades if made is not None else (),
+        quality_is_measured=candidate.quality.is_measured, size_is_known=not candidate.is_size_estimated,
+        concessions=made.concessions if made is not None else (),
         plan=_fields(rated), reasons=made.reasons if made is not None else {},
     )  # fmt: skip
 
@@ -92,28 +92,28 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 2)
 
 
-def bar(memory: MemoryEstimate, available: int) -> str:
+def memory_bar(memory: MemoryEstimate, available: int) -> str:
     """One character for each part of the budget that is used, a > where it is too small."""
     drawn, done = "", 0
-    for name, sign, _ in PARTS:
+    for name, sign, _ in MEMORY_PARTS:
         done += int(getattr(memory, name))
-        drawn += sign * (min(BAR, BAR * done // max(1, available)) - len(drawn))
-        if len(drawn) >= BAR:
-            return drawn[: BAR - 1] + (">" if memory.total > available else drawn[BAR - 1])
+        drawn += sign * (min(BAR_WIDTH, BAR_WIDTH * done // max(1, available)) - len(drawn))
+        if len(drawn) >= BAR_WIDTH:
+            return drawn[: BAR_WIDTH - 1] + (">" if memory.total > available else drawn[BAR_WIDTH - 1])
     return drawn
 
 
-def order(row: PlanRow) -> tuple[bool, bool, float]:
+def sort_key(row: PlanRow) -> tuple[bool, bool, float]:
     """The chosen one first, then what fits, the best first."""
     return (not row.is_chosen, not row.fits, -(row.quality if row.quality is not None else -1e9))
 
 
-def best_of_each(rows: list[PlanRow]) -> list[PlanRow]:
+def best_quants(rows: list[PlanRow]) -> list[PlanRow]:
     """The best quant of each model of the catalogue; the rows are sorted."""
     seen: set[str] = set()
     kept = []
     for row in rows:
-        model = row.name.partition(":")[0] if not row.is_here else row.name
+        model = row.name.partition(":")[0] if not row.is_installed else row.name
         if model not in seen:
             seen.add(model)
             kept.append(row)
@@ -123,13 +123,13 @@ def best_of_each(rows: list[PlanRow]) -> list[PlanRow]:
 def plan_lines(made: LoadPlan) -> list[str]:
     """What a plan takes of memory, and why everything is as it is."""
     lines = ["Memory"]
-    for name, _, words in PARTS:
+    for name, _, words in MEMORY_PARTS:
         count = int(getattr(made.estimate, name))
         if count:
             lines.append(f"  {words:<32}{size(count):>10}")
     lines.append(f"  {'together':<32}{size(made.estimate.total):>10}")
-    if made.trades:
-        lines += ["", "Given up so that it fits", *(f"  {trade}" for trade in made.trades)]
+    if made.concessions:
+        lines += ["", "Given up so that it fits", *(f"  {trade}" for trade in made.concessions)]
     lines += ["", "Why so"]
     values: dict[str, Any] = {"n_threads": made.n_threads, "n_batch": made.n_batch}
     for name, reason in made.reasons.items():
@@ -142,7 +142,7 @@ def row_lines(row: PlanRow, available: int) -> list[str]:
     """A candidate in a few lines: verdict, memory against what there is, speed and quality."""
     lines = [f"{row.name}  {row.quant}", row.verdict]
     if available:
-        lines.append(f"[{bar(row.memory, available):<24}] {size(row.total_bytes)} of {size(available)}")
+        lines.append(f"[{memory_bar(row.memory, available):<24}] {size(row.total_bytes)} of {size(available)}")
     facts = [f"context {row.n_ctx}" if row.n_ctx else ""]
     facts.append(f"about {row.decode_tps:.0f} tokens/s" if row.decode_tps else "speed not known")
     if row.ttft_1000_s:

@@ -34,7 +34,7 @@ class QuantModel(msgspec.Struct, frozen=True, kw_only=True):
     """Name, shape and ggml's number of the type, of each; in the order in which llama.cpp quantises."""
 
 
-def describe(header: ModelHeader) -> QuantModel:
+def quant_model(header: ModelHeader) -> QuantModel:
     """What llama.cpp's rules ask of a model. Raises ModelFileError for a number of layers that cannot be."""
     parts = read_layers(header)
     first = next((layer for layer in parts.layers if layer.n_head_kv), parts.layers[0] if parts.layers else None)
@@ -58,7 +58,7 @@ def preset_number(quant: str) -> int:
     return _NUMBERS[quant]
 
 
-def requantised(header: ModelHeader, quant: str, types: Sequence[int]) -> ModelHeader:
+def requantized_header(header: ModelHeader, quant: str, types: Sequence[int]) -> ModelHeader:
     """The header of the same model in another quant, its tensors having these types, in the order of `describe`."""
     offset, tensors = 0, []
     for tensor, type_id in zip(sorted(header.tensors, key=_order), types, strict=True):

@@ -29,7 +29,7 @@ _TYPE_IDS: Final = {kind.name: number for number, kind in TENSOR_TYPES.items()}
 _N_EMBD, _N_VOCAB = 2048, 128_000
 
 
-def quants(model: CatalogueModel) -> dict[str, tuple[int, bool]]:
+def file_sizes(model: CatalogueModel) -> dict[str, tuple[int, bool]]:
     """Bytes of a model's files by quant, and whether they are known or computed from the number of weights."""
     found = {quant: (count, True) for quant, count in model.sizes().items()}
     for source in model.source:
@@ -40,12 +40,12 @@ def quants(model: CatalogueModel) -> dict[str, tuple[int, bool]]:
     return found
 
 
-def sketches(model: CatalogueModel) -> dict[str, ModelHeader]:
+def synthetic_profiles(model: CatalogueModel) -> dict[str, ModelHeader]:
     """By quant, headers with the catalogue's numbers, and tensors that only add up to what the model has."""
     base = _without_tensors(model)
     parts = read_shape(base)
     found = {}
-    for quant, (file_bytes, _) in quants(model).items():
+    for quant, (file_bytes, _) in file_sizes(model).items():
         found[quant] = msgspec.structs.replace(
             base, path=f"{model.id}:{quant}", file_bytes=file_bytes, tensors=_tensors(model, quant, file_bytes)
         )

@@ -40,7 +40,7 @@ class KernelSpeeds(msgspec.Struct, frozen=True, kw_only=True):
     decode_threads: int = 0
     """So many threads were the fastest for one token, and the next for a batch; 0 if only `n_threads` were tried."""
     prefill_threads: int = 0
-    most_threads: int = 0
+    max_threads: int = msgspec.field(default=0, name="most_threads")
     """The largest number that was tried: with more or fewer cores to use, this says nothing."""
 
     @property
@@ -70,7 +70,7 @@ class PredictedSpeed(msgspec.Struct, frozen=True, kw_only=True):
         return n_tokens / self.prefill_tps + 1.0 / self.decode_tps
 
 
-def predict(
+def predict_speed(
     header: ModelHeader,
     speeds: KernelSpeeds,
     *,
@@ -93,7 +93,7 @@ def predict(
     return PredictedSpeed(decode_tps=1.0 / decode_s, prefill_tps=BATCHES[-1] / prefill_s)
 
 
-def by_bandwidth(
+def speed_by_bandwidth(
     header: ModelHeader, read_bps: float, gpu_read_bps: float = 0.0, gpu_part: float = 0.0
 ) -> PredictedSpeed | None:
     """As if decoding only waited for memory, the part of the weights that is on a GPU for its own.

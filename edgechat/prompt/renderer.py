@@ -125,10 +125,10 @@ class Renderer:
             self.close()
             raise TemplateError(f"The model's chat template took more than {TIMEOUT_S:g} s and was stopped") from None
         if reply is None:
-            is_upgraded = self._exit_code() == process.CHANGED
+            is_upgraded = self._exit_code() == process.EXIT_VERSION_CHANGED
             self.close()
             raise TemplateError(
-                process.UPGRADED if is_upgraded else "The model's chat template crashed the render process"
+                process.UPGRADED_MESSAGE if is_upgraded else "The model's chat template crashed the render process"
             )
         return msgspec.msgpack.decode(reply, type=RenderReply)
 

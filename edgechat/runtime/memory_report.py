@@ -8,7 +8,7 @@ import msgspec
 
 from edgechat.hardware.profile import Gpu
 from edgechat.planner.memory import LoadOptions
-from edgechat.planner.plan import given_plan
+from edgechat.planner.plan import manual_plan
 from edgechat.runtime.bindings import Bindings, Device, MemoryEntry
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
@@ -67,7 +67,7 @@ class MemoryEstimator:
                 Model(native, path, options, is_probe=True),
                 key,
             )
-        plan = given_plan(str(path), n_threads=1, **msgspec.structs.asdict(options))
+        plan = manual_plan(str(path), n_threads=1, **msgspec.structs.asdict(options))
         context = Context(self._model, plan)
         try:
             return memory_breakdown(context)

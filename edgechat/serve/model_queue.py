@@ -198,7 +198,7 @@ class ModelQueue:
         """Do what can be done, for the next request, about an error that came with this plan."""
         async with self._engine_lock:
             if isinstance(error, EngineError) and plan is self._model.plan:  # once, if several answers failed
-                await asyncio.to_thread(self._model.give_up_gpu, error, self.settings)
+                await asyncio.to_thread(self._model.fall_back_to_cpu, error, self.settings)
 
     def release(self, answer: EventStream) -> None:
         """An answer is over, or nobody wants it. A second call does nothing."""

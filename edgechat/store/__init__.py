@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgechat import paths
-from edgechat.errors import DamagedError
+from edgechat.errors import DamagedDatabaseError
 from edgechat.store.database import Database
 from edgechat.store.sqlite import SqliteStore
 
@@ -21,7 +21,7 @@ def open_store(path: Path | None = None) -> SqliteStore:
     path = path or paths.history_file()
     try:
         store = SqliteStore(Database(path))
-    except DamagedError:
+    except DamagedDatabaseError:
         store = recovery.recover(path)
     recovery.recover_copies(store)
     return store

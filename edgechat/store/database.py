@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat.errors import DamagedError, StoreError
+from edgechat.errors import DamagedDatabaseError, StoreError
 from edgechat.store.schema import APPLICATION_ID, MIGRATIONS, Migration, apply_migration, schema_version
 
 # How long to wait for another process that writes. Writes take milliseconds; a backup or an import may take seconds.
@@ -31,7 +31,7 @@ class Database:
     def __init__(self, path: Path | None, migrations: Sequence[Migration] = MIGRATIONS) -> None:
         """Open or create the database at `path`; None keeps it in memory alone, never on a disk.
 
-        `problem` says why it cannot be written, if so. Raises DamagedError, and StoreError if it is none of ours
+        `problem` says why it cannot be written, if so. Raises DamagedDatabaseError, and StoreError if it is none of ours
         or cannot even be read.
         """
         self.path = path
@@ -260,8 +260,8 @@ def _store_error(error: sqlite3.Error, path: Path | None) -> StoreError:
     return StoreError(f"conversations cannot be read or written in {path}: {words}")
 
 
-def _damaged(path: Path | None, error: Exception) -> DamagedError:
-    return DamagedError(
+def _damaged(path: Path | None, error: Exception) -> DamagedDatabaseError:
+    return DamagedDatabaseError(
         f"{path} is damaged ({error}): `edgechat history recover` keeps it aside and gets out of it what can be read"
     )
 

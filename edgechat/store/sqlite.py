@@ -16,7 +16,7 @@ from typing import Any, Final
 from edgechat.chat import unsent_messages
 from edgechat.chat.messages import Conversation, Message, now_ms
 from edgechat.chat.store import Hit, Order, Summary
-from edgechat.errors import GoneError, StoreError
+from edgechat.errors import NotFoundError, StoreError
 from edgechat.paths import prefix_dir
 from edgechat.prefix.disk_tier import delete_conversation
 from edgechat.store import row_mapping, search, tree_sql
@@ -249,7 +249,7 @@ class SqliteStore:
         columns = {k: row_mapping.encode_json(v) if k in ("settings", "tags") else v for k, v in changes.items()}
         with self.database.writing(durable=True) as db:
             if columns and not _update(db, "conversations", columns, "id = ?", conversation_id):
-                raise GoneError(f"conversation {conversation_id} is gone: another edgechat deleted it")
+                raise NotFoundError(f"conversation {conversation_id} is gone: another edgechat deleted it")
 
     def delete(self, conversation_id: str) -> None:
         """Remove a conversation for good."""
@@ -281,7 +281,7 @@ class SqliteStore:
         if len(found) == 1 or (found and found[0]["id"] == prefix):
             return str(found[0]["id"])
         if not found:
-            raise GoneError(f"there is no conversation {prefix!r}: `edgechat history list` shows what there is")
+            raise NotFoundError(f"there is no conversation {prefix!r}: `edgechat history list` shows what there is")
         raise StoreError(f"{prefix!r} could be {', '.join(r['id'] for r in found[:8])}: give more of it")
 
     def latest(self) -> str | None:

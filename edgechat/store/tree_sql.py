@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from edgechat.chat.messages import Conversation, Message
-from edgechat.errors import GoneError, StoreError
+from edgechat.errors import NotFoundError, StoreError
 from edgechat.store import row_mapping
 
 _KEY_BITS: Final = 20
@@ -150,7 +150,7 @@ def message_row(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
     """A message's place in the tree. Raises StoreError if it is gone."""
     row: sqlite3.Row | None = db.execute(_MESSAGE, (message_id,)).fetchone()
     if row is None:
-        raise GoneError(f"message {message_id} is gone: another edgechat deleted it")
+        raise NotFoundError(f"message {message_id} is gone: another edgechat deleted it")
     return row
 
 
@@ -158,5 +158,5 @@ def conversation_row(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Ro
     """Raises StoreError if there is none."""
     row: sqlite3.Row | None = db.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
     if row is None:
-        raise GoneError(f"there is no conversation {conversation_id}: another edgechat may have deleted it")
+        raise NotFoundError(f"there is no conversation {conversation_id}: another edgechat may have deleted it")
     return row

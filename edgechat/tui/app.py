@@ -15,7 +15,7 @@ from textual.binding import Binding, BindingType
 
 from edgechat import files, paths
 from edgechat.errors import EdgechatError
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 from edgechat.tui import keys, textual_private
 from edgechat.tui.messages import DownloadEnded
 from edgechat.tui.screens.chat import ChatScreen
@@ -244,7 +244,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
     def notify(self, message: str, **more: Any) -> None:
         """Say something in a corner; titles, names and errors come from outside, and may act on a terminal."""
-        super().notify(visible(message), **{**more, "markup": False})
+        super().notify(escape_controls(message), **{**more, "markup": False})
 
     def show_download(self, words: str) -> None:
         """How far a download is, wherever that is shown."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from edgechat.errors import EdgechatError
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 from edgechat.tui.messages import DownloadEnded
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class DownloadRunner:
         if reference not in self._waiting:
             self._waiting[reference] = cancel = threading.Event()
             self._jobs.submit(self._pull, reference, cancel)
-            self._app.show_download(visible(f"getting {reference}"))
+            self._app.show_download(escape_controls(f"getting {reference}"))
 
     def cancel(self) -> None:
         """Stop all of it; what arrived is kept, and the same reference goes on from there."""
@@ -71,4 +71,4 @@ class DownloadRunner:
 
     def _show(self, words: str) -> None:
         if not self._app.is_leaving:
-            self._app.call_later(self._app.show_download, visible(words))
+            self._app.call_later(self._app.show_download, escape_controls(words))

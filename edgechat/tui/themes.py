@@ -9,7 +9,7 @@ from textual.color import Color, ColorParseError
 from textual.theme import BUILTIN_THEMES, Theme
 
 from edgechat import paths
-from edgechat.config import Problem, read_toml
+from edgechat.config import SettingsProblem, read_toml
 
 DEFAULT_THEME: Final = "textual-dark"
 _COLOURS: Final = (
@@ -36,7 +36,7 @@ def find_theme(name: str) -> tuple[Theme, str]:
 
 def _read_theme_file(file: Path) -> tuple[Theme | None, str]:
     """Read and validate a theme; return the theme or None, and the problem or an empty string."""
-    problems: list[Problem] = []
+    problems: list[SettingsProblem] = []
     values = read_toml(file, problems)
     if problems:
         return None, str(problems[0])

@@ -10,14 +10,14 @@ import pytest
 
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.planner.plan import given_plan
+from edgechat.planner.plan import manual_plan
 from edgechat.runtime.backends import probe
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import Bindings, load
 
 
 def a_load(client: EngineClient, path: Path, n_ctx: int = 2048) -> protocol.Load:
-    return protocol.Load(id=client.next_id(), plan=given_plan(str(path), n_ctx=n_ctx, n_threads=2))
+    return protocol.Load(id=client.next_id(), plan=manual_plan(str(path), n_ctx=n_ctx, n_threads=2))
 
 
 @pytest.fixture(scope="module")

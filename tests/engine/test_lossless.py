@@ -19,7 +19,7 @@ from edgechat.engine import sequence as samples
 from edgechat.engine.protocol import Event, Generate, RequestFailed, RequestFinished
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.scheduler import Scheduler
-from edgechat.errors import EngineError, GrammarError, by_name
+from edgechat.errors import EngineError, GrammarError, error_class
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
@@ -87,7 +87,7 @@ def say(
         batching.step()
     (finished,) = ended
     if isinstance(finished, RequestFailed):
-        raise by_name(finished.error_type)(finished.message)
+        raise error_class(finished.error_type)(finished.message)
     assert isinstance(finished, RequestFinished)
     return work.output_tokens[0] if work.output_tokens else [], "".join(heard), finished
 

@@ -16,7 +16,7 @@ from edgechat.errors import EdgechatError, ModelFileError
 from edgechat.modelfile.split import read_header
 from edgechat.planner import memory, requantize
 from edgechat.planner.memory import LoadOptions
-from edgechat.planner.plan import given_plan, n_seqs_of
+from edgechat.planner.plan import default_n_seqs, manual_plan
 from edgechat.runtime.backends import kernel_benchmark
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.probe import choose_module
@@ -24,7 +24,7 @@ from tests.models import KINDS, Kind, write_tiny
 
 
 def options(path: Path, **changes: object) -> LoadOptions:
-    given = {"n_ctx": 1024, "n_seqs": n_seqs_of(read_header(path))} | changes
+    given = {"n_ctx": 1024, "n_seqs": default_n_seqs(read_header(path))} | changes
     return LoadOptions(**given)  # type: ignore[arg-type]
 
 
@@ -42,7 +42,7 @@ def test_sizes_without_weights_are_those_with_them(tmp_path: Path, kind: Kind, s
         for kv_type in ("f16", "q8_0") if path == starter else ("f16",):
             wanted = options(path, kv_type=kv_type, use_mmap=False)
             before = probed(engine, path, wanted)
-            plan = given_plan(str(path), n_threads=1, speculation=False, **msgspec.structs.asdict(wanted))
+            plan = manual_plan(str(path), n_threads=1, speculation=False, **msgspec.structs.asdict(wanted))
             engine.load(protocol.Load(id=engine.next_id(), plan=plan))
             assert engine.stats().memory == before
             known, guessed = memory.exact(header, wanted, before), memory.estimate(header, wanted)
@@ -80,17 +80,17 @@ def test_the_size_of_every_quant_is_known_from_one_header(starter: Path, tmp_pat
     engine = EngineClient()
     try:
         for quant, real in written.items():
-            types = engine.list_quant_types(requantize.describe(header), requantize.preset_number(quant))
-            told = requantize.requantised(header, quant, types)
+            types = engine.list_quant_types(requantize.quant_model(header), requantize.preset_number(quant))
+            told = requantize.requantized_header(header, quant, types)
             assert {t.name: (t.type, t.size_bytes) for t in told.tensors} == {
                 t.name: (t.type, t.size_bytes) for t in real.tensors
             }
             assert told.quant == quant
-        nonsense = msgspec.structs.replace(requantize.describe(header), architecture="flux-capacitor", n_layer=0)
+        nonsense = msgspec.structs.replace(requantize.quant_model(header), architecture="flux-capacitor", n_layer=0)
         assert engine.list_quant_types(nonsense, 15) == []
-        odd = msgspec.structs.replace(requantize.describe(header), architecture="flux-capacitor")
+        odd = msgspec.structs.replace(requantize.quant_model(header), architecture="flux-capacitor")
         assert isinstance(engine.list_quant_types(odd, 15), list)
-        engine.list_quant_types(requantize.describe(header), 15)  # it lives
+        engine.list_quant_types(requantize.quant_model(header), 15)  # it lives
     finally:
         engine.close()
 
@@ -100,7 +100,7 @@ def test_keys_and_values_in_q8_0_say_nearly_the_same(starter: Path) -> None:
     for kv_type in ("f16", "q8_0"):
         engine = EngineClient()
         try:
-            plan = given_plan(str(starter), n_threads=2, n_ctx=1024, kv_type=kv_type)
+            plan = manual_plan(str(starter), n_threads=2, n_ctx=1024, kv_type=kv_type)
             engine.load(protocol.Load(id=engine.next_id(), plan=plan))
             request = protocol.Generate(
                 id=engine.next_id(), tokens=engine.tokenize("The capital of France is"), max_tokens=8, sampling=GREEDY
@@ -134,8 +134,8 @@ def test_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) -> None
         rates = found.products[name]
         assert 0 < rates[32] < rates[1]
     assert found.attention["f16"][1] > 0
-    assert 1 <= found.decode_threads <= found.most_threads
-    assert 1 <= found.prefill_threads <= found.most_threads
+    assert 1 <= found.decode_threads <= found.max_threads
+    assert 1 <= found.prefill_threads <= found.max_threads
     assert found.read_bps > 1e8
 
 

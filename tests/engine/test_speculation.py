@@ -19,7 +19,7 @@ from edgechat import paths
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.planner.plan import given_plan
+from edgechat.planner.plan import manual_plan
 from edgechat.prefix.disk_tier import delete_conversation, folder_name
 from edgechat.speculation.step_costs import SIZES
 from tests.conftest import Cli
@@ -40,7 +40,7 @@ class Engine:
             "draft_tokens": 5000,
         } | options  # fmt: skip
         directory = given.pop("prefix_dir", str(paths.prefix_dir()))
-        plan = given_plan(str(model), **given)
+        plan = manual_plan(str(model), **given)
         self.client.load(protocol.Load(id=self.client.next_id(), plan=plan, prefix_dir=directory))
 
     def ask(self, tokens: list[int] = PROMPT, **options: Any) -> tuple[list[int], protocol.RequestFinished]:

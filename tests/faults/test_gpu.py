@@ -138,7 +138,7 @@ def test_what_has_no_room_stays_with_the_cpu(opened: Open) -> None:
     session = opened(GPU_BYTES=100 * MIB)
     assert 0 < layers(session) < 30
     assert session.plan is not None
-    assert "for more it has no room" in session.plan.trades[0]
+    assert "for more it has no room" in session.plan.concessions[0]
     assert 0 < session.engine.stats().memory["Scripted"]["model_bytes"] < 90 * MIB
     assert said(session)
 
@@ -172,18 +172,18 @@ def test_a_gpu_that_fails_its_test_is_not_used(opened: Open) -> None:
 def test_a_gpu_that_was_never_there_is_not_missed_and_one_that_is_gone_is(opened: Open) -> None:
     session = opened(GPU_GONE=1)
     assert (layers(session), session.warnings) == (0, [])
-    machine_module.remember_gpus([Gpu(name="a card", total_bytes=1, free_bytes=1)])
+    machine_module.save_gpus([Gpu(name="a card", total_bytes=1, free_bytes=1)])
     session = opened(GPU_GONE=1)
     assert (layers(session), session.warnings) == (0, ["a card is not there any more; the CPU computes"])
     assert said(session)
-    assert machine_module.remembered_gpus() == []
+    assert machine_module.saved_gpus() == []
 
 
 def test_without_its_engine_a_plan_knows_the_gpu_that_was_found(opened: Open, cli: Cli) -> None:
     opened().close()
-    [gpu] = machine_module.remembered_gpus()
-    assert machine_module.machine(Settings()).gpu_free_bytes == gpu.free_bytes - gpu.total_bytes // 8
-    assert machine_module.machine(Settings(gpu=False)).gpu_free_bytes == 0
+    [gpu] = machine_module.saved_gpus()
+    assert machine_module.current_machine(Settings()).gpu_free_bytes == gpu.free_bytes - gpu.total_bytes // 8
+    assert machine_module.current_machine(Settings(gpu=False)).gpu_free_bytes == 0
     row = json.loads(cli("plan", "starter", "--json", "--no-measure").stdout)["models"][0]
     assert row["plan"]["n_gpu_layers"] == 31
     assert "a scripted GPU takes 30 of 30 layers" in row["reasons"]["n_gpu_layers"]

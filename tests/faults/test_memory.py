@@ -18,9 +18,9 @@ from edgechat import config, paths
 from edgechat.bench.quants import write_quants
 from edgechat.catalogue.registry import read_records
 from edgechat.config import Settings
-from edgechat.hardware.memory import peak_bytes, read_memory, tree_pss_bytes
+from edgechat.hardware.memory import peak_pss_bytes, read_memory, tree_pss_bytes
 from edgechat.models import instances, observed_memory
-from edgechat.models.resources import machine
+from edgechat.models.resources import current_machine
 from tests.conftest import Cli, edgechat_command
 
 MIB = 1 << 20
@@ -218,7 +218,7 @@ def test_a_second_program_sees_what_the_first_holds(
     first.stdout.readline()
     [holder] = instances.others()
     assert holder.model_path == str(starter)
-    assert "has" in (held := machine(Settings()).held_words)
+    assert "has" in (held := current_machine(Settings()).other_instances)
     assert str(holder.pid) in held
     second = group.run(*edgechat_command("ask", "-m", str(other), "hi"))
     first.communicate(timeout=30)
@@ -233,15 +233,15 @@ def test_a_second_program_sees_what_the_first_holds(
 def test_pages_that_another_engine_has_mapped_are_not_available(starter: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     try:
-        before = machine(Settings()).available_bytes
+        before = current_machine(Settings()).available_bytes
         instances.announce(child.pid, str(starter), 2 << 30)
-        assert before - machine(Settings()).available_bytes > 1 << 30
+        assert before - current_machine(Settings()).available_bytes > 1 << 30
         # The very file is mapped once, however many have it.
-        assert before - machine(Settings(), str(starter)).available_bytes < 1 << 30
+        assert before - current_machine(Settings(), str(starter)).available_bytes < 1 << 30
     finally:
         child.communicate(b"")
     assert instances.others() == []
-    assert list(paths.running_dir().iterdir()) == []
+    assert list(paths.instances_dir().iterdir()) == []
 
 
 def test_what_a_model_took_beyond_its_plan_counts_in_the_next(cli: Cli, starter: Path) -> None:
@@ -254,13 +254,13 @@ def test_what_a_model_took_beyond_its_plan_counts_in_the_next(cli: Cli, starter:
     for _ in range(5):
         observed_memory.record(str(starter), 100 * MIB, 90 * MIB)
     assert observed_memory.extra_bytes(str(starter)) == 0
-    paths.memory_file().write_text("[1]")
+    paths.observed_memory_file().write_text("[1]")
     assert observed_memory.extra_bytes(str(starter)) == 0
 
 
 def test_the_peak_of_a_load_is_recorded(cli: Cli, starter: Path) -> None:
     assert cli("ask", "--max-tokens", "4", "hi").returncode == 0
-    [[name, values]] = json.loads(paths.memory_file().read_text()).items()
+    [[name, values]] = json.loads(paths.observed_memory_file().read_text()).items()
     assert name.startswith(starter.name)
     assert len(values) == 1
     assert -300 * MIB < values[0] < 100 * MIB
@@ -269,10 +269,10 @@ def test_the_peak_of_a_load_is_recorded(cli: Cli, starter: Path) -> None:
 
 def test_memory_of_processes_is_read_while_they_live() -> None:
     assert 0 < tree_pss_bytes(os.getpid()) <= read_memory().total_bytes
-    assert peak_bytes(os.getpid()) > 0
+    assert peak_pss_bytes(os.getpid()) > 0
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
-    assert (tree_pss_bytes(child.pid), peak_bytes(child.pid)) == (0, 0)
+    assert (tree_pss_bytes(child.pid), peak_pss_bytes(child.pid)) == (0, 0)
     stop = threading.Event()
     stop.set()
 

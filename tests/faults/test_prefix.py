@@ -20,7 +20,7 @@ from edgechat import paths
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.planner.plan import given_plan
+from edgechat.planner.plan import manual_plan
 from tests.conftest import Cli
 from tests.models import write_tiny
 from tests.waiting import until
@@ -38,7 +38,7 @@ class Engine:
             "n_ctx": 1024, "n_threads": 1, "prefix_ram_bytes": 1 << 20, "prefix_disk_bytes": 50 << 20,
         } | options  # fmt: skip
         directory = str(given.pop("prefix_dir", paths.prefix_dir()))
-        plan = given_plan(str(model), **given)  # type: ignore[arg-type]
+        plan = manual_plan(str(model), **given)  # type: ignore[arg-type]
         self.client.load(protocol.Load(id=self.client.next_id(), plan=plan, prefix_dir=directory))
 
     def ask(self, tokens: list[int] = PROMPT, whose: str = "talk") -> tuple[list[int], protocol.GenerationStats]:

@@ -388,7 +388,7 @@ async def test_an_ephemeral_draft_is_not_written() -> None:
         await ready(app)
         await pilot.press(*"secret")
         await pilot.pause(0.6)
-        assert not paths.drafts_dir().exists()
+        assert not paths.unsent_messages_dir().exists()
 
 
 # Settings, keys, looks
@@ -680,7 +680,7 @@ async def test_what_is_typed_stays_with_its_conversation() -> None:
         await pilot.press("escape")
         assert app.chat.prompt.text == "about one"
         store.delete(two.id)
-        assert not (paths.drafts_dir() / f"{two.id}.txt").exists()
+        assert not (paths.unsent_messages_dir() / f"{two.id}.txt").exists()
 
 
 async def test_an_edit_that_does_not_fit_is_an_edit_again(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
 @pytest.fixture(autouse=True)
 def not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """How fast this machine is takes seconds to find out, and is tested elsewhere."""
-    monkeypatch.setattr(selection, "measure", lambda: None)
+    monkeypatch.setattr(selection, "measure_speeds", lambda: None)
 
 
 def names(app: ChatApp) -> list[str]:
@@ -138,7 +138,7 @@ async def test_a_hub_that_cannot_be_reached_is_said_on_the_screen(monkeypatch: p
 async def test_the_first_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
     here = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
     for module in (resources, selection):
-        monkeypatch.setattr(module, "machine", lambda *args: here)
+        monkeypatch.setattr(module, "current_machine", lambda *args: here)
     app = scripted(store=ephemeral_store())
     app.is_first = True
     async with app.run_test() as pilot:

@@ -22,7 +22,7 @@ from edgechat.hardware import cpu
 from edgechat.models import resources, selection
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import MemoryEstimate
-from edgechat.planner.plan import given_plan
+from edgechat.planner.plan import manual_plan
 from edgechat.store import ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render import entries
@@ -166,7 +166,7 @@ async def palette(app: ChatApp, pilot: Pilot[int]) -> None:
 async def plan(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     estimate = MemoryEstimate(weights=97_000_000, repacked=0, kv_cache=48_000_000, compute=23_000_000)
-    session(app).model.plan = given_plan(
+    session(app).model.plan = manual_plan(
         "scripted.gguf", n_threads=2, n_ctx=2048, estimate=estimate, trades=("2048 tokens of context instead of 8192",),
         reasons={"n_ctx": "as much as fits", "n_threads": "as set"},
     )  # fmt: skip
@@ -228,9 +228,9 @@ HERE = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
 async def test_a_screen_about_the_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Of this machine nothing is to be seen.
     for module in (resources, selection):
-        monkeypatch.setattr(module, "machine", lambda *args: HERE)
+        monkeypatch.setattr(module, "current_machine", lambda *args: HERE)
     monkeypatch.setattr(selection, "measured_speeds", lambda: None)
-    monkeypatch.setattr(selection, "measure", lambda: None)
+    monkeypatch.setattr(selection, "measure_speeds", lambda: None)
     monkeypatch.setattr(cpu, "read_cpu", lambda: cpu.Cpu(model="Some CPU", flags="", microcode=""))
     app = scripted(ANSWER)
     app.is_first = name == "first"

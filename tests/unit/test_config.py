@@ -42,7 +42,7 @@ def test_environment_goes_over_the_file(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_named_and_its_default_used(tmp_path: Path, text: str, where: str, words: str) -> None:
     settings, problems = load(write(tmp_path / "c.toml", text), {})
     assert where in problems[0].where
-    assert words in problems[0].words
+    assert words in problems[0].message
     assert settings == Settings()
 
 

@@ -120,11 +120,11 @@ def saved_speeds(name: str) -> bool:
     [
         (paths.verdicts_file, {"verdicts": {"k": verdicts.Verdict(module="m", status="passed", reason="")}}, saved_verdict),
         (
-            paths.speeds_file,
+            paths.kernel_speeds_file,
             {verdicts.verdict_key(BUNDLE, MODULE, read_cpu()): KernelSpeeds(backend="", n_threads=1, products={})},
             saved_speeds,
         ),
-        (paths.memory_file, {"k": [5]}, lambda name: observed_memory.extra_bytes(name) > 0),
+        (paths.observed_memory_file, {"k": [5]}, lambda name: observed_memory.extra_bytes(name) > 0),
     ],
 )  # fmt: skip
 def test_oversized_state_file_counts_as_absent(

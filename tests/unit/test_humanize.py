@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from edgechat.errors import PlanError
 from edgechat.humanize import duration, rate, size
-from edgechat.models.instances import Running
-from edgechat.models.resources import words_for
+from edgechat.models.instances import RunningInstance
+from edgechat.models.resources import describe_instance
 from edgechat.planner.machine import Machine
 from edgechat.planner.plan import plan
 from edgechat.planner.quality import quality
 from edgechat.planner.ranking import Candidate, evaluate
-from edgechat.planner.report import row, row_lines
+from edgechat.planner.report import plan_row, row_lines
 from tests.unit.planner.test_plan import a_model
 
 FREE_BYTES = 23_765_000_000
@@ -58,8 +58,8 @@ def test_available_memory_reads_the_same_in_every_message() -> None:
     evaluation = evaluate(candidate, machine)
     texts = [
         str(refused.value),
-        "\n".join(row_lines(row(evaluation, None), FREE_BYTES)),
-        words_for(Running(pid=1, started_s=0.0, model_path="a.gguf", total_bytes=FREE_BYTES)),
+        "\n".join(row_lines(plan_row(evaluation, None), FREE_BYTES)),
+        describe_instance(RunningInstance(pid=1, started_at=0.0, model_path="a.gguf", total_bytes=FREE_BYTES)),
     ]
     for text in texts:
         assert "23.77 GB" in text

@@ -16,8 +16,8 @@ from edgechat.prompt.renderer import PLAIN_TEMPLATE, Renderer
 
 def test_a_child_of_another_version_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "__version__", "0.0.9")
-    for word in process.HIDDEN:
-        assert subprocess.run(process.command(word), check=False).returncode == process.CHANGED
+    for word in process.HIDDEN_COMMANDS:
+        assert subprocess.run(process.command_line(word), check=False).returncode == process.EXIT_VERSION_CHANGED
     renderer = Renderer()
     with pytest.raises(TemplateError, match="was upgraded while this one ran"):
         renderer.render(PLAIN_TEMPLATE, [], bos="", eos="", control_tokens=[])

@@ -16,7 +16,7 @@ from edgechat.engine.stop_strings import StopStringFilter, partial_match_length
 from edgechat.errors import EngineError
 from edgechat.hardware.cpu import cgroup_cpus, parse_cpuinfo, usable_threads
 from edgechat.hardware.memory import read_memory
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 
 X86 = "processor : 0\nmodel name : AMD EPYC\nmicrocode : 0xa1\nflags : sse avx2 avx\n\nprocessor : 1\nmodel name : other\n"
 ARM = "processor : 0\nFeatures : fp asimd\nCPU implementer : 0x41\nCPU part : 0xd0b\nCPU revision : 1\n"
@@ -27,8 +27,8 @@ def test_every_error_has_an_exit_code_and_crosses_by_name() -> None:
     assert len(found) > 8
     for kind in found:
         assert kind.exit_code in (2, 3, 4, 5, 6)
-        assert errors.by_name(kind.__name__) is kind
-    assert errors.by_name("OSError") is errors.by_name("by_name") is EngineError
+        assert errors.error_class(kind.__name__) is kind
+    assert errors.error_class("OSError") is errors.error_class("by_name") is EngineError
 
 
 def test_cpuinfo_of_x86_and_arm() -> None:
@@ -54,14 +54,14 @@ def test_this_machine_is_described() -> None:
 
 @given(st.text())
 def test_visible_text_cannot_act_on_a_terminal(text: str) -> None:
-    shown = visible(text)
+    shown = escape_controls(text)
     assert not any((ord(c) < 32 and c not in "\t\n") or 0x7F <= ord(c) < 0xA0 for c in shown)
     if text.isascii() and text.isprintable():
         assert shown == text
 
 
 def test_visible_keeps_what_it_replaces_recognisable() -> None:
-    assert visible("a\x1b[2Jb\r\nc\rd\x9b31m") == "a␛[2Jb\nc␍d\ufffd31m"
+    assert escape_controls("a\x1b[2Jb\r\nc\rd\x9b31m") == "a␛[2Jb\nc␍d\ufffd31m"
 
 
 @given(st.binary(max_size=200))

@@ -17,7 +17,7 @@ import msgspec
 
 from edgechat import paths
 from edgechat.files import JsonFile
-from edgechat.hardware.cpu import read_cpu, thread_counts
+from edgechat.hardware.cpu import candidate_thread_counts, read_cpu
 from edgechat.planner.throughput import BATCHES, KernelSpeeds
 from edgechat.runtime.backends import probe, verdicts
 from edgechat.runtime.backends.bundle import BackendModule, Bundle, find_bundle
@@ -61,7 +61,7 @@ def measure_speeds(
 
     Takes a few seconds, with a line of words to `tell` for each step. Nothing else should compute meanwhile.
     """
-    counts = thread_counts()
+    counts = candidate_thread_counts()
     by_count: dict[int, _Raw] = {}
     for count in counts if len(counts) > 1 else ():
         on_progress(f"measuring {module.name} with {count} thread{'s' if count > 1 else ''}, once")
@@ -75,7 +75,7 @@ def measure_speeds(
         return None
     speeds = msgspec.structs.replace(
         summarize(full, module.name, decode_threads), decode_threads=decode_threads,
-        prefill_threads=_best(by_count, BATCHES[-1]) if by_count else decode_threads, most_threads=counts[-1],
+        prefill_threads=_best(by_count, BATCHES[-1]) if by_count else decode_threads, max_threads=counts[-1],
     )  # fmt: skip
     known = _read()
     known[verdicts.verdict_key(bundle, module, read_cpu())] = speeds
@@ -142,7 +142,7 @@ def _best(by_count: dict[int, _Raw], batch: int) -> int:
 
 
 def _file() -> JsonFile[dict[str, KernelSpeeds]]:
-    return JsonFile(paths.speeds_file(), dict[str, KernelSpeeds], max_bytes=_MAX_BYTES)
+    return JsonFile(paths.kernel_speeds_file(), dict[str, KernelSpeeds], max_bytes=_MAX_BYTES)
 
 
 def _read() -> dict[str, KernelSpeeds]:

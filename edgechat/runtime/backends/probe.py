@@ -143,7 +143,7 @@ def run_child(
     program was upgraded meanwhile.
     """  # fmt: skip
     child = subprocess.Popen(
-        process.command(*arguments),
+        process.command_line(*arguments),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env={**os.environ, "EDGECHAT_NATIVE_DIR": str(directory)},
     )  # fmt: skip
@@ -151,8 +151,8 @@ def run_child(
     if stalled:
         child.kill()
     code = child.wait()
-    if code == process.CHANGED:
-        raise RuntimeLoadError(process.UPGRADED)
+    if code == process.EXIT_VERSION_CHANGED:
+        raise RuntimeLoadError(process.UPGRADED_MESSAGE)
     return stalled, code
 
 

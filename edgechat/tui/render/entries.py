@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from edgechat.chat.messages import figures
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 from edgechat.tui.render.layout_blocks import (
     CodeLayout,
     LayoutBlock,
@@ -50,7 +50,7 @@ class TranscriptEntry:
 
     def build_blocks(self) -> list[LayoutBlock]:
         """Build the layout blocks from the current content."""
-        return plain_text_blocks(visible(self.text), {"note": "muted", "error": "error"}.get(self.kind, ""))
+        return plain_text_blocks(escape_controls(self.text), {"note": "muted", "error": "error"}.get(self.kind, ""))
 
     def height(self, width: int) -> int:
         """Return the number of rows including the empty row above; an estimate for blocks without layout."""
@@ -91,9 +91,9 @@ class MessageEntry(TranscriptEntry):
     def build_blocks(self) -> list[LayoutBlock]:
         blocks = self._header_blocks()
         if self.kind == "user":
-            blocks += plain_text_blocks(visible(self.text), "")
+            blocks += plain_text_blocks(escape_controls(self.text), "")
         else:
-            splitter = MarkdownSplitter(visible(self.text))
+            splitter = MarkdownSplitter(escape_controls(self.text))
             if self.is_streaming:
                 self._splitter = splitter
             else:
@@ -111,7 +111,7 @@ class MessageEntry(TranscriptEntry):
         if self.reasoning:
             blocks.append(PlainTextLayout(self._reasoning_summary(), "muted"))
             if self.is_expanded:
-                blocks += plain_text_blocks(visible(self.reasoning), "muted")
+                blocks += plain_text_blocks(escape_controls(self.reasoning), "muted")
                 blocks.append(PlainTextLayout("", "muted"))
         return blocks
 
@@ -121,14 +121,15 @@ class MessageEntry(TranscriptEntry):
         summary = f"{glyph} reasoning ({len(self.reasoning.split())} words)"
         if self.is_streaming and not self.text:
             last = next((" ".join(line.split()) for line in reversed(self.reasoning.splitlines()) if line.strip()), "")
-            return f"{summary}: {visible(last[-_SUMMARY_CHARS:])}"
+            return f"{summary}: {escape_controls(last[-_SUMMARY_CHARS:])}"
         return summary
 
     def _footer_blocks(self) -> list[LayoutBlock]:
         """Build the attachments, the reason for an early end, and the statistics."""
         message = self.message
         blocks: list[LayoutBlock] = [
-            PlainTextLayout(f"[{visible(a.name)}, {a.size_bytes:,} bytes]", "muted") for a in message.attachments
+            PlainTextLayout(f"[{escape_controls(a.name)}, {a.size_bytes:,} bytes]", "muted")
+            for a in message.attachments
         ]
         if message.finish_reason == "length":
             blocks.append(
@@ -138,7 +139,7 @@ class MessageEntry(TranscriptEntry):
             reason = "stopped" if message.finish_reason == "cancelled" else "interrupted"
             blocks.append(PlainTextLayout(f"({reason}; /continue resumes the reply)", "muted", gap=bool(message.text)))
         if self.shows_stats and message.stats is not None:
-            blocks.append(PlainTextLayout(visible(figures(message)), "muted", gap=True))
+            blocks.append(PlainTextLayout(escape_controls(figures(message)), "muted", gap=True))
         return blocks
 
     def start_streaming(self) -> None:
@@ -155,7 +156,7 @@ class MessageEntry(TranscriptEntry):
             self.invalidate()
             return
         n_before = len(self._splitter.blocks)
-        self._splitter.feed(visible(text))
+        self._splitter.feed(escape_controls(text))
         self._update_blocks(self._splitter, self._blocks, n_before)
 
     def _update_blocks(self, splitter: MarkdownSplitter, blocks: list[LayoutBlock], n_before: int) -> None:

@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from edgechat.errors import UsageError
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 from edgechat.tui import messages as posted
 from edgechat.tui.composer import Composer
 from edgechat.tui.widgets.prompt import PromptInput
@@ -153,7 +153,7 @@ class ChatScreen(Screen[None]):
         from edgechat.tui.render.entries import TranscriptEntry
 
         self.transcript.follows_end = True  # it answers something that was just asked for
-        self.transcript.append(TranscriptEntry(kind, visible(words)))
+        self.transcript.append(TranscriptEntry(kind, escape_controls(words)))
 
     # The conversation
 

@@ -15,7 +15,7 @@ from textual.widgets.option_list import Option
 
 from edgechat.errors import EdgechatError
 from edgechat.humanize import size
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -93,7 +93,7 @@ class FirstRunScreen(ModalScreen[None]):
         if found.local is not None:
             options.add_option(Option(f"Chat now with {found.local.candidate.name}, offline", id="local"))
         options.add_option(Option("See all models", id="all"))
-        self.query_one("#about", Static).update(Text(visible("\n".join([*lines, ""]))))
+        self.query_one("#about", Static).update(Text(escape_controls("\n".join([*lines, ""]))))
         options.highlighted = 0
         options.focus()
 
@@ -118,7 +118,7 @@ class FirstRunScreen(ModalScreen[None]):
         if not problem:
             self.dismiss()
             return
-        self.query_one("#pull", Static).update(visible(problem))
+        self.query_one("#pull", Static).update(escape_controls(problem))
         self.query_one(OptionList).disabled = False
         self.query_one(OptionList).focus()
 
@@ -131,16 +131,16 @@ def offer(app: ChatApp) -> Offer:
     """Look at the machine and at what could answer on it. Asks no network. Raises EdgechatError."""
     from edgechat.hardware.cpu import read_cpu
     from edgechat.models import selection
-    from edgechat.models.resources import machine
+    from edgechat.models.resources import current_machine
     from edgechat.planner.ranking import choose
 
-    selection.measure()
-    here = machine(app.settings)
+    selection.measure_speeds()
+    here = current_machine(app.settings)
     about = f"This machine: {read_cpu().model}, {here.n_threads} threads, {size(here.available_bytes)} of memory free"
     if here.gpu_name:
         about += f", {here.gpu_name}"
-    local = choose(selection.rate_all(selection.local_candidates(), app.settings))
-    best = choose(selection.rate_all(selection.catalogue_candidates(), app.settings), unasked=True)
+    local = choose(selection.evaluate_all(selection.installed_candidates(), app.settings))
+    best = choose(selection.evaluate_all(selection.catalogue_candidates(), app.settings), unasked=True)
     if best is not None and local is not None and best.points <= local.points:
         best = None
     return Offer(about, local, best)

@@ -14,7 +14,7 @@ from textual.widgets.option_list import Option
 
 from edgechat.errors import EdgechatError
 from edgechat.humanize import size
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
 
 if TYPE_CHECKING:
@@ -77,20 +77,20 @@ class ModelsScreen(FilterListScreen[None]):
     @work(thread=True, exclusive=True, group="rate", exit_on_error=False)
     def _rate(self) -> None:
         from edgechat.models import selection
-        from edgechat.models.resources import machine
+        from edgechat.models.resources import current_machine
         from edgechat.planner.ranking import choose
-        from edgechat.planner.report import best_of_each, order, row
+        from edgechat.planner.report import best_quants, plan_row, sort_key
 
         settings = self.app.settings
         if not self.app.chat.is_generating:  # it would be measured beside that
-            selection.measure()
+            selection.measure_speeds()
         try:
-            candidates = selection.local_candidates()
-            rated = selection.rate_all([*candidates, *selection.catalogue_candidates()], settings)
-            chosen = choose([r for r in rated if r.candidate.is_here])
-            rows = best_of_each(sorted((row(each, chosen) for each in rated), key=order))
+            candidates = selection.installed_candidates()
+            rated = selection.evaluate_all([*candidates, *selection.catalogue_candidates()], settings)
+            chosen = choose([r for r in rated if r.candidate.is_installed])
+            rows = best_quants(sorted((plan_row(each, chosen) for each in rated), key=sort_key))
             rows.sort(key=lambda r: not (r.fits and r.is_fast_enough))
-            self.post_message(self.EvaluationsReady(rows, machine(settings).available_bytes))
+            self.post_message(self.EvaluationsReady(rows, current_machine(settings).available_bytes))
         except EdgechatError as error:
             self.post_message(self.EvaluationsReady([], 0, str(error)))
 
@@ -100,7 +100,7 @@ class ModelsScreen(FilterListScreen[None]):
         self._rows = {row.name: row for row in message.rows}
         self._fill()
         if message.problem:
-            self.query_one("#details", Static).update(visible(message.problem))
+            self.query_one("#details", Static).update(escape_controls(message.problem))
 
     @on(Input.Changed)
     def _fill(self) -> None:
@@ -111,14 +111,14 @@ class ModelsScreen(FilterListScreen[None]):
         before = options.get_option_at_index(at).id if at is not None and at < options.option_count else None
         options.clear_options()
         for title, kind in (("on this machine", True), ("to be had", False)):
-            some = [row for row in rows if row.is_here is kind]
+            some = [row for row in rows if row.is_installed is kind]
             if some:
                 options.add_option(Option(Text(title, style="dim"), disabled=True))
                 options.add_options([Option(self._line(row), id=row.name) for row in some])
         if self._hub:
             options.add_option(Option(Text("on the hub", style="dim"), disabled=True))
             options.add_options([
-                Option(Text(visible(f"  {name}  {words}"), no_wrap=True, overflow="ellipsis"), id=f"{_HUB}:{name}")
+                Option(Text(escape_controls(f"  {name}  {words}"), no_wrap=True, overflow="ellipsis"), id=f"{_HUB}:{name}")
                 for name, words in self._hub.items()
             ])  # fmt: skip
         known = [option.id for option in options.options if not option.disabled]
@@ -127,7 +127,7 @@ class ModelsScreen(FilterListScreen[None]):
             options.highlighted = options.get_option_index(chosen)
 
     def _line(self, row: PlanRow) -> Text:
-        name = visible(row.name)
+        name = escape_controls(row.name)
         mark = "*" if row.is_chosen else " "
         speed = f"{row.decode_tps:.0f} tok/s" if row.decode_tps else "? tok/s"
         width = min(34, max(12, self.size.width - _COLUMNS))
@@ -150,16 +150,16 @@ class ModelsScreen(FilterListScreen[None]):
 
         from edgechat.catalogue import remote_header
         from edgechat.models import selection
-        from edgechat.planner.report import row
+        from edgechat.planner.report import plan_row
 
         worker = get_current_worker()
         said = ""
         try:
             found = remote_header.find_remote_model(repo)
             if found is not None:
-                candidate = selection.candidate(repo, found[1], repo=repo, is_here=False)
-                [rated] = selection.rate_all([candidate], self.app.settings)
-                said = self._words(row(rated, None))
+                candidate = selection.make_candidate(repo, found[1], repo=repo, is_here=False)
+                [rated] = selection.evaluate_all([candidate], self.app.settings)
+                said = self._words(plan_row(rated, None))
         except EdgechatError as error:
             said = str(error)
         if not worker.is_cancelled and said:
@@ -168,11 +168,11 @@ class ModelsScreen(FilterListScreen[None]):
     def _words(self, row: PlanRow) -> str:
         from edgechat.planner.report import row_lines
 
-        key = "Enter uses it" if row.is_here else "Enter gets it"
+        key = "Enter uses it" if row.is_installed else "Enter gets it"
         return "\n".join([*row_lines(row, self._available), key])
 
     def _show_details(self, words: str) -> None:
-        self.query_one("#details", Static).update(Text(visible(words)))
+        self.query_one("#details", Static).update(Text(escape_controls(words)))
 
     # What is done
 
@@ -185,7 +185,7 @@ class ModelsScreen(FilterListScreen[None]):
 
     def _use(self, chosen: str) -> None:
         row = self._rows.get(chosen)
-        if row is not None and row.is_here:
+        if row is not None and row.is_installed:
             self.app.use_model(row.name)
             self.dismiss()
         else:
@@ -220,7 +220,7 @@ class ModelsScreen(FilterListScreen[None]):
             options.highlighted = options.get_option_index(f"{_HUB}:{next(iter(found))}")
 
     def _say(self, words: str) -> None:
-        self.query_one("#pull", Static).update(visible(words))
+        self.query_one("#pull", Static).update(escape_controls(words))
 
     def action_cancel(self) -> None:
         """Stop the download; it can be gone on with."""

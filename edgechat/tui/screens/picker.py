@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class PickerScreen(FilterListScreen[str | None]):
         options = self.options
         options.clear_options()
         options.add_options(
-            [Option(Text(visible(shown), no_wrap=True, overflow="ellipsis"), id=i) for i, shown in found]
+            [Option(Text(escape_controls(shown), no_wrap=True, overflow="ellipsis"), id=i) for i, shown in found]
         )
         options.highlighted = 0 if found else None
 

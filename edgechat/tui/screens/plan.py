@@ -11,7 +11,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from edgechat.planner.report import plan_lines
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -37,7 +37,7 @@ class TextScreen(ModalScreen[None]):
         with VerticalScroll() as box:
             box.border_title = self.HEADING
             box.border_subtitle = "Esc: back"
-            yield Static(Text(visible(self.text())), id="text")
+            yield Static(Text(escape_controls(self.text())), id="text")
 
     def text(self) -> str:
         """What there is to read."""

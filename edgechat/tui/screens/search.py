@@ -13,7 +13,7 @@ from textual.widgets.option_list import Option
 
 from edgechat.chat.messages import first_line
 from edgechat.errors import EdgechatError
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
         options.highlighted = 0 if message.hits else None
         if not message.hits:
             said = message.problem or ("nothing was found" if message.query.strip() else "")
-            self.query_one("#preview", Static).update(visible(said))
+            self.query_one("#preview", Static).update(escape_controls(said))
 
     @on(OptionList.OptionHighlighted)
     def _on_highlighted(self, message: OptionList.OptionHighlighted) -> None:
@@ -111,7 +111,7 @@ class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
 
 
 def _line(hit: Hit) -> Text:
-    title = first_line(visible(hit.title), 40) or "(no title)"
+    title = first_line(escape_controls(hit.title), 40) or "(no title)"
     text = Text(f"{title}  ", no_wrap=True, overflow="ellipsis")
     start = max(0, hit.marks[0][0] - 20) if hit.marks else 0
     return text.append_text(_marked(hit, start, one_line=True))
@@ -122,7 +122,7 @@ def _marked(hit: Hit, start: int = 0, *, one_line: bool = False) -> Text:
     text = Text(hit.snippet[start:], style="dim")
     for first, end in hit.marks:
         text.stylize("bold not dim", max(0, first - start), max(0, end - start))
-    plain = visible(text.plain)
+    plain = escape_controls(text.plain)
     if len(plain) == len(text.plain):  # marks stay where they are
         text.plain = plain.replace("\n", " ") if one_line else plain
         return text
@@ -130,5 +130,5 @@ def _marked(hit: Hit, start: int = 0, *, one_line: bool = False) -> Text:
 
 
 def _preview(hit: Hit) -> Text:
-    text = Text(f"{first_line(visible(hit.title), 80)}  ({hit.role or 'title'})\n", style="bold")
+    text = Text(f"{first_line(escape_controls(hit.title), 80)}  ({hit.role or 'title'})\n", style="bold")
     return text.append_text(_marked(hit))

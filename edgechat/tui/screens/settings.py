@@ -17,7 +17,7 @@ from edgechat import config
 from edgechat.config import Settings
 from edgechat.errors import SettingsError
 from edgechat.paths import config_file
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -70,7 +70,7 @@ class SettingsScreen(ModalScreen[None]):
             value = getattr(self.app.settings, name)
             line = Text(f"{name:<16} ", no_wrap=True, overflow="ellipsis")
             is_default = value == getattr(default, name)
-            line.append(visible(_shown(value)), style="dim" if is_default else "bold")
+            line.append(escape_controls(_shown(value)), style="dim" if is_default else "bold")
             options.add_option(Option(line, id=name))
         options.highlighted = at
 
@@ -79,14 +79,14 @@ class SettingsScreen(ModalScreen[None]):
         self._say(self._words.get(message.option_id or "", ""))
 
     def _say(self, words: str) -> None:
-        self.query_one("#words", Static).update(visible(words))
+        self.query_one("#words", Static).update(escape_controls(words))
 
     @on(OptionList.OptionSelected)
     def _on_chosen(self, message: OptionList.OptionSelected) -> None:
         message.stop()
         name = message.option_id or ""
         value = getattr(self.app.settings, name)
-        if config.types()[name] is bool:
+        if config.setting_types()[name] is bool:
             self._save(name, not value)
         elif name == "theme":
             from edgechat.tui import themes
@@ -105,7 +105,7 @@ class SettingsScreen(ModalScreen[None]):
     @on(Input.Submitted)
     def _on_submitted(self, message: Input.Submitted) -> None:
         text = message.value.strip()
-        self._save(self._editing, config.from_text(self._editing, text) if text else None)
+        self._save(self._editing, config.parse_value(self._editing, text) if text else None)
 
     def _save(self, name: str, value: object) -> None:
         """To the file, and in force at once where that is possible."""

@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 from edgechat.tui import keys
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class PromptInput(TextArea):
         """Replace the content; a long text becomes a marker."""
         self.clear()
         self._pastes.clear()
-        self.insert(self._shortened(visible(text)))
+        self.insert(self._shortened(escape_controls(text)))
         self.move_cursor(self.document.end)
 
     def restore(self, state: PromptState) -> None:
@@ -139,7 +139,7 @@ class PromptInput(TextArea):
         event.prevent_default()
         event.stop()
         # `visible` because a clipboard may hold escape sequences.
-        text = visible(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        text = escape_controls(event.text.replace("\r\n", "\n").replace("\r", "\n"))
         self._replace(self._shortened(text), *self.selection)
 
     def _replace(self, text: str, start: tuple[int, int], end: tuple[int, int]) -> None:

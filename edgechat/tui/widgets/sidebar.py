@@ -15,7 +15,7 @@ from textual.widgets.option_list import Option
 
 from edgechat.chat.messages import first_line
 from edgechat.errors import EdgechatError
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 from edgechat.tui.confirm import Confirmation
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def list_options(summaries: Iterable[Summary], today: dt.date, current_id: str |
         if heading != last_heading:
             yield Option(Text(heading, style="dim"), disabled=True)
             last_heading = heading
-        title = first_line(visible(conversation.title), 200) or "(no title)"
+        title = first_line(escape_controls(conversation.title), 200) or "(no title)"
         mark = "* " if conversation.id == current_id else "  "
         yield Option(Text(mark + title, no_wrap=True, overflow="ellipsis"), id=conversation.id)
 

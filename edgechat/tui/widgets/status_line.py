@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from textual.widgets import Static
 
-from edgechat.terminal import visible
+from edgechat.terminal import escape_controls
 
 # Minimum time between two updates while a reply is generated.
 _UPDATE_INTERVAL_S: Final = 0.25
@@ -97,4 +97,4 @@ class StatusLine(Static):
         self._show("  ".join(part for part in parts if part))
 
     def _show(self, text: str) -> None:
-        self.update(visible(text).replace("\n", " "), layout=False)
+        self.update(escape_controls(text).replace("\n", " "), layout=False)

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from edgechat import paths
 from edgechat.catalogue import curated, library
-from edgechat.config import Settings, check, size_bytes
+from edgechat.config import Settings, check, parse_size
 from edgechat.errors import CatalogueError, PlanError
-from edgechat.hardware.cpu import core_kinds, thread_counts
-from edgechat.hardware.profile import HardwareProfile, nvidia_words, read_speed_bps
-from edgechat.models.selection import choose_local
+from edgechat.hardware.cpu import candidate_thread_counts, cores_by_kind
+from edgechat.hardware.profile import HardwareProfile, measure_read_bps, nvidia_problem
+from edgechat.models.selection import choose_installed
 from tests.conftest import Cli
 from tests.hub import FakeRepo, local_hub
 from tests.models import write_tiny_llama
@@ -32,7 +32,7 @@ from tests.models import write_tiny_llama
     ],
 )  # fmt: skip
 def test_sizes_as_people_write_them(text: str, size: int) -> None:
-    assert size_bytes(text) == size
+    assert parse_size(text) == size
     assert check("budget", text) == ""
 
 
@@ -40,13 +40,13 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
     "text", ["", "-4GB", "0", "4GBB", "four", "4 G B", "1e9", "0x10", "∞", "9" * 30, "9999999T", "4GB; rm"]
 )
 def test_what_is_no_size(text: str) -> None:
-    assert size_bytes(text) is None
+    assert parse_size(text) is None
     assert "no size" in check("budget", text)
 
 
 @given(st.text(max_size=12))
 def test_any_words_are_a_size_or_none(text: str) -> None:
-    size = size_bytes(text)
+    size = parse_size(text)
     assert size is None or 0 < size < 1 << 60
 
 
@@ -172,20 +172,20 @@ def test_without_a_model_the_catalogue_is_suggested(cli: Cli, monkeypatch: pytes
     with pytest.raises(
         PlanError, match=r"no model here; of the catalogue, .* would be the best .* `edgechat models pull"
     ):
-        choose_local(Settings(budget="8GB"))
+        choose_installed(Settings(budget="8GB"))
     with pytest.raises(PlanError, match="nothing of the catalogue fits either"):
-        choose_local(Settings(budget="1MB"))
+        choose_installed(Settings(budget="1MB"))
 
 
 def test_the_best_of_what_is_here_answers_unasked(tmp_path: Path, starter: Path) -> None:
-    name, path = choose_local(Settings())
+    name, path = choose_installed(Settings())
     assert (name, path) == ("starter", starter)
     paths.models_dir().mkdir(parents=True)
     tiny = write_tiny_llama(paths.models_dir() / "tiny.gguf")
-    assert choose_local(Settings())[1] == starter
-    assert choose_local(Settings(budget="130MB"))[1] == tiny
+    assert choose_installed(Settings())[1] == starter
+    assert choose_installed(Settings(budget="130MB"))[1] == tiny
     with pytest.raises(PlanError, match=r"none of the 2 models here fits: the smallest, .*, needs"):
-        choose_local(Settings(budget="20MB"))
+        choose_installed(Settings(budget="20MB"))
 
 
 def test_what_is_remembered_of_models_may_be_damaged(starter: Path) -> None:
@@ -193,7 +193,7 @@ def test_what_is_remembered_of_models_may_be_damaged(starter: Path) -> None:
     (paths.data_dir() / "library.json").write_text("{")
     with pytest.raises(CatalogueError):
         library.scan()
-    assert choose_local(Settings()) == ("starter", starter)
+    assert choose_installed(Settings()) == ("starter", starter)
 
 
 def test_a_file_is_known_by_its_repository_or_its_name() -> None:
@@ -217,13 +217,13 @@ def test_cores_are_told_apart_by_their_speed(tmp_path: Path) -> None:
         core(number, f"{number // 2 * 2}-{number // 2 * 2 + 1}", khz=5_000_000 + 200_000 * (number > 1))
     for number in range(4, 8):
         core(number, str(number), khz=3_400_000)
-    assert core_kinds(tmp_path) == (2, 4)
+    assert cores_by_kind(tmp_path) == (2, 4)
     other = tmp_path / "arm"
     tmp_path = other
     for number in range(6):
         core(number, str(number), capacity=1024 if number < 2 else 400)
-    assert core_kinds(other) == (2, 4)
-    assert 1 <= thread_counts()[0] <= thread_counts()[-1]
+    assert cores_by_kind(other) == (2, 4)
+    assert 1 <= candidate_thread_counts()[0] <= candidate_thread_counts()[-1]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_cores_are_told_apart_by_their_speed(tmp_path: Path) -> None:
     ],
 )
 def test_a_driver_that_does_not_work_is_said_in_words(code: int, output: str, errors: str, words: str) -> None:
-    assert words in nvidia_words(code, output, errors)
+    assert words in nvidia_problem(code, output, errors)
 
 
 def test_what_slows_a_machine_down_is_said() -> None:
@@ -248,6 +248,6 @@ def test_what_slows_a_machine_down_is_said() -> None:
 
 def test_disks_are_measured_past_the_cache(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(1 << 20))
-    assert read_speed_bps(tmp_path / "file") >= 0
+    assert measure_read_bps(tmp_path / "file") >= 0
     with pytest.raises(OSError, match="none"):
-        read_speed_bps(tmp_path / "none")
+        measure_read_bps(tmp_path / "none")

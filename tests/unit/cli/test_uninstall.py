@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.cli.uninstall import data_items
-from edgechat.hardware.memory import started_s
+from edgechat.hardware.memory import process_started_at
 from tests.conftest import Cli
 
 
@@ -68,7 +68,9 @@ def test_purge_refuses_while_edgechat_runs(used: Path, cli: Cli) -> None:
     running = used / "cache" / "running" / "1.json"
     running.parent.mkdir()
     pid = os.getpid()
-    running.write_text(json.dumps({"pid": pid, "started_s": started_s(pid), "model_path": "m.gguf", "total_bytes": 1}))
+    running.write_text(
+        json.dumps({"pid": pid, "started_s": process_started_at(pid), "model_path": "m.gguf", "total_bytes": 1})
+    )
     done = cli("uninstall", "--purge", "--yes")
     assert done.returncode == 2
     assert str(pid) in done.stderr

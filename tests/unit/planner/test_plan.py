@@ -15,10 +15,10 @@ from edgechat.errors import ModelFileError, PlanError
 from edgechat.modelfile.header import ModelHeader, Tensor
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate, exact
-from edgechat.planner.plan import MIN_N_CTX, LoadPlan, n_seqs_of, plan, smaller
+from edgechat.planner.plan import MIN_N_CTX, LoadPlan, default_n_seqs, plan, smaller_plan
 from edgechat.planner.quality import divergence, loss, quality
 from edgechat.planner.ranking import Candidate, choose, evaluate
-from edgechat.planner.throughput import KernelSpeeds, predict
+from edgechat.planner.throughput import KernelSpeeds, predict_speed
 
 GIB = 1 << 30
 MAX = 1 << 45
@@ -38,7 +38,7 @@ def a_model(
 
 
 def options(header: ModelHeader, n_ctx: int, **changes: object) -> LoadOptions:
-    return LoadOptions(n_ctx=n_ctx, n_seqs=n_seqs_of(header), **changes)  # type: ignore[arg-type]
+    return LoadOptions(n_ctx=n_ctx, n_seqs=default_n_seqs(header), **changes)  # type: ignore[arg-type]
 
 
 def here(available_bytes: int, **more: object) -> Machine:
@@ -70,7 +70,7 @@ def test_what_is_given_up_comes_in_this_order() -> None:
         made = plan(header, here(size))
         assert made.options == step
         assert made.estimate.total <= size
-        assert bool(made.trades) == (step is not full)
+        assert bool(made.concessions) == (step is not full)
     with pytest.raises(PlanError, match=r"needs about [\d.]+ [MG]B .* but [\d.]+ [MG]B are available"):
         plan(header, here(sizes[-1] - 1))
 
@@ -88,7 +88,7 @@ def test_every_trade_and_every_field_is_named() -> None:
     header = a_model(kind=2)
     least = estimate(header, options(header, 512, use_mmap=False, kv_type="q8_0", n_ubatch=128)).total
     made = plan(header, here(least, disk_free_bytes=GIB))
-    assert [words.split()[0] for words in made.trades] == ["the", "context", "keys", "micro"]
+    assert [words.split()[0] for words in made.concessions] == ["the", "context", "keys", "micro"]
     fields = {*LoadOptions.__struct_fields__, *LoadPlan.__struct_fields__}
     assert set(made.reasons) <= fields
     assert all(made.reasons.values())
@@ -98,7 +98,7 @@ def test_after_memory_ran_out_the_next_plan_is_smaller() -> None:
     header = a_model(kind=2)
     made = plan(header, here(64 * GIB))
     sizes = [made.estimate.total]
-    while (made := smaller(header, here(64 * GIB), made)) is not None:  # type: ignore[assignment]
+    while (made := smaller_plan(header, here(64 * GIB), made)) is not None:  # type: ignore[assignment]
         sizes.append(made.estimate.total)
     assert len(sizes) > 2
     assert all(after <= 0.8 * before for before, after in itertools.pairwise(sizes))
@@ -131,7 +131,7 @@ def test_more_memory_never_means_less(available: int, more: int, kind: int, n_th
         assert less.options.n_ctx >= MIN_N_CTX
         assert enough is not None
         assert enough.options.n_ctx >= less.options.n_ctx
-        assert len(enough.trades) <= len(less.trades)
+        assert len(enough.concessions) <= len(less.concessions)
 
 
 @given(st.lists(st.integers(-(1 << 63), 1 << 63), min_size=4, max_size=4))
@@ -157,7 +157,7 @@ def test_sizes_that_llama_cpp_reports_replace_the_formulas() -> None:
     read = exact(header, options(header, 512, use_mmap=False), breakdown)
     assert (read.weights, read.repacked, read.kv_cache, read.compute, read.gpu) == (1000, 0, 20, 3, 7890)
     mapped = exact(header, options(header, 512), breakdown, learned=5)
-    assert (mapped.weights, mapped.repacked, mapped.learned) == (header.tensor_bytes, 900, 5)
+    assert (mapped.weights, mapped.repacked, mapped.observed_extra) == (header.tensor_bytes, 900, 5)
     assert mapped.is_exact
     assert mapped.total > read.total
 
@@ -174,7 +174,7 @@ def test_layers_go_to_a_gpu_as_far_as_it_has_room() -> None:
     part = plan(header, here(64 * GIB, gpu_free_bytes=GIB, gpu_name="a card"))
     assert 0 < part.options.n_gpu_layers < 16
     assert part.estimate.gpu <= GIB
-    assert "for more it has no room" in part.trades[0]
+    assert "for more it has no room" in part.concessions[0]
     none = plan(header, here(64 * GIB, gpu_free_bytes=1 << 20))
     assert none.options.n_gpu_layers == 0
 
@@ -300,14 +300,14 @@ def test_the_kernels_of_this_machine_decide_which_quant_is_fast() -> None:
 
 def test_a_speed_is_the_sum_of_its_products() -> None:
     [_, q8] = two_quants()
-    speed = predict(q8.header, WITHOUT, n_past=0)
+    speed = predict_speed(q8.header, WITHOUT, n_past=0)
     assert speed is not None
     operations = 260 + 16 * 20
     assert speed.decode_tps == pytest.approx(1 / (1.024e9 / 17e9 + operations / 1e7))
     assert speed.prefill_tps == pytest.approx(32 / (1.024e9 / 2.2e9))
     assert speed.ttft_s(1000) == pytest.approx(1000 / speed.prefill_tps + 1 / speed.decode_tps)
     odd = msgspec.structs.replace(q8.header, tensors=(Tensor("w", (2048, 8), 35, 0, 4000),))
-    assert predict(odd, WITHOUT) is None
+    assert predict_speed(odd, WITHOUT) is None
 
 
 def test_of_experts_only_those_count_that_a_token_uses() -> None:
@@ -315,7 +315,7 @@ def test_of_experts_only_those_count_that_a_token_uses() -> None:
     dense = msgspec.structs.replace(a_model(), tensors=(experts,))
     mixed = msgspec.structs.replace(a_model(expert_count=64, expert_used_count=8), tensors=(experts,))
     quick = msgspec.structs.replace(WITHOUT, operations_per_s=0.0)
-    of_dense, of_mixed = predict(dense, quick, n_past=0), predict(mixed, quick, n_past=0)
+    of_dense, of_mixed = predict_speed(dense, quick, n_past=0), predict_speed(mixed, quick, n_past=0)
     assert of_dense is not None
     assert of_mixed is not None
     assert of_mixed.decode_tps == pytest.approx(8 * of_dense.decode_tps)
@@ -344,7 +344,7 @@ def test_an_estimate_adds_up() -> None:
 def test_any_number_of_experts_has_a_speed(used: int, count: int) -> None:
     experts = Tensor("blk.0.ffn_up_exps.weight", (2048, 1024, 64), 8, 0, 1 << 27)
     header = msgspec.structs.replace(a_model(expert_count=count, expert_used_count=used), tensors=(experts,))
-    speed = predict(header, WITHOUT)
+    speed = predict_speed(header, WITHOUT)
     assert speed is not None
     assert speed.decode_tps > 0
     assert speed.prefill_tps > 0
@@ -352,7 +352,7 @@ def test_any_number_of_experts_has_a_speed(used: int, count: int) -> None:
 
 def test_a_file_without_products_has_no_speed() -> None:
     nothing = msgspec.structs.replace(WITHOUT, operations_per_s=0.0)
-    assert predict(msgspec.structs.replace(a_model(), tensors=()), nothing) is None
+    assert predict_speed(msgspec.structs.replace(a_model(), tensors=()), nothing) is None
 
 
 @given(

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgechat.chat.messages import Attachment, Conversation, Message, new_id, now_ms
-from edgechat.errors import DamagedError, StoreError
+from edgechat.errors import DamagedDatabaseError, StoreError
 from edgechat.store import database, open_store, recovery, sqlite
 from edgechat.store.database import Database
 from edgechat.store.schema import MIGRATIONS, Migration
@@ -277,7 +277,7 @@ def test_damage_anywhere_is_an_error_or_recovered_never_a_crash(
         store.search("message")
         fill(store, 1)
     except StoreError as error:
-        assert isinstance(error, DamagedError) or str(path) in str(error)  # noqa: PT017
+        assert isinstance(error, DamagedDatabaseError) or str(path) in str(error)  # noqa: PT017
     else:
         store.close()
     recovery.recover(path).close()
