@@ -84,11 +84,11 @@ def test_bundled_workloads_are_complete() -> None:
 
 @pytest.mark.parametrize(
     ("words", "reason"),
-    [("[[cases", "holds no workloads"), ("a = 1", "holds no workloads"), ("cases = []", "no cases"), ("\udcff", "holds no"),
+    [("[[cases", "not a workload file"), ("a = 1", "not a workload file"), ("cases = []", "no cases"), ("\udcff", "not a workload file"),
      ('[[cases]]\nkind = "a"\nmessages = ["b", "c"]\nreply = "d"', "odd number"),
      ('[[cases]]\nkind = "a"\nmessages = []\nreply = "d"', "odd number"),
      ('[[cases]]\nkind = "a"\nmessages = ["b"]', "no reply"),
-     ('[[cases]]\nkind = "a"\nmessages = ["b"]\nreply_of = "c"', "no text 'c'"),
+     ('[[cases]]\nkind = "a"\nmessages = ["b"]\nreply_of = "c"', "no text is named 'c'"),
      ('[[cases]]\nkind = 1\nmessages = ["b"]\nreply = "c"', "kind")],
 )  # fmt: skip
 def test_invalid_workload_file_is_refused(tmp_path: Path, words: str, reason: str) -> None:

@@ -126,7 +126,7 @@ def test_the_table_explains_itself(cli: Cli) -> None:
         "* starter",
         "weights",
         "keys and values",
-        "together",
+        "total",
         "n_ctx = 8192",
         "n_threads",
         "prefix_disk_bytes",
@@ -147,7 +147,7 @@ def test_a_file_that_describes_no_machine_is_one_error(cli: Cli, tmp_path: Path,
     (tmp_path / "machine.json").write_text(text)
     refused = cli("plan", "--machine", str(tmp_path / "machine.json"))
     assert refused.returncode == 2
-    assert "does not describe a machine" in refused.stderr
+    assert "is not a hardware profile" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
