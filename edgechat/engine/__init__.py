@@ -1,4 +1,4 @@
-"""One process that generates: protocol, decode loop, host (child side), client (parent side).
+"""The engine: one process that runs llama.cpp and generates text or embeddings.
 
-`protocol` and `client` may be imported anywhere; `host` and `generation` load native code.
+The client process imports `client`, `protocol` and `pipe`. The engine process runs `server`, which loads native code.
 """

@@ -1,4 +1,4 @@
-"""Where the prefixes of a loaded model are on disk, and under which name."""
+"""Directory name of the disk tier: a hash of the inputs that decide the content of the KV cache."""
 
 from __future__ import annotations
 
@@ -17,35 +17,38 @@ from edgechat.runtime.memory_report import memory_layout
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 
-def open_disk_tier(request: Load, context: Context, bundle: Bundle) -> DiskTier | None:
-    """The disk tier of a context; None if nothing may be written."""
-    if not request.prefix_dir or request.plan.prefix_disk_bytes <= 0:
+def open_disk_tier(load: Load, context: Context, bundle: Bundle) -> DiskTier | None:
+    """Open the disk tier of the prefix cache; None if the load request allows no files.
+
+    If the hash of the weights is not remembered, the tier's own thread computes it, which takes seconds per gigabyte.
+    """
+    if not load.prefix_dir or load.plan.prefix_disk_bytes <= 0:
         return None
-    root = Path(request.prefix_dir)
+    root = Path(load.prefix_dir)
     memo = root / "weights.json"
     files = parts(context.model.path)
-    known = [content_hash.known_hash(file, memo) for file in files]
+    known_hashes = [content_hash.known_hash(file, memo) for file in files]
 
     def name(hashes: list[str]) -> str:
         return cache_identity(hashes, bundle.build_id, memory_layout(context))
 
-    def find(pause: Callable[[], None]) -> str:
+    def find_identity(pause: Callable[[], None]) -> str:
         return name([content_hash.file_hash(file, memo, pause) for file in files])
 
-    disk = DiskTier(root, request.plan.prefix_disk_bytes, find)
-    if all(known):
-        disk.identity = name([k for k in known if k])
+    disk = DiskTier(root, load.plan.prefix_disk_bytes, find_identity)
+    if all(known_hashes):
+        disk.identity = name([sha256 for sha256 in known_hashes if sha256])
     return disk
 
 
 def cache_identity(weights_sha256: list[str], build_id: str, layout: str) -> str:
-    """A name for everything that decides what the memory of a token looks like."""
+    """Hash of the weights, the llama.cpp build and the memory layout; 24 hexadecimal digits."""
     return hashlib.sha256("\n".join([*weights_sha256, build_id, layout]).encode()).hexdigest()[:24]
 
 
 def parts(path: Path) -> list[Path]:
-    """The files of a model, which may be split."""
-    found = _SPLIT.search(path.name)
-    if found is None:
+    """Paths of all files of a model, which may be a split one."""
+    match = _SPLIT.search(path.name)
+    if match is None:
         return [path]
-    return sorted(path.parent.glob(f"{path.name[: found.start()]}-*-of-{found[1]}.gguf"))
+    return sorted(path.parent.glob(f"{path.name[: match.start()]}-*-of-{match[1]}.gguf"))

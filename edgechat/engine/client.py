@@ -1,6 +1,6 @@
-"""The parent's side of an engine: starts it, talks to it, and survives it.
+"""The client's side of an engine process: starts it, sends requests, and restarts it after a crash.
 
-Threads: any number may call; one reader thread per engine process hands events to the requests they answer.
+Any thread may call a client. One reader thread per engine process passes events to the callbacks of their requests.
 """
 
 from __future__ import annotations
@@ -28,19 +28,23 @@ from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.probe import ABORT_CODES, CRASH_CODES, describe_exit
 
-# In real use an abort is llama.cpp refusing a model, which is no fault of the backend.
-_CRASHES: Final = CRASH_CODES - ABORT_CODES
-_EXIT_S: Final = 2.0
+# Exit codes that count against the backend. llama.cpp also aborts when it rejects a model, which is no backend fault.
+_BACKEND_CRASHES: Final = CRASH_CODES - ABORT_CODES
+_EXIT_TIMEOUT_S: Final = 2.0
 KILLED: Final = getattr(signal, "SIGKILL", 9)
-"""The signal that a process ends by when the system runs out of memory."""
+"""The signal that the system sends to a process when memory runs out."""
 
 T = TypeVar("T", bound=protocol.Event)
 OnEvent = Callable[[protocol.AnyEvent], None]
 OnOutcome = Callable[["protocol.AnyEvent | EdgechatError"], None]
 
 
+def _ignore(event: protocol.AnyEvent) -> None:
+    pass
+
+
 class EngineProcess:
-    """One engine process and the requests that wait for it."""
+    """One engine process and its pending requests."""
 
     def __init__(self) -> None:
         log = logs.open_log()
@@ -50,22 +54,27 @@ class EngineProcess:
         finally:
             if log:
                 log.close()
-        self.backend = ""
         self.n_loads = 0
-        self.died: EngineDiedError | None = None
-        self.closing = False
-        self._waiting: dict[int, OnOutcome] = {}
+        """Number of Load requests."""
+        self.error: EngineDiedError | None = None
+        """How the process died; None while it lives."""
+        self._backend = ""
+        self._is_closing = False
+        self._pending: dict[int, OnOutcome] = {}
         self._lock = threading.Lock()
         threading.Thread(target=self._read, name="engine-events", daemon=True).start()
 
     def send(self, request: protocol.Request, on_event: OnOutcome) -> None:
-        """Send a request; `hear` gets its events, or the error that ends it, in the thread that reads."""
+        """Send a request. The reader thread calls `on_event` with each event, or with the error that ends the request.
+
+        Raises EngineDiedError if the process has died.
+        """
         frame = protocol.encode(request)
         with self._lock:
-            if self.died is not None:
-                raise self.died
-            self._waiting[request.id] = on_event
-        self.channel.write(frame)  # if that fails, the reader notices the death
+            if self.error is not None:
+                raise self.error
+            self._pending[request.id] = on_event
+        self.channel.write(frame)  # after a failed write, the reader thread notices the end of the process
 
     def _read(self) -> None:
         while (body := self.channel.read()) is not None:
@@ -75,59 +84,61 @@ class EngineProcess:
                 self.child.kill()
                 break
             with self._lock:
-                final = isinstance(event, protocol.FINAL_EVENTS)
-                hear = self._waiting.pop(event.id, None) if final else self._waiting.get(event.id)
+                is_final = isinstance(event, protocol.FINAL_EVENTS)
+                on_event = self._pending.pop(event.id, None) if is_final else self._pending.get(event.id)
             if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
-                self._log_start = logs.size()  # llama.cpp logs an abort as a failure, which nobody dies of
+                self._log_start = logs.size()  # llama.cpp logs an abort as an error, which no crash report should quote
             if isinstance(event, protocol.BackendChosen):
-                self.backend = event.backend
-            if hear is not None:
-                hear(event)
+                self._backend = event.backend
+            if on_event is not None:
+                on_event(event)
         self._reap()
 
     def _reap(self) -> None:
+        """Wait for the process to exit, fail all pending requests, and record a crash of the backend."""
         try:
-            code = self.child.wait(timeout=_EXIT_S)
+            code = self.child.wait(timeout=_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.child.kill()
             code = self.child.wait()
+        error = EngineDiedError(self._death_message(code), code)
         with self._lock:
-            self.died = EngineDiedError(self._obituary(code), code)
-            waiting, self._waiting = list(self._waiting.values()), {}
-        for hear in waiting:
-            hear(self.died)
+            self.error = error
+            callbacks, self._pending = list(self._pending.values()), {}
+        for on_event in callbacks:
+            on_event(error)
         self.channel.close()
-        if code in _CRASHES and self.backend and not self.closing:
-            with contextlib.suppress(EdgechatError):  # the bundle may be gone by now
-                _record_crash(self.backend, describe_exit(code))
+        if code in _BACKEND_CRASHES and self._backend and not self._is_closing:
+            with contextlib.suppress(EdgechatError):  # the bundle may have been removed
+                _record_crash(self._backend, describe_exit(code))
 
-    def _obituary(self, code: int) -> str:
+    def _death_message(self, code: int) -> str:
         if code == EXIT_VERSION_CHANGED:
             return UPGRADED_MESSAGE
-        words = f"the engine process died by {describe_exit(code)}"
+        message = f"The engine process died: {describe_exit(code)}"
         if code == -KILLED:
-            words += ": something killed it, often the system when memory runs out"
+            message += "; the system kills processes when memory runs out"
         lines = logs.last_lines(paths.log_file(), self._log_start)
         if lines:
-            words += "\nits last log lines:\n  " + "\n  ".join(lines)
-        return words
+            message += "\nIts last log lines:\n  " + "\n  ".join(lines)
+        return message
 
     def stop(self) -> None:
-        """End the process, kindly at first."""
-        self.closing = True
+        """Ask the process to exit; kill it after two seconds."""
+        self._is_closing = True
         self.channel.write(protocol.encode(protocol.Shutdown(id=0)))
         try:
-            self.child.wait(timeout=_EXIT_S)
+            self.child.wait(timeout=_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
 
 
 class EngineClient:
-    """An engine that is there when it is needed: started at the first request, and again after a death.
+    """An engine that starts with the first request and restarts after a crash.
 
-    After a death every pending request ends with EngineDiedError. The next one starts a fresh engine, which
-    loads the last model again.
+    A crash ends every pending request with EngineDiedError. The next request starts a new process, which loads the last
+    model again.
     """
 
     def __init__(self) -> None:
@@ -135,45 +146,45 @@ class EngineClient:
         self._process: EngineProcess | None = None
         self._load: protocol.Load | None = None
         self.loaded: protocol.Loaded | None = None
-        """What the engine said of the loaded model; None before the first load."""
-        self._closed = False
+        """The Loaded event of the current model; None before the first load and after a failed one."""
+        self._is_closed = False
         self._lock = threading.Lock()
-        self._reviving = threading.Lock()  # several may find it dead at once
+        self._restart_lock = threading.Lock()  # several threads may notice a crash at the same time
 
     def start(self) -> None:
-        """Start the process, so that it is up when the first request comes. Raises EngineDiedError after `close`."""
+        """Start the process before the first request needs it. Raises EngineDiedError after `close`."""
         with self._lock:
-            if self._closed:
-                raise EngineDiedError("the engine was closed")
-            if self._process is None or self._process.died is not None:
+            if self._is_closed:
+                raise EngineDiedError("The engine is closed. Restart edgechat.")
+            if self._process is None or self._process.error is not None:
                 self._process = EngineProcess()
 
     @property
     def pid(self) -> int | None:
-        """The process, while it lives."""
+        """Process id of the running engine; None if it is not running."""
         process = self._process
-        return process.child.pid if process is not None and process.died is None else None
+        return process.child.pid if process is not None and process.error is None else None
 
     @property
     def has_loaded_one_model(self) -> bool:
-        """True if all that the process ever took, it took for the model that it has."""
+        """True if the process has loaded one model only, so that its peak memory is that of the model."""
         return self._process is not None and self._process.n_loads == 1
 
     def next_id(self) -> int:
-        """A number for a request."""
+        """Return a new request id."""
         return next(self._ids)
 
-    def load(self, request: protocol.Load, on_event: OnEvent = lambda event: None) -> protocol.Loaded:
-        """Load a model; `listen` gets the events on the way.
+    def load(self, request: protocol.Load, on_event: OnEvent = _ignore) -> protocol.Loaded:
+        """Load a model; `on_event` receives the progress events.
 
-        An engine that dies on it is started once more (its backend may be to blame, and another one takes
-        its place), unless it was killed. Raises what the engine reports, or EngineDiedError.
+        If the engine crashes, try once more in a new process, which may choose another backend. A killed engine is not
+        tried again. Raises the engine's error, or EngineDiedError.
         """
         self._load = None
         try:
             loaded = self._load_once(request, on_event)
         except EngineDiedError as error:
-            if self._closed or error.code in (-KILLED, EXIT_VERSION_CHANGED):
+            if self._is_closed or error.code in (-KILLED, EXIT_VERSION_CHANGED):
                 raise
             loaded = self._load_once(msgspec.structs.replace(request, id=self.next_id()), on_event)
         self._load = request
@@ -184,83 +195,81 @@ class EngineClient:
         self.loaded = None
         if self._process is not None:
             self._process.n_loads += 1
-        self.loaded = self._final(request, protocol.Loaded, on_event)
+        self.loaded = self._call(request, protocol.Loaded, on_event)
         return self.loaded
 
     def generate(self, request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
-        """Events of an answer, the last of which is TurnFinished.
+        """Yield the events of a request; the last one is RequestFinished.
 
-        Starts a fresh engine if the last one died. Raises what the engine reports, or EngineDiedError.
+        Restarts a dead engine first. Raises the engine's error, or EngineDiedError.
         """
         self.restart_if_dead()
         yield from self._events(request)
 
     def submit(self, request: protocol.Request, on_event: OnOutcome) -> None:
-        """Send a request and return; `hear` gets its events in another thread, the last of them final or an error.
+        """Send a request without waiting. Another thread calls `on_event` with each event, or with the final error.
 
-        Raises EngineDiedError if there is no engine: `revive` makes one.
+        Raises EngineDiedError if the engine is not running; `restart_if_dead` restarts it.
         """
         process = self._process
         if process is None:
-            raise EngineDiedError("the engine is not running")
+            raise EngineDiedError("The engine is not running. Load a model first.")
         process.send(request, lambda event: on_event(_error_of(event)))
 
-    def probe_memory(
-        self, request: protocol.ProbeMemory, on_event: OnEvent = lambda event: None
-    ) -> protocol.MemoryProbed:
-        """How large llama.cpp's buffers would be. Raises what the engine reports, or EngineDiedError."""
+    def probe_memory(self, request: protocol.ProbeMemory, on_event: OnEvent = _ignore) -> protocol.MemoryProbed:
+        """Measure the size of llama.cpp's buffers. Raises the engine's error, or EngineDiedError."""
         self.start()
-        return self._final(request, protocol.MemoryProbed, on_event)
+        return self._call(request, protocol.MemoryProbed, on_event)
 
     def list_devices(
-        self, *, benchmark: bool, remeasure: bool = False, on_event: OnEvent = lambda event: None
+        self, *, benchmark: bool, remeasure: bool = False, on_event: OnEvent = _ignore
     ) -> protocol.DevicesListed:
-        """What there is to compute with; with `measure` how fast it is, which takes seconds the first time."""
+        """List GPUs and kernel speeds; `benchmark` measures speeds that are not saved yet, which takes seconds."""
         self.start()
         request = protocol.ListDevices(id=self.next_id(), benchmark=benchmark, remeasure=remeasure)
-        return self._final(request, protocol.DevicesListed, on_event)
+        return self._call(request, protocol.DevicesListed, on_event)
 
     def list_quant_types(self, model: QuantModel, preset: int) -> list[int]:
-        """Ggml's numbers of the types that tensors would have; empty if llama.cpp has no rules for such a model."""
+        """List the ggml type number of each tensor under a preset; empty if llama.cpp cannot quantise the model."""
         self.start()
         request = protocol.ListQuantTypes(id=self.next_id(), model=model, preset=preset)
-        return self._final(request, protocol.QuantTypesListed).types
+        return self._call(request, protocol.QuantTypesListed).types
 
     def tokenize(self, text: str, guard: str = "") -> list[int]:
-        """Tokens of a rendered prompt."""
+        """Tokenise a rendered prompt; see `protocol.Generate.guard`."""
         self.restart_if_dead()
         request = protocol.Tokenize(id=self.next_id(), text=text, guard=guard)
-        return self._final(request, protocol.Tokenized).tokens
+        return self._call(request, protocol.Tokenized).tokens
 
     def stats(self) -> protocol.EngineStats:
-        """What the engine holds."""
-        return self._final(protocol.Stats(id=self.next_id()), protocol.EngineStats)
+        """Return the engine's memory use and step costs."""
+        return self._call(protocol.Stats(id=self.next_id()), protocol.EngineStats)
 
     def cancel(self, target: int) -> None:
-        """Stop the request with this id; from any thread. Nothing happens if it has ended."""
+        """Cancel the request with this id, from any thread. A finished request is unaffected."""
         process = self._process
         if process is not None:
             process.channel.write(protocol.encode(protocol.Cancel(id=self.next_id(), target=target)))
 
     def close(self) -> None:
-        """End the process, whatever it is doing; there will be no other."""
+        """End the process and refuse further requests."""
         with self._lock:
-            self._closed = True
+            self._is_closed = True
             process, self._process = self._process, None
         if process is not None:
             process.stop()
 
     @property
     def needs_restart(self) -> bool:
-        """True if an engine had a model and died, also if the model could not be loaded again since."""
+        """True if the engine died after a successful load, or if reloading the model has failed since."""
         process = self._process
-        return self._load is not None and (process is None or process.died is not None or self.loaded is None)
+        return self._load is not None and (process is None or process.error is not None or self.loaded is None)
 
     def restart_if_dead(self) -> None:
-        """Start a fresh engine with the last model, if there was one and it died."""
-        with self._reviving:
+        """If `needs_restart`, start a new process and load the last model again."""
+        with self._restart_lock:
             if self.needs_restart and self._load is not None:
-                self._load_once(msgspec.structs.replace(self._load, id=self.next_id()), lambda event: None)
+                self._load_once(msgspec.structs.replace(self._load, id=self.next_id()), _ignore)
 
     def _events(self, request: protocol.Request) -> Iterator[protocol.AnyEvent]:
         events: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
@@ -273,21 +282,22 @@ class EngineClient:
             if isinstance(event, protocol.FINAL_EVENTS):
                 return
 
-    def _final(self, request: protocol.Request, kind: type[T], on_event: OnEvent = lambda event: None) -> T:
+    def _call(self, request: protocol.Request, result_type: type[T], on_event: OnEvent = _ignore) -> T:
         for event in self._events(request):
-            if isinstance(event, kind):
+            if isinstance(event, result_type):
                 return event
             on_event(event)
-        raise EngineDiedError("the engine ended a request without an answer")
+        raise EngineDiedError("The engine ended a request without a result. Send the request again.")
 
 
 def _error_of(event: protocol.AnyEvent | EdgechatError) -> protocol.AnyEvent | EdgechatError:
+    """Convert RequestFailed to the exception that it describes."""
     return error_class(event.error_type)(event.message) if isinstance(event, protocol.RequestFailed) else event
 
 
-def _record_crash(backend: str, how: str) -> None:
+def _record_crash(backend: str, reason: str) -> None:
     bundle = find_bundle()
     cpu = read_cpu()
     for module in bundle.modules:
         if module.name == backend:
-            verdicts.record_engine_crash(verdicts.verdict_key(bundle, module, cpu), backend, how)
+            verdicts.record_engine_crash(verdicts.verdict_key(bundle, module, cpu), backend, reason)

@@ -1,4 +1,4 @@
-"""Speculation in an engine: what is kept of it between answers, and what is learned while nothing is asked."""
+"""Speculative decoding of a loaded model: its drafters, its acceptance and step-cost profile, and their idle work."""
 
 from __future__ import annotations
 
@@ -22,162 +22,165 @@ from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
 from edgechat.speculation.step_costs import MIN_SAMPLES, SIZES
 
-# What is measured in idle moments is measured again after the first answer that ends so much later.
-_REHEARSE_AGAIN_S: Final = 60.0
-# No longer than this at a time: on a slow machine the rest waits for the next idle moment.
-_REHEARSAL_S: Final = 10.0
-# Steps of one token before each measured one: the first pays for the graph that is built anew.
-_SINGLES: Final = 2
-# Answers that wait to be kept, where a client leaves no idle moment.
-_MAX_HEARD: Final = 16
+# Step costs are measured again after the first reply that ends at least this long after the last measurement.
+_MEASURE_INTERVAL_S: Final = 60.0
+# Time limit of one round of measurements; on a slow machine the other sizes wait for the next idle period.
+_MEASURE_ROUND_S: Final = 10.0
+# Steps of one token before each measured step: the first pays for building a new graph.
+_WARM_UP_STEPS: Final = 2
+# Replies that wait to be added to the corpus, for a client that leaves the engine no idle time.
+_MAX_PENDING: Final = 16
 
 
-class _Heard(msgspec.Struct, frozen=True):
-    """What was said in a conversation, and waits to be kept."""
+class _FinishedRequest(msgspec.Struct, frozen=True):
+    """Texts of a finished request that wait to be added to the corpus."""
 
     folder: str
-    quoted: list[str]
-    answers: list[list[int]]
+    attached_texts: list[str]
+    outputs: list[list[int]]
 
 
 class Drafting:
-    """Owns the indices and the profile of a loaded model. All methods are for the thread that decodes."""
+    """Owns the drafters and the profile of a loaded model. All methods must be called on the decoding thread."""
 
-    def __init__(self, context: Context, request: Load, backend: str) -> None:
-        """Nothing is written if `request` names no directory. Raises MemoryError."""
+    def __init__(self, context: Context, load: Load, backend: str) -> None:
+        """Load the saved profile and corpus. Nothing is saved if `load` names no directory. Raises MemoryError."""
         library = context.model.bindings.edgechat
         vocabulary = context.model.vocabulary_hash()
         folder = None
-        if request.prefix_dir and request.plan.prefix_disk_bytes > 0:
-            folder = Path(request.prefix_dir) / f"drafts-{vocabulary}"
+        if load.prefix_dir and load.plan.prefix_disk_bytes > 0:
+            folder = Path(load.prefix_dir) / f"drafts-{vocabulary}"
         name = f"{folder_name(str(context.model.path))}-{backend}-{context.n_threads}.json"
         self._profile_path = folder / name if folder is not None else None
-        self._profile = (
-            profile.load_profile(self._profile_path) if self._profile_path is not None else profile.SpeculationProfile()
-        )
+        self._profile = profile.load_profile(self._profile_path) if self._profile_path is not None else profile.SpeculationProfile()
         self._context = context
         self._sizes = [size for size in SIZES if size <= 1 + context.max_rollback]
         self._live = LiveDrafter(SuffixIndex(library, context.n_ctx))
         self._corpus = Corpus(
-            lambda capacity: SuffixIndex(library, capacity), request.plan.draft_tokens, context.model.n_vocab, folder
+            lambda capacity: SuffixIndex(library, capacity), load.plan.draft_tokens, context.model.n_vocab, folder
         )
         self._corpus.load()
-        self._is_changed = False
-        self._is_idle_new = True
-        self._heard: deque[_Heard] = deque(maxlen=_MAX_HEARD)
-        self._rehearsed_s = float("-inf")
-        self._rehearse_until_s = 0.0
-        self._rehearsal: list[int] = []
+        self._has_unsaved_profile = False
+        self._starts_idle_period = True
+        """True until the first idle step after a reply, which plans the measurements."""
+        self._pending: deque[_FinishedRequest] = deque(maxlen=_MAX_PENDING)
+        self._measured_at = float("-inf")
+        self._measure_deadline = 0.0
+        self._sizes_to_measure: list[int] = []
+        """Step sizes to measure, last first."""
 
-    def speculator_for(self, request: Generate) -> Speculator | None:
-        """What drafts for this answer; None if it is to be decoded plainly."""
-        if request.conversation and not request.ephemeral:
-            self._corpus.open_conversation(folder_name(request.conversation))
-        if not request.speculate or request.n_sequences > 1 or not self._sizes:
+    def speculator_for(self, params: Generate) -> Speculator | None:
+        """Create the speculator of a request; None if the request is to be decoded without drafts."""
+        if params.conversation and not params.ephemeral:
+            self._corpus.open_conversation(folder_name(params.conversation))
+        if not params.speculate or params.n_sequences > 1 or not self._sizes:
             return None
-        acceptance = self._profile.sampled if request.sampling.temperature > 0 else self._profile.greedy
-        if request.conversation:
-            self._is_changed = True
+        acceptance = self._profile.sampled if params.sampling.temperature > 0 else self._profile.greedy
+        if params.conversation:
+            self._has_unsaved_profile = True
         else:
-            acceptance = acceptance.copy()  # what is not kept teaches nothing
-        is_end = self._context.model.is_eog if not request.ignore_eog else lambda _token: False
+            acceptance = acceptance.copy()  # an unsaved conversation must leave no trace in the profile
+        is_end = self._context.model.is_eog if not params.ignore_eog else lambda _token: False
         return Speculator([self._live, self._corpus], DraftController(acceptance, self._profile.costs), is_end)
 
-    def add_outputs(self, request: Generate, answers: Sequence[list[int]]) -> None:
-        """These are the answers; what was asked beside a conversation, or only read, leaves nothing to do."""
-        if request.ephemeral or not any(answers):
+    def add_outputs(self, params: Generate, outputs: Sequence[list[int]]) -> None:
+        """Queue the output of a finished request for the corpus, unless it is ephemeral or empty."""
+        if params.ephemeral or not any(outputs):
             return
-        self._is_idle_new = True
-        if request.conversation:
-            self._heard.append(_Heard(folder_name(request.conversation), request.attached_texts, list(answers)))
+        self._starts_idle_period = True
+        if params.conversation:
+            finished = _FinishedRequest(folder_name(params.conversation), params.attached_texts, list(outputs))
+            self._pending.append(finished)
 
     def step_costs(self) -> dict[int, float]:
-        """What was measured of steps at the depth of the longest sequence, in steps of one token."""
+        """Measured cost of a step by number of tokens, relative to one token, at the depth of the longest sequence."""
         costs, depth = self._profile.costs, self._depth()
         return {n: costs.ratio(n, depth) for n in SIZES if costs.is_measured(n, depth)}
 
-    def _deepest(self) -> int:
+    def _longest_seq(self) -> int:
         return max(range(self._context.n_seqs), key=lambda seq: len(self._context.tokens(seq)))
 
     def _depth(self) -> int:
-        return len(self._context.tokens(self._deepest()))
+        return len(self._context.tokens(self._longest_seq()))
 
-    # In idle moments
+    # Idle work
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> bool:
-        """Do a little of what is to be done; False if there is nothing. Raises OSError, MemoryError, EdgechatError.
+        """Update and save the corpus, measure a step cost, or save the profile. Return False without more work.
 
-        `allow_abort` is told when `Context.abort` may end what is computed, and when no longer.
+        `allow_abort(True)` and `allow_abort(False)` enclose decodes that `Context.abort` may end. Raises OSError,
+        MemoryError and EdgechatError.
         """
-        if self._heard:
-            self._keep(self._heard.popleft())
+        if self._pending:
+            self._add_to_corpus(self._pending.popleft())
             return True
-        if self._is_idle_new:
-            self._is_idle_new = False
+        if self._starts_idle_period:
+            self._starts_idle_period = False
             self._corpus.remove_deleted()
-            self._plan_rehearsal()
+            self._plan_measurements()
             return True
         if self._corpus.save_one():
             return True
-        if self._rehearsal and time.monotonic() < self._rehearse_until_s:
-            return self._rehearse_one(allow_abort)
-        if self._is_changed:
-            self._is_changed = False
+        if self._sizes_to_measure and time.monotonic() < self._measure_deadline:
+            return self._measure_next_size(allow_abort)
+        if self._has_unsaved_profile:
+            self._has_unsaved_profile = False
             self._save_profile()
         return False
 
-    def _keep(self, heard: _Heard) -> None:
-        for text in heard.quoted:
-            self._corpus.add(heard.folder, self._context.model.tokenize(text, add_special=False, parse_special=False))
-        for answer in heard.answers:
-            self._corpus.add(heard.folder, answer)
+    def _add_to_corpus(self, finished: _FinishedRequest) -> None:
+        tokenize = self._context.model.tokenize
+        for text in finished.attached_texts:
+            self._corpus.add(finished.folder, tokenize(text, add_special=False, parse_special=False))
+        for tokens in finished.outputs:
+            self._corpus.add(finished.folder, tokens)
 
     def _save_profile(self) -> None:
         if self._profile_path is not None:
             profile.save_profile(self._profile, self._profile_path)
 
-    def _plan_rehearsal(self) -> None:
-        """Measure now and then; what was never measured, until it can be trusted."""
-        now_s = time.monotonic()
-        self._rehearse_until_s = now_s + _REHEARSAL_S
-        if not self._rehearsal and now_s - self._rehearsed_s >= _REHEARSE_AGAIN_S:
-            self._rehearsed_s = now_s
+    def _plan_measurements(self) -> None:
+        """Schedule each step size once per interval; `MIN_SAMPLES` times if one of them has too few samples."""
+        now = time.monotonic()
+        self._measure_deadline = now + _MEASURE_ROUND_S
+        if not self._sizes_to_measure and now - self._measured_at >= _MEASURE_INTERVAL_S:
+            self._measured_at = now
             depth = self._depth()
             is_known = all(self._profile.costs.is_measured(n, depth) for n in self._sizes)
-            self._rehearsal = self._sizes[::-1] * (1 if is_known else MIN_SAMPLES)
+            self._sizes_to_measure = self._sizes[::-1] * (1 if is_known else MIN_SAMPLES)
 
-    def _rehearse_one(self, allow_abort: Callable[[bool], None]) -> bool:
+    def _measure_next_size(self, allow_abort: Callable[[bool], None]) -> bool:
         allow_abort(True)
         try:
-            self._rehearse(self._rehearsal[-1])
-            self._rehearsal.pop()
+            self._measure_step(self._sizes_to_measure[-1])
+            self._sizes_to_measure.pop()
         except DecodeAborted:
-            return False  # there is something to do; the rest waits
+            return False  # a request arrived; the next idle period measures the remaining sizes
         except (NoKvSlotError, EngineError):
-            self._rehearsal = []
+            self._sizes_to_measure = []
         finally:
             allow_abort(False)
         return True
 
-    def _rehearse(self, size: int) -> None:
-        """Measure a step of this size, as if it came after what the longest sequence holds."""
-        context, costs, seq = self._context, self._profile.costs, self._deepest()
+    def _measure_step(self, size: int) -> None:
+        """Time a decode of `size` tokens after the longest sequence, which stays unchanged."""
+        context, costs, seq = self._context, self._profile.costs, self._longest_seq()
         depth = len(context.tokens(seq))
         if depth + size > context.n_ctx:
             return
         tokens = ([*context.tokens(seq)[-size:]] or [0]) * size
         base = seq if depth else None
-        for _ in range(_SINGLES):
-            seconds = context.time_decode(tokens[:1], base)
-        costs.record(1, depth, seconds, is_benchmark=True)
+        for _ in range(_WARM_UP_STEPS):
+            single_s = context.time_decode(tokens[:1], base)
+        costs.record(1, depth, single_s, is_benchmark=True)
         costs.record(size, depth, context.time_decode(tokens[:size], base), is_benchmark=True)
-        self._is_changed = True
+        self._has_unsaved_profile = True
 
-    def finish(self, until_s: float) -> None:
-        """Save what is not saved yet, as far as there is time. Raises as `idle_step` does."""
-        while self._heard and time.monotonic() < until_s:
-            self._keep(self._heard.popleft())
-        while time.monotonic() < until_s and self._corpus.save_one():
+    def finish(self, deadline: float) -> None:
+        """Save the corpus until `deadline` (monotonic), then the profile. Raises as `idle_step` does."""
+        while self._pending and time.monotonic() < deadline:
+            self._add_to_corpus(self._pending.popleft())
+        while time.monotonic() < deadline and self._corpus.save_one():
             pass
-        if self._is_changed:
+        if self._has_unsaved_profile:
             self._save_profile()

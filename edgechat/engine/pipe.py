@@ -1,6 +1,6 @@
-"""Two pipes of frames between a parent and its child, apart from the child's standard streams.
+"""A pair of pipes between a parent and a child process, separate from the child's standard streams.
 
-A library that prints cannot corrupt them, and the end of file on either says that the other side is gone.
+So a library that prints cannot corrupt a message, and the end of a pipe means that the process at its other end exited.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgechat.errors import EngineDiedError
 
 
 class Channel:
-    """One end of the connection: `read` from one thread, `write` from any."""
+    """One end of the connection. One thread may `read`; any thread may `write`."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._reader = os.fdopen(read_fd, "rb", buffering=1 << 16)
@@ -26,11 +26,11 @@ class Channel:
         self._write_lock = threading.Lock()
 
     def read(self) -> bytes | None:
-        """The body of the next frame; None at the end of file, or when the other side breaks the protocol."""
+        """Read the body of the next frame; None at the end of the pipe or after an invalid frame."""
         try:
             header = self._reader.read(4)
             size = int.from_bytes(header, "big")
-            if len(header) < 4 or size > MAX_FRAME_BYTES:  # noqa: PLR2004  (four bytes of length)
+            if len(header) < 4 or size > MAX_FRAME_BYTES:  # noqa: PLR2004  (a 4-byte length)
                 return None
             body = self._reader.read(size)
         except (OSError, ValueError):  # ValueError: closed by another thread
@@ -38,7 +38,7 @@ class Channel:
         return body if len(body) == size else None
 
     def write(self, frame: bytes) -> bool:
-        """Send a whole frame; False if the other side is gone."""
+        """Write a whole frame; return False if the other process has exited."""
         view = memoryview(frame)
         with self._write_lock:
             try:
@@ -49,22 +49,22 @@ class Channel:
         return True
 
     def close(self) -> None:
-        """Close both directions; the other side sees the end of file."""
-        with contextlib.suppress(OSError):  # the other side was faster
+        """Close both pipes, so that the other process reads the end of its pipe."""
+        with contextlib.suppress(OSError):  # the other process may have closed it first
             self._writer.close()
         with contextlib.suppress(OSError):
             self._reader.close()
 
 
 def spawn_child(arguments: list[str], stderr: IO[bytes] | int) -> tuple[subprocess.Popen[bytes], Channel]:
-    """Start a child of this program that finds its end of the connection with `inherited`.
+    """Start a child process of this program, which opens its end of the connection with `open_inherited_channel`.
 
-    Raises EngineDiedError if the program is not there any more.
+    Raises EngineDiedError if the program cannot be started, for example because it was uninstalled.
     """
     down_read, down_write = os.pipe()
     up_read, up_write = os.pipe()
-    theirs = (down_read, up_write)
-    handles, options = _inheritance(theirs)
+    child_fds = (down_read, up_write)
+    handles, options = _inheritable_handles(child_fds)
     try:
         child = subprocess.Popen(
             process.command_line(*arguments, *(str(h) for h in handles)),
@@ -74,16 +74,16 @@ def spawn_child(arguments: list[str], stderr: IO[bytes] | int) -> tuple[subproce
         os.close(down_write)
         os.close(up_read)
         raise EngineDiedError(
-            f"a process of edgechat does not start ({error}): was edgechat removed while it ran?"
+            f"Cannot start a process of edgechat: {error}. Was edgechat removed while it was running?"
         ) from error
     finally:
-        for fd in theirs:
+        for fd in child_fds:
             os.close(fd)
     return child, Channel(up_read, down_write)
 
 
 def open_inherited_channel(arguments: list[str]) -> Channel:
-    """The child's end, from the last two arguments of its command line."""
+    """Open the child's end of the connection from the last two arguments of its command line."""
     read_handle, write_handle = (int(a) for a in arguments[-2:])
     if sys.platform == "win32":
         import msvcrt
@@ -95,8 +95,8 @@ def open_inherited_channel(arguments: list[str]) -> Channel:
     return Channel(read_handle, write_handle)
 
 
-def _inheritance(fds: tuple[int, int]) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """What to name on the child's command line, and the options that hand it over."""
+def _inheritable_handles(fds: tuple[int, int]) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Return the handles to name on the child's command line, and the Popen options that pass them to the child."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -106,5 +106,5 @@ def _inheritance(fds: tuple[int, int]) -> tuple[tuple[int, ...], dict[str, Any]]
         startup = subprocess.STARTUPINFO()
         startup.lpAttributeList = {"handle_list": list(handles)}
         return handles, {"startupinfo": startup}
-    # A session of its own: Ctrl-C on the terminal is the client's to handle.
+    # A session of its own, so that Ctrl-C in the terminal reaches only the client.
     return fds, {"pass_fds": fds, "start_new_session": True}

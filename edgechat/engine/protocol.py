@@ -1,7 +1,7 @@
-"""What crosses the pipe between a client and its engine: requests down, events up.
+"""Messages between a client and its engine process: requests go down the pipe, events come up.
 
-A frame is four bytes of length (big endian) and a msgpack object with its type's name. A request has an
-`id`; events that answer it carry the same one, and its last event is one of `FINAL`.
+A frame is a 4-byte big-endian length and a msgpack object that is tagged with the name of its type. Each request has an
+`id`; all events of the request carry that id, and the last of them is one of `FINAL_EVENTS`.
 """
 
 from __future__ import annotations
@@ -22,138 +22,137 @@ MAX_FRAME_BYTES: Final = 64 << 20
 
 
 class Request(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Base of what a client asks."""
+    """Base class of requests."""
 
     id: int
 
 
 class Load(Request, frozen=True):
-    """Load a model and make a context, in place of what was there. Events: BackendTesting, LoadProgressed."""
+    """Load a model and create its context, replacing the loaded model. Events: BackendTesting, LoadProgressed."""
 
     plan: LoadPlan
     prefix_dir: str = ""
-    """Where prefixes on disk are; "" writes nothing."""
+    """Directory of the prefix cache on disk; "" disables writing."""
 
 
 class ProbeMemory(Request, frozen=True):
-    """Ask llama.cpp how large its buffers would be, without loading any weights. Events: BackendTesting."""
+    """Measure the size of llama.cpp's buffers without loading weights. Events: BackendTesting."""
 
     model_path: str
-    """A file of which only the header need be there."""
+    """A model file; only its header is read, so the rest of the file may be missing."""
     options: LoadOptions
 
 
 class ListDevices(Request, frozen=True):
-    """Ask which GPUs there are, and how fast the backend was measured to be. Events: BackendTesting.
-
-    With `measure`, speeds are measured if they are not known: that takes seconds.
-    """
+    """List the usable GPUs and the measured kernel speeds of the backend. Events: BackendTesting."""
 
     benchmark: bool = False
+    """Run the kernel benchmark if no result is saved; it takes seconds."""
     remeasure: bool = False
-    """Measure even what is known."""
+    """With `benchmark`, ignore the saved result."""
 
 
 class ListQuantTypes(Request, frozen=True):
-    """Ask which type each tensor would have under a preset."""
+    """List the ggml type that llama.cpp would give each tensor under a quantisation preset."""
 
     model: QuantModel
     preset: int
 
 
 class Embed(Request, frozen=True):
-    """Make vectors of texts, with a model that is made for that."""
+    """Compute embeddings with an embedding model."""
 
     inputs: list[list[int]]
-    """As tokens."""
+    """Texts, as tokens."""
 
 
 class Tokenize(Request, frozen=True):
-    """Turn text into tokens as a prompt would be."""
+    """Tokenise text in the same way as a prompt."""
 
     text: str
     guard: str = ""
+    """See `Generate.guard`."""
 
 
 class Generate(Request, frozen=True):
-    """Continue a prompt, given as rendered text or as tokens."""
+    """Generate text after a prompt, which is given as rendered text or as tokens."""
 
     text: str = ""
     guard: str = ""
-    """A character that breaks up control tokens in user text; it is removed before tokenising."""
+    """Character that splits control tokens in user text; the engine removes it before it tokenises."""
     tokens: list[int] | None = None
     max_tokens: int | None = None
     forced_tokens: list[int] | None = None
-    """Say this, whatever is drawn (for measurements)."""
+    """Generate these tokens regardless of the sampler (for benchmarks)."""
     ignore_eog: bool = False
-    """Go on after an end-of-generation token (for measurements)."""
+    """Continue after an end-of-generation token (for benchmarks)."""
     sampling: Sampling = Sampling()
     visible_control_tokens: list[str] = []
-    """Control tokens that are a part of the text: the marks around reasoning."""
+    """Control tokens whose text is part of the output, such as the markers around reasoning."""
     n_sequences: int = 1
-    """Answers to the same prompt, made side by side."""
+    """Number of replies to generate in parallel from the same prompt."""
     stop: list[str] = []
-    """Texts that end an answer, and are no part of it."""
+    """Stop strings; the output ends before the first one."""
     grammar: str = ""
-    """What an answer may be, in the form that `edgechat.runtime.grammar` takes; "" is anything."""
+    """Grammar for the output in the syntax of `edgechat.runtime.grammar`; "" allows any text."""
     logit_bias: dict[int, float] = {}
-    """Added to the logits of these tokens."""
+    """Value to add to a token's logit, by token."""
     n_logprobs: int | None = None
-    """Send how likely each token was, and so many of the likeliest beside it; None sends nothing."""
+    """Return the logprob of each token and of this many most likely alternatives; None returns no logprobs."""
     conversation: str = ""
-    """Whose this is: what is computed may be kept on disk for it; "" keeps nothing there."""
+    """Conversation id under which prefixes and drafts may be saved on disk; "" saves nothing."""
     turn_starts: list[int] = []
-    """Positions in the prompt that a later one may come back to: what memory that cannot rewind must remember."""
+    """Token positions at which a later prompt may diverge; a model that cannot truncate saves its state there."""
     bypass_cache: bool = False
-    """Compute all of the prompt anew (for measurements)."""
+    """Compute the whole prompt without the prefix cache (for benchmarks and strict mode)."""
     speculate: bool = True
-    """Try drafts for this answer, if the engine does for any."""
+    """Allow speculative decoding, if the engine supports it for the loaded model."""
     attached_texts: list[str] = []
-    """Texts in the prompt that other conversations may repeat: files that were attached."""
+    """Texts of attached files in the prompt, which become a source of drafts for other conversations."""
     ephemeral: bool = False
-    """True for a question beside the conversation: nothing of it is kept."""
+    """Leave the live sequences unchanged and save nothing, as for a title request."""
 
 
 class Cancel(Request, frozen=True):
-    """Stop the request `target`; it ends with its ordinary final event. Has no event of its own."""
+    """Cancel the request `target`, which then ends with its usual final event. Has no event of its own."""
 
     target: int
 
 
 class Stats(Request, frozen=True):
-    """Ask what the engine holds."""
+    """Report the loaded model, memory use and step costs."""
 
 
 class Shutdown(Request, frozen=True):
-    """Free everything and exit. Has no event of its own."""
+    """Free all resources and exit. Has no event."""
 
 
 class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Base of what an engine says."""
+    """Base class of events."""
 
     id: int
 
 
 class BackendTesting(Event, frozen=True):
-    """A backend is being tried, which takes about a second and happens once per machine."""
+    """A backend self-test is running; it takes about a second, once per machine."""
 
     message: str
 
 
 class BackendChosen(Event, frozen=True):
-    """This module computes from here on; a crash is its fault."""
+    """The engine chose a backend module; later crashes count against this module."""
 
     backend: str
 
 
 class LoadProgressed(Event, frozen=True):
-    """A part of the weights is loaded, from 0 to 1."""
+    """Fraction of the weights that is loaded, from 0 to 1."""
 
     fraction: float
 
 
 class Loaded(Event, frozen=True):
-    """The model is ready."""
+    """The model is loaded and ready."""
 
     backend: str
     n_ctx: int
@@ -166,112 +165,111 @@ class Loaded(Event, frozen=True):
     bos: str
     eos: str
     control_tokens: list[str]
-    """Texts of the control tokens, longest first: what user text must never turn into."""
+    """Texts of the control tokens, longest first; user text must never be tokenised to one of them."""
     can_truncate: bool
-    """False if a prompt can only be gone on from where another one ended: then `turn_starts` are of use."""
+    """False if a sequence can only continue at its end or at a saved state: then set `Generate.turn_starts`."""
     load_s: float
     is_embedding: bool = False
-    """True if it makes vectors, not texts."""
     n_embd: int = 0
-    """Numbers of a vector."""
+    """Dimension of an embedding; 0 for a text model."""
     max_draft: int = 0
-    """Most tokens that can be tried with a step; 0 if nothing is drafted."""
+    """Maximum number of drafted tokens per step; 0 disables speculative decoding."""
 
 
 class MemoryProbed(Event, frozen=True):
-    """Bytes by ggml buffer type, of a Probe."""
+    """Result of ProbeMemory: bytes by ggml buffer type, split into model, context and compute."""
 
     backend: str
     memory: dict[str, dict[str, int]]
 
 
 class DevicesListed(Event, frozen=True):
-    """What there is to compute with."""
+    """Result of ListDevices: the backend, its GPUs and its speed."""
 
     backend: str
     gpus: list[Gpu]
     speeds: KernelSpeeds | None
-    """None if nothing was measured yet."""
+    """Result of the kernel benchmark; None before its first run."""
     problems: list[str] = []
-    """Why a device is not among them, in words."""
+    """One message per GPU that cannot be used."""
 
 
 class QuantTypesListed(Event, frozen=True):
-    """ggml's numbers of types, in the order of the tensors; empty if llama.cpp has no rules for such a model."""
+    """Result of ListQuantTypes: ggml type numbers in tensor order; empty if llama.cpp cannot quantise the model."""
 
     types: list[int]
 
 
 class Embedded(Event, frozen=True):
-    """The vectors of an Embed, each of length 1."""
+    """Result of Embed: one unit vector per input."""
 
     embeddings: list[list[float]]
 
 
 class Tokenized(Event, frozen=True):
-    """The tokens of a Tokenize."""
+    """Result of Tokenize, including special tokens."""
 
     tokens: list[int]
 
 
 class PrefillProgressed(Event, frozen=True):
-    """A part of the prompt is computed."""
+    """Prefill progress of a request, in prompt tokens."""
 
     done_tokens: int
     total_tokens: int
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
-    """How likely a token was, before sampling; natural logarithms."""
+    """Logprobs at one token position, before sampling; natural logarithms."""
 
     text: bytes
-    """What it stands for, perhaps a part of a character."""
+    """Text of the generated token; may be part of a UTF-8 character."""
     logprob: float
     top: list[tuple[bytes, float]]
-    """The likeliest ones, best first."""
+    """The most likely tokens, best first."""
 
 
 class TokensGenerated(Event, frozen=True):
-    """More of the answer, always whole characters."""
+    """Newly generated text, always in whole characters."""
 
     text: str
     tokens: list[int]
     sequence: int = 0
-    """Which of the answers."""
+    """Index of the reply, below `Generate.n_sequences`."""
     logprobs: list[TokenLogprobs] = []
-    """One for each of `tokens`, if they were asked for."""
+    """One item per token, if `Generate.n_logprobs` is set."""
 
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
 class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer cost."""
+    """Token counts and timings of one request."""
 
     prompt_tokens: int
     cached_tokens: int
-    """Tokens of the prompt that did not have to be computed; the next two say which of them were not live."""
+    """Prompt tokens that the prefix cache supplied: from live sequences and from the next two tiers."""
     cached_ram_tokens: int = 0
     cached_disk_tokens: int = 0
     completion_tokens: int
     ttft_s: float
-    """From the request's arrival in the engine to the first token handed out."""
+    """Time to first token, from the arrival of the request in the engine."""
     prefill_tps: float
     """Computed prompt tokens per second; 0 if none were computed."""
     decode_tps: float
-    """Tokens per second after the first one; 0 if there was none."""
+    """Generated tokens per second after the first one; 0 without a second token."""
     n_drafts: int = 0
-    """Steps in which drafted tokens were tried."""
+    """Number of steps with drafted tokens."""
     n_drafted: int = 0
     n_accepted: int = 0
     mean_acceptance_length: float = 1.0
-    """Tokens that such a step brought, the one that it would have brought anyway included."""
+    """Mean number of tokens generated per step with a draft, including the sampled one."""
     speculation_gain: float = 1.0
-    """Estimated speed in times of decoding token by token."""
+    """Estimated speed-up over decoding one token per step."""
 
 
 class SequenceFinished(Event, frozen=True):
-    """One of several answers ended."""
+    """One of several parallel replies ended."""
 
     sequence: int
     finish_reason: FinishReason
@@ -279,18 +277,18 @@ class SequenceFinished(Event, frozen=True):
 
 
 class RequestFinished(Event, frozen=True):
-    """The answer ended, or all of them: by the model, at a length limit, or by Cancel."""
+    """A Generate request ended: all replies hit a stop condition or a length limit, or Cancel arrived."""
 
     finish_reason: FinishReason
-    """Of the first one."""
+    """Finish reason of the first reply."""
     stats: GenerationStats
-    """Of all of them together."""
+    """Totals over all replies."""
     context_tokens: int
-    """Tokens in the context after this turn."""
+    """Tokens in the context at the end of the first reply."""
 
 
 class EngineStats(Event, frozen=True):
-    """What the engine holds."""
+    """Result of Stats: memory use and step costs."""
 
     backend: str
     model: str
@@ -298,35 +296,39 @@ class EngineStats(Event, frozen=True):
     context_tokens: int
     peak_rss_bytes: int
     memory: dict[str, dict[str, int]]
-    """Bytes by ggml buffer type."""
+    """Bytes by ggml buffer type, split into model, context and compute."""
     step_costs: dict[int, float] = {}
-    """Of a decode step of so many tokens, in steps of one, at the present depth; those that were measured."""
+    """Cost of a decode step by number of tokens, relative to one token, at the current depth; measured sizes only."""
 
 
 class RequestFailed(Event, frozen=True):
-    """The request failed; the engine lives. After a failed Load it holds no model."""
+    """The request failed, and the engine continues. After a failed Load no model is loaded."""
 
     error_type: str
-    """Name of a class in edgechat.errors."""
+    """Name of a class in `edgechat.errors`."""
     message: str
 
 
 AnyRequest = Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
-    BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed | QuantTypesListed | Embedded | Tokenized | PrefillProgressed
-    | TokensGenerated | SequenceFinished | RequestFinished | EngineStats | RequestFailed
+    BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed | QuantTypesListed
+    | Embedded | Tokenized | PrefillProgressed | TokensGenerated | SequenceFinished | RequestFinished | EngineStats
+    | RequestFailed
 )  # fmt: skip
 FINAL_EVENTS: Final = (
-    Loaded,
-    MemoryProbed,
-    DevicesListed,
-    QuantTypesListed,
-    Embedded,
-    Tokenized,
-    RequestFinished,
-    EngineStats,
+    Loaded, MemoryProbed, DevicesListed, QuantTypesListed, Embedded, Tokenized, RequestFinished, EngineStats,
     RequestFailed,
-)
+)  # fmt: skip
+
+OUT_OF_MEMORY: Final = "The engine ran out of memory. Close other programs, or set a smaller context with --ctx."
+
+
+def failure(request_id: int, error: Exception) -> RequestFailed:
+    """Create the final event of a request that raised an EdgechatError or a MemoryError."""
+    if isinstance(error, MemoryError):
+        return RequestFailed(id=request_id, error_type="PlanError", message=OUT_OF_MEMORY)
+    return RequestFailed(id=request_id, error_type=type(error).__name__, message=str(error))
+
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)
@@ -334,26 +336,28 @@ _events: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
 
 
 def encode(message: Request | Event) -> bytes:
-    """A whole frame. Raises EngineError if the message is over `MAX_FRAME_BYTES`."""
+    """Encode a message as a frame. Raises EngineError if it exceeds `MAX_FRAME_BYTES`."""
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:
-        raise EngineError(f"a message of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES} between processes")
+        raise EngineError(
+            f"A message between processes has {len(body)} bytes; the limit is {MAX_FRAME_BYTES}. Send less at once."
+        )
     return frame(body)
 
 
 def frame(body: bytes) -> bytes:
-    """`body` with its length before it."""
+    """Prefix `body` with its length."""
     return len(body).to_bytes(4, "big") + body
 
 
 def decode_request(body: bytes) -> AnyRequest:
-    """The request in a frame's body. Raises EngineError if it is none."""
+    """Decode the body of a frame. Raises EngineError if it is not a request."""
     request: AnyRequest = _decode(_requests, body)
     return request
 
 
 def decode_event(body: bytes) -> AnyEvent:
-    """The event in a frame's body. Raises EngineError if it is none."""
+    """Decode the body of a frame. Raises EngineError if it is not an event."""
     event: AnyEvent = _decode(_events, body)
     return event
 
@@ -362,4 +366,4 @@ def _decode(decoder: msgspec.msgpack.Decoder[Any], body: bytes) -> Any:
     try:
         return decoder.decode(body)
     except msgspec.MsgspecError as error:
-        raise EngineError(f"the other process sent something that is not a message: {error}") from error
+        raise EngineError(f"Received an invalid message from another process of edgechat: {error}") from error

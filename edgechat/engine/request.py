@@ -1,7 +1,4 @@
-"""One request in work: what of it is computed, which answers grow, and what is said of it.
-
-It computes when `Batching` says so, since several may be in work at a time.
-"""
+"""One active request: its prefill, its output sequences, and its statistics."""
 
 from __future__ import annotations
 
@@ -27,20 +24,25 @@ from edgechat.speculation.speculator import SpeculationStats, Speculator
 if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
 
-Send = Callable[[PrefillProgressed | TokensGenerated | SequenceFinished], None]
+SendProgress = Callable[[PrefillProgressed | TokensGenerated | SequenceFinished], None]
 
 
 class PendingPrefill:
-    """Tokens that a sequence is to hold, for an answer to begin or to go on after them."""
+    """Tokens to prefill before an output sequence can start, or resume after a preemption."""
 
-    def __init__(self, tokens: list[int], sequence: OutputSequence | None = None) -> None:
+    def __init__(self, tokens: list[int], output: OutputSequence | None = None) -> None:
+        """`output` is the sequence to resume; None if the tokens are the prompt of a new request."""
         self.tokens = tokens
-        self.sample = sequence
+        self.output = output
         self.seq: int | None = None
+        """Sequence of the context; None until the first part is computed."""
 
 
 class ActiveRequest:
-    """One answer, or several to the same prompt. Leaves in the cache exactly what was decoded."""
+    """A Generate request with one or more output sequences. The scheduler decides when it computes.
+
+    When a sequence is released, the prefix cache receives exactly the tokens that were decoded.
+    """
 
     def __init__(
         self,
@@ -48,39 +50,42 @@ class ActiveRequest:
         cache: PrefixCache,
         params: Generate,
         prompt: list[int],
-        send: Send,
-        arrived_s: float,
+        send: SendProgress,
+        arrived_at: float,
         speculator: Speculator | None = None,
     ) -> None:
-        """`arrived_s` is the monotonic time at which the request came in. Without a speculator nothing is drafted.
+        """Check the request. `arrived_at` is its monotonic time of arrival; `speculator` None disables drafts.
 
-        Raises ContextOverflowError if the prompt leaves no room for an answer, GrammarError for what cannot be enforced.
+        Raises EngineError for an empty prompt or too many sequences, ContextOverflowError if the prompt leaves no room
+        for a reply, and GrammarError if the grammar cannot be enforced.
         """
         if not prompt:
-            raise EngineError("the prompt is empty: there is nothing to continue")
+            raise EngineError("The prompt is empty. Send at least one token.")
         if len(prompt) >= context.n_ctx:
             raise ContextOverflowError(
-                f"the prompt has {len(prompt)} tokens, but the context holds {context.n_ctx}: "
-                "shorten it, or ask for a larger context with --ctx"
+                f"The prompt has {len(prompt)} tokens, but the context holds {context.n_ctx}. "
+                "Shorten the prompt, or set a larger context with --ctx."
             )
         if not 1 <= params.n_sequences <= context.n_seqs:
-            raise EngineError(f"{params.n_sequences} answers at once were asked for; this context has {context.n_seqs}")
-        self.request = params
+            raise EngineError(
+                f"Cannot generate {params.n_sequences} replies at once: this context allows 1 to {context.n_seqs}."
+            )
+        self.params = params
         self.prompt = prompt
         self.sequences: list[OutputSequence] = []
         self.decoding: list[OutputSequence] = []
-        """Answers of which the next token is drawn and waits to be decoded."""
+        """The sequences whose `next_token` the next step decodes."""
         self.last_prefill_at = 0.0
-        """When it had its last turn to compute; 0 if it had none."""
+        """Monotonic time of the last prefill step; 0 before the first one."""
         self.speculator = speculator if params.n_sequences == 1 else None
         self._context = context
         self._cache = cache
         self._send = send
-        self._arrived_s = arrived_s
-        self._strands: list[PendingPrefill] = []
+        self._arrived_at = arrived_at
+        self._pending: list[PendingPrefill] = []
         self._cached = CachedPrefix(seq=0)
         self._prefill_s = 0.0
-        self._n_held = 0
+        self._context_tokens = 0
         self._grammar: Grammar | None = None
         if params.grammar:
             from edgechat.runtime.grammar import compile_grammar
@@ -89,119 +94,116 @@ class ActiveRequest:
 
     @property
     def n_tokens(self) -> int:
-        """Cells that it takes when all so far is computed; answers share those of the prompt."""
+        """KV cells that the request needs; its sequences share the cells of the prompt."""
         return len(self.prompt) + sum(s.n_tokens for s in self.sequences)
 
     @property
     def is_prefilling(self) -> bool:
-        """True while there is a prompt, or a part of one, to compute."""
-        return bool(self._strands)
+        """True while tokens wait for prefill."""
+        return bool(self._pending)
 
     @property
     def is_finished(self) -> bool:
-        """True when nothing is left to do."""
-        return not self._strands and not self.decoding
+        """True when all sequences have ended."""
+        return not self._pending and not self.decoding
 
     @property
     def output_tokens(self) -> list[list[int]]:
-        """The tokens of the answers so far."""
-        return [sample.tokens for sample in self.sequences]
+        """Generated tokens of each sequence."""
+        return [s.tokens for s in self.sequences]
 
     def start(self) -> None:
-        """Be in work, for the first time or again after `pause`."""
+        """Queue the prefill of the prompt, or after `preempt` of each unfinished sequence."""
         unfinished = [s for s in self.sequences if s.finish_reason is None]
-        self._strands = [PendingPrefill([*self.prompt, *s.tokens], s) for s in unfinished]
+        self._pending = [PendingPrefill([*self.prompt, *s.tokens], s) for s in unfinished]
         if not self.sequences:
-            self._strands = [PendingPrefill(self.prompt)]
+            self._pending = [PendingPrefill(self.prompt)]
 
     def preempt(self) -> None:
-        """Give all sequences back; what they hold can be given up then, and is computed again if it was."""
-        for seq in self._seqs():
-            self._give_back(seq)
-        self._strands, self.decoding = [], []
+        """Return all context sequences to the cache, which may evict them. `start` resumes the request."""
+        for seq in [s.seq for s in self.decoding] + [p.seq for p in self._pending if p.seq is not None]:
+            self._return_to_cache(seq)
+        self._pending, self.decoding = [], []
 
-    def cancel(self, reason: FinishReason) -> None:
-        """Stop with what there is."""
+    def cancel(self) -> None:
+        """End all unfinished sequences as cancelled."""
         self.preempt()
-        for sample in self.sequences:
-            sample.finish(reason)
+        for sequence in self.sequences:
+            sequence.finish("cancelled")
 
-    def _seqs(self) -> list[int]:
-        return [s.seq for s in self.decoding] + [s.seq for s in self._strands if s.seq is not None]
-
-    def _give_back(self, seq: int) -> None:
-        if not self._n_held or (self.sequences and seq == self.sequences[0].seq):
-            self._n_held = len(self._context.tokens(seq))
+    def _return_to_cache(self, seq: int) -> None:
+        if not self._context_tokens or (self.sequences and seq == self.sequences[0].seq):
+            self._context_tokens = len(self._context.tokens(seq))
         self._context.commit_rollback(seq)
-        if self.request.ephemeral:
+        if self.params.ephemeral:
             self._cache.drop(seq)
         else:
             self._cache.commit(seq)
 
-    # The prompt
+    # Prefill
 
     def prefill(self, max_tokens: int) -> None:
-        """Compute a part of what is to be computed; draw the first token after it if that was the last part.
+        """Decode up to `max_tokens` of the first pending prefill; after its last part, sample the next token.
 
-        Raises NoKvSlotError, DecodeAborted and EngineError; after NoKvSlotError it may be called again.
+        Raises NoKvSlotError, after which the call may be repeated, DecodeAborted and EngineError.
         """
-        strand = self._strands[0]
-        context, cache, tokens = self._context, self._cache, strand.tokens
-        stops = [] if context.can_truncate else [t for t in self.request.turn_starts if 0 < t < len(tokens)]
-        self.last_prefill_at = started = time.monotonic()
-        if strand.seq is None:
-            strand.seq = self._prepare(strand)
-            if len(context.tokens(strand.seq)) in stops:
-                cache.checkpoint(strand.seq)
-            started = time.monotonic()
-        seq = strand.seq
-        done = len(context.tokens(seq))
-        end = min([len(tokens), done + max_tokens, *(t for t in stops if t > done)])
-        context.decode(tokens[done:end], seq)
+        pending = self._pending[0]
+        context, cache, tokens = self._context, self._cache, pending.tokens
+        checkpoints = [] if context.can_truncate else [t for t in self.params.turn_starts if 0 < t < len(tokens)]
+        self.last_prefill_at = started_at = time.monotonic()
+        if pending.seq is None:
+            pending.seq = self._acquire_sequence(pending)
+            if len(context.tokens(pending.seq)) in checkpoints:
+                cache.checkpoint(pending.seq)
+            started_at = time.monotonic()
+        seq = pending.seq
+        start = len(context.tokens(seq))
+        end = min([len(tokens), start + max_tokens, *(t for t in checkpoints if t > start)])
+        context.decode(tokens[start:end], seq)
         context.synchronize()
-        elapsed_s = time.monotonic() - started
+        elapsed_s = time.monotonic() - started_at
         self._prefill_s += elapsed_s
-        cache.throughput.prefill.record(end - done, elapsed_s)
-        if end in stops:
+        cache.throughput.prefill.record(end - start, elapsed_s)
+        if end in checkpoints:
             cache.checkpoint(seq)
-        if strand.sample is None:
-            self._send(PrefillProgressed(id=self.request.id, done_tokens=end, total_tokens=len(tokens)))
+        if pending.output is None:
+            self._send(PrefillProgressed(id=self.params.id, done_tokens=end, total_tokens=len(tokens)))
         if end == len(tokens):
-            self._start_growing(strand, seq)
+            self._start_decoding(pending, seq)
 
-    def _prepare(self, strand: PendingPrefill) -> int:
-        request = self.request
+    def _acquire_sequence(self, pending: PendingPrefill) -> int:
+        params = self.params
         cached = self._cache.acquire(
-            strand.tokens, request.conversation, bypass_cache=request.bypass_cache, ephemeral=request.ephemeral
+            pending.tokens, params.conversation, bypass_cache=params.bypass_cache, ephemeral=params.ephemeral
         )
-        if strand.sample is None:
+        if pending.output is None:
             self._cached = cached
         return cached.seq
 
-    def _start_growing(self, strand: PendingPrefill, seq: int) -> None:
-        """An answer begins or goes on; several begin with the same logits."""
-        if strand.sample is not None:
-            strand.sample.seq = seq
-            new = [strand.sample]
+    def _start_decoding(self, pending: PendingPrefill, seq: int) -> None:
+        """Resume the sequence of `pending`, or create all sequences of the request; sample one token for each."""
+        if pending.output is not None:
+            pending.output.seq = seq
+            ready = [pending.output]
         else:
-            seqs = [seq, *self._cache.fork(seq, self.request.n_sequences - 1)]
-            new = self.sequences = self._new_samples(seqs)
-        if not self.request.ephemeral:
+            seqs = [seq, *self._cache.fork(seq, self.params.n_sequences - 1)]
+            ready = self.sequences = self._new_sequences(seqs)
+        if not self.params.ephemeral:
             self._cache.publish(seq)
-        self._strands.remove(strand)
-        self.decoding += new
-        for sample in new:
-            if self.request.max_tokens == 0:
-                self.finish_sequence(sample, "length")
+        self._pending.remove(pending)
+        self.decoding += ready
+        for sequence in ready:
+            if self.params.max_tokens == 0:
+                self.finish_sequence(sequence, "length")
             else:
-                self.accept(sample, sample.sample(-1))
+                self.accept(sequence, sequence.sample(-1))
 
-    def _new_samples(self, seqs: list[int]) -> list[OutputSequence]:
-        """An answer for each sequence; if that fails, all but the first are given back."""
+    def _new_sequences(self, seqs: list[int]) -> list[OutputSequence]:
+        """Create an output sequence for each of `seqs`. On an error, release all of `seqs` but the first."""
         try:
             return [
                 OutputSequence(
-                    self._context, self.request, i, seq, self.prompt, self._send,
+                    self._context, self.params, i, seq, self.prompt, self._send,
                     self._grammar.copy() if self._grammar is not None else None,
                 )
                 for i, seq in enumerate(seqs)
@@ -211,53 +213,53 @@ class ActiveRequest:
                 self._cache.drop(seq)
             raise
 
-    # The answers
+    # Output sequences
 
-    def accept(self, sample: OutputSequence, token: int) -> None:
-        """An answer goes on with a token, or ends with it."""
-        if not sample.accept(token):
-            self.release_sequence(sample)
+    def accept(self, sequence: OutputSequence, token: int) -> None:
+        """Append a sampled token to a sequence; release the sequence if it ends with that token."""
+        if not sequence.accept(token):
+            self.release_sequence(sequence)
 
-    def finish_sequence(self, sample: OutputSequence, reason: FinishReason) -> None:
-        """End one answer."""
-        sample.finish(reason)
-        self.release_sequence(sample)
+    def finish_sequence(self, sequence: OutputSequence, reason: FinishReason) -> None:
+        """End one sequence and release it."""
+        sequence.finish(reason)
+        self.release_sequence(sequence)
 
-    def release_sequence(self, sample: OutputSequence) -> None:
-        """Give back what an answer that ended has."""
-        if sample in self.decoding:
-            self.decoding.remove(sample)
-            self._give_back(sample.seq)
+    def release_sequence(self, sequence: OutputSequence) -> None:
+        """Return the context sequence of an ended output sequence to the cache."""
+        if sequence in self.decoding:
+            self.decoding.remove(sequence)
+            self._return_to_cache(sequence.seq)
 
-    # What is said at the end
+    # Result
 
     def final_event(self) -> RequestFinished:
-        """The last event."""
+        """Create the event that ends the request, with its statistics."""
         first = self.sequences[0] if self.sequences else None
         return RequestFinished(
-            id=self.request.id,
+            id=self.params.id,
             finish_reason=first.finish_reason or "cancelled" if first is not None else "cancelled",
             stats=self._stats(),
-            context_tokens=self._n_held,
+            context_tokens=self._context_tokens,
         )
 
     def _stats(self) -> GenerationStats:
-        cached, samples = self._cached, self.sequences
+        cached, sequences = self._cached, self.sequences
         drafts = self.speculator.stats if self.speculator is not None else SpeculationStats()
         n_cached = cached.live_tokens + cached.ram_tokens + cached.disk_tokens
-        computed = len(self.prompt) - n_cached
-        n_tokens = sum(s.n_tokens for s in samples)
-        first_s = min((s.first_token_s for s in samples if s.n_tokens), default=0.0)
-        decode_s = max((s.last_token_s for s in samples), default=0.0) - first_s
+        n_computed = len(self.prompt) - n_cached
+        n_tokens = sum(s.n_tokens for s in sequences)
+        first_at = min((s.first_token_at for s in sequences if s.n_tokens), default=0.0)
+        decode_s = max((s.last_token_at for s in sequences), default=0.0) - first_at
         return GenerationStats(
             prompt_tokens=len(self.prompt),
             cached_tokens=n_cached,
             cached_ram_tokens=cached.ram_tokens,
             cached_disk_tokens=cached.disk_tokens,
             completion_tokens=n_tokens,
-            ttft_s=max(0.0, first_s - self._arrived_s),
-            prefill_tps=computed / self._prefill_s if self._prefill_s > 0 else 0.0,
-            decode_tps=(n_tokens - len(samples)) / decode_s if decode_s > 0 else 0.0,
+            ttft_s=max(0.0, first_at - self._arrived_at),
+            prefill_tps=n_computed / self._prefill_s if self._prefill_s > 0 else 0.0,
+            decode_tps=(n_tokens - len(sequences)) / decode_s if decode_s > 0 else 0.0,
             n_drafts=drafts.n_drafts,
             n_drafted=drafts.n_drafted,
             n_accepted=drafts.n_accepted,

@@ -1,4 +1,4 @@
-"""Requests that are answered at the same time: who is in work, who waits, and what the next decode step holds."""
+"""Continuous batching: which requests run, which wait, and what the next decode step contains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from edgechat.engine.protocol import Event, RequestFailed
+from edgechat.engine.protocol import Event, failure
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.sequence import OutputSequence
 from edgechat.errors import EdgechatError, EngineError
@@ -15,188 +15,199 @@ from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
 from edgechat.speculation.speculator import Speculator
 
-# Of a prompt at a time, while others wait for their next token: two of ggml's tiles.
-FAIR_TOKENS: Final = 128
-# Two prompts that share less are computed side by side.
-_WORTH_TOKENS: Final = 64
-# Of the context, kept free when another request is let in: so much the others can grow before one has to wait again.
-_HEADROOM_SHARE: Final = 16
+# Prefill tokens per step while other sequences wait for their next token: two tiles of ggml's matrix product.
+PREFILL_CHUNK_TOKENS: Final = 128
+# Prompts that share fewer tokens than this are prefilled independently of each other.
+_MIN_SHARED_TOKENS: Final = 64
+# Fraction of the context (1/16) that must stay free after a request is admitted, so that running sequences can grow for
+# a while before one of them is preempted.
+_HEADROOM_DIVISOR: Final = 16
+_PROMPT_DOES_NOT_FIT: Final = (
+    "The prompt does not fit in the context. Request fewer replies at once, or set a larger context with --ctx."
+)
 
 
 class Scheduler:
-    """Answers grow by one token each in a step that they share, and prompts are computed between such steps, in turns.
+    """Runs the active requests in steps.
 
-    Whoever came first is let in first. When cells run out, the one who was let in last waits, and goes on later where
-    it was. All methods are for the thread that decodes.
+    A step decodes one token for every running sequence in one batch, then prefills a part of one prompt. Requests are
+    admitted in order of arrival. When the KV cells run out, the newest request is preempted, and it resumes later from
+    its prompt and the tokens generated so far. All methods must be called on the decoding thread.
     """
 
-    def __init__(self, context: Context, cache: PrefixCache, ended: Callable[[ActiveRequest, Event], None]) -> None:
-        """`ended` gets each request with its last event."""
+    def __init__(
+        self, context: Context, cache: PrefixCache, on_finished: Callable[[ActiveRequest, Event], None]
+    ) -> None:
+        """`on_finished` is called once per request with its final event."""
         self._context = context
         self._cache = cache
-        self._ended = ended
+        self._on_finished = on_finished
         self._waiting: deque[ActiveRequest] = deque()
         self._running: list[ActiveRequest] = []
         self._drafting_for: OutputSequence | None = None
-        """The answer that the drafters know; they know one at a time."""
+        """The sequence whose text the drafters hold; they hold one at a time."""
 
     @property
     def is_idle(self) -> bool:
-        """True if there is nothing to do."""
+        """True without running or waiting requests."""
         return not self._running and not self._waiting
 
-    def add(self, generation: ActiveRequest) -> None:
-        """Have a request answered."""
-        self._waiting.append(generation)
+    def add(self, request: ActiveRequest) -> None:
+        """Append a request to the waiting queue."""
+        self._waiting.append(request)
 
     def cancel(self, ids: set[int]) -> None:
-        """End these requests."""
-        for generation in [g for g in (*self._running, *self._waiting) if g.request.id in ids]:
-            self._end(generation)
+        """Cancel the requests with these ids."""
+        for request in [r for r in (*self._running, *self._waiting) if r.params.id in ids]:
+            self._end(request)
 
     def cancel_all(self) -> None:
-        """End all requests."""
-        self.cancel({g.request.id for g in (*self._running, *self._waiting)})
+        """Cancel all running and waiting requests."""
+        self.cancel({r.params.id for r in (*self._running, *self._waiting)})
 
     def step(self) -> None:
-        """Decode once for all answers, and compute a part of a prompt."""
+        """Admit waiting requests, decode one batch for all running sequences, and prefill a part of one prompt."""
         self._admit()
         try:
-            growing = [(g, s) for g in self._running for s in g.decoding]
-            if len(growing) == 1 and growing[0][0].speculator is not None:
-                self._speculative_step(*growing[0])
-            elif growing:
-                self._decode_sequences(growing)
-            self._prefill(FAIR_TOKENS if growing else self._context.n_batch)
+            decoding = [(r, s) for r in self._running for s in r.decoding]
+            if len(decoding) == 1 and (speculator := decoding[0][0].speculator) is not None:
+                self._speculative_step(*decoding[0], speculator)
+            elif decoding:
+                self._decode_sequences(decoding)
+            self._prefill(PREFILL_CHUNK_TOKENS if decoding else self._context.n_batch)
         except DecodeAborted:
-            return  # whoever is wanted no more is ended by `cancel`; who still is goes on where it was
-        except (EdgechatError, MemoryError) as error:  # what concerned one of them only was caught before
-            for generation in list(self._running):
-                self._end(generation, error)
-        for generation in [g for g in self._running if g.is_finished]:
-            self._end(generation)
+            return  # Cancelled requests end in `cancel`; the others resume at their last token.
+        except (EdgechatError, MemoryError) as error:  # `_isolated` handles the errors of a single request
+            for request in list(self._running):
+                self._end(request, error)
+        for request in [r for r in self._running if r.is_finished]:
+            self._end(request)
 
-    def _end(self, generation: ActiveRequest, error: Exception | None = None) -> None:
-        if generation in self._running:
-            self._running.remove(generation)
+    def _end(self, request: ActiveRequest, error: Exception | None = None) -> None:
+        if request in self._running:
+            self._running.remove(request)
         else:
-            self._waiting.remove(generation)
-        generation.cancel("cancelled")
-        event: Event = generation.final_event()
+            self._waiting.remove(request)
+        request.cancel()
+        event: Event = request.final_event()
         if error is not None:
-            words = str(error) or "the engine ran out of memory"
-            kind = "PlanError" if isinstance(error, MemoryError) else type(error).__name__
-            event = RequestFailed(id=generation.request.id, error_type=kind, message=words)
-        self._ended(generation, event)
+            event = failure(request.params.id, error)
+        self._on_finished(request, event)
 
-    # Who is in work
+    # Admission and preemption
 
     def _admit(self) -> None:
         while self._waiting and self._can_admit(self._waiting[0]):
-            generation = self._waiting.popleft()
-            self._running.append(generation)
-            generation.start()
+            request = self._waiting.popleft()
+            self._running.append(request)
+            request.start()
 
     def _can_admit(self, new: ActiveRequest) -> bool:
         if not self._running:
             return True
-        if any(g.request.bypass_cache for g in (new, *self._running)):
-            return False  # what is computed cold has all to itself
-        n_seqs = sum(g.request.n_sequences for g in (new, *self._running))
-        n_tokens = sum(g.n_tokens for g in (new, *self._running))
+        requests = (new, *self._running)
+        if any(r.params.bypass_cache for r in requests):
+            return False  # a request that bypasses the cache must run alone
+        n_seqs = sum(r.params.n_sequences for r in requests)
+        n_tokens = sum(r.n_tokens for r in requests)
         n_ctx = self._context.n_ctx
-        return n_seqs <= self._context.n_seqs and n_tokens + n_ctx // _HEADROOM_SHARE <= n_ctx
+        return n_seqs <= self._context.n_seqs and n_tokens + n_ctx // _HEADROOM_DIVISOR <= n_ctx
 
     def _free_cells(self) -> bool:
-        """Free cells: of sequences that nobody works on, else of who was let in last; False if there is only one."""
+        """Free KV cells: evict an unused cached sequence, else preempt the newest request.
+
+        Return False if neither is possible because only one request is running.
+        """
         if self._cache.evict_lru():
             return True
         if len(self._running) == 1:
             return False
         self._drafting_for = None
-        last = self._running.pop()
-        last.preempt()
-        self._waiting.appendleft(last)
+        newest = self._running.pop()
+        newest.preempt()
+        self._waiting.appendleft(newest)
         return True
 
     # Steps
 
-    def _decode_sequences(self, growing: list[tuple[ActiveRequest, OutputSequence]]) -> None:
+    def _decode_sequences(self, decoding: list[tuple[ActiveRequest, OutputSequence]]) -> None:
+        """Decode one token of each sequence in one batch, then sample each sequence's next token."""
         self._drafting_for = None
         context = self._context
-        while growing:
+        while decoding:
             try:
-                context.decode_each({s.seq: s.next_token for _, s in growing})
-            except NoKvSlotError:  # noqa: PERF203  (it happens when the context is full)
+                context.decode_each({s.seq: s.next_token for _, s in decoding})
+            except NoKvSlotError:  # noqa: PERF203  (raised only when the context is full)
                 if not self._free_cells():
-                    for generation, sample in growing:
-                        generation.finish_sequence(sample, "length")
-                growing = [(g, s) for g, s in growing if s in g.decoding]
+                    for request, sequence in decoding:
+                        request.finish_sequence(sequence, "length")
+                decoding = [(r, s) for r, s in decoding if s in r.decoding]
             else:
                 break
-        for i, (generation, sample) in enumerate(growing):
-            self._isolated(generation, lambda g=generation, s=sample, i=i: g.accept(s, s.sample(i)))  # type: ignore[misc]
+        for i, (request, sequence) in enumerate(decoding):
+            self._isolated(request, lambda r=request, s=sequence, i=i: r.accept(s, s.sample(i)))  # type: ignore[misc]
 
-    def _isolated(self, generation: ActiveRequest, work: Callable[[], object]) -> None:
-        """Do what concerns one request only; if it fails, that request does."""
-        if generation not in self._running:
+    def _isolated(self, request: ActiveRequest, work: Callable[[], object]) -> None:
+        """Run work that concerns one request; an error ends only that request."""
+        if request not in self._running:
             return
         try:
             work()
         except (EdgechatError, MemoryError) as error:
-            self._end(generation, error)
+            self._end(request, error)
 
     def _prefill(self, max_tokens: int) -> None:
-        """Compute a part of the prompt whose turn it is."""
-        while computing := [g for g in self._running if g.is_prefilling]:
-            ready = [g for g in computing if not any(_should_wait_for(g, other) for other in computing)]
-            generation = min(ready, key=lambda g: g.last_prefill_at)
+        """Prefill a part of the prompt that has waited longest for a prefill step."""
+        while prefilling := [r for r in self._running if r.is_prefilling]:
+            ready = [r for r in prefilling if not any(_should_wait_for(r, other) for other in prefilling)]
+            request = min(ready, key=lambda r: r.last_prefill_at)
             try:
-                self._isolated(generation, lambda g=generation: g.prefill(max_tokens))  # type: ignore[misc]
+                self._isolated(request, lambda r=request: r.prefill(max_tokens))  # type: ignore[misc]
             except NoKvSlotError:
                 if not self._free_cells():
-                    self._end(generation, EngineError("the context has no room for the prompt: ask for less at once"))
+                    self._end(request, EngineError(_PROMPT_DOES_NOT_FIT))
             else:
                 return
 
-    def _speculative_step(self, generation: ActiveRequest, sample: OutputSequence) -> None:
-        """The same for one answer, several tokens at a time where what was said before may be said again.
+    def _speculative_step(self, request: ActiveRequest, sequence: OutputSequence, speculator: Speculator) -> None:
+        """Decode the next token and a draft in one batch, then verify the draft.
 
-        Every position is drawn by the whole sampler, and what was drawn is what is said: a draft only saves time.
+        The sampler runs at every position, and its tokens are the output: a draft changes the speed, never the text.
         """
-        speculator, context = generation.speculator, self._context
-        if speculator is None:
-            return
-        if self._drafting_for is not sample:
-            speculator.start([*generation.prompt, *sample.tokens])
-            self._drafting_for = sample
-        depth = len(context.tokens(sample.seq))
-        draft = sample.allowed_prefix(speculator.propose(min(sample.max_draft, context.max_rollback), depth))
-        started = time.monotonic()
+        context = self._context
+        if self._drafting_for is not sequence:
+            speculator.start([*request.prompt, *sequence.tokens])
+            self._drafting_for = sequence
+        depth = len(context.tokens(sequence.seq))
+        draft = sequence.allowed_prefix(speculator.propose(min(sequence.max_draft, context.max_rollback), depth))
+        started_at = time.monotonic()
         try:
-            draft = self._decode_with_draft(generation, sample, draft)
+            draft = self._decode_with_draft(request, sequence, draft)
         except NoKvSlotError:
-            generation.finish_sequence(sample, "length")
+            request.finish_sequence(sequence, "length")
             return
-        if sample not in generation.decoding:
+        if sequence not in request.decoding:
             return
         context.synchronize()
-        seconds = time.monotonic() - started
-        self._isolated(generation, lambda: self._verify(generation, sample, draft, speculator, depth, seconds))
+        step_s = time.monotonic() - started_at
+        self._isolated(request, lambda: self._verify(request, sequence, draft, speculator, depth, step_s))
 
-    def _decode_with_draft(self, generation: ActiveRequest, sample: OutputSequence, draft: list[int]) -> list[int]:
-        """Decode a token with a draft, or without one if there is no room for it; returns what was decoded of it."""
+    def _decode_with_draft(self, request: ActiveRequest, sequence: OutputSequence, draft: list[int]) -> list[int]:
+        """Decode the next token with its draft, or alone if the draft does not fit; return the decoded draft.
+
+        Raises NoKvSlotError if there is no cell for the next token.
+        """
         if draft:
             try:
-                self._context.decode_chain([sample.next_token, *draft], sample.seq)
+                self._context.decode_chain([sequence.next_token, *draft], sequence.seq)
             except NoKvSlotError:
-                pass  # for a guess nothing is given up
+                pass  # a draft is not worth an eviction or a preemption
             else:
                 return draft
-        while sample in generation.decoding:  # it may be what makes room
+        while sequence in request.decoding:  # _free_cells may preempt this request
             try:
-                self._context.decode_chain([sample.next_token], sample.seq)
-            except NoKvSlotError:  # noqa: PERF203  (as above)
+                self._context.decode_chain([sequence.next_token], sequence.seq)
+            except NoKvSlotError:  # noqa: PERF203  (raised only when the context is full)
                 if not self._free_cells():
                     raise
             else:
@@ -205,31 +216,31 @@ class Scheduler:
 
     def _verify(
         self,
-        generation: ActiveRequest,
-        sample: OutputSequence,
+        request: ActiveRequest,
+        sequence: OutputSequence,
         draft: list[int],
         speculator: Speculator,
         depth: int,
-        seconds: float,
+        step_s: float,
     ) -> None:
-        """Draw and take until a draw differs from the draft, or the answer ends."""
-        seq, n_right, goes_on, token = sample.seq, 0, True, sample.next_token
+        """Accept sampled tokens until one differs from the draft or ends the sequence; undo the rest of the draft."""
+        seq, n_accepted, continues, token = sequence.seq, 0, True, sequence.next_token
         for i in range(len(draft) + 1):
-            token = sample.sample(i)
-            goes_on = sample.accept(token)
-            if not goes_on or i == len(draft) or token != draft[i]:
+            token = sequence.sample(i)
+            continues = sequence.accept(token)
+            if not continues or i == len(draft) or token != draft[i]:
                 break
-            n_right += 1
-        self._context.rollback(seq, len(draft) - n_right)
-        speculator.record_step(len(draft), n_right, token, depth, seconds)
-        speculator.append([*draft[:n_right], token])
-        if not goes_on:
-            generation.release_sequence(sample)
+            n_accepted += 1
+        self._context.rollback(seq, len(draft) - n_accepted)
+        speculator.record_step(len(draft), n_accepted, token, depth, step_s)
+        speculator.append([*draft[:n_accepted], token])
+        if not continues:
+            request.release_sequence(sequence)
 
 
 def _should_wait_for(new: ActiveRequest, other: ActiveRequest) -> bool:
-    """True if most of a prompt that is not begun will be there once the other's is computed, which is begun."""
+    """Return True if `new` has not started and the prefill of `other` will compute most of its prompt."""
     if new.last_prefill_at or not other.last_prefill_at:
         return False
-    least = max(_WORTH_TOKENS, len(new.prompt) // 2)
-    return len(new.prompt) >= least and new.prompt[:least] == other.prompt[:least]
+    min_shared = max(_MIN_SHARED_TOKENS, len(new.prompt) // 2)
+    return len(new.prompt) >= min_shared and new.prompt[:min_shared] == other.prompt[:min_shared]

@@ -1,4 +1,4 @@
-"""One answer while it grows: its sampler, its text, and how it ended."""
+"""One output sequence of a request: its sampler, its stop conditions, and its text events."""
 
 from __future__ import annotations
 
@@ -17,93 +17,96 @@ from edgechat.runtime.sampler import PENALTY_LAST_N, Sampler
 if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
 
-# Events wake the client, which then competes with the compute threads; people read no faster than twelve times a second.
-FLUSH_S: Final = 0.08
+# Each event wakes the client, which competes with the compute threads. 12 events per second are enough for a reader.
+FLUSH_INTERVAL_S: Final = 0.08
 
-Send = Callable[[TokensGenerated | SequenceFinished], None]
+SendText = Callable[[TokensGenerated | SequenceFinished], None]
 
 
 class OutputSequence:
-    """Draws the tokens of one answer, and sends their text."""
+    """Samples the tokens of one reply and sends their text as events."""
 
     def __init__(
-        self, context: Context, request: Generate, number: int, seq: int, prompt: list[int], send: Send,
+        self, context: Context, params: Generate, index: int, seq: int, prompt: list[int], send: SendText,
         grammar: Grammar | None = None,
     ) -> None:  # fmt: skip
-        """`seq` holds `prompt`; answers with other numbers draw with other seeds, and all as `grammar` allows."""
+        """Start after `prompt`, which the context's sequence `seq` already holds.
+
+        `index` numbers the replies of a request and is added to the seed. The sampler owns `grammar` from now on.
+        """
         self.seq = seq
         self.tokens: list[int] = []
         self.next_token = -1
-        """The token that was drawn last, if it is to be decoded."""
-        self.first_token_s = self.last_token_s = 0.0
+        """The last sampled token, which the next step decodes; -1 before the first one."""
+        self.first_token_at = self.last_token_at = 0.0
         self.finish_reason: FinishReason | None = None
         self._context = context
-        self._request = request
-        self._number = number
+        self._params = params
+        self._index = index
         self._n_prompt = len(prompt)
         self._send = send
-        sampling = request.sampling
+        sampling = params.sampling
         if sampling.seed is not None:
-            sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + number) % (1 << 32))
-        self._sampler = Sampler(context.model, sampling, request.logit_bias, grammar)
+            sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + index) % (1 << 32))
+        self._sampler = Sampler(context.model, sampling, params.logit_bias, grammar)
         for token in prompt[-PENALTY_LAST_N:]:
             self._sampler.accept(token)
         control = context.model.control_tokens
-        self._shown = {control[text] for text in request.visible_control_tokens if text in control}
+        self._visible = {control[text] for text in params.visible_control_tokens if text in control}
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = StopStringFilter(request.stop)
+        self._stop_filter = StopStringFilter(params.stop)
         self._text = ""
         self._unsent: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
-        self._flushed_s = 0.0
+        self._flushed_at = 0.0
 
     @property
     def n_tokens(self) -> int:
-        """How many were drawn."""
+        """Number of sampled tokens."""
         return len(self.tokens)
 
     @property
     def max_draft(self) -> int:
-        """How many tokens may be tried with the last drawn one; negative if the answer must end with that one."""
-        room = self._context.n_ctx - self._n_prompt - self.n_tokens
-        most = self._request.max_tokens
-        return room if most is None else min(room, most - self.n_tokens - 1)
+        """Maximum number of drafted tokens in the next step; negative if the sequence is at its length limit."""
+        free = self._context.n_ctx - self._n_prompt - self.n_tokens
+        max_tokens = self._params.max_tokens
+        return free if max_tokens is None else min(free, max_tokens - self.n_tokens - 1)
 
     def allowed_prefix(self, draft: list[int]) -> list[int]:
-        """What of a draft a grammar allows."""
+        """Cut `draft` before the first token that the grammar forbids."""
         return draft[: self._sampler.count_allowed(draft)] if draft else draft
 
     def sample(self, index: int) -> int:
-        """The next token, from the logits at `index` of the last batch. Raises GrammarError if there can be none."""
+        """Sample a token from the logits at `index` of the last batch. Raises GrammarError if none is allowed."""
         token = self._sampler.sample(self._context, index)
-        forced = self._request.forced_tokens
+        forced = self._params.forced_tokens
         if forced is not None and self.n_tokens < len(forced):
             token = forced[self.n_tokens]
-        if self._request.n_logprobs is not None:
-            self._logprobs.append(self._logprobs_of(token, index, self._request.n_logprobs))
+        if self._params.n_logprobs is not None:
+            self._logprobs.append(self._logprobs_of(token, index, self._params.n_logprobs))
         return token
 
     def _logprobs_of(self, token: int, index: int, n_top: int) -> TokenLogprobs:
         piece = self._context.model.token_to_piece
-        chosen, top = self._context.logprobs(token, index, n_top)
+        logprob, top = self._context.logprobs(token, index, n_top)
         return TokenLogprobs(
-            text=piece(token, special=True), logprob=chosen, top=[(piece(t, special=True), value) for t, value in top]
+            text=piece(token, special=True), logprob=logprob, top=[(piece(t, special=True), value) for t, value in top]
         )
 
     def accept(self, token: int) -> bool:
-        """Count a drawn token and send its text; True if it is to be decoded, because the answer goes on."""
+        """Append a sampled token and send its text. Return False if the sequence ends with it."""
         self.tokens.append(token)
-        self.last_token_s = time.monotonic()
+        self.last_token_at = time.monotonic()
         if self.n_tokens == 1:
-            self.first_token_s = self.last_token_s
-        model, request = self._context.model, self._request
-        if model.is_eog(token) and not request.ignore_eog:
+            self.first_token_at = self.last_token_at
+        model = self._context.model
+        if model.is_eog(token) and not self._params.ignore_eog:
             del self._logprobs[-1:]
             self.finish("stop")
             return False
-        self._add(token, model.token_to_piece(token, special=token in self._shown))
-        if self._stop.is_stopped or self._sampler.is_complete:
-            # What a stop text cut off in the middle of a grammar is not what was asked for.
+        self._append_text(token, model.token_to_piece(token, special=token in self._visible))
+        if self._stop_filter.is_stopped or self._sampler.is_complete:
+            # A stop string in the middle of a grammar leaves an incomplete document.
             self.finish("stop" if self._sampler.can_end else "length")
             return False
         if self.max_draft < 0:
@@ -112,28 +115,28 @@ class OutputSequence:
         self.next_token = token
         return True
 
-    def _add(self, token: int, piece: bytes) -> None:
+    def _append_text(self, token: int, piece: bytes) -> None:
         self._unsent.append(token)
-        self._text += self._stop.feed(self._decoder.decode(piece))
-        if self._text and self.last_token_s - self._flushed_s >= FLUSH_S:
+        self._text += self._stop_filter.feed(self._decoder.decode(piece))
+        if self._text and self.last_token_at - self._flushed_at >= FLUSH_INTERVAL_S:
             self._flush()
-            self._flushed_s = self.last_token_s
+            self._flushed_at = self.last_token_at
 
     def _flush(self) -> None:
         self._send(TokensGenerated(
-            id=self._request.id, text=self._text, tokens=self._unsent, sequence=self._number, logprobs=self._logprobs
+            id=self._params.id, text=self._text, tokens=self._unsent, sequence=self._index, logprobs=self._logprobs
         ))  # fmt: skip
         self._text, self._unsent, self._logprobs = "", [], []
 
     def finish(self, reason: FinishReason) -> None:
-        """The answer has ended; bytes that never became a character are sent as U+FFFD. A second call does nothing."""
+        """End the sequence and send the remaining text; incomplete UTF-8 becomes U+FFFD. A second call does nothing."""
         if self.finish_reason is not None:
             return
         self.finish_reason = reason
-        self._text += self._stop.feed(self._decoder.decode(b"", final=True)) + self._stop.flush()
+        self._text += self._stop_filter.feed(self._decoder.decode(b"", final=True)) + self._stop_filter.flush()
         if self._text or self._unsent:
             self._flush()
-        if self._request.n_sequences > 1:
+        if self._params.n_sequences > 1:
             self._send(SequenceFinished(
-                id=self._request.id, sequence=self._number, finish_reason=reason, completion_tokens=self.n_tokens
+                id=self._params.id, sequence=self._index, finish_reason=reason, completion_tokens=self.n_tokens
             ))  # fmt: skip

@@ -1,4 +1,4 @@
-"""A text cut off where one of several strings says that it ends."""
+"""Stop strings: cut generated text before the first of several strings."""
 
 from __future__ import annotations
 
@@ -6,36 +6,38 @@ from collections.abc import Sequence
 
 
 class StopStringFilter:
-    """Lets a text through as it comes, but for the first of `stops` and all after it."""
+    """Passes streamed text through until a stop string appears; drops the stop string and all text after it."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
-        self._held = ""
+        self._pending = ""
         self.is_stopped = False
 
     def feed(self, text: str) -> str:
-        """What of the text so far can be shown and was not yet."""
+        """Add generated text; return the text that is now safe to send.
+
+        The end of the text is held back while it could be the beginning of a stop string.
+        """
         if self.is_stopped:
             return ""
         if not self._stops:
             return text
-        self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        self.is_stopped = bool(found)
-        keep = (
-            min(found)
-            if found
-            else len(self._held) - max(partial_match_length(self._held, stop) for stop in self._stops)
-        )
-        shown, self._held = self._held[:keep], self._held[keep:]
-        return shown
+        self._pending += text
+        matches = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        self.is_stopped = bool(matches)
+        if matches:
+            end = min(matches)
+        else:
+            end = len(self._pending) - max(partial_match_length(self._pending, stop) for stop in self._stops)
+        output, self._pending = self._pending[:end], self._pending[end:]
+        return output
 
     def flush(self) -> str:
-        """What was held back, if it was not the end after all."""
-        held, self._held = self._held, ""
-        return "" if self.is_stopped else held
+        """Return the text that was held back, at the end of the output; "" after a stop string."""
+        pending, self._pending = self._pending, ""
+        return "" if self.is_stopped else pending
 
 
-def partial_match_length(text: str, mark: str) -> int:
-    """How many characters at the end of `text` could be the beginning of `mark`."""
-    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)
+def partial_match_length(text: str, marker: str) -> int:
+    """Length of the longest end of `text` that is a proper prefix of `marker`."""
+    return next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)

@@ -52,9 +52,9 @@ class Bench:
         self.drafts = drafts
 
     def _ended(self, generation: ActiveRequest, event: protocol.Event) -> None:
-        assert generation.request.id not in self.last
-        self.last[generation.request.id] = event
-        self.answers[generation.request.id] = generation.output_tokens
+        assert generation.params.id not in self.last
+        self.last[generation.params.id] = event
+        self.answers[generation.params.id] = generation.output_tokens
 
     def hear(self, event: protocol.Event) -> None:
         if isinstance(event, protocol.TokensGenerated):

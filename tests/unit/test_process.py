@@ -25,5 +25,5 @@ def test_a_child_of_another_version_ends_at_once(monkeypatch: pytest.MonkeyPatch
 
 def test_a_program_that_was_removed_is_said_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(EngineDiedError, match="was edgechat removed while it ran"):
+    with pytest.raises(EngineDiedError, match="Was edgechat removed"):
         spawn_child(["_engine"], subprocess.DEVNULL)

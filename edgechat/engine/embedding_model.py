@@ -1,0 +1,43 @@
+"""The engine's side of an embedding model: executes Embed and Tokenize requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgechat.engine import protocol
+from edgechat.engine.engine_model import EngineModel
+from edgechat.engine.tokenization import check_tokens
+from edgechat.errors import EngineError
+from edgechat.planner.plan import LoadPlan
+from edgechat.runtime.embedder import Embedder
+from edgechat.runtime.model import Model
+
+
+class EmbeddingModel(EngineModel):
+    """A loaded embedding model. It executes requests one after another."""
+
+    def __init__(self, model: Model, plan: LoadPlan, is_cancelled: Callable[[int], bool]) -> None:
+        """`is_cancelled` is called with the request id before each input of an Embed request."""
+        self._model = model
+        self._embedder = Embedder(model, plan)
+        self._is_cancelled = is_cancelled
+        self.n_ctx = self._embedder.n_ctx
+        self.n_embd = self._embedder.n_embd
+
+    def execute(self, request: protocol.AnyRequest, arrived_at: float) -> protocol.Event:  # noqa: ARG002
+        if isinstance(request, protocol.Tokenize):
+            tokens = self._model.tokenize(request.text, add_special=True, parse_special=False)
+            return protocol.Tokenized(id=request.id, tokens=tokens)
+        if isinstance(request, protocol.Embed):
+            return protocol.Embedded(id=request.id, embeddings=[self._embed(t, request.id) for t in request.inputs])
+        raise EngineError("This is an embedding model, which cannot generate text. Load a chat model.")
+
+    def _embed(self, tokens: list[int], request_id: int) -> list[float]:
+        check_tokens(tokens, self._model.n_vocab)
+        if self._is_cancelled(request_id):
+            raise EngineError("The embedding request was cancelled. Send it again.")
+        return self._embedder.embed(tokens)
+
+    def close(self) -> None:
+        self._embedder.close()
+        self._model.close()

@@ -1,0 +1,137 @@
+"""The engine's side of a text model: context, prefix cache, speculative decoding and scheduler."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+from edgechat.engine import protocol
+from edgechat.engine.cache_identity import open_disk_tier
+from edgechat.engine.drafting import Drafting
+from edgechat.engine.engine_model import EngineModel
+from edgechat.engine.request import ActiveRequest
+from edgechat.engine.scheduler import Scheduler
+from edgechat.engine.tokenization import check_tokens, tokenize_prompt
+from edgechat.errors import EdgechatError, EngineError
+from edgechat.hardware.memory import peak_rss_bytes
+from edgechat.prefix.cache import PrefixCache
+from edgechat.runtime.backends.bundle import find_bundle
+from edgechat.runtime.context import Context
+from edgechat.runtime.memory_report import memory_breakdown
+from edgechat.runtime.model import Model
+from edgechat.speculation.controller import MAX_DRAFT
+
+_BUSY_DELAY_S: Final = 0.02
+# The client waits this long for caches to be saved when the engine shuts down. Unsaved prefixes are computed again.
+_MAX_SAVE_S: Final = 1.5
+# Part of that time which is reserved for drafts when saving prefixes takes all of it.
+_MIN_SAVE_DRAFTS_S: Final = 0.2
+
+
+class TextModel(EngineModel):
+    """A loaded text model. It generates for several requests at once, in steps."""
+
+    def __init__(
+        self,
+        model: Model,
+        load: protocol.Load,
+        backend: str,
+        send: Callable[[protocol.Event], None],
+        on_finished: Callable[[int, protocol.Event], None],
+    ) -> None:
+        """Create the context. `on_finished` is called with the id and the final event of each Generate request.
+
+        Raises PlanError if llama.cpp cannot create the context, and MemoryError.
+        """
+        plan = load.plan
+        self._model = model
+        self._backend = backend
+        self._send = send
+        self._on_finished = on_finished
+        self._context = context = Context(model, plan)
+        self._drafting = Drafting(context, load, backend) if plan.speculation else None
+        self._disk = open_disk_tier(load, context, find_bundle())
+        self._cache = PrefixCache(context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk)
+        self._scheduler = Scheduler(context, self._cache, self._finish)
+        self.n_ctx = context.n_ctx
+        self.can_truncate = context.can_truncate
+        self.max_draft = min(context.max_rollback, MAX_DRAFT) if self._drafting is not None else 0
+
+    @property
+    def is_generating(self) -> bool:
+        return not self._scheduler.is_idle
+
+    def execute(self, request: protocol.AnyRequest, arrived_at: float) -> protocol.Event | None:
+        if isinstance(request, protocol.Generate):
+            self._generate(request, arrived_at)
+            return None
+        if isinstance(request, protocol.Tokenize):
+            tokens = tokenize_prompt(self._model, request.text, request.guard)
+            return protocol.Tokenized(id=request.id, tokens=tokens)
+        if isinstance(request, protocol.Stats):
+            return self._stats(request.id)
+        raise EngineError("This is a text model, which cannot compute embeddings. Load an embedding model.")
+
+    def _generate(self, request: protocol.Generate, arrived_at: float) -> None:
+        prompt = request.tokens
+        if prompt is None:
+            prompt = tokenize_prompt(self._model, request.text, request.guard)
+        check_tokens([*prompt, *(request.forced_tokens or ()), *request.logit_bias], self._model.n_vocab)
+        speculator = self._drafting.speculator_for(request) if self._drafting is not None else None
+        active = ActiveRequest(self._context, self._cache, request, prompt, self._send, arrived_at, speculator)
+        if self._disk is not None:
+            # The compute threads wait for each other at barriers: a writer that delays one of them delays all.
+            self._disk.pause()
+        self._scheduler.add(active)
+
+    def _finish(self, request: ActiveRequest, event: protocol.Event) -> None:
+        if self._drafting is not None:
+            self._drafting.add_outputs(request.params, request.output_tokens)
+        self._on_finished(request.params.id, event)
+
+    def _stats(self, request_id: int) -> protocol.EngineStats:
+        return protocol.EngineStats(
+            id=request_id,
+            backend=self._backend,
+            model=str(self._model.path),
+            n_ctx=self.n_ctx,
+            context_tokens=self._cache.live_tokens,
+            peak_rss_bytes=peak_rss_bytes(),
+            memory=memory_breakdown(self._context),
+            step_costs=self._drafting.step_costs() if self._drafting is not None else {},
+        )
+
+    def step(self, cancelled: set[int]) -> None:
+        self._scheduler.cancel(cancelled)
+        self._scheduler.step()
+
+    def idle_step(self, allow_abort: Callable[[bool], None]) -> float | None:
+        if self._disk is not None:
+            self._disk.resume()
+        if self._cache.idle_step():
+            return 0.0
+        if self._disk is not None and self._disk.is_busy:
+            return _BUSY_DELAY_S
+        if self._drafting is not None and self._drafting.idle_step(allow_abort):
+            return 0.0
+        return None
+
+    def abort(self) -> None:
+        self._context.abort()
+
+    def clear_abort(self) -> None:
+        self._context.clear_abort()
+
+    def close(self) -> None:
+        self._scheduler.cancel_all()
+        deadline = time.monotonic() + _MAX_SAVE_S
+        try:
+            self._cache.finish(_MAX_SAVE_S)
+            if self._drafting is not None:
+                self._drafting.finish(max(deadline, time.monotonic() + _MIN_SAVE_DRAFTS_S))
+        except (EdgechatError, MemoryError, OSError) as error:
+            print(f"Cannot save all caches: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
+        self._context.close()
+        self._model.close()

@@ -1,0 +1,95 @@
+"""The engine server's idle work: a request aborts it, and its errors are only logged."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from edgechat.engine import protocol, server
+from edgechat.engine.engine_model import EngineModel
+from edgechat.engine.pipe import Channel
+from edgechat.engine.server import EngineServer
+from edgechat.errors import EngineError
+
+AllowAbort = Callable[[bool], None]
+
+
+class IdleModel(EngineModel):
+    """Does the given idle work; like a context, it can be aborted during a long decode."""
+
+    def __init__(self, work: Callable[[AllowAbort, threading.Event], float | None]) -> None:
+        self.aborted = threading.Event()
+        self._work = work
+
+    def idle_step(self, allow_abort: AllowAbort) -> float | None:
+        return self._work(allow_abort, self.aborted)
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+    def clear_abort(self) -> None:
+        self.aborted.clear()
+
+
+def server_with(model: EngineModel) -> EngineServer:
+    engine_server = EngineServer(cast("Channel", None))
+    engine_server._model = model
+    return engine_server
+
+
+def test_request_aborts_idle_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "IDLE_DELAY_S", 0.01)
+    entered = threading.Event()
+
+    def work(allow_abort: AllowAbort, aborted: threading.Event) -> None:
+        allow_abort(True)
+        entered.set()
+        was_aborted = aborted.wait(20)
+        allow_abort(False)
+        assert was_aborted
+
+    model = IdleModel(work)
+    engine_server = server_with(model)
+    frames: list[bytes] = [protocol.encode(protocol.Stats(id=1))[4:]]
+
+    def read() -> bytes | None:
+        if frames:
+            entered.wait(20)
+            return frames.pop()
+        threading.Event().wait()  # blocks forever: the end of the pipe would end this process
+        return None
+
+    engine_server._channel = cast("Any", SimpleNamespace(read=read))
+    threading.Thread(target=engine_server._read, daemon=True).start()
+    started_at = time.monotonic()
+    request, _ = engine_server._next()
+    assert time.monotonic() - started_at < 10
+    assert getattr(request, "id", 0) == 1
+    assert not model.aborted.is_set()  # the request itself must not be aborted
+
+
+def test_request_that_arrived_before_idle_work_aborts_it() -> None:
+    def work(allow_abort: AllowAbort, aborted: threading.Event) -> float | None:
+        engine_server._requests.put((protocol.Stats(id=1), 0.0))
+        allow_abort(True)
+        return 0.0 if aborted.is_set() else None
+
+    engine_server = server_with(IdleModel(work))
+    assert engine_server._idle_step() == 0.0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error"), EngineError("no")])
+def test_error_in_idle_work_is_logged_and_ends_the_idle_work(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(allow_abort: AllowAbort, aborted: threading.Event) -> None:
+        raise error
+
+    engine_server = server_with(IdleModel(work))
+    assert engine_server._idle_step() is None
+    assert "Idle work failed" in capsys.readouterr().err
