@@ -21,6 +21,7 @@ from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
 from edgechat.planner.plan import manual_plan
+from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt.builder import PromptBuilder, PromptOptions
 from edgechat.prompt.renderer import PromptMessage, Renderer
 from edgechat.runtime.backends.bundle import find_bundle
@@ -158,11 +159,11 @@ def run(
 
 
 def _compare(agreement: Agreement, plain: list[int], drafted: list[int]) -> Agreement:
-    same = next((i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b), None)
+    same = common_prefix_length(plain, drafted)
     return Agreement(
         n_answers=agreement.n_answers + 1,
         n_different=agreement.n_different + (plain != drafted),
-        n_tokens=agreement.n_tokens + (len(plain) if same is None else same + 1),
+        n_tokens=agreement.n_tokens + min(same + 1, len(plain)),
     )
 
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from edgechat.chat.attachments import attached_texts, with_attachments
 from edgechat.chat.messages import Message
 from edgechat.chat.window import window_start
-from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder, PromptOptions, n_common_tokens
+from edgechat.prefix.common_prefix import common_prefix_length
+from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder, PromptOptions
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.roles import merge_consecutive
 
@@ -85,7 +86,7 @@ class ConversationPromptBuilder:
             self.build([*path, Message(id="", role="user", text=text)], options).prompt.tokens
             for text in DISTINCT_TEXTS
         )
-        return a[: n_common_tokens(a, b)]
+        return a[: common_prefix_length(a, b)]
 
 
 def _prompt_messages(

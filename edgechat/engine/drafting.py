@@ -52,7 +52,9 @@ class Drafting:
             folder = Path(load.prefix_dir) / f"drafts-{vocabulary}"
         name = f"{folder_name(str(context.model.path))}-{backend}-{context.n_threads}.json"
         self._profile_path = folder / name if folder is not None else None
-        self._profile = profile.load_profile(self._profile_path) if self._profile_path is not None else profile.SpeculationProfile()
+        self._profile = (
+            profile.load_profile(self._profile_path) if self._profile_path is not None else profile.SpeculationProfile()
+        )
         self._context = context
         self._sizes = [size for size in SIZES if size <= 1 + context.max_rollback]
         self._live = LiveDrafter(SuffixIndex(library, context.n_ctx))

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from edgechat.errors import EngineError
+from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prefix.disk_tier import DiskTier
 from edgechat.prefix.kv_memory import KvMemory
 from edgechat.prefix.restore_plan import RestorePlan, RestorePlanner
@@ -155,7 +156,7 @@ class PrefixCache:
         self, seq: int, piece: KvSegment, data: bytearray | memoryview | None, tokens: Sequence[int], base: int | None
     ) -> bool:
         """Append a piece, or what of it the prompt shares. If that fails, the piece is gone."""
-        end = _common(piece.node.path(), tokens[:-1])
+        end = common_prefix_length(piece.node.path(), tokens[:-1])
         if data is not None:
             held = tokens[piece.start : end]
             while not self._memory.restore(seq, piece.start, held, data):
@@ -394,11 +395,3 @@ class PrefixCache:
             piece.data = None
             if not piece.has_data:
                 self._remove(piece)
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences share from the start."""
-    for i, (x, y) in enumerate(zip(a, b)):  # noqa: B905  (they may differ in length)
-        if x != y:
-            return i
-    return min(len(a), len(b))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from edgechat.prefix.common_prefix import common_prefix_length
+
 if TYPE_CHECKING:
     from edgechat.prefix.segment import KvSegment
 
@@ -70,7 +72,7 @@ class PrefixTree:
         node, nodes, done = self.root, [self.root], 0
         while done < len(tokens) and (child := node.children.get(tokens[done])) is not None:
             nodes.append(child)
-            same = _common(child.tokens, tokens, done)
+            same = common_prefix_length(child.tokens, tokens[done : done + len(child.tokens)])
             done += same
             if same < len(child.tokens):
                 break
@@ -84,7 +86,7 @@ class PrefixTree:
             child = node.children.get(tokens[done])
             if child is None:
                 child = node.children[tokens[done]] = Node(node, tokens[done:])
-            same = _common(child.tokens, tokens, done)
+            same = common_prefix_length(child.tokens, tokens[done : done + len(child.tokens)])
             if same < len(child.tokens):
                 child = self._split(child, same)
             node, done = child, done + same
@@ -116,14 +118,3 @@ class PrefixTree:
             node = waiting.pop()
             yield node
             waiting.extend(node.children.values())
-
-
-def _common(edge: tuple[int, ...], tokens: Sequence[int], start: int) -> int:
-    """How many tokens `edge` shares with `tokens` from `start` on."""
-    rest = tuple(tokens[start : start + len(edge)])
-    if rest == edge:
-        return len(edge)
-    for i, (a, b) in enumerate(zip(edge, rest)):  # noqa: B905  (the prompt may end first)
-        if a != b:
-            return i
-    return len(rest)

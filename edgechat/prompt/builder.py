@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import Loaded
 from edgechat.errors import ContextOverflowError, TemplateError
+from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt import reasoning, renderer
 from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
@@ -109,7 +110,7 @@ class PromptBuilder:
             [*messages, PromptMessage("assistant", text), PromptMessage("user", text)],
         ):
             with contextlib.suppress(TemplateError):
-                positions.add(n_common_tokens(tokens, self.tokenize(prompt, None, options)[0]))
+                positions.add(common_prefix_length(tokens, self.tokenize(prompt, None, options)[0]))
         return sorted(positions - {0})
 
     def _render(
@@ -133,8 +134,3 @@ def check_prompt_bytes(text: str, n_ctx: int) -> None:
         raise ContextOverflowError(
             f"The prompt has {n_bytes} bytes, far more than fit in the {n_ctx} tokens of the context: shorten it"
         )
-
-
-def n_common_tokens(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the length of the common prefix of two prompts."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))  # noqa: B905

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
+from edgechat.prefix.common_prefix import common_prefix_length
+
 # Sources of drafts; how often each is right is counted apart.
 FROM_CONTEXT: Final = 0
 FROM_CORPUS: Final = 1
@@ -61,11 +63,7 @@ class LiveDrafter:
 
     def start(self, tokens: Sequence[int]) -> None:
         """What the last text and this one share is not indexed again."""
-        shared = 0
-        for a, b in zip(self._text, tokens):  # noqa: B905  (they may differ in length)
-            if a != b:
-                break
-            shared += 1
+        shared = common_prefix_length(self._text, tokens)
         self._index.truncate(shared)
         del self._text[shared:]
         self.append(tokens[shared:])
