@@ -72,7 +72,7 @@ def run(directory: Path, n_conversations: int, n_messages: int, on_progress: Pro
     store = SqliteStore(Database(path))
     on_progress("measuring")
     timings = [
-        _timed("list, first page", lambda: store.list(limit=50), 21),
+        _timed("list, first page", lambda: store.list_conversations(limit=50), 21),
         _timed("open a conversation", lambda: store.messages(generator.choice(ids)), 101),
     ]
     timings += [_timed(f"search: {name}", lambda q=query: store.search(q), 21) for name, query in QUERIES]  # type: ignore[misc]

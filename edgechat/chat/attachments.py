@@ -21,7 +21,7 @@ _IMAGES: Final = (
 )
 
 
-def attach(files: Sequence[Path], model: str) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
+def load_attachments(files: Sequence[Path], model: str) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
     """What goes with a message to `model`, and its bytes by hash. Raises AttachmentError."""
     attached: list[Attachment] = []
     contents: dict[str, bytes] = {}
@@ -30,7 +30,7 @@ def attach(files: Sequence[Path], model: str) -> tuple[tuple[Attachment, ...], d
         sha256 = hashlib.sha256(data).hexdigest()
         contents[sha256] = data
         attached.append(Attachment(sha256=sha256, name=path.name, media_type=kind, size_bytes=len(data)))
-    refuse_images(attached, model)
+    reject_images(attached, model)
     return tuple(attached), contents
 
 
@@ -45,10 +45,10 @@ def read_file(path: Path) -> tuple[bytes, str]:
         data = path.read_bytes()
     except OSError as error:
         raise AttachmentError(f"{path} cannot be read: {error.strerror or error}") from error
-    return data, media_type(data, path.name)
+    return data, detect_media_type(data, path.name)
 
 
-def media_type(data: bytes, name: str) -> str:
+def detect_media_type(data: bytes, name: str) -> str:
     """What the bytes are, whatever their name says. Raises AttachmentError if that is of no use in a chat."""
     found = next((kind for start, kind in _IMAGES if data.startswith(start)), "")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -67,7 +67,7 @@ def media_type(data: bytes, name: str) -> str:
     return "text/plain"
 
 
-def refuse_images(attachments: Sequence[Attachment], model: str) -> None:
+def reject_images(attachments: Sequence[Attachment], model: str) -> None:
     """Raises AttachmentError if there is a picture: no model is shown pictures yet."""
     images = [a.name for a in attachments if a.is_image]
     if images:

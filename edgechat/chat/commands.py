@@ -159,7 +159,7 @@ def code_wanted(what: str) -> bool:
 def find_by_title(store: Store, words: str) -> str:
     """The newest conversation with these words in its title. Raises UsageError if there is none, and StoreError."""
     wanted = words.lower()
-    for summary in store.list(limit=_MOST_LISTED):
+    for summary in store.list_conversations(limit=_MOST_LISTED):
         if wanted in summary.conversation.title.lower():
             return summary.conversation.id
     raise UsageError(f"no conversation has {words!r} in its title; /search looks into what was said")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from edgechat.chat.messages import Conversation, Message
-from edgechat.chat.recorder import write
+from edgechat.chat.recorder import write_reply
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
 from edgechat.errors import NotFoundError, StoreError
@@ -17,24 +17,24 @@ from edgechat.errors import NotFoundError, StoreError
 class StoredConversation:
     """A conversation with its tree. Methods write first, so that what they show is on disk; they raise StoreError."""
 
-    def __init__(self, store: Store, about: Conversation) -> None:
+    def __init__(self, store: Store, metadata: Conversation) -> None:
         """`about` may be new; `read` must be called if it is not."""
         self.store = store
-        self.about = about
+        self.about = metadata
         self.tree = MessageTree()
         self._unsaved: dict[str, Message] = {}
         self._title_before = ""
         self._deleted: list[tuple[str, str | None]] = []
 
-    def read(self) -> None:
+    def reload(self) -> None:
         """Take all from the store, also what other processes wrote."""
         self.about = self.store.conversation(self.about.id)
         self.tree = MessageTree(self.store.messages(self.about.id), self.about.head_id)
 
-    def update(self, **changes: object) -> None:
+    def update_metadata(self, **changes: object) -> None:
         """Change what the conversation has beside its messages; kept once it has any."""
         if len(self.tree):
-            self.store.update(self.about.id, **changes)
+            self.store.update_conversation(self.about.id, **changes)
         self.about = msgspec.structs.replace(self.about, **changes)
 
     # Messages
@@ -46,74 +46,74 @@ class StoredConversation:
         """
         self._title_before, before = self.about.title, self.about
         if title and not before.title:
-            self.update(title=title)
+            self.update_metadata(title=title)
         try:
             self.store.append(self.about, messages, files)
         except StoreError as error:
             self.about = before
             if isinstance(error, NotFoundError):  # another process deleted what this would come after
                 with contextlib.suppress(StoreError):
-                    self.read()
+                    self.reload()
             raise
         for message in messages:
             self.tree.add(message)
 
-    def retract(self, messages: list[Message]) -> None:
+    def discard(self, messages: list[Message]) -> None:
         """Take the last appended messages back, as if they had not been said."""
-        self.store.retract([m.id for m in reversed(messages)])
+        self.store.discard_messages([m.id for m in reversed(messages)])
         for message in reversed(messages):
             self.tree.remove(message.id)
         if self._title_before != self.about.title:
-            self.update(title=self._title_before)
+            self.update_metadata(title=self._title_before)
 
-    def take_up(self, answer: Message) -> None:
+    def claim_reply(self, answer: Message) -> None:
         """Make an answer ours, to be gone on with; it becomes the head."""
         self.store.claim(answer.id)
-        self.tree.select(answer.id)
+        self.tree.select_branch(answer.id)
         self.tree.replace(answer)
 
-    def settle(self, answer_id: str, written: Message, *, saved: bool) -> None:
+    def finish_reply(self, answer_id: str, written: Message, *, saved: bool) -> None:
         """Take an answer as it was written; if another process took it over, ours became an alternative to it."""
         if written.id == answer_id:
             self.tree.replace(written)
         else:
-            self.read()
+            self.reload()
         if not saved:
             self._unsaved[written.id] = written
 
-    def keep(self, message: Message) -> None:
+    def save_reply(self, message: Message) -> None:
         """Write an answer of ours as it is now; later, if that cannot be done now."""
         self.tree.replace(message)
         self._unsaved[message.id] = message
         with contextlib.suppress(StoreError):
-            self.save_leftovers()
+            self.save_pending()
 
-    def save_leftovers(self) -> None:
+    def save_pending(self) -> None:
         """Write what could not be written when it was said. Raises StoreError if it still cannot."""
         for message in list(self._unsaved.values()):
-            kept_id = write(self.store, self.about, message)
+            kept_id = write_reply(self.store, self.about, message)
             del self._unsaved[message.id]
             if kept_id != message.id:
-                self.read()
+                self.reload()
 
     # The path that is active
 
-    def end_path(self, message_id: str) -> None:
+    def set_head(self, message_id: str) -> None:
         """Go on from this message: the next one becomes an alternative to what followed it."""
-        self.store.end_path(self._path_ids(message_id))
-        self.tree.end_path(message_id)
+        self.store.set_head(self._path_ids(message_id))
+        self.tree.set_head(message_id)
 
-    def select(self, message_id: str) -> None:
+    def select_branch(self, message_id: str) -> None:
         """Go on with this alternative, and below it with what was active there last."""
-        self.store.select(self._path_ids(message_id))
-        self.tree.select(message_id)
+        self.store.select_branch(self._path_ids(message_id))
+        self.tree.select_branch(message_id)
 
     def _path_ids(self, message_id: str) -> list[str]:
         return [m.id for m in self.tree.path_to(message_id)]
 
     def delete(self, message_id: str) -> int:
         """Delete a message and all below it; returns how many. `undo_delete` brings them back."""
-        self.store.hide(message_id)
+        self.store.delete_message(message_id)
         head_id = self.tree.head_id
         gone = self.tree.remove(message_id)
         self._deleted.append((message_id, head_id if head_id not in self.tree else None))
@@ -124,9 +124,9 @@ class StoredConversation:
         if not self._deleted:
             return False
         message_id, head_id = self._deleted[-1]
-        self.store.unhide(message_id)
+        self.store.restore_message(message_id)
         self._deleted.pop()
-        self.read()
+        self.reload()
         if head_id is not None:
-            self.end_path(head_id)
+            self.set_head(head_id)
         return True

@@ -22,7 +22,7 @@ class TurnStarted(msgspec.Struct, frozen=True, kw_only=True):
 
     message: Message
     """What is answered."""
-    answer: Message
+    reply: Message
 
 
 class TurnsDropped(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,31 +46,31 @@ class ReplyTextGenerated(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     reasoning: str
     n_tokens: int
-    number: int = 0
+    reply_index: int = 0
     """Which of the answers, if several are made side by side."""
 
 
 class NotSaved(msgspec.Struct, frozen=True, kw_only=True):
     """What was said so far could not be written; it is tried again, and the answer goes on."""
 
-    words: str
+    reason: str
 
 
 class TurnFinished(msgspec.Struct, frozen=True, kw_only=True):
     """The answer is complete: the model ended it, or a length limit did."""
 
-    answer: Message
+    reply: Message
     context_tokens: int
-    others: tuple[Message, ...] = ()
+    alternatives: tuple[Message, ...] = ()
     """The other answers that were made beside it."""
 
 
 class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
     """The answer was stopped; what was said is kept, and can be continued."""
 
-    answer: Message
+    reply: Message
     context_tokens: int
-    others: tuple[Message, ...] = ()
+    alternatives: tuple[Message, ...] = ()
     """The other answers that were made beside it."""
 
 
@@ -80,7 +80,7 @@ SessionEvent = (
 )  # fmt: skip
 
 
-def progress_words(event: SessionEvent) -> str:
+def progress_text(event: SessionEvent) -> str:
     """What goes on, for a line that the next one replaces; "" if the event is not of that kind."""
     if isinstance(event, ModelLoadProgressed):
         return event.words
@@ -89,8 +89,8 @@ def progress_words(event: SessionEvent) -> str:
     return "thinking" if isinstance(event, ReplyTextGenerated) and event.reasoning and not event.text else ""
 
 
-def notice_words(event: SessionEvent) -> str:
+def notice_text(event: SessionEvent) -> str:
     """What a person should know and be able to read later; "" if the event is not of that kind."""
     if isinstance(event, TurnsDropped):
         return f"the context is full: the model no longer sees the first {event.n_messages} messages"
-    return f"not saved: {event.words}" if isinstance(event, NotSaved) else ""
+    return f"not saved: {event.reason}" if isinstance(event, NotSaved) else ""

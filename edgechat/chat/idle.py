@@ -10,7 +10,7 @@ from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 
 
-class IdleTime:
+class IdleGate:
     """Keeps the time between turns. Any thread may work in it; a turn that begins ends that work at once."""
 
     def __init__(self, engine: EngineClient) -> None:
@@ -21,7 +21,7 @@ class IdleTime:
         self._request_ids: set[int] = set()
 
     @contextlib.contextmanager
-    def interrupted(self) -> Iterator[None]:
+    def turn(self) -> Iterator[None]:
         """Nothing but a turn within this."""
         with self._lock:
             self._is_idle.clear()
@@ -33,7 +33,7 @@ class IdleTime:
         finally:
             self._is_idle.set()
 
-    def generate(self, request: protocol.Generate) -> list[protocol.AnyEvent] | None:
+    def generate_if_idle(self, request: protocol.Generate) -> list[protocol.AnyEvent] | None:
         """All that the engine says to `request`; None if a turn came between. Raises EngineError."""
         with self._lock:
             if not self._is_idle.is_set():
@@ -45,6 +45,6 @@ class IdleTime:
             self._request_ids.discard(request.id)
         return heard if was_left_alone else None
 
-    def wait(self, timeout_s: float) -> None:
+    def wait_until_idle(self, timeout_s: float) -> None:
         """Return when no turn runs, or after `timeout_s`."""
         self._is_idle.wait(timeout_s)

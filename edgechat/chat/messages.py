@@ -15,7 +15,7 @@ FinishReason = Literal["", "streaming", "stop", "length", "cancelled", "interrup
 """How an answer ended. "" for messages that are no answers of ours; "streaming" while it is being written;
 "cancelled" when the user stopped it; "interrupted" when something else did."""
 
-UNFINISHED: Final = ("streaming", "cancelled", "interrupted")
+INTERRUPTED_REASONS: Final = ("streaming", "cancelled", "interrupted")
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,9 +55,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """The alternative below that was gone on with last."""
 
     @property
-    def interrupted(self) -> bool:
+    def is_interrupted(self) -> bool:
         """True for an answer that was stopped or cut off; what was said is kept."""
-        return self.finish_reason in UNFINISHED
+        return self.finish_reason in INTERRUPTED_REASONS
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +89,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def new_answer(asked_id: str, model: str) -> Message:
+def new_reply(asked_id: str, model: str) -> Message:
     """An answer of which nothing is said yet."""
     return Message(
         id=new_id(),
@@ -110,7 +110,7 @@ def first_line(text: str, n_chars: int = 60) -> str:
     return (cut.rsplit(" ", 1)[0] if " " in cut[n_chars // 2 :] else cut) + "…"
 
 
-def figures(message: Message) -> str:
+def performance_summary(message: Message) -> str:
     """How fast an answer came, and what helped."""
     stats = message.stats
     if stats is None:

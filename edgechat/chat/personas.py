@@ -11,7 +11,7 @@ from edgechat import config, paths
 from edgechat.errors import SettingsError
 
 # What a persona may choose: how a model answers, not how this machine runs it.
-FIELDS = ("model", "system_prompt", "max_tokens", "reasoning", *config.Sampling.__struct_fields__)
+PERSONA_SETTINGS = ("model", "system_prompt", "max_tokens", "reasoning", *config.Sampling.__struct_fields__)
 
 
 class Persona(msgspec.Struct, frozen=True):
@@ -24,15 +24,15 @@ class Persona(msgspec.Struct, frozen=True):
     """Lines of the file that are not used."""
 
 
-def names() -> list[str]:
+def list_names() -> list[str]:
     """The personas there are."""
     return sorted(p.stem for p in paths.personas_dir().glob("*.toml"))
 
 
 def load(name: str) -> Persona:
     """The persona called `name`. Raises SettingsError if there is none, with what there is instead."""
-    if name not in names():
-        known = ", ".join(names())
+    if name not in list_names():
+        known = ", ".join(list_names())
         raise SettingsError(
             f"no persona is called {name!r}; "
             + (f"known are: {known}" if known else f"make one: {paths.personas_dir() / 'NAME.toml'}")
@@ -43,8 +43,8 @@ def load(name: str) -> Persona:
     for key, value in config.read_toml(path, problems).items():
         wrong = (
             config.check(key, value)
-            if key in FIELDS
-            else f"a persona has no such setting; it may have: {', '.join(FIELDS)}"
+            if key in PERSONA_SETTINGS
+            else f"a persona has no such setting; it may have: {', '.join(PERSONA_SETTINGS)}"
         )
         if wrong:
             problems.append(config.SettingsProblem(f"{path}: {key}", wrong))
@@ -53,7 +53,7 @@ def load(name: str) -> Persona:
     return Persona(name, path, values, problems)
 
 
-def usable(name: str) -> dict[str, Any]:
+def load_settings(name: str) -> dict[str, Any]:
     """What a persona chooses. One that cannot be used as it is written is refused: it was asked for by name.
 
     Raises SettingsError.

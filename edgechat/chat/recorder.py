@@ -13,11 +13,11 @@ from edgechat.chat.store import Store
 from edgechat.errors import NotFoundError, StoreError
 
 # At most two seconds may be missing after a crash: one and a half, and time for the write itself.
-EVERY_S: Final = 1.5
-EVERY_TOKENS: Final = 64
+CHECKPOINT_INTERVAL_S: Final = 1.5
+CHECKPOINT_TOKENS: Final = 64
 
 
-class Recorder:
+class ReplyRecorder:
     """One answer being written. A thread of its own writes; `add` only takes a note.
 
     A write that fails is tried again with the next one. If the answer turns out not to be ours any more (another
@@ -32,13 +32,13 @@ class Recorder:
         self._unsaved_tokens = 0
         self._changed = threading.Condition()
         self._ended = False
-        self.problem = ""
+        self.write_error = ""
         """Why the last write failed; "" if it did not."""
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
     @property
-    def answer(self) -> Message:
+    def reply(self) -> Message:
         """The answer so far."""
         return self._answer
 
@@ -53,7 +53,7 @@ class Recorder:
                 n_tokens=(answer.n_tokens or 0) + n_tokens,
             )
             before, self._unsaved_tokens = self._unsaved_tokens, self._unsaved_tokens + max(1, n_tokens)
-            if not before or self._unsaved_tokens >= EVERY_TOKENS:
+            if not before or self._unsaved_tokens >= CHECKPOINT_TOKENS:
                 self._changed.notify()
 
     def finish(self, **changes: object) -> Message:
@@ -62,7 +62,7 @@ class Recorder:
             self._ended = True
             self._answer = msgspec.structs.replace(self._answer, **changes)
             self._changed.notify()
-        self.problem = "it was interrupted"  # what follows may be, too
+        self.write_error = "it was interrupted"  # what follows may be, too
         self._thread.join()
         self._write()
         return self._answer
@@ -71,7 +71,9 @@ class Recorder:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._unsaved_tokens or self._ended)
-                self._changed.wait_for(lambda: self._unsaved_tokens >= EVERY_TOKENS or self._ended, EVERY_S)
+                self._changed.wait_for(
+                    lambda: self._unsaved_tokens >= CHECKPOINT_TOKENS or self._ended, CHECKPOINT_INTERVAL_S
+                )
                 if self._ended:
                     return
                 self._unsaved_tokens = 0
@@ -80,16 +82,16 @@ class Recorder:
     def _write(self) -> None:
         answer = self._answer
         try:
-            kept_id = write(self._store, self._conversation, answer)
+            kept_id = write_reply(self._store, self._conversation, answer)
         except StoreError as error:
-            self.problem = str(error)
+            self.write_error = str(error)
             return
-        self.problem = ""
+        self.write_error = ""
         with self._changed:
             self._answer = msgspec.structs.replace(self._answer, id=kept_id)
 
 
-def write(store: Store, conversation: Conversation, answer: Message) -> str:
+def write_reply(store: Store, conversation: Conversation, answer: Message) -> str:
     """Write what an answer has become, beside the one of that id if that is not ours any more; returns its id.
 
     Raises StoreError.

@@ -11,12 +11,12 @@ from typing import Final
 import msgspec
 
 from edgechat.chat import events, titles
-from edgechat.chat.attachments import attach
+from edgechat.chat.attachments import load_attachments
 from edgechat.chat.conversation import StoredConversation
 from edgechat.chat.conversation_prompt import ConversationOptions, ConversationPrompt, ConversationPromptBuilder
-from edgechat.chat.idle import IdleTime
-from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_answer, new_id, now_ms
-from edgechat.chat.personas import FIELDS
+from edgechat.chat.idle import IdleGate
+from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_id, new_reply, now_ms
+from edgechat.chat.personas import PERSONA_SETTINGS
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
 from edgechat.chat.turn_runner import TurnRunner
@@ -71,7 +71,7 @@ class Session:
         self._turn: TurnRunner | None = None
         self._stop_asked = False
         self._has_generated = False
-        self._idle = IdleTime(self.model.engine)
+        self._idle = IdleGate(self.model.engine)
 
     @property
     def engine(self) -> EngineClient:
@@ -104,7 +104,7 @@ class Session:
         return self.engine.loaded
 
     @property
-    def thinks(self) -> bool:
+    def reasoning_enabled(self) -> bool:
         """True if the model reasons before it answers: as chosen, else where that is no long wait on this machine."""
         if not self.model.is_open or self.model.builder.reasoning_format is None:
             return False
@@ -114,55 +114,57 @@ class Session:
         speed = self.store.decode_tps(self.model_path.name)
         return speed is not None and speed >= _THINKING_TPS
 
-    def read(self) -> None:
+    def load_messages(self) -> None:
         """Read what was said, if that was not done yet. Raises StoreError."""
         if not len(self.tree) and self.conversation.head_id is not None:
-            self._kept.read()
+            self._kept.reload()
 
-    def go_to(self, conversation: Conversation | None = None) -> None:
+    def switch_conversation(self, conversation: Conversation | None = None) -> None:
         """Go on with another conversation, or begin a new one; the model stays. Raises StoreError.
 
         Where what was said here could not be written yet, and still cannot, this conversation stays.
         """
-        with self._idle.interrupted():
-            self._kept.save_leftovers()
+        with self._idle.turn():
+            self._kept.save_pending()
             new = Conversation(id=new_id(), model=self.conversation.model, created_at_ms=now_ms())
             kept = StoredConversation(self.store, conversation or new)
             if conversation is not None:
-                kept.read()
+                kept.reload()
             self._kept = kept
             self._chosen = {}
             self._settle()
 
-    def open(self, listen: LoadCallback = lambda event: None) -> protocol.Loaded:
+    def open(self, on_event: LoadCallback = lambda event: None) -> protocol.Loaded:
         """Read the conversation, check the model file, plan, and load it. Raises EdgechatError."""
-        self.read()
-        return self.model.open(self.model_path, self.settings, listen)
+        self.load_messages()
+        return self.model.open(self.model_path, self.settings, on_event)
 
-    def change_model(self, model: str, model_path: Path, listen: LoadCallback = lambda event: None) -> protocol.Loaded:
+    def change_model(
+        self, model: str, model_path: Path, on_event: LoadCallback = lambda event: None
+    ) -> protocol.Loaded:
         """Let another model answer from here on; it reads the whole conversation. Raises EdgechatError."""
-        with self._idle.interrupted():
+        with self._idle.turn():
             before, self.model_path = self.model_path, model_path
             try:
-                loaded = self.open(listen)
+                loaded = self.open(on_event)
             except Exception:
                 self.model_path = before
                 if self.loaded is None:  # the engine gave up the old model for one that it could not load
-                    self.open(listen)
+                    self.open(on_event)
                 raise
-        self._kept.update(model=model)
+        self._kept.update_metadata(model=model)
         return loaded
 
     # Saying something
 
-    def send(self, text: str, attachments: Sequence[Path] = (), n_answers: int = 1) -> Iterator[events.SessionEvent]:
+    def send(self, text: str, attachments: Sequence[Path] = (), n_replies: int = 1) -> Iterator[events.SessionEvent]:
         """Say something and yield the answer as it comes; the last event is TurnFinished or TurnInterrupted.
 
         The message stays in the conversation, and so does what was answered before a stop, an error, or the end
         of the iteration. With `n_answers` several are made side by side, alternatives to each other. Only a message that the model cannot be asked (ContextOverflowError, TemplateError) is
         taken back: with it in the conversation, no later one could be asked either. Raises EdgechatError.
         """
-        yield from self._say(self.tree.head_id, text, *attach(attachments, self.model_path.stem), n_answers)
+        yield from self._say(self.tree.head_id, text, *load_attachments(attachments, self.model_path.stem), n_replies)
 
     def edit(self, message_id: str, text: str) -> Iterator[events.SessionEvent]:
         """Say it differently: an alternative beside a message of the user, and its answer."""
@@ -171,20 +173,20 @@ class Session:
             raise UsageError("only what you said can be edited; an answer can be regenerated or continued")
         yield from self._say(message.parent_id, text, message.attachments, {})
 
-    def regenerate(self, message_id: str | None = None, n_answers: int = 1) -> Iterator[events.SessionEvent]:
+    def regenerate(self, message_id: str | None = None, n_replies: int = 1) -> Iterator[events.SessionEvent]:
         """Other answers beside this one (the last one), or the first to a message that has none."""
         message = self._at(message_id)
         asked = message.parent_id if message.role == "assistant" else message.id
         if asked is None or self.tree[asked].role != "user":
             raise UsageError("there is nothing that this would be an answer to")
-        yield from self._answer([], self._new_answers(asked, n_answers))
+        yield from self._answer([], self._new_answers(asked, n_replies))
 
-    def continue_answer(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
+    def continue_reply(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
         """Go on with an answer (the last one) where it stopped; with a copy of it if the conversation went on."""
         answer = self._at(message_id)
         if answer.role != "assistant" or answer.parent_id is None:
             raise UsageError("only an answer can be continued")
-        if any(m.id != answer.id for m in self.tree.below(answer.id)):
+        if any(m.id != answer.id for m in self.tree.subtree(answer.id)):
             copy = msgspec.structs.replace(answer, id=new_id(), created_at_ms=now_ms(), active_child_id=None)
             yield from self._answer([], [msgspec.structs.replace(copy, finish_reason="streaming")])
         else:
@@ -213,7 +215,7 @@ class Session:
         most = self.plan.options.n_seqs if self.plan is not None else 1
         if not 1 <= n_answers <= most:
             raise UsageError(f"{n_answers} answers side by side are not possible: 1 to {most} are, with this model")
-        return [new_answer(asked_id, self.model_path.name) for _ in range(n_answers)]
+        return [new_reply(asked_id, self.model_path.name) for _ in range(n_answers)]
 
     def _answer(
         self,
@@ -223,38 +225,38 @@ class Session:
         files: Mapping[str, bytes] = MappingProxyType({}),
     ) -> Iterator[events.SessionEvent]:
         """Keep what is `said` and the answers to it, and have them written; `before` is an answer that goes on."""
-        with self._idle.interrupted():
+        with self._idle.turn():
             yield from self._kept_answer(said, answers, before, files)
 
     def _kept_answer(
         self, said: list[Message], answers: list[Message], before: Message | None, files: Mapping[str, bytes]
     ) -> Iterator[events.SessionEvent]:
-        self._kept.save_leftovers()
+        self._kept.save_pending()
         head_id = self.tree.head_id
         new = [*said, *answers] if before is None else []
         if before is None:
             first = next((first_line(m.text) or m.attachments[0].name for m in said), "")
             self._kept.append(new, files, title=first)
             if len(answers) > 1:
-                self.fork(answers[0].id)
+                self.branch_from(answers[0].id)
         else:
-            self._kept.take_up(answers[0])
+            self._kept.claim_reply(answers[0])
         self._has_generated = False
         try:
-            yield events.TurnStarted(message=self.tree[answers[0].parent_id or ""], answer=answers[0])
+            yield events.TurnStarted(message=self.tree[answers[0].parent_id or ""], reply=answers[0])
             yield from self._generate(answers)
         except (ContextOverflowError, TemplateError):
             if before is not None:
-                self._kept.keep(before)
+                self._kept.save_reply(before)
             else:
-                self._kept.retract(new)
+                self._kept.discard(new)
             if head_id is not None:
-                self.fork(head_id)
+                self.branch_from(head_id)
             raise
         finally:
             for answer in answers:
                 if not self._has_generated and answer.id in self.tree:
-                    self._kept.keep(msgspec.structs.replace(answer, finish_reason="interrupted"))
+                    self._kept.save_reply(msgspec.structs.replace(answer, finish_reason="interrupted"))
 
     def _generate(self, answers: list[Message]) -> Iterator[events.SessionEvent]:
         started_s = time.monotonic()
@@ -282,21 +284,23 @@ class Session:
             self._turn, self._stop_asked = None, False
             for answer, (written, problem) in zip(answers, turn.written):  # noqa: B905  (none, before it began)
                 self._has_generated = True
-                self._kept.settle(answer.id, written, saved=not problem)
+                self._kept.finish_reply(answer.id, written, saved=not problem)
 
     def _build(
         self, builder: PromptBuilder, path: list[Message], *, think: bool | None = None,
         files: Mapping[str, bytes] = MappingProxyType({}),
     ) -> ConversationPrompt:  # fmt: skip
         manner = self._manner(path)
-        prompts = ConversationPromptBuilder(builder, self.store.attachment)
+        prompts = ConversationPromptBuilder(builder, self.store.read_attachment)
         return prompts.build(path, manner if think is None else manner._replace(think=think), files)
 
     def _manner(self, path: list[Message]) -> ConversationOptions:
         answered = next((m for m in reversed(path) if m.role == "assistant" and m.stats), None)
         last_start = answered.context_start_id if answered is not None else None
         previous = next((i for i, m in enumerate(path) if m.id == last_start), 0)
-        return ConversationOptions(self.settings.system_prompt, self.thinks, self.settings.max_tokens, previous)
+        return ConversationOptions(
+            self.settings.system_prompt, self.reasoning_enabled, self.settings.max_tokens, previous
+        )
 
     def stop(self) -> None:
         """Stop the answer that is coming, also before its first word, or before `send` began; from any thread."""
@@ -305,19 +309,19 @@ class Session:
         if turn is not None:
             turn.stop()
 
-    def expect(self) -> None:
+    def clear_stop(self) -> None:
         """Forget a `stop` that came too late for the last answer: the next one is to be heard."""
         self._stop_asked = False
 
     # Moving about in the tree
 
-    def fork(self, message_id: str) -> None:
+    def branch_from(self, message_id: str) -> None:
         """Go on from this message: the next one becomes an alternative to what followed it."""
-        self._kept.end_path(message_id)
+        self._kept.set_head(message_id)
 
-    def switch(self, message_id: str) -> None:
+    def select_alternative(self, message_id: str) -> None:
         """Go on with this alternative, and below it with what was active there last."""
-        self._kept.select(message_id)
+        self._kept.select_branch(message_id)
 
     def delete(self, message_id: str) -> int:
         """Delete a message and all below it; returns how many. `undo_delete` brings them back."""
@@ -329,61 +333,63 @@ class Session:
 
     # Around a turn
 
-    def context_use(self, text: str = "", files: Sequence[Path] = ()) -> tuple[int, int]:
+    def context_usage(self, text: str = "", files: Sequence[Path] = ()) -> tuple[int, int]:
         """Tokens of the prompt if `text` were sent now, and how many messages at the front would leave for it.
 
         Raises ContextOverflowError if it does not fit, AttachmentError, TemplateError, EngineError.
         """
-        attachments, contents = attach(files, self.model_path.stem)
+        attachments, contents = load_attachments(files, self.model_path.stem)
         draft = Message(id="", role="user", text=text, attachments=attachments)
         path = self.tree.path
         built = self._build(self.model.builder, [*path, draft] if text or files else path, files=contents)
         return len(built.prompt.tokens), built.start
 
-    def warm(self) -> None:
+    def warm_cache(self) -> None:
         """Have the engine read the conversation while nobody waits, or fetch what it read of it on another day."""
         if not self.model.is_open:
             return
-        prompts, path = ConversationPromptBuilder(self.model.builder, self.store.attachment), self.tree.path
+        prompts, path = ConversationPromptBuilder(self.model.builder, self.store.read_attachment), self.tree.path
         request = protocol.Generate(
             id=self.engine.next_id(), tokens=prompts.next_turn_prefix(path, self._manner(path)), max_tokens=0,
-            conversation=self.conversation.id if self.store.is_kept else "",
+            conversation=self.conversation.id if self.store.is_persistent else "",
         )  # fmt: skip
         if request.tokens:
-            self._idle.generate(request)
+            self._idle.generate_if_idle(request)
 
-    def choose(self, **values: object) -> None:
+    def override_settings(self, **values: object) -> None:
         """Answer this conversation otherwise, from here on: some of a persona's settings. Raises UsageError."""
         if "model" in values:
             raise UsageError("the model is changed with /model")
         for name, value in values.items():
-            wrong = check(name, value) if name in FIELDS else f"only these can be: {', '.join(FIELDS)}"
+            wrong = (
+                check(name, value) if name in PERSONA_SETTINGS else f"only these can be: {', '.join(PERSONA_SETTINGS)}"
+            )
             if wrong:
                 raise UsageError(f"{name} cannot be chosen: {wrong}")
-        self._kept.update(settings={**self.conversation.settings, **values})
+        self._kept.update_metadata(settings={**self.conversation.settings, **values})
         self._chosen |= values
         self._settle()
 
     def rename(self, title: str) -> None:
         """Give the conversation another title."""
-        self._kept.update(title=first_line(title, 200))
+        self._kept.update_metadata(title=first_line(title, 200))
 
     def pin(self, *, on: bool) -> None:
         """List the conversation first, or no longer."""
-        self._kept.update(pinned=on)
+        self._kept.update_metadata(pinned=on)
 
     def _settle(self) -> None:
         self.settings = with_overrides(self._base, self.conversation.settings, self._flags, self._chosen)
 
-    def change_settings(self, settings: Settings) -> None:
+    def set_base_settings(self, settings: Settings) -> None:
         """Let other settings hold from here on, under what was chosen; the model is loaded as it is."""
         self._base = settings
         self._settle()
 
-    def make_title(self) -> str | None:
+    def generate_title(self) -> str | None:
         """Let the model name a new conversation, in idle time; None if it has a name, or something came between."""
         path = self.tree.path
-        if not (self.settings.titles and self.model.is_open and titles.wanted(self.conversation, path)):
+        if not (self.settings.titles and self.model.is_open and titles.needs_title(self.conversation, path)):
             return None
         builder = self.model.builder
         if builder.reasoning_format is not None and not builder.can_switch_reasoning:
@@ -394,12 +400,12 @@ class Session:
             id=self.engine.next_id(), tokens=built.prompt.tokens, max_tokens=titles.MAX_TOKENS, ephemeral=True,
             sampling=msgspec.structs.replace(self.settings.sampling, temperature=0.0),
         )  # fmt: skip
-        heard = self._idle.generate(request)
-        title = titles.read(heard or ())
+        heard = self._idle.generate_if_idle(request)
+        title = titles.parse_title(heard or ())
         # Meanwhile it may have got another one, here or in another process.
-        if not title or not titles.wanted(self.store.conversation(self.conversation.id), path):
+        if not title or not titles.needs_title(self.store.conversation(self.conversation.id), path):
             return None
-        self._kept.update(title=title)
+        self._kept.update_metadata(title=title)
         return title
 
     def close(self) -> None:
@@ -408,9 +414,9 @@ class Session:
         An answer that another thread is hearing ends with EngineDiedError there.
         """
         self.model.close()
-        self._idle.wait(_LAST_WORD_S)
+        self._idle.wait_until_idle(_LAST_WORD_S)
         try:
-            self._kept.save_leftovers()
+            self._kept.save_pending()
         except StoreError as error:
             self.warnings.append(str(error))
         self.store.close()

@@ -13,14 +13,14 @@ from edgechat.chat.messages import Conversation, Message
 Order = Literal["newest", "rank"]
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class ConversationSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation in a list."""
 
     conversation: Conversation
     n_messages: int
 
 
-class Hit(msgspec.Struct, frozen=True, kw_only=True):
+class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
     """A place where a search found something."""
 
     conversation_id: str
@@ -44,15 +44,15 @@ class Store(Protocol):
     """
 
     @property
-    def problem(self) -> str:
+    def read_only_reason(self) -> str:
         """Why nothing can be written (a read-only disk, a database of a newer version); "" if it can."""
 
     @property
-    def is_kept(self) -> bool:
+    def is_persistent(self) -> bool:
         """False if all is in memory alone, and nothing of it may be written anywhere."""
 
     @property
-    def notes(self) -> list[str]:
+    def notices(self) -> list[str]:
         """What happened at opening that a person should know, such as a recovery."""
 
     def append(
@@ -73,51 +73,51 @@ class Store(Protocol):
     def claim(self, message_id: str) -> None:
         """Make an answer ours, to be continued with `checkpoint`. Raises StoreError if it is gone."""
 
-    def retract(self, message_ids: Sequence[str]) -> None:
+    def discard_messages(self, message_ids: Sequence[str]) -> None:
         """Take messages back for good, children first, as if they had not been said."""
 
-    def select(self, path: Sequence[str]) -> None:
+    def select_branch(self, path: Sequence[str]) -> None:
         """Go on from `path[-1]`, whose path from a root this is: the head is where it was last below it."""
 
-    def end_path(self, path: Sequence[str]) -> None:
+    def set_head(self, path: Sequence[str]) -> None:
         """Make `path[-1]` the head, whatever is below it; the next message becomes an alternative there."""
 
-    def hide(self, message_id: str) -> None:
+    def delete_message(self, message_id: str) -> None:
         """Delete a message and all below it, so that `unhide` can bring it back for a while."""
 
-    def unhide(self, message_id: str) -> None:
+    def restore_message(self, message_id: str) -> None:
         """Bring back what `hide` of the same message took away. Raises StoreError if it is gone for good."""
 
-    def update(self, conversation_id: str, **changes: object) -> None:
+    def update_conversation(self, conversation_id: str, **changes: object) -> None:
         """Write some of title, model, settings, pinned, archived, tags and folder. Raises NotFoundError."""
 
-    def delete(self, conversation_id: str) -> None:
+    def delete_conversation(self, conversation_id: str) -> None:
         """Remove a conversation for good."""
 
     def conversation(self, conversation_id: str) -> Conversation:
         """Raises NotFoundError if there is none."""
 
-    def resolve(self, prefix: str) -> str:
+    def resolve_id(self, prefix: str) -> str:
         """The only conversation whose id starts with `prefix`. Raises StoreError if there is none, or several."""
 
-    def latest(self) -> str | None:
+    def latest_id(self) -> str | None:
         """Id of the conversation that was changed last."""
 
     def messages(self, conversation_id: str) -> list[Message]:
         """All messages, parents before children, alternatives in the order they were made."""
 
-    def list(
+    def list_conversations(
         self, *, archived: bool | None = False, tag: str = "", folder: str = "", limit: int = 50, offset: int = 0
-    ) -> Sequence[Summary]:
+    ) -> Sequence[ConversationSummary]:
         """Conversations: pinned first, then the last changed; `archived` None lists both kinds."""
 
-    def search(self, query: str, *, order: Order = "newest", limit: int = 20, offset: int = 0) -> Sequence[Hit]:
+    def search(self, query: str, *, order: Order = "newest", limit: int = 20, offset: int = 0) -> Sequence[SearchHit]:
         """Where all words of `query` are ("quoted words" as they stand), in titles and messages."""
 
-    def prompts(self, limit: int) -> Sequence[str]:
+    def recent_inputs(self, limit: int) -> Sequence[str]:
         """What people said last, in any conversation, the newest first, each text once."""
 
-    def attachment(self, sha256: str) -> bytes:
+    def read_attachment(self, sha256: str) -> bytes:
         """Bytes by their hash. Raises StoreError if they are not here."""
 
     def decode_tps(self, model: str) -> float | None:

@@ -14,7 +14,7 @@ _MAX_CHARS: Final = 60
 _QUOTES: Final = "\"'`*#«»“”„ \t"
 
 
-def wanted(conversation: Conversation, path: Sequence[Message]) -> bool:
+def needs_title(conversation: Conversation, path: Sequence[Message]) -> bool:
     """True after the first answer, while the title is still the first line of what was asked."""
     return (
         len(path) == 2  # noqa: PLR2004  (a question and its answer)
@@ -23,7 +23,7 @@ def wanted(conversation: Conversation, path: Sequence[Message]) -> bool:
     )
 
 
-def read(events: Iterable[protocol.AnyEvent]) -> str:
+def parse_title(events: Iterable[protocol.AnyEvent]) -> str:
     """The title out of an answer; "" if the answer is no title, or did not come to its end."""
     text, reason = "", ""
     for event in events:

@@ -73,15 +73,15 @@ class MessageTree:
         """The last message; None while nothing was said."""
         return self[self.head_id] if self.head_id is not None else None
 
-    def select(self, message_id: str) -> None:
+    def select_branch(self, message_id: str) -> None:
         """Go on from this alternative: the head is where it was last below this message."""
         for message in self.path_to(message_id):
             self._remember(message.parent_id, message.id)
         self.head_id = self._leaf(message_id)
 
-    def end_path(self, message_id: str) -> None:
+    def set_head(self, message_id: str) -> None:
         """Make this message the head, whatever is below it."""
-        self.select(message_id)
+        self.select_branch(message_id)
         self.head_id = message_id
 
     def _leaf(self, message_id: str) -> str:
@@ -93,11 +93,11 @@ class MessageTree:
         if parent_id is not None:
             self._messages[parent_id] = msgspec.structs.replace(self[parent_id], active_child_id=child_id)
 
-    def siblings(self, message_id: str) -> list[str]:
+    def alternatives(self, message_id: str) -> list[str]:
         """The alternatives to this message, itself included, oldest first."""
         return list(self._children[self[message_id].parent_id])
 
-    def below(self, message_id: str) -> Iterator[Message]:
+    def subtree(self, message_id: str) -> Iterator[Message]:
         """This message and all below it, parents first."""
         waiting = [message_id]
         while waiting:
@@ -110,7 +110,7 @@ class MessageTree:
 
         If the head was among them, it is where it was last below the newest sibling left, or else the parent.
         """
-        gone = list(self.below(message_id))
+        gone = list(self.subtree(message_id))
         parent_id = gone[0].parent_id
         self._children[parent_id].remove(message_id)
         for message in gone:

@@ -10,7 +10,7 @@ import msgspec
 from edgechat.chat import events
 from edgechat.chat.conversation_prompt import ConversationPrompt
 from edgechat.chat.messages import Conversation, FinishReason, Message
-from edgechat.chat.recorder import Recorder
+from edgechat.chat.recorder import ReplyRecorder
 from edgechat.chat.store import Store
 from edgechat.config import Settings
 from edgechat.engine import protocol
@@ -22,7 +22,7 @@ from edgechat.prompt.reasoning import ReasoningSplitter
 class _Growing:
     """One of the answers."""
 
-    def __init__(self, recorder: Recorder, splitter: ReasoningSplitter) -> None:
+    def __init__(self, recorder: ReplyRecorder, splitter: ReasoningSplitter) -> None:
         self.recorder = recorder
         self.splitter = splitter
         self.finish_reason: protocol.FinishReason | None = None
@@ -44,7 +44,7 @@ class TurnRunner:
     @property
     def written(self) -> list[tuple[Message, str]]:
         """The answers as they are kept, and why one could not be written ("" if it could); none before `run`."""
-        return [(g.recorder.answer, g.recorder.problem) for g in self._growing]
+        return [(g.recorder.reply, g.recorder.write_error) for g in self._growing]
 
     def stop(self) -> None:
         """End the answers, also before their first word."""
@@ -68,23 +68,23 @@ class TurnRunner:
             splitter = ReasoningSplitter(
                 self._builder.reasoning_format, built.prompt.phase, continues_reasoning=bool(answer.reasoning)
             )
-            recorder = Recorder(store, conversation, answer)
+            recorder = ReplyRecorder(store, conversation, answer)
             self._growing.append(_Growing(recorder, splitter))
         finished: protocol.RequestFinished | None = None
         try:
-            for event in self._engine.generate(self._request(built, conversation.id if store.is_kept else "")):
+            for event in self._engine.generate(self._request(built, conversation.id if store.is_persistent else "")):
                 if isinstance(event, protocol.RequestFinished):
                     finished = event
                 yield from self._heard(event, started_s)
         finally:
             self._finish(finished)
         for growing in self._growing:
-            if growing.recorder.problem:
-                yield events.NotSaved(words=growing.recorder.problem)
-        first, *others = (g.recorder.answer for g in self._growing)
-        ended = events.TurnInterrupted if first.interrupted else events.TurnFinished
+            if growing.recorder.write_error:
+                yield events.NotSaved(reason=growing.recorder.write_error)
+        first, *others = (g.recorder.reply for g in self._growing)
+        ended = events.TurnInterrupted if first.is_interrupted else events.TurnFinished
         context_tokens = finished.context_tokens if finished is not None else 0
-        yield ended(answer=first, context_tokens=context_tokens, others=tuple(others))
+        yield ended(reply=first, context_tokens=context_tokens, alternatives=tuple(others))
 
     def _request(self, built: ConversationPrompt, conversation: str) -> protocol.Generate:
         settings = self._settings
@@ -117,10 +117,10 @@ class TurnRunner:
         growing = self._growing[number]
         if thought or text or n_tokens:
             growing.recorder.add(text, thought, n_tokens)
-            yield events.ReplyTextGenerated(text=text, reasoning=thought, n_tokens=n_tokens, number=number)
-        problem = growing.recorder.problem
+            yield events.ReplyTextGenerated(text=text, reasoning=thought, n_tokens=n_tokens, reply_index=number)
+        problem = growing.recorder.write_error
         if problem and not growing.said_problem:
-            yield events.NotSaved(words=problem)
+            yield events.NotSaved(reason=problem)
         growing.said_problem = problem
 
     def _finish(self, finished: protocol.RequestFinished | None) -> None:
@@ -133,5 +133,5 @@ class TurnRunner:
                 reason = growing.finish_reason or finished.finish_reason
                 # As the user sees it: rendering and both pipes included.
                 stats = msgspec.structs.replace(finished.stats, ttft_s=self._ttft_s or finished.stats.ttft_s)
-            reasoning = growing.recorder.answer.reasoning.rstrip("\n")
+            reasoning = growing.recorder.reply.reasoning.rstrip("\n")
             growing.recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)

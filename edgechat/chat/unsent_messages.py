@@ -14,7 +14,7 @@ _NEW: Final = "new"
 _ID: Final = re.compile(r"[\w-]{1,64}")
 
 
-def keep(conversation_id: str, text: str) -> None:
+def save(conversation_id: str, text: str) -> None:
     """Write a draft down, or forget it if it is empty. A disk that cannot be written makes no difference to the chat."""
     file = _file(conversation_id)
     with contextlib.suppress(OSError):
@@ -25,7 +25,7 @@ def keep(conversation_id: str, text: str) -> None:
             file.unlink()
 
 
-def read(conversation_id: str) -> str:
+def load(conversation_id: str) -> str:
     """What was typed in a conversation; in a new one, if "" is given."""
     try:
         return files.read_bytes(_file(conversation_id), _MOST_BYTES).decode("utf-8", "replace")

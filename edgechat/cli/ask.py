@@ -125,8 +125,8 @@ def stream(answering: Iterator[SessionEvent], status: Status, *, quiet: bool) ->
     printed = False
     try:
         for event in answering:
-            status.note(events.notice_words(event))
-            status.show(events.progress_words(event))
+            status.note(events.notice_text(event))
+            status.show(events.progress_text(event))
             if isinstance(event, events.ReplyTextGenerated) and event.text and not quiet:
                 status.clear()
                 printed = True
@@ -141,7 +141,7 @@ def stream(answering: Iterator[SessionEvent], status: Status, *, quiet: bool) ->
 
 def _print_alternatives(ended: TurnFinished | TurnInterrupted) -> None:
     clean = escape_controls if sys.stdout.isatty() else str
-    answers = [ended.answer, *ended.others]
+    answers = [ended.reply, *ended.alternatives]
     for number, each in enumerate(answers, start=1):
         click.echo(f"{'' if number == 1 else chr(10)}--- {number}/{len(answers)}\n{clean(each.text)}")
 
@@ -151,7 +151,7 @@ def _print_json(session: Session, ended: TurnFinished | TurnInterrupted) -> None
 
     from edgechat.hardware.memory import peak_rss_bytes
 
-    loaded, answered = session.loaded, ended.answer
+    loaded, answered = session.loaded, ended.reply
     stats = msgspec.structs.asdict(answered.stats) if answered.stats is not None else {}
     stats["load_s"] = loaded.load_s if loaded else 0.0
     stats["peak_rss_bytes"] = {"engine": session.engine.stats().peak_rss_bytes, "client": peak_rss_bytes()}
@@ -165,10 +165,10 @@ def _print_json(session: Session, ended: TurnFinished | TurnInterrupted) -> None
         "backend": loaded.backend if loaded else "",
         "stats": stats,
     }
-    if ended.others:
+    if ended.alternatives:
         result["others"] = [
             {"text": o.text, "reasoning": o.reasoning, "finish_reason": o.finish_reason, "message_id": o.id}
-            for o in ended.others
+            for o in ended.alternatives
         ]
     click.echo(msgspec.json.encode(result).decode())
 

@@ -53,11 +53,11 @@ def personas(as_json: bool) -> None:
     """
     import msgspec
 
-    from edgechat.chat.personas import load, names
+    from edgechat.chat.personas import list_names, load
     from edgechat.paths import personas_dir
     from edgechat.terminal import escape_controls
 
-    loaded = [load(name) for name in names()]
+    loaded = [load(name) for name in list_names()]
     if as_json:
         click.echo(msgspec.json.encode(loaded, enc_hook=str).decode())
         return

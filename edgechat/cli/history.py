@@ -39,7 +39,7 @@ def _opened() -> Iterator[SqliteStore]:
 
     store = open_store()
     try:
-        for note in [*store.notes, *([store.problem] if store.problem else [])]:
+        for note in [*store.notices, *([store.read_only_reason] if store.read_only_reason else [])]:
             click.echo(f"edgechat: {escape_controls(note)}", err=True)
         yield store
     finally:
@@ -77,7 +77,7 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
     from edgechat.store.formats.markdown import format_time
 
     with _opened() as store:
-        summaries = store.list(
+        summaries = store.list_conversations(
             archived=None if with_archived else False, tag=tag, folder=folder, limit=limit, offset=offset
         )
     if as_json:
@@ -146,7 +146,7 @@ def show(conversation_id: str, *, as_json: bool) -> None:
     from edgechat.store.formats import edgechat_json, markdown
 
     with _opened() as store:
-        record = edgechat_json.load_record(store, store.resolve(conversation_id))
+        record = edgechat_json.load_record(store, store.resolve_id(conversation_id))
     if as_json:
         _print_json(record)
         return
@@ -154,7 +154,7 @@ def show(conversation_id: str, *, as_json: bool) -> None:
     for message in markdown.active_path(record):
         alternatives = [m.id for m in record.messages if m.parent_id == message.parent_id]
         place = f" ‹{alternatives.index(message.id) + 1}/{len(alternatives)}›" if len(alternatives) > 1 else ""  # noqa: RUF001
-        details = [message.model, "interrupted" if message.interrupted else ""]
+        details = [message.model, "interrupted" if message.is_interrupted else ""]
         extra = "".join(f" · {escape_controls(d)}" for d in details if d)
         if message.context_start_id is not None:
             click.echo("\n(From here on the prompt no longer contained the beginning of the conversation.)")
@@ -192,7 +192,7 @@ def export(
     if everything == bool(conversation_ids):
         raise UsageError("Give conversation IDs or --all" + (", not both." if everything else "."))
     with _opened() as store:
-        ids = store.conversation_ids() if everything else [store.resolve(i) for i in conversation_ids]
+        ids = store.conversation_ids() if everything else [store.resolve_id(i) for i in conversation_ids]
         suffix = output.suffix.lower().lstrip(".") if output is not None else ""
         kind = kind or KINDS.get(suffix) or ("json" if everything or len(ids) > 1 else "md")
         if kind != "json" and len(ids) != 1:
@@ -267,7 +267,7 @@ def rename(conversation_id: str, title: str, *, as_json: bool) -> None:
     if not new:
         raise UsageError("The title is empty.")
     with _opened() as store:
-        _update(store, store.resolve(conversation_id), as_json=as_json, title=new)
+        _update(store, store.resolve_id(conversation_id), as_json=as_json, title=new)
 
 
 @history.command()
@@ -293,14 +293,14 @@ def mark(
     if not changes and not tags and not untag:
         raise UsageError("Nothing to change. See `edgechat history mark --help`.")
     with _opened() as store:
-        full_id = store.resolve(conversation_id)
+        full_id = store.resolve_id(conversation_id)
         remaining = [t for t in store.conversation(full_id).tags if t not in untag]
         changes["tags"] = tuple(dict.fromkeys([*remaining, *tags]))
         _update(store, full_id, as_json=as_json, **changes)
 
 
 def _update(store: SqliteStore, full_id: str, *, as_json: bool, **changes: object) -> None:
-    store.update(full_id, **changes)
+    store.update_conversation(full_id, **changes)
     if as_json:
         _print_json(store.conversation(full_id))
 
@@ -312,12 +312,12 @@ def _update(store: SqliteStore, full_id: str, *, as_json: bool, **changes: objec
 def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Delete conversations permanently."""
     with _opened() as store:
-        ids = [store.resolve(i) for i in conversation_ids]
+        ids = [store.resolve_id(i) for i in conversation_ids]
         if not yes:
             titles = "\n".join(f"  {i[:8]}  {_line(store.conversation(i).title)}" for i in ids)
             click.confirm(f"{titles}\nDelete permanently?", abort=True, err=True)
         for conversation_id in ids:
-            store.delete(conversation_id)
+            store.delete_conversation(conversation_id)
     if as_json:
         _print_json(ids)
 
@@ -351,7 +351,7 @@ def recover(*, as_json: bool) -> None:
         return
     store = recovery.recover(file)
     if as_json:
-        _print_json({"notes": store.notes})
+        _print_json({"notes": store.notices})
     else:
-        for note in store.notes:
+        for note in store.notices:
             click.echo(escape_controls(note))

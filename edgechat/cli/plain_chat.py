@@ -109,26 +109,26 @@ class PlainChat:
                 self._exit_code = error.exit_code
 
     def _answer(self, answering: Iterator[SessionEvent]) -> None:
-        from edgechat.chat.messages import figures
+        from edgechat.chat.messages import performance_summary
 
         session = self._session
 
         def interrupt(_signal: int, _frame: FrameType | None) -> None:
             session.stop()
 
-        session.expect()
+        session.clear_stop()
         before = signal.signal(signal.SIGINT, interrupt)
         try:
             ended = stream(answering, self._status, quiet=False)
         finally:
             signal.signal(signal.SIGINT, before)
             self._status.clear()
-        if ended.answer.interrupted:
+        if ended.reply.is_interrupted:
             click.echo("(stopped; /continue goes on)")
-        elif ended.answer.finish_reason == "length":
+        elif ended.reply.finish_reason == "length":
             click.echo("(the answer reached its length limit)")
         if self._figures:
-            click.echo(f"({escape_controls(figures(ended.answer))})")
+            click.echo(f"({escape_controls(performance_summary(ended.reply))})")
 
     def _last(self, role: str) -> Message:
         found = next((m for m in reversed(self._session.tree.path) if m.role == role), None)
@@ -148,8 +148,8 @@ class PlainChat:
         from edgechat.chat import personas
 
         if persona:
-            personas.usable(persona)  # before anything is left
-        self._session.go_to()
+            personas.load_settings(persona)  # before anything is left
+        self._session.switch_conversation()
         if persona:
             self.do_persona(persona)
         click.echo("(a new conversation)")
@@ -158,7 +158,7 @@ class PlainChat:
         """List conversations, or go to the one that is meant: by its number in the last list, or by its title."""
         store = self._session.store
         if not words:
-            found = [s.conversation for s in store.list(limit=_SHOWN)]
+            found = [s.conversation for s in store.list_conversations(limit=_SHOWN)]
             self._found = [(c.id, None) for c in found]
             for number, about in enumerate(found, start=1):
                 click.echo(f"{number:3}  {_line(about.title) or '(no title)'}")
@@ -168,9 +168,9 @@ class PlainChat:
             conversation_id, message_id = self._found[int(words) - 1]
         else:
             conversation_id, message_id = commands.find_by_title(store, words), None
-        self._session.go_to(store.conversation(conversation_id))
+        self._session.switch_conversation(store.conversation(conversation_id))
         if message_id is not None and message_id in self._session.tree:
-            self._session.switch(message_id)
+            self._session.select_alternative(message_id)
         click.echo(f"({_line(self._session.conversation.title)})")
         self._show_tail()
 
@@ -209,7 +209,7 @@ class PlainChat:
 
     def do_continue(self, _argument: str) -> None:
         """Go on with the answer."""
-        self._answer(self._session.continue_answer())
+        self._answer(self._session.continue_reply())
 
     def do_edit(self, text: str) -> None:
         """Say the last message differently."""
@@ -221,12 +221,12 @@ class PlainChat:
     def do_switch(self, argument: str) -> None:
         """Go on with another alternative."""
         tree = self._session.tree
-        message = next((m for m in reversed(tree.path) if len(tree.siblings(m.id)) > 1), None)
+        message = next((m for m in reversed(tree.path) if len(tree.alternatives(m.id)) > 1), None)
         if message is None:
             raise UsageError("nothing here has alternatives; /retry and /edit make some")
-        siblings = tree.siblings(message.id)
+        siblings = tree.alternatives(message.id)
         at = commands.alternative_index(argument, siblings.index(message.id) + 1, len(siblings))
-        self._session.switch(siblings[at])
+        self._session.select_alternative(siblings[at])
         click.echo(f"(alternative {at + 1} of {len(siblings)})")
         self._show_tail()
 
@@ -254,17 +254,17 @@ class PlainChat:
             text = found[-1]
         if sys.stdout.isatty():
             click.echo(clipboard.osc52_sequence(text), nl=False)
-        file = clipboard.save_copy(text) if self._session.store.is_kept else None
+        file = clipboard.save_copy(text) if self._session.store.is_persistent else None
         click.echo(f"(copied{f'; also in {file}' if file else ''})")
 
     # How it is answered
 
     def do_attach(self, name: str) -> None:
         """Send a file along with the next message."""
-        from edgechat.chat.attachments import attach
+        from edgechat.chat.attachments import load_attachments
 
         file = commands.path_of(name)
-        attach([file], "the model")
+        load_attachments([file], "the model")
         self._files.append(file)
 
     def do_model(self, name: str) -> None:
@@ -286,26 +286,26 @@ class PlainChat:
         from edgechat.chat import personas
 
         if not name:
-            click.echo("\n".join(personas.names()) or "(there are none)")
+            click.echo("\n".join(personas.list_names()) or "(there are none)")
             return
-        values = dict(personas.usable(name))
+        values = dict(personas.load_settings(name))
         model = str(values.pop("model", ""))
-        self._session.choose(**values)
+        self._session.override_settings(**values)
         if model:
             self.do_model(model)
 
     def do_system(self, text: str) -> None:
         """What the model is told first."""
-        self._session.choose(system_prompt=text)
+        self._session.override_settings(system_prompt=text)
 
     def do_reasoning(self, word: str) -> None:
         """Think first, or not."""
-        self._session.choose(reasoning=commands.parse_reasoning(word))
+        self._session.override_settings(reasoning=commands.parse_reasoning(word))
 
     def do_set(self, argument: str) -> None:
         """One of the settings of a conversation."""
         name, value = commands.parse_setting(argument)
-        self._session.choose(**{name: value})
+        self._session.override_settings(**{name: value})
 
     # About it
 

@@ -44,7 +44,7 @@ def session_maker(
     if persona is not None:
         from edgechat.chat import personas
 
-        overrides = personas.usable(persona) | overrides
+        overrides = personas.load_settings(persona) | overrides
     continues = bool(continue_last or conversation_id)
     if not continues and str(overrides.get("model", settings.model)) != config.AUTO:
         from edgechat.catalogue.resolve import find_model
@@ -58,14 +58,18 @@ def session_maker(
 
         store, conversation = _conversation(conversation_id, continue_last=continues, ephemeral=bool(ephemeral))
         if conversation is None:
-            saved = {name: value for name, value in overrides.items() if name in personas.FIELDS and name != "model"}
+            saved = {
+                name: value
+                for name, value in overrides.items()
+                if name in personas.PERSONA_SETTINGS and name != "model"
+            }
             conversation = Conversation(id=new_id(), created_at_ms=now_ms(), settings=saved)
         # The conversation's own settings apply unless a flag overrides them.
         of_conversation = {**conversation.settings, **({"model": conversation.model} if conversation.model else {})}
         name, path = chosen_model(config.with_overrides(settings, of_conversation, overrides))
         conversation = msgspec.structs.replace(conversation, model=name)
         session = Session(store, settings, _used(path, is_noted=not ephemeral), conversation, overrides)
-        session.warnings.extend(store.notes)
+        session.warnings.extend(store.notices)
         return session
 
     return make, problems
@@ -115,14 +119,14 @@ def _conversation(
     store = open_store()
     conversation: Conversation | None = None
     if continue_last:
-        saved_id = store.resolve(conversation_id) if conversation_id else store.latest()
+        saved_id = store.resolve_id(conversation_id) if conversation_id else store.latest_id()
         if saved_id is None:
             raise UsageError("There is no conversation to continue yet.")
         conversation = store.conversation(saved_id)
-    if store.problem or ephemeral:  # continue a copy in memory, which is not saved
+    if store.read_only_reason or ephemeral:  # continue a copy in memory, which is not saved
         copy = ephemeral_store()
-        if store.problem and not ephemeral:
-            copy.notes.append(f"This conversation is not saved: {store.problem}")
+        if store.read_only_reason and not ephemeral:
+            copy.notices.append(f"This conversation is not saved: {store.read_only_reason}")
         if conversation is not None:
             copy_conversation(store, copy, conversation.id)
             conversation = copy.conversation(conversation.id)

@@ -81,7 +81,7 @@ def _move_aside(path: Path) -> None:
 
 def recover_copies(store: SqliteStore) -> None:
     """Read what was put aside and is not recovered yet, also by a recovery that was cut off."""
-    if store.path is None or store.problem:
+    if store.path is None or store.read_only_reason:
         return
     for aside in sorted(store.path.parent.glob(f"{store.path.name}{_ASIDE}*")):
         done = aside.with_name(aside.name + _DONE)
@@ -90,11 +90,11 @@ def recover_copies(store: SqliteStore) -> None:
         try:
             n_messages, n_lost = _salvage(store.database, aside)
         except StoreError as error:  # whatever is in that file, it must not keep anybody from a new one
-            store.notes.append(f"{aside} is damaged, and nothing could be recovered from it yet: {error}")
+            store.notices.append(f"{aside} is damaged, and nothing could be recovered from it yet: {error}")
             continue
         with contextlib.suppress(OSError):
             done.touch(mode=0o600)
-        store.notes.append(
+        store.notices.append(
             f"the database of conversations was damaged: {n_messages} messages were recovered"
             + (f", {n_lost} rows could not be read" if n_lost else "")
             + f"; the damaged file is kept as {aside}"

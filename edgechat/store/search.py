@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from edgechat.chat.messages import first_line
-from edgechat.chat.store import Hit, Order
+from edgechat.chat.store import Order, SearchHit
 from edgechat.store.schema import INDEXED_CHARS
 
 # The trigram index knows nothing shorter.
@@ -34,7 +34,7 @@ def query_words(query: str) -> list[str]:
     return [w for w in (quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|([^\s"]+)', query)) if w.strip()]
 
 
-def search(db: sqlite3.Connection, query: str, *, order: Order, limit: int, offset: int) -> list[Hit]:
+def search(db: sqlite3.Connection, query: str, *, order: Order, limit: int, offset: int) -> list[SearchHit]:
     """Titles and messages that hold every word of `query`, newest first or by rank among the newest `RANKED`."""
     words = query_words(query)[:MAX_WORDS]
     if not words:
@@ -135,9 +135,9 @@ def _scores(texts: Sequence[str], words: Sequence[str]) -> list[float]:
     return scores
 
 
-def _hit(row: sqlite3.Row, words: Sequence[str], score: float) -> Hit:
+def _hit(row: sqlite3.Row, words: Sequence[str], score: float) -> SearchHit:
     snippet, marks = make_snippet(row["text"], words)
-    return Hit(
+    return SearchHit(
         conversation_id=row["conversation_id"], title=row["title"] or first_line(row["text"]),
         message_id=row["message_id"], role=row["role"], created_at_ms=row["created_at_ms"],
         snippet=snippet, marks=marks, score=score,

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from edgechat.chat import unsent_messages
 from edgechat.chat.messages import Conversation, Message, now_ms
-from edgechat.chat.store import Hit, Order, Summary
+from edgechat.chat.store import ConversationSummary, Order, SearchHit
 from edgechat.errors import NotFoundError, StoreError
 from edgechat.paths import prefix_dir
 from edgechat.prefix.disk_tier import delete_conversation
@@ -47,12 +47,12 @@ _BELOW = (
 class SqliteStore:
     """Conversations in a database. See `edgechat.chat.store.Store` for what each method promises."""
 
-    def __init__(self, database: Database, notes: Sequence[str] = ()) -> None:
+    def __init__(self, database: Database, notices: Sequence[str] = ()) -> None:
         """Takes over `database`, and tidies it: answers that died with their process, deletions past undoing."""
         self.database = database
-        self.notes = list(notes)
+        self.notices = list(notices)
         self._writer = secrets.token_hex(8)
-        if not self.problem:
+        if not self.read_only_reason:
             self._tidy()
 
     @property
@@ -61,12 +61,12 @@ class SqliteStore:
         return self.database.path
 
     @property
-    def is_kept(self) -> bool:
+    def is_persistent(self) -> bool:
         """True if there is a file that can be written to."""
-        return self.path is not None and not self.problem
+        return self.path is not None and not self.read_only_reason
 
     @property
-    def problem(self) -> str:
+    def read_only_reason(self) -> str:
         """Why nothing can be written; "" if it can."""
         return self.database.problem
 
@@ -98,10 +98,10 @@ class SqliteStore:
 
     def _forget_beside(self, conversation_ids: Sequence[str]) -> None:
         """What models computed of a conversation, and a draft, are as private as itself, and go with it or a part of it."""
-        if self.is_kept:
+        if self.is_persistent:
             for conversation_id in conversation_ids:
                 delete_conversation(prefix_dir(), conversation_id)
-                unsent_messages.keep(conversation_id, "")
+                unsent_messages.save(conversation_id, "")
 
     # What a turn writes
 
@@ -184,7 +184,7 @@ class SqliteStore:
                 "UPDATE messages SET writer = ?, finish_reason = 'streaming' WHERE id = ?", (self._writer, message_id)
             )
 
-    def retract(self, message_ids: Sequence[str]) -> None:
+    def discard_messages(self, message_ids: Sequence[str]) -> None:
         """Take messages back for good, children first."""
         with self.database.writing(durable=True) as db:
             for message_id in message_ids:
@@ -199,13 +199,13 @@ class SqliteStore:
 
     # The shape of the tree
 
-    def select(self, path: Sequence[str]) -> None:
+    def select_branch(self, path: Sequence[str]) -> None:
         """Go on from the alternative `path[-1]`."""
         with self.database.writing() as db:
             self._select(db, path)
             tree_sql.set_head(db, tree_sql.active_leaf(db, tree_sql.message_row(db, path[-1])["key"]))
 
-    def end_path(self, path: Sequence[str]) -> None:
+    def set_head(self, path: Sequence[str]) -> None:
         """Make `path[-1]` the head."""
         with self.database.writing() as db:
             self._select(db, path)
@@ -216,7 +216,7 @@ class SqliteStore:
             child = tree_sql.message_row(db, child_id)["key"]
             db.execute("UPDATE messages SET active_child_key = ? WHERE id = ?", (child, parent_id))
 
-    def hide(self, message_id: str) -> None:
+    def delete_message(self, message_id: str) -> None:
         """Delete a message and all below it, for now."""
         with self.database.writing(durable=True) as db:
             row = tree_sql.message_row(db, message_id)
@@ -226,7 +226,7 @@ class SqliteStore:
             )
             tree_sql.redirect_active_path(db, row)
 
-    def unhide(self, message_id: str) -> None:
+    def restore_message(self, message_id: str) -> None:
         """Bring back what `hide` of the same message took away."""
         with self.database.writing(durable=True) as db:
             row = db.execute("SELECT key, parent_key FROM messages WHERE id = ?", (message_id,)).fetchone()
@@ -242,7 +242,7 @@ class SqliteStore:
 
     # Conversations
 
-    def update(self, conversation_id: str, **changes: object) -> None:
+    def update_conversation(self, conversation_id: str, **changes: object) -> None:
         """Write some of title, model, settings, pinned, archived, tags and folder."""
         if not changes.keys() <= _CHANGEABLE:
             raise ValueError(f"{sorted(changes.keys() - _CHANGEABLE)} cannot be changed")
@@ -251,7 +251,7 @@ class SqliteStore:
             if columns and not _update(db, "conversations", columns, "id = ?", conversation_id):
                 raise NotFoundError(f"conversation {conversation_id} is gone: another edgechat deleted it")
 
-    def delete(self, conversation_id: str) -> None:
+    def delete_conversation(self, conversation_id: str) -> None:
         """Remove a conversation for good."""
         with self.database.writing(durable=True) as db:
             row = tree_sql.conversation_row(db, conversation_id)
@@ -271,7 +271,7 @@ class SqliteStore:
         head = db.execute("SELECT id FROM messages WHERE key = ? AND hidden_by IS NULL", (row["head_key"],)).fetchone()
         return row_mapping.conversation(row, head["id"] if head is not None else None)
 
-    def resolve(self, prefix: str) -> str:
+    def resolve_id(self, prefix: str) -> str:
         """The only conversation whose id starts with `prefix`."""
         with self.database.reading() as db:
             found = db.execute(
@@ -284,7 +284,7 @@ class SqliteStore:
             raise NotFoundError(f"there is no conversation {prefix!r}: `edgechat history list` shows what there is")
         raise StoreError(f"{prefix!r} could be {', '.join(r['id'] for r in found[:8])}: give more of it")
 
-    def latest(self) -> str | None:
+    def latest_id(self) -> str | None:
         """Id of the conversation that was changed last."""
         with self.database.reading() as db:
             row = db.execute("SELECT id FROM conversations ORDER BY updated_at_ms DESC, key DESC LIMIT 1").fetchone()
@@ -307,9 +307,9 @@ class SqliteStore:
             ).fetchall()
             return row_mapping.messages(found, attached)
 
-    def list(
+    def list_conversations(
         self, *, archived: bool | None = False, tag: str = "", folder: str = "", limit: int = 50, offset: int = 0
-    ) -> Sequence[Summary]:
+    ) -> Sequence[ConversationSummary]:
         """Conversations: pinned first, then the last changed."""
         conditions: dict[str, Any] = {}
         if archived is not None:
@@ -331,16 +331,16 @@ class SqliteStore:
                 for row in found
             ]
             return [
-                Summary(conversation=self._conversation(db, row), n_messages=n)
+                ConversationSummary(conversation=self._conversation(db, row), n_messages=n)
                 for row, n in zip(found, counts, strict=True)
             ]
 
-    def search(self, query: str, *, order: Order = "newest", limit: int = 20, offset: int = 0) -> Sequence[Hit]:
+    def search(self, query: str, *, order: Order = "newest", limit: int = 20, offset: int = 0) -> Sequence[SearchHit]:
         """Where all words of `query` are."""
         with self.database.reading() as db:
             return search.search(db, query, order=order, limit=limit, offset=offset)
 
-    def prompts(self, limit: int) -> Sequence[str]:
+    def recent_inputs(self, limit: int) -> Sequence[str]:
         """What people said last, the newest first, each text once."""
         with self.database.reading() as db:
             found = db.execute(
@@ -349,7 +349,7 @@ class SqliteStore:
             ).fetchall()
         return [*dict.fromkeys(row["text"] for row in found if row["text"].strip())]
 
-    def attachment(self, sha256: str) -> bytes:
+    def read_attachment(self, sha256: str) -> bytes:
         """Bytes by their hash."""
         with self.database.reading() as db:
             row = db.execute("SELECT data FROM attachments WHERE sha256 = ?", (sha256,)).fetchone()

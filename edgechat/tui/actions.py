@@ -68,9 +68,9 @@ class Actions:
         self._leave_conversation()
 
         def run(session: Session) -> None:
-            session.go_to()
+            session.switch_conversation()
             if values:
-                session.choose(**values)
+                session.override_settings(**values)
             self._app.worker.show(session)
 
         self._app.worker.do(run)
@@ -87,10 +87,10 @@ class Actions:
 
         def run(session: Session) -> None:
             if session.conversation.id != conversation_id:
-                session.go_to(session.store.conversation(conversation_id))
+                session.switch_conversation(session.store.conversation(conversation_id))
             if message_id is not None and message_id in session.tree:
                 if all(m.id != message_id for m in session.tree.path):
-                    session.switch(message_id)
+                    session.select_alternative(message_id)
                 self._app.worker.show(session, message_id)
             else:
                 self._app.worker.show(session)
@@ -127,7 +127,7 @@ class Actions:
             if session.conversation.id == conversation.id:
                 session.pin(on=not conversation.pinned)
             else:
-                session.store.update(conversation.id, pinned=not conversation.pinned)
+                session.store.update_conversation(conversation.id, pinned=not conversation.pinned)
             self._app.call_later(self._chat.refresh_list)
 
         self._app.worker.do(job)
@@ -136,7 +136,7 @@ class Actions:
         """Delete any conversation of the list; start a new one if it is on the screen."""
 
         def job(session: Session) -> None:
-            session.store.delete(conversation.id)
+            session.store.delete_conversation(conversation.id)
             self._app.call_later(self._chat.refresh_list)
 
         if self._chat.conversation_id == conversation.id:
@@ -196,8 +196,8 @@ class Actions:
         stays = self._chat.transcript.has_focus
 
         def run(session: Session) -> None:
-            other_id = session.tree.siblings(message_id)[at]
-            session.switch(other_id)
+            other_id = session.tree.alternatives(message_id)[at]
+            session.select_alternative(other_id)
             self._app.worker.show(session, other_id if stays else None)
 
         self._refuse_while_answering()
@@ -226,7 +226,7 @@ class Actions:
         if entry is not None and self._is_free():
             message_id = entry.message.id
             self._chat.begin_answer()
-            self._app.worker.answer(lambda session: session.continue_answer(message_id))
+            self._app.worker.answer(lambda session: session.continue_reply(message_id))
 
     def do_continue(self, _argument: str) -> None:
         """Go on with the last answer."""
@@ -281,7 +281,7 @@ class Actions:
             raise UsageError("branch after an answer; `e` says this message differently")
         if entry is not None:
             message_id = entry.message.id
-            self._change(lambda session: session.fork(message_id), "the next message follows this one")
+            self._change(lambda session: session.branch_from(message_id), "the next message follows this one")
             self._chat.prompt.focus()
 
     def _is_free(self) -> bool:
@@ -315,10 +315,10 @@ class Actions:
 
     def do_attach(self, name: str) -> None:
         """Send a file along with the next message."""
-        from edgechat.chat.attachments import attach
+        from edgechat.chat.attachments import load_attachments
 
         file = commands.path_of(name)
-        attach([file], "the model")
+        load_attachments([file], "the model")
         self._chat.composer.attached.append(file)
         self._chat.status_line.redraw()
 
@@ -337,30 +337,32 @@ class Actions:
         from edgechat.paths import personas_dir
 
         if not name:
-            found = personas.names()
+            found = personas.list_names()
             if not found:
                 raise UsageError(f"there are no personas yet; make one: {personas_dir() / 'NAME.toml'}")
             self._app.pick("Personas", [(n, n) for n in found], lambda chosen: self.run("persona", chosen))
             return
         values = _persona(name)
         model = str(values.pop("model", ""))
-        self._change(lambda session: session.choose(**values), f"answers as {name} from here on")
+        self._change(lambda session: session.override_settings(**values), f"answers as {name} from here on")
         if model:
             self._app.use_model(model)
 
     def do_system(self, text: str) -> None:
         """What the model is told first."""
-        self._change(lambda session: session.choose(system_prompt=text), "the model is told so from here on")
+        self._change(lambda session: session.override_settings(system_prompt=text), "the model is told so from here on")
 
     def do_reasoning(self, word: str) -> None:
         """Think first, or not."""
         wanted = commands.parse_reasoning(word)
-        self._change(lambda session: session.choose(reasoning=wanted), f"reasoning is {word.lower()} from here on")
+        self._change(
+            lambda session: session.override_settings(reasoning=wanted), f"reasoning is {word.lower()} from here on"
+        )
 
     def do_set(self, argument: str) -> None:
         """One of the settings of a conversation."""
         name, value = commands.parse_setting(argument)
-        self._change(lambda session: session.choose(**{name: value}), f"{name} is {value} from here on")
+        self._change(lambda session: session.override_settings(**{name: value}), f"{name} is {value} from here on")
 
     # Screens
 
@@ -400,4 +402,4 @@ def _persona(name: str) -> dict[str, object]:
     """What a persona chooses. Raises SettingsError."""
     from edgechat.chat import personas
 
-    return dict(personas.usable(name))
+    return dict(personas.load_settings(name))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
     from edgechat.chat.session import Session
-    from edgechat.chat.store import Store, Summary
+    from edgechat.chat.store import ConversationSummary, Store
     from edgechat.config import Settings
     from edgechat.tui.actions import Actions
     from edgechat.tui.downloads import DownloadRunner
@@ -179,7 +179,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
     def _read_history(self, *, then_pick: bool) -> None:
         def run(session: Session) -> None:
-            found = list(session.store.prompts(_HISTORY))
+            found = list(session.store.recent_inputs(_HISTORY))
             self.call_from_thread(self._take_history, found, then_pick=then_pick)
 
         self.worker.aside(run)
@@ -203,9 +203,9 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
         self.push_screen(PickerScreen(title, options), chosen)
 
-    def _list_conversations(self) -> Sequence[Summary] | None:
+    def _list_conversations(self) -> Sequence[ConversationSummary] | None:
         session = self.worker.session
-        return session.store.list(limit=_MAX_LISTED) if session is not None else None
+        return session.store.list_conversations(limit=_MAX_LISTED) if session is not None else None
 
     def toggle_sidebar(self) -> None:
         """Show the list of conversations, or not."""
@@ -272,7 +272,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
             self.notify(problem)
         if settings.figures not in (before.figures, self.shows_figures):
             self.actions.run("figures", "")
-        self.worker.do(lambda session: session.change_settings(settings))
+        self.worker.do(lambda session: session.set_base_settings(settings))
 
     # Copying
 
@@ -290,7 +290,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
         self.copy_to_clipboard(text)
         session = self.worker.session
-        file = clipboard.save_copy(text) if session is None or session.store.is_kept else None
+        file = clipboard.save_copy(text) if session is None or session.store.is_persistent else None
         where = f"; also in {file}" if file is not None else ""
         taken = (
             f"{what} copied" if len(text) <= clipboard.MAX_CHARS else f"{what} is too long for a terminal's clipboard"

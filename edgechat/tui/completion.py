@@ -59,9 +59,9 @@ def _arguments(name: str) -> list[str]:
     from edgechat.errors import EdgechatError
 
     if name == "persona":
-        return personas.names()
+        return personas.list_names()
     if name == "set":
-        return [field for field in personas.FIELDS if field != "model"]
+        return [field for field in personas.PERSONA_SETTINGS if field != "model"]
     from edgechat.catalogue import library
 
     try:

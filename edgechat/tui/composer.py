@@ -95,7 +95,7 @@ class Composer:
     def put_text_aside(self) -> None:
         """Another conversation is gone to: what is typed here stays here, as far as anything does."""
         talker = self._chat.app.worker
-        is_kept = talker.session is not None and talker.session.store.is_kept
+        is_kept = talker.session is not None and talker.session.store.is_persistent
         if is_kept and self._key and self._prompt.text:
             talker.keep_draft(self._key, self._prompt.full_text)
             self._prompt.load("")

@@ -62,10 +62,10 @@ class SessionWorker:
 
     def keep_draft(self, conversation_id: str, text: str) -> None:
         """Write down what was typed, one after the other; nothing of a conversation that is not kept."""
-        if self.session is not None and self.session.store.is_kept:
+        if self.session is not None and self.session.store.is_persistent:
             from edgechat.chat import unsent_messages
 
-            self._submit(self._drafts, lambda: unsent_messages.keep(conversation_id, text))
+            self._submit(self._drafts, lambda: unsent_messages.save(conversation_id, text))
 
     def _submit(self, threads: ThreadPoolExecutor, job: Callable[[], object]) -> None:
         if not self.is_leaving:
@@ -104,7 +104,7 @@ class SessionWorker:
             raise EngineDiedError("the chat is being left")
         if self.session is None:
             session = self._make_session()
-            session.read()
+            session.load_messages()
             self.session = session
             self.show(session)
         return self.session
@@ -130,7 +130,7 @@ class SessionWorker:
 
             path = find_model(name)
             session.change_model(name, path, self._loading)
-            if session.store.is_kept:
+            if session.store.is_persistent:
                 registry.record_use(path)
             self.note(f"{path.stem} answers from here on")
             self._post(messages.ModelReady())
@@ -164,9 +164,9 @@ class SessionWorker:
             for event in ask(session):
                 if isinstance(event, chat.TurnStarted):
                     self._was_said = True
-                    self._post(messages.ReplyStarted(view(session), event.answer.id))
+                    self._post(messages.ReplyStarted(view(session), event.reply.id))
                 elif isinstance(event, chat.ReplyTextGenerated):
-                    if event.number == 0:
+                    if event.reply_index == 0:
                         batch.add(event.text, event.reasoning, event.n_tokens)
                     if batch.age_s() >= PAINT_S and self.is_painted:
                         self.is_painted = False
@@ -184,16 +184,16 @@ class SessionWorker:
 
     def _make_title(self, session: Session) -> None:
         """Let the model name the conversation while nobody waits for it; the next message comes first."""
-        if session.make_title():
+        if session.generate_title():
             self._post(messages.TitleChanged(session.conversation))
 
     def _report(self, event: SessionEvent, progress: _Progress) -> None:
         from edgechat.chat import events as chat
 
-        said = progress.words(event) if isinstance(event, chat.PromptProgressed) else chat.progress_words(event)
+        said = progress.words(event) if isinstance(event, chat.PromptProgressed) else chat.progress_text(event)
         if said:
             self._post(messages.StatusChanged(said))
-        notice = chat.notice_words(event)
+        notice = chat.notice_text(event)
         if notice:
             self._post(messages.NoteAdded(notice))
 
@@ -212,7 +212,7 @@ class SessionWorker:
             if session.loaded is None:
                 return
             try:
-                n_tokens, n_leaving = session.context_use(text, files)
+                n_tokens, n_leaving = session.context_usage(text, files)
             except ContextOverflowError:
                 self._post(messages.ContextMeasured(text, 0, "too long for the context"))
             else:
@@ -226,7 +226,7 @@ class SessionWorker:
         from edgechat.chat import unsent_messages
 
         shown = view(session)
-        draft = unsent_messages.read(shown.conversation.id if shown.path else "") if session.store.is_kept else ""
+        draft = unsent_messages.load(shown.conversation.id if shown.path else "") if session.store.is_persistent else ""
         self._post(messages.ConversationChanged(shown, goal, draft))
 
     def note(self, said: str) -> None:
@@ -264,7 +264,7 @@ def view(session: Session) -> messages.ConversationView:
     tree = session.tree
     path = []
     for message in tree.path:
-        siblings = tree.siblings(message.id)
+        siblings = tree.alternatives(message.id)
         path.append((message, (siblings.index(message.id) + 1, len(siblings))))
     return messages.ConversationView(session.conversation, path)
 

@@ -114,7 +114,7 @@ def opened(bundle: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
 
 def said(session: Session, text: str = "What is gravity?") -> str:
     *_, last = session.send(text)
-    return last.answer.text  # type: ignore[union-attr]
+    return last.reply.text  # type: ignore[union-attr]
 
 
 def layers(session: Session) -> int:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 WRITER = """
 import sys, time
 from edgechat.chat.messages import Conversation, Message, new_id
-from edgechat.chat.recorder import Recorder
+from edgechat.chat.recorder import ReplyRecorder
 from edgechat.store import open_store
 store = open_store()
 conversation = Conversation(id=sys.argv[1], title="Kill me", created_at_ms=1)
@@ -40,7 +40,7 @@ while True:
     answer = Message(id=new_id(), parent_id=question.id, role="assistant", finish_reason="streaming", created_at_ms=1)
     store.append(conversation, [question, answer])
     tell("kept", question.id)
-    recorder = Recorder(store, conversation, answer)
+    recorder = ReplyRecorder(store, conversation, answer)
     for number in range(int(sys.argv[2])):
         recorder.add(f"{number} ", "", 16)
         tell("streamed", answer.id, number, time.time())
@@ -89,7 +89,7 @@ def check(
         assert text == "".join(f"{i} " for i in range(text.count(" ")))
         due = [number for number, at_s in pieces if at_s < died_s - 2.0]
         assert text.count(" ") >= len(due)
-        assert messages[answer_id].interrupted or messages[answer_id].finish_reason == "stop"
+        assert messages[answer_id].is_interrupted or messages[answer_id].finish_reason == "stop"
 
 
 @pytest.mark.long
@@ -102,7 +102,7 @@ def test_a_writer_killed_at_any_moment_two_hundred_times_with_a_reader_attached(
     def read() -> None:
         store = open_store()
         while not stop.is_set():
-            for summary in store.list():
+            for summary in store.list_conversations():
                 seen = {None, *(m.id for m in store.messages(summary.conversation.id))}
                 if any(m.parent_id not in seen for m in store.messages(summary.conversation.id) if m.id in seen):
                     problems.append("a message without its parent")

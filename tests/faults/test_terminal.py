@@ -80,7 +80,7 @@ async def test_an_engine_that_is_killed_at_any_moment_is_replaced(starter: Path,
         await until_async(lambda: not app.chat.is_busy)
         await ask(app, "Say one word.")
         await until_async(lambda: not app.chat.is_busy)
-        if session(app).tree.path[-1].interrupted:  # what was killed was this one's
+        if session(app).tree.path[-1].is_interrupted:  # what was killed was this one's
             await ask(app, "Say one word.")
         assert session(app).tree.path[-1].finish_reason in {"stop", "length"}
 
@@ -114,7 +114,7 @@ def test_a_store_from_the_future_is_read_and_the_chat_goes_on_in_memory(cli: obj
         db.execute("PRAGMA user_version = 99")
     make, _ = session_maker(model="starter", conversation_id=about.id)
     made = make()
-    made.read()
+    made.load_messages()
     assert [m.text for m in made.tree.path] == ["old words", "b"]
     assert any("not kept" in warning for warning in made.warnings)
     made.close()

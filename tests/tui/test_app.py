@@ -55,7 +55,7 @@ async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
         await pilot.press("escape")
         await until_async(lambda: live(app).startswith("ready"))
         said = session(app).tree.path[-1]
-        assert said.interrupted
+        assert said.is_interrupted
         assert answers(app) == [said.text]
         assert "(stopped; /continue resumes the reply)" in screen_text(app)
 
@@ -74,7 +74,7 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
         assert "SIGKILL" in texts(app, "error")[0]
         partial = session(app).tree.path[-1]
         assert partial.role == "assistant"
-        assert partial.interrupted
+        assert partial.is_interrupted
         assert answers(app) == [partial.text]
         app.chat.prompt.text = "Say one word."
         await pilot.press("enter")
@@ -149,7 +149,7 @@ async def test_stopping_before_the_first_word_keeps_turns_alternating(starter: P
         await pilot.press("enter", "escape")
         await until_async(lambda: live(app).startswith("ready"))
         assert [m.role for m in session(app).tree.path] == ["user", "assistant"]
-        assert session(app).tree.path[1].interrupted
+        assert session(app).tree.path[1].is_interrupted
 
 
 async def test_messages_that_wait_go_back_to_the_input_on_escape(starter: Path) -> None:
@@ -168,7 +168,7 @@ async def test_the_context_is_counted_before_a_message_is_sent(starter: Path) ->
     async with app.run_test() as pilot:
         await until_async(lambda: live(app).startswith("ready"))
         await pilot.press(*"Hi")
-        await until_async(lambda: f"context {session(app).context_use('Hi')[0]}/2048" in live(app))
+        await until_async(lambda: f"context {session(app).context_usage('Hi')[0]}/2048" in live(app))
         app.chat.prompt.text = "word " * 3000
         await until_async(lambda: "too long for the context" in live(app))
 

@@ -187,7 +187,7 @@ async def test_the_list_is_narrowed_and_leads_to_conversations() -> None:
                 or app.chat.query_one("#filter", Input).value
             )
         )
-        assert len(store.list()) == 4
+        assert len(store.list_conversations()) == 4
 
 
 async def test_pinned_and_deleted_from_the_list() -> None:
@@ -202,12 +202,12 @@ async def test_pinned_and_deleted_from_the_list() -> None:
         options(app, "#conversations").highlighted = 2
         await pilot.press("ctrl+s")
         await until_async(lambda: listed(app, "#conversations")[0] == "pinned")
-        assert store.list()[0].conversation.title == "Boats"
+        assert store.list_conversations()[0].conversation.title == "Boats"
         options(app, "#conversations").highlighted = 1
         await pilot.press("ctrl+x")
-        assert len(store.list()) == 2  # asked for once: nothing yet
+        assert len(store.list_conversations()) == 2  # asked for once: nothing yet
         await pilot.press("ctrl+x")
-        await until_async(lambda: len(store.list()) == 1)
+        await until_async(lambda: len(store.list_conversations()) == 1)
         await pilot.press("escape")
         assert not app.chat.query_one(Sidebar).display
 
@@ -311,7 +311,7 @@ async def test_commands_and_files_are_completed(tmp_path: Path, monkeypatch: pyt
         await pilot.press("enter")
         await until_async(lambda: len(session(app).tree) == 2)
         [attached] = session(app).tree.path[0].attachments
-        assert session(app).store.attachment(attached.sha256) == b"Remember the milk."
+        assert session(app).store.read_attachment(attached.sha256) == b"Remember the milk."
         await until_async(lambda: "[notes.txt, 18 bytes]" in screen_text(app))
         await pilot.press("/")
         await until_async(lambda: popup.display)
@@ -370,14 +370,14 @@ async def test_a_draft_survives_a_crash() -> None:
         async with app.run_test() as pilot:
             await ready(app)
             await pilot.press(*"half a thou")
-            await until_async(lambda: unsent_messages.read(about.id if conversation else "") == "half a thou")  # noqa: B023
+            await until_async(lambda: unsent_messages.load(about.id if conversation else "") == "half a thou")  # noqa: B023
         # No goodbye: as if it had been killed here.
         again = scripted(store=store, conversation=conversation)
         async with again.run_test() as pilot:
             await until_async(lambda: again.chat.prompt.text == "half a thou")  # noqa: B023
             await ready(again)
             await pilot.press("enter")
-            await until_async(lambda: not unsent_messages.read(about.id if conversation else ""))  # noqa: B023
+            await until_async(lambda: not unsent_messages.load(about.id if conversation else ""))  # noqa: B023
             await ready(again)
     store.close()
 
@@ -659,9 +659,9 @@ async def test_leaving_keeps_what_was_typed_and_what_waits() -> None:
         app.chat.prompt.load("Waits")
         await pilot.press("enter", *"typed", "ctrl+q")
         await until_async(lambda: app.return_code == 0)
-    about = open_store().list()[0].conversation
-    assert unsent_messages.read(about.id) == "Waits\n\ntyped"
-    assert unsent_messages.read("") == ""
+    about = open_store().list_conversations()[0].conversation
+    assert unsent_messages.load(about.id) == "Waits\n\ntyped"
+    assert unsent_messages.load("") == ""
 
 
 async def test_what_is_typed_stays_with_its_conversation() -> None:
@@ -679,7 +679,7 @@ async def test_what_is_typed_stays_with_its_conversation() -> None:
         app.actions.edit_message(app.chat.last_message)
         await pilot.press("escape")
         assert app.chat.prompt.text == "about one"
-        store.delete(two.id)
+        store.delete_conversation(two.id)
         assert not (paths.unsent_messages_dir() / f"{two.id}.txt").exists()
 
 

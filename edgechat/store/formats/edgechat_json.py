@@ -66,7 +66,7 @@ def export(store: SqliteStore, ids: Iterable[str]) -> ExportArchive:
     contents: dict[str, bytes] = {}
     for sha256 in hashes:
         with contextlib.suppress(StoreError):  # what is lost or damaged must not hold back the rest
-            contents[sha256] = store.attachment(sha256)
+            contents[sha256] = store.read_attachment(sha256)
     return ExportArchive(conversations=records, attachments=contents)
 
 

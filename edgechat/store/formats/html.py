@@ -39,7 +39,7 @@ def render(record: ConversationRecord) -> str:
 
 
 def _article(message: Message, html: str) -> str:
-    details = [format_time(message.created_at_ms), message.model, "interrupted" if message.interrupted else ""]
+    details = [format_time(message.created_at_ms), message.model, "interrupted" if message.is_interrupted else ""]
     heading = escape(" · ".join([ROLE_LABELS[message.role], *(d for d in details if d)]))
     files = "".join(f"<p>Attached: {escape(a.name)} ({a.size_bytes} bytes)</p>" for a in message.attachments)
     thought = (

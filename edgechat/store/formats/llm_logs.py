@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edgechat.chat.attachments import media_type
+from edgechat.chat.attachments import detect_media_type
 from edgechat.chat.messages import Attachment, Conversation, Message, Role
 from edgechat.errors import AttachmentError, ImportRefusedError
 from edgechat.store.formats.edgechat_json import ConversationRecord, ImportedData, sanitize, stable_id
@@ -92,7 +92,7 @@ class _LogsReader:
             self.problems.append(f"the attachment {name} is not in the database; it was left out")
             return None
         try:
-            kind = media_type(content, name)
+            kind = detect_media_type(content, name)
         except AttachmentError as error:
             self.problems.append(f"{error}; it was left out")
             return None

@@ -66,7 +66,7 @@ def _heading(message: Message) -> str:
     details = [
         format_time(message.created_at_ms),
         " ".join(message.model.split()),
-        "interrupted" if message.interrupted else "",
+        "interrupted" if message.is_interrupted else "",
     ]
     return " · ".join([ROLE_LABELS[message.role], *(d for d in details if d)])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
-from edgechat.chat.messages import figures
+from edgechat.chat.messages import performance_summary
 from edgechat.terminal import escape_controls
 from edgechat.tui.render.layout_blocks import (
     CodeLayout,
@@ -135,11 +135,11 @@ class MessageEntry(TranscriptEntry):
             blocks.append(
                 PlainTextLayout("(the reply reached its length limit; /continue resumes it)", "muted", gap=True)
             )
-        elif message.role == "assistant" and message.interrupted:
+        elif message.role == "assistant" and message.is_interrupted:
             reason = "stopped" if message.finish_reason == "cancelled" else "interrupted"
             blocks.append(PlainTextLayout(f"({reason}; /continue resumes the reply)", "muted", gap=bool(message.text)))
         if self.shows_stats and message.stats is not None:
-            blocks.append(PlainTextLayout(escape_controls(figures(message)), "muted", gap=True))
+            blocks.append(PlainTextLayout(escape_controls(performance_summary(message)), "muted", gap=True))
         return blocks
 
     def start_streaming(self) -> None:

@@ -172,7 +172,7 @@ class ChatScreen(Screen[None]):
             self.status_line.show_state("ready", "")
             self._count_draft()
         if is_other:
-            self.app.worker.aside(lambda session: session.warm())
+            self.app.worker.aside(lambda session: session.warm_cache())
 
     def on_title_changed(self, message: posted.TitleChanged) -> None:
         """The conversation has a name."""
@@ -224,7 +224,7 @@ class ChatScreen(Screen[None]):
         while session is not None and session.warnings:
             self.add_note(session.warnings.pop(0))
         self._end()
-        self.app.worker.aside(lambda session: session.warm())
+        self.app.worker.aside(lambda session: session.warm_cache())
 
     def on_text_arrived(self, message: posted.TextArrived) -> None:
         """More of the answer."""
@@ -241,7 +241,7 @@ class ChatScreen(Screen[None]):
         turn = message.turn
         self.status_line.context_tokens = turn.context_tokens or self.status_line.context_tokens
         self._finish_growing(message.view)
-        stats = turn.answer.stats
+        stats = turn.reply.stats
         self.is_generating = False
         self._end(f"{stats.decode_tps:.0f} tokens/s" if stats is not None and stats.decode_tps else "")
 
@@ -322,7 +322,7 @@ class ChatScreen(Screen[None]):
         self._n_awaited += 1
         self.is_generating = True
         if self.app.worker.session is not None:
-            self.app.worker.session.expect()
+            self.app.worker.session.clear_stop()
         self.status_line.show_state("reading")
 
     def begin_load(self) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.timer import Timer
 
-    from edgechat.chat.store import Hit
+    from edgechat.chat.store import SearchHit
     from edgechat.tui.app import ChatApp
 
 _AFTER_S: Final = 0.15
@@ -41,7 +41,7 @@ class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
     class SearchHits(Message):
         """What a query found."""
 
-        def __init__(self, query: str, hits: list[Hit], problem: str) -> None:
+        def __init__(self, query: str, hits: list[SearchHit], problem: str) -> None:
             super().__init__()
             self.query = query
             self.hits = hits
@@ -50,7 +50,7 @@ class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
     def __init__(self, words: str) -> None:
         super().__init__()
         self._words = words
-        self._hits: list[Hit] = []
+        self._hits: list[SearchHit] = []
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
@@ -110,14 +110,14 @@ class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
             self.dismiss((hit.conversation_id, hit.message_id))
 
 
-def _line(hit: Hit) -> Text:
+def _line(hit: SearchHit) -> Text:
     title = first_line(escape_controls(hit.title), 40) or "(no title)"
     text = Text(f"{title}  ", no_wrap=True, overflow="ellipsis")
     start = max(0, hit.marks[0][0] - 20) if hit.marks else 0
     return text.append_text(_marked(hit, start, one_line=True))
 
 
-def _marked(hit: Hit, start: int = 0, *, one_line: bool = False) -> Text:
+def _marked(hit: SearchHit, start: int = 0, *, one_line: bool = False) -> Text:
     """The place that was found, with what was looked for in bold."""
     text = Text(hit.snippet[start:], style="dim")
     for first, end in hit.marks:
@@ -129,6 +129,6 @@ def _marked(hit: Hit, start: int = 0, *, one_line: bool = False) -> Text:
     return Text(plain.replace("\n", " ") if one_line else plain, style="dim")
 
 
-def _preview(hit: Hit) -> Text:
+def _preview(hit: SearchHit) -> Text:
     text = Text(f"{first_line(escape_controls(hit.title), 80)}  ({hit.role or 'title'})\n", style="bold")
     return text.append_text(_marked(hit))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
 
     from edgechat.chat.messages import Conversation
-    from edgechat.chat.store import Summary
+    from edgechat.chat.store import ConversationSummary
 
 _DAYS_PER_WEEK: Final = 7
 # On a narrower screen the sidebar covers the conversation.
@@ -46,7 +46,7 @@ class Sidebar(Vertical):
     class ListRead(Message):
         """The worker thread read the list of conversations."""
 
-        def __init__(self, summaries: Sequence[Summary]) -> None:
+        def __init__(self, summaries: Sequence[ConversationSummary]) -> None:
             super().__init__()
             self.summaries = summaries
 
@@ -75,7 +75,9 @@ class Sidebar(Vertical):
             self.conversation = conversation
 
     def __init__(
-        self, list_conversations: Callable[[], Sequence[Summary] | None], current_id: Callable[[], str | None]
+        self,
+        list_conversations: Callable[[], Sequence[ConversationSummary] | None],
+        current_id: Callable[[], str | None],
     ) -> None:
         """`list_conversations` is called in a thread, and returns None before the store is open.
 
@@ -84,7 +86,7 @@ class Sidebar(Vertical):
         super().__init__()
         self._list_conversations = list_conversations
         self._current_id = current_id
-        self._summaries: Sequence[Summary] = ()
+        self._summaries: Sequence[ConversationSummary] = ()
         self._confirmation = Confirmation()
 
     def compose(self) -> ComposeResult:
@@ -185,7 +187,7 @@ class Sidebar(Vertical):
             self.app.notify(f"Press the key again to delete {conversation.title or 'this conversation'}")
 
 
-def list_options(summaries: Iterable[Summary], today: dt.date, current_id: str | None) -> Iterator[Option]:
+def list_options(summaries: Iterable[ConversationSummary], today: dt.date, current_id: str | None) -> Iterator[Option]:
     """Return list lines for conversations, with a heading for each group of dates and a mark on the current one."""
     from rich.text import Text
 

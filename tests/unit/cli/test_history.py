@@ -209,4 +209,4 @@ def test_each_command_opens_the_store_once_and_closes_it(
     assert (result.exit_code, len(ids)) == (0, 3)
     (store,) = opened
     with pytest.raises(StoreError):
-        store.list()
+        store.list_conversations()

@@ -77,7 +77,7 @@ def test_a_newer_database_is_read_not_written_and_says_so(path: Path) -> None:
         db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     before = path.read_bytes()
     store = open_store(path)
-    assert "newer edgechat" in store.problem
+    assert "newer edgechat" in store.read_only_reason
     assert texts(store, conversation) == ["message 0", "message 1"]
     assert len(store.search("message")) == 2
     with pytest.raises(StoreError, match="newer edgechat"):
@@ -149,8 +149,8 @@ def test_a_database_that_another_program_holds_is_one_clear_error(path: Path, mo
 def test_a_read_only_home(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file where the directory should be")
     store = open_store(tmp_path / "data" / "history.db")
-    assert "cannot be written" in store.problem
-    assert list(store.list()) == []
+    assert "cannot be written" in store.read_only_reason
+    assert list(store.list_conversations()) == []
     with pytest.raises(StoreError, match="cannot be written"):
         fill(store, 1)
 
@@ -164,7 +164,7 @@ def test_a_directory_without_the_right_to_write(path: Path) -> None:
     path.parent.chmod(0o500)
     try:
         store = open_store(path)
-        assert store.problem
+        assert store.read_only_reason
         assert texts(store, conversation) == ["message 0", "message 1"]
         store.close()
     finally:
@@ -213,7 +213,7 @@ def test_sqlites_own_full_is_one_clear_error(path: Path) -> None:
     store.database.connection.execute("PRAGMA max_page_count = 60")
     with pytest.raises(StoreError, match=r"disk of .* is full"):
         fill(store, 200, size=5000)
-    assert texts(store, store.list()[0].conversation)
+    assert texts(store, store.list_conversations()[0].conversation)
     store.close()
 
 
@@ -232,10 +232,10 @@ def test_a_file_that_is_no_database_any_more_is_kept_aside(path: Path) -> None:
     store = open_store(path)
     aside = [p for p in path.parent.iterdir() if ".damaged-" in p.name and not p.name.endswith(".recovered")]
     assert [p.read_bytes()[:14] for p in aside] == [b"not a database"]
-    assert str(aside[0]) in store.notes[0]
+    assert str(aside[0]) in store.notices[0]
     fill(store, 1)
     store.close()
-    assert open_store(path).notes == []  # it is said once
+    assert open_store(path).notices == []  # it is said once
 
 
 def test_what_can_be_read_of_a_damaged_database_is_recovered(path: Path) -> None:
@@ -272,7 +272,7 @@ def test_damage_anywhere_is_an_error_or_recovered_never_a_crash(
     damaged(path, data.draw(st.binary(min_size=1, max_size=2000)), data.draw(st.integers(0, size - 1)))
     try:
         store = open_store(path)
-        for summary in store.list():
+        for summary in store.list_conversations():
             store.messages(summary.conversation.id)
         store.search("message")
         fill(store, 1)
@@ -336,9 +336,9 @@ def test_a_lost_attachment_costs_no_message(path: Path) -> None:
     damaged(path, b"\xff" * size[0], (root[0] - 1) * size[0])
     store = recovery.recover(path)
     assert [m.text for m in store.messages(conversation.id)] == ["see notes"]
-    assert "could not be read" in store.notes[0]
+    assert "could not be read" in store.notices[0]
     store.close()
-    assert open_store(path).notes == []
+    assert open_store(path).notices == []
 
 
 def test_a_file_that_cannot_be_salvaged_keeps_nobody_from_a_new_one(
@@ -355,7 +355,7 @@ def test_a_file_that_cannot_be_salvaged_keeps_nobody_from_a_new_one(
     with monkeypatch.context() as patch:
         patch.setattr(recovery, "_salvage", fails)
         store = open_store(path)
-    assert "nothing could be recovered" in store.notes[0]
+    assert "nothing could be recovered" in store.notices[0]
     fill(store, 1)
     store.close()
 
@@ -390,7 +390,7 @@ def test_two_processes_that_meet_damage_recover_it_once(path: Path) -> None:
 def test_a_hidden_message_is_no_head_after_a_recovery(path: Path) -> None:
     store = open_store(path)
     conversation = fill(store, 2)
-    store.hide(store.messages(conversation.id)[1].id)
+    store.delete_message(store.messages(conversation.id)[1].id)
     store.close()
     store = recovery.recover(path)
     assert store.conversation(conversation.id).head_id == store.messages(conversation.id)[-1].id
@@ -404,8 +404,8 @@ def test_a_clock_that_went_back_does_not_lock_anybody_out(path: Path, monkeypatc
     day_ms = 24 * 3600 * 1000
     with monkeypatch.context() as patch:
         patch.setattr(sqlite, "now_ms", lambda: now_ms() + 2 * day_ms)
-        store.hide(ids[2])
-    store.hide(ids[1])
+        store.delete_message(ids[2])
+    store.delete_message(ids[1])
     store.close()
     with monkeypatch.context() as patch:
         patch.setattr(sqlite, "now_ms", lambda: now_ms() + day_ms + 1000)
@@ -425,7 +425,7 @@ def test_reading_needs_no_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     with store.database.writing():  # somebody else is busy, or the disk is full
         other = open_store(path)
-        assert other.messages(conversation.id)[1].interrupted
+        assert other.messages(conversation.id)[1].is_interrupted
         other.close()
     store.close()
 

@@ -348,7 +348,7 @@ def test_a_child_that_is_a_parent_hangs_nothing() -> None:
         Message(id="b", role="assistant", parent_id="a", active_child_id="a"),
         Message(id="", role="user"),
     ))  # fmt: skip
-    store.select(["a"])
+    store.select_branch(["a"])
     assert store.conversation("c").head_id == "b"
 
 
@@ -361,7 +361,7 @@ def test_ids_of_strangers_become_ids_of_ours() -> None:
     )  # fmt: skip
     assert import_into(store, data).messages == 2
     assert import_into(store, data).messages == 0
-    [summary] = store.list()
+    [summary] = store.list_conversations()
     assert summary.conversation.id.isalnum()
     assert [m.text for m in markdown.active_path(edgechat_json.load_record(store, summary.conversation.id))] == [
         "Q",
@@ -388,7 +388,7 @@ def test_a_later_export_of_a_known_conversation_goes_on_there() -> None:
     import_into(store, an_export(*first, head_id="a1"))
     import_into(store, an_export(*first, *second, head_id="a2"))
     assert store.conversation("c").head_id == "a2"
-    store.end_path(["q1", "a1"])
+    store.set_head(["q1", "a1"])
     store.append(store.conversation("c"), [Message(id="q3", role="user", parent_id="a1")])  # another way, here
     import_into(store, an_export(*first, *second, head_id="a2"))
     assert store.conversation("c").head_id == "q3"
@@ -438,4 +438,4 @@ def test_an_attachment_that_markdown_lost_comes_with_a_later_json() -> None:
     assert "notes" in merged.problems[0]
     import_into(other, dump(store))
     assert other.messages("c") == store.messages("c")
-    assert other.attachment(sha256) == data
+    assert other.read_attachment(sha256) == data

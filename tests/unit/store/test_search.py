@@ -101,11 +101,11 @@ def test_deleted_and_unfinished_messages_are_not_found() -> None:
     answer = Message(id=new_id(), parent_id=root.id, role="assistant", text="giraffe", finish_reason="streaming")
     store.append(store.conversation(conversation), [answer])
     assert store.search("giraffe") == []
-    store.hide(root.id)
+    store.delete_message(root.id)
     assert store.search("elephant") == []
-    store.unhide(root.id)
+    store.restore_message(root.id)
     assert len(store.search("elephant")) == 1
-    store.delete(conversation)
+    store.delete_conversation(conversation)
     assert store.search("elephant") == []
     store.close()
 
@@ -133,7 +133,7 @@ def test_what_is_deleted_leaves_the_index() -> None:
     gone = fill(store, ["zyplw0rugh"])
     blocks = "SELECT block FROM message_search_data"
     assert any(b"zyp" in row["block"] for row in store.database.connection.execute(blocks))
-    store.delete(gone)
+    store.delete_conversation(gone)
     assert not any(b"zyp" in row["block"] for row in store.database.connection.execute(blocks))
     assert store.search("other")
     store.close()

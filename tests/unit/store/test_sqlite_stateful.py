@@ -77,8 +77,8 @@ class StoreMachine(RuleBasedStateMachine):
             return
         tree = self.trees[conversation]
         path = [m.id for m in tree.path_to(message_id)]
-        (self.store.end_path if end else self.store.select)(path)
-        (tree.end_path if end else tree.select)(message_id)
+        (self.store.set_head if end else self.store.select_branch)(path)
+        (tree.set_head if end else tree.select_branch)(message_id)
 
     @rule(conversation=conversations, draw=st.data(), text=TEXTS)
     def write_an_answer(self, conversation: str, draw: st.DataObject, text: str) -> None:
@@ -98,12 +98,12 @@ class StoreMachine(RuleBasedStateMachine):
         message_id = self.a_message(conversation, draw) if conversation in self.known else None
         if message_id is None:
             return
-        self.store.hide(message_id)
+        self.store.delete_message(message_id)
         tree = self.trees[conversation]
         before = list(tree._messages)
         gone = tree.remove(message_id)
         if draw.draw(st.booleans()):
-            self.store.unhide(message_id)
+            self.store.restore_message(message_id)
             # Where it was; it is not gone on with until somebody selects it.
             places = {m.id: m for m in [*tree._messages.values(), *gone]}
             self.trees[conversation] = MessageTree([places[i] for i in before], tree.head_id)
@@ -111,11 +111,11 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(conversation=conversations, draw=st.data())
     def take_back_the_last_word(self, conversation: str, draw: st.DataObject) -> None:
         tree = self.trees.get(conversation)
-        if tree is None or tree.head_id is None or len(list(tree.below(tree.head_id))) > 1 or len(tree) == 1:
+        if tree is None or tree.head_id is None or len(list(tree.subtree(tree.head_id))) > 1 or len(tree) == 1:
             return
         if self.store_has_hidden(conversation):
             return
-        self.store.retract([tree.head_id])
+        self.store.discard_messages([tree.head_id])
         tree.remove(tree.head_id)
 
     def store_has_hidden(self, conversation: str) -> bool:
@@ -133,10 +133,10 @@ class StoreMachine(RuleBasedStateMachine):
             return
         changed = msgspec.structs.replace(self.known[conversation], title=title, pinned=pinned, tags=tuple(tags))
         if self.is_stored(conversation):
-            self.store.update(conversation, title=title, pinned=pinned, tags=tuple(tags))
+            self.store.update_conversation(conversation, title=title, pinned=pinned, tags=tuple(tags))
         else:
             with pytest.raises(StoreError):
-                self.store.update(conversation, title=title, pinned=pinned, tags=tuple(tags))
+                self.store.update_conversation(conversation, title=title, pinned=pinned, tags=tuple(tags))
         self.known[conversation] = changed
 
     @rule(conversation=conversations)
@@ -144,7 +144,7 @@ class StoreMachine(RuleBasedStateMachine):
         if conversation not in self.known:
             return
         if self.is_stored(conversation):
-            self.store.delete(conversation)
+            self.store.delete_conversation(conversation)
         del self.known[conversation], self.trees[conversation]
 
     def is_stored(self, conversation: str) -> bool:
