@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Generate docs/cli.md from the commands' help and docs/plans.md from recorded machines; --check only compares them."""
+"""Generate docs/cli.md, docs/plans.md and the list of modules in docs/architecture.md; --check only compares them."""
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ DOCS = Path(__file__).parent
 PROFILES = DOCS.parent / "tests" / "profiles"
 CLI_HEAD = "# Command line reference\n\n`make docs` generates this page from the help of the commands.\n"
 
+MODULES_START, MODULES_END = "<!-- modules -->", "<!-- end of modules -->"
 PLANS_HEAD = """# Automatic choices on several machines
 
 `make docs` generates this page from the hardware profiles in `tests/profiles` and the catalogue, without a network.
@@ -36,7 +38,11 @@ after the quality marks a value from a rule, for a quant that nobody has measure
 def main() -> int:
     """Write or check both pages. Return 1 if a check fails."""
     context = click.Context(edgechat, info_name="edgechat", **edgechat.context_settings)
-    texts = {DOCS / "cli.md": CLI_HEAD + "".join(sections(edgechat, context)), DOCS / "plans.md": PLANS_HEAD + plans()}
+    texts = {
+        DOCS / "cli.md": CLI_HEAD + "".join(sections(edgechat, context)),
+        DOCS / "plans.md": PLANS_HEAD + plans(),
+        DOCS / "architecture.md": with_modules((DOCS / "architecture.md").read_text(encoding="utf-8")),
+    }
     if "--check" not in sys.argv:
         for target, text in texts.items():
             target.write_text(text, encoding="utf-8")
@@ -45,6 +51,19 @@ def main() -> int:
     for name in outdated:
         print(f"{name} is out of date: run `make docs`", file=sys.stderr)
     return 1 if outdated else 0
+
+
+def with_modules(text: str) -> str:
+    """Replace the list of modules in the architecture page by one line for each module of the package."""
+    before, _, rest = text.partition(MODULES_START)
+    after = rest.partition(MODULES_END)[2]
+    package = DOCS.parent / "edgechat"
+    rows = ["| module | purpose |", "|---|---|"]
+    for path in sorted(package.rglob("*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        name = path.relative_to(package).as_posix().replace("/__init__.py", "/")
+        rows.append(f"| `{name}` | {docstring.partition(chr(10))[0]} |")
+    return f"{before}{MODULES_START}\n" + "\n".join(rows) + f"\n{MODULES_END}{after}"
 
 
 def plans() -> str:
