@@ -1,18 +1,12 @@
-"""Small pieces: errors, visible text, protocol frames, plans, CPU and memory readers."""
+"""Error classes, escaped control characters, CPU and memory readers."""
 
 from __future__ import annotations
 
-import contextlib
-
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat import errors
-from edgechat.config import Sampling
-from edgechat.engine import protocol
-from edgechat.engine.stop_strings import StopStringFilter, partial_match_length
 from edgechat.errors import EngineError
 from edgechat.hardware.cpu import cgroup_cpus, parse_cpuinfo, usable_threads
 from edgechat.hardware.memory import read_memory
@@ -62,38 +56,3 @@ def test_visible_text_cannot_act_on_a_terminal(text: str) -> None:
 
 def test_visible_keeps_what_it_replaces_recognisable() -> None:
     assert escape_controls("a\x1b[2Jb\r\nc\rd\x9b31m") == "a␛[2Jb\nc␍d\ufffd31m"
-
-
-@given(st.binary(max_size=200))
-def test_garbage_between_processes_is_an_error(body: bytes) -> None:
-    for decode in (protocol.decode_event, protocol.decode_request):
-        with contextlib.suppress(EngineError):
-            decode(body)
-
-
-def test_messages_survive_the_pipe() -> None:
-    request = protocol.Generate(id=7, text="hé", guard="\ufdd0", tokens=[1, 2], sampling=Sampling(seed=3))
-    assert protocol.decode_request(protocol.encode(request)[4:]) == request
-    event = protocol.TokensGenerated(id=7, text="x", tokens=[5])
-    assert protocol.decode_event(protocol.encode(event)[4:]) == event
-
-
-@given(st.lists(st.text("\nUser: x", max_size=4)))
-def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(pieces: list[str]) -> None:
-    stop = StopStringFilter(["\nUser:"])
-    text = "".join(stop.feed(piece) for piece in pieces) + stop.flush()
-    whole = "".join(pieces)
-    assert text == whole.split("\nUser:")[0]
-    assert stop.is_stopped == ("\nUser:" in whole)
-
-
-def test_overlap() -> None:
-    assert [partial_match_length(t, "\nUser:") for t in ("", "a", "a\n", "a\nUs", "\nUser")] == [0, 0, 1, 3, 5]
-
-
-def test_structs_that_cross_boundaries_are_frozen() -> None:
-    for kind in (*protocol.AnyRequest.__args__, *protocol.AnyEvent.__args__):
-        assert kind.__struct_config__.frozen
-    with pytest.raises(AttributeError):
-        protocol.Stats(id=1).id = 2  # type: ignore[misc]
-    assert msgspec.structs.replace(protocol.Stats(id=1), id=2).id == 2

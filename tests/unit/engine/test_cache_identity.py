@@ -1,4 +1,4 @@
-"""Under which name prefixes are kept, and which files a model is."""
+"""The directory name of a model's disk tier, and the files of a split model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from edgechat.engine.cache_identity import cache_identity, parts
 
 
-def test_whatever_changes_memory_changes_the_name() -> None:
+def test_every_input_changes_the_identity() -> None:
     name = cache_identity(["weights"], "build", "layout")
     others = {
         cache_identity(["other weights"], "build", "layout"),
@@ -20,7 +20,7 @@ def test_whatever_changes_memory_changes_the_name() -> None:
     assert name == cache_identity(["weights"], "build", "layout")
 
 
-def test_all_parts_of_a_model_count(tmp_path: Path) -> None:
+def test_all_files_of_a_split_model_count(tmp_path: Path) -> None:
     names = [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
     for name in [*names, "m-00001-of-00002.gguf", "m.gguf"]:
         (tmp_path / name).touch()
