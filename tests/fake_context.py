@@ -1,4 +1,4 @@
-"""A context whose logits are a function of the tokens before, to the last bit, whatever the shape of the batch."""
+"""A fake model and context whose logits depend on the earlier tokens only, bit for bit, for every batch shape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ END = 0
 
 
 class FakeModel:
-    """A vocabulary of letters; token 0 ends a text."""
+    """A model whose tokens are letters; token 0 ends a text."""
 
     def __init__(self, bindings: Bindings, n_vocab: int, flatness: float = 3.0, end_logit: float = -4.0) -> None:
         self.bindings = bindings
@@ -37,15 +37,18 @@ class FakeModel:
         return [ord(letter) - 97 for letter in text]
 
     def logits(self, tokens: Sequence[int]) -> list[float]:
-        """Depends on the last three tokens and the depth's remainder: such texts repeat themselves, but not always."""
-        draw = random.Random(f"{tokens[-3:]} {len(tokens) // 40}")
+        """Compute logits from the last three tokens and `depth // 40`, so that texts often repeat themselves."""
+        rng = random.Random(f"{tokens[-3:]} {len(tokens) // 40}")
         return [
-            draw.gauss(0, self.flatness) + (self.end_logit if token == END else 0.0) for token in range(self.n_vocab)
+            rng.gauss(0, self.flatness) + (self.end_logit if token == END else 0.0) for token in range(self.n_vocab)
         ]
 
 
 class FakeContext:
-    """The part of a Context that a decode loop uses; `fail` may raise before a decode, which then does nothing."""
+    """The part of a Context that the scheduler uses.
+
+    `fail` maps the number of a decode (from 1) to the exception that it raises before it changes anything.
+    """
 
     can_truncate = True
 
@@ -55,14 +58,14 @@ class FakeContext:
         self.n_batch = 64
         self.n_seqs = 4
         self.max_rollback = 63
-        self.held: dict[int, list[int]] = {seq: [] for seq in range(self.n_seqs)}
+        self.seq_tokens: dict[int, list[int]] = {seq: [] for seq in range(self.n_seqs)}
         self.rows: list[list[float]] = []
         self.widths: list[int] = []
         self.fail: dict[int, type[DecodeAborted | NoKvSlotError]] = {}
         self.n_cells = n_cells
 
     def tokens(self, seq: int = 0) -> list[int]:
-        return self.held[seq]
+        return self.seq_tokens[seq]
 
     def decode(self, tokens: Sequence[int], seq: int = 0) -> None:
         self._decode([(seq, t) for t in tokens])
@@ -78,18 +81,18 @@ class FakeContext:
         failure = self.fail.pop(len(self.widths), None)
         if failure is not None:
             raise failure
-        if self.n_cells is not None and sum(map(len, self.held.values())) + len(entries) > self.n_cells:
+        if self.n_cells is not None and sum(map(len, self.seq_tokens.values())) + len(entries) > self.n_cells:
             raise NoKvSlotError
         self.rows = []
         for seq, token in entries:
-            self.held[seq].append(token)
-            self.rows.append(self.model.logits(self.held[seq]))
-        assert all(len(held) <= self.n_ctx for held in self.held.values())
+            self.seq_tokens[seq].append(token)
+            self.rows.append(self.model.logits(self.seq_tokens[seq]))
+        assert all(len(tokens) <= self.n_ctx for tokens in self.seq_tokens.values())
 
     def rollback(self, seq: int, n_tokens: int) -> None:
         assert n_tokens <= self.max_rollback
         if n_tokens:
-            del self.held[seq][-n_tokens:]
+            del self.seq_tokens[seq][-n_tokens:]
 
     def commit_rollback(self, seq: int) -> None:
         pass
@@ -97,7 +100,7 @@ class FakeContext:
     def synchronize(self) -> None:
         pass
 
-    # As a `Memory` for the cache of prefixes, which is not what is tested here.
+    # The methods of `KvMemory`, for the prefix cache
 
     saves_full_state = False
 
@@ -105,18 +108,18 @@ class FakeContext:
         return True
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
-        self.held[target] = self.held[source][:n_tokens]
+        self.seq_tokens[target] = self.seq_tokens[source][:n_tokens]
 
     def clear(self) -> None:
-        for seq in self.held:
-            self.held[seq] = []
+        for seq in self.seq_tokens:
+            self.seq_tokens[seq] = []
 
     def drop(self, seq: int) -> None:
-        self.held[seq] = []
+        self.seq_tokens[seq] = []
 
 
 class FakeSampler(Sampler):
-    """llama.cpp's own chain of samplers, applied to a fake context's logits as `llama_sampler_sample` does."""
+    """llama.cpp's sampler chain applied to a fake context's logits, as `llama_sampler_sample` does."""
 
     def __init__(
         self, model: FakeModel, params: Sampling, _bias: object = None, grammar: Grammar | None = None

@@ -1,4 +1,4 @@
-"""Random models of some hundred megabytes whose memory is of every kind: `python -m tests.large DIRECTORY`."""
+"""Write random models of some hundred megabytes, one per kind of memory: `python -m tests.large DIRECTORY`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _QUANT = "Q4_0"
 
 
 def write(directory: Path) -> list[Path]:
-    """A model of each kind, in F32 and quantised."""
-    made = []
+    """Write a model of each kind in F32 and in Q4_0; return the paths."""
+    written = []
     for kind, sizes in _KINDS.items():
         for name, value in (_COMMON | sizes).items():
             setattr(models, name, value)
@@ -28,8 +28,8 @@ def write(directory: Path) -> list[Path]:
         small = directory / f"{kind}.{_QUANT}.gguf"
         arguments = process.command_line("_quantise", str(full), str(small), str(preset_number(_QUANT)))
         subprocess.run(arguments, check=True, capture_output=True)
-        made += [full, small]
-    return made
+        written += [full, small]
+    return written
 
 
 if __name__ == "__main__":

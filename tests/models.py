@@ -1,4 +1,4 @@
-"""Tiny random models, written with the gguf package: small enough to make for one test."""
+"""Tiny random models, written with the gguf package; a test can write one in milliseconds."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endf
 CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 
-def a_context(model: Model, **given: Any) -> Context:
-    """A context of one sequence, unless `given` says otherwise: fields of a plan or of its options."""
-    return Context(model, manual_plan(str(model.path), **{"n_seqs": 1, **given}))
+def open_context(model: Model, **options: Any) -> Context:
+    """Create a context of one sequence; `options` overrides fields of the plan or of its load options."""
+    return Context(model, manual_plan(str(model.path), **{"n_seqs": 1, **options}))
 
 
 def write_tiny_llama(
     path: Path, *, template: str | None = TEMPLATE, seed: int = 0, architecture: str = "llama"
 ) -> Path:
-    """A llama with random weights, a byte-level vocabulary, and control tokens."""
-    with _written(path, architecture, N_CTX) as writer:
+    """Write a llama model with random weights, a byte-level vocabulary and control tokens."""
+    with _gguf_writer(path, architecture, N_CTX) as writer:
         _add_heads(writer)
         n_vocab = _add_vocabulary(writer)
         if template is not None:
@@ -50,19 +50,19 @@ def write_tiny_llama(
     return path
 
 
-def write_parrot(path: Path, says: str) -> Path:
-    """A llama that answers everything with `says`, of characters that differ, and ends; on any machine.
+def write_parrot(path: Path, reply: str) -> Path:
+    """Write a llama model that answers every prompt with `reply` on every machine. All characters must differ.
 
-    A token's activation is one number of its own, which no layer changes, and which asks for the next token.
+    Each token's embedding is a unit vector that no layer changes and that the output matrix maps to the next token.
     """
-    with _written(path, "llama", 2048) as writer:
+    with _gguf_writer(path, "llama", 2048) as writer:
         _add_heads(writer)
         n_vocab = _add_vocabulary(writer)
         writer.add_chat_template(TEMPLATE)
-        first = 3 + 256 - ord("!")  # of the characters, see _add_vocabulary
-        chain = [n_vocab - 2, *(first + ord(c) for c in says), 2]  # from <|assistant|> to </s>
+        first_word = 3 + 256  # token of "!", see _add_vocabulary
+        sequence = [n_vocab - 2, *(first_word + ord(c) - ord("!") for c in reply), 2]  # from <|assistant|> to </s>
         embedding, output = np.zeros((n_vocab, N_EMBD)), np.zeros((n_vocab, N_EMBD))
-        for i, (token, following) in enumerate(itertools.pairwise(chain)):
+        for i, (token, following) in enumerate(itertools.pairwise(sequence)):
             embedding[token, i] = output[following, i] = 1.0
         tensors = _Tensors(writer, 0, scale=0.0)
         tensors.constant("token_embd.weight", embedding)
@@ -73,7 +73,7 @@ def write_parrot(path: Path, says: str) -> Path:
 
 
 @contextlib.contextmanager
-def _written(path: Path, architecture: str, n_ctx: int) -> Iterator[gguf.GGUFWriter]:
+def _gguf_writer(path: Path, architecture: str, n_ctx: int) -> Iterator[gguf.GGUFWriter]:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_context_length(n_ctx)
@@ -89,7 +89,7 @@ def _written(path: Path, architecture: str, n_ctx: int) -> Iterator[gguf.GGUFWri
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
-    """SentencePiece style: unknown, bos, eos, one token per byte, some words, the control tokens."""
+    """Add a SentencePiece vocabulary: unknown, BOS, EOS, byte tokens, some words, control tokens. Return its size."""
     kinds = gguf.TokenType
     tokens = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
     tokens += [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
@@ -107,7 +107,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> int:
 
 
 class _Tensors:
-    """Random tensors of one model."""
+    """Adds random tensors to a model."""
 
     def __init__(self, writer: gguf.GGUFWriter, seed: int, scale: float = 1.0) -> None:
         self._writer = writer
@@ -115,7 +115,7 @@ class _Tensors:
         self._random = np.random.default_rng(seed)
 
     def matrix(self, name: str, *shape: int) -> None:
-        """Scaled so that activations keep their size; the last dimension is the input's."""
+        """Add a matrix scaled so that activations keep their magnitude; the last dimension is the input."""
         self._writer.add_tensor(name, self._random.normal(0, self._scale * shape[-1] ** -0.5, shape).astype(np.float32))
 
     def ones(self, name: str, size: int | None = None) -> None:
@@ -186,7 +186,9 @@ def _add_mamba(tensors: _Tensors, n_vocab: int) -> None:
         tensors.constant(start + "ssm_conv1d.bias", np.zeros(D_INNER))
         tensors.matrix(start + "ssm_x.weight", DT_RANK + 2 * D_STATE, D_INNER)
         tensors.matrix(start + "ssm_dt.weight", D_INNER, DT_RANK)
-        tensors.constant(start + "ssm_dt.bias", np.full(D_INNER, -3.0))  # forgets slowly, and shows only its state
+        tensors.constant(
+            start + "ssm_dt.bias", np.full(D_INNER, -3.0)
+        )  # a small step size, so that the state decays slowly
         tensors.constant(start + "ssm_a", -np.tile(np.arange(1.0, D_STATE + 1), (D_INNER, 1)))
         tensors.constant(start + "ssm_d", np.zeros(D_INNER))
         tensors.matrix(start + "ssm_out.weight", N_EMBD, D_INNER)
@@ -216,9 +218,9 @@ def _add_heads(writer: gguf.GGUFWriter) -> None:
 
 
 def write_tiny(path: Path, kind: Kind, *, seed: int = 0, n_ctx: int = 2048) -> Path:
-    """A random model whose memory is of this kind."""
+    """Write a random model with this kind of memory."""
     architecture = {"moe": "llama", "sliding": "gemma2", "hybrid": "lfm2", "hybrid sliding": "lfm2"}.get(kind, kind)
-    with _written(path, architecture, n_ctx) as writer:
+    with _gguf_writer(path, architecture, n_ctx) as writer:
         n_vocab = _add_vocabulary(writer)
         writer.add_chat_template(TEMPLATE)
         tensors = _Tensors(writer, seed)
@@ -247,14 +249,14 @@ def write_tiny(path: Path, kind: Kind, *, seed: int = 0, n_ctx: int = 2048) -> P
             _add_heads(writer)
             if kind == "moe":
                 writer.add_expert_count(N_EXPERT)
-                # All of them: of two that are almost as good, rounding would choose.
+                # All experts: with fewer, rounding could decide between two of almost the same score.
                 writer.add_expert_used_count(N_EXPERT)
             _add_llama(tensors, n_vocab, experts=kind == "moe")
     return path
 
 
 def copy_metadata(source: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
-    """All keys of one file for another, but for those that the writer adds by itself."""
+    """Copy all metadata keys to `writer`, except those that the writer adds itself."""
     for key, field in source.fields.items():
         if key.startswith("GGUF.") or key == "general.architecture":
             continue
@@ -263,7 +265,7 @@ def copy_metadata(source: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
 
 
 def split_tiny(directory: Path) -> list[Path]:
-    """A tiny llama, whole.gguf, and the same in three files as gguf-split writes them."""
+    """Write a tiny llama model to whole.gguf and as a split model; return the paths of the split files."""
     whole = gguf.GGUFReader(write_tiny_llama(directory / "whole.gguf"))
     writer = gguf.GGUFWriter(directory / "tiny-Q4_K_M.gguf", "llama", split_max_tensors=8)
     copy_metadata(whole, writer)
@@ -277,8 +279,8 @@ def split_tiny(directory: Path) -> list[Path]:
 
 
 def write_tiny_bert(path: Path) -> Path:
-    """A model that makes vectors: BERT's architecture and kind of vocabulary, random weights, mean pooling."""
-    with _written(path, "bert", 128) as writer:
+    """Write a random embedding model with BERT's architecture and vocabulary type, and mean pooling."""
+    with _gguf_writer(path, "bert", 128) as writer:
         writer.add_layer_norm_eps(1e-5)
         writer.add_head_count(N_HEAD)
         writer.add_causal_attention(False)

@@ -1,4 +1,4 @@
-"""What a suffix index finds, in the plainest words."""
+"""A slow reference implementation of the suffix index."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_COMPARED = 64
 
 
 class PlainIndex:
-    """An `edgechat.speculation.drafter.Index` that looks through the whole text each time."""
+    """A `SuffixIndex` that searches the whole text in every call."""
 
     def __init__(self, capacity: int = 0) -> None:
         self.tokens: list[int] = []
@@ -26,14 +26,16 @@ class PlainIndex:
     def draft(self, max_tokens: int, context: Sequence[int] | None = None) -> tuple[list[int], int, int]:
         text = list(self.tokens if context is None else context)
         for order in (4, 3, 2, 1):
-            matches = [(p, self._common(text, p)) for p in range(len(self.tokens) - 1, -1, -1) if self.tokens[p] >= 0]
+            matches = [
+                (p, self._match_length(text, p)) for p in range(len(self.tokens) - 1, -1, -1) if self.tokens[p] >= 0
+            ]
             matches = [(p, n) for p, n in matches if n >= order][: MAX_COMPARED if order == 4 else 1]
             if matches:
                 position, length = max(matches, key=lambda match: (match[1], match[0]))
                 return self._follow(position, min(max_tokens, MAX_MATCH), loops=context is None), length, position
         return [], 0, -1
 
-    def _common(self, text: list[int], position: int) -> int:
+    def _match_length(self, text: list[int], position: int) -> int:
         length = 0
         while length < min(len(text), position, MAX_MATCH):
             token = text[-1 - length]
@@ -43,7 +45,7 @@ class PlainIndex:
         return length
 
     def _follow(self, position: int, count: int, *, loops: bool) -> list[int]:
-        found = self.tokens[position : position + count]
-        while loops and len(found) < count:
-            found.append(found[len(found) - (len(self.tokens) - position)])
-        return found[: next((i for i, t in enumerate(found) if t < 0), len(found))]
+        draft = self.tokens[position : position + count]
+        while loops and len(draft) < count:
+            draft.append(draft[len(draft) - (len(self.tokens) - position)])
+        return draft[: next((i for i, t in enumerate(draft) if t < 0), len(draft))]

@@ -1,4 +1,4 @@
-"""One engine with the starter model for a whole file: loading it again for every test proves nothing."""
+"""One engine with the starter model for all tests of a file, because each load takes time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import Bindings, load
 
 
-def a_load(client: EngineClient, path: Path, n_ctx: int = 2048) -> protocol.Load:
+def load_request(client: EngineClient, path: Path, n_ctx: int = 2048) -> protocol.Load:
     return protocol.Load(id=client.next_id(), plan=manual_plan(str(path), n_ctx=n_ctx, n_threads=2))
 
 
@@ -26,7 +26,7 @@ def engine(starter: Path, warm_verdicts: Path) -> Iterator[EngineClient]:
     os.environ["EDGECHAT_HOME"] = str(warm_verdicts.parent.parent)
     client = EngineClient()
     try:
-        client.load(a_load(client, starter))
+        client.load(load_request(client, starter))
         yield client
     finally:
         client.close()
@@ -38,6 +38,6 @@ def engine(starter: Path, warm_verdicts: Path) -> Iterator[EngineClient]:
 
 @pytest.fixture
 def native() -> Bindings:
-    """llama.cpp in the test's own process, for tests of the wrappers."""
+    """llama.cpp loaded into the test process, for tests of the wrappers."""
     bundle = find_bundle()
     return load(bundle, probe.choose_module(bundle)[0])

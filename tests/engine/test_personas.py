@@ -1,4 +1,4 @@
-"""Personas, from their files to an answer."""
+"""Personas: their files, their listing, and a reply with their settings."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from tests.conftest import Cli
 
 
-def test_personas(cli: Cli, home: Path) -> None:
+def test_persona_file_is_listed_and_sets_the_settings_of_a_conversation(cli: Cli, home: Path) -> None:
     assert "no persona is called 'cook'" in cli("ask", "x", "--persona", "cook").stderr
     folder = home / "config" / "personas"
     folder.mkdir(parents=True)
     (folder / "cook.toml").write_text('system_prompt = "You are a cook."\ntemperature = 0.0\nn_ctx = 5\ntop_k = "x"\n')
     (folder / "bad.toml").write_text("not toml")
-    found = {p["name"]: p for p in json.loads(cli("config", "personas", "--json").stdout)}
-    assert found["cook"]["values"] == {"system_prompt": "You are a cook.", "temperature": 0.0}
-    assert len(found["cook"]["problems"]) == 2
-    assert found["bad"]["values"] == {}
-    for name in ("cook", "bad"):  # it was asked for by name: it is that, or nothing
+    personas = {p["name"]: p for p in json.loads(cli("config", "personas", "--json").stdout)}
+    assert personas["cook"]["values"] == {"system_prompt": "You are a cook.", "temperature": 0.0}
+    assert len(personas["cook"]["problems"]) == 2
+    assert personas["bad"]["values"] == {}
+    for name in ("cook", "bad"):  # a persona with problems must not be applied in part
         result = cli("ask", "Who are you?", "--persona", name)
         assert (result.returncode, f"{name}.toml" in result.stderr) == (2, True)
     (folder / "cook.toml").write_text('system_prompt = "You are a cook."\ntemperature = 0.0\n')
@@ -28,4 +28,4 @@ def test_personas(cli: Cli, home: Path) -> None:
         "system_prompt": "You are a cook.", "temperature": 0.0, "max_tokens": 3,
     }  # fmt: skip
     again = json.loads(cli("ask", "And now?", "-c", "--json").stdout)
-    assert again["stats"]["completion_tokens"] <= 3  # what was chosen for the conversation holds on
+    assert again["stats"]["completion_tokens"] <= 3  # the conversation keeps its settings

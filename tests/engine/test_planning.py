@@ -1,4 +1,4 @@
-"""Plans against llama.cpp itself: sizes that it reports, types that its rules give, what really lies in memory."""
+"""The planner against llama.cpp: buffer sizes, quantisation types, and measured memory use."""
 
 from __future__ import annotations
 
@@ -23,80 +23,82 @@ from edgechat.runtime.backends.probe import choose_module
 from tests.models import KINDS, Kind, write_tiny
 
 
-def options(path: Path, **changes: object) -> LoadOptions:
-    given = {"n_ctx": 1024, "n_seqs": default_n_seqs(read_header(path))} | changes
-    return LoadOptions(**given)  # type: ignore[arg-type]
+def load_options(path: Path, **changes: object) -> LoadOptions:
+    fields = {"n_ctx": 1024, "n_seqs": default_n_seqs(read_header(path))} | changes
+    return LoadOptions(**fields)  # type: ignore[arg-type]
 
 
-def probed(engine: EngineClient, path: Path, wanted: LoadOptions) -> dict[str, dict[str, int]]:
-    return engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=str(path), options=wanted)).memory
+def probe_memory(engine: EngineClient, path: Path, options: LoadOptions) -> dict[str, dict[str, int]]:
+    return engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=str(path), options=options)).memory
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "starter"])
-def test_sizes_without_weights_are_those_with_them(tmp_path: Path, kind: Kind, starter: Path) -> None:
+def test_sizes_measured_without_weights_equal_those_of_a_loaded_model(
+    tmp_path: Path, kind: Kind, starter: Path
+) -> None:
     path = starter if kind == "starter" else write_tiny(tmp_path / "m.gguf", kind)  # type: ignore[comparison-overlap]
     header = read_header(path)
     engine = EngineClient()
     try:
-        # The tiny models' heads are too short for Q8_0.
+        # The heads of the tiny models are too short for a Q8_0 KV cache.
         for kv_type in ("f16", "q8_0") if path == starter else ("f16",):
-            wanted = options(path, kv_type=kv_type, use_mmap=False)
-            before = probed(engine, path, wanted)
-            plan = manual_plan(str(path), n_threads=1, speculation=False, **msgspec.structs.asdict(wanted))
+            options = load_options(path, kv_type=kv_type, use_mmap=False)
+            probed = probe_memory(engine, path, options)
+            plan = manual_plan(str(path), n_threads=1, speculation=False, **msgspec.structs.asdict(options))
             engine.load(protocol.Load(id=engine.next_id(), plan=plan))
-            assert engine.stats().memory == before
-            known, guessed = memory.exact(header, wanted, before), memory.estimate(header, wanted)
-            assert known.kv_cache == guessed.kv_cache
-            # Formulas do not know which types this backend keeps in another layout.
-            real, most = known.weights + known.repacked, guessed.weights + guessed.repacked
-            assert real <= most * 1.02
-            assert most <= real * 1.35
+            assert engine.stats().memory == probed
+            exact, estimate = memory.exact(header, options, probed), memory.estimate(header, options)
+            assert exact.kv_cache == estimate.kv_cache
+            # The formulas do not know which types this backend repacks.
+            exact_bytes, estimated_bytes = exact.weights + exact.repacked, estimate.weights + estimate.repacked
+            assert exact_bytes <= estimated_bytes * 1.02
+            assert estimated_bytes <= exact_bytes * 1.35
     finally:
         engine.close()
 
 
-def test_a_file_of_which_only_the_header_is_there_has_the_same_sizes(starter: Path, tmp_path: Path) -> None:
+def test_file_with_only_a_header_has_the_same_sizes(starter: Path, tmp_path: Path) -> None:
     header = read_header(starter)
-    sparse = tmp_path / "far.gguf"
+    sparse = tmp_path / "header.gguf"
     with starter.open("rb") as whole, sparse.open("wb") as copy:
         copy.write(whole.read(header.data_offset))
         copy.truncate(header.file_bytes)
     engine = EngineClient()
     try:
-        sizes = [probed(engine, path, options(starter)) for path in (starter, sparse)]
+        sizes = [probe_memory(engine, path, load_options(starter)) for path in (starter, sparse)]
         with pytest.raises(ModelFileError):
-            probed(engine, tmp_path / "none.gguf", options(starter))
+            probe_memory(engine, tmp_path / "none.gguf", load_options(starter))
     finally:
         engine.close()
     assert sizes[0] == sizes[1]
 
 
-def test_the_size_of_every_quant_is_known_from_one_header(starter: Path, tmp_path: Path) -> None:
+def test_sizes_of_other_quants_are_computed_from_one_header(starter: Path, tmp_path: Path) -> None:
     header = read_header(starter)
-    written = {
+    headers = {
         read_header(path).quant: read_header(path)
         for path in write_quants(starter, tmp_path, ("Q2_K", "Q4_K_M", "Q8_0"))
     }
     engine = EngineClient()
     try:
-        for quant, real in written.items():
+        for quant, real in headers.items():
             types = engine.list_quant_types(requantize.quant_model(header), requantize.preset_number(quant))
-            told = requantize.requantized_header(header, quant, types)
-            assert {t.name: (t.type, t.size_bytes) for t in told.tensors} == {
+            computed = requantize.requantized_header(header, quant, types)
+            assert {t.name: (t.type, t.size_bytes) for t in computed.tensors} == {
                 t.name: (t.type, t.size_bytes) for t in real.tensors
             }
-            assert told.quant == quant
+            assert computed.quant == quant
         nonsense = msgspec.structs.replace(requantize.quant_model(header), architecture="flux-capacitor", n_layer=0)
         assert engine.list_quant_types(nonsense, 15) == []
         odd = msgspec.structs.replace(requantize.quant_model(header), architecture="flux-capacitor")
         assert isinstance(engine.list_quant_types(odd, 15), list)
-        engine.list_quant_types(requantize.quant_model(header), 15)  # it lives
+        engine.list_quant_types(requantize.quant_model(header), 15)  # the engine is still alive
     finally:
         engine.close()
 
 
-def test_keys_and_values_in_q8_0_say_nearly_the_same(starter: Path) -> None:
-    said = []
+def test_q8_0_kv_cache_generates_nearly_the_same(starter: Path) -> None:
+    replies = []
     for kv_type in ("f16", "q8_0"):
         engine = EngineClient()
         try:
@@ -105,46 +107,46 @@ def test_keys_and_values_in_q8_0_say_nearly_the_same(starter: Path) -> None:
             request = protocol.Generate(
                 id=engine.next_id(), tokens=engine.tokenize("The capital of France is"), max_tokens=8, sampling=GREEDY
             )
-            said.append(
+            replies.append(
                 [t for e in engine.generate(request) if isinstance(e, protocol.TokensGenerated) for t in e.tokens]
             )
         finally:
             engine.close()
-    assert sum(a == b for a, b in zip(*said, strict=False)) >= 4
+    assert sum(a == b for a, b in zip(*replies, strict=False)) >= 4
 
 
-def test_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) -> None:
+def test_kernel_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) -> None:
     engine = EngineClient()
-    words: list[str] = []
+    progress: list[str] = []
 
-    def listen(event: protocol.AnyEvent) -> None:
+    def on_event(event: protocol.AnyEvent) -> None:
         if isinstance(event, protocol.BackendTesting):
-            words.append(event.message)
+            progress.append(event.message)
 
     try:
         assert engine.list_devices(benchmark=False).speeds is None
-        found = engine.list_devices(benchmark=True, on_event=listen).speeds
-        again = engine.list_devices(benchmark=False).speeds
+        speeds = engine.list_devices(benchmark=True, on_event=on_event).speeds
+        saved = engine.list_devices(benchmark=False).speeds
     finally:
         engine.close()
-    assert found is not None
-    assert found == again == kernel_benchmark.load_speeds(find_bundle(), choose_module(find_bundle())[0])
-    assert any("measuring" in line for line in words)
+    assert speeds is not None
+    assert speeds == saved == kernel_benchmark.load_speeds(find_bundle(), choose_module(find_bundle())[0])
+    assert any("measuring" in line for line in progress)
     for name in ("F16", "Q4_0", "Q4_K", "Q6_K", "Q8_0"):
-        rates = found.products[name]
+        rates = speeds.products[name]
         assert 0 < rates[32] < rates[1]
-    assert found.attention["f16"][1] > 0
-    assert 1 <= found.decode_threads <= found.max_threads
-    assert 1 <= found.prefill_threads <= found.max_threads
-    assert found.read_bps > 1e8
+    assert speeds.attention["f16"][1] > 0
+    assert 1 <= speeds.decode_threads <= speeds.max_threads
+    assert 1 <= speeds.prefill_threads <= speeds.max_threads
+    assert speeds.read_bps > 1e8
 
 
-def test_a_module_that_cannot_be_measured_is_none() -> None:
+def test_failed_kernel_benchmark_has_no_result() -> None:
     broken = msgspec.structs.replace(choose_module(find_bundle())[0], path="/nowhere/libggml-cpu-x.so")
     assert kernel_benchmark.measure_speeds(find_bundle(), broken) is None
 
 
-def test_files_that_llama_cpp_cannot_load_leave_the_engine_alive(tmp_path: Path, starter: Path) -> None:
+def test_unloadable_files_are_errors_and_the_engine_continues(tmp_path: Path, starter: Path) -> None:
     data = starter.read_bytes()[: 1 << 20]
     engine = EngineClient()
     try:
@@ -152,18 +154,18 @@ def test_files_that_llama_cpp_cannot_load_leave_the_engine_alive(tmp_path: Path,
             path = tmp_path / f"{number}.gguf"
             path.write_bytes(data[:size])
             with pytest.raises(EdgechatError):
-                probed(engine, path, options(starter))
-        assert probed(engine, starter, options(starter))
+                probe_memory(engine, path, load_options(starter))
+        assert probe_memory(engine, starter, load_options(starter))
     finally:
         engine.close()
 
 
-def test_of_more_context_more_is_taken(starter: Path) -> None:
+def test_longer_contexts_take_more_memory(starter: Path) -> None:
     engine = EngineClient()
     try:
         totals = [
-            memory.exact(read_header(starter), wanted, probed(engine, starter, wanted)).total
-            for wanted in (options(starter, n_ctx=n) for n in (512, 2048, 8192))
+            memory.exact(read_header(starter), options, probe_memory(engine, starter, options)).total
+            for options in (load_options(starter, n_ctx=n) for n in (512, 2048, 8192))
         ]
     finally:
         engine.close()

@@ -1,4 +1,4 @@
-"""The wrappers of llama.cpp's objects: ownership, rewinding, sampling, on a tiny random model."""
+"""The wrappers of llama.cpp's objects with a tiny random model: ownership, rewinding, sampling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgechat.runtime.context import Context, DecodeAborted
 from edgechat.runtime.memory_report import memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.runtime.sampler import Sampler
-from tests.models import CONTROL, KINDS, N_CTX, Kind, a_context, write_tiny, write_tiny_llama
+from tests.models import CONTROL, KINDS, N_CTX, Kind, open_context, write_tiny, write_tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +35,19 @@ def model(native: Bindings, tiny_path: Path) -> Model:
 
 
 def small_context(model: Model) -> Context:
-    return a_context(model, n_ctx=N_CTX, n_threads=2)
+    return open_context(model, n_ctx=N_CTX, n_threads=2)
 
 
 def greedy(context: Context, count: int = 20) -> list[int]:
     sampler = Sampler(context.model, Sampling(temperature=0))
-    drawn = []
+    sampled = []
     for _ in range(count):
-        drawn.append(sampler.sample(context))
-        context.decode(drawn[-1:])
-    return drawn
+        sampled.append(sampler.sample(context))
+        context.decode(sampled[-1:])
+    return sampled
 
 
-def test_one_process_computes_with_one_backend(native: Bindings) -> None:
+def test_process_loads_only_one_backend(native: Bindings) -> None:
     bundle = find_bundle()
     assert load(bundle, native.module) is native
     other = next(m for m in bundle.modules if m != native.module)
@@ -55,7 +55,7 @@ def test_one_process_computes_with_one_backend(native: Bindings) -> None:
         load(bundle, other)
 
 
-def test_a_model_describes_itself(model: Model) -> None:
+def test_model_describes_itself(model: Model) -> None:
     assert model.n_ctx_train == N_CTX
     assert set(CONTROL) < set(model.control_tokens)
     assert model.adds_bos
@@ -68,7 +68,7 @@ def test_a_model_describes_itself(model: Model) -> None:
     assert with_control[0] == model.control_tokens["<|user|>"]
 
 
-def test_rewinding_is_exact(model: Model) -> None:
+def test_rewound_context_repeats_its_output(model: Model) -> None:
     context = small_context(model)
     prompt = model.tokenize("an era in the heather", add_special=True, parse_special=False)
     context.decode(prompt)
@@ -79,7 +79,7 @@ def test_rewinding_is_exact(model: Model) -> None:
     assert greedy(context) == first
 
 
-def test_an_aborted_decode_leaves_the_context_as_it_was(model: Model) -> None:
+def test_aborted_decode_leaves_the_context_unchanged(model: Model) -> None:
     context = small_context(model)
     context.decode([1, 300, 301])
     expected = greedy(context)
@@ -95,7 +95,7 @@ def test_an_aborted_decode_leaves_the_context_as_it_was(model: Model) -> None:
     assert greedy(context) == expected
 
 
-def test_a_decode_beyond_the_context_is_refused(model: Model) -> None:
+def test_decode_beyond_the_context_is_an_error(model: Model) -> None:
     context = small_context(model)
     for tokens in ([], [5] * (N_CTX + 1)):
         with pytest.raises(EngineError):
@@ -106,8 +106,8 @@ def test_a_decode_beyond_the_context_is_refused(model: Model) -> None:
     assert len(context.tokens()) == N_CTX
 
 
-class Spy:
-    """Notes which of llama.cpp's functions were called."""
+class CallRecorder:
+    """Records calls of llama.cpp's functions in order."""
 
     def __init__(self, native: Bindings, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         self.called: list[str] = []
@@ -122,33 +122,33 @@ class Spy:
         return call
 
 
-def test_what_is_not_referenced_is_freed_in_order(
+def test_unreferenced_objects_are_freed_in_order(
     native: Bindings, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gc.collect()  # what other tests left behind is not meant
-    spy = Spy(native, monkeypatch, "llama_free", "llama_model_free")
+    gc.collect()  # frees the objects of other tests
+    recorder = CallRecorder(native, monkeypatch, "llama_free", "llama_model_free")
     model = Model(native, tiny_path)
     context = small_context(model)
     del model
     gc.collect()
-    assert spy.called == []  # the context still needs it
+    assert recorder.called == []  # the context still references the model
     del context
     gc.collect()
-    assert spy.called == ["llama_free", "llama_model_free"]
+    assert recorder.called == ["llama_free", "llama_model_free"]
 
 
-def test_closing_twice_frees_once(native: Bindings, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spy = Spy(native, monkeypatch, "llama_free", "llama_model_free", "llama_sampler_free")
+def test_second_close_does_nothing(native: Bindings, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = CallRecorder(native, monkeypatch, "llama_free", "llama_model_free", "llama_sampler_free")
     model = Model(native, tiny_path)
     context, sampler = small_context(model), Sampler(model, Sampling())
     for owner in (sampler, context, model):
         owner.close()
         owner.close()
-    assert spy.called == ["llama_sampler_free", "llama_free", "llama_model_free"]
-    context.abort()  # too late to matter, and harmless
+    assert recorder.called == ["llama_sampler_free", "llama_free", "llama_model_free"]
+    context.abort()  # harmless after close
 
 
-def test_memory_is_told_by_buffer(model: Model) -> None:
+def test_memory_breakdown_lists_buffers(model: Model) -> None:
     breakdown = memory_breakdown(small_context(model))
     assert sum(b["model_bytes"] for b in breakdown.values()) >= model.size_bytes
     assert all(b["compute_bytes"] >= 0 for b in breakdown.values())
@@ -156,19 +156,19 @@ def test_memory_is_told_by_buffer(model: Model) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("n_ctx", "n_seqs", "n_rs_seq"), [(512, 1, 0), (2000, 4, 0), (1024, 3, 3)])
-def test_memory_of_a_context_is_what_the_planner_counts(
+def test_context_memory_equals_the_planners_estimate(
     native: Bindings, tmp_path: Path, kind: Kind, n_ctx: int, n_seqs: int, n_rs_seq: int
 ) -> None:
     path = write_tiny(tmp_path / "m.gguf", kind)
-    made = a_context(
+    context = open_context(
         Model(native, path), n_ctx=n_ctx, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=n_seqs, n_rs_seq=n_rs_seq
     )
-    real = sum(buffer["context_bytes"] for buffer in memory_breakdown(made).values())
-    kept = int(native.llama.llama_n_rs_seq(made.pointer))
-    assert context_bytes(read_header(path), n_ctx, n_seqs=n_seqs + 1, n_ubatch=64, n_rs_seq=kept) == real
+    real = sum(buffer["context_bytes"] for buffer in memory_breakdown(context).values())
+    n_rs_seq = int(native.llama.llama_n_rs_seq(context.pointer))
+    assert context_bytes(read_header(path), n_ctx, n_seqs=n_seqs + 1, n_ubatch=64, n_rs_seq=n_rs_seq) == real
 
 
-def test_an_unknown_architecture_is_named(native: Bindings, tmp_path: Path) -> None:
+def test_error_names_an_unknown_architecture(native: Bindings, tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path / "odd.gguf", architecture="flux-capacitor")
     with pytest.raises(ModelFileError, match="flux-capacitor"):
         Model(native, path)
@@ -183,7 +183,7 @@ def test_an_unknown_architecture_is_named(native: Bindings, tmp_path: Path) -> N
         Sampling(min_p=1.0, top_k=0, top_p=1.0, temperature=3.0),
     ],
 )
-def test_what_leaves_one_candidate_is_greedy(model: Model, params: Sampling) -> None:
+def test_sampling_with_one_candidate_is_greedy(model: Model, params: Sampling) -> None:
     context = small_context(model)
     context.decode([1, 300, 301])
     expected = Sampler(model, Sampling(temperature=0)).sample(context)
@@ -192,11 +192,11 @@ def test_what_leaves_one_candidate_is_greedy(model: Model, params: Sampling) -> 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=100))
-def test_argmax_is_the_first_of_the_largest(native: Bindings, logits: list[float]) -> None:
+def test_argmax_returns_the_first_largest_logit(native: Bindings, logits: list[float]) -> None:
     array = (ctypes.c_float * len(logits))(*logits)
     assert native.edgechat.edgechat_argmax(array, len(logits)) == logits.index(max(logits))
 
 
-def test_without_a_seed_one_is_drawn(model: Model) -> None:
+def test_random_seed_is_chosen_without_a_seed(model: Model) -> None:
     seeds = {Sampler(model, Sampling()).seed for _ in range(5)}
     assert len(seeds) == 5

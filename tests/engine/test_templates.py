@@ -1,4 +1,4 @@
-"""The chat templates of many families, as llama.cpp collects them: rendered as they are, in our sandbox."""
+"""The chat templates that llama.cpp collects, rendered in the sandbox: reasoning is found, dropped and switched."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.conftest import ROOT
 
 QUESTION = [PromptMessage("user", "What is one?")]
 LATER = [*QUESTION, PromptMessage("assistant", "It is a number.", "Let me count."), PromptMessage("user", "And two?")]
-# Templates for tools alone: they fail without any.
-FOR_TOOLS = {
+# Templates that fail without tools.
+TOOL_TEMPLATES = {
     "CohereForAI-c4ai-command-r-plus-tool_use", "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use",
     "NousResearch-Hermes-3-Llama-3.1-8B-tool_use", "fireworks-ai-llama-3-firefunction-v2",
 }  # fmt: skip
-# These leave earlier reasoning in.
+# Templates that keep the reasoning of earlier replies.
 KEEP_REASONING = {
     "Bielik-11B-v3.0-Instruct", "ByteDance-Seed-OSS", "Cohere2MoE", "HuggingFaceTB-SmolLM3-3B", "LFM2.5-Instruct",
     "MiniMax-M3", "Spark2.5", "ibm-granite-granite-3.3-2B-Instruct", "inclusionai-ling-3.0-flash",
@@ -37,34 +37,36 @@ KEEP_REASONING = {
 
 @pytest.fixture(scope="module")
 def templates() -> dict[str, str]:
-    """By name; from the source that the bundle was built of."""
+    """Templates by name, from the source archive of the native bundle."""
     sys.path.insert(0, str(ROOT / "native"))
     import sources
 
     with tarfile.open(sources.sdist()) as archive:
         members = [m for m in archive.getmembers() if "/models/templates/" in m.name and m.name.endswith(".jinja")]
-        found = {Path(m.name).stem: archive.extractfile(m).read().decode() for m in members}  # type: ignore[union-attr]
-    return {name: text for name, text in found.items() if name not in FOR_TOOLS}
+        files = {Path(m.name).stem: archive.extractfile(m) for m in members}
+        templates = {name: file.read().decode() for name, file in files.items() if file is not None}
+    return {name: text for name, text in templates.items() if name not in TOOL_TEMPLATES}
 
 
 @pytest.fixture(scope="module")
 def renderer() -> Iterator[Renderer]:
-    made = Renderer()
-    yield made
-    made.close()
+    process = Renderer()
+    yield process
+    process.close()
 
 
 def render(renderer: Renderer, template: str, messages: list[PromptMessage], *, think: bool) -> str:
     return renderer.render(
-        template, messages, bos="<s>", eos="</s>", control_tokens=[], variables=reasoning_variables(template, on=think), reasoning_format=detect_reasoning_format(template)
+        template, messages, bos="<s>", eos="</s>", control_tokens=[],
+        variables=reasoning_variables(template, on=think), reasoning_format=detect_reasoning_format(template),
     ).text  # fmt: skip
 
 
-def test_every_family_renders_and_drops_earlier_reasoning_as_its_template_does(
+def test_every_template_renders_and_only_known_ones_keep_earlier_reasoning(
     templates: dict[str, str], renderer: Renderer
 ) -> None:
     assert len(templates) > 50
-    found, kept = set(), set()
+    formats, with_earlier_reasoning = set(), set()
     for name, template in templates.items():
         form = detect_reasoning_format(template)
         for think in (True, False):
@@ -75,14 +77,16 @@ def test_every_family_renders_and_drops_earlier_reasoning_as_its_template_does(
             assert "It is a number." in text, name
             assert "And two?" in text, name
             if form is not None:
-                found.add(form)
-                kept |= {name} if "Let me count." in text else set()
+                formats.add(form)
+                with_earlier_reasoning |= {name} if "Let me count." in text else set()
                 assert phase_after_prompt(form, text) in ("start", "reasoning"), name
-    assert kept == KEEP_REASONING
-    assert found == set(REASONING_FORMATS)  # each is some family's
+    assert with_earlier_reasoning == KEEP_REASONING
+    assert formats == set(REASONING_FORMATS)  # every format is used by some template
 
 
-def test_reasoning_is_switched_for_the_families_that_can(templates: dict[str, str], renderer: Renderer) -> None:
+def test_reasoning_can_be_switched_off_where_the_template_supports_it(
+    templates: dict[str, str], renderer: Renderer
+) -> None:
     for name in (
         "Qwen-Qwen3-0.6B",
         "Qwen3.5-4B",

@@ -23,7 +23,7 @@ from edgechat.modelfile.gguf import read_gguf_stream
 from edgechat.modelfile.layers import read_layers
 from edgechat.modelfile.split import read_header
 from tests.conftest import edgechat_command
-from tests.engine.conftest import a_load
+from tests.engine.conftest import load_request
 from tests.faults.test_deaths import LONG, engine_of
 from tests.models import KINDS, Kind, write_tiny
 from tests.waiting import until
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform == "win32", reas
 def test_an_engine_killed_at_any_moment_is_an_error_and_comes_back(starter: Path) -> None:
     before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
     client = EngineClient()
-    load = a_load(client, starter)
+    load = load_request(client, starter)
     client.load(load)
     rng = random.Random(1)
     for _ in range(12):

@@ -1,4 +1,4 @@
-"""Against llama-server, built from the same source, on the same module: greedy answers are the same."""
+"""Greedy output equals that of llama-server, built from the same source with the same backend module."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ import pytest
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
+from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.runtime.backends.bundle import find_bundle
 from tests.conftest import ROOT
 from tests.waiting import until
 
 pytestmark = pytest.mark.long
 N_TOKENS = 64
-# Kernels of another batch shape may round differently. With the zen4 module there was no difference at all between
-# prefilling at once and in steps of 1, 4 and 7; modules with matrix tiles were not measured.
+# Kernels may round differently for other batch shapes. The zen4 module gave no difference at all between prefills in
+# one batch and in steps of 1, 4 and 7; modules with matrix tiles were not measured.
 NOISE = 0.05
 PROMPTS = [
     "What is the capital of France?",
@@ -38,7 +39,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def server(engine: EngineClient, starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a llama-server that computes with the engine's module."""
+    """Address of a llama-server that uses the engine's backend module."""
     build = subprocess.run(
         [sys.executable, str(ROOT / "native" / "build.py"), "peers"], check=True, capture_output=True, text=True
     )
@@ -79,21 +80,21 @@ def complete(address: str, tokens: list[int], n_predict: int, **options: Any) ->
         f"{address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=120) as answer:
-        found: dict[str, Any] = json.load(answer)
-    return found
+        completion: dict[str, Any] = json.load(answer)
+    return completion
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_tokens_are_those_of_llama_server(engine: EngineClient, server: str, prompt: str) -> None:
+def test_greedy_tokens_equal_those_of_llama_server(engine: EngineClient, server: str, prompt: str) -> None:
     tokens = engine.tokenize(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
     request = protocol.Generate(
         id=engine.next_id(), tokens=tokens, max_tokens=N_TOKENS, sampling=GREEDY, bypass_cache=True, ephemeral=True
     )
     ours = [t for e in engine.generate(request) if isinstance(e, protocol.TokensGenerated) for t in e.tokens]
     theirs = complete(server, tokens, N_TOKENS)["tokens"]
-    same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    if same < max(len(ours), len(theirs)) - 1:  # the end token is in one of the lists
-        # They part: then the likeliest two must be nearer to each other than the noise.
+    same = common_prefix_length(ours, theirs)
+    if same < max(len(ours), len(theirs)) - 1:  # only one of the lists contains the end token
+        # Where they diverge, the logprobs of the two most likely tokens must be closer than the noise.
         after = complete(server, tokens + theirs[:same], 1, n_probs=2)
         first, second = after["completion_probabilities"][0]["top_logprobs"][:2]
         assert first["logprob"] - second["logprob"] < NOISE, (same, ours[same:], theirs[same:])

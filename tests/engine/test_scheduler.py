@@ -1,0 +1,241 @@
+"""Parallel requests generate what each would generate alone: exactly on a fake context, and in a real engine."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+from typing import Any, cast
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgechat.config import GREEDY, Sampling
+from edgechat.engine import protocol, sequence
+from edgechat.engine.client import EngineClient
+from edgechat.engine.request import ActiveRequest
+from edgechat.engine.scheduler import Scheduler
+from edgechat.errors import EdgechatError
+from edgechat.prefix.cache import PrefixCache
+from edgechat.runtime.bindings import Bindings
+from edgechat.runtime.context import Context
+from edgechat.speculation.acceptance import Acceptance
+from edgechat.speculation.controller import DraftController
+from edgechat.speculation.drafter import LiveDrafter
+from edgechat.speculation.speculator import Speculator
+from edgechat.speculation.step_costs import SIZES, RunningMean, StepCosts
+from tests.fake_context import FakeContext, FakeModel, FakeSampler
+from tests.suffix_reference import PlainIndex
+
+N_VOCAB = 12
+N_CTX = 60
+
+
+@pytest.fixture
+def fake(native: Bindings, monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    monkeypatch.setattr(sequence, "Sampler", FakeSampler)
+    return FakeModel(native, N_VOCAB)
+
+
+class FakeEngine:
+    """A scheduler on a fake context; it records the output of each request."""
+
+    def __init__(self, fake: FakeModel, *, with_drafts: bool) -> None:
+        self.context = FakeContext(fake, N_CTX, n_cells=N_CTX)
+        self.cache = PrefixCache(self.context)  # type: ignore[arg-type]
+        self.scheduler = Scheduler(self.context, self.cache, self._on_finished)  # type: ignore[arg-type]
+        self.text: dict[tuple[int, int], str] = {}
+        self.final: dict[int, protocol.Event] = {}
+        self.outputs: dict[int, list[list[int]]] = {}
+        self.drafter = LiveDrafter(PlainIndex(10_000))
+        self.with_drafts = with_drafts
+
+    def _on_finished(self, request: ActiveRequest, event: protocol.Event) -> None:
+        assert request.params.id not in self.final
+        self.final[request.params.id] = event
+        self.outputs[request.params.id] = request.output_tokens
+
+    def on_event(self, event: protocol.Event) -> None:
+        if isinstance(event, protocol.TokensGenerated):
+            key = event.id, event.sequence
+            self.text[key] = self.text.get(key, "") + event.text
+
+    def add(self, request: protocol.Generate) -> None:
+        speculator = None
+        if self.with_drafts:
+            costs = StepCosts()
+            costs.ratios = [{n: RunningMean(1.0, 1000) for n in SIZES} for _ in costs.ratios]
+            speculator = Speculator([self.drafter], DraftController(Acceptance(), costs))
+        self.scheduler.add(ActiveRequest(
+            cast("Context", self.context), self.cache, request, request.tokens or [], self.on_event, 0.0, speculator
+        ))  # fmt: skip
+
+    def finish(self) -> None:
+        for _ in range(10_000):
+            if self.scheduler.is_idle:
+                return
+            self.scheduler.step()
+        raise AssertionError("the scheduler did not finish within 10,000 steps")
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.lists(st.integers(1, N_VOCAB - 1), min_size=1, max_size=30),
+        st.sampled_from([0.0, 0.7, 2.0]),
+        st.integers(0, 40),  # max_tokens
+        st.sampled_from([1, 1, 1, 2]),  # n_sequences
+        st.integers(0, 12),  # step of arrival
+        st.one_of(st.none(), st.none(), st.integers(0, 15)),  # steps until it is cancelled
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(specs=REQUESTS, with_drafts=st.booleans())
+def test_parallel_requests_generate_what_each_generates_alone(
+    fake: FakeModel, specs: list[Any], with_drafts: bool
+) -> None:
+    """With so few cells that requests wait, and are preempted and resumed."""
+    together = FakeEngine(fake, with_drafts=with_drafts)
+    cancelled = set()
+    requests = [
+        protocol.Generate(
+            id=i, tokens=prompt if n == 1 else prompt[:12], sampling=Sampling(temperature=temperature, seed=i),
+            max_tokens=max_tokens if n == 1 else min(max_tokens, 15),  # two longer ones may not fit the context
+            n_sequences=n,
+        )
+        for i, (prompt, temperature, max_tokens, n, _, _) in enumerate(specs)
+    ]  # fmt: skip
+    for step in range(40):
+        for request, (*_, arrival, cancel_after) in zip(requests, specs, strict=True):
+            if arrival == step:
+                together.add(request)
+            if cancel_after is not None and arrival + cancel_after == step and request.id not in together.final:
+                together.scheduler.cancel({request.id})
+                cancelled.add(request.id)
+        together.scheduler.step()
+    together.finish()
+    assert len(together.final) == len(requests)
+    for request in requests:
+        alone = FakeEngine(fake, with_drafts=False)
+        alone.add(request)
+        alone.finish()
+        final, expected = together.final[request.id], alone.final[request.id]
+        assert isinstance(final, protocol.RequestFinished)
+        assert isinstance(expected, protocol.RequestFinished)
+        if request.id not in cancelled:
+            assert together.outputs[request.id] == alone.outputs[request.id]
+            assert final.finish_reason == expected.finish_reason
+        for partial, whole in zip(together.outputs[request.id], alone.outputs[request.id], strict=False):
+            assert partial == whole[: len(partial)]
+        for key, text in alone.text.items():
+            assert text.startswith(together.text.get(key, ""))
+    assert not together.cache._working
+    for seq, tokens in together.context.seq_tokens.items():
+        leaf = together.cache.leaves.get(seq)
+        assert leaf is None or tokens == leaf.path()
+
+
+def test_requests_are_admitted_in_order_of_arrival(fake: FakeModel) -> None:
+    engine = FakeEngine(fake, with_drafts=False)
+    fake.end_logit = -100.0
+    for i in range(12):
+        engine.add(protocol.Generate(id=i, tokens=[1 + i % 9] * 20, sampling=GREEDY, max_tokens=10))
+    engine.finish()
+    order = list(engine.final)
+    assert order.index(0) < 3
+    assert order.index(11) > 8
+
+
+# In a real engine process
+
+
+class PendingRequest:
+    """A submitted request and its output so far."""
+
+    def __init__(self, client: EngineClient, request: protocol.Generate) -> None:
+        self.client, self.id = client, request.id
+        self.tokens: dict[int, list[int]] = {}
+        self.text = ""
+        self.has_started = threading.Event()
+        self._outcome: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
+        client.submit(request, self._on_event)
+
+    def _on_event(self, event: protocol.AnyEvent | EdgechatError) -> None:
+        if isinstance(event, protocol.TokensGenerated):
+            self.tokens.setdefault(event.sequence, []).extend(event.tokens)
+            self.text += event.text
+            self.has_started.set()
+        elif isinstance(event, EdgechatError | protocol.RequestFinished):
+            self._outcome.put(event)
+
+    @property
+    def is_running(self) -> bool:
+        return self._outcome.empty()
+
+    def result(self) -> protocol.RequestFinished:
+        event = self._outcome.get(timeout=100)
+        assert isinstance(event, protocol.RequestFinished), event
+        return event
+
+
+def submit(engine: EngineClient, seed: int, **options: Any) -> PendingRequest:
+    rng = random.Random(seed)
+    fields: dict[str, Any] = {
+        "tokens": [rng.randrange(300, 3000) for _ in range(options.pop("n_prompt", 40))], "max_tokens": 24,
+        "ignore_eog": True, "sampling": GREEDY, "speculate": False,
+    } | options  # fmt: skip
+    return PendingRequest(engine, protocol.Generate(id=engine.next_id(), **fields))
+
+
+def test_parallel_requests_share_decode_steps(engine: EngineClient) -> None:
+    together = [submit(engine, seed, max_tokens=120) for seed in range(2)]
+    assert all(pending.has_started.wait(30) for pending in together)
+    assert all(pending.is_running for pending in together)  # the second one did not wait for the first
+    for pending in together:
+        result = pending.result()
+        assert result.finish_reason == "length"
+        assert len(pending.tokens[0]) == result.stats.completion_tokens == 120
+
+
+def test_cancelling_one_request_leaves_the_others_running(engine: EngineClient) -> None:
+    finishing, cancelled = submit(engine, 5, max_tokens=60), submit(engine, 6, max_tokens=1500)
+    assert cancelled.has_started.wait(30)
+    engine.cancel(cancelled.id)
+    assert cancelled.result().finish_reason == "cancelled"
+    assert finishing.result().finish_reason == "length"
+    assert len(finishing.tokens[0]) == 60
+
+
+def test_shared_prompt_prefix_is_prefilled_once(engine: EngineClient) -> None:
+    shared = [7 + i % 900 for i in range(600)]
+    first, second = (submit(engine, seed, tokens=[*shared, 400 + seed, 500], max_tokens=40) for seed in (1, 2))
+    assert first.result().stats.cached_tokens < 50
+    assert second.result().stats.cached_tokens >= len(shared)
+
+
+def test_running_and_waiting_requests_can_all_be_cancelled(engine: EngineClient) -> None:
+    requests = [submit(engine, seed, max_tokens=1500, n_prompt=300) for seed in range(10)]
+    for pending in requests:
+        engine.cancel(pending.id)
+    assert {pending.result().finish_reason for pending in requests} == {"cancelled"}
+    assert submit(engine, 1, max_tokens=3).result().finish_reason == "length"
+
+
+def test_tokenize_and_stats_do_not_wait_for_a_running_generation(engine: EngineClient) -> None:
+    pending = submit(engine, 3, max_tokens=1000)
+    assert pending.has_started.wait(30)
+    assert engine.tokenize("Hello there")
+    assert engine.stats().context_tokens >= 0
+    assert pending.is_running
+    engine.cancel(pending.id)
+    pending.result()
+
+
+def test_requests_that_exceed_the_context_together_are_all_completed(engine: EngineClient) -> None:
+    """A context of 2,048 cells, and 6 requests that need 900 tokens each."""
+    requests = [submit(engine, seed, n_prompt=700, max_tokens=200) for seed in range(6)]
+    assert [pending.result().stats.completion_tokens for pending in requests] == [200] * 6
