@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.planner.plan import manual_plan
 from edgechat.runtime.backends import probe
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import Bindings, load
+from edgechat.store import open_store
+from edgechat.store.sqlite import SqliteStore
+from tests.engine.chats import SHORT_GREEDY, OpenChat
 
 
 def load_request(client: EngineClient, path: Path, n_ctx: int = 2048) -> protocol.Load:
@@ -41,3 +45,17 @@ def native() -> Bindings:
     """llama.cpp loaded into the test process, for tests of the wrappers."""
     bundle = find_bundle()
     return load(bundle, probe.choose_module(bundle)[0])
+
+
+@pytest.fixture
+def open_chat(starter: Path) -> Iterator[Callable[..., OpenChat]]:
+    """Open chats with the starter model; they are closed after the test."""
+    chats: list[OpenChat] = []
+
+    def open_one(settings: Settings = SHORT_GREEDY, store: SqliteStore | None = None, **options: object) -> OpenChat:
+        chats.append(OpenChat(starter, store or open_store(), settings, **options))  # type: ignore[arg-type]
+        return chats[-1]
+
+    yield open_one
+    for chat in chats:
+        chat.session.close()
