@@ -1,8 +1,9 @@
-"""A memory of a context without a model: it knows which prefix every cell was computed after, and checks it."""
+"""Fake KV memory for tests of the prefix cache: every cell records the tokens before it, and `decode` checks them."""
 
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,30 +14,30 @@ WINDOW = 12
 
 
 class CellsFullError(Exception):
-    """The cells are full."""
+    """All cells are in use."""
 
 
 class Cell:
-    """What was computed at a position; `after` is all that came before, and the token itself."""
+    """KV cell of one position; `history` is the token itself and all tokens before it."""
 
-    def __init__(self, after: tuple[int, ...]) -> None:
-        self.after = after
+    def __init__(self, history: tuple[int, ...]) -> None:
+        self.history = history
 
 
-class _Held(NamedTuple):
+class _Sequence(NamedTuple):
     tokens: list[int]
     cells: dict[int, Cell]
     window: dict[int, Cell]
     state: list[tuple[int, ...]]
-    """At most one: the tokens that it was computed from."""
+    """Recurrent state: at most one entry, the tokens that it was computed from."""
 
 
-def _nothing() -> _Held:
-    return _Held([], {}, {}, [])
+def _empty() -> _Sequence:
+    return _Sequence([], {}, {}, [])
 
 
 class FakeMemory:
-    """Memory as one of the kinds of models has it, with cells for `n_cells` tokens."""
+    """KV memory as a model of `kind` has it, with cells for `n_cells` tokens."""
 
     def __init__(self, kind: Kind, n_seqs: int = 4, n_cells: int = 400) -> None:
         self.n_seqs = n_seqs
@@ -44,8 +45,8 @@ class FakeMemory:
         self._has_cells = kind in ("llama", "moe", "sliding", "hybrid")
         self._has_window = "sliding" in kind
         self._has_state = kind in ("mamba", "hybrid", "hybrid sliding")
-        self._held = [_nothing() for _ in range(n_seqs)]
-        self.computed = 0
+        self._seqs = [_empty() for _ in range(n_seqs)]
+        self.n_computed = 0
 
     @property
     def can_truncate(self) -> bool:
@@ -56,112 +57,113 @@ class FakeMemory:
         return not self._has_cells and not self._has_window
 
     def tokens(self, seq: int) -> Sequence[int]:
-        return self._held[seq].tokens
+        return self._seqs[seq].tokens
 
     def can_rewind(self, seq: int, n_tokens: int) -> bool:
-        if n_tokens in (0, len(self._held[seq].tokens)):
+        if n_tokens in (0, len(self._seqs[seq].tokens)):
             return True
-        return not self._has_state and self._reaches_back(seq, n_tokens)
+        return not self._has_state and self._window_reaches(seq, n_tokens)
 
     def can_append_segment(self, seq: int, n_tokens: int, end: int) -> bool:
         if self._has_state:
             return not self._has_window
-        return n_tokens <= len(self._held[seq].tokens) and self._reaches_back(seq, end)
+        return n_tokens <= len(self._seqs[seq].tokens) and self._window_reaches(seq, end)
 
-    def _reaches_back(self, seq: int, n_tokens: int) -> bool:
-        first = min(self._held[seq].window, default=0) if self._has_window else 0
+    def _window_reaches(self, seq: int, n_tokens: int) -> bool:
+        first = min(self._seqs[seq].window, default=0) if self._has_window else 0
         return first <= max(0, n_tokens - WINDOW)
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
-        held = self._held[source]
-        assert n_tokens <= len(held.tokens)
-        self._held[target] = _Held(
-            held.tokens[:n_tokens],
-            {p: c for p, c in held.cells.items() if p < n_tokens},
-            {p: c for p, c in held.window.items() if p < n_tokens},
-            list(held.state),
+        original = self._seqs[source]
+        assert n_tokens <= len(original.tokens)
+        self._seqs[target] = _Sequence(
+            original.tokens[:n_tokens],
+            {p: c for p, c in original.cells.items() if p < n_tokens},
+            {p: c for p, c in original.window.items() if p < n_tokens},
+            list(original.state),
         )
 
     def clear(self) -> None:
-        for seq in range(len(self._held)):
+        for seq in range(len(self._seqs)):
             self.drop(seq)
 
     def drop(self, seq: int) -> None:
-        self._held[seq] = _nothing()
+        self._seqs[seq] = _empty()
 
     def save(self, seq: int, start: int, end: int) -> bytearray:
-        held = self._held[seq]
-        assert self.can_truncate or end == len(held.tokens)
-        assert start < end <= len(held.tokens)
+        sequence = self._seqs[seq]
+        assert self.can_truncate or end == len(sequence.tokens)
+        assert start < end <= len(sequence.tokens)
         return bytearray(pickle.dumps((
-            {p: c.after for p, c in held.cells.items() if start <= p < end},
-            {p: c.after for p, c in held.window.items() if max(start, end - WINDOW) <= p < end},
-            held.state,
+            {p: c.history for p, c in sequence.cells.items() if start <= p < end},
+            {p: c.history for p, c in sequence.window.items() if max(start, end - WINDOW) <= p < end},
+            sequence.state,
         )))  # fmt: skip
 
     def restore(self, seq: int, start: int, tokens: Sequence[int], data: bytearray | memoryview) -> bool:
-        held, end = self._held[seq], start + len(tokens)
+        sequence, end = self._seqs[seq], start + len(tokens)
         cells, window, state = pickle.loads(data)  # noqa: S301
-        at = len(held.tokens)
-        assert start <= at
-        if self._used() + len(cells) > self.n_cells:
+        position = len(sequence.tokens)
+        assert start <= position
+        if self._n_used() + len(cells) > self.n_cells:
             return False
-        held.cells.update({p: Cell(after) for p, after in cells.items() if at <= p < end})
-        held.window.update({p: Cell(after) for p, after in window.items() if at <= p < end})
+        sequence.cells.update({p: Cell(history) for p, history in cells.items() if position <= p < end})
+        sequence.window.update({p: Cell(history) for p, history in window.items() if position <= p < end})
         if self._has_state:
-            held.state[:] = state
-        held.tokens.extend(tokens[at - start :])
+            sequence.state[:] = state
+        sequence.tokens.extend(tokens[position - start :])
         return True
 
     def decode(self, seq: int, tokens: Sequence[int]) -> None:
-        """Compute; fails if what is attended to is not what these tokens need."""
+        """Append `tokens`. Raises CellsFullError, and AssertionError if the memory before them is that of other tokens."""
         self.check(seq)
-        held = self._held[seq]
-        if self._has_cells and self._used() + len(tokens) > self.n_cells:
+        sequence = self._seqs[seq]
+        if self._has_cells and self._n_used() + len(tokens) > self.n_cells:
             raise CellsFullError
-        self.computed += len(tokens)
+        self.n_computed += len(tokens)
         for token in tokens:
-            held.tokens.append(token)
-            after, position = tuple(held.tokens), len(held.tokens) - 1
+            sequence.tokens.append(token)
+            history, position = tuple(sequence.tokens), len(sequence.tokens) - 1
             if self._has_cells:
-                held.cells[position] = Cell(after)
+                sequence.cells[position] = Cell(history)
             if self._has_window:
-                held.window[position] = Cell(after)
+                sequence.window[position] = Cell(history)
             if self._has_state:
-                held.state[:] = [after]
-        for position in [p for p in held.window if p < len(held.tokens) - 2 * WINDOW]:
-            del held.window[position]
+                sequence.state[:] = [history]
+        for position in [p for p in sequence.window if p < len(sequence.tokens) - 2 * WINDOW]:
+            del sequence.window[position]
 
     def check(self, seq: int) -> None:
-        """What a next token would attend to is there, and was computed from this very sequence."""
-        held = self._held[seq]
-        tokens = tuple(held.tokens)
+        """Assert that all memory which the next token attends to exists and was computed from this sequence."""
+        sequence = self._seqs[seq]
+        tokens = tuple(sequence.tokens)
         if self._has_cells:
-            assert sorted(held.cells) == list(range(len(tokens)))
-            assert all(c.after == tokens[: p + 1] for p, c in held.cells.items())
+            assert sorted(sequence.cells) == list(range(len(tokens)))
+            assert all(c.history == tokens[: p + 1] for p, c in sequence.cells.items())
         if self._has_window:
-            assert set(range(max(0, len(tokens) - WINDOW + 1), len(tokens))) <= set(held.window)
-            assert all(c.after == tokens[: p + 1] for p, c in held.window.items())
+            assert set(range(max(0, len(tokens) - WINDOW + 1), len(tokens))) <= set(sequence.window)
+            assert all(c.history == tokens[: p + 1] for p, c in sequence.window.items())
         if self._has_state:
-            assert held.state == ([tokens] if tokens else [])
+            assert sequence.state == ([tokens] if tokens else [])
 
-    def _used(self) -> int:
-        return len({id(c) for held in self._held for c in held.cells.values()})
+    def _n_used(self) -> int:
+        return len({id(c) for sequence in self._seqs for c in sequence.cells.values()})
 
 
 def check_cache(cache: PrefixCache) -> None:
-    """Raises AssertionError if anything here contradicts anything else."""
+    """Check the invariants between tree, sequences, segments and RAM cap. Raises AssertionError."""
     nodes = list(cache.tree.nodes())
     for node in nodes:
         if not node.is_in_use or len(node.tokens) != node.end - (node.parent.end if node.parent else 0):
-            raise AssertionError(f"a node of {node.path()} is kept for nothing, or has a wrong length")
+            raise AssertionError(f"node {node.path()} is unused or has a wrong length")
         if any(child.parent is not node or child.tokens[0] != first for first, child in node.children.items()):
-            raise AssertionError(f"the children of {node.path()} are in disorder")
-    if {p for node in nodes for p in node.segments} != cache.segments:
-        raise AssertionError("pieces are not where they should be")
-    for seq, tip in cache.leaves.items():
-        if tip.path() != list(cache._memory.tokens(seq)) or seq not in tip.seqs or seq not in cache._owner:
-            raise AssertionError(f"sequence {seq} is not what the tree says")
-    in_ram = sum(p.n_bytes for p in cache.segments if p.data is not None and not p.is_pending_write)
-    if in_ram > cache._ram_cap_bytes:
-        raise AssertionError(f"{in_ram} bytes in RAM are over the cap of {cache._ram_cap_bytes}")
+            raise AssertionError(f"node {node.path()} has children with a wrong parent or first token")
+    segments = cache.store.segments
+    if Counter({node: node.n_segments for node in nodes}) != Counter(segment.node for segment in segments):
+        raise AssertionError("the tree and the segment store disagree about the segments")
+    for seq, leaf in cache.leaves.items():
+        if leaf.path() != list(cache._memory.tokens(seq)) or seq not in leaf.seqs or seq not in cache._conversations:
+            raise AssertionError(f"sequence {seq} does not hold the path to its leaf")
+    in_ram_bytes = sum(s.n_bytes for s in segments if s.data is not None and not s.is_pending_write)
+    if in_ram_bytes > cache.store.ram_cap_bytes:
+        raise AssertionError(f"{in_ram_bytes} bytes in RAM exceed the cap of {cache.store.ram_cap_bytes}")

@@ -1,1 +1,1 @@
-"""Prefixes that were computed once: a tree of tokens, and where their memory is. Integers and bytes only."""
+"""Prefix cache: a tree over token sequences, and their KV memory saved in RAM and on disk. Imports no llama.cpp."""

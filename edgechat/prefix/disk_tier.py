@@ -1,4 +1,8 @@
-"""Pieces in files: one folder for each model as it is loaded, in it one for each conversation."""
+"""Disk tier of the prefix cache: segment files in one folder per loaded model and conversation.
+
+The path of a file is `ROOT/IDENTITY/CONVERSATION/START-END-DIGEST.kv`: the identity names the weights and the layout of
+their KV memory, the folder of a conversation is a hash of its id.
+"""
 
 from __future__ import annotations
 
@@ -15,197 +19,204 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from edgechat.prefix import segment as pieces
-from edgechat.prefix.segment import InvalidSegmentError, KvSegment, SegmentHeader
+from edgechat.prefix import segment_file
+from edgechat.prefix.segment import KvSegment
+from edgechat.prefix.segment_file import InvalidSegmentError, SegmentHeader
 
 _log = logging.getLogger(__name__)
 _SUFFIX: Final = ".kv"
-_ASIDE: Final = ".part"
-# After a failure it is not tried again for so long.
-_FAILING_S: Final = 60.0
+_PART_SUFFIX: Final = ".part"
+# Pause after a failed write.
+_RETRY_AFTER_S: Final = 60.0
 
 
 class DiskTier:
-    """Files are written by a thread of its own, which rests while `pause`d. What cannot be read is a miss."""
+    """Segment files under a size cap, written by a background thread that waits while the tier is paused.
+
+    A file that cannot be read or fails its checksum is deleted and counts as a cache miss.
+    """
 
     def __init__(self, root: Path, cap_bytes: int, find_identity: Callable[[Callable[[], None]], str]) -> None:
-        """`find_identity` names the weights, and all that decides what their memory looks like.
+        """Start the writer thread.
 
-        It may take long, calls what it is given now and then, and is called by the thread, unless `identity` is set
-        before.
+        `find_identity(pause)` returns the name of the model's folder. It hashes the weights, which takes long: the
+        writer thread calls it before its first write, unless `identity` is set by then. `find_identity` calls `pause`
+        between chunks.
         """
         self._root = root
         self._cap_bytes = cap_bytes
         self._find_identity = find_identity
         self.identity = ""
-        """The name of the folder; "" while it is not known."""
-        self._buffers = [bytearray(), bytearray()]  # the same for all: fresh memory costs more than reading into it
-        self._seen: dict[str, set[str]] = {}
-        self._made: set[str] = set()
+        """Name of the model's folder; "" until it is known."""
+        # Reused for all reads: touching fresh memory costs more than reading into it.
+        self._buffers = [bytearray(), bytearray()]
+        self._listed: dict[str, set[str]] = {}
+        """File names by conversation that `new_files` returned or this process wrote."""
+        self._created: set[str] = set()
+        """Names of the conversation folders that this process created."""
         self._refused: set[str] = set()
-        self._failing_until_s = 0.0
-        self._resting = threading.Event()
-        self._resting.set()
+        """Conversations that are not written any more: deleted, or too large for the cap."""
+        self._retry_at = 0.0
+        self._is_running = threading.Event()
+        self._is_running.set()
         self._jobs: queue.SimpleQueue[tuple[KvSegment, list[int], bytearray] | None] = queue.SimpleQueue()
-        self._n_waiting = 0
-        self._thread = threading.Thread(target=self._work, name="prefix writer", daemon=True)
+        self._n_pending = 0
+        self._thread = threading.Thread(target=self._run, name="prefix writer", daemon=True)
         self._thread.start()
 
     def pause(self) -> None:
-        """Leave the machine to somebody else, until `resume`."""
-        self._resting.clear()
+        """Stop writing until `resume`, to leave the machine to the decode loop."""
+        self._is_running.clear()
 
     def resume(self) -> None:
-        """Go on writing."""
-        self._resting.set()
+        """Continue to write queued segments."""
+        self._is_running.set()
 
     @property
     def is_failing(self) -> bool:
-        """True for a while after nothing could be written."""
-        return time.monotonic() < self._failing_until_s
+        """True for 60 seconds after a write failed."""
+        return time.monotonic() < self._retry_at
 
     def accepts(self, conversation: str) -> bool:
-        """False if nothing is to be written for a conversation: for nobody's, and where it was refused before."""
+        """Return False for requests without a conversation, and for conversations that were refused before."""
         return bool(conversation) and conversation not in self._refused
 
     @property
     def is_busy(self) -> bool:
-        """True while something waits to be written."""
-        return self._n_waiting > 0
+        """True while segments are queued or being written."""
+        return self._n_pending > 0
 
     # Reading
 
     def new_files(self, conversation: str) -> Iterator[tuple[Path, SegmentHeader]]:
-        """What is there of a conversation and was not named before."""
+        """Iterate over the files of a conversation that earlier calls did not return."""
         if not self.identity or not conversation:
             return
         folder = self._folder(conversation)
-        seen = self._seen.setdefault(conversation, set())
+        listed = self._listed.setdefault(conversation, set())
         with contextlib.suppress(OSError):
             for path in sorted(folder.glob(f"*{_SUFFIX}")):
-                if path.name in seen:
+                if path.name in listed:
                     continue
-                seen.add(path.name)
+                listed.add(path.name)
                 try:
                     with path.open("rb") as file:
-                        yield path, pieces.read_header(file)
+                        yield path, segment_file.read_header(file)
                 except (OSError, InvalidSegmentError):
-                    self._discard(path)
+                    self._delete_invalid(path)
 
-    def read(self, wanted: Sequence[tuple[Path, Sequence[int]]]) -> Generator[memoryview | None, None, None]:
-        """The data of files that must be of exactly these paths of tokens, each until the next is asked for.
+    def read(self, files: Sequence[tuple[Path, Sequence[int]]]) -> Generator[memoryview | None, None, None]:
+        """Iterate over the data of files, given with the tokens that each must hold; a view is valid until the next.
 
-        None for one that cannot be used; then it is gone. A thread reads ahead, since what is done with the data takes
-        as long as reading it.
+        Yields None for a file that is invalid or holds other tokens, and deletes it. A thread reads ahead by one file,
+        since restoring the data takes as long as reading it.
         """
-        free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        full: queue.SimpleQueue[tuple[SegmentHeader, memoryview] | None] = queue.SimpleQueue()
+        free_buffers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        results: queue.SimpleQueue[tuple[SegmentHeader, memoryview] | None] = queue.SimpleQueue()
         for number in range(len(self._buffers)):
-            free.put(number)
+            free_buffers.put(number)
 
         def read_ahead() -> None:
-            for path, tokens in wanted:
-                number = free.get()
+            for path, tokens in files:
+                number = free_buffers.get()
                 if number is None:
                     return
-                full.put(_read(path, tokens, self._buffers, number))
+                results.put(_read(path, tokens, self._buffers, number))
 
         threading.Thread(target=read_ahead, name="prefix reader", daemon=True).start()
         try:
-            for number, (path, _) in enumerate(wanted):
-                found = full.get()
-                if found is None or not pieces.is_whole(*found):
-                    self._discard(path)
+            for number, (path, _) in enumerate(files):
+                result = results.get()
+                if result is None or not segment_file.has_valid_checksum(*result):
+                    self._delete_invalid(path)
                     yield None
                 else:
                     with contextlib.suppress(OSError):
-                        os.utime(path)
-                    yield found[1]
-                free.put(number % len(self._buffers))
+                        os.utime(path)  # `_sweep` deletes the least recently used files
+                    yield result[1]
+                free_buffers.put(number % len(self._buffers))
         finally:
-            free.put(None)
+            free_buffers.put(None)
 
-    def _discard(self, path: Path) -> None:
-        _log.warning("the prefix in %s cannot be used, and is computed again", path.name)
+    def _delete_invalid(self, path: Path) -> None:
+        _log.warning("Cannot use the cached prefix %s; deleted it, its tokens are computed again", path.name)
         with contextlib.suppress(OSError):
             path.unlink()
 
     # Writing
 
-    def queue_write(self, piece: KvSegment, tokens: list[int]) -> None:
-        """Have `piece`, which is in RAM, written; its `file` is set once it is."""
-        if piece.data is not None:
-            self._n_waiting += 1
-            piece.is_pending_write = True
-            self._jobs.put((piece, tokens, piece.data))
+    def queue_write(self, segment: KvSegment, tokens: list[int]) -> None:
+        """Queue a segment that is in RAM and ends the path `tokens`; the writer sets `segment.file`."""
+        if segment.data is not None:
+            self._n_pending += 1
+            segment.is_pending_write = True
+            self._jobs.put((segment, tokens, segment.data))
 
     def finish(self, timeout_s: float) -> None:
-        """Write what waits, and end the thread; what takes longer is left out."""
+        """Write the queued segments and end the thread; abandons what takes longer than `timeout_s`."""
         self.resume()
         self._jobs.put(None)
         self._thread.join(timeout_s)
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            self._try(*job)
-            job[0].is_pending_write = False
-            self._n_waiting -= 1
+            segment, tokens, data = job
+            try:
+                self._write(segment, tokens, data)
+            except (OSError, MemoryError, ValueError) as error:
+                _log.warning("Cannot save a prefix: %s", error)
+                self._retry_at = time.monotonic() + _RETRY_AFTER_S
+            segment.is_pending_write = False
+            self._n_pending -= 1
 
-    def _try(self, piece: KvSegment, tokens: list[int], data: bytearray) -> None:
-        try:
-            self._write(piece, tokens, data)
-        except (OSError, MemoryError, ValueError) as error:
-            _log.warning("a prefix is not kept: %s", error)
-            self._failing_until_s = time.monotonic() + _FAILING_S
+    def _wait_while_paused(self) -> None:
+        self._is_running.wait()
 
-    def _wait(self) -> None:
-        self._resting.wait()
-
-    def _write(self, piece: KvSegment, tokens: list[int], data: bytearray) -> None:
+    def _write(self, segment: KvSegment, tokens: list[int], data: bytearray) -> None:
         if not self.identity:
-            self.identity = self._find_identity(self._wait)
-        folder = self._folder(piece.conversation)
-        if len(data) > self._cap_bytes or not self._make(folder):
-            self._refused.add(piece.conversation)
+            self.identity = self._find_identity(self._wait_while_paused)
+        folder = self._folder(segment.conversation)
+        if len(data) > self._cap_bytes or not self._create_folder(folder):
+            self._refused.add(segment.conversation)
             return
         self._sweep(len(data))
         digest = hashlib.blake2b(array("i", tokens).tobytes(), digest_size=8).hexdigest()
-        path = folder / f"{piece.start}-{len(tokens)}-{digest}{_SUFFIX}"
-        aside = path.with_suffix(f".{os.getpid()}{_ASIDE}")
+        path = folder / f"{segment.start}-{len(tokens)}-{digest}{_SUFFIX}"
+        part = path.with_suffix(f".{os.getpid()}{_PART_SUFFIX}")
         try:
-            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                pieces.write_segment(file, piece, tokens, data, self._wait)
-            # Not waiting for the disk: after a power failure the checksum finds what did not arrive.
-            self._seen.setdefault(piece.conversation, set()).add(path.name)
-            aside.replace(path)
-            piece.file = path
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                segment_file.write_segment(file, segment, tokens, data, self._wait_while_paused)
+            # No fsync: after a power failure the checksum detects a file that is incomplete.
+            self._listed.setdefault(segment.conversation, set()).add(path.name)
+            part.replace(path)
+            segment.file = path
         finally:
             with contextlib.suppress(OSError):
-                aside.unlink()
+                part.unlink()
 
-    def _make(self, folder: Path) -> bool:
-        """Make a conversation's folder; not again, if it was removed: then the conversation was deleted."""
+    def _create_folder(self, folder: Path) -> bool:
+        """Create a conversation's folder; False if this process created it before, as the conversation was deleted."""
         if folder.is_dir():
             return True
-        if folder.name in self._made and folder.parent.is_dir():
+        if folder.name in self._created and folder.parent.is_dir():
             return False
-        for each in (self._root, folder.parent, folder):
-            each.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._made.add(folder.name)
+        for directory in (self._root, folder.parent, folder):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._created.add(folder.name)
         return True
 
     def _folder(self, conversation: str) -> Path:
         return self._root / self.identity / folder_name(conversation)
 
     def _sweep(self, n_bytes: int) -> None:
-        """Remove what was not used for the longest time, until there is room for `n_bytes`."""
-        found: list[tuple[float, int, Path]] = []
+        """Delete the least recently used files of all models until `n_bytes` more fit under the cap."""
+        files: list[tuple[float, int, Path]] = []
         for path in self._root.glob("*/*/*"):
-            with contextlib.suppress(OSError):  # another process was faster
+            with contextlib.suppress(OSError):  # another process may have deleted it
                 status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
-        total = sum(size for _, size, _ in found) + n_bytes
-        for _, size, path in sorted(found):
+                files.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in files) + n_bytes
+        for _, size, path in sorted(files):
             if total <= self._cap_bytes:
                 return
             with contextlib.suppress(OSError):
@@ -214,31 +225,31 @@ class DiskTier:
 
 
 def delete_conversation(root: Path, conversation: str) -> None:
-    """Remove all that is cached of a conversation, for every model."""
+    """Delete the cached prefixes of a conversation for all models."""
     with contextlib.suppress(OSError):
         for folder in root.iterdir():
             shutil.rmtree(folder / folder_name(conversation), ignore_errors=True)
 
 
 def folder_name(conversation: str) -> str:
-    """Ids come from imported files too, where they may be anything."""
+    """Return a conversation's folder name: a hash, because ids from imported files may contain any characters."""
     return hashlib.blake2b(conversation.encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
 def _read(
     path: Path, tokens: Sequence[int], buffers: list[bytearray], number: int
 ) -> tuple[SegmentHeader, memoryview] | None:
-    """A file's header and data, which is not checked yet, in one of the buffers."""
+    """Read a file into one of the buffers without checking the data; None if it is invalid or holds other tokens."""
     try:
         with path.open("rb") as file:
-            header = pieces.read_header(file)
+            header = segment_file.read_header(file)
             size = os.fstat(file.fileno()).st_size - file.tell()
             if header.path != array("i", tokens).tobytes() or header.n_bytes != size:
                 return None
             if len(buffers[number]) < size:
                 buffers[number] = bytearray(size)
             view = memoryview(buffers[number])[:size]
-            pieces.read_data(file, view)
+            segment_file.read_data(file, view)
     except (OSError, InvalidSegmentError):
         return None
     return header, view

@@ -1,4 +1,4 @@
-"""What the cache needs of a context. `edgechat.runtime.context.Context` is one; nothing here knows llama.cpp."""
+"""KV memory interface that the prefix cache needs; `edgechat.runtime.context.Context` implements it."""
 
 from __future__ import annotations
 
@@ -7,39 +7,42 @@ from typing import Protocol
 
 
 class KvMemory(Protocol):
-    """Sequences of tokens, and their memory, which sequences share where they begin alike."""
+    """Token sequences of a context with their KV memory; sequences share the cells of a common prefix."""
 
     n_seqs: int
-    """Sequences are numbered from 0."""
+    """Number of sequences; their ids start at 0."""
 
     @property
     def can_truncate(self) -> bool:
-        """True if a sequence can be cut, copied and saved at any position; else only where it ends."""
+        """True if a sequence can be truncated, copied and saved at any position; otherwise only at its end."""
 
     @property
     def saves_full_state(self) -> bool:
-        """True if what `save` returns is all that a sequence is, wherever it started."""
+        """True if `save` returns the state of the whole sequence for any `start` (recurrent models)."""
 
     def tokens(self, seq: int) -> Sequence[int]:
-        """What a sequence holds."""
+        """Return the tokens of a sequence."""
 
     def can_rewind(self, seq: int, n_tokens: int) -> bool:
-        """True if the first `n_tokens` can be gone on from."""
+        """Return True if decoding can continue after the first `n_tokens` of `seq`."""
 
     def can_append_segment(self, seq: int, n_tokens: int, end: int) -> bool:
-        """True if the first `n_tokens`, with a piece after them that ends at `end`, can be gone on from."""
+        """Return True if the first `n_tokens` of `seq` and a segment from there to `end` make a valid sequence."""
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
-        """Let `target` hold the first `n_tokens` of `source`, at no cost."""
+        """Replace `target` with the first `n_tokens` of `source`; both share the cells."""
 
     def drop(self, seq: int) -> None:
-        """Forget a sequence."""
+        """Remove all tokens of a sequence."""
 
     def clear(self) -> None:
-        """Forget all sequences, and begin with the first cell again."""
+        """Remove all sequences, so that the next decode starts at the first cell."""
 
     def save(self, seq: int, start: int, end: int) -> bytearray:
-        """The memory of positions from `start` to `end`."""
+        """Return the memory of the positions from `start` to `end`."""
 
     def restore(self, seq: int, start: int, tokens: Sequence[int], data: bytearray | memoryview) -> bool:
-        """Append `tokens`, of which `data` is the memory from `start` on. False if there is no room, or it is no memory."""
+        """Append `tokens`, whose memory from position `start` on is `data`.
+
+        Returns False if the free cells do not suffice or `data` is not valid.
+        """

@@ -1,4 +1,4 @@
-"""Which way leads to the longest prefix in the shortest time: live sequences, then pieces."""
+"""Restore plans: choose live sequences and segments that restore the longest prefix in the shortest time."""
 
 from __future__ import annotations
 
@@ -13,104 +13,106 @@ from edgechat.prefix.tree import Match, Node
 
 
 class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """How a prefix can come into a sequence: so much of a live one, then pieces."""
+    """Steps that restore a prefix: copy `base_tokens` of the live sequence `base`, then append `segments`."""
 
     n_tokens: int
+    """Length of the restored prefix."""
     base: int | None = None
     base_tokens: int = 0
     segments: tuple[KvSegment, ...] = ()
     cost_s: float = 0.0
+    """Expected time to restore the segments."""
 
 
 class RestorePlanner:
-    """All ways for one prompt."""
+    """Builds the possible restore plans for one prompt and chooses the best one."""
 
     def __init__(
         self,
         memory: KvMemory,
-        speeds: PrefixThroughput,
+        throughput: PrefixThroughput,
         match: Match,
-        tips: Mapping[int, Node],
-        pieces: Collection[KvSegment],
+        leaves: Mapping[int, Node],
+        segments: Collection[KvSegment],
     ) -> None:
-        """`tips` are where live sequences end."""
+        """Plan for the prompt behind `match`; `leaves` are the last nodes of the live sequences."""
         self._memory = memory
-        self._speeds = speeds
+        self._throughput = throughput
         self._match = match
-        self._tips = tips
-        self._pieces = [p for p in pieces if p.data is not None or p.file is not None]
+        self._leaves = leaves
+        self._segments = [s for s in segments if s.data is not None or s.file is not None]
 
     def best(self) -> RestorePlan:
-        """The one that saves most time; it may lead nowhere."""
-        ways = self._at_any_position() if self._memory.can_truncate else self._at_ends()
+        """Return the plan that saves the most time over prefill; it may restore nothing."""
+        plans = self._truncating_plans() if self._memory.can_truncate else self._exact_plans()
         return max(
-            ways,
-            key=lambda way: self._speeds.prefill.duration_s(way.n_tokens) - way.cost_s,
+            plans,
+            key=lambda plan: self._throughput.prefill.duration_s(plan.n_tokens) - plan.cost_s,
             default=RestorePlan(n_tokens=0),
         )
 
-    def _at_any_position(self) -> list[RestorePlan]:
-        """The longest live prefix, and pieces after it for as long as they pay."""
-        base = max(self._tips, key=lambda s: (self._match.n_shared(self._tips[s]), -self._tips[s].end), default=None)
-        start = self._match.n_shared(self._tips[base]) if base is not None else 0
-        way = RestorePlan(n_tokens=start, base=base if start else None, base_tokens=start)
-        ways = [way]
+    def _truncating_plans(self) -> list[RestorePlan]:
+        """Start with the longest live prefix, and add the segment with the highest gain until none extends it."""
+        base = max(self._leaves, key=lambda s: (self._shared(self._leaves[s]), -self._leaves[s].end), default=None)
+        start = self._shared(self._leaves[base]) if base is not None else 0
+        plan = RestorePlan(n_tokens=start, base=base if start else None, base_tokens=start)
+        plans = [plan]
         while True:
-            usable = [
-                (self._match.n_shared(p.node) - way.n_tokens, p) for p in self._pieces
-                if p.start <= way.n_tokens < self._match.n_shared(p.node)
+            candidates = [
+                (self._shared(s.node) - plan.n_tokens, s) for s in self._segments
+                if s.start <= plan.n_tokens < self._shared(s.node)
             ]  # fmt: skip
-            if not usable:
-                return ways
-            gain, piece = max(usable, key=lambda u: self._speeds.prefill.duration_s(u[0]) - self._cost_s(u[1]))
-            way = msgspec.structs.replace(
-                way,
-                n_tokens=way.n_tokens + gain,
-                pieces=(*way.segments, piece),
-                cost_s=way.cost_s + self._cost_s(piece),
+            if not candidates:
+                return plans
+            n_gained, segment = max(
+                candidates, key=lambda c: self._throughput.prefill.duration_s(c[0]) - self._cost_s(c[1])
             )
-            ways.append(way)
+            plan = msgspec.structs.replace(
+                plan, n_tokens=plan.n_tokens + n_gained, segments=(*plan.segments, segment),
+                cost_s=plan.cost_s + self._cost_s(segment),
+            )  # fmt: skip
+            plans.append(plan)
 
-    def _at_ends(self) -> list[RestorePlan]:
-        """Where a live sequence or a piece can be gone on from."""
-        ways = []
-        for seq, tip in self._tips.items():
-            shared = self._match.n_shared(tip)
-            if shared and self._memory.can_rewind(seq, shared):
-                ways.append(RestorePlan(n_tokens=shared, base=seq, base_tokens=shared))
-        for piece in self._pieces:
-            if piece.can_resume and self._match.n_shared(piece.node) == piece.end:
-                way = self._chain(piece)
-                if way is not None:
-                    ways.append(way)
-        return ways
+    def _exact_plans(self) -> list[RestorePlan]:
+        """Return the plans that end where a live sequence or a resumable segment ends (memory cannot be truncated)."""
+        plans = []
+        for seq, leaf in self._leaves.items():
+            n_shared = self._shared(leaf)
+            if n_shared and self._memory.can_rewind(seq, n_shared):
+                plans.append(RestorePlan(n_tokens=n_shared, base=seq, base_tokens=n_shared))
+        for segment in self._segments:
+            if segment.can_resume and self._shared(segment.node) == segment.end:
+                plan = self._plan_ending_with(segment)
+                if plan is not None:
+                    plans.append(plan)
+        return plans
 
-    def _chain(self, last: KvSegment) -> RestorePlan | None:
-        """All that is needed to go on from where `last` ends; None if something before it is missing."""
+    def _plan_ending_with(self, last: KvSegment) -> RestorePlan | None:
+        """Chain live sequence and segments backwards from `last`; None if the memory before it is missing."""
         chain = [last]
-        while (need := chain[0].start) > 0:
-            end = chain[0].end
-            base = next(
-                (
-                    s
-                    for s, t in self._tips.items()
-                    if self._match.n_shared(t) >= need and self._memory.can_append_segment(s, need, end)
-                ),
-                None,
-            )
+        base, start = None, last.start
+        while start > 0:
+            base = self._base_for(start, chain[0].end)
             if base is not None:
-                return self._way(last, base, need, chain)
-            before = next(
-                (p for p in self._pieces if p.can_resume and p.end == need == self._match.n_shared(p.node)), None
-            )
-            if before is None or before.start >= need:
+                break
+            before = next((s for s in self._segments if s.can_resume and s.end == start == self._shared(s.node)), None)
+            if before is None or before.start >= start:
                 return None
             chain.insert(0, before)
-        return self._way(last, None, 0, chain)
+            start = before.start
+        cost_s = sum(self._cost_s(s) for s in chain)
+        return RestorePlan(n_tokens=last.end, base=base, base_tokens=start, segments=tuple(chain), cost_s=cost_s)
 
-    def _way(self, last: KvSegment, base: int | None, base_tokens: int, chain: list[KvSegment]) -> RestorePlan:
-        cost_s = sum(self._cost_s(p) for p in chain)
-        return RestorePlan(n_tokens=last.end, base=base, base_tokens=base_tokens, segments=tuple(chain), cost_s=cost_s)
+    def _base_for(self, start: int, end: int) -> int | None:
+        """Return a live sequence that a segment from `start` to `end` can be appended to."""
+        for seq, leaf in self._leaves.items():
+            if self._shared(leaf) >= start and self._memory.can_append_segment(seq, start, end):
+                return seq
+        return None
 
-    def _cost_s(self, piece: KvSegment) -> float:
-        return (self._speeds.ram if piece.data is not None else self._speeds.disk).duration_s(piece.n_bytes)
+    def _shared(self, node: Node) -> int:
+        return self._match.n_shared(node)
+
+    def _cost_s(self, segment: KvSegment) -> float:
+        tier = self._throughput.ram if segment.data is not None else self._throughput.disk
+        return tier.duration_s(segment.n_bytes)

@@ -1,28 +1,28 @@
-"""How fast this machine computes a prefix, and how fast it reads one: whichever is faster is done."""
+"""Measured throughput of prefill and of restoring segments, to choose the faster of the two."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# Before the first measurement: slow machines are the ones that a wrong guess would hurt.
-_FIRST_PREFILL_TPS: Final = 50.0
-_FIRST_RAM_BPS: Final = 1e9
-_FIRST_DISK_BPS: Final = 100e6
-# Of each new measurement; the rest is the past.
+# Defaults before the first measurement, low on purpose: a wrong estimate costs most on a slow machine.
+_DEFAULT_PREFILL_TPS: Final = 50.0
+_DEFAULT_RAM_BPS: Final = 1e9
+_DEFAULT_DISK_BPS: Final = 100e6
+# Weight of a new measurement in the moving average.
 _WEIGHT: Final = 0.3
-# Shorter ones say more about the clock.
+# Shorter measurements depend on the resolution of the clock.
 _MIN_S: Final = 1e-4
 
 
 class Throughput:
-    """Something per second, measured again and again."""
+    """Exponential moving average of an amount per second."""
 
     def __init__(self, default_per_s: float) -> None:
         self.per_s = default_per_s
         self._is_measured = False
 
     def record(self, amount: float, seconds: float) -> None:
-        """It took `seconds` for `amount`."""
+        """Add the measurement of `amount` in `seconds`; ignores empty and very short ones."""
         if amount <= 0 or seconds < _MIN_S:
             return
         new = amount / seconds
@@ -30,17 +30,17 @@ class Throughput:
         self._is_measured = True
 
     def duration_s(self, amount: float) -> float:
-        """How long `amount` will take."""
+        """Return the expected seconds for `amount`."""
         return amount / self.per_s
 
 
 class PrefixThroughput:
-    """What a prefix costs from each place."""
+    """Throughput of prefill, and of restoring segments from RAM and from disk."""
 
     def __init__(self) -> None:
-        self.prefill = Throughput(_FIRST_PREFILL_TPS)
+        self.prefill = Throughput(_DEFAULT_PREFILL_TPS)
         """Tokens per second."""
-        self.ram = Throughput(_FIRST_RAM_BPS)
-        """Bytes per second into the context."""
-        self.disk = Throughput(_FIRST_DISK_BPS)
+        self.ram = Throughput(_DEFAULT_RAM_BPS)
+        """Bytes per second from RAM into the context."""
+        self.disk = Throughput(_DEFAULT_DISK_BPS)
         """Bytes per second from a file into the context."""

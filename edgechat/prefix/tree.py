@@ -1,40 +1,36 @@
-"""A tree over tokens: every path from the root is a prefix of which something is kept."""
+"""Prefix tree over token sequences: every path from the root is a prefix that a sequence or a segment holds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from edgechat.prefix.common_prefix import common_prefix_length
 
-if TYPE_CHECKING:
-    from edgechat.prefix.segment import KvSegment
-
 
 class Node:
-    """Some tokens after those of its parent, and what is kept of the path that ends with them."""
+    """Edge of the prefix tree: the tokens after its parent's, and the sequences and segments that end with them."""
 
-    __slots__ = ("children", "end", "parent", "segments", "seqs", "tokens")
+    __slots__ = ("children", "end", "n_segments", "parent", "seqs", "tokens")
 
     def __init__(self, parent: Node | None, tokens: Sequence[int]) -> None:
         self.parent = parent
         self.tokens = tuple(tokens)
         self.end: int = (parent.end if parent is not None else 0) + len(self.tokens)
-        """Length of the path, in tokens."""
+        """Length of the path from the root, in tokens."""
         self.children: dict[int, Node] = {}
-        """By their first token; no two begin with the same."""
+        """Child nodes by their first token."""
         self.seqs: set[int] = set()
-        """Live sequences that end here; they hold the whole path."""
-        self.segments: list[KvSegment] = []
-        """Saved memory of a part of the path that ends here, in RAM or on disk."""
+        """Live sequences that hold exactly the path to this node."""
+        self.n_segments = 0
+        """Number of saved segments that end at this node."""
 
     @property
     def is_in_use(self) -> bool:
-        """True if something is kept here or below."""
-        return bool(self.seqs or self.segments or self.children or self.parent is None)
+        """True if a sequence or a segment ends at this node or below it."""
+        return bool(self.seqs or self.n_segments or self.children or self.parent is None)
 
     def path(self) -> list[int]:
-        """All tokens from the root."""
+        """Return all tokens from the root to the end of this node."""
         parts: list[tuple[int, ...]] = []
         node: Node | None = self
         while node is not None:
@@ -44,56 +40,56 @@ class Node:
 
 
 class Match:
-    """How far a prompt goes along the tree, and with that what any node shares with it."""
+    """Longest path of the tree that a prompt follows, and the prefix length that the prompt shares with any node."""
 
     def __init__(self, nodes: list[Node], n_tokens: int) -> None:
-        """`nodes` from the root on are matched whole, except that the last may be left after `n_tokens` of the path."""
+        """Store the matched `nodes`, root first; the prompt may leave the last one before its end, after `n_tokens`."""
         self.n_tokens = n_tokens
         self._shared = {id(node): min(node.end, n_tokens) for node in nodes}
 
     def n_shared(self, node: Node) -> int:
-        """How many tokens from the root the prompt shares with the path to `node`."""
-        at: Node | None = node
-        while at is not None:
-            if id(at) in self._shared:
-                return self._shared[id(at)]
-            at = at.parent
+        """Return the number of tokens that the prompt shares with the path to `node`."""
+        current: Node | None = node
+        while current is not None:
+            if id(current) in self._shared:
+                return self._shared[id(current)]
+            current = current.parent
         return 0
 
 
 class PrefixTree:
-    """Grows with `insert`; what nothing is kept of goes with `prune`."""
+    """Token tree of cached prefixes. `insert` adds a path; `prune` removes nodes without sequences and segments."""
 
     def __init__(self) -> None:
         self.root = Node(None, ())
 
     def match(self, tokens: Sequence[int]) -> Match:
-        """Follow `tokens` as far as the tree goes."""
+        """Follow `tokens` from the root as far as the tree has them."""
         node, nodes, done = self.root, [self.root], 0
         while done < len(tokens) and (child := node.children.get(tokens[done])) is not None:
             nodes.append(child)
-            same = common_prefix_length(child.tokens, tokens[done : done + len(child.tokens)])
-            done += same
-            if same < len(child.tokens):
+            n_equal = _edge_match(child, tokens, done)
+            done += n_equal
+            if n_equal < len(child.tokens):
                 break
             node = child
         return Match(nodes, done)
 
     def insert(self, tokens: Sequence[int]) -> Node:
-        """The node of exactly these tokens, made if need be; a node in the middle of which they end is split."""
+        """Return the node whose path is exactly `tokens`; creates it, and splits an existing node if needed."""
         node, done = self.root, 0
         while done < len(tokens):
             child = node.children.get(tokens[done])
             if child is None:
                 child = node.children[tokens[done]] = Node(node, tokens[done:])
-            same = common_prefix_length(child.tokens, tokens[done : done + len(child.tokens)])
-            if same < len(child.tokens):
-                child = self._split(child, same)
-            node, done = child, done + same
+            n_equal = _edge_match(child, tokens, done)
+            if n_equal < len(child.tokens):
+                child = self._split(child, n_equal)
+            node, done = child, done + n_equal
         return node
 
     def _split(self, node: Node, n_tokens: int) -> Node:
-        """Put a node before this one, which takes its first `n_tokens`."""
+        """Move the first `n_tokens` of `node` to a new parent of it, and return that parent."""
         parent = node.parent
         if parent is None:
             return node
@@ -105,16 +101,20 @@ class PrefixTree:
         return upper
 
     def prune(self, node: Node) -> None:
-        """Remove the node, and those above it, as far as nothing is kept there."""
+        """Remove `node` and its ancestors up to the first one that is still in use."""
         while not node.is_in_use and (parent := node.parent) is not None:
             if parent.children.get(node.tokens[0]) is node:
                 del parent.children[node.tokens[0]]
             node = parent
 
     def nodes(self) -> Iterator[Node]:
-        """All of them, parents first."""
-        waiting = [self.root]
-        while waiting:
-            node = waiting.pop()
+        """Iterate over all nodes, parents before children."""
+        pending = [self.root]
+        while pending:
+            node = pending.pop()
             yield node
-            waiting.extend(node.children.values())
+            pending.extend(node.children.values())
+
+
+def _edge_match(node: Node, tokens: Sequence[int], start: int) -> int:
+    return common_prefix_length(node.tokens, tuple(tokens[start : start + len(node.tokens)]))

@@ -113,7 +113,7 @@ def test_a_damaged_prefix_is_a_miss(start: Callable[..., Engine], how: str) -> N
         path.write_bytes(data)
     again, stats = start().ask()
     assert (again, stats.cached_tokens < len(PROMPT) - 1) == (drawn, True)
-    assert "cannot be used" in paths.log_file().read_text()
+    assert "Cannot use the cached prefix" in paths.log_file().read_text()
 
 
 def test_another_model_of_the_same_shape_gets_nothing_of_it(start: Callable[..., Engine], tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_an_engine_killed_a_hundred_times_while_it_saves(model: Path) -> None:
     n_cached = 0
     for path in files():
         with contextlib.suppress(Exception), path.open("rb") as file:
-            from edgechat.prefix.segment import read_header
+            from edgechat.prefix.segment_file import read_header
 
             tokens = [*read_header(file).tokens, 77]
             drawn, stats = engine.ask(tokens[:900])

@@ -1,4 +1,4 @@
-"""Random turns, edits, forks, evictions, restarts and damage against a memory that checks every token it is given."""
+"""Stateful test of the prefix cache: random turns, forks, evictions, restarts and damaged files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PrefixMachine(RuleBasedStateMachine):
     kind: ClassVar[Kind] = "llama"
 
     @initialize()
-    def begin(self) -> None:
+    def create(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.prompts: list[list[int]] = [[1, 2, 3]]
         self._start()
@@ -46,38 +46,38 @@ class PrefixMachine(RuleBasedStateMachine):
         self.disk.identity = "weights"
         self.cache = PrefixCache(self.memory, ram_cap_bytes=RAM_CAP_BYTES, disk=self.disk)
 
-    @rule(of=st.integers(0, 50), keep=st.integers(0, 300), more=tokens, answer=tokens, whose=conversations,
-          boundary=st.integers(0, 300), transient=st.booleans(), n_forks=st.integers(0, 2))  # fmt: skip
+    @rule(earlier=st.integers(0, 50), n_kept=st.integers(0, 300), more=tokens, reply=tokens, conversation=conversations,
+          boundary=st.integers(0, 300), ephemeral=st.booleans(), n_forks=st.integers(0, 2))  # fmt: skip
     def turn(
-        self, of: int, keep: int, more: list[int], answer: list[int], whose: str, boundary: int, *,
-        transient: bool, n_forks: int,
+        self, earlier: int, n_kept: int, more: list[int], reply: list[int], conversation: str, boundary: int, *,
+        ephemeral: bool, n_forks: int,
     ) -> None:  # fmt: skip
-        """A prompt that begins like an earlier one, and its answer."""
-        prompt = (self.prompts[of % len(self.prompts)][:keep] + more)[: N_CELLS // 2]
+        """Decode a prompt that shares a prefix with an earlier one, then a reply in each fork."""
+        prompt = (self.prompts[earlier % len(self.prompts)][:n_kept] + more)[: N_CELLS // 2]
         live = {s: list(self.memory.tokens(s)) for s in range(self.memory.n_seqs)}
-        cached = self.cache.acquire(prompt, whose, ephemeral=transient)
-        seq, held = cached.seq, list(self.memory.tokens(cached.seq))
-        assert held == prompt[: len(held)]
-        assert len(held) < len(prompt)
-        if transient:
+        cached = self.cache.acquire(prompt, conversation, ephemeral=ephemeral)
+        seq, prefix = cached.seq, list(self.memory.tokens(cached.seq))
+        assert prefix == prompt[: len(prefix)]
+        assert len(prefix) < len(prompt)
+        if ephemeral:
             after = {s: list(self.memory.tokens(s)) for s in live if s != seq}
             assert all(tokens in (live[s], []) for s, tokens in after.items())
-        assert cached.live_tokens + cached.ram_tokens + cached.disk_tokens == len(held)
+        assert cached.live_tokens + cached.ram_tokens + cached.disk_tokens == len(prefix)
         self.memory.check(seq)
-        for part in (prompt[len(held) : boundary], prompt[max(len(held), boundary) :]):
+        for part in (prompt[len(prefix) : boundary], prompt[max(len(prefix), boundary) :]):
             if part:
                 self._decode(seq, part)
                 self.cache.checkpoint(seq)
         forks = self.cache.fork(seq, n_forks)
-        for i, at in enumerate([seq, *forks]):
-            for token in [*answer, i]:
-                self._decode(at, [token])
-            self.memory.check(at)
-            if transient:
-                self.cache.drop(at)
+        for i, fork in enumerate([seq, *forks]):
+            for token in [*reply, i]:
+                self._decode(fork, [token])
+            self.memory.check(fork)
+            if ephemeral:
+                self.cache.drop(fork)
             else:
-                self.cache.commit(at)
-                self.prompts.append(list(self.memory.tokens(at)))
+                self.cache.commit(fork)
+                self.prompts.append(list(self.memory.tokens(fork)))
 
     def _decode(self, seq: int, part: list[int]) -> None:
         while True:
@@ -103,30 +103,30 @@ class PrefixMachine(RuleBasedStateMachine):
         self._start()
 
     @rule()
-    def killed(self) -> None:
+    def restart_without_saving(self) -> None:
         self._wait()
         self._start()
 
-    @rule(whose=st.sampled_from(["a", "b"]))
-    def delete(self, whose: str) -> None:
-        delete_conversation(self.folder / "prefix", whose)
+    @rule(conversation=st.sampled_from(["a", "b"]))
+    def delete(self, conversation: str) -> None:
+        delete_conversation(self.folder / "prefix", conversation)
 
     @precondition(lambda self: self._files())
-    @rule(which=st.integers(0, 100), where=st.integers(0, 100_000), cut=st.booleans())
-    def damage(self, which: int, where: int, *, cut: bool) -> None:
-        path = self._files()[which % len(self._files())]
+    @rule(index=st.integers(0, 100), offset=st.integers(0, 100_000), cut=st.booleans())
+    def damage(self, index: int, offset: int, *, cut: bool) -> None:
+        path = self._files()[index % len(self._files())]
         data = bytearray(path.read_bytes() or b"cut")
         if cut:
-            del data[where % len(data) :]
+            del data[offset % len(data) :]
         else:
-            data[where % len(data)] ^= 1 << (where % 8)
+            data[offset % len(data)] ^= 1 << (offset % 8)
         path.write_bytes(data)
 
     def _files(self) -> list[Path]:
         return sorted((self.folder / "prefix").glob("*/*/*.kv"))
 
     @invariant()
-    def is_sound(self) -> None:
+    def is_consistent(self) -> None:
         if not hasattr(self, "cache"):
             return
         check_cache(self.cache)
@@ -140,6 +140,6 @@ class PrefixMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "moe"])
-def test_a_cached_prefix_is_the_one_that_would_be_computed(kind: Kind) -> None:
+def test_cached_prefixes_equal_computed_ones_in_random_histories(kind: Kind) -> None:
     machine = type("Machine", (PrefixMachine,), {"kind": kind})
     run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=25, deadline=None))

@@ -1,0 +1,105 @@
+"""File format of KV segments: magic, header with checksum, data.
+
+`MAGIC`, header length (u32), header (msgpack of `SegmentHeader`), CRC-32 of the header (u32), data. Integers are
+little-endian.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Callable, Sequence
+from io import BufferedReader, BufferedWriter
+from typing import Final
+
+import msgspec
+
+from edgechat.prefix.segment import KvSegment
+
+# The last byte is the version of the format.
+MAGIC: Final = b"edgechat prefix\x01"
+_MAX_HEADER_BYTES: Final = 64 << 20
+_WRITE_CHUNK_BYTES: Final = 4 << 20
+# Larger reads outrun the read-ahead of the system.
+_READ_CHUNK_BYTES: Final = 256 << 10
+
+
+class SegmentHeader(msgspec.Struct, frozen=True, array_like=True):
+    """Header of a segment file."""
+
+    start: int
+    can_resume: bool
+    n_bytes: int
+    crc32: int
+    """CRC-32 of the data."""
+    path: bytes
+    """All tokens from the root to the end of the segment, as 32-bit integers."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """All tokens from the root to the end of the segment."""
+        return array("i", self.path).tolist()
+
+
+class InvalidSegmentError(Exception):
+    """A file is no segment, is damaged or truncated, or has a later version of the format."""
+
+
+def write_segment(
+    file: BufferedWriter, segment: KvSegment, tokens: Sequence[int], data: bytearray, pause: Callable[[], None]
+) -> None:
+    """Write header and data of a segment that ends the path `tokens`.
+
+    `pause` is called before each chunk of 4 MiB and may block.
+    """
+    crc = 0
+    view = memoryview(data)
+    for start in range(0, len(data), _WRITE_CHUNK_BYTES):
+        pause()
+        crc = zlib.crc32(view[start : start + _WRITE_CHUNK_BYTES], crc)
+    header = msgspec.msgpack.encode(
+        SegmentHeader(segment.start, segment.can_resume, len(data), crc, array("i", tokens).tobytes())
+    )
+    file.write(MAGIC + _u32(len(header)) + header + _u32(zlib.crc32(header)))
+    for start in range(0, len(data), _WRITE_CHUNK_BYTES):
+        pause()
+        file.write(view[start : start + _WRITE_CHUNK_BYTES])
+
+
+def read_header(file: BufferedReader) -> SegmentHeader:
+    """Read the header and leave the file at the start of the data. Raises InvalidSegmentError and OSError."""
+    if file.read(len(MAGIC)) != MAGIC:
+        raise InvalidSegmentError
+    size = int.from_bytes(file.read(4), "little")
+    if size > _MAX_HEADER_BYTES:
+        raise InvalidSegmentError
+    body = file.read(size)
+    if len(body) != size or file.read(4) != _u32(zlib.crc32(body)):
+        raise InvalidSegmentError
+    try:
+        header = msgspec.msgpack.decode(body, type=SegmentHeader)
+    except msgspec.MsgspecError as error:
+        raise InvalidSegmentError from error
+    n_tokens, remainder = divmod(len(header.path), 4)
+    if remainder or not 0 <= header.start < n_tokens or header.n_bytes < 0:
+        raise InvalidSegmentError
+    return header
+
+
+def read_data(file: BufferedReader, view: memoryview) -> None:
+    """Read `len(view)` bytes into `view`. Raises InvalidSegmentError if the file is shorter, and OSError."""
+    done = 0
+    while done < len(view):
+        count = file.readinto(view[done : done + _READ_CHUNK_BYTES])
+        if not count:
+            raise InvalidSegmentError
+        done += count
+
+
+def has_valid_checksum(header: SegmentHeader, data: memoryview) -> bool:
+    """Return True if `data` has the checksum that the header records."""
+    return zlib.crc32(data) == header.crc32
+
+
+def _u32(number: int) -> bytes:
+    return number.to_bytes(4, "little")

@@ -1,0 +1,129 @@
+"""Segment store: all saved segments of a prefix cache, in RAM under a cap and in the files of the disk tier."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+
+from edgechat.prefix.disk_tier import DiskTier
+from edgechat.prefix.segment import KvSegment
+from edgechat.prefix.tree import Node, PrefixTree
+
+
+class SegmentStore:
+    """Segments of all conversations, registered at the nodes of the prefix tree."""
+
+    def __init__(
+        self, tree: PrefixTree, live_nodes: Callable[[], set[Node]], ram_cap_bytes: int, disk: DiskTier | None
+    ) -> None:
+        """`live_nodes` returns the nodes that live sequences hold; segments there leave RAM first."""
+        self.segments: set[KvSegment] = set()
+        self.ram_cap_bytes = ram_cap_bytes
+        self.disk = disk
+        self._tree = tree
+        self._live_nodes = live_nodes
+        self._clock = itertools.count(1)
+
+    @property
+    def has_tier(self) -> bool:
+        """True if segments can be saved in RAM or on disk."""
+        return bool(self.ram_cap_bytes) or self.disk is not None
+
+    def can_save(self, conversation: str) -> bool:
+        """Return True if there is a tier for segments of `conversation`; without an id they stay in RAM."""
+        return bool(self.ram_cap_bytes) or (self.disk is not None and bool(conversation))
+
+    def load_headers(self, conversation: str) -> None:
+        """Add the segments of files that another engine process wrote for this conversation."""
+        if self.disk is None:
+            return
+        for path, header in self.disk.new_files(conversation):
+            node = self._tree.insert(header.tokens)
+            segment = KvSegment(
+                node, header.start, conversation, can_resume=header.can_resume, n_bytes=header.n_bytes
+            )  # fmt: skip
+            segment.file = path
+            self.add(segment)
+
+    def add(self, segment: KvSegment) -> None:
+        """Register a segment at its node, and discard others if RAM is over its cap."""
+        self.mark_used(segment)
+        segment.node.n_segments += 1
+        self.segments.add(segment)
+        self._limit_ram()
+
+    def remove(self, segment: KvSegment) -> None:
+        """Forget a segment and prune its node."""
+        self.segments.discard(segment)
+        segment.node.n_segments -= 1
+        self._tree.prune(segment.node)
+
+    def mark_used(self, segment: KvSegment) -> None:
+        """Make a segment the most recently used one."""
+        segment.last_used = next(self._clock)
+
+    def covered(self, tokens: Sequence[int], conversation: str, *, can_truncate: bool) -> int:
+        """Return how many leading tokens the segments of `conversation` can restore."""
+        match = self._tree.match(tokens)
+        own = [s for s in self.segments if s.conversation == conversation and s.has_data]
+        if not can_truncate:
+            return max((s.end for s in own if s.can_resume and match.n_shared(s.node) == s.end), default=0)
+        n_covered = 0
+        while (end := max((match.n_shared(s.node) for s in own if s.start <= n_covered), default=0)) > n_covered:
+            n_covered = end
+        return n_covered
+
+    def read(self, segments: Sequence[KvSegment]) -> Iterator[tuple[KvSegment, bytearray | memoryview | None]]:
+        """Iterate over `segments` with their data: a bytearray from RAM, a memoryview from disk, None if it is lost."""
+        in_ram = [(s, s.data) for s in segments]  # references, since evictions meanwhile may clear `data`
+        files = [(s.file, s.node.path()) for s, data in in_ram if data is None and s.file is not None]
+        with contextlib.closing(self._read_files(files)) as from_disk:
+            for segment, data in in_ram:
+                yield segment, next(from_disk, None) if data is None else data
+
+    def _read_files(self, files: Sequence[tuple[Path, list[int]]]) -> Generator[memoryview | None, None, None]:
+        if self.disk is not None and files:
+            yield from self.disk.read(files)
+
+    def write(self, segment: KvSegment) -> None:
+        """Queue a segment for the disk thread."""
+        if self.disk is not None:
+            self.disk.queue_write(segment, segment.node.path())
+
+    def write_next(self) -> bool:
+        """Queue one segment that is only in RAM; False if the disk accepts none."""
+        for segment in self.segments:
+            is_only_in_ram = segment.data is not None and segment.file is None
+            if is_only_in_ram and self.disk is not None and self.disk.accepts(segment.conversation):
+                self.write(segment)
+                return True
+        return False
+
+    def remove_empty(self) -> None:
+        """Remove segments without data in RAM or on disk, such as segments of failed writes."""
+        for segment in list(self.segments):
+            if not segment.has_data:
+                self.remove(segment)
+        self._limit_ram()
+
+    def _limit_ram(self) -> None:
+        """Discard data in RAM until it is under the cap.
+
+        Segments that are on disk and in a live sequence go first, then the least recently used ones. Segments that are
+        waiting for the disk stay.
+        """
+        live = self._live_nodes()
+        in_ram = sorted(
+            (s for s in self.segments if s.data is not None),
+            key=lambda s: (s.is_pending_write, not (s.file is not None and s.node in live), s.last_used),
+        )
+        total = sum(s.n_bytes for s in in_ram)
+        for segment in in_ram:
+            if total <= self.ram_cap_bytes or segment.is_pending_write:
+                return
+            total -= segment.n_bytes
+            segment.data = None
+            if not segment.has_data:
+                self.remove(segment)
