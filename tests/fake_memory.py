@@ -115,7 +115,7 @@ class FakeMemory:
         return True
 
     def decode(self, seq: int, tokens: Sequence[int]) -> None:
-        """Append `tokens`. Raises CellsFullError, and AssertionError if the memory before them is that of other tokens."""
+        """Append `tokens`. Raises CellsFullError, and AssertionError if the memory before them is of other tokens."""
         self.check(seq)
         sequence = self._seqs[seq]
         if self._has_cells and self._n_used() + len(tokens) > self.n_cells:
