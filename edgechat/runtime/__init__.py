@@ -1,5 +1,5 @@
-"""The only door to llama.cpp: native bundle, backend probe, bindings, model, context, sampler, logs.
+"""llama.cpp runtime: bindings, model, context, sampler, grammars and logs; the only importer of llama_cpp and llguidance.
 
-`bundle`, `probe` and `verdicts` are safe to import anywhere; `bindings` and what stands on it load native
-code and belong in the engine process.
+`backends` is safe to import in any process. `bindings` and the modules that build on it load native code and belong in
+the engine process.
 """

@@ -1,25 +1,25 @@
-"""Batches that fill a tile of ggml's attention are faster than those that almost do."""
+"""Padding of batches to a full attention tile of ggml's CPU backend."""
 
 from __future__ import annotations
 
 from typing import Final
 
 # ggml-cpu's GGML_FA_TILE_Q. Measured on two cores (Zen 5) with a model of 135M: 60 tokens took 1.06 (after 256), 1.27
-# (after 1,000), 1.45 (after 2,000) and 1.64 times (after 3,700) as long as 64, which makes the other path 2.7 times slower.
+# (after 1,000), 1.45 (after 2,000) and 1.64 times (after 3,700) as long as 64, so the untiled path is 2.7 times slower.
 TILE_TOKENS: Final = 64
-_UNTILED: Final = 2.7
-# What has to be won before tokens are added.
-_WORTH: Final = 1.05
+_UNTILED_COST: Final = 2.7
+# Minimum gain for which a batch is padded.
+_MIN_GAIN: Final = 1.05
 
 
 def padding_tokens(count: int, depth: int, *, n_params: int, n_layer: int, n_embd: int) -> int:
-    """How many tokens that nobody wants make a batch of `count` tokens after `depth` others faster.
+    """Return how many extra tokens make a batch of `count` tokens at position `depth` faster; usually 0.
 
-    ggml's attention on a CPU works in tiles of queries; a batch that fills no tile takes a path that is slower by
-    `_UNTILED`. Costs are counted as multiplications: of the weights for each token, and of the cells before it.
+    ggml's CPU attention processes tiles of 64 queries; a smaller batch takes a path that is 2.7 times slower. The cost
+    of a token is counted in multiplications: two per weight, and attention over `depth` cells in each layer.
     """
     if not 1 < count < TILE_TOKENS:
         return 0
     weights, attention = 2 * n_params, 4 * n_layer * n_embd * depth
-    plain = count * (weights + _UNTILED * attention)
-    return TILE_TOKENS - count if plain > _WORTH * TILE_TOKENS * (weights + attention) else 0
+    untiled_cost = count * (weights + _UNTILED_COST * attention)
+    return TILE_TOKENS - count if untiled_cost > _MIN_GAIN * TILE_TOKENS * (weights + attention) else 0

@@ -1,10 +1,11 @@
-"""Vectors for texts, by models that are made for that."""
+"""Embeddings of texts by embedding models."""
 
 from __future__ import annotations
 
 import math
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 from edgechat.errors import ComputeError, ContextOverflowError, PlanError
 from edgechat.planner.plan import LoadPlan
@@ -12,15 +13,15 @@ from edgechat.runtime.model import Model
 
 
 class Embedder:
-    """Owns a llama_context that reads one text at a time, as a whole, and pools it as the model says."""
+    """Owns a llama_context that encodes one text per call and pools it as the model's metadata specifies."""
 
     def __init__(self, model: Model, plan: LoadPlan) -> None:
-        """Texts may have as many tokens as the plan's context. Raises PlanError if there is no memory for it."""
+        """Allocate a context for texts of at most `plan.options.n_ctx` tokens. Raises PlanError if llama.cpp cannot."""
         self.model = model
         bindings = model.bindings
         llama = bindings.llama
         params = llama.llama_context_default_params()
-        # A model that looks both ways must see a text at once.
+        # Bidirectional attention needs the whole text in one batch.
         params.n_ctx = params.n_batch = params.n_ubatch = plan.options.n_ctx
         params.n_seq_max = 1
         params.n_threads, params.n_threads_batch = plan.n_threads, plan.n_threads_batch
@@ -30,7 +31,8 @@ class Embedder:
         pointer = llama.llama_init_from_model(model.pointer, params)
         if not pointer:
             errors = bindings.log.take_errors()
-            raise PlanError(f"a context for vectors cannot be made: {errors[0] if errors else 'out of memory'}")
+            reason = errors[0] if errors else "out of memory"
+            raise PlanError(f"Cannot create an embedding context of {plan.options.n_ctx} tokens: {reason}")
         self.pointer = pointer
         self.n_ctx = plan.options.n_ctx
         self.n_embd = int(llama.llama_model_n_embd_out(model.pointer))
@@ -39,14 +41,17 @@ class Embedder:
         self._finalizer = weakref.finalize(self, _free, llama, pointer=pointer, batch=self._batch)
 
     def close(self) -> None:
-        """Free everything now. A second call does nothing."""
+        """Free the context now. A second call does nothing."""
         self._finalizer()
 
     def embed(self, tokens: Sequence[int]) -> list[float]:
-        """The vector of a text, `n_embd` numbers, of length 1. Raises ContextOverflowError and ComputeError."""
+        """Return the embedding of a text: `n_embd` numbers with a Euclidean norm of 1.
+
+        Raises ContextOverflowError for a text of 0 or more than `n_ctx` tokens, and ComputeError if llama.cpp fails.
+        """
         if not 0 < len(tokens) <= self.n_ctx:
             raise ContextOverflowError(
-                f"the text has {len(tokens)} tokens; this model reads 1 to {self.n_ctx} at a time: split it"
+                f"The text has {len(tokens)} tokens, but this model embeds 1 to {self.n_ctx}. Split the text."
             )
         llama, batch = self.model.bindings.llama, self._batch
         for i, token in enumerate(tokens):
@@ -57,16 +62,16 @@ class Embedder:
             llama.llama_memory_clear(self._memory, True)
         run = llama.llama_decode if self._memory else llama.llama_encode
         code = int(run(self.pointer, batch))
-        vector = llama.llama_get_embeddings_seq(self.pointer, 0) if code == 0 else None
-        if not vector:
-            raise ComputeError(f"llama.cpp made no vector of {len(tokens)} tokens (code {code})")
-        numbers = vector[: self.n_embd]
-        length = math.sqrt(math.fsum(x * x for x in numbers))
-        if not math.isfinite(length):
-            raise ComputeError("the model's vector is not a number")
-        return [x / length for x in numbers] if length else numbers
+        embedding = llama.llama_get_embeddings_seq(self.pointer, 0) if code == 0 else None
+        if not embedding:
+            raise ComputeError(f"llama.cpp returned no embedding for {len(tokens)} tokens (code {code}).")
+        values = embedding[: self.n_embd]
+        norm = math.sqrt(math.fsum(x * x for x in values))
+        if not math.isfinite(norm):
+            raise ComputeError(f"The embedding of {len(tokens)} tokens is not finite.")
+        return [x / norm for x in values] if norm else values
 
 
-def _free(llama: object, *, pointer: object, batch: object) -> None:
-    llama.llama_free(pointer)  # type: ignore[attr-defined]
-    llama.llama_batch_free(batch)  # type: ignore[attr-defined]
+def _free(llama: Any, *, pointer: object, batch: object) -> None:
+    llama.llama_free(pointer)
+    llama.llama_batch_free(batch)

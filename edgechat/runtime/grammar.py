@@ -1,4 +1,4 @@
-"""What an answer may be: a grammar that says for every next token whether it is allowed. The only importer of llguidance."""
+"""Grammars: constrain sampling to tokens that continue a match. The only importer of llguidance."""
 
 from __future__ import annotations
 
@@ -16,120 +16,124 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_CHARS: Final = 1 << 18
-"""Of a grammar; what llguidance makes of so much takes well under a second (tests/engine/test_grammar.py)."""
-_MAX_WORDS: Final = 400
-_SPECIAL: Final = b"\xff"  # llguidance's mark for tokens that are no text
+"""Maximum length of a grammar; llguidance compiles one in well under a second (tests/engine/test_grammar.py)."""
+_MAX_ERROR_CHARS: Final = 400
+_SPECIAL_PREFIX: Final = b"\xff"  # llguidance's mark for tokens that are not text
 
 
 _tokenizers: weakref.WeakKeyDictionary[Any, dict[tuple[str, ...], Any]] = weakref.WeakKeyDictionary()
 
 
 class _Vocabulary:
-    """A model's tokens, as llguidance asks for them."""
+    """Vocabulary of a model with the attributes that llguidance's TokenizerWrapper reads."""
 
-    def __init__(self, model: Model, shown_tokens: Sequence[str]) -> None:
+    def __init__(self, model: Model, text_tokens: Sequence[str]) -> None:
+        """List all tokens; the control tokens in `text_tokens` count as text."""
         control = model.control_tokens
         texts = {token: text.encode("utf-8", "replace") for text, token in control.items()}
-        shown = {control[text] for text in shown_tokens if text in control}
-        self.ends = [token for token in range(model.n_vocab) if model.is_eog(token)]
-        if not self.ends:
-            raise GrammarError("this model knows no token that ends an answer: nothing can be enforced")
-        self.eos_token_id = self.ends[0]
+        as_text = {control[text] for text in text_tokens if text in control}
+        self.eog_tokens = [token for token in range(model.n_vocab) if model.is_eog(token)]
+        if not self.eog_tokens:
+            raise GrammarError("The output format cannot be enforced: the model has no end-of-generation token.")
+        self.eos_token_id = self.eog_tokens[0]
         self.bos_token_id = None
-        self.special_token_ids = [token for token in texts if token not in shown]
+        self.special_token_ids = [token for token in texts if token not in as_text]
         self.tokens = [
-            texts[t] if t in shown else _SPECIAL + texts[t] if t in texts else model.token_to_piece(t)
+            texts[t] if t in as_text else _SPECIAL_PREFIX + texts[t] if t in texts else model.token_to_piece(t)
             for t in range(model.n_vocab)
         ]  # fmt: skip
-        self._model: Model = weakref.proxy(model)  # a tokenizer is kept for as long as its model
+        self._model: Model = weakref.proxy(model)  # `_tokenizers` must not keep the model alive
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """Tokens of a text."""
+        """Tokenize `text`."""
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
         return self._model.tokenize(text, add_special=False, parse_special=False)
 
 
 class Grammar:
-    """Where an answer is in a grammar: in llguidance's variant of Lark, or a JSON object of its own."""
+    """State of one output in a compiled grammar."""
 
     def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
-        """Raises GrammarError if it cannot be enforced."""
+        """Wrap a matcher. Raises GrammarError if llguidance could not compile the grammar."""
         self._matcher = matcher
         self._n_vocab = n_vocab
         self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            # After its words come its state and the whole grammar.
-            words = str(self._matcher.get_error()).partition("<state>")[0].partition("<grammar>")[0].strip()
-            words = words.partition(". Enable '")[0]  # its own options
-            if words.startswith("NoExtension"):
-                words = "nothing at all would fit it"
-            raise GrammarError(f"the format cannot be enforced: {words[:_MAX_WORDS]}")
+            # The state and the whole grammar follow the message.
+            message = str(self._matcher.get_error()).partition("<state>")[0].partition("<grammar>")[0].strip()
+            message = message.partition(". Enable '")[0]  # a hint at options of llguidance
+            if message.startswith("NoExtension"):
+                message = "no text matches it"
+            raise GrammarError(f"The output format cannot be enforced: {message[:_MAX_ERROR_CHARS]}")
 
     def copy(self) -> Grammar:
-        """Another one that is where this one is."""
+        """Return an independent copy in the same state."""
         return Grammar(self._matcher.deep_copy(), self._n_vocab)
 
     @property
     def is_complete(self) -> bool:
-        """True if nothing can follow."""
+        """True if the output is complete and nothing can follow."""
         return bool(self._matcher.is_stopped())
 
     @property
     def can_end(self) -> bool:
-        """True if what was said so far is all that was asked for."""
+        """True if the output may end here."""
         return bool(self._matcher.is_accepting())
 
     def count_allowed(self, tokens: list[int]) -> int:
-        """How many of these tokens, from the first on, would be allowed."""
+        """Return how many leading `tokens` the grammar allows."""
         return int(self._matcher.validate_tokens(tokens))
 
     def accept(self, token: int) -> None:
-        """So it goes on. Raises GrammarError if the grammar grows too complex."""
+        """Advance the state by `token`. Raises GrammarError if the state becomes too complex."""
         self._matcher.consume_token(token)
         self._check()
 
     @contextlib.contextmanager
     def mask_disallowed(self, logits: NDArray[Any]) -> Iterator[None]:
-        """Make what is not allowed impossible, and `logits` what they were afterwards."""
+        """Set the logits of disallowed tokens to -inf inside the `with` block. Raises GrammarError if none is allowed."""
         import numpy as np
 
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
-        allowed = np.unpackbits(bits, bitorder="little")[: self._n_vocab].astype(bool)
-        if not allowed.any():
-            raise GrammarError("the format allows nothing here: it asks for what cannot be")
-        before = logits.copy()
-        logits[~allowed] = -np.inf
+        is_allowed = np.unpackbits(bits, bitorder="little")[: self._n_vocab].astype(bool)
+        if not is_allowed.any():
+            raise GrammarError("The output format cannot be enforced: no token of the vocabulary continues it.")
+        original = logits.copy()
+        logits[~is_allowed] = -np.inf
         try:
             yield
         finally:
-            logits[:] = before
+            logits[:] = original
 
 
-def compile_grammar(model: Model, grammar: str, shown_tokens: Sequence[str] = ()) -> Grammar:
-    """A grammar at its beginning; `shown_tokens` are control tokens that are a part of the text.
+def compile_grammar(model: Model, grammar: str, text_tokens: Sequence[str] = ()) -> Grammar:
+    """Compile a grammar in llguidance's Lark variant or its JSON form.
 
-    Raises GrammarError if it cannot be enforced.
+    The control tokens in `text_tokens` are part of the constrained text. Raises GrammarError if the grammar is invalid
+    or llguidance is not installed.
     """
     if importlib.util.find_spec("llguidance") is None:
-        raise GrammarError("grammars need the package llguidance: install edgechat[serve]")
+        raise GrammarError("Grammars need the package llguidance. Install edgechat[serve].")
     if len(grammar) > MAX_CHARS:
-        raise GrammarError(f"a grammar of {len(grammar)} characters is over the limit of {MAX_CHARS}")
+        raise GrammarError(f"A grammar of {len(grammar)} characters is over the limit of {MAX_CHARS}.")
     import llguidance
 
-    matcher = llguidance.LLMatcher(_tokenizer(model, tuple(shown_tokens)), grammar, log_level=0)
+    matcher = llguidance.LLMatcher(_tokenizer(model, tuple(text_tokens)), grammar, log_level=0)
     return Grammar(matcher, model.n_vocab)
 
 
-def _tokenizer(model: Model, shown_tokens: tuple[str, ...]) -> Any:
-    """Llguidance's view of a vocabulary; made once, since that takes up to a second."""
-    made = _tokenizers.setdefault(model, {})
-    if shown_tokens not in made:
+def _tokenizer(model: Model, text_tokens: tuple[str, ...]) -> Any:
+    """Return llguidance's tokenizer of a model; cached, since building one takes up to a second."""
+    tokenizers = _tokenizers.setdefault(model, {})
+    if text_tokens not in tokenizers:
         import llguidance
 
-        vocabulary = _Vocabulary(model, shown_tokens)
-        made[shown_tokens] = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=vocabulary.ends)
-    return made[shown_tokens]
+        vocabulary = _Vocabulary(model, text_tokens)
+        tokenizers[text_tokens] = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(vocabulary), eos_token=vocabulary.eog_tokens
+        )
+    return tokenizers[text_tokens]

@@ -1,22 +1,30 @@
-"""llama.cpp's log goes to a file, never to the terminal.
+"""Engine log file, and the sink for llama.cpp's log lines.
 
-The engine process starts with its standard error in that file, so that what C libraries print is kept too.
+The engine process starts with its standard error redirected to the log file, so that it also receives the output of C
+libraries.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from edgechat import paths
 
-MAX_BYTES = 1 << 20
+MAX_BYTES: Final = 1 << 20
+_TAIL_BYTES: Final = 8192
+_MAX_ERRORS: Final = 10
+# ggml_log_level of ggml.h
+_INFO_LEVEL: Final = 2
+_ERROR_LEVEL: Final = 4
+_CONTINUED: Final = 5
 
 
 def open_log() -> IO[bytes] | None:
-    """The engine's log, opened for appending, rotated when it is over `MAX_BYTES`; None if it cannot be."""
+    """Open the engine log for appending, and rotate it if it is larger than 1 MiB; None if it cannot be opened."""
     path = paths.log_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +36,7 @@ def open_log() -> IO[bytes] | None:
 
 
 def size() -> int:
-    """Bytes in the log; 0 if there is none."""
+    """Return the size of the engine log in bytes; 0 if the file is missing."""
     try:
         return paths.log_file().stat().st_size
     except OSError:
@@ -36,11 +44,11 @@ def size() -> int:
 
 
 def last_lines(path: Path, start: int, count: int = 5) -> list[str]:
-    """The last non-empty lines of a log after byte `start`; none if it cannot be read."""
+    """Return the last non-empty lines of a log after byte `start`; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(start, size - 8192))
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(start, end - _TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []
@@ -48,36 +56,28 @@ def last_lines(path: Path, start: int, count: int = 5) -> list[str]:
 
 
 class LogSink:
-    """Receives llama.cpp's log lines, writes them to standard error, and keeps the last errors."""
+    """Receives llama.cpp's log lines, writes them to standard error, and keeps the last ten errors."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
 
     def callback(self) -> Callable[[int, bytes, object], None]:
-        """The function for llama_log_set: (level, text, user data)."""
+        """Return the callback for llama_log_set: (level, text, user data)."""
         last_level = _INFO_LEVEL
 
         def write(level: int, text: bytes, _user_data: object) -> None:
             nonlocal last_level
             last_level = level = last_level if level == _CONTINUED else level
             if level < _INFO_LEVEL:
-                return  # a thousand lines for every context
+                return  # debug output is a thousand lines per context
             if level == _ERROR_LEVEL:
-                self.errors = [*self.errors[-9:], text.decode("utf-8", "replace").strip()]
-            try:
+                self.errors = [*self.errors[1 - _MAX_ERRORS :], text.decode("utf-8", "replace").strip()]
+            with contextlib.suppress(OSError):  # a full disk must not stop a generation
                 os.write(2, text)
-            except OSError:
-                pass  # a full disk must not stop an answer
 
         return write
 
     def take_errors(self) -> list[str]:
-        """The errors since the last call."""
+        """Return the errors since the last call and clear them."""
         errors, self.errors = self.errors, []
         return [e for e in errors if e]
-
-
-# ggml_log_level of ggml.h
-_INFO_LEVEL = 2
-_ERROR_LEVEL = 4
-_CONTINUED = 5

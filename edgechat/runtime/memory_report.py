@@ -1,4 +1,4 @@
-"""What a context's memory looks like, and how much there is of it."""
+"""Memory of llama.cpp models and contexts: buffer sizes, KV layout, and GPU devices."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from edgechat.runtime.bindings import Bindings, Device, MemoryEntry
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
 
+_MAX_BUFFER_TYPES = 32
+_MAX_DEVICES = 16
+
 
 def memory_layout(context: Context) -> str:
-    """What of the context's own parameters decides what the memory of a token looks like.
+    """Describe the context parameters that determine the bytes of a token's KV memory.
 
-    Some scalings of RoPE choose their factors by the length of the context; with them it counts too.
+    Some RoPE scalings choose their factors by the context length; only for models with one the length is included.
     """
-    scaled = any(".rope.scaling." in key for key in context.model.metadata_keys())
-    return f"k={context.kv_type} v={context.kv_type} flash=auto adapter=none rope=model n_ctx={context.n_ctx if scaled else 'any'}"
+    is_scaled = any(".rope.scaling." in key for key in context.model.metadata_keys())
+    n_ctx = context.n_ctx if is_scaled else "any"
+    return f"k={context.kv_type} v={context.kv_type} flash=auto adapter=none rope=model n_ctx={n_ctx}"
 
 
 def memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
-    """Bytes by buffer type, split into model, context and compute."""
-    entries = (MemoryEntry * 32)()
+    """Return the bytes per buffer type: `model_bytes`, `context_bytes`, `compute_bytes`; and `is_host`."""
+    entries = (MemoryEntry * _MAX_BUFFER_TYPES)()
     count = context.model.bindings.edgechat.edgechat_memory_breakdown(context.pointer, entries, len(entries))
     return {
         entry.buffer_type.decode(): {
@@ -39,8 +43,8 @@ def memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
 
 
 def devices(native: Bindings) -> list[Gpu]:
-    """GPUs that the loaded modules found, with what is free of their memory now."""
-    entries = (Device * 16)()
+    """Return the GPUs of the loaded modules with their currently free memory."""
+    entries = (Device * _MAX_DEVICES)()
     count = native.edgechat.edgechat_devices(entries, len(entries))
     return [
         Gpu(
@@ -52,21 +56,21 @@ def devices(native: Bindings) -> list[Gpu]:
 
 
 class MemoryEstimator:
-    """Asks llama.cpp how large its buffers would be. The last model's vocabulary stays: reading it takes most of the time."""
+    """Asks llama.cpp for buffer sizes without allocating the buffers.
+
+    The last model stays loaded: reading its vocabulary takes most of the time.
+    """
 
     def __init__(self) -> None:
         self._model: Model | None = None
         self._key: tuple[object, ...] = ()
 
     def estimate(self, native: Bindings, path: Path, options: LoadOptions) -> dict[str, dict[str, int]]:
-        """Bytes by buffer type of a context with these options. Raises ModelFileError and PlanError."""
+        """Return the `memory_breakdown` of a context with `options`. Raises ModelFileError and PlanError."""
         key = (path, options.use_extra_bufts, options.n_gpu_layers, options.experts_on_cpu)
         if self._model is None or self._key != key:
             self.close()
-            self._model, self._key = (
-                Model(native, path, options, is_probe=True),
-                key,
-            )
+            self._model, self._key = Model(native, path, options, is_probe=True), key
         plan = manual_plan(str(path), n_threads=1, **msgspec.structs.asdict(options))
         context = Context(self._model, plan)
         try:
@@ -75,7 +79,7 @@ class MemoryEstimator:
             context.close()
 
     def close(self) -> None:
-        """Forget the model."""
+        """Free the loaded model."""
         if self._model is not None:
             self._model.close()
         self._model = None

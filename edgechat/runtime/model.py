@@ -1,4 +1,4 @@
-"""A loaded model: its weights, its vocabulary, and what it says of itself."""
+"""Loaded llama.cpp model: weights, vocabulary and metadata."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from edgechat.errors import ModelFileError, PlanError
 from edgechat.planner.memory import LoadOptions
 from edgechat.runtime.bindings import Bindings
 
-# LLAMA_TOKEN_ATTR_UNKNOWN and LLAMA_TOKEN_ATTR_CONTROL: what llama.cpp finds in a text only with parse_special.
-# User-defined tokens (HTML tags, runs of spaces) are found in every text: they are how ordinary text merges.
-_SPECIAL = 1 << 0 | 1 << 3
+# LLAMA_TOKEN_ATTR_UNKNOWN and LLAMA_TOKEN_ATTR_CONTROL: tokens that llama.cpp parses in a text only with parse_special.
+# User-defined tokens (HTML tags, runs of spaces) are parsed in every text.
+_SPECIAL_ATTRIBUTES = 1 << 0 | 1 << 3
 
-
-# How llama.cpp and the C++ library say that memory ran out.
-_NO_MEMORY = ("unable to allocate", "failed to allocate", "Cannot allocate memory", "std::bad_alloc")
+# Parts of the messages of llama.cpp and the C++ library when memory runs out.
+_OUT_OF_MEMORY_ERRORS = ("unable to allocate", "failed to allocate", "Cannot allocate memory", "std::bad_alloc")
 
 
 class Model:
@@ -35,12 +34,11 @@ class Model:
         is_probe: bool = False,
         on_progress: Callable[[float], bool] = lambda fraction: True,
     ) -> None:
-        """Load the file at `path`, its weights as `options` say: mapped and beside the CPU, unless they say otherwise.
+        """Load the model file at `path`; by default with mapped weights, and without a GPU.
 
-        With `is_probe` nothing is allocated for weights, nor for contexts: only how much it would be can be asked.
-        `progress` gets the part that is loaded, from 0 to 1, and returns False to stop. Raises
-        ModelFileError with llama.cpp's own words if the file cannot be loaded or loading was stopped, and PlanError if
-        there was not enough memory.
+        With `is_probe` neither the model nor its contexts allocate their buffers, but report their sizes.
+        `on_progress` receives the loaded fraction from 0 to 1, and returns False to stop. Raises ModelFileError with
+        llama.cpp's reason if the file cannot be loaded or loading was stopped, and PlanError if memory ran out.
         """
         options = options or LoadOptions(n_ctx=0, n_seqs=0)
         self.bindings = bindings
@@ -59,21 +57,21 @@ class Model:
         pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not pointer:
             errors = bindings.log.take_errors()
-            if any(words in line for line in errors for words in _NO_MEMORY):
-                raise PlanError(f"memory ran out while {path} was loaded: {_failure_reason(errors)}")
-            raise ModelFileError(f"{path} cannot be loaded: {_failure_reason(errors)}")
+            reason = f"Cannot load {path}: {_failure_reason(errors)}"
+            is_out_of_memory = any(message in line for line in errors for message in _OUT_OF_MEMORY_ERRORS)
+            raise PlanError(f"{reason} (out of memory)") if is_out_of_memory else ModelFileError(reason)
         self.pointer = pointer
         self.vocab = llama.llama_model_get_vocab(pointer)
         self._is_eog: dict[int, bool] = {}
         self._finalizer = weakref.finalize(self, llama.llama_model_free, pointer)
 
     def close(self) -> None:
-        """Free the model now; close its contexts first. A second call does nothing."""
+        """Free the model now; its contexts must be closed before. A second call does nothing."""
         self._finalizer()
 
     @property
     def n_ctx_train(self) -> int:
-        """Context length that the model was trained for, in tokens."""
+        """Context length of the training, in tokens."""
         return int(self.bindings.llama.llama_model_n_ctx_train(self.pointer))
 
     @cached_property
@@ -88,7 +86,7 @@ class Model:
 
     @cached_property
     def n_embd(self) -> int:
-        """Width of the activations between layers."""
+        """Embedding width: size of the activations between layers."""
         return int(self.bindings.llama.llama_model_n_embd(self.pointer))
 
     @property
@@ -98,7 +96,7 @@ class Model:
 
     @cached_property
     def is_embedding(self) -> bool:
-        """True if it makes vectors of texts: as `edgechat.modelfile.header.ModelHeader.is_embedding`."""
+        """True for embedding models, by the rule of `edgechat.modelfile.header.ModelHeader.is_embedding`."""
         architecture = self._metadata("general.architecture")
         return self._metadata(f"{architecture}.pooling_type") in {"1", "2", "3"}
 
@@ -109,7 +107,7 @@ class Model:
 
     @property
     def size_bytes(self) -> int:
-        """Size of all tensors."""
+        """Size of all tensors, in bytes."""
         return int(self.bindings.llama.llama_model_size(self.pointer))
 
     @property
@@ -137,7 +135,7 @@ class Model:
         return text.decode("utf-8", "replace") if text else None
 
     def metadata_keys(self) -> list[str]:
-        """Names of what the file says of the model."""
+        """Return the metadata keys of the model file."""
         llama, buffer = self.bindings.llama, ctypes.create_string_buffer(256)
         return [
             buffer.value.decode("utf-8", "replace")
@@ -147,22 +145,22 @@ class Model:
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
-        """Text to token of every special token, longest first: what user text must never turn into."""
+        """Control and unknown tokens by their text, longest text first; user text must never become one of them."""
         llama, vocab = self.bindings.llama, self.vocab
         get_attr = llama.llama_vocab_get_attr
-        found = {self._special(t): t for t in range(self.n_vocab) if get_attr(vocab, t) & _SPECIAL}
-        found.pop("", None)
-        return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+        tokens = {self._special(t): t for t in range(self.n_vocab) if get_attr(vocab, t) & _SPECIAL_ATTRIBUTES}
+        tokens.pop("", None)
+        return dict(sorted(tokens.items(), key=lambda item: -len(item[0])))
 
     def is_eog(self, token: int) -> bool:
-        """True if `token` ends a generation."""
-        known = self._is_eog.get(token)
-        if known is None:
-            known = self._is_eog[token] = bool(self.bindings.llama.llama_vocab_is_eog(self.vocab, token))
-        return known
+        """Return True if `token` ends a generation."""
+        is_eog = self._is_eog.get(token)
+        if is_eog is None:
+            is_eog = self._is_eog[token] = bool(self.bindings.llama.llama_vocab_is_eog(self.vocab, token))
+        return is_eog
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Tokens of `text`; with `parse_special`, control tokens written out in it become those tokens."""
+        """Tokenize `text`; with `parse_special`, the texts of control tokens become these tokens. Raises ModelFileError."""
         data = text.encode("utf-8", "replace")
         size = len(data) + 2
         for _ in range(2):
@@ -173,10 +171,10 @@ class Model:
             if count >= 0:
                 return list(tokens[:count])
             size = -count
-        raise ModelFileError(f"{self.path} has a vocabulary that cannot tokenise this text ({len(data)} bytes)")
+        raise ModelFileError(f"Cannot tokenise a text of {len(data)} bytes with the vocabulary of {self.path}")
 
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes that `token` stands for, which may be a part of a character; b"" for control tokens."""
+        """Return the bytes of `token`, which may be a part of a character; b"" for control tokens unless `special`."""
         buffer = self._token_buffer
         count = self.bindings.llama.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
         if count < 0:
@@ -189,22 +187,18 @@ class Model:
         return ctypes.create_string_buffer(256)
 
     def vocabulary_hash(self) -> str:
-        """A name for the vocabulary: of its size, and of a few hundred of its tokens."""
+        """Return a hash that identifies the vocabulary, of its size and of about 256 tokens."""
         step = max(1, self.n_vocab // 256)
         digest = hashlib.blake2b(str(self.n_vocab).encode(), digest_size=8)
         for token in range(0, self.n_vocab, step):
             digest.update(self.token_to_piece(token, special=True) + b"\n")
         return digest.hexdigest()
 
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, control tokens left out."""
-        return b"".join(self.token_to_piece(t) for t in tokens).decode("utf-8", "replace")
-
 
 def _failure_reason(errors: list[str]) -> str:
-    """llama.cpp's reason out of its error lines, without the functions' names that it puts before it."""
+    """Extract the reason from llama.cpp's error lines, without the function names before it."""
     for line in errors:
         for separator in ("error loading model: ", "error loading model "):
             if separator in line:
                 return line.split(separator, 1)[1].strip()
-    return errors[0].split(": ", 1)[-1] if errors else "llama.cpp gives no reason (see `edgechat doctor` for its log)"
+    return errors[0].split(": ", 1)[-1] if errors else "llama.cpp gives no reason. `edgechat doctor` names its log."

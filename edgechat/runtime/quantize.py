@@ -1,4 +1,4 @@
-"""Which type each tensor of a model gets under a preset, by llama.cpp's own rules: so the exact size of every quant."""
+"""Quantization with llama.cpp: tensor types of a preset, for exact file sizes, and requantizing a model file."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from edgechat.runtime import bindings
 from edgechat.runtime.backends import probe
 from edgechat.runtime.backends.bundle import find_bundle
 
-_NUMBERS = ("n_embd", "n_ff", "n_layer", "n_head", "n_head_kv", "n_expert", "key_length", "value_length")
-_MAX_LAYERS, _MAX_DIMS, _MAX_NAME = 512, 4, 63
+_FIELDS = ("n_embd", "n_ff", "n_layer", "n_head", "n_head_kv", "n_expert", "key_length", "value_length")
+_MAX_LAYERS, _MAX_DIMS, _MAX_NAME_BYTES = 512, 4, 63
 
 
-class _Model(ctypes.Structure):
+class _NativeModel(ctypes.Structure):
     """edgechat_quant_model of native/src/edgechat.h."""
 
     _fields_ = (
         ("architecture", ctypes.c_char_p),
-        *((name, ctypes.c_uint32) for name in _NUMBERS),
+        *((name, ctypes.c_uint32) for name in _FIELDS),
     )
 
 
-class _Tensor(ctypes.Structure):
+class _NativeTensor(ctypes.Structure):
     """edgechat_quant_tensor of native/src/edgechat.h."""
 
     _fields_ = (
@@ -35,7 +35,10 @@ class _Tensor(ctypes.Structure):
 
 
 def main(arguments: list[str]) -> int:
-    """Write a model in another quant: `edgechat _quantise SOURCE TARGET PRESET`, llama_ftype's number. Needs no statistics."""
+    """Run the child process `edgechat _quantise SOURCE TARGET PRESET`, which writes a requantized model file.
+
+    PRESET is a number of llama_ftype that needs no importance matrix. Returns llama.cpp's exit code.
+    """
     source, target, preset = arguments
     bundle = find_bundle()
     module, _ = probe.choose_module(bundle)
@@ -47,26 +50,29 @@ def main(arguments: list[str]) -> int:
 
 
 def quantized_types(library: ctypes.CDLL, model: QuantModel, preset: int) -> list[int]:
-    """Ggml's numbers of types, in the order of the tensors; empty if llama.cpp has no rules for such a model.
+    """Return the ggml_type of each tensor after quantization to `preset` (a llama_ftype), by llama.cpp's own rules.
 
-    `preset` is a llama_ftype.
+    `library` is libedgechat. The list is empty if llama.cpp has no rules for such a model.
     """
-    sound = 0 < model.n_layer <= _MAX_LAYERS and all(
-        0 < len(shape) <= _MAX_DIMS and min(shape) > 0 and len(name.encode()) <= _MAX_NAME
+    is_valid = 0 < model.n_layer <= _MAX_LAYERS and all(
+        0 < len(shape) <= _MAX_DIMS and min(shape) > 0 and len(name.encode()) <= _MAX_NAME_BYTES
         for name, shape, _ in model.tensors
     )  # fmt: skip
-    if not sound:
+    if not is_valid:
         return []
     count = len(model.tensors)
-    numbers = {name: getattr(model, name) for name in _NUMBERS}
-    described = _Model(architecture=model.architecture.encode(), **numbers)
-    tensors = (_Tensor * count)(*(
-        _Tensor(name.encode(), (ctypes.c_int64 * _MAX_DIMS)(*shape, *[1] * (_MAX_DIMS - len(shape))), len(shape), kind)
-        for name, shape, kind in model.tensors
+    native_model = _NativeModel(
+        architecture=model.architecture.encode(), **{name: getattr(model, name) for name in _FIELDS}
+    )
+    tensors = (_NativeTensor * count)(*(
+        _NativeTensor(
+            name.encode(), (ctypes.c_int64 * _MAX_DIMS)(*shape, *[1] * (_MAX_DIMS - len(shape))), len(shape), ggml_type
+        )
+        for name, shape, ggml_type in model.tensors
     ))  # fmt: skip
-    found = (ctypes.c_int32 * count)()
+    types = (ctypes.c_int32 * count)()
     function = library.edgechat_quant_types
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
-    if function(ctypes.byref(described), tensors, count, preset, found) != 0:
+    if function(ctypes.byref(native_model), tensors, count, preset, types) != 0:
         return []
-    return list(found)
+    return list(types)

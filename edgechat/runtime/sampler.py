@@ -1,4 +1,4 @@
-"""Choosing the next token: a chain of llama.cpp's samplers, and a grammar before it."""
+"""Sampler: a llama_sampler chain, constrained by an optional grammar."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from edgechat.runtime.model import Model
 if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
 
-# How many recent tokens the penalties see; llama.cpp's default.
+# Number of recent tokens that repetition penalties consider; llama.cpp's default.
 PENALTY_LAST_N: Final = 64
 
 
 class Sampler:
-    """Owns a llama_sampler chain. Freed by `close`, or when it is no longer referenced."""
+    """Owns a llama_sampler chain. Freed by `close`, or when no longer referenced."""
 
     def __init__(
         self, model: Model, params: Sampling, logit_bias: Mapping[int, float] = MappingProxyType({}),
         grammar: Grammar | None = None,
     ) -> None:  # fmt: skip
-        """Build the chain; biases and penalties come first, so that every later step sees them.
+        """Build the chain: logit bias and penalties before truncation and temperature.
 
-        `grammar` goes on with what is drawn here.
+        `grammar` restricts each sampled token and is advanced by it.
         """
         self._llama = llama = model.bindings.llama
         self._grammar = grammar
@@ -44,51 +44,51 @@ class Sampler:
             biases = (llama.llama_logit_bias * len(logit_bias))()
             for entry, (token, bias) in zip(biases, logit_bias.items(), strict=True):
                 entry.token, entry.bias = token, bias
-            self._add(llama.llama_sampler_init_logit_bias(model.n_vocab, len(biases), biases))
+            self._append(llama.llama_sampler_init_logit_bias(model.n_vocab, len(biases), biases))
         if params.repeat_penalty != 1.0 or params.frequency_penalty or params.presence_penalty:
-            self._add(llama.llama_sampler_init_penalties(
+            self._append(llama.llama_sampler_init_penalties(
                 model.n_vocab, PENALTY_LAST_N, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
             ))  # fmt: skip
         if params.temperature <= 0:
             self._only_greedy = llama.llama_sampler_chain_n(self.pointer) == 0
-            self._add(llama.llama_sampler_init_greedy())
+            self._append(llama.llama_sampler_init_greedy())
             return
         if params.top_k > 0:
-            self._add(llama.llama_sampler_init_top_k(params.top_k))
-        self._add(llama.llama_sampler_init_top_p(params.top_p, 1))
-        self._add(llama.llama_sampler_init_min_p(params.min_p, 1))
-        self._add(llama.llama_sampler_init_temp(params.temperature))
-        self._add(llama.llama_sampler_init_dist(self.seed))
+            self._append(llama.llama_sampler_init_top_k(params.top_k))
+        self._append(llama.llama_sampler_init_top_p(params.top_p, 1))
+        self._append(llama.llama_sampler_init_min_p(params.min_p, 1))
+        self._append(llama.llama_sampler_init_temp(params.temperature))
+        self._append(llama.llama_sampler_init_dist(self.seed))
 
-    def _add(self, part: object) -> None:
-        self._llama.llama_sampler_chain_add(self.pointer, part)  # the chain owns it from here
+    def _append(self, sampler: object) -> None:
+        self._llama.llama_sampler_chain_add(self.pointer, sampler)  # the chain owns it now
 
     def close(self) -> None:
-        """Free the chain now. A second call does nothing."""
+        """Free the sampler chain now. A second call does nothing."""
         self._finalizer()
 
     @property
     def is_complete(self) -> bool:
-        """True if the grammar allows nothing more."""
+        """True if the grammar allows no further token."""
         return self._grammar is not None and self._grammar.is_complete
 
     @property
     def can_end(self) -> bool:
-        """True unless the grammar asks for more."""
+        """True unless the grammar requires further tokens."""
         return self._grammar is None or self._grammar.can_end
 
     def count_allowed(self, tokens: list[int]) -> int:
-        """How many of these tokens, from the first on, the grammar would allow."""
+        """Return how many leading `tokens` the grammar allows."""
         return len(tokens) if self._grammar is None else self._grammar.count_allowed(tokens)
 
     def accept(self, token: int) -> None:
-        """Let the penalties see a token that was not sampled here (the end of the prompt)."""
+        """Add a token that was not sampled here (of the prompt) to the penalties."""
         self._llama.llama_sampler_accept(self.pointer, token)
 
     def sample(self, context: Context, index: int = -1) -> int:
-        """Draw the token after the one at `index` of the last batch, or the last one, and accept it.
+        """Sample and accept a token from the logits at `index` of the last batch, by default the last ones.
 
-        Raises GrammarError if the grammar allows none.
+        Raises GrammarError if the grammar allows no token.
         """
         if self._grammar is None:
             return self._sample_logits(context, index)

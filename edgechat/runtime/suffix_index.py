@@ -1,4 +1,4 @@
-"""Where a text stood before: the suffix index of libedgechat."""
+"""Suffix index of libedgechat: finds the longest earlier match of a text's end, for drafting."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-# EDGECHAT_SUFFIX_MAX_MATCH: longer matches are as good as these.
+# EDGECHAT_SUFFIX_MAX_MATCH: matches are compared up to this length.
 MAX_MATCH: Final = 64
 
 
 class SuffixIndex:
-    """Owns an edgechat_suffix_index: a text of tokens, in which the end of any text can be looked up.
+    """Owns an edgechat_suffix_index over a token text. Freed by `close`, or when no longer referenced. Not thread-safe.
 
-    Freed by `close`, or when it is no longer referenced. Not thread-safe.
+    Implements `edgechat.speculation.drafter.TokenIndex`.
     """
 
     def __init__(self, library: ctypes.CDLL, capacity: int) -> None:
-        """`library` is libedgechat. An index for `capacity` tokens, which can grow. Raises MemoryError."""
+        """Create an index for `capacity` tokens, which can grow; `library` is libedgechat. Raises MemoryError."""
         self._library = library
         self._pointer = library.edgechat_suffix_index_new(capacity)
         if not self._pointer:
@@ -29,7 +29,7 @@ class SuffixIndex:
         self._draft = (ctypes.c_int32 * MAX_MATCH)()
 
     def close(self) -> None:
-        """Free it now. A second call does nothing."""
+        """Free the index now. A second call does nothing."""
         self._finalizer()
 
     def __len__(self) -> int:
@@ -37,26 +37,26 @@ class SuffixIndex:
 
     @property
     def n_bytes(self) -> int:
-        """Memory that it takes."""
+        """Allocated memory, in bytes."""
         return int(self._library.edgechat_suffix_index_bytes(self._pointer))
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Add tokens at the end; a negative one separates texts. Raises MemoryError."""
+        """Append tokens to the text; a negative one separates texts. Raises MemoryError."""
         if self._library.edgechat_suffix_index_append(self._pointer, _array(tokens), len(tokens)) < 0:
             raise MemoryError
 
     def truncate(self, size: int) -> None:
-        """Forget all but the first `size` tokens."""
+        """Remove all but the first `size` tokens."""
         self._library.edgechat_suffix_index_truncate(self._pointer, size)
 
     def draft(self, max_tokens: int, context: Sequence[int] | None = None) -> tuple[list[int], int, int]:
-        """What followed the longest match of the end of `context`, or of the text itself; [] if nothing did.
+        """Return the tokens after the longest match of the end of `context`, its length, and the position of the tokens.
 
-        With it the match's length, and where what followed it stands.
+        Without `context`, the end of the indexed text is matched. Without a match, the list is empty.
         """
-        given = None if context is None else _array(context)
+        end = None if context is None else _array(context)
         count = self._library.edgechat_suffix_index_draft(
-            self._pointer, given, 0 if context is None else len(context), self._draft, min(max_tokens, MAX_MATCH),
+            self._pointer, end, 0 if context is None else len(context), self._draft, min(max_tokens, MAX_MATCH),
             ctypes.byref(self._length), ctypes.byref(self._position),
         )  # fmt: skip
         return self._draft[:count], self._length.value, self._position.value

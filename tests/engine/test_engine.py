@@ -212,7 +212,7 @@ def test_failed_load_is_an_error_and_the_engine_continues(engine: EngineClient, 
     text = tmp_path / "text.gguf"
     text.write_text("not a model")
     client = EngineClient()
-    with pytest.raises(ModelFileError, match="cannot be loaded"):
+    with pytest.raises(ModelFileError, match="Cannot load"):
         client.load(load_request(client, text))
     assert client.load(load_request(client, starter)).n_ctx == 2048
     client.close()

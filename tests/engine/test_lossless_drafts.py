@@ -330,7 +330,7 @@ def test_failed_rollback_is_an_error(native: Bindings, tmp_path: Path) -> None:
     context = open_context(model, n_ctx=512, n_threads=1, n_seqs=1, n_rs_seq=7)
     assert context.max_rollback == 0
     context.decode_chain([20, 21, 22])
-    with pytest.raises(EngineError, match="take back 2"):
+    with pytest.raises(EngineError, match="roll back 2"):
         context.rollback(0, 2)
     context.close()
 

@@ -75,7 +75,7 @@ def test_tokens_are_taken_as_they_are(both: Server) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"input": "hello " * 200}, "this model reads 1 to 128"), ({"input": []}, "input"), ({"input": ["a", 1]}, "input"),
+        ({"input": "hello " * 200}, "this model embeds 1 to 128"), ({"input": []}, "input"), ({"input": ["a", 1]}, "input"),
         ({"input": [999]}, "vocabulary"), ({"input": "a", "dimensions": 1000}, "dimensions"), ({"input": ["a"] * 65}, "65 texts"),
         ({"input": "a", "model": "starter"}, "not vectors"), ({"input": [[]]}, "input"), ({"input": "a", "encoding_format": "hex"}, "hex"),
     ],
