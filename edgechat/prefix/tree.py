@@ -68,7 +68,7 @@ class PrefixTree:
         node, nodes, done = self.root, [self.root], 0
         while done < len(tokens) and (child := node.children.get(tokens[done])) is not None:
             nodes.append(child)
-            n_equal = _edge_match(child, tokens, done)
+            n_equal = common_prefix_length(child.tokens, tokens[done : done + len(child.tokens)])
             done += n_equal
             if n_equal < len(child.tokens):
                 break
@@ -82,7 +82,7 @@ class PrefixTree:
             child = node.children.get(tokens[done])
             if child is None:
                 child = node.children[tokens[done]] = Node(node, tokens[done:])
-            n_equal = _edge_match(child, tokens, done)
+            n_equal = common_prefix_length(child.tokens, tokens[done : done + len(child.tokens)])
             if n_equal < len(child.tokens):
                 child = self._split(child, n_equal)
             node, done = child, done + n_equal
@@ -114,7 +114,3 @@ class PrefixTree:
             node = pending.pop()
             yield node
             pending.extend(node.children.values())
-
-
-def _edge_match(node: Node, tokens: Sequence[int], start: int) -> int:
-    return common_prefix_length(node.tokens, tuple(tokens[start : start + len(node.tokens)]))
