@@ -22,8 +22,7 @@ from edgechat.engine.inspector import ModelInspector
 from edgechat.engine.pipe import Channel, open_inherited_channel
 from edgechat.engine.text_model import TextModel
 from edgechat.errors import EdgechatError, EngineError
-from edgechat.runtime import bindings
-from edgechat.runtime.model import Model
+from edgechat.runtime.model import Model, OnLoadProgress
 
 # Idle work starts after this delay, so that none is done between two requests of a busy client.
 IDLE_DELAY_S: Final = 0.25
@@ -206,7 +205,7 @@ class EngineServer:
             max_draft=loaded.max_draft,
         )
 
-    def _progress_callback(self, request_id: int) -> bindings.Progress:
+    def _progress_callback(self, request_id: int) -> OnLoadProgress:
         """Create llama.cpp's progress callback: it sends up to ten events per second; False cancels the load."""
         sent_at = 0.0
 

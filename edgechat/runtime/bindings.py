@@ -1,7 +1,7 @@
-"""Loads the native bundle into this process: exactly one chosen backend, by absolute path.
+"""Bindings: load the native bundle with one chosen CPU backend into this process, by absolute path.
 
-The only importer of llama_cpp, and only of its low-level submodule: the package's own `__init__` imports
-numpy and a high-level layer that nobody here uses, so it does not run.
+The only importer of llama_cpp, and only of its low-level submodule: the package's `__init__`, which imports numpy and
+an unused high-level layer, does not run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,38 +21,36 @@ from edgechat.errors import RuntimeLoadError
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.logs import LogSink
 
-# Variables that make ggml look for backends elsewhere: a planted module must not run.
+# Environment variables that make ggml load other backends; a planted module must not run.
 _SEARCH_VARIABLES: Final = ("GGML_BACKEND_PATH",)
 
 
 class Bindings:
-    """llama.cpp and libedgechat, loaded; make one per process with `load`."""
+    """Loaded libraries of llama.cpp and libedgechat; create one per process with `load`."""
 
     def __init__(self, llama: Any, edgechat: ctypes.CDLL, module: BackendModule, log: LogSink) -> None:
         self.llama: Final = llama
-        """The module `llama_cpp.llama_cpp`: one function per C function, same names."""
+        """Module `llama_cpp.llama_cpp`: one function per C function, under the same name."""
         self.edgechat: Final = edgechat
-        """libedgechat (native/src/edgechat.h), with argument types set."""
+        """libedgechat (native/src/edgechat.h) with argument types."""
         self.module: Final = module
-        """The backend that computes."""
+        """CPU backend module that was loaded."""
         self.log: Final = log
 
-
-Progress = Callable[[float], bool]
-"""Gets the part that is done, from 0 to 1; returns False to stop."""
 
 _loaded: Bindings | None = None
 
 
 def load(bundle: Bundle, module: BackendModule, gpu_modules: Sequence[BackendModule] = ()) -> Bindings:
-    """Load `bundle` with `module` for the CPU, and those for GPUs; the second call in a process must name the same one.
+    """Load `bundle` with one CPU module, and with GPU modules. A second call must name the same CPU module.
 
-    A module for a GPU that does not load is left out: it passed its test, but the device may have gone since. Raises RuntimeLoadError if a library is missing, refuses to load, or does not match the bindings.
+    A GPU module that fails to load is ignored: its device may be gone since its self-test. Raises RuntimeLoadError if
+    a library is missing, fails to load, or does not match the bindings.
     """
-    global _loaded  # noqa: PLW0603  (a process can hold one native runtime: so does this module)
+    global _loaded  # noqa: PLW0603  (a process can hold only one native runtime)
     if _loaded is not None:
         if _loaded.module != module:
-            raise RuntimeLoadError(f"this process already computes with {_loaded.module.name}, not {module.name}")
+            raise RuntimeLoadError(f"This process already uses the backend {_loaded.module.name}, not {module.name}.")
         return _loaded
     for variable in _SEARCH_VARIABLES:
         os.environ.pop(variable, None)
@@ -61,7 +59,7 @@ def load(bundle: Bundle, module: BackendModule, gpu_modules: Sequence[BackendMod
         _open(bundle.library("ggml")).ggml_backend_load(os.fsencode(gpu_module.path))
     llama = _import_bindings(bundle)
     log = LogSink()
-    # The callback object must live as long as the process: ggml keeps the pointer.
+    # The callback must live as long as the process, since ggml keeps a pointer to it.
     log_callback = llama.llama_log_callback(log.callback())
     llama.llama_log_set(log_callback, None)
     llama.llama_backend_init()
@@ -71,53 +69,53 @@ def load(bundle: Bundle, module: BackendModule, gpu_modules: Sequence[BackendMod
 
 
 def _load_backend(bundle: Bundle, module: BackendModule) -> None:
-    # Before anything else touches llama.cpp: with a backend registered, its own search does not happen.
+    # Must run before other uses of llama.cpp: with a registered backend, llama.cpp does not search for more.
     _open(bundle.library("ggml-base"))
     ggml = _open(bundle.library("ggml"))
     ggml.ggml_backend_load.restype = ctypes.c_void_p
     ggml.ggml_backend_load.argtypes = [ctypes.c_char_p]
     if not ggml.ggml_backend_load(os.fsencode(module.path)):
-        raise RuntimeLoadError(f"the backend {module.name} ({module.path}) does not load; try `edgechat doctor`")
+        raise RuntimeLoadError(f"Cannot load the backend {module.name} ({module.path}). Run `edgechat doctor`.")
 
 
 def _open(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise RuntimeLoadError(f"the native library {path} does not load: {error}; {INSTALL_HINT}") from error
+        raise RuntimeLoadError(f"Cannot load the native library {path}: {error}. {INSTALL_HINT}") from error
 
 
 def _import_bindings(bundle: Bundle) -> Any:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeLoadError("the package llama-cpp-python is not installed: reinstall edgechat")
+        raise RuntimeLoadError("The package llama-cpp-python is not installed. Reinstall edgechat.")
     directory = Path(spec.submodule_search_locations[0])
     _check_version(directory, bundle)
     bundle.library("llama")
     os.environ["LLAMA_CPP_LIB_PATH"] = bundle.directory
     package = types.ModuleType("llama_cpp")
     package.__path__ = [str(directory)]
-    package.__spec__ = spec  # without one, nobody could ask again where it is
+    package.__spec__ = spec  # `importlib.util.find_spec` needs it
     sys.modules["llama_cpp"] = package
     return importlib.import_module("llama_cpp.llama_cpp")
 
 
 def _check_version(directory: Path, bundle: Bundle) -> None:
-    """The bindings' struct layouts carry no version: they must come from the very source of the bundle."""
+    """Raise RuntimeLoadError unless the bindings have the version of the bundle: struct layouts carry none."""
     try:
-        found = re.search(r'__version__\s*=\s*"([^"]+)"', (directory / "__init__.py").read_text(encoding="utf-8"))
+        match = re.search(r'__version__\s*=\s*"([^"]+)"', (directory / "__init__.py").read_text(encoding="utf-8"))
     except OSError:
-        found = None
-    version = found[1] if found else "unknown"
+        match = None
+    version = match[1] if match else "unknown"
     if version != bundle.llama_cpp_python:
         raise RuntimeLoadError(
-            f"llama-cpp-python {version} is installed, but this build of edgechat needs {bundle.llama_cpp_python}: "
-            f"reinstall edgechat, or `pip install llama-cpp-python=={bundle.llama_cpp_python}` from its wheelhouse"
+            f"llama-cpp-python {version} is installed, but this build of edgechat needs {bundle.llama_cpp_python}. "
+            f"Reinstall edgechat, or run `pip install llama-cpp-python=={bundle.llama_cpp_python}` with its wheelhouse."
         )
 
 
 class Device(ctypes.Structure):
-    """edgechat_device of native/src/edgechat.h."""
+    """GPU: edgechat_device of native/src/edgechat.h."""
 
     _fields_ = (
         ("name", ctypes.c_char * 64),
@@ -129,7 +127,7 @@ class Device(ctypes.Structure):
 
 
 class MemoryEntry(ctypes.Structure):
-    """edgechat_memory_entry of native/src/edgechat.h."""
+    """Bytes in one buffer type: edgechat_memory_entry of native/src/edgechat.h."""
 
     _fields_ = (
         ("buffer_type", ctypes.c_char * 64),
@@ -141,7 +139,7 @@ class MemoryEntry(ctypes.Structure):
 
 
 def load_edgechat(bundle: Bundle) -> ctypes.CDLL:
-    """Libedgechat by itself, with argument types set; no backend is needed for its indices. Raises RuntimeLoadError."""
+    """Load libedgechat alone and set its argument types; enough for suffix indices. Raises RuntimeLoadError."""
     library = _open(bundle.library("edgechat"))
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     int32, int32s = ctypes.c_int32, ctypes.POINTER(ctypes.c_int32)

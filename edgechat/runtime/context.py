@@ -34,7 +34,7 @@ class Context(SequenceMemory):
     def __init__(self, model: Model, plan: LoadPlan) -> None:
         """Allocate `n_ctx` cells for `n_seqs` sequences as planned. Raises PlanError if llama.cpp cannot.
 
-        For recurrent models, `n_rs_seq` earlier states are kept per sequence, so that as many tokens can be rolled back.
+        For recurrent models, `n_rs_seq` earlier states are kept per sequence: that number of tokens can be rolled back.
         """
         options, bindings = plan.options, model.bindings
         llama, native = bindings.llama, bindings.edgechat
@@ -89,18 +89,18 @@ class Context(SequenceMemory):
         self._decode([(seq, token) for token in tokens], logits=False)
 
     def decode_each(self, tokens: Mapping[int, int]) -> None:
-        """Append one token to each sequence of the mapping; logits have the order of the mapping. Raises like `decode`."""
+        """Append one token to each sequence in `tokens`; the logits have the same order. Raises like `decode`."""
         self._decode(list(tokens.items()), logits=True)
 
     def decode_chain(self, tokens: Sequence[int], seq: int = 0) -> None:
-        """Append at most 1 + `max_rollback` tokens, whose logits are all ready afterwards.
+        """Append at most 1 + `max_rollback` tokens and compute the logits of each.
 
         `rollback` removes the rejected ones. Raises like `decode`.
         """
         self._decode([(seq, token) for token in tokens], logits=True)
 
     def logits(self, index: int = -1) -> NDArray[Any]:
-        """Return the logits after the token at `index` of the last batch: float32 [n_vocab], a view of llama.cpp's memory."""
+        """Return a view of llama.cpp's logits (float32 [n_vocab]) after the token at `index` of the last batch."""
         import numpy as np
 
         pointer = self.model.bindings.llama.llama_get_logits_ith(self.pointer, index)

@@ -45,7 +45,6 @@ class _Vocabulary:
         self._model: Model = weakref.proxy(model)  # `_tokenizers` must not keep the model alive
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """Tokenize `text`."""
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
         return self._model.tokenize(text, add_special=False, parse_special=False)
@@ -94,7 +93,7 @@ class Grammar:
 
     @contextlib.contextmanager
     def mask_disallowed(self, logits: NDArray[Any]) -> Iterator[None]:
-        """Set the logits of disallowed tokens to -inf inside the `with` block. Raises GrammarError if none is allowed."""
+        """Set logits of disallowed tokens to -inf within the `with` block. Raises GrammarError if none is allowed."""
         import numpy as np
 
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)

@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +22,10 @@ _SPECIAL_ATTRIBUTES = 1 << 0 | 1 << 3
 _OUT_OF_MEMORY_ERRORS = ("unable to allocate", "failed to allocate", "Cannot allocate memory", "std::bad_alloc")
 
 
+OnLoadProgress = Callable[[float], bool]
+"""Receives the loaded fraction from 0 to 1; returns False to stop loading."""
+
+
 class Model:
     """Owns a llama_model. Freed by `close`, or when it is no longer referenced; contexts hold a reference."""
 
@@ -32,13 +36,13 @@ class Model:
         options: LoadOptions | None = None,
         *,
         is_probe: bool = False,
-        on_progress: Callable[[float], bool] = lambda fraction: True,
+        on_progress: OnLoadProgress = lambda fraction: True,
     ) -> None:
         """Load the model file at `path`; by default with mapped weights, and without a GPU.
 
         With `is_probe` neither the model nor its contexts allocate their buffers, but report their sizes.
-        `on_progress` receives the loaded fraction from 0 to 1, and returns False to stop. Raises ModelFileError with
-        llama.cpp's reason if the file cannot be loaded or loading was stopped, and PlanError if memory ran out.
+        Raises ModelFileError with llama.cpp's reason if the file cannot be loaded or loading was stopped, and PlanError
+        if memory ran out.
         """
         options = options or LoadOptions(n_ctx=0, n_seqs=0)
         self.bindings = bindings
@@ -160,7 +164,7 @@ class Model:
         return is_eog
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Tokenize `text`; with `parse_special`, the texts of control tokens become these tokens. Raises ModelFileError."""
+        """Tokenise `text`; `parse_special` turns the texts of control tokens into them. Raises ModelFileError."""
         data = text.encode("utf-8", "replace")
         size = len(data) + 2
         for _ in range(2):

@@ -15,7 +15,7 @@ _MAX_LAYERS, _MAX_DIMS, _MAX_NAME_BYTES = 512, 4, 63
 
 
 class _NativeModel(ctypes.Structure):
-    """edgechat_quant_model of native/src/edgechat.h."""
+    """Model properties: edgechat_quant_model of native/src/edgechat.h."""
 
     _fields_ = (
         ("architecture", ctypes.c_char_p),
@@ -24,7 +24,7 @@ class _NativeModel(ctypes.Structure):
 
 
 class _NativeTensor(ctypes.Structure):
-    """edgechat_quant_tensor of native/src/edgechat.h."""
+    """Weight tensor: edgechat_quant_tensor of native/src/edgechat.h."""
 
     _fields_ = (
         ("name", ctypes.c_char_p),

@@ -18,7 +18,7 @@ class SequenceMemory:
     """
 
     def __init__(self, model: Model, pointer: Any, n_seqs: int) -> None:
-        """Wrap the llama_context `pointer`, which must have `n_seqs` + 1 sequences: the last one is for internal use."""
+        """Wrap the llama_context `pointer`. It must have `n_seqs` + 1 sequences, the last for internal use."""
         llama = model.bindings.llama
         self.model = model
         self.pointer = pointer
@@ -111,7 +111,7 @@ class SequenceMemory:
             self.drop(seq)
 
     def rewind(self, n_tokens: int, seq: int = 0) -> int:
-        """Truncate to the first `n_tokens` and return the new length; it is 0 if the memory cannot be truncated there."""
+        """Truncate to the first `n_tokens` and return the new length: 0 if the memory cannot be truncated there."""
         return self._truncate(seq, n_tokens if self.can_rewind(seq, n_tokens) else 0)
 
     def _truncate(self, seq: int, n_tokens: int) -> int:

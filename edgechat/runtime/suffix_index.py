@@ -50,7 +50,7 @@ class SuffixIndex:
         self._library.edgechat_suffix_index_truncate(self._pointer, size)
 
     def draft(self, max_tokens: int, context: Sequence[int] | None = None) -> tuple[list[int], int, int]:
-        """Return the tokens after the longest match of the end of `context`, its length, and the position of the tokens.
+        """Return the tokens after the longest match of the end of `context`, the match length, and their position.
 
         Without `context`, the end of the indexed text is matched. Without a match, the list is empty.
         """

@@ -51,7 +51,7 @@ def test_process_loads_only_one_backend(native: Bindings) -> None:
     bundle = find_bundle()
     assert load(bundle, native.module) is native
     other = next(m for m in bundle.modules if m != native.module)
-    with pytest.raises(RuntimeLoadError, match="already computes"):
+    with pytest.raises(RuntimeLoadError, match="already uses the backend"):
         load(bundle, other)
 
 

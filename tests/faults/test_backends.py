@@ -109,7 +109,7 @@ def test_bad_modules_are_passed_over_and_remembered(
     def no_test(*_: object) -> None:
         pytest.fail("a second start tests nothing")
 
-    monkeypatch.setattr(probe, "selftest", no_test)
+    monkeypatch.setattr(probe, "run_selftest", no_test)
     assert probe.choose_module(bundle)[0] == chosen
     answer = cli("ask", "Hi", "--max-tokens", "4", "--json")
     assert json.loads(answer.stdout)["backend"] == chosen.name
@@ -158,7 +158,7 @@ def test_without_a_bundle_the_way_to_one_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("EDGECHAT_NATIVE_DIR", str(tmp_path))
     result = cli("ask", "Hi")
     assert result.returncode == 4
-    assert "install a wheel" in result.stderr
+    assert "Install a wheel" in result.stderr
     assert cli("doctor").returncode == 4
 
 
@@ -180,7 +180,7 @@ def test_two_deaths_in_use_withdraw_a_verdict() -> None:
     verdicts.record_engine_crash(name, module.name, "SIGSEGV")
     other, _ = probe.choose_module(bundle)
     assert other != module
-    assert "died on it 2 times" in dict(probe.module_verdicts(bundle))[module].reason
+    assert "crashed on it 2 times" in dict(probe.module_verdicts(bundle))[module].reason
 
 
 def test_a_verdict_is_for_one_machine_and_one_build() -> None:
@@ -219,5 +219,5 @@ def test_a_library_that_the_bindings_were_compiled_with_is_named_and_not_used(
     done = cli("ask", "-m", "starter", "--max-tokens", "4", "--temperature", "0", "Hi")
     assert done.returncode == 0, done.stderr
     assert done.stdout
-    assert "llama-cpp-python was compiled with a library of its own" in done.stderr
+    assert "llama-cpp-python contains its own build of llama.cpp" in done.stderr
     assert "does not use" in cli("doctor").stdout

@@ -89,7 +89,7 @@ def test_of_two_packages_one_is_used_and_one_for_another_build_is_named(add_ons:
         path.write_text(path.read_text().replace(change, '"1234567"'))
     assert find_bundle().gpu_modules == ()
     told = cli("doctor")
-    assert "edgechat_cuda13 is for llama.cpp 1234567, and this is 0c1e57098" in told.stdout
+    assert "edgechat_cuda13 is for llama.cpp 1234567, but edgechat uses 0c1e57098" in told.stdout
     assert "edgechat_cuda12 is damaged" in told.stdout
     assert told.returncode == 0
 

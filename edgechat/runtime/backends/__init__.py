@@ -1,1 +1,1 @@
-"""Choosing a backend: native bundle, self-tests, verdicts, kernel benchmark."""
+"""Compute backends: find the native bundle, self-test its modules, cache verdicts, and benchmark kernels."""

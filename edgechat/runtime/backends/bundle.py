@@ -1,4 +1,4 @@
-"""The native bundle: where it is, what was built into it, and which backends it offers."""
+"""Native bundle: location, build manifest, libraries, and backend modules in order of preference."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import msgspec
 
 from edgechat.errors import RuntimeLoadError
 
-INSTALL_HINT: Final = "install a wheel of edgechat, which brings it, or build it in a source checkout with `make setup`"
+INSTALL_HINT: Final = "Install a wheel of edgechat, which contains it, or run `make setup` in a source checkout."
 _SUFFIX: Final = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _PREFIX: Final = "" if sys.platform == "win32" else "lib"
 
-# Best first. Between modules that a CPU can run, more and newer instructions won every measurement; what a
-# module is really worth on this CPU is decided by its self test, not by this list.
+# CPU modules, best first. Among modules that a CPU can run, more and newer instructions won every measurement. The
+# self-test decides which of them really works on this CPU.
 _PREFERENCE: Final = (
     "sapphirerapids", "zen4", "cooperlake", "icelake", "cascadelake", "cannonlake", "skylakex", "alderlake",
     "haswell", "piledriver", "ivybridge", "sandybridge", "sse42", "x64",
@@ -26,23 +26,22 @@ _PREFERENCE: Final = (
     "apple_m4", "apple_m2_m3", "apple_m1",
 )  # fmt: skip
 
-
 _GPUS: Final = ("cuda", "metal", "vulkan", "hip", "sycl")
 
-# Packages that bring a module for GPUs to the bundle of another, the preferred one first.
-_ADD_ONS: Final = ("edgechat_cuda13", "edgechat_cuda12")
+# Optional packages with a GPU module, preferred first.
+_GPU_PACKAGES: Final = ("edgechat_cuda13", "edgechat_cuda12")
 
 
 class BackendModule(msgspec.Struct, frozen=True):
-    """One backend module of the bundle."""
+    """Shared library with the kernels of one backend."""
 
     name: str
     """As in the file name: `cpu-zen4` for libggml-cpu-zen4.so."""
     path: str
-    """Absolute path of the shared library, which may be missing."""
+    """Absolute path of the library; the file may be missing."""
 
     def fingerprint(self) -> str:
-        """Size and time of the file: changes when the file does, without reading it."""
+        """Return size and modification time of the file, which identify its content without reading it."""
         try:
             stat = Path(self.path).stat()
         except OSError:
@@ -51,26 +50,26 @@ class BackendModule(msgspec.Struct, frozen=True):
 
 
 class Bundle(msgspec.Struct, frozen=True):
-    """A native build that belongs together."""
+    """Libraries and backend modules of one native build."""
 
     directory: str
     build_id: str
     llama_cpp_python: str
-    """Version of the bindings whose struct layouts this build has."""
+    """Version of the Python bindings whose struct layouts match this build."""
     llama_cpp_commit: str
     compiler: str
     modules: tuple[BackendModule, ...]
     """Backend modules for CPUs, best first."""
     gpu_modules: tuple[BackendModule, ...] = ()
-    """Those for GPUs, of the build and of packages beside it; of a kind, the preferred one first."""
+    """Backend modules for GPUs, of the build and of installed GPU packages; preferred first among the same kind."""
     left_out: tuple[str, ...] = ()
-    """What else is installed and why it is not used, each in a sentence."""
+    """Installed packages and libraries that are not used, with the reason, one sentence each."""
 
     def library(self, name: str) -> Path:
-        """Path of a library such as `llama`; raises RuntimeLoadError if the file is missing."""
+        """Return the path of a library such as `llama`. Raises RuntimeLoadError if the file is missing."""
         path = Path(self.directory) / f"{_PREFIX}{name}{_SUFFIX}"
         if not path.is_file():
-            raise RuntimeLoadError(f"the native bundle is damaged: {path} is missing; {INSTALL_HINT}")
+            raise RuntimeLoadError(f"The native bundle is damaged: {path} is missing. {INSTALL_HINT}")
         return path
 
     def check(self) -> None:
@@ -88,71 +87,76 @@ class _Manifest(msgspec.Struct):
 
 
 def find_bundle() -> Bundle:
-    """The bundle inside this package, or the one that `EDGECHAT_NATIVE_DIR` names.
+    """Return the bundle that `EDGECHAT_NATIVE_DIR` names, or the one inside this package.
 
-    A working tree has a link in its place, under another name, so that wheels are never made of it. Raises RuntimeLoadError if there is none or its manifest cannot be read.
+    In a source checkout that is the link `_native_link`; its name differs from `_native` so that wheels never include
+    it. Raises RuntimeLoadError if there is no bundle, or its manifest is unreadable.
     """
-    named = os.environ.get("EDGECHAT_NATIVE_DIR")
+    override = os.environ.get("EDGECHAT_NATIVE_DIR")
     package = Path(__file__).resolve().parents[2]
     installed, linked = package / "_native", package / "_native_link"
-    directory = Path(named).resolve() if named else linked if linked.exists() else installed
+    directory = Path(override).resolve() if override else linked if linked.exists() else installed
     try:
-        manifest = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=_Manifest)
+        manifest = _read_manifest(directory)
     except (OSError, msgspec.MsgspecError) as error:
-        raise RuntimeLoadError(f"no native bundle in {directory} ({error}): {INSTALL_HINT}") from error
+        raise RuntimeLoadError(f"Cannot find a native bundle in {directory} ({error}). {INSTALL_HINT}") from error
     modules = _modules(directory, manifest.files)
-    added, left_out = _added(manifest.llama_cpp_commit)
+    gpu_package_modules, left_out = _gpu_package_modules(manifest.llama_cpp_commit)
     return Bundle(
         directory=str(directory),
         build_id=manifest.build_id,
         llama_cpp_python=manifest.llama_cpp_python,
         llama_cpp_commit=manifest.llama_cpp_commit,
         compiler=manifest.compiler,
-        modules=tuple(sorted((m for m in modules if m.name.startswith("cpu-")), key=_rank)),
-        gpu_modules=tuple(m for m in (*modules, *added) if m.name in _GPUS),
-        left_out=(*left_out, *_stock_library()),
+        modules=tuple(sorted((m for m in modules if m.name.startswith("cpu-")), key=_preference)),
+        gpu_modules=tuple(m for m in (*modules, *gpu_package_modules) if m.name in _GPUS),
+        left_out=(*left_out, *_unused_llama_library()),
     )
 
 
-def _added(llama_cpp_commit: str) -> tuple[list[BackendModule], list[str]]:
-    """Modules of packages that are installed beside this one, and why others are left out."""
+def _read_manifest(directory: Path) -> _Manifest:
+    return msgspec.json.decode((directory / "manifest.json").read_bytes(), type=_Manifest)
+
+
+def _gpu_package_modules(llama_cpp_commit: str) -> tuple[list[BackendModule], list[str]]:
+    """Return the modules of the installed GPU packages for this llama.cpp, and the reasons why others are not used."""
     modules, left_out = [], []
-    for package in _ADD_ONS:
+    for package in _GPU_PACKAGES:
         spec = importlib.util.find_spec(package)
         for directory in (spec and spec.submodule_search_locations) or ():
             try:
-                manifest = msgspec.json.decode((Path(directory) / "manifest.json").read_bytes(), type=_Manifest)
+                manifest = _read_manifest(Path(directory))
             except (OSError, msgspec.MsgspecError) as error:
-                left_out.append(f"{package} is damaged ({error}): install it again")
+                left_out.append(f"{package} is damaged ({error}). Reinstall it.")
                 continue
             if manifest.llama_cpp_commit == llama_cpp_commit:
                 modules += _modules(Path(directory), manifest.files)
             else:
                 left_out.append(
-                    f"{package} is for llama.cpp {manifest.llama_cpp_commit}, and this is {llama_cpp_commit}: install the one "
-                    "of the same version as edgechat"
+                    f"{package} is for llama.cpp {manifest.llama_cpp_commit}, but edgechat uses {llama_cpp_commit}. "
+                    "Install the version of the package that matches edgechat."
                 )
     return modules, left_out
 
 
-def _stock_library() -> Iterator[str]:
-    """The library that llama-cpp-python was compiled with, if it was: it takes long to build, and may crash."""
+def _unused_llama_library() -> Iterator[str]:
+    """Warn about a llama-cpp-python that contains its own build of llama.cpp instead of only the bindings."""
     spec = importlib.util.find_spec("llama_cpp")
     for directory in (spec and spec.submodule_search_locations) or ():
         if any((Path(directory) / "lib").glob("*llama*")):
             yield (
-                "llama-cpp-python was compiled with a library of its own, which edgechat does not use: it brings a tested one. "
-                "To be rid of it, install with `--find-links` and `--only-binary llama-cpp-python`, as the README shows"
+                "llama-cpp-python contains its own build of llama.cpp, which edgechat does not use. To remove it, "
+                "reinstall with `--find-links` and `--only-binary llama-cpp-python` (see the README)."
             )
 
 
 def _modules(directory: Path, files: list[str]) -> list[BackendModule]:
-    # The manifest decides, not the directory: a file that strayed in is not part of the build.
+    """Return the backend modules among the manifest's `files`; other files in the directory are ignored."""
     start = f"{_PREFIX}ggml-"
     names = [f[len(start) : -len(_SUFFIX)] for f in files if f.startswith(start) and f.endswith(_SUFFIX)]
     return [BackendModule(name=n, path=str(directory / f"{start}{n}{_SUFFIX}")) for n in names]
 
 
-def _rank(module: BackendModule) -> tuple[int, str]:
+def _preference(module: BackendModule) -> tuple[int, str]:
     name = module.name.removeprefix("cpu-")
     return (_PREFERENCE.index(name) if name in _PREFERENCE else len(_PREFERENCE), name)

@@ -1,6 +1,6 @@
-"""How fast the chosen backend multiplies on this machine: measured once, in a process of its own, and kept with its verdict.
+"""Kernel benchmark: speed of a backend's matrix products and attention on this machine, cached across starts.
 
-`edgechat _speeds MODULE THREADS QUICK` is that process.
+The child process `edgechat _speeds MODULE THREADS QUICK` measures.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -21,122 +20,125 @@ from edgechat.hardware.cpu import candidate_thread_counts, read_cpu
 from edgechat.planner.throughput import BATCHES, KernelSpeeds
 from edgechat.runtime.backends import probe, verdicts
 from edgechat.runtime.backends.bundle import BackendModule, Bundle, find_bundle
-from edgechat.runtime.backends.selftest import no_core_dump
+from edgechat.runtime.backends.selftest import disable_core_dumps
 
-_TOTAL_S: Final = 120.0
-# One thread more must bring this much, or it only takes power from the rest of the machine.
-_WORTH_A_THREAD: Final = 1.03
-_QUICK: Final = "Q4_0"
-_KEPT: Final = 20
+_TIMEOUT_S: Final = 120.0
+# Minimum gain for which a further thread is used: it takes power from the rest of the machine.
+_MIN_THREAD_GAIN: Final = 1.03
+_QUICK_TYPE: Final = "Q4_0"
+_MAX_ENTRIES: Final = 20
 # Twenty benchmarks take about 60 kB.
 _MAX_BYTES: Final = 1 << 20
 
-# What a measurement yields: (what, layout, columns) to so many a second.
-_Raw = dict[tuple[str, str, int], float]
+_Rates = dict[tuple[str, str, int], float]
+"""Rate per second by (name, buffer type, batch size), as `edgechat_speeds` in native/src/edgechat.h writes them."""
 
 
 def main(arguments: list[str]) -> int:
-    """Measure; lines go to stdout."""
+    """Run the benchmark of one module, which writes its results to stdout; QUICK is 1 for Q4_0 only."""
     module, n_threads, quick = arguments
     if sys.platform == "linux":
-        no_core_dump()
+        disable_core_dumps()
     library = ctypes.CDLL(str(find_bundle().library("edgechat")))
     library.edgechat_speeds.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     return 1 if library.edgechat_speeds(os.fsencode(module), int(n_threads), int(quick), 1) < 0 else 0
 
 
 def load_speeds(bundle: Bundle, *modules: BackendModule) -> KernelSpeeds | None:
-    """What was measured on this machine of the first of these modules of which anything was."""
-    known = _read()
-    if not known:  # every start asks
+    """Return the cached benchmark of the first of `modules` that has one on this machine."""
+    cached = _read()
+    if not cached:  # skips `read_cpu`, which costs time at every start
         return None
     cpu = read_cpu()
-    return next((known[key] for module in modules if (key := verdicts.verdict_key(bundle, module, cpu)) in known), None)
+    keys = (verdicts.verdict_key(bundle, module, cpu) for module in modules)
+    return next((cached[key] for key in keys if key in cached), None)
 
 
 def measure_speeds(
-    bundle: Bundle, module: BackendModule, on_progress: Callable[[str], None] = lambda words: None
+    bundle: Bundle, module: BackendModule, on_progress: probe.OnProgress = lambda status: None
 ) -> KernelSpeeds | None:
-    """Measure a module whose verdict is good, and remember it; None if that failed.
+    """Benchmark a module that passed its self-test, and cache the result; None if the benchmark failed.
 
-    Takes a few seconds, with a line of words to `tell` for each step. Nothing else should compute meanwhile.
+    Takes a few seconds, in which the machine should be idle. `on_progress` receives a status line per step.
     """
-    counts = candidate_thread_counts()
-    by_count: dict[int, _Raw] = {}
-    for count in counts if len(counts) > 1 else ():
-        on_progress(f"measuring {module.name} with {count} thread{'s' if count > 1 else ''}, once")
+    thread_counts = candidate_thread_counts()
+    by_count: dict[int, _Rates] = {}
+    for count in thread_counts if len(thread_counts) > 1 else ():
+        on_progress(f"Measuring {module.name} with {count} thread{'s' if count > 1 else ''}")
         quick = _run(module, count, quick=True)
         if quick is not None:
             by_count[count] = quick
-    decode_threads = _best(by_count, BATCHES[0]) if by_count else counts[-1]
-    on_progress(f"measuring the speed of {module.name}, once")
+    decode_threads = _best_count(by_count, BATCHES[0]) if by_count else thread_counts[-1]
+    on_progress(f"Measuring the speed of {module.name}")
     full = _run(module, decode_threads, quick=False)
     if full is None:
         return None
+    prefill_threads = _best_count(by_count, BATCHES[-1]) if by_count else decode_threads
     speeds = msgspec.structs.replace(
-        summarize(full, module.name, decode_threads), decode_threads=decode_threads,
-        prefill_threads=_best(by_count, BATCHES[-1]) if by_count else decode_threads, max_threads=counts[-1],
+        summarize(full, module.name, decode_threads), decode_threads=decode_threads, prefill_threads=prefill_threads,
+        max_threads=thread_counts[-1],
     )  # fmt: skip
-    known = _read()
-    known[verdicts.verdict_key(bundle, module, read_cpu())] = speeds
-    _file().save(dict(list(known.items())[-_KEPT:]))
+    cached = _read()
+    cached[verdicts.verdict_key(bundle, module, read_cpu())] = speeds
+    _file().save(dict(list(cached.items())[-_MAX_ENTRIES:]))
     return speeds
 
 
-def summarize(raw: _Raw, backend: str, n_threads: int) -> KernelSpeeds:
-    """Sort what was measured; of types with several layouts the last one is what models are loaded in."""
+def summarize(rates: _Rates, backend: str, n_threads: int) -> KernelSpeeds:
+    """Group the rates by tensor type; `products` has the layout that llama.cpp loads weights in, `plain` the file's."""
     products: dict[str, dict[int, float]] = {}
     plain: dict[str, dict[int, float]] = {}
     attention: dict[str, dict[int, float]] = {}
     layouts: dict[str, list[str]] = {}
-    for (what, layout, batch), per_s in raw.items():
-        if what.startswith("attention "):
-            attention.setdefault(what.removeprefix("attention "), {})[batch] = per_s
-        elif layout:
-            seen = layouts.setdefault(what, [])
-            if layout not in seen:
-                seen.append(layout)
-    for name, seen in layouts.items():
-        # The first extra layout is the one that llama.cpp takes.
-        products[name] = _rates(raw, name, seen[1] if len(seen) > 1 else seen[0])
-        if len(seen) > 1:
-            plain[name] = _rates(raw, name, seen[0])
+    for (name, layout, batch), per_s in rates.items():
+        if name.startswith("attention "):
+            attention.setdefault(name.removeprefix("attention "), {})[batch] = per_s
+        elif layout and layout not in layouts.setdefault(name, []):
+            layouts[name].append(layout)
+    for name, type_layouts in layouts.items():
+        # The plain layout is listed first; llama.cpp loads weights in the first extra layout.
+        has_extra = len(type_layouts) > 1
+        products[name] = _by_batch(rates, name, type_layouts[1 if has_extra else 0])
+        if has_extra:
+            plain[name] = _by_batch(rates, name, type_layouts[0])
     return KernelSpeeds(
         backend=backend, n_threads=n_threads, products=products, plain=plain, attention=attention,
-        operations_per_s=raw.get(("operation", "", 1), 0.0), products_per_s=raw.get(("product", "", 1), 0.0),
+        operations_per_s=rates.get(("operation", "", 1), 0.0), products_per_s=rates.get(("product", "", 1), 0.0),
     )  # fmt: skip
 
 
-def _rates(raw: _Raw, name: str, layout: str) -> dict[int, float]:
-    return {batch: raw[name, layout, batch] for batch in BATCHES if (name, layout, batch) in raw}
+def _by_batch(rates: _Rates, name: str, layout: str) -> dict[int, float]:
+    return {batch: rates[name, layout, batch] for batch in BATCHES if (name, layout, batch) in rates}
 
 
-def _run(module: BackendModule, n_threads: int, *, quick: bool) -> _Raw | None:
-    found: _Raw = {}
-    done = False
+def _run(module: BackendModule, n_threads: int, *, quick: bool) -> _Rates | None:
+    """Run the benchmark in a child process; None if it failed, stalled, or took longer than `_TIMEOUT_S`."""
+    rates: _Rates = {}
+    is_done = False
 
-    def read(line: str) -> None:
-        nonlocal done
+    def parse(line: str) -> None:
+        nonlocal is_done
         fields = line.split("\t")
-        if len(fields) != 5 or fields[0] != "speed":  # noqa: PLR2004  (what edgechat.h says of a line)
+        if len(fields) != 5 or fields[0] != "speed":  # noqa: PLR2004  (see edgechat_speeds in edgechat.h)
             return
-        _, what, layout, batch, per_s = fields
-        done = done or what == "done"
-        # ggml writes q4_K where a file's header has Q4_K.
-        name = what if what.startswith("attention") or what in {"operation", "product"} else what.upper()
-        found[name, layout, int(batch)] = float(per_s)
+        _, name, layout, batch, per_s = fields
+        is_done = is_done or name == "done"
+        # ggml writes q4_K, model headers have Q4_K.
+        is_type = not name.startswith("attention") and name not in {"operation", "product"}
+        rates[name.upper() if is_type else name, layout, int(batch)] = float(per_s)
 
     arguments = ["_speeds", module.path, str(n_threads), str(int(quick))]
-    stalled, code = probe.run_child(Path(module.path).parent, arguments, read, deadline=time.monotonic() + _TOTAL_S)
-    return found if done and not stalled and code == 0 else None
+    deadline = time.monotonic() + _TIMEOUT_S
+    is_stalled, code = probe.run_child(Path(module.path).parent, arguments, parse, deadline=deadline)
+    return rates if is_done and not is_stalled and code == 0 else None
 
 
-def _best(by_count: dict[int, _Raw], batch: int) -> int:
-    """The fastest number of threads; of nearly equals the smallest."""
+def _best_count(by_count: dict[int, _Rates], batch: int) -> int:
+    """Return the thread count with the highest rate for `batch`; the smallest of nearly equal ones."""
     best, best_rate = max(by_count), 0.0
     for count in sorted(by_count):
-        rates = [rate for (what, _, columns), rate in by_count[count].items() if what == _QUICK and columns == batch]
-        if rates and max(rates) > best_rate * _WORTH_A_THREAD:
+        rates = [rate for (name, _, n), rate in by_count[count].items() if name == _QUICK_TYPE and n == batch]
+        if rates and max(rates) > best_rate * _MIN_THREAD_GAIN:
             best, best_rate = count, max(rates)
     return best
 

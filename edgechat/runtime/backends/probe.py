@@ -1,4 +1,4 @@
-"""Which backend really works here: each module is tried in a process of its own before it is trusted."""
+"""Choice of a backend: self-test each module in a child process before the engine loads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from edgechat import process
 from edgechat.errors import RuntimeLoadError
@@ -21,15 +21,18 @@ from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.backends.selftest import PASSED, REFUSED, WRONG
 from edgechat.runtime.backends.verdicts import Verdict
 
-# The slowest step, the tiny decode, took 0.07 s on two server cores with their best module, and 0.5 s with the plainest one
-# while a compiler ran beside it: this is room for a board that is ten times slower still.
-STALL_S = 5.0
-TOTAL_S = 60.0
-# Two, because kernels set up per-thread state (AMX tiles): one thread would not show it.
-N_THREADS = 2
+OnProgress = Callable[[str], None]
+"""Receives a status line for the user."""
 
-# Ends that a module's kernels are to blame for. SIGKILL and an exit code are not among them. The hexadecimal ones are
-# Windows': fail fast; access violation and illegal instruction.
+# The slowest step, decoding the tiny model, took 0.07 s on two server cores with their best module, and 0.5 s with the
+# plainest one during a compilation: the limit fits a board that is ten times slower.
+STALL_S: Final = 5.0
+TOTAL_S: Final = 60.0
+# At least two: kernels set up state per thread (AMX tiles), and one thread would hide faults of it.
+N_THREADS: Final = 2
+
+# Exit codes that a module's kernels cause; SIGKILL and positive codes are not among them. The hexadecimal ones are of
+# Windows: fail fast; access violation and illegal instruction.
 ABORT_CODES: Final = {-signal.SIGABRT, 0xC0000409}
 CRASH_CODES: Final = (
     ABORT_CODES
@@ -38,126 +41,134 @@ CRASH_CODES: Final = (
 )
 
 
-def choose_module(
-    bundle: Bundle, on_progress: Callable[[str], None] = lambda words: None
-) -> tuple[BackendModule, Verdict]:
-    """The best module that works here, from memory where possible, and what is known of it.
+def _ignore_progress(_status: str) -> None:
+    pass
 
-    `tell` gets a line of words before each self test, which takes about a second. Raises RuntimeLoadError
-    with every module's reason if none works.
+
+def choose_module(bundle: Bundle, on_progress: OnProgress = _ignore_progress) -> tuple[BackendModule, Verdict]:
+    """Return the best CPU module that works here with its verdict; tests modules without a cached verdict.
+
+    `on_progress` is called before each self-test, which takes about a second. Raises RuntimeLoadError with the reason
+    of every module if none works.
     """
     bundle.check()
-    tried = []
+    reasons = []
     for module, verdict in module_verdicts(bundle, on_progress):
         if verdict.is_usable:
             return module, verdict
-        tried.append(f"{module.name}: {verdict.reason}")
-    if not tried:
-        raise RuntimeLoadError(f"the native bundle in {bundle.directory} has no backend: {INSTALL_HINT}")
-    raise RuntimeLoadError("no backend of the native bundle works on this machine:\n  " + "\n  ".join(tried))
+        reasons.append(f"{module.name}: {verdict.reason}")
+    if not reasons:
+        raise RuntimeLoadError(f"The native bundle in {bundle.directory} has no backend. {INSTALL_HINT}")
+    raise RuntimeLoadError("No backend of the native bundle works on this machine:\n  " + "\n  ".join(reasons))
 
 
 def module_verdicts(
-    bundle: Bundle, on_progress: Callable[[str], None] = lambda words: None
+    bundle: Bundle, on_progress: OnProgress = _ignore_progress
 ) -> Iterator[tuple[BackendModule, Verdict]]:
-    """Every module with its verdict, best first, tested when it is not yet known; lazy."""
+    """Iterate over the CPU modules, best first, and their verdicts; a module is tested when the iterator reaches it."""
     cpu = read_cpu()
     for module in bundle.modules:
-        yield module, _cached_verdict(bundle, module, cpu, on_progress)
+        yield module, _verdict_of(bundle, module, cpu, on_progress)
 
 
 def gpu_module_verdicts(
-    bundle: Bundle, cpu_module: BackendModule, on_progress: Callable[[str], None] = lambda words: None
+    bundle: Bundle, cpu_module: BackendModule, on_progress: OnProgress = _ignore_progress
 ) -> list[tuple[BackendModule, Verdict]]:
-    """Every module for GPUs with its verdict; `cpu_module` computes beside it. Costs nothing in a bundle without one.
+    """Return the GPU modules and their verdicts; `cpu_module` computes the operations that they do not implement.
 
-    Of a kind of which one works, no other is tried: it would show the same devices again.
+    After one module of a kind works, others of this kind are skipped: they would list the same devices again.
     """
     if not bundle.gpu_modules:
         return []
     cpu, driver = read_cpu(), driver_version()
-    found: list[tuple[BackendModule, Verdict]] = []
+    results: list[tuple[BackendModule, Verdict]] = []
     for module in bundle.gpu_modules:
-        if not any(other.name == module.name and verdict.is_usable for other, verdict in found):
-            found.append((module, _cached_verdict(bundle, module, cpu, on_progress, driver, cpu_module)))
-    return found
+        if not any(other.name == module.name and verdict.is_usable for other, verdict in results):
+            results.append((module, _verdict_of(bundle, module, cpu, on_progress, driver, cpu_module)))
+    return results
 
 
-def _cached_verdict(
+def _verdict_of(
     bundle: Bundle,
     module: BackendModule,
     cpu: Cpu,
-    on_progress: Callable[[str], None],
+    on_progress: OnProgress,
     driver: str = "",
-    beside: BackendModule | None = None,
+    cpu_module: BackendModule | None = None,
 ) -> Verdict:
+    """Return the cached verdict of a module, or test it now."""
     if not Path(module.path).is_file():
-        return Verdict(module=module.name, status="missing", reason=f"{module.path} is not there: {INSTALL_HINT}")
-    name = verdicts.verdict_key(bundle, module, cpu, driver)
-    verdict = verdicts.load_verdict(name)
+        return Verdict(module=module.name, status="missing", reason=f"{module.path} is missing. {INSTALL_HINT}")
+    key = verdicts.verdict_key(bundle, module, cpu, driver)
+    verdict = verdicts.load_verdict(key)
     if verdict is None:
-        on_progress(f"testing the backend {module.name}")
-        verdict = selftest(module, beside)
+        on_progress(f"Testing the backend {module.name}")
+        verdict = run_selftest(module, cpu_module)
         if verdict.status != "untested":
-            verdicts.save_verdict(name, verdict)
+            verdicts.save_verdict(key, verdict)
     return verdict
 
 
-def selftest(module: BackendModule, beside: BackendModule | None = None) -> Verdict:
-    """Try a module in a child process; returns within `TOTAL_S` whatever the module does."""
-    started = time.monotonic()
+def run_selftest(module: BackendModule, cpu_module: BackendModule | None = None) -> Verdict:
+    """Self-test a module in a child process, for at most `TOTAL_S`; a GPU module needs a `cpu_module`."""
+    started_at = time.monotonic()
     report = _Report()
-    arguments = ["_selftest", module.path, str(N_THREADS), str(int(TOTAL_S)), beside.path if beside else ""]
-    # A GPU's module may be a package of its own; the libraries that it needs are where the CPU's is.
-    directory = Path((beside or module).path).parent
-    stalled, code = run_child(directory, arguments, report.read, deadline=started + TOTAL_S)
-    return _verdict(module, report, stalled=stalled, code=code, elapsed_s=time.monotonic() - started)
+    cpu_path = cpu_module.path if cpu_module else ""
+    arguments = ["_selftest", module.path, str(N_THREADS), str(int(TOTAL_S)), cpu_path]
+    # A GPU module may come from another package; its libraries are in the bundle of the CPU module.
+    directory = Path((cpu_module or module).path).parent
+    is_stalled, code = run_child(directory, arguments, report.read, deadline=started_at + TOTAL_S)
+    elapsed_s = time.monotonic() - started_at
+    status, reason = _conclude(module, report, is_stalled=is_stalled, code=code, elapsed_s=elapsed_s)
+    return Verdict(
+        module=module.name, status=status, reason=reason, checks=report.checks, elapsed_s=round(elapsed_s, 3)
+    )
 
 
 class _Report:
-    """What a self test has said so far."""
+    """Progress of a self-test: the current step, failures, and the number of checks."""
 
     def __init__(self) -> None:
         self.stage = "starting"
         self.failures: list[str] = []
         self.checks = 0
-        self.done = False
+        self.is_done = False
 
     def read(self, line: str) -> None:
-        kind, _, words = line.rstrip("\n").partition("\t")
+        kind, _, text = line.rstrip("\n").partition("\t")
         if kind == "stage":
-            self.stage = words
+            self.stage = text
             self.checks += 1
         elif kind == "fail":
-            self.failures.append(words)
+            self.failures.append(text)
         elif kind == "done":
-            self.done = True
+            self.is_done = True
 
 
 def run_child(
-    directory: Path, arguments: list[str], read: Callable[[str], None], *, deadline: float
+    directory: Path, arguments: list[str], on_line: Callable[[str], None], *, deadline: float
 ) -> tuple[bool, int]:
-    """Run a child that tries a module of the bundle in `directory`, and hand each line that it writes to `read`.
+    """Run a child process of edgechat with the bundle in `directory`; `on_line` receives each line of its output.
 
-    Returns whether it was ended because lines stopped coming, and its exit code. Raises RuntimeLoadError if the
-    program was upgraded meanwhile.
-    """  # fmt: skip
+    The child is killed if it writes no line for `STALL_S`, or at `deadline` (monotonic). Returns whether it was killed,
+    and its exit code. Raises RuntimeLoadError if edgechat was upgraded since this process started.
+    """
     child = subprocess.Popen(
         process.command_line(*arguments),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         env={**os.environ, "EDGECHAT_NATIVE_DIR": str(directory)},
     )  # fmt: skip
-    stalled = _follow(child, read, deadline)
-    if stalled:
+    is_stalled = not _read_lines(child, on_line, deadline)
+    if is_stalled:
         child.kill()
     code = child.wait()
     if code == process.EXIT_VERSION_CHANGED:
         raise RuntimeLoadError(process.UPGRADED_MESSAGE)
-    return stalled, code
+    return is_stalled, code
 
 
-def _follow(child: subprocess.Popen[bytes], read: Callable[[str], None], deadline: float) -> bool:
-    """Read the child's report to its end; True if it stopped coming."""
+def _read_lines(child: subprocess.Popen[bytes], on_line: Callable[[str], None], deadline: float) -> bool:
+    """Read the child's output to its end; False if it stalled or the deadline passed."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def pump() -> None:
@@ -172,42 +183,38 @@ def _follow(child: subprocess.Popen[bytes], read: Callable[[str], None], deadlin
         try:
             line = lines.get(timeout=max(0.0, min(STALL_S, deadline - time.monotonic())))
         except queue.Empty:
-            return True
-        if line is None:
             return False
-        read(line)
+        if line is None:
+            return True
+        on_line(line)
 
 
-def _verdict(module: BackendModule, report: _Report, *, stalled: bool, code: int, elapsed_s: float) -> Verdict:
-    def verdict(status: str, reason: str) -> Verdict:
-        return Verdict(
-            module=module.name, status=status, reason=reason,  # type: ignore[arg-type]
-            checks=report.checks, elapsed_s=round(elapsed_s, 3),
-        )  # fmt: skip
+_Status = Literal["passed", "wrong", "crashed", "hung", "refused", "untested"]
 
-    if stalled:
-        return verdict("hung", f"made no progress for {STALL_S:g} s in: {report.stage}")
+
+def _conclude(
+    module: BackendModule, report: _Report, *, is_stalled: bool, code: int, elapsed_s: float
+) -> tuple[_Status, str]:
+    """Return status and reason of a verdict from the report and the exit code of a self-test."""
+    if is_stalled:
+        return "hung", f"made no progress for {STALL_S:g} s at step: {report.stage}"
     if code in CRASH_CODES:
-        return verdict("crashed", f"died by {describe_exit(code)} in: {report.stage}")
+        return "crashed", f"crashed with {describe_exit(code)} at step: {report.stage}"
     if code == WRONG and report.failures:
         more = f" (and {len(report.failures) - 1} more)" if len(report.failures) > 1 else ""
-        return verdict("wrong", f"computes wrong numbers: {report.failures[0]}{more}")
+        return "wrong", f"computes wrong numbers: {report.failures[0]}{more}"
     if code == REFUSED:
         is_cpu = module.name.startswith("cpu-")
-        why = (
-            "this CPU lacks instructions that it needs"
-            if is_cpu
-            else "there is no device, or no driver, that it can use"
-        )
-        return verdict("refused", f"cannot be loaded here: {why}")
-    if code == PASSED and report.done:
-        return verdict("passed", f"passed {report.checks} checks in {elapsed_s:.1f} s")
-    # An accident that says nothing of the module (no memory, no temporary file): tried again next time.
-    return verdict("untested", f"its self test ended by {describe_exit(code)} in: {report.stage}")
+        cause = "this CPU lacks instructions that it needs" if is_cpu else "no supported device or no driver was found"
+        return "refused", f"cannot be loaded: {cause}"
+    if code == PASSED and report.is_done:
+        return "passed", f"passed {report.checks} checks in {elapsed_s:.1f} s"
+    # A failure that does not concern the module (no memory, no temporary file): it is tested again at the next start.
+    return "untested", f"its self-test ended with {describe_exit(code)} at step: {report.stage}"
 
 
 def describe_exit(code: int) -> str:
-    """How a process ended, in words, from the return code that `subprocess` gives."""
+    """Describe a return code of `subprocess`: the signal's name and number, or the exit code."""
     if code < 0:
         try:
             return f"{signal.Signals(-code).name} (signal {-code})"

@@ -1,6 +1,6 @@
-"""The child process in which a backend module is tried: `edgechat _selftest MODULE THREADS`.
+"""Child process that self-tests one backend module: `edgechat _selftest MODULE THREADS TIMEOUT_S CPU_MODULE`.
 
-Whatever the module does to this process, the parent survives it and reads from the last line where it was.
+A module may crash or hang this process; the parent finds the failed step in the last line of the report.
 """
 
 from __future__ import annotations
@@ -12,28 +12,31 @@ import sys
 
 from edgechat.runtime.backends.bundle import find_bundle
 
-# Exit codes, apart from those that an accident in Python or the C library has.
+# Exit codes that neither Python nor the C library uses for accidents.
 PASSED, WRONG, REFUSED = 0, 10, 11
 
 
 def main(arguments: list[str]) -> int:
-    """Run the native self test; its report goes to stdout. Returns PASSED, WRONG or REFUSED."""
-    module, n_threads, longest_s, beside = arguments
+    """Run the native self-test, which reports to stdout. Returns PASSED, WRONG or REFUSED.
+
+    CPU_MODULE is "" for a CPU module; a GPU module needs one for the operations that it does not implement.
+    """
+    module, n_threads, timeout_s, cpu_module = arguments
     if hasattr(signal, "alarm"):
-        signal.alarm(int(longest_s))  # who started this may be gone
+        signal.alarm(int(timeout_s))  # the parent may die before it can stop this process
     if sys.platform == "linux":
-        no_core_dump()
-    if beside:  # a GPU's module leaves to a CPU's what it cannot do
-        ctypes.CDLL(str(find_bundle().library("ggml"))).ggml_backend_load(os.fsencode(beside))
+        disable_core_dumps()
+    if cpu_module:
+        ctypes.CDLL(str(find_bundle().library("ggml"))).ggml_backend_load(os.fsencode(cpu_module))
     library = ctypes.CDLL(str(find_bundle().library("edgechat")))
     library.edgechat_selftest.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
     library.edgechat_selftest.restype = ctypes.c_int
-    failures = library.edgechat_selftest(os.fsencode(module), int(n_threads), 1)
-    return PASSED if failures == 0 else WRONG if failures > 0 else REFUSED
+    n_failures = library.edgechat_selftest(os.fsencode(module), int(n_threads), 1)
+    return PASSED if n_failures == 0 else WRONG if n_failures > 0 else REFUSED
 
 
-def no_core_dump() -> None:
-    """A crash here is an answer, not an accident to keep."""
+def disable_core_dumps() -> None:
+    """Disable core dumps of this process, since a crash is an expected test result."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

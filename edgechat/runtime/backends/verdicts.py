@@ -1,8 +1,8 @@
-"""What the self tests found, remembered across starts.
+"""Cache of backend verdicts: the results of self-tests, kept across starts.
 
-A verdict holds for one build on one machine: the key covers the build, the CPU's model, flags and
-microcode, and the module file's size and time. Nothing here can fail a start: an unreadable or damaged
-file is an empty one, and one that cannot be written is tried again next time.
+A verdict holds for one build on one machine: its key covers the build, the CPU's model, flags and microcode, the GPU
+driver, and the module file's size and time. The cache cannot fail a start: an unreadable file counts as empty, and a
+write that fails is repeated at the next start.
 """
 
 from __future__ import annotations
@@ -17,36 +17,38 @@ from edgechat.files import JsonFile
 from edgechat.hardware.cpu import Cpu
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 
-CRASHES_UNTIL_DISTRUST = 2
+CRASHES_UNTIL_DISTRUST: Final = 2
+_MAX_VERDICTS: Final = 100
 # A hundred verdicts take about 30 kB.
 _MAX_BYTES: Final = 1 << 20
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What is known of one module on this machine."""
+    """Result of the self-test of one backend module on this machine."""
 
     module: str
     status: Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "distrusted", "untested"]
-    """`refused`: it needs instructions that this CPU lacks. `distrusted`: it died in real use.
-    `untested`: its self test met an accident."""
+    """`refused`: the CPU lacks instructions, or there is no device. `distrusted`: the engine crashed on the module.
+    `untested`: the self-test failed for a reason outside the module."""
     reason: str
-    """For a person, in words."""
+    """Explanation for the user."""
     checks: int = 0
     elapsed_s: float = 0.0
 
     @property
     def is_usable(self) -> bool:
-        """True if the module may be used."""
+        """True if the module passed."""
         return self.status == "passed"
 
 
 class _VerdictFile(msgspec.Struct):
     verdicts: dict[str, Verdict] = {}
     deaths: dict[str, int] = {}
+    """Number of engine crashes by verdict key."""
 
 
 def verdict_key(bundle: Bundle, module: BackendModule, cpu: Cpu, driver: str = "") -> str:
-    """The name under which a verdict is kept; of a GPU's module also the driver's version counts."""
+    """Return the cache key of a verdict; `driver` is the driver version for GPU modules."""
     parts = (
         driver,
         bundle.build_id,
@@ -60,32 +62,38 @@ def verdict_key(bundle: Bundle, module: BackendModule, cpu: Cpu, driver: str = "
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def load_verdict(name: str) -> Verdict | None:
-    """The verdict kept under `name`, if any."""
-    return _read().verdicts.get(name)
+def load_verdict(key: str) -> Verdict | None:
+    """Return the cached verdict under `key`, if any."""
+    return _read().verdicts.get(key)
 
 
-def save_verdict(name: str, verdict: Verdict) -> None:
-    """Keep a verdict; the newest hundred stay."""
-    file = _read()
-    file.verdicts.pop(name, None)
-    file.verdicts[name] = verdict
-    file.verdicts = dict(list(file.verdicts.items())[-100:])
-    _file().save(file)
+def save_verdict(key: str, verdict: Verdict) -> None:
+    """Cache a verdict; only the newest hundred stay."""
+    content = _read()
+    content.verdicts.pop(key, None)
+    content.verdicts[key] = verdict
+    content.verdicts = dict(list(content.verdicts.items())[-_MAX_VERDICTS:])
+    _file().save(content)
 
 
-def record_engine_crash(name: str, module: str, how: str) -> None:
-    """Count a death of the engine on this module; after the second one its verdict is withdrawn."""
-    file = _read()
-    file.deaths[name] = file.deaths.get(name, 0) + 1
-    if file.deaths[name] >= CRASHES_UNTIL_DISTRUST:
-        reason = f"passed its self test, but the engine died on it {file.deaths[name]} times, last by {how}; `edgechat doctor --retest` tries it anew"
-        file.verdicts[name] = Verdict(module=module, status="distrusted", reason=reason)
-    _file().save(file)
+def record_engine_crash(key: str, module: str, how: str) -> None:
+    """Count a crash of the engine on `module`; the second one replaces its verdict with `distrusted`.
+
+    `how` names the signal or exit code.
+    """
+    content = _read()
+    n_crashes = content.deaths[key] = content.deaths.get(key, 0) + 1
+    if n_crashes >= CRASHES_UNTIL_DISTRUST:
+        reason = (
+            f"passed its self-test, but the engine crashed on it {n_crashes} times, most recently with {how}. "
+            "Run `edgechat doctor --retest` to test it again."
+        )
+        content.verdicts[key] = Verdict(module=module, status="distrusted", reason=reason)
+    _file().save(content)
 
 
 def clear_verdicts() -> None:
-    """Forget everything: every module is tested anew."""
+    """Delete all verdicts and crash counts, so that every module is tested again."""
     _file().save(_VerdictFile())
 
 
