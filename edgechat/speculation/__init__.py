@@ -1,1 +1,1 @@
-"""Guessing what a model will say, and when guesses pay. Integers and floats only."""
+"""Speculative decoding: drafters, acceptance rates, step costs, and draft lengths. Knows no model and no llama.cpp."""

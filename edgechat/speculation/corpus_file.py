@@ -1,4 +1,4 @@
-"""Texts of tokens in files: one for each conversation, checked when they are read."""
+"""Corpus file: the texts of one conversation as tokens, with a checksum."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from edgechat import files
 _log = logging.getLogger(__name__)
 # The last byte is the version of the format.
 MAGIC: Final = b"edgechat texts\x01"
-FILE: Final = "said.tokens"
+FILE_NAME: Final = "said.tokens"
 MAX_FILE_BYTES: Final = 8 << 20
 
 
 def read(path: Path, n_vocab: int) -> list[bytes]:
-    """The texts in a file, each as 32-bit integers below `n_vocab`; none, and the file is removed, if it is damaged.
+    """Read the texts of a file, each as 32-bit tokens below `n_vocab`; empty on failure.
 
-    What is no file, or larger than any that is written, is left alone.
+    Deletes a damaged file, but not one that is unreadable or larger than `MAX_FILE_BYTES`.
     """
     try:
         data = files.read_bytes(path, MAX_FILE_BYTES)
@@ -34,8 +34,8 @@ def read(path: Path, n_vocab: int) -> list[bytes]:
     if data.startswith(MAGIC + _crc(body)):
         with contextlib.suppress(msgspec.MsgspecError):
             texts = msgspec.msgpack.decode(body, type=list[bytes])
-    if not texts or not all(_is_sound(text, n_vocab) for text in texts):
-        _log.warning("the drafts in %s cannot be used, and are removed", path)
+    if not texts or not all(_is_valid(text, n_vocab) for text in texts):
+        _log.warning("Deleted the damaged draft corpus %s", path)
         with contextlib.suppress(OSError):
             path.unlink()
         return []
@@ -43,12 +43,12 @@ def read(path: Path, n_vocab: int) -> list[bytes]:
 
 
 def write(path: Path, texts: list[bytes]) -> None:
-    """Write the texts in place of what was there. Raises OSError."""
+    """Replace the file atomically. Raises OSError."""
     body = msgspec.msgpack.encode(texts)
     files.replace_file(path, MAGIC + _crc(body) + body)
 
 
-def _is_sound(text: bytes, n_vocab: int) -> bool:
+def _is_valid(text: bytes, n_vocab: int) -> bool:
     if len(text) % 4 or not text:
         return False
     tokens = array("i", text)

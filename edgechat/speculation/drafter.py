@@ -1,4 +1,4 @@
-"""Where guesses come from: text that stood in the context, or in other conversations, before."""
+"""Drafters: propose tokens that followed the same text earlier, in the context or in other conversations."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Final, NamedTuple, Protocol
 
 from edgechat.prefix.common_prefix import common_prefix_length
 
-# Sources of drafts; how often each is right is counted apart.
+# Sources of drafts; acceptance is counted for each.
 FROM_CONTEXT: Final = 0
 FROM_CORPUS: Final = 1
 N_SOURCES: Final = 2
 
 
 class Draft(NamedTuple):
-    """A guess at the next tokens."""
+    """Draft tokens with the length of the match that they followed."""
 
     tokens: list[int]
     match_length: int
-    """Tokens before them that were the same where they were found."""
+    """Number of equal tokens before the draft, in the indexed text and at the end of the current one."""
     source: int
 
 
@@ -26,54 +26,57 @@ NO_DRAFT: Final = Draft([], 0, FROM_CONTEXT)
 
 
 class TokenIndex(Protocol):
-    """A text in which the end of a text is looked up. `edgechat.runtime.suffix_index.SuffixIndex` is one."""
+    """Index over a token text for suffix matches, such as `edgechat.runtime.suffix_index.SuffixIndex`."""
 
     def __len__(self) -> int:
-        """Tokens of the text."""
+        """Return the number of tokens in the text."""
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Add tokens at the end; a negative one separates texts. Raises MemoryError."""
+        """Append tokens to the text; a negative one separates texts. Raises MemoryError."""
 
     def truncate(self, size: int) -> None:
-        """Forget all but the first `size` tokens."""
+        """Remove all but the first `size` tokens."""
 
     def draft(self, max_tokens: int, context: Sequence[int] | None = None) -> tuple[list[int], int, int]:
-        """What followed the longest match of the end of `context`, or of the text itself; its length, and where."""
+        """Return the tokens after the longest match of the end of `context`, the match length, and their position.
+
+        Without `context`, the end of the indexed text is matched. Without a match, the list is empty.
+        """
 
 
 class Drafter(Protocol):
-    """Guesses what comes next in a text, and is told what came."""
+    """Source of drafts that follows one text, token by token."""
 
     def start(self, tokens: Sequence[int]) -> None:
-        """This is the text from its start."""
+        """Set the current text to `tokens`."""
 
     def append(self, tokens: Sequence[int]) -> None:
-        """So it goes on."""
+        """Append `tokens` to the current text."""
 
     def draft(self, max_tokens: int) -> Draft:
-        """What may come next."""
+        """Propose at most `max_tokens` tokens that may follow the current text."""
 
 
 class LiveDrafter:
-    """Finds drafts in the very text that is being written."""
+    """Drafter that searches the current text itself: the prompt and the tokens generated so far."""
 
     def __init__(self, index: TokenIndex) -> None:
         self._index = index
         self._text: list[int] = []
 
     def start(self, tokens: Sequence[int]) -> None:
-        """What the last text and this one share is not indexed again."""
-        shared = common_prefix_length(self._text, tokens)
-        self._index.truncate(shared)
-        del self._text[shared:]
-        self.append(tokens[shared:])
+        """Set the current text; the prefix that it shares with the previous one stays indexed."""
+        n_shared = common_prefix_length(self._text, tokens)
+        self._index.truncate(n_shared)
+        del self._text[n_shared:]
+        self.append(tokens[n_shared:])
 
     def append(self, tokens: Sequence[int]) -> None:
-        """So it goes on."""
+        """Append `tokens` to the indexed text."""
         self._text.extend(tokens)
         self._index.append(tokens)
 
     def draft(self, max_tokens: int) -> Draft:
-        """What followed the longest match of the text's end; of equally long ones, the newest."""
+        """Propose the tokens after the longest earlier match of the text's end; the newest of equally long ones."""
         tokens, match_length, _ = self._index.draft(max_tokens)
         return Draft(tokens, match_length, FROM_CONTEXT)

@@ -1,4 +1,4 @@
-"""What was learned of drafts with one model on one machine, kept from one start to the next."""
+"""Speculation profile of one model on one machine: acceptance counts and step costs, saved across starts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _MAX_BYTES: Final = 1 << 20
 _MAX_COUNT: Final = 1e6
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class _ProfileFile(msgspec.Struct, frozen=True):
     version: int
     greedy: list[list[AcceptanceCounts]]
-    drawn: list[list[AcceptanceCounts]]
+    sampled: list[list[AcceptanceCounts]] = msgspec.field(name="drawn")
     ratios: list[dict[int, RunningMean]]
 
 
 class SpeculationProfile:
-    """Acceptance apart for greedy and for drawn answers, which are harder to guess, and the costs of steps."""
+    """Step costs, and acceptance of greedy and of sampled replies; sampled ones are harder to predict."""
 
     def __init__(self) -> None:
         self.greedy = Acceptance()
@@ -38,43 +38,44 @@ class SpeculationProfile:
 
 
 def load_profile(path: Path) -> SpeculationProfile:
-    """The profile in a file; a fresh one if it cannot be used."""
+    """Load a profile; returns a new one if the file is missing or invalid."""
     profile = SpeculationProfile()
     try:
-        kept = _file(path).load()
+        content = _file(path).load()
     except InvalidFileError as error:
-        _log.warning("discarding the speculation profile: %s", error)
+        _log.warning("Discarding the speculation profile: %s", error)
         return profile
-    if kept is not None:
-        profile.greedy, profile.sampled = Acceptance(kept.greedy), Acceptance(kept.drawn)
-        profile.costs.ratios = kept.ratios
+    if content is not None:
+        profile.greedy, profile.sampled = Acceptance(content.greedy), Acceptance(content.sampled)
+        profile.costs.ratios = content.ratios
     return profile
 
 
 def save_profile(profile: SpeculationProfile, path: Path) -> None:
-    """Keep it, if that can be done."""
-    kept = _Kept(_VERSION, profile.greedy.counts, profile.sampled.counts, profile.costs.ratios)
+    """Save a profile; logs a failure and continues."""
+    content = _ProfileFile(_VERSION, profile.greedy.counts, profile.sampled.counts, profile.costs.ratios)
     try:
-        _file(path).write(kept)
+        _file(path).write(content)
     except OSError as error:
-        _log.warning("cannot save the speculation profile: %s", error)
+        _log.warning("Cannot save the speculation profile: %s", error)
 
 
-def _file(path: Path) -> JsonFile[_Kept]:
-    return JsonFile(path, _Kept, max_bytes=_MAX_BYTES, is_valid=_is_sound)
+def _file(path: Path) -> JsonFile[_ProfileFile]:
+    return JsonFile(path, _ProfileFile, max_bytes=_MAX_BYTES, is_valid=_is_valid)
 
 
-def _is_sound(kept: _Kept) -> bool:
-    """True if no number in it can do harm: counts are counts, and a step of n tokens costs no more than n steps do."""
-    counts = [c for side in (kept.greedy, kept.drawn) for source in side for c in source]
+def _is_valid(content: _ProfileFile) -> bool:
+    """Check version, list lengths and ranges: counts are not negative, and n tokens cost at most 10 n steps of one."""
+    acceptances = (content.greedy, content.sampled)
+    counts = [c for acceptance in acceptances for source in acceptance for c in source]
     return (
-        kept.version == _VERSION
-        and all(len(s) == N_SOURCES and all(len(b) == len(BUCKETS) for b in s) for s in (kept.greedy, kept.drawn))
-        and all(_is_between(x, 0, _MAX_COUNT) for c in counts for x in (c.right, c.wrong))
-        and len(kept.ratios) == len(DEPTHS) + 1
+        content.version == _VERSION
+        and all(len(a) == N_SOURCES and all(len(source) == len(BUCKETS) for source in a) for a in acceptances)
+        and all(_is_between(x, 0, _MAX_COUNT) for c in counts for x in (c.accepted, c.rejected))
+        and len(content.ratios) == len(DEPTHS) + 1
         and all(
             n in SIZES and _is_between(mean.value, 0.1, 10.0 * n) and _is_between(mean.count, 0, _MAX_COUNT)
-            for ratios in kept.ratios
+            for ratios in content.ratios
             for n, mean in ratios.items()
         )
     )

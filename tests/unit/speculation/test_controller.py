@@ -1,0 +1,113 @@
+"""Draft length controller: expected gain, expensive steps, single-step intervals."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgechat.speculation.acceptance import Acceptance, bucket_of
+from edgechat.speculation.controller import MAX_DRAFT, MIN_GAIN, DraftController
+from edgechat.speculation.drafter import FROM_CONTEXT, NO_DRAFT, Draft
+from edgechat.speculation.step_costs import MIN_SAMPLES, SINGLE_STEP_INTERVAL, SIZES, StepCosts
+from tests.unit.speculation.costs import STAIRCASE, STEEP, costs_of
+
+
+def test_one_slow_measurement_does_not_disable_drafts() -> None:
+    acceptance, costs = Acceptance(), StepCosts()
+    for _ in range(SINGLE_STEP_INTERVAL):
+        acceptance.record(FROM_CONTEXT, 16, accepted=True)
+        costs.record(1, 100, 0.01)
+    costs.record(2, 100, 0.0195)
+    draft = Draft(list(range(31)), 16, FROM_CONTEXT)
+    assert DraftController(acceptance, costs).choose_length(draft, 100)[0] >= 7
+    for size in SIZES:
+        for _ in range(MIN_SAMPLES):
+            costs.record(1, 100, 0.01)
+            costs.record(size, 100, 0.0098 * size)
+    assert DraftController(acceptance, costs).choose_length(draft, 100)[0] == 0
+
+
+def test_drafts_continue_when_the_machine_is_throttled_during_a_run_of_drafts() -> None:
+    costs = costs_of(STAIRCASE)
+    controller = DraftController(Acceptance(), costs)
+    draft = Draft([1] * 31, 64, FROM_CONTEXT)
+    n_drafts = 0
+    for _ in range(300):
+        n_tokens, _ = controller.choose_length(draft, 100)
+        costs.record(1 + n_tokens, 100, 0.025 * (STAIRCASE[1 + n_tokens]))  # 2.5 times slower than measured
+        n_drafts += n_tokens > 0
+    assert n_drafts > 250
+    assert costs.ratio(16, 100) == pytest.approx(3.71, rel=0.35)
+
+
+def test_single_step_is_due_after_a_run_of_drafts() -> None:
+    costs = costs_of(STAIRCASE)
+    controller = DraftController(Acceptance(), costs)
+    draft = Draft([1] * 31, 32, FROM_CONTEXT)
+    costs.record(1, 100, 0.01)
+    for _ in range(SINGLE_STEP_INTERVAL):
+        assert controller.choose_length(draft, 100)[0] > 0
+        costs.record(16, 100, 0.0371)
+    assert controller.choose_length(draft, 100) == (0, 1.0)
+    costs.record(1, 100, 0.01)
+    assert controller.choose_length(draft, 100)[0] > 0
+
+
+def test_long_matches_get_long_drafts_and_expensive_steps_none() -> None:
+    flat, steep = (DraftController(Acceptance(), costs_of(r)) for r in (STAIRCASE, STEEP))
+    assert flat.choose_length(NO_DRAFT, 100) == (0, 1.0)
+    short, long = Draft([1] * 31, 1, FROM_CONTEXT), Draft([1] * 31, 32, FROM_CONTEXT)
+    assert 0 < flat.choose_length(short, 100)[0] < flat.choose_length(long, 100)[0] <= MAX_DRAFT
+    assert steep.choose_length(short, 100)[0] == 0
+    n_tokens, gain = flat.choose_length(long, 100)
+    assert gain > MIN_GAIN
+    assert n_tokens + 1 in SIZES
+    assert flat.choose_length(Draft([1, 2], 32, FROM_CONTEXT), 100)[0] <= 2
+
+
+def test_controller_stops_drafting_random_text_and_resumes_for_repetitive_text() -> None:
+    controller = DraftController(Acceptance(), costs_of(STAIRCASE))
+    draft = Draft([1] * 7, 1, FROM_CONTEXT)
+    lengths = []
+    for _ in range(60):
+        n_tokens, _ = controller.choose_length(draft, 100)
+        lengths.append(n_tokens)
+        controller.record(draft, n_tokens, 0, 2)
+    assert lengths[0] > 0
+    assert not any(lengths[30:])
+    for _ in range(100):
+        n_tokens, _ = controller.choose_length(draft, 100)
+        controller.record(draft, n_tokens, n_tokens, 1)
+    assert controller.choose_length(draft, 100)[0] > 0
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 64), st.integers(0, 40), st.sampled_from([STAIRCASE, STEEP]), st.integers(0, 50))
+def test_chosen_length_has_the_best_expected_gain_of_all_sizes(
+    length: int, n_tokens: int, ratios: dict[int, float], seed: int
+) -> None:
+    draw = random.Random(seed)
+    acceptance = Acceptance()
+    for _ in range(100):
+        acceptance.record(FROM_CONTEXT, draw.randrange(1, 40), accepted=draw.random() < 0.7)
+    costs = costs_of(ratios)
+    probabilities = acceptance.probabilities if ratios is STAIRCASE else acceptance.low_probabilities
+
+    def gain(k: int) -> float:
+        expected = 1 + sum(
+            math.prod(probabilities[FROM_CONTEXT][bucket_of(length + i)] for i in range(j)) for j in range(1, k + 1)
+        )  # fmt: skip
+        return expected / costs.ratio(1 + k, 100)
+
+    controller = DraftController(acceptance, costs)
+    draft_length, expected_gain = controller.choose_length(Draft([1] * n_tokens, length, FROM_CONTEXT), 100)
+    best = max((gain(n - 1) for n in SIZES if n - 1 <= n_tokens), default=0.0)
+    if draft_length:
+        assert expected_gain == pytest.approx(gain(draft_length))
+        assert expected_gain > best * 0.98  # sizes with a tiny probability of full acceptance are not tried
+    else:
+        assert best <= MIN_GAIN * 1.02

@@ -1,0 +1,68 @@
+"""Speculation profile: round trip, invalid files, invalid numbers."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from edgechat.speculation.drafter import FROM_CORPUS
+from edgechat.speculation.profile import SpeculationProfile, load_profile, save_profile
+
+NEW = SpeculationProfile()
+
+
+def test_saved_profile_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "profile.json"
+    profile = load_profile(path)
+    for _ in range(50):
+        profile.greedy.record(FROM_CORPUS, 3, accepted=True)
+        profile.costs.record(1, 600, 0.01)
+        profile.costs.record(4, 600, 0.02)
+    save_profile(profile, path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    profile.greedy.start_reply()
+    reloaded = load_profile(path)
+    assert reloaded.greedy.probabilities == profile.greedy.probabilities
+    assert reloaded.sampled.probabilities == NEW.sampled.probabilities
+    assert reloaded.costs.ratio(4, 600) == pytest.approx(2.0)
+    assert list(path.parent.iterdir()) == [path]
+    save_profile(profile, path / "below a file")  # impossible path: ignored
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"version": 1}', "null", "[" * 100_000, "9" * 5000, "\0",
+     '{"version": 2, "greedy": [], "drawn": [], "ratios": []}',
+     '{"version": 1, "greedy": [], "drawn": [], "ratios": []}'],
+)  # fmt: skip
+def test_invalid_file_gives_a_new_profile(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(content)
+    assert load_profile(path).greedy.probabilities == NEW.greedy.probabilities
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"right":0.0', '"right":-1.0'), ('"right":0.0', '"right":1e300'), ('"wrong":0.0', '"wrong":null'),
+     ('"value":2.0', '"value":0.0'), ('"value":2.0', '"value":1e9'), ('"count":2', '"count":-2'), ('{"4":', '{"5":')],
+)  # fmt: skip
+def test_out_of_range_numbers_give_a_new_profile(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "profile.json"
+    profile = SpeculationProfile()
+    for _ in range(2):
+        profile.costs.record(1, 600, 0.01)
+        profile.costs.record(4, 600, 0.02)
+    save_profile(profile, path)
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new, 1))
+    assert load_profile(path).costs.ratio(4, 600) == NEW.costs.ratio(4, 600)
+
+
+def test_oversized_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 36)
+    assert load_profile(path).greedy.probabilities == NEW.greedy.probabilities
