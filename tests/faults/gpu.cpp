@@ -1,6 +1,6 @@
-// A scripted GPU: memory of its own (in truth the machine's), a bound on it, and kernels that are the real CPU module's.
-// Its environment says how it behaves: GPU_BYTES of memory in all, GPU_FAILS_IF a file that makes every graph fail once it is there,
-// GPU_WRONG computes wrong numbers, GPU_GONE has no device.
+// Scripted GPU module: allocates host memory up to a limit and computes with the kernels of the real CPU module.
+// Environment variables: GPU_BYTES is the memory limit, GPU_SAYS_BYTES the reported memory; while the file GPU_FAILS_IF
+// exists, every graph fails; with GPU_WRONG results are wrong; with GPU_GONE there is no device.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -93,7 +93,7 @@ static ggml_backend_t init_backend(ggml_backend_dev_t, const char *) {
     backend->iface.graph_compute = compute;
     backend->device              = &device;
     backend->context             = ggml_backend_dev_init(cpu, nullptr);
-    // One thread: more would spin against those of the CPU's own part.
+    // One thread: more would compete with the threads of the CPU backend.
     reinterpret_cast<ggml_backend_set_n_threads_t>(cpu->reg->iface.get_proc_address(
         cpu->reg, "ggml_backend_set_n_threads"))(static_cast<ggml_backend_t>(backend->context), 1);
     return backend;

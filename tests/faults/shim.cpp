@@ -1,4 +1,4 @@
-// A thin shim around a real CPU module: everything works but computing, which goes wrong as FAULT says.
+// Wrapper around a real CPU module whose computation has the fault FAULT.
 #include <csignal>
 #include <cstdio>
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-"""Backends that die, hang, lie, or were planted: none of them is used, and a start survives all of them."""
+"""Backend modules that crash, hang, compute wrong numbers, or were planted: none of them is used."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from tests.conftest import ROOT, Cli
 
 pytestmark = [
     pytest.mark.cold,
-    pytest.mark.skipif(sys.platform != "linux", reason="the shims are built for Linux"),
+    pytest.mark.skipif(sys.platform != "linux", reason="the faulty modules are built for Linux"),
 ]
-FAULTS = {"dies": 1, "hangs": 2, "wrong": 3, "planted": 4}
+FAULTS = {"crashes": 1, "hangs": 2, "wrong": 3, "planted": 4}
+"""Values of FAULT in shim.cpp."""
 
 
 @pytest.fixture(scope="module")
 def headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ggml's headers, out of the very source that the bundle was built from."""
+    """Directory with the headers of ggml, from the sources that the bundle was built from."""
     sys.path.insert(0, str(ROOT / "native"))
     import sources
 
@@ -46,8 +47,8 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def usable() -> str:
-    """Name of the module that this machine chooses by itself."""
+def chosen_name() -> str:
+    """Name of the module that edgechat chooses on this machine."""
     return probe.choose_module(find_bundle())[0].name
 
 
@@ -56,7 +57,8 @@ def copy_bundle(target: Path) -> Path:
     return target
 
 
-def shim(headers: Path, target: Path, real: Path, fault: str) -> None:
+def build_faulty_module(headers: Path, target: Path, real: Path, fault: str) -> None:
+    """Compile a module with a fault, which otherwise computes with the module `real`."""
     source = Path(__file__).parent / "shim.cpp"
     library = find_bundle().directory
     subprocess.run(
@@ -66,95 +68,97 @@ def shim(headers: Path, target: Path, real: Path, fault: str) -> None:
     )  # fmt: skip
 
 
-def use(monkeypatch: pytest.MonkeyPatch, directory: Path) -> Bundle:
+def use_bundle(monkeypatch: pytest.MonkeyPatch, directory: Path) -> Bundle:
     monkeypatch.setenv("EDGECHAT_NATIVE_DIR", str(directory))
     return find_bundle()
 
 
-def insert_first(directory: Path, names: list[str]) -> None:
-    """Make the manifest list modules that will be ranked before all others."""
+def add_to_manifest(directory: Path, names: list[str]) -> None:
+    """Add modules to the manifest of a bundle."""
     manifest = json.loads((directory / "manifest.json").read_text())
     manifest["files"] += [f"libggml-{name}.so" for name in names]
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_bad_modules_are_passed_over_and_remembered(
+def test_faulty_modules_are_skipped_and_their_verdicts_are_cached(
     tmp_path: Path, headers: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     directory = copy_bundle(tmp_path / "bundle")
     real = Path(next(m.path for m in find_bundle().modules if m.name == probe.choose_module(find_bundle())[0].name))
     good = directory / "libggml-cpu-x64.so"
-    names = dict(zip(("sapphirerapids", "zen4", "cooperlake"), ("dies", "hangs", "wrong"), strict=True))
+    names = dict(zip(("sapphirerapids", "zen4", "cooperlake"), ("crashes", "hangs", "wrong"), strict=True))
     for name, fault in names.items():
-        shim(headers, directory / f"libggml-cpu-{name}.so", real, fault)
-    insert_first(directory, [f"cpu-{n}" for n in names if not (real.parent / f"libggml-cpu-{n}.so").exists()])
-    bundle = use(monkeypatch, directory)
+        build_faulty_module(headers, directory / f"libggml-cpu-{name}.so", real, fault)
+    add_to_manifest(directory, [f"cpu-{n}" for n in names if not (real.parent / f"libggml-cpu-{n}.so").exists()])
+    bundle = use_bundle(monkeypatch, directory)
     assert [m.name for m in bundle.modules[:3]] == [f"cpu-{n}" for n in names]
 
-    started = time.monotonic()
-    chosen, verdict = probe.choose_module(bundle)
-    assert time.monotonic() - started < 15
-    assert chosen.name not in [f"cpu-{n}" for n in names]
+    started_at = time.monotonic()
+    module, verdict = probe.choose_module(bundle)
+    assert time.monotonic() - started_at < 15
+    assert module.name not in [f"cpu-{n}" for n in names]
     assert verdict.is_usable
     assert good.exists()
 
-    found = {m.name: v for m, v in probe.module_verdicts(bundle)}
-    assert found["cpu-sapphirerapids"].status == "crashed"
-    assert "SIGILL" in found["cpu-sapphirerapids"].reason
-    assert "product of f32 in CPU, batch 1" in found["cpu-sapphirerapids"].reason
-    assert found["cpu-zen4"].status == "hung"
-    assert found["cpu-cooperlake"].status == "wrong"
-    assert "should be" in found["cpu-cooperlake"].reason
+    by_name = {m.name: v for m, v in probe.module_verdicts(bundle)}
+    assert by_name["cpu-sapphirerapids"].status == "crashed"
+    assert "SIGILL" in by_name["cpu-sapphirerapids"].reason
+    assert "product of f32 in CPU, batch 1" in by_name["cpu-sapphirerapids"].reason
+    assert by_name["cpu-zen4"].status == "hung"
+    assert by_name["cpu-cooperlake"].status == "wrong"
+    assert "should be" in by_name["cpu-cooperlake"].reason
 
-    def no_test(*_: object) -> None:
-        pytest.fail("a second start tests nothing")
+    def fail(*_: object) -> None:
+        pytest.fail("a module with a cached verdict was tested again")
 
-    monkeypatch.setattr(probe, "run_selftest", no_test)
-    assert probe.choose_module(bundle)[0] == chosen
-    answer = cli("ask", "Hi", "--max-tokens", "4", "--json")
-    assert json.loads(answer.stdout)["backend"] == chosen.name
+    monkeypatch.setattr(probe, "run_selftest", fail)
+    assert probe.choose_module(bundle)[0] == module
+    reply = cli("ask", "Hi", "--max-tokens", "4", "--json")
+    assert json.loads(reply.stdout)["backend"] == module.name
 
 
-def test_a_planted_module_is_not_loaded(tmp_path: Path, headers: Path, usable: str, cli: Cli) -> None:
+def test_planted_module_is_not_loaded(tmp_path: Path, headers: Path, chosen_name: str, cli: Cli) -> None:
     real = tmp_path / "real.so"
-    shutil.copy(next(m.path for m in find_bundle().modules if m.name == usable), real)
-    here = tmp_path / "here"
-    here.mkdir()
-    shim(headers, here / "libggml-cpu-evil.so", real, "planted")
-    shutil.copy(here / "libggml-cpu-evil.so", here / "libggml-evil.so")
-    environment = os.environ | {"GGML_BACKEND_PATH": str(here / "libggml-cpu-evil.so")}
+    shutil.copy(next(m.path for m in find_bundle().modules if m.name == chosen_name), real)
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    build_faulty_module(headers, directory / "libggml-cpu-evil.so", real, "planted")
+    shutil.copy(directory / "libggml-cpu-evil.so", directory / "libggml-evil.so")
+    environment = os.environ | {"GGML_BACKEND_PATH": str(directory / "libggml-cpu-evil.so")}
     for arguments in (["ask", "Hi", "--max-tokens", "4"], ["doctor"]):
-        result = cli(*arguments, cwd=here, env=environment)
+        result = cli(*arguments, cwd=directory, env=environment)
         assert result.returncode == 0, result.stderr
     assert not Path(f"{real}.was-loaded").exists()
-    # The check can fail: loaded on purpose, the module leaves its mark.
-    code = f"import ctypes; ctypes.CDLL({str(here / 'libggml-cpu-evil.so')!r}).ggml_backend_init()"
+    # Prove that the check works: a load creates the file.
+    code = f"import ctypes; ctypes.CDLL({str(directory / 'libggml-cpu-evil.so')!r}).ggml_backend_init()"
     path = {"LD_LIBRARY_PATH": find_bundle().directory}
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | path)
     assert Path(f"{real}.was-loaded").exists()
 
 
-def test_a_planted_package_is_not_imported(tmp_path: Path, cli: Cli) -> None:
+def test_planted_package_is_not_imported(tmp_path: Path, cli: Cli) -> None:
     for name in ("edgechat", "msgspec", "ctypes", "jinja2"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('planted')")
     assert cli("ask", "Hi", "--max-tokens", "4", cwd=tmp_path).returncode == 0
 
 
-def test_a_missing_module_is_a_verdict_and_a_missing_library_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli, usable: str
+def test_missing_module_gives_a_verdict_and_missing_library_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli, chosen_name: str
 ) -> None:
     directory = copy_bundle(tmp_path / "bundle")
-    (directory / f"libggml-{usable}.so").unlink()
-    found = {m.name: v for m, v in probe.module_verdicts(use(monkeypatch, directory))}
-    assert found[usable].status == "missing"
-    assert cli("ask", "Hi", "--max-tokens", "2").returncode == 0  # the next best
+    (directory / f"libggml-{chosen_name}.so").unlink()
+    by_name = {m.name: v for m, v in probe.module_verdicts(use_bundle(monkeypatch, directory))}
+    assert by_name[chosen_name].status == "missing"
+    assert cli("ask", "Hi", "--max-tokens", "2").returncode == 0  # with the next module
     (directory / "libllama.so").unlink()
     result = cli("ask", "Hi")
     assert result.returncode == 4
     assert "libllama.so is missing" in result.stderr
 
 
-def test_without_a_bundle_the_way_to_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+def test_missing_bundle_error_explains_the_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
     monkeypatch.setenv("EDGECHAT_NATIVE_DIR", str(tmp_path))
     result = cli("ask", "Hi")
     assert result.returncode == 4
@@ -162,8 +166,8 @@ def test_without_a_bundle_the_way_to_one_is_named(tmp_path: Path, monkeypatch: p
     assert cli("doctor").returncode == 4
 
 
-def test_no_working_backend_names_every_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = use(monkeypatch, copy_bundle(tmp_path / "bundle"))
+def test_error_without_working_backend_names_every_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = use_bundle(monkeypatch, copy_bundle(tmp_path / "bundle"))
     for module in bundle.modules:
         Path(module.path).write_bytes(b"not a library")
     with pytest.raises(RuntimeLoadError) as error:
@@ -171,34 +175,34 @@ def test_no_working_backend_names_every_reason(tmp_path: Path, monkeypatch: pyte
     assert all(m.name in str(error.value) for m in bundle.modules)
 
 
-def test_two_deaths_in_use_withdraw_a_verdict() -> None:
+def test_second_engine_crash_withdraws_a_verdict() -> None:
     bundle = find_bundle()
     module, _ = probe.choose_module(bundle)
-    name = verdicts.verdict_key(bundle, module, read_cpu())
-    verdicts.record_engine_crash(name, module.name, "SIGSEGV")
+    key = verdicts.verdict_key(bundle, module, read_cpu())
+    verdicts.record_engine_crash(key, module.name, "SIGSEGV")
     assert probe.choose_module(bundle)[0] == module
-    verdicts.record_engine_crash(name, module.name, "SIGSEGV")
+    verdicts.record_engine_crash(key, module.name, "SIGSEGV")
     other, _ = probe.choose_module(bundle)
     assert other != module
     assert "crashed on it 2 times" in dict(probe.module_verdicts(bundle))[module].reason
 
 
-def test_a_verdict_is_for_one_machine_and_one_build() -> None:
+def test_verdict_key_depends_on_build_module_and_cpu() -> None:
     bundle, cpu = find_bundle(), read_cpu()
     module = bundle.modules[0]
-    name = verdicts.verdict_key(bundle, module, cpu)
+    key = verdicts.verdict_key(bundle, module, cpu)
     replace = msgspec.structs.replace
-    others = [
+    other_keys = [
         verdicts.verdict_key(replace(bundle, build_id="x"), module, cpu),
         verdicts.verdict_key(bundle, replace(module, path="/none"), cpu),
         verdicts.verdict_key(bundle, module, replace(cpu, flags="x")),
         verdicts.verdict_key(bundle, module, replace(cpu, microcode="x")),
     ]
-    assert len({name, *others}) == 5
+    assert len({key, *other_keys}) == 5
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xff", b'{"verdicts": 5}'])
-def test_a_damaged_verdicts_file_is_an_empty_one(home: Path, content: bytes) -> None:
+def test_damaged_verdicts_file_counts_as_empty(home: Path, content: bytes) -> None:
     (home / "cache").mkdir(parents=True)
     (home / "cache" / "backends.json").write_bytes(content)
     bundle = find_bundle()
@@ -206,18 +210,18 @@ def test_a_damaged_verdicts_file_is_an_empty_one(home: Path, content: bytes) -> 
     assert b"passed" in (home / "cache" / "backends.json").read_bytes()
 
 
-def test_a_library_that_the_bindings_were_compiled_with_is_named_and_not_used(
+def test_llama_library_inside_the_bindings_is_reported_and_not_used(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = importlib.util.find_spec("llama_cpp")
     assert spec is not None
-    stock = tmp_path / "site" / "llama_cpp"
-    shutil.copytree(Path(str(spec.origin)).parent, stock)
-    (stock / "lib").mkdir(exist_ok=True)
-    (stock / "lib" / "libllama.so").write_bytes(b"it would crash")
-    monkeypatch.setenv("PYTHONPATH", str(stock.parent))
-    done = cli("ask", "-m", "starter", "--max-tokens", "4", "--temperature", "0", "Hi")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
-    assert "llama-cpp-python contains its own build of llama.cpp" in done.stderr
+    bindings = tmp_path / "site" / "llama_cpp"
+    shutil.copytree(Path(str(spec.origin)).parent, bindings)
+    (bindings / "lib").mkdir(exist_ok=True)
+    (bindings / "lib" / "libllama.so").write_bytes(b"not a library")
+    monkeypatch.setenv("PYTHONPATH", str(bindings.parent))
+    result = cli("ask", "-m", "starter", "--max-tokens", "4", "--temperature", "0", "Hi")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+    assert "llama-cpp-python contains its own build of llama.cpp" in result.stderr
     assert "does not use" in cli("doctor").stdout

@@ -1,4 +1,4 @@
-"""What is cached of a conversation is worth a prefill and nothing else, whatever happens to it."""
+"""Prefix cache of a real engine: damaged files, deleted directories, concurrent and killed engines."""
 
 from __future__ import annotations
 
@@ -21,36 +21,40 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.planner.plan import manual_plan
+from edgechat.prefix.segment_file import read_header
 from tests.conftest import Cli
 from tests.models import write_tiny
 from tests.waiting import until
 
 PROMPT = [1, *range(20, 300)]
-Ask = Callable[..., tuple[list[int], protocol.GenerationStats]]
 
 
 class Engine:
-    """An engine on a tiny model, with its prefixes in the cache directory."""
+    """Engine process with a tiny model and the prefix cache in the cache directory."""
 
     def __init__(self, model: Path, **options: object) -> None:
         self.client = EngineClient()
-        given = {
+        plan_options = {
             "n_ctx": 1024, "n_threads": 1, "prefix_ram_bytes": 1 << 20, "prefix_disk_bytes": 50 << 20,
         } | options  # fmt: skip
-        directory = str(given.pop("prefix_dir", paths.prefix_dir()))
-        plan = manual_plan(str(model), **given)  # type: ignore[arg-type]
+        directory = str(plan_options.pop("prefix_dir", paths.prefix_dir()))
+        plan = manual_plan(str(model), **plan_options)  # type: ignore[arg-type]
         self.client.load(protocol.Load(id=self.client.next_id(), plan=plan, prefix_dir=directory))
 
-    def ask(self, tokens: list[int] = PROMPT, whose: str = "talk") -> tuple[list[int], protocol.GenerationStats]:
+    def ask(
+        self, tokens: list[int] = PROMPT, conversation: str = "talk"
+    ) -> tuple[list[int], protocol.GenerationStats]:  # fmt: skip
+        """Generate six tokens and return them with the statistics."""
         request = protocol.Generate(
-            id=self.client.next_id(), tokens=tokens, max_tokens=6, ignore_eog=True, sampling=GREEDY, conversation=whose
-        )
-        drawn: list[int] = []
+            id=self.client.next_id(), tokens=tokens, max_tokens=6, ignore_eog=True, sampling=GREEDY,
+            conversation=conversation,
+        )  # fmt: skip
+        reply: list[int] = []
         for event in self.client.generate(request):
             if isinstance(event, protocol.TokensGenerated):
-                drawn += event.tokens
+                reply += event.tokens
         assert isinstance(event, protocol.RequestFinished)
-        return drawn, event.stats
+        return reply, event.stats
 
     def close(self) -> None:
         self.client.close()
@@ -63,14 +67,14 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(model: Path) -> Iterator[Callable[..., Engine]]:
-    started: list[Engine] = []
+    engines: list[Engine] = []
 
-    def begin(path: Path = model, **options: object) -> Engine:
-        started.append(Engine(path, **options))
-        return started[-1]
+    def start_engine(path: Path = model, **options: object) -> Engine:
+        engines.append(Engine(path, **options))
+        return engines[-1]
 
-    yield begin
-    for engine in started:
+    yield start_engine
+    for engine in engines:
         engine.close()
 
 
@@ -78,104 +82,103 @@ def files() -> list[Path]:
     return sorted(paths.prefix_dir().rglob("*.kv"))
 
 
-def saved(start: Callable[..., Engine], **options: object) -> list[int]:
-    """Have a conversation cached by an engine that then ends; returns its answer."""
-    engine = start(**options)
-    drawn, stats = engine.ask()
+def save_conversation(start: Callable[..., Engine]) -> list[int]:
+    """Cache a conversation with an engine that exits; return its reply."""
+    engine = start()
+    reply, stats = engine.ask()
     assert stats.cached_tokens == 0
     engine.close()
     assert files()
-    return drawn
+    return reply
 
 
-def test_a_conversation_goes_on_after_the_engine_ended(start: Callable[..., Engine]) -> None:
-    drawn = saved(start)
-    again, stats = start().ask()
-    assert again == drawn
+def test_prefix_is_restored_from_disk_after_an_engine_restart(start: Callable[..., Engine]) -> None:
+    reply = save_conversation(start)
+    second_reply, stats = start().ask()
+    assert second_reply == reply
     assert stats.cached_disk_tokens == stats.cached_tokens == len(PROMPT) - 1
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "emptied", "later", "swapped"])
-def test_a_damaged_prefix_is_a_miss(start: Callable[..., Engine], how: str) -> None:
-    drawn = saved(start)
+@pytest.mark.parametrize("damage", ["cut", "bit flipped", "emptied", "later version", "data zeroed"])
+def test_damaged_file_is_a_cache_miss(start: Callable[..., Engine], damage: str) -> None:
+    reply = save_conversation(start)
     for path in files():
         data = bytearray(path.read_bytes())
-        if how == "cut":
+        if damage == "cut":
             del data[len(data) // 2 :]
-        elif how == "flipped":
+        elif damage == "bit flipped":
             data[-100] ^= 4
-        elif how == "emptied":
+        elif damage == "emptied":
             data.clear()
-        elif how == "later":
+        elif damage == "later version":
             data[15] = 2
-        else:  # another conversation's bytes under this one's name
+        else:
             data[:] = data[:200] + bytes(len(data) - 200)
         path.write_bytes(data)
-    again, stats = start().ask()
-    assert (again, stats.cached_tokens < len(PROMPT) - 1) == (drawn, True)
+    second_reply, stats = start().ask()
+    assert (second_reply, stats.cached_tokens < len(PROMPT) - 1) == (reply, True)
     assert "Cannot use the cached prefix" in paths.log_file().read_text()
 
 
-def test_another_model_of_the_same_shape_gets_nothing_of_it(start: Callable[..., Engine], tmp_path: Path) -> None:
-    drawn = saved(start)
+def test_prefix_of_other_weights_is_not_used_but_of_a_copy_is(start: Callable[..., Engine], tmp_path: Path) -> None:
+    reply = save_conversation(start)
     other = write_tiny(tmp_path / "other.gguf", "llama", seed=1)
     engine = start(other)
-    answer, stats = engine.ask()
+    other_reply, stats = engine.ask()
     assert stats.cached_tokens == 0
-    assert answer != drawn
+    assert other_reply != reply
     engine.close()
-    # The same file under another name is the same model, once its hash is known.
     copy = Path(shutil.copy(tmp_path / "tiny.gguf", tmp_path / "copy.gguf"))
     engine = start(copy)
-    engine.ask()
+    engine.ask()  # the engine hashes the copy in an idle moment
     engine.close()
     assert start(copy).ask()[1].cached_disk_tokens == len(PROMPT) - 1
 
 
-def test_a_cache_directory_that_is_deleted_while_running(start: Callable[..., Engine]) -> None:
+def test_engine_survives_deletion_of_the_cache_directory(start: Callable[..., Engine]) -> None:
     engine = start()
-    drawn, _ = engine.ask()
+    reply, _ = engine.ask()
     until(files)
     shutil.rmtree(paths.prefix_dir())
-    assert engine.ask()[0] == drawn
+    assert engine.ask()[0] == reply
     for number in range(3):
-        engine.ask([*PROMPT, 50 + number], whose=f"another{number}")
+        engine.ask([*PROMPT, 50 + number], conversation=f"another{number}")
     engine.close()
-    assert start().ask()[0] == drawn
+    assert start().ask()[0] == reply
 
 
-def test_a_cache_directory_that_cannot_be_written_to(start: Callable[..., Engine]) -> None:
+def test_engine_works_with_an_unwritable_cache_directory(start: Callable[..., Engine]) -> None:
     paths.prefix_dir().parent.mkdir(parents=True, exist_ok=True)
-    paths.prefix_dir().write_text("in the way")
+    paths.prefix_dir().write_text("a file in the place of the directory")
     engine = start()
-    drawn, _ = engine.ask()
+    reply, _ = engine.ask()
     time.sleep(0.5)
-    assert engine.ask()[0] == drawn
+    assert engine.ask()[0] == reply
 
 
-def test_two_engines_on_one_conversation(start: Callable[..., Engine]) -> None:
+def test_two_engines_on_one_conversation_give_equal_replies(start: Callable[..., Engine]) -> None:
     first, second = start(), start()
-    answers: dict[int, list[list[int]]] = {0: [], 1: []}
+    replies: dict[int, list[list[int]]] = {0: [], 1: []}
 
-    def talk(number: int, engine: Engine) -> None:
+    def converse(number: int, engine: Engine) -> None:
         tokens = list(PROMPT)
         for turn in range(6):
-            drawn, _ = engine.ask(tokens)
-            answers[number].append(drawn)
-            tokens += [*drawn, 30 + turn]
+            reply, _ = engine.ask(tokens)
+            replies[number].append(reply)
+            tokens += [*reply, 30 + turn]
             time.sleep(0.3)
 
-    threads = [threading.Thread(target=talk, args=pair) for pair in enumerate((first, second))]
+    threads = [threading.Thread(target=converse, args=pair) for pair in enumerate((first, second))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert answers[0] == answers[1]
+    assert replies[0] == replies[1]
 
 
-def test_nothing_is_written_for_nobody(start: Callable[..., Engine]) -> None:
+def test_requests_without_conversation_or_cache_directory_write_no_file(start: Callable[..., Engine]) -> None:
     engine = start()
-    engine.ask(whose="")
+    engine.ask(conversation="")
     time.sleep(0.5)
     engine.close()
     assert files() == []
@@ -183,7 +186,7 @@ def test_nothing_is_written_for_nobody(start: Callable[..., Engine]) -> None:
     assert files() == []
 
 
-def test_a_talk_is_read_once_and_goes_with_its_conversation(cli: Cli, home: Path) -> None:
+def test_cli_restores_a_conversation_and_deletes_its_prefixes_with_it(cli: Cli, home: Path) -> None:
     long = "Remember these words: " + " ".join(f"word{n}" for n in range(150))
     first = json.loads(cli("ask", long, "--max-tokens", "5", "--json").stdout)
     assert first["stats"]["cached_tokens"] == 0
@@ -201,7 +204,7 @@ def test_a_talk_is_read_once_and_goes_with_its_conversation(cli: Cli, home: Path
     assert [p for p in (home / "cache").rglob("*") if p.is_file() and b"word149" in p.read_bytes()] == []
 
 
-KILLED = """
+KILLED_CHILD = """
 import sys, random
 from pathlib import Path
 from edgechat.config import GREEDY
@@ -212,21 +215,22 @@ print(engine.client.pid, flush=True)
 draw = random.Random(int(sys.argv[3]))
 tokens = [1]
 while True:
-    tokens = tokens[: draw.randrange(1, len(tokens) + 1)] + [draw.randrange(10, 340) for _ in range(draw.randrange(5, 150))]
+    tokens = tokens[: draw.randrange(1, len(tokens) + 1)]
+    tokens += [draw.randrange(10, 340) for _ in range(draw.randrange(5, 150))]
     engine.ask(tokens[:900])
     __import__("time").sleep(0.3 + draw.random() * 0.05)
 """
 
 
 @pytest.mark.long
-@pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
-def test_an_engine_killed_a_hundred_times_while_it_saves(model: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_engines_killed_while_saving_leave_only_valid_prefixes_under_the_cap(model: Path) -> None:
     cap_bytes = 400_000
     draw = random.Random(1)
     for number in range(100):
         child = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(model), str(cap_bytes), str(number)], stdout=subprocess.PIPE, text=True,
-            cwd=Path(__file__).parents[2],
+            [sys.executable, "-c", KILLED_CHILD, str(model), str(cap_bytes), str(number)], stdout=subprocess.PIPE,
+            text=True, cwd=Path(__file__).parents[2],
         )  # fmt: skip
         assert child.stdout is not None
         engine_pid = int(child.stdout.readline())
@@ -236,16 +240,14 @@ def test_an_engine_killed_a_hundred_times_while_it_saves(model: Path) -> None:
         child.wait()
         child.stdout.close()
         assert sum(p.stat().st_size for p in paths.prefix_dir().rglob("*") if p.is_file()) <= cap_bytes + 10_000
-    engine, plain = Engine(model), Engine(model, prefix_dir="")
+    engine, uncached = Engine(model), Engine(model, prefix_dir="")
     n_cached = 0
     for path in files():
         with contextlib.suppress(Exception), path.open("rb") as file:
-            from edgechat.prefix.segment_file import read_header
-
             tokens = [*read_header(file).tokens, 77]
-            drawn, stats = engine.ask(tokens[:900])
+            reply, stats = engine.ask(tokens[:900])
             n_cached += stats.cached_tokens
-            assert drawn == plain.ask(tokens[:900], whose="")[0]
+            assert reply == uncached.ask(tokens[:900], conversation="")[0]
     assert n_cached > 0
     engine.close()
-    plain.close()
+    uncached.close()

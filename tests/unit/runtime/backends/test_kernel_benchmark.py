@@ -1,0 +1,34 @@
+"""Kernel benchmark: grouping of the results, and the cache file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgechat import paths
+from edgechat.runtime.backends.bundle import BackendModule, Bundle
+from edgechat.runtime.backends.kernel_benchmark import load_speeds, summarize
+
+BUNDLE = Bundle(directory="/b", build_id="1", llama_cpp_python="1", llama_cpp_commit="1", compiler="cc", modules=())
+
+
+def test_types_with_an_extra_layout_have_loaded_and_plain_rates() -> None:
+    speeds = summarize(
+        {
+            ("Q4_0", "CPU", 1): 10.0, ("Q4_0", "CPU_REPACK", 1): 20.0, ("Q4_0", "CPU_REPACK", 32): 90.0,
+            ("F16", "CPU", 1): 5.0, ("attention f16", "", 1): 7.0, ("operation", "", 1): 3.0, ("product", "", 1): 2.0,
+            ("DONE", "", 0): 0.0,
+        },
+        "cpu-x64", 2,
+    )  # fmt: skip
+    assert speeds.products == {"Q4_0": {1: 20.0, 32: 90.0}, "F16": {1: 5.0}}
+    assert speeds.plain == {"Q4_0": {1: 10.0}}
+    assert speeds.attention == {"f16": {1: 7.0}}
+    assert (speeds.operations_per_s, speeds.products_per_s) == (3.0, 2.0)
+
+
+def test_oversized_cache_file_is_not_read(home: Path) -> None:
+    path = paths.kernel_speeds_file()
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.truncate(1 << 36)
+    assert load_speeds(BUNDLE, BackendModule(name="cpu-x64", path="/none")) is None
