@@ -115,7 +115,7 @@ static void                  dev_props(ggml_backend_dev_t dev, ggml_backend_dev_
 }
 static ggml_backend_buffer_type_t dev_buffer_type(ggml_backend_dev_t) { return &buffer_type; }
 static bool dev_supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
-    // As the plain kernels of the CPU do; of weights that lie in this device's memory it is the type that counts.
+    // Like the plain CPU kernels: for weights in the memory of this device, only their type matters.
     if (op->op == GGML_OP_MUL_MAT_ID || op->op == GGML_OP_MUL_MAT) {
         return op->src[1]->type == GGML_TYPE_F32;
     }

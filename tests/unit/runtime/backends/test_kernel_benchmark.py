@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from edgechat import paths
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 from edgechat.runtime.backends.kernel_benchmark import load_speeds, summarize
@@ -26,7 +24,7 @@ def test_types_with_an_extra_layout_have_loaded_and_plain_rates() -> None:
     assert (speeds.operations_per_s, speeds.products_per_s) == (3.0, 2.0)
 
 
-def test_oversized_cache_file_is_not_read(home: Path) -> None:
+def test_oversized_cache_file_is_not_read() -> None:
     path = paths.kernel_speeds_file()
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
