@@ -68,11 +68,11 @@ class PrefixCache:
     def acquire(
         self, tokens: Sequence[int], conversation: str = "", *, bypass_cache: bool = False, ephemeral: bool = False
     ) -> CachedPrefix:
-        """Lease a sequence that holds the cached prefix of `tokens` that is restored fastest, without the last token.
+        """Restore the cached prefix of `tokens` by the best plan, and lease the sequence that holds it.
 
-        With `bypass_cache` the sequence is empty. With `ephemeral` no live sequence is continued in place;
-        `bypass_cache` without `ephemeral` evicts all live sequences, so that such requests always use the same cells.
-        Raises EngineError if all sequences are leased.
+        The prefix never includes the last token, whose logits are still needed. With `bypass_cache` it is empty. With
+        `ephemeral` no live sequence is continued in place; `bypass_cache` without `ephemeral` evicts all live
+        sequences, so that such requests always use the same cells. Raises EngineError if all sequences are leased.
         """
         for seq in [s for s in self._conversations if s not in self.leaves and s not in self._leased]:
             self.drop(seq)  # the request of this sequence failed

@@ -36,7 +36,7 @@ class SegmentStore:
         return bool(self.ram_cap_bytes) or (self.disk is not None and bool(conversation))
 
     def load_headers(self, conversation: str) -> None:
-        """Add the segments of files that another engine process wrote for this conversation."""
+        """Add segments for the files of a conversation that are not registered yet."""
         if self.disk is None:
             return
         for path, header in self.disk.new_files(conversation):
