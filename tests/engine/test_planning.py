@@ -131,7 +131,7 @@ def test_kernel_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) 
         engine.close()
     assert speeds is not None
     assert speeds == saved == kernel_benchmark.load_speeds(find_bundle(), choose_module(find_bundle())[0])
-    assert any("measuring" in line for line in progress)
+    assert any("Measuring" in line for line in progress)
     for name in ("F16", "Q4_0", "Q4_K", "Q6_K", "Q8_0"):
         rates = speeds.products[name]
         assert 0 < rates[32] < rates[1]
