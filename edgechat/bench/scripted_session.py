@@ -78,7 +78,7 @@ class ScriptedEngine(EngineClient):
 
     def close(self) -> None:
         """Nothing is said any more."""
-        self._closed = True
+        self._is_closed = True
         self._script.may_continue.set()
 
     def generate(self, request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
@@ -93,7 +93,7 @@ class ScriptedEngine(EngineClient):
         start_s = time.monotonic()
         n_said = 0
         for n_said, piece in enumerate(pieces, start=1):
-            if self._closed or (script.dies_after is not None and n_said > script.dies_after):
+            if self._is_closed or (script.dies_after is not None and n_said > script.dies_after):
                 script.dies_after = None
                 raise EngineDiedError("the engine process died by SIGSEGV (signal 11)")
             if request.id in self._cancelled:
