@@ -11,7 +11,7 @@ from typing import Any, Literal
 import gguf
 import numpy as np
 
-from edgechat.planner.plan import manual_plan
+from edgechat.planner.load_plan import manual_plan
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
 

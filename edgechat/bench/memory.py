@@ -19,11 +19,11 @@ from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
 from edgechat.hardware.memory import tree_pss_bytes
-from edgechat.modelfile.header import ModelHeader
+from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
-from edgechat.planner import memory
-from edgechat.planner.memory import REPACKED, LoadOptions, MemoryEstimate
-from edgechat.planner.plan import LoadPlan, default_n_seqs, manual_plan
+from edgechat.planner.load_plan import LoadPlan, manual_plan
+from edgechat.planner.load_variants import default_n_seqs
+from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate, reported_buffers
 from edgechat.planner.throughput import KernelSpeeds, predict_speed
 
 _N_CTXS: Final = (512, 8192, 32768)
@@ -85,19 +85,19 @@ def run(models: list[Path], rounds: int, on_progress: Callable[[str], None]) -> 
     try:
         cases = []
         for path in models:
-            header = read_header(path)
-            for options in _load_options(header):
+            profile = ModelProfile.from_header(read_header(path))
+            for options in _load_options(profile):
                 on_progress(f"{path.name}: {_describe(options)}")
-                cases.append(_measure_case(engine, header, options))
+                cases.append(_measure_case(engine, profile, options))
         speeds = _measure_speeds(engine, models, rounds, on_progress)
     finally:
         engine.close()
     return MemoryBenchReport(memory=cases, speed=speeds)
 
 
-def _load_options(header: ModelHeader) -> Iterator[LoadOptions]:
+def _load_options(profile: ModelProfile) -> Iterator[LoadOptions]:
     """Yield all combinations of context length and KV type, then of mapping and repacking."""
-    n_seqs = default_n_seqs(header)
+    n_seqs = default_n_seqs(profile)
     for n_ctx in _N_CTXS:
         for kv_type in _KV_TYPES:
             yield LoadOptions(n_ctx=n_ctx, n_seqs=n_seqs, kv_type=kv_type)
@@ -113,12 +113,12 @@ def _describe(options: LoadOptions) -> str:
     )
 
 
-def _measure_case(engine: EngineClient, header: ModelHeader, options: LoadOptions) -> MemoryCase:
-    probed = engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=header.path, options=options))
-    plan = manual_plan(header.path, n_threads=os.cpu_count() or 1, **msgspec.structs.asdict(options))
+def _measure_case(engine: EngineClient, profile: ModelProfile, options: LoadOptions) -> MemoryCase:
+    probed = engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=profile.path, options=options))
+    plan = manual_plan(profile.path, n_threads=os.cpu_count() or 1, **msgspec.structs.asdict(options))
     return MemoryCase(
-        model=Path(header.path).name, options=options, predicted=memory.exact(header, options, probed.memory),
-        by_formulas_bytes=memory.estimate(header, options, REPACKED).total, peak_bytes=_measure_peak_bytes(plan),
+        model=Path(profile.path).name, options=options, predicted=estimate(profile, options, reported_buffers(profile, options, probed.memory)),
+        by_formulas_bytes=estimate(profile, options).total, peak_bytes=_measure_peak_bytes(plan),
     )  # fmt: skip
 
 
@@ -198,8 +198,7 @@ def _measure_speeds(
 def _measure_speed(
     path: Path, speeds: KernelSpeeds, predicted: dict[str, list[float]], measured: dict[str, list[float]]
 ) -> None:
-    header = read_header(path)
-    prediction = predict_speed(header, speeds, n_past=64)
+    prediction = predict_speed(ModelProfile.from_header(read_header(path)), speeds, n_past=64)
     if prediction is None:
         return
     plan = manual_plan(

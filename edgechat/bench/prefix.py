@@ -18,7 +18,7 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
-from edgechat.planner.plan import manual_plan
+from edgechat.planner.load_plan import manual_plan
 from edgechat.runtime.backends.bundle import find_bundle
 
 N_BATCH: Final = 512

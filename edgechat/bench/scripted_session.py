@@ -16,7 +16,7 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineDiedError
-from edgechat.models.loading import LoadCallback
+from edgechat.models.events import LoadCallback
 
 N_CTX: Final = 32768
 CHARS_PER_TOKEN: Final = 4

@@ -20,7 +20,7 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
-from edgechat.planner.plan import manual_plan
+from edgechat.planner.load_plan import manual_plan
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt.builder import PromptBuilder, PromptOptions
 from edgechat.prompt.renderer import PromptMessage, Renderer

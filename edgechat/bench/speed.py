@@ -19,7 +19,7 @@ from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
 from edgechat.hardware.cpu import usable_threads
 from edgechat.modelfile.split import read_header
-from edgechat.planner.plan import manual_plan
+from edgechat.planner.load_plan import manual_plan
 from edgechat.runtime.backends.bundle import find_bundle
 
 N_BATCH: Final = 512

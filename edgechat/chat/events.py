@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from edgechat.chat.messages import Message
-
-
-class ModelLoadProgressed(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend is being tested, or the model is being loaded."""
-
-    phase: Literal["testing", "loading"]
-    words: str
-    fraction: float | None = None
+from edgechat.models.events import ModelLoadProgressed
 
 
 class TurnStarted(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +74,7 @@ SessionEvent = (
 def progress_text(event: SessionEvent) -> str:
     """What goes on, for a line that the next one replaces; "" if the event is not of that kind."""
     if isinstance(event, ModelLoadProgressed):
-        return event.words
+        return event.message
     if isinstance(event, PromptProgressed):
         return f"reading {event.done_tokens} of {event.total_tokens} tokens"
     return "thinking" if isinstance(event, ReplyTextGenerated) and event.reasoning and not event.text else ""

@@ -30,9 +30,9 @@ from edgechat.errors import (
     TemplateError,
     UsageError,
 )
+from edgechat.models.events import LoadCallback, ModelLoadProgressed
 from edgechat.models.loaded_model import LoadedModel
-from edgechat.models.loading import LoadCallback
-from edgechat.planner.plan import LoadPlan
+from edgechat.planner.load_plan import LoadPlan
 from edgechat.prompt.builder import PromptBuilder
 
 # An answer ends at once when its engine does; only a disk that hangs takes longer to write its last word.
@@ -262,7 +262,7 @@ class Session:
         started_s = time.monotonic()
         builder = self.model.builder
         if self.engine.needs_restart:
-            yield events.ModelLoadProgressed(phase="loading", words="starting a fresh engine")
+            yield ModelLoadProgressed(phase="loading", message="restarting the engine")
             self.model.revive()
         path = self.tree.path_to(answers[0].id)
         built = self._build(builder, path)

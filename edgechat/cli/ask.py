@@ -96,7 +96,7 @@ def print_reply(
 
     status = Status()
     try:
-        session.open(lambda event: status.show(event.words))
+        session.open(lambda event: status.show(event.message))
         for warning in session.warnings:
             status.note(warning)
         before = signal.signal(signal.SIGINT, interrupt)

@@ -37,7 +37,7 @@ def run_plain(**options: Any) -> int:
         click.echo(f"edgechat: {problem} (ignored)", err=True)
     status = Status()
     try:
-        session.open(lambda event: status.show(event.words))
+        session.open(lambda event: status.show(event.message))
         for warning in session.warnings:
             status.note(warning)
         status.clear()
@@ -277,7 +277,7 @@ class PlainChat:
                 if entry.is_usable:
                     click.echo(escape_controls(entry.name))
             return
-        self._session.change_model(name, find_model(name), lambda event: self._status.show(event.words))
+        self._session.change_model(name, find_model(name), lambda event: self._status.show(event.message))
         self._status.clear()
         click.echo(f"({escape_controls(self._session.model_path.stem)} answers from here on)")
 

@@ -15,13 +15,10 @@ from edgechat.humanize import size
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from edgechat.config import Settings
     from edgechat.engine.client import EngineClient
     from edgechat.planner.machine import Machine
-    from edgechat.planner.memory import LoadOptions, MemoryEstimate
-    from edgechat.planner.ranking import Candidate, Evaluation
+    from edgechat.planner.ranking import Evaluation
     from edgechat.planner.report import PlanRow
     from edgechat.planner.throughput import KernelSpeeds
 
@@ -90,35 +87,33 @@ def _rate(
     min_speed: float | None,
     measure: bool,
 ) -> tuple[list[Evaluation], Evaluation | None, dict[str, Any]]:
-    """All candidates, the chosen one, and what they were measured against. Raises EdgechatError."""
+    """Evaluate all candidates; return them, the automatic choice, and facts for the JSON output. Raises EdgechatError."""
     from edgechat import config
     from edgechat.models import selection
     from edgechat.models.resources import save_gpus
-    from edgechat.planner.ranking import choose, evaluate
+    from edgechat.planner.ranking import choose
 
     settings, _ = config.load()
+    flags = {"n_ctx": n_ctx, "min_speed": min_speed}
+    settings = config.with_overrides(settings, {name: value for name, value in flags.items() if value is not None})
     if described is None and settings.gpu and _has_gpu_modules():
         save_gpus(engine.list_devices(benchmark=False).gpus)
     machine = _machine(settings, budget, described)
-    candidates = (
-        _named(engine, models, scratch, with_quants=with_quants) if models else selection.installed_candidates()
-    )
+    if models:
+        candidates = selection.named_candidates(engine, models, scratch, with_quants=with_quants)
+    else:
+        candidates = selection.installed_candidates()
     if with_catalogue:
         candidates += selection.catalogue_candidates()
     speeds = _speeds(engine, measure=measure) if described is None else None
     is_exact = described is None and (bool(models) or len(candidates) <= _MAX_EXACT)
-    exact = _exact(engine) if is_exact else (lambda candidate: None)
-    wished = settings.min_speed if min_speed is None else min_speed
-    rated = [
-        evaluate(c, machine, speeds=speeds, n_ctx=n_ctx or settings.n_ctx, min_tps=wished, exact=exact)
-        for c in candidates
-    ]
-    chosen = choose(rated, unasked=not models)
+    evaluations = selection.evaluate_on(candidates, machine, settings, speeds, engine if is_exact else None)
+    chosen = choose(evaluations, unasked=not models)
     about = {
         "available_bytes": machine.available_bytes, "backend": speeds.backend if speeds else None,
-        "choice": f"{chosen.candidate.name}" if chosen else None,
+        "choice": chosen.candidate.name if chosen else None,
     }  # fmt: skip
-    return rated, chosen, about
+    return evaluations, chosen, about
 
 
 def _has_gpu_modules() -> bool:
@@ -165,77 +160,24 @@ def _described(file: Path) -> Machine:
 def _speeds(engine: EngineClient, *, measure: bool) -> KernelSpeeds | None:
     from edgechat.engine import protocol
     from edgechat.errors import EdgechatError
+    from edgechat.models import selection
     from edgechat.models.resources import measured_speeds
 
-    found = measured_speeds()
-    if found is not None or not measure:
-        return found
+    if not measure:
+        return measured_speeds()
 
     def listen(event: protocol.AnyEvent) -> None:
         if isinstance(event, protocol.BackendTesting) and sys.stderr.isatty():
             click.echo(f"\r\x1b[2K{event.message} ...", nl=False, err=True)
 
     try:
-        return engine.list_devices(benchmark=True, on_event=listen).speeds
+        return selection.load_or_measure_speeds(engine, listen)
     except EdgechatError as error:  # memory and quality do not depend on speeds
         click.echo(f"edgechat: No speed measurement: {escape_controls(str(error))}", err=True)
         return None
     finally:
         if sys.stderr.isatty():
             click.echo("\r\x1b[2K", nl=False, err=True)
-
-
-def _named(engine: EngineClient, names_given: tuple[str, ...], scratch: Path, *, with_quants: bool) -> list[Candidate]:
-    """Raises EdgechatError for a name that stands for nothing."""
-    import msgspec
-
-    from edgechat.catalogue import library, remote_header, resolve
-    from edgechat.errors import ModelFileError
-    from edgechat.modelfile.split import read_header
-    from edgechat.models.selection import make_candidate
-    from edgechat.planner import requantize
-
-    found: list[Candidate] = []
-    for name in names_given:
-        is_here, repo = True, ""
-        try:
-            header = read_header(resolve.find_model(name))
-        except ModelFileError:
-            far = (
-                None
-                if library.is_path_like(name)
-                else remote_header.find_remote_model(name, _folder(scratch, len(found)))
-            )
-            if far is None:
-                raise
-            is_here, repo, header = False, far[0].id, far[1]
-        found.append(make_candidate(name, header, repo=repo, is_here=is_here))
-        for quant in requantize.PRESETS if with_quants else ():
-            types = engine.list_quant_types(requantize.quant_model(header), requantize.preset_number(quant))
-            if types and quant != header.quant:
-                other = requantize.requantized_header(header, quant, types)
-                other = msgspec.structs.replace(other, path=f"{name} in {quant}")
-                found.append(make_candidate(other.path, other, repo=repo, is_here=False))
-    return found
-
-
-def _folder(scratch: Path, number: int) -> Path:
-    folder = scratch / str(number)
-    folder.mkdir()
-    return folder
-
-
-def _exact(engine: EngineClient) -> Callable[[Candidate], Callable[[LoadOptions], MemoryEstimate] | None]:
-    from edgechat.models import observed_memory
-    from edgechat.models.loading import exactly
-
-    def ask(candidate: Candidate) -> Callable[[LoadOptions], MemoryEstimate] | None:
-        path = candidate.header.path
-        if not Path(path).exists():  # what it would be in another quant is nowhere
-            return None
-        return exactly(engine, candidate.header, observed_memory.extra_bytes(path))
-
-    return ask
 
 
 def _print(rows: list[PlanRow], available: int) -> None:

@@ -107,7 +107,7 @@ def _how_to_remove() -> str:
 def _refuse_while_running() -> None:
     from edgechat.models import instances
 
-    others = instances.others()
+    others = instances.other_instances()
     if others:
         raise UsageError(
             f"Nothing was deleted: edgechat is running (process {others[0].pid} has a model loaded). Close it first."

@@ -8,7 +8,7 @@ from edgechat.engine import protocol
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.tokenization import check_tokens
 from edgechat.errors import EngineError
-from edgechat.planner.plan import LoadPlan
+from edgechat.planner.load_plan import LoadPlan
 from edgechat.runtime.embedder import Embedder
 from edgechat.runtime.model import Model
 

@@ -12,9 +12,9 @@ import msgspec
 
 from edgechat.config import Sampling
 from edgechat.errors import EngineError
-from edgechat.hardware.profile import Gpu
+from edgechat.hardware.gpu import Gpu
+from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import LoadOptions
-from edgechat.planner.plan import LoadPlan
 from edgechat.planner.requantize import QuantModel
 from edgechat.planner.throughput import KernelSpeeds
 

@@ -1,1 +1,1 @@
-"""What this machine is: cores, instruction sets, memory really available. The only importer of psutil."""
+"""Reads this machine's properties: processor, memory, GPUs and disk."""

@@ -1,4 +1,4 @@
-"""The processor: its name, instruction sets, and how many threads of it are worth using."""
+"""Processor: its name, instruction sets, and the number of threads worth using."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class Cpu(msgspec.Struct, frozen=True):
     """A processor as the operating system describes it."""
 
     model: str
-    """Marketing name, or the architecture where there is none."""
+    """Marketing name, or the architecture if the system reports no name."""
     flags: str
-    """Instruction set extensions, sorted, separated by spaces; empty where the system does not tell."""
+    """Instruction set extensions, sorted, separated by spaces; empty if unknown."""
     microcode: str
-    """Microcode revision; empty where the system does not tell."""
+    """Microcode revision; empty if unknown."""
 
 
 def read_cpu() -> Cpu:
-    """Describe the first processor; costs about a millisecond on Linux."""
+    """Return the first processor; takes about a millisecond on Linux."""
     if sys.platform == "linux":
         return parse_cpuinfo(_read("/proc/cpuinfo"))
     if sys.platform == "darwin":
@@ -34,7 +34,7 @@ def read_cpu() -> Cpu:
 
 
 def parse_cpuinfo(text: str) -> Cpu:
-    """Read the first processor of a /proc/cpuinfo, in the x86 or the ARM form."""
+    """Parse the first processor of a /proc/cpuinfo, in its x86 or ARM form."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
@@ -48,40 +48,40 @@ def parse_cpuinfo(text: str) -> Cpu:
 
 
 def usable_threads() -> int:
-    """Threads worth computing with: fast physical cores, within the affinity mask and the cgroup's CPU quota.
+    """Return the default number of compute threads: fast physical cores within the affinity mask and CPU quota.
 
-    A first guess, until `edgechat plan` has measured it.
+    The kernel benchmark of `edgechat plan` replaces this estimate with a measured number.
     """
     kinds = cores_by_kind()
-    # Slow cores keep the fast ones waiting; where there are many more of them, they win all the same.
+    # Slow cores delay the fast ones at every barrier, but many of them still win.
     physical = kinds[0] if len(kinds) > 1 and 2 * kinds[0] >= sum(kinds) else sum(kinds)
     return max(1, min(physical, _allowed_threads()))
 
 
 def candidate_thread_counts() -> list[int]:
-    """Numbers of threads that may be the best one, smallest first: at most four, of which the last is the largest."""
-    most = _allowed_threads()
+    """Return at most four thread counts worth measuring, in ascending order; the last is all allowed threads."""
+    allowed = _allowed_threads()
     kinds = cores_by_kind()
-    guesses = {sum(kinds), kinds[0], sum(kinds) // 2, most}
-    return sorted({max(1, min(guess, most)) for guess in guesses})
+    counts = {sum(kinds), kinds[0], sum(kinds) // 2, allowed}
+    return sorted({max(1, min(count, allowed)) for count in counts})
 
 
 def _allowed_threads() -> int:
-    """What the affinity mask and the cgroup's CPU quota leave, at least one."""
+    """Return the number of CPUs within the affinity mask and the cgroup's CPU quota, at least one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, cgroup_cpus(_read("/sys/fs/cgroup/cpu.max")) or allowed))
 
 
 def cores_by_kind(root: Path = Path("/sys")) -> tuple[int, ...]:
-    """Physical cores by kind, the fastest first; one kind where the system does not tell them apart."""
+    """Count the physical cores of each kind, fastest kind first; one count if kinds are unknown."""
     kinds: dict[int, int] = {}
-    seen = set()
+    counted = set()
     for directory in sorted((root / "devices/system/cpu").glob("cpu[0-9]*")):
         siblings = _read(str(directory / "topology/thread_siblings_list")).strip() or directory.name
-        if siblings in seen:  # another thread of a core that was counted
+        if siblings in counted:  # another hardware thread of a counted core
             continue
-        seen.add(siblings)
-        speed = _speed(directory)
+        counted.add(siblings)
+        speed = _speed_class(directory)
         kinds[speed] = kinds.get(speed, 0) + 1
     if kinds and 0 not in kinds:
         return tuple(kinds[speed] for speed in sorted(kinds, reverse=True))
@@ -90,8 +90,11 @@ def cores_by_kind(root: Path = Path("/sys")) -> tuple[int, ...]:
     return (psutil.cpu_count(logical=False) or os.cpu_count() or 1,)
 
 
-def _speed(directory: Path) -> int:
-    """How fast a core can be, coarsely: the best of one kind are often driven a few per cent higher. 0 if unknown."""
+def _speed_class(directory: Path) -> int:
+    """Return a coarse maximum speed of a core, or 0 if unknown.
+
+    Coarse, because the best cores of one kind often run a few per cent faster than the others.
+    """
     capacity = _read(str(directory / "cpu_capacity")).strip()
     if capacity.isdigit():
         return int(capacity) // 128
@@ -100,7 +103,7 @@ def _speed(directory: Path) -> int:
 
 
 def cgroup_cpus(cpu_max: str) -> int | None:
-    """Whole CPUs that a cgroup v2 `cpu.max` grants (at least one), or None where it sets no limit."""
+    """Parse a cgroup v2 `cpu.max`: whole CPUs granted (at least one), or None without a limit."""
     quota, _, period = cpu_max.partition(" ")
     if not quota.isdigit() or not period.strip().isdigit():
         return None

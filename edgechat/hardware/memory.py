@@ -1,4 +1,4 @@
-"""Memory: what the machine can really give, which is less than what it has."""
+"""Memory of the machine within the limits of this process, and memory used by processes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import msgspec
 
 
 class SystemMemory(msgspec.Struct, frozen=True):
-    """Memory in bytes at one moment."""
+    """System memory at one moment, in bytes."""
 
     total_bytes: int
-    """Physical memory, or the cgroup's limit where that is smaller."""
+    """Physical memory, or the cgroup limit if that is lower."""
     available_bytes: int
-    """What new allocations can take without swapping or meeting the cgroup's limit."""
+    """Bytes that can be allocated without swapping or reaching a limit."""
 
 
 def read_memory(root: Path = Path("/")) -> SystemMemory:
-    """Physical memory and what is available of it, within the limits of this process and its cgroups.
+    """Return total and available memory within the limits of this process and its cgroups, without swap.
 
-    Swap is not counted. `root` is where /proc and /sys are looked for.
+    `root` contains /proc and /sys.
     """
     import psutil
 
@@ -33,7 +33,7 @@ def read_memory(root: Path = Path("/")) -> SystemMemory:
 
 
 def _process_limits() -> list[tuple[int, int]]:
-    """Limits that a child inherits, which begins with nothing (`ulimit -d`, `ulimit -v`)."""
+    """Return (limit, used) for `ulimit -d` and `ulimit -v`, which a child inherits with nothing used."""
     if sys.platform == "win32":
         return []
     import resource
@@ -43,8 +43,8 @@ def _process_limits() -> list[tuple[int, int]]:
 
 
 def _cgroup_limits(root: Path) -> list[tuple[int, int]]:
-    """(limit, used) in bytes of every cgroup of this process up to the root, of version 1 and 2."""
-    found = []
+    """Return (limit, used) in bytes for every cgroup (v1 or v2) from this process's up to the root."""
+    limits = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
@@ -52,16 +52,17 @@ def _cgroup_limits(root: Path) -> list[tuple[int, int]]:
             continue
         mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
         own = mount / group.lstrip("/")
-        # In a container the group may be named as the host sees it, while the mount shows it at its root.
+        # In a container, the group may have its path on the host, while the mount shows it at the root.
         for directory in [own, *(p for p in own.parents if p.is_relative_to(mount))]:
             limit = _number(directory / ("memory.limit_in_bytes" if controllers else "memory.max"))
             if limit is not None:
-                found.append((limit, _used(directory, "memory.usage_in_bytes" if controllers else "memory.current")))
-    return found
+                used = _used_bytes(directory, "memory.usage_in_bytes" if controllers else "memory.current")
+                limits.append((limit, used))
+    return limits
 
 
-def _used(directory: Path, name: str) -> int:
-    """What a group holds that cannot be dropped: file pages not in use are not held against it."""
+def _used_bytes(directory: Path, name: str) -> int:
+    """Return a cgroup's memory without inactive file pages, which the kernel can drop."""
     current = _number(directory / name)
     if current is None:
         return 0
@@ -80,14 +81,14 @@ def _text(path: Path) -> str:
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent, or "max"
+    except (OSError, ValueError):  # the file is absent, or contains "max"
         return None
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process has held at once, file pages of the model included."""
+    """Return this process's peak resident set, mapped model pages included."""
     if sys.platform == "linux":
-        # Not ru_maxrss: a child starts with its parent's figure, and exec does not reset it.
+        # Not ru_maxrss: a child starts with its parent's value, and exec does not reset it.
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     if sys.platform == "darwin":
@@ -100,9 +101,9 @@ def peak_rss_bytes() -> int:
 
 
 def tree_pss_bytes(pid: int) -> int:
-    """Memory of a process and all below it, pages that several share divided among them; Linux only, else 0.
+    """Return the proportional set size of a process and its descendants on Linux; 0 elsewhere.
 
-    A process that ends meanwhile counts nothing.
+    A process that ends during the call counts as 0.
     """
     import psutil
 
@@ -121,7 +122,7 @@ def _pss_bytes(pid: int) -> int:
 
 
 def private_bytes(pid: int) -> int:
-    """Memory that a process has for itself: what the system no longer counts as available. 0 if there is no such process."""
+    """Return the unshared resident memory of a process, or 0 if it does not exist."""
     import psutil
 
     try:
@@ -132,7 +133,7 @@ def private_bytes(pid: int) -> int:
 
 
 def rss_bytes(pid: int) -> int:
-    """All memory of a process that is in RAM, shared pages included. 0 if there is no such process."""
+    """Return the resident set of a process, shared pages included, or 0 if it does not exist."""
     import psutil
 
     try:
@@ -142,7 +143,7 @@ def rss_bytes(pid: int) -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of processors that a process and all below it have used."""
+    """Return the CPU seconds that a process and its descendants have used."""
     import psutil
 
     total_s = 0.0
@@ -151,13 +152,13 @@ def cpu_s(pid: int) -> float:
         for each in (process, *process.children(recursive=True)):
             times = each.cpu_times()
             total_s += times.user + times.system
-    except psutil.Error:  # one that ended meanwhile
+    except psutil.Error:  # a process ended during the call
         return total_s
     return total_s
 
 
 def process_started_at(pid: int) -> float:
-    """When a process started, in seconds of the epoch; 0.0 if there is none."""
+    """Return the start time of a process in seconds since 1970, or 0.0 if it does not exist."""
     import psutil
 
     try:
@@ -167,11 +168,11 @@ def process_started_at(pid: int) -> float:
 
 
 def peak_pss_bytes(pid: int) -> int:
-    """The most memory that a process has held at once, its share of common pages as it is now; Linux only, else 0."""
+    """Return the peak proportional set size of a process on Linux, with the sharing of now; 0 elsewhere."""
     status = _text(Path(f"/proc/{pid}/status"))
-    peak, now = (
-        1024 * int(found[0]) if (found := status.partition(f"{name}:")[2].split()[:1]) else 0
+    peak, current = (
+        1024 * int(fields[0]) if (fields := status.partition(f"{name}:")[2].split()[:1]) else 0
         for name in ("VmHWM", "VmRSS")
     )
     pss = _pss_bytes(pid)
-    return peak - (now - pss) if pss else 0
+    return peak - (current - pss) if pss else 0

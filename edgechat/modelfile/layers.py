@@ -78,15 +78,7 @@ class ModelLayers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_layers(header: ModelHeader) -> ModelLayers:
-    """The parts of a model. Raises ModelFileError for a number of layers that cannot be."""
-    # Plans ask for it again and again.
-    known: ModelLayers | None = header.__dict__.get("_shape")
-    if known is None:
-        known = header.__dict__["_shape"] = _read_shape(header)
-    return known
-
-
-def _read_shape(header: ModelHeader) -> ModelLayers:
+    """Compute the layers of a model. Raises ModelFileError for more than MAX_LAYERS layers."""
     n_layers = header.n_layers
     if not 0 <= n_layers <= MAX_LAYERS:
         raise ModelFileError(f"{header.path} claims {n_layers} layers; llama.cpp reads at most {MAX_LAYERS}")

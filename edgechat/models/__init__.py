@@ -1,1 +1,1 @@
-"""Choosing, planning and loading models; used by the chat, the server and the command line."""
+"""Chooses, plans and loads models; used by the chat, the server and the command line."""

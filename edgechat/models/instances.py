@@ -1,10 +1,11 @@
-"""What programs of ours that run at this moment have loaded: a file each, believed only while its process lives."""
+"""Models loaded by running edgechat processes: one file per engine process, valid while that process lives."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -12,52 +13,55 @@ from edgechat import paths
 from edgechat.files import JsonFile
 from edgechat.hardware.memory import private_bytes, process_started_at
 
-_MAX_BYTES = 1 << 16
-_SAME_S = 2.0
+_MAX_BYTES: Final = 1 << 16
+# Start times within this many seconds belong to the same process.
+_START_TOLERANCE_S: Final = 2.0
 
 
 class RunningInstance(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is loaded."""
+    """A model in the memory of a running engine process. The encoded field names are the file format."""
 
     pid: int
-    """Of the engine."""
+    """Process id of the engine."""
     started_at: float = msgspec.field(name="started_s")
-    """When that process started; another one may get its number."""
+    """Start time of that process in seconds since 1970; tells it from a later process with the same id."""
     model_path: str
     total_bytes: int
-    """What was planned for it, mapped weights among it."""
+    """Planned memory of the engine process, mapped weights included."""
 
     @property
-    def held_bytes(self) -> int:
-        """What it has or will have, beyond what the system already counts as taken: mapped pages, and what comes yet."""
+    def reserved_bytes(self) -> int:
+        """Memory that it uses or will use although the system reports it as available: mapped and future pages."""
         return max(0, self.total_bytes - private_bytes(self.pid))
 
 
 def announce(pid: int, model_path: str, total_bytes: int) -> None:
-    """Say that an engine has a model. A cache directory that cannot be written makes no difference."""
-    value = RunningInstance(pid=pid, started_at=process_started_at(pid), model_path=model_path, total_bytes=total_bytes)
-    _file(_path(pid)).save(value)
+    """Record that the engine process `pid` has loaded a model; ignored if the cache directory cannot be written."""
+    instance = RunningInstance(
+        pid=pid, started_at=process_started_at(pid), model_path=model_path, total_bytes=total_bytes
+    )
+    _file(_path(pid)).save(instance)
 
 
 def withdraw(pid: int) -> None:
-    """Take that back."""
+    """Delete the record of an engine process."""
     with contextlib.suppress(OSError):
         _path(pid).unlink()
 
 
-def others(own_pid: int | None = None) -> list[RunningInstance]:
-    """Models that other programs of ours have loaded; what dead ones left behind is cleared away."""
-    found = []
-    for file in sorted(paths.instances_dir().glob("*.json")):
-        value = _file(file).read()
-        started = process_started_at(value.pid) if value is not None else 0.0
-        if value is None or not started:
+def other_instances(own_pid: int | None = None) -> list[RunningInstance]:
+    """Return the models of other edgechat processes, and delete records of processes that have ended."""
+    instances = []
+    for path in sorted(paths.instances_dir().glob("*.json")):
+        instance = _file(path).read()
+        started_at = process_started_at(instance.pid) if instance is not None else 0.0
+        if instance is None or not started_at:
             with contextlib.suppress(OSError):
-                file.unlink()
-        # Another time is another process, or a clock that was set: neither is reason enough to delete anything.
-        elif abs(started - value.started_at) < _SAME_S and value.pid not in {own_pid, os.getpid()}:
-            found.append(value)
-    return found
+                path.unlink()
+        # Another start time means another process or a changed clock; the record is kept, because it may be valid.
+        elif abs(started_at - instance.started_at) < _START_TOLERANCE_S and instance.pid not in {own_pid, os.getpid()}:
+            instances.append(instance)
+    return instances
 
 
 def _path(pid: int) -> Path:

@@ -1,4 +1,4 @@
-"""From a model file to an engine that has it loaded."""
+"""Loads a model into an engine: plan, load, and retry with a smaller plan if memory runs out."""
 
 from __future__ import annotations
 
@@ -10,201 +10,189 @@ from typing import Final
 import msgspec
 
 from edgechat import paths
-from edgechat.chat import events
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import KILLED, EngineClient
 from edgechat.errors import EdgechatError, EngineDiedError, ModelFileError, PlanError
+from edgechat.hardware.gpu import Gpu
 from edgechat.hardware.memory import peak_pss_bytes
-from edgechat.hardware.profile import Gpu
 from edgechat.humanize import size
-from edgechat.modelfile.header import ModelHeader
+from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.models import instances, observed_memory
+from edgechat.models.events import LoadCallback, ModelLoadProgressed
 from edgechat.models.resources import current_machine, save_gpus, saved_gpus
-from edgechat.planner import memory
+from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.machine import Machine
-from edgechat.planner.memory import REPACKED, LoadOptions, MemoryEstimate
-from edgechat.planner.plan import LoadPlan, plan, smaller_plan
+from edgechat.planner.memory import BufferSizes, LoadOptions, formula_buffers, reported_buffers
+from edgechat.planner.plan import Estimator, plan, smaller_plan
 from edgechat.prompt import renderer
 from edgechat.runtime.backends.bundle import Bundle, find_bundle
 
-LoadCallback = Callable[[events.ModelLoadProgressed], None]
-
-# Above this part of what is available, llama.cpp is asked for exact sizes first, which takes a tenth of a second or more.
+# Above this part of the available memory, llama.cpp computes exact sizes first, which takes a tenth of a second or more.
 _TIGHT: Final = 0.5
-# A first plan, one with less of a GPU, and one without.
-_ATTEMPTS: Final = 2
+# Loads that may fail: the first plan, and with a GPU a second one. The load after them must succeed.
+_MAX_RETRIES: Final = 2
 
 
 def load_model(
-    engine: EngineClient, header: ModelHeader, settings: Settings, listen: LoadCallback, begin: Callable[[], None]
+    engine: EngineClient, profile: ModelProfile, settings: Settings, on_event: LoadCallback, begin: Callable[[], None]
 ) -> tuple[LoadPlan, protocol.Loaded, list[str]]:
-    """Plan, and have `engine` load a model; also what was not as planned. Raises EdgechatError.
+    """Plan and load a model; return the plan, the engine's answer, and warnings. Raises EdgechatError.
 
-    `begin` is called first, to start whatever can start beside the engine. If memory runs
-    out all the same, one smaller plan is tried; with a GPU, one with less of it, and then one without.
+    `begin` is called first, to start other processes while the engine starts. If memory runs out in spite of the plan,
+    one smaller plan is tried; with a GPU, first one with fewer layers on it, then one without it.
     """
-    # The engine's process starts up while this one reads on.
-    engine.start()
+    engine.start()  # its process starts up while this one continues
     begin()
     bundle = find_bundle()
-    gpus, said = _gpus(engine, settings, bundle, listen)
-    said += bundle.left_out
-    here = current_machine(settings, header.path, engine.pid, gpus)
+    gpus, warnings = _find_gpus(engine, settings, bundle, on_event)
+    warnings += bundle.left_out
+    machine = current_machine(settings, profile.path, engine.pid, gpus)
     speculation = settings.speculation and not settings.strict
-    chosen = _planned(engine, header, here, settings.n_ctx, speculation=speculation)
+    load_plan = _make_plan(engine, profile, machine, settings.n_ctx, speculation=speculation)
     loaded = None
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(_MAX_RETRIES):
         try:
-            loaded = _load(engine, chosen, listen)
+            loaded = _load(engine, load_plan, on_event)
             break
         except (PlanError, EngineDiedError, ModelFileError) as error:
-            second = _second_plan(error, header, here, chosen, settings.n_ctx, attempt)
-            if second is None:
+            retry = _retry_plan(error, profile, machine, load_plan, settings.n_ctx, attempt)
+            if retry is None:
                 raise
-            said.append(f"{_why(error, chosen)}: {_changes(chosen, second)}")
-            chosen = second
+            warnings.append(_retry_warning(error, load_plan, retry))
+            load_plan = retry
     if loaded is None:
-        loaded = _load(engine, chosen, listen)
-    announce_loaded(engine, chosen)
-    return chosen, loaded, said
-
-
-def announce_loaded(engine: EngineClient, chosen: LoadPlan | None) -> None:
-    """Let other programs of ours know what this one has in memory."""
-    if engine.pid is not None and chosen is not None:
-        instances.announce(engine.pid, chosen.model_path, chosen.estimate.engine)
+        loaded = _load(engine, load_plan, on_event)
+    announce_loaded(engine, load_plan)
+    return load_plan, loaded, warnings
 
 
 def load_without_gpu(engine: EngineClient, failed: LoadPlan, settings: Settings) -> tuple[LoadPlan, protocol.Loaded]:
-    """Load without a GPU that failed in use. Raises EdgechatError."""
-    header = read_header(Path(failed.model_path))
-    here = current_machine(settings, header.path, engine.pid, ())
-    chosen = _planned(engine, header, here, settings.n_ctx, speculation=failed.speculation)
-    loaded = _load(engine, chosen, lambda event: None)
-    announce_loaded(engine, chosen)
-    return chosen, loaded
+    """Load the model of a plan again, without the GPU that failed in use. Raises EdgechatError."""
+    profile = ModelProfile.from_header(read_header(Path(failed.model_path)))
+    machine = current_machine(settings, profile.path, engine.pid, ())
+    load_plan = _make_plan(engine, profile, machine, settings.n_ctx, speculation=failed.speculation)
+    loaded = _load(engine, load_plan, lambda event: None)
+    announce_loaded(engine, load_plan)
+    return load_plan, loaded
 
 
-def _gpus(
-    engine: EngineClient, settings: Settings, bundle: Bundle, listen: LoadCallback
+def announce_loaded(engine: EngineClient, load_plan: LoadPlan | None) -> None:
+    """Record the engine's memory, so that other edgechat processes plan with the rest."""
+    if engine.pid is not None and load_plan is not None:
+        instances.announce(engine.pid, load_plan.model_path, load_plan.estimate.engine)
+
+
+def unload(engine: EngineClient, load_plan: LoadPlan | None) -> None:
+    """Record the model's peak memory before its engine frees it or ends."""
+    pid = engine.pid
+    if pid is None or load_plan is None:
+        return
+    instances.withdraw(pid)
+    peak_bytes = peak_pss_bytes(pid)
+    if peak_bytes and engine.has_loaded_one_model:
+        memory = load_plan.estimate
+        observed_memory.record(load_plan.model_path, memory.engine - memory.observed_extra, peak_bytes)
+
+
+def exact_estimator(engine: EngineClient, profile: ModelProfile) -> Estimator:
+    """Return an estimator that asks llama.cpp for buffer sizes, and uses formulas for a file that it cannot load."""
+
+    def buffers(options: LoadOptions) -> BufferSizes:
+        request = protocol.ProbeMemory(id=engine.next_id(), model_path=profile.path, options=options)
+        try:
+            return reported_buffers(profile, options, engine.probe_memory(request).memory)
+        except EdgechatError:  # the load will report it
+            return formula_buffers(profile, options)
+
+    return buffers
+
+
+def load_warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded) -> list[str]:
+    """Return warnings about settings and properties of a loaded model that the user may not expect."""
+    warnings = []
+    n_cpus = os.cpu_count() or 1
+    if settings.n_threads is not None and settings.n_threads > n_cpus:
+        warnings.append(f"This machine has {n_cpus} hardware threads: using {n_cpus} instead of {settings.n_threads}.")
+    if loaded.chat_template is None:
+        warnings.append(
+            f"{model_path.name} has no chat template: using the format {renderer.PLAIN_NAME!r}, which may differ from the "
+            "one it was trained with."
+        )
+    return warnings
+
+
+def _find_gpus(
+    engine: EngineClient, settings: Settings, bundle: Bundle, on_event: LoadCallback
 ) -> tuple[list[Gpu], list[str]]:
-    """GPUs that work here, and why others do not; nothing is asked where the build has no module for any."""
+    """Return the usable GPUs and warnings about the others; the engine is only asked if the bundle has a GPU backend."""
     if not settings.gpu or not bundle.gpu_modules:
         return [], []
     before = saved_gpus()
-    found = engine.list_devices(benchmark=False, on_event=lambda event: _tell(event, listen))
-    save_gpus(found.gpus)
-    if found.gpus:
-        return found.gpus, []
-    problems = found.problems or [f"{gpu.name} is not there any more" for gpu in before]
-    return [], [f"{words}; the CPU computes" for words in problems]
+    devices = engine.list_devices(benchmark=False, on_event=lambda event: _forward(event, on_event))
+    save_gpus(devices.gpus)
+    if devices.gpus:
+        return devices.gpus, []
+    problems = devices.problems or [f"{gpu.name} was not found" for gpu in before]
+    return [], [f"{problem}; using the CPU" for problem in problems]
 
 
-def _second_plan(
-    error: EdgechatError, header: ModelHeader, here: Machine, failed: LoadPlan, n_ctx: int | None, attempt: int
-) -> LoadPlan | None:
-    """A smaller one after memory ran out, once; after failures with a GPU, one with less of it and then without."""
-    if failed.options.n_gpu_layers:
-        if attempt == 0 and not here.gpu_is_unified:
-            return smaller_plan(header, here, failed, n_ctx)
-        without = msgspec.structs.replace(here, gpu_name="", gpu_free_bytes=0, gpu_is_unified=False)
-        return plan(header, without, n_ctx=n_ctx, speculation=failed.speculation)
-    return smaller_plan(header, here, failed, n_ctx) if attempt == 0 and _ran_out(error) else None
-
-
-def _why(error: EdgechatError, failed: LoadPlan) -> str:
-    if failed.options.n_gpu_layers:
-        return f"the GPU could not be used ({_first_line(error)})"
-    return f"memory ran out with {size(failed.estimate.total)} planned"
-
-
-def _first_line(error: EdgechatError) -> str:
-    return str(error).partition("\n")[0]
-
-
-def unload(engine: EngineClient, chosen: LoadPlan | None) -> None:
-    """Note what a model took, before its engine gives it up or ends."""
-    pid = engine.pid
-    if pid is None or chosen is None:
-        return
-    instances.withdraw(pid)
-    peak = peak_pss_bytes(pid)
-    if peak and engine.has_loaded_one_model:
-        observed_memory.record(chosen.model_path, chosen.estimate.engine - chosen.estimate.observed_extra, peak)
-
-
-def _planned(
-    engine: EngineClient, header: ModelHeader, here: Machine, n_ctx: int | None, *, speculation: bool
+def _make_plan(
+    engine: EngineClient, profile: ModelProfile, machine: Machine, n_ctx: int | None, *, speculation: bool
 ) -> LoadPlan:
-    """By formulas where there is room enough; else with the sizes that llama.cpp reports."""
-    extra = observed_memory.extra_bytes(header.path)
-
-    def rough(options: LoadOptions) -> MemoryEstimate:
-        return memory.estimate(header, options, REPACKED, extra)
-
+    """Plan with sizes from formulas if memory is ample, otherwise with the sizes that llama.cpp reports."""
+    extra_bytes = observed_memory.extra_bytes(profile.path)
     try:
-        first = plan(header, here, n_ctx=n_ctx, speculation=speculation, estimator=rough)
+        rough = plan(profile, machine, n_ctx=n_ctx, speculation=speculation, extra_bytes=extra_bytes)
     except PlanError:
-        if header.tensor_bytes > here.available_bytes:
+        if profile.tensor_bytes > machine.available_bytes:
             raise
     else:
-        fills_gpu = bool(first.options.n_gpu_layers) and first.estimate.gpu > _TIGHT * here.gpu_free_bytes
-        if first.estimate.total <= _TIGHT * here.available_bytes and not fills_gpu:
-            return first
-    return plan(header, here, n_ctx=n_ctx, speculation=speculation, estimator=exactly(engine, header, extra))
+        fills_gpu = bool(rough.options.n_gpu_layers) and rough.estimate.gpu > _TIGHT * machine.gpu_free_bytes
+        if rough.estimate.total <= _TIGHT * machine.available_bytes and not fills_gpu:
+            return rough
+    return plan(
+        profile, machine, n_ctx=n_ctx, speculation=speculation, extra_bytes=extra_bytes,
+        estimator=exact_estimator(engine, profile),
+    )  # fmt: skip
 
 
-def exactly(engine: EngineClient, header: ModelHeader, extra_bytes: int = 0) -> Callable[[LoadOptions], MemoryEstimate]:
-    """Sizes as llama.cpp reports them; by formulas for what it cannot load."""
-
-    def take(options: LoadOptions) -> MemoryEstimate:
-        try:
-            found = engine.probe_memory(
-                protocol.ProbeMemory(id=engine.next_id(), model_path=header.path, options=options)
-            )
-        except EdgechatError:  # that is for the load to say
-            return memory.estimate(header, options, REPACKED, extra_bytes)
-        return memory.exact(header, options, found.memory, extra_bytes)
-
-    return take
+def _load(engine: EngineClient, load_plan: LoadPlan, on_event: LoadCallback) -> protocol.Loaded:
+    request = protocol.Load(id=engine.next_id(), plan=load_plan, prefix_dir=str(paths.prefix_dir()))
+    return engine.load(request, lambda event: _forward(event, on_event))
 
 
-def _load(engine: EngineClient, chosen: LoadPlan, listen: LoadCallback) -> protocol.Loaded:
-    request = protocol.Load(id=engine.next_id(), plan=chosen, prefix_dir=str(paths.prefix_dir()))
-    return engine.load(request, lambda event: _tell(event, listen))
+def _retry_plan(
+    error: EdgechatError, profile: ModelProfile, machine: Machine, failed: LoadPlan, n_ctx: int | None, attempt: int
+) -> LoadPlan | None:
+    """Return the plan for the next attempt: with a GPU less of it, then none of it; otherwise one smaller plan, once."""
+    if failed.options.n_gpu_layers:
+        if attempt == 0 and not machine.gpu_is_unified:
+            return smaller_plan(profile, machine, failed, n_ctx)
+        without_gpu = msgspec.structs.replace(machine, gpu_name="", gpu_free_bytes=0, gpu_is_unified=False)
+        return plan(profile, without_gpu, n_ctx=n_ctx, speculation=failed.speculation)
+    return smaller_plan(profile, machine, failed, n_ctx) if attempt == 0 and _ran_out_of_memory(error) else None
 
 
-def _ran_out(error: EdgechatError) -> bool:
-    """True if memory was what was missing: llama.cpp says so, or the system took the process that wanted more."""
+def _ran_out_of_memory(error: EdgechatError) -> bool:
+    """Return True if llama.cpp reported too little memory, or if the system killed the engine, as it does then."""
     killed = isinstance(error, EngineDiedError) and error.code == -KILLED
     return isinstance(error, PlanError) or killed
 
 
-def _changes(before: LoadPlan, after: LoadPlan) -> str:
-    """What a second plan does differently, in words."""
-    new = [words for words in after.concessions if words not in before.concessions]
-    return f"loading again with less ({'; '.join(new) or size(after.estimate.total)})"
+def _retry_warning(error: EdgechatError, failed: LoadPlan, retry: LoadPlan) -> str:
+    first_line = str(error).partition("\n")[0]
+    reason = f"the GPU could not be used ({first_line})" if failed.options.n_gpu_layers else (
+        f"memory ran out with {size(failed.estimate.total)} planned"
+    )  # fmt: skip
+    concessions = [concession for concession in retry.concessions if concession not in failed.concessions]
+    return f"{reason}: loading again with less ({'; '.join(concessions) or size(retry.estimate.total)})"
 
 
-def load_warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded) -> list[str]:
-    """What is not as the user may think."""
-    found = []
-    wanted, most = settings.n_threads, os.cpu_count() or 1
-    if wanted is not None and wanted > most:
-        found.append(f"{wanted} threads are more than the {most} of this machine: using {most}")
-    if loaded.chat_template is None:
-        found.append(
-            f"{model_path.name} has no chat template: using the format {renderer.PLAIN_NAME!r}, "
-            "which it may not have been trained for"
-        )
-    return found
-
-
-def _tell(event: protocol.AnyEvent, listen: LoadCallback) -> None:
+def _forward(event: protocol.AnyEvent, on_event: LoadCallback) -> None:
     if isinstance(event, protocol.BackendTesting):
-        listen(events.ModelLoadProgressed(phase="testing", words=event.message))
+        on_event(ModelLoadProgressed(phase="testing", message=event.message))
     elif isinstance(event, protocol.LoadProgressed):
-        words = f"loading the model: {event.fraction:.0%}"
-        listen(events.ModelLoadProgressed(phase="loading", words=words, fraction=event.fraction))
+        message = f"loading the model: {event.fraction:.0%}"
+        on_event(ModelLoadProgressed(phase="loading", message=message, fraction=event.fraction))

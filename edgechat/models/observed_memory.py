@@ -1,4 +1,4 @@
-"""What models were seen to take on this machine beyond what was planned, so that the next plan knows."""
+"""Observed memory: how much more than planned each model took in its last loads, so that the next plan includes it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,26 @@ from typing import Final
 from edgechat import paths
 from edgechat.files import JsonFile
 
-_MAX_BYTES: Final = 1 << 20
-_KEPT_MODELS: Final = 200
-_KEPT_LOADS: Final = 5
-# More is no inaccuracy of a plan, but something else that is wrong.
-_MOST_BYTES: Final = 2 << 30
+_MAX_FILE_BYTES: Final = 1 << 20
+_MAX_MODELS: Final = 200
+_MAX_LOADS: Final = 5
+# A larger difference is not an inaccurate plan, but another problem.
+_MAX_EXTRA_BYTES: Final = 2 << 30
 
-_Seen = dict[str, list[int]]
+_Differences = dict[str, list[int]]
 
 
 def extra_bytes(model_path: str) -> int:
-    """The most that this model took beyond its plan in its last loads; 0 if it never did.
-
-    What a short conversation left unused is no reason to plan for less.
-    """
-    return min(_MOST_BYTES, max([0, *_read().get(_key(model_path), [])]))
+    """Return the most that a model took beyond its plan in its last loads; at least 0, because short conversations use less."""
+    return min(_MAX_EXTRA_BYTES, max([0, *_read().get(_key(model_path), [])]))
 
 
 def record(model_path: str, planned_bytes: int, peak_bytes: int) -> None:
-    """Keep what the engine's process took against what was planned for it."""
-    seen = _read()
+    """Save the difference between the planned memory and the peak of the engine process."""
+    differences = _read()
     key = _key(model_path)
-    values = [*seen.pop(key, []), peak_bytes - planned_bytes][-_KEPT_LOADS:]
-    seen[key] = values
-    _file().save(dict(list(seen.items())[-_KEPT_MODELS:]))
+    differences[key] = [*differences.pop(key, []), peak_bytes - planned_bytes][-_MAX_LOADS:]
+    _file().save(dict(list(differences.items())[-_MAX_MODELS:]))
 
 
 def _key(model_path: str) -> str:
@@ -42,9 +38,9 @@ def _key(model_path: str) -> str:
         return path.name
 
 
-def _file() -> JsonFile[_Seen]:
-    return JsonFile(paths.observed_memory_file(), _Seen, max_bytes=_MAX_BYTES)
+def _file() -> JsonFile[_Differences]:
+    return JsonFile(paths.observed_memory_file(), _Differences, max_bytes=_MAX_FILE_BYTES)
 
 
-def _read() -> _Seen:
+def _read() -> _Differences:
     return _file().read() or {}

@@ -1,4 +1,4 @@
-"""What a plan may use of this machine now: memory that others leave, threads that were measured, disk."""
+"""Resources of this machine that a plan may use now: memory left by other processes, threads, GPU, disk space."""
 
 from __future__ import annotations
 
@@ -11,58 +11,59 @@ from edgechat.config import Settings, parse_size
 from edgechat.errors import EdgechatError
 from edgechat.files import JsonFile
 from edgechat.hardware.cpu import candidate_thread_counts, usable_threads
+from edgechat.hardware.gpu import Gpu
 from edgechat.hardware.memory import private_bytes, read_memory
-from edgechat.hardware.profile import Gpu
 from edgechat.humanize import size
-from edgechat.models import instances
+from edgechat.models.instances import RunningInstance, other_instances
 from edgechat.planner.machine import Machine, best_gpu
 from edgechat.planner.throughput import KernelSpeeds
 from edgechat.runtime.backends import kernel_benchmark
 from edgechat.runtime.backends.bundle import find_bundle
 
-# Of a GPU's memory: CUDA's context and kernels take up to 500 MB once something runs.
-_GPU_SPARE_BYTES: Final = 1 << 30
-_GPU_SPARE_SHARE: Final = 8
-_MAX_BYTES: Final = 1 << 16
+# GPU memory left unplanned: the driver and the screen need more over time, and CUDA's context and kernels take up to
+# 500 MB once something runs. At most this much, and at most this part of the memory.
+_GPU_RESERVE_BYTES: Final = 1 << 30
+_GPU_RESERVE_SHARE: Final = 8
+_MAX_FILE_BYTES: Final = 1 << 16
 
 
 def current_machine(
     settings: Settings, model_path: str = "", own_pid: int | None = None, gpus: Sequence[Gpu] | None = None
 ) -> Machine:
-    """For a model file, of which another program may have mapped the very pages; `gpus` are what an engine found now.
+    """Return the resources available now for the model at `model_path`.
 
-    Without them, what one found the last time.
+    Pages of the same file that another process has mapped are shared, so they count as available. The memory of this
+    program's own engine (`own_pid`) does too, because it is freed before a load. `gpus` defaults to the saved ones.
     """
     gpu = best_gpu(saved_gpus() if gpus is None and settings.gpu else gpus or ())
-    others = instances.others(own_pid)
-    held = [r for r in others if r.model_path != model_path or not model_path]
-    # What this program's engine has is given back before it loads anything.
+    others = other_instances(own_pid)
+    reserved = sum(r.reserved_bytes for r in others if r.model_path != model_path or not model_path)
     own = private_bytes(own_pid) if own_pid is not None else 0
-    available = max(0, read_memory().available_bytes + own - sum(r.held_bytes for r in held))
+    available = max(0, read_memory().available_bytes + own - reserved)
     budget = parse_size(settings.budget) if settings.budget else None
-    n_threads, n_threads_batch, words = _threads(settings, measured_speeds())
+    n_threads, n_threads_batch, threads_reason = _threads(settings, measured_speeds())
     return Machine(
         available_bytes=available if budget is None else min(available, budget), n_threads=n_threads,
-        n_threads_batch=n_threads_batch, threads_reason=words, disk_free_bytes=_disk_free_bytes(settings),
-        gpu_name=gpu.name if gpu else "", gpu_is_unified=bool(gpu and gpu.is_unified),
-        gpu_free_bytes=_free_bytes(gpu) if gpu and not gpu.is_unified else 0,
+        n_threads_batch=n_threads_batch, threads_reason=threads_reason,
+        disk_free_bytes=_prefix_disk_free_bytes(settings), gpu_name=gpu.name if gpu else "",
+        gpu_is_unified=bool(gpu and gpu.is_unified),
+        gpu_free_bytes=_gpu_budget_bytes(gpu) if gpu and not gpu.is_unified else 0,
         other_instances="".join(f"; {describe_instance(r)}" for r in others),
     )  # fmt: skip
 
 
-def _free_bytes(gpu: Gpu) -> int:
-    """What a plan may use of a GPU: its driver and the screen take more as they go on."""
-    return max(0, gpu.free_bytes - min(_GPU_SPARE_BYTES, gpu.total_bytes // _GPU_SPARE_SHARE))
+def _gpu_budget_bytes(gpu: Gpu) -> int:
+    return max(0, gpu.free_bytes - min(_GPU_RESERVE_BYTES, gpu.total_bytes // _GPU_RESERVE_SHARE))
 
 
-def describe_instance(other: instances.RunningInstance) -> str:
-    """Who has a model loaded."""
-    name = os.path.basename(other.model_path)  # noqa: PTH119  (a name, whatever the system writes paths as)
-    return f"another edgechat (process {other.pid}) has {name} loaded and holds {size(other.total_bytes)}"
+def describe_instance(instance: RunningInstance) -> str:
+    """Return a clause for error messages: which other process has which model loaded, and its memory."""
+    name = os.path.basename(instance.model_path)  # noqa: PTH119  (the path may be of another system)
+    return f"another edgechat (process {instance.pid}) has {name} loaded and uses {size(instance.total_bytes)}"
 
 
 def measured_speeds() -> KernelSpeeds | None:
-    """What the backend was measured at on this machine, if it was."""
+    """Return the saved kernel benchmark of this machine's best backend, or None."""
     try:
         bundle = find_bundle()
     except EdgechatError:
@@ -70,36 +71,35 @@ def measured_speeds() -> KernelSpeeds | None:
     return kernel_benchmark.load_speeds(bundle, *bundle.modules)
 
 
-def _threads(settings: Settings, measured: KernelSpeeds | None) -> tuple[int, int, str]:
-    """For single tokens, for prompts, and why."""
+def _threads(settings: Settings, speeds: KernelSpeeds | None) -> tuple[int, int, str]:
+    """Return the threads for decoding and for prefill, and the reason."""
     if settings.n_threads is not None:
-        # Threads that wait for each other without a core each take minutes for a word.
+        # More threads than cores wait for each other: a token can take minutes.
         n_threads = min(settings.n_threads, os.cpu_count() or 1)
         return n_threads, n_threads, "as set"
+    if speeds is not None and speeds.decode_threads and speeds.max_threads == candidate_thread_counts()[-1]:
+        return speeds.decode_threads, speeds.prefill_threads, "measured as the fastest"
     usable = usable_threads()
-    most = candidate_thread_counts()[-1]
-    if measured is not None and measured.decode_threads and measured.max_threads == most:
-        return measured.decode_threads, measured.prefill_threads, "measured to be the fastest here"
-    return usable, usable, "as many as there are fast cores (`edgechat plan` measures it)"
+    return usable, usable, "the number of fast cores (`edgechat plan` measures the best number)"
 
 
 def save_gpus(gpus: Sequence[Gpu]) -> None:
-    """Keep what an engine found, for plans that are made before one runs."""
+    """Save the GPUs that an engine found, for plans that are made before an engine runs."""
     if gpus or paths.gpus_file().exists():
         _gpus_file().save(list(gpus))
 
 
 def saved_gpus() -> list[Gpu]:
-    """What was found the last time."""
+    """Return the GPUs that an engine found last."""
     return _gpus_file().read() or []
 
 
 def _gpus_file() -> JsonFile[list[Gpu]]:
-    return JsonFile(paths.gpus_file(), list[Gpu], max_bytes=_MAX_BYTES)
+    return JsonFile(paths.gpus_file(), list[Gpu], max_bytes=_MAX_FILE_BYTES)
 
 
-def _disk_free_bytes(settings: Settings) -> int:
-    """Free bytes where prefixes are kept; 0 if none are to be."""
+def _prefix_disk_free_bytes(settings: Settings) -> int:
+    """Return the free bytes on the disk of the prefix cache; 0 if it is off."""
     if not settings.prefix_cache:
         return 0
     try:

@@ -1,147 +1,209 @@
-"""Which models there are to choose from, here and in the catalogue, and which one is taken when nobody names one."""
+"""Selection of a model: candidates on this machine and in the catalogue, and the automatic choice among them."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
+
+import msgspec
 
 from edgechat.catalogue import curated, library
 from edgechat.config import Settings
+from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.errors import CatalogueError, EdgechatError, PlanError
+from edgechat.errors import CatalogueError, EdgechatError, ModelFileError, PlanError
 from edgechat.humanize import size
 from edgechat.modelfile.header import ModelHeader
+from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.models import observed_memory
+from edgechat.models.loading import exact_estimator
 from edgechat.models.resources import current_machine, measured_speeds
-from edgechat.planner.memory import REPACKED, LoadOptions, MemoryEstimate, estimate
+from edgechat.planner import requantize
+from edgechat.planner.machine import Machine
+from edgechat.planner.plan import Estimator
 from edgechat.planner.quality import quality
 from edgechat.planner.ranking import Candidate, Evaluation, choose, evaluate
-from edgechat.planner.synthetic_header import file_sizes, synthetic_profiles
+from edgechat.planner.synthetic_profile import file_sizes, synthetic_profiles
+from edgechat.planner.throughput import KernelSpeeds
 
-# So many of the best are looked at closely; a library of hundreds must not hold up the first frame.
-_MOST = 12
+# The automatic choice plans at most this many installed models, so that hundreds do not delay the first frame.
+_MAX_PLANNED: Final = 12
 
 
-def make_candidate(
-    name: str, header: ModelHeader, *, repo: str = "", is_here: bool = True, known: curated.CatalogueModel | None = None
-) -> Candidate:
-    """A file, with what the catalogue knows of its model."""
-    known = known or curated.find_for_file(repo, header.name, Path(header.path).name)
-    n_active = _active(header, known)
+def make_candidate(name: str, header: ModelHeader, *, repo: str = "", is_installed: bool = True) -> Candidate:
+    """Return a model file as a candidate, with the catalogue's data. Raises ModelFileError for an invalid header."""
+    model = curated.find_for_file(repo, header.name, Path(header.path).name)
+    profile = ModelProfile.from_header(header)
     return Candidate(
-        name=name, quant=header.quant, header=header, is_installed=is_here,
-        quality=quality(header.quant, header.n_params, n_active, known),
+        name=name, quant=header.quant, profile=profile, is_installed=is_installed,
+        quality=quality(header.quant, profile.n_params, _n_params_active(profile, model), model),
+        extra_bytes=observed_memory.extra_bytes(header.path) if is_installed else 0,
     )  # fmt: skip
 
 
 def installed_candidates(entries: Sequence[library.InstalledModel] | None = None) -> list[Candidate]:
-    """Models on this machine. Raises CatalogueError."""
-    found = []
+    """Return the chat models on this machine, by default all. Raises CatalogueError if the registry is damaged."""
+    candidates = []
     for entry in library.scan() if entries is None else entries:
         if entry.is_usable:
             try:
                 header = read_header(entry.path)
                 if not header.is_embedding:
-                    found.append(make_candidate(entry.name, header, repo=entry.repo))
-            except EdgechatError:  # gone or damaged since it was seen
+                    candidates.append(make_candidate(entry.name, header, repo=entry.repo))
+            except EdgechatError:  # deleted or damaged since the scan
                 continue
-    return found
-
-
-def _promise(entry: library.InstalledModel) -> float:
-    known = curated.find_for_file(entry.repo, entry.facts.name, entry.path.name)
-    return quality(entry.facts.quant, entry.facts.n_params, None, known).points
+    return candidates
 
 
 def catalogue_candidates() -> list[Candidate]:
-    """Every quant of every model of the catalogue whose shape it knows; nothing is asked of a network."""
-    found = []
+    """Return every quant of every catalogue model with known dimensions, without network access."""
+    candidates = []
     for model in curated.load().values():
-        if not model.shape.n_layers:  # what its context takes cannot be said
+        if not model.shape.n_layers:  # the memory of its context is unknown
             continue
-        known = file_sizes(model)
-        for quant, header in synthetic_profiles(model).items():
-            n_params = model.shape.n_params or header.n_params
-            found.append(Candidate(
-                name=f"{model.id}:{quant}", quant=quant, header=header, is_installed=False, is_size_estimated=not known[quant][1],
-                is_default=model.is_default, quality=quality(quant, n_params, model.shape.n_params_active, model),
+        sizes = file_sizes(model)
+        for quant, profile in synthetic_profiles(model).items():
+            n_params = model.shape.n_params or profile.n_params
+            candidates.append(Candidate(
+                name=f"{model.id}:{quant}", quant=quant, profile=profile, is_installed=False,
+                is_size_estimated=not sizes[quant][1], is_default=model.is_default,
+                quality=quality(quant, n_params, model.shape.n_params_active, model),
             ))  # fmt: skip
-    return found
+    return candidates
+
+
+def named_candidates(
+    engine: EngineClient, names: Sequence[str], directory: Path, *, with_quants: bool = False
+) -> list[Candidate]:
+    """Return the models with these names: installed models, files, or `owner/repo[:QUANT]` on the hub.
+
+    The headers of remote models are downloaded into `directory`. With `with_quants`, each model is followed by its
+    other quants, whose sizes llama.cpp's rules give. Raises EdgechatError for an unknown name.
+    """
+    candidates: list[Candidate] = []
+    for name in names:
+        header, repo, is_installed = _find_header(name, directory / str(len(candidates)))
+        candidates.append(make_candidate(name, header, repo=repo, is_installed=is_installed))
+        for quant in requantize.PRESETS if with_quants else ():
+            types = engine.list_quant_types(requantize.quant_model(header), requantize.preset_number(quant))
+            if types and quant != header.quant:
+                other = requantize.requantized_header(header, quant, types)
+                other = msgspec.structs.replace(other, path=f"{name} in {quant}")
+                candidates.append(make_candidate(other.path, other, repo=repo, is_installed=False))
+    return candidates
+
+
+def _find_header(name: str, directory: Path) -> tuple[ModelHeader, str, bool]:
+    """Return the header of a model, its repository, and whether it is installed."""
+    from edgechat.catalogue import remote_header, resolve  # not needed, and not loaded, when a chat starts
+
+    try:
+        return read_header(resolve.find_model(name)), "", True
+    except ModelFileError:
+        if library.is_path_like(name):
+            raise
+        directory.mkdir()
+        remote = remote_header.find_remote_model(name, directory)
+        if remote is None:
+            raise
+        return remote[1], remote[0].id, False
 
 
 def choose_installed(settings: Settings) -> tuple[str, Path]:
-    """Name and file of the best model here that fits. Raises PlanError if none does.
+    """Return the name and file of the best installed model that fits. Raises PlanError if none does.
 
-    Where what is remembered of models cannot be read, the starter answers: `edgechat models` says what is wrong.
+    If the registry is damaged, the starter model is used; `edgechat models` reports the problem.
     """
     try:
         entries = [entry for entry in library.scan() if entry.is_usable]
     except CatalogueError:
         return library.STARTER, library.starter_model()
-    if len(entries) == 1:  # whether it fits is said when it is loaded
+    if len(entries) == 1:  # loading it reports whether it fits
         return entries[0].name, entries[0].path
-    if len(entries) > _MOST:
-        entries = sorted(entries, key=_promise, reverse=True)[:_MOST]
-    rated = evaluate_all(installed_candidates(entries), settings)
-    best = choose(rated)
+    if len(entries) > _MAX_PLANNED:
+        entries = sorted(entries, key=_estimated_points, reverse=True)[:_MAX_PLANNED]
+    evaluations = evaluate_all(installed_candidates(entries), settings)
+    best = choose(evaluations)
     if best is not None:
-        return best.candidate.name, Path(best.candidate.header.path)
-    if rated:
-        smallest = min(rated, key=lambda r: r.memory.total)
+        return best.candidate.name, Path(best.candidate.profile.path)
+    if evaluations:
+        smallest = min(evaluations, key=lambda e: e.memory.total)
         raise PlanError(
-            f"none of the {len(rated)} models here fits: the smallest, {smallest.candidate.name}, {smallest.verdict}, "
-            f"and {size(current_machine(settings).available_bytes)} are available; {suggest_download(settings)}"
+            f"None of the {len(evaluations)} installed models fits: the smallest, {smallest.candidate.name}, "
+            f"{smallest.verdict}, and {size(current_machine(settings).available_bytes)} are available. "
+            f"{suggest_download(settings)}"
         )
-    raise PlanError(f"there is no model here; {suggest_download(settings)}")
+    raise PlanError(f"No model is installed. {suggest_download(settings)}")
+
+
+def _estimated_points(entry: library.InstalledModel) -> float:
+    model = curated.find_for_file(entry.repo, entry.facts.name, entry.path.name)
+    return quality(entry.facts.quant, entry.facts.n_params, None, model).points
 
 
 def suggest_download(settings: Settings) -> str:
-    """What of the catalogue would be the best on this machine, in words."""
+    """Return a sentence that names the best catalogue model for this machine and the command that downloads it."""
     best = choose(evaluate_all(catalogue_candidates(), settings), unasked=True)
     if best is None:
-        return "nothing of the catalogue fits either (`edgechat plan --all` says how much is missing)"
+        return "No model of the catalogue fits either: `edgechat plan --all` shows how much memory each needs."
+    name = best.candidate.name
     return (
-        f"of the catalogue, {best.candidate.name} would be the best for this machine, with "
-        f"{size(best.memory.total)}: `edgechat models pull {best.candidate.name}` gets it"
+        f"The best catalogue model for this machine is {name}, which takes {size(best.memory.total)} of memory: "
+        f"`edgechat models pull {name}` downloads it."
     )
 
 
+def evaluate_all(candidates: Sequence[Candidate], settings: Settings) -> list[Evaluation]:
+    """Evaluate candidates on this machine, with its measured speeds and sizes from formulas."""
+    return evaluate_on(candidates, current_machine(settings), settings, measured_speeds())
+
+
+def evaluate_on(
+    candidates: Sequence[Candidate], machine: Machine, settings: Settings, speeds: KernelSpeeds | None,
+    engine: EngineClient | None = None,
+) -> list[Evaluation]:  # fmt: skip
+    """Evaluate candidates on a machine. With an `engine`, llama.cpp computes the memory of the files that exist."""
+
+    def estimator(candidate: Candidate) -> Estimator | None:
+        if engine is None or not Path(candidate.profile.path).exists():
+            return None
+        return exact_estimator(engine, candidate.profile)
+
+    return [
+        evaluate(
+            c, machine, speeds=speeds, n_ctx=settings.n_ctx, min_tps=settings.min_speed, estimator=estimator(c)
+        )
+        for c in candidates
+    ]  # fmt: skip
+
+
 def measure_speeds() -> None:
-    """Find out how fast this machine is, unless that is known; takes some seconds. Where it cannot be, nothing changes."""
-    if measured_speeds() is not None:
-        return
+    """Run the kernel benchmark unless its result is saved, which takes some seconds; a failure changes nothing."""
     engine = EngineClient()
     try:
-        engine.list_devices(benchmark=True)
-    except EdgechatError:
-        return
+        with contextlib.suppress(EdgechatError):
+            load_or_measure_speeds(engine)
     finally:
         engine.close()
 
 
-def evaluate_all(candidates: Sequence[Candidate], settings: Settings) -> list[Evaluation]:
-    """Plan them all on this machine."""
-    here, speeds = current_machine(settings), measured_speeds()
-    repacked = speeds.repacked if speeds is not None else REPACKED
-
-    def exact(candidate: Candidate) -> Callable[[LoadOptions], MemoryEstimate]:
-        extra = observed_memory.extra_bytes(candidate.header.path) if candidate.is_installed else 0
-        return lambda options: estimate(candidate.header, options, repacked, extra)
-
-    return [
-        evaluate(c, here, speeds=speeds, n_ctx=settings.n_ctx, min_tps=settings.min_speed, exact=exact)
-        for c in candidates
-    ]
+def load_or_measure_speeds(
+    engine: EngineClient, on_event: Callable[[protocol.AnyEvent], None] = lambda event: None
+) -> KernelSpeeds | None:
+    """Return the saved kernel benchmark, or run it in `engine`. Raises EdgechatError."""
+    return measured_speeds() or engine.list_devices(benchmark=True, on_event=on_event).speeds
 
 
-def _active(header: ModelHeader, known: curated.CatalogueModel | None) -> int | None:
-    """Weights used for each token, where that is not all of them."""
-    if known is not None and known.shape.n_params_active:
-        return known.shape.n_params_active
-    n_experts, n_used = header.hparam("expert_count"), header.hparam("expert_used_count")
+def _n_params_active(profile: ModelProfile, model: curated.CatalogueModel | None) -> int | None:
+    """Return the weights used for each token of a mixture of experts; None for a dense model."""
+    if model is not None and model.shape.n_params_active:
+        return model.shape.n_params_active
+    n_experts, n_used = profile.n_experts, profile.n_experts_used
     if not n_experts or not n_used:
         return None
-    routed = sum(math.prod(t.shape) for t in header.tensors if "_exps." in t.name)
-    return header.n_params - routed + routed * min(n_used, n_experts) // n_experts
+    routed = sum(math.prod(t.shape) for t in profile.tensors if "_exps." in t.name)
+    return profile.n_params - routed + routed * min(n_used, n_experts) // n_experts

@@ -1,1 +1,1 @@
-"""What fits: pure functions from memory and a model's header to a LoadPlan."""
+"""Plans how to load a model: pure functions from a machine and a model profile to a load plan."""

@@ -1,71 +1,47 @@
-"""What a context of llama.cpp takes for what was said: keys and values of full layers and of windows, and states.
+"""Memory of a llama.cpp context: keys and values of full-attention and window layers, and recurrent states.
 
-The same arithmetic as in the pinned version's llama-kv-cache-iswa.cpp, llama-memory-recurrent.cpp and llama-hparams.cpp,
-with `swa_full` off and one cache for all sequences; a test compares it with what llama.cpp allocates.
+The arithmetic of the pinned version's llama-kv-cache-iswa.cpp, llama-memory-recurrent.cpp and llama-hparams.cpp, with
+`swa_full` off and one unified cache for all sequences. A test compares it with llama.cpp's allocations.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from edgechat.modelfile.header import ModelHeader
-from edgechat.modelfile.layers import read_layers
+from edgechat.modelfile.profile import ModelProfile
 
 CELLS: Final = 256
-"""Contexts and windows are rounded up to so many tokens."""
-# Numbers of a block and its bytes (ggml-common.h).
+"""llama.cpp rounds contexts and windows up to a multiple of this many cells."""
+# Elements and bytes of one block (ggml-common.h).
 _KV_BLOCKS: Final = {"f16": (1, 2), "q8_0": (32, 34)}
 _F32_BYTES: Final = 4
 
 
-def context_bytes(
-    header: ModelHeader, n_ctx: int, *, n_seqs: int, n_ubatch: int, n_rs_seq: int = 0, kv_type: str = "f16"
-) -> int:
-    """Bytes of memory for `n_ctx` tokens in at most `n_seqs` sequences, keys and values in `kv_type`, states in F32.
+def layer_bytes(profile: ModelProfile, n_ctx: int, *, n_seqs: int, n_ubatch: int, kv_type: str = "f16") -> list[int]:
+    """Return the bytes of each layer in a context of `n_ctx` cells for at most `n_seqs` sequences.
 
-    Of each state, `n_rs_seq` more are kept. Raises ModelFileError for a number of layers that cannot be.
+    Keys and values are stored in `kv_type`, states in F32.
     """
-    return sum(layer_bytes(header, n_ctx, n_seqs=n_seqs, n_ubatch=n_ubatch, n_rs_seq=n_rs_seq, kv_type=kv_type))
-
-
-def layer_bytes(
-    header: ModelHeader, n_ctx: int, *, n_seqs: int, n_ubatch: int, n_rs_seq: int = 0, kv_type: str = "f16"
-) -> list[int]:
-    """The same for each layer."""
-    parts = read_layers(header)
-    n_cells = padded(n_ctx)
-    window_cells = padded(min(n_cells, parts.window * n_seqs + n_ubatch))
-    state = _state_bytes(header) * n_seqs * (1 + n_rs_seq)
+    n_cells = round_up_to_cells(n_ctx)
+    window_cells = round_up_to_cells(min(n_cells, profile.window * n_seqs + n_ubatch))
+    state = _state_bytes(profile) * n_seqs
     block, block_bytes = _KV_BLOCKS[kv_type]
     return [
         layer.kv_width * (window_cells if layer.memory == "window" else n_cells) * block_bytes // block
         + (state if layer.memory in {"state", "full and state"} else 0)
-        for layer in parts.layers
+        for layer in profile.layers
     ]
 
 
-def states_bytes(header: ModelHeader, n_seqs: int) -> int:
-    """Bytes of the states of all layers that have one, for so many sequences."""
-    parts = read_layers(header)
-    return (parts.count("state") + parts.count("full and state")) * _state_bytes(header) * n_seqs
+def states_bytes(profile: ModelProfile, n_seqs: int) -> int:
+    """Return the bytes of the recurrent states of all layers for `n_seqs` sequences."""
+    return profile.n_state_layers * _state_bytes(profile) * n_seqs
 
 
-def _state_bytes(header: ModelHeader) -> int:
-    """Of one layer and one sequence: the last inputs of its convolution, and the state itself."""
-    conv = max(0, header.hparam("ssm.conv_kernel") - 1)
-    inner, size = header.hparam("ssm.inner_size"), header.hparam("ssm.state_size")
-    n_embd, n_head = header.n_embd, header.hparam("attention.head_count")
-    if head := header.hparam("wkv.head_size"):
-        numbers = header.hparam("token_shift_count", 2) * n_embd + n_embd * head
-    elif cache := header.hparam("shortconv.l_cache"):
-        numbers = n_embd * (cache - 1) + size * inner
-    elif head := header.hparam("kda.head_dim"):
-        numbers = 3 * (conv or 3) * n_head * head + head * head * n_head
-    else:
-        numbers = conv * (inner + 2 * header.hparam("ssm.group_count") * size) + size * inner
-    return numbers * _F32_BYTES
+def _state_bytes(profile: ModelProfile) -> int:
+    return profile.state_width * _F32_BYTES
 
 
-def padded(tokens: int) -> int:
-    """Cells for so many tokens."""
-    return -(-tokens // CELLS) * CELLS
+def round_up_to_cells(n_tokens: int) -> int:
+    """Return the number of cells that llama.cpp allocates for `n_tokens`."""
+    return -(-n_tokens // CELLS) * CELLS

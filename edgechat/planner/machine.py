@@ -1,4 +1,4 @@
-"""What of a machine a plan depends on."""
+"""Resources of a machine that a plan may use."""
 
 from __future__ import annotations
 
@@ -6,41 +6,44 @@ from collections.abc import Sequence
 
 import msgspec
 
-from edgechat.hardware.profile import Gpu, HardwareProfile
+from edgechat.hardware.gpu import Gpu
+from edgechat.hardware.profile import HardwareProfile
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan may use."""
+    """Memory, threads and disk space available to a plan."""
 
     available_bytes: int
+    """Memory budget."""
     n_threads: int = 1
-    """For single tokens, and the next for prompts."""
+    """Threads for decoding."""
     n_threads_batch: int = 0
-    """0: as many."""
+    """Threads for prefill; 0: `n_threads`."""
     threads_reason: str = "as many as there are cores"
     disk_free_bytes: int = 0
-    """Where prefixes are kept."""
+    """Free space on the disk of the prefix cache; 0 turns it off."""
     gpu_free_bytes: int = 0
+    """Memory budget on a discrete GPU; 0 without one."""
     gpu_is_unified: bool = False
     gpu_name: str = ""
     read_bps: float = 0.0
-    """Bytes of memory read in a second by the processor, and by the GPU; 0.0 if nobody knows."""
+    """Memory bandwidth of the processor in bytes per second; 0.0 if unknown."""
     gpu_read_bps: float = 0.0
     other_instances: str = ""
-    """What other programs of ours hold of the memory, for the error that says that it is not enough."""
+    """Memory held by other edgechat processes, as text that is appended to the error of a model that does not fit."""
 
 
 def best_gpu(gpus: Sequence[Gpu]) -> Gpu | None:
-    """The one to plan for: a card of its own before what shares the machine's memory, then the one with the most room."""
+    """Return the GPU to plan for: discrete before unified, then the one with the most free memory."""
     return max(gpus, key=lambda gpu: (not gpu.is_unified, gpu.free_bytes), default=None)
 
 
 def machine_from_profile(profile: HardwareProfile) -> Machine:
-    """A machine that is described, this one or another; of several GPUs the one with the most room."""
+    """Return the resources of the machine in a hardware profile, with its best GPU."""
     gpu = best_gpu(profile.gpus)
     return Machine(
         available_bytes=profile.memory.available_bytes, n_threads=profile.n_threads,
-        threads_reason=f"of {profile.n_cores} cores, {profile.n_performance_cores} fast ones",
+        threads_reason=f"{profile.n_performance_cores} of {profile.n_cores} cores are fast",
         disk_free_bytes=profile.disk_free_bytes, gpu_name=gpu.name if gpu else "",
         gpu_free_bytes=gpu.free_bytes if gpu and not gpu.is_unified else 0, gpu_is_unified=bool(gpu and gpu.is_unified),
         read_bps=profile.read_bps, gpu_read_bps=gpu.read_bps if gpu else 0.0,

@@ -1,4 +1,4 @@
-"""What a model takes of memory, by what it is for: by formulas, until llama.cpp has said it exactly."""
+"""Memory estimate of a loaded model, by purpose: from formulas, or from the buffer sizes that llama.cpp reports."""
 
 from __future__ import annotations
 
@@ -7,81 +7,95 @@ from typing import Final, Literal
 
 import msgspec
 
-from edgechat.modelfile.header import ModelHeader, Tensor
-from edgechat.modelfile.layers import read_layers
-from edgechat.planner.kv_memory import layer_bytes, padded
+from edgechat.modelfile.header import Tensor
+from edgechat.modelfile.profile import ModelProfile
+from edgechat.planner.kv_memory import layer_bytes, round_up_to_cells, states_bytes
 
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
 
-# Client and renderer, and engine without model and context, on Linux x86-64: `edgechat bench memory` measures them again.
+# Processes on Linux x86-64: the client with its renderer, and the engine without a model. `edgechat bench memory`
+# measures them again.
 CLIENT_BYTES: Final = 30 << 20
 ENGINE_BYTES: Final = 15 << 20
-# Of each token of a vocabulary and of each layer's graph.
+# llama.cpp's memory for each vocabulary entry and for each layer's graph.
 _TOKEN_BYTES: Final = 270
 _LAYER_BYTES: Final = 150 << 10
 N_OUTPUTS: Final = 32
-"""Tokens of a batch that have logits, at most: each takes buffers as wide as the vocabulary."""
-# Of each token in a suffix index and in what stands beside it; see native/src/edgechat.h.
+"""Maximum number of tokens in a batch with logits; each needs buffers as wide as the vocabulary."""
 INDEX_BYTES: Final = 64
+"""Bytes per token in a suffix index and its tables (native/src/edgechat.h)."""
 
-# Types that some CPU module keeps in a layout of its own (ggml-cpu/repack.cpp, amx.cpp), until it is known which of them
-# this one does.
 REPACKED: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"))
-# Buffer types of weights that lie in the file's pages, or would.
+"""Tensor types that some CPU backend repacks (ggml-cpu/repack.cpp, amx.cpp): the default until this machine's are known."""
+# Buffer types whose weights keep the layout of the file.
 _PLAIN_BUFFERS: Final = ("CPU", "CPU_Mapped")
 
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What decides how much memory a model takes."""
+    """Options of llama.cpp that determine how much memory a model takes."""
 
     n_ctx: int
     n_seqs: int
-    """Branches and conversations that are live at a time."""
+    """Branches and conversations in the context at a time."""
     n_ubatch: int = 512
     kv_type: Literal["f16", "q8_0"] = "f16"
     use_mmap: bool = True
     use_extra_bufts: bool = True
     n_rs_seq: int = 0
-    """Where memory is a state: how many drafted tokens can be taken back."""
+    """Drafted tokens that a recurrent state can roll back; 0 for models without states."""
     n_gpu_layers: int = 0
-    """Layers on a GPU, the last ones first; one more than there are takes the output too."""
+    """Layers on a GPU, counted from the last; one more than the model has includes the output."""
     experts_on_cpu: bool = False
-    """Keep the experts of layers on a GPU out of its memory."""
+    """Keep the experts of GPU layers in CPU memory."""
 
 
-class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes by what they are for."""
+class BufferSizes(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of llama.cpp's buffers for options with `n_rs_seq` = 0."""
 
     weights: int
     repacked: int
-    """A second copy of weights whose kernels want another layout; only beside a mapped file."""
+    """Second copy of weights whose kernels need another layout."""
+    kv_cache: int
+    compute: int
+    gpu: int = 0
+    """All buffers on a GPU; the other fields are CPU memory."""
+    is_exact: bool = False
+    """True if llama.cpp reported the sizes."""
+
+
+class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of memory by purpose. The field names are part of the JSON output."""
+
+    weights: int
+    repacked: int
+    """Second copy of weights whose kernels need another layout; mostly beside a mapped file."""
     kv_cache: int
     compute: int
     output: int = 0
     """Logits."""
     vocabulary: int = 0
-    """Tokens, and the graphs of layers."""
+    """Vocabulary and compute graphs."""
     speculation: int = 0
-    """Copies of states that drafts can be taken back to, and indices of texts."""
+    """State copies for rolling back drafts, and suffix indices."""
     process: int = CLIENT_BYTES + ENGINE_BYTES
-    """Of the programs themselves, the one with the conversation and the one with the model."""
+    """The client and engine processes themselves."""
     observed_extra: int = msgspec.field(default=0, name="learned")
-    """What this machine was seen to take beyond all that, or not to."""
+    """Additional memory that earlier loads of this model took on this machine."""
     gpu: int = 0
-    """On the device, and not a part of the total unless its memory is the machine's."""
+    """GPU memory; part of the total only if it is unified."""
     is_unified: bool = False
     is_exact: bool = False
-    """True if llama.cpp itself said how large its buffers are."""
+    """True if llama.cpp reported the buffer sizes."""
 
     @property
     def engine(self) -> int:
-        """What the process with the model takes."""
+        """Bytes of the engine process."""
         return self.total - CLIENT_BYTES
 
     @property
     def total(self) -> int:
-        """All of it, at the highest moment: at the end of loading, with the file's pages still in use."""
+        """Peak bytes of CPU memory, reached at the end of loading with all pages of the file in use."""
         return (
             self.weights + self.repacked + self.kv_cache + self.compute + self.output + self.vocabulary
             + self.speculation + self.process + self.observed_extra + (self.gpu if self.is_unified else 0)
@@ -89,116 +103,122 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def estimate(
-    header: ModelHeader, options: LoadOptions, repacked: frozenset[str] = REPACKED, learned: int = 0
-) -> MemoryEstimate:
-    """Memory by formulas; `repacked` are the types that this machine's backend keeps in another layout.
+    profile: ModelProfile, options: LoadOptions, buffers: BufferSizes | None = None, *, extra_bytes: int = 0,
+    is_unified: bool = False, draft_tokens: int = 0,
+) -> MemoryEstimate:  # fmt: skip
+    """Return the memory of a model loaded with `options`.
 
-    Compute buffers come out somewhat too large. Raises ModelFileError for a number of layers that cannot be.
+    `buffers` defaults to sizes from formulas. `extra_bytes` is the observed additional memory, `is_unified` says that
+    the GPU shares the machine's memory, and `draft_tokens` is the capacity of the suffix index of other conversations.
     """
-    on_gpu = [t for t in header.tensors if _is_on_gpu(header, t, options)] if options.n_gpu_layers else []
+    sizes = buffers or formula_buffers(profile, options)
+    n_seqs = n_seqs_with_scratch(options)
+    state_copies = options.n_rs_seq * states_bytes(profile, n_seqs)
+    # State copies are where the layers are.
+    gpu_copies = state_copies if options.n_gpu_layers and not is_unified else 0
+    return MemoryEstimate(
+        weights=sizes.weights, repacked=sizes.repacked, kv_cache=sizes.kv_cache, compute=sizes.compute,
+        output=max(N_OUTPUTS, n_seqs) * profile.n_vocab * _F32_BYTES,
+        vocabulary=profile.n_vocab * _TOKEN_BYTES + profile.n_layers * _LAYER_BYTES,
+        speculation=(options.n_ctx + draft_tokens) * INDEX_BYTES + state_copies - gpu_copies,
+        observed_extra=extra_bytes, gpu=sizes.gpu + gpu_copies, is_unified=is_unified, is_exact=sizes.is_exact,
+    )  # fmt: skip
+
+
+def formula_buffers(
+    profile: ModelProfile, options: LoadOptions, repacked_types: frozenset[str] = REPACKED
+) -> BufferSizes:
+    """Compute buffer sizes; `repacked_types` are the tensor types that the backend keeps in another layout.
+
+    Compute buffers come out slightly too large.
+    """
+    on_gpu = [t for t in profile.tensors if _is_on_gpu(profile, t, options)] if options.n_gpu_layers else []
     gpu_weights = sum(t.size_bytes for t in on_gpu)
-    if options.n_gpu_layers and not any(t.name == "output.weight" for t in header.tensors):
-        gpu_weights += sum(
-            t.size_bytes for t in header.tensors if t.name == "token_embd.weight"
-        )  # a copy is the output
-    weights = header.tensor_bytes - (0 if options.use_mmap else gpu_weights)
-    layouts = repacked if options.use_extra_bufts else frozenset()
-    second = _copied_bytes(header, layouts, options)
+    if options.n_gpu_layers and not profile.has_output_tensor:  # a copy of the token embedding is the output
+        gpu_weights += sum(t.size_bytes for t in profile.tensors if t.name == "token_embd.weight")
+    types = repacked_types if options.use_extra_bufts else frozenset()
+    repacked = _repacked_bytes(profile, types, options)
     if options.use_mmap:
-        second -= sum(t.size_bytes for t in on_gpu if t.type in layouts)
-    layers = _kv_bytes(header, options)
-    gpu_kv = sum(layers[max(0, first_gpu_layer(header, options)) :]) if options.n_gpu_layers else 0
-    compute = _compute_bytes(header, options)
-    # With everything on a GPU, the CPU still looks up embeddings and gets logits.
-    here = compute // 8 if options.n_gpu_layers > header.n_layers and not options.experts_on_cpu else compute
-    return _with_the_rest(header, options, MemoryEstimate(
-        weights=weights, repacked=second, kv_cache=sum(layers) - gpu_kv, compute=here, observed_extra=learned,
+        repacked -= sum(t.size_bytes for t in on_gpu if t.type in types)
+    layers = layer_bytes(
+        profile, options.n_ctx, n_seqs=n_seqs_with_scratch(options), n_ubatch=min(options.n_ubatch, options.n_ctx),
+        kv_type=options.kv_type,
+    )  # fmt: skip
+    gpu_kv = sum(layers[max(0, first_gpu_layer(profile, options)) :]) if options.n_gpu_layers else 0
+    compute = _compute_bytes(profile, options)
+    # With the whole model on a GPU, the CPU only looks up embeddings and receives logits.
+    is_all_on_gpu = options.n_gpu_layers > profile.n_layers and not options.experts_on_cpu
+    return BufferSizes(
+        weights=profile.tensor_bytes - (0 if options.use_mmap else gpu_weights), repacked=repacked,
+        kv_cache=sum(layers) - gpu_kv, compute=compute // 8 if is_all_on_gpu else compute,
         gpu=gpu_weights + gpu_kv + (compute if options.n_gpu_layers else 0),
-    ))  # fmt: skip
+    )  # fmt: skip
 
 
-def exact(
-    header: ModelHeader, options: LoadOptions, breakdown: Mapping[str, Mapping[str, int]], learned: int = 0
-) -> MemoryEstimate:
-    """Memory with the sizes that llama.cpp reports of a model that it has not loaded, by buffer type."""
-    host = {name: sizes for name, sizes in breakdown.items() if sizes["is_host"] or name.startswith("CPU")}
+def reported_buffers(
+    profile: ModelProfile, options: LoadOptions, report: Mapping[str, Mapping[str, int]]
+) -> BufferSizes:
+    """Convert llama.cpp's report for a model that is not loaded: sizes by buffer type."""
+    host = {name: sizes for name, sizes in report.items() if sizes["is_host"] or name.startswith("CPU")}
     gpu = sum(
-        sizes[part] for name, sizes in breakdown.items() if name not in host
+        sizes[part] for name, sizes in report.items() if name not in host
         for part in ("model_bytes", "context_bytes", "compute_bytes")
     )  # fmt: skip
     plain = sum(sizes["model_bytes"] for name, sizes in host.items() if name in _PLAIN_BUFFERS)
     other = sum(sizes["model_bytes"] for name, sizes in host.items() if name not in _PLAIN_BUFFERS)
-    return _with_the_rest(header, options, MemoryEstimate(
+    return BufferSizes(
         # A mapped file is in memory as a whole while it is loaded, whatever is copied out of it.
-        weights=header.tensor_bytes if options.use_mmap else plain + other,
+        weights=profile.tensor_bytes if options.use_mmap else plain + other,
         repacked=other if options.use_mmap else 0,
         kv_cache=sum(sizes["context_bytes"] for sizes in host.values()),
         compute=sum(sizes["compute_bytes"] for sizes in host.values()),
-        observed_extra=learned, gpu=gpu, is_exact=True,
-    ))  # fmt: skip
-
-
-def n_seqs_with_scratch(options: LoadOptions) -> int:
-    """Sequences of a context: one more, in which parts of others are put together."""
-    return options.n_seqs + 1
-
-
-def _with_the_rest(header: ModelHeader, options: LoadOptions, buffers: MemoryEstimate) -> MemoryEstimate:
-    """With what no buffer of llama.cpp's report holds."""
-    return msgspec.structs.replace(
-        buffers, output=max(N_OUTPUTS, n_seqs_with_scratch(options)) * header.n_vocab * _F32_BYTES,
-        vocabulary=header.n_vocab * _TOKEN_BYTES + header.n_layers * _LAYER_BYTES,
-        speculation=options.n_ctx * INDEX_BYTES,
+        gpu=gpu, is_exact=True,
     )  # fmt: skip
 
 
-def _copied_bytes(header: ModelHeader, layouts: frozenset[str], options: LoadOptions) -> int:
-    """Of weights that are in memory twice: those in another layout beside a mapped file."""
-    tensors = [t for t in header.tensors if t.type in layouts and len(t.shape) > 1]
-    table = [t for t in tensors if t.name == "token_embd.weight"]
-    # A table that rows are taken from stays as it is. Where it is the output as well, it is copied in any case.
-    is_output = not any(t.name == "output.weight" for t in header.tensors)
-    copied = sum(t.size_bytes for t in table) if is_output else 0
-    return copied + (sum(t.size_bytes for t in tensors if t.name != "token_embd.weight") if options.use_mmap else 0)
+def n_seqs_with_scratch(options: LoadOptions) -> int:
+    """Return the number of sequences of the context: the live ones and a scratch sequence for joining segments."""
+    return options.n_seqs + 1
 
 
-def _is_on_gpu(header: ModelHeader, tensor: Tensor, options: LoadOptions) -> bool:
+def first_gpu_layer(profile: ModelProfile, options: LoadOptions) -> int:
+    """Return the index of the first layer on a GPU; the output goes there before any layer (llama-model.cpp: i_gpu_start)."""
+    return profile.n_layers + 1 - options.n_gpu_layers
+
+
+def _repacked_bytes(profile: ModelProfile, types: frozenset[str], options: LoadOptions) -> int:
+    """Return the bytes of weights that are in memory a second time, in another layout."""
+    tensors = [t for t in profile.tensors if t.type in types and len(t.shape) > 1]
+    embedding = sum(t.size_bytes for t in tensors if t.name == "token_embd.weight")
+    # The embedding table keeps its layout for row lookups. If it is also the output, a copy is repacked.
+    copied = 0 if profile.has_output_tensor else embedding
+    return copied + (sum(t.size_bytes for t in tensors) - embedding if options.use_mmap else 0)
+
+
+def _is_on_gpu(profile: ModelProfile, tensor: Tensor, options: LoadOptions) -> bool:
     if options.experts_on_cpu and "_exps." in tensor.name:
         return False
-    number = _layer_number(tensor)
-    return tensor.name.startswith("output") if number is None else number >= first_gpu_layer(header, options)
+    layer = _layer_index(tensor)
+    return tensor.name.startswith("output") if layer is None else layer >= first_gpu_layer(profile, options)
 
 
-def first_gpu_layer(header: ModelHeader, options: LoadOptions) -> int:
-    """The first layer that is on a GPU; the output goes there before any of them (llama-model.cpp: i_gpu_start)."""
-    return header.n_layers + 1 - options.n_gpu_layers
-
-
-def _layer_number(tensor: Tensor) -> int | None:
+def _layer_index(tensor: Tensor) -> int | None:
     parts = tensor.name.split(".")
     return int(parts[1]) if parts[0] == "blk" and len(parts) > 2 and parts[1].isdigit() else None  # noqa: PLR2004
 
 
-def _kv_bytes(header: ModelHeader, options: LoadOptions) -> list[int]:
-    """Of each layer."""
-    return layer_bytes(
-        header, options.n_ctx, n_seqs=n_seqs_with_scratch(options), n_ubatch=min(options.n_ubatch, options.n_ctx),
-        n_rs_seq=options.n_rs_seq, kv_type=options.kv_type,
-    )  # fmt: skip
-
-
-def _compute_bytes(header: ModelHeader, options: LoadOptions) -> int:
-    """Of a micro batch: the widest activations a few times, the mask of the attention, the logits of the last step."""
-    parts = read_layers(header)
+def _compute_bytes(profile: ModelProfile, options: LoadOptions) -> int:
+    """Return the compute buffer of a micro-batch: a few copies of the widest activations, attention masks, logits."""
     n_ubatch = min(options.n_ubatch, options.n_ctx)
-    n_used = max(1, parts.n_experts_used)
-    ff = max([layer.n_ff for layer in parts.layers] or [0])
-    expert_ff = header.hparam("expert_feed_forward_length", ff) if parts.n_experts else 0
-    inner = header.hparam("ssm.inner_size")
-    widest = max(ff, expert_ff * n_used, 2 * inner, *(x.n_head * x.key_length for x in parts.layers))
-    # Each expert's output has the width of the model.
-    activations = n_ubatch * _F32_BYTES * (3 * widest + (3 + (n_used if parts.n_experts else 0)) * parts.n_embd)
-    kinds = bool(parts.count("window")) + bool(parts.count("full") + parts.count("full and state"))
-    masks = n_ubatch * _F16_BYTES * padded(options.n_ctx) * kinds
-    logits = N_OUTPUTS * parts.n_vocab * _F32_BYTES
+    n_used = max(1, profile.n_experts_used)
+    widest = max(
+        *(layer.n_ff for layer in profile.layers), *(layer.n_head * layer.key_length for layer in profile.layers),
+        profile.expert_n_ff * n_used, 2 * profile.inner_size,
+    )  # fmt: skip
+    # The output of each expert is as wide as the model.
+    n_model_wide = 3 + (n_used if profile.n_experts else 0)
+    activations = n_ubatch * _F32_BYTES * (3 * widest + n_model_wide * profile.n_embd)
+    n_masks = bool(profile.count("window")) + bool(profile.count("full") + profile.count("full and state"))
+    masks = n_ubatch * _F16_BYTES * round_up_to_cells(options.n_ctx) * n_masks
+    logits = N_OUTPUTS * profile.n_vocab * _F32_BYTES
     return max(activations + masks, logits) + (2 << 20)

@@ -1,7 +1,7 @@
-"""How good answers of a model are, and how much of that a quant costs: figures where somebody measured, rules where not.
+"""Quality score of a model and quant: from published measurements where they exist, otherwise from its size.
 
-Everything is in points of the Artificial Analysis Intelligence Index, of which a doubling of the size brings about five:
-for order, not for decimals.
+Scores are points of the Artificial Analysis Intelligence Index, on which twice the weights are worth about five points.
+They are good enough to rank models, not to compare decimals.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import msgspec
 
 from edgechat.catalogue.curated import CatalogueModel
 
-# Two models of the catalogue have both figures: MMLU-Pro 64.05 and index 18 (Qwen3 4B 2507), 82.5 and 32 (Qwen3.5 9B).
+# Converts MMLU-Pro to the index. Two models of the catalogue have both: MMLU-Pro 64.05 and index 18 (Qwen3 4B 2507), 82.5 and 32 (Qwen3.5 9B).
 _MMLU_AT: Final = (64.05, 18.0)
 _INDEX_PER_MMLU: Final = (32.0 - 18.0) / (82.5 - 64.05)
 
-# A line through the models of one generation that were measured (Qwen3: 0.75e9 weights 6.5, 2.0e9 13, 4.0e9 18, and
-# 30B-A3B, an effective 10e9, 24.5 by its MMLU-Pro).
+# A line through the measured models of one generation (Qwen3: 0.75e9 weights 6.5, 2.0e9 13, 4.0e9 18, and 30B-A3B, with
+# an effective 10e9 weights, 24.5 by its MMLU-Pro).
 _INDEX_OF_1B: Final = 8.0
 DOUBLING: Final = 4.9
-"""Points that twice the weights bring."""
-# What nobody measured is rather older: it must not win over what was measured at the same size.
-_UNMEASURED: Final = 3.0
+"""Points gained by twice the weights."""
+# Deduction for an unmeasured model: it is probably older, and must not win against a measured one of the same size.
+_UNMEASURED_DEDUCTION: Final = 3.0
 
-# Kullback-Leibler divergence from the full precision, Llama-3-8B, with an importance matrix where llama.cpp's tables
+# Kullback-Leibler divergence of Llama-3-8B's quants from full precision, with an importance matrix if llama.cpp's tables
 # have both (tools/perplexity/README.md of the pinned version).
 _DIVERGENCE: Final = {
     "F32": 0.0, "F16": 0.000551, "BF16": 0.000551, "Q8_0": 0.001355, "Q6_K": 0.005452, "Q5_K_M": 0.010762,
@@ -36,68 +36,68 @@ _DIVERGENCE: Final = {
     "Q3_K_S": 0.199821, "IQ2_M": 0.325989, "Q2_K": 0.332223, "Q2_K_S": 0.40336, "IQ2_S": 0.439197,
     "IQ2_XS": 0.54629, "IQ2_XXS": 0.812022, "IQ1_M": 1.393084, "IQ1_S": 2.254554,
 }  # fmt: skip
-_MEASURED_AT: Final = 8.03e9
-# Below this, nothing shows how the loss goes on.
-_SMALLEST: Final = 2e9
-# From Llama-3-8B to Llama-2-70B the loss of perplexity shrinks with the size to the power of 0.39 (Q4_K_M: 2.8 % to
-# 1.2 %) and of 0.77 (Q2_K: 56 % to 8.8 %).
+_DIVERGENCE_N_PARAMS: Final = 8.03e9
+# No measurements exist of smaller models: below this size, the loss does not grow further.
+_MIN_N_PARAMS: Final = 2e9
+# From Llama-3-8B to Llama-2-70B, the perplexity loss shrinks with the size to the power of 0.39 (Q4_K_M: 2.8 % to 1.2 %)
+# and 0.77 (Q2_K: 56 % to 8.8 %).
 _SIZE_EXPONENT: Final = 0.55
-# A divergence that costs as much as half of the weights: 8B at about 3.5 bits (Q3_K_S) and 4B at 8 are even, which is
-# where 4-bit and 3-bit quants of the larger model stop being worth it.
+# The divergence that costs as much as half of the weights. With it, 8B at about 3.5 bits (Q3_K_S) equals 4B at 8 bits,
+# the point where quants below 4 bits of the larger model stop being worth it.
 _DIVERGENCE_OF_HALF: Final = 0.2
-# Of keys and values in Q8_0: ggml-org/llama.cpp#7412, at short contexts.
+# Divergence of a KV cache in Q8_0 at short contexts (ggml-org/llama.cpp#7412).
 _KV_Q8_DIVERGENCE: Final = 0.001
-# Names that stand beside llama.cpp's own: mixtures of other makers, counted as what they are built from.
+# Quant names of other makers, counted as the quant that they are built from.
 _ALIASES: Final = {"MXFP4_MOE": "IQ4_NL", "MXFP4": "IQ4_NL", "NVFP4": "IQ4_NL", "Q8_K": "Q8_0"}
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
-    """How good a file is."""
+    """Quality score of one model file."""
 
     index: float
-    """Of the model, in full precision."""
+    """Score of the model in full precision."""
     is_measured: bool
-    """False where the index is a rule's."""
+    """False if the index is estimated from the size."""
     loss: float
-    """Points that the quant costs; infinite if nobody knows it."""
+    """Points lost to quantisation; infinite for an unknown quant."""
 
     @property
     def points(self) -> float:
-        """What is left."""
+        """Score of the file: the index minus the loss."""
         return self.index - self.loss
 
 
 def divergence(quant: str) -> float | None:
-    """Of an 8B model's answers from those of the full precision; None for a quant that nobody measured."""
+    """Return the divergence of an 8B model's quant from full precision; None if it was never measured."""
     name = quant.upper().removeprefix("UD-")
     base = re.sub("_(XL|L|M|S)$", "", name)
     return next((_DIVERGENCE[n] for n in (name, _ALIASES.get(base, base + "_M"), base) if n in _DIVERGENCE), None)
 
 
 def loss(quant: str, n_params: int, *, kv_q8: bool = False) -> float:
-    """Points of index that a quant of a model of so many weights costs; infinite for a quant that nobody knows."""
-    known = divergence(quant)
-    if known is None:
+    """Return the points lost by quantising a model of `n_params` weights; infinite for an unknown quant."""
+    measured = divergence(quant)
+    if measured is None:
         return math.inf
-    scale = float((_MEASURED_AT / max(_SMALLEST, n_params)) ** _SIZE_EXPONENT)
-    return DOUBLING * (known * scale + (_KV_Q8_DIVERGENCE if kv_q8 else 0.0)) / _DIVERGENCE_OF_HALF
+    scale = float((_DIVERGENCE_N_PARAMS / max(_MIN_N_PARAMS, n_params)) ** _SIZE_EXPONENT)
+    return DOUBLING * (measured * scale + (_KV_Q8_DIVERGENCE if kv_q8 else 0.0)) / _DIVERGENCE_OF_HALF
 
 
-def index(n_params: int, n_active: int | None = None, known: CatalogueModel | None = None) -> tuple[float, bool]:
-    """The index of a model, and whether it was measured.
+def index(n_params: int, n_active: int | None = None, model: CatalogueModel | None = None) -> tuple[float, bool]:
+    """Return the index of a model in full precision, and whether it was measured.
 
-    Of a mixture of experts with `n_active` weights for each token, the geometric mean of both counts stands for its
-    size where nothing was measured.
+    For an unmeasured mixture of experts with `n_active` weights per token, the effective size is the geometric mean of
+    both counts.
     """
-    if known is not None and known.aa_index is not None:
-        return known.aa_index, True
-    if known is not None and known.mmlu_pro is not None:
-        return _MMLU_AT[1] + (known.mmlu_pro - _MMLU_AT[0]) * _INDEX_PER_MMLU, True
+    if model is not None and model.aa_index is not None:
+        return model.aa_index, True
+    if model is not None and model.mmlu_pro is not None:
+        return _MMLU_AT[1] + (model.mmlu_pro - _MMLU_AT[0]) * _INDEX_PER_MMLU, True
     size = math.sqrt(n_params * (n_active or n_params)) if n_params else 1.0
-    return _INDEX_OF_1B + DOUBLING * math.log2(max(1.0, size) / 1e9) - _UNMEASURED, False
+    return _INDEX_OF_1B + DOUBLING * math.log2(max(1.0, size) / 1e9) - _UNMEASURED_DEDUCTION, False
 
 
-def quality(quant: str, n_params: int, n_active: int | None = None, known: CatalogueModel | None = None) -> Quality:
-    """How good a file of this quant is; `known` is what the catalogue says of the model."""
-    points, is_measured = index(n_params, n_active, known)
+def quality(quant: str, n_params: int, n_active: int | None = None, model: CatalogueModel | None = None) -> Quality:
+    """Return the quality of a model file; `model` is its entry in the catalogue."""
+    points, is_measured = index(n_params, n_active, model)
     return Quality(index=points, is_measured=is_measured, loss=loss(quant, n_params))

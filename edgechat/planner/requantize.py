@@ -1,4 +1,4 @@
-"""Every quant of a model from one header: which type each tensor gets under a preset, and so how large the file is."""
+"""Header of a model in another quant, computed from one header: the type and size of each tensor under a preset."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgechat.modelfile.layers import read_layers
 from edgechat.modelfile.tensor_types import FILE_TYPES, TENSOR_TYPES
 
 PRESETS: Final = ("Q2_K", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
-"""Quants that are worth a look, smallest first; others are between them, or need a file of statistics to be any good."""
-_NUMBERS: Final = {name: number for number, name in FILE_TYPES.items()}
+"""Quants to compare, smallest first; the others lie between them, or need an importance matrix."""
+_PRESET_NUMBERS: Final = {name: number for number, name in FILE_TYPES.items()}
 
 
 class QuantModel(msgspec.Struct, frozen=True, kw_only=True):
-    """What decides which types tensors get."""
+    """Properties of a model on which llama.cpp's choice of tensor types depends."""
 
     architecture: str
     n_embd: int
@@ -31,11 +31,11 @@ class QuantModel(msgspec.Struct, frozen=True, kw_only=True):
     key_length: int
     value_length: int
     tensors: list[tuple[str, tuple[int, ...], int]]
-    """Name, shape and ggml's number of the type, of each; in the order in which llama.cpp quantises."""
+    """Name, shape and ggml type number of each tensor, in the order in which llama.cpp quantises them."""
 
 
 def quant_model(header: ModelHeader) -> QuantModel:
-    """What llama.cpp's rules ask of a model. Raises ModelFileError for a number of layers that cannot be."""
+    """Return the properties that llama.cpp's rules need. Raises ModelFileError for an impossible number of layers."""
     parts = read_layers(header)
     first = next((layer for layer in parts.layers if layer.n_head_kv), parts.layers[0] if parts.layers else None)
     return QuantModel(
@@ -48,18 +48,18 @@ def quant_model(header: ModelHeader) -> QuantModel:
 
 
 def _order(tensor: Tensor) -> tuple[int, str]:
-    """As llama.cpp's weight_name_comparer: some rules count the tensors that came before."""
-    found = re.match(r"blk\.(\d{1,9})\.", tensor.name)
-    return (int(found[1]) if found else -1, tensor.name)
+    """Sort as llama.cpp's weight_name_comparer does, because some rules count earlier tensors."""
+    match = re.match(r"blk\.(\d{1,9})\.", tensor.name)
+    return (int(match[1]) if match else -1, tensor.name)
 
 
 def preset_number(quant: str) -> int:
-    """llama.cpp's number of a preset. Raises KeyError for a name that it does not have."""
-    return _NUMBERS[quant]
+    """Return the llama_ftype number of a preset. Raises KeyError for an unknown name."""
+    return _PRESET_NUMBERS[quant]
 
 
 def requantized_header(header: ModelHeader, quant: str, types: Sequence[int]) -> ModelHeader:
-    """The header of the same model in another quant, its tensors having these types, in the order of `describe`."""
+    """Return the header of the same model in another quant; `types` are in the order of `quant_model(header).tensors`."""
     offset, tensors = 0, []
     for tensor, type_id in zip(sorted(header.tensors, key=_order), types, strict=True):
         size = tensor_bytes(tensor, type_id)
@@ -72,6 +72,6 @@ def requantized_header(header: ModelHeader, quant: str, types: Sequence[int]) ->
 
 
 def tensor_bytes(tensor: Tensor, type_id: int) -> int:
-    """Bytes of a tensor in a type."""
+    """Return the bytes of a tensor that is stored in the type `type_id`."""
     kind = TENSOR_TYPES[type_id]
     return math.prod(tensor.shape) // kind.block_size * kind.block_bytes

@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from edgechat.errors import ComputeError, EngineError, PlanError
+from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import N_OUTPUTS
-from edgechat.planner.plan import LoadPlan
 from edgechat.runtime import attention_padding
 from edgechat.runtime.model import Model
 from edgechat.runtime.sequences import SequenceMemory

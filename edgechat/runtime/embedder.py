@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgechat.errors import ComputeError, ContextOverflowError, PlanError
-from edgechat.planner.plan import LoadPlan
+from edgechat.planner.load_plan import LoadPlan
 from edgechat.runtime.model import Model
 
 

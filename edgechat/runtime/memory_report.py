@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from edgechat.hardware.profile import Gpu
+from edgechat.hardware.gpu import Gpu
+from edgechat.planner.load_plan import manual_plan
 from edgechat.planner.memory import LoadOptions
-from edgechat.planner.plan import manual_plan
 from edgechat.runtime.bindings import Bindings, Device, MemoryEntry
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model

@@ -15,7 +15,7 @@ from edgechat.config import Sampling, Settings
 from edgechat.engine import protocol
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.models.loaded_model import LoadedModel
-from edgechat.planner.plan import LoadPlan
+from edgechat.planner.load_plan import LoadPlan
 from edgechat.prompt.builder import BuiltPrompt, PromptBuilder, PromptOptions, check_prompt_bytes
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.tool_formats import ToolFormat, detect_tool_format
@@ -56,7 +56,7 @@ class ModelQueue:
 
     def open(self, on_progress: Callable[[str], None]) -> protocol.Loaded:
         """Load it. Raises EdgechatError."""
-        return self._model.open(self.path, self.settings, lambda event: on_progress(event.words), may_embed=True)
+        return self._model.open(self.path, self.settings, lambda event: on_progress(event.message), may_embed=True)
 
     def close(self) -> None:
         """End its processes."""

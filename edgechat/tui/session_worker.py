@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from textual.message import Message
 
-    from edgechat.chat.events import ModelLoadProgressed, PromptProgressed, SessionEvent, TurnFinished, TurnInterrupted
+    from edgechat.chat.events import PromptProgressed, SessionEvent, TurnFinished, TurnInterrupted
     from edgechat.chat.session import Session
+    from edgechat.models.events import ModelLoadProgressed
 
 # Text reaches the screen about twelve times a second: nobody reads faster, and every repaint costs.
 PAINT_S: Final = 0.08
@@ -119,7 +120,7 @@ class SessionWorker:
         return session
 
     def _loading(self, event: ModelLoadProgressed) -> None:
-        self._post(messages.StatusChanged(event.words))
+        self._post(messages.StatusChanged(event.message))
 
     def load_model(self, name: str) -> None:
         """Let another model answer, from the next message on; the one before is loaded again if this one cannot be."""

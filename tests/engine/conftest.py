@@ -11,7 +11,7 @@ import pytest
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.planner.plan import manual_plan
+from edgechat.planner.load_plan import manual_plan
 from edgechat.runtime.backends import probe
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import Bindings, load

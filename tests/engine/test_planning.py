@@ -13,18 +13,29 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EdgechatError, ModelFileError
+from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
-from edgechat.planner import memory, requantize
-from edgechat.planner.memory import LoadOptions
-from edgechat.planner.plan import default_n_seqs, manual_plan
+from edgechat.planner import requantize
+from edgechat.planner.load_plan import manual_plan
+from edgechat.planner.load_variants import default_n_seqs
+from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate, reported_buffers
 from edgechat.runtime.backends import kernel_benchmark
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.probe import choose_module
 from tests.models import KINDS, Kind, write_tiny
 
 
+def read_profile(path: Path) -> ModelProfile:
+    return ModelProfile.from_header(read_header(path))
+
+
+def exact_memory(path: Path, options: LoadOptions, report: dict[str, dict[str, int]]) -> MemoryEstimate:
+    profile = read_profile(path)
+    return estimate(profile, options, reported_buffers(profile, options, report))
+
+
 def load_options(path: Path, **changes: object) -> LoadOptions:
-    fields = {"n_ctx": 1024, "n_seqs": default_n_seqs(read_header(path))} | changes
+    fields = {"n_ctx": 1024, "n_seqs": default_n_seqs(read_profile(path))} | changes
     return LoadOptions(**fields)  # type: ignore[arg-type]
 
 
@@ -37,7 +48,6 @@ def test_sizes_measured_without_weights_equal_those_of_a_loaded_model(
     tmp_path: Path, kind: Kind, starter: Path
 ) -> None:
     path = starter if kind == "starter" else write_tiny(tmp_path / "m.gguf", kind)  # type: ignore[comparison-overlap]
-    header = read_header(path)
     engine = EngineClient()
     try:
         # The heads of the tiny models are too short for a Q8_0 KV cache.
@@ -47,10 +57,10 @@ def test_sizes_measured_without_weights_equal_those_of_a_loaded_model(
             plan = manual_plan(str(path), n_threads=1, speculation=False, **msgspec.structs.asdict(options))
             engine.load(protocol.Load(id=engine.next_id(), plan=plan))
             assert engine.stats().memory == probed
-            exact, estimate = memory.exact(header, options, probed), memory.estimate(header, options)
-            assert exact.kv_cache == estimate.kv_cache
+            exact, formula = exact_memory(path, options, probed), estimate(read_profile(path), options)
+            assert exact.kv_cache == formula.kv_cache
             # The formulas do not know which types this backend repacks.
-            exact_bytes, estimated_bytes = exact.weights + exact.repacked, estimate.weights + estimate.repacked
+            exact_bytes, estimated_bytes = exact.weights + exact.repacked, formula.weights + formula.repacked
             assert exact_bytes <= estimated_bytes * 1.02
             assert estimated_bytes <= exact_bytes * 1.35
     finally:
@@ -164,7 +174,7 @@ def test_longer_contexts_take_more_memory(starter: Path) -> None:
     engine = EngineClient()
     try:
         totals = [
-            memory.exact(read_header(starter), options, probe_memory(engine, starter, options)).total
+            exact_memory(starter, options, probe_memory(engine, starter, options)).total
             for options in (load_options(starter, n_ctx=n) for n in (512, 2048, 8192))
         ]
     finally:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from edgechat.config import Sampling
 from edgechat.errors import EngineError, ModelFileError, RuntimeLoadError
+from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
-from edgechat.planner.kv_memory import context_bytes
+from edgechat.planner.kv_memory import layer_bytes, states_bytes
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import Bindings, load
 from edgechat.runtime.context import Context, DecodeAborted
@@ -165,7 +166,9 @@ def test_context_memory_equals_the_planners_estimate(
     )
     real = sum(buffer["context_bytes"] for buffer in memory_breakdown(context).values())
     n_rs_seq = int(native.llama.llama_n_rs_seq(context.pointer))
-    assert context_bytes(read_header(path), n_ctx, n_seqs=n_seqs + 1, n_ubatch=64, n_rs_seq=n_rs_seq) == real
+    profile = ModelProfile.from_header(read_header(path))
+    planned = sum(layer_bytes(profile, n_ctx, n_seqs=n_seqs + 1, n_ubatch=64))
+    assert planned + n_rs_seq * states_bytes(profile, n_seqs + 1) == real
 
 
 def test_error_names_an_unknown_architecture(native: Bindings, tmp_path: Path) -> None:

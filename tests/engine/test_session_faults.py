@@ -17,6 +17,7 @@ from edgechat.errors import (
     EngineDiedError,
     StoreError,
 )
+from edgechat.models.events import ModelLoadProgressed
 from edgechat.store import open_store
 from edgechat.store.sqlite import SqliteStore
 from tests.engine.chats import SHORT_GREEDY, OpenChat
@@ -55,7 +56,7 @@ def test_killed_engine_leaves_an_interrupted_reply_and_restarts(
     assert chat.session.tree.path[1].text
     chat.session.settings = SHORT_GREEDY
     assert chat.run(chat.session.continue_reply()).finish_reason == "length"
-    assert any(isinstance(e, events.ModelLoadProgressed) for e in chat.events)
+    assert any(isinstance(e, ModelLoadProgressed) for e in chat.events)
 
 
 def test_abandoned_event_iterator_stops_and_keeps_the_reply(open_chat: Callable[..., OpenChat]) -> None:

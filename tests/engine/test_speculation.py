@@ -19,7 +19,7 @@ from edgechat import paths
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.planner.plan import manual_plan
+from edgechat.planner.load_plan import manual_plan
 from edgechat.prefix.disk_tier import delete_conversation, folder_name
 from edgechat.speculation.step_costs import SIZES
 from tests.conftest import Cli

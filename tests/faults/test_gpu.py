@@ -16,7 +16,7 @@ from edgechat.chat.session import Session
 from edgechat.config import Settings
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
-from edgechat.hardware.profile import Gpu
+from edgechat.hardware.gpu import Gpu
 from edgechat.models import resources
 from edgechat.runtime.backends import probe
 from edgechat.runtime.backends.bundle import find_bundle

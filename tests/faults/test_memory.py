@@ -216,7 +216,7 @@ def test_a_second_program_sees_what_the_first_holds(
     first = group.start(sys.executable, "-c", HOLD, str(starter), "0", "")
     assert first.stdout is not None
     first.stdout.readline()
-    [holder] = instances.others()
+    [holder] = instances.other_instances()
     assert holder.model_path == str(starter)
     assert "has" in (held := current_machine(Settings()).other_instances)
     assert str(holder.pid) in held
@@ -227,7 +227,7 @@ def test_a_second_program_sees_what_the_first_holds(
         assert f"process {holder.pid}" in second.stderr
         assert starter.name in second.stderr
         assert not group.was_killed()
-    assert instances.others() == []
+    assert instances.other_instances() == []
 
 
 def test_pages_that_another_engine_has_mapped_are_not_available(starter: Path) -> None:
@@ -240,7 +240,7 @@ def test_pages_that_another_engine_has_mapped_are_not_available(starter: Path) -
         assert before - current_machine(Settings(), str(starter)).available_bytes < 1 << 30
     finally:
         child.communicate(b"")
-    assert instances.others() == []
+    assert instances.other_instances() == []
     assert list(paths.instances_dir().iterdir()) == []
 
 

@@ -20,7 +20,7 @@ from edgechat import paths
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.planner.plan import manual_plan
+from edgechat.planner.load_plan import manual_plan
 from edgechat.prefix.segment_file import read_header
 from tests.conftest import Cli
 from tests.models import write_tiny

@@ -20,9 +20,9 @@ from edgechat import paths
 from edgechat.bench.scripted_session import Script
 from edgechat.hardware import cpu
 from edgechat.models import resources, selection
+from edgechat.planner.load_plan import manual_plan
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import MemoryEstimate
-from edgechat.planner.plan import manual_plan
 from edgechat.store import ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render import entries

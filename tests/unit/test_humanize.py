@@ -17,7 +17,7 @@ from edgechat.planner.plan import plan
 from edgechat.planner.quality import quality
 from edgechat.planner.ranking import Candidate, evaluate
 from edgechat.planner.report import plan_row, row_lines
-from tests.unit.planner.test_plan import a_model
+from tests.unit.planner.profiles import llama
 
 FREE_BYTES = 23_765_000_000
 
@@ -50,11 +50,11 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_available_memory_reads_the_same_in_every_message() -> None:
-    header = a_model(weights=40 << 30)
+    profile = llama(weights=40 << 30)
     machine = Machine(available_bytes=FREE_BYTES)
     with pytest.raises(PlanError) as refused:
-        plan(header, machine)
-    candidate = Candidate(name="a", quant="Q4_K_M", header=header, quality=quality("Q4_K_M", 10**9))
+        plan(profile, machine)
+    candidate = Candidate(name="a", quant="Q4_K_M", profile=profile, quality=quality("Q4_K_M", 10**9))
     evaluation = evaluate(candidate, machine)
     texts = [
         str(refused.value),

@@ -15,7 +15,7 @@ from typing import Final, Literal
 from edgechat import process
 from edgechat.errors import RuntimeLoadError
 from edgechat.hardware.cpu import Cpu, read_cpu
-from edgechat.hardware.profile import driver_version
+from edgechat.hardware.gpu import driver_version
 from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.backends.selftest import PASSED, REFUSED, WRONG

@@ -86,7 +86,7 @@ class FirstRunScreen(ModalScreen[None]):
         if found.best is not None:
             self._best = found.best.candidate.name
             lines += ["", f"Best for this machine: {words(found.best)}"]
-            file_words = size(found.best.candidate.header.tensor_bytes)
+            file_words = size(found.best.candidate.profile.tensor_bytes)
             options.add_option(Option(f"Get {self._best}, {file_words} (needs a network, once)", id="get"))
         if found.problem:
             lines += ["", found.problem]
@@ -148,6 +148,6 @@ def offer(app: ChatApp) -> Offer:
 
 def words(rated: Evaluation) -> str:
     """A candidate in a line."""
-    file_bytes = rated.candidate.header.tensor_bytes
+    file_bytes = rated.candidate.profile.tensor_bytes
     said = f"{rated.candidate.name}, a file of {size(file_bytes)}, {size(rated.memory.total)} in memory"
     return f"{said}, about {rated.speed.decode_tps:.0f} tokens/s" if rated.speed is not None else said

@@ -157,7 +157,7 @@ class ModelsScreen(FilterListScreen[None]):
         try:
             found = remote_header.find_remote_model(repo)
             if found is not None:
-                candidate = selection.make_candidate(repo, found[1], repo=repo, is_here=False)
+                candidate = selection.make_candidate(repo, found[1], repo=repo, is_installed=False)
                 [rated] = selection.evaluate_all([candidate], self.app.settings)
                 said = self._words(plan_row(rated, None))
         except EdgechatError as error:

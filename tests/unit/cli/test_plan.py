@@ -17,7 +17,9 @@ from edgechat.catalogue import curated, library
 from edgechat.config import Settings, check, parse_size
 from edgechat.errors import CatalogueError, PlanError
 from edgechat.hardware.cpu import candidate_thread_counts, cores_by_kind
-from edgechat.hardware.profile import HardwareProfile, measure_read_bps, nvidia_problem
+from edgechat.hardware.disk_speed import measure_read_bps
+from edgechat.hardware.gpu import nvidia_problem
+from edgechat.hardware.profile import HardwareProfile
 from edgechat.models.selection import choose_installed
 from tests.conftest import Cli
 from tests.hub import FakeRepo, local_hub

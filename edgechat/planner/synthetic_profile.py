@@ -1,64 +1,58 @@
-"""A model file's header as the catalogue lets one guess it, for plans before anything of the file was read."""
+"""Approximate model profiles from the catalogue's numbers, for planning before a file's header was read."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-import msgspec
-
 from edgechat.catalogue.curated import CatalogueModel
 from edgechat.modelfile.header import ModelHeader, Tensor
-from edgechat.modelfile.layers import read_layers as read_shape
+from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 
-# Bits per weight of Llama-3.1-8B's files (tools/quantize/README.md of the pinned llama.cpp), and Q4_0 and Q8_0 by their blocks.
-# Small models take more: their vocabularies weigh more.
+# Bits per weight of Llama-3.1-8B's files (tools/quantize/README.md of the pinned llama.cpp); Q4_0 and Q8_0 from their block
+# sizes. Small models have more bits per weight, because their vocabulary is a larger part of them.
 _BITS: Final = {
     "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5008, "Q6_K": 6.5633, "Q5_K_M": 5.7036, "Q5_K_S": 5.5704,
     "Q4_K_M": 4.8944, "Q4_K_S": 4.6672, "IQ4_NL": 4.6818, "IQ4_XS": 4.4597, "Q4_0": 4.6, "Q4_1": 5.1,
     "Q3_K_L": 4.2979, "Q3_K_M": 3.996, "IQ3_M": 3.7628, "Q3_K_S": 3.6429, "Q2_K": 3.1593,
 }  # fmt: skip
-# The type of most of a mixture's weights.
+# The tensor type of most weights in a quant.
 _MAIN_TYPES: Final = {
     "Q5_K_M": "Q5_K", "Q5_K_S": "Q5_K", "Q4_K_M": "Q4_K", "Q4_K_S": "Q4_K", "Q3_K_L": "Q3_K", "Q3_K_M": "Q3_K",
     "Q3_K_S": "Q3_K", "IQ3_M": "IQ3_S", "MXFP4_MOE": "MXFP4", "UD-Q4_K_XL": "Q4_K", "UD-Q4_K_M": "Q4_K",
     "UD-Q2_K_XL": "Q2_K", "UD-Q3_K_XL": "Q3_K", "UD-Q5_K_XL": "Q5_K",
 }  # fmt: skip
 _TYPE_IDS: Final = {kind.name: number for number, kind in TENSOR_TYPES.items()}
-# Of what is not known, about what models of today have.
+# Typical values of current models, for dimensions that the catalogue lacks.
 _N_EMBD, _N_VOCAB = 2048, 128_000
 
 
 def file_sizes(model: CatalogueModel) -> dict[str, tuple[int, bool]]:
-    """Bytes of a model's files by quant, and whether they are known or computed from the number of weights."""
-    found = {quant: (count, True) for quant, count in model.sizes().items()}
+    """Return (bytes, is_exact) of a model's files by quant; inexact sizes are computed from the number of weights."""
+    sizes = {quant: (count, True) for quant, count in model.sizes().items()}
     for source in model.source:
         for quant in (*source.quants, *source.seen):
             bits = _BITS.get(quant)
-            if quant not in found and bits is not None and model.shape.n_params:
-                found[quant] = (int(model.shape.n_params * bits / 8), False)
-    return found
+            if quant not in sizes and bits is not None and model.shape.n_params:
+                sizes[quant] = (int(model.shape.n_params * bits / 8), False)
+    return sizes
 
 
-def synthetic_profiles(model: CatalogueModel) -> dict[str, ModelHeader]:
-    """By quant, headers with the catalogue's numbers, and tensors that only add up to what the model has."""
-    base = _without_tensors(model)
-    parts = read_shape(base)
-    found = {}
-    for quant, (file_bytes, _) in file_sizes(model).items():
-        found[quant] = msgspec.structs.replace(
-            base, path=f"{model.id}:{quant}", file_bytes=file_bytes, tensors=_tensors(model, quant, file_bytes)
-        )
-        found[quant].__dict__["_shape"] = parts
-    return found
+def synthetic_profiles(model: CatalogueModel) -> dict[str, ModelProfile]:
+    """Return a profile for each quant, with the catalogue's dimensions and tensors whose sizes add up to the file's."""
+    base = ModelProfile.from_header(_header_without_tensors(model))
+    return {
+        quant: base.with_tensors(f"{model.id}:{quant}", _tensors(model, quant, file_bytes))
+        for quant, (file_bytes, _) in file_sizes(model).items()
+    }
 
 
-def _without_tensors(model: CatalogueModel) -> ModelHeader:
+def _header_without_tensors(model: CatalogueModel) -> ModelHeader:
     shape = model.shape
     n_layers, n_embd = shape.n_layers or 0, shape.n_embd or _N_EMBD
     n_heads = shape.n_heads or max(1, n_embd // 128)
     n_kv_heads = shape.n_kv_heads or max(1, n_heads // 4)
-    arch = "sketch"
+    arch = "synthetic"
     metadata: dict[str, Any] = {
         "general.architecture": arch,
         "general.name": model.name,
@@ -92,24 +86,24 @@ def _without_tensors(model: CatalogueModel) -> ModelHeader:
 
 
 def _tensors(model: CatalogueModel, quant: str, file_bytes: int) -> tuple[Tensor, ...]:
-    """One tensor for each layer, or two where only a part of the experts is used for each token."""
+    """Return one tensor per layer, and another with its experts if each token uses only some of them."""
     shape = model.shape
     type_id = _TYPE_IDS.get(_MAIN_TYPES.get(quant, quant), _TYPE_IDS["Q4_K"])
     n_params = shape.n_params or int(file_bytes * 8 / _BITS.get(quant, _BITS["Q4_K_M"]))
     routed = 0.0
     if shape.n_params_active and shape.n_experts and shape.n_experts_used and shape.n_params:
-        # What is active is what is not routed, and of what is routed the part of the experts that are used.
+        # Active weights are the dense ones and the used fraction of the routed ones; solve for the routed fraction.
         used = shape.n_experts_used / shape.n_experts
         routed = min(1.0, max(0.0, (1 - shape.n_params_active / n_params) / max(1e-9, 1 - used)))
     n_layers = shape.n_layers or 1
-    found = []
-    for name, part in (("all.weight", 1.0 - routed), ("ffn_exps.weight", routed)):
-        if part:
-            columns = max(2, int(n_params * part / n_layers / (shape.n_embd or _N_EMBD)))
-            size = int(file_bytes * part / n_layers)
-            width = shape.n_embd or _N_EMBD
-            found += [
+    width = shape.n_embd or _N_EMBD
+    tensors = []
+    for name, fraction in (("all.weight", 1.0 - routed), ("ffn_exps.weight", routed)):
+        if fraction:
+            columns = max(2, int(n_params * fraction / n_layers / width))
+            size = int(file_bytes * fraction / n_layers)
+            tensors += [
                 Tensor(name=f"blk.{i}.{name}", shape=(width, columns), type_id=type_id, offset=0, size_bytes=size)
                 for i in range(n_layers)
             ]
-    return tuple(found)
+    return tuple(tensors)

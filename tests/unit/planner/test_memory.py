@@ -1,0 +1,63 @@
+"""Memory estimates from formulas and from llama.cpp's report."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgechat.modelfile.header import Tensor
+from edgechat.planner.memory import MemoryEstimate, estimate, reported_buffers
+from tests.unit.planner.profiles import GIB, I8, Q4_0, llama, options
+
+
+def test_kv_cache_is_counted_by_layer_and_head() -> None:
+    # 16 layers, 8 heads of 64 for K and for V, two bytes each: 32 KiB a token, as published for Llama-3.2-1B.
+    profile = llama()
+    f16, q8 = (estimate(profile, options(profile, 1000, kv_type=kind)).kv_cache for kind in ("f16", "q8_0"))
+    assert f16 == 1024 * 32 * 1024  # llama.cpp allocates multiples of 256 tokens
+    assert q8 == f16 * 34 // 64
+
+
+def test_reported_buffer_sizes_replace_the_formulas() -> None:
+    profile = llama(type_id=Q4_0)
+    report = {
+        "CPU": {"model_bytes": 100, "context_bytes": 20, "compute_bytes": 3, "is_host": 1},
+        "CPU_REPACK": {"model_bytes": 900, "context_bytes": 0, "compute_bytes": 0, "is_host": 0},
+        "CUDA0": {"model_bytes": 7000, "context_bytes": 800, "compute_bytes": 90, "is_host": 0},
+    }
+    load_options = options(profile, 512, use_mmap=False)
+    read = estimate(profile, load_options, reported_buffers(profile, load_options, report))
+    assert (read.weights, read.repacked, read.kv_cache, read.compute, read.gpu) == (1000, 0, 20, 3, 7890)
+    load_options = options(profile, 512)
+    mapped = estimate(profile, load_options, reported_buffers(profile, load_options, report), extra_bytes=5)
+    assert (mapped.weights, mapped.repacked, mapped.observed_extra) == (profile.tensor_bytes, 900, 5)
+    assert mapped.is_exact
+    assert mapped.total > read.total
+
+
+def test_total_is_the_sum_of_all_parts() -> None:
+    profile = llama()
+    memory = estimate(profile, options(profile, 8192), extra_bytes=7)
+    parts = set(MemoryEstimate.__struct_fields__) - {"gpu", "is_exact", "is_unified"}
+    assert memory.total == sum(getattr(memory, name) for name in parts)
+    unified = msgspec.structs.replace(memory, gpu=GIB, is_unified=True)
+    assert unified.total == memory.total + GIB
+
+
+def test_observed_extra_memory_keeps_its_name_in_json() -> None:
+    memory = estimate(llama(), options(llama(), 512), extra_bytes=7)
+    assert msgspec.json.decode(msgspec.json.encode(memory))["learned"] == 7
+
+
+@given(
+    st.lists(st.sampled_from(["token_embd.weight", "output.weight", "blk.0.a", "blk.9.b", "x"]), max_size=5),
+    st.integers(0, 20),
+)
+def test_every_weight_is_in_cpu_or_gpu_memory(names: list[str], n_gpu_layers: int) -> None:
+    profile = llama().with_tensors("m.gguf", tuple(Tensor(name, (2048, 512), I8, 0, 1 << 20) for name in names))
+    on_gpu = estimate(profile, options(profile, 512, n_gpu_layers=n_gpu_layers, use_mmap=False))
+    on_cpu = estimate(profile, options(profile, 512, use_mmap=False))
+    assert 0 <= on_gpu.weights <= on_cpu.weights
+    assert on_cpu.gpu == 0
+    assert on_gpu.weights + on_gpu.gpu >= on_cpu.weights

@@ -1,0 +1,52 @@
+"""Predicted speeds."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from edgechat.modelfile.header import Tensor
+from edgechat.planner.throughput import predict_speed
+from tests.unit.planner.profiles import Q8_0, WITHOUT_AMX, llama, two_quants
+
+EXPERTS = Tensor("blk.0.ffn_up_exps.weight", (2048, 1024, 64), Q8_0, 0, 1 << 27)
+
+
+def test_speed_is_the_sum_of_products_and_small_operations() -> None:
+    [_, q8] = two_quants()
+    speed = predict_speed(q8.profile, WITHOUT_AMX, n_past=0)
+    assert speed is not None
+    n_operations = 260 + 16 * 20
+    assert speed.decode_tps == pytest.approx(1 / (1.024e9 / 17e9 + n_operations / 1e7))
+    assert speed.prefill_tps == pytest.approx(32 / (1.024e9 / 2.2e9))
+    assert speed.ttft_s(1000) == pytest.approx(1000 / speed.prefill_tps + 1 / speed.decode_tps)
+
+
+def test_speed_of_an_unmeasured_tensor_type_is_unknown() -> None:
+    profile = llama().with_tensors("m.gguf", (Tensor("w", (2048, 8), 35, 0, 4000),))
+    assert predict_speed(profile, WITHOUT_AMX) is None
+
+
+def test_file_without_matrix_products_has_no_speed() -> None:
+    no_operations = msgspec.structs.replace(WITHOUT_AMX, operations_per_s=0.0)
+    assert predict_speed(llama().with_tensors("m.gguf", ()), no_operations) is None
+
+
+def test_only_the_experts_that_a_token_uses_count() -> None:
+    dense = llama().with_tensors("m.gguf", (EXPERTS,))
+    mixture = llama(expert_count=64, expert_used_count=8).with_tensors("m.gguf", (EXPERTS,))
+    speeds = msgspec.structs.replace(WITHOUT_AMX, operations_per_s=0.0)
+    of_dense, of_mixture = predict_speed(dense, speeds, n_past=0), predict_speed(mixture, speeds, n_past=0)
+    assert of_dense is not None
+    assert of_mixture is not None
+    assert of_mixture.decode_tps == pytest.approx(8 * of_dense.decode_tps)
+    assert of_dense.prefill_tps < of_mixture.prefill_tps < 8 * of_dense.prefill_tps
+
+
+@pytest.mark.parametrize(("n_used", "n_experts"), [(8, 160), (8, 384), (4, 72), (6, 66), (1, 1 << 60), (1 << 32, 8)])
+def test_any_number_of_experts_has_a_speed(n_used: int, n_experts: int) -> None:
+    profile = llama(expert_count=n_experts, expert_used_count=n_used).with_tensors("m.gguf", (EXPERTS,))
+    speed = predict_speed(profile, WITHOUT_AMX)
+    assert speed is not None
+    assert speed.decode_tps > 0
+    assert speed.prefill_tps > 0
