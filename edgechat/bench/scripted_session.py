@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from edgechat.chat.idle import IdleGate
 from edgechat.chat.messages import Conversation
 from edgechat.chat.session import Session
 from edgechat.chat.store import Store
@@ -131,7 +130,6 @@ class ScriptedSession(Session):
         super().__init__(store, settings, Path("scripted.gguf"), conversation)
         self._scripted = ScriptedEngine(script)
         self.model.engine = self._scripted
-        self._idle = IdleGate(self.engine)
 
     def open(self, listen: LoadCallback = lambda event: None) -> protocol.Loaded:  # noqa: ARG002
         """Read the conversation; nothing is loaded."""

@@ -1,1 +1,1 @@
-"""Conversations as people see them: messages, chat templates, the session. The only importer of jinja2."""
+"""Conversations: their messages, stores and prompts, and the session that generates replies."""

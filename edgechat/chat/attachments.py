@@ -1,4 +1,4 @@
-"""Files that come with a message: what can be taken along, and how a model is shown it."""
+"""Attachments: load text files to send with a message, and insert them into the prompt."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from edgechat import humanize
 from edgechat.chat.messages import Attachment
 from edgechat.errors import AttachmentError, StoreError
 
 MAX_BYTES: Final = 32 << 20
 
-# First bytes of the pictures that models for pictures read.
-_IMAGES: Final = (
+# Magic numbers of image formats.
+_IMAGE_MAGIC: Final = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"GIF8", "image/gif"),
@@ -22,39 +23,47 @@ _IMAGES: Final = (
 
 
 def load_attachments(files: Sequence[Path], model: str) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
-    """What goes with a message to `model`, and its bytes by hash. Raises AttachmentError."""
-    attached: list[Attachment] = []
+    """Read files to attach to a message for `model`; return the attachments, and their bytes by SHA-256 hash.
+
+    Raises AttachmentError.
+    """
+    attachments: list[Attachment] = []
     contents: dict[str, bytes] = {}
     for path in files:
-        data, kind = read_file(path)
+        data, media_type = read_file(path)
         sha256 = hashlib.sha256(data).hexdigest()
         contents[sha256] = data
-        attached.append(Attachment(sha256=sha256, name=path.name, media_type=kind, size_bytes=len(data)))
-    reject_images(attached, model)
-    return tuple(attached), contents
+        attachments.append(Attachment(sha256=sha256, name=path.name, media_type=media_type, size_bytes=len(data)))
+    reject_images(attachments, model)
+    return tuple(attachments), contents
 
 
 def read_file(path: Path) -> tuple[bytes, str]:
-    """The bytes of a file and their media type. Raises AttachmentError if it is neither text nor a picture."""
+    """Return the bytes and the media type of a file. Raises AttachmentError unless it is a text or an image."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise AttachmentError(f"{path} has {size} bytes; at most {MAX_BYTES} can go with a message")
-        if not path.is_file():  # a pipe would wait, a device would never end
-            raise AttachmentError(f"{path} is not a file")
+            raise AttachmentError(
+                f"Cannot attach {path}: it has {humanize.size(size)}, the limit is {humanize.size(MAX_BYTES)}"
+            )
+        if not path.is_file():  # reading a pipe or a device may never end
+            raise AttachmentError(f"Cannot attach {path}: it is not a file")
         data = path.read_bytes()
     except OSError as error:
-        raise AttachmentError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise AttachmentError(f"Cannot read {path}: {error.strerror or error}") from error
     return data, detect_media_type(data, path.name)
 
 
 def detect_media_type(data: bytes, name: str) -> str:
-    """What the bytes are, whatever their name says. Raises AttachmentError if that is of no use in a chat."""
-    found = next((kind for start, kind in _IMAGES if data.startswith(start)), "")
+    """Return the media type of a file's bytes, regardless of its name.
+
+    Raises AttachmentError unless it is a text or an image.
+    """
+    image_type = next((media_type for magic, media_type in _IMAGE_MAGIC if data.startswith(magic)), "")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        found = "image/webp"
-    if found:
-        return found
+        image_type = "image/webp"
+    if image_type:
+        return image_type
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -63,43 +72,46 @@ def detect_media_type(data: bytes, name: str) -> str:
             "convert it to text first"
         ) from error
     if "\0" in text:
-        raise AttachmentError(f"{name} is not a text: it holds zero bytes (at byte {data.index(0)})")
+        raise AttachmentError(f"{name} is not a text file: it contains zero bytes (the first at {data.index(0)})")
     return "text/plain"
 
 
 def reject_images(attachments: Sequence[Attachment], model: str) -> None:
-    """Raises AttachmentError if there is a picture: no model is shown pictures yet."""
+    """Raise AttachmentError if there is an image: edgechat does not support vision models yet."""
     images = [a.name for a in attachments if a.is_image]
     if images:
-        raise AttachmentError(f"{images[0]} is a picture, and {model} cannot see pictures: leave it out")
+        raise AttachmentError(f"{images[0]} is a picture, and {model} cannot see pictures: send the message without it")
 
 
 def with_attachments(text: str, attachments: Sequence[Attachment], read: Callable[[str], bytes]) -> str:
-    """What the model is shown of a message: each file under its name, then the words. `read` takes a hash."""
-    parts = [_shown(a, read) for a in attachments if not a.is_image]
+    """Return the content of a message for the prompt: its text files in code fences, then its text.
+
+    `read` returns the bytes of an attachment by hash; it may raise StoreError.
+    """
+    parts = [_prompt_text(a, read) for a in attachments if not a.is_image]
     return "\n\n".join([*parts, text] if text else parts)
 
 
 def attached_texts(attachments: Sequence[Attachment], read: Callable[[str], bytes]) -> list[str]:
-    """What stands in those that are texts and not lost."""
-    found = (_text(a, read) for a in attachments if not a.is_image)
-    return [text for text in found if text is not None]
+    """Return the contents of text attachments, without those missing from the store."""
+    texts = (_read_text(a, read) for a in attachments if not a.is_image)
+    return [text for text in texts if text is not None]
 
 
-def _shown(attachment: Attachment, read: Callable[[str], bytes]) -> str:
-    text = _text(attachment, read)
-    # One file that is lost must not end the conversation.
-    return f"({attachment.name} is lost)" if text is None else _fenced(attachment.name, text)
+def _prompt_text(attachment: Attachment, read: Callable[[str], bytes]) -> str:
+    text = _read_text(attachment, read)
+    # A conversation stays usable if the bytes of one attachment are missing.
+    return f"({attachment.name} is missing)" if text is None else _in_code_fence(attachment.name, text)
 
 
-def _text(attachment: Attachment, read: Callable[[str], bytes]) -> str | None:
+def _read_text(attachment: Attachment, read: Callable[[str], bytes]) -> str | None:
     try:
         return read(attachment.sha256).decode("utf-8-sig", "replace")
     except StoreError:
         return None
 
 
-def _fenced(name: str, text: str) -> str:
+def _in_code_fence(name: str, text: str) -> str:
     fence = "```"
     while fence in text:
         fence += "`"

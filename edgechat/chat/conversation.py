@@ -1,4 +1,4 @@
-"""A conversation and the store it is kept in: whatever is done to the one is done to the other."""
+"""A conversation in memory that stays equal to its copy in the store."""
 
 from __future__ import annotations
 
@@ -15,43 +15,46 @@ from edgechat.errors import NotFoundError, StoreError
 
 
 class StoredConversation:
-    """A conversation with its tree. Methods write first, so that what they show is on disk; they raise StoreError."""
+    """Metadata and message tree of a conversation.
+
+    Every method writes to the store first, and changes the copy in memory only if that succeeds. Raises StoreError.
+    """
 
     def __init__(self, store: Store, metadata: Conversation) -> None:
-        """`about` may be new; `read` must be called if it is not."""
+        """`metadata` may describe a new conversation; call `reload` for one that is in the store."""
         self.store = store
-        self.about = metadata
+        self.metadata = metadata
         self.tree = MessageTree()
-        self._unsaved: dict[str, Message] = {}
-        self._title_before = ""
-        self._deleted: list[tuple[str, str | None]] = []
+        self._pending: dict[str, Message] = {}
+        self._previous_title = ""
+        self._deletions: list[tuple[str, str | None]] = []
 
     def reload(self) -> None:
-        """Take all from the store, also what other processes wrote."""
-        self.about = self.store.conversation(self.about.id)
-        self.tree = MessageTree(self.store.messages(self.about.id), self.about.head_id)
+        """Read everything from the store, including changes by other processes."""
+        self.metadata = self.store.conversation(self.metadata.id)
+        self.tree = MessageTree(self.store.messages(self.metadata.id), self.metadata.head_id)
 
     def update_metadata(self, **changes: object) -> None:
-        """Change what the conversation has beside its messages; kept once it has any."""
+        """Change fields of the metadata. A conversation without messages is not in the store yet."""
         if len(self.tree):
-            self.store.update_conversation(self.about.id, **changes)
-        self.about = msgspec.structs.replace(self.about, **changes)
+            self.store.update_conversation(self.metadata.id, **changes)
+        self.metadata = msgspec.structs.replace(self.metadata, **changes)
 
     # Messages
 
     def append(self, messages: list[Message], files: Mapping[str, bytes], title: str = "") -> None:
-        """Add messages below their parents, with the bytes of their attachments; the last one becomes the head.
+        """Add messages below their parents; the last one becomes the head.
 
-        `title` is what a conversation without one is called from now on.
+        `files` has the bytes of their attachments by hash. A conversation without a title gets `title`.
         """
-        self._title_before, before = self.about.title, self.about
-        if title and not before.title:
+        self._previous_title, previous_metadata = self.metadata.title, self.metadata
+        if title and not previous_metadata.title:
             self.update_metadata(title=title)
         try:
-            self.store.append(self.about, messages, files)
+            self.store.append(self.metadata, messages, files)
         except StoreError as error:
-            self.about = before
-            if isinstance(error, NotFoundError):  # another process deleted what this would come after
+            self.metadata = previous_metadata
+            if isinstance(error, NotFoundError):  # another process deleted the parent
                 with contextlib.suppress(StoreError):
                     self.reload()
             raise
@@ -59,52 +62,55 @@ class StoredConversation:
             self.tree.add(message)
 
     def discard(self, messages: list[Message]) -> None:
-        """Take the last appended messages back, as if they had not been said."""
+        """Undo the last `append` of `messages`, including the title."""
         self.store.discard_messages([m.id for m in reversed(messages)])
         for message in reversed(messages):
             self.tree.remove(message.id)
-        if self._title_before != self.about.title:
-            self.update_metadata(title=self._title_before)
+        if self._previous_title != self.metadata.title:
+            self.update_metadata(title=self._previous_title)
 
-    def claim_reply(self, answer: Message) -> None:
-        """Make an answer ours, to be gone on with; it becomes the head."""
-        self.store.claim(answer.id)
-        self.tree.select_branch(answer.id)
-        self.tree.replace(answer)
+    def claim_reply(self, reply: Message) -> None:
+        """Take over a reply in order to continue it; it becomes the head."""
+        self.store.claim(reply.id)
+        self.tree.select_branch(reply.id)
+        self.tree.replace(reply)
 
-    def finish_reply(self, answer_id: str, written: Message, *, saved: bool) -> None:
-        """Take an answer as it was written; if another process took it over, ours became an alternative to it."""
-        if written.id == answer_id:
+    def finish_reply(self, reply_id: str, written: Message, *, saved: bool) -> None:
+        """Apply the final state of a reply from its recorder; if not `saved`, write it with the next `save_pending`.
+
+        The id of `written` differs from `reply_id` if another process has taken over the reply.
+        """
+        if written.id == reply_id:
             self.tree.replace(written)
         else:
             self.reload()
         if not saved:
-            self._unsaved[written.id] = written
+            self._pending[written.id] = written
 
-    def save_reply(self, message: Message) -> None:
-        """Write an answer of ours as it is now; later, if that cannot be done now."""
-        self.tree.replace(message)
-        self._unsaved[message.id] = message
+    def save_reply(self, reply: Message) -> None:
+        """Replace a reply; if the store fails, write it with the next `save_pending`."""
+        self.tree.replace(reply)
+        self._pending[reply.id] = reply
         with contextlib.suppress(StoreError):
             self.save_pending()
 
     def save_pending(self) -> None:
-        """Write what could not be written when it was said. Raises StoreError if it still cannot."""
-        for message in list(self._unsaved.values()):
-            kept_id = write_reply(self.store, self.about, message)
-            del self._unsaved[message.id]
-            if kept_id != message.id:
+        """Write replies whose last write failed. Raises StoreError if it fails again."""
+        for reply in list(self._pending.values()):
+            saved_id = write_reply(self.store, self.metadata, reply)
+            del self._pending[reply.id]
+            if saved_id != reply.id:
                 self.reload()
 
-    # The path that is active
+    # The active path
 
     def set_head(self, message_id: str) -> None:
-        """Go on from this message: the next one becomes an alternative to what followed it."""
+        """End the active path at this message; the next message becomes an alternative to its children."""
         self.store.set_head(self._path_ids(message_id))
         self.tree.set_head(message_id)
 
     def select_branch(self, message_id: str) -> None:
-        """Go on with this alternative, and below it with what was active there last."""
+        """Make this message part of the active path, and below it the branch that was active last."""
         self.store.select_branch(self._path_ids(message_id))
         self.tree.select_branch(message_id)
 
@@ -112,20 +118,23 @@ class StoredConversation:
         return [m.id for m in self.tree.path_to(message_id)]
 
     def delete(self, message_id: str) -> int:
-        """Delete a message and all below it; returns how many. `undo_delete` brings them back."""
+        """Delete a message and its descendants, and return their number. `undo_delete` restores them."""
         self.store.delete_message(message_id)
         head_id = self.tree.head_id
-        gone = self.tree.remove(message_id)
-        self._deleted.append((message_id, head_id if head_id not in self.tree else None))
-        return len(gone)
+        deleted = self.tree.remove(message_id)
+        self._deletions.append((message_id, head_id if head_id not in self.tree else None))
+        return len(deleted)
 
     def undo_delete(self) -> bool:
-        """Bring back what was deleted last; False if there is nothing. Raises StoreError if it is gone for good."""
-        if not self._deleted:
+        """Restore the messages of the last `delete`; return False if there is none.
+
+        Raises StoreError if the messages have been purged from the store.
+        """
+        if not self._deletions:
             return False
-        message_id, head_id = self._deleted[-1]
+        message_id, head_id = self._deletions[-1]
         self.store.restore_message(message_id)
-        self._deleted.pop()
+        self._deletions.pop()
         self.reload()
         if head_id is not None:
             self.set_head(head_id)

@@ -9,97 +9,95 @@ from typing import NamedTuple
 from edgechat.chat.attachments import attached_texts, with_attachments
 from edgechat.chat.messages import Message
 from edgechat.chat.window import window_start
+from edgechat.config import Settings
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder, PromptOptions
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.roles import merge_consecutive
 
 
-class ConversationOptions(NamedTuple):
-    """Settings of a conversation that its prompts depend on."""
-
-    system_prompt: str
-    think: bool
-    max_tokens: int | None
-    """Length limit of the reply; None: the rest of the context."""
-    previous_start: int
-    """Index of the first message in the previous prompt."""
-
-
 class ConversationPrompt(NamedTuple):
-    """The prompt of a conversation, and what it contains."""
+    """The prompt of a conversation, and the part of the conversation in it."""
 
     prompt: BuiltPrompt
     start: int
     """Index in the path of the first message in the prompt."""
     attached_texts: list[str]
-    """Texts attached to the last message; other conversations may quote them too."""
+    """Texts attached to the last message; the engine drafts quotations from them."""
 
 
 class ConversationPromptBuilder:
-    """Builds the prompts of conversations for one loaded model."""
+    """Builds prompts from the messages of a conversation, for one loaded model."""
 
-    def __init__(self, builder: PromptBuilder, read_attachment: Callable[[str], bytes]) -> None:
+    def __init__(
+        self, builder: PromptBuilder, read_attachment: Callable[[str], bytes], settings: Settings, *, think: bool
+    ) -> None:
         """`read_attachment` returns the bytes of an attachment by their SHA-256 hash; it may raise StoreError."""
         self._builder = builder
         self._read_attachment = read_attachment
+        self._settings = settings
+        self._options = PromptOptions(think)
 
     def build(
-        self, path: Sequence[Message], options: ConversationOptions, files: Mapping[str, bytes] = MappingProxyType({})
-    ) -> ConversationPrompt:
+        self, path: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})
+    ) -> ConversationPrompt:  # fmt: skip
         """Build the prompt after which the model replies to `path`, or continues the reply at its end.
 
-        `files` are the bytes of attachments that are not in the store yet, by hash.
+        `files` has the bytes of attachments that are not in the store yet, by hash.
         Raises ContextOverflowError, TemplateError, EngineError.
         """
 
         def read(sha256: str) -> bytes:
             return files[sha256] if sha256 in files else self._read_attachment(sha256)
 
+        previous_start = _previous_start(path)
         reply_start = None
         if path and path[-1].role == "assistant":
             *path, reply = path
             reply_start = PromptMessage("assistant", reply.text, reply.reasoning)
-        template_options = PromptOptions(options.think)
         prompts: dict[int, tuple[list[PromptMessage], BuiltPrompt]] = {}
 
         def n_tokens(start: int) -> int:
             if start not in prompts:
-                messages = _prompt_messages(path, start, options.system_prompt, read)
-                tokens, phase = self._builder.tokenize(messages, reply_start, template_options)
+                messages = _prompt_messages(path, start, self._settings.system_prompt, read)
+                tokens, phase = self._builder.tokenize(messages, reply_start, self._options)
                 prompts[start] = messages, BuiltPrompt(tokens, phase, [])
             return len(prompts[start][1].tokens)
 
         start = window_start(
-            path, n_ctx=self._builder.n_ctx, max_tokens=options.max_tokens, previous_start=options.previous_start,
+            path, n_ctx=self._builder.n_ctx, max_tokens=self._settings.max_tokens, previous_start=previous_start,
             n_tokens=n_tokens,
         )  # fmt: skip
         n_tokens(start)
         messages, prompt = prompts[start]
-        turn_starts = self._builder.turn_starts(messages, prompt.tokens, template_options)
+        turn_starts = self._builder.turn_starts(messages, prompt.tokens, self._options)
         texts = attached_texts(path[-1].attachments, read) if path else []
         return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, texts)
 
-    def next_turn_prefix(self, path: Sequence[Message], options: ConversationOptions) -> list[int]:
+    def next_turn_prefix(self, path: Sequence[Message]) -> list[int]:
         """Return the tokens with which the prompt of any message after `path` begins. Raises as `build` does."""
-        a, b = (
-            self.build([*path, Message(id="", role="user", text=text)], options).prompt.tokens
-            for text in DISTINCT_TEXTS
-        )
+        a, b = (self.build([*path, Message(id="", role="user", text=text)]).prompt.tokens for text in DISTINCT_TEXTS)
         return a[: common_prefix_length(a, b)]
+
+
+def _previous_start(path: Sequence[Message]) -> int:
+    """Return the index of the first message in the prompt of the last generated reply."""
+    reply = next((m for m in reversed(path) if m.role == "assistant" and m.stats), None)
+    start_id = reply.context_start_id if reply is not None else None
+    return next((i for i, m in enumerate(path) if m.id == start_id), 0)
 
 
 def _prompt_messages(
     path: Sequence[Message], start: int, system_prompt: str, read: Callable[[str], bytes]
 ) -> list[PromptMessage]:
     """Return the system prompt and the messages from `start`. A system message at the root replaces the prompt."""
-    shown = path[start:]
+    included = path[start:]
     if path and path[0].role == "system":
-        system_prompt, shown = path[0].text, path[max(start, 1) :]
+        system_prompt, included = path[0].text, path[max(start, 1) :]
     messages = [PromptMessage("system", system_prompt)] if system_prompt else []
-    for message in shown:
-        # Imported tool results have no tool call in the prompt. A reply that was stopped before its first token would
-        # be an example to follow.
+    for message in included:
+        # Tool results, which come from imports, have no tool call in the prompt to refer to. An empty reply, stopped
+        # before its first token, would be a bad example for the model.
         if message.role == "tool" or (message.role == "assistant" and not message.text):
             continue
         content = with_attachments(message.text, message.attachments, read)

@@ -1,4 +1,4 @@
-"""What a Session says while it works."""
+"""Events that a session yields while it runs a turn."""
 
 from __future__ import annotations
 
@@ -9,60 +9,63 @@ from edgechat.models.events import ModelLoadProgressed
 
 
 class TurnStarted(msgspec.Struct, frozen=True, kw_only=True):
-    """The message is kept, and an empty answer with it; the engine has not seen them yet."""
+    """The message and an empty reply are saved. The engine has not started yet."""
 
     message: Message
-    """What is answered."""
+    """The message to reply to."""
     reply: Message
 
 
 class TurnsDropped(msgspec.Struct, frozen=True, kw_only=True):
-    """The conversation is longer than the context: whole turns at its front are not shown to the model."""
+    """The conversation is longer than the context: the prompt omits whole turns at its beginning."""
 
     n_messages: int
+    """Number of omitted messages."""
     context_start_id: str
-    """The first message that the model still sees."""
+    """Id of the first message in the prompt."""
 
 
 class PromptProgressed(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the prompt is computed."""
+    """The engine has computed part of the prompt (prefill)."""
 
     done_tokens: int
     total_tokens: int
 
 
 class ReplyTextGenerated(msgspec.Struct, frozen=True, kw_only=True):
-    """More of the answer, or of the reasoning before it."""
+    """New text of a reply, or of the reasoning before it."""
 
     text: str
     reasoning: str
     n_tokens: int
     reply_index: int = 0
-    """Which of the answers, if several are made side by side."""
+    """Index of the reply among parallel replies."""
 
 
 class NotSaved(msgspec.Struct, frozen=True, kw_only=True):
-    """What was said so far could not be written; it is tried again, and the answer goes on."""
+    """Saving the reply failed. Generation continues, and the next checkpoint tries again."""
 
     reason: str
 
 
 class TurnFinished(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer is complete: the model ended it, or a length limit did."""
+    """The reply is complete: the model ended it, or it reached its length limit."""
 
     reply: Message
     context_tokens: int
+    """Tokens in the context after the reply."""
     alternatives: tuple[Message, ...] = ()
-    """The other answers that were made beside it."""
+    """The other parallel replies."""
 
 
 class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer was stopped; what was said is kept, and can be continued."""
+    """The reply was stopped. Its text is saved and can be continued."""
 
     reply: Message
     context_tokens: int
+    """Tokens in the context after the reply."""
     alternatives: tuple[Message, ...] = ()
-    """The other answers that were made beside it."""
+    """The other parallel replies."""
 
 
 SessionEvent = (
@@ -72,16 +75,16 @@ SessionEvent = (
 
 
 def progress_text(event: SessionEvent) -> str:
-    """What goes on, for a line that the next one replaces; "" if the event is not of that kind."""
+    """Return a status text that the next event replaces; "" for events without one."""
     if isinstance(event, ModelLoadProgressed):
         return event.message
     if isinstance(event, PromptProgressed):
-        return f"reading {event.done_tokens} of {event.total_tokens} tokens"
-    return "thinking" if isinstance(event, ReplyTextGenerated) and event.reasoning and not event.text else ""
+        return f"Reading {event.done_tokens} of {event.total_tokens} tokens"
+    return "Thinking" if isinstance(event, ReplyTextGenerated) and event.reasoning and not event.text else ""
 
 
 def notice_text(event: SessionEvent) -> str:
-    """What a person should know and be able to read later; "" if the event is not of that kind."""
+    """Return a notice to keep on the screen; "" for events without one."""
     if isinstance(event, TurnsDropped):
-        return f"the context is full: the model no longer sees the first {event.n_messages} messages"
-    return f"not saved: {event.reason}" if isinstance(event, NotSaved) else ""
+        return f"The context is full: the model no longer sees the first {event.n_messages} messages."
+    return f"The reply is not saved: {event.reason}" if isinstance(event, NotSaved) else ""

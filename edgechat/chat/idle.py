@@ -1,4 +1,4 @@
-"""What the engine does while nothing is asked of it, and how it gives way."""
+"""Background engine requests that run only between turns: cache warming and titles."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import threading
 from collections.abc import Iterator
 
 from edgechat.engine import protocol
-from edgechat.engine.client import EngineClient
+from edgechat.models.loaded_model import LoadedModel
 
 
 class IdleGate:
-    """Keeps the time between turns. Any thread may work in it; a turn that begins ends that work at once."""
+    """Lets background requests run between turns, and cancels them when a turn begins. Thread-safe."""
 
-    def __init__(self, engine: EngineClient) -> None:
-        self._engine = engine
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
         self._is_idle = threading.Event()
         self._is_idle.set()
         self._lock = threading.Lock()
@@ -22,29 +22,29 @@ class IdleGate:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Nothing but a turn within this."""
+        """Cancel background requests, and refuse new ones within this context."""
         with self._lock:
             self._is_idle.clear()
             request_ids, self._request_ids = self._request_ids, set()
         for request_id in request_ids:
-            self._engine.cancel(request_id)
+            self._model.engine.cancel(request_id)
         try:
             yield
         finally:
             self._is_idle.set()
 
     def generate_if_idle(self, request: protocol.Generate) -> list[protocol.AnyEvent] | None:
-        """All that the engine says to `request`; None if a turn came between. Raises EngineError."""
+        """Run a request and return its events; None if a turn runs or begins meanwhile. Raises EngineError."""
         with self._lock:
             if not self._is_idle.is_set():
                 return None
             self._request_ids.add(request.id)
-        heard = list(self._engine.generate(request))
+        events = list(self._model.engine.generate(request))
         with self._lock:
-            was_left_alone = request.id in self._request_ids
+            is_complete = request.id in self._request_ids
             self._request_ids.discard(request.id)
-        return heard if was_left_alone else None
+        return events if is_complete else None
 
     def wait_until_idle(self, timeout_s: float) -> None:
-        """Return when no turn runs, or after `timeout_s`."""
+        """Wait for the current turn to end, for at most `timeout_s`."""
         self._is_idle.wait(timeout_s)

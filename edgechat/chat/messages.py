@@ -1,4 +1,4 @@
-"""What is said in a conversation, as values: messages know nothing of where they are kept."""
+"""Messages and conversations as immutable values, independent of the store."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from edgechat.engine.protocol import GenerationStats
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["", "streaming", "stop", "length", "cancelled", "interrupted"]
-"""How an answer ended. "" for messages that are no answers of ours; "streaming" while it is being written;
-"cancelled" when the user stopped it; "interrupted" when something else did."""
+"""Why a reply ended: "streaming" while it is generated, "cancelled" by the user, "interrupted" by an error or the end
+of the process. "" for messages that edgechat did not generate."""
 
 INTERRUPTED_REASONS: Final = ("streaming", "cancelled", "interrupted")
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that came with a message; its bytes are kept once, under their hash."""
+    """A file attached to a message. The store has its bytes, once per hash."""
 
     sha256: str
     name: str
@@ -28,47 +28,46 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_image(self) -> bool:
-        """True for pictures, which only some models see."""
         return self.media_type.startswith("image/")
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """A node of a conversation's tree. Messages with the same parent are alternatives."""
+    """A node in the message tree of a conversation. Messages with the same parent are alternatives."""
 
     id: str
     parent_id: str | None = None
     role: Role
     text: str = ""
     reasoning: str = ""
-    """What the model thought before the answer, without the marks around it."""
+    """Reasoning before the text, without its tags."""
     attachments: tuple[Attachment, ...] = ()
     created_at_ms: int = 0
-    """Wall clock, milliseconds since 1970; 0 if an import did not say. Only shown: order is the store's."""
+    """Wall-clock time in milliseconds since 1970, for display; 0 if an import has none. The store defines the order."""
     model: str = ""
     finish_reason: FinishReason = ""
     n_tokens: int | None = None
-    """Tokens that were generated for this answer; None for what is no answer of ours."""
+    """Number of generated tokens; None for messages that edgechat did not generate."""
     stats: GenerationStats | None = None
     context_start_id: str | None = None
-    """The first message that the model still saw when this answer began; None if it saw all of them."""
+    """Id of the first message in the prompt of this reply; None if the prompt had the whole conversation."""
     active_child_id: str | None = None
-    """The alternative below that was gone on with last."""
+    """Id of the child on the branch that was used last."""
 
     @property
     def is_interrupted(self) -> bool:
-        """True for an answer that was stopped or cut off; what was said is kept."""
+        """True for a reply that ended early or is still being generated."""
         return self.finish_reason in INTERRUPTED_REASONS
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a conversation besides its messages."""
+    """Metadata of a conversation, without its messages."""
 
     id: str
     title: str = ""
     model: str = ""
-    """As the user named it: a catalogue name or a path."""
+    """Name in the catalogue, or path, as the user gave it."""
     settings: dict[str, Any] = {}
-    """Settings that were chosen for this conversation alone, by their names in `edgechat.config.Settings`."""
+    """Overrides for this conversation, by field name of `edgechat.config.Settings`."""
     pinned: bool = False
     archived: bool = False
     tags: tuple[str, ...] = ()
@@ -76,24 +75,31 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     created_at_ms: int = 0
     updated_at_ms: int = 0
     head_id: str | None = None
-    """The last message of what is said as it stands; the path to it is shown, and answered."""
+    """Id of the last message on the active path, which is displayed and which the next reply continues."""
 
 
 def new_id() -> str:
-    """An identity that no other machine draws: 64 random bits in hex."""
+    """Return an id for a conversation or message: 64 random bits in hex, unique across machines."""
     return secrets.token_hex(8)
 
 
 def now_ms() -> int:
-    """The wall clock."""
+    """Return the wall-clock time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
-def new_reply(asked_id: str, model: str) -> Message:
-    """An answer of which nothing is said yet."""
+def new_user_message(parent_id: str | None, text: str, attachments: tuple[Attachment, ...] = ()) -> Message:
+    """Create a message of the user."""
+    return Message(
+        id=new_id(), parent_id=parent_id, role="user", text=text, attachments=attachments, created_at_ms=now_ms()
+    )
+
+
+def new_reply(parent_id: str, model: str) -> Message:
+    """Create an empty reply to the message `parent_id`."""
     return Message(
         id=new_id(),
-        parent_id=asked_id,
+        parent_id=parent_id,
         role="assistant",
         created_at_ms=now_ms(),
         model=model,
@@ -102,7 +108,7 @@ def new_reply(asked_id: str, model: str) -> Message:
 
 
 def first_line(text: str, n_chars: int = 60) -> str:
-    """A title out of a message: its first line that says something, cut at a word."""
+    """Return the first non-blank line, with single spaces, cut at a word boundary to `n_chars`: a provisional title."""
     line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
     if len(line) <= n_chars:
         return line
@@ -111,17 +117,19 @@ def first_line(text: str, n_chars: int = 60) -> str:
 
 
 def performance_summary(message: Message) -> str:
-    """How fast an answer came, and what helped."""
+    """Describe the speed of a reply and what the prompt cache and drafts saved; "" for messages without statistics."""
     stats = message.stats
     if stats is None:
         return ""
-    words = [f"{stats.completion_tokens} tokens"]
+    parts = [f"{stats.completion_tokens} tokens"]
     if stats.decode_tps:
-        words.append(f"{stats.decode_tps:.0f} tokens/s")
-    words.append(f"first after {stats.ttft_s:.2f} s")
-    words.append(f"{stats.cached_tokens} of {stats.prompt_tokens} cached")
+        parts.append(f"{stats.decode_tps:.0f} tokens/s")
+    parts.append(f"first token after {stats.ttft_s:.2f} s")
+    parts.append(f"{stats.cached_tokens} of {stats.prompt_tokens} prompt tokens cached")
     if stats.n_drafted:
-        words.append(f"{stats.n_accepted}/{stats.n_drafted} drafts accepted (x{stats.speculation_gain:.1f})")
+        parts.append(
+            f"{stats.n_accepted} of {stats.n_drafted} draft tokens accepted ({stats.speculation_gain:.1f}x speed)"
+        )
     if message.model:
-        words.append(message.model.removesuffix(".gguf"))
-    return ", ".join(words)
+        parts.append(message.model.removesuffix(".gguf"))
+    return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Personas: a system prompt, a model and sampling under one name, each a TOML file that a person edits."""
+"""Personas: named sets of a system prompt, a model and sampling settings, one TOML file each."""
 
 from __future__ import annotations
 
@@ -10,55 +10,49 @@ import msgspec
 from edgechat import config, paths
 from edgechat.errors import SettingsError
 
-# What a persona may choose: how a model answers, not how this machine runs it.
+# Settings of replies. Settings of the machine, such as the context length, are not part of a persona.
 PERSONA_SETTINGS = ("model", "system_prompt", "max_tokens", "reasoning", *config.Sampling.__struct_fields__)
 
 
 class Persona(msgspec.Struct, frozen=True):
-    """The settings of one file, by their names in `edgechat.config.Settings`."""
+    """A persona file: its settings, by field name of `edgechat.config.Settings`, and its errors."""
 
     name: str
     path: Path
     values: dict[str, Any]
     problems: list[config.SettingsProblem]
-    """Lines of the file that are not used."""
+    """Entries of the file that are ignored."""
 
 
 def list_names() -> list[str]:
-    """The personas there are."""
+    """Return the names of all personas, sorted."""
     return sorted(p.stem for p in paths.personas_dir().glob("*.toml"))
 
 
 def load(name: str) -> Persona:
-    """The persona called `name`. Raises SettingsError if there is none, with what there is instead."""
-    if name not in list_names():
-        known = ", ".join(list_names())
-        raise SettingsError(
-            f"no persona is called {name!r}; "
-            + (f"known are: {known}" if known else f"make one: {paths.personas_dir() / 'NAME.toml'}")
-        )
+    """Read the persona `name`. Raises SettingsError if it does not exist."""
+    names = list_names()
+    if name not in names:
+        hint = f"existing personas: {', '.join(names)}" if names else f"create {paths.personas_dir() / f'{name}.toml'}"
+        raise SettingsError(f"No persona is called {name!r}; {hint}")
     path = paths.personas_dir() / f"{name}.toml"
     problems: list[config.SettingsProblem] = []
     values: dict[str, Any] = {}
     for key, value in config.read_toml(path, problems).items():
-        wrong = (
-            config.check(key, value)
-            if key in PERSONA_SETTINGS
-            else f"a persona has no such setting; it may have: {', '.join(PERSONA_SETTINGS)}"
-        )
-        if wrong:
-            problems.append(config.SettingsProblem(f"{path}: {key}", wrong))
+        if key in PERSONA_SETTINGS:
+            problem = config.check(key, value)
+        else:
+            problem = f"not a setting of personas; these are: {', '.join(PERSONA_SETTINGS)}"
+        if problem:
+            problems.append(config.SettingsProblem(f"{path}: {key}", problem))
         else:
             values[key] = value
     return Persona(name, path, values, problems)
 
 
 def load_settings(name: str) -> dict[str, Any]:
-    """What a persona chooses. One that cannot be used as it is written is refused: it was asked for by name.
-
-    Raises SettingsError.
-    """
-    chosen = load(name)
-    if chosen.problems:
-        raise SettingsError("; ".join(map(str, chosen.problems)))
-    return chosen.values
+    """Return the settings of the persona `name`. Raises SettingsError if it does not exist or its file has errors."""
+    persona = load(name)
+    if persona.problems:
+        raise SettingsError("; ".join(map(str, persona.problems)))
+    return persona.values

@@ -1,4 +1,4 @@
-"""Keeps an answer in the store while it grows, without ever making it wait."""
+"""Saves a reply while it is generated, in a background thread so that generation never waits for the disk."""
 
 from __future__ import annotations
 
@@ -12,97 +12,99 @@ from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.chat.store import Store
 from edgechat.errors import NotFoundError, StoreError
 
-# At most two seconds may be missing after a crash: one and a half, and time for the write itself.
+# A crash may lose at most two seconds of a reply: this interval, and the time for one write.
 CHECKPOINT_INTERVAL_S: Final = 1.5
 CHECKPOINT_TOKENS: Final = 64
 
 
 class ReplyRecorder:
-    """One answer being written. A thread of its own writes; `add` only takes a note.
+    """Saves one growing reply in its own thread; `add` only updates the reply in memory.
 
-    A write that fails is tried again with the next one. If the answer turns out not to be ours any more (another
-    process continued or deleted it), it goes on as an alternative beside it.
+    A failed write is repeated with the next checkpoint. If another process has continued or deleted the reply, it is
+    saved under a new id, as an alternative.
     """
 
-    def __init__(self, store: Store, conversation: Conversation, answer: Message) -> None:
-        """`answer` is in the store already, in `conversation`, and ours."""
+    def __init__(self, store: Store, conversation: Conversation, reply: Message) -> None:
+        """`reply` must be in the store, in `conversation`, and claimed by this process."""
         self._store = store
         self._conversation = conversation
-        self._answer = answer
+        self._reply = reply
         self._unsaved_tokens = 0
         self._changed = threading.Condition()
-        self._ended = False
+        self._is_finished = False
         self.write_error = ""
-        """Why the last write failed; "" if it did not."""
+        """Why the last write failed; "" if it succeeded."""
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
     @property
     def reply(self) -> Message:
-        """The answer so far."""
-        return self._answer
+        """The reply so far."""
+        return self._reply
 
     def add(self, text: str, reasoning: str, n_tokens: int) -> None:
-        """More of the answer."""
+        """Append generated text and reasoning to the reply."""
         with self._changed:
-            answer = self._answer
-            self._answer = msgspec.structs.replace(
-                answer,
-                text=answer.text + text,
-                reasoning=answer.reasoning + reasoning,
-                n_tokens=(answer.n_tokens or 0) + n_tokens,
+            reply = self._reply
+            self._reply = msgspec.structs.replace(
+                reply,
+                text=reply.text + text,
+                reasoning=reply.reasoning + reasoning,
+                n_tokens=(reply.n_tokens or 0) + n_tokens,
             )
             before, self._unsaved_tokens = self._unsaved_tokens, self._unsaved_tokens + max(1, n_tokens)
             if not before or self._unsaved_tokens >= CHECKPOINT_TOKENS:
                 self._changed.notify()
 
     def finish(self, **changes: object) -> Message:
-        """Write the answer with its last `changes`; returns it as it is kept. Look at `problem` afterwards."""
+        """Apply the last `changes`, write the reply, and return it as saved. Sets `write_error` if that fails."""
         with self._changed:
-            self._ended = True
-            self._answer = msgspec.structs.replace(self._answer, **changes)
+            self._is_finished = True
+            self._reply = msgspec.structs.replace(self._reply, **changes)
             self._changed.notify()
-        self.write_error = "it was interrupted"  # what follows may be, too
+        self.write_error = "saving was interrupted"  # in case KeyboardInterrupt ends the next two calls
         self._thread.join()
         self._write()
-        return self._answer
+        return self._reply
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._unsaved_tokens or self._ended)
+                self._changed.wait_for(lambda: self._unsaved_tokens or self._is_finished)
                 self._changed.wait_for(
-                    lambda: self._unsaved_tokens >= CHECKPOINT_TOKENS or self._ended, CHECKPOINT_INTERVAL_S
+                    lambda: self._unsaved_tokens >= CHECKPOINT_TOKENS or self._is_finished, CHECKPOINT_INTERVAL_S
                 )
-                if self._ended:
+                if self._is_finished:
                     return
                 self._unsaved_tokens = 0
             self._write()
 
     def _write(self) -> None:
-        answer = self._answer
+        reply = self._reply
         try:
-            kept_id = write_reply(self._store, self._conversation, answer)
+            saved_id = write_reply(self._store, self._conversation, reply)
         except StoreError as error:
             self.write_error = str(error)
             return
         self.write_error = ""
         with self._changed:
-            self._answer = msgspec.structs.replace(self._answer, id=kept_id)
+            self._reply = msgspec.structs.replace(self._reply, id=saved_id)
 
 
-def write_reply(store: Store, conversation: Conversation, answer: Message) -> str:
-    """Write what an answer has become, beside the one of that id if that is not ours any more; returns its id.
+def write_reply(store: Store, conversation: Conversation, reply: Message) -> str:
+    """Write the current state of a reply and return its id.
 
+    The id is a new one if another process has continued or deleted the reply: then this adds an alternative to it,
+    below the same parent, or as a root if the parent was deleted. A deleted conversation is not restored.
     Raises StoreError.
     """
-    if store.checkpoint(answer):
-        return answer.id
-    beside = msgspec.structs.replace(answer, id=new_id(), active_child_id=None)
+    if store.checkpoint(reply):
+        return reply.id
+    alternative = msgspec.structs.replace(reply, id=new_id(), active_child_id=None)
     try:
-        store.append(conversation, [beside])
-    except NotFoundError:  # what it answers was deleted; perhaps the whole conversation, and that counts for this too
+        store.append(conversation, [alternative])
+    except NotFoundError:
         with contextlib.suppress(NotFoundError):
             store.conversation(conversation.id)
-            store.append(conversation, [msgspec.structs.replace(beside, parent_id=None)])
-    return beside.id
+            store.append(conversation, [msgspec.structs.replace(alternative, parent_id=None)])
+    return alternative.id

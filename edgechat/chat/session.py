@@ -1,8 +1,7 @@
-"""One conversation with one model at a time: what the command line and the terminal both stand on."""
+"""A chat session: one conversation with one model. The command line and the terminal UI are front ends to it."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -13,410 +12,304 @@ import msgspec
 from edgechat.chat import events, titles
 from edgechat.chat.attachments import load_attachments
 from edgechat.chat.conversation import StoredConversation
-from edgechat.chat.conversation_prompt import ConversationOptions, ConversationPrompt, ConversationPromptBuilder
-from edgechat.chat.idle import IdleGate
-from edgechat.chat.messages import Attachment, Conversation, Message, first_line, new_id, new_reply, now_ms
+from edgechat.chat.conversation_prompt import ConversationPromptBuilder
+from edgechat.chat.messages import (
+    Conversation,
+    Message,
+    first_line,
+    new_id,
+    new_reply,
+    new_user_message,
+    now_ms,
+)
 from edgechat.chat.personas import PERSONA_SETTINGS
 from edgechat.chat.store import Store
 from edgechat.chat.tree import MessageTree
-from edgechat.chat.turn_runner import TurnRunner
+from edgechat.chat.turn_runner import Turn, TurnRunner, new_replies
 from edgechat.config import Settings, check, with_overrides
 from edgechat.engine import protocol
-from edgechat.engine.client import EngineClient
-from edgechat.errors import (
-    ContextOverflowError,
-    EngineError,
-    StoreError,
-    TemplateError,
-    UsageError,
-)
-from edgechat.models.events import LoadCallback, ModelLoadProgressed
+from edgechat.errors import StoreError, UsageError
 from edgechat.models.loaded_model import LoadedModel
-from edgechat.planner.load_plan import LoadPlan
-from edgechat.prompt.builder import PromptBuilder
+from edgechat.models.events import LoadCallback
 
-# An answer ends at once when its engine does; only a disk that hangs takes longer to write its last word.
-_LAST_WORD_S: Final = 5.0
+# A reply ends as soon as its engine does; only a hanging disk delays its last write longer than this.
+_LAST_WRITE_TIMEOUT_S: Final = 5.0
 
-# A model thinks for some hundreds of tokens before it answers; below this speed that is most of a minute.
-_THINKING_TPS: Final = 15.0
+# Reasoning takes some hundreds of tokens; below this decode speed that is most of a minute of waiting.
+_MIN_REASONING_TPS: Final = 15.0
 
 
 class Session:
-    """A conversation: call `open` once, then `send` and its siblings for each turn, and `close` at the end.
+    """A conversation and the model that replies in it. Call `open` first and `close` at the end.
 
-    Methods that answer are generators: nothing happens until they are iterated, and the answer stops when the
-    iteration does. One at a time; `stop`, `make_title`, `warm`, `context_use` and `close` may be called from other threads.
-    Whatever is said is in the store before the engine sees it, and stays there whatever happens after.
+    Methods that generate a reply are generators: they do nothing until they are iterated, one at a time, and closing
+    the iterator stops the reply. Other threads may call `stop`, `generate_title`, `warm_cache`, `context_usage` and
+    `close`. Messages are saved before the engine gets them, and stay saved after errors.
     """
 
     def __init__(
         self, store: Store, settings: Settings, model_path: Path, conversation: Conversation | None = None,
         flags: Mapping[str, object] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        """Go on with `conversation`, which may also be a new one that only has its settings.
+        """Start with `conversation`, which may be a new one that has only settings.
 
-        `settings` hold for every conversation, under what was chosen for one; `flags` over that.
+        In increasing priority: `settings` of all conversations, those of this conversation, command-line `flags`, and
+        `override_settings`.
         """
         self.store = store
-        self._base, self._flags = settings, flags
-        self._chosen: dict[str, object] = {}
-        """Of this conversation, since the program started: over the flags."""
+        self._base_settings, self._flags = settings, flags
+        self._overrides: dict[str, object] = {}
         self.settings = with_overrides(settings, conversation.settings if conversation else {}, flags)
         self.model_path = model_path
-        self._kept = StoredConversation(
+        self._stored = StoredConversation(
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
         )
         self.model = LoadedModel()
-        self._turn: TurnRunner | None = None
-        self._stop_asked = False
-        self._has_generated = False
-        self._idle = IdleGate(self.model.engine)
-
-    @property
-    def engine(self) -> EngineClient:
-        """What generates."""
-        return self.model.engine
-
-    @property
-    def plan(self) -> LoadPlan | None:
-        """How the model is loaded, and why."""
-        return self.model.plan
+        self._turns = TurnRunner(self.model, self._prompt_builder)
 
     @property
     def warnings(self) -> list[str]:
-        """What is not as the user may think."""
+        """Warnings to show to the user. Callers may add to the list and remove from it."""
         return self.model.warnings
 
     @property
     def conversation(self) -> Conversation:
-        """Title, model, settings and the like, as they are in the store."""
-        return self._kept.about
+        """Metadata of the conversation."""
+        return self._stored.metadata
 
     @property
     def tree(self) -> MessageTree:
-        """What was said; not to be changed."""
-        return self._kept.tree
+        """Messages of the conversation; read-only for callers."""
+        return self._stored.tree
 
     @property
     def loaded(self) -> protocol.Loaded | None:
-        """What the engine said of the model; None until it is loaded."""
-        return self.engine.loaded
-
-    @property
-    def reasoning_enabled(self) -> bool:
-        """True if the model reasons before it answers: as chosen, else where that is no long wait on this machine."""
-        if not self.model.is_open or self.model.builder.reasoning_format is None:
-            return False
-        chosen = self.settings.reasoning
-        if chosen is not None:
-            return chosen
-        speed = self.store.decode_tps(self.model_path.name)
-        return speed is not None and speed >= _THINKING_TPS
+        """The engine's description of the loaded model; None while no model is loaded."""
+        return self.model.engine.loaded
 
     def load_messages(self) -> None:
-        """Read what was said, if that was not done yet. Raises StoreError."""
+        """Read the messages of the conversation from the store, unless that is done. Raises StoreError."""
         if not len(self.tree) and self.conversation.head_id is not None:
-            self._kept.reload()
+            self._stored.reload()
 
     def switch_conversation(self, conversation: Conversation | None = None) -> None:
-        """Go on with another conversation, or begin a new one; the model stays. Raises StoreError.
+        """Switch to another conversation, or to a new one; the model stays loaded.
 
-        Where what was said here could not be written yet, and still cannot, this conversation stays.
+        Raises StoreError, and stays in this conversation, if the store cannot read the other one or still cannot save
+        a reply in this one.
         """
-        with self._idle.turn():
-            self._kept.save_pending()
+        with self._turns.idle.turn():
+            self._stored.save_pending()
             new = Conversation(id=new_id(), model=self.conversation.model, created_at_ms=now_ms())
-            kept = StoredConversation(self.store, conversation or new)
+            stored = StoredConversation(self.store, conversation or new)
             if conversation is not None:
-                kept.reload()
-            self._kept = kept
-            self._chosen = {}
-            self._settle()
+                stored.reload()
+            self._stored = stored
+            self._overrides = {}
+            self._apply_settings()
 
     def open(self, on_event: LoadCallback = lambda event: None) -> protocol.Loaded:
-        """Read the conversation, check the model file, plan, and load it. Raises EdgechatError."""
+        """Read the conversation, and plan and load the model. Raises EdgechatError."""
         self.load_messages()
         return self.model.open(self.model_path, self.settings, on_event)
 
     def change_model(
         self, model: str, model_path: Path, on_event: LoadCallback = lambda event: None
     ) -> protocol.Loaded:
-        """Let another model answer from here on; it reads the whole conversation. Raises EdgechatError."""
-        with self._idle.turn():
-            before, self.model_path = self.model_path, model_path
+        """Load another model, which continues the conversation. Raises EdgechatError and keeps the previous model."""
+        with self._turns.idle.turn():
+            previous, self.model_path = self.model_path, model_path
             try:
                 loaded = self.open(on_event)
             except Exception:
-                self.model_path = before
-                if self.loaded is None:  # the engine gave up the old model for one that it could not load
+                self.model_path = previous
+                if self.loaded is None:  # the engine has unloaded the previous model
                     self.open(on_event)
                 raise
-        self._kept.update_metadata(model=model)
+        self._stored.update_metadata(model=model)
         return loaded
 
-    # Saying something
+    # Turns
 
     def send(self, text: str, attachments: Sequence[Path] = (), n_replies: int = 1) -> Iterator[events.SessionEvent]:
-        """Say something and yield the answer as it comes; the last event is TurnFinished or TurnInterrupted.
+        """Send a message and yield events while the model replies; the last is TurnFinished or TurnInterrupted.
 
-        The message stays in the conversation, and so does what was answered before a stop, an error, or the end
-        of the iteration. With `n_answers` several are made side by side, alternatives to each other. Only a message that the model cannot be asked (ContextOverflowError, TemplateError) is
-        taken back: with it in the conversation, no later one could be asked either. Raises EdgechatError.
+        `n_replies` alternative replies are generated in parallel. The message and the partial replies stay saved after
+        a stop or an error, except ContextOverflowError and TemplateError: no later message could be sent either, so
+        the message is removed again. Raises EdgechatError.
         """
-        yield from self._say(self.tree.head_id, text, *load_attachments(attachments, self.model_path.stem), n_replies)
+        loaded, files = load_attachments(attachments, self.model_path.stem)
+        message = new_user_message(self.tree.head_id, text, loaded)
+        turn = Turn(new_replies(message.id, self.model_path.name, n_replies, self.model.plan), message, files)
+        yield from self._turns.run(self._stored, turn, self.settings)
 
     def edit(self, message_id: str, text: str) -> Iterator[events.SessionEvent]:
-        """Say it differently: an alternative beside a message of the user, and its answer."""
-        message = self.tree[message_id]
-        if message.role != "user":
-            raise UsageError("only what you said can be edited; an answer can be regenerated or continued")
-        yield from self._say(message.parent_id, text, message.attachments, {})
+        """Send a changed version of a user message, as an alternative to it. Yields and raises as `send` does."""
+        original = self.tree[message_id]
+        if original.role != "user":
+            raise UsageError("Only your own messages can be edited; a reply can be regenerated or continued")
+        message = new_user_message(original.parent_id, text, original.attachments)
+        turn = Turn([new_reply(message.id, self.model_path.name)], message)
+        yield from self._turns.run(self._stored, turn, self.settings)
 
     def regenerate(self, message_id: str | None = None, n_replies: int = 1) -> Iterator[events.SessionEvent]:
-        """Other answers beside this one (the last one), or the first to a message that has none."""
-        message = self._at(message_id)
-        asked = message.parent_id if message.role == "assistant" else message.id
-        if asked is None or self.tree[asked].role != "user":
-            raise UsageError("there is nothing that this would be an answer to")
-        yield from self._answer([], self._new_answers(asked, n_replies))
+        """Generate alternatives to a reply, or the first replies to a message; None means the last message."""
+        message = self.tree.message_or_head(message_id)
+        parent_id = message.parent_id if message.role == "assistant" else message.id
+        if parent_id is None or self.tree[parent_id].role != "user":
+            raise UsageError("Cannot regenerate: there is no message to reply to")
+        turn = Turn(new_replies(parent_id, self.model_path.name, n_replies, self.model.plan))
+        yield from self._turns.run(self._stored, turn, self.settings)
 
     def continue_reply(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
-        """Go on with an answer (the last one) where it stopped; with a copy of it if the conversation went on."""
-        answer = self._at(message_id)
-        if answer.role != "assistant" or answer.parent_id is None:
-            raise UsageError("only an answer can be continued")
-        if any(m.id != answer.id for m in self.tree.subtree(answer.id)):
-            copy = msgspec.structs.replace(answer, id=new_id(), created_at_ms=now_ms(), active_child_id=None)
-            yield from self._answer([], [msgspec.structs.replace(copy, finish_reason="streaming")])
+        """Continue a reply (None: the last message) at its end. Continues a copy if later messages follow the reply."""
+        reply = self.tree.message_or_head(message_id)
+        if reply.role != "assistant" or reply.parent_id is None:
+            raise UsageError("Only a reply can be continued")
+        continued = msgspec.structs.replace(reply, finish_reason="streaming")
+        if any(m.id != reply.id for m in self.tree.subtree(reply.id)):
+            copy = msgspec.structs.replace(continued, id=new_id(), created_at_ms=now_ms(), active_child_id=None)
+            turn = Turn([copy])
         else:
-            yield from self._answer([], [msgspec.structs.replace(answer, finish_reason="streaming")], before=answer)
+            turn = Turn([continued], continued=reply)
+        yield from self._turns.run(self._stored, turn, self.settings)
 
-    def _at(self, message_id: str | None) -> Message:
-        message = self.tree.head if message_id is None else self.tree[message_id]
-        if message is None:
-            raise UsageError("nothing was said in this conversation yet")
-        return message
+    def _prompt_builder(self, *, think: bool | None = None) -> ConversationPromptBuilder:
+        """Return a builder for the current model and settings.
 
-    def _say(
-        self,
-        parent_id: str | None,
-        text: str,
-        attachments: tuple[Attachment, ...],
-        files: Mapping[str, bytes],
-        n_answers: int = 1,
-    ) -> Iterator[events.SessionEvent]:
-        message = Message(
-            id=new_id(), parent_id=parent_id, role="user", text=text, attachments=attachments, created_at_ms=now_ms()
-        )
-        yield from self._answer([message], self._new_answers(message.id, n_answers), files=files)
-
-    def _new_answers(self, asked_id: str, n_answers: int) -> list[Message]:
-        most = self.plan.options.n_seqs if self.plan is not None else 1
-        if not 1 <= n_answers <= most:
-            raise UsageError(f"{n_answers} answers side by side are not possible: 1 to {most} are, with this model")
-        return [new_reply(asked_id, self.model_path.name) for _ in range(n_answers)]
-
-    def _answer(
-        self,
-        said: list[Message],
-        answers: list[Message],
-        before: Message | None = None,
-        files: Mapping[str, bytes] = MappingProxyType({}),
-    ) -> Iterator[events.SessionEvent]:
-        """Keep what is `said` and the answers to it, and have them written; `before` is an answer that goes on."""
-        with self._idle.turn():
-            yield from self._kept_answer(said, answers, before, files)
-
-    def _kept_answer(
-        self, said: list[Message], answers: list[Message], before: Message | None, files: Mapping[str, bytes]
-    ) -> Iterator[events.SessionEvent]:
-        self._kept.save_pending()
-        head_id = self.tree.head_id
-        new = [*said, *answers] if before is None else []
-        if before is None:
-            first = next((first_line(m.text) or m.attachments[0].name for m in said), "")
-            self._kept.append(new, files, title=first)
-            if len(answers) > 1:
-                self.branch_from(answers[0].id)
-        else:
-            self._kept.claim_reply(answers[0])
-        self._has_generated = False
-        try:
-            yield events.TurnStarted(message=self.tree[answers[0].parent_id or ""], reply=answers[0])
-            yield from self._generate(answers)
-        except (ContextOverflowError, TemplateError):
-            if before is not None:
-                self._kept.save_reply(before)
-            else:
-                self._kept.discard(new)
-            if head_id is not None:
-                self.branch_from(head_id)
-            raise
-        finally:
-            for answer in answers:
-                if not self._has_generated and answer.id in self.tree:
-                    self._kept.save_reply(msgspec.structs.replace(answer, finish_reason="interrupted"))
-
-    def _generate(self, answers: list[Message]) -> Iterator[events.SessionEvent]:
-        started_s = time.monotonic()
+        `think` None: reason if the settings say so, or if past replies were fast enough to make the wait short.
+        """
         builder = self.model.builder
-        if self.engine.needs_restart:
-            yield ModelLoadProgressed(phase="loading", message="restarting the engine")
-            self.model.revive()
-        path = self.tree.path_to(answers[0].id)
-        built = self._build(builder, path)
-        if built.start:
-            start_id = path[built.start].id
-            answers = [msgspec.structs.replace(a, context_start_id=start_id) for a in answers]
-            yield events.TurnsDropped(n_messages=built.start, context_start_id=start_id)
-        turn = TurnRunner(self.engine, builder, self.settings)
-        self._turn = turn
-        if self._stop_asked:
-            turn.stop()
-        try:
-            yield from turn.run(self.store, self.conversation, answers, built, started_s)
-        except EngineError as error:
-            if self.model.fall_back_to_cpu(error, self.settings):
-                error.args = (f"{error}\nthe GPU failed: from here on the CPU computes; ask again",)
-            raise
-        finally:
-            self._turn, self._stop_asked = None, False
-            for answer, (written, problem) in zip(answers, turn.written):  # noqa: B905  (none, before it began)
-                self._has_generated = True
-                self._kept.finish_reply(answer.id, written, saved=not problem)
-
-    def _build(
-        self, builder: PromptBuilder, path: list[Message], *, think: bool | None = None,
-        files: Mapping[str, bytes] = MappingProxyType({}),
-    ) -> ConversationPrompt:  # fmt: skip
-        manner = self._manner(path)
-        prompts = ConversationPromptBuilder(builder, self.store.read_attachment)
-        return prompts.build(path, manner if think is None else manner._replace(think=think), files)
-
-    def _manner(self, path: list[Message]) -> ConversationOptions:
-        answered = next((m for m in reversed(path) if m.role == "assistant" and m.stats), None)
-        last_start = answered.context_start_id if answered is not None else None
-        previous = next((i for i, m in enumerate(path) if m.id == last_start), 0)
-        return ConversationOptions(
-            self.settings.system_prompt, self.reasoning_enabled, self.settings.max_tokens, previous
-        )
+        think = self.settings.reasoning if think is None else think
+        if builder.reasoning_format is None:
+            think = False
+        elif think is None:
+            speed_tps = self.store.decode_tps(self.model_path.name)
+            think = speed_tps is not None and speed_tps >= _MIN_REASONING_TPS
+        return ConversationPromptBuilder(builder, self.store.read_attachment, self.settings, think=think)
 
     def stop(self) -> None:
-        """Stop the answer that is coming, also before its first word, or before `send` began; from any thread."""
-        self._stop_asked = True
-        turn = self._turn
-        if turn is not None:
-            turn.stop()
+        """Stop the current reply, or the next one if none is being generated. Thread-safe."""
+        self._turns.stop()
 
     def clear_stop(self) -> None:
-        """Forget a `stop` that came too late for the last answer: the next one is to be heard."""
-        self._stop_asked = False
+        """Withdraw a `stop` that came after the end of the last reply."""
+        self._turns.clear_stop()
 
-    # Moving about in the tree
+    # Branches
 
     def branch_from(self, message_id: str) -> None:
-        """Go on from this message: the next one becomes an alternative to what followed it."""
-        self._kept.set_head(message_id)
+        """Continue the conversation after this message; the next message starts a new branch. Raises StoreError."""
+        self._stored.set_head(message_id)
 
     def select_alternative(self, message_id: str) -> None:
-        """Go on with this alternative, and below it with what was active there last."""
-        self._kept.select_branch(message_id)
+        """Switch to the branch with this message, to where it was active last. Raises StoreError."""
+        self._stored.select_branch(message_id)
 
     def delete(self, message_id: str) -> int:
-        """Delete a message and all below it; returns how many. `undo_delete` brings them back."""
-        return self._kept.delete(message_id)
+        """Delete a message and its descendants, and return their number. `undo_delete` restores them."""
+        return self._stored.delete(message_id)
 
     def undo_delete(self) -> bool:
-        """Bring back what was deleted last; False if there is nothing. Raises StoreError if it is gone for good."""
-        return self._kept.undo_delete()
+        """Restore the messages of the last `delete`; return False if there is none.
 
-    # Around a turn
+        Raises StoreError if the messages have been purged from the store.
+        """
+        return self._stored.undo_delete()
+
+    # Between turns
 
     def context_usage(self, text: str = "", files: Sequence[Path] = ()) -> tuple[int, int]:
-        """Tokens of the prompt if `text` were sent now, and how many messages at the front would leave for it.
+        """Return the prompt length in tokens if `text` were sent now, and how many messages it would drop.
 
         Raises ContextOverflowError if it does not fit, AttachmentError, TemplateError, EngineError.
         """
         attachments, contents = load_attachments(files, self.model_path.stem)
-        draft = Message(id="", role="user", text=text, attachments=attachments)
         path = self.tree.path
-        built = self._build(self.model.builder, [*path, draft] if text or files else path, files=contents)
+        if text or files:
+            path = [*path, Message(id="", role="user", text=text, attachments=attachments)]
+        built = self._prompt_builder().build(path, contents)
         return len(built.prompt.tokens), built.start
 
     def warm_cache(self) -> None:
-        """Have the engine read the conversation while nobody waits, or fetch what it read of it on another day."""
+        """Compute the conversation's prompt in idle time, or load it from the prompt cache on disk."""
         if not self.model.is_open:
             return
-        prompts, path = ConversationPromptBuilder(self.model.builder, self.store.read_attachment), self.tree.path
         request = protocol.Generate(
-            id=self.engine.next_id(), tokens=prompts.next_turn_prefix(path, self._manner(path)), max_tokens=0,
-            conversation=self.conversation.id if self.store.is_persistent else "",
+            id=self.model.engine.next_id(), tokens=self._prompt_builder().next_turn_prefix(self.tree.path),
+            max_tokens=0, conversation=self.conversation.id if self.store.is_persistent else "",
         )  # fmt: skip
         if request.tokens:
-            self._idle.generate_if_idle(request)
-
-    def override_settings(self, **values: object) -> None:
-        """Answer this conversation otherwise, from here on: some of a persona's settings. Raises UsageError."""
-        if "model" in values:
-            raise UsageError("the model is changed with /model")
-        for name, value in values.items():
-            wrong = (
-                check(name, value) if name in PERSONA_SETTINGS else f"only these can be: {', '.join(PERSONA_SETTINGS)}"
-            )
-            if wrong:
-                raise UsageError(f"{name} cannot be chosen: {wrong}")
-        self._kept.update_metadata(settings={**self.conversation.settings, **values})
-        self._chosen |= values
-        self._settle()
-
-    def rename(self, title: str) -> None:
-        """Give the conversation another title."""
-        self._kept.update_metadata(title=first_line(title, 200))
-
-    def pin(self, *, on: bool) -> None:
-        """List the conversation first, or no longer."""
-        self._kept.update_metadata(pinned=on)
-
-    def _settle(self) -> None:
-        self.settings = with_overrides(self._base, self.conversation.settings, self._flags, self._chosen)
-
-    def set_base_settings(self, settings: Settings) -> None:
-        """Let other settings hold from here on, under what was chosen; the model is loaded as it is."""
-        self._base = settings
-        self._settle()
+            self._turns.idle.generate_if_idle(request)
 
     def generate_title(self) -> str | None:
-        """Let the model name a new conversation, in idle time; None if it has a name, or something came between."""
+        """Let the model write the title of a new conversation, in idle time.
+
+        Return None if it has a title, if titles are off, or if a turn or another title came first.
+        """
         path = self.tree.path
         if not (self.settings.titles and self.model.is_open and titles.needs_title(self.conversation, path)):
             return None
         builder = self.model.builder
         if builder.reasoning_format is not None and not builder.can_switch_reasoning:
             return None
-        asked = Message(id="", role="user", text=titles.REQUEST)
-        built = self._build(builder, [*path, asked], think=False)
+        question = Message(id="", role="user", text=titles.REQUEST)
+        built = self._prompt_builder(think=False).build([*path, question])
         request = protocol.Generate(
-            id=self.engine.next_id(), tokens=built.prompt.tokens, max_tokens=titles.MAX_TOKENS, ephemeral=True,
+            id=self.model.engine.next_id(), tokens=built.prompt.tokens, max_tokens=titles.MAX_TOKENS, ephemeral=True,
             sampling=msgspec.structs.replace(self.settings.sampling, temperature=0.0),
         )  # fmt: skip
-        heard = self._idle.generate_if_idle(request)
-        title = titles.parse_title(heard or ())
-        # Meanwhile it may have got another one, here or in another process.
+        title = titles.parse_title(self._turns.idle.generate_if_idle(request) or ())
+        # The user or another process may have set a title meanwhile.
         if not title or not titles.needs_title(self.store.conversation(self.conversation.id), path):
             return None
-        self._kept.update_metadata(title=title)
+        self._stored.update_metadata(title=title)
         return title
 
-    def close(self) -> None:
-        """End the processes behind this conversation; what was said is written before this returns.
+    # Settings
 
-        An answer that another thread is hearing ends with EngineDiedError there.
+    def override_settings(self, **values: object) -> None:
+        """Change settings of this conversation, by the names that a persona may set. Raises UsageError, StoreError."""
+        if "model" in values:
+            raise UsageError("Change the model with /model")
+        for name, value in values.items():
+            if name in PERSONA_SETTINGS:
+                problem = check(name, value)
+            else:
+                problem = f"settings of a conversation are: {', '.join(PERSONA_SETTINGS)}"
+            if problem:
+                raise UsageError(f"Cannot change {name}: {problem}")
+        self._stored.update_metadata(settings={**self.conversation.settings, **values})
+        self._overrides |= values
+        self._apply_settings()
+
+    def set_base_settings(self, settings: Settings) -> None:
+        """Replace the settings of all conversations. Does not reload the model."""
+        self._base_settings = settings
+        self._apply_settings()
+
+    def _apply_settings(self) -> None:
+        self.settings = with_overrides(
+            self._base_settings, self.conversation.settings, self._flags, self._overrides
+        )  # fmt: skip
+
+    def rename(self, title: str) -> None:
+        """Set the title, cut to one line. Raises StoreError."""
+        self._stored.update_metadata(title=first_line(title, 200))
+
+    def pin(self, *, on: bool) -> None:
+        """Pin the conversation to the top of the list, or unpin it. Raises StoreError."""
+        self._stored.update_metadata(pinned=on)
+
+    def close(self) -> None:
+        """End the engine and render processes, save what is pending, and close the store.
+
+        A thread that is generating a reply gets EngineDiedError.
         """
         self.model.close()
-        self._idle.wait_until_idle(_LAST_WORD_S)
+        self._turns.idle.wait_until_idle(_LAST_WRITE_TIMEOUT_S)
         try:
-            self._kept.save_pending()
+            self._stored.save_pending()
         except StoreError as error:
             self.warnings.append(str(error))
         self.store.close()

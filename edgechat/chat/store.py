@@ -1,4 +1,4 @@
-"""What a conversation needs of the place where it is kept. `edgechat.store` implements it on SQLite."""
+"""Interface of a conversation store. `edgechat.store` implements it with SQLite."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Order = Literal["newest", "rank"]
 
 
 class ConversationSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation in a list."""
+    """An entry in the list of conversations."""
 
     conversation: Conversation
     n_messages: int
 
 
 class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
-    """A place where a search found something."""
+    """A message or title that matches a search query."""
 
     conversation_id: str
     title: str
@@ -31,97 +31,95 @@ class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
     created_at_ms: int
     snippet: str
     marks: list[tuple[int, int]]
-    """Where in `snippet` the words of the query are, as [start, end)."""
+    """Ranges of `snippet` that match words of the query, as [start, end)."""
     score: float
     """Higher is better; comparable within one search."""
 
 
 class Store(Protocol):
-    """Keeps conversations. Every method either takes effect as a whole or raises StoreError.
+    """Stores conversations. Thread-safe; reads see the last writes of other processes.
 
-    That is NotFoundError, if what it is about is not there.
-    Safe to call from any thread. What another process wrote is seen by the next read.
+    Every method takes effect as a whole or raises StoreError: NotFoundError for a missing conversation or message.
     """
 
     @property
     def read_only_reason(self) -> str:
-        """Why nothing can be written (a read-only disk, a database of a newer version); "" if it can."""
+        """Why the store cannot write, such as a read-only disk or a database of a newer version; "" if it can."""
 
     @property
     def is_persistent(self) -> bool:
-        """False if all is in memory alone, and nothing of it may be written anywhere."""
+        """False for a store in memory, whose data must not be written to any disk."""
 
     @property
     def notices(self) -> list[str]:
-        """What happened at opening that a person should know, such as a recovery."""
+        """Events while opening that the user must know, such as the recovery of a damaged database."""
 
     def append(
         self, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})
     ) -> None:
-        """Add messages below their parents; the last one becomes the head. Adds the conversation if it is new.
+        """Add messages below their parents, and the conversation if it is new; the last message becomes the head.
 
-        `files` are the bytes of their attachments, by hash. All is on disk, not only in the system's cache, when
-        this returns.
+        `files` has the bytes of their attachments by hash. Returns after the data is synced to disk.
         """
 
     def checkpoint(self, message: Message) -> bool:
-        """Write what an answer of ours has become; not waiting for the disk unless it is finished.
+        """Write the current state of a claimed reply; sync it to disk only when it is finished.
 
-        False, and nothing is written, if the answer is not ours any more: deleted, or continued elsewhere.
+        Return False, without writing, if the reply has been deleted or claimed by another process.
         """
 
     def claim(self, message_id: str) -> None:
-        """Make an answer ours, to be continued with `checkpoint`. Raises StoreError if it is gone."""
+        """Claim a reply for this process, which continues it with `checkpoint`. Raises NotFoundError."""
 
     def discard_messages(self, message_ids: Sequence[str]) -> None:
-        """Take messages back for good, children first, as if they had not been said."""
+        """Remove messages permanently; `message_ids` has children before their parents."""
 
     def select_branch(self, path: Sequence[str]) -> None:
-        """Go on from `path[-1]`, whose path from a root this is: the head is where it was last below it."""
+        """Activate the path of ids from a root to `path[-1]`, and below it the branch that was active last."""
 
     def set_head(self, path: Sequence[str]) -> None:
-        """Make `path[-1]` the head, whatever is below it; the next message becomes an alternative there."""
+        """Make `path[-1]` the head even if it has children; `path` has the ids from a root."""
 
     def delete_message(self, message_id: str) -> None:
-        """Delete a message and all below it, so that `unhide` can bring it back for a while."""
+        """Delete a message and its descendants; `restore_message` can undo this for some time."""
 
     def restore_message(self, message_id: str) -> None:
-        """Bring back what `hide` of the same message took away. Raises StoreError if it is gone for good."""
+        """Undo `delete_message` of the same message. Raises StoreError if it has been purged."""
 
     def update_conversation(self, conversation_id: str, **changes: object) -> None:
-        """Write some of title, model, settings, pinned, archived, tags and folder. Raises NotFoundError."""
+        """Change title, model, settings, pinned, archived, tags or folder. Raises NotFoundError."""
 
     def delete_conversation(self, conversation_id: str) -> None:
-        """Remove a conversation for good."""
+        """Delete a conversation permanently."""
 
     def conversation(self, conversation_id: str) -> Conversation:
-        """Raises NotFoundError if there is none."""
+        """Return the metadata of a conversation. Raises NotFoundError."""
 
     def resolve_id(self, prefix: str) -> str:
-        """The only conversation whose id starts with `prefix`. Raises StoreError if there is none, or several."""
+        """Return the only conversation id that starts with `prefix`. Raises StoreError for none or several."""
 
     def latest_id(self) -> str | None:
-        """Id of the conversation that was changed last."""
+        """Return the id of the conversation that changed last."""
 
     def messages(self, conversation_id: str) -> list[Message]:
-        """All messages, parents before children, alternatives in the order they were made."""
+        """Return all messages, parents before children, alternatives in the order of their creation."""
 
     def list_conversations(
         self, *, archived: bool | None = False, tag: str = "", folder: str = "", limit: int = 50, offset: int = 0
     ) -> Sequence[ConversationSummary]:
-        """Conversations: pinned first, then the last changed; `archived` None lists both kinds."""
+        """Return conversations: pinned ones first, then the last changed ones. `archived` None includes both kinds."""
 
     def search(self, query: str, *, order: Order = "newest", limit: int = 20, offset: int = 0) -> Sequence[SearchHit]:
-        """Where all words of `query` are ("quoted words" as they stand), in titles and messages."""
+        """Return titles and messages that contain all words of `query`; "quoted words" must occur as a phrase."""
 
     def recent_inputs(self, limit: int) -> Sequence[str]:
-        """What people said last, in any conversation, the newest first, each text once."""
+        """Return the last messages of the user in all conversations, newest first, without duplicates."""
 
     def read_attachment(self, sha256: str) -> bytes:
-        """Bytes by their hash. Raises StoreError if they are not here."""
+        """Return the bytes of an attachment by hash. Raises StoreError if they are missing."""
 
     def decode_tps(self, model: str) -> float | None:
-        """Tokens per second of this model's last answers on this machine; None before the first."""
+        """Return the decode speed of this model's last replies in tokens/s; None before the first."""
 
     def close(self) -> None:
-        """Let go of the database. A second call does nothing."""
+        """Close the store. A second call does nothing."""

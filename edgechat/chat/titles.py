@@ -1,4 +1,4 @@
-"""Names for conversations, made by the model itself."""
+"""Conversation titles written by the model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _QUOTES: Final = "\"'`*#«»“”„ \t"
 
 
 def needs_title(conversation: Conversation, path: Sequence[Message]) -> bool:
-    """True after the first answer, while the title is still the first line of what was asked."""
+    """Return True after the first reply, while the title is still the first line of the first message."""
     return (
-        len(path) == 2  # noqa: PLR2004  (a question and its answer)
+        len(path) == 2  # noqa: PLR2004  (a message and its reply)
         and path[1].finish_reason == "stop"
         and conversation.title == first_line(path[0].text)
     )
 
 
 def parse_title(events: Iterable[protocol.AnyEvent]) -> str:
-    """The title out of an answer; "" if the answer is no title, or did not come to its end."""
+    """Return the title that the model wrote; "" if the reply is incomplete, has several lines, or is too long."""
     text, reason = "", ""
     for event in events:
         if isinstance(event, protocol.TokensGenerated):

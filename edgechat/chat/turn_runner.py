@@ -1,137 +1,141 @@
-"""One answer, or several side by side, from the prompt to the last word, written down while they grow."""
+"""Runs turns of a conversation: saves the message, generates the replies, and cleans up after errors."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 
 from edgechat.chat import events
-from edgechat.chat.conversation_prompt import ConversationPrompt
-from edgechat.chat.messages import Conversation, FinishReason, Message
-from edgechat.chat.recorder import ReplyRecorder
-from edgechat.chat.store import Store
+from edgechat.chat.conversation import StoredConversation
+from edgechat.chat.conversation_prompt import ConversationPromptBuilder
+from edgechat.chat.idle import IdleGate
+from edgechat.chat.messages import Message, first_line, new_reply
+from edgechat.chat.reply_generation import ReplyGeneration
 from edgechat.config import Settings
-from edgechat.engine import protocol
-from edgechat.engine.client import EngineClient
-from edgechat.prompt.builder import PromptBuilder
-from edgechat.prompt.reasoning import ReasoningSplitter
+from edgechat.errors import ContextOverflowError, EngineError, TemplateError, UsageError
+from edgechat.models.events import ModelLoadProgressed
+from edgechat.models.loaded_model import LoadedModel
+from edgechat.planner.load_plan import LoadPlan
 
 
-class _Growing:
-    """One of the answers."""
+class Turn(NamedTuple):
+    """The messages that one turn adds to the conversation."""
 
-    def __init__(self, recorder: ReplyRecorder, splitter: ReasoningSplitter) -> None:
-        self.recorder = recorder
-        self.splitter = splitter
-        self.finish_reason: protocol.FinishReason | None = None
-        self.said_problem = ""
+    replies: list[Message]
+    """Empty replies to generate in parallel, or one earlier reply to continue."""
+    message: Message | None = None
+    """The new message of the user, if there is one."""
+    files: Mapping[str, bytes] = MappingProxyType({})
+    """Bytes of the message's attachments, by hash."""
+    continued: Message | None = None
+    """The earlier reply as it was, if `replies` continues it in place."""
+
+
+def new_replies(parent_id: str, model: str, n_replies: int, plan: LoadPlan | None) -> list[Message]:
+    """Create empty replies to generate in parallel. Raises UsageError for more than the model was loaded for."""
+    max_replies = plan.options.n_seqs if plan is not None else 1
+    if not 1 <= n_replies <= max_replies:
+        raise UsageError(
+            f"Cannot generate {n_replies} parallel replies: this model, as loaded, can generate 1 to {max_replies}"
+        )
+    return [new_reply(parent_id, model) for _ in range(n_replies)]
 
 
 class TurnRunner:
-    """The generation of answers to one message. `run` it once; `stop` it from any thread."""
+    """Runs one turn at a time. `stop` is thread-safe."""
 
-    def __init__(self, engine: EngineClient, builder: PromptBuilder, settings: Settings) -> None:
-        self._engine = engine
-        self._builder = builder
-        self._settings = settings
-        self._request_id: int | None = None
-        self._stopped = False
-        self._growing: list[_Growing] = []
-        self._ttft_s = 0.0
-
-    @property
-    def written(self) -> list[tuple[Message, str]]:
-        """The answers as they are kept, and why one could not be written ("" if it could); none before `run`."""
-        return [(g.recorder.reply, g.recorder.write_error) for g in self._growing]
+    def __init__(self, model: LoadedModel, prompt_builder: Callable[[], ConversationPromptBuilder]) -> None:
+        """`prompt_builder` returns the builder for the current settings and model; it may raise EngineError."""
+        self.idle = IdleGate(model)
+        self._model = model
+        self._prompt_builder = prompt_builder
+        self._generation: ReplyGeneration | None = None
+        self._is_stop_requested = False
+        self._are_replies_finished = False
 
     def stop(self) -> None:
-        """End the answers, also before their first word."""
-        self._stopped = True
-        if self._request_id is not None:
-            self._engine.cancel(self._request_id)
+        """Stop the current reply, or the next one if none is being generated."""
+        self._is_stop_requested = True
+        generation = self._generation
+        if generation is not None:
+            generation.stop()
+
+    def clear_stop(self) -> None:
+        """Withdraw a `stop` that came after the end of the last reply."""
+        self._is_stop_requested = False
 
     def run(
-        self,
-        store: Store,
-        conversation: Conversation,
-        answers: Sequence[Message],
-        built: ConversationPrompt,
-        started_s: float,
-    ) -> Iterator[events.SessionEvent]:
-        """Generate `answers`, which are in the store; one may have been begun. `started_s` is when it was asked for.
+        self, conversation: StoredConversation, turn: Turn, settings: Settings
+    ) -> Iterator[events.SessionEvent]:  # fmt: skip
+        """Save the messages of a turn, generate its replies, and yield the events.
 
-        However this ends, what was said is written, and `written` tells how. Raises EngineError.
+        If the prompt cannot be built (ContextOverflowError, TemplateError), the turn is undone, because no later
+        message could be sent either. After other errors the messages stay. Raises EdgechatError.
         """
-        for answer in answers:
-            splitter = ReasoningSplitter(
-                self._builder.reasoning_format, built.prompt.phase, continues_reasoning=bool(answer.reasoning)
-            )
-            recorder = ReplyRecorder(store, conversation, answer)
-            self._growing.append(_Growing(recorder, splitter))
-        finished: protocol.RequestFinished | None = None
+        with self.idle.turn():
+            conversation.save_pending()
+            previous_head_id = conversation.tree.head_id
+            first = turn.replies[0]
+            added = [] if turn.continued else [*([turn.message] if turn.message else []), *turn.replies]
+            if added:
+                conversation.append(added, turn.files, title=_title(turn.message))
+                if len(turn.replies) > 1:
+                    conversation.set_head(first.id)
+            else:
+                conversation.claim_reply(first)
+            self._are_replies_finished = False
+            try:
+                yield events.TurnStarted(message=conversation.tree[first.parent_id or ""], reply=first)
+                yield from self._generate(conversation, turn.replies, settings)
+            except (ContextOverflowError, TemplateError):
+                if turn.continued is not None:
+                    conversation.save_reply(turn.continued)
+                    self._are_replies_finished = True
+                else:
+                    conversation.discard(added)
+                if previous_head_id is not None:
+                    conversation.set_head(previous_head_id)
+                raise
+            finally:
+                for reply in turn.replies:
+                    if not self._are_replies_finished and reply.id in conversation.tree:
+                        conversation.save_reply(msgspec.structs.replace(reply, finish_reason="interrupted"))
+
+    def _generate(
+        self, conversation: StoredConversation, replies: Sequence[Message], settings: Settings
+    ) -> Iterator[events.SessionEvent]:
+        started_at = time.monotonic()
+        model = self._model
+        if model.engine.needs_restart:
+            yield ModelLoadProgressed(phase="loading", message="Restarting the engine")
+            model.revive()
+        path = conversation.tree.path_to(replies[0].id)
+        prompt = self._prompt_builder().build(path)
+        if prompt.start:
+            start_id = path[prompt.start].id
+            replies = [msgspec.structs.replace(r, context_start_id=start_id) for r in replies]
+            yield events.TurnsDropped(n_messages=prompt.start, context_start_id=start_id)
+        generation = ReplyGeneration(model.engine, model.builder, settings)
+        self._generation = generation
+        if self._is_stop_requested:
+            generation.stop()
         try:
-            for event in self._engine.generate(self._request(built, conversation.id if store.is_persistent else "")):
-                if isinstance(event, protocol.RequestFinished):
-                    finished = event
-                yield from self._heard(event, started_s)
+            yield from generation.run(conversation.store, conversation.metadata, replies, prompt, started_at)
+        except EngineError as error:
+            if model.fall_back_to_cpu(error, settings):
+                error.args = (f"{error}\nThe GPU failed, so edgechat now uses the CPU. Send the message again.",)
+            raise
         finally:
-            self._finish(finished)
-        for growing in self._growing:
-            if growing.recorder.write_error:
-                yield events.NotSaved(reason=growing.recorder.write_error)
-        first, *others = (g.recorder.reply for g in self._growing)
-        ended = events.TurnInterrupted if first.is_interrupted else events.TurnFinished
-        context_tokens = finished.context_tokens if finished is not None else 0
-        yield ended(reply=first, context_tokens=context_tokens, alternatives=tuple(others))
+            self._generation, self._is_stop_requested = None, False
+            for reply, (written, write_error) in zip(replies, generation.results):  # noqa: B905  (none before run)
+                self._are_replies_finished = True
+                conversation.finish_reply(reply.id, written, saved=not write_error)
 
-    def _request(self, built: ConversationPrompt, conversation: str) -> protocol.Generate:
-        settings = self._settings
-        request = protocol.Generate(
-            id=self._engine.next_id(), tokens=built.prompt.tokens, max_tokens=settings.max_tokens, sampling=settings.sampling,
-            visible_control_tokens=self._builder.visible_control_tokens, conversation=conversation, turn_starts=built.prompt.turn_starts,
-            n_sequences=len(self._growing), speculate=not settings.strict, bypass_cache=settings.strict, attached_texts=built.attached_texts,
-            stop=self._builder.stop_strings,
-        )  # fmt: skip
-        self._request_id = request.id
-        if self._stopped:
-            self._engine.cancel(request.id)
-        return request
 
-    def _heard(self, event: protocol.AnyEvent, started_s: float) -> Iterator[events.SessionEvent]:
-        if isinstance(event, protocol.PrefillProgressed):
-            yield events.PromptProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
-        elif isinstance(event, protocol.TokensGenerated):
-            self._ttft_s = self._ttft_s or time.monotonic() - started_s
-            splitter = self._growing[event.sequence].splitter
-            yield from self._add(event.sequence, *splitter.feed(event.text), len(event.tokens))
-        elif isinstance(event, protocol.SequenceFinished):
-            self._growing[event.sequence].finish_reason = event.finish_reason
-        elif isinstance(event, protocol.RequestFinished):
-            for number, growing in enumerate(self._growing):
-                growing.finish_reason = growing.finish_reason or event.finish_reason
-                yield from self._add(number, *growing.splitter.finish(), 0)
-
-    def _add(self, number: int, thought: str, text: str, n_tokens: int) -> Iterator[events.SessionEvent]:
-        growing = self._growing[number]
-        if thought or text or n_tokens:
-            growing.recorder.add(text, thought, n_tokens)
-            yield events.ReplyTextGenerated(text=text, reasoning=thought, n_tokens=n_tokens, reply_index=number)
-        problem = growing.recorder.write_error
-        if problem and not growing.said_problem:
-            yield events.NotSaved(reason=problem)
-        growing.said_problem = problem
-
-    def _finish(self, finished: protocol.RequestFinished | None) -> None:
-        if finished is None and self._request_id is not None:
-            self._engine.cancel(self._request_id)
-        for growing in self._growing:
-            reason: FinishReason = "cancelled" if self._stopped else "interrupted"
-            stats = None
-            if finished is not None:
-                reason = growing.finish_reason or finished.finish_reason
-                # As the user sees it: rendering and both pipes included.
-                stats = msgspec.structs.replace(finished.stats, ttft_s=self._ttft_s or finished.stats.ttft_s)
-            reasoning = growing.recorder.reply.reasoning.rstrip("\n")
-            growing.recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)
+def _title(message: Message | None) -> str:
+    """Return the provisional title of a conversation that begins with `message`."""
+    return (first_line(message.text) or message.attachments[0].name) if message is not None else ""

@@ -1,4 +1,4 @@
-"""What was typed and not sent: a file for each conversation, so that no crash takes it."""
+"""Unsent messages: the text in the prompt field, saved in a file per conversation so that a crash does not lose it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Final
 
 from edgechat import files, paths
 
-_MOST_BYTES: Final = 64 << 20
-_NEW: Final = "new"
+_MAX_BYTES: Final = 64 << 20
+_NEW_CONVERSATION: Final = "new"
 _ID: Final = re.compile(r"[\w-]{1,64}")
 
 
 def save(conversation_id: str, text: str) -> None:
-    """Write a draft down, or forget it if it is empty. A disk that cannot be written makes no difference to the chat."""
+    """Save the unsent message of a conversation, or delete it if it is blank. Ignores disk errors."""
     file = _file(conversation_id)
     with contextlib.suppress(OSError):
         if text.strip():
@@ -26,13 +26,13 @@ def save(conversation_id: str, text: str) -> None:
 
 
 def load(conversation_id: str) -> str:
-    """What was typed in a conversation; in a new one, if "" is given."""
+    """Return the unsent message of a conversation; "" if there is none. The id "" means a new conversation."""
     try:
-        return files.read_bytes(_file(conversation_id), _MOST_BYTES).decode("utf-8", "replace")
+        return files.read_bytes(_file(conversation_id), _MAX_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""
 
 
 def _file(conversation_id: str) -> Path:
-    name = conversation_id if _ID.fullmatch(conversation_id) else _NEW
+    name = conversation_id if _ID.fullmatch(conversation_id) else _NEW_CONVERSATION
     return paths.unsent_messages_dir() / f"{name}.txt"

@@ -154,7 +154,7 @@ def _print_json(session: Session, ended: TurnFinished | TurnInterrupted) -> None
     loaded, answered = session.loaded, ended.reply
     stats = msgspec.structs.asdict(answered.stats) if answered.stats is not None else {}
     stats["load_s"] = loaded.load_s if loaded else 0.0
-    stats["peak_rss_bytes"] = {"engine": session.engine.stats().peak_rss_bytes, "client": peak_rss_bytes()}
+    stats["peak_rss_bytes"] = {"engine": session.model.engine.stats().peak_rss_bytes, "client": peak_rss_bytes()}
     result: dict[str, Any] = {
         "text": answered.text,
         "reasoning": answered.reasoning,

@@ -320,8 +320,8 @@ class PlainChat:
         """Why this model, and what it takes."""
         from edgechat.planner.report import plan_lines
 
-        if self._session.plan is not None:
-            click.echo(escape_controls("\n".join(plan_lines(self._session.plan))))
+        if self._session.model.plan is not None:
+            click.echo(escape_controls("\n".join(plan_lines(self._session.model.plan))))
 
     def do_figures(self, _argument: str) -> None:
         """Show how fast answers came, or not."""

@@ -123,7 +123,7 @@ def _error_message(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it recurses without end"
     if isinstance(error, jinja2.exceptions.SecurityError):
-        return f"the sandbox forbids what it does: {error}"
+        return f"the sandbox forbids an operation in it: {error}"
     if isinstance(error, jinja2.TemplateError):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error}"

@@ -44,7 +44,7 @@ class ToolFormat(msgspec.Struct, frozen=True):
 
     @property
     def control_tokens(self) -> list[str]:
-        """Control tokens in the markers. The engine removes control tokens from its output unless asked to keep them."""
+        """Control tokens in the markers. The engine removes them from its output unless asked to keep them."""
         return control_tokens_in(self.prefix + self.separator + self.suffix)
 
     def format_calls(self, calls: Sequence[tuple[str, str]]) -> str:

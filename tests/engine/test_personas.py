@@ -9,7 +9,7 @@ from tests.conftest import Cli
 
 
 def test_persona_file_is_listed_and_sets_the_settings_of_a_conversation(cli: Cli, home: Path) -> None:
-    assert "no persona is called 'cook'" in cli("ask", "x", "--persona", "cook").stderr
+    assert "No persona is called 'cook'" in cli("ask", "x", "--persona", "cook").stderr
     folder = home / "config" / "personas"
     folder.mkdir(parents=True)
     (folder / "cook.toml").write_text('system_prompt = "You are a cook."\ntemperature = 0.0\nn_ctx = 5\ntop_k = "x"\n')

@@ -164,7 +164,7 @@ def test_files_are_attached_to_a_message(open_chat: Callable[..., OpenChat], tmp
     for file, words in (
         (picture, "cannot see pictures"),
         (binary, "neither UTF-8 text nor"),
-        (tmp_path / "no", "cannot be read"),
+        (tmp_path / "no", "Cannot read"),
     ):
         with pytest.raises(AttachmentError, match=words):
             chat.run(chat.session.send("And this?", [file]))
@@ -215,14 +215,14 @@ def test_first_line_is_the_initial_title(open_chat: Callable[..., OpenChat]) -> 
 def test_impossible_actions_are_usage_errors(open_chat: Callable[..., OpenChat]) -> None:
     chat = open_chat()
     for impossible in (chat.session.regenerate, chat.session.continue_reply):
-        with pytest.raises(UsageError, match="nothing was said"):
+        with pytest.raises(UsageError, match="no messages yet"):
             list(impossible())
     chat.run(chat.session.send("Hi"))
     with pytest.raises(UsageError, match="no message"):
         list(chat.session.edit("nope", "x"))
-    with pytest.raises(UsageError, match="only what you said"):
+    with pytest.raises(UsageError, match="Only your own messages"):
         list(chat.session.edit(chat.session.tree.path[1].id, "x"))
-    with pytest.raises(UsageError, match="only an answer"):
+    with pytest.raises(UsageError, match="Only a reply"):
         list(chat.session.continue_reply(chat.session.tree.path[0].id))
 
 

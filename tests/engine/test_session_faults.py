@@ -47,8 +47,8 @@ def test_killed_engine_leaves_an_interrupted_reply_and_restarts(
     chat = open_chat(msgspec.structs.replace(SHORT_GREEDY, max_tokens=400))
     reply = chat.session.send("Tell me a very long story.")
     next(e for e in reply if isinstance(e, events.ReplyTextGenerated))
-    assert chat.session.engine.pid is not None
-    os.kill(chat.session.engine.pid, 9)
+    assert chat.session.model.engine.pid is not None
+    os.kill(chat.session.model.engine.pid, 9)
     with pytest.raises(EngineDiedError):
         list(reply)
     chat.check()

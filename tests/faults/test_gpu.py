@@ -119,8 +119,8 @@ def reply(session: Session, text: str = "What is gravity?") -> str:
 
 
 def n_gpu_layers(session: Session) -> int:
-    assert session.plan is not None
-    return session.plan.options.n_gpu_layers
+    assert session.model.plan is not None
+    return session.model.plan.options.n_gpu_layers
 
 
 def test_model_on_the_gpu_replies_like_on_the_cpu(open_session: OpenSession) -> None:
@@ -129,7 +129,7 @@ def test_model_on_the_gpu_replies_like_on_the_cpu(open_session: OpenSession) -> 
     on_gpu = open_session()
     assert n_gpu_layers(on_gpu) == 31
     assert on_gpu.warnings == []
-    memory = on_gpu.engine.stats().memory
+    memory = on_gpu.model.engine.stats().memory
     assert memory["Scripted"]["model_bytes"] > 50 * MIB
     assert memory["Scripted"]["context_bytes"] > 0
     assert reply(on_gpu)[:20] == reply(on_cpu)[:20]
@@ -138,9 +138,9 @@ def test_model_on_the_gpu_replies_like_on_the_cpu(open_session: OpenSession) -> 
 def test_layers_that_exceed_gpu_memory_stay_on_the_cpu(open_session: OpenSession) -> None:
     session = open_session(GPU_BYTES=100 * MIB)
     assert 0 < n_gpu_layers(session) < 30
-    assert session.plan is not None
-    assert "for more it has no room" in session.plan.concessions[0]
-    assert 0 < session.engine.stats().memory["Scripted"]["model_bytes"] < 90 * MIB
+    assert session.model.plan is not None
+    assert "for more it has no room" in session.model.plan.concessions[0]
+    assert 0 < session.model.engine.stats().memory["Scripted"]["model_bytes"] < 90 * MIB
     assert reply(session)
 
 

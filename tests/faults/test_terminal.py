@@ -65,7 +65,7 @@ async def test_an_engine_that_is_killed_at_any_moment_is_replaced(starter: Path,
     app = an_app(starter, n_ctx=8192, max_tokens=200)
     async with app.run_test() as pilot:
         if moment == "loading":
-            await until_async(lambda: app.worker.session is not None and session(app).engine.pid)
+            await until_async(lambda: app.worker.session is not None and session(app).model.engine.pid)
         else:
             await ready(app)
         if moment in {"reading", "generating"}:
@@ -74,7 +74,7 @@ async def test_an_engine_that_is_killed_at_any_moment_is_replaced(starter: Path,
             await until_async(lambda: live(app).startswith(moment))
         elif moment == "other model":
             app.actions.run("model", str(starter))
-        pid = session(app).engine.pid
+        pid = session(app).model.engine.pid
         if pid is not None:
             os.kill(pid, 9)
         await until_async(lambda: not app.chat.is_busy)

@@ -67,7 +67,7 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
         app.chat.prompt.text = LONG
         await pilot.press("enter")
         await until_async(lambda: answers(app) and len(answers(app)[0]) > 20)
-        first = session(app).engine.pid
+        first = session(app).model.engine.pid
         assert first is not None
         os.kill(first, 9)
         await until_async(lambda: texts(app, "error"))
@@ -80,7 +80,7 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
         await pilot.press("enter")
         await until_async(lambda: len(answers(app)) == 2)
         await pilot.press("escape")
-        assert session(app).engine.pid != first
+        assert session(app).model.engine.pid != first
 
 
 async def test_a_model_that_cannot_be_loaded_is_an_error_on_the_screen(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
         app.chat.post_message(messages.TextArrived("more", "", 1))
         app.chat.post_message(messages.SessionFailed("too late", None))
         await until_async(lambda: app.return_code == 0, timeout_s=5)  # the answer would take much longer
-        assert session(app).engine.pid is None
+        assert session(app).model.engine.pid is None
 
 
 async def test_a_message_that_does_not_fit_goes_back_to_the_input(starter: Path) -> None:

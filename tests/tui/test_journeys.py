@@ -696,7 +696,7 @@ async def test_an_edit_that_does_not_fit_is_an_edit_again(tmp_path: Path) -> Non
         await until_async(lambda: texts(app, "error"))
         assert app.chat.composer.editing == editing
         app.actions.run("attach", "~nosuchuser/x")
-        assert "names no file" in texts(app, "error")[1] or "cannot be read" in texts(app, "error")[1]
+        assert "names no file" in texts(app, "error")[1] or "Cannot read" in texts(app, "error")[1]
 
 
 async def test_nothing_from_outside_acts_on_the_terminal() -> None:

@@ -204,7 +204,7 @@ async def test_the_list_of_conversations_takes_all_of_a_narrow_screen(monkeypatc
 async def test_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sidebar, "day_heading", lambda at_ms, today: "today")
     monkeypatch.setattr(
-        entries, "figures", lambda message: "57 tokens, 42 tokens/s, first after 0.08 s, 7 of 14 cached"
+        entries, "performance_summary", lambda message: "57 tokens, 42 tokens/s, first after 0.08 s, 7 of 14 cached"
     )
     monkeypatch.setenv("TZ", "UTC")
     # What is typed is counted once it pauses: on a busy machine that would be before the picture is taken.

@@ -56,7 +56,7 @@ class PlanScreen(TextScreen):
     def text(self) -> str:
         """The plan of what is loaded."""
         session = self.app.worker.session
-        made = session.plan if session is not None else None
+        made = session.model.plan if session is not None else None
         if session is None or made is None:
             return "No model is loaded yet."
         lines = [f"{session.model_path.stem} answers."]

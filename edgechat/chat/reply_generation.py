@@ -1,0 +1,134 @@
+"""Generation of one reply, or of several parallel ones, from a built prompt; saves the replies while they grow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from edgechat.chat import events
+from edgechat.chat.conversation_prompt import ConversationPrompt
+from edgechat.chat.messages import Conversation, FinishReason, Message
+from edgechat.chat.recorder import ReplyRecorder
+from edgechat.chat.store import Store
+from edgechat.config import Settings
+from edgechat.engine import protocol
+from edgechat.engine.client import EngineClient
+from edgechat.prompt.builder import PromptBuilder
+from edgechat.prompt.reasoning import ReasoningSplitter
+
+
+class _GrowingReply:
+    """Generation state of one of the replies."""
+
+    def __init__(self, recorder: ReplyRecorder, splitter: ReasoningSplitter) -> None:
+        self.recorder = recorder
+        self.splitter = splitter
+        self.finish_reason: protocol.FinishReason | None = None
+        self.reported_error = ""
+
+
+class ReplyGeneration:
+    """Generates parallel replies to one message. Call `run` once; `stop` is thread-safe."""
+
+    def __init__(self, engine: EngineClient, builder: PromptBuilder, settings: Settings) -> None:
+        self._engine = engine
+        self._builder = builder
+        self._settings = settings
+        self._request_id: int | None = None
+        self._is_stopped = False
+        self._replies: list[_GrowingReply] = []
+        self._ttft_s = 0.0
+
+    @property
+    def results(self) -> list[tuple[Message, str]]:
+        """The replies as saved, each with its write error or ""; empty before `run`."""
+        return [(r.recorder.reply, r.recorder.write_error) for r in self._replies]
+
+    def stop(self) -> None:
+        """Cancel generation, or prevent it if it has not started."""
+        self._is_stopped = True
+        if self._request_id is not None:
+            self._engine.cancel(self._request_id)
+
+    def run(
+        self, store: Store, conversation: Conversation, replies: Sequence[Message], prompt: ConversationPrompt,
+        started_at: float,
+    ) -> Iterator[events.SessionEvent]:  # fmt: skip
+        """Generate `replies`, which are in the store already; a non-empty one is continued.
+
+        `started_at` is the time of the request on the monotonic clock, from which time to first token is measured.
+        Saves the replies however the generation ends; see `results`. Raises EngineError.
+        """
+        for reply in replies:
+            splitter = ReasoningSplitter(
+                self._builder.reasoning_format, prompt.prompt.phase, continues_reasoning=bool(reply.reasoning)
+            )
+            self._replies.append(_GrowingReply(ReplyRecorder(store, conversation, reply), splitter))
+        finished: protocol.RequestFinished | None = None
+        try:
+            for event in self._engine.generate(self._request(prompt, conversation.id if store.is_persistent else "")):
+                if isinstance(event, protocol.RequestFinished):
+                    finished = event
+                yield from self._handle(event, started_at)
+        finally:
+            self._finish(finished)
+        for growing in self._replies:
+            if growing.recorder.write_error:
+                yield events.NotSaved(reason=growing.recorder.write_error)
+        first, *alternatives = (r.recorder.reply for r in self._replies)
+        final_event = events.TurnInterrupted if first.is_interrupted else events.TurnFinished
+        context_tokens = finished.context_tokens if finished is not None else 0
+        yield final_event(reply=first, context_tokens=context_tokens, alternatives=tuple(alternatives))
+
+    def _request(self, prompt: ConversationPrompt, conversation_id: str) -> protocol.Generate:
+        settings = self._settings
+        request = protocol.Generate(
+            id=self._engine.next_id(), tokens=prompt.prompt.tokens, turn_starts=prompt.prompt.turn_starts,
+            attached_texts=prompt.attached_texts, conversation=conversation_id, n_sequences=len(self._replies),
+            max_tokens=settings.max_tokens, sampling=settings.sampling,
+            speculate=not settings.strict, bypass_cache=settings.strict,
+            visible_control_tokens=self._builder.visible_control_tokens, stop=self._builder.stop_strings,
+        )  # fmt: skip
+        self._request_id = request.id
+        if self._is_stopped:
+            self._engine.cancel(request.id)
+        return request
+
+    def _handle(self, event: protocol.AnyEvent, started_at: float) -> Iterator[events.SessionEvent]:
+        if isinstance(event, protocol.PrefillProgressed):
+            yield events.PromptProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
+        elif isinstance(event, protocol.TokensGenerated):
+            self._ttft_s = self._ttft_s or time.monotonic() - started_at
+            splitter = self._replies[event.sequence].splitter
+            yield from self._append(event.sequence, *splitter.feed(event.text), len(event.tokens))
+        elif isinstance(event, protocol.SequenceFinished):
+            self._replies[event.sequence].finish_reason = event.finish_reason
+        elif isinstance(event, protocol.RequestFinished):
+            for index, growing in enumerate(self._replies):
+                growing.finish_reason = growing.finish_reason or event.finish_reason
+                yield from self._append(index, *growing.splitter.finish(), 0)
+
+    def _append(self, index: int, reasoning: str, text: str, n_tokens: int) -> Iterator[events.SessionEvent]:
+        growing = self._replies[index]
+        if reasoning or text or n_tokens:
+            growing.recorder.add(text, reasoning, n_tokens)
+            yield events.ReplyTextGenerated(text=text, reasoning=reasoning, n_tokens=n_tokens, reply_index=index)
+        write_error = growing.recorder.write_error
+        if write_error and not growing.reported_error:
+            yield events.NotSaved(reason=write_error)
+        growing.reported_error = write_error
+
+    def _finish(self, finished: protocol.RequestFinished | None) -> None:
+        if finished is None and self._request_id is not None:
+            self._engine.cancel(self._request_id)
+        for growing in self._replies:
+            reason: FinishReason = "cancelled" if self._is_stopped else "interrupted"
+            stats = None
+            if finished is not None:
+                reason = growing.finish_reason or finished.finish_reason
+                # Time to first token as the user sees it, including rendering and both pipes.
+                stats = msgspec.structs.replace(finished.stats, ttft_s=self._ttft_s or finished.stats.ttft_s)
+            reasoning = growing.recorder.reply.reasoning.rstrip("\n")
+            growing.recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)
