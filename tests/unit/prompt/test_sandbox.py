@@ -1,25 +1,22 @@
-"""Chat templates: rendered as model files expect, and never trusted."""
+"""Render process: chat templates render as model files expect, and hostile ones fail with one clear error."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgechat.errors import TemplateError
-from edgechat.prompt import renderer as renderer_module
-from edgechat.prompt.renderer import PromptMessage, Renderer, guard_messages
+from edgechat.prompt.renderer import PLAIN_TEMPLATE, PromptMessage, Renderer
 
 MESSAGES = [PromptMessage("system", "Be brief."), PromptMessage("user", "Hi")]
 
 
 @pytest.fixture(scope="module")
 def renderer() -> Iterator[Renderer]:
-    made = Renderer()
-    yield made
-    made.close()
+    renderer = Renderer()
+    yield renderer
+    renderer.close()
 
 
 def render(renderer: Renderer, template: str, messages: list[PromptMessage] = MESSAGES) -> str:
@@ -38,15 +35,15 @@ def render(renderer: Renderer, template: str, messages: list[PromptMessage] = ME
         ("{% if add_generation_prompt %}go{% endif %}{% if tools %}no{% endif %}", "go"),
         ("a{% generation %}b{% if true %}c{% endif %}{% endgeneration %}d", "abcd"),
         ("{{ '-' * 5 }}{{ strftime_now('%Y')[:2] }}", "-----20"),
-        (renderer_module.PLAIN_TEMPLATE, "System: Be brief.\n\nUser: Hi\n\nAssistant:"),
+        (PLAIN_TEMPLATE, "System: Be brief.\n\nUser: Hi\n\nAssistant:"),
     ],
 )  # fmt: skip
-def test_templates_render_as_they_do_elsewhere(renderer: Renderer, template: str, text: str) -> None:
+def test_template_features_of_model_files_work(renderer: Renderer, template: str, text: str) -> None:
     assert render(renderer, template) == text
 
 
 @pytest.mark.parametrize(
-    ("template", "words"),
+    ("template", "message"),
     [
         ("{{ 'x' * 300000000 }}", "more than a million"),
         ("{{ 300000000 * [1] }}", "more than a million"),
@@ -68,32 +65,8 @@ def test_templates_render_as_they_do_elsewhere(renderer: Renderer, template: str
         ("{% include 'x' %}", "no loader"),
     ],
 )
-def test_hostile_templates_get_one_clear_error(renderer: Renderer, template: str, words: str) -> None:
+def test_hostile_template_fails_with_one_clear_error(renderer: Renderer, template: str, message: str) -> None:
     with pytest.raises(TemplateError, match="chat template cannot be used") as error:
         render(renderer, template)
-    assert words in str(error.value)
+    assert message in str(error.value)
     assert render(renderer, "still {{ 'here' }}") == "still here"
-
-
-def test_an_endless_template_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renderer_module, "TIMEOUT_S", 1.0)
-    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    renderer = Renderer()
-    with pytest.raises(TemplateError, match="took more than 1 s"):
-        render(renderer, endless)
-    assert render(renderer, "ok") == "ok"  # a fresh child
-    renderer.close()
-
-
-CONTROL = ["<|im_start|>", "<|im_end|>", "<|", "|>", "<|im_end|>x", "ab", "ba"]
-ALPHABET = st.sampled_from([*CONTROL, "<", "|", ">", "im_end", "a", "b", "x", " ", "\ufdd0"])
-
-
-@given(st.lists(ALPHABET, max_size=12).map("".join))
-def test_no_control_token_survives_in_guarded_text(content: str) -> None:
-    guarded, guard = guard_messages([PromptMessage("user", content)], CONTROL)
-    text = guarded[0]["content"]
-    assert not any(token in text for token in CONTROL)
-    assert (text.replace(guard, "") if guard else text) == content
-    assert bool(guard) == any(token in content for token in CONTROL)
-    assert not guard or guard not in content

@@ -1,0 +1,36 @@
+"""Roles: merging of consecutive messages, and system prompts for templates that refuse them."""
+
+from __future__ import annotations
+
+from edgechat.prompt.renderer import PromptMessage
+from edgechat.prompt.roles import fold_system_prompt, merge_consecutive
+
+
+def test_consecutive_messages_of_a_role_become_one() -> None:
+    merged = merge_consecutive(
+        [
+            PromptMessage("system", ""),
+            PromptMessage("system", "Be brief."),
+            PromptMessage("user", "One"),
+            PromptMessage("user", "Two"),
+            PromptMessage("user", "Three"),
+            PromptMessage("assistant", "A", "first thought"),
+            PromptMessage("assistant", "B", "second thought"),
+        ]
+    )
+    assert merged == [
+        PromptMessage("system", "Be brief."),
+        PromptMessage("user", "One\n\nTwo\n\nThree"),
+        PromptMessage("assistant", "A\n\nB", "second thought"),
+    ]
+
+
+def test_only_the_requested_roles_are_merged() -> None:
+    messages = [PromptMessage(role, text) for role, text in (("assistant", "A"), ("assistant", "B"), ("tool", "1"))]
+    assert merge_consecutive(messages, roles=("system", "user")) == messages
+
+
+def test_system_prompt_is_folded_into_the_first_user_message() -> None:
+    system, user, reply = (PromptMessage(role, role.title()) for role in ("system", "user", "assistant"))
+    assert fold_system_prompt([system, user, reply]) == [PromptMessage("user", "System\n\nUser"), reply]
+    assert fold_system_prompt([system]) is fold_system_prompt([user, reply]) is fold_system_prompt([]) is None
