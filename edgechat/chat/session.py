@@ -29,8 +29,8 @@ from edgechat.chat.turn_runner import Turn, TurnRunner, new_replies
 from edgechat.config import Settings, check, with_overrides
 from edgechat.engine import protocol
 from edgechat.errors import StoreError, UsageError
-from edgechat.models.loaded_model import LoadedModel
 from edgechat.models.events import LoadCallback
+from edgechat.models.loaded_model import LoadedModel
 
 # A reply ends as soon as its engine does; only a hanging disk delays its last write longer than this.
 _LAST_WRITE_TIMEOUT_S: Final = 5.0
