@@ -67,9 +67,9 @@ def speed(
     model: str, peer: Path | None, n_threads: int | None, n_prompt: int, n_gen: int, n_depth: int, rounds: int,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure prefill and decode speed, optionally against llama-bench.
+    """Measure prefill and decode speed.
 
-    Runs alternate. Compare ratios, not absolute figures: those vary with the machine's load.
+    With --peer, alternates with llama-bench. Compare ratios, not absolute figures: those vary with the machine's load.
     """
     import msgspec
 
@@ -84,7 +84,7 @@ def speed(
 
 
 @bench.command()
-@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("files", nargs=-1, metavar="", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "-m", "--model", "models", multiple=True, metavar="NAME", help="Model name or .gguf file; may be repeated."
 )
@@ -101,7 +101,7 @@ def memory(
     rounds: int,
     as_json: bool,
 ) -> None:
-    """Compare planned with used memory, and predicted with measured speed.
+    """Compare planned with used memory and predicted speeds.
 
     Default: the starter model. Each case is a conversation in fresh processes and takes a few seconds.
     """
@@ -130,7 +130,7 @@ def memory(
 @_rounds(5)
 @_json
 def serve(model: str, peer: Path | None, n_threads: int | None, rounds: int, *, as_json: bool) -> None:
-    """Measure the server against its engine, optionally llama-server.
+    """Measure the server, optionally against llama-server.
 
     The same client asks both servers in alternating order: turns of a conversation, and four clients at a time.
     """
@@ -157,10 +157,10 @@ def serve(model: str, peer: Path | None, n_threads: int | None, rounds: int, *, 
 )
 @_json
 def tui(*, rounds: int, idle_s: float, as_json: bool) -> None:
-    """Measure the terminal interface against minimal Textual programs.
+    """Measure the terminal interface.
 
-    First frame, key latency during a reply in a long conversation, opening it, memory, idle CPU, and the effect of
-    the screen on decode speed. Takes some minutes.
+    Compares with minimal Textual programs: first frame, key latency during a reply in a long conversation, opening it,
+    memory, idle CPU, and the effect of the screen on decode speed. Takes some minutes.
     """
     import msgspec
 
@@ -262,7 +262,7 @@ def prefix(
 def speculation(
     file: Path | None, model: str, peer: Path | None, n_threads: int | None, rounds: int, *, as_json: bool
 ) -> None:
-    """Measure speculative decoding on several kinds of conversations.
+    """Measure speculative decoding by kind of conversation.
 
     FILE is a TOML file with other conversations. Columns: "forced" are scripted replies and "free" the model's own,
     measured with and without drafts in turn; "noise" compares two runs without drafts; "length" is the number of

@@ -148,7 +148,8 @@ def _print(diagnosis: dict[str, Any]) -> None:
     bundle = diagnosis["bundle"]
     if bundle:
         click.echo(
-            f"bundle     {bundle['build_id']}, llama.cpp {bundle['llama_cpp_commit']}, C++ compiler {bundle['compiler']}"
+            f"bundle     {bundle['build_id']}, llama.cpp {bundle['llama_cpp_commit']}, "
+            f"C++ compiler {bundle['compiler']}"
         )
     click.echo("backends")
     for backend in diagnosis["backends"]:

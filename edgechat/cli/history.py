@@ -87,9 +87,9 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
         c = summary.conversation
         marks = [*(["pinned"] if c.pinned else []), *(["archived"] if c.archived else []), *(f"#{t}" for t in c.tags)]
         extra = f"  [{_line(' '.join(marks))}]" if marks else ""
-        click.echo(
-            f"{escape_controls(c.id[:8])}  {format_time(c.updated_at_ms):16}  {summary.n_messages:4}  {first_line(_line(c.title), 100) or '(no title)'}{extra}"
-        )
+        title = first_line(_line(c.title), 100) or "(no title)"
+        changed_at = format_time(c.updated_at_ms)
+        click.echo(f"{escape_controls(c.id[:8])}  {changed_at:16}  {summary.n_messages:4}  {title}{extra}")
 
 
 @history.command()
@@ -123,9 +123,8 @@ def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) ->
         return
     for hit in hits:
         where = hit.role or "title"
-        click.echo(
-            f"{escape_controls(hit.conversation_id[:8])}  {format_time(hit.created_at_ms):16}  {where:9}  {_line(hit.title)[:60]}"
-        )
+        short_id, created_at = escape_controls(hit.conversation_id[:8]), format_time(hit.created_at_ms)
+        click.echo(f"{short_id}  {created_at:16}  {where:9}  {_line(hit.title)[:60]}")
         click.echo(f"          {_marked(hit.snippet, hit.marks)}")
 
 
@@ -142,7 +141,10 @@ def _marked(snippet: str, marks: Sequence[tuple[int, int]]) -> str:
 @click.argument("conversation_id", metavar="ID")
 @json_option
 def show(conversation_id: str, *, as_json: bool) -> None:
-    """Print a conversation's current branch; with --json all branches."""
+    """Print a conversation's current branch.
+
+    With --json, prints all branches.
+    """
     from edgechat.store.formats import edgechat_json, markdown
 
     with _opened() as store:

@@ -67,7 +67,10 @@ def list_(*, catalogue: bool, with_others: bool, as_json: bool) -> None:
     for entry in entries:
         facts = entry.facts
         state = facts.problem or (facts.kind if facts.kind != "model" else entry.state)
-        line = f"{entry.name:<{width}} {facts.quant:<10}{size(facts.size_bytes):>8}  {entry.source:<10}{library.last_used_text(entry.last_used_at):<7}"
+        line = (
+            f"{entry.name:<{width}} {facts.quant:<10}{size(facts.size_bytes):>8}  {entry.source:<10}"
+            f"{library.last_used_text(entry.last_used_at):<7}"
+        )
         click.echo(escape_controls(f"{line}{state}").rstrip())
         for alias in entry.aliases:
             click.echo(f"  alias {escape_controls(alias)}")
@@ -182,7 +185,8 @@ def _report_installed(model: str, error: HubError) -> None:
 def info(model: str, *, as_json: bool) -> None:
     """Show a model's properties from its header or the catalogue.
 
-    For `owner/repo[:QUANT]` the header is read from the hub, without downloading the weights; only this uses the network.
+    For `owner/repo[:QUANT]` the header is read from the hub, without downloading the weights. Only this uses the
+    network.
     """
     print_info(model, as_json=as_json)
 
@@ -234,7 +238,7 @@ def alias(name: str, model: str | None, *, remove: bool) -> None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
 def remove(model: str, *, yes: bool, as_json: bool) -> None:
-    """Delete a downloaded model, or remove an added folder or alias."""
+    """Delete a downloaded model, or remove a folder or alias."""
     from edgechat.catalogue import library, locations, registry, resolve
     from edgechat.errors import UsageError
 

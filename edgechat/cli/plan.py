@@ -30,7 +30,16 @@ _MAX_EXACT: Final = 8
 
 
 @click.command()
-@click.argument("models", nargs=-1, shell_complete=complete_model)
+@click.argument("names", nargs=-1, metavar="", shell_complete=complete_model)
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=complete_model,
+    help="Model name, repository or .gguf file; may be repeated. Default: all installed models.",
+)
 @click.option("--all", "with_catalogue", is_flag=True, help="Compare the whole catalogue; uses no network.")
 @click.option("--quants", "with_quants", is_flag=True, help="Also compare other quants of the given models.")
 @click.option("--budget", metavar="SIZE", help="Memory budget, such as 4GB; default: available memory.")
@@ -46,16 +55,16 @@ _MAX_EXACT: Final = 8
 @click.option("--explain", is_flag=True, help="Show memory use and reasons for the chosen model.")
 @click.option("--measure/--no-measure", default=True, help="Measure this machine's speed if no measurement exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(models: tuple[str, ...], *, explain: bool, as_json: bool, **options: Any) -> None:
+def plan(names: tuple[str, ...], *, models: tuple[str, ...], explain: bool, as_json: bool, **options: Any) -> None:
     """Compare models by memory, speed and quality.
 
-    Compares installed models, or the given ones. For `owner/repo[:QUANT]` the header is read from the hub, without
-    downloading the weights.
+    For `-m owner/repo[:QUANT]` the header is read from the hub, without downloading the weights.
     """
     import msgspec
 
     from edgechat.engine.client import EngineClient
 
+    models += names
     engine = EngineClient()
     with tempfile.TemporaryDirectory(prefix="edgechat-") as scratch:
         try:
@@ -87,7 +96,7 @@ def _rate(
     min_speed: float | None,
     measure: bool,
 ) -> tuple[list[Evaluation], Evaluation | None, dict[str, Any]]:
-    """Evaluate all candidates; return them, the automatic choice, and facts for the JSON output. Raises EdgechatError."""
+    """Evaluate all candidates. Return them, the automatic choice, and facts for the JSON output."""
     from edgechat import config
     from edgechat.models import selection
     from edgechat.models.resources import save_gpus

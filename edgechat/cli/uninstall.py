@@ -66,7 +66,8 @@ def data_items() -> Iterator[DataItem]:
     from edgechat import paths
 
     directories = {
-        "settings": paths.config_dir(), "conversations": paths.data_dir(), "models": paths.data_dir(), "cache": paths.cache_dir()
+        "settings": paths.config_dir(), "conversations": paths.data_dir(), "models": paths.data_dir(),
+        "cache": paths.cache_dir(),
     }  # fmt: skip
     for what, patterns in _PATTERNS.items():
         for pattern in patterns:

@@ -1,0 +1,62 @@
+"""Help of all commands: complete summaries, and one way to name a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from edgechat.cli.root import edgechat
+
+MAX_SUMMARY = 60
+
+
+def commands(command: click.Command, path: str = "edgechat") -> Iterator[tuple[str, click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from commands(below, f"{path} {name}")
+
+
+ALL = dict(commands(edgechat))
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_summary_is_not_cut_off(path: str) -> None:
+    summary = ALL[path].get_short_help_str(limit=MAX_SUMMARY)
+    assert summary
+    assert not summary.endswith("...")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "edgechat",
+        "edgechat ask",
+        "edgechat serve",
+        "edgechat plan",
+        *(p for p in ALL if p.startswith("edgechat bench ")),
+    ],
+)
+def test_model_is_named_with_one_option(path: str) -> None:
+    if path in {"edgechat bench tui", "edgechat bench store"}:
+        pytest.skip("measures no model of the user's choice")
+    options = {name for parameter in ALL[path].params for name in parameter.opts}
+    assert {"-m", "--model"} <= options
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("edgechat plan", ["starter"]), ("edgechat plan", ["-m", "starter"]),
+        ("edgechat bench memory", [__file__]), ("edgechat bench memory", ["-m", "starter"]),
+    ],
+)  # fmt: skip
+def test_model_as_argument_still_works(path: str, arguments: list[str]) -> None:
+    command = ALL[path]
+    context = command.make_context(path, list(arguments))
+    assert sum(len(context.params[name]) for name in ("names", "files", "models") if name in context.params) == 1
