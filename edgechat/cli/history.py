@@ -35,9 +35,9 @@ def history() -> None:
 @contextlib.contextmanager
 def _opened() -> Iterator[SqliteStore]:
     """Open the store, print its notes, and close it at the end. Raises StoreError."""
-    from edgechat.store import open_store
+    from edgechat.cli.history_store import open_history
 
-    store = open_store()
+    store = open_history()
     try:
         for note in [*store.notices, *([store.read_only_reason] if store.read_only_reason else [])]:
             click.echo(f"edgechat: {escape_controls(note)}", err=True)
@@ -344,6 +344,7 @@ def recover(*, as_json: bool) -> None:
     Needed only when edgechat says so; a database that cannot be opened is recovered automatically.
     """
     from edgechat import paths
+    from edgechat.cli.history_store import delete_conversation_files
     from edgechat.store import recovery
 
     file = paths.history_file()
@@ -351,7 +352,7 @@ def recover(*, as_json: bool) -> None:
         note = f"{file} is intact or does not exist: nothing to recover."
         _print_json({"notes": [note]}) if as_json else click.echo(note)
         return
-    store = recovery.recover(file)
+    store = recovery.recover(file, on_deleted=[delete_conversation_files])
     if as_json:
         _print_json({"notes": store.notices})
     else:

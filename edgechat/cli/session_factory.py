@@ -111,12 +111,13 @@ def _conversation(
     conversation_id: str | None, *, continue_last: bool, ephemeral: bool
 ) -> tuple[SqliteStore, Conversation | None]:
     """Return the store, and the conversation to continue, or None for a new one."""
-    from edgechat.store import ephemeral_store, open_store
+    from edgechat.cli.history_store import open_history
+    from edgechat.store import ephemeral_store
     from edgechat.store.formats.edgechat_json import copy_conversation
 
     if ephemeral and not continue_last:
         return ephemeral_store(), None
-    store = open_store()
+    store = open_history()
     conversation: Conversation | None = None
     if continue_last:
         saved_id = store.resolve_id(conversation_id) if conversation_id else store.latest_id()

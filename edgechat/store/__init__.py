@@ -1,32 +1,36 @@
-"""Conversations in SQLite, behind `edgechat.chat.store.Store`. The only importer of sqlite3."""
+"""SQLite storage of conversations behind `edgechat.chat.store.Store`. The only room that imports sqlite3."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgechat import paths
 from edgechat.errors import DamagedDatabaseError
 from edgechat.store.database import Database
-from edgechat.store.sqlite import SqliteStore
+from edgechat.store.sqlite import OnDeleted, SqliteStore
 
 
-def open_store(path: Path | None = None) -> SqliteStore:
-    """The conversations of this user, made if there are none; a damaged database is kept aside and recovered.
+def open_store(path: Path | None = None, *, on_deleted: Sequence[OnDeleted] = ()) -> SqliteStore:
+    """Open the database at `path` (default: the user's history), creating it if there is none.
 
-    Look at `problem` and `notes` of what comes back. Raises StoreError if it is another program's database, or
-    cannot be opened at all.
+    A damaged database is moved aside, and its readable rows are copied into a new one; `notices` of the result reports
+    that, and `read_only_reason` is not empty if the store is read-only. Each of `on_deleted` receives the ID of a
+    conversation after it, or a part of it, was deleted from the database.
+
+    Raises StoreError if the file belongs to another program or cannot be opened.
     """
     from edgechat.store import recovery
 
     path = path or paths.history_file()
     try:
-        store = SqliteStore(Database(path))
+        store = SqliteStore(Database(path), on_deleted)
     except DamagedDatabaseError:
-        store = recovery.recover(path)
+        return recovery.recover(path, on_deleted)
     recovery.recover_copies(store)
     return store
 
 
 def ephemeral_store() -> SqliteStore:
-    """A store that is in memory alone: nothing of it is ever on a disk."""
+    """Open an empty store that exists in memory only and writes no file."""
     return SqliteStore(Database(None))

@@ -1,10 +1,11 @@
-"""Opening the database, writing to it as a whole or not at all, and saying in words what went wrong."""
+"""The SQLite connection: opening, transactions, durability, and errors translated into StoreError."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sqlite3
+import stat
 import threading
 import time
 import urllib.parse
@@ -17,29 +18,31 @@ import msgspec
 from edgechat.errors import DamagedDatabaseError, StoreError
 from edgechat.store.schema import APPLICATION_ID, MIGRATIONS, Migration, apply_migration, schema_version
 
-# How long to wait for another process that writes. Writes take milliseconds; a backup or an import may take seconds.
+# How long to wait for another writing process. Writes take milliseconds; a backup or an import may take seconds.
 BUSY_S: Final = 5.0
-# Pages in the log before it is moved into the database, which waits for the disk: 16 MB.
+# Pages in the write-ahead log before a checkpoint, which waits for the disk: 16 MB.
 _AUTOCHECKPOINT_PAGES: Final = 4000
-# The first with STRICT tables; Ubuntu 22.04 and JetPack 6 have 3.37.2.
+# The first version with STRICT tables; Ubuntu 22.04 and JetPack 6 have 3.37.2.
 OLDEST_SQLITE: Final = (3, 37, 0)
+FILE_SUFFIXES: Final = ("-wal", "-shm", "-journal", "")
+"""Suffixes of the files of a database. Logs are moved first, so that a new database never finds those of an old one."""
 
 
 class Database:
-    """One connection, shared by the threads of this process; a lock lets them in one at a time."""
+    """One connection, shared by the threads of this process under a lock."""
 
     def __init__(self, path: Path | None, migrations: Sequence[Migration] = MIGRATIONS) -> None:
-        """Open or create the database at `path`; None keeps it in memory alone, never on a disk.
+        """Open or create the database at `path`; None opens one in memory that writes no file.
 
-        `problem` says why it cannot be written, if so. Raises DamagedDatabaseError, and StoreError if it is none of ours
-        or cannot even be read.
+        `read_only_reason` is the reason why it is read-only, or "". Raises DamagedDatabaseError if the file is not a database, and
+        StoreError if it belongs to another program or cannot be read.
         """
         self.path = path
-        self.problem = ""
+        self.read_only_reason = ""
         self._lock = threading.RLock()
         self._synchronous = ""
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-            raise StoreError(f"this Python has SQLite {sqlite3.sqlite_version}; edgechat needs 3.37 or newer")
+            raise StoreError(f"This Python has SQLite {sqlite3.sqlite_version}, but edgechat needs 3.37 or newer.")
         with self.translate_errors():
             self.connection = self._open(migrations)
             self._file = _identity(path)
@@ -48,33 +51,36 @@ class Database:
         if self.path is None:
             memory = _connect(":memory:")
             memory.execute("PRAGMA temp_store = MEMORY")
-            self._prepare(memory, migrations)
+            self._migrate(memory, migrations)
             return memory
         connection: sqlite3.Connection | None = None
         try:
+            _check_regular(self.path)
             _create_file(self.path)
             connection = _connect(_uri(self.path))
-            self._check(connection, len(migrations))
-            if not self.problem:
+            self._check_owner(connection, len(migrations))
+            if not self.read_only_reason:
                 _enable_wal(connection)
-                # macOS otherwise leaves what was written in the disk's own cache.
+                # Otherwise macOS leaves written data in the cache of the disk.
                 connection.execute("PRAGMA fullfsync = ON")
                 connection.execute("PRAGMA checkpoint_fullfsync = ON")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
-                self._prepare(connection, migrations)
+                self._migrate(connection, migrations)
                 return connection
         except (sqlite3.OperationalError, OSError) as error:
             _close(connection)
             if not _is_read_only(error):
                 raise
-            self.problem = f"{self.path.parent} cannot be written to: {_reason(error)}"
+            self.read_only_reason = (
+                f"Cannot write to {self.path.parent}: {_reason(error)}. Check the permissions of the folder."
+            )
         except BaseException:
             _close(connection)
             raise
         _close(connection)
         return self._open_read_only(self.path)
 
-    def _prepare(self, connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
+    def _migrate(self, connection: sqlite3.Connection, migrations: Sequence[Migration]) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
         for number, migration in enumerate(migrations, start=1):
             before = schema_version(connection)
@@ -84,68 +90,69 @@ class Database:
                 _back_up(connection, self.path, before)
             apply_migration(connection, number, migration)
 
-    def _check(self, connection: sqlite3.Connection, newest: int) -> None:
-        connection.execute("BEGIN")  # another process may be making it
-        tables = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+    def _check_owner(self, connection: sqlite3.Connection, newest: int) -> None:
+        """Raise StoreError for another program's database; set `read_only_reason` for one of a newer edgechat."""
+        connection.execute("BEGIN")  # another process may be creating the database
+        n_tables = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
         owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
-        found = schema_version(connection)
+        version = schema_version(connection)
         connection.execute("COMMIT")
-        if tables and owner != APPLICATION_ID:
-            raise StoreError(f"{self.path} is a database of another program: move it away, it was not touched")
-        if found > newest:
-            self.problem = (
-                f"{self.path} was written by a newer edgechat (version {found} of the database, this one knows "
-                f"{newest}): it is only read; update edgechat to go on"
+        if n_tables and owner != APPLICATION_ID:
+            raise StoreError(f"{self.path} is the database of another program and was not changed. Move it elsewhere.")
+        if version > newest:
+            self.read_only_reason = (
+                f"{self.path} was written by a newer edgechat (schema version {version}, this edgechat supports "
+                f"{newest}) and is read-only. Update edgechat."
             )
 
     def _open_read_only(self, path: Path) -> sqlite3.Connection:
         if not path.exists():
-            connection = _connect(":memory:")  # nothing was ever kept here
-            self._prepare(connection, MIGRATIONS)
+            connection = _connect(":memory:")  # no conversation was ever saved
+            self._migrate(connection, MIGRATIONS)
             return connection
-        for mode in ("mode=ro", "mode=ro&immutable=1"):  # the second where not even the log can be opened
-            connection = _connect(_uri(path, mode))
-            try:
+        for mode in ("mode=ro", "mode=ro&immutable=1"):  # the second mode works where the log cannot be opened
+            with contextlib.suppress(sqlite3.OperationalError), contextlib.ExitStack() as stack:
+                connection = _connect(_uri(path, mode))
+                stack.callback(connection.close)
                 connection.execute("SELECT count(*) FROM conversations")
-            except sqlite3.OperationalError:
-                connection.close()
-                continue
-            return connection
-        raise StoreError(self.problem)
+                stack.pop_all()
+                return connection
+        raise StoreError(self.read_only_reason)
 
     @contextlib.contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Turns errors of SQLite into StoreError, in words."""
+        """Raise StoreError in place of the errors of SQLite, of encoding, and of the file system."""
         try:
             yield
         except sqlite3.Error as error:
             raise _store_error(error, self.path) from error
         except OverflowError as error:
-            raise StoreError(f"this cannot be kept: a number in it is too large ({error})") from error
+            raise StoreError(f"Cannot save this: a number is too large ({error}).") from error
         except UnicodeEncodeError as error:
-            raise StoreError(f"this cannot be kept: character {error.start} of it is no Unicode text") from error
+            raise StoreError(f"Cannot save this: character {error.start} is not Unicode text.") from error
         except (UnicodeDecodeError, msgspec.MsgspecError) as error:
-            raise _damaged(self.path, error) from error
+            raise _damaged(self.path, str(error)) from error
         except OSError as error:
-            raise StoreError(f"conversations cannot be kept in {self.path}: {_reason(error)}") from error
+            raise StoreError(f"Cannot save conversations in {self.path}: {_reason(error)}.") from error
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for statements that read."""
+        """Lock the connection for statements that read."""
         with self._lock, self.translate_errors():
             yield self.connection
 
     @contextlib.contextmanager
     def writing(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
-        """A transaction; with `durable` it is on the disk at the end, not only in the system's cache.
+        """Open a transaction, committed at the end or rolled back on an exception.
 
-        Raises StoreError if nothing can be written, or another process writes for longer than `BUSY_S`.
+        With `durable` the commit waits for the disk, otherwise only for the cache of the system. Raises StoreError if
+        the database is read-only or was replaced, or another process writes for longer than `BUSY_S`.
         """
-        if self.problem:
-            raise StoreError(self.problem)
+        if self.read_only_reason:
+            raise StoreError(self.read_only_reason)
         if _identity(self.path) != self._file:
             raise StoreError(
-                f"{self.path} was moved or replaced while it was open, perhaps by a recovery: start edgechat anew"
+                f"{self.path} was moved or replaced while it was open, perhaps by a recovery. Restart edgechat."
             )
         with self._lock, self.translate_errors():
             level = "FULL" if durable else "NORMAL"
@@ -162,18 +169,42 @@ class Database:
                 raise
 
     def truncate_wal(self) -> None:
-        """Move the log into the database and empty it, so that what was deleted is in neither; best effort."""
+        """Empty the write-ahead log into the database, so that neither holds deleted data; ignores errors."""
         with self._lock, contextlib.suppress(sqlite3.Error):
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def close(self) -> None:
-        """Let go of the file. A second call does nothing."""
+        """Close the connection. Further calls have no effect."""
         with self._lock, contextlib.suppress(sqlite3.Error):
             self.connection.close()
 
 
+def _check_regular(path: Path) -> None:
+    irregular = irregular_file(path)
+    if irregular is not None:
+        raise _damaged(path, f"{irregular.name} is {file_kind(irregular)}")
+
+
+def irregular_file(path: Path) -> Path | None:
+    """Return the first of the database's files that is a directory, a pipe or a device; None if there is none."""
+    files = (path.with_name(path.name + suffix) for suffix in reversed(FILE_SUFFIXES))
+    return next((file for file in files if _is_irregular(file)), None)
+
+
+def _is_irregular(file: Path) -> bool:
+    try:
+        return not stat.S_ISREG(file.stat().st_mode)
+    except OSError:
+        return False
+
+
+def file_kind(path: Path) -> str:
+    """Describe a path that is not a regular file."""
+    return "a directory" if path.is_dir() else "a pipe or a device, not a file"
+
+
 def _identity(path: Path | None) -> tuple[int, int]:
-    """Which file this is; it stays the same while the file is written to."""
+    """Return device and inode of a file, which stay the same while it is written to; (0, 0) without a file."""
     if path is None:
         return 0, 0
     try:
@@ -196,16 +227,17 @@ def _connect(where: str) -> sqlite3.Connection:
 
 
 def _enable_wal(connection: sqlite3.Connection) -> None:
-    """Let others read while one writes; where files cannot be shared, it stays as it was.
+    """Switch to write-ahead logging, so that reads do not wait for a writer.
 
-    SQLite does not wait by itself while another process does the same.
+    SQLite keeps its old mode on file systems without shared memory. It does not wait for another process that switches
+    at the same time, so this function does.
     """
-    until_s = time.monotonic() + BUSY_S
+    deadline = time.monotonic() + BUSY_S
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:  # noqa: PERF203  (it waits)
-            if "locked" not in str(error) or time.monotonic() > until_s:
+            if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
         else:
@@ -213,7 +245,7 @@ def _enable_wal(connection: sqlite3.Connection) -> None:
 
 
 def _create_file(path: Path) -> None:
-    """Make an empty file that only its owner can read; SQLite gives its log the same rights."""
+    """Create an empty file that only its owner can read; SQLite gives its logs the same permissions."""
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
@@ -223,9 +255,9 @@ def _create_file(path: Path) -> None:
             path.chmod(0o600)
 
 
-def _back_up(connection: sqlite3.Connection, path: Path, number: int) -> None:
-    """Copy the database as it was before a migration, if that is not done yet."""
-    target = path.with_name(f"{path.name}.before-v{number + 1}")
+def _back_up(connection: sqlite3.Connection, path: Path, version: int) -> None:
+    """Copy the database to `history.db.before-vN` before the migration from `version`, unless the copy exists."""
+    target = path.with_name(f"{path.name}.before-v{version + 1}")
     if target.exists():
         return
     partial = target.with_name(target.name + ".partial")
@@ -241,28 +273,25 @@ def _reason(error: BaseException) -> str:
 
 
 def _is_read_only(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return True
-    words = str(error)
-    return "readonly" in words or "unable to open" in words
+    return isinstance(error, OSError) or "readonly" in str(error) or "unable to open" in str(error)
 
 
 def _store_error(error: sqlite3.Error, path: Path | None) -> StoreError:
-    words = str(error)
-    if "malformed" in words or "not a database" in words:
-        return _damaged(path, error)
-    if "locked" in words or "busy" in words:
-        return StoreError(f"another program has been writing to {path} for over {BUSY_S:g} s: close it, and try again")
-    if "full" in words:
-        return StoreError(f"the disk of {path} is full: free some space, and try again")
-    if "readonly" in words or "unable to open" in words:
-        return StoreError(f"{path} cannot be written to: {words}")
-    return StoreError(f"conversations cannot be read or written in {path}: {words}")
+    reason = str(error)
+    if "malformed" in reason or "not a database" in reason:
+        return _damaged(path, reason)
+    if "locked" in reason or "busy" in reason:
+        return StoreError(f"Another program has been writing to {path} for over {BUSY_S:g} s. Close it, and try again.")
+    if "full" in reason:
+        return StoreError(f"The disk of {path} is full. Free some space, and try again.")
+    if "readonly" in reason or "unable to open" in reason:
+        return StoreError(f"Cannot write to {path}: {reason}.")
+    return StoreError(f"Cannot read or write conversations in {path}: {reason}.")
 
 
-def _damaged(path: Path | None, error: Exception) -> DamagedDatabaseError:
+def _damaged(path: Path | None, reason: str) -> DamagedDatabaseError:
     return DamagedDatabaseError(
-        f"{path} is damaged ({error}): `edgechat history recover` keeps it aside and gets out of it what can be read"
+        f"{path} is damaged ({reason}). Run `edgechat history recover` to recover its readable messages."
     )
 
 

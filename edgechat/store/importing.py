@@ -1,4 +1,4 @@
-"""What kind of file it is that somebody wants to import, and what is in it."""
+"""Reading files for `edgechat history import`: recognises the format and decodes the conversations."""
 
 from __future__ import annotations
 
@@ -12,53 +12,53 @@ from edgechat.errors import ImportRefusedError
 from edgechat.store.formats import chatgpt, edgechat_json, llm_logs, markdown
 from edgechat.store.formats.edgechat_json import ImportedData
 
-# The whole file is held in memory, some times over.
+# The whole file is in memory, several times over.
 MAX_BYTES: Final = chatgpt.MAX_BYTES
 
 
 def read_file(path: Path) -> ImportedData:
-    """Conversations of a file: our JSON or Markdown, a ChatGPT export (JSON or ZIP), or a database of llm.
+    """Read the conversations of an edgechat export (JSON, Markdown), a ChatGPT export (JSON, ZIP), or an llm database.
 
-    Raises ImportRefusedError if it is none of these, damaged, or too large.
+    Raises ImportRefusedError if the file has another format, is damaged, or is too large.
     """
     try:
-        size = path.stat().st_size
+        size_bytes = path.stat().st_size
         if not path.is_file():
-            raise ImportRefusedError(f"{path} is not a file")
-        if size > MAX_BYTES:
-            raise ImportRefusedError(f"{path} has {size} bytes; at most {MAX_BYTES} can be imported")
+            raise ImportRefusedError(f"{path} is not a file.")
+        if size_bytes > MAX_BYTES:
+            raise ImportRefusedError(f"{path} has {size_bytes} bytes. At most {MAX_BYTES} can be imported.")
         data = path.read_bytes()
     except OSError as error:
-        raise ImportRefusedError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ImportRefusedError(f"Cannot read {path}: {error.strerror or error}.") from error
     if data.startswith(b"SQLite format 3\0"):
         return llm_logs.read_database(path)
     try:
-        return _text(chatgpt.unzip_conversations(data) if data.startswith(b"PK") else data)
+        return _parse(chatgpt.unzip_conversations(data) if data.startswith(b"PK") else data)
     except ImportRefusedError as error:
-        raise ImportRefusedError(f"{path}: {error}") from error
+        raise ImportRefusedError(f"Cannot import {path}: {error}") from error
 
 
-def _text(data: bytes) -> ImportedData:
+def _parse(data: bytes) -> ImportedData:
     data = data.removeprefix(b"\xef\xbb\xbf")
     if data[:1] in (b"{", b"["):
-        data, value = _decoded(data)
+        data, value = _decode_json(data)
         if isinstance(value, list):
             return chatgpt.parse(value)
-        if "mapping" in value:  # one conversation by itself
+        if "mapping" in value:  # a single conversation of a ChatGPT export
             return chatgpt.parse([value])
         return edgechat_json.decode(data)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise ImportRefusedError(f"this is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x})") from error
+        raise ImportRefusedError(f"not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}).") from error
     if text.lstrip()[:20].lower().startswith(("<!doctype html", "<html")):
-        raise ImportRefusedError("an HTML page is only for reading: export the conversation as JSON or Markdown")
+        raise ImportRefusedError("HTML pages cannot be imported. Export the conversation as JSON or Markdown.")
     record, problems = markdown.parse(text)
     return edgechat_json.sanitize([record], {}, problems)
 
 
-def _decoded(data: bytes) -> tuple[bytes, Any]:
-    """Sound JSON, and its value. Some programs write half a character of two; it becomes a question mark."""
+def _decode_json(data: bytes) -> tuple[bytes, Any]:
+    """Decode JSON; return valid JSON bytes and the value. Lone surrogates, which some programs write, become "?"."""
     try:
         try:
             return data, msgspec.json.decode(data)
@@ -68,4 +68,4 @@ def _decoded(data: bytes) -> tuple[bytes, Any]:
         data = json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace")
         return data, msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ImportRefusedError(f"this is not sound JSON: {error}") from error
+        raise ImportRefusedError(f"not valid JSON ({error}).") from error

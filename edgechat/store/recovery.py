@@ -1,27 +1,31 @@
-"""A damaged database: kept aside as it is, and what can be read of it goes into a new one."""
+"""Recovery of a damaged database: the file is moved aside, and its readable rows are copied into a new one."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from edgechat.errors import StoreError
-from edgechat.store.database import Database
-from edgechat.store.sqlite import SqliteStore
+from edgechat.store.database import FILE_SUFFIXES, Database, file_kind, irregular_file
+from edgechat.store.sqlite import OnDeleted, SqliteStore
 
-_ASIDE: Final = ".damaged-"
-_DONE: Final = ".recovered"
-_WAIT_S: Final = 60.0
-# Parents before children; only what a row refers to can be missing.
+_COPY: Final = ".damaged-"
+"""In the name of a damaged copy, before the time at which it was moved aside."""
+_RECOVERED: Final = ".recovered"
+"""Suffix of an empty file that marks a damaged copy as processed."""
+_LOCK_TIMEOUT_S: Final = 60.0
+# Parents before children, so that only rows with lost references are missing.
 _TABLES: Final = ("conversations", "messages", "attachments", "message_attachments")
 
 
 def is_intact(path: Path) -> bool:
-    """True if SQLite finds nothing wrong with the database, or there is none; takes a while for a large one."""
+    """Run SQLite's integrity check; True also if there is no database. Takes seconds for a large one."""
+    if irregular_file(path) is not None:
+        return False
     if not path.exists():
         return True
     try:
@@ -31,18 +35,52 @@ def is_intact(path: Path) -> bool:
         return False
 
 
-def recover(path: Path) -> SqliteStore:
-    """Put the damaged database at `path` aside, and open a new one in its place with what could be read.
+def recover(path: Path, on_deleted: Sequence[OnDeleted] = ()) -> SqliteStore:
+    """Move the damaged database at `path` aside, and open a new one with the rows that could be read.
 
-    Raises StoreError if that cannot be done; nothing is deleted or overwritten in any case.
+    Deletes and overwrites nothing. Raises StoreError if the database cannot be moved or the new one not be created.
     """
-    damaged = _inode(path)
+    damaged_inode = _inode(path)
     with _exclusive(path):
-        if _inode(path) == damaged:  # else another edgechat did it meanwhile
+        if _inode(path) == damaged_inode:  # otherwise another process recovered it meanwhile
             _move_aside(path)
-        store = SqliteStore(Database(path))
+        store = SqliteStore(Database(path), on_deleted)
         recover_copies(store)
     return store
+
+
+def recover_copies(store: SqliteStore) -> None:
+    """Recover rows from each unprocessed damaged copy in the folder of the database.
+
+    A recovery that was killed leaves such a copy. The results go into `store.notices`; no copy makes this fail.
+    """
+    if store.path is None or store.read_only_reason:
+        return
+    for copy in sorted(store.path.parent.glob(f"{store.path.name}{_COPY}*")):
+        marker = copy.with_name(copy.name + _RECOVERED)
+        if copy.name.endswith(("-wal", "-shm", "-journal", _RECOVERED)) or marker.exists():
+            continue
+        if not copy.is_file():
+            store.notices.append(
+                f"Nothing could be recovered from {copy}, because it is {file_kind(copy)}. "
+                "New conversations are saved in a new database."
+            )
+        else:
+            try:
+                n_messages, n_lost = _salvage(store.database, copy)
+            except (StoreError, sqlite3.Error, OSError) as error:
+                reason = str(error).rstrip(".")
+                store.notices.append(
+                    f"Nothing could be recovered from {copy} yet: {reason}. Make the file readable, or delete it."
+                )
+                continue
+            lost = f", {n_lost} rows could not be read" if n_lost else ""
+            store.notices.append(
+                f"The database of conversations was damaged: {n_messages} messages were recovered{lost}. "
+                f"The damaged file is kept as {copy}."
+            )
+        with contextlib.suppress(OSError):
+            marker.touch(mode=0o600)
 
 
 def _inode(path: Path) -> int:
@@ -54,72 +92,54 @@ def _inode(path: Path) -> int:
 
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """One process at a time; a lock of SQLite's, which is gone with its process on every system."""
+    """Hold an SQLite lock file, whose lock every system releases when the process ends."""
     lock = path.with_name(path.name + ".lock")
     try:
-        with contextlib.closing(sqlite3.connect(lock, timeout=_WAIT_S, isolation_level=None)) as db:
+        with contextlib.closing(sqlite3.connect(lock, timeout=_LOCK_TIMEOUT_S, isolation_level=None)) as db:
             db.execute("BEGIN EXCLUSIVE")
             yield
-    except sqlite3.OperationalError as error:
-        raise StoreError(f"{path} is damaged and cannot be recovered now: {error} ({lock})") from error
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"Cannot recover the damaged {path}: {error} ({lock}). "
+            "Close other edgechat programs, delete the lock file, and try again."
+        ) from error
 
 
 def _move_aside(path: Path) -> None:
-    aside = path.with_name(f"{path.name}{_ASIDE}{time.strftime('%Y%m%d-%H%M%S')}")
-    number = 1
-    while aside.exists():
+    first = path.with_name(f"{path.name}{_COPY}{time.strftime('%Y%m%d-%H%M%S')}")
+    copy, number = first, 1
+    while copy.exists():
         number += 1
-        aside = aside.with_name(f"{aside.name.split('_')[0]}_{number}")
+        copy = first.with_name(f"{first.name}_{number}")
     try:
-        # The log goes first: a new database must not find the old one's.
-        for suffix in ("-wal", "-shm", ""):
+        for suffix in FILE_SUFFIXES:
             with contextlib.suppress(FileNotFoundError):  # another edgechat may be doing the same
-                path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+                path.with_name(path.name + suffix).rename(copy.with_name(copy.name + suffix))
     except OSError as error:
-        raise StoreError(f"{path} is damaged and cannot be moved aside: {error.strerror or error}") from error
+        raise StoreError(
+            f"{path} is damaged and cannot be moved aside: {error.strerror or error}. Move it elsewhere."
+        ) from error
 
 
-def recover_copies(store: SqliteStore) -> None:
-    """Read what was put aside and is not recovered yet, also by a recovery that was cut off."""
-    if store.path is None or store.read_only_reason:
-        return
-    for aside in sorted(store.path.parent.glob(f"{store.path.name}{_ASIDE}*")):
-        done = aside.with_name(aside.name + _DONE)
-        if aside.name.endswith(("-wal", "-shm", _DONE)) or done.exists():
-            continue
-        try:
-            n_messages, n_lost = _salvage(store.database, aside)
-        except StoreError as error:  # whatever is in that file, it must not keep anybody from a new one
-            store.notices.append(f"{aside} is damaged, and nothing could be recovered from it yet: {error}")
-            continue
-        with contextlib.suppress(OSError):
-            done.touch(mode=0o600)
-        store.notices.append(
-            f"the database of conversations was damaged: {n_messages} messages were recovered"
-            + (f", {n_lost} rows could not be read" if n_lost else "")
-            + f"; the damaged file is kept as {aside}"
-        )
-
-
-def _salvage(database: Database, aside: Path) -> tuple[int, int]:
-    """Copy every row that can be read; returns how many messages, and how many rows are known to be lost."""
+def _salvage(database: Database, copy: Path) -> tuple[int, int]:
+    """Insert every readable row of a damaged copy; return the numbers of messages inserted and of rows known lost."""
     n_messages = n_lost = 0
-    with contextlib.closing(_open_damaged(aside)) as damaged, database.writing(durable=True) as db:
+    with contextlib.closing(_open_damaged(copy)) as damaged, database.writing(durable=True) as db:
         db.execute("PRAGMA defer_foreign_keys = ON")
         for table in _TABLES:
             columns = [row["name"] for row in db.execute(f"PRAGMA table_info({table})")]
-            marks = ", ".join("?" * len(columns))
-            statement = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"
+            placeholders = ", ".join("?" * len(columns))
+            statement = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({placeholders})"
             for row in _rows(damaged, table, columns):
-                added = _insert(db, statement, row)
-                n_lost += added is None
-                n_messages += (added or 0) if table == "messages" else 0
+                n_inserted = _insert(db, statement, row)
+                n_lost += n_inserted is None
+                n_messages += (n_inserted or 0) if table == "messages" else 0
         n_lost += _repair_references(db)
     return n_messages, n_lost
 
 
 def _insert(db: sqlite3.Connection, statement: str, row: tuple[object, ...] | None) -> int | None:
-    """How many rows that added; None if the row could not be read, or holds garbage."""
+    """Insert a row and return the number of rows added; None if the row is unreadable or violates the schema."""
     if row is None:
         return None
     try:
@@ -128,21 +148,22 @@ def _insert(db: sqlite3.Connection, statement: str, row: tuple[object, ...] | No
         return None
 
 
-def _open_damaged(aside: Path) -> sqlite3.Connection:
-    # The damaged file is only read, so that it stays as it is; as text, anything that is there.
-    # Without a log nothing needs to be shared, and no file is made beside it.
-    how = "mode=ro" if aside.with_name(aside.name + "-wal").exists() else "mode=ro&immutable=1"
-    connection = sqlite3.connect(f"{aside.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
+def _open_damaged(path: Path) -> sqlite3.Connection:
+    """Open a database read-only; texts may hold invalid UTF-8. Raises sqlite3.OperationalError."""
+    # Without a log, `immutable` keeps SQLite from creating files next to the database.
+    has_wal = path.with_name(path.name + "-wal").is_file()
+    mode = "mode=ro" if has_wal else "mode=ro&immutable=1"
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
     return connection
 
 
 def _rows(damaged: sqlite3.Connection, table: str, columns: list[str]) -> Iterator[tuple[object, ...] | None]:
-    """Each row that can be read; None for each that is known to be there and cannot."""
+    """Yield each readable row, and None for each row that is known to exist but is unreadable."""
     names = ", ".join(columns)
-    if table == "message_attachments":  # small rows, which have no number of their own
+    if table == "message_attachments":  # small rows without a rowid
         for direction in ("ASC", "DESC"):
-            yield from _until_damage(damaged, f"SELECT {names} FROM {table} ORDER BY message_key {direction}")
+            yield from _rows_until_damage(damaged, f"SELECT {names} FROM {table} ORDER BY message_key {direction}")
         return
     for key in sorted(_keys(damaged, table)):
         try:
@@ -153,28 +174,28 @@ def _rows(damaged: sqlite3.Connection, table: str, columns: list[str]) -> Iterat
 
 
 def _keys(damaged: sqlite3.Connection, table: str) -> set[int]:
-    """The numbers of a table's rows, from the table and from each of its indexes, from both ends of all of them."""
-    places = ["NOT INDEXED"]
-    places += [f"INDEXED BY {row[1]}" for row in _until_damage(damaged, f"PRAGMA index_list({table})")]
+    """Collect rowids from the table and from each of its indexes, scanning each from both ends."""
+    sources = ["NOT INDEXED"]
+    sources += [f"INDEXED BY {row[1]}" for row in _rows_until_damage(damaged, f"PRAGMA index_list({table})")]
     keys: set[int] = set()
-    for place in places:
+    for source in sources:
         for direction in ("ASC", "DESC"):
-            statement = f"SELECT rowid FROM {table} {place} ORDER BY rowid {direction}"
-            if place != "NOT INDEXED":  # in the index's own order, so that it alone is read
-                statement = f"SELECT rowid FROM {table} {place}"
-            keys.update(row[0] for row in _until_damage(damaged, statement))
+            statement = f"SELECT rowid FROM {table} {source} ORDER BY rowid {direction}"
+            if source != "NOT INDEXED":  # in the order of the index, so that SQLite reads only the index
+                statement = f"SELECT rowid FROM {table} {source}"
+            keys.update(row[0] for row in _rows_until_damage(damaged, statement))
     return keys
 
 
-def _until_damage(damaged: sqlite3.Connection, statement: str) -> Iterator[tuple[Any, ...]]:
+def _rows_until_damage(damaged: sqlite3.Connection, statement: str) -> Iterator[tuple[Any, ...]]:
     with contextlib.suppress(sqlite3.Error, UnicodeError):
         yield from damaged.execute(statement)
 
 
 def _repair_references(db: sqlite3.Connection) -> int:
-    """Make what was recovered whole: messages without their conversation or parent get one.
+    """Give messages whose conversation is lost a new one, and clear references to lost messages.
 
-    Returns how many attachments are lost.
+    Returns the number of attachments removed, because their bytes or their message are lost.
     """
     db.execute(
         """
@@ -184,14 +205,16 @@ def _repair_references(db: sqlite3.Connection) -> int:
             FROM messages WHERE conversation_key NOT IN (SELECT key FROM conversations) GROUP BY conversation_key
         """
     )
-    db.execute("UPDATE messages SET parent_key = NULL WHERE parent_key NOT IN (SELECT key FROM messages)")
+    for column in ("parent_key", "active_child_key", "hidden_by"):
+        db.execute(f"UPDATE messages SET {column} = NULL WHERE {column} NOT IN (SELECT key FROM messages)")
     db.execute(
-        "UPDATE messages SET active_child_key = NULL WHERE active_child_key NOT IN (SELECT key FROM messages)"
-    )  # fmt: skip
-    db.execute("UPDATE messages SET hidden_by = NULL WHERE hidden_by NOT IN (SELECT key FROM messages)")
-    db.execute(
-        "UPDATE conversations SET head_key = (SELECT max(key) FROM messages m WHERE m.conversation_key = conversations.key"
-        " AND hidden_by IS NULL) WHERE head_key IS NULL OR head_key NOT IN (SELECT key FROM messages WHERE hidden_by IS NULL)"
+        """
+        UPDATE conversations
+        SET head_key = (
+            SELECT max(key) FROM messages m WHERE m.conversation_key = conversations.key AND hidden_by IS NULL
+        )
+        WHERE head_key IS NULL OR head_key NOT IN (SELECT key FROM messages WHERE hidden_by IS NULL)
+        """
     )
     return db.execute(
         "DELETE FROM message_attachments WHERE message_key NOT IN (SELECT key FROM messages)"

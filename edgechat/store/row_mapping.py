@@ -1,4 +1,4 @@
-"""Between rows of the database and values."""
+"""Conversion between database rows and the structs of `chat.messages`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _stats = msgspec.json.Decoder(GenerationStats)
 
 
 def encode_json(value: object) -> str:
-    """JSON for a column."""
+    """Encode a value as JSON text for a column."""
     return msgspec.json.encode(value).decode()
 
 
 def conversation(row: sqlite3.Row, head_id: str | None) -> Conversation:
-    """A row of `conversations`."""
+    """Convert a row of `conversations`."""
     return Conversation(
         id=row["id"], title=row["title"], model=row["model"], settings=msgspec.json.decode(row["settings"]),
         pinned=bool(row["pinned"]), archived=bool(row["archived"]), tags=tuple(msgspec.json.decode(row["tags"])),
@@ -29,21 +29,21 @@ def conversation(row: sqlite3.Row, head_id: str | None) -> Conversation:
     )  # fmt: skip
 
 
-def messages(rows: Sequence[sqlite3.Row], attached: Iterable[sqlite3.Row]) -> list[Message]:
-    """Rows of `messages` of one conversation, in order, with their rows of `message_attachments`."""
+def messages(rows: Sequence[sqlite3.Row], attachment_rows: Iterable[sqlite3.Row]) -> list[Message]:
+    """Convert all rows of `messages` of one conversation, with their rows of `message_attachments`."""
     ids: dict[int | None, str] = {row["key"]: row["id"] for row in rows}
-    files: dict[int, list[Attachment]] = {}
-    for row in attached:
-        files.setdefault(row["message_key"], []).append(Attachment(
+    attachments: dict[int, list[Attachment]] = {}
+    for row in attachment_rows:
+        attachments.setdefault(row["message_key"], []).append(Attachment(
             sha256=row["sha256"], name=row["name"], media_type=row["media_type"], size_bytes=row["size_bytes"]
         ))  # fmt: skip
-    return [_message(row, ids, tuple(files.get(row["key"], ()))) for row in rows]
+    return [_message(row, ids, tuple(attachments.get(row["key"], ()))) for row in rows]
 
 
-def _message(row: sqlite3.Row, ids: Mapping[int | None, str], files: tuple[Attachment, ...]) -> Message:
+def _message(row: sqlite3.Row, ids: Mapping[int | None, str], attachments: tuple[Attachment, ...]) -> Message:
     return Message(
         id=row["id"], parent_id=ids.get(row["parent_key"]), role=row["role"], text=row["text"],
-        reasoning=row["reasoning"], attachments=files, created_at_ms=row["created_at_ms"], model=row["model"],
+        reasoning=row["reasoning"], attachments=attachments, created_at_ms=row["created_at_ms"], model=row["model"],
         finish_reason=row["finish_reason"], n_tokens=row["n_tokens"],
         stats=_stats.decode(row["stats"]) if row["stats"] else None,
         context_start_id=row["context_start_id"], active_child_id=ids.get(row["active_child_key"]),
@@ -51,7 +51,7 @@ def _message(row: sqlite3.Row, ids: Mapping[int | None, str], files: tuple[Attac
 
 
 def mutable_columns(message: Message) -> dict[str, Any]:
-    """The columns that change while an answer is written."""
+    """Return the columns of `messages` that change while a reply is generated."""
     return {
         "text": message.text,
         "reasoning": message.reasoning,

@@ -1,4 +1,4 @@
-"""The schema of the database, as the migrations that made it. Append only: what was released is never edited."""
+"""The database schema as a list of migrations. Append only: a released migration is never edited."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-APPLICATION_ID: Final = 0x65646763  # "edgc": tells our files from those of other programs
+APPLICATION_ID: Final = 0x65646763  # "edgc": identifies databases of edgechat
 
-# Beyond this a message is not indexed for search: a file of 50 MB would hold up every other writer for a minute.
+# Characters of a message that are indexed for search. Indexing 50 MB would block every other writer for a minute.
 INDEXED_CHARS: Final = 1_000_000
 
 
 class Migration(NamedTuple):
-    """One step; its number is its place in the list, from 1."""
+    """One schema change; its version number is its position in `MIGRATIONS`, from 1."""
 
     statements: Sequence[str]
     rewrites: bool = False
-    """True if it changes rows that are there: a copy of the database is made first."""
+    """True if it changes existing rows; then the database is copied first."""
 
 
 _TABLES: Final = (
-    # Keys are internal and say when: milliseconds since 1970 * 2^20 + n. So newest first is the order of the table and
-    # of the search index, also for conversations that were imported later. Ids are what people and files see.
+    # Keys are internal and encode a time: milliseconds since 1970 * 2^20 + n. So the order of the table and of the
+    # search index is the order of creation, even for conversations imported later. Users and files see the IDs.
     """
     CREATE TABLE conversations (
         key INTEGER PRIMARY KEY,
@@ -41,8 +41,8 @@ _TABLES: Final = (
     """,
     "CREATE INDEX conversations_listed ON conversations (archived, pinned DESC, updated_at_ms DESC)",
     "CREATE INDEX conversations_updated ON conversations (pinned DESC, updated_at_ms DESC)",
-    # A child's key is greater than its parent's, and than those of its older siblings, whatever the clock does.
-    # Parents are checked at commit: a whole conversation goes in one statement, in any order.
+    # The key of a child is greater than those of its parent and its older siblings, even if the clock went back.
+    # Parents are checked at commit, so that a recovery can insert messages in any order.
     """
     CREATE TABLE messages (
         key INTEGER PRIMARY KEY,
@@ -89,8 +89,8 @@ _TABLES: Final = (
     """,
 )
 
-# Trigrams find code, parts of words, and languages without spaces. What is still being written is left out: it would be
-# taken out of the index and put back, longer, every two seconds.
+# Trigrams find code, parts of words, and languages without spaces. A streaming reply is not indexed, because each
+# checkpoint (every two seconds) would remove it from the index and insert it again.
 _SEARCH: Final = (
     f"""
     CREATE VIEW searchable AS SELECT key, substr(text, 1, {INDEXED_CHARS}) AS text FROM messages
@@ -150,12 +150,12 @@ MIGRATIONS: Final[Sequence[Migration]] = (Migration((*_TABLES, *_SEARCH)),)
 
 
 def schema_version(connection: sqlite3.Connection) -> int:
-    """How many migrations this database has seen."""
+    """Return the number of migrations that were applied to this database."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def apply_migration(connection: sqlite3.Connection, number: int, migration: Migration) -> None:
-    """Bring a database from `number - 1` to `number`, unless another process just did; as a whole or not at all."""
+    """Migrate a database from version `number - 1` to `number` in one transaction, unless another process just did."""
     connection.execute("BEGIN EXCLUSIVE")
     try:
         if schema_version(connection) == number - 1:

@@ -1,118 +1,72 @@
-"""`chat.store.Store` on SQLite."""
+"""The SQLite implementation of `chat.store.Store`."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
 import secrets
-import sqlite3
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from edgechat.chat import unsent_messages
 from edgechat.chat.messages import Conversation, Message, now_ms
 from edgechat.chat.store import ConversationSummary, Order, SearchHit
 from edgechat.errors import NotFoundError, StoreError
-from edgechat.paths import prefix_dir
-from edgechat.prefix.disk_tier import delete_conversation
-from edgechat.store import row_mapping, search, tree_sql
+from edgechat.store import maintenance, merging, row_mapping, search, tree_sql
 from edgechat.store.database import Database
 
-# With what is below: a clock that went back can have made that younger.
-_PURGED = """
-    SELECT id FROM conversations WHERE key IN
-        (SELECT conversation_key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?)
-"""
-_PURGE = """
-    WITH RECURSIVE gone (key) AS (
-        SELECT key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?
-        UNION SELECT m.key FROM messages m JOIN gone ON m.parent_key = gone.key
-    ) DELETE FROM messages WHERE key IN (SELECT key FROM gone)
-"""
-# What was deleted can be brought back for a day; then it goes for good, when edgechat starts next.
-UNDO_MS: Final = 24 * 3600 * 1000
-_TIMED_ANSWERS: Final = 5
-_CHANGEABLE: Final = frozenset(("title", "model", "settings", "pinned", "archived", "tags", "folder"))
+OnDeleted = Callable[[str], None]
+"""Receives the ID of a conversation after it, or a part of it, was deleted from the database."""
 
-_BELOW = (
-    "WITH RECURSIVE below (key) AS (VALUES (?) UNION ALL "
-    "SELECT m.key FROM messages m JOIN below ON m.parent_key = below.key) SELECT key FROM below"
-)
+# Replies whose speed counts in `decode_tps`.
+_TIMED_REPLIES: Final = 5
+_CONVERSATION_FIELDS: Final = frozenset(("title", "model", "settings", "pinned", "archived", "tags", "folder"))
 
 
 class SqliteStore:
-    """Conversations in a database. See `edgechat.chat.store.Store` for what each method promises."""
+    """Conversations in a SQLite database. `edgechat.chat.store.Store` documents the methods."""
 
-    def __init__(self, database: Database, notices: Sequence[str] = ()) -> None:
-        """Takes over `database`, and tidies it: answers that died with their process, deletions past undoing."""
+    def __init__(self, database: Database, on_deleted: Sequence[OnDeleted] = ()) -> None:
+        """Take over `database`: mark replies of dead processes as interrupted, purge messages deleted a day ago."""
         self.database = database
-        self.notices = list(notices)
+        self.notices: list[str] = []
+        self._on_deleted = tuple(on_deleted)
         self._writer = secrets.token_hex(8)
         if not self.read_only_reason:
-            self._tidy()
+            self._notify_deleted(maintenance.tidy(database))
 
     @property
     def path(self) -> Path | None:
-        """The database's file; None in memory."""
+        """The database file; None in memory."""
         return self.database.path
 
     @property
     def is_persistent(self) -> bool:
-        """True if there is a file that can be written to."""
+        """True if the database is a writable file."""
         return self.path is not None and not self.read_only_reason
 
     @property
     def read_only_reason(self) -> str:
-        """Why nothing can be written; "" if it can."""
-        return self.database.problem
+        """The reason why the store is read-only; "" if it is writable."""
+        return self.database.read_only_reason
 
-    def _tidy(self) -> None:
-        with contextlib.suppress(StoreError):  # a full or busy disk must not keep anybody from reading
-            self._finish_stale()
-            self._purge()
+    def _notify_deleted(self, conversation_ids: Sequence[str]) -> None:
+        for conversation_id in conversation_ids:
+            for on_deleted in self._on_deleted:
+                on_deleted(conversation_id)
 
-    def _finish_stale(self) -> None:
-        # An answer of another process that still lives becomes its own again with its next checkpoint.
-        stale = "FROM messages WHERE finish_reason = 'streaming'"
-        with self.database.reading() as db:
-            unfinished = db.execute(f"SELECT 1 {stale} LIMIT 1").fetchone()
-        if unfinished:
-            with self.database.writing() as db:
-                db.execute("UPDATE messages SET finish_reason = 'interrupted' WHERE finish_reason = 'streaming'")
+    def close(self) -> None:
+        self.database.close()
 
-    def _purge(self) -> None:
-        past = now_ms() - UNDO_MS
-        with self.database.reading() as db:
-            hidden = db.execute(
-                "SELECT 1 FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ? LIMIT 1", (past,)
-            ).fetchone()
-        if hidden:
-            with self.database.writing() as db:
-                gone = [row["id"] for row in db.execute(_PURGED, (past,))]
-                db.execute(_PURGE, (past,))
-            self._forget_beside(gone)
-
-    def _forget_beside(self, conversation_ids: Sequence[str]) -> None:
-        """What models computed of a conversation, and a draft, are as private as itself, and go with it or a part of it."""
-        if self.is_persistent:
-            for conversation_id in conversation_ids:
-                delete_conversation(prefix_dir(), conversation_id)
-                unsent_messages.save(conversation_id, "")
-
-    # What a turn writes
+    # Messages
 
     def append(
         self, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})
     ) -> None:
-        """Add messages below their parents and make them the active path."""
         with self.database.writing(durable=True) as db:
             owner = tree_sql.ensure_conversation(db, conversation)
-            for sha256, data in files.items():
-                db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
+            tree_sql.add_files(db, files)
             head = 0
             for message in messages:
                 head = tree_sql.insert_message(db, owner, message, self._writer)
@@ -123,61 +77,26 @@ class SqliteStore:
     def merge(
         self, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})
     ) -> int:
-        """Add what is not here yet of a conversation from elsewhere; returns how many messages that were.
+        """Add the messages of an imported conversation that the store does not have; return their number.
 
-        What is here stays as it is. `messages` come parents first; their attachments must be in `files` or here.
+        Existing messages stay unchanged. `messages` are ordered parents first; the bytes of their attachments must be
+        in `files` or in the store.
         """
         with self.database.writing() as db:
-            is_new = db.execute("SELECT 1 FROM conversations WHERE id = ?", (conversation.id,)).fetchone() is None
-            owner = tree_sql.ensure_conversation(db, conversation)
-            unknown = tree_sql.missing_ids(db, [m.id for m in messages])
-            missing = [m for m in messages if m.id in unknown]
-            for sha256, data in files.items():
-                db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
-            for message in messages:
-                if message.id not in unknown:
-                    tree_sql.add_attachments(db, owner, message)
-            keys = {
-                m.id: tree_sql.insert_message(db, owner, tree_sql.reparented(db, owner, m), self._writer)
-                for m in missing
-            }
-            for message in missing:
-                db.execute(
-                    "UPDATE messages SET active_child_key = ? WHERE key = ?",
-                    (keys.get(message.active_child_id or ""), keys[message.id]),
-                )
-            head = keys.get(conversation.head_id or "") or (max(keys.values()) if is_new and keys else None)
-            here = db.execute("SELECT head_key FROM conversations WHERE key = ?", (owner,)).fetchone()["head_key"]
-            if head is not None and (here is None or tree_sql.is_ancestor(db, here, head)):  # it went on elsewhere
-                db.execute(
-                    "UPDATE conversations SET head_key = ?, updated_at_ms = max(updated_at_ms, ?) WHERE key = ?",
-                    (head, conversation.updated_at_ms, owner),
-                )
-            db.execute(
-                "DELETE FROM attachments WHERE NOT EXISTS (SELECT 1 FROM message_attachments a WHERE a.sha256 = "
-                "attachments.sha256)"
-            )
-        return len(missing)
+            return merging.merge(db, conversation, messages, files, self._writer)
 
     def missing_ids(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that no message here has, deleted ones included."""
+        """Return the IDs that no message has; messages deleted for now still have theirs."""
         with self.database.reading() as db:
             return tree_sql.missing_ids(db, ids)
 
-    def conversation_ids(self) -> Sequence[str]:
-        """All of them, the oldest first."""
-        with self.database.reading() as db:
-            return [row["id"] for row in db.execute("SELECT id FROM conversations ORDER BY key")]
-
     def checkpoint(self, message: Message) -> bool:
-        """Write what an answer of ours has become."""
         changes = row_mapping.mutable_columns(message)
         with self.database.writing(durable=message.finish_reason != "streaming") as db:
-            return _update(db, "messages", changes, "id = ? AND writer = ? AND hidden_by IS NULL",
-                           message.id, self._writer) == 1  # fmt: skip
+            return tree_sql.update_row(db, "messages", changes, "id = ? AND writer = ? AND hidden_by IS NULL",
+                                       message.id, self._writer) == 1  # fmt: skip
 
     def claim(self, message_id: str) -> None:
-        """Make an answer ours."""
         with self.database.writing(durable=True) as db:
             tree_sql.message_row(db, message_id)
             db.execute(
@@ -185,7 +104,6 @@ class SqliteStore:
             )
 
     def discard_messages(self, message_ids: Sequence[str]) -> None:
-        """Take messages back for good, children first."""
         with self.database.writing(durable=True) as db:
             for message_id in message_ids:
                 row = tree_sql.message_row(db, message_id)
@@ -197,107 +115,13 @@ class SqliteStore:
                     (row["conversation_key"],),
                 )
 
-    # The shape of the tree
-
-    def select_branch(self, path: Sequence[str]) -> None:
-        """Go on from the alternative `path[-1]`."""
-        with self.database.writing() as db:
-            self._select(db, path)
-            tree_sql.set_head(db, tree_sql.active_leaf(db, tree_sql.message_row(db, path[-1])["key"]))
-
-    def set_head(self, path: Sequence[str]) -> None:
-        """Make `path[-1]` the head."""
-        with self.database.writing() as db:
-            self._select(db, path)
-            tree_sql.set_head(db, tree_sql.message_row(db, path[-1])["key"])
-
-    def _select(self, db: sqlite3.Connection, path: Sequence[str]) -> None:
-        for parent_id, child_id in itertools.pairwise(path):
-            child = tree_sql.message_row(db, child_id)["key"]
-            db.execute("UPDATE messages SET active_child_key = ? WHERE id = ?", (child, parent_id))
-
-    def delete_message(self, message_id: str) -> None:
-        """Delete a message and all below it, for now."""
-        with self.database.writing(durable=True) as db:
-            row = tree_sql.message_row(db, message_id)
-            db.execute(
-                f"UPDATE messages SET hidden_by = ?, hidden_at_ms = ? WHERE key IN ({_BELOW}) AND hidden_by IS NULL",
-                (row["key"], now_ms(), row["key"]),
-            )
-            tree_sql.redirect_active_path(db, row)
-
-    def restore_message(self, message_id: str) -> None:
-        """Bring back what `hide` of the same message took away."""
-        with self.database.writing(durable=True) as db:
-            row = db.execute("SELECT key, parent_key FROM messages WHERE id = ?", (message_id,)).fetchone()
-            parent = (
-                row
-                and db.execute(
-                    "SELECT 1 FROM messages WHERE key = ? AND hidden_by IS NULL", (row["parent_key"],)
-                ).fetchone()
-            )
-            if row is None or (row["parent_key"] is not None and parent is None):
-                raise StoreError(f"message {message_id} cannot be brought back: it, or what it answers, is gone")
-            db.execute("UPDATE messages SET hidden_by = NULL, hidden_at_ms = NULL WHERE hidden_by = ?", (row["key"],))
-
-    # Conversations
-
-    def update_conversation(self, conversation_id: str, **changes: object) -> None:
-        """Write some of title, model, settings, pinned, archived, tags and folder."""
-        if not changes.keys() <= _CHANGEABLE:
-            raise ValueError(f"{sorted(changes.keys() - _CHANGEABLE)} cannot be changed")
-        columns = {k: row_mapping.encode_json(v) if k in ("settings", "tags") else v for k, v in changes.items()}
-        with self.database.writing(durable=True) as db:
-            if columns and not _update(db, "conversations", columns, "id = ?", conversation_id):
-                raise NotFoundError(f"conversation {conversation_id} is gone: another edgechat deleted it")
-
-    def delete_conversation(self, conversation_id: str) -> None:
-        """Remove a conversation for good."""
-        with self.database.writing(durable=True) as db:
-            row = tree_sql.conversation_row(db, conversation_id)
-            db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only unlinked
-            db.execute("DELETE FROM messages WHERE conversation_key = ?", (row["key"],))
-            db.execute("DELETE FROM conversations WHERE key = ?", (row["key"],))
-            search.purge_index(db)
-        self.database.truncate_wal()
-        self._forget_beside([conversation_id])
-
-    def conversation(self, conversation_id: str) -> Conversation:
-        """One conversation."""
-        with self.database.reading() as db:
-            return self._conversation(db, tree_sql.conversation_row(db, conversation_id))
-
-    def _conversation(self, db: sqlite3.Connection, row: sqlite3.Row) -> Conversation:
-        head = db.execute("SELECT id FROM messages WHERE key = ? AND hidden_by IS NULL", (row["head_key"],)).fetchone()
-        return row_mapping.conversation(row, head["id"] if head is not None else None)
-
-    def resolve_id(self, prefix: str) -> str:
-        """The only conversation whose id starts with `prefix`."""
-        with self.database.reading() as db:
-            found = db.execute(
-                "SELECT id FROM conversations WHERE id >= ? AND id < ? ORDER BY id LIMIT 9",
-                (prefix, prefix + "\U0010ffff"),
-            ).fetchall()
-        if len(found) == 1 or (found and found[0]["id"] == prefix):
-            return str(found[0]["id"])
-        if not found:
-            raise NotFoundError(f"there is no conversation {prefix!r}: `edgechat history list` shows what there is")
-        raise StoreError(f"{prefix!r} could be {', '.join(r['id'] for r in found[:8])}: give more of it")
-
-    def latest_id(self) -> str | None:
-        """Id of the conversation that was changed last."""
-        with self.database.reading() as db:
-            row = db.execute("SELECT id FROM conversations ORDER BY updated_at_ms DESC, key DESC LIMIT 1").fetchone()
-        return row["id"] if row is not None else None
-
     def messages(self, conversation_id: str) -> list[Message]:
-        """All messages, parents before children."""
         with self.database.reading() as db:
             owner = tree_sql.conversation_row(db, conversation_id)["key"]
-            found = db.execute(
+            rows = db.execute(
                 "SELECT * FROM messages WHERE conversation_key = ? AND hidden_by IS NULL ORDER BY key", (owner,)
             ).fetchall()
-            attached = db.execute(
+            attachment_rows = db.execute(
                 """
                 SELECT a.*, length(b.data) AS size_bytes FROM messages m
                 JOIN message_attachments a ON a.message_key = m.key JOIN attachments b USING (sha256)
@@ -305,12 +129,90 @@ class SqliteStore:
                 """,
                 (owner,),
             ).fetchall()
-            return row_mapping.messages(found, attached)
+            return row_mapping.messages(rows, attachment_rows)
+
+    def read_attachment(self, sha256: str) -> bytes:
+        with self.database.reading() as db:
+            row = db.execute("SELECT data FROM attachments WHERE sha256 = ?", (sha256,)).fetchone()
+        if row is None or hashlib.sha256(row["data"]).hexdigest() != sha256:
+            raise StoreError(f"The attachment {sha256[:12]} is {'missing' if row is None else 'damaged'}.")
+        return bytes(row["data"])
+
+    # Branches
+
+    def select_branch(self, path: Sequence[str]) -> None:
+        with self.database.writing() as db:
+            tree_sql.set_active_path(db, path)
+            tree_sql.set_head(db, tree_sql.active_leaf(db, tree_sql.message_row(db, path[-1])["key"]))
+
+    def set_head(self, path: Sequence[str]) -> None:
+        with self.database.writing() as db:
+            tree_sql.set_active_path(db, path)
+            tree_sql.set_head(db, tree_sql.message_row(db, path[-1])["key"])
+
+    def delete_message(self, message_id: str) -> None:
+        with self.database.writing(durable=True) as db:
+            row = tree_sql.message_row(db, message_id)
+            tree_sql.hide_subtree(db, row["key"], now_ms())
+            tree_sql.redirect_active_path(db, row)
+
+    def restore_message(self, message_id: str) -> None:
+        with self.database.writing(durable=True) as db:
+            tree_sql.unhide_subtree(db, message_id)
+
+    # Conversations
+
+    def update_conversation(self, conversation_id: str, **changes: object) -> None:
+        if not changes.keys() <= _CONVERSATION_FIELDS:
+            raise ValueError(f"not changeable: {sorted(changes.keys() - _CONVERSATION_FIELDS)}")
+        columns: dict[str, Any] = {
+            name: row_mapping.encode_json(value) if name in ("settings", "tags") else value
+            for name, value in changes.items()
+        }
+        with self.database.writing(durable=True) as db:
+            if columns and not tree_sql.update_row(db, "conversations", columns, "id = ?", conversation_id):
+                raise NotFoundError(f"Conversation {conversation_id} does not exist. Another edgechat deleted it.")
+
+    def delete_conversation(self, conversation_id: str) -> None:
+        with self.database.writing(durable=True) as db:
+            row = tree_sql.conversation_row(db, conversation_id)
+            db.execute("PRAGMA secure_delete = ON")  # overwrite deleted content instead of only unlinking it
+            db.execute("DELETE FROM messages WHERE conversation_key = ?", (row["key"],))
+            db.execute("DELETE FROM conversations WHERE key = ?", (row["key"],))
+            search.purge_index(db)
+        self.database.truncate_wal()
+        self._notify_deleted([conversation_id])
+
+    def conversation(self, conversation_id: str) -> Conversation:
+        with self.database.reading() as db:
+            return tree_sql.load_conversation(db, tree_sql.conversation_row(db, conversation_id))
+
+    def conversation_ids(self) -> Sequence[str]:
+        """Return the IDs of all conversations, oldest first."""
+        with self.database.reading() as db:
+            return [row["id"] for row in db.execute("SELECT id FROM conversations ORDER BY key")]
+
+    def resolve_id(self, prefix: str) -> str:
+        with self.database.reading() as db:
+            rows = db.execute(
+                "SELECT id FROM conversations WHERE id >= ? AND id < ? ORDER BY id LIMIT 9",
+                (prefix, prefix + "\U0010ffff"),
+            ).fetchall()
+        if len(rows) == 1 or (rows and rows[0]["id"] == prefix):
+            return str(rows[0]["id"])
+        if not rows:
+            raise NotFoundError(f"No conversation {prefix!r}. Run `edgechat history list`.")
+        matches = ", ".join(row["id"] for row in rows[:8])
+        raise StoreError(f"{prefix!r} matches several conversations ({matches}). Type more characters of the ID.")
+
+    def latest_id(self) -> str | None:
+        with self.database.reading() as db:
+            row = db.execute("SELECT id FROM conversations ORDER BY updated_at_ms DESC, key DESC LIMIT 1").fetchone()
+        return row["id"] if row is not None else None
 
     def list_conversations(
         self, *, archived: bool | None = False, tag: str = "", folder: str = "", limit: int = 50, offset: int = 0
     ) -> Sequence[ConversationSummary]:
-        """Conversations: pinned first, then the last changed."""
         conditions: dict[str, Any] = {}
         if archived is not None:
             conditions["archived = ?"] = archived
@@ -320,59 +222,42 @@ class SqliteStore:
             conditions["folder = ?"] = folder
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         with self.database.reading() as db:
-            found = db.execute(
-                f"SELECT * FROM conversations {where} ORDER BY pinned DESC, updated_at_ms DESC, key DESC LIMIT ? OFFSET ?",
+            rows = db.execute(
+                f"SELECT * FROM conversations {where} "
+                "ORDER BY pinned DESC, updated_at_ms DESC, key DESC LIMIT ? OFFSET ?",
                 (*conditions.values(), limit, offset),
             ).fetchall()
             counts = [
                 db.execute(
                     "SELECT count(*) FROM messages WHERE conversation_key = ? AND hidden_by IS NULL", (row["key"],)
                 ).fetchone()[0]
-                for row in found
+                for row in rows
             ]
             return [
-                ConversationSummary(conversation=self._conversation(db, row), n_messages=n)
-                for row, n in zip(found, counts, strict=True)
+                ConversationSummary(conversation=tree_sql.load_conversation(db, row), n_messages=n)
+                for row, n in zip(rows, counts, strict=True)
             ]
 
+    # Across conversations
+
     def search(self, query: str, *, order: Order = "newest", limit: int = 20, offset: int = 0) -> Sequence[SearchHit]:
-        """Where all words of `query` are."""
         with self.database.reading() as db:
             return search.search(db, query, order=order, limit=limit, offset=offset)
 
     def recent_inputs(self, limit: int) -> Sequence[str]:
-        """What people said last, the newest first, each text once."""
         with self.database.reading() as db:
-            found = db.execute(
+            rows = db.execute(
                 "SELECT text FROM messages WHERE role = 'user' AND hidden_by IS NULL ORDER BY key DESC LIMIT ?",
                 (limit,),
             ).fetchall()
-        return [*dict.fromkeys(row["text"] for row in found if row["text"].strip())]
-
-    def read_attachment(self, sha256: str) -> bytes:
-        """Bytes by their hash."""
-        with self.database.reading() as db:
-            row = db.execute("SELECT data FROM attachments WHERE sha256 = ?", (sha256,)).fetchone()
-        if row is None or hashlib.sha256(row["data"]).hexdigest() != sha256:
-            raise StoreError(f"the attachment {sha256[:12]} is {'missing' if row is None else 'damaged'}")
-        return bytes(row["data"])
+        return [*dict.fromkeys(row["text"] for row in rows if row["text"].strip())]
 
     def decode_tps(self, model: str) -> float | None:
-        """Tokens per second of this model's last answers."""
         with self.database.reading() as db:
-            found = db.execute(
+            rows = db.execute(
                 "SELECT json_extract(stats, '$.decode_tps') AS tps FROM messages WHERE model = ? AND stats IS NOT NULL "
                 "ORDER BY key DESC LIMIT ?",
-                (model, _TIMED_ANSWERS),
+                (model, _TIMED_REPLIES),
             ).fetchall()
-        speeds = [row["tps"] for row in found if row["tps"]]
+        speeds = [row["tps"] for row in rows if row["tps"]]
         return statistics.median(speeds) if speeds else None
-
-    def close(self) -> None:
-        """Let go of the database."""
-        self.database.close()
-
-
-def _update(db: sqlite3.Connection, table: str, changes: Mapping[str, Any], where: str, *values: object) -> int:
-    columns = ", ".join(f"{name} = ?" for name in changes)
-    return db.execute(f"UPDATE {table} SET {columns} WHERE {where}", (*changes.values(), *values)).rowcount

@@ -1,10 +1,11 @@
-"""The tree as rows: keys, parents, active children. Functions work within a transaction of the caller."""
+"""SQL for the message tree: keys, parents, active paths, heads. Functions run within the caller's transaction."""
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -13,13 +14,55 @@ from edgechat.errors import NotFoundError, StoreError
 from edgechat.store import row_mapping
 
 _KEY_BITS: Final = 20
-_MESSAGE = (
+_MESSAGE: Final = (
     "SELECT key, id, conversation_key, parent_key, active_child_key FROM messages WHERE id = ? AND hidden_by IS NULL"
+)
+_SUBTREE: Final = (
+    "WITH RECURSIVE subtree (key) AS (VALUES (?) UNION ALL "
+    "SELECT m.key FROM messages m JOIN subtree ON m.parent_key = subtree.key) SELECT key FROM subtree"
 )
 
 
+def message_row(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
+    """Return the tree columns of a message. Raises NotFoundError if it does not exist or is deleted."""
+    row: sqlite3.Row | None = db.execute(_MESSAGE, (message_id,)).fetchone()
+    if row is None:
+        raise NotFoundError(f"Message {message_id} does not exist. Another edgechat deleted it.")
+    return row
+
+
+def conversation_row(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Row:
+    """Return the row of a conversation. Raises NotFoundError if it does not exist."""
+    row: sqlite3.Row | None = db.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
+    if row is None:
+        raise NotFoundError(f"Conversation {conversation_id} does not exist. Another edgechat may have deleted it.")
+    return row
+
+
+def load_conversation(db: sqlite3.Connection, row: sqlite3.Row) -> Conversation:
+    """Convert a row of `conversations`, with the ID of its head unless that is deleted."""
+    head = db.execute("SELECT id FROM messages WHERE key = ? AND hidden_by IS NULL", (row["head_key"],)).fetchone()
+    return row_mapping.conversation(row, head["id"] if head is not None else None)
+
+
+def missing_ids(db: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
+    """Return the IDs that no message has; hidden messages count as existing."""
+    return {i for i in ids if db.execute("SELECT 1 FROM messages WHERE id = ?", (i,)).fetchone() is None}
+
+
+def update_row(
+    db: sqlite3.Connection, table: str, columns: Mapping[str, Any], where: str, *values: object
+) -> int:  # fmt: skip
+    """Write `columns` of the rows that match the condition `where` with its `values`; return the number of rows."""
+    assignments = ", ".join(f"{name} = ?" for name in columns)
+    return db.execute(f"UPDATE {table} SET {assignments} WHERE {where}", (*columns.values(), *values)).rowcount
+
+
+# Inserting
+
+
 def ensure_conversation(db: sqlite3.Connection, conversation: Conversation) -> int:
-    """The key of a conversation, which is added if it is not here."""
+    """Return the key of a conversation, inserting it if the database does not have it."""
     row = db.execute("SELECT key FROM conversations WHERE id = ?", (conversation.id,)).fetchone()
     if row is not None:
         return int(row["key"])
@@ -27,25 +70,29 @@ def ensure_conversation(db: sqlite3.Connection, conversation: Conversation) -> i
     key = _free_key(db, "conversations", c.created_at_ms << _KEY_BITS)
     db.execute(
         "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-        (key, c.id, c.title, c.model, row_mapping.encode_json(c.settings), c.pinned, c.archived, row_mapping.encode_json(c.tags), c.folder,
-         c.created_at_ms, c.updated_at_ms or c.created_at_ms),
+        (key, c.id, c.title, c.model, row_mapping.encode_json(c.settings), c.pinned, c.archived,
+         row_mapping.encode_json(c.tags), c.folder, c.created_at_ms, c.updated_at_ms or c.created_at_ms),
     )  # fmt: skip
     return key
 
 
 def insert_message(db: sqlite3.Connection, owner: int, message: Message, writer: str) -> int:
-    """Add a message, after its parent and its siblings; returns its key."""
+    """Insert a message as the newest and active child of its parent; return its key.
+
+    `owner` is the key of its conversation. Raises StoreError if the parent belongs to another conversation or the ID
+    is taken, NotFoundError if the parent does not exist.
+    """
     parent_key: int | None = None
     if message.parent_id is not None:
         parent = message_row(db, message.parent_id)
         parent_key = parent["key"]
         if parent["conversation_key"] != owner:
-            raise StoreError(f"message {message.parent_id} belongs to another conversation")
-    newest = db.execute(
+            raise StoreError(f"Message {message.parent_id} belongs to another conversation.")
+    newest_sibling = db.execute(
         "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ?", (owner, parent_key)
     ).fetchone()[0]
-    after = max(parent_key or 0, newest or 0)
-    key = _free_key(db, "messages", max(message.created_at_ms << _KEY_BITS, after + 1))
+    previous = max(parent_key or 0, newest_sibling or 0)
+    key = _free_key(db, "messages", max(message.created_at_ms << _KEY_BITS, previous + 1))
     columns = {
         "key": key, "id": message.id, "conversation_key": owner, "parent_key": parent_key, "role": message.role,
         "created_at_ms": message.created_at_ms, "model": message.model, "writer": writer,
@@ -58,21 +105,27 @@ def insert_message(db: sqlite3.Connection, owner: int, message: Message, writer:
         _insert_attachments(db, key, message)
         db.execute("UPDATE messages SET active_child_key = ? WHERE key = ?", (key, parent_key))
     except sqlite3.IntegrityError as error:
-        raise StoreError(f"message {message.id} cannot be kept: {error}") from error
+        raise StoreError(f"Cannot save message {message.id}: {error}.") from error
     return key
 
 
-def _free_key(db: sqlite3.Connection, table: str, wanted: int) -> int:
-    """The first key from `wanted` on that nobody has, as long as the millisecond's keys last."""
-    end = ((wanted >> _KEY_BITS) + 1) << _KEY_BITS
-    taken = db.execute(f"SELECT max(key) FROM {table} WHERE key >= ? AND key < ?", (wanted, end)).fetchone()[0]
-    if taken is None:
-        return wanted
-    return int(taken) + 1 if taken + 1 < end else _free_key(db, table, end)
+def _free_key(db: sqlite3.Connection, table: str, lowest: int) -> int:
+    """Return a free key from `lowest` on: after the last used key of its millisecond, or in the next millisecond."""
+    end = ((lowest >> _KEY_BITS) + 1) << _KEY_BITS
+    last_used = db.execute(f"SELECT max(key) FROM {table} WHERE key >= ? AND key < ?", (lowest, end)).fetchone()[0]
+    if last_used is None:
+        return lowest
+    return int(last_used) + 1 if last_used + 1 < end else _free_key(db, table, end)
+
+
+def add_files(db: sqlite3.Connection, files: Mapping[str, bytes]) -> None:
+    """Insert attachment bytes by their SHA-256, unless the database has them."""
+    for sha256, data in files.items():
+        db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
 
 
 def add_attachments(db: sqlite3.Connection, owner: int, message: Message) -> None:
-    """Give a message that is here the attachments that it came without."""
+    """Add the attachments of `message` to the stored message of this ID, if that has none."""
     row = db.execute(
         "SELECT key FROM messages WHERE id = ? AND conversation_key = ? AND NOT EXISTS "
         "(SELECT 1 FROM message_attachments WHERE message_key = messages.key)",
@@ -90,17 +143,28 @@ def _insert_attachments(db: sqlite3.Connection, key: int, message: Message) -> N
         )
 
 
+def reparented(db: sqlite3.Connection, owner: int, message: Message) -> Message:
+    """Return the message as a root if its parent is deleted or belongs to another conversation, else unchanged."""
+    parent = db.execute(_MESSAGE, (message.parent_id,)).fetchone()
+    if parent is not None and parent["conversation_key"] == owner:
+        return message
+    return msgspec.structs.replace(message, parent_id=None)
+
+
+# Active path
+
+
 def is_ancestor(db: sqlite3.Connection, upper: int | None, lower: int) -> bool:
-    """True if the message `upper` is on the path to `lower`, or is it."""
-    at: int | None = lower
-    while at is not None and at != upper:
-        row = db.execute("SELECT parent_key FROM messages WHERE key = ?", (at,)).fetchone()
-        at = row["parent_key"] if row is not None else None
-    return at is not None
+    """Return whether the message with key `upper` is `lower` or one of its ancestors."""
+    key: int | None = lower
+    while key is not None and key != upper:
+        row = db.execute("SELECT parent_key FROM messages WHERE key = ?", (key,)).fetchone()
+        key = row["parent_key"] if row is not None else None
+    return key is not None
 
 
 def active_leaf(db: sqlite3.Connection, key: int) -> int:
-    """Where the conversation was last below a message."""
+    """Follow the active children from a message to a leaf; return the leaf's key."""
     while True:
         row = db.execute("SELECT active_child_key FROM messages WHERE key = ?", (key,)).fetchone()
         if row["active_child_key"] is None:
@@ -108,55 +172,57 @@ def active_leaf(db: sqlite3.Connection, key: int) -> int:
         key = row["active_child_key"]
 
 
+def set_active_path(db: sqlite3.Connection, path: Sequence[str]) -> None:
+    """Make each message of `path` (IDs, root first) the active child of the one before it."""
+    for parent_id, child_id in itertools.pairwise(path):
+        child_key = message_row(db, child_id)["key"]
+        db.execute("UPDATE messages SET active_child_key = ? WHERE id = ?", (child_key, parent_id))
+
+
 def set_head(db: sqlite3.Connection, key: int) -> None:
-    """Go on from this message in its conversation."""
+    """Make a message the head of its conversation: the last message of the active path."""
     db.execute(
         "UPDATE conversations SET head_key = ? WHERE key = (SELECT conversation_key FROM messages WHERE key = ?)",
         (key, key),
     )
 
 
-def redirect_active_path(db: sqlite3.Connection, gone: sqlite3.Row) -> None:
-    """Lead what led to a message that is gone to its newest sibling, or to its parent."""
-    parent, owner = gone["parent_key"], gone["conversation_key"]
-    newest = db.execute(
+def redirect_active_path(db: sqlite3.Connection, removed: sqlite3.Row) -> None:
+    """Redirect the active path and the head from a removed message to its newest sibling, or else its parent."""
+    parent, owner = removed["parent_key"], removed["conversation_key"]
+    newest_sibling = db.execute(
         "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ? AND hidden_by IS NULL",
         (owner, parent),
     ).fetchone()[0]
     db.execute(
-        "UPDATE messages SET active_child_key = ? WHERE key = ? AND active_child_key = ?", (newest, parent, gone["key"])
+        "UPDATE messages SET active_child_key = ? WHERE key = ? AND active_child_key = ?",
+        (newest_sibling, parent, removed["key"]),
     )
     db.execute(
         "UPDATE conversations SET head_key = ? WHERE key = ? AND head_key NOT IN "
         "(SELECT key FROM messages WHERE conversation_key = ? AND hidden_by IS NULL)",
-        (parent if newest is None else active_leaf(db, newest), owner, owner),
+        (parent if newest_sibling is None else active_leaf(db, newest_sibling), owner, owner),
     )
 
 
-def reparented(db: sqlite3.Connection, owner: int, message: Message) -> Message:
-    """The message; without its parent, if that is deleted here or belongs to another conversation."""
-    parent = db.execute(_MESSAGE, (message.parent_id,)).fetchone()
-    if parent is not None and parent["conversation_key"] == owner:
-        return message
-    return msgspec.structs.replace(message, parent_id=None)
+# Deletion with undo
 
 
-def missing_ids(db: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
-    """Those of the ids that no message has, deleted ones included."""
-    return {i for i in ids if db.execute("SELECT 1 FROM messages WHERE id = ?", (i,)).fetchone() is None}
+def hide_subtree(db: sqlite3.Connection, key: int, hidden_at_ms: int) -> None:
+    """Hide a message and its descendants, so that `unhide_subtree` can restore them."""
+    db.execute(
+        f"UPDATE messages SET hidden_by = ?, hidden_at_ms = ? WHERE key IN ({_SUBTREE}) AND hidden_by IS NULL",
+        (key, hidden_at_ms, key),
+    )
 
 
-def message_row(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
-    """A message's place in the tree. Raises StoreError if it is gone."""
-    row: sqlite3.Row | None = db.execute(_MESSAGE, (message_id,)).fetchone()
-    if row is None:
-        raise NotFoundError(f"message {message_id} is gone: another edgechat deleted it")
-    return row
-
-
-def conversation_row(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Row:
-    """Raises StoreError if there is none."""
-    row: sqlite3.Row | None = db.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
-    if row is None:
-        raise NotFoundError(f"there is no conversation {conversation_id}: another edgechat may have deleted it")
-    return row
+def unhide_subtree(db: sqlite3.Connection, message_id: str) -> None:
+    """Restore the messages that hiding `message_id` hid. Raises StoreError if it or its parent no longer exists."""
+    row = db.execute("SELECT key, parent_key FROM messages WHERE id = ?", (message_id,)).fetchone()
+    is_restorable = row is not None and (
+        row["parent_key"] is None
+        or db.execute("SELECT 1 FROM messages WHERE key = ? AND hidden_by IS NULL", (row["parent_key"],)).fetchone()
+    )
+    if not is_restorable:
+        raise StoreError(f"Cannot restore message {message_id}: it or its parent no longer exists.")
+    db.execute("UPDATE messages SET hidden_by = NULL, hidden_at_ms = NULL WHERE hidden_by = ?", (row["key"],))

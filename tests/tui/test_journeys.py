@@ -14,6 +14,7 @@ from edgechat import paths
 from edgechat.bench.scripted_session import Script
 from edgechat.chat import unsent_messages
 from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.cli.history_store import open_history
 from edgechat.config import Settings, load
 from edgechat.store import ephemeral_store, open_store
 from edgechat.tui.app import ChatApp
@@ -665,7 +666,7 @@ async def test_leaving_keeps_what_was_typed_and_what_waits() -> None:
 
 
 async def test_what_is_typed_stays_with_its_conversation() -> None:
-    store = open_store()
+    store = open_history()
     one, two = keep_conversation(store, [("a", "b")], "One"), keep_conversation(store, [("c", "d")], "Two")
     app = scripted(store=store, conversation=one)
     async with app.run_test() as pilot:

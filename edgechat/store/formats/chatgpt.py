@@ -1,4 +1,4 @@
-"""Conversations out of a ChatGPT data export: `conversations.json`, alone or in its ZIP file."""
+"""Import of ChatGPT data exports: `conversations.json`, alone or inside the ZIP file."""
 
 from __future__ import annotations
 
@@ -14,55 +14,58 @@ from edgechat.errors import ImportRefusedError
 from edgechat.store.formats.edgechat_json import ConversationRecord, ImportedData, sanitize, stable_id
 
 _NAME: Final = "conversations.json"
-# A ZIP file can claim to hold anything; the largest real exports are some hundred megabytes.
+# The largest exports have some hundred megabytes, but a ZIP file can unpack to any size.
 MAX_BYTES: Final = 2 << 30
 _LAYOUT_ERRORS: Final = (KeyError, TypeError, AttributeError, ValueError, OverflowError, msgspec.ValidationError)
+# Larger times are not seconds since 1970.
+_MAX_SECONDS: Final = 1e11
 _ROLES: Final[Mapping[str, Role]] = {"user": "user", "assistant": "assistant", "system": "system", "tool": "tool"}
+_Nodes = Mapping[str, Mapping[str, Any]]
 
 
 def unzip_conversations(data: bytes) -> bytes:
-    """`conversations.json` out of a ZIP file. Raises ImportRefusedError if it has none, or one that is too large."""
+    """Extract `conversations.json` from a ZIP file. Raises ImportRefusedError if it is missing or too large."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_NAME) as file:
             content = file.read(MAX_BYTES + 1)
     except KeyError:
-        raise ImportRefusedError(f"this ZIP file holds no {_NAME}: it is no ChatGPT export") from None
+        raise ImportRefusedError(f"this ZIP file is not a ChatGPT export, it contains no {_NAME}.") from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-        raise ImportRefusedError(f"this ZIP file cannot be read: {error}") from error
+        raise ImportRefusedError(f"cannot read this ZIP file ({error}).") from error
     if len(content) > MAX_BYTES:
-        raise ImportRefusedError(f"{_NAME} in this ZIP file has more than {MAX_BYTES} bytes")
+        raise ImportRefusedError(f"{_NAME} in this ZIP file has more than {MAX_BYTES} bytes.")
     return content
 
 
 def parse(items: list[Any]) -> ImportedData:
-    """The conversations of a decoded export. Raises ImportRefusedError if it holds none."""
+    """Convert the decoded conversations of an export. Raises ImportRefusedError if none can be converted."""
     problems: list[str] = []
     records: list[ConversationRecord] = []
     for number, item in enumerate(items):
         try:
             records.append(_record(item))
-        except _LAYOUT_ERRORS as error:  # noqa: PERF203  (one that is odd must not cost the others)
-            problems.append(f"conversation {number + 1} has an unknown layout and was left out: {error!r}")
+        except _LAYOUT_ERRORS as error:  # noqa: PERF203  (one unknown layout must not stop the others)
+            problems.append(f"Conversation {number + 1} has an unknown layout and was left out: {error!r}.")
     if not records:
-        raise ImportRefusedError("this is JSON, but there are no conversations of ChatGPT in it")
+        raise ImportRefusedError("this JSON contains no conversations of ChatGPT.")
     return sanitize(records, {}, problems)
 
 
 def _record(item: Mapping[str, Any]) -> ConversationRecord:
-    nodes: Mapping[str, Mapping[str, Any]] = item["mapping"]
+    nodes: _Nodes = item["mapping"]
     source = str(item.get("conversation_id") or item.get("id") or "") or "/".join(sorted(nodes))
     ids = {node: stable_id("chatgpt", source, node) for node in nodes}
-    said: dict[str, Message] = {}
+    messages: dict[str, Message] = {}
     for node, content in nodes.items():
         message = _message(ids[node], content.get("message"))
         if message is not None:
-            said[node] = message
+            messages[node] = message
     ordered = [
-        msgspec.structs.replace(message, parent_id=ids.get(_said_above(node, nodes, said) or ""))
-        for node, message in _in_order(nodes, said)
+        msgspec.structs.replace(message, parent_id=ids.get(_nearest_message(node, nodes, messages) or ""))
+        for node, message in _in_sibling_order(nodes, messages)
     ]
     current = item.get("current_node")
-    head = current if current in said else _said_above(str(current), nodes, said)
+    head = current if current in messages else _nearest_message(str(current), nodes, messages)
     return ConversationRecord(
         conversation=Conversation(
             id=stable_id("chatgpt", source), title=str(item.get("title") or ""), folder="",
@@ -73,41 +76,41 @@ def _record(item: Mapping[str, Any]) -> ConversationRecord:
     )  # fmt: skip
 
 
-def _in_order(nodes: Mapping[str, Mapping[str, Any]], said: Mapping[str, Message]) -> list[tuple[str, Message]]:
-    """By the time they were written, where it is known; alternatives keep the order of their parent's list."""
-    places: dict[str, int] = {}
+def _in_sibling_order(nodes: _Nodes, messages: Mapping[str, Message]) -> list[tuple[str, Message]]:
+    """Sort messages by their position in the list of their parent's children, then by time."""
+    positions: dict[str, int] = {}
     for content in nodes.values():
-        for place, child in enumerate(content.get("children") or []):
-            places.setdefault(str(child), place)
-    return sorted(said.items(), key=lambda item: (places.get(item[0], 0), item[1].created_at_ms))
+        for position, child in enumerate(content.get("children") or []):
+            positions.setdefault(str(child), position)
+    return sorted(messages.items(), key=lambda item: (positions.get(item[0], 0), item[1].created_at_ms))
 
 
-def _said_above(node: str, nodes: Mapping[str, Mapping[str, Any]], said: Mapping[str, Message]) -> str | None:
-    """The nearest ancestor that says something; exports have roots and hidden nodes that do not."""
-    seen = {node}
-    at = nodes.get(node, {}).get("parent")
-    while at is not None and at in nodes and at not in seen and at not in said:
-        seen.add(at)
-        at = nodes[at].get("parent")
-    return at if at in said else None
+def _nearest_message(node: str, nodes: _Nodes, messages: Mapping[str, Message]) -> str | None:
+    """Return the nearest ancestor of a node with a message; roots and hidden nodes have none."""
+    visited = {node}
+    ancestor = nodes.get(node, {}).get("parent")
+    while ancestor is not None and ancestor in nodes and ancestor not in visited and ancestor not in messages:
+        visited.add(ancestor)
+        ancestor = nodes[ancestor].get("parent")
+    return ancestor if ancestor in messages else None
 
 
 def _message(message_id: str, content: Mapping[str, Any] | None) -> Message | None:
-    """A node's message; None if it says nothing that a person saw."""
+    """Convert the message of a node; None if it is hidden or empty."""
     if not content:
         return None
     metadata = content.get("metadata") or {}
     if metadata.get("is_visually_hidden_from_conversation"):
         return None
     body = content.get("content") or {}
-    thoughts = "\n\n".join(
+    reasoning = "\n\n".join(
         "\n".join(str(t[k]) for k in ("summary", "content") if t.get(k)) for t in body.get("thoughts") or []
     )
     text = _text(body)
-    if not text and not thoughts:
+    if not text and not reasoning:
         return None
     return Message(
-        id=message_id, role=_ROLES[content["author"]["role"]], text=text, reasoning=thoughts,
+        id=message_id, role=_ROLES[content["author"]["role"]], text=text, reasoning=reasoning,
         created_at_ms=_ms(content.get("create_time")), model=str(metadata.get("model_slug") or ""),
     )  # fmt: skip
 
@@ -117,15 +120,15 @@ def _text(body: Mapping[str, Any]) -> str:
     if parts is None:
         text = str(body.get("text") or body.get("result") or "")
         return f"```\n{text}\n```" if text and body.get("content_type") in ("code", "execution_output") else text
-    shown = [part if isinstance(part, str) else _placeholder(part) for part in parts]
-    return "\n\n".join(part for part in shown if part)
+    texts = [part if isinstance(part, str) else _placeholder(part) for part in parts]
+    return "\n\n".join(text for text in texts if text)
 
 
 def _placeholder(part: Mapping[str, Any]) -> str:
-    if part.get("text"):  # a transcript of what was spoken
+    if part.get("text"):  # the transcript of audio
         return str(part["text"])
     return f"[{str(part.get('content_type') or 'attachment').replace('_', ' ')}, not in the export]"
 
 
 def _ms(seconds: object) -> int:
-    return int(float(seconds) * 1000) if isinstance(seconds, (int, float)) and 0 < seconds < 1e11 else 0  # noqa: PLR2004
+    return int(seconds * 1000) if isinstance(seconds, (int, float)) and 0 < seconds < _MAX_SECONDS else 0

@@ -1,4 +1,4 @@
-"""A conversation as one HTML page that needs nothing else, and can do nothing."""
+"""Export of a conversation as one self-contained HTML page without scripts."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ pre { overflow-x: auto; padding: .75rem; background: #f4f4f4; }
 table { border-collapse: collapse; } td, th { border: 1px solid #ccc; padding: .2rem .6rem; }
 @media (prefers-color-scheme: dark) { body { background: #1a1a1a; color: #ddd; } pre { background: #262626; } }
 """
-# Whatever a model wrote into the page: no script runs, nothing is fetched.
-_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+# Blocks scripts and network requests in a page that holds text of a model.
+_CONTENT_SECURITY_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def render(record: ConversationRecord) -> str:
-    """The conversation as it stands; other branches are left out."""
+    """Render the active path as an HTML page; other branches are left out."""
     from markdown_it import MarkdownIt
 
-    # Raw HTML in a message is shown, not used; images would be fetched from elsewhere.
-    render = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render
+    # HTML in a message is escaped. Images are disabled, because a browser would request them.
+    render_markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render
     title = escape(record.conversation.title or "Conversation")
-    body = "\n".join(_article(message, render(message.text)) for message in active_path(record))
+    body = "\n".join(_article(message, render_markdown(message.text)) for message in active_path(record))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_SECURITY_POLICY}">\n'
         f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n</head>\n'
         f"<body>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
     )
@@ -42,8 +42,8 @@ def _article(message: Message, html: str) -> str:
     details = [format_time(message.created_at_ms), message.model, "interrupted" if message.is_interrupted else ""]
     heading = escape(" · ".join([ROLE_LABELS[message.role], *(d for d in details if d)]))
     files = "".join(f"<p>Attached: {escape(a.name)} ({a.size_bytes} bytes)</p>" for a in message.attachments)
-    thought = (
+    reasoning = (
         f"<details><summary>Reasoning</summary><pre>{escape(message.reasoning)}</pre></details>"
         if message.reasoning else ""
     )  # fmt: skip
-    return f'<article class="{message.role}"><header>{heading}</header>{files}{thought}{html}</article>'
+    return f'<article class="{message.role}"><header>{heading}</header>{files}{reasoning}{html}</article>'

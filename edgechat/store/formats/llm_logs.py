@@ -1,4 +1,4 @@
-"""Conversations out of the `logs.db` of the command line tool `llm`, of its older layout and its newer one."""
+"""Import of `logs.db`, the SQLite database of the command line tool `llm`, in its older and its newer layout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgechat.store.formats.edgechat_json import ConversationRecord, ImportedDat
 
 
 def read_database(path: Path) -> ImportedData:
-    """Every conversation in the database, which is not changed. Raises ImportRefusedError if it is none of llm's."""
+    """Read all conversations of a database, read-only. Raises ImportRefusedError if it is not a database of llm."""
     reader = _LogsReader()
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
@@ -28,37 +28,37 @@ def read_database(path: Path) -> ImportedData:
             tables = {row["name"] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not tables & {"responses", "threads"}:
                 raise ImportRefusedError(
-                    f"{path} is a database, but not one of llm: it has no responses and no threads"
+                    f"{path} is a database, but not one of llm: it has neither responses nor threads."
                 )
             records = [
                 *(reader.responses(db) if {"responses", "conversations"} <= tables else ()),
                 *(reader.threads(db) if {"threads", "turns", "messages", "parts"} <= tables else ()),
             ]
     except (sqlite3.Error, msgspec.MsgspecError, IndexError, AttributeError, TypeError) as error:
-        raise ImportRefusedError(f"{path} cannot be read as a database of llm: {error}") from error
+        raise ImportRefusedError(f"Cannot read {path} as a database of llm: {error}.") from error
     return sanitize(records, reader.files, reader.problems)
 
 
 class _LogsReader:
-    """Collects attachments on the way."""
+    """Converts rows to records, and collects `files` (bytes by SHA-256) and `problems` of their attachments."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.problems: list[str] = []
 
     def responses(self, db: sqlite3.Connection) -> Iterator[ConversationRecord]:
-        """The older layout: a prompt and a response to a row."""
+        """Convert the older layout, in which a row holds a prompt and its response."""
         for row in db.execute("SELECT * FROM conversations ORDER BY id").fetchall():
             messages: list[Message] = []
             system = ""
-            found = db.execute(
+            turns = db.execute(
                 "SELECT * FROM responses WHERE conversation_id = ? ORDER BY datetime_utc, id", (row["id"],)
             ).fetchall()
-            for turn in found:
+            for turn in turns:
                 if turn["system"] and turn["system"] != system:
                     system = turn["system"]
                     self._add(messages, turn, "system", system)
-                self._add(messages, turn, "user", turn["prompt"] or "", self._attached_to(db, turn["id"]))
+                self._add(messages, turn, "user", turn["prompt"] or "", self._response_attachments(db, turn["id"]))
                 self._add(messages, turn, "assistant", turn["response"] or "", n_tokens=_get(turn, "output_tokens"))
             yield _record(row["id"], row["name"], row["model"], messages)
 
@@ -66,42 +66,42 @@ class _LogsReader:
         self, messages: list[Message], turn: sqlite3.Row, role: Role, text: str,
         attachments: tuple[Attachment, ...] = (), n_tokens: int | None = None,
     ) -> None:  # fmt: skip
-        answer = role == "assistant"
+        is_reply = role == "assistant"
         messages.append(Message(
             id=stable_id("llm", turn["id"], role), parent_id=messages[-1].id if messages else None, role=role,
             text=text, attachments=attachments, created_at_ms=_ms(turn["datetime_utc"]),
-            reasoning=str(_get(turn, "reasoning") or "") if answer else "",
-            model=turn["model"] or "" if answer else "", finish_reason="stop" if answer else "", n_tokens=n_tokens,
+            reasoning=str(_get(turn, "reasoning") or "") if is_reply else "",
+            model=turn["model"] or "" if is_reply else "", finish_reason="stop" if is_reply else "", n_tokens=n_tokens,
         ))  # fmt: skip
 
-    def _attached_to(self, db: sqlite3.Connection, response_id: str) -> tuple[Attachment, ...]:
+    def _response_attachments(self, db: sqlite3.Connection, response_id: str) -> tuple[Attachment, ...]:
         try:
-            found = db.execute(
+            rows = db.execute(
                 "SELECT a.* FROM prompt_attachments p JOIN attachments a ON a.id = p.attachment_id "
                 'WHERE p.response_id = ? ORDER BY p."order"',
                 (response_id,),
             ).fetchall()
-        except sqlite3.OperationalError:  # older than attachments
+        except sqlite3.OperationalError:  # a version of llm without attachments
             return ()
-        return tuple(a for row in found if (a := self._attachment(row)) is not None)
+        return tuple(a for row in rows if (a := self._attachment(row)) is not None)
 
     def _attachment(self, row: sqlite3.Row) -> Attachment | None:
         name = Path(row["path"] or row["url"] or row["id"]).name
         content = row["content"]
         if not content:
-            self.problems.append(f"the attachment {name} is not in the database; it was left out")
+            self.problems.append(f"The attachment {name} is not in the database and was left out.")
             return None
         try:
             kind = detect_media_type(content, name)
         except AttachmentError as error:
-            self.problems.append(f"{error}; it was left out")
+            self.problems.append(f"{str(error).rstrip('.')}. The attachment was left out.")
             return None
         sha256 = hashlib.sha256(content).hexdigest()
         self.files[sha256] = content
         return Attachment(sha256=sha256, name=name, media_type=kind, size_bytes=len(content))
 
     def threads(self, db: sqlite3.Connection) -> Iterator[ConversationRecord]:
-        """The newer layout: messages that know their parent, shared by the threads that go through them."""
+        """Convert the newer layout, in which messages form a tree by parent hash and a thread is a path to a tip."""
         for thread in db.execute("SELECT * FROM threads ORDER BY id").fetchall():
             turns = db.execute("SELECT * FROM turns WHERE thread_id = ? ORDER BY id", (thread["id"],)).fetchall()
             by_hash: dict[str, Message] = {}
@@ -125,33 +125,33 @@ class _LogsReader:
         for part in parts:
             payload = msgspec.json.decode(part["payload"], type=dict[str, Any]) if part["payload"] else {}
             if part["type"] in ("text", "reasoning"):
-                texts[part["type"]].append(_resolved(db, part["text"], payload))
+                texts[part["type"]].append(_part_text(db, part["text"], payload))
             elif part["type"] in ("tool_call", "tool_result"):
-                shown = payload.get("output") or msgspec.json.encode(payload.get("arguments", {})).decode()
-                texts["tool"].append(f"{part['tool_name']}: {shown}")
+                content = payload.get("output") or msgspec.json.encode(payload.get("arguments", {})).decode()
+                texts["tool"].append(f"{part['tool_name']}: {content}")
             elif part["type"] == "attachment":
-                wanted = (payload.get("attachment") or {}).get("id")
-                found = db.execute("SELECT * FROM attachments WHERE id = ?", (wanted,)).fetchone()
-                attached = self._attachment(found) if found is not None else None
-                attachments += [attached] if attached is not None else []
+                attachment_id = (payload.get("attachment") or {}).get("id")
+                attachment_row = db.execute("SELECT * FROM attachments WHERE id = ?", (attachment_id,)).fetchone()
+                attachment = self._attachment(attachment_row) if attachment_row is not None else None
+                attachments += [attachment] if attachment is not None else []
         role: Role = row["role"] if row["role"] in ("system", "user", "assistant", "tool") else "tool"
-        answer = role == "assistant"
+        is_reply = role == "assistant"
         return Message(
             id=stable_id("llm", thread_id, row["hash"]), role=role,
             parent_id=stable_id("llm", thread_id, row["parent_hash"]) if row["parent_hash"] else None,
             text="".join(texts["text"]) or "\n".join(texts["tool"]), reasoning="".join(texts["reasoning"]),
             attachments=tuple(attachments), created_at_ms=_ms(turn["datetime_utc"]),
-            model=turn["model"] or "" if answer else "", finish_reason="stop" if answer else "",
-            n_tokens=turn["output_tokens"] if answer and row["hash"] == turn["tip_message_hash"] else None,
+            model=turn["model"] or "" if is_reply else "", finish_reason="stop" if is_reply else "",
+            n_tokens=turn["output_tokens"] if is_reply and row["hash"] == turn["tip_message_hash"] else None,
         )  # fmt: skip
 
 
 def _chain(db: sqlite3.Connection, tip: str | None) -> list[sqlite3.Row]:
-    """Messages from a root to `tip`."""
+    """Return the message rows from the root to the message with hash `tip`."""
     chain: list[sqlite3.Row] = []
-    seen: set[str] = set()
-    while tip is not None and tip not in seen:
-        seen.add(tip)
+    visited: set[str] = set()
+    while tip is not None and tip not in visited:
+        visited.add(tip)
         row = db.execute("SELECT * FROM messages WHERE hash = ?", (tip,)).fetchone()
         if row is None:
             break
@@ -160,18 +160,18 @@ def _chain(db: sqlite3.Connection, tip: str | None) -> list[sqlite3.Row]:
     return chain[::-1]
 
 
-def _resolved(db: sqlite3.Connection, text: str | None, payload: Mapping[str, Any]) -> str:
-    """A part's text, with the fragments that it borrows put in."""
+def _part_text(db: sqlite3.Connection, text: str | None, payload: Mapping[str, Any]) -> str:
+    """Return the text of a part, with its references to shared fragments resolved."""
     if text is not None:
         return text
-    pieces: list[str] = []
-    for piece in payload.get("text_ref") or []:
-        if "literal" in piece:
-            pieces.append(piece["literal"])
+    texts: list[str] = []
+    for reference in payload.get("text_ref") or []:
+        if "literal" in reference:
+            texts.append(reference["literal"])
             continue
-        row = db.execute("SELECT content FROM fragments WHERE id = ?", (piece.get("fragment"),)).fetchone()
-        pieces.append(row["content"] if row is not None else "")
-    return "".join(pieces)
+        row = db.execute("SELECT content FROM fragments WHERE id = ?", (reference.get("fragment"),)).fetchone()
+        texts.append(row["content"] if row is not None else "")
+    return "".join(texts)
 
 
 def _record(source: str, name: str | None, model: str | None, messages: list[Message]) -> ConversationRecord:
@@ -186,13 +186,13 @@ def _record(source: str, name: str | None, model: str | None, messages: list[Mes
 
 
 def _get(row: sqlite3.Row, column: str) -> Any:
-    """A column that older databases do not have."""
-    return row[column] if column in row.keys() else None  # noqa: SIM118  (of a Row, `in` asks the values)
+    """Return the value of a column, or None if this version of the database has no such column."""
+    return row[column] if column in row.keys() else None  # noqa: SIM118  (`in` of a Row tests its values)
 
 
-def _ms(when: str | None) -> int:
+def _ms(timestamp: str | None) -> int:
     try:
-        moment = dt.datetime.fromisoformat((when or "").replace("Z", "+00:00"))
+        moment = dt.datetime.fromisoformat((timestamp or "").replace("Z", "+00:00"))
     except ValueError:
         return 0
     if moment.tzinfo is None:

@@ -1,4 +1,8 @@
-"""A conversation as Markdown to read, with remarks in it by which it can be read back."""
+"""Markdown exports: readable text, with HTML comments that let an import restore the messages.
+
+An import restores the active path without attachments. Each comment starts with `<!-- edgechat` at the start of a line;
+message lines that look like one are escaped with a backslash.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +21,18 @@ _START: Final = "<!-- edgechat "
 _REASONING: Final = "<!-- edgechat-reasoning -->"
 _ATTACHED: Final = "*Attached: "
 _TEXT: Final = "<!-- edgechat-text -->"
-# Lines of a message that look like our remarks get a backslash in front, and lose it again.
-_LOOKS_LIKE: Final = re.compile(r"^(\\*<!-- edgechat)", re.MULTILINE)
+_UNESCAPED: Final = re.compile(r"^(\\*<!-- edgechat)", re.MULTILINE)
 _ESCAPED: Final = re.compile(r"^\\(\\*<!-- edgechat)", re.MULTILINE)
 ROLE_LABELS: Final = {"user": "You", "assistant": "Model", "system": "System", "tool": "Tool"}
 
 
 def render(record: ConversationRecord) -> str:
-    """The conversation as it stands; other branches are left out."""
+    """Render the active path as Markdown; other branches are left out."""
     conversation = record.conversation
     title = " ".join(conversation.title.split()) or "Conversation"
-    parts = [_remark(_about(conversation)), f"# {title}", ""]
+    parts = [_comment(_conversation_fields(conversation)), f"# {title}", ""]
     for message in active_path(record):
-        parts += [_remark(_said(message)), f"## {_heading(message)}", ""]
+        parts += [_comment(_message_fields(message)), f"## {_heading(message)}", ""]
         parts += [
             f"{_ATTACHED}{' '.join(file.name.split())} ({file.size_bytes} bytes)*\n" for file in message.attachments
         ]
@@ -40,24 +43,22 @@ def render(record: ConversationRecord) -> str:
 
 
 def active_path(record: ConversationRecord) -> list[Message]:
-    """The messages from a root to the head."""
+    """Return the messages from the root to the head."""
     by_id = {m.id: m for m in record.messages}
-    at = by_id.get(record.conversation.head_id or "")
-    said: list[Message] = []
-    while at is not None:
-        said.append(at)
-        at = by_id.get(at.parent_id or "")
-    return said[::-1]
+    message = by_id.get(record.conversation.head_id or "")
+    path: list[Message] = []
+    while message is not None:
+        path.append(message)
+        message = by_id.get(message.parent_id or "")
+    return path[::-1]
 
 
 def format_time(milliseconds: int) -> str:
-    """A time in this machine's zone; "" for none, or one that no calendar has."""
+    """Format a time in the local time zone; "" for 0 or a time outside the calendar."""
+    if not milliseconds:
+        return ""
     try:
-        return (
-            dt.datetime.fromtimestamp(milliseconds / 1000).astimezone().strftime("%Y-%m-%d %H:%M")
-            if milliseconds
-            else ""
-        )
+        return dt.datetime.fromtimestamp(milliseconds / 1000).astimezone().strftime("%Y-%m-%d %H:%M")
     except (OverflowError, ValueError, OSError):
         return ""
 
@@ -71,63 +72,65 @@ def _heading(message: Message) -> str:
     return " · ".join([ROLE_LABELS[message.role], *(d for d in details if d)])
 
 
-def _remark(fields: dict[str, Any]) -> str:
-    # ">" is written as JSON allows, so that nothing inside ends the remark.
+def _comment(fields: dict[str, Any]) -> str:
+    # ">" becomes a JSON escape, so that no value ends the comment.
     return _START + msgspec.json.encode(fields).decode().replace(">", "\\u003e") + " -->"
 
 
-def _about(conversation: Conversation) -> dict[str, Any]:
+def _conversation_fields(conversation: Conversation) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(conversation)
     return {"format": 1} | {k: v for k, v in fields.items() if k != "head_id"}
 
 
-def _said(message: Message) -> dict[str, Any]:
+def _message_fields(message: Message) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(message)
     return {k: v for k, v in fields.items() if k not in ("text", "reasoning", "active_child_id", "attachments")}
 
 
-def _escape(text: str) -> str:
-    return _LOOKS_LIKE.sub(r"\\\1", text)
-
-
 def parse(text: str) -> tuple[ConversationRecord, list[str]]:
-    """The conversation of a file that `write` made, and what of it is not there. Raises ImportRefusedError if none."""
-    if " -->\r\n" in text[: text.find("\n") + 1]:  # an editor changed the ends of all lines
+    """Parse a Markdown export; return the conversation and a sentence for each attachment that is not in the file.
+
+    Raises ImportRefusedError if the text is not a Markdown export of edgechat.
+    """
+    if " -->\r\n" in text[: text.find("\n") + 1]:  # an editor changed the line endings
         text = text.replace("\r\n", "\n")
-    pieces = re.split(rf"^{_START}(.*) -->\n", text, flags=re.MULTILINE)
+    sections = re.split(rf"^{_START}(.*) -->\n", text, flags=re.MULTILINE)
     try:
-        about = msgspec.json.decode(pieces[1])
-        conversation = msgspec.convert({k: v for k, v in about.items() if k != "format"}, Conversation)
-        messages = [_message(fields, body) for fields, body in zip(pieces[3::2], pieces[4::2], strict=True)]
+        fields = msgspec.json.decode(sections[1])
+        conversation = msgspec.convert({k: v for k, v in fields.items() if k != "format"}, Conversation)
+        messages = [_message(fields, body) for fields, body in zip(sections[3::2], sections[4::2], strict=True)]
     except (msgspec.MsgspecError, ValueError, IndexError, AttributeError) as error:
-        why = "it has no remark of ours" if len(pieces) == 1 else str(error)
-        raise ImportRefusedError(f"this is not a conversation that edgechat wrote as Markdown: {why}") from error
+        reason = "it has no comment of edgechat" if len(sections) == 1 else str(error)
+        raise ImportRefusedError(f"this is not a Markdown export of edgechat ({reason}).") from error
     head_id = messages[-1].id if messages else None
     messages = [
-        msgspec.structs.replace(m, active_child_id=after.id) for m, after in itertools.pairwise(messages)
+        msgspec.structs.replace(m, active_child_id=child.id) for m, child in itertools.pairwise(messages)
     ] + messages[-1:]
-    lost = [
-        f"the attachment {line.rsplit(' (', 1)[0]} is not in a Markdown file; it was left out"
-        for body in pieces[4::2]
-        for line in _parted(_TEXT, body)[0].split(_ATTACHED)[1:]
+    problems = [
+        f"The attachment {line.rsplit(' (', 1)[0]} is not in the Markdown file and was left out."
+        for body in sections[4::2]
+        for line in _partition(_TEXT, body)[0].split(_ATTACHED)[1:]
     ]
-    return ConversationRecord(
-        conversation=msgspec.structs.replace(conversation, head_id=head_id), messages=messages
-    ), lost
+    conversation = msgspec.structs.replace(conversation, head_id=head_id)
+    return ConversationRecord(conversation=conversation, messages=messages), problems
 
 
 def _message(fields: str, body: str) -> Message:
-    front, _, text = _parted(_TEXT, body)
-    _, _, reasoning = _parted(_REASONING, front)
+    front, text = _partition(_TEXT, body)
+    _, reasoning = _partition(_REASONING, front)
     text = text.removesuffix("\n").removesuffix("\n")
-    said = {"text": _unescape(text), "reasoning": _unescape(reasoning.removesuffix("\n</details>\n"))}
-    return msgspec.convert(msgspec.json.decode(fields) | said, Message)
+    texts = {"text": _unescape(text), "reasoning": _unescape(reasoning.removesuffix("\n</details>\n"))}
+    return msgspec.convert(msgspec.json.decode(fields) | texts, Message)
 
 
-def _parted(remark: str, body: str) -> tuple[str, str, str]:
-    """`body` before, and after, the first line that is this remark."""
-    found = re.search(rf"^{remark}\n", body, re.MULTILINE)
-    return (body[: found.start()], found[0], body[found.end() :]) if found is not None else (body, "", "")
+def _partition(comment: str, body: str) -> tuple[str, str]:
+    """Split `body` at the first line that is `comment`; the second part is "" without such a line."""
+    match = re.search(rf"^{comment}\n", body, re.MULTILINE)
+    return (body[: match.start()], body[match.end() :]) if match is not None else (body, "")
+
+
+def _escape(text: str) -> str:
+    return _UNESCAPED.sub(r"\\\1", text)
 
 
 def _unescape(text: str) -> str:

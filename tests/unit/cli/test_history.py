@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -101,11 +102,11 @@ def test_export_and_import_round_trip(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["show", "zzz"], 2, "there is no conversation"), (["show", ""], 4, "could be"),
-        (["rename", "zzz", "x"], 2, "no conv"),
+        (["show", "zzz"], 2, "No conversation"), (["show", ""], 4, "matches several"),
+        (["rename", "zzz", "x"], 2, "No conv"),
         (["export"], 2, "Give conversation IDs"), (["export", "--all", "--format", "md"], 2, "holds one conversation"),
-        (["export", "0", "-o", "/nowhere/x.md"], 4, "Cannot write"), (["import", "/nowhere"], 2, "cannot be read"),
-        (["import", "/dev/null"], 2, "is not a file"), (["delete", "zzz", "--yes"], 2, "there is no conversation"),
+        (["export", "0", "-o", "/nowhere/x.md"], 4, "Cannot write"), (["import", "/nowhere"], 2, "Cannot read"),
+        (["import", "/dev/null"], 2, "is not a file"), (["delete", "zzz", "--yes"], 2, "No conversation"),
         (["search"], 2, "Missing argument"),
     ],
 )  # fmt: skip
@@ -127,7 +128,7 @@ def test_path_and_recover_with_an_intact_database(cli: Cli, ids: list[str]) -> N
 def test_ask_requires_one_existing_conversation(cli: Cli) -> None:
     assert "exclude each other" in cli("ask", "x", "-c", "--conversation", "y").stderr
     assert "no conversation to continue" in cli("ask", "x", "-c").stderr
-    assert "there is no conversation 'y'" in cli("ask", "x", "--conversation", "y").stderr
+    assert "No conversation 'y'" in cli("ask", "x", "--conversation", "y").stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes exist on POSIX only")
@@ -166,7 +167,7 @@ def test_export_reports_the_file_as_json(cli: Cli, ids: list[str], tmp_path: Pat
         (["mark", "0", "--tag", "b c"], "A tag is one word"),
         (["mark", "0"], "Nothing to change"),
         (["search", ' "'], "The query is empty"),
-        (["show", "nope"], "there is no conversation 'nope'"),
+        (["show", "nope"], "No conversation 'nope'"),
         (["export", "0", "--all"], "not both"),
     ],
 )
@@ -185,7 +186,7 @@ def test_html_page_is_not_imported(cli: Cli, ids: list[str], tmp_path: Path) -> 
     page = str(tmp_path / "a.html")
     cli("history", "export", ids[0], "-o", page)
     result = cli("history", "import", page)
-    assert (result.returncode, "only for reading" in result.stderr) == (2, True)
+    assert (result.returncode, "HTML pages cannot be imported" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +201,8 @@ def test_each_command_opens_the_store_once_and_closes_it(
 ) -> None:
     opened: list[SqliteStore] = []
 
-    def record_store() -> SqliteStore:
-        opened.append(open_store())
+    def record_store(**options: Any) -> SqliteStore:
+        opened.append(open_store(**options))
         return opened[-1]
 
     monkeypatch.setattr("edgechat.store.open_store", record_store)

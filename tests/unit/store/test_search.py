@@ -1,4 +1,4 @@
-"""Search over messages and titles."""
+"""Full-text search over messages and titles."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def store() -> Iterator[SqliteStore]:
         ("de", 0), ("x", None), ("Köln Fluss nowhere", None), ('"Köln durch"', None), ("ss K", 1),
     ],
 )  # fmt: skip
-def test_what_is_found(store: SqliteStore, query: str, text: int | None) -> None:
-    found = [hit for hit in store.search(query) if hit.message_id is not None]
+def test_query_finds_expected_text(store: SqliteStore, query: str, text: int | None) -> None:
+    hits = [hit for hit in store.search(query) if hit.message_id is not None]
     if text is None:
-        assert found == []
+        assert hits == []
     else:
-        assert any(TEXTS[text].replace("\0", " ")[:10] in " ".join(hit.snippet.split()) or hit.marks for hit in found)
+        assert any(TEXTS[text].replace("\0", " ")[:10] in " ".join(hit.snippet.split()) or hit.marks for hit in hits)
         assert TEXTS[text] in {
-            m.text for m in store.messages(found[0].conversation_id) if m.id in {h.message_id for h in found}
+            m.text for m in store.messages(hits[0].conversation_id) if m.id in {h.message_id for h in hits}
         }
 
 
 @given(st.text(max_size=30))
-def test_no_query_is_an_error_and_every_hit_holds_every_word(store: SqliteStore, query: str) -> None:
+def test_every_hit_contains_every_word_of_any_query(store: SqliteStore, query: str) -> None:
     texts = {m.id: m.text for m in store.messages(store.conversation_ids()[0])}
     for hit in store.search(query):
         text = texts[hit.message_id] if hit.message_id else hit.title
@@ -72,18 +72,18 @@ def test_no_query_is_an_error_and_every_hit_holds_every_word(store: SqliteStore,
 
 
 @given(st.lists(st.sampled_from(['"', "AND", "NOT", "*", "(", "text:", "NEAR(a b)", "^", "-", "{", "\0"]), max_size=6))
-def test_the_syntax_of_the_index_has_no_meaning(store: SqliteStore, words: list[str]) -> None:
+def test_fts5_operators_are_ordinary_words(store: SqliteStore, words: list[str]) -> None:
     store.search(" ".join(words))
 
 
-def test_titles_are_found_and_pages_follow_each_other(store: SqliteStore) -> None:
+def test_search_finds_titles_and_returns_consecutive_pages(store: SqliteStore) -> None:
     assert [h.message_id for h in store.search("Germany")] == [None]
     assert [h.message_id for h in store.search("<b>")] == [None]
     everything = list(store.search("a", limit=100))
     assert list(store.search("a", limit=2)) + list(store.search("a", limit=98, offset=2)) == everything
 
 
-def test_newest_come_first_and_rank_prefers_what_says_it_more() -> None:
+def test_order_is_newest_first_or_by_term_frequency() -> None:
     store = ephemeral_store()
     fill(store, ["whale whale whale", "one whale among many other words that are not about it at all", "nothing"])
     newest = [h.snippet for h in store.search("whale")]
@@ -94,12 +94,12 @@ def test_newest_come_first_and_rank_prefers_what_says_it_more() -> None:
     store.close()
 
 
-def test_deleted_and_unfinished_messages_are_not_found() -> None:
+def test_search_skips_hidden_and_streaming_messages() -> None:
     store = ephemeral_store()
     conversation = fill(store, ["elephant"])
     root = store.messages(conversation)[0]
-    answer = Message(id=new_id(), parent_id=root.id, role="assistant", text="giraffe", finish_reason="streaming")
-    store.append(store.conversation(conversation), [answer])
+    reply = Message(id=new_id(), parent_id=root.id, role="assistant", text="giraffe", finish_reason="streaming")
+    store.append(store.conversation(conversation), [reply])
     assert store.search("giraffe") == []
     store.delete_message(root.id)
     assert store.search("elephant") == []
@@ -110,7 +110,7 @@ def test_deleted_and_unfinished_messages_are_not_found() -> None:
     store.close()
 
 
-def test_a_huge_message_is_found_by_its_beginning() -> None:
+def test_long_message_is_indexed_by_its_first_million_characters() -> None:
     store = ephemeral_store()
     fill(store, ["needle " + "hay " * 500_000 + "pin"])
     assert len(store.search("needle")) == 1
@@ -118,7 +118,7 @@ def test_a_huge_message_is_found_by_its_beginning() -> None:
     store.close()
 
 
-def test_short_words_beside_long_ones_lose_no_hit() -> None:
+def test_query_of_short_and_long_words_scans_beyond_the_first_page() -> None:
     store = ephemeral_store()
     fill(store, ["the qz is here", *["the rest"] * 1200])
     for number in range(30):
@@ -127,13 +127,13 @@ def test_short_words_beside_long_ones_lose_no_hit() -> None:
     assert [h.title for h in store.search("project xy")] == ["project xy"]
 
 
-def test_what_is_deleted_leaves_the_index() -> None:
+def test_delete_purges_text_from_the_index() -> None:
     store = ephemeral_store()
     fill(store, ["some other words"])
-    gone = fill(store, ["zyplw0rugh"])
+    deleted = fill(store, ["zyplw0rugh"])
     blocks = "SELECT block FROM message_search_data"
     assert any(b"zyp" in row["block"] for row in store.database.connection.execute(blocks))
-    store.delete_conversation(gone)
+    store.delete_conversation(deleted)
     assert not any(b"zyp" in row["block"] for row in store.database.connection.execute(blocks))
     assert store.search("other")
     store.close()

@@ -1,4 +1,4 @@
-"""The store against a plain tree in memory: random operations, checked after each, reopened at random."""
+"""State machine test: random operations on the store match a `MessageTree` in memory, also after reopening."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """What a user does, in any order."""
+    """Runs the operations of a user in random order."""
 
     conversations: Bundle[str] = Bundle("conversations")
 
@@ -32,7 +32,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp())
         self.store = SqliteStore(Database(self.directory / "history.db"))
         self.trees: dict[str, MessageTree] = {}
-        self.known: dict[str, Conversation] = {}
+        self.conversations_by_id: dict[str, Conversation] = {}
         self.hidden: dict[str, tuple[str, list[Message], int, str | None, str | None]] = {}
         self.clock_ms = 1_700_000_000_000
 
@@ -47,13 +47,13 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(target=conversations, title=TEXTS)
     def start(self, title: str) -> str:
         conversation = Conversation(id=new_id(), title=title, created_at_ms=self.clock_ms)
-        self.known[conversation.id] = conversation
+        self.conversations_by_id[conversation.id] = conversation
         self.trees[conversation.id] = MessageTree()
         return conversation.id
 
     @rule(conversation=conversations, texts=st.lists(TEXTS, min_size=1, max_size=3), draw=st.data())
-    def say(self, conversation: str, texts: list[str], draw: st.DataObject) -> None:
-        if conversation not in self.known:
+    def append_messages(self, conversation: str, texts: list[str], draw: st.DataObject) -> None:
+        if conversation not in self.conversations_by_id:
             return
         tree = self.trees[conversation]
         parent = draw.draw(st.sampled_from([None, tree.head_id, self.a_message(conversation, draw)]))
@@ -62,17 +62,17 @@ class StoreMachine(RuleBasedStateMachine):
             message = Message(id=new_id(), parent_id=parent, role="user", text=text, created_at_ms=self.clock_ms)
             messages.append(message)
             parent = message.id
-        self.store.append(self.known[conversation], messages)
+        self.store.append(self.conversations_by_id[conversation], messages)
         for message in messages:
             tree.add(message)
 
     @rule(delta_ms=st.integers(-100_000, 100_000))
-    def the_clock_jumps(self, delta_ms: int) -> None:
+    def change_clock(self, delta_ms: int) -> None:
         self.clock_ms += delta_ms
 
     @rule(conversation=conversations, draw=st.data(), end=st.booleans())
-    def go_elsewhere(self, conversation: str, draw: st.DataObject, *, end: bool) -> None:
-        message_id = self.a_message(conversation, draw) if conversation in self.known else None
+    def select_or_end_path(self, conversation: str, draw: st.DataObject, *, end: bool) -> None:
+        message_id = self.a_message(conversation, draw) if conversation in self.conversations_by_id else None
         if message_id is None:
             return
         tree = self.trees[conversation]
@@ -81,44 +81,44 @@ class StoreMachine(RuleBasedStateMachine):
         (tree.set_head if end else tree.select_branch)(message_id)
 
     @rule(conversation=conversations, draw=st.data(), text=TEXTS)
-    def write_an_answer(self, conversation: str, draw: st.DataObject, text: str) -> None:
-        message_id = self.a_message(conversation, draw) if conversation in self.known else None
+    def rewrite_message(self, conversation: str, draw: st.DataObject, text: str) -> None:
+        message_id = self.a_message(conversation, draw) if conversation in self.conversations_by_id else None
         if message_id is None:
             return
         self.store.claim(message_id)
         reason = draw.draw(st.sampled_from(["stop", "cancelled", "length"]))
-        answer = msgspec.structs.replace(self.trees[conversation][message_id], text=text)
-        assert self.store.checkpoint(msgspec.structs.replace(answer, finish_reason="streaming"))
-        answer = msgspec.structs.replace(answer, finish_reason=reason)
-        assert self.store.checkpoint(answer)
-        self.trees[conversation].replace(answer)
+        message = msgspec.structs.replace(self.trees[conversation][message_id], text=text)
+        assert self.store.checkpoint(msgspec.structs.replace(message, finish_reason="streaming"))
+        message = msgspec.structs.replace(message, finish_reason=reason)
+        assert self.store.checkpoint(message)
+        self.trees[conversation].replace(message)
 
     @rule(conversation=conversations, draw=st.data())
-    def delete_and_undo(self, conversation: str, draw: st.DataObject) -> None:
-        message_id = self.a_message(conversation, draw) if conversation in self.known else None
+    def delete_and_maybe_undo(self, conversation: str, draw: st.DataObject) -> None:
+        message_id = self.a_message(conversation, draw) if conversation in self.conversations_by_id else None
         if message_id is None:
             return
         self.store.delete_message(message_id)
         tree = self.trees[conversation]
-        before = list(tree._messages)
-        gone = tree.remove(message_id)
+        ids = list(tree._messages)
+        removed = tree.remove(message_id)
         if draw.draw(st.booleans()):
             self.store.restore_message(message_id)
-            # Where it was; it is not gone on with until somebody selects it.
-            places = {m.id: m for m in [*tree._messages.values(), *gone]}
-            self.trees[conversation] = MessageTree([places[i] for i in before], tree.head_id)
+            # The message is restored at its position, but the active path does not return to it.
+            by_id = {m.id: m for m in [*tree._messages.values(), *removed]}
+            self.trees[conversation] = MessageTree([by_id[i] for i in ids], tree.head_id)
 
     @rule(conversation=conversations, draw=st.data())
-    def take_back_the_last_word(self, conversation: str, draw: st.DataObject) -> None:
+    def retract_last_message(self, conversation: str, draw: st.DataObject) -> None:
         tree = self.trees.get(conversation)
         if tree is None or tree.head_id is None or len(list(tree.subtree(tree.head_id))) > 1 or len(tree) == 1:
             return
-        if self.store_has_hidden(conversation):
+        if self.has_hidden_messages(conversation):
             return
         self.store.discard_messages([tree.head_id])
         tree.remove(tree.head_id)
 
-    def store_has_hidden(self, conversation: str) -> bool:
+    def has_hidden_messages(self, conversation: str) -> bool:
         with self.store.database.reading() as db:
             count = db.execute(
                 "SELECT count(*) FROM messages m JOIN conversations c ON c.key = m.conversation_key "
@@ -129,66 +129,68 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(conversation=conversations, title=TEXTS, pinned=st.booleans(), tags=st.lists(TEXTS, max_size=2))
     def rename(self, conversation: str, title: str, tags: list[str], *, pinned: bool) -> None:
-        if conversation not in self.known:
+        if conversation not in self.conversations_by_id:
             return
-        changed = msgspec.structs.replace(self.known[conversation], title=title, pinned=pinned, tags=tuple(tags))
+        changed = msgspec.structs.replace(
+            self.conversations_by_id[conversation], title=title, pinned=pinned, tags=tuple(tags)
+        )
         if self.is_stored(conversation):
             self.store.update_conversation(conversation, title=title, pinned=pinned, tags=tuple(tags))
         else:
             with pytest.raises(StoreError):
                 self.store.update_conversation(conversation, title=title, pinned=pinned, tags=tuple(tags))
-        self.known[conversation] = changed
+        self.conversations_by_id[conversation] = changed
 
     @rule(conversation=conversations)
     def delete(self, conversation: str) -> None:
-        if conversation not in self.known:
+        if conversation not in self.conversations_by_id:
             return
         if self.is_stored(conversation):
             self.store.delete_conversation(conversation)
-        del self.known[conversation], self.trees[conversation]
+        del self.conversations_by_id[conversation], self.trees[conversation]
 
     def is_stored(self, conversation: str) -> bool:
         return conversation in self.store.conversation_ids()
 
-    @precondition(lambda self: self.known)
+    @precondition(lambda self: self.conversations_by_id)
     @rule()
     def reopen(self) -> None:
         self.store.close()
         self.store = SqliteStore(Database(self.directory / "history.db"))
 
     @invariant()
-    def the_store_is_the_model(self) -> None:
-        stored = set(self.store.conversation_ids())
-        assert stored <= set(self.known)
+    def store_matches_trees(self) -> None:
+        stored_ids = set(self.store.conversation_ids())
+        assert stored_ids <= set(self.conversations_by_id)
         for conversation, tree in self.trees.items():
-            if conversation not in stored:
+            if conversation not in stored_ids:
                 assert len(tree) == 0
                 continue
-            found = self.store.conversation(conversation)
-            assert (found.title, found.pinned, found.tags) == (
-                self.known[conversation].title, self.known[conversation].pinned, self.known[conversation].tags,
-            )  # fmt: skip
-            assert found.head_id == tree.head_id
+            stored_conversation = self.store.conversation(conversation)
+            expected = self.conversations_by_id[conversation]
+            assert (stored_conversation.title, stored_conversation.pinned) == (expected.title, expected.pinned)
+            assert stored_conversation.tags == expected.tags
+            assert stored_conversation.head_id == tree.head_id
             messages = self.store.messages(conversation)
             assert {m.id: m for m in messages} == tree._messages
-            seen: set[str | None] = {None}
+            seen_ids: set[str | None] = {None}
             for message in messages:
-                assert message.parent_id in seen  # parents first
-                seen.add(message.id)
-            again = MessageTree(messages, found.head_id)
-            assert again._children == tree._children  # alternatives in the order they were made
+                assert message.parent_id in seen_ids  # parents first
+                seen_ids.add(message.id)
+            reloaded = MessageTree(messages, stored_conversation.head_id)
+            assert reloaded._children == tree._children  # alternatives in their order of creation
 
     @invariant()
-    def the_database_is_sound(self) -> None:
+    def database_is_intact(self) -> None:
         with self.store.database.reading() as db:
             assert [row[0] for row in db.execute("PRAGMA integrity_check")] == ["ok"]
             assert db.execute("PRAGMA foreign_key_check").fetchall() == []
             for table in ("message_search", "title_search"):
-                check(db, table)
+                check_index(db, table)
 
 
-def check(db: sqlite3.Connection, table: str) -> None:
-    """The search index holds exactly what its table says; raises if not."""
+def check_index(db: sqlite3.Connection, table: str) -> None:
+    """Raise sqlite3.DatabaseError if a search index does not match its table."""
     db.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('integrity-check', 1)")
 
 

@@ -1,0 +1,59 @@
+"""Maintenance of the database when it is opened: interrupted replies and messages past their undo time."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgechat.chat.messages import now_ms
+from edgechat.errors import StoreError
+from edgechat.store.database import Database
+
+UNDO_MS: Final = 24 * 3600 * 1000
+"""How long a deleted message can be restored; after that, the next start of edgechat removes it."""
+
+_PURGED_CONVERSATIONS: Final = """
+    SELECT id FROM conversations WHERE key IN
+        (SELECT conversation_key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?)
+"""
+# Includes all descendants: after a clock went back, a descendant can carry a later time than its deleted ancestor.
+_PURGE: Final = """
+    WITH RECURSIVE purged (key) AS (
+        SELECT key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?
+        UNION SELECT m.key FROM messages m JOIN purged ON m.parent_key = purged.key
+    ) DELETE FROM messages WHERE key IN (SELECT key FROM purged)
+"""
+
+
+def tidy(database: Database) -> list[str]:
+    """Mark unfinished replies as interrupted and purge deleted messages; return the IDs of purged conversations.
+
+    Does nothing on a full or busy disk, so that reading still works.
+    """
+    try:
+        _interrupt_unfinished(database)
+        return _purge_deleted(database)
+    except StoreError:
+        return []
+
+
+def _interrupt_unfinished(database: Database) -> None:
+    # Another process that is still writing its reply sets the reason again with its next checkpoint.
+    with database.reading() as db:
+        unfinished = db.execute("SELECT 1 FROM messages WHERE finish_reason = 'streaming' LIMIT 1").fetchone()
+    if unfinished:
+        with database.writing() as db:
+            db.execute("UPDATE messages SET finish_reason = 'interrupted' WHERE finish_reason = 'streaming'")
+
+
+def _purge_deleted(database: Database) -> list[str]:
+    deadline_ms = now_ms() - UNDO_MS
+    with database.reading() as db:
+        expired = db.execute(
+            "SELECT 1 FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ? LIMIT 1", (deadline_ms,)
+        ).fetchone()
+    if not expired:
+        return []
+    with database.writing() as db:
+        conversation_ids = [row["id"] for row in db.execute(_PURGED_CONVERSATIONS, (deadline_ms,))]
+        db.execute(_PURGE, (deadline_ms,))
+    return conversation_ids

@@ -1,0 +1,49 @@
+"""Merging an imported conversation into the stored one. Functions run within the caller's transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+
+from edgechat.chat.messages import Conversation, Message
+from edgechat.store import tree_sql
+
+
+def merge(
+    db: sqlite3.Connection, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes],
+    writer: str,
+) -> int:  # fmt: skip
+    """Insert the messages that the database does not have; return their number.
+
+    Existing messages only gain attachments that they lack. The head moves only if the import continues the stored
+    active path, or if the conversation is new.
+    """
+    is_new = db.execute("SELECT 1 FROM conversations WHERE id = ?", (conversation.id,)).fetchone() is None
+    owner = tree_sql.ensure_conversation(db, conversation)
+    missing_ids = tree_sql.missing_ids(db, [message.id for message in messages])
+    missing = [message for message in messages if message.id in missing_ids]
+    tree_sql.add_files(db, files)
+    for message in messages:
+        if message.id not in missing_ids:
+            tree_sql.add_attachments(db, owner, message)
+    keys = {
+        message.id: tree_sql.insert_message(db, owner, tree_sql.reparented(db, owner, message), writer)
+        for message in missing
+    }
+    for message in missing:
+        db.execute(
+            "UPDATE messages SET active_child_key = ? WHERE key = ?",
+            (keys.get(message.active_child_id or ""), keys[message.id]),
+        )
+    new_head = keys.get(conversation.head_id or "") or (max(keys.values()) if is_new and keys else None)
+    head = db.execute("SELECT head_key FROM conversations WHERE key = ?", (owner,)).fetchone()["head_key"]
+    if new_head is not None and (head is None or tree_sql.is_ancestor(db, head, new_head)):
+        db.execute(
+            "UPDATE conversations SET head_key = ?, updated_at_ms = max(updated_at_ms, ?) WHERE key = ?",
+            (new_head, conversation.updated_at_ms, owner),
+        )
+    db.execute(
+        "DELETE FROM attachments WHERE NOT EXISTS "
+        "(SELECT 1 FROM message_attachments a WHERE a.sha256 = attachments.sha256)"
+    )
+    return len(missing)
