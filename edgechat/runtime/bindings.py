@@ -101,7 +101,7 @@ def _import_bindings(bundle: Bundle) -> Any:
 
 
 def _check_version(directory: Path, bundle: Bundle) -> None:
-    """Raise RuntimeLoadError unless the bindings have the version of the bundle: struct layouts carry none."""
+    """Check that the bindings match the bundle, since struct layouts change. Raises RuntimeLoadError."""
     try:
         match = re.search(r'__version__\s*=\s*"([^"]+)"', (directory / "__init__.py").read_text(encoding="utf-8"))
     except OSError:

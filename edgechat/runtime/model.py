@@ -75,7 +75,7 @@ class Model:
 
     @property
     def n_ctx_train(self) -> int:
-        """Context length of the training, in tokens."""
+        """Context length that the model was trained with, in tokens."""
         return int(self.bindings.llama.llama_model_n_ctx_train(self.pointer))
 
     @cached_property
@@ -149,7 +149,7 @@ class Model:
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
-        """Control and unknown tokens by their text, longest text first; user text must never become one of them."""
+        """Special tokens (control and unknown) by text, longest first. Tokenising user text must never yield one."""
         llama, vocab = self.bindings.llama, self.vocab
         get_attr = llama.llama_vocab_get_attr
         tokens = {self._special(t): t for t in range(self.n_vocab) if get_attr(vocab, t) & _SPECIAL_ATTRIBUTES}
