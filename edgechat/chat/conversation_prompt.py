@@ -38,9 +38,7 @@ class ConversationPromptBuilder:
         self._settings = settings
         self._options = PromptOptions(think)
 
-    def build(
-        self, path: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})
-    ) -> ConversationPrompt:  # fmt: skip
+    def build(self, path: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})) -> ConversationPrompt:
         """Build the prompt after which the model replies to `path`, or continues the reply at its end.
 
         `files` has the bytes of attachments that are not in the store yet, by hash.

@@ -289,9 +289,7 @@ class Session:
         self._apply_settings()
 
     def _apply_settings(self) -> None:
-        self.settings = with_overrides(
-            self._base_settings, self.conversation.settings, self._flags, self._overrides
-        )  # fmt: skip
+        self.settings = with_overrides(self._base_settings, self.conversation.settings, self._flags, self._overrides)
 
     def rename(self, title: str) -> None:
         """Set the title, cut to one line. Raises StoreError."""

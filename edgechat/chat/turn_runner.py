@@ -68,9 +68,7 @@ class TurnRunner:
         """Withdraw a `stop` that came after the end of the last reply."""
         self._is_stop_requested = False
 
-    def run(
-        self, conversation: StoredConversation, turn: Turn, settings: Settings
-    ) -> Iterator[events.SessionEvent]:  # fmt: skip
+    def run(self, conversation: StoredConversation, turn: Turn, settings: Settings) -> Iterator[events.SessionEvent]:
         """Save the messages of a turn, generate its replies, and yield the events.
 
         If the prompt cannot be built (ContextOverflowError, TemplateError), the turn is undone, because no later

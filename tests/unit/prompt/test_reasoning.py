@@ -51,7 +51,7 @@ def test_formatted_reply_splits_into_its_parts_for_any_chunking(
 @given(st.sampled_from([None, *REASONING_FORMATS]), TEXT, st.lists(st.integers(0, 200)))
 def test_chunking_does_not_change_the_split(
     reasoning_format: ReasoningFormat | None, text: str, cuts: list[int]
-) -> None:  # fmt: skip
+) -> None:
     assert split(reasoning_format, chunked(text, cuts)) == split(reasoning_format, [text] if text else [])
     if reasoning_format is None:
         assert split(reasoning_format, chunked(text, cuts)) == ("", text)

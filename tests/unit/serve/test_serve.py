@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +10,6 @@ from typing import Any
 import llguidance
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgechat.engine.protocol import GenerationStats, TokensGenerated
 from edgechat.errors import GrammarError
@@ -21,9 +18,7 @@ from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.tool_formats import (
     GENERIC_TOOL_FORMAT,
     TOOL_FORMATS,
-    ToolCallParser,
     ToolFormat,
-    detect_tool_format,
     template_tools,
 )
 from edgechat.serve import errors, grammars, openapi
@@ -91,54 +86,6 @@ def test_calls_are_bounded_in_every_familys_own_words(form: ToolFormat) -> None:
     if form.trigger:
         assert allows(of_tools(form), "Let me see. " + called(form, one))
         assert not allows(of_tools(form), form.trigger + "whatever")
-
-
-@pytest.mark.parametrize("form", ALL_FORMATS, ids=lambda f: f.trigger or "bare")
-@given(
-    cuts=st.lists(st.integers(0, 200)),
-    said=st.sampled_from(["", "Let me see. ", "a < b [x"]),
-    n_calls=st.integers(0, 3),
-)
-def test_calls_are_read_however_they_are_cut(form: ToolFormat, cuts: list[int], said: str, n_calls: int) -> None:
-    said = said if form.trigger else ("" if n_calls else said)
-    calls = [("get_weather", f'{{"city": "P}}{i}", "n": [{{}}]}}') for i in range(n_calls)]
-    whole = said + (called(form, *calls) if calls else "")
-    reader, text, found = ToolCallParser(form), "", []
-    ends = sorted({min(c, len(whole)) for c in cuts} | {0, len(whole)})
-    for start, end in itertools.pairwise(ends):
-        shown, new = reader.feed(whole[start:end])
-        text += shown
-        found += new
-    text += reader.finish()
-    assert text == said
-    assert [(c.name, c.arguments) for c in found] == calls
-    assert len({c.id for c in found}) == len(found)
-
-
-def test_half_a_call_is_nothing_and_half_a_mark_is_text() -> None:
-    reader = ToolCallParser(GENERIC_TOOL_FORMAT)
-    assert reader.feed('Well. <tool_call>\n{"name": "get_we') == ("Well. ", [])
-    assert reader.finish() == ""
-    reader = ToolCallParser(GENERIC_TOOL_FORMAT)
-    assert reader.feed("Well. <tool") == ("Well. ", [])
-    assert reader.finish() == "<tool"
-
-
-@pytest.mark.parametrize(
-    ("template", "trigger"),
-    [
-        ("{% if tools %}<tool_call>{% endif %}", "<tool_call>"), ("{% if tools %}[TOOL_CALLS] [{% endif %}", "[TOOL_CALLS]"),
-        ("{{ messages }}", "<tool_call>"), ("{% if tools %}<tool_call><function=x>{% endif %}", "<tool_call>"),
-        ("{% if tools %}<|tool_call|>{% endif %}", "<|tool_call|>"), ("{% if tools %}[TOOL_CALLS]x[ARGS]{% endif %}", "<tool_call>"),
-        ('{% if tools %}<|start_header_id|>{"name": x, "parameters": y}{% endif %}', ""),
-    ],
-)  # fmt: skip
-def test_a_family_is_told_by_its_template(template: str, trigger: str) -> None:
-    form = detect_tool_format(template)
-    assert form.trigger == trigger
-    assert form.template_supports_tools == (
-        "tools" in template and "<function" not in template and "[ARGS]" not in template
-    )
 
 
 @pytest.fixture(scope="module")
