@@ -19,6 +19,7 @@ from edgechat.prompt.tool_formats import (
     GENERIC_TOOL_FORMAT,
     TOOL_FORMATS,
     ToolFormat,
+    detect_tool_format,
     template_tools,
 )
 from edgechat.serve import errors, grammars, openapi
