@@ -46,9 +46,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
 def apps() -> Iterator[None]:
     """End chats that a test opened."""
     yield
-    driving = sys.modules.get("tests.tui.driving")
+    driving = sys.modules.get("tests.tui.app_driver")
     if driving is not None:
-        driving.close_all()
+        driving.close_apps()
 
 
 @pytest.fixture(scope="session")

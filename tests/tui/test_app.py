@@ -13,47 +13,47 @@ from textual.events import Key
 from edgechat.tui import messages
 from edgechat.tui.app import ChatApp
 from tests.models import write_parrot
-from tests.tui.driving import an_app, live, screen_text, session, texts
+from tests.tui.app_driver import make_app, screen_text, session, shown_texts, status_text
 from tests.waiting import until_async
 
 LONG = "Tell me a very long story about the sea."
 
 
 def answers(app: ChatApp) -> list[str]:
-    return texts(app, "assistant")
+    return shown_texts(app, "assistant")
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 36), (40, 12)])
 async def test_a_question_is_answered(starter: Path, size: tuple[int, int]) -> None:
-    app = an_app(starter, max_tokens=20)
+    app = make_app(starter, max_tokens=20)
     async with app.run_test(size=size) as pilot:
         await pilot.press(*"Hi", "ctrl+j", *"there", "enter")
         assert app.chat.prompt.text == ""
-        await until_async(lambda: live(app).startswith("ready") and answers(app))
-        assert texts(app, "user") == ["Hi\nthere"]
+        await until_async(lambda: status_text(app).startswith("ready") and answers(app))
+        assert shown_texts(app, "user") == ["Hi\nthere"]
         assert answers(app) == [m.text for m in session(app).tree.path if m.role == "assistant"]
-        assert "/2048" in live(app)
+        assert "/2048" in status_text(app)
         await pilot.press(*"More", "enter")
-        await until_async(lambda: len(answers(app)) == 2 and live(app).startswith("ready"))
+        await until_async(lambda: len(answers(app)) == 2 and status_text(app).startswith("ready"))
 
 
 async def test_a_message_before_the_model_is_ready_is_answered_when_it_is(starter: Path) -> None:
-    app = an_app(starter, max_tokens=5)
+    app = make_app(starter, max_tokens=5)
     async with app.run_test() as pilot:
         app.chat.prompt.text = "Early"
         await pilot.press("enter")
-        await until_async(lambda: answers(app) and live(app).startswith("ready"))
-        assert texts(app, "user") == ["Early"]
+        await until_async(lambda: answers(app) and status_text(app).startswith("ready"))
+        assert shown_texts(app, "user") == ["Early"]
 
 
 async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
-    app = an_app(starter)
+    app = make_app(starter)
     async with app.run_test() as pilot:
         app.chat.prompt.text = LONG
         await pilot.press("enter")
         await until_async(lambda: answers(app) and len(answers(app)[0]) > 20)
         await pilot.press("escape")
-        await until_async(lambda: live(app).startswith("ready"))
+        await until_async(lambda: status_text(app).startswith("ready"))
         said = session(app).tree.path[-1]
         assert said.is_interrupted
         assert answers(app) == [said.text]
@@ -62,7 +62,7 @@ async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
 async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_answered(starter: Path) -> None:
-    app = an_app(starter)
+    app = make_app(starter)
     async with app.run_test() as pilot:
         app.chat.prompt.text = LONG
         await pilot.press("enter")
@@ -70,8 +70,8 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
         first = session(app).model.engine.pid
         assert first is not None
         os.kill(first, 9)
-        await until_async(lambda: texts(app, "error"))
-        assert "SIGKILL" in texts(app, "error")[0]
+        await until_async(lambda: shown_texts(app, "error"))
+        assert "SIGKILL" in shown_texts(app, "error")[0]
         partial = session(app).tree.path[-1]
         assert partial.role == "assistant"
         assert partial.is_interrupted
@@ -86,28 +86,28 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
 async def test_a_model_that_cannot_be_loaded_is_an_error_on_the_screen(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_text("not a model")
-    app = an_app(broken, ["EDGECHAT_TOP_K: Expected `int`"])
+    app = make_app(broken, ["EDGECHAT_TOP_K: Expected `int`"])
     async with app.run_test():
-        await until_async(lambda: texts(app, "error"))
-        assert "not a GGUF file" in texts(app, "error")[0]
-        assert "EDGECHAT_TOP_K" in " ".join(texts(app, "note"))
+        await until_async(lambda: shown_texts(app, "error"))
+        assert "not a GGUF file" in shown_texts(app, "error")[0]
+        assert "EDGECHAT_TOP_K" in " ".join(shown_texts(app, "note"))
 
 
 async def test_a_burst_of_keys_is_one_message(starter: Path) -> None:
-    app = an_app(starter, max_tokens=3)
+    app = make_app(starter, max_tokens=3)
     async with app.run_test():
-        await until_async(lambda: live(app).startswith("ready"))
+        await until_async(lambda: status_text(app).startswith("ready"))
         # As over a slow line: everything in one packet, before the input has handled any of it.
         for key in ["a", "b", "enter"]:
             app.chat.post_message(Key(key, key if len(key) == 1 else "\r"))
         await until_async(lambda: answers(app))
-        assert texts(app, "user") == ["ab"]
+        assert shown_texts(app, "user") == ["ab"]
 
 
 async def test_an_idle_screen_does_nothing(starter: Path) -> None:
-    app = an_app(starter, max_tokens=3)
+    app = make_app(starter, max_tokens=3)
     async with app.run_test() as pilot:
-        await until_async(lambda: live(app).startswith("ready"))
+        await until_async(lambda: status_text(app).startswith("ready"))
         await pilot.pause(0.2)
         before = sum(os.times()[:2])
         await asyncio.sleep(2.0)
@@ -115,7 +115,7 @@ async def test_an_idle_screen_does_nothing(starter: Path) -> None:
 
 
 async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
-    app = an_app(starter)
+    app = make_app(starter)
     async with app.run_test() as pilot:
         app.chat.prompt.text = LONG
         await pilot.press("enter")
@@ -128,12 +128,12 @@ async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
 
 
 async def test_a_message_that_does_not_fit_goes_back_to_the_input(starter: Path) -> None:
-    app = an_app(starter, n_ctx=256, max_tokens=3)
+    app = make_app(starter, n_ctx=256, max_tokens=3)
     async with app.run_test() as pilot:
         app.chat.prompt.text = "word " * 300
         await pilot.press("enter")
-        await until_async(lambda: texts(app, "error"))
-        assert "the context holds 256" in texts(app, "error")[0]
+        await until_async(lambda: shown_texts(app, "error"))
+        assert "the context holds 256" in shown_texts(app, "error")[0]
         assert app.chat.prompt.text.startswith("word word")
         assert session(app).tree.path == []
         app.chat.prompt.text = "Hi"
@@ -142,18 +142,18 @@ async def test_a_message_that_does_not_fit_goes_back_to_the_input(starter: Path)
 
 
 async def test_stopping_before_the_first_word_keeps_turns_alternating(starter: Path) -> None:
-    app = an_app(starter, n_ctx=8192)
+    app = make_app(starter, n_ctx=8192)
     async with app.run_test() as pilot:
-        await until_async(lambda: live(app).startswith("ready"))
+        await until_async(lambda: status_text(app).startswith("ready"))
         app.chat.prompt.text = "word " * 6000
         await pilot.press("enter", "escape")
-        await until_async(lambda: live(app).startswith("ready"))
+        await until_async(lambda: status_text(app).startswith("ready"))
         assert [m.role for m in session(app).tree.path] == ["user", "assistant"]
         assert session(app).tree.path[1].is_interrupted
 
 
 async def test_messages_that_wait_go_back_to_the_input_on_escape(starter: Path) -> None:
-    app = an_app(starter)
+    app = make_app(starter)
     async with app.run_test() as pilot:
         for text in (LONG, "next", "and then"):
             app.chat.prompt.text = text
@@ -164,17 +164,17 @@ async def test_messages_that_wait_go_back_to_the_input_on_escape(starter: Path) 
 
 
 async def test_the_context_is_counted_before_a_message_is_sent(starter: Path) -> None:
-    app = an_app(starter, max_tokens=5)
+    app = make_app(starter, max_tokens=5)
     async with app.run_test() as pilot:
-        await until_async(lambda: live(app).startswith("ready"))
+        await until_async(lambda: status_text(app).startswith("ready"))
         await pilot.press(*"Hi")
-        await until_async(lambda: f"context {session(app).context_usage('Hi')[0]}/2048" in live(app))
+        await until_async(lambda: f"context {session(app).context_usage('Hi')[0]}/2048" in status_text(app))
         app.chat.prompt.text = "word " * 3000
-        await until_async(lambda: "too long for the context" in live(app))
+        await until_async(lambda: "too long for the context" in status_text(app))
 
 
 async def test_the_model_names_the_conversation_in_idle_time(tmp_path: Path) -> None:
-    app = an_app(write_parrot(tmp_path / "parrot.gguf", "Paris"), titles=True)
+    app = make_app(write_parrot(tmp_path / "parrot.gguf", "Paris"), titles=True)
     async with app.run_test() as pilot:
         await pilot.press(*"Where is it?", "enter")
         await until_async(lambda: answers(app) == ["Paris"])

@@ -17,7 +17,17 @@ from edgechat.tui.screens.first_run import FirstRunScreen
 from edgechat.tui.screens.models import ModelsScreen
 from tests.hub import FakeRepo, LocalHub, local_hub
 from tests.models import write_parrot
-from tests.tui.driving import an_app, ask, live, ready, said, screen_text, scripted, session, texts
+from tests.tui.app_driver import (
+    ask,
+    make_app,
+    make_scripted_app,
+    saved_texts,
+    screen_text,
+    session,
+    shown_texts,
+    status_text,
+    wait_until_ready,
+)
 from tests.waiting import until_async
 
 REPO = "someone/parrot-GGUF"
@@ -50,28 +60,28 @@ def details(app: ChatApp) -> str:
 
 async def test_another_model_answers_in_mid_conversation(tmp_path: Path) -> None:
     first, second = write_parrot(tmp_path / "first.gguf", "One"), write_parrot(tmp_path / "second.gguf", "Two")
-    app = an_app(first)
+    app = make_app(first)
     async with app.run_test():
-        await ready(app)
+        await wait_until_ready(app)
         await ask(app, "Who?")
         app.actions.run("model", str(tmp_path / "missing.gguf"))
-        await until_async(lambda: texts(app, "error") and not app.chat.is_busy)
+        await until_async(lambda: shown_texts(app, "error") and not app.chat.is_busy)
         await ask(app, "And now?")
         app.actions.run("model", str(second))
-        await until_async(lambda: "second" in live(app) and not app.chat.is_busy)
+        await until_async(lambda: "second" in status_text(app) and not app.chat.is_busy)
         await ask(app, "Who?")
-        assert said(app) == ["Who?", "One", "And now?", "One", "Who?", "Two"]
+        assert saved_texts(app) == ["Who?", "One", "And now?", "One", "Who?", "Two"]
         (tmp_path / "broken.gguf").write_text("no model")
         app.actions.run("model", str(tmp_path / "broken.gguf"))
-        await until_async(lambda: len(texts(app, "error")) == 2 and not app.chat.is_busy)
+        await until_async(lambda: len(shown_texts(app, "error")) == 2 and not app.chat.is_busy)
         await ask(app, "Still there?")
-        assert said(app)[-1] == "Two"
+        assert saved_texts(app)[-1] == "Two"
 
 
 async def test_from_a_search_on_the_hub_to_an_answer(hub: LocalHub, tmp_path: Path) -> None:
-    app = an_app(write_parrot(tmp_path / "first.gguf", "One"))
+    app = make_app(write_parrot(tmp_path / "first.gguf", "One"))
     async with app.run_test(size=(100, 30)) as pilot:
-        await ready(app)
+        await wait_until_ready(app)
         await pilot.press("ctrl+o")
         await until_async(lambda: isinstance(app.screen, ModelsScreen) and "starter" in names(app))
         assert len(names(app)) > 20  # the catalogue, without a network
@@ -83,16 +93,16 @@ async def test_from_a_search_on_the_hub_to_an_answer(hub: LocalHub, tmp_path: Pa
         await until_async(lambda: "parrot-Q8_0" in names(app))
         app.screen.query_one(OptionList).highlighted = app.screen.query_one(OptionList).get_option_index("parrot-Q8_0")
         await pilot.press("enter")
-        await until_async(lambda: "parrot-Q8_0" in live(app) and not app.chat.is_busy)
+        await until_async(lambda: "parrot-Q8_0" in status_text(app) and not app.chat.is_busy)
         await ask(app, "Who?")
-        assert said(app)[-1] == "Bird"
+        assert saved_texts(app)[-1] == "Bird"
 
 
 async def test_a_download_is_stopped_and_goes_on(hub: LocalHub) -> None:
     hub.faults.bytes_per_s = 20_000
-    app = scripted()
+    app = make_scripted_app()
     async with app.run_test(size=(100, 30)) as pilot:
-        await ready(app)
+        await wait_until_ready(app)
         await pilot.press("ctrl+o")
         await until_async(lambda: isinstance(app.screen, ModelsScreen))
         app.downloads.start(REPO)
@@ -103,7 +113,7 @@ async def test_a_download_is_stopped_and_goes_on(hub: LocalHub) -> None:
         hub.faults.bytes_per_s = 0
         await pilot.press("escape")
         app.downloads.start(REPO)
-        await until_async(lambda: any("is here" in words for words in texts(app, "note")))
+        await until_async(lambda: any("is here" in words for words in shown_texts(app, "note")))
         assert not list(paths.models_dir().rglob("*.part"))
         assert list(paths.models_dir().rglob("*.gguf"))
 
@@ -114,20 +124,20 @@ async def test_a_download_that_fails_is_said(hub: LocalHub, what: str) -> None:
         hub.faults.api_status = 503
     elif what == "wrong hash":
         hub.repos[REPO].wrong_hash.add("parrot-Q8_0.gguf")
-    app = scripted()
+    app = make_scripted_app()
     async with app.run_test():
-        await ready(app)
+        await wait_until_ready(app)
         app.downloads.start("someone/nothing" if what == "no such model" else REPO)
-        await until_async(lambda: texts(app, "error"))
+        await until_async(lambda: shown_texts(app, "error"))
         await ask(app, "Still there?")
-        assert said(app)[-1] == "An answer."
+        assert saved_texts(app)[-1] == "An answer."
 
 
 async def test_a_hub_that_cannot_be_reached_is_said_on_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    app = scripted()
+    app = make_scripted_app()
     async with app.run_test(size=(100, 30)) as pilot:
-        await ready(app)
+        await wait_until_ready(app)
         await pilot.press("ctrl+o")
         await until_async(lambda: isinstance(app.screen, ModelsScreen) and names(app))
         await pilot.press(*"qwen", "ctrl+s")
@@ -139,7 +149,7 @@ async def test_the_first_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, c
     here = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
     for module in (resources, selection):
         monkeypatch.setattr(module, "current_machine", lambda *args: here)
-    app = scripted(store=ephemeral_store())
+    app = make_scripted_app(store=ephemeral_store())
     app.is_first = True
     async with app.run_test() as pilot:
         await until_async(lambda: isinstance(app.screen, FirstRunScreen) and len(names(app)) == 3)
@@ -153,15 +163,15 @@ async def test_the_first_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, c
             await pilot.press("down", "enter")
         else:
             await pilot.press("escape")
-        await ready(app)
+        await wait_until_ready(app)
         await ask(app, "Hello")
-        assert said(app) == ["Hello", "An answer."]
+        assert saved_texts(app) == ["Hello", "An answer."]
         assert bool(list(paths.models_dir().rglob("*.gguf"))) == (choice == "get")
 
 
 async def test_a_first_download_that_fails_leaves_the_choice(hub: LocalHub) -> None:
     hub.faults.api_status = 404
-    app = scripted()
+    app = make_scripted_app()
     app.is_first = True
     async with app.run_test(size=(100, 30)) as pilot:
         await until_async(lambda: isinstance(app.screen, FirstRunScreen) and "local" in names(app))
@@ -174,5 +184,5 @@ async def test_a_first_download_that_fails_leaves_the_choice(hub: LocalHub) -> N
         await until_async(lambda: str(app.screen.query_one("#pull", Static).content))
         await until_async(lambda: not options.disabled)
         await pilot.press("escape")
-        await ready(app)
+        await wait_until_ready(app)
         assert session(app).loaded is not None

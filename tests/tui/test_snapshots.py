@@ -28,7 +28,7 @@ from edgechat.tui.app import ChatApp
 from edgechat.tui.render import entries
 from edgechat.tui.screens import chat as chat_module
 from edgechat.tui.widgets import sidebar
-from tests.tui.driving import ask, keep_conversation, ready, scripted, session
+from tests.tui.app_driver import ask, make_scripted_app, save_conversation, session, wait_until_ready
 from tests.waiting import until_async
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -73,7 +73,7 @@ def letters(svg: str) -> list[str]:
 
 
 async def chat(app: ChatApp, pilot: Pilot[int]) -> None:
-    await ready(app)
+    await wait_until_ready(app)
     await ask(app, "Write a function that adds.\nKeep it short.")
     app.chat.prompt.cursor_blink = False
     await pilot.pause()
@@ -82,14 +82,14 @@ async def chat(app: ChatApp, pilot: Pilot[int]) -> None:
 @pytest.mark.parametrize("size", [(80, 24), (120, 36), (40, 20)])
 @pytest.mark.parametrize("theme", ["textual-dark", "textual-light", "ansi-dark"])
 async def test_the_chat(size: tuple[int, int], theme: str) -> None:
-    app = scripted(ANSWER, theme=theme, problems=["config.toml: top_k: Expected `int`"])
+    app = make_scripted_app(ANSWER, theme=theme, problems=["config.toml: top_k: Expected `int`"])
     async with app.run_test(size=size) as pilot:
         await chat(app, pilot)
         compare(app, f"chat-{theme}-{size[0]}x{size[1]}")
 
 
 async def test_the_chat_in_ascii() -> None:
-    app = scripted(ANSWER, ascii=True)
+    app = make_scripted_app(ANSWER, ascii=True)
     async with app.run_test(size=(80, 24)) as pilot:
         await chat(app, pilot)
         await pilot.press("escape")
@@ -112,7 +112,7 @@ async def alternatives(app: ChatApp, pilot: Pilot[int]) -> None:
 
 
 async def dies(app: ChatApp, pilot: Pilot[int]) -> None:
-    await ready(app)
+    await wait_until_ready(app)
     app.chat.prompt.load("Write a function that adds.")
     await pilot.press("enter")
     await until_async(lambda: not app.chat.is_busy)
@@ -192,8 +192,8 @@ async def test_the_list_of_conversations_takes_all_of_a_narrow_screen(monkeypatc
     monkeypatch.setattr(sidebar, "day_heading", lambda at_ms, today: "today")
     store = ephemeral_store()
     for number in range(3):
-        keep_conversation(store, [("What of boats?", "They float.")], f"Boats {number}", number)
-    app = scripted(ANSWER, store=store)
+        save_conversation(store, [("What of boats?", "They float.")], f"Boats {number}", number)
+    app = make_scripted_app(ANSWER, store=store)
     async with app.run_test(size=(40, 20)) as pilot:
         await conversations(app, pilot)
         await pilot.pause()
@@ -211,8 +211,8 @@ async def test_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_module, "COUNT_AFTER_S", 1000.0)
     store = ephemeral_store()
     for number in range(3):
-        keep_conversation(store, [("What of boats?", f"Boats float, number {number}.")], f"Boats {number}", number)
-    app = scripted(store=store, script=Script([ANSWER], dies_after=12 if name == "dies" else None))
+        save_conversation(store, [("What of boats?", f"Boats float, number {number}.")], f"Boats {number}", number)
+    app = make_scripted_app(store=store, script=Script([ANSWER], dies_after=12 if name == "dies" else None))
     async with app.run_test(size=(80, 24)) as pilot:
         await SCREENS[name](app, pilot)
         for field in app.screen.query("Input"):
@@ -232,11 +232,11 @@ async def test_a_screen_about_the_machine(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(selection, "measured_speeds", lambda: None)
     monkeypatch.setattr(selection, "measure_speeds", lambda: None)
     monkeypatch.setattr(cpu, "read_cpu", lambda: cpu.Cpu(model="Some CPU", flags="", microcode=""))
-    app = scripted(ANSWER)
+    app = make_scripted_app(ANSWER)
     app.is_first = name == "first"
     async with app.run_test(size=(80, 24)) as pilot:
         if name == "models":
-            await ready(app)
+            await wait_until_ready(app)
             await pilot.press("ctrl+o")
         await until_async(lambda: any(options.option_count > 1 for options in app.screen.query(OptionList)))
         for field in app.screen.query("Input"):

@@ -1,0 +1,106 @@
+"""Statistics, reasoning, copying, and the screens for help and plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from textual.widgets import Static
+
+from edgechat import paths
+from edgechat.chat.messages import Conversation, Message, new_id
+from edgechat.store import ephemeral_store, open_store
+from tests.tui.app_driver import (
+    ask,
+    is_open,
+    make_app,
+    make_scripted_app,
+    screen_text,
+    shown_texts,
+    wait_until_ready,
+)  # fmt: skip
+from tests.waiting import until_async
+
+
+async def test_statistics_are_toggled_with_ctrl_t() -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        assert "3 tokens" not in screen_text(app)
+        await pilot.press("ctrl+t")
+        await until_async(lambda: "3 tokens" in screen_text(app))
+        assert "cached" in screen_text(app)
+        await pilot.press("ctrl+t")
+        await until_async(lambda: "3 tokens" not in screen_text(app))
+
+
+async def test_reasoning_is_collapsed_and_expands() -> None:
+    store = ephemeral_store()
+    about = Conversation(id=new_id(), title="Thought", created_at_ms=1)
+    question = Message(id=new_id(), role="user", text="Why?")
+    answer = Message(
+        id=new_id(),
+        parent_id=question.id,
+        role="assistant",
+        text="So.",
+        reasoning="Let me think\nabout it.",
+        finish_reason="stop",
+    )
+    store.append(about, [question, answer])
+    app = make_scripted_app(store=store, conversation=store.conversation(about.id))
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        assert "▸ reasoning (5 words)" in screen_text(app)
+        assert "about it." not in screen_text(app)
+        await pilot.press("escape", "t")
+        await until_async(lambda: "about it." in screen_text(app))
+        await pilot.press("t")
+        await until_async(lambda: "about it." not in screen_text(app))
+        row = next(i for i, line in enumerate(screen_text(app).splitlines()) if "reasoning (" in line)
+        await pilot.click("#transcript", offset=(5, row))
+        await until_async(lambda: "about it." in screen_text(app))
+
+
+async def test_copy_goes_to_the_clipboard_and_to_a_file() -> None:
+    store = open_store()
+    app = make_scripted_app("Text.\n```py\ncode()\n```", store=store)
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        await pilot.press("escape", "y")
+        assert app.clipboard == "Text.\n```py\ncode()\n```"
+        await pilot.press("c")
+        assert app.clipboard == "code()"
+        assert (paths.cache_dir() / "copied.txt").read_text() == "code()"
+        await pilot.press("up", "c")
+        assert "no code" in shown_texts(app, "error")[0]
+        app.actions.run("copy", "")
+        assert app.clipboard.startswith("Text.")
+
+
+async def test_help_lists_every_key_and_command() -> None:
+    from edgechat.chat.commands import COMMANDS
+
+    app = make_scripted_app(keys={"chat.search": "f7", "text.leave": "f9"})
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press("f1")
+        await until_async(lambda: is_open(app, "HelpScreen"))
+        words = str(app.screen.query_one("#text", Static).content)
+        assert all(key.id in words and key.description in words for key in app.all_keys())
+        assert all(f"/{c.name}" in words for c in COMMANDS)
+        assert "F7" in words
+        await pilot.press("f9")
+        await until_async(lambda: not is_open(app, "HelpScreen"))
+
+
+async def test_plan_screen_explains_the_settings(starter: Path) -> None:
+    app = make_app(starter)
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press("f3")
+        await until_async(lambda: is_open(app, "PlanScreen"))
+        words = str(app.screen.query_one("#text", Static).content)
+        assert "together" in words
+        assert "n_ctx = 2048: as set" in words or "n_ctx = 2048" in words
+        await pilot.press("escape")

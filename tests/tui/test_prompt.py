@@ -1,0 +1,118 @@
+"""The prompt: history, completion, attachments and pastes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from textual import events as textual_events
+from textual.widgets import OptionList
+
+from edgechat.store import ephemeral_store
+from tests.tui.app_driver import (
+    is_open,
+    make_scripted_app,
+    option_list,
+    save_conversation,
+    saved_texts,
+    screen_text,
+    session,
+    shown_texts,
+    wait_until_ready,
+)  # fmt: skip
+from tests.waiting import until_async
+
+
+async def test_history_is_recalled_with_up_and_by_search() -> None:
+    store = ephemeral_store()
+    save_conversation(store, [("older", "x"), ("newer\nwith lines", "x")])
+    app = make_scripted_app(store=store)
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        prompt = app.chat.prompt
+        await pilot.press(*"dr")
+        await pilot.press("up")
+        await until_async(lambda: prompt.text == "newer\nwith lines")
+        await pilot.press("up")
+        assert prompt.text == "older"
+        await pilot.press("up", "down")
+        assert prompt.text == "newer\nwith lines"
+        await pilot.press("down", "down")
+        assert prompt.text == "dr"
+        await pilot.press("ctrl+r", *"old")
+        await until_async(lambda: is_open(app, "PickerScreen") and option_list(app).option_count == 1)
+        await pilot.press("enter")
+        await until_async(lambda: prompt.text == "older")
+        await pilot.press("enter")
+        await until_async(lambda: saved_texts(app) == ["older", "An answer."])
+
+
+async def test_commands_and_file_names_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes.txt").write_text("Remember the milk.")
+    monkeypatch.chdir(tmp_path)
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press(*"/ren")
+        await until_async(
+            lambda: app.chat.query("CompletionPopup").first().display if app.chat.query("CompletionPopup") else False
+        )
+        popup = app.chat.query_one("CompletionPopup", OptionList)
+        await pilot.press("tab")
+        assert app.chat.prompt.text == "/rename "
+        await pilot.press("ctrl+u", *"Read @no")
+        await until_async(lambda: popup.display)
+        await pilot.press("enter")
+        assert app.chat.prompt.text == "Read @notes.txt "
+        await pilot.press("enter")
+        await until_async(lambda: len(session(app).tree) == 2)
+        [attached] = session(app).tree.path[0].attachments
+        assert session(app).store.read_attachment(attached.sha256) == b"Remember the milk."
+        await until_async(lambda: "[notes.txt, 18 bytes]" in screen_text(app))
+        await pilot.press("/")
+        await until_async(lambda: popup.display)
+        await pilot.press("escape")
+        assert not popup.display
+
+
+async def test_binary_attachment_is_rejected_and_the_text_returns(tmp_path: Path) -> None:
+    (tmp_path / "binary.bin").write_bytes(b"\xff\x00\xff")
+    app = make_scripted_app()
+    async with app.run_test():
+        await wait_until_ready(app)
+        app.chat.prompt.load(f"Read @{tmp_path}/binary.bin")
+        app.chat.prompt.action_send()
+        await until_async(lambda: shown_texts(app, "error"))
+        assert "neither UTF-8 text nor a picture" in shown_texts(app, "error")[0]
+        assert "binary.bin" in app.chat.prompt.text
+        assert session(app).tree.path == []
+
+
+@pytest.mark.parametrize("pasted", ["short\ntext", "line\r\n" * 5000, "x" * 100_000, "a\x1b[201~\x00b\x9b"])
+async def test_paste_of_any_size_is_one_message(pasted: str) -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press(*"See: ")
+        app.chat.prompt.post_message(textual_events.Paste(pasted))
+        await until_async(lambda: len(app.chat.prompt.full_text) > 5)
+        assert len(app.chat.prompt.text) < 10_000
+        await pilot.press("enter")
+        await until_async(lambda: len(session(app).tree) == 2 and not app.chat.is_busy)
+        kept = saved_texts(app)[0]
+        assert kept.startswith("See: ")
+        assert not {"\x1b", "\x00", "\x9b", "\r"} & set(kept)
+        assert len(kept) >= len(pasted.replace("\r\n", "\n").strip())
+
+
+async def test_paste_larger_than_the_context_returns_to_the_prompt() -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        app.chat.prompt.post_message(textual_events.Paste("word " * 400_000))
+        await until_async(lambda: app.chat.prompt.text)
+        await pilot.press("enter")
+        await until_async(lambda: shown_texts(app, "error"))
+        assert "the context holds 32768" in shown_texts(app, "error")[0]
+        assert app.chat.prompt.full_text.split() == ["word"] * 400_000
+        assert session(app).tree.path == []

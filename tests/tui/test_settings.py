@@ -1,0 +1,147 @@
+"""Settings, personas, themes and keys, changed from the chat or loaded from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from textual.widgets import Static
+
+from edgechat import paths
+from edgechat.config import Settings, load
+from tests.models import write_parrot
+from tests.tui.app_driver import (
+    ask,
+    is_open,
+    make_app,
+    make_scripted_app,
+    option_list,
+    saved_texts,
+    session,
+    shown_messages,
+    shown_texts,
+    status_text,
+    wait_until_ready,
+)  # fmt: skip
+from tests.waiting import until_async
+
+
+async def test_settings_screen_validates_and_saves_changes() -> None:
+    paths.config_file().parent.mkdir(parents=True)
+    paths.config_file().write_text("# my file\ntop_k = 3\n")
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press("f2")
+        await until_async(lambda: is_open(app, "SettingsScreen") and option_list(app).option_count > 20)
+        names = list(Settings.__struct_fields__)
+        option_list(app).highlighted = names.index("temperature")
+        await pilot.press("enter", "ctrl+u", *"99", "enter")
+        await pilot.pause()
+        assert "not between" in str(app.screen.query_one("#words", Static).content)
+        await pilot.press("ctrl+u", *"0.5", "enter")
+        await until_async(lambda: load()[0].temperature == 0.5)
+        await until_async(lambda: session(app).settings.temperature == 0.5)
+        option_list(app).highlighted = names.index("titles")
+        await pilot.press("enter")
+        await until_async(lambda: load()[0].titles is True)
+        await pilot.press("delete")
+        assert paths.config_file().read_text().startswith("# my file\ntop_k = 3\n")
+        option_list(app).highlighted = names.index("theme")
+        await pilot.press("enter", *"nord")
+        await until_async(lambda: is_open(app, "PickerScreen") and option_list(app).option_count == 1)
+        await pilot.press("enter")
+        await until_async(lambda: app.theme == "nord")
+        assert load()[0].theme == "nord"
+        await pilot.press("escape")
+
+
+async def test_conversation_settings_override_the_general_ones() -> None:
+    app = make_scripted_app()
+    async with app.run_test():
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        for command in (
+            "/set temperature 0.1",
+            "/system Be brief.",
+            "/reasoning off",
+            "/set n_ctx 5",
+            "/set temperature hot",
+        ):
+            app.chat.prompt.load(command)
+            app.chat.prompt.action_send()
+        await until_async(lambda: len(shown_texts(app, "error")) == 2)
+        kept = session(app).store.conversation(session(app).conversation.id).settings
+        assert kept == {"temperature": 0.1, "system_prompt": "Be brief.", "reasoning": False}
+        assert session(app).settings.temperature == 0.1
+        session(app)._flags = {"temperature": 0.3}  # as from the command line
+        app.actions.run("set", "temperature 0.7")
+        await until_async(lambda: session(app).settings.temperature == 0.7)
+        app.actions.run("new", "")
+        await until_async(lambda: not shown_messages(app))
+        assert session(app).settings.temperature == 0.3
+
+
+async def test_persona_sets_the_system_prompt() -> None:
+    paths.personas_dir().mkdir(parents=True)
+    (paths.personas_dir() / "pirate.toml").write_text('system_prompt = "Arr."\ntemperature = 0.9\n')
+    (paths.personas_dir() / "broken.toml").write_text("temperature = 99\n")
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press("f4")
+        await until_async(lambda: is_open(app, "PickerScreen") and option_list(app).option_count == 2)
+        await pilot.press("down", "enter")
+        await until_async(lambda: session(app).settings.system_prompt == "Arr.")
+        app.actions.run("persona", "broken")
+        assert "not between" in shown_texts(app, "error")[0]
+
+
+async def test_invalid_theme_and_keys_are_reported_and_ignored() -> None:
+    paths.themes_dir().mkdir(parents=True)
+    (paths.themes_dir() / "mine.toml").write_text("primary = 'no colour'\n")
+    app = make_scripted_app(theme="mine", keys={"chat.help": "f9", "chat.nothing": "f1"})
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        notes = " ".join(shown_texts(app, "note"))
+        assert "primary is 'no colour'" in notes
+        assert "unknown name 'chat.nothing'" in notes
+        assert app.theme == "textual-dark"
+        await pilot.press("f9")
+        await until_async(lambda: is_open(app, "HelpScreen"))
+        await pilot.press("escape")
+
+
+async def test_custom_theme_remapped_keys_and_vim_keys() -> None:
+    paths.themes_dir().mkdir(parents=True)
+    (paths.themes_dir() / "mine.toml").write_text("primary = '#ff0000'\ndark = false\nbackground = 'white'\n")
+    app = make_scripted_app(theme="mine", keys={"prompt.send": "ctrl+l", "prompt.newline": "enter"}, vim_keys=True)
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        assert app.current_theme.primary == "#ff0000"
+        await pilot.press("a", "enter", "b")
+        assert app.chat.prompt.text == "a\nb"
+        await pilot.press("ctrl+l")
+        await until_async(lambda: saved_texts(app) == ["a\nb", "An answer."])
+        await wait_until_ready(app)
+        await pilot.press("escape", "k")
+        assert app.chat.transcript.current_message is shown_messages(app)[0]
+        await pilot.press("j")
+        assert app.chat.transcript.current_message is shown_messages(app)[1]
+        await pilot.press("i")
+        assert app.chat.prompt.has_focus
+
+
+async def test_persona_loads_its_own_model(tmp_path: Path) -> None:
+    first, second = write_parrot(tmp_path / "first.gguf", "One"), write_parrot(tmp_path / "second.gguf", "Two")
+    paths.personas_dir().mkdir(parents=True)
+    (paths.personas_dir() / "other.toml").write_text(f'model = "{second}"\nsystem_prompt = "Be."\n')
+    app = make_app(first)
+    async with app.run_test():
+        await wait_until_ready(app)
+        app.actions.run("new", "other")
+        await until_async(lambda: "second" in status_text(app) and not app.chat.is_busy)
+        await ask(app, "Who?")
+        assert saved_texts(app)[-1] == "Two"
+        app.actions.run("set", f"model {first}")
+        await until_async(lambda: shown_texts(app, "error"))
+        assert "/model" in shown_texts(app, "error")[0]

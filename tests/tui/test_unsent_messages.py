@@ -1,0 +1,126 @@
+"""Messages that were not sent are never lost: unsent text, queued messages, failed edits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgechat import paths
+from edgechat.bench.scripted_session import Script
+from edgechat.chat import unsent_messages
+from edgechat.cli.history_store import open_history
+from edgechat.store import open_store
+from tests.tui.app_driver import (
+    ask,
+    make_app,
+    make_scripted_app,
+    save_conversation,
+    shown_texts,
+    wait_until_ready,
+)  # fmt: skip
+from tests.waiting import until_async
+
+
+async def test_unsent_text_survives_a_crash() -> None:
+    store = open_store()
+    about = save_conversation(store, [("a", "b")])
+    for conversation in (None, about):
+        app = make_scripted_app(store=store, conversation=conversation)
+        async with app.run_test() as pilot:
+            await wait_until_ready(app)
+            await pilot.press(*"half a thou")
+            await until_async(lambda: unsent_messages.load(about.id if conversation else "") == "half a thou")  # noqa: B023
+        # No goodbye: as if it had been killed here.
+        again = make_scripted_app(store=store, conversation=conversation)
+        async with again.run_test() as pilot:
+            await until_async(lambda: again.chat.prompt.text == "half a thou")  # noqa: B023
+            await wait_until_ready(again)
+            await pilot.press("enter")
+            await until_async(lambda: not unsent_messages.load(about.id if conversation else ""))  # noqa: B023
+            await wait_until_ready(again)
+    store.close()
+
+
+async def test_unsent_text_of_an_ephemeral_session_is_not_saved() -> None:
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press(*"secret")
+        await pilot.pause(0.6)
+        assert not paths.unsent_messages_dir().exists()
+
+
+async def test_message_returns_to_the_prompt_without_a_model(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_text("no model")
+    app = make_app(broken)
+    async with app.run_test() as pilot:
+        await until_async(lambda: shown_texts(app, "error") and not app.chat.is_busy)
+        app.chat.prompt.load("Precious words")
+        await pilot.press("enter")
+        await until_async(lambda: len(shown_texts(app, "error")) == 2)
+        assert app.chat.prompt.text == "Precious words"
+
+
+async def test_queued_message_returns_to_the_prompt_when_the_first_load_fails(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_text("no model")
+    app = make_app(broken)
+    async with app.run_test() as pilot:
+        app.chat.prompt.load("Precious words")
+        await pilot.press("enter")
+        await until_async(lambda: shown_texts(app, "error") and not app.chat.is_busy)
+        await pilot.press("escape")
+        assert app.chat.prompt.text == "Precious words"
+
+
+async def test_quit_saves_typed_and_queued_messages() -> None:
+    store = open_store()
+    script = Script(["Word after word."], token_s=0.01)
+    script.may_continue.clear()
+    app = make_scripted_app(store=store, script=script)
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        app.chat.prompt.load("First")
+        await pilot.press("enter")
+        await until_async(lambda: shown_texts(app, "assistant") == ["Word"])
+        app.chat.prompt.load("Waits")
+        await pilot.press("enter", *"typed", "ctrl+q")
+        await until_async(lambda: app.return_code == 0)
+    about = open_store().list_conversations()[0].conversation
+    assert unsent_messages.load(about.id) == "Waits\n\ntyped"
+    assert unsent_messages.load("") == ""
+
+
+async def test_unsent_text_stays_with_its_conversation() -> None:
+    store = open_history()
+    one, two = save_conversation(store, [("a", "b")], "One"), save_conversation(store, [("c", "d")], "Two")
+    app = make_scripted_app(store=store, conversation=one)
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await pilot.press(*"about one")
+        app.actions.go_to(two.id)
+        await until_async(lambda: shown_texts(app, "user") == ["c"])
+        assert app.chat.prompt.text == ""
+        app.actions.go_to(one.id)
+        await until_async(lambda: app.chat.prompt.text == "about one")
+        app.actions.edit_message(app.chat.last_message)
+        await pilot.press("escape")
+        assert app.chat.prompt.text == "about one"
+        store.delete_conversation(two.id)
+        assert not (paths.unsent_messages_dir() / f"{two.id}.txt").exists()
+
+
+async def test_edit_that_exceeds_the_context_is_still_an_edit(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    app = make_scripted_app()
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        await ask(app, "Question")
+        app.actions.edit_message(app.chat.last_message)
+        editing = app.chat.composer.editing
+        app.chat.prompt.load("word " * 40_000)
+        await pilot.press("enter")
+        await until_async(lambda: shown_texts(app, "error"))
+        assert app.chat.composer.editing == editing
+        app.actions.run("attach", "~nosuchuser/x")
+        assert "names no file" in shown_texts(app, "error")[1] or "Cannot read" in shown_texts(app, "error")[1]

@@ -1,0 +1,41 @@
+"""Transcript entries: streaming replies and the summary of the reasoning."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.tui.layouts import make_entry, rendered_rows
+
+MARKDOWN_PARTS = ["a", "words ", "\n", "\n\n", "```py\n", "```\n", "- x\n", "1. y\n", "  ", "|a|b|\n|-|-|\n"]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.sampled_from(MARKDOWN_PARTS), max_size=30), st.integers(10, 60))
+def test_streamed_reply_has_the_same_rows_as_a_complete_one(parts: list[str], width: int) -> None:
+    streamed, complete = make_entry(""), make_entry("".join(parts))
+    streamed.start_streaming()
+    rendered_rows(streamed, width)
+    for part in parts:
+        streamed.append(part, "")
+        rendered_rows(streamed, width)
+    streamed.finish(complete.message)
+    assert rendered_rows(streamed, width) == rendered_rows(complete, width)
+    assert streamed.height(width) == complete.height(width)
+
+
+def test_reasoning_is_one_line_with_its_latest_words() -> None:
+    def rows() -> list[str]:
+        return [row.rstrip() for row in rendered_rows(entry, 60)]
+
+    entry = make_entry("", finish_reason="streaming")
+    entry.start_streaming()
+    entry.append("", "First I look.\nThen I ")
+    assert rows() == ["▸ reasoning (5 words): Then I"]
+    entry.append("", "think.")
+    assert rows() == ["▸ reasoning (6 words): Then I think."]
+    entry.append("So it is.", "")
+    assert rows() == ["▸ reasoning (6 words)", "So it is."]
+    entry.is_expanded = True
+    entry.invalidate()
+    assert rows()[:3] == ["▾ reasoning (6 words)", "First I look.", "Then I think."]
