@@ -33,13 +33,13 @@ async def main() -> None:
 
     async def idle() -> None:
         while app.return_code is None and (  # noqa: ASYNC110
-            app.chat.is_busy or app.worker.session is None or app.worker.session.loaded is None
+            app.pane.is_busy or app.worker.session is None or app.worker.session.loaded is None
         ):
             await asyncio.sleep(0.05)
 
     async def ask(text: str) -> None:
-        app.chat.prompt.load(text)
-        app.chat.prompt.action_send()
+        app.pane.prompt.load(text)
+        app.pane.prompt.action_send()
         await asyncio.sleep(0.3)
         await idle()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from edgechat.bench.scripted_session import CHARS_PER_TOKEN, Script, ScriptedSession
+from edgechat.chat.commands import Destination
 from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.config import Settings
 from edgechat.store.sqlite import SqliteStore
@@ -123,7 +124,7 @@ def chat(conversation_id: str) -> None:
         async def on_event(self, event: object) -> None:
             key = getattr(event, "key", "")
             if key == "f12":
-                self.actions.go_to(conversation_id)
+                self.actions.go_to(Destination(conversation_id))
             elif key == "f10":
                 self.theme = "nord" if self.theme != "nord" else "gruvbox"
             else:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-from typing import Any
 
 from edgechat import __version__
 from edgechat.process import EXIT_VERSION_CHANGED, HIDDEN_COMMANDS
@@ -28,7 +26,9 @@ def _chat() -> int:
     from edgechat.errors import EdgechatError
 
     try:
-        return open_chat()
+        from edgechat.cli.chat import run_chat
+
+        return run_chat()
     except EdgechatError as error:
         from edgechat.terminal import escape_controls
 
@@ -36,16 +36,6 @@ def _chat() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-
-
-def open_chat(**options: Any) -> int:
-    """Run the chat on this terminal and return the exit code. Raises EdgechatError."""
-    # Imports before the first frame allocate many objects and no garbage. The app enables collection again after
-    # that frame.
-    gc.disable()
-    from edgechat.cli.chat import run_chat
-
-    return run_chat(**options)
 
 
 def ensure_standard_streams() -> None:

@@ -91,9 +91,9 @@ def edgechat(context: click.Context, /, *, plain: bool | None, **options: Any) -
         return
     if not sys.stdout.isatty():
         raise UsageError("The chat needs a terminal. Use `edgechat ask` to write a reply to a file.")
-    from edgechat.cli.main import open_chat
+    from edgechat.cli.chat import run_chat
 
-    context.exit(open_chat(**options))
+    context.exit(run_chat(**options))
 
 
 def run() -> int:

@@ -1,13 +1,11 @@
-"""The application: what holds for all screens. The chat itself is in `edgechat.tui.screens.chat`."""
+"""The Textual application: theme, keys, clipboard, downloads and screens around one session."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from textual import on
 from textual.app import SuspendNotSupported, SystemCommand
@@ -17,9 +15,9 @@ from edgechat import files, paths
 from edgechat.errors import EdgechatError
 from edgechat.terminal import escape_controls
 from edgechat.tui import keys, textual_private
-from edgechat.tui.messages import DownloadEnded
+from edgechat.tui.messages import CopyRequested, DownloadEnded, ViewRequested
 from edgechat.tui.screens.chat import ChatScreen
-from edgechat.tui.session_worker import SessionWorker
+from edgechat.tui.session_worker import Export, SessionWorker
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.transcript import Transcript
 
@@ -27,20 +25,23 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
     from edgechat.chat.session import Session
-    from edgechat.chat.store import ConversationSummary, Store
     from edgechat.config import Settings
     from edgechat.tui.actions import Actions
+    from edgechat.tui.conversation_pane import ConversationPane
     from edgechat.tui.downloads import DownloadRunner
     from edgechat.tui.render.palette import Palette
 
-Export = Callable[["Store", str, Path], None]
-"""Writes a conversation to a file, whose suffix says in which form. Raises EdgechatError."""
-_HISTORY = 500
-_MAX_LISTED = 1000
+
+@runtime_checkable
+class _DownloadScreen(Protocol):
+    """A screen that shows the progress and the result of downloads."""
+
+    def show_download(self, status: str) -> None: ...
+    def download_ended(self, problem: str) -> None: ...
 
 
 class ChatApp(textual_private.CrashReportApp[int]):
-    """Screens over one session."""
+    """The chat screen, and the screens that commands open over it."""
 
     TITLE = "edgechat"
     CSS = """
@@ -59,60 +60,72 @@ class ChatApp(textual_private.CrashReportApp[int]):
     COMMAND_PALETTE_BINDING = "ctrl+p"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True),
-        Binding("ctrl+p", "command_palette", "Everything there is", id="app.palette", priority=True),
+        Binding("ctrl+p", "command_palette", "Command palette", id="app.palette", priority=True),
     ]
 
     def __init__(
         self, make_session: Callable[[], Session], problems: Sequence[str], settings: Settings, export: Export,
-        *, is_first: bool = False,
+        *, is_first_run: bool = False,
     ) -> None:  # fmt: skip
-        """`make_session` is called after the first frame; `problems` are shown at the top.
+        """`make_session` is called after the first frame; `problems` with the settings are shown at the top.
 
-        With `is_first` the machine and its best model are shown before anything is loaded.
+        With `is_first_run` the user chooses a model before any is loaded.
         """
         super().__init__()
-        self.animation_level = "none"  # what moves costs, most of all over a slow line
+        self.animation_level = "none"  # repaints cost the most over a slow line
         self.settings = settings
-        self.export = export
-        self.is_first = is_first
+        self.is_first_run = is_first_run
         self.is_leaving = False
         self.download_status = ""
-        """What a download is at, for the live line."""
-        self.shows_figures = settings.figures
-        self.worker = SessionWorker(make_session, self._tell)
+        self.worker = SessionWorker(make_session, self._post_to_pane, export)
         self._downloads: DownloadRunner | None = None
         self._palette: Palette | None = None
         self.key_overrides: dict[str, str] = {}
-        found = [*problems, *self._take_theme(settings.theme), *self._take_keys(settings)]
-        self.chat = ChatScreen(found)
+        problems = [*problems, *self._apply_theme(settings.theme), *self._apply_keys(settings)]
+        self.chat = ChatScreen(
+            self.worker, lambda: self.palette, lambda: self.key_overrides, lambda: self.download_status, self._start,
+            problems, figures=settings.figures,
+        )  # fmt: skip
 
     def get_default_screen(self) -> Screen[None]:
-        """The chat."""
         return self.chat
 
     def on_mount(self) -> None:
-        """Follow the theme."""
-        self.theme_changed_signal.subscribe(self, lambda _theme: self._recolour())
+        self.theme_changed_signal.subscribe(self, lambda _theme: self._redraw())
         if self.settings.ascii:
             self.add_class("ascii")
 
-    def _tell(self, message: object) -> None:
-        """From any thread to the chat."""
+    def _start(self) -> None:
+        """Load the model, on the first run after the user chose one."""
+        if not self.is_first_run:
+            self.worker.open()
+            return
+        from edgechat.tui.screens.first_run import FirstRunScreen
+
+        def start(choice: str | None) -> None:
+            self.worker.open()
+            if choice == "models":
+                self._open_models()
+
+        self.push_screen(FirstRunScreen(self.settings, self.downloads), start)
+
+    def _post_to_pane(self, message: Any) -> None:
         if not self.is_leaving:
-            self.chat.post_message(message)  # type: ignore[arg-type]
+            self.pane.post_message(message)
 
-    @functools.cached_property
+    @property
+    def pane(self) -> ConversationPane:
+        return self.chat.pane
+
+    @property
     def actions(self) -> Actions:
-        """What can be done; made when something is."""
-        from edgechat.tui.actions import Actions
+        return self.chat.actions
 
-        return Actions(self)
-
-    # Looks
+    # Theme and keys
 
     @property
     def palette(self) -> Palette:
-        """What the theme of now means for rows."""
+        """Styles of the transcript for the current theme."""
         if self._palette is None:
             from edgechat.tui.render.palette import Palette
 
@@ -122,8 +135,8 @@ class ChatApp(textual_private.CrashReportApp[int]):
             )
         return self._palette
 
-    def _take_theme(self, name: str) -> list[str]:
-        """Look like this; returns what is wrong with it."""
+    def _apply_theme(self, name: str) -> list[str]:
+        """Switch to a theme; returns the problems with it."""
         if name == self.theme:
             return []
         from edgechat.tui import themes
@@ -133,8 +146,8 @@ class ChatApp(textual_private.CrashReportApp[int]):
         self.theme = theme.name
         return [problem] if problem else []
 
-    def _take_keys(self, settings: Settings) -> list[str]:
-        """Let keys mean what the settings say; returns what is wrong with them."""
+    def _apply_keys(self, settings: Settings) -> list[str]:
+        """Map keys as the settings say; returns the problems with them."""
         problems: list[str] = []
         self.key_overrides = {}
         if settings.keys or settings.vim_keys:
@@ -142,14 +155,14 @@ class ChatApp(textual_private.CrashReportApp[int]):
         self.set_keymap(self.key_overrides)
         return problems
 
-    def _recolour(self) -> None:
+    def _redraw(self) -> None:
         self._palette = None
         if self.chat.is_attached:
-            self.chat.transcript.discard_layout()
+            self.pane.transcript.discard_layout()
 
     @staticmethod
     def all_keys() -> list[keys.KeyBinding]:
-        """Every binding of ours, those of screens among them that are not open."""
+        """Return all key bindings, including those of screens that are not open."""
         from edgechat.tui.screens.filter_list import FilterListScreen
         from edgechat.tui.screens.first_run import FirstRunScreen
         from edgechat.tui.screens.models import ModelsScreen
@@ -160,161 +173,146 @@ class ChatApp(textual_private.CrashReportApp[int]):
         screens = (FilterListScreen, ModelsScreen, SettingsScreen, TextScreen, FirstRunScreen)
         return keys.declared_bindings(ChatApp, ChatScreen, PromptInput, Transcript, Sidebar, *screens)
 
-    # Everything there is
+    def apply_settings(self, settings: Settings) -> None:
+        """Apply changed settings, except those of the loaded model."""
+        before, self.settings = self.settings, settings
+        for problem in [*self._apply_theme(settings.theme), *self._apply_keys(settings)]:
+            self.notify(problem)
+        if settings.figures not in (before.figures, self.pane.shows_figures):
+            self.pane.toggle_figures()
+        self.worker.queue(lambda session: session.set_base_settings(settings))
+
+    # Screens
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002
-        """For the palette: each command that needs nothing after it, and what Textual has itself."""
+        """Yield the commands of the palette: slash commands that need no argument, and Textual's own."""
         from edgechat.chat.commands import COMMANDS
 
         for command in COMMANDS:
-            if not command.argument or command.argument.startswith("["):
-                run = lambda name=command.name: self.actions.run(name, "")  # noqa: E731  (bound now)
+            if not command.argument or command.argument.startswith("[") or command.name == "search":
+                run = lambda name=command.name: self.actions.run(name)  # noqa: E731  (binds the name now)
                 yield SystemCommand(command.name.capitalize(), command.summary, run)
-        yield SystemCommand("Search", "find words in all conversations", lambda: self.actions.search(""))
-        yield SystemCommand("Theme", "other colours, for now; /settings keeps them", self.action_change_theme)
+        yield SystemCommand("Theme", "Try a theme; /settings saves one", self.action_change_theme)
 
-    @on(PromptInput.HistoryRequested)
-    def _on_history_requested(self, message: PromptInput.HistoryRequested) -> None:
-        self._read_history(then_pick=message.search)
+    def on_view_requested(self, message: ViewRequested) -> None:
+        if message.view == "search":
+            self._open_search(message.argument)
+        elif message.view == "models":
+            self._open_models()
+        elif message.view == "personas":
+            self._open_personas()
+        elif message.view == "settings":
+            from edgechat.tui.screens.settings import SettingsScreen
 
-    def _read_history(self, *, then_pick: bool) -> None:
-        def run(session: Session) -> None:
-            found = list(session.store.recent_inputs(_HISTORY))
-            self.call_from_thread(self._take_history, found, then_pick=then_pick)
+            self.push_screen(SettingsScreen(self.settings, self.apply_settings))
+        elif message.view == "plan":
+            from edgechat.tui.screens.plan import PlanScreen
 
-        self.worker.aside(run)
+            self.push_screen(PlanScreen(self.worker.session, self.settings.model))
+        elif message.view == "help":
+            from edgechat.tui.screens.help import HelpScreen
 
-    def _take_history(self, found: list[str], *, then_pick: bool) -> None:
-        prompt = self.chat.prompt
-        prompt.past_messages = found
-        if not then_pick:
-            prompt.recall(0)
-        elif found:
-            options = [(str(n), " ".join(text.split())[:300]) for n, text in enumerate(found)]
-            self.pick("What you said before", options, lambda chosen: prompt.recall(int(chosen)))
-
-    def pick(self, title: str, options: Sequence[tuple[str, str]], then: Callable[[str], object]) -> None:
-        """Let one of these be chosen: what each stands for, and how it is shown."""
-        from edgechat.tui.screens.picker import PickerScreen
-
-        def chosen(found: str | None) -> None:
-            if found is not None:
-                then(found)
-
-        self.push_screen(PickerScreen(title, options), chosen)
-
-    def _list_conversations(self) -> Sequence[ConversationSummary] | None:
-        session = self.worker.session
-        return session.store.list_conversations(limit=_MAX_LISTED) if session is not None else None
-
-    def toggle_sidebar(self) -> None:
-        """Show the list of conversations, or not."""
-        sidebar = self.chat.sidebar
-        if sidebar is None:
-            from edgechat.tui.widgets.sidebar import Sidebar
-
-            self.chat.sidebar = sidebar = Sidebar(self._list_conversations, lambda: self.chat.conversation_id)
-            self.chat.mount(sidebar, before=0)
-            self.call_after_refresh(sidebar.refresh_list)
-            self.call_after_refresh(sidebar.focus_filter)
-        elif sidebar.display:
-            sidebar.action_leave()
+            self.push_screen(HelpScreen(self.all_keys(), self.key_overrides))
+        elif message.view == "suspend":
+            self.action_suspend_process()
+        elif message.view == "quit":
+            self.run_worker(self.action_quit())
         else:
-            sidebar.display = True
-            sidebar.refresh_list()
-            sidebar.focus_filter()
+            raise AssertionError(f"no screen for {message.view}")
 
-    # Models
+    def _open_search(self, query: str) -> None:
+        from edgechat.tui.screens.search import SearchScreen
+
+        session = self.worker.session
+        search = lambda text, limit: session.store.search(text, limit=limit) if session is not None else []  # noqa: E731
+        self.push_screen(SearchScreen(query, search), lambda chosen: self.actions.go_to(chosen) if chosen else None)
+
+    def _open_models(self) -> None:
+        from edgechat.tui.screens.models import ModelsScreen
+
+        screen = ModelsScreen(self.settings, self.downloads, self.download_status, lambda: self.pane.is_generating)
+        self.push_screen(screen, lambda name: self.actions.use_model(name) if name is not None else None)
+
+    def _open_personas(self) -> None:
+        from edgechat.chat import personas
+        from edgechat.tui.screens.picker import pick
+
+        names = personas.list_names()
+        if names:
+            pick(self, "Personas", [(n, n) for n in names], lambda name: self.actions.run("persona", name))
+        else:
+            self.pane.add_error(f"There are no personas yet. Create one: {paths.personas_dir() / 'NAME.toml'}")
+
+    # Downloads
 
     @property
     def downloads(self) -> DownloadRunner:
-        """What gets models; goes on when its screen is closed."""
+        """Downloads, which continue when their screen is closed."""
         if self._downloads is None:
             from edgechat.tui.downloads import DownloadRunner
 
-            self._downloads = DownloadRunner(self)
+            self._downloads = DownloadRunner(
+                lambda status: self.call_later(self._show_download, status), self.post_message
+            )
         return self._downloads
 
-    def use_model(self, name: str) -> None:
-        """Let another model answer from here on; what is being answered ends."""
-        if self.chat.is_generating:
-            self.worker.stop()
-        self.chat.begin_load()
-        self.worker.load_model(name)
+    def _show_download(self, status: str) -> None:
+        if self.is_leaving:
+            return
+        self.download_status = status
+        self.pane.status_line.redraw()
+        if isinstance(self.screen, _DownloadScreen):
+            self.screen.show_download(status)
 
-    def notify(self, message: str, **more: Any) -> None:
-        """Say something in a corner; titles, names and errors come from outside, and may act on a terminal."""
-        super().notify(escape_controls(message), **{**more, "markup": False})
-
-    def show_download(self, words: str) -> None:
-        """How far a download is, wherever that is shown."""
-        self.download_status = words
-        self.chat.status_line.redraw()
-        show = getattr(self.screen, "show_download", None)
-        if show is not None:
-            show(words)
-
-    @on(DownloadEnded)
-    def _on_download_ended(self, message: DownloadEnded) -> None:
-        wait = getattr(self.screen, "download_ended", None)
-        if wait is not None:
-            wait(message.problem)
+    def on_download_ended(self, message: DownloadEnded) -> None:
+        if isinstance(self.screen, _DownloadScreen):
+            self.screen.download_ended(message.problem)
         elif message.problem:
-            self.chat.add_error(message.problem)
+            self.pane.add_error(message.problem)
         else:
-            self.chat.add_note(f"{message.reference} is here: /model {message.name} lets it answer")
-            self.notify(f"{message.name} is here")
+            self.pane.add_note(f"Installed {message.reference}. /model {message.name} uses it.")
+            self.notify(f"Installed {message.name}")
 
-    def take_settings(self, settings: Settings) -> None:
-        """Let other settings hold, as far as that is possible while a model is loaded."""
-        before, self.settings = self.settings, settings
-        for problem in [*self._take_theme(settings.theme), *self._take_keys(settings)]:
-            self.notify(problem)
-        if settings.figures not in (before.figures, self.shows_figures):
-            self.actions.run("figures", "")
-        self.worker.do(lambda session: session.set_base_settings(settings))
+    # The terminal
 
-    # Copying
+    def notify(self, message: str, **options: Any) -> None:
+        """Show a toast; control characters become escape_controls, because titles and errors come from outside."""
+        super().notify(escape_controls(message), **{**options, "markup": False})
 
     def copy_to_clipboard(self, text: str) -> None:
-        """Also through tmux and screen, which keep what is meant for the terminal outside."""
+        """Copy through OSC 52, also through tmux and screen, which intercept a plain sequence."""
         from edgechat.tui import clipboard
 
         textual_private.set_clipboard(self, text)
         if len(text) <= clipboard.MAX_CHARS:
             textual_private.write_to_terminal(self, clipboard.osc52_sequence(text))
 
-    def copy(self, text: str, what: str) -> None:
-        """Copy, and say where else it is: a terminal does not tell whether it took it."""
+    def on_copy_requested(self, message: CopyRequested) -> None:
+        """Copy, and save the text to a file: a terminal does not report whether it copied."""
         from edgechat.tui import clipboard
 
-        self.copy_to_clipboard(text)
-        session = self.worker.session
-        file = clipboard.save_copy(text) if session is None or session.store.is_persistent else None
-        where = f"; also in {file}" if file is not None else ""
-        taken = (
-            f"{what} copied" if len(text) <= clipboard.MAX_CHARS else f"{what} is too long for a terminal's clipboard"
-        )
-        self.notify(f"{taken}{where}")
-
-    # Outside
+        self.copy_to_clipboard(message.text)
+        file = clipboard.save_copy(message.text) if self.worker.writes_files else None
+        self.notify(clipboard.summary(message.subject, message.text, file))
 
     @on(PromptInput.EditorRequested)
-    def _on_editor_wanted(self) -> None:
+    def _open_editor(self) -> None:
         from edgechat.tui.editor import edit_text
 
-        prompt = self.chat.prompt
+        prompt = self.pane.prompt
         try:
             with self.suspend():
                 text = edit_text(prompt.full_text)
-        except (EdgechatError, SuspendNotSupported) as problem:
-            self.chat.add_error(str(problem))
+        except (EdgechatError, SuspendNotSupported) as error:
+            self.pane.add_error(str(error))
         else:
             prompt.load(text)
         self.refresh(layout=True)
 
+    # Leaving
+
     async def action_quit(self) -> None:
-        """Leave at once: the engine is closed first, because a thread waits for its words."""
+        """Quit at once: closing the engine ends a running reply, which the worker waits for."""
         if self.is_leaving:
             return
         self.chat.leave()
@@ -325,25 +323,24 @@ class ChatApp(textual_private.CrashReportApp[int]):
         self.exit(0)
 
     def report_crash(self) -> None:
-        """One screen with what to do, instead of pages of source."""
+        """Show a short text with the crash log's path instead of Textual's traceback."""
         from rich.text import Text
 
         file = paths.cache_dir() / "crash.log"
-        where = ""
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             files.replace_file(file, traceback.format_exc().encode("utf-8", "replace"))
-            where = f" The details are in {file}, those of the engine in {paths.log_file()}."
+            where = f" Details: {file}. Engine log: {paths.log_file()}."
         except OSError:
             where = "\n" + traceback.format_exc()
         problem = traceback.format_exc().strip().splitlines()[-1][:300]
         self.panic(Text(
-            f"edgechat failed: {problem}\n\nWhat was said is kept: `edgechat -c` goes on with it.{where}"
+            f"edgechat failed: {problem}\n\nYour conversation is saved: `edgechat -c` continues it.{where}"
         ))  # fmt: skip
 
 
 def run_app(app: ChatApp) -> int:
-    """Hold the conversation on this terminal; returns the exit code."""
+    """Run the application on this terminal; returns the exit code."""
     textual_private.register_alt_enter()
     try:
         app.run()

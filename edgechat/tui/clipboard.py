@@ -39,3 +39,10 @@ def save_copy(text: str) -> Path | None:
     except OSError:
         return None
     return file
+
+
+def summary(subject: str, text: str, file: Path | None) -> str:
+    """Return the message for the user after a copy; `file` holds the text as well."""
+    is_copied = len(text) <= MAX_CHARS
+    result = f"{subject} copied" if is_copied else f"{subject} is too long for the terminal's clipboard"
+    return f"{result}. Also in {file}" if file is not None else result

@@ -1,4 +1,4 @@
-"""What is to be said: what is typed, what goes along, what it is said instead of, what waits, and none of it lost."""
+"""The next message: its text in the input, its attachments, the message it edits, and the queue of messages to send."""
 
 from __future__ import annotations
 
@@ -10,124 +10,119 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgechat.tui.render.entries import MessageEntry
-    from edgechat.tui.screens.chat import ChatScreen
+    from edgechat.tui.session_worker import SessionWorker
     from edgechat.tui.widgets.prompt import PromptInput, PromptState
 
 
 class Composer:
-    """Of one screen; its text is in the input."""
+    """State of the message that the user writes, around one input; saves unsent text so that no crash loses it."""
 
-    def __init__(self, chat: ChatScreen) -> None:
-        self._chat = chat
-        self.editing: str | None = None
-        """The message that is said differently with the next Enter."""
+    def __init__(self, prompt: PromptInput, worker: SessionWorker) -> None:
+        self._prompt = prompt
+        self._worker = worker
+        self.conversation_id = ""
+        """Conversation that unsent text is saved for; "" for one without messages."""
+        self.edited_id: str | None = None
+        """The message that the next Enter edits."""
         self.attached: list[Path] = []
-        self._queued: list[OutgoingMessage] = []
-        self._before_editing = ""
+        self._queue: list[OutgoingMessage] = []
+        self._text_before_edit = ""
 
-    @property
-    def _prompt(self) -> PromptInput:
-        return self._chat.prompt
-
-    # What is said next
+    # Sending
 
     def take(self, text: str, held: PromptState | None) -> OutgoingMessage:
-        """What Enter means; `held` is what the input had for it."""
-        from edgechat.chat import commands
+        """Make a message of `text`, attachments and edit target, and reset them; `held` is the input's content."""
+        from edgechat.chat import mentions
 
-        missing = commands.missing_files(text)
+        missing = mentions.missing_files(text)
         if missing:
-            self._chat.app.notify(f"@{missing[0]} is no file here: it is sent as a word")
-        files = tuple(dict.fromkeys((*self.attached, *commands.attached_files(text))))
-        saying = OutgoingMessage(text, files, self.editing, held)
-        if self.editing is not None and self._before_editing:
-            self._prompt.load(self._before_editing)
-        self.editing, self.attached, self._before_editing = None, [], ""
-        return saying
+            self._prompt.notify(f"No file @{missing[0]}: sent as text")
+        files = tuple(dict.fromkeys((*self.attached, *mentions.attached_files(text))))
+        outgoing = OutgoingMessage(text, files, self.edited_id, held)
+        if self.edited_id is not None and self._text_before_edit:
+            self._prompt.load(self._text_before_edit)
+        self.edited_id, self.attached, self._text_before_edit = None, [], ""
+        return outgoing
 
-    def wait(self, saying: OutgoingMessage) -> None:
-        """Say it after what is answered now."""
-        self._queued.append(saying)
+    def enqueue(self, outgoing: OutgoingMessage) -> None:
+        """Send a message after the current reply."""
+        self._queue.append(outgoing)
 
-    def next(self) -> OutgoingMessage | None:
-        """What waited the longest."""
-        return self._queued.pop(0) if self._queued else None
+    def dequeue(self) -> OutgoingMessage | None:
+        """Remove and return the oldest queued message."""
+        return self._queue.pop(0) if self._queue else None
 
-    def edit(self, entry: MessageEntry) -> None:
-        """Have a message said differently with the next Enter."""
-        self._before_editing = self._prompt.full_text if self.editing is None else self._before_editing
-        self.editing = entry.message.id
+    # Editing
+
+    def start_edit(self, entry: MessageEntry) -> None:
+        """Load a message into the input, so that the next Enter edits it."""
+        if self.edited_id is None:
+            self._text_before_edit = self._prompt.full_text
+        self.edited_id = entry.message.id
         self._prompt.load(entry.text)
         self._prompt.focus()
 
-    def give_up_edit(self) -> None:
-        """What was typed before comes back."""
-        self.editing = None
-        self._prompt.load(self._before_editing)
-        self._before_editing = ""
+    def cancel_edit(self) -> None:
+        """Restore the text that was in the input before the edit."""
+        self.edited_id = None
+        self._prompt.load(self._text_before_edit)
+        self._text_before_edit = ""
 
-    def forget(self) -> None:
-        """Another conversation is on the screen."""
-        self.editing, self.attached = None, []
+    def reset(self) -> None:
+        """Drop edit target and attachments, which belong to the previous conversation."""
+        self.edited_id, self.attached = None, []
 
-    # Nothing is lost
+    # Restoring
 
-    def take_back(self, saying: OutgoingMessage) -> None:
-        """What could not be said can be sent again, just as it was."""
-        self.editing = saying.editing
-        self.attached = list(dict.fromkeys((*self.attached, *saying.files)))
-        if saying.held is not None and not self._prompt.text:
-            self._prompt.restore(saying.held)
+    def restore(self, outgoing: OutgoingMessage) -> None:
+        """Put a message that could not be sent back, so that Enter sends it again."""
+        self.edited_id = outgoing.edited_id
+        self.attached = list(dict.fromkeys((*self.attached, *outgoing.files)))
+        if outgoing.held is not None and not self._prompt.text:
+            self._prompt.restore(outgoing.held)
         else:
-            self.give_back(saying.text)
+            self.append_text(outgoing.text)
 
-    def give_back(self, text: str) -> None:
-        """Put words into the input, after what is there."""
+    def append_text(self, text: str) -> None:
+        """Append a paragraph to the input."""
         self._prompt.load("\n\n".join(t for t in (self._prompt.full_text, text) if t))
 
-    def put_aside(self) -> bool:
-        """What waits goes back to the input; False if nothing did."""
-        waiting, self._queued = self._queued, []
-        for saying in waiting:
-            self.take_back(saying)
-        return bool(waiting)
+    def restore_queue(self) -> bool:
+        """Move queued messages back to the input; returns False if there are none."""
+        queue, self._queue = self._queue, []
+        for outgoing in queue:
+            self.restore(outgoing)
+        return bool(queue)
 
-    def put_text_aside(self) -> None:
-        """Another conversation is gone to: what is typed here stays here, as far as anything does."""
-        talker = self._chat.app.worker
-        is_kept = talker.session is not None and talker.session.store.is_persistent
-        if is_kept and self._key and self._prompt.text:
-            talker.keep_draft(self._key, self._prompt.full_text)
+    def leave_conversation(self) -> None:
+        """Save the input for this conversation and empty it; an ephemeral conversation leaves the text in the input."""
+        if self._worker.writes_files and self.conversation_id and self._prompt.text:
+            self._worker.save_unsent(self.conversation_id, self._prompt.full_text)
             self._prompt.load("")
 
-    def keep(self) -> None:
-        """Write down what waits, and what is typed."""
-        self._chat.app.worker.keep_draft(self._key, self._unsent)
+    def save(self) -> None:
+        """Save queued messages and the input."""
+        self._worker.save_unsent(self.conversation_id, self._unsent_text)
 
-    def begin(self, conversation_id: str) -> None:
-        """A new conversation has a name of its own from now on."""
-        self._chat.app.worker.keep_draft("", "")
-        if self._unsent:
-            self._chat.app.worker.keep_draft(conversation_id, self._unsent)
-
-    @property
-    def _unsent(self) -> str:
-        return "\n\n".join(t for t in (*(s.text for s in self._queued), self._prompt.full_text) if t)
+    def start_conversation(self, conversation_id: str) -> None:
+        """Save unsent text under the id of a conversation that just got its first message."""
+        self.conversation_id = conversation_id
+        self._worker.save_unsent("", "")
+        if self._unsent_text:
+            self._worker.save_unsent(conversation_id, self._unsent_text)
 
     @property
-    def _key(self) -> str:
-        """Where the draft of this conversation is; of all new ones, "" is."""
-        view = self._chat.view
-        return view.conversation.id if view is not None and view.path else ""
+    def _unsent_text(self) -> str:
+        return "\n\n".join(t for t in (*(o.text for o in self._queue), self._prompt.full_text) if t)
 
     @property
-    def words(self) -> list[str]:
-        """What goes along with the next message, or comes after it, for the live line."""
+    def status(self) -> list[str]:
+        """Edit target, queue and attachments, for the status line."""
         from edgechat.chat.messages import first_line
 
-        found = ["editing (Esc: not)"] if self.editing is not None else []
-        if self._queued:
-            found.append(f"next: {first_line(self._queued[0].text, 20)}")
+        parts = ["editing (Esc cancels)"] if self.edited_id is not None else []
+        if self._queue:
+            parts.append(f"next: {first_line(self._queue[0].text, 20)}")
         if self.attached:
-            found.append(f"{len(self.attached)} attached")
-        return found
+            parts.append(f"{len(self.attached)} attached")
+        return parts

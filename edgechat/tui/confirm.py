@@ -1,22 +1,22 @@
-"""What is done for good is asked for twice."""
+"""Confirmation of deletions: the same key twice."""
 
 from __future__ import annotations
 
 import time
 from typing import Final
 
-_WITHIN_S: Final = 5.0
+_TIMEOUT_S: Final = 5.0
 
 
 class Confirmation:
-    """Remembers what was asked for last, for a few seconds."""
+    """Remembers the last request for a few seconds."""
 
     def __init__(self) -> None:
         self._key = ""
-        self._at_s = 0.0
+        self._requested_at = 0.0
 
     def confirm(self, key: str) -> bool:
-        """True if the same was asked for just before."""
-        is_second = self._key == key and time.monotonic() - self._at_s < _WITHIN_S
-        self._key, self._at_s = "" if is_second else key, time.monotonic()
-        return is_second
+        """Return True for the second request with the same key within five seconds."""
+        is_confirmed = self._key == key and time.monotonic() - self._requested_at < _TIMEOUT_S
+        self._key, self._requested_at = "" if is_confirmed else key, time.monotonic()
+        return is_confirmed

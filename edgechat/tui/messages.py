@@ -1,8 +1,8 @@
-"""What threads tell the screen."""
+"""Messages from worker threads, widgets and actions to the screens and the application."""
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from textual.message import Message
@@ -10,6 +10,7 @@ from textual.message import Message
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgechat.chat.commands import Outcome, View
     from edgechat.chat.events import TurnFinished, TurnInterrupted
     from edgechat.chat.messages import Conversation
     from edgechat.chat.messages import Message as ChatMessage
@@ -17,151 +18,155 @@ if TYPE_CHECKING:
 
 
 class ConversationView(NamedTuple):
-    """A conversation as it stands, at one moment."""
+    """Snapshot of a conversation and its active path."""
 
     conversation: Conversation
     path: list[tuple[ChatMessage, tuple[int, int]]]
-    """Its messages from the first to the head, each with which of how many alternatives it is."""
+    """Messages from the first to the head, each with its number among its alternatives and their count."""
 
 
 class OutgoingMessage(NamedTuple):
-    """What is to be said."""
+    """A message that the user sends, or the edit of an earlier one."""
 
     text: str
     files: tuple[Path, ...] = ()
-    editing: str | None = None
-    """The message that it is said instead of; None for a new one."""
+    edited_id: str | None = None
+    """The message that this one is an alternative to; None for a new message."""
     held: PromptState | None = None
-    """What the input held."""
+    """Content of the input, with pastes folded, to restore if the message cannot be sent."""
 
 
+# From the session worker to the conversation pane.
+
+
+@dataclass
 class StatusChanged(Message):
-    """Something that takes time goes on."""
+    """Progress of a load, a self-test or a prefill, for the status line."""
 
-    def __init__(self, words: str) -> None:
-        super().__init__()
-        self.words = words
+    text: str
 
 
+@dataclass
+class LoadStarted(Message):
+    """Another model is being loaded."""
+
+
+@dataclass
 class ModelReady(Message):
-    """The model is ready."""
+    """The model is loaded; `warnings` are notes for the user."""
+
+    warnings: list[str]
 
 
+@dataclass
 class ConversationChanged(Message):
-    """The conversation, or what is said of it, is another one."""
+    """Another conversation is open, or the active path changed."""
 
-    def __init__(self, view: ConversationView, goal: str | None = None, draft: str = "") -> None:
-        """`goal` is a message to be brought into view, `draft` what was typed there and not sent."""
-        super().__init__()
-        self.view = view
-        self.goal = goal
-        self.draft = draft
+    view: ConversationView
+    message_id: str | None = None
+    """A message to scroll to."""
+    unsent_text: str = ""
+    """Saved input of this conversation."""
 
 
+@dataclass
 class ReplyStarted(Message):
-    """An answer begins to be written; what it answers is kept."""
+    """The message is saved and its reply is about to be generated."""
 
-    def __init__(self, view: ConversationView, answer_id: str) -> None:
-        super().__init__()
-        self.view = view
-        self.answer_id = answer_id
+    view: ConversationView
+    reply_id: str
 
 
-class TitleChanged(Message):
-    """The conversation has another title."""
-
-    def __init__(self, conversation: Conversation) -> None:
-        super().__init__()
-        self.conversation = conversation
-
-
-class ContextMeasured(Message):
-    """How much of the context would be in use if `text` were sent now; 0 if it would not fit."""
-
-    def __init__(self, text: str, context_tokens: int, words: str) -> None:
-        super().__init__()
-        self.text = text
-        self.context_tokens = context_tokens
-        self.words = words
-
-
+@dataclass
 class TextArrived(Message):
-    """More of the answer."""
+    """More text, reasoning and tokens of the reply."""
 
-    def __init__(self, text: str, reasoning: str, n_tokens: int) -> None:
-        super().__init__()
-        self.text = text
-        self.reasoning = reasoning
-        self.n_tokens = n_tokens
+    text: str
+    reasoning: str
+    n_tokens: int
 
 
+@dataclass
 class ReplyEnded(Message):
-    """The answer is complete, or was stopped."""
+    """The reply is complete or was stopped."""
 
-    def __init__(self, turn: TurnFinished | TurnInterrupted, view: ConversationView) -> None:
-        super().__init__()
-        self.turn = turn
-        self.view = view
+    turn: TurnFinished | TurnInterrupted
+    view: ConversationView
 
 
+@dataclass
+class TitleChanged(Message):
+    """The model generated a title for the conversation."""
+
+    conversation: Conversation
+
+
+@dataclass
+class ContextMeasured(Message):
+    """Size of the prompt if `text` were sent now; 0 tokens if it would not fit."""
+
+    text: str
+    context_tokens: int
+    warning: str
+
+
+@dataclass
 class NoteAdded(Message):
-    """Something that a person should know, and that stays on the screen."""
+    """A note for the transcript."""
 
-    def __init__(self, words: str) -> None:
-        super().__init__()
-        self.words = words
+    text: str
 
 
+@dataclass
 class SessionFailed(Message):
-    """Something failed; `taken_back` is what could not be said."""
+    """A reply, a load or a command failed."""
 
-    def __init__(
-        self,
-        words: str,
-        view: ConversationView | None,
-        taken_back: OutgoingMessage | None = None,
-        *,
-        ends: bool = False,
-    ) -> None:
-        """With `ends`, what failed was an answer or the load that the screen waits for."""
-        super().__init__()
-        self.words = words
-        self.view = view
-        self.taken_back = taken_back
-        self.ends = ends
+    text: str
+    view: ConversationView | None
+    taken_back: OutgoingMessage | None = None
+    """The message that could not be sent, to be restored in the input."""
+    ends_operation: bool = False
+    """True if a reply or a load failed that the screen counts as pending."""
 
 
+# From the session worker and the actions to the chat screen.
+
+
+@dataclass
+class CommandFinished(Message):
+    """A slash command was run."""
+
+    outcome: Outcome
+
+
+@dataclass
+class ConversationsChanged(Message):
+    """The list of conversations may have changed."""
+
+
+@dataclass
+class ViewRequested(Message):
+    """A command or a key opens a list or a screen."""
+
+    view: View
+    argument: str = ""
+
+
+@dataclass
+class CopyRequested(Message):
+    """Text to copy; `subject` names it for the notification."""
+
+    text: str
+    subject: str
+
+
+# From downloads.
+
+
+@dataclass
 class DownloadEnded(Message):
-    """A download ended: with the name that the model has now, or with a problem."""
+    """A download ended: with the name of the installed model, or with a problem."""
 
-    def __init__(self, reference: str, name: str, problem: str) -> None:
-        super().__init__()
-        self.reference = reference
-        self.name = name
-        self.problem = problem
-
-
-class TextBatch:
-    """Text that waits to be painted."""
-
-    def __init__(self) -> None:
-        self._text = ""
-        self._reasoning = ""
-        self._n_tokens = 0
-        self._since_s = 0.0  # long ago: the first text is painted at once
-
-    def add(self, text: str, reasoning: str, n_tokens: int) -> None:
-        """Wait with the rest."""
-        self._text += text
-        self._reasoning += reasoning
-        self._n_tokens += n_tokens
-
-    def age_s(self) -> float:
-        """Seconds since the last `take`."""
-        return time.monotonic() - self._since_s
-
-    def take(self) -> TextArrived:
-        """All of it, as a message."""
-        message = TextArrived(self._text, self._reasoning, self._n_tokens)
-        self._text, self._reasoning, self._n_tokens, self._since_s = "", "", 0, time.monotonic()
-        return message
+    reference: str
+    name: str
+    problem: str

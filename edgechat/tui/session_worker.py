@@ -1,4 +1,4 @@
-"""Talks to the session, so that the screen never waits: one thread for turns, others for what is beside them."""
+"""Runs the session in threads and posts the results as messages, so that the screen never waits."""
 
 from __future__ import annotations
 
@@ -16,223 +16,290 @@ if TYPE_CHECKING:
 
     from textual.message import Message
 
+    from edgechat.chat.commands import Command, Destination
     from edgechat.chat.events import PromptProgressed, SessionEvent, TurnFinished, TurnInterrupted
     from edgechat.chat.session import Session
+    from edgechat.chat.store import Store
     from edgechat.models.events import ModelLoadProgressed
 
 # Text reaches the screen about twelve times a second: nobody reads faster, and every repaint costs.
-PAINT_S: Final = 0.08
-# With these errors a message was in the conversation, and is not any more.
+PAINT_INTERVAL_S: Final = 0.08
+# The session removes the message from the conversation before it raises one of these.
 _RETRACTED: Final = (ContextOverflowError, TemplateError)
 
-Ask = Callable[["Session"], "Iterator[SessionEvent]"]
 Job = Callable[["Session"], object]
+StartReply = Callable[["Session"], "Iterator[SessionEvent]"]
+Export = Callable[["Store", str, "Path"], None]
+"""Writes a conversation to a file, whose suffix selects the format. Raises EdgechatError."""
 
 
 class SessionWorker:
-    """Whatever is asked of it is done in turn, in another thread; what comes of it is posted as messages."""
+    """Owns the session and the threads that use it.
 
-    def __init__(self, make_session: Callable[[], Session], post: Callable[[Message], object]) -> None:
-        """`make_session` is called when `open` is, in the thread."""
+    Replies, loads and changes of the conversation run one after another. Side jobs, such as exports and changes of
+    other conversations, run at once, also while a reply is generated. Idle jobs (titles, cache warming, token counts)
+    yield to replies, and their errors are ignored.
+    """
+
+    def __init__(self, make_session: Callable[[], Session], post: Callable[[Message], object], export: Export) -> None:
+        """`make_session` is called in a worker thread when the first job runs."""
         self._make_session = make_session
         self._post = post
-        self._turns = ThreadPoolExecutor(1, "turns")
-        self._asides = ThreadPoolExecutor(2, "asides")
-        self._drafts = ThreadPoolExecutor(1, "drafts")
+        self._export = export
+        self._turn_thread = ThreadPoolExecutor(1, "turns")
+        self._side_thread = ThreadPoolExecutor(1, "side")
+        self._idle_threads = ThreadPoolExecutor(2, "idle")
+        self._unsent_thread = ThreadPoolExecutor(1, "unsent")
         self.session: Session | None = None
-        """None until it was made."""
-        self.is_leaving = False
-        self._was_said = False
+        """None until the first job made it."""
+        self.is_closing = False
+        self._reply_started = False
         self.is_painted = True
-        """False while text that was posted is not on the screen; set by the screen."""
+        """Set by the screen once the text that was posted last is painted."""
+
+    @property
+    def is_loaded(self) -> bool:
+        """True if a model is loaded."""
+        return self.session is not None and self.session.loaded is not None
+
+    @property
+    def writes_files(self) -> bool:
+        """False for an ephemeral conversation, of which nothing may be written to disk."""
+        return self.session is None or self.session.store.is_persistent
 
     # Jobs
 
-    def do(self, job: Job) -> None:
-        """Have something done to the session after all that was asked for before."""
-        self._submit(self._turns, lambda: self._guarded(job, needs_model=False))
+    def queue(self, job: Job) -> None:
+        """Run a job after all earlier replies, loads and changes."""
+        self._submit(self._turn_thread, lambda: self._attempt(job))
 
-    def aside(self, job: Job) -> None:
-        """Have something done beside turns, for which nobody waits; its errors are nobody's business."""
-        self._submit(self._asides, lambda: self._quietly(job))
+    def run_beside(self, job: Job) -> None:
+        """Run a job at once, also while a reply is generated; only the very first one waits for the session."""
+        if self.session is None:
+            self.queue(job)
+        else:
+            self._submit(self._side_thread, lambda: self._attempt(job, posts_view=False))
 
-    def answer(self, ask: Ask, saying: messages.OutgoingMessage | None = None) -> None:
-        """Have something answered; what is said is given back if it could not be."""
-        job = lambda session: self._answer(session, ask)  # noqa: E731  (one line)
-        self._submit(self._turns, lambda: self._guarded(job, saying, needs_model=True, ends=True))
+    def run_idle(self, job: Job) -> None:
+        """Run a job that yields to replies and whose errors are ignored."""
+        self._submit(self._idle_threads, lambda: self._run_idle(job))
 
-    def keep_draft(self, conversation_id: str, text: str) -> None:
-        """Write down what was typed, one after the other; nothing of a conversation that is not kept."""
+    def run_command(self, command: Command, argument: str, *, beside_reply: bool = False) -> None:
+        """Run the handler of a command; `beside_reply` runs it at once, also while a reply is generated."""
+        if command.lane == "reply":
+            text = f"/{command.name} {argument}"
+            self.generate(
+                lambda session: _reply_of(command, session, argument),
+                messages.OutgoingMessage(text) if argument else None,
+            )
+        else:
+            run = self.run_beside if beside_reply else self.queue
+            run(lambda session: self._run_command(session, command, argument))
+
+    def generate(self, start: StartReply, outgoing: messages.OutgoingMessage | None = None) -> None:
+        """Generate a reply; `outgoing` is posted back if it could not be sent."""
+        self._submit(self._turn_thread, lambda: self._generate(start, outgoing))
+
+    def send(self, outgoing: messages.OutgoingMessage) -> None:
+        """Send a message, or the edit of one, and generate the reply."""
+        if outgoing.edited_id is not None:
+            edited_id = outgoing.edited_id
+            self.generate(lambda session: session.edit(edited_id, outgoing.text), outgoing)
+        else:
+            self.generate(lambda session: session.send(outgoing.text, outgoing.files), outgoing)
+
+    def save_unsent(self, conversation_id: str, text: str) -> None:
+        """Save the input of a conversation ("" for a new one) in the order of the calls; not of ephemeral ones."""
         if self.session is not None and self.session.store.is_persistent:
             from edgechat.chat import unsent_messages
 
-            self._submit(self._drafts, lambda: unsent_messages.save(conversation_id, text))
+            self._submit(self._unsent_thread, lambda: unsent_messages.save(conversation_id, text))
+
+    def go_to(self, destination: Destination) -> None:
+        """Open a conversation or start a new one, and post it."""
+
+        def job(session: Session) -> None:
+            from edgechat.chat.commands import go_to
+
+            has_message = go_to(session, destination)
+            self.post_conversation(session, destination.message_id if has_message else None)
+
+        self.queue(job)
 
     def _submit(self, threads: ThreadPoolExecutor, job: Callable[[], object]) -> None:
-        if not self.is_leaving:
+        if not self.is_closing:
             threads.submit(job)
 
-    def _guarded(
-        self, run: Job, saying: messages.OutgoingMessage | None = None, *, needs_model: bool, ends: bool = False
-    ) -> None:
-        self._was_said = False
+    def _attempt(
+        self, job: Job, *, needs_model: bool = False, outgoing: messages.OutgoingMessage | None = None,
+        ends_operation: bool = False, posts_view: bool = True,
+    ) -> None:  # fmt: skip
         try:
-            run(self._opened() if needs_model else self._made())
-        except Exception as error:  # noqa: BLE001  (whatever it is, the screen must say it and go on)
-            is_kept = self._was_said and not isinstance(error, _RETRACTED)
+            job(self._opened_session() if needs_model else self._existing_session())
+        except Exception as error:  # noqa: BLE001  (any error is shown, and the thread continues)
+            is_saved = self._reply_started and not isinstance(error, _RETRACTED)
             self._post(
-                messages.SessionFailed(words(error), self._view_or_none(), None if is_kept else saying, ends=ends)
-            )
+                messages.SessionFailed(
+                    error_text(error), self._view_or_none() if posts_view else None,
+                    None if is_saved else outgoing, ends_operation,
+                )
+            )  # fmt: skip
 
-    def _quietly(self, job: Job) -> None:
+    def _run_idle(self, job: Job) -> None:
         with contextlib.suppress(EdgechatError):
-            if self.session is not None and not self.is_leaving:
+            if self.session is not None and not self.is_closing:
                 job(self.session)
+
+    def _run_command(self, session: Session, command: Command, argument: str) -> None:
+        assert command.run is not None  # noqa: S101  (view commands are not run here)
+        outcome = command.run(session, argument)
+        if outcome.export_to is not None:
+            self._export(session.store, session.conversation.id, outcome.export_to)
+        if command.lane != "turn":
+            self._post(messages.CommandFinished(outcome))
+            return
+        self.post_conversation(session)
+        self._post(messages.CommandFinished(outcome._replace(model="")))
+        if outcome.model:  # before any message that was sent meanwhile
+            self._load_model(outcome.model)
 
     # Opening and closing
 
     def open(self) -> None:
-        """Make the session, show its conversation, and load the model."""
-        self._submit(self._turns, lambda: self._guarded(self._ready, needs_model=False, ends=True))
+        """Make the session, post its conversation, and load the model."""
+        self._submit(self._turn_thread, lambda: self._attempt(self._post_ready, needs_model=True, ends_operation=True))
 
-    def _ready(self, _session: Session) -> None:
-        self._opened()
-        self._post(messages.ModelReady())
+    def load_model(self, name: str) -> None:
+        """Load another model for the next replies; if it cannot be loaded, the session loads the previous one."""
+        self._submit(self._turn_thread, lambda: self._load_model(name))
 
-    def _made(self) -> Session:
-        """The session, made unless it is. Raises EdgechatError."""
-        if self.is_leaving:
-            raise EngineDiedError("the chat is being left")
+    def _load_model(self, name: str) -> None:
+        def job(session: Session) -> None:
+            from edgechat.chat.commands import load_model
+
+            self._post(messages.NoteAdded(load_model(session, name, self._on_load_progress)))
+            self._post_ready(session)
+
+        self._post(messages.LoadStarted())
+        self._attempt(job, ends_operation=True)
+
+    def _post_ready(self, session: Session) -> None:
+        warnings, session.warnings[:] = list(session.warnings), []
+        self._post(messages.ModelReady(warnings))
+
+    def _existing_session(self) -> Session:
+        """Return the session, making it if there is none yet. Raises EdgechatError."""
+        if self.is_closing:
+            raise EngineDiedError("The chat is closing")
         if self.session is None:
             session = self._make_session()
             session.load_messages()
             self.session = session
-            self.show(session)
+            self.post_conversation(session)
         return self.session
 
-    def _opened(self) -> Session:
-        """The session with its model. Raises EdgechatError."""
-        session = self._made()
-        if self.is_leaving:
-            raise EngineDiedError("the chat is being left")
+    def _opened_session(self) -> Session:
+        """Return the session with a model loaded. Raises EdgechatError."""
+        session = self._existing_session()
+        if self.is_closing:
+            raise EngineDiedError("The chat is closing")
         if session.loaded is None:
-            session.open(self._loading)
+            session.open(self._on_load_progress)
         return session
 
-    def _loading(self, event: ModelLoadProgressed) -> None:
+    def _on_load_progress(self, event: ModelLoadProgressed) -> None:
         self._post(messages.StatusChanged(event.message))
 
-    def load_model(self, name: str) -> None:
-        """Let another model answer, from the next message on; the one before is loaded again if this one cannot be."""
-
-        def job(session: Session) -> None:
-            from edgechat.catalogue import registry
-            from edgechat.catalogue.resolve import find_model
-
-            path = find_model(name)
-            session.change_model(name, path, self._loading)
-            if session.store.is_persistent:
-                registry.record_use(path)
-            self.note(f"{path.stem} answers from here on")
-            self._post(messages.ModelReady())
-
-        self._submit(self._turns, lambda: self._guarded(job, needs_model=False, ends=True))
-
     def stop(self) -> None:
-        """Stop the answer that is coming; its text stays."""
+        """Stop the reply that is being generated; its text stays."""
         if self.session is not None:
             self.session.stop()
 
     def close(self) -> None:
-        """End everything; returns when what was said is written."""
-        self.is_leaving = True
+        """End all jobs and processes; returns once everything is saved."""
+        self.is_closing = True
         if self.session is not None:
             self.session.close()
-        self._turns.shutdown(wait=True, cancel_futures=True)
-        if self.session is not None:  # one that was being made meanwhile; closing twice does nothing
+        self._turn_thread.shutdown(wait=True, cancel_futures=True)
+        if self.session is not None:  # a session that was made meanwhile; a second close does nothing
             self.session.close()
-        self._drafts.shutdown(wait=True)
-        self._asides.shutdown(wait=False, cancel_futures=True)
+        self._unsent_thread.shutdown(wait=True)
+        self._side_thread.shutdown(wait=True)
+        self._idle_threads.shutdown(wait=False, cancel_futures=True)
 
-    # Answers
+    # Replies
 
-    def _answer(self, session: Session, ask: Ask) -> None:
-        from edgechat.chat import events as chat
+    def _generate(self, start: StartReply, outgoing: messages.OutgoingMessage | None) -> None:
+        self._reply_started = False
+        self._attempt(
+            lambda session: self._stream_reply(session, start), needs_model=True, outgoing=outgoing, ends_operation=True
+        )
 
-        batch, progress = messages.TextBatch(), _Progress()
-        ended: TurnFinished | TurnInterrupted | None = None
+    def _stream_reply(self, session: Session, start: StartReply) -> None:
+        from edgechat.chat import events
+
+        batch, progress = _TextBatch(), _PrefillProgress()
+        turn: TurnFinished | TurnInterrupted | None = None
         try:
-            for event in ask(session):
-                if isinstance(event, chat.TurnStarted):
-                    self._was_said = True
+            for event in start(session):
+                if isinstance(event, events.TurnStarted):
+                    self._reply_started = True
                     self._post(messages.ReplyStarted(view(session), event.reply.id))
-                elif isinstance(event, chat.ReplyTextGenerated):
+                elif isinstance(event, events.ReplyTextGenerated):
                     if event.reply_index == 0:
                         batch.add(event.text, event.reasoning, event.n_tokens)
-                    if batch.age_s() >= PAINT_S and self.is_painted:
+                    if batch.age_s() >= PAINT_INTERVAL_S and self.is_painted:
                         self.is_painted = False
                         self._post(batch.take())
-                elif isinstance(event, (chat.TurnFinished, chat.TurnInterrupted)):
-                    ended = event
+                elif isinstance(event, (events.TurnFinished, events.TurnInterrupted)):
+                    turn = event
                 else:
                     self._report(event, progress)
         finally:
             self._post(batch.take())
-        if ended is not None:  # only now the conversation holds the answer as it is kept
-            self._post(messages.ReplyEnded(ended, view(session)))
-        if isinstance(ended, chat.TurnFinished):
-            self.aside(self._make_title)
+        if turn is not None:  # only now does the tree hold the saved reply
+            self._post(messages.ReplyEnded(turn, view(session)))
+        if isinstance(turn, events.TurnFinished):
+            self.run_idle(self._make_title)
 
     def _make_title(self, session: Session) -> None:
-        """Let the model name the conversation while nobody waits for it; the next message comes first."""
         if session.generate_title():
             self._post(messages.TitleChanged(session.conversation))
 
-    def _report(self, event: SessionEvent, progress: _Progress) -> None:
-        from edgechat.chat import events as chat
+    def _report(self, event: SessionEvent, progress: _PrefillProgress) -> None:
+        from edgechat.chat import events
 
-        said = progress.words(event) if isinstance(event, chat.PromptProgressed) else chat.progress_text(event)
-        if said:
-            self._post(messages.StatusChanged(said))
-        notice = chat.notice_text(event)
+        status = progress.status(event) if isinstance(event, events.PromptProgressed) else events.progress_text(event)
+        if status:
+            self._post(messages.StatusChanged(status))
+        notice = events.notice_text(event)
         if notice:
             self._post(messages.NoteAdded(notice))
 
-    def say(self, saying: messages.OutgoingMessage) -> None:
-        """Send a message, or say one differently."""
-        if saying.editing is not None:
-            edited = saying.editing
-            self.answer(lambda session: session.edit(edited, saying.text), saying)
-        else:
-            self.answer(lambda session: session.send(saying.text, saying.files), saying)
-
-    def count(self, text: str, files: Sequence[Path] = ()) -> None:
-        """Find out how full the context would be."""
+    def measure_context(self, text: str, files: Sequence[Path] = ()) -> None:
+        """Post how many tokens the prompt would have if `text` and `files` were sent now."""
 
         def job(session: Session) -> None:
             if session.loaded is None:
                 return
             try:
-                n_tokens, n_leaving = session.context_usage(text, files)
+                n_tokens, n_dropped = session.context_usage(text, files)
             except ContextOverflowError:
                 self._post(messages.ContextMeasured(text, 0, "too long for the context"))
             else:
-                said = f"{n_leaving} messages would leave" if n_leaving else ""
-                self._post(messages.ContextMeasured(text, n_tokens, said))
+                warning = f"drops the first {n_dropped} messages" if n_dropped else ""
+                self._post(messages.ContextMeasured(text, n_tokens, warning))
 
-        self.aside(job)
+        self.run_idle(job)
 
-    def show(self, session: Session, goal: str | None = None) -> None:
-        """Post the conversation as it is now; for jobs."""
+    def post_conversation(self, session: Session, message_id: str | None = None) -> None:
+        """Post the conversation as it is now, for jobs; `message_id` is a message to scroll to."""
         from edgechat.chat import unsent_messages
 
-        shown = view(session)
-        draft = unsent_messages.load(shown.conversation.id if shown.path else "") if session.store.is_persistent else ""
-        self._post(messages.ConversationChanged(shown, goal, draft))
-
-    def note(self, said: str) -> None:
-        """Post something to know; for jobs."""
-        self._post(messages.NoteAdded(said))
+        now = view(session)
+        key = now.conversation.id if now.path else ""
+        unsent_text = unsent_messages.load(key) if session.store.is_persistent else ""
+        self._post(messages.ConversationChanged(now, message_id, unsent_text))
 
     def _view_or_none(self) -> messages.ConversationView | None:
         try:
@@ -241,27 +308,52 @@ class SessionWorker:
             return None
 
 
-class _Progress:
-    """How long a prompt still takes, from how fast it went so far."""
+class _TextBatch:
+    """Text of a reply that waits to be posted."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._reasoning = ""
+        self._n_tokens = 0
+        self._taken_at = 0.0  # long ago, so that the first text is posted at once
+
+    def add(self, text: str, reasoning: str, n_tokens: int) -> None:
+        self._text += text
+        self._reasoning += reasoning
+        self._n_tokens += n_tokens
+
+    def age_s(self) -> float:
+        """Return the seconds since the last `take`."""
+        return time.monotonic() - self._taken_at
+
+    def take(self) -> messages.TextArrived:
+        """Empty the batch into a message."""
+        message = messages.TextArrived(self._text, self._reasoning, self._n_tokens)
+        self._text, self._reasoning, self._n_tokens, self._taken_at = "", "", 0, time.monotonic()
+        return message
+
+
+class _PrefillProgress:
+    """Estimates the remaining prefill time from the speed so far."""
 
     def __init__(self) -> None:
         self._start: tuple[float, int] | None = None
 
-    def words(self, event: PromptProgressed) -> str:
-        """For the live line."""
-        said = f"reading {event.done_tokens} of {event.total_tokens} tokens"
-        now_s = time.monotonic()
+    def status(self, event: PromptProgressed) -> str:
+        """Return the text for the status line."""
+        text = f"reading {event.done_tokens} of {event.total_tokens} tokens"
+        now = time.monotonic()
         if self._start is None:
-            self._start = now_s, event.done_tokens
-        elapsed_s, done = now_s - self._start[0], event.done_tokens - self._start[1]
-        if done > 0 and elapsed_s > 0:
-            left_s = (event.total_tokens - event.done_tokens) * elapsed_s / done
-            said += f", {left_s:.0f} s left" if left_s >= 1 else ""
-        return said
+            self._start = now, event.done_tokens
+        elapsed_s, n_done = now - self._start[0], event.done_tokens - self._start[1]
+        if n_done > 0 and elapsed_s > 0:
+            remaining_s = (event.total_tokens - event.done_tokens) * elapsed_s / n_done
+            text += f", {remaining_s:.0f} s left" if remaining_s >= 1 else ""
+        return text
 
 
 def view(session: Session) -> messages.ConversationView:
-    """The conversation at this moment."""
+    """Return a snapshot of the session's conversation."""
     tree = session.tree
     path = []
     for message in tree.path:
@@ -270,6 +362,13 @@ def view(session: Session) -> messages.ConversationView:
     return messages.ConversationView(session.conversation, path)
 
 
-def words(error: Exception) -> str:
-    """An error, for a person."""
-    return str(error) if isinstance(error, EdgechatError) else f"an unexpected {type(error).__name__}: {error}"
+def error_text(error: Exception) -> str:
+    """Return the text of an error for the user."""
+    return str(error) if isinstance(error, EdgechatError) else f"Unexpected {type(error).__name__}: {error}"
+
+
+def _reply_of(command: Command, session: Session, argument: str) -> Iterator[SessionEvent]:
+    outcome = command.run(session, argument) if command.run is not None else None
+    if outcome is None or outcome.reply is None:
+        raise AssertionError(f"/{command.name} generates no reply")
+    return outcome.reply()

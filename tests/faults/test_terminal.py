@@ -52,10 +52,10 @@ async def test_resized_at_any_moment_of_an_answer() -> None:
     )
     async with app.run_test() as pilot:
         await wait_until_ready(app)
-        app.chat.prompt.load("Go")
+        app.pane.prompt.load("Go")
         await pilot.press("enter")
         size = 0
-        while app.chat.is_busy or size < 12:
+        while app.pane.is_busy or size < 12:
             size += 1
             await pilot.resize_terminal(5 + size * 37 % 120, 3 + size * 11 % 50)
         assert shown_texts(app, "assistant") == saved_texts(app)[1:]
@@ -71,7 +71,7 @@ async def test_an_engine_that_is_killed_at_any_moment_is_replaced(starter: Path,
         else:
             await wait_until_ready(app)
         if moment in {"reading", "generating"}:
-            app.chat.prompt.load("word " * 3000 if moment == "reading" else LONG)
+            app.pane.prompt.load("word " * 3000 if moment == "reading" else LONG)
             await pilot.press("enter")
             await until_async(lambda: status_text(app).startswith(moment))
         elif moment == "other model":
@@ -79,9 +79,9 @@ async def test_an_engine_that_is_killed_at_any_moment_is_replaced(starter: Path,
         pid = session(app).model.engine.pid
         if pid is not None:
             os.kill(pid, 9)
-        await until_async(lambda: not app.chat.is_busy)
+        await until_async(lambda: not app.pane.is_busy)
         await ask(app, "Say one word.")
-        await until_async(lambda: not app.chat.is_busy)
+        await until_async(lambda: not app.pane.is_busy)
         if session(app).tree.path[-1].is_interrupted:  # what was killed was this one's
             await ask(app, "Say one word.")
         assert session(app).tree.path[-1].finish_reason in {"stop", "length"}
@@ -95,14 +95,14 @@ async def test_a_store_that_is_locked_loses_nothing() -> None:
         await wait_until_ready(app)
         other = sqlite3.connect(paths.history_file(), isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        app.chat.prompt.load("Precious words")
+        app.pane.prompt.load("Precious words")
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "error"), timeout_s=60)
-        assert app.chat.prompt.text == "Precious words"
+        assert app.pane.prompt.text == "Precious words"
         other.execute("ROLLBACK")
         other.close()
         await pilot.press("enter")
-        await until_async(lambda: len(session(app).tree) == 2 and not app.chat.is_busy)
+        await until_async(lambda: len(session(app).tree) == 2 and not app.pane.is_busy)
         assert saved_texts(app) == ["Precious words", "An answer."]
 
 

@@ -62,7 +62,7 @@ def close_apps() -> None:
 async def wait_until_ready(app: ChatApp) -> None:
     """Wait until a model is loaded and no reply is generated."""
     await until_async(
-        lambda: not app.chat.is_busy and app.worker.session is not None and app.worker.session.loaded is not None
+        lambda: not app.pane.is_busy and app.worker.session is not None and app.worker.session.loaded is not None
     )
 
 
@@ -70,9 +70,9 @@ async def ask(app: ChatApp, text: str) -> None:
     """Send a message and wait for the complete reply."""
     session_ = session(app)
     n_before = len(session_.tree)
-    app.chat.prompt.load(text)
-    app.chat.prompt.action_send()
-    await until_async(lambda: len(session_.tree) > n_before and not app.chat.is_busy)
+    app.pane.prompt.load(text)
+    app.pane.prompt.action_send()
+    await until_async(lambda: len(session_.tree) > n_before and not app.pane.is_busy)
 
 
 def session(app: ChatApp) -> Session:
@@ -86,11 +86,11 @@ def status_text(app: ChatApp) -> str:
 
 def shown_texts(app: ChatApp, kind: str) -> list[str]:
     """Return the texts of all transcript entries of one kind: user, assistant, note or error."""
-    return [entry.text for entry in app.chat.transcript.entries if entry.kind == kind]
+    return [entry.text for entry in app.pane.transcript.entries if entry.kind == kind]
 
 
 def shown_messages(app: ChatApp) -> list[MessageEntry]:
-    return [entry for entry in app.chat.transcript.entries if isinstance(entry, MessageEntry)]
+    return [entry for entry in app.pane.transcript.entries if isinstance(entry, MessageEntry)]
 
 
 def saved_texts(app: ChatApp) -> list[str]:

@@ -28,7 +28,7 @@ async def test_a_question_is_answered(starter: Path, size: tuple[int, int]) -> N
     app = make_app(starter, max_tokens=20)
     async with app.run_test(size=size) as pilot:
         await pilot.press(*"Hi", "ctrl+j", *"there", "enter")
-        assert app.chat.prompt.text == ""
+        assert app.pane.prompt.text == ""
         await until_async(lambda: status_text(app).startswith("ready") and answers(app))
         assert shown_texts(app, "user") == ["Hi\nthere"]
         assert answers(app) == [m.text for m in session(app).tree.path if m.role == "assistant"]
@@ -40,7 +40,7 @@ async def test_a_question_is_answered(starter: Path, size: tuple[int, int]) -> N
 async def test_a_message_before_the_model_is_ready_is_answered_when_it_is(starter: Path) -> None:
     app = make_app(starter, max_tokens=5)
     async with app.run_test() as pilot:
-        app.chat.prompt.text = "Early"
+        app.pane.prompt.text = "Early"
         await pilot.press("enter")
         await until_async(lambda: answers(app) and status_text(app).startswith("ready"))
         assert shown_texts(app, "user") == ["Early"]
@@ -49,7 +49,7 @@ async def test_a_message_before_the_model_is_ready_is_answered_when_it_is(starte
 async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
     app = make_app(starter)
     async with app.run_test() as pilot:
-        app.chat.prompt.text = LONG
+        app.pane.prompt.text = LONG
         await pilot.press("enter")
         await until_async(lambda: answers(app) and len(answers(app)[0]) > 20)
         await pilot.press("escape")
@@ -64,7 +64,7 @@ async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
 async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_answered(starter: Path) -> None:
     app = make_app(starter)
     async with app.run_test() as pilot:
-        app.chat.prompt.text = LONG
+        app.pane.prompt.text = LONG
         await pilot.press("enter")
         await until_async(lambda: answers(app) and len(answers(app)[0]) > 20)
         first = session(app).model.engine.pid
@@ -76,7 +76,7 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
         assert partial.role == "assistant"
         assert partial.is_interrupted
         assert answers(app) == [partial.text]
-        app.chat.prompt.text = "Say one word."
+        app.pane.prompt.text = "Say one word."
         await pilot.press("enter")
         await until_async(lambda: len(answers(app)) == 2)
         await pilot.press("escape")
@@ -117,12 +117,12 @@ async def test_an_idle_screen_does_nothing(starter: Path) -> None:
 async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
     app = make_app(starter)
     async with app.run_test() as pilot:
-        app.chat.prompt.text = LONG
+        app.pane.prompt.text = LONG
         await pilot.press("enter")
         await until_async(lambda: answers(app))
         await pilot.press("ctrl+q")
-        app.chat.post_message(messages.TextArrived("more", "", 1))
-        app.chat.post_message(messages.SessionFailed("too late", None))
+        app.pane.post_message(messages.TextArrived("more", "", 1))
+        app.pane.post_message(messages.SessionFailed("too late", None))
         await until_async(lambda: app.return_code == 0, timeout_s=5)  # the answer would take much longer
         assert session(app).model.engine.pid is None
 
@@ -130,13 +130,13 @@ async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
 async def test_a_message_that_does_not_fit_goes_back_to_the_input(starter: Path) -> None:
     app = make_app(starter, n_ctx=256, max_tokens=3)
     async with app.run_test() as pilot:
-        app.chat.prompt.text = "word " * 300
+        app.pane.prompt.text = "word " * 300
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "error"))
         assert "the context holds 256" in shown_texts(app, "error")[0]
-        assert app.chat.prompt.text.startswith("word word")
+        assert app.pane.prompt.text.startswith("word word")
         assert session(app).tree.path == []
-        app.chat.prompt.text = "Hi"
+        app.pane.prompt.text = "Hi"
         await pilot.press("enter")
         await until_async(lambda: answers(app))
 
@@ -145,7 +145,7 @@ async def test_stopping_before_the_first_word_keeps_turns_alternating(starter: P
     app = make_app(starter, n_ctx=8192)
     async with app.run_test() as pilot:
         await until_async(lambda: status_text(app).startswith("ready"))
-        app.chat.prompt.text = "word " * 6000
+        app.pane.prompt.text = "word " * 6000
         await pilot.press("enter", "escape")
         await until_async(lambda: status_text(app).startswith("ready"))
         assert [m.role for m in session(app).tree.path] == ["user", "assistant"]
@@ -156,11 +156,11 @@ async def test_messages_that_wait_go_back_to_the_input_on_escape(starter: Path) 
     app = make_app(starter)
     async with app.run_test() as pilot:
         for text in (LONG, "next", "and then"):
-            app.chat.prompt.text = text
+            app.pane.prompt.text = text
             await pilot.press("enter")
         await until_async(lambda: answers(app))
         await pilot.press("escape")
-        assert app.chat.prompt.text == "next\n\nand then"
+        assert app.pane.prompt.text == "next\n\nand then"
 
 
 async def test_the_context_is_counted_before_a_message_is_sent(starter: Path) -> None:
@@ -169,7 +169,7 @@ async def test_the_context_is_counted_before_a_message_is_sent(starter: Path) ->
         await until_async(lambda: status_text(app).startswith("ready"))
         await pilot.press(*"Hi")
         await until_async(lambda: f"context {session(app).context_usage('Hi')[0]}/2048" in status_text(app))
-        app.chat.prompt.text = "word " * 3000
+        app.pane.prompt.text = "word " * 3000
         await until_async(lambda: "too long for the context" in status_text(app))
 
 

@@ -24,10 +24,10 @@ async def test_edited_message_becomes_an_alternative() -> None:
         await ask(app, "Question")
         await pilot.press("escape")
         await pilot.press("e")
-        assert app.chat.prompt.text == "Question"
+        assert app.pane.prompt.text == "Question"
         assert "editing" in status_text(app)
         await pilot.press(*" again", "enter")
-        await until_async(lambda: not app.chat.is_busy and len(session(app).tree) == 4)
+        await until_async(lambda: not app.pane.is_busy and len(session(app).tree) == 4)
         assert saved_texts(app) == ["Question again", "Second."]
         assert [e.alternative for e in shown_messages(app)] == [(2, 2), (1, 1)]
         assert "‹2/2›" in screen_text(app)  # noqa: RUF001
@@ -44,10 +44,10 @@ async def test_escape_cancels_an_edit() -> None:
         await wait_until_ready(app)
         await ask(app, "Question")
         app.actions.run("edit", "")
-        assert app.chat.composer.editing is not None
+        assert app.pane.composer.edited_id is not None
         await pilot.press("escape")
-        assert app.chat.composer.editing is None
-        assert app.chat.prompt.text == ""
+        assert app.pane.composer.edited_id is None
+        assert app.pane.prompt.text == ""
 
 
 async def test_retry_adds_an_alternative_and_branch_continues_from_a_reply() -> None:
@@ -56,14 +56,14 @@ async def test_retry_adds_an_alternative_and_branch_continues_from_a_reply() -> 
         await wait_until_ready(app)
         await ask(app, "Question")
         await pilot.press("escape", "r")
-        await until_async(lambda: not app.chat.is_busy and len(session(app).tree) == 3)
+        await until_async(lambda: not app.pane.is_busy and len(session(app).tree) == 3)
         assert saved_texts(app) == ["Question", "Two."]
         await pilot.press("left")
         await until_async(lambda: shown_texts(app, "assistant") == ["One."])
         await ask(app, "More")
         assert saved_texts(app) == ["Question", "One.", "More", "Three."]
         await pilot.press("home", "down")
-        assert app.chat.transcript.current_message is shown_messages(app)[1]
+        assert app.pane.transcript.current_message is shown_messages(app)[1]
         await pilot.press("b")
         await until_async(lambda: len(shown_messages(app)) == 2)
         await ask(app, "Instead")
@@ -77,17 +77,17 @@ async def test_stopped_reply_is_saved_and_can_be_continued() -> None:
     app = make_scripted_app(script=script)
     async with app.run_test() as pilot:
         await wait_until_ready(app)
-        app.chat.prompt.load("Go")
+        app.pane.prompt.load("Go")
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "assistant") == ["Word"])
         await pilot.press("escape")
         script.may_continue.set()
-        await until_async(lambda: not app.chat.is_busy)
+        await until_async(lambda: not app.pane.is_busy)
         begun = saved_texts(app)[1]
         assert begun.startswith("Word")
         assert "(stopped; /continue resumes the reply)" in screen_text(app)
         app.actions.run("continue", "")
-        await until_async(lambda: not app.chat.is_busy and saved_texts(app)[1].endswith("more."))
+        await until_async(lambda: not app.pane.is_busy and saved_texts(app)[1].endswith("more."))
         assert saved_texts(app)[1] == f"{begun} And more."
         assert shown_texts(app, "assistant") == [saved_texts(app)[1]]
 
@@ -105,8 +105,8 @@ async def test_deleted_messages_return_with_undo() -> None:
         assert saved_texts(app) == ["One", "An answer."]
         await pilot.press("u")
         await until_async(lambda: len(shown_messages(app)) == 4)
-        app.chat.prompt.load("/delete")
-        app.chat.prompt.action_send()
+        app.pane.prompt.load("/delete")
+        app.pane.prompt.action_send()
         await until_async(lambda: len(shown_messages(app)) == 2)
 
 
@@ -116,14 +116,14 @@ async def test_failed_command_does_not_stop_the_reply() -> None:
     app = make_scripted_app(script=script)
     async with app.run_test() as pilot:
         await wait_until_ready(app)
-        app.chat.prompt.load("Go")
+        app.pane.prompt.load("Go")
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "assistant") == ["A ve"])
         app.actions.run("export", "bad.xyz")
-        app.chat.prompt.load("Next")
+        app.pane.prompt.load("Next")
         await pilot.press("enter")
         script.may_continue.set()
         await until_async(lambda: shown_texts(app, "error") and len(shown_texts(app, "user")) == 2)
-        assert app.chat.is_busy or len(session(app).tree) == 4
+        assert app.pane.is_busy or len(session(app).tree) == 4
         await wait_until_ready(app)
         await until_async(lambda: len(saved_texts(app)) == 4)

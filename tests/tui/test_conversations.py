@@ -61,7 +61,7 @@ async def test_sidebar_filters_and_opens_conversations() -> None:
         assert [line.strip("* ") for line in option_texts(app, "#conversations")[1:]] == ["More boats", "Boats"]
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "user") == ["about More boats"])
-        assert app.chat.prompt.has_focus
+        assert app.pane.prompt.has_focus
         await pilot.press("ctrl+n")
         await until_async(lambda: shown_messages(app) == [])
         await ask(app, "Something new")
@@ -110,12 +110,11 @@ async def test_search_opens_a_message_on_another_branch() -> None:
         await until_async(lambda: "a zebra" in str(app.screen.query_one("#preview", Static).content))
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "assistant") == ["a zebra", "end"])
-        assert app.chat.transcript.current_message is shown_messages(app)[1]
+        assert app.pane.transcript.current_message is shown_messages(app)[1]
         app.actions.run("search", "nowhere to be found")
         await until_async(
             lambda: (
-                app.screen.query("#preview")
-                and "nothing was found" in str(app.screen.query_one("#preview", Static).content)
+                app.screen.query("#preview") and "No matches" in str(app.screen.query_one("#preview", Static).content)
             )
         )
         await pilot.press("escape")
@@ -127,7 +126,8 @@ async def test_conversation_is_renamed_pinned_and_exported(tmp_path: Path, monke
     async with app.run_test():
         await wait_until_ready(app)
         app.actions.run("export", "")
-        assert "nothing was said" in shown_texts(app, "error")[0]
+        await until_async(lambda: shown_texts(app, "error"))
+        assert "no messages yet" in shown_texts(app, "error")[0]
         await ask(app, "Question")
         for command in (
             "/rename A new name",
@@ -137,8 +137,8 @@ async def test_conversation_is_renamed_pinned_and_exported(tmp_path: Path, monke
             "/export out.html",
             "/export out.pdf",
         ):
-            app.chat.prompt.load(command)
-            app.chat.prompt.action_send()
+            app.pane.prompt.load(command)
+            app.pane.prompt.action_send()
         await until_async(lambda: len(shown_texts(app, "error")) == 2)
         about = session(app).store.conversation(session(app).conversation.id)
         assert (about.title, about.pinned) == ("A new name", True)
@@ -155,8 +155,8 @@ async def test_control_characters_of_saved_texts_are_escaped() -> None:
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         await pilot.press("up")
-        await until_async(lambda: "evil" in app.chat.prompt.text)
-        assert "\x1b" not in app.chat.prompt.text
+        await until_async(lambda: "evil" in app.pane.prompt.text)
+        assert "\x1b" not in app.pane.prompt.text
         app.notify("evil \x1b[2J [bold]title")
         await until_async(lambda: list(app._notifications))
         [toast] = app._notifications

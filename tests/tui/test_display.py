@@ -75,7 +75,7 @@ async def test_copy_goes_to_the_clipboard_and_to_a_file() -> None:
         await pilot.press("up", "c")
         assert "no code" in shown_texts(app, "error")[0]
         app.actions.run("copy", "")
-        assert app.clipboard.startswith("Text.")
+        await until_async(lambda: app.clipboard.startswith("Text."))
 
 
 async def test_help_lists_every_key_and_command() -> None:

@@ -65,15 +65,15 @@ async def test_another_model_answers_in_mid_conversation(tmp_path: Path) -> None
         await wait_until_ready(app)
         await ask(app, "Who?")
         app.actions.run("model", str(tmp_path / "missing.gguf"))
-        await until_async(lambda: shown_texts(app, "error") and not app.chat.is_busy)
+        await until_async(lambda: shown_texts(app, "error") and not app.pane.is_busy)
         await ask(app, "And now?")
         app.actions.run("model", str(second))
-        await until_async(lambda: "second" in status_text(app) and not app.chat.is_busy)
+        await until_async(lambda: "second" in status_text(app) and not app.pane.is_busy)
         await ask(app, "Who?")
         assert saved_texts(app) == ["Who?", "One", "And now?", "One", "Who?", "Two"]
         (tmp_path / "broken.gguf").write_text("no model")
         app.actions.run("model", str(tmp_path / "broken.gguf"))
-        await until_async(lambda: len(shown_texts(app, "error")) == 2 and not app.chat.is_busy)
+        await until_async(lambda: len(shown_texts(app, "error")) == 2 and not app.pane.is_busy)
         await ask(app, "Still there?")
         assert saved_texts(app)[-1] == "Two"
 
@@ -88,12 +88,12 @@ async def test_from_a_search_on_the_hub_to_an_answer(hub: LocalHub, tmp_path: Pa
         assert "[" in details(app)
         await pilot.press(*"parrot", "ctrl+s")
         await until_async(lambda: f"hub:{REPO}" in names(app))
-        await until_async(lambda: "Enter gets it" in details(app))
+        await until_async(lambda: "Enter downloads this model" in details(app))
         await pilot.press("enter")
         await until_async(lambda: "parrot-Q8_0" in names(app))
         app.screen.query_one(OptionList).highlighted = app.screen.query_one(OptionList).get_option_index("parrot-Q8_0")
         await pilot.press("enter")
-        await until_async(lambda: "parrot-Q8_0" in status_text(app) and not app.chat.is_busy)
+        await until_async(lambda: "parrot-Q8_0" in status_text(app) and not app.pane.is_busy)
         await ask(app, "Who?")
         assert saved_texts(app)[-1] == "Bird"
 
@@ -113,7 +113,7 @@ async def test_a_download_is_stopped_and_goes_on(hub: LocalHub) -> None:
         hub.faults.bytes_per_s = 0
         await pilot.press("escape")
         app.downloads.start(REPO)
-        await until_async(lambda: any("is here" in words for words in shown_texts(app, "note")))
+        await until_async(lambda: any("Installed" in text for text in shown_texts(app, "note")))
         assert not list(paths.models_dir().rglob("*.part"))
         assert list(paths.models_dir().rglob("*.gguf"))
 
@@ -150,7 +150,7 @@ async def test_the_first_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, c
     for module in (resources, selection):
         monkeypatch.setattr(module, "current_machine", lambda *args: here)
     app = make_scripted_app(store=ephemeral_store())
-    app.is_first = True
+    app.is_first_run = True
     async with app.run_test() as pilot:
         await until_async(lambda: isinstance(app.screen, FirstRunScreen) and len(names(app)) == 3)
         assert isinstance(app.screen, FirstRunScreen)
@@ -172,7 +172,7 @@ async def test_the_first_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, c
 async def test_a_first_download_that_fails_leaves_the_choice(hub: LocalHub) -> None:
     hub.faults.api_status = 404
     app = make_scripted_app()
-    app.is_first = True
+    app.is_first_run = True
     async with app.run_test(size=(100, 30)) as pilot:
         await until_async(lambda: isinstance(app.screen, FirstRunScreen) and "local" in names(app))
         assert isinstance(app.screen, FirstRunScreen)

@@ -29,7 +29,7 @@ async def test_history_is_recalled_with_up_and_by_search() -> None:
     app = make_scripted_app(store=store)
     async with app.run_test() as pilot:
         await wait_until_ready(app)
-        prompt = app.chat.prompt
+        prompt = app.pane.prompt
         await pilot.press(*"dr")
         await pilot.press("up")
         await until_async(lambda: prompt.text == "newer\nwith lines")
@@ -59,11 +59,11 @@ async def test_commands_and_file_names_are_completed(tmp_path: Path, monkeypatch
         )
         popup = app.chat.query_one("CompletionPopup", OptionList)
         await pilot.press("tab")
-        assert app.chat.prompt.text == "/rename "
+        assert app.pane.prompt.text == "/rename "
         await pilot.press("ctrl+u", *"Read @no")
         await until_async(lambda: popup.display)
         await pilot.press("enter")
-        assert app.chat.prompt.text == "Read @notes.txt "
+        assert app.pane.prompt.text == "Read @notes.txt "
         await pilot.press("enter")
         await until_async(lambda: len(session(app).tree) == 2)
         [attached] = session(app).tree.path[0].attachments
@@ -80,11 +80,11 @@ async def test_binary_attachment_is_rejected_and_the_text_returns(tmp_path: Path
     app = make_scripted_app()
     async with app.run_test():
         await wait_until_ready(app)
-        app.chat.prompt.load(f"Read @{tmp_path}/binary.bin")
-        app.chat.prompt.action_send()
+        app.pane.prompt.load(f"Read @{tmp_path}/binary.bin")
+        app.pane.prompt.action_send()
         await until_async(lambda: shown_texts(app, "error"))
         assert "neither UTF-8 text nor a picture" in shown_texts(app, "error")[0]
-        assert "binary.bin" in app.chat.prompt.text
+        assert "binary.bin" in app.pane.prompt.text
         assert session(app).tree.path == []
 
 
@@ -94,11 +94,11 @@ async def test_paste_of_any_size_is_one_message(pasted: str) -> None:
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         await pilot.press(*"See: ")
-        app.chat.prompt.post_message(textual_events.Paste(pasted))
-        await until_async(lambda: len(app.chat.prompt.full_text) > 5)
-        assert len(app.chat.prompt.text) < 10_000
+        app.pane.prompt.post_message(textual_events.Paste(pasted))
+        await until_async(lambda: len(app.pane.prompt.full_text) > 5)
+        assert len(app.pane.prompt.text) < 10_000
         await pilot.press("enter")
-        await until_async(lambda: len(session(app).tree) == 2 and not app.chat.is_busy)
+        await until_async(lambda: len(session(app).tree) == 2 and not app.pane.is_busy)
         kept = saved_texts(app)[0]
         assert kept.startswith("See: ")
         assert not {"\x1b", "\x00", "\x9b", "\r"} & set(kept)
@@ -109,10 +109,10 @@ async def test_paste_larger_than_the_context_returns_to_the_prompt() -> None:
     app = make_scripted_app()
     async with app.run_test() as pilot:
         await wait_until_ready(app)
-        app.chat.prompt.post_message(textual_events.Paste("word " * 400_000))
-        await until_async(lambda: app.chat.prompt.text)
+        app.pane.prompt.post_message(textual_events.Paste("word " * 400_000))
+        await until_async(lambda: app.pane.prompt.text)
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "error"))
         assert "the context holds 32768" in shown_texts(app, "error")[0]
-        assert app.chat.prompt.full_text.split() == ["word"] * 400_000
+        assert app.pane.prompt.full_text.split() == ["word"] * 400_000
         assert session(app).tree.path == []

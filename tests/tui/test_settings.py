@@ -67,8 +67,8 @@ async def test_conversation_settings_override_the_general_ones() -> None:
             "/set n_ctx 5",
             "/set temperature hot",
         ):
-            app.chat.prompt.load(command)
-            app.chat.prompt.action_send()
+            app.pane.prompt.load(command)
+            app.pane.prompt.action_send()
         await until_async(lambda: len(shown_texts(app, "error")) == 2)
         kept = session(app).store.conversation(session(app).conversation.id).settings
         assert kept == {"temperature": 0.1, "system_prompt": "Be brief.", "reasoning": False}
@@ -93,6 +93,7 @@ async def test_persona_sets_the_system_prompt() -> None:
         await pilot.press("down", "enter")
         await until_async(lambda: session(app).settings.system_prompt == "Arr.")
         app.actions.run("persona", "broken")
+        await until_async(lambda: shown_texts(app, "error"))
         assert "not between" in shown_texts(app, "error")[0]
 
 
@@ -119,16 +120,16 @@ async def test_custom_theme_remapped_keys_and_vim_keys() -> None:
         await wait_until_ready(app)
         assert app.current_theme.primary == "#ff0000"
         await pilot.press("a", "enter", "b")
-        assert app.chat.prompt.text == "a\nb"
+        assert app.pane.prompt.text == "a\nb"
         await pilot.press("ctrl+l")
         await until_async(lambda: saved_texts(app) == ["a\nb", "An answer."])
         await wait_until_ready(app)
         await pilot.press("escape", "k")
-        assert app.chat.transcript.current_message is shown_messages(app)[0]
+        assert app.pane.transcript.current_message is shown_messages(app)[0]
         await pilot.press("j")
-        assert app.chat.transcript.current_message is shown_messages(app)[1]
+        assert app.pane.transcript.current_message is shown_messages(app)[1]
         await pilot.press("i")
-        assert app.chat.prompt.has_focus
+        assert app.pane.prompt.has_focus
 
 
 async def test_persona_loads_its_own_model(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ async def test_persona_loads_its_own_model(tmp_path: Path) -> None:
     async with app.run_test():
         await wait_until_ready(app)
         app.actions.run("new", "other")
-        await until_async(lambda: "second" in status_text(app) and not app.chat.is_busy)
+        await until_async(lambda: "second" in status_text(app) and not app.pane.is_busy)
         await ask(app, "Who?")
         assert saved_texts(app)[-1] == "Two"
         app.actions.run("set", f"model {first}")

@@ -75,7 +75,7 @@ def letters(svg: str) -> list[str]:
 async def chat(app: ChatApp, pilot: Pilot[int]) -> None:
     await wait_until_ready(app)
     await ask(app, "Write a function that adds.\nKeep it short.")
-    app.chat.prompt.cursor_blink = False
+    app.pane.prompt.cursor_blink = False
     await pilot.pause()
 
 
@@ -101,22 +101,22 @@ async def test_the_chat_in_ascii() -> None:
 async def figures(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+t", "escape")
-    await until_async(lambda: app.shows_figures)
+    await until_async(lambda: app.pane.shows_figures)
 
 
 async def alternatives(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     app.actions.run("retry", "")
-    await until_async(lambda: not app.chat.is_busy and len(session(app).tree) == 3)
+    await until_async(lambda: not app.pane.is_busy and len(session(app).tree) == 3)
     await pilot.press("escape")
 
 
 async def dies(app: ChatApp, pilot: Pilot[int]) -> None:
     await wait_until_ready(app)
-    app.chat.prompt.load("Write a function that adds.")
+    app.pane.prompt.load("Write a function that adds.")
     await pilot.press("enter")
-    await until_async(lambda: not app.chat.is_busy)
-    app.chat.prompt.cursor_blink = False
+    await until_async(lambda: not app.pane.is_busy)
+    app.pane.prompt.cursor_blink = False
 
 
 async def help_(app: ChatApp, pilot: Pilot[int]) -> None:
@@ -208,7 +208,7 @@ async def test_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setenv("TZ", "UTC")
     # What is typed is counted once it pauses: on a busy machine that would be before the picture is taken.
-    monkeypatch.setattr(chat_module, "COUNT_AFTER_S", 1000.0)
+    monkeypatch.setattr(chat_module, "TYPING_PAUSE_S", 1000.0)
     store = ephemeral_store()
     for number in range(3):
         save_conversation(store, [("What of boats?", f"Boats float, number {number}.")], f"Boats {number}", number)
@@ -233,7 +233,7 @@ async def test_a_screen_about_the_machine(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(selection, "measure_speeds", lambda: None)
     monkeypatch.setattr(cpu, "read_cpu", lambda: cpu.Cpu(model="Some CPU", flags="", microcode=""))
     app = make_scripted_app(ANSWER)
-    app.is_first = name == "first"
+    app.is_first_run = name == "first"
     async with app.run_test(size=(80, 24)) as pilot:
         if name == "models":
             await wait_until_ready(app)

@@ -7,6 +7,7 @@ from pathlib import Path
 from edgechat import paths
 from edgechat.bench.scripted_session import Script
 from edgechat.chat import unsent_messages
+from edgechat.chat.commands import Destination
 from edgechat.cli.history_store import open_history
 from edgechat.store import open_store
 from tests.tui.app_driver import (
@@ -32,7 +33,7 @@ async def test_unsent_text_survives_a_crash() -> None:
         # No goodbye: as if it had been killed here.
         again = make_scripted_app(store=store, conversation=conversation)
         async with again.run_test() as pilot:
-            await until_async(lambda: again.chat.prompt.text == "half a thou")  # noqa: B023
+            await until_async(lambda: again.pane.prompt.text == "half a thou")  # noqa: B023
             await wait_until_ready(again)
             await pilot.press("enter")
             await until_async(lambda: not unsent_messages.load(about.id if conversation else ""))  # noqa: B023
@@ -54,11 +55,11 @@ async def test_message_returns_to_the_prompt_without_a_model(tmp_path: Path) -> 
     broken.write_text("no model")
     app = make_app(broken)
     async with app.run_test() as pilot:
-        await until_async(lambda: shown_texts(app, "error") and not app.chat.is_busy)
-        app.chat.prompt.load("Precious words")
+        await until_async(lambda: shown_texts(app, "error") and not app.pane.is_busy)
+        app.pane.prompt.load("Precious words")
         await pilot.press("enter")
         await until_async(lambda: len(shown_texts(app, "error")) == 2)
-        assert app.chat.prompt.text == "Precious words"
+        assert app.pane.prompt.text == "Precious words"
 
 
 async def test_queued_message_returns_to_the_prompt_when_the_first_load_fails(tmp_path: Path) -> None:
@@ -66,11 +67,11 @@ async def test_queued_message_returns_to_the_prompt_when_the_first_load_fails(tm
     broken.write_text("no model")
     app = make_app(broken)
     async with app.run_test() as pilot:
-        app.chat.prompt.load("Precious words")
+        app.pane.prompt.load("Precious words")
         await pilot.press("enter")
-        await until_async(lambda: shown_texts(app, "error") and not app.chat.is_busy)
+        await until_async(lambda: shown_texts(app, "error") and not app.pane.is_busy)
         await pilot.press("escape")
-        assert app.chat.prompt.text == "Precious words"
+        assert app.pane.prompt.text == "Precious words"
 
 
 async def test_quit_saves_typed_and_queued_messages() -> None:
@@ -80,10 +81,10 @@ async def test_quit_saves_typed_and_queued_messages() -> None:
     app = make_scripted_app(store=store, script=script)
     async with app.run_test() as pilot:
         await wait_until_ready(app)
-        app.chat.prompt.load("First")
+        app.pane.prompt.load("First")
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "assistant") == ["Word"])
-        app.chat.prompt.load("Waits")
+        app.pane.prompt.load("Waits")
         await pilot.press("enter", *"typed", "ctrl+q")
         await until_async(lambda: app.return_code == 0)
     about = open_store().list_conversations()[0].conversation
@@ -98,14 +99,14 @@ async def test_unsent_text_stays_with_its_conversation() -> None:
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         await pilot.press(*"about one")
-        app.actions.go_to(two.id)
+        app.actions.go_to(Destination(two.id))
         await until_async(lambda: shown_texts(app, "user") == ["c"])
-        assert app.chat.prompt.text == ""
-        app.actions.go_to(one.id)
-        await until_async(lambda: app.chat.prompt.text == "about one")
-        app.actions.edit_message(app.chat.last_message)
+        assert app.pane.prompt.text == ""
+        app.actions.go_to(Destination(one.id))
+        await until_async(lambda: app.pane.prompt.text == "about one")
+        app.actions.edit_message(app.pane.last_message)
         await pilot.press("escape")
-        assert app.chat.prompt.text == "about one"
+        assert app.pane.prompt.text == "about one"
         store.delete_conversation(two.id)
         assert not (paths.unsent_messages_dir() / f"{two.id}.txt").exists()
 
@@ -116,11 +117,11 @@ async def test_edit_that_exceeds_the_context_is_still_an_edit(tmp_path: Path) ->
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         await ask(app, "Question")
-        app.actions.edit_message(app.chat.last_message)
-        editing = app.chat.composer.editing
-        app.chat.prompt.load("word " * 40_000)
+        app.actions.edit_message(app.pane.last_message)
+        editing = app.pane.composer.edited_id
+        app.pane.prompt.load("word " * 40_000)
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "error"))
-        assert app.chat.composer.editing == editing
+        assert app.pane.composer.edited_id == editing
         app.actions.run("attach", "~nosuchuser/x")
-        assert "names no file" in shown_texts(app, "error")[1] or "Cannot read" in shown_texts(app, "error")[1]
+        assert "is not a file name" in shown_texts(app, "error")[1] or "Cannot read" in shown_texts(app, "error")[1]

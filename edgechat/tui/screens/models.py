@@ -1,7 +1,9 @@
-"""The models: what is here, the catalogue, and the hub, each with what it would take, how fast and how good it would be."""
+"""The models screen: installed models, the catalogue and the hub, each with its memory, speed and quality."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from rich.text import Text
@@ -20,19 +22,19 @@ from edgechat.tui.screens.filter_list import FilterListScreen
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
+    from edgechat.config import Settings
     from edgechat.planner.report import PlanRow
-    from edgechat.tui.app import ChatApp
+    from edgechat.tui.downloads import DownloadRunner
 
-_LOADING: Final = "looking at what is here, and how fast this machine is ..."
+_LOADING: Final = "Estimating memory and speed on this machine ..."
 _HUB: Final = "hub"
-# What a line takes beside the name, without the verdict.
-_COLUMNS: Final = 28
+# Columns of a line besides the name and the verdict.
+_OTHER_COLUMNS: Final = 28
 
 
-class ModelsScreen(FilterListScreen[None]):
-    """A list that is narrowed by what is typed; Enter uses a model, or gets it."""
+class ModelsScreen(FilterListScreen[str | None]):
+    """Filtered list of models; Enter downloads a model, or dismisses with the name of an installed one."""
 
-    app: ChatApp
     DEFAULT_CSS = """
     ModelsScreen { background: $background 60%; align: center middle; }
     ModelsScreen > Vertical { width: 100%; max-width: 120; height: 100%; border: round $border; padding: 0 1; background: $surface; }
@@ -41,111 +43,120 @@ class ModelsScreen(FilterListScreen[None]):
     ModelsScreen #pull { height: auto; color: $text-muted; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "hub", "Search the hub for these words", id="models.hub", priority=True),
+        Binding("ctrl+s", "hub", "Search the hub for the typed words", id="models.hub", priority=True),
         Binding("ctrl+x", "cancel", "Stop the download", id="models.cancel", priority=True),
     ]
 
+    @dataclass
     class EvaluationsReady(Message):
-        """Plans were made."""
+        """Plans for the installed models and the catalogue, or the problem with them."""
 
-        def __init__(self, rows: list[PlanRow], available: int, problem: str = "") -> None:
-            super().__init__()
-            self.rows = rows
-            self.available = available
-            self.problem = problem
+        rows: list[PlanRow]
+        available_bytes: int
+        problem: str = ""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, settings: Settings, downloads: DownloadRunner, download_status: str, is_generating: Callable[[], bool]
+    ) -> None:
+        """While `is_generating` returns True, the speed of this machine is not measured."""
         super().__init__()
+        self._settings = settings
+        self._downloads = downloads
+        self._download_status = download_status
+        self._is_generating = is_generating
         self._rows: dict[str, PlanRow] = {}
         self._hub: dict[str, str] = {}
-        self._available = 0
+        self._available_bytes = 0
 
     def compose(self) -> ComposeResult:
-        """Words, list, what the chosen one would be."""
         with Vertical() as box:
             box.border_title = "Models"
-            box.border_subtitle = "Enter: use it or get it   Ctrl+S: search the hub   Esc: back"
-            yield Input(placeholder="filter, or words for the hub", compact=True)
+            box.border_subtitle = "Enter: use or download   Ctrl+S: search the hub   Esc: close"
+            yield Input(placeholder="Filter, or words to search the hub for", compact=True)
             yield OptionList(markup=False)
             yield Static(_LOADING, id="details", markup=False)
-            yield Static(self.app.download_status, id="pull", markup=False)
+            yield Static(self._download_status, id="pull", markup=False)
 
     def on_mount(self) -> None:
-        """Look at what there is."""
-        self._rate()
+        self._evaluate()
 
     @work(thread=True, exclusive=True, group="rate", exit_on_error=False)
-    def _rate(self) -> None:
+    def _evaluate(self) -> None:
+        """Plan every installed and every catalogued model for this machine."""
         from edgechat.models import selection
         from edgechat.models.resources import current_machine
         from edgechat.planner.ranking import choose
         from edgechat.planner.report import best_quants, plan_row, sort_key
 
-        settings = self.app.settings
-        if not self.app.chat.is_generating:  # it would be measured beside that
+        if not self._is_generating():  # a running reply would slow the measurement down
             selection.measure_speeds()
         try:
             candidates = selection.installed_candidates()
-            rated = selection.evaluate_all([*candidates, *selection.catalogue_candidates()], settings)
-            chosen = choose([r for r in rated if r.candidate.is_installed])
-            rows = best_quants(sorted((plan_row(each, chosen) for each in rated), key=sort_key))
+            evaluations = selection.evaluate_all([*candidates, *selection.catalogue_candidates()], self._settings)
+            chosen = choose([e for e in evaluations if e.candidate.is_installed])
+            rows = best_quants(sorted((plan_row(each, chosen) for each in evaluations), key=sort_key))
             rows.sort(key=lambda r: not (r.fits and r.is_fast_enough))
-            self.post_message(self.EvaluationsReady(rows, current_machine(settings).available_bytes))
+            self.post_message(self.EvaluationsReady(rows, current_machine(self._settings).available_bytes))
         except EdgechatError as error:
             self.post_message(self.EvaluationsReady([], 0, str(error)))
 
     def on_models_screen_evaluations_ready(self, message: EvaluationsReady) -> None:
-        """Show them."""
-        self._available = message.available or self._available
+        self._available_bytes = message.available_bytes or self._available_bytes
         self._rows = {row.name: row for row in message.rows}
         self._fill()
         if message.problem:
-            self.query_one("#details", Static).update(escape_controls(message.problem))
+            self._show_details(message.problem)
+
+    # The list
 
     @on(Input.Changed)
     def _fill(self) -> None:
-        wanted = self.typed.lower().split()
-        rows = [r for r in self._rows.values() if all(word in r.name.lower() for word in wanted)]
+        terms = self.typed.lower().split()
+        matches = [r for r in self._rows.values() if all(term in r.name.lower() for term in terms)]
         options = self.options
-        at = options.highlighted
-        before = options.get_option_at_index(at).id if at is not None and at < options.option_count else None
+        index = options.highlighted
+        previous_id = (
+            options.get_option_at_index(index).id if index is not None and index < options.option_count else None
+        )
         options.clear_options()
-        for title, kind in (("on this machine", True), ("to be had", False)):
-            some = [row for row in rows if row.is_installed is kind]
-            if some:
+        for title, is_installed in (("Installed", True), ("Available", False)):
+            rows = [row for row in matches if row.is_installed is is_installed]
+            if rows:
                 options.add_option(Option(Text(title, style="dim"), disabled=True))
-                options.add_options([Option(self._line(row), id=row.name) for row in some])
+                options.add_options([Option(self._line(row), id=row.name) for row in rows])
         if self._hub:
-            options.add_option(Option(Text("on the hub", style="dim"), disabled=True))
+            options.add_option(Option(Text("On the hub", style="dim"), disabled=True))
             options.add_options([
-                Option(Text(escape_controls(f"  {name}  {words}"), no_wrap=True, overflow="ellipsis"), id=f"{_HUB}:{name}")
-                for name, words in self._hub.items()
+                Option(Text(escape_controls(f"  {name}  {details}"), no_wrap=True, overflow="ellipsis"), id=f"{_HUB}:{name}")
+                for name, details in self._hub.items()
             ])  # fmt: skip
-        known = [option.id for option in options.options if not option.disabled]
-        chosen = before if before in known else next(iter(known), None)
-        if chosen is not None:
-            options.highlighted = options.get_option_index(chosen)
+        ids = [option.id for option in options.options if not option.disabled]
+        highlighted_id = previous_id if previous_id in ids else next(iter(ids), None)
+        if highlighted_id is not None:
+            options.highlighted = options.get_option_index(highlighted_id)
 
     def _line(self, row: PlanRow) -> Text:
         name = escape_controls(row.name)
         mark = "*" if row.is_chosen else " "
         speed = f"{row.decode_tps:.0f} tok/s" if row.decode_tps else "? tok/s"
-        width = min(34, max(12, self.size.width - _COLUMNS))
-        words = f"{mark} {name:<{width}.{width}} {size(row.total_bytes):>8} {speed:>10}  {row.verdict}"
-        return Text(words, style="" if row.fits else "dim", no_wrap=True, overflow="ellipsis")
+        width = min(34, max(12, self.size.width - _OTHER_COLUMNS))
+        text = f"{mark} {name:<{width}.{width}} {size(row.total_bytes):>8} {speed:>10}  {row.verdict}"
+        return Text(text, style="" if row.fits else "dim", no_wrap=True, overflow="ellipsis")
+
+    # Details of the highlighted model
 
     @on(OptionList.OptionHighlighted)
     def _on_highlighted(self, message: OptionList.OptionHighlighted) -> None:
         message.stop()
         row = self._rows.get(message.option_id or "")
         if row is not None:
-            self._show_details(self._words(row))
+            self._show_details(self._details(row))
         elif message.option_id is not None:
-            self._look(message.option_id.removeprefix(f"{_HUB}:"))
+            self._plan_repository(message.option_id.removeprefix(f"{_HUB}:"))
 
     @work(thread=True, exclusive=True, group="look", exit_on_error=False)
-    def _look(self, repo: str) -> None:
-        """Plan what the hub has, from its header alone."""
+    def _plan_repository(self, repo: str) -> None:
+        """Plan a repository of the hub from its remote header."""
         from textual.worker import get_current_worker
 
         from edgechat.catalogue import remote_header
@@ -153,85 +164,79 @@ class ModelsScreen(FilterListScreen[None]):
         from edgechat.planner.report import plan_row
 
         worker = get_current_worker()
-        said = ""
+        text = ""
         try:
-            found = remote_header.find_remote_model(repo)
-            if found is not None:
-                candidate = selection.make_candidate(repo, found[1], repo=repo, is_installed=False)
-                [rated] = selection.evaluate_all([candidate], self.app.settings)
-                said = self._words(plan_row(rated, None))
+            header = remote_header.find_remote_model(repo)
+            if header is not None:
+                candidate = selection.make_candidate(repo, header[1], repo=repo, is_installed=False)
+                [evaluation] = selection.evaluate_all([candidate], self._settings)
+                text = self._details(plan_row(evaluation, None))
         except EdgechatError as error:
-            said = str(error)
-        if not worker.is_cancelled and said:
-            self.app.call_from_thread(self._show_details, said)
+            text = str(error)
+        if not worker.is_cancelled and text:
+            self.app.call_from_thread(self._show_details, text)
 
-    def _words(self, row: PlanRow) -> str:
+    def _details(self, row: PlanRow) -> str:
         from edgechat.planner.report import row_lines
 
-        key = "Enter uses it" if row.is_installed else "Enter gets it"
-        return "\n".join([*row_lines(row, self._available), key])
+        key = "Enter uses this model" if row.is_installed else "Enter downloads this model"
+        return "\n".join([*row_lines(row, self._available_bytes), key])
 
-    def _show_details(self, words: str) -> None:
-        self.query_one("#details", Static).update(Text(escape_controls(words)))
+    def _show_details(self, text: str) -> None:
+        self.query_one("#details", Static).update(Text(escape_controls(text)))
 
-    # What is done
+    # Choosing, downloading and searching
 
-    def choose(self, at: int | None, option_id: str | None) -> None:  # noqa: ARG002
-        """Use it, or get it; words that fit nothing here are looked for on the hub."""
-        if option_id is not None:
-            self._use(option_id)
-        elif self.typed.strip():
+    def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
+        if option_id is None:  # nothing here matches: search the hub
             self.action_hub()
-
-    def _use(self, chosen: str) -> None:
-        row = self._rows.get(chosen)
+            return
+        row = self._rows.get(option_id)
         if row is not None and row.is_installed:
-            self.app.use_model(row.name)
-            self.dismiss()
+            self.dismiss(row.name)
         else:
-            self.app.downloads.start(chosen.removeprefix(f"{_HUB}:"))
+            self._downloads.start(option_id.removeprefix(f"{_HUB}:"))
 
     def action_hub(self) -> None:
-        """Search the hub."""
-        words = self.typed.strip()
-        if words:
-            self._say(f"asking the hub for {words!r} ...")
-            self._search(words)
+        """Search the hub for the typed words."""
+        query = self.typed.strip()
+        if query:
+            self.show_download(f"Searching the hub for {query!r} ...")
+            self._search_hub(query)
 
     @work(thread=True, exclusive=True, group="hub", exit_on_error=False)
-    def _search(self, words: str) -> None:
+    def _search_hub(self, query: str) -> None:
         from edgechat.catalogue.hub import Hub
 
         try:
-            found = Hub().search(words)
-            said = {r.id: f"{r.downloads:,} downloads  {r.licence}{'  gated' if r.is_gated else ''}" for r in found}
-            self.app.call_from_thread(self._take_hub, said, "" if said else f"the hub has nothing for {words!r}")
+            results = Hub().search(query)
+            details = {
+                r.id: f"{r.downloads:,} downloads  {r.licence}{'  gated' if r.is_gated else ''}" for r in results
+            }
+            self.app.call_from_thread(self._show_hub, details, "" if details else f"No model on the hub for {query!r}")
         except EdgechatError as error:
-            self.app.call_from_thread(self._take_hub, {}, str(error))
+            self.app.call_from_thread(self._show_hub, {}, str(error))
 
-    def _take_hub(self, found: dict[str, str], problem: str) -> None:
-        self._hub = found
-        if found:
+    def _show_hub(self, details: dict[str, str], problem: str) -> None:
+        self._hub = details
+        if details:
             self.query_one(Input).value = ""
         self._fill()
-        self._say(problem)
-        if found:
+        self.query_one("#pull", Static).update(escape_controls(problem))
+        if details:
             options = self.options
-            options.highlighted = options.get_option_index(f"{_HUB}:{next(iter(found))}")
-
-    def _say(self, words: str) -> None:
-        self.query_one("#pull", Static).update(escape_controls(words))
+            options.highlighted = options.get_option_index(f"{_HUB}:{next(iter(details))}")
 
     def action_cancel(self) -> None:
-        """Stop the download; it can be gone on with."""
-        self.app.downloads.cancel()
+        """Stop the download; it can be resumed."""
+        self._downloads.cancel()
+
+    def show_download(self, status: str) -> None:
+        """Show the progress of a download; "" keeps the text."""
+        if status:
+            self.query_one("#pull", Static).update(escape_controls(status))
 
     def download_ended(self, problem: str) -> None:
-        """A download ended."""
-        self._say(problem or "it is here")
-        self._rate()
-
-    def show_download(self, words: str) -> None:
-        """How far a download is."""
-        if words:
-            self.query_one("#pull", Static).update(words)
+        """Show the result of a download, and plan the models again."""
+        self.show_download(problem or "Installed")
+        self._evaluate()

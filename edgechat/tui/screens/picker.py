@@ -1,9 +1,9 @@
-"""One of many: a list that is narrowed by what is typed."""
+"""A list to pick one option from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 from textual import on
@@ -15,11 +15,11 @@ from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
 
 if TYPE_CHECKING:
-    from textual.app import ComposeResult
+    from textual.app import App, ComposeResult
 
 
 class PickerScreen(FilterListScreen[str | None]):
-    """Ends with what was chosen, or None."""
+    """Dismisses with the id of the chosen option, or None."""
 
     DEFAULT_CSS = """
     PickerScreen { align: center middle; background: $background 60%; }
@@ -28,33 +28,41 @@ class PickerScreen(FilterListScreen[str | None]):
     """
 
     def __init__(self, title: str, options: Sequence[tuple[str, str]]) -> None:
+        """`options` are ids with labels."""
         super().__init__()
         self._title = title
         self._options = options
 
     def compose(self) -> ComposeResult:
-        """A filter and the list."""
         with Vertical() as box:
             box.border_title = self._title
-            yield Input(placeholder="filter", compact=True)
+            yield Input(placeholder="Filter", compact=True)
             yield OptionList(markup=False)
 
     def on_mount(self) -> None:
-        """Show all."""
         self._fill()
 
     @on(Input.Changed)
     def _fill(self) -> None:
-        wanted = self.typed.lower().split()
-        found = [(i, shown) for i, shown in self._options if all(word in shown.lower() for word in wanted)]
+        terms = self.typed.lower().split()
+        matches = [(i, label) for i, label in self._options if all(term in label.lower() for term in terms)]
         options = self.options
         options.clear_options()
         options.add_options(
-            [Option(Text(escape_controls(shown), no_wrap=True, overflow="ellipsis"), id=i) for i, shown in found]
+            [Option(Text(escape_controls(label), no_wrap=True, overflow="ellipsis"), id=i) for i, label in matches]
         )
-        options.highlighted = 0 if found else None
+        options.highlighted = 0 if matches else None
 
-    def choose(self, at: int | None, option_id: str | None) -> None:  # noqa: ARG002
-        """That one."""
+    def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
         if option_id is not None:
             self.dismiss(option_id)
+
+
+def pick(app: App[Any], title: str, options: Sequence[tuple[str, str]], on_chosen: Callable[[str], object]) -> None:
+    """Open a picker of ids with labels; `on_chosen` gets the chosen id, and is not called after Esc."""
+
+    def close(chosen: str | None) -> None:
+        if chosen is not None:
+            on_chosen(chosen)
+
+    app.push_screen(PickerScreen(title, options), close)

@@ -1,4 +1,4 @@
-"""Why this model, and what it takes: the plan in words."""
+"""A screen with a text to read, and the plan of the loaded model."""
 
 from __future__ import annotations
 
@@ -10,58 +10,56 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from edgechat import config
 from edgechat.planner.report import plan_lines
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
-    from edgechat.tui.app import ChatApp
+    from edgechat.chat.session import Session
 
 
 class TextScreen(ModalScreen[None]):
-    """Something to read; Esc goes back."""
+    """Shows a text under a title; Esc closes it."""
 
-    app: ChatApp
     DEFAULT_CSS = """
     TextScreen { background: $background 60%; align: center middle; }
     TextScreen > VerticalScroll { width: 100%; max-width: 100; height: 100%; border: round $border; padding: 0 1; background: $surface; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,f1", "leave", "Back", id="text.leave"),
+        Binding("escape,q,f1", "leave", "Close", id="text.leave"),
     ]
-    HEADING = ""
+
+    def __init__(self, title: str, text: str) -> None:
+        super().__init__()
+        self._title = title
+        self._text = text
 
     def compose(self) -> ComposeResult:
-        """The text."""
         with VerticalScroll() as box:
-            box.border_title = self.HEADING
-            box.border_subtitle = "Esc: back"
-            yield Static(Text(escape_controls(self.text())), id="text")
-
-    def text(self) -> str:
-        """What there is to read."""
-        raise NotImplementedError
+            box.border_title = self._title
+            box.border_subtitle = "Esc: close"
+            yield Static(Text(escape_controls(self._text)), id="text")
 
     def action_leave(self) -> None:
-        """Back."""
         self.dismiss()
 
 
 class PlanScreen(TextScreen):
-    """How the model that answers was loaded, and why."""
+    """How the model was loaded, and why."""
 
-    HEADING = "Why this model"
+    def __init__(self, session: Session | None, model_setting: str) -> None:
+        """`model_setting` is the setting `model`: a name, or `auto`."""
+        super().__init__("Why this model", _plan_text(session, model_setting))
 
-    def text(self) -> str:
-        """The plan of what is loaded."""
-        session = self.app.worker.session
-        made = session.model.plan if session is not None else None
-        if session is None or made is None:
-            return "No model is loaded yet."
-        lines = [f"{session.model_path.stem} answers."]
-        if session.conversation.model in {session.model_path.stem, ""} and self.app.settings.model != "auto":
-            lines.append("It was named; Ctrl+O shows what else there is, with what each would take.")
-        else:
-            lines.append("Ctrl+O shows what else there is, with what each would take.")
-        return "\n".join([*lines, "", *plan_lines(made)])
+
+def _plan_text(session: Session | None, model_setting: str) -> str:
+    plan = session.model.plan if session is not None else None
+    if session is None or plan is None:
+        return "No model is loaded yet."
+    model = session.model_path.stem
+    is_named = model_setting != config.AUTO and session.conversation.model in {model, ""}
+    origin = " You chose it by name." if is_named else ""
+    lines = [f"Model: {model}.{origin}", "Ctrl+O shows the other models, with the memory that each needs."]
+    return "\n".join([*lines, "", *plan_lines(plan)])

@@ -1,7 +1,9 @@
-"""Search in everything that was said: what fits, what stands around it, and the way there."""
+"""The search screen: matches in all conversations, with a preview."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
@@ -11,6 +13,7 @@ from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from edgechat.chat.commands import Destination
 from edgechat.chat.messages import first_line
 from edgechat.errors import EdgechatError
 from edgechat.terminal import escape_controls
@@ -21,16 +24,14 @@ if TYPE_CHECKING:
     from textual.timer import Timer
 
     from edgechat.chat.store import SearchHit
-    from edgechat.tui.app import ChatApp
 
-_AFTER_S: Final = 0.15
-_MOST: Final = 100
+_TYPING_PAUSE_S: Final = 0.15
+_MAX_HITS: Final = 100
 
 
-class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
-    """Ends with a conversation and a message of it, or None."""
+class SearchScreen(FilterListScreen["Destination | None"]):
+    """Dismisses with the chosen message and its conversation, or None."""
 
-    app: ChatApp
     DEFAULT_CSS = """
     SearchScreen { align: center middle; background: $background 60%; }
     SearchScreen > Vertical { width: 90%; max-width: 110; height: 90%; border: round $border; padding: 0 1; background: $surface; }
@@ -38,26 +39,26 @@ class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
     SearchScreen #preview { height: auto; max-height: 8; border-top: solid $border-blurred; padding: 0 1; }
     """
 
+    @dataclass
     class SearchHits(Message):
-        """What a query found."""
+        """Hits of a query, or the problem with it."""
 
-        def __init__(self, query: str, hits: list[SearchHit], problem: str) -> None:
-            super().__init__()
-            self.query = query
-            self.hits = hits
-            self.problem = problem
+        query: str
+        hits: list[SearchHit]
+        problem: str
 
-    def __init__(self, words: str) -> None:
+    def __init__(self, query: str, search: Callable[[str, int], Sequence[SearchHit]]) -> None:
+        """`search` gets a query and the largest number of hits, and runs in a thread."""
         super().__init__()
-        self._words = words
+        self._query = query
+        self._search_store = search
         self._hits: list[SearchHit] = []
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        """Words, what was found, and the place around it."""
         with Vertical() as box:
-            box.border_title = "Search everything"
-            yield Input(self._words, placeholder='words; "several words" as they stand', compact=True)
+            box.border_title = "Search all conversations"
+            yield Input(self._query, placeholder='Words, or an "exact phrase"', compact=True)
             yield OptionList(markup=False)
             yield Static("", id="preview", markup=False)
 
@@ -65,9 +66,9 @@ class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
     def _on_typed(self) -> None:
         if self._timer is not None:
             self._timer.stop()
-        self._timer = self.set_timer(_AFTER_S, self._ask)
+        self._timer = self.set_timer(_TYPING_PAUSE_S, self._start_search)
 
-    def _ask(self) -> None:
+    def _start_search(self) -> None:
         query = self.typed
         if query.strip(' "'):
             self._search(query)
@@ -76,26 +77,22 @@ class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
 
     @work(thread=True, exclusive=True, group="search", exit_on_error=False)
     def _search(self, query: str) -> None:
-        session = self.app.worker.session
-        if session is None:
-            return
         try:
-            self.post_message(self.SearchHits(query, list(session.store.search(query, limit=_MOST)), ""))
+            self.post_message(self.SearchHits(query, list(self._search_store(query, _MAX_HITS)), ""))
         except EdgechatError as error:
             self.post_message(self.SearchHits(query, [], str(error)))
 
     def on_search_screen_search_hits(self, message: SearchHits) -> None:
-        """Show it, if nothing else was typed meanwhile."""
-        if message.query != self.typed:
+        if message.query != self.typed:  # the query changed meanwhile
             return
         self._hits = message.hits
         options = self.options
         options.clear_options()
-        options.add_options([Option(_line(hit)) for hit in message.hits])
+        options.add_options([Option(_hit_line(hit)) for hit in message.hits])
         options.highlighted = 0 if message.hits else None
         if not message.hits:
-            said = message.problem or ("nothing was found" if message.query.strip() else "")
-            self.query_one("#preview", Static).update(escape_controls(said))
+            text = message.problem or ("No matches" if message.query.strip() else "")
+            self.query_one("#preview", Static).update(escape_controls(text))
 
     @on(OptionList.OptionHighlighted)
     def _on_highlighted(self, message: OptionList.OptionHighlighted) -> None:
@@ -103,27 +100,26 @@ class SearchScreen(FilterListScreen["tuple[str, str | None] | None"]):
         if message.option_index < len(self._hits):
             self.query_one("#preview", Static).update(_preview(self._hits[message.option_index]))
 
-    def choose(self, at: int | None, option_id: str | None) -> None:  # noqa: ARG002
-        """There."""
-        if at is not None and at < len(self._hits):
-            hit = self._hits[at]
-            self.dismiss((hit.conversation_id, hit.message_id))
+    def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
+        if index is not None and index < len(self._hits):
+            hit = self._hits[index]
+            self.dismiss(Destination(hit.conversation_id, hit.message_id))
 
 
-def _line(hit: SearchHit) -> Text:
+def _hit_line(hit: SearchHit) -> Text:
     title = first_line(escape_controls(hit.title), 40) or "(no title)"
     text = Text(f"{title}  ", no_wrap=True, overflow="ellipsis")
     start = max(0, hit.marks[0][0] - 20) if hit.marks else 0
-    return text.append_text(_marked(hit, start, one_line=True))
+    return text.append_text(_highlighted(hit, start, one_line=True))
 
 
-def _marked(hit: SearchHit, start: int = 0, *, one_line: bool = False) -> Text:
-    """The place that was found, with what was looked for in bold."""
+def _highlighted(hit: SearchHit, start: int = 0, *, one_line: bool = False) -> Text:
+    """Return the snippet from `start`, with the words of the query in bold."""
     text = Text(hit.snippet[start:], style="dim")
     for first, end in hit.marks:
         text.stylize("bold not dim", max(0, first - start), max(0, end - start))
     plain = escape_controls(text.plain)
-    if len(plain) == len(text.plain):  # marks stay where they are
+    if len(plain) == len(text.plain):  # the marks still fit
         text.plain = plain.replace("\n", " ") if one_line else plain
         return text
     return Text(plain.replace("\n", " ") if one_line else plain, style="dim")
@@ -131,4 +127,4 @@ def _marked(hit: SearchHit, start: int = 0, *, one_line: bool = False) -> Text:
 
 def _preview(hit: SearchHit) -> Text:
     text = Text(f"{first_line(escape_controls(hit.title), 80)}  ({hit.role or 'title'})\n", style="bold")
-    return text.append_text(_marked(hit))
+    return text.append_text(_highlighted(hit))

@@ -1,7 +1,8 @@
-"""All settings, from their own schema, with the same checks as the file."""
+"""The settings screen: every setting with its value and meaning, checked like the settings file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
@@ -22,13 +23,10 @@ from edgechat.terminal import escape_controls
 if TYPE_CHECKING:
     from textual.app import ComposeResult
 
-    from edgechat.tui.app import ChatApp
-
 
 class SettingsScreen(ModalScreen[None]):
-    """Each with its value and what it means; Enter changes one."""
+    """List of all settings; Enter changes the highlighted one, in the file and in the running chat."""
 
-    app: ChatApp
     DEFAULT_CSS = """
     SettingsScreen { background: $background 60%; align: center middle; }
     SettingsScreen > Vertical { width: 100%; max-width: 110; height: 100%; border: round $border; padding: 0 1; background: $surface; }
@@ -37,111 +35,114 @@ class SettingsScreen(ModalScreen[None]):
     SettingsScreen Input { display: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "Back", id="settings.leave"),
-        Binding("delete,backspace", "reset", "Back to the default", id="settings.reset"),
+        Binding("escape", "leave", "Close", id="settings.leave"),
+        Binding("delete,backspace", "reset", "Reset to the default", id="settings.reset"),
     ]
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings, on_changed: Callable[[Settings], None]) -> None:
+        """`on_changed` gets all settings after each change."""
         super().__init__()
-        self._words = config.describe()
-        self._editing = ""
+        self._settings = settings
+        self._on_changed = on_changed
+        self._descriptions = config.describe()
+        self._edited_name = ""
 
     def compose(self) -> ComposeResult:
-        """The list, what the chosen one means, and a line to change it."""
         with Vertical() as box:
             box.border_title = "Settings"
-            box.border_subtitle = "Enter: change   Del: default   Esc: back"
+            box.border_subtitle = "Enter: change   Del: default   Esc: close"
             yield OptionList(markup=False)
             yield Static("", id="words", markup=False)
             yield Input(compact=True)
 
     def on_mount(self) -> None:
-        """Show them."""
         self._fill()
         self.query_one(OptionList).highlighted = 0
         self.query_one(OptionList).focus()
 
     def _fill(self) -> None:
         options = self.query_one(OptionList)
-        at = options.highlighted
+        index = options.highlighted
         options.clear_options()
         default = Settings()
         for name in Settings.__struct_fields__:
-            value = getattr(self.app.settings, name)
+            value = getattr(self._settings, name)
             line = Text(f"{name:<16} ", no_wrap=True, overflow="ellipsis")
             is_default = value == getattr(default, name)
-            line.append(escape_controls(_shown(value)), style="dim" if is_default else "bold")
+            line.append(escape_controls(_value_text(value)), style="dim" if is_default else "bold")
             options.add_option(Option(line, id=name))
-        options.highlighted = at
+        options.highlighted = index
 
     @on(OptionList.OptionHighlighted)
     def _on_highlighted(self, message: OptionList.OptionHighlighted) -> None:
-        self._say(self._words.get(message.option_id or "", ""))
+        self._show_text(self._descriptions.get(message.option_id or "", ""))
 
-    def _say(self, words: str) -> None:
-        self.query_one("#words", Static).update(escape_controls(words))
+    def _show_text(self, text: str) -> None:
+        self.query_one("#words", Static).update(escape_controls(text))
 
     @on(OptionList.OptionSelected)
     def _on_chosen(self, message: OptionList.OptionSelected) -> None:
         message.stop()
         name = message.option_id or ""
-        value = getattr(self.app.settings, name)
+        value = getattr(self._settings, name)
         if config.setting_types()[name] is bool:
             self._save(name, not value)
         elif name == "theme":
             from edgechat.tui import themes
+            from edgechat.tui.screens.picker import pick
 
-            self.app.pick("Themes", [(n, n) for n in themes.theme_names()], lambda chosen: self._save("theme", chosen))
+            pick(self.app, "Themes", [(n, n) for n in themes.theme_names()], lambda chosen: self._save("theme", chosen))
         elif isinstance(value, dict):
-            self._say(f"{self._words[name]}\nThis one is changed in {config_file()}")
+            self._show_text(f"{self._descriptions[name]}\nChange this setting in {config_file()}")
         else:
-            self._editing = name
+            self._edited_name = name
             line = self.query_one(Input)
             line.value = "" if value is None else str(value)
-            line.placeholder = f"{name}; empty: the default"
+            line.placeholder = f"{name} (empty: default)"
             line.display = True
             line.focus()
 
     @on(Input.Submitted)
     def _on_submitted(self, message: Input.Submitted) -> None:
         text = message.value.strip()
-        self._save(self._editing, config.parse_value(self._editing, text) if text else None)
+        self._save(self._edited_name, config.parse_value(self._edited_name, text) if text else None)
 
     def _save(self, name: str, value: object) -> None:
-        """To the file, and in force at once where that is possible."""
-        if value is not None and (wrong := config.check(name, value)):
-            self._say(f"{name}: {wrong}")
+        """Save a setting to the file and apply it; None resets it to the default."""
+        if value is not None and (problem := config.check(name, value)):
+            self._show_text(f"{name}: {problem}")
             return
         try:
             config.save(name, value)
-        except SettingsError as problem:
-            self._say(str(problem))
+        except SettingsError as error:
+            self._show_text(str(error))
             return
-        shown = value if value is not None else getattr(Settings(), name)
-        self.app.take_settings(msgspec.structs.replace(self.app.settings, **{name: shown}))
-        self._close_line()
+        value = value if value is not None else getattr(Settings(), name)
+        self._settings = msgspec.structs.replace(self._settings, **{name: value})
+        self._on_changed(self._settings)
+        self._close_input()
         self._fill()
-        self._say(f"{name} is {_shown(shown)}, and kept in {config_file()}")
+        self._show_text(f"{name} = {_value_text(value)}, saved to {config_file()}")
 
-    def _close_line(self) -> None:
+    def _close_input(self) -> None:
         self.query_one(Input).display = False
         self.query_one(OptionList).focus()
 
     def action_reset(self) -> None:
-        """The default of the chosen one."""
+        """Reset the highlighted setting to its default."""
         options = self.query_one(OptionList)
         if options.has_focus and options.highlighted is not None:
             self._save(options.get_option_at_index(options.highlighted).id or "", None)
 
     def action_leave(self) -> None:
-        """Out of the line, or back."""
+        """Close the input line, or the screen."""
         if self.query_one(Input).display:
-            self._close_line()
+            self._close_input()
         else:
             self.dismiss()
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     if value is None:
         return "(not set)"
     if isinstance(value, bool):

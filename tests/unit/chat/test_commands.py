@@ -1,84 +1,220 @@
-"""Slash commands: what is one, what is not, and that every screen knows them all."""
+"""Slash commands: parsing, and the same results in the line-by-line chat and the terminal UI."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgechat.chat.commands import COMMANDS, mentioned_files, parse, parse_reasoning
+from edgechat import paths
+from edgechat.bench.scripted_session import Script, ScriptedSession
+from edgechat.chat.commands import BY_NAME, COMMANDS, View, copied_text, export_path, parse, parse_reasoning
+from edgechat.chat.session import Session
+from edgechat.cli.ask import Status
 from edgechat.cli.plain_chat import PlainChat
+from edgechat.config import Settings
 from edgechat.errors import UsageError
-from edgechat.tui.actions import Actions
-from edgechat.tui.completion import complete, is_begun
+from edgechat.store import ephemeral_store
+from edgechat.tui.app import ChatApp
+from tests.tui.app_driver import make_scripted_app, session, wait_until_ready
+from tests.waiting import until_async
+
+REPLIES = [f"Reply number {n}." for n in range(1, 20)]
+EMPTY = [
+    "/retry", "/continue", "/edit Text", "/switch", "/delete", "/undo", "/export", "/copy", "/attach missing.txt", "/attach ~nosuchuser/x",
+    "/new nobody", "/persona nobody", "/reasoning maybe", "/set temperature", "/set n_ctx 5", "/open nowhere", "/model missing.gguf",
+    "/rename", "/retry now", "/nothing",
+]  # fmt: skip
+"""Commands that fail in an empty conversation, or with these arguments."""
+FILLED = [
+    "A question", "/rename Animals", "/pin", "/pin", "/attach notes.txt", "/export", "/export out.json", "/export out.json",
+    "/export out.pdf", "/copy", "/copy code", "/copy all", "/retry", "/switch", "/switch 2", "/switch 3", "/edit Another question", "/continue", "/delete",
+    "/undo", "/system Be brief.", "/system", "/reasoning off", "/set temperature 0.2", "/persona pirate", "/model other.gguf", "/new pirate",
+    "Something else", "/open anim", "/open Nowhere", "/new",
+]  # fmt: skip
 
 
-def test_what_is_a_command_and_what_a_message() -> None:
-    assert parse("/new") == ("new", "")
-    assert parse("/RENAME  A title \n") == ("rename", "A title")
-    assert parse("/edit one\ntwo") == ("edit", "one\ntwo")
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with a file to attach, a model file, and a persona."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("Remember the milk.")
+    (tmp_path / "other.gguf").write_text("")
+    paths.personas_dir().mkdir(parents=True)
+    (paths.personas_dir() / "pirate.toml").write_text('system_prompt = "Arr."\n')
+    return tmp_path
+
+
+def state(session_: Session) -> tuple[list[str], dict[str, Any], bool]:
+    """Return the messages on the active path, and what else commands change of a conversation."""
+    conversation = session_.conversation
+    return [m.text for m in session_.tree.path], conversation.settings, conversation.pinned
+
+
+def remove_exports(folder: Path) -> None:
+    for file in [*folder.glob("Animals*"), *folder.glob("out.*")]:
+        file.unlink()
+
+
+Step = tuple[str, list[str], tuple[list[str], dict[str, Any], bool]]
+"""A line of input, the texts that the front end showed for it, and the state after it."""
+
+
+def walk_plain_chat(lines: list[str], capsys: pytest.CaptureFixture[str]) -> Iterator[Step]:
+    plain_session = ScriptedSession(ephemeral_store(), Settings(titles=False), Script(REPLIES))
+    plain_session.open()
+    chat = PlainChat(plain_session, Status())
+    for line in lines:
+        chat.handle(line)
+        output = capsys.readouterr()
+        texts = [text.removeprefix("edgechat: ") for text in output.err.splitlines()]
+        texts += [text[1:-1] for text in output.out.splitlines() if text.startswith("(")]
+        yield line, texts, state(plain_session)
+    plain_session.close()
+
+
+def record_texts(app: ChatApp, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that receives every note, error and toast of an application."""
+    texts: list[str] = []
+    for owner, name in ((app.pane, "add_note"), (app.pane, "add_error"), (app, "notify")):
+        monkeypatch.setattr(owner, name, recorder(texts, getattr(owner, name)))
+    return texts
+
+
+def recorder(texts: list[str], show: Callable[..., object]) -> Callable[..., object]:
+    def record(text: str, **options: object) -> object:
+        texts.append(text)
+        return show(text, **options)
+
+    return record
+
+
+async def walk_terminal_ui(steps: list[Step], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Type the same lines into the terminal UI, and expect the same texts and states."""
+    app = make_scripted_app(*REPLIES)
+    async with app.run_test():
+        await wait_until_ready(app)
+        texts = record_texts(app, monkeypatch)
+        for line, expected_texts, expected_state in steps:
+            app.pane.prompt.load(line)
+            app.pane.prompt.action_send()
+            expected = (sorted(expected_texts), expected_state)
+            await until_async(
+                lambda: (sorted(texts), state(session(app))) == expected and not app.pane.is_busy,  # noqa: B023
+                timeout_s=5,
+                description=lambda: f"{line}: expected {expected}, not {(sorted(texts), state(session(app)))}",  # noqa: B023
+            )
+            texts.clear()
+
+
+@pytest.mark.parametrize("lines", [EMPTY, FILLED], ids=["empty", "filled"])
+async def test_commands_give_the_same_outcome_in_both_front_ends(
+    lines: list[str], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = list(walk_plain_chat(lines, capsys))
+    remove_exports(folder)
+    await walk_terminal_ui(steps, monkeypatch)
+
+
+def test_every_command_with_a_handler_is_walked() -> None:
+    walked = {parsed[0].name for line in FILLED if (parsed := parse(line)) is not None}
+    assert {c.name for c in COMMANDS if c.run is not None} <= walked
+
+
+def test_every_view_is_declared_by_a_command_and_implemented_by_the_line_by_line_chat() -> None:
+    chat = PlainChat(ScriptedSession(ephemeral_store(), Settings(), Script([])), Status())
+    assert set(chat.views) == set(get_args(View)) == {c.view for c in COMMANDS if c.view is not None}
+    assert all(c.run is not None or c.view is not None for c in COMMANDS)
+
+
+VIEWS: dict[View, Callable[[ChatApp], object]] = {
+    "conversations": lambda app: app.chat.sidebar is not None and app.chat.sidebar.display,
+    "search": lambda app: type(app.screen).__name__ == "SearchScreen",
+    "editor": lambda app: app.pane.composer.edited_id is not None,
+    "copy": lambda app: app.clipboard == REPLIES[0],
+    "models": lambda app: type(app.screen).__name__ == "ModelsScreen",
+    "personas": lambda app: type(app.screen).__name__ == "PickerScreen",
+    "settings": lambda app: type(app.screen).__name__ == "SettingsScreen",
+    "plan": lambda app: type(app.screen).__name__ == "PlanScreen",
+    "figures": lambda app: app.pane.shows_figures,
+    "help": lambda app: type(app.screen).__name__ == "HelpScreen",
+    "quit": lambda app: app.return_code == 0,
+}
+
+
+@pytest.mark.usefixtures("folder")
+async def test_every_view_opens_in_the_terminal_ui(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_scripted_app(*REPLIES)
+    suspended: list[bool] = []
+    monkeypatch.setattr(app, "action_suspend_process", lambda: suspended.append(True))
+    async with app.run_test() as pilot:
+        await wait_until_ready(app)
+        app.pane.submit("A question")
+        await until_async(lambda: len(session(app).tree) == 2 and not app.pane.is_busy)
+        for command in COMMANDS:
+            if command.view is None or command.view == "quit":
+                continue
+            app.actions.run(command.name)
+            opened: Callable[[ChatApp], object] = VIEWS.get(command.view, lambda _app: suspended)
+            await until_async(lambda: opened(app), description=command.name)  # noqa: B023
+            if app.screen is not app.chat:
+                app.pop_screen()
+            await pilot.pause()
+        app.actions.run("quit")
+        await until_async(lambda: VIEWS["quit"](app))
+
+
+def test_commands_and_messages_are_told_apart() -> None:
+    assert parse("/new") == (BY_NAME["new"], "")
+    assert parse("/RENAME  A title \n") == (BY_NAME["rename"], "A title")
+    assert parse("/edit one\ntwo") == (BY_NAME["edit"], "one\ntwo")
     for message in ("hello", " /new", "/etc/passwd is what?", "/", "// comment", "/1", "a\n/new"):
         assert parse(message) is None
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [("/nwe", "did you mean /new"), ("/zzz", "/help"), ("/search", "/search WORDS"), ("/retry now", "takes nothing")],
+    ("text", "problem"),
+    [
+        ("/nwe", "Did you mean /new"),
+        ("/zzz", "/help"),
+        ("/search", "/search WORDS"),
+        ("/retry now", "takes no argument"),
+    ],
 )
-def test_a_wrong_command_is_said(text: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_invalid_commands_are_usage_errors(text: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
         parse(text)
 
 
-@pytest.mark.parametrize("kind", [Actions, PlainChat])
-def test_every_screen_knows_every_command(kind: type) -> None:
-    for command in COMMANDS:
-        assert callable(getattr(kind, f"do_{command.name}")), command.name
-    known = {name.removeprefix("do_") for name in dir(kind) if name.startswith("do_")}
-    assert known == {command.name for command in COMMANDS}
-
-
 @given(st.text())
-def test_any_text_is_a_message_a_command_or_an_error(text: str) -> None:
+def test_any_text_is_a_message_a_command_or_a_usage_error(text: str) -> None:
     try:
         parsed = parse(text)
     except UsageError:
         return
-    assert parsed is None or parsed[0] in {c.name for c in COMMANDS}
+    assert parsed is None or parsed[0] in COMMANDS
 
 
-def test_files_after_an_at() -> None:
-    assert mentioned_files('see @a.txt and @"b c.txt", not x@y.org; @a.txt') == ["a.txt", "b c.txt"]
-    assert mentioned_files("@") == []
-
-
-def test_truth() -> None:
+def test_reasoning_is_on_off_or_auto() -> None:
     assert [parse_reasoning(word) for word in ("on", "OFF", "auto")] == [True, False, None]
     with pytest.raises(UsageError, match="maybe"):
         parse_reasoning("maybe")
 
 
-def test_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "notes.md").write_text("x")
-    (tmp_path / "new plan.md").write_text("x")
-    (tmp_path / "nested").mkdir()
-    (tmp_path / "nested" / "deep.py").write_text("x")
-    (tmp_path / ".hidden").write_text("x")
-    (tmp_path / "n\x1bx").write_text("x")
-    assert [c.text for c in complete("/re", tmp_path)] == ["/retry", "/rename ", "/reasoning "]
-    assert [c.text for c in complete("see @n", tmp_path)] == ["@nested/", '@"new plan.md" ', "@notes.md "]
-    assert [(c.text, c.n_chars) for c in complete("@nested/d", tmp_path)] == [("@nested/deep.py ", 9)]
-    assert [c.text for c in complete("/attach no", tmp_path)] == ["notes.md"]
-    assert [c.text for c in complete("/set temp", tmp_path)] == ["temperature"]
-    assert complete("@nowhere/x", tmp_path) == []
-    assert [c.text for c in complete("@.h", tmp_path)] == ["@.hidden "]
+def test_an_export_never_overwrites_a_file(folder: Path) -> None:
+    assert export_path("", "A title: one/two") == folder / "A-title-one-two.md"
+    (folder / "A-title-one-two.md").write_text("")
+    assert export_path("", "A title: one/two") == folder / "A-title-one-two-2.md"
+    with pytest.raises(UsageError, match="exists already"):
+        export_path("notes.txt", "")
 
 
-@pytest.mark.parametrize(
-    ("before", "begun"),
-    [("/", True), ("/re", True), ("/set te", True), ("a @b", True), ("a\n@", True), ("a", False), ("a/b", False), ("x@y", False), ("a\n/re", False)],
-)  # fmt: skip
-def test_when_something_is_offered(before: str, *, begun: bool) -> None:
-    assert is_begun(before) is begun
+def test_copy_takes_a_message_or_its_last_code_block() -> None:
+    assert copied_text("Text.", lambda _text: ["a", "b"], "") == "Text."
+    assert copied_text("Text.", lambda _text: ["a", "b"], "code") == "b"
+    with pytest.raises(UsageError, match="no code block"):
+        copied_text("Text.", lambda _text: [], "code")

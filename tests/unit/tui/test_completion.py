@@ -1,35 +1,33 @@
-"""Shell completion: scripts for three shells, and what they ask the program."""
+"""Completion of commands, their arguments and file names in the input."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Cli, edgechat_command
+from edgechat.tui.completion import complete, is_begun
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_script_for_each_shell_that_the_shell_accepts(cli: Cli, shell: str, tmp_path: Path) -> None:
-    result = cli("completion", shell)
-    assert result.returncode == 0
-    assert "_EDGECHAT_COMPLETE" in result.stdout
-    if shutil.which(shell):
-        script = tmp_path / "script"
-        script.write_text(result.stdout)
-        subprocess.run([shell, "-n", str(script)], check=True)
+def test_commands_arguments_and_files_are_completed(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("x")
+    (tmp_path / "new plan.md").write_text("x")
+    (tmp_path / "nested").mkdir()
+    (tmp_path / "nested" / "deep.py").write_text("x")
+    (tmp_path / ".hidden").write_text("x")
+    (tmp_path / "n\x1bx").write_text("x")
+    assert [c.text for c in complete("/re", tmp_path)] == ["/retry", "/rename ", "/reasoning "]
+    assert [c.text for c in complete("see @n", tmp_path)] == ["@nested/", '@"new plan.md" ', "@notes.md "]
+    assert [(c.text, c.n_chars) for c in complete("@nested/d", tmp_path)] == [("@nested/deep.py ", 9)]
+    assert [c.text for c in complete("/attach no", tmp_path)] == ["notes.md"]
+    assert [c.text for c in complete("/set temp", tmp_path)] == ["temperature"]
+    assert complete("@nowhere/x", tmp_path) == []
+    assert [c.text for c in complete("@.h", tmp_path)] == ["@.hidden "]
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
-    [("edgechat as", {"ask"}), ("edgechat ask --te", {"--temperature"}), ("edgechat co", {"config", "completion"})],
-)
-def test_words_are_completed(words: str, expected: set[str]) -> None:
-    environment = os.environ | {
-        "_EDGECHAT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")),
-    }  # fmt: skip
-    found = subprocess.run(edgechat_command(), env=environment, capture_output=True, text=True, check=False)
-    assert {line.partition(",")[2] for line in found.stdout.split()} == expected
+    ("before", "begun"),
+    [("/", True), ("/re", True), ("/set te", True), ("a @b", True), ("a\n@", True), ("a", False), ("a/b", False), ("x@y", False), ("a\n/re", False)],
+)  # fmt: skip
+def test_completion_starts_for_commands_and_mentions_only(before: str, *, begun: bool) -> None:
+    assert is_begun(before) is begun

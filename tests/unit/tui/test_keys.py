@@ -11,7 +11,7 @@ from textual.dom import DOMNode
 import edgechat.tui
 from edgechat.tui.app import ChatApp
 from edgechat.tui.keys import resolve_key_map
-from edgechat.tui.screens.help import shown
+from edgechat.tui.screens.help import key_label
 
 KNOWN = ChatApp.all_keys()
 
@@ -58,6 +58,6 @@ def test_vim_keys_are_added_and_can_be_changed() -> None:
 
 
 def test_keys_as_they_are_written() -> None:
-    assert [shown(k) for k in ("ctrl+q", "escape", "f1", "alt+left", "y", "shift+enter")] == [
+    assert [key_label(k) for k in ("ctrl+q", "escape", "f1", "alt+left", "y", "shift+enter")] == [
         "Ctrl+Q", "Esc", "F1", "Alt+Left", "y", "Shift+Enter",
     ]  # fmt: skip
