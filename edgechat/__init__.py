@@ -1,3 +1,3 @@
-"""A terminal chat that runs open-weight models on the machine in front of you."""
+"""A terminal chat that runs open-weight models on your own machine."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m edgechat` is `edgechat`."""
+"""Entry point of `python -m edgechat`."""
 
 from edgechat.cli.main import main
 

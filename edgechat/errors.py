@@ -1,28 +1,28 @@
-"""The exceptions that edgechat raises on purpose.
+"""Exceptions whose message is written for the user.
 
-    EdgechatError                 exit code 4 unless a subclass says otherwise
-    |- UsageError            (2)  what the user asked for makes no sense
-    |- SettingsError         (2)  a setting that cannot be used
-    |- InvalidFileError      (4)  a settings or state file that cannot be read or parsed
-    |- ModelFileError        (3)  a file that is not a usable model
-    |- TemplateError         (3)  a chat template that fails, hangs or reaches out of its sandbox
-    |- RuntimeLoadError      (4)  no native bundle, or none of its backends works here
-    |- GrammarError          (2)  a format of answers that cannot be enforced
-    |- EngineError           (4)  the engine refused or failed a request
-    |  |- ComputeError       (4)  a computation failed
-    |  `- EngineDiedError    (4)  the engine process is gone
-    |- StoreError            (4)  conversations that cannot be read or written
-    |  |- DamagedDatabaseError       (4)  a database that is not one any more
-    |  `- NotFoundError          (2)  a conversation or message that is not there
-    |- AttachmentError       (2)  a file that cannot go with a message
-    |- ImportRefusedError    (2)  a file that holds no conversations we can read
-    |- CatalogueError        (2)  a catalogue of models that cannot be used, or a model that it does not know
-    |- DownloadError         (4)  a file that did not arrive: no room, a wrong hash, cancelled
-    |- HubError              (6)  the hub, or the network before it, refused or did not answer
-    |- ContextOverflowError  (5)  a prompt longer than the context
-    `- PlanError             (5)  a model that does not fit in memory
+    EdgechatError                   exit code 4 unless noted
+    |- UsageError              (2)
+    |- SettingsError           (2)
+    |- InvalidFileError        (4)
+    |- ModelFileError          (3)
+    |- TemplateError           (3)
+    |- GrammarError            (2)
+    |- RuntimeLoadError        (4)
+    |- EngineError             (4)
+    |  |- ComputeError         (4)
+    |  `- EngineDiedError      (4)
+    |- StoreError              (4)
+    |  |- DamagedDatabaseError (4)
+    |  `- NotFoundError        (2)
+    |- AttachmentError         (2)
+    |- ImportRefusedError      (2)
+    |- CatalogueError          (2)
+    |- DownloadError           (4)
+    |- HubError                (6)
+    |- ContextOverflowError    (5)
+    `- PlanError               (5)
 
-Messages say what happened, with which numbers, and what to do next; they are shown to people as they are.
+A message states what happened, the numbers involved, and what to do next. Front ends show it unchanged.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ from typing import ClassVar
 
 
 class EdgechatError(Exception):
-    """Base of all errors whose message is meant for the user."""
+    """Base class of all errors with a message for the user."""
 
     exit_code: ClassVar[int] = 4
+    """Exit code of a command that ends with this error."""
 
 
 class UsageError(EdgechatError):
-    """What the user asked for makes no sense."""
+    """Raised when a command's arguments or input are invalid."""
 
     exit_code = 2
 
 
 class SettingsError(EdgechatError):
-    """A setting that cannot be used."""
+    """Raised when a setting or persona is invalid, or the settings file cannot be written."""
 
     exit_code = 2
 
@@ -51,109 +52,109 @@ class SettingsError(EdgechatError):
 class InvalidFileError(EdgechatError):
     """Raised when a TOML or JSON file cannot be read, decoded or parsed."""
 
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(f"{where} {reason}")
-        self.where = where
+    def __init__(self, location: str, reason: str) -> None:
+        super().__init__(f"{location} {reason}")
+        self.location = location
         """The file's path, followed by `:LINE` where the line is known."""
         self.reason = reason
 
 
 class ModelFileError(EdgechatError):
-    """A file that is missing, unreadable, damaged, or not a model edgechat can use."""
+    """Raised when a model file is missing, unreadable, damaged, or of an unsupported kind."""
 
     exit_code = 3
 
 
 class TemplateError(EdgechatError):
-    """A chat template that fails, runs too long, takes too much memory, or is forbidden."""
+    """Raised when a chat template fails, exceeds its time or memory limit, or leaves its sandbox."""
 
     exit_code = 3
 
 
 class GrammarError(EdgechatError):
-    """A format that answers are to have and that cannot be enforced; the message names what of it."""
+    """Raised when an output format (JSON schema, grammar) cannot be enforced; the message names the unsupported part."""
 
     exit_code = 2
 
 
 class RuntimeLoadError(EdgechatError):
-    """The native bundle is missing or damaged, or no backend of it works on this machine."""
+    """Raised when the native bundle is missing or damaged, or none of its backends works on this machine."""
 
 
 class EngineError(EdgechatError):
-    """The engine refused or failed a request; it is still alive."""
+    """Raised when the engine refuses or fails a request; the engine process stays alive."""
 
 
 class ComputeError(EngineError):
-    """llama.cpp, or a device that it computes with, failed in the middle of it."""
+    """Raised when llama.cpp or a device fails during a computation."""
 
 
 class EngineDiedError(EngineError):
-    """The engine process is gone; the message names the signal or exit code and the last log lines."""
+    """Raised when the engine process ended; the message has its signal or exit code and its last log lines."""
 
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
         self.code = code
-        """What it ended with, a signal as a negative number; None if it was never there, or is not known."""
+        """Exit code, a signal as a negative number; None if the process never started or the code is unknown."""
 
 
 class StoreError(EdgechatError):
-    """Conversations cannot be read or written: no space, a locked or read-only database, an unknown id."""
+    """Raised when conversations cannot be read or written: full disk, locked or read-only database, invalid id."""
 
 
 class DamagedDatabaseError(StoreError):
-    """The database is damaged; the message says how to get out of it what can be read."""
+    """Raised when the database is damaged; the message says how to recover its readable part."""
 
 
 class NotFoundError(StoreError):
-    """A conversation or a message that is not there, perhaps because another process deleted it."""
+    """Raised when a conversation or message does not exist, for example after another process deleted it."""
 
     exit_code = 2
 
 
 class AttachmentError(EdgechatError):
-    """A file that cannot go with a message."""
+    """Raised when a file cannot be attached to a message."""
 
     exit_code = 2
 
 
 class ImportRefusedError(EdgechatError):
-    """A file that holds no conversations we can read; nothing of it was imported."""
+    """Raised when a file has no conversations in a supported format; nothing was imported."""
 
     exit_code = 2
 
 
 class CatalogueError(EdgechatError):
-    """A catalogue of models that cannot be used; the message names the file, and the key or the line."""
+    """Raised when a catalogue file or the model registry is invalid, or a model name or alias is unknown or invalid."""
 
     exit_code = 2
 
 
 class DownloadError(EdgechatError):
-    """A file that did not arrive; what of it is good is kept, and the message says how to go on."""
+    """Raised when a download fails or is cancelled; valid parts are kept, and the message says how to resume."""
 
 
 class HubError(EdgechatError):
-    """The hub or another server refused, or could not be reached."""
+    """Raised when the hub or another server refuses a request or cannot be reached."""
 
     exit_code = 6
 
 
 class ContextOverflowError(EdgechatError):
-    """A prompt that does not fit in the context; the message names both lengths in tokens."""
+    """Raised when a prompt is longer than the context; the message has both lengths in tokens."""
 
     exit_code = 5
 
 
 class PlanError(EdgechatError):
-    """A model that does not fit in the memory of this machine."""
+    """Raised when a model does not fit in memory."""
 
     exit_code = 5
 
 
 def error_class(name: str) -> type[EdgechatError]:
-    """The error class called `name`, for errors that crossed a process boundary; EngineError if unknown."""
-    found = globals().get(name)
-    if isinstance(found, type) and issubclass(found, EdgechatError):
-        return found
+    """Return the error class called `name`, to rebuild an error from another process; EngineError if unknown."""
+    candidate = globals().get(name)
+    if isinstance(candidate, type) and issubclass(candidate, EdgechatError):
+        return candidate
     return EngineError

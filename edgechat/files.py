@@ -42,7 +42,7 @@ class JsonFile(Generic[T]):
         self._is_valid = is_valid
 
     def load(self) -> T | None:
-        """Return the content, or None if the file does not exist. Raises InvalidFileError for one that cannot be used."""
+        """Return the content, or None if the file does not exist. Raises InvalidFileError if it cannot be used."""
         try:
             value = msgspec.json.decode(read_bytes(self.path, self._max_bytes), type=self._type)
         except (FileNotFoundError, NotADirectoryError):
@@ -69,7 +69,7 @@ class JsonFile(Generic[T]):
         replace_file(self.path, msgspec.json.format(data, indent=indent) if indent else data)
 
     def save(self, value: T) -> None:
-        """Replace the file if the disk allows it; otherwise the old one stays (`edgechat doctor` reports the directory)."""
+        """Replace the file, or keep the old one if the disk cannot be written; `edgechat doctor` reports that."""
         with contextlib.suppress(OSError, UnicodeError):  # UnicodeError: a path that is not UTF-8
             self.write(value)
 
@@ -106,7 +106,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def read_toml(path: Path, max_bytes: int = MAX_TOML_BYTES) -> dict[str, Any]:
-    """Parse a TOML file. Raises InvalidFileError, with the line if there is one; the cause is the original exception."""
+    """Parse a TOML file. Raises InvalidFileError, with the line if it is known."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:

@@ -1,6 +1,6 @@
-"""Where edgechat keeps its files: one function per directory, none is made by asking.
+"""Locations of edgechat's files. No function creates a directory or file.
 
-`EDGECHAT_HOME` moves all of them below one directory, for portable installs and for tests.
+`EDGECHAT_HOME` moves all of them into one directory, for portable installations and tests.
 """
 
 from __future__ import annotations
@@ -21,87 +21,87 @@ def _directory(kind: str) -> Path:
 
 
 def config_dir() -> Path:
-    """Settings that a person edits."""
+    """Return the directory of files that the user edits."""
     return _directory("config")
 
 
 def data_dir() -> Path:
-    """What must never be lost: conversations and models."""
+    """Return the directory of data that cannot be recreated: conversations and models."""
     return _directory("data")
 
 
 def cache_dir() -> Path:
-    """What can be made again: verdicts and logs."""
+    """Return the directory of data that can be recreated: measurements, prefixes and logs."""
     return _directory("cache")
 
 
 def config_file() -> Path:
-    """The settings file."""
+    """Return the settings file."""
     return config_dir() / "config.toml"
 
 
 def history_file() -> Path:
-    """The database of conversations."""
+    """Return the database of conversations."""
     return data_dir() / "history.db"
 
 
 def unsent_messages_dir() -> Path:
-    """What was typed and not sent."""
+    """Return the directory of unsent messages, a text file for each conversation."""
     return data_dir() / "drafts"
 
 
 def themes_dir() -> Path:
-    """Colours of a person's own, a TOML file each."""
+    """Return the directory of the user's themes, a TOML file each."""
     return config_dir() / "themes"
 
 
 def personas_dir() -> Path:
-    """Personas, a TOML file each."""
+    """Return the directory of personas, a TOML file each."""
     return config_dir() / "personas"
 
 
 def models_dir() -> Path:
-    """Model files that belong to edgechat."""
+    """Return the directory of downloaded models."""
     return data_dir() / "models"
 
 
 def log_file() -> Path:
-    """The engine's log; the one before it has the suffix `.1`."""
+    """Return the engine's log file; the previous one has the suffix `.1`."""
     return cache_dir() / "engine.log"
 
 
 def prefix_dir() -> Path:
-    """What models computed of conversations: as private as these are."""
+    """Return the directory of the prefix cache; its content is as private as the conversations."""
     return cache_dir() / "prefix"
 
 
 def verdicts_file() -> Path:
-    """What the self tests of backends found on this machine."""
+    """Return the state file with the results of backend self-tests."""
     return cache_dir() / "backends.json"
 
 
 def kernel_speeds_file() -> Path:
-    """How fast backends were found to be on this machine."""
+    """Return the state file with kernel benchmarks."""
     return cache_dir() / "speeds.json"
 
 
 def observed_memory_file() -> Path:
-    """What models were found to take on this machine."""
+    """Return the state file with the observed memory of models."""
     return cache_dir() / "memory.json"
 
 
 def gpus_file() -> Path:
-    """GPUs that were found to work on this machine."""
+    """Return the state file with the usable GPUs."""
     return cache_dir() / "gpus.json"
 
 
 def instances_dir() -> Path:
-    """What programs of ours that run now have loaded, a file each."""
+    """Return the directory of running instances, a state file for each engine process."""
     return cache_dir() / "running"
 
 
 def free_bytes(path: Path) -> int:
-    """Free bytes of the disk on which `path` is, or would be. Raises OSError."""
+    """Return the free bytes of the disk that holds `path` or would hold it. Raises OSError."""
     while not path.is_dir() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free

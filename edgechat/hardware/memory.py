@@ -46,8 +46,7 @@ def _cgroup_limits(root: Path) -> list[tuple[int, int]]:
     """Return (limit, used) in bytes for every cgroup (v1 or v2) from this process's up to the root."""
     limits = []
     for line in _text(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
+        controllers, _, group = line.partition(":")[2].partition(":")
         if controllers and "memory" not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")

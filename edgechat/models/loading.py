@@ -29,7 +29,7 @@ from edgechat.planner.plan import Estimator, plan, smaller_plan
 from edgechat.prompt import renderer
 from edgechat.runtime.backends.bundle import Bundle, find_bundle
 
-# Above this part of the available memory, llama.cpp computes exact sizes first, which takes a tenth of a second or more.
+# Above this part of the available memory, llama.cpp computes exact sizes first, which takes at least 0.1 s.
 _TIGHT: Final = 0.5
 # Loads that may fail: the first plan, and with a GPU a second one. The load after them must succeed.
 _MAX_RETRIES: Final = 2
@@ -117,8 +117,8 @@ def load_warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded)
         warnings.append(f"This machine has {n_cpus} hardware threads: using {n_cpus} instead of {settings.n_threads}.")
     if loaded.chat_template is None:
         warnings.append(
-            f"{model_path.name} has no chat template: using the format {renderer.PLAIN_NAME!r}, which may differ from the "
-            "one it was trained with."
+            f"{model_path.name} has no chat template: using the format {renderer.PLAIN_NAME!r}, which may differ from "
+            "the one it was trained with."
         )
     return warnings
 
@@ -126,7 +126,7 @@ def load_warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded)
 def _find_gpus(
     engine: EngineClient, settings: Settings, bundle: Bundle, on_event: LoadCallback
 ) -> tuple[list[Gpu], list[str]]:
-    """Return the usable GPUs and warnings about the others; the engine is only asked if the bundle has a GPU backend."""
+    """Return the usable GPUs, and warnings about others. The engine is asked only if the bundle has a GPU backend."""
     if not settings.gpu or not bundle.gpu_modules:
         return [], []
     before = saved_gpus()
@@ -166,7 +166,7 @@ def _load(engine: EngineClient, load_plan: LoadPlan, on_event: LoadCallback) -> 
 def _retry_plan(
     error: EdgechatError, profile: ModelProfile, machine: Machine, failed: LoadPlan, n_ctx: int | None, attempt: int
 ) -> LoadPlan | None:
-    """Return the plan for the next attempt: with a GPU less of it, then none of it; otherwise one smaller plan, once."""
+    """Return the plan for the next attempt: with fewer GPU layers, without the GPU, or one smaller CPU plan."""
     if failed.options.n_gpu_layers:
         if attempt == 0 and not machine.gpu_is_unified:
             return smaller_plan(profile, machine, failed, n_ctx)

@@ -18,7 +18,7 @@ _Differences = dict[str, list[int]]
 
 
 def extra_bytes(model_path: str) -> int:
-    """Return the most that a model took beyond its plan in its last loads; at least 0, because short conversations use less."""
+    """Return the most that a model took beyond its plan in its last loads; 0 if it always took less."""
     return min(_MAX_EXTRA_BYTES, max([0, *_read().get(_key(model_path), [])]))
 
 

@@ -15,7 +15,8 @@ def reasons(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx: int 
     options, memory = plan.options, plan.estimate
     texts = {
         "n_ctx": _n_ctx_reason(profile, options.n_ctx, is_set=n_ctx is not None),
-        "kv_type": "full precision fits" if options.kv_type == "f16" else "half the size, with a divergence of about 0.001",
+        "kv_type": "full precision fits" if options.kv_type == "f16"
+        else "half the size, with a divergence of about 0.001",
         "use_mmap": "a mapped file loads at once, and its pages can be dropped" if options.use_mmap
         else f"mapped, {size(memory.weights)} of weights could be in memory twice",
         "use_extra_bufts": f"{size(memory.repacked)} of weights are copied into the layout of faster kernels"
@@ -56,5 +57,6 @@ def does_not_fit(profile: ModelProfile, machine: Machine, least: MemoryEstimate,
         f"{profile.path} needs about {size(least.total)} with {context} (weights {size(weights)}, "
         f"KV cache {size(least.kv_cache)}, other buffers {size(least.total - weights - least.kv_cache)}), "
         f"but {size(machine.available_bytes)} are available{machine.other_instances}. Close other programs, "
-        f"{'set a shorter context with --ctx, ' if n_ctx else ''}or choose a smaller model: `edgechat plan` shows which fit."
+        f"{'set a shorter context with --ctx, ' if n_ctx else ''}or choose a smaller model "
+        "(`edgechat plan` shows which fit)."
     )

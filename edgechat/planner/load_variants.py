@@ -29,7 +29,7 @@ _READ_CONCESSION: Final = "the weights are read instead of mapped, so that they 
 
 
 class LoadVariant(NamedTuple):
-    """Load options and what they concede compared with the best ones."""
+    """Load options, and their concessions compared with the best options."""
 
     options: LoadOptions
     concessions: tuple[str, ...]
@@ -60,7 +60,7 @@ def load_variants(profile: ModelProfile, machine: Machine, n_ctx: int | None) ->
 
 
 def _cpu_variants(profile: ModelProfile, best: LoadOptions, *, may_shorten: bool) -> Iterator[LoadVariant]:
-    """Yield the best options, then one concession after another: mapping, context, KV precision, micro-batch, context."""
+    """Yield the best options, then concede mapping, context, KV precision, micro-batch size, and context again."""
     yield LoadVariant(best, ())
     options, concessions = msgspec.structs.replace(best, use_mmap=False), dict[str, str]()
     if best.use_mmap:
@@ -106,7 +106,7 @@ def _can_use_q8(profile: ModelProfile) -> bool:
 def _gpu_variants(profile: ModelProfile, best: LoadOptions, *, may_shorten: bool) -> Iterator[LoadVariant]:
     """Yield the whole model on the GPU, then with less context, without the experts, and with fewer and fewer layers.
 
-    Each comes twice: with a mapped file, and with a file that is read, so that GPU weights are not in CPU memory too.
+    Every variant is yielded twice: with a mapped file, and with a file that is read, so that GPU weights are not in CPU memory too.
     """
     everything = msgspec.structs.replace(best, n_gpu_layers=profile.n_layers + 1)
     variants = [LoadVariant(everything, ())]

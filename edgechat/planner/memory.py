@@ -27,7 +27,7 @@ INDEX_BYTES: Final = 64
 """Bytes per token in a suffix index and its tables (native/src/edgechat.h)."""
 
 REPACKED: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"))
-"""Tensor types that some CPU backend repacks (ggml-cpu/repack.cpp, amx.cpp): the default until this machine's are known."""
+"""Tensor types that some CPU backend repacks (ggml-cpu/repack.cpp, amx.cpp); used if this machine's are unknown."""
 # Buffer types whose weights keep the layout of the file.
 _PLAIN_BUFFERS: Final = ("CPU", "CPU_Mapped")
 
@@ -130,7 +130,7 @@ def formula_buffers(
 ) -> BufferSizes:
     """Compute buffer sizes; `repacked_types` are the tensor types that the backend keeps in another layout.
 
-    Compute buffers come out slightly too large.
+    The result is slightly too large for compute buffers.
     """
     on_gpu = [t for t in profile.tensors if _is_on_gpu(profile, t, options)] if options.n_gpu_layers else []
     gpu_weights = sum(t.size_bytes for t in on_gpu)
@@ -167,7 +167,7 @@ def reported_buffers(
     plain = sum(sizes["model_bytes"] for name, sizes in host.items() if name in _PLAIN_BUFFERS)
     other = sum(sizes["model_bytes"] for name, sizes in host.items() if name not in _PLAIN_BUFFERS)
     return BufferSizes(
-        # A mapped file is in memory as a whole while it is loaded, whatever is copied out of it.
+        # While it is loaded, a mapped file is in memory as a whole, copied tensors included.
         weights=profile.tensor_bytes if options.use_mmap else plain + other,
         repacked=other if options.use_mmap else 0,
         kv_cache=sum(sizes["context_bytes"] for sizes in host.values()),
@@ -182,7 +182,7 @@ def n_seqs_with_scratch(options: LoadOptions) -> int:
 
 
 def first_gpu_layer(profile: ModelProfile, options: LoadOptions) -> int:
-    """Return the index of the first layer on a GPU; the output goes there before any layer (llama-model.cpp: i_gpu_start)."""
+    """Return the index of the first GPU layer; the output is placed there first (i_gpu_start in llama-model.cpp)."""
     return profile.n_layers + 1 - options.n_gpu_layers
 
 

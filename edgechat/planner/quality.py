@@ -14,7 +14,8 @@ import msgspec
 
 from edgechat.catalogue.curated import CatalogueModel
 
-# Converts MMLU-Pro to the index. Two models of the catalogue have both: MMLU-Pro 64.05 and index 18 (Qwen3 4B 2507), 82.5 and 32 (Qwen3.5 9B).
+# Converts MMLU-Pro to the index. Two models of the catalogue have both: MMLU-Pro 64.05 and index 18 (Qwen3 4B 2507),
+# 82.5 and 32 (Qwen3.5 9B).
 _MMLU_AT: Final = (64.05, 18.0)
 _INDEX_PER_MMLU: Final = (32.0 - 18.0) / (82.5 - 64.05)
 
@@ -26,8 +27,8 @@ DOUBLING: Final = 4.9
 # Deduction for an unmeasured model: it is probably older, and must not win against a measured one of the same size.
 _UNMEASURED_DEDUCTION: Final = 3.0
 
-# Kullback-Leibler divergence of Llama-3-8B's quants from full precision, with an importance matrix if llama.cpp's tables
-# have both (tools/perplexity/README.md of the pinned version).
+# Kullback-Leibler divergence of Llama-3-8B's quants from full precision (tools/perplexity/README.md of the pinned
+# llama.cpp), with an importance matrix where both were measured.
 _DIVERGENCE: Final = {
     "F32": 0.0, "F16": 0.000551, "BF16": 0.000551, "Q8_0": 0.001355, "Q6_K": 0.005452, "Q5_K_M": 0.010762,
     "Q5_K_S": 0.016595, "Q5_1": 0.018045, "Q5_0": 0.022239, "Q4_K_M": 0.028152, "Q4_K_S": 0.031951,
@@ -39,8 +40,8 @@ _DIVERGENCE: Final = {
 _DIVERGENCE_N_PARAMS: Final = 8.03e9
 # No measurements exist of smaller models: below this size, the loss does not grow further.
 _MIN_N_PARAMS: Final = 2e9
-# From Llama-3-8B to Llama-2-70B, the perplexity loss shrinks with the size to the power of 0.39 (Q4_K_M: 2.8 % to 1.2 %)
-# and 0.77 (Q2_K: 56 % to 8.8 %).
+# From Llama-3-8B to Llama-2-70B, the perplexity loss shrinks with the size to the power of 0.39 (Q4_K_M: 2.8 % to
+# 1.2 %) and 0.77 (Q2_K: 56 % to 8.8 %).
 _SIZE_EXPONENT: Final = 0.55
 # The divergence that costs as much as half of the weights. With it, 8B at about 3.5 bits (Q3_K_S) equals 4B at 8 bits,
 # the point where quants below 4 bits of the larger model stop being worth it.
@@ -76,11 +77,11 @@ def divergence(quant: str) -> float | None:
 
 def loss(quant: str, n_params: int, *, kv_q8: bool = False) -> float:
     """Return the points lost by quantising a model of `n_params` weights; infinite for an unknown quant."""
-    measured = divergence(quant)
-    if measured is None:
+    quant_divergence = divergence(quant)
+    if quant_divergence is None:
         return math.inf
     scale = float((_DIVERGENCE_N_PARAMS / max(_MIN_N_PARAMS, n_params)) ** _SIZE_EXPONENT)
-    return DOUBLING * (measured * scale + (_KV_Q8_DIVERGENCE if kv_q8 else 0.0)) / _DIVERGENCE_OF_HALF
+    return DOUBLING * (quant_divergence * scale + (_KV_Q8_DIVERGENCE if kv_q8 else 0.0)) / _DIVERGENCE_OF_HALF
 
 
 def index(n_params: int, n_active: int | None = None, model: CatalogueModel | None = None) -> tuple[float, bool]:

@@ -23,7 +23,7 @@ PROMPT_TOKENS: Final = 1000
 """Length of the prompt whose time to first token is shown."""
 # Number of tokens in the context at which the decode speed is predicted: typical in the middle of a reply.
 _N_PAST: Final = 512
-# Differences in points that nobody would notice; among such models context length and speed decide.
+# Unnoticeable difference in points: among such models, context length and speed decide.
 _EQUAL_QUALITY: Final = 0.25
 
 

@@ -140,9 +140,8 @@ def row_lines(row: PlanRow, available_bytes: int) -> list[str]:
     """Describe a candidate in a few lines of text: verdict, memory, speed and quality."""
     lines = [f"{row.name}  {row.quant}", row.verdict]
     if available_bytes:
-        lines.append(
-            f"[{memory_bar(row.memory, available_bytes):<{BAR_WIDTH}}] {size(row.total_bytes)} of {size(available_bytes)}"
-        )
+        bar = memory_bar(row.memory, available_bytes)
+        lines.append(f"[{bar:<{BAR_WIDTH}}] {size(row.total_bytes)} of {size(available_bytes)}")
     facts = [f"context {row.n_ctx}" if row.n_ctx else ""]
     facts.append(f"about {row.decode_tps:.0f} tokens/s" if row.decode_tps else "speed unknown")
     if row.ttft_1000_s:

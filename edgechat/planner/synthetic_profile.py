@@ -9,8 +9,8 @@ from edgechat.modelfile.header import ModelHeader, Tensor
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 
-# Bits per weight of Llama-3.1-8B's files (tools/quantize/README.md of the pinned llama.cpp); Q4_0 and Q8_0 from their block
-# sizes. Small models have more bits per weight, because their vocabulary is a larger part of them.
+# Bits per weight of Llama-3.1-8B's files (tools/quantize/README.md of the pinned llama.cpp); Q4_0 and Q8_0 from their
+# block sizes. Small models have more bits per weight, because their vocabulary is a larger part of them.
 _BITS: Final = {
     "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5008, "Q6_K": 6.5633, "Q5_K_M": 5.7036, "Q5_K_S": 5.5704,
     "Q4_K_M": 4.8944, "Q4_K_S": 4.6672, "IQ4_NL": 4.6818, "IQ4_XS": 4.4597, "Q4_0": 4.6, "Q4_1": 5.1,

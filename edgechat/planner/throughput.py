@@ -13,9 +13,9 @@ from edgechat.modelfile.tensor_types import TENSOR_TYPES
 
 BATCHES: Final = (1, 4, 32)
 """Batch sizes (columns of a matrix product) that the benchmark measures."""
-# Small operations per layer beside its matrix products (norms, rotations, sums, activations, KV cache writes), per layer
-# with a recurrent state, and per token (sampling and the message to the client included). Fitted to 17 files of six kinds
-# of models with two threads; `edgechat bench memory` shows the prediction error.
+# Small operations (norms, rotations, sums, activations, KV cache writes) per layer, per layer with a recurrent state,
+# and per token, sampling and the message to the client included. Fitted to 17 files of six kinds of models with two
+# threads; `edgechat bench memory` shows the prediction error.
 _LAYER_OPERATIONS: Final = 20
 _STATE_LAYER_OPERATIONS: Final = 40
 _TOKEN_OPERATIONS: Final = 260
@@ -143,8 +143,8 @@ def _product_s(profile: ModelProfile, tensor: Tensor, rates: dict[int, float], n
     # A batch uses more experts than one token does, and each of them gets fewer columns.
     batch_fraction = max(fraction, 1.0 - (1.0 - fraction) ** n_tokens)
     columns = max(1.0, n_tokens * fraction / batch_fraction)
-    measured = max(b for b in BATCHES if b <= columns)
-    return batch_fraction * n_weights / rates[measured] * columns / measured
+    batch = max(b for b in BATCHES if b <= columns)
+    return batch_fraction * n_weights / rates[batch] * columns / batch
 
 
 def _used_fraction(profile: ModelProfile, tensor: Tensor) -> float:

@@ -1,13 +1,15 @@
-"""Settings: file, environment, and what is said of wrong ones."""
+"""Settings: file, environment, sizes, and invalid values."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgechat import config
-from edgechat.config import Settings, check, load
+from edgechat.config import Settings, check, load, parse_size
 from edgechat.errors import SettingsError
 
 
@@ -16,11 +18,11 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_nothing_at_all_means_defaults(tmp_path: Path) -> None:
+def test_defaults_apply_without_a_file(tmp_path: Path) -> None:
     assert load(tmp_path / "none.toml", {}) == (Settings(), [])
 
 
-def test_environment_goes_over_the_file(tmp_path: Path) -> None:
+def test_environment_overrides_the_file(tmp_path: Path) -> None:
     file = write(tmp_path / "c.toml", 'model = "a"\ntop_k = 5\nseed = 1\n')
     settings, problems = load(file, {"EDGECHAT_MODEL": "b", "EDGECHAT_N_CTX": "2048", "EDGECHAT_UNRELATED": "x"})
     assert problems == []
@@ -28,7 +30,7 @@ def test_environment_goes_over_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "where", "words"),
+    ("text", "where", "message"),
     [
         ("temprature = 1", "temprature", "no such setting"),
         ("temperature = 'hot'", "temperature", "Expected `float`"),
@@ -39,14 +41,20 @@ def test_environment_goes_over_the_file(tmp_path: Path) -> None:
         ("[model]\nx = 1", "model", "Expected `str`"),
     ],
 )
-def test_a_wrong_setting_is_named_and_its_default_used(tmp_path: Path, text: str, where: str, words: str) -> None:
+def test_invalid_setting_is_reported_and_its_default_used(tmp_path: Path, text: str, where: str, message: str) -> None:
     settings, problems = load(write(tmp_path / "c.toml", text), {})
     assert where in problems[0].where
-    assert words in problems[0].message
+    assert message in problems[0].message
     assert settings == Settings()
 
 
-def test_wrong_environment_and_undecodable_files_are_problems_too(tmp_path: Path) -> None:
+def test_one_invalid_key_binding_does_not_discard_the_others(tmp_path: Path) -> None:
+    settings, problems = load(write(tmp_path / "c.toml", '[keys]\na = "f1"\nb = 2\n'), {})
+    assert settings.keys == {"a": "f1"}
+    assert [problem.where.rpartition(".")[2] for problem in problems] == ["b"]
+
+
+def test_undecodable_file_and_invalid_environment_are_reported(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_bytes(b"model = '\xff'")
     settings, problems = load(file, {"EDGECHAT_TOP_K": "many"})
@@ -54,7 +62,7 @@ def test_wrong_environment_and_undecodable_files_are_problems_too(tmp_path: Path
     assert [("UTF-8" in str(p), "EDGECHAT_TOP_K" in str(p)) for p in problems] == [(True, False), (False, True)]
 
 
-def test_defaults_pass_their_own_checks() -> None:
+def test_defaults_are_valid_and_nan_is_not() -> None:
     for name in Settings.__struct_fields__:
         assert check(name, getattr(Settings(), name)) == ""
     assert check("seed", float("nan")) != ""
@@ -64,12 +72,12 @@ def test_defaults_pass_their_own_checks() -> None:
 @pytest.mark.parametrize(
     ("text", "value"), [("yes", True), ("on", True), ("1", True), ("No", False), ("off", False), ("FALSE", False)]
 )
-def test_what_stands_for_true_in_the_environment(text: str, value: bool) -> None:
+def test_environment_accepts_words_for_booleans(text: str, value: bool) -> None:
     settings, problems = load(environment={"EDGECHAT_STRICT": text, "EDGECHAT_REASONING": text})
     assert (settings.strict, settings.reasoning, problems) == (value, value, [])
 
 
-def test_a_setting_is_saved_and_all_else_stays(tmp_path: Path) -> None:
+def test_saving_a_setting_keeps_the_rest_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "config.toml"
     config.save("temperature", 0.5, file)
     file.write_text('# mine\ntemperature = 0.5 # cool\nunknown = 1\n\n[keys]\n"chat.new" = "f9"\n')
@@ -84,7 +92,7 @@ def test_a_setting_is_saved_and_all_else_stays(tmp_path: Path) -> None:
     assert config.load(file, {})[0].temperature == Settings().temperature
 
 
-def test_what_cannot_be_saved_leaves_the_file(tmp_path: Path) -> None:
+def test_failed_save_leaves_the_file_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("this is = not = toml")
     with pytest.raises(SettingsError, match="nothing was written"):
@@ -94,5 +102,32 @@ def test_what_cannot_be_saved_leaves_the_file(tmp_path: Path) -> None:
     assert file.read_text() == "this is = not = toml"
 
 
-def test_every_setting_is_described() -> None:
+def test_every_setting_has_a_description() -> None:
     assert set(config.describe()) == set(Settings.__struct_fields__)
+    assert all(config.describe().values())
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("4GB", 4 * 10**9), ("4 gb", 4 * 10**9), ("1.5GiB", 3 << 29), ("1,5 gib", 3 << 29), ("900000000", 900_000_000),
+        ("512m", 512 * 10**6), ("2T", 2 * 10**12), ("7b", 7), ("10KiB", 10240),
+    ],
+)  # fmt: skip
+def test_sizes_are_parsed_with_decimal_and_binary_units(text: str, n_bytes: int) -> None:
+    assert parse_size(text) == n_bytes
+    assert check("budget", text) == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-4GB", "0", "4GBB", "four", "4 G B", "1e9", "0x10", "∞", "9" * 30, "9999999T", "4GB; rm"]
+)
+def test_invalid_sizes_are_refused(text: str) -> None:
+    assert parse_size(text) is None
+    assert "not a size" in check("budget", text)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_valid_size_or_none(text: str) -> None:
+    n_bytes = parse_size(text)
+    assert n_bytes is None or 0 < n_bytes < 1 << 60

@@ -118,7 +118,11 @@ def saved_speeds(name: str) -> bool:
 @pytest.mark.parametrize(
     ("path", "value", "is_saved"),
     [
-        (paths.verdicts_file, {"verdicts": {"k": verdicts.Verdict(module="m", status="passed", reason="")}}, saved_verdict),
+        (
+            paths.verdicts_file,
+            {"verdicts": {"k": verdicts.Verdict(module="m", status="passed", reason="")}},
+            saved_verdict,
+        ),
         (
             paths.kernel_speeds_file,
             {verdicts.verdict_key(BUNDLE, MODULE, read_cpu()): KernelSpeeds(backend="", n_threads=1, products={})},

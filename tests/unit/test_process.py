@@ -1,4 +1,4 @@
-"""Children of a program whose files were replaced or removed while it ran."""
+"""Child processes after edgechat's files were replaced or removed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt.renderer import PLAIN_TEMPLATE, Renderer
 
 
-def test_a_child_of_another_version_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_of_another_version_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "__version__", "0.0.9")
-    for word in process.HIDDEN_COMMANDS:
-        assert subprocess.run(process.command_line(word), check=False).returncode == process.EXIT_VERSION_CHANGED
+    for command in process.HIDDEN_COMMANDS:
+        run = subprocess.run(process.command_line(command), check=False)
+        assert run.returncode == process.EXIT_VERSION_CHANGED
     renderer = Renderer()
-    with pytest.raises(TemplateError, match="was upgraded while this one ran"):
+    with pytest.raises(TemplateError, match="was upgraded while it ran"):
         renderer.render(PLAIN_TEMPLATE, [], bos="", eos="", control_tokens=[])
 
 
-def test_a_program_that_was_removed_is_said_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_error_names_a_removed_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(EngineDiedError, match="Was edgechat removed"):
         spawn_child(["_engine"], subprocess.DEVNULL)

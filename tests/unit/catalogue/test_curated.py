@@ -106,3 +106,15 @@ def test_the_users_own_adds_and_overrides() -> None:
         curated.load.cache_clear()
     assert len(found) == len(SHIPPED) + 1
     assert found["smollm2-135m"].name == "X"
+
+
+def test_file_is_matched_by_its_repository_or_its_name() -> None:
+    for model_id, arguments in (
+        ("qwen3-4b-instruct-2507", ("", "whatever", "Qwen3-4B-Instruct-2507-Q4_K_M.gguf")),
+        ("qwen3-4b", ("", "", "Qwen3-4B-Q8_0.gguf")),
+        ("smollm2-135m", ("unsloth/SmolLM2-135M-Instruct-GGUF", "x")),
+    ):
+        model = curated.find_for_file(*arguments)
+        assert model is not None
+        assert model.id == model_id
+    assert curated.find_for_file("", "", "my-own.gguf") is None

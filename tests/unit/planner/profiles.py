@@ -56,14 +56,14 @@ def machine(available_bytes: int, **more: object) -> Machine:
 def candidates() -> list[Candidate]:
     """Return models of four sizes in four quants each."""
     bits_per_weight = {"Q2_K": 3.16, "Q4_K_M": 4.89, "Q8_0": 8.5, "F16": 16.0}
-    found = []
+    models = []
     for billions in (1, 3, 8, 30):
         for quant, bits in bits_per_weight.items():
             name = f"{billions}-{quant}"
             profile = llama(weights=int(billions * 1e9 * bits / 8) // 2048 * 2048, path=name)
             score = quality(quant, billions * 10**9)
-            found.append(Candidate(name=name, quant=quant, profile=profile, quality=score))
-    return found
+            models.append(Candidate(name=name, quant=quant, profile=profile, quality=score))
+    return models
 
 
 def two_quants() -> list[Candidate]:

@@ -1,4 +1,4 @@
-"""Predicted speeds."""
+"""Decode and prefill speeds predicted from a kernel benchmark."""
 
 from __future__ import annotations
 

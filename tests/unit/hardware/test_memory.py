@@ -1,0 +1,46 @@
+"""Available memory within cgroup limits, and memory of processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgechat.hardware.memory import peak_pss_bytes, read_memory, tree_pss_bytes
+
+MIB = 1 << 20
+
+
+def test_available_memory_is_at_most_the_total() -> None:
+    memory = read_memory()
+    assert 0 < memory.available_bytes <= memory.total_bytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cgroups exist on Linux only")
+@pytest.mark.parametrize("hierarchy", ["unified", "memory"])
+def test_cgroup_limits_are_read_in_both_versions(tmp_path: Path, hierarchy: str) -> None:
+    unified = hierarchy == "unified"
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/box/inner\n" if unified else "4:cpu:/\n9:memory:/box/inner\n")
+    inner = tmp_path / "sys/fs/cgroup" / ("" if unified else "memory") / "box/inner"
+    inner.mkdir(parents=True)
+    limit, usage = ("memory.max", "memory.current") if unified else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    (inner / limit).write_text("max" if unified else str(1 << 62))
+    (inner / usage).write_text("5000")
+    (inner.parent / limit).write_text(str(256 * MIB))
+    (inner.parent / usage).write_text(str(100 * MIB))
+    (inner.parent / "memory.stat").write_text(f"{'' if unified else 'total_'}inactive_file {40 * MIB}\nodd\n")
+    memory = read_memory(tmp_path)
+    assert (memory.total_bytes, memory.available_bytes) == (256 * MIB, 196 * MIB)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc exists on Linux only")
+def test_memory_of_a_process_is_zero_after_it_ended() -> None:
+    assert 0 < tree_pss_bytes(os.getpid()) <= read_memory().total_bytes
+    assert peak_pss_bytes(os.getpid()) > 0
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    assert (tree_pss_bytes(child.pid), peak_pss_bytes(child.pid)) == (0, 0)
