@@ -45,7 +45,7 @@ class LlamaServer:
             "-b", str(n_batch), "-ub", str(n_batch), "--host", "127.0.0.1", "--port", str(self.port),
             "--slot-save-path", self._scratch.name, "--no-webui", *arguments,
         ]  # fmt: skip
-        # GGML_BACKEND_PATH selects the same module. ggml also searches the current directory, so that one is empty.
+        # GGML_BACKEND_PATH selects the same module. ggml also searches the current directory, which is empty.
         self._environment = os.environ | {"GGML_BACKEND_PATH": module}
         self._process = self._start()
 

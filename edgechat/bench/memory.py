@@ -117,7 +117,8 @@ def _measure_case(engine: EngineClient, profile: ModelProfile, options: LoadOpti
     probed = engine.probe_memory(protocol.ProbeMemory(id=engine.next_id(), model_path=profile.path, options=options))
     plan = manual_plan(profile.path, n_threads=os.cpu_count() or 1, **msgspec.structs.asdict(options))
     return MemoryCase(
-        model=Path(profile.path).name, options=options, predicted=estimate(profile, options, reported_buffers(profile, options, probed.memory)),
+        model=Path(profile.path).name, options=options,
+        predicted=estimate(profile, options, reported_buffers(profile, options, probed.memory)),
         by_formulas_bytes=estimate(profile, options).total, peak_bytes=_measure_peak_bytes(plan),
     )  # fmt: skip
 
@@ -228,7 +229,8 @@ def table(report: MemoryBenchReport) -> str:
         lines.append(
             f"| {each.model} | {options.n_ctx}, {options.kv_type}, {loading} | {each.predicted.total / mb:.0f} "
             f"| {each.by_formulas_bytes / mb:.0f} | {each.peak_bytes / mb:.0f} "
-            f"| {each.error_bytes / mb:+.1f} ({each.error_bytes / each.peak_bytes:+.1%}){'' if each.is_close else ' !'} |"
+            f"| {each.error_bytes / mb:+.1f} ({each.error_bytes / each.peak_bytes:+.1%})"
+            f"{'' if each.is_close else ' !'} |"
         )
     lines += ["", "| model | predicted tokens/s | measured | ratio |", "|---|--:|--:|--:|"]
     lines += [

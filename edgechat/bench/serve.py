@@ -249,14 +249,14 @@ def _compare_with_peer(
 ) -> Iterator[ServeRow]:
     module = next(m for m in find_bundle().modules if m.name == backend)
     served: dict[str, list[float]] = {}
-    others: dict[str, list[float]] = {}
+    peer_figures: dict[str, list[float]] = {}
     llama_server = LlamaServer(
         peer, module.path, workload.model, n_ctx=n_ctx(workload), n_threads=workload.n_threads,
         n_batch=N_BATCH, arguments=["-np", str(N_CLIENTS), "-kvu"],
     )  # fmt: skip
     sides: list[tuple[EdgechatServer | LlamaServer, dict[str, list[float]]]] = [
         (edgechat_server, served),
-        (llama_server, others),
+        (llama_server, peer_figures),
     ]
     try:
         for number in range(workload.rounds):
@@ -272,8 +272,10 @@ def _compare_with_peer(
                 time.sleep(REST_S)
     finally:
         llama_server.close()
-    for name, taken in served.items():
-        yield _row(name, "tokens/s" if name in {_FOUR, _ONE} else "s", taken, others[name], "llama-server")
+    for name, figures_of_one in served.items():
+        yield _row(
+            name, "tokens/s" if name in {_FOUR, _ONE} else "s", figures_of_one, peer_figures[name], "llama-server"
+        )
 
 
 _ONE: Final = "one client, decode"

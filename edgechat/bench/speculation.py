@@ -321,7 +321,8 @@ def _report(
 
     acceptance = Acceptance()
     learned_speeds = [1.0] * (len(cases) + len(own))
-    for i in random.Random(0).sample(range(len(learned_speeds)), len(learned_speeds)):  # noqa: S311  (reproducible order)
+    order = random.Random(0).sample(range(len(learned_speeds)), len(learned_speeds))  # noqa: S311  (reproducible)
+    for i in order:
         learned_speeds[i] = replayed([*cases, *own][i], draft_replay.edgechat_policy(make_index, costs, acceptance))
     fresh_speeds = [replayed(case, draft_replay.edgechat_policy(make_index, costs)) for case in cases]
     fixed = {
@@ -369,8 +370,8 @@ def table(report: SpeculationReport) -> str:
     costs = ", ".join(f"{n}: {ratio:.2f}" for n, ratio in report.step_costs.items())
     lines = [
         (
-            f"{Path(report.model).name}, {report.backend}, {report.n_threads} threads, {report.rounds} rounds (medians); "
-            "speeds relative to plain decoding"
+            f"{Path(report.model).name}, {report.backend}, {report.n_threads} threads, {report.rounds} rounds "
+            "(medians); speeds relative to plain decoding"
         ),
         f"cost of a step of n tokens: {costs}; ceiling {report.ceiling:.1f}",
         f"{'':<18}" + "".join(f"{head:>{max(9, len(head) + 2)}}" for head in heads),

@@ -155,12 +155,13 @@ def show(conversation_id: str, *, as_json: bool) -> None:
     click.echo(f"# {_line(record.conversation.title)}")
     for message in markdown.active_path(record):
         alternatives = [m.id for m in record.messages if m.parent_id == message.parent_id]
-        place = f" ‹{alternatives.index(message.id) + 1}/{len(alternatives)}›" if len(alternatives) > 1 else ""  # noqa: RUF001
+        position = f"{alternatives.index(message.id) + 1}/{len(alternatives)}"
+        alternative_mark = f" ‹{position}›" if len(alternatives) > 1 else ""  # noqa: RUF001
         details = [message.model, "interrupted" if message.is_interrupted else ""]
         extra = "".join(f" · {escape_controls(d)}" for d in details if d)
         if message.context_start_id is not None:
             click.echo("\n(From here on the prompt no longer contained the beginning of the conversation.)")
-        click.echo(f"\n## {markdown.ROLE_LABELS[message.role]}{place}{extra}\n")
+        click.echo(f"\n## {markdown.ROLE_LABELS[message.role]}{alternative_mark}{extra}\n")
         for file in message.attachments:
             click.echo(f"[{escape_controls(file.name)}, {file.size_bytes} bytes]")
         click.echo(escape_controls(message.text))
@@ -290,8 +291,8 @@ def mark(
     wrong = next((t for t in tags if not t or t != "".join(t.split())), None)
     if wrong is not None:
         raise UsageError(f"{wrong!r} is not a valid tag. A tag is one word.")
-    given = {"pinned": pinned, "archived": archived, "folder": folder}
-    changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    selected = {"pinned": pinned, "archived": archived, "folder": folder}
+    changes: dict[str, object] = {name: value for name, value in selected.items() if value is not None}
     if not changes and not tags and not untag:
         raise UsageError("Nothing to change. See `edgechat history mark --help`.")
     with _opened() as store:
@@ -312,7 +313,7 @@ def _update(store: SqliteStore, full_id: str, *, as_json: bool, **changes: objec
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
 def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Delete conversations permanently."""
+    """Delete the given conversations permanently."""
     with _opened() as store:
         ids = [store.resolve_id(i) for i in conversation_ids]
         if not yes:

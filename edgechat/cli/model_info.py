@@ -24,19 +24,21 @@ def print_info(model: str, *, as_json: bool) -> None:
     from edgechat.errors import ModelFileError
     from edgechat.modelfile.split import read_header
 
-    known = curated.load().get(model.partition(":")[0].lower()) if "/" not in model else None
+    catalogue_entry = curated.load().get(model.partition(":")[0].lower()) if "/" not in model else None
     path, remote = None, None
     try:
         path = resolve.find_model(model)
     except ModelFileError:
-        if known is None and (remote := remote_header.find_remote_model(model)) is None:
+        if catalogue_entry is None and (remote := remote_header.find_remote_model(model)) is None:
             raise
     if path is not None:
         _print(header_facts(read_header(path)), as_json=as_json)
-    elif known is not None:
+    elif catalogue_entry is not None:
         import msgspec
 
-        facts = {name: value for name, value in msgspec.to_builtins(known).items() if value not in (None, (), {})}
+        facts = {
+            name: value for name, value in msgspec.to_builtins(catalogue_entry).items() if value not in (None, (), {})
+        }
         facts["shape"] = {name: value for name, value in facts.get("shape", {}).items() if value is not None}
         _print(facts | {"here": "no; download it with `edgechat models pull`"}, as_json=as_json)
     elif remote is not None:

@@ -175,12 +175,12 @@ def _speeds(engine: EngineClient, *, measure: bool) -> KernelSpeeds | None:
     if not measure:
         return measured_speeds()
 
-    def listen(event: protocol.AnyEvent) -> None:
+    def on_event(event: protocol.AnyEvent) -> None:
         if isinstance(event, protocol.BackendTesting) and sys.stderr.isatty():
             click.echo(f"\r\x1b[2K{event.message} ...", nl=False, err=True)
 
     try:
-        return selection.load_or_measure_speeds(engine, listen)
+        return selection.load_or_measure_speeds(engine, on_event)
     except EdgechatError as error:  # memory and quality do not depend on speeds
         click.echo(f"edgechat: No speed measurement: {escape_controls(str(error))}", err=True)
         return None

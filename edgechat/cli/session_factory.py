@@ -79,12 +79,12 @@ def flag_settings(**flags: object) -> dict[str, object]:
     """Return the flags that were given, by the names of their settings. Raises UsageError for an invalid value."""
     from edgechat import config
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    for name, value in given.items():
+    overrides = {name: value for name, value in flags.items() if value is not None}
+    for name, value in overrides.items():
         wrong = config.check(name, value)
         if wrong:
             raise UsageError(f"Invalid value for {_flag(name)}: {wrong}")
-    return given
+    return overrides
 
 
 def chosen_model(settings: Settings) -> tuple[str, Path]:

@@ -108,10 +108,10 @@ def _how_to_remove() -> str:
 def _refuse_while_running() -> None:
     from edgechat.models import instances
 
-    others = instances.other_instances()
-    if others:
+    running = instances.other_instances()
+    if running:
         raise UsageError(
-            f"Nothing was deleted: edgechat is running (process {others[0].pid} has a model loaded). Close it first."
+            f"Nothing was deleted: edgechat is running (process {running[0].pid} has a model loaded). Close it first."
         )
 
 
