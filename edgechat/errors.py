@@ -1,4 +1,4 @@
-"""Exceptions whose message is written for the user.
+"""Exceptions with a message for the user.
 
     EdgechatError                   exit code 4 unless noted
     |- UsageError              (2)
@@ -72,7 +72,7 @@ class TemplateError(EdgechatError):
 
 
 class GrammarError(EdgechatError):
-    """Raised when an output format (JSON schema, grammar) cannot be enforced; the message names the unsupported part."""
+    """Raised when a JSON schema or grammar cannot be enforced; the message names the unsupported part."""
 
     exit_code = 2
 

@@ -1,7 +1,7 @@
 """Formats numbers for people.
 
-Sizes are decimal (1 GB = 1,000,000,000 bytes) everywhere in edgechat: memory, files and
-downloads, as file managers and model hubs show them. JSON output has plain byte counts instead. `config.parse_size` parses both `GB` and `GiB`.
+Sizes are decimal (1 GB = 1,000,000,000 bytes) everywhere in edgechat (memory, files and downloads), as file managers
+and model hubs show them. JSON output has plain byte counts instead. `config.parse_size` parses both `GB` and `GiB`.
 """
 
 from __future__ import annotations

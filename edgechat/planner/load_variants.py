@@ -106,7 +106,8 @@ def _can_use_q8(profile: ModelProfile) -> bool:
 def _gpu_variants(profile: ModelProfile, best: LoadOptions, *, may_shorten: bool) -> Iterator[LoadVariant]:
     """Yield the whole model on the GPU, then with less context, without the experts, and with fewer and fewer layers.
 
-    Every variant is yielded twice: with a mapped file, and with a file that is read, so that GPU weights are not in CPU memory too.
+    Every variant is yielded twice: with a mapped file, and with a file that is read, so that GPU weights are not in CPU
+    memory too.
     """
     everything = msgspec.structs.replace(best, n_gpu_layers=profile.n_layers + 1)
     variants = [LoadVariant(everything, ())]

@@ -59,12 +59,12 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     reasons: dict[str, str]
 
 
-def plan_row(evaluation: Evaluation, chosen: Evaluation | None) -> PlanRow:
-    """Return the table row of a candidate; `chosen` is the automatic choice among all candidates."""
+def plan_row(evaluation: Evaluation, choice: Evaluation | None) -> PlanRow:
+    """Return the table row of a candidate; `choice` is the automatic choice among all candidates."""
     plan, speed, candidate = evaluation.plan, evaluation.speed, evaluation.candidate
     return PlanRow(
         name=candidate.name, quant=candidate.quant, is_installed=candidate.is_installed,
-        is_chosen=evaluation is chosen, fits=plan is not None, is_fast_enough=evaluation.is_fast_enough,
+        is_chosen=evaluation is choice, fits=plan is not None, is_fast_enough=evaluation.is_fast_enough,
         verdict=evaluation.verdict, total_bytes=evaluation.memory.total, memory=evaluation.memory,
         n_ctx=plan.options.n_ctx if plan is not None else None,
         decode_tps=_finite(speed.decode_tps if speed else None),

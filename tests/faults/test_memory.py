@@ -34,9 +34,10 @@ class MemoryLimit:
         self.limit_bytes = limit_bytes
         self.group = group
 
-    def run(self, *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
-        options: dict[str, object] = {"capture_output": True, "text": True, "timeout": 120} | more
-        return subprocess.run(self._command(arguments), check=False, stdin=subprocess.DEVNULL, **options)  # type: ignore[call-overload,no-any-return]
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self._command(arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+        )
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(self._command(arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
