@@ -1,1 +1,1 @@
-"""Which models exist, and where they are."""
+"""Models: the curated catalogue, the hub, installed files, downloads and verification."""

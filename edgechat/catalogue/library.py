@@ -1,4 +1,4 @@
-"""The models on this machine, each once, wherever it lies; what a person does with them."""
+"""Installed models: every model on this machine once, with its names, aliases and folders, and its deletion."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import msgspec
 from edgechat import paths
 from edgechat.catalogue import locations, registry
 from edgechat.catalogue.locations import LocalFile
-from edgechat.catalogue.registry import ModelFacts, ModelFactsCache, ModelRecords
+from edgechat.catalogue.registry import ModelFacts, ModelFactsCache, ModelRecords, VerifiedHash
 from edgechat.errors import CatalogueError, ModelFileError
-from edgechat.modelfile.split import parse_part_name
+from edgechat.modelfile.content_hash import HashMemo
+from edgechat.modelfile.split import model_files
 
 STARTER: Final = "starter"
 _STARTER_PACKAGE: Final = "edgechat_starter"
@@ -27,26 +28,27 @@ class InstalledModel(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     source: str
     name: str
-    """What it can be called: unlike every other entry's."""
+    """Unique among all installed models."""
     facts: ModelFacts
     repo: str
     sha256: str
-    """What it should hash to, where that is known."""
+    """Expected hash of the first file, if its location contains it."""
     state: str
-    """`verified`, `differs` from what it should be, `unchanged` since its hash was computed, or "" if nobody looked."""
+    """`verified`, `differs` from the expected hash, `unchanged` since the first hash, or "" if not verified."""
     aliases: tuple[str, ...]
     last_used_at: float | None = msgspec.field(name="used_s")
+    """Unix time in seconds."""
     also_at: tuple[Path, ...] = ()
-    """The same file, or one with the same hash, elsewhere."""
+    """Other paths of the same file, or of a file with the same hash."""
 
     @property
     def is_usable(self) -> bool:
-        """True if it is a model that can be loaded."""
+        """True if the model can be loaded: no problem in its header, and neither projector nor adapter."""
         return not self.facts.problem and self.facts.kind == "model"
 
 
 def starter_model() -> Path:
-    """The model that comes with edgechat. Raises ModelFileError if it was not installed."""
+    """Return the path of the starter model. Raises ModelFileError if its package is not installed."""
     import importlib.util
 
     spec = importlib.util.find_spec(_STARTER_PACKAGE)
@@ -54,245 +56,232 @@ def starter_model() -> Path:
         for path in sorted(Path(directory).glob("*.gguf")):
             return path
     raise ModelFileError(
-        "the starter model is not installed: name a model file with --model, "
-        "or install edgechat with its `starter` extra (in a source checkout: `make setup`)"
+        "The starter model is not installed. Choose a model file with --model, "
+        "or install edgechat with its `starter` extra (in a source checkout: `make setup`)."
     )
 
 
 def scan() -> list[InstalledModel]:
-    """All models on this machine, each once. Raises CatalogueError if what is remembered of them is damaged."""
-    remembered, cache = registry.read_records(), ModelFactsCache()
-    found: dict[tuple[int, int], list[LocalFile]] = {}
+    """Find all models on this machine. Files with the same inode or expected hash are one model.
+
+    Raises CatalogueError if the records are damaged.
+    """
+    records, cache, memo = registry.read_records(), ModelFactsCache(), HashMemo(paths.prefix_dir())
+    by_inode: dict[tuple[int, int], list[LocalFile]] = {}
     for source, directory in [
-        *locations.search_locations([Path(folder) for folder in remembered.folders]),
-        *map(_single, remembered.files),
+        *locations.search_locations([Path(folder) for folder in records.folders]),
+        *((locations.FILE, Path(file)) for file in records.files),
     ]:
-        for spotted in locations.find_model_files(source, directory):
+        for file in locations.find_model_files(source, directory):
             try:
-                stat = spotted.path.stat()
+                stat = file.path.stat()
             except OSError:
                 continue
-            found.setdefault((stat.st_dev, stat.st_ino), []).append(spotted)
+            by_inode.setdefault((stat.st_dev, stat.st_ino), []).append(file)
     by_hash: dict[str, list[LocalFile]] = {}
-    singles = []
-    for same in found.values():
-        known = next((spotted.sha256 for spotted in same if spotted.sha256), "")
-        if known:
-            by_hash.setdefault(known, []).extend(same)
+    unhashed = []
+    for copies in by_inode.values():
+        sha256 = next((file.sha256 for file in copies if file.sha256), "")
+        if sha256:
+            by_hash.setdefault(sha256, []).extend(copies)
         else:
-            singles.append(same)
-    groups = [*by_hash.values(), *singles]
-    entries = _named([_entry(group, remembered, cache) for group in groups])
-    seen = {str(spotted.path) for group in groups for spotted in group}
-    cache.save(keep=seen.__contains__)
-    return sorted(entries, key=lambda entry: (entry.facts.kind != "model", entry.name.lower()))
+            unhashed.append(copies)
+    groups = [*by_hash.values(), *unhashed]
+    models = _with_unique_names([_installed_model(copies, records, cache, memo) for copies in groups])
+    all_paths = {str(file.path) for copies in groups for file in copies}
+    cache.save(keep=all_paths.__contains__)
+    return sorted(models, key=lambda model: (model.facts.kind != "model", model.name.lower()))
 
 
-def _single(file: str) -> tuple[str, Path]:
-    return locations.FILE, Path(file)
-
-
-def _entry(same: list[LocalFile], remembered: ModelRecords, cache: ModelFactsCache) -> InstalledModel:
-    first = same[0]
-    keys = {str(spotted.path) for spotted in same}
+def _installed_model(
+    copies: list[LocalFile], records: ModelRecords, cache: ModelFactsCache, memo: HashMemo
+) -> InstalledModel:
+    first = copies[0]
+    keys = {str(file.path) for file in copies}
+    is_starter = first.source == locations.PACKAGE and _STARTER_PACKAGE in first.path.parts
     return InstalledModel(
-        path=first.path, source=first.source, name=_name(first), facts=cache.get(first.path),
-        sha256=next((spotted.sha256 for spotted in same if spotted.sha256), ""), state=_state(first, remembered),
-        repo=next((spotted.repo for spotted in same if spotted.repo), ""),
-        aliases=tuple(sorted(name for name, path in remembered.aliases.items() if path in keys)),
-        last_used_at=max((used_s for path, used_s in remembered.last_used_at.items() if path in keys), default=None),
-        also_at=tuple(sorted({spotted.path for spotted in same} - {first.path})),
+        path=first.path, source=first.source, name=STARTER if is_starter else first.name, facts=cache.get(first.path),
+        sha256=next((file.sha256 for file in copies if file.sha256), ""), state=_state(first.path, records, memo),
+        repo=next((file.repo for file in copies if file.repo), ""),
+        aliases=tuple(sorted(alias for alias, path in records.aliases.items() if path in keys)),
+        last_used_at=max((used_at for path, used_at in records.last_used_at.items() if path in keys), default=None),
+        also_at=tuple(sorted({file.path for file in copies} - {first.path})),
     )  # fmt: skip
 
 
-def _state(spotted: LocalFile, remembered: ModelRecords) -> str:
-    """Of all files of a model: one that differs spoils it, one that nobody looked at leaves it open."""
-    states = set()
-    for path in parts_of(spotted.path):
-        found = remembered.verified.get(str(path))
-        try:
-            is_current = found is not None and found.mtime_ns == path.stat().st_mtime_ns
-        except OSError:
-            is_current = False
-        if found is None or not is_current:
-            states.add("")
-        else:
-            is_good = found.sha256 == found.expected
-            states.add("unchanged" if not found.expected else "verified" if is_good else "differs")
-    return next(state for state in ("differs", "", "unchanged", "verified") if state in states or state == "verified")
+def _state(first: Path, records: ModelRecords, memo: HashMemo) -> str:
+    """Combine the states of all files of a model: one that differs, or one that was not verified, decides."""
+    states = {_file_state(path, records.verified.get(str(path)), memo) for path in model_files(first)}
+    return next((state for state in ("differs", "", "unchanged") if state in states), "verified")
 
 
-def _name(spotted: LocalFile) -> str:
-    return STARTER if spotted.source == locations.PACKAGE and _STARTER_PACKAGE in spotted.path.parts else spotted.name
+def _file_state(path: Path, verified: VerifiedHash | None, memo: HashMemo) -> str:
+    if verified is None:
+        return ""
+    current = memo.get(path)
+    if current is None and verified.mtime_ns and path.exists() and verified.mtime_ns == path.stat().st_mtime_ns:
+        current = verified.sha256  # by a release that stored the time here, and not in the memo
+    if current is None:
+        return ""
+    if current != (verified.expected or verified.sha256):
+        return "differs"
+    return "verified" if verified.expected else "unchanged"
 
 
-def _named(entries: list[InstalledModel]) -> list[InstalledModel]:
-    """Two files of one name are told apart by where they come from, and then by a number."""
-    taken: set[str] = set()
-    named = []
-    for entry in entries:
-        longer = f"{entry.repo}/{entry.name}" if entry.repo else f"{entry.name}@{entry.source.replace(' ', '-')}"
+def _with_unique_names(models: list[InstalledModel]) -> list[InstalledModel]:
+    """Give models of the same name longer names: with the repository or the source, then with a number."""
+    used_names: set[str] = set()
+    renamed = []
+    for model in models:
+        longer = f"{model.repo}/{model.name}" if model.repo else f"{model.name}@{model.source.replace(' ', '-')}"
         numbered = (f"{longer}-{number}" for number in itertools.count(2))
-        name = next(name for name in itertools.chain((entry.name, longer), numbered) if name.lower() not in taken)
-        taken.add(name.lower())
-        named.append(msgspec.structs.replace(entry, name=name))
-    return named
+        candidates = itertools.chain((model.name, longer), numbered)
+        name = next(name for name in candidates if name.lower() not in used_names)
+        used_names.add(name.lower())
+        renamed.append(msgspec.structs.replace(model, name=name))
+    return renamed
 
 
-def is_path_like(wanted: str) -> bool:
-    """True for what names a file: a name never does, lest a file here take the place of a known model."""
-    return wanted.lower().endswith(".gguf") or wanted.startswith((".", "~", os.sep, "/")) or os.sep == "\\" in wanted
+def is_path_like(name: str) -> bool:
+    """Return True for a path to a file. Names and aliases never look like one, so that no file can shadow a model."""
+    return name.lower().endswith(".gguf") or name.startswith((".", "~", os.sep, "/")) or os.sep == "\\" in name
 
 
-# What a person does with them
+# Changes by the user
 
 
 def check_alias(name: str, path: Path | None = None) -> None:
-    """Raises CatalogueError if this cannot be a name, or is that of another model than the one at `path`."""
+    """Check that `name` can become an alias of the model at `path`. Raises CatalogueError if not."""
     if not name or is_path_like(name) or "/" in name or ":" in name or not name.isprintable() or name == STARTER:
         raise CatalogueError(
-            f"{name!r} cannot be a name: it would be taken for a path, a repository, or the starter model"
+            f"{name!r} cannot be an alias: it would be read as a path, a repository, or the starter model"
         )
-    if any(name.lower() == entry.name.lower() and path not in (entry.path, *entry.also_at) for entry in scan()):
-        raise CatalogueError(f"another model is called {name!r} already")
+    if any(name.lower() == model.name.lower() and path not in (model.path, *model.also_at) for model in scan()):
+        raise CatalogueError(f"Another model has the name {name!r} already. Choose another alias.")
 
 
-def add_alias(name: str, entry_path: Path) -> None:
-    """Let a name stand for a file. Raises CatalogueError if it cannot be one."""
-    check_alias(name, entry_path)
-    with registry.edit_records() as changed:
-        changed.aliases[name] = str(entry_path)
+def add_alias(name: str, path: Path) -> None:
+    """Store an alias for the model at `path`. Raises CatalogueError if the name is not allowed."""
+    check_alias(name, path)
+    with registry.edit_records() as records:
+        records.aliases[name] = str(path)
 
 
 def remove_alias(name: str) -> None:
-    """Forget a name. Raises CatalogueError if there is none such."""
-    with registry.edit_records() as changed:
-        if changed.aliases.pop(name, None) is None:
-            raise CatalogueError(f"no model has been given the name {name!r}")
+    """Delete an alias; the model stays. Raises CatalogueError if it does not exist."""
+    with registry.edit_records() as records:
+        if records.aliases.pop(name, None) is None:
+            raise CatalogueError(f"No alias {name!r}. `edgechat models list` shows all aliases.")
 
 
 def add_folder(folder: Path) -> None:
-    """Look for models in this folder, too. Raises CatalogueError."""
+    """Add a folder to the locations that are searched for models. Raises CatalogueError."""
     if not folder.is_dir():
-        raise CatalogueError(f"{folder} is no folder")
-    with registry.edit_records() as changed:
-        if str(folder.resolve()) not in changed.folders:
-            changed.folders.append(str(folder.resolve()))
-
-
-def add_file(path: Path) -> None:
-    """Let a file be found where it is. Raises CatalogueError."""
-    with registry.edit_records() as changed:
-        if str(path.absolute()) not in changed.files:
-            changed.files.append(str(path.absolute()))
-
-
-def remove_file(path: Path) -> bool:
-    """Find it no longer; False if it was not added. The file stays."""
-    with registry.edit_records() as changed:
-        if str(path) not in changed.files:
-            return False
-        changed.files.remove(str(path))
-        changed.aliases = {name: there for name, there in changed.aliases.items() if there != str(path)}
-        return True
+        raise CatalogueError(f"{folder} is not a folder")
+    with registry.edit_records() as records:
+        if str(folder.resolve()) not in records.folders:
+            records.folders.append(str(folder.resolve()))
 
 
 def remove_folder(folder: Path) -> bool:
-    """Look there no longer; False if it was not looked at. Nothing in it is touched."""
-    with registry.edit_records() as changed:
-        if str(folder.resolve()) not in changed.folders:
+    """Remove a folder from the searched locations; returns False if it was not one. Its files stay."""
+    with registry.edit_records() as records:
+        if str(folder.resolve()) not in records.folders:
             return False
-        changed.folders.remove(str(folder.resolve()))
+        records.folders.remove(str(folder.resolve()))
         return True
 
 
-def parts_of(path: Path) -> list[Path]:
-    """All files of a model, named by the first."""
-    part = parse_part_name(path.name)
-    return [path.with_name(name) for name in part.all_names()] if part else [path]
+def add_file(path: Path) -> None:
+    """Add a single model file where it is, without copying it. Raises CatalogueError."""
+    with registry.edit_records() as records:
+        if str(path.absolute()) not in records.files:
+            records.files.append(str(path.absolute()))
+
+
+def remove_file(path: Path) -> bool:
+    """Remove an added file and its aliases from the records; returns False if it was not added. The file stays."""
+    with registry.edit_records() as records:
+        if str(path) not in records.files:
+            return False
+        records.files.remove(str(path))
+        records.aliases = {alias: target for alias, target in records.aliases.items() if target != str(path)}
+        return True
 
 
 def partial_downloads() -> list[Path]:
-    """What was begun to be pulled, and is not whole."""
+    """Return the `.part` files of incomplete downloads."""
     return sorted(paths.models_dir().rglob("*.part")) if paths.models_dir().is_dir() else []
 
 
 def delete_partial_download(part: Path) -> int:
-    """Delete what arrived of a file; returns the bytes that this frees. Raises CatalogueError."""
+    """Delete an incomplete download; returns the number of bytes freed. Raises CatalogueError if it is running."""
     import filelock
 
     target = part.with_name(part.name.removesuffix(".part"))
     try:
         with filelock.FileLock(f"{part}.lock", timeout=0):
-            freed = on_disk_bytes(part)
-            for path in _leftovers(target):
+            freed_bytes = on_disk_bytes(part)
+            for path in _download_files(target):
                 path.unlink(missing_ok=True)
-            _remove_empty(target.parent)
-            return freed
+            _remove_empty_folders(target.parent)
+            return freed_bytes
     except filelock.Timeout:
-        raise CatalogueError(f"{part} is being downloaded") from None
+        raise CatalogueError(f"{part} is being downloaded; stop the download first") from None
     except OSError as error:
-        raise CatalogueError(f"{part} cannot be removed: {error.strerror or error}") from error
+        raise CatalogueError(f"Cannot delete {part}: {error.strerror or error}") from error
 
 
 def on_disk_bytes(path: Path) -> int:
-    """What a file takes; one that is not whole yet has holes. Raises OSError."""
+    """Return the disk space that a file uses, in bytes; partial downloads are sparse. Raises OSError."""
     stat = path.stat()
     return min(stat.st_size, getattr(stat, "st_blocks", stat.st_size) * 512)
 
 
-def check_deletable(entry: InstalledModel) -> None:
-    """Raises CatalogueError if another program keeps this model."""
-    if entry.source != locations.OWN:
-        keeper = "your folder" if entry.source == locations.FOLDER else entry.source
-        raise CatalogueError(f"{entry.path} belongs to {keeper}: remove it there")
+def check_deletable(model: InstalledModel) -> None:
+    """Raise CatalogueError if the model belongs to another program or to a folder of the user."""
+    if model.source != locations.OWN:
+        owner = "your folder" if model.source == locations.FOLDER else model.source
+        raise CatalogueError(f"{model.path} belongs to {owner}; delete it there")
 
 
-def _leftovers(target: Path) -> list[Path]:
+def _download_files(target: Path) -> list[Path]:
     return [target.with_name(target.name + suffix) for suffix in (".part", ".part.log", ".part.log.new", ".part.lock")]
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove a folder of ours and those above it, as far as nothing is in them."""
+def _remove_empty_folders(folder: Path) -> None:
+    """Remove a folder in the models directory and its parents, as long as they are empty."""
     while paths.models_dir() in folder.parents and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
 
 
-def delete_model(entry: InstalledModel) -> int:
-    """Delete a model of ours; returns the bytes that this frees. Raises CatalogueError for what is not ours."""
-    check_deletable(entry)
-    freed = 0
+def delete_model(model: InstalledModel) -> int:
+    """Delete a downloaded model and its records; returns the number of bytes freed. Raises CatalogueError."""
+    check_deletable(model)
+    freed_bytes = 0
+    files = model_files(model.path)
     try:
-        for path in filter(Path.exists, parts_of(entry.path)):
+        for path in filter(Path.exists, files):
             stat = path.lstat()
             path.unlink()
-            freed += stat.st_size if stat.st_nlink == 1 and not path.is_symlink() else 0
-            for left in _leftovers(path):
-                left.unlink(missing_ok=True)
-        _remove_empty(entry.path.parent)
+            freed_bytes += stat.st_size if stat.st_nlink == 1 and not path.is_symlink() else 0
+            for leftover in _download_files(path):
+                leftover.unlink(missing_ok=True)
+        _remove_empty_folders(model.path.parent)
     except OSError as error:
-        raise CatalogueError(f"{entry.path} cannot be removed: {error.strerror or error}") from error
-    with registry.edit_records() as changed:
-        changed.aliases = {name: path for name, path in changed.aliases.items() if path != str(entry.path)}
-        for path in parts_of(entry.path):
-            for table in (changed.last_used_at, changed.verified):
-                table.pop(str(path), None)
-    return freed
+        raise CatalogueError(f"Cannot delete {model.path}: {error.strerror or error}") from error
+    with registry.edit_records() as records:
+        records.aliases = {alias: path for alias, path in records.aliases.items() if path != str(model.path)}
+        for path in files:
+            records.last_used_at.pop(str(path), None)
+            records.verified.pop(str(path), None)
+    return freed_bytes
 
 
-def record_hash(path: Path, found: str, expected: str) -> None:
-    """Write down what a file hashed to now. Raises CatalogueError and OSError."""
-    stat = path.stat()
-    with registry.edit_records() as changed:
-        changed.verified[str(path)] = registry.VerifiedHash(
-            sha256=found, size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, expected=expected
-        )
-
-
-def last_used_text(used_s: float | None) -> str:
-    """When it was last used, for people: in days."""
-    if used_s is None:
+def last_used_text(last_used_at: float | None) -> str:
+    """Format the time since the last use: `never`, `today`, or days."""
+    if last_used_at is None:
         return "never"
-    days = (time.time() - used_s) / 86400
+    days = (time.time() - last_used_at) / 86400
     return "today" if days < 1 else f"{days:.0f} d"

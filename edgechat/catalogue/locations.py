@@ -1,4 +1,4 @@
-"""Where model files lie on this machine already: our own directory, and those of other programs, which are only read."""
+"""Directories with model files on this machine: edgechat's own, and those of other programs, which are only read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgechat import paths
 from edgechat.modelfile.split import parse_part_name
 
 MAX_DEPTH: Final = 6
-"""Of folders that are looked into."""
+"""Deepest folder level that is searched."""
 MAX_FILES: Final = 200_000
-"""Entries of a place that are looked at; a place with more is no directory of models."""
+"""Most directory entries that are searched in one location."""
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _OLLAMA_MODEL: Final = "application/vnd.ollama.image.model"
 
@@ -28,40 +28,43 @@ OWN, HUB_CACHE, OLLAMA, LM_STUDIO, LLAMA_CPP, PACKAGE, FOLDER, FILE = (
 
 
 class LocalFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A model file, or the first of a set; nothing of it has been read yet."""
+    """A model file, or the first part of a split model, from its path alone."""
 
     path: Path
     source: str
-    """What keeps it, one of the names above."""
+    """Program or kind of location that holds it: one of the constants above."""
     name: str
-    """What its keeper calls it."""
+    """Name in that program."""
     repo: str = ""
-    """The repository of the hub that it came from, where its place tells."""
+    """Hub repository, if the path contains it."""
     sha256: str = ""
-    """Where its place tells."""
+    """Expected hash, if the path contains it."""
 
 
 def search_locations(folders: list[Path]) -> list[tuple[str, Path]]:
-    """All places, ours first, whether they are there or not; `folders` were added by a person."""
+    """Return all locations as (source, directory), edgechat's own first; they need not exist.
+
+    `folders` are those that the user added.
+    """
     home = Path.home()
-    places = [(OWN, paths.models_dir())]
-    places += [(FOLDER, folder) for folder in folders]
+    locations = [(OWN, paths.models_dir())]
+    locations += [(FOLDER, folder) for folder in folders]
     hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     hf_home = Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
-    places.append((HUB_CACHE, Path(hub).expanduser() if hub else hf_home / "hub"))
+    locations.append((HUB_CACHE, Path(hub).expanduser() if hub else hf_home / "hub"))
     ollama = os.environ.get("OLLAMA_MODELS")
-    # The second is that of its service on Linux, the third that of some distributions.
+    # The second path belongs to the service on Linux, the third to packages of some distributions.
     services = [home / ".ollama/models", Path("/usr/share/ollama/.ollama/models"), Path("/var/lib/ollama/models")]
     stores = [Path(ollama).expanduser()] if ollama else services
-    places += [(OLLAMA, store) for store in stores]
-    places += [(LM_STUDIO, home / ".lmstudio/models"), (LM_STUDIO, home / ".cache/lm-studio/models")]
-    return [*places, (LLAMA_CPP, _llama_cpp_cache(home, cache)), *((PACKAGE, Path(p)) for p in _site_packages())]
+    locations += [(OLLAMA, store) for store in stores]
+    locations += [(LM_STUDIO, home / ".lmstudio/models"), (LM_STUDIO, home / ".cache/lm-studio/models")]
+    return [*locations, (LLAMA_CPP, _llama_cpp_cache(home, cache)), *((PACKAGE, Path(p)) for p in _site_packages())]
 
 
 def _llama_cpp_cache(home: Path, cache: Path) -> Path:
-    if named := os.environ.get("LLAMA_CACHE"):
-        return Path(named)
+    if directory := os.environ.get("LLAMA_CACHE"):
+        return Path(directory)
     if sys.platform == "darwin":
         return home / "Library/Caches/llama.cpp"
     if sys.platform == "win32":
@@ -70,14 +73,14 @@ def _llama_cpp_cache(home: Path, cache: Path) -> Path:
 
 
 def _site_packages() -> list[str]:
-    found = [sysconfig.get_path("purelib")]
+    directories = [sysconfig.get_path("purelib")]
     if site.ENABLE_USER_SITE:
-        found.append(site.getusersitepackages())
-    return found
+        directories.append(site.getusersitepackages())
+    return directories
 
 
 def find_model_files(source: str, directory: Path) -> Iterator[LocalFile]:
-    """The models in one place. What cannot be read is passed over."""
+    """Find the models in one location. Files and folders that cannot be read are skipped."""
     if source == OLLAMA:
         yield from _ollama(directory)
     elif source == HUB_CACHE:
@@ -90,8 +93,8 @@ def find_model_files(source: str, directory: Path) -> Iterator[LocalFile]:
             yield LocalFile(path=path, source=PACKAGE, name=path.stem)
     else:
         for path in _files(directory, MAX_DEPTH):
-            below = path.relative_to(directory).parts
-            repo = "/".join(below[:2]) if source in {OWN, LM_STUDIO} and len(below) > 2 else ""  # noqa: PLR2004  (owner, name)
+            parts = path.relative_to(directory).parts
+            repo = "/".join(parts[:2]) if source in {OWN, LM_STUDIO} and len(parts) > 2 else ""  # noqa: PLR2004  (owner, name)
             yield LocalFile(path=path, source=source, name=_stem(path), repo=repo)
 
 
@@ -101,26 +104,26 @@ def _stem(path: Path) -> str:
 
 
 def _files(directory: Path, depth: int) -> Iterator[Path]:
-    """GGUF files below a directory; of sets only the first. Links to directories are not followed."""
-    waiting, seen = [(directory, 0)], 0
-    while waiting:
-        at, level = waiting.pop()
+    """Find GGUF files below a directory; of split models only the first part. Does not follow links to directories."""
+    pending, n_entries = [(directory, 0)], 0
+    while pending:
+        folder, level = pending.pop()
         try:
-            entries = sorted(os.scandir(at), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
             continue
         for entry in entries:
-            seen += 1
-            if seen > MAX_FILES:
+            n_entries += 1
+            if n_entries > MAX_FILES:
                 return
-            if not entry.name.isprintable():  # it could not be named, written down or shown
+            if not entry.name.isprintable():  # could be neither displayed nor stored in JSON
                 continue
             if entry.name.lower().endswith(".gguf"):
                 part = parse_part_name(entry.name)
                 if (part is None or part.number == 1) and _is_file(entry):
                     yield Path(entry.path)
             elif level < depth and not entry.name.startswith(".") and _is_directory(entry):
-                waiting.append((Path(entry.path), level + 1))
+                pending.append((Path(entry.path), level + 1))
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -138,7 +141,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def _hub_cache(directory: Path) -> Iterator[LocalFile]:
-    """models--OWNER--NAME/snapshots/REVISION/FILE, where files are links to blobs that are named by their hash."""
+    """Find models in a hub cache: models--OWNER--NAME/snapshots/REVISION/FILE, links to blobs named by their hash."""
     try:
         repositories = [entry for entry in os.scandir(directory) if entry.name.startswith("models--")]
     except OSError:
@@ -150,7 +153,7 @@ def _hub_cache(directory: Path) -> Iterator[LocalFile]:
 
 
 def expected_hash(path: Path) -> str:
-    """What a file should hash to where it lies in a store that names files so; "" elsewhere."""
+    """Return the SHA-256 in the file's (or link target's) name, as in hub caches and Ollama's store; "" if there is none."""
     blob = path.resolve().name.removeprefix("sha256-")
     return blob if _is_sha256(blob) else ""
 
@@ -160,18 +163,18 @@ def _is_sha256(name: str) -> bool:
 
 
 def _ollama(directory: Path) -> Iterator[LocalFile]:
-    """manifests/HOST/NAMESPACE/NAME/TAG names the blobs of a model, of which one is a GGUF file."""
+    """Find models in Ollama's store: manifests/HOST/NAMESPACE/NAME/TAG lists blobs, one of which is a GGUF file."""
     root = directory / "manifests"
-    for at, folders, names in os.walk(root):
-        folders[:] = sorted(folders) if len(Path(at).relative_to(root).parts) < MAX_DEPTH else []
-        for tag in sorted(names):
-            manifest = Path(at) / tag
+    for folder, subfolders, tags in os.walk(root):
+        subfolders[:] = sorted(subfolders) if len(Path(folder).relative_to(root).parts) < MAX_DEPTH else []
+        for tag in sorted(tags):
+            manifest = Path(folder) / tag
             host, *owner, name = manifest.parent.relative_to(root).parts or ("",)
-            shown = "/".join([*(part for part in owner if part != "library"), name]) or host
+            model = "/".join([*(part for part in owner if part != "library"), name]) or host
             for digest in _model_digests(manifest):
                 path = directory / "blobs" / f"sha256-{digest}"
                 if path.is_file():
-                    yield LocalFile(path=path, source=OLLAMA, name=f"{shown}:{tag}", sha256=digest)
+                    yield LocalFile(path=path, source=OLLAMA, name=f"{model}:{tag}", sha256=digest)
 
 
 def _model_digests(manifest: Path) -> list[str]:
@@ -182,4 +185,4 @@ def _model_digests(manifest: Path) -> list[str]:
         digests = [str(layer["digest"]) for layer in layers if layer["mediaType"] == _OLLAMA_MODEL]
     except (OSError, msgspec.MsgspecError, KeyError, TypeError):
         return []
-    return [hexes for digest in digests if _is_sha256(hexes := digest.removeprefix("sha256:"))]
+    return [sha256 for digest in digests if _is_sha256(sha256 := digest.removeprefix("sha256:"))]

@@ -1,4 +1,4 @@
-"""From a name to a model on this machine: by catalogue id, `owner/repo[:QUANT]`, or a plain address."""
+"""Download of a model by catalogue id, `owner/repo[:QUANT]` or URL."""
 
 from __future__ import annotations
 
@@ -12,88 +12,91 @@ from typing import Final
 import msgspec
 
 from edgechat import paths
-from edgechat.catalogue import curated, hub, library, resolve
+from edgechat.catalogue import curated, hub, registry, resolve
 from edgechat.catalogue.download import http
 from edgechat.catalogue.download.file_download import download_file
 from edgechat.catalogue.download.request import DownloadProgress, DownloadRequest, RetryPolicy, check_disk_space
-from edgechat.catalogue.download.safe_names import safe_path
+from edgechat.catalogue.download.safe_names import is_safe_path
 from edgechat.catalogue.hub import Hub, Repository, Variant
+from edgechat.catalogue.hub_errors import hub_error
+from edgechat.catalogue.registry import VerifiedHash
 from edgechat.errors import CatalogueError, HubError
 from edgechat.modelfile.split import read_header
 
-# The address of a file on the hub, as a browser shows it.
-_OF_HUB: Final = re.compile(
+# URL of a file on the hub, as a browser shows it.
+_HUB_FILE_URL: Final = re.compile(
     r"https?://[^/]+/(?P<repo>[\w.-]+/[\w.-]+)/(?:resolve|blob)/(?P<revision>[^/]+)/(?P<file>[^?#]+\.gguf)(?:[?#].*)?",
     re.IGNORECASE,
 )
 
 
 class PullTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be got, and where it goes."""
+    """The files of one model to download, and their local paths."""
 
     reference: str
-    """As it can be asked for again: `owner/repo:QUANT`, or the address."""
+    """Normalised name for the same download: `owner/repo:QUANT` or the URL."""
     quant: str
     files: tuple[DownloadRequest, ...]
     repo: str = ""
+    """Repository of the hub; "" for a plain URL."""
 
     @property
     def size_bytes(self) -> int | None:
-        """All files; None if the server does not say before it sends."""
+        """Size of all files; None if it is unknown before the download."""
         sizes = [file.size_bytes for file in self.files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 def find_target(reference: str, make_hub: Callable[[], Hub] = Hub) -> PullTarget:
-    """What a person means. Asks the hub. Raises CatalogueError and HubError."""
+    """Find the files of a model reference, with requests to the hub. Raises CatalogueError and HubError."""
     revision = ""
     if reference.startswith(("http://", "https://")) and hub.parse_reference(reference) is None:
-        of_hub = _OF_HUB.fullmatch(reference)
-        if of_hub is None or not reference.startswith((f"{hub.endpoint()}/", "https://huggingface.co/")):
-            return _address(reference)
-        revision = urllib.parse.unquote(of_hub["revision"])
-        reference = f"{of_hub['repo']}:{urllib.parse.unquote(of_hub['file'])}"
+        hub_file = _HUB_FILE_URL.fullmatch(reference)
+        if hub_file is None or not reference.startswith((f"{hub.endpoint()}/", "https://huggingface.co/")):
+            return _url_target(reference)
+        revision = urllib.parse.unquote(hub_file["revision"])
+        reference = f"{hub_file['repo']}:{urllib.parse.unquote(hub_file['file'])}"
     name, _, quant = reference.partition(":")
     model = curated.load().get(name.lower())
     if model is not None and "/" not in reference:
-        return _curated(model, quant, make_hub)
+        return _curated_target(model, quant, make_hub)
     parsed = hub.parse_reference(reference)
     if parsed is None:
         raise CatalogueError(resolve.unknown_reference_message(reference))
-    server = make_hub()
-    repo = server.get_repository(parsed[0], None if revision in {"", "main"} else revision)
-    return _from_repo(repo, hub.choose_variant(repo, parsed[1]), server)
+    client = make_hub()
+    repo = client.get_repository(parsed[0], None if revision in {"", "main"} else revision)
+    return _repository_target(repo, hub.choose_variant(repo, parsed[1]), client)
 
 
-def _curated(model: curated.CatalogueModel, quant: str, make_hub: Callable[[], Hub]) -> PullTarget:
-    """From the first of its sources that has the quant."""
-    problem: Exception | None = None
-    server: Hub | None = None
+def _curated_target(model: curated.CatalogueModel, quant: str, make_hub: Callable[[], Hub]) -> PullTarget:
+    """Return the target in the first source of the model that has the quant. Raises the first source's error if none has."""
+    first_error: Exception | None = None
+    client: Hub | None = None
     for source in model.source:
         try:
             if source.url:
                 if not quant or hub.quant_of(source.url).lower() == quant.lower():
-                    return _address(source.url)
+                    return _url_target(source.url)
                 continue
             if source.repo is None:
                 continue
-            server = server or make_hub()
-            repo = server.get_repository(source.repo)
-            return _from_repo(repo, hub.choose_variant(repo, quant), server)
+            client = client or make_hub()
+            repo = client.get_repository(source.repo)
+            return _repository_target(repo, hub.choose_variant(repo, quant), client)
         except (CatalogueError, HubError) as error:
-            problem = problem or error
+            first_error = first_error or error
             if isinstance(error, http.ConnectionFailedError):
                 break
-    if problem is not None:
-        raise problem
-    where = ", ".join(source.package or source.repo or source.url or "" for source in model.source)
-    raise CatalogueError(f"{model.id} is not to be had as {quant or 'a file'}; its sources are {where}")
+    if first_error is not None:
+        raise first_error
+    sources = ", ".join(source.package or source.repo or source.url or "" for source in model.source)
+    raise CatalogueError(f"{model.id} cannot be downloaded as {quant or 'a file'}. Its sources are {sources}.")
 
 
-def _from_repo(repo: Repository, variant: Variant, server: Hub) -> PullTarget:
-    folder, headers = paths.models_dir().joinpath(*repo.id.split("/")), server.headers()
-    if not safe_path(repo.id):
-        raise HubError(f"the hub calls the repository {repo.id!r}, which cannot be the name of a folder")
+def _repository_target(repo: Repository, variant: Variant, client: Hub) -> PullTarget:
+    folder, headers = paths.models_dir().joinpath(*repo.id.split("/")), client.headers()
+    if not is_safe_path(repo.id):
+        raise HubError(f"The hub returned the repository name {repo.id!r}, which is not a safe folder name.")
     files = tuple(
         DownloadRequest(
             url=file.url, path=folder.joinpath(*file.path.split("/")), size_bytes=file.size_bytes, sha256=file.sha256,
@@ -106,49 +109,55 @@ def _from_repo(repo: Repository, variant: Variant, server: Hub) -> PullTarget:
     )
 
 
-def _kept_bytes(files: tuple[DownloadRequest, ...]) -> int:
-    """What is there of files that are not whole; as they say, which is checked when they are gone on with."""
-    parts = [wanted.path.with_name(f"{wanted.path.name}.part") for wanted in files if not wanted.path.exists()]
-    return sum(part.stat().st_size for part in parts if part.is_file())
-
-
-def _address(url: str) -> PullTarget:
-    """Below the host's name and the address's own folders: files of one name from two places are two models."""
+def _url_target(url: str) -> PullTarget:
+    """Return the target of a plain URL. Its local path has host and folders, so that equal names do not collide."""
     parts = http.split_url(url)
     path = urllib.parse.unquote(parts.path).lstrip("/")
     host = (parts.hostname or "") + (f"_{parts.port}" if parts.port else "")
-    if not path.lower().endswith(".gguf") or not safe_path(f"{host}/{path}"):
-        raise CatalogueError(
-            f"{http.redact_url(url)} does not end in the name of a .gguf file, or in one that cannot be a file's"
-        )
-    wanted = DownloadRequest(url=url, path=paths.models_dir().joinpath(host, *path.split("/")))
-    return PullTarget(reference=http.redact_url(url), quant=hub.quant_of(path), files=(wanted,))
+    if not path.lower().endswith(".gguf") or not is_safe_path(f"{host}/{path}"):
+        raise CatalogueError(f"{http.redact_url(url)} does not end in a valid name of a .gguf file")
+    request = DownloadRequest(url=url, path=paths.models_dir().joinpath(host, *path.split("/")))
+    return PullTarget(reference=http.redact_url(url), quant=hub.quant_of(path), files=(request,))
 
 
 def download_model(
     target: PullTarget,
-    on_progress: Callable[[int, DownloadProgress], None] = lambda number, progress: None,
+    on_progress: Callable[[int, DownloadProgress], None] = lambda index, progress: None,
     cancel: threading.Event | None = None,
     retry_policy: RetryPolicy = RetryPolicy(),  # noqa: B008  (frozen)
 ) -> Path:
-    """Get all files; returns the first. `tell` hears which of them it is, and how far.
+    """Download all files of a model, and return the path of the first.
 
-    Raises DownloadError, HubError, and ModelFileError if what came is no model that can be read.
+    `on_progress` receives the index of the file and its progress. Raises DownloadError and HubError, and ModelFileError
+    if the result is not a readable model.
     """
-    missing = [wanted.size_bytes or 0 for wanted in target.files if not wanted.path.exists()]
-    check_disk_space(target.files[0].path, sum(missing) - _kept_bytes(target.files))
-    for number, wanted in enumerate(target.files):
+    missing = [request for request in target.files if not request.path.exists()]
+    missing_bytes = sum(request.size_bytes or 0 for request in missing) - _partial_bytes(missing)
+    check_disk_space(target.files[0].path, missing_bytes)
+    for index, request in enumerate(target.files):
 
-        def hear(progress: DownloadProgress, number: int = number) -> None:
-            on_progress(number, progress)
+        def report(progress: DownloadProgress, index: int = index) -> None:
+            on_progress(index, progress)
 
         try:
-            download_file(wanted, hear, cancel, retry_policy)
+            download_file(request, report, cancel, retry_policy)
         except http.HttpStatusError as error:
-            raise hub.explain(error, target.repo or target.reference) from None
+            if not target.repo:
+                raise
+            raise hub_error(error, target.repo, hub.endpoint()) from None
     first = target.files[0].path
     read_header(first)
-    for wanted in target.files:
-        if wanted.sha256:
-            library.record_hash(wanted.path, wanted.sha256, wanted.sha256)
+    hashes = {
+        request.path: VerifiedHash(sha256=request.sha256, expected=request.sha256)
+        for request in target.files
+        if request.sha256
+    }
+    if hashes:
+        registry.record_verified(hashes)
     return first
+
+
+def _partial_bytes(requests: list[DownloadRequest]) -> int:
+    """Return the size of partial downloads on disk. Their content is checked only when they are resumed."""
+    parts = [request.path.with_name(f"{request.path.name}.part") for request in requests]
+    return sum(part.stat().st_size for part in parts if part.is_file())

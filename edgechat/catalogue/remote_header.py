@@ -1,4 +1,4 @@
-"""What a model on a server is, from the beginning of its files only."""
+"""Model headers from a server, by downloading only the beginning of each file."""
 
 from __future__ import annotations
 
@@ -10,52 +10,59 @@ from typing import Final
 from edgechat.catalogue import hub
 from edgechat.catalogue.download import http
 from edgechat.catalogue.hub import RemoteFile, Repository
+from edgechat.catalogue.hub_errors import hub_error
 from edgechat.modelfile.gguf import read_gguf_stream
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import join_headers
 
-# Where the requests for a header end. Most headers take one, those with the largest vocabularies (about 14 MB) three;
-# what follows the first file of a set has no vocabulary. Ranges are asked for because a connection that is dropped still
-# carries what both ends hold for it, several megabytes.
-_FIRST_ENDS: Final = (2 << 20, 8 << 20, 16 << 20)
-_OTHER_ENDS: Final = (64 << 10, 1 << 20, 16 << 20)
+# Ends of the successive range requests. Most headers need one request, those with the largest vocabularies (about
+# 14 MB) three; later parts of a split model have no vocabulary. Open-ended requests would waste several megabytes,
+# because a dropped connection still transfers what both ends have buffered.
+_FIRST_FILE_ENDS: Final = (2 << 20, 8 << 20, 16 << 20)
+_LATER_FILE_ENDS: Final = (64 << 10, 1 << 20, 16 << 20)
 _STEP_BYTES: Final = 16 << 20
-# 14 MB at 240 kB a second.
-_DEADLINE_S: Final = 60.0
+# Enough for 14 MB at 240 kB/s.
+_TIMEOUT_S: Final = 60.0
 
 
-def find_remote_model(reference: str, keep: Path | None = None) -> tuple[Repository, ModelHeader] | None:
-    """A repository, and the header of the model in it that `owner/repo[:QUANT]` stands for; None if it is not that.
+def find_remote_model(reference: str, copy_dir: Path | None = None) -> tuple[Repository, ModelHeader] | None:
+    """Fetch a repository, and the header of its variant for `owner/repo[:QUANT]`; None for any other reference.
 
-    Asks the hub. In the directory `keep` files are left that begin as those afar, and are as long: llama.cpp reads
-    sizes from them. Raises CatalogueError, ModelFileError and HubError.
+    With `copy_dir`, sparse copies of the files are left there: the header and the length of the originals, from which
+    llama.cpp can compute sizes. Raises CatalogueError, ModelFileError and HubError.
     """
     parsed = hub.parse_reference(reference)
     if parsed is None:
         return None
-    server = hub.Hub()
-    repo = server.get_repository(parsed[0])
+    client = hub.Hub()
+    repo = client.get_repository(parsed[0])
     try:
-        return repo, read_remote_header(hub.choose_variant(repo, parsed[1]).files, server.headers(), keep)
+        return repo, read_remote_header(hub.choose_variant(repo, parsed[1]).files, client.headers(), copy_dir)
     except http.HttpStatusError as error:
-        raise hub.explain(error, repo.id) from None
+        raise hub_error(error, repo.id, client.endpoint) from None
 
 
 def read_remote_header(
-    files: Sequence[RemoteFile], headers: Mapping[str, str], keep: Path | None = None
+    files: Sequence[RemoteFile], headers: Mapping[str, str], copy_dir: Path | None = None
 ) -> ModelHeader:
-    """The checked header of a model; with `keep`, its path is in there. Raises ModelFileError, HubError and OSError."""
+    """Download and check the header of a model, from all parts if it is split; `copy_dir` as in `find_remote_model`.
+
+    Raises ModelFileError, HubError and OSError.
+    """
     return join_headers([
-        _read(file, headers, _OTHER_ENDS if number else _FIRST_ENDS, keep) for number, file in enumerate(files)
+        _read_file_header(file, headers, _LATER_FILE_ENDS if index else _FIRST_FILE_ENDS, copy_dir)
+        for index, file in enumerate(files)
     ])  # fmt: skip
 
 
-def _read(file: RemoteFile, headers: Mapping[str, str], ends: Sequence[int], keep: Path | None) -> ModelHeader:
+def _read_file_header(
+    file: RemoteFile, headers: Mapping[str, str], ends: Sequence[int], copy_dir: Path | None
+) -> ModelHeader:
     reader = _RemoteReader(file, headers, ends)
     try:
-        if keep is None:
+        if copy_dir is None:
             return read_gguf_stream(file.path, reader.read, file.size_bytes)
-        path = keep / PurePosixPath(file.path).name
+        path = copy_dir / PurePosixPath(file.path).name
         with path.open("wb") as copy:
 
             def read(count: int) -> bytes:
@@ -64,34 +71,36 @@ def _read(file: RemoteFile, headers: Mapping[str, str], ends: Sequence[int], kee
                 return data
 
             header = read_gguf_stream(str(path), read, file.size_bytes)
-            copy.truncate(file.size_bytes)  # sparse: nothing of the weights is on the disk
+            copy.truncate(file.size_bytes)  # sparse: takes no disk space for the weights
             return header
     finally:
         reader.close()
 
 
 class _RemoteReader:
-    """The beginning of a file, one range after another as far as it is read."""
+    """Sequential reader of a remote file, which requests one range after another."""
 
     def __init__(self, file: RemoteFile, headers: Mapping[str, str], ends: Sequence[int]) -> None:
         self._file = file
         self._headers = headers
         self._ends = [*ends]
         self._at = 0
-        self._until_s = time.monotonic() + _DEADLINE_S
+        self._deadline = time.monotonic() + _TIMEOUT_S
         self._response: http.Response | None = None
 
     def read(self, count: int) -> bytes:
-        """At most `count` bytes; b"" at the end of the file. Raises HubError."""
-        if time.monotonic() > self._until_s:
-            raise http.ConnectionFailedError(f"the header of {self._file.path} did not come within {_DEADLINE_S:.0f} s")
+        """Return the next bytes, at most `count`; b"" at the end of the file. Raises HubError."""
+        if time.monotonic() > self._deadline:
+            raise http.ConnectionFailedError(
+                f"The header of {self._file.path} did not arrive within {_TIMEOUT_S:.0f} s. Try again later."
+            )
         data = self._response.read(count) if self._response is not None else b""
         if not data and self._at < self._file.size_bytes:
             self.close()
             end = self._ends.pop(0) if self._ends else self._at + _STEP_BYTES
             self._response = http.get(self._file.url, self._at, min(end, self._file.size_bytes), self._headers)
             if self._response.start != self._at:
-                raise http.ConnectionFailedError(f"{self._file.path}: the server knows no ranges")
+                raise http.ConnectionFailedError(f"{self._file.path}: the server does not support range requests")
             data = self._response.read(count)
         self._at += len(data)
         return data

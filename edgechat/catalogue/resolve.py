@@ -1,4 +1,4 @@
-"""Which model a name stands for: a path, an alias, a name, an id of the catalogue, or a repository of the hub."""
+"""Model names to files: paths, aliases, names, catalogue ids, and repositories of the hub."""
 
 from __future__ import annotations
 
@@ -14,99 +14,104 @@ from edgechat.errors import ModelFileError
 
 
 def find_model(name: str) -> Path:
-    """The file that a path, an alias, a name, a catalogue id or `owner/repo[:QUANT]` stands for.
+    """Return the installed file for a path, an alias, a name, a catalogue id or `owner/repo[:QUANT]`.
 
-    Raises ModelFileError if it is none or several, with what comes near; CatalogueError for damaged records.
+    Raises ModelFileError, with similar names, if there is none or several, and CatalogueError for damaged records.
     """
     if is_path_like(name) or (os.sep in name and Path(name).exists()):
-        return Path(os.path.expanduser(name))  # noqa: PTH111  (Path's own raises for an unknown user)
+        return Path(os.path.expanduser(name))  # noqa: PTH111  (Path.expanduser raises for an unknown user)
     if name == STARTER:
         return starter_model()
     alias = registry.read_records().aliases.get(name)
     if alias is not None:
         return Path(alias)
-    named = paths.models_dir() / f"{name}.gguf"
-    if "/" not in name and named.is_file():  # without looking anywhere else
-        return named
+    own_file = paths.models_dir() / f"{name}.gguf"
+    if "/" not in name and own_file.is_file():  # saves a scan of all locations
+        return own_file
     return find_installed(name, scan()).path
 
 
-def find_installed(wanted: str, entries: Iterable[InstalledModel]) -> InstalledModel:
-    """The one of these models that is meant. Raises ModelFileError if it is none or several."""
+def find_installed(name: str, models: Iterable[InstalledModel]) -> InstalledModel:
+    """Return the one of `models` that a name stands for. Raises ModelFileError if there is none or several."""
     from edgechat.catalogue import curated, hub
 
-    entries = [entry for entry in entries if entry.facts.kind == "model"]
-    lower = wanted.lower()
-    for entry in entries:
-        if lower in {entry.name.lower(), entry.name.lower().removesuffix(":latest")} or wanted in entry.aliases:
-            return entry
-    if is_path_like(wanted):
-        return _at(Path(wanted).expanduser().absolute(), entries)
-    repo, quant = hub.parse_reference(wanted) or ("", "")
-    fitting = [entry for entry in entries if repo and _is_of(entry, (repo,), quant)]
-    pull = wanted
+    models = [model for model in models if model.facts.kind == "model"]
+    lower = name.lower()
+    for model in models:
+        if lower in {model.name.lower(), model.name.lower().removesuffix(":latest")} or name in model.aliases:
+            return model
+    if is_path_like(name):
+        return _find_path(Path(name).expanduser().absolute(), models)
+    repo, quant = hub.parse_reference(name) or ("", "")
+    matches = [model for model in models if repo and _is_from(model, (repo,), quant)]
     if not repo:
-        known, _, quant = lower.partition(":")
-        model = curated.load().get(known)
-        if model is not None:
-            packages = {source.package.replace("-", "_") for source in model.source if source.package}
-            fitting = [
-                entry
-                for entry in entries
-                if _is_of(entry, model.repos, quant)
-                or (packages & {*entry.path.parts} and quant in {"", entry.facts.quant.lower()})
+        model_id, _, quant = lower.partition(":")
+        curated_model = curated.load().get(model_id)
+        if curated_model is not None:
+            packages = {source.package.replace("-", "_") for source in curated_model.source if source.package}
+            matches = [
+                model
+                for model in models
+                if _is_from(model, curated_model.repos, quant)
+                or (packages & {*model.path.parts} and quant in {"", model.facts.quant.lower()})
             ]
-            repo = model.name
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        return _usual(wanted, fitting, quant)
+            repo = curated_model.name
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        return _default_quant(name, matches, quant)
     if repo:
-        raise ModelFileError(f"{wanted} is not on this machine: `edgechat models pull {pull}` gets it")
-    raise ModelFileError(_unknown(wanted, entries))
+        raise ModelFileError(f"{name} is not installed. Download it with `edgechat models pull {name}`.")
+    raise ModelFileError(_unknown_name_message(name, models))
 
 
-def _usual(wanted: str, fitting: list[InstalledModel], quant: str) -> InstalledModel:
-    """Of several quants the one that would be pulled. Raises ModelFileError if that leaves several."""
+def _default_quant(name: str, matches: list[InstalledModel], quant: str) -> InstalledModel:
+    """Choose between several quants as a download would. Raises ModelFileError if that leaves several."""
     from edgechat.catalogue import hub
 
-    known = {hub.quant_of(entry.path.name) or entry.facts.quant: entry for entry in reversed(fitting)}
-    usual = next((known[name] for name in hub.PREFERENCE if name in known), None)
-    if usual is None or quant:
-        raise ModelFileError(f"{wanted!r} may be any of {', '.join(entry.name for entry in fitting)}: which one?")
-    return usual
+    by_quant = {hub.quant_of(model.path.name) or model.facts.quant: model for model in reversed(matches)}
+    default = next((by_quant[preferred] for preferred in hub.PREFERENCE if preferred in by_quant), None)
+    if default is None or quant:
+        raise ModelFileError(f"{name!r} matches several models; choose one: {', '.join(m.name for m in matches)}")
+    return default
 
 
-def _at(path: Path, entries: list[InstalledModel]) -> InstalledModel:
-    for entry in entries:
-        if path in (entry.path, *entry.also_at) or path.resolve() == entry.path.resolve():
-            return entry
-    raise ModelFileError(f"{path} is not in any place where models are looked for (`edgechat models dirs`)")
+def _find_path(path: Path, models: list[InstalledModel]) -> InstalledModel:
+    for model in models:
+        if path in (model.path, *model.also_at) or path.resolve() == model.path.resolve():
+            return model
+    raise ModelFileError(
+        f"{path} is in none of the folders that are searched for models. `edgechat models dirs` lists them."
+    )
 
 
-def _is_of(entry: InstalledModel, repos: Iterable[str], quant: str) -> bool:
+def _is_from(model: InstalledModel, repos: Iterable[str], quant: str) -> bool:
     from edgechat.catalogue.hub import quant_of
 
-    if entry.repo.lower() not in {repo.lower() for repo in repos}:
+    if model.repo.lower() not in {repo.lower() for repo in repos}:
         return False
-    # What a file is called counts before what it says: those who mix types by rules of their own say it in the name.
-    named = quant_of(entry.path.name) or entry.facts.quant
-    return not quant or quant.lower() in {named.lower(), entry.path.name.lower()}
+    # The file name comes before the header: custom mixtures of types have their name only in the file name.
+    model_quant = quant_of(model.path.name) or model.facts.quant
+    return not quant or quant.lower() in {model_quant.lower(), model.path.name.lower()}
 
 
-def _unknown(wanted: str, entries: list[InstalledModel]) -> str:
+def _unknown_name_message(name: str, models: list[InstalledModel]) -> str:
     from edgechat.catalogue import curated
 
-    here = [name for entry in entries if entry.is_usable for name in (entry.name, *entry.aliases)]
-    near = difflib.get_close_matches(wanted.lower(), [*map(str.lower, here), *curated.load()], n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known here are: {', '.join(here) or 'none'}"
-    return f"no model is called {wanted!r}; {hint} (a .gguf file here is named with ./ before it)"
+    installed = [known for model in models if model.is_usable for known in (model.name, *model.aliases)]
+    similar = difflib.get_close_matches(name.lower(), [*map(str.lower, installed), *curated.load()], n=3, cutoff=0.6)
+    hint = (
+        f"Did you mean {' or '.join(similar)}?" if similar else f"Installed models: {', '.join(installed) or 'none'}."
+    )
+    return f"No model with the name {name!r}. {hint} For a file in the current folder, write ./ before its name."
 
 
 def unknown_reference_message(reference: str) -> str:
-    """What to say of a name that is neither in the catalogue nor of the hub."""
+    """Return the message for a name that can be found neither in the catalogue nor on the hub."""
     from edgechat.catalogue import curated
 
-    near = difflib.get_close_matches(reference.lower().partition(":")[0], curated.load(), n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`edgechat models list --catalogue` shows what it has"
-    return f"{reference!r} is neither a model of the catalogue nor owner/repo[:QUANT] nor an address; {hint}"
+    similar = difflib.get_close_matches(reference.lower().partition(":")[0], curated.load(), n=3, cutoff=0.6)
+    hint = (
+        f"Did you mean {' or '.join(similar)}?" if similar else "`edgechat models list --catalogue` lists all models."
+    )
+    return f"{reference!r} is neither a model of the catalogue nor owner/repo[:QUANT] nor a URL. {hint}"

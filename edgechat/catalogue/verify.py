@@ -1,4 +1,4 @@
-"""Are files still what they should be?"""
+"""Verification of model files against their expected hashes."""
 
 from __future__ import annotations
 
@@ -7,50 +7,58 @@ from pathlib import Path
 
 import msgspec
 
-from edgechat.catalogue import library, locations, registry
-from edgechat.catalogue.download.hashing import sha256
+from edgechat.catalogue import locations, registry
 from edgechat.catalogue.library import InstalledModel
+from edgechat.catalogue.registry import VerifiedHash
 from edgechat.errors import CatalogueError
+from edgechat.modelfile.content_hash import hash_file
+from edgechat.modelfile.split import model_files
 
 
 class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one file."""
+    """Computed and expected hash of one file."""
 
     path: Path
     sha256: str
+    """"" if the file is missing."""
     expected: str
     is_good: bool | None
-    """None if nobody said what it should be."""
+    """None if no expected hash is known."""
 
     @property
     def description(self) -> str:
-        """For a person."""
+        """The result for display, without the path."""
         if not self.sha256:
-            return "MISSING: pull the model again"
+            return "MISSING. Download the model again."
         if self.is_good is None:
-            return f"SHA-256 {self.sha256} (nobody said what it should be; a later change will show)"
-        return "as it should be" if self.is_good else f"DIFFERS: SHA-256 {self.sha256}, but should be {self.expected}"
+            return f"SHA-256 {self.sha256} (no expected hash is known; the next verification compares with this one)"
+        return "verified" if self.is_good else f"DIFFERS: SHA-256 {self.sha256}, expected {self.expected}"
 
 
-def verify_files(entry: InstalledModel, on_progress: Callable[[str], None] | None = None) -> Iterator[VerifyResult]:
-    """The hash of each file of a model against the hub's, its keeper's, or the last time's. Raises CatalogueError."""
-    known = registry.read_records().verified
-    for path in library.parts_of(entry.path):
+def verify_files(model: InstalledModel, on_progress: Callable[[str], None] | None = None) -> Iterator[VerifyResult]:
+    """Hash each file of a model, and compare with the hash from its source or from the last verification.
+
+    `on_progress` receives lines for display. Raises CatalogueError.
+    """
+    previous = registry.read_records().verified
+    for path in model_files(model.path):
         if not path.exists():
             yield VerifyResult(path=path, sha256="", expected="", is_good=False)
             continue
-        before = known.get(str(path))
-        told = locations.expected_hash(path) or (entry.sha256 if path == entry.path else "")
-        expected = told or (before.expected or before.sha256 if before else "")
+        last = previous.get(str(path))
+        published = locations.expected_hash(path) or (model.sha256 if path == model.path else "")
+        expected = published or (last.expected or last.sha256 if last else "")
         size_bytes = max(1, path.stat().st_size)
 
-        def hear(done: int, path: Path = path, size_bytes: int = size_bytes) -> None:
+        def report(done_bytes: int, path: Path = path, size_bytes: int = size_bytes) -> None:
             if on_progress is not None:
-                on_progress(f"{path.name}: {100 * done // size_bytes} %")
+                on_progress(f"{path.name}: {100 * done_bytes // size_bytes} %")
 
         try:
-            found = sha256(path, hear)
-            library.record_hash(path, found, expected)
+            sha256 = hash_file(path, report)
         except OSError as error:
-            raise CatalogueError(f"{path} cannot be read: {error.strerror or error}") from error
-        yield VerifyResult(path=path, sha256=found, expected=expected, is_good=found == expected if expected else None)
+            raise CatalogueError(f"Cannot read {path}: {error.strerror or error}") from error
+        registry.record_verified({path: VerifiedHash(sha256=sha256, expected=expected)})
+        yield VerifyResult(
+            path=path, sha256=sha256, expected=expected, is_good=sha256 == expected if expected else None
+        )

@@ -1,1 +1,1 @@
-"""What a GGUF file says: a bounded walk of its header, which refuses what C++ should never see."""
+"""GGUF model files: bounded header parsing, tensor types, split files and content hashes."""

@@ -1,9 +1,14 @@
-"""Which weights a file holds: its hash, computed once and remembered."""
+"""SHA-256 of model files, computed once for each version of a file.
+
+The engine names cached prefixes after the hash of the weights. Downloads and `models verify` store the hashes that they
+compute in the same memo, so that the engine does not read a verified file again.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,60 +17,75 @@ import msgspec
 from edgechat.files import JsonFile
 
 _CHUNK_BYTES: Final = 1 << 20
-_REMEMBERED: Final = 200
-# Two hundred entries take about 50 kB.
-_MAX_BYTES: Final = 1 << 20
+_FILE_NAME: Final = "weights.json"
+_MAX_ENTRIES: Final = 1000
+# A thousand entries take about 250 kB.
+_MAX_BYTES: Final = 4 << 20
 
 
-class _Known(msgspec.Struct, frozen=True):
+class _Entry(msgspec.Struct, frozen=True):
     size_bytes: int
     mtime_ns: int
     inode: int
     sha256: str
 
 
-def known_hash(model: Path, memo: Path) -> str | None:
-    """The hash of this very file, if it is known; no byte of it is read."""
-    known = _read(memo).get(str(model))
-    if known is None or (known.size_bytes, known.mtime_ns, known.inode) != _stamp(model):
-        return None
-    return known.sha256
+class HashMemo:
+    """Hashes of files by path, stored in one JSON file. An entry is valid while size, mtime and inode are the same."""
+
+    def __init__(self, directory: Path) -> None:
+        """Load the memo in `directory`, which is `paths.prefix_dir()` outside tests and benchmarks."""
+        self._file = JsonFile(directory / _FILE_NAME, dict[str, _Entry], max_bytes=_MAX_BYTES)
+        self._entries = self._file.read() or {}
+
+    def get(self, path: Path) -> str | None:
+        """Return the stored hash, or None if there is none or the file has changed. The file is not read."""
+        entry = self._entries.get(os.path.realpath(path))
+        if entry is None or (entry.size_bytes, entry.mtime_ns, entry.inode) != _stamp(path):
+            return None
+        return entry.sha256
+
+    def put(self, hashes: Mapping[Path, str]) -> None:
+        """Store the hashes of files as they are now. A memo that cannot be written stays as it was."""
+        entries = self._file.read() or {}  # other processes may have written since
+        for path, sha256 in hashes.items():
+            stamp = _stamp(path)
+            key = os.path.realpath(path)
+            entries.pop(key, None)
+            if stamp is not None:
+                entries[key] = _Entry(*stamp, sha256)
+        self._entries = dict(list(entries.items())[-_MAX_ENTRIES:])
+        self._file.save(self._entries)
+
+    def get_or_compute(self, path: Path, on_progress: Callable[[int], None]) -> str:
+        """Return the stored hash, or compute and store it; `on_progress` as in `hash_file`. Raises OSError."""
+        stored = self.get(path)
+        if stored is not None:
+            return stored
+        stamp = _stamp(path)
+        computed = hash_file(path, on_progress)
+        if stamp == _stamp(path):
+            self.put({path: computed})
+        return computed
 
 
-def file_hash(model: Path, memo: Path, pause: Callable[[], None]) -> str:
-    """SHA-256 of the file, in hexadecimal; computed if it is not known yet, and then remembered in `memo`.
+def hash_file(path: Path, on_progress: Callable[[int], None] = lambda done_bytes: None) -> str:
+    """Return the SHA-256 of a file in hexadecimal.
 
-    `pause` is called for every MiB, and may wait. Raises OSError if the file cannot be read.
+    `on_progress` receives the number of bytes hashed so far, after every MiB; it may block to pause. Raises OSError.
     """
-    found = known_hash(model, memo)
-    if found is not None:
-        return found
-    stamp = _stamp(model)
-    digest = hashlib.sha256()
-    with model.open("rb", buffering=0) as file:
-        while part := file.read(_CHUNK_BYTES):
-            pause()
-            digest.update(part)
-    found = digest.hexdigest()
-    if stamp is not None and stamp == _stamp(model):
-        known = _read(memo)
-        known.pop(str(model), None)
-        known[str(model)] = _Known(*stamp, found)
-        _file(memo).save(dict(list(known.items())[-_REMEMBERED:]))
-    return found
+    digest, done_bytes = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            done_bytes += len(chunk)
+            on_progress(done_bytes)
+    return digest.hexdigest()
 
 
-def _stamp(model: Path) -> tuple[int, int, int] | None:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        status = model.stat()
+        status = path.stat()
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns, status.st_ino
-
-
-def _file(memo: Path) -> JsonFile[dict[str, _Known]]:
-    return JsonFile(memo, dict[str, _Known], max_bytes=_MAX_BYTES)
-
-
-def _read(memo: Path) -> dict[str, _Known]:
-    return _file(memo).read() or {}

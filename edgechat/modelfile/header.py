@@ -1,4 +1,4 @@
-"""What a model file says of itself."""
+"""Model headers: the metadata and tensor list of a GGUF file."""
 
 from __future__ import annotations
 
@@ -12,60 +12,60 @@ from edgechat.modelfile.tensor_types import FILE_TYPES, TENSOR_TYPES
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """One tensor of the file."""
+    """Name, shape, type and position of one tensor."""
 
     name: str
     shape: tuple[int, ...]
-    """As GGUF writes it: the row length first."""
+    """In GGUF order: the row length first."""
     type_id: int
     offset: int
     """Bytes from the start of the data section."""
     size_bytes: int
     part_index: int = 0
-    """In which file of a set it lies, from 0."""
+    """File of a split model that holds it, from 0."""
 
     @property
     def type(self) -> str:
-        """The type's name, such as `Q4_K`."""
+        """Name of the tensor type, such as `Q4_K`."""
         return TENSOR_TYPES[self.type_id].name
 
 
 class ModelHeader(msgspec.Struct, frozen=True, dict=True):
-    """The header of a GGUF file, checked: counts, lengths and tensor ranges agree with the file's size."""
+    """The checked header of a GGUF file: counts, lengths and tensor ranges fit the size of the file."""
 
     path: str
     file_bytes: int
     version: int
     metadata: dict[str, Any]
-    """Scalars and short arrays by key; a long array is represented by its length in `array_lengths`."""
+    """Scalars and short arrays by key; of longer arrays only the length is kept, in `array_lengths`."""
     array_lengths: dict[str, int]
     tensors: tuple[Tensor, ...]
     data_offset: int
-    """Where the data section starts in the file."""
+    """Offset of the data section in the file, in bytes."""
 
     @property
     def architecture(self) -> str:
-        """As llama.cpp names it: `llama`, `qwen3`, ..."""
+        """Architecture in the words of llama.cpp: `llama`, `qwen3`, ..."""
         return str(self.metadata.get("general.architecture", ""))
 
     @property
     def name(self) -> str:
-        """What the model calls itself, or ""."""
+        """Name of the model in its metadata, or ""."""
         return str(self.metadata.get("general.name", ""))
 
     @property
     def n_parts(self) -> int:
-        """In how many files the model lies; 1 but for sets."""
-        return self._whole("split.count", 1) or 1
+        """Number of files of the model; above 1 for a split model."""
+        return self._integer("split.count", 1) or 1
 
     @property
     def part_index(self) -> int:
-        """Which of them this is, from 0."""
-        return self._whole("split.no", 0)
+        """Index of this file in a split model, from 0."""
+        return self._integer("split.no", 0)
 
     @property
     def kind(self) -> str:
-        """`model`, `projector` (what turns pictures or sound into input, an mmproj file), or `adapter` (LoRA)."""
+        """`model`, `projector` (an mmproj file: encodes images or sound), or `adapter` (LoRA)."""
         kind = self.metadata.get("general.type")
         if self.architecture == "clip" or kind == "mmproj":
             return "projector"
@@ -73,10 +73,10 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def quant(self) -> str:
-        """The name of the mixture of types, such as `Q4_K_M`; the type of most bytes if the file does not say."""
-        known = FILE_TYPES.get(self._whole("general.file_type", -1))
-        if known is not None:
-            return known
+        """Name of the quantisation, such as `Q4_K_M`; without `general.file_type` the tensor type with the most bytes."""
+        preset = FILE_TYPES.get(self._integer("general.file_type", -1))
+        if preset is not None:
+            return preset
         sizes: dict[str, int] = {}
         for tensor in self.tensors:
             sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size_bytes
@@ -84,37 +84,40 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def n_params(self) -> int:
-        """Numbers in all tensors."""
+        """Number of weights in all tensors."""
         return sum(math.prod(t.shape) for t in self.tensors)
 
     @property
     def chat_template(self) -> str | None:
-        """The chat template as Jinja source, or None."""
+        """Chat template as Jinja source, or None."""
         template = self.metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
 
     @cached_property
     def has_recurrent_state(self) -> bool:
-        """True if some layers keep a state instead of a cell for each token."""
+        """True if some layers keep a recurrent state instead of keys and values for each token."""
         names = (".ssm.", ".shortconv.", ".wkv.", ".token_shift_count", ".kda.")
         return any(name in key for key in self.metadata for name in names)
 
     @property
     def is_embedding(self) -> bool:
-        """True if it makes vectors of texts, not texts: its pooling is by mean, first or last token."""
+        """True for an embedding model: pooling by mean, first or last token."""
         return self.hparam("pooling_type") in {1, 2, 3}
 
     @cached_property
     def tensor_bytes(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors, in bytes."""
         return sum(t.size_bytes for t in self.tensors)
 
-    def _whole(self, key: str, default: int) -> int:
+    def _integer(self, key: str, default: int) -> int:
         value = self.metadata.get(key, default)
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
     def hparam(self, key: str, default: int = 0) -> int:
-        """A count of this architecture, such as `block_count`; the largest where it is one per layer."""
+        """Return an integer hyperparameter, such as `block_count`; the largest value if there is one per layer.
+
+        `key` is without the prefix of the architecture. Missing, negative and non-integer values give `default`.
+        """
         value = self.metadata.get(f"{self.architecture}.{key}")
         if isinstance(value, list):
             value = max((v for v in value if isinstance(v, int)), default=default)
@@ -122,17 +125,17 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def n_layers(self) -> int:
-        """Number of blocks."""
+        """Number of layers (blocks)."""
         return self.hparam("block_count")
 
     @property
     def n_ctx_train(self) -> int:
-        """Context length that the model was trained for, in tokens; 0 if the file does not say."""
+        """Context length in training, in tokens; 0 if the file does not contain it."""
         return self.hparam("context_length")
 
     @property
     def n_embd(self) -> int:
-        """Width of the embeddings."""
+        """Embedding width."""
         return self.hparam("embedding_length")
 
     @property

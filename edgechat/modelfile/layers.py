@@ -1,6 +1,6 @@
-"""What a model is made of, layer by layer: what each remembers of a token, and how wide it is.
+"""Layers of a model: kind of memory (KV cache, sliding window, recurrent state) and head dimensions of each.
 
-As llama.cpp reads it from the same keys (src/llama-hparams.cpp and src/models/*.cpp of the pinned version).
+Follows llama.cpp's reading of the same metadata (src/llama-hparams.cpp and src/models/*.cpp of the pinned version).
 """
 
 from __future__ import annotations
@@ -13,48 +13,48 @@ from edgechat.errors import ModelFileError
 from edgechat.modelfile.header import ModelHeader
 
 MAX_LAYERS: Final = 512
-"""llama.cpp's own bound, LLAMA_MAX_LAYERS."""
+"""LLAMA_MAX_LAYERS of llama.cpp."""
 
-# Where a file names a window but not which layers have it: every n-th layer sees everything, the others the window.
+# Sliding-window pattern by architecture where the file has only the window size: every n-th layer has full attention.
 _PERIODS: Final = {
     "afmoe": 4, "cohere2": 4, "exaone-moe": 4, "exaone4": 4, "gemma-embedding": 6, "gemma2": 2, "gemma3": 6,
     "gemma3n": 5, "gpt-oss": 2, "llama4": 4, "mellum": 4, "muse-glimmer": 4, "olmo2": 4, "plamo3": 8,
 }  # fmt: skip
-# The same with the layer that sees everything first.
+# The same, with full attention in the first layer of each period.
 _PERIODS_DENSE_FIRST: Final = {"cohere2moe": 4, "laguna": 4, "modern-bert": 3, "smallthinker": 4}
-# llama.cpp reads their windows' keys, and lets every layer see everything all the same.
+# llama.cpp reads their window size, but gives every layer full attention.
 _WINDOW_IGNORED: Final = ("phi3",)
-# All layers that have attention at all.
+# Every attention layer has the window.
 _WINDOW_EVERYWHERE: Final = ("lfm2", "lfm2moe")
-# Layers from here on use what these remembered.
+# Layers from this index on share the KV cache of earlier layers.
 _KV_LAYERS: Final = {"gemma3n": 20}
-# Every n-th layer has attention, the others a state.
+# Every n-th layer has attention, the others a recurrent state.
 _ATTENTION_INTERVALS: Final = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
-# Windows of models whose files do not name one.
+# Window size, in tokens, of architectures whose files may lack it.
 _WINDOWS: Final = {"gemma2": 4096, "llama4": 8192}
 _PURE_STATE: Final = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """One block of the model."""
+    """Memory kind and dimensions of one layer."""
 
     memory: Literal["full", "window", "state", "full and state", "none"]
-    """What is kept: keys and values of all tokens, of the last ones, a state, or nothing."""
+    """Keys and values of all tokens (`full`) or of the last ones (`window`), a recurrent state, both, or nothing."""
     n_head: int
     n_head_kv: int
     key_length: int
-    """Numbers of a key, of one head; likewise the value's."""
+    """Elements of a key of one head; `value_length` likewise."""
     value_length: int
     n_ff: int
 
     @property
     def kv_width(self) -> int:
-        """Numbers that one token adds to keys and values."""
+        """Elements that one token adds to the KV cache of this layer."""
         return 0 if self.memory in {"state", "none"} else self.n_head_kv * (self.key_length + self.value_length)
 
 
 class ModelLayers(msgspec.Struct, frozen=True, kw_only=True):
-    """The parts of a model. 0 and "" where the file does not say."""
+    """Layers and global dimensions of a model. Values that the file does not contain are 0 or ""."""
 
     architecture: str
     layers: tuple[Layer, ...]
@@ -62,18 +62,18 @@ class ModelLayers(msgspec.Struct, frozen=True, kw_only=True):
     n_vocab: int
     n_ctx_train: int
     window: int
-    """Tokens that a layer with a window sees."""
+    """Sliding window size in tokens."""
     n_experts: int
     n_experts_used: int
-    """For each token."""
+    """Experts active for each token."""
     kv_lora_rank: int
-    """Of compressed keys and values (MLA)."""
+    """Rank of compressed keys and values (MLA)."""
     rope_freq_base: float
     rope_scaling: str
     tokenizer: str
 
     def count(self, memory: str) -> int:
-        """Layers of this kind."""
+        """Count the layers with this kind of memory."""
         return sum(layer.memory == memory for layer in self.layers)
 
 
@@ -87,28 +87,28 @@ def read_layers(header: ModelHeader) -> ModelLayers:
         n_embd=header.n_embd, n_vocab=header.n_vocab, n_ctx_train=header.n_ctx_train,
         window=_window(header), n_experts=header.hparam("expert_count"),
         n_experts_used=header.hparam("expert_used_count"), kv_lora_rank=header.hparam("attention.kv_lora_rank"),
-        rope_freq_base=_real(header, "rope.freq_base"), rope_scaling=_text(header, "rope.scaling.type"),
+        rope_freq_base=_float(header, "rope.freq_base"), rope_scaling=_text(header, "rope.scaling.type"),
         tokenizer=str(header.metadata.get("tokenizer.ggml.model", "")),
     )  # fmt: skip
 
 
 def _layer(header: ModelHeader, i: int) -> Layer:
-    n_head = _of_layer(header, "attention.head_count", i, 0)
-    n_head_kv = _of_layer(header, "attention.head_count_kv", i, n_head)
+    n_head = _layer_integer(header, "attention.head_count", i, 0)
+    n_head_kv = _layer_integer(header, "attention.head_count_kv", i, n_head)
     has_window = _has_window(header, i)
     is_compressed = bool(header.hparam("attention.kv_lora_rank") and header.hparam("attention.key_length_mla"))
     head = header.n_embd // n_head if n_head else 0
     key, value = (
-        _of_layer(header, f"attention.{name}_length", i, head) for name in ("key", "value")
+        _layer_integer(header, f"attention.{name}_length", i, head) for name in ("key", "value")
     )  # fmt: skip
     if has_window:
         key, value = (
-            _of_layer(header, f"attention.{name}_length_swa", i, default) for name, default in (("key", key), ("value", value))
+            _layer_integer(header, f"attention.{name}_length_swa", i, default) for name, default in (("key", key), ("value", value))
         )  # fmt: skip
     return Layer(
         memory=_memory(header, i, n_head_kv, has_window=has_window), n_head=n_head, n_head_kv=n_head_kv,
-        # Of compressed keys and values only the keys are kept.
-        key_length=key, value_length=0 if is_compressed else value, n_ff=_of_layer(header, "feed_forward_length", i, 0),
+        # With compressed keys and values (MLA) only the keys are cached.
+        key_length=key, value_length=0 if is_compressed else value, n_ff=_layer_integer(header, "feed_forward_length", i, 0),
     )  # fmt: skip
 
 
@@ -117,16 +117,16 @@ def _memory(
 ) -> Literal["full", "window", "state", "full and state", "none"]:
     architecture = header.architecture
     if i >= header.n_layers - header.hparam("nextn_predict_layers"):
-        return "none"  # it guesses tokens ahead, which we do not ask for
+        return "none"  # multi-token prediction layers are not used
     if architecture in _PURE_STATE:
         return "state"
     if architecture == "falcon-h1":
         return "full and state"
     if header.has_recurrent_state and _is_state(header, i, n_head_kv):
-        # Some layers of such models are nothing but feed-forward.
+        # Some layers of nemotron_h models are feed-forward only.
         return (
             "none"
-            if architecture.startswith("nemotron_h") and _of_layer(header, "feed_forward_length", i, 0)
+            if architecture.startswith("nemotron_h") and _layer_integer(header, "feed_forward_length", i, 0)
             else "state"
         )
     if i >= _KV_LAYERS.get(architecture, header.n_layers - header.hparam("attention.shared_kv_layers")):
@@ -166,14 +166,14 @@ def _window(header: ModelHeader) -> int:
     return header.hparam("attention.sliding_window")
 
 
-def _of_layer(header: ModelHeader, key: str, i: int, default: int) -> int:
+def _layer_integer(header: ModelHeader, key: str, i: int, default: int) -> int:
     value: Any = header.metadata.get(f"{header.architecture}.{key}")
     if isinstance(value, list):
         value = value[i] if i < len(value) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else default
 
 
-def _real(header: ModelHeader, key: str) -> float:
+def _float(header: ModelHeader, key: str) -> float:
     value = header.metadata.get(f"{header.architecture}.{key}")
     return float(value) if isinstance(value, (int, float)) else 0.0
 

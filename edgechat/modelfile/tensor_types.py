@@ -1,6 +1,7 @@
-"""Tensor types as GGUF numbers them: name, weights per block, bytes per block.
+"""GGUF tensor types and file types: name, weights per block, bytes per block.
 
-A copy of gguf.constants (whose package imports numpy, which the client process must not); the tests compare.
+Copied from gguf.constants, because the gguf package imports numpy, which the client process must not load. The tests
+compare both.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Final, NamedTuple
 
 
 class TensorType(NamedTuple):
-    """How a tensor's weights are stored."""
+    """Storage format of a tensor: `block_bytes` bytes hold `block_size` weights."""
 
     name: str
     block_size: int
@@ -38,4 +39,4 @@ FILE_TYPES: Final[dict[int, str]] = {
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4",
     40: "Q1_0",
 }  # fmt: skip
-"""What `general.file_type` says: mixtures of tensor types by llama.cpp's presets (gguf.constants.LlamaFileType)."""
+"""Quantisation presets of llama.cpp by `general.file_type` (gguf.constants.LlamaFileType)."""

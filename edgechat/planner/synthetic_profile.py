@@ -31,7 +31,7 @@ def file_sizes(model: CatalogueModel) -> dict[str, tuple[int, bool]]:
     """Return (bytes, is_exact) of a model's files by quant; inexact sizes are computed from the number of weights."""
     sizes = {quant: (count, True) for quant, count in model.sizes().items()}
     for source in model.source:
-        for quant in (*source.quants, *source.seen):
+        for quant in (*source.quants, *source.other_quants):
             bits = _BITS.get(quant)
             if quant not in sizes and bits is not None and model.shape.n_params:
                 sizes[quant] = (int(model.shape.n_params * bits / 8), False)

@@ -1,4 +1,4 @@
-"""Getting a file over HTTP: in parts, resumed after anything, hashed while it arrives, under its name only when whole."""
+"""Download of one file: locked against other processes, resumed, verified, and renamed only when complete."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 from pathlib import Path
 
 from edgechat.catalogue.download import http
-from edgechat.catalogue.download.hashing import sha256
 from edgechat.catalogue.download.partial_file import PartialFile
 from edgechat.catalogue.download.request import (
     DownloadProgress,
@@ -18,7 +17,10 @@ from edgechat.catalogue.download.request import (
 )
 from edgechat.catalogue.download.transfer import Transfer
 from edgechat.errors import DownloadError, ModelFileError
+from edgechat.modelfile.content_hash import hash_file
 from edgechat.modelfile.gguf import read_gguf_header
+
+_LOCK_POLL_S = 0.5
 
 
 def download_file(
@@ -27,10 +29,10 @@ def download_file(
     cancel: threading.Event | None = None,
     retry_policy: RetryPolicy = RetryPolicy(),  # noqa: B008  (frozen)
 ) -> Path:
-    """Get a file, unless it is there; returns where it is.
+    """Download a file unless it exists already, and return its path.
 
-    Two processes that want the same file get it once. Raises DownloadError (no room, wrong hash, cancelled) and
-    HubError (refused, unreachable); what arrived until then is used the next time.
+    Only one of several processes downloads the same file; the others wait for it. Raises DownloadError (disk full, wrong
+    hash, cancelled) and HubError (refused, not reachable). The received bytes are used by the next attempt.
     """
     import filelock
 
@@ -41,67 +43,69 @@ def download_file(
         lock = filelock.FileLock(path.with_name(path.name + ".part.lock"))
         while True:
             try:
-                lock.acquire(timeout=0.5)
+                lock.acquire(timeout=_LOCK_POLL_S)
                 break
             except filelock.Timeout:
-                on_progress(_progress(request, "waiting"))
+                on_progress(_waiting(request))
                 check_cancelled(cancel)
         try:
-            if not _is_there(request):
-                _get_twice(request, on_progress, cancel, retry_policy)
-            # Whoever waits for it finds the file whole.
+            if not _is_downloaded(request):
+                _transfer(request, on_progress, cancel, retry_policy)
+            # Safe before the release: waiting processes find the complete file.
             with contextlib.suppress(OSError):
                 Path(lock.lock_file).unlink()
         finally:
             lock.release()
     except OSError as error:
-        raise DownloadError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise DownloadError(f"Cannot write {path}: {error.strerror or error}") from error
     return path
 
 
-def _is_there(wanted: DownloadRequest) -> bool:
+def _is_downloaded(request: DownloadRequest) -> bool:
     try:
-        size = wanted.path.stat().st_size
+        size_bytes = request.path.stat().st_size
     except FileNotFoundError:
         return False
-    if wanted.size_bytes not in {None, size}:
+    if request.size_bytes not in {None, size_bytes}:
         return False
-    return not wanted.sha256 or sha256(wanted.path) == wanted.sha256
+    return not request.sha256 or hash_file(request.path) == request.sha256
 
 
-def _get_twice(wanted: DownloadRequest, tell: ProgressCallback, cancel: threading.Event, patience: RetryPolicy) -> None:
-    """A wrong hash may come of what was kept from another time: then once more, from the start."""
-    for is_last in (False, True):
-        fetch = Transfer(wanted, tell, cancel, patience)
-        found = fetch.run()
-        if not wanted.sha256 or found == wanted.sha256:
-            if not wanted.sha256:
-                _check_whole(wanted, fetch.part)
-            fetch.part.finish()
+def _transfer(
+    request: DownloadRequest, on_progress: ProgressCallback, cancel: threading.Event, retry_policy: RetryPolicy
+) -> None:
+    """Transfer the file and check its hash. If resumed bytes may be the reason for a wrong hash, start again once."""
+    for is_last_attempt in (False, True):
+        transfer = Transfer(request, on_progress, cancel, retry_policy)
+        sha256 = transfer.run()
+        if not request.sha256 or sha256 == request.sha256:
+            if not request.sha256:
+                _check_model(request, transfer.part)
+            transfer.part.finish()
             return
-        fetch.part.discard()
-        if is_last or not fetch.part.resumed_bytes:
+        transfer.part.discard()
+        if is_last_attempt or not transfer.part.resumed_bytes:
             raise DownloadError(
-                f"{wanted.path.name} arrived with the hash {found}, but should have {wanted.sha256}: it is damaged, or not "
-                "what it says, and was thrown away; try again later, or another source"
+                f"{request.path.name} has the hash {sha256}, but should have {request.sha256}. The damaged file was "
+                "deleted. Try again later, or use another source."
             )
 
 
-def _check_whole(wanted: DownloadRequest, part: PartialFile) -> None:
-    """Without a hash, at least the model's own header must say that all of it is there. Raises DownloadError."""
-    if wanted.path.suffix.lower() != ".gguf":
+def _check_model(request: DownloadRequest, part: PartialFile) -> None:
+    """Check that a model without an expected hash is at least complete by its header. Raises DownloadError."""
+    if request.path.suffix.lower() != ".gguf":
         return
     try:
         read_gguf_header(part.data_path)
     except ModelFileError as error:
         part.discard()
         raise DownloadError(
-            f"what {http.redact_url(wanted.url)} sent is no whole model, and was thrown away: {error}"
+            f"{http.redact_url(request.url)} is not a complete model, and the file was deleted: {error}"
         ) from None
 
 
-def _progress(wanted: DownloadRequest, state: str) -> DownloadProgress:
+def _waiting(request: DownloadRequest) -> DownloadProgress:
     return DownloadProgress(
-        name=wanted.path.name, done_bytes=0, total_bytes=wanted.size_bytes, resumed_bytes=0, bytes_per_s=0.0, remaining_s=None,
-        state=state,
+        name=request.path.name, done_bytes=0, total_bytes=request.size_bytes, resumed_bytes=0, bytes_per_s=0.0,
+        remaining_s=None, state="waiting",
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""HTTP as downloads need it: one GET with a range, patient with proxies and redirects, and careful with tokens.
+"""HTTP client for downloads: GET with ranges, proxies, redirects, and tokens that are sent to one origin only.
 
-On the standard library alone: client libraries copy what they read twice over, and not one tells bytes that arrived
-before a break from those that did not. The same code serves the hub and any other address.
+It uses the standard library alone. Client libraries copy the data twice: httpx2 took 30 to 80 % more CPU time for a whole
+download (docs/decisions.md), and cannot end a read from another thread.
 """
 
 from __future__ import annotations
@@ -19,77 +19,85 @@ from typing import Any, Final, TypeVar
 
 from edgechat.errors import HubError
 
-CONNECT_S: Final = 3.0
-"""Longest wait for a name to be resolved and a connection to be made."""
-READ_S: Final = 20.0
+CONNECT_TIMEOUT_S: Final = 3.0
+"""Longest wait for name resolution and connection together."""
+READ_TIMEOUT_S: Final = 20.0
 """Longest wait for more bytes."""
-# Of that, for each of a host's addresses: the first may be one that leads nowhere.
-_ADDRESS_S: Final = 1.5
+# For one address of a host: the first address may not be reachable.
+_ADDRESS_TIMEOUT_S: Final = 1.5
 MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
-_PARTIAL: Final = 206
+_OK: Final = 200
+_PARTIAL_CONTENT: Final = 206
+_TRANSIENT_STATUSES: Final = frozenset({408, 429})
+_FIRST_SERVER_ERROR: Final = 500
 _MAX_ERROR_BYTES: Final = 4096
+_MAX_RETRY_AFTER_DIGITS: Final = 9
 
 T = TypeVar("T")
 
 
 class HttpStatusError(HubError):
-    """The server answered, but not with what was asked for."""
+    """Raised for a response with another status than 200 or 206."""
 
-    def __init__(self, words: str, status: int, retry_after_s: float | None = None, code: str = "") -> None:
-        super().__init__(words)
+    def __init__(self, message: str, status: int, retry_after_s: float | None = None, code: str = "") -> None:
+        super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
         self.code = code
-        """What the hub says in X-Error-Code, such as `GatedRepo`."""
+        """X-Error-Code of the hub, such as `GatedRepo`; "" if absent."""
 
     @property
     def is_transient(self) -> bool:
         """True if the same request may succeed later."""
-        return self.status in {408, 429} or self.status >= 500  # noqa: PLR2004
+        return self.status in _TRANSIENT_STATUSES or self.status >= _FIRST_SERVER_ERROR
+
+
+class InvalidUrlError(HubError):
+    """Raised for a URL or a redirect that this client does not follow."""
 
 
 class ConnectionFailedError(HubError):
-    """Nobody answered, or the connection broke."""
+    """Raised when a connection could not be made, broke, or was too slow."""
 
 
 class ConnectError(ConnectionFailedError):
-    """Not even a connection was made."""
+    """Raised when no connection could be made."""
 
 
 class Response:
-    """The body of an answer, from `start` on. Close it, or use it as a context."""
+    """Response with a body that starts at byte `start` of the file. A context manager that closes the connection."""
 
     def __init__(self, connection: http.client.HTTPConnection, url: str) -> None:
         self._connection = connection
         self._raw = raw = connection.getresponse()
         self.status = raw.status
         self.url = url
-        """Where it came from, after redirects."""
+        """Final URL after redirects."""
         self.headers = raw.headers
-        self.start, self.size_bytes = _range(raw)
-        """The first byte, and how many the whole file has (None if the server does not say)."""
+        self.start, self.size_bytes = _start_and_size(raw)
+        """First byte of the body, and size of the whole file (None if the server does not send it)."""
 
     @property
     def validator(self) -> str:
-        """What names this version of the file for If-Range; "" if the server gives nothing that tells versions apart."""
+        """Value for If-Range: strong ETag or modification date; "" if the server sends neither."""
         etag = self.headers.get("ETag", "")
         return etag if etag and not etag.startswith("W/") else self.headers.get("Last-Modified", "")
 
     def read(self, count: int) -> bytes:
-        """The next bytes, as many as are there and at most `count`; b"" at the end. Raises Unreachable."""
+        """Return available bytes, at most `count`; b"" at the end. Raises ConnectionFailedError."""
         try:
             return self._raw.read1(count)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _broken(self.url, error) from error
+            raise _connection_lost(self.url, error) from error
 
     def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection."""
         with suppress(OSError):
             self._raw.close()
         self._connection.close()
 
-    def __enter__(self) -> Response:  # noqa: PYI034  (Self came with Python 3.11)
+    def __enter__(self) -> Response:  # noqa: PYI034  (typing.Self needs Python 3.11)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,12 +105,12 @@ class Response:
 
 
 def split_url(url: str) -> urllib.parse.SplitResult:
-    """The parts of an address. Raises Refused if it is none."""
+    """Parse a URL. Raises InvalidUrlError."""
     try:
         parts = urllib.parse.urlsplit(url)
-        parts.port  # noqa: B018  (checked when it is asked for)
+        parts.port  # noqa: B018  (parsed on access)
     except ValueError as error:
-        raise HttpStatusError(f"what was asked for is no address: {error}", 400) from None
+        raise InvalidUrlError(f"Not a valid URL: {error}") from None
     return parts
 
 
@@ -112,165 +120,175 @@ def get(
     end: int | None = None,
     headers: Mapping[str, str] = {},
     *,
-    read_timeout_s: float = READ_S,
+    read_timeout_s: float = READ_TIMEOUT_S,
     on_connect: Callable[[socket.socket], None] = lambda connected: None,
 ) -> Response:
-    """The file at `url` from `start` on, to `end` if given. A server that knows no ranges sends all of it.
+    """Request bytes `start` to `end` of a file, by default all. A server without range support sends the whole file.
 
-    `connected` is given each connection as soon as it is made, so that another thread can `stop` it. `headers` go to this origin only: what another one is redirected to gets no token. Raises Refused and Unreachable.
+    `headers` are sent to the origin of `url`; after a redirect to another origin, without token and cookies.
+    `on_connect` receives each new socket, so that another thread can end the transfer with `shut_down_socket`.
+    Raises HttpStatusError, InvalidUrlError and ConnectionFailedError.
     """
-    sent = dict(headers) | {"Accept-Encoding": "identity"}
+    headers = dict(headers) | {"Accept-Encoding": "identity"}
     if start or end is not None:
-        sent["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
     for _ in range(MAX_REDIRECTS + 1):
-        response = _ask(url, sent, read_timeout_s, on_connect)
+        response = _request(url, headers, read_timeout_s, on_connect)
         if response.status not in _REDIRECTS:
-            _check(response)
+            _check_status(response)
             return response
         response.close()
-        target = _joined(url, response.headers.get("Location", ""))
+        target = _redirect_target(url, response.headers.get("Location", ""))
         if _origin(target) != _origin(url):
-            sent = {name: value for name, value in sent.items() if name.lower() not in {"authorization", "cookie"}}
+            headers = {
+                name: value for name, value in headers.items() if name.lower() not in {"authorization", "cookie"}
+            }
         if url.startswith("https:") and not target.startswith("https:"):
-            raise HttpStatusError(
-                f"{redact_url(url)} leads from https to {redact_url(target)}, which is not followed", 400
+            raise InvalidUrlError(
+                f"{redact_url(url)} redirects from https to {redact_url(target)}, which is not followed"
             )
         url = target
-    raise HttpStatusError(f"{redact_url(url)} redirects more than {MAX_REDIRECTS} times", 400)
+    raise InvalidUrlError(f"{redact_url(url)} redirects more than {MAX_REDIRECTS} times")
 
 
-def run_with_timeout(seconds: float, work: Callable[[], T], what: str) -> T:
-    """The result of `work`, or its error; Unreachable if it takes longer: a name server that is silent cannot be hurried."""
+def run_with_timeout(timeout_s: float, work: Callable[[], T], host: str) -> T:
+    """Run `work` in a thread, and return its result. A name server that does not answer cannot be interrupted.
+
+    Raises ConnectionFailedError after `timeout_s`, and the error of `work`.
+    """
     result: list[Any] = []
     failure: list[BaseException] = []
 
     def run() -> None:
         try:
             result.append(work())
-        except BaseException as error:  # noqa: BLE001  (raised again below)
+        except BaseException as error:  # noqa: BLE001  (raised in the caller's thread)
             failure.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(timeout_s)
     if failure:
         raise failure[0]
     if not result:
-        raise ConnectionFailedError(f"{what} did not answer within {seconds:.0f} s: is there a network?")
+        raise ConnectionFailedError(f"{host} did not answer within {timeout_s:.0f} s. Check the network connection.")
     return result[0]  # type: ignore[no-any-return]
 
 
 def check_reachable(url: str) -> None:
-    """Raise Unreachable now, if the server of `url` (or the proxy before it) cannot be reached at all."""
-    connection, _, _ = _connect(url, READ_S)
+    """Connect to the server of `url` or its proxy, and close the connection. Raises ConnectError."""
+    connection, _, _ = _connect(url, READ_TIMEOUT_S)
     connection.close()
 
 
 def shut_down_socket(connected: socket.socket) -> None:
-    """Let whoever reads from a connection get the end, or Unreachable."""
+    """End a transfer from another thread: its `read` returns b"" or raises ConnectionFailedError."""
     with suppress(OSError):
-        # Not the method of a TLS socket: after that, reads would return what was sent as it was sent, encrypted.
+        # After SSLSocket.shutdown, reads would return encrypted bytes.
         socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
 
-def _ask(url: str, headers: Mapping[str, str], read_s: float, connected: Callable[[socket.socket], None]) -> Response:
-    connection, target, more = _connect(url, read_s)
-    headers = {**headers, **more}
-    connected(connection.sock)
+def _request(
+    url: str, headers: Mapping[str, str], read_timeout_s: float, on_connect: Callable[[socket.socket], None]
+) -> Response:
+    connection, target, proxy_headers = _connect(url, read_timeout_s)
+    on_connect(connection.sock)
     try:
-        connection.request("GET", target, headers=dict(headers))
+        connection.request("GET", target, headers={**headers, **proxy_headers})
         return Response(connection, url)
     except (OSError, http.client.HTTPException, ValueError) as error:
         connection.close()
-        raise _broken(url, error) from error
+        raise _connection_lost(url, error) from error
 
 
-def _connect(url: str, read_s: float) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
-    """An open connection, what to ask it for (a path, or the whole address where a proxy stands between), and headers."""
+def _connect(url: str, read_timeout_s: float) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
+    """Open a connection; returns it with the request target (path, or URL for a proxy) and headers for the proxy."""
     parts = split_url(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise HttpStatusError(f"{redact_url(url)} is no address that files can be had from", 400)
+        raise InvalidUrlError(f"{redact_url(url)} is not an http or https URL")
     target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and urllib.request.proxy_bypass(parts.hostname):
-        proxy = None
-    via = _proxy(proxy, parts.scheme) if proxy else parts
-    secure = ssl.create_default_context() if parts.scheme == "https" else None
-    host, port = via.hostname or "", via.port
+    proxy_url = urllib.request.getproxies().get(parts.scheme)
+    if proxy_url and urllib.request.proxy_bypass(parts.hostname):
+        proxy_url = None
+    peer = _parse_proxy(proxy_url, parts.scheme) if proxy_url else parts
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    host, port = peer.hostname or "", peer.port
     connection = (
-        http.client.HTTPSConnection(host, port, timeout=_ADDRESS_S, context=secure)
-        if secure
-        else http.client.HTTPConnection(host, port, timeout=_ADDRESS_S)
+        http.client.HTTPSConnection(host, port, timeout=_ADDRESS_TIMEOUT_S, context=tls)
+        if tls
+        else http.client.HTTPConnection(host, port, timeout=_ADDRESS_TIMEOUT_S)
     )
-    more = {}
-    if proxy:
-        login = _login(via)
-        if secure:
+    proxy_headers = {}
+    if proxy_url:
+        login = _proxy_login(peer)
+        if tls:
             connection.set_tunnel(parts.hostname, parts.port or 443, headers=login)
         else:
-            target, more = url, login
+            target, proxy_headers = url, login
     try:
-        run_with_timeout(CONNECT_S, connection.connect, host)
-        connection.sock.settimeout(read_s)
+        run_with_timeout(CONNECT_TIMEOUT_S, connection.connect, host)
+        connection.sock.settimeout(read_timeout_s)
     except (OSError, http.client.HTTPException, ValueError, ConnectionFailedError) as error:
         connection.close()
-        raise ConnectError(f"{host} cannot be reached: {_words(error)}") from None
-    return connection, target, more
+        raise ConnectError(f"Cannot reach {host}: {_reason(error)}") from None
+    return connection, target, proxy_headers
 
 
-def _proxy(proxy: str, scheme: str) -> urllib.parse.SplitResult:
+def _parse_proxy(proxy_url: str, scheme: str) -> urllib.parse.SplitResult:
     try:
-        parts = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        parts = urllib.parse.urlsplit(proxy_url if "//" in proxy_url else f"//{proxy_url}")
         if parts.hostname and parts.port != 0:
             return parts
     except ValueError:
         pass
-    # What is wrong with it is not shown: it may be that its password has a character that it must not have.
-    raise ConnectError(f"the proxy for {scheme} that the environment names has no usable address (see {scheme}_proxy)")
+    # The address is not shown, because it may contain a password.
+    raise ConnectError(f"The environment variable {scheme}_proxy does not contain a valid proxy address. Correct it.")
 
 
-def _login(proxy: urllib.parse.SplitResult) -> dict[str, str]:
+def _proxy_login(proxy: urllib.parse.SplitResult) -> dict[str, str]:
     if not proxy.username:
         return {}
     user = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
     return {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
 
 
-def _check(response: Response) -> None:
-    status = response.status
-    if status in {200, _PARTIAL}:
+def _check_status(response: Response) -> None:
+    if response.status in {_OK, _PARTIAL_CONTENT}:
         return
     with response, suppress(ConnectionFailedError):
         response.read(_MAX_ERROR_BYTES)
-    code = response.headers.get("X-Error-Code", "")
-    words = f"{redact_url(response.url)} was refused with status {status}"
-    raise HttpStatusError(words, status, retry_after_s(response.headers), code)
+    raise HttpStatusError(
+        f"{redact_url(response.url)} responded with HTTP status {response.status}",
+        response.status,
+        retry_after_s(response.headers),
+        response.headers.get("X-Error-Code", ""),
+    )
 
 
 def retry_after_s(headers: Mapping[str, str] | http.client.HTTPMessage) -> float | None:
-    """What a server asks to be waited for, where it says that in seconds."""
-    after = headers.get("Retry-After", "")
-    return float(after) if after.isascii() and after.isdigit() and len(after) < 10 else None  # noqa: PLR2004
+    """Return the Retry-After header in seconds; None if it is absent or a date."""
+    value = headers.get("Retry-After", "")
+    return float(value) if value.isascii() and value.isdigit() and len(value) <= _MAX_RETRY_AFTER_DIGITS else None
 
 
-def _range(raw: http.client.HTTPResponse) -> tuple[int, int | None]:
-    if raw.status == _PARTIAL:
-        said = raw.headers.get("Content-Range", "")
-        unit, _, rest = said.partition(" ")
+def _start_and_size(raw: http.client.HTTPResponse) -> tuple[int, int | None]:
+    if raw.status == _PARTIAL_CONTENT:
+        content_range = raw.headers.get("Content-Range", "")
+        unit, _, rest = content_range.partition(" ")
         span, _, size = rest.partition("/")
         first = span.partition("-")[0]
         if unit == "bytes" and first.isdigit():
             return int(first), int(size) if size.isdigit() else None
-        raise http.client.HTTPException(f"the server sent a part without saying which ({said!r})")
+        raise http.client.HTTPException(f"the server sent a partial response with the range {content_range!r}")
     length = raw.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None
 
 
-def _joined(url: str, location: str) -> str:
+def _redirect_target(url: str, location: str) -> str:
     try:
         return urllib.parse.urljoin(url, location)
     except ValueError:
-        raise HttpStatusError(f"{redact_url(url)} leads to what is no address", 400) from None
+        raise InvalidUrlError(f"{redact_url(url)} redirects to an invalid URL") from None
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -279,14 +297,14 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def redact_url(url: str) -> str:
-    """The address without what may be secret: signed addresses carry it in the query, others before the host."""
+    """Return a URL without user, password and query, which may contain secrets."""
     parts = split_url(url)
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
-def _broken(url: str, error: BaseException) -> ConnectionFailedError:
-    return ConnectionFailedError(f"the connection to {split_url(url).hostname} broke: {_words(error)}")
+def _connection_lost(url: str, error: BaseException) -> ConnectionFailedError:
+    return ConnectionFailedError(f"Lost the connection to {split_url(url).hostname}: {_reason(error)}")
 
 
-def _words(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

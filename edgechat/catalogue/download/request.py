@@ -1,4 +1,4 @@
-"""What a download is asked for, and what it says of itself."""
+"""Download requests, retry policy and progress reports."""
 
 from __future__ import annotations
 
@@ -14,52 +14,53 @@ from edgechat.catalogue.download import http
 from edgechat.errors import DownloadError
 from edgechat.humanize import duration, rate, size
 
-# What a download leaves of the disk to everybody else.
+# Disk space that stays free for other programs; less for small downloads.
 _SPARE_DISK_BYTES: Final = 64 << 20
-_LEAST_SPARE_BYTES: Final = 4 << 20
+_MIN_SPARE_DISK_BYTES: Final = 4 << 20
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When to give up, and when to try otherwise."""
+    """Limits for retries, slow connections and parallel connections."""
 
     max_tries: int = 5
-    """Failures in a row, with less between them than a connection at the least speed brings."""
+    """Failures in a row; a connection that transferred `min_bytes_per_s * read_timeout_s` bytes resets the count."""
     first_pause_s: float = 0.5
-    """Before the second try; doubled each time."""
+    """Pause before the second attempt; doubled for each further one."""
     max_pause_s: float = 60.0
-    """A server that asks for more (Retry-After) is not waited for."""
-    read_timeout_s: float = http.READ_S
-    """Longest silence on a connection."""
+    """Longest pause. If a server requests a longer one (Retry-After), the download fails."""
+    read_timeout_s: float = http.READ_TIMEOUT_S
+    """Longest wait for more bytes on a connection."""
     min_bytes_per_s: int = 1024
-    """A connection that stays below this for `read_s` is dropped, and another made."""
+    """A connection that is slower than this for `read_timeout_s` is replaced."""
     max_connections: int = 4
     growth_interval_s: float = 2.0
-    """How long the effect of another connection is watched."""
+    """Time to measure the effect of an added connection."""
     min_speedup: float = 1.2
-    """It stays worth trying more while the last one made things so much faster."""
+    """A further connection is added only if the last one increased the speed by this factor."""
 
 
 class DownloadRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A file to get."""
+    """A file to download."""
 
     url: str
     path: Path
-    """Its name when it is whole."""
+    """Local path of the complete file."""
     size_bytes: int | None = None
+    """None if unknown."""
     sha256: str = ""
-    """What it must hash to; "" if nobody said."""
+    """Expected hash; "" if unknown."""
     headers: dict[str, str] = {}
-    """For the first server, not for those it leads to."""
+    """For the origin of `url` only, not for servers to which it redirects."""
 
 
 class DownloadProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far it is."""
+    """Progress of one file."""
 
     name: str
     done_bytes: int
     total_bytes: int | None
     resumed_bytes: int
-    """Of those done, what was there from another time."""
+    """Part of `done_bytes` that an earlier attempt downloaded."""
     bytes_per_s: float
     remaining_s: float | None
     state: str
@@ -67,37 +68,37 @@ class DownloadProgress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """For a person, on one line."""
+        """One line for display."""
         if self.state == "waiting":
-            return "another edgechat is getting this file; waiting for it"
-        said = size(self.done_bytes)
+            return "waiting for another edgechat that downloads this file"
+        done = size(self.done_bytes)
         if self.total_bytes:
-            said += f" of {size(self.total_bytes)} ({100 * self.done_bytes // self.total_bytes} %)"
+            done += f" of {size(self.total_bytes)} ({100 * self.done_bytes // self.total_bytes} %)"
         if self.state != "downloading":
-            return f"{said}, checking"
-        left = "" if self.remaining_s is None else f", {duration(self.remaining_s)} left"
-        return f"{said}, {rate(self.bytes_per_s)}{left}"
+            return f"{done}, verifying"
+        remaining = "" if self.remaining_s is None else f", {duration(self.remaining_s)} left"
+        return f"{done}, {rate(self.bytes_per_s)}{remaining}"
 
 
 ProgressCallback = Callable[[DownloadProgress], None]
 
 
-class DownloadCancelled(DownloadError):  # noqa: N818  (somebody asked for it)
-    """Somebody asked for it; what arrived is kept."""
+class DownloadCancelled(DownloadError):  # noqa: N818  (not a failure)
+    """Raised when the caller cancelled the download; the received bytes are kept."""
 
 
 def check_cancelled(cancel: threading.Event) -> None:
-    """Raises Cancelled."""
+    """Raise DownloadCancelled if `cancel` is set."""
     if cancel.is_set():
-        raise DownloadCancelled("stopped; what arrived is kept, and the same command goes on from there")
+        raise DownloadCancelled("Download stopped. The received part is kept; start it again to resume.")
 
 
-def check_disk_space(path: Path, left_bytes: int) -> None:
-    """Raises DownloadError if so many more bytes would fill the disk on which `path` is to be."""
-    free = paths.free_bytes(path.parent)
-    spare = min(_SPARE_DISK_BYTES, _LEAST_SPARE_BYTES + left_bytes)
-    if left_bytes + spare > free:
+def check_disk_space(path: Path, missing_bytes: int) -> None:
+    """Raise DownloadError if `missing_bytes` more would fill the disk of `path`."""
+    free_bytes = paths.free_bytes(path.parent)
+    spare_bytes = min(_SPARE_DISK_BYTES, _MIN_SPARE_DISK_BYTES + missing_bytes)
+    if missing_bytes + spare_bytes > free_bytes:
         raise DownloadError(
-            f"{path.name} needs {size(left_bytes)} more and {size(spare)} to spare, but {path.parent} has {size(free)} free: make "
-            "room, and run it again; it goes on with what is there"
+            f"{path.name} needs {size(missing_bytes)} more and {size(spare_bytes)} to spare, but "
+            f"{path.parent} has {size(free_bytes)} free. Free some space, and start the download again to resume."
         )

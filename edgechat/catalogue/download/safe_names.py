@@ -1,4 +1,4 @@
-"""Names that come from elsewhere and are to become names of files here."""
+"""Validation of file names from servers before they become local paths."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import re
 from typing import Final
 
 MAX_NAME_BYTES: Final = 200
-"""Of one part of a path: file systems allow 255, and we add to it."""
+"""Of one path component: file systems allow 255, and suffixes are added."""
 MAX_DEPTH: Final = 8
 _FORBIDDEN: Final = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*\\]')
+# Device names of Windows, with any extension.
 _DEVICES: Final = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(?:\..*)?", re.IGNORECASE)
 
 
-def safe_path(path: str) -> bool:
-    """True if this relative path stays below where it is put, and is a plain file's name on every system."""
+def is_safe_path(path: str) -> bool:
+    """Return True if a relative path cannot leave its directory and is valid on every operating system."""
     parts = path.split("/")
-    return len(parts) <= MAX_DEPTH and all(map(_is_safe, parts))
+    return len(parts) <= MAX_DEPTH and all(map(_is_safe_name, parts))
 
 
-def _is_safe(name: str) -> bool:
+def _is_safe_name(name: str) -> bool:
     return (
         0 < len(name.encode("utf-8", "replace")) <= MAX_NAME_BYTES
         and not name.startswith((".", "-", " ", "~"))

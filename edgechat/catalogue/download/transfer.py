@@ -1,4 +1,4 @@
-"""One attempt at a file: connections that write to one part, and a watcher that adds more where that helps."""
+"""One attempt to transfer a file: parallel connections that write to one partial file, and a loop that adds more."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from edgechat.errors import DownloadError, EdgechatError, HubError
 from edgechat.humanize import size
 
 _READ_BYTES: Final = 512 << 10
-# What is worth a connection of its own.
-_LEAST_SHARE_BYTES: Final = 8 << 20
-# The end of a file whose size the server does not say.
-_UNKNOWN: Final = 1 << 62
+# Smallest range for a connection of its own.
+_MIN_RANGE_BYTES: Final = 8 << 20
+# End of a file of unknown size.
+_UNKNOWN_END: Final = 1 << 62
 _TICK_S: Final = 0.1
-# The speed is that of the last moments.
-_SPEED_OVER_S: Final = 5.0
+# Window of the displayed speed.
+_SPEED_WINDOW_S: Final = 5.0
+_PARTIAL_CONTENT: Final = 206
 
 
-class _Span:
-    """A range that one connection gets; another may take over a part of its end."""
+class _Range:
+    """Bytes `at` to `end` that one connection still has to transfer; another connection may take over the end."""
 
     def __init__(self, at: int, end: int) -> None:
         self.at = at
@@ -41,63 +42,75 @@ class _Span:
 
 
 class Transfer:
-    """One attempt: connections that write to one part, and one thread (the caller's) that watches them."""
+    """One attempt: connection threads that write to `part`, and a monitor loop in the caller's thread."""
 
     def __init__(
-        self, wanted: DownloadRequest, tell: ProgressCallback, cancel: threading.Event, patience: RetryPolicy
+        self,
+        request: DownloadRequest,
+        on_progress: ProgressCallback,
+        cancel: threading.Event,
+        retry_policy: RetryPolicy,
     ) -> None:
-        """Asks the server which file this is, where nobody knows. Raises HubError, Cancelled and OSError."""
-        self._wanted = wanted
-        self._tell = tell
+        """Open the partial file, after a request to the server if size or version are unknown.
+
+        Raises HubError, DownloadCancelled and OSError.
+        """
+        self._request = request
+        self._on_progress = on_progress
         self._cancel = cancel
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._sockets: set[socket.socket] = set()
-        self._size = wanted.size_bytes
+        self._size_bytes = request.size_bytes
         self._validator = ""
         self._is_ranged = False
         self._was_reached = False
-        self._first: http.Response | None = None
-        if self._size is None or not wanted.sha256:
-            self._first = self._ask_first()
-            self._size = self._first.size_bytes if self._size is None else self._size
-            self._validator = "" if wanted.sha256 else self._first.validator
-        self.part = PartialFile(wanted.path, FileVersion(self._size, wanted.sha256 or self._validator))
+        self._first_response: http.Response | None = None
+        if self._size_bytes is None or not request.sha256:
+            self._first_response = response = self._open_first()
+            self._size_bytes = response.size_bytes if self._size_bytes is None else self._size_bytes
+            self._validator = "" if request.sha256 else response.validator
+        self.part = PartialFile(request.path, FileVersion(self._size_bytes, request.sha256 or self._validator))
         self._failure: BaseException | None = None
-        missing = self.part.missing_ranges(self._size) if self._size is not None else [(0, _UNKNOWN)]
-        self._todo = [_Span(*span) for span in missing]
-        self._active: list[_Span] = []
+        missing = self.part.missing_ranges(self._size_bytes) if self._size_bytes is not None else [(0, _UNKNOWN_END)]
+        self._pending = [_Range(*span) for span in missing]
+        self._active: list[_Range] = []
         self._threads: list[threading.Thread] = []
         self._may_grow = True
         self._hasher = PartHasher(self.part)
 
-    def _ask_first(self) -> http.Response:
+    def _open_first(self) -> http.Response:
         for failures in itertools.count(1):
             try:
                 return self._open(0)
-            except HubError as error:  # noqa: PERF203  (waits follow)
+            except HubError as error:  # noqa: PERF203  (pauses follow)
                 self._pause_or_raise(error, failures, self._cancel)
                 check_cancelled(self._cancel)
         raise AssertionError  # the count does not end
 
-    # The watcher
+    # Monitor loop
 
     def run(self) -> str:
-        """Returns the hash; then the part is whole and still open. Raises as `download`; then it is closed."""
+        """Transfer the missing ranges, and return the hash; `part` is then complete and still open.
+
+        Raises like `download_file`; `part` is then closed.
+        """
         try:
-            self._check_room()
-            self._watch()
+            self._check_disk_space()
+            self._monitor()
             if self._failure is not None:
-                raise self._failure  # noqa: TRY301  (handled like all that goes wrong here)
+                raise self._failure  # noqa: TRY301  (cleaned up below)
             check_cancelled(self._cancel)
-            if self._size is not None and (gaps := self.part.missing_ranges(self._size)):
-                raise DownloadError(f"{self._wanted.path.name} lacks {len(gaps)} pieces at its end; run it again")  # noqa: TRY301
-            while (found := self._hasher.result(_TICK_S)) is None:
-                self._tell(self._report("verifying", 0.0))
+            if self._size_bytes is not None and (gaps := self.part.missing_ranges(self._size_bytes)):
+                raise DownloadError(  # noqa: TRY301
+                    f"{self._request.path.name} still lacks {len(gaps)} ranges. Start the download again to resume."
+                )
+            while (sha256 := self._hasher.result(_TICK_S)) is None:
+                self._on_progress(self._progress("verifying", 0.0))
                 check_cancelled(self._cancel)
-            self._tell(self._report("verifying", 0.0))
-            return found
+            self._on_progress(self._progress("verifying", 0.0))
+            return sha256
         except BaseException:
             self._stop()
             for thread in self._threads:
@@ -106,150 +119,154 @@ class Transfer:
             self.part.close()
             raise
         finally:
-            if self._first is not None:
-                self._first.close()
+            if self._first_response is not None:
+                self._first_response.close()
 
-    def _watch(self) -> None:
-        self._start()
+    def _monitor(self) -> None:
+        """Report progress until all connections have ended, and add connections while that increases the speed."""
+        self._start_connection()
         history = [(time.monotonic(), self.part.received_bytes)]
-        before_bps, added_s = 0.0, time.monotonic()
-        while (running := [thread for thread in self._threads if thread.is_alive()]) or self._is_left():
-            if not running:  # what one left over came too late for the others
-                self._start()
+        best_bytes_per_s, added_at = 0.0, time.monotonic()
+        while (running := [thread for thread in self._threads if thread.is_alive()]) or self._has_pending():
+            if not running:  # a failed connection returned its range after the others had ended
+                self._start_connection()
                 continue
             running[0].join(_TICK_S)
-            now_s, done = time.monotonic(), self.part.received_bytes
-            history = [point for point in history if now_s - point[0] <= _SPEED_OVER_S] or [(now_s, done)]
-            history.append((now_s, done))
-            self._tell(self._report("downloading", _speed(history)))
+            now, received = time.monotonic(), self.part.received_bytes
+            history = [point for point in history if now - point[0] <= _SPEED_WINDOW_S] or [(now, received)]
+            history.append((now, received))
+            self._on_progress(self._progress("downloading", _bytes_per_s(history)))
             self._hasher.wake()
             if self._cancel.is_set() or self._failure is not None:
                 self._stop()
-            elif now_s - added_s >= self._patience.growth_interval_s:
-                self._check_room()
-                now_bps = _speed([point for point in history if point[0] >= added_s])
-                is_worth = (
-                    now_bps > before_bps * self._patience.min_speedup and len(running) < self._patience.max_connections
-                )
-                if is_worth and self._may_grow and self._is_ranged:
-                    self._start()
-                before_bps, added_s = max(now_bps, before_bps), now_s
+            elif now - added_at >= self._retry_policy.growth_interval_s:
+                self._check_disk_space()
+                bytes_per_s = _bytes_per_s([point for point in history if point[0] >= added_at])
+                is_faster = bytes_per_s > best_bytes_per_s * self._retry_policy.min_speedup
+                has_free_connection = len(running) < self._retry_policy.max_connections
+                if is_faster and has_free_connection and self._may_grow and self._is_ranged:
+                    self._start_connection()
+                best_bytes_per_s, added_at = max(bytes_per_s, best_bytes_per_s), now
 
-    def _is_left(self) -> bool:
+    def _has_pending(self) -> bool:
         with self._lock:
-            return bool(self._todo) and self._failure is None and not self._stopped.is_set()
+            return bool(self._pending) and self._failure is None and not self._stopped.is_set()
 
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._work, daemon=True)
+    def _start_connection(self) -> None:
+        thread = threading.Thread(target=self._run_connection, daemon=True)
         self._threads.append(thread)
         thread.start()
 
     def _stop(self) -> None:
-        """Whoever reads or waits ends now; what comes after this is not written down."""
+        """End all reads and pauses; bytes that arrive later are not written."""
         with self._lock:
             self._stopped.set()
             for connected in self._sockets:
                 http.shut_down_socket(connected)
 
-    def _check_room(self) -> None:
-        """Raises DownloadError if the rest would fill the disk."""
-        check_disk_space(self._wanted.path, (self._size or 0) - self.part.received_bytes)
+    def _check_disk_space(self) -> None:
+        check_disk_space(self._request.path, (self._size_bytes or 0) - self.part.received_bytes)
 
-    def _report(self, state: str, speed: float) -> DownloadProgress:
+    def _progress(self, state: str, bytes_per_s: float) -> DownloadProgress:
         done = self.part.received_bytes
-        left = (self._size - done) / speed if self._size is not None and speed > 0 else None
+        is_measurable = self._size_bytes is not None and bytes_per_s > 0
         return DownloadProgress(
-            name=self._wanted.path.name, done_bytes=done, total_bytes=self._size,
-            resumed_bytes=self.part.resumed_bytes, bytes_per_s=speed, remaining_s=left, state=state,
+            name=self._request.path.name, done_bytes=done, total_bytes=self._size_bytes,
+            resumed_bytes=self.part.resumed_bytes, bytes_per_s=bytes_per_s,
+            remaining_s=((self._size_bytes or 0) - done) / bytes_per_s if is_measurable else None, state=state,
         )  # fmt: skip
 
-    # The connections
+    # Connections
 
-    def _work(self) -> None:
-        """Take ranges until none is left. What goes wrong for good ends all of it, unless others go on."""
+    def _run_connection(self) -> None:
+        """Transfer ranges until none is left. A permanent failure ends the attempt unless other connections work."""
         span = None
         try:
-            while (span := self._take()) is not None:
-                self._get_span(span)
+            while (span := self._take_range()) is not None:
+                self._transfer_range(span)
                 with self._lock:
                     self._active.remove(span)
-        except BaseException as error:  # noqa: BLE001  (raised again in the watcher)
-            self._failed(error, span)
+        except BaseException as error:  # noqa: BLE001  (raised again in `run`)
+            self._handle_failure(error, span)
 
-    def _failed(self, error: BaseException, span: _Span | None) -> None:
-        """A server may allow fewer connections than were tried: as long as another one works, it gets the rest."""
+    def _handle_failure(self, error: BaseException, span: _Range | None) -> None:
+        """Return the range to the other connections: the server may allow fewer of them. Without others, fail."""
         with self._lock:
-            others = sum(thread.is_alive() for thread in self._threads) - 1
-            if span is not None and others and self._active and isinstance(error, HubError):
+            n_others = sum(thread.is_alive() for thread in self._threads) - 1
+            if span is not None and n_others and self._active and isinstance(error, HubError):
                 self._active.remove(span)
-                self._todo.append(span)
+                self._pending.append(span)
                 self._may_grow = False
             elif self._failure is None:
-                self._failure = self._in_words(error) if isinstance(error, OSError) else error
+                self._failure = self._disk_error(error) if isinstance(error, OSError) else error
 
-    def _in_words(self, error: OSError) -> EdgechatError:
+    def _disk_error(self, error: OSError) -> EdgechatError:
         return DownloadError(
-            f"{self._wanted.path.name}: {error.strerror or error}, after {size(self.part.received_bytes)}, which are kept; "
-            "run it again when that is mended"
+            f"{self._request.path.name}: {error.strerror or error}. {size(self.part.received_bytes)} have arrived "
+            "and are kept; start the download again to resume."
         )
 
-    def _take(self) -> _Span | None:
-        """A range that nobody gets yet, or else the second half of the longest that somebody gets."""
+    def _take_range(self) -> _Range | None:
+        """Take a pending range, or else the second half of the longest active one."""
         with self._lock:
             if self._stopped.is_set():
                 return None
-            if self._todo:
-                span = self._todo.pop(0)
+            if self._pending:
+                span = self._pending.pop(0)
             else:
-                longest = max(self._active, key=lambda s: s.end - s.at, default=None)
+                longest = max(self._active, key=lambda span: span.end - span.at, default=None)
                 if longest is None or not self._is_ranged or not self._may_grow:
                     return None
-                if longest.end - longest.at < 2 * _LEAST_SHARE_BYTES:
+                if longest.end - longest.at < 2 * _MIN_RANGE_BYTES:
                     return None
                 middle = (longest.at + longest.end) // 2
-                span, longest.end = _Span(middle, longest.end), middle
+                span, longest.end = _Range(middle, longest.end), middle
             self._active.append(span)
             return span
 
-    def _get_span(self, span: _Span) -> None:
-        """Get all of it, over as many connections as that takes. Raises HubError, DownloadError and OSError."""
+    def _transfer_range(self, span: _Range) -> None:
+        """Transfer a range, over several connections if they break. Raises HubError, DownloadError and OSError."""
         failures = 0
         while span.at < span.end and not self._stopped.is_set():
             at = span.at
             try:
-                with self._response(span.at) as response:
-                    self._read(response, span)
-                if span.end == _UNKNOWN or self._stopped.is_set():
-                    return  # nobody knows how long it is, and nobody complained
-                broke: HubError = http.ConnectionFailedError(
-                    f"{self._wanted.path.name}: the connection ended at byte {span.at}"
+                with self._take_response(span.at) as response:
+                    self._write_body(response, span)
+                if span.end == _UNKNOWN_END or self._stopped.is_set():
+                    return  # a file of unknown size ends with the connection
+                failure: HubError = http.ConnectionFailedError(
+                    f"{self._request.path.name}: the connection ended at byte {span.at}"
                 )
             except HubError as error:
-                broke = error
+                failure = error
             if span.at >= span.end or self._stopped.is_set():
                 return
-            if span.end == _UNKNOWN or (not self._is_ranged and not self._wanted.sha256 and not self._validator):
-                span.at = 0  # nothing says that it is the same file the next time
-            is_progress = span.at - at >= self._patience.min_bytes_per_s * self._patience.read_timeout_s
+            if span.end == _UNKNOWN_END or (not self._is_ranged and not self._request.sha256 and not self._validator):
+                span.at = 0  # the next response may be another version of the file
+            is_progress = span.at - at >= self._retry_policy.min_bytes_per_s * self._retry_policy.read_timeout_s
             failures = 1 if is_progress else failures + 1
-            self._pause_or_raise(broke, failures, self._stopped)
+            self._pause_or_raise(failure, failures, self._stopped)
 
-    def _pause_or_raise(self, error: HubError, failures: int, ended: threading.Event) -> None:
-        """Wait before another try, where one may help; raise the error where not."""
-        refused = error if isinstance(error, http.HttpStatusError) else None
-        wished_s = (refused.retry_after_s or 0.0) if refused else 0.0
-        if refused is not None and wished_s > self._patience.max_pause_s:
-            raise http.HttpStatusError(
-                f"{error}; it wants to be asked again in {wished_s:.0f} s", refused.status
-            ) from None
-        may_pass = refused.is_transient if refused else self._was_reached or not isinstance(error, http.ConnectError)
-        if not may_pass or failures >= self._patience.max_tries:
+    def _pause_or_raise(self, error: HubError, failures: int, stopped: threading.Event) -> None:
+        """Pause before another attempt, or raise the error if it is permanent or the attempts are used up."""
+        policy = self._retry_policy
+        requested_s = 0.0
+        may_retry = not isinstance(error, http.InvalidUrlError)
+        if isinstance(error, http.HttpStatusError):
+            may_retry, requested_s = error.is_transient, error.retry_after_s or 0.0
+            if requested_s > policy.max_pause_s:
+                raise http.HttpStatusError(
+                    f"{error}. The server requests a pause of {requested_s:.0f} s; try again after it.", error.status
+                ) from None
+        elif isinstance(error, http.ConnectError):
+            may_retry = self._was_reached
+        if not may_retry or failures >= policy.max_tries:
             raise error
-        ended.wait(max(wished_s, min(self._patience.max_pause_s, self._patience.first_pause_s * 2 ** (failures - 1))))
+        stopped.wait(max(requested_s, min(policy.max_pause_s, policy.first_pause_s * 2 ** (failures - 1))))
 
-    def _response(self, start: int) -> http.Response:
+    def _take_response(self, start: int) -> http.Response:
         with self._lock:
-            first, self._first = self._first, None
+            first, self._first_response = self._first_response, None
         if first is not None and start:
             first.close()
             first = None
@@ -260,56 +277,59 @@ class Transfer:
         if self._validator:
             headers["If-Range"] = self._validator
         response = http.get(
-            self._wanted.url,
-            headers=self._wanted.headers | headers,
-            read_timeout_s=self._patience.read_timeout_s,
-            on_connect=self._connected,
+            self._request.url,
+            headers=self._request.headers | headers,
+            read_timeout_s=self._retry_policy.read_timeout_s,
+            on_connect=self._register_socket,
         )
         self._was_reached = True
         return response
 
-    def _connected(self, connected: socket.socket) -> None:
+    def _register_socket(self, connected: socket.socket) -> None:
         with self._lock:
-            self._sockets = {known for known in self._sockets if known.fileno() >= 0} | {connected}
+            self._sockets = {open_ for open_ in self._sockets if open_.fileno() >= 0} | {connected}
             if self._stopped.is_set():
                 http.shut_down_socket(connected)
 
-    def _read(self, response: http.Response, span: _Span) -> None:
-        """Write down what comes, until the range is whole or nothing comes any more."""
-        self._check_same(response, span.at)
-        at = response.start  # 0 from a server without ranges: what is there already is read past
-        watched_s, watched = time.monotonic(), at
+    def _write_body(self, response: http.Response, span: _Range) -> None:
+        """Write the body until the range is complete or the connection ends."""
+        self._check_same_file(response, span.at)
+        at = response.start  # 0 from a server without range support: bytes before `span.at` are skipped
+        checked_at, checked_bytes = time.monotonic(), at
         while at < span.end:
             data = response.read(min(_READ_BYTES, span.end - at))
-            if not data or self._stopped.is_set():  # what a stopped connection still gives may be anything
+            if not data or self._stopped.is_set():  # a read after the shutdown may return anything
                 return
-            keep = data[max(0, span.at - at) :]
+            new_data = data[max(0, span.at - at) :]
             at += len(data)
-            if keep:
-                self.part.write(span.at, keep)
-                span.at += len(keep)
-            now_s = time.monotonic()
-            if now_s - watched_s >= self._patience.read_timeout_s:
-                if at - watched < self._patience.min_bytes_per_s * (now_s - watched_s):
-                    raise http.ConnectionFailedError(f"{self._wanted.path.name} comes at less than 1 kB a second")
-                watched_s, watched = now_s, at
+            if new_data:
+                self.part.write(span.at, new_data)
+                span.at += len(new_data)
+            now = time.monotonic()
+            if now - checked_at >= self._retry_policy.read_timeout_s:
+                if at - checked_bytes < self._retry_policy.min_bytes_per_s * (now - checked_at):
+                    raise http.ConnectionFailedError(
+                        f"{self._request.path.name} arrives at less than 1 kB/s. Try again later."
+                    )
+                checked_at, checked_bytes = now, at
 
-    def _check_same(self, response: http.Response, start: int) -> None:
-        """Raises DownloadError if this is another version of the file, or another part of it."""
-        name = self._wanted.path.name
-        if self._size is not None and response.size_bytes not in {None, self._size}:
+    def _check_same_file(self, response: http.Response, start: int) -> None:
+        """Raise DownloadError if the response is of another version of the file, or starts at another byte."""
+        name = self._request.path.name
+        if self._size_bytes is not None and response.size_bytes not in {None, self._size_bytes}:
             raise DownloadError(
-                f"{name} should have {self._size} bytes, but the server has {response.size_bytes}: it was changed there"
+                f"{name} was changed on the server: expected {self._size_bytes} bytes, it has {response.size_bytes}. "
+                "Start the download again to get the new version."
             )
         if self._validator and response.validator not in {"", self._validator}:
-            raise DownloadError(f"{name} was changed on the server; run it again to get the new one")
+            raise DownloadError(f"{name} was changed on the server. Start the download again to get the new version.")
         if response.start not in {0, start}:
-            raise DownloadError(f"{name}: the server sent bytes from {response.start}, not {start}")
-        knows = bool(self._wanted.sha256 or self._validator)
-        self._is_ranged = response.status == 206 and self._size is not None and knows  # noqa: PLR2004
+            raise DownloadError(f"{name}: the server sent bytes from {response.start}, not from {start}")
+        is_versioned = bool(self._request.sha256 or self._validator)
+        self._is_ranged = response.status == _PARTIAL_CONTENT and self._size_bytes is not None and is_versioned
 
 
-def _speed(history: list[tuple[float, int]]) -> float:
-    """Bytes per second between the first point and the last."""
+def _bytes_per_s(history: list[tuple[float, int]]) -> float:
+    """Return the speed between the first and the last point of (time in s, bytes)."""
     (first_s, first), (last_s, last) = history[0], history[-1]
     return (last - first) / (last_s - first_s) if last_s > first_s else 0.0

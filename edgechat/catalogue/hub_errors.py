@@ -1,0 +1,30 @@
+"""Errors of the hub: one table from error code or HTTP status to a message with the next step for the user."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgechat.catalogue.download.http import HttpStatusError
+from edgechat.errors import HubError
+
+# Keys are values of X-Error-Code, which take precedence, and HTTP statuses. `{subject}` is a repository or search words.
+_MESSAGES: Final[dict[str | int, str]] = {
+    "GatedRepo": "{subject} is gated. Accept its conditions at {hub}/{subject}, and set HF_TOKEN to your token.",
+    "RepoNotFound": "{subject} is not on {hub}, or it is private. Check the name, or set HF_TOKEN if it is yours.",
+    "RevisionNotFound": "{subject} does not have this revision. Leave it out to use the newest one.",
+    401: "{hub} requires a valid token for {subject}. Set HF_TOKEN, or replace it if it has expired.",
+    403: "{hub} denies access to {subject}. If it is gated, accept its conditions at {hub}/{subject}, and set HF_TOKEN.",
+    404: "{subject} does not have this file (any more). `edgechat models info {subject}` lists its files.",
+    429: "{hub} received too many requests. Try {subject} again {when}, or set HF_TOKEN for a higher limit.",
+}
+_SERVER_ERROR: Final = "{hub} has an internal error (HTTP status {status}). Try {subject} again later."
+_OTHER: Final = "{hub} refused the request for {subject} (HTTP status {status})."
+_FIRST_SERVER_ERROR: Final = 500
+
+
+def hub_error(error: HttpStatusError, subject: str, hub: str) -> HubError:
+    """Return the error to raise for a refused request about `subject` to the hub at the URL `hub`."""
+    default = _SERVER_ERROR if error.status >= _FIRST_SERVER_ERROR else _OTHER
+    message = _MESSAGES.get(error.code) or _MESSAGES.get(error.status, default)
+    when = f"in {error.retry_after_s:.0f} s" if error.retry_after_s else "later"
+    return HubError(message.format(subject=subject, hub=hub, status=error.status, when=when))
