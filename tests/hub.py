@@ -1,4 +1,4 @@
-"""A hub over HTTP: what huggingface-hub asks, files with ranges from a second origin, and faults on demand."""
+"""A local hub over HTTP: the API that huggingface_hub uses, files from a second origin, and faults on demand."""
 
 from __future__ import annotations
 
@@ -23,47 +23,50 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeRepo:
+    """A repository of the local hub."""
+
     files: dict[str, Path | bytes]
     gated: bool = False
     licence: str = "apache-2.0"
     token: str = ""
-    """If set, only who sends it is let in."""
+    """If set, files are sent only to requests with this token."""
     wrong_hash: set[str] = field(default_factory=set)
+    """Files for which the API returns the hash of other content."""
 
 
 @dataclass
 class Faults:
-    """What goes wrong. Lists are used up from the front, one for each request for a file."""
+    """Faults to simulate. Each request for a file removes the first element of the lists."""
 
     statuses: list[int] = field(default_factory=list)
     retry_after: str = ""
     drop_after: list[int] = field(default_factory=list)
-    """Bytes of the body after which the connection is cut."""
+    """Bytes of the body after which the connection is closed."""
     no_ranges: bool = False
     no_length: bool = False
     no_etag: bool = False
     max_connections: int = 0
-    """More than so many at a time are refused, if not 0."""
+    """Further parallel downloads get status 503; 0 for no limit."""
     redirect_to: str | None = None
-    """Where files are said to be, instead of the store."""
+    """Redirect target instead of the store."""
     bytes_per_s: float = 0
     silent_after: int = -1
-    """After so many bytes nothing comes any more, and the connection stays."""
+    """Bytes of the body after which the server sends nothing more, with an open connection."""
     api_status: int = 0
     api_body: bytes | None = None
 
 
 class LocalHub:
-    """Two servers: the hub, and the store of files that it leads to."""
+    """Two servers: the hub, and the file store to which it redirects."""
 
     def __init__(self, tls: Path | None = None) -> None:
-        """`tls` holds key.pem and cert.pem, if https is to be spoken."""
+        """Start the servers; with https if the directory `tls` contains key.pem and cert.pem."""
         self._tls = tls
         self.open_bodies = 0
         self.repos: dict[str, FakeRepo] = {}
         self.faults = Faults()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
-        """Path, range and headers of each request, the store's with `store:` before the path."""
+        """Path, Range and headers of each request; paths of the store start with `store:`."""
         self.sent_bytes = 0
         self.lock = threading.Lock()
         self._servers = [self._server(is_store=False), self._server(is_store=True)]
@@ -92,8 +95,8 @@ class LocalHub:
             server.server_close()
 
     def content(self, repo: str, path: str) -> bytes:
-        found = self.repos[repo].files[path]
-        return found if isinstance(found, bytes) else found.read_bytes()
+        content = self.repos[repo].files[path]
+        return content if isinstance(content, bytes) else content.read_bytes()
 
     def file_requests(self) -> list[tuple[str, str, dict[str, str]]]:
         return [r for r in self.requests if r[0].startswith("store:")]
@@ -121,12 +124,12 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def do_HEAD(self) -> None:
-        self._answer()
+        self._respond()
 
     def do_GET(self) -> None:
-        self._answer()
+        self._respond()
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         parts = urllib.parse.urlsplit(self.path)
         path, query = urllib.parse.unquote(parts.path), urllib.parse.parse_qs(parts.query)
         with self.hub.lock:
@@ -134,13 +137,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.requests.append((name, self.headers.get("Range", ""), dict(self.headers)))
         try:
             if self.is_store:
-                self._file(path)
+                self._send_file(path)
             elif path == "/api/models":
-                self._api(self._search(query))
+                self._send_json(self._search(query))
             elif path.startswith("/api/models/"):
-                self._info(path)
+                self._send_repository(path)
             elif "/resolve/" in path:
-                self._resolve(path)
+                self._redirect(path)
             else:
                 self._refuse(404, "EntryNotFound")
         except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
@@ -155,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _api(self, value: Any) -> None:
+    def _send_json(self, value: Any) -> None:
         faults = self.hub.faults
         if faults.api_status:
             self._refuse(faults.api_status)
@@ -168,22 +171,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _search(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
-        words = query.get("search", [""])[0].lower()
+        text = query.get("search", [""])[0].lower()
         limit = int(query.get("limit", ["20"])[0])
-        found = [self._facts(name) for name in self.hub.repos if words in name.lower()]
-        return found[:limit]
+        return [self._api_entry(name) for name in self.hub.repos if text in name.lower()][:limit]
 
-    def _facts(self, name: str) -> dict[str, Any]:
+    def _api_entry(self, name: str) -> dict[str, Any]:
         repo = self.hub.repos[name]
         return {
             "id": name, "modelId": name, "sha": COMMIT, "downloads": 7, "likes": 1, "private": False,
             "gated": "manual" if repo.gated else False, "tags": ["gguf", f"license:{repo.licence}"],
         }  # fmt: skip
 
-    def _may(self, repo: FakeRepo) -> bool:
+    def _is_allowed(self, repo: FakeRepo) -> bool:
         return not repo.token or self.headers.get("Authorization") == f"Bearer {repo.token}"
 
-    def _info(self, path: str) -> None:
+    def _send_repository(self, path: str) -> None:
         name = "/".join(path.removeprefix("/api/models/").split("/")[:2])
         repo = self.hub.repos.get(name)
         if repo is None:
@@ -197,32 +199,32 @@ class _Handler(BaseHTTPRequestHandler):
                 "rfilename": file, "size": len(content), "blobId": digest[:40],
                 "lfs": {"sha256": digest, "size": len(content), "pointerSize": 134},
             })  # fmt: skip
-        self._api(self._facts(name) | {"siblings": siblings})
+        self._send_json(self._api_entry(name) | {"siblings": siblings})
 
-    def _resolve(self, path: str) -> None:
-        name, _, rest = path[1:].partition("/resolve/")
-        file = rest.partition("/")[2]
+    def _redirect(self, path: str) -> None:
+        name, _, revision_and_file = path[1:].partition("/resolve/")
+        file = revision_and_file.partition("/")[2]
         repo = self.hub.repos.get(name)
         if repo is None or file not in repo.files:
             self._refuse(404, "EntryNotFound")
-        elif not self._may(repo):
+        elif not self._is_allowed(repo):
             self._refuse(401 if not self.headers.get("Authorization") else 403, "GatedRepo" if repo.gated else "")
         else:
             self.send_response(302)
-            there = f"{self.hub.store_url}/{name}/{urllib.parse.quote(file)}?signature=secret"
-            told = self.hub.faults.redirect_to
-            self.send_header("Location", there if told is None else told)
+            store_url = f"{self.hub.store_url}/{name}/{urllib.parse.quote(file)}?signature=secret"
+            redirect_to = self.hub.faults.redirect_to
+            self.send_header("Location", store_url if redirect_to is None else redirect_to)
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-    def _file(self, path: str) -> None:
+    def _send_file(self, path: str) -> None:
         faults = self.hub.faults
         with self.hub.lock:
             status = faults.statuses.pop(0) if faults.statuses else 0
             drop_after = faults.drop_after.pop(0) if faults.drop_after else -1
-            is_too_much = 0 < faults.max_connections <= self.hub.open_bodies
-        if status or is_too_much:
+            is_over_limit = 0 < faults.max_connections <= self.hub.open_bodies
+        if status or is_over_limit:
             self._refuse(status or 503)
             return
         owner, repo, file = path[1:].split("/", 2)
@@ -233,10 +235,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         etag = '"' + hashlib.md5(content, usedforsecurity=False).hexdigest() + '"'
         start, end = 0, len(content)
-        wanted = self.headers.get("Range", "")
-        same = self.headers.get("If-Range", etag) == etag
-        if wanted and not faults.no_ranges and same:
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
+        requested = self.headers.get("Range", "")
+        is_same = self.headers.get("If-Range", etag) == etag
+        if requested and not faults.no_ranges and is_same:
+            first, _, last = requested.removeprefix("bytes=").partition("-")
             start, end = int(first), min(len(content), int(last) + 1) if last else len(content)
             if start >= len(content):
                 self._refuse(416)
@@ -257,17 +259,17 @@ class _Handler(BaseHTTPRequestHandler):
             with self.hub.lock:
                 self.hub.open_bodies += 1
             try:
-                self._body(memoryview(content)[start:end], drop_after)
+                self._send_body(memoryview(content)[start:end], drop_after)
             finally:
                 with self.hub.lock:
                     self.hub.open_bodies -= 1
 
-    def _is_left(self) -> bool:
-        """True if nobody is at the other end any more."""
+    def _is_client_gone(self) -> bool:
+        """True if the client has closed the connection."""
         ready, _, _ = select.select([self.connection], [], [], 0)
         return bool(ready) and not self.connection.recv(1, socket.MSG_PEEK)
 
-    def _body(self, body: memoryview, drop_after: int) -> None:
+    def _send_body(self, body: memoryview, drop_after: int) -> None:
         faults, sent = self.hub.faults, 0
         step = max(1, int(faults.bytes_per_s * 0.05)) if faults.bytes_per_s else 256 << 10
         while sent < len(body):
@@ -284,7 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             if sent == faults.silent_after:
-                while self.hub.faults is faults and not self._is_left():
+                while self.hub.faults is faults and not self._is_client_gone():
                     time.sleep(0.02)
                 return
             if faults.bytes_per_s:

@@ -38,7 +38,7 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class ModelDimensions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Dimensions for a memory estimate before the download. The header of the file replaces them once it can be read."""
+    """Dimensions for a memory estimate before the download; replaced by the file's header once it can be read."""
 
     n_params: int | None = None
     n_params_active: int | None = None

@@ -42,8 +42,8 @@ _QUANT: Final = re.compile(
     re.IGNORECASE,
 )
 PREFERENCE: Final = (
-    "Q4_K_M", "UD-Q4_K_XL", "Q4_K_S", "IQ4_XS", "Q4_0", "MXFP4_MOE", "MXFP4", "IQ4_NL", "Q4_1", "Q5_K_M", "Q5_K_S", "Q6_K",
-    "Q8_0", "UD-Q4_K_M", "Q3_K_M", "Q3_K_L", "Q2_K", "BF16", "F16",
+    "Q4_K_M", "UD-Q4_K_XL", "Q4_K_S", "IQ4_XS", "Q4_0", "MXFP4_MOE", "MXFP4", "IQ4_NL", "Q4_1", "Q5_K_M", "Q5_K_S",
+    "Q6_K", "Q8_0", "UD-Q4_K_M", "Q3_K_M", "Q3_K_L", "Q2_K", "BF16", "F16",
 )  # fmt: skip
 """Quants in the order of choice if the user names none: about 4.5 bits first, then larger ones, then smaller ones."""
 
@@ -97,7 +97,7 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def quant_of(name: str) -> str:
-    """Return the quant in a file name, in capitals; "" if there is none."""
+    """Return the quant in a file name, in capitals, or ""."""
     quants = _QUANT.findall(name)
     return str(quants[-1]).upper().replace("FP16", "F16") if quants else ""
 
@@ -135,7 +135,7 @@ class Hub:
 
     def headers(self) -> dict[str, str]:
         """Return the headers of a file request, including the token. They are for the hub itself only."""
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but without __all__
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # missing in __all__
 
         headers = build_hf_headers(library_name=self._name, library_version=self._version)
         return {str(name): str(value) for name, value in headers.items()}
@@ -270,7 +270,7 @@ def choose_variant(repo: Repository, quant: str = "") -> Variant:
     models = repo.model_variants()
     if not models:
         raise CatalogueError(
-            f"{repo.id} has no GGUF files. Search for a converted repository, often named ...-GGUF: `edgechat models search`."
+            f"{repo.id} has no GGUF files. Find a converted repository, often named ...-GGUF: `edgechat models search`."
         )
     for preferred in [quant.upper()] if quant else PREFERENCE:
         matches = [model for model in models if model.quant == preferred]

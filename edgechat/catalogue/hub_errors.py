@@ -7,13 +7,13 @@ from typing import Final
 from edgechat.catalogue.download.http import HttpStatusError
 from edgechat.errors import HubError
 
-# Keys are values of X-Error-Code, which take precedence, and HTTP statuses. `{subject}` is a repository or search words.
+# By X-Error-Code, which takes precedence, and by HTTP status. `{subject}` is a repository or the text of a search.
 _MESSAGES: Final[dict[str | int, str]] = {
     "GatedRepo": "{subject} is gated. Accept its conditions at {hub}/{subject}, and set HF_TOKEN to your token.",
     "RepoNotFound": "{subject} is not on {hub}, or it is private. Check the name, or set HF_TOKEN if it is yours.",
     "RevisionNotFound": "{subject} does not have this revision. Leave it out to use the newest one.",
     401: "{hub} requires a valid token for {subject}. Set HF_TOKEN, or replace it if it has expired.",
-    403: "{hub} denies access to {subject}. If it is gated, accept its conditions at {hub}/{subject}, and set HF_TOKEN.",
+    403: "{hub} denies access to {subject}. If it is gated, accept its conditions at {hub}/{subject}; set HF_TOKEN.",
     404: "{subject} does not have this file (any more). `edgechat models info {subject}` lists its files.",
     429: "{hub} received too many requests. Try {subject} again {when}, or set HF_TOKEN for a higher limit.",
 }

@@ -94,7 +94,7 @@ def find_model_files(source: str, directory: Path) -> Iterator[LocalFile]:
     else:
         for path in _files(directory, MAX_DEPTH):
             parts = path.relative_to(directory).parts
-            repo = "/".join(parts[:2]) if source in {OWN, LM_STUDIO} and len(parts) > 2 else ""  # noqa: PLR2004  (owner, name)
+            repo = "/".join(parts[:2]) if source in {OWN, LM_STUDIO} and len(parts) > 2 else ""  # noqa: PLR2004
             yield LocalFile(path=path, source=source, name=_stem(path), repo=repo)
 
 
@@ -153,7 +153,7 @@ def _hub_cache(directory: Path) -> Iterator[LocalFile]:
 
 
 def expected_hash(path: Path) -> str:
-    """Return the SHA-256 in the file's (or link target's) name, as in hub caches and Ollama's store; "" if there is none."""
+    """Return the SHA-256 in the name of the file or link target, as in hub caches and Ollama's store, or ""."""
     blob = path.resolve().name.removeprefix("sha256-")
     return blob if _is_sha256(blob) else ""
 

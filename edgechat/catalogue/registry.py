@@ -169,7 +169,7 @@ def _is_current(facts: ModelFacts, path: Path, stat: os.stat_result) -> bool:
     files = model_files(path)
     if len(files) == 1:
         return facts.size_bytes == stat.st_size
-    # The time of the first part says nothing of the others: a missing part may have been added, or one deleted.
+    # The first part has the same time when another part was added or deleted.
     return not facts.problem and all(map(Path.exists, files))
 
 

@@ -16,7 +16,7 @@ from edgechat.errors import ModelFileError
 def find_model(name: str) -> Path:
     """Return the installed file for a path, an alias, a name, a catalogue id or `owner/repo[:QUANT]`.
 
-    Raises ModelFileError, with similar names, if there is none or several, and CatalogueError for damaged records.
+    Raises ModelFileError, with similar names, if no model or several match, and CatalogueError for damaged records.
     """
     if is_path_like(name) or (os.sep in name and Path(name).exists()):
         return Path(os.path.expanduser(name))  # noqa: PTH111  (Path.expanduser raises for an unknown user)
@@ -32,7 +32,7 @@ def find_model(name: str) -> Path:
 
 
 def find_installed(name: str, models: Iterable[InstalledModel]) -> InstalledModel:
-    """Return the one of `models` that a name stands for. Raises ModelFileError if there is none or several."""
+    """Return the model with this name, alias, path or reference. Raises ModelFileError if no model or several match."""
     from edgechat.catalogue import curated, hub
 
     models = [model for model in models if model.facts.kind == "model"]
@@ -98,7 +98,7 @@ def _is_from(model: InstalledModel, repos: Iterable[str], quant: str) -> bool:
 def _unknown_name_message(name: str, models: list[InstalledModel]) -> str:
     from edgechat.catalogue import curated
 
-    installed = [known for model in models if model.is_usable for known in (model.name, *model.aliases)]
+    installed = [label for model in models if model.is_usable for label in (model.name, *model.aliases)]
     similar = difflib.get_close_matches(name.lower(), [*map(str.lower, installed), *curated.load()], n=3, cutoff=0.6)
     hint = (
         f"Did you mean {' or '.join(similar)}?" if similar else f"Installed models: {', '.join(installed) or 'none'}."

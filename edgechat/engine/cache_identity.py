@@ -14,6 +14,7 @@ from edgechat.runtime.backends.bundle import Bundle
 from edgechat.runtime.context import Context
 from edgechat.runtime.memory_report import memory_layout
 
+
 def open_disk_tier(load: Load, context: Context, bundle: Bundle) -> DiskTier | None:
     """Open the disk tier of the prefix cache; None if the load request allows no files.
 

@@ -39,14 +39,14 @@ class HashMemo:
         self._entries = self._file.read() or {}
 
     def get(self, path: Path) -> str | None:
-        """Return the stored hash, or None if there is none or the file has changed. The file is not read."""
+        """Return the stored hash, or None if it is unknown or the file has changed. Does not read the file."""
         entry = self._entries.get(os.path.realpath(path))
         if entry is None or (entry.size_bytes, entry.mtime_ns, entry.inode) != _stamp(path):
             return None
         return entry.sha256
 
     def put(self, hashes: Mapping[Path, str]) -> None:
-        """Store the hashes of files as they are now. A memo that cannot be written stays as it was."""
+        """Store hashes for the present versions of the files. Does nothing if the memo cannot be written."""
         entries = self._file.read() or {}  # other processes may have written since
         for path, sha256 in hashes.items():
             stamp = _stamp(path)

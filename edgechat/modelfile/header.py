@@ -45,7 +45,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def architecture(self) -> str:
-        """Architecture in the words of llama.cpp: `llama`, `qwen3`, ..."""
+        """Architecture by llama.cpp's name: `llama`, `qwen3`, ..."""
         return str(self.metadata.get("general.architecture", ""))
 
     @property
@@ -73,7 +73,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def quant(self) -> str:
-        """Name of the quantisation, such as `Q4_K_M`; without `general.file_type` the tensor type with the most bytes."""
+        """Quantisation, such as `Q4_K_M`; without `general.file_type` the tensor type with the most bytes."""
         preset = FILE_TYPES.get(self._integer("general.file_type", -1))
         if preset is not None:
             return preset

@@ -30,7 +30,7 @@ _WINDOW_EVERYWHERE: Final = ("lfm2", "lfm2moe")
 _KV_LAYERS: Final = {"gemma3n": 20}
 # Every n-th layer has attention, the others a recurrent state.
 _ATTENTION_INTERVALS: Final = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
-# Window size, in tokens, of architectures whose files may lack it.
+# Window size in tokens, for files of these architectures without one.
 _WINDOWS: Final = {"gemma2": 4096, "llama4": 8192}
 _PURE_STATE: Final = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
 
@@ -103,12 +103,14 @@ def _layer(header: ModelHeader, i: int) -> Layer:
     )  # fmt: skip
     if has_window:
         key, value = (
-            _layer_integer(header, f"attention.{name}_length_swa", i, default) for name, default in (("key", key), ("value", value))
+            _layer_integer(header, f"attention.{name}_length_swa", i, default)
+            for name, default in (("key", key), ("value", value))
         )  # fmt: skip
     return Layer(
         memory=_memory(header, i, n_head_kv, has_window=has_window), n_head=n_head, n_head_kv=n_head_kv,
         # With compressed keys and values (MLA) only the keys are cached.
-        key_length=key, value_length=0 if is_compressed else value, n_ff=_layer_integer(header, "feed_forward_length", i, 0),
+        key_length=key, value_length=0 if is_compressed else value,
+        n_ff=_layer_integer(header, "feed_forward_length", i, 0),
     )  # fmt: skip
 
 

@@ -69,20 +69,21 @@ def read_header(path: Path) -> ModelHeader:
         )
     if name.number != 1:
         raise ModelFileError(f"{path} is part {name.number} of {count}: open the first part, {name.name_of_part(1)}")
-    others = model_files(path)[1:]
-    missing = [other.name for other in others if not other.exists()]
+    later_parts = model_files(path)[1:]
+    missing = [part.name for part in later_parts if not part.exists()]
     if missing:
         raise ModelFileError(f"{path} is one of {count} files; missing in the same folder: {', '.join(missing)}")
-    return join_headers([first, *map(read_gguf_header, others)])
+    return join_headers([first, *map(read_gguf_header, later_parts)])
 
 
 def join_headers(parts: Sequence[ModelHeader]) -> ModelHeader:
-    """Merge the headers of all parts of a split model, in order. Raises ModelFileError if they do not belong together."""
+    """Merge the headers of all parts of a split model, in order. Raises ModelFileError if they do not fit together."""
     first = parts[0]
     for index, part in enumerate(parts):
         if (part.n_parts, part.part_index) != (len(parts), index):
             raise ModelFileError(
-                f"{part.path} says that it is part {part.part_index + 1} of {part.n_parts}, not {index + 1} of {len(parts)}"
+                f"{part.path} is part {part.part_index + 1} of {part.n_parts} by its header, "
+                f"but part {index + 1} of {len(parts)} by its name"
             )
     tensors = tuple(
         msgspec.structs.replace(tensor, part_index=index) for index, part in enumerate(parts) for tensor in part.tensors

@@ -108,7 +108,7 @@ async def test_a_download_is_stopped_and_goes_on(hub: LocalHub) -> None:
         app.downloads.start(REPO)
         await until_async(lambda: "kB/s" in str(app.screen.query_one("#pull", Static).content))
         await pilot.press("ctrl+x")
-        await until_async(lambda: "what arrived is kept" in str(app.screen.query_one("#pull", Static).content))
+        await until_async(lambda: "received part is kept" in str(app.screen.query_one("#pull", Static).content))
         assert list(paths.models_dir().rglob("*.part"))
         hub.faults.bytes_per_s = 0
         await pilot.press("escape")

@@ -31,8 +31,8 @@ def download_file(
 ) -> Path:
     """Download a file unless it exists already, and return its path.
 
-    Only one of several processes downloads the same file; the others wait for it. Raises DownloadError (disk full, wrong
-    hash, cancelled) and HubError (refused, not reachable). The received bytes are used by the next attempt.
+    Only one of several processes downloads the same file; the others wait for it. The received bytes are used by the
+    next attempt. Raises DownloadError (disk full, wrong hash, cancelled) and HubError (refused, not reachable).
     """
     import filelock
 

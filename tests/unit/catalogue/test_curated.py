@@ -1,4 +1,4 @@
-"""The catalogue: what we ship, and what a user writes."""
+"""The shipped catalogue, and catalogues of users."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgechat.modelfile.split import read_header
 SHIPPED = curated.read(curated.shipped_file())
 
 
-def test_what_is_shipped_covers_small_and_large_machines() -> None:
+def test_shipped_models_fit_machines_from_1_to_64_gb() -> None:
     assert len(SHIPPED) >= 25
     params = [model.shape.n_params for model in SHIPPED if model.shape.n_params]
     assert min(params) < 140e6
@@ -26,12 +26,12 @@ def test_what_is_shipped_covers_small_and_large_machines() -> None:
             for model in SHIPPED
             if model.is_default and any(size < ram_gb * 0.75e9 for size in model.sizes().values())
         ]
-        # The best one uses a good part of the memory, and is not merely allowed by it.
+        # The largest one that fits uses a good part of the memory.
         assert max(fitting) > min(ram_gb, 40) * 0.25e9, ram_gb
 
 
 @pytest.mark.parametrize("model", SHIPPED, ids=lambda model: model.id)
-def test_every_figure_has_a_source_and_hangs_together(model: curated.CatalogueModel) -> None:
+def test_sizes_are_plausible_and_have_a_source(model: curated.CatalogueModel) -> None:
     assert model.figures_from
     assert model.licence or not model.is_default
     if model.is_default:
@@ -40,24 +40,25 @@ def test_every_figure_has_a_source_and_hangs_together(model: curated.CatalogueMo
     if model.shape.n_params:
         for quant, size in sizes:
             bits = 8 * size / model.shape.n_params
-            assert 1.5 < bits < 17, (quant, bits)  # embeddings of 262k tokens weigh heavily in the smallest
+            assert 1.5 < bits < 17, (quant, bits)  # large embeddings raise the average of the smallest models
     by_quant = dict(sizes)
     if {"Q4_K_M", "Q8_0"} <= by_quant.keys():
         assert by_quant["Q4_K_M"] < by_quant["Q8_0"]
 
 
-def test_figures_are_those_of_the_real_file(starter: Path) -> None:
+def test_dimensions_of_the_starter_match_its_file(starter: Path) -> None:
     model = next(model for model in SHIPPED if model.id == "smollm2-135m")
     header = read_header(starter)
-    parts, first = read_layers(header), read_layers(header).layers[0]
-    known = model.shape
-    assert (known.n_params, known.n_layers, known.n_embd, known.n_vocab) == (
-        header.n_params, len(parts.layers), parts.n_embd, parts.n_vocab,
+    layers = read_layers(header)
+    first = layers.layers[0]
+    dimensions = model.shape
+    assert (dimensions.n_params, dimensions.n_layers, dimensions.n_embd, dimensions.n_vocab) == (
+        header.n_params, len(layers.layers), layers.n_embd, layers.n_vocab,
     )  # fmt: skip
-    assert (known.n_heads, known.n_kv_heads, known.head_dim, known.n_ff) == (
+    assert (dimensions.n_heads, dimensions.n_kv_heads, dimensions.head_dim, dimensions.n_ff) == (
         first.n_head, first.n_head_kv, first.key_length, first.n_ff,
     )  # fmt: skip
-    assert model.n_ctx_train == parts.n_ctx_train
+    assert model.n_ctx_train == layers.n_ctx_train
     assert (
         next(s for s in model.source if s.package).quants["Q4_1"].bytes == header.file_bytes == starter.stat().st_size
     )
@@ -67,7 +68,7 @@ GOOD = '[[model]]\nid = "x"\nname = "X"\nfamily = "F"\n[[model.source]]\nrepo = 
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("[[model]\n", r"models\.toml:1 is not TOML"),
         (GOOD + "quants = 3\n", r"model\[0\]\.source\[0\]\.quants"),
@@ -78,34 +79,34 @@ GOOD = '[[model]]\nid = "x"\nname = "X"\nfamily = "F"\n[[model.source]]\nrepo = 
         (GOOD + '[model.source.quants]\nQ4_0 = { sha256 = "XYZ" }\n', r"quants\.Q4_0\.sha256"),
         (GOOD + "[model.source.quants]\nQ4_0 = { size = 1 }\n", r"unknown field `size`.*quants"),
         (GOOD.replace('id = "x"', 'id = "X y"'), r"model\[0\]\.id"),
-        (GOOD + GOOD, r"model\[1\]\.id is 'x', which was there before"),
+        (GOOD + GOOD, r"model\[1\]\.id is 'x', which another model has"),
         (GOOD.replace('repo = "a/b"', 'repo = "../b/c"'), r"source\[0\]\.repo"),
-        (GOOD.replace('repo = "a/b"', 'repo = "a/b"\nurl = "http://x"'), "one of repo, url and package"),
+        (GOOD.replace('repo = "a/b"', 'repo = "a/b"\nurl = "http://x"'), "exactly one of repo, url and package"),
         (GOOD.replace("name", "nmae"), "nmae"),
         (GOOD.split("[[model.source]]", maxsplit=1)[0], "source"),
         ('model = "x"', r"\bmodel\b"),
         (GOOD.replace('name = "X"', 'name = "X"\nthinking = "maybe"'), "no, toggle or always"),
     ],
 )
-def test_mistakes_are_named_with_their_place(text: str, words: str) -> None:
+def test_invalid_catalogue_is_reported_with_file_and_location(text: str, message: str) -> None:
     paths.config_dir().mkdir(parents=True)
     file = paths.config_dir() / "models.toml"
     file.write_text(text)
-    with pytest.raises(CatalogueError, match=words) as error:
+    with pytest.raises(CatalogueError, match=message) as error:
         curated.read(file)
     assert str(file) in str(error.value)
 
 
-def test_the_users_own_adds_and_overrides() -> None:
+def test_user_catalogue_adds_and_replaces_models() -> None:
     paths.config_dir().mkdir(parents=True)
     (paths.config_dir() / "models.toml").write_text(GOOD + GOOD.replace('"x"', '"smollm2-135m"'))
     curated.load.cache_clear()
     try:
-        found = curated.load()
+        models = curated.load()
     finally:
         curated.load.cache_clear()
-    assert len(found) == len(SHIPPED) + 1
-    assert found["smollm2-135m"].name == "X"
+    assert len(models) == len(SHIPPED) + 1
+    assert models["smollm2-135m"].name == "X"
 
 
 def test_file_is_matched_by_its_repository_or_its_name() -> None:

@@ -81,7 +81,7 @@ def test_pull_from_a_url_and_of_an_invalid_file(hub: LocalHub, cli: Cli) -> None
     assert json.loads(of_hub.stdout)["reference"] == "own/tiny-GGUF:UD-Q2_K_XL"
     hub.repos["own/text"] = FakeRepo({"text-Q4_0.gguf": b"Once upon a time"})
     wrong = cli("models", "pull", f"{hub.store_url}/own/text/text-Q4_0.gguf")
-    assert (wrong.returncode, "no whole model" in wrong.stderr) == (4, True)
+    assert (wrong.returncode, "not a complete model" in wrong.stderr) == (4, True)
     assert not list(paths.models_dir().rglob("text-Q4_0.gguf"))
 
 
@@ -89,13 +89,13 @@ def test_pull_from_a_url_and_of_an_invalid_file(hub: LocalHub, cli: Cli) -> None
     ("reference", "code", "message"),
     [
         ("own/nothing", 6, "is not on"),
-        ("own/tiny-GGUF:Q3_K_S", 2, "it has"),
-        ("qwen35-4b", 2, "did you mean qwen3.5-4b"),
+        ("own/tiny-GGUF:Q3_K_S", 2, "Available: "),
+        ("qwen35-4b", 2, "Did you mean qwen3.5-4b"),
         ("", 2, "neither a model"),
         ("a/b/c", 2, "neither a model"),
-        ("http://127.0.0.1:1/x.gguf", 6, "cannot be reached"),
-        ("http://[/x.gguf", 6, "no address"),
-        ("http://x:y/x.gguf", 6, "no address"),
+        ("http://127.0.0.1:1/x.gguf", 6, "Cannot reach"),
+        ("http://[/x.gguf", 6, "Not a valid URL"),
+        ("http://x:y/x.gguf", 6, "Not a valid URL"),
     ],
 )
 def test_failed_pull_explains_the_reason(hub: LocalHub, cli: Cli, reference: str, code: int, message: str) -> None:
