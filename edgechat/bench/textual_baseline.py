@@ -1,4 +1,4 @@
-"""What is watched by the bench of the terminal: our chat on a script, and the smallest Textual programs."""
+"""Programs measured by the terminal benchmark: the chat with scripted replies, and minimal Textual apps."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ N_MESSAGES: Final = 5000
 FENCE_TOKENS: Final = 20_000
 LAST_WORDS: Final = "the-last-words-of-it"
 OPEN_KEY: Final = "\x1b[24~"
-"""F12: go to the long conversation."""
+"""F12 opens the long conversation."""
 THEME_KEY: Final = "\x1b[21~"
-"""F10: another theme."""
+"""F10 changes the theme."""
 
 PROSE: Final = """Some words about the matter, with **bold** ones, `code`, and a [link](http://example.org/x).
 
@@ -43,7 +43,7 @@ class Empty(App):
 Empty().run()
 """
 
-# Stock Textual, streaming into its own Markdown widget twelve times a second beside its own text area.
+# Stock Textual: appends to its Markdown widget twelve times a second, above a text area.
 STOCK_APP: Final = """
 import sys
 from textual.app import App
@@ -76,8 +76,8 @@ Stock().run()
 """
 
 
-def fence(n_tokens: int) -> str:
-    """Code of about so many tokens, without its end."""
+def open_code_block(n_tokens: int) -> str:
+    """Return an unclosed Markdown code block of about `n_tokens` tokens."""
     lines, n_chars, number = ["```python\n"], 0, 0
     while n_chars < n_tokens * CHARS_PER_TOKEN:
         lines.append(CODE.format(n=number))
@@ -86,40 +86,43 @@ def fence(n_tokens: int) -> str:
     return "".join(lines)
 
 
-def fill(store: SqliteStore, n_conversations: int, n_messages: int) -> Conversation:
-    """Conversations, and one long one, which is returned: its last message has a long block of code and `LAST_WORDS`."""
+def fill_store(store: SqliteStore, n_conversations: int, n_messages: int) -> Conversation:
+    """Fill a store with short conversations and a long one, and return the long one.
+
+    Its last message ends with a long code block and `LAST_WORDS`.
+    """
     for number in range(n_conversations):
-        about = Conversation(id=new_id(), title=f"Conversation {number}", created_at_ms=1 + number)
-        store.append(about, [Message(id=new_id(), role="user", text=f"Question {number}")])
-    about = Conversation(id=new_id(), title="Long", created_at_ms=1)
+        conversation = Conversation(id=new_id(), title=f"Conversation {number}", created_at_ms=1 + number)
+        store.append(conversation, [Message(id=new_id(), role="user", text=f"Question {number}")])
+    conversation = Conversation(id=new_id(), title="Long", created_at_ms=1)
     path: list[Message] = []
     for number in range(n_messages):
-        is_answer = number % 2 == 1
-        text = PROSE * 2 if is_answer else f"Question {number}, in a few words?"
+        is_reply = number % 2 == 1
+        text = PROSE * 2 if is_reply else f"Question {number}, in a few words?"
         if number == n_messages - 1:
-            text = f"{fence(FENCE_TOKENS)}```\n\n{LAST_WORDS}"
+            text = f"{open_code_block(FENCE_TOKENS)}```\n\n{LAST_WORDS}"
         path.append(
             Message(
-                id=new_id(), parent_id=path[-1].id if path else None, role="assistant" if is_answer else "user",
-                text=text, finish_reason="stop" if is_answer else "", created_at_ms=1 + number,
+                id=new_id(), parent_id=path[-1].id if path else None, role="assistant" if is_reply else "user",
+                text=text, finish_reason="stop" if is_reply else "", created_at_ms=1 + number,
             )
         )  # fmt: skip
-    store.append(about, path)
-    return store.conversation(about.id)
+    store.append(conversation, path)
+    return store.conversation(conversation.id)
 
 
-def chat(conversation_id: str) -> None:
-    """Our chat on a script that says prose for ever, after a long block of code that is still open."""
+def run_scripted_chat(conversation_id: str) -> None:
+    """Run the chat with an endless scripted reply, which begins with a long unclosed code block."""
     from edgechat.store import open_store
     from edgechat.tui.app import ChatApp, run_app
 
-    text = f"{fence(FENCE_TOKENS)}"
+    text = f"{open_code_block(FENCE_TOKENS)}"
     script = Script([text + CODE.format(n=1) * 2000], 1 / TOKENS_PER_S, n_fast=len(text) // CHARS_PER_TOKEN)
     store = open_store()
     settings = Settings(titles=False)
 
     class BenchmarkedChat(ChatApp):
-        """With two keys more."""
+        """The chat with two additional keys for the benchmark."""
 
         async def on_event(self, event: object) -> None:
             key = getattr(event, "key", "")

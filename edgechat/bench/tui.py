@@ -66,7 +66,7 @@ def run(rounds: int, on_progress: ProgressCallback, idle_s: float = _IDLE_S) -> 
         on_progress(f"writing {_N_CONVERSATIONS} conversations and one of {textual_baseline.N_MESSAGES} messages")
         with _edgechat_home(home):
             store = open_store()
-            long_id = textual_baseline.fill(store, _N_CONVERSATIONS, textual_baseline.N_MESSAGES).id
+            long_id = textual_baseline.fill_store(store, _N_CONVERSATIONS, textual_baseline.N_MESSAGES).id
             store.close()
         first, empty, usable = _measure_first_frames(rounds, env, on_progress)
         keys, stock, flips, themes, opened, rss = _measure_typing(rounds, env, long_id, on_progress)
@@ -130,7 +130,7 @@ def _home_copy(env: dict[str, str]) -> Iterator[dict[str, str]]:
 
 
 def _chat(env: dict[str, str], long_id: str) -> contextlib.AbstractContextManager[PtyProgram]:
-    code = f"from edgechat.bench.textual_baseline import chat; chat({long_id!r})"
+    code = f"from edgechat.bench.textual_baseline import run_scripted_chat; run_scripted_chat({long_id!r})"
     return run_in_pty([sys.executable, "-c", code], env)
 
 
