@@ -84,7 +84,7 @@ async def test_from_a_search_on_the_hub_to_an_answer(hub: LocalHub, tmp_path: Pa
         await wait_until_ready(app)
         await pilot.press("ctrl+o")
         await until_async(lambda: isinstance(app.screen, ModelsScreen) and "starter" in names(app))
-        assert len(names(app)) > 20  # the catalogue, without a network
+        await until_async(lambda: len(names(app)) > 20)  # the catalogue, without a network
         assert "[" in details(app)
         await pilot.press(*"parrot", "ctrl+s")
         await until_async(lambda: f"hub:{REPO}" in names(app))

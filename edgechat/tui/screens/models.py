@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
 
     from edgechat.config import Settings
+    from edgechat.planner.ranking import Evaluation
     from edgechat.planner.report import PlanRow
     from edgechat.tui.downloads import DownloadRunner
 
@@ -82,23 +83,27 @@ class ModelsScreen(FilterListScreen[str | None]):
 
     @work(thread=True, exclusive=True, group="rate", exit_on_error=False)
     def _evaluate(self) -> None:
-        """Plan every installed and every catalogued model for this machine."""
+        """Plan the installed models, then those of the catalogue, which take about half a second."""
         from edgechat.models import selection
-        from edgechat.models.resources import current_machine
-        from edgechat.planner.ranking import choose
-        from edgechat.planner.report import best_quants, plan_row, sort_key
 
         if not self._is_generating():  # a running reply would slow the measurement down
             selection.measure_speeds()
         try:
-            candidates = selection.installed_candidates()
-            evaluations = selection.evaluate_all([*candidates, *selection.catalogue_candidates()], self._settings)
-            chosen = choose([e for e in evaluations if e.candidate.is_installed])
-            rows = best_quants(sorted((plan_row(each, chosen) for each in evaluations), key=sort_key))
-            rows.sort(key=lambda r: not (r.fits and r.is_fast_enough))
-            self.post_message(self.EvaluationsReady(rows, current_machine(self._settings).available_bytes))
+            evaluations = selection.evaluate_all(selection.installed_candidates(), self._settings)
+            self._post_rows(evaluations)
+            self._post_rows(evaluations + selection.evaluate_all(selection.catalogue_candidates(), self._settings))
         except EdgechatError as error:
             self.post_message(self.EvaluationsReady([], 0, str(error)))
+
+    def _post_rows(self, evaluations: list[Evaluation]) -> None:
+        from edgechat.models.resources import current_machine
+        from edgechat.planner.ranking import choose
+        from edgechat.planner.report import best_quants, plan_row, sort_key
+
+        chosen = choose([e for e in evaluations if e.candidate.is_installed])
+        rows = best_quants(sorted((plan_row(e, chosen) for e in evaluations), key=sort_key))
+        rows.sort(key=lambda r: not (r.fits and r.is_fast_enough))
+        self.post_message(self.EvaluationsReady(rows, current_machine(self._settings).available_bytes))
 
     def on_models_screen_evaluations_ready(self, message: EvaluationsReady) -> None:
         self._available_bytes = message.available_bytes or self._available_bytes
