@@ -94,8 +94,8 @@ def test_model_without_a_template_works_with_a_warning(tmp_path: Path, cli: Cli)
 
 def test_standard_input_must_be_utf8_text(cli: Cli) -> None:
     check_refused(cli("ask", input=b"caf\xe9", text=False), 2, "not UTF-8", "byte 3")
-    check_refused(cli("ask", input=""), 2, "there is no question")
-    check_refused(cli("ask"), 2, "there is no question")
+    check_refused(cli("ask", input=""), 2, "The question is empty")
+    check_refused(cli("ask"), 2, "The question is empty")
     reply = cli("ask", "Summarise:", "--json", "--max-tokens", "3", input="A long story.")
     assert json.loads(reply.stdout)["stats"]["prompt_tokens"] > 30
     assert cli("--max-tokens", "3", input="Hello?").returncode == 0
@@ -168,7 +168,7 @@ def test_arguments_and_file_names_that_are_not_utf8_are_refused(cli: Cli, tmp_pa
     check_refused(cli("ask", "Hi", "-m", "~nosuchuser/x.gguf"), 3, "does not exist")
     os.mkfifo(tmp_path / "pipe.gguf")
     check_refused(cli("ask", "Hi", "-m", str(tmp_path / "pipe.gguf")), 3, "not a regular file")
-    check_refused(cli("-m", "x.gguf", "ask", "Hi"), 2, "options go after the command")
+    check_refused(cli("-m", "x.gguf", "ask", "Hi"), 2, "Options belong after the command")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
