@@ -1,4 +1,4 @@
-"""A home of its own for every test, so that none sees or leaves anything in the user's."""
+"""Fixtures for all tests; each test has its own EDGECHAT_HOME and never touches the user's files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def warm_verdicts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A verdicts file in which the backends of this machine are already judged."""
+    """Return a verdicts file with the backend self-test results of this machine."""
     home = tmp_path_factory.mktemp("warm")
     subprocess.run(
         edgechat_command("doctor", "--json"), env=os.environ | {"EDGECHAT_HOME": str(home)}, check=True,
@@ -30,7 +30,7 @@ def warm_verdicts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """The directory that holds settings, data and cache during this test."""
+    """Set EDGECHAT_HOME to a directory for settings, data and cache of this test."""
     directory = tmp_path / "home"
     for name in [n for n in os.environ if n.startswith("EDGECHAT_")]:
         monkeypatch.delenv(name)
@@ -43,32 +43,35 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
 
 
 @pytest.fixture(autouse=True)
-def apps() -> Iterator[None]:
-    """End chats that a test opened."""
+def close_apps() -> Iterator[None]:
+    """Close the chat applications that a test created."""
     yield
-    driving = sys.modules.get("tests.tui.app_driver")
-    if driving is not None:
-        driving.close_apps()
+    app_driver = sys.modules.get("tests.tui.app_driver")
+    if app_driver is not None:
+        app_driver.close_apps()
 
 
 @pytest.fixture(scope="session")
 def starter() -> Path:
-    """The starter model's file."""
+    """Return the path of the starter model."""
     return starter_model()
 
 
 def edgechat_command(*arguments: str) -> list[str]:
-    """The command line of the installed program."""
+    """Return a command line of the installed program."""
     return [str(Path(sys.executable).parent / "edgechat"), *arguments]
 
 
 @pytest.fixture
 def cli() -> Cli:
-    """Run `edgechat` with arguments, without a terminal; keyword arguments go to subprocess.run."""
+    """Return a function that runs `edgechat` without a terminal; keyword arguments go to subprocess.run."""
 
     def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-        given: dict[str, object] = {"stdin": subprocess.DEVNULL} if "input" not in options else {}
-        given |= {"capture_output": True, "text": True, "timeout": 120} | options
-        return subprocess.run(edgechat_command(*arguments), check=False, **given)  # type: ignore[call-overload,no-any-return]
+        defaults: dict[str, object] = {"capture_output": True, "text": True, "timeout": 120}
+        if "input" not in options:
+            defaults["stdin"] = subprocess.DEVNULL
+        return subprocess.run(  # type: ignore[call-overload,no-any-return]
+            edgechat_command(*arguments), check=False, **defaults | options
+        )
 
     return run

@@ -1,4 +1,4 @@
-"""The real program in a real terminal: a pseudo-terminal, and what a person would see on it."""
+"""Run a program in a pseudo-terminal, press keys, and read its screen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.waiting import source, until
 
 
 class Terminal:
-    """A program, its screen, and its keyboard."""
+    """A program with its screen and keyboard."""
 
     def __init__(
         self, command: list[str], size: tuple[int, int] = (80, 24), env: Mapping[str, str] = os.environ
@@ -28,7 +28,7 @@ class Terminal:
         import pty
         import termios
 
-        pyte: Any = importlib.import_module("pyte")  # it has no types
+        pyte: Any = importlib.import_module("pyte")  # pyte has no type hints
         self._master, slave = pty.openpty()
         self._resize(*size)
         self.before = termios.tcgetattr(slave)
@@ -37,7 +37,7 @@ class Terminal:
         self._stream: Any = pyte.ByteStream(self.screen)
         self.output = b""
         self.started_s = time.monotonic()
-        # Whoever runs the tests may not want to be hung up on; the program is.
+        # The program must react to SIGHUP, even if pytest was started with SIGHUP ignored.
         before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
         self.child = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
@@ -63,20 +63,20 @@ class Terminal:
                 return
             with self._lock:
                 self.output += data
-                # Not known to the emulator, and without effect on what is seen.
+                # pyte does not know these sequences, which do not change the screen.
                 self._stream.feed(data.replace(b"\x1b[>1u", b"").replace(b"\x1b[<u", b"").replace(b"\x1b[?2026$p", b""))
 
     def text(self) -> str:
-        """What is on the screen."""
+        """Return the rows of the screen."""
         with self._lock:
             return "\n".join(line.rstrip() for line in self.screen.display)
 
     def type(self, keys: str) -> None:
-        """Press keys, all in one packet."""
+        """Press keys; the program receives them in one packet."""
         os.write(self._master, keys.encode())
 
     def resize(self, columns: int, rows: int) -> None:
-        """Make the window another size."""
+        """Change the size of the terminal."""
         with self._lock:
             self.screen.resize(rows, columns)
         self._resize(columns, rows)
@@ -103,11 +103,11 @@ class Terminal:
         until(is_stable, 60, lambda: f"{text!r} stays on the screen; the screen:\n{self.text()}")
 
     def wait(self, seconds: float = 30) -> int:
-        """The exit code."""
+        """Wait for the end of the program and return its exit code."""
         return self.child.wait(seconds)
 
     def modes(self) -> object:
-        """How the terminal is set; as `before` if the program put it back."""
+        """Return the terminal attributes; equal to `before` once the program restored them."""
         import termios
 
         return termios.tcgetattr(self._slave)
@@ -127,11 +127,11 @@ class Terminal:
 def terminal(
     *command: str, size: tuple[int, int] = (80, 24), env: Mapping[str, str] = os.environ
 ) -> Iterator[Terminal]:
-    """Run a command in a terminal of its own, and end it."""
+    """Run a command in a new pseudo-terminal, and kill it at the end."""
     if sys.platform == "win32":
-        pytest.skip("pseudo-terminals are those of POSIX here")
-    found = Terminal(list(command), size, env)
+        pytest.skip("needs POSIX pseudo-terminals")
+    program = Terminal(list(command), size, env)
     try:
-        yield found
+        yield program
     finally:
-        found.close()
+        program.close()

@@ -44,7 +44,7 @@ def declared_bindings(*owners: type[DOMNode]) -> list[KeyBinding]:
 def resolve_key_map(
     overrides: Mapping[str, str], bindings: Iterable[KeyBinding], *, vim: bool
 ) -> tuple[dict[str, str], list[str]]:
-    """Return keys by binding id, and the problems of `overrides`, whose invalid entries are left out."""
+    """Return the keys by binding id, without invalid entries of `overrides`, and a problem for each invalid entry."""
     by_id = {binding.id: binding for binding in bindings}
     result = {name: keys for name, keys in VIM_KEYS.items() if vim and name in by_id}
     problems = []
@@ -64,7 +64,7 @@ def _conflicts(result: Mapping[str, str], by_id: Mapping[str, KeyBinding]) -> li
     """Return a problem for each remapped key that has two actions in the same part of the screen."""
     names: dict[tuple[str, str], str] = {}
     problems = []
-    for name, binding in by_id.items():  # bindings of the application come first and apply everywhere
+    for name, binding in by_id.items():  # bindings of the application are first and apply everywhere
         area = name.partition(".")[0]
         for key in (result.get(name) or binding.keys).split(","):
             other = names.get((area, key)) or names.get(("app", key))

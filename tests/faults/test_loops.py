@@ -1,4 +1,4 @@
-"""The same deaths many times, at random moments, and what is left afterwards."""
+"""Faults repeated many times at random moments: nothing leaks, and parsers survive damaged files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.waiting import until
 pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform == "win32", reason="signals")]
 
 
-def test_an_engine_killed_at_any_moment_is_an_error_and_comes_back(starter: Path) -> None:
+def test_engine_killed_at_any_moment_raises_and_restarts(starter: Path) -> None:
     before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
     client = EngineClient()
     load = load_request(client, starter)
@@ -42,7 +42,7 @@ def test_an_engine_killed_at_any_moment_is_an_error_and_comes_back(starter: Path
         assert pid is not None
         killer = threading.Timer(rng.uniform(0, 0.4), os.kill, (pid, 9))
         killer.start()
-        while client.pid == pid:  # it may also die between two requests
+        while client.pid == pid:  # the engine may also die between two requests
             request = protocol.Generate(id=client.next_id(), tokens=[11] * 900, ignore_eog=True, max_tokens=200)
             with contextlib.suppress(EngineDiedError):
                 list(client.generate(request))
@@ -57,16 +57,16 @@ def test_an_engine_killed_at_any_moment_is_an_error_and_comes_back(starter: Path
 def test_clients_killed_at_any_moment_leave_no_engine() -> None:
     rng = random.Random(2)
     for _ in range(10):
-        asking = subprocess.Popen(edgechat_command(*LONG), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        client = subprocess.Popen(edgechat_command(*LONG), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         time.sleep(rng.uniform(0.2, 0.8))
-        engine = engine_of(asking.pid)
-        asking.kill()
-        asking.wait()
+        engine = engine_of(client.pid)
+        client.kill()
+        client.wait()
         if engine is not None:
             until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, timeout_s=1)  # noqa: B023
 
 
-def test_the_chat_stays_under_80_mb() -> None:
+def test_chat_process_uses_less_than_80_mb() -> None:
     main, side = pty.openpty()
     child = subprocess.Popen(edgechat_command(), stdin=side, stdout=side, stderr=side)
     os.close(side)
@@ -92,13 +92,13 @@ def _drain(descriptor: int) -> None:
         pass
 
 
-CASES_OF_EACH = 16_700
-"""Of six kinds of model: 100,000 in all."""
+CASES_PER_KIND = 16_700
+"""For each of six kinds of model: 100,000 in total."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_header_hurts_the_reader(kind: Kind, tmp_path: Path) -> None:
-    """Real headers with bytes changed, numbers put in, pieces cut out or said twice: read or refused, in bounded memory."""
+def test_damaged_headers_are_read_or_rejected_in_bounded_memory(kind: Kind, tmp_path: Path) -> None:
+    """Mutate real headers: change bytes, insert extreme numbers, remove or repeat parts."""
     import resource
 
     whole = write_tiny(tmp_path / "whole.gguf", kind).read_bytes()
@@ -107,7 +107,7 @@ def test_no_header_hurts_the_reader(kind: Kind, tmp_path: Path) -> None:
     draw = random.Random(kind)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = 0
-    for _ in range(CASES_OF_EACH):
+    for _ in range(CASES_PER_KIND):
         changed = bytearray(header)
         for _ in range(draw.randint(1, 4)):
             _mutate(changed, draw)
@@ -116,22 +116,22 @@ def test_no_header_hurts_the_reader(kind: Kind, tmp_path: Path) -> None:
             read_layers(read_gguf_stream("changed", reader.read, draw.choice((size, len(changed), 1 << 40))))
         except ModelFileError:
             refused += 1
-    assert refused > CASES_OF_EACH / 2
+    assert refused > CASES_PER_KIND / 2
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 100e6
 
 
 def _mutate(header: bytearray, draw: random.Random) -> None:
     at = draw.randrange(len(header))
-    what = draw.randrange(5)
-    if what == 0:
+    mutation = draw.randrange(5)
+    if mutation == 0:
         header[at] = draw.randrange(256)
-    elif what == 1:
+    elif mutation == 1:
         header[at : at + 8] = draw.choice((2**63, 2**64 - 1, 2**32, 1 << 20, 0, draw.randrange(2**64))).to_bytes(
             8, "little"
         )
-    elif what == 2:
+    elif mutation == 2:
         header[at : at + 4] = draw.choice((0, 8, 9, 255, 2**31, 2**32 - 1)).to_bytes(4, "little")
-    elif what == 3:
+    elif mutation == 3:
         del header[at : at + draw.randrange(64)]
     else:
         piece = header[at : at + draw.randrange(256)]

@@ -1,4 +1,4 @@
-"""The chat when things go wrong: hostile answers, tiny screens, stores that cannot be written, engines that die."""
+"""Faults in the chat: hostile replies, tiny screens, a locked store, a killed engine, and bugs."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ LONG = "Tell me a very long story about the sea."
 
 
 @pytest.mark.parametrize("size", [(80, 24), (10, 5)])
-async def test_whatever_a_model_says_is_shown_and_kept(size: tuple[int, int]) -> None:
-    answers = [text for text in HOSTILE_TEXTS if text and len(text) < 100_000]  # the others would fill the context
-    app = make_scripted_app(*answers)
+async def test_hostile_replies_are_shown_and_saved(size: tuple[int, int]) -> None:
+    replies = [text for text in HOSTILE_TEXTS if text and len(text) < 100_000]  # longer texts would fill the context
+    app = make_scripted_app(*replies)
     async with app.run_test(size=size) as pilot:
         await wait_until_ready(app)
-        for number, answer in enumerate(answers):
+        for number, reply in enumerate(replies):
             app.actions.run("new", "")
             await until_async(lambda: not shown_messages(app))
             await ask(app, f"Question {number}")
-            assert saved_texts(app)[-1] == answer
-            assert shown_texts(app, "assistant") == [answer]
+            assert saved_texts(app)[-1] == reply
+            assert shown_texts(app, "assistant") == [reply]
         await pilot.pause()
 
 
-async def test_resized_at_any_moment_of_an_answer() -> None:
+async def test_resizing_during_a_reply_loses_no_text() -> None:
     app = make_scripted_app(
         script=Script(["word " * 400 + "\n```py\n" + "x = 1\n" * 100 + "```\n\n- a\n" * 30], token_s=0.001)
     )
@@ -63,7 +63,7 @@ async def test_resized_at_any_moment_of_an_answer() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
 @pytest.mark.parametrize("moment", ["loading", "reading", "generating", "idle", "other model"])
-async def test_an_engine_that_is_killed_at_any_moment_is_replaced(starter: Path, moment: str) -> None:
+async def test_engine_killed_at_any_moment_is_restarted(starter: Path, moment: str) -> None:
     app = make_app(starter, n_ctx=8192, max_tokens=200)
     async with app.run_test() as pilot:
         if moment == "loading":
@@ -82,12 +82,12 @@ async def test_an_engine_that_is_killed_at_any_moment_is_replaced(starter: Path,
         await until_async(lambda: not app.pane.is_busy)
         await ask(app, "Say one word.")
         await until_async(lambda: not app.pane.is_busy)
-        if session(app).tree.path[-1].is_interrupted:  # what was killed was this one's
+        if session(app).tree.path[-1].is_interrupted:  # the kill hit this reply
             await ask(app, "Say one word.")
         assert session(app).tree.path[-1].finish_reason in {"stop", "length"}
 
 
-async def test_a_store_that_is_locked_loses_nothing() -> None:
+async def test_locked_store_loses_no_message() -> None:
     store = open_store()
     save_conversation(store, [("a", "b")])
     app = make_scripted_app(store=store)
@@ -95,18 +95,18 @@ async def test_a_store_that_is_locked_loses_nothing() -> None:
         await wait_until_ready(app)
         other = sqlite3.connect(paths.history_file(), isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        app.pane.prompt.load("Precious words")
+        app.pane.prompt.load("Important text")
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "error"), timeout_s=60)
-        assert app.pane.prompt.text == "Precious words"
+        assert app.pane.prompt.text == "Important text"
         other.execute("ROLLBACK")
         other.close()
         await pilot.press("enter")
         await until_async(lambda: len(session(app).tree) == 2 and not app.pane.is_busy)
-        assert saved_texts(app) == ["Precious words", "An answer."]
+        assert saved_texts(app) == ["Important text", "An answer."]
 
 
-def test_a_store_from_the_future_is_read_and_the_chat_goes_on_in_memory(cli: object) -> None:
+def test_store_of_a_newer_version_is_read_and_the_chat_continues_in_memory(cli: object) -> None:
     from edgechat.cli.session_factory import session_maker
 
     store = open_store()
@@ -115,14 +115,14 @@ def test_a_store_from_the_future_is_read_and_the_chat_goes_on_in_memory(cli: obj
     with sqlite3.connect(paths.history_file()) as db:
         db.execute("PRAGMA user_version = 99")
     make, _ = session_maker(model="starter", conversation_id=about.id)
-    made = make()
-    made.load_messages()
-    assert [m.text for m in made.tree.path] == ["old words", "b"]
-    assert any("not kept" in warning for warning in made.warnings)
-    made.close()
+    session_ = make()
+    session_.load_messages()
+    assert [m.text for m in session_.tree.path] == ["old words", "b"]
+    assert any("not kept" in warning for warning in session_.warnings)
+    session_.close()
 
 
-async def test_an_error_in_the_program_ends_with_one_screen_that_says_what_to_do(
+async def test_bug_ends_the_chat_with_a_crash_report_and_instructions(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     app = make_scripted_app()
@@ -136,7 +136,7 @@ async def test_an_error_in_the_program_ends_with_one_screen_that_says_what_to_do
             await wait_until_ready(app)
             await pilot.press("ctrl+f")
             await until_async(lambda: not app.is_running)
-    shown = " ".join(capfd.readouterr().err.split())
-    assert "edgechat failed: RuntimeError: a bug" in shown
-    assert "`edgechat -c` goes on with it" in shown
+    output = " ".join(capfd.readouterr().err.split())
+    assert "edgechat failed: RuntimeError: a bug" in output
+    assert "`edgechat -c` goes on with it" in output
     assert "a bug" in (paths.cache_dir() / "crash.log").read_text()

@@ -1,4 +1,4 @@
-"""The chat screen, driven like a person would, on the real starter model."""
+"""The chat screen with the real starter model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def answers(app: ChatApp) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 36), (40, 12)])
-async def test_a_question_is_answered(starter: Path, size: tuple[int, int]) -> None:
+async def test_question_gets_a_reply(starter: Path, size: tuple[int, int]) -> None:
     app = make_app(starter, max_tokens=20)
     async with app.run_test(size=size) as pilot:
         await pilot.press(*"Hi", "ctrl+j", *"there", "enter")
@@ -37,7 +37,7 @@ async def test_a_question_is_answered(starter: Path, size: tuple[int, int]) -> N
         await until_async(lambda: len(answers(app)) == 2 and status_text(app).startswith("ready"))
 
 
-async def test_a_message_before_the_model_is_ready_is_answered_when_it_is(starter: Path) -> None:
+async def test_message_sent_while_the_model_loads_gets_a_reply(starter: Path) -> None:
     app = make_app(starter, max_tokens=5)
     async with app.run_test() as pilot:
         app.pane.prompt.text = "Early"
@@ -46,7 +46,7 @@ async def test_a_message_before_the_model_is_ready_is_answered_when_it_is(starte
         assert shown_texts(app, "user") == ["Early"]
 
 
-async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
+async def test_escape_stops_the_reply_and_keeps_its_text(starter: Path) -> None:
     app = make_app(starter)
     async with app.run_test() as pilot:
         app.pane.prompt.text = LONG
@@ -54,14 +54,14 @@ async def test_escape_stops_and_keeps_the_text(starter: Path) -> None:
         await until_async(lambda: answers(app) and len(answers(app)[0]) > 20)
         await pilot.press("escape")
         await until_async(lambda: status_text(app).startswith("ready"))
-        said = session(app).tree.path[-1]
-        assert said.is_interrupted
-        assert answers(app) == [said.text]
+        reply = session(app).tree.path[-1]
+        assert reply.is_interrupted
+        assert answers(app) == [reply.text]
         assert "(stopped; /continue resumes the reply)" in screen_text(app)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
-async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_answered(starter: Path) -> None:
+async def test_killed_engine_is_reported_and_restarted_and_keeps_the_partial_reply(starter: Path) -> None:
     app = make_app(starter)
     async with app.run_test() as pilot:
         app.pane.prompt.text = LONG
@@ -83,7 +83,7 @@ async def test_a_killed_engine_is_shown_its_answer_kept_and_the_next_message_ans
         assert session(app).model.engine.pid != first
 
 
-async def test_a_model_that_cannot_be_loaded_is_an_error_on_the_screen(tmp_path: Path) -> None:
+async def test_invalid_model_file_is_reported(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_text("not a model")
     app = make_app(broken, ["EDGECHAT_TOP_K: Expected `int`"])
@@ -93,28 +93,28 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_on_the_screen(tmp_path:
         assert "EDGECHAT_TOP_K" in " ".join(shown_texts(app, "note"))
 
 
-async def test_a_burst_of_keys_is_one_message(starter: Path) -> None:
+async def test_keys_that_arrive_in_one_packet_stay_in_order(starter: Path) -> None:
     app = make_app(starter, max_tokens=3)
     async with app.run_test():
         await until_async(lambda: status_text(app).startswith("ready"))
-        # As over a slow line: everything in one packet, before the input has handled any of it.
+        # As over a slow connection: all keys arrive before the prompt has processed the first.
         for key in ["a", "b", "enter"]:
-            app.chat.post_message(Key(key, key if len(key) == 1 else "\r"))
+            app.pane.post_message(Key(key, key if len(key) == 1 else "\r"))
         await until_async(lambda: answers(app))
         assert shown_texts(app, "user") == ["ab"]
 
 
-async def test_an_idle_screen_does_nothing(starter: Path) -> None:
+async def test_idle_screen_uses_no_cpu_time(starter: Path) -> None:
     app = make_app(starter, max_tokens=3)
     async with app.run_test() as pilot:
         await until_async(lambda: status_text(app).startswith("ready"))
         await pilot.pause(0.2)
         before = sum(os.times()[:2])
         await asyncio.sleep(2.0)
-        assert sum(os.times()[:2]) - before < 0.1  # CPU time, which another load does not change
+        assert sum(os.times()[:2]) - before < 0.1  # CPU time does not depend on other processes
 
 
-async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
+async def test_quit_during_a_reply_ends_at_once(starter: Path) -> None:
     app = make_app(starter)
     async with app.run_test() as pilot:
         app.pane.prompt.text = LONG
@@ -123,11 +123,11 @@ async def test_leaving_in_mid_answer_is_quiet(starter: Path) -> None:
         await pilot.press("ctrl+q")
         app.pane.post_message(messages.TextArrived("more", "", 1))
         app.pane.post_message(messages.SessionFailed("too late", None))
-        await until_async(lambda: app.return_code == 0, timeout_s=5)  # the answer would take much longer
+        await until_async(lambda: app.return_code == 0, timeout_s=5)  # the reply would take much longer
         assert session(app).model.engine.pid is None
 
 
-async def test_a_message_that_does_not_fit_goes_back_to_the_input(starter: Path) -> None:
+async def test_message_longer_than_the_context_returns_to_the_prompt(starter: Path) -> None:
     app = make_app(starter, n_ctx=256, max_tokens=3)
     async with app.run_test() as pilot:
         app.pane.prompt.text = "word " * 300
@@ -141,7 +141,7 @@ async def test_a_message_that_does_not_fit_goes_back_to_the_input(starter: Path)
         await until_async(lambda: answers(app))
 
 
-async def test_stopping_before_the_first_word_keeps_turns_alternating(starter: Path) -> None:
+async def test_reply_stopped_before_its_first_token_is_saved_as_interrupted(starter: Path) -> None:
     app = make_app(starter, n_ctx=8192)
     async with app.run_test() as pilot:
         await until_async(lambda: status_text(app).startswith("ready"))
@@ -152,7 +152,7 @@ async def test_stopping_before_the_first_word_keeps_turns_alternating(starter: P
         assert session(app).tree.path[1].is_interrupted
 
 
-async def test_messages_that_wait_go_back_to_the_input_on_escape(starter: Path) -> None:
+async def test_escape_returns_queued_messages_to_the_prompt(starter: Path) -> None:
     app = make_app(starter)
     async with app.run_test() as pilot:
         for text in (LONG, "next", "and then"):
@@ -163,7 +163,7 @@ async def test_messages_that_wait_go_back_to_the_input_on_escape(starter: Path) 
         assert app.pane.prompt.text == "next\n\nand then"
 
 
-async def test_the_context_is_counted_before_a_message_is_sent(starter: Path) -> None:
+async def test_context_use_is_shown_before_a_message_is_sent(starter: Path) -> None:
     app = make_app(starter, max_tokens=5)
     async with app.run_test() as pilot:
         await until_async(lambda: status_text(app).startswith("ready"))
@@ -173,7 +173,7 @@ async def test_the_context_is_counted_before_a_message_is_sent(starter: Path) ->
         await until_async(lambda: "too long for the context" in status_text(app))
 
 
-async def test_the_model_names_the_conversation_in_idle_time(tmp_path: Path) -> None:
+async def test_model_generates_the_conversation_title_when_idle(tmp_path: Path) -> None:
     app = make_app(write_parrot(tmp_path / "parrot.gguf", "Paris"), titles=True)
     async with app.run_test() as pilot:
         await pilot.press(*"Where is it?", "enter")

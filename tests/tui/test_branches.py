@@ -83,12 +83,12 @@ async def test_stopped_reply_is_saved_and_can_be_continued() -> None:
         await pilot.press("escape")
         script.may_continue.set()
         await until_async(lambda: not app.pane.is_busy)
-        begun = saved_texts(app)[1]
-        assert begun.startswith("Word")
+        partial = saved_texts(app)[1]
+        assert partial.startswith("Word")
         assert "(stopped; /continue resumes the reply)" in screen_text(app)
         app.actions.run("continue", "")
         await until_async(lambda: not app.pane.is_busy and saved_texts(app)[1].endswith("more."))
-        assert saved_texts(app)[1] == f"{begun} And more."
+        assert saved_texts(app)[1] == f"{partial} And more."
         assert shown_texts(app, "assistant") == [saved_texts(app)[1]]
 
 
@@ -99,7 +99,7 @@ async def test_deleted_messages_return_with_undo() -> None:
         await ask(app, "One")
         await ask(app, "Two")
         await pilot.press("escape", "up", "d")
-        assert len(session(app).tree) == 4  # asked for once: nothing yet
+        assert len(session(app).tree) == 4  # not confirmed yet
         await pilot.press("d")
         await until_async(lambda: len(shown_messages(app)) == 2)
         assert saved_texts(app) == ["One", "An answer."]

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 async def test_reopened_conversation_shows_and_continues_its_messages(starter: Path) -> None:
     store = ephemeral_store()
-    about = save_conversation(store, [(f"question {i}", f"answer \x1b[31m{i}") for i in range(30)])
-    app = make_scripted_app(store=store, conversation=about)
+    conversation = save_conversation(store, [(f"question {i}", f"answer \x1b[31m{i}") for i in range(30)])
+    app = make_scripted_app(store=store, conversation=conversation)
     async with app.run_test():
         await wait_until_ready(app)
         assert shown_texts(app, "user") == [f"question {i}" for i in range(30)]
@@ -89,7 +89,7 @@ async def test_sidebar_pins_and_deletes_conversations() -> None:
         assert store.list_conversations()[0].conversation.title == "Boats"
         option_list(app, "#conversations").highlighted = 1
         await pilot.press("ctrl+x")
-        assert len(store.list_conversations()) == 2  # asked for once: nothing yet
+        assert len(store.list_conversations()) == 2  # not confirmed yet
         await pilot.press("ctrl+x")
         await until_async(lambda: len(store.list_conversations()) == 1)
         await pilot.press("escape")
@@ -98,10 +98,10 @@ async def test_sidebar_pins_and_deletes_conversations() -> None:
 
 async def test_search_opens_a_message_on_another_branch() -> None:
     store = ephemeral_store()
-    about = save_conversation(store, [("common", "a zebra"), ("more", "end")], "Animals")
-    first = store.messages(about.id)[0]
+    conversation = save_conversation(store, [("common", "a zebra"), ("more", "end")], "Animals")
+    first = store.messages(conversation.id)[0]
     other = Message(id=new_id(), parent_id=first.id, role="assistant", text="a giraffe", finish_reason="stop")
-    store.append(about, [other])
+    store.append(conversation, [other])
     app = make_scripted_app(store=store)
     async with app.run_test() as pilot:
         await wait_until_ready(app)
@@ -140,8 +140,8 @@ async def test_conversation_is_renamed_pinned_and_exported(tmp_path: Path, monke
             app.pane.prompt.load(command)
             app.pane.prompt.action_send()
         await until_async(lambda: len(shown_texts(app, "error")) == 2)
-        about = session(app).store.conversation(session(app).conversation.id)
-        assert (about.title, about.pinned) == ("A new name", True)
+        conversation = session(app).store.conversation(session(app).conversation.id)
+        assert (conversation.title, conversation.pinned) == ("A new name", True)
         assert "**bold**" in (tmp_path / "A-new-name.md").read_text()
         assert json.loads((tmp_path / "out.json").read_text())
         assert "<strong>bold</strong>" in (tmp_path / "out.html").read_text()
@@ -150,8 +150,8 @@ async def test_conversation_is_renamed_pinned_and_exported(tmp_path: Path, monke
 
 async def test_control_characters_of_saved_texts_are_escaped() -> None:
     store = ephemeral_store()
-    about = save_conversation(store, [("\x1b]52;c;eA==\x07 evil", "x")], "evil \x1b[2J title")
-    app = make_scripted_app(store=store, conversation=about)
+    conversation = save_conversation(store, [("\x1b]52;c;eA==\x07 evil", "x")], "evil \x1b[2J title")
+    app = make_scripted_app(store=store, conversation=conversation)
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         await pilot.press("up")

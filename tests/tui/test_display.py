@@ -36,7 +36,7 @@ async def test_statistics_are_toggled_with_ctrl_t() -> None:
 
 async def test_reasoning_is_collapsed_and_expands() -> None:
     store = ephemeral_store()
-    about = Conversation(id=new_id(), title="Thought", created_at_ms=1)
+    conversation = Conversation(id=new_id(), title="Thought", created_at_ms=1)
     question = Message(id=new_id(), role="user", text="Why?")
     answer = Message(
         id=new_id(),
@@ -46,8 +46,8 @@ async def test_reasoning_is_collapsed_and_expands() -> None:
         reasoning="Let me think\nabout it.",
         finish_reason="stop",
     )
-    store.append(about, [question, answer])
-    app = make_scripted_app(store=store, conversation=store.conversation(about.id))
+    store.append(conversation, [question, answer])
+    app = make_scripted_app(store=store, conversation=store.conversation(conversation.id))
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         assert "▸ reasoning (5 words)" in screen_text(app)

@@ -1,4 +1,4 @@
-"""Models from the chat: switching, getting one from a hub, stopping and going on, and what goes wrong."""
+"""Models in the chat: switching, search and download from the hub, the first start, and failures."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
 
 
 @pytest.fixture(autouse=True)
-def not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How fast this machine is takes seconds to find out, and is tested elsewhere."""
+def no_speed_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the speed measurement, which takes seconds and has its own tests."""
     monkeypatch.setattr(selection, "measure_speeds", lambda: None)
 
 
-def names(app: ChatApp) -> list[str]:
-    return [o.id or "" for found in app.screen.query(OptionList) for o in found.options if not o.disabled]
+def option_ids(app: ChatApp) -> list[str]:
+    return [o.id or "" for options in app.screen.query(OptionList) for o in options.options if not o.disabled]
 
 
 def details(app: ChatApp) -> str:
     return str(app.screen.query_one("#details", Static).content)
 
 
-async def test_another_model_answers_in_mid_conversation(tmp_path: Path) -> None:
+async def test_model_is_switched_during_a_conversation(tmp_path: Path) -> None:
     first, second = write_parrot(tmp_path / "first.gguf", "One"), write_parrot(tmp_path / "second.gguf", "Two")
     app = make_app(first)
     async with app.run_test():
@@ -78,19 +78,19 @@ async def test_another_model_answers_in_mid_conversation(tmp_path: Path) -> None
         assert saved_texts(app)[-1] == "Two"
 
 
-async def test_from_a_search_on_the_hub_to_an_answer(hub: LocalHub, tmp_path: Path) -> None:
+async def test_model_found_on_the_hub_is_downloaded_and_used(hub: LocalHub, tmp_path: Path) -> None:
     app = make_app(write_parrot(tmp_path / "first.gguf", "One"))
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_until_ready(app)
         await pilot.press("ctrl+o")
-        await until_async(lambda: isinstance(app.screen, ModelsScreen) and "starter" in names(app))
-        await until_async(lambda: len(names(app)) > 20)  # the catalogue, without a network
+        await until_async(lambda: isinstance(app.screen, ModelsScreen) and "starter" in option_ids(app))
+        await until_async(lambda: len(option_ids(app)) > 20)  # the built-in catalogue, which needs no network
         assert "[" in details(app)
         await pilot.press(*"parrot", "ctrl+s")
-        await until_async(lambda: f"hub:{REPO}" in names(app))
+        await until_async(lambda: f"hub:{REPO}" in option_ids(app))
         await until_async(lambda: "Enter downloads this model" in details(app))
         await pilot.press("enter")
-        await until_async(lambda: "parrot-Q8_0" in names(app))
+        await until_async(lambda: "parrot-Q8_0" in option_ids(app))
         app.screen.query_one(OptionList).highlighted = app.screen.query_one(OptionList).get_option_index("parrot-Q8_0")
         await pilot.press("enter")
         await until_async(lambda: "parrot-Q8_0" in status_text(app) and not app.pane.is_busy)
@@ -98,7 +98,7 @@ async def test_from_a_search_on_the_hub_to_an_answer(hub: LocalHub, tmp_path: Pa
         assert saved_texts(app)[-1] == "Bird"
 
 
-async def test_a_download_is_stopped_and_goes_on(hub: LocalHub) -> None:
+async def test_cancelled_download_resumes(hub: LocalHub) -> None:
     hub.faults.bytes_per_s = 20_000
     app = make_scripted_app()
     async with app.run_test(size=(100, 30)) as pilot:
@@ -119,7 +119,7 @@ async def test_a_download_is_stopped_and_goes_on(hub: LocalHub) -> None:
 
 
 @pytest.mark.parametrize("what", ["no such model", "hub in trouble", "wrong hash"])
-async def test_a_download_that_fails_is_said(hub: LocalHub, what: str) -> None:
+async def test_failed_download_is_reported(hub: LocalHub, what: str) -> None:
     if what == "hub in trouble":
         hub.faults.api_status = 503
     elif what == "wrong hash":
@@ -133,31 +133,33 @@ async def test_a_download_that_fails_is_said(hub: LocalHub, what: str) -> None:
         assert saved_texts(app)[-1] == "An answer."
 
 
-async def test_a_hub_that_cannot_be_reached_is_said_on_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     app = make_scripted_app()
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_until_ready(app)
         await pilot.press("ctrl+o")
-        await until_async(lambda: isinstance(app.screen, ModelsScreen) and names(app))
+        await until_async(lambda: isinstance(app.screen, ModelsScreen) and option_ids(app))
         await pilot.press(*"qwen", "ctrl+s")
         await until_async(lambda: "127.0.0.1" in str(app.screen.query_one("#pull", Static).content))
 
 
 @pytest.mark.parametrize("choice", ["get", "local", "escape"])
-async def test_the_first_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
+async def test_first_start_offers_download_and_local_model(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
     here = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
     for module in (resources, selection):
         monkeypatch.setattr(module, "current_machine", lambda *args: here)
     app = make_scripted_app(store=ephemeral_store())
     app.is_first_run = True
     async with app.run_test() as pilot:
-        await until_async(lambda: isinstance(app.screen, FirstRunScreen) and len(names(app)) == 3)
+        await until_async(lambda: isinstance(app.screen, FirstRunScreen) and len(option_ids(app)) == 3)
         assert isinstance(app.screen, FirstRunScreen)
-        assert app.worker.session is None  # nothing is loaded yet
+        assert app.worker.session is None  # no model is loaded yet
         assert "8.00 GB of memory free" in screen_text(app)
         if choice == "get":
-            app.screen._best = REPO  # what the catalogue has is not on this hub
+            app.screen._best = REPO  # the test hub has none of the models in the catalogue
             await pilot.press("enter")
         elif choice == "local":
             await pilot.press("down", "enter")
@@ -169,18 +171,18 @@ async def test_the_first_start(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, c
         assert bool(list(paths.models_dir().rglob("*.gguf"))) == (choice == "get")
 
 
-async def test_a_first_download_that_fails_leaves_the_choice(hub: LocalHub) -> None:
+async def test_failed_first_download_returns_to_the_choice(hub: LocalHub) -> None:
     hub.faults.api_status = 404
     app = make_scripted_app()
     app.is_first_run = True
     async with app.run_test(size=(100, 30)) as pilot:
-        await until_async(lambda: isinstance(app.screen, FirstRunScreen) and "local" in names(app))
+        await until_async(lambda: isinstance(app.screen, FirstRunScreen) and "local" in option_ids(app))
         assert isinstance(app.screen, FirstRunScreen)
         app.screen._best = REPO
         options = app.screen.query_one(OptionList)
         app.screen.post_message(OptionList.OptionSelected(options, options.options[0], 0))
         if options.options[0].id != "get":
-            pytest.skip("nothing of the catalogue is better than what is here")
+            pytest.skip("the catalogue has no better model for this machine")
         await until_async(lambda: str(app.screen.query_one("#pull", Static).content))
         await until_async(lambda: not options.disabled)
         await pilot.press("escape")

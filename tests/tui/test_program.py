@@ -1,4 +1,4 @@
-"""The real program in a real terminal, with the starter model: from the first start to leaving and coming back."""
+"""The real program in a pseudo-terminal with the starter model: complete sessions, signals, and plain output."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 from tests.conftest import edgechat_command
 from tests.terminal import Terminal, terminal
 
-CLEAN = ("\x1b[?1049l", "\x1b[?25h")
-"""What gives the terminal back: its own screen, and the cursor."""
+RESTORE_SEQUENCES = ("\x1b[?1049l", "\x1b[?25h")
+"""Leave the alternate screen and show the cursor."""
 
 
-def left_clean(t: Terminal) -> None:
+def assert_terminal_restored(t: Terminal) -> None:
     end = t.output[-3000:].decode("utf-8", "replace")
-    assert all(sequence in end for sequence in CLEAN)
-    assert "\x1b[?1000l" in end  # no mouse reports in the shell
+    assert all(sequence in end for sequence in RESTORE_SEQUENCES)
+    assert "\x1b[?1000l" in end  # mouse reporting is off
     assert t.modes() == t.before
 
 
@@ -29,7 +29,7 @@ def history(*arguments: str) -> str:
     return subprocess.run(edgechat_command("history", *arguments), capture_output=True, text=True, check=True).stdout
 
 
-def test_a_day_with_edgechat(tmp_path: Path) -> None:
+def test_session_from_first_message_to_restart(tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text(f"#!{sys.executable}\nimport sys\nopen(sys.argv[1], 'a').write(' in one word')\n")
     editor.chmod(0o755)
@@ -39,31 +39,31 @@ def test_a_day_with_edgechat(tmp_path: Path) -> None:
         t.type("What is gravity?\r")
         t.until(lambda: "tokens/s" in t.text() and "ready" in t.text())
         assert "What is gravity?" in t.text()
-        # Several lines: Ctrl+J and Alt+Enter, and a paste in brackets, are one message.
+        # Ctrl+J, Alt+Enter and a bracketed paste all add lines to one message.
         t.type("one\x0atwo\x1b\rthree")
         t.until(lambda: all(word in t.text() for word in ("one", "two", "three")))
         assert "ready" in t.text()
         t.type("\x1b[200~\nfour\nfive\x1b[201~\r")
         t.until(lambda: "five" in t.text() and "ready" in t.text() and len(json.loads(history("list", "--json"))) == 1)
-        # Another answer to it, and back.
+        # Generate an alternative reply, and switch back.
         t.type("/retry\r")
         t.until("‹2/2›")  # noqa: RUF001
         t.until_stable("ready")
         t.type("/switch\r")
         t.until("‹1/2›")  # noqa: RUF001
-        # An editor.
+        # Use the external editor.
         t.type("Say it\x07")
         t.until("Say it in one word")
         t.type("\r")
         t.until(lambda: "ready" in t.text() and "in one word" in t.text())
-        # Search leads there.
+        # Open a search result.
         t.type("\x06")
         t.until("Search everything")
         t.type("gravity")
         t.until("What is gravity")
         t.type("\r")
         t.until(lambda: "Search everything" not in t.text())
-        t.until("Enter: write")  # the conversation has the keys now
+        t.until("Enter: write")  # the transcript has the focus
         t.type("\r")
         t.until_stable("ready")
         t.type("/rename About weight\r")
@@ -75,9 +75,9 @@ def test_a_day_with_edgechat(tmp_path: Path) -> None:
         t.until(lambda: any((Path(os.environ["EDGECHAT_HOME"]) / "data" / "drafts").glob("*.txt")))
         t.type("\x11")
         assert t.wait() == 0
-        left_clean(t)
-    [kept] = json.loads(history("list", "--json"))
-    assert kept["conversation"]["title"] == "About weight"
+        assert_terminal_restored(t)
+    [summary] = json.loads(history("list", "--json"))
+    assert summary["conversation"]["title"] == "About weight"
     with terminal(*edgechat_command("-c")) as t:
         t.until("half a thought")
         t.until_stable("ready")
@@ -85,7 +85,7 @@ def test_a_day_with_edgechat(tmp_path: Path) -> None:
         assert t.wait() == 0
 
 
-def test_stopped_in_mid_answer_and_left_in_mid_answer() -> None:
+def test_reply_is_stopped_continued_and_interrupted_by_quit() -> None:
     with terminal(*edgechat_command("-m", "starter"), size=(60, 20)) as t:
         t.until_stable("ready")
         t.type("Tell me a very long story about the sea.\r")
@@ -99,21 +99,21 @@ def test_stopped_in_mid_answer_and_left_in_mid_answer() -> None:
         t.until("generating")
         t.type("\x11")
         assert t.wait() == 0
-        left_clean(t)
+        assert_terminal_restored(t)
     assert json.loads(history("list", "--json"))[0]["n_messages"] == 2
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_killed_in_mid_answer_nothing_is_lost(signal_: signal.Signals) -> None:
+def test_signal_during_a_reply_loses_nothing(signal_: signal.Signals) -> None:
     with terminal(*edgechat_command("-m", "starter")) as t:
         t.until_stable("ready")
         t.type("Tell me a very long story about the sea.\r")
         t.until(lambda: "generating" in t.text() and len(t.text().split()) > 60)
         t.child.send_signal(signal_)
         t.wait()
-    [kept] = json.loads(history("list", "--json"))
-    shown = json.loads(history("show", kept["conversation"]["id"], "--json"))
-    assert [m["role"] for m in shown["messages"]] == ["user", "assistant"]
+    [summary] = json.loads(history("list", "--json"))
+    exported = json.loads(history("show", summary["conversation"]["id"], "--json"))
+    assert [m["role"] for m in exported["messages"]] == ["user", "assistant"]
     with terminal(*edgechat_command("-c")) as t:
         t.until("long story about the sea")
         t.until_stable("ready")
@@ -122,7 +122,7 @@ def test_killed_in_mid_answer_nothing_is_lost(signal_: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"EDGECHAT_THEME": "ansi-dark"}, {"EDGECHAT_ASCII": "yes"}])
-def test_without_colours_with_the_terminals_own_and_in_ascii(variable: dict[str, str]) -> None:
+def test_no_color_ansi_theme_and_ascii_mode(variable: dict[str, str]) -> None:
     with terminal(*edgechat_command("-m", "starter", "--max-tokens", "5"), env=os.environ | variable) as t:
         t.until_stable("ready")
         t.type("Hello\r")
@@ -136,20 +136,20 @@ def test_without_colours_with_the_terminals_own_and_in_ascii(variable: dict[str,
         assert t.wait() == 0
 
 
-def test_line_by_line_with_the_same_commands(tmp_path: Path) -> None:
-    asked = f"Say hi.\n/retry\n/switch 1\n/nothing\n/rename Plain\n/export {tmp_path / 'out.md'}\n/help\n/quit\nnever\n"
+def test_plain_chat_accepts_the_same_commands(tmp_path: Path) -> None:
+    lines = f"Say hi.\n/retry\n/switch 1\n/nothing\n/rename Plain\n/export {tmp_path / 'out.md'}\n/help\n/quit\nnever\n"
     command = edgechat_command("--plain", "-m", "starter", "--max-tokens", "6", "--temperature", "0")
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
-    assert done.returncode == 2  # of the command that does not exist
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
+    assert done.returncode == 2  # because one command does not exist
     assert "there is no command /nothing" in done.stderr
     assert "(alternative 1 of 2)" in done.stdout
     assert (tmp_path / "out.md").exists()
     assert "\x1b" not in done.stdout
-    [kept] = json.loads(history("list", "--json"))
-    assert (kept["conversation"]["title"], kept["n_messages"]) == ("Plain", 3)
+    [summary] = json.loads(history("list", "--json"))
+    assert (summary["conversation"]["title"], summary["n_messages"]) == ("Plain", 3)
 
 
-def test_a_dumb_terminal_gets_lines() -> None:
+def test_dumb_terminal_gets_plain_chat() -> None:
     env = os.environ | {"TERM": "dumb"}
     with terminal("/usr/bin/env", "TERM=dumb", *edgechat_command("-m", "starter", "--max-tokens", "5"), env=env) as t:
         t.until("/help shows commands")

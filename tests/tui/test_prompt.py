@@ -55,9 +55,9 @@ async def test_commands_and_file_names_are_completed(tmp_path: Path, monkeypatch
         await wait_until_ready(app)
         await pilot.press(*"/ren")
         await until_async(
-            lambda: app.chat.query("CompletionPopup").first().display if app.chat.query("CompletionPopup") else False
+            lambda: app.pane.query("CompletionPopup").first().display if app.pane.query("CompletionPopup") else False
         )
-        popup = app.chat.query_one("CompletionPopup", OptionList)
+        popup = app.pane.query_one("CompletionPopup", OptionList)
         await pilot.press("tab")
         assert app.pane.prompt.text == "/rename "
         await pilot.press("ctrl+u", *"Read @no")
@@ -99,10 +99,10 @@ async def test_paste_of_any_size_is_one_message(pasted: str) -> None:
         assert len(app.pane.prompt.text) < 10_000
         await pilot.press("enter")
         await until_async(lambda: len(session(app).tree) == 2 and not app.pane.is_busy)
-        kept = saved_texts(app)[0]
-        assert kept.startswith("See: ")
-        assert not {"\x1b", "\x00", "\x9b", "\r"} & set(kept)
-        assert len(kept) >= len(pasted.replace("\r\n", "\n").strip())
+        saved = saved_texts(app)[0]
+        assert saved.startswith("See: ")
+        assert not {"\x1b", "\x00", "\x9b", "\r"} & set(saved)
+        assert len(saved) >= len(pasted.replace("\r\n", "\n").strip())
 
 
 async def test_paste_larger_than_the_context_returns_to_the_prompt() -> None:

@@ -70,10 +70,10 @@ async def test_conversation_settings_override_the_general_ones() -> None:
             app.pane.prompt.load(command)
             app.pane.prompt.action_send()
         await until_async(lambda: len(shown_texts(app, "error")) == 2)
-        kept = session(app).store.conversation(session(app).conversation.id).settings
-        assert kept == {"temperature": 0.1, "system_prompt": "Be brief.", "reasoning": False}
+        overrides = session(app).store.conversation(session(app).conversation.id).settings
+        assert overrides == {"temperature": 0.1, "system_prompt": "Be brief.", "reasoning": False}
         assert session(app).settings.temperature == 0.1
-        session(app)._flags = {"temperature": 0.3}  # as from the command line
+        session(app)._flags = {"temperature": 0.3}  # as if given on the command line
         app.actions.run("set", "temperature 0.7")
         await until_async(lambda: session(app).settings.temperature == 0.7)
         app.actions.run("new", "")
@@ -99,12 +99,12 @@ async def test_persona_sets_the_system_prompt() -> None:
 
 async def test_invalid_theme_and_keys_are_reported_and_ignored() -> None:
     paths.themes_dir().mkdir(parents=True)
-    (paths.themes_dir() / "mine.toml").write_text("primary = 'no colour'\n")
+    (paths.themes_dir() / "mine.toml").write_text("primary = 'not a colour'\n")
     app = make_scripted_app(theme="mine", keys={"chat.help": "f9", "chat.nothing": "f1"})
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         notes = " ".join(shown_texts(app, "note"))
-        assert "primary is 'no colour'" in notes
+        assert "primary is 'not a colour'" in notes
         assert "unknown name 'chat.nothing'" in notes
         assert app.theme == "textual-dark"
         await pilot.press("f9")

@@ -1,6 +1,7 @@
-"""What every screen shows. `UPDATE_SNAPSHOTS=1` writes the files anew: look at them before you commit.
+"""Screenshots of every screen, compared with SVG files. `UPDATE_SNAPSHOTS=1` rewrites the files: review them.
 
-Colours and places count to the letter with the Textual they were made with; with another one, the letters alone.
+A screenshot must match exactly if Textual, Rich and Pygments have the versions that made the file; with other
+versions only its text is compared.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from tests.tui.app_driver import ask, make_scripted_app, save_conversation, sess
 from tests.waiting import until_async
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-MADE_WITH = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("textual", "rich", "pygments"))
-ANSWER = """Here is a function:
+VERSIONS = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("textual", "rich", "pygments"))
+REPLY = """Here is a function:
 
 ```python
 def add(a: int, b: int) -> int:
@@ -50,25 +51,25 @@ def add(a: int, b: int) -> int:
 
 > quoted
 """
-Go = Callable[[ChatApp, Pilot[int]], Awaitable[None]]
+OpenScreen = Callable[[ChatApp, Pilot[int]], Awaitable[None]]
 
 
 def compare(app: ChatApp, name: str) -> None:
-    """The screen is what the file has."""
+    """Compare the screen with a snapshot file, or write the file."""
     svg = re.sub(r"terminal-\d+", "terminal", app.export_screenshot(title="edgechat"))
     file = SNAPSHOTS / f"{name}.svg"
     if os.environ.get("UPDATE_SNAPSHOTS"):
         file.parent.mkdir(exist_ok=True)
-        file.write_text(f"{svg}\n<!-- {MADE_WITH} -->\n", encoding="utf-8")
-    kept = file.read_text(encoding="utf-8")
-    if MADE_WITH in kept:
-        assert f"{svg}\n<!-- {MADE_WITH} -->\n" == kept
+        file.write_text(f"{svg}\n<!-- {VERSIONS} -->\n", encoding="utf-8")
+    expected = file.read_text(encoding="utf-8")
+    if VERSIONS in expected:
+        assert f"{svg}\n<!-- {VERSIONS} -->\n" == expected
     else:
-        assert letters(svg) == letters(kept)
+        assert svg_texts(svg) == svg_texts(expected)
 
 
-def letters(svg: str) -> list[str]:
-    """What a person reads in it."""
+def svg_texts(svg: str) -> list[str]:
+    """Return the visible texts of a screenshot."""
     return [html.unescape(t) for t in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
 
 
@@ -81,24 +82,24 @@ async def chat(app: ChatApp, pilot: Pilot[int]) -> None:
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 36), (40, 20)])
 @pytest.mark.parametrize("theme", ["textual-dark", "textual-light", "ansi-dark"])
-async def test_the_chat(size: tuple[int, int], theme: str) -> None:
-    app = make_scripted_app(ANSWER, theme=theme, problems=["config.toml: top_k: Expected `int`"])
+async def test_chat(size: tuple[int, int], theme: str) -> None:
+    app = make_scripted_app(REPLY, theme=theme, problems=["config.toml: top_k: Expected `int`"])
     async with app.run_test(size=size) as pilot:
         await chat(app, pilot)
         compare(app, f"chat-{theme}-{size[0]}x{size[1]}")
 
 
-async def test_the_chat_in_ascii() -> None:
-    app = make_scripted_app(ANSWER, ascii=True)
+async def test_chat_in_ascii() -> None:
+    app = make_scripted_app(REPLY, ascii=True)
     async with app.run_test(size=(80, 24)) as pilot:
         await chat(app, pilot)
         await pilot.press("escape")
-        text = "".join(letters(app.export_screenshot()))
+        text = "".join(svg_texts(app.export_screenshot()))
         assert text.replace("\xa0", " ").isascii()
         compare(app, "chat-ascii")
 
 
-async def figures(app: ChatApp, pilot: Pilot[int]) -> None:
+async def statistics(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+t", "escape")
     await until_async(lambda: app.pane.shows_figures)
@@ -111,7 +112,7 @@ async def alternatives(app: ChatApp, pilot: Pilot[int]) -> None:
     await pilot.press("escape")
 
 
-async def dies(app: ChatApp, pilot: Pilot[int]) -> None:
+async def engine_died(app: ChatApp, pilot: Pilot[int]) -> None:
     await wait_until_ready(app)
     app.pane.prompt.load("Write a function that adds.")
     await pilot.press("enter")
@@ -132,7 +133,7 @@ async def settings(app: ChatApp, pilot: Pilot[int]) -> None:
 async def conversations(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+b")
-    await until_async(lambda: app.chat.query_one("#conversations").option_count > 3)  # type: ignore[attr-defined]
+    await until_async(lambda: app.pane.query_one("#conversations").option_count > 3)  # type: ignore[attr-defined]
     await pilot.press("down")
 
 
@@ -143,23 +144,23 @@ async def search(app: ChatApp, pilot: Pilot[int]) -> None:
     await pilot.press("down")
 
 
-async def commands(app: ChatApp, pilot: Pilot[int]) -> None:
+async def completion(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("/", "r", "e")
-    await until_async(lambda: app.chat.query("CompletionPopup") and app.chat.query_one("CompletionPopup").display)
+    await until_async(lambda: app.pane.query("CompletionPopup") and app.pane.query_one("CompletionPopup").display)
 
 
-async def said_before(app: ChatApp, pilot: Pilot[int]) -> None:
+async def prompt_history(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+r")
     await until_async(lambda: app.screen.query("PickerScreen OptionList"))
     await pilot.press("down")
 
 
-async def palette(app: ChatApp, pilot: Pilot[int]) -> None:
+async def command_palette(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+p", *"expo")
-    await until_async(lambda: app.screen.query("CommandList") and app.screen.query_one("CommandList").option_count == 1)  # type: ignore[attr-defined]
+    await until_async(lambda: [options.option_count for options in app.screen.query(OptionList)] == [1])
     await pilot.pause()
 
 
@@ -181,19 +182,19 @@ async def personas(app: ChatApp, pilot: Pilot[int]) -> None:
     await pilot.press("f4")
 
 
-SCREENS: dict[str, Go] = {
-    "figures": figures, "alternatives": alternatives, "dies": dies, "help": help_, "settings": settings,
-    "conversations": conversations, "search": search, "commands": commands, "said-before": said_before, "palette": palette,
-    "plan": plan, "personas": personas,
+SCREENS: dict[str, OpenScreen] = {
+    "statistics": statistics, "alternatives": alternatives, "engine-died": engine_died, "help": help_,
+    "settings": settings, "conversations": conversations, "search": search, "completion": completion,
+    "prompt-history": prompt_history, "command-palette": command_palette, "plan": plan, "personas": personas,
 }  # fmt: skip
 
 
-async def test_the_list_of_conversations_takes_all_of_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sidebar_covers_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sidebar, "day_heading", lambda at_ms, today: "today")
     store = ephemeral_store()
     for number in range(3):
         save_conversation(store, [("What of boats?", "They float.")], f"Boats {number}", number)
-    app = make_scripted_app(ANSWER, store=store)
+    app = make_scripted_app(REPLY, store=store)
     async with app.run_test(size=(40, 20)) as pilot:
         await conversations(app, pilot)
         await pilot.pause()
@@ -201,18 +202,18 @@ async def test_the_list_of_conversations_takes_all_of_a_narrow_screen(monkeypatc
 
 
 @pytest.mark.parametrize("name", SCREENS)
-async def test_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sidebar, "day_heading", lambda at_ms, today: "today")
     monkeypatch.setattr(
         entries, "performance_summary", lambda message: "57 tokens, 42 tokens/s, first after 0.08 s, 7 of 14 cached"
     )
     monkeypatch.setenv("TZ", "UTC")
-    # What is typed is counted once it pauses: on a busy machine that would be before the picture is taken.
+    # On a slow machine the context use would be updated before the screenshot is taken.
     monkeypatch.setattr(chat_module, "TYPING_PAUSE_S", 1000.0)
     store = ephemeral_store()
     for number in range(3):
         save_conversation(store, [("What of boats?", f"Boats float, number {number}.")], f"Boats {number}", number)
-    app = make_scripted_app(store=store, script=Script([ANSWER], dies_after=12 if name == "dies" else None))
+    app = make_scripted_app(store=store, script=Script([REPLY], dies_after=12 if name == "engine-died" else None))
     async with app.run_test(size=(80, 24)) as pilot:
         await SCREENS[name](app, pilot)
         for field in app.screen.query("Input"):
@@ -221,19 +222,19 @@ async def test_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         compare(app, name)
 
 
-HERE = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
+MACHINE = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
 
 
-@pytest.mark.parametrize("name", ["models", "first"])
-async def test_a_screen_about_the_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of this machine nothing is to be seen.
+@pytest.mark.parametrize("name", ["models", "first-run"])
+async def test_screen_with_facts_about_the_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The screenshot must not depend on the machine that runs the test.
     for module in (resources, selection):
-        monkeypatch.setattr(module, "current_machine", lambda *args: HERE)
+        monkeypatch.setattr(module, "current_machine", lambda *args: MACHINE)
     monkeypatch.setattr(selection, "measured_speeds", lambda: None)
     monkeypatch.setattr(selection, "measure_speeds", lambda: None)
     monkeypatch.setattr(cpu, "read_cpu", lambda: cpu.Cpu(model="Some CPU", flags="", microcode=""))
-    app = make_scripted_app(ANSWER)
-    app.is_first_run = name == "first"
+    app = make_scripted_app(REPLY)
+    app.is_first_run = name == "first-run"
     async with app.run_test(size=(80, 24)) as pilot:
         if name == "models":
             await wait_until_ready(app)

@@ -23,20 +23,21 @@ from tests.waiting import until_async
 
 async def test_unsent_text_survives_a_crash() -> None:
     store = open_store()
-    about = save_conversation(store, [("a", "b")])
-    for conversation in (None, about):
+    saved = save_conversation(store, [("a", "b")])
+    for conversation in (None, saved):
+        conversation_id = saved.id if conversation else ""
         app = make_scripted_app(store=store, conversation=conversation)
         async with app.run_test() as pilot:
             await wait_until_ready(app)
             await pilot.press(*"half a thou")
-            await until_async(lambda: unsent_messages.load(about.id if conversation else "") == "half a thou")  # noqa: B023
-        # No goodbye: as if it had been killed here.
+            await until_async(lambda: unsent_messages.load(conversation_id) == "half a thou")  # noqa: B023
+        # Without a regular end, as after a crash.
         again = make_scripted_app(store=store, conversation=conversation)
         async with again.run_test() as pilot:
             await until_async(lambda: again.pane.prompt.text == "half a thou")  # noqa: B023
             await wait_until_ready(again)
             await pilot.press("enter")
-            await until_async(lambda: not unsent_messages.load(about.id if conversation else ""))  # noqa: B023
+            await until_async(lambda: not unsent_messages.load(conversation_id))  # noqa: B023
             await wait_until_ready(again)
     store.close()
 
@@ -56,10 +57,10 @@ async def test_message_returns_to_the_prompt_without_a_model(tmp_path: Path) -> 
     app = make_app(broken)
     async with app.run_test() as pilot:
         await until_async(lambda: shown_texts(app, "error") and not app.pane.is_busy)
-        app.pane.prompt.load("Precious words")
+        app.pane.prompt.load("Important text")
         await pilot.press("enter")
         await until_async(lambda: len(shown_texts(app, "error")) == 2)
-        assert app.pane.prompt.text == "Precious words"
+        assert app.pane.prompt.text == "Important text"
 
 
 async def test_queued_message_returns_to_the_prompt_when_the_first_load_fails(tmp_path: Path) -> None:
@@ -67,11 +68,11 @@ async def test_queued_message_returns_to_the_prompt_when_the_first_load_fails(tm
     broken.write_text("no model")
     app = make_app(broken)
     async with app.run_test() as pilot:
-        app.pane.prompt.load("Precious words")
+        app.pane.prompt.load("Important text")
         await pilot.press("enter")
         await until_async(lambda: shown_texts(app, "error") and not app.pane.is_busy)
         await pilot.press("escape")
-        assert app.pane.prompt.text == "Precious words"
+        assert app.pane.prompt.text == "Important text"
 
 
 async def test_quit_saves_typed_and_queued_messages() -> None:
@@ -87,8 +88,8 @@ async def test_quit_saves_typed_and_queued_messages() -> None:
         app.pane.prompt.load("Waits")
         await pilot.press("enter", *"typed", "ctrl+q")
         await until_async(lambda: app.return_code == 0)
-    about = open_store().list_conversations()[0].conversation
-    assert unsent_messages.load(about.id) == "Waits\n\ntyped"
+    saved = open_store().list_conversations()[0].conversation
+    assert unsent_messages.load(saved.id) == "Waits\n\ntyped"
     assert unsent_messages.load("") == ""
 
 

@@ -191,7 +191,7 @@ class MessageEntry(TranscriptEntry):
 
 
 class _PartialLineLayout(ProseLayout):
-    """The incomplete first line of a block whose kind is not known yet."""
+    """The incomplete first line of a block of unknown kind."""
 
     def __init__(self, partial: str, *, gap: bool) -> None:
         super().__init__(MarkdownBlock("text", 0, gap=gap), partial)

@@ -63,7 +63,7 @@ class MarkdownSplitter:
             self.feed(text)
 
     def feed(self, text: str) -> None:
-        """Add more text."""
+        """Add the next part of the text."""
         head, newline, tail = text.rpartition("\n")
         if newline:
             for line in (self.partial + head).split("\n"):

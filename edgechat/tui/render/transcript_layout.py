@@ -45,7 +45,7 @@ class TranscriptLayout:
         return self.index.entries
 
     def set_entries(self, entries: Sequence[TranscriptEntry]) -> None:
-        """Replace all entries."""
+        """Replace all entries and measure the new ones."""
         self.index.entries = list(entries)
         self.measure()
 
@@ -86,7 +86,7 @@ class TranscriptLayout:
         return start < top if step < 0 else end > top + height
 
     def lay_out_from(self, row: int, height: int) -> RowPosition:
-        """Render what `height` rows from `row` on show, and as much above and below.
+        """Render the `height` visible rows from `row` on, and as many above and below.
 
         Returns the position of `row`, whose number may change because estimated heights become exact.
         """
@@ -98,7 +98,7 @@ class TranscriptLayout:
         return top
 
     def lay_out_end(self, height: int) -> None:
-        """Render what the last `height` rows show, and as much above."""
+        """Render the last `height` rows, and as many above."""
         visited: dict[LayoutBlock, None] = {}
         self._lay_out(self.index.blocks_before(RowPosition(len(self.entries), -1, 0)), 2 * height, visited)
         self._discard_distant(visited)

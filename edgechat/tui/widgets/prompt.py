@@ -83,7 +83,12 @@ class PromptInput(TextArea):
             self.before = before
             self.completions = completions
 
-    def __init__(self, key_overrides: Callable[[], Mapping[str, str]], *, id: str) -> None:  # noqa: A002  (Textual's name)
+    def __init__(
+        self,
+        key_overrides: Callable[[], Mapping[str, str]],
+        *,
+        id: str,  # noqa: A002  (Textual's name)
+    ) -> None:
         """`key_overrides` returns the configured keys by binding id."""
         super().__init__(
             id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False,

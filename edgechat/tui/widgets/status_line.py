@@ -21,7 +21,7 @@ _SHORT_KEY_HINT: Final = "y c e r b d   Enter: write"
 
 
 class StatusContext(NamedTuple):
-    """State of the chat that the line shows beside the current activity."""
+    """State of the chat that the line shows in addition to the current activity."""
 
     shows_message_keys: bool
     """True if keys act on a message: the line then lists these keys instead of the state."""

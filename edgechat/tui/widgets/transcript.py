@@ -1,4 +1,4 @@
-"""The scrollable conversation.
+"""The scrollable conversation of the chat screen.
 
 Rows far from the screen are estimates until they are rendered. The row at the top of the screen keeps its place when
 an estimate turns out wrong, so that the text under the reader's eyes never jumps.

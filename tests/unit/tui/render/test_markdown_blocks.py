@@ -1,4 +1,4 @@
-"""Markdown in blocks: the same however it comes, and nothing of it gone."""
+"""Markdown blocks: independent of how the text arrives, complete, and short."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edgechat.tui.render.markdown_blocks import MarkdownSplitter, code_blocks, split_markdown
 
-PIECES = st.sampled_from(
+PARTS = st.sampled_from(
     [
         "a",
         "word ",
@@ -29,7 +29,7 @@ PIECES = st.sampled_from(
         "中",
     ]
 )
-TEXTS = st.lists(PIECES, max_size=40).map("".join)
+TEXTS = st.lists(PARTS, max_size=40).map("".join)
 
 
 def shape(splitter: MarkdownSplitter) -> list[tuple[str, int, str, list[str], bool]]:
@@ -37,7 +37,7 @@ def shape(splitter: MarkdownSplitter) -> list[tuple[str, int, str, list[str], bo
 
 
 @given(TEXTS, st.lists(st.integers(1, 50), max_size=60))
-def test_blocks_do_not_depend_on_how_the_text_was_cut(text: str, sizes: list[int]) -> None:
+def test_blocks_do_not_depend_on_how_the_text_is_divided(text: str, sizes: list[int]) -> None:
     whole, grown = MarkdownSplitter(text), MarkdownSplitter()
     at = 0
     for size in [*sizes, len(text) + 1]:
@@ -49,23 +49,23 @@ def test_blocks_do_not_depend_on_how_the_text_was_cut(text: str, sizes: list[int
 
 
 @given(TEXTS)
-def test_nothing_is_gone(text: str) -> None:
-    """Every letter is in a block, but for fences and the spaces around lines."""
-    marks = set("`~ \n\t")
-    kept = "".join(block.source + block.language for block in split_markdown(text))
-    for letter in set(text) - marks:
-        assert kept.count(letter) == text.count(letter)
+def test_no_character_is_lost(text: str) -> None:
+    """Every character is in a block, except fences and the spaces around lines."""
+    excluded = set("`~ \n\t")
+    contents = "".join(block.source + block.language for block in split_markdown(text))
+    for letter in set(text) - excluded:
+        assert contents.count(letter) == text.count(letter)
 
 
 @given(TEXTS)
-def test_no_block_is_long(text: str) -> None:
+def test_blocks_are_short(text: str) -> None:
     for block in split_markdown(text):
         if block.kind == "text":
             assert block.n_chars <= 4096 + 1
         assert all(len(line) <= 4096 for line in block.lines)
 
 
-def test_a_conversation_with_code() -> None:
+def test_code_in_text_and_in_lists() -> None:
     blocks = split_markdown(
         "Do this:\n```python\nprint()\n```\nand\n\n1. so\n   ```sh\n   ls\n     -l\n   ```\n   then\n2. more"
     )
@@ -82,7 +82,7 @@ def test_a_conversation_with_code() -> None:
     assert code_blocks("x\n```\na\n```\n```\nb") == ["a", "b"]
 
 
-def test_long_lines_of_code_are_one_when_they_are_copied() -> None:
+def test_long_code_lines_are_rejoined_in_the_source() -> None:
     code = "a" * 4096 + "\n" + "b" * 4097 + "\n  x" + "```" * 3000 + "\nend"
     text = f"```js\n{code}\n```\n"
     assert code_blocks(text) == [code]
@@ -92,13 +92,13 @@ def test_long_lines_of_code_are_one_when_they_are_copied() -> None:
     assert grown.blocks[0].source == code
 
 
-def test_a_fence_that_never_ends_and_one_that_is_none() -> None:
+def test_unclosed_and_invalid_fences() -> None:
     assert [(b.kind, b.source) for b in split_markdown("````\n```\nx")] == [("code", "```\nx")]
     assert [b.kind for b in split_markdown("```not `code`\n")] == ["text"]
     assert [b.kind for b in split_markdown("`" * 1_000_000)] == ["text"] * len(split_markdown("`" * 1_000_000))
 
 
-def test_the_line_that_is_not_complete_is_known() -> None:
+def test_incomplete_line_is_available_but_not_while_it_may_be_a_fence() -> None:
     splitter = MarkdownSplitter("one\ntw")
     assert (splitter.partial, splitter.visible_partial) == ("tw", "tw")
     assert splitter.open_block is splitter.blocks[0]

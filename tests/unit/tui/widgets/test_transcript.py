@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 from textual.app import App, ComposeResult
 from textual.strip import Strip
@@ -12,7 +14,13 @@ from edgechat.tui.widgets.transcript import Transcript
 from tests.hostile_texts import HOSTILE_TEXTS
 from tests.unit.tui.layouts import PALETTE, make_entry, rendered_rows
 
-LONG = "Some words that fill more than a line of the screen, so that they are wrapped.\n\n```python\nx = 1\n```\n\n- a\n- b\n"
+if TYPE_CHECKING:
+    from textual.geometry import Region
+
+LONG = (
+    "Some words that fill more than a line of the screen, so that they are wrapped.\n\n"
+    "```python\nx = 1\n```\n\n- a\n- b\n"
+)
 
 
 class TranscriptApp(App[None]):
@@ -100,7 +108,12 @@ async def test_nothing_is_painted_while_the_end_is_not_visible() -> None:
         assert not transcript.follows_end
         size, rows = transcript.virtual_size, visible_rows(app)
         painted: list[object] = []
-        transcript.refresh = lambda *args, **kwargs: painted.append(args) or transcript  # type: ignore[method-assign,func-returns-value]
+
+        def refresh(*args: Any, **_options: Any) -> Transcript:
+            painted.append(args)
+            return transcript
+
+        transcript.refresh = refresh  # type: ignore[method-assign]
         for _ in range(50):
             last.append("more words and\n\n", "")
             transcript.entry_changed(last)
@@ -121,8 +134,13 @@ async def test_rows_above_the_painted_region_are_unchanged(text: str) -> None:
         last.start_streaming()
         transcript = app.transcript
         tops: list[int] = []
-        refresh = transcript.refresh
-        transcript.refresh = lambda *regions, **more: tops.extend(r.y for r in regions) or refresh(*regions, **more)  # type: ignore[method-assign,func-returns-value]
+        original_refresh = transcript.refresh
+
+        def refresh(*regions: Region, **options: Any) -> Transcript:
+            tops.extend(region.y for region in regions)
+            return original_refresh(*regions, **options)
+
+        transcript.refresh = refresh  # type: ignore[method-assign]
         for start in range(0, len(text), 3):
             before = visible_rows(app)
             tops.clear()
