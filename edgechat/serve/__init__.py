@@ -1,1 +1,1 @@
-"""The OpenAI HTTP API over an engine of ours: for editors, scripts and agents on this machine."""
+"""OpenAI-compatible HTTP server for editors, scripts and agents."""

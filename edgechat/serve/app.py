@@ -1,4 +1,4 @@
-"""The application: which path is answered by what."""
+"""HTTP application: routes, endpoints, and errors turned into responses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
-    """Answers requests to some models, of which the first one is asked where a client names none."""
+    """The endpoints of the server. A request that names no model goes to the first one."""
 
     def __init__(self, models: Mapping[str, ModelQueue]) -> None:
         self._models = models
@@ -37,7 +37,7 @@ class Api:
         self._started_s = int(time.time())
 
     def app(self, rules: AccessRules) -> ASGIApp:
-        """All of it, behind its guard."""
+        """Return the ASGI application, behind a `RequestGuard` that enforces `rules`."""
         routes = [
             Route("/v1/chat/completions", _with_error_handling(self.chat, "messages"), methods=["POST"]),
             Route("/v1/completions", _with_error_handling(self.completions, "prompt"), methods=["POST"]),
@@ -55,66 +55,56 @@ class Api:
         if not name:
             return next(iter(self._models.values()))
         if name not in self._models:
-            words = f"there is no model {name!r} here; there is: {', '.join(self._models)}"
-            raise ApiError(404, words, param="model", code="model_not_found")
+            message = f"No model {name!r}. Available models: {', '.join(self._models)}."
+            raise ApiError(404, message, param="model", code="model_not_found")
         return self._models[name]
 
     def _find_text_queue(self, name: str | None) -> ModelQueue:
-        served = self._find_queue(name)
-        if served.loaded.is_embedding:
-            raise ApiError(400, f"{served.name} makes vectors, not texts: ask for /v1/embeddings", param="model")
-        return served
+        queue = self._find_queue(name)
+        if queue.loaded.is_embedding:
+            message = f"{queue.name} is an embedding model and generates no text. Use /v1/embeddings."
+            raise ApiError(400, message, param="model")
+        return queue
 
     async def chat(self, request: Request) -> Response:
-        """POST /v1/chat/completions."""
-        wanted = errors.decode_body(await request.body(), ChatRequest)
+        body = errors.decode_body(await request.body(), ChatRequest)
         try:
-            return await respond(
-                request, ChatResponseBuilder(self._find_text_queue(wanted.model), wanted), self._metrics
-            )
+            return await respond(request, ChatResponseBuilder(self._find_text_queue(body.model), body), self._metrics)
         except GrammarError as error:
-            raise errors.to_api_error(error, "tools" if wanted.tools else "response_format") from error
+            raise errors.to_api_error(error, "tools" if body.tools else "response_format") from error
 
     async def completions(self, request: Request) -> Response:
-        """POST /v1/completions."""
-        wanted = errors.decode_body(await request.body(), CompletionRequest)
-        return await respond(
-            request, CompletionResponseBuilder(self._find_text_queue(wanted.model), wanted), self._metrics
-        )
+        body = errors.decode_body(await request.body(), CompletionRequest)
+        builder = CompletionResponseBuilder(self._find_text_queue(body.model), body)
+        return await respond(request, builder, self._metrics)
 
     async def embeddings(self, request: Request) -> Response:
-        """POST /v1/embeddings."""
-        wanted = errors.decode_body(await request.body(), EmbeddingsRequest)
-        return await embed(request, self._find_queue(wanted.model), wanted)
+        body = errors.decode_body(await request.body(), EmbeddingsRequest)
+        return await embed(request, self._find_queue(body.model), body)
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002
-        """GET /v1/models."""
-        return _json({"object": "list", "data": [self._model_object(served) for served in self._models.values()]})
+        return _json({"object": "list", "data": [self._model_object(queue) for queue in self._models.values()]})
 
     async def model(self, request: Request) -> Response:
-        """GET /v1/models/{name}."""
         name = request.path_params["name"]
         return _json(self._model_object(self._find_queue(name))) if name else await self.models(request)
 
-    def _model_object(self, served: ModelQueue) -> dict[str, object]:
-        loaded = served.loaded
+    def _model_object(self, queue: ModelQueue) -> dict[str, object]:
+        loaded = queue.loaded
         return {
-            "id": served.name, "object": "model", "created": self._started_s, "owned_by": "edgechat",
+            "id": queue.name, "object": "model", "created": self._started_s, "owned_by": "edgechat",
             "meta": {"n_ctx": loaded.n_ctx, "n_ctx_train": loaded.n_ctx_train, "n_params": loaded.n_params,
                      "size": loaded.size_bytes, "is_embedding": loaded.is_embedding},
         }  # fmt: skip
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
-        """GET /health."""
-        errors.check_accepting(is_open=not any(served.is_draining for served in self._models.values()))
+        errors.check_accepting(is_open=not any(queue.is_draining for queue in self._models.values()))
         return _json({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
-        """GET /metrics."""
         return Response(self._metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     async def openapi(self, request: Request) -> Response:  # noqa: ARG002
-        """GET /openapi.json."""
         return _json(openapi.document(__version__))
 
 
@@ -123,9 +113,9 @@ def _json(value: object) -> Response:
 
 
 def _with_error_handling(endpoint: Endpoint, param: str | None = None) -> Endpoint:
-    """With what is told of errors; `param` is the field of a request that has its texts."""
+    """Wrap an endpoint so that exceptions become error responses; `param` is the request field with the input text."""
 
-    async def answered(request: Request) -> Response:
+    async def handle(request: Request) -> Response:
         try:
             return await endpoint(request)
         except ApiError as error:
@@ -133,17 +123,18 @@ def _with_error_handling(endpoint: Endpoint, param: str | None = None) -> Endpoi
         except EdgechatError as error:
             return error_response(errors.to_api_error(error, param))
         except RecursionError:
-            return error_response(ApiError(400, "the request is nested too deeply", code="invalid_value"))
-        except Exception as error:  # noqa: BLE001  (a server goes on)
+            return error_response(ApiError(400, "The request is nested too deeply.", code="invalid_value"))
+        except Exception as error:  # noqa: BLE001  (one failed request must not stop the server)
             return error_response(errors.internal_error(error))
 
-    return answered
+    return handle
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    words = "the method is not allowed" if status == 405 else f"there is no {request.url.path} here"  # noqa: PLR2004
-    response = error_response(ApiError(status, words))
+    is_wrong_method = status == 405  # noqa: PLR2004
+    message = f"{request.method} is not allowed here." if is_wrong_method else f"No endpoint {request.url.path}."
+    response = error_response(ApiError(status, message))
     if isinstance(error, HTTPException):
         response.headers.update(error.headers or {})
     return response

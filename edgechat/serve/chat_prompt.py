@@ -1,4 +1,4 @@
-"""From the messages of a request to what a template is given."""
+"""Conversion of the messages and tools of a chat request to the input of the chat template, and of tool calls back."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ from edgechat.serve.schemas import (
     UserMessage,
 )
 
-# Templates of some families insist on ids of this length.
+# The templates of some model families require IDs of this length.
 _ID_LENGTH: Final = 9
 
 
-def template_messages(messages: Sequence[ChatMessage], tools: Sequence[Tool], form: ToolFormat) -> list[PromptMessage]:
-    """Messages as a template takes them: turns that follow each other with the same role are one. Raises ApiError."""
-    converted = [_message(message, f"messages[{i}]", form) for i, message in enumerate(messages)]
-    if tools and not form.template_supports_tools:
+def template_messages(
+    messages: Sequence[ChatMessage], tools: Sequence[Tool], tool_format: ToolFormat
+) -> list[PromptMessage]:
+    """Convert messages, merging consecutive system or user messages; describe tools that the template ignores.
+
+    Raises ApiError if a message holds images, audio or files, or tool call arguments that are not JSON.
+    """
+    converted = [_message(message, f"messages[{i}]", tool_format) for i, message in enumerate(messages)]
+    if tools and not tool_format.template_supports_tools:
         converted.insert(0, PromptMessage("system", tool_instructions(tool_definitions(tools))))
     return merge_consecutive(converted, roles=("system", "user"))
 
@@ -41,39 +46,39 @@ def tool_definitions(tools: Sequence[Tool]) -> list[ToolDefinition]:
     return [ToolDefinition(f.name, f.description or "", f.parameters or no_parameters) for f in functions]
 
 
-def _message(message: ChatMessage, where: str, form: ToolFormat) -> PromptMessage:
+def _message(message: ChatMessage, path: str, tool_format: ToolFormat) -> PromptMessage:
     if isinstance(message, AssistantMessage):
-        return _assistant_message(message, where, form)
-    text = _text(message.content, where)
+        return _assistant_message(message, path, tool_format)
+    text = _text(message.content, path)
     if isinstance(message, ToolMessage):
-        if form.template_supports_tools:
+        if tool_format.template_supports_tools:
             return PromptMessage("tool", text, extra={"tool_call_id": _short_id(message.tool_call_id)})
         return PromptMessage("user", f"<tool_response>\n{text}\n</tool_response>")
     return PromptMessage("user" if isinstance(message, UserMessage) else "system", text)
 
 
-def _assistant_message(message: AssistantMessage, where: str, form: ToolFormat) -> PromptMessage:
-    text = _text(message.content or "", where)
-    thought = message.reasoning_content or ""
+def _assistant_message(message: AssistantMessage, path: str, tool_format: ToolFormat) -> PromptMessage:
+    text = _text(message.content or "", path)
+    reasoning = message.reasoning_content or ""
     calls = message.tool_calls or []
     if not calls:
-        return PromptMessage("assistant", text, thought)
-    if not form.template_supports_tools:
-        said = form.format_calls([(call.function.name, call.function.arguments) for call in calls])
-        return PromptMessage("assistant", text + said, thought)
-    given = []
-    for j, call in enumerate(calls):
+        return PromptMessage("assistant", text, reasoning)
+    if not tool_format.template_supports_tools:
+        call_text = tool_format.format_calls([(call.function.name, call.function.arguments) for call in calls])
+        return PromptMessage("assistant", text + call_text, reasoning)
+    template_calls = []
+    for i, call in enumerate(calls):
         try:
             arguments = json.loads(call.function.arguments or "{}")
-        except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
-            path = f"{where}.tool_calls[{j}].function.arguments"
-            raise ApiError(400, f"{path} is not JSON: {error}", param=path) from error
+        except (ValueError, RecursionError) as error:  # ValueError also for numbers of thousands of digits
+            param = f"{path}.tool_calls[{i}].function.arguments"
+            raise ApiError(400, f"{param}: not JSON ({error}).", param=param) from error
         function = {"name": call.function.name, "arguments": arguments}
-        given.append({"id": _short_id(call.id), "type": "function", "function": function})
-    return PromptMessage("assistant", text, thought, {"tool_calls": given})
+        template_calls.append({"id": _short_id(call.id), "type": "function", "function": function})
+    return PromptMessage("assistant", text, reasoning, {"tool_calls": template_calls})
 
 
-def _text(content: Content, where: str) -> str:
+def _text(content: Content, path: str) -> str:
     if isinstance(content, str):
         return content
     texts = []
@@ -83,8 +88,8 @@ def _text(content: Content, where: str) -> str:
         elif isinstance(part, RefusalPart):
             texts.append(part.refusal)
         else:
-            path = f"{where}.content[{i}]"
-            raise ApiError(400, f"{path}: this model reads text only", param=path, code="unsupported_content")
+            param = f"{path}.content[{i}]"
+            raise ApiError(400, f"{param}: this model reads text only.", param=param, code="unsupported_content")
     return "".join(texts)
 
 
@@ -92,11 +97,11 @@ def _short_id(call_id: str) -> str:
     return hashlib.blake2b(call_id.encode("utf-8", "replace"), digest_size=8).hexdigest()[:_ID_LENGTH]
 
 
-def tool_call_objects(calls: Sequence[ParsedToolCall], start: int | None = None) -> list[dict[str, Any]]:
-    """Calls in the shape of the API; with their numbers from `start` on, for a stream."""
-    found = []
+def tool_call_objects(calls: Sequence[ParsedToolCall], first_index: int | None = None) -> list[dict[str, Any]]:
+    """Convert parsed calls to response objects; in a stream they have an index, counted from `first_index`."""
+    objects = []
     for i, call in enumerate(calls):
-        sent: dict[str, Any] = {} if start is None else {"index": start + i}
-        sent |= {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        found.append(sent)
-    return found
+        index: dict[str, Any] = {} if first_index is None else {"index": first_index + i}
+        function = {"name": call.name, "arguments": call.arguments}
+        objects.append(index | {"id": call.id, "type": "function", "function": function})
+    return objects

@@ -1,4 +1,4 @@
-"""What clients get: answers put together from the engine's events, whole or as a stream."""
+"""Choices of a response, assembled from engine events, and their usage and timings."""
 
 from __future__ import annotations
 
@@ -13,81 +13,82 @@ from edgechat.prompt.tool_formats import ParsedToolCall, ToolCallParser, ToolFor
 from edgechat.serve.model_queue import EventStream
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-_LEAST_LOGPROB: Final = -9999.0
+_MIN_LOGPROB: Final = -9999.0
 
 
 class ChoiceDelta(NamedTuple):
-    """What is new of one choice."""
+    """New output of one choice."""
 
     choice_index: int
-    """Of the choice."""
     content: str = ""
     reasoning: str = ""
     calls: Sequence[ParsedToolCall] = ()
     n_calls_before: int = 0
+    """Tool calls of the choice in earlier deltas."""
     logprobs: Sequence[protocol.TokenLogprobs] = ()
     finish_reason: FinishReason | None = None
 
 
 class Choice:
-    """One of the answers to a request."""
+    """One of the alternative replies to a request, growing with each event."""
 
     def __init__(
-        self, index: int, form: ReasoningFormat | None = None, place: ReplyPhase = "content", *, tools: ToolFormat | None = None,
-        must_call: bool = False,
+        self, index: int, reasoning_format: ReasoningFormat | None = None, phase: ReplyPhase = "content", *,
+        tool_format: ToolFormat | None = None, must_call: bool = False,
     ) -> None:  # fmt: skip
-        """`form` tells thoughts from the answer, `tools` calls from its text."""
+        """`phase` is the part of the reply that its first token belongs to; without `tool_format` it has no calls."""
         self.content = ""
         self.reasoning = ""
         self.calls: list[ParsedToolCall] = []
         self.logprobs: list[protocol.TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
         self._index = index
-        self._held = ""
-        self._splitter = ReasoningSplitter(form, place)
-        self._reader = ToolCallParser(tools, must_call=must_call)
+        self._pending_newlines = ""
+        self._splitter = ReasoningSplitter(reasoning_format, phase)
+        self._parser = ToolCallParser(tool_format, must_call=must_call)
 
     def feed(self, event: protocol.TokensGenerated) -> ChoiceDelta:
-        """More of it."""
+        """Append generated text; return the new output, without text that may be the beginning of a marker."""
         return self._append(*self._splitter.feed(event.text), logprobs=event.logprobs)
 
     def finish(self, reason: protocol.FinishReason) -> ChoiceDelta:
-        """Its end."""
+        """End the reply; return the output that was held back, with the finish reason."""
         last = self._append(*self._splitter.finish())
-        rest = self._reader.finish()
-        self.content += rest
-        # What was cut off by a limit and what was cut off by us are the same to a client: there would be more.
+        held_back = self._parser.finish()
+        self.content += held_back
+        # Clients handle a reply cut by a limit and one cut by the server alike: its text is incomplete.
         self.finish_reason = "length" if reason != "stop" else "tool_calls" if self.calls else "stop"
-        return last._replace(content=last.content + rest, finish_reason=self.finish_reason)
+        return last._replace(content=last.content + held_back, finish_reason=self.finish_reason)
 
     def _append(self, reasoning: str, text: str, logprobs: Sequence[protocol.TokenLogprobs] = ()) -> ChoiceDelta:
-        n_before = len(self.calls)
-        # New lines at the end of thoughts only set them off from what follows.
-        reasoning = self._held + reasoning
-        reasoning, self._held = reasoning.rstrip("\n"), reasoning[len(reasoning.rstrip("\n")) :]
-        content, calls = self._reader.feed(text)
+        n_calls_before = len(self.calls)
+        # Newlines at the end of reasoning only separate it from the content, so they are held back.
+        reasoning = self._pending_newlines + reasoning
+        reasoning, self._pending_newlines = reasoning.rstrip("\n"), reasoning[len(reasoning.rstrip("\n")) :]
+        content, calls = self._parser.feed(text)
         self.content += content
         self.reasoning += reasoning
         self.calls += calls
         self.logprobs += logprobs
-        return ChoiceDelta(self._index, content, reasoning, calls, n_before, logprobs)
+        return ChoiceDelta(self._index, content, reasoning, calls, n_calls_before, logprobs)
 
 
 class UsageTotals:
-    """What all requests of an answer cost."""
+    """Token counts and times, summed over the engine requests of one response."""
 
     def __init__(self) -> None:
-        self._stats: list[protocol.GenerationStats] = []
+        self.stats: list[protocol.GenerationStats] = []
+        """One entry per finished engine request."""
 
     def add(self, stats: protocol.GenerationStats) -> None:
-        """One more of them ended."""
-        self._stats.append(stats)
+        """Add a finished engine request."""
+        self.stats.append(stats)
 
     def _sum(self, name: str) -> Any:
-        return sum(getattr(stats, name) for stats in self._stats)
+        return sum(getattr(stats, name) for stats in self.stats)
 
     def usage(self) -> dict[str, Any]:
-        """The OpenAI shape; drafts are counted as predictions that were accepted or not."""
+        """Return the `usage` object of the OpenAI API, with draft tokens as predictions."""
         n_prompt, n_completion, n_accepted = (
             self._sum(n) for n in ("prompt_tokens", "completion_tokens", "n_accepted")
         )
@@ -101,65 +102,59 @@ class UsageTotals:
         }  # fmt: skip
 
     def timings(self) -> dict[str, Any]:
-        """The shape of llama-server's; of several requests, the times are added up."""
+        """Return the `timings` object of llama-server; times of several engine requests are summed."""
         n_cached, n_prompt = self._sum("cached_tokens"), self._sum("prompt_tokens") - self._sum("cached_tokens")
         n_predicted = self._sum("completion_tokens")
-        prompt_s = sum(
-            (s.prompt_tokens - s.cached_tokens) / s.prefill_tps for s in self._stats if s.prefill_tps
-        )  # fmt: skip
-        predicted_s = sum(s.completion_tokens / s.decode_tps for s in self._stats if s.decode_tps)
+        prompt_s = sum((s.prompt_tokens - s.cached_tokens) / s.prefill_tps for s in self.stats if s.prefill_tps)
+        predicted_s = sum(s.completion_tokens / s.decode_tps for s in self.stats if s.decode_tps)
         return {
             "cache_n": n_cached, "prompt_n": n_prompt, **_timing_fields("prompt", n_prompt, prompt_s),
             "predicted_n": n_predicted, **_timing_fields("predicted", n_predicted, predicted_s),
             "draft_n": self._sum("n_drafted"), "draft_n_accepted": self._sum("n_accepted"),
         }  # fmt: skip
 
-    @property
-    def stats(self) -> list[protocol.GenerationStats]:
-        """Of each request that ended."""
-        return self._stats
 
-
-def _timing_fields(name: str, n_tokens: int, seconds: float) -> dict[str, float]:
+def _timing_fields(name: str, n_tokens: int, duration_s: float) -> dict[str, float]:
     return {
-        f"{name}_ms": 1000 * seconds, f"{name}_per_token_ms": 1000 * seconds / n_tokens if n_tokens else 0.0,
-        f"{name}_per_second": n_tokens / seconds if seconds else 0.0,
+        f"{name}_ms": 1000 * duration_s, f"{name}_per_token_ms": 1000 * duration_s / n_tokens if n_tokens else 0.0,
+        f"{name}_per_second": n_tokens / duration_s if duration_s else 0.0,
     }  # fmt: skip
 
 
 async def stream_deltas(
-    answer: EventStream, choices: Sequence[Choice], n_samples: int, totals: UsageTotals
+    events: EventStream, choices: Sequence[Choice], n_sequences: int, totals: UsageTotals
 ) -> AsyncIterator[ChoiceDelta | None]:
-    """What is said, as it comes; None for what is heard of the prompt only. Raises what the engine reports.
+    """Feed engine events to `choices` and yield their new output; None for an event about the prompt.
 
-    The choices of the first request come first, then those of the next one.
+    `choices` holds `n_sequences` choices for each engine request, in the order of the requests. Adds the stats of
+    each request to `totals`. Raises the errors of the engine.
     """
-    while (heard := await answer.next()) is not None:
-        first, event = heard.request_index * n_samples, heard.event
+    while (request_event := await events.next()) is not None:
+        first, event = request_event.request_index * n_sequences, request_event.event
         if isinstance(event, protocol.TokensGenerated):
             yield choices[first + event.sequence].feed(event)
         elif isinstance(event, protocol.SequenceFinished):
             yield choices[first + event.sequence].finish(event.finish_reason)
         elif isinstance(event, protocol.RequestFinished):
             totals.add(event.stats)
-            for choice in choices[first : first + n_samples]:
+            for choice in choices[first : first + n_sequences]:
                 if choice.finish_reason is None:
                     yield choice.finish(event.finish_reason)
         else:
             yield None
     if any(choice.finish_reason is None for choice in choices):
-        raise EngineError("the engine ended a request without a last word")
+        raise EngineError("The engine ended a request without a final event.")
 
 
 def finite_logprob(value: float) -> float:
-    """As JSON can hold it: what cannot be at all is very unlikely."""
-    return value if math.isfinite(value) else _LEAST_LOGPROB
+    """Return a logprob that JSON can encode: -9999 in place of minus infinity."""
+    return value if math.isfinite(value) else _MIN_LOGPROB
 
 
-def chat_logprobs(found: Sequence[protocol.TokenLogprobs]) -> list[dict[str, Any]]:
-    """The OpenAI shape for chat."""
+def chat_logprobs(logprobs: Sequence[protocol.TokenLogprobs]) -> list[dict[str, Any]]:
+    """Convert logprobs to the objects of chat completions."""
 
-    def one(text: bytes, value: float) -> dict[str, Any]:
+    def convert(text: bytes, value: float) -> dict[str, Any]:
         return {"token": text.decode("utf-8", "replace"), "logprob": finite_logprob(value), "bytes": list(text)}
 
-    return [one(t.text, t.logprob) | {"top_logprobs": [one(*top) for top in t.top]} for t in found]
+    return [convert(t.text, t.logprob) | {"top_logprobs": [convert(*top) for top in t.top]} for t in logprobs]

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: vectors for texts, of models that are made for it."""
+"""POST /v1/embeddings, for embedding models."""
 
 from __future__ import annotations
 
@@ -20,48 +20,49 @@ from edgechat.serve.responses import cancel_on_disconnect
 from edgechat.serve.schemas import EmbeddingsRequest
 
 
-async def embed(request: Request, served: ModelQueue, wanted: EmbeddingsRequest) -> Response:
-    """Answer. Raises ApiError and EdgechatError."""
-    loaded = served.loaded
+async def embed(request: Request, queue: ModelQueue, body: EmbeddingsRequest) -> Response:
+    """Embed the input texts of a request. Raises ApiError and EdgechatError."""
+    loaded = queue.loaded
     if not loaded.is_embedding:
-        raise ApiError(400, f"{served.name} makes texts, not vectors: serve an embedding model", param="model")
-    if wanted.dimensions is not None and wanted.dimensions > loaded.n_embd:
-        raise ApiError(400, f"dimensions: this model has {loaded.n_embd}", param="dimensions")
-    with served.admit():
-        vectors, n_tokens = await cancel_on_disconnect(request, asyncio.ensure_future(_compute(served, wanted)))
-    n = wanted.dimensions or loaded.n_embd
+        message = f"{queue.name} generates text and has no embeddings. Use an embedding model."
+        raise ApiError(400, message, param="model")
+    if body.dimensions is not None and body.dimensions > loaded.n_embd:
+        raise ApiError(400, f"dimensions: this model has {loaded.n_embd}.", param="dimensions")
+    with queue.admit():
+        embeddings, n_tokens = await cancel_on_disconnect(request, asyncio.ensure_future(_compute(queue, body)))
+    n = body.dimensions or loaded.n_embd
     data = [
-        {"object": "embedding", "index": i, "embedding": _encode(_truncate(vector, n), wanted.encoding_format)}
-        for i, vector in enumerate(vectors)
+        {"object": "embedding", "index": i, "embedding": _encode(_truncate(embedding, n), body.encoding_format)}
+        for i, embedding in enumerate(embeddings)
     ]
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-    body = {"object": "list", "data": data, "model": served.name, "usage": usage}
-    return Response(msgspec.json.encode(body), media_type="application/json")
+    response = {"object": "list", "data": data, "model": queue.name, "usage": usage}
+    return Response(msgspec.json.encode(response), media_type="application/json")
 
 
-async def _compute(served: ModelQueue, wanted: EmbeddingsRequest) -> tuple[list[array[float]], int]:
-    texts = split_inputs(wanted.input, "input")
-    given = [
-        await served.tokenize(text) if isinstance(text, str) else served.validate_tokens(text, "input")
-        for text in texts
+async def _compute(queue: ModelQueue, body: EmbeddingsRequest) -> tuple[list[array[float]], int]:
+    """Return one embedding per input, and the number of input tokens."""
+    inputs = [
+        await queue.tokenize(item) if isinstance(item, str) else queue.validate_tokens(item, "input")
+        for item in split_inputs(body.input, "input")
     ]
-    with contextlib.closing(await served.submit([served.embed_request(given)])) as answer:
-        while (heard := await answer.next()) is not None:
-            if isinstance(heard.event, protocol.Embedded):
-                return [array("f", v) for v in heard.event.embeddings], sum(map(len, given))
-    raise ApiError(500, "the engine ended a request without a last word")
+    with contextlib.closing(await queue.submit([queue.embed_request(inputs)])) as events:
+        while (request_event := await events.next()) is not None:
+            if isinstance(request_event.event, protocol.Embedded):
+                return [array("f", v) for v in request_event.event.embeddings], sum(map(len, inputs))
+    raise ApiError(500, "The engine ended a request without a final event.")
 
 
-def _truncate(vector: array[float], n: int) -> array[float]:
-    """The first `n` numbers, of length one again."""
-    if n == len(vector):
-        return vector
-    short = vector[:n]
-    length = math.sqrt(sum(x * x for x in short)) or 1.0
-    return array("f", [x / length for x in short])
+def _truncate(embedding: array[float], n: int) -> array[float]:
+    """Return the first `n` dimensions, normalised to length 1."""
+    if n == len(embedding):
+        return embedding
+    truncated = embedding[:n]
+    length = math.sqrt(sum(x * x for x in truncated)) or 1.0
+    return array("f", [x / length for x in truncated])
 
 
-def _encode(vector: array[float], form: str | None) -> list[float] | str:
-    if form == "base64":
-        return base64.b64encode(vector.tobytes()).decode()
-    return vector.tolist()
+def _encode(embedding: array[float], encoding_format: str | None) -> list[float] | str:
+    if encoding_format == "base64":
+        return base64.b64encode(embedding.tobytes()).decode()
+    return embedding.tolist()

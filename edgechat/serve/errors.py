@@ -1,4 +1,4 @@
-"""What is told to a client when something is wrong, in the shape that OpenAI's clients read."""
+"""Error responses in the format of the OpenAI API, and decoding of request bodies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class ApiError(Exception):
-    """An answer that is an error."""
+    """An error response: HTTP status, message, and the `param` and `code` fields of the OpenAI API."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -36,28 +36,29 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes with it."""
-        of_status = {
+        """HTTP headers that belong to the status."""
+        headers_of_status = {
             503: {"Retry-After": str(RETRY_AFTER_S)}, 401: {"WWW-Authenticate": "Bearer"},
-            408: {"Connection": "close"}, 413: {"Connection": "close"},  # the rest of the body is not read
+            408: {"Connection": "close"}, 413: {"Connection": "close"},  # the remaining body is not read
         }  # fmt: skip
-        return of_status.get(self.status, {})
+        return headers_of_status.get(self.status, {})
 
     def body(self) -> dict[str, Any]:
-        """The OpenAI shape."""
-        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")  # noqa: PLR2004
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        """Return the JSON body of the response."""
+        types = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+        default = "invalid_request_error" if self.status < 500 else "server_error"  # noqa: PLR2004
+        error_type = types.get(self.status, default)
+        return {"error": {"message": str(self), "type": error_type, "param": self.param, "code": self.code}}
 
 
 def check_accepting(*, is_open: bool) -> None:
-    """Raises ApiError if nothing more is taken."""
+    """Raise ApiError if the server is shutting down, that is, not `is_open`."""
     if not is_open:
-        raise ApiError(503, "the server is shutting down", code="shutting_down")
+        raise ApiError(503, "The server is shutting down.", code="shutting_down")
 
 
 def to_api_error(error: EdgechatError, param: str | None = None) -> ApiError:
-    """What a client is told of an error of ours; `param` is where its texts were."""
+    """Convert an error of edgechat to a response; `param` is the request field with the input text."""
     if isinstance(error, ContextOverflowError):
         return ApiError(400, str(error), param=param, code="context_length_exceeded")
     if isinstance(error, GrammarError):
@@ -67,25 +68,29 @@ def to_api_error(error: EdgechatError, param: str | None = None) -> ApiError:
     if isinstance(error, PlanError):
         return ApiError(503, str(error), code="out_of_memory")
     if isinstance(error, EngineDiedError):
-        return ApiError(500, f"{str(error).splitlines()[0]}; the next request starts it again", code="engine_died")
+        reason = str(error).splitlines()[0].rstrip(".")
+        return ApiError(500, f"{reason}. The next request restarts the engine.", code="engine_died")
     return ApiError(500, str(error))
 
 
 def internal_error(error: Exception) -> ApiError:
-    """What a client is told of an error that nobody thought of; where it was goes to standard error, nothing of its words."""
-    where = "".join(traceback.format_tb(error.__traceback__))
-    print(f"edgechat: an error of its own, {type(error).__name__}:\n{where}", file=sys.stderr, flush=True)  # noqa: T201
-    return ApiError(500, f"an error of edgechat's own ({type(error).__name__}); its terminal shows where")
+    """Convert an unexpected exception to a response, and print its traceback without its message.
+
+    Neither the response nor standard error contains the message, because that may hold text of a conversation.
+    """
+    stack = "".join(traceback.format_tb(error.__traceback__))
+    print(f"edgechat: Internal error {type(error).__name__}:\n{stack}", file=sys.stderr, flush=True)  # noqa: T201
+    return ApiError(500, f"Internal error ({type(error).__name__}). The server's standard error has its traceback.")
 
 
-def decode_body(body: bytes, kind: type[T]) -> T:
-    """The body of a request. Raises ApiError, which names the field."""
+def decode_body(body: bytes, body_type: type[T]) -> T:
+    """Decode the JSON body of a request. Raises ApiError whose `param` is the path of the invalid field."""
     try:
-        return msgspec.json.decode(body, type=kind)
+        return msgspec.json.decode(body, type=body_type)
     except msgspec.ValidationError as error:
         path = _PATH.search(str(error))
-        words = _PATH.sub("", str(error))
+        message = _PATH.sub("", str(error))
         param = path[1] if path and path[1] else None
-        raise ApiError(400, f"{param}: {words}" if param else words, param=param, code="invalid_value") from error
+        raise ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from error
+        raise ApiError(400, f"The body is not JSON: {error}.", code="invalid_json") from error

@@ -1,4 +1,4 @@
-"""Grammars for answers: JSON that a schema describes, and calls of tools, after whatever a model thinks first.
+"""Grammars that constrain replies to a JSON schema or to tool calls, after optional reasoning.
 
 They are written in llguidance's variant of Lark, which has JSON schemas built in.
 """
@@ -14,60 +14,67 @@ from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.tool_formats import ToolFormat
 from edgechat.serve.schemas import JsonFormat, SchemaFormat, TextFormat, Tool
 
-# Small models that may write any white space write it for ever.
+# With flexible white space, small models generate white space endlessly.
 _SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MAX_DEPTH: Final = 64
-# Of a schema: keywords that hold schemas by name, and those that hold no schema at all.
-_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_NUMBERS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_LARGEST: Final = 1 << 53
+# Keywords whose value maps names to schemas.
+_SCHEMA_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+# Keywords whose value is data instead of a schema.
 _DATA: Final = ("const", "enum", "default", "examples")
+_NUMERIC_LIMITS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_MAX_LIMIT: Final = 1 << 53
 
 
-def response_format_rule(wanted: TextFormat | JsonFormat | SchemaFormat | None) -> str:
-    """The rule of a response format; "" if anything goes. Raises GrammarError, which names what cannot be enforced."""
-    if isinstance(wanted, JsonFormat):
-        return _json({"type": "object"}, "response_format")
-    if isinstance(wanted, SchemaFormat):
-        return _json(wanted.json_schema.schema, "response_format.json_schema.schema")
+def response_format_rule(response_format: TextFormat | JsonFormat | SchemaFormat | None) -> str:
+    """Return the grammar rule of a response format, or "" for free text.
+
+    Raises GrammarError, which names the schema keyword that is not supported.
+    """
+    if isinstance(response_format, JsonFormat):
+        return _json_rule({"type": "object"}, "response_format")
+    if isinstance(response_format, SchemaFormat):
+        return _json_rule(response_format.json_schema.schema, "response_format.json_schema.schema")
     return ""
 
 
-def tool_call_rules(tools: Sequence[Tool], form: ToolFormat, *, required: bool, parallel: bool) -> str:
-    """The rules of calls of `tools`: `must` asks for one, else there may be text in their place.
+def tool_call_rules(tools: Sequence[Tool], tool_format: ToolFormat, *, required: bool, parallel: bool) -> str:
+    """Return the grammar rules of calls of `tools`, several if `parallel`; text is allowed unless a call is `required`.
 
-    Raises GrammarError, which names what of their parameters cannot be enforced.
+    Raises GrammarError, which names the schema keyword of the parameters that is not supported.
     """
     calls, rules = [], []
     for i, tool in enumerate(tools):
-        opening, closing = form.call_wrapper(tool.function.name)
+        before, after = tool_format.call_wrapper(tool.function.name)
         parameters = {"type": "object"} | (tool.function.parameters or {})
-        rules.append(f"arguments_{i}: {_json(parameters, f'tools[{i}].function.parameters')}")
-        calls.append(f"{_quoted(opening)} arguments_{i} {_quoted(closing)}")
-    more = f" ({_quoted(form.separator)} call)*" if parallel else ""
-    closing = f" {_quoted(form.suffix)}" if form.suffix else ""
-    all_calls = f"call{more}{closing}"
+        rules.append(f"arguments_{i}: {_json_rule(parameters, f'tools[{i}].function.parameters')}")
+        calls.append(f"{_quoted(before)} arguments_{i} {_quoted(after)}")
+    more_calls = f" ({_quoted(tool_format.separator)} call)*" if parallel else ""
+    suffix = f" {_quoted(tool_format.suffix)}" if tool_format.suffix else ""
+    all_calls = f"call{more_calls}{suffix}"
     rules.append("call: " + " | ".join(calls))
     if required:
-        return "\n".join([f"{_quoted(form.prefix)} {all_calls}", *rules])
-    if form.trigger:
-        rest = form.prefix[len(form.trigger) :]
-        rules += [f"head[lazy]: TEXT {_quoted(form.trigger)}", "TEXT: /(.|\\n)*/"]
-        begun = f"head {_quoted(rest)} " if rest else "head "
-        return "\n".join([f"TEXT | {begun}{all_calls}", *rules])
+        return "\n".join([f"{_quoted(tool_format.prefix)} {all_calls}", *rules])
+    if tool_format.trigger:
+        prefix_rest = tool_format.prefix[len(tool_format.trigger) :]
+        rules += [f"head[lazy]: TEXT {_quoted(tool_format.trigger)}", "TEXT: /(.|\\n)*/"]
+        head = f"head {_quoted(prefix_rest)} " if prefix_rest else "head "
+        return "\n".join([f"TEXT | {head}{all_calls}", *rules])
     rules.append("OTHER: /([^{](.|\\n)*)?/")
     return "\n".join([f"OTHER | {all_calls}", *rules])
 
 
-def with_reasoning(rules: str, form: ReasoningFormat | None, place: ReplyPhase, *, think: bool) -> str:
-    """The whole grammar; `rules` begin with what follows the thoughts."""
-    if form is None or place == "content" or (place == "start" and not think):
+def with_reasoning(
+    rules: str, reasoning_format: ReasoningFormat | None, phase: ReplyPhase, *, think: bool
+) -> str:  # fmt: skip
+    """Return the complete grammar: free reasoning where the model may reason, then `rules` for the content."""
+    if reasoning_format is None or phase == "content" or (phase == "start" and not think):
         return f"start: {rules}\n"
-    thoughts = "thoughts" if place == "reasoning" else f"({_quoted(form.start_tag)} thoughts)?"
-    mark = f" {_quoted(form.content_prefix)}" if form.content_prefix else ""
+    start_tag, end_tag = _quoted(reasoning_format.start_tag), _quoted(reasoning_format.end_tag)
+    thoughts = "thoughts" if phase == "reasoning" else f"({start_tag} thoughts)?"
+    content_prefix = f" {_quoted(reasoning_format.content_prefix)}" if reasoning_format.content_prefix else ""
     return (
-        f"start: {thoughts}{mark} body\n"
-        f"thoughts: closed /\\s{{0,4}}/\nclosed[lazy]: THOUGHTS {_quoted(form.end_tag)}\nTHOUGHTS: /(.|\\n)*/\n"
+        f"start: {thoughts}{content_prefix} body\n"
+        f"thoughts: closed /\\s{{0,4}}/\nclosed[lazy]: THOUGHTS {end_tag}\nTHOUGHTS: /(.|\\n)*/\n"
         f"body: {rules}\n"
     )
 
@@ -76,43 +83,43 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def _json(schema: Mapping[str, Any] | bool, where: str) -> str:  # noqa: FBT001  (a schema may be that)
-    """A schema as an expression. Raises GrammarError."""
-    whole: dict[str, Any] = {} if schema is True else {"not": {}} if schema is False else dict(schema)
-    if "x-guidance" in whole:
-        raise GrammarError(f"{where}: x-guidance cannot be had: how JSON is written is the server's own")
-    for name, path in _unsupported_keywords(whole, where, 0):
-        raise GrammarError(f"{path}: {name} cannot be enforced")
-    return "%json " + json.dumps(whole | {"x-guidance": _SPACING})
+def _json_rule(schema: Mapping[str, Any] | bool, path: str) -> str:  # noqa: FBT001  (a JSON schema may be a boolean)
+    """Return a schema as a grammar expression. Raises GrammarError, which names the keyword at fault."""
+    expanded: dict[str, Any] = {} if schema is True else {"not": {}} if schema is False else dict(schema)
+    if "x-guidance" in expanded:
+        raise GrammarError(f"{path}: x-guidance is not supported, the server sets it.")
+    for keyword, keyword_path in _unsupported_keywords(expanded, path, 0):
+        raise GrammarError(f"{keyword_path}: {keyword} is not supported.")
+    return "%json " + json.dumps(expanded | {"x-guidance": _SPACING})
 
 
-def _unsupported_keywords(schema: object, where: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Keywords that llguidance takes without holding to them in every case, and where they are."""
+def _unsupported_keywords(schema: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
+    """Yield (keyword, path) of keywords that llguidance accepts but does not always enforce."""
     if depth > _MAX_DEPTH:
-        raise GrammarError(f"{where}: schemas may be nested {_MAX_DEPTH} deep")
+        raise GrammarError(f"{path}: the schema is nested more than {_MAX_DEPTH} levels deep.")
     if isinstance(schema, list):
-        for i, each in enumerate(schema):
-            yield from _unsupported_keywords(each, f"{where}[{i}]", depth + 1)
+        for i, item in enumerate(schema):
+            yield from _unsupported_keywords(item, f"{path}[{i}]", depth + 1)
     if not isinstance(schema, dict):
         return
-    for name in _unsupported_here(schema):
-        yield name, where
-    for name, inner in schema.items():
-        if name in _MAPS and isinstance(inner, dict):  # of schemas by names that mean nothing
-            for key, each in inner.items():
-                yield from _unsupported_keywords(each, f"{where}.{name}.{key}", depth + 1)
-        elif name not in _DATA:
-            yield from _unsupported_keywords(inner, f"{where}.{name}", depth + 1)
+    for keyword in _unsupported_here(schema):
+        yield keyword, path
+    for keyword, value in schema.items():
+        if keyword in _SCHEMA_MAPS and isinstance(value, dict):
+            for name, item in value.items():
+                yield from _unsupported_keywords(item, f"{path}.{keyword}.{name}", depth + 1)
+        elif keyword not in _DATA:
+            yield from _unsupported_keywords(value, f"{path}.{keyword}", depth + 1)
 
 
 def _unsupported_here(schema: Mapping[str, Any]) -> Iterator[str]:
-    """Such keywords of one schema."""
-    least, required = schema.get("minProperties"), schema.get("required")
+    """Yield unsupported keywords of this schema, without its subschemas."""
+    min_properties, required = schema.get("minProperties"), schema.get("required")
     n_required = len(set(map(str, required))) if isinstance(required, list) else 0
-    if isinstance(least, (int, float)) and least > max(1, n_required):
-        # The names of properties that a schema does not name may come twice.
-        yield "minProperties (beyond what is required)"
-    for name in _NUMBERS:
-        value = schema.get(name)
-        if isinstance(value, (int, float)) and abs(value) > _LARGEST:
-            yield f"{name} beyond {_LARGEST}"
+    if isinstance(min_properties, (int, float)) and min_properties > max(1, n_required):
+        # The grammar allows a property that the schema does not name to occur twice, which counts once.
+        yield "minProperties above the number of required properties"
+    for keyword in _NUMERIC_LIMITS:
+        value = schema.get(keyword)
+        if isinstance(value, (int, float)) and abs(value) > _MAX_LIMIT:
+            yield f"{keyword} beyond {_MAX_LIMIT}"

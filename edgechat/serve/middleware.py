@@ -1,4 +1,4 @@
-"""What stands before every request: who may ask, from where, how much, and for how long they may take to say it."""
+"""ASGI middleware in front of all endpoints: host, origin and API key checks, body limits, and a request log."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ BODY_TIMEOUT_S: Final = 30.0
 PATHS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/health", "/metrics", "/openapi.json",
 )  # fmt: skip
-# What tells nothing of a model or a conversation, and what programs look at that have no key.
+# Paths that need no API key, because they reveal nothing about models or conversations and monitors have no key.
 _PUBLIC_PATHS: Final = ("/health",)
 
 
 class AccessRules(msgspec.Struct, frozen=True, kw_only=True):
-    """Who may ask."""
+    """Which clients may send requests."""
 
     host: str
-    """What the server listens on."""
+    """The address that the server listens on."""
     api_key: str = ""
-    """What clients must send; "" is nothing."""
+    """The key that clients must send; "" requires none."""
     origins: tuple[str, ...] = ()
-    """Web pages that may ask."""
+    """Origins of web pages that may send requests."""
     log_requests: bool = False
-    """Write a line for each request, without anything of what it says."""
+    """Print method, path, status and duration of each request, without its content."""
 
 
 def error_response(error: ApiError) -> Response:
-    """An error as an answer."""
+    """Build the HTTP response of an error."""
     body = msgspec.json.encode(error.body())
     return Response(body, error.status, error.headers, media_type="application/json")
 
 
 class RequestGuard:
-    """Lets in what may be let in, with a whole body of a bounded size."""
+    """Rejects requests that `AccessRules` forbid, and buffers bodies of up to 16 MiB for the application."""
 
     def __init__(self, app: ASGIApp, rules: AccessRules, on_request: Callable[[str, int], None]) -> None:
-        """`requested` is told of each request's path and status."""
+        """`on_request` receives path and status of each answered request."""
         self._app = app
         self._rules = rules
         self._on_request = on_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check a request and pass it on."""
+        """Check an HTTP request, and pass it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.monotonic(), 499
+        started_at, status = time.monotonic(), 499
         headers = Headers(scope=scope)
 
-        async def noted(message: Message) -> None:
+        async def send_with_cors(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -74,40 +74,40 @@ class RequestGuard:
         try:
             self._check(scope, headers)
             if scope["method"] == "OPTIONS" and headers.get("origin"):
-                await _preflight()(scope, receive, noted)
+                await _preflight_response()(scope, receive, send_with_cors)
                 return
-            await self._app(scope, await _buffer_body(receive), noted)
+            await self._app(scope, await _buffer_body(receive), send_with_cors)
         except ApiError as error:
-            await error_response(error)(scope, receive, noted)
+            await error_response(error)(scope, receive, send_with_cors)
         finally:
-            # Nothing that a client made up: names of models, and paths that are not there.
+            # Unknown paths are not recorded, because clients may put anything into them.
             path = scope["path"] if scope["path"] in PATHS else "other"
             self._on_request(path, status)
             if self._rules.log_requests:
-                words = f"{scope['method']} {path} {status} {time.monotonic() - started:.3f} s"
-                print(words, file=sys.stderr, flush=True)  # noqa: T201  (asked for)
+                line = f"{scope['method']} {path} {status} {time.monotonic() - started_at:.3f} s"
+                print(line, file=sys.stderr, flush=True)  # noqa: T201  (--log-requests)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         rules = self._rules
         host = _host_name(f"//{headers.get('host', '')}")
         if is_loopback(rules.host) and not is_loopback(host):
-            # A page that had its own name point here would read all that it likes.
-            raise ApiError(403, "this server answers to localhost and 127.0.0.1 only", code="wrong_host")
+            # Protects against DNS rebinding: a web page whose name resolves to 127.0.0.1 could read all responses.
+            raise ApiError(403, "This server accepts the host names localhost and 127.0.0.1 only.", code="wrong_host")
         origin = headers.get("origin")
-        is_foreign = origin is not None and not self._is_allowed_origin(origin, headers)
-        if is_foreign or (origin is None and headers.get("sec-fetch-site") in {"cross-site", "same-site"}):
-            words = "a web page may not ask here, unless its origin is given with --allow-origin"
-            raise ApiError(403, words, code="wrong_origin")
+        is_forbidden_origin = origin is not None and not self._is_allowed_origin(origin, headers)
+        if is_forbidden_origin or (origin is None and headers.get("sec-fetch-site") in {"cross-site", "same-site"}):
+            message = "Web pages of this origin are not allowed. Start the server with --allow-origin to allow it."
+            raise ApiError(403, message, code="wrong_origin")
         if rules.api_key and scope["path"] not in _PUBLIC_PATHS and scope["method"] != "OPTIONS":
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            given = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-            if not hmac.compare_digest(given.encode(), rules.api_key.encode()):
-                raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            api_key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+            if not hmac.compare_digest(api_key.encode(), rules.api_key.encode()):
+                raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
 
     def _is_allowed_origin(self, origin: str, headers: Mapping[str, str]) -> bool:
         if origin in self._rules.origins:
             return True
-        return origin.partition("://")[2] == headers.get("host")  # a page of this very server
+        return origin.partition("://")[2] == headers.get("host")  # a page of this server itself
 
     def _cors_headers(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         origin = headers.get("origin")
@@ -117,7 +117,7 @@ class RequestGuard:
 
 
 def is_loopback(host: str) -> bool:
-    """True for names and addresses of this machine that no other one can reach."""
+    """Return whether a host name or address reaches this machine only."""
     if host.lower() == "localhost":
         return True
     try:
@@ -133,43 +133,47 @@ def _host_name(address: str) -> str:
         return ""
 
 
-def _preflight() -> Response:
-    return Response(
-        status_code=204,
-        headers={"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Api-Key, *", "Access-Control-Max-Age": "600"},
-    )  # fmt: skip
+def _preflight_response() -> Response:
+    return Response(status_code=204, headers={
+        "Access-Control-Allow-Methods": "GET, POST", "Access-Control-Max-Age": "600",
+        "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Api-Key, *",
+    })  # fmt: skip
 
 
 async def _buffer_body(receive: Receive) -> Receive:
-    """A `receive` that has the body at once. Raises ApiError if it is too large, or does not come."""
+    """Read the whole body; return a `receive` that delivers it at once.
+
+    Raises ApiError if the body is too large, or not complete within `BODY_TIMEOUT_S`.
+    """
     try:
         body = await asyncio.wait_for(_read_body(receive), BODY_TIMEOUT_S)
     except asyncio.TimeoutError as error:
-        raise ApiError(408, f"the body did not come within {BODY_TIMEOUT_S:g} s", code="timeout") from error
-    is_given = False
+        message = f"The request body was not complete within {BODY_TIMEOUT_S:g} s."
+        raise ApiError(408, message, code="timeout") from error
+    is_delivered = False
 
-    async def whole() -> Message:
-        nonlocal is_given
-        if is_given:
+    async def receive_buffered() -> Message:
+        nonlocal is_delivered
+        if is_delivered:
             return await receive()
-        is_given = True
+        is_delivered = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return whole
+    return receive_buffered
 
 
 async def _read_body(receive: Receive) -> bytes:
     body, n_bytes, is_last = bytearray(), 0, False
-    # Who sends too much listens only once all is sent, up to a point.
+    # Clients read the response only after they sent the whole body, so up to 64 MiB of a large body are discarded.
     while not is_last and n_bytes <= _MAX_READ_BYTES:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ApiError(499, "the client closed the connection")
-        piece = message.get("body", b"")
-        n_bytes += len(piece)
+            raise ApiError(499, "The client closed the connection.")
+        chunk = message.get("body", b"")
+        n_bytes += len(chunk)
         is_last = not message.get("more_body", False)
         if n_bytes <= MAX_BODY_BYTES:
-            body.extend(piece)
+            body.extend(chunk)
     if n_bytes > MAX_BODY_BYTES:
-        raise ApiError(413, f"the body is over the limit of {MAX_BODY_BYTES >> 20} MiB", code="too_large")
+        raise ApiError(413, f"The body is larger than {MAX_BODY_BYTES >> 20} MiB.", code="too_large")
     return bytes(body)

@@ -1,4 +1,4 @@
-"""Who computes when several models are served: one at a time, since their threads would wait for each other's cores."""
+"""Mutual exclusion between served models: one computes at a time, because their threads compete for the same cores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 
 
 class ModelLease:
-    """A model has its turn for as long as it has requests, and nobody else waits for longer."""
+    """Lock that all requests to the same model share, granted in order of arrival across models."""
 
     def __init__(self) -> None:
         self._model = ""
@@ -15,29 +15,29 @@ class ModelLease:
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
 
     async def acquire(self, model: str) -> None:
-        """Wait until requests to `model` may be computed; `leave` must follow."""
+        """Wait until requests to `model` may compute. The caller must call `release` afterwards."""
         if self._model in {"", model} and not self._waiting:
             self._model = model
             self._n_requests += 1
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((model, turn))
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((model, granted))
         try:
-            await asyncio.shield(turn)
+            await asyncio.shield(granted)
         except asyncio.CancelledError:
-            if turn.done():
-                self.release()  # it came at the very moment
+            if granted.done():
+                self.release()  # granted at the moment of the cancellation
             else:
-                self._waiting.remove((model, turn))
+                self._waiting.remove((model, granted))
             raise
 
     def release(self) -> None:
-        """A request ended."""
+        """End one request; the last one of a model passes the lease to the next waiting requests."""
         self._n_requests -= 1
         if self._n_requests:
             return
         self._model = ""
         while self._waiting and self._model in {"", self._waiting[0][0]}:
-            self._model, turn = self._waiting.popleft()
+            self._model, granted = self._waiting.popleft()
             self._n_requests += 1
-            turn.set_result(None)
+            granted.set_result(None)

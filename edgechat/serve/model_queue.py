@@ -1,4 +1,4 @@
-"""Models that are served, and the requests that are in work on each of them."""
+"""A served model with its queue of requests, and the event streams of requests in the engine."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from edgechat.serve.model_lease import ModelLease
 from edgechat.serve.schemas import GenerationParams
 
 CACHE_OWNER: Final = "served"
-"""Whose all that is computed for clients is: a prefix that one of them sent is there for the others."""
-_SEEDS: Final = 1 << 32
-_TOKEN: Final = re.compile("[0-9]{1,9}")
+"""Conversation ID of all requests in the prefix cache, so that clients share cached prefixes."""
+_N_SEEDS: Final = 1 << 32
+_TOKEN_ID: Final = re.compile("[0-9]{1,9}")
 
 
 class RequestEvent(NamedTuple):
-    """An event of one of several requests."""
+    """An engine event, with the index of its request in the event stream."""
 
     request_index: int
     event: protocol.AnyEvent
 
 
 class ModelQueue:
-    """One model. Requests beyond `max_requests` at a time are refused."""
+    """A served model. Admits up to `max_requests` requests at a time, running and waiting."""
 
     def __init__(self, name: str, path: Path, settings: Settings, max_requests: int, lease: ModelLease) -> None:
-        """`turns` are shared by all that is served."""
+        """`lease` is shared by all served models."""
         self.name = name
         self.path = path
         self.settings = settings
         self.max_requests = max_requests
         self.n_requests = 0
-        """In work or waiting."""
+        """Admitted requests, running and waiting."""
         self.is_draining = False
         self._is_stopped = False
         self._model = LoadedModel()
@@ -55,57 +55,57 @@ class ModelQueue:
         self._engine_lock = asyncio.Lock()
 
     def open(self, on_progress: Callable[[str], None]) -> protocol.Loaded:
-        """Load it. Raises EdgechatError."""
+        """Load the model; `on_progress` receives status messages. Raises EdgechatError."""
         return self._model.open(self.path, self.settings, lambda event: on_progress(event.message), may_embed=True)
 
     def close(self) -> None:
-        """End its processes."""
+        """End the engine and render processes."""
         self._model.close()
 
     @property
     def warnings(self) -> list[str]:
-        """What is not as the user may think."""
+        """Warnings from loading the model."""
         return self._model.warnings
 
     @property
     def loaded(self) -> protocol.Loaded:
-        """What the engine said of it. Raises EngineError."""
+        """The engine's description of the model. Raises EngineError if it is not loaded."""
         if self._model.loaded is None:
-            raise EngineError("no model is loaded")
+            raise EngineError("No model is loaded.")
         return self._model.loaded
 
     @property
     def builder(self) -> PromptBuilder:
-        """What makes prompts for it."""
+        """The prompt builder of the model."""
         return self._model.builder
 
     @property
     def tool_format(self) -> ToolFormat:
-        """How it writes calls of tools."""
+        """The format of the model's tool calls."""
         return detect_tool_format(self.loaded.chat_template or "")
 
     @property
     def max_parallel(self) -> int:
-        """Answers that can be made at a time."""
+        """Replies that the engine can generate in parallel."""
         return self.plan.options.n_seqs if self.plan is not None else 1
 
     @property
     def plan(self) -> LoadPlan | None:
-        """How it is loaded."""
+        """The load plan of the model."""
         return self._model.plan
 
     @property
     def n_running(self) -> int:
-        """Requests of which something is heard already."""
-        return sum(answer.has_started for answer in self._streams)
+        """Requests with at least one engine event."""
+        return sum(stream.has_started for stream in self._streams)
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[None]:
-        """A place in the queue. Raises ApiError if there is none."""
+        """Count a request in the queue while it is handled. Raises ApiError if the queue is full or draining."""
         check_accepting(is_open=not self.is_draining)
         if self.n_requests >= self.max_requests:
-            words = f"{self.n_requests} requests are in work or wait already: try again later"
-            raise ApiError(503, words, code="queue_full")
+            message = f"The queue is full ({self.n_requests} requests). Try again later."
+            raise ApiError(503, message, code="queue_full")
         self.n_requests += 1
         try:
             yield
@@ -113,66 +113,68 @@ class ModelQueue:
             self.n_requests -= 1
 
     async def build_prompt(self, messages: list[PromptMessage], options: PromptOptions) -> BuiltPrompt:
-        """The tokens of a conversation. Raises EdgechatError."""
+        """Render and tokenise a conversation. Raises EdgechatError."""
         await self._ensure_engine()
         return await asyncio.to_thread(self.builder.build, messages, options)
 
     async def tokenize(self, text: str) -> list[int]:
-        """The tokens of a text, in which control tokens are those. Raises EdgechatError."""
+        """Tokenise a text, including its control tokens. Raises EdgechatError."""
         check_prompt_bytes(text, self.loaded.n_ctx)
         await self._ensure_engine()
         return await asyncio.to_thread(self._model.engine.tokenize, text)
 
     def generate_request(
-        self, tokens: list[int], drawing: GenerationParams, stops: Sequence[str] = (), **more: Any
+        self, tokens: list[int], params: GenerationParams, stops: Sequence[str] = (), **overrides: Any
     ) -> protocol.Generate:
-        """What the engine is asked, with the settings of the server where the client says nothing. Raises ApiError.
+        """Build the engine request for a prompt, with the server's settings where `params` has none.
 
-        `stops` are texts that end an answer whatever the client says.
+        `stops` are stop strings in addition to those of the client; `overrides` are fields of the engine request.
+        Raises ApiError for parameters that this model cannot satisfy.
         """
-        n = drawing.n or 1
+        n = params.n or 1
         if n > self.max_parallel:
-            raise ApiError(400, f"n: {n} answers at once are not possible: 1 to {self.max_parallel} are", param="n")
-        stop = [drawing.stop] if isinstance(drawing.stop, str) else list(drawing.stop or ())
-        asked: dict[str, Any] = {
-            "tokens": self.validate_tokens(tokens, "prompt"), "max_tokens": drawing.max_tokens or self.settings.max_tokens,
-            "sampling": self._sampling(drawing), "n_sequences": n, "stop": [*stop, *stops], "logit_bias": self._logit_bias(drawing),
-            "conversation": CACHE_OWNER, "ignore_eog": bool(drawing.ignore_eos), "speculate": not self.settings.strict, "bypass_cache": self.settings.strict,
-        } | more  # fmt: skip
-        return protocol.Generate(id=self._model.engine.next_id(), **asked)
+            raise ApiError(400, f"n: {n} replies are too many, at most {self.max_parallel} are possible.", param="n")
+        client_stops = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
+        fields: dict[str, Any] = {
+            "tokens": self.validate_tokens(tokens, "prompt"), "sampling": self._sampling(params), "n_sequences": n,
+            "max_tokens": params.max_tokens or self.settings.max_tokens, "stop": [*client_stops, *stops],
+            "logit_bias": self._logit_bias(params), "ignore_eog": bool(params.ignore_eos),
+            "conversation": CACHE_OWNER, "speculate": not self.settings.strict, "bypass_cache": self.settings.strict,
+        } | overrides  # fmt: skip
+        return protocol.Generate(id=self._model.engine.next_id(), **fields)
 
-    def embed_request(self, texts: list[list[int]]) -> protocol.Embed:
-        """What the engine is asked for vectors."""
-        return protocol.Embed(id=self._model.engine.next_id(), inputs=texts)
+    def embed_request(self, inputs: list[list[int]]) -> protocol.Embed:
+        """Build the engine request for embeddings of tokenised inputs."""
+        return protocol.Embed(id=self._model.engine.next_id(), inputs=inputs)
 
     def validate_tokens(self, tokens: Sequence[int], param: str) -> list[int]:
-        """Tokens that a client sent. Raises ApiError if the model does not know one."""
+        """Return token IDs of a request. Raises ApiError if there are none, or one is not in the vocabulary."""
         if not tokens:
-            raise ApiError(400, f"{param}: there is nothing to continue", param=param)
+            raise ApiError(400, f"{param}: must not be empty.", param=param)
         n_vocab, largest = self.loaded.n_vocab, max(tokens)
         if largest >= n_vocab:
-            words = f"{param}: token {largest} is not in this model's vocabulary of {n_vocab}"
-            raise ApiError(400, words, param=param)
+            message = f"{param}: token {largest} is not in the vocabulary of {n_vocab} tokens."
+            raise ApiError(400, message, param=param)
         return list(tokens)
 
-    def _sampling(self, drawing: GenerationParams) -> Sampling:
-        given = {name: getattr(drawing, name) for name in Sampling.__struct_fields__}
-        given = {name: value for name, value in given.items() if value is not None}
-        if drawing.top_k is not None:
-            given["top_k"] = max(0, drawing.top_k)  # -1 means all elsewhere
-        if drawing.seed is not None:
-            given["seed"] = drawing.seed % _SEEDS if drawing.seed >= 0 else None
-        return msgspec.structs.replace(self.settings.sampling, **given)
+    def _sampling(self, params: GenerationParams) -> Sampling:
+        fields = {name: getattr(params, name) for name in Sampling.__struct_fields__}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        if params.top_k is not None:
+            fields["top_k"] = max(0, params.top_k)  # other servers use -1 for all tokens
+        if params.seed is not None:
+            fields["seed"] = params.seed % _N_SEEDS if params.seed >= 0 else None
+        return msgspec.structs.replace(self.settings.sampling, **fields)
 
-    def _logit_bias(self, drawing: GenerationParams) -> dict[int, float]:
-        given = drawing.logit_bias or {}
-        wrong = next((name for name in given if not _TOKEN.fullmatch(name)), None)
-        if wrong is not None:
-            raise ApiError(400, f"logit_bias: {wrong[:40]!r} is no number of a token", param="logit_bias")
-        found = {int(name): value for name, value in given.items()}
-        if found:
-            self.validate_tokens(list(found), "logit_bias")
-        return found
+    def _logit_bias(self, params: GenerationParams) -> dict[int, float]:
+        biases = params.logit_bias or {}
+        invalid = next((name for name in biases if not _TOKEN_ID.fullmatch(name)), None)
+        if invalid is not None:
+            raise ApiError(400, f"logit_bias: {invalid[:40]!r} is not a token ID.", param="logit_bias")
+        by_token = {int(name): value for name, value in biases.items()}
+        if by_token:
+            self.validate_tokens(list(by_token), "logit_bias")
+        return by_token
 
     async def _ensure_engine(self) -> None:
         async with self._engine_lock:
@@ -180,85 +182,88 @@ class ModelQueue:
                 await asyncio.to_thread(self._model.revive)
 
     async def submit(self, requests: Sequence[protocol.Generate | protocol.Embed]) -> EventStream:
-        """Have requests answered, side by side. Raises ApiError and EdgechatError."""
+        """Submit requests to the engine once this model has the lease; return their events.
+
+        Raises ApiError and EdgechatError.
+        """
         await self._lease.acquire(self.name)
-        answer = EventStream(self, requests)
-        self._streams.add(answer)
+        stream = EventStream(self, requests)
+        self._streams.add(stream)
         try:
             await self._ensure_engine()
             check_accepting(is_open=not self._is_stopped)
-            for number, request in enumerate(requests):
-                self._model.engine.submit(request, answer.event_handler(number))
+            for index, request in enumerate(requests):
+                self._model.engine.submit(request, stream.event_handler(index))
         except BaseException:
-            answer.close()
+            stream.close()
             raise
-        return answer
+        return stream
 
     async def recover_from(self, error: EdgechatError, plan: LoadPlan | None) -> None:
-        """Do what can be done, for the next request, about an error that came with this plan."""
+        """Fall back to the CPU if the engine failed; only the first of several failures under `plan` has an effect."""
         async with self._engine_lock:
-            if isinstance(error, EngineError) and plan is self._model.plan:  # once, if several answers failed
+            if isinstance(error, EngineError) and plan is self._model.plan:
                 await asyncio.to_thread(self._model.fall_back_to_cpu, error, self.settings)
 
-    def release(self, answer: EventStream) -> None:
-        """An answer is over, or nobody wants it. A second call does nothing."""
-        if answer not in self._streams:
+    def release(self, stream: EventStream) -> None:
+        """Cancel what remains of a stream and release the lease. Further calls have no effect."""
+        if stream not in self._streams:
             return
-        self._streams.discard(answer)
+        self._streams.discard(stream)
         self._lease.release()
-        self._cancel(answer)
+        self._cancel(stream)
 
-    def _cancel(self, answer: EventStream) -> None:
-        for request_id in answer.unfinished_ids:
+    def _cancel(self, stream: EventStream) -> None:
+        for request_id in stream.unfinished_ids:
             self._model.engine.cancel(request_id)
 
     def cancel_all(self) -> None:
-        """End all answers with what there is of them; there are no more."""
+        """Cancel all requests, so that their responses end with the text so far, and refuse further ones."""
         self._is_stopped = True
-        for answer in self._streams:
-            self._cancel(answer)
+        for stream in self._streams:
+            self._cancel(stream)
 
 
 class EventStream:
-    """What the engine says to one or several requests, as it comes; `close` it."""
+    """The engine's events for one or several requests. Must be closed."""
 
-    def __init__(self, served: ModelQueue, requests: Sequence[protocol.Request]) -> None:
+    def __init__(self, queue: ModelQueue, requests: Sequence[protocol.Request]) -> None:
         self.has_started = False
-        self._queue = served
-        self._plan = served.plan
-        self._unfinished = {number: request.id for number, request in enumerate(requests)}
+        self._queue = queue
+        self._plan = queue.plan
+        self._unfinished = {index: request.id for index, request in enumerate(requests)}
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, protocol.AnyEvent | EdgechatError]] = asyncio.Queue()
 
     @property
     def unfinished_ids(self) -> list[int]:
-        """Ids of requests that the engine still works on."""
+        """IDs of requests that have no final event yet."""
         return list(self._unfinished.values())
 
-    def event_handler(self, number: int) -> Callable[[protocol.AnyEvent | EdgechatError], None]:
-        """What is given the events of one request, in whatever thread."""
+    def event_handler(self, request_index: int) -> Callable[[protocol.AnyEvent | EdgechatError], None]:
+        """Return the callback for the events of one request, which any thread may call."""
 
-        def hear(event: protocol.AnyEvent | EdgechatError) -> None:
-            with contextlib.suppress(RuntimeError):  # the server is gone
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+        def on_event(event: protocol.AnyEvent | EdgechatError) -> None:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (request_index, event))
 
-        return hear
+        return on_event
 
     async def next(self) -> RequestEvent | None:
-        """The next event; None when all is said. Raises what the engine reports."""
+        """Return the next event, or None after the final event of each request. Raises the engine's errors."""
         if not self._unfinished:
             return None
-        number, event = await self._events.get()
+        index, event = await self._events.get()
         self.has_started = True
         if isinstance(event, EdgechatError):
-            self._unfinished.pop(number, None)
+            self._unfinished.pop(index, None)
             await self._queue.recover_from(event, self._plan)
             raise event
         if isinstance(event, protocol.FINAL_EVENTS):
-            self._unfinished.pop(number, None)
-        return RequestEvent(number, event)
+            self._unfinished.pop(index, None)
+        return RequestEvent(index, event)
 
     def close(self) -> None:
-        """Have nothing more computed for it. A second call does nothing."""
+        """Cancel unfinished requests. Further calls have no effect."""
         self._queue.release(self)
         self._unfinished.clear()

@@ -1,4 +1,4 @@
-"""The OpenAPI document: made from the very types that requests are decoded with."""
+"""The OpenAPI document, generated from the structs that request bodies are decoded with."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import msgspec
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 
 _POSTS: Final = {
-    "/v1/chat/completions": (ChatRequest, "Answer a conversation"),
-    "/v1/completions": (CompletionRequest, "Go on with a text"),
-    "/v1/embeddings": (EmbeddingsRequest, "Vectors for texts"),
+    "/v1/chat/completions": (ChatRequest, "Generate a reply to a conversation"),
+    "/v1/completions": (CompletionRequest, "Continue a text"),
+    "/v1/embeddings": (EmbeddingsRequest, "Compute embeddings of texts"),
 }
 _GETS: Final = {
-    "/v1/models": "The models that are served",
-    "/v1/models/{model}": "One of them",
-    "/health": "Whether requests are taken",
-    "/metrics": "Numbers for Prometheus",
+    "/v1/models": "List the served models",
+    "/v1/models/{model}": "Describe a served model",
+    "/health": "Report whether the server accepts requests",
+    "/metrics": "Return metrics for Prometheus",
 }
 _MODEL: Final = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 _ERROR: Final = {
@@ -33,9 +33,9 @@ _ERROR: Final = {
 
 
 def document(version: str) -> dict[str, Any]:
-    """The whole document."""
-    kinds = [kind for kind, _ in _POSTS.values()]
-    schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    """Return the OpenAPI document of the server."""
+    body_types = [body_type for body_type, _ in _POSTS.values()]
+    schemas, components = msgspec.json.schema_components(body_types, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {
         path: {"post": {
             "summary": summary, "responses": _responses("200", "400", "401", "403", "404", "408", "413", "503"),
@@ -44,15 +44,12 @@ def document(version: str) -> dict[str, Any]:
         for (path, (_, summary)), schema in zip(_POSTS.items(), schemas, strict=True)
     }  # fmt: skip
     paths |= {
-        path: {
-            "get": {
-                "summary": words,
-                "responses": _responses("200", "401", "403", "404", "503"),
-                "parameters": [_MODEL] if "{" in path else [],
-            }
-        }
-        for path, words in _GETS.items()
-    }
+        path: {"get": {
+            "summary": summary, "responses": _responses("200", "401", "403", "404", "503"),
+            "parameters": [_MODEL] if "{" in path else [],
+        }}
+        for path, summary in _GETS.items()
+    }  # fmt: skip
     return {
         "openapi": "3.1.0", "info": {"title": "edgechat", "version": version}, "paths": paths,
         "components": {
@@ -65,6 +62,6 @@ def document(version: str) -> dict[str, Any]:
 def _responses(*codes: str) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
-        code: {"description": "fine"} if code == "200" else {"description": "not done", "content": error}
+        code: {"description": "Success"} if code == "200" else {"description": "Error", "content": error}
         for code in codes
     }

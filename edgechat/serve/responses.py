@@ -1,4 +1,4 @@
-"""How an answer gets to a client: as one JSON object, or as a stream of events; and how it ends when the client goes."""
+"""Responses as one JSON object or as a stream of server-sent events, and cancellation when the client disconnects."""
 
 from __future__ import annotations
 
@@ -26,150 +26,153 @@ from edgechat.serve.model_queue import EventStream, ModelQueue
 from edgechat.serve.schemas import GenerationParams
 
 DONE: Final = b"data: [DONE]\n\n"
+_Deltas = AsyncIterator[ChoiceDelta | None]
 
 
 class ResponseBuilder(ABC):
-    """The shape of one kind of answer."""
+    """Builds the engine requests and the response objects of one API request."""
 
     ID_PREFIX: ClassVar[str]
     OBJECT: ClassVar[str]
+    """The `object` field of a whole response."""
     CHUNK_OBJECT: ClassVar[str]
-    """What its objects are called, whole and in a stream."""
+    """The `object` field of a chunk of a stream."""
 
-    def __init__(self, queue: ModelQueue, drawing: GenerationParams) -> None:
-        self.served = queue
-        self._head = {
+    def __init__(self, queue: ModelQueue, params: GenerationParams) -> None:
+        self.queue = queue
+        self._common_fields = {
             "id": f"{self.ID_PREFIX}-{secrets.token_hex(12)}", "created": int(time.time()), "model": queue.name,
             "system_fingerprint": f"edgechat-{__version__}",
         }  # fmt: skip
-        self.is_stream = bool(drawing.stream)
-        self.include_usage = bool(drawing.stream_options and drawing.stream_options.include_usage)
+        self.is_stream = bool(params.stream)
+        self.include_usage = bool(params.stream_options and params.stream_options.include_usage)
 
     @abstractmethod
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
-        """What the engine is asked, and the answers that are to come. Raises ApiError, EdgechatError."""
+        """Build the engine requests and the choices that they fill. Raises ApiError, EdgechatError."""
 
     @abstractmethod
     def choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
-        """The answers, whole, in the shape of the API."""
+        """Convert finished choices to the `choices` of a whole response."""
 
     @abstractmethod
     def chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
-        """What is new, in the shape that it has in a stream."""
+        """Convert new output to the `choices` of chunks, one chunk each."""
 
-    def body(self, choices: list[Choice], costs: UsageTotals) -> dict[str, Any]:
-        """All as one object."""
-        return self._object(self.OBJECT, self.choice_objects(choices), costs)
+    def body(self, choices: list[Choice], totals: UsageTotals) -> dict[str, Any]:
+        """Build the whole response."""
+        return self._object(self.OBJECT, self.choice_objects(choices), totals)
 
     def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
-        """What is new, as objects of a stream."""
-        return [self._object(self.CHUNK_OBJECT, [part]) for part in self.chunk_choices(delta)]
+        """Build the chunks of a stream for new output."""
+        return [self._object(self.CHUNK_OBJECT, [choice]) for choice in self.chunk_choices(delta)]
 
-    def usage_chunk(self, costs: UsageTotals) -> dict[str, Any]:
-        """What a stream ends with, if it is to hold what it cost."""
-        return self._object(self.CHUNK_OBJECT, [], costs)
+    def usage_chunk(self, totals: UsageTotals) -> dict[str, Any]:
+        """Build the final usage chunk of a stream (`stream_options.include_usage`)."""
+        return self._object(self.CHUNK_OBJECT, [], totals)
 
-    def _object(self, kind: str, choices: list[dict[str, Any]], costs: UsageTotals | None = None) -> dict[str, Any]:
-        found = self._head | {"object": kind, "choices": choices}
-        return found if costs is None else found | {"usage": costs.usage(), "timings": costs.timings()}
+    def _object(
+        self, kind: str, choices: list[dict[str, Any]], totals: UsageTotals | None = None
+    ) -> dict[str, Any]:  # fmt: skip
+        fields = self._common_fields | {"object": kind, "choices": choices}
+        return fields if totals is None else fields | {"usage": totals.usage(), "timings": totals.timings()}
 
 
-async def respond(request: Request, reply: ResponseBuilder, metrics: Metrics) -> Response:
-    """Answer. Raises ApiError and EdgechatError before anything is sent."""
+async def respond(request: Request, builder: ResponseBuilder, metrics: Metrics) -> Response:
+    """Generate the response to a request, as a stream if it asks for one.
+
+    Raises ApiError and EdgechatError until the engine's first event; later errors become part of the stream.
+    """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(reply.served.admit())
-        begun = asyncio.ensure_future(_start(reply))
-        answer, choices, said, costs = await cancel_on_disconnect(request, begun)
-        stack.callback(answer.close)
-        if reply.is_stream:
-            return _SseResponse(_sse_events(reply, said, costs, metrics), stack.pop_all())
-        await cancel_on_disconnect(request, asyncio.ensure_future(_drain(said)))
-        metrics.record_stats(costs.stats)
-        body = msgspec.json.encode(reply.body(choices, costs))
+        stack.enter_context(builder.queue.admit())
+        events, choices, deltas, totals = await cancel_on_disconnect(request, asyncio.ensure_future(_start(builder)))
+        stack.callback(events.close)
+        if builder.is_stream:
+            return _SseResponse(_sse_events(builder, deltas, totals, metrics), stack.pop_all())
+        await cancel_on_disconnect(request, asyncio.ensure_future(_drain(deltas)))
+        metrics.record_stats(totals.stats)
+        body = msgspec.json.encode(builder.body(choices, totals))
     return Response(body, media_type="application/json")
 
 
-async def _start(
-    reply: ResponseBuilder,
-) -> tuple[EventStream, list[Choice], AsyncIterator[ChoiceDelta | None], UsageTotals]:
-    """Ask, and wait until something is heard: from then on an error is no longer the request's."""
-    requests, choices = await reply.build_requests()
-    answer = await reply.served.submit(requests)
-    costs = UsageTotals()
-    said = stream_deltas(answer, choices, requests[0].n_sequences, costs)
+async def _start(builder: ResponseBuilder) -> tuple[EventStream, list[Choice], _Deltas, UsageTotals]:
+    """Submit the engine requests and wait for the first event, so that early errors still set the HTTP status."""
+    requests, choices = await builder.build_requests()
+    events = await builder.queue.submit(requests)
+    totals = UsageTotals()
+    deltas = stream_deltas(events, choices, requests[0].n_sequences, totals)
     try:
-        first = await anext(said)
+        first = await anext(deltas)
     except BaseException:
-        answer.close()
+        events.close()
         raise
 
-    async def all_said() -> AsyncIterator[ChoiceDelta | None]:
+    async def all_deltas() -> _Deltas:
         yield first
-        async for delta in said:
+        async for delta in deltas:
             yield delta
 
-    return answer, choices, all_said(), costs
+    return events, choices, all_deltas(), totals
 
 
-async def _drain(said: AsyncIterator[ChoiceDelta | None]) -> None:
-    async for _ in said:
+async def _drain(deltas: _Deltas) -> None:
+    async for _ in deltas:
         pass
 
 
-async def cancel_on_disconnect(request: Request, work: asyncio.Future[Any]) -> Any:
-    """The result of `work`; when the client goes away it is cancelled, and so is this. Raises what it raises."""
+async def cancel_on_disconnect(request: Request, task: asyncio.Future[Any]) -> Any:
+    """Return the result of `task`, or cancel it and raise ApiError when the client closes the connection."""
 
-    async def gone() -> None:
+    async def wait_for_disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    watcher = asyncio.ensure_future(gone())
+    watcher = asyncio.ensure_future(wait_for_disconnect())
     try:
-        await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ApiError(499, "the client closed the connection")
-        return work.result()
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "The client closed the connection.")
+        return task.result()
     finally:
         watcher.cancel()
-        if not work.done():
-            work.cancel()
+        if not task.done():
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError, EdgechatError, ApiError):
-                await work
+                await task
 
 
 def sse_event(data: Any) -> bytes:
-    """One event of a stream."""
+    """Encode a server-sent event with JSON data."""
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
 async def _sse_events(
-    reply: ResponseBuilder, said: AsyncIterator[ChoiceDelta | None], costs: UsageTotals, metrics: Metrics
+    builder: ResponseBuilder, deltas: _Deltas, totals: UsageTotals, metrics: Metrics
 ) -> AsyncIterator[bytes]:
     try:
-        async for delta in said:
-            for chunk in reply.chunks(delta) if delta is not None else ():
-                yield sse_event(chunk | {"usage": None} if reply.include_usage else chunk)
+        async for delta in deltas:
+            for chunk in builder.chunks(delta) if delta is not None else ():
+                yield sse_event(chunk | {"usage": None} if builder.include_usage else chunk)
     except EdgechatError as error:
         yield sse_event(errors.to_api_error(error).body())
-    except Exception as error:  # noqa: BLE001  (a stream ends properly)
+    except Exception as error:  # noqa: BLE001  (the client must receive an end of the stream)
         yield sse_event(errors.internal_error(error).body())
     else:
-        metrics.record_stats(costs.stats)
-        if reply.include_usage:
-            yield sse_event(reply.usage_chunk(costs))
+        metrics.record_stats(totals.stats)
+        if builder.include_usage:
+            yield sse_event(builder.usage_chunk(totals))
     yield DONE
 
 
 class _SseResponse(StreamingResponse):
-    """A stream whose place is free again however it ends."""
+    """A stream of server-sent events that releases its resources when it ends or breaks."""
 
-    def __init__(self, content: AsyncIterator[bytes], place: contextlib.ExitStack) -> None:
+    def __init__(self, content: AsyncIterator[bytes], resources: contextlib.ExitStack) -> None:
         super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._place = place
+        self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._place.close()
+            self._resources.close()

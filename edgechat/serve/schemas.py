@@ -1,6 +1,6 @@
-"""What clients send: the bodies of the OpenAI API, as far as they mean something to a model on this machine.
+"""Request bodies of the OpenAI API, with the fields that edgechat supports.
 
-Fields that are not named here are ignored, as clients send many that only their own services know.
+Other fields are ignored, because clients send many that only apply to their own services.
 """
 
 from __future__ import annotations
@@ -16,59 +16,57 @@ Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 PositiveInt = Annotated[int, Meta(ge=1, le=1 << 24)]
 Stop = Annotated[str, Meta(max_length=1024)]
-
-
 TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
 TextInput = str | list[str | TokenId | list[TokenId]]
-"""A text, several, the tokens of one, or those of several."""
+"""A text, a list of texts, a list of token IDs, or a list of such lists."""
 
-# What messages are made of
+# Messages
 
 
 class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
-    """A piece of text."""
+    """Text content of a message."""
 
     text: str
 
 
 class RefusalPart(Struct, frozen=True, tag_field="type", tag="refusal"):
-    """A piece of an earlier answer that was a refusal."""
+    """Refusal content of an earlier reply."""
 
     refusal: str
 
 
 class ImagePart(Struct, frozen=True, tag_field="type", tag="image_url"):
-    """A picture; refused, since no model here sees any."""
+    """Image content of a message; not supported."""
 
     image_url: Any = None
 
 
 class AudioPart(Struct, frozen=True, tag_field="type", tag="input_audio"):
-    """A sound; refused."""
+    """Audio content of a message; not supported."""
 
     input_audio: Any = None
 
 
 class FilePart(Struct, frozen=True, tag_field="type", tag="file"):
-    """A file; refused."""
+    """File content of a message; not supported."""
 
     file: Any = None
 
 
-Part = TextPart | RefusalPart | ImagePart | AudioPart | FilePart
-Content = str | list[Part]
+ContentPart = TextPart | RefusalPart | ImagePart | AudioPart | FilePart
+Content = str | list[ContentPart]
 
 
 class FunctionCall(Struct, frozen=True):
-    """What a tool was called with."""
+    """Function name and arguments of a tool call."""
 
     name: str
     arguments: str = "{}"
-    """JSON, as text."""
+    """A JSON object, encoded as text."""
 
 
 class ToolCall(Struct, frozen=True):
-    """A call in an earlier answer."""
+    """Tool call in an earlier reply."""
 
     function: FunctionCall
     id: str = ""
@@ -76,25 +74,25 @@ class ToolCall(Struct, frozen=True):
 
 
 class SystemMessage(Struct, frozen=True, tag_field="role", tag="system"):
-    """What the model is told before the conversation."""
+    """System prompt of the conversation."""
 
     content: Content
 
 
 class DeveloperMessage(Struct, frozen=True, tag_field="role", tag="developer"):
-    """The same under its newer name."""
+    """System prompt under the newer role name."""
 
     content: Content
 
 
 class UserMessage(Struct, frozen=True, tag_field="role", tag="user"):
-    """What the user said."""
+    """Message of the user."""
 
     content: Content
 
 
 class AssistantMessage(Struct, frozen=True, tag_field="role", tag="assistant"):
-    """What the model answered; at the end, an answer to go on with."""
+    """Earlier reply; as the last message, a reply to continue."""
 
     content: Content | None = None
     reasoning_content: str | None = None
@@ -102,7 +100,7 @@ class AssistantMessage(Struct, frozen=True, tag_field="role", tag="assistant"):
 
 
 class ToolMessage(Struct, frozen=True, tag_field="role", tag="tool"):
-    """What a tool said."""
+    """Result of a tool call."""
 
     content: Content = ""
     tool_call_id: str = ""
@@ -111,49 +109,49 @@ class ToolMessage(Struct, frozen=True, tag_field="role", tag="tool"):
 ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
 
 
-# What an answer is to be
+# Options of the reply
 
 
 class Function(Struct, frozen=True):
-    """A tool that the model may call."""
+    """Function that the model may call."""
 
     name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    """A JSON schema."""
+    """JSON schema of the arguments."""
     strict: bool | None = None
 
 
 class Tool(Struct, frozen=True):
-    """A function by its only type."""
+    """Tool that the model may call; functions are the only type."""
 
     function: Function
     type: Literal["function"] = "function"
 
 
 class NamedFunction(Struct, frozen=True):
-    """The name of a function."""
+    """Reference to a function in `tools` by name."""
 
     name: str
 
 
 class NamedTool(Struct, frozen=True):
-    """A function that is to be called."""
+    """Tool choice: the function that the model must call."""
 
     function: NamedFunction
     type: Literal["function"] = "function"
 
 
 class TextFormat(Struct, frozen=True, tag_field="type", tag="text"):
-    """Anything."""
+    """Response format: free text."""
 
 
 class JsonFormat(Struct, frozen=True, tag_field="type", tag="json_object"):
-    """Any JSON object."""
+    """Response format: any JSON object."""
 
 
 class JsonSchema(Struct, frozen=True):
-    """A JSON schema with a name."""
+    """Named JSON schema of a response format."""
 
     schema: dict[str, Any] | bool = True
     name: str = ""
@@ -162,19 +160,19 @@ class JsonSchema(Struct, frozen=True):
 
 
 class SchemaFormat(Struct, frozen=True, tag_field="type", tag="json_schema"):
-    """JSON that a schema describes."""
+    """Response format: JSON that matches a schema."""
 
     json_schema: JsonSchema
 
 
 class StreamOptions(Struct, frozen=True):
-    """What a stream holds besides."""
+    """Additional content of a stream."""
 
     include_usage: bool | None = None
 
 
 class GenerationParams(Struct, frozen=True, kw_only=True):
-    """How tokens are drawn, and when an answer ends; null is as if it were not there."""
+    """Sampling parameters and limits of a reply; a null value is the same as a missing field."""
 
     model: str | None = None
     max_tokens: PositiveInt | None = None
@@ -190,15 +188,15 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     n: PositiveInt | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
     ignore_eos: bool | None = None
-    """Go on after the model's last word, as llama-server and vLLM know it: for measurements."""
+    """Continue after end-of-generation tokens, for benchmarks, as in llama-server and vLLM."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    """Ignored."""
+    """Accepted and ignored."""
 
 
 class ChatRequest(GenerationParams, frozen=True, kw_only=True):
-    """The body of /v1/chat/completions."""
+    """Request body of /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     max_completion_tokens: PositiveInt | None = None
@@ -210,11 +208,11 @@ class ChatRequest(GenerationParams, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    """Of these `enable_thinking` is looked at."""
+    """Only `enable_thinking` has an effect."""
 
 
 class CompletionRequest(GenerationParams, frozen=True, kw_only=True):
-    """The body of /v1/completions."""
+    """Request body of /v1/completions."""
 
     prompt: TextInput
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
@@ -223,11 +221,11 @@ class CompletionRequest(GenerationParams, frozen=True, kw_only=True):
 
 
 class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
-    """The body of /v1/embeddings."""
+    """Request body of /v1/embeddings."""
 
     input: TextInput
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: PositiveInt | None = None
     user: str | None = None
-    """Ignored."""
+    """Accepted and ignored."""

@@ -1,4 +1,4 @@
-"""Servers: one with the starter model for a whole file, and others as they are asked for."""
+"""Fixtures: a server with the starter model for all tests, and servers with other options."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.driving import Server
+from tests.serve.client import ServerProcess
 
-Start = Callable[..., Server]
+Start = Callable[..., ServerProcess]
 
 
 @pytest.fixture(scope="session")
-def served_home(tmp_path_factory: pytest.TempPathFactory, warm_verdicts: Path) -> Path:
-    home = tmp_path_factory.mktemp("served")
+def server_home(tmp_path_factory: pytest.TempPathFactory, warm_verdicts: Path) -> Path:
+    home = tmp_path_factory.mktemp("server")
     (home / "cache").mkdir()
     shutil.copy(warm_verdicts, home / "cache")
     return home
 
 
 @pytest.fixture(scope="session")
-def server(served_home: Path) -> Iterator[Server]:
-    server = Server(served_home, "-m", "starter", "--ctx", "2048")
+def server(server_home: Path) -> Iterator[ServerProcess]:
+    server = ServerProcess(server_home, "-m", "starter", "--ctx", "2048")
     yield server
     server.close()
 
 
 @pytest.fixture
 def start(home: Path) -> Iterator[Start]:
-    servers: list[Server] = []
+    servers: list[ServerProcess] = []
 
-    def make(*arguments: str, **environment: str) -> Server:
-        servers.append(Server(home, *arguments, **environment))
+    def start_server(*arguments: str, **environment: str) -> ServerProcess:
+        servers.append(ServerProcess(home, *arguments, **environment))
         return servers[-1]
 
-    yield make
-    for each in servers:
-        each.close()
+    yield start_server
+    for server in servers:
+        server.close()

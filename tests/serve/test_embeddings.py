@@ -1,4 +1,4 @@
-"""Vectors, from a tiny model of BERT's kind that is served beside one that chats."""
+"""Embeddings from a tiny BERT model, served together with a chat model."""
 
 from __future__ import annotations
 
@@ -20,92 +20,95 @@ from openai import OpenAI
 
 from tests.conftest import Cli
 from tests.models import write_tiny_bert
-from tests.serve.driving import Server
+from tests.serve.client import ServerProcess
 
 NODE = Path(__file__).parent / "node"
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, served_home: Path) -> Iterator[Server]:
+def both(tmp_path_factory: pytest.TempPathFactory, server_home: Path) -> Iterator[ServerProcess]:
     model = write_tiny_bert(tmp_path_factory.mktemp("model") / "tiny-bert.gguf")
-    server = Server(served_home, "-m", "starter", "-m", str(model))
+    server = ServerProcess(server_home, "-m", "starter", "-m", str(model))
     yield server
     server.close()
 
 
 @pytest.fixture(scope="module")
-def client(both: Server) -> Iterator[OpenAI]:
+def client(both: ServerProcess) -> Iterator[OpenAI]:
     with OpenAI(base_url=both.url, api_key="none", max_retries=0) as client:
         yield client
 
 
-def vectors(both: Server, body: dict[str, Any]) -> list[list[float]]:
-    status, answer, _ = both.ask("/v1/embeddings", {"model": "tiny-bert"} | body)
+def embed(both: ServerProcess, body: dict[str, Any]) -> list[list[float]]:
+    status, answer, _ = both.request("/v1/embeddings", {"model": "tiny-bert"} | body)
     assert status == 200, answer
-    return [each["embedding"] for each in answer["data"]]
+    return [item["embedding"] for item in answer["data"]]
 
 
-def test_vectors(client: OpenAI, both: Server) -> None:
+def test_embeddings_are_normalised_and_independent_of_the_batch(client: OpenAI, both: ServerProcess) -> None:
     answer = client.embeddings.create(model="tiny-bert", input=["hello world", "hello", "hello world"])
-    first, other, same = (each.embedding for each in answer.data)
+    first, other, same = (item.embedding for item in answer.data)
     assert first == same != other
     assert math.isclose(math.fsum(x * x for x in first), 1.0, abs_tol=1e-5)
-    assert [each.index for each in answer.data] == [0, 1, 2]
+    assert [item.index for item in answer.data] == [0, 1, 2]
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == 4 + 3 + 4  # with [CLS] and [SEP]
-    (plain,) = vectors(both, {"input": "hello world"})
-    assert plain == pytest.approx(first, abs=1e-6)
-    (coded,) = vectors(both, {"input": "hello world", "encoding_format": "base64"})
-    assert array("f", base64.b64decode(coded)).tolist() == pytest.approx(first, abs=1e-6)  # type: ignore[arg-type]
+    (single,) = embed(both, {"input": "hello world"})
+    assert single == pytest.approx(first, abs=1e-6)
+    (encoded,) = embed(both, {"input": "hello world", "encoding_format": "base64"})
+    assert array("f", base64.b64decode(encoded)).tolist() == pytest.approx(first, abs=1e-6)  # type: ignore[arg-type]
 
 
-def test_shorter_ones_have_length_one_too(both: Server) -> None:
-    (whole,) = vectors(both, {"input": "the world"})
-    (short,) = vectors(both, {"input": "the world", "dimensions": 8})
-    assert len(short) == 8
-    assert math.isclose(math.fsum(x * x for x in short), 1.0, abs_tol=1e-5)
-    assert short[0] / short[1] == pytest.approx(whole[0] / whole[1], rel=1e-4)
+def test_truncated_embeddings_are_normalised(both: ServerProcess) -> None:
+    (whole,) = embed(both, {"input": "the world"})
+    (truncated,) = embed(both, {"input": "the world", "dimensions": 8})
+    assert len(truncated) == 8
+    assert math.isclose(math.fsum(x * x for x in truncated), 1.0, abs_tol=1e-5)
+    assert truncated[0] / truncated[1] == pytest.approx(whole[0] / whole[1], rel=1e-4)
 
 
-def test_tokens_are_taken_as_they_are(both: Server) -> None:
-    text, tokens = vectors(both, {"input": "hello"}), vectors(both, {"input": [2, 57, 3]})
+def test_token_ids_are_embedded_unchanged(both: ServerProcess) -> None:
+    text, tokens = embed(both, {"input": "hello"}), embed(both, {"input": [2, 57, 3]})
     assert text[0] == pytest.approx(tokens[0], abs=1e-6)
-    assert len(vectors(both, {"input": [[2, 57, 3], [2, 58, 3]]})) == 2
+    assert len(embed(both, {"input": [[2, 57, 3], [2, 58, 3]]})) == 2
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
-        ({"input": "hello " * 200}, "this model embeds 1 to 128"), ({"input": []}, "input"), ({"input": ["a", 1]}, "input"),
-        ({"input": [999]}, "vocabulary"), ({"input": "a", "dimensions": 1000}, "dimensions"), ({"input": ["a"] * 65}, "65 texts"),
-        ({"input": "a", "model": "starter"}, "not vectors"), ({"input": [[]]}, "input"), ({"input": "a", "encoding_format": "hex"}, "hex"),
+        ({"input": "hello " * 200}, "this model embeds 1 to 128"), ({"input": []}, "input"),
+        ({"input": ["a", 1]}, "input"),
+        ({"input": [999]}, "vocabulary"), ({"input": "a", "dimensions": 1000}, "dimensions"),
+        ({"input": ["a"] * 65}, "65 texts"),
+        ({"input": "a", "model": "starter"}, "has no embeddings"), ({"input": [[]]}, "input"),
+        ({"input": "a", "encoding_format": "hex"}, "hex"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said(both: Server, body: dict[str, Any], words: str) -> None:
-    status, answer, _ = both.ask("/v1/embeddings", {"model": "tiny-bert"} | body)
+def test_invalid_request_is_reported(both: ServerProcess, body: dict[str, Any], message: str) -> None:
+    status, answer, _ = both.request("/v1/embeddings", {"model": "tiny-bert"} | body)
     assert status == 400, answer
-    assert words in answer["error"]["message"]
+    assert message in answer["error"]["message"]
 
 
-def test_both_models_are_asked_at_once(both: Server) -> None:
-    results: list[int] = []
+def test_concurrent_requests_to_both_models_succeed(both: ServerProcess) -> None:
+    statuses: list[int] = []
 
-    def ask(model: str, path: str, body: dict[str, Any]) -> None:
-        results.extend(both.ask(path, body | {"model": model})[0] for _ in range(3))
+    def send(model: str, path: str, body: dict[str, Any]) -> None:
+        statuses.extend(both.request(path, body | {"model": model})[0] for _ in range(3))
 
     chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
     threads = [
-        threading.Thread(target=ask, args=each)
-        for each in (("starter", "/v1/chat/completions", chat), ("tiny-bert", "/v1/embeddings", {"input": "a"}))
+        threading.Thread(target=send, args=arguments)
+        for arguments in (("starter", "/v1/chat/completions", chat), ("tiny-bert", "/v1/embeddings", {"input": "a"}))
     ]  # fmt: skip
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert results == [200] * 6
+    assert statuses == [200] * 6
 
 
-def test_a_model_for_vectors_does_not_chat(client: OpenAI, cli: Cli, tmp_path: Path) -> None:
-    with pytest.raises(openai.BadRequestError, match="makes vectors, not texts"):
+def test_embedding_model_does_not_chat(client: OpenAI, cli: Cli, tmp_path: Path) -> None:
+    with pytest.raises(openai.BadRequestError, match="generates no text"):
         client.chat.completions.create(model="tiny-bert", messages=[{"role": "user", "content": "hi"}])
     assert [m.id for m in client.models.list()] == ["starter", "tiny-bert"]
     model = write_tiny_bert(tmp_path / "tiny-bert.gguf")
@@ -115,20 +118,24 @@ def test_a_model_for_vectors_does_not_chat(client: OpenAI, cli: Cli, tmp_path: P
     assert cli("plan", str(model)).returncode == 0
 
 
-@pytest.mark.skipif(not (NODE / "node_modules").exists() or not shutil.which("node"), reason="there is no npm here")
-def test_the_official_client_for_javascript(both: Server) -> None:
+@pytest.mark.skipif(
+    not (NODE / "node_modules").exists() or not shutil.which("node"),
+    reason="needs Node.js and the packages of tests/serve/node",
+)
+def test_official_javascript_client(both: ServerProcess) -> None:
     done = subprocess.run(
-        ["node", NODE / "client.mjs", both.url, "none", "tiny-bert"], capture_output=True, text=True, timeout=100, check=False,
+        ["node", NODE / "client.mjs", both.url, "none", "tiny-bert"], capture_output=True, text=True, timeout=100,
+        check=False,
         env=os.environ,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["chat"] == found["stream"]
-    assert found["chat"].startswith("Gravity is")
-    assert found["usage"]["completion_tokens"] == 16
-    assert found["call"]["name"] == "get_weather"
-    assert json.loads(found["call"]["arguments"]).keys() == {"city"}
-    assert 0 <= found["json"]["age"] <= 150
-    assert found["vectors"] == [64, 64]
-    assert found["models"] == ["starter", "tiny-bert"]
-    assert found["error"] == {"status": 404, "code": "model_not_found", "name": "NotFoundError"}
+    result = json.loads(done.stdout)
+    assert result["chat"] == result["stream"]
+    assert result["chat"].startswith("Gravity is")
+    assert result["usage"]["completion_tokens"] == 16
+    assert result["call"]["name"] == "get_weather"
+    assert json.loads(result["call"]["arguments"]).keys() == {"city"}
+    assert 0 <= result["json"]["age"] <= 150
+    assert result["vectors"] == [64, 64]
+    assert result["models"] == ["starter", "tiny-bert"]
+    assert result["error"] == {"status": 404, "code": "model_not_found", "name": "NotFoundError"}

@@ -1,4 +1,4 @@
-"""What clients do wrong or break off, and what breaks under them: one clear answer, and the next request is served."""
+"""Invalid and interrupted requests, and failures of the engine: each gets a clear error, and the server continues."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 from edgechat.serve.errors import RETRY_AFTER_S
 from edgechat.serve.server import DRAIN_S
+from tests.serve.client import ServerProcess, user
 from tests.serve.conftest import Start
-from tests.serve.driving import Server, user
 from tests.waiting import until
 
 LONG = {
@@ -27,17 +27,17 @@ LONG = {
 }
 
 
-def gauge(server: Server, name: str) -> float:
-    text = server.ask("/metrics")[1]
+def gauge(server: ServerProcess, name: str) -> float:
+    text = server.request("/metrics")[1]
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"edgechat_requests_{name}{{"))
 
 
-def is_idle(server: Server) -> bool:
+def is_idle(server: ServerProcess) -> bool:
     return gauge(server, "running") == gauge(server, "waiting") == 0
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         (b"", "not JSON"), (b"{", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[]", "object"), (b"null", "object"),
         (b'{"messages": [{"role": "user", "content": "\xff"}]}', "not JSON"), (b'{"a": ' * 100_000, "not JSON"),
@@ -46,47 +46,53 @@ def is_idle(server: Server) -> bool:
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "text only"),
         ({"messages": user("x"), "max_tokens": 0}, "max_tokens"), ({"messages": user("x"), "n": 0}, "n"),
-        ({"messages": user("x"), "n": 1000}, "1000 answers at once are not possible: 1 to"),
+        ({"messages": user("x"), "n": 1000}, "1000 replies are too many, at most"),
         ({"messages": user("x"), "temperature": 9}, "temperature"), ({"messages": user("x"), "top_p": -1}, "top_p"),
-        ({"messages": user("x"), "stop": ["x"] * 17}, "stop"), ({"messages": user("x"), "logit_bias": {"x": 1}}, "logit_bias"),
-        ({"messages": user("x"), "top_logprobs": 21}, "top_logprobs"), ({"messages": user("x " * 4000)}, "the context holds 2048"),
+        ({"messages": user("x"), "stop": ["x"] * 17}, "stop"),
+        ({"messages": user("x"), "logit_bias": {"x": 1}}, "logit_bias"),
+        ({"messages": user("x"), "top_logprobs": 21}, "top_logprobs"),
+        ({"messages": user("x " * 4000)}, "the context holds 2048"),
         ({"messages": user("x " * 400_000)}, "800"),
-        ({"messages": user("x"), "tool_choice": "required"}, "no tools"), ({"messages": user("x"), "stream": "yes"}, "stream"),
+        ({"messages": user("x"), "tool_choice": "required"}, "at least one tool"),
+        ({"messages": user("x"), "stream": "yes"}, "stream"),
         ({"messages": user("x"), "tools": [{"type": "function", "function": {"name": "a b"}}]}, "name"),
         ({"messages": user("x"), "response_format": {"type": "xml"}}, "xml"),
         ({"messages": user("x"), "response_format": {"type": "json_schema"}}, "json_schema"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_request_is_said(server: Server, body: Any, words: str) -> None:
-    status, answer, _ = server.ask("/v1/chat/completions", body)
+def test_invalid_request_is_reported(server: ServerProcess, body: Any, message: str) -> None:
+    status, answer, _ = server.request("/v1/chat/completions", body)
     assert status == 400, answer
     error = answer["error"]
-    assert words in error["message"], error
+    assert message in error["message"], error
     assert error.keys() == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(
-    ("schema", "words"),
+    ("schema", "message"),
     [
         ({"type": "array", "uniqueItems": True}, "uniqueItems"), ({"not": {"type": "string"}}, "not"), (False, "not"),
         ({"type": "object", "properties": {"a": {"contains": {}}}}, "contains"), ({"if": {}, "then": {}}, "if"),
-        ({"type": "string", "format": "shoe-size"}, "shoe-size"), ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
-        ({"type": "string", "pattern": "(unclosed"}, "regex"), ({"$ref": "https://example.org/x"}, "https://example.org/x"),
+        ({"type": "string", "format": "shoe-size"}, "shoe-size"),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"type": "string", "pattern": "(unclosed"}, "regex"),
+        ({"$ref": "https://example.org/x"}, "https://example.org/x"),
         ({"$ref": "#/$defs/none"}, "none"), ({"type": "king"}, "king"), ({"enum": []}, "enum"),
         ({"type": "object", "minProperties": 3}, "minProperties"), ({"type": "integer", "minimum": 1e30}, "minimum"),
         ({"$ref": "#"}, "nothing at all"), ({"x-guidance": {}}, "x-guidance"),
-        ({"anyOf": [{"type": "object", "minProperties": 3}]}, "response_format.json_schema.schema.anyOf[0]: minProperties"),
+        ({"anyOf": [{"type": "object", "minProperties": 3}]},
+        "response_format.json_schema.schema.anyOf[0]: minProperties"),
         ({"type": "integer", "minimum": 5, "maximum": 4}, ""), ({"oneOf": [{}, {"type": "string"}]}, "oneOf"),
     ],
 )  # fmt: skip
-def test_a_keyword_that_cannot_be_enforced_is_named(server: Server, schema: Any, words: str) -> None:
+def test_unsupported_schema_keyword_is_named(server: ServerProcess, schema: Any, message: str) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     status, answer = server.chat({"messages": "Hi", "response_format": form, "max_tokens": 5})
     assert status == 400, answer
-    assert words in answer["error"]["message"]
+    assert message in answer["error"]["message"]
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
-    if isinstance(schema, dict) and "oneOf" not in schema:  # of objects, these two can be told apart
+    if isinstance(schema, dict) and "oneOf" not in schema:  # as an object schema this oneOf is supported
         status, answer = server.chat({"messages": "Hi", "tools": [tool], "max_tokens": 5})
         assert status == 400, answer
 
@@ -98,21 +104,24 @@ def deep(depth: int) -> dict[str, Any]:
     return schema
 
 
-BOMBS: list[dict[str, Any]] = [
+EXPENSIVE_SCHEMAS: list[dict[str, Any]] = [
     {"type": "string", "pattern": "(a{1,1000}){1,1000}"}, {"type": "string", "pattern": "((((a*)*)*)*)*b"},
     {"type": "string", "pattern": "(.{0,500}x){200}"}, {"type": "string", "minLength": 10**9},
     {"type": "string", "pattern": "(" * 5000 + ")" * 5000}, {"type": "array", "minItems": 10**9},
     {"type": "string", "pattern": "|".join(f"{'a' * i}.*b{i}" for i in range(300))},
-    {"type": "object", "properties": {f"p{i}": {"type": "string", "pattern": f"^.{{0,{i}}}x.{{{i}}}$"} for i in range(300)}},
-    {"enum": ["v" * i for i in range(500)]}, deep(60), deep(500), {"$ref": "#"}, {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]},
-    {"$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(25)} | {"d25": {}}, "$ref": "#/$defs/d0"},
+    {"type": "object", "properties": {f"p{i}": {"type": "string",
+    "pattern": f"^.{{0,{i}}}x.{{{i}}}$"} for i in range(300)}},
+    {"enum": ["v" * i for i in range(500)]}, deep(60), deep(500), {"$ref": "#"}, {"anyOf": [{"$ref": "#"},
+    {"$ref": "#"}]},
+    {"$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(25)} | {"d25": {}},
+    "$ref": "#/$defs/d0"},
     {"type": "integer", "multipleOf": 1e-300}, {"type": "integer", "minimum": -(10**30), "maximum": 10**30},
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(len(BOMBS)))
-def test_no_schema_takes_long_or_brings_the_engine_down(server: Server, number: int) -> None:
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": BOMBS[number]}}
+@pytest.mark.parametrize("number", range(len(EXPENSIVE_SCHEMAS)))
+def test_expensive_schema_neither_blocks_nor_kills_the_engine(server: ServerProcess, number: int) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": EXPENSIVE_SCHEMAS[number]}}
     pid = server.engine_pid
     started = time.monotonic()
     status, answer = server.chat(
@@ -124,7 +133,7 @@ def test_no_schema_takes_long_or_brings_the_engine_down(server: Server, number: 
     assert server.chat({"messages": "Hi", "max_tokens": 1})[0] == 200
 
 
-def test_a_client_that_goes_away_costs_nothing_more(server: Server) -> None:
+def test_disconnect_cancels_the_request(server: ServerProcess) -> None:
     stream = server.stream(LONG)
     next(stream)
     assert gauge(server, "running") == 1
@@ -132,13 +141,13 @@ def test_a_client_that_goes_away_costs_nothing_more(server: Server) -> None:
     until(lambda: is_idle(server))
     body = json.dumps(LONG).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    with server.connect() as connection:  # not a stream: nothing is written that would fail
+    with server.connect() as connection:  # without a stream: no write fails that would reveal the disconnect
         connection.sendall(head.encode() + body)
         until(lambda: gauge(server, "running") == 1)
     until(lambda: is_idle(server))
     with server.connect() as connection:
         connection.sendall(head.encode() + body)
-        connection.shutdown(socket.SHUT_WR)  # half closed: as good as gone
+        connection.shutdown(socket.SHUT_WR)  # a half-closed connection counts as a disconnect
         connection.recv(1 << 16)
     until(lambda: is_idle(server))
     with server.connect() as connection:
@@ -146,7 +155,7 @@ def test_a_client_that_goes_away_costs_nothing_more(server: Server) -> None:
     assert server.chat({"messages": "Hi", "max_tokens": 2})[0] == 200
 
 
-def test_an_engine_that_is_killed_ends_a_stream_with_an_error_and_the_next_request_is_served(start: Start) -> None:
+def test_killed_engine_ends_a_stream_with_an_error_and_is_restarted(start: Start) -> None:
     server = start("-m", "starter", "--ctx", "2048")
     events = []
     for event in server.stream(LONG):
@@ -155,17 +164,17 @@ def test_an_engine_that_is_killed_ends_a_stream_with_an_error_and_the_next_reque
             os.kill(server.engine_pid, signal.SIGKILL)
     assert events[-1] == "[DONE]"
     assert events[-2]["error"]["code"] == "engine_died"
-    results: list[int] = []
+    statuses: list[int] = []
     threads = [
-        threading.Thread(target=lambda: results.append(server.chat({"messages": "Hi", "max_tokens": 2})[0]))
+        threading.Thread(target=lambda: statuses.append(server.chat({"messages": "Hi", "max_tokens": 2})[0]))
         for _ in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert results == [200] * 4
-    # In the middle of an answer that is no stream, there is a status for it.
+    assert statuses == [200] * 4
+    # Without a stream, the error is the HTTP status.
     killer = threading.Timer(1.0, lambda: os.kill(server.engine_pid, signal.SIGKILL))
     killer.start()
     status, answer = server.chat(dict(LONG))
@@ -173,23 +182,23 @@ def test_an_engine_that_is_killed_ends_a_stream_with_an_error_and_the_next_reque
     assert server.chat({"messages": "Hi", "max_tokens": 2})[0] == 200
 
 
-def test_a_full_queue_says_when_to_come_again(start: Start) -> None:
+def test_full_queue_responds_with_retry_after(start: Start) -> None:
     server = start("-m", "starter", "--ctx", "2048", "--max-requests", "2")
     streams = [server.stream(LONG) for _ in range(2)]
     for stream in streams:
         next(stream)
-    status, answer, response = server.ask("/v1/chat/completions", {"messages": user("Hi")})
+    status, answer, response = server.request("/v1/chat/completions", {"messages": user("Hi")})
     assert status == 503
     assert answer["error"]["code"] == "queue_full"
     assert response.headers["Retry-After"] == str(RETRY_AFTER_S)
-    assert server.ask("/v1/models")[0] == 200
+    assert server.request("/v1/models")[0] == 200
     streams[0].close()  # type: ignore[attr-defined]
     until(lambda: gauge(server, "running") + gauge(server, "waiting") == 1)
     assert server.chat({"messages": "Hi", "max_tokens": 2})[0] == 200
     streams[1].close()  # type: ignore[attr-defined]
 
 
-def test_five_hundred_connections_and_a_slow_reader_keep_nobody_waiting(server: Server) -> None:
+def test_idle_connections_and_a_slow_reader_do_not_delay_others(server: ServerProcess) -> None:
     body = json.dumps(LONG | {"stream": True, "max_tokens": 300}).encode()
     slow = server.connect()
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
@@ -206,20 +215,20 @@ def test_five_hundred_connections_and_a_slow_reader_keep_nobody_waiting(server: 
     until(lambda: is_idle(server))
 
 
-def test_ctrl_c_lets_answers_end_and_a_second_one_ends_them(start: Start) -> None:
+def test_first_ctrl_c_drains_requests_and_the_second_one_cancels_them(start: Start) -> None:
     server = start("-m", "starter", "--ctx", "2048")
-    events, began, bound = [], 0.0, threading.Timer(100, server.process.kill)
-    bound.start()
+    events, interrupted_at, watchdog = [], 0.0, threading.Timer(100, server.process.kill)
+    watchdog.start()
     for event in server.stream(LONG | {"max_tokens": 24, "stream_options": {"include_usage": True}}):
         events.append(event)
         if len(events) == 1:
             server.interrupt()
-            began = time.monotonic()
+            interrupted_at = time.monotonic()
     assert events[-1] == "[DONE]"
-    # As it would have been without; unless the machine is so busy that it takes longer than there is.
-    assert events[-2]["usage"]["completion_tokens"] == 24 or time.monotonic() - began >= DRAIN_S
+    # The reply is complete, unless a busy machine needs longer than the drain time.
+    assert events[-2]["usage"]["completion_tokens"] == 24 or time.monotonic() - interrupted_at >= DRAIN_S
     assert server.process.wait(20) == 0
-    assert "may end within" in "".join(server.errors)
+    assert "to finish" in "".join(server.errors)
 
     server = start("-m", "starter", "--ctx", "2048")
     events = []
@@ -227,40 +236,42 @@ def test_ctrl_c_lets_answers_end_and_a_second_one_ends_them(start: Start) -> Non
         events.append(event)
         if len(events) in {2, 6}:
             server.interrupt()
-            began = time.monotonic()
+            interrupted_at = time.monotonic()
     assert events[-1] == "[DONE]"
     assert events[-2]["choices"][0]["finish_reason"] == "length"
-    assert time.monotonic() - began < DRAIN_S - 2  # not for want of time
+    assert time.monotonic() - interrupted_at < DRAIN_S - 2  # not because of the drain time
     assert server.process.wait(20) == 0
-    bound.cancel()
+    watchdog.cancel()
     assert not os.path.exists(f"/proc/{server.process.pid}")  # noqa: PTH110
 
 
-def test_strictly_the_same_seed_gives_the_same_text(start: Start) -> None:
+def test_strict_mode_repeats_the_text_of_a_seed(start: Start) -> None:
     server = start("-m", "starter", "--ctx", "1024", EDGECHAT_STRICT="true")
     body = {"messages": "Tell me about rivers.", "max_tokens": 40, "temperature": 1.2, "seed": 7}
-    answers: list[str] = []
+    texts: list[str] = []
 
-    def ask(**more: Any) -> None:
-        answers.append(server.chat(body | more)[1]["choices"][0]["message"]["content"])
+    def generate(**options: Any) -> None:
+        texts.append(server.chat(body | options)[1]["choices"][0]["message"]["content"])
 
-    threads = [threading.Thread(target=ask) for _ in range(3)] + [threading.Thread(target=ask, kwargs={"seed": 8})]
+    threads = [threading.Thread(target=generate) for _ in range(3)] + [
+        threading.Thread(target=generate, kwargs={"seed": 8})
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    ask()
-    assert len(answers) == 5
-    assert len(set(answers)) == 2
+    generate()
+    assert len(texts) == 5
+    assert len(set(texts)) == 2
 
 
-def test_a_prefix_is_there_for_other_clients_after_edits_and_after_a_restart(start: Start) -> None:
+def test_prefix_cache_serves_other_clients_edits_and_restarts(start: Start) -> None:
     server = start("-m", "starter", "--ctx", "2048")
     system = {"role": "system", "content": "You are a helpful and very careful assistant. " * 20}
     turn = [system, *user("What is the capital of France?")]
     _, first = server.chat({"messages": turn, "max_tokens": 8, "temperature": 0})
-    said = first["choices"][0]["message"]["content"]
-    following = [*turn, {"role": "assistant", "content": said}, *user("And of Spain?")]
+    reply = first["choices"][0]["message"]["content"]
+    following = [*turn, {"role": "assistant", "content": reply}, *user("And of Spain?")]
     _, second = server.chat({"messages": following, "max_tokens": 8, "temperature": 0})
     n_first = first["usage"]["prompt_tokens"]
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= n_first
@@ -268,7 +279,7 @@ def test_a_prefix_is_there_for_other_clients_after_edits_and_after_a_restart(sta
     assert edited["usage"]["prompt_tokens_details"]["cached_tokens"] > n_first - 20
     time.sleep(1.5)
     assert server.close() == 0
-    again = start("-m", "starter", "--ctx", "2048")
-    _, reopened = again.chat({"messages": following, "max_tokens": 8, "temperature": 0})
+    restarted = start("-m", "starter", "--ctx", "2048")
+    _, reopened = restarted.chat({"messages": following, "max_tokens": 8, "temperature": 0})
     assert reopened["usage"]["prompt_tokens_details"]["cached_tokens"] >= n_first
     assert reopened["choices"][0]["message"] == second["choices"][0]["message"]

@@ -1,4 +1,4 @@
-"""The official client for Python, against a real server."""
+"""The official Python client against a running server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.serve.driving import Server, user
+from tests.serve.client import ServerProcess, user
 
 WEATHER: Any = {
     "type": "function",
@@ -24,36 +24,37 @@ WEATHER: Any = {
 }  # fmt: skip
 PERSON = {
     "type": "object", "additionalProperties": False, "required": ["name", "age"],
-    "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 150}},
+    "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0,
+    "maximum": 150}},
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[OpenAI]:
+def client(server: ServerProcess) -> Iterator[OpenAI]:
     with OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
         yield client
 
 
 def chat(client: OpenAI, text: str = "What is gravity?", **options: Any) -> Any:
-    given: dict[str, Any] = {"model": "starter", "messages": user(text), "max_tokens": 24, "temperature": 0} | options
-    return client.chat.completions.create(**given)
+    defaults: dict[str, Any] = {"model": "starter", "messages": user(text), "max_tokens": 24, "temperature": 0}
+    return client.chat.completions.create(**(defaults | options))
 
 
-def test_chat(client: OpenAI) -> None:
+def test_chat_completion_with_usage_and_timings(client: OpenAI) -> None:
     answer = chat(client)
     choice = answer.choices[0]
     assert choice.message.content.startswith("Gravity is")
     assert choice.finish_reason == "length"
     assert answer.usage.completion_tokens == 24
     assert answer.usage.prompt_tokens + 24 == answer.usage.total_tokens
-    again = chat(client)
-    assert again.choices[0].message.content == choice.message.content
-    assert again.usage.prompt_tokens_details.cached_tokens == answer.usage.prompt_tokens - 1
-    assert again.timings["predicted_n"] == 24
-    assert again.timings["cache_n"] + again.timings["prompt_n"] == again.usage.prompt_tokens
+    repeated = chat(client)
+    assert repeated.choices[0].message.content == choice.message.content
+    assert repeated.usage.prompt_tokens_details.cached_tokens == answer.usage.prompt_tokens - 1
+    assert repeated.timings["predicted_n"] == 24
+    assert repeated.timings["cache_n"] + repeated.timings["prompt_n"] == repeated.usage.prompt_tokens
 
 
-def test_stream(client: OpenAI) -> None:
+def test_stream_has_the_same_text_and_a_usage_chunk(client: OpenAI) -> None:
     whole = chat(client).choices[0].message.content
     chunks = list(chat(client, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole
@@ -65,10 +66,10 @@ def test_stream(client: OpenAI) -> None:
     assert len({c.id for c in chunks}) == 1
 
 
-def test_several_answers_stop_texts_seeds_and_biases(client: OpenAI) -> None:
-    several = chat(client, n=3, temperature=1.5, seed=1)
-    assert len({c.message.content for c in several.choices}) == 3
-    assert [c.index for c in several.choices] == [0, 1, 2]
+def test_alternatives_stop_strings_logprobs_biases_and_penalties(client: OpenAI) -> None:
+    alternatives = chat(client, n=3, temperature=1.5, seed=1)
+    assert len({c.message.content for c in alternatives.choices}) == 3
+    assert [c.index for c in alternatives.choices] == [0, 1, 2]
     stopped = chat(client, stop=["fundamental", "never"])
     assert stopped.choices[0].finish_reason == "stop"
     assert stopped.choices[0].message.content == "Gravity is a "
@@ -81,22 +82,22 @@ def test_several_answers_stop_texts_seeds_and_biases(client: OpenAI) -> None:
     forced = chat(client, logit_bias={"504": 100, "1": 0}, max_tokens=3, logprobs=True).choices[0].logprobs.content
     assert len({token.token for token in forced}) == 1
     assert forced[0].token != "Gra"
-    repeated = chat(client, frequency_penalty=2.0, presence_penalty=2.0, max_tokens=60).choices[0].message.content
-    assert repeated != chat(client, max_tokens=60).choices[0].message.content
+    penalised = chat(client, frequency_penalty=2.0, presence_penalty=2.0, max_tokens=60).choices[0].message.content
+    assert penalised != chat(client, max_tokens=60).choices[0].message.content
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_tools(client: OpenAI, stream: bool) -> None:
+def test_required_tool_call_matches_its_schema(client: OpenAI, stream: bool) -> None:
     options = {"tools": [WEATHER], "tool_choice": "required", "max_tokens": 200, "parallel_tool_calls": False}
-    answered = chat(client, "What is the weather in Paris?", stream=stream, **options)
+    response = chat(client, "What is the weather in Paris?", stream=stream, **options)
     if stream:
-        chunks = list(answered)
+        chunks = list(response)
         calls = [call for c in chunks if c.choices for call in c.choices[0].delta.tool_calls or ()]
         assert chunks[-1].choices[0].finish_reason == "tool_calls"
     else:
-        calls = answered.choices[0].message.tool_calls
-        assert answered.choices[0].finish_reason == "tool_calls"
-        assert answered.choices[0].message.content is None
+        calls = response.choices[0].message.tool_calls
+        assert response.choices[0].finish_reason == "tool_calls"
+        assert response.choices[0].message.content is None
     (call,) = calls
     assert call.function.name == "get_weather"
     arguments = json.loads(call.function.arguments)
@@ -104,7 +105,7 @@ def test_tools(client: OpenAI, stream: bool) -> None:
     assert arguments["unit"] in {"celsius", "fahrenheit"}
 
 
-def test_a_tools_answer_is_read_and_none_is_called_where_none_may_be(client: OpenAI) -> None:
+def test_tool_results_are_read_and_tool_choice_is_respected(client: OpenAI) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
     messages = [
         *user("What is the weather in Paris?"),
@@ -115,26 +116,26 @@ def test_a_tools_answer_is_read_and_none_is_called_where_none_may_be(client: Ope
         answer = chat(client, messages=messages, tools=[WEATHER], tool_choice=choice)
         assert answer.choices[0].message.content or answer.choices[0].message.tool_calls
     assert not answer.choices[0].message.tool_calls or choice == "auto"
-    named = {"type": "function", "function": {"name": "get_weather"}}
-    answer = chat(client, tools=[WEATHER], tool_choice=named, max_tokens=200)
+    tool_choice = {"type": "function", "function": {"name": "get_weather"}}
+    answer = chat(client, tools=[WEATHER], tool_choice=tool_choice, max_tokens=200)
     assert answer.choices[0].message.tool_calls[0].function.name == "get_weather"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_json_schema(client: OpenAI, stream: bool) -> None:
+def test_reply_matches_a_json_schema(client: OpenAI, stream: bool) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
-    answered = chat(client, "Describe a person.", response_format=form, max_tokens=100, stream=stream)
+    response = chat(client, "Describe a person.", response_format=form, max_tokens=100, stream=stream)
     if stream:
-        text = "".join(c.choices[0].delta.content or "" for c in answered if c.choices)
+        text = "".join(c.choices[0].delta.content or "" for c in response if c.choices)
     else:
-        text = answered.choices[0].message.content
-        assert answered.choices[0].finish_reason == "stop"
+        text = response.choices[0].message.content
+        assert response.choices[0].finish_reason == "stop"
     person = json.loads(text)
     assert 0 <= person["age"] <= 150
     assert len(person["name"]) <= 20
 
 
-def test_parse_with_pydantic(client: OpenAI) -> None:
+def test_parse_into_a_pydantic_model(client: OpenAI) -> None:
     from pydantic import BaseModel
 
     class Point(BaseModel):
@@ -142,20 +143,25 @@ def test_parse_with_pydantic(client: OpenAI) -> None:
         y: int
 
     answer = client.chat.completions.parse(
-        model="starter", messages=user("A point, please."), response_format=Point, max_tokens=60, temperature=0  # type: ignore[arg-type]
-    )  # fmt: skip
+        model="starter",
+        messages=user("A point, please."),  # type: ignore[arg-type]
+        response_format=Point,
+        max_tokens=60,
+        temperature=0,
+    )
     assert isinstance(answer.choices[0].message.parsed, Point)
 
 
-def test_any_json_object(client: OpenAI) -> None:
+def test_json_object_format(client: OpenAI) -> None:
     answer = chat(client, "An object.", response_format={"type": "json_object"}, max_tokens=120)
     if answer.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(answer.choices[0].message.content), dict)
 
 
-def test_completions(client: OpenAI) -> None:
+def test_completions_of_texts_and_tokens(client: OpenAI) -> None:
     texts = client.completions.create(
-        model="starter", prompt=["The capital of France is", "One, two, three,"], max_tokens=4, temperature=0, echo=True, logprobs=1
+        model="starter", prompt=["The capital of France is", "One, two, three,"], max_tokens=4, temperature=0,
+        echo=True, logprobs=1
     )  # fmt: skip
     assert [c.index for c in texts.choices] == [0, 1]
     assert texts.choices[0].text.startswith("The capital of France is")
@@ -171,32 +177,34 @@ def test_completions(client: OpenAI) -> None:
     assert len(tokens.choices) == 4
 
 
-def test_models(client: OpenAI) -> None:
+def test_models_are_listed(client: OpenAI) -> None:
     assert [m.id for m in client.models.list()] == ["starter"]
     assert client.models.retrieve("starter").id == "starter"
 
 
 @pytest.mark.parametrize(
-    ("options", "kind", "words"),
+    ("options", "error_type", "message"),
     [
-        ({"model": "gpt-9"}, openai.NotFoundError, "there is no model 'gpt-9'"),
+        ({"model": "gpt-9"}, openai.NotFoundError, "No model 'gpt-9'"),
         ({"messages": []}, openai.BadRequestError, "messages"),
         ({"messages": [{"role": "king", "content": "x"}]}, openai.BadRequestError, "king"),
         ({"messages": user("long " * 3000)}, openai.BadRequestError, "the context holds 2048"),
-        ({"n": 1000}, openai.BadRequestError, "1000 answers"),
+        ({"n": 1000}, openai.BadRequestError, "1000 replies"),
         ({"temperature": "hot"}, openai.BadRequestError, "temperature"),
-        ({"tools": [WEATHER, WEATHER]}, openai.BadRequestError, "two functions 'get_weather'"),
+        ({"tools": [WEATHER, WEATHER]}, openai.BadRequestError, "two functions have the name 'get_weather'"),
         ({"logit_bias": {"999999": 1}}, openai.BadRequestError, "vocabulary"),
     ],
 )
-def test_errors(client: OpenAI, options: Any, kind: type[openai.APIStatusError], words: str) -> None:
-    with pytest.raises(kind) as caught:
+def test_errors_have_the_client_types(
+    client: OpenAI, options: Any, error_type: type[openai.APIStatusError], message: str
+) -> None:
+    with pytest.raises(error_type) as caught:
         chat(client, **options)
-    assert words in caught.value.message
+    assert message in caught.value.message
     assert caught.value.body is not None
     assert chat(client, max_tokens=1).usage.completion_tokens == 1
 
 
-def test_a_wrong_model_for_vectors(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="makes texts, not vectors"):
+def test_chat_model_has_no_embeddings(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="has no embeddings"):
         client.embeddings.create(model="starter", input="hello")

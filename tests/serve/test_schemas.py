@@ -1,4 +1,4 @@
-"""Whatever a schema asks for, an answer that ended by itself is that; what cannot be held to is named in an error."""
+"""Replies to random JSON schemas: a finished reply is valid, and unsupported keywords are unsupported by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.serve.driving import Server
+from tests.serve.client import ServerProcess
 
 NAMES = st.sampled_from(["a", "b", "name", "größe", "with space", 'quo"te', "x-guidance", "$ref"])
 NUMBERS = st.one_of(st.integers(-50, 50), st.sampled_from([0.5, -1.25, 2.0, 1000]))
@@ -19,8 +19,8 @@ VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=5)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=2)), max_leaves=4,
 )  # fmt: skip
-# What cannot be enforced, with a value that means something.
-REFUSED: dict[str, Any] = {
+# Unsupported keywords, each with a meaningful value.
+UNSUPPORTED: dict[str, Any] = {
     "uniqueItems": True, "not": {"type": "null"}, "if": {"type": "null"}, "contains": {"type": "integer"},
     "propertyNames": {"pattern": "a"}, "dependentRequired": {"a": ["b"]}, "unevaluatedProperties": False,
 }  # fmt: skip
@@ -61,30 +61,31 @@ def objects(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> dict[str, Any]:
 
 
 def composed(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    several = st.lists(inner, min_size=1, max_size=3)
+    schemas = st.lists(inner, min_size=1, max_size=3)
     return st.one_of(
-        *(st.builds(lambda name, each: {name: each}, st.just(n), several) for n in ("anyOf", "oneOf", "allOf"))
+        *(st.builds(lambda name, items: {name: items}, st.just(n), schemas) for n in ("anyOf", "oneOf", "allOf"))
     )
 
 
 SCHEMAS = st.recursive(
     st.one_of(
-        strings(), numbers(), st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"type": ["string", "null"]}, {}]),
+        strings(), numbers(), st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"type": ["string", "null"]},
+        {}]),
         st.builds(lambda values: {"enum": values}, st.lists(VALUES, min_size=1, max_size=3)),
         st.builds(lambda value: {"const": value}, VALUES),
     ),
     lambda inner: st.one_of(arrays(inner), objects(inner), composed(inner)),
     max_leaves=6,
 )  # fmt: skip
-REFUSED_AT = st.one_of(st.none(), st.none(), st.none(), st.sampled_from(sorted(REFUSED)))
+UNSUPPORTED_KEYWORDS = st.one_of(st.none(), st.none(), st.none(), st.sampled_from(sorted(UNSUPPORTED)))
 
 
-def check(server: Server, schema: dict[str, Any], refused: str | None, seed: int) -> bool:
-    """Ask for it; True if the answer came to its end by itself."""
-    if refused is not None:
+def check(server: ServerProcess, schema: dict[str, Any], unsupported: str | None, seed: int) -> bool:
+    """Request a reply to `schema` and validate it; return whether the reply was finished."""
+    if unsupported is not None:
         schema = {
             "type": "object",
-            "properties": {"outer": schema | {refused: REFUSED[refused]}},
+            "properties": {"outer": schema | {unsupported: UNSUPPORTED[unsupported]}},
             "required": ["outer"],
         }
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
@@ -99,10 +100,10 @@ def check(server: Server, schema: dict[str, Any], refused: str | None, seed: int
     if status == 400:
         error = answer["error"]
         assert error["code"] == "unsupported_format"
-        assert refused is None or refused in error["message"] or not could_be(schema), (error, schema)
+        assert unsupported is None or unsupported in error["message"] or not is_supported(schema), (error, schema)
         return False
     assert status == 200, answer
-    assert refused is None, (refused, schema)
+    assert unsupported is None, (unsupported, schema)
     choice = answer["choices"][0]
     if choice["finish_reason"] != "stop":
         return False
@@ -111,35 +112,37 @@ def check(server: Server, schema: dict[str, Any], refused: str | None, seed: int
     return True
 
 
-def could_be(schema: dict[str, Any]) -> bool:
-    """False if another reason to refuse it comes first."""
+def is_supported(schema: dict[str, Any]) -> bool:
+    """Return False if the schema may contain another unsupported keyword."""
     return not any(name in json.dumps(schema) for name in ("oneOf", "allOf", "minProperties", "pattern", "imum"))
 
 
 @settings(
     max_examples=30, deadline=None, phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck)
 )
-@given(schema=SCHEMAS, refused=REFUSED_AT, seed=st.integers(0, 1000))
-def test_random_schemas(server: Server, schema: dict[str, Any], refused: str | None, seed: int) -> None:
-    check(server, schema, refused, seed)
+@given(schema=SCHEMAS, unsupported=UNSUPPORTED_KEYWORDS, seed=st.integers(0, 1000))
+def test_finished_reply_matches_a_random_schema(
+    server: ServerProcess, schema: dict[str, Any], unsupported: str | None, seed: int
+) -> None:
+    check(server, schema, unsupported, seed)
 
 
 @pytest.mark.long
-def test_two_hundred_random_schemas(server: Server) -> None:
-    ended = []
+def test_finished_replies_match_two_hundred_random_schemas(server: ServerProcess) -> None:
+    finished = []
 
     @settings(
         max_examples=200, deadline=None, phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck)
     )
-    @given(schema=SCHEMAS, refused=REFUSED_AT, seed=st.integers(0, 1000))
-    def ask(schema: dict[str, Any], refused: str | None, seed: int) -> None:
-        ended.append(check(server, schema, refused, seed))
+    @given(schema=SCHEMAS, unsupported=UNSUPPORTED_KEYWORDS, seed=st.integers(0, 1000))
+    def run(schema: dict[str, Any], unsupported: str | None, seed: int) -> None:
+        finished.append(check(server, schema, unsupported, seed))
 
-    ask()
-    assert sum(ended) > 50  # else nothing much was proved
+    run()
+    assert sum(finished) > 50  # enough replies for the test to mean something
 
 
-def test_numbers_are_numbers(server: Server) -> None:
+def test_number_is_never_nan(server: ServerProcess) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "number"}}}
     for seed in range(5):
         _, answer = server.chat(

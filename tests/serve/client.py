@@ -1,4 +1,4 @@
-"""A real server of ours in a process of its own, and a plain HTTP client for what no library would send."""
+"""An `edgechat serve` process, and an HTTP client that can also send invalid requests."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from edgechat.serve import middleware
 from tests.conftest import edgechat_command
 
 
-class Server:
-    """`edgechat serve` on a free port."""
+class ServerProcess:
+    """`edgechat serve` on a free port, and requests to it."""
 
     def __init__(self, home: Path, *arguments: str, **environment: str) -> None:
         self.errors: list[str] = []
@@ -30,10 +30,9 @@ class Server:
         self._reader = threading.Thread(target=self._read_errors, daemon=True)
         self._reader.start()
         assert self.process.stdout is not None
-        said = self.process.stdout.readline()
-        assert said, "".join(self.errors)
-        self.where = json.loads(said)
-        self.url = str(self.where["url"])
+        line = self.process.stdout.readline()
+        assert line, "".join(self.errors)
+        self.url = str(json.loads(line)["url"])
         self.host, _, port = self.url.removeprefix("http://").removesuffix("/v1").rpartition(":")
         self.port = int(port)
 
@@ -43,36 +42,36 @@ class Server:
 
     @property
     def engine_pid(self) -> int:
-        """Its engine's process."""
+        """Process ID of the engine."""
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         children = [child for task in tasks for child in task.read_text().split()]
-        found = [c for c in children if b"_engine" in Path(f"/proc/{c}/cmdline").read_bytes()]
-        return int(found[0])
+        pids = [c for c in children if b"_engine" in Path(f"/proc/{c}/cmdline").read_bytes()]
+        return int(pids[0])
 
-    def ask(
+    def request(
         self, path: str, body: Any = None, *, method: str | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any, http.client.HTTPResponse]:
-        """Status, decoded body, and the response; a `bytes` body is sent as it is."""
+        """Return status, decoded body and response; a body other than `bytes` is encoded as JSON."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=100)
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         connection.request(method or ("GET" if body is None else "POST"), path, data, headers or {})
         response = connection.getresponse()
-        answer = response.read()
+        content = response.read()
         connection.close()
         try:
-            return response.status, json.loads(answer), response
+            return response.status, json.loads(content), response
         except ValueError:
-            return response.status, answer.decode(), response
+            return response.status, content.decode(), response
 
-    def chat(self, body: dict[str, Any], **more: Any) -> tuple[int, Any]:
-        """A chat completion; `messages` may be one text."""
+    def chat(self, body: dict[str, Any], **options: Any) -> tuple[int, Any]:
+        """Request a chat completion, return status and body; `messages` may be the text of one user message."""
         if isinstance(body.get("messages"), str):
             body = body | {"messages": [{"role": "user", "content": body["messages"]}]}
-        status, answer, _ = self.ask("/v1/chat/completions", body, **more)
+        status, answer, _ = self.request("/v1/chat/completions", body, **options)
         return status, answer
 
     def stream(self, body: dict[str, Any], path: str = "/v1/chat/completions") -> Iterator[Any]:
-        """The events of a stream, "[DONE]" among them."""
+        """Yield the decoded events of a stream, and "[DONE]"."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=100)
         connection.request("POST", path, json.dumps(body | {"stream": True}).encode())
         response = connection.getresponse()
@@ -87,15 +86,14 @@ class Server:
             connection.close()
 
     def connect(self) -> socket.socket:
-        """A bare connection."""
+        """Open a TCP connection."""
         return socket.create_connection((self.host, self.port), timeout=30)
 
     def interrupt(self) -> None:
-        """Ctrl-C."""
         self.process.send_signal(signal.SIGINT)
 
     def close(self) -> int:
-        """End it; returns its exit code."""
+        """End the server and return its exit code."""
         if self.process.poll() is None:
             self.interrupt()
             try:
@@ -111,5 +109,5 @@ class Server:
 
 
 def user(text: str) -> list[dict[str, str]]:
-    """A conversation of one message."""
+    """Return the messages of a conversation with one user message."""
     return [{"role": "user", "content": text}]

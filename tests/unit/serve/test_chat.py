@@ -1,0 +1,38 @@
+"""Options of chat completions: tool choice and reasoning."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgechat.serve.chat import reasoning_enabled, select_tools
+from edgechat.serve.errors import ApiError
+from tests.unit.serve.examples import chat_request
+
+
+def test_tool_choice_selects_tools() -> None:
+    named_tool = {"type": "function", "function": {"name": "get_weather"}}
+    for choice, n_tools, must_call in (
+        (None, 1, False),
+        ("auto", 1, False),
+        ("none", 0, False),
+        ("required", 1, True),
+        (named_tool, 1, True),
+    ):
+        tools, is_required = select_tools(chat_request(tool_choice=choice))
+        assert (len(tools), is_required) == (n_tools, must_call)
+    for options in (
+        {"tool_choice": "required", "tools": []},
+        {"tool_choice": {"type": "function", "function": {"name": "x"}}},
+    ):
+        with pytest.raises(ApiError):
+            select_tools(chat_request(**options))
+
+
+def test_reasoning_follows_the_request_then_the_setting() -> None:
+    assert reasoning_enabled(chat_request(), default=None)
+    assert not reasoning_enabled(chat_request(), default=False)
+    assert not reasoning_enabled(chat_request(reasoning_effort="none"), default=True)
+    assert reasoning_enabled(chat_request(reasoning_effort="high"), default=False)
+    assert not reasoning_enabled(
+        chat_request(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="high"), default=True
+    )

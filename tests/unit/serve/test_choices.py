@@ -1,0 +1,46 @@
+"""Choices assembled from engine events, and their usage."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgechat.engine.protocol import GenerationStats, TokensGenerated
+from edgechat.prompt.reasoning import REASONING_FORMATS
+from edgechat.prompt.tool_formats import GENERIC_TOOL_FORMAT
+from edgechat.serve.choices import Choice, UsageTotals
+
+
+def test_choice_separates_reasoning_text_and_calls() -> None:
+    choice = Choice(0, REASONING_FORMATS[-1], "start", tool_format=GENERIC_TOOL_FORMAT)
+    output = "<think>\nhm\n</think>\n\nYes. " + GENERIC_TOOL_FORMAT.format_calls([("get_time", "{}")])
+    deltas = [choice.feed(TokensGenerated(id=1, text=letter, tokens=[])) for letter in output]
+    last = choice.finish("stop")
+    assert "".join(d.reasoning for d in deltas) == choice.reasoning == "hm"
+    assert "".join(d.content for d in deltas) + last.content == choice.content == "Yes. "
+    assert [c.name for c in choice.calls] == ["get_time"]
+    assert last.finish_reason == choice.finish_reason == "tool_calls"
+
+
+def test_cancelled_choice_finishes_with_length() -> None:
+    choice = Choice(0)
+    choice.feed(TokensGenerated(id=1, text="Half", tokens=[]))
+    assert choice.finish("cancelled").finish_reason == "length"
+
+
+def test_usage_and_timings_of_several_requests_are_summed() -> None:
+    totals = UsageTotals()
+    assert totals.usage()["total_tokens"] == 0
+    assert totals.timings()["prompt_per_second"] == 0
+    for _ in range(2):
+        totals.add(GenerationStats(
+            prompt_tokens=10, cached_tokens=4, completion_tokens=5, ttft_s=0.1, prefill_tps=60.0, decode_tps=50.0,
+            n_drafted=4, n_accepted=3,
+        ))  # fmt: skip
+    usage, timings = totals.usage(), totals.timings()
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (20, 10, 30)
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 8
+    assert usage["completion_tokens_details"] == {"accepted_prediction_tokens": 6, "rejected_prediction_tokens": 2}
+    assert timings["prompt_n"] == 12
+    assert timings["prompt_per_second"] == pytest.approx(60)
+    assert timings["predicted_ms"] == pytest.approx(200)
+    assert (timings["draft_n"], timings["draft_n_accepted"]) == (8, 6)

@@ -1,0 +1,86 @@
+"""Grammars accept valid tool calls and JSON, and reject everything else."""
+
+from __future__ import annotations
+
+import llguidance
+import msgspec
+import pytest
+
+from edgechat.errors import GrammarError
+from edgechat.prompt.reasoning import REASONING_FORMATS, ReasoningFormat
+from edgechat.prompt.tool_formats import GENERIC_TOOL_FORMAT, TOOL_FORMATS, ToolFormat
+from edgechat.serve import errors, grammars
+from edgechat.serve.schemas import SchemaFormat
+from tests.unit.serve.examples import TIME, WEATHER
+
+
+class ByteTokenizer:
+    """A vocabulary of the 256 bytes and an end-of-generation token."""
+
+    eos_token_id = 256
+    bos_token_id = None
+    tokens = (*(bytes([b]) for b in range(256)), b"\xff<end>")
+    special_token_ids = (256,)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text if isinstance(text, bytes) else text.encode())
+
+
+TOKENIZER = llguidance.LLTokenizer(llguidance.TokenizerWrapper(ByteTokenizer()), slices=[])
+
+
+def allows(grammar: str, text: str) -> bool:
+    """Return whether the grammar accepts `text` as a complete reply."""
+    matcher = llguidance.LLMatcher(TOKENIZER, grammar, log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    return matcher.try_consume_tokens(list(text.encode())) == len(text.encode()) and matcher.is_accepting()
+
+
+def tool_grammar(tool_format: ToolFormat, *, required: bool = False, parallel: bool = True) -> str:
+    rules = grammars.tool_call_rules([WEATHER, TIME], tool_format, required=required, parallel=parallel)
+    return grammars.with_reasoning(rules, None, "content", think=True)
+
+
+@pytest.mark.parametrize("tool_format", [*TOOL_FORMATS, GENERIC_TOOL_FORMAT], ids=lambda f: f.trigger or "bare")
+def test_only_calls_that_match_a_tool_are_allowed(tool_format: ToolFormat) -> None:
+    weather, time = ("get_weather", '{"city": "Paris"}'), ("get_time", "{}")
+    for grammar in (tool_grammar(tool_format), tool_grammar(tool_format, required=True)):
+        assert allows(grammar, tool_format.format_calls([weather]))
+        assert allows(grammar, tool_format.format_calls([time, weather]))
+        assert not allows(grammar, tool_format.format_calls([("get_weather", '{"city": 5}')]))
+        assert not allows(grammar, tool_format.format_calls([("get_news", "{}")]))
+    assert not allows(tool_grammar(tool_format, parallel=False), tool_format.format_calls([weather, time]))
+    for text in ("", "It is sunny.", "a < b, [1]"):
+        assert allows(tool_grammar(tool_format), text)
+        assert not allows(tool_grammar(tool_format, required=True), text)
+    if tool_format.trigger:
+        assert allows(tool_grammar(tool_format), "Let me see. " + tool_format.format_calls([weather]))
+        assert not allows(tool_grammar(tool_format), tool_format.trigger + "whatever")
+
+
+@pytest.mark.parametrize("reasoning_format", REASONING_FORMATS, ids=lambda f: f.start_tag)
+def test_reasoning_is_free_and_content_matches_the_schema(reasoning_format: ReasoningFormat) -> None:
+    rule = grammars.response_format_rule(
+        errors.decode_body(b'{"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}', SchemaFormat)
+    )
+    start_tag, end_tag = reasoning_format.start_tag, reasoning_format.end_tag
+    content_prefix = reasoning_format.content_prefix
+    in_reasoning = grammars.with_reasoning(rule, reasoning_format, "reasoning", think=True)
+    assert allows(in_reasoning, f"hm {{ < {end_tag}{content_prefix}7")
+    assert not allows(in_reasoning, f"hm{end_tag}{content_prefix}seven")
+    at_start = grammars.with_reasoning(rule, reasoning_format, "start", think=True)
+    assert allows(at_start, f"{start_tag}\nhm\n{end_tag}\n\n{content_prefix}7")
+    assert allows(at_start, f"{content_prefix}7")
+    assert not allows(at_start, "hm 7")
+    assert allows(grammars.with_reasoning(rule, reasoning_format, "start", think=False), "7")
+
+
+def test_min_properties_is_refused_unless_the_properties_are_required() -> None:
+    for schema in ({"type": "object", "minProperties": 2}, {"items": {"minProperties": 3, "required": ["a", "b"]}}):
+        refused = msgspec.convert({"type": "json_schema", "json_schema": {"schema": schema}}, SchemaFormat)
+        with pytest.raises(GrammarError, match="minProperties"):
+            grammars.response_format_rule(refused)
+    supported = {"type": "object", "minProperties": 2, "required": ["a", "b"], "properties": {"a": {}, "b": {}}}
+    assert grammars.response_format_rule(
+        msgspec.convert({"type": "json_schema", "json_schema": {"schema": supported}}, SchemaFormat)
+    )
