@@ -69,7 +69,7 @@ def find_target(reference: str, make_hub: Callable[[], Hub] = Hub) -> PullTarget
 
 
 def _curated_target(model: curated.CatalogueModel, quant: str, make_hub: Callable[[], Hub]) -> PullTarget:
-    """Return the target in the first source that has the quant. If none has it, raises the error of the first source."""
+    """Return the target in the first source that has the quant, or raise the error of the first source."""
     first_error: Exception | None = None
     client: Hub | None = None
     for source in model.source:
