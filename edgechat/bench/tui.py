@@ -157,13 +157,13 @@ def _measure_typing(
             program.read_for(1.0)
             stock.append(_measure_keys(program))
         with _home_copy(env) as copied, _chat(copied, long_id) as program:
-            program.wait_for("ready")
+            program.wait_for("Ready")
             program.read_for(0.5)
             pressed_s = program.write(textual_baseline.OPEN_KEY)
             opened.append(program.wait_for(textual_baseline.LAST_WORDS) - pressed_s)
             program.read_for(2.0)
             program.write("Go\r")
-            program.wait_for("generating")
+            program.wait_for("Generating")
             program.read_for(3.0)
             own_delays.append(_measure_keys(program))
             for keys, times in (("\x1b[O\x1b[I", focus_changes), (textual_baseline.THEME_KEY, themes)):
@@ -189,7 +189,7 @@ def _measure_keys(program: PtyProgram) -> list[float]:
 def _measure_idle(env: dict[str, str], long_id: str, idle_s: float) -> float:
     """Return the CPU share (1.0 = one core) of all processes while a conversation is open and idle."""
     with run_in_pty(_edgechat("-m", "starter", "--conversation", long_id), env) as program:
-        program.wait_for("ready", timeout_s=300)
+        program.wait_for("Ready", timeout_s=300)
         program.read_for(30.0)  # one-off idle work: prefill ahead and step costs
         before_s = cpu_s(program.pid)
         program.read_for(idle_s)
@@ -210,7 +210,7 @@ def _measure_decoding(
         )  # fmt: skip
         ask.append(float(json.loads(completed.stdout)["stats"]["decode_tps"]))
         with run_in_pty(_edgechat(*options), env) as program:
-            program.wait_for("ready")
+            program.wait_for("Ready")
             program.write(f"{_QUESTION}\r")
             program.wait_for("tokens/s", start=len(program.output))
             program.wait_for("length limit")

@@ -87,7 +87,7 @@ class Command(NamedTuple):
     """Opened if there is no handler, or no argument for it."""
 
     def opens_view(self, argument: str) -> bool:
-        """True if the front end opens `view` instead of running the handler."""
+        """Return True if the front end opens `view` instead of running the handler."""
         return self.run is None or (self.view is not None and not argument)
 
 

@@ -1,4 +1,4 @@
-"""Actions of commands and keys on the conversation; whatever takes time runs in the session worker."""
+"""Actions of commands and keys on the conversation; slow work runs in the session worker."""
 
 from __future__ import annotations
 

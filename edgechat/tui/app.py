@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
     from edgechat.chat.session import Session
+    from edgechat.chat.store import SearchHit
     from edgechat.config import Settings
     from edgechat.tui.actions import Actions
     from edgechat.tui.conversation_pane import ConversationPane
@@ -45,9 +46,11 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
     TITLE = "edgechat"
     CSS = """
-    Transcript, OptionList, VerticalScroll { scrollbar-color: $panel; scrollbar-color-hover: $primary; scrollbar-color-active: $primary;
+    Transcript, OptionList, VerticalScroll {
+        scrollbar-color: $panel; scrollbar-color-hover: $primary; scrollbar-color-active: $primary;
         scrollbar-background: $background; scrollbar-background-hover: $background;
-        scrollbar-background-active: $background; scrollbar-size-vertical: 1; }
+        scrollbar-background-active: $background; scrollbar-size-vertical: 1;
+    }
     OptionList { border: none; padding: 0; background: $surface; text-wrap: nowrap; text-overflow: ellipsis; }
     OptionList:focus { border: none; }
     Sidebar OptionList { background: $background; }
@@ -147,7 +150,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
         return [problem] if problem else []
 
     def _apply_keys(self, settings: Settings) -> list[str]:
-        """Map keys as the settings say; returns the problems with them."""
+        """Apply the keys of the settings; returns the problems with them."""
         problems: list[str] = []
         self.key_overrides = {}
         if settings.keys or settings.vim_keys:
@@ -224,8 +227,11 @@ class ChatApp(textual_private.CrashReportApp[int]):
         from edgechat.tui.screens.search import SearchScreen
 
         session = self.worker.session
-        search = lambda text, limit: session.store.search(text, limit=limit) if session is not None else []  # noqa: E731
-        self.push_screen(SearchScreen(query, search), lambda chosen: self.actions.go_to(chosen) if chosen else None)
+
+        def search(text: str, limit: int) -> Sequence[SearchHit]:
+            return session.store.search(text, limit=limit) if session is not None else []
+
+        self.push_screen(SearchScreen(query, search), lambda target: self.actions.go_to(target) if target else None)
 
     def _open_models(self) -> None:
         from edgechat.tui.screens.models import ModelsScreen
@@ -276,7 +282,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
     # The terminal
 
     def notify(self, message: str, **options: Any) -> None:
-        """Show a toast; control characters become escape_controls, because titles and errors come from outside."""
+        """Show a toast with control characters escaped, because titles and errors come from outside."""
         super().notify(escape_controls(message), **{**options, "markup": False})
 
     def copy_to_clipboard(self, text: str) -> None:

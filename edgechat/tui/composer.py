@@ -30,15 +30,15 @@ class Composer:
 
     # Sending
 
-    def take(self, text: str, held: PromptState | None) -> OutgoingMessage:
-        """Make a message of `text`, attachments and edit target, and reset them; `held` is the input's content."""
+    def take(self, text: str, prompt_state: PromptState | None) -> OutgoingMessage:
+        """Make a message of `text`, attachments and edit target, and reset them; `prompt_state` is the input's content."""
         from edgechat.chat import mentions
 
         missing = mentions.missing_files(text)
         if missing:
             self._prompt.notify(f"No file @{missing[0]}: sent as text")
         files = tuple(dict.fromkeys((*self.attached, *mentions.attached_files(text))))
-        outgoing = OutgoingMessage(text, files, self.edited_id, held)
+        outgoing = OutgoingMessage(text, files, self.edited_id, prompt_state)
         if self.edited_id is not None and self._text_before_edit:
             self._prompt.load(self._text_before_edit)
         self.edited_id, self.attached, self._text_before_edit = None, [], ""
@@ -78,8 +78,8 @@ class Composer:
         """Put a message that could not be sent back, so that Enter sends it again."""
         self.edited_id = outgoing.edited_id
         self.attached = list(dict.fromkeys((*self.attached, *outgoing.files)))
-        if outgoing.held is not None and not self._prompt.text:
-            self._prompt.restore(outgoing.held)
+        if outgoing.prompt_state is not None and not self._prompt.text:
+            self._prompt.restore(outgoing.prompt_state)
         else:
             self.append_text(outgoing.text)
 

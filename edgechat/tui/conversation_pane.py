@@ -30,7 +30,7 @@ class ConversationPane(Vertical):
         self, worker: SessionWorker, palette: Callable[[], Palette], key_overrides: Callable[[], Mapping[str, str]],
         download_status: Callable[[], str], *, figures: bool,
     ) -> None:  # fmt: skip
-        """The callables return the current values; `figures` shows the speed of each reply."""
+        """Call the three functions for current values; `figures` shows the speed of each reply."""
         super().__init__()
         self._worker = worker
         self._palette = palette
@@ -69,7 +69,7 @@ class ConversationPane(Vertical):
         return next((message for entry in entries if (message := entry.as_message) is not None), None)
 
     def shows(self, conversation_id: str) -> bool:
-        """True if this conversation is open."""
+        """Return True if this conversation is open."""
         return self.view is not None and self.view.conversation.id == conversation_id
 
     def _status_context(self) -> StatusContext:
@@ -116,7 +116,7 @@ class ConversationPane(Vertical):
         if message.message_id is not None:
             self._scroll_to_message(message.message_id)
         if not self.is_busy:
-            self.status_line.show_state("ready", "")
+            self.status_line.show_state("Ready", "")
             self.measure_context()
         if is_other:
             self._worker.run_idle(lambda session: session.warm_cache())
@@ -155,9 +155,9 @@ class ConversationPane(Vertical):
 
     # Sending
 
-    def submit(self, text: str, held: PromptState | None = None) -> None:
+    def submit(self, text: str, prompt_state: PromptState | None = None) -> None:
         """Send a message, or the edit of one; while a load or a reply is pending, queue it."""
-        outgoing = self.composer.take(text, held)
+        outgoing = self.composer.take(text, prompt_state)
         if self.is_busy:
             self.composer.enqueue(outgoing)
             self.status_line.redraw()
@@ -178,7 +178,7 @@ class ConversationPane(Vertical):
         self.is_generating = True
         if self._worker.session is not None:
             self._worker.session.clear_stop()
-        self.status_line.show_state("reading")
+        self.status_line.show_state("Reading")
 
     def measure_context(self) -> None:
         """Measure the context with the input as the next message, unless something is pending."""
@@ -190,7 +190,7 @@ class ConversationPane(Vertical):
             return
         if message.context_tokens:
             self.status_line.context_tokens = message.context_tokens
-        self.status_line.show_state("ready", message.warning or self._speed)
+        self.status_line.show_state("Ready", message.warning or self._speed)
 
     # Loads and replies
 
@@ -218,7 +218,7 @@ class ConversationPane(Vertical):
         self.status_line.start_reply()
 
     def on_text_arrived(self, message: posted.TextArrived) -> None:
-        self._worker.is_painted = True
+        self._worker.is_painted.set()
         if self._growing is None or not (message.text or message.reasoning or message.n_tokens):
             return
         self._growing.append(message.text, message.reasoning)
@@ -258,7 +258,7 @@ class ConversationPane(Vertical):
             return
         is_loaded = self._worker.is_loaded
         self._speed = speed
-        self.status_line.show_state("ready" if is_loaded else "no model", speed)
+        self.status_line.show_state("Ready" if is_loaded else "no model", speed)
         outgoing = self.composer.dequeue() if is_loaded else None
         if outgoing is not None:
             self._send(outgoing)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgechat.chat.events import TurnFinished, TurnInterrupted
     from edgechat.chat.messages import Conversation
     from edgechat.chat.messages import Message as ChatMessage
+    from edgechat.chat.session import Session
     from edgechat.tui.widgets.prompt import PromptState
 
 
@@ -24,6 +25,16 @@ class ConversationView(NamedTuple):
     path: list[tuple[ChatMessage, tuple[int, int]]]
     """Messages from the first to the head, each with its number among its alternatives and their count."""
 
+    @classmethod
+    def of(cls, session: Session) -> ConversationView:
+        """Take the snapshot, in the thread that changes the conversation."""
+        tree = session.tree
+        path = []
+        for message in tree.path:
+            alternatives = tree.alternatives(message.id)
+            path.append((message, (alternatives.index(message.id) + 1, len(alternatives))))
+        return cls(session.conversation, path)
+
 
 class OutgoingMessage(NamedTuple):
     """A message that the user sends, or the edit of an earlier one."""
@@ -32,8 +43,8 @@ class OutgoingMessage(NamedTuple):
     files: tuple[Path, ...] = ()
     edited_id: str | None = None
     """The message that this one is an alternative to; None for a new message."""
-    held: PromptState | None = None
-    """Content of the input, with pastes folded, to restore if the message cannot be sent."""
+    prompt_state: PromptState | None = None
+    """Content of the input, to restore if the message cannot be sent."""
 
 
 # From the session worker to the conversation pane.

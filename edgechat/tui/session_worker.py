@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from textual.message import Message
 
     from edgechat.chat.commands import Command, Destination
-    from edgechat.chat.events import PromptProgressed, SessionEvent, TurnFinished, TurnInterrupted
+    from edgechat.chat.events import SessionEvent
     from edgechat.chat.session import Session
     from edgechat.chat.store import Store
     from edgechat.models.events import ModelLoadProgressed
+    from edgechat.tui.reply_stream import ReplyStream
 
-# Text reaches the screen about twelve times a second: nobody reads faster, and every repaint costs.
-PAINT_INTERVAL_S: Final = 0.08
 # The session removes the message from the conversation before it raises one of these.
 _RETRACTED: Final = (ContextOverflowError, TemplateError)
 
@@ -53,9 +52,9 @@ class SessionWorker:
         self.session: Session | None = None
         """None until the first job made it."""
         self.is_closing = False
-        self._reply_started = False
-        self.is_painted = True
-        """Set by the screen once the text that was posted last is painted."""
+        self.is_painted = threading.Event()
+        """Set by the screen once it has painted the text that was posted last."""
+        self.is_painted.set()
 
     @property
     def is_loaded(self) -> bool:
@@ -132,12 +131,12 @@ class SessionWorker:
 
     def _attempt(
         self, job: Job, *, needs_model: bool = False, outgoing: messages.OutgoingMessage | None = None,
-        ends_operation: bool = False, posts_view: bool = True,
+        stream: ReplyStream | None = None, ends_operation: bool = False, posts_view: bool = True,
     ) -> None:  # fmt: skip
         try:
             job(self._opened_session() if needs_model else self._existing_session())
         except Exception as error:  # noqa: BLE001  (any error is shown, and the thread continues)
-            is_saved = self._reply_started and not isinstance(error, _RETRACTED)
+            is_saved = stream is not None and stream.has_started and not isinstance(error, _RETRACTED)
             self._post(
                 messages.SessionFailed(
                     error_text(error), self._view_or_none() if posts_view else None,
@@ -230,51 +229,20 @@ class SessionWorker:
     # Replies
 
     def _generate(self, start: StartReply, outgoing: messages.OutgoingMessage | None) -> None:
-        self._reply_started = False
-        self._attempt(
-            lambda session: self._stream_reply(session, start), needs_model=True, outgoing=outgoing, ends_operation=True
-        )
+        from edgechat.chat.events import TurnFinished
+        from edgechat.tui.reply_stream import ReplyStream
 
-    def _stream_reply(self, session: Session, start: StartReply) -> None:
-        from edgechat.chat import events
+        stream = ReplyStream(self._post, self.is_painted)
 
-        batch, progress = _TextBatch(), _PrefillProgress()
-        turn: TurnFinished | TurnInterrupted | None = None
-        try:
-            for event in start(session):
-                if isinstance(event, events.TurnStarted):
-                    self._reply_started = True
-                    self._post(messages.ReplyStarted(view(session), event.reply.id))
-                elif isinstance(event, events.ReplyTextGenerated):
-                    if event.reply_index == 0:
-                        batch.add(event.text, event.reasoning, event.n_tokens)
-                    if batch.age_s() >= PAINT_INTERVAL_S and self.is_painted:
-                        self.is_painted = False
-                        self._post(batch.take())
-                elif isinstance(event, (events.TurnFinished, events.TurnInterrupted)):
-                    turn = event
-                else:
-                    self._report(event, progress)
-        finally:
-            self._post(batch.take())
-        if turn is not None:  # only now does the tree hold the saved reply
-            self._post(messages.ReplyEnded(turn, view(session)))
-        if isinstance(turn, events.TurnFinished):
-            self.run_idle(self._make_title)
+        def job(session: Session) -> None:
+            if isinstance(stream.run(session, start(session)), TurnFinished):
+                self.run_idle(self._make_title)
+
+        self._attempt(job, needs_model=True, outgoing=outgoing, stream=stream, ends_operation=True)
 
     def _make_title(self, session: Session) -> None:
         if session.generate_title():
             self._post(messages.TitleChanged(session.conversation))
-
-    def _report(self, event: SessionEvent, progress: _PrefillProgress) -> None:
-        from edgechat.chat import events
-
-        status = progress.status(event) if isinstance(event, events.PromptProgressed) else events.progress_text(event)
-        if status:
-            self._post(messages.StatusChanged(status))
-        notice = events.notice_text(event)
-        if notice:
-            self._post(messages.NoteAdded(notice))
 
     def measure_context(self, text: str, files: Sequence[Path] = ()) -> None:
         """Post how many tokens the prompt would have if `text` and `files` were sent now."""
@@ -296,70 +264,16 @@ class SessionWorker:
         """Post the conversation as it is now, for jobs; `message_id` is a message to scroll to."""
         from edgechat.chat import unsent_messages
 
-        now = view(session)
-        key = now.conversation.id if now.path else ""
+        view = messages.ConversationView.of(session)
+        key = view.conversation.id if view.path else ""
         unsent_text = unsent_messages.load(key) if session.store.is_persistent else ""
-        self._post(messages.ConversationChanged(now, message_id, unsent_text))
+        self._post(messages.ConversationChanged(view, message_id, unsent_text))
 
     def _view_or_none(self) -> messages.ConversationView | None:
         try:
-            return view(self.session) if self.session is not None else None
+            return messages.ConversationView.of(self.session) if self.session is not None else None
         except EdgechatError:
             return None
-
-
-class _TextBatch:
-    """Text of a reply that waits to be posted."""
-
-    def __init__(self) -> None:
-        self._text = ""
-        self._reasoning = ""
-        self._n_tokens = 0
-        self._taken_at = 0.0  # long ago, so that the first text is posted at once
-
-    def add(self, text: str, reasoning: str, n_tokens: int) -> None:
-        self._text += text
-        self._reasoning += reasoning
-        self._n_tokens += n_tokens
-
-    def age_s(self) -> float:
-        """Return the seconds since the last `take`."""
-        return time.monotonic() - self._taken_at
-
-    def take(self) -> messages.TextArrived:
-        """Empty the batch into a message."""
-        message = messages.TextArrived(self._text, self._reasoning, self._n_tokens)
-        self._text, self._reasoning, self._n_tokens, self._taken_at = "", "", 0, time.monotonic()
-        return message
-
-
-class _PrefillProgress:
-    """Estimates the remaining prefill time from the speed so far."""
-
-    def __init__(self) -> None:
-        self._start: tuple[float, int] | None = None
-
-    def status(self, event: PromptProgressed) -> str:
-        """Return the text for the status line."""
-        text = f"reading {event.done_tokens} of {event.total_tokens} tokens"
-        now = time.monotonic()
-        if self._start is None:
-            self._start = now, event.done_tokens
-        elapsed_s, n_done = now - self._start[0], event.done_tokens - self._start[1]
-        if n_done > 0 and elapsed_s > 0:
-            remaining_s = (event.total_tokens - event.done_tokens) * elapsed_s / n_done
-            text += f", {remaining_s:.0f} s left" if remaining_s >= 1 else ""
-        return text
-
-
-def view(session: Session) -> messages.ConversationView:
-    """Return a snapshot of the session's conversation."""
-    tree = session.tree
-    path = []
-    for message in tree.path:
-        siblings = tree.alternatives(message.id)
-        path.append((message, (siblings.index(message.id) + 1, len(siblings))))
-    return messages.ConversationView(session.conversation, path)
 
 
 def error_text(error: Exception) -> str:

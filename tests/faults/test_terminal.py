@@ -73,7 +73,7 @@ async def test_engine_killed_at_any_moment_is_restarted(starter: Path, moment: s
         if moment in {"reading", "generating"}:
             app.pane.prompt.load("word " * 3000 if moment == "reading" else LONG)
             await pilot.press("enter")
-            await until_async(lambda: status_text(app).startswith(moment))
+            await until_async(lambda: status_text(app).lower().startswith(moment))
         elif moment == "other model":
             app.actions.run("model", str(starter))
         pid = session(app).model.engine.pid

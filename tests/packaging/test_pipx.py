@@ -115,13 +115,13 @@ def test_upgrade_and_removal_during_a_chat_lose_nothing(wheelhouse: Path, newer:
     pipx(user, wheelhouse, "install", "edgechat[starter,serve]")
     program = str(shutil.which("edgechat", path=user["PATH"]))
     with terminal(program, "-m", "starter", "--max-tokens", "12", "--temperature", "0", env=dict(user)) as t:
-        t.until_stable("ready")
+        t.until_stable("Ready")
         t.type("What is gravity?\r")
-        t.until(lambda: "tokens/s" in t.text() and "ready" in t.text())
+        t.until(lambda: "tokens/s" in t.text() and "Ready" in t.text())
         pipx(user, newer, "upgrade", "edgechat")
         # The loaded engine keeps working.
         t.type("And what is light?\r")
-        t.until(lambda: t.text().count("reached its length limit") == 2 and "ready" in t.text())
+        t.until(lambda: t.text().count("reached its length limit") == 2 and "Ready" in t.text())
         # A new engine would have another version.
         for child in psutil.Process(t.child.pid).children():
             if "_engine" in child.cmdline():

@@ -29,12 +29,12 @@ async def test_question_gets_a_reply(starter: Path, size: tuple[int, int]) -> No
     async with app.run_test(size=size) as pilot:
         await pilot.press(*"Hi", "ctrl+j", *"there", "enter")
         assert app.pane.prompt.text == ""
-        await until_async(lambda: status_text(app).startswith("ready") and answers(app))
+        await until_async(lambda: status_text(app).startswith("Ready") and answers(app))
         assert shown_texts(app, "user") == ["Hi\nthere"]
         assert answers(app) == [m.text for m in session(app).tree.path if m.role == "assistant"]
         assert "/2048" in status_text(app)
         await pilot.press(*"More", "enter")
-        await until_async(lambda: len(answers(app)) == 2 and status_text(app).startswith("ready"))
+        await until_async(lambda: len(answers(app)) == 2 and status_text(app).startswith("Ready"))
 
 
 async def test_message_sent_while_the_model_loads_gets_a_reply(starter: Path) -> None:
@@ -42,7 +42,7 @@ async def test_message_sent_while_the_model_loads_gets_a_reply(starter: Path) ->
     async with app.run_test() as pilot:
         app.pane.prompt.text = "Early"
         await pilot.press("enter")
-        await until_async(lambda: answers(app) and status_text(app).startswith("ready"))
+        await until_async(lambda: answers(app) and status_text(app).startswith("Ready"))
         assert shown_texts(app, "user") == ["Early"]
 
 
@@ -53,7 +53,7 @@ async def test_escape_stops_the_reply_and_keeps_its_text(starter: Path) -> None:
         await pilot.press("enter")
         await until_async(lambda: answers(app) and len(answers(app)[0]) > 20)
         await pilot.press("escape")
-        await until_async(lambda: status_text(app).startswith("ready"))
+        await until_async(lambda: status_text(app).startswith("Ready"))
         reply = session(app).tree.path[-1]
         assert reply.is_interrupted
         assert answers(app) == [reply.text]
@@ -96,7 +96,7 @@ async def test_invalid_model_file_is_reported(tmp_path: Path) -> None:
 async def test_keys_that_arrive_in_one_packet_stay_in_order(starter: Path) -> None:
     app = make_app(starter, max_tokens=3)
     async with app.run_test():
-        await until_async(lambda: status_text(app).startswith("ready"))
+        await until_async(lambda: status_text(app).startswith("Ready"))
         # As over a slow connection: all keys arrive before the prompt has processed the first.
         for key in ["a", "b", "enter"]:
             app.pane.post_message(Key(key, key if len(key) == 1 else "\r"))
@@ -107,7 +107,7 @@ async def test_keys_that_arrive_in_one_packet_stay_in_order(starter: Path) -> No
 async def test_idle_screen_uses_no_cpu_time(starter: Path) -> None:
     app = make_app(starter, max_tokens=3)
     async with app.run_test() as pilot:
-        await until_async(lambda: status_text(app).startswith("ready"))
+        await until_async(lambda: status_text(app).startswith("Ready"))
         await pilot.pause(0.2)
         before = sum(os.times()[:2])
         await asyncio.sleep(2.0)
@@ -144,10 +144,10 @@ async def test_message_longer_than_the_context_returns_to_the_prompt(starter: Pa
 async def test_reply_stopped_before_its_first_token_is_saved_as_interrupted(starter: Path) -> None:
     app = make_app(starter, n_ctx=8192)
     async with app.run_test() as pilot:
-        await until_async(lambda: status_text(app).startswith("ready"))
+        await until_async(lambda: status_text(app).startswith("Ready"))
         app.pane.prompt.text = "word " * 6000
         await pilot.press("enter", "escape")
-        await until_async(lambda: status_text(app).startswith("ready"))
+        await until_async(lambda: status_text(app).startswith("Ready"))
         assert [m.role for m in session(app).tree.path] == ["user", "assistant"]
         assert session(app).tree.path[1].is_interrupted
 
@@ -166,7 +166,7 @@ async def test_escape_returns_queued_messages_to_the_prompt(starter: Path) -> No
 async def test_context_use_is_shown_before_a_message_is_sent(starter: Path) -> None:
     app = make_app(starter, max_tokens=5)
     async with app.run_test() as pilot:
-        await until_async(lambda: status_text(app).startswith("ready"))
+        await until_async(lambda: status_text(app).startswith("Ready"))
         await pilot.press(*"Hi")
         await until_async(lambda: f"context {session(app).context_usage('Hi')[0]}/2048" in status_text(app))
         app.pane.prompt.text = "word " * 3000

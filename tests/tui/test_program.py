@@ -35,27 +35,27 @@ def test_session_from_first_message_to_restart(tmp_path: Path) -> None:
     editor.chmod(0o755)
     env = os.environ | {"EDITOR": str(editor)}
     with terminal(*edgechat_command("-m", "starter", "--max-tokens", "30", "--temperature", "0"), env=env) as t:
-        t.until_stable("ready")
+        t.until_stable("Ready")
         t.type("What is gravity?\r")
-        t.until(lambda: "tokens/s" in t.text() and "ready" in t.text())
+        t.until(lambda: "tokens/s" in t.text() and "Ready" in t.text())
         assert "What is gravity?" in t.text()
         # Ctrl+J, Alt+Enter and a bracketed paste all add lines to one message.
         t.type("one\x0atwo\x1b\rthree")
         t.until(lambda: all(word in t.text() for word in ("one", "two", "three")))
-        assert "ready" in t.text()
+        assert "Ready" in t.text()
         t.type("\x1b[200~\nfour\nfive\x1b[201~\r")
-        t.until(lambda: "five" in t.text() and "ready" in t.text() and len(json.loads(history("list", "--json"))) == 1)
+        t.until(lambda: "five" in t.text() and "Ready" in t.text() and len(json.loads(history("list", "--json"))) == 1)
         # Generate an alternative reply, and switch back.
         t.type("/retry\r")
         t.until("‹2/2›")  # noqa: RUF001
-        t.until_stable("ready")
+        t.until_stable("Ready")
         t.type("/switch\r")
         t.until("‹1/2›")  # noqa: RUF001
         # Use the external editor.
         t.type("Say it\x07")
         t.until("Say it in one word")
         t.type("\r")
-        t.until(lambda: "ready" in t.text() and "in one word" in t.text())
+        t.until(lambda: "Ready" in t.text() and "in one word" in t.text())
         # Open a search result.
         t.type("\x06")
         t.until("Search everything")
@@ -65,7 +65,7 @@ def test_session_from_first_message_to_restart(tmp_path: Path) -> None:
         t.until(lambda: "Search everything" not in t.text())
         t.until("Enter: write")  # the transcript has the focus
         t.type("\r")
-        t.until_stable("ready")
+        t.until_stable("Ready")
         t.type("/rename About weight\r")
         t.type(f"/export {tmp_path / 'out.md'}\r")
         t.until((tmp_path / "out.md").exists)
@@ -80,23 +80,23 @@ def test_session_from_first_message_to_restart(tmp_path: Path) -> None:
     assert summary["conversation"]["title"] == "About weight"
     with terminal(*edgechat_command("-c")) as t:
         t.until("half a thought")
-        t.until_stable("ready")
+        t.until_stable("Ready")
         t.type("\x11")
         assert t.wait() == 0
 
 
 def test_reply_is_stopped_continued_and_interrupted_by_quit() -> None:
     with terminal(*edgechat_command("-m", "starter"), size=(60, 20)) as t:
-        t.until_stable("ready")
+        t.until_stable("Ready")
         t.type("Tell me a very long story about the sea.\r")
-        t.until("generating")
+        t.until("Generating")
         t.type("\x1b")
         t.until("(stopped; /continue resumes the reply)")
         t.type("/continue\r")
-        t.until("generating")
+        t.until("Generating")
         for size in ((10, 5), (120, 40), (1, 1), (40, 12), (80, 24)):
             t.resize(*size)
-        t.until("generating")
+        t.until("Generating")
         t.type("\x11")
         assert t.wait() == 0
         assert_terminal_restored(t)
@@ -106,9 +106,9 @@ def test_reply_is_stopped_continued_and_interrupted_by_quit() -> None:
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_signal_during_a_reply_loses_nothing(signal_: signal.Signals) -> None:
     with terminal(*edgechat_command("-m", "starter")) as t:
-        t.until_stable("ready")
+        t.until_stable("Ready")
         t.type("Tell me a very long story about the sea.\r")
-        t.until(lambda: "generating" in t.text() and len(t.text().split()) > 60)
+        t.until(lambda: "Generating" in t.text() and len(t.text().split()) > 60)
         t.child.send_signal(signal_)
         t.wait()
     [summary] = json.loads(history("list", "--json"))
@@ -116,7 +116,7 @@ def test_signal_during_a_reply_loses_nothing(signal_: signal.Signals) -> None:
     assert [m["role"] for m in exported["messages"]] == ["user", "assistant"]
     with terminal(*edgechat_command("-c")) as t:
         t.until("long story about the sea")
-        t.until_stable("ready")
+        t.until_stable("Ready")
         t.type("\x11")
         assert t.wait() == 0
 
@@ -124,7 +124,7 @@ def test_signal_during_a_reply_loses_nothing(signal_: signal.Signals) -> None:
 @pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"EDGECHAT_THEME": "ansi-dark"}, {"EDGECHAT_ASCII": "yes"}])
 def test_no_color_ansi_theme_and_ascii_mode(variable: dict[str, str]) -> None:
     with terminal(*edgechat_command("-m", "starter", "--max-tokens", "5"), env=os.environ | variable) as t:
-        t.until_stable("ready")
+        t.until_stable("Ready")
         t.type("Hello\r")
         t.until("length limit")
         output = t.output.decode("utf-8", "replace")

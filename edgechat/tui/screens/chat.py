@@ -107,7 +107,7 @@ class ChatScreen(Screen[None]):
     def on_mount(self) -> None:
         for problem in self._problems:
             self.pane.add_note(f"{problem} (ignored)")
-        self.pane.status_line.show_state("starting")
+        self.pane.status_line.show_state("Starting")
         self.call_after_refresh(self._start)
 
     def _start(self) -> None:
@@ -117,7 +117,7 @@ class ChatScreen(Screen[None]):
     def leave(self) -> None:
         """Save unsent text, because the application is closing."""
         self.pane.composer.save()
-        self.pane.status_line.show_state("leaving")
+        self.pane.status_line.show_state("Closing")
 
     # Input
 

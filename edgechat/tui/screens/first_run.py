@@ -42,7 +42,10 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
 
     DEFAULT_CSS = """
     FirstRunScreen { background: $background 60%; align: center middle; }
-    FirstRunScreen > Vertical { width: 100%; max-width: 90; height: auto; max-height: 100%; border: round $border; padding: 1 2; background: $surface; }
+    FirstRunScreen > Vertical {
+        width: 100%; max-width: 90; height: auto; max-height: 100%;
+        border: round $border; padding: 1 2; background: $surface;
+    }
     FirstRunScreen OptionList { height: auto; }
     FirstRunScreen Static { height: auto; }
     """

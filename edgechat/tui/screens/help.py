@@ -13,11 +13,18 @@ if TYPE_CHECKING:
     from edgechat.tui.keys import KeyBinding
 
 _TITLES = {
-    "app": "Everywhere", "chat": "In the chat", "prompt": "In the input", "transcript": "In the conversation (press Esc)",
-    "message": "On the message under the cursor", "list": "In the list of conversations",
-    "listing": "In other lists", "models": "In the list of models", "settings": "In the settings",
-    "text": "In help and the plan", "first": "At the first start",
-}  # fmt: skip
+    "app": "Everywhere",
+    "chat": "In the chat",
+    "prompt": "In the input",
+    "transcript": "In the conversation (press Esc)",
+    "message": "On the message under the cursor",
+    "list": "In the list of conversations",
+    "listing": "In other lists",
+    "models": "In the list of models",
+    "settings": "In the settings",
+    "text": "In help and the plan",
+    "first": "At the first start",
+}
 _KEY_NAMES = {"escape": "Esc", "pageup": "PgUp", "pagedown": "PgDn", "slash": "/", "delete": "Del"}
 
 
@@ -25,7 +32,7 @@ class HelpScreen(TextScreen):
     """Lists all key bindings, as they are mapped now, and all commands."""
 
     def __init__(self, keys: Sequence[KeyBinding], overrides: Mapping[str, str]) -> None:
-        """`overrides` are keys from the settings, by the id of their binding."""
+        """Show `overrides`, keys by the id of their binding, instead of the default keys."""
         super().__init__("Help", _help_text(keys, overrides))
 
 

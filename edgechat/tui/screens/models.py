@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _LOADING: Final = "Estimating memory and speed on this machine ..."
 _HUB: Final = "hub"
-# Columns of a line besides the name and the verdict.
+# Columns of a line without the name and the verdict.
 _OTHER_COLUMNS: Final = 28
 
 
@@ -38,7 +38,10 @@ class ModelsScreen(FilterListScreen[str | None]):
 
     DEFAULT_CSS = """
     ModelsScreen { background: $background 60%; align: center middle; }
-    ModelsScreen > Vertical { width: 100%; max-width: 120; height: 100%; border: round $border; padding: 0 1; background: $surface; }
+    ModelsScreen > Vertical {
+        width: 100%; max-width: 120; height: 100%;
+        border: round $border; padding: 0 1; background: $surface;
+    }
     ModelsScreen OptionList { height: 1fr; }
     ModelsScreen #details { height: auto; max-height: 9; border-top: solid $border-blurred; }
     ModelsScreen #pull { height: auto; color: $text-muted; }
@@ -131,10 +134,9 @@ class ModelsScreen(FilterListScreen[str | None]):
                 options.add_options([Option(self._line(row), id=row.name) for row in rows])
         if self._hub:
             options.add_option(Option(Text("On the hub", style="dim"), disabled=True))
-            options.add_options([
-                Option(Text(escape_controls(f"  {name}  {details}"), no_wrap=True, overflow="ellipsis"), id=f"{_HUB}:{name}")
-                for name, details in self._hub.items()
-            ])  # fmt: skip
+            for name, details in self._hub.items():
+                line = Text(escape_controls(f"  {name}  {details}"), no_wrap=True, overflow="ellipsis")
+                options.add_option(Option(line, id=f"{_HUB}:{name}"))
         ids = [option.id for option in options.options if not option.disabled]
         highlighted_id = previous_id if previous_id in ids else next(iter(ids), None)
         if highlighted_id is not None:

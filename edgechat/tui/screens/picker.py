@@ -23,7 +23,10 @@ class PickerScreen(FilterListScreen[str | None]):
 
     DEFAULT_CSS = """
     PickerScreen { align: center middle; background: $background 60%; }
-    PickerScreen > Vertical { width: 80%; max-width: 90; height: 80%; border: round $border; padding: 0 1; background: $surface; }
+    PickerScreen > Vertical {
+        width: 80%; max-width: 90; height: 80%;
+        border: round $border; padding: 0 1; background: $surface;
+    }
     PickerScreen OptionList { height: 1fr; }
     """
 

@@ -25,7 +25,10 @@ class TextScreen(ModalScreen[None]):
 
     DEFAULT_CSS = """
     TextScreen { background: $background 60%; align: center middle; }
-    TextScreen > VerticalScroll { width: 100%; max-width: 100; height: 100%; border: round $border; padding: 0 1; background: $surface; }
+    TextScreen > VerticalScroll {
+        width: 100%; max-width: 100; height: 100%;
+        border: round $border; padding: 0 1; background: $surface;
+    }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,f1", "leave", "Close", id="text.leave"),

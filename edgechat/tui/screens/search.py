@@ -34,7 +34,10 @@ class SearchScreen(FilterListScreen["Destination | None"]):
 
     DEFAULT_CSS = """
     SearchScreen { align: center middle; background: $background 60%; }
-    SearchScreen > Vertical { width: 90%; max-width: 110; height: 90%; border: round $border; padding: 0 1; background: $surface; }
+    SearchScreen > Vertical {
+        width: 90%; max-width: 110; height: 90%;
+        border: round $border; padding: 0 1; background: $surface;
+    }
     SearchScreen OptionList { height: 1fr; }
     SearchScreen #preview { height: auto; max-height: 8; border-top: solid $border-blurred; padding: 0 1; }
     """

@@ -29,7 +29,10 @@ class SettingsScreen(ModalScreen[None]):
 
     DEFAULT_CSS = """
     SettingsScreen { background: $background 60%; align: center middle; }
-    SettingsScreen > Vertical { width: 100%; max-width: 110; height: 100%; border: round $border; padding: 0 1; background: $surface; }
+    SettingsScreen > Vertical {
+        width: 100%; max-width: 110; height: 100%;
+        border: round $border; padding: 0 1; background: $surface;
+    }
     SettingsScreen OptionList { height: 1fr; }
     SettingsScreen #words { height: auto; min-height: 2; border-top: solid $border-blurred; }
     SettingsScreen Input { display: none; }

@@ -33,5 +33,5 @@ class CompletionPopup(OptionList, can_focus=False):
 
 def completion_option(completion: Completion, width: int) -> Option:
     """Return a list line with the completion in `width` columns and its description after them."""
-    text = Text(f"{completion.shown:<{width}}", no_wrap=True, overflow="ellipsis")
-    return Option(text.append(f"  {completion.words}", style="dim") if completion.words else text)
+    text = Text(f"{completion.label:<{width}}", no_wrap=True, overflow="ellipsis")
+    return Option(text.append(f"  {completion.description}", style="dim") if completion.description else text)

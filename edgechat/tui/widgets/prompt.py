@@ -278,7 +278,7 @@ class PromptInput(TextArea):
             self._popup = popup = CompletionPopup(self.accept_completion)
             self.screen.mount(popup, before=self)
         popup.clear_options()
-        width = max((len(c.shown) for c in completions), default=0)
+        width = max((len(c.label) for c in completions), default=0)
         popup.add_options([completion_option(c, width) for c in completions])
         popup.display = bool(completions)
         if completions:

@@ -46,7 +46,7 @@ class StatusLine(Static):
     def __init__(self, context: Callable[[], StatusContext]) -> None:
         super().__init__("", id="live", markup=False)
         self._read_context = context
-        self.state = "starting"
+        self.state = "Starting"
         self.detail = ""
         self.context_tokens = 0
         self._drawn_at = 0.0
@@ -77,7 +77,7 @@ class StatusLine(Static):
             elapsed_s = now - self._first_token_at
             is_measured = elapsed_s > _MIN_SPEED_TIME_S and self._n_tokens > 0
             speed = f"{self._n_tokens / elapsed_s:.0f} tokens/s" if is_measured else ""
-            self.show_state("reasoning" if is_reasoning else "generating", speed)
+            self.show_state("Reasoning" if is_reasoning else "Generating", speed)
 
     def redraw(self) -> None:
         """Update the line from the current state of the chat."""

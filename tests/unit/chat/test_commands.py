@@ -24,18 +24,22 @@ from tests.tui.app_driver import make_scripted_app, session, wait_until_ready
 from tests.waiting import until_async
 
 REPLIES = [f"Reply number {n}." for n in range(1, 20)]
-EMPTY = [
-    "/retry", "/continue", "/edit Text", "/switch", "/delete", "/undo", "/export", "/copy", "/attach missing.txt", "/attach ~nosuchuser/x",
-    "/new nobody", "/persona nobody", "/reasoning maybe", "/set temperature", "/set n_ctx 5", "/open nowhere", "/model missing.gguf",
-    "/rename", "/retry now", "/nothing",
-]  # fmt: skip
-"""Commands that fail in an empty conversation, or with these arguments."""
-FILLED = [
-    "A question", "/rename Animals", "/pin", "/pin", "/attach notes.txt", "/export", "/export out.json", "/export out.json",
-    "/export out.pdf", "/copy", "/copy code", "/copy all", "/retry", "/switch", "/switch 2", "/switch 3", "/edit Another question", "/continue", "/delete",
-    "/undo", "/system Be brief.", "/system", "/reasoning off", "/set temperature 0.2", "/persona pirate", "/model other.gguf", "/new pirate",
-    "Something else", "/open anim", "/open Nowhere", "/new",
-]  # fmt: skip
+FAILING = """
+/retry | /continue | /edit Text | /switch | /delete | /undo | /export | /copy | /attach missing.txt
+/attach ~nosuchuser/x | /new nobody | /persona nobody | /reasoning maybe | /set temperature | /set n_ctx 5
+/open nowhere | /model missing.gguf | /rename | /retry now | /nothing
+"""
+"""Commands that fail in an empty conversation, or because of their argument."""
+CONVERSATION = """
+A question | /rename Animals | /pin | /pin | /attach notes.txt | /export | /export out.json | /export out.json
+/export out.pdf | /copy | /copy code | /copy all | /retry | /switch | /switch 2 | /switch 3 | /edit Another question
+/continue | /delete | /undo | /system Be brief. | /system | /reasoning off | /set temperature 0.2 | /persona pirate
+/model other.gguf | /new pirate | Something else | /open anim | /open Nowhere | /new
+"""
+
+
+def lines_of(script: str) -> list[str]:
+    return [line.strip() for row in script.strip().splitlines() for line in row.split("|")]
 
 
 @pytest.fixture
@@ -111,17 +115,17 @@ async def walk_terminal_ui(steps: list[Step], monkeypatch: pytest.MonkeyPatch) -
             texts.clear()
 
 
-@pytest.mark.parametrize("lines", [EMPTY, FILLED], ids=["empty", "filled"])
+@pytest.mark.parametrize("script", [FAILING, CONVERSATION], ids=["failing", "conversation"])
 async def test_commands_give_the_same_outcome_in_both_front_ends(
-    lines: list[str], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    script: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = list(walk_plain_chat(lines, capsys))
+    steps = list(walk_plain_chat(lines_of(script), capsys))
     remove_exports(folder)
     await walk_terminal_ui(steps, monkeypatch)
 
 
 def test_every_command_with_a_handler_is_walked() -> None:
-    walked = {parsed[0].name for line in FILLED if (parsed := parse(line)) is not None}
+    walked = {parsed[0].name for line in lines_of(CONVERSATION) if (parsed := parse(line)) is not None}
     assert {c.name for c in COMMANDS if c.run is not None} <= walked
 
 
