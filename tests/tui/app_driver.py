@@ -1,4 +1,4 @@
-"""Create chat applications with a real or a scripted model, operate them, and read what they show and save."""
+"""Create chat applications with a real or a scripted model, operate them, and read their screen and store."""
 
 from __future__ import annotations
 

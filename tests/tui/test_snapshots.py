@@ -133,7 +133,7 @@ async def settings(app: ChatApp, pilot: Pilot[int]) -> None:
 async def conversations(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     await pilot.press("ctrl+b")
-    await until_async(lambda: app.pane.query_one("#conversations").option_count > 3)  # type: ignore[attr-defined]
+    await until_async(lambda: app.screen.query_one("#conversations").option_count > 3)  # type: ignore[attr-defined]
     await pilot.press("down")
 
 
@@ -168,7 +168,8 @@ async def plan(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
     estimate = MemoryEstimate(weights=97_000_000, repacked=0, kv_cache=48_000_000, compute=23_000_000)
     session(app).model.plan = manual_plan(
-        "scripted.gguf", n_threads=2, n_ctx=2048, estimate=estimate, trades=("2048 tokens of context instead of 8192",),
+        "scripted.gguf", n_threads=2, n_ctx=2048, estimate=estimate,
+        concessions=("2048 tokens of context instead of 8192",),
         reasons={"n_ctx": "as much as fits", "n_threads": "as set"},
     )  # fmt: skip
     await pilot.press("f3")
