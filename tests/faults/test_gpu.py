@@ -139,7 +139,7 @@ def test_layers_that_exceed_gpu_memory_stay_on_the_cpu(open_session: OpenSession
     session = open_session(GPU_BYTES=100 * MIB)
     assert 0 < n_gpu_layers(session) < 30
     assert session.model.plan is not None
-    assert "for more it has no room" in session.model.plan.concessions[0]
+    assert "layers fit on the GPU" in session.model.plan.concessions[0]
     assert 0 < session.model.engine.stats().memory["Scripted"]["model_bytes"] < 90 * MIB
     assert reply(session)
 
@@ -155,7 +155,7 @@ def test_gpu_failure_during_a_reply_falls_back_to_the_cpu(open_session: OpenSess
     session = open_session(GPU_FAILS_IF=tmp_path / "fails")
     assert n_gpu_layers(session) == 31
     (tmp_path / "fails").touch()
-    with pytest.raises(EngineError, match="from here on the CPU computes"):
+    with pytest.raises(EngineError, match="now uses the CPU"):
         reply(session)
     assert n_gpu_layers(session) == 0
     assert reply(session)
@@ -175,7 +175,7 @@ def test_removed_gpu_is_reported_and_absent_gpu_is_not(open_session: OpenSession
     assert (n_gpu_layers(session), session.warnings) == (0, [])
     resources.save_gpus([Gpu(name="a card", total_bytes=1, free_bytes=1)])
     session = open_session(GPU_GONE=1)
-    assert (n_gpu_layers(session), session.warnings) == (0, ["a card is not there any more; the CPU computes"])
+    assert (n_gpu_layers(session), session.warnings) == (0, ["a card was not found; using the CPU"])
     assert reply(session)
     assert resources.saved_gpus() == []
 
@@ -187,7 +187,7 @@ def test_plan_without_engine_uses_the_saved_gpu(open_session: OpenSession, cli: 
     assert resources.current_machine(Settings(gpu=False)).gpu_free_bytes == 0
     row = json.loads(cli("plan", "starter", "--json", "--no-measure").stdout)["models"][0]
     assert row["plan"]["n_gpu_layers"] == 31
-    assert "a scripted GPU takes 30 of 30 layers" in row["reasons"]["n_gpu_layers"]
+    assert "a scripted GPU computes 30 of 30 layers" in row["reasons"]["n_gpu_layers"]
 
 
 def test_engine_and_doctor_list_the_gpu(open_session: OpenSession, cli: Cli) -> None:

@@ -164,7 +164,7 @@ class Client(EngineClient):
 session = Session(ephemeral_store(), Settings(), Path(sys.argv[1]))
 session.model.engine = Client()
 session.open()
-print(len(session.warnings), session.plan.options.n_ctx, *session.warnings[:1], flush=True)
+print(len(session.warnings), session.model.plan.options.n_ctx, *session.warnings[:1], flush=True)
 if balloon is None: sys.stdin.read()
 else:
     for event in session.send("word " * 300): pass

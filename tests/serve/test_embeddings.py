@@ -114,7 +114,7 @@ def test_embedding_model_does_not_chat(client: OpenAI, cli: Cli, tmp_path: Path)
     model = write_tiny_bert(tmp_path / "tiny-bert.gguf")
     done = cli("ask", "-m", str(model), "hello")
     assert done.returncode == 3
-    assert "makes vectors of texts" in done.stderr
+    assert "is an embedding model and cannot chat" in done.stderr
     assert cli("plan", str(model)).returncode == 0
 
 
