@@ -113,8 +113,8 @@ class ScriptedEngine(EngineClient):
     ) -> protocol.RequestFinished:
         was_cancelled = request.id in self._cancelled
         stats = protocol.GenerationStats(
-            prompt_tokens=n_prompt, cached_tokens=n_prompt // 2, completion_tokens=n_generated, ttft_s=0.0, prefill_tps=0.0,
-            decode_tps=decode_tps,
+            prompt_tokens=n_prompt, cached_tokens=n_prompt // 2, completion_tokens=n_generated, ttft_s=0.0,
+            prefill_tps=0.0, decode_tps=decode_tps,
         )  # fmt: skip
         return protocol.RequestFinished(
             id=request.id, finish_reason="cancelled" if was_cancelled else "stop", stats=stats,

@@ -34,8 +34,8 @@ class Database:
     def __init__(self, path: Path | None, migrations: Sequence[Migration] = MIGRATIONS) -> None:
         """Open or create the database at `path`; None opens one in memory that writes no file.
 
-        `read_only_reason` is the reason why it is read-only, or "". Raises DamagedDatabaseError if the file is not a database, and
-        StoreError if it belongs to another program or cannot be read.
+        `read_only_reason` says why it is read-only, or is "". Raises DamagedDatabaseError if the file is no
+        database, and StoreError if it belongs to another program or cannot be read.
         """
         self.path = path
         self.read_only_reason = ""

@@ -31,7 +31,7 @@ class Composer:
     # Sending
 
     def take(self, text: str, prompt_state: PromptState | None) -> OutgoingMessage:
-        """Make a message of `text`, attachments and edit target, and reset them; `prompt_state` is the input's content."""
+        """Make a message of `text`, attachments and edit target, and reset them; `prompt_state` is the input."""
         from edgechat.chat import mentions
 
         missing = mentions.missing_files(text)

@@ -139,7 +139,7 @@ class SessionWorker:
             is_saved = stream is not None and stream.has_started and not isinstance(error, _RETRACTED)
             self._post(
                 messages.SessionFailed(
-                    error_text(error), self._view_or_none() if posts_view else None,
+                    error_text(error), _view_of(self.session) if posts_view else None,
                     None if is_saved else outgoing, ends_operation,
                 )
             )  # fmt: skip
@@ -269,11 +269,12 @@ class SessionWorker:
         unsent_text = unsent_messages.load(key) if session.store.is_persistent else ""
         self._post(messages.ConversationChanged(view, message_id, unsent_text))
 
-    def _view_or_none(self) -> messages.ConversationView | None:
-        try:
-            return messages.ConversationView.of(self.session) if self.session is not None else None
-        except EdgechatError:
-            return None
+
+def _view_of(session: Session | None) -> messages.ConversationView | None:
+    try:
+        return messages.ConversationView.of(session) if session is not None else None
+    except EdgechatError:
+        return None
 
 
 def error_text(error: Exception) -> str:

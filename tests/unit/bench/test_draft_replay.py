@@ -84,7 +84,8 @@ def test_bundled_workloads_are_complete() -> None:
 
 @pytest.mark.parametrize(
     ("words", "reason"),
-    [("[[cases", "not a workload file"), ("a = 1", "not a workload file"), ("cases = []", "no cases"), ("\udcff", "not a workload file"),
+    [("[[cases", "not a workload file"), ("a = 1", "not a workload file"), ("cases = []", "no cases"),
+     ("\udcff", "not a workload file"),
      ('[[cases]]\nkind = "a"\nmessages = ["b", "c"]\nreply = "d"', "odd number"),
      ('[[cases]]\nkind = "a"\nmessages = []\nreply = "d"', "odd number"),
      ('[[cases]]\nkind = "a"\nmessages = ["b"]', "no reply"),
