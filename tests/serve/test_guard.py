@@ -78,7 +78,7 @@ def test_api_key_and_allowed_origin(start: Start, home: Path) -> None:
 def test_public_host_needs_a_key(cli: Cli) -> None:
     done = cli("serve", "--host", "::", "-m", "starter")
     assert done.returncode == 2
-    assert "give a key" in done.stderr
+    assert "set a key" in done.stderr
     for key in ("", " ", "schlüssel"):
         assert cli("serve", "--api-key", key).returncode == 2
     for origin in ("*", "https://chat.example/", "chat.example"):
