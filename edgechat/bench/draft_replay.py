@@ -66,7 +66,7 @@ def edgechat_policy(make_index: MakeIndex, costs: StepCosts, acceptance: Accepta
 
 
 class _StaticPolicy:
-    """Base of policies without learning."""
+    """Base class of drafting policies that do not learn."""
 
     def __init__(self) -> None:
         self.text: list[int] = []
@@ -97,7 +97,7 @@ class PromptLookup(_StaticPolicy):
 
 
 class NgramSimple(_StaticPolicy):
-    """ngram-simple of llama.cpp: up to `m` tokens after the newest match of the last `n` tokens."""
+    """llama.cpp's ngram-simple policy: up to `m` tokens after the newest match of the last `n` tokens."""
 
     def __init__(self, n: int = 12, m: int = 48) -> None:
         super().__init__()

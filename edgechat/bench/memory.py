@@ -54,7 +54,7 @@ class MemoryCase(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_close(self) -> bool:
-        """True if the error is within the bounds."""
+        """True if the planning error is within its bounds."""
         part, count = _OVERESTIMATE_BOUNDS if self.error_bytes >= 0 else _UNDERESTIMATE_BOUNDS
         return abs(self.error_bytes) <= max(part * self.peak_bytes, count)
 

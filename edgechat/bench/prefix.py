@@ -53,7 +53,7 @@ class PrefixRow(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     """Cached prompt tokens in the last round."""
     times_faster_than_cold: float
-    """Median over the rounds."""
+    """Time to first token of a cold run divided by `ttft_s`, median over the rounds."""
     peer_ttft_s: list[float]
     peer_cached_tokens: int
     times_faster_than_peer: float | None

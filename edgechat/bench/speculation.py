@@ -123,7 +123,7 @@ class SpeculationOptions(msgspec.Struct, frozen=True, kw_only=True):
 def run(
     options: SpeculationOptions, workloads: Workloads, on_progress: Callable[[str], None] = lambda words: None
 ) -> SpeculationReport:
-    """Measure all cases. Raises EdgechatError."""
+    """Measure all workload cases and return the report. Raises EdgechatError."""
     with contextlib.ExitStack() as stack:
         edgechat_run = _EdgechatRun(options)
         stack.callback(edgechat_run.close)

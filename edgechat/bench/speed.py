@@ -54,7 +54,7 @@ class SpeedReport(msgspec.Struct, frozen=True):
     edgechat: list[SpeedSample] = msgspec.field(name="ours")
     peer: list[SpeedSample]
     prefill_ratio: float | None
-    """Median over the rounds; None without a peer."""
+    """edgechat's prefill speed divided by the peer's, median over the rounds; None without a peer."""
     decode_ratio: float | None
 
 

@@ -45,14 +45,14 @@ class TuiReport(msgspec.Struct, frozen=True, kw_only=True):
     first_frame_s: list[float]
     empty_first_frame_s: list[float]
     usable_after_s: list[float]
-    """From the first frame until a key pressed at that moment is visible."""
+    """Seconds from the first frame until a key pressed at that moment is visible."""
     key_p99_s: list[float]
     stock_key_p99_s: list[float]
     key_worst_s: float
     focus_flip_s: list[float]
     theme_s: list[float]
     open_s: list[float]
-    """From the key until the end of the long conversation is visible."""
+    """Seconds from the key press until the end of the long conversation is visible."""
     ui_rss_bytes: int
     idle_cpu_share: float
     decode_tps: list[float]

@@ -194,7 +194,7 @@ def tui(*, rounds: int, idle_s: float, as_json: bool) -> None:
 def store(conversations: int, messages: int, directory: Path | None, as_json: bool) -> None:
     """Measure the conversation store with random messages.
 
-    Uses the disk of your data. Takes minutes and temporarily some gigabytes.
+    Writes a temporary database of a few gigabytes to the cache directory, or to --directory. Takes several minutes.
     """
     import tempfile
 
@@ -205,7 +205,7 @@ def store(conversations: int, messages: int, directory: Path | None, as_json: bo
     from edgechat.errors import UsageError
 
     if messages < conversations:
-        raise UsageError(f"{messages} messages are fewer than {conversations} conversations.")
+        raise UsageError(f"--messages must be at least the number of conversations ({conversations}); got {messages}.")
     parent = directory or paths.cache_dir()
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent) as scratch:
@@ -266,8 +266,9 @@ def speculation(
 
     FILE is a TOML file with other conversations. Columns: "forced" are scripted replies and "free" the model's own,
     measured with and without drafts in turn; "noise" compares two runs without drafts; "length" is the number of
-    tokens per step with a draft; "replayed" computes the scripted replies from measured step costs, "fresh" without
-    earlier learning; the remaining columns are fixed policies and llama-server.
+    tokens per step with a draft; "replayed" is the speed of the scripted replies in a simulation with measured step
+    costs, "fresh" the same without learning from earlier replies; the other columns are fixed policies and
+    llama-server.
     """
     import msgspec
 

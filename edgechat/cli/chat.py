@@ -1,4 +1,4 @@
-"""The chat on a full screen, from the command line, and exports of conversations."""
+"""Start the terminal UI from the command line, and export conversations from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run_chat(**options: Any) -> int:
-    """Run the terminal UI; returns the exit code. Raises EdgechatError and click's errors."""
+    """Run the terminal UI and return the exit code. Raises EdgechatError and click's errors."""
     # The first frame waits for imports, which create many objects and no garbage. The chat screen enables the
     # collector again after that frame.
     gc.disable()

@@ -275,9 +275,9 @@ def rename(conversation_id: str, title: str, *, as_json: bool) -> None:
 
 @history.command()
 @click.argument("conversation_id", metavar="ID")
-@click.option("--pin/--no-pin", "pinned", default=None, help="List it first.")
-@click.option("--archive/--no-archive", "archived", default=None, help="Hide it from lists.")
-@click.option("--folder", metavar="NAME", help='Move it to a folder; "" removes it from its folder.')
+@click.option("--pin/--no-pin", "pinned", default=None, help="List the conversation first.")
+@click.option("--archive/--no-archive", "archived", default=None, help="Hide the conversation from lists.")
+@click.option("--folder", metavar="NAME", help='Move the conversation to a folder; "" removes it from its folder.')
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Add a tag.")
 @click.option("--untag", multiple=True, metavar="TAG", help="Remove a tag.")
 @json_option
@@ -342,7 +342,7 @@ def path(*, as_json: bool) -> None:
 def recover(*, as_json: bool) -> None:
     """Recover a damaged database; the damaged file stays.
 
-    Needed only when edgechat says so; a database that cannot be opened is recovered automatically.
+    Needed only when an error message recommends it; a database that cannot be opened is recovered automatically.
     """
     from edgechat import paths
     from edgechat.cli.history_store import delete_conversation_files

@@ -31,7 +31,7 @@ _OPEN_HINT: Final = "/open NUMBER opens one"
 
 
 def run_plain(**options: Any) -> int:
-    """Read messages and commands from standard input until it ends; returns the exit code. Raises EdgechatError."""
+    """Read messages and commands from standard input until it ends, and return the exit code. Raises EdgechatError."""
     make_session, problems = session_maker(**options)
     session = make_session()
     for problem in problems:

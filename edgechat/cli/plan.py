@@ -144,7 +144,7 @@ def _machine(settings: Settings, budget: str | None, described: Path | None) -> 
     here = current_machine(settings) if described is None else _described(described)
     if not budget:
         return here
-    available = config.parse_size(budget)  # it may be another machine's
+    available = config.parse_size(budget)  # may exceed this machine's memory
     if available is None:
         raise click.BadParameter(config.check("budget", budget), param_hint="--budget")
     return msgspec.structs.replace(here, available_bytes=available)
@@ -211,7 +211,7 @@ def _print(rows: list[PlanRow], available: int) -> None:
             f"{_number(row.decode_tps):>7}{_number(row.ttft_1000_s, ' s'):>7}{quality:>9}{loss:>6}"
         ))  # fmt: skip
         click.echo(escape_controls(f"  {memory_bar(row.memory, available):<{BAR_WIDTH}}  {row.verdict}"))
-    click.echo("* automatic choice   ? estimated quality   ~ computed size")
+    click.echo("* automatic choice   ? estimated quality   ~ estimated size")
     click.echo("# weights  + repacked weights  k KV cache  c compute buffers  s speculation  p processes")
 
 
@@ -229,7 +229,7 @@ def _explain(row: PlanRow) -> None:
         count = getattr(row.memory, name)
         if count:
             click.echo(f"  {words:<32}{size(count):>10}")
-    click.echo(f"  {'total':<32}{size(row.total_bytes):>10}{'' if row.memory.is_exact else '  (by formulas)'}")
+    click.echo(f"  {'total':<32}{size(row.total_bytes):>10}{'' if row.memory.is_exact else '  (estimated)'}")
     for field, reason in row.reasons.items():
         value = "" if row.plan is None or field not in row.plan else f" = {row.plan[field]}"
         click.echo(escape_controls(f"  {field}{value}: {reason}"))
