@@ -1,1 +1,1 @@
-"""Models: the curated catalogue, the hub, installed files, downloads and verification."""
+"""Model catalogue, Hugging Face hub client, list of installed models, downloads and hash verification."""

@@ -1,4 +1,4 @@
-"""The curated catalogue: recommended models from the shipped models.toml and from the user's own."""
+"""The curated catalogue: recommended models from the shipped models.toml and from the user's own models.toml."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REPO: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class QuantFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Size and hash of one quant's file, as published when the catalogue was written."""
+    """File size and SHA-256 of one quant, as published when the catalogue was written."""
 
     bytes: int | None = None
     sha256: str | None = None
@@ -34,15 +34,15 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     package: str | None = None
     quants: dict[str, QuantFile] = {}
     other_quants: tuple[str, ...] = msgspec.field(default=(), name="seen")
-    """Further quants in this source, of unknown size."""
+    """Further quants that this source offers, whose file sizes are unknown."""
 
 
 class ModelDimensions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Dimensions for a memory estimate before the download; replaced by the file's header once it can be read."""
+    """Dimensions of a model, for a memory estimate before its download. After it, the file's header is used instead."""
 
     n_params: int | None = None
     n_params_active: int | None = None
-    """Parameters active for each token, in a mixture of experts."""
+    """Number of parameters active for each token, in a mixture of experts."""
     n_layers: int | None = None
     n_heads: int | None = None
     n_kv_heads: int | None = None
@@ -55,15 +55,15 @@ class ModelDimensions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     window: int | None = None
     """Sliding window size in tokens."""
     window_period: int | None = None
-    """One layer in this many has full attention; the others have the sliding window."""
+    """Every n-th layer has full attention, with n this period; the other layers have the sliding window."""
     n_attention_layers: int | None = None
-    """Layers with a KV cache, if the others have a recurrent state."""
+    """Number of layers with a KV cache, if the other layers have a recurrent state."""
     n_shared_kv_layers: int | None = None
-    """Final layers that share the KV cache of earlier ones."""
+    """Number of final layers that share the KV cache of earlier layers."""
 
 
 class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model of the catalogue. Absent values are unknown."""
+    """One model of the catalogue. None means that a value is unknown."""
 
     id: str
     name: str
@@ -71,17 +71,17 @@ class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     source: tuple[ModelSource, ...]
     licence: str | None = None
     is_default: bool = True
-    """The planner may choose it by itself, because its licence is permissive."""
+    """True if the planner may choose the model automatically, because its licence is permissive."""
     good_at: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     tools: bool | None = None
     thinking: str | None = None
-    """`no`, `toggle` or `always`."""
+    """Reasoning before the reply: `no`, `toggle` (can be turned off) or `always`."""
     vision: bool | None = None
     n_ctx_train: int | None = None
     attention: str | None = None
     quality: str | None = None
-    """Published benchmark results and their source; they rank models, but are not precise."""
+    """Published benchmark results and their source, as text."""
     aa_index: float | None = None
     """Artificial Analysis Intelligence Index."""
     mmlu_pro: float | None = None
@@ -89,7 +89,7 @@ class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     notes: str | None = None
     shape: ModelDimensions = ModelDimensions()
     figures_from: str | None = None
-    """Source of the sizes and dimensions."""
+    """Source of the file sizes and dimensions, as text."""
 
     @property
     def repos(self) -> list[str]:
@@ -97,7 +97,7 @@ class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return [source.repo for source in self.source if source.repo]
 
     def sizes(self) -> dict[str, int]:
-        """Return known file sizes in bytes by quant, smallest first. The preferred source wins."""
+        """Return the known file sizes in bytes by quant, smallest first, each from the first source with a size."""
         sizes = {
             quant: file.bytes for source in reversed(self.source) for quant, file in source.quants.items() if file.bytes
         }
@@ -105,7 +105,7 @@ class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def find_for_file(repo: str, *names: str) -> CatalogueModel | None:
-    """Guess the catalogue model of a file from its repository or from its names; of several, the longest id wins.
+    """Guess the catalogue model of a file from its repository or its names; of several matches, use the longest id.
 
     A fine-tune is matched to its base model.
     """
@@ -132,7 +132,7 @@ class _CatalogueFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @functools.cache
 def load() -> dict[str, CatalogueModel]:
-    """Return all models by id. The user's models replace shipped ones; an invalid user catalogue is ignored."""
+    """Return all catalogue models by id. User models replace shipped ones; an invalid user catalogue is ignored."""
     models = {model.id: model for model in read(shipped_file())}
     with contextlib.suppress(CatalogueError):
         models |= {model.id: model for model in read_user_catalogue()}
@@ -140,7 +140,7 @@ def load() -> dict[str, CatalogueModel]:
 
 
 def read_user_catalogue() -> tuple[CatalogueModel, ...]:
-    """Read the user's models.toml, if there is one. Raises CatalogueError with the file and the line or key."""
+    """Read the user's models.toml, if it exists. Raises CatalogueError with the file and the line or key."""
     path = paths.config_dir() / _FILE_NAME
     return read(path) if path.exists() else ()
 
@@ -164,19 +164,19 @@ def read(path: Path) -> tuple[CatalogueModel, ...]:
 
 
 def _with_location(message: str) -> str:
-    """Rewrite the location in a msgspec error, such as `$.model[3].shape.n_layers`."""
+    """Rewrite the location in a msgspec error, such as `$.model[3].shape.n_layers`, for the user."""
     return re.sub(r" - at `\$\.?(.*?)`$", r" (at \1, counted from 0)", message)
 
 
 def _check(path: Path, models: tuple[CatalogueModel, ...]) -> None:
-    """Check the rules that the types do not express. Raises CatalogueError."""
+    """Check the catalogue rules that the types do not express. Raises CatalogueError."""
     ids = set()
     for number, model in enumerate(models):
         where = f"{path}: model[{number}]"
         if not _ID.fullmatch(model.id):
             raise CatalogueError(f"{where}.id is {model.id!r}; use lower-case letters, digits, dots and hyphens")
         if model.id in ids:
-            raise CatalogueError(f"{where}.id is {model.id!r}, which another model has already")
+            raise CatalogueError(f"{where}.id is {model.id!r}, which is also the id of another model")
         ids.add(model.id)
         if model.thinking not in {None, "no", "toggle", "always"}:
             raise CatalogueError(f"{where}.thinking is {model.thinking!r}; use no, toggle or always")

@@ -1,7 +1,7 @@
-"""Client of the Hugging Face hub: search, repositories, their quants and files. The only user of huggingface_hub.
+"""Client of the Hugging Face hub: searches for models and lists the quants and files of a repository.
 
-Requests are sent only for a search or a download that the user started; telemetry is off. No private API of the library
-is used.
+This is the only module that imports huggingface_hub; it uses no private API of that library. Requests are sent only for
+a search or a download that the user started, and telemetry is off.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 API_TIMEOUT_S: Final = 10.0
-"""Longest wait for the response to a search or to a request about a repository."""
+"""Timeout of a hub API request: a search, or a request for the files of a repository."""
 _RETRY_PAUSES_S: Final = (0.5, 1.5)
-"""Pauses before the second and the third attempt after a server error."""
+"""Pauses in seconds before the second and the third attempt after a server error."""
 MAX_FILES: Final = 5000
-"""Files of a repository after which the rest is ignored."""
+"""Maximum number of files read from the file list of a repository; further files are ignored."""
 REFERENCE: Final = re.compile(
     r"(?:hf\.co/|https://huggingface\.co/)?(?P<repo>\w[\w.-]*/\w[\w.-]*?)(?::(?P<quant>[^:]+))?/?"
 )
-"""`owner/repo`, `owner/repo:QUANT`, `owner/repo:FILE`."""
-# Quant names in file names; alternatives are ordered so that the longest one matches.
+"""Model reference: `owner/repo`, `owner/repo:QUANT` or `owner/repo:FILE`, also as a URL."""
+# Pattern of a quant name in a file name. The alternatives are ordered so that the longest name matches.
 _QUANT: Final = re.compile(
     r"(?:^|[-._/])((?:UD-)?(?:IQ[1-4]_(?:XXS|XS|S|M|NL|NL_XL)|Q[1-8]_(?:[01](?:_\d_\d)?|K(?:_(?:XXS|XS|S|M|L|XL))?)|"
     r"TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|F16|FP16|F32))(?=$|[-._/])",
@@ -45,17 +45,17 @@ PREFERENCE: Final = (
     "Q4_K_M", "UD-Q4_K_XL", "Q4_K_S", "IQ4_XS", "Q4_0", "MXFP4_MOE", "MXFP4", "IQ4_NL", "Q4_1", "Q5_K_M", "Q5_K_S",
     "Q6_K", "Q8_0", "UD-Q4_K_M", "Q3_K_M", "Q3_K_L", "Q2_K", "BF16", "F16",
 )  # fmt: skip
-"""Quants in the order of choice if the user names none: about 4.5 bits first, then larger ones, then smaller ones."""
+"""Default quants in order of preference: first those with about 4.5 bits per weight, then larger and smaller ones."""
 
 
 class RemoteFile(msgspec.Struct, frozen=True, kw_only=True):
     """A model file in a repository of the hub."""
 
     path: str
-    """Relative to the repository; checked with `is_safe_path`."""
+    """Path relative to the repository, checked with `is_safe_path`."""
     size_bytes: int
     sha256: str
-    """"" for small files, of which the hub does not publish it."""
+    """Published hash; "" for small files, whose hash the hub does not publish."""
     url: str
 
 
@@ -68,7 +68,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def size_bytes(self) -> int:
-        """Size of all files."""
+        """Total size of the files in bytes."""
         return sum(file.size_bytes for file in self.files)
 
 
@@ -97,13 +97,13 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def quant_of(name: str) -> str:
-    """Return the quant in a file name, in capitals, or ""."""
+    """Return the quant in a file name, in capitals, such as `Q4_K_M`; "" if the name has none."""
     quants = _QUANT.findall(name)
     return str(quants[-1]).upper().replace("FP16", "F16") if quants else ""
 
 
 def parse_reference(reference: str) -> tuple[str, str] | None:
-    """Split `owner/repo[:QUANT]` into repository and quant ("" if absent); None for any other text."""
+    """Split `owner/repo[:QUANT]` into repository and quant ("" if absent). Returns None for any other text."""
     match = REFERENCE.fullmatch(reference)
     return (match["repo"], match["quant"] or "") if match else None
 
@@ -117,7 +117,7 @@ class Hub:
     """API client of the hub. Respects HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxy variables."""
 
     def __init__(self) -> None:
-        # The library reads these when it is imported.
+        # huggingface_hub reads these variables when it is imported.
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         os.environ["HF_HUB_DISABLE_XET"] = "1"
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -134,7 +134,7 @@ class Hub:
         self.endpoint = str(self._api.endpoint)
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of a file request, including the token. They are for the hub itself only."""
+        """Return the HTTP headers of a file request. They contain the user's token and must be sent only to the hub."""
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # missing in __all__
 
         headers = build_hf_headers(library_name=self._name, library_version=self._version)
@@ -183,11 +183,11 @@ class Hub:
         return str(hf_hub_url(repo_id, path, revision=revision, endpoint=self.endpoint))
 
     def _call_api(self, call: Callable[[], T], subject: str) -> T:
-        """Call the API, with two retries after server errors. Raises HubError; `subject` is for its message."""
+        """Call the API, with two retries after server errors. Raises HubError, whose message names `subject`."""
         if self._is_offline:
             raise HubError(
-                f"HF_HUB_OFFLINE is set, so {self.endpoint} was not asked about {subject}. "
-                "Unset it, or use an installed model (`edgechat models list`)."
+                f"HF_HUB_OFFLINE is set, so no request for {subject} was sent to {self.endpoint}. "
+                "Unset HF_HUB_OFFLINE, or use an installed model (`edgechat models list`)."
             )
         http.check_reachable(self.endpoint)
         for pause_s in (*_RETRY_PAUSES_S, None):
@@ -200,7 +200,7 @@ class Hub:
         raise AssertionError  # the last attempt returns or raises
 
     def _call_api_once(self, call: Callable[[], T], subject: str) -> T:
-        """Call the API. Raises HttpStatusError with the hub's error code, and HubError."""
+        """Call the API once, without retries. Raises HttpStatusError with the hub's error code, and HubError."""
         import httpx2
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
@@ -220,7 +220,7 @@ class Hub:
 
 
 def _raise_transient_error(response: Any) -> None:
-    """Raise HttpStatusError for a transient status, before the library retries for half a minute with log output."""
+    """Raise HttpStatusError for a transient status, because huggingface_hub would retry and log for half a minute."""
     error = http.HttpStatusError("", response.status_code, http.retry_after_s(response.headers))
     if error.is_transient:
         raise error
@@ -241,7 +241,7 @@ def _licence(info: Any) -> str:
 
 
 def _variants(files: list[RemoteFile]) -> list[Variant]:
-    """Group the files of split models, and sort by size. Split models with missing parts are left out."""
+    """Group files into variants, sorted by size. Split models with missing parts are left out."""
     split_models: dict[tuple[str, int], dict[int, RemoteFile]] = {}
     variants = []
     for file in files:
@@ -263,9 +263,9 @@ def _variant(files: tuple[RemoteFile, ...]) -> Variant:
 
 
 def choose_variant(repo: Repository, quant: str = "") -> Variant:
-    """Choose the variant with this quant or file name, or the default one.
+    """Choose the variant with the quant or file name `quant`, or the default variant for "".
 
-    Raises CatalogueError, with the available variants, if none or several match.
+    Raises CatalogueError, with the available variants, if no variant or several match.
     """
     models = repo.model_variants()
     if not models:
@@ -286,5 +286,5 @@ def choose_variant(repo: Repository, quant: str = "") -> Variant:
             return model
     if quant:
         available = ", ".join(dict.fromkeys(model.quant or model.files[0].path for model in models))
-        raise CatalogueError(f"{repo.id} has no {quant}. Available: {available}.")
+        raise CatalogueError(f"{repo.id} has no variant {quant}. Available: {available}.")
     return models[len(models) // 2]

@@ -1,4 +1,4 @@
-"""Installed models: every model on this machine once, with its names, aliases and folders, and its deletion."""
+"""Installed models: list each model on this machine once, edit aliases and model folders, and delete models."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class InstalledModel(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     source: str
     name: str
-    """Unique among all installed models."""
+    """Display name, unique among all installed models."""
     facts: ModelFacts
     repo: str
     sha256: str
-    """Expected hash of the first file, if its location contains it."""
+    """Expected SHA-256 of the first file, from its path; "" if the path does not contain a hash."""
     state: str
-    """`verified`, `differs` from the expected hash, `unchanged` since the first hash, or "" if not verified."""
+    """Result of the last verification: `verified`, `differs`, `unchanged` since the first hash, or "" without one."""
     aliases: tuple[str, ...]
     last_used_at: float | None = msgspec.field(name="used_s")
-    """Unix time in seconds."""
+    """Unix time of the last use, in seconds; None if the model was never used."""
     also_at: tuple[Path, ...] = ()
     """Other paths of the same file, or of a file with the same hash."""
 
@@ -62,7 +62,7 @@ def starter_model() -> Path:
 
 
 def scan() -> list[InstalledModel]:
-    """Find all models on this machine. Files with the same inode or expected hash are one model.
+    """Find all models on this machine. Files with the same inode or expected hash are listed as one model.
 
     Raises CatalogueError if the records are damaged.
     """
@@ -110,7 +110,7 @@ def _installed_model(
 
 
 def _state(first: Path, records: ModelRecords, memo: HashMemo) -> str:
-    """Combine the states of all files of a model: one that differs, or one that was not verified, decides."""
+    """Return the verification state of a model: `differs` or "" if any of its files has this state."""
     states = {_file_state(path, records.verified.get(str(path)), memo) for path in model_files(first)}
     return next((state for state in ("differs", "", "unchanged") if state in states), "verified")
 
@@ -120,7 +120,8 @@ def _file_state(path: Path, verified: VerifiedHash | None, memo: HashMemo) -> st
         return ""
     current = memo.get(path)
     if current is None and verified.mtime_ns and path.exists() and verified.mtime_ns == path.stat().st_mtime_ns:
-        current = verified.sha256  # by a release that stored the time here, and not in the memo
+        # Hash saved by an older release, which stored the modification time in the record, not in HashMemo.
+        current = verified.sha256
     if current is None:
         return ""
     if current != (verified.expected or verified.sha256):
@@ -129,7 +130,7 @@ def _file_state(path: Path, verified: VerifiedHash | None, memo: HashMemo) -> st
 
 
 def _with_unique_names(models: list[InstalledModel]) -> list[InstalledModel]:
-    """Give models of the same name longer names: with the repository or the source, then with a number."""
+    """Rename models with equal names: prepend the repository or append the source, then append a number."""
     used_names: set[str] = set()
     renamed = []
     for model in models:
@@ -143,21 +144,21 @@ def _with_unique_names(models: list[InstalledModel]) -> list[InstalledModel]:
 
 
 def is_path_like(name: str) -> bool:
-    """Return True for a path to a file. Names and aliases never look like one, so that no file can shadow a model."""
+    """Return True if `name` looks like a file path. Model names and aliases never do, so no file can shadow a model."""
     return name.lower().endswith(".gguf") or name.startswith((".", "~", os.sep, "/")) or os.sep == "\\" in name
 
 
-# Changes by the user
+# Changes to aliases, folders and files
 
 
 def check_alias(name: str, path: Path | None = None) -> None:
     """Check that `name` can become an alias of the model at `path`. Raises CatalogueError if not."""
     if not name or is_path_like(name) or "/" in name or ":" in name or not name.isprintable() or name == STARTER:
         raise CatalogueError(
-            f"{name!r} cannot be an alias: it would be read as a path, a repository, or the starter model"
+            f"{name!r} cannot be an alias, because it has the form of a path or a repository, or is reserved"
         )
     if any(name.lower() == model.name.lower() and path not in (model.path, *model.also_at) for model in scan()):
-        raise CatalogueError(f"Another model has the name {name!r} already. Choose another alias.")
+        raise CatalogueError(f"Another model already has the name {name!r}. Choose another alias.")
 
 
 def add_alias(name: str, path: Path) -> None:
@@ -168,14 +169,14 @@ def add_alias(name: str, path: Path) -> None:
 
 
 def remove_alias(name: str) -> None:
-    """Delete an alias; the model stays. Raises CatalogueError if it does not exist."""
+    """Delete an alias, but not its model. Raises CatalogueError if the alias does not exist."""
     with registry.edit_records() as records:
         if records.aliases.pop(name, None) is None:
             raise CatalogueError(f"No alias {name!r}. `edgechat models list` shows all aliases.")
 
 
 def add_folder(folder: Path) -> None:
-    """Add a folder to the locations that are searched for models. Raises CatalogueError."""
+    """Add a folder to the locations that are searched for models. Raises CatalogueError if it is not a folder."""
     if not folder.is_dir():
         raise CatalogueError(f"{folder} is not a folder")
     with registry.edit_records() as records:
@@ -184,7 +185,7 @@ def add_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> bool:
-    """Remove a folder from the searched locations; returns False if it was not one. Its files stay."""
+    """Remove a folder from the searched locations, without deleting files. Returns False if it was not among them."""
     with registry.edit_records() as records:
         if str(folder.resolve()) not in records.folders:
             return False
@@ -193,14 +194,14 @@ def remove_folder(folder: Path) -> bool:
 
 
 def add_file(path: Path) -> None:
-    """Add a single model file where it is, without copying it. Raises CatalogueError."""
+    """Record a single model file at its present path, without copying it. Raises CatalogueError."""
     with registry.edit_records() as records:
         if str(path.absolute()) not in records.files:
             records.files.append(str(path.absolute()))
 
 
 def remove_file(path: Path) -> bool:
-    """Remove an added file and its aliases from the records; returns False if it was not added. The file stays."""
+    """Remove an added file and its aliases from the records, without deleting it. Returns False if it was not added."""
     with registry.edit_records() as records:
         if str(path) not in records.files:
             return False
@@ -215,7 +216,7 @@ def partial_downloads() -> list[Path]:
 
 
 def delete_partial_download(part: Path) -> int:
-    """Delete an incomplete download; returns the number of bytes freed. Raises CatalogueError if it is running."""
+    """Delete an incomplete download and return the number of bytes freed. Raises CatalogueError if it is running."""
     import filelock
 
     target = part.with_name(part.name.removesuffix(".part"))
@@ -227,19 +228,19 @@ def delete_partial_download(part: Path) -> int:
             _remove_empty_folders(target.parent)
             return freed_bytes
     except filelock.Timeout:
-        raise CatalogueError(f"{part} is being downloaded; stop the download first") from None
+        raise CatalogueError(f"{part} is being downloaded. Stop the download first.") from None
     except OSError as error:
         raise CatalogueError(f"Cannot delete {part}: {error.strerror or error}") from error
 
 
 def on_disk_bytes(path: Path) -> int:
-    """Return the disk space that a file uses, in bytes; partial downloads are sparse. Raises OSError."""
+    """Return the disk space that a file uses, in bytes: less than its size for sparse files. Raises OSError."""
     stat = path.stat()
     return min(stat.st_size, getattr(stat, "st_blocks", stat.st_size) * 512)
 
 
 def check_deletable(model: InstalledModel) -> None:
-    """Raise CatalogueError if the model belongs to another program or to a folder of the user."""
+    """Raise CatalogueError if edgechat must not delete the model: another program or the user manages its file."""
     if model.source != locations.OWN:
         owner = "your folder" if model.source == locations.FOLDER else model.source
         raise CatalogueError(f"{model.path} belongs to {owner}; delete it there")
@@ -250,14 +251,14 @@ def _download_files(target: Path) -> list[Path]:
 
 
 def _remove_empty_folders(folder: Path) -> None:
-    """Remove a folder in the models directory and its parents, as long as they are empty."""
+    """Remove a folder in the models directory, and its parents, if they are empty."""
     while paths.models_dir() in folder.parents and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
 
 
 def delete_model(model: InstalledModel) -> int:
-    """Delete a downloaded model and its records; returns the number of bytes freed. Raises CatalogueError."""
+    """Delete a downloaded model and its records, and return the number of bytes freed. Raises CatalogueError."""
     check_deletable(model)
     freed_bytes = 0
     files = model_files(model.path)
@@ -280,7 +281,7 @@ def delete_model(model: InstalledModel) -> int:
 
 
 def last_used_text(last_used_at: float | None) -> str:
-    """Format the time since the last use: `never`, `today`, or days."""
+    """Format the time since the last use: `never`, `today`, or a number of days (`12 d`)."""
     if last_used_at is None:
         return "never"
     days = (time.time() - last_used_at) / 86400

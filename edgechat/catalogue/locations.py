@@ -1,4 +1,4 @@
-"""Directories with model files on this machine: edgechat's own, and those of other programs, which are only read."""
+"""Search of model directories on this machine: edgechat's own, and those of other programs, which are read only."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgechat import paths
 from edgechat.modelfile.split import parse_part_name
 
 MAX_DEPTH: Final = 6
-"""Deepest folder level that is searched."""
+"""Maximum folder depth of the search for model files."""
 MAX_FILES: Final = 200_000
-"""Most directory entries that are searched in one location."""
+"""Maximum number of directory entries that are searched in one location."""
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _OLLAMA_MODEL: Final = "application/vnd.ollama.image.model"
 
@@ -28,23 +28,23 @@ OWN, HUB_CACHE, OLLAMA, LM_STUDIO, LLAMA_CPP, PACKAGE, FOLDER, FILE = (
 
 
 class LocalFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A model file, or the first part of a split model, from its path alone."""
+    """A model file, or the first part of a split model, with the properties that its path contains."""
 
     path: Path
     source: str
-    """Program or kind of location that holds it: one of the constants above."""
+    """Program or kind of location to which the file belongs, such as `ollama` or `folder`."""
     name: str
-    """Name in that program."""
+    """Name of the model in that program."""
     repo: str = ""
-    """Hub repository, if the path contains it."""
+    """Hub repository; "" if the path does not contain it."""
     sha256: str = ""
-    """Expected hash, if the path contains it."""
+    """Expected hash; "" if the path does not contain it."""
 
 
 def search_locations(folders: list[Path]) -> list[tuple[str, Path]]:
-    """Return all locations as (source, directory), edgechat's own first; they need not exist.
+    """Return all model locations as (source, directory), edgechat's own first. The directories need not exist.
 
-    `folders` are those that the user added.
+    `folders` are the model folders that the user added.
     """
     home = Path.home()
     locations = [(OWN, paths.models_dir())]
@@ -54,7 +54,7 @@ def search_locations(folders: list[Path]) -> list[tuple[str, Path]]:
     hf_home = Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
     locations.append((HUB_CACHE, Path(hub).expanduser() if hub else hf_home / "hub"))
     ollama = os.environ.get("OLLAMA_MODELS")
-    # The second path belongs to the service on Linux, the third to packages of some distributions.
+    # The Linux service of Ollama uses the second path; packages of some distributions use the third.
     services = [home / ".ollama/models", Path("/usr/share/ollama/.ollama/models"), Path("/var/lib/ollama/models")]
     stores = [Path(ollama).expanduser()] if ollama else services
     locations += [(OLLAMA, store) for store in stores]
@@ -80,7 +80,7 @@ def _site_packages() -> list[str]:
 
 
 def find_model_files(source: str, directory: Path) -> Iterator[LocalFile]:
-    """Find the models in one location. Files and folders that cannot be read are skipped."""
+    """Yield the models in one location. Files and folders that cannot be read are skipped."""
     if source == OLLAMA:
         yield from _ollama(directory)
     elif source == HUB_CACHE:
@@ -104,7 +104,7 @@ def _stem(path: Path) -> str:
 
 
 def _files(directory: Path, depth: int) -> Iterator[Path]:
-    """Find GGUF files below a directory; of split models only the first part. Does not follow links to directories."""
+    """Yield the GGUF files below a directory, without later parts of split models. Directory links are not followed."""
     pending, n_entries = [(directory, 0)], 0
     while pending:
         folder, level = pending.pop()
@@ -141,7 +141,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def _hub_cache(directory: Path) -> Iterator[LocalFile]:
-    """Find models in a hub cache: models--OWNER--NAME/snapshots/REVISION/FILE, links to blobs named by their hash."""
+    """Yield the models in a hub cache: models--OWNER--NAME/snapshots/REVISION/FILE links to a blob named by hash."""
     try:
         repositories = [entry for entry in os.scandir(directory) if entry.name.startswith("models--")]
     except OSError:
@@ -153,7 +153,7 @@ def _hub_cache(directory: Path) -> Iterator[LocalFile]:
 
 
 def expected_hash(path: Path) -> str:
-    """Return the SHA-256 in the name of the file or link target, as in hub caches and Ollama's store, or ""."""
+    """Return the SHA-256 in the name of a file or of its link target (hub caches, Ollama); "" if there is none."""
     blob = path.resolve().name.removeprefix("sha256-")
     return blob if _is_sha256(blob) else ""
 
@@ -163,7 +163,7 @@ def _is_sha256(name: str) -> bool:
 
 
 def _ollama(directory: Path) -> Iterator[LocalFile]:
-    """Find models in Ollama's store: manifests/HOST/NAMESPACE/NAME/TAG lists blobs, one of which is a GGUF file."""
+    """Yield the models in Ollama's store: manifests/HOST/NAMESPACE/NAME/TAG lists blobs, one of them a GGUF file."""
     root = directory / "manifests"
     for folder, subfolders, tags in os.walk(root):
         subfolders[:] = sorted(subfolders) if len(Path(folder).relative_to(root).parts) < MAX_DEPTH else []

@@ -23,7 +23,7 @@ from edgechat.catalogue.registry import VerifiedHash
 from edgechat.errors import CatalogueError, HubError
 from edgechat.modelfile.split import read_header
 
-# URL of a file on the hub, as a browser shows it.
+# Pattern of a hub file URL, in the form that a browser shows.
 _HUB_FILE_URL: Final = re.compile(
     r"https?://[^/]+/(?P<repo>[\w.-]+/[\w.-]+)/(?:resolve|blob)/(?P<revision>[^/]+)/(?P<file>[^?#]+\.gguf)(?:[?#].*)?",
     re.IGNORECASE,
@@ -34,21 +34,21 @@ class PullTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The files of one model to download, and their local paths."""
 
     reference: str
-    """Normalised name for the same download: `owner/repo:QUANT` or the URL."""
+    """Normalised reference: `owner/repo:QUANT` or the URL."""
     quant: str
     files: tuple[DownloadRequest, ...]
     repo: str = ""
-    """Repository of the hub; "" for a plain URL."""
+    """Hub repository; "" for a plain URL."""
 
     @property
     def size_bytes(self) -> int | None:
-        """Size of all files; None if it is unknown before the download."""
+        """Total size of the files in bytes; None if unknown before the download."""
         sizes = [file.size_bytes for file in self.files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 def find_target(reference: str, make_hub: Callable[[], Hub] = Hub) -> PullTarget:
-    """Find the files of a model reference, with requests to the hub. Raises CatalogueError and HubError."""
+    """Find the files to download for a model reference, by asking the hub. Raises CatalogueError and HubError."""
     revision = ""
     if reference.startswith(("http://", "https://")) and hub.parse_reference(reference) is None:
         hub_file = _HUB_FILE_URL.fullmatch(reference)
@@ -69,7 +69,7 @@ def find_target(reference: str, make_hub: Callable[[], Hub] = Hub) -> PullTarget
 
 
 def _curated_target(model: curated.CatalogueModel, quant: str, make_hub: Callable[[], Hub]) -> PullTarget:
-    """Return the target in the first source that has the quant, or raise the error of the first source."""
+    """Return the download target from the first source that has the quant, or raise the error of the first source."""
     first_error: Exception | None = None
     client: Hub | None = None
     for source in model.source:
@@ -110,12 +110,12 @@ def _repository_target(repo: Repository, variant: Variant, client: Hub) -> PullT
 
 
 def _url_target(url: str) -> PullTarget:
-    """Return the target of a plain URL. Its local path has host and folders, so that equal names do not collide."""
+    """Return the download target of a plain URL. Its local path includes host and folders, to avoid name collisions."""
     parts = http.split_url(url)
     path = urllib.parse.unquote(parts.path).lstrip("/")
     host = (parts.hostname or "") + (f"_{parts.port}" if parts.port else "")
     if not path.lower().endswith(".gguf") or not is_safe_path(f"{host}/{path}"):
-        raise CatalogueError(f"{http.redact_url(url)} does not end in a valid name of a .gguf file")
+        raise CatalogueError(f"{http.redact_url(url)} does not end in a valid .gguf file name")
     request = DownloadRequest(url=url, path=paths.models_dir().joinpath(host, *path.split("/")))
     return PullTarget(reference=http.redact_url(url), quant=hub.quant_of(path), files=(request,))
 
@@ -126,7 +126,7 @@ def download_model(
     cancel: threading.Event | None = None,
     retry_policy: RetryPolicy = RetryPolicy(),  # noqa: B008  (frozen)
 ) -> Path:
-    """Download all files of a model, and return the path of the first.
+    """Download all files of a model, and return the path of the first file.
 
     `on_progress` receives the index of the file and its progress. Raises DownloadError and HubError, and ModelFileError
     if the result is not a readable model.
@@ -158,6 +158,6 @@ def download_model(
 
 
 def _partial_bytes(requests: list[DownloadRequest]) -> int:
-    """Return the size of partial downloads on disk. Their content is checked only when they are resumed."""
+    """Return the disk space of the partial files of `requests`. Their content is checked only when they are resumed."""
     parts = [request.path.with_name(f"{request.path.name}.part") for request in requests]
     return sum(part.stat().st_size for part in parts if part.is_file())

@@ -18,17 +18,17 @@ from edgechat.modelfile.content_hash import HashMemo
 from edgechat.modelfile.split import model_files, read_header
 
 _LOCK_TIMEOUT_S: Final = 5.0
-# Far more than thousands of models take.
+# Maximum size of the JSON files; thousands of models need far less.
 _MAX_BYTES: Final = 64 << 20
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts from a model's header for lists."""
+    """Facts from a model's header that model lists show."""
 
     size_bytes: int
-    """Size of all files of the model."""
+    """Total size of the model's files."""
     mtime_ns: int
-    """Of the first file. The facts are valid while it and the size are the same."""
+    """Modification time of the first file. The facts are valid while this time and the size are unchanged."""
     architecture: str = ""
     name: str = ""
     quant: str = ""
@@ -38,33 +38,33 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     n_parts: int = 1
     has_template: bool = False
     problem: str = ""
-    """Reason why the model cannot be used; "" if it can."""
+    """Reason why the model cannot be used; "" if it can be used."""
     is_permanent: bool = msgspec.field(default=True, name="is_for_good")
-    """False if the file could not be read, so that the next attempt may succeed."""
+    """False if the file could not be read: these facts are not saved, because the next attempt may succeed."""
 
 
 class VerifiedHash(msgspec.Struct, frozen=True, kw_only=True):
-    """Reference hashes of a file from its last verification. `HashMemo` knows whether the file has changed since."""
+    """Reference hashes of a file from its last verification. `HashMemo` detects later changes of the file."""
 
     sha256: str
-    """Hash at that time; the reference for the next verification if `expected` is ""."""
+    """Hash computed by the last verification; reference for the next one if `expected` is ""."""
     expected: str = ""
-    """Hash published by the file's source, or the first one computed; "" if there was neither."""
+    """Hash published by the file's source, or else the first computed hash; "" if there is neither."""
     size_bytes: int = 0
-    """Only read, like `mtime_ns`: releases before the shared memo stored here which version of the file was hashed."""
+    """File size when the file was hashed. Older releases stored it here, with `mtime_ns`, instead of in `HashMemo`."""
     mtime_ns: int = 0
 
 
 class ModelRecords(msgspec.Struct, kw_only=True):
-    """Choices of the user, and hashes that cannot be downloaded again. Keys are paths unless noted."""
+    """Folders, files and aliases that the user added, last uses, and verified hashes. Keys are paths unless noted."""
 
     folders: list[str] = []
     files: list[str] = []
-    """Single files that the user added."""
+    """Paths of single model files that the user added."""
     aliases: dict[str, str] = {}
-    """Path by alias."""
+    """Model path by alias."""
     last_used_at: dict[str, float] = msgspec.field(default_factory=dict, name="used_s")
-    """Unix time of the last use, in seconds."""
+    """Unix time of the last use in seconds, by model path."""
     verified: dict[str, VerifiedHash] = {}
 
 
@@ -73,7 +73,7 @@ class _FactsFile(msgspec.Struct, kw_only=True):
     facts: dict[str, ModelFacts]
 
 
-# Another release may read other facts from the same header.
+# The cache is valid for one release, because another release may read other facts from the same header.
 _VERSION: Final = f"1 {__version__}"
 
 
@@ -82,16 +82,16 @@ def _records_file() -> JsonFile[ModelRecords]:
 
 
 def read_records() -> ModelRecords:
-    """Read the records. Raises CatalogueError if the file is damaged; it is never replaced by an empty one."""
+    """Read the records. Raises CatalogueError if the file is damaged, and never replaces a damaged file."""
     try:
         return _records_file().load() or ModelRecords()
     except InvalidFileError as error:
-        raise CatalogueError(f"{error}; repair the file, or move it away to start with an empty one") from None
+        raise CatalogueError(f"{error}. Repair the file, or move it away to start with an empty one.") from None
 
 
 @contextlib.contextmanager
 def edit_records() -> Iterator[ModelRecords]:
-    """Yield the records for changes under a lock, and write them at the end. Raises CatalogueError."""
+    """Lock and yield the records for changes, and write them when the block ends. Raises CatalogueError."""
     import filelock
 
     file = _records_file()
@@ -104,14 +104,14 @@ def edit_records() -> Iterator[ModelRecords]:
             file.write(records, indent=1)
     except filelock.Timeout:
         raise CatalogueError(
-            f"{path} has been locked by another edgechat for {_LOCK_TIMEOUT_S:.0f} s; try again"
+            f"{path} has been locked by another edgechat for {_LOCK_TIMEOUT_S:.0f} s. Try again."
         ) from None
     except OSError as error:
         raise CatalogueError(f"Cannot write {path}: {error.strerror or error}") from error
 
 
 def record_use(path: Path) -> None:
-    """Store the present time as the model's last use. Does nothing if the records cannot be written."""
+    """Record the current time as the last use of the model at `path`. Does nothing if the records cannot be written."""
     name = str(path.absolute())
     with contextlib.suppress(CatalogueError, OSError):
         if name.isprintable() and path.is_file():
@@ -120,7 +120,7 @@ def record_use(path: Path) -> None:
 
 
 def record_verified(hashes: Mapping[Path, VerifiedHash]) -> None:
-    """Store hashes that were just computed: in the records as references, and in the memo that the engine reads.
+    """Save newly computed hashes: in the records as references, and in the `HashMemo` that the engine reads.
 
     Raises CatalogueError.
     """
@@ -130,7 +130,7 @@ def record_verified(hashes: Mapping[Path, VerifiedHash]) -> None:
 
 
 class ModelFactsCache:
-    """Header facts by path, read once for each version of a file."""
+    """Cache of header facts by path. Each version of a file is read once."""
 
     def __init__(self) -> None:
         self._file = JsonFile(
@@ -142,7 +142,7 @@ class ModelFactsCache:
         self._facts = content.facts if content is not None else {}
 
     def get(self, path: Path) -> ModelFacts:
-        """Return the cached facts of a model, or read its header."""
+        """Return the facts of the model at `path`, from the cache or from its header."""
         try:
             stat = path.stat()
         except OSError as error:
@@ -157,7 +157,7 @@ class ModelFactsCache:
         return facts
 
     def save(self, keep: Callable[[str], bool] = lambda path: True) -> None:
-        """Write new facts to disk, without those of paths for which `keep` is false."""
+        """Write the cache to disk if it has changed, without the paths for which `keep` returns False."""
         if self._is_changed:
             facts = {path: facts for path, facts in self._facts.items() if keep(path)}
             self._file.save(_FactsFile(version=_VERSION, facts=facts))
@@ -169,7 +169,7 @@ def _is_current(facts: ModelFacts, path: Path, stat: os.stat_result) -> bool:
     files = model_files(path)
     if len(files) == 1:
         return facts.size_bytes == stat.st_size
-    # The first part has the same time when another part was added or deleted.
+    # Adding or deleting another part does not change the modification time of the first part.
     return not facts.problem and all(map(Path.exists, files))
 
 

@@ -1,4 +1,4 @@
-"""Model headers from a server, by downloading only the beginning of each file."""
+"""Reads model headers from a server by downloading only the beginning of each file."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from edgechat.modelfile.gguf import read_gguf_stream
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.split import join_headers
 
-# Ends of the successive range requests. Most headers need one request, those with the largest vocabularies (about
-# 14 MB) three; later parts of a split model have no vocabulary. Open-ended requests would waste several megabytes,
-# because a dropped connection still transfers what both ends have buffered.
+# End offsets of the successive range requests. Most headers need one request, those with the largest vocabularies
+# (about 14 MB) three; later parts of a split model have no vocabulary. Open-ended requests would waste several
+# megabytes, because a closed connection still transfers the data that both ends have buffered.
 _FIRST_FILE_ENDS: Final = (2 << 20, 8 << 20, 16 << 20)
 _LATER_FILE_ENDS: Final = (64 << 10, 1 << 20, 16 << 20)
 _STEP_BYTES: Final = 16 << 20
-# Enough for 14 MB at 240 kB/s.
+# Time limit for a whole header: enough for 14 MB at 240 kB/s.
 _TIMEOUT_S: Final = 60.0
 
 
 def find_remote_model(reference: str, copy_dir: Path | None = None) -> tuple[Repository, ModelHeader] | None:
-    """Fetch a repository, and the header of its variant for `owner/repo[:QUANT]`; None for any other reference.
+    """Fetch the repository and the model header of `owner/repo[:QUANT]`. Returns None for any other reference.
 
-    With `copy_dir`, sparse copies of the files are left there: the header and the length of the originals, from which
-    llama.cpp can compute sizes. Raises CatalogueError, ModelFileError and HubError.
+    With `copy_dir`, sparse copies of the files are written there. They have the header and the length of the originals,
+    so that llama.cpp can compute memory sizes from them. Raises CatalogueError, ModelFileError and HubError.
     """
     parsed = hub.parse_reference(reference)
     if parsed is None:
@@ -78,7 +78,7 @@ def _read_file_header(
 
 
 class _RemoteReader:
-    """Sequential reader of a remote file, which requests one range after another."""
+    """Sequential reader of a remote file that requests one byte range after another."""
 
     def __init__(self, file: RemoteFile, headers: Mapping[str, str], ends: Sequence[int]) -> None:
         self._file = file
@@ -89,7 +89,7 @@ class _RemoteReader:
         self._response: http.Response | None = None
 
     def read(self, count: int) -> bytes:
-        """Return the next bytes, at most `count`; b"" at the end of the file. Raises HubError."""
+        """Return at most `count` of the next bytes; b"" at the end of the file. Raises HubError."""
         if time.monotonic() > self._deadline:
             raise http.ConnectionFailedError(
                 f"The header of {self._file.path} did not arrive within {_TIMEOUT_S:.0f} s. Try again later."

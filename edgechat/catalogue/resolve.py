@@ -1,4 +1,4 @@
-"""Model names to files: paths, aliases, names, catalogue ids, and repositories of the hub."""
+"""Resolves model names to files. A name is a path, an alias, a display name, a catalogue id or a hub repository."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from edgechat.errors import ModelFileError
 
 
 def find_model(name: str) -> Path:
-    """Return the installed file for a path, an alias, a name, a catalogue id or `owner/repo[:QUANT]`.
+    """Return the model file for a path, an alias, a display name, a catalogue id or `owner/repo[:QUANT]`.
 
-    Raises ModelFileError, with similar names, if no model or several match, and CatalogueError for damaged records.
+    Raises ModelFileError, with similar names, if no installed model or several match. Raises CatalogueError if the
+    records are damaged.
     """
     if is_path_like(name) or (os.sep in name and Path(name).exists()):
         return Path(os.path.expanduser(name))  # noqa: PTH111  (Path.expanduser raises for an unknown user)
@@ -32,7 +33,7 @@ def find_model(name: str) -> Path:
 
 
 def find_installed(name: str, models: Iterable[InstalledModel]) -> InstalledModel:
-    """Return the model with this name, alias, path or reference. Raises ModelFileError if no model or several match."""
+    """Find the one of `models` with this name, alias, path or reference. Raises ModelFileError if there is none."""
     from edgechat.catalogue import curated, hub
 
     models = [model for model in models if model.facts.kind == "model"]
@@ -66,7 +67,7 @@ def find_installed(name: str, models: Iterable[InstalledModel]) -> InstalledMode
 
 
 def _default_quant(name: str, matches: list[InstalledModel], quant: str) -> InstalledModel:
-    """Choose between several quants as a download would. Raises ModelFileError if that leaves several."""
+    """Choose the preferred quant among `matches`, as a download does. Raises ModelFileError if it is ambiguous."""
     from edgechat.catalogue import hub
 
     by_quant = {hub.quant_of(model.path.name) or model.facts.quant: model for model in reversed(matches)}
@@ -81,7 +82,7 @@ def _find_path(path: Path, models: list[InstalledModel]) -> InstalledModel:
         if path in (model.path, *model.also_at) or path.resolve() == model.path.resolve():
             return model
     raise ModelFileError(
-        f"{path} is in none of the folders that are searched for models. `edgechat models dirs` lists them."
+        f"{path} is not in a folder that is searched for models. `edgechat models dirs` lists these folders."
     )
 
 
@@ -90,7 +91,7 @@ def _is_from(model: InstalledModel, repos: Iterable[str], quant: str) -> bool:
 
     if model.repo.lower() not in {repo.lower() for repo in repos}:
         return False
-    # The file name comes before the header: custom mixtures of types have their name only in the file name.
+    # The file name takes precedence over the header, which lacks the names of custom type mixtures.
     model_quant = quant_of(model.path.name) or model.facts.quant
     return not quant or quant.lower() in {model_quant.lower(), model.path.name.lower()}
 
@@ -103,15 +104,15 @@ def _unknown_name_message(name: str, models: list[InstalledModel]) -> str:
     hint = (
         f"Did you mean {' or '.join(similar)}?" if similar else f"Installed models: {', '.join(installed) or 'none'}."
     )
-    return f"No model with the name {name!r}. {hint} For a file in the current folder, write ./ before its name."
+    return f"No model with the name {name!r}. {hint} For a file in the current folder, put ./ before the file name."
 
 
 def unknown_reference_message(reference: str) -> str:
-    """Return the message for a name that can be found neither in the catalogue nor on the hub."""
+    """Return the error message for a reference that matches no catalogue id, hub repository or URL."""
     from edgechat.catalogue import curated
 
     similar = difflib.get_close_matches(reference.lower().partition(":")[0], curated.load(), n=3, cutoff=0.6)
     hint = (
         f"Did you mean {' or '.join(similar)}?" if similar else "`edgechat models list --catalogue` lists all models."
     )
-    return f"{reference!r} is neither a model of the catalogue nor owner/repo[:QUANT] nor a URL. {hint}"
+    return f"{reference!r} is not a model of the catalogue, owner/repo[:QUANT] or a URL. {hint}"

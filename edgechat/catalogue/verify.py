@@ -16,29 +16,29 @@ from edgechat.modelfile.split import model_files
 
 
 class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Computed and expected hash of one file."""
+    """Computed and expected hash of one model file."""
 
     path: Path
     sha256: str
-    """"" if the file is missing."""
+    """Computed hash; "" if the file is missing."""
     expected: str
     is_good: bool | None
-    """None if no expected hash is known."""
+    """True if the hashes are equal; None if no expected hash is known."""
 
     @property
     def description(self) -> str:
-        """The result for display, without the path."""
+        """Text of the result for display, without the path."""
         if not self.sha256:
             return "MISSING. Download the model again."
         if self.is_good is None:
-            return f"SHA-256 {self.sha256} (no expected hash is known; the next verification compares with this one)"
+            return f"SHA-256 {self.sha256} (no expected hash is known; the next verification compares with this hash)"
         return "verified" if self.is_good else f"DIFFERS: SHA-256 {self.sha256}, expected {self.expected}"
 
 
 def verify_files(model: InstalledModel, on_progress: Callable[[str], None] | None = None) -> Iterator[VerifyResult]:
-    """Hash each file of a model, and compare with the hash from its source or from the last verification.
+    """Hash each file of a model, and compare the hash with that of its source or of the last verification.
 
-    `on_progress` receives lines for display. Raises CatalogueError.
+    `on_progress` receives progress messages for display. Raises CatalogueError.
     """
     previous = registry.read_records().verified
     for path in model_files(model.path):

@@ -129,7 +129,7 @@ def test_unsafe_file_names_are_refused(store: LocalHub) -> None:
         "http://x/..gguf",
         "http://x/con.gguf",
     ):
-        with pytest.raises(CatalogueError, match=r"valid name of a \.gguf file"):
+        with pytest.raises(CatalogueError, match=r"valid \.gguf file name"):
             pull.find_target(address)
 
 

@@ -108,7 +108,7 @@ async def test_cancelled_download_resumes(hub: LocalHub) -> None:
         app.downloads.start(REPO)
         await until_async(lambda: "kB/s" in str(app.screen.query_one("#pull", Static).content))
         await pilot.press("ctrl+x")
-        await until_async(lambda: "received part is kept" in str(app.screen.query_one("#pull", Static).content))
+        await until_async(lambda: "received part is saved" in str(app.screen.query_one("#pull", Static).content))
         assert list(paths.models_dir().rglob("*.part"))
         hub.faults.bytes_per_s = 0
         await pilot.press("escape")

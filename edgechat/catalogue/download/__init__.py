@@ -1,1 +1,1 @@
-"""Downloads: resumable HTTP transfers, hashed while they arrive."""
+"""Resumable HTTP downloads that are hashed during the transfer."""

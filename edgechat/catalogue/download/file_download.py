@@ -1,4 +1,4 @@
-"""Download of one file: locked against other processes, resumed, verified, and renamed only when complete."""
+"""Download of one file: lock it against other processes, resume, verify, and rename the complete file."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def download_file(
 ) -> Path:
     """Download a file unless it exists already, and return its path.
 
-    Only one of several processes downloads the same file; the others wait for it. The received bytes are used by the
-    next attempt. Raises DownloadError (disk full, wrong hash, cancelled) and HubError (refused, not reachable).
+    Only one of several processes downloads the same file; the other processes wait for it. After a failure, the next
+    call resumes from the received bytes. Raises DownloadError (disk full, wrong hash, cancelled) and HubError (refused,
+    not reachable).
     """
     import filelock
 
@@ -51,7 +52,7 @@ def download_file(
         try:
             if not _is_downloaded(request):
                 _transfer(request, on_progress, cancel, retry_policy)
-            # Safe before the release: waiting processes find the complete file.
+            # Deleting the lock file before its release is safe, because waiting processes find the complete file.
             with contextlib.suppress(OSError):
                 Path(lock.lock_file).unlink()
         finally:
@@ -74,7 +75,7 @@ def _is_downloaded(request: DownloadRequest) -> bool:
 def _transfer(
     request: DownloadRequest, on_progress: ProgressCallback, cancel: threading.Event, retry_policy: RetryPolicy
 ) -> None:
-    """Transfer the file and check its hash. If resumed bytes may be the reason for a wrong hash, start again once."""
+    """Transfer the file and check its hash. If a resumed download has the wrong hash, start once from byte 0."""
     for is_last_attempt in (False, True):
         transfer = Transfer(request, on_progress, cancel, retry_policy)
         sha256 = transfer.run()
@@ -86,13 +87,13 @@ def _transfer(
         transfer.part.discard()
         if is_last_attempt or not transfer.part.resumed_bytes:
             raise DownloadError(
-                f"{request.path.name} has the hash {sha256}, but should have {request.sha256}. The damaged file was "
+                f"{request.path.name} has the hash {sha256}, expected {request.sha256}. The damaged file was "
                 "deleted. Try again later, or use another source."
             )
 
 
 def _check_model(request: DownloadRequest, part: PartialFile) -> None:
-    """Check that a model without an expected hash is at least complete by its header. Raises DownloadError."""
+    """Check the completeness of a model without expected hash by its header. Raises DownloadError."""
     if request.path.suffix.lower() != ".gguf":
         return
     try:

@@ -1,4 +1,4 @@
-"""Hash of a file while it is being downloaded."""
+"""Hashes a file during its download."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from edgechat.catalogue.download.partial_file import PartialFile
 
 _CHUNK_BYTES: Final = 1 << 20
 _POLL_S: Final = 0.05
-# Without this, a download that is faster than the disk would wait for all of its data at the end.
+# Number of hashed bytes after which data is synced to disk. Otherwise a download that is faster than the disk would
+# wait at its end until all data is written.
 _FLUSH_BYTES: Final = 32 << 20
 
 
@@ -29,7 +30,7 @@ class PartHasher:
         self._thread.start()
 
     def wake(self) -> None:
-        """Signal that more bytes may have arrived."""
+        """Notify the thread that more bytes may have arrived."""
         self._wake.set()
 
     def _run(self) -> None:
@@ -40,7 +41,7 @@ class PartHasher:
                 while self._at < end and not self._is_aborted:
                     data = self._part.read(self._at, min(_CHUNK_BYTES, end - self._at))
                     if not data:
-                        raise OSError(f"{self._part.data_path} became shorter")  # noqa: TRY301  (raised in `result`)
+                        raise OSError(f"{self._part.data_path} was truncated during the download")  # noqa: TRY301  (raised in `result`)
                     self._hash.update(data)
                     self._at += len(data)
                     if self._at - flushed_at >= _FLUSH_BYTES:
@@ -54,9 +55,9 @@ class PartHasher:
             self._failure = error
 
     def result(self, timeout_s: float) -> str | None:
-        """Return the SHA-256 of the contiguous bytes, or None after `timeout_s`. No bytes may arrive any more.
+        """Return the SHA-256 of the contiguous bytes, or None after `timeout_s`.
 
-        Raises OSError.
+        Call this only after the last byte was written. Raises OSError.
         """
         self._is_complete = True
         self._wake.set()
@@ -68,7 +69,7 @@ class PartHasher:
         return self._hash.hexdigest()
 
     def abort(self) -> None:
-        """Stop the thread after the current chunk, and wait for it."""
+        """Stop the thread after the current chunk, and wait until it has ended."""
         self._is_aborted = True
         self._wake.set()
         self._thread.join()

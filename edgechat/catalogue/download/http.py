@@ -1,7 +1,7 @@
-"""HTTP client for downloads: GET with ranges, proxies, redirects, and tokens that are sent to one origin only.
+"""HTTP client for downloads: GET requests with byte ranges, proxies, redirects, and tokens sent to one origin only.
 
-It uses the standard library alone. Client libraries copy the data more often: with httpx2 a whole download took 30 to
-80 % more CPU time, and it cannot end a read from another thread.
+The client uses only the standard library. Client libraries copy the data more often: with httpx2 a whole download took
+30 to 80 % more CPU time, and httpx2 cannot end a read from another thread.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any, Final, TypeVar
 from edgechat.errors import HubError
 
 CONNECT_TIMEOUT_S: Final = 3.0
-"""Longest wait for name resolution and connection together."""
+"""Timeout for name resolution and connection together."""
 READ_TIMEOUT_S: Final = 20.0
-"""Longest wait for more bytes."""
-# For one address of a host: the first address may not be reachable.
+"""Timeout for each read from a connection."""
+# Timeout for one address of a host. It is short, because the first of several addresses may be unreachable.
 _ADDRESS_TIMEOUT_S: Final = 1.5
 MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class HttpStatusError(HubError):
-    """Raised for a response with another status than 200 or 206."""
+    """Raised for a response with a status other than 200 or 206."""
 
     def __init__(self, message: str, status: int, retry_after_s: float | None = None, code: str = "") -> None:
         super().__init__(message)
@@ -54,19 +54,19 @@ class HttpStatusError(HubError):
 
 
 class InvalidUrlError(HubError):
-    """Raised for a URL or a redirect that this client does not follow."""
+    """Raised for an invalid URL, or a redirect that this client does not follow."""
 
 
 class ConnectionFailedError(HubError):
-    """Raised when a connection could not be made, broke, or was too slow."""
+    """Raised when a connection could not be established, was lost, or was too slow."""
 
 
 class ConnectError(ConnectionFailedError):
-    """Raised when no connection could be made."""
+    """Raised when a connection could not be established."""
 
 
 class Response:
-    """Response with a body that starts at byte `start` of the file. A context manager that closes the connection."""
+    """HTTP response whose body starts at byte `start` of the file. As a context manager, it closes the connection."""
 
     def __init__(self, connection: http.client.HTTPConnection, url: str) -> None:
         self._connection = connection
@@ -76,16 +76,16 @@ class Response:
         """Final URL after redirects."""
         self.headers = raw.headers
         self.start, self.size_bytes = _start_and_size(raw)
-        """First byte of the body, and size of the whole file (None if the server does not send it)."""
+        """Offset of the body in the file, and size of the whole file (None if the server does not send the size)."""
 
     @property
     def validator(self) -> str:
-        """Value for If-Range: strong ETag or modification date; "" if the server sends neither."""
+        """Value of the If-Range header: strong ETag or modification date; "" if the server sends neither."""
         etag = self.headers.get("ETag", "")
         return etag if etag and not etag.startswith("W/") else self.headers.get("Last-Modified", "")
 
     def read(self, count: int) -> bytes:
-        """Return available bytes, at most `count`; b"" at the end. Raises ConnectionFailedError."""
+        """Return at most `count` available bytes of the body; b"" at its end. Raises ConnectionFailedError."""
         try:
             return self._raw.read1(count)
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -122,9 +122,9 @@ def get(
     read_timeout_s: float = READ_TIMEOUT_S,
     on_connect: Callable[[socket.socket], None] = lambda connected: None,
 ) -> Response:
-    """Request bytes `start` to `end` of a file, by default all. A server without range support sends the whole file.
+    """Request bytes `start` to `end` (exclusive) of a file. A server without range support sends the whole file.
 
-    `headers` are sent to the origin of `url`; after a redirect to another origin, without token and cookies.
+    After a redirect to another origin than that of `url`, `headers` are sent without token and cookies.
     `on_connect` receives each new socket, so that another thread can end the transfer with `shut_down_socket`.
     Raises HttpStatusError, InvalidUrlError and ConnectionFailedError.
     """
@@ -144,16 +144,17 @@ def get(
             }
         if url.startswith("https:") and not target.startswith("https:"):
             raise InvalidUrlError(
-                f"{redact_url(url)} redirects from https to {redact_url(target)}, which is not followed"
+                f"{redact_url(url)} redirects from https to {redact_url(target)}; the redirect was refused"
             )
         url = target
     raise InvalidUrlError(f"{redact_url(url)} redirects more than {MAX_REDIRECTS} times")
 
 
 def run_with_timeout(timeout_s: float, work: Callable[[], T], host: str) -> T:
-    """Run `work` in a thread, and return its result. A name server that does not answer cannot be interrupted.
+    """Run `work` in a thread, and return its result.
 
-    Raises ConnectionFailedError after `timeout_s`, and the error of `work`.
+    The thread is needed because a name lookup cannot be interrupted. Raises ConnectionFailedError after `timeout_s`,
+    and any exception of `work`.
     """
     result: list[Any] = []
     failure: list[BaseException] = []
@@ -181,7 +182,7 @@ def check_reachable(url: str) -> None:
 
 
 def shut_down_socket(connected: socket.socket) -> None:
-    """End a transfer from another thread: its `read` returns b"" or raises ConnectionFailedError."""
+    """End a transfer from another thread: `Response.read` then returns b"" or raises ConnectionFailedError."""
     with suppress(OSError):
         # After SSLSocket.shutdown, reads would return encrypted bytes.
         socket.socket.shutdown(connected, socket.SHUT_RDWR)
@@ -201,7 +202,7 @@ def _request(
 
 
 def _connect(url: str, read_timeout_s: float) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
-    """Open a connection; returns it with the request target (path, or URL for a proxy) and headers for the proxy."""
+    """Return an open connection, the request target (path, or URL for a proxy) and the headers for the proxy."""
     parts = split_url(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise InvalidUrlError(f"{redact_url(url)} is not an http or https URL")
@@ -240,7 +241,7 @@ def _parse_proxy(proxy_url: str, scheme: str) -> urllib.parse.SplitResult:
             return parts
     except ValueError:
         pass
-    # The address is not shown, because it may contain a password.
+    # The message omits the address, because it may contain a password.
     raise ConnectError(f"The environment variable {scheme}_proxy does not contain a valid proxy address. Correct it.")
 
 

@@ -1,7 +1,7 @@
-"""Partial downloads: the bytes in NAME.part, and the received ranges in NAME.part.log.
+"""Partial downloads: NAME.part has the received bytes, and NAME.part.log lists their ranges.
 
-Each log record is written after its bytes, so that killing the process loses at most the write in progress. Damage by a
-power failure is found by the hash.
+Each log record is written after its bytes, so that killing the process loses at most the write in progress. The hash
+check detects damage by a power failure.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _MAX_VERSION_BYTES: Final = 4096
 
 
 class FileVersion(msgspec.Struct, frozen=True):
-    """Version of a remote file, in the first line of the log: bytes of different versions must not be mixed."""
+    """Version of a remote file, saved in the first line of the log, so that bytes of two versions are never mixed."""
 
     size_bytes: int | None
-    """None if the server does not send it."""
+    """File size; None if the server does not send it."""
     version: str
-    """Hash, ETag or date of the version; "" if there is none."""
+    """Hash, ETag or modification date; "" if none is known."""
 
 
 class PartialFile:
-    """An open `PATH.part` with its log. All methods except `close`, `discard` and `finish` are thread-safe."""
+    """An open `.part` file with its log. All methods except `close`, `discard` and `finish` are thread-safe."""
 
     def __init__(self, path: Path, version: FileVersion) -> None:
-        """Open or create the partial file. Bytes of the same version are resumed, others are deleted.
+        """Open or create the partial file of `path`. Received bytes of another version than `version` are deleted.
 
         Raises OSError.
         """
@@ -67,7 +67,7 @@ class PartialFile:
         return [(start, end) for start, end in _RECORD.iter_unpack(records[:whole])]
 
     def _start_log(self) -> int:
-        """Write a new log with the present ranges, and replace the old one: it must never list missing bytes."""
+        """Replace the log by one with the present ranges, because the log must never list missing bytes."""
         new_log = self._log_path.with_name(self._log_path.name + ".new")
         spans = b"".join(_RECORD.pack(*span) for span in self._spans)
         new_log.write_bytes(msgspec.json.encode(self.version) + b"\n" + spans)
@@ -77,7 +77,7 @@ class PartialFile:
         return os.open(self._log_path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write received bytes, and log their range. Raises OSError; the range then counts as missing."""
+        """Write received bytes at `offset`, and log their range. If it raises OSError, the range counts as missing."""
         view = memoryview(data)
         with self._lock:
             if self._is_closed:  # another file may have the same descriptor by now
@@ -90,11 +90,11 @@ class PartialFile:
             self._add_span(offset, at)
 
     def read(self, offset: int, count: int) -> bytes:
-        """Read received bytes. Raises OSError."""
+        """Return at most `count` received bytes from `offset`. Raises OSError."""
         return _pread(self._data, count, offset, self._lock)
 
     def flush(self) -> None:
-        """Sync the data to disk, so that little is left for `finish`. Raises OSError."""
+        """Sync the data to disk, so that `finish` has little left to write. Raises OSError."""
         getattr(os, "fdatasync", os.fsync)(self._data)
 
     def _add_span(self, start: int, end: int) -> None:
@@ -118,7 +118,7 @@ class PartialFile:
         return spans[0][1] if spans and spans[0][0] == 0 else 0
 
     def missing_ranges(self, size_bytes: int) -> list[tuple[int, int]]:
-        """Return the missing ranges of a file of `size_bytes`, as (start, end)."""
+        """Return the ranges (start, end) that are missing in a file of `size_bytes`."""
         gaps, at = [], 0
         for start, end in self._spans:
             if start > at:
@@ -127,7 +127,7 @@ class PartialFile:
         return [*gaps, (at, size_bytes)] if at < size_bytes else gaps
 
     def close(self) -> None:
-        """Close the files; a later attempt can resume."""
+        """Close the part file and its log; a later download can resume."""
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
@@ -135,14 +135,14 @@ class PartialFile:
                 os.close(self._log)
 
     def discard(self) -> None:
-        """Close and delete the files."""
+        """Close and delete the part file and its log."""
         self.close()
         for path in (self._log_path, self.data_path):
             with suppress(OSError):
                 path.unlink()
 
     def finish(self) -> None:
-        """Sync, close and rename the complete file to `path`. Raises OSError."""
+        """Sync and close the complete file, and rename it to `path`. Raises OSError."""
         try:
             os.fsync(self._data)
         finally:

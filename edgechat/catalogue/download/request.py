@@ -14,7 +14,7 @@ from edgechat.catalogue.download import http
 from edgechat.errors import DownloadError
 from edgechat.humanize import duration, rate, size
 
-# Disk space that stays free for other programs; less for small downloads.
+# Disk space that downloads leave free for other programs. Small downloads leave less free.
 _SPARE_DISK_BYTES: Final = 64 << 20
 _MIN_SPARE_DISK_BYTES: Final = 4 << 20
 
@@ -23,20 +23,23 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Limits for retries, slow connections and parallel connections."""
 
     max_tries: int = 5
-    """Failures in a row; a connection that transferred `min_bytes_per_s * read_timeout_s` bytes resets the count."""
+    """Maximum number of failures in a row.
+
+    A connection that transferred `min_bytes_per_s * read_timeout_s` bytes resets the count.
+    """
     first_pause_s: float = 0.5
-    """Pause before the second attempt; doubled for each further one."""
+    """Pause before the second attempt, doubled for each further attempt."""
     max_pause_s: float = 60.0
-    """Longest pause. If a server requests a longer one (Retry-After), the download fails."""
+    """Maximum pause. If a server requests a longer pause (Retry-After), the download fails."""
     read_timeout_s: float = http.READ_TIMEOUT_S
-    """Longest wait for more bytes on a connection."""
+    """Timeout for each read from a connection."""
     min_bytes_per_s: int = 1024
-    """A connection that is slower than this for `read_timeout_s` is replaced."""
+    """Minimum speed: a connection that stays slower for `read_timeout_s` is replaced."""
     max_connections: int = 4
     growth_interval_s: float = 2.0
-    """Time to measure the effect of an added connection."""
+    """Time for which the effect of an added connection is measured."""
     min_speedup: float = 1.2
-    """A further connection is added only if the last one increased the speed by this factor."""
+    """Factor by which the last added connection must have increased the speed before another one is added."""
 
 
 class DownloadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,21 +49,21 @@ class DownloadRequest(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     """Local path of the complete file."""
     size_bytes: int | None = None
-    """None if unknown."""
+    """Expected file size; None if unknown."""
     sha256: str = ""
     """Expected hash; "" if unknown."""
     headers: dict[str, str] = {}
-    """For the origin of `url` only, not for servers to which it redirects."""
+    """HTTP headers. Token and cookies are not sent to other servers after a redirect."""
 
 
 class DownloadProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """Progress of one file."""
+    """Progress of the download of one file."""
 
     name: str
     done_bytes: int
     total_bytes: int | None
     resumed_bytes: int
-    """Part of `done_bytes` that an earlier attempt downloaded."""
+    """Bytes of `done_bytes` that an earlier attempt downloaded."""
     bytes_per_s: float
     remaining_s: float | None
     state: str
@@ -68,7 +71,7 @@ class DownloadProgress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """One line for display."""
+        """Progress as one line of text for display."""
         if self.state == "waiting":
             return "waiting for another edgechat that downloads this file"
         done = size(self.done_bytes)
@@ -84,21 +87,21 @@ ProgressCallback = Callable[[DownloadProgress], None]
 
 
 class DownloadCancelled(DownloadError):  # noqa: N818  (not a failure)
-    """Raised when the caller cancelled the download; the received bytes are kept."""
+    """Raised when the caller cancelled the download; the part file stays for a later attempt."""
 
 
 def check_cancelled(cancel: threading.Event) -> None:
     """Raise DownloadCancelled if `cancel` is set."""
     if cancel.is_set():
-        raise DownloadCancelled("Download stopped. The received part is kept; start it again to resume.")
+        raise DownloadCancelled("Download stopped. The received part is saved; start the download again to resume.")
 
 
 def check_disk_space(path: Path, missing_bytes: int) -> None:
-    """Raise DownloadError if `missing_bytes` more would fill the disk of `path`."""
+    """Raise DownloadError if the disk of `path` does not have enough space for `missing_bytes`."""
     free_bytes = paths.free_bytes(path.parent)
     spare_bytes = min(_SPARE_DISK_BYTES, _MIN_SPARE_DISK_BYTES + missing_bytes)
     if missing_bytes + spare_bytes > free_bytes:
         raise DownloadError(
-            f"{path.name} needs {size(missing_bytes)} more and {size(spare_bytes)} to spare, but "
-            f"{path.parent} has {size(free_bytes)} free. Free some space, and start the download again to resume."
+            f"{path.name} needs {size(missing_bytes)} more, with {size(spare_bytes)} left free, but "
+            f"{path.parent} has {size(free_bytes)} free. Delete some files, and start the download again to resume."
         )

@@ -6,10 +6,10 @@ import re
 from typing import Final
 
 MAX_NAME_BYTES: Final = 200
-"""Of one path component: file systems allow 255, and suffixes are added."""
+"""Maximum length of a path component. File systems allow 255 bytes, and downloads add suffixes."""
 MAX_DEPTH: Final = 8
 _FORBIDDEN: Final = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*\\]')
-# Device names of Windows, with any extension.
+# Reserved device names of Windows, which are invalid with any extension.
 _DEVICES: Final = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(?:\..*)?", re.IGNORECASE)
 
 

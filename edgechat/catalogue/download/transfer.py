@@ -1,4 +1,4 @@
-"""One attempt to transfer a file: parallel connections that write to one partial file, and a loop that adds more."""
+"""One attempt to transfer a file over parallel connections that write to one partial file."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from edgechat.errors import DownloadError, EdgechatError, HubError
 from edgechat.humanize import size
 
 _READ_BYTES: Final = 512 << 10
-# Smallest range for a connection of its own.
+# Minimum number of bytes for which another connection is opened.
 _MIN_RANGE_BYTES: Final = 8 << 20
-# End of a file of unknown size.
+# Range end of a file of unknown size.
 _UNKNOWN_END: Final = 1 << 62
 _TICK_S: Final = 0.1
-# Window of the displayed speed.
+# Period over which the displayed speed is averaged.
 _SPEED_WINDOW_S: Final = 5.0
 _PARTIAL_CONTENT: Final = 206
 
 
 class _Range:
-    """Bytes `at` to `end` that one connection still has to transfer; another connection may take over the end."""
+    """Bytes from `at` to `end` that one connection must still transfer. Another connection may take the second half."""
 
     def __init__(self, at: int, end: int) -> None:
         self.at = at
@@ -42,7 +42,7 @@ class _Range:
 
 
 class Transfer:
-    """One attempt: connection threads that write to `part`, and a monitor loop in the caller's thread."""
+    """One attempt to transfer a file, with connection threads that write to `part` and a monitor loop in `run`."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Transfer:
         cancel: threading.Event,
         retry_policy: RetryPolicy,
     ) -> None:
-        """Open the partial file, after a request to the server if size or version are unknown.
+        """Open the partial file. If the size or the version of the file is unknown, request it from the server first.
 
         Raises HubError, DownloadCancelled and OSError.
         """
@@ -87,14 +87,14 @@ class Transfer:
             except HubError as error:  # noqa: PERF203  (pauses follow)
                 self._pause_or_raise(error, failures, self._cancel)
                 check_cancelled(self._cancel)
-        raise AssertionError  # the count does not end
+        raise AssertionError  # itertools.count does not end
 
     # Monitor loop
 
     def run(self) -> str:
-        """Transfer the missing ranges, and return the hash; `part` is then complete and still open.
+        """Transfer the missing ranges, and return the SHA-256 of the file. `part` is complete and stays open.
 
-        Raises like `download_file`; `part` is then closed.
+        Raises DownloadError, HubError and OSError after closing `part`.
         """
         try:
             self._check_disk_space()
@@ -104,7 +104,8 @@ class Transfer:
             check_cancelled(self._cancel)
             if self._size_bytes is not None and (gaps := self.part.missing_ranges(self._size_bytes)):
                 raise DownloadError(  # noqa: TRY301
-                    f"{self._request.path.name} still lacks {len(gaps)} ranges. Start the download again to resume."
+                    f"{self._request.path.name} is incomplete: {len(gaps)} ranges are missing. "
+                    "Start the download again to resume."
                 )
             while (sha256 := self._hasher.result(_TICK_S)) is None:
                 self._on_progress(self._progress("verifying", 0.0))
@@ -128,7 +129,7 @@ class Transfer:
         history = [(time.monotonic(), self.part.received_bytes)]
         best_bytes_per_s, added_at = 0.0, time.monotonic()
         while (running := [thread for thread in self._threads if thread.is_alive()]) or self._has_pending():
-            if not running:  # a failed connection returned its range after the others had ended
+            if not running:  # a connection failed and returned its range after all others had ended
                 self._start_connection()
                 continue
             running[0].join(_TICK_S)
@@ -158,7 +159,7 @@ class Transfer:
         thread.start()
 
     def _stop(self) -> None:
-        """End all reads and pauses; bytes that arrive later are not written."""
+        """Stop all connections. Bytes that arrive later are not written."""
         with self._lock:
             self._stopped.set()
             for connected in self._sockets:
@@ -179,7 +180,7 @@ class Transfer:
     # Connections
 
     def _run_connection(self) -> None:
-        """Transfer ranges until none is left. A permanent failure ends the attempt unless other connections work."""
+        """Transfer ranges until none is pending. A permanent failure ends the attempt if no other connection works."""
         span = None
         try:
             while (span := self._take_range()) is not None:
@@ -190,7 +191,7 @@ class Transfer:
             self._handle_failure(error, span)
 
     def _handle_failure(self, error: BaseException, span: _Range | None) -> None:
-        """Return the range to the other connections: the server may allow fewer of them. Without others, fail."""
+        """Return the range of a failed connection to `_pending`. If no other connection works, fail the attempt."""
         with self._lock:
             n_others = sum(thread.is_alive() for thread in self._threads) - 1
             if span is not None and n_others and self._active and isinstance(error, HubError):
@@ -203,11 +204,11 @@ class Transfer:
     def _disk_error(self, error: OSError) -> EdgechatError:
         return DownloadError(
             f"{self._request.path.name}: {error.strerror or error}. {size(self.part.received_bytes)} have arrived "
-            "and are kept; start the download again to resume."
+            "and are saved. Start the download again to resume."
         )
 
     def _take_range(self) -> _Range | None:
-        """Take a pending range, or else the second half of the longest active one."""
+        """Return a pending range, or else the second half of the longest active range; None if there is no work."""
         with self._lock:
             if self._stopped.is_set():
                 return None
@@ -225,7 +226,7 @@ class Transfer:
             return span
 
     def _transfer_range(self, span: _Range) -> None:
-        """Transfer a range, over several connections if they break. Raises HubError, DownloadError and OSError."""
+        """Transfer a range, with a new connection after each failure. Raises HubError, DownloadError and OSError."""
         failures = 0
         while span.at < span.end and not self._stopped.is_set():
             at = span.at
@@ -248,7 +249,7 @@ class Transfer:
             self._pause_or_raise(failure, failures, self._stopped)
 
     def _pause_or_raise(self, error: HubError, failures: int, stopped: threading.Event) -> None:
-        """Pause before another attempt, or raise the error if it is permanent or the attempts are used up."""
+        """Pause before the next attempt, or raise the error if it is permanent or this was the last attempt."""
         policy = self._retry_policy
         requested_s = 0.0
         may_retry = not isinstance(error, http.InvalidUrlError)
@@ -256,7 +257,7 @@ class Transfer:
             may_retry, requested_s = error.is_transient, error.retry_after_s or 0.0
             if requested_s > policy.max_pause_s:
                 raise http.HttpStatusError(
-                    f"{error}. The server requests a pause of {requested_s:.0f} s; try again after it.", error.status
+                    f"{error}. The server requests a pause of {requested_s:.0f} s. Try again later.", error.status
                 ) from None
         elif isinstance(error, http.ConnectError):
             may_retry = self._was_reached
@@ -292,13 +293,13 @@ class Transfer:
                 http.shut_down_socket(connected)
 
     def _write_body(self, response: http.Response, span: _Range) -> None:
-        """Write the body until the range is complete or the connection ends."""
+        """Write the body of `response` until the range is complete or the connection ends."""
         self._check_same_file(response, span.at)
         at = response.start  # 0 from a server without range support: bytes before `span.at` are skipped
         checked_at, checked_bytes = time.monotonic(), at
         while at < span.end:
             data = response.read(min(_READ_BYTES, span.end - at))
-            if not data or self._stopped.is_set():  # a read after the shutdown may return anything
+            if not data or self._stopped.is_set():  # data read after the shutdown is undefined
                 return
             new_data = data[max(0, span.at - at) :]
             at += len(data)
@@ -309,16 +310,16 @@ class Transfer:
             if now - checked_at >= self._retry_policy.read_timeout_s:
                 if at - checked_bytes < self._retry_policy.min_bytes_per_s * (now - checked_at):
                     raise http.ConnectionFailedError(
-                        f"{self._request.path.name} arrives at less than 1 kB/s. Try again later."
+                        f"{self._request.path.name} is downloading at less than 1 kB/s. Try again later."
                     )
                 checked_at, checked_bytes = now, at
 
     def _check_same_file(self, response: http.Response, start: int) -> None:
-        """Raise DownloadError if the response is of another version of the file, or starts at another byte."""
+        """Raise DownloadError if the response is for another version of the file, or does not start at `start`."""
         name = self._request.path.name
         if self._size_bytes is not None and response.size_bytes not in {None, self._size_bytes}:
             raise DownloadError(
-                f"{name} was changed on the server: expected {self._size_bytes} bytes, it has {response.size_bytes}. "
+                f"{name} was changed on the server: expected {self._size_bytes} bytes, got {response.size_bytes}. "
                 "Start the download again to get the new version."
             )
         if self._validator and response.validator not in {"", self._validator}:
@@ -330,6 +331,6 @@ class Transfer:
 
 
 def _bytes_per_s(history: list[tuple[float, int]]) -> float:
-    """Return the speed between the first and the last point of (time in s, bytes)."""
+    """Return the average speed over `history`, whose points are (time in seconds, received bytes)."""
     (first_s, first), (last_s, last) = history[0], history[-1]
     return (last - first) / (last_s - first_s) if last_s > first_s else 0.0

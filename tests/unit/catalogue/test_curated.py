@@ -79,7 +79,7 @@ GOOD = '[[model]]\nid = "x"\nname = "X"\nfamily = "F"\n[[model.source]]\nrepo = 
         (GOOD + '[model.source.quants]\nQ4_0 = { sha256 = "XYZ" }\n', r"quants\.Q4_0\.sha256"),
         (GOOD + "[model.source.quants]\nQ4_0 = { size = 1 }\n", r"unknown field `size`.*quants"),
         (GOOD.replace('id = "x"', 'id = "X y"'), r"model\[0\]\.id"),
-        (GOOD + GOOD, r"model\[1\]\.id is 'x', which another model has"),
+        (GOOD + GOOD, r"model\[1\]\.id is 'x', which is also the id"),
         (GOOD.replace('repo = "a/b"', 'repo = "../b/c"'), r"source\[0\]\.repo"),
         (GOOD.replace('repo = "a/b"', 'repo = "a/b"\nurl = "http://x"'), "exactly one of repo, url and package"),
         (GOOD.replace("name", "nmae"), "nmae"),
