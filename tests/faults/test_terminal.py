@@ -127,10 +127,10 @@ async def test_bug_ends_the_chat_with_a_crash_report_and_instructions(
 ) -> None:
     app = make_scripted_app()
 
-    def fail(self: ChatScreen) -> None:
+    def fail(self: ChatScreen, name: str) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(ChatScreen, "action_search", fail)
+    monkeypatch.setattr(ChatScreen, "action_command", fail)
     with pytest.raises(RuntimeError, match="a bug"):  # noqa: PT012
         async with app.run_test() as pilot:
             await wait_until_ready(app)
@@ -138,5 +138,5 @@ async def test_bug_ends_the_chat_with_a_crash_report_and_instructions(
             await until_async(lambda: not app.is_running)
     output = " ".join(capfd.readouterr().err.split())
     assert "edgechat failed: RuntimeError: a bug" in output
-    assert "`edgechat -c` goes on with it" in output
+    assert "`edgechat -c` continues it" in output
     assert "a bug" in (paths.cache_dir() / "crash.log").read_text()

@@ -87,8 +87,8 @@ async def delete(app: ChatApp, pilot: Pilot[int]) -> AsyncIterator[Callable[[], 
 async def search(app: ChatApp, _pilot: Pilot[int]) -> AsyncIterator[Callable[[], object]]:
     for _ in range(ATTEMPTS):
         app.actions.run("search", "boats")
-        shown = await is_shown(app, "SearchScreen")
-        yield lambda: shown() and app.screen.query_one(OptionList).option_count  # noqa: B023
+        is_open = await is_shown(app, "SearchScreen")
+        yield lambda: is_open() and app.screen.query_one(OptionList).option_count  # noqa: B023
         app.pop_screen()
 
 
@@ -96,8 +96,8 @@ def screen(command: str, name: str, ends: Callable[[ChatApp], object] = lambda a
     async def attempts(app: ChatApp, _pilot: Pilot[int]) -> AsyncIterator[Callable[[], object]]:
         for _ in range(ATTEMPTS):
             app.actions.run(command)
-            shown = await is_shown(app, name)
-            yield lambda: shown() and ends(app)  # noqa: B023
+            is_open = await is_shown(app, name)
+            yield lambda: is_open() and ends(app)  # noqa: B023
             app.pop_screen()
 
     return attempts

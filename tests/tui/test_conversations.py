@@ -85,7 +85,7 @@ async def test_sidebar_pins_and_deletes_conversations() -> None:
         await until_async(lambda: option_list(app, "#conversations").option_count == 3)
         option_list(app, "#conversations").highlighted = 2
         await pilot.press("ctrl+s")
-        await until_async(lambda: option_texts(app, "#conversations")[0] == "pinned")
+        await until_async(lambda: option_texts(app, "#conversations")[0] == "Pinned")
         assert store.list_conversations()[0].conversation.title == "Boats"
         option_list(app, "#conversations").highlighted = 1
         await pilot.press("ctrl+x")

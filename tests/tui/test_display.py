@@ -50,13 +50,13 @@ async def test_reasoning_is_collapsed_and_expands() -> None:
     app = make_scripted_app(store=store, conversation=store.conversation(conversation.id))
     async with app.run_test() as pilot:
         await wait_until_ready(app)
-        assert "▸ reasoning (5 words)" in screen_text(app)
+        assert "▸ Reasoning (5 words)" in screen_text(app)
         assert "about it." not in screen_text(app)
         await pilot.press("escape", "t")
         await until_async(lambda: "about it." in screen_text(app))
         await pilot.press("t")
         await until_async(lambda: "about it." not in screen_text(app))
-        row = next(i for i, line in enumerate(screen_text(app).splitlines()) if "reasoning (" in line)
+        row = next(i for i, line in enumerate(screen_text(app).splitlines()) if "Reasoning (" in line)
         await pilot.click("#transcript", offset=(5, row))
         await until_async(lambda: "about it." in screen_text(app))
 

@@ -148,9 +148,9 @@ async def test_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_first_start_offers_download_and_local_model(
     hub: LocalHub, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    here = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
+    machine = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
     for module in (resources, selection):
-        monkeypatch.setattr(module, "current_machine", lambda *args: here)
+        monkeypatch.setattr(module, "current_machine", lambda *args: machine)
     app = make_scripted_app(store=ephemeral_store())
     app.is_first_run = True
     async with app.run_test() as pilot:

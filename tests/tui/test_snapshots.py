@@ -191,7 +191,7 @@ SCREENS: dict[str, OpenScreen] = {
 
 
 async def test_sidebar_covers_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sidebar, "day_heading", lambda at_ms, today: "today")
+    monkeypatch.setattr(sidebar, "day_heading", lambda at_ms, today: "Today")
     store = ephemeral_store()
     for number in range(3):
         save_conversation(store, [("What of boats?", "They float.")], f"Boats {number}", number)
@@ -204,7 +204,7 @@ async def test_sidebar_covers_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", SCREENS)
 async def test_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sidebar, "day_heading", lambda at_ms, today: "today")
+    monkeypatch.setattr(sidebar, "day_heading", lambda at_ms, today: "Today")
     monkeypatch.setattr(
         entries, "performance_summary", lambda message: "57 tokens, 42 tokens/s, first after 0.08 s, 7 of 14 cached"
     )

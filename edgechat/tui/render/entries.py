@@ -118,7 +118,7 @@ class MessageEntry(TranscriptEntry):
     def _reasoning_summary(self) -> str:
         """Return one line about the reasoning, with its most recent line until the text of the reply begins."""
         glyph = self.glyphs.expanded if self.is_expanded else self.glyphs.collapsed
-        summary = f"{glyph} reasoning ({len(self.reasoning.split())} words)"
+        summary = f"{glyph} Reasoning ({len(self.reasoning.split())} words)"
         if self.is_streaming and not self.text:
             last = next((" ".join(line.split()) for line in reversed(self.reasoning.splitlines()) if line.strip()), "")
             return f"{summary}: {escape_controls(last[-_SUMMARY_CHARS:])}"

@@ -90,7 +90,7 @@ class Sidebar(Vertical):
         self._confirmation = Confirmation()
 
     def compose(self) -> ComposeResult:
-        yield Input(placeholder="filter", id="filter", compact=True)
+        yield Input(placeholder="Filter", id="filter", compact=True)
         yield OptionList(id="conversations", markup=False)
 
     @property
@@ -194,7 +194,7 @@ def list_options(summaries: Iterable[ConversationSummary], today: dt.date, curre
     last_heading = ""
     for summary in summaries:
         conversation = summary.conversation
-        heading = "pinned" if conversation.pinned else day_heading(conversation.updated_at_ms, today)
+        heading = "Pinned" if conversation.pinned else day_heading(conversation.updated_at_ms, today)
         if heading != last_heading:
             yield Option(Text(heading, style="dim"), disabled=True)
             last_heading = heading
@@ -208,10 +208,10 @@ def day_heading(at_ms: int, today: dt.date) -> str:
     try:
         date = dt.datetime.fromtimestamp(at_ms / 1000, dt.timezone.utc).astimezone().date()
     except (OverflowError, OSError, ValueError):  # from a wrong clock or a faulty import
-        return "unknown date"
+        return "Unknown date"
     days = (today - date).days
     if days <= 0:
-        return "today"
+        return "Today"
     if days == 1:
-        return "yesterday"
-    return "last seven days" if days < _DAYS_PER_WEEK else f"{date:%B %Y}"
+        return "Yesterday"
+    return "Last seven days" if days < _DAYS_PER_WEEK else f"{date:%B %Y}"

@@ -88,7 +88,7 @@ class StatusLine(Static):
             return
         parts = [self.state, self.detail, *context.unsent]
         if not context.shows_end:
-            parts.append("more below (Ctrl+End)")
+            parts.append("More below (Ctrl+End)")
         if context.n_ctx is not None:
             parts.append(f"context {self.context_tokens}/{context.n_ctx}")
             if self.size.width >= _MODEL_NAME_COLUMNS:

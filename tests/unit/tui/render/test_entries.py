@@ -31,11 +31,11 @@ def test_reasoning_is_one_line_with_its_latest_words() -> None:
     entry = make_entry("", finish_reason="streaming")
     entry.start_streaming()
     entry.append("", "First I look.\nThen I ")
-    assert rows() == ["▸ reasoning (5 words): Then I"]
+    assert rows() == ["▸ Reasoning (5 words): Then I"]
     entry.append("", "think.")
-    assert rows() == ["▸ reasoning (6 words): Then I think."]
+    assert rows() == ["▸ Reasoning (6 words): Then I think."]
     entry.append("So it is.", "")
-    assert rows() == ["▸ reasoning (6 words)", "So it is."]
+    assert rows() == ["▸ Reasoning (6 words)", "So it is."]
     entry.is_expanded = True
     entry.invalidate()
-    assert rows()[:3] == ["▾ reasoning (6 words)", "First I look.", "Then I think."]
+    assert rows()[:3] == ["▾ Reasoning (6 words)", "First I look.", "Then I think."]
