@@ -1,7 +1,7 @@
 """Bindings: load the native bundle with one chosen CPU backend into this process, by absolute path.
 
-The only importer of llama_cpp, and only of its low-level submodule: the package's `__init__`, which imports numpy and
-an unused high-level layer, does not run.
+Only this module imports llama_cpp, and it imports only the low-level submodule: the `__init__` of the package, which
+imports numpy and an unused high-level layer, does not run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgechat.errors import RuntimeLoadError
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.logs import LogSink
 
-# Environment variables that make ggml load other backends; a planted module must not run.
+# Environment variables that make ggml load other backends. They are removed, so that no foreign module can run.
 _SEARCH_VARIABLES: Final = ("GGML_BACKEND_PATH",)
 
 
@@ -42,7 +42,7 @@ _loaded: Bindings | None = None
 
 
 def load(bundle: Bundle, module: BackendModule, gpu_modules: Sequence[BackendModule] = ()) -> Bindings:
-    """Load `bundle` with one CPU module, and with GPU modules. A second call must name the same CPU module.
+    """Load `bundle` with one CPU module and with GPU modules. A second call must name the same CPU module.
 
     A GPU module that fails to load is ignored: its device may be gone since its self-test. Raises RuntimeLoadError if
     a library is missing, fails to load, or does not match the bindings.
@@ -69,7 +69,7 @@ def load(bundle: Bundle, module: BackendModule, gpu_modules: Sequence[BackendMod
 
 
 def _load_backend(bundle: Bundle, module: BackendModule) -> None:
-    # Must run before other uses of llama.cpp: with a registered backend, llama.cpp does not search for more.
+    # This must run before other uses of llama.cpp: once a backend is registered, llama.cpp does not search for others.
     _open(bundle.library("ggml-base"))
     ggml = _open(bundle.library("ggml"))
     ggml.ggml_backend_load.restype = ctypes.c_void_p
@@ -110,12 +110,12 @@ def _check_version(directory: Path, bundle: Bundle) -> None:
     if version != bundle.llama_cpp_python:
         raise RuntimeLoadError(
             f"llama-cpp-python {version} is installed, but this build of edgechat needs {bundle.llama_cpp_python}. "
-            f"Reinstall edgechat, or run `pip install llama-cpp-python=={bundle.llama_cpp_python}` with its wheelhouse."
+            f"Reinstall edgechat, or run `pip install llama-cpp-python=={bundle.llama_cpp_python}` with the wheelhouse."
         )
 
 
 class Device(ctypes.Structure):
-    """GPU: edgechat_device of native/src/edgechat.h."""
+    """GPU and its memory in bytes: edgechat_device of native/src/edgechat.h."""
 
     _fields_ = (
         ("name", ctypes.c_char * 64),
@@ -127,7 +127,7 @@ class Device(ctypes.Structure):
 
 
 class MemoryEntry(ctypes.Structure):
-    """Bytes in one buffer type: edgechat_memory_entry of native/src/edgechat.h."""
+    """Memory use of one buffer type: edgechat_memory_entry of native/src/edgechat.h."""
 
     _fields_ = (
         ("buffer_type", ctypes.c_char * 64),
@@ -139,7 +139,7 @@ class MemoryEntry(ctypes.Structure):
 
 
 def load_edgechat(bundle: Bundle) -> ctypes.CDLL:
-    """Load libedgechat alone and set its argument types; enough for suffix indices. Raises RuntimeLoadError."""
+    """Load only libedgechat, enough for suffix indices, and declare its C functions. Raises RuntimeLoadError."""
     library = _open(bundle.library("edgechat"))
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     int32, int32s = ctypes.c_int32, ctypes.POINTER(ctypes.c_int32)

@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 class DecodeAborted(Exception):  # noqa: N818  (a requested stop, not an error)
-    """The abort flag stopped a decode; the context is as it was before it."""
+    """Raised when `Context.abort` stopped a decode; `Context.decode` documents the state of the sequence."""
 
 
 class NoKvSlotError(Exception):
-    """Too few free cells for a batch; nothing was changed."""
+    """Raised when the context has too few free cells for a batch; all sequences are unchanged."""
 
 
 class Context(SequenceMemory):
     """Owns a llama_context, its thread pool and its abort flag. Freed by `close`, or when no longer referenced."""
 
     def __init__(self, model: Model, plan: LoadPlan) -> None:
-        """Allocate `n_ctx` cells for `n_seqs` sequences as planned. Raises PlanError if llama.cpp cannot.
+        """Allocate `n_ctx` cells for `n_seqs` sequences as planned. Raises PlanError if llama.cpp fails.
 
         For recurrent models, `n_rs_seq` earlier states are kept per sequence: that number of tokens can be rolled back.
         """
@@ -84,18 +84,18 @@ class Context(SequenceMemory):
 
         Raises DecodeAborted after `abort`, NoKvSlotError if other sequences use the cells, and EngineError if llama.cpp
         fails. The sequence is unchanged then, with one exception: if its memory cannot be truncated, a failure or an
-        abort within several tokens empties it.
+        abort within a batch of several tokens empties the sequence.
         """
         self._decode([(seq, token) for token in tokens], logits=False)
 
     def decode_each(self, tokens: Mapping[int, int]) -> None:
-        """Append one token to each sequence in `tokens`; the logits have the same order. Raises like `decode`."""
+        """Append one token to each sequence in `tokens`; the logits have the same order. Raises as `decode` does."""
         self._decode(list(tokens.items()), logits=True)
 
     def decode_chain(self, tokens: Sequence[int], seq: int = 0) -> None:
         """Append at most 1 + `max_rollback` tokens and compute the logits of each.
 
-        `rollback` removes the rejected ones. Raises like `decode`.
+        `rollback` removes rejected tokens. Raises the same exceptions as `decode`.
         """
         self._decode([(seq, token) for token in tokens], logits=True)
 
@@ -107,7 +107,7 @@ class Context(SequenceMemory):
         return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
 
     def logprobs(self, token: int, index: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
-        """Return the logprob of `token` before sampling, and the `n_top` most likely tokens with theirs, best first."""
+        """Return the logprob of `token` before sampling, and the `n_top` most likely tokens with their logprobs."""
         import numpy as np
 
         logits = self.logits(index).astype(np.float64)
@@ -117,9 +117,9 @@ class Context(SequenceMemory):
         return float(values[token]), [(int(t), float(values[t])) for t in top]
 
     def time_decode(self, tokens: Sequence[int], seq: int | None = None) -> float:
-        """Return the seconds that `decode_chain` of `tokens` takes after the tokens of `seq`; changes no sequence.
+        """Measure `decode_chain` of `tokens` appended to a scratch copy of `seq`, in seconds.
 
-        Raises DecodeAborted, NoKvSlotError and EngineError.
+        Without `seq`, the scratch sequence is empty at first. Raises DecodeAborted, NoKvSlotError and EngineError.
         """
         if seq is not None:
             self.copy(seq, self._scratch, len(self._tokens[seq]))
@@ -182,7 +182,7 @@ class Context(SequenceMemory):
             raise EngineError(f"Cannot append {count} tokens to {starts}: the context has {self.n_ctx} cells.")
         batch.logits[count - 1] = True
         batch.n_tokens = count
-        # A single step is short; aborting it within a recurrent state would lose the whole sequence.
+        # One step is short, and aborting it would lose the whole sequence of a recurrent model.
         code = self._run(batch, is_step=len(starts) == count or (logits and self._has_state))
         if code == 0:
             for seq, token in entries:
@@ -217,7 +217,7 @@ def _context_params(llama: Any, plan: LoadPlan) -> Any:
     params.n_ctx = options.n_ctx
     params.n_batch = min(plan.n_batch, options.n_ctx)
     params.n_ubatch = min(options.n_ubatch, options.n_ctx)
-    params.n_seq_max = options.n_seqs + 1  # and the scratch sequence
+    params.n_seq_max = options.n_seqs + 1  # one more for the scratch sequence
     params.n_threads, params.n_threads_batch = plan.n_threads, plan.n_threads_batch
     params.n_outputs_max = max(N_OUTPUTS, options.n_seqs + 1)
     params.type_k = params.type_v = llama.GGML_TYPE_Q8_0 if options.kv_type == "q8_0" else llama.GGML_TYPE_F16
@@ -230,7 +230,7 @@ def _context_params(llama: Any, plan: LoadPlan) -> Any:
 
 
 def _free(llama: Any, native: ctypes.CDLL, *, pointer: object, flag: int, pool: int, batch: object) -> None:
-    """Free in the order that llama.cpp requires: the context before the objects that it points to."""
+    """Free all objects in the order that llama.cpp requires: the context before the objects that it points to."""
     llama.llama_free(pointer)
     llama.llama_batch_free(batch)
     native.edgechat_threadpool_free(pool)

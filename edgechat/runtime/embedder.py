@@ -1,4 +1,4 @@
-"""Embeddings of texts by embedding models."""
+"""Embedder: computes the embeddings of texts with an embedding model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Embedder:
     """Owns a llama_context that encodes one text per call and pools it as the model's metadata specifies."""
 
     def __init__(self, model: Model, plan: LoadPlan) -> None:
-        """Allocate a context for texts of at most `plan.options.n_ctx` tokens. Raises PlanError if llama.cpp cannot."""
+        """Allocate a context for texts of at most `plan.options.n_ctx` tokens. Raises PlanError if llama.cpp fails."""
         self.model = model
         bindings = model.bindings
         llama = bindings.llama

@@ -1,4 +1,4 @@
-"""Grammars: constrain sampling to tokens that continue a match. The only importer of llguidance."""
+"""Grammars that constrain the output of a model. Only this module imports llguidance."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_CHARS: Final = 1 << 18
-"""Maximum length of a grammar; llguidance compiles one in well under a second (tests/engine/test_grammar.py)."""
+"""Maximum characters of a grammar; llguidance compiles that many in under a second (tests/engine/test_grammar.py)."""
 _MAX_ERROR_CHARS: Final = 400
-_SPECIAL_PREFIX: Final = b"\xff"  # llguidance's mark for tokens that are not text
+_SPECIAL_PREFIX: Final = b"\xff"  # llguidance's prefix for tokens that are not text
 
 
 _tokenizers: weakref.WeakKeyDictionary[Any, dict[tuple[str, ...], Any]] = weakref.WeakKeyDictionary()
@@ -51,7 +51,7 @@ class _Vocabulary:
 
 
 class Grammar:
-    """State of one output in a compiled grammar."""
+    """Compiled grammar and the state of one output in it."""
 
     def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
         """Wrap a matcher. Raises GrammarError if llguidance could not compile the grammar."""
@@ -61,11 +61,11 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            # The state and the whole grammar follow the message.
+            # llguidance appends its state and the whole grammar to the message.
             message = str(self._matcher.get_error()).partition("<state>")[0].partition("<grammar>")[0].strip()
-            message = message.partition(". Enable '")[0]  # a hint at options of llguidance
+            message = message.partition(". Enable '")[0]  # cuts a hint about options of llguidance
             if message.startswith("NoExtension"):
-                message = "no text matches it"
+                message = "no text matches the grammar"
             raise GrammarError(f"The output format cannot be enforced: {message[:_MAX_ERROR_CHARS]}")
 
     def copy(self) -> Grammar:
@@ -74,7 +74,7 @@ class Grammar:
 
     @property
     def is_complete(self) -> bool:
-        """True if the output is complete and nothing can follow."""
+        """True if the output is complete and no token can follow."""
         return bool(self._matcher.is_stopped())
 
     @property
@@ -100,7 +100,7 @@ class Grammar:
         self._check()
         is_allowed = np.unpackbits(bits, bitorder="little")[: self._n_vocab].astype(bool)
         if not is_allowed.any():
-            raise GrammarError("The output format cannot be enforced: no token of the vocabulary continues it.")
+            raise GrammarError("The output format cannot be enforced: the vocabulary has no token that may follow.")
         original = logits.copy()
         logits[~is_allowed] = -np.inf
         try:

@@ -1,7 +1,7 @@
 """Engine log file, and the sink for llama.cpp's log lines.
 
-The engine process starts with its standard error redirected to the log file, so that it also receives the output of C
-libraries.
+The engine process starts with its standard error redirected to the log file, so that the file also receives the output
+of C libraries.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _MAX_ERRORS: Final = 10
 # ggml_log_level of ggml.h
 _INFO_LEVEL: Final = 2
 _ERROR_LEVEL: Final = 4
-_CONTINUED: Final = 5
+_CONTINUE_LEVEL: Final = 5
 
 
 def open_log() -> IO[bytes] | None:
-    """Open the engine log for appending, and rotate it if it is larger than 1 MiB; None if it cannot be opened."""
+    """Open the engine log for appending, and rotate it if it is larger than 1 MiB; None if this fails."""
     path = paths.log_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def size() -> int:
 
 
 def last_lines(path: Path, start: int, count: int = 5) -> list[str]:
-    """Return the last non-empty lines of a log after byte `start`; empty if it cannot be read."""
+    """Return the last non-empty lines of a log after byte `start`; an empty list if the log cannot be read."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -67,12 +67,12 @@ class LogSink:
 
         def write(level: int, text: bytes, _user_data: object) -> None:
             nonlocal last_level
-            last_level = level = last_level if level == _CONTINUED else level
+            last_level = level = last_level if level == _CONTINUE_LEVEL else level
             if level < _INFO_LEVEL:
-                return  # debug output is a thousand lines per context
+                return  # debug output has about a thousand lines per context
             if level == _ERROR_LEVEL:
                 self.errors = [*self.errors[1 - _MAX_ERRORS :], text.decode("utf-8", "replace").strip()]
-            with contextlib.suppress(OSError):  # a full disk must not stop a generation
+            with contextlib.suppress(OSError):  # a full disk must not stop the engine
                 os.write(2, text)
 
         return write

@@ -20,7 +20,7 @@ _MAX_DEVICES = 16
 def memory_layout(context: Context) -> str:
     """Describe the context parameters that determine the bytes of a token's KV memory.
 
-    Some RoPE scalings choose their factors by the context length; only for models with one the length is included.
+    Some RoPE scalings depend on the context length, which is therefore included for models with RoPE scaling.
     """
     is_scaled = any(".rope.scaling." in key for key in context.model.metadata_keys())
     n_ctx = context.n_ctx if is_scaled else "any"
@@ -28,7 +28,7 @@ def memory_layout(context: Context) -> str:
 
 
 def memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
-    """Return the bytes per buffer type: `model_bytes`, `context_bytes`, `compute_bytes`; and `is_host`."""
+    """Return `model_bytes`, `context_bytes`, `compute_bytes` and `is_host` of each buffer type."""
     entries = (MemoryEntry * _MAX_BUFFER_TYPES)()
     count = context.model.bindings.edgechat.edgechat_memory_breakdown(context.pointer, entries, len(entries))
     return {
@@ -43,7 +43,7 @@ def memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
 
 
 def devices(native: Bindings) -> list[Gpu]:
-    """Return the GPUs of the loaded modules with their currently free memory."""
+    """Return the GPUs that the loaded modules support, with their free memory."""
     entries = (Device * _MAX_DEVICES)()
     count = native.edgechat.edgechat_devices(entries, len(entries))
     return [

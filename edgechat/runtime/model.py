@@ -38,9 +38,9 @@ class Model:
         is_probe: bool = False,
         on_progress: OnLoadProgress = lambda fraction: True,
     ) -> None:
-        """Load the model file at `path`; by default with mapped weights, and without a GPU.
+        """Load the model file at `path`; without `options`, with memory-mapped weights and without a GPU.
 
-        With `is_probe` neither the model nor its contexts allocate their buffers, but report their sizes.
+        With `is_probe`, the model and its contexts report the sizes of their buffers, but do not allocate them.
         Raises ModelFileError with llama.cpp's reason if the file cannot be loaded or loading was stopped, and PlanError
         if memory ran out.
         """
@@ -90,7 +90,7 @@ class Model:
 
     @cached_property
     def n_embd(self) -> int:
-        """Embedding width: size of the activations between layers."""
+        """Embedding width: number of activations between layers."""
         return int(self.bindings.llama.llama_model_n_embd(self.pointer))
 
     @property
@@ -100,7 +100,7 @@ class Model:
 
     @cached_property
     def is_embedding(self) -> bool:
-        """True for embedding models, by the rule of `edgechat.modelfile.header.ModelHeader.is_embedding`."""
+        """True for an embedding model; the rule is that of `edgechat.modelfile.header.ModelHeader.is_embedding`."""
         architecture = self._metadata("general.architecture")
         return self._metadata(f"{architecture}.pooling_type") in {"1", "2", "3"}
 
@@ -134,7 +134,7 @@ class Model:
 
     @property
     def chat_template(self) -> str | None:
-        """The model's own chat template, or None."""
+        """Chat template in the model file; None if there is none."""
         text = self.bindings.llama.llama_model_chat_template(self.pointer, None)
         return text.decode("utf-8", "replace") if text else None
 
@@ -164,7 +164,7 @@ class Model:
         return is_eog
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Tokenise `text`; `parse_special` turns the texts of control tokens into them. Raises ModelFileError."""
+        """Tokenise `text`; `parse_special` recognises the texts of control tokens. Raises ModelFileError."""
         data = text.encode("utf-8", "replace")
         size = len(data) + 2
         for _ in range(2):
@@ -191,7 +191,7 @@ class Model:
         return ctypes.create_string_buffer(256)
 
     def vocabulary_hash(self) -> str:
-        """Return a hash that identifies the vocabulary, of its size and of about 256 tokens."""
+        """Return a hash that identifies the vocabulary, computed from its size and about 256 of its tokens."""
         step = max(1, self.n_vocab // 256)
         digest = hashlib.blake2b(str(self.n_vocab).encode(), digest_size=8)
         for token in range(0, self.n_vocab, step):
@@ -200,9 +200,9 @@ class Model:
 
 
 def _failure_reason(errors: list[str]) -> str:
-    """Extract the reason from llama.cpp's error lines, without the function names before it."""
+    """Extract the reason from llama.cpp's error lines, without the preceding function names."""
     for line in errors:
         for separator in ("error loading model: ", "error loading model "):
             if separator in line:
                 return line.split(separator, 1)[1].strip()
-    return errors[0].split(": ", 1)[-1] if errors else "llama.cpp gives no reason. `edgechat doctor` names its log."
+    return errors[0].split(": ", 1)[-1] if errors else "llama.cpp gives no reason. `edgechat doctor` names the log."

@@ -1,4 +1,4 @@
-"""Quantization with llama.cpp: tensor types of a preset, for exact file sizes, and requantizing a model file."""
+"""Quantisation with llama.cpp: the tensor types of a preset (for exact file sizes), and requantising a model file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_LAYERS, _MAX_DIMS, _MAX_NAME_BYTES = 512, 4, 63
 
 
 class _NativeModel(ctypes.Structure):
-    """Model properties: edgechat_quant_model of native/src/edgechat.h."""
+    """Model properties that determine the types: edgechat_quant_model of native/src/edgechat.h."""
 
     _fields_ = (
         ("architecture", ctypes.c_char_p),
@@ -24,7 +24,7 @@ class _NativeModel(ctypes.Structure):
 
 
 class _NativeTensor(ctypes.Structure):
-    """Weight tensor: edgechat_quant_tensor of native/src/edgechat.h."""
+    """Name, shape and type of a tensor: edgechat_quant_tensor of native/src/edgechat.h."""
 
     _fields_ = (
         ("name", ctypes.c_char_p),
@@ -35,7 +35,7 @@ class _NativeTensor(ctypes.Structure):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the child process `edgechat _quantise SOURCE TARGET PRESET`, which writes a requantized model file.
+    """Run the child process `edgechat _quantise SOURCE TARGET PRESET`, which writes a requantised model file.
 
     PRESET is a number of llama_ftype that needs no importance matrix. Returns llama.cpp's exit code.
     """
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 
 def quantized_types(library: ctypes.CDLL, model: QuantModel, preset: int) -> list[int]:
-    """Return the ggml_type of each tensor after quantization to `preset` (a llama_ftype), by llama.cpp's own rules.
+    """Return the ggml_type of each tensor after quantisation to `preset` (a llama_ftype), by llama.cpp's own rules.
 
     `library` is libedgechat. The list is empty if llama.cpp has no rules for such a model.
     """

@@ -28,7 +28,7 @@ class Sampler:
     ) -> None:  # fmt: skip
         """Build the chain: logit bias and penalties before truncation and temperature.
 
-        `grammar` restricts each sampled token and is advanced by it.
+        `grammar` restricts the sampled tokens; `sample` advances its state.
         """
         self._llama = llama = model.bindings.llama
         self._grammar = grammar
@@ -61,7 +61,7 @@ class Sampler:
         self._append(llama.llama_sampler_init_dist(self.seed))
 
     def _append(self, sampler: object) -> None:
-        self._llama.llama_sampler_chain_add(self.pointer, sampler)  # the chain owns it now
+        self._llama.llama_sampler_chain_add(self.pointer, sampler)  # the chain takes ownership
 
     def close(self) -> None:
         """Free the sampler chain now. A second call does nothing."""
@@ -82,11 +82,11 @@ class Sampler:
         return len(tokens) if self._grammar is None else self._grammar.count_allowed(tokens)
 
     def accept(self, token: int) -> None:
-        """Add a token that was not sampled here (of the prompt) to the penalties."""
+        """Add a prompt token to the tokens that repetition penalties consider."""
         self._llama.llama_sampler_accept(self.pointer, token)
 
     def sample(self, context: Context, index: int = -1) -> int:
-        """Sample and accept a token from the logits at `index` of the last batch, by default the last ones.
+        """Sample and accept a token from the logits at `index` of the last batch; -1 is the last position.
 
         Raises GrammarError if the grammar allows no token.
         """

@@ -25,7 +25,7 @@ class SequenceMemory:
         self.n_seqs = n_seqs
         self._tokens: list[list[int]] = [[] for _ in range(n_seqs + 1)]
         self._scratch = n_seqs
-        """Sequence in which parts of other sequences are assembled, padded and timed."""
+        """Internal sequence for saving, restoring, padding and time measurements."""
         self._gap_ends = [0] * (n_seqs + 1)
         """End of the positions that a restored window does not cover, by sequence."""
         self._uncommitted: set[int] = set()
@@ -59,7 +59,7 @@ class SequenceMemory:
         return not self._has_state and self._window_reaches(seq, n_tokens)
 
     def can_append_segment(self, seq: int, n_tokens: int, end: int) -> bool:
-        """Return True if the first `n_tokens` of `seq` and a segment from there to `end` make a valid sequence."""
+        """Return True if the first `n_tokens` of `seq` and a segment from there to `end` form a valid sequence."""
         if self._has_state:  # the segment contains the state, but may lack the start of a window
             return not self._window
         return n_tokens <= len(self._tokens[seq]) and self._window_reaches(seq, end)
@@ -80,10 +80,10 @@ class SequenceMemory:
     # Truncate and copy
 
     def rollback(self, seq: int, n_tokens: int) -> None:
-        """Remove the last `n_tokens` of those that `Context.decode_chain` just appended.
+        """Remove the last `n_tokens` tokens, which the latest `Context.decode_chain` must have appended.
 
-        Call `commit_rollback` before the sequence is copied or saved. Raises EngineError if llama.cpp refuses; the
-        sequence is empty then.
+        Call `commit_rollback` before the sequence is copied or saved. Raises EngineError if llama.cpp refuses; then
+        the sequence is empty.
         """
         if not n_tokens:
             return
@@ -126,7 +126,7 @@ class SequenceMemory:
         return n_tokens
 
     def drop(self, seq: int) -> None:
-        """Remove all tokens of a sequence; cells that other sequences share stay."""
+        """Remove all tokens of a sequence; cells that other sequences share remain."""
         self._truncate(seq, 0)
 
     def clear(self) -> None:
@@ -141,7 +141,7 @@ class SequenceMemory:
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         """Replace `target` with the first `n_tokens` of `source`, in the same cells.
 
-        `can_rewind` or `can_append_segment` must allow it.
+        The caller must check `can_rewind` or `can_append_segment` before.
         """
         llama = self.model.bindings.llama
         self.drop(target)
@@ -152,9 +152,10 @@ class SequenceMemory:
     # Save and restore
 
     def save(self, seq: int, start: int, end: int) -> bytearray:
-        """Return the memory of the positions from `start` to `end`; `end` is the sequence's end unless `can_truncate`.
+        """Return the memory of the positions from `start` to `end`.
 
-        A recurrent state is saved as a whole. Raises MemoryError and EngineError.
+        Without `can_truncate`, `end` must be the end of the sequence. A recurrent state is saved as a whole. Raises
+        MemoryError and EngineError.
         """
         llama = self.model.bindings.llama
         llama.llama_memory_seq_cp(self._memory, seq, self._scratch, start, end)
@@ -170,9 +171,11 @@ class SequenceMemory:
         return data
 
     def restore(self, seq: int, start: int, tokens: Sequence[int], data: bytearray | memoryview) -> bool:
-        """Append `tokens`, whose memory from position `start` on is `data`; `start` may be before the sequence's end.
+        """Append `tokens`, which begin at position `start` and whose memory is `data`.
 
-        Returns False, and changes nothing, if the free cells do not suffice or llama.cpp rejects the data.
+        `start` may be before the end of the sequence; then the positions that overlap are unchanged.
+
+        Returns False, and changes nothing, if there are too few free cells or llama.cpp rejects the data.
         """
         llama = self.model.bindings.llama
         n_before, end = len(self._tokens[seq]), start + len(tokens)

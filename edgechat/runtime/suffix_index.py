@@ -8,18 +8,18 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-# EDGECHAT_SUFFIX_MAX_MATCH: matches are compared up to this length.
+# EDGECHAT_SUFFIX_MAX_MATCH: maximum length of a match and of a draft, in tokens.
 MAX_MATCH: Final = 64
 
 
 class SuffixIndex:
-    """Owns an edgechat_suffix_index over a token text. Freed by `close`, or when no longer referenced. Not thread-safe.
+    """Owns an edgechat_suffix_index over a text of tokens. Freed by `close`, or when no longer referenced.
 
-    Implements `edgechat.speculation.drafter.TokenIndex`.
+    Not thread-safe. Implements `edgechat.speculation.drafter.TokenIndex`.
     """
 
     def __init__(self, library: ctypes.CDLL, capacity: int) -> None:
-        """Create an index for `capacity` tokens, which can grow; `library` is libedgechat. Raises MemoryError."""
+        """Create an index with an initial capacity in tokens; `library` is libedgechat. Raises MemoryError."""
         self._library = library
         self._pointer = library.edgechat_suffix_index_new(capacity)
         if not self._pointer:
@@ -41,7 +41,7 @@ class SuffixIndex:
         return int(self._library.edgechat_suffix_index_bytes(self._pointer))
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Append tokens to the text; a negative one separates texts. Raises MemoryError."""
+        """Append tokens to the text; a negative token separates two texts. Raises MemoryError."""
         if self._library.edgechat_suffix_index_append(self._pointer, _array(tokens), len(tokens)) < 0:
             raise MemoryError
 
@@ -50,7 +50,7 @@ class SuffixIndex:
         self._library.edgechat_suffix_index_truncate(self._pointer, size)
 
     def draft(self, max_tokens: int, context: Sequence[int] | None = None) -> tuple[list[int], int, int]:
-        """Return the tokens after the longest match of the end of `context`, the match length, and their position.
+        """Find the longest match of the end of `context`; return the tokens after it, its length, and their position.
 
         Without `context`, the end of the indexed text is matched. Without a match, the list is empty.
         """

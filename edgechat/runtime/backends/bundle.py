@@ -13,12 +13,12 @@ import msgspec
 
 from edgechat.errors import RuntimeLoadError
 
-INSTALL_HINT: Final = "Install a wheel of edgechat, which contains it, or run `make setup` in a source checkout."
+INSTALL_HINT: Final = "Install a wheel of edgechat, which contains the bundle, or run `make setup` in a source checkout."
 _SUFFIX: Final = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _PREFIX: Final = "" if sys.platform == "win32" else "lib"
 
-# CPU modules, best first. Among modules that a CPU can run, more and newer instructions won every measurement. The
-# self-test decides which of them really works on this CPU.
+# CPU modules, best first. Of the modules that a CPU can run, the one that uses the most and newest instructions was the
+# fastest in every measurement. The self-test decides which modules work on this CPU.
 _PREFERENCE: Final = (
     "sapphirerapids", "zen4", "cooperlake", "icelake", "cascadelake", "cannonlake", "skylakex", "alderlake",
     "haswell", "piledriver", "ivybridge", "sandybridge", "sse42", "x64",
@@ -36,12 +36,12 @@ class BackendModule(msgspec.Struct, frozen=True):
     """Shared library with the kernels of one backend."""
 
     name: str
-    """As in the file name: `cpu-zen4` for libggml-cpu-zen4.so."""
+    """Backend name as in the file name: `cpu-zen4` for libggml-cpu-zen4.so."""
     path: str
     """Absolute path of the library; the file may be missing."""
 
     def fingerprint(self) -> str:
-        """Return size and modification time of the file, which identify its content without reading it."""
+        """Return the size and modification time of the file, which identify its content without a read."""
         try:
             stat = Path(self.path).stat()
         except OSError:
@@ -61,9 +61,9 @@ class Bundle(msgspec.Struct, frozen=True):
     modules: tuple[BackendModule, ...]
     """Backend modules for CPUs, best first."""
     gpu_modules: tuple[BackendModule, ...] = ()
-    """Backend modules for GPUs, of the build and of installed GPU packages; preferred first among the same kind."""
+    """Backend modules for GPUs, from the bundle and from installed GPU packages; of each kind, the preferred one first."""
     left_out: tuple[str, ...] = ()
-    """Installed packages and libraries that are not used, with the reason, one sentence each."""
+    """Messages about installed packages and libraries that edgechat does not use, each with the reason."""
 
     def library(self, name: str) -> Path:
         """Return the path of a library such as `llama`. Raises RuntimeLoadError if the file is missing."""
@@ -89,8 +89,8 @@ class _Manifest(msgspec.Struct):
 def find_bundle() -> Bundle:
     """Return the bundle that `EDGECHAT_NATIVE_DIR` names, or the one inside this package.
 
-    In a source checkout that is the link `_native_link`; its name differs from `_native` so that wheels never include
-    it. Raises RuntimeLoadError if there is no bundle, or its manifest is unreadable.
+    A source checkout has the symbolic link `_native_link` instead of the directory `_native`, so that wheels never
+    include the bundle of the checkout. Raises RuntimeLoadError if there is no bundle, or its manifest is unreadable.
     """
     override = os.environ.get("EDGECHAT_NATIVE_DIR")
     package = Path(__file__).resolve().parents[2]
@@ -119,7 +119,7 @@ def _read_manifest(directory: Path) -> _Manifest:
 
 
 def _gpu_package_modules(llama_cpp_commit: str) -> tuple[list[BackendModule], list[str]]:
-    """Return the modules of the installed GPU packages for this llama.cpp, and the reasons why others are not used."""
+    """Return the modules of the installed GPU packages for this llama.cpp, and a message for each unusable package."""
     modules, left_out = [], []
     for package in _GPU_PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -140,7 +140,7 @@ def _gpu_package_modules(llama_cpp_commit: str) -> tuple[list[BackendModule], li
 
 
 def _unused_llama_library() -> Iterator[str]:
-    """Warn about a llama-cpp-python that contains its own build of llama.cpp instead of only the bindings."""
+    """Yield a message if the installed llama-cpp-python contains its own build of llama.cpp, not only the bindings."""
     spec = importlib.util.find_spec("llama_cpp")
     for directory in (spec and spec.submodule_search_locations) or ():
         if any((Path(directory) / "lib").glob("*llama*")):
@@ -151,7 +151,7 @@ def _unused_llama_library() -> Iterator[str]:
 
 
 def _modules(directory: Path, files: list[str]) -> list[BackendModule]:
-    """Return the backend modules among the manifest's `files`; other files in the directory are ignored."""
+    """Return the backend modules that the manifest lists in `files`; other files in the directory are ignored."""
     start = f"{_PREFIX}ggml-"
     names = [f[len(start) : -len(_SUFFIX)] for f in files if f.startswith(start) and f.endswith(_SUFFIX)]
     return [BackendModule(name=n, path=str(directory / f"{start}{n}{_SUFFIX}")) for n in names]

@@ -1,6 +1,6 @@
 """Kernel benchmark: speed of a backend's matrix products and attention on this machine, cached across starts.
 
-The child process `edgechat _speeds MODULE THREADS QUICK` measures.
+The benchmark runs in a child process, `edgechat _speeds MODULE THREADS QUICK`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from edgechat.runtime.backends.bundle import BackendModule, Bundle, find_bundle
 from edgechat.runtime.backends.selftest import disable_core_dumps
 
 _TIMEOUT_S: Final = 120.0
-# Minimum gain for which a further thread is used: it takes power from the rest of the machine.
+# Minimum speed-up for which more threads are used, because each thread takes processor time from other programs.
 _MIN_THREAD_GAIN: Final = 1.03
 _QUICK_TYPE: Final = "Q4_0"
 _MAX_ENTRIES: Final = 20
-# Twenty benchmarks take about 60 kB.
+# Maximum size of the cache file. Twenty benchmarks take about 60 kB.
 _MAX_BYTES: Final = 1 << 20
 
 _Rates = dict[tuple[str, str, int], float]
@@ -45,9 +45,9 @@ def main(arguments: list[str]) -> int:
 
 
 def load_speeds(bundle: Bundle, *modules: BackendModule) -> KernelSpeeds | None:
-    """Return the cached benchmark of the first of `modules` that has one on this machine."""
+    """Return the first cached benchmark of one of `modules` on this machine; None if there is none."""
     cached = _read()
-    if not cached:  # skips `read_cpu`, which costs time at every start
+    if not cached:  # avoids `read_cpu`, which would take time at every start
         return None
     cpu = read_cpu()
     keys = (verdicts.verdict_key(bundle, module, cpu) for module in modules)
@@ -59,12 +59,12 @@ def measure_speeds(
 ) -> KernelSpeeds | None:
     """Benchmark a module that passed its self-test, and cache the result; None if the benchmark failed.
 
-    Takes a few seconds, in which the machine should be idle. `on_progress` receives a status line per step.
+    Takes a few seconds, during which the machine should be idle. `on_progress` receives a status line per step.
     """
     thread_counts = candidate_thread_counts()
     by_count: dict[int, _Rates] = {}
     for count in thread_counts if len(thread_counts) > 1 else ():
-        on_progress(f"Measuring {module.name} with {count} thread{'s' if count > 1 else ''}")
+        on_progress(f"Measuring the speed of {module.name} with {count} thread{'s' if count > 1 else ''}")
         quick = _run(module, count, quick=True)
         if quick is not None:
             by_count[count] = quick
@@ -85,7 +85,11 @@ def measure_speeds(
 
 
 def summarize(rates: _Rates, backend: str, n_threads: int) -> KernelSpeeds:
-    """Group the rates by tensor type; `products` has the layout that llama.cpp loads weights in, `plain` the file's."""
+    """Group the rates by tensor type.
+
+    `products` has the rates of the memory layout in which llama.cpp loads weights; `plain` has those of the layout in
+    the model file, if the two layouts differ.
+    """
     products: dict[str, dict[int, float]] = {}
     plain: dict[str, dict[int, float]] = {}
     attention: dict[str, dict[int, float]] = {}
@@ -123,7 +127,7 @@ def _run(module: BackendModule, n_threads: int, *, quick: bool) -> _Rates | None
             return
         _, name, layout, batch, per_s = fields
         is_done = is_done or name == "done"
-        # ggml writes q4_K, model headers have Q4_K.
+        # The benchmark prints the type names of ggml (q4_K), but model headers use upper case (Q4_K).
         is_type = not name.startswith("attention") and name not in {"operation", "product"}
         rates[name.upper() if is_type else name, layout, int(batch)] = float(per_s)
 
@@ -134,7 +138,7 @@ def _run(module: BackendModule, n_threads: int, *, quick: bool) -> _Rates | None
 
 
 def _best_count(by_count: dict[int, _Rates], batch: int) -> int:
-    """Return the thread count with the highest rate for `batch`; the smallest of nearly equal ones."""
+    """Return the thread count with the highest rate for `batch`; of nearly equal counts, the smallest."""
     best, best_rate = max(by_count), 0.0
     for count in sorted(by_count):
         rates = [rate for (name, _, n), rate in by_count[count].items() if name == _QUICK_TYPE and n == batch]

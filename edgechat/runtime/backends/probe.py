@@ -24,15 +24,15 @@ from edgechat.runtime.backends.verdicts import Verdict
 OnProgress = Callable[[str], None]
 """Receives a status line for the user."""
 
-# The slowest step, decoding the tiny model, took 0.07 s on two server cores with their best module, and 0.5 s with the
-# plainest one during a compilation: the limit fits a board that is ten times slower.
+# Time limit of one self-test step. The slowest step, decoding the tiny model, took 0.07 s on two server cores with the
+# fastest module, and 0.5 s with the slowest module during a compilation. The limit allows a machine ten times slower.
 STALL_S: Final = 5.0
 TOTAL_S: Final = 60.0
-# At least two: kernels set up state per thread (AMX tiles), and one thread would hide faults of it.
+# Two threads, because kernels set up state per thread (AMX tiles), and a test with one thread would miss errors there.
 N_THREADS: Final = 2
 
-# Exit codes that a module's kernels cause; SIGKILL and positive codes are not among them. The hexadecimal ones are of
-# Windows: fail fast; access violation and illegal instruction.
+# Exit codes of crashes that the kernels of a module can cause. SIGKILL and ordinary exit codes do not count. The
+# hexadecimal codes are from Windows: fail fast, access violation and illegal instruction.
 ABORT_CODES: Final = {-signal.SIGABRT, 0xC0000409}
 CRASH_CODES: Final = (
     ABORT_CODES
@@ -46,10 +46,10 @@ def _ignore_progress(_status: str) -> None:
 
 
 def choose_module(bundle: Bundle, on_progress: OnProgress = _ignore_progress) -> tuple[BackendModule, Verdict]:
-    """Return the best CPU module that works here with its verdict; tests modules without a cached verdict.
+    """Return the best CPU module that works on this machine, and its verdict; test modules without a cached verdict.
 
     `on_progress` is called before each self-test, which takes about a second. Raises RuntimeLoadError with the reason
-    of every module if none works.
+    for every module if none works.
     """
     bundle.check()
     reasons = []
@@ -76,7 +76,7 @@ def gpu_module_verdicts(
 ) -> list[tuple[BackendModule, Verdict]]:
     """Return the GPU modules and their verdicts; `cpu_module` computes the operations that they do not implement.
 
-    After one module of a kind works, others of this kind are skipped: they would list the same devices again.
+    Once a module of a kind (such as CUDA) works, others of this kind are skipped: they would list the same devices.
     """
     if not bundle.gpu_modules:
         return []
@@ -150,8 +150,8 @@ def run_child(
 ) -> tuple[bool, int]:
     """Run a child process of edgechat with the bundle in `directory`; `on_line` receives each line of its output.
 
-    The child is killed if it writes no line for `STALL_S`, or at `deadline` (monotonic). Returns whether it was killed,
-    and its exit code. Raises RuntimeLoadError if edgechat was upgraded since this process started.
+    The child is killed if it writes no line for `STALL_S`, or at `deadline` (monotonic). Returns whether the child was
+    killed, and its exit code. Raises RuntimeLoadError if edgechat was upgraded since this process started.
     """
     child = subprocess.Popen(
         process.command_line(*arguments),
@@ -205,11 +205,11 @@ def _conclude(
         return "wrong", f"computes wrong numbers: {report.failures[0]}{more}"
     if code == REFUSED:
         is_cpu = module.name.startswith("cpu-")
-        cause = "this CPU lacks instructions that it needs" if is_cpu else "no supported device or no driver was found"
+        cause = "this CPU lacks instructions that the backend needs" if is_cpu else "no supported device or no driver was found"
         return "refused", f"cannot be loaded: {cause}"
     if code == PASSED and report.is_done:
         return "passed", f"passed {report.checks} checks in {elapsed_s:.1f} s"
-    # A failure that does not concern the module (no memory, no temporary file): it is tested again at the next start.
+    # A failure outside the module (no memory, no temporary file): the module is tested again at the next start.
     return "untested", f"its self-test ended with {describe_exit(code)} at step: {report.stage}"
 
 

@@ -12,14 +12,15 @@ import sys
 
 from edgechat.runtime.backends.bundle import find_bundle
 
-# Exit codes that neither Python nor the C library uses for accidents.
+# Exit codes. Neither Python nor the C library uses 10 or 11 for its own errors.
 PASSED, WRONG, REFUSED = 0, 10, 11
 
 
 def main(arguments: list[str]) -> int:
     """Run the native self-test, which reports to stdout. Returns PASSED, WRONG or REFUSED.
 
-    CPU_MODULE is "" for a CPU module; a GPU module needs one for the operations that it does not implement.
+    CPU_MODULE is "" for a CPU module. For a GPU module, CPU_MODULE computes the operations that the GPU module does not
+    implement.
     """
     module, n_threads, timeout_s, cpu_module = arguments
     if hasattr(signal, "alarm"):

@@ -1,8 +1,8 @@
-"""Cache of backend verdicts: the results of self-tests, kept across starts.
+"""Cache of backend verdicts: the results of self-tests, saved for later starts.
 
 A verdict holds for one build on one machine: its key covers the build, the CPU's model, flags and microcode, the GPU
-driver, and the module file's size and time. The cache cannot fail a start: an unreadable file counts as empty, and a
-write that fails is repeated at the next start.
+driver, and the size and modification time of the module file. Errors of the cache never prevent a start: an unreadable
+file counts as empty, and a failed write is repeated at the next start.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgechat.runtime.backends.bundle import BackendModule, Bundle
 
 CRASHES_UNTIL_DISTRUST: Final = 2
 _MAX_VERDICTS: Final = 100
-# A hundred verdicts take about 30 kB.
+# Maximum size of the cache file. A hundred verdicts take about 30 kB.
 _MAX_BYTES: Final = 1 << 20
 
 
@@ -33,6 +33,7 @@ class Verdict(msgspec.Struct, frozen=True):
     reason: str
     """Explanation for the user."""
     checks: int = 0
+    """Number of checks that the self-test ran."""
     elapsed_s: float = 0.0
 
     @property
@@ -63,12 +64,12 @@ def verdict_key(bundle: Bundle, module: BackendModule, cpu: Cpu, driver: str = "
 
 
 def load_verdict(key: str) -> Verdict | None:
-    """Return the cached verdict under `key`, if any."""
+    """Return the cached verdict for `key`; None if there is none."""
     return _read().verdicts.get(key)
 
 
 def save_verdict(key: str, verdict: Verdict) -> None:
-    """Cache a verdict; only the newest hundred stay."""
+    """Save a verdict in the cache, which holds the newest hundred verdicts."""
     content = _read()
     content.verdicts.pop(key, None)
     content.verdicts[key] = verdict
@@ -76,16 +77,16 @@ def save_verdict(key: str, verdict: Verdict) -> None:
     _file().save(content)
 
 
-def record_engine_crash(key: str, module: str, how: str) -> None:
+def record_engine_crash(key: str, module: str, cause: str) -> None:
     """Count a crash of the engine on `module`; the second one replaces its verdict with `distrusted`.
 
-    `how` names the signal or exit code.
+    `cause` describes the signal or the exit code.
     """
     content = _read()
     n_crashes = content.deaths[key] = content.deaths.get(key, 0) + 1
     if n_crashes >= CRASHES_UNTIL_DISTRUST:
         reason = (
-            f"passed its self-test, but the engine crashed on it {n_crashes} times, most recently with {how}. "
+            f"passed its self-test, but the engine crashed on it {n_crashes} times, most recently with {cause}. "
             "Run `edgechat doctor --retest` to test it again."
         )
         content.verdicts[key] = Verdict(module=module, status="distrusted", reason=reason)
