@@ -28,10 +28,10 @@ from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.probe import ABORT_CODES, CRASH_CODES, describe_exit
 
-# Exit codes that count against the backend. llama.cpp also aborts when it rejects a model, which is no backend fault.
+# Exit codes that count against the backend. llama.cpp also aborts when it rejects a model, which is not a fault of the backend.
 _BACKEND_CRASHES: Final = CRASH_CODES - ABORT_CODES
 _EXIT_TIMEOUT_S: Final = 2.0
-KILLED: Final = getattr(signal, "SIGKILL", 9)
+KILL_SIGNAL: Final = getattr(signal, "SIGKILL", 9)
 """The signal that the system sends to a process when memory runs out."""
 
 T = TypeVar("T", bound=protocol.Event)
@@ -55,9 +55,9 @@ class EngineProcess:
             if log:
                 log.close()
         self.n_loads = 0
-        """Number of Load requests."""
+        """Number of Load requests that this process received."""
         self.error: EngineDiedError | None = None
-        """How the process died; None while it lives."""
+        """Error that describes the death of the process; None while the process is running."""
         self._backend = ""
         self._is_closing = False
         self._pending: dict[int, OnOutcome] = {}
@@ -87,7 +87,7 @@ class EngineProcess:
                 is_final = isinstance(event, protocol.FINAL_EVENTS)
                 on_event = self._pending.pop(event.id, None) if is_final else self._pending.get(event.id)
             if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
-                self._log_start = logs.size()  # llama.cpp logs an abort as an error, which no crash report should quote
+                self._log_start = logs.size()  # llama.cpp logs an abort as an error, which crash reports must not quote
             if isinstance(event, protocol.BackendChosen):
                 self._backend = event.backend
             if on_event is not None:
@@ -116,7 +116,7 @@ class EngineProcess:
         if code == EXIT_VERSION_CHANGED:
             return UPGRADED_MESSAGE
         message = f"The engine process died: {describe_exit(code)}"
-        if code == -KILLED:
+        if code == -KILL_SIGNAL:
             message += "; the system kills processes when memory runs out"
         lines = logs.last_lines(paths.log_file(), self._log_start)
         if lines:
@@ -124,7 +124,7 @@ class EngineProcess:
         return message
 
     def stop(self) -> None:
-        """Ask the process to exit; kill it after two seconds."""
+        """Ask the process to exit; kill the process after two seconds."""
         self._is_closing = True
         self.channel.write(protocol.encode(protocol.Shutdown(id=0)))
         try:
@@ -135,7 +135,7 @@ class EngineProcess:
 
 
 class EngineClient:
-    """An engine that starts with the first request and restarts after a crash.
+    """Client of an engine that starts with the first request and restarts after a crash.
 
     A crash ends every pending request with EngineDiedError. The next request starts a new process, which loads the last
     model again.
@@ -177,14 +177,14 @@ class EngineClient:
     def load(self, request: protocol.Load, on_event: OnEvent = _ignore) -> protocol.Loaded:
         """Load a model; `on_event` receives the progress events.
 
-        If the engine crashes, try once more in a new process, which may choose another backend. A killed engine is not
-        tried again. Raises the engine's error, or EngineDiedError.
+        If the engine crashes, the client tries once more in a new process, which may choose another backend. After the
+        system killed the engine, the client does not try again. Raises the engine's error, or EngineDiedError.
         """
         self._load = None
         try:
             loaded = self._load_once(request, on_event)
         except EngineDiedError as error:
-            if self._is_closed or error.code in (-KILLED, EXIT_VERSION_CHANGED):
+            if self._is_closed or error.code in (-KILL_SIGNAL, EXIT_VERSION_CHANGED):
                 raise
             loaded = self._load_once(msgspec.structs.replace(request, id=self.next_id()), on_event)
         self._load = request
@@ -224,7 +224,7 @@ class EngineClient:
     def list_devices(
         self, *, benchmark: bool, remeasure: bool = False, on_event: OnEvent = _ignore
     ) -> protocol.DevicesListed:
-        """List GPUs and kernel speeds; `benchmark` measures speeds that are not saved yet, which takes seconds."""
+        """List GPUs and kernel speeds; `benchmark` runs the kernel benchmark if no result is saved, which takes seconds."""
         self.start()
         request = protocol.ListDevices(id=self.next_id(), benchmark=benchmark, remeasure=remeasure)
         return self._call(request, protocol.DevicesListed, on_event)

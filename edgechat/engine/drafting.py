@@ -1,4 +1,4 @@
-"""Speculative decoding of a loaded model: its drafters, its acceptance and step-cost profile, and their idle work."""
+"""Speculative decoding of a loaded model: drafters, measured acceptance rates and step costs, and idle-time work."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from edgechat.speculation.step_costs import MIN_SAMPLES, SIZES
 
 # Step costs are measured again after the first reply that ends at least this long after the last measurement.
 _MEASURE_INTERVAL_S: Final = 60.0
-# Time limit of one round of measurements; on a slow machine the other sizes wait for the next idle period.
+# Time limit of one round of measurements; on a slow machine the remaining sizes wait for the next idle period.
 _MEASURE_ROUND_S: Final = 10.0
-# Steps of one token before each measured step: the first pays for building a new graph.
+# Number of one-token steps before each measured step: the first one is slower, because it builds a new graph.
 _WARM_UP_STEPS: Final = 2
-# Replies that wait to be added to the corpus, for a client that leaves the engine no idle time.
+# Maximum number of replies that wait to be added to the corpus, in case the engine has no idle time.
 _MAX_PENDING: Final = 16
 
 
@@ -69,10 +69,10 @@ class Drafting:
         self._measured_at = float("-inf")
         self._measure_deadline = 0.0
         self._sizes_to_measure: list[int] = []
-        """Step sizes to measure, last first."""
+        """Step sizes to measure, in reverse order: the last one is measured first."""
 
     def speculator_for(self, params: Generate) -> Speculator | None:
-        """Create the speculator of a request; None if the request is to be decoded without drafts."""
+        """Create the speculator of a request; return None if the request must be decoded without drafts."""
         if params.conversation and not params.ephemeral:
             self._corpus.open_conversation(folder_name(params.conversation))
         if not params.speculate or params.n_sequences > 1 or not self._sizes:
@@ -81,7 +81,7 @@ class Drafting:
         if params.conversation:
             self._has_unsaved_profile = True
         else:
-            acceptance = acceptance.copy()  # an unsaved conversation must leave no trace in the profile
+            acceptance = acceptance.copy()  # an unsaved conversation must not change the profile
         is_end = self._context.model.is_eog if not params.ignore_eog else lambda _token: False
         return Speculator([self._live, self._corpus], DraftController(acceptance, self._profile.costs), is_end)
 
@@ -95,7 +95,7 @@ class Drafting:
             self._pending.append(finished)
 
     def step_costs(self) -> dict[int, float]:
-        """Measured cost of a step by number of tokens, relative to one token, at the depth of the longest sequence."""
+        """Return the measured step cost by number of tokens, relative to one token, at the depth of the longest sequence."""
         costs, depth = self._profile.costs, self._depth()
         return {n: costs.ratio(n, depth) for n in SIZES if costs.is_measured(n, depth)}
 
@@ -108,7 +108,7 @@ class Drafting:
     # Idle work
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> bool:
-        """Update and save the corpus, measure a step cost, or save the profile. Return False without more work.
+        """Update and save the corpus, measure a step cost, or save the profile. Return False if no work is left.
 
         `allow_abort(True)` and `allow_abort(False)` enclose decodes that `Context.abort` may end. Raises OSError,
         MemoryError and EdgechatError.
@@ -142,7 +142,7 @@ class Drafting:
             profile.save_profile(self._profile, self._profile_path)
 
     def _plan_measurements(self) -> None:
-        """Schedule each step size once per interval; `MIN_SAMPLES` times if one of them has too few samples."""
+        """Schedule each step size once per interval, or `MIN_SAMPLES` times if any size has too few samples."""
         now = time.monotonic()
         self._measure_deadline = now + _MEASURE_ROUND_S
         if not self._sizes_to_measure and now - self._measured_at >= _MEASURE_INTERVAL_S:
@@ -179,7 +179,7 @@ class Drafting:
         self._has_unsaved_profile = True
 
     def finish(self, deadline: float) -> None:
-        """Save the corpus until `deadline` (monotonic), then the profile. Raises as `idle_step` does."""
+        """Save the corpus until `deadline` (monotonic), then the profile. Raises the same exceptions as `idle_step`."""
         while self._pending and time.monotonic() < deadline:
             self._add_to_corpus(self._pending.popleft())
         while time.monotonic() < deadline and self._corpus.save_one():

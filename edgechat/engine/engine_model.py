@@ -1,4 +1,4 @@
-"""Base class of the models in the engine process; the base class itself is the state without a model."""
+"""Base class of the models in the engine process, which also stands for the state without a model."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class EngineModel:
         raise EngineError("No model is loaded. Load a model first.")
 
     def step(self, cancelled: set[int]) -> None:
-        """Cancel the requests with these ids, then run one step of the others."""
+        """Cancel the requests with these ids, then run one step of the other requests."""
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> float | None:  # noqa: ARG002  (subclasses use it)
-        """Do a short piece of idle work; return the delay in seconds before the next call, or None without more work.
+        """Do a short part of the idle work; return the delay in seconds before the next call, or None if no work is left.
 
         `allow_abort(True)` lets an arriving request abort the work, until `allow_abort(False)`. Raises EdgechatError,
         MemoryError and OSError.

@@ -55,7 +55,7 @@ class ModelInspector:
         return protocol.MemoryProbed(id=request.id, backend=self.backend, memory=memory)
 
     def close_model(self) -> None:
-        """Free the model whose header the last ProbeMemory request read."""
+        """Free the model of the last ProbeMemory request."""
         self._memory_estimator.close()
 
     def _list_devices(self, request: protocol.ListDevices) -> protocol.DevicesListed:
@@ -66,7 +66,7 @@ class ModelInspector:
         if request.benchmark and (speeds is None or request.remeasure):
             speeds = kernel_benchmark.measure_speeds(bundle, module, on_progress)
         verdicts = probe.gpu_module_verdicts(bundle, module, on_progress)
-        # A bundle for many machines contains modules for devices that most machines lack: those are no problem.
+        # A bundle for many machines contains modules for devices that most machines lack: do not report these modules.
         problems = [
             f"{gpu.name}: {verdict.reason}"
             for gpu, verdict in verdicts

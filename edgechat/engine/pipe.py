@@ -1,6 +1,6 @@
 """A pair of pipes between a parent and a child process, separate from the child's standard streams.
 
-So a library that prints cannot corrupt a message, and the end of a pipe means that the process at its other end exited.
+Therefore a library that prints cannot corrupt a message, and the end of a pipe means that the other process has exited.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgechat.errors import EngineDiedError
 
 
 class Channel:
-    """One end of the connection. One thread may `read`; any thread may `write`."""
+    """One end of the connection between two processes. One thread may `read`; any thread may `write`."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._reader = os.fdopen(read_fd, "rb", buffering=1 << 16)
@@ -49,7 +49,7 @@ class Channel:
         return True
 
     def close(self) -> None:
-        """Close both pipes, so that the other process reads the end of its pipe."""
+        """Close both pipes, so that the other process reads the end of the pipe."""
         with contextlib.suppress(OSError):  # the other process may have closed it first
             self._writer.close()
         with contextlib.suppress(OSError):
@@ -74,7 +74,7 @@ def spawn_child(arguments: list[str], stderr: IO[bytes] | int) -> tuple[subproce
         os.close(down_write)
         os.close(up_read)
         raise EngineDiedError(
-            f"Cannot start a process of edgechat: {error}. Was edgechat removed while it was running?"
+            f"Cannot start an edgechat process: {error}. If edgechat was uninstalled, install it again."
         ) from error
     finally:
         for fd in child_fds:
@@ -106,5 +106,5 @@ def _inheritable_handles(fds: tuple[int, int]) -> tuple[tuple[int, ...], dict[st
         startup = subprocess.STARTUPINFO()
         startup.lpAttributeList = {"handle_list": list(handles)}
         return handles, {"startupinfo": startup}
-    # A session of its own, so that Ctrl-C in the terminal reaches only the client.
+    # Start a new session, so that Ctrl-C in the terminal reaches only the client.
     return fds, {"pass_fds": fds, "start_new_session": True}

@@ -32,7 +32,7 @@ class Load(Request, frozen=True):
 
     plan: LoadPlan
     prefix_dir: str = ""
-    """Directory of the prefix cache on disk; "" disables writing."""
+    """Directory of the prefix cache on disk; "" disables the disk cache."""
 
 
 class ProbeMemory(Request, frozen=True):
@@ -47,7 +47,7 @@ class ListDevices(Request, frozen=True):
     """List the usable GPUs and the measured kernel speeds of the backend. Events: BackendTesting."""
 
     benchmark: bool = False
-    """Run the kernel benchmark if no result is saved; it takes seconds."""
+    """Run the kernel benchmark if no result is saved; the benchmark takes a few seconds."""
     remeasure: bool = False
     """With `benchmark`, ignore the saved result."""
 
@@ -63,7 +63,7 @@ class Embed(Request, frozen=True):
     """Compute embeddings with an embedding model."""
 
     inputs: list[list[int]]
-    """Texts, as tokens."""
+    """Texts to embed, each as a list of tokens."""
 
 
 class Tokenize(Request, frozen=True):
@@ -71,7 +71,7 @@ class Tokenize(Request, frozen=True):
 
     text: str
     guard: str = ""
-    """See `Generate.guard`."""
+    """Guard character of the renderer; see `Generate.guard`."""
 
 
 class Generate(Request, frozen=True):
@@ -79,11 +79,12 @@ class Generate(Request, frozen=True):
 
     text: str = ""
     guard: str = ""
-    """Character that splits control tokens in user text; the engine removes it before it tokenises."""
+    """Character that the renderer inserted into control tokens in user text, so that they are tokenised as plain text.
+    The engine removes the character."""
     tokens: list[int] | None = None
     max_tokens: int | None = None
     forced_tokens: list[int] | None = None
-    """Generate these tokens regardless of the sampler (for benchmarks)."""
+    """Tokens to generate regardless of the sampler (for benchmarks)."""
     ignore_eog: bool = False
     """Continue after an end-of-generation token (for benchmarks)."""
     sampling: Sampling = Sampling()
@@ -98,7 +99,7 @@ class Generate(Request, frozen=True):
     logit_bias: dict[int, float] = {}
     """Value to add to a token's logit, by token."""
     n_logprobs: int | None = None
-    """Return the logprob of each token and of this many most likely alternatives; None returns no logprobs."""
+    """Number of most likely tokens to return per position, with the logprob of each; None returns no logprobs."""
     conversation: str = ""
     """Conversation id under which prefixes and drafts may be saved on disk; "" saves nothing."""
     turn_starts: list[int] = []
@@ -146,7 +147,7 @@ class BackendChosen(Event, frozen=True):
 
 
 class LoadProgressed(Event, frozen=True):
-    """Fraction of the weights that is loaded, from 0 to 1."""
+    """Progress of Load: the fraction of the weights that is loaded, from 0 to 1."""
 
     fraction: float
 
@@ -167,7 +168,7 @@ class Loaded(Event, frozen=True):
     control_tokens: list[str]
     """Texts of the control tokens, longest first; user text must never be tokenised to one of them."""
     can_truncate: bool
-    """False if a sequence can only continue at its end or at a saved state: then set `Generate.turn_starts`."""
+    """False if a sequence can only continue at its end or at a saved state; set `Generate.turn_starts` for such models."""
     load_s: float
     is_embedding: bool = False
     n_embd: int = 0
@@ -226,7 +227,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     """Text of the generated token; may be part of a UTF-8 character."""
     logprob: float
     top: list[tuple[bytes, float]]
-    """The most likely tokens, best first."""
+    """The most likely tokens and their logprobs, most likely first."""
 
 
 class TokensGenerated(Event, frozen=True):
@@ -235,7 +236,7 @@ class TokensGenerated(Event, frozen=True):
     text: str
     tokens: list[int]
     sequence: int = 0
-    """Index of the reply, below `Generate.n_sequences`."""
+    """Index of the reply, from 0 to `Generate.n_sequences` - 1."""
     logprobs: list[TokenLogprobs] = []
     """One item per token, if `Generate.n_logprobs` is set."""
 
@@ -248,7 +249,7 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt_tokens: int
     cached_tokens: int
-    """Prompt tokens that the prefix cache supplied: from live sequences and from the next two tiers."""
+    """Prompt tokens that the prefix cache supplied, from live sequences, RAM and disk together."""
     cached_ram_tokens: int = 0
     cached_disk_tokens: int = 0
     completion_tokens: int
@@ -261,7 +262,9 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
     n_drafts: int = 0
     """Number of steps with drafted tokens."""
     n_drafted: int = 0
+    """Number of drafted tokens."""
     n_accepted: int = 0
+    """Number of drafted tokens that were accepted."""
     mean_acceptance_length: float = 1.0
     """Mean number of tokens generated per step with a draft, including the sampled one."""
     speculation_gain: float = 1.0

@@ -39,7 +39,7 @@ class PendingPrefill:
 
 
 class ActiveRequest:
-    """A Generate request with one or more output sequences. The scheduler decides when it computes.
+    """A Generate request with one or more output sequences. The scheduler decides when the request is computed.
 
     When a sequence is released, the prefix cache receives exactly the tokens that were decoded.
     """
@@ -54,7 +54,7 @@ class ActiveRequest:
         arrived_at: float,
         speculator: Speculator | None = None,
     ) -> None:
-        """Check the request. `arrived_at` is its monotonic time of arrival; `speculator` None disables drafts.
+        """Validate the request. `arrived_at` is its monotonic arrival time; without a `speculator`, no tokens are drafted.
 
         Raises EngineError for an empty prompt or too many sequences, ContextOverflowError if the prompt leaves no room
         for a reply, and GrammarError if the grammar cannot be enforced.
@@ -94,7 +94,7 @@ class ActiveRequest:
 
     @property
     def n_tokens(self) -> int:
-        """KV cells that the request needs; its sequences share the cells of the prompt."""
+        """Number of KV cells that the request needs; its sequences share the cells of the prompt."""
         return len(self.prompt) + sum(s.n_tokens for s in self.sequences)
 
     @property
@@ -113,7 +113,7 @@ class ActiveRequest:
         return [s.tokens for s in self.sequences]
 
     def start(self) -> None:
-        """Queue the prefill of the prompt, or after `preempt` of each unfinished sequence."""
+        """Queue the prefill of the prompt or, after `preempt`, of each unfinished sequence."""
         unfinished = [s for s in self.sequences if s.finish_reason is None]
         self._pending = [PendingPrefill([*self.prompt, *s.tokens], s) for s in unfinished]
         if not self.sequences:
@@ -234,7 +234,7 @@ class ActiveRequest:
     # Result
 
     def final_event(self) -> RequestFinished:
-        """Create the event that ends the request, with its statistics."""
+        """Create the final event of the request, with its statistics."""
         first = self.sequences[0] if self.sequences else None
         return RequestFinished(
             id=self.params.id,

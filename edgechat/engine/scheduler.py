@@ -1,4 +1,4 @@
-"""Continuous batching: which requests run, which wait, and what the next decode step contains."""
+"""Scheduler for continuous batching: chooses the requests that run and the tokens of each decode step."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Scheduler:
         self._on_finished = on_finished
         self._waiting: deque[ActiveRequest] = deque()
         self._running: list[ActiveRequest] = []
-        self._drafting_for: OutputSequence | None = None
-        """The sequence whose text the drafters hold; they hold one at a time."""
+        self._drafted_sequence: OutputSequence | None = None
+        """Sequence whose tokens the drafters hold; the drafters hold one sequence at a time."""
 
     @property
     def is_idle(self) -> bool:
-        """True without running or waiting requests."""
+        """True if no request is running or waiting."""
         return not self._running and not self._waiting
 
     def add(self, request: ActiveRequest) -> None:
@@ -76,8 +76,8 @@ class Scheduler:
                 self._decode_sequences(decoding)
             self._prefill(PREFILL_CHUNK_TOKENS if decoding else self._context.n_batch)
         except DecodeAborted:
-            return  # Cancelled requests end in `cancel`; the others resume at their last token.
-        except (EdgechatError, MemoryError) as error:  # `_isolated` handles the errors of a single request
+            return  # Cancelled requests end in `cancel`; the other requests resume at their last token.
+        except (EdgechatError, MemoryError) as error:  # `_run_isolated` handles the errors of a single request
             for request in list(self._running):
                 self._end(request, error)
         for request in [r for r in self._running if r.is_finished]:
@@ -122,7 +122,7 @@ class Scheduler:
             return True
         if len(self._running) == 1:
             return False
-        self._drafting_for = None
+        self._drafted_sequence = None
         newest = self._running.pop()
         newest.preempt()
         self._waiting.appendleft(newest)
@@ -132,7 +132,7 @@ class Scheduler:
 
     def _decode_sequences(self, decoding: list[tuple[ActiveRequest, OutputSequence]]) -> None:
         """Decode one token of each sequence in one batch, then sample each sequence's next token."""
-        self._drafting_for = None
+        self._drafted_sequence = None
         context = self._context
         while decoding:
             try:
@@ -145,9 +145,9 @@ class Scheduler:
             else:
                 break
         for i, (request, sequence) in enumerate(decoding):
-            self._isolated(request, lambda r=request, s=sequence, i=i: r.accept(s, s.sample(i)))  # type: ignore[misc]
+            self._run_isolated(request, lambda r=request, s=sequence, i=i: r.accept(s, s.sample(i)))  # type: ignore[misc]
 
-    def _isolated(self, request: ActiveRequest, work: Callable[[], object]) -> None:
+    def _run_isolated(self, request: ActiveRequest, work: Callable[[], object]) -> None:
         """Run work that concerns one request; an error ends only that request."""
         if request not in self._running:
             return
@@ -162,7 +162,7 @@ class Scheduler:
             ready = [r for r in prefilling if not any(_should_wait_for(r, other) for other in prefilling)]
             request = min(ready, key=lambda r: r.last_prefill_at)
             try:
-                self._isolated(request, lambda r=request: r.prefill(max_tokens))  # type: ignore[misc]
+                self._run_isolated(request, lambda r=request: r.prefill(max_tokens))  # type: ignore[misc]
             except NoKvSlotError:
                 if not self._free_cells():
                     self._end(request, EngineError(_PROMPT_DOES_NOT_FIT))
@@ -175,9 +175,9 @@ class Scheduler:
         The sampler runs at every position, and its tokens are the output: a draft changes the speed, never the text.
         """
         context = self._context
-        if self._drafting_for is not sequence:
+        if self._drafted_sequence is not sequence:
             speculator.start([*request.prompt, *sequence.tokens])
-            self._drafting_for = sequence
+            self._drafted_sequence = sequence
         depth = len(context.tokens(sequence.seq))
         draft = sequence.allowed_prefix(speculator.propose(min(sequence.max_draft, context.max_rollback), depth))
         started_at = time.monotonic()
@@ -190,7 +190,7 @@ class Scheduler:
             return
         context.synchronize()
         step_s = time.monotonic() - started_at
-        self._isolated(request, lambda: self._verify(request, sequence, draft, speculator, depth, step_s))
+        self._run_isolated(request, lambda: self._verify(request, sequence, draft, speculator, depth, step_s))
 
     def _decode_with_draft(self, request: ActiveRequest, sequence: OutputSequence, draft: list[int]) -> list[int]:
         """Decode the next token with its draft, or alone if the draft does not fit; return the decoded draft.
@@ -223,7 +223,7 @@ class Scheduler:
         depth: int,
         step_s: float,
     ) -> None:
-        """Accept sampled tokens until one differs from the draft or ends the sequence; undo the rest of the draft."""
+        """Accept sampled tokens until one differs from the draft or ends the sequence; roll back the rest of the draft."""
         seq, n_accepted, continues, token = sequence.seq, 0, True, sequence.next_token
         for i in range(len(draft) + 1):
             token = sequence.sample(i)

@@ -32,7 +32,7 @@ class OutputSequence:
     ) -> None:  # fmt: skip
         """Start after `prompt`, which the context's sequence `seq` already holds.
 
-        `index` numbers the replies of a request and is added to the seed. The sampler owns `grammar` from now on.
+        `index` numbers the replies of a request and is added to the seed. The sampler takes ownership of `grammar`.
         """
         self.seq = seq
         self.tokens: list[int] = []
@@ -73,7 +73,7 @@ class OutputSequence:
         return free if max_tokens is None else min(free, max_tokens - self.n_tokens - 1)
 
     def allowed_prefix(self, draft: list[int]) -> list[int]:
-        """Cut `draft` before the first token that the grammar forbids."""
+        """Return the tokens of `draft` before the first one that the grammar forbids."""
         return draft[: self._sampler.count_allowed(draft)] if draft else draft
 
     def sample(self, index: int) -> int:

@@ -1,8 +1,8 @@
 """The engine process, `edgechat _engine READ WRITE`: all native code runs in it.
 
 The main thread executes requests. It generates for several requests at once, in steps, and executes all other requests
-one after another. A second thread reads the pipe: so Cancel can abort a running decode, and the end of the pipe (the
-client has exited, for whatever reason) ends this process at once.
+one after another. A second thread reads the pipe, so that Cancel can abort a running decode, and the end of the pipe
+(which means that the client has exited) ends this process at once.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from edgechat.engine.text_model import TextModel
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.runtime.model import Model, OnLoadProgress
 
-# Idle work starts after this delay, so that none is done between two requests of a busy client.
+# Idle work starts after this delay, so that no idle work runs between two requests of a busy client.
 IDLE_DELAY_S: Final = 0.25
 _PROGRESS_INTERVAL_S: Final = 0.1
-# Requests that are executed between two steps of a running generation; all others wait for its end.
-_CONCURRENT: Final = (protocol.Generate, protocol.Tokenize, protocol.Stats)
-# A Cancel can arrive after its request has ended; ids of cancelled requests are dropped after this many later ones.
+# Requests that can be executed between two steps of a generation; all other requests wait for its end.
+_CONCURRENT_REQUESTS: Final = (protocol.Generate, protocol.Tokenize, protocol.Stats)
+# A Cancel can arrive after its request has ended; ids of cancelled requests are deleted after this many later ids.
 _CANCEL_HISTORY: Final = 100
 
 
@@ -46,7 +46,7 @@ def prefer_oom_kill() -> None:
         try:
             Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
         except OSError:
-            pass  # some containers forbid it, and it is only a preference
+            pass  # some containers forbid this write; the engine works without it
 
 
 class EngineServer:
@@ -71,7 +71,7 @@ class EngineServer:
             if isinstance(request, protocol.Shutdown):
                 self._unload()
                 return
-            while self._model.is_generating and not isinstance(request, _CONCURRENT):
+            while self._model.is_generating and not isinstance(request, _CONCURRENT_REQUESTS):
                 self._step()
             self._begin(request.id)
             try:
@@ -97,7 +97,7 @@ class EngineServer:
 
     def _step(self) -> None:
         with self._lock:
-            self._model.clear_abort()  # an abort was for the requests that are cancelled now
+            self._model.clear_abort()  # the abort concerns only the requests cancelled below
             cancelled = self._running & self._cancelled
         self._model.step(cancelled)
 
@@ -206,7 +206,7 @@ class EngineServer:
         )
 
     def _progress_callback(self, request_id: int) -> OnLoadProgress:
-        """Create llama.cpp's progress callback: it sends up to ten events per second; False cancels the load."""
+        """Create llama.cpp's progress callback, which sends up to ten events per second and can cancel the load."""
         sent_at = 0.0
 
         def on_progress(fraction: float) -> bool:

@@ -33,11 +33,11 @@ class StopStringFilter:
         return output
 
     def flush(self) -> str:
-        """Return the text that was held back, at the end of the output; "" after a stop string."""
+        """Return the remaining text at the end of the output; "" after a stop string."""
         pending, self._pending = self._pending, ""
         return "" if self.is_stopped else pending
 
 
 def partial_match_length(text: str, marker: str) -> int:
-    """Length of the longest end of `text` that is a proper prefix of `marker`."""
+    """Return the length of the longest end of `text` that is a proper prefix of `marker`."""
     return next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)

@@ -24,9 +24,9 @@ from edgechat.runtime.model import Model
 from edgechat.speculation.controller import MAX_DRAFT
 
 _BUSY_DELAY_S: Final = 0.02
-# The client waits this long for caches to be saved when the engine shuts down. Unsaved prefixes are computed again.
+# Maximum time for saving prefixes when the engine shuts down. Unsaved prefixes are computed again later.
 _MAX_SAVE_S: Final = 1.5
-# Part of that time which is reserved for drafts when saving prefixes takes all of it.
+# Minimum time for saving the drafters' corpus, even if saving prefixes took all of that time.
 _MIN_SAVE_DRAFTS_S: Final = 0.2
 
 

@@ -13,7 +13,7 @@ class PromptTokenizer(Protocol):
 
     @property
     def control_tokens(self) -> dict[str, int]:
-        """Token of each control token's text, longest text first."""
+        """Control tokens by their text, longest text first."""
 
     @property
     def adds_bos(self) -> bool:
@@ -24,7 +24,7 @@ class PromptTokenizer(Protocol):
         """Text of the beginning-of-sequence token, or ""."""
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Tokens of `text`; control tokens are recognised only with `parse_special`."""
+        """Return the tokens of `text`; control tokens are recognised only with `parse_special`."""
 
 
 def tokenize_prompt(model: PromptTokenizer, text: str, guard: str) -> list[int]:
@@ -32,7 +32,7 @@ def tokenize_prompt(model: PromptTokenizer, text: str, guard: str) -> list[int]:
 
     `guard` is a character that the renderer put inside each control token's text in user content. This function removes
     it and tokenises the surrounding text as plain text. If the template writes the beginning-of-sequence token itself,
-    it is not added a second time.
+    the token is not added a second time.
     """
     add_special = model.adds_bos and not (model.bos and text.startswith(model.bos))
     if not guard or guard not in text:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgechat.config import Settings
 from edgechat.engine import protocol
-from edgechat.engine.client import KILLED, EngineClient
+from edgechat.engine.client import KILL_SIGNAL, EngineClient
 from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, EngineError, ModelFileError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
@@ -74,7 +74,7 @@ class LoadedModel:
 
     def fall_back_to_cpu(self, error: EngineError, settings: Settings) -> bool:
         """Load the model again without a GPU if `error` is a failure of the GPU; return True if that worked."""
-        crashed = isinstance(error, EngineDiedError) and error.code is not None and error.code != -KILLED
+        crashed = isinstance(error, EngineDiedError) and error.code is not None and error.code != -KILL_SIGNAL
         failed = self.plan
         if failed is None or not failed.options.n_gpu_layers or not (crashed or isinstance(error, ComputeError)):
             return False

@@ -12,7 +12,7 @@ import msgspec
 from edgechat import paths
 from edgechat.config import Settings
 from edgechat.engine import protocol
-from edgechat.engine.client import KILLED, EngineClient
+from edgechat.engine.client import KILL_SIGNAL, EngineClient
 from edgechat.errors import EdgechatError, EngineDiedError, ModelFileError, PlanError
 from edgechat.hardware.gpu import Gpu
 from edgechat.hardware.memory import peak_pss_bytes
@@ -177,7 +177,7 @@ def _retry_plan(
 
 def _ran_out_of_memory(error: EdgechatError) -> bool:
     """Return True if llama.cpp reported too little memory, or if the system killed the engine, as it does then."""
-    killed = isinstance(error, EngineDiedError) and error.code == -KILLED
+    killed = isinstance(error, EngineDiedError) and error.code == -KILL_SIGNAL
     return isinstance(error, PlanError) or killed
 
 

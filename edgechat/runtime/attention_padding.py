@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-# ggml-cpu's GGML_FA_TILE_Q. Measured on two cores (Zen 5) with a model of 135M parameters: a batch of 60 tokens took 1.06
-# times as long as a batch of 64 at depth 256, 1.27 times at depth 1,000, 1.45 times at depth 2,000, and 1.64 times at
-# depth 3,700. So the untiled path is 2.7 times slower.
+# ggml-cpu's GGML_FA_TILE_Q. Measured on two cores (Zen 5) with a model of 135M parameters: a batch of 60 tokens took
+# 1.06 times as long as a batch of 64 at depth 256, 1.27 times at depth 1,000, 1.45 times at depth 2,000, and 1.64 times
+# at depth 3,700. So the untiled path is 2.7 times slower.
 TILE_TOKENS: Final = 64
 _UNTILED_COST: Final = 2.7
 # Minimum speed-up for which a batch is padded.

@@ -26,5 +26,5 @@ def test_child_of_another_version_exits_at_once(monkeypatch: pytest.MonkeyPatch)
 
 def test_error_names_a_removed_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(EngineDiedError, match="Was edgechat removed"):
+    with pytest.raises(EngineDiedError, match="If edgechat was uninstalled"):
         spawn_child(["_engine"], subprocess.DEVNULL)

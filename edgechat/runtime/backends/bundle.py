@@ -13,7 +13,7 @@ import msgspec
 
 from edgechat.errors import RuntimeLoadError
 
-INSTALL_HINT: Final = "Install a wheel of edgechat, which contains the bundle, or run `make setup` in a source checkout."
+INSTALL_HINT: Final = "Install a wheel of edgechat, which contains the bundle. In a source checkout, run `make setup`."
 _SUFFIX: Final = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _PREFIX: Final = "" if sys.platform == "win32" else "lib"
 
@@ -61,7 +61,7 @@ class Bundle(msgspec.Struct, frozen=True):
     modules: tuple[BackendModule, ...]
     """Backend modules for CPUs, best first."""
     gpu_modules: tuple[BackendModule, ...] = ()
-    """Backend modules for GPUs, from the bundle and from installed GPU packages; of each kind, the preferred one first."""
+    """Backend modules for GPUs, from the bundle and from installed GPU packages; the preferred one of a kind first."""
     left_out: tuple[str, ...] = ()
     """Messages about installed packages and libraries that edgechat does not use, each with the reason."""
 

@@ -205,7 +205,7 @@ def _conclude(
         return "wrong", f"computes wrong numbers: {report.failures[0]}{more}"
     if code == REFUSED:
         is_cpu = module.name.startswith("cpu-")
-        cause = "this CPU lacks instructions that the backend needs" if is_cpu else "no supported device or no driver was found"
+        cause = "this CPU lacks required instructions" if is_cpu else "no supported device or no driver was found"
         return "refused", f"cannot be loaded: {cause}"
     if code == PASSED and report.is_done:
         return "passed", f"passed {report.checks} checks in {elapsed_s:.1f} s"
