@@ -28,7 +28,7 @@ from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.probe import ABORT_CODES, CRASH_CODES, describe_exit
 
-# Exit codes that count against the backend. llama.cpp also aborts when it rejects a model, which is not a fault of the backend.
+# Exit codes that count against the backend. llama.cpp also aborts when it rejects a model: no backend fault.
 _BACKEND_CRASHES: Final = CRASH_CODES - ABORT_CODES
 _EXIT_TIMEOUT_S: Final = 2.0
 KILL_SIGNAL: Final = getattr(signal, "SIGKILL", 9)
@@ -224,7 +224,7 @@ class EngineClient:
     def list_devices(
         self, *, benchmark: bool, remeasure: bool = False, on_event: OnEvent = _ignore
     ) -> protocol.DevicesListed:
-        """List GPUs and kernel speeds; `benchmark` runs the kernel benchmark if no result is saved, which takes seconds."""
+        """List GPUs and kernel speeds; `benchmark` measures missing speeds, which takes a few seconds."""
         self.start()
         request = protocol.ListDevices(id=self.next_id(), benchmark=benchmark, remeasure=remeasure)
         return self._call(request, protocol.DevicesListed, on_event)

@@ -33,7 +33,7 @@ class EngineModel:
         """Cancel the requests with these ids, then run one step of the other requests."""
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> float | None:  # noqa: ARG002  (subclasses use it)
-        """Do a short part of the idle work; return the delay in seconds before the next call, or None if no work is left.
+        """Do some idle work; return the delay in seconds before the next call, or None if no work is left.
 
         `allow_abort(True)` lets an arriving request abort the work, until `allow_abort(False)`. Raises EdgechatError,
         MemoryError and OSError.

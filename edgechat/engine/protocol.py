@@ -168,7 +168,7 @@ class Loaded(Event, frozen=True):
     control_tokens: list[str]
     """Texts of the control tokens, longest first; user text must never be tokenised to one of them."""
     can_truncate: bool
-    """False if a sequence can only continue at its end or at a saved state; set `Generate.turn_starts` for such models."""
+    """False if a sequence can only continue at its end or at a saved state; such models need `Generate.turn_starts`."""
     load_s: float
     is_embedding: bool = False
     n_embd: int = 0

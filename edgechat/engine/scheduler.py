@@ -223,7 +223,7 @@ class Scheduler:
         depth: int,
         step_s: float,
     ) -> None:
-        """Accept sampled tokens until one differs from the draft or ends the sequence; roll back the rest of the draft."""
+        """Accept sampled tokens until one differs from the draft or ends the sequence; roll back rejected tokens."""
         seq, n_accepted, continues, token = sequence.seq, 0, True, sequence.next_token
         for i in range(len(draft) + 1):
             token = sequence.sample(i)

@@ -21,16 +21,16 @@ from edgechat.prefix.tree import Match, Node, PrefixTree
 
 # Shorter segments are not saved: computing the tokens again is cheaper than opening a file.
 MIN_SEGMENT_TOKENS: Final = 16
-# Tokens per save in an idle moment, so that a new request waits for one such save at most. As this is also the size of
-# a file, reading many files needs only a small buffer.
+# Maximum tokens per save during idle time, so that a new request waits only for one such save. As a file then has at
+# most this many tokens, reading many files needs only a small buffer.
 IDLE_SEGMENT_TOKENS: Final = 256
-# Idle sequences may hold 128 + n / 16 cells that a prompt of n tokens does not share: a branch or two.
+# Idle sequences may hold 128 + n / 16 cells that a prompt of n tokens does not share: enough for one or two branches.
 _UNSHARED_TOKENS: Final = 128
 _UNSHARED_SHARE: Final = 16
 
 
 class CachedPrefix(msgspec.Struct, frozen=True, kw_only=True):
-    """Sequence that holds the cached prefix of a prompt, with the number of its tokens from each tier."""
+    """Sequence that holds the cached prefix of a prompt, and the number of tokens from each tier."""
 
     seq: int
     live_tokens: int = 0
@@ -49,18 +49,18 @@ class PrefixCache:
         self.tree = PrefixTree()
         self.throughput = PrefixThroughput()
         self.leaves: dict[int, Node] = {}
-        """Last node of each sequence that others can start from, least recently used first."""
+        """Last node of each sequence that other requests can start from, least recently used first."""
         self.store = SegmentStore(self.tree, self._live_nodes, ram_cap_bytes, disk)
         self._memory = memory
         self._conversations: dict[int, str] = {}
-        """Conversation of each sequence in use."""
+        """Conversation id of each sequence in use."""
         self._leased: set[int] = set()
         self._token_bytes = 0.0
         """Bytes per saved token; 0 before the first save."""
 
     @property
     def live_tokens(self) -> int:
-        """Tokens that live sequences hold, each shared token counted once."""
+        """Number of tokens in live sequences; tokens that sequences share count once."""
         return sum(len(node.tokens) for node in self._live_nodes())
 
     # Acquire: restore the longest cached prefix of a prompt
@@ -70,7 +70,7 @@ class PrefixCache:
     ) -> CachedPrefix:
         """Restore the cached prefix of `tokens` by the best plan, and lease the sequence that holds it.
 
-        The prefix never includes the last token, whose logits are still needed. With `bypass_cache` it is empty. With
+        The prefix never includes the last token, whose logits are still needed. With `bypass_cache` the prefix is empty. With
         `ephemeral` no live sequence is continued in place; `bypass_cache` without `ephemeral` evicts all live
         sequences, so that such requests always use the same cells. Raises EngineError if all sequences are leased.
         """
@@ -180,7 +180,7 @@ class PrefixCache:
         self.leaves[seq] = node
 
     def commit(self, seq: int) -> None:
-        """End the lease of `seq` and keep it as a live prefix."""
+        """End the lease of `seq` and keep its tokens as a live prefix."""
         if not self._memory.tokens(seq):
             self.drop(seq)
             return
@@ -205,7 +205,7 @@ class PrefixCache:
     def evict_lru(self, *keep: int | None) -> bool:
         """Evict the least recently used sequence that is not leased and not in `keep`; False if none is left.
 
-        Tokens that no segment covers are saved first, if a tier takes them.
+        Tokens that no segment covers are saved before, if a tier accepts them.
         """
         for seq in self._idle_seqs():
             if seq not in keep:
@@ -219,7 +219,7 @@ class PrefixCache:
         self.drop(seq)
 
     def _evict_unshared(self, match: Match, n_tokens: int, keep: int | None) -> None:
-        """Evict idle sequences until they hold few cells that the prompt of `n_tokens` does not share.
+        """Evict idle sequences until the prompt of `n_tokens` shares nearly all cells that they hold.
 
         Attention reads every cell in use, and masks the cells of other sequences only afterwards.
         """
@@ -267,7 +267,7 @@ class PrefixCache:
     # Save
 
     def idle_step(self) -> bool:
-        """Save up to 256 tokens to disk in an idle moment; False if everything is saved or the disk is busy."""
+        """Save up to 256 tokens to disk during idle time; return False if all is saved, or the disk is busy or failing."""
         self.store.remove_empty()
         disk = self.store.disk
         if disk is None or disk.is_busy or disk.is_failing:
@@ -303,13 +303,13 @@ class PrefixCache:
     ) -> KvSegment | None:
         """Copy the tokens of `seq` that no segment covers to a segment in RAM.
 
-        Returns None if there are fewer than `min_tokens`, or no tier for them. With `is_pending_write` the segment
-        stays in RAM, over the cap if need be, until it is written.
+        Returns None if there are fewer than `min_tokens`, or no tier accepts them. With `is_pending_write` the segment
+        stays in RAM, even above the cap, until it is written to disk.
         """
         tokens, conversation = self._memory.tokens(seq), self._conversations[seq]
         if not self.store.can_save(conversation):
             return None
-        start = self.store.covered(tokens, conversation, can_truncate=self._memory.can_truncate)
+        start = self.store.count_covered(tokens, conversation, can_truncate=self._memory.can_truncate)
         end = len(tokens)
         if self._memory.can_truncate:
             end = min(end, start + (max_tokens or end))
@@ -328,7 +328,7 @@ class PrefixCache:
         return segment
 
     def _n_fitting_ram(self, seq: int, start: int) -> int:
-        """Return how many tokens fit under the RAM cap; saving more would need that memory for a moment."""
+        """Return how many tokens fit under the RAM cap; saving more would exceed the cap temporarily."""
         if not self._token_bytes:
             self._token_bytes = float(len(self._memory.save(seq, start, start + 1)))
         return int(self.store.ram_cap_bytes / self._token_bytes)

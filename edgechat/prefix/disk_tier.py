@@ -1,7 +1,7 @@
 """Disk tier of the prefix cache: segment files in one folder per loaded model and conversation.
 
-The path of a file is `ROOT/IDENTITY/CONVERSATION/START-END-DIGEST.kv`: the identity names the weights and the layout of
-their KV memory, the folder of a conversation is a hash of its id.
+The path of a file is `ROOT/IDENTITY/CONVERSATION/START-END-DIGEST.kv`: IDENTITY is a hash that stands for the weights and
+the layout of their KV memory, and CONVERSATION is a hash of the conversation id.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgechat.prefix.segment_file import InvalidSegmentError, SegmentHeader
 _log = logging.getLogger(__name__)
 _SUFFIX: Final = ".kv"
 _PART_SUFFIX: Final = ".part"
-# Pause after a failed write.
+# Time without writes after a failed write.
 _RETRY_AFTER_S: Final = 60.0
 
 
@@ -48,14 +48,14 @@ class DiskTier:
         self._find_identity = find_identity
         self.identity = ""
         """Name of the model's folder; "" until it is known."""
-        # Reused for all reads: touching fresh memory costs more than reading into it.
+        # Read buffers, reused because page faults in newly allocated memory take longer than the read.
         self._buffers = [bytearray(), bytearray()]
-        self._listed: dict[str, set[str]] = {}
+        self._listed_files: dict[str, set[str]] = {}
         """File names by conversation that `new_files` returned or this process wrote."""
-        self._created: set[str] = set()
-        """Names of the conversation folders that this process created."""
-        self._refused: set[str] = set()
-        """Conversations that are not written any more: deleted, or too large for the cap."""
+        self._created_folders: set[str] = set()
+        """Names of the conversation folders that this process has created."""
+        self._refused_ids: set[str] = set()
+        """Ids of conversations that were deleted, or that had a segment above the cap; they are no longer written."""
         self._retry_at = 0.0
         self._is_running = threading.Event()
         self._is_running.set()
@@ -65,7 +65,7 @@ class DiskTier:
         self._thread.start()
 
     def pause(self) -> None:
-        """Stop writing until `resume`, to leave the machine to the decode loop."""
+        """Stop writing until `resume`, so that the decode loop can use all cores."""
         self._is_running.clear()
 
     def resume(self) -> None:
@@ -78,8 +78,8 @@ class DiskTier:
         return time.monotonic() < self._retry_at
 
     def accepts(self, conversation: str) -> bool:
-        """Return False for requests without a conversation, and for conversations that were refused before."""
-        return bool(conversation) and conversation not in self._refused
+        """Return True if segments of `conversation` may be written: it is not empty, and no earlier write was refused."""
+        return bool(conversation) and conversation not in self._refused_ids
 
     @property
     def is_busy(self) -> bool:
@@ -93,7 +93,7 @@ class DiskTier:
         if not self.identity or not conversation:
             return
         folder = self._folder(conversation)
-        listed = self._listed.setdefault(conversation, set())
+        listed = self._listed_files.setdefault(conversation, set())
         with contextlib.suppress(OSError):
             for path in sorted(folder.glob(f"*{_SUFFIX}")):
                 if path.name in listed:
@@ -106,9 +106,9 @@ class DiskTier:
                     self._delete_invalid(path)
 
     def read(self, files: Sequence[tuple[Path, Sequence[int]]]) -> Generator[memoryview | None, None, None]:
-        """Iterate over the data of files, given with the tokens that each must hold; a view is valid until the next.
+        """Iterate over the data of `files`, pairs of path and expected tokens; a view is valid until the next iteration.
 
-        Yields None for a file that is invalid or holds other tokens, and deletes it. A thread reads ahead by one file,
+        Yields None for a file that is invalid or holds other tokens, and deletes the file. A thread reads ahead by one file,
         since restoring the data takes as long as reading it.
         """
         free_buffers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -139,21 +139,21 @@ class DiskTier:
             free_buffers.put(None)
 
     def _delete_invalid(self, path: Path) -> None:
-        _log.warning("Cannot use the cached prefix %s; deleted it, its tokens are computed again", path.name)
+        _log.warning("Deleted the invalid cached prefix %s; its tokens are computed again", path.name)
         with contextlib.suppress(OSError):
             path.unlink()
 
     # Writing
 
     def queue_write(self, segment: KvSegment, tokens: list[int]) -> None:
-        """Queue a segment that is in RAM and ends the path `tokens`; the writer sets `segment.file`."""
+        """Queue a segment in RAM; `tokens` is its path from the root. The writer thread sets `segment.file`."""
         if segment.data is not None:
             self._n_pending += 1
             segment.is_pending_write = True
             self._jobs.put((segment, tokens, segment.data))
 
     def finish(self, timeout_s: float) -> None:
-        """Write the queued segments and end the thread; abandons what takes longer than `timeout_s`."""
+        """Write the queued segments and end the thread; after `timeout_s`, abandon the remaining segments."""
         self.resume()
         self._jobs.put(None)
         self._thread.join(timeout_s)
@@ -177,7 +177,7 @@ class DiskTier:
             self.identity = self._find_identity(self._wait_while_paused)
         folder = self._folder(segment.conversation)
         if len(data) > self._cap_bytes or not self._create_folder(folder):
-            self._refused.add(segment.conversation)
+            self._refused_ids.add(segment.conversation)
             return
         self._sweep(len(data))
         digest = hashlib.blake2b(array("i", tokens).tobytes(), digest_size=8).hexdigest()
@@ -187,7 +187,7 @@ class DiskTier:
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 segment_file.write_segment(file, segment, tokens, data, self._wait_while_paused)
             # No fsync: after a power failure the checksum detects a file that is incomplete.
-            self._listed.setdefault(segment.conversation, set()).add(path.name)
+            self._listed_files.setdefault(segment.conversation, set()).add(path.name)
             part.replace(path)
             segment.file = path
         finally:
@@ -195,14 +195,14 @@ class DiskTier:
                 part.unlink()
 
     def _create_folder(self, folder: Path) -> bool:
-        """Create a conversation's folder; False if this process created it before, as the conversation was deleted."""
+        """Create the folder of a conversation; False if an earlier folder was deleted together with the conversation."""
         if folder.is_dir():
             return True
-        if folder.name in self._created and folder.parent.is_dir():
+        if folder.name in self._created_folders and folder.parent.is_dir():
             return False
         for directory in (self._root, folder.parent, folder):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._created.add(folder.name)
+        self._created_folders.add(folder.name)
         return True
 
     def _folder(self, conversation: str) -> Path:
@@ -239,7 +239,7 @@ def folder_name(conversation: str) -> str:
 def _read(
     path: Path, tokens: Sequence[int], buffers: list[bytearray], number: int
 ) -> tuple[SegmentHeader, memoryview] | None:
-    """Read a file into one of the buffers without checking the data; None if it is invalid or holds other tokens."""
+    """Read a file into buffer `number`, unchecked; None if the file is truncated or holds other tokens."""
     try:
         with path.open("rb") as file:
             header = segment_file.read_header(file)

@@ -27,7 +27,7 @@ class KvMemory(Protocol):
         """Return True if decoding can continue after the first `n_tokens` of `seq`."""
 
     def can_append_segment(self, seq: int, n_tokens: int, end: int) -> bool:
-        """Return True if the first `n_tokens` of `seq` and a segment from there to `end` make a valid sequence."""
+        """Return True if the first `n_tokens` of `seq` and a segment from there to `end` form a valid sequence."""
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         """Replace `target` with the first `n_tokens` of `source`; both share the cells."""
@@ -42,7 +42,7 @@ class KvMemory(Protocol):
         """Return the memory of the positions from `start` to `end`."""
 
     def restore(self, seq: int, start: int, tokens: Sequence[int], data: bytearray | memoryview) -> bool:
-        """Append `tokens`, whose memory from position `start` on is `data`.
+        """Append `tokens`, which begin at position `start` and whose memory is `data`.
 
-        Returns False if the free cells do not suffice or `data` is not valid.
+        Returns False if there are too few free cells or `data` is invalid.
         """

@@ -18,6 +18,7 @@ class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
     n_tokens: int
     """Length of the restored prefix."""
     base: int | None = None
+    """Live sequence that holds the first tokens; None for a plan without a live sequence."""
     base_tokens: int = 0
     segments: tuple[KvSegment, ...] = ()
     cost_s: float = 0.0
@@ -35,7 +36,7 @@ class RestorePlanner:
         leaves: Mapping[int, Node],
         segments: Collection[KvSegment],
     ) -> None:
-        """Plan for the prompt behind `match`; `leaves` are the last nodes of the live sequences."""
+        """Plan for the prompt that produced `match`; `leaves` are the last nodes of the live sequences."""
         self._memory = memory
         self._throughput = throughput
         self._match = match
@@ -52,7 +53,7 @@ class RestorePlanner:
         )
 
     def _truncating_plans(self) -> list[RestorePlan]:
-        """Start with the longest live prefix, and add the segment with the highest gain until none extends it."""
+        """Start with the longest live prefix, and add the segment with the highest gain until no segment extends the prefix."""
         base = max(self._leaves, key=lambda s: (self._shared(self._leaves[s]), -self._leaves[s].end), default=None)
         start = self._shared(self._leaves[base]) if base is not None else 0
         plan = RestorePlan(n_tokens=start, base=base if start else None, base_tokens=start)
@@ -88,7 +89,7 @@ class RestorePlanner:
         return plans
 
     def _plan_ending_with(self, last: KvSegment) -> RestorePlan | None:
-        """Chain live sequence and segments backwards from `last`; None if the memory before it is missing."""
+        """Chain segments backwards from `last` to a live sequence or position 0; None if memory between is missing."""
         chain = [last]
         base, start = None, last.start
         while start > 0:

@@ -19,9 +19,9 @@ class KvSegment:
         """True if memory that cannot be truncated can continue at the end of this segment."""
         self.n_bytes = n_bytes
         self.data: bytearray | None = None
-        """Copy of the memory in RAM, or None."""
+        """Copy of the KV memory in RAM; None if there is no copy."""
         self.file: Path | None = None
-        """File that holds the memory, or None."""
+        """File that holds the KV memory; None if it was not written."""
         self.is_pending_write = False
         """True from the request to write the segment until the disk thread has finished with it."""
         self.last_used = 0
@@ -34,5 +34,5 @@ class KvSegment:
 
     @property
     def end(self) -> int:
-        """Position after the last token."""
+        """Position after the last token of the segment."""
         return self.node.end

@@ -20,7 +20,7 @@ from edgechat.prefix.segment import KvSegment
 MAGIC: Final = b"edgechat prefix\x01"
 _MAX_HEADER_BYTES: Final = 64 << 20
 _WRITE_CHUNK_BYTES: Final = 4 << 20
-# Larger reads outrun the read-ahead of the system.
+# Larger reads are slower, because they exceed the read-ahead of the operating system.
 _READ_CHUNK_BYTES: Final = 256 << 10
 
 
@@ -42,13 +42,13 @@ class SegmentHeader(msgspec.Struct, frozen=True, array_like=True):
 
 
 class InvalidSegmentError(Exception):
-    """A file is no segment, is damaged or truncated, or has a later version of the format."""
+    """Raised when a file is not a segment file, is damaged or truncated, or has a newer format version."""
 
 
 def write_segment(
     file: BufferedWriter, segment: KvSegment, tokens: Sequence[int], data: bytearray, pause: Callable[[], None]
 ) -> None:
-    """Write header and data of a segment that ends the path `tokens`.
+    """Write the header and the data of a segment; `tokens` is its path from the root.
 
     `pause` is called before each chunk of 4 MiB and may block.
     """

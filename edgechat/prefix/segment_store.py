@@ -18,7 +18,7 @@ class SegmentStore:
     def __init__(
         self, tree: PrefixTree, live_nodes: Callable[[], set[Node]], ram_cap_bytes: int, disk: DiskTier | None
     ) -> None:
-        """`live_nodes` returns the nodes that live sequences hold; segments there leave RAM first."""
+        """`live_nodes` returns the nodes of live sequences; segments at these nodes are discarded from RAM first."""
         self.segments: set[KvSegment] = set()
         self.ram_cap_bytes = ram_cap_bytes
         self.disk = disk
@@ -32,7 +32,7 @@ class SegmentStore:
         return bool(self.ram_cap_bytes) or self.disk is not None
 
     def can_save(self, conversation: str) -> bool:
-        """Return True if there is a tier for segments of `conversation`; without an id they stay in RAM."""
+        """Return True if a tier accepts segments of `conversation`; without an id, only RAM does."""
         return bool(self.ram_cap_bytes) or (self.disk is not None and bool(conversation))
 
     def load_headers(self, conversation: str) -> None:
@@ -48,14 +48,14 @@ class SegmentStore:
             self.add(segment)
 
     def add(self, segment: KvSegment) -> None:
-        """Register a segment at its node, and discard others if RAM is over its cap."""
+        """Register a segment at its node, and discard other segments if RAM is over its cap."""
         self.mark_used(segment)
         segment.node.n_segments += 1
         self.segments.add(segment)
         self._limit_ram()
 
     def remove(self, segment: KvSegment) -> None:
-        """Forget a segment and prune its node."""
+        """Unregister a segment and prune its node."""
         self.segments.discard(segment)
         segment.node.n_segments -= 1
         self._tree.prune(segment.node)
@@ -64,7 +64,7 @@ class SegmentStore:
         """Make a segment the most recently used one."""
         segment.last_used = next(self._clock)
 
-    def covered(self, tokens: Sequence[int], conversation: str, *, can_truncate: bool) -> int:
+    def count_covered(self, tokens: Sequence[int], conversation: str, *, can_truncate: bool) -> int:
         """Return how many leading tokens the segments of `conversation` can restore."""
         match = self._tree.match(tokens)
         own = [s for s in self.segments if s.conversation == conversation and s.has_data]
@@ -76,8 +76,8 @@ class SegmentStore:
         return n_covered
 
     def read(self, segments: Sequence[KvSegment]) -> Iterator[tuple[KvSegment, bytearray | memoryview | None]]:
-        """Iterate over `segments` with their data: a bytearray from RAM, a memoryview from disk, None if it is lost."""
-        in_ram = [(s, s.data) for s in segments]  # references, since evictions meanwhile may clear `data`
+        """Iterate over `segments` with their data: a bytearray from RAM, a memoryview from disk, None if lost."""
+        in_ram = [(s, s.data) for s in segments]  # hold references: an eviction may clear `data`
         files = [(s.file, s.node.path()) for s, data in in_ram if data is None and s.file is not None]
         with contextlib.closing(self._read_files(files)) as from_disk:
             for segment, data in in_ram:
@@ -93,7 +93,7 @@ class SegmentStore:
             self.disk.queue_write(segment, segment.node.path())
 
     def write_next(self) -> bool:
-        """Queue one segment that is only in RAM; False if the disk accepts none."""
+        """Queue one RAM-only segment for the disk thread; return False if the disk tier accepts no such segment."""
         for segment in self.segments:
             is_only_in_ram = segment.data is not None and segment.file is None
             if is_only_in_ram and self.disk is not None and self.disk.accepts(segment.conversation):
@@ -111,8 +111,8 @@ class SegmentStore:
     def _limit_ram(self) -> None:
         """Discard data in RAM until it is under the cap.
 
-        Segments that are on disk and in a live sequence go first, then the least recently used ones. Segments that are
-        waiting for the disk stay.
+        Segments that are on disk and in a live sequence are discarded first, then the least recently used segments.
+        Segments that wait to be written stay in RAM.
         """
         live = self._live_nodes()
         in_ram = sorted(

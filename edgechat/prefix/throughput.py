@@ -10,7 +10,7 @@ _DEFAULT_RAM_BPS: Final = 1e9
 _DEFAULT_DISK_BPS: Final = 100e6
 # Weight of a new measurement in the moving average.
 _WEIGHT: Final = 0.3
-# Shorter measurements depend on the resolution of the clock.
+# Shorter measurements are ignored, because the resolution of the clock would distort them.
 _MIN_S: Final = 1e-4
 
 
@@ -22,7 +22,7 @@ class Throughput:
         self._is_measured = False
 
     def record(self, amount: float, seconds: float) -> None:
-        """Add the measurement of `amount` in `seconds`; ignores empty and very short ones."""
+        """Add the measurement of `amount` in `seconds`; ignore zero amounts and times below 0.1 ms."""
         if amount <= 0 or seconds < _MIN_S:
             return
         new = amount / seconds
@@ -30,7 +30,7 @@ class Throughput:
         self._is_measured = True
 
     def duration_s(self, amount: float) -> float:
-        """Return the expected seconds for `amount`."""
+        """Return the expected time for `amount`, in seconds."""
         return amount / self.per_s
 
 
@@ -39,8 +39,8 @@ class PrefixThroughput:
 
     def __init__(self) -> None:
         self.prefill = Throughput(_DEFAULT_PREFILL_TPS)
-        """Tokens per second."""
+        """Prefill throughput in tokens per second."""
         self.ram = Throughput(_DEFAULT_RAM_BPS)
-        """Bytes per second from RAM into the context."""
+        """Restore throughput from RAM, in bytes per second."""
         self.disk = Throughput(_DEFAULT_DISK_BPS)
-        """Bytes per second from a file into the context."""
+        """Restore throughput from a file, in bytes per second."""

@@ -8,7 +8,7 @@ from edgechat.prefix.common_prefix import common_prefix_length
 
 
 class Node:
-    """Edge of the prefix tree: the tokens after its parent's, and the sequences and segments that end with them."""
+    """Node of the prefix tree: the tokens after the parent's path, and the sequences and segments that end there."""
 
     __slots__ = ("children", "end", "n_segments", "parent", "seqs", "tokens")
 
@@ -43,7 +43,7 @@ class Match:
     """Longest path of the tree that a prompt follows, and the prefix length that the prompt shares with any node."""
 
     def __init__(self, nodes: list[Node], n_tokens: int) -> None:
-        """Store the matched `nodes`, root first; the prompt may leave the last one before its end, after `n_tokens`."""
+        """Store the matched `nodes`, root first. The match has `n_tokens` tokens and may end within the last node."""
         self.n_tokens = n_tokens
         self._shared = {id(node): min(node.end, n_tokens) for node in nodes}
 
@@ -64,7 +64,7 @@ class PrefixTree:
         self.root = Node(None, ())
 
     def match(self, tokens: Sequence[int]) -> Match:
-        """Follow `tokens` from the root as far as the tree has them."""
+        """Match the longest prefix of `tokens` that is in the tree."""
         node, nodes, done = self.root, [self.root], 0
         while done < len(tokens) and (child := node.children.get(tokens[done])) is not None:
             nodes.append(child)
@@ -89,7 +89,7 @@ class PrefixTree:
         return node
 
     def _split(self, node: Node, n_tokens: int) -> Node:
-        """Move the first `n_tokens` of `node` to a new parent of it, and return that parent."""
+        """Move the first `n_tokens` of `node` to a new parent node, and return the new parent."""
         parent = node.parent
         if parent is None:
             return node

@@ -117,7 +117,7 @@ def test_damaged_file_is_a_cache_miss(start: Callable[..., Engine], damage: str)
         path.write_bytes(data)
     second_reply, stats = start().ask()
     assert (second_reply, stats.cached_tokens < len(PROMPT) - 1) == (reply, True)
-    assert "Cannot use the cached prefix" in paths.log_file().read_text()
+    assert "Deleted the invalid cached prefix" in paths.log_file().read_text()
 
 
 def test_prefix_of_other_weights_is_not_used_but_of_a_copy_is(start: Callable[..., Engine], tmp_path: Path) -> None:
