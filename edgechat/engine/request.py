@@ -54,7 +54,7 @@ class ActiveRequest:
         arrived_at: float,
         speculator: Speculator | None = None,
     ) -> None:
-        """Validate the request. `arrived_at` is its monotonic arrival time; without `speculator`, no tokens are drafted.
+        """Validate the request. `arrived_at` is its monotonic arrival time; without `speculator`, nothing is drafted.
 
         Raises EngineError for an empty prompt or too many sequences, ContextOverflowError if the prompt leaves no room
         for a reply, and GrammarError if the grammar cannot be enforced.

@@ -70,8 +70,8 @@ class PrefixCache:
     ) -> CachedPrefix:
         """Restore the cached prefix of `tokens` by the best plan, and lease the sequence that holds it.
 
-        The prefix never includes the last token, whose logits are still needed. With `bypass_cache` the prefix is empty. With
-        `ephemeral` no live sequence is continued in place; `bypass_cache` without `ephemeral` evicts all live
+        The prefix never includes the last token, whose logits are still needed. With `bypass_cache` the prefix is empty.
+        With `ephemeral` no live sequence is continued in place; `bypass_cache` without `ephemeral` evicts all live
         sequences, so that such requests always use the same cells. Raises EngineError if all sequences are leased.
         """
         for seq in [s for s in self._conversations if s not in self.leaves and s not in self._leased]:
@@ -267,7 +267,7 @@ class PrefixCache:
     # Save
 
     def idle_step(self) -> bool:
-        """Save up to 256 tokens to disk during idle time; return False if all is saved, or the disk is busy or failing."""
+        """Save up to 256 tokens to disk during idle time; False if all is saved, or the disk is busy or failing."""
         self.store.remove_empty()
         disk = self.store.disk
         if disk is None or disk.is_busy or disk.is_failing:

@@ -1,6 +1,6 @@
 """Disk tier of the prefix cache: segment files in one folder per loaded model and conversation.
 
-The path of a file is `ROOT/IDENTITY/CONVERSATION/START-END-DIGEST.kv`: IDENTITY is a hash that stands for the weights and
+The path of a file is `ROOT/IDENTITY/CONVERSATION/START-END-DIGEST.kv`: IDENTITY is a hash of the build, the weights and
 the layout of their KV memory, and CONVERSATION is a hash of the conversation id.
 """
 
@@ -78,7 +78,7 @@ class DiskTier:
         return time.monotonic() < self._retry_at
 
     def accepts(self, conversation: str) -> bool:
-        """Return True if segments of `conversation` may be written: it is not empty, and no earlier write was refused."""
+        """Return True if segments of `conversation` may be written: the id is not empty, and was not refused before."""
         return bool(conversation) and conversation not in self._refused_ids
 
     @property
@@ -106,10 +106,10 @@ class DiskTier:
                     self._delete_invalid(path)
 
     def read(self, files: Sequence[tuple[Path, Sequence[int]]]) -> Generator[memoryview | None, None, None]:
-        """Iterate over the data of `files`, pairs of path and expected tokens; a view is valid until the next iteration.
+        """Iterate over the data of `files`, pairs of path and expected tokens; a view is valid until the next one.
 
-        Yields None for a file that is invalid or holds other tokens, and deletes the file. A thread reads ahead by one file,
-        since restoring the data takes as long as reading it.
+        Yields None for a file that is invalid or holds other tokens, and deletes the file. A thread reads ahead by one
+        file, since restoring the data takes as long as reading it.
         """
         free_buffers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         results: queue.SimpleQueue[tuple[SegmentHeader, memoryview] | None] = queue.SimpleQueue()
@@ -195,7 +195,7 @@ class DiskTier:
                 part.unlink()
 
     def _create_folder(self, folder: Path) -> bool:
-        """Create the folder of a conversation; False if an earlier folder was deleted together with the conversation."""
+        """Create the folder of a conversation; False if an earlier folder was deleted with the conversation."""
         if folder.is_dir():
             return True
         if folder.name in self._created_folders and folder.parent.is_dir():
@@ -239,7 +239,7 @@ def folder_name(conversation: str) -> str:
 def _read(
     path: Path, tokens: Sequence[int], buffers: list[bytearray], number: int
 ) -> tuple[SegmentHeader, memoryview] | None:
-    """Read a file into buffer `number`, unchecked; None if the file is truncated or holds other tokens."""
+    """Read a file into buffer `number`, without a checksum test; None if it is invalid or holds other tokens."""
     try:
         with path.open("rb") as file:
             header = segment_file.read_header(file)

@@ -53,7 +53,7 @@ class RestorePlanner:
         )
 
     def _truncating_plans(self) -> list[RestorePlan]:
-        """Start with the longest live prefix, and add the segment with the highest gain until no segment extends the prefix."""
+        """Start with the longest live prefix; add the segment with the highest gain until no segment extends it."""
         base = max(self._leaves, key=lambda s: (self._shared(self._leaves[s]), -self._leaves[s].end), default=None)
         start = self._shared(self._leaves[base]) if base is not None else 0
         plan = RestorePlan(n_tokens=start, base=base if start else None, base_tokens=start)
