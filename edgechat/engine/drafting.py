@@ -95,7 +95,7 @@ class Drafting:
             self._pending.append(finished)
 
     def step_costs(self) -> dict[int, float]:
-        """Return step costs by number of tokens, relative to one token, measured at the depth of the longest sequence."""
+        """Return step costs by number of tokens, relative to one token, at the depth of the longest sequence."""
         costs, depth = self._profile.costs, self._depth()
         return {n: costs.ratio(n, depth) for n in SIZES if costs.is_measured(n, depth)}
 

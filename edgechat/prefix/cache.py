@@ -70,7 +70,7 @@ class PrefixCache:
     ) -> CachedPrefix:
         """Restore the cached prefix of `tokens` by the best plan, and lease the sequence that holds it.
 
-        The prefix never includes the last token, whose logits are still needed. With `bypass_cache` the prefix is empty.
+        The prefix never includes the last token, whose logits are needed. With `bypass_cache` the prefix is empty.
         With `ephemeral` no live sequence is continued in place; `bypass_cache` without `ephemeral` evicts all live
         sequences, so that such requests always use the same cells. Raises EngineError if all sequences are leased.
         """
