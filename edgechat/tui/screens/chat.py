@@ -171,7 +171,7 @@ class ChatScreen(Screen[None]):
         texts = self.pane.prompt.past_messages or []
         options = [(str(n), " ".join(text.split())[:_MAX_HISTORY_CHARS]) for n, text in enumerate(texts)]
         if options:
-            pick(self.app, "Your earlier messages", options, lambda chosen: self.pane.prompt.recall(int(chosen)))
+            pick(self.app, "Your earlier messages", options, lambda index: self.pane.prompt.recall(int(index)))
 
     # Commands
 

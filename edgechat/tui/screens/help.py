@@ -29,7 +29,7 @@ _KEY_NAMES = {"escape": "Esc", "pageup": "PgUp", "pagedown": "PgDn", "slash": "/
 
 
 class HelpScreen(TextScreen):
-    """Lists all key bindings, as they are mapped now, and all commands."""
+    """Lists all key bindings with their current keys, and all commands."""
 
     def __init__(self, keys: Sequence[KeyBinding], overrides: Mapping[str, str]) -> None:
         """Show `overrides`, keys by the id of their binding, instead of the default keys."""

@@ -103,8 +103,8 @@ class ModelsScreen(FilterListScreen[str | None]):
         from edgechat.planner.ranking import choose
         from edgechat.planner.report import best_quants, plan_row, sort_key
 
-        chosen = choose([e for e in evaluations if e.candidate.is_installed])
-        rows = best_quants(sorted((plan_row(e, chosen) for e in evaluations), key=sort_key))
+        best = choose([e for e in evaluations if e.candidate.is_installed])
+        rows = best_quants(sorted((plan_row(e, best) for e in evaluations), key=sort_key))
         rows.sort(key=lambda r: not (r.fits and r.is_fast_enough))
         self.post_message(self.EvaluationsReady(rows, current_machine(self._settings).available_bytes))
 

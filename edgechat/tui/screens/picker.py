@@ -64,8 +64,8 @@ class PickerScreen(FilterListScreen[str | None]):
 def pick(app: App[Any], title: str, options: Sequence[tuple[str, str]], on_chosen: Callable[[str], object]) -> None:
     """Open a picker of ids with labels; `on_chosen` gets the chosen id, and is not called after Esc."""
 
-    def close(chosen: str | None) -> None:
-        if chosen is not None:
-            on_chosen(chosen)
+    def close(option_id: str | None) -> None:
+        if option_id is not None:
+            on_chosen(option_id)
 
     app.push_screen(PickerScreen(title, options), close)

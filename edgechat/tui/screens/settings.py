@@ -94,7 +94,7 @@ class SettingsScreen(ModalScreen[None]):
             from edgechat.tui import themes
             from edgechat.tui.screens.picker import pick
 
-            pick(self.app, "Themes", [(n, n) for n in themes.theme_names()], lambda chosen: self._save("theme", chosen))
+            pick(self.app, "Themes", [(n, n) for n in themes.theme_names()], lambda theme: self._save("theme", theme))
         elif isinstance(value, dict):
             self._show_text(f"{self._descriptions[name]}\nChange this setting in {config_file()}")
         else:
