@@ -19,7 +19,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def warm_verdicts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a verdicts file with the backend self-test results of this machine."""
+    """Return the path of a verdict file with the results of backend self-tests on this machine."""
     home = tmp_path_factory.mktemp("warm")
     subprocess.run(
         edgechat_command("doctor", "--json"), env=os.environ | {"EDGECHAT_HOME": str(home)}, check=True,
@@ -30,7 +30,7 @@ def warm_verdicts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """Set EDGECHAT_HOME to a directory for settings, data and cache of this test."""
+    """Set EDGECHAT_HOME to a new directory for the settings, data and cache of this test."""
     directory = tmp_path / "home"
     for name in [n for n in os.environ if n.startswith("EDGECHAT_")]:
         monkeypatch.delenv(name)
@@ -58,7 +58,7 @@ def starter() -> Path:
 
 
 def edgechat_command(*arguments: str) -> list[str]:
-    """Return a command line of the installed program."""
+    """Return the command line that runs the installed program with `arguments`."""
     return [str(Path(sys.executable).parent / "edgechat"), *arguments]
 
 

@@ -1,4 +1,4 @@
-"""A fake model and context whose logits depend on the earlier tokens only, bit for bit, for every batch shape."""
+"""Fake model and context with exactly reproducible logits: they depend only on the earlier tokens of a sequence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ END = 0
 
 
 class FakeModel:
-    """A model whose tokens are letters; token 0 ends a text."""
+    """Fake model whose tokens are letters; token 0 ends a text."""
 
     def __init__(self, bindings: Bindings, n_vocab: int, flatness: float = 3.0, end_logit: float = -4.0) -> None:
         self.bindings = bindings
@@ -45,9 +45,9 @@ class FakeModel:
 
 
 class FakeContext:
-    """The part of a Context that the scheduler uses.
+    """Fake of the part of a Context that the scheduler uses.
 
-    `fail` maps the number of a decode (from 1) to the exception that it raises before it changes anything.
+    `failures` maps the number of a decode (from 1) to the exception that this decode raises before any change.
     """
 
     can_truncate = True
@@ -61,7 +61,7 @@ class FakeContext:
         self.seq_tokens: dict[int, list[int]] = {seq: [] for seq in range(self.n_seqs)}
         self.rows: list[list[float]] = []
         self.widths: list[int] = []
-        self.fail: dict[int, type[DecodeAborted | NoKvSlotError]] = {}
+        self.failures: dict[int, type[DecodeAborted | NoKvSlotError]] = {}
         self.n_cells = n_cells
 
     def tokens(self, seq: int = 0) -> list[int]:
@@ -78,7 +78,7 @@ class FakeContext:
 
     def _decode(self, entries: list[tuple[int, int]]) -> None:
         self.widths.append(len(entries))
-        failure = self.fail.pop(len(self.widths), None)
+        failure = self.failures.pop(len(self.widths), None)
         if failure is not None:
             raise failure
         if self.n_cells is not None and sum(map(len, self.seq_tokens.values())) + len(entries) > self.n_cells:
@@ -100,7 +100,7 @@ class FakeContext:
     def synchronize(self) -> None:
         pass
 
-    # The methods of `KvMemory`, for the prefix cache
+    # Methods of `KvMemory`, which the prefix cache uses
 
     saves_full_state = False
 

@@ -1,4 +1,4 @@
-"""Fake KV memory for tests of the prefix cache: every cell records the tokens before it, and `decode` checks them."""
+"""Fake KV memory for tests of the prefix cache: each cell records the tokens before it, and `decode` checks them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ WINDOW = 12
 
 
 class CellsFullError(Exception):
-    """All cells are in use."""
+    """Raised when a decode needs more cells than are free."""
 
 
 class Cell:
-    """KV cell of one position; `history` is the token itself and all tokens before it."""
+    """KV cell of one position; `history` holds its token and all earlier tokens of the sequence."""
 
     def __init__(self, history: tuple[int, ...]) -> None:
         self.history = history
@@ -29,7 +29,7 @@ class _Sequence(NamedTuple):
     cells: dict[int, Cell]
     window: dict[int, Cell]
     state: list[tuple[int, ...]]
-    """Recurrent state: at most one entry, the tokens that it was computed from."""
+    """Recurrent state: the tokens from which it was computed; at most one entry."""
 
 
 def _empty() -> _Sequence:
@@ -37,7 +37,7 @@ def _empty() -> _Sequence:
 
 
 class FakeMemory:
-    """KV memory as a model of `kind` has it, with cells for `n_cells` tokens."""
+    """Fake KV memory of a model of `kind`, with `n_cells` cells."""
 
     def __init__(self, kind: Kind, n_seqs: int = 4, n_cells: int = 400) -> None:
         self.n_seqs = n_seqs
@@ -115,7 +115,7 @@ class FakeMemory:
         return True
 
     def decode(self, seq: int, tokens: Sequence[int]) -> None:
-        """Append `tokens`. Raises CellsFullError, and AssertionError if the memory before them is of other tokens."""
+        """Append `tokens`. Raises CellsFullError, and AssertionError if the earlier memory belongs to other tokens."""
         self.check(seq)
         sequence = self._seqs[seq]
         if self._has_cells and self._n_used() + len(tokens) > self.n_cells:
@@ -134,7 +134,7 @@ class FakeMemory:
             del sequence.window[position]
 
     def check(self, seq: int) -> None:
-        """Assert that all memory which the next token attends to exists and was computed from this sequence."""
+        """Assert that all memory that the next token needs exists and was computed from this sequence."""
         sequence = self._seqs[seq]
         tokens = tuple(sequence.tokens)
         if self._has_cells:

@@ -1,4 +1,4 @@
-"""A local hub over HTTP: the API that huggingface_hub uses, files from a second origin, and faults on demand."""
+"""Local copy of the Hugging Face API over HTTP, with a file store at a second origin and simulated faults."""
 
 from __future__ import annotations
 
@@ -41,32 +41,32 @@ class Faults:
     statuses: list[int] = field(default_factory=list)
     retry_after: str = ""
     drop_after: list[int] = field(default_factory=list)
-    """Bytes of the body after which the connection is closed."""
+    """Number of bytes of the body after which the server closes the connection."""
     no_ranges: bool = False
     no_length: bool = False
     no_etag: bool = False
     max_connections: int = 0
-    """Further parallel downloads get status 503; 0 for no limit."""
+    """Maximum number of parallel downloads; more downloads get status 503. 0 disables the limit."""
     redirect_to: str | None = None
-    """Redirect target instead of the store."""
+    """Target of redirects instead of the file store."""
     bytes_per_s: float = 0
     silent_after: int = -1
-    """Bytes of the body after which the server sends nothing more, with an open connection."""
+    """Number of bytes of the body after which the server sends no more, but leaves the connection open."""
     api_status: int = 0
     api_body: bytes | None = None
 
 
 class LocalHub:
-    """Two servers: the hub, and the file store to which it redirects."""
+    """Two servers: the hub, and the file store to which the hub redirects."""
 
     def __init__(self, tls: Path | None = None) -> None:
-        """Start the servers; with https if the directory `tls` contains key.pem and cert.pem."""
+        """Start the servers; with HTTPS if `tls` is set, a directory with key.pem and cert.pem."""
         self._tls = tls
         self.open_bodies = 0
         self.repos: dict[str, FakeRepo] = {}
         self.faults = Faults()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
-        """Path, Range and headers of each request; paths of the store start with `store:`."""
+        """Path, Range header and all headers of each request; paths of the file store start with `store:`."""
         self.sent_bytes = 0
         self.lock = threading.Lock()
         self._servers = [self._server(is_store=False), self._server(is_store=True)]
@@ -264,8 +264,8 @@ class _Handler(BaseHTTPRequestHandler):
                 with self.hub.lock:
                     self.hub.open_bodies -= 1
 
-    def _is_client_gone(self) -> bool:
-        """True if the client has closed the connection."""
+    def _has_client_disconnected(self) -> bool:
+        """Return True if the client has closed the connection."""
         ready, _, _ = select.select([self.connection], [], [], 0)
         return bool(ready) and not self.connection.recv(1, socket.MSG_PEEK)
 
@@ -286,7 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             if sent == faults.silent_after:
-                while self.hub.faults is faults and not self._is_client_gone():
+                while self.hub.faults is faults and not self._has_client_disconnected():
                     time.sleep(0.02)
                 return
             if faults.bytes_per_s:

@@ -1,4 +1,4 @@
-"""Tiny random models, written with the gguf package; a test can write one in milliseconds."""
+"""Tiny models with random weights, written with the gguf package in milliseconds."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ def write_tiny_llama(
 
 
 def write_parrot(path: Path, reply: str) -> Path:
-    """Write a llama model that answers every prompt with `reply` on every machine. All characters must differ.
+    """Write a llama model that answers every prompt with `reply`, whose characters must all differ.
 
-    Each token's embedding is a unit vector that no layer changes and that the output matrix maps to the next token.
+    The embedding of each token is a unit vector, which the layers do not change and which the output matrix maps to
+    the next token. So rounding differences between machines cannot change the reply.
     """
     with _gguf_writer(path, "llama", 2048) as writer:
         _add_heads(writer)
@@ -186,9 +187,8 @@ def _add_mamba(tensors: _Tensors, n_vocab: int) -> None:
         tensors.constant(start + "ssm_conv1d.bias", np.zeros(D_INNER))
         tensors.matrix(start + "ssm_x.weight", DT_RANK + 2 * D_STATE, D_INNER)
         tensors.matrix(start + "ssm_dt.weight", D_INNER, DT_RANK)
-        tensors.constant(
-            start + "ssm_dt.bias", np.full(D_INNER, -3.0)
-        )  # a small step size, so that the state decays slowly
+        # A small step size, so that the state decays slowly.
+        tensors.constant(start + "ssm_dt.bias", np.full(D_INNER, -3.0))
         tensors.constant(start + "ssm_a", -np.tile(np.arange(1.0, D_STATE + 1), (D_INNER, 1)))
         tensors.constant(start + "ssm_d", np.zeros(D_INNER))
         tensors.matrix(start + "ssm_out.weight", N_EMBD, D_INNER)
@@ -218,7 +218,7 @@ def _add_heads(writer: gguf.GGUFWriter) -> None:
 
 
 def write_tiny(path: Path, kind: Kind, *, seed: int = 0, n_ctx: int = 2048) -> Path:
-    """Write a random model with this kind of memory."""
+    """Write a model of a `kind` with random weights; the kind determines the type of its KV memory."""
     architecture = {"moe": "llama", "sliding": "gemma2", "hybrid": "lfm2", "hybrid sliding": "lfm2"}.get(kind, kind)
     with _gguf_writer(path, architecture, n_ctx) as writer:
         n_vocab = _add_vocabulary(writer)
@@ -249,14 +249,14 @@ def write_tiny(path: Path, kind: Kind, *, seed: int = 0, n_ctx: int = 2048) -> P
             _add_heads(writer)
             if kind == "moe":
                 writer.add_expert_count(N_EXPERT)
-                # All experts: with fewer, rounding could decide between two of almost the same score.
+                # Use all experts: otherwise rounding could decide between two experts with almost the same score.
                 writer.add_expert_used_count(N_EXPERT)
             _add_llama(tensors, n_vocab, experts=kind == "moe")
     return path
 
 
 def copy_metadata(source: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
-    """Copy all metadata keys to `writer`, except those that the writer adds itself."""
+    """Copy all metadata keys to `writer`, except the keys that the writer adds itself."""
     for key, field in source.fields.items():
         if key.startswith("GGUF.") or key == "general.architecture":
             continue

@@ -1,4 +1,4 @@
-"""Run a program in a pseudo-terminal, press keys, and read its screen."""
+"""Run a program in a pseudo-terminal, press keys, and read the screen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.waiting import source, until
 
 
 class Terminal:
-    """A program with its screen and keyboard."""
+    """Program that runs in a pseudo-terminal, with its screen and keyboard."""
 
     def __init__(
         self, command: list[str], size: tuple[int, int] = (80, 24), env: Mapping[str, str] = os.environ
@@ -31,19 +31,19 @@ class Terminal:
         pyte: Any = importlib.import_module("pyte")  # pyte has no type hints
         self._master, slave = pty.openpty()
         self._resize(*size)
-        self.before = termios.tcgetattr(slave)
+        self.initial_modes = termios.tcgetattr(slave)
         self._slave = slave
         self.screen: Any = pyte.Screen(*size)
         self._stream: Any = pyte.ByteStream(self.screen)
         self.output = b""
-        self.started_s = time.monotonic()
+        self.started_at = time.monotonic()
         # The program must react to SIGHUP, even if pytest was started with SIGHUP ignored.
-        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        sighup_handler = signal.signal(signal.SIGHUP, signal.SIG_DFL)
         self.child = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             env={**env, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
         )  # fmt: skip
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, sighup_handler)
         self._lock = threading.Lock()
         self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -63,7 +63,7 @@ class Terminal:
                 return
             with self._lock:
                 self.output += data
-                # pyte does not know these sequences, which do not change the screen.
+                # pyte does not support these escape sequences, which do not change the screen.
                 self._stream.feed(data.replace(b"\x1b[>1u", b"").replace(b"\x1b[<u", b"").replace(b"\x1b[?2026$p", b""))
 
     def text(self) -> str:
@@ -72,7 +72,7 @@ class Terminal:
             return "\n".join(line.rstrip() for line in self.screen.display)
 
     def type(self, keys: str) -> None:
-        """Press keys; the program receives them in one packet."""
+        """Press keys; the program receives all of them in one read."""
         os.write(self._master, keys.encode())
 
     def resize(self, columns: int, rows: int) -> None:
@@ -89,7 +89,7 @@ class Terminal:
         until(holds, timeout_s, lambda: f"{what}; the screen:\n{self.text()}")
 
     def until_stable(self, text: str, stable_s: float = 0.3) -> None:
-        """Wait until a text stays on the screen for `stable_s`: a frame arrives in parts, and its end may be old."""
+        """Wait until a text stays on the screen for `stable_s` seconds, since a frame is drawn in several parts."""
         seen_at: float | None = None
 
         def is_stable() -> bool:
@@ -107,7 +107,7 @@ class Terminal:
         return self.child.wait(seconds)
 
     def modes(self) -> object:
-        """Return the terminal attributes; equal to `before` once the program restored them."""
+        """Return the terminal attributes; they equal `initial_modes` after the program has restored them."""
         import termios
 
         return termios.tcgetattr(self._slave)
@@ -127,7 +127,7 @@ class Terminal:
 def terminal(
     *command: str, size: tuple[int, int] = (80, 24), env: Mapping[str, str] = os.environ
 ) -> Iterator[Terminal]:
-    """Run a command in a new pseudo-terminal, and kill it at the end."""
+    """Run a command in a new pseudo-terminal, and kill the program at the end."""
     if sys.platform == "win32":
         pytest.skip("needs POSIX pseudo-terminals")
     program = Terminal(list(command), size, env)

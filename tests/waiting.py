@@ -1,4 +1,4 @@
-"""Wait in a test until a condition holds: `until` blocks the thread, `until_async` lets the event loop run."""
+"""Wait in a test until a condition is true: `until` blocks the thread, `until_async` lets the event loop run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 Description = str | Callable[[], str]
-"""The awaited condition in words, or a function that describes it once the wait failed."""
+"""Description of the condition, or a function that returns it after the wait failed."""
 
 
 def until(
@@ -27,7 +27,7 @@ def until(
 async def until_async(
     condition: Callable[[], object], timeout_s: float = 30, description: Description = "", *, interval_s: float = 0.01
 ) -> None:
-    """Await `condition` like `until`, with the event loop running between two calls."""
+    """Wait for `condition` as `until` does, but let the event loop run between two calls."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -41,7 +41,7 @@ def _fail(condition: Callable[[], object], timeout_s: float, description: Descri
 
 
 def source(condition: Callable[[], object]) -> str:
-    """Return the source of a condition on one line: of a lambda the statement around it, else the function's name."""
+    """Return the name of a function, or for a lambda its source code with the surrounding statement on one line."""
     name = getattr(condition, "__qualname__", "")
     if name and not name.endswith("<lambda>"):
         return name

@@ -197,7 +197,7 @@ def test_failed_step_leaves_the_output_unchanged(
     request = Generate(id=1, max_tokens=40, sampling=Sampling(temperature=0.0), ignore_eog=True)
     plain = generate(FakeContext(fake), request, PROMPT)
     context = FakeContext(fake)
-    context.fail[step] = failure
+    context.failures[step] = failure
     tokens, _, final = generate(context, request, PROMPT, ScriptedSpeculator([[-1] * 3] * 100, plain[0]))
     assert tokens == plain[0]
     assert final.context_tokens == plain[2].context_tokens

@@ -22,7 +22,7 @@ def assert_terminal_restored(t: Terminal) -> None:
     end = t.output[-3000:].decode("utf-8", "replace")
     assert all(sequence in end for sequence in RESTORE_SEQUENCES)
     assert "\x1b[?1000l" in end  # mouse reporting is off
-    assert t.modes() == t.before
+    assert t.modes() == t.initial_modes
 
 
 def history(*arguments: str) -> str:
