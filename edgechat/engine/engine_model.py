@@ -9,7 +9,7 @@ from edgechat.errors import EngineError
 
 
 class EngineModel:
-    """A model in the engine process. This base class stands for "no model is loaded".
+    """A model in the engine process. The base class itself represents the state without a loaded model.
 
     The decoding thread calls all methods but `abort` and `clear_abort`, which any thread may call.
     """

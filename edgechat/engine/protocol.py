@@ -1,4 +1,4 @@
-"""Messages between a client and its engine process: requests go down the pipe, events come up.
+"""Messages between a client, which sends requests, and its engine process, which answers with events.
 
 A frame is a 4-byte big-endian length and a msgpack object that is tagged with the name of its type. Each request has an
 `id`; all events of the request carry that id, and the last of them is one of `FINAL_EVENTS`.

@@ -77,7 +77,7 @@ class Scheduler:
             self._prefill(PREFILL_CHUNK_TOKENS if decoding else self._context.n_batch)
         except DecodeAborted:
             return  # Cancelled requests end in `cancel`; the other requests resume at their last token.
-        except (EdgechatError, MemoryError) as error:  # `_run_isolated` handles the errors of a single request
+        except (EdgechatError, MemoryError) as error:  # `_run_for` handles the errors of a single request
             for request in list(self._running):
                 self._end(request, error)
         for request in [r for r in self._running if r.is_finished]:
@@ -145,9 +145,9 @@ class Scheduler:
             else:
                 break
         for i, (request, sequence) in enumerate(decoding):
-            self._run_isolated(request, lambda r=request, s=sequence, i=i: r.accept(s, s.sample(i)))  # type: ignore[misc]
+            self._run_for(request, lambda r=request, s=sequence, i=i: r.accept(s, s.sample(i)))  # type: ignore[misc]
 
-    def _run_isolated(self, request: ActiveRequest, work: Callable[[], object]) -> None:
+    def _run_for(self, request: ActiveRequest, work: Callable[[], object]) -> None:
         """Run work that concerns one request; an error ends only that request."""
         if request not in self._running:
             return
@@ -162,7 +162,7 @@ class Scheduler:
             ready = [r for r in prefilling if not any(_should_wait_for(r, other) for other in prefilling)]
             request = min(ready, key=lambda r: r.last_prefill_at)
             try:
-                self._run_isolated(request, lambda r=request: r.prefill(max_tokens))  # type: ignore[misc]
+                self._run_for(request, lambda r=request: r.prefill(max_tokens))  # type: ignore[misc]
             except NoKvSlotError:
                 if not self._free_cells():
                     self._end(request, EngineError(_PROMPT_DOES_NOT_FIT))
@@ -190,7 +190,7 @@ class Scheduler:
             return
         context.synchronize()
         step_s = time.monotonic() - started_at
-        self._run_isolated(request, lambda: self._verify(request, sequence, draft, speculator, depth, step_s))
+        self._run_for(request, lambda: self._verify(request, sequence, draft, speculator, depth, step_s))
 
     def _decode_with_draft(self, request: ActiveRequest, sequence: OutputSequence, draft: list[int]) -> list[int]:
         """Decode the next token with its draft, or alone if the draft does not fit; return the decoded draft.

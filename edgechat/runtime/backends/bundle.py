@@ -17,8 +17,8 @@ INSTALL_HINT: Final = "Install a wheel of edgechat, which contains the bundle. I
 _SUFFIX: Final = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _PREFIX: Final = "" if sys.platform == "win32" else "lib"
 
-# CPU modules, best first. Of the modules that a CPU can run, the one that uses the most and newest instructions was the
-# fastest in every measurement. The self-test decides which modules work on this CPU.
+# CPU modules, best first. In every measurement, the module with the most and newest instructions was the fastest. The
+# self-test decides which modules work on this CPU.
 _PREFERENCE: Final = (
     "sapphirerapids", "zen4", "cooperlake", "icelake", "cascadelake", "cannonlake", "skylakex", "alderlake",
     "haswell", "piledriver", "ivybridge", "sandybridge", "sse42", "x64",
@@ -94,8 +94,8 @@ def find_bundle() -> Bundle:
     """
     override = os.environ.get("EDGECHAT_NATIVE_DIR")
     package = Path(__file__).resolve().parents[2]
-    installed, linked = package / "_native", package / "_native_link"
-    directory = Path(override).resolve() if override else linked if linked.exists() else installed
+    installation, link = package / "_native", package / "_native_link"
+    directory = Path(override).resolve() if override else link if link.exists() else installation
     try:
         manifest = _read_manifest(directory)
     except (OSError, msgspec.MsgspecError) as error:
