@@ -51,7 +51,7 @@ class Actions:
         elif command.lane == "caller" and command.run is not None and self._worker.session is not None:
             self.carry_out(command.run(self._worker.session, argument))
         elif command.lane == "side":
-            # Without a running reply it takes its turn, after a change that was just made.
+            # Without a running reply, queue the command so that it runs after changes that are still queued.
             self._worker.run_command(command, argument, beside_reply=self._pane.is_busy)
         else:
             if command.lane == "reply":
@@ -188,7 +188,7 @@ class Actions:
             self._pane.status_line.redraw()
 
     def delete_message(self, entry: MessageEntry | None) -> None:
-        """Delete a message and all messages below it, on the second request."""
+        """Delete a message and all messages below it, once the user has pressed the key twice."""
         if entry is None:
             return
         message_id = entry.message.id
@@ -223,7 +223,7 @@ class Actions:
         text = commands.copied_text(entry.text, code_blocks, argument)
         self._pane.screen.post_message(CopyRequested(text, "Code" if argument else "Reply"))
 
-    # When actions are possible
+    # Conditions of actions
 
     def _change(self, change: Callable[[Session], object], text: str) -> None:
         def job(session: Session) -> None:

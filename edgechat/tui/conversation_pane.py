@@ -43,7 +43,7 @@ class ConversationPane(Vertical):
         """None until the session was made."""
         self.shows_figures = figures
         self.is_generating = False
-        self._n_pending = 1  # the first load
+        self._n_pending = 1  # the model that the chat starts with
         self._speed = ""
         self._growing: MessageEntry | None = None
         """The reply that is being generated."""
@@ -97,13 +97,13 @@ class ConversationPane(Vertical):
     def _append(self, kind: Literal["note", "error"], text: str) -> None:
         from edgechat.tui.render.entries import TranscriptEntry
 
-        self.transcript.follows_end = True  # the user just asked for something and looks for the result
+        self.transcript.follows_end = True  # show the result that the user is waiting for
         self.transcript.append(TranscriptEntry(kind, escape_controls(text)))
 
     def on_note_added(self, message: posted.NoteAdded) -> None:
         self.add_note(message.text)
 
-    # The conversation
+    # Changes of the conversation
 
     def on_conversation_changed(self, message: posted.ConversationChanged) -> None:
         is_other = not self.shows(message.view.conversation.id)
@@ -139,7 +139,7 @@ class ConversationPane(Vertical):
         is_first, is_other = self.view is None, not self.shows(view.conversation.id)
         self.view = view
         self.composer.conversation_id = view.conversation.id if view.path else ""
-        # Notes from before the first conversation stay below it, in view; those of another conversation go.
+        # Notes added before the first conversation stay visible below it; notes of another conversation are removed.
         before = self.transcript.entries if not is_other else []
         entries = reconcile(before, view.path, self._palette().glyphs, shows_stats=self.shows_figures)
         self.transcript.set_entries([*entries, *(self.transcript.entries if is_first else [])], follow=follow)

@@ -22,7 +22,7 @@ class DownloadRunner:
     """Runs one download at a time; later ones wait."""
 
     def __init__(self, on_status: Callable[[str], object], on_end: Callable[[DownloadEnded], object]) -> None:
-        """Both are called from the download thread; `on_status` gets "" at the end of a download."""
+        """Both callbacks run in the download thread; `on_status` receives "" at the end of a download."""
         self._on_status = on_status
         self._on_end = on_end
         self._thread = ThreadPoolExecutor(1, "download")
@@ -38,7 +38,7 @@ class DownloadRunner:
             self._on_status(escape_controls(f"Downloading {reference}"))
 
     def cancel(self) -> None:
-        """Stop all downloads; the same reference resumes where its download stopped."""
+        """Stop all downloads. Starting the same download again resumes from its part file."""
         for cancel in list(self._cancel_events.values()):
             cancel.set()
 

@@ -75,7 +75,7 @@ class ConversationChanged(Message):
 
     view: ConversationView
     message_id: str | None = None
-    """A message to scroll to."""
+    """Message to scroll to; None for the end."""
     unsent_text: str = ""
     """Saved input of this conversation."""
 

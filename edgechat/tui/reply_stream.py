@@ -37,7 +37,7 @@ class ReplyStream:
         self._text = ""
         self._reasoning = ""
         self._n_tokens = 0
-        self._posted_at = 0.0  # long ago, so that the first text is posted at once
+        self._posted_at = 0.0  # initially far in the past, so that the first text is posted at once
         self.has_started = False
         """True once the message and an empty reply are saved."""
 

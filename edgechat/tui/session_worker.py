@@ -108,7 +108,7 @@ class SessionWorker:
             self.generate(lambda session: session.send(outgoing.text, outgoing.files), outgoing)
 
     def save_unsent(self, conversation_id: str, text: str) -> None:
-        """Save the input of a conversation ("" for a new one) in the order of the calls; not of ephemeral ones."""
+        """Save the input of a conversation ("" for a new one); calls are processed in order, ephemeral chats are skipped."""
         if self.session is not None and self.session.store.is_persistent:
             from edgechat.chat import unsent_messages
 
@@ -159,7 +159,7 @@ class SessionWorker:
             return
         self.post_conversation(session)
         self._post(messages.CommandFinished(outcome._replace(model="")))
-        if outcome.model:  # before any message that was sent meanwhile
+        if outcome.model:  # loaded before messages that were sent meanwhile
             self._load_model(outcome.model)
 
     # Opening and closing
@@ -220,7 +220,7 @@ class SessionWorker:
         if self.session is not None:
             self.session.close()
         self._turn_thread.shutdown(wait=True, cancel_futures=True)
-        if self.session is not None:  # a session that was made meanwhile; a second close does nothing
+        if self.session is not None:  # the session may have been created meanwhile; closing it twice is harmless
             self.session.close()
         self._unsent_thread.shutdown(wait=True)
         self._side_thread.shutdown(wait=True)

@@ -38,7 +38,7 @@ class TranscriptEntry:
 
     @property
     def as_message(self) -> MessageEntry | None:
-        """This entry if it is a message, otherwise None."""
+        """The entry itself if it is a message, otherwise None."""
         return None
 
     @property
@@ -103,7 +103,7 @@ class MessageEntry(TranscriptEntry):
         return blocks if self.is_streaming else blocks + self._footer_blocks()
 
     def _header_blocks(self) -> list[LayoutBlock]:
-        """Build the marker of alternatives and the reasoning."""
+        """Build the blocks above the text: the number among the alternatives (such as 2/3) and the reasoning."""
         number, count = self.alternative
         blocks: list[LayoutBlock] = []
         if count > 1:
@@ -125,7 +125,7 @@ class MessageEntry(TranscriptEntry):
         return summary
 
     def _footer_blocks(self) -> list[LayoutBlock]:
-        """Build the attachments, the reason for an early end, and the statistics."""
+        """Build the blocks below the text: attachments, the reason for an early end, and statistics."""
         message = self.message
         blocks: list[LayoutBlock] = [
             PlainTextLayout(f"[{escape_controls(a.name)}, {a.size_bytes:,} bytes]", "muted")
@@ -144,7 +144,9 @@ class MessageEntry(TranscriptEntry):
 
     def start_streaming(self) -> None:
         """Expect calls of `append` after the current text."""
-        self._splitter = MarkdownSplitter()  # `build_blocks` replaces it by one that holds the text
+        self._splitter = (
+            MarkdownSplitter()
+        )  # `build_blocks` replaces this splitter by one that contains the text so far
         self.invalidate()
 
     def append(self, text: str, reasoning: str) -> None:

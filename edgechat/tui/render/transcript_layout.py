@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgechat.tui.render.layout_blocks import CodeLayout, LayoutBlock
     from edgechat.tui.render.palette import Palette
 
-# Blocks that keep their rows. A screen shows about a tenth of them.
+# Maximum number of blocks whose rendered rows are cached; a screen shows about a tenth of them.
 _MAX_RENDERED_BLOCKS: Final = 400
 
 

@@ -111,7 +111,7 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(self._start)
 
     def _start(self) -> None:
-        gc.enable()  # see edgechat.cli.chat
+        gc.enable()  # edgechat.cli.chat disables it before the first frame
         self._on_painted()
 
     def leave(self) -> None:
@@ -272,7 +272,7 @@ class ChatScreen(Screen[None]):
 
     @on(Transcript.HighlightRequested)
     @work(exit_on_error=False)
-    async def _on_colour_wanted(self, message: Transcript.HighlightRequested) -> None:
+    async def _on_highlight_requested(self, message: Transcript.HighlightRequested) -> None:
         """Highlight a long code block in a thread."""
         import asyncio
 

@@ -195,7 +195,7 @@ class ModelsScreen(FilterListScreen[str | None]):
     # Choosing, downloading and searching
 
     def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
-        if option_id is None:  # nothing here matches: search the hub
+        if option_id is None:  # no listed model matches: search the hub
             self.action_hub()
             return
         row = self._rows.get(option_id)

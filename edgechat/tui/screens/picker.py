@@ -31,7 +31,7 @@ class PickerScreen(FilterListScreen[str | None]):
     """
 
     def __init__(self, title: str, options: Sequence[tuple[str, str]]) -> None:
-        """`options` are ids with labels."""
+        """`options` are pairs of an id and its label."""
         super().__init__()
         self._title = title
         self._options = options

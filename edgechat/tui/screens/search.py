@@ -122,7 +122,9 @@ def _highlighted(hit: SearchHit, start: int = 0, *, one_line: bool = False) -> T
     for first, end in hit.marks:
         text.stylize("bold not dim", max(0, first - start), max(0, end - start))
     plain = escape_controls(text.plain)
-    if len(plain) == len(text.plain):  # the marks still fit
+    if len(plain) == len(
+        text.plain
+    ):  # no character was replaced by an escape, so the positions of the marks remain valid
         text.plain = plain.replace("\n", " ") if one_line else plain
         return text
     return Text(plain.replace("\n", " ") if one_line else plain, style="dim")

@@ -228,7 +228,7 @@ class PromptInput(TextArea):
             self.recall(self._history_index - 1)
 
     def recall(self, index: int) -> None:
-        """Load a message from the history; -1 is the text that was not sent yet."""
+        """Load a message from the history; index -1 restores the unsent text."""
         messages = self.past_messages or []
         if not -1 <= index < len(messages):
             return
@@ -271,7 +271,7 @@ class PromptInput(TextArea):
             return
         completions = message.completions
         if len(completions) == 1 and message.before.endswith(completions[0].text.strip()):
-            completions = []  # the only completion is typed already
+            completions = []  # the only completion is already typed in full
         self._completions, self._completed_text = completions, message.before
         popup = self._popup
         if popup is None:
@@ -286,7 +286,7 @@ class PromptInput(TextArea):
 
     def _handle_popup_key(self, popup: OptionList, key: str) -> bool:
         """Use a key for the list of completions; return False if the key means something else."""
-        if self._completed_text != self._text_before_cursor:  # newer completions are on their way
+        if self._completed_text != self._text_before_cursor:  # the worker thread will deliver newer completions
             popup.display = False
             return False
         if key in {"up", "down"}:
@@ -321,5 +321,5 @@ class PromptInput(TextArea):
         self.focus()
 
     def action_complete(self) -> None:
-        """Move the focus on: Tab without a list of completions."""
+        """Focus the next widget. Bound to Tab while no list of completions is open."""
         self.screen.focus_next()

@@ -207,7 +207,7 @@ def day_heading(at_ms: int, today: dt.date) -> str:
     """Return the heading for a time in milliseconds since 1970: a recent day, or a month."""
     try:
         date = dt.datetime.fromtimestamp(at_ms / 1000, dt.timezone.utc).astimezone().date()
-    except (OverflowError, OSError, ValueError):  # from a wrong clock or a faulty import
+    except (OverflowError, OSError, ValueError):  # a future time comes from a wrong clock or a faulty import
         return "Unknown date"
     days = (today - date).days
     if days <= 0:
