@@ -248,8 +248,8 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
                 click.echo(f"edgechat: {_line(problem)}", err=True)
             verb = "would be added" if dry_run else "added"
             click.echo(
-                f"{escape_controls(str(file))}: {_count(merged.conversations, 'conversation')} and "
-                f"{_count(merged.messages, 'message')} {verb}, {merged.existing} already present"
+                f"{escape_controls(str(file))}: {_count(merged.n_conversations, 'conversation')} and "
+                f"{_count(merged.n_messages, 'message')} {verb}, {merged.n_existing} already present"
             )
 
 

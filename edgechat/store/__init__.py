@@ -1,4 +1,4 @@
-"""SQLite storage of conversations behind `edgechat.chat.store.Store`. The only room that imports sqlite3."""
+"""SQLite storage of conversations behind `edgechat.chat.store.Store`. The only package that imports sqlite3."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edgechat.store.sqlite import OnDeleted, SqliteStore
 
 
 def open_store(path: Path | None = None, *, on_deleted: Sequence[OnDeleted] = ()) -> SqliteStore:
-    """Open the database at `path` (default: the user's history), creating it if there is none.
+    """Open the database at `path` (default: the user's history), and create the file if it does not exist.
 
-    A damaged database is moved aside, and its readable rows are copied into a new one; `notices` of the result reports
-    that, and `read_only_reason` is not empty if the store is read-only. Each of `on_deleted` receives the ID of a
-    conversation after it, or a part of it, was deleted from the database.
+    A damaged database is moved aside, and its readable rows are copied into a new one; the store's `notices` report
+    the recovery. `read_only_reason` is not empty if the store is read-only. Each callback in `on_deleted` receives the
+    ID of a conversation after the conversation or some of its messages were deleted from the database.
 
     Raises StoreError if the file belongs to another program or cannot be opened.
     """

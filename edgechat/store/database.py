@@ -1,4 +1,4 @@
-"""The SQLite connection: opening, transactions, durability, and errors translated into StoreError."""
+"""SQLite connection with durable transactions; translates errors of SQLite into StoreError."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ import msgspec
 from edgechat.errors import DamagedDatabaseError, StoreError
 from edgechat.store.schema import APPLICATION_ID, MIGRATIONS, Migration, apply_migration, schema_version
 
-# How long to wait for another writing process. Writes take milliseconds; a backup or an import may take seconds.
+# Maximum wait for another process that is writing. Writes take milliseconds; a backup or an import may take seconds.
 BUSY_S: Final = 5.0
-# Pages in the write-ahead log before a checkpoint, which waits for the disk: 16 MB.
+# Number of pages (16 MB) in the write-ahead log that start a checkpoint. A checkpoint waits for the disk.
 _AUTOCHECKPOINT_PAGES: Final = 4000
-# The first version with STRICT tables; Ubuntu 22.04 and JetPack 6 have 3.37.2.
+# First SQLite version with STRICT tables; Ubuntu 22.04 and JetPack 6 have 3.37.2.
 OLDEST_SQLITE: Final = (3, 37, 0)
 FILE_SUFFIXES: Final = ("-wal", "-shm", "-journal", "")
-"""Suffixes of the files of a database. Logs are moved first, so that a new database never finds those of an old one."""
+"""Suffixes of the files of a database. Logs come first, so that a recovery moves them before the database itself and a
+new database never reads the logs of an old one."""
 
 
 class Database:
-    """One connection, shared by the threads of this process under a lock."""
+    """A connection to the database that all threads of this process share under a lock."""
 
     def __init__(self, path: Path | None, migrations: Sequence[Migration] = MIGRATIONS) -> None:
         """Open or create the database at `path`; None opens one in memory that writes no file.
 
-        `read_only_reason` says why it is read-only, or is "". Raises DamagedDatabaseError if the file is no
-        database, and StoreError if it belongs to another program or cannot be read.
+        `read_only_reason` is the reason why the database is read-only; "" if it is writable. Raises
+        DamagedDatabaseError if the file is not a database, and StoreError if it belongs to another program or cannot
+        be read.
         """
         self.path = path
         self.read_only_reason = ""
@@ -61,7 +63,7 @@ class Database:
             self._check_owner(connection, len(migrations))
             if not self.read_only_reason:
                 _enable_wal(connection)
-                # Otherwise macOS leaves written data in the cache of the disk.
+                # Without fullfsync, macOS leaves written data in the cache of the disk.
                 connection.execute("PRAGMA fullfsync = ON")
                 connection.execute("PRAGMA checkpoint_fullfsync = ON")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
@@ -91,7 +93,7 @@ class Database:
             apply_migration(connection, number, migration)
 
     def _check_owner(self, connection: sqlite3.Connection, newest: int) -> None:
-        """Raise StoreError for another program's database; set `read_only_reason` for one of a newer edgechat."""
+        """Raise StoreError for a database of another program; set `read_only_reason` for one of a newer edgechat."""
         connection.execute("BEGIN")  # another process may be creating the database
         n_tables = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
         owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
@@ -107,10 +109,11 @@ class Database:
 
     def _open_read_only(self, path: Path) -> sqlite3.Connection:
         if not path.exists():
-            connection = _connect(":memory:")  # no conversation was ever saved
+            connection = _connect(":memory:")  # an empty history, because no conversation was ever saved
             self._migrate(connection, MIGRATIONS)
             return connection
-        for mode in ("mode=ro", "mode=ro&immutable=1"):  # the second mode works where the log cannot be opened
+        # The second mode works where SQLite cannot open the write-ahead log.
+        for mode in ("mode=ro", "mode=ro&immutable=1"):
             with contextlib.suppress(sqlite3.OperationalError), contextlib.ExitStack() as stack:
                 connection = _connect(_uri(path, mode))
                 stack.callback(connection.close)
@@ -121,7 +124,7 @@ class Database:
 
     @contextlib.contextmanager
     def translate_errors(self) -> Iterator[None]:
-        """Raise StoreError in place of the errors of SQLite, of encoding, and of the file system."""
+        """Translate errors of SQLite, text encoding and the file system into StoreError."""
         try:
             yield
         except sqlite3.Error as error:
@@ -137,16 +140,17 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Lock the connection for statements that read."""
+        """Lock the connection for SELECT statements; translates errors into StoreError."""
         with self._lock, self.translate_errors():
             yield self.connection
 
     @contextlib.contextmanager
     def writing(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
-        """Open a transaction, committed at the end or rolled back on an exception.
+        """Open a write transaction, which is committed at the end or rolled back on an exception.
 
-        With `durable` the commit waits for the disk, otherwise only for the cache of the system. Raises StoreError if
-        the database is read-only or was replaced, or another process writes for longer than `BUSY_S`.
+        With `durable`, the commit waits until the data is on the disk; without it, until the operating system has the
+        data. Raises StoreError if the database is read-only or was replaced, or if another process writes for longer
+        than `BUSY_S`.
         """
         if self.read_only_reason:
             raise StoreError(self.read_only_reason)
@@ -164,12 +168,12 @@ class Database:
                 yield self.connection
                 self.connection.execute("COMMIT")
             except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # some errors end the transaction themselves
+                with contextlib.suppress(sqlite3.Error):  # SQLite rolls back by itself after some errors
                     self.connection.execute("ROLLBACK")
                 raise
 
     def truncate_wal(self) -> None:
-        """Empty the write-ahead log into the database, so that neither holds deleted data; ignores errors."""
+        """Move the write-ahead log into the database and truncate it, which removes deleted data. Ignores errors."""
         with self._lock, contextlib.suppress(sqlite3.Error):
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
@@ -186,7 +190,7 @@ def _check_regular(path: Path) -> None:
 
 
 def irregular_file(path: Path) -> Path | None:
-    """Return the first of the database's files that is a directory, a pipe or a device; None if there is none."""
+    """Return the first file of the database that is a directory, pipe or device; None if all files are regular."""
     files = (path.with_name(path.name + suffix) for suffix in reversed(FILE_SUFFIXES))
     return next((file for file in files if _is_irregular(file)), None)
 
@@ -199,12 +203,12 @@ def _is_irregular(file: Path) -> bool:
 
 
 def file_kind(path: Path) -> str:
-    """Describe a path that is not a regular file."""
+    """Describe the kind of a path that is not a regular file, for error messages."""
     return "a directory" if path.is_dir() else "a pipe or a device, not a file"
 
 
 def _identity(path: Path | None) -> tuple[int, int]:
-    """Return device and inode of a file, which stay the same while it is written to; (0, 0) without a file."""
+    """Return device and inode of a file, which change only if the file is replaced; (0, 0) if it does not exist."""
     if path is None:
         return 0, 0
     try:
@@ -229,14 +233,14 @@ def _connect(where: str) -> sqlite3.Connection:
 def _enable_wal(connection: sqlite3.Connection) -> None:
     """Switch to write-ahead logging, so that reads do not wait for a writer.
 
-    SQLite keeps its old mode on file systems without shared memory. It does not wait for another process that switches
-    at the same time, so this function does.
+    On file systems without shared memory, SQLite keeps the previous journal mode. SQLite does not wait for another
+    process that switches the mode at the same time, so this function retries for up to `BUSY_S`.
     """
     deadline = time.monotonic() + BUSY_S
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:  # noqa: PERF203  (it waits)
+        except sqlite3.OperationalError as error:  # noqa: PERF203  (the loop waits for another process)
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
@@ -245,7 +249,7 @@ def _enable_wal(connection: sqlite3.Connection) -> None:
 
 
 def _create_file(path: Path) -> None:
-    """Create an empty file that only its owner can read; SQLite gives its logs the same permissions."""
+    """Create an empty database file that only its owner can read; SQLite copies its permissions to the logs."""
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
@@ -256,7 +260,7 @@ def _create_file(path: Path) -> None:
 
 
 def _back_up(connection: sqlite3.Connection, path: Path, version: int) -> None:
-    """Copy the database to `history.db.before-vN` before the migration from `version`, unless the copy exists."""
+    """Copy the database to `history.db.before-vN` before its migration to version N, unless the copy exists."""
     target = path.with_name(f"{path.name}.before-v{version + 1}")
     if target.exists():
         return

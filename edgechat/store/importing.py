@@ -1,4 +1,4 @@
-"""Reading files for `edgechat history import`: recognises the format and decodes the conversations."""
+"""Import of conversation files (`edgechat history import`): detects the format and decodes the conversations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgechat.errors import ImportRefusedError
 from edgechat.store.formats import chatgpt, edgechat_json, llm_logs, markdown
 from edgechat.store.formats.edgechat_json import ImportedData
 
-# The whole file is in memory, several times over.
+# Maximum file size. An import holds the whole file in memory, several times over.
 MAX_BYTES: Final = chatgpt.MAX_BYTES
 
 

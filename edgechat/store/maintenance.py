@@ -1,4 +1,4 @@
-"""Maintenance of the database when it is opened: interrupted replies and messages past their undo time."""
+"""Maintenance of the database at start: marks interrupted replies, and purges messages deleted more than a day ago."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from edgechat.errors import StoreError
 from edgechat.store.database import Database
 
 UNDO_MS: Final = 24 * 3600 * 1000
-"""How long a deleted message can be restored; after that, the next start of edgechat removes it."""
+"""Time in which a deleted message can be restored; later, the next start of edgechat removes the message."""
 
-_PURGED_CONVERSATIONS: Final = """
+_PURGED_CONVERSATIONS_SQL: Final = """
     SELECT id FROM conversations WHERE key IN
         (SELECT conversation_key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?)
 """
-# Includes all descendants: after a clock went back, a descendant can carry a later time than its deleted ancestor.
-_PURGE: Final = """
+# Purges all descendants: if the clock was set back, a descendant can have a later time than its deleted ancestor.
+_PURGE_SQL: Final = """
     WITH RECURSIVE purged (key) AS (
         SELECT key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?
         UNION SELECT m.key FROM messages m JOIN purged ON m.parent_key = purged.key
@@ -27,7 +27,7 @@ _PURGE: Final = """
 def tidy(database: Database) -> list[str]:
     """Mark unfinished replies as interrupted and purge deleted messages; return the IDs of purged conversations.
 
-    Does nothing on a full or busy disk, so that reading still works.
+    Ignores StoreError, so that conversations can still be read from a full or busy disk.
     """
     try:
         _interrupt_unfinished(database)
@@ -37,7 +37,7 @@ def tidy(database: Database) -> list[str]:
 
 
 def _interrupt_unfinished(database: Database) -> None:
-    # Another process that is still writing its reply sets the reason again with its next checkpoint.
+    # If another process is still generating a reply, its next checkpoint restores the reason "streaming".
     with database.reading() as db:
         unfinished = db.execute("SELECT 1 FROM messages WHERE finish_reason = 'streaming' LIMIT 1").fetchone()
     if unfinished:
@@ -54,6 +54,6 @@ def _purge_deleted(database: Database) -> list[str]:
     if not expired:
         return []
     with database.writing() as db:
-        conversation_ids = [row["id"] for row in db.execute(_PURGED_CONVERSATIONS, (deadline_ms,))]
-        db.execute(_PURGE, (deadline_ms,))
+        conversation_ids = [row["id"] for row in db.execute(_PURGED_CONVERSATIONS_SQL, (deadline_ms,))]
+        db.execute(_PURGE_SQL, (deadline_ms,))
     return conversation_ids

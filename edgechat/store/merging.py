@@ -1,4 +1,4 @@
-"""Merging an imported conversation into the stored one. Functions run within the caller's transaction."""
+"""Merge of an imported conversation into the stored one, within the caller's transaction."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def merge(
     db: sqlite3.Connection, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes],
     writer: str,
 ) -> int:  # fmt: skip
-    """Insert the messages that the database does not have; return their number.
+    """Insert the messages of a conversation that the database does not have; return the number of inserted messages.
 
-    Existing messages only gain attachments that they lack. The head moves only if the import continues the stored
-    active path, or if the conversation is new.
+    Existing messages without attachments get the imported ones. The head moves only if the import continues the
+    stored active path, or if the conversation is new.
     """
     is_new = db.execute("SELECT 1 FROM conversations WHERE id = ?", (conversation.id,)).fetchone() is None
     owner = tree_sql.ensure_conversation(db, conversation)
@@ -27,7 +27,7 @@ def merge(
         if message.id not in missing_ids:
             tree_sql.add_attachments(db, owner, message)
     keys = {
-        message.id: tree_sql.insert_message(db, owner, tree_sql.reparented(db, owner, message), writer)
+        message.id: tree_sql.insert_message(db, owner, tree_sql.with_valid_parent(db, owner, message), writer)
         for message in missing
     }
     for message in missing:

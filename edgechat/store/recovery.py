@@ -13,17 +13,20 @@ from edgechat.errors import StoreError
 from edgechat.store.database import FILE_SUFFIXES, Database, file_kind, irregular_file
 from edgechat.store.sqlite import OnDeleted, SqliteStore
 
-_COPY: Final = ".damaged-"
-"""In the name of a damaged copy, before the time at which it was moved aside."""
-_RECOVERED: Final = ".recovered"
-"""Suffix of an empty file that marks a damaged copy as processed."""
+_COPY_INFIX: Final = ".damaged-"
+"""Part of the file name of a damaged copy, before the time at which the database was moved aside."""
+_MARKER_SUFFIX: Final = ".recovered"
+"""Suffix of an empty marker file: the readable rows of the damaged copy have been recovered."""
 _LOCK_TIMEOUT_S: Final = 60.0
-# Parents before children, so that only rows with lost references are missing.
+# Tables in the order of recovery: referenced tables come before the tables that refer to them.
 _TABLES: Final = ("conversations", "messages", "attachments", "message_attachments")
 
 
 def is_intact(path: Path) -> bool:
-    """Run SQLite's integrity check; True also if there is no database. Takes seconds for a large one."""
+    """Return whether the database passes SQLite's integrity check, or does not exist.
+
+    The check takes seconds for a large database.
+    """
     if irregular_file(path) is not None:
         return False
     if not path.exists():
@@ -36,13 +39,14 @@ def is_intact(path: Path) -> bool:
 
 
 def recover(path: Path, on_deleted: Sequence[OnDeleted] = ()) -> SqliteStore:
-    """Move the damaged database at `path` aside, and open a new one with the rows that could be read.
+    """Move the damaged database at `path` aside, and open a new one with its readable rows.
 
-    Deletes and overwrites nothing. Raises StoreError if the database cannot be moved or the new one not be created.
+    Deletes and overwrites no file. Raises StoreError if the damaged database cannot be moved, or the new database
+    cannot be created.
     """
     damaged_inode = _inode(path)
     with _exclusive(path):
-        if _inode(path) == damaged_inode:  # otherwise another process recovered it meanwhile
+        if _inode(path) == damaged_inode:  # otherwise another process has recovered the database meanwhile
             _move_aside(path)
         store = SqliteStore(Database(path), on_deleted)
         recover_copies(store)
@@ -52,13 +56,14 @@ def recover(path: Path, on_deleted: Sequence[OnDeleted] = ()) -> SqliteStore:
 def recover_copies(store: SqliteStore) -> None:
     """Recover rows from each unprocessed damaged copy in the folder of the database.
 
-    A recovery that was killed leaves such a copy. The results go into `store.notices`; no copy makes this fail.
+    A recovery that was killed leaves an unprocessed copy. Appends a result for each copy to `store.notices`, and
+    continues with the next copy after an error.
     """
     if store.path is None or store.read_only_reason:
         return
-    for copy in sorted(store.path.parent.glob(f"{store.path.name}{_COPY}*")):
-        marker = copy.with_name(copy.name + _RECOVERED)
-        if copy.name.endswith(("-wal", "-shm", "-journal", _RECOVERED)) or marker.exists():
+    for copy in sorted(store.path.parent.glob(f"{store.path.name}{_COPY_INFIX}*")):
+        marker = copy.with_name(copy.name + _MARKER_SUFFIX)
+        if copy.name.endswith(("-wal", "-shm", "-journal", _MARKER_SUFFIX)) or marker.exists():
             continue
         if not copy.is_file():
             store.notices.append(
@@ -92,7 +97,7 @@ def _inode(path: Path) -> int:
 
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """Hold an SQLite lock file, whose lock every system releases when the process ends."""
+    """Hold the recovery lock of the database at `path`, which the system releases if the process dies."""
     lock = path.with_name(path.name + ".lock")
     try:
         with contextlib.closing(sqlite3.connect(lock, timeout=_LOCK_TIMEOUT_S, isolation_level=None)) as db:
@@ -106,14 +111,14 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 
 def _move_aside(path: Path) -> None:
-    first = path.with_name(f"{path.name}{_COPY}{time.strftime('%Y%m%d-%H%M%S')}")
+    first = path.with_name(f"{path.name}{_COPY_INFIX}{time.strftime('%Y%m%d-%H%M%S')}")
     copy, number = first, 1
     while copy.exists():
         number += 1
         copy = first.with_name(f"{first.name}_{number}")
     try:
         for suffix in FILE_SUFFIXES:
-            with contextlib.suppress(FileNotFoundError):  # another edgechat may be doing the same
+            with contextlib.suppress(FileNotFoundError):  # not every database has all of these files
                 path.with_name(path.name + suffix).rename(copy.with_name(copy.name + suffix))
     except OSError as error:
         raise StoreError(
@@ -122,7 +127,7 @@ def _move_aside(path: Path) -> None:
 
 
 def _salvage(database: Database, copy: Path) -> tuple[int, int]:
-    """Insert every readable row of a damaged copy; return the numbers of messages inserted and of rows known lost."""
+    """Insert every readable row of a damaged copy; return the number of inserted messages and of lost rows."""
     n_messages = n_lost = 0
     with contextlib.closing(_open_damaged(copy)) as damaged, database.writing(durable=True) as db:
         db.execute("PRAGMA defer_foreign_keys = ON")
@@ -149,8 +154,8 @@ def _insert(db: sqlite3.Connection, statement: str, row: tuple[object, ...] | No
 
 
 def _open_damaged(path: Path) -> sqlite3.Connection:
-    """Open a database read-only; texts may hold invalid UTF-8. Raises sqlite3.OperationalError."""
-    # Without a log, `immutable` keeps SQLite from creating files next to the database.
+    """Open a damaged database read-only and replace invalid UTF-8 in texts. Raises sqlite3.OperationalError."""
+    # If there is no write-ahead log, `immutable` keeps SQLite from creating files next to the database.
     has_wal = path.with_name(path.name + "-wal").is_file()
     mode = "mode=ro" if has_wal else "mode=ro&immutable=1"
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
@@ -159,9 +164,9 @@ def _open_damaged(path: Path) -> sqlite3.Connection:
 
 
 def _rows(damaged: sqlite3.Connection, table: str, columns: list[str]) -> Iterator[tuple[object, ...] | None]:
-    """Yield each readable row, and None for each row that is known to exist but is unreadable."""
+    """Yield each readable row of a table, and None for each unreadable row whose rowid is in the table or an index."""
     names = ", ".join(columns)
-    if table == "message_attachments":  # small rows without a rowid
+    if table == "message_attachments":  # this table has no rowid
         for direction in ("ASC", "DESC"):
             yield from _rows_until_damage(damaged, f"SELECT {names} FROM {table} ORDER BY message_key {direction}")
         return
@@ -181,7 +186,7 @@ def _keys(damaged: sqlite3.Connection, table: str) -> set[int]:
     for source in sources:
         for direction in ("ASC", "DESC"):
             statement = f"SELECT rowid FROM {table} {source} ORDER BY rowid {direction}"
-            if source != "NOT INDEXED":  # in the order of the index, so that SQLite reads only the index
+            if source != "NOT INDEXED":  # without ORDER BY rowid, SQLite reads only the index
                 statement = f"SELECT rowid FROM {table} {source}"
             keys.update(row[0] for row in _rows_until_damage(damaged, statement))
     return keys
@@ -193,9 +198,9 @@ def _rows_until_damage(damaged: sqlite3.Connection, statement: str) -> Iterator[
 
 
 def _repair_references(db: sqlite3.Connection) -> int:
-    """Give messages whose conversation is lost a new one, and clear references to lost messages.
+    """Create new conversations for messages whose conversation is lost, and clear references to lost messages.
 
-    Returns the number of attachments removed, because their bytes or their message are lost.
+    Returns the number of attachments that were removed because their bytes or their message are lost.
     """
     db.execute(
         """

@@ -15,12 +15,12 @@ _stats = msgspec.json.Decoder(GenerationStats)
 
 
 def encode_json(value: object) -> str:
-    """Encode a value as JSON text for a column."""
+    """Encode a value as JSON text for a database column."""
     return msgspec.json.encode(value).decode()
 
 
 def conversation(row: sqlite3.Row, head_id: str | None) -> Conversation:
-    """Convert a row of `conversations`."""
+    """Convert a row of the table `conversations`; `head_id` is the message ID of its head."""
     return Conversation(
         id=row["id"], title=row["title"], model=row["model"], settings=msgspec.json.decode(row["settings"]),
         pinned=bool(row["pinned"]), archived=bool(row["archived"]), tags=tuple(msgspec.json.decode(row["tags"])),
@@ -30,7 +30,7 @@ def conversation(row: sqlite3.Row, head_id: str | None) -> Conversation:
 
 
 def messages(rows: Sequence[sqlite3.Row], attachment_rows: Iterable[sqlite3.Row]) -> list[Message]:
-    """Convert all rows of `messages` of one conversation, with their rows of `message_attachments`."""
+    """Convert the message rows of one conversation, with their rows of `message_attachments`, to messages."""
     ids: dict[int | None, str] = {row["key"]: row["id"] for row in rows}
     attachments: dict[int, list[Attachment]] = {}
     for row in attachment_rows:
@@ -51,7 +51,7 @@ def _message(row: sqlite3.Row, ids: Mapping[int | None, str], attachments: tuple
 
 
 def mutable_columns(message: Message) -> dict[str, Any]:
-    """Return the columns of `messages` that change while a reply is generated."""
+    """Return the values of the `messages` columns that change while a reply is generated."""
     return {
         "text": message.text,
         "reasoning": message.reasoning,

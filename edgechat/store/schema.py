@@ -1,4 +1,4 @@
-"""The database schema as a list of migrations. Append only: a released migration is never edited."""
+"""Database schema as a list of migrations. Released migrations are never edited; changes are appended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 APPLICATION_ID: Final = 0x65646763  # "edgc": identifies databases of edgechat
 
-# Characters of a message that are indexed for search. Indexing 50 MB would block every other writer for a minute.
+# Maximum number of characters of a message in the search index. Indexing 50 MB would block all writers for a minute.
 INDEXED_CHARS: Final = 1_000_000
 
 
@@ -17,12 +17,12 @@ class Migration(NamedTuple):
 
     statements: Sequence[str]
     rewrites: bool = False
-    """True if it changes existing rows; then the database is copied first."""
+    """True if the migration changes existing rows; the database is then backed up first."""
 
 
 _TABLES: Final = (
-    # Keys are internal and encode a time: milliseconds since 1970 * 2^20 + n. So the order of the table and of the
-    # search index is the order of creation, even for conversations imported later. Users and files see the IDs.
+    # Keys are internal and encode a time: (milliseconds since 1970) * 2^20 + n. The order of rows in a table and in the
+    # search index is therefore the order of creation, also for imported conversations. Users and exports see only IDs.
     """
     CREATE TABLE conversations (
         key INTEGER PRIMARY KEY,
@@ -41,8 +41,8 @@ _TABLES: Final = (
     """,
     "CREATE INDEX conversations_listed ON conversations (archived, pinned DESC, updated_at_ms DESC)",
     "CREATE INDEX conversations_updated ON conversations (pinned DESC, updated_at_ms DESC)",
-    # The key of a child is greater than those of its parent and its older siblings, even if the clock went back.
-    # Parents are checked at commit, so that a recovery can insert messages in any order.
+    # The key of a child is greater than the keys of its parent and older siblings, even if the clock was set back.
+    # SQLite checks parent references at commit, so that a recovery can insert messages in any order.
     """
     CREATE TABLE messages (
         key INTEGER PRIMARY KEY,
@@ -89,8 +89,8 @@ _TABLES: Final = (
     """,
 )
 
-# Trigrams find code, parts of words, and languages without spaces. A streaming reply is not indexed, because each
-# checkpoint (every two seconds) would remove it from the index and insert it again.
+# A trigram index finds code, parts of words, and text without spaces. A streaming reply is not indexed, because each
+# checkpoint (every two seconds) would remove the reply from the index and insert it again.
 _SEARCH: Final = (
     f"""
     CREATE VIEW searchable AS SELECT key, substr(text, 1, {INDEXED_CHARS}) AS text FROM messages

@@ -12,20 +12,20 @@ from edgechat.chat.messages import first_line
 from edgechat.chat.store import Order, SearchHit
 from edgechat.store.schema import INDEXED_CHARS
 
-# The trigram index holds no shorter words.
+# Minimum length of a word that the trigram index can find.
 _TRIGRAM_CHARS: Final = 3
-# Matches that are ranked, the newest ones, so that a query that matches everything costs no more than others.
+# Maximum number of matches, the newest ones, that are ranked; limits the time of a query that matches every message.
 MAX_RANKED: Final = 1000
-# Newest messages that are scanned for words of one or two characters, which the index does not hold.
+# Number of newest messages that are scanned for words of one or two characters, which the index cannot find.
 MAX_SCANNED: Final = 20_000
 MAX_WORDS: Final = 32
-# Largest index, in blocks of 4 kB, that is rewritten to purge deleted text: 40 MB.
+# Maximum size, in blocks of 4 kB (40 MB in total), of an index that is rewritten to purge deleted text.
 _MAX_REWRITTEN_BLOCKS: Final = 10_000
-# Characters of each message that are ranked: up to a thousand messages are in memory at once.
+# Number of characters of each message that are ranked; limits memory, because up to `MAX_RANKED` messages are loaded.
 _RANKED_CHARS: Final = 20_000
-# Characters of a snippet before and after the start of the first match.
+# Length of a snippet before and after the start of the first match, in characters.
 _CHARS_BEFORE, _CHARS_AFTER = 40, 120
-# The usual constants of BM25: saturation of repeated words, and normalisation by length.
+# Usual constants of BM25: k1 limits the weight of repeated words, b normalises by text length.
 _K1, _B = 1.2, 0.75
 
 
@@ -36,11 +36,14 @@ def query_words(query: str) -> list[str]:
 
 
 def search(db: sqlite3.Connection, query: str, *, order: Order, limit: int, offset: int) -> list[SearchHit]:
-    """Find titles and messages that contain every word of `query`, newest first or best of the newest `MAX_RANKED`."""
+    """Find titles and messages that contain every word of `query`.
+
+    `order` "newest" sorts the matches by time; "rank" sorts the newest `MAX_RANKED` matches by their BM25 score.
+    """
     words = query_words(query)[:MAX_WORDS]
     if not words:
         return []
-    # Ranking needs all rows that it compares; otherwise the rows up to the requested page are enough.
+    # Ranking compares all matches; otherwise the rows up to the end of the requested page are enough.
     max_rows = MAX_RANKED if order == "rank" else limit + offset
     titles = _titles(db, words, max_rows)
     bodies = _bodies(db, words, max_rows, _RANKED_CHARS if order == "rank" else INDEXED_CHARS)
@@ -55,8 +58,8 @@ def search(db: sqlite3.Connection, query: str, *, order: Order, limit: int, offs
 def purge_index(db: sqlite3.Connection) -> None:
     """Purge deleted text from the search indexes by rewriting them.
 
-    An index of more than 40 MB keeps trigrams of deleted text until its next merge. (The secure-delete option of
-    SQLite 3.42 purges at once, but in a format that earlier versions cannot read.)
+    An index of more than 40 MB is not rewritten and keeps trigrams of deleted text until FTS5 merges its segments. (The
+    secure-delete option of SQLite 3.42 purges text at once, but writes a format that earlier versions cannot read.)
     """
     for table in ("message_search", "title_search"):
         blocks = db.execute(f"SELECT count(*) FROM (SELECT 1 FROM {table}_data LIMIT ?)", (_MAX_REWRITTEN_BLOCKS + 1,))
@@ -93,7 +96,7 @@ def _bodies(db: sqlite3.Connection, words: Sequence[str], max_rows: int, n_chars
     columns = f"{_BODY_COLUMNS}, substr(m.text, 1, {n_chars}) AS text"
     joined = "JOIN conversations c ON c.key = m.conversation_key"
     if long:
-        # The inner query reads the index alone; rows are fetched only for its matches.
+        # The inner query reads only the index; the outer one reads the rows of the matches.
         rows = db.execute(
             f"SELECT {columns} FROM (SELECT rowid FROM message_search WHERE message_search MATCH ? "
             f"ORDER BY rowid DESC LIMIT ?) s JOIN messages m ON m.key = s.rowid {joined} ORDER BY m.key DESC",
@@ -109,7 +112,7 @@ def _bodies(db: sqlite3.Connection, words: Sequence[str], max_rows: int, n_chars
 
 
 def _matching_rows(rows: sqlite3.Cursor, words: Sequence[str], max_rows: int) -> list[sqlite3.Row]:
-    """Return the first rows whose text contains the words that are too short for the index."""
+    """Return up to `max_rows` rows whose text contains those of `words` that are too short for the index."""
     short = [w.lower() for w in words if len(w) < _TRIGRAM_CHARS]
     matches: list[sqlite3.Row] = []
     for row in rows:
@@ -122,7 +125,7 @@ def _matching_rows(rows: sqlite3.Cursor, words: Sequence[str], max_rows: int) ->
 
 
 def _scores(texts: Sequence[str], words: Sequence[str]) -> list[float]:
-    """Compute the BM25 score of each text among `texts` (Robertson and Zaragoza 2009, with the non-negative idf)."""
+    """Return the BM25 score of each text (Robertson and Zaragoza 2009), with a non-negative document frequency term."""
     if not texts:
         return []
     mean_chars = sum(map(len, texts)) / len(texts) or 1.0
@@ -146,7 +149,7 @@ def _hit(row: sqlite3.Row, words: Sequence[str], score: float) -> SearchHit:
 
 
 def make_snippet(text: str, words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Return one line of text around the first match, and the [start, end) ranges of all words in it."""
+    """Return a snippet of `text` in one line around the first match, and the [start, end) ranges of `words` in it."""
     pattern = re.compile("|".join(re.escape(w) for w in sorted(words, key=len, reverse=True)), re.IGNORECASE)
     first = pattern.search(text)
     position = first.start() if first is not None else 0

@@ -17,9 +17,9 @@ from edgechat.store import maintenance, merging, row_mapping, search, tree_sql
 from edgechat.store.database import Database
 
 OnDeleted = Callable[[str], None]
-"""Receives the ID of a conversation after it, or a part of it, was deleted from the database."""
+"""Callback with the ID of a conversation after the conversation or some of its messages were deleted."""
 
-# Replies whose speed counts in `decode_tps`.
+# Number of recent replies in the median speed that `decode_tps` returns.
 _TIMED_REPLIES: Final = 5
 _CONVERSATION_FIELDS: Final = frozenset(("title", "model", "settings", "pinned", "archived", "tags", "folder"))
 
@@ -28,7 +28,10 @@ class SqliteStore:
     """Conversations in a SQLite database. `edgechat.chat.store.Store` documents the methods."""
 
     def __init__(self, database: Database, on_deleted: Sequence[OnDeleted] = ()) -> None:
-        """Take over `database`: mark replies of dead processes as interrupted, purge messages deleted a day ago."""
+        """Mark unfinished replies as interrupted, and purge messages deleted more than a day ago.
+
+        The store owns `database` and closes it. Each callback in `on_deleted` is called after a deletion.
+        """
         self.database = database
         self.notices: list[str] = []
         self._on_deleted = tuple(on_deleted)
@@ -38,7 +41,7 @@ class SqliteStore:
 
     @property
     def path(self) -> Path | None:
-        """The database file; None in memory."""
+        """Path of the database file; None for a database in memory."""
         return self.database.path
 
     @property
@@ -77,16 +80,19 @@ class SqliteStore:
     def merge(
         self, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})
     ) -> int:
-        """Add the messages of an imported conversation that the store does not have; return their number.
+        """Add the messages of an imported conversation that the store does not have; return the number of new messages.
 
-        Existing messages stay unchanged. `messages` are ordered parents first; the bytes of their attachments must be
-        in `files` or in the store.
+        The text of existing messages stays unchanged. `messages` has parents before children; the bytes of their
+        attachments must be in `files`, by SHA-256 hash, or in the store.
         """
         with self.database.writing() as db:
             return merging.merge(db, conversation, messages, files, self._writer)
 
     def missing_ids(self, ids: Sequence[str]) -> set[str]:
-        """Return the IDs that no message has; messages deleted for now still have theirs."""
+        """Return those of `ids` that are not in the database.
+
+        Hidden messages (deleted, but restorable) count as existing.
+        """
         with self.database.reading() as db:
             return tree_sql.missing_ids(db, ids)
 

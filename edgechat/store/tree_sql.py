@@ -1,4 +1,4 @@
-"""SQL for the message tree: keys, parents, active paths, heads. Functions run within the caller's transaction."""
+"""SQL statements for message trees: keys, parents, active paths and heads. The caller opens the transaction."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from edgechat.errors import NotFoundError, StoreError
 from edgechat.store import row_mapping
 
 _KEY_BITS: Final = 20
-_MESSAGE: Final = (
+_MESSAGE_SQL: Final = (
     "SELECT key, id, conversation_key, parent_key, active_child_key FROM messages WHERE id = ? AND hidden_by IS NULL"
 )
-_SUBTREE: Final = (
+_SUBTREE_SQL: Final = (
     "WITH RECURSIVE subtree (key) AS (VALUES (?) UNION ALL "
     "SELECT m.key FROM messages m JOIN subtree ON m.parent_key = subtree.key) SELECT key FROM subtree"
 )
@@ -25,7 +25,7 @@ _SUBTREE: Final = (
 
 def message_row(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
     """Return the tree columns of a message. Raises NotFoundError if it does not exist or is deleted."""
-    row: sqlite3.Row | None = db.execute(_MESSAGE, (message_id,)).fetchone()
+    row: sqlite3.Row | None = db.execute(_MESSAGE_SQL, (message_id,)).fetchone()
     if row is None:
         raise NotFoundError(f"Message {message_id} does not exist. Another edgechat deleted it.")
     return row
@@ -40,20 +40,23 @@ def conversation_row(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Ro
 
 
 def load_conversation(db: sqlite3.Connection, row: sqlite3.Row) -> Conversation:
-    """Convert a row of `conversations`, with the ID of its head unless that is deleted."""
+    """Convert a row of `conversations` to a `Conversation`; its head ID is None if the head was deleted."""
     head = db.execute("SELECT id FROM messages WHERE key = ? AND hidden_by IS NULL", (row["head_key"],)).fetchone()
     return row_mapping.conversation(row, head["id"] if head is not None else None)
 
 
 def missing_ids(db: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
-    """Return the IDs that no message has; hidden messages count as existing."""
+    """Return those of `ids` that are not in the database; hidden messages count as existing."""
     return {i for i in ids if db.execute("SELECT 1 FROM messages WHERE id = ?", (i,)).fetchone() is None}
 
 
 def update_row(
     db: sqlite3.Connection, table: str, columns: Mapping[str, Any], where: str, *values: object
 ) -> int:  # fmt: skip
-    """Write `columns` of the rows that match the condition `where` with its `values`; return the number of rows."""
+    """Set `columns` in the rows that match the SQL condition `where`; return the number of changed rows.
+
+    `values` are the parameters of the condition.
+    """
     assignments = ", ".join(f"{name} = ?" for name in columns)
     return db.execute(f"UPDATE {table} SET {assignments} WHERE {where}", (*columns.values(), *values)).rowcount
 
@@ -62,7 +65,7 @@ def update_row(
 
 
 def ensure_conversation(db: sqlite3.Connection, conversation: Conversation) -> int:
-    """Return the key of a conversation, inserting it if the database does not have it."""
+    """Return the key of a conversation; insert the conversation if it is not in the database."""
     row = db.execute("SELECT key FROM conversations WHERE id = ?", (conversation.id,)).fetchone()
     if row is not None:
         return int(row["key"])
@@ -77,10 +80,11 @@ def ensure_conversation(db: sqlite3.Connection, conversation: Conversation) -> i
 
 
 def insert_message(db: sqlite3.Connection, owner: int, message: Message, writer: str) -> int:
-    """Insert a message as the newest and active child of its parent; return its key.
+    """Insert a message as the newest and active child of its parent; return the key of the message.
 
-    `owner` is the key of its conversation. Raises StoreError if the parent belongs to another conversation or the ID
-    is taken, NotFoundError if the parent does not exist.
+    `owner` is the key of the conversation; `writer` identifies the process that may update the message. Raises
+    StoreError if the parent belongs to another conversation or the ID exists, and NotFoundError if the parent does not
+    exist.
     """
     parent_key: int | None = None
     if message.parent_id is not None:
@@ -110,7 +114,7 @@ def insert_message(db: sqlite3.Connection, owner: int, message: Message, writer:
 
 
 def _free_key(db: sqlite3.Connection, table: str, lowest: int) -> int:
-    """Return a free key from `lowest` on: after the last used key of its millisecond, or in the next millisecond."""
+    """Return an unused key of at least `lowest`: after the last key of its millisecond, or in a later millisecond."""
     end = ((lowest >> _KEY_BITS) + 1) << _KEY_BITS
     last_used = db.execute(f"SELECT max(key) FROM {table} WHERE key >= ? AND key < ?", (lowest, end)).fetchone()[0]
     if last_used is None:
@@ -119,13 +123,13 @@ def _free_key(db: sqlite3.Connection, table: str, lowest: int) -> int:
 
 
 def add_files(db: sqlite3.Connection, files: Mapping[str, bytes]) -> None:
-    """Insert attachment bytes by their SHA-256, unless the database has them."""
+    """Insert the bytes of attachments, by SHA-256 hash, that are not in the database."""
     for sha256, data in files.items():
         db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
 
 
 def add_attachments(db: sqlite3.Connection, owner: int, message: Message) -> None:
-    """Add the attachments of `message` to the stored message of this ID, if that has none."""
+    """Add the attachments of `message` to the stored message with the same ID, unless that message has attachments."""
     row = db.execute(
         "SELECT key FROM messages WHERE id = ? AND conversation_key = ? AND NOT EXISTS "
         "(SELECT 1 FROM message_attachments WHERE message_key = messages.key)",
@@ -143,9 +147,9 @@ def _insert_attachments(db: sqlite3.Connection, key: int, message: Message) -> N
         )
 
 
-def reparented(db: sqlite3.Connection, owner: int, message: Message) -> Message:
-    """Return the message as a root if its parent is deleted or belongs to another conversation, else unchanged."""
-    parent = db.execute(_MESSAGE, (message.parent_id,)).fetchone()
+def with_valid_parent(db: sqlite3.Connection, owner: int, message: Message) -> Message:
+    """Return the message, without its parent if the parent is deleted or belongs to another conversation."""
+    parent = db.execute(_MESSAGE_SQL, (message.parent_id,)).fetchone()
     if parent is not None and parent["conversation_key"] == owner:
         return message
     return msgspec.structs.replace(message, parent_id=None)
@@ -155,7 +159,7 @@ def reparented(db: sqlite3.Connection, owner: int, message: Message) -> Message:
 
 
 def is_ancestor(db: sqlite3.Connection, upper: int | None, lower: int) -> bool:
-    """Return whether the message with key `upper` is `lower` or one of its ancestors."""
+    """Return whether message key `upper` is equal to `lower`, or is an ancestor of `lower`."""
     key: int | None = lower
     while key is not None and key != upper:
         row = db.execute("SELECT parent_key FROM messages WHERE key = ?", (key,)).fetchone()
@@ -173,14 +177,14 @@ def active_leaf(db: sqlite3.Connection, key: int) -> int:
 
 
 def set_active_path(db: sqlite3.Connection, path: Sequence[str]) -> None:
-    """Make each message of `path` (IDs, root first) the active child of the one before it."""
+    """Make each message of `path` (IDs, root first) the active child of its parent."""
     for parent_id, child_id in itertools.pairwise(path):
         child_key = message_row(db, child_id)["key"]
         db.execute("UPDATE messages SET active_child_key = ? WHERE id = ?", (child_key, parent_id))
 
 
 def set_head(db: sqlite3.Connection, key: int) -> None:
-    """Make a message the head of its conversation: the last message of the active path."""
+    """Make a message the head of its conversation, which is the last message of the active path."""
     db.execute(
         "UPDATE conversations SET head_key = ? WHERE key = (SELECT conversation_key FROM messages WHERE key = ?)",
         (key, key),
@@ -188,7 +192,7 @@ def set_head(db: sqlite3.Connection, key: int) -> None:
 
 
 def redirect_active_path(db: sqlite3.Connection, removed: sqlite3.Row) -> None:
-    """Redirect the active path and the head from a removed message to its newest sibling, or else its parent."""
+    """Move the active path and the head from a removed message to its newest sibling, or to its parent."""
     parent, owner = removed["parent_key"], removed["conversation_key"]
     newest_sibling = db.execute(
         "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ? AND hidden_by IS NULL",
@@ -211,18 +215,21 @@ def redirect_active_path(db: sqlite3.Connection, removed: sqlite3.Row) -> None:
 def hide_subtree(db: sqlite3.Connection, key: int, hidden_at_ms: int) -> None:
     """Hide a message and its descendants, so that `unhide_subtree` can restore them."""
     db.execute(
-        f"UPDATE messages SET hidden_by = ?, hidden_at_ms = ? WHERE key IN ({_SUBTREE}) AND hidden_by IS NULL",
+        f"UPDATE messages SET hidden_by = ?, hidden_at_ms = ? WHERE key IN ({_SUBTREE_SQL}) AND hidden_by IS NULL",
         (key, hidden_at_ms, key),
     )
 
 
 def unhide_subtree(db: sqlite3.Connection, message_id: str) -> None:
-    """Restore the messages that hiding `message_id` hid. Raises StoreError if it or its parent no longer exists."""
+    """Restore the messages that were hidden together with `message_id`.
+
+    Raises StoreError if the message or its parent no longer exists.
+    """
     row = db.execute("SELECT key, parent_key FROM messages WHERE id = ?", (message_id,)).fetchone()
     is_restorable = row is not None and (
         row["parent_key"] is None
         or db.execute("SELECT 1 FROM messages WHERE key = ? AND hidden_by IS NULL", (row["parent_key"],)).fetchone()
     )
     if not is_restorable:
-        raise StoreError(f"Cannot restore message {message_id}: it or its parent no longer exists.")
+        raise StoreError(f"Cannot restore message {message_id}: the message or its parent no longer exists.")
     db.execute("UPDATE messages SET hidden_by = NULL, hidden_at_ms = NULL WHERE hidden_by = ?", (row["key"],))

@@ -13,11 +13,11 @@ from edgechat.chat.messages import Conversation, Message, Role
 from edgechat.errors import ImportRefusedError
 from edgechat.store.formats.edgechat_json import ConversationRecord, ImportedData, sanitize, stable_id
 
-_NAME: Final = "conversations.json"
-# The largest exports have some hundred megabytes, but a ZIP file can unpack to any size.
+_FILE_NAME: Final = "conversations.json"
+# Maximum unpacked size. The largest exports have several hundred megabytes; a malicious ZIP file can unpack to more.
 MAX_BYTES: Final = 2 << 30
 _LAYOUT_ERRORS: Final = (KeyError, TypeError, AttributeError, ValueError, OverflowError, msgspec.ValidationError)
-# Larger times are not seconds since 1970.
+# Largest value that is accepted as seconds since 1970, in the year 5138.
 _MAX_SECONDS: Final = 1e11
 _ROLES: Final[Mapping[str, Role]] = {"user": "user", "assistant": "assistant", "system": "system", "tool": "tool"}
 _Nodes = Mapping[str, Mapping[str, Any]]
@@ -26,14 +26,14 @@ _Nodes = Mapping[str, Mapping[str, Any]]
 def unzip_conversations(data: bytes) -> bytes:
     """Extract `conversations.json` from a ZIP file. Raises ImportRefusedError if it is missing or too large."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_NAME) as file:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_FILE_NAME) as file:
             content = file.read(MAX_BYTES + 1)
     except KeyError:
-        raise ImportRefusedError(f"this ZIP file is not a ChatGPT export, it contains no {_NAME}.") from None
+        raise ImportRefusedError(f"this ZIP file is not a ChatGPT export, it contains no {_FILE_NAME}.") from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
         raise ImportRefusedError(f"cannot read this ZIP file ({error}).") from error
     if len(content) > MAX_BYTES:
-        raise ImportRefusedError(f"{_NAME} in this ZIP file has more than {MAX_BYTES} bytes.")
+        raise ImportRefusedError(f"{_FILE_NAME} in this ZIP file has more than {MAX_BYTES} bytes.")
     return content
 
 
@@ -44,7 +44,7 @@ def parse(items: list[Any]) -> ImportedData:
     for number, item in enumerate(items):
         try:
             records.append(_record(item))
-        except _LAYOUT_ERRORS as error:  # noqa: PERF203  (one unknown layout must not stop the others)
+        except _LAYOUT_ERRORS as error:  # noqa: PERF203  (one unknown layout must not stop the import)
             problems.append(f"Conversation {number + 1} has an unknown layout and was left out: {error!r}.")
     if not records:
         raise ImportRefusedError("this JSON contains no conversations of ChatGPT.")
@@ -86,7 +86,7 @@ def _in_sibling_order(nodes: _Nodes, messages: Mapping[str, Message]) -> list[tu
 
 
 def _nearest_message(node: str, nodes: _Nodes, messages: Mapping[str, Message]) -> str | None:
-    """Return the nearest ancestor of a node with a message; roots and hidden nodes have none."""
+    """Return the nearest ancestor of a node that has a message, or None. Roots and hidden nodes have no message."""
     visited = {node}
     ancestor = nodes.get(node, {}).get("parent")
     while ancestor is not None and ancestor in nodes and ancestor not in visited and ancestor not in messages:
@@ -96,7 +96,7 @@ def _nearest_message(node: str, nodes: _Nodes, messages: Mapping[str, Message]) 
 
 
 def _message(message_id: str, content: Mapping[str, Any] | None) -> Message | None:
-    """Convert the message of a node; None if it is hidden or empty."""
+    """Convert the message of a node; return None if the message is hidden or empty."""
     if not content:
         return None
     metadata = content.get("metadata") or {}
@@ -125,7 +125,7 @@ def _text(body: Mapping[str, Any]) -> str:
 
 
 def _placeholder(part: Mapping[str, Any]) -> str:
-    if part.get("text"):  # the transcript of audio
+    if part.get("text"):  # transcript of an audio part
         return str(part["text"])
     return f"[{str(part.get('content_type') or 'attachment').replace('_', ' ')}, not in the export]"
 

@@ -1,4 +1,4 @@
-"""Lossless JSON exports of conversations with all branches, and merging imported conversations into a store."""
+"""Lossless JSON exports of conversations with all branches; merges imported conversations into a store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgechat.store.sqlite import SqliteStore
 
 VERSION: Final = 1
 _VALID_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
-# Times are the upper 43 bits of database keys; this one is in the year 2248.
+# Latest time that fits into the upper 43 bits of a database key, in the year 2248.
 _LATEST_MS: Final = (1 << 43) - (1 << 20)
 
 
@@ -25,17 +25,17 @@ class ConversationRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     conversation: Conversation
     messages: list[Message]
-    """Parents before children."""
+    """Messages of all branches, parents before children."""
 
 
 class ExportArchive(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a JSON export file."""
+    """Content of a JSON export file: conversations and their attachments."""
 
     format: Literal["edgechat"] = "edgechat"
     version: int = VERSION
     conversations: list[ConversationRecord]
     attachments: dict[str, bytes] = {}
-    """Bytes by SHA-256; base64 in JSON."""
+    """Bytes of attachments by SHA-256 hash; encoded as base64 in JSON."""
 
 
 class ImportedData(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,24 +43,25 @@ class ImportedData(msgspec.Struct, frozen=True, kw_only=True):
 
     records: list[ConversationRecord]
     attachments: dict[str, bytes] = {}
+    """Bytes of attachments by SHA-256 hash."""
     problems: list[str] = []
-    """Repairs and omissions, as sentences for the user."""
+    """Messages for the user about repaired and omitted data."""
 
 
 class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of an import or of its dry run."""
+    """Counts of imported conversations and messages, also for a dry run."""
 
-    conversations: int
-    """New conversations."""
-    messages: int
-    """New messages."""
-    existing: int = msgspec.field(name="known")
-    """Messages that the store already had."""
+    n_conversations: int = msgspec.field(name="conversations")
+    """Number of new conversations."""
+    n_messages: int = msgspec.field(name="messages")
+    """Number of new messages."""
+    n_existing: int = msgspec.field(name="known")
+    """Number of messages that were already in the store."""
     problems: list[str]
 
 
 def export(store: SqliteStore, ids: Iterable[str]) -> ExportArchive:
-    """Export conversations with all branches and attachments. Missing or damaged attachments are left out."""
+    """Export conversations with all branches and attachments; omits missing or damaged attachments."""
     records = [load_record(store, i) for i in ids]
     hashes = sorted({a.sha256 for r in records for m in r.messages for a in m.attachments})
     contents: dict[str, bytes] = {}
@@ -78,7 +79,7 @@ def load_record(store: SqliteStore, conversation_id: str) -> ConversationRecord:
 
 
 def decode(data: bytes) -> ImportedData:
-    """Decode a JSON export. Raises ImportRefusedError if it has another format or a newer version."""
+    """Decode a JSON export. Raises ImportRefusedError for another format or a newer version."""
     try:
         archive = msgspec.json.decode(data, type=ExportArchive)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -98,9 +99,10 @@ def decode(data: bytes) -> ImportedData:
 
 
 def sanitize(records: Sequence[ConversationRecord], files: dict[str, bytes], problems: list[str]) -> ImportedData:
-    """Make records safe to insert: valid IDs and texts, messages in trees, attachments only with their bytes.
+    """Repair records before they are inserted: invalid IDs and texts, inconsistent trees, and lost attachments.
 
-    Appends a sentence to `problems` for each repair or omission.
+    `files` has the bytes of attachments by SHA-256 hash. Appends a message to `problems` for each repaired tree and
+    each omitted message or attachment.
     """
     sanitized: list[ConversationRecord] = []
     seen_ids: set[str] = set()
@@ -115,7 +117,7 @@ def sanitize(records: Sequence[ConversationRecord], files: dict[str, bytes], pro
 
 
 def _with_valid_active_children(messages: list[Message]) -> list[Message]:
-    """Clear each `active_child_id` that is not the ID of a child."""
+    """Return the messages, without each `active_child_id` that is not the ID of a child."""
     parents = {m.id: m.parent_id for m in messages}
     return [
         m if m.active_child_id is None or parents.get(m.active_child_id) == m.id
@@ -128,7 +130,7 @@ T = TypeVar("T", Conversation, Message)
 
 
 def sanitize_fields(value: T) -> T:
-    """Replace lone surrogates in texts, invalid IDs by stable ones, and clamp numbers to the range of the database."""
+    """Replace lone surrogates in texts, hash invalid IDs to valid ones, and clamp numbers to the database's range."""
     changes: dict[str, Any] = {}
     for name in value.__struct_fields__:
         field = getattr(value, name)
@@ -142,7 +144,7 @@ def sanitize_fields(value: T) -> T:
 
 
 def stable_id(*parts: str) -> str:
-    """Hash `parts` to an ID, so that importing a file twice yields the same IDs."""
+    """Return an ID computed from a hash of `parts`, so that two imports of a file yield the same IDs."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:16]
 
 
@@ -165,10 +167,11 @@ def _without_lost_files(message: Message, files: dict[str, bytes], title: str, p
 def parents_first(
     messages: Sequence[Message], title: str, seen_ids: set[str], problems: list[str]
 ) -> Iterator[Message]:  # fmt: skip
-    """Yield the messages with every parent before its children, otherwise in their order.
+    """Yield the messages of one conversation with every parent before its children, otherwise in the given order.
 
-    Of messages with the same ID, the first one is kept. A message becomes a root if its parent is missing or is also
-    its descendant. `seen_ids` holds the IDs of earlier conversations; the IDs of this one (`title`) are added.
+    Only the first of several messages with the same ID is yielded. A message becomes a root if its parent is missing or
+    is also its descendant. Adds the message IDs to `seen_ids`, which has the IDs of earlier conversations. `title` is
+    the title of the conversation, for the messages that are appended to `problems`.
     """
     by_id: dict[str, Message] = {}
     for message in messages:
@@ -199,7 +202,7 @@ def parents_first(
 
 
 def merge(store: SqliteStore, imported: ImportedData, *, dry_run: bool) -> ImportResult:
-    """Add new conversations and messages to the store; with `dry_run` only count them."""
+    """Add new conversations and messages to the store; with `dry_run`, only count new conversations and messages."""
     n_conversations = n_messages = n_existing = 0
     stored_ids = set(store.conversation_ids())
     for record in imported.records:
@@ -213,7 +216,7 @@ def merge(store: SqliteStore, imported: ImportedData, *, dry_run: bool) -> Impor
         n_messages += n_new
         n_existing += len(record.messages) - n_new
     return ImportResult(
-        conversations=n_conversations, messages=n_messages, existing=n_existing, problems=imported.problems
+        n_conversations=n_conversations, n_messages=n_messages, n_existing=n_existing, problems=imported.problems
     )
 
 

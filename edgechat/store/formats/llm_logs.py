@@ -1,4 +1,4 @@
-"""Import of `logs.db`, the SQLite database of the command line tool `llm`, in its older and its newer layout."""
+"""Import of `logs.db`, the SQLite database of the command line tool `llm`, in its older and newer layouts."""
 
 from __future__ import annotations
 
@@ -40,14 +40,17 @@ def read_database(path: Path) -> ImportedData:
 
 
 class _LogsReader:
-    """Converts rows to records, and collects `files` (bytes by SHA-256) and `problems` of their attachments."""
+    """Converts database rows to conversations.
+
+    `files` collects the bytes of attachments by SHA-256 hash, `problems` a message for each omitted attachment.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.problems: list[str] = []
 
     def responses(self, db: sqlite3.Connection) -> Iterator[ConversationRecord]:
-        """Convert the older layout, in which a row holds a prompt and its response."""
+        """Convert conversations in the older layout, in which a row has a prompt and its response."""
         for row in db.execute("SELECT * FROM conversations ORDER BY id").fetchall():
             messages: list[Message] = []
             system = ""
@@ -81,7 +84,7 @@ class _LogsReader:
                 'WHERE p.response_id = ? ORDER BY p."order"',
                 (response_id,),
             ).fetchall()
-        except sqlite3.OperationalError:  # a version of llm without attachments
+        except sqlite3.OperationalError:  # the database is from a version of llm without attachments
             return ()
         return tuple(a for row in rows if (a := self._attachment(row)) is not None)
 
@@ -101,7 +104,7 @@ class _LogsReader:
         return Attachment(sha256=sha256, name=name, media_type=kind, size_bytes=len(content))
 
     def threads(self, db: sqlite3.Connection) -> Iterator[ConversationRecord]:
-        """Convert the newer layout, in which messages form a tree by parent hash and a thread is a path to a tip."""
+        """Convert conversations in the newer layout, in which a thread is a path to a leaf of a message tree."""
         for thread in db.execute("SELECT * FROM threads ORDER BY id").fetchall():
             turns = db.execute("SELECT * FROM turns WHERE thread_id = ? ORDER BY id", (thread["id"],)).fetchall()
             by_hash: dict[str, Message] = {}
@@ -161,7 +164,7 @@ def _chain(db: sqlite3.Connection, tip: str | None) -> list[sqlite3.Row]:
 
 
 def _part_text(db: sqlite3.Connection, text: str | None, payload: Mapping[str, Any]) -> str:
-    """Return the text of a part, with its references to shared fragments resolved."""
+    """Return the text of a message part; references to shared fragments are replaced by the text of the fragments."""
     if text is not None:
         return text
     texts: list[str] = []
@@ -187,7 +190,7 @@ def _record(source: str, name: str | None, model: str | None, messages: list[Mes
 
 def _get(row: sqlite3.Row, column: str) -> Any:
     """Return the value of a column, or None if this version of the database has no such column."""
-    return row[column] if column in row.keys() else None  # noqa: SIM118  (`in` of a Row tests its values)
+    return row[column] if column in row.keys() else None  # noqa: SIM118  (`in` on a Row tests values, not names)
 
 
 def _ms(timestamp: str | None) -> int:

@@ -1,7 +1,7 @@
-"""Markdown exports: readable text, with HTML comments that let an import restore the messages.
+"""Markdown exports: readable text, with metadata in HTML comments from which an import restores the messages.
 
 An import restores the active path without attachments. Each comment starts with `<!-- edgechat` at the start of a line;
-message lines that look like one are escaped with a backslash.
+lines of messages that start with the same text are escaped with a backslash.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from edgechat.chat.messages import Conversation, Message
 from edgechat.errors import ImportRefusedError
 from edgechat.store.formats.edgechat_json import ConversationRecord
 
-_START: Final = "<!-- edgechat "
-_REASONING: Final = "<!-- edgechat-reasoning -->"
-_ATTACHED: Final = "*Attached: "
-_TEXT: Final = "<!-- edgechat-text -->"
-_UNESCAPED: Final = re.compile(r"^(\\*<!-- edgechat)", re.MULTILINE)
-_ESCAPED: Final = re.compile(r"^\\(\\*<!-- edgechat)", re.MULTILINE)
+_COMMENT_START: Final = "<!-- edgechat "
+_REASONING_COMMENT: Final = "<!-- edgechat-reasoning -->"
+_ATTACHMENT_PREFIX: Final = "*Attached: "
+_TEXT_COMMENT: Final = "<!-- edgechat-text -->"
+_UNESCAPED_COMMENT: Final = re.compile(r"^(\\*<!-- edgechat)", re.MULTILINE)
+_ESCAPED_COMMENT: Final = re.compile(r"^\\(\\*<!-- edgechat)", re.MULTILINE)
 ROLE_LABELS: Final = {"user": "You", "assistant": "Model", "system": "System", "tool": "Tool"}
 
 
@@ -34,11 +34,17 @@ def render(record: ConversationRecord) -> str:
     for message in active_path(record):
         parts += [_comment(_message_fields(message)), f"## {_heading(message)}", ""]
         parts += [
-            f"{_ATTACHED}{' '.join(file.name.split())} ({file.size_bytes} bytes)*\n" for file in message.attachments
+            f"{_ATTACHMENT_PREFIX}{' '.join(file.name.split())} ({file.size_bytes} bytes)*\n"
+            for file in message.attachments
         ]
         if message.reasoning:
-            parts += ["<details><summary>Reasoning</summary>", _REASONING, _escape(message.reasoning), "</details>"]
-        parts += [_TEXT, _escape(message.text), ""]
+            parts += [
+                "<details><summary>Reasoning</summary>",
+                _REASONING_COMMENT,
+                _escape(message.reasoning),
+                "</details>",
+            ]
+        parts += [_TEXT_COMMENT, _escape(message.text), ""]
     return "\n".join([*parts, ""])
 
 
@@ -54,7 +60,7 @@ def active_path(record: ConversationRecord) -> list[Message]:
 
 
 def format_time(milliseconds: int) -> str:
-    """Format a time in the local time zone; "" for 0 or a time outside the calendar."""
+    """Format milliseconds since 1970 in the local time zone; "" for 0 or a time that the calendar cannot represent."""
     if not milliseconds:
         return ""
     try:
@@ -73,8 +79,8 @@ def _heading(message: Message) -> str:
 
 
 def _comment(fields: dict[str, Any]) -> str:
-    # ">" becomes a JSON escape, so that no value ends the comment.
-    return _START + msgspec.json.encode(fields).decode().replace(">", "\\u003e") + " -->"
+    # ">" is written as a JSON escape, because "-->" in a value would end the comment.
+    return _COMMENT_START + msgspec.json.encode(fields).decode().replace(">", "\\u003e") + " -->"
 
 
 def _conversation_fields(conversation: Conversation) -> dict[str, Any]:
@@ -88,19 +94,19 @@ def _message_fields(message: Message) -> dict[str, Any]:
 
 
 def parse(text: str) -> tuple[ConversationRecord, list[str]]:
-    """Parse a Markdown export; return the conversation and a sentence for each attachment that is not in the file.
+    """Parse a Markdown export; return the conversation, and a message for each attachment that cannot be imported.
 
     Raises ImportRefusedError if the text is not a Markdown export of edgechat.
     """
-    if " -->\r\n" in text[: text.find("\n") + 1]:  # an editor changed the line endings
+    if " -->\r\n" in text[: text.find("\n") + 1]:  # an editor converted the line endings
         text = text.replace("\r\n", "\n")
-    sections = re.split(rf"^{_START}(.*) -->\n", text, flags=re.MULTILINE)
+    sections = re.split(rf"^{_COMMENT_START}(.*) -->\n", text, flags=re.MULTILINE)
     try:
         fields = msgspec.json.decode(sections[1])
         conversation = msgspec.convert({k: v for k, v in fields.items() if k != "format"}, Conversation)
         messages = [_message(fields, body) for fields, body in zip(sections[3::2], sections[4::2], strict=True)]
     except (msgspec.MsgspecError, ValueError, IndexError, AttributeError) as error:
-        reason = "it has no comment of edgechat" if len(sections) == 1 else str(error)
+        reason = "it has no edgechat comments" if len(sections) == 1 else str(error)
         raise ImportRefusedError(f"this is not a Markdown export of edgechat ({reason}).") from error
     head_id = messages[-1].id if messages else None
     messages = [
@@ -109,29 +115,29 @@ def parse(text: str) -> tuple[ConversationRecord, list[str]]:
     problems = [
         f"The attachment {line.rsplit(' (', 1)[0]} is not in the Markdown file and was left out."
         for body in sections[4::2]
-        for line in _partition(_TEXT, body)[0].split(_ATTACHED)[1:]
+        for line in _partition(_TEXT_COMMENT, body)[0].split(_ATTACHMENT_PREFIX)[1:]
     ]
     conversation = msgspec.structs.replace(conversation, head_id=head_id)
     return ConversationRecord(conversation=conversation, messages=messages), problems
 
 
 def _message(fields: str, body: str) -> Message:
-    front, text = _partition(_TEXT, body)
-    _, reasoning = _partition(_REASONING, front)
+    front, text = _partition(_TEXT_COMMENT, body)
+    _, reasoning = _partition(_REASONING_COMMENT, front)
     text = text.removesuffix("\n").removesuffix("\n")
     texts = {"text": _unescape(text), "reasoning": _unescape(reasoning.removesuffix("\n</details>\n"))}
     return msgspec.convert(msgspec.json.decode(fields) | texts, Message)
 
 
 def _partition(comment: str, body: str) -> tuple[str, str]:
-    """Split `body` at the first line that is `comment`; the second part is "" without such a line."""
+    """Split `body` at the first line equal to `comment`; without such a line, the second part is ""."""
     match = re.search(rf"^{comment}\n", body, re.MULTILINE)
     return (body[: match.start()], body[match.end() :]) if match is not None else (body, "")
 
 
 def _escape(text: str) -> str:
-    return _UNESCAPED.sub(r"\\\1", text)
+    return _UNESCAPED_COMMENT.sub(r"\\\1", text)
 
 
 def _unescape(text: str) -> str:
-    return _ESCAPED.sub(r"\1", text)
+    return _ESCAPED_COMMENT.sub(r"\1", text)

@@ -53,8 +53,8 @@ def test_export_keeps_its_branches(tmp_path: Path) -> None:
         file.writestr("conversations.json", json.dumps(CHATGPT))
     store = ephemeral_store()
     merged = edgechat_json.merge(store, importing.read_file(plain), dry_run=False)
-    assert (merged.conversations, merged.messages, len(merged.problems)) == (1, 6, 1)
-    assert edgechat_json.merge(store, importing.read_file(packed), dry_run=False).messages == 0
+    assert (merged.n_conversations, merged.n_messages, len(merged.problems)) == (1, 6, 1)
+    assert edgechat_json.merge(store, importing.read_file(packed), dry_run=False).n_messages == 0
     record = edgechat_json.load_record(store, store.conversation_ids()[0])
     assert record.conversation.title == "Trees <b>&"
     assert record.conversation.created_at_ms == 1700000000500

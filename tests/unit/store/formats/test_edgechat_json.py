@@ -30,10 +30,10 @@ def test_round_trip_is_identical_and_second_import_changes_nothing(store: Sqlite
     assert first.problems == []
     assert export_all(target) == exported
     again = edgechat_json.merge(target, edgechat_json.decode(exported), dry_run=False)
-    assert (again.conversations, again.messages, again.existing) == (0, 0, first.messages)
+    assert (again.n_conversations, again.n_messages, again.n_existing) == (0, 0, first.n_messages)
     assert export_all(target) == exported
     dry = edgechat_json.merge(ephemeral_store(), edgechat_json.decode(exported), dry_run=True)
-    assert (dry.conversations, dry.messages) == (first.conversations, first.messages)
+    assert (dry.n_conversations, dry.n_messages) == (first.conversations, first.messages)
     store.close()
     target.close()
 
@@ -98,8 +98,8 @@ def test_invalid_ids_are_replaced_by_stable_ones() -> None:
         Message(id=wild, role="user", text="Q"), Message(id="../b", role="assistant", parent_id=wild, text="A"),
         conversation_id=wild, head_id="../b",
     )  # fmt: skip
-    assert import_json(store, data).messages == 2
-    assert import_json(store, data).messages == 0
+    assert import_json(store, data).n_messages == 2
+    assert import_json(store, data).n_messages == 0
     [summary] = store.list_conversations()
     assert summary.conversation.id.isalnum()
     assert [m.text for m in markdown.active_path(edgechat_json.load_record(store, summary.conversation.id))] == [

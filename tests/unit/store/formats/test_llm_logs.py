@@ -51,9 +51,9 @@ def test_both_layouts_are_imported(tmp_path: Path) -> None:
     before = path.read_bytes()
     store = ephemeral_store()
     merged = edgechat_json.merge(store, importing.read_file(path), dry_run=False)
-    assert (merged.conversations, merged.messages, merged.problems) == (2, 10, [])
+    assert (merged.n_conversations, merged.n_messages, merged.problems) == (2, 10, [])
     assert path.read_bytes() == before
-    assert edgechat_json.merge(store, importing.read_file(path), dry_run=False).messages == 0
+    assert edgechat_json.merge(store, importing.read_file(path), dry_run=False).n_messages == 0
     old, new = (edgechat_json.load_record(store, i) for i in store.conversation_ids())
     assert [(m.role, m.text) for m in markdown.active_path(old)] == [
         ("system", "sys"), ("user", "q0"), ("assistant", "a0"), ("user", "q1"), ("assistant", "a1"),
