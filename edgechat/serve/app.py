@@ -1,4 +1,4 @@
-"""HTTP application: routes, endpoints, and errors turned into responses."""
+"""HTTP application: routes, endpoints and error responses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
-    """The endpoints of the server. A request that names no model goes to the first one."""
+    """Endpoints of the server. A request without a model name is sent to the first model."""
 
     def __init__(self, models: Mapping[str, ModelQueue]) -> None:
         self._models = models
@@ -37,7 +37,7 @@ class Api:
         self._started_s = int(time.time())
 
     def app(self, rules: AccessRules) -> ASGIApp:
-        """Return the ASGI application, behind a `RequestGuard` that enforces `rules`."""
+        """Return the ASGI application inside a `RequestGuard` that enforces `rules`."""
         routes = [
             Route("/v1/chat/completions", _with_error_handling(self.chat, "messages"), methods=["POST"]),
             Route("/v1/completions", _with_error_handling(self.completions, "prompt"), methods=["POST"]),
@@ -55,7 +55,7 @@ class Api:
         if not name:
             return next(iter(self._models.values()))
         if name not in self._models:
-            message = f"No model {name!r}. Available models: {', '.join(self._models)}."
+            message = f"Model {name!r} is not served. Available models: {', '.join(self._models)}."
             raise ApiError(404, message, param="model", code="model_not_found")
         return self._models[name]
 
@@ -113,7 +113,10 @@ def _json(value: object) -> Response:
 
 
 def _with_error_handling(endpoint: Endpoint, param: str | None = None) -> Endpoint:
-    """Wrap an endpoint so that exceptions become error responses; `param` is the request field with the input text."""
+    """Wrap an endpoint so that exceptions become error responses.
+
+    `param` is the request field with the input text, which error responses name.
+    """
 
     async def handle(request: Request) -> Response:
         try:
@@ -133,7 +136,8 @@ def _with_error_handling(endpoint: Endpoint, param: str | None = None) -> Endpoi
 async def _http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     is_wrong_method = status == 405  # noqa: PLR2004
-    message = f"{request.method} is not allowed here." if is_wrong_method else f"No endpoint {request.url.path}."
+    path = request.url.path
+    message = f"{request.method} is not allowed for {path}." if is_wrong_method else f"{path} is not an endpoint."
     response = error_response(ApiError(status, message))
     if isinstance(error, HTTPException):
         response.headers.update(error.headers or {})

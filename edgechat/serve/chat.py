@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: engine requests and response objects for conversations."""
+"""Chat completions (POST /v1/chat/completions): engine requests and response objects for conversations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ChatResponseBuilder(ResponseBuilder):
         super().__init__(queue, body)
         self._body = body
         self._started_choices: set[int] = set()
-        """Indexes of the choices whose first chunk, with the role, was sent."""
+        """Indexes of the choices whose first chunk, which has the role, was sent."""
 
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
         body, queue = self._body, self.queue
@@ -39,7 +39,7 @@ class ChatResponseBuilder(ResponseBuilder):
         builder = queue.builder
         grammar = self._grammar(tools, tool_format, must_call=must_call)
         if grammar and isinstance(body.messages[-1], AssistantMessage):
-            message = "messages: an assistant message cannot be continued with response_format or tools."
+            message = "messages: the last message is from the assistant; response_format and tools cannot continue it."
             raise ApiError(400, message, param="messages")
         if grammar:
             grammar = grammars.with_reasoning(grammar, builder.reasoning_format, prompt.phase, think=think)
@@ -110,7 +110,7 @@ class ChatResponseBuilder(ResponseBuilder):
 
 
 def select_tools(body: ChatRequest) -> tuple[list[Tool], bool]:
-    """Return the tools that the model may call, and whether it must call one. Raises ApiError."""
+    """Return the tools that the model may call, and whether a call is required. Raises ApiError."""
     tools, choice = body.tools or [], body.tool_choice
     names = [tool.function.name for tool in tools]
     duplicate = next((name for name in names if names.count(name) > 1), None)
@@ -127,7 +127,10 @@ def select_tools(body: ChatRequest) -> tuple[list[Tool], bool]:
 
 
 def reasoning_enabled(body: ChatRequest, *, default: bool | None) -> bool:
-    """Return whether the model reasons before it replies: by the request, else by `default`, else True."""
+    """Return whether the model reasons before it replies.
+
+    The fields of the request have priority over `default`. If neither has a value, reasoning is on.
+    """
     enable_thinking = (body.chat_template_kwargs or {}).get("enable_thinking")
     if isinstance(enable_thinking, bool):
         return enable_thinking

@@ -1,4 +1,4 @@
-"""Conversion of the messages and tools of a chat request to the input of the chat template, and of tool calls back."""
+"""Conversion of messages and tools from API objects to chat template input, and of tool calls to API objects."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from edgechat.serve.schemas import (
     UserMessage,
 )
 
-# The templates of some model families require IDs of this length.
+# Length of tool call IDs, in characters. The templates of some model families require this length.
 _ID_LENGTH: Final = 9
 
 
 def template_messages(
     messages: Sequence[ChatMessage], tools: Sequence[Tool], tool_format: ToolFormat
 ) -> list[PromptMessage]:
-    """Convert messages, merging consecutive system or user messages; describe tools that the template ignores.
+    """Convert the messages of a request to template input, merging consecutive system or user messages.
 
-    Raises ApiError if a message holds images, audio or files, or tool call arguments that are not JSON.
+    If the template does not support tools, a system message describes `tools`. Raises ApiError if a message has images,
+    audio or files, or tool call arguments that are not JSON.
     """
     converted = [_message(message, f"messages[{i}]", tool_format) for i, message in enumerate(messages)]
     if tools and not tool_format.template_supports_tools:
@@ -40,7 +41,7 @@ def template_messages(
 
 
 def tool_definitions(tools: Sequence[Tool]) -> list[ToolDefinition]:
-    """Convert the tools of a request."""
+    """Convert the tools of a request to tool definitions."""
     functions = [tool.function for tool in tools]
     no_parameters = {"type": "object", "properties": {}}
     return [ToolDefinition(f.name, f.description or "", f.parameters or no_parameters) for f in functions]
@@ -70,7 +71,7 @@ def _assistant_message(message: AssistantMessage, path: str, tool_format: ToolFo
     for i, call in enumerate(calls):
         try:
             arguments = json.loads(call.function.arguments or "{}")
-        except (ValueError, RecursionError) as error:  # ValueError also for numbers of thousands of digits
+        except (ValueError, RecursionError) as error:  # ValueError is also raised for numbers with thousands of digits
             param = f"{path}.tool_calls[{i}].function.arguments"
             raise ApiError(400, f"{param}: not JSON ({error}).", param=param) from error
         function = {"name": call.function.name, "arguments": arguments}
@@ -89,7 +90,7 @@ def _text(content: Content, path: str) -> str:
             texts.append(part.refusal)
         else:
             param = f"{path}.content[{i}]"
-            raise ApiError(400, f"{param}: this model reads text only.", param=param, code="unsupported_content")
+            raise ApiError(400, f"{param}: only text is supported.", param=param, code="unsupported_content")
     return "".join(texts)
 
 
@@ -98,7 +99,7 @@ def _short_id(call_id: str) -> str:
 
 
 def tool_call_objects(calls: Sequence[ParsedToolCall], first_index: int | None = None) -> list[dict[str, Any]]:
-    """Convert parsed calls to response objects; in a stream they have an index, counted from `first_index`."""
+    """Convert parsed tool calls to response objects. In a stream, each has an index, counted from `first_index`."""
     objects = []
     for i, call in enumerate(calls):
         index: dict[str, Any] = {} if first_index is None else {"index": first_index + i}

@@ -1,4 +1,4 @@
-"""Choices of a response, assembled from engine events, and their usage and timings."""
+"""Choices of a response, assembled from engine events, and the usage and timings of the response."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ _MIN_LOGPROB: Final = -9999.0
 
 
 class ChoiceDelta(NamedTuple):
-    """New output of one choice."""
+    """New output of one choice, for the next chunks of a stream."""
 
     choice_index: int
     content: str = ""
     reasoning: str = ""
     calls: Sequence[ParsedToolCall] = ()
     n_calls_before: int = 0
-    """Tool calls of the choice in earlier deltas."""
+    """Number of tool calls of the choice in earlier deltas."""
     logprobs: Sequence[protocol.TokenLogprobs] = ()
     finish_reason: FinishReason | None = None
 
 
 class Choice:
-    """One of the alternative replies to a request, growing with each event."""
+    """One of the alternative replies to a request, extended with each engine event."""
 
     def __init__(
         self, index: int, reasoning_format: ReasoningFormat | None = None, phase: ReplyPhase = "content", *,
         tool_format: ToolFormat | None = None, must_call: bool = False,
     ) -> None:  # fmt: skip
-        """`phase` is the part of the reply that its first token belongs to; without `tool_format` it has no calls."""
+        """`phase` is the phase of the first token. Without `tool_format`, tool calls are not parsed."""
         self.content = ""
         self.reasoning = ""
         self.calls: list[ParsedToolCall] = []
@@ -48,21 +48,21 @@ class Choice:
         self._parser = ToolCallParser(tool_format, must_call=must_call)
 
     def feed(self, event: protocol.TokensGenerated) -> ChoiceDelta:
-        """Append generated text; return the new output, without text that may be the beginning of a marker."""
+        """Append generated text; return the new output. Text that may be the beginning of a marker is held back."""
         return self._append(*self._splitter.feed(event.text), logprobs=event.logprobs)
 
     def finish(self, reason: protocol.FinishReason) -> ChoiceDelta:
-        """End the reply; return the output that was held back, with the finish reason."""
+        """Finish the reply; return the output that was held back, with the finish reason."""
         last = self._append(*self._splitter.finish())
         held_back = self._parser.finish()
         self.content += held_back
-        # Clients handle a reply cut by a limit and one cut by the server alike: its text is incomplete.
+        # The API has no finish reason for a cancelled reply. "length" also tells clients that the text is incomplete.
         self.finish_reason = "length" if reason != "stop" else "tool_calls" if self.calls else "stop"
         return last._replace(content=last.content + held_back, finish_reason=self.finish_reason)
 
     def _append(self, reasoning: str, text: str, logprobs: Sequence[protocol.TokenLogprobs] = ()) -> ChoiceDelta:
         n_calls_before = len(self.calls)
-        # Newlines at the end of reasoning only separate it from the content, so they are held back.
+        # Trailing newlines of reasoning only separate the reasoning from the content, so they are held back.
         reasoning = self._pending_newlines + reasoning
         reasoning, self._pending_newlines = reasoning.rstrip("\n"), reasoning[len(reasoning.rstrip("\n")) :]
         content, calls = self._parser.feed(text)
@@ -78,17 +78,17 @@ class UsageTotals:
 
     def __init__(self) -> None:
         self.stats: list[protocol.GenerationStats] = []
-        """One entry per finished engine request."""
+        """Statistics of each finished engine request."""
 
     def add(self, stats: protocol.GenerationStats) -> None:
-        """Add a finished engine request."""
+        """Add the statistics of a finished engine request."""
         self.stats.append(stats)
 
     def _sum(self, name: str) -> Any:
         return sum(getattr(stats, name) for stats in self.stats)
 
     def usage(self) -> dict[str, Any]:
-        """Return the `usage` object of the OpenAI API, with draft tokens as predictions."""
+        """Return the `usage` object of the OpenAI API; draft tokens count as prediction tokens."""
         n_prompt, n_completion, n_accepted = (
             self._sum(n) for n in ("prompt_tokens", "completion_tokens", "n_accepted")
         )
@@ -102,7 +102,7 @@ class UsageTotals:
         }  # fmt: skip
 
     def timings(self) -> dict[str, Any]:
-        """Return the `timings` object of llama-server; times of several engine requests are summed."""
+        """Return a `timings` object as llama-server does, summed over the engine requests."""
         n_cached, n_prompt = self._sum("cached_tokens"), self._sum("prompt_tokens") - self._sum("cached_tokens")
         n_predicted = self._sum("completion_tokens")
         prompt_s = sum((s.prompt_tokens - s.cached_tokens) / s.prefill_tps for s in self.stats if s.prefill_tps)
@@ -124,10 +124,10 @@ def _timing_fields(name: str, n_tokens: int, duration_s: float) -> dict[str, flo
 async def stream_deltas(
     events: EventStream, choices: Sequence[Choice], n_sequences: int, totals: UsageTotals
 ) -> AsyncIterator[ChoiceDelta | None]:
-    """Feed engine events to `choices` and yield their new output; None for an event about the prompt.
+    """Feed engine events to `choices`; yield the new output of a choice, or None for an event about the prompt.
 
-    `choices` holds `n_sequences` choices for each engine request, in the order of the requests. Adds the stats of
-    each request to `totals`. Raises the errors of the engine.
+    `choices` has `n_sequences` choices for each engine request, in the order of the requests. Adds the statistics of
+    each request to `totals`. Raises EdgechatError for errors of the engine.
     """
     while (request_event := await events.next()) is not None:
         first, event = request_event.request_index * n_sequences, request_event.event
@@ -147,12 +147,12 @@ async def stream_deltas(
 
 
 def finite_logprob(value: float) -> float:
-    """Return a logprob that JSON can encode: -9999 in place of minus infinity."""
+    """Return a logprob that JSON can encode: -9999 instead of minus infinity."""
     return value if math.isfinite(value) else _MIN_LOGPROB
 
 
 def chat_logprobs(logprobs: Sequence[protocol.TokenLogprobs]) -> list[dict[str, Any]]:
-    """Convert logprobs to the objects of chat completions."""
+    """Convert logprobs to the response objects of chat completions."""
 
     def convert(text: bytes, value: float) -> dict[str, Any]:
         return {"token": text.decode("utf-8", "replace"), "logprob": finite_logprob(value), "bytes": list(text)}

@@ -1,4 +1,4 @@
-"""POST /v1/completions: engine requests and response objects for plain prompts without a chat template."""
+"""Text completions (POST /v1/completions): engine requests and response objects, without a chat template."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class CompletionResponseBuilder(ResponseBuilder):
         super().__init__(queue, body)
         self._body = body
         self._echoes: list[str] = []
-        """Text in front of each choice: its prompt if the request asks for an echo, else ""."""
+        """Prompt to put before the text of each choice; "" if the request does not set `echo`."""
         self._n_chars: dict[int, int] = {}
-        """Length of each choice so far, in characters, echo included."""
+        """Current length of each choice in characters, including its echo."""
         self._decoders: dict[int, codecs.IncrementalDecoder] = {}
 
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
@@ -78,7 +78,7 @@ class CompletionResponseBuilder(ResponseBuilder):
 
 
 def _token_text(token: bytes) -> str:
-    """Decode a token; invalid UTF-8 is written as hexadecimal bytes, as in the OpenAI API."""
+    """Return the text of a token; invalid UTF-8 is formatted as hexadecimal bytes, as in the OpenAI API."""
     try:
         return token.decode()
     except UnicodeDecodeError:
@@ -86,7 +86,10 @@ def _token_text(token: bytes) -> str:
 
 
 def split_inputs(inputs: TextInput, param: str) -> list[str | list[int]]:
-    """Split request input into texts or lists of token IDs. Raises ApiError for none, too many or a mixture of both."""
+    """Split request input into texts or lists of token IDs.
+
+    Raises ApiError for no input, for more than `MAX_INPUTS`, and for a mixture of texts and token IDs.
+    """
     if isinstance(inputs, str):
         return [inputs]
     if inputs and all(isinstance(item, int) for item in inputs):
@@ -96,5 +99,5 @@ def split_inputs(inputs: TextInput, param: str) -> list[str | list[int]]:
         message = f"{param}: must be a text, a list of texts, a list of token IDs, or a list of such lists."
         raise ApiError(400, message, param=param)
     if len(items) > MAX_INPUTS:
-        raise ApiError(400, f"{param}: {len(items)} texts, at most {MAX_INPUTS} are allowed.", param=param)
+        raise ApiError(400, f"{param}: {len(items)} inputs; at most {MAX_INPUTS} are allowed.", param=param)
     return items

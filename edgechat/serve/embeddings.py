@@ -1,4 +1,4 @@
-"""POST /v1/embeddings, for embedding models."""
+"""Embeddings endpoint (POST /v1/embeddings) of embedding models."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from edgechat.serve.schemas import EmbeddingsRequest
 
 
 async def embed(request: Request, queue: ModelQueue, body: EmbeddingsRequest) -> Response:
-    """Embed the input texts of a request. Raises ApiError and EdgechatError."""
+    """Compute the embeddings of the inputs of a request. Raises ApiError and EdgechatError."""
     loaded = queue.loaded
     if not loaded.is_embedding:
-        message = f"{queue.name} generates text and has no embeddings. Use an embedding model."
+        message = f"{queue.name} is not an embedding model. Use an embedding model."
         raise ApiError(400, message, param="model")
     if body.dimensions is not None and body.dimensions > loaded.n_embd:
-        raise ApiError(400, f"dimensions: this model has {loaded.n_embd}.", param="dimensions")
+        raise ApiError(400, f"dimensions: this model has only {loaded.n_embd} dimensions.", param="dimensions")
     with queue.admit():
         embeddings, n_tokens = await cancel_on_disconnect(request, asyncio.ensure_future(_compute(queue, body)))
     n = body.dimensions or loaded.n_embd
@@ -54,7 +54,7 @@ async def _compute(queue: ModelQueue, body: EmbeddingsRequest) -> tuple[list[arr
 
 
 def _truncate(embedding: array[float], n: int) -> array[float]:
-    """Return the first `n` dimensions, normalised to length 1."""
+    """Return the first `n` dimensions of an embedding, normalised to length 1."""
     if n == len(embedding):
         return embedding
     truncated = embedding[:n]

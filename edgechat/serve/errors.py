@@ -20,13 +20,13 @@ from edgechat.errors import (
 )
 
 RETRY_AFTER_S: Final = 2
-_PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
+_FIELD_PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
 
 T = TypeVar("T")
 
 
 class ApiError(Exception):
-    """An error response: HTTP status, message, and the `param` and `code` fields of the OpenAI API."""
+    """Error response: HTTP status, message, and the `param` and `code` fields of the OpenAI API."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -36,10 +36,10 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """HTTP headers that belong to the status."""
+        """HTTP headers that the status requires."""
         headers_of_status = {
             503: {"Retry-After": str(RETRY_AFTER_S)}, 401: {"WWW-Authenticate": "Bearer"},
-            408: {"Connection": "close"}, 413: {"Connection": "close"},  # the remaining body is not read
+            408: {"Connection": "close"}, 413: {"Connection": "close"},  # the server does not read the rest of the body
         }  # fmt: skip
         return headers_of_status.get(self.status, {})
 
@@ -52,13 +52,13 @@ class ApiError(Exception):
 
 
 def check_accepting(*, is_open: bool) -> None:
-    """Raise ApiError if the server is shutting down, that is, not `is_open`."""
+    """Raise ApiError (503, shutting down) unless `is_open`."""
     if not is_open:
         raise ApiError(503, "The server is shutting down.", code="shutting_down")
 
 
 def to_api_error(error: EdgechatError, param: str | None = None) -> ApiError:
-    """Convert an error of edgechat to a response; `param` is the request field with the input text."""
+    """Convert an error of edgechat to an error response; `param` is the request field with the input text."""
     if isinstance(error, ContextOverflowError):
         return ApiError(400, str(error), param=param, code="context_length_exceeded")
     if isinstance(error, GrammarError):
@@ -74,22 +74,22 @@ def to_api_error(error: EdgechatError, param: str | None = None) -> ApiError:
 
 
 def internal_error(error: Exception) -> ApiError:
-    """Convert an unexpected exception to a response, and print its traceback without its message.
+    """Convert an unexpected exception to an error response, and print its traceback to standard error.
 
-    Neither the response nor standard error contains the message, because that may hold text of a conversation.
+    The exception's message appears in neither, because it may contain text of a conversation.
     """
     stack = "".join(traceback.format_tb(error.__traceback__))
     print(f"edgechat: Internal error {type(error).__name__}:\n{stack}", file=sys.stderr, flush=True)  # noqa: T201
-    return ApiError(500, f"Internal error ({type(error).__name__}). The server's standard error has its traceback.")
+    return ApiError(500, f"Internal error ({type(error).__name__}). The server printed a traceback to standard error.")
 
 
 def decode_body(body: bytes, body_type: type[T]) -> T:
-    """Decode the JSON body of a request. Raises ApiError whose `param` is the path of the invalid field."""
+    """Decode the JSON body of a request. Raises ApiError, with the path of the invalid field in `param`."""
     try:
         return msgspec.json.decode(body, type=body_type)
     except msgspec.ValidationError as error:
-        path = _PATH.search(str(error))
-        message = _PATH.sub("", str(error))
+        path = _FIELD_PATH.search(str(error))
+        message = _FIELD_PATH.sub("", str(error))
         param = path[1] if path and path[1] else None
         raise ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

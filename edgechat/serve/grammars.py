@@ -1,6 +1,6 @@
 """Grammars that constrain replies to a JSON schema or to tool calls, after optional reasoning.
 
-They are written in llguidance's variant of Lark, which has JSON schemas built in.
+The grammar language is llguidance's variant of Lark, which supports JSON schemas.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.tool_formats import ToolFormat
 from edgechat.serve.schemas import JsonFormat, SchemaFormat, TextFormat, Tool
 
-# With flexible white space, small models generate white space endlessly.
+# Fixed white space in JSON. If white space is flexible, small models generate white space without end.
 _SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MAX_DEPTH: Final = 64
-# Keywords whose value maps names to schemas.
-_SCHEMA_MAPS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-# Keywords whose value is data instead of a schema.
-_DATA: Final = ("const", "enum", "default", "examples")
+# Keywords of JSON schemas whose value maps names to schemas.
+_SCHEMA_MAP_KEYWORDS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+# Keywords of JSON schemas whose value is data, not a schema.
+_DATA_KEYWORDS: Final = ("const", "enum", "default", "examples")
 _NUMERIC_LIMITS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _MAX_LIMIT: Final = 1 << 53
 
 
 def response_format_rule(response_format: TextFormat | JsonFormat | SchemaFormat | None) -> str:
-    """Return the grammar rule of a response format, or "" for free text.
+    """Return the grammar rule of a response format; "" for free text.
 
-    Raises GrammarError, which names the schema keyword that is not supported.
+    Raises GrammarError for a schema keyword that is not supported.
     """
     if isinstance(response_format, JsonFormat):
         return _json_rule({"type": "object"}, "response_format")
@@ -38,9 +38,10 @@ def response_format_rule(response_format: TextFormat | JsonFormat | SchemaFormat
 
 
 def tool_call_rules(tools: Sequence[Tool], tool_format: ToolFormat, *, required: bool, parallel: bool) -> str:
-    """Return the grammar rules of calls of `tools`, several if `parallel`; text is allowed unless a call is `required`.
+    """Return the grammar rules of tool calls.
 
-    Raises GrammarError, which names the schema keyword of the parameters that is not supported.
+    `parallel` allows several calls; `required` forbids a reply without a call. Raises GrammarError if the parameters of
+    a tool use a schema keyword that is not supported.
     """
     calls, rules = [], []
     for i, tool in enumerate(tools):
@@ -66,7 +67,7 @@ def tool_call_rules(tools: Sequence[Tool], tool_format: ToolFormat, *, required:
 def with_reasoning(
     rules: str, reasoning_format: ReasoningFormat | None, phase: ReplyPhase, *, think: bool
 ) -> str:  # fmt: skip
-    """Return the complete grammar: free reasoning where the model may reason, then `rules` for the content."""
+    """Return the complete grammar: unconstrained reasoning if the model may reason, then `rules` for the content."""
     if reasoning_format is None or phase == "content" or (phase == "start" and not think):
         return f"start: {rules}\n"
     start_tag, end_tag = _quoted(reasoning_format.start_tag), _quoted(reasoning_format.end_tag)
@@ -84,17 +85,17 @@ def _quoted(text: str) -> str:
 
 
 def _json_rule(schema: Mapping[str, Any] | bool, path: str) -> str:  # noqa: FBT001  (a JSON schema may be a boolean)
-    """Return a schema as a grammar expression. Raises GrammarError, which names the keyword at fault."""
+    """Convert a JSON schema to a grammar expression. Raises GrammarError for a keyword that is not supported."""
     expanded: dict[str, Any] = {} if schema is True else {"not": {}} if schema is False else dict(schema)
     if "x-guidance" in expanded:
-        raise GrammarError(f"{path}: x-guidance is not supported, the server sets it.")
+        raise GrammarError(f"{path}: x-guidance is not supported, because the server sets this keyword.")
     for keyword, keyword_path in _unsupported_keywords(expanded, path, 0):
         raise GrammarError(f"{keyword_path}: {keyword} is not supported.")
     return "%json " + json.dumps(expanded | {"x-guidance": _SPACING})
 
 
 def _unsupported_keywords(schema: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Yield (keyword, path) of keywords that llguidance accepts but does not always enforce."""
+    """Yield (keyword, path) for each keyword in a JSON schema that llguidance accepts but does not always enforce."""
     if depth > _MAX_DEPTH:
         raise GrammarError(f"{path}: the schema is nested more than {_MAX_DEPTH} levels deep.")
     if isinstance(schema, list):
@@ -105,19 +106,19 @@ def _unsupported_keywords(schema: object, path: str, depth: int) -> Iterator[tup
     for keyword in _unsupported_here(schema):
         yield keyword, path
     for keyword, value in schema.items():
-        if keyword in _SCHEMA_MAPS and isinstance(value, dict):
+        if keyword in _SCHEMA_MAP_KEYWORDS and isinstance(value, dict):
             for name, item in value.items():
                 yield from _unsupported_keywords(item, f"{path}.{keyword}.{name}", depth + 1)
-        elif keyword not in _DATA:
+        elif keyword not in _DATA_KEYWORDS:
             yield from _unsupported_keywords(value, f"{path}.{keyword}", depth + 1)
 
 
 def _unsupported_here(schema: Mapping[str, Any]) -> Iterator[str]:
-    """Yield unsupported keywords of this schema, without its subschemas."""
+    """Yield the unsupported keywords of a JSON schema, without those of its subschemas."""
     min_properties, required = schema.get("minProperties"), schema.get("required")
     n_required = len(set(map(str, required))) if isinstance(required, list) else 0
     if isinstance(min_properties, (int, float)) and min_properties > max(1, n_required):
-        # The grammar allows a property that the schema does not name to occur twice, which counts once.
+        # The grammar lets the model write an additional property twice, but duplicates count as one property.
         yield "minProperties above the number of required properties"
     for keyword in _NUMERIC_LIMITS:
         value = schema.get(keyword)

@@ -18,7 +18,7 @@ _DECODE_TPS_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 class Metrics:
-    """Counters and histograms of one server, in a registry of its own."""
+    """Counters, gauges and histograms of one server, in a separate registry."""
 
     def __init__(self, models: Mapping[str, ModelQueue]) -> None:
         self._registry = registry = CollectorRegistry()
@@ -49,7 +49,7 @@ class Metrics:
                 gauge.labels(model.name).set_function(lambda m=model, count=count: count(m))  # type: ignore[misc]
 
     def count_request(self, path: str, status: int) -> None:
-        """Count an answered HTTP request."""
+        """Count an HTTP request by its path and response status."""
         self._requests.labels(path, str(status)).inc()
 
     def record_stats(self, all_stats: Sequence[GenerationStats]) -> None:

@@ -1,4 +1,4 @@
-"""ASGI middleware in front of all endpoints: host, origin and API key checks, body limits, and a request log."""
+"""ASGI middleware for all endpoints: checks of host, origin and API key, body size limits, and a request log."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ BODY_TIMEOUT_S: Final = 30.0
 PATHS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/health", "/metrics", "/openapi.json",
 )  # fmt: skip
-# Paths that need no API key, because they reveal nothing about models or conversations and monitors have no key.
+# Paths without an API key. Monitoring systems often have no key, and /health reveals no models or conversations.
 _PUBLIC_PATHS: Final = ("/health",)
 
 
 class AccessRules(msgspec.Struct, frozen=True, kw_only=True):
-    """Which clients may send requests."""
+    """Rules that decide which clients may send requests."""
 
     host: str
-    """The address that the server listens on."""
+    """Address that the server listens on."""
     api_key: str = ""
-    """The key that clients must send; "" requires none."""
+    """API key that clients must send; "" if no key is required."""
     origins: tuple[str, ...] = ()
-    """Origins of web pages that may send requests."""
+    """Origins of web pages that may send requests, such as https://example.com."""
     log_requests: bool = False
-    """Print method, path, status and duration of each request, without its content."""
+    """Print the method, path, status and duration of each request, but not its content."""
 
 
 def error_response(error: ApiError) -> Response:
-    """Build the HTTP response of an error."""
+    """Build the HTTP response for an error."""
     body = msgspec.json.encode(error.body())
     return Response(body, error.status, error.headers, media_type="application/json")
 
@@ -51,7 +51,7 @@ class RequestGuard:
     """Rejects requests that `AccessRules` forbid, and buffers bodies of up to 16 MiB for the application."""
 
     def __init__(self, app: ASGIApp, rules: AccessRules, on_request: Callable[[str, int], None]) -> None:
-        """`on_request` receives path and status of each answered request."""
+        """`on_request` receives the path and the response status of each request."""
         self._app = app
         self._rules = rules
         self._on_request = on_request
@@ -80,7 +80,7 @@ class RequestGuard:
         except ApiError as error:
             await error_response(error)(scope, receive, send_with_cors)
         finally:
-            # Unknown paths are not recorded, because clients may put anything into them.
+            # Unknown paths are not recorded, because clients may put private data into them.
             path = scope["path"] if scope["path"] in PATHS else "other"
             self._on_request(path, status)
             if self._rules.log_requests:
@@ -92,11 +92,11 @@ class RequestGuard:
         host = _host_name(f"//{headers.get('host', '')}")
         if is_loopback(rules.host) and not is_loopback(host):
             # Protects against DNS rebinding: a web page whose name resolves to 127.0.0.1 could read all responses.
-            raise ApiError(403, "This server accepts the host names localhost and 127.0.0.1 only.", code="wrong_host")
+            raise ApiError(403, "This server only accepts the host names localhost and 127.0.0.1.", code="wrong_host")
         origin = headers.get("origin")
         is_forbidden_origin = origin is not None and not self._is_allowed_origin(origin, headers)
         if is_forbidden_origin or (origin is None and headers.get("sec-fetch-site") in {"cross-site", "same-site"}):
-            message = "Web pages of this origin are not allowed. Start the server with --allow-origin to allow it."
+            message = "Web pages of this origin are not allowed. Start the server with --allow-origin to allow them."
             raise ApiError(403, message, code="wrong_origin")
         if rules.api_key and scope["path"] not in _PUBLIC_PATHS and scope["method"] != "OPTIONS":
             scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -107,7 +107,7 @@ class RequestGuard:
     def _is_allowed_origin(self, origin: str, headers: Mapping[str, str]) -> bool:
         if origin in self._rules.origins:
             return True
-        return origin.partition("://")[2] == headers.get("host")  # a page of this server itself
+        return origin.partition("://")[2] == headers.get("host")  # same origin as this server
 
     def _cors_headers(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         origin = headers.get("origin")
@@ -117,7 +117,7 @@ class RequestGuard:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host name or address reaches this machine only."""
+    """Return whether a host name or address is a loopback address, which only this machine can reach."""
     if host.lower() == "localhost":
         return True
     try:
@@ -141,9 +141,9 @@ def _preflight_response() -> Response:
 
 
 async def _buffer_body(receive: Receive) -> Receive:
-    """Read the whole body; return a `receive` that delivers it at once.
+    """Read the whole body of a request; return an ASGI `receive` callable that returns the body in one message.
 
-    Raises ApiError if the body is too large, or not complete within `BODY_TIMEOUT_S`.
+    Raises ApiError if the body is too large, or incomplete after `BODY_TIMEOUT_S`.
     """
     try:
         body = await asyncio.wait_for(_read_body(receive), BODY_TIMEOUT_S)
@@ -164,7 +164,7 @@ async def _buffer_body(receive: Receive) -> Receive:
 
 async def _read_body(receive: Receive) -> bytes:
     body, n_bytes, is_last = bytearray(), 0, False
-    # Clients read the response only after they sent the whole body, so up to 64 MiB of a large body are discarded.
+    # Many clients read the response only after sending the whole body, so the server reads and discards up to 64 MiB.
     while not is_last and n_bytes <= _MAX_READ_BYTES:
         message = await receive()
         if message["type"] == "http.disconnect":

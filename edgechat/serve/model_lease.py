@@ -1,4 +1,4 @@
-"""Mutual exclusion between served models: one computes at a time, because their threads compete for the same cores."""
+"""Mutual exclusion of served models: only one model computes at a time, because all models use the same CPU cores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 
 
 class ModelLease:
-    """Lock that all requests to the same model share, granted in order of arrival across models."""
+    """Lock that requests to the same model share. Waiting requests get the lock in order of arrival."""
 
     def __init__(self) -> None:
         self._model = ""
@@ -15,7 +15,7 @@ class ModelLease:
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
 
     async def acquire(self, model: str) -> None:
-        """Wait until requests to `model` may compute. The caller must call `release` afterwards."""
+        """Wait until requests to `model` may run. The caller must call `release` at the end of its request."""
         if self._model in {"", model} and not self._waiting:
             self._model = model
             self._n_requests += 1
@@ -26,13 +26,13 @@ class ModelLease:
             await asyncio.shield(granted)
         except asyncio.CancelledError:
             if granted.done():
-                self.release()  # granted at the moment of the cancellation
+                self.release()  # the lease was granted just before the cancellation
             else:
                 self._waiting.remove((model, granted))
             raise
 
     def release(self) -> None:
-        """End one request; the last one of a model passes the lease to the next waiting requests."""
+        """Release the lease for one request. The last request of a model passes the lease to waiting requests."""
         self._n_requests -= 1
         if self._n_requests:
             return

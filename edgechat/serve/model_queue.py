@@ -1,4 +1,4 @@
-"""A served model with its queue of requests, and the event streams of requests in the engine."""
+"""Served model with a request queue, and the event streams of its requests in the engine."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from edgechat.serve.model_lease import ModelLease
 from edgechat.serve.schemas import GenerationParams
 
 CACHE_OWNER: Final = "served"
-"""Conversation ID of all requests in the prefix cache, so that clients share cached prefixes."""
+"""Conversation ID of all requests of the server in the prefix cache, so that clients share cached prefixes."""
 _N_SEEDS: Final = 1 << 32
 _TOKEN_ID: Final = re.compile("[0-9]{1,9}")
 
 
 class RequestEvent(NamedTuple):
-    """An engine event, with the index of its request in the event stream."""
+    """Engine event, with the index of its request in the event stream."""
 
     request_index: int
     event: protocol.AnyEvent
 
 
 class ModelQueue:
-    """A served model. Admits up to `max_requests` requests at a time, running and waiting."""
+    """Served model with a queue of at most `max_requests` requests, running and waiting."""
 
     def __init__(self, name: str, path: Path, settings: Settings, max_requests: int, lease: ModelLease) -> None:
-        """`lease` is shared by all served models."""
+        """All served models share the same `lease`. Call `open` to load the model."""
         self.name = name
         self.path = path
         self.settings = settings
         self.max_requests = max_requests
         self.n_requests = 0
-        """Admitted requests, running and waiting."""
+        """Number of admitted requests, running and waiting."""
         self.is_draining = False
         self._is_stopped = False
         self._model = LoadedModel()
@@ -69,7 +69,7 @@ class ModelQueue:
 
     @property
     def loaded(self) -> protocol.Loaded:
-        """The engine's description of the model. Raises EngineError if it is not loaded."""
+        """Properties of the loaded model, as the engine reports them. Raises EngineError if no model is loaded."""
         if self._model.loaded is None:
             raise EngineError("No model is loaded.")
         return self._model.loaded
@@ -86,7 +86,7 @@ class ModelQueue:
 
     @property
     def max_parallel(self) -> int:
-        """Replies that the engine can generate in parallel."""
+        """Number of replies that the engine can generate in parallel."""
         return self.plan.options.n_seqs if self.plan is not None else 1
 
     @property
@@ -96,12 +96,12 @@ class ModelQueue:
 
     @property
     def n_running(self) -> int:
-        """Requests with at least one engine event."""
+        """Number of requests with at least one engine event."""
         return sum(stream.has_started for stream in self._streams)
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[None]:
-        """Count a request in the queue while it is handled. Raises ApiError if the queue is full or draining."""
+        """Add a request to the queue while the context is open. Raises ApiError if the queue is full or draining."""
         check_accepting(is_open=not self.is_draining)
         if self.n_requests >= self.max_requests:
             message = f"The queue is full ({self.n_requests} requests). Try again later."
@@ -113,12 +113,12 @@ class ModelQueue:
             self.n_requests -= 1
 
     async def build_prompt(self, messages: list[PromptMessage], options: PromptOptions) -> BuiltPrompt:
-        """Render and tokenise a conversation. Raises EdgechatError."""
+        """Render and tokenise the messages of a conversation. Raises EdgechatError."""
         await self._ensure_engine()
         return await asyncio.to_thread(self.builder.build, messages, options)
 
     async def tokenize(self, text: str) -> list[int]:
-        """Tokenise a text, including its control tokens. Raises EdgechatError."""
+        """Tokenise a text; control tokens in the text are recognised. Raises EdgechatError."""
         check_prompt_bytes(text, self.loaded.n_ctx)
         await self._ensure_engine()
         return await asyncio.to_thread(self._model.engine.tokenize, text)
@@ -126,14 +126,14 @@ class ModelQueue:
     def generate_request(
         self, tokens: list[int], params: GenerationParams, stops: Sequence[str] = (), **overrides: Any
     ) -> protocol.Generate:
-        """Build the engine request for a prompt, with the server's settings where `params` has none.
+        """Build the engine request for a prompt. The server's settings are defaults for missing `params`.
 
-        `stops` are stop strings in addition to those of the client; `overrides` are fields of the engine request.
+        `stops` are additional stop strings; `overrides` are fields of the engine request that replace computed ones.
         Raises ApiError for parameters that this model cannot satisfy.
         """
         n = params.n or 1
         if n > self.max_parallel:
-            raise ApiError(400, f"n: {n} replies are too many, at most {self.max_parallel} are possible.", param="n")
+            raise ApiError(400, f"n: must be at most {self.max_parallel} with this model, got {n}.", param="n")
         client_stops = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
         fields: dict[str, Any] = {
             "tokens": self.validate_tokens(tokens, "prompt"), "sampling": self._sampling(params), "n_sequences": n,
@@ -148,7 +148,10 @@ class ModelQueue:
         return protocol.Embed(id=self._model.engine.next_id(), inputs=inputs)
 
     def validate_tokens(self, tokens: Sequence[int], param: str) -> list[int]:
-        """Return token IDs of a request. Raises ApiError if there are none, or one is not in the vocabulary."""
+        """Check the token IDs of a request and return them as a list.
+
+        Raises ApiError if `tokens` is empty, or if a token ID is not in the vocabulary.
+        """
         if not tokens:
             raise ApiError(400, f"{param}: must not be empty.", param=param)
         n_vocab, largest = self.loaded.n_vocab, max(tokens)
@@ -161,7 +164,7 @@ class ModelQueue:
         fields = {name: getattr(params, name) for name in Sampling.__struct_fields__}
         fields = {name: value for name, value in fields.items() if value is not None}
         if params.top_k is not None:
-            fields["top_k"] = max(0, params.top_k)  # other servers use -1 for all tokens
+            fields["top_k"] = max(0, params.top_k)  # clients of other servers send -1 to disable top_k
         if params.seed is not None:
             fields["seed"] = params.seed % _N_SEEDS if params.seed >= 0 else None
         return msgspec.structs.replace(self.settings.sampling, **fields)
@@ -182,7 +185,7 @@ class ModelQueue:
                 await asyncio.to_thread(self._model.revive)
 
     async def submit(self, requests: Sequence[protocol.Generate | protocol.Embed]) -> EventStream:
-        """Submit requests to the engine once this model has the lease; return their events.
+        """Wait for the lease, submit requests to the engine, and return the stream of their events.
 
         Raises ApiError and EdgechatError.
         """
@@ -200,13 +203,17 @@ class ModelQueue:
         return stream
 
     async def recover_from(self, error: EdgechatError, plan: LoadPlan | None) -> None:
-        """Fall back to the CPU if the engine failed; only the first of several failures under `plan` has an effect."""
+        """Fall back to the CPU after a failure of the engine.
+
+        `plan` is the load plan at the time of the request. If several requests fail, only the first failure of a plan
+        has an effect.
+        """
         async with self._engine_lock:
             if isinstance(error, EngineError) and plan is self._model.plan:
                 await asyncio.to_thread(self._model.fall_back_to_cpu, error, self.settings)
 
     def release(self, stream: EventStream) -> None:
-        """Cancel what remains of a stream and release the lease. Further calls have no effect."""
+        """Cancel the unfinished requests of a stream and release the lease. Further calls have no effect."""
         if stream not in self._streams:
             return
         self._streams.discard(stream)
@@ -218,14 +225,14 @@ class ModelQueue:
             self._model.engine.cancel(request_id)
 
     def cancel_all(self) -> None:
-        """Cancel all requests, so that their responses end with the text so far, and refuse further ones."""
+        """Cancel all requests, whose responses end with the text generated so far, and refuse new requests."""
         self._is_stopped = True
         for stream in self._streams:
             self._cancel(stream)
 
 
 class EventStream:
-    """The engine's events for one or several requests. Must be closed."""
+    """Stream of engine events for one or several requests. Call `close` at the end."""
 
     def __init__(self, queue: ModelQueue, requests: Sequence[protocol.Request]) -> None:
         self.has_started = False
@@ -237,11 +244,11 @@ class EventStream:
 
     @property
     def unfinished_ids(self) -> list[int]:
-        """IDs of requests that have no final event yet."""
+        """IDs of the requests without a final event."""
         return list(self._unfinished.values())
 
     def event_handler(self, request_index: int) -> Callable[[protocol.AnyEvent | EdgechatError], None]:
-        """Return the callback for the events of one request, which any thread may call."""
+        """Return a thread-safe callback for the engine events of one request."""
 
         def on_event(event: protocol.AnyEvent | EdgechatError) -> None:
             with contextlib.suppress(RuntimeError):  # the event loop is closed
@@ -250,7 +257,7 @@ class EventStream:
         return on_event
 
     async def next(self) -> RequestEvent | None:
-        """Return the next event, or None after the final event of each request. Raises the engine's errors."""
+        """Return the next event; None after the final events of all requests. Raises EdgechatError of the engine."""
         if not self._unfinished:
             return None
         index, event = await self._events.get()
@@ -264,6 +271,6 @@ class EventStream:
         return RequestEvent(index, event)
 
     def close(self) -> None:
-        """Cancel unfinished requests. Further calls have no effect."""
+        """Cancel the unfinished requests. Further calls have no effect."""
         self._queue.release(self)
         self._unfinished.clear()

@@ -1,4 +1,4 @@
-"""Responses as one JSON object or as a stream of server-sent events, and cancellation when the client disconnects."""
+"""Responses as one JSON object or a stream of server-sent events; requests are cancelled if the client disconnects."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class ResponseBuilder(ABC):
 
     ID_PREFIX: ClassVar[str]
     OBJECT: ClassVar[str]
-    """The `object` field of a whole response."""
+    """Value of the `object` field in a complete response."""
     CHUNK_OBJECT: ClassVar[str]
-    """The `object` field of a chunk of a stream."""
+    """Value of the `object` field in a chunk of a stream."""
 
     def __init__(self, queue: ModelQueue, params: GenerationParams) -> None:
         self.queue = queue
@@ -49,18 +49,18 @@ class ResponseBuilder(ABC):
 
     @abstractmethod
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
-        """Build the engine requests and the choices that they fill. Raises ApiError, EdgechatError."""
+        """Build the engine requests, and an empty choice for each reply. Raises ApiError, EdgechatError."""
 
     @abstractmethod
     def choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
-        """Convert finished choices to the `choices` of a whole response."""
+        """Convert finished choices to the `choices` array of a complete response."""
 
     @abstractmethod
     def chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
-        """Convert new output to the `choices` of chunks, one chunk each."""
+        """Convert new output to `choices` entries. Each entry is sent in a separate chunk."""
 
     def body(self, choices: list[Choice], totals: UsageTotals) -> dict[str, Any]:
-        """Build the whole response."""
+        """Build the JSON object of a complete response."""
         return self._object(self.OBJECT, self.choice_objects(choices), totals)
 
     def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
@@ -79,9 +79,9 @@ class ResponseBuilder(ABC):
 
 
 async def respond(request: Request, builder: ResponseBuilder, metrics: Metrics) -> Response:
-    """Generate the response to a request, as a stream if it asks for one.
+    """Generate the response to a request, as a stream of events if the client set `stream`.
 
-    Raises ApiError and EdgechatError until the engine's first event; later errors become part of the stream.
+    Raises ApiError and EdgechatError. Errors after the first engine event of a stream are sent as events.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(builder.queue.admit())
@@ -96,7 +96,7 @@ async def respond(request: Request, builder: ResponseBuilder, metrics: Metrics) 
 
 
 async def _start(builder: ResponseBuilder) -> tuple[EventStream, list[Choice], _Deltas, UsageTotals]:
-    """Submit the engine requests and wait for the first event, so that early errors still set the HTTP status."""
+    """Submit the engine requests and wait for the first event, so that early errors can set the HTTP status."""
     requests, choices = await builder.build_requests()
     events = await builder.queue.submit(requests)
     totals = UsageTotals()
@@ -121,7 +121,7 @@ async def _drain(deltas: _Deltas) -> None:
 
 
 async def cancel_on_disconnect(request: Request, task: asyncio.Future[Any]) -> Any:
-    """Return the result of `task`, or cancel it and raise ApiError when the client closes the connection."""
+    """Wait for `task` and return its result. If the client disconnects first, cancel the task and raise ApiError."""
 
     async def wait_for_disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -155,7 +155,7 @@ async def _sse_events(
                 yield sse_event(chunk | {"usage": None} if builder.include_usage else chunk)
     except EdgechatError as error:
         yield sse_event(errors.to_api_error(error).body())
-    except Exception as error:  # noqa: BLE001  (the client must receive an end of the stream)
+    except Exception as error:  # noqa: BLE001  (the client must receive the end of the stream)
         yield sse_event(errors.internal_error(error).body())
     else:
         metrics.record_stats(totals.stats)
@@ -165,7 +165,7 @@ async def _sse_events(
 
 
 class _SseResponse(StreamingResponse):
-    """A stream of server-sent events that releases its resources when it ends or breaks."""
+    """Response of server-sent events that releases its resources at its end, also after errors."""
 
     def __init__(self, content: AsyncIterator[bytes], resources: contextlib.ExitStack) -> None:
         super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})

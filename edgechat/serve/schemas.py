@@ -1,6 +1,6 @@
 """Request bodies of the OpenAI API, with the fields that edgechat supports.
 
-Other fields are ignored, because clients send many that only apply to their own services.
+Unknown fields are ignored, because many clients send fields that only certain services use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PositiveInt = Annotated[int, Meta(ge=1, le=1 << 24)]
 Stop = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
 TextInput = str | list[str | TokenId | list[TokenId]]
-"""A text, a list of texts, a list of token IDs, or a list of such lists."""
+"""Input: a text, a list of texts, a list of token IDs, or a list of lists of token IDs."""
 
 # Messages
 
@@ -62,7 +62,7 @@ class FunctionCall(Struct, frozen=True):
 
     name: str
     arguments: str = "{}"
-    """A JSON object, encoded as text."""
+    """Arguments as a JSON object, encoded as text."""
 
 
 class ToolCall(Struct, frozen=True):
@@ -80,19 +80,19 @@ class SystemMessage(Struct, frozen=True, tag_field="role", tag="system"):
 
 
 class DeveloperMessage(Struct, frozen=True, tag_field="role", tag="developer"):
-    """System prompt under the newer role name."""
+    """System prompt of the conversation, with the newer role name of the OpenAI API."""
 
     content: Content
 
 
 class UserMessage(Struct, frozen=True, tag_field="role", tag="user"):
-    """Message of the user."""
+    """Message that the user wrote."""
 
     content: Content
 
 
 class AssistantMessage(Struct, frozen=True, tag_field="role", tag="assistant"):
-    """Earlier reply; as the last message, a reply to continue."""
+    """Earlier reply of the model. If it is the last message, the model continues the reply."""
 
     content: Content | None = None
     reasoning_content: str | None = None
@@ -123,7 +123,7 @@ class Function(Struct, frozen=True):
 
 
 class Tool(Struct, frozen=True):
-    """Tool that the model may call; functions are the only type."""
+    """Tool that the model may call. Functions are the only type of tool."""
 
     function: Function
     type: Literal["function"] = "function"
@@ -136,7 +136,7 @@ class NamedFunction(Struct, frozen=True):
 
 
 class NamedTool(Struct, frozen=True):
-    """Tool choice: the function that the model must call."""
+    """Tool choice that requires a call of one function."""
 
     function: NamedFunction
     type: Literal["function"] = "function"
@@ -166,13 +166,13 @@ class SchemaFormat(Struct, frozen=True, tag_field="type", tag="json_schema"):
 
 
 class StreamOptions(Struct, frozen=True):
-    """Additional content of a stream."""
+    """Options for additional content of a stream."""
 
     include_usage: bool | None = None
 
 
 class GenerationParams(Struct, frozen=True, kw_only=True):
-    """Sampling parameters and limits of a reply; a null value is the same as a missing field."""
+    """Sampling parameters and length limit of a reply; null has the same meaning as a missing field."""
 
     model: str | None = None
     max_tokens: PositiveInt | None = None

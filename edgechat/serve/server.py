@@ -1,4 +1,4 @@
-"""The HTTP server: its socket, connection timeouts, and an orderly shutdown on Ctrl-C."""
+"""HTTP server with connection timeouts and an orderly shutdown on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from edgechat.errors import UsageError
 from edgechat.serve.model_queue import ModelQueue
 
 DRAIN_S: Final = 10.0
-"""How long running requests may continue after the first Ctrl-C."""
-# How long clients may take to read the end of a cancelled response.
+"""Time in which running requests can finish after the first Ctrl-C."""
+# Time in which clients can read the end of a cancelled response.
 _FLUSH_S: Final = 2.0
 _MAX_SIGNALS: Final = 2
-# A connection without a request is closed after this time.
+# Time after which a connection without a request is closed.
 _FIRST_REQUEST_S: Final = 15.0
 _KEEP_ALIVE_S: Final = 30
 _MAX_CONNECTIONS: Final = 1000
@@ -29,19 +29,22 @@ BACKLOG: Final = 512
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """Return a bound socket, so that a port in use is reported before a model is loaded. Raises UsageError."""
+    """Bind and return the server's socket. Raises UsageError if the port is in use or the host is invalid.
+
+    Called before the models are loaded, so that errors are reported at once.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        server_socket = socket.socket(family, kind, protocol)
+        server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server_socket.bind(address)
     except (OSError, OverflowError) as error:
         raise UsageError(f"Cannot listen on {host}, port {port}: {error}. Choose another port with --port.") from error
-    return bound
+    return server_socket
 
 
 class _FirstRequestTimeout(H11Protocol):
-    """HTTP protocol that closes connections without a request."""
+    """HTTP protocol that closes connections without a request after `_FIRST_REQUEST_S`."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -53,11 +56,11 @@ class _FirstRequestTimeout(H11Protocol):
 
 
 class HttpServer(uvicorn.Server):
-    """Serves until Ctrl-C, then lets running requests finish within `DRAIN_S` and cancels the others."""
+    """Serves until Ctrl-C. Running requests then have `DRAIN_S` to finish before they are cancelled."""
 
     def __init__(self, app: ASGIApp, models: Mapping[str, ModelQueue], on_status: Callable[[str], None]) -> None:
-        """`on_status` receives status messages for the user."""
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # hides warnings about invalid HTTP
+        """`on_status` is called with status messages for the user."""
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # hide warnings about invalid HTTP requests
         super().__init__(uvicorn.Config(
             app, http=_FirstRequestTimeout, ws="none", lifespan="off", log_config=None, access_log=False,
             server_header=False, timeout_keep_alive=_KEEP_ALIVE_S, backlog=BACKLOG, limit_concurrency=_MAX_CONNECTIONS,
@@ -68,7 +71,7 @@ class HttpServer(uvicorn.Server):
         self._n_signals = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  (uvicorn's signature)
-        """Start draining; the second signal cancels all requests, the third one exits at once."""
+        """Handle Ctrl-C: the first signal starts draining, the second cancels all requests, the third exits at once."""
         self._n_signals += 1
         self.should_exit = True
         if self._loop is None or self._n_signals > _MAX_SIGNALS:
@@ -96,12 +99,14 @@ class HttpServer(uvicorn.Server):
         asyncio.get_running_loop().call_later(_FLUSH_S, self._abort_connections)
 
     def _abort_connections(self) -> None:
-        """Close connections whose clients do not read their responses."""
+        """Close the connections of clients that do not read their responses."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         self.force_exit = True
 
 
-def run(app: ASGIApp, models: Mapping[str, ModelQueue], bound: socket.socket, on_status: Callable[[str], None]) -> None:
-    """Serve on a bound socket until a signal ends the server."""
-    HttpServer(app, models, on_status).run(sockets=[bound])
+def run(
+    app: ASGIApp, models: Mapping[str, ModelQueue], server_socket: socket.socket, on_status: Callable[[str], None]
+) -> None:
+    """Serve requests on a bound socket until a signal ends the server."""
+    HttpServer(app, models, on_status).run(sockets=[server_socket])

@@ -79,7 +79,7 @@ def test_token_ids_are_embedded_unchanged(both: ServerProcess) -> None:
         ({"input": ["a", 1]}, "input"),
         ({"input": [999]}, "vocabulary"), ({"input": "a", "dimensions": 1000}, "dimensions"),
         ({"input": ["a"] * 65}, "65 texts"),
-        ({"input": "a", "model": "starter"}, "has no embeddings"), ({"input": [[]]}, "input"),
+        ({"input": "a", "model": "starter"}, "is not an embedding model"), ({"input": [[]]}, "input"),
         ({"input": "a", "encoding_format": "hex"}, "hex"),
     ],
 )  # fmt: skip

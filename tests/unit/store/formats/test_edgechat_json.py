@@ -33,7 +33,7 @@ def test_round_trip_is_identical_and_second_import_changes_nothing(store: Sqlite
     assert (again.n_conversations, again.n_messages, again.n_existing) == (0, 0, first.n_messages)
     assert export_all(target) == exported
     dry = edgechat_json.merge(ephemeral_store(), edgechat_json.decode(exported), dry_run=True)
-    assert (dry.n_conversations, dry.n_messages) == (first.conversations, first.messages)
+    assert (dry.n_conversations, dry.n_messages) == (first.n_conversations, first.n_messages)
     store.close()
     target.close()
 
