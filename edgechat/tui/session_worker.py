@@ -108,7 +108,7 @@ class SessionWorker:
             self.generate(lambda session: session.send(outgoing.text, outgoing.files), outgoing)
 
     def save_unsent(self, conversation_id: str, text: str) -> None:
-        """Save the input of a conversation ("" for a new one); calls are processed in order, ephemeral chats are skipped."""
+        """Save the input of a conversation ("" for a new one) in the order of the calls, unless it is ephemeral."""
         if self.session is not None and self.session.store.is_persistent:
             from edgechat.chat import unsent_messages
 
