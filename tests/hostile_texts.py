@@ -1,4 +1,4 @@
-"""Texts that break careless renderers: escape sequences, markup, huge lines, deep nesting, odd Unicode."""
+"""Texts that break renderers without protection: escape sequences, markup, long lines, deep nesting, rare Unicode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write random models of some hundred megabytes, one per kind of memory: `python -m tests.large DIRECTORY`."""
+"""Write random models of a few hundred megabytes, one per kind of KV memory: `python -m tests.large DIRECTORY`."""
 
 from __future__ import annotations
 

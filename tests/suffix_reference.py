@@ -1,4 +1,4 @@
-"""A slow reference implementation of the suffix index."""
+"""Slow reference implementation of the suffix index."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_COMPARED = 64
 
 
 class PlainIndex:
-    """A `SuffixIndex` that searches the whole text in every call."""
+    """Index with the interface of `SuffixIndex` that searches the whole text in every call."""
 
     def __init__(self, capacity: int = 0) -> None:
         self.tokens: list[int] = []

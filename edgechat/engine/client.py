@@ -60,7 +60,7 @@ class EngineProcess:
         """Error that describes the death of the process; None while the process is running."""
         self._backend = ""
         self._is_closing = False
-        self._pending: dict[int, OnOutcome] = {}
+        self._callbacks: dict[int, OnOutcome] = {}
         self._lock = threading.Lock()
         threading.Thread(target=self._read, name="engine-events", daemon=True).start()
 
@@ -73,7 +73,7 @@ class EngineProcess:
         with self._lock:
             if self.error is not None:
                 raise self.error
-            self._pending[request.id] = on_event
+            self._callbacks[request.id] = on_event
         self.channel.write(frame)  # after a failed write, the reader thread notices the end of the process
 
     def _read(self) -> None:
@@ -85,7 +85,7 @@ class EngineProcess:
                 break
             with self._lock:
                 is_final = isinstance(event, protocol.FINAL_EVENTS)
-                on_event = self._pending.pop(event.id, None) if is_final else self._pending.get(event.id)
+                on_event = self._callbacks.pop(event.id, None) if is_final else self._callbacks.get(event.id)
             if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
                 self._log_start = logs.size()  # llama.cpp logs an abort as an error, which crash reports must not quote
             if isinstance(event, protocol.BackendChosen):
@@ -104,7 +104,7 @@ class EngineProcess:
         error = EngineDiedError(self._death_message(code), code)
         with self._lock:
             self.error = error
-            callbacks, self._pending = list(self._pending.values()), {}
+            callbacks, self._callbacks = list(self._callbacks.values()), {}
         for on_event in callbacks:
             on_event(error)
         self.channel.close()

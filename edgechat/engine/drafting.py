@@ -65,7 +65,7 @@ class Drafting:
         self._has_unsaved_profile = False
         self._starts_idle_period = True
         """True until the first idle step after a reply, which plans the measurements."""
-        self._pending: deque[_FinishedRequest] = deque(maxlen=_MAX_PENDING)
+        self._pending_requests: deque[_FinishedRequest] = deque(maxlen=_MAX_PENDING)
         self._measured_at = float("-inf")
         self._measure_deadline = 0.0
         self._sizes_to_measure: list[int] = []
@@ -91,8 +91,8 @@ class Drafting:
             return
         self._starts_idle_period = True
         if params.conversation:
-            finished = _FinishedRequest(folder_name(params.conversation), params.attached_texts, list(outputs))
-            self._pending.append(finished)
+            request = _FinishedRequest(folder_name(params.conversation), params.attached_texts, list(outputs))
+            self._pending_requests.append(request)
 
     def step_costs(self) -> dict[int, float]:
         """Return step costs by number of tokens, relative to one token, at the depth of the longest sequence."""
@@ -113,8 +113,8 @@ class Drafting:
         `allow_abort(True)` and `allow_abort(False)` enclose decodes that `Context.abort` may end. Raises OSError,
         MemoryError and EdgechatError.
         """
-        if self._pending:
-            self._add_to_corpus(self._pending.popleft())
+        if self._pending_requests:
+            self._add_to_corpus(self._pending_requests.popleft())
             return True
         if self._starts_idle_period:
             self._starts_idle_period = False
@@ -130,12 +130,12 @@ class Drafting:
             self._save_profile()
         return False
 
-    def _add_to_corpus(self, finished: _FinishedRequest) -> None:
+    def _add_to_corpus(self, request: _FinishedRequest) -> None:
         tokenize = self._context.model.tokenize
-        for text in finished.attached_texts:
-            self._corpus.add(finished.folder, tokenize(text, add_special=False, parse_special=False))
-        for tokens in finished.outputs:
-            self._corpus.add(finished.folder, tokens)
+        for text in request.attached_texts:
+            self._corpus.add(request.folder, tokenize(text, add_special=False, parse_special=False))
+        for tokens in request.outputs:
+            self._corpus.add(request.folder, tokens)
 
     def _save_profile(self) -> None:
         if self._profile_path is not None:
@@ -148,8 +148,8 @@ class Drafting:
         if not self._sizes_to_measure and now - self._measured_at >= _MEASURE_INTERVAL_S:
             self._measured_at = now
             depth = self._depth()
-            is_known = all(self._profile.costs.is_measured(n, depth) for n in self._sizes)
-            self._sizes_to_measure = self._sizes[::-1] * (1 if is_known else MIN_SAMPLES)
+            is_measured = all(self._profile.costs.is_measured(n, depth) for n in self._sizes)
+            self._sizes_to_measure = self._sizes[::-1] * (1 if is_measured else MIN_SAMPLES)
 
     def _measure_next_size(self, allow_abort: Callable[[bool], None]) -> bool:
         allow_abort(True)
@@ -180,8 +180,8 @@ class Drafting:
 
     def finish(self, deadline: float) -> None:
         """Save the corpus until `deadline` (monotonic), then the profile. Raises the same exceptions as `idle_step`."""
-        while self._pending and time.monotonic() < deadline:
-            self._add_to_corpus(self._pending.popleft())
+        while self._pending_requests and time.monotonic() < deadline:
+            self._add_to_corpus(self._pending_requests.popleft())
         while time.monotonic() < deadline and self._corpus.save_one():
             pass
         if self._has_unsaved_profile:

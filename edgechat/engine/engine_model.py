@@ -29,7 +29,7 @@ class EngineModel:
         """Execute a request; return its final event, or None if `step` finishes it. Raises EdgechatError."""
         raise EngineError("No model is loaded. Load a model first.")
 
-    def step(self, cancelled: set[int]) -> None:
+    def step(self, cancelled_ids: set[int]) -> None:
         """Cancel the requests with these ids, then run one step of the other requests."""
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> float | None:  # noqa: ARG002  (subclasses use it)

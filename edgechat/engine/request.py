@@ -83,7 +83,7 @@ class ActiveRequest:
         self._send = send
         self._arrived_at = arrived_at
         self._pending: list[PendingPrefill] = []
-        self._cached = CachedPrefix(seq=0)
+        self._cached_prefix = CachedPrefix(seq=0)
         self._prefill_s = 0.0
         self._context_tokens = 0
         self._grammar: Grammar | None = None
@@ -177,7 +177,7 @@ class ActiveRequest:
             pending.tokens, params.conversation, bypass_cache=params.bypass_cache, ephemeral=params.ephemeral
         )
         if pending.output is None:
-            self._cached = cached
+            self._cached_prefix = cached
         return cached.seq
 
     def _start_decoding(self, pending: PendingPrefill, seq: int) -> None:
@@ -244,7 +244,7 @@ class ActiveRequest:
         )
 
     def _stats(self) -> GenerationStats:
-        cached, sequences = self._cached, self.sequences
+        cached, sequences = self._cached_prefix, self.sequences
         drafts = self.speculator.stats if self.speculator is not None else SpeculationStats()
         n_cached = cached.live_tokens + cached.ram_tokens + cached.disk_tokens
         n_computed = len(self.prompt) - n_cached

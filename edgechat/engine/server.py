@@ -59,9 +59,9 @@ class EngineServer:
         self._lock = threading.Lock()  # guards the fields below, which the reader thread shares
         self._model = EngineModel()
         self._can_abort_idle_work = False
-        self._running: set[int] = set()
-        self._cancelled: set[int] = set()
-        self._load_cancelled = False
+        self._running_ids: set[int] = set()
+        self._cancelled_ids: set[int] = set()
+        self._is_load_cancelled = False
 
     def serve(self) -> None:
         """Execute requests until Shutdown."""
@@ -98,8 +98,8 @@ class EngineServer:
     def _step(self) -> None:
         with self._lock:
             self._model.clear_abort()  # the abort concerns only the requests cancelled below
-            cancelled = self._running & self._cancelled
-        self._model.step(cancelled)
+            cancelled_ids = self._running_ids & self._cancelled_ids
+        self._model.step(cancelled_ids)
 
     def _idle_step(self) -> float | None:
         try:
@@ -108,11 +108,11 @@ class EngineServer:
             print(f"Idle work failed: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
             return None
 
-    def _allow_idle_abort(self, allowed: bool) -> None:  # noqa: FBT001  (a switch)
+    def _allow_idle_abort(self, is_allowed: bool) -> None:  # noqa: FBT001  (a switch)
         with self._lock:
-            self._can_abort_idle_work = allowed
+            self._can_abort_idle_work = is_allowed
             self._model.clear_abort()
-            if allowed and not self._requests.empty():
+            if is_allowed and not self._requests.empty():
                 self._model.abort()
 
     # Reader thread
@@ -139,30 +139,31 @@ class EngineServer:
 
     def _cancel(self, target: int) -> None:
         with self._lock:
-            self._cancelled.add(target)
+            self._cancelled_ids.add(target)
             # Abort the running decode only if all its requests are cancelled: otherwise the others would lose work.
-            if target in self._running and self._running <= self._cancelled:
+            if target in self._running_ids and self._running_ids <= self._cancelled_ids:
                 self._abort_running()
 
     def _abort_running(self) -> None:
         """Abort the running load or decode. The caller must hold the lock."""
-        self._load_cancelled = True
+        self._is_load_cancelled = True
         self._model.abort()
 
     # Execution
 
     def _begin(self, request_id: int) -> None:
         with self._lock:
-            self._running.add(request_id)
-            self._load_cancelled = request_id in self._cancelled
+            self._running_ids.add(request_id)
+            self._is_load_cancelled = request_id in self._cancelled_ids
 
     def _end(self, request_id: int, event: protocol.Event) -> None:
         self._send(event)
         with self._lock:
-            self._running.discard(request_id)
+            self._running_ids.discard(request_id)
             # Ids increase, but requests can be executed out of order: keep recent ids of cancelled requests.
             oldest = request_id - _CANCEL_HISTORY
-            self._cancelled = {t for t in self._cancelled - {request_id} if t > oldest or t in self._running}
+            self._cancelled_ids.discard(request_id)
+            self._cancelled_ids = {i for i in self._cancelled_ids if i > oldest or i in self._running_ids}
 
     def _execute(self, request: protocol.AnyRequest, arrived_at: float) -> protocol.Event | None:
         if isinstance(request, protocol.Load):
@@ -178,17 +179,17 @@ class EngineServer:
         backend, plan = self._inspector.backend, request.plan
         started_at = time.monotonic()
         model = Model(native, Path(plan.model_path), plan.options, on_progress=self._progress_callback(request.id))
-        loaded: EngineModel
+        engine_model: EngineModel
         if model.is_embedding:
-            loaded = EmbeddingModel(model, plan, lambda request_id: request_id in self._cancelled)
+            engine_model = EmbeddingModel(model, plan, lambda request_id: request_id in self._cancelled_ids)
         else:
-            loaded = TextModel(model, request, backend, self._send, self._end)
+            engine_model = TextModel(model, request, backend, self._send, self._end)
         with self._lock:
-            self._model = loaded
+            self._model = engine_model
         return protocol.Loaded(
             id=request.id,
             backend=backend,
-            n_ctx=loaded.n_ctx,
+            n_ctx=engine_model.n_ctx,
             n_ctx_train=model.n_ctx_train,
             n_threads=plan.n_threads,
             n_params=model.n_params,
@@ -198,11 +199,11 @@ class EngineServer:
             bos=model.bos,
             eos=model.eos,
             control_tokens=list(model.control_tokens),
-            can_truncate=loaded.can_truncate,
+            can_truncate=engine_model.can_truncate,
             load_s=time.monotonic() - started_at,
             is_embedding=model.is_embedding,
-            n_embd=loaded.n_embd,
-            max_draft=loaded.max_draft,
+            n_embd=engine_model.n_embd,
+            max_draft=engine_model.max_draft,
         )
 
     def _progress_callback(self, request_id: int) -> OnLoadProgress:
@@ -215,7 +216,7 @@ class EngineServer:
             if now - sent_at > _PROGRESS_INTERVAL_S:
                 sent_at = now
                 self._send(protocol.LoadProgressed(id=request_id, fraction=fraction))
-            return not self._load_cancelled
+            return not self._is_load_cancelled
 
         return on_progress
 

@@ -10,7 +10,7 @@ class StopStringFilter:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
-        self._pending = ""
+        self._pending_text = ""
         self.is_stopped = False
 
     def feed(self, text: str) -> str:
@@ -22,19 +22,19 @@ class StopStringFilter:
             return ""
         if not self._stops:
             return text
-        self._pending += text
-        matches = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        self._pending_text += text
+        matches = [at for stop in self._stops if (at := self._pending_text.find(stop)) >= 0]
         self.is_stopped = bool(matches)
         if matches:
             end = min(matches)
         else:
-            end = len(self._pending) - max(partial_match_length(self._pending, stop) for stop in self._stops)
-        output, self._pending = self._pending[:end], self._pending[end:]
+            end = len(self._pending_text) - max(partial_match_length(self._pending_text, stop) for stop in self._stops)
+        output, self._pending_text = self._pending_text[:end], self._pending_text[end:]
         return output
 
     def flush(self) -> str:
         """Return the remaining text at the end of the output; "" after a stop string."""
-        pending, self._pending = self._pending, ""
+        pending, self._pending_text = self._pending_text, ""
         return "" if self.is_stopped else pending
 
 

@@ -103,8 +103,8 @@ class TextModel(EngineModel):
             step_costs=self._drafting.step_costs() if self._drafting is not None else {},
         )
 
-    def step(self, cancelled: set[int]) -> None:
-        self._scheduler.cancel(cancelled)
+    def step(self, cancelled_ids: set[int]) -> None:
+        self._scheduler.cancel(cancelled_ids)
         self._scheduler.step()
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> float | None:

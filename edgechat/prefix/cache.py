@@ -54,7 +54,7 @@ class PrefixCache:
         self._memory = memory
         self._conversations: dict[int, str] = {}
         """Conversation id of each sequence in use."""
-        self._leased: set[int] = set()
+        self._leased_seqs: set[int] = set()
         self._token_bytes = 0.0
         """Bytes per saved token; 0 before the first save."""
 
@@ -74,7 +74,7 @@ class PrefixCache:
         With `ephemeral` no live sequence is continued in place; `bypass_cache` without `ephemeral` evicts all live
         sequences, so that such requests always use the same cells. Raises EngineError if all sequences are leased.
         """
-        for seq in [s for s in self._conversations if s not in self.leaves and s not in self._leased]:
+        for seq in [s for s in self._conversations if s not in self.leaves and s not in self._leased_seqs]:
             self.drop(seq)  # the request of this sequence failed
         self.store.load_headers(conversation)
         if bypass_cache and not ephemeral:
@@ -90,7 +90,7 @@ class PrefixCache:
             if cached is not None:
                 self._conversations[cached.seq] = conversation
                 self._evict_unshared(match, len(tokens), plan.base if ephemeral else None)
-                self._leased.add(cached.seq)
+                self._leased_seqs.add(cached.seq)
                 return cached
 
     def _restore(self, plan: RestorePlan, tokens: Sequence[int], *, ephemeral: bool) -> CachedPrefix | None:
@@ -122,8 +122,8 @@ class PrefixCache:
         base, memory = plan.base, self._memory
         if base is None:
             return self._free_seq(None)
-        ends_there = base not in self._leased and len(memory.tokens(base)) == plan.base_tokens
-        if ends_there and not ephemeral and (memory.can_truncate or not plan.segments):
+        is_whole_sequence = base not in self._leased_seqs and len(memory.tokens(base)) == plan.base_tokens
+        if is_whole_sequence and not ephemeral and (memory.can_truncate or not plan.segments):
             self._unpublish(base)
             return base
         seq = self._free_seq(base)
@@ -159,7 +159,7 @@ class PrefixCache:
                 fork = self._free_seq(seq)
                 self._memory.copy(seq, fork, n_tokens)
                 self._conversations[fork] = self._conversations[seq]
-                self._leased.add(fork)
+                self._leased_seqs.add(fork)
                 forks.append(fork)
         except EngineError:
             for fork in forks:
@@ -184,13 +184,13 @@ class PrefixCache:
         if not self._memory.tokens(seq):
             self.drop(seq)
             return
-        self._leased.discard(seq)
+        self._leased_seqs.discard(seq)
         self.publish(seq)
 
     def drop(self, seq: int) -> None:
         """Empty a sequence and end its lease."""
         self._memory.drop(seq)
-        self._leased.discard(seq)
+        self._leased_seqs.discard(seq)
         self._conversations.pop(seq, None)
         self._unpublish(seq)
 
@@ -234,13 +234,13 @@ class PrefixCache:
 
     def _n_unshared(self, match: Match) -> int:
         """Count the tokens that only idle sequences hold and the prompt does not share."""
-        leased = self._live_nodes(self._leased & self.leaves.keys())
+        leased = self._live_nodes(self._leased_seqs & self.leaves.keys())
         idle = self._live_nodes(self._idle_seqs())
         return sum(len(node.tokens) for node in idle - leased if match.n_shared(node) < node.end)
 
     def _idle_seqs(self) -> list[int]:
         """Return the live sequences that are not leased, least recently used first."""
-        return [seq for seq in self.leaves if seq not in self._leased]
+        return [seq for seq in self.leaves if seq not in self._leased_seqs]
 
     def _live_nodes(self, seqs: Iterable[int] | None = None) -> set[Node]:
         """Return the nodes on the paths of `seqs`, or of all live sequences."""

@@ -88,12 +88,12 @@ def read_header(file: BufferedReader) -> SegmentHeader:
 
 def read_data(file: BufferedReader, view: memoryview) -> None:
     """Read `len(view)` bytes into `view`. Raises InvalidSegmentError if the file is shorter, and OSError."""
-    done = 0
-    while done < len(view):
-        count = file.readinto(view[done : done + _READ_CHUNK_BYTES])
+    n_read = 0
+    while n_read < len(view):
+        count = file.readinto(view[n_read : n_read + _READ_CHUNK_BYTES])
         if not count:
             raise InvalidSegmentError
-        done += count
+        n_read += count
 
 
 def has_valid_checksum(header: SegmentHeader, data: memoryview) -> bool:

@@ -65,27 +65,27 @@ class PrefixTree:
 
     def match(self, tokens: Sequence[int]) -> Match:
         """Match the longest prefix of `tokens` that is in the tree."""
-        node, nodes, done = self.root, [self.root], 0
-        while done < len(tokens) and (child := node.children.get(tokens[done])) is not None:
+        node, nodes, position = self.root, [self.root], 0
+        while position < len(tokens) and (child := node.children.get(tokens[position])) is not None:
             nodes.append(child)
-            n_equal = common_prefix_length(child.tokens, tokens[done : done + len(child.tokens)])
-            done += n_equal
+            n_equal = common_prefix_length(child.tokens, tokens[position : position + len(child.tokens)])
+            position += n_equal
             if n_equal < len(child.tokens):
                 break
             node = child
-        return Match(nodes, done)
+        return Match(nodes, position)
 
     def insert(self, tokens: Sequence[int]) -> Node:
         """Return the node whose path is exactly `tokens`; creates it, and splits an existing node if needed."""
-        node, done = self.root, 0
-        while done < len(tokens):
-            child = node.children.get(tokens[done])
+        node, position = self.root, 0
+        while position < len(tokens):
+            child = node.children.get(tokens[position])
             if child is None:
-                child = node.children[tokens[done]] = Node(node, tokens[done:])
-            n_equal = common_prefix_length(child.tokens, tokens[done : done + len(child.tokens)])
+                child = node.children[tokens[position]] = Node(node, tokens[position:])
+            n_equal = common_prefix_length(child.tokens, tokens[position : position + len(child.tokens)])
             if n_equal < len(child.tokens):
                 child = self._split(child, n_equal)
-            node, done = child, done + n_equal
+            node, position = child, position + n_equal
         return node
 
     def _split(self, node: Node, n_tokens: int) -> Node:

@@ -38,7 +38,7 @@ class Bindings:
         self.log: Final = log
 
 
-_loaded: Bindings | None = None
+_bindings: Bindings | None = None
 
 
 def load(bundle: Bundle, module: BackendModule, gpu_modules: Sequence[BackendModule] = ()) -> Bindings:
@@ -47,11 +47,11 @@ def load(bundle: Bundle, module: BackendModule, gpu_modules: Sequence[BackendMod
     A GPU module that fails to load is ignored: its device may be gone since its self-test. Raises RuntimeLoadError if
     a library is missing, fails to load, or does not match the bindings.
     """
-    global _loaded  # noqa: PLW0603  (a process can hold only one native runtime)
-    if _loaded is not None:
-        if _loaded.module != module:
-            raise RuntimeLoadError(f"This process already uses the backend {_loaded.module.name}, not {module.name}.")
-        return _loaded
+    global _bindings  # noqa: PLW0603  (a process can hold only one native runtime)
+    if _bindings is not None:
+        if _bindings.module != module:
+            raise RuntimeLoadError(f"This process already uses the backend {_bindings.module.name}, not {module.name}.")
+        return _bindings
     for variable in _SEARCH_VARIABLES:
         os.environ.pop(variable, None)
     _load_backend(bundle, module)
@@ -63,9 +63,9 @@ def load(bundle: Bundle, module: BackendModule, gpu_modules: Sequence[BackendMod
     log_callback = llama.llama_log_callback(log.callback())
     llama.llama_log_set(log_callback, None)
     llama.llama_backend_init()
-    _loaded = Bindings(llama, load_edgechat(bundle), module, log)
-    _loaded.edgechat.keep = log_callback  # type: ignore[attr-defined]
-    return _loaded
+    _bindings = Bindings(llama, load_edgechat(bundle), module, log)
+    _bindings.edgechat.keep = log_callback  # type: ignore[attr-defined]
+    return _bindings
 
 
 def _load_backend(bundle: Bundle, module: BackendModule) -> None:

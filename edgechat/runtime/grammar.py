@@ -31,15 +31,15 @@ class _Vocabulary:
         """List all tokens; the control tokens in `text_tokens` count as text."""
         control = model.control_tokens
         texts = {token: text.encode("utf-8", "replace") for text, token in control.items()}
-        as_text = {control[text] for text in text_tokens if text in control}
+        text_token_ids = {control[text] for text in text_tokens if text in control}
         self.eog_tokens = [token for token in range(model.n_vocab) if model.is_eog(token)]
         if not self.eog_tokens:
             raise GrammarError("The output format cannot be enforced: the model has no end-of-generation token.")
         self.eos_token_id = self.eog_tokens[0]
         self.bos_token_id = None
-        self.special_token_ids = [token for token in texts if token not in as_text]
+        self.special_token_ids = [token for token in texts if token not in text_token_ids]
         self.tokens = [
-            texts[t] if t in as_text else _SPECIAL_PREFIX + texts[t] if t in texts else model.token_to_piece(t)
+            texts[t] if t in text_token_ids else _SPECIAL_PREFIX + texts[t] if t in texts else model.token_to_piece(t)
             for t in range(model.n_vocab)
         ]  # fmt: skip
         self._model: Model = weakref.proxy(model)  # `_tokenizers` must not keep the model alive

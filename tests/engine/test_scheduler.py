@@ -133,7 +133,7 @@ def test_parallel_requests_generate_what_each_generates_alone(
             assert partial == whole[: len(partial)]
         for key, text in alone.text.items():
             assert text.startswith(together.text.get(key, ""))
-    assert not together.cache._leased
+    assert not together.cache._leased_seqs
     for seq, tokens in together.context.seq_tokens.items():
         leaf = together.cache.leaves.get(seq)
         assert leaf is None or tokens == leaf.path()

@@ -65,17 +65,18 @@ def measure_speeds(
     by_count: dict[int, _Rates] = {}
     for count in thread_counts if len(thread_counts) > 1 else ():
         on_progress(f"Measuring the speed of {module.name} with {count} thread{'s' if count > 1 else ''}")
-        quick = _run(module, count, quick=True)
-        if quick is not None:
-            by_count[count] = quick
+        quick_rates = _run(module, count, quick=True)
+        if quick_rates is not None:
+            by_count[count] = quick_rates
     decode_threads = _best_count(by_count, BATCHES[0]) if by_count else thread_counts[-1]
     on_progress(f"Measuring the speed of {module.name}")
-    full = _run(module, decode_threads, quick=False)
-    if full is None:
+    full_rates = _run(module, decode_threads, quick=False)
+    if full_rates is None:
         return None
     prefill_threads = _best_count(by_count, BATCHES[-1]) if by_count else decode_threads
     speeds = msgspec.structs.replace(
-        summarize(full, module.name, decode_threads), decode_threads=decode_threads, prefill_threads=prefill_threads,
+        summarize(full_rates, module.name, decode_threads),
+        decode_threads=decode_threads, prefill_threads=prefill_threads,
         max_threads=thread_counts[-1],
     )  # fmt: skip
     cached = _read()

@@ -31,7 +31,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """`refused`: the CPU lacks instructions, or there is no device. `distrusted`: the engine crashed on the module.
     `untested`: the self-test failed for a reason outside the module."""
     reason: str
-    """Explanation for the user."""
+    """Explanation of the status for the user, without the module name."""
     checks: int = 0
     """Number of checks that the self-test ran."""
     elapsed_s: float = 0.0
