@@ -1,1 +1,1 @@
-"""Conversations: their messages, stores and prompts, and the session that generates replies."""
+"""Conversations: messages, the store interface, prompts, and the session that generates replies."""

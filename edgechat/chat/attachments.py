@@ -1,4 +1,4 @@
-"""Attachments: load text files to send with a message, and insert them into the prompt."""
+"""Attachments of messages: loads text files, and inserts their contents into the prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgechat.errors import AttachmentError, StoreError
 
 MAX_BYTES: Final = 32 << 20
 
-# Magic numbers of image formats.
+# Magic numbers and media types of image formats.
 _IMAGE_MAGIC: Final = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -23,9 +23,9 @@ _IMAGE_MAGIC: Final = (
 
 
 def load_attachments(files: Sequence[Path], model: str) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
-    """Read files to attach to a message for `model`; return the attachments, and their bytes by SHA-256 hash.
+    """Read files to attach to a message; return the attachments, and their bytes by SHA-256 hash.
 
-    Raises AttachmentError.
+    Raises AttachmentError if a file cannot be read, or if `model` (a name for the error message) cannot use the file.
     """
     attachments: list[Attachment] = []
     contents: dict[str, bytes] = {}
@@ -39,15 +39,15 @@ def load_attachments(files: Sequence[Path], model: str) -> tuple[tuple[Attachmen
 
 
 def read_file(path: Path) -> tuple[bytes, str]:
-    """Return the bytes and the media type of a file. Raises AttachmentError unless it is a text or an image."""
+    """Return the bytes and the media type of a file. Raises AttachmentError unless the file is a text or an image."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise AttachmentError(
-                f"Cannot attach {path}: it has {humanize.size(size)}, the limit is {humanize.size(MAX_BYTES)}"
+                f"Cannot attach {path}: the file has {humanize.size(size)}, the limit is {humanize.size(MAX_BYTES)}"
             )
         if not path.is_file():  # reading a pipe or a device may never end
-            raise AttachmentError(f"Cannot attach {path}: it is not a file")
+            raise AttachmentError(f"Cannot attach {path}: not a regular file")
         data = path.read_bytes()
     except OSError as error:
         raise AttachmentError(f"Cannot read {path}: {error.strerror or error}") from error
@@ -55,9 +55,9 @@ def read_file(path: Path) -> tuple[bytes, str]:
 
 
 def detect_media_type(data: bytes, name: str) -> str:
-    """Return the media type of a file's bytes, regardless of its name.
+    """Return the media type of a file, detected from its bytes.
 
-    Raises AttachmentError unless it is a text or an image.
+    Raises AttachmentError, with the file's `name`, unless the file is a text or an image.
     """
     image_type = next((media_type for magic, media_type in _IMAGE_MAGIC if data.startswith(magic)), "")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -68,39 +68,39 @@ def detect_media_type(data: bytes, name: str) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise AttachmentError(
-            f"{name} is neither UTF-8 text nor a picture (byte {error.start} is 0x{data[error.start]:02x}): "
-            "convert it to text first"
+            f"{name} is neither UTF-8 text nor an image (byte {error.start} is 0x{data[error.start]:02x}). "
+            "Convert the file to text first."
         ) from error
     if "\0" in text:
-        raise AttachmentError(f"{name} is not a text file: it contains zero bytes (the first at {data.index(0)})")
+        raise AttachmentError(f"{name} is not a text file: it has zero bytes (the first at offset {data.index(0)})")
     return "text/plain"
 
 
 def reject_images(attachments: Sequence[Attachment], model: str) -> None:
-    """Raise AttachmentError if there is an image: edgechat does not support vision models yet."""
+    """Raise AttachmentError if an attachment is an image, because edgechat does not support vision models yet."""
     images = [a.name for a in attachments if a.is_image]
     if images:
-        raise AttachmentError(f"{images[0]} is a picture, and {model} cannot see pictures: send the message without it")
+        raise AttachmentError(f"{images[0]} is an image, and {model} cannot read images. Remove the attachment.")
 
 
 def with_attachments(text: str, attachments: Sequence[Attachment], read: Callable[[str], bytes]) -> str:
-    """Return the content of a message for the prompt: its text files in code fences, then its text.
+    """Return the content of a message for the prompt: the attached text files in code fences, then the message text.
 
-    `read` returns the bytes of an attachment by hash; it may raise StoreError.
+    `read` returns the bytes of an attachment by SHA-256 hash, or raises StoreError.
     """
     parts = [_prompt_text(a, read) for a in attachments if not a.is_image]
     return "\n\n".join([*parts, text] if text else parts)
 
 
 def attached_texts(attachments: Sequence[Attachment], read: Callable[[str], bytes]) -> list[str]:
-    """Return the contents of text attachments, without those missing from the store."""
+    """Return the contents of the text attachments that the store has; omits missing attachments."""
     texts = (_read_text(a, read) for a in attachments if not a.is_image)
     return [text for text in texts if text is not None]
 
 
 def _prompt_text(attachment: Attachment, read: Callable[[str], bytes]) -> str:
     text = _read_text(attachment, read)
-    # A conversation stays usable if the bytes of one attachment are missing.
+    # A missing attachment becomes a note in the prompt, so that the conversation can be continued.
     return f"({attachment.name} is missing)" if text is None else _in_code_fence(attachment.name, text)
 
 

@@ -1,7 +1,7 @@
 """Slash commands, defined once for the terminal UI and the line-by-line chat.
 
-A command with a handler does the same in every front end: the handler gets the session and the argument and returns
-an `Outcome`. A view command has no handler: it opens a list or a screen, which every front end implements itself.
+A command with a handler works the same in every front end: the handler takes the session and the argument, and returns
+an `Outcome`. A command without a handler opens a list or a screen, which every front end implements itself.
 """
 
 from __future__ import annotations
@@ -24,67 +24,68 @@ if TYPE_CHECKING:
     from edgechat.models.events import LoadCallback
 
 DELETED: Final = "Deleted. /undo restores it."
-_MAX_LISTED: Final = 10_000
-_FORM: Final = re.compile(r"/([A-Za-z]+)(?:[ \t]+(.*))?", re.DOTALL)
+_MAX_CONVERSATIONS: Final = 10_000
+_COMMAND_PATTERN: Final = re.compile(r"/([A-Za-z]+)(?:[ \t]+(.*))?", re.DOTALL)
 
 View = Literal[
     "conversations", "search", "editor", "copy", "models", "personas", "settings", "plan", "figures", "help", "suspend",
     "quit",
 ]  # fmt: skip
-"""A list, a screen or a function of the terminal that a front end implements."""
+"""List, screen or terminal function that a front end implements for a command without a handler."""
 
 Lane = Literal["caller", "side", "turn", "reply"]
-"""Where a front end with threads runs a handler.
+"""Thread and time at which a front end runs a handler.
 
-"caller": on the calling thread, because the handler returns at once. "side": in parallel with a running reply. "turn":
-between replies, because the handler changes the conversation. "reply": like "turn", and the outcome generates a reply.
+"caller": at once, on the calling thread. "side": on another thread, also while a reply is generated. "turn": between
+replies, because the handler changes the conversation. "reply": like "turn"; the outcome then generates a reply.
 """
 
 
 class Destination(NamedTuple):
-    """A conversation to open, or a new one with these settings."""
+    """Conversation to switch to: an existing one, or a new one with given settings."""
 
     conversation_id: str | None = None
-    """None starts a new conversation."""
+    """ID of the conversation to open; None starts a new conversation."""
     message_id: str | None = None
-    """A message to show; its branch becomes the active path."""
+    """ID of a message to show; the branch with this message becomes the active path."""
     settings: Mapping[str, object] = MappingProxyType({})
     """Settings of a new conversation."""
 
 
 class Outcome(NamedTuple):
-    """Result of a command: a text for the user, and effects that the front end carries out."""
+    """Result of a command: a text for the user, and actions for the front end."""
 
     text: str = ""
     is_note: bool = False
-    """True for a text that stays on the screen, such as the name of a written file."""
+    """True if `text` stays on the screen, such as the name of an exported file."""
     reply: Callable[[], Iterator[SessionEvent]] | None = None
-    """Generates a reply when it is iterated."""
+    """Function whose iterator generates a reply and yields its events."""
     destination: Destination | None = None
+    """Conversation to switch to."""
     model: str = ""
     """Name of a model to load."""
     attachment: Path | None = None
-    """A file to send with the next message."""
+    """File to attach to the next message."""
     export_to: Path | None = None
-    """A file to write the conversation to, before `text` is shown."""
+    """File to export the conversation to, before `text` is shown."""
     shows_path: bool = False
-    """True if other messages than before are on the active path."""
+    """True if the messages on the active path changed, so that the front end must show them."""
 
 
 Handler = Callable[["Session", str], Outcome]
 
 
 class Command(NamedTuple):
-    """A slash command: how to call it, and its handler or view."""
+    """Slash command with its name, argument and help text, and its handler or view."""
 
     name: str
     argument: str
-    """Placeholder for help; in square brackets if it is optional, "" if the command takes none."""
+    """Placeholder of the argument in help texts; in square brackets if optional, "" if there is no argument."""
     summary: str
     run: Handler | None = None
     lane: Lane = "turn"
     view: View | None = None
-    """Opened if there is no handler, or no argument for it."""
+    """View that opens if the command has no handler, or if the user typed no argument."""
 
     def opens_view(self, argument: str) -> bool:
         """Return True if the front end opens `view` instead of running the handler."""
@@ -92,18 +93,18 @@ class Command(NamedTuple):
 
 
 def parse(text: str) -> tuple[Command, str] | None:
-    """Split a command line into command and argument; None if `text` is a message. Raises UsageError.
+    """Split a line into command and argument; return None if the line is a message.
 
-    A message that starts with / is sent with a space before it.
+    A space before a / makes the line a message. Raises UsageError for an unknown command or a wrong argument.
     """
-    match = _FORM.fullmatch(text.rstrip()) if text.startswith("/") else None
+    match = _COMMAND_PATTERN.fullmatch(text.rstrip()) if text.startswith("/") else None
     if match is None:
         return None
     name = match[1].lower()
     if name not in BY_NAME:
         similar = difflib.get_close_matches(name, BY_NAME, n=1)
         hint = f"Did you mean /{similar[0]}?" if similar else "/help lists all commands."
-        raise UsageError(f"There is no command /{name}. {hint} (Put a space before / to send it as a message.)")
+        raise UsageError(f"Unknown command /{name}. {hint} (To send the line as a message, put a space before /.)")
     command, argument = BY_NAME[name], (match[2] or "").strip()
     if argument and not command.argument:
         raise UsageError(f"/{name} takes no argument: {command.summary}")
@@ -112,11 +113,11 @@ def parse(text: str) -> tuple[Command, str] | None:
     return command, argument
 
 
-# Shared by the front ends, which carry out outcomes.
+# Functions that the front ends share
 
 
 def go_to(session: Session, destination: Destination) -> bool:
-    """Open a conversation or start a new one; returns False if `message_id` is not in it. Raises EdgechatError."""
+    """Switch to a conversation; return False if the conversation lacks the message. Raises EdgechatError."""
     target, message_id = destination.conversation_id, destination.message_id
     if target is None:
         session.switch_conversation()
@@ -132,7 +133,7 @@ def go_to(session: Session, destination: Destination) -> bool:
 
 
 def load_model(session: Session, name: str, on_progress: LoadCallback) -> str:
-    """Load another model for the next replies; returns the text to show. Raises EdgechatError."""
+    """Load another model for the next replies; return a status text. Raises EdgechatError."""
     from edgechat.catalogue import registry
     from edgechat.catalogue.resolve import find_model
 
@@ -144,7 +145,7 @@ def load_model(session: Session, name: str, on_progress: LoadCallback) -> str:
 
 
 def copied_text(text: str, code_blocks: Callable[[str], list[str]], argument: str) -> str:
-    """Return the part of a message that `/copy` copies: all, or its last code block. Raises UsageError."""
+    """Return the text that `/copy` copies: the whole message or its last code block. Raises UsageError."""
     if argument not in {"", "code"}:
         raise UsageError("/copy copies the last reply, /copy code its last code block")
     if not argument:
@@ -156,7 +157,7 @@ def copied_text(text: str, code_blocks: Callable[[str], list[str]], argument: st
 
 
 def last_message(session: Session, role: Role) -> Message:
-    """Return the last message of this role on the active path. Raises UsageError if there is none."""
+    """Return the last message with `role` on the active path. Raises UsageError if no message has this role."""
     message = next((m for m in reversed(session.tree.path) if m.role == role), None)
     if message is None:
         raise UsageError("This conversation has no messages yet")
@@ -164,15 +165,15 @@ def last_message(session: Session, role: Role) -> Message:
 
 
 def find_by_title(store: Store, text: str) -> Conversation:
-    """Return the newest conversation with `text` in its title. Raises UsageError if there is none, and StoreError."""
-    for summary in store.list_conversations(limit=_MAX_LISTED):
+    """Return the newest conversation with `text` in its title. Raises UsageError without a match, and StoreError."""
+    for summary in store.list_conversations(limit=_MAX_CONVERSATIONS):
         if text.lower() in summary.conversation.title.lower():
             return summary.conversation
     raise UsageError(f"No conversation has {text!r} in its title. /search searches the messages.")
 
 
 def persona_settings(name: str) -> tuple[dict[str, object], str]:
-    """Return the settings of a persona and its model ("" if it has none). Raises SettingsError."""
+    """Return the settings of a persona, and its model ("" for the current model). Raises SettingsError."""
     from edgechat.chat import personas
 
     values = dict(personas.load_settings(name))
@@ -229,7 +230,7 @@ def _switch(session: Session, argument: str) -> Outcome:
     tree = session.tree
     message = next((m for m in reversed(tree.path) if len(tree.alternatives(m.id)) > 1), None)
     if message is None:
-        raise UsageError("No message here has alternatives. /retry and /edit create them.")
+        raise UsageError("No message on this branch has alternatives. Use /retry or /edit to create alternatives.")
     siblings = tree.alternatives(message.id)
     index = alternative_index(argument, siblings.index(message.id) + 1, len(siblings))
     session.select_alternative(siblings[index])
@@ -256,7 +257,7 @@ def _attach(session: Session, name: str) -> Outcome:
     return Outcome(f"{file.name} is sent with the next message", attachment=file)
 
 
-# Handlers for how replies are generated
+# Handlers for the model and settings
 
 
 def _model(_session: Session, name: str) -> Outcome:
@@ -285,11 +286,11 @@ def _set(session: Session, argument: str) -> Outcome:
     return Outcome(f"{name} = {value}")
 
 
-# Arguments
+# Parsing of arguments
 
 
 def parse_reasoning(word: str) -> bool | None:
-    """Return the value of `/reasoning`: True, False, or None for auto. Raises UsageError."""
+    """Parse the argument of `/reasoning`: True for on, False for off, None for auto. Raises UsageError."""
     try:
         return {"on": True, "yes": True, "off": False, "no": False, "auto": None}[word.lower()]
     except KeyError:
@@ -297,26 +298,29 @@ def parse_reasoning(word: str) -> bool | None:
 
 
 def parse_setting(argument: str) -> tuple[str, object]:
-    """Return the name and the value of `/set NAME VALUE`. Raises UsageError."""
+    """Parse the argument of `/set` into a setting's name and value. Raises UsageError."""
     from edgechat.config import parse_value
 
     name, _, text = argument.partition(" ")
     if not text.strip():
-        raise UsageError("Usage: /set NAME VALUE: Change a setting of this conversation")
+        raise UsageError("Usage: /set NAME VALUE changes a setting of this conversation")
     return name, parse_value(name, text.strip())
 
 
 def alternative_index(argument: str, number: int, count: int) -> int:
-    """Return the zero-based alternative that `/switch` selects, after `number` of `count`. Raises UsageError."""
+    """Return the zero-based index of the alternative that `/switch` selects.
+
+    Without an argument, this is the next one after the one-based `number` of `count`. Raises UsageError.
+    """
     if argument and not (argument.isdecimal() and 1 <= int(argument) <= count):
         raise UsageError(f"There are {count} alternatives: /switch 1 to /switch {count}")
     return int(argument) - 1 if argument else number % count
 
 
 def export_path(name: str, title: str) -> Path:
-    """Return the absolute path for an export: `name`, or a new file named after the title.
+    """Return the absolute path of an export file: `name`, or an unused name made from the conversation's title.
 
-    Raises UsageError if `name` exists, so that no file is overwritten.
+    Raises UsageError if the file `name` exists, so that no file is overwritten.
     """
     from edgechat.chat.mentions import parse_path
 
@@ -333,26 +337,24 @@ def export_path(name: str, title: str) -> Path:
 
 COMMANDS: Final = (
     Command("new", "[PERSONA]", "Start a new conversation", _new, "caller"),
-    Command(
-        "open", "[TITLE]", "Open a conversation: the list, or by part of its title", _open, "side", "conversations"
-    ),
+    Command("open", "[TITLE]", "Open a conversation by part of its title, or list all", _open, "side", "conversations"),
     Command("search", "WORDS", "Search all conversations", view="search"),
     Command("retry", "", "Generate an alternative reply", _retry, "reply"),
     Command("continue", "", "Continue a stopped reply", _continue, "reply"),
-    Command("edit", "[TEXT]", "Edit your last message; the old one stays an alternative", _edit, "reply", "editor"),
+    Command("edit", "[TEXT]", "Edit your last message; the original remains", _edit, "reply", "editor"),
     Command("switch", "[N]", "Switch to the next alternative, or to number N", _switch),
     Command("delete", "", "Delete your last message and its reply", _delete),
-    Command("undo", "", "Restore the message deleted last", _undo),
+    Command("undo", "", "Restore the last deleted message", _undo),
     Command("rename", "TITLE", "Change the title of the conversation", _rename),
-    Command("pin", "", "Pin the conversation to the top of the list, or unpin it", _pin),
-    Command("attach", "FILE", "Attach a file to the next message (or write @FILE in it)", _attach, "caller"),
+    Command("pin", "", "Pin the conversation to the top of the list, or unpin", _pin),
+    Command("attach", "FILE", "Attach a file to the next message (like @FILE)", _attach, "caller"),
     Command("copy", "[code]", "Copy the last reply, or its last code block", view="copy"),
     Command("export", "[FILE]", "Export the conversation to a .md, .html or .json file", _export, "side"),
     Command("model", "[NAME]", "Choose the model for the next replies", _model, "caller", "models"),
     Command("persona", "[NAME]", "Use a persona in this conversation", _persona, view="personas"),
     Command("system", "[TEXT]", "Set the system prompt of this conversation", _system),
     Command("reasoning", "on|off|auto", "Turn reasoning before a reply on or off", _reasoning),
-    Command("set", "NAME VALUE", "Change a setting here, such as /set temperature 0.2", _set),
+    Command("set", "NAME VALUE", "Change a setting of this conversation", _set),
     Command("settings", "", "Show all settings", view="settings"),
     Command("plan", "", "Show why this model was chosen, and its memory plan", view="plan"),
     Command("figures", "", "Show or hide the speed of each reply", view="figures"),

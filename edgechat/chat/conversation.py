@@ -1,4 +1,4 @@
-"""A conversation in memory that stays equal to its copy in the store."""
+"""Conversation in memory that is kept equal to its copy in the store."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from edgechat.errors import NotFoundError, StoreError
 
 
 class StoredConversation:
-    """Metadata and message tree of a conversation.
+    """Metadata and message tree of a conversation, in memory and in the store.
 
-    Every method writes to the store first, and changes the copy in memory only if that succeeds. Raises StoreError.
+    Every method writes to the store first, and changes the copy in memory only after a successful write. All methods
+    may raise StoreError.
     """
 
     def __init__(self, store: Store, metadata: Conversation) -> None:
-        """`metadata` may describe a new conversation; call `reload` for one that is in the store."""
+        """`metadata` may describe a new conversation. Call `reload` to read an existing conversation."""
         self.store = store
         self.metadata = metadata
         self.tree = MessageTree()
@@ -30,12 +31,12 @@ class StoredConversation:
         self._deletions: list[tuple[str, str | None]] = []
 
     def reload(self) -> None:
-        """Read everything from the store, including changes by other processes."""
+        """Read metadata and messages from the store, including changes by other processes."""
         self.metadata = self.store.conversation(self.metadata.id)
         self.tree = MessageTree(self.store.messages(self.metadata.id), self.metadata.head_id)
 
     def update_metadata(self, **changes: object) -> None:
-        """Change fields of the metadata. A conversation without messages is not in the store yet."""
+        """Change fields of the metadata, only in memory if the conversation has no messages (not in the store yet)."""
         if len(self.tree):
             self.store.update_conversation(self.metadata.id, **changes)
         self.metadata = msgspec.structs.replace(self.metadata, **changes)
@@ -45,7 +46,7 @@ class StoredConversation:
     def append(self, messages: list[Message], files: Mapping[str, bytes], title: str = "") -> None:
         """Add messages below their parents; the last one becomes the head.
 
-        `files` has the bytes of their attachments by hash. A conversation without a title gets `title`.
+        `files` has the bytes of attachments by SHA-256 hash. A conversation without a title gets `title`.
         """
         self._previous_title, previous_metadata = self.metadata.title, self.metadata
         if title and not previous_metadata.title:
@@ -62,7 +63,7 @@ class StoredConversation:
             self.tree.add(message)
 
     def discard(self, messages: list[Message]) -> None:
-        """Undo the last `append` of `messages`, including the title."""
+        """Undo the last `append`, of `messages`, including its change of the title."""
         self.store.discard_messages([m.id for m in reversed(messages)])
         for message in reversed(messages):
             self.tree.remove(message.id)
@@ -70,15 +71,15 @@ class StoredConversation:
             self.update_metadata(title=self._previous_title)
 
     def claim_reply(self, reply: Message) -> None:
-        """Take over a reply in order to continue it; it becomes the head."""
+        """Claim an existing reply for this process, which continues the reply, and make the reply the head."""
         self.store.claim(reply.id)
         self.tree.select_branch(reply.id)
         self.tree.replace(reply)
 
     def finish_reply(self, reply_id: str, written: Message, *, saved: bool) -> None:
-        """Apply the final state of a reply from its recorder; if not `saved`, write it with the next `save_pending`.
+        """Apply the final state of a reply from its recorder; if not `saved`, the next `save_pending` writes the reply.
 
-        The id of `written` differs from `reply_id` if another process has taken over the reply.
+        The ID of `written` differs from `reply_id` if another process has claimed the reply.
         """
         if written.id == reply_id:
             self.tree.replace(written)
@@ -88,14 +89,14 @@ class StoredConversation:
             self._pending[written.id] = written
 
     def save_reply(self, reply: Message) -> None:
-        """Replace a reply; if the store fails, write it with the next `save_pending`."""
+        """Replace a reply in memory and in the store. After a failed write, the next `save_pending` tries again."""
         self.tree.replace(reply)
         self._pending[reply.id] = reply
         with contextlib.suppress(StoreError):
             self.save_pending()
 
     def save_pending(self) -> None:
-        """Write replies whose last write failed. Raises StoreError if it fails again."""
+        """Write the replies whose last write failed. Raises StoreError if a write fails again."""
         for reply in list(self._pending.values()):
             saved_id = write_reply(self.store, self.metadata, reply)
             del self._pending[reply.id]
@@ -105,12 +106,12 @@ class StoredConversation:
     # The active path
 
     def set_head(self, message_id: str) -> None:
-        """End the active path at this message; the next message becomes an alternative to its children."""
+        """End the active path at a message. The next message becomes an alternative to the children of this message."""
         self.store.set_head(self._path_ids(message_id))
         self.tree.set_head(message_id)
 
     def select_branch(self, message_id: str) -> None:
-        """Make this message part of the active path, and below it the branch that was active last."""
+        """Switch the active path to the branch with a message, down to the leaf that was active last."""
         self.store.select_branch(self._path_ids(message_id))
         self.tree.select_branch(message_id)
 
@@ -118,7 +119,7 @@ class StoredConversation:
         return [m.id for m in self.tree.path_to(message_id)]
 
     def delete(self, message_id: str) -> int:
-        """Delete a message and its descendants, and return their number. `undo_delete` restores them."""
+        """Delete a message and its descendants; return the number of deleted messages. `undo_delete` restores them."""
         self.store.delete_message(message_id)
         head_id = self.tree.head_id
         deleted = self.tree.remove(message_id)
@@ -126,7 +127,7 @@ class StoredConversation:
         return len(deleted)
 
     def undo_delete(self) -> bool:
-        """Restore the messages of the last `delete`; return False if there is none.
+        """Restore the messages of the last `delete`; return False if there is no deletion to undo.
 
         Raises StoreError if the messages have been purged from the store.
         """

@@ -1,4 +1,4 @@
-"""Builds the prompt of a conversation: messages with their attachments, as many turns as fit in the context."""
+"""Prompt of a conversation: messages with their attachments, and as many turns as fit in the context."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from edgechat.prompt.roles import merge_consecutive
 
 
 class ConversationPrompt(NamedTuple):
-    """The prompt of a conversation, and the part of the conversation in it."""
+    """Prompt of a conversation, and the position of its first message in the conversation."""
 
     prompt: BuiltPrompt
     start: int
-    """Index in the path of the first message in the prompt."""
+    """Index, in the active path, of the first message in the prompt."""
     attached_texts: list[str]
-    """Texts attached to the last message; the engine drafts quotations from them."""
+    """Texts attached to the last message. The engine uses these texts as a source of draft tokens."""
 
 
 class ConversationPromptBuilder:
@@ -32,16 +32,16 @@ class ConversationPromptBuilder:
     def __init__(
         self, builder: PromptBuilder, read_attachment: Callable[[str], bytes], settings: Settings, *, think: bool
     ) -> None:
-        """`read_attachment` returns the bytes of an attachment by their SHA-256 hash; it may raise StoreError."""
+        """`read_attachment` returns the bytes of an attachment by SHA-256 hash, or raises StoreError."""
         self._builder = builder
         self._read_attachment = read_attachment
         self._settings = settings
         self._options = PromptOptions(think)
 
     def build(self, path: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})) -> ConversationPrompt:
-        """Build the prompt after which the model replies to `path`, or continues the reply at its end.
+        """Build the prompt for a reply to the last message of `path`, or to continue that message if it is a reply.
 
-        `files` has the bytes of attachments that are not in the store yet, by hash.
+        `files` has the bytes of attachments that are not in the store yet, by SHA-256 hash.
         Raises ContextOverflowError, TemplateError, EngineError.
         """
 
@@ -73,7 +73,7 @@ class ConversationPromptBuilder:
         return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, texts)
 
     def next_turn_prefix(self, path: Sequence[Message]) -> list[int]:
-        """Return the tokens with which the prompt of any message after `path` begins. Raises as `build` does."""
+        """Return the tokens that all prompts for a new message after `path` share. Raises the errors of `build`."""
         a, b = (self.build([*path, Message(id="", role="user", text=text)]).prompt.tokens for text in DISTINCT_TEXTS)
         return a[: common_prefix_length(a, b)]
 
@@ -88,14 +88,17 @@ def _previous_start(path: Sequence[Message]) -> int:
 def _prompt_messages(
     path: Sequence[Message], start: int, system_prompt: str, read: Callable[[str], bytes]
 ) -> list[PromptMessage]:
-    """Return the system prompt and the messages from `start`. A system message at the root replaces the prompt."""
+    """Return the system prompt and the messages from index `start`.
+
+    A system message at the root of the path replaces `system_prompt`.
+    """
     included = path[start:]
     if path and path[0].role == "system":
         system_prompt, included = path[0].text, path[max(start, 1) :]
     messages = [PromptMessage("system", system_prompt)] if system_prompt else []
     for message in included:
-        # Tool results, which come from imports, have no tool call in the prompt to refer to. An empty reply, stopped
-        # before its first token, would be a bad example for the model.
+        # Imported tool results are skipped, because the prompt does not contain their tool calls. Empty replies, which
+        # were stopped before the first token, are skipped, because the model would imitate them.
         if message.role == "tool" or (message.role == "assistant" and not message.text):
             continue
         content = with_attachments(message.text, message.attachments, read)

@@ -9,31 +9,31 @@ from edgechat.models.events import ModelLoadProgressed
 
 
 class TurnStarted(msgspec.Struct, frozen=True, kw_only=True):
-    """The message and an empty reply are saved. The engine has not started yet."""
+    """A turn started: the message and an empty reply are saved, and the engine has not started yet."""
 
     message: Message
-    """The message to reply to."""
+    """Message that the model replies to."""
     reply: Message
 
 
 class TurnsDropped(msgspec.Struct, frozen=True, kw_only=True):
-    """The conversation is longer than the context: the prompt omits whole turns at its beginning."""
+    """The conversation is longer than the context, so the prompt omits the first turns."""
 
     n_messages: int
     """Number of omitted messages."""
     context_start_id: str
-    """Id of the first message in the prompt."""
+    """ID of the first message in the prompt."""
 
 
 class PromptProgressed(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine has computed part of the prompt (prefill)."""
+    """The engine has processed a part of the prompt (prefill)."""
 
     done_tokens: int
     total_tokens: int
 
 
 class ReplyTextGenerated(msgspec.Struct, frozen=True, kw_only=True):
-    """New text of a reply, or of the reasoning before it."""
+    """New text or reasoning of a reply was generated."""
 
     text: str
     reasoning: str
@@ -49,23 +49,23 @@ class NotSaved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TurnFinished(msgspec.Struct, frozen=True, kw_only=True):
-    """The reply is complete: the model ended it, or it reached its length limit."""
+    """The reply is complete: the model ended the reply, or the reply reached its length limit."""
 
     reply: Message
     context_tokens: int
-    """Tokens in the context after the reply."""
+    """Number of tokens in the context after the reply."""
     alternatives: tuple[Message, ...] = ()
-    """The other parallel replies."""
+    """Other replies that were generated in parallel."""
 
 
 class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
-    """The reply was stopped. Its text is saved and can be continued."""
+    """The reply was stopped. Its text is saved, and the model can continue the reply."""
 
     reply: Message
     context_tokens: int
-    """Tokens in the context after the reply."""
+    """Number of tokens in the context after the reply."""
     alternatives: tuple[Message, ...] = ()
-    """The other parallel replies."""
+    """Other replies that were generated in parallel."""
 
 
 SessionEvent = (
@@ -75,7 +75,7 @@ SessionEvent = (
 
 
 def progress_text(event: SessionEvent) -> str:
-    """Return a status text that the next event replaces; "" for events without one."""
+    """Return a temporary status text for an event; "" for events without a status text."""
     if isinstance(event, ModelLoadProgressed):
         return event.message
     if isinstance(event, PromptProgressed):
@@ -84,7 +84,7 @@ def progress_text(event: SessionEvent) -> str:
 
 
 def notice_text(event: SessionEvent) -> str:
-    """Return a notice to keep on the screen; "" for events without one."""
+    """Return a permanent notice for an event; "" for events without a notice."""
     if isinstance(event, TurnsDropped):
         return f"The context is full: the model no longer sees the first {event.n_messages} messages."
     return f"The reply is not saved: {event.reason}" if isinstance(event, NotSaved) else ""

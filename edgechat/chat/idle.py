@@ -1,4 +1,4 @@
-"""Background engine requests that run only between turns: cache warming and titles."""
+"""Background engine requests (cache warming, titles) that run only between turns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class IdleGate:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Cancel background requests, and refuse new ones within this context."""
+        """Cancel all background requests, and refuse new ones while the context is open."""
         with self._lock:
             self._is_idle.clear()
             request_ids, self._request_ids = self._request_ids, set()
@@ -34,7 +34,7 @@ class IdleGate:
             self._is_idle.set()
 
     def generate_if_idle(self, request: protocol.Generate) -> list[protocol.AnyEvent] | None:
-        """Run a request and return its events; None if a turn runs or begins meanwhile. Raises EngineError."""
+        """Run a background request and return its events; None if a turn prevents or cancels it. Raises EngineError."""
         with self._lock:
             if not self._is_idle.is_set():
                 return None
@@ -46,5 +46,5 @@ class IdleGate:
         return events if is_complete else None
 
     def wait_until_idle(self, timeout_s: float) -> None:
-        """Wait for the current turn to end, for at most `timeout_s`."""
+        """Wait until the current turn ends, for at most `timeout_s`."""
         self._is_idle.wait(timeout_s)

@@ -12,17 +12,17 @@ _MENTION: Final = re.compile(r'(?:(?<=\s)|^)@(?:"([^"\n]+)"|([^\s"]+))')
 
 
 def mentioned_files(text: str) -> list[str]:
-    """Return the names after each `@` in a message, in order and without duplicates, without checking the disk."""
+    """Return the names after each `@` in a message, in order and without duplicates. The files may not exist."""
     return list(dict.fromkeys(quoted or bare for quoted, bare in _MENTION.findall(text)))
 
 
 def attached_files(text: str) -> list[Path]:
-    """Return the existing files that a message mentions; other mentions are ordinary words."""
+    """Return the existing files that a message mentions with `@`."""
     return [path for name in mentioned_files(text) if (path := _existing_file(name)) is not None]
 
 
 def missing_files(text: str) -> list[str]:
-    """Return mentions that look like file names but name no existing file."""
+    """Return the mentions that look like file names (with a dot or slash) but refer to no existing file."""
     return [
         name
         for name in mentioned_files(text)
@@ -31,7 +31,7 @@ def missing_files(text: str) -> list[str]:
 
 
 def parse_path(name: str) -> Path:
-    """Return the path that the user typed, with quotes removed and `~` expanded. Raises UsageError."""
+    """Convert a file name that the user typed to a path: removes quotes and expands `~`. Raises UsageError."""
     try:
         return Path(name.strip('"')).expanduser()
     except (RuntimeError, ValueError) as error:

@@ -12,14 +12,14 @@ from edgechat.engine.protocol import GenerationStats
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["", "streaming", "stop", "length", "cancelled", "interrupted"]
-"""Why a reply ended: "streaming" while it is generated, "cancelled" by the user, "interrupted" by an error or the end
-of the process. "" for messages that edgechat did not generate."""
+"""Reason why a reply ended: "cancelled" by the user, "interrupted" by an error or the end of the process. The value is
+"streaming" while the reply is generated, and "" for messages that edgechat did not generate."""
 
 INTERRUPTED_REASONS: Final = ("streaming", "cancelled", "interrupted")
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
-    """A file attached to a message. The store has its bytes, once per hash."""
+    """File attached to a message. The store has the bytes, once per SHA-256 hash."""
 
     sha256: str
     name: str
@@ -32,7 +32,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """A node in the message tree of a conversation. Messages with the same parent are alternatives."""
+    """Node in the message tree of a conversation. Messages with the same parent are alternatives."""
 
     id: str
     parent_id: str | None = None
@@ -42,20 +42,20 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Reasoning before the text, without its tags."""
     attachments: tuple[Attachment, ...] = ()
     created_at_ms: int = 0
-    """Wall-clock time in milliseconds since 1970, for display; 0 if an import has none. The store defines the order."""
+    """Time of creation in milliseconds since 1970, for display only; 0 if an imported message has no time."""
     model: str = ""
     finish_reason: FinishReason = ""
     n_tokens: int | None = None
     """Number of generated tokens; None for messages that edgechat did not generate."""
     stats: GenerationStats | None = None
     context_start_id: str | None = None
-    """Id of the first message in the prompt of this reply; None if the prompt had the whole conversation."""
+    """ID of the first message in the prompt of this reply; None if the prompt had the whole conversation."""
     active_child_id: str | None = None
-    """Id of the child on the branch that was used last."""
+    """ID of the child on the branch that was active last."""
 
     @property
     def is_interrupted(self) -> bool:
-        """True for a reply that ended early or is still being generated."""
+        """True if the reply ended early or is still being generated."""
         return self.finish_reason in INTERRUPTED_REASONS
 
 
@@ -65,9 +65,9 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     title: str = ""
     model: str = ""
-    """Name in the catalogue, or path, as the user gave it."""
+    """Name of the model in the catalogue, or path of the model file, as the user entered it."""
     settings: dict[str, Any] = {}
-    """Overrides for this conversation, by field name of `edgechat.config.Settings`."""
+    """Settings that override the user's settings in this conversation, by field name of `edgechat.config.Settings`."""
     pinned: bool = False
     archived: bool = False
     tags: tuple[str, ...] = ()
@@ -75,11 +75,11 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     created_at_ms: int = 0
     updated_at_ms: int = 0
     head_id: str | None = None
-    """Id of the last message on the active path, which is displayed and which the next reply continues."""
+    """ID of the last message on the active path. The next message becomes a child of this message."""
 
 
 def new_id() -> str:
-    """Return an id for a conversation or message: 64 random bits in hex, unique across machines."""
+    """Return a new ID for a conversation or message: 64 random bits in hexadecimal, unique across machines."""
     return secrets.token_hex(8)
 
 
@@ -89,14 +89,14 @@ def now_ms() -> int:
 
 
 def new_user_message(parent_id: str | None, text: str, attachments: tuple[Attachment, ...] = ()) -> Message:
-    """Create a message of the user."""
+    """Create a message of the user, as a child of `parent_id`."""
     return Message(
         id=new_id(), parent_id=parent_id, role="user", text=text, attachments=attachments, created_at_ms=now_ms()
     )
 
 
 def new_reply(parent_id: str, model: str) -> Message:
-    """Create an empty reply to the message `parent_id`."""
+    """Create an empty reply of `model` to the message `parent_id`."""
     return Message(
         id=new_id(),
         parent_id=parent_id,
@@ -108,7 +108,7 @@ def new_reply(parent_id: str, model: str) -> Message:
 
 
 def first_line(text: str, n_chars: int = 60) -> str:
-    """Return the first non-blank line, with single spaces, cut at a word boundary to `n_chars`: a provisional title."""
+    """Return the first non-blank line of a text as a title, truncated at a word boundary to `n_chars` characters."""
     line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
     if len(line) <= n_chars:
         return line
@@ -117,7 +117,7 @@ def first_line(text: str, n_chars: int = 60) -> str:
 
 
 def performance_summary(message: Message) -> str:
-    """Describe the speed of a reply and what the prompt cache and drafts saved; "" for messages without statistics."""
+    """Describe the speed, cached tokens and accepted draft tokens of a reply; "" for messages without statistics."""
     stats = message.stats
     if stats is None:
         return ""

@@ -10,27 +10,28 @@ import msgspec
 from edgechat import config, paths
 from edgechat.errors import SettingsError
 
-# Settings of replies. Settings of the machine, such as the context length, are not part of a persona.
+# Settings that a persona may contain. Settings of the machine, such as the context length, are excluded.
 PERSONA_SETTINGS = ("model", "system_prompt", "max_tokens", "reasoning", *config.Sampling.__struct_fields__)
 
 
 class Persona(msgspec.Struct, frozen=True):
-    """A persona file: its settings, by field name of `edgechat.config.Settings`, and its errors."""
+    """Contents of a persona file: valid settings and errors."""
 
     name: str
     path: Path
     values: dict[str, Any]
+    """Valid settings by field name of `edgechat.config.Settings`."""
     problems: list[config.SettingsProblem]
-    """Entries of the file that are ignored."""
+    """Errors of invalid entries, which are ignored."""
 
 
 def list_names() -> list[str]:
-    """Return the names of all personas, sorted."""
+    """Return the sorted names of all personas."""
     return sorted(p.stem for p in paths.personas_dir().glob("*.toml"))
 
 
 def load(name: str) -> Persona:
-    """Read the persona `name`. Raises SettingsError if it does not exist."""
+    """Read the file of the persona `name`. Raises SettingsError if the persona does not exist."""
     names = list_names()
     if name not in names:
         hint = f"existing personas: {', '.join(names)}" if names else f"create {paths.personas_dir() / f'{name}.toml'}"
@@ -42,7 +43,7 @@ def load(name: str) -> Persona:
         if key in PERSONA_SETTINGS:
             problem = config.check(key, value)
         else:
-            problem = f"not a setting of personas; these are: {', '.join(PERSONA_SETTINGS)}"
+            problem = f"not a setting of personas. Available settings: {', '.join(PERSONA_SETTINGS)}"
         if problem:
             problems.append(config.SettingsProblem(f"{path}: {key}", problem))
         else:
@@ -51,7 +52,7 @@ def load(name: str) -> Persona:
 
 
 def load_settings(name: str) -> dict[str, Any]:
-    """Return the settings of the persona `name`. Raises SettingsError if it does not exist or its file has errors."""
+    """Return the settings of the persona `name`. Raises SettingsError if the file does not exist or has errors."""
     persona = load(name)
     if persona.problems:
         raise SettingsError("; ".join(map(str, persona.problems)))

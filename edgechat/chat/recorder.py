@@ -1,4 +1,4 @@
-"""Saves a reply while it is generated, in a background thread so that generation never waits for the disk."""
+"""Recorder of a growing reply: saves the reply in a background thread, so that generation never waits for the disk."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.chat.store import Store
 from edgechat.errors import NotFoundError, StoreError
 
-# A crash may lose at most two seconds of a reply: this interval, and the time for one write.
+# Interval between writes. A crash loses at most two seconds of a reply: this interval, and the time for one write.
 CHECKPOINT_INTERVAL_S: Final = 1.5
 CHECKPOINT_TOKENS: Final = 64
 
 
 class ReplyRecorder:
-    """Saves one growing reply in its own thread; `add` only updates the reply in memory.
+    """Saves one growing reply in a background thread; `add` only updates the reply in memory.
 
-    A failed write is repeated with the next checkpoint. If another process has continued or deleted the reply, it is
-    saved under a new id, as an alternative.
+    A failed write is repeated at the next checkpoint. If another process has continued or deleted the reply, this
+    process saves its own text as an alternative with a new ID.
     """
 
     def __init__(self, store: Store, conversation: Conversation, reply: Message) -> None:
-        """`reply` must be in the store, in `conversation`, and claimed by this process."""
+        """`reply` must be stored in `conversation` and claimed by this process. Starts the background thread."""
         self._store = store
         self._conversation = conversation
         self._reply = reply
@@ -33,13 +33,13 @@ class ReplyRecorder:
         self._changed = threading.Condition()
         self._is_finished = False
         self.write_error = ""
-        """Why the last write failed; "" if it succeeded."""
+        """Error of the last write; "" if the write succeeded."""
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
     @property
     def reply(self) -> Message:
-        """The reply so far."""
+        """Current state of the reply."""
         return self._reply
 
     def add(self, text: str, reasoning: str, n_tokens: int) -> None:
@@ -57,12 +57,12 @@ class ReplyRecorder:
                 self._changed.notify()
 
     def finish(self, **changes: object) -> Message:
-        """Apply the last `changes`, write the reply, and return it as saved. Sets `write_error` if that fails."""
+        """Apply final `changes`, save the reply and return its saved state. Sets `write_error` if saving fails."""
         with self._changed:
             self._is_finished = True
             self._reply = msgspec.structs.replace(self._reply, **changes)
             self._changed.notify()
-        self.write_error = "saving was interrupted"  # in case KeyboardInterrupt ends the next two calls
+        self.write_error = "saving was interrupted"  # remains if a KeyboardInterrupt ends the next two calls
         self._thread.join()
         self._write()
         return self._reply
@@ -92,11 +92,10 @@ class ReplyRecorder:
 
 
 def write_reply(store: Store, conversation: Conversation, reply: Message) -> str:
-    """Write the current state of a reply and return its id.
+    """Write the current state of a reply and return its ID.
 
-    The id is a new one if another process has continued or deleted the reply: then this adds an alternative to it,
-    below the same parent, or as a root if the parent was deleted. A deleted conversation is not restored.
-    Raises StoreError.
+    If another process has continued or deleted the reply, this function adds an alternative with a new ID below the
+    same parent, or as a root if the parent was deleted. A deleted conversation is not restored. Raises StoreError.
     """
     if store.checkpoint(reply):
         return reply.id

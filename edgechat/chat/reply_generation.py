@@ -1,4 +1,4 @@
-"""Generation of one reply, or of several parallel ones, from a built prompt; saves the replies while they grow."""
+"""Generation of one or several parallel replies from a prompt. Partial replies are saved during generation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgechat.prompt.reasoning import ReasoningSplitter
 
 
 class _GrowingReply:
-    """Generation state of one of the replies."""
+    """State of one reply during generation: its recorder, and the parser of its reasoning."""
 
     def __init__(self, recorder: ReplyRecorder, splitter: ReasoningSplitter) -> None:
         self.recorder = recorder
@@ -43,11 +43,11 @@ class ReplyGeneration:
 
     @property
     def results(self) -> list[tuple[Message, str]]:
-        """The replies as saved, each with its write error or ""; empty before `run`."""
+        """Saved state of each reply, and the error of its last write or ""; empty before `run`."""
         return [(r.recorder.reply, r.recorder.write_error) for r in self._replies]
 
     def stop(self) -> None:
-        """Cancel generation, or prevent it if it has not started."""
+        """Cancel the generation, also if `run` has not been called yet."""
         self._is_stopped = True
         if self._request_id is not None:
             self._engine.cancel(self._request_id)
@@ -56,10 +56,10 @@ class ReplyGeneration:
         self, store: Store, conversation: Conversation, replies: Sequence[Message], prompt: ConversationPrompt,
         started_at: float,
     ) -> Iterator[events.SessionEvent]:  # fmt: skip
-        """Generate `replies`, which are in the store already; a non-empty one is continued.
+        """Generate `replies`, which must be in the store; continue replies that have text.
 
-        `started_at` is the time of the request on the monotonic clock, from which time to first token is measured.
-        Saves the replies however the generation ends; see `results`. Raises EngineError.
+        `started_at` is the time of the request on the monotonic clock, for the time to first token. Saves the replies
+        also after a stop or an error; `results` returns their saved state. Raises EngineError.
         """
         for reply in replies:
             splitter = ReasoningSplitter(
@@ -128,7 +128,7 @@ class ReplyGeneration:
             stats = None
             if finished is not None:
                 reason = growing.finish_reason or finished.finish_reason
-                # Time to first token as the user sees it, including rendering and both pipes.
+                # Time to first token as seen by the user, including template rendering and both pipes to the engine.
                 stats = msgspec.structs.replace(finished.stats, ttft_s=self._ttft_s or finished.stats.ttft_s)
             reasoning = growing.recorder.reply.reasoning.rstrip("\n")
             growing.recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)

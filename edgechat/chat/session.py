@@ -1,4 +1,4 @@
-"""A chat session: one conversation with one model. The command line and the terminal UI are front ends to it."""
+"""Chat session: one conversation with one model. The command line and the terminal UI use this interface."""
 
 from __future__ import annotations
 
@@ -32,29 +32,30 @@ from edgechat.errors import StoreError, UsageError
 from edgechat.models.events import LoadCallback
 from edgechat.models.loaded_model import LoadedModel
 
-# A reply ends as soon as its engine does; only a hanging disk delays its last write longer than this.
+# Maximum wait for the last write of a reply in `close`. A write takes longer only if the disk does not respond.
 _LAST_WRITE_TIMEOUT_S: Final = 5.0
 
-# Reasoning takes some hundreds of tokens; below this decode speed that is most of a minute of waiting.
+# Minimum decode speed at which reasoning is on by default. Reasoning takes several hundred tokens, which would be up to
+# a minute of waiting at lower speeds.
 _MIN_REASONING_TPS: Final = 15.0
 
 
 class Session:
-    """A conversation and the model that replies in it. Call `open` first and `close` at the end.
+    """Conversation and the loaded model that replies to its messages. Call `open` first and `close` at the end.
 
-    Methods that generate a reply are generators: they do nothing until they are iterated, one at a time, and closing
-    the iterator stops the reply. Other threads may call `stop`, `generate_title`, `warm_cache`, `context_usage` and
-    `close`. Messages are saved before the engine gets them, and stay saved after errors.
+    Methods that generate a reply are generators. They start when they are iterated, only one may run at a time, and
+    closing the iterator stops the reply. Other threads may call `stop`, `generate_title`, `warm_cache`,
+    `context_usage` and `close`. Messages are saved before the engine gets them, and remain saved after errors.
     """
 
     def __init__(
         self, store: Store, settings: Settings, model_path: Path, conversation: Conversation | None = None,
         flags: Mapping[str, object] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        """Start with `conversation`, which may be a new one that has only settings.
+        """Create a session for `conversation`, which may be new; None creates a new conversation.
 
-        In increasing priority: `settings` of all conversations, those of this conversation, command-line `flags`, and
-        `override_settings`.
+        Settings in increasing priority: `settings` of all conversations, settings of `conversation`, command-line
+        `flags`, and values set by `override_settings`.
         """
         self.store = store
         self._base_settings, self._flags = settings, flags
@@ -69,7 +70,7 @@ class Session:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings to show to the user. Callers may add to the list and remove from it."""
+        """Warnings for the user, as a list that callers may change."""
         return self.model.warnings
 
     @property
@@ -84,19 +85,19 @@ class Session:
 
     @property
     def loaded(self) -> protocol.Loaded | None:
-        """The engine's description of the loaded model; None while no model is loaded."""
+        """Properties of the loaded model, as the engine reports them; None while no model is loaded."""
         return self.model.engine.loaded
 
     def load_messages(self) -> None:
-        """Read the messages of the conversation from the store, unless that is done. Raises StoreError."""
+        """Read the messages of the conversation from the store, unless they are loaded already. Raises StoreError."""
         if not len(self.tree) and self.conversation.head_id is not None:
             self._stored.reload()
 
     def switch_conversation(self, conversation: Conversation | None = None) -> None:
-        """Switch to another conversation, or to a new one; the model stays loaded.
+        """Switch to another conversation, or to a new one if `conversation` is None; the model stays loaded.
 
-        Raises StoreError, and stays in this conversation, if the store cannot read the other one or still cannot save
-        a reply in this one.
+        Raises StoreError, without a switch, if an unsaved reply still cannot be saved or if the other conversation
+        cannot be read.
         """
         with self._turns.idle.turn():
             self._stored.save_pending()
@@ -109,14 +110,14 @@ class Session:
             self._apply_settings()
 
     def open(self, on_event: LoadCallback = lambda event: None) -> protocol.Loaded:
-        """Read the conversation, and plan and load the model. Raises EdgechatError."""
+        """Load the messages of the conversation, then plan and load the model. Raises EdgechatError."""
         self.load_messages()
         return self.model.open(self.model_path, self.settings, on_event)
 
     def change_model(
         self, model: str, model_path: Path, on_event: LoadCallback = lambda event: None
     ) -> protocol.Loaded:
-        """Load another model, which continues the conversation. Raises EdgechatError and keeps the previous model."""
+        """Load another model for the next replies. Raises EdgechatError; the previous model then stays loaded."""
         with self._turns.idle.turn():
             previous, self.model_path = self.model_path, model_path
             try:
@@ -132,11 +133,11 @@ class Session:
     # Turns
 
     def send(self, text: str, attachments: Sequence[Path] = (), n_replies: int = 1) -> Iterator[events.SessionEvent]:
-        """Send a message and yield events while the model replies; the last is TurnFinished or TurnInterrupted.
+        """Send a message and yield events while the model replies; the last event is TurnFinished or TurnInterrupted.
 
-        `n_replies` alternative replies are generated in parallel. The message and the partial replies stay saved after
-        a stop or an error, except ContextOverflowError and TemplateError: no later message could be sent either, so
-        the message is removed again. Raises EdgechatError.
+        The model generates `n_replies` alternative replies in parallel. The message and the partial replies remain
+        saved after a stop or an error. Exceptions are ContextOverflowError and TemplateError, after which the message
+        is removed, because it would prevent all later replies. Raises EdgechatError.
         """
         loaded, files = load_attachments(attachments, self.model_path.stem)
         message = new_user_message(self.tree.head_id, text, loaded)
@@ -144,25 +145,32 @@ class Session:
         yield from self._turns.run(self._stored, turn, self.settings)
 
     def edit(self, message_id: str, text: str) -> Iterator[events.SessionEvent]:
-        """Send a changed version of a user message, as an alternative to it. Yields and raises as `send` does."""
+        """Send `text` as an alternative to a message of the user. Yields the events and raises the errors of `send`."""
         original = self.tree[message_id]
         if original.role != "user":
-            raise UsageError("Only your own messages can be edited; a reply can be regenerated or continued")
+            raise UsageError("Only your own messages can be edited. Use /retry or /continue for a reply.")
         message = new_user_message(original.parent_id, text, original.attachments)
         turn = Turn([new_reply(message.id, self.model_path.name)], message)
         yield from self._turns.run(self._stored, turn, self.settings)
 
     def regenerate(self, message_id: str | None = None, n_replies: int = 1) -> Iterator[events.SessionEvent]:
-        """Generate alternatives to a reply, or the first replies to a message; None means the last message."""
+        """Generate alternatives to a reply, or replies to a message of the user.
+
+        `message_id` None means the last message. Yields the events and raises the errors of `send`.
+        """
         message = self.tree.message_or_head(message_id)
         parent_id = message.parent_id if message.role == "assistant" else message.id
         if parent_id is None or self.tree[parent_id].role != "user":
-            raise UsageError("Cannot regenerate: there is no message to reply to")
+            raise UsageError("There is no message to reply to")
         turn = Turn(new_replies(parent_id, self.model_path.name, n_replies, self.model.plan))
         yield from self._turns.run(self._stored, turn, self.settings)
 
     def continue_reply(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
-        """Continue a reply (None: the last message) at its end. Continues a copy if later messages follow the reply."""
+        """Continue a reply at its end; None means the last message.
+
+        If the reply has later messages, a copy is continued as an alternative. Yields the events and raises the errors
+        of `send`.
+        """
         reply = self.tree.message_or_head(message_id)
         if reply.role != "assistant" or reply.parent_id is None:
             raise UsageError("Only a reply can be continued")
@@ -175,9 +183,9 @@ class Session:
         yield from self._turns.run(self._stored, turn, self.settings)
 
     def _prompt_builder(self, *, think: bool | None = None) -> ConversationPromptBuilder:
-        """Return a builder for the current model and settings.
+        """Return a prompt builder for the current model and settings.
 
-        `think` None: reason if the settings say so, or if past replies were fast enough to make the wait short.
+        `think` None uses the setting. If the setting is auto, reasoning is on for models that decode fast enough.
         """
         builder = self.model.builder
         think = self.settings.reasoning if think is None else think
@@ -193,25 +201,25 @@ class Session:
         self._turns.stop()
 
     def clear_stop(self) -> None:
-        """Withdraw a `stop` that came after the end of the last reply."""
+        """Clear a `stop` request that arrived after the end of the last reply."""
         self._turns.clear_stop()
 
     # Branches
 
     def branch_from(self, message_id: str) -> None:
-        """Continue the conversation after this message; the next message starts a new branch. Raises StoreError."""
+        """End the active path at a message, so that the next message starts a new branch. Raises StoreError."""
         self._stored.set_head(message_id)
 
     def select_alternative(self, message_id: str) -> None:
-        """Switch to the branch with this message, to where it was active last. Raises StoreError."""
+        """Switch to the branch with a message, down to the leaf that was active last. Raises StoreError."""
         self._stored.select_branch(message_id)
 
     def delete(self, message_id: str) -> int:
-        """Delete a message and its descendants, and return their number. `undo_delete` restores them."""
+        """Delete a message and its descendants; return the number of deleted messages. `undo_delete` restores them."""
         return self._stored.delete(message_id)
 
     def undo_delete(self) -> bool:
-        """Restore the messages of the last `delete`; return False if there is none.
+        """Restore the messages of the last `delete`; return False if there is no deletion to undo.
 
         Raises StoreError if the messages have been purged from the store.
         """
@@ -220,9 +228,9 @@ class Session:
     # Between turns
 
     def context_usage(self, text: str = "", files: Sequence[Path] = ()) -> tuple[int, int]:
-        """Return the prompt length in tokens if `text` were sent now, and how many messages it would drop.
+        """Return the prompt length in tokens with `text` as the next message, and the number of omitted messages.
 
-        Raises ContextOverflowError if it does not fit, AttachmentError, TemplateError, EngineError.
+        Raises ContextOverflowError if the message does not fit, AttachmentError, TemplateError, EngineError.
         """
         attachments, contents = load_attachments(files, self.model_path.stem)
         path = self.tree.path
@@ -232,7 +240,7 @@ class Session:
         return len(built.prompt.tokens), built.start
 
     def warm_cache(self) -> None:
-        """Compute the conversation's prompt in idle time, or load it from the prompt cache on disk."""
+        """Prefill the conversation's prompt between turns, from the prompt cache on disk where possible."""
         if not self.model.is_open:
             return
         request = protocol.Generate(
@@ -243,9 +251,9 @@ class Session:
             self._turns.idle.generate_if_idle(request)
 
     def generate_title(self) -> str | None:
-        """Let the model write the title of a new conversation, in idle time.
+        """Generate the title of a new conversation between turns, save it and return it.
 
-        Return None if it has a title, if titles are off, or if a turn or another title came first.
+        Return None if the conversation has a final title, if titles are off, or if a turn cancelled the request.
         """
         path = self.tree.path
         if not (self.settings.titles and self.model.is_open and titles.needs_title(self.conversation, path)):
@@ -269,14 +277,17 @@ class Session:
     # Settings
 
     def override_settings(self, **values: object) -> None:
-        """Change settings of this conversation, by the names that a persona may set. Raises UsageError, StoreError."""
+        """Change settings of this conversation; `values` may have the settings of a persona except the model.
+
+        Raises UsageError, StoreError.
+        """
         if "model" in values:
             raise UsageError("Change the model with /model")
         for name, value in values.items():
             if name in PERSONA_SETTINGS:
                 problem = check(name, value)
             else:
-                problem = f"settings of a conversation are: {', '.join(PERSONA_SETTINGS)}"
+                problem = f"not a setting of a conversation. Available settings: {', '.join(PERSONA_SETTINGS)}"
             if problem:
                 raise UsageError(f"Cannot change {name}: {problem}")
         self._stored.update_metadata(settings={**self.conversation.settings, **values})
@@ -292,7 +303,7 @@ class Session:
         self.settings = with_overrides(self._base_settings, self.conversation.settings, self._flags, self._overrides)
 
     def rename(self, title: str) -> None:
-        """Set the title, cut to one line. Raises StoreError."""
+        """Change the title of the conversation to the first line of `title`. Raises StoreError."""
         self._stored.update_metadata(title=first_line(title, 200))
 
     def pin(self, *, on: bool) -> None:
@@ -300,9 +311,9 @@ class Session:
         self._stored.update_metadata(pinned=on)
 
     def close(self) -> None:
-        """End the engine and render processes, save what is pending, and close the store.
+        """End the engine and render processes, save unsaved replies, and close the store.
 
-        A thread that is generating a reply gets EngineDiedError.
+        A thread that is generating a reply receives EngineDiedError.
         """
         self.model.close()
         self._turns.idle.wait_until_idle(_LAST_WRITE_TIMEOUT_S)

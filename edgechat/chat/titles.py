@@ -1,4 +1,4 @@
-"""Conversation titles written by the model."""
+"""Conversation titles that the model generates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUOTES: Final = "\"'`*#«»“”„ \t"
 
 
 def needs_title(conversation: Conversation, path: Sequence[Message]) -> bool:
-    """Return True after the first reply, while the title is still the first line of the first message."""
+    """Return True if the conversation has one complete reply and still its provisional title."""
     return (
         len(path) == 2  # noqa: PLR2004  (a message and its reply)
         and path[1].finish_reason == "stop"
@@ -24,7 +24,7 @@ def needs_title(conversation: Conversation, path: Sequence[Message]) -> bool:
 
 
 def parse_title(events: Iterable[protocol.AnyEvent]) -> str:
-    """Return the title that the model wrote; "" if the reply is incomplete, has several lines, or is too long."""
+    """Return the generated title; "" if the model's output is incomplete, has several lines, or is too long."""
     text, reason = "", ""
     for event in events:
         if isinstance(event, protocol.TokensGenerated):

@@ -1,4 +1,4 @@
-"""The message tree of one conversation, in memory only."""
+"""Message tree of one conversation in memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from edgechat.errors import UsageError
 
 
 class MessageTree:
-    """Messages by id, with children in insertion order. The path from a root to the head is the active one."""
+    """Messages by ID, with children in insertion order. The active path leads from a root to the head."""
 
     def __init__(self, messages: Iterable[Message] = (), head_id: str | None = None) -> None:
-        """`messages` must have parents before their children."""
+        """`messages` has parents before children; `head_id` is the last message of the active path."""
         self._messages: dict[str, Message] = {}
         self._children: dict[str | None, list[str]] = {None: []}
         for message in messages:
             self._insert(message)
-        # Messages and head are read separately: another process may have deleted the head in between.
+        # The store returns messages and head separately; another process may have deleted the head in between.
         has_head = head_id is None or head_id in self
         self.head_id = head_id if has_head else next(reversed(self._messages), None)
 
@@ -31,14 +31,14 @@ class MessageTree:
         return message_id in self._messages
 
     def __getitem__(self, message_id: str) -> Message:
-        """Return a message by id. Raises UsageError if there is none."""
+        """Return a message by ID. Raises UsageError if the conversation has no such message."""
         try:
             return self._messages[message_id]
         except KeyError:
             raise UsageError(f"This conversation has no message {message_id}") from None
 
     def message_or_head(self, message_id: str | None) -> Message:
-        """Return the message `message_id`, or the head for None. Raises UsageError if there is no such message."""
+        """Return the message `message_id`; None means the head. Raises UsageError if there is no such message."""
         if message_id is not None:
             return self[message_id]
         if self.head_id is None:
@@ -51,7 +51,7 @@ class MessageTree:
         self._children[message.parent_id].append(message.id)
 
     def add(self, message: Message) -> None:
-        """Add a message below its parent, and make it the head."""
+        """Add a message below its parent, and make the new message the head."""
         if message.parent_id is not None:
             self[message.parent_id]
         self._insert(message)
@@ -59,12 +59,12 @@ class MessageTree:
         self.head_id = message.id
 
     def replace(self, message: Message) -> None:
-        """Replace the message with the same id; its children and its active child stay."""
+        """Replace the message with the same ID, except its children and its active child."""
         active = self[message.id].active_child_id
         self._messages[message.id] = msgspec.structs.replace(message, active_child_id=active)
 
     def path_to(self, message_id: str) -> list[Message]:
-        """Return the messages from a root to this one."""
+        """Return the messages from a root to `message_id`."""
         path = [self[message_id]]
         while (parent_id := path[-1].parent_id) is not None:
             path.append(self[parent_id])
@@ -72,22 +72,22 @@ class MessageTree:
 
     @property
     def path(self) -> list[Message]:
-        """The active path: the messages from a root to the head."""
+        """Messages of the active path, from a root to the head."""
         return self.path_to(self.head_id) if self.head_id is not None else []
 
     @property
     def head(self) -> Message | None:
-        """The last message of the active path; None for an empty conversation."""
+        """Last message of the active path; None for an empty conversation."""
         return self[self.head_id] if self.head_id is not None else None
 
     def select_branch(self, message_id: str) -> None:
-        """Make this message part of the active path, and below it the branch that was active last."""
+        """Switch the active path to the branch with a message, down to the leaf that was active last."""
         for message in self.path_to(message_id):
             self._set_active_child(message.parent_id, message.id)
         self.head_id = self._active_leaf(message_id)
 
     def set_head(self, message_id: str) -> None:
-        """End the active path at this message, even if it has children."""
+        """End the active path at a message, even if the message has children."""
         self.select_branch(message_id)
         self.head_id = message_id
 
@@ -101,11 +101,11 @@ class MessageTree:
             self._messages[parent_id] = msgspec.structs.replace(self[parent_id], active_child_id=child_id)
 
     def alternatives(self, message_id: str) -> list[str]:
-        """Return the ids of all messages with the same parent, including this one, oldest first."""
+        """Return the IDs of all messages with the same parent as `message_id`, oldest first."""
         return list(self._children[self[message_id].parent_id])
 
     def subtree(self, message_id: str) -> Iterator[Message]:
-        """Yield this message and its descendants, parents first."""
+        """Yield a message and its descendants, parents before children."""
         stack = [message_id]
         while stack:
             message = self[stack.pop()]
@@ -113,9 +113,9 @@ class MessageTree:
             stack += reversed(self._children[message.id])
 
     def remove(self, message_id: str) -> list[Message]:
-        """Remove this message and its descendants; return them, parents first.
+        """Remove a message and its descendants; return the removed messages, parents before children.
 
-        If the head was among them, the newest remaining alternative becomes active, or else the parent is the head.
+        If the head is removed, the active path moves to the newest remaining alternative, or ends at the parent.
         """
         removed = list(self.subtree(message_id))
         parent_id = removed[0].parent_id

@@ -1,4 +1,4 @@
-"""Runs turns of a conversation: saves the message, generates the replies, and cleans up after errors."""
+"""Turns of a conversation: saves the message, generates the replies, and cleans up after errors."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from edgechat.planner.load_plan import LoadPlan
 
 
 class Turn(NamedTuple):
-    """The messages that one turn adds to the conversation."""
+    """Messages that one turn adds to the conversation."""
 
     replies: list[Message]
     """Empty replies to generate in parallel, or one earlier reply to continue."""
     message: Message | None = None
-    """The new message of the user, if there is one."""
+    """New message of the user; None if the turn only generates replies."""
     files: Mapping[str, bytes] = MappingProxyType({})
-    """Bytes of the message's attachments, by hash."""
+    """Bytes of the message's attachments by SHA-256 hash."""
     continued: Message | None = None
-    """The earlier reply as it was, if `replies` continues it in place."""
+    """Original state of the reply that the turn continues in place; None for new replies."""
 
 
 def new_replies(parent_id: str, model: str, n_replies: int, plan: LoadPlan | None) -> list[Message]:
-    """Create empty replies to generate in parallel. Raises UsageError for more than the model was loaded for."""
+    """Create empty replies for parallel generation. Raises UsageError for more replies than `plan` allows."""
     max_replies = plan.options.n_seqs if plan is not None else 1
     if not 1 <= n_replies <= max_replies:
         raise UsageError(
-            f"Cannot generate {n_replies} parallel replies: this model, as loaded, can generate 1 to {max_replies}"
+            f"Cannot generate {n_replies} parallel replies: this model is loaded for at most {max_replies}"
         )
     return [new_reply(parent_id, model) for _ in range(n_replies)]
 
 
 class TurnRunner:
-    """Runs one turn at a time. `stop` is thread-safe."""
+    """Runner of turns, one at a time. `stop` is thread-safe."""
 
     def __init__(self, model: LoadedModel, prompt_builder: Callable[[], ConversationPromptBuilder]) -> None:
-        """`prompt_builder` returns the builder for the current settings and model; it may raise EngineError."""
+        """`prompt_builder` returns a builder for the current settings and model, or raises EngineError."""
         self.idle = IdleGate(model)
         self._model = model
         self._prompt_builder = prompt_builder
@@ -65,14 +65,14 @@ class TurnRunner:
             generation.stop()
 
     def clear_stop(self) -> None:
-        """Withdraw a `stop` that came after the end of the last reply."""
+        """Clear a `stop` request that arrived after the end of the last reply."""
         self._is_stop_requested = False
 
     def run(self, conversation: StoredConversation, turn: Turn, settings: Settings) -> Iterator[events.SessionEvent]:
-        """Save the messages of a turn, generate its replies, and yield the events.
+        """Save the messages of a turn, generate its replies, and yield events.
 
-        If the prompt cannot be built (ContextOverflowError, TemplateError), the turn is undone, because no later
-        message could be sent either. After other errors the messages stay. Raises EdgechatError.
+        If the prompt cannot be built (ContextOverflowError, TemplateError), the turn is undone, because its message
+        would prevent all later replies. After other errors, the messages remain saved. Raises EdgechatError.
         """
         with self.idle.turn():
             conversation.save_pending()

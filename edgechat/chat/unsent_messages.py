@@ -1,4 +1,4 @@
-"""Unsent messages: the text in the prompt field, saved in a file per conversation so that a crash does not lose it."""
+"""Unsent messages: the text in the input field is saved in one file per conversation, for use after a crash."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgechat import files, paths
 
 _MAX_BYTES: Final = 64 << 20
 _NEW_CONVERSATION: Final = "new"
-_ID: Final = re.compile(r"[\w-]{1,64}")
+_ID_PATTERN: Final = re.compile(r"[\w-]{1,64}")
 
 
 def save(conversation_id: str, text: str) -> None:
-    """Save the unsent message of a conversation, or delete it if it is blank. Ignores disk errors."""
+    """Save the unsent message of a conversation, or delete its file if `text` is blank. Ignores disk errors."""
     file = _file(conversation_id)
     with contextlib.suppress(OSError):
         if text.strip():
@@ -26,7 +26,7 @@ def save(conversation_id: str, text: str) -> None:
 
 
 def load(conversation_id: str) -> str:
-    """Return the unsent message of a conversation; "" if there is none. The id "" means a new conversation."""
+    """Return the unsent message of a conversation, or "". The ID "" means a new conversation."""
     try:
         return files.read_bytes(_file(conversation_id), _MAX_BYTES).decode("utf-8", "replace")
     except OSError:
@@ -34,5 +34,5 @@ def load(conversation_id: str) -> str:
 
 
 def _file(conversation_id: str) -> Path:
-    name = conversation_id if _ID.fullmatch(conversation_id) else _NEW_CONVERSATION
+    name = conversation_id if _ID_PATTERN.fullmatch(conversation_id) else _NEW_CONVERSATION
     return paths.unsent_messages_dir() / f"{name}.txt"

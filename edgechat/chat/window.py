@@ -1,4 +1,4 @@
-"""Context window: which turns of a conversation are in the prompt when the whole is longer than the context."""
+"""Context window: chooses the turns for the prompt if the conversation is longer than the context."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from edgechat.errors import ContextOverflowError
 
 T = TypeVar("T")
 
-# Part of the context to leave free for the reply, unless the user limits replies to fewer tokens.
+# Fraction of the context that is reserved for the reply, unless the user limits replies to fewer tokens.
 _REPLY_FRACTION: Final = 1 / 8
-# Dropping turns costs a prefill of the whole remaining prompt, so drop enough for several turns: until the prompt fills
-# at most half of the context, as llama.cpp's tools do when they shift the context.
+# Maximum fraction of the context that the prompt fills after turns were dropped. Dropping turns causes a prefill of the
+# whole remaining prompt, so enough turns are dropped for several later turns, as in the context shift of llama.cpp.
 _FILL_AFTER_DROP: Final = 1 / 2
 
 
@@ -27,9 +27,9 @@ def window_start(
 ) -> int:
     """Return the index of the first message of `path` to put in the prompt.
 
-    `n_tokens(start)` is the length of the prompt that begins at `start`. The window is the whole path if that fits;
-    else the window of the previous turn (`previous_start`) while that fits, so that its cached prefix stays valid;
-    else whole turns are dropped from the front. The last turn is never dropped.
+    `n_tokens(start)` returns the length of the prompt that begins at message `start`. If the whole path fits, the
+    window is the whole path. Otherwise the window starts at `previous_start`, as in the previous turn, if that prompt
+    fits, so that its cached prefix stays valid. Otherwise whole turns are dropped from the front, but never the last.
 
     Raises ContextOverflowError if the last turn alone does not fit.
     """
@@ -40,7 +40,7 @@ def window_start(
     if previous_start in starts and n_tokens(previous_start) + n_reserved <= n_ctx:
         return previous_start
     later = [s for s in starts if s > previous_start] or starts[-1:]
-    start = _first(later, lambda s: n_tokens(s) <= int(n_ctx * _FILL_AFTER_DROP))
+    start = _first_match(later, lambda s: n_tokens(s) <= int(n_ctx * _FILL_AFTER_DROP))
     shortest = n_tokens(start)
     if shortest >= n_ctx:
         raise ContextOverflowError(
@@ -51,12 +51,12 @@ def window_start(
 
 
 def turn_starts(path: Sequence[Message]) -> list[int]:
-    """Return the indices of user messages, at which turns begin."""
+    """Return the indices of the user messages in `path`, at which turns begin."""
     return [i for i, m in enumerate(path) if m.role == "user"]
 
 
-def _first(items: Sequence[T], condition: Callable[[T], bool]) -> T:
-    """Return the first item that meets a monotone condition, by bisection; the last item if none does."""
+def _first_match(items: Sequence[T], condition: Callable[[T], bool]) -> T:
+    """Return the first item that meets a monotone condition, by bisection; the last item if no item meets it."""
     low, high = 0, len(items) - 1
     while low < high:
         middle = (low + high) // 2

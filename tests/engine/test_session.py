@@ -162,7 +162,7 @@ def test_files_are_attached_to_a_message(open_chat: Callable[..., OpenChat], tmp
     assert stats is not None
     assert stats.prompt_tokens > n_tokens_without_file
     for file, words in (
-        (picture, "cannot see pictures"),
+        (picture, "cannot read images"),
         (binary, "neither UTF-8 text nor"),
         (tmp_path / "no", "Cannot read"),
     ):

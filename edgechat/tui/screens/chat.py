@@ -73,7 +73,7 @@ class ChatScreen(Screen[None]):
         Binding(
             "d", "on_message('delete_message')", "Delete the message and all below it", id="message.delete", show=False
         ),
-        Binding("u", "command('undo')", "Restore the message deleted last", id="message.undo", show=False),
+        Binding("u", "command('undo')", "Restore the last deleted message", id="message.undo", show=False),
         Binding(
             "b", "on_message('branch')", "Branch: the next message follows this one", id="message.branch", show=False
         ),
