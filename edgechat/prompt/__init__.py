@@ -1,1 +1,1 @@
-"""Prompts and model output: chat templates, roles, reasoning and tool calls. The only package that imports jinja2."""
+"""Prompts and reply parsing: chat templates, roles, reasoning, tool calls. The only package that imports jinja2."""

@@ -1,4 +1,4 @@
-"""Builds the tokens of prompts from messages, with the chat template of the loaded model."""
+"""Prompt builder: converts messages to tokens with the chat template of the loaded model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
 from edgechat.prompt.roles import fold_system_prompt
 
-# The longest tokens of common vocabularies are runs of spaces.
+# Maximum length of a token in bytes. The longest tokens of common vocabularies are runs of spaces.
 _MAX_TOKEN_BYTES: Final = 128
-# Two texts whose first tokens differ in every vocabulary.
+# Two texts whose first tokens differ in every vocabulary, to find where prompts diverge.
 DISTINCT_TEXTS: Final = ("0", "x")
 
 
@@ -25,23 +25,23 @@ class PromptOptions(NamedTuple):
     """Template options of one prompt."""
 
     think: bool
-    """Ask for reasoning before the content, where the template can switch it."""
+    """True to enable reasoning before the content; ignored if the template cannot switch reasoning."""
     tools: Sequence[Mapping[str, Any]] = ()
-    """Functions that the model may call, in the shape of the OpenAI API."""
+    """Functions that the model may call, in the format of the OpenAI API."""
 
 
 class BuiltPrompt(NamedTuple):
-    """The tokens of a prompt, and how output after it is to be read."""
+    """Tokens of a prompt, and the phase in which the reply begins."""
 
     tokens: list[int]
     phase: ReplyPhase
-    """Phase in which the model's output begins."""
+    """Phase of the reply's first token, for `ReasoningSplitter`."""
     turn_starts: list[int]
-    """Token positions at which later prompts will diverge from this one. Empty if the model's KV cache can rewind."""
+    """Token positions at which later prompts will diverge from this prompt. Empty if the KV cache can be truncated."""
 
 
 class PromptBuilder:
-    """Builds prompts for one loaded model. Thread-safe."""
+    """Builder of prompts for one loaded model. Thread-safe."""
 
     def __init__(self, engine: EngineClient, render: Renderer, loaded: Loaded) -> None:
         self._engine = engine
@@ -59,13 +59,13 @@ class PromptBuilder:
 
     @property
     def visible_control_tokens(self) -> list[str]:
-        """Control tokens that the engine must keep in its output, because they mark the reasoning."""
+        """Control tokens that mark reasoning, which the engine must not remove from its output."""
         return self.reasoning_format.control_tokens if self.reasoning_format is not None else []
 
     def build(self, messages: Sequence[PromptMessage], options: PromptOptions) -> BuiltPrompt:
-        """Build the prompt of `messages`. If the last one is a reply without tool calls, the model continues it.
+        """Build the prompt of `messages`. The model continues the last message if it is a reply without tool calls.
 
-        Raises TemplateError, EngineError, and ContextOverflowError for text too long to tokenize.
+        Raises TemplateError, EngineError, and ContextOverflowError for text that is too long to tokenise.
         """
         check_prompt_bytes("".join(m.content for m in messages), self.n_ctx)
         reply_start = None
@@ -77,7 +77,7 @@ class PromptBuilder:
     def tokenize(
         self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions
     ) -> tuple[list[int], ReplyPhase]:
-        """Return the tokens of a prompt up to and including `reply_start`, and the phase after them.
+        """Return the tokens of a prompt, including `reply_start` at its end, and the phase of the next token.
 
         Raises TemplateError, EngineError.
         """
@@ -86,7 +86,7 @@ class PromptBuilder:
         try:
             prompt = self._render(messages, reply_start, options)
         except TemplateError:
-            folded = fold_system_prompt(messages)  # templates of some families refuse a system prompt
+            folded = fold_system_prompt(messages)  # the templates of some model families reject a system prompt
             if folded is None:
                 raise
             prompt = self._render(folded, reply_start, options)
@@ -96,9 +96,10 @@ class PromptBuilder:
         return self._engine.tokenize(prompt.text, prompt.guard), phase
 
     def turn_starts(self, messages: Sequence[PromptMessage], tokens: list[int], options: PromptOptions) -> list[int]:
-        """Return where a different last message, and the next turn, would diverge from `tokens`.
+        """Return the token positions at which later prompts will diverge from `tokens`.
 
-        Found by rendering such prompts. Empty if the model's KV cache can be truncated anywhere.
+        Later prompts have another last message, or one more turn; both are rendered to find the positions. Empty if the
+        model's KV cache can be truncated at any position.
         """
         if self._loaded.can_truncate or not messages:
             return []
@@ -128,9 +129,9 @@ class PromptBuilder:
 
 
 def check_prompt_bytes(text: str, n_ctx: int) -> None:
-    """Raise ContextOverflowError for text that cannot fit in `n_ctx` tokens, without tokenizing it for seconds."""
+    """Raise ContextOverflowError if the length of `text` shows, before tokenisation, that it exceeds `n_ctx` tokens."""
     n_bytes = len(text.encode("utf-8", "replace"))
     if n_bytes > n_ctx * _MAX_TOKEN_BYTES:
         raise ContextOverflowError(
-            f"The prompt has {n_bytes} bytes, far more than fit in the {n_ctx} tokens of the context: shorten it"
+            f"The prompt has {n_bytes} bytes, which cannot fit in the context of {n_ctx} tokens. Shorten the prompt."
         )

@@ -1,4 +1,4 @@
-"""Reasoning formats: separate reasoning from content in streamed output, and format earlier reasoning for a prompt."""
+"""Reasoning formats of model families: splits replies into reasoning and content, and formats replies for a prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgechat.engine.stop_strings import partial_match_length
 
 
 class ReasoningFormat(msgspec.Struct, frozen=True):
-    """Tags with which a model family marks its reasoning."""
+    """Tags and white space that a model family writes around its reasoning."""
 
     start_tag: str
     end_tag: str
@@ -24,7 +24,7 @@ class ReasoningFormat(msgspec.Struct, frozen=True):
 
     @property
     def control_tokens(self) -> list[str]:
-        """Control tokens in the tags. The engine removes control tokens from its output unless asked to keep them."""
+        """Control tokens in the tags, which the engine must not remove from its output."""
         return control_tokens_in(self.start_tag + self.end_tag + self.content_prefix)
 
 
@@ -32,11 +32,11 @@ _CONTROL_TOKEN: Final = re.compile(r"<\|?/?[\w:]+\|?>|\[/?[A-Z_]+\]")
 
 
 def control_tokens_in(tags: str) -> list[str]:
-    """Return the substrings of `tags` that look like control tokens."""
+    """Return the substrings of `tags` that have the form of control tokens, such as <|end|>."""
     return _CONTROL_TOKEN.findall(tags)
 
 
-# Tags from the chat templates that llama.cpp collects; more specific formats first.
+# Tags from the chat templates in llama.cpp's repository. More specific formats come first.
 REASONING_FORMATS: Final = (
     ReasoningFormat(
         "<|channel|>analysis<|message|>", "<|end|><|start|>assistant", "<|channel|>final<|message|>", "", ""
@@ -55,19 +55,20 @@ _SWITCH_VARIABLES: Final = ("enable_thinking", "thinking", "reasoning_effort")
 
 
 def detect_reasoning_format(template: str) -> ReasoningFormat | None:
-    """Return the reasoning format whose tags occur in a chat template, or None."""
+    """Return the reasoning format whose tags occur in a chat template; None if the model does not reason."""
     return next((f for f in REASONING_FORMATS if f.end_tag in template or f.start_tag in template), None)
 
 
 def can_switch_reasoning(template: str) -> bool:
-    """Return True if a chat template has a variable that switches reasoning off."""
+    """Return whether a chat template has a variable that switches reasoning on or off."""
     return detect_reasoning_format(template) is not None and any(name in template for name in _SWITCH_VARIABLES)
 
 
 def reasoning_variables(template: str, *, on: bool) -> dict[str, bool | str]:
     """Return the template variables that switch reasoning on or off.
 
-    A template with levels of reasoning effort gets "medium" (else "high") for on, "no_think" (else "low") for off.
+    Some templates have levels of reasoning effort. The level is the first one that occurs in the template: "medium" or
+    "high" for on, "no_think" or "low" for off.
     """
     levels = ("medium", "high") if on else ("no_think", "low")
     effort = next((level for level in levels if level in template), levels[-1])
@@ -75,36 +76,36 @@ def reasoning_variables(template: str, *, on: bool) -> dict[str, bool | str]:
 
 
 ReplyPhase = Literal["start", "reasoning", "gap", "content"]
-"""Position in a raw reply: before any tag, in the reasoning, between reasoning and content, or in the content."""
+"""Position in a raw reply: before the start tag, in the reasoning, between reasoning and content, or in the content."""
 
 
 def phase_after_prompt(reasoning_format: ReasoningFormat | None, prompt: str) -> ReplyPhase:
-    """Return the phase in which output after `prompt` begins. Some templates write the start tag themselves."""
+    """Return the phase of a reply after `prompt`: "reasoning" if the template has written the start tag already."""
     if reasoning_format is None:
         return "content"
     return "reasoning" if prompt.rstrip().endswith(reasoning_format.start_tag) else "start"
 
 
 class ReasoningSplitter:
-    """Splits streamed output into reasoning and content. Holds back text that may be the beginning of a tag."""
+    """Splits a streamed reply into reasoning and content. Holds back text that may be the beginning of a tag."""
 
     def __init__(
         self, reasoning_format: ReasoningFormat | None, phase: ReplyPhase, *, continues_reasoning: bool = False
     ) -> None:
-        """Start in `phase`. `continues_reasoning`: keep leading newlines, because earlier reasoning precedes them."""
+        """`phase` is the phase of the first token. With `continues_reasoning`, leading newlines are not removed."""
         self._format = reasoning_format
         self._phase: ReplyPhase = phase
         self._pending = ""
-        self._matched = False
-        self._trim = phase == "reasoning" and not continues_reasoning
+        self._tag_matched = False
+        self._trims_newlines = phase == "reasoning" and not continues_reasoning
 
     def feed(self, text: str) -> tuple[str, str]:
-        """Append output; return the reasoning and the content that can no longer be part of a tag."""
+        """Append generated text; return new reasoning and content, without text that may belong to a tag."""
         self._pending += text
         return self._split(final=False)
 
     def finish(self) -> tuple[str, str]:
-        """End the output; return the pending text as reasoning and content."""
+        """Finish the reply; return the text that was held back, as reasoning and content."""
         return self._split(final=True)
 
     def _split(self, *, final: bool) -> tuple[str, str]:
@@ -114,8 +115,8 @@ class ReasoningSplitter:
             content, self._pending = self._pending, ""
             return "", content
         if self._phase == "start" and self._skip_tag(tags.start_tag, final=final):
-            self._phase = "reasoning" if self._matched else "gap"
-            self._trim = self._matched
+            self._phase = "reasoning" if self._tag_matched else "gap"
+            self._trims_newlines = self._tag_matched
         if self._phase == "reasoning":
             reasoning = self._take_reasoning(tags.end_tag, final=final)
         if self._phase == "gap" and self._skip_tag(tags.content_prefix, final=final):
@@ -125,19 +126,19 @@ class ReasoningSplitter:
         return reasoning, content
 
     def _skip_tag(self, tag: str, *, final: bool) -> bool:
-        """Remove `tag`, and blanks before it, from the pending text; return False while it may still be incomplete."""
+        """Remove `tag` and white space before it from the pending text; return False if the tag may be incomplete."""
         text = self._pending.lstrip()
-        self._matched = bool(tag) and text.startswith(tag)
-        if self._matched:
+        self._tag_matched = bool(tag) and text.startswith(tag)
+        if self._tag_matched:
             self._pending = text[len(tag) :]
-        return self._matched or final or not tag or not tag.startswith(text)
+        return self._tag_matched or final or not tag or not tag.startswith(text)
 
     def _take_reasoning(self, end_tag: str, *, final: bool) -> str:
         self._pending = self._trimmed(self._pending)
         end = self._pending.find(end_tag)
         if end >= 0:
             reasoning, self._pending = self._pending[:end], self._pending[end + len(end_tag) :]
-            self._phase, self._trim = "gap", True
+            self._phase, self._trims_newlines = "gap", True
             return reasoning
         n_held = 0 if final else partial_match_length(self._pending, end_tag)
         reasoning = self._pending[: len(self._pending) - n_held]
@@ -145,15 +146,18 @@ class ReasoningSplitter:
         return reasoning
 
     def _trimmed(self, text: str) -> str:
-        """Return `text` without the newlines after a tag."""
-        if self._trim:
+        """Return `text` without leading newlines if it follows a tag."""
+        if self._trims_newlines:
             text = text.lstrip("\n")
-            self._trim = not text
+            self._trims_newlines = not text
         return text
 
 
 def format_reply(reasoning_format: ReasoningFormat | None, reasoning: str, content: str, prompt: str = "") -> str:
-    """Return a reply as the model writes it after `prompt`. Without content, the reasoning stays open."""
+    """Format a reply as the model writes it after `prompt`: reasoning in its tags, then content.
+
+    If `content` is empty, the end tag is omitted, so that the model can continue its reasoning.
+    """
     if reasoning_format is None:
         return content
     tags, prompt_end = reasoning_format, prompt.rstrip()

@@ -1,4 +1,4 @@
-"""Messages between a client and its render process: one `RenderRequest` per frame, answered by one `RenderReply`."""
+"""Protocol between a client and its render process: each frame has a `RenderRequest` or the `RenderReply` to it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from edgechat.engine.protocol import frame
 
 
 class RenderRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A chat template, and the variables to render it with."""
+    """Request to render a chat template with variables."""
 
     template: str
-    """Jinja source."""
+    """Jinja source of the template."""
     messages: list[dict[str, Any]]
     bos: str
     eos: str
@@ -21,13 +21,13 @@ class RenderRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RenderReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The rendered text, or an error message."""
+    """Rendered text or error message of a request."""
 
     text: str = ""
     error: str = ""
-    """Empty on success."""
+    """Error message of the template; "" on success."""
 
 
 def encode(message: RenderRequest | RenderReply) -> bytes:
-    """Return a frame with `message`. Raises OverflowError or RecursionError for values that MessagePack cannot hold."""
+    """Encode a message as a frame. Raises OverflowError or RecursionError for values that MessagePack cannot encode."""
     return frame(msgspec.msgpack.encode(message))

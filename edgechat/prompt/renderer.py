@@ -22,38 +22,38 @@ from edgechat.prompt.render_protocol import RenderReply, RenderRequest, encode
 
 TIMEOUT_S: Final = 5.0
 
-# For model files without a chat template. Warnings show the name.
+# Chat template for model files without one. The name appears in warnings.
 PLAIN_NAME: Final = "plain"
 PLAIN_TEMPLATE: Final = "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n\n{% endfor %}Assistant:"
 PLAIN_STOP: Final = "\nUser:"
 
 _READS_REASONING: Final = re.compile(r"reasoning_content|[.]thinking\b|[.]reasoning\b|['\"](thinking|reasoning)['\"]")
 
-# Unicode noncharacters: valid in a str, but not used in text.
+# Unicode noncharacters, which are valid in a str but do not occur in normal text.
 _GUARDS: Final = tuple(chr(c) for c in range(0xFDD0, 0xFDF0))
 
 
 class PromptMessage(msgspec.Struct, frozen=True):
-    """One message of a prompt, as a chat template receives it."""
+    """Message of a prompt: the input of a chat template."""
 
     role: str
     content: str
     reasoning: str = ""
     """Reasoning of an earlier reply; the template decides whether to include it."""
     extra: dict[str, Any] = {}
-    """More fields for the template: `tool_calls` of a reply, `tool_call_id` of a tool result."""
+    """Additional fields for the template: `tool_calls` of a reply, `tool_call_id` of a tool result."""
 
 
 class RenderedPrompt(msgspec.Struct, frozen=True):
-    """The text of a prompt, before tokenization."""
+    """Text of a prompt before tokenisation."""
 
     text: str
     guard: str
-    """Character inserted into control tokens that occur in messages; "" if none occurs."""
+    """Character that was inserted into control tokens in messages; "" if the messages have no control tokens."""
 
 
 class Renderer:
-    """Renders chat templates in a child process. Starts a new child after one was killed. Thread-safe."""
+    """Renders chat templates in a child process, which is restarted after it was killed. Thread-safe."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
@@ -62,7 +62,7 @@ class Renderer:
         self._render_lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the child process unless it runs."""
+        """Start the child process, unless it is running."""
         with self._lock:
             if self._child is None:
                 self._child, self._channel = spawn_child(["_render"], subprocess.DEVNULL)
@@ -72,14 +72,14 @@ class Renderer:
         control_tokens: Sequence[str], variables: Mapping[str, Any] = MappingProxyType({}),
         reasoning_format: ReasoningFormat | None = None, reply_start: PromptMessage | None = None,
     ) -> RenderedPrompt:  # fmt: skip
-        """Render `messages` with a chat template, up to the beginning of the reply.
+        """Render `messages` with a chat template, up to the position at which the reply begins.
 
-        `variables` are further template variables, such as `tools` (functions in the shape of the OpenAI API).
-        `reply_start` is the beginning of the reply; its text follows the rendered prompt.
-        Earlier reasoning goes into the message fields that templates read; a template that reads none of these
-        gets it inside the content, between the tags of `reasoning_format`, and removes it from there.
+        `variables` are additional template variables, such as `tools` (functions in the format of the OpenAI API). The
+        text of `reply_start` is appended to the rendered prompt. Reasoning of earlier replies is passed in the message
+        fields that templates read. If the template reads none of these fields, the reasoning is passed in the content,
+        between the tags of `reasoning_format`, and the template decides whether to remove it.
 
-        Raises TemplateError if the template fails, is refused by the sandbox, or exceeds `TIMEOUT_S`, and
+        Raises TemplateError if the template fails, is rejected by the sandbox, or takes longer than `TIMEOUT_S`, and
         EngineDiedError if the render process cannot start.
         """
         inline_format = None if _READS_REASONING.search(template) else reasoning_format
@@ -139,7 +139,7 @@ class Renderer:
         return None
 
     def close(self) -> None:
-        """Kill the child process; the next `render` starts another."""
+        """Kill the child process. The next `render` starts a new one."""
         with self._lock:
             child, self._child = self._child, None
             channel, self._channel = self._channel, None
@@ -153,11 +153,11 @@ def guard_messages(
     messages: Sequence[PromptMessage], control_tokens: Sequence[str], inline_format: ReasoningFormat | None = None,
     variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[list[dict[str, Any]], str]:  # fmt: skip
-    """Return messages as template variables, with a guard character inside every control token, and the guard.
+    """Convert messages to template variables with a guard character inside every control token; also return the guard.
 
-    The guard keeps text of the user from being tokenized as a control token. It is "" where neither the messages nor
-    `variables` contain a control token. `inline_format` puts reasoning into the content, between its tags.
-    Raises TemplateError if the text already contains every possible guard.
+    The guard prevents the tokeniser from reading text of the user as a control token. The guard is "" if neither the
+    messages nor `variables` contain a control token. With `inline_format`, reasoning is put into the content, between
+    the tags of that format. Raises TemplateError if the text already contains every possible guard.
     """
     pattern = _control_token_pattern(control_tokens)
     guard = ""
@@ -167,12 +167,12 @@ def guard_messages(
         all_text = "".join(texts)
         guard = next((g for g in _GUARDS if g not in all_text), "")
         if not guard:
-            raise TemplateError("The messages contain every noncharacter of Unicode: remove some of them")
+            raise TemplateError("The messages contain every noncharacter from U+FDD0 to U+FDEF. Remove one of them.")
     return [_template_message(m, pattern, guard, inline_format) for m in messages], guard
 
 
 def _strings_in(value: object) -> Iterator[str]:
-    """Yield all strings in a JSON value, keys included."""
+    """Yield all strings in a JSON value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -185,7 +185,7 @@ def _strings_in(value: object) -> Iterator[str]:
 
 
 def _guard_json(value: Any, pattern: str, guard: str) -> Any:
-    """Return a JSON value with the guard inside every control token in its strings."""
+    """Return a copy of a JSON value with the guard inside every control token in its strings."""
     if isinstance(value, str):
         return guard_text(value, pattern, guard)
     if isinstance(value, Mapping):
@@ -194,7 +194,7 @@ def _guard_json(value: Any, pattern: str, guard: str) -> Any:
 
 
 def _control_token_pattern(control_tokens: Sequence[str]) -> str:
-    # Longest first: where one token is a prefix of another, the longer one must be broken up.
+    # The longest tokens come first: if one token is a prefix of another, the pattern must match the longer token.
     return "|".join(re.escape(t) for t in sorted(control_tokens, key=len, reverse=True) if len(t) > 1)
 
 
@@ -211,11 +211,11 @@ def _template_message(
 
 
 def guard_text(content: str, pattern: str, guard: str) -> str:
-    """Return `content` with the guard after the first character of every match; unchanged if the guard is ""."""
+    """Insert `guard` after the first character of every match of `pattern`; return `content` unchanged if it is ""."""
     if not guard:
         return content
-    # Breaking up one token may complete another one around it, so repeat until no match remains. Each pass adds a
-    # guard to every match, and no token contains a guard, so the loop ends.
+    # A guard in one match may leave an overlapping match intact, so the loop repeats until no match remains. Each pass
+    # adds a guard to every match, and no token contains a guard, so the loop ends.
     while (guarded := re.sub(pattern, lambda m: m[0][0] + guard + m[0][1:], content)) != content:
         content = guarded
     return content

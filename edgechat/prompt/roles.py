@@ -1,4 +1,4 @@
-"""Adapt the roles of messages to chat templates: many accept neither repeated roles nor a system prompt."""
+"""Message roles: adapts messages to chat templates that reject repeated roles or a system prompt."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from edgechat.prompt.renderer import PromptMessage
 def merge_consecutive(
     messages: Iterable[PromptMessage], roles: Collection[str] = ("system", "user", "assistant")
 ) -> list[PromptMessage]:
-    """Join consecutive messages of the same role, if it is in `roles`, with a blank line between their contents.
+    """Merge consecutive messages with the same role, for each of `roles`, with a blank line between their contents.
 
-    The merged message has the reasoning and the extra fields of its last part.
+    The merged message has the reasoning and the extra fields of the last message.
     """
     merged: list[PromptMessage] = []
     for message in messages:
@@ -27,7 +27,10 @@ def merge_consecutive(
 
 
 def fold_system_prompt(messages: Sequence[PromptMessage]) -> list[PromptMessage] | None:
-    """Put the system prompt at the beginning of the first user message; return None if `messages` lacks either."""
+    """Move the system prompt to the beginning of the first user message.
+
+    Return None unless `messages` begins with a system message and a user message.
+    """
     match messages:
         case [PromptMessage(role="system") as system, PromptMessage(role="user") as user, *others]:
             return [PromptMessage("user", f"{system.content}\n\n{user.content}"), *others]

@@ -1,7 +1,8 @@
 """Render process for chat templates: `edgechat _render READ_FD WRITE_FD`.
 
-A chat template is a program from a downloaded model file. It runs in Jinja's sandbox, in a process without any data
-to steal, with at most `MAX_BYTES` of memory. The parent (`renderer`) kills the process after a time limit.
+A chat template is a program from a downloaded model file. The template runs in Jinja's sandbox, in a process that has
+only the messages to render and at most `MAX_BYTES` of memory. The parent (`renderer`) kills the process after a time
+limit.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ _MAX_EXPONENT: Final = 64
 
 
 class _TemplateRefusedError(jinja2.TemplateError):
-    """The template rejects the messages, or exceeds a limit."""
+    """Error of a template that rejects the messages or exceeds a limit."""
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """Render `{% generation %}` blocks, which mark the reply for training, as their content."""
+    """Jinja extension that renders the content of `{% generation %}` blocks, which mark replies for training."""
 
     tags = {"generation"}  # noqa: RUF012  (declared without ClassVar in Jinja)
 
@@ -53,13 +54,13 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = _strftime_now
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Evaluate an operator, unless the size of its result has no reasonable bound."""
+        """Evaluate an operator. Raises _TemplateRefusedError if the size of the result exceeds a limit."""
         if operator == "*" and _n_repeated_items(left, right) > _MAX_REPEATED_ITEMS:
             raise _TemplateRefusedError("it repeats a string or list to more than a million items")
         if operator == "**" and isinstance(right, (int, float)) and right > _MAX_EXPONENT:
             raise _TemplateRefusedError(f"it computes a power above {_MAX_EXPONENT}")
         if operator == "%" and isinstance(left, str):
-            raise _TemplateRefusedError("it formats text with %, which has no bound on width")
+            raise _TemplateRefusedError("it formats text with %, which has no limit on width")
         return super().call_binop(context, operator, left, right)
 
 
@@ -77,7 +78,7 @@ def _tojson(value: object, indent: int | None = None) -> str:
 
 
 def _raise_exception(message: str) -> None:
-    raise _TemplateRefusedError(f"it refuses these messages: {message}")
+    raise _TemplateRefusedError(f"it rejects these messages: {message}")
 
 
 def _strftime_now(time_format: str) -> str:
@@ -85,7 +86,7 @@ def _strftime_now(time_format: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Answer render requests until the parent closes the pipe."""
+    """Process render requests until the parent closes the pipe."""
     channel = open_inherited_channel(arguments)
     limit_memory()
     environment = TemplateSandbox()
@@ -98,7 +99,10 @@ def main(arguments: list[str]) -> int:
 
 
 def render(environment: TemplateSandbox, compiled: dict[str, jinja2.Template], request: RenderRequest) -> RenderReply:
-    """Render one request; errors of the template become the reply's `error`. Adds the template to `compiled`."""
+    """Render the template of a request; errors of the template are returned in the reply.
+
+    `compiled` caches compiled templates by source.
+    """
     try:
         if request.template not in compiled:
             compiled[request.template] = environment.from_string(request.template)
@@ -113,7 +117,7 @@ def render(environment: TemplateSandbox, compiled: dict[str, jinja2.Template], r
     except Exception as error:  # noqa: BLE001  (a template can raise any Python exception)
         return RenderReply(error=_error_message(error))
     if len(text) > MAX_RESULT_CHARS:
-        return RenderReply(error=f"it makes a prompt of {len(text)} characters; at most {MAX_RESULT_CHARS} are allowed")
+        return RenderReply(error=f"its prompt has {len(text)} characters; at most {MAX_RESULT_CHARS} are allowed")
     return RenderReply(text=text)
 
 
@@ -121,7 +125,7 @@ def _error_message(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"it needs more than {MAX_BYTES >> 20} MiB of memory"
     if isinstance(error, RecursionError):
-        return "it recurses without end"
+        return "it exceeds the recursion limit"
     if isinstance(error, jinja2.exceptions.SecurityError):
         return f"the sandbox forbids an operation in it: {error}"
     if isinstance(error, jinja2.TemplateError):
@@ -130,7 +134,7 @@ def _error_message(error: Exception) -> str:
 
 
 def limit_memory() -> None:
-    """Limit this process's address space to `MAX_BYTES` where the system can, and disable core dumps."""
+    """Limit the address space of this process to `MAX_BYTES` on systems that support it, and disable core dumps."""
     if sys.platform != "win32":
         import resource
 
@@ -140,4 +144,4 @@ def limit_memory() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         except (OSError, ValueError):
-            pass  # macOS refuses to set this limit: only the parent's time limit holds there
+            pass  # macOS rejects this limit, so only the parent's time limit applies

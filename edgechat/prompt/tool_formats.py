@@ -1,4 +1,4 @@
-"""Tool call formats of model families: detect them from chat templates, and parse calls from streamed output."""
+"""Tool call formats of model families: detects a chat template's format, and parses calls from streamed replies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgechat.prompt.reasoning import control_tokens_in
 
 
 class ToolDefinition(msgspec.Struct, frozen=True):
-    """A function that the model may call."""
+    """Function that the model may call."""
 
     name: str
     description: str
@@ -23,32 +23,32 @@ class ToolDefinition(msgspec.Struct, frozen=True):
 
 
 class ToolFormat(msgspec.Struct, frozen=True):
-    """How a model family writes tool calls: JSON objects with a name and arguments, between markers."""
+    """Tool call format of a model family: JSON objects with a name and arguments, between markers."""
 
     prefix: str
-    """Text before the first call."""
+    """Text before the first tool call."""
     separator: str
-    """Text between two calls."""
+    """Text between two tool calls."""
     suffix: str
-    """Text after the last call."""
+    """Text after the last tool call."""
     trigger: str
-    """The part of `prefix` that occurs in no other text. "" if a call starts with its first brace."""
+    """Part of `prefix` that marks the beginning of tool calls; "" if tool calls begin with a brace."""
     name_key: str = "name"
     arguments_key: str = "arguments"
     template_supports_tools: bool = True
     """False if the chat template ignores tools, so that the system prompt must describe them."""
 
     def call_wrapper(self, name: str) -> tuple[str, str]:
-        """Return the text before and after the arguments of a call."""
+        """Return the text before and after the arguments in a call of the function `name`."""
         return f'{{"{self.name_key}": {json.dumps(name)}, "{self.arguments_key}": ', "}"
 
     @property
     def control_tokens(self) -> list[str]:
-        """Control tokens in the markers. The engine removes them from its output unless asked to keep them."""
+        """Control tokens in the markers, which the engine must not remove from its output."""
         return control_tokens_in(self.prefix + self.separator + self.suffix)
 
     def format_calls(self, calls: Sequence[tuple[str, str]]) -> str:
-        """Return calls, given as (name, JSON arguments), as the model writes them."""
+        """Format tool calls, pairs of name and JSON arguments, as the model writes them."""
         texts = (arguments.join(self.call_wrapper(name)) for name, arguments in calls)
         return f"{self.prefix}{self.separator.join(texts)}{self.suffix}"
 
@@ -56,7 +56,7 @@ class ToolFormat(msgspec.Struct, frozen=True):
 _HERMES: Final = ToolFormat("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", "<tool_call>")
 _LLAMA: Final = ToolFormat("", "; ", "", "", "name", "parameters")
 
-# Markers from the chat templates of the families; more specific formats first.
+# Markers from the chat templates of the model families. More specific formats come first.
 TOOL_FORMATS: Final = (
     ToolFormat("[TOOL_CALLS][", ", ", "]", "[TOOL_CALLS]"),  # Mistral
     ToolFormat("<|tool_call|>[", ", ", "]", "<|tool_call|>"),  # Granite
@@ -64,7 +64,7 @@ TOOL_FORMATS: Final = (
     _HERMES,  # Qwen, Hermes, SmolLM3
     _LLAMA,  # Llama 3
 )
-# Markers of formats that are not JSON. Models with these get the generic format.
+# Markers of tool call formats that are not JSON. Models with these formats use the generic format.
 _NON_JSON_MARKERS: Final = ("<function=", "<arg_key>", "<|channel|>commentary", "[ARGS]")
 GENERIC_TOOL_FORMAT: Final = msgspec.structs.replace(_HERMES, template_supports_tools=False)
 
@@ -92,16 +92,16 @@ def tool_instructions(tools: Sequence[ToolDefinition]) -> str:
 
 
 def template_tools(tools: Sequence[ToolDefinition]) -> list[dict[str, Any]]:
-    """Return `tools` in the shape that chat templates expect, which is that of the OpenAI API."""
+    """Convert tools to the format of the OpenAI API, which chat templates expect."""
     return [{"type": "function", "function": msgspec.structs.asdict(tool)} for tool in tools]
 
 
 class ParsedToolCall(msgspec.Struct, frozen=True):
-    """One tool call in a reply."""
+    """Tool call in a reply of the model."""
 
     name: str
     arguments: str
-    """JSON, exactly as the model wrote it."""
+    """Arguments in JSON, exactly as the model wrote them."""
     id: str
 
 
@@ -109,14 +109,14 @@ class ToolCallParser:
     """Splits a streamed reply into text and tool calls. Holds back text that may be the beginning of a marker."""
 
     def __init__(self, tool_format: ToolFormat | None, *, must_call: bool = False) -> None:
-        """`tool_format` None: the reply is all text. `must_call`: it is all calls."""
+        """With `tool_format` None, the reply is only text. With `must_call`, the reply is only tool calls."""
         self._format = tool_format
         self._pending = ""
         self._in_calls = must_call and tool_format is not None
         self._has_started = self._in_calls
 
     def feed(self, text: str) -> tuple[str, list[ParsedToolCall]]:
-        """Append output; return the text that is part of no marker, and the calls that are complete."""
+        """Append generated text; return new text outside markers, and the tool calls that are now complete."""
         tool_format = self._format
         if tool_format is None:
             return text, []
@@ -140,7 +140,7 @@ class ToolCallParser:
         return visible_text, self._take_calls(tool_format) if self._in_calls else []
 
     def finish(self) -> str:
-        """End the output; return pending text. Discards an incomplete call."""
+        """Finish the reply; return the text that was held back. Discards an incomplete tool call."""
         pending, self._pending = self._pending, ""
         return "" if self._in_calls else pending
 

@@ -141,7 +141,7 @@ def test_plain_chat_accepts_the_same_commands(tmp_path: Path) -> None:
     command = edgechat_command("--plain", "-m", "starter", "--max-tokens", "6", "--temperature", "0")
     done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
     assert done.returncode == 2  # because one command does not exist
-    assert "nknown command /nothing" in done.stderr
+    assert "Unknown command /nothing" in done.stderr
     assert "(alternative 1 of 2)" in done.stdout
     assert (tmp_path / "out.md").exists()
     assert "\x1b" not in done.stdout
