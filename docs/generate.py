@@ -77,7 +77,7 @@ def plans() -> str:
         machine = machine_from_profile(msgspec.json.decode(file.read_bytes(), type=HardwareProfile))
         for wish in (0.0, 5.0, 20.0):
             rated = [evaluate(c, machine, min_tps=wish) for c in catalogue_candidates()]
-            lines.append(line(file.stem, wish, choose(rated, unasked=True)))
+            lines.append(line(file.stem, wish, choose(rated, defaults_only=True)))
     return "\n".join(lines) + "\n"
 
 

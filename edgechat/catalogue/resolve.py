@@ -33,7 +33,7 @@ def find_model(name: str) -> Path:
 
 
 def find_installed(name: str, models: Iterable[InstalledModel]) -> InstalledModel:
-    """Find the one of `models` with this name, alias, path or reference. Raises ModelFileError if there is none."""
+    """Find the model with this name, alias, path or reference. Raises ModelFileError if no model or several match."""
     from edgechat.catalogue import curated, hub
 
     models = [model for model in models if model.facts.kind == "model"]

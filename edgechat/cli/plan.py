@@ -117,7 +117,7 @@ def _rate(
     speeds = _speeds(engine, measure=measure) if described is None else None
     is_exact = described is None and (bool(models) or len(candidates) <= _MAX_EXACT)
     evaluations = selection.evaluate_on(candidates, machine, settings, speeds, engine if is_exact else None)
-    chosen = choose(evaluations, unasked=not models)
+    chosen = choose(evaluations, defaults_only=not models)
     about = {
         "available_bytes": machine.available_bytes, "backend": speeds.backend if speeds else None,
         "choice": chosen.candidate.name if chosen else None,

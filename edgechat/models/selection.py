@@ -147,7 +147,7 @@ def _estimated_points(entry: library.InstalledModel) -> float:
 
 def suggest_download(settings: Settings) -> str:
     """Return a sentence that names the best catalogue model for this machine and the command that downloads it."""
-    best = choose(evaluate_all(catalogue_candidates(), settings), unasked=True)
+    best = choose(evaluate_all(catalogue_candidates(), settings), defaults_only=True)
     if best is None:
         return "No model of the catalogue fits either: `edgechat plan --all` shows how much memory each needs."
     name = best.candidate.name

@@ -1,1 +1,1 @@
-"""Plans how to load a model: pure functions from a machine and a model profile to a load plan."""
+"""Memory and speed planning: pure functions that turn a machine and a model profile into a load plan."""

@@ -1,4 +1,4 @@
-"""Explanations for people: the reason for each value of a load plan, and why a model does not fit."""
+"""Texts for the user that explain each value of a load plan, and why a model does not fit."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from edgechat.planner.memory import MemoryEstimate
 
 
 def reasons(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx: int | None) -> dict[str, str]:
-    """Return the reason for each field of a plan, by its name; `n_ctx` is a context length that the user set."""
+    """Return the reason for each field of a plan, by field name; `n_ctx` is the context length that the user set."""
     options, memory = plan.options, plan.estimate
     texts = {
         "n_ctx": _n_ctx_reason(profile, options.n_ctx, is_set=n_ctx is not None),
         "kv_type": "full precision fits" if options.kv_type == "f16"
         else "half the size, with a divergence of about 0.001",
-        "use_mmap": "a mapped file loads at once, and its pages can be dropped" if options.use_mmap
-        else f"mapped, {size(memory.weights)} of weights could be in memory twice",
+        "use_mmap": "a mapped file loads fastest, and the system can drop its pages" if options.use_mmap
+        else f"with a mapped file, {size(memory.weights)} of weights could be in memory twice",
         "use_extra_bufts": f"{size(memory.repacked)} of weights are copied into the layout of faster kernels"
-        if memory.repacked else "the weights have, or get while they are read, the layout that the kernels need",
+        if memory.repacked else "no second copy of the weights is needed for faster kernels",
         "n_threads": f"{plan.n_threads} for decoding, {plan.n_threads_batch} for prefill: {machine.threads_reason}",
         "n_ubatch": "fastest prefill" if options.n_ubatch == N_UBATCHES[0] else "smaller compute buffers",
-        "n_seqs": f"up to {options.n_seqs} branches and conversations are in the context at a time"
-        + ("" if options.n_seqs == MANY_SEQS else "; each takes memory of its own in this kind of model"),
+        "n_seqs": f"up to {options.n_seqs} branches and conversations share the context"
+        + ("" if options.n_seqs == MANY_SEQS else "; in this kind of model each needs additional memory"),
         "prefix_ram_bytes": f"an eighth of the remaining memory, {size(plan.prefix_ram_bytes)}",
         "prefix_disk_bytes": f"a tenth of the free disk space, {size(plan.prefix_disk_bytes)}",
     }  # fmt: skip
@@ -38,7 +38,7 @@ def reasons(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx: int 
 
 def _n_ctx_reason(profile: ModelProfile, n_ctx: int, *, is_set: bool) -> str:
     if is_set:
-        return "as set"
+        return "set by the user"
     if n_ctx == profile.n_ctx_train:
         return "the context length that the model was trained with"
     if n_ctx == default_n_ctx(profile):
@@ -50,7 +50,7 @@ def _n_ctx_reason(profile: ModelProfile, n_ctx: int, *, is_set: bool) -> str:
 
 
 def does_not_fit(profile: ModelProfile, machine: Machine, least: MemoryEstimate, n_ctx: int | None) -> str:
-    """Return the error message for a model that does not fit; `least` is the memory of its most frugal variant."""
+    """Return the error message for a model that does not fit; `least` is the memory of its smallest load variant."""
     context = f"a context of {n_ctx} tokens" if n_ctx else "its shortest context"
     weights = least.weights + least.repacked
     return (

@@ -1,7 +1,7 @@
-"""Memory of a llama.cpp context: keys and values of full-attention and window layers, and recurrent states.
+"""Memory of a llama.cpp context: KV cache of full-attention and sliding-window layers, and recurrent states.
 
-The arithmetic of the pinned version's llama-kv-cache-iswa.cpp, llama-memory-recurrent.cpp and llama-hparams.cpp, with
-`swa_full` off and one unified cache for all sequences. A test compares it with llama.cpp's allocations.
+Follows llama-kv-cache-iswa.cpp, llama-memory-recurrent.cpp and llama-hparams.cpp of the pinned llama.cpp version, with
+`swa_full` off and one unified cache for all sequences. A test compares the results with llama.cpp's allocations.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Final
 from edgechat.modelfile.profile import ModelProfile
 
 CELLS: Final = 256
-"""llama.cpp rounds contexts and windows up to a multiple of this many cells."""
-# Elements and bytes of one block (ggml-common.h).
+"""Number of cells to a multiple of which llama.cpp rounds up contexts and windows."""
+# Elements and bytes of one block, by KV cache type (ggml-common.h).
 _KV_BLOCKS: Final = {"f16": (1, 2), "q8_0": (32, 34)}
 _F32_BYTES: Final = 4
 
 
 def layer_bytes(profile: ModelProfile, n_ctx: int, *, n_seqs: int, n_ubatch: int, kv_type: str = "f16") -> list[int]:
-    """Return the bytes of each layer in a context of `n_ctx` cells for at most `n_seqs` sequences.
+    """Return the bytes that each layer needs in a context of `n_ctx` tokens with at most `n_seqs` sequences.
 
-    Keys and values are stored in `kv_type`, states in F32.
+    Keys and values are stored in `kv_type`, recurrent states in F32.
     """
     n_cells = round_up_to_cells(n_ctx)
     window_cells = round_up_to_cells(min(n_cells, profile.window * n_seqs + n_ubatch))

@@ -1,4 +1,4 @@
-"""Load plan: everything the engine needs to load a model."""
+"""Load plan: the options with which the engine loads a model, and the estimated memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ N_BATCH: Final = 512
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Options, threads and budgets for loading one model file, with the memory that they take."""
+    """Options, threads and cache budgets for loading one model file, with a memory estimate."""
 
     model_path: str
     options: LoadOptions
@@ -20,21 +20,21 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     n_threads_batch: int
     n_batch: int
     prefix_ram_bytes: int
-    """Budget of the prefix cache in RAM."""
+    """Budget of the prefix cache in RAM, in bytes."""
     prefix_disk_bytes: int
-    """Budget of the prefix cache on disk."""
+    """Budget of the prefix cache on disk, in bytes."""
     speculation: bool
     draft_tokens: int
-    """Tokens of other conversations in which the drafter searches."""
+    """Capacity of the draft corpus (texts of other conversations), in tokens."""
     estimate: MemoryEstimate
     concessions: tuple[str, ...] = ()
-    """What was reduced so that the model fits, as short texts."""
+    """Reductions that make the model fit, as short texts."""
     reasons: dict[str, str] = {}
-    """Explanation of each field or option, by its name."""
+    """Explanation of each field or option, by field name."""
 
 
 def manual_plan(model_path: str, *, n_threads: int, n_batch: int = N_BATCH, **fields: Any) -> LoadPlan:
-    """Return a plan with given values, for benchmarks and tests; nothing is computed or checked.
+    """Return a plan with fixed values, for benchmarks and tests. The values are not checked.
 
     `fields` are fields of LoadPlan or LoadOptions.
     """

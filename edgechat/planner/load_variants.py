@@ -1,4 +1,4 @@
-"""Load variants: options for loading a model, from the best to the most frugal, with the concessions of each."""
+"""Load variants: options for loading a model, in order of decreasing memory, with the concessions of each."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from edgechat.planner.memory import LoadOptions
 DEFAULT_N_CTX: Final = 8192
 MIN_N_CTX: Final = 512
 _MIN_N_CTX_TRAIN: Final = 16
-"""A shorter trained context in a header is ignored as invalid."""
+"""Shortest plausible trained context; a shorter one in a header is ignored as invalid."""
 N_UBATCHES: Final = (512, 128)
-# Contexts that are tried before any other concession, and last of all.
+# Context lengths that are tried as an early concession, and as the last concession.
 _N_CTXS: Final = (8192, 4096, 2048)
 _SMALL_N_CTXS: Final = (1024, 512)
-# An embedding model reads a text in one batch, so this is also the longest text.
+# Context lengths for embedding models, which read a text in one batch; the context also limits the length of a text.
 _EMBEDDING_N_CTXS: Final = (2048, 1024, 512, 256)
 
 FEW_SEQS: Final = 4
 MANY_SEQS: Final = 8
 _Q8_BLOCK: Final = 32
-_READ_CONCESSION: Final = "the weights are read instead of mapped, so that they are in memory once"
+_READ_CONCESSION: Final = "the weights are read instead of mapped, to avoid a second copy in memory"
 
 
 class LoadVariant(NamedTuple):
-    """Load options, and their concessions compared with the best options."""
+    """Load options, with their concessions compared with the best options."""
 
     options: LoadOptions
     concessions: tuple[str, ...]
 
 
 def default_n_seqs(profile: ModelProfile) -> int:
-    """Return the number of live branches and conversations: fewer if each takes memory of its own."""
+    """Return the default number of sequences; it is smaller if each sequence needs additional memory."""
     return FEW_SEQS if profile.has_costly_sequences else MANY_SEQS
 
 
 def default_n_ctx(profile: ModelProfile) -> int:
-    """Return the context length of a model if the user sets none."""
+    """Return the default context length of a model."""
     trained = profile.n_ctx_train
     return min(trained, DEFAULT_N_CTX) if trained >= _MIN_N_CTX_TRAIN else DEFAULT_N_CTX
 
 
 def load_variants(profile: ModelProfile, machine: Machine, n_ctx: int | None) -> Iterator[LoadVariant]:
-    """Yield load variants in the order in which a plan tries them; `n_ctx` is a context length that the user set."""
+    """Yield load variants in the order in which a plan tries them; `n_ctx` is the context length that the user set."""
     if profile.is_embedding:
         yield from _embedding_variants(profile, n_ctx)
         return
@@ -60,7 +60,7 @@ def load_variants(profile: ModelProfile, machine: Machine, n_ctx: int | None) ->
 
 
 def _cpu_variants(profile: ModelProfile, best: LoadOptions, *, may_shorten: bool) -> Iterator[LoadVariant]:
-    """Yield the best options, then concede mapping, context, KV precision, micro-batch size, and context again."""
+    """Yield the best options, then reduce mapping, context, KV precision, micro-batch size, and context again."""
     yield LoadVariant(best, ())
     options, concessions = msgspec.structs.replace(best, use_mmap=False), dict[str, str]()
     if best.use_mmap:
@@ -73,10 +73,10 @@ def _cpu_variants(profile: ModelProfile, best: LoadOptions, *, may_shorten: bool
             yield LoadVariant(options, tuple(concessions.values()))
     if _can_use_q8(profile):
         options = msgspec.structs.replace(options, kv_type="q8_0")
-        concessions["kv_type"] = "the KV cache is in Q8_0, half the size"
+        concessions["kv_type"] = "the KV cache is stored in Q8_0, at half the size"
         yield LoadVariant(options, tuple(concessions.values()))
     options = msgspec.structs.replace(options, n_ubatch=N_UBATCHES[-1])
-    concessions["n_ubatch"] = f"micro-batches of {N_UBATCHES[-1]} tokens make prompts slower"
+    concessions["n_ubatch"] = f"micro-batches of {N_UBATCHES[-1]} tokens, which slow prefill down"
     yield LoadVariant(options, tuple(concessions.values()))
     for n_ctx in _SMALL_N_CTXS if may_shorten else ():
         if n_ctx < options.n_ctx:
@@ -89,7 +89,7 @@ def _context_concession(n_ctx: int, best: LoadOptions) -> str:
 
 
 def _embedding_variants(profile: ModelProfile, n_ctx: int | None) -> Iterator[LoadVariant]:
-    longest = profile.n_ctx_train or _EMBEDDING_N_CTXS[0]  # longer ones may lack position embeddings
+    longest = profile.n_ctx_train or _EMBEDDING_N_CTXS[0]  # longer contexts may lack position embeddings
     lengths = (n_ctx,) if n_ctx else _EMBEDDING_N_CTXS
     for length in sorted({min(length, longest) for length in lengths}, reverse=True):
         yield LoadVariant(LoadOptions(n_ctx=length, n_seqs=1, n_ubatch=length), ())
@@ -104,10 +104,10 @@ def _can_use_q8(profile: ModelProfile) -> bool:
 
 
 def _gpu_variants(profile: ModelProfile, best: LoadOptions, *, may_shorten: bool) -> Iterator[LoadVariant]:
-    """Yield the whole model on the GPU, then with less context, without the experts, and with fewer and fewer layers.
+    """Yield variants with the whole model on the GPU, then with less context, without experts, and with fewer layers.
 
-    Every variant is yielded twice: with a mapped file, and with a file that is read, so that GPU weights are not in CPU
-    memory too.
+    Every variant is yielded twice: with a mapped file, and with a file that is read, which avoids a copy of the GPU
+    weights in CPU memory.
     """
     everything = msgspec.structs.replace(best, n_gpu_layers=profile.n_layers + 1)
     variants = [LoadVariant(everything, ())]

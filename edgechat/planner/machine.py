@@ -14,27 +14,27 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Memory, threads and disk space available to a plan."""
 
     available_bytes: int
-    """Memory budget."""
+    """Memory budget in bytes."""
     n_threads: int = 1
-    """Threads for decoding."""
+    """Number of threads for decoding."""
     n_threads_batch: int = 0
-    """Threads for prefill; 0: `n_threads`."""
-    threads_reason: str = "as many as there are cores"
+    """Number of threads for prefill; 0 means `n_threads`."""
+    threads_reason: str = "the number of cores"
     disk_free_bytes: int = 0
-    """Free space on the disk of the prefix cache; 0 turns it off."""
+    """Free bytes on the disk of the prefix cache; 0 turns the cache on disk off."""
     gpu_free_bytes: int = 0
-    """Memory budget on a discrete GPU; 0 without one."""
+    """Memory budget on a discrete GPU, in bytes; 0 without a discrete GPU."""
     gpu_is_unified: bool = False
     gpu_name: str = ""
     read_bps: float = 0.0
     """Memory bandwidth of the processor in bytes per second; 0.0 if unknown."""
     gpu_read_bps: float = 0.0
     other_instances: str = ""
-    """Memory held by other edgechat processes, as text that is appended to the error of a model that does not fit."""
+    """Memory of other edgechat processes, as text for the error message about a model that does not fit."""
 
 
 def best_gpu(gpus: Sequence[Gpu]) -> Gpu | None:
-    """Return the GPU to plan for: discrete before unified, then the one with the most free memory."""
+    """Return the GPU with the most free memory; discrete GPUs are preferred to unified ones."""
     return max(gpus, key=lambda gpu: (not gpu.is_unified, gpu.free_bytes), default=None)
 
 

@@ -23,20 +23,20 @@ from edgechat.planner.memory import (
     n_seqs_with_scratch,
 )
 
-# Shares of the remaining memory and disk space: a small board must not get a workstation's caches.
+# Caches get 1/8 of the remaining memory and 1/10 of the free disk space, so that they stay small on small machines.
 PREFIX_RAM_SHARE: Final = 8
 MAX_PREFIX_RAM_BYTES: Final = 2 << 30
 PREFIX_DISK_SHARE: Final = 10
 MAX_PREFIX_DISK_BYTES: Final = 4 << 30
 SPECULATION_SHARE: Final = 16
 MAX_DRAFT_TOKENS: Final = 1 << 17
-# State copies for batches of 8, 4 and 2 drafted tokens.
+# Numbers of state copies to try: for steps of 8, 4 and 2 tokens.
 _N_RS_SEQ: Final = (7, 3, 1)
-# A second plan, after the first ran out of memory, takes at most this fraction of it.
+# Maximum memory of the second plan, as a fraction of a first plan that ran out of memory.
 _SMALLER: Final = 0.8
 
 Estimator = Callable[[LoadOptions], BufferSizes]
-"""Returns the buffer sizes of a model with these options."""
+"""Function that returns the buffer sizes of a model with the load options of its argument."""
 
 
 def plan(
@@ -45,10 +45,10 @@ def plan(
 ) -> LoadPlan:  # fmt: skip
     """Return the load plan of a model on a machine.
 
-    Concessions are made in this order until the model fits: the second copy of mapped weights, context length (unless
-    `n_ctx` sets it), precision of the KV cache, size of micro-batches, and context length again. `estimator` defaults
-    to formulas; `extra_bytes` is the observed additional memory of the model. Raises PlanError, with the numbers, if
-    no variant fits.
+    Until the model fits, these are reduced in order: the second copy of mapped weights, the context length (unless
+    `n_ctx` sets it), the KV cache precision, the micro-batch size, and the context length again. `estimator` defaults
+    to `formula_buffers`; `extra_bytes` is the observed additional memory of the model. Raises PlanError, with the
+    required and available memory, if no variant fits.
     """
     least: MemoryEstimate | None = None
     for variant in load_variants(profile, machine, n_ctx):
@@ -66,7 +66,7 @@ def plan(
 def smaller_plan(
     profile: ModelProfile, machine: Machine, failed: LoadPlan, n_ctx: int | None = None
 ) -> LoadPlan | None:
-    """Return a plan that takes a fifth less memory than one that ran out of memory; None if none does."""
+    """Return a plan with at most 80 % of the memory of `failed`, which ran out of memory; None if there is none."""
     before = failed.estimate
     for variant in load_variants(profile, machine, n_ctx):
         memory = estimate(profile, variant.options, is_unified=machine.gpu_is_unified)
@@ -87,7 +87,7 @@ def _load_plan(
     profile: ModelProfile, machine: Machine, variant: LoadVariant, memory: MemoryEstimate,
     buffers: BufferSizes | None, *, speculation: bool, n_ctx: int | None,
 ) -> LoadPlan:  # fmt: skip
-    """Complete a variant that fits: share the remaining memory between speculation and the prefix cache."""
+    """Make a plan of a variant that fits, and divide the remaining memory between speculation and the prefix cache."""
     options, draft_tokens = variant.options, 0
     if speculation:
         free_bytes = machine.available_bytes - memory.total
@@ -110,7 +110,7 @@ def _load_plan(
 
 
 def _with_speculation(profile: ModelProfile, options: LoadOptions, budget_bytes: int) -> tuple[LoadOptions, int]:
-    """Return the options with as many state copies as the budget allows, and the draft tokens that the rest holds."""
+    """Return the options with as many state copies as fit in `budget_bytes`, and the draft corpus size for the rest."""
     state = states_bytes(profile, n_seqs_with_scratch(options))
     n_rs_seq = next((n for n in _N_RS_SEQ if n * state <= budget_bytes), 0) if state else 0
     draft_tokens = max(0, min(MAX_DRAFT_TOKENS, (budget_bytes - n_rs_seq * state) // INDEX_BYTES))

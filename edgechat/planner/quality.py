@@ -1,7 +1,7 @@
-"""Quality score of a model and quant: from published measurements where they exist, otherwise from its size.
+"""Quality score of a model and quant, from published benchmarks if available, otherwise from the model's size.
 
-Scores are points of the Artificial Analysis Intelligence Index, on which twice the weights are worth about five points.
-They are good enough to rank models, not to compare decimals.
+Scores are points of the Artificial Analysis Intelligence Index. Doubling the number of weights gains about five points.
+The scores are precise enough to rank models, but small differences mean nothing.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import msgspec
 
 from edgechat.catalogue.curated import CatalogueModel
 
-# Converts MMLU-Pro to the index. Two models of the catalogue have both: MMLU-Pro 64.05 and index 18 (Qwen3 4B 2507),
-# 82.5 and 32 (Qwen3.5 9B).
+# Line that converts MMLU-Pro to the index. Two models of the catalogue have both scores: MMLU-Pro 64.05 and index 18
+# (Qwen3 4B 2507), 82.5 and 32 (Qwen3.5 9B).
 _MMLU_AT: Final = (64.05, 18.0)
 _INDEX_PER_MMLU: Final = (32.0 - 18.0) / (82.5 - 64.05)
 
-# A line through the measured models of one generation (Qwen3: 0.75e9 weights 6.5, 2.0e9 13, 4.0e9 18, and 30B-A3B, with
-# an effective 10e9 weights, 24.5 by its MMLU-Pro).
+# Index of a model with 1e9 weights, from a line through the measured models of one generation (Qwen3: 0.75e9 weights
+# 6.5, 2.0e9 13, 4.0e9 18, and 30B-A3B, with an effective 10e9 weights, 24.5 by its MMLU-Pro).
 _INDEX_OF_1B: Final = 8.0
 DOUBLING: Final = 4.9
-"""Points gained by twice the weights."""
-# Deduction for an unmeasured model: it is probably older, and must not win against a measured one of the same size.
+"""Points gained by doubling the number of weights."""
+# Deduction in points for an unmeasured model: it is probably older, so a measured model of the same size ranks first.
 _UNMEASURED_DEDUCTION: Final = 3.0
 
 # Kullback-Leibler divergence of Llama-3-8B's quants from full precision (tools/perplexity/README.md of the pinned
@@ -38,17 +38,17 @@ _DIVERGENCE: Final = {
     "IQ2_XS": 0.54629, "IQ2_XXS": 0.812022, "IQ1_M": 1.393084, "IQ1_S": 2.254554,
 }  # fmt: skip
 _DIVERGENCE_N_PARAMS: Final = 8.03e9
-# No measurements exist of smaller models: below this size, the loss does not grow further.
+# Smallest size with measurements: below it, the loss is assumed to be constant.
 _MIN_N_PARAMS: Final = 2e9
 # From Llama-3-8B to Llama-2-70B, the perplexity loss shrinks with the size to the power of 0.39 (Q4_K_M: 2.8 % to
 # 1.2 %) and 0.77 (Q2_K: 56 % to 8.8 %).
 _SIZE_EXPONENT: Final = 0.55
-# The divergence that costs as much as half of the weights. With it, 8B at about 3.5 bits (Q3_K_S) equals 4B at 8 bits,
-# the point where quants below 4 bits of the larger model stop being worth it.
+# Divergence that costs as many points as halving the number of weights. With this value, an 8B model at about 3.5 bits
+# (Q3_K_S) equals a 4B model at 8 bits, where quants below 4 bits of the larger model are no longer worthwhile.
 _DIVERGENCE_OF_HALF: Final = 0.2
 # Divergence of a KV cache in Q8_0 at short contexts (ggml-org/llama.cpp#7412).
 _KV_Q8_DIVERGENCE: Final = 0.001
-# Quant names of other makers, counted as the quant that they are built from.
+# Quants without measurements, with the measured quant whose divergence is used.
 _ALIASES: Final = {"MXFP4_MOE": "IQ4_NL", "MXFP4": "IQ4_NL", "NVFP4": "IQ4_NL", "Q8_K": "Q8_0"}
 
 
@@ -60,7 +60,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     is_measured: bool
     """False if the index is estimated from the size."""
     loss: float
-    """Points lost to quantisation; infinite for an unknown quant."""
+    """Points lost by quantisation; infinite for an unknown quant."""
 
     @property
     def points(self) -> float:
@@ -69,7 +69,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def divergence(quant: str) -> float | None:
-    """Return the divergence of an 8B model's quant from full precision; None if it was never measured."""
+    """Return the divergence of a quant of an 8B model from full precision; None if it was not measured."""
     name = quant.upper().removeprefix("UD-")
     base = re.sub("_(XL|L|M|S)$", "", name)
     return next((_DIVERGENCE[n] for n in (name, _ALIASES.get(base, base + "_M"), base) if n in _DIVERGENCE), None)
@@ -85,10 +85,10 @@ def loss(quant: str, n_params: int, *, kv_q8: bool = False) -> float:
 
 
 def index(n_params: int, n_active: int | None = None, model: CatalogueModel | None = None) -> tuple[float, bool]:
-    """Return the index of a model in full precision, and whether it was measured.
+    """Return the index of a model in full precision, and True if the index was measured.
 
     For an unmeasured mixture of experts with `n_active` weights per token, the effective size is the geometric mean of
-    both counts.
+    the two numbers of weights.
     """
     if model is not None and model.aa_index is not None:
         return model.aa_index, True

@@ -1,4 +1,4 @@
-"""Ranking of models and quants: the best quality that memory and the minimum speed allow."""
+"""Ranking of models and quants by quality, within the limits of memory and minimum speed."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from edgechat.planner.quality import Quality, loss
 from edgechat.planner.throughput import KernelSpeeds, PredictedSpeed, predict_speed, speed_by_bandwidth
 
 PROMPT_TOKENS: Final = 1000
-"""Length of the prompt whose time to first token is shown."""
-# Number of tokens in the context at which the decode speed is predicted: typical in the middle of a reply.
+"""Length of the prompt for which the time to first token is predicted, in tokens."""
+# Number of tokens in the context for which the decode speed is predicted: a typical value in the middle of a reply.
 _N_PAST: Final = 512
-# Unnoticeable difference in points: among such models, context length and speed decide.
+# Difference in points that counts as equal quality; context length and speed then decide.
 _EQUAL_QUALITY: Final = 0.25
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """A model file that could be chosen."""
+    """A model file that the ranking compares, installed or not."""
 
     name: str
     quant: str
@@ -36,29 +36,29 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     quality: Quality
     is_installed: bool = True
     is_default: bool = True
-    """False if its licence has conditions, so that it is only used when the user names it."""
+    """False if the licence has conditions, so that the model is used only when the user names it."""
     is_size_estimated: bool = False
-    """True if the file size is computed from the number of weights."""
+    """True if the file size is estimated from the number of weights."""
     extra_bytes: int = 0
-    """Observed additional memory of earlier loads on this machine."""
+    """Memory beyond the estimate that earlier loads needed on this machine, in bytes."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """A candidate on a machine: its plan, speed and quality."""
+    """Evaluation of a candidate on a machine: plan, predicted speed and quality."""
 
     candidate: Candidate
     plan: LoadPlan | None
-    """None if it does not fit."""
+    """Load plan; None if the model does not fit."""
     memory: MemoryEstimate
-    """Memory of the plan, or of the most frugal options if it does not fit."""
+    """Memory of the plan, or of the smallest load variant if the model does not fit."""
     speed: PredictedSpeed | None
-    """None if unknown."""
+    """Predicted prefill and decode speed; None if unknown."""
     points: float
-    """Quality score, reduced by the concessions of the plan."""
+    """Quality score minus the loss from the concessions of the plan, in points."""
     verdict: str
-    """One short reason for or against the candidate."""
+    """Short reason for or against the candidate, for display."""
     is_fast_enough: bool = True
-    """True also if the speed is unknown."""
+    """True if the model reaches the minimum speed, or if its speed is unknown."""
 
 
 def evaluate(
@@ -67,8 +67,8 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Plan a candidate on a machine, and predict its speed and quality.
 
-    `min_tps` is the minimum decode speed in tokens per second. `estimator` returns exact buffer sizes; without one,
-    sizes come from formulas, with the repacked types of `speeds` if given.
+    `min_tps` is the minimum decode speed in tokens per second. `estimator` returns exact buffer sizes; without it,
+    sizes are estimated with formulas and the repacked types of `speeds`.
     """
     profile = candidate.profile
     if estimator is None and speeds is not None:
@@ -79,7 +79,7 @@ def evaluate(
         return _too_large(candidate, n_ctx)
     options = load_plan.options
     if speeds is not None and not options.n_gpu_layers:
-        # Without the plan's concessions, so that a larger memory budget never makes a model too slow.
+        # Concessions of the plan are ignored, so that a larger memory budget never makes a model too slow.
         speed = predict_speed(profile, speeds, n_past=_N_PAST)
     else:
         gpu_fraction = min(1.0, max(0, options.n_gpu_layers - 1) / max(1, profile.n_layers))
@@ -90,26 +90,26 @@ def evaluate(
     is_slow = speed is not None and speed.decode_tps < min_tps
     verdict = "; ".join(load_plan.concessions) or "fits"
     if speed is not None and is_slow:
-        verdict = f"too slow: {speed.decode_tps:.1f} tokens/s, the minimum is {min_tps:g}"
+        verdict = f"too slow: {speed.decode_tps:.1f} tokens/s, minimum {min_tps:g} tokens/s"
     return Evaluation(
         candidate=candidate, plan=load_plan, memory=load_plan.estimate, speed=speed, points=points, verdict=verdict,
         is_fast_enough=not is_slow,
     )  # fmt: skip
 
 
-def choose(evaluations: Sequence[Evaluation], *, unasked: bool = False) -> Evaluation | None:
-    """Return the best evaluation that fits, or None.
+def choose(evaluations: Sequence[Evaluation], *, defaults_only: bool = False) -> Evaluation | None:
+    """Return the evaluation of the best candidate that fits; None if no candidate fits.
 
-    Among those that reach the minimum speed, quality decides; within a quarter of a point context length and speed
-    decide. If none is fast enough, the fastest wins: speed goes before quality. With `unasked`, only models that may
-    be used without the user naming them are considered.
+    Among candidates that reach the minimum speed, quality decides; if qualities differ by less than a quarter of a
+    point, context length and speed decide. If no candidate is fast enough, the fastest is returned. With
+    `defaults_only`, candidates without `is_default` are ignored.
     """
-    fitting = [e for e in evaluations if e.plan is not None and (e.candidate.is_default or not unasked)]
+    fitting = [e for e in evaluations if e.plan is not None and (e.candidate.is_default or not defaults_only)]
     fast = [e for e in fitting if e.is_fast_enough]
     if not fast:
         return max(fitting, key=lambda e: (_decode_tps(e), e.points), default=None)
     best = max(e.points for e in fast)
-    if not math.isfinite(best):  # only quants of unknown quality
+    if not math.isfinite(best):  # the quality of all quants is unknown
         return max(fast, key=lambda e: (e.memory.weights, _decode_tps(e)))
     equal = [e for e in fast if e.points >= best - _EQUAL_QUALITY]
     return max(equal, key=lambda e: (e.plan.options.n_ctx if e.plan else 0, _decode_tps(e), e.points))
@@ -124,7 +124,7 @@ def _decode_tps(evaluation: Evaluation) -> float:
 
 
 def _too_large(candidate: Candidate, n_ctx: int | None) -> Evaluation:
-    """Return the evaluation of a candidate that does not fit, with the memory of its most frugal options."""
+    """Return the evaluation of a candidate that does not fit, with the memory of its smallest load variant."""
     profile = candidate.profile
     frugal = LoadOptions(
         n_ctx=n_ctx or min(default_n_ctx(profile), MIN_N_CTX), n_seqs=default_n_seqs(profile), use_mmap=False,

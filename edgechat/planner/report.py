@@ -1,4 +1,4 @@
-"""Plans of several models as rows of a table, as JSON and as text."""
+"""Output formats of plans: table rows, JSON and text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgechat.planner.memory import MemoryEstimate
 from edgechat.planner.ranking import PROMPT_TOKENS, Evaluation
 
 BAR_WIDTH: Final = 24
-"""Characters of a memory bar."""
+"""Width of a memory bar in characters."""
 MEMORY_PARTS: Final = (
     ("weights", "#", "weights"),
     ("repacked", "+", "repacked weights"),
@@ -29,7 +29,7 @@ MEMORY_PARTS: Final = (
 
 
 class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate of `edgechat plan`. Unknown values are None. The encoded field names are the JSON format."""
+    """Table row of one candidate of `edgechat plan`. The encoded field names are the JSON format."""
 
     name: str
     quant: str
@@ -37,11 +37,11 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     is_chosen: bool
     fits: bool
     is_fast_enough: bool
-    """True if it reaches the minimum speed, or if its speed is unknown."""
+    """True if the model reaches the minimum speed, or if its speed is unknown."""
     verdict: str
-    """One short reason for or against the candidate."""
+    """Short reason for or against the candidate."""
     total_bytes: int
-    """Memory as planned, or the minimum if it does not fit."""
+    """Planned memory, or the memory of the smallest load variant if the model does not fit."""
     memory: MemoryEstimate
     n_ctx: int | None
     decode_tps: float | None
@@ -49,13 +49,13 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     ttft_1000_s: float | None
     """Time to first token after a prompt of 1,000 tokens."""
     quality: float | None
-    """Quality score, without the losses from the quant and the plan."""
+    """Quality score of the model in full precision, in points; None if unknown."""
     quality_loss: float | None
     quality_is_measured: bool
     size_is_known: bool
     concessions: tuple[str, ...] = msgspec.field(name="trades")
     plan: dict[str, Any] | None
-    """Load options, threads and budgets."""
+    """Load options, threads and cache budgets; None if the model does not fit."""
     reasons: dict[str, str]
 
 
@@ -91,7 +91,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def memory_bar(memory: MemoryEstimate, available_bytes: int) -> str:
-    """Draw the used part of the memory budget, one character for each part; `>` at the end if it does not fit."""
+    """Draw the memory budget as a bar with one character for each purpose; a final `>` if the model does not fit."""
     drawn, total = "", 0
     for name, sign, _ in MEMORY_PARTS:
         total += int(getattr(memory, name))
@@ -102,12 +102,12 @@ def memory_bar(memory: MemoryEstimate, available_bytes: int) -> str:
 
 
 def sort_key(row: PlanRow) -> tuple[bool, bool, float]:
-    """Order rows: the chosen one, then those that fit by falling quality, then the others."""
+    """Sort key of a row: first the chosen model, then models that fit by descending quality, then the others."""
     return (not row.is_chosen, not row.fits, -(row.quality if row.quality is not None else -1e9))
 
 
 def best_quants(rows: list[PlanRow]) -> list[PlanRow]:
-    """Keep the first row of each catalogue model, and all installed models; `rows` are sorted."""
+    """Return the first row of each catalogue model, and the rows of all installed models, from sorted `rows`."""
     models: set[str] = set()
     best = []
     for row in rows:
@@ -119,7 +119,7 @@ def best_quants(rows: list[PlanRow]) -> list[PlanRow]:
 
 
 def plan_lines(plan: LoadPlan) -> list[str]:
-    """Describe a plan in lines of text: memory by purpose, concessions, and the reason for each value."""
+    """Format a plan as lines of text: memory by purpose, concessions, and the reason for each value."""
     lines = ["Memory"]
     for name, _, label in MEMORY_PARTS:
         n_bytes = int(getattr(plan.estimate, name))
@@ -137,7 +137,7 @@ def plan_lines(plan: LoadPlan) -> list[str]:
 
 
 def row_lines(row: PlanRow, available_bytes: int) -> list[str]:
-    """Describe a candidate in a few lines of text: verdict, memory, speed and quality."""
+    """Format a candidate as a few lines of text: verdict, memory, speed and quality."""
     lines = [f"{row.name}  {row.quant}", row.verdict]
     if available_bytes:
         bar = memory_bar(row.memory, available_bytes)

@@ -1,4 +1,4 @@
-"""Header of a model in another quant, computed from one header: the type and size of each tensor under a preset."""
+"""Computes the header of a model in another quant: the type and size of each tensor under a quantisation preset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgechat.modelfile.layers import read_layers
 from edgechat.modelfile.tensor_types import FILE_TYPES, TENSOR_TYPES
 
 PRESETS: Final = ("Q2_K", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
-"""Quants to compare, smallest first; the others lie between them, or need an importance matrix."""
+"""Quants that `edgechat plan` compares, smallest first. Other quants lie between these or need an importance matrix."""
 _PRESET_NUMBERS: Final = {name: number for number, name in FILE_TYPES.items()}
 
 
@@ -35,7 +35,7 @@ class QuantModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def quant_model(header: ModelHeader) -> QuantModel:
-    """Return the properties that llama.cpp's rules need. Raises ModelFileError for an impossible number of layers."""
+    """Return the properties that llama.cpp's rules need. Raises ModelFileError for an invalid number of layers."""
     parts = read_layers(header)
     first = next((layer for layer in parts.layers if layer.n_head_kv), parts.layers[0] if parts.layers else None)
     return QuantModel(
@@ -48,7 +48,7 @@ def quant_model(header: ModelHeader) -> QuantModel:
 
 
 def _order(tensor: Tensor) -> tuple[int, str]:
-    """Sort as llama.cpp's weight_name_comparer does, because some rules count earlier tensors."""
+    """Sort key in the order of llama.cpp's weight_name_comparer, because some rules count earlier tensors."""
     match = re.match(r"blk\.(\d{1,9})\.", tensor.name)
     return (int(match[1]) if match else -1, tensor.name)
 
@@ -72,6 +72,6 @@ def requantized_header(header: ModelHeader, quant: str, types: Sequence[int]) ->
 
 
 def tensor_bytes(tensor: Tensor, type_id: int) -> int:
-    """Return the bytes of a tensor that is stored in the type `type_id`."""
+    """Return the size in bytes of a tensor stored in the type `type_id`."""
     kind = TENSOR_TYPES[type_id]
     return math.prod(tensor.shape) // kind.block_size * kind.block_bytes

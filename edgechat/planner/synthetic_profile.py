@@ -1,4 +1,4 @@
-"""Approximate model profiles from the catalogue's numbers, for planning before a file's header was read."""
+"""Approximate model profiles from the catalogue's dimensions, for plans without a file header."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _MAIN_TYPES: Final = {
     "UD-Q2_K_XL": "Q2_K", "UD-Q3_K_XL": "Q3_K", "UD-Q5_K_XL": "Q5_K",
 }  # fmt: skip
 _TYPE_IDS: Final = {kind.name: number for number, kind in TENSOR_TYPES.items()}
-# Typical values of current models, for dimensions that the catalogue lacks.
+# Typical dimensions of current models, for entries without them in the catalogue.
 _N_EMBD, _N_VOCAB = 2048, 128_000
 
 
 def file_sizes(model: CatalogueModel) -> dict[str, tuple[int, bool]]:
-    """Return (bytes, is_exact) of a model's files by quant; inexact sizes are computed from the number of weights."""
+    """Return (bytes, is_exact) of a model's files by quant. Inexact sizes are computed from the number of weights."""
     sizes = {quant: (count, True) for quant, count in model.sizes().items()}
     for source in model.source:
         for quant in (*source.quants, *source.other_quants):
@@ -39,7 +39,7 @@ def file_sizes(model: CatalogueModel) -> dict[str, tuple[int, bool]]:
 
 
 def synthetic_profiles(model: CatalogueModel) -> dict[str, ModelProfile]:
-    """Return a profile for each quant, with the catalogue's dimensions and tensors whose sizes add up to the file's."""
+    """Return a profile for each quant. The sizes of its placeholder tensors add up to the file size."""
     base = ModelProfile.from_header(_header_without_tensors(model))
     return {
         quant: base.with_tensors(f"{model.id}:{quant}", _tensors(model, quant, file_bytes))
@@ -86,13 +86,13 @@ def _header_without_tensors(model: CatalogueModel) -> ModelHeader:
 
 
 def _tensors(model: CatalogueModel, quant: str, file_bytes: int) -> tuple[Tensor, ...]:
-    """Return one tensor per layer, and another with its experts if each token uses only some of them."""
+    """Return one placeholder tensor per layer, and another one with its experts if a token uses only some experts."""
     shape = model.shape
     type_id = _TYPE_IDS.get(_MAIN_TYPES.get(quant, quant), _TYPE_IDS["Q4_K"])
     n_params = shape.n_params or int(file_bytes * 8 / _BITS.get(quant, _BITS["Q4_K_M"]))
     routed = 0.0
     if shape.n_params_active and shape.n_experts and shape.n_experts_used and shape.n_params:
-        # Active weights are the dense ones and the used fraction of the routed ones; solve for the routed fraction.
+        # Active weights are the dense weights and the used fraction of the expert weights; solve for their share.
         used = shape.n_experts_used / shape.n_experts
         routed = min(1.0, max(0.0, (1 - shape.n_params_active / n_params) / max(1e-9, 1 - used)))
     n_layers = shape.n_layers or 1

@@ -1,4 +1,4 @@
-"""Predicted speed of a model: its matrix products at the rates that the kernel benchmark measured on this machine."""
+"""Speed prediction for a model, from the kernel benchmark of this machine or from memory bandwidth."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 
 BATCHES: Final = (1, 4, 32)
-"""Batch sizes (columns of a matrix product) that the benchmark measures."""
-# Small operations (norms, rotations, sums, activations, KV cache writes) per layer, per layer with a recurrent state,
-# and per token, sampling and the message to the client included. Fitted to 17 files of six kinds of models with two
-# threads; `edgechat bench memory` shows the prediction error.
+"""Batch sizes (columns of a matrix product) that the kernel benchmark measures."""
+# Numbers of small operations (norms, rotations, sums, activations, KV cache writes) per layer, per layer with a
+# recurrent state, and per token, including sampling and the message to the client. Fitted to 17 files of six model
+# families with two threads; `edgechat bench memory` shows the prediction error.
 _LAYER_OPERATIONS: Final = 20
 _STATE_LAYER_OPERATIONS: Final = 40
 _TOKEN_OPERATIONS: Final = 260
-# Tables of which a token reads one row.
+# Lookup tables, of which each token reads one row.
 _TABLES: Final = ("token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight")
 
 
 class KernelSpeeds(msgspec.Struct, frozen=True, kw_only=True):
-    """Kernel benchmark of one backend on this machine. The encoded field names are part of a state file."""
+    """Kernel benchmark results of one backend on this machine. The encoded field names are part of a state file."""
 
     backend: str
     n_threads: int
     products: dict[str, dict[int, float]]
-    """Weights multiplied per second, by tensor type and batch size, in the layout in which models are loaded."""
+    """Weights multiplied per second, by tensor type and batch size, in the layout of loaded models."""
     plain: dict[str, dict[int, float]] = {}
-    """The same in the layout of the file, for tensor types that are repacked."""
+    """Weights multiplied per second in the layout of the file, for tensor types that are repacked when loaded."""
     attention: dict[str, dict[int, float]] = {}
-    """Elements of keys and values read per second by queries, by KV type and batch size."""
+    """Elements of the KV cache read per second by attention, by KV type and batch size."""
     operations_per_s: float = 0.0
-    """Small operations per second, one after another."""
+    """Small operations per second, run one after another."""
     products_per_s: float = 0.0
     """Products of small matrices per second."""
     decode_threads: int = 0
-    """Fastest number of threads for decoding; 0 if only `n_threads` was measured."""
+    """Number of threads with the fastest decoding; 0 if only `n_threads` was measured."""
     prefill_threads: int = 0
-    """Fastest number of threads for prefill; 0 if only `n_threads` was measured."""
+    """Number of threads with the fastest prefill; 0 if only `n_threads` was measured."""
     max_threads: int = msgspec.field(default=0, name="most_threads")
-    """Largest number of threads measured; with another number of usable cores the result is outdated."""
+    """Largest number of threads measured. The result is outdated if the number of usable cores differs."""
 
     @property
     def read_bps(self) -> float:
@@ -56,7 +56,7 @@ class KernelSpeeds(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def repacked_types(self) -> frozenset[str]:
-        """Tensor types that this backend keeps in another layout than the file's."""
+        """Tensor types that this backend repacks into another layout than that of the file."""
         return frozenset(self.plain)
 
 
@@ -65,10 +65,10 @@ class PredictedSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
     decode_tps: float
     prefill_tps: float
-    """At the start of a context; NaN if unknown."""
+    """Prefill speed at the start of a context; NaN if unknown."""
 
     def ttft_s(self, n_tokens: int) -> float:
-        """Return the time to first token after a prompt of `n_tokens`."""
+        """Return the time to first token for a prompt of `n_tokens`, in seconds."""
         return n_tokens / self.prefill_tps + 1.0 / self.decode_tps
 
 
@@ -76,14 +76,14 @@ def predict_speed(
     profile: ModelProfile, speeds: KernelSpeeds, *, n_past: int = 256, kv_type: str = "F16",
     use_extra_bufts: bool = True,
 ) -> PredictedSpeed | None:  # fmt: skip
-    """Predict the speed with `n_past` tokens in the context; None if a tensor type was not measured."""
+    """Predict the speed with `n_past` tokens in the context. Returns None if a tensor type was not measured."""
     decode_s = _step_s(profile, speeds, 1, use_extra_bufts=use_extra_bufts)
     prefill_s = _step_s(profile, speeds, BATCHES[-1], use_extra_bufts=use_extra_bufts)
     if decode_s is None or prefill_s is None:
         return None
     n_elements = n_past * sum(
         layer.kv_width * layer.n_head / layer.n_head_kv for layer in profile.layers if layer.n_head_kv
-    )  # each group of heads reads the same keys and values
+    )  # all heads of a group read the same keys and values
     rates = speeds.attention.get(kv_type.lower()) or speeds.attention.get("f16") or {}
     if rates:
         decode_s += n_elements / rates.get(1, math.inf)
@@ -98,7 +98,7 @@ def speed_by_bandwidth(
 ) -> PredictedSpeed | None:
     """Predict the decode speed from memory bandwidth alone; `gpu_fraction` of the weights is on a GPU.
 
-    The prefill speed is NaN. Returns None without a bandwidth.
+    The prefill speed is NaN. Returns None if a bandwidth is unknown.
     """
     read_bytes = sum(t.size_bytes * _used_fraction(profile, t) for t in _used_tensors(profile))
     parts = ((1.0 - gpu_fraction, read_bps), (gpu_fraction, gpu_read_bps))
@@ -111,7 +111,7 @@ def speed_by_bandwidth(
 
 
 def _step_s(profile: ModelProfile, speeds: KernelSpeeds, n_tokens: int, *, use_extra_bufts: bool) -> float | None:
-    """Return the seconds of a step of `n_tokens` without attention; None if a tensor type was not measured."""
+    """Return the time of a step of `n_tokens` without attention, in seconds; None if a tensor type was not measured."""
     total_s, n_products = 0.0, 0
     for tensor in _used_tensors(profile):
         if len(tensor.shape) > 1 and min(tensor.shape[:2]) > 1:
@@ -122,7 +122,7 @@ def _step_s(profile: ModelProfile, speeds: KernelSpeeds, n_tokens: int, *, use_e
                 return None
             n_products += 1
             total_s += _product_s(profile, tensor, rates, n_tokens)
-    if n_tokens > 1:  # prompts are computed in batches so large that only products count
+    if n_tokens > 1:  # in the large batches of prefill, only matrix products take noticeable time
         return total_s
     n_states = profile.n_state_layers
     n_operations = (
@@ -140,7 +140,7 @@ def _product_s(profile: ModelProfile, tensor: Tensor, rates: dict[int, float], n
     fraction = _used_fraction(profile, tensor)
     if fraction == 1.0 or n_tokens == 1:
         return fraction * n_weights / rates[n_tokens]
-    # A batch uses more experts than one token does, and each of them gets fewer columns.
+    # A batch uses more experts than a single token, and each expert multiplies fewer columns.
     batch_fraction = max(fraction, 1.0 - (1.0 - fraction) ** n_tokens)
     columns = max(1.0, n_tokens * fraction / batch_fraction)
     batch = max(b for b in BATCHES if b <= columns)
@@ -148,15 +148,15 @@ def _product_s(profile: ModelProfile, tensor: Tensor, rates: dict[int, float], n
 
 
 def _used_fraction(profile: ModelProfile, tensor: Tensor) -> float:
-    """Return the fraction of a tensor's weights that one token uses: below 1 for experts."""
+    """Return the fraction of a tensor's weights that one token uses, which is below 1 for expert tensors."""
     if profile.n_experts and profile.n_experts_used and "_exps." in tensor.name:
         return min(1.0, profile.n_experts_used / profile.n_experts)
     return 1.0
 
 
 def _used_tensors(profile: ModelProfile) -> list[Tensor]:
-    """Return the tensors that a step multiplies with: all but lookup tables."""
+    """Return the tensors that each step multiplies: all except lookup tables."""
     tables = set(_TABLES)
-    if not profile.has_output_tensor:  # the token embedding is the output as well
+    if not profile.has_output_tensor:  # the token embedding is also the output matrix
         tables.remove("token_embd.weight")
     return [t for t in profile.tensors if t.name not in tables]

@@ -143,7 +143,7 @@ def make_offer(settings: Settings) -> Offer:
     if resources.gpu_name:
         about += f", {resources.gpu_name}"
     local = choose(selection.evaluate_all(selection.installed_candidates(), settings))
-    best = choose(selection.evaluate_all(selection.catalogue_candidates(), settings), unasked=True)
+    best = choose(selection.evaluate_all(selection.catalogue_candidates(), settings), defaults_only=True)
     if best is not None and local is not None and best.points <= local.points:
         best = None
     return Offer(about, local, best)

@@ -34,7 +34,7 @@ def test_model_that_does_not_fit_names_the_memory_it_needs() -> None:
 def test_model_with_licence_conditions_is_never_chosen_unasked() -> None:
     one, other = (evaluate(c, machine(64 * GIB)) for c in candidates()[:2])
     restricted = msgspec.structs.replace(other, candidate=msgspec.structs.replace(other.candidate, is_default=False))
-    assert choose([one, restricted], unasked=True) is one
+    assert choose([one, restricted], defaults_only=True) is one
     assert choose([one, restricted]) is restricted
 
 
