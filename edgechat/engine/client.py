@@ -144,7 +144,7 @@ class EngineClient:
     def __init__(self) -> None:
         self._ids = itertools.count(1)
         self._process: EngineProcess | None = None
-        self._load: protocol.Load | None = None
+        self._last_load: protocol.Load | None = None
         self.loaded: protocol.Loaded | None = None
         """The Loaded event of the current model; None before the first load and after a failed one."""
         self._is_closed = False
@@ -180,14 +180,14 @@ class EngineClient:
         If the engine crashes, the client tries once more in a new process, which may choose another backend. After the
         system killed the engine, the client does not try again. Raises the engine's error, or EngineDiedError.
         """
-        self._load = None
+        self._last_load = None
         try:
             loaded = self._load_once(request, on_event)
         except EngineDiedError as error:
             if self._is_closed or error.code in (-KILL_SIGNAL, EXIT_VERSION_CHANGED):
                 raise
             loaded = self._load_once(msgspec.structs.replace(request, id=self.next_id()), on_event)
-        self._load = request
+        self._last_load = request
         return loaded
 
     def _load_once(self, request: protocol.Load, on_event: OnEvent) -> protocol.Loaded:
@@ -263,13 +263,13 @@ class EngineClient:
     def needs_restart(self) -> bool:
         """True if the engine died after a successful load, or if reloading the model has failed since."""
         process = self._process
-        return self._load is not None and (process is None or process.error is not None or self.loaded is None)
+        return self._last_load is not None and (process is None or process.error is not None or self.loaded is None)
 
     def restart_if_dead(self) -> None:
         """If `needs_restart`, start a new process and load the last model again."""
         with self._restart_lock:
-            if self.needs_restart and self._load is not None:
-                self._load_once(msgspec.structs.replace(self._load, id=self.next_id()), _ignore)
+            if self.needs_restart and self._last_load is not None:
+                self._load_once(msgspec.structs.replace(self._last_load, id=self.next_id()), _ignore)
 
     def _events(self, request: protocol.Request) -> Iterator[protocol.AnyEvent]:
         events: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()

@@ -57,7 +57,7 @@ class Drafting:
         )
         self._context = context
         self._sizes = [size for size in SIZES if size <= 1 + context.max_rollback]
-        self._live = LiveDrafter(SuffixIndex(library, context.n_ctx))
+        self._live_drafter = LiveDrafter(SuffixIndex(library, context.n_ctx))
         self._corpus = Corpus(
             lambda capacity: SuffixIndex(library, capacity), load.plan.draft_tokens, context.model.n_vocab, folder
         )
@@ -83,7 +83,7 @@ class Drafting:
         else:
             acceptance = acceptance.copy()  # an unsaved conversation must not change the profile
         is_end = self._context.model.is_eog if not params.ignore_eog else lambda _token: False
-        return Speculator([self._live, self._corpus], DraftController(acceptance, self._profile.costs), is_end)
+        return Speculator([self._live_drafter, self._corpus], DraftController(acceptance, self._profile.costs), is_end)
 
     def add_outputs(self, params: Generate, outputs: Sequence[list[int]]) -> None:
         """Queue the output of a finished request for the corpus, unless it is ephemeral or empty."""

@@ -52,11 +52,11 @@ class OutputSequence:
         for token in prompt[-PENALTY_LAST_N:]:
             self._sampler.accept(token)
         control = context.model.control_tokens
-        self._visible = {control[text] for text in params.visible_control_tokens if text in control}
+        self._visible_tokens = {control[text] for text in params.visible_control_tokens if text in control}
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop_filter = StopStringFilter(params.stop)
         self._text = ""
-        self._unsent: list[int] = []
+        self._unsent_tokens: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._flushed_at = 0.0
 
@@ -104,7 +104,7 @@ class OutputSequence:
             del self._logprobs[-1:]
             self.finish("stop")
             return False
-        self._append_text(token, model.token_to_piece(token, special=token in self._visible))
+        self._append_text(token, model.token_to_piece(token, special=token in self._visible_tokens))
         if self._stop_filter.is_stopped or self._sampler.is_complete:
             # A stop string in the middle of a grammar leaves an incomplete document.
             self.finish("stop" if self._sampler.can_end else "length")
@@ -116,7 +116,7 @@ class OutputSequence:
         return True
 
     def _append_text(self, token: int, piece: bytes) -> None:
-        self._unsent.append(token)
+        self._unsent_tokens.append(token)
         self._text += self._stop_filter.feed(self._decoder.decode(piece))
         if self._text and self.last_token_at - self._flushed_at >= FLUSH_INTERVAL_S:
             self._flush()
@@ -124,9 +124,10 @@ class OutputSequence:
 
     def _flush(self) -> None:
         self._send(TokensGenerated(
-            id=self._params.id, text=self._text, tokens=self._unsent, sequence=self._index, logprobs=self._logprobs
+            id=self._params.id, text=self._text, tokens=self._unsent_tokens, sequence=self._index,
+            logprobs=self._logprobs,
         ))  # fmt: skip
-        self._text, self._unsent, self._logprobs = "", [], []
+        self._text, self._unsent_tokens, self._logprobs = "", [], []
 
     def finish(self, reason: FinishReason) -> None:
         """End the sequence and send the remaining text; incomplete UTF-8 becomes U+FFFD. A second call does nothing."""
@@ -134,7 +135,7 @@ class OutputSequence:
             return
         self.finish_reason = reason
         self._text += self._stop_filter.feed(self._decoder.decode(b"", final=True)) + self._stop_filter.flush()
-        if self._text or self._unsent:
+        if self._text or self._unsent_tokens:
             self._flush()
         if self._params.n_sequences > 1:
             self._send(SequenceFinished(

@@ -23,7 +23,7 @@ class StopStringFilter:
         if not self._stops:
             return text
         self._pending_text += text
-        matches = [at for stop in self._stops if (at := self._pending_text.find(stop)) >= 0]
+        matches = [position for stop in self._stops if (position := self._pending_text.find(stop)) >= 0]
         self.is_stopped = bool(matches)
         if matches:
             end = min(matches)

@@ -96,11 +96,13 @@ class RestorePlanner:
             base = self._base_for(start, chain[0].end)
             if base is not None:
                 break
-            before = next((s for s in self._segments if s.can_resume and s.end == start == self._shared(s.node)), None)
-            if before is None or before.start >= start:
+            previous = next(
+                (s for s in self._segments if s.can_resume and s.end == start == self._shared(s.node)), None
+            )
+            if previous is None or previous.start >= start:
                 return None
-            chain.insert(0, before)
-            start = before.start
+            chain.insert(0, previous)
+            start = previous.start
         cost_s = sum(self._cost_s(s) for s in chain)
         return RestorePlan(n_tokens=last.end, base=base, base_tokens=start, segments=tuple(chain), cost_s=cost_s)
 

@@ -67,11 +67,13 @@ class SegmentStore:
     def count_covered(self, tokens: Sequence[int], conversation: str, *, can_truncate: bool) -> int:
         """Return how many leading tokens the segments of `conversation` can restore."""
         match = self._tree.match(tokens)
-        own = [s for s in self.segments if s.conversation == conversation and s.has_data]
+        own_segments = [s for s in self.segments if s.conversation == conversation and s.has_data]
         if not can_truncate:
-            return max((s.end for s in own if s.can_resume and match.n_shared(s.node) == s.end), default=0)
+            return max((s.end for s in own_segments if s.can_resume and match.n_shared(s.node) == s.end), default=0)
         n_covered = 0
-        while (end := max((match.n_shared(s.node) for s in own if s.start <= n_covered), default=0)) > n_covered:
+        while (
+            end := max((match.n_shared(s.node) for s in own_segments if s.start <= n_covered), default=0)
+        ) > n_covered:
             n_covered = end
         return n_covered
 

@@ -25,8 +25,8 @@ class Throughput:
         """Add the measurement of `amount` in `seconds`; ignore zero amounts and times below 0.1 ms."""
         if amount <= 0 or seconds < _MIN_S:
             return
-        new = amount / seconds
-        self.per_s = self.per_s + _WEIGHT * (new - self.per_s) if self._is_measured else new
+        measured_per_s = amount / seconds
+        self.per_s = self.per_s + _WEIGHT * (measured_per_s - self.per_s) if self._is_measured else measured_per_s
         self._is_measured = True
 
     def duration_s(self, amount: float) -> float:

@@ -122,14 +122,14 @@ class Context(SequenceMemory):
         Without `seq`, the scratch sequence is empty at first. Raises DecodeAborted, NoKvSlotError and EngineError.
         """
         if seq is not None:
-            self.copy(seq, self._scratch, len(self._tokens[seq]))
+            self.copy(seq, self._scratch_seq, len(self._tokens[seq]))
         started_at = time.monotonic()
         try:
-            self._decode([(self._scratch, token) for token in tokens], logits=True)
+            self._decode([(self._scratch_seq, token) for token in tokens], logits=True)
             self.synchronize()
             return time.monotonic() - started_at
         finally:
-            self.drop(self._scratch)
+            self.drop(self._scratch_seq)
 
     def synchronize(self) -> None:
         """Wait for the last decode: GPU backends compute asynchronously."""
@@ -148,13 +148,13 @@ class Context(SequenceMemory):
         padding = 0 if logits else self._padding(len(entries), max(starts.values(), default=0))
         if padding:
             try:
-                self._decode_batch([(self._scratch, entries[0][1])] * padding + entries, starts, logits=False)
+                self._decode_batch([(self._scratch_seq, entries[0][1])] * padding + entries, starts, logits=False)
             except NoKvSlotError:
                 pass  # retry without padding
             else:
                 return
             finally:
-                self.drop(self._scratch)
+                self.drop(self._scratch_seq)
         self._decode_batch(entries, starts, logits=logits)
 
     def _padding(self, count: int, depth: int) -> int:
@@ -168,7 +168,7 @@ class Context(SequenceMemory):
     def _decode_batch(self, entries: list[tuple[int, int]], starts: dict[int, int], *, logits: bool) -> None:
         """Decode one batch; `starts` maps each sequence to its length, and failures truncate it to that length."""
         batch, count = self._batch, len(entries)
-        ends = {self._scratch: 0} | starts
+        ends = {self._scratch_seq: 0} | starts
         if not 0 < count <= self.n_batch:
             raise EngineError(f"Cannot decode {count} tokens at once: a batch holds {self.n_batch}.")
         for i, (seq, token) in enumerate(entries):
@@ -187,7 +187,7 @@ class Context(SequenceMemory):
         if code == 0:
             for seq, token in entries:
                 self._tokens[seq].append(token)
-            self._uncommitted -= starts.keys()
+            self._uncommitted_seqs -= starts.keys()
             return
         if code == 1:  # llama.h: no slot for the batch, nothing was changed
             raise NoKvSlotError

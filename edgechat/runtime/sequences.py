@@ -24,11 +24,11 @@ class SequenceMemory:
         self.pointer = pointer
         self.n_seqs = n_seqs
         self._tokens: list[list[int]] = [[] for _ in range(n_seqs + 1)]
-        self._scratch = n_seqs
+        self._scratch_seq = n_seqs
         """Internal sequence for saving, restoring, padding and time measurements."""
         self._gap_ends = [0] * (n_seqs + 1)
         """End of the positions that a restored window does not cover, by sequence."""
-        self._uncommitted: set[int] = set()
+        self._uncommitted_seqs: set[int] = set()
         """Sequences with a recurrent state that was rolled back and not committed yet."""
         self._memory = llama.llama_get_memory(pointer)
         is_recurrent = bool(llama.llama_model_is_recurrent(model.pointer))
@@ -91,16 +91,16 @@ class SequenceMemory:
         if self._truncate(seq, end) != end:
             raise EngineError(f"llama.cpp could not roll back {n_tokens} drafted tokens. Try --no-speculation.")
         if self._has_state:
-            self._uncommitted.add(seq)
+            self._uncommitted_seqs.add(seq)
 
     def commit_rollback(self, seq: int) -> None:
         """Make the recurrent state that `rollback` selected the current one; does nothing for other memory.
 
         llama.cpp keeps the states of the last tokens (`n_rs_seq`) and would copy or save the newest one.
         """
-        if seq not in self._uncommitted:
+        if seq not in self._uncommitted_seqs:
             return
-        self._uncommitted.discard(seq)
+        self._uncommitted_seqs.discard(seq)
         llama, partial = self.model.bindings.llama, self.model.bindings.llama.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
         size = int(llama.llama_state_seq_get_size_ext(self.pointer, seq, partial))
         view = (ctypes.c_uint8 * size)()
@@ -122,7 +122,7 @@ class SequenceMemory:
         del self._tokens[seq][n_tokens:]
         if not n_tokens:
             self._gap_ends[seq] = 0
-            self._uncommitted.discard(seq)
+            self._uncommitted_seqs.discard(seq)
         return n_tokens
 
     def drop(self, seq: int) -> None:
@@ -158,14 +158,14 @@ class SequenceMemory:
         MemoryError and EngineError.
         """
         llama = self.model.bindings.llama
-        llama.llama_memory_seq_cp(self._memory, seq, self._scratch, start, end)
+        llama.llama_memory_seq_cp(self._memory, seq, self._scratch_seq, start, end)
         try:
-            size = int(llama.llama_state_seq_get_size(self.pointer, self._scratch))
+            size = int(llama.llama_state_seq_get_size(self.pointer, self._scratch_seq))
             data = bytearray(size)
             view = (ctypes.c_uint8 * size).from_buffer(data)
-            n_saved = int(llama.llama_state_seq_get_data(self.pointer, view, size, self._scratch))
+            n_saved = int(llama.llama_state_seq_get_data(self.pointer, view, size, self._scratch_seq))
         finally:
-            self.drop(self._scratch)
+            self.drop(self._scratch_seq)
         if n_saved != size:
             raise EngineError(f"llama.cpp saved only {n_saved} of {size} bytes of a sequence.")
         return data
@@ -181,15 +181,15 @@ class SequenceMemory:
         n_before, end = len(self._tokens[seq]), start + len(tokens)
         view = (ctypes.c_uint8 * len(data)).from_buffer(data)
         try:
-            n_read = int(llama.llama_state_seq_set_data(self.pointer, view, len(data), self._scratch))
-            if n_read != len(data) or self._end_position(self._scratch) < end:
+            n_read = int(llama.llama_state_seq_set_data(self.pointer, view, len(data), self._scratch_seq))
+            if n_read != len(data) or self._end_position(self._scratch_seq) < end:
                 return False
-            first = self._first_position(self._scratch)
+            first = self._first_position(self._scratch_seq)
             if self._window and first > n_before:
                 # The restored window starts after the end of this sequence: the positions between have no cells.
                 self._gap_ends[seq] = first
-            llama.llama_memory_seq_cp(self._memory, self._scratch, seq, n_before, end)
+            llama.llama_memory_seq_cp(self._memory, self._scratch_seq, seq, n_before, end)
         finally:
-            self.drop(self._scratch)
+            self.drop(self._scratch_seq)
         self._tokens[seq].extend(tokens[n_before - start :])
         return True

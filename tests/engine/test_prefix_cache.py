@@ -288,7 +288,7 @@ def test_padding_tokens_leave_nothing_behind(native: Bindings, starter: Path) ->
     assert context._padding(58, 900) == 6
     context.decode(rest)
     assert list(context.tokens()) == prompt + rest
-    assert context._end_position(context._scratch) == 0
+    assert context._end_position(context._scratch_seq) == 0
     padded = np.array(native.llama.llama_get_logits_ith(context.pointer, -1)[: model.n_vocab])
     context.decode(random_tokens(60, 2))  # 1018 of 1024 cells: no padding fits
     assert len(context.tokens()) == 1018

@@ -46,12 +46,12 @@ def main(arguments: list[str]) -> int:
 
 def load_speeds(bundle: Bundle, *modules: BackendModule) -> KernelSpeeds | None:
     """Return the first cached benchmark of one of `modules` on this machine; None if there is none."""
-    cached = _read()
-    if not cached:  # avoids `read_cpu`, which would take time at every start
+    speeds_by_key = _read()
+    if not speeds_by_key:  # avoids `read_cpu`, which would take time at every start
         return None
     cpu = read_cpu()
     keys = (verdicts.verdict_key(bundle, module, cpu) for module in modules)
-    return next((cached[key] for key in keys if key in cached), None)
+    return next((speeds_by_key[key] for key in keys if key in speeds_by_key), None)
 
 
 def measure_speeds(
@@ -79,9 +79,9 @@ def measure_speeds(
         decode_threads=decode_threads, prefill_threads=prefill_threads,
         max_threads=thread_counts[-1],
     )  # fmt: skip
-    cached = _read()
-    cached[verdicts.verdict_key(bundle, module, read_cpu())] = speeds
-    _file().save(dict(list(cached.items())[-_MAX_ENTRIES:]))
+    speeds_by_key = _read()
+    speeds_by_key[verdicts.verdict_key(bundle, module, read_cpu())] = speeds
+    _file().save(dict(list(speeds_by_key.items())[-_MAX_ENTRIES:]))
     return speeds
 
 
