@@ -331,8 +331,8 @@ def export_path(name: str, title: str) -> Path:
         return path
     letters = "".join(c if c.isalnum() or c in "-_" else " " for c in title)
     stem = "-".join(letters.split())[:60] or "conversation"
-    numbered = (f"{stem}-{number}" for number in itertools.count(2))
-    return next(p for s in itertools.chain((stem,), numbered) if not (p := Path(f"{s}.md").absolute()).exists())
+    numbered_stems = (f"{stem}-{number}" for number in itertools.count(2))
+    return next(p for s in itertools.chain((stem,), numbered_stems) if not (p := Path(f"{s}.md").absolute()).exists())
 
 
 COMMANDS: Final = (

@@ -26,7 +26,7 @@ class StoredConversation:
         self.store = store
         self.metadata = metadata
         self.tree = MessageTree()
-        self._pending: dict[str, Message] = {}
+        self._unsaved_replies: dict[str, Message] = {}
         self._previous_title = ""
         self._deletions: list[tuple[str, str | None]] = []
 
@@ -76,30 +76,30 @@ class StoredConversation:
         self.tree.select_branch(reply.id)
         self.tree.replace(reply)
 
-    def finish_reply(self, reply_id: str, written: Message, *, saved: bool) -> None:
-        """Apply the final state of a reply from its recorder; if not `saved`, the next `save_pending` writes the reply.
+    def finish_reply(self, reply_id: str, final_reply: Message, *, is_saved: bool) -> None:
+        """Apply the final state of a reply from its recorder. Unless `is_saved`, the next `save_pending` writes it.
 
-        The ID of `written` differs from `reply_id` if another process has claimed the reply.
+        The ID of `final_reply` differs from `reply_id` if another process has claimed the reply.
         """
-        if written.id == reply_id:
-            self.tree.replace(written)
+        if final_reply.id == reply_id:
+            self.tree.replace(final_reply)
         else:
             self.reload()
-        if not saved:
-            self._pending[written.id] = written
+        if not is_saved:
+            self._unsaved_replies[final_reply.id] = final_reply
 
     def save_reply(self, reply: Message) -> None:
         """Replace a reply in memory and in the store. After a failed write, the next `save_pending` tries again."""
         self.tree.replace(reply)
-        self._pending[reply.id] = reply
+        self._unsaved_replies[reply.id] = reply
         with contextlib.suppress(StoreError):
             self.save_pending()
 
     def save_pending(self) -> None:
         """Write the replies whose last write failed. Raises StoreError if a write fails again."""
-        for reply in list(self._pending.values()):
+        for reply in list(self._unsaved_replies.values()):
             saved_id = write_reply(self.store, self.metadata, reply)
-            del self._pending[reply.id]
+            del self._unsaved_replies[reply.id]
             if saved_id != reply.id:
                 self.reload()
 
@@ -122,9 +122,9 @@ class StoredConversation:
         """Delete a message and its descendants; return the number of deleted messages. `undo_delete` restores them."""
         self.store.delete_message(message_id)
         head_id = self.tree.head_id
-        deleted = self.tree.remove(message_id)
+        deleted_messages = self.tree.remove(message_id)
         self._deletions.append((message_id, head_id if head_id not in self.tree else None))
-        return len(deleted)
+        return len(deleted_messages)
 
     def undo_delete(self) -> bool:
         """Restore the messages of the last `delete`; return False if there is no deletion to undo.

@@ -92,11 +92,11 @@ def _prompt_messages(
 
     A system message at the root of the path replaces `system_prompt`.
     """
-    included = path[start:]
+    included_messages = path[start:]
     if path and path[0].role == "system":
-        system_prompt, included = path[0].text, path[max(start, 1) :]
+        system_prompt, included_messages = path[0].text, path[max(start, 1) :]
     messages = [PromptMessage("system", system_prompt)] if system_prompt else []
-    for message in included:
+    for message in included_messages:
         # Imported tool results are skipped, because the prompt does not contain their tool calls. Empty replies, which
         # were stopped before the first token, are skipped, because the model would imitate them.
         if message.role == "tool" or (message.role == "assistant" and not message.text):

@@ -30,7 +30,7 @@ class ReplyRecorder:
         self._conversation = conversation
         self._reply = reply
         self._unsaved_tokens = 0
-        self._changed = threading.Condition()
+        self._condition = threading.Condition()
         self._is_finished = False
         self.write_error = ""
         """Error of the last write; "" if the write succeeded."""
@@ -44,7 +44,7 @@ class ReplyRecorder:
 
     def add(self, text: str, reasoning: str, n_tokens: int) -> None:
         """Append generated text and reasoning to the reply."""
-        with self._changed:
+        with self._condition:
             reply = self._reply
             self._reply = msgspec.structs.replace(
                 reply,
@@ -54,14 +54,14 @@ class ReplyRecorder:
             )
             before, self._unsaved_tokens = self._unsaved_tokens, self._unsaved_tokens + max(1, n_tokens)
             if not before or self._unsaved_tokens >= CHECKPOINT_TOKENS:
-                self._changed.notify()
+                self._condition.notify()
 
     def finish(self, **changes: object) -> Message:
         """Apply final `changes`, save the reply and return its saved state. Sets `write_error` if saving fails."""
-        with self._changed:
+        with self._condition:
             self._is_finished = True
             self._reply = msgspec.structs.replace(self._reply, **changes)
-            self._changed.notify()
+            self._condition.notify()
         self.write_error = "saving was interrupted"  # remains if a KeyboardInterrupt ends the next two calls
         self._thread.join()
         self._write()
@@ -69,9 +69,9 @@ class ReplyRecorder:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._unsaved_tokens or self._is_finished)
-                self._changed.wait_for(
+            with self._condition:
+                self._condition.wait_for(lambda: self._unsaved_tokens or self._is_finished)
+                self._condition.wait_for(
                     lambda: self._unsaved_tokens >= CHECKPOINT_TOKENS or self._is_finished, CHECKPOINT_INTERVAL_S
                 )
                 if self._is_finished:
@@ -87,7 +87,7 @@ class ReplyRecorder:
             self.write_error = str(error)
             return
         self.write_error = ""
-        with self._changed:
+        with self._condition:
             self._reply = msgspec.structs.replace(self._reply, id=saved_id)
 
 

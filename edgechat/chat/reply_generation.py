@@ -66,20 +66,20 @@ class ReplyGeneration:
                 self._builder.reasoning_format, prompt.prompt.phase, continues_reasoning=bool(reply.reasoning)
             )
             self._replies.append(_GrowingReply(ReplyRecorder(store, conversation, reply), splitter))
-        finished: protocol.RequestFinished | None = None
+        request_finished: protocol.RequestFinished | None = None
         try:
             for event in self._engine.generate(self._request(prompt, conversation.id if store.is_persistent else "")):
                 if isinstance(event, protocol.RequestFinished):
-                    finished = event
+                    request_finished = event
                 yield from self._handle(event, started_at)
         finally:
-            self._finish(finished)
-        for growing in self._replies:
-            if growing.recorder.write_error:
-                yield events.NotSaved(reason=growing.recorder.write_error)
+            self._finish(request_finished)
+        for growing_reply in self._replies:
+            if growing_reply.recorder.write_error:
+                yield events.NotSaved(reason=growing_reply.recorder.write_error)
         first, *alternatives = (r.recorder.reply for r in self._replies)
         final_event = events.TurnInterrupted if first.is_interrupted else events.TurnFinished
-        context_tokens = finished.context_tokens if finished is not None else 0
+        context_tokens = request_finished.context_tokens if request_finished is not None else 0
         yield final_event(reply=first, context_tokens=context_tokens, alternatives=tuple(alternatives))
 
     def _request(self, prompt: ConversationPrompt, conversation_id: str) -> protocol.Generate:
@@ -106,29 +106,31 @@ class ReplyGeneration:
         elif isinstance(event, protocol.SequenceFinished):
             self._replies[event.sequence].finish_reason = event.finish_reason
         elif isinstance(event, protocol.RequestFinished):
-            for index, growing in enumerate(self._replies):
-                growing.finish_reason = growing.finish_reason or event.finish_reason
-                yield from self._append(index, *growing.splitter.finish(), 0)
+            for index, growing_reply in enumerate(self._replies):
+                growing_reply.finish_reason = growing_reply.finish_reason or event.finish_reason
+                yield from self._append(index, *growing_reply.splitter.finish(), 0)
 
     def _append(self, index: int, reasoning: str, text: str, n_tokens: int) -> Iterator[events.SessionEvent]:
-        growing = self._replies[index]
+        growing_reply = self._replies[index]
         if reasoning or text or n_tokens:
-            growing.recorder.add(text, reasoning, n_tokens)
+            growing_reply.recorder.add(text, reasoning, n_tokens)
             yield events.ReplyTextGenerated(text=text, reasoning=reasoning, n_tokens=n_tokens, reply_index=index)
-        write_error = growing.recorder.write_error
-        if write_error and not growing.reported_error:
+        write_error = growing_reply.recorder.write_error
+        if write_error and not growing_reply.reported_error:
             yield events.NotSaved(reason=write_error)
-        growing.reported_error = write_error
+        growing_reply.reported_error = write_error
 
-    def _finish(self, finished: protocol.RequestFinished | None) -> None:
-        if finished is None and self._request_id is not None:
+    def _finish(self, request_finished: protocol.RequestFinished | None) -> None:
+        if request_finished is None and self._request_id is not None:
             self._engine.cancel(self._request_id)
-        for growing in self._replies:
+        for growing_reply in self._replies:
             reason: FinishReason = "cancelled" if self._is_stopped else "interrupted"
             stats = None
-            if finished is not None:
-                reason = growing.finish_reason or finished.finish_reason
+            if request_finished is not None:
+                reason = growing_reply.finish_reason or request_finished.finish_reason
                 # Time to first token as seen by the user, including template rendering and both pipes to the engine.
-                stats = msgspec.structs.replace(finished.stats, ttft_s=self._ttft_s or finished.stats.ttft_s)
-            reasoning = growing.recorder.reply.reasoning.rstrip("\n")
-            growing.recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)
+                stats = msgspec.structs.replace(
+                    request_finished.stats, ttft_s=self._ttft_s or request_finished.stats.ttft_s
+                )
+            reasoning = growing_reply.recorder.reply.reasoning.rstrip("\n")
+            growing_reply.recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)

@@ -62,7 +62,7 @@ class Session:
         self._overrides: dict[str, object] = {}
         self.settings = with_overrides(settings, conversation.settings if conversation else {}, flags)
         self.model_path = model_path
-        self._stored = StoredConversation(
+        self._stored_conversation = StoredConversation(
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
         )
         self.model = LoadedModel()
@@ -76,12 +76,12 @@ class Session:
     @property
     def conversation(self) -> Conversation:
         """Metadata of the conversation."""
-        return self._stored.metadata
+        return self._stored_conversation.metadata
 
     @property
     def tree(self) -> MessageTree:
         """Messages of the conversation; read-only for callers."""
-        return self._stored.tree
+        return self._stored_conversation.tree
 
     @property
     def loaded(self) -> protocol.Loaded | None:
@@ -91,7 +91,7 @@ class Session:
     def load_messages(self) -> None:
         """Read the messages of the conversation from the store, unless they are loaded already. Raises StoreError."""
         if not len(self.tree) and self.conversation.head_id is not None:
-            self._stored.reload()
+            self._stored_conversation.reload()
 
     def switch_conversation(self, conversation: Conversation | None = None) -> None:
         """Switch to another conversation, or to a new one if `conversation` is None; the model stays loaded.
@@ -100,12 +100,12 @@ class Session:
         cannot be read.
         """
         with self._turns.idle.turn():
-            self._stored.save_pending()
+            self._stored_conversation.save_pending()
             new = Conversation(id=new_id(), model=self.conversation.model, created_at_ms=now_ms())
-            stored = StoredConversation(self.store, conversation or new)
+            stored_conversation = StoredConversation(self.store, conversation or new)
             if conversation is not None:
-                stored.reload()
-            self._stored = stored
+                stored_conversation.reload()
+            self._stored_conversation = stored_conversation
             self._overrides = {}
             self._apply_settings()
 
@@ -127,7 +127,7 @@ class Session:
                 if self.loaded is None:  # the engine has unloaded the previous model
                     self.open(on_event)
                 raise
-        self._stored.update_metadata(model=model)
+        self._stored_conversation.update_metadata(model=model)
         return loaded
 
     # Turns
@@ -142,7 +142,7 @@ class Session:
         loaded, files = load_attachments(attachments, self.model_path.stem)
         message = new_user_message(self.tree.head_id, text, loaded)
         turn = Turn(new_replies(message.id, self.model_path.name, n_replies, self.model.plan), message, files)
-        yield from self._turns.run(self._stored, turn, self.settings)
+        yield from self._turns.run(self._stored_conversation, turn, self.settings)
 
     def edit(self, message_id: str, text: str) -> Iterator[events.SessionEvent]:
         """Send `text` as an alternative to a message of the user. Yields the events and raises the errors of `send`."""
@@ -151,7 +151,7 @@ class Session:
             raise UsageError("Only your own messages can be edited. Use /retry or /continue for a reply.")
         message = new_user_message(original.parent_id, text, original.attachments)
         turn = Turn([new_reply(message.id, self.model_path.name)], message)
-        yield from self._turns.run(self._stored, turn, self.settings)
+        yield from self._turns.run(self._stored_conversation, turn, self.settings)
 
     def regenerate(self, message_id: str | None = None, n_replies: int = 1) -> Iterator[events.SessionEvent]:
         """Generate alternatives to a reply, or replies to a message of the user.
@@ -163,7 +163,7 @@ class Session:
         if parent_id is None or self.tree[parent_id].role != "user":
             raise UsageError("There is no message to reply to")
         turn = Turn(new_replies(parent_id, self.model_path.name, n_replies, self.model.plan))
-        yield from self._turns.run(self._stored, turn, self.settings)
+        yield from self._turns.run(self._stored_conversation, turn, self.settings)
 
     def continue_reply(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
         """Continue a reply at its end; None means the last message.
@@ -179,8 +179,8 @@ class Session:
             copy = msgspec.structs.replace(continued, id=new_id(), created_at_ms=now_ms(), active_child_id=None)
             turn = Turn([copy])
         else:
-            turn = Turn([continued], continued=reply)
-        yield from self._turns.run(self._stored, turn, self.settings)
+            turn = Turn([continued], original_reply=reply)
+        yield from self._turns.run(self._stored_conversation, turn, self.settings)
 
     def _prompt_builder(self, *, think: bool | None = None) -> ConversationPromptBuilder:
         """Return a prompt builder for the current model and settings.
@@ -208,22 +208,22 @@ class Session:
 
     def branch_from(self, message_id: str) -> None:
         """End the active path at a message, so that the next message starts a new branch. Raises StoreError."""
-        self._stored.set_head(message_id)
+        self._stored_conversation.set_head(message_id)
 
     def select_alternative(self, message_id: str) -> None:
         """Switch to the branch with a message, down to the leaf that was active last. Raises StoreError."""
-        self._stored.select_branch(message_id)
+        self._stored_conversation.select_branch(message_id)
 
     def delete(self, message_id: str) -> int:
         """Delete a message and its descendants; return the number of deleted messages. `undo_delete` restores them."""
-        return self._stored.delete(message_id)
+        return self._stored_conversation.delete(message_id)
 
     def undo_delete(self) -> bool:
         """Restore the messages of the last `delete`; return False if there is no deletion to undo.
 
         Raises StoreError if the messages have been purged from the store.
         """
-        return self._stored.undo_delete()
+        return self._stored_conversation.undo_delete()
 
     # Between turns
 
@@ -271,7 +271,7 @@ class Session:
         # The user or another process may have set a title meanwhile.
         if not title or not titles.needs_title(self.store.conversation(self.conversation.id), path):
             return None
-        self._stored.update_metadata(title=title)
+        self._stored_conversation.update_metadata(title=title)
         return title
 
     # Settings
@@ -290,7 +290,7 @@ class Session:
                 problem = f"not a setting of a conversation. Available settings: {', '.join(PERSONA_SETTINGS)}"
             if problem:
                 raise UsageError(f"Cannot change {name}: {problem}")
-        self._stored.update_metadata(settings={**self.conversation.settings, **values})
+        self._stored_conversation.update_metadata(settings={**self.conversation.settings, **values})
         self._overrides |= values
         self._apply_settings()
 
@@ -304,11 +304,11 @@ class Session:
 
     def rename(self, title: str) -> None:
         """Change the title of the conversation to the first line of `title`. Raises StoreError."""
-        self._stored.update_metadata(title=first_line(title, 200))
+        self._stored_conversation.update_metadata(title=first_line(title, 200))
 
     def pin(self, *, on: bool) -> None:
         """Pin the conversation to the top of the list, or unpin it. Raises StoreError."""
-        self._stored.update_metadata(pinned=on)
+        self._stored_conversation.update_metadata(pinned=on)
 
     def close(self) -> None:
         """End the engine and render processes, save unsaved replies, and close the store.
@@ -318,7 +318,7 @@ class Session:
         self.model.close()
         self._turns.idle.wait_until_idle(_LAST_WRITE_TIMEOUT_S)
         try:
-            self._stored.save_pending()
+            self._stored_conversation.save_pending()
         except StoreError as error:
             self.warnings.append(str(error))
         self.store.close()

@@ -117,15 +117,15 @@ class MessageTree:
 
         If the head is removed, the active path moves to the newest remaining alternative, or ends at the parent.
         """
-        removed = list(self.subtree(message_id))
-        parent_id = removed[0].parent_id
+        removed_messages = list(self.subtree(message_id))
+        parent_id = removed_messages[0].parent_id
         self._children[parent_id].remove(message_id)
-        for message in removed:
+        for message in removed_messages:
             del self._messages[message.id], self._children[message.id]
-        remaining = self._children[parent_id]
-        newest = remaining[-1] if remaining else None
+        remaining_ids = self._children[parent_id]
+        newest = remaining_ids[-1] if remaining_ids else None
         if parent_id is not None and self[parent_id].active_child_id == message_id:
             self._set_active_child(parent_id, newest)
         if self.head_id is not None and self.head_id not in self:
             self.head_id = self._active_leaf(newest) if newest is not None else parent_id
-        return removed
+        return removed_messages

@@ -31,7 +31,7 @@ class Turn(NamedTuple):
     """New message of the user; None if the turn only generates replies."""
     files: Mapping[str, bytes] = MappingProxyType({})
     """Bytes of the message's attachments by SHA-256 hash."""
-    continued: Message | None = None
+    original_reply: Message | None = None
     """Original state of the reply that the turn continues in place; None for new replies."""
 
 
@@ -78,9 +78,9 @@ class TurnRunner:
             conversation.save_pending()
             previous_head_id = conversation.tree.head_id
             first = turn.replies[0]
-            added = [] if turn.continued else [*([turn.message] if turn.message else []), *turn.replies]
-            if added:
-                conversation.append(added, turn.files, title=_title(turn.message))
+            new_messages = [] if turn.original_reply else [*([turn.message] if turn.message else []), *turn.replies]
+            if new_messages:
+                conversation.append(new_messages, turn.files, title=_title(turn.message))
                 if len(turn.replies) > 1:
                     conversation.set_head(first.id)
             else:
@@ -90,11 +90,11 @@ class TurnRunner:
                 yield events.TurnStarted(message=conversation.tree[first.parent_id or ""], reply=first)
                 yield from self._generate(conversation, turn.replies, settings)
             except (ContextOverflowError, TemplateError):
-                if turn.continued is not None:
-                    conversation.save_reply(turn.continued)
+                if turn.original_reply is not None:
+                    conversation.save_reply(turn.original_reply)
                     self._are_replies_finished = True
                 else:
-                    conversation.discard(added)
+                    conversation.discard(new_messages)
                 if previous_head_id is not None:
                     conversation.set_head(previous_head_id)
                 raise
@@ -129,9 +129,9 @@ class TurnRunner:
             raise
         finally:
             self._generation, self._is_stop_requested = None, False
-            for reply, (written, write_error) in zip(replies, generation.results):  # noqa: B905  (none before run)
+            for reply, (final_reply, write_error) in zip(replies, generation.results):  # noqa: B905  (none before run)
                 self._are_replies_finished = True
-                conversation.finish_reply(reply.id, written, saved=not write_error)
+                conversation.finish_reply(reply.id, final_reply, is_saved=not write_error)
 
 
 def _title(message: Message | None) -> str:

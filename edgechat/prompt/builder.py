@@ -86,10 +86,11 @@ class PromptBuilder:
         try:
             prompt = self._render(messages, reply_start, options)
         except TemplateError:
-            folded = fold_system_prompt(messages)  # the templates of some model families reject a system prompt
-            if folded is None:
+            # The templates of some model families reject a system prompt.
+            folded_messages = fold_system_prompt(messages)
+            if folded_messages is None:
                 raise
-            prompt = self._render(folded, reply_start, options)
+            prompt = self._render(folded_messages, reply_start, options)
         phase = reasoning.phase_after_prompt(self.reasoning_format, prompt.text)
         if reply_start is not None and self.reasoning_format is not None:
             phase = "content" if reply_start.content else "reasoning"

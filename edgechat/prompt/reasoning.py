@@ -95,13 +95,13 @@ class ReasoningSplitter:
         """`phase` is the phase of the first token. With `continues_reasoning`, leading newlines are not removed."""
         self._format = reasoning_format
         self._phase: ReplyPhase = phase
-        self._pending = ""
+        self._pending_text = ""
         self._tag_matched = False
         self._trims_newlines = phase == "reasoning" and not continues_reasoning
 
     def feed(self, text: str) -> tuple[str, str]:
         """Append generated text; return new reasoning and content, without text that may belong to a tag."""
-        self._pending += text
+        self._pending_text += text
         return self._split(final=False)
 
     def finish(self) -> tuple[str, str]:
@@ -112,7 +112,7 @@ class ReasoningSplitter:
         reasoning = content = ""
         tags = self._format
         if tags is None:
-            content, self._pending = self._pending, ""
+            content, self._pending_text = self._pending_text, ""
             return "", content
         if self._phase == "start" and self._skip_tag(tags.start_tag, final=final):
             self._phase = "reasoning" if self._tag_matched else "gap"
@@ -122,27 +122,27 @@ class ReasoningSplitter:
         if self._phase == "gap" and self._skip_tag(tags.content_prefix, final=final):
             self._phase = "content"
         if self._phase == "content":
-            content, self._pending = self._trimmed(self._pending), ""
+            content, self._pending_text = self._trimmed(self._pending_text), ""
         return reasoning, content
 
     def _skip_tag(self, tag: str, *, final: bool) -> bool:
         """Remove `tag` and white space before it from the pending text; return False if the tag may be incomplete."""
-        text = self._pending.lstrip()
+        text = self._pending_text.lstrip()
         self._tag_matched = bool(tag) and text.startswith(tag)
         if self._tag_matched:
-            self._pending = text[len(tag) :]
+            self._pending_text = text[len(tag) :]
         return self._tag_matched or final or not tag or not tag.startswith(text)
 
     def _take_reasoning(self, end_tag: str, *, final: bool) -> str:
-        self._pending = self._trimmed(self._pending)
-        end = self._pending.find(end_tag)
+        self._pending_text = self._trimmed(self._pending_text)
+        end = self._pending_text.find(end_tag)
         if end >= 0:
-            reasoning, self._pending = self._pending[:end], self._pending[end + len(end_tag) :]
+            reasoning, self._pending_text = self._pending_text[:end], self._pending_text[end + len(end_tag) :]
             self._phase, self._trims_newlines = "gap", True
             return reasoning
-        n_held = 0 if final else partial_match_length(self._pending, end_tag)
-        reasoning = self._pending[: len(self._pending) - n_held]
-        self._pending = self._pending[len(reasoning) :]
+        n_held = 0 if final else partial_match_length(self._pending_text, end_tag)
+        reasoning = self._pending_text[: len(self._pending_text) - n_held]
+        self._pending_text = self._pending_text[len(reasoning) :]
         return reasoning
 
     def _trimmed(self, text: str) -> str:

@@ -16,14 +16,14 @@ def merge_consecutive(
 
     The merged message has the reasoning and the extra fields of the last message.
     """
-    merged: list[PromptMessage] = []
+    merged_messages: list[PromptMessage] = []
     for message in messages:
-        if merged and merged[-1].role == message.role and message.role in roles:
-            content = "\n\n".join(filter(None, (merged.pop().content, message.content)))
-            merged.append(msgspec.structs.replace(message, content=content))
+        if merged_messages and merged_messages[-1].role == message.role and message.role in roles:
+            content = "\n\n".join(filter(None, (merged_messages.pop().content, message.content)))
+            merged_messages.append(msgspec.structs.replace(message, content=content))
         else:
-            merged.append(message)
-    return merged
+            merged_messages.append(message)
+    return merged_messages
 
 
 def fold_system_prompt(messages: Sequence[PromptMessage]) -> list[PromptMessage] | None:

@@ -90,23 +90,25 @@ def main(arguments: list[str]) -> int:
     channel = open_inherited_channel(arguments)
     limit_memory()
     environment = TemplateSandbox()
-    compiled: dict[str, jinja2.Template] = {}
+    compiled_templates: dict[str, jinja2.Template] = {}
     decoder = msgspec.msgpack.Decoder(RenderRequest)
     while (body := channel.read()) is not None:
-        if not channel.write(encode(render(environment, compiled, decoder.decode(body)))):
+        if not channel.write(encode(render(environment, compiled_templates, decoder.decode(body)))):
             break
     return 0
 
 
-def render(environment: TemplateSandbox, compiled: dict[str, jinja2.Template], request: RenderRequest) -> RenderReply:
+def render(
+    environment: TemplateSandbox, compiled_templates: dict[str, jinja2.Template], request: RenderRequest
+) -> RenderReply:
     """Render the template of a request; errors of the template are returned in the reply.
 
-    `compiled` caches compiled templates by source.
+    `compiled_templates` caches compiled templates by source.
     """
     try:
-        if request.template not in compiled:
-            compiled[request.template] = environment.from_string(request.template)
-        text = compiled[request.template].render(
+        if request.template not in compiled_templates:
+            compiled_templates[request.template] = environment.from_string(request.template)
+        text = compiled_templates[request.template].render(
             **({"tools": None} | request.variables),
             messages=request.messages,
             add_generation_prompt=True,

@@ -111,7 +111,7 @@ class ToolCallParser:
     def __init__(self, tool_format: ToolFormat | None, *, must_call: bool = False) -> None:
         """With `tool_format` None, the reply is only text. With `must_call`, the reply is only tool calls."""
         self._format = tool_format
-        self._pending = ""
+        self._pending_text = ""
         self._in_calls = must_call and tool_format is not None
         self._has_started = self._in_calls
 
@@ -120,20 +120,20 @@ class ToolCallParser:
         tool_format = self._format
         if tool_format is None:
             return text, []
-        self._pending += text
+        self._pending_text += text
         visible_text = ""
         if not self._in_calls:
             if tool_format.trigger:
-                start = self._pending.find(tool_format.trigger)
+                start = self._pending_text.find(tool_format.trigger)
                 end = (
-                    len(self._pending) - partial_match_length(self._pending, tool_format.trigger)
+                    len(self._pending_text) - partial_match_length(self._pending_text, tool_format.trigger)
                     if start < 0
                     else start
                 )
-                visible_text, self._pending = self._pending[:end], self._pending[end:]
+                visible_text, self._pending_text = self._pending_text[:end], self._pending_text[end:]
                 self._in_calls = start >= 0
-            elif self._has_started or not self._pending.startswith("{"):
-                visible_text, self._pending = self._pending, ""
+            elif self._has_started or not self._pending_text.startswith("{"):
+                visible_text, self._pending_text = self._pending_text, ""
             else:
                 self._in_calls = True
             self._has_started = self._has_started or bool(visible_text)
@@ -141,21 +141,21 @@ class ToolCallParser:
 
     def finish(self) -> str:
         """Finish the reply; return the text that was held back. Discards an incomplete tool call."""
-        pending, self._pending = self._pending, ""
+        pending, self._pending_text = self._pending_text, ""
         return "" if self._in_calls else pending
 
     def _take_calls(self, tool_format: ToolFormat) -> list[ParsedToolCall]:
         calls = []
-        while (start := self._pending.find("{")) >= 0:
+        while (start := self._pending_text.find("{")) >= 0:
             try:
-                call, length = _decoder.raw_decode(self._pending[start:])
+                call, length = _decoder.raw_decode(self._pending_text[start:])
             except (ValueError, RecursionError):
                 break  # incomplete, or not JSON
-            name, call_text = str(call.get(tool_format.name_key)), self._pending[start : start + length]
+            name, call_text = str(call.get(tool_format.name_key)), self._pending_text[start : start + length]
             before, after = tool_format.call_wrapper(name)
             arguments = call_text[len(before) : -len(after)]
             calls.append(ParsedToolCall(name, arguments, f"call_{secrets.token_hex(12)}"))
-            self._pending = self._pending[start + length :]
+            self._pending_text = self._pending_text[start + length :]
         return calls
 
 

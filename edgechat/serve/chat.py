@@ -34,8 +34,8 @@ class ChatResponseBuilder(ResponseBuilder):
         tool_format = queue.tool_format
         think = reasoning_enabled(body, default=queue.settings.reasoning)
         messages = template_messages(body.messages, tools, tool_format)
-        declared = template_tools(tool_definitions(tools)) if tool_format.template_supports_tools else ()
-        prompt = await queue.build_prompt(messages, PromptOptions(think, declared))
+        declared_tools = template_tools(tool_definitions(tools)) if tool_format.template_supports_tools else ()
+        prompt = await queue.build_prompt(messages, PromptOptions(think, declared_tools))
         builder = queue.builder
         grammar = self._grammar(tools, tool_format, must_call=must_call)
         if grammar and isinstance(body.messages[-1], AssistantMessage):

@@ -34,10 +34,10 @@ def template_messages(
     If the template does not support tools, a system message describes `tools`. Raises ApiError if a message has images,
     audio or files, or tool call arguments that are not JSON.
     """
-    converted = [_message(message, f"messages[{i}]", tool_format) for i, message in enumerate(messages)]
+    prompt_messages = [_message(message, f"messages[{i}]", tool_format) for i, message in enumerate(messages)]
     if tools and not tool_format.template_supports_tools:
-        converted.insert(0, PromptMessage("system", tool_instructions(tool_definitions(tools))))
-    return merge_consecutive(converted, roles=("system", "user"))
+        prompt_messages.insert(0, PromptMessage("system", tool_instructions(tool_definitions(tools))))
+    return merge_consecutive(prompt_messages, roles=("system", "user"))
 
 
 def tool_definitions(tools: Sequence[Tool]) -> list[ToolDefinition]:

@@ -48,17 +48,17 @@ def tool_call_rules(tools: Sequence[Tool], tool_format: ToolFormat, *, required:
         before, after = tool_format.call_wrapper(tool.function.name)
         parameters = {"type": "object"} | (tool.function.parameters or {})
         rules.append(f"arguments_{i}: {_json_rule(parameters, f'tools[{i}].function.parameters')}")
-        calls.append(f"{_quoted(before)} arguments_{i} {_quoted(after)}")
-    more_calls = f" ({_quoted(tool_format.separator)} call)*" if parallel else ""
-    suffix = f" {_quoted(tool_format.suffix)}" if tool_format.suffix else ""
+        calls.append(f"{_quote(before)} arguments_{i} {_quote(after)}")
+    more_calls = f" ({_quote(tool_format.separator)} call)*" if parallel else ""
+    suffix = f" {_quote(tool_format.suffix)}" if tool_format.suffix else ""
     all_calls = f"call{more_calls}{suffix}"
     rules.append("call: " + " | ".join(calls))
     if required:
-        return "\n".join([f"{_quoted(tool_format.prefix)} {all_calls}", *rules])
+        return "\n".join([f"{_quote(tool_format.prefix)} {all_calls}", *rules])
     if tool_format.trigger:
         prefix_rest = tool_format.prefix[len(tool_format.trigger) :]
-        rules += [f"head[lazy]: TEXT {_quoted(tool_format.trigger)}", "TEXT: /(.|\\n)*/"]
-        head = f"head {_quoted(prefix_rest)} " if prefix_rest else "head "
+        rules += [f"head[lazy]: TEXT {_quote(tool_format.trigger)}", "TEXT: /(.|\\n)*/"]
+        head = f"head {_quote(prefix_rest)} " if prefix_rest else "head "
         return "\n".join([f"TEXT | {head}{all_calls}", *rules])
     rules.append("OTHER: /([^{](.|\\n)*)?/")
     return "\n".join([f"OTHER | {all_calls}", *rules])
@@ -70,9 +70,9 @@ def with_reasoning(
     """Return the complete grammar: unconstrained reasoning if the model may reason, then `rules` for the content."""
     if reasoning_format is None or phase == "content" or (phase == "start" and not think):
         return f"start: {rules}\n"
-    start_tag, end_tag = _quoted(reasoning_format.start_tag), _quoted(reasoning_format.end_tag)
+    start_tag, end_tag = _quote(reasoning_format.start_tag), _quote(reasoning_format.end_tag)
     thoughts = "thoughts" if phase == "reasoning" else f"({start_tag} thoughts)?"
-    content_prefix = f" {_quoted(reasoning_format.content_prefix)}" if reasoning_format.content_prefix else ""
+    content_prefix = f" {_quote(reasoning_format.content_prefix)}" if reasoning_format.content_prefix else ""
     return (
         f"start: {thoughts}{content_prefix} body\n"
         f"thoughts: closed /\\s{{0,4}}/\nclosed[lazy]: THOUGHTS {end_tag}\nTHOUGHTS: /(.|\\n)*/\n"
@@ -80,18 +80,18 @@ def with_reasoning(
     )
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return json.dumps(text)
 
 
 def _json_rule(schema: Mapping[str, Any] | bool, path: str) -> str:  # noqa: FBT001  (a JSON schema may be a boolean)
     """Convert a JSON schema to a grammar expression. Raises GrammarError for a keyword that is not supported."""
-    expanded: dict[str, Any] = {} if schema is True else {"not": {}} if schema is False else dict(schema)
-    if "x-guidance" in expanded:
+    expanded_schema: dict[str, Any] = {} if schema is True else {"not": {}} if schema is False else dict(schema)
+    if "x-guidance" in expanded_schema:
         raise GrammarError(f"{path}: x-guidance is not supported, because the server sets this keyword.")
-    for keyword, keyword_path in _unsupported_keywords(expanded, path, 0):
+    for keyword, keyword_path in _unsupported_keywords(expanded_schema, path, 0):
         raise GrammarError(f"{keyword_path}: {keyword} is not supported.")
-    return "%json " + json.dumps(expanded | {"x-guidance": _SPACING})
+    return "%json " + json.dumps(expanded_schema | {"x-guidance": _SPACING})
 
 
 def _unsupported_keywords(schema: object, path: str, depth: int) -> Iterator[tuple[str, str]]:

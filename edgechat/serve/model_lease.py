@@ -12,23 +12,23 @@ class ModelLease:
     def __init__(self) -> None:
         self._model = ""
         self._n_requests = 0
-        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
+        self._waiters: deque[tuple[str, asyncio.Future[None]]] = deque()
 
     async def acquire(self, model: str) -> None:
         """Wait until requests to `model` may run. The caller must call `release` at the end of its request."""
-        if self._model in {"", model} and not self._waiting:
+        if self._model in {"", model} and not self._waiters:
             self._model = model
             self._n_requests += 1
             return
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((model, granted))
+        self._waiters.append((model, granted))
         try:
             await asyncio.shield(granted)
         except asyncio.CancelledError:
             if granted.done():
                 self.release()  # the lease was granted just before the cancellation
             else:
-                self._waiting.remove((model, granted))
+                self._waiters.remove((model, granted))
             raise
 
     def release(self) -> None:
@@ -37,7 +37,7 @@ class ModelLease:
         if self._n_requests:
             return
         self._model = ""
-        while self._waiting and self._model in {"", self._waiting[0][0]}:
-            self._model, granted = self._waiting.popleft()
+        while self._waiters and self._model in {"", self._waiters[0][0]}:
+            self._model, granted = self._waiters.popleft()
             self._n_requests += 1
             granted.set_result(None)

@@ -134,7 +134,7 @@ class Database:
         except UnicodeEncodeError as error:
             raise StoreError(f"Cannot save this: character {error.start} is not Unicode text.") from error
         except (UnicodeDecodeError, msgspec.MsgspecError) as error:
-            raise _damaged(self.path, str(error)) from error
+            raise _damaged_error(self.path, str(error)) from error
         except OSError as error:
             raise StoreError(f"Cannot save conversations in {self.path}: {_reason(error)}.") from error
 
@@ -186,7 +186,7 @@ class Database:
 def _check_regular(path: Path) -> None:
     irregular = irregular_file(path)
     if irregular is not None:
-        raise _damaged(path, f"{irregular.name} is {file_kind(irregular)}")
+        raise _damaged_error(path, f"{irregular.name} is {file_kind(irregular)}")
 
 
 def irregular_file(path: Path) -> Path | None:
@@ -283,7 +283,7 @@ def _is_read_only(error: BaseException) -> bool:
 def _store_error(error: sqlite3.Error, path: Path | None) -> StoreError:
     reason = str(error)
     if "malformed" in reason or "not a database" in reason:
-        return _damaged(path, reason)
+        return _damaged_error(path, reason)
     if "locked" in reason or "busy" in reason:
         return StoreError(f"Another program has been writing to {path} for over {BUSY_S:g} s. Close it, and try again.")
     if "full" in reason:
@@ -293,7 +293,7 @@ def _store_error(error: sqlite3.Error, path: Path | None) -> StoreError:
     return StoreError(f"Cannot read or write conversations in {path}: {reason}.")
 
 
-def _damaged(path: Path | None, reason: str) -> DamagedDatabaseError:
+def _damaged_error(path: Path | None, reason: str) -> DamagedDatabaseError:
     return DamagedDatabaseError(
         f"{path} is damaged ({reason}). Run `edgechat history recover` to recover its readable messages."
     )

@@ -39,8 +39,8 @@ def tidy(database: Database) -> list[str]:
 def _interrupt_unfinished(database: Database) -> None:
     # If another process is still generating a reply, its next checkpoint restores the reason "streaming".
     with database.reading() as db:
-        unfinished = db.execute("SELECT 1 FROM messages WHERE finish_reason = 'streaming' LIMIT 1").fetchone()
-    if unfinished:
+        has_unfinished = db.execute("SELECT 1 FROM messages WHERE finish_reason = 'streaming' LIMIT 1").fetchone()
+    if has_unfinished:
         with database.writing() as db:
             db.execute("UPDATE messages SET finish_reason = 'interrupted' WHERE finish_reason = 'streaming'")
 
@@ -48,10 +48,10 @@ def _interrupt_unfinished(database: Database) -> None:
 def _purge_deleted(database: Database) -> list[str]:
     deadline_ms = now_ms() - UNDO_MS
     with database.reading() as db:
-        expired = db.execute(
+        has_expired = db.execute(
             "SELECT 1 FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ? LIMIT 1", (deadline_ms,)
         ).fetchone()
-    if not expired:
+    if not has_expired:
         return []
     with database.writing() as db:
         conversation_ids = [row["id"] for row in db.execute(_PURGED_CONVERSATIONS_SQL, (deadline_ms,))]

@@ -21,16 +21,16 @@ def merge(
     is_new = db.execute("SELECT 1 FROM conversations WHERE id = ?", (conversation.id,)).fetchone() is None
     owner = tree_sql.ensure_conversation(db, conversation)
     missing_ids = tree_sql.missing_ids(db, [message.id for message in messages])
-    missing = [message for message in messages if message.id in missing_ids]
+    missing_messages = [message for message in messages if message.id in missing_ids]
     tree_sql.add_files(db, files)
     for message in messages:
         if message.id not in missing_ids:
             tree_sql.add_attachments(db, owner, message)
     keys = {
         message.id: tree_sql.insert_message(db, owner, tree_sql.with_valid_parent(db, owner, message), writer)
-        for message in missing
+        for message in missing_messages
     }
-    for message in missing:
+    for message in missing_messages:
         db.execute(
             "UPDATE messages SET active_child_key = ? WHERE key = ?",
             (keys.get(message.active_child_id or ""), keys[message.id]),
@@ -46,4 +46,4 @@ def merge(
         "DELETE FROM attachments WHERE NOT EXISTS "
         "(SELECT 1 FROM message_attachments a WHERE a.sha256 = attachments.sha256)"
     )
-    return len(missing)
+    return len(missing_messages)

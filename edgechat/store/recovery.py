@@ -129,13 +129,13 @@ def _move_aside(path: Path) -> None:
 def _salvage(database: Database, copy: Path) -> tuple[int, int]:
     """Insert every readable row of a damaged copy; return the number of inserted messages and of lost rows."""
     n_messages = n_lost = 0
-    with contextlib.closing(_open_damaged(copy)) as damaged, database.writing(durable=True) as db:
+    with contextlib.closing(_open_damaged(copy)) as damaged_db, database.writing(durable=True) as db:
         db.execute("PRAGMA defer_foreign_keys = ON")
         for table in _TABLES:
             columns = [row["name"] for row in db.execute(f"PRAGMA table_info({table})")]
             placeholders = ", ".join("?" * len(columns))
             statement = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({placeholders})"
-            for row in _rows(damaged, table, columns):
+            for row in _rows(damaged_db, table, columns):
                 n_inserted = _insert(db, statement, row)
                 n_lost += n_inserted is None
                 n_messages += (n_inserted or 0) if table == "messages" else 0
@@ -163,38 +163,38 @@ def _open_damaged(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _rows(damaged: sqlite3.Connection, table: str, columns: list[str]) -> Iterator[tuple[object, ...] | None]:
+def _rows(damaged_db: sqlite3.Connection, table: str, columns: list[str]) -> Iterator[tuple[object, ...] | None]:
     """Yield each readable row of a table, and None for each unreadable row whose rowid is in the table or an index."""
     names = ", ".join(columns)
     if table == "message_attachments":  # this table has no rowid
         for direction in ("ASC", "DESC"):
-            yield from _rows_until_damage(damaged, f"SELECT {names} FROM {table} ORDER BY message_key {direction}")
+            yield from _rows_until_damage(damaged_db, f"SELECT {names} FROM {table} ORDER BY message_key {direction}")
         return
-    for key in sorted(_keys(damaged, table)):
+    for key in sorted(_keys(damaged_db, table)):
         try:
-            row = damaged.execute(f"SELECT {names} FROM {table} WHERE rowid = ?", (key,)).fetchone()
+            row = damaged_db.execute(f"SELECT {names} FROM {table} WHERE rowid = ?", (key,)).fetchone()
         except (sqlite3.Error, UnicodeError):
             row = None
         yield row
 
 
-def _keys(damaged: sqlite3.Connection, table: str) -> set[int]:
+def _keys(damaged_db: sqlite3.Connection, table: str) -> set[int]:
     """Collect rowids from the table and from each of its indexes, scanning each from both ends."""
     sources = ["NOT INDEXED"]
-    sources += [f"INDEXED BY {row[1]}" for row in _rows_until_damage(damaged, f"PRAGMA index_list({table})")]
+    sources += [f"INDEXED BY {row[1]}" for row in _rows_until_damage(damaged_db, f"PRAGMA index_list({table})")]
     keys: set[int] = set()
     for source in sources:
         for direction in ("ASC", "DESC"):
             statement = f"SELECT rowid FROM {table} {source} ORDER BY rowid {direction}"
             if source != "NOT INDEXED":  # without ORDER BY rowid, SQLite reads only the index
                 statement = f"SELECT rowid FROM {table} {source}"
-            keys.update(row[0] for row in _rows_until_damage(damaged, statement))
+            keys.update(row[0] for row in _rows_until_damage(damaged_db, statement))
     return keys
 
 
-def _rows_until_damage(damaged: sqlite3.Connection, statement: str) -> Iterator[tuple[Any, ...]]:
+def _rows_until_damage(damaged_db: sqlite3.Connection, statement: str) -> Iterator[tuple[Any, ...]]:
     with contextlib.suppress(sqlite3.Error, UnicodeError):
-        yield from damaged.execute(statement)
+        yield from damaged_db.execute(statement)
 
 
 def _repair_references(db: sqlite3.Connection) -> int:

@@ -50,8 +50,8 @@ def search(db: sqlite3.Connection, query: str, *, order: Order, limit: int, offs
     rows = sorted([*titles, *bodies], key=lambda row: row["key"], reverse=True)[:max_rows]
     if order == "rank":
         scores = _scores([row["text"].lower() for row in rows], [w.lower() for w in words])
-        ranked = sorted(range(len(rows)), key=lambda i: (-scores[i], i))[offset : offset + limit]
-        return [_hit(rows[i], words, scores[i]) for i in ranked]
+        ranked_indexes = sorted(range(len(rows)), key=lambda i: (-scores[i], i))[offset : offset + limit]
+        return [_hit(rows[i], words, scores[i]) for i in ranked_indexes]
     return [_hit(row, words, 0.0) for row in rows[offset : offset + limit]]
 
 
@@ -94,18 +94,18 @@ def _titles(db: sqlite3.Connection, words: Sequence[str], max_rows: int) -> list
 def _bodies(db: sqlite3.Connection, words: Sequence[str], max_rows: int, n_chars: int) -> list[sqlite3.Row]:
     long = [w for w in words if len(w) >= _TRIGRAM_CHARS]
     columns = f"{_BODY_COLUMNS}, substr(m.text, 1, {n_chars}) AS text"
-    joined = "JOIN conversations c ON c.key = m.conversation_key"
+    join_clause = "JOIN conversations c ON c.key = m.conversation_key"
     if long:
         # The inner query reads only the index; the outer one reads the rows of the matches.
         rows = db.execute(
             f"SELECT {columns} FROM (SELECT rowid FROM message_search WHERE message_search MATCH ? "
-            f"ORDER BY rowid DESC LIMIT ?) s JOIN messages m ON m.key = s.rowid {joined} ORDER BY m.key DESC",
+            f"ORDER BY rowid DESC LIMIT ?) s JOIN messages m ON m.key = s.rowid {join_clause} ORDER BY m.key DESC",
             (_match(long), max_rows if len(long) == len(words) else MAX_SCANNED),
         )
     else:
         rows = db.execute(
             f"SELECT {columns} FROM (SELECT * FROM messages WHERE hidden_by IS NULL ORDER BY key DESC LIMIT ?) m "
-            f"{joined} ORDER BY m.key DESC",
+            f"{join_clause} ORDER BY m.key DESC",
             (MAX_SCANNED,),
         )
     return _matching_rows(rows, words, max_rows)

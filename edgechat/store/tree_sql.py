@@ -191,16 +191,16 @@ def set_head(db: sqlite3.Connection, key: int) -> None:
     )
 
 
-def redirect_active_path(db: sqlite3.Connection, removed: sqlite3.Row) -> None:
+def redirect_active_path(db: sqlite3.Connection, removed_row: sqlite3.Row) -> None:
     """Move the active path and the head from a removed message to its newest sibling, or to its parent."""
-    parent, owner = removed["parent_key"], removed["conversation_key"]
+    parent, owner = removed_row["parent_key"], removed_row["conversation_key"]
     newest_sibling = db.execute(
         "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ? AND hidden_by IS NULL",
         (owner, parent),
     ).fetchone()[0]
     db.execute(
         "UPDATE messages SET active_child_key = ? WHERE key = ? AND active_child_key = ?",
-        (newest_sibling, parent, removed["key"]),
+        (newest_sibling, parent, removed_row["key"]),
     )
     db.execute(
         "UPDATE conversations SET head_key = ? WHERE key = ? AND head_key NOT IN "

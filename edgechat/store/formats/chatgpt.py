@@ -60,7 +60,7 @@ def _record(item: Mapping[str, Any]) -> ConversationRecord:
         message = _message(ids[node], content.get("message"))
         if message is not None:
             messages[node] = message
-    ordered = [
+    ordered_messages = [
         msgspec.structs.replace(message, parent_id=ids.get(_nearest_message(node, nodes, messages) or ""))
         for node, message in _in_sibling_order(nodes, messages)
     ]
@@ -72,7 +72,7 @@ def _record(item: Mapping[str, Any]) -> ConversationRecord:
             created_at_ms=_ms(item.get("create_time")), updated_at_ms=_ms(item.get("update_time")),
             head_id=ids[head] if head is not None else None,
         ),
-        messages=ordered,
+        messages=ordered_messages,
     )  # fmt: skip
 
 

@@ -109,10 +109,10 @@ def sanitize(records: Sequence[ConversationRecord], files: dict[str, bytes], pro
     for record in records:
         title = record.conversation.title or record.conversation.id
         messages = [_without_lost_files(sanitize_fields(m), files, title, problems) for m in record.messages]
-        ordered = _with_valid_active_children(list(parents_first(messages, title, seen_ids, problems)))
-        if ordered:
+        ordered_messages = _with_valid_active_children(list(parents_first(messages, title, seen_ids, problems)))
+        if ordered_messages:
             conversation = sanitize_fields(record.conversation)
-            sanitized.append(ConversationRecord(conversation=conversation, messages=ordered))
+            sanitized.append(ConversationRecord(conversation=conversation, messages=ordered_messages))
     return ImportedData(records=sanitized, attachments=files, problems=problems)
 
 
@@ -180,12 +180,12 @@ def parents_first(
         else:
             by_id[message.id] = message
     seen_ids.update(by_id)
-    yielded: set[str] = set()
+    yielded_ids: set[str] = set()
     for start in by_id.values():
         chain: list[Message] = []
         chain_ids: set[str] = set()
         message_or_none: Message | None = start
-        while message_or_none is not None and message_or_none.id not in yielded:
+        while message_or_none is not None and message_or_none.id not in yielded_ids:
             message = message_or_none
             chain.append(message)
             chain_ids.add(message.id)
@@ -197,26 +197,26 @@ def parents_first(
                 break
             message_or_none = by_id[parent_id] if parent_id is not None else None
         for message in reversed(chain):
-            yielded.add(message.id)
+            yielded_ids.add(message.id)
             yield message
 
 
-def merge(store: SqliteStore, imported: ImportedData, *, dry_run: bool) -> ImportResult:
+def merge(store: SqliteStore, import_data: ImportedData, *, dry_run: bool) -> ImportResult:
     """Add new conversations and messages to the store; with `dry_run`, only count new conversations and messages."""
     n_conversations = n_messages = n_existing = 0
     stored_ids = set(store.conversation_ids())
-    for record in imported.records:
+    for record in import_data.records:
         if dry_run:
             n_new = len(store.missing_ids([m.id for m in record.messages]))
         else:
             hashes = {a.sha256 for m in record.messages for a in m.attachments}
-            files = {sha256: imported.attachments[sha256] for sha256 in hashes}
+            files = {sha256: import_data.attachments[sha256] for sha256 in hashes}
             n_new = store.merge(record.conversation, record.messages, files)
         n_conversations += record.conversation.id not in stored_ids
         n_messages += n_new
         n_existing += len(record.messages) - n_new
     return ImportResult(
-        n_conversations=n_conversations, n_messages=n_messages, n_existing=n_existing, problems=imported.problems
+        n_conversations=n_conversations, n_messages=n_messages, n_existing=n_existing, problems=import_data.problems
     )
 
 

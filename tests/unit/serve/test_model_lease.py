@@ -28,4 +28,4 @@ async def test_one_model_computes_at_a_time_and_none_starves() -> None:
     cancelled.cancel()
     await asyncio.gather(*tasks)
     assert events == ["a1", "a2", "a2 ends", "a1 ends", "b1", "b1 ends", "a3", "a3 ends", "b2", "b2 ends"]
-    assert (lease._model, lease._n_requests, len(lease._waiting)) == ("", 0, 0)
+    assert (lease._model, lease._n_requests, len(lease._waiters)) == ("", 0, 0)
