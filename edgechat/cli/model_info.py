@@ -57,7 +57,7 @@ def header_facts(header: ModelHeader) -> dict[str, Any]:
     parts, sizes = read_layers(header), dict[str, int]()
     for tensor in header.tensors:
         sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size_bytes
-    memories = dict.fromkeys(layer.memory for layer in parts.layers)
+    memories = dict.fromkeys(layer.cache_kind for layer in parts.layers)
     first = next((layer for layer in parts.layers if layer.kv_width), None)
     facts: dict[str, Any] = {
         "file": header.path, "files": header.n_parts, "size_bytes": header.file_bytes, "kind": header.kind,

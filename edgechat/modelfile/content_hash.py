@@ -1,7 +1,7 @@
-"""SHA-256 of model files, computed once for each version of a file.
+"""SHA-256 hashes of model files, computed once for each version of a file.
 
-The engine names cached prefixes after the hash of the weights. Downloads and `models verify` store the hashes that they
-compute in the same memo, so that the engine does not read a verified file again.
+The prefix cache identifies a model by the hash of its weights. Downloads and `models verify` store the hashes that they
+compute in the same file, so that the engine does not read a verified file again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgechat.files import JsonFile
 _CHUNK_BYTES: Final = 1 << 20
 _FILE_NAME: Final = "weights.json"
 _MAX_ENTRIES: Final = 1000
-# A thousand entries take about 250 kB.
+# Maximum file size; a thousand entries take about 250 kB.
 _MAX_BYTES: Final = 4 << 20
 
 
@@ -34,19 +34,19 @@ class HashMemo:
     """Hashes of files by path, stored in one JSON file. An entry is valid while size, mtime and inode are the same."""
 
     def __init__(self, directory: Path) -> None:
-        """Load the memo in `directory`, which is `paths.prefix_dir()` outside tests and benchmarks."""
+        """Load the saved hashes in `directory`, which is `paths.prefix_dir()` outside tests and benchmarks."""
         self._file = JsonFile(directory / _FILE_NAME, dict[str, _Entry], max_bytes=_MAX_BYTES)
         self._entries = self._file.read() or {}
 
     def get(self, path: Path) -> str | None:
-        """Return the stored hash, or None if it is unknown or the file has changed. Does not read the file."""
+        """Return the stored hash of a file, without reading the file. Returns None if it has no hash or has changed."""
         entry = self._entries.get(os.path.realpath(path))
         if entry is None or (entry.size_bytes, entry.mtime_ns, entry.inode) != _stamp(path):
             return None
         return entry.sha256
 
     def put(self, hashes: Mapping[Path, str]) -> None:
-        """Store hashes for the present versions of the files. Does nothing if the memo cannot be written."""
+        """Store hashes for the present versions of the files. Does nothing if the JSON file cannot be written."""
         entries = self._file.read() or {}  # other processes may have written since
         for path, sha256 in hashes.items():
             stamp = _stamp(path)
@@ -58,7 +58,7 @@ class HashMemo:
         self._file.save(self._entries)
 
     def get_or_compute(self, path: Path, on_progress: Callable[[int], None]) -> str:
-        """Return the stored hash, or compute and store it; `on_progress` as in `hash_file`. Raises OSError."""
+        """Return the stored hash, or compute and store the hash; `on_progress` as in `hash_file`. Raises OSError."""
         stored = self.get(path)
         if stored is not None:
             return stored

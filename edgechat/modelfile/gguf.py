@@ -1,7 +1,7 @@
 """Parser for GGUF headers from untrusted files.
 
 Every count and length is checked against the size of the file before memory for it is allocated, so that a hostile
-header costs neither memory nor time. Format: ggml/include/gguf.h of llama.cpp.
+header cannot exhaust memory or time. Format: ggml/include/gguf.h of llama.cpp.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from edgechat.modelfile.tensor_types import TENSOR_TYPES
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
 MAX_HEADER_BYTES: Final = 64 << 20
-"""The largest known headers have about 16 MiB."""
+"""Maximum size of a header; the largest known headers have about 16 MiB."""
 MAX_TEXT_BYTES: Final = 4 << 20
-"""Longest string value; chat templates have about 20 kB."""
+"""Maximum length of a string value; chat templates have about 20 kB."""
 MAX_TENSORS: Final = 1 << 17
 MAX_KEYS: Final = 1 << 16
 MAX_KEY_BYTES: Final = 1 << 16
 MAX_ARRAY_LENGTH: Final = 4096
-"""Longer arrays are vocabularies; of these only the length is stored. Shorter ones have one value per layer."""
+"""Maximum length of a stored array. Longer arrays are vocabularies, of which only the length is stored."""
 MAX_STORED_ELEMENTS: Final = 1 << 18
-"""Elements of all stored arrays together: bounds memory, far above one value per layer for each key."""
+"""Maximum number of elements in all stored arrays together, which limits memory."""
 MAX_DIMS: Final = 4
 
 _STRING, _ARRAY = 8, 9
@@ -40,7 +40,7 @@ _SCALARS: Final = {
 _U32, _U64 = _SCALARS[4], _SCALARS[10]
 
 
-# Read-ahead for local files and for network streams.
+# Read-ahead sizes for local files and for network streams.
 _READ_AHEAD_BYTES: Final = 1 << 20
 _STREAM_READ_AHEAD_BYTES: Final = 64 << 10
 
@@ -52,7 +52,7 @@ def read_gguf_header(path: Path) -> ModelHeader:
     """
     try:
         if path.is_dir():
-            raise ModelFileError(f"{path} is a directory: choose a .gguf file in it")
+            raise ModelFileError(f"{path} is a directory. Choose a .gguf file in this directory.")
         if path.exists() and not path.is_file():
             raise ModelFileError(f"{path} is not a regular file")
         with path.open("rb") as file:
@@ -68,13 +68,13 @@ def read_gguf_header(path: Path) -> ModelHeader:
 def read_gguf_stream(name: str, read: Callable[[int], bytes], size: int) -> ModelHeader:
     """Read and check the header from a stream of `size` bytes; `read(n)` returns the next n bytes or fewer.
 
-    Reads little more than the header. Raises ModelFileError and the errors of `read`.
+    Little more than the header is read. Raises ModelFileError and the exceptions of `read`.
     """
     return _HeaderParser(name, read, size, _STREAM_READ_AHEAD_BYTES).header()
 
 
 class _HeaderParser:
-    """One pass over a header. `_window` holds all bytes read so far; `_at` is the position of the next field."""
+    """Parser of one header. `_window` contains all bytes read so far; `_at` is the position of the next field."""
 
     def __init__(self, name: str, read: Callable[[int], bytes], size: int, read_ahead: int) -> None:
         self._name = name
@@ -88,9 +88,9 @@ class _HeaderParser:
     def header(self) -> ModelHeader:
         if self._size == 0:
             raise self._error("is empty")
-        if self._take(4, "its first bytes") != MAGIC:
+        if self._take(4, "the first bytes") != MAGIC:
             raise self._error("is not a GGUF file (it does not start with GGUF)")
-        version = self._scalar(_U32, "its version")
+        version = self._scalar(_U32, "the GGUF version")
         if version not in VERSIONS:
             raise self._error(f"has GGUF version {version}; versions {VERSIONS[0]} and {VERSIONS[1]} can be read")
         n_tensors = self._count("tensors", MAX_TENSORS, least_bytes=24)
@@ -148,7 +148,7 @@ class _HeaderParser:
             self._skip_strings(length, key)
 
     def _skip_strings(self, length: int, key: str) -> None:
-        # Vocabularies have up to 260,000 strings: this loop takes most of the time of reading a header.
+        # This loop takes most of the time of reading a header, because vocabularies have up to 260,000 strings.
         unpack, remaining = _U64.unpack_from, length
         while remaining:
             window, at = self._window, self._at
@@ -234,7 +234,7 @@ class _HeaderParser:
         while len(self._window) < end:
             more = self._read(target - len(self._window))
             if not more:
-                raise self._error("became shorter while it was read")
+                raise self._error("was truncated while it was read")
             self._window += more
 
     def _error(self, problem: str) -> ModelFileError:

@@ -16,13 +16,13 @@ class Tensor(msgspec.Struct, frozen=True):
 
     name: str
     shape: tuple[int, ...]
-    """In GGUF order: the row length first."""
+    """Dimensions in GGUF order: the row length first."""
     type_id: int
     offset: int
-    """Bytes from the start of the data section."""
+    """Offset from the start of the data section, in bytes."""
     size_bytes: int
     part_index: int = 0
-    """File of a split model that holds it, from 0."""
+    """Index of the file of a split model that contains the tensor, from 0."""
 
     @property
     def type(self) -> str:
@@ -31,13 +31,13 @@ class Tensor(msgspec.Struct, frozen=True):
 
 
 class ModelHeader(msgspec.Struct, frozen=True, dict=True):
-    """The checked header of a GGUF file: counts, lengths and tensor ranges fit the size of the file."""
+    """Header of a GGUF file. Its counts, lengths and tensor ranges have been checked against the file size."""
 
     path: str
     file_bytes: int
     version: int
     metadata: dict[str, Any]
-    """Scalars and short arrays by key; of longer arrays only the length is kept, in `array_lengths`."""
+    """Scalars and short arrays by key; the lengths of longer arrays are in `array_lengths`."""
     array_lengths: dict[str, int]
     tensors: tuple[Tensor, ...]
     data_offset: int
@@ -50,7 +50,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def name(self) -> str:
-        """Name of the model in its metadata, or ""."""
+        """Name of the model in its metadata; "" if absent."""
         return str(self.metadata.get("general.name", ""))
 
     @property
@@ -73,7 +73,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def quant(self) -> str:
-        """Quantisation, such as `Q4_K_M`; without `general.file_type` the tensor type with the most bytes."""
+        """Quantisation, such as `Q4_K_M`, from `general.file_type`, or else the tensor type with the most bytes."""
         preset = FILE_TYPES.get(self._integer("general.file_type", -1))
         if preset is not None:
             return preset
@@ -89,13 +89,13 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def chat_template(self) -> str | None:
-        """Chat template as Jinja source, or None."""
+        """Chat template as Jinja source; None if absent."""
         template = self.metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
 
     @cached_property
     def has_recurrent_state(self) -> bool:
-        """True if some layers keep a recurrent state instead of keys and values for each token."""
+        """True if some layers have a recurrent state instead of keys and values for each token."""
         names = (".ssm.", ".shortconv.", ".wkv.", ".token_shift_count", ".kda.")
         return any(name in key for key in self.metadata for name in names)
 
@@ -114,9 +114,9 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
     def hparam(self, key: str, default: int = 0) -> int:
-        """Return an integer hyperparameter, such as `block_count`; the largest value if there is one per layer.
+        """Return an integer hyperparameter, such as `block_count`; the largest value of a per-layer array.
 
-        `key` is without the prefix of the architecture. Missing, negative and non-integer values give `default`.
+        `key` does not include the architecture prefix. Returns `default` for missing, negative and non-integer values.
         """
         value = self.metadata.get(f"{self.architecture}.{key}")
         if isinstance(value, list):
@@ -130,7 +130,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def n_ctx_train(self) -> int:
-        """Context length in training, in tokens; 0 if the file does not contain it."""
+        """Context length that the model was trained with, in tokens; 0 if unknown."""
         return self.hparam("context_length")
 
     @property

@@ -1,4 +1,4 @@
-"""Layers of a model: kind of memory (KV cache, sliding window, recurrent state) and head dimensions of each.
+"""Layers of a model: the cache kind (full KV cache, sliding window, recurrent state) and dimensions of each layer.
 
 Follows llama.cpp's reading of the same metadata (src/llama-hparams.cpp and src/models/*.cpp of the pinned version).
 """
@@ -13,22 +13,22 @@ from edgechat.errors import ModelFileError
 from edgechat.modelfile.header import ModelHeader
 
 MAX_LAYERS: Final = 512
-"""LLAMA_MAX_LAYERS of llama.cpp."""
+"""Maximum number of layers: LLAMA_MAX_LAYERS of llama.cpp."""
 
 # Sliding-window pattern by architecture where the file has only the window size: every n-th layer has full attention.
 _PERIODS: Final = {
     "afmoe": 4, "cohere2": 4, "exaone-moe": 4, "exaone4": 4, "gemma-embedding": 6, "gemma2": 2, "gemma3": 6,
     "gemma3n": 5, "gpt-oss": 2, "llama4": 4, "mellum": 4, "muse-glimmer": 4, "olmo2": 4, "plamo3": 8,
 }  # fmt: skip
-# The same, with full attention in the first layer of each period.
+# Sliding-window pattern of architectures with full attention in the first layer of each period.
 _PERIODS_DENSE_FIRST: Final = {"cohere2moe": 4, "laguna": 4, "modern-bert": 3, "smallthinker": 4}
-# llama.cpp reads their window size, but gives every layer full attention.
+# Architectures whose window size llama.cpp reads but ignores: every layer has full attention.
 _WINDOW_IGNORED: Final = ("phi3",)
-# Every attention layer has the window.
+# Architectures in which every attention layer has the sliding window.
 _WINDOW_EVERYWHERE: Final = ("lfm2", "lfm2moe")
-# Layers from this index on share the KV cache of earlier layers.
+# Index of the first layer that shares the KV cache of earlier layers, by architecture.
 _KV_LAYERS: Final = {"gemma3n": 20}
-# Every n-th layer has attention, the others a recurrent state.
+# Attention interval by architecture: every n-th layer has attention, the others have a recurrent state.
 _ATTENTION_INTERVALS: Final = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
 # Window size in tokens, for files of these architectures without one.
 _WINDOWS: Final = {"gemma2": 4096, "llama4": 8192}
@@ -36,21 +36,21 @@ _PURE_STATE: Final = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory kind and dimensions of one layer."""
+    """Cache kind and dimensions of one layer."""
 
-    memory: Literal["full", "window", "state", "full and state", "none"]
-    """Keys and values of all tokens (`full`) or of the last ones (`window`), a recurrent state, both, or nothing."""
+    cache_kind: Literal["full", "window", "state", "full and state", "none"]
+    """Cache kind: keys and values of all tokens (`full`) or of the sliding `window`, a recurrent `state`, or none."""
     n_head: int
     n_head_kv: int
     key_length: int
-    """Elements of a key of one head; `value_length` likewise."""
+    """Number of elements in a key of one head."""
     value_length: int
     n_ff: int
 
     @property
     def kv_width(self) -> int:
-        """Elements that one token adds to the KV cache of this layer."""
-        return 0 if self.memory in {"state", "none"} else self.n_head_kv * (self.key_length + self.value_length)
+        """Number of elements that one token adds to the KV cache of this layer."""
+        return 0 if self.cache_kind in {"state", "none"} else self.n_head_kv * (self.key_length + self.value_length)
 
 
 class ModelLayers(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,20 +65,20 @@ class ModelLayers(msgspec.Struct, frozen=True, kw_only=True):
     """Sliding window size in tokens."""
     n_experts: int
     n_experts_used: int
-    """Experts active for each token."""
+    """Number of experts active for each token."""
     kv_lora_rank: int
-    """Rank of compressed keys and values (MLA)."""
+    """Rank of compressed keys and values (MLA); 0 without compression."""
     rope_freq_base: float
     rope_scaling: str
     tokenizer: str
 
-    def count(self, memory: str) -> int:
-        """Count the layers with this kind of memory."""
-        return sum(layer.memory == memory for layer in self.layers)
+    def count(self, cache_kind: str) -> int:
+        """Count the layers whose cache kind is `cache_kind`."""
+        return sum(layer.cache_kind == cache_kind for layer in self.layers)
 
 
 def read_layers(header: ModelHeader) -> ModelLayers:
-    """Compute the layers of a model. Raises ModelFileError for more than MAX_LAYERS layers."""
+    """Compute the layers of a model from its header. Raises ModelFileError for more than MAX_LAYERS layers."""
     n_layers = header.n_layers
     if not 0 <= n_layers <= MAX_LAYERS:
         raise ModelFileError(f"{header.path} claims {n_layers} layers; llama.cpp reads at most {MAX_LAYERS}")
@@ -107,19 +107,19 @@ def _layer(header: ModelHeader, i: int) -> Layer:
             for name, default in (("key", key), ("value", value))
         )  # fmt: skip
     return Layer(
-        memory=_memory(header, i, n_head_kv, has_window=has_window), n_head=n_head, n_head_kv=n_head_kv,
+        cache_kind=_cache_kind(header, i, n_head_kv, has_window=has_window), n_head=n_head, n_head_kv=n_head_kv,
         # With compressed keys and values (MLA) only the keys are cached.
         key_length=key, value_length=0 if is_compressed else value,
         n_ff=_layer_integer(header, "feed_forward_length", i, 0),
     )  # fmt: skip
 
 
-def _memory(
+def _cache_kind(
     header: ModelHeader, i: int, n_head_kv: int, *, has_window: bool
 ) -> Literal["full", "window", "state", "full and state", "none"]:
     architecture = header.architecture
     if i >= header.n_layers - header.hparam("nextn_predict_layers"):
-        return "none"  # multi-token prediction layers are not used
+        return "none"  # edgechat does not use multi-token prediction layers
     if architecture in _PURE_STATE:
         return "state"
     if architecture == "falcon-h1":

@@ -17,9 +17,9 @@ class ModelProfile(ModelLayers, frozen=True, kw_only=True):
     is_embedding: bool
     """True for an embedding model, which generates no text."""
     has_costly_sequences: bool
-    """True if every sequence takes memory of its own: a recurrent state or a sliding window."""
+    """True if each sequence needs additional memory, for a recurrent state or a sliding window."""
     state_width: int
-    """Elements of one sequence's recurrent state in one layer, convolution inputs included."""
+    """Elements of the recurrent state of one sequence in one layer, including convolution inputs."""
     inner_size: int
     """Inner width of state-space layers; 0 without such layers."""
     expert_n_ff: int
@@ -30,7 +30,7 @@ class ModelProfile(ModelLayers, frozen=True, kw_only=True):
 
     @classmethod
     def from_header(cls, header: ModelHeader) -> ModelProfile:
-        """Compute the profile of a model. Raises ModelFileError for an impossible number of layers."""
+        """Compute the profile of a model. Raises ModelFileError for an invalid number of layers."""
         dimensions = read_layers(header)
         n_ff = max([layer.n_ff for layer in dimensions.layers] or [0])
         return cls(
@@ -60,7 +60,7 @@ class ModelProfile(ModelLayers, frozen=True, kw_only=True):
 
     @property
     def has_output_tensor(self) -> bool:
-        """False if the token embedding is also the output (tied embeddings)."""
+        """False if the token embedding is also the output matrix (tied embeddings)."""
         return any(t.name == "output.weight" for t in self.tensors)
 
 

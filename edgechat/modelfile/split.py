@@ -14,7 +14,7 @@ from edgechat.modelfile.gguf import read_gguf_header
 from edgechat.modelfile.header import ModelHeader
 
 MAX_PARTS: Final = 1000
-"""The largest published models have about 50 parts."""
+"""Maximum number of parts; the largest published models have about 50."""
 _NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 
 
@@ -23,7 +23,7 @@ class PartName(NamedTuple):
 
     stem: str
     number: int
-    """From 1."""
+    """Number of this part, counted from 1."""
     n_parts: int
 
     def name_of_part(self, number: int) -> str:
@@ -36,7 +36,7 @@ class PartName(NamedTuple):
 
 
 def parse_part_name(name: str) -> PartName | None:
-    """Parse the file name of a part; None for any other name."""
+    """Parse the file name of one part of a split model. Returns None for any other name."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -47,14 +47,14 @@ def parse_part_name(name: str) -> PartName | None:
 def model_files(path: Path) -> list[Path]:
     """Return the files of a model in order: `path` alone, or all parts of the split model that it belongs to.
 
-    Only the name counts; the files need not exist.
+    The result depends only on the file name; the files need not exist.
     """
     part = parse_part_name(path.name)
     return [path.with_name(name) for name in part.all_names()] if part else [path]
 
 
 def read_header(path: Path) -> ModelHeader:
-    """Read and check the header of a model; a split model is named by its first part.
+    """Read and check the header of a model; for a split model, `path` is its first part.
 
     Raises ModelFileError with the path and the reason, or the names of missing parts.
     """
@@ -91,7 +91,7 @@ def join_headers(parts: Sequence[ModelHeader]) -> ModelHeader:
     expected = first.metadata.get("split.tensors.count", len(tensors))
     if len({t.name for t in tensors}) != len(tensors) or len(tensors) != expected:
         raise ModelFileError(
-            f"{first.path} and its {len(parts) - 1} other parts have {len(tensors)} tensors, but should have "
-            f"{expected} different ones: check that all parts are of the same model"
+            f"{first.path} and its {len(parts) - 1} other parts have {len(tensors)} different tensors, "
+            f"expected {expected}: check that all parts are of the same model"
         )
     return msgspec.structs.replace(first, file_bytes=sum(part.file_bytes for part in parts), tensors=tensors)

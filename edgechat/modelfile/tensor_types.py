@@ -1,7 +1,7 @@
 """GGUF tensor types and file types: name, weights per block, bytes per block.
 
-Copied from gguf.constants, because the gguf package imports numpy, which the client process must not load. The tests
-compare both.
+Copied from gguf.constants, because the gguf package imports numpy, which the client process must not load. A test
+compares both tables.
 """
 
 from __future__ import annotations

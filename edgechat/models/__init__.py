@@ -1,1 +1,1 @@
-"""Chooses, plans and loads models; used by the chat, the server and the command line."""
+"""Selection, planning and loading of models, for the chat, the server and the command line."""

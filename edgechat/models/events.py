@@ -1,4 +1,4 @@
-"""Events of loading a model, for progress displays."""
+"""Progress events that are sent while a model is loaded."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import msgspec
 
 
 class ModelLoadProgressed(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend is being tested, or the model's weights are being loaded."""
+    """Event while a backend is tested or the model's weights are loaded."""
 
     phase: Literal["testing", "loading"]
     message: str
     """Status line for the user."""
     fraction: float | None = None
-    """Loaded part of the weights, from 0 to 1; None if unknown."""
+    """Loaded fraction of the weights, from 0 to 1; None if unknown."""
 
 
 LoadCallback = Callable[[ModelLoadProgressed], None]

@@ -1,4 +1,4 @@
-"""Models loaded by running edgechat processes: one file per engine process, valid while that process lives."""
+"""Records of the models that running edgechat processes have loaded, with one file per engine process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgechat.files import JsonFile
 from edgechat.hardware.memory import private_bytes, process_started_at
 
 _MAX_BYTES: Final = 1 << 16
-# Start times within this many seconds belong to the same process.
+# Maximum difference, in seconds, between two readings of the start time of one process.
 _START_TOLERANCE_S: Final = 2.0
 
 
@@ -24,19 +24,19 @@ class RunningInstance(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     """Process id of the engine."""
     started_at: float = msgspec.field(name="started_s")
-    """Start time of that process in seconds since 1970; tells it from a later process with the same id."""
+    """Start time of the process in seconds since 1970, which distinguishes it from a later process with the same id."""
     model_path: str
     total_bytes: int
     """Planned memory of the engine process, mapped weights included."""
 
     @property
     def reserved_bytes(self) -> int:
-        """Memory that it uses or will use although the system reports it as available: mapped and future pages."""
+        """Memory of the process that the system still reports as available: mapped pages and pages not yet used."""
         return max(0, self.total_bytes - private_bytes(self.pid))
 
 
 def announce(pid: int, model_path: str, total_bytes: int) -> None:
-    """Record that the engine process `pid` has loaded a model; ignored if the cache directory cannot be written."""
+    """Record that the engine process `pid` has loaded a model, unless the cache directory cannot be written."""
     instance = RunningInstance(
         pid=pid, started_at=process_started_at(pid), model_path=model_path, total_bytes=total_bytes
     )
@@ -58,7 +58,7 @@ def other_instances(own_pid: int | None = None) -> list[RunningInstance]:
         if instance is None or not started_at:
             with contextlib.suppress(OSError):
                 path.unlink()
-        # Another start time means another process or a changed clock; the record is kept, because it may be valid.
+        # A different start time means another process or a changed clock. The record is not deleted: it may be valid.
         elif abs(started_at - instance.started_at) < _START_TOLERANCE_S and instance.pid not in {own_pid, os.getpid()}:
             instances.append(instance)
     return instances

@@ -18,21 +18,21 @@ from edgechat.prompt.renderer import Renderer
 
 
 class LoadedModel:
-    """Holds at most one model. `open` loads or replaces it, `close` ends its processes."""
+    """Owner of at most one loaded model. `open` loads or replaces the model, `close` ends its processes."""
 
     def __init__(self) -> None:
         self.engine = EngineClient()
         self.plan: LoadPlan | None = None
         self.loaded: protocol.Loaded | None = None
-        """The engine's answer to the last load; stays valid while a dead engine is restarted."""
+        """The engine's response to the last load, which stays valid while an engine that died is restarted."""
         self.warnings: list[str] = []
-        """Messages about unexpected conditions of all loads so far."""
+        """Warnings of all loads so far, for display."""
         self._builder: PromptBuilder | None = None
         self._renderer = Renderer()
 
     @property
     def builder(self) -> PromptBuilder:
-        """Builder of prompts for this model. Raises EngineError if no model is loaded."""
+        """Prompt builder for the loaded model. Raises EngineError if no model is loaded."""
         if self._builder is None:
             raise EngineError("No model is loaded yet.")
         return self._builder
@@ -47,7 +47,7 @@ class LoadedModel:
     ) -> protocol.Loaded:
         """Check a model file, then plan and load it in place of the current model. Raises EdgechatError.
 
-        An embedding model is refused unless `may_embed`; the current model stays loaded then.
+        Without `may_embed`, an embedding model is refused, and the current model stays loaded.
         """
         header = read_header(path)
         if header.is_embedding and not may_embed:
@@ -62,7 +62,7 @@ class LoadedModel:
         return loaded
 
     def set_loaded(self, loaded: protocol.Loaded) -> None:
-        """Build prompts for the model that the engine has loaded."""
+        """Create the prompt builder for the model that the engine has loaded."""
         self.loaded = loaded
         self._builder = PromptBuilder(self.engine, self._renderer, loaded)
 
@@ -73,7 +73,7 @@ class LoadedModel:
             announce_loaded(self.engine, self.plan)
 
     def fall_back_to_cpu(self, error: EngineError, settings: Settings) -> bool:
-        """Load the model again without a GPU if `error` is a failure of the GPU; return True if that worked."""
+        """Load the model again without a GPU if `error` is a failure of the GPU. Returns True on success."""
         crashed = isinstance(error, EngineDiedError) and error.code is not None and error.code != -KILL_SIGNAL
         failed = self.plan
         if failed is None or not failed.options.n_gpu_layers or not (crashed or isinstance(error, ComputeError)):
@@ -86,7 +86,7 @@ class LoadedModel:
         return True
 
     def close(self) -> None:
-        """End the processes; a request in progress raises EngineDiedError."""
+        """End the engine and render processes; a request in progress raises EngineDiedError."""
         unload(self.engine, self.plan)
         self.engine.close()
         self._renderer.close()

@@ -1,4 +1,4 @@
-"""Loads a model into an engine: plan, load, and retry with a smaller plan if memory runs out."""
+"""Loads a model into an engine, and retries with a smaller plan if memory runs out."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from edgechat.planner.plan import Estimator, plan, smaller_plan
 from edgechat.prompt import renderer
 from edgechat.runtime.backends.bundle import Bundle, find_bundle
 
-# Above this part of the available memory, llama.cpp computes exact sizes first, which takes at least 0.1 s.
+# Fraction of the available memory above which llama.cpp computes exact sizes first, which takes at least 0.1 s.
 _TIGHT: Final = 0.5
-# Loads that may fail: the first plan, and with a GPU a second one. The load after them must succeed.
+# Maximum number of retries: one on a CPU, two with a GPU. A failure of the last retry is raised.
 _MAX_RETRIES: Final = 2
 
 
@@ -41,9 +41,9 @@ def load_model(
     """Plan and load a model; return the plan, the engine's answer, and warnings. Raises EdgechatError.
 
     `begin` is called first, to start other processes while the engine starts. If memory runs out in spite of the plan,
-    one smaller plan is tried; with a GPU, first one with fewer layers on it, then one without it.
+    a smaller plan is tried; with a GPU, first a plan with fewer GPU layers, then a plan without the GPU.
     """
-    engine.start()  # its process starts up while this one continues
+    engine.start()  # the engine process starts up while this process continues
     begin()
     bundle = find_bundle()
     gpus, warnings = _find_gpus(engine, settings, bundle, on_event)
@@ -69,7 +69,7 @@ def load_model(
 
 
 def load_without_gpu(engine: EngineClient, failed: LoadPlan, settings: Settings) -> tuple[LoadPlan, protocol.Loaded]:
-    """Load the model of a plan again, without the GPU that failed in use. Raises EdgechatError."""
+    """Load the model of the plan `failed` again without a GPU, after the GPU failed. Raises EdgechatError."""
     profile = ModelProfile.from_header(read_header(Path(failed.model_path)))
     machine = current_machine(settings, profile.path, engine.pid, ())
     load_plan = _make_plan(engine, profile, machine, settings.n_ctx, speculation=failed.speculation)
@@ -79,7 +79,7 @@ def load_without_gpu(engine: EngineClient, failed: LoadPlan, settings: Settings)
 
 
 def announce_loaded(engine: EngineClient, load_plan: LoadPlan | None) -> None:
-    """Record the engine's memory, so that other edgechat processes plan with the rest."""
+    """Record the engine's memory, so that the plans of other edgechat processes leave it free."""
     if engine.pid is not None and load_plan is not None:
         instances.announce(engine.pid, load_plan.model_path, load_plan.estimate.engine)
 
@@ -97,20 +97,20 @@ def unload(engine: EngineClient, load_plan: LoadPlan | None) -> None:
 
 
 def exact_estimator(engine: EngineClient, profile: ModelProfile) -> Estimator:
-    """Return an estimator that asks llama.cpp for buffer sizes, and uses formulas for a file that it cannot load."""
+    """Return an estimator that asks llama.cpp for buffer sizes, or uses formulas for a file that llama.cpp rejects."""
 
     def buffers(options: LoadOptions) -> BufferSizes:
         request = protocol.ProbeMemory(id=engine.next_id(), model_path=profile.path, options=options)
         try:
             return reported_buffers(profile, options, engine.probe_memory(request).memory)
-        except EdgechatError:  # the load will report it
+        except EdgechatError:  # loading the model will report the error
             return formula_buffers(profile, options)
 
     return buffers
 
 
 def load_warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded) -> list[str]:
-    """Return warnings about settings and properties of a loaded model that the user may not expect."""
+    """Return warnings about a loaded model: fewer threads than set, or no chat template."""
     warnings = []
     n_cpus = os.cpu_count() or 1
     if settings.n_threads is not None and settings.n_threads > n_cpus:
@@ -118,7 +118,7 @@ def load_warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded)
     if loaded.chat_template is None:
         warnings.append(
             f"{model_path.name} has no chat template: using the format {renderer.PLAIN_NAME!r}, which may differ from "
-            "the one it was trained with."
+            "the format that the model was trained with."
         )
     return warnings
 
@@ -126,7 +126,7 @@ def load_warnings(settings: Settings, model_path: Path, loaded: protocol.Loaded)
 def _find_gpus(
     engine: EngineClient, settings: Settings, bundle: Bundle, on_event: LoadCallback
 ) -> tuple[list[Gpu], list[str]]:
-    """Return the usable GPUs, and warnings about others. The engine is asked only if the bundle has a GPU backend."""
+    """Return the usable GPUs, and warnings about others. Without a GPU backend, the engine is not asked."""
     if not settings.gpu or not bundle.gpu_modules:
         return [], []
     before = saved_gpus()
@@ -141,7 +141,7 @@ def _find_gpus(
 def _make_plan(
     engine: EngineClient, profile: ModelProfile, machine: Machine, n_ctx: int | None, *, speculation: bool
 ) -> LoadPlan:
-    """Plan with sizes from formulas if memory is ample, otherwise with the sizes that llama.cpp reports."""
+    """Make a plan with sizes from formulas if memory is ample, otherwise with the sizes that llama.cpp reports."""
     extra_bytes = observed_memory.extra_bytes(profile.path)
     try:
         rough = plan(profile, machine, n_ctx=n_ctx, speculation=speculation, extra_bytes=extra_bytes)
@@ -166,7 +166,7 @@ def _load(engine: EngineClient, load_plan: LoadPlan, on_event: LoadCallback) -> 
 def _retry_plan(
     error: EdgechatError, profile: ModelProfile, machine: Machine, failed: LoadPlan, n_ctx: int | None, attempt: int
 ) -> LoadPlan | None:
-    """Return the plan for the next attempt: with fewer GPU layers, without the GPU, or one smaller CPU plan."""
+    """Return the plan for the next attempt (fewer GPU layers, no GPU, or less CPU memory); None to give up."""
     if failed.options.n_gpu_layers:
         if attempt == 0 and not machine.gpu_is_unified:
             return smaller_plan(profile, machine, failed, n_ctx)
@@ -176,7 +176,7 @@ def _retry_plan(
 
 
 def _ran_out_of_memory(error: EdgechatError) -> bool:
-    """Return True if llama.cpp reported too little memory, or if the system killed the engine, as it does then."""
+    """Return True if llama.cpp reported too little memory, or if the out-of-memory killer ended the engine."""
     killed = isinstance(error, EngineDiedError) and error.code == -KILL_SIGNAL
     return isinstance(error, PlanError) or killed
 
@@ -187,7 +187,7 @@ def _retry_warning(error: EdgechatError, failed: LoadPlan, retry: LoadPlan) -> s
         f"memory ran out with {size(failed.estimate.total)} planned"
     )  # fmt: skip
     concessions = [concession for concession in retry.concessions if concession not in failed.concessions]
-    return f"{reason}: loading again with less ({'; '.join(concessions) or size(retry.estimate.total)})"
+    return f"{reason}: loading again with less memory ({'; '.join(concessions) or size(retry.estimate.total)})"
 
 
 def _forward(event: protocol.AnyEvent, on_event: LoadCallback) -> None:

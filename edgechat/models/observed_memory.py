@@ -1,4 +1,4 @@
-"""Observed memory: how much more than planned each model took in its last loads, so that the next plan includes it."""
+"""Observed memory: difference between peak and planned memory in the last loads of each model, for later plans."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from edgechat.files import JsonFile
 _MAX_FILE_BYTES: Final = 1 << 20
 _MAX_MODELS: Final = 200
 _MAX_LOADS: Final = 5
-# A larger difference is not an inaccurate plan, but another problem.
+# Maximum difference that is added to a plan; a larger one has another cause than an inaccurate plan.
 _MAX_EXTRA_BYTES: Final = 2 << 30
 
 _Differences = dict[str, list[int]]
 
 
 def extra_bytes(model_path: str) -> int:
-    """Return the most that a model took beyond its plan in its last loads; 0 if it always took less."""
+    """Return the largest excess over the planned memory in the last loads of a model, in bytes; 0 without excess."""
     return min(_MAX_EXTRA_BYTES, max([0, *_read().get(_key(model_path), [])]))
 
 

@@ -1,4 +1,4 @@
-"""Resources of this machine that a plan may use now: memory left by other processes, threads, GPU, disk space."""
+"""Resources of this machine that a plan may use now: free memory, threads, GPU and disk space."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from edgechat.planner.throughput import KernelSpeeds
 from edgechat.runtime.backends import kernel_benchmark
 from edgechat.runtime.backends.bundle import find_bundle
 
-# GPU memory left unplanned: the driver and the screen need more over time, and CUDA's context and kernels take up to
-# 500 MB once something runs. At most this much, and at most this part of the memory.
+# GPU memory that plans leave free: at most 1 GiB, and at most an eighth. The driver and the screen need more over time,
+# and CUDA's context and kernels take up to 500 MB when the first kernel runs.
 _GPU_RESERVE_BYTES: Final = 1 << 30
 _GPU_RESERVE_SHARE: Final = 8
 _MAX_FILE_BYTES: Final = 1 << 16
@@ -32,8 +32,8 @@ def current_machine(
 ) -> Machine:
     """Return the resources available now for the model at `model_path`.
 
-    Pages of the same file that another process has mapped are shared, so they count as available. The memory of this
-    program's own engine (`own_pid`) does too, because it is freed before a load. `gpus` defaults to the saved ones.
+    Pages of the same file that another process has mapped are shared, so they count as available. So does the memory
+    of this program's own engine (`own_pid`), because it is freed before a load. `gpus` defaults to `saved_gpus()`.
     """
     gpu = best_gpu(saved_gpus() if gpus is None and settings.gpu else gpus or ())
     others = other_instances(own_pid)
@@ -57,13 +57,13 @@ def _gpu_budget_bytes(gpu: Gpu) -> int:
 
 
 def describe_instance(instance: RunningInstance) -> str:
-    """Return a clause for error messages: which other process has which model loaded, and its memory."""
+    """Return a clause for error messages with the process, the model and the memory of another instance."""
     name = os.path.basename(instance.model_path)  # noqa: PTH119  (the path may be of another system)
     return f"another edgechat (process {instance.pid}) has {name} loaded and uses {size(instance.total_bytes)}"
 
 
 def measured_speeds() -> KernelSpeeds | None:
-    """Return the saved kernel benchmark of this machine's best backend, or None."""
+    """Return the saved kernel benchmark of this machine's best backend; None if there is none."""
     try:
         bundle = find_bundle()
     except EdgechatError:
@@ -72,11 +72,11 @@ def measured_speeds() -> KernelSpeeds | None:
 
 
 def _threads(settings: Settings, speeds: KernelSpeeds | None) -> tuple[int, int, str]:
-    """Return the threads for decoding and for prefill, and the reason."""
+    """Return the numbers of threads for decoding and for prefill, and the reason for them as text."""
     if settings.n_threads is not None:
-        # More threads than cores wait for each other: a token can take minutes.
+        # With more threads than cores, threads wait for each other, and a token can take minutes.
         n_threads = min(settings.n_threads, os.cpu_count() or 1)
-        return n_threads, n_threads, "as set"
+        return n_threads, n_threads, "set by the user"
     if speeds is not None and speeds.decode_threads and speeds.max_threads == candidate_thread_counts()[-1]:
         return speeds.decode_threads, speeds.prefill_threads, "measured as the fastest"
     usable = usable_threads()
@@ -84,13 +84,13 @@ def _threads(settings: Settings, speeds: KernelSpeeds | None) -> tuple[int, int,
 
 
 def save_gpus(gpus: Sequence[Gpu]) -> None:
-    """Save the GPUs that an engine found, for plans that are made before an engine runs."""
+    """Save the GPUs that an engine found, for plans that are made before an engine is started."""
     if gpus or paths.gpus_file().exists():
         _gpus_file().save(list(gpus))
 
 
 def saved_gpus() -> list[Gpu]:
-    """Return the GPUs that an engine found last."""
+    """Return the GPUs that an engine found most recently."""
     return _gpus_file().read() or []
 
 
@@ -99,7 +99,7 @@ def _gpus_file() -> JsonFile[list[Gpu]]:
 
 
 def _prefix_disk_free_bytes(settings: Settings) -> int:
-    """Return the free bytes on the disk of the prefix cache; 0 if it is off."""
+    """Return the free bytes on the disk of the prefix cache; 0 if the cache is turned off."""
     if not settings.prefix_cache:
         return 0
     try:

@@ -30,12 +30,12 @@ from edgechat.planner.ranking import Candidate, Evaluation, choose, evaluate
 from edgechat.planner.synthetic_profile import file_sizes, synthetic_profiles
 from edgechat.planner.throughput import KernelSpeeds
 
-# The automatic choice plans at most this many installed models, so that hundreds do not delay the first frame.
+# Maximum number of installed models that the automatic choice plans, so that it does not delay the first frame.
 _MAX_PLANNED: Final = 12
 
 
 def make_candidate(name: str, header: ModelHeader, *, repo: str = "", is_installed: bool = True) -> Candidate:
-    """Return a model file as a candidate, with the catalogue's data. Raises ModelFileError for an invalid header."""
+    """Create the candidate for a model file, with catalogue data. Raises ModelFileError for an invalid header."""
     model = curated.find_for_file(repo, header.name, Path(header.path).name)
     profile = ModelProfile.from_header(header)
     return Candidate(
@@ -46,7 +46,7 @@ def make_candidate(name: str, header: ModelHeader, *, repo: str = "", is_install
 
 
 def installed_candidates(entries: Sequence[library.InstalledModel] | None = None) -> list[Candidate]:
-    """Return the chat models on this machine, by default all. Raises CatalogueError if the registry is damaged."""
+    """Return the chat models among `entries`, by default all installed models. Raises CatalogueError."""
     candidates = []
     for entry in library.scan() if entries is None else entries:
         if entry.is_usable:
@@ -63,7 +63,7 @@ def catalogue_candidates() -> list[Candidate]:
     """Return every quant of every catalogue model with known dimensions, without network access."""
     candidates = []
     for model in curated.load().values():
-        if not model.shape.n_layers:  # the memory of its context is unknown
+        if not model.shape.n_layers:  # without layers, the memory of the context cannot be estimated
             continue
         sizes = file_sizes(model)
         for quant, profile in synthetic_profiles(model).items():
@@ -79,10 +79,10 @@ def catalogue_candidates() -> list[Candidate]:
 def named_candidates(
     engine: EngineClient, names: Sequence[str], directory: Path, *, with_quants: bool = False
 ) -> list[Candidate]:
-    """Return the models with these names: installed models, files, or `owner/repo[:QUANT]` on the hub.
+    """Return the candidates for `names`: installed models, files, or `owner/repo[:QUANT]` on the hub.
 
     The headers of remote models are downloaded into `directory`. With `with_quants`, each model is followed by its
-    other quants, whose sizes llama.cpp's rules give. Raises EdgechatError for an unknown name.
+    other quants, with sizes computed by llama.cpp's rules. Raises EdgechatError for an unknown name.
     """
     candidates: list[Candidate] = []
     for name in names:
@@ -98,8 +98,8 @@ def named_candidates(
 
 
 def _find_header(name: str, directory: Path) -> tuple[ModelHeader, str, bool]:
-    """Return the header of a model, its repository, and whether it is installed."""
-    from edgechat.catalogue import remote_header, resolve  # not needed, and not loaded, when a chat starts
+    """Return the header of a model, its repository, and True if the model is installed."""
+    from edgechat.catalogue import remote_header, resolve  # imported here, so that a chat starts faster
 
     try:
         return read_header(resolve.find_model(name)), "", True
@@ -122,7 +122,7 @@ def choose_installed(settings: Settings) -> tuple[str, Path]:
         entries = [entry for entry in library.scan() if entry.is_usable]
     except CatalogueError:
         return library.STARTER, library.starter_model()
-    if len(entries) == 1:  # loading it reports whether it fits
+    if len(entries) == 1:  # loading the only model reports whether it fits
         return entries[0].name, entries[0].path
     if len(entries) > _MAX_PLANNED:
         entries = sorted(entries, key=_estimated_points, reverse=True)[:_MAX_PLANNED]
@@ -149,16 +149,16 @@ def suggest_download(settings: Settings) -> str:
     """Return a sentence that names the best catalogue model for this machine and the command that downloads it."""
     best = choose(evaluate_all(catalogue_candidates(), settings), defaults_only=True)
     if best is None:
-        return "No model of the catalogue fits either: `edgechat plan --all` shows how much memory each needs."
+        return "No model of the catalogue fits. `edgechat plan --all` shows how much memory each model needs."
     name = best.candidate.name
     return (
-        f"The best catalogue model for this machine is {name}, which takes {size(best.memory.total)} of memory: "
-        f"`edgechat models pull {name}` downloads it."
+        f"The best catalogue model for this machine is {name}, which needs {size(best.memory.total)} of memory. "
+        f"Download it with `edgechat models pull {name}`."
     )
 
 
 def evaluate_all(candidates: Sequence[Candidate], settings: Settings) -> list[Evaluation]:
-    """Evaluate candidates on this machine, with its measured speeds and sizes from formulas."""
+    """Evaluate candidates on this machine, with measured kernel speeds and memory sizes from formulas."""
     return evaluate_on(candidates, current_machine(settings), settings, measured_speeds())
 
 
@@ -166,7 +166,7 @@ def evaluate_on(
     candidates: Sequence[Candidate], machine: Machine, settings: Settings, speeds: KernelSpeeds | None,
     engine: EngineClient | None = None,
 ) -> list[Evaluation]:  # fmt: skip
-    """Evaluate candidates on a machine. With an `engine`, llama.cpp computes the memory of the files that exist."""
+    """Evaluate candidates on a machine. With an `engine`, llama.cpp computes the memory of existing files."""
 
     def estimator(candidate: Candidate) -> Estimator | None:
         if engine is None or not Path(candidate.profile.path).exists():
@@ -182,7 +182,7 @@ def evaluate_on(
 
 
 def measure_speeds() -> None:
-    """Run the kernel benchmark unless its result is saved, which takes some seconds; a failure changes nothing."""
+    """Run the kernel benchmark (a few seconds) unless a saved result exists. Failures are ignored."""
     engine = EngineClient()
     try:
         with contextlib.suppress(EdgechatError):
@@ -199,7 +199,7 @@ def load_or_measure_speeds(
 
 
 def _n_params_active(profile: ModelProfile, model: curated.CatalogueModel | None) -> int | None:
-    """Return the weights used for each token of a mixture of experts; None for a dense model."""
+    """Return the number of weights used for each token of a mixture of experts; None for a dense model."""
     if model is not None and model.shape.n_params_active:
         return model.shape.n_params_active
     n_experts, n_used = profile.n_experts, profile.n_experts_used

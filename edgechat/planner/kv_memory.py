@@ -27,8 +27,8 @@ def layer_bytes(profile: ModelProfile, n_ctx: int, *, n_seqs: int, n_ubatch: int
     state = _state_bytes(profile) * n_seqs
     block, block_bytes = _KV_BLOCKS[kv_type]
     return [
-        layer.kv_width * (window_cells if layer.memory == "window" else n_cells) * block_bytes // block
-        + (state if layer.memory in {"state", "full and state"} else 0)
+        layer.kv_width * (window_cells if layer.cache_kind == "window" else n_cells) * block_bytes // block
+        + (state if layer.cache_kind in {"state", "full and state"} else 0)
         for layer in profile.layers
     ]
 

@@ -102,5 +102,5 @@ async def test_plan_screen_explains_the_settings(starter: Path) -> None:
         await until_async(lambda: is_open(app, "PlanScreen"))
         words = str(app.screen.query_one("#text", Static).content)
         assert "total" in words
-        assert "n_ctx = 2048: as set" in words or "n_ctx = 2048" in words
+        assert "n_ctx = 2048: set by the user" in words or "n_ctx = 2048" in words
         await pilot.press("escape")

@@ -25,7 +25,7 @@ def header(architecture: str, **values: Any) -> ModelHeader:
 
 
 def memory_kinds(model_header: ModelHeader) -> Counter[str]:
-    return Counter(layer.memory for layer in read_layers(model_header).layers)
+    return Counter(layer.cache_kind for layer in read_layers(model_header).layers)
 
 
 ATTENTION: dict[str, Any] = {"embedding_length": 64, "attention__head_count": 4, "attention__head_count_kv": 2}

@@ -20,7 +20,7 @@ def test_download_is_suggested_if_no_model_is_installed(monkeypatch: pytest.Monk
         PlanError, match=r"No model is installed\. The best catalogue model .* `edgechat models pull .*` downloads it\."
     ):
         choose_installed(Settings(budget="8GB"))
-    with pytest.raises(PlanError, match="No model of the catalogue fits either"):
+    with pytest.raises(PlanError, match="No model of the catalogue fits"):
         choose_installed(Settings(budget="1MB"))
 
 
