@@ -1,1 +1,1 @@
-"""Reads this machine's properties: processor, memory, GPUs and disk."""
+"""Detection of this machine's processor, memory, GPUs and disk."""

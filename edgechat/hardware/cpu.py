@@ -1,4 +1,4 @@
-"""Processor: its name, instruction sets, and the number of threads worth using."""
+"""Processor detection: name, instruction set extensions, and the default number of compute threads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import msgspec
 
 
 class Cpu(msgspec.Struct, frozen=True):
-    """A processor as the operating system describes it."""
+    """Properties of a processor, as the operating system reports them."""
 
     model: str
-    """Marketing name, or the architecture if the system reports no name."""
+    """Model name, or the architecture if the system reports no name."""
     flags: str
     """Instruction set extensions, sorted, separated by spaces; empty if unknown."""
     microcode: str
@@ -23,7 +23,7 @@ class Cpu(msgspec.Struct, frozen=True):
 
 
 def read_cpu() -> Cpu:
-    """Return the first processor; takes about a millisecond on Linux."""
+    """Return the properties of the first processor. Takes about a millisecond on Linux."""
     if sys.platform == "linux":
         return parse_cpuinfo(_read("/proc/cpuinfo"))
     if sys.platform == "darwin":
@@ -34,7 +34,7 @@ def read_cpu() -> Cpu:
 
 
 def parse_cpuinfo(text: str) -> Cpu:
-    """Parse the first processor of a /proc/cpuinfo, in its x86 or ARM form."""
+    """Parse the first processor in the text of /proc/cpuinfo, in the x86 or ARM format."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
@@ -53,13 +53,13 @@ def usable_threads() -> int:
     The kernel benchmark of `edgechat plan` replaces this estimate with a measured number.
     """
     kinds = cores_by_kind()
-    # Slow cores delay the fast ones at every barrier, but many of them still win.
+    # Slow cores delay fast cores at every barrier, but if most cores are slow, using all of them is faster.
     physical = kinds[0] if len(kinds) > 1 and 2 * kinds[0] >= sum(kinds) else sum(kinds)
     return max(1, min(physical, _allowed_threads()))
 
 
 def candidate_thread_counts() -> list[int]:
-    """Return at most four thread counts worth measuring, in ascending order; the last is all allowed threads."""
+    """Return at most four thread counts to benchmark, in ascending order; the last is the number of allowed CPUs."""
     allowed = _allowed_threads()
     kinds = cores_by_kind()
     counts = {sum(kinds), kinds[0], sum(kinds) // 2, allowed}
@@ -73,7 +73,7 @@ def _allowed_threads() -> int:
 
 
 def cores_by_kind(root: Path = Path("/sys")) -> tuple[int, ...]:
-    """Count the physical cores of each kind, fastest kind first; one count if kinds are unknown."""
+    """Count the physical cores of each speed class, fastest first; a single count if the classes are unknown."""
     kinds: dict[int, int] = {}
     counted = set()
     for directory in sorted((root / "devices/system/cpu").glob("cpu[0-9]*")):
@@ -91,9 +91,9 @@ def cores_by_kind(root: Path = Path("/sys")) -> tuple[int, ...]:
 
 
 def _speed_class(directory: Path) -> int:
-    """Return a coarse maximum speed of a core, or 0 if unknown.
+    """Return the rounded maximum speed of a core; 0 if unknown.
 
-    Coarse, because the best cores of one kind often run a few per cent faster than the others.
+    Rounding puts cores whose speeds differ by a few per cent into one class.
     """
     capacity = _read(str(directory / "cpu_capacity")).strip()
     if capacity.isdigit():
@@ -103,7 +103,7 @@ def _speed_class(directory: Path) -> int:
 
 
 def cgroup_cpus(cpu_max: str) -> int | None:
-    """Parse a cgroup v2 `cpu.max`: whole CPUs granted (at least one), or None without a limit."""
+    """Parse the text of a cgroup v2 `cpu.max` file: the limit in whole CPUs (at least one), or None without a limit."""
     quota, _, period = cpu_max.partition(" ")
     if not quota.isdigit() or not period.strip().isdigit():
         return None

@@ -1,4 +1,4 @@
-"""Measured read speed of the disk under a file."""
+"""Measures the read speed of the disk that contains a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PROBE_BYTES: Final = 32 << 20
 
 
 def measure_read_bps(file: Path) -> float:
-    """Return bytes per second read from the disk under `file`; 0.0 on systems that cannot bypass the page cache.
+    """Measure the read speed of the disk of `file`, in bytes per second; 0.0 if the page cache cannot be bypassed.
 
     Reads up to 32 MiB from the end of the file. Raises OSError.
     """

@@ -1,4 +1,4 @@
-"""GPUs that a backend reported, and problems of the NVIDIA driver."""
+"""GPU properties that a backend reports, and detection of NVIDIA driver problems."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _DRIVER_VERSION: Final = Path("/proc/driver/nvidia/version")
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """A GPU as a backend reports it."""
+    """Properties of a GPU, as a backend reports them."""
 
     name: str
     total_bytes: int
     free_bytes: int
     is_unified: bool = False
-    """True if it shares the machine's memory (Apple, Jetson), which is then counted once."""
+    """True if the GPU shares the machine's memory (Apple, Jetson), which plans then count once."""
     read_bps: float = 0.0
     """Memory bandwidth in bytes per second; 0.0 if unknown."""
 
 
 def find_gpu_problem() -> str:
-    """Return why an installed NVIDIA driver is unused or broken; "" without a problem or a driver."""
+    """Return the reason why an installed NVIDIA driver is unused or broken; "" without a problem or a driver."""
     if sys.platform == "linux" and not _DRIVER_VERSION.exists():
         return ""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -48,11 +48,11 @@ def driver_version() -> str:
 
 
 def nvidia_problem(exit_code: int, output: str, errors: str) -> str:
-    """Explain a result of nvidia-smi on a machine where no CUDA backend works."""
+    """Return the user message for a result of nvidia-smi on a machine where no CUDA backend works."""
     lines = (output or errors).strip().splitlines()
     if exit_code == 0 and lines:
         return f"{lines[0].strip()}: no CUDA backend of this build works here, so the CPU is used"
     reason = lines[0].strip() if lines else f"nvidia-smi exited with code {exit_code}"
-    if "mismatch" in reason.lower():  # the driver was updated, and the kernel still runs the old one
+    if "mismatch" in reason.lower():  # the driver was updated, but the kernel still uses the old driver
         reason += "; restart the machine to load the new driver"
     return f"The NVIDIA driver does not work: {reason}"

@@ -1,4 +1,4 @@
-"""Memory of the machine within the limits of this process, and memory used by processes."""
+"""System memory within the limits of this process, and memory and CPU time of processes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class SystemMemory(msgspec.Struct, frozen=True):
     total_bytes: int
     """Physical memory, or the cgroup limit if that is lower."""
     available_bytes: int
-    """Bytes that can be allocated without swapping or reaching a limit."""
+    """Number of bytes that can be allocated without swapping or reaching a limit."""
 
 
 def read_memory(root: Path = Path("/")) -> SystemMemory:
     """Return total and available memory within the limits of this process and its cgroups, without swap.
 
-    `root` contains /proc and /sys.
+    `root` is the directory that contains proc and sys.
     """
     import psutil
 
@@ -33,7 +33,7 @@ def read_memory(root: Path = Path("/")) -> SystemMemory:
 
 
 def _process_limits() -> list[tuple[int, int]]:
-    """Return (limit, used) for `ulimit -d` and `ulimit -v`, which a child inherits with nothing used."""
+    """Return (limit, used) in bytes for `ulimit -d` and `ulimit -v`. Child processes inherit only the limits."""
     if sys.platform == "win32":
         return []
     import resource
@@ -51,7 +51,8 @@ def _cgroup_limits(root: Path) -> list[tuple[int, int]]:
             continue
         mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
         own = mount / group.lstrip("/")
-        # In a container, the group may have its path on the host, while the mount shows it at the root.
+        # In a container, /proc/self/cgroup may contain the cgroup's path on the host, while /sys/fs/cgroup is mounted
+        # at that cgroup, so every parent directory is tried.
         for directory in [own, *(p for p in own.parents if p.is_relative_to(mount))]:
             limit = _number(directory / ("memory.limit_in_bytes" if controllers else "memory.max"))
             if limit is not None:
@@ -61,7 +62,7 @@ def _cgroup_limits(root: Path) -> list[tuple[int, int]]:
 
 
 def _used_bytes(directory: Path, name: str) -> int:
-    """Return a cgroup's memory without inactive file pages, which the kernel can drop."""
+    """Return the memory of a cgroup in bytes, without inactive file pages, which the kernel can drop."""
     current = _number(directory / name)
     if current is None:
         return 0
@@ -85,9 +86,9 @@ def _number(path: Path) -> int | None:
 
 
 def peak_rss_bytes() -> int:
-    """Return this process's peak resident set, mapped model pages included."""
+    """Return the peak resident set size of this process in bytes, including mapped model pages."""
     if sys.platform == "linux":
-        # Not ru_maxrss: a child starts with its parent's value, and exec does not reset it.
+        # ru_maxrss would be wrong: a child starts with its parent's value, which exec does not reset.
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     if sys.platform == "darwin":
@@ -100,7 +101,7 @@ def peak_rss_bytes() -> int:
 
 
 def tree_pss_bytes(pid: int) -> int:
-    """Return the proportional set size of a process and its descendants on Linux; 0 elsewhere.
+    """Return the proportional set size of a process and its descendants in bytes on Linux; 0 on other systems.
 
     A process that ends during the call counts as 0.
     """
@@ -121,7 +122,7 @@ def _pss_bytes(pid: int) -> int:
 
 
 def private_bytes(pid: int) -> int:
-    """Return the unshared resident memory of a process, or 0 if it does not exist."""
+    """Return the unshared resident memory of a process in bytes; 0 if the process does not exist."""
     import psutil
 
     try:
@@ -132,7 +133,7 @@ def private_bytes(pid: int) -> int:
 
 
 def rss_bytes(pid: int) -> int:
-    """Return the resident set of a process, shared pages included, or 0 if it does not exist."""
+    """Return the resident set size of a process in bytes, including shared pages; 0 if the process does not exist."""
     import psutil
 
     try:
@@ -157,7 +158,7 @@ def cpu_s(pid: int) -> float:
 
 
 def process_started_at(pid: int) -> float:
-    """Return the start time of a process in seconds since 1970, or 0.0 if it does not exist."""
+    """Return the start time of a process in seconds since 1970; 0.0 if the process does not exist."""
     import psutil
 
     try:
@@ -167,7 +168,7 @@ def process_started_at(pid: int) -> float:
 
 
 def peak_pss_bytes(pid: int) -> int:
-    """Return the peak proportional set size of a process on Linux, with the sharing of now; 0 elsewhere."""
+    """Return the peak proportional set size of a process on Linux, assuming its present sharing; 0 on other systems."""
     status = _text(Path(f"/proc/{pid}/status"))
     peak, current = (
         1024 * int(fields[0]) if (fields := status.partition(f"{name}:")[2].split()[:1]) else 0

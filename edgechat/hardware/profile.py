@@ -1,4 +1,4 @@
-"""Hardware profile: the properties of a machine that plans depend on.
+"""Hardware profile: the properties of a machine that determine load plans.
 
 A profile can be saved (`edgechat doctor --json`) and used to plan for another machine (`edgechat plan --machine FILE`).
 """
@@ -21,50 +21,49 @@ _HOT_CELSIUS: Final = 85.0
 
 
 class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine's processor, memory, GPUs and disk. The field names are part of the JSON format."""
+    """Processor, memory, GPUs and disk of a machine. The field names are part of the JSON format."""
 
     cpu: Cpu
     n_cores: int
-    """Physical cores."""
+    """Number of physical cores."""
     n_performance_cores: int
-    """Fast physical cores; all of them if there is one kind."""
+    """Number of fast physical cores; all cores if they are equally fast."""
     n_threads: int
     """Default number of compute threads."""
     memory: SystemMemory
     swap_bytes: int = 0
-    """Swap, compressed memory (zram) included; plans never count it as memory."""
+    """Swap space including compressed memory (zram). Plans never use swap."""
     gpus: tuple[Gpu, ...] = ()
     gpu_problem: str = ""
-    """Why an installed graphics card is not used, as a message; "" without a problem."""
+    """Message that explains why an installed GPU is not used; "" without a problem."""
     is_on_battery: bool | None = None
-    """None if the system does not report it."""
+    """True on battery power; None if the system does not report the power source."""
     hottest_celsius: float | None = None
     disk_free_bytes: int = 0
-    """Free space on the disk of the models directory."""
+    """Free bytes on the disk of the models directory."""
     disk_read_bps: float = 0.0
-    """Bytes per second read from a model file's disk; 0.0 if unknown."""
+    """Read speed of the disk of a model file, in bytes per second; 0.0 if unknown."""
     read_bps: float = 0.0
     """Memory bandwidth of the processor in bytes per second; 0.0 if unknown."""
 
     def warnings(self) -> list[str]:
-        """Return messages about conditions that slow this machine down."""
+        """Return messages about battery power, high temperature and GPU problems."""
         messages = []
         if self.gpu_problem:
             messages.append(self.gpu_problem)
         if self.is_on_battery:
-            messages.append("On battery power: the processor may run slower than with a charger.")
+            messages.append("This machine runs on battery power, which may slow the processor down.")
         if self.hottest_celsius is not None and self.hottest_celsius >= _HOT_CELSIUS:
-            messages.append(f"{self.hottest_celsius:.0f} °C: the processor may slow down to cool off.")
+            messages.append(f"The temperature is {self.hottest_celsius:.0f} °C, so the processor may slow down.")
         return messages
 
 
 def read_profile(
     models_dir: Path, gpus: tuple[Gpu, ...] = (), read_bps: float = 0.0, model_file: Path | None = None
 ) -> HardwareProfile:
-    """Return the profile of this machine now.
+    """Measure the present profile of this machine.
 
-    `gpus` and `read_bps` come from a backend, which alone knows the devices that it can use. The disk speed is measured
-    on `model_file`, if given.
+    `gpus` and `read_bps` are results of a backend. The disk speed is measured by reading `model_file`, if given.
     """
     kinds = cores_by_kind()
     disk_free_bytes, disk_read_bps = 0, 0.0

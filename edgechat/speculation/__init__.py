@@ -1,1 +1,1 @@
-"""Speculative decoding: drafters, acceptance rates, step costs, and draft lengths. Knows no model and no llama.cpp."""
+"""Speculative decoding without a draft model: drafters, acceptance rates, step costs, and draft lengths."""

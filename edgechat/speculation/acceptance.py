@@ -1,4 +1,4 @@
-"""Acceptance rates of drafted tokens, by source and length of the match before them."""
+"""Acceptance rates of drafted tokens, by source and length of the match before the draft."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from edgechat.speculation.drafter import N_SOURCES
 
 # Lower bounds of the match-length buckets.
 BUCKETS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-# Prior acceptance rate of each bucket, from replays of recorded replies to summaries, questions about texts, chats and
-# edits, which hardly differ in it.
+# Prior acceptance rate of each bucket, measured by replaying recorded replies (summaries, questions about texts,
+# chats and edits, whose rates hardly differ).
 _PRIOR: Final = (0.24, 0.42, 0.52, 0.66, 0.72, 0.77, 0.82, 0.88, 0.91, 0.95)
-# Number of observations that the prior counts as.
+# Weight of the prior, in observations.
 _PRIOR_WEIGHT: Final = 8.0
-# Number of observations that the counts of all replies and of the current reply remember.
-_MEMORY: Final = 96.0
-_REPLY_MEMORY: Final = 32.0
+# Decay lengths, in observations, of the counts of all replies and of the current reply.
+_DECAY_LENGTH: Final = 96.0
+_REPLY_DECAY_LENGTH: Final = 32.0
 # Maximum weight of all replies, in observations; the current reply counts in full.
 _MAX_HISTORY_WEIGHT: Final = 16.0
 _BUCKET_OF_LENGTH: Final = tuple(bisect.bisect_right(BUCKETS, n) - 1 for n in range(BUCKETS[-1] + 1))
@@ -31,9 +31,9 @@ class AcceptanceCounts(msgspec.Struct):
     accepted: float = msgspec.field(default=0.0, name="right")
     rejected: float = msgspec.field(default=0.0, name="wrong")
 
-    def add(self, memory: float, *, accepted: bool) -> None:
-        """Count one token; older ones decay by 1 / `memory`."""
-        decay = 1 - 1 / memory
+    def add(self, decay_length: float, *, accepted: bool) -> None:
+        """Count one token, after reducing the older counts by the fraction 1 / `decay_length`."""
+        decay = 1 - 1 / decay_length
         self.accepted = self.accepted * decay + accepted
         self.rejected = self.rejected * decay + (not accepted)
 
@@ -41,14 +41,14 @@ class AcceptanceCounts(msgspec.Struct):
 class Acceptance:
     """Probability that a drafted token is accepted, by source and match-length bucket.
 
-    Estimated from the prior, all replies with a weight of at most 16 observations, and the current reply in full: so
-    repetitive and other texts are distinguished after a few tokens.
+    The estimate combines the prior, the counts of all replies (at most 16 observations) and those of the current reply
+    in full, so that it adapts to repetitive and to unpredictable text within a few tokens.
     """
 
     def __init__(self, counts: list[list[AcceptanceCounts]] | None = None) -> None:
-        """Start with saved `counts`: `N_SOURCES` lists with one entry per bucket."""
+        """Initialise from saved `counts`: `N_SOURCES` lists with one entry per bucket."""
         self.counts = counts or _zeros()
-        """Counts of all replies."""
+        """Counts of all replies, by source and bucket."""
         self._reply_counts = _zeros()
         self.probabilities: list[list[float]] = [[0.0] * len(BUCKETS) for _ in self.counts]
         """Probability that the next token equals the drafted one, by source and bucket."""
@@ -70,8 +70,8 @@ class Acceptance:
     def record(self, source: int, match_length: int, *, accepted: bool) -> None:
         """Count a drafted token that followed a match of `match_length` tokens."""
         bucket = bucket_of(match_length)
-        self.counts[source][bucket].add(_MEMORY, accepted=accepted)
-        self._reply_counts[source][bucket].add(_REPLY_MEMORY, accepted=accepted)
+        self.counts[source][bucket].add(_DECAY_LENGTH, accepted=accepted)
+        self._reply_counts[source][bucket].add(_REPLY_DECAY_LENGTH, accepted=accepted)
         self._update(source, bucket)
 
     def _update(self, source: int, bucket: int) -> None:

@@ -1,4 +1,4 @@
-"""Draft length controller: number of draft tokens with the highest expected throughput; 0 if drafting does not pay."""
+"""Draft length controller: chooses the number of draft tokens with the highest expected throughput."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from edgechat.speculation.acceptance import Acceptance, bucket_of
 from edgechat.speculation.drafter import Draft
 from edgechat.speculation.step_costs import SIZES, StepCosts
 
-# Minimum expected gain: estimates are inexact, and a rejected draft costs about as much as an accepted one gains.
+# Minimum expected gain: estimates are inexact, and a rejected draft costs about as much as an accepted draft saves.
 MIN_GAIN: Final = 1.05
-# Cost of a step of two tokens from which the low acceptance probabilities are used.
+# Relative cost of a two-token step above which the low acceptance probabilities are used.
 _EXPENSIVE_STEP: Final = 1.5
 MAX_DRAFT: Final = SIZES[-1] - 1
-# Probability of full acceptance below which longer drafts cannot pay.
+# Probability of full acceptance below which longer drafts are not considered.
 _MIN_ALL_ACCEPTED: Final = 0.02
 
 
@@ -34,7 +34,7 @@ class DraftController:
         self.costs.start_reply()
 
     def choose_length(self, draft: Draft, depth: int) -> tuple[int, float]:
-        """Return how many tokens of `draft` to decode at position `depth`, and the expected gain; (0, 1.0) for none."""
+        """Return the number of tokens of `draft` to decode at position `depth`, and the gain; (0, 1.0) for no draft."""
         if not draft.tokens or self.costs.is_single_due:
             return 0, 1.0
         acceptance, costs = self.acceptance, self.costs

@@ -1,4 +1,4 @@
-"""Draft corpus: texts of all conversations, searched for drafts, in memory and in one file per conversation."""
+"""Draft corpus: texts of all conversations in which drafts are searched, saved in one file per conversation."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgechat.speculation.drafter import FROM_CORPUS, NO_DRAFT, Draft, TokenInde
 
 _log = logging.getLogger(__name__)
 _SEPARATOR: Final = -1
-# Shorter texts are not worth indexing.
+# Minimum length of an indexed text; shorter texts hardly ever match.
 _MIN_TOKENS: Final = 8
-# Tokens at the end of the current text that a search compares; see EDGECHAT_SUFFIX_MAX_MATCH.
+# Maximum number of tokens at the end of the current text that a search compares; see EDGECHAT_SUFFIX_MAX_MATCH.
 _CONTEXT_TOKENS: Final = 64
 
 
@@ -28,11 +28,11 @@ class CorpusText:
     def __init__(self, conversation: str, tokens: bytes) -> None:
         self.conversation = conversation
         self.tokens = tokens
-        """Tokens as 32-bit integers."""
+        """Tokens as packed 32-bit integers."""
         self.start = 0
-        """Position in the index."""
+        """Position of the first token in the index."""
         self.last_used = 0
-        """Time of the last use, in ticks of the corpus."""
+        """Time of the last use, in ticks of the corpus clock."""
 
     @property
     def n_tokens(self) -> int:
@@ -63,16 +63,16 @@ class Corpus:
         self._starts: list[int] = []
         self._hashes: set[bytes] = set()
         self._unsaved: set[str] = set()
-        """Conversations with texts that are not in their files."""
+        """Conversations whose files lack some of their texts."""
         self._opened: set[str] = set()
-        """Conversations whose folders existed."""
+        """Conversations whose folders have been created or loaded."""
         self._context: list[int] = []
         self._clock = 0
 
     # Drafter
 
     def start(self, tokens: Sequence[int]) -> None:
-        """Set the current text, of which only the end is searched for."""
+        """Set the current text to `tokens`. Searches use only the end of the text."""
         self._context = list(tokens[-_CONTEXT_TOKENS:])
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -80,7 +80,7 @@ class Corpus:
         self._context = [*self._context, *tokens][-_CONTEXT_TOKENS:]
 
     def draft(self, max_tokens: int) -> Draft:
-        """Propose the tokens after the longest match in the corpus."""
+        """Propose at most `max_tokens` tokens that follow the longest match in the corpus."""
         if not self._texts:
             return NO_DRAFT
         tokens, match_length, position = self._index.draft(max_tokens, self._context)
@@ -93,7 +93,7 @@ class Corpus:
     # Texts
 
     def add(self, conversation: str, tokens: Sequence[int]) -> None:
-        """Add a text of a conversation, given by its folder name; ignores short and known texts. Raises MemoryError."""
+        """Add a text of a conversation (its folder name), unless it is short or a duplicate. Raises MemoryError."""
         if len(tokens) < _MIN_TOKENS or self._max_tokens < _MIN_TOKENS:
             return
         text = CorpusText(conversation, array("i", tokens[-(self._max_tokens - 1) :]).tobytes())
@@ -112,7 +112,7 @@ class Corpus:
         self._hashes.add(_hash(text))
 
     def _limit(self) -> None:
-        """Discard the least recently used texts above the limit, down to 3/4 of it, so that this is rarely needed."""
+        """If the corpus exceeds its limit, discard the least recently used texts until it is 3/4 full."""
         if sum(t.n_tokens for t in self._texts) <= self._max_tokens:
             return
         texts: list[CorpusText] = []
@@ -158,7 +158,7 @@ class Corpus:
                 self._insert(text)
 
     def open_conversation(self, conversation: str) -> None:
-        """Create the folder of a conversation; a missing folder means later that the conversation was deleted."""
+        """Create the folder of a conversation. If the folder is missing later, the conversation counts as deleted."""
         if self._folder is None or conversation in self._opened:
             return
         try:
@@ -182,7 +182,7 @@ class Corpus:
             return True
 
     def save_one(self) -> bool:
-        """Save the texts of one changed conversation; False if all are saved."""
+        """Save the texts of one changed conversation. Returns False if there is no changed conversation."""
         if not self._unsaved or self._folder is None:
             return False
         conversation = self._unsaved.pop()

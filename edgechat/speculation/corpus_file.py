@@ -14,16 +14,16 @@ import msgspec
 from edgechat import files
 
 _log = logging.getLogger(__name__)
-# The last byte is the version of the format.
+# File signature; its last byte is the format version.
 MAGIC: Final = b"edgechat texts\x01"
 FILE_NAME: Final = "said.tokens"
 MAX_FILE_BYTES: Final = 8 << 20
 
 
 def read(path: Path, n_vocab: int) -> list[bytes]:
-    """Read the texts of a file, each as 32-bit tokens below `n_vocab`; empty on failure.
+    """Return the texts of a file, each as packed 32-bit tokens below `n_vocab`. Returns an empty list on failure.
 
-    Deletes a damaged file, but not one that is unreadable or larger than `MAX_FILE_BYTES`.
+    A damaged file is deleted. A file that is unreadable or larger than `MAX_FILE_BYTES` is not deleted.
     """
     try:
         data = files.read_bytes(path, MAX_FILE_BYTES)
@@ -43,7 +43,7 @@ def read(path: Path, n_vocab: int) -> list[bytes]:
 
 
 def write(path: Path, texts: list[bytes]) -> None:
-    """Replace the file atomically. Raises OSError."""
+    """Write `texts` to a file, which is replaced atomically. Raises OSError."""
     body = msgspec.msgpack.encode(texts)
     files.replace_file(path, MAGIC + _crc(body) + body)
 

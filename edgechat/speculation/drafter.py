@@ -1,4 +1,4 @@
-"""Drafters: propose tokens that followed the same text earlier, in the context or in other conversations."""
+"""Drafters, which propose tokens that followed the same text earlier, in the context or in other conversations."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Final, NamedTuple, Protocol
 
 from edgechat.prefix.common_prefix import common_prefix_length
 
-# Sources of drafts; acceptance is counted for each.
+# Sources of drafts; acceptance is counted separately for each source.
 FROM_CONTEXT: Final = 0
 FROM_CORPUS: Final = 1
 N_SOURCES: Final = 2
 
 
 class Draft(NamedTuple):
-    """Draft tokens with the length of the match that they followed."""
+    """Draft tokens with their source and the length of the match before them."""
 
     tokens: list[int]
     match_length: int
-    """Number of equal tokens before the draft, in the indexed text and at the end of the current one."""
+    """Number of tokens before the draft in the indexed text that equal the end of the current text."""
     source: int
 
 
@@ -32,7 +32,7 @@ class TokenIndex(Protocol):
         """Return the number of tokens in the text."""
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Append tokens to the text; a negative one separates texts. Raises MemoryError."""
+        """Append tokens to the text; a negative token separates two texts. Raises MemoryError."""
 
     def truncate(self, size: int) -> None:
         """Remove all but the first `size` tokens."""
@@ -65,7 +65,7 @@ class LiveDrafter:
         self._text: list[int] = []
 
     def start(self, tokens: Sequence[int]) -> None:
-        """Set the current text; the prefix that it shares with the previous one stays indexed."""
+        """Set the current text to `tokens`. The prefix shared with the previous text stays in the index."""
         n_shared = common_prefix_length(self._text, tokens)
         self._index.truncate(n_shared)
         del self._text[n_shared:]
@@ -77,6 +77,6 @@ class LiveDrafter:
         self._index.append(tokens)
 
     def draft(self, max_tokens: int) -> Draft:
-        """Propose the tokens after the longest earlier match of the text's end; the newest of equally long ones."""
+        """Propose tokens that follow the longest earlier match of the end of the text; of equal matches, the newest."""
         tokens, match_length, _ = self._index.draft(max_tokens)
         return Draft(tokens, match_length, FROM_CONTEXT)

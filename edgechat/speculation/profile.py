@@ -1,4 +1,4 @@
-"""Speculation profile of one model on one machine: acceptance counts and step costs, saved across starts."""
+"""Speculation profile of one model on one machine: acceptance counts and step costs, saved in a file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _ProfileFile(msgspec.Struct, frozen=True):
 
 
 class SpeculationProfile:
-    """Step costs, and acceptance of greedy and of sampled replies; sampled ones are harder to predict."""
+    """Step costs and acceptance rates of a model, separate for greedy and for sampled replies."""
 
     def __init__(self) -> None:
         self.greedy = Acceptance()
@@ -38,7 +38,7 @@ class SpeculationProfile:
 
 
 def load_profile(path: Path) -> SpeculationProfile:
-    """Load a profile; returns a new one if the file is missing or invalid."""
+    """Load a profile. Returns an empty profile if the file is missing or invalid."""
     profile = SpeculationProfile()
     try:
         content = _file(path).load()
@@ -52,7 +52,7 @@ def load_profile(path: Path) -> SpeculationProfile:
 
 
 def save_profile(profile: SpeculationProfile, path: Path) -> None:
-    """Save a profile; logs a failure and continues."""
+    """Save a profile. Failures are only logged."""
     content = _ProfileFile(_VERSION, profile.greedy.counts, profile.sampled.counts, profile.costs.ratios)
     try:
         _file(path).write(content)
@@ -65,7 +65,7 @@ def _file(path: Path) -> JsonFile[_ProfileFile]:
 
 
 def _is_valid(content: _ProfileFile) -> bool:
-    """Check version, list lengths and ranges: counts are not negative, and n tokens cost at most 10 n steps of one."""
+    """Check version, list lengths and value ranges, such as a ratio of at most 10 n for a step of n tokens."""
     acceptances = (content.greedy, content.sampled)
     counts = [c for acceptance in acceptances for source in acceptance for c in source]
     return (

@@ -19,13 +19,13 @@ class SpeculationStats(msgspec.Struct, kw_only=True):
     step_s: float = 0.0
     """Total time of the decode steps."""
     n_tokens: int = 0
-    """Tokens that these steps generated."""
+    """Number of tokens that the decode steps generated."""
     plain_s: float = 0.0
-    """Estimated time of these tokens in single steps, by the speed of single steps at the time."""
+    """Estimated time of the same tokens without drafts, from the measured time of single-token steps."""
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Mean number of tokens per step with a draft, including the sampled one; 1.0 without drafts."""
+        """Mean number of tokens per step with a draft, including the sampled token; 1.0 without drafts."""
         return 1 + self.n_accepted / self.n_drafts if self.n_drafts else 1.0
 
     @property
@@ -52,7 +52,7 @@ class Speculator:
         self.stats = SpeculationStats()
 
     def start(self, tokens: Sequence[int]) -> None:
-        """Set the text of all drafters to `tokens`; call it again after another reply used the drafters."""
+        """Set the text of all drafters to `tokens`. Call `start` again after another reply has used the drafters."""
         if not self._has_started:
             self._controller.start_reply()
         self._has_started = True

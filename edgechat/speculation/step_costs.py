@@ -7,22 +7,23 @@ from typing import Final
 
 import msgspec
 
-# Kernels process tokens in fours; and for each further size llama.cpp rebuilds its graph.
+# Step sizes in tokens. Only a few are used, because kernels process tokens in fours, and llama.cpp builds a graph for
+# each size.
 SIZES: Final = (2, 3, 4, 8, 12, 16, 24, 32)
 # Upper bounds of the position ranges: attention makes steps more expensive with depth.
 DEPTHS: Final = (512, 2048, 8192, 32768)
-# Cost per further token before the first measurement: prefill is six times as fast as decoding, as on small boards.
+# Relative cost per further token before the first measurement; corresponds to prefill at six times the decode speed.
 _PRIOR_SLOPE: Final = 1 / 5.9
-# Weight of a measurement in the moving average; the first ones are averaged equally.
+# Weights of a measurement in the moving average; the first measurements are averaged equally.
 _WEIGHT: Final = 0.1
 _SINGLE_WEIGHT: Final = 0.2
 _STALE_WEIGHT: Final = 0.5
-# Maximum change by one measurement, as a factor: a single slow step counts little, many change the mean.
+# Maximum change of the mean by one measurement, as a factor, which limits the effect of a single slow step.
 _MAX_CHANGE: Final = 1.6
 _STALE_MAX_CHANGE: Final = 3.0
-# A single-token step is due after this number of larger steps, since all ratios refer to it.
+# Number of larger steps after which a single-token step is due, because all ratios refer to single-token steps.
 SINGLE_STEP_INTERVAL: Final = 32
-# Number of larger steps for which the last single-token step counts as a reference.
+# Number of larger steps for which the last single-token step is used as a reference.
 _MAX_REFERENCE_AGE: Final = 8
 # Number of samples that make a mean reliable.
 MIN_SAMPLES: Final = 3
@@ -35,7 +36,7 @@ class RunningMean(msgspec.Struct):
     count: int = 0
 
     def update(self, sample: float, weight: float, max_change: float) -> None:
-        """Add a sample; after `MIN_SAMPLES` it is clamped to the mean times, or divided by, `max_change`."""
+        """Add a sample; after `MIN_SAMPLES` the sample is limited to within a factor `max_change` of the mean."""
         if self.count >= MIN_SAMPLES:
             sample = min(max(sample, self.value / max_change), self.value * max_change)
         self.count += 1
@@ -47,9 +48,9 @@ class StepCosts:
 
     def __init__(self) -> None:
         self.single_steps: list[RunningMean] = [RunningMean() for _ in range(len(DEPTHS) + 1)]
-        """Seconds of a step of one token by range; measured by every process."""
+        """Seconds of a single-token step by position range, measured again in each process."""
         self.ratios: list[dict[int, RunningMean]] = [{} for _ in range(len(DEPTHS) + 1)]
-        """Time of a step relative to a step of one token, by range and number of tokens."""
+        """Time of a step relative to a single-token step, by position range and number of tokens."""
         self._since_single = SINGLE_STEP_INTERVAL
 
     def start_reply(self) -> None:
@@ -57,7 +58,10 @@ class StepCosts:
         self._since_single = SINGLE_STEP_INTERVAL
 
     def record(self, n_tokens: int, depth: int, seconds: float, *, is_benchmark: bool = False) -> None:
-        """Add the time of a step of `n_tokens` at position `depth`; `is_benchmark` for steps in idle moments."""
+        """Add the time of a step of `n_tokens` at position `depth`.
+
+        `is_benchmark` marks a step that was measured while the engine was idle.
+        """
         if seconds <= 0:
             return
         depth_range = depth_range_of(depth)
@@ -101,18 +105,18 @@ class StepCosts:
         above = min((n for n in ratios if n > n_tokens), default=None)
         low = ratios[below].value if below > 1 else 1.0
         if above is None:
-            # Optimistic, so that larger sizes are tried: a further token costs half of the mean so far. With the full
-            # mean, a machine on which two tokens cost two steps would never measure eight.
+            # A further token is assumed to cost half of the mean so far, so that larger sizes are tried. With the full
+            # mean, a machine on which two tokens cost two steps would never measure eight tokens.
             slope = max(_PRIOR_SLOPE, (low - 1) / (below - 1) / 2 if below > 1 else 0.0)
             return low + (n_tokens - below) * slope
         return low + (ratios[above].value - low) * (n_tokens - below) / (above - below)
 
     def _nearest_ratios(self, depth_range: int) -> dict[int, RunningMean]:
-        """Return the ratios of the closest range with measurements."""
+        """Return the ratios of the closest position range with measurements."""
         by_distance = sorted(range(len(self.ratios)), key=lambda i: (abs(i - depth_range), i))
         return next((self.ratios[i] for i in by_distance if self.ratios[i]), {})
 
 
 def depth_range_of(depth: int) -> int:
-    """Return the index of the range that position `depth` is in."""
+    """Return the index of the position range that contains `depth`."""
     return bisect.bisect_left(DEPTHS, depth)
