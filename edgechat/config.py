@@ -17,7 +17,7 @@ from edgechat.errors import InvalidFileError, SettingsError
 
 ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
 AUTO: Final = "auto"
-"""Value of the setting `model` that chooses the best installed model."""
+"""Value of the setting `model` for the best installed model."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +32,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     min_p: float = 0.05
     """Exclude tokens below this fraction of the highest probability; 0 for none."""
     repeat_penalty: float = 1.0
-    """Penalty for recent tokens; 1 is off."""
+    """Penalty for tokens among the last 64, as a factor; 1 is off."""
     presence_penalty: float = 0.0
     """Penalty for tokens among the last 64; 0 is off."""
     frequency_penalty: float = 0.0
@@ -87,7 +87,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
 
     @property
     def sampling(self) -> Sampling:
-        """The sampler settings among these."""
+        """Sampler settings as a `Sampling`."""
         return Sampling(**{name: getattr(self, name) for name in Sampling.__struct_fields__})
 
 
@@ -104,7 +104,7 @@ _UNITS: Final = {
     "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
     "i": 1, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
 }  # fmt: skip
-# Accepted in environment variables beside true, false, 1 and 0.
+# Boolean words that environment variables accept in addition to true, false, 1 and 0.
 _BOOLEANS: Final = {"yes": True, "on": True, "no": False, "off": False}
 
 
@@ -112,7 +112,7 @@ class SettingsProblem(msgspec.Struct, frozen=True):
     """An invalid setting, for which the default is used."""
 
     where: str
-    """`config.toml: temperature`, `EDGECHAT_TOP_K`, or a file with a line number."""
+    """Location of the setting: `config.toml: temperature`, `EDGECHAT_TOP_K`, or a file with a line number."""
     message: str
 
     def __str__(self) -> str:
@@ -137,7 +137,7 @@ def load(
 
 
 def save(name: str, value: object, path: Path | None = None) -> None:
-    """Write one setting to the file, or remove it if `value` is None; keep the rest. Raises SettingsError."""
+    """Write one setting to the settings file, or remove the setting if `value` is None. Raises SettingsError."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
@@ -158,7 +158,7 @@ def save(name: str, value: object, path: Path | None = None) -> None:
 
 
 def with_overrides(settings: Settings, *layers: Mapping[str, object]) -> Settings:
-    """Return the settings with values from `layers`, the last one first; unknown and invalid values are ignored."""
+    """Return the settings overridden by `layers`, of which later ones win. Unknown and invalid values are ignored."""
     values = msgspec.structs.asdict(settings)
     for layer in layers:
         values |= {name: value for name, value in layer.items() if not check(name, value)}
@@ -166,7 +166,7 @@ def with_overrides(settings: Settings, *layers: Mapping[str, object]) -> Setting
 
 
 def check(name: str, value: object) -> str:
-    """Return why `value` is invalid for the setting `name`; "" if it is valid."""
+    """Return the reason why `value` is invalid for the setting `name`; "" if it is valid."""
     types = setting_types()
     if name not in types:
         return f"no such setting; the settings are: {', '.join(types)}"
@@ -184,7 +184,7 @@ def check(name: str, value: object) -> str:
 
 @functools.cache
 def setting_types() -> dict[str, Any]:
-    """Return the type of each setting. Cached: evaluating the annotations is slow."""
+    """Return the type of each setting. The result is cached, because evaluating the annotations is slow."""
     return get_type_hints(Settings)
 
 
@@ -204,7 +204,7 @@ def describe() -> dict[str, str]:
 
 
 def parse_size(text: str) -> int | None:
-    """Parse a size such as `4GB` (decimal) or `1.5 GiB` (binary) into bytes; None if it is invalid or not positive."""
+    """Parse a size such as `4GB` (decimal) or `1.5 GiB` (binary) into bytes. Returns None if it is invalid."""
     match = _SIZE.fullmatch(text.strip().lower())
     if match is None:
         return None
@@ -227,7 +227,7 @@ def parse_value(name: str, text: str) -> object:
 
 
 def read_toml(path: Path, problems: list[SettingsProblem]) -> dict[str, Any]:
-    """Parse a TOML file. A missing file is empty; an invalid one is too, and is added to `problems`."""
+    """Parse a TOML file. Returns {} for a missing file, and for an invalid file, which is added to `problems`."""
     if not path.exists():  # the usual case: avoids importing a TOML parser
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Exceptions with a message for the user.
+"""Exceptions whose message is shown to the user.
 
     EdgechatError                   exit code 4 unless noted
     |- UsageError              (2)
@@ -55,7 +55,7 @@ class InvalidFileError(EdgechatError):
     def __init__(self, location: str, reason: str) -> None:
         super().__init__(f"{location} {reason}")
         self.location = location
-        """The file's path, followed by `:LINE` where the line is known."""
+        """Path of the file, followed by `:LINE` if the line is known."""
         self.reason = reason
 
 
@@ -95,7 +95,7 @@ class EngineDiedError(EngineError):
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
         self.code = code
-        """Exit code, a signal as a negative number; None if the process never started or the code is unknown."""
+        """Exit code, or a negative signal number; None if the process did not start or the code is unknown."""
 
 
 class StoreError(EdgechatError):
@@ -131,7 +131,7 @@ class CatalogueError(EdgechatError):
 
 
 class DownloadError(EdgechatError):
-    """Raised when a download fails or is cancelled; valid parts are kept, and the message says how to resume."""
+    """Raised when a download fails or is cancelled; received data is saved, and the message says how to resume."""
 
 
 class HubError(EdgechatError):

@@ -1,7 +1,7 @@
-"""Bounded reads, atomic replacement, and typed JSON state files.
+"""File helpers: size-limited reads, atomic replacement, and typed JSON state files.
 
-State files (verdicts, measurements, registries) are caches between starts: `JsonFile.read` treats a missing, damaged,
-oversized or foreign file as absent, and `JsonFile.save` ignores a disk that cannot be written.
+State files (verdicts, measurements, registries) can be recreated: `JsonFile.read` returns None for a missing, damaged,
+oversized or incompatible file, and `JsonFile.save` ignores a disk that cannot be written.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from edgechat.errors import InvalidFileError
 T = TypeVar("T")
 
 MAX_TOML_BYTES: Final = 4 << 20
-"""Far more than any settings, persona, theme or catalogue file needs; models.toml has 74 kB."""
+"""Maximum size of a TOML file. The largest shipped one, models.toml, has 74 kB."""
 
 
 class JsonFile(Generic[T]):
-    """A JSON file with content of type `T`, read with a size limit and replaced atomically."""
+    """JSON file with content of type `T`, which is read with a size limit and replaced atomically."""
 
     def __init__(
         self, path: Path, content_type: type[T], *, max_bytes: int, is_valid: Callable[[T], bool] = lambda value: True
     ) -> None:
-        """Name the file; nothing is read yet.
+        """Set path and content type of the file, without reading it.
 
-        `is_valid` rejects content that decodes but must not be used, such as that of another version.
+        `is_valid` returns False for decoded content that must not be used, such as that of another version.
         """
         self.path = path
         self._type = content_type
@@ -56,7 +56,7 @@ class JsonFile(Generic[T]):
         return value
 
     def read(self) -> T | None:
-        """Return the content, or None if the file does not exist or cannot be used."""
+        """Return the content of the file; None if the file does not exist or cannot be used."""
         try:
             return self.load()
         except InvalidFileError:
@@ -69,7 +69,7 @@ class JsonFile(Generic[T]):
         replace_file(self.path, msgspec.json.format(data, indent=indent) if indent else data)
 
     def save(self, value: T) -> None:
-        """Replace the file, or keep the old one if the disk cannot be written; `edgechat doctor` reports that."""
+        """Replace the file. If the disk cannot be written, the old file stays, and `edgechat doctor` reports it."""
         with contextlib.suppress(OSError, UnicodeError):  # UnicodeError: a path that is not UTF-8
             self.write(value)
 
@@ -77,7 +77,7 @@ class JsonFile(Generic[T]):
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """Read a regular file of at most `max_bytes`.
 
-    Raises OSError, also for a pipe or a device, which would never end, and for a larger file.
+    Raises OSError, also for a larger file, and for a pipe or device, whose data may never end.
     """
     with os.fdopen(
         os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
@@ -93,7 +93,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 def replace_file(path: Path, data: bytes) -> None:
     """Replace a file atomically with one that only its owner can read. Raises OSError.
 
-    Its directory must exist. The data is not synced: do not use this for content that must survive a power failure.
+    The directory of the file must exist. The data is not synced to disk, so it may be lost in a power failure.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -1,4 +1,4 @@
-"""Formats numbers for people.
+"""Formatting of sizes, rates and durations for display.
 
 Sizes are decimal (1 GB = 1,000,000,000 bytes) everywhere in edgechat (memory, files and downloads), as file managers
 and model hubs show them. JSON output has plain byte counts instead. `config.parse_size` parses both `GB` and `GiB`.
@@ -11,14 +11,14 @@ from typing import Final
 _SIZE_UNITS: Final = (("TB", 10**12, 2), ("GB", 10**9, 2), ("MB", 10**6, 0), ("kB", 10**3, 0))
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
-# Durations up to this many seconds, or minutes, stay in that unit.
+# Durations below this number of seconds are shown in seconds, and below this number of minutes in minutes.
 _MAX_COUNT: Final = 100
 
 
 def size(n_bytes: float) -> str:
     """Format a number of bytes: `23.80 GB`, `96 MB`, `12 kB`, `7 B`."""
     for unit, factor, n_decimals in _SIZE_UNITS:
-        if n_bytes >= 0.9995 * factor:  # below that, the smaller unit does not show "1000"
+        if n_bytes >= 0.9995 * factor:  # smaller numbers round to at most 999 of the next unit
             return f"{n_bytes / factor:.{n_decimals}f} {unit}"
     return f"{n_bytes:.0f} B"
 

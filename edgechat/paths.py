@@ -31,32 +31,32 @@ def data_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Return the directory of data that can be recreated: measurements, prefixes and logs."""
+    """Return the directory of data that can be recreated: measurements, prefix cache and logs."""
     return _directory("cache")
 
 
 def config_file() -> Path:
-    """Return the settings file."""
+    """Return the path of the settings file."""
     return config_dir() / "config.toml"
 
 
 def history_file() -> Path:
-    """Return the database of conversations."""
+    """Return the path of the database of conversations."""
     return data_dir() / "history.db"
 
 
 def unsent_messages_dir() -> Path:
-    """Return the directory of unsent messages, a text file for each conversation."""
+    """Return the directory of unsent messages, with one text file for each conversation."""
     return data_dir() / "drafts"
 
 
 def themes_dir() -> Path:
-    """Return the directory of the user's themes, a TOML file each."""
+    """Return the directory of the user's themes, with one TOML file for each theme."""
     return config_dir() / "themes"
 
 
 def personas_dir() -> Path:
-    """Return the directory of personas, a TOML file each."""
+    """Return the directory of personas, with one TOML file for each persona."""
     return config_dir() / "personas"
 
 
@@ -66,42 +66,42 @@ def models_dir() -> Path:
 
 
 def log_file() -> Path:
-    """Return the engine's log file; the previous one has the suffix `.1`."""
+    """Return the path of the engine's log file; the previous log file has the suffix `.1`."""
     return cache_dir() / "engine.log"
 
 
 def prefix_dir() -> Path:
-    """Return the directory of the prefix cache; its content is as private as the conversations."""
+    """Return the directory of the prefix cache, whose content is as private as the conversations."""
     return cache_dir() / "prefix"
 
 
 def verdicts_file() -> Path:
-    """Return the state file with the results of backend self-tests."""
+    """Return the path of the state file with the results of backend self-tests."""
     return cache_dir() / "backends.json"
 
 
 def kernel_speeds_file() -> Path:
-    """Return the state file with kernel benchmarks."""
+    """Return the path of the state file with kernel benchmark results."""
     return cache_dir() / "speeds.json"
 
 
 def observed_memory_file() -> Path:
-    """Return the state file with the observed memory of models."""
+    """Return the path of the state file with the observed memory of models."""
     return cache_dir() / "memory.json"
 
 
 def gpus_file() -> Path:
-    """Return the state file with the usable GPUs."""
+    """Return the path of the state file with the usable GPUs."""
     return cache_dir() / "gpus.json"
 
 
 def instances_dir() -> Path:
-    """Return the directory of running instances, a state file for each engine process."""
+    """Return the directory of running instances, with one state file for each engine process."""
     return cache_dir() / "running"
 
 
 def free_bytes(path: Path) -> int:
-    """Return the free bytes of the disk that holds `path` or would hold it. Raises OSError."""
+    """Return the free bytes on the disk of `path`, which need not exist. Raises OSError."""
     while not path.is_dir() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free

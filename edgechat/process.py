@@ -1,8 +1,8 @@
 """Command lines of edgechat's own child processes.
 
-A child's first argument is a hidden subcommand, which `edgechat.cli.main` runs before it imports anything else; this
-also works in a frozen executable. The second is the parent's version: files may be replaced while a program runs, and
-a child of another version could use another protocol.
+The first argument of a child is a hidden subcommand, which `edgechat.cli.main` runs before it imports anything else;
+this also works in a frozen executable. The second argument is the parent's version, because an upgrade may replace the
+files of a running program, and a child of another version could use another protocol.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from edgechat import __version__
 
 EXIT_VERSION_CHANGED: Final = 75
 """Exit code of a child whose version differs from its parent's (EX_TEMPFAIL of sysexits.h)."""
-UPGRADED_MESSAGE: Final = "edgechat was upgraded while it ran. Quit and start it again; the conversation is saved."
+UPGRADED_MESSAGE: Final = "edgechat was upgraded while it was running. Restart edgechat; the conversation is saved."
 HIDDEN_COMMANDS: Final = ("_engine", "_selftest", "_speeds", "_quantise", "_case", "_render")
 
-# `-m` and `-c` put the current directory first on sys.path, so that a file in it could shadow a module. `sys` is built
-# in, so the path is cleaned before anything is looked up there.
+# `-m` and `-c` put the current directory first on sys.path, where a file could shadow a module. `sys` is a built-in
+# module, so this code can remove the directory before the first import from a file.
 _START: Final = "import sys; sys.path[:] = [p for p in sys.path if p]; from edgechat.cli.main import main; main()"
 
 

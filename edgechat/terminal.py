@@ -1,11 +1,11 @@
-"""Escapes control characters, so that a model's text cannot control the terminal."""
+"""Escaping of control characters, so that the text of a model cannot control the terminal."""
 
 from __future__ import annotations
 
 from typing import Final
 
 _ESCAPES: Final = {
-    **{code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)},  # except tab and newline
+    **{code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)},  # all except tab and newline
     0x7F: 0x2421,
     **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),  # C1 controls: on some terminals 0x9B alone starts a sequence
     # Line and paragraph separators and bidirectional marks do not change the terminal's state, but reorder the text
@@ -15,5 +15,5 @@ _ESCAPES: Final = {
 
 
 def escape_controls(text: str) -> str:
-    """Replace control characters, except tab and newline, by their Unicode pictures (U+2400...) or by U+FFFD."""
+    """Replace control characters except tab and newline with their Unicode pictures (U+2400...) or with U+FFFD."""
     return text.replace("\r\n", "\n").translate(_ESCAPES)

@@ -128,7 +128,7 @@ def test_upgrade_and_removal_during_a_chat_lose_nothing(wheelhouse: Path, newer:
                 child.kill()
         time.sleep(0.5)
         t.type("And what is sound?\r")
-        t.until("was upgraded while it ran")
+        t.until("was upgraded while it was running")
         assert run(user, "pipx", "uninstall", "edgechat").returncode == 0
         t.type("And what is heat?\r")
         t.until("does not exist")  # the model was part of the removed environment

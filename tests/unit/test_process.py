@@ -20,7 +20,7 @@ def test_child_of_another_version_exits_at_once(monkeypatch: pytest.MonkeyPatch)
         run = subprocess.run(process.command_line(command), check=False)
         assert run.returncode == process.EXIT_VERSION_CHANGED
     renderer = Renderer()
-    with pytest.raises(TemplateError, match="was upgraded while it ran"):
+    with pytest.raises(TemplateError, match="was upgraded while it was running"):
         renderer.render(PLAIN_TEMPLATE, [], bos="", eos="", control_tokens=[])
 
 
