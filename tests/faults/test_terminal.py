@@ -118,7 +118,7 @@ def test_store_of_a_newer_version_is_read_and_the_chat_continues_in_memory(cli: 
     session_ = make()
     session_.load_messages()
     assert [m.text for m in session_.tree.path] == ["old words", "b"]
-    assert any("not kept" in warning for warning in session_.warnings)
+    assert any("not saved" in warning for warning in session_.warnings)
     session_.close()
 
 

@@ -57,7 +57,7 @@ async def test_escape_stops_the_reply_and_keeps_its_text(starter: Path) -> None:
         reply = session(app).tree.path[-1]
         assert reply.is_interrupted
         assert answers(app) == [reply.text]
-        assert "(stopped; /continue resumes the reply)" in screen_text(app)
+        assert "(Stopped; /continue resumes the reply)" in screen_text(app)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")

@@ -85,7 +85,7 @@ async def test_stopped_reply_is_saved_and_can_be_continued() -> None:
         await until_async(lambda: not app.pane.is_busy)
         partial = saved_texts(app)[1]
         assert partial.startswith("Word")
-        assert "(stopped; /continue resumes the reply)" in screen_text(app)
+        assert "(Stopped; /continue resumes the reply)" in screen_text(app)
         app.actions.run("continue", "")
         await until_async(lambda: not app.pane.is_busy and saved_texts(app)[1].endswith("more."))
         assert saved_texts(app)[1] == f"{partial} And more."

@@ -58,11 +58,11 @@ def test_session_from_first_message_to_restart(tmp_path: Path) -> None:
         t.until(lambda: "Ready" in t.text() and "in one word" in t.text())
         # Open a search result.
         t.type("\x06")
-        t.until("Search everything")
+        t.until("Search all conversations")
         t.type("gravity")
         t.until("What is gravity")
         t.type("\r")
-        t.until(lambda: "Search everything" not in t.text())
+        t.until(lambda: "Search all conversations" not in t.text())
         t.until("Enter: write")  # the transcript has the focus
         t.type("\r")
         t.until_stable("Ready")
@@ -91,7 +91,7 @@ def test_reply_is_stopped_continued_and_interrupted_by_quit() -> None:
         t.type("Tell me a very long story about the sea.\r")
         t.until("Generating")
         t.type("\x1b")
-        t.until("(stopped; /continue resumes the reply)")
+        t.until("(Stopped; /continue resumes the reply)")
         t.type("/continue\r")
         t.until("Generating")
         for size in ((10, 5), (120, 40), (1, 1), (40, 12), (80, 24)):
@@ -142,7 +142,7 @@ def test_plain_chat_accepts_the_same_commands(tmp_path: Path) -> None:
     done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
     assert done.returncode == 2  # because one command does not exist
     assert "Unknown command /nothing" in done.stderr
-    assert "(alternative 1 of 2)" in done.stdout
+    assert "(Alternative 1 of 2)" in done.stdout
     assert (tmp_path / "out.md").exists()
     assert "\x1b" not in done.stdout
     [summary] = json.loads(history("list", "--json"))
@@ -152,7 +152,7 @@ def test_plain_chat_accepts_the_same_commands(tmp_path: Path) -> None:
 def test_dumb_terminal_gets_plain_chat() -> None:
     env = os.environ | {"TERM": "dumb"}
     with terminal("/usr/bin/env", "TERM=dumb", *edgechat_command("-m", "starter", "--max-tokens", "5"), env=env) as t:
-        t.until("/help shows commands")
+        t.until("/help lists commands")
         t.type("Hello\r")
         t.until("length limit")
         t.type("/search hello\r")

@@ -133,10 +133,10 @@ class MessageEntry(TranscriptEntry):
         ]
         if message.finish_reason == "length":
             blocks.append(
-                PlainTextLayout("(the reply reached its length limit; /continue resumes it)", "muted", gap=True)
+                PlainTextLayout("(The reply reached its length limit; /continue resumes it)", "muted", gap=True)
             )
         elif message.role == "assistant" and message.is_interrupted:
-            reason = "stopped" if message.finish_reason == "cancelled" else "interrupted"
+            reason = "Stopped" if message.finish_reason == "cancelled" else "Interrupted"
             blocks.append(PlainTextLayout(f"({reason}; /continue resumes the reply)", "muted", gap=bool(message.text)))
         if self.shows_stats and message.stats is not None:
             blocks.append(PlainTextLayout(escape_controls(performance_summary(message)), "muted", gap=True))
