@@ -18,13 +18,13 @@ _MESSAGES: Final[dict[str | int, str]] = {
     429: "{hub} received too many requests. Try {subject} again {when}, or set HF_TOKEN for a higher limit.",
 }
 _SERVER_ERROR: Final = "{hub} has an internal error (HTTP status {status}). Try {subject} again later."
-_OTHER: Final = "{hub} refused the request for {subject} (HTTP status {status})."
+_OTHER_STATUS: Final = "{hub} refused the request for {subject} (HTTP status {status})."
 _FIRST_SERVER_ERROR: Final = 500
 
 
 def hub_error(error: HttpStatusError, subject: str, hub: str) -> HubError:
     """Convert a refused request for `subject`, sent to the hub at the URL `hub`, to a HubError."""
-    default = _SERVER_ERROR if error.status >= _FIRST_SERVER_ERROR else _OTHER
+    default = _SERVER_ERROR if error.status >= _FIRST_SERVER_ERROR else _OTHER_STATUS
     message = _MESSAGES.get(error.code) or _MESSAGES.get(error.status, default)
     when = f"in {error.retry_after_s:.0f} s" if error.retry_after_s else "later"
     return HubError(message.format(subject=subject, hub=hub, status=error.status, when=when))

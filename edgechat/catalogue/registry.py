@@ -39,7 +39,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_template: bool = False
     problem: str = ""
     """Reason why the model cannot be used; "" if it can be used."""
-    is_permanent: bool = msgspec.field(default=True, name="is_for_good")
+    is_cacheable: bool = msgspec.field(default=True, name="is_for_good")
     """False if the file could not be read: these facts are not saved, because the next attempt may succeed."""
 
 
@@ -151,7 +151,7 @@ class ModelFactsCache:
         if cached is not None and _is_current(cached, path, stat):
             return cached
         facts = _read_facts(path, stat.st_size, stat.st_mtime_ns)
-        if facts.is_permanent:
+        if facts.is_cacheable:
             self._facts[str(path)] = facts
             self._is_changed = True
         return facts
@@ -179,7 +179,7 @@ def _read_facts(path: Path, size_bytes: int, mtime_ns: int) -> ModelFacts:
     except ModelFileError as error:
         was_read = not isinstance(error.__cause__, OSError)
         problem = str(error).removeprefix(f"{path} ")
-        return ModelFacts(size_bytes=size_bytes, mtime_ns=mtime_ns, problem=problem, is_permanent=was_read)
+        return ModelFacts(size_bytes=size_bytes, mtime_ns=mtime_ns, problem=problem, is_cacheable=was_read)
     return ModelFacts(
         size_bytes=header.file_bytes, mtime_ns=mtime_ns, architecture=header.architecture, name=header.name,
         quant=header.quant, kind=header.kind, n_params=header.n_params, n_ctx_train=header.n_ctx_train,

@@ -30,7 +30,7 @@ from edgechat.prompt import renderer
 from edgechat.runtime.backends.bundle import Bundle, find_bundle
 
 # Fraction of the available memory above which llama.cpp computes exact sizes first, which takes at least 0.1 s.
-_TIGHT: Final = 0.5
+_EXACT_SIZES_FRACTION: Final = 0.5
 # Maximum number of retries: one on a CPU, two with a GPU. A failure of the last retry is raised.
 _MAX_RETRIES: Final = 2
 
@@ -149,8 +149,10 @@ def _make_plan(
         if profile.tensor_bytes > machine.available_bytes:
             raise
     else:
-        fills_gpu = bool(rough.options.n_gpu_layers) and rough.estimate.gpu > _TIGHT * machine.gpu_free_bytes
-        if rough.estimate.total <= _TIGHT * machine.available_bytes and not fills_gpu:
+        fills_gpu = (
+            bool(rough.options.n_gpu_layers) and rough.estimate.gpu > _EXACT_SIZES_FRACTION * machine.gpu_free_bytes
+        )
+        if rough.estimate.total <= _EXACT_SIZES_FRACTION * machine.available_bytes and not fills_gpu:
             return rough
     return plan(
         profile, machine, n_ctx=n_ctx, speculation=speculation, extra_bytes=extra_bytes,

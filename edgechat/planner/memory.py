@@ -26,7 +26,7 @@ N_OUTPUTS: Final = 32
 INDEX_BYTES: Final = 64
 """Bytes per token in a suffix index and its tables (native/src/edgechat.h)."""
 
-REPACKED: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"))
+REPACKED_TYPES: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"))
 """Tensor types that some CPU backend repacks (ggml-cpu/repack.cpp, amx.cpp); default for an unknown backend."""
 # Buffer types whose weights keep the layout of the file.
 _PLAIN_BUFFERS: Final = ("CPU", "CPU_Mapped")
@@ -126,7 +126,7 @@ def estimate(
 
 
 def formula_buffers(
-    profile: ModelProfile, options: LoadOptions, repacked_types: frozenset[str] = REPACKED
+    profile: ModelProfile, options: LoadOptions, repacked_types: frozenset[str] = REPACKED_TYPES
 ) -> BufferSizes:
     """Compute buffer sizes from formulas; `repacked_types` are the tensor types that the backend repacks.
 

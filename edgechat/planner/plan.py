@@ -33,7 +33,7 @@ MAX_DRAFT_TOKENS: Final = 1 << 17
 # Numbers of state copies to try: for steps of 8, 4 and 2 tokens.
 _N_RS_SEQ: Final = (7, 3, 1)
 # Maximum memory of the second plan, as a fraction of a first plan that ran out of memory.
-_SMALLER: Final = 0.8
+_RETRY_FRACTION: Final = 0.8
 
 Estimator = Callable[[LoadOptions], BufferSizes]
 """Function that returns the buffer sizes of a model with the load options of its argument."""
@@ -70,7 +70,9 @@ def smaller_plan(
     before = failed.estimate
     for variant in load_variants(profile, machine, n_ctx):
         memory = estimate(profile, variant.options, is_unified=machine.gpu_is_unified)
-        is_less = memory.total <= _SMALLER * before.total or (bool(before.gpu) and memory.gpu <= _SMALLER * before.gpu)
+        is_less = memory.total <= _RETRY_FRACTION * before.total or (
+            bool(before.gpu) and memory.gpu <= _RETRY_FRACTION * before.gpu
+        )
         is_same = variant.options == msgspec.structs.replace(failed.options, n_rs_seq=0)
         if is_less and not is_same and _fits(memory, variant.options, machine):
             return _load_plan(profile, machine, variant, memory, None, speculation=failed.speculation, n_ctx=n_ctx)

@@ -16,13 +16,13 @@ from edgechat.catalogue.curated import CatalogueModel
 
 # Line that converts MMLU-Pro to the index. Two models of the catalogue have both scores: MMLU-Pro 64.05 and index 18
 # (Qwen3 4B 2507), 82.5 and 32 (Qwen3.5 9B).
-_MMLU_AT: Final = (64.05, 18.0)
+_MMLU_REFERENCE: Final = (64.05, 18.0)
 _INDEX_PER_MMLU: Final = (32.0 - 18.0) / (82.5 - 64.05)
 
 # Index of a model with 1e9 weights, from a line through the measured models of one generation (Qwen3: 0.75e9 weights
 # 6.5, 2.0e9 13, 4.0e9 18, and 30B-A3B, with an effective 10e9 weights, 24.5 by its MMLU-Pro).
 _INDEX_OF_1B: Final = 8.0
-DOUBLING: Final = 4.9
+POINTS_PER_DOUBLING: Final = 4.9
 """Points gained by doubling the number of weights."""
 # Deduction in points for an unmeasured model: it is probably older, so a measured model of the same size ranks first.
 _UNMEASURED_DEDUCTION: Final = 3.0
@@ -81,7 +81,9 @@ def loss(quant: str, n_params: int, *, kv_q8: bool = False) -> float:
     if quant_divergence is None:
         return math.inf
     scale = float((_DIVERGENCE_N_PARAMS / max(_MIN_N_PARAMS, n_params)) ** _SIZE_EXPONENT)
-    return DOUBLING * (quant_divergence * scale + (_KV_Q8_DIVERGENCE if kv_q8 else 0.0)) / _DIVERGENCE_OF_HALF
+    return (
+        POINTS_PER_DOUBLING * (quant_divergence * scale + (_KV_Q8_DIVERGENCE if kv_q8 else 0.0)) / _DIVERGENCE_OF_HALF
+    )
 
 
 def index(n_params: int, n_active: int | None = None, model: CatalogueModel | None = None) -> tuple[float, bool]:
@@ -93,9 +95,9 @@ def index(n_params: int, n_active: int | None = None, model: CatalogueModel | No
     if model is not None and model.aa_index is not None:
         return model.aa_index, True
     if model is not None and model.mmlu_pro is not None:
-        return _MMLU_AT[1] + (model.mmlu_pro - _MMLU_AT[0]) * _INDEX_PER_MMLU, True
+        return _MMLU_REFERENCE[1] + (model.mmlu_pro - _MMLU_REFERENCE[0]) * _INDEX_PER_MMLU, True
     size = math.sqrt(n_params * (n_active or n_params)) if n_params else 1.0
-    return _INDEX_OF_1B + DOUBLING * math.log2(max(1.0, size) / 1e9) - _UNMEASURED_DEDUCTION, False
+    return _INDEX_OF_1B + POINTS_PER_DOUBLING * math.log2(max(1.0, size) / 1e9) - _UNMEASURED_DEDUCTION, False
 
 
 def quality(quant: str, n_params: int, n_active: int | None = None, model: CatalogueModel | None = None) -> Quality:

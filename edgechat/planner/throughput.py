@@ -20,7 +20,12 @@ _LAYER_OPERATIONS: Final = 20
 _STATE_LAYER_OPERATIONS: Final = 40
 _TOKEN_OPERATIONS: Final = 260
 # Lookup tables, of which each token reads one row.
-_TABLES: Final = ("token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight")
+_LOOKUP_TABLES: Final = (
+    "token_embd.weight",
+    "per_layer_token_embd.weight",
+    "position_embd.weight",
+    "token_types.weight",
+)
 
 
 class KernelSpeeds(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +161,7 @@ def _used_fraction(profile: ModelProfile, tensor: Tensor) -> float:
 
 def _used_tensors(profile: ModelProfile) -> list[Tensor]:
     """Return the tensors that each step multiplies: all except lookup tables."""
-    tables = set(_TABLES)
+    tables = set(_LOOKUP_TABLES)
     if not profile.has_output_tensor:  # the token embedding is also the output matrix
         tables.remove("token_embd.weight")
     return [t for t in profile.tensors if t.name not in tables]
