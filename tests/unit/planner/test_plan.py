@@ -54,7 +54,7 @@ def test_every_concession_and_every_field_is_explained() -> None:
     profile = llama(type_id=Q4_0)
     least = estimate(profile, options(profile, 512, use_mmap=False, kv_type="q8_0", n_ubatch=128)).total
     load_plan = plan(profile, machine(least, disk_free_bytes=GIB))
-    texts = ("the weights are read", "context of 512 tokens", "the KV cache is in Q8_0", "micro-batches of 128")
+    texts = ("the weights are read", "context of 512 tokens", "the KV cache is stored in Q8_0", "micro-batches of 128")
     assert len(load_plan.concessions) == len(texts)
     assert all(c.startswith(text) for c, text in zip(load_plan.concessions, texts, strict=True))
     fields = {*LoadOptions.__struct_fields__, *LoadPlan.__struct_fields__}
