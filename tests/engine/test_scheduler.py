@@ -177,7 +177,7 @@ class PendingRequest:
         return self._outcome.empty()
 
     def result(self) -> protocol.RequestFinished:
-        event = self._outcome.get(timeout=300)
+        event = self._outcome.get(timeout=100)
         assert isinstance(event, protocol.RequestFinished), event
         return event
 
