@@ -27,7 +27,7 @@ PLANS_HEAD = """# Automatic choices on several machines
 `make docs` generates this page from the hardware profiles in `tests/profiles` and the catalogue, without a network.
 `edgechat plan --all --machine FILE` shows every model that was compared. The goal "quality" sets no minimum speed.
 
-None of these machines was available. The memory is what such a machine has left beside its system
+These machines were not available. The memory is what such a machine has left beside its system
 and a few programs. Speeds are upper limits computed from the memory bandwidth: for the Raspberry
 Pi 5 the bandwidth derived from published measurements of two models (10.3 GB/s, 60 % of the data
 sheet), for the others 60 % of the data sheet. On a real machine `edgechat plan` measures. A `?` after

@@ -36,9 +36,9 @@ class PrefixWorkload(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     n_threads: int
     n_history: int = 2000
-    """Tokens of the conversation."""
+    """Number of tokens in the conversation before the measured message."""
     n_new: int = 60
-    """Tokens of the next message."""
+    """Number of tokens in the measured message."""
     rounds: int = 5
 
 

@@ -59,7 +59,7 @@ class ScriptedEngine(EngineClient):
         self._cancelled: set[int] = set()
 
     def start(self) -> None:
-        """Start no engine process."""
+        """Do nothing: a scripted session needs no engine process."""
 
     def load_scripted(self) -> protocol.Loaded:
         """Return the result of loading a model."""

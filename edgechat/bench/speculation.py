@@ -66,7 +66,7 @@ class SpeculationRow(msgspec.Struct, frozen=True, kw_only=True):
     forced: float | None
     """Measured speed of the scripted replies, median over the rounds."""
     noise: float | None
-    """Scripted replies without drafts, against a second run without: 1.0 apart from the machine's noise."""
+    """Speed of the scripted replies without drafts, relative to a second run without drafts."""
     free: float | None
     """Measured speed of the model's own replies."""
     mean_acceptance_length: float
@@ -77,7 +77,7 @@ class SpeculationRow(msgspec.Struct, frozen=True, kw_only=True):
     fixed: dict[str, float]
     """Scripted replies replayed with the static policies."""
     peers: dict[str, float] = {}
-    """llama-server on its own replies, relative to itself without drafts."""
+    """Speed of llama-server with drafts, relative to llama-server without drafts, on its own replies."""
     peer_plain: float | None = None
     """edgechat's speed without drafts relative to llama-server's."""
 
@@ -256,7 +256,7 @@ class _EdgechatRun:
         generator = random.Random(0)  # noqa: S311  (reproducible)
         ordinary = sorted({token for case in cases for token in case.reply})
         if not ordinary:
-            raise UsageError("The replies of these workloads have no tokens.")
+            raise UsageError("All replies in the selected workloads are empty. Choose other workloads.")
         for n in _RANDOM_FROM:
             tokens = [generator.choice(ordinary[:n]) for _ in range(2 * _N_RANDOM)]
             cases.append(TokenizedCase(_ADVERSARY, tokens[:_N_RANDOM], tokens[_N_RANDOM:]))

@@ -20,7 +20,7 @@ MAX_DEPTH: Final = 6
 MAX_FILES: Final = 200_000
 """Maximum number of directory entries that are searched in one location."""
 _MAX_MANIFEST_BYTES: Final = 1 << 20
-_OLLAMA_MODEL: Final = "application/vnd.ollama.image.model"
+_OLLAMA_MODEL_MEDIA_TYPE: Final = "application/vnd.ollama.image.model"
 
 OWN, HUB_CACHE, OLLAMA, LM_STUDIO, LLAMA_CPP, PACKAGE, FOLDER, FILE = (
     "edgechat", "hub cache", "ollama", "lm studio", "llama.cpp", "package", "folder", "file",
@@ -182,7 +182,7 @@ def _model_digests(manifest: Path) -> list[str]:
         if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
             return []
         layers: Any = msgspec.json.decode(manifest.read_bytes())["layers"]
-        digests = [str(layer["digest"]) for layer in layers if layer["mediaType"] == _OLLAMA_MODEL]
+        digests = [str(layer["digest"]) for layer in layers if layer["mediaType"] == _OLLAMA_MODEL_MEDIA_TYPE]
     except (OSError, msgspec.MsgspecError, KeyError, TypeError):
         return []
     return [sha256 for digest in digests if _is_sha256(sha256 := digest.removeprefix("sha256:"))]

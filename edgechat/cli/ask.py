@@ -53,7 +53,7 @@ def ask(prompt: str | None, as_json: bool, attachments: tuple[Path, ...], n_answ
 
 
 def ask_stdin(**options: Any) -> None:
-    """Print the reply to standard input."""
+    """Read a prompt from standard input and print the reply."""
     print_reply(question(None), as_json=False, **options)
 
 

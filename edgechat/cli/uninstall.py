@@ -12,7 +12,7 @@ import click
 from edgechat.errors import UsageError
 
 # File patterns of edgechat's data. The directories can hold other programs' files, for example under EDGECHAT_HOME.
-_PATTERNS: Final = {
+_DATA_FILE_PATTERNS: Final = {
     "settings": ("config.toml*", "models.toml", "personas", "themes"),
     "conversations": ("history.db*", "drafts"),
     "models": ("models", "library.json*"),
@@ -58,7 +58,7 @@ def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
     for each in items:
         _remove(each.path)
     if not as_json:
-        click.echo(f"All data is deleted.\n{_how_to_remove()}")
+        click.echo(f"All data has been deleted.\n{_how_to_remove()}")
 
 
 def data_items() -> Iterator[DataItem]:
@@ -69,7 +69,7 @@ def data_items() -> Iterator[DataItem]:
         "settings": paths.config_dir(), "conversations": paths.data_dir(), "models": paths.data_dir(),
         "cache": paths.cache_dir(),
     }  # fmt: skip
-    for what, patterns in _PATTERNS.items():
+    for what, patterns in _DATA_FILE_PATTERNS.items():
         for pattern in patterns:
             for path in sorted(directories[what].glob(pattern)):
                 yield DataItem(what, path, _size(path))

@@ -68,11 +68,13 @@ def load_model(
     return load_plan, loaded, warnings
 
 
-def load_without_gpu(engine: EngineClient, failed: LoadPlan, settings: Settings) -> tuple[LoadPlan, protocol.Loaded]:
-    """Load the model of the plan `failed` again without a GPU, after the GPU failed. Raises EdgechatError."""
-    profile = ModelProfile.from_header(read_header(Path(failed.model_path)))
+def load_without_gpu(
+    engine: EngineClient, failed_plan: LoadPlan, settings: Settings
+) -> tuple[LoadPlan, protocol.Loaded]:
+    """Load the model of `failed_plan` on the CPU after a GPU failure. Raises EdgechatError."""
+    profile = ModelProfile.from_header(read_header(Path(failed_plan.model_path)))
     machine = current_machine(settings, profile.path, engine.pid, ())
-    load_plan = _make_plan(engine, profile, machine, settings.n_ctx, speculation=failed.speculation)
+    load_plan = _make_plan(engine, profile, machine, settings.n_ctx, speculation=failed_plan.speculation)
     loaded = _load(engine, load_plan, lambda event: None)
     announce_loaded(engine, load_plan)
     return load_plan, loaded
@@ -173,7 +175,7 @@ def _retry_plan(
         if attempt == 0 and not machine.gpu_is_unified:
             return smaller_plan(profile, machine, failed, n_ctx)
         without_gpu = msgspec.structs.replace(machine, gpu_name="", gpu_free_bytes=0, gpu_is_unified=False)
-        return plan(profile, without_gpu, n_ctx=n_ctx, speculation=failed.speculation)
+        return plan(profile, without_gpu, n_ctx=n_ctx, speculation=failed_plan.speculation)
     return smaller_plan(profile, machine, failed, n_ctx) if attempt == 0 and _ran_out_of_memory(error) else None
 
 

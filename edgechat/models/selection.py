@@ -122,7 +122,7 @@ def choose_installed(settings: Settings) -> tuple[str, Path]:
         entries = [entry for entry in library.scan() if entry.is_usable]
     except CatalogueError:
         return library.STARTER, library.starter_model()
-    if len(entries) == 1:  # loading the only model reports whether it fits
+    if len(entries) == 1:  # no choice to make; loading reports whether it fits
         return entries[0].name, entries[0].path
     if len(entries) > _MAX_PLANNED:
         entries = sorted(entries, key=_estimated_points, reverse=True)[:_MAX_PLANNED]

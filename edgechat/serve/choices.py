@@ -36,7 +36,10 @@ class Choice:
         self, index: int, reasoning_format: ReasoningFormat | None = None, phase: ReplyPhase = "content", *,
         tool_format: ToolFormat | None = None, must_call: bool = False,
     ) -> None:  # fmt: skip
-        """`phase` is the phase of the first token. Without `tool_format`, tool calls are not parsed."""
+        """`phase` determines whether the reply starts with reasoning or content.
+
+        Without `tool_format`, tool calls are not parsed.
+        """
         self.content = ""
         self.reasoning = ""
         self.calls: list[ParsedToolCall] = []

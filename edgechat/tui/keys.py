@@ -23,7 +23,7 @@ VIM_KEYS: Final[Mapping[str, str]] = {
 
 
 class KeyBinding(NamedTuple):
-    """A binding as help and the settings show it."""
+    """Key binding, as displayed in the help and in the settings."""
 
     id: str
     keys: str

@@ -171,7 +171,7 @@ class CopyRequested(Message):
     subject: str
 
 
-# From downloads.
+# Messages that downloads post.
 
 
 @dataclass

@@ -19,8 +19,8 @@ PASSED, WRONG, REFUSED = 0, 10, 11
 def main(arguments: list[str]) -> int:
     """Run the native self-test, which reports to stdout. Returns PASSED, WRONG or REFUSED.
 
-    CPU_MODULE is "" for a CPU module. For a GPU module, CPU_MODULE computes the operations that the GPU module does not
-    implement.
+    To test a CPU module, pass "" as CPU_MODULE. To test a GPU module, pass the CPU module that computes the operations
+    that the GPU module does not implement.
     """
     module, n_threads, timeout_s, cpu_module = arguments
     if hasattr(signal, "alarm"):

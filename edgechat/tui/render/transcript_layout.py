@@ -76,7 +76,7 @@ class TranscriptLayout:
         return next((i for i in range(start + step, end, step) if self.entries[i].as_message is not None), None)
 
     def continues_off_screen(self, entry: int, step: int, top: int, height: int) -> bool:
-        """Return True if an entry higher than the screen is visible and has hidden rows in the direction of `step`.
+        """Return True if a visible entry is taller than the screen and has hidden rows in the direction of `step`.
 
         The screen shows `height` rows from row `top` on.
         """
