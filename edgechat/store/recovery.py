@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,8 @@ _COPY_INFIX: Final = ".damaged-"
 """Part of the file name of a damaged copy, before the time at which the database was moved aside."""
 _MARKER_SUFFIX: Final = ".recovered"
 """Suffix of an empty marker file: the readable rows of the damaged copy have been recovered."""
+_SIGNATURE: Final = b"SQLite format 3\0"
+"""First bytes of every database file (https://www.sqlite.org/fileformat2.html#magic_header_string)."""
 _LOCK_TIMEOUT_S: Final = 60.0
 # Tables in the order of recovery: referenced tables come before the tables that refer to them.
 _TABLES: Final = ("conversations", "messages", "attachments", "message_attachments")
@@ -129,7 +133,11 @@ def _move_aside(path: Path) -> None:
 def _salvage(database: Database, copy: Path) -> tuple[int, int]:
     """Insert every readable row of a damaged copy; return the number of inserted messages and of lost rows."""
     n_messages = n_lost = 0
-    with contextlib.closing(_open_damaged(copy)) as damaged_db, database.writing(durable=True) as db:
+    with (
+        _with_signature(copy) as path, contextlib.closing(_open_damaged(path)) as damaged_db,
+        database.writing(durable=True) as db,
+    ):  # fmt: skip
+        damaged_db.execute("PRAGMA writable_schema = ON")  # otherwise SQLite refuses to read a truncated file
         db.execute("PRAGMA defer_foreign_keys = ON")
         for table in _TABLES:
             columns = [row["name"] for row in db.execute(f"PRAGMA table_info({table})")]
@@ -151,6 +159,23 @@ def _insert(db: sqlite3.Connection, statement: str, row: tuple[object, ...] | No
         return db.execute(statement, row).rowcount
     except sqlite3.Error:
         return None
+
+
+@contextlib.contextmanager
+def _with_signature(copy: Path) -> Iterator[Path]:
+    """Yield `copy` itself or, if its signature is damaged, a temporary file with the signature repaired."""
+    with copy.open("rb") as file:
+        if file.read(len(_SIGNATURE)) == _SIGNATURE:
+            yield copy
+            return
+    with tempfile.TemporaryDirectory(prefix="edgechat-recovery-") as folder:
+        repaired = Path(folder, "history.db")
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(FileNotFoundError):  # not every database has a write-ahead log
+                shutil.copyfile(copy.with_name(copy.name + suffix), repaired.with_name(repaired.name + suffix))
+        with repaired.open("r+b") as file:
+            file.write(_SIGNATURE)
+        yield repaired
 
 
 def _open_damaged(path: Path) -> sqlite3.Connection:

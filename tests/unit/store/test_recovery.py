@@ -90,6 +90,34 @@ def test_damage_anywhere_is_reported_or_recovered(
     assert recovery.is_intact(path)
 
 
+@pytest.mark.parametrize("offset", [0, 8])
+def test_database_with_a_damaged_signature_is_recovered(path: Path, offset: int) -> None:
+    store = open_store(path)
+    conversation = fill(store, 20)
+    store.close()
+    damage(path, b"damaged!", offset)
+    original = path.read_bytes()
+    store = open_store(path)
+    assert texts(store, conversation) == [f"message {i}" for i in range(20)]
+    assert "20 messages were recovered" in store.notices[0]
+    store.close()
+    [copy] = damaged_copies(path)
+    assert copy.read_bytes() == original
+
+
+def test_messages_before_the_end_of_a_truncated_database_are_recovered(path: Path) -> None:
+    store = open_store(path)
+    conversation = fill(store, 400, size=2000)
+    store.close()
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size * 3 // 4)
+    store = open_store(path)
+    recovered = texts(store, conversation)
+    assert len(recovered) > 200
+    assert "message 0" in recovered
+    store.close()
+
+
 def test_killed_recovery_is_finished_at_the_next_start(path: Path) -> None:
     store = open_store(path)
     conversation = fill(store, 3)
