@@ -194,7 +194,7 @@ def _row(name: str, unit: str, own_figures: list[float], peer_figures: list[floa
 def _compare_with_engine(
     workload: ServeWorkload, edgechat_server: EdgechatServer, on_progress: Callable[[str], None]
 ) -> tuple[list[ServeRow], str]:
-    """Compare with the engine without HTTP; return the rows and the backend's name."""
+    """Compare the server with direct calls of the engine; return the rows and the backend's name."""
     engine = EngineClient()
     plan = manual_plan(
         workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH, n_ctx=n_ctx(workload),

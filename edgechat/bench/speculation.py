@@ -71,11 +71,11 @@ class SpeculationRow(msgspec.Struct, frozen=True, kw_only=True):
     """Measured speed of the model's own replies."""
     mean_acceptance_length: float
     replayed: float
-    """Scripted replies replayed with measured step costs, learning from one to the next in random order."""
+    """Speed computed from measured step costs by replaying the scripted replies, learning from one to the next."""
     replayed_fresh: float
-    """Scripted replies replayed with measured step costs, each without earlier learning."""
+    """Speed computed from measured step costs by replaying the scripted replies, each without earlier learning."""
     fixed: dict[str, float]
-    """Scripted replies replayed with the static policies."""
+    """Speed of each static policy, computed by replaying the scripted replies."""
     peers: dict[str, float] = {}
     """Speed of llama-server with drafts, relative to llama-server without drafts, on its own replies."""
     peer_plain: float | None = None

@@ -242,8 +242,10 @@ def on_disk_bytes(path: Path) -> int:
 def check_deletable(model: InstalledModel) -> None:
     """Raise CatalogueError if edgechat must not delete the model: another program or the user manages its file."""
     if model.source != locations.OWN:
-        owner = "your folder" if model.source == locations.FOLDER else model.source
-        raise CatalogueError(f"{model.path} belongs to {owner}; delete it there")
+        if model.source == locations.PACKAGE:
+            raise CatalogueError(f"{model.path} is part of an installed Python package and cannot be deleted")
+        owner = "you" if model.source in {locations.FOLDER, locations.FILE} else model.source
+        raise CatalogueError(f"{model.path} is managed by {owner}, not by edgechat, and was not deleted")
 
 
 def _download_files(target: Path) -> list[Path]:

@@ -44,7 +44,7 @@ def read_file(path: Path) -> tuple[bytes, str]:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise AttachmentError(
-                f"Cannot attach {path}: the file has {humanize.size(size)}, the limit is {humanize.size(MAX_BYTES)}"
+                f"Cannot attach {path}: the file is {humanize.size(size)}; the limit is {humanize.size(MAX_BYTES)}"
             )
         if not path.is_file():  # reading a pipe or a device may never end
             raise AttachmentError(f"Cannot attach {path}: not a regular file")

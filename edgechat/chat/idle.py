@@ -22,7 +22,7 @@ class IdleGate:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Cancel all background requests, and refuse new ones while the context is open."""
+        """Return a context manager that cancels all background requests, and refuses new ones until it exits."""
         with self._lock:
             self._is_idle.clear()
             request_ids, self._request_ids = self._request_ids, set()

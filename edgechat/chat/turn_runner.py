@@ -40,7 +40,8 @@ def new_replies(parent_id: str, model: str, n_replies: int, plan: LoadPlan | Non
     max_replies = plan.options.n_seqs if plan is not None else 1
     if not 1 <= n_replies <= max_replies:
         raise UsageError(
-            f"Cannot generate {n_replies} parallel replies: this model is loaded for at most {max_replies}"
+            f"Cannot generate {n_replies} parallel replies: this model is loaded for at most {max_replies}. "
+            "Ask for fewer."
         )
     return [new_reply(parent_id, model) for _ in range(n_replies)]
 

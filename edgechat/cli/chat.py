@@ -36,7 +36,7 @@ def export(store: Store, conversation_id: str, file: Path) -> None:
     from edgechat.store.sqlite import SqliteStore
 
     if not isinstance(store, SqliteStore):
-        raise UsageError("This conversation cannot be exported from here")
+        raise UsageError("Only conversations in edgechat's database can be exported")
     kind = (KINDS | {"txt": "md"}).get(file.suffix.lower().lstrip("."))
     if kind is None:
         raise UsageError(f"{file.name}: conversations are exported as .md, .html or .json")

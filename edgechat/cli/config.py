@@ -105,11 +105,16 @@ def edit() -> None:
 
 
 def _refuse_problems() -> None:
-    from edgechat.config import load
+    from edgechat.config import Settings, load
 
-    _, problems = load()
-    if problems:
-        raise SettingsError("\n".join(["These settings are invalid and ignored:", *(f"  {p}" for p in problems)]))
+    settings, problems = load()
+    lines = [str(problem) for problem in problems]
+    if settings.keys or settings.theme != Settings().theme:
+        from edgechat.tui.app import ChatApp
+
+        lines += ChatApp.appearance_problems(settings)
+    if lines:
+        raise SettingsError("\n".join(["These settings are invalid and ignored:", *(f"  {line}" for line in lines)]))
 
 
 def _toml(value: object) -> str:

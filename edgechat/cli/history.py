@@ -36,9 +36,12 @@ def history() -> None:
 def _opened() -> Iterator[SqliteStore]:
     """Open the store, print its notes, and close it at the end. Raises StoreError."""
     from edgechat.cli.history_store import open_history
+    from edgechat.errors import StoreError
 
     store = open_history()
     try:
+        if store.read_only_reason and store.path is not None and not store.path.exists():
+            raise StoreError(store.read_only_reason)
         for note in [*store.notices, *([store.read_only_reason] if store.read_only_reason else [])]:
             click.echo(f"edgechat: {escape_controls(note)}", err=True)
         yield store
@@ -310,7 +313,7 @@ def _update(store: SqliteStore, full_id: str, *, as_json: bool, **changes: objec
 
 @history.command()
 @click.argument("conversation_ids", metavar="ID...", nargs=-1, required=True)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Delete the given conversations permanently."""

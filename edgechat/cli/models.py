@@ -167,7 +167,7 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
 
 
 def _report_installed(model: str, error: HubError) -> None:
-    """Report that a model which the hub could not deliver is installed already; else raise `error`."""
+    """Report where `model` is installed; raise `error`, the failure of the hub, if it is not installed."""
     from edgechat.catalogue import library, resolve
     from edgechat.errors import ModelFileError
 
@@ -235,7 +235,7 @@ def alias(name: str, model: str | None, *, remove: bool) -> None:
 
 @models.command()
 @model_argument
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def remove(model: str, *, yes: bool, as_json: bool) -> None:
     """Delete a downloaded model, or remove a folder or alias."""
@@ -339,5 +339,5 @@ def dirs(*, as_json: bool) -> None:
         _print_json(searched)
         return
     for each in searched:
-        count = f"{each['n_files']} files" if each["is_there"] else "missing"
+        count = f"{each['n_files']} file{'s' * (each['n_files'] != 1)}" if each["is_there"] else "missing"
         click.echo(escape_controls(f"{each['from']:<10}  {count:>10}  {each['path']}"))

@@ -45,7 +45,7 @@ _GENERATION_OPTIONS = (
     click.option(
         "--speculation/--no-speculation",
         default=None,
-        help="Turn speculative decoding on or off; the text is the same.",
+        help="Turn speculative decoding on or off; it does not change the text.",
     ),
 )
 _CONVERSATION_OPTIONS = (

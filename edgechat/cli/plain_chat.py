@@ -199,7 +199,7 @@ class PlainChat:
         raise UsageError("Usage: /edit TEXT")
 
     def _copy(self, argument: str) -> None:
-        """Copy through the terminal's clipboard and to a file."""
+        """Copy the reply or its code to the clipboard and to a file."""
         from edgechat.tui import clipboard
         from edgechat.tui.render.markdown_blocks import code_blocks
 

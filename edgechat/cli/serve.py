@@ -33,7 +33,10 @@ INSTALL_HINT = (
     help="Model name or .gguf file; may be repeated. The first is the default for requests without a model.",
 )
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; other than loopback requires a key."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; any but a loopback address requires an API key.",
 )
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0 chooses a free one."

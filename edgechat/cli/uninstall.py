@@ -32,7 +32,7 @@ class DataItem(NamedTuple):
 
 @click.command()
 @click.option("--purge", is_flag=True, help="Delete all data: conversations, settings, models, cache.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
     """List edgechat's data and how to remove the program.
@@ -48,7 +48,8 @@ def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
         _show(items)
     if not purge:
         if not as_json:
-            click.echo(f"\n{_how_to_remove()}\n`edgechat uninstall --purge` deletes everything listed above.")
+            purge_hint = "\n`edgechat uninstall --purge` deletes everything listed above." if items else ""
+            click.echo(f"\n{_how_to_remove()}{purge_hint}")
         return
     _refuse_while_running()
     if items and not yes:

@@ -175,7 +175,7 @@ def _retry_plan(
         if attempt == 0 and not machine.gpu_is_unified:
             return smaller_plan(profile, machine, failed, n_ctx)
         without_gpu = msgspec.structs.replace(machine, gpu_name="", gpu_free_bytes=0, gpu_is_unified=False)
-        return plan(profile, without_gpu, n_ctx=n_ctx, speculation=failed_plan.speculation)
+        return plan(profile, without_gpu, n_ctx=n_ctx, speculation=failed.speculation)
     return smaller_plan(profile, machine, failed, n_ctx) if attempt == 0 and _ran_out_of_memory(error) else None
 
 

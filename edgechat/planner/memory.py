@@ -29,7 +29,7 @@ INDEX_BYTES: Final = 64
 REPACKED_TYPES: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"))
 """Tensor types that some CPU backend repacks (ggml-cpu/repack.cpp, amx.cpp); default for an unknown backend."""
 # Buffer types whose weights keep the layout of the file.
-_PLAIN_BUFFERS: Final = ("CPU", "CPU_Mapped")
+_FILE_LAYOUT_BUFFERS: Final = ("CPU", "CPU_Mapped")
 
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,8 +164,8 @@ def reported_buffers(
         sizes[part] for name, sizes in report.items() if name not in host
         for part in ("model_bytes", "context_bytes", "compute_bytes")
     )  # fmt: skip
-    plain = sum(sizes["model_bytes"] for name, sizes in host.items() if name in _PLAIN_BUFFERS)
-    other = sum(sizes["model_bytes"] for name, sizes in host.items() if name not in _PLAIN_BUFFERS)
+    plain = sum(sizes["model_bytes"] for name, sizes in host.items() if name in _FILE_LAYOUT_BUFFERS)
+    other = sum(sizes["model_bytes"] for name, sizes in host.items() if name not in _FILE_LAYOUT_BUFFERS)
     return BufferSizes(
         # While it is loaded, a mapped file is in memory as a whole, copied tensors included.
         weights=profile.tensor_bytes if options.use_mmap else plain + other,

@@ -107,10 +107,12 @@ def speed_by_bandwidth(
     """
     read_bytes = sum(t.size_bytes * _used_fraction(profile, t) for t in _used_tensors(profile))
     parts = ((1.0 - gpu_fraction, read_bps), (gpu_fraction, gpu_read_bps))
-    if not read_bytes or any(fraction > 0 and bps <= 0 for fraction, bps in parts):
+    if not read_bytes or any(fraction > 0 and bytes_per_s <= 0 for fraction, bytes_per_s in parts):
         return None
     return PredictedSpeed(
-        decode_tps=1.0 / sum(read_bytes * fraction / bps for fraction, bps in parts if fraction > 0),
+        decode_tps=1.0 / sum(
+            read_bytes * fraction / bytes_per_s for fraction, bytes_per_s in parts if fraction > 0
+        ),
         prefill_tps=math.nan,
     )  # fmt: skip
 

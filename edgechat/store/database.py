@@ -73,8 +73,11 @@ class Database:
             _close(connection)
             if not _is_read_only(error):
                 raise
+            folder = self.path.parent
             self.read_only_reason = (
-                f"Cannot write to {self.path.parent}: {_reason(error)}. Check the permissions of the folder."
+                f"Cannot write to {folder}: it is not a folder. Move it elsewhere."
+                if folder.exists() and not folder.is_dir()
+                else f"Cannot write to {folder}: {_reason(error)}. Check the permissions of the folder."
             )
         except BaseException:
             _close(connection)

@@ -244,7 +244,7 @@ class SqliteStore:
                 for row, n in zip(rows, counts, strict=True)
             ]
 
-    # Across conversations
+    # Queries over all conversations
 
     def search(self, query: str, *, order: Order = "newest", limit: int = 20, offset: int = 0) -> Sequence[SearchHit]:
         with self.database.reading() as db:

@@ -158,6 +158,15 @@ class ChatApp(textual_private.CrashReportApp[int]):
         self.set_keymap(self.key_overrides)
         return problems
 
+    @classmethod
+    def appearance_problems(cls, settings: Settings) -> list[str]:
+        """Return the problems with the theme and the keys of the settings."""
+        from edgechat.tui import themes
+
+        _, theme_problem = themes.find_theme(settings.theme)
+        _, problems = keys.resolve_key_map(settings.keys, cls.all_keys(), vim=settings.vim_keys)
+        return [theme_problem, *problems] if theme_problem else problems
+
     def _redraw(self) -> None:
         self._palette = None
         if self.chat.is_attached:

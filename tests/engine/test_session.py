@@ -259,7 +259,7 @@ def test_several_replies_are_generated_in_parallel(open_chat: Callable[..., Open
     chat.run_all(chat.session.regenerate(n_replies=2))
     assert len(chat.session.tree.alternatives(first.id)) == 6
     chat.run(chat.session.send("And then?"))
-    with pytest.raises(UsageError, match="1 to 8"):
+    with pytest.raises(UsageError, match="at most 8"):
         list(chat.session.regenerate(n_replies=9))
     chat.check()
 

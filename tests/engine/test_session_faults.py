@@ -174,7 +174,7 @@ def test_deletion_by_another_process_is_noticed(open_chat: Callable[..., OpenCha
     chat.run(chat.session.send("More."))
     other = open_store()
     other.delete_message(tree.path[2].id)
-    with pytest.raises(StoreError, match="gone"):
+    with pytest.raises(StoreError, match="does not exist"):
         chat.run(chat.session.send("And more."))
     chat.run(chat.session.send("And more."))
     assert chat.texts()[0] == "Hello."

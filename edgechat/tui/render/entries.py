@@ -143,7 +143,7 @@ class MessageEntry(TranscriptEntry):
         return blocks
 
     def start_streaming(self) -> None:
-        """Expect calls of `append` after the current text."""
+        """Prepare for calls of `append`, which add to the current text."""
         self._splitter = (
             MarkdownSplitter()
         )  # `build_blocks` replaces this splitter by one that contains the text so far

@@ -187,9 +187,9 @@ def highlight_code(block: MarkdownBlock, width: int, palette: Palette) -> list[S
     lines: list[list[Segment]] = [[]]
     for token_type, text in lexer.get_tokens(expand_tabs(block.source)):
         style = _token_style(theme, token_type, palette)
-        first, *more = text.split("\n")
+        first, *next_lines = text.split("\n")
         lines[-1].append(Segment(first, style))
-        lines += [[Segment(part, style)] for part in more]
+        lines += [[Segment(part, style)] for part in next_lines]
     lines = lines[: len(plain_lines)]
     # Some lexers drop characters; their output is not used.
     if ["".join(s.text for s in line) for line in lines] != [line[0].text for line in plain_lines]:
