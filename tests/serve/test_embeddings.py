@@ -78,7 +78,7 @@ def test_token_ids_are_embedded_unchanged(both: ServerProcess) -> None:
         ({"input": "hello " * 200}, "this model embeds 1 to 128"), ({"input": []}, "input"),
         ({"input": ["a", 1]}, "input"),
         ({"input": [999]}, "vocabulary"), ({"input": "a", "dimensions": 1000}, "dimensions"),
-        ({"input": ["a"] * 65}, "65 texts"),
+        ({"input": ["a"] * 65}, "65 inputs"),
         ({"input": "a", "model": "starter"}, "is not an embedding model"), ({"input": [[]]}, "input"),
         ({"input": "a", "encoding_format": "hex"}, "hex"),
     ],
