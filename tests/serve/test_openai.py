@@ -189,7 +189,7 @@ def test_models_are_listed(client: OpenAI) -> None:
         ({"messages": []}, openai.BadRequestError, "messages"),
         ({"messages": [{"role": "king", "content": "x"}]}, openai.BadRequestError, "king"),
         ({"messages": user("long " * 3000)}, openai.BadRequestError, "the context holds 2048"),
-        ({"n": 1000}, openai.BadRequestError, "1000 replies"),
+        ({"n": 1000}, openai.BadRequestError, "at most 8"),
         ({"temperature": "hot"}, openai.BadRequestError, "temperature"),
         ({"tools": [WEATHER, WEATHER]}, openai.BadRequestError, "two functions have the name 'get_weather'"),
         ({"logit_bias": {"999999": 1}}, openai.BadRequestError, "vocabulary"),
