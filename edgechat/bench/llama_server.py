@@ -1,4 +1,4 @@
-"""llama-server as a benchmark peer, asked over its own HTTP API."""
+"""llama-server as a benchmark peer, queried through its HTTP API."""
 
 from __future__ import annotations
 

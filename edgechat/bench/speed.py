@@ -66,7 +66,7 @@ def compare(
     Raises EdgechatError if either fails.
     """
     bundle = find_bundle()
-    own_samples: list[SpeedSample] = []
+    edgechat_samples: list[SpeedSample] = []
     peer_samples: list[SpeedSample] = []
     engine = EngineClient()
     try:
@@ -74,7 +74,7 @@ def compare(
         module = next(m for m in bundle.modules if m.name == backend)
         for number in range(workload.rounds):
             on_progress(f"round {number + 1} of {workload.rounds}")
-            runs: list[Callable[[], None]] = [lambda: own_samples.append(_measure(engine, workload))]
+            runs: list[Callable[[], None]] = [lambda: edgechat_samples.append(_measure(engine, workload))]
             if peer is not None:
                 runs.append(lambda: peer_samples.append(_measure_peer(peer, module.path, workload)))
             # The second run finds a warmer machine, so the order alternates.
@@ -83,9 +83,9 @@ def compare(
     finally:
         engine.close()
     return SpeedReport(
-        workload=workload, backend=backend, build_id=bundle.build_id, edgechat=own_samples, peer=peer_samples,
-        prefill_ratio=_ratio([s.prefill_tps for s in own_samples], [s.prefill_tps for s in peer_samples]),
-        decode_ratio=_ratio([s.decode_tps for s in own_samples], [s.decode_tps for s in peer_samples]),
+        workload=workload, backend=backend, build_id=bundle.build_id, edgechat=edgechat_samples, peer=peer_samples,
+        prefill_ratio=_ratio([s.prefill_tps for s in edgechat_samples], [s.prefill_tps for s in peer_samples]),
+        decode_ratio=_ratio([s.decode_tps for s in edgechat_samples], [s.decode_tps for s in peer_samples]),
     )  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def _measure_typing(
     opened: list[float] = []
     rss = 0
     for number in range(rounds):
-        on_progress(f"keys while an answer comes, {number + 1} of {rounds}")
+        on_progress(f"keys during a reply, {number + 1} of {rounds}")
         with _stock(env) as program:
             program.wait_for("begun")
             program.read_for(1.0)

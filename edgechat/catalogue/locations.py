@@ -34,7 +34,7 @@ class LocalFile(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     """Program or kind of location to which the file belongs, such as `ollama` or `folder`."""
     name: str
-    """Name of the model in that program."""
+    """Name of the model in the program given by `source`."""
     repo: str = ""
     """Hub repository; "" if the path does not contain it."""
     sha256: str = ""

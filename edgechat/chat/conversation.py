@@ -71,7 +71,7 @@ class StoredConversation:
             self.update_metadata(title=self._previous_title)
 
     def claim_reply(self, reply: Message) -> None:
-        """Claim an existing reply for this process, which continues the reply, and make the reply the head."""
+        """Claim an existing reply, so that only this process can continue it, and make it the head."""
         self.store.claim(reply.id)
         self.tree.select_branch(reply.id)
         self.tree.replace(reply)

@@ -28,7 +28,7 @@ KINDS: Final = {"md": "md", "markdown": "md", "html": "html", "htm": "html", "js
 def history() -> None:
     """List, search, export, import and manage conversations.
 
-    An ID is an ID from `list`, or a unique beginning of one.
+    ID is a conversation ID from `list`, or a unique prefix of one.
     """
 
 

@@ -141,7 +141,7 @@ def _machine(settings: Settings, budget: str | None, described: Path | None) -> 
     from edgechat import config
     from edgechat.models.resources import current_machine
 
-    here = current_machine(settings) if described is None else _described(described)
+    here = current_machine(settings) if described is None else _read_machine(described)
     if not budget:
         return here
     available = config.parse_size(budget)  # may exceed this machine's memory
@@ -150,7 +150,7 @@ def _machine(settings: Settings, budget: str | None, described: Path | None) -> 
     return msgspec.structs.replace(here, available_bytes=available)
 
 
-def _described(file: Path) -> Machine:
+def _read_machine(file: Path) -> Machine:
     """Read a machine from a file with a hardware profile. Raises UsageError if the file has none."""
     import msgspec
 

@@ -55,18 +55,18 @@ def load_variants(profile: ModelProfile, machine: Machine, n_ctx: int | None) ->
     if machine.gpu_is_unified:  # GPU and CPU share the memory, where mapped pages would be a second copy
         best = msgspec.structs.replace(best, n_gpu_layers=profile.n_layers + 1, use_mmap=False)
     elif machine.gpu_free_bytes:
-        yield from _gpu_variants(profile, best, may_shorten=n_ctx is None)
-    yield from _cpu_variants(profile, best, may_shorten=n_ctx is None)
+        yield from _gpu_variants(profile, best, may_shorten_context=n_ctx is None)
+    yield from _cpu_variants(profile, best, may_shorten_context=n_ctx is None)
 
 
-def _cpu_variants(profile: ModelProfile, best: LoadOptions, *, may_shorten: bool) -> Iterator[LoadVariant]:
+def _cpu_variants(profile: ModelProfile, best: LoadOptions, *, may_shorten_context: bool) -> Iterator[LoadVariant]:
     """Yield the best options, then reduce mapping, context, KV precision, micro-batch size, and context again."""
     yield LoadVariant(best, ())
     options, concessions = msgspec.structs.replace(best, use_mmap=False), dict[str, str]()
     if best.use_mmap:
         concessions["use_mmap"] = _READ_CONCESSION
         yield LoadVariant(options, tuple(concessions.values()))
-    for n_ctx in _N_CTXS if may_shorten else ():
+    for n_ctx in _N_CTXS if may_shorten_context else ():
         if n_ctx < best.n_ctx:
             options = msgspec.structs.replace(options, n_ctx=n_ctx)
             concessions["n_ctx"] = _context_concession(n_ctx, best)
@@ -78,7 +78,7 @@ def _cpu_variants(profile: ModelProfile, best: LoadOptions, *, may_shorten: bool
     options = msgspec.structs.replace(options, n_ubatch=N_UBATCHES[-1])
     concessions["n_ubatch"] = f"micro-batches of {N_UBATCHES[-1]} tokens, which slow prefill down"
     yield LoadVariant(options, tuple(concessions.values()))
-    for n_ctx in _SMALL_N_CTXS if may_shorten else ():
+    for n_ctx in _SMALL_N_CTXS if may_shorten_context else ():
         if n_ctx < options.n_ctx:
             concessions["n_ctx"] = _context_concession(n_ctx, best)
             yield LoadVariant(msgspec.structs.replace(options, n_ctx=n_ctx), tuple(concessions.values()))
@@ -103,7 +103,7 @@ def _can_use_q8(profile: ModelProfile) -> bool:
     )  # fmt: skip
 
 
-def _gpu_variants(profile: ModelProfile, best: LoadOptions, *, may_shorten: bool) -> Iterator[LoadVariant]:
+def _gpu_variants(profile: ModelProfile, best: LoadOptions, *, may_shorten_context: bool) -> Iterator[LoadVariant]:
     """Yield variants with the whole model on the GPU, then with less context, without experts, and with fewer layers.
 
     Every variant is yielded twice: with a mapped file, and with a file that is read, which avoids a copy of the GPU
@@ -111,7 +111,7 @@ def _gpu_variants(profile: ModelProfile, best: LoadOptions, *, may_shorten: bool
     """
     everything = msgspec.structs.replace(best, n_gpu_layers=profile.n_layers + 1)
     variants = [LoadVariant(everything, ())]
-    if may_shorten and _N_CTXS[1] < best.n_ctx:
+    if may_shorten_context and _N_CTXS[1] < best.n_ctx:
         shorter = msgspec.structs.replace(everything, n_ctx=_N_CTXS[1])
         variants.append(LoadVariant(shorter, (_context_concession(shorter.n_ctx, best),)))
     if profile.n_experts:

@@ -30,7 +30,7 @@ PREFIX_DISK_SHARE: Final = 10
 MAX_PREFIX_DISK_BYTES: Final = 4 << 30
 SPECULATION_SHARE: Final = 16
 MAX_DRAFT_TOKENS: Final = 1 << 17
-# Numbers of state copies to try: for steps of 8, 4 and 2 tokens.
+# Numbers of recurrent-state copies to try: for steps of 8, 4 and 2 tokens.
 _N_RS_SEQ: Final = (7, 3, 1)
 # Maximum memory of the second plan, as a fraction of a first plan that ran out of memory.
 _RETRY_FRACTION: Final = 0.8

@@ -59,7 +59,10 @@ def preset_number(quant: str) -> int:
 
 
 def requantized_header(header: ModelHeader, quant: str, types: Sequence[int]) -> ModelHeader:
-    """Return the header of the same model in another quant, given a type for each of `quant_model(header).tensors`."""
+    """Return `header` with another quant.
+
+    `types` are the types of `quant_model(header).tensors`, in the same order.
+    """
     offset, tensors = 0, []
     for tensor, type_id in zip(sorted(header.tensors, key=_order), types, strict=True):
         size = tensor_bytes(tensor, type_id)

@@ -92,7 +92,7 @@ def _tensors(model: CatalogueModel, quant: str, file_bytes: int) -> tuple[Tensor
     n_params = shape.n_params or int(file_bytes * 8 / _BITS.get(quant, _BITS["Q4_K_M"]))
     routed = 0.0
     if shape.n_params_active and shape.n_experts and shape.n_experts_used and shape.n_params:
-        # Active weights are the dense weights and the used fraction of the expert weights; solve for their share.
+        # Active weights = dense weights + used fraction of the expert weights; solve for the share of the experts.
         used = shape.n_experts_used / shape.n_experts
         routed = min(1.0, max(0.0, (1 - shape.n_params_active / n_params) / max(1e-9, 1 - used)))
     n_layers = shape.n_layers or 1

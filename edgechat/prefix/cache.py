@@ -128,7 +128,7 @@ class PrefixCache:
             return base
         seq = self._free_seq(base)
         if base not in self.leaves:
-            return None  # the base was evicted to free the sequence
+            return None  # freeing the sequence evicted `base`
         memory.copy(base, seq, plan.base_tokens)
         self.leaves[base] = self.leaves.pop(base)  # now the most recently used
         return seq

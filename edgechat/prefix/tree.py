@@ -93,12 +93,12 @@ class PrefixTree:
         parent = node.parent
         if parent is None:
             return node
-        upper = Node(parent, node.tokens[:n_tokens])
-        parent.children[upper.tokens[0]] = upper
+        new_parent = Node(parent, node.tokens[:n_tokens])
+        parent.children[new_parent.tokens[0]] = new_parent
         node.tokens = node.tokens[n_tokens:]
-        node.parent = upper
-        upper.children[node.tokens[0]] = node
-        return upper
+        node.parent = new_parent
+        new_parent.children[node.tokens[0]] = node
+        return new_parent
 
     def prune(self, node: Node) -> None:
         """Remove `node` and its ancestors up to the first one that is still in use."""

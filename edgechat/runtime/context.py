@@ -179,7 +179,7 @@ class Context(SequenceMemory):
             batch.logits[i] = logits
             ends[seq] += 1
         if max(ends.values()) > self.n_ctx:
-            raise EngineError(f"Cannot append {count} tokens to {starts}: the context has {self.n_ctx} cells.")
+            raise EngineError(f"Cannot append {count} tokens: the context has {self.n_ctx} cells.")
         batch.logits[count - 1] = True
         batch.n_tokens = count
         # One step is short, and aborting it would lose the whole sequence of a recurrent model.

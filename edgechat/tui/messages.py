@@ -27,7 +27,7 @@ class ConversationView(NamedTuple):
 
     @classmethod
     def of(cls, session: Session) -> ConversationView:
-        """Take the snapshot, in the thread that changes the conversation."""
+        """Return a snapshot of the conversation. Call it only in the thread that changes the conversation."""
         tree = session.tree
         path = []
         for message in tree.path:

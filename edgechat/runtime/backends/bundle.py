@@ -61,7 +61,7 @@ class Bundle(msgspec.Struct, frozen=True):
     modules: tuple[BackendModule, ...]
     """Backend modules for CPUs, best first."""
     gpu_modules: tuple[BackendModule, ...] = ()
-    """Backend modules for GPUs, from the bundle and from installed GPU packages; the preferred one of a kind first."""
+    """Backend modules for GPUs, from the bundle and from installed GPU packages; preferred ones first."""
     left_out: tuple[str, ...] = ()
     """Messages about installed packages and libraries that edgechat does not use, each with the reason."""
 

@@ -19,7 +19,7 @@ from edgechat.store.formats.edgechat_json import ConversationRecord, ImportedDat
 
 
 def read_database(path: Path) -> ImportedData:
-    """Read all conversations of a database, read-only. Raises ImportRefusedError if it is not a database of llm."""
+    """Read all conversations of an llm log database. Raises ImportRefusedError for other databases."""
     reader = _LogsReader()
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:

@@ -60,7 +60,7 @@ class LayoutBlock:
         self.is_stale = False
 
     def render(self, width: int, palette: Palette) -> list[Strip]:
-        """Return the rows for a width."""
+        """Return the rows of the block, wrapped to `width` columns."""
         raise NotImplementedError
 
     def discard_rows(self) -> None:
@@ -172,7 +172,10 @@ class CodeLayout(MarkdownLayout):
 
 
 def highlight_code(block: MarkdownBlock, width: int, palette: Palette) -> list[Strip]:
-    """Render a code block with syntax colours, to as many rows as without. Thread-safe; slow for long code."""
+    """Render a code block with syntax colours, which do not change the number of rows.
+
+    Thread-safe; slow for long code.
+    """
     from pygments.lexers import get_lexer_by_name
     from pygments.util import ClassNotFound
     from rich.syntax import Syntax

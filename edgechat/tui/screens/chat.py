@@ -111,7 +111,7 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(self._start)
 
     def _start(self) -> None:
-        gc.enable()  # edgechat.cli.chat disables it before the first frame
+        gc.enable()  # edgechat.cli.chat disables garbage collection before the first frame
         self._on_painted()
 
     def leave(self) -> None:
