@@ -21,6 +21,11 @@ _MARKER_SUFFIX: Final = ".recovered"
 """Suffix of an empty marker file: the readable rows of the damaged copy have been recovered."""
 _SIGNATURE: Final = b"SQLite format 3\0"
 """First bytes of every database file (https://www.sqlite.org/fileformat2.html#magic_header_string)."""
+_FRACTIONS: Final = b"\x40\x20\x20"
+"""Constant bytes of the header (payload fractions in the same specification), which other files do not have."""
+_FRACTIONS_OFFSET: Final = 21
+_REPAIR_INFIX: Final = ".repair-"
+"""Part of the name of the temporary folder for a file with a repaired signature."""
 _LOCK_TIMEOUT_S: Final = 60.0
 # Tables in the order of recovery: referenced tables come before the tables that refer to them.
 _TABLES: Final = ("conversations", "messages", "attachments", "message_attachments")
@@ -80,7 +85,8 @@ def recover_copies(store: SqliteStore) -> None:
             except (StoreError, sqlite3.Error, OSError) as error:
                 reason = str(error).rstrip(".")
                 store.notices.append(
-                    f"Nothing could be recovered from {copy} yet: {reason}. Make the file readable, or delete it."
+                    f"Nothing could be recovered from {copy} yet: {reason}. "
+                    "Keep the file, correct the cause, and start edgechat again."
                 )
                 continue
             lost = f", {n_lost} rows could not be read" if n_lost else ""
@@ -163,16 +169,25 @@ def _insert(db: sqlite3.Connection, statement: str, row: tuple[object, ...] | No
 
 @contextlib.contextmanager
 def _with_signature(copy: Path) -> Iterator[Path]:
-    """Yield `copy` itself or, if its signature is damaged, a temporary file with the signature repaired."""
+    """Yield `copy` itself or, if only its signature is damaged, a temporary file with the signature repaired.
+
+    The temporary file is next to the database, because it contains conversations. Raises OSError.
+    """
     with copy.open("rb") as file:
-        if file.read(len(_SIGNATURE)) == _SIGNATURE:
-            yield copy
-            return
-    with tempfile.TemporaryDirectory(prefix="edgechat-recovery-") as folder:
+        header = file.read(_FRACTIONS_OFFSET + len(_FRACTIONS))
+    if header.startswith(_SIGNATURE) or header[_FRACTIONS_OFFSET:] != _FRACTIONS:
+        yield copy
+        return
+    prefix = copy.name.partition(_COPY_INFIX)[0] + _REPAIR_INFIX
+    for abandoned in copy.parent.glob(prefix + "*"):  # of a recovery that was killed
+        shutil.rmtree(abandoned, ignore_errors=True)
+    # An error of the cleanup must not make a committed recovery fail: it would run again and restore deleted messages.
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=copy.parent, ignore_cleanup_errors=True) as folder:
         repaired = Path(folder, "history.db")
-        for suffix in ("", "-wal"):
-            with contextlib.suppress(FileNotFoundError):  # not every database has a write-ahead log
-                shutil.copyfile(copy.with_name(copy.name + suffix), repaired.with_name(repaired.name + suffix))
+        shutil.copyfile(copy, repaired)
+        log = copy.with_name(copy.name + "-wal")
+        if log.is_file():
+            shutil.copyfile(log, repaired.with_name(repaired.name + "-wal"))
         with repaired.open("r+b") as file:
             file.write(_SIGNATURE)
         yield repaired

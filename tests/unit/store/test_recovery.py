@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -103,6 +105,57 @@ def test_database_with_a_damaged_signature_is_recovered(path: Path, offset: int)
     store.close()
     [copy] = damaged_copies(path)
     assert copy.read_bytes() == original
+
+
+def test_repaired_file_stays_in_the_folder_and_is_removed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(path)
+    conversation = fill(store, 20)
+    store.close()
+    damage(path, b"damaged!", 0)
+    abandoned = path.with_name("history.db.repair-killed")
+    abandoned.mkdir()
+    folders: list[Path] = []
+    copyfile = shutil.copyfile
+
+    def record(source: Path, target: Path) -> None:
+        folders.append(target.parent.parent)
+        copyfile(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", record)
+    store = open_store(path)
+    assert texts(store, conversation) == [f"message {i}" for i in range(20)]
+    assert {*folders} == {path.parent}
+    assert list(path.parent.glob("*.repair-*")) == []
+    store.close()
+
+
+def test_full_disk_during_recovery_keeps_the_copy_for_the_next_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(path)
+    conversation = fill(store, 20)
+    store.close()
+    damage(path, b"damaged!", 0)
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", refuse)
+        store = open_store(path)
+    assert "No space left" in store.notices[0]
+    assert "Keep the file" in store.notices[0]
+    store.close()
+    store = open_store(path)
+    assert texts(store, conversation) == [f"message {i}" for i in range(20)]
+    store.close()
+
+
+def test_large_file_that_is_not_a_database_is_not_copied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"encrypted or text" * 1000)
+    monkeypatch.setattr(shutil, "copyfile", None)  # a call fails
+    open_store(path).close()
 
 
 def test_messages_before_the_end_of_a_truncated_database_are_recovered(path: Path) -> None:
