@@ -244,8 +244,8 @@ def check_deletable(model: InstalledModel) -> None:
     if model.source != locations.OWN:
         if model.source == locations.PACKAGE:
             raise CatalogueError(f"{model.path} is part of an installed Python package and cannot be deleted")
-        owner = "you" if model.source in {locations.FOLDER, locations.FILE} else model.source
-        raise CatalogueError(f"{model.path} is managed by {owner}, not by edgechat, and was not deleted")
+        owner = "your folder" if model.source in {locations.FOLDER, locations.FILE} else model.source
+        raise CatalogueError(f"{model.path} belongs to {owner}, so edgechat does not delete it. Delete it there.")
 
 
 def _download_files(target: Path) -> list[Path]:
