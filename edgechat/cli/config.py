@@ -114,7 +114,7 @@ def _refuse_problems() -> None:
 
         lines += ChatApp.appearance_problems(settings)
     if lines:
-        raise SettingsError("\n".join(["These settings are invalid and ignored:", *(f"  {line}" for line in lines)]))
+        raise SettingsError("\n".join(["Problems in the settings:", *(f"  {line}" for line in lines)]))
 
 
 def _toml(value: object) -> str:

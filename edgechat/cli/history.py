@@ -40,7 +40,8 @@ def _opened() -> Iterator[SqliteStore]:
 
     store = open_history()
     try:
-        if store.read_only_reason and store.path is not None and not store.path.exists():
+        folder = store.path.parent if store.path is not None else None
+        if folder is not None and folder.exists() and not folder.is_dir():
             raise StoreError(store.read_only_reason)
         for note in [*store.notices, *([store.read_only_reason] if store.read_only_reason else [])]:
             click.echo(f"edgechat: {escape_controls(note)}", err=True)
