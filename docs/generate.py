@@ -12,10 +12,10 @@ import msgspec
 
 from edgechat.cli.root import edgechat
 from edgechat.hardware.profile import HardwareProfile
-from edgechat.models.selection import catalogue_candidates
+from edgechat.models.selection import list_catalogue_candidates
 from edgechat.planner.machine import machine_from_profile
 from edgechat.planner.memory import MemoryEstimate
-from edgechat.planner.ranking import Evaluation, choose, evaluate
+from edgechat.planner.ranking import Evaluation, choose_evaluation, evaluate
 
 DOCS = Path(__file__).parent
 PROFILES = DOCS.parent / "tests" / "profiles"
@@ -76,8 +76,8 @@ def plans() -> str:
     for file in sorted(PROFILES.glob("*.json")):
         machine = machine_from_profile(msgspec.json.decode(file.read_bytes(), type=HardwareProfile))
         for wish in (0.0, 5.0, 20.0):
-            rated = [evaluate(c, machine, min_tps=wish) for c in catalogue_candidates()]
-            lines.append(line(file.stem, wish, choose(rated, defaults_only=True)))
+            rated = [evaluate(c, machine, min_tps=wish) for c in list_catalogue_candidates()]
+            lines.append(line(file.stem, wish, choose_evaluation(rated, defaults_only=True)))
     return "\n".join(lines) + "\n"
 
 

@@ -33,7 +33,7 @@ async def main() -> None:
 
     async def idle() -> None:
         while app.return_code is None and (  # noqa: ASYNC110
-            app.pane.is_busy or app.worker.session is None or app.worker.session.loaded is None
+            app.pane.is_busy or app.worker.session is None or app.worker.session.model_properties is None
         ):
             await asyncio.sleep(0.05)
 

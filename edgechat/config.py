@@ -1,4 +1,4 @@
-"""Settings: defaults, overridden by a TOML file, then by environment variables, then by command-line flags."""
+"""Settings. Sources in increasing priority: defaults, settings file (TOML), environment variables, command line."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from edgechat.errors import InvalidFileError, SettingsError
 
 ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
 AUTO: Final = "auto"
-"""Value of the setting `model` for the best installed model."""
+"""Value of the setting `model` that chooses the best installed model."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """Sampler settings. The defaults are llama.cpp's, except that penalties are off."""
+    """Sampler settings. The defaults are those of llama.cpp, with all penalties off."""
 
     temperature: float = 0.8
     """Randomness of the reply; 0 always takes the most likely token."""
     top_k: int = 40
-    """Sample from the k most likely tokens; 0 for all."""
+    """Number of most likely tokens to sample from; 0 for all tokens."""
     top_p: float = 0.95
-    """Sample from the most likely tokens whose probabilities add up to this; 1 for all."""
+    """Total probability of the most likely tokens to sample from; 1 for all tokens."""
     min_p: float = 0.05
-    """Exclude tokens below this fraction of the highest probability; 0 for none."""
+    """Minimum probability of a token, as a fraction of the highest probability; 0 for no minimum."""
     repeat_penalty: float = 1.0
-    """Penalty for tokens among the last 64, as a factor; 1 is off."""
+    """Penalty factor for tokens that occur in the last 64 tokens; 1 for no penalty."""
     presence_penalty: float = 0.0
-    """Penalty for tokens among the last 64; 0 is off."""
+    """Penalty for tokens that occur in the last 64 tokens; 0 for no penalty."""
     frequency_penalty: float = 0.0
-    """Penalty for each occurrence of a token among the last 64; 0 is off."""
+    """Penalty for each occurrence of a token in the last 64 tokens; 0 for no penalty."""
     seed: int | None = None
-    """Random seed: the same seed gives the same text; unset: a new one for each reply."""
+    """Random seed of the sampler; unset: a new seed for each reply."""
 
 
 GREEDY: Final = Sampling(temperature=0.0)
@@ -50,32 +50,32 @@ class Settings(Sampling, frozen=True, kw_only=True):
     model: str = AUTO
     """Model name or .gguf file; `auto`: the best installed model that fits and is fast enough."""
     min_speed: float = 5.0
-    """Minimum decode speed, in tokens per second, of an automatically chosen model; 0 for any."""
+    """Minimum decode speed, in tokens per second, of an automatically chosen model; 0 for no minimum."""
     n_ctx: int | None = None
-    """Context length in tokens; unset: as much as fits, up to 8192."""
+    """Context length in tokens; unset: the longest that fits in memory, up to 8192."""
     budget: str | None = None
     """Memory budget, such as `4GB` or `1500MiB`; unset: the available memory."""
     n_threads: int | None = None
     """Number of compute threads; unset: the fastest measured number, or the number of fast cores."""
     gpu: bool = True
-    """Use a GPU if one works."""
+    """Use a GPU if one passes the self-test."""
     max_tokens: int | None = None
     """Maximum length of a reply in tokens; unset: limited by the context only."""
     system_prompt: str = ""
     """System prompt of new conversations."""
     reasoning: bool | None = None
-    """Let reasoning models think before they reply; unset: if this machine is fast enough."""
+    """Let reasoning models think before they reply; unset: only if this machine is fast enough."""
     prefix_cache: bool = True
-    """Save the KV cache of conversations on disk, so that they continue without reading the prompt again."""
+    """Save the KV cache of conversations on disk, so that their prompts need not be processed again."""
     speculation: bool = True
-    """Speculative decoding: verify several drafted tokens at a time; faster, with the same text."""
+    """Speculative decoding: verify several draft tokens in one step. Faster; the replies do not change."""
     strict: bool = False
-    """Reproducible replies: no caches and no drafts, so that the same seed gives the same text, bit for bit."""
+    """Reproducible replies: turn off caches and drafts, so that the same seed always gives the same text."""
     titles: bool = True
     """Let the model write titles for new conversations while it is idle."""
 
     theme: str = "textual-dark"
-    """Colour theme (`/settings` lists them); `ansi-dark` and `ansi-light` use the terminal's colours."""
+    """Colour theme (`/settings` lists all themes); `ansi-dark` and `ansi-light` use the terminal's colours."""
     ascii: bool = False
     """Use only ASCII characters for drawing."""
     vim_keys: bool = False
@@ -83,15 +83,14 @@ class Settings(Sampling, frozen=True, kw_only=True):
     figures: bool = False
     """Show the speed below each reply."""
     keys: dict[str, str] = {}
-    """Key bindings: a table from actions to keys, such as `"chat.search" = "ctrl+f,f3"`; F1 lists all actions."""
+    """Key bindings: a table that maps actions to keys, such as `"chat.search" = "ctrl+f,f3"`; F1 lists all actions."""
 
     @property
     def sampling(self) -> Sampling:
-        """Sampler settings as a `Sampling`."""
         return Sampling(**{name: getattr(self, name) for name in Sampling.__struct_fields__})
 
 
-# Inclusive bounds: llama.cpp fails outside them, or accepts values that make no sense.
+# Inclusive bounds of numeric settings. llama.cpp rejects other values, or accepts them without a useful effect.
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "n_ctx": (16, 1 << 24), "min_speed": (0.0, 1e6), "n_threads": (1, 512), "max_tokens": (1, 1 << 24),
     "temperature": (0.0, 10.0), "top_k": (0, 1 << 20), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
@@ -99,8 +98,8 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "seed": (0, (1 << 32) - 1),
 }  # fmt: skip
 
-_SIZE: Final = re.compile(r"(?P<number>\d{1,18}(?:[.,]\d{1,9})?)\s*(?P<unit>[kmgt]?i?b?)")
-_UNITS: Final = {
+_SIZE_PATTERN: Final = re.compile(r"(?P<number>\d{1,18}(?:[.,]\d{1,9})?)\s*(?P<unit>[kmgt]?i?b?)")
+_UNIT_FACTORS: Final = {
     "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
     "i": 1, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
 }  # fmt: skip
@@ -109,30 +108,30 @@ _BOOLEANS: Final = {"yes": True, "on": True, "no": False, "off": False}
 
 
 class SettingsProblem(msgspec.Struct, frozen=True):
-    """An invalid setting, for which the default is used."""
+    """Invalid setting, with the reason. The default of the setting is used instead."""
 
-    where: str
+    location: str = msgspec.field(name="where")
     """Location of the setting: `config.toml: temperature`, `EDGECHAT_TOP_K`, or a file with a line number."""
     message: str
 
     def __str__(self) -> str:
-        """Format the problem on one line."""
-        return f"{self.where}: {self.message}"
+        """Format location and message on one line."""
+        return f"{self.location}: {self.message}"
 
 
 def load(
     path: Path | None = None, environment: Mapping[str, str] = os.environ
 ) -> tuple[Settings, list[SettingsProblem]]:
-    """Return the settings from the file and the environment, and the problems found in them."""
+    """Load the settings file and the environment variables; return the settings and the problems that were found."""
     problems: list[SettingsProblem] = []
     values: dict[str, Any] = {}
     file = path or paths.config_file()
     for name, value in read_toml(file, problems).items():
-        _add_checked(values, name, value, f"{file}: {name}", problems)
+        _add_setting(values, name, value, f"{file}: {name}", problems)
     for name in Settings.__struct_fields__:
         variable = ENVIRONMENT_PREFIX + name.upper()
         if variable in environment:
-            _add_checked(values, name, parse_value(name, environment[variable]), variable, problems)
+            _add_setting(values, name, parse_value(name, environment[variable]), variable, problems)
     return Settings(**values), problems
 
 
@@ -158,7 +157,10 @@ def save(name: str, value: object, path: Path | None = None) -> None:
 
 
 def with_overrides(settings: Settings, *layers: Mapping[str, object]) -> Settings:
-    """Return the settings overridden by `layers`, of which later ones win. Unknown and invalid values are ignored."""
+    """Return a copy of `settings` with the values of `layers`; later layers override earlier ones.
+
+    Unknown and invalid values are ignored.
+    """
     values = msgspec.structs.asdict(settings)
     for layer in layers:
         values |= {name: value for name, value in layer.items() if not check(name, value)}
@@ -169,16 +171,16 @@ def check(name: str, value: object) -> str:
     """Return the reason why `value` is invalid for the setting `name`; "" if it is valid."""
     types = setting_types()
     if name not in types:
-        return f"no such setting; the settings are: {', '.join(types)}"
+        return f"no such setting. Available settings: {', '.join(types)}"
     try:
-        converted = msgspec.convert(value, types[name])
+        parsed_value = msgspec.convert(value, types[name])
     except msgspec.ValidationError as error:
         return str(error)
-    if name == "budget" and isinstance(converted, str):
-        return "" if parse_size(converted) else f"{converted!r} is not a size. Examples: 4GB, 1500MiB, 900000000."
+    if name == "budget" and isinstance(parsed_value, str):
+        return "" if parse_size(parsed_value) else f"{parsed_value!r} is not a size. Examples: 4GB, 1500MiB, 900000000."
     low, high = _BOUNDS.get(name, (None, None))
-    if low is not None and high is not None and converted is not None and not low <= converted <= high:
-        return f"{converted} is not between {low} and {high}"
+    if low is not None and high is not None and parsed_value is not None and not low <= parsed_value <= high:
+        return f"{parsed_value} is not between {low} and {high}"
     return ""
 
 
@@ -188,14 +190,14 @@ def setting_types() -> dict[str, Any]:
     return get_type_hints(Settings)
 
 
-def describe() -> dict[str, str]:
-    """Return the description of each setting: its docstring in this file."""
+def describe_settings() -> dict[str, str]:
+    """Return the help text of each setting, which is the docstring of its field."""
     import ast
     import inspect
 
     descriptions = {}
-    for owner in (Settings, Sampling):
-        [definition] = ast.parse(inspect.getsource(owner)).body
+    for settings_class in (Settings, Sampling):
+        [definition] = ast.parse(inspect.getsource(settings_class)).body
         body = definition.body if isinstance(definition, ast.ClassDef) else []
         for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
@@ -204,31 +206,31 @@ def describe() -> dict[str, str]:
 
 
 def parse_size(text: str) -> int | None:
-    """Parse a size such as `4GB` (decimal) or `1.5 GiB` (binary) into bytes. Returns None if it is invalid."""
-    match = _SIZE.fullmatch(text.strip().lower())
+    """Parse a size such as `4GB` (decimal) or `1.5 GiB` (binary). Returns bytes, or None for an invalid size."""
+    match = _SIZE_PATTERN.fullmatch(text.strip().lower())
     if match is None:
         return None
-    factor = _UNITS[(match["unit"] or "b").replace("ib", "i").rstrip("b") or "b"]
+    factor = _UNIT_FACTORS[(match["unit"] or "b").replace("ib", "i").rstrip("b") or "b"]
     n_bytes = float(match["number"].replace(",", ".")) * factor
     return int(n_bytes) if 1 <= n_bytes < 1 << 60 else None
 
 
 def parse_value(name: str, text: str) -> object:
-    """Convert the text of an environment variable or flag to the setting's type; return it unchanged if that fails."""
-    kind = setting_types().get(name, str)
-    if kind is str:
+    """Convert the text of a flag or environment variable to the setting's type; return an invalid text unchanged."""
+    setting_type = setting_types().get(name, str)
+    if setting_type is str:
         return text
-    if bool in (kind, *get_args(kind)) and text.lower() in _BOOLEANS:
+    if bool in (setting_type, *get_args(setting_type)) and text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
     try:
-        return msgspec.convert(text, kind, strict=False)
+        return msgspec.convert(text, setting_type, strict=False)
     except msgspec.ValidationError:
         return text
 
 
 def read_toml(path: Path, problems: list[SettingsProblem]) -> dict[str, Any]:
-    """Parse a TOML file. Returns {} for a missing file, and for an invalid file, which is added to `problems`."""
-    if not path.exists():  # the usual case: avoids importing a TOML parser
+    """Parse a TOML file. Returns {} if the file is missing or invalid; adds a problem if it is invalid."""
+    if not path.exists():  # the usual case; returning here avoids importing a TOML parser
         return {}
     try:
         return files.read_toml(path)
@@ -237,14 +239,19 @@ def read_toml(path: Path, problems: list[SettingsProblem]) -> dict[str, Any]:
         return {}
 
 
-def _add_checked(values: dict[str, Any], name: str, value: object, where: str, problems: list[SettingsProblem]) -> None:
-    """Add a valid setting to `values`, or a problem to `problems`."""
+def _add_setting(
+    values: dict[str, Any], name: str, value: object, location: str, problems: list[SettingsProblem]
+) -> None:
+    """Add a setting to `values` if it is valid; otherwise add a problem to `problems`."""
     if name == "keys" and isinstance(value, dict):  # one invalid key binding must not discard the others
-        invalid = {k: v for k, v in value.items() if not isinstance(v, str)}
-        problems += [SettingsProblem(f"{where}.{k}", f"{v!r} is not a string of keys") for k, v in invalid.items()]
-        value = {k: v for k, v in value.items() if k not in invalid}
+        invalid_keys = {k: v for k, v in value.items() if not isinstance(v, str)}
+        problems += [
+            SettingsProblem(f"{location}.{k}", f'{v!r} is not a string of keys, such as "ctrl+f,f3"')
+            for k, v in invalid_keys.items()
+        ]
+        value = {k: v for k, v in value.items() if k not in invalid_keys}
     problem = check(name, value)
     if problem:
-        problems.append(SettingsProblem(where, problem))
+        problems.append(SettingsProblem(location, problem))
     else:
         values[name] = value

@@ -1,6 +1,6 @@
-"""Exceptions whose message is shown to the user.
+"""Exceptions with messages for the user. The numbers are the exit codes of commands that end with the exception.
 
-    EdgechatError                   exit code 4 unless noted
+    EdgechatError              (4)
     |- UsageError              (2)
     |- SettingsError           (2)
     |- InvalidFileError        (4)
@@ -66,7 +66,7 @@ class ModelFileError(EdgechatError):
 
 
 class TemplateError(EdgechatError):
-    """Raised when a chat template fails, exceeds its time or memory limit, or leaves its sandbox."""
+    """Raised when a chat template fails, exceeds its time or memory limit, or violates the rules of its sandbox."""
 
     exit_code = 3
 
@@ -82,7 +82,7 @@ class RuntimeLoadError(EdgechatError):
 
 
 class EngineError(EdgechatError):
-    """Raised when the engine refuses or fails a request; the engine process stays alive."""
+    """Raised when the engine rejects a request, or a request fails. The engine process usually keeps running."""
 
 
 class ComputeError(EngineError):
@@ -90,7 +90,7 @@ class ComputeError(EngineError):
 
 
 class EngineDiedError(EngineError):
-    """Raised when the engine process ended; the message has its signal or exit code and its last log lines."""
+    """Raised when the engine process has ended; the message contains its exit code or signal and its last log lines."""
 
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
@@ -99,7 +99,7 @@ class EngineDiedError(EngineError):
 
 
 class StoreError(EdgechatError):
-    """Raised when conversations cannot be read or written: full disk, locked or read-only database, invalid id."""
+    """Raised when conversations cannot be read or written: full disk, locked or read-only database, invalid ID."""
 
 
 class DamagedDatabaseError(StoreError):
@@ -141,7 +141,7 @@ class HubError(EdgechatError):
 
 
 class ContextOverflowError(EdgechatError):
-    """Raised when a prompt is longer than the context; the message has both lengths in tokens."""
+    """Raised when a prompt is longer than the context; the message contains both lengths."""
 
     exit_code = 5
 
@@ -152,8 +152,8 @@ class PlanError(EdgechatError):
     exit_code = 5
 
 
-def error_class(name: str) -> type[EdgechatError]:
-    """Return the error class called `name`, to rebuild an error from another process; EngineError if unknown."""
+def find_error_class(name: str) -> type[EdgechatError]:
+    """Return the error class called `name` for an error from another process; EngineError for an unknown name."""
     candidate = globals().get(name)
     if isinstance(candidate, type) and issubclass(candidate, EdgechatError):
         return candidate

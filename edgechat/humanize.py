@@ -11,25 +11,27 @@ from typing import Final
 _SIZE_UNITS: Final = (("TB", 10**12, 2), ("GB", 10**9, 2), ("MB", 10**6, 0), ("kB", 10**3, 0))
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
-# Durations below this number of seconds are shown in seconds, and below this number of minutes in minutes.
-_MAX_COUNT: Final = 100
+# Durations of this many seconds or more are shown in minutes, and durations of this many minutes or more in hours.
+_LARGER_UNIT_THRESHOLD: Final = 100
 
 
-def size(n_bytes: float) -> str:
+def format_size(n_bytes: float) -> str:
     """Format a number of bytes: `23.80 GB`, `96 MB`, `12 kB`, `7 B`."""
     for unit, factor, n_decimals in _SIZE_UNITS:
-        if n_bytes >= 0.9995 * factor:  # smaller numbers round to at most 999 of the next unit
+        if n_bytes >= 0.9995 * factor:  # smaller numbers round to at most 999 of the next smaller unit
             return f"{n_bytes / factor:.{n_decimals}f} {unit}"
     return f"{n_bytes:.0f} B"
 
 
-def rate(bytes_per_s: float) -> str:
+def format_rate(bytes_per_s: float) -> str:
     """Format a transfer rate: `12 MB/s`."""
-    return f"{size(bytes_per_s)}/s"
+    return f"{format_size(bytes_per_s)}/s"
 
 
-def duration(seconds: float) -> str:
-    """Format a duration in the unit that needs the fewest digits: `42 s`, `3 min`, `1.8 h`."""
-    if seconds < _MAX_COUNT:
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes or hours: `42 s`, `3 min`, `1.8 h`."""
+    if seconds < _LARGER_UNIT_THRESHOLD:
         return f"{seconds:.0f} s"
-    return f"{seconds / _MINUTE_S:.0f} min" if seconds < _MAX_COUNT * _MINUTE_S else f"{seconds / _HOUR_S:.1f} h"
+    if seconds < _LARGER_UNIT_THRESHOLD * _MINUTE_S:
+        return f"{seconds / _MINUTE_S:.0f} min"
+    return f"{seconds / _HOUR_S:.1f} h"

@@ -1,6 +1,6 @@
-"""Locations of edgechat's files. No function creates a directory or file.
+"""Paths of edgechat's files and directories. The functions do not create files or directories.
 
-`EDGECHAT_HOME` moves all of them into one directory, for portable installations and tests.
+The environment variable `EDGECHAT_HOME` moves all files into one directory, for portable installations and tests.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 
-def _directory(kind: str) -> Path:
+def _base_directory(kind: str) -> Path:
     home = os.environ.get("EDGECHAT_HOME")
     if home:
         return Path(home) / kind
@@ -21,18 +21,18 @@ def _directory(kind: str) -> Path:
 
 
 def config_dir() -> Path:
-    """Return the directory of files that the user edits."""
-    return _directory("config")
+    """Return the directory of settings, themes and personas, which the user edits."""
+    return _base_directory("config")
 
 
 def data_dir() -> Path:
     """Return the directory of data that cannot be recreated: conversations and models."""
-    return _directory("data")
+    return _base_directory("data")
 
 
 def cache_dir() -> Path:
     """Return the directory of data that can be recreated: measurements, prefix cache and logs."""
-    return _directory("cache")
+    return _base_directory("cache")
 
 
 def config_file() -> Path:
@@ -71,7 +71,7 @@ def log_file() -> Path:
 
 
 def prefix_dir() -> Path:
-    """Return the directory of the prefix cache, whose content is as private as the conversations."""
+    """Return the directory of the prefix cache, whose files are as private as the conversations."""
     return cache_dir() / "prefix"
 
 
@@ -86,7 +86,7 @@ def kernel_speeds_file() -> Path:
 
 
 def observed_memory_file() -> Path:
-    """Return the path of the state file with the observed memory of models."""
+    """Return the path of the state file with the observed memory use of models."""
     return cache_dir() / "memory.json"
 
 
@@ -101,7 +101,7 @@ def instances_dir() -> Path:
 
 
 def free_bytes(path: Path) -> int:
-    """Return the free bytes on the disk of `path`, which need not exist. Raises OSError."""
+    """Return the number of free bytes on the disk of `path`, even if `path` does not exist. Raises OSError."""
     while not path.is_dir() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free

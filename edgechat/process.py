@@ -2,7 +2,7 @@
 
 The first argument of a child is a hidden subcommand, which `edgechat.cli.main` runs before it imports anything else;
 this also works in a frozen executable. The second argument is the parent's version, because an upgrade may replace the
-files of a running program, and a child of another version could use another protocol.
+files of a running program, and a child of another version could use an incompatible protocol.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ EXIT_VERSION_CHANGED: Final = 75
 UPGRADED_MESSAGE: Final = "edgechat was upgraded while it was running. Restart edgechat; the conversation is saved."
 HIDDEN_COMMANDS: Final = ("_engine", "_selftest", "_speeds", "_quantise", "_case", "_render")
 
-# `-m` and `-c` put the current directory first on sys.path, where a file could shadow a module. `sys` is a built-in
-# module, so this code can remove the directory before the first import from a file.
-_START: Final = "import sys; sys.path[:] = [p for p in sys.path if p]; from edgechat.cli.main import main; main()"
+# Python's options -m and -c put the current directory first on sys.path, where a file could shadow a module. `sys` is a
+# built-in module, so this code can remove the directory before the first import from a file.
+_START_CODE: Final = "import sys; sys.path[:] = [p for p in sys.path if p]; from edgechat.cli.main import main; main()"
 
 
-def command_line(*arguments: str) -> list[str]:
-    """Return the command line of a child process; `arguments[0]` may be one of `HIDDEN_COMMANDS`."""
-    start = [sys.executable] if getattr(sys, "frozen", False) else [sys.executable, "-X", "utf8", "-c", _START]
+def make_command_line(*arguments: str) -> list[str]:
+    """Return the command line that runs edgechat with `arguments`. Inserts the version after a hidden command."""
+    command = [sys.executable] if getattr(sys, "frozen", False) else [sys.executable, "-X", "utf8", "-c", _START_CODE]
     if arguments[0] in HIDDEN_COMMANDS:
-        return [*start, arguments[0], __version__, *arguments[1:]]
-    return [*start, *arguments]
+        return [*command, arguments[0], __version__, *arguments[1:]]
+    return [*command, *arguments]

@@ -62,14 +62,14 @@ class FakeMemory:
     def can_rewind(self, seq: int, n_tokens: int) -> bool:
         if n_tokens in (0, len(self._seqs[seq].tokens)):
             return True
-        return not self._has_state and self._window_reaches(seq, n_tokens)
+        return not self._has_state and self._has_complete_window(seq, n_tokens)
 
     def can_append_segment(self, seq: int, n_tokens: int, end: int) -> bool:
         if self._has_state:
             return not self._has_window
-        return n_tokens <= len(self._seqs[seq].tokens) and self._window_reaches(seq, end)
+        return n_tokens <= len(self._seqs[seq].tokens) and self._has_complete_window(seq, end)
 
-    def _window_reaches(self, seq: int, n_tokens: int) -> bool:
+    def _has_complete_window(self, seq: int, n_tokens: int) -> bool:
         first = min(self._seqs[seq].window, default=0) if self._has_window else 0
         return first <= max(0, n_tokens - WINDOW)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from edgechat import process
-from edgechat.planner.requantize import preset_number
+from edgechat.planner.requantize import find_preset_number
 from tests import models
 from tests.models import Kind
 
@@ -26,7 +26,7 @@ def write(directory: Path) -> list[Path]:
             setattr(models, name, value)
         full = models.write_tiny(directory / f"{kind}.F32.gguf", kind, n_ctx=32768)
         small = directory / f"{kind}.{_QUANT}.gguf"
-        arguments = process.command_line("_quantise", str(full), str(small), str(preset_number(_QUANT)))
+        arguments = process.make_command_line("_quantise", str(full), str(small), str(find_preset_number(_QUANT)))
         subprocess.run(arguments, check=True, capture_output=True)
         written += [full, small]
     return written

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import gguf
 import numpy as np
 
-from edgechat.planner.load_plan import manual_plan
+from edgechat.planner.load_plan import make_manual_plan
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
 
@@ -34,7 +34,7 @@ CONTROL = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 def open_context(model: Model, **options: Any) -> Context:
     """Create a context of one sequence; `options` overrides fields of the plan or of its load options."""
-    return Context(model, manual_plan(str(model.path), **{"n_seqs": 1, **options}))
+    return Context(model, make_manual_plan(str(model.path), **{"n_seqs": 1, **options}))
 
 
 def write_tiny_llama(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MAX_MATCH = 64
+MAX_MATCH_TOKENS = 64
 MAX_COMPARED = 64
 
 
@@ -32,12 +32,13 @@ class PlainIndex:
             matches = [(p, n) for p, n in matches if n >= order][: MAX_COMPARED if order == 4 else 1]
             if matches:
                 position, length = max(matches, key=lambda match: (match[1], match[0]))
-                return self._follow(position, min(max_tokens, MAX_MATCH), loops=context is None), length, position
+                draft = self._follow(position, min(max_tokens, MAX_MATCH_TOKENS), loops=context is None)
+                return draft, length, position
         return [], 0, -1
 
     def _match_length(self, text: list[int], position: int) -> int:
         length = 0
-        while length < min(len(text), position, MAX_MATCH):
+        while length < min(len(text), position, MAX_MATCH_TOKENS):
             token = text[-1 - length]
             if token < 0 or token != self.tokens[position - 1 - length]:
                 break

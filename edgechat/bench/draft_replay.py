@@ -1,4 +1,4 @@
-"""Replay recorded replies without a model to compute the cost of a drafting policy."""
+"""Replay of recorded replies without a model, to compute the speed of drafting policies."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MakeIndex = Callable[[int], TokenIndex]
 
 
 class Policy(Protocol):
-    """Chooses the draft for each decode step; `Speculator` implements it."""
+    """Drafting policy: chooses the draft for each decode step. `Speculator` implements this protocol."""
 
     def start(self, tokens: Sequence[int]) -> None:
-        """Start with the tokens of a new text."""
+        """Start a new text that begins with `tokens`."""
 
     def append(self, tokens: Sequence[int]) -> None:
         """Append verified tokens to the text."""
@@ -26,14 +26,14 @@ class Policy(Protocol):
     def propose(self, max_tokens: int, depth: int) -> list[int]:
         """Return a draft of at most `max_tokens` tokens at context depth `depth`."""
 
-    def record_step(self, n_drafted: int, n_accepted: int, next_token: int, depth: int, seconds: float) -> None:
-        """Record a verified step: accepted drafted tokens, the token after them, and its seconds."""
+    def record_step(self, n_drafted: int, n_accepted: int, next_token: int, depth: int, elapsed_s: float) -> None:
+        """Record the result of a decode step: numbers of drafted and accepted tokens, next token, and duration."""
 
 
 def replay(policy: Policy, prompt: Sequence[int], reply: Sequence[int], costs: StepCosts) -> float:
-    """Return the speed of decoding `reply` after `prompt` relative to plain decoding, given the step costs."""
+    """Compute the speed of decoding `reply` after `prompt`, relative to decoding without drafts, from step costs."""
     policy.start([*prompt, reply[0]])
-    position, cost, plain = 1, 0.0, len(reply) - 1
+    position, cost, plain_cost = 1, 0.0, len(reply) - 1
     while position < len(reply):
         depth = len(prompt) + position - 1
         draft = policy.propose(len(reply) - position - 1, depth)
@@ -45,7 +45,7 @@ def replay(policy: Policy, prompt: Sequence[int], reply: Sequence[int], costs: S
         policy.record_step(len(draft), n_accepted, reply[position + n_accepted], depth, ratio)
         policy.append(reply[position : position + n_accepted + 1])
         position += n_accepted + 1
-    return plain / cost if cost else 1.0
+    return plain_cost / cost if cost else 1.0
 
 
 class _FixedStepCosts(StepCosts):
@@ -55,18 +55,21 @@ class _FixedStepCosts(StepCosts):
         super().__init__()
         self.ratios = costs.ratios
 
-    def record(self, n_tokens: int, depth: int, seconds: float, *, is_benchmark: bool = False) -> None:
-        """Count the steps since the last plain one, so that the replay includes the cost of probing."""
-        self._since_single = 0 if n_tokens == 1 else self._since_single + 1
+    def record(self, n_tokens: int, depth: int, elapsed_s: float, *, is_benchmark: bool = False) -> None:
+        """Record a step, but not its time, because the costs are constant.
+
+        The number of steps since the last step without a draft is counted, so that probing steps are replayed too.
+        """
+        self._steps_since_single = 0 if n_tokens == 1 else self._steps_since_single + 1
 
 
-def edgechat_policy(make_index: MakeIndex, costs: StepCosts, acceptance: Acceptance | None = None) -> Policy:
-    """Return edgechat's drafting policy with constant step costs."""
+def make_edgechat_policy(make_index: MakeIndex, costs: StepCosts, acceptance: Acceptance | None = None) -> Policy:
+    """Return edgechat's drafting policy, which uses `costs` as constant step costs."""
     return Speculator([LiveDrafter(make_index(0))], DraftController(acceptance or Acceptance(), _FixedStepCosts(costs)))
 
 
 class _StaticPolicy:
-    """Base class of drafting policies that do not learn."""
+    """Base class of drafting policies that do not learn from earlier steps."""
 
     def __init__(self) -> None:
         self.text: list[int] = []
@@ -77,12 +80,15 @@ class _StaticPolicy:
     def append(self, tokens: Sequence[int]) -> None:
         self.text.extend(tokens)
 
-    def record_step(self, n_drafted: int, n_accepted: int, next_token: int, depth: int, seconds: float) -> None:
+    def record_step(self, n_drafted: int, n_accepted: int, next_token: int, depth: int, elapsed_s: float) -> None:
         pass
 
 
 class PromptLookup(_StaticPolicy):
-    """Prompt lookup of llama-cpp-python: ten tokens after the oldest match of the last two tokens, or of the last."""
+    """Prompt lookup of llama-cpp-python: drafts `n_draft` tokens after the oldest match of the last `n_gram` tokens.
+
+    If there is no match, it tries to match fewer tokens.
+    """
 
     def __init__(self, n_gram: int = 2, n_draft: int = 10) -> None:
         super().__init__()
@@ -90,26 +96,26 @@ class PromptLookup(_StaticPolicy):
 
     def propose(self, max_tokens: int, depth: int) -> list[int]:
         for n in range(self._n_gram, 0, -1):
-            at = _find(self.text, n, newest=False)
-            if at is not None:
-                return self.text[at : at + min(self._n_draft, max_tokens)]
+            match_end = _find_earlier_match(self.text, n, use_newest=False)
+            if match_end is not None:
+                return self.text[match_end : match_end + min(self._n_draft, max_tokens)]
         return []
 
 
 class NgramSimple(_StaticPolicy):
-    """llama.cpp's ngram-simple policy: up to `m` tokens after the newest match of the last `n` tokens."""
+    """ngram-simple policy of llama.cpp: drafts `n_draft` tokens after the newest match of the last `n_gram` tokens."""
 
-    def __init__(self, n: int = 12, m: int = 48) -> None:
+    def __init__(self, n_gram: int = 12, n_draft: int = 48) -> None:
         super().__init__()
-        self._n, self._m = n, m
+        self._n_gram, self._n_draft = n_gram, n_draft
 
     def propose(self, max_tokens: int, depth: int) -> list[int]:
-        at = _find(self.text, self._n, newest=True)
-        return self.text[at : at + min(self._m, max_tokens)] if at is not None else []
+        match_end = _find_earlier_match(self.text, self._n_gram, use_newest=True)
+        return self.text[match_end : match_end + min(self._n_draft, max_tokens)] if match_end is not None else []
 
 
 class PlainSuffix(_StaticPolicy):
-    """Policy that drafts as many tokens as the longest match has."""
+    """Policy whose draft has the same number of tokens as the longest match, but at most 31."""
 
     def __init__(self, index: TokenIndex) -> None:
         super().__init__()
@@ -127,16 +133,16 @@ class PlainSuffix(_StaticPolicy):
 
 
 STATIC_POLICIES: Final[dict[str, Callable[[MakeIndex], Policy]]] = {
-    "prompt lookup 2/10": lambda _make: PromptLookup(),
-    "12-gram/48": lambda _make: NgramSimple(),
-    "plain suffix": lambda make: PlainSuffix(make(0)),
+    "prompt lookup 2/10": lambda _make_index: PromptLookup(),
+    "12-gram/48": lambda _make_index: NgramSimple(),
+    "plain suffix": lambda make_index: PlainSuffix(make_index(0)),
 }
 
 
-def _find(text: list[int], n: int, *, newest: bool) -> int | None:
-    """Return the position after an earlier occurrence of the last `n` tokens, or None."""
-    if len(text) <= n:
+def _find_earlier_match(text: list[int], n_gram: int, *, use_newest: bool) -> int | None:
+    """Return the position after the newest or oldest earlier match of the last `n_gram` tokens, or None."""
+    if len(text) <= n_gram:
         return None
-    end = text[-n:]
-    positions = range(len(text) - n - 1, -1, -1) if newest else range(len(text) - n)
-    return next((i + n for i in positions if text[i : i + n] == end), None)
+    suffix = text[-n_gram:]
+    positions = range(len(text) - n_gram - 1, -1, -1) if use_newest else range(len(text) - n_gram)
+    return next((i + n_gram for i in positions if text[i : i + n_gram] == suffix), None)

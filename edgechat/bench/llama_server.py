@@ -34,7 +34,7 @@ class LlamaServer:
         n_batch: int,
         arguments: Sequence[str] = (),
     ) -> None:
-        """Start the server with the backend `module`. Raises EngineError if it does not start."""
+        """Start the server with the backend `module`. Raises EngineError if the server does not start in time."""
         self._scratch = tempfile.TemporaryDirectory()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -45,15 +45,16 @@ class LlamaServer:
             "-b", str(n_batch), "-ub", str(n_batch), "--host", "127.0.0.1", "--port", str(self.port),
             "--slot-save-path", self._scratch.name, "--no-webui", *arguments,
         ]  # fmt: skip
-        # GGML_BACKEND_PATH selects the same module. ggml also searches the current directory, which is empty.
+        # GGML_BACKEND_PATH selects the module that edgechat uses. ggml also searches the current directory, so the
+        # server runs in an empty directory.
         self._environment = os.environ | {"GGML_BACKEND_PATH": module}
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        empty = Path(self._scratch.name) / "empty"
-        empty.mkdir(exist_ok=True)
+        empty_dir = Path(self._scratch.name) / "empty"
+        empty_dir.mkdir(exist_ok=True)
         with self._log.open("ab") as log:
-            process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=empty, env=self._environment)
+            process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=empty_dir, env=self._environment)
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline and process.poll() is None:
             try:
@@ -81,30 +82,31 @@ class LlamaServer:
         content = response.read()
         connection.close()
         if response.status != http.client.OK:
-            raise EngineError(f"llama-server answered {response.status}: {content[:300].decode('utf-8', 'replace')}")
+            message = content[:300].decode("utf-8", "replace")
+            raise EngineError(f"llama-server responded with HTTP status {response.status}: {message}")
         return msgspec.json.decode(content, type=dict[str, Any])
 
     def measure_first_token(self, tokens: list[int]) -> tuple[float, int]:
         """Return the seconds from sending a prompt to its first token, and the number of cached prompt tokens."""
-        started = time.monotonic()
-        answer = self._post(
+        started_at = time.monotonic()
+        response = self._post(
             "/completion",
             {"prompt": tokens, "n_predict": 1, "cache_prompt": True, "temperature": 0.0, "ignore_eos": True},
         )
-        return time.monotonic() - started, len(tokens) - int(answer["timings"]["prompt_n"])
+        return time.monotonic() - started_at, len(tokens) - int(response["timings"]["prompt_n"])
 
     def measure_decode_tps(self, tokens: list[int], n_predict: int) -> float:
-        """Return the decode speed after the first token in tokens per second, by the server's own clock."""
-        answer = self._post("/completion", {"prompt": tokens, "n_predict": n_predict, "temperature": 0.0})
-        return float(answer["timings"]["predicted_per_second"])
+        """Return the decode speed after the first token in tokens per second, as reported by the server."""
+        response = self._post("/completion", {"prompt": tokens, "n_predict": n_predict, "temperature": 0.0})
+        return float(response["timings"]["predicted_per_second"])
 
     def restart(self) -> None:
-        """Save the most recently used slot and restart the process; `restore_slot` restores the slot."""
+        """Save the most recently used slot, and restart the process. Call `restore_slot` afterwards."""
         self._slot = 0
         slots = self._get_json("/slots")
-        used = max(slots, key=lambda slot: slot.get("n_prompt_tokens", slot.get("id_task", -1)))
-        self._slot = int(used["id"])
-        self._post(f"/slots/{self._slot}?action=save", {"filename": "talk.bin"})
+        last_slot = max(slots, key=lambda slot: slot.get("n_prompt_tokens", slot.get("id_task", -1)))
+        self._slot = int(last_slot["id"])
+        self._post(f"/slots/{self._slot}?action=save", {"filename": "conversation.bin"})
         self._terminate()
         self._process = self._start()
 
@@ -116,8 +118,8 @@ class LlamaServer:
         return msgspec.json.decode(content)
 
     def restore_slot(self) -> None:
-        """Restore the slot that `restart` saved."""
-        self._post(f"/slots/{self._slot}?action=restore", {"filename": "talk.bin"})
+        """Restore the slot that `restart` has saved."""
+        self._post(f"/slots/{self._slot}?action=restore", {"filename": "conversation.bin"})
 
     def _terminate(self) -> None:
         self._process.terminate()

@@ -1,4 +1,4 @@
-"""Run a program in a pseudo-terminal and time its output from outside. POSIX only."""
+"""Run programs in a pseudo-terminal and measure when a text appears in their output. POSIX only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROWS: Final = 30
 
 
 class PtyProgram:
-    """A program running in a pseudo-terminal, with all output so far."""
+    """A program that runs in a pseudo-terminal. `output` contains all bytes that were read from the terminal."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
         import fcntl
@@ -42,30 +42,31 @@ class PtyProgram:
         return self._process.pid
 
     def write(self, keys: str) -> float:
-        """Write `keys` to the terminal and return the time in monotonic seconds."""
+        """Write `keys` to the terminal and return the current `time.monotonic()`."""
         os.write(self._master, keys.encode())
         return time.monotonic()
 
     def wait_for(self, text: str, timeout_s: float = 60.0, start: int = 0) -> float:
-        """Read until `text` appears after the first `start` bytes of output, and return the time in monotonic seconds.
+        """Read until `text` appears in the output from byte `start` on, and return the current `time.monotonic()`.
 
-        Raises EngineError after `timeout_s`.
+        Raises EngineError if the text does not appear within `timeout_s`, or if the program ends.
         """
-        expected = text.encode()
+        expected_bytes = text.encode()
         deadline = time.monotonic() + timeout_s
-        while expected not in self.output[start:]:
+        while expected_bytes not in self.output[start:]:
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0 or not self._read(remaining_s):
                 raise EngineError(f"{text!r} did not appear within {timeout_s:.0f} s: {self.output[-500:]!r}")
         return time.monotonic()
 
-    def read_for(self, seconds: float) -> None:
-        """Read output for a number of seconds."""
-        deadline = time.monotonic() + seconds
+    def read_for(self, duration_s: float) -> None:
+        """Read output for `duration_s` seconds, to let the program run."""
+        deadline = time.monotonic() + duration_s
         while (remaining_s := deadline - time.monotonic()) > 0:
             self._read(remaining_s)
 
     def _read(self, timeout_s: float) -> bool:
+        """Append the next output to `output`; return False after `timeout_s` without output or at the end of output."""
         if not select.select([self._master], [], [], timeout_s)[0]:
             return False
         try:
@@ -85,7 +86,7 @@ class PtyProgram:
 
 @contextlib.contextmanager
 def run_in_pty(command: Sequence[str], env: Mapping[str, str]) -> Iterator[PtyProgram]:
-    """Run a program in a pseudo-terminal and kill it at the end."""
+    """Run a program in a pseudo-terminal, and kill it at the end of the `with` block."""
     program = PtyProgram(command, env)
     try:
         yield program

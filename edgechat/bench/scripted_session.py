@@ -26,22 +26,26 @@ _TEMPLATE: Final = (
 
 
 class Script:
-    """Scripted replies, used in order; the last one repeats."""
+    """Scripted replies, generated in order; the last reply repeats."""
 
     def __init__(
-        self, replies: Sequence[str], token_s: float = 0.0, dies_after: int | None = None, n_fast: int = 0
+        self,
+        replies: Sequence[str],
+        token_interval_s: float = 0.0,
+        crash_after_tokens: int | None = None,
+        n_fast_tokens: int = 0,
     ) -> None:
-        """Generate one token every `token_s` seconds, after the first `n_fast` at once.
+        """Generate the first `n_fast_tokens` of a reply without delay, then one token every `token_interval_s` seconds.
 
-        With `dies_after`, the engine dies once after that number of tokens.
+        If `crash_after_tokens` is set, the engine dies once, after this number of tokens.
         """
         self.replies = list(replies)
-        self.token_s = token_s
-        self.dies_after = dies_after
-        self.n_fast = n_fast
+        self.token_interval_s = token_interval_s
+        self.crash_after_tokens = crash_after_tokens
+        self.n_fast_tokens = n_fast_tokens
         self.n_started = 0
         self.may_continue = threading.Event()
-        """While clear, a reply waits after its first token."""
+        """Event that each reply waits for after its first token; set by default."""
         self.may_continue.set()
 
     def next_reply(self) -> str:
@@ -59,15 +63,15 @@ class ScriptedEngine(EngineClient):
         self._cancelled: set[int] = set()
 
     def start(self) -> None:
-        """Do nothing: a scripted session needs no engine process."""
+        """Do nothing, because a scripted session needs no engine process."""
 
     def load_scripted(self) -> protocol.Loaded:
-        """Return the result of loading a model."""
-        self.loaded = protocol.Loaded(
+        """Set `model_properties` to the properties of a fictitious model, and return them."""
+        self.model_properties = protocol.Loaded(
             id=1, backend="scripted", n_ctx=N_CTX, n_ctx_train=N_CTX, n_threads=1, n_params=1, n_vocab=1, size_bytes=1,
             chat_template=_TEMPLATE, bos="", eos="", control_tokens=[], can_truncate=True, load_s=0.0,
         )  # fmt: skip
-        return self.loaded
+        return self.model_properties
 
     def tokenize(self, text: str, guard: str = "") -> list[int]:  # noqa: ARG002
         return list(range(len(text) // CHARS_PER_TOKEN + 1))
@@ -80,10 +84,10 @@ class ScriptedEngine(EngineClient):
         self._script.may_continue.set()
 
     def generate(self, request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
-        """Yield the events of the next scripted reply."""
+        """Yield the events of the next scripted reply, or of an empty reply if `request.max_tokens` is 0."""
         n_prompt = len(request.tokens or ())
         if not request.max_tokens and request.max_tokens is not None:
-            yield self._finished(request, n_prompt, 0, 0.0)
+            yield self._make_finished_event(request, n_prompt, 0, 0.0)
             return
         yield protocol.PrefillProgressed(id=request.id, done_tokens=n_prompt, total_tokens=n_prompt)
         reply, script = self._script.next_reply(), self._script
@@ -91,24 +95,25 @@ class ScriptedEngine(EngineClient):
         started_at = time.monotonic()
         n_generated = 0
         for n_generated, token in enumerate(tokens, start=1):
-            if self._is_closed or (script.dies_after is not None and n_generated > script.dies_after):
-                script.dies_after = None
+            if self._is_closed or (script.crash_after_tokens is not None and n_generated > script.crash_after_tokens):
+                script.crash_after_tokens = None
                 raise EngineDiedError("the engine process died by SIGSEGV (signal 11)")
             if request.id in self._cancelled:
                 break
             yield protocol.TokensGenerated(id=request.id, tokens=[0], text=token)
             if n_generated == 1:
                 script.may_continue.wait()
-            if n_generated <= script.n_fast:
+            if n_generated <= script.n_fast_tokens:
                 started_at = time.monotonic()
                 continue
-            remaining_s = started_at + (n_generated - script.n_fast) * script.token_s - time.monotonic()
+            remaining_s = started_at + (n_generated - script.n_fast_tokens) * script.token_interval_s - time.monotonic()
             if remaining_s > 0:
                 time.sleep(remaining_s)
         elapsed_s = time.monotonic() - started_at
-        yield self._finished(request, n_prompt, n_generated, n_generated / elapsed_s if script.token_s else 0.0)
+        decode_tps = n_generated / elapsed_s if script.token_interval_s else 0.0
+        yield self._make_finished_event(request, n_prompt, n_generated, decode_tps)
 
-    def _finished(
+    def _make_finished_event(
         self, request: protocol.Generate, n_prompt: int, n_generated: int, decode_tps: float
     ) -> protocol.RequestFinished:
         was_cancelled = request.id in self._cancelled
@@ -123,18 +128,18 @@ class ScriptedEngine(EngineClient):
 
 
 class ScriptedSession(Session):
-    """Session with a scripted engine; everything else is real."""
+    """Session that uses a `ScriptedEngine` instead of an engine process."""
 
     def __init__(
         self, store: Store, settings: Settings, script: Script, conversation: Conversation | None = None
     ) -> None:
         super().__init__(store, settings, Path("scripted.gguf"), conversation)
-        self._scripted = ScriptedEngine(script)
-        self.model.engine = self._scripted
+        self._scripted_engine = ScriptedEngine(script)
+        self.model.engine = self._scripted_engine
 
     def open(self, on_event: LoadCallback = lambda event: None) -> protocol.Loaded:  # noqa: ARG002
         """Read the conversation without loading a model."""
         self.load_messages()
-        loaded = self._scripted.load_scripted()
-        self.model.set_loaded(loaded)
-        return loaded
+        model_properties = self._scripted_engine.load_scripted()
+        self.model.set_model_properties(model_properties)
+        return model_properties

@@ -1,4 +1,4 @@
-"""Benchmark of the server against its engine without HTTP, and against llama-server."""
+"""Benchmark of the server, compared with direct calls of its engine and with llama-server."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import msgspec
 
 from edgechat import process
 from edgechat.bench.llama_server import LlamaServer
-from edgechat.bench.prefix import N_BATCH, N_SYSTEM, REST_S, random_tokens
+from edgechat.bench.prefix import N_BATCH, N_SYSTEM_TOKENS, PAUSE_S, random_tokens
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError
-from edgechat.planner.load_plan import manual_plan
+from edgechat.planner.load_plan import make_manual_plan
 from edgechat.runtime.backends.bundle import find_bundle
 
 N_CLIENTS: Final = 4
@@ -38,24 +38,26 @@ class ServeWorkload(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     n_threads: int
     n_history: int = 1000
-    """Tokens of the conversation."""
+    """Number of tokens in the conversation before the next message."""
     n_new: int = 60
-    """Tokens of the next message."""
+    """Number of tokens in the next message."""
     n_prompt: int = 200
-    """Tokens in the prompt of each of four clients."""
-    n_answer: int = 96
+    """Number of tokens in the prompt of each of four parallel clients."""
+    n_reply: int = msgspec.field(default=96, name="n_answer")
+    """Number of tokens in each reply."""
     rounds: int = 5
 
 
 class ServeRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures of edgechat and a peer per round, and the median of their ratios; above 1 edgechat is better."""
+    """Values of one metric for edgechat and a peer, with the median of their ratios (above 1: edgechat is better)."""
 
     name: str
     unit: str
     edgechat: list[float] = msgspec.field(name="ours")
-    other: list[float]
+    baseline: list[float] = msgspec.field(name="other")
+    """Values of llama-server or of edgechat's engine without HTTP."""
     ratio: float
-    other_name: str
+    baseline_name: str = msgspec.field(name="other_name")
 
 
 class ServeReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +68,7 @@ class ServeReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClientMeasurement(msgspec.Struct, frozen=True):
-    """Timing of one reply as measured by its client."""
+    """Timing of one reply, measured by the client that requested it."""
 
     ttft_s: float
     decode_tps: float
@@ -74,7 +76,7 @@ class ClientMeasurement(msgspec.Struct, frozen=True):
 
 
 class StreamingClient:
-    """HTTP client that sends token prompts to an OpenAI-compatible server and reads the stream."""
+    """HTTP client that sends prompts as tokens to an OpenAI-compatible server and reads the streamed replies."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -86,35 +88,38 @@ class StreamingClient:
             "stream_options": {"include_usage": True}, "cache_prompt": True,
         }  # fmt: skip
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_RESPONSE_TIMEOUT_S)
-        started = time.monotonic()
+        started_at = time.monotonic()
         connection.request("POST", "/v1/completions", msgspec.json.encode(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         if response.status != http.client.OK:
-            raise EngineError(f"The server answered {response.status}: {response.read(300).decode('utf-8', 'replace')}")
-        first_s = last_s = 0.0
+            raise EngineError(
+                f"The server responded with HTTP status {response.status}: "
+                f"{response.read(300).decode('utf-8', 'replace')}"
+            )
+        first_text_at = last_text_at = 0.0
         usage: dict[str, Any] = {}
         for line in response:
             if not line.startswith(b"data: {"):
                 continue
             chunk = msgspec.json.decode(line[6:])
             if chunk.get("choices") and chunk["choices"][0].get("text"):
-                last_s = time.monotonic()
-                first_s = first_s or last_s
+                last_text_at = time.monotonic()
+                first_text_at = first_text_at or last_text_at
             usage = chunk.get("usage") or usage
         connection.close()
         if usage.get("completion_tokens") != n_reply:
-            raise EngineError(f"The server did not generate {n_reply} tokens: {usage}")
+            raise EngineError(f"The server did not generate the requested {n_reply} tokens. Its usage report: {usage}")
         n_cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
-        elapsed_s = last_s - first_s
-        return ClientMeasurement(first_s - started, (n_reply - 1) / elapsed_s if elapsed_s else 0.0, n_cached)
+        elapsed_s = last_text_at - first_text_at
+        return ClientMeasurement(first_text_at - started_at, (n_reply - 1) / elapsed_s if elapsed_s else 0.0, n_cached)
 
     def complete_concurrently(self, prompts: list[list[int]], n_reply: int) -> float:
-        """Send all prompts at once and return the total tokens per second until the last reply ends."""
+        """Send all prompts concurrently, and return the total speed in tokens per second until the last reply ends."""
         with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
-            started = time.monotonic()
+            started_at = time.monotonic()
             for _ in pool.map(lambda prompt: self.complete(prompt, n_reply), prompts):
-                pass  # re-raises the exceptions of the requests
-            return len(prompts) * n_reply / (time.monotonic() - started)
+                pass  # the iteration re-raises the exceptions of failed requests
+            return len(prompts) * n_reply / (time.monotonic() - started_at)
 
 
 class EdgechatServer:
@@ -127,10 +132,10 @@ class EdgechatServer:
         self._start()
 
     def _start(self) -> None:
-        work = self._workload
-        command = process.command_line(
-            "serve", "--port", "0", "--json", "-m", work.model, "--threads", str(work.n_threads), "--ctx",
-            str(n_ctx(work)), "--no-speculation",
+        workload = self._workload
+        command = process.make_command_line(
+            "serve", "--port", "0", "--json", "-m", workload.model, "--threads", str(workload.n_threads), "--ctx",
+            str(_compute_context_length(workload)), "--no-speculation",
         )  # fmt: skip
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
@@ -138,37 +143,37 @@ class EdgechatServer:
         )  # fmt: skip
         first_line = self._process.stdout.readline() if self._process.stdout is not None else b""
         if not first_line:
-            raise EngineError("edgechat serve did not start. Run it by hand to see the error.")
+            raise EngineError("`edgechat serve` did not start. Run it in a terminal to see the error.")
         self.port = int(str(msgspec.json.decode(first_line)["url"]).removesuffix("/v1").rpartition(":")[2])
 
     def restart(self) -> None:
-        """Restart the server, after a pause in which the cache saves segments."""
+        """Restart the server, after waiting for the cache to save its segments."""
         time.sleep(_SAVE_PAUSE_S)
         self.close()
         self._start()
 
     def restore_slot(self) -> None:
-        """Do nothing: edgechat restores cached prefixes by itself."""
+        """Do nothing, because edgechat restores cached prefixes automatically."""
 
     def close(self) -> None:
-        """Interrupt the server and wait for its end."""
+        """Interrupt the server, and wait until it has ended."""
         self._process.send_signal(signal.SIGINT)
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
 
 
-def n_ctx(workload: ServeWorkload) -> int:
-    """Return a context length for the conversation with its branches, and for four clients."""
-    return max(2 * workload.n_history + 1024, N_CLIENTS * (workload.n_prompt + workload.n_answer + 64))
+def _compute_context_length(workload: ServeWorkload) -> int:
+    """Return a context length that is sufficient for the conversation with its branches, and for four clients."""
+    return max(2 * workload.n_history + 1024, N_CLIENTS * (workload.n_prompt + workload.n_reply + 64))
 
 
 def run(
-    workload: ServeWorkload, peer: Path | None, on_progress: Callable[[str], None] = lambda words: None
+    workload: ServeWorkload, peer: Path | None, on_progress: Callable[[str], None] = lambda text: None
 ) -> ServeReport:
-    """Measure the server; `peer` is a llama-server binary, if given. Raises EdgechatError."""
-    with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as scratch, contextlib.ExitStack() as stack:
-        edgechat_server = EdgechatServer(workload, Path(scratch) / "home")
+    """Measure the server, its engine and, if given, the llama-server binary `peer`. Raises EdgechatError."""
+    with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as scratch_dir, contextlib.ExitStack() as stack:
+        edgechat_server = EdgechatServer(workload, Path(scratch_dir) / "home")
         stack.callback(edgechat_server.close)
         rows, backend = _compare_with_engine(workload, edgechat_server, on_progress)
         if peer is not None:
@@ -176,68 +181,75 @@ def run(
     return ServeReport(workload=workload, rows=rows)
 
 
-def _row(name: str, unit: str, own_figures: list[float], peer_figures: list[float], other_name: str) -> ServeRow:
-    faster = [a / b if unit == "tokens/s" else b / a for a, b in zip(own_figures, peer_figures, strict=True)]
+def _make_row(
+    name: str, unit: str, edgechat_figures: list[float], baseline_figures: list[float], baseline_name: str
+) -> ServeRow:
+    ratios = [a / b if unit == "tokens/s" else b / a for a, b in zip(edgechat_figures, baseline_figures, strict=True)]
     return ServeRow(
         name=name,
         unit=unit,
-        edgechat=own_figures,
-        other=peer_figures,
-        ratio=statistics.median(faster),
-        other_name=other_name,
+        edgechat=edgechat_figures,
+        baseline=baseline_figures,
+        ratio=statistics.median(ratios),
+        baseline_name=baseline_name,
     )
 
 
-# Against the engine itself
+# Comparison with direct calls of the engine
 
 
 def _compare_with_engine(
     workload: ServeWorkload, edgechat_server: EdgechatServer, on_progress: Callable[[str], None]
 ) -> tuple[list[ServeRow], str]:
-    """Compare the server with direct calls of the engine; return the rows and the backend's name."""
+    """Compare the server's speed with direct calls of the engine (no HTTP); return the rows and the backend's name."""
     engine = EngineClient()
-    plan = manual_plan(
-        workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH, n_ctx=n_ctx(workload),
-        n_seqs=8, speculation=False,
+    plan = make_manual_plan(
+        workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
+        n_ctx=_compute_context_length(workload), n_seqs=8, speculation=False,
     )  # fmt: skip
-    served: list[ClientMeasurement] = []
-    plain: list[ClientMeasurement] = []
+    server_results: list[ClientMeasurement] = []
+    engine_results: list[ClientMeasurement] = []
     try:
         backend = engine.load(protocol.Load(id=engine.next_id(), plan=plan)).backend
-        for number in range(workload.rounds):
-            on_progress(f"one client, round {number + 1} of {workload.rounds}")
-            runs: list[Callable[[], None]] = [
-                lambda: served.append(
-                    StreamingClient(edgechat_server.port).complete(random_tokens(workload.n_prompt), workload.n_answer)
+        for round_index in range(workload.rounds):
+            on_progress(f"one client, round {round_index + 1} of {workload.rounds}")
+            measurements: list[Callable[[], None]] = [
+                lambda: server_results.append(
+                    StreamingClient(edgechat_server.port).complete(random_tokens(workload.n_prompt), workload.n_reply)
                 ),
-                lambda: plain.append(_generate_directly(engine, random_tokens(workload.n_prompt), workload.n_answer)),
+                lambda: engine_results.append(
+                    _generate_directly(engine, random_tokens(workload.n_prompt), workload.n_reply)
+                ),
             ]
-            for run_once in runs if number % 2 else runs[::-1]:
-                run_once()
-                time.sleep(REST_S)
+            for measure in measurements if round_index % 2 else measurements[::-1]:
+                measure()
+                time.sleep(PAUSE_S)
     finally:
         engine.close()
+    name = "edgechat's engine"
     rows = [
-        _row("first token", "s", [t.ttft_s for t in served], [t.ttft_s for t in plain], "edgechat's engine"),
-        _row("decode", "tokens/s", [t.decode_tps for t in served], [t.decode_tps for t in plain], "edgechat's engine"),
+        _make_row("first token", "s", [t.ttft_s for t in server_results], [t.ttft_s for t in engine_results], name),
+        _make_row(
+            "decode", "tokens/s", [t.decode_tps for t in server_results], [t.decode_tps for t in engine_results], name
+        ),
     ]
     return rows, backend
 
 
-def _generate_directly(engine: EngineClient, tokens: list[int], n_answer: int) -> ClientMeasurement:
+def _generate_directly(engine: EngineClient, tokens: list[int], n_reply: int) -> ClientMeasurement:
     request = protocol.Generate(
-        id=engine.next_id(), tokens=tokens, max_tokens=n_answer, ignore_eog=True, sampling=GREEDY, speculate=False
+        id=engine.next_id(), tokens=tokens, max_tokens=n_reply, ignore_eog=True, sampling=GREEDY, speculate=False
     )
-    first_s = last_s = 0.0
-    started = time.monotonic()
+    first_text_at = last_text_at = 0.0
+    started_at = time.monotonic()
     for event in engine.generate(request):
         if isinstance(event, protocol.TokensGenerated) and event.text:
-            last_s = time.monotonic()
-            first_s = first_s or last_s
-    return ClientMeasurement(first_s - started, (n_answer - 1) / (last_s - first_s), 0)
+            last_text_at = time.monotonic()
+            first_text_at = first_text_at or last_text_at
+    return ClientMeasurement(first_text_at - started_at, (n_reply - 1) / (last_text_at - first_text_at), 0)
 
 
-# Against llama-server
+# Comparison with llama-server
 
 
 def _compare_with_peer(
@@ -248,77 +260,80 @@ def _compare_with_peer(
     on_progress: Callable[[str], None],
 ) -> Iterator[ServeRow]:
     module = next(m for m in find_bundle().modules if m.name == backend)
-    served: dict[str, list[float]] = {}
+    edgechat_figures: dict[str, list[float]] = {}
     peer_figures: dict[str, list[float]] = {}
     llama_server = LlamaServer(
-        peer, module.path, workload.model, n_ctx=n_ctx(workload), n_threads=workload.n_threads,
+        peer, module.path, workload.model, n_ctx=_compute_context_length(workload), n_threads=workload.n_threads,
         n_batch=N_BATCH, arguments=["-np", str(N_CLIENTS), "-kvu"],
     )  # fmt: skip
-    sides: list[tuple[EdgechatServer | LlamaServer, dict[str, list[float]]]] = [
-        (edgechat_server, served),
+    servers: list[tuple[EdgechatServer | LlamaServer, dict[str, list[float]]]] = [
+        (edgechat_server, edgechat_figures),
         (llama_server, peer_figures),
     ]
     try:
-        for number in range(workload.rounds):
-            on_progress(f"against llama-server, round {number + 1} of {workload.rounds}")
-            prompts = _prompts(workload)
-            four = [random_tokens(workload.n_prompt) for _ in range(N_CLIENTS)]
-            for server, figures in sides if number % 2 else sides[::-1]:
+        for round_index in range(workload.rounds):
+            on_progress(f"comparing with llama-server, round {round_index + 1} of {workload.rounds}")
+            prompts = _make_prompts(workload)
+            parallel_prompts = [random_tokens(workload.n_prompt) for _ in range(N_CLIENTS)]
+            for server, figures in servers if round_index % 2 else servers[::-1]:
                 for name, figure in _measure_turns(server, prompts, workload):
                     figures.setdefault(name, []).append(figure)
-                figures.setdefault(_FOUR, []).append(
-                    StreamingClient(server.port).complete_concurrently(four, workload.n_answer)
+                figures.setdefault(_FOUR_CLIENTS, []).append(
+                    StreamingClient(server.port).complete_concurrently(parallel_prompts, workload.n_reply)
                 )
-                time.sleep(REST_S)
+                time.sleep(PAUSE_S)
     finally:
         llama_server.close()
-    for name, figures_of_one in served.items():
-        yield _row(
-            name, "tokens/s" if name in {_FOUR, _ONE} else "s", figures_of_one, peer_figures[name], "llama-server"
-        )
+    for name, values in edgechat_figures.items():
+        unit = "tokens/s" if name in {_FOUR_CLIENTS, _ONE_CLIENT} else "s"
+        yield _make_row(name, unit, values, peer_figures[name], "llama-server")
 
 
-_ONE: Final = "one client, decode"
-_FOUR: Final = "four clients, all tokens"
+_ONE_CLIENT: Final = "one client, decode"
+_FOUR_CLIENTS: Final = "four clients, all tokens"
 
 
-def _prompts(workload: ServeWorkload) -> dict[str, list[int]]:
-    system = random_tokens(N_SYSTEM)
-    history = system + random_tokens(workload.n_history - N_SYSTEM)
-    following = history + random_tokens(workload.n_new)
+def _make_prompts(workload: ServeWorkload) -> dict[str, list[int]]:
+    system = random_tokens(N_SYSTEM_TOKENS)
+    history = system + random_tokens(workload.n_history - N_SYSTEM_TOKENS)
+    next_prompt = history + random_tokens(workload.n_new)
     return {
-        "first turn, first token": history, "next turn, first token": following,
+        "first turn, first token": history, "next turn, first token": next_prompt,
         "edited turn, first token": history + random_tokens(workload.n_new),
-        "after a restart, first token": following + random_tokens(workload.n_new),
+        "after a restart, first token": next_prompt + random_tokens(workload.n_new),
     }  # fmt: skip
 
 
 def _measure_turns(
     server: EdgechatServer | LlamaServer, prompts: dict[str, list[int]], workload: ServeWorkload
 ) -> Iterator[tuple[str, float]]:
-    """Yield the duration of each turn of a conversation, including the restore of a slot after a restart."""
+    """Yield (name, value) pairs for the turns of a conversation: times to first token in seconds, and decode speed.
+
+    After a restart, the time to first token includes the time to restore the slot.
+    """
     for name, prompt in prompts.items():
         restore_s = 0.0
         if "restart" in name:
             StreamingClient(server.port).complete(prompts["next turn, first token"], 1)
             server.restart()
-            started = time.monotonic()
+            started_at = time.monotonic()
             server.restore_slot()
-            restore_s = time.monotonic() - started
-        measurement = StreamingClient(server.port).complete(prompt, workload.n_answer if "first turn" in name else 1)
+            restore_s = time.monotonic() - started_at
+        measurement = StreamingClient(server.port).complete(prompt, workload.n_reply if "first turn" in name else 1)
         yield name, measurement.ttft_s + restore_s
         if "first turn" in name:
-            yield _ONE, measurement.decode_tps
-        time.sleep(REST_S)
+            yield _ONE_CLIENT, measurement.decode_tps
+        time.sleep(PAUSE_S)
 
 
-def table(report: ServeReport) -> str:
+def format_table(report: ServeReport) -> str:
     """Format the report as a table."""
     lines = [f"{'':36}{'edgechat':>12}{'peer':>12}{'ratio':>14}"]
     for row in report.rows:
-        own, peer = statistics.median(row.edgechat), statistics.median(row.other)
+        edgechat_median, baseline_median = statistics.median(row.edgechat), statistics.median(row.baseline)
         scale, unit = (1000, "ms") if row.unit == "s" else (1, row.unit)
         lines.append(
-            f"{row.name + ', ' + unit:36}{own * scale:>12.1f}{peer * scale:>12.1f}{row.ratio:>14.3f}  {row.other_name}"
+            f"{row.name + ', ' + unit:36}{edgechat_median * scale:>12.1f}{baseline_median * scale:>12.1f}"
+            f"{row.ratio:>14.3f}  {row.baseline_name}"
         )
     return "\n".join(lines)

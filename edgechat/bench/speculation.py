@@ -1,4 +1,4 @@
-"""Benchmark of speculative decoding: with and without drafts, against fixed policies, and against llama-server."""
+"""Benchmark of speculative decoding: speed with and without drafts, with static policies, and of llama-server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import msgspec
 
 from edgechat.bench import draft_replay
 from edgechat.bench.llama_server import LlamaServer
+from edgechat.bench.speculation_report import Agreement, SpeculationReport, SpeculationRow
 from edgechat.bench.workloads import Workloads
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
-from edgechat.planner.load_plan import manual_plan
+from edgechat.planner.load_plan import make_manual_plan
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt.builder import PromptBuilder, PromptOptions
 from edgechat.prompt.renderer import PromptMessage, Renderer
@@ -28,20 +29,21 @@ from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import load_edgechat
 from edgechat.runtime.suffix_index import SuffixIndex
 from edgechat.speculation.acceptance import Acceptance
-from edgechat.speculation.step_costs import MIN_SAMPLES, SIZES, RunningMean, StepCosts
+from edgechat.speculation.step_costs import MIN_SAMPLES, STEP_SIZES, RunningMean, StepCosts
 
 N_CTX: Final = 4096
 N_BATCH: Final = 512
-N_FREE: Final = 96
-"""Length of the model's own replies in tokens."""
+N_OWN_REPLY_TOKENS: Final = 96
+"""Maximum length of the model's own replies in tokens."""
 _WARM_UP_TOKENS: Final = 700
 _STEP_COST_TIMEOUT_S: Final = 300.0
-# Each poll interrupts the engine's measurement.
-_POLL_S: Final = 8.0
-_ADVERSARY: Final = "random tokens"
-# Replies of random tokens from vocabularies of these sizes. Small ones produce many short, misleading matches.
-_N_RANDOM: Final = 400
-_RANDOM_FROM: Final = (40, 400, 10_000)
+# Polling interval. It is long, because each poll interrupts the measurement in the engine.
+_POLL_INTERVAL_S: Final = 8.0
+_ADVERSARIAL_KIND: Final = "random tokens"
+# Adversarial replies consist of random tokens from vocabularies of the sizes `_VOCABULARY_SIZES`. Small vocabularies
+# produce many short, misleading matches.
+_N_RANDOM_TOKENS: Final = 400
+_VOCABULARY_SIZES: Final = (40, 400, 10_000)
 PEERS: Final[dict[str, tuple[str, ...]]] = {
     "none": (),
     "--spec-default": ("--spec-default",),
@@ -52,63 +54,11 @@ PEERS: Final[dict[str, tuple[str, ...]]] = {
 
 
 class TokenizedCase(msgspec.Struct, frozen=True):
-    """A workload case as tokens."""
+    """Prompt and reply of one workload case as tokens."""
 
     kind: str
     prompt: list[int]
     reply: list[int]
-
-
-class SpeculationRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Results of one kind of conversation. Speeds are relative to the same engine without drafts."""
-
-    kind: str
-    forced: float | None
-    """Measured speed of the scripted replies, median over the rounds."""
-    noise: float | None
-    """Speed of the scripted replies without drafts, relative to a second run without drafts."""
-    free: float | None
-    """Measured speed of the model's own replies."""
-    mean_acceptance_length: float
-    replayed: float
-    """Speed computed from measured step costs by replaying the scripted replies, learning from one to the next."""
-    replayed_fresh: float
-    """Speed computed from measured step costs by replaying the scripted replies, each without earlier learning."""
-    fixed: dict[str, float]
-    """Speed of each static policy, computed by replaying the scripted replies."""
-    peers: dict[str, float] = {}
-    """Speed of llama-server with drafts, relative to llama-server without drafts, on its own replies."""
-    peer_plain: float | None = None
-    """edgechat's speed without drafts relative to llama-server's."""
-
-
-class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """Comparison of the model's own greedy replies with and without drafts, token by token."""
-
-    n_answers: int
-    n_different: int
-    """Replies in which the rounding of a larger batch decided a near tie differently."""
-    n_tokens: int
-    """Compared tokens: all of a reply, or up to its first difference."""
-
-
-class SpeculationReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Results of the speculation benchmark."""
-
-    model: str
-    backend: str
-    n_threads: int
-    rounds: int
-    step_costs: dict[int, float]
-    """Cost of a decode step by its number of tokens, relative to a step of one token."""
-    ceiling: float
-    """Largest possible gain: 16 tokens divided by the cost of a step of 16."""
-    rows: list[SpeculationRow]
-    worst_reply: float
-    """Slowest replayed reply of 100 tokens or more, including the model's own."""
-    fifth_percentile: float
-    """5th percentile of the speeds of all replayed replies."""
-    agreement: Agreement
 
 
 class SpeculationOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +71,7 @@ class SpeculationOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(
-    options: SpeculationOptions, workloads: Workloads, on_progress: Callable[[str], None] = lambda words: None
+    options: SpeculationOptions, workloads: Workloads, on_progress: Callable[[str], None] = lambda text: None
 ) -> SpeculationReport:
     """Measure all workload cases and return the report. Raises EdgechatError."""
     with contextlib.ExitStack() as stack:
@@ -141,158 +91,166 @@ def run(
                 stack.callback(servers[name].close)
         speeds = _SpeedRecord()
         own_replies: list[list[int]] = []
-        agreement = Agreement(n_answers=0, n_different=0, n_tokens=0)
-        for number in range(options.rounds):
+        agreement = Agreement(n_replies=0, n_different_replies=0, n_tokens=0)
+        for round_index in range(options.rounds):
             own_replies = []
             for i, case in enumerate(cases):
-                on_progress(f"round {number + 1} of {options.rounds}: {case.kind} ({i + 1} of {len(cases)})")
-                plain, drafted = _one_round(edgechat_run, servers, speeds, case, number)
-                own_replies.append(plain)
-                if plain:
-                    agreement = _compare(agreement, plain, drafted)
-        own = [
+                on_progress(f"round {round_index + 1} of {options.rounds}: {case.kind} ({i + 1} of {len(cases)})")
+                plain_reply, speculative_reply = _measure_round(edgechat_run, servers, speeds, case, round_index)
+                own_replies.append(plain_reply)
+                if plain_reply:
+                    agreement = _update_agreement(agreement, plain_reply, speculative_reply)
+        own_cases = [
             TokenizedCase(case.kind, case.prompt, reply)
             for case, reply in zip(cases, own_replies, strict=True)
             if len(reply) > 1
         ]
-        return _report(options, edgechat_run, costs, cases, own, speeds, agreement)
+        return _make_report(options, edgechat_run, costs, cases, own_cases, speeds, agreement)
 
 
-def _compare(agreement: Agreement, plain: list[int], drafted: list[int]) -> Agreement:
-    same = common_prefix_length(plain, drafted)
+def _update_agreement(agreement: Agreement, plain_reply: list[int], speculative_reply: list[int]) -> Agreement:
+    n_equal_tokens = common_prefix_length(plain_reply, speculative_reply)
     return Agreement(
-        n_answers=agreement.n_answers + 1,
-        n_different=agreement.n_different + (plain != drafted),
-        n_tokens=agreement.n_tokens + min(same + 1, len(plain)),
+        n_replies=agreement.n_replies + 1,
+        n_different_replies=agreement.n_different_replies + (plain_reply != speculative_reply),
+        n_tokens=agreement.n_tokens + min(n_equal_tokens + 1, len(plain_reply)),
     )
 
 
 class _SpeedRecord:
-    """Measured speeds by kind of conversation and variant, for each round."""
+    """Measured speeds by kind of conversation and variant, with one list for each round."""
 
     def __init__(self) -> None:
         self.speeds: dict[tuple[str, str], list[list[float]]] = {}
         self.lengths: dict[str, list[float]] = {}
 
-    def add(self, kind: str, variant: str, number: int, tps: float) -> None:
+    def add(self, kind: str, variant: str, round_index: int, tps: float) -> None:
         rounds = self.speeds.setdefault((kind, variant), [])
-        while len(rounds) <= number:
+        while len(rounds) <= round_index:
             rounds.append([])
-        rounds[number].append(tps)
+        rounds[round_index].append(tps)
 
     def ratio(self, kind: str, variant: str, baseline: str) -> float | None:
-        """Return the median over the rounds of the mean ratio of two variants, or None if either is missing."""
-        a, b = self.speeds.get((kind, variant)), self.speeds.get((kind, baseline))
-        if not a or not b:
+        """Return the speed of `variant` divided by that of `baseline`, or None if either was not measured.
+
+        The ratio is the median over the rounds of the geometric mean over the replies.
+        """
+        variant_rounds = self.speeds.get((kind, variant))
+        baseline_rounds = self.speeds.get((kind, baseline))
+        if not variant_rounds or not baseline_rounds:
             return None
         return statistics.median(
-            # A reply that ended with its first token has no speed.
+            # A reply that ended with its first token has no decode speed.
             statistics.geometric_mean([x / y for x, y in zip(p, q, strict=True) if x > 0 and y > 0] or [1.0])
-            for p, q in zip(a, b, strict=True)
+            for p, q in zip(variant_rounds, baseline_rounds, strict=True)
         )
 
 
-def _measure_peer(speeds: _SpeedRecord, case: TokenizedCase, number: int, name: str, server: LlamaServer) -> None:
-    speeds.add(case.kind, f"peer {name}", number, server.measure_decode_tps(case.prompt, N_FREE))
+def _measure_peer(speeds: _SpeedRecord, case: TokenizedCase, round_index: int, name: str, server: LlamaServer) -> None:
+    speeds.add(case.kind, f"peer {name}", round_index, server.measure_decode_tps(case.prompt, N_OWN_REPLY_TOKENS))
 
 
-def _one_round(
+def _measure_round(
     edgechat_run: _EdgechatRun,
     servers: Mapping[str, LlamaServer],
     speeds: _SpeedRecord,
     case: TokenizedCase,
-    number: int,
+    round_index: int,
 ) -> tuple[list[int], list[int]]:
-    """Run all variants of a case in alternating order; return the model's own replies without and with drafts."""
+    """Measure all variants of a case in alternating order; return the model's own replies without and with drafts."""
     replies: dict[bool, list[int]] = {False: [], True: []}
     edgechat_run.prefill(case.prompt)
 
-    def answer(what: str, forced: list[int] | None, *, speculate: bool) -> None:
-        tokens, stats = edgechat_run.generate(case.prompt, forced, speculate=speculate)
-        speeds.add(case.kind, what, number, stats.decode_tps)
-        if forced is None:
+    def measure(variant: str, forced_tokens: list[int] | None, *, speculate: bool) -> None:
+        tokens, stats = edgechat_run.generate(case.prompt, forced_tokens, speculate=speculate)
+        speeds.add(case.kind, variant, round_index, stats.decode_tps)
+        if forced_tokens is None:
             replies[speculate] = tokens
         elif speculate:
             speeds.lengths.setdefault(case.kind, []).append(stats.mean_acceptance_length)
 
-    runs: list[Callable[[], None]] = [
-        lambda: answer("forced off", case.reply, speculate=False),
-        lambda: answer("forced on", case.reply, speculate=True),
-        lambda: answer("forced off again", case.reply, speculate=False),
+    measurements: list[Callable[[], None]] = [
+        lambda: measure("forced off", case.reply, speculate=False),
+        lambda: measure("forced on", case.reply, speculate=True),
+        lambda: measure("forced off again", case.reply, speculate=False),
     ]
-    if case.kind != _ADVERSARY:
-        runs += [lambda: answer("free off", None, speculate=False), lambda: answer("free on", None, speculate=True)]
-        runs += [
-            functools.partial(_measure_peer, speeds, case, number, name, server) for name, server in servers.items()
+    if case.kind != _ADVERSARIAL_KIND:
+        measurements += [
+            lambda: measure("free off", None, speculate=False),
+            lambda: measure("free on", None, speculate=True),
         ]
-    for work in runs if number % 2 == 0 else reversed(runs):
-        work()
+        measurements += [
+            functools.partial(_measure_peer, speeds, case, round_index, name, server)
+            for name, server in servers.items()
+        ]
+    for run_measurement in measurements if round_index % 2 == 0 else reversed(measurements):
+        run_measurement()
     return replies[False], replies[True]
 
 
 class _EdgechatRun:
-    """An edgechat engine with a loaded model and a renderer."""
+    """Engine with a loaded model, and a renderer for prompts."""
 
     def __init__(self, options: SpeculationOptions) -> None:
         self._engine = EngineClient()
         self._renderer = Renderer()
-        plan = manual_plan(
+        plan = make_manual_plan(
             options.model, n_threads=options.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH, n_ctx=N_CTX, n_rs_seq=7
         )
-        self._loaded = self._engine.load(protocol.Load(id=self._engine.next_id(), plan=plan))
-        self.backend = self._loaded.backend
+        self._model_properties = self._engine.load(protocol.Load(id=self._engine.next_id(), plan=plan))
+        self.backend = self._model_properties.backend
 
     def tokenize_cases(self, workloads: Workloads) -> list[TokenizedCase]:
-        """Return all workload cases as tokens, and adversarial cases of random tokens."""
-        builder = PromptBuilder(self._engine, self._renderer, self._loaded)
-        before = self._engine.tokenize("")
+        """Return all workload cases as tokens, followed by adversarial cases of random tokens."""
+        builder = PromptBuilder(self._engine, self._renderer, self._model_properties)
+        initial_tokens = self._engine.tokenize("")
         cases = []
         for case in workloads.cases:
             messages = [
                 PromptMessage("assistant" if i % 2 else "user", text) for i, text in enumerate(workloads.messages(case))
             ]
-            reply = self._engine.tokenize(workloads.reply(case))[len(before) :]
+            reply = self._engine.tokenize(workloads.reply(case))[len(initial_tokens) :]
             cases.append(TokenizedCase(case.kind, builder.build(messages, PromptOptions(think=False)).tokens, reply))
         generator = random.Random(0)  # noqa: S311  (reproducible)
-        ordinary = sorted({token for case in cases for token in case.reply})
-        if not ordinary:
+        ordinary_tokens = sorted({token for case in cases for token in case.reply})
+        if not ordinary_tokens:
             raise UsageError("All replies in the selected workloads are empty. Choose other workloads.")
-        for n in _RANDOM_FROM:
-            tokens = [generator.choice(ordinary[:n]) for _ in range(2 * _N_RANDOM)]
-            cases.append(TokenizedCase(_ADVERSARY, tokens[:_N_RANDOM], tokens[_N_RANDOM:]))
+        for n in _VOCABULARY_SIZES:
+            tokens = [generator.choice(ordinary_tokens[:n]) for _ in range(2 * _N_RANDOM_TOKENS)]
+            cases.append(TokenizedCase(_ADVERSARIAL_KIND, tokens[:_N_RANDOM_TOKENS], tokens[_N_RANDOM_TOKENS:]))
         return cases
 
     def measure_step_costs(self) -> StepCosts:
-        """Wait until the idle engine has measured its step costs at the depth of these prompts, and return them."""
+        """Wait until the idle engine has measured its step costs at a context depth of 700 tokens, and return them."""
         self.generate([300 + i % 2000 for i in range(_WARM_UP_TOKENS)], [300], speculate=False, ephemeral=False)
         deadline = time.monotonic() + _STEP_COST_TIMEOUT_S
         while time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-            measured = self._engine.stats().step_costs
-            if set(SIZES) <= set(measured) or not self._loaded.max_draft:
+            time.sleep(_POLL_INTERVAL_S)
+            step_costs = self._engine.stats().step_costs
+            if set(STEP_SIZES) <= set(step_costs) or not self._model_properties.max_draft:
                 break
         costs = StepCosts()
         for ratios in costs.ratios:
-            ratios.update({n: RunningMean(ratio, MIN_SAMPLES) for n, ratio in measured.items()})
+            ratios.update({n: RunningMean(ratio, MIN_SAMPLES) for n, ratio in step_costs.items()})
         return costs
 
     def prefill(self, prompt: list[int]) -> None:
-        """Prefill the prompt, so that all replies to it start from the same cells."""
+        """Prefill the prompt, so that all replies to this prompt start from the same cached cells."""
         for _ in self._engine.generate(protocol.Generate(id=self._engine.next_id(), tokens=prompt, max_tokens=0)):
             pass
 
     def generate(
-        self, prompt: list[int], forced: list[int] | None, *, speculate: bool, ephemeral: bool = True
+        self, prompt: list[int], forced_tokens: list[int] | None, *, speculate: bool, ephemeral: bool = True
     ) -> tuple[list[int], protocol.GenerationStats]:
-        """Generate the model's own reply, or the `forced` tokens. `ephemeral` leaves the cache unchanged."""
+        """Generate `forced_tokens`, or the model's own reply if that is None. `ephemeral` leaves the cache as it is."""
         request = protocol.Generate(
-            id=self._engine.next_id(), tokens=prompt, max_tokens=len(forced) if forced else N_FREE, sampling=GREEDY,
-            ignore_eog=forced is not None, forced_tokens=forced, speculate=speculate,
-            ephemeral=ephemeral,
+            id=self._engine.next_id(), tokens=prompt, sampling=GREEDY,
+            max_tokens=len(forced_tokens) if forced_tokens else N_OWN_REPLY_TOKENS,
+            ignore_eog=forced_tokens is not None, forced_tokens=forced_tokens, speculate=speculate, ephemeral=ephemeral,
         )  # fmt: skip
         *earlier_events, last = self._engine.generate(request)
         if not isinstance(last, protocol.RequestFinished):
-            raise EngineError("The engine ended a measurement without statistics.")
+            raise EngineError("The engine ended a measurement without statistics. Run the benchmark again.")
         return [
             t for event in earlier_events if isinstance(event, protocol.TokensGenerated) for t in event.tokens
         ], last.stats
@@ -302,12 +260,12 @@ class _EdgechatRun:
         self._renderer.close()
 
 
-def _report(
+def _make_report(
     options: SpeculationOptions,
     edgechat_run: _EdgechatRun,
     costs: StepCosts,
     cases: Sequence[TokenizedCase],
-    own: Sequence[TokenizedCase],
+    own_cases: Sequence[TokenizedCase],
     speeds: _SpeedRecord,
     agreement: Agreement,
 ) -> SpeculationReport:
@@ -316,85 +274,52 @@ def _report(
     def make_index(capacity: int) -> SuffixIndex:
         return SuffixIndex(library, capacity)
 
-    def replayed(case: TokenizedCase, policy: draft_replay.Policy) -> float:
+    def replay(case: TokenizedCase, policy: draft_replay.Policy) -> float:
         return draft_replay.replay(policy, case.prompt, case.reply, costs)
 
     acceptance = Acceptance()
-    learned_speeds = [1.0] * (len(cases) + len(own))
+    all_cases = [*cases, *own_cases]
+    learned_speeds = [1.0] * len(all_cases)
     order = random.Random(0).sample(range(len(learned_speeds)), len(learned_speeds))  # noqa: S311  (reproducible)
     for i in order:
-        learned_speeds[i] = replayed([*cases, *own][i], draft_replay.edgechat_policy(make_index, costs, acceptance))
-    fresh_speeds = [replayed(case, draft_replay.edgechat_policy(make_index, costs)) for case in cases]
-    fixed = {
-        name: [replayed(case, policy(make_index)) for case in cases]
-        for name, policy in draft_replay.STATIC_POLICIES.items()
+        policy = draft_replay.make_edgechat_policy(make_index, costs, acceptance)
+        learned_speeds[i] = replay(all_cases[i], policy)
+    fresh_speeds = [replay(case, draft_replay.make_edgechat_policy(make_index, costs)) for case in cases]
+    static_speeds = {
+        name: [replay(case, make_policy(make_index)) for case in cases]
+        for name, make_policy in draft_replay.STATIC_POLICIES.items()
     }
     rows = []
     for kind in dict.fromkeys(case.kind for case in cases):
-        of_kind = [i for i, case in enumerate(cases) if case.kind == kind]
-        plain_peer = speeds.ratio(kind, "free off", "peer none")
+        indices = [i for i, case in enumerate(cases) if case.kind == kind]
+        peer_plain_speed = speeds.ratio(kind, "free off", "peer none")
         rows.append(SpeculationRow(
-            kind=kind, forced=speeds.ratio(kind, "forced on", "forced off"),
+            kind=kind, scripted_speed=speeds.ratio(kind, "forced on", "forced off"),
             noise=speeds.ratio(kind, "forced off again", "forced off"),
-            free=speeds.ratio(kind, "free on", "free off"),
+            own_reply_speed=speeds.ratio(kind, "free on", "free off"),
             mean_acceptance_length=statistics.fmean(speeds.lengths[kind]),
-            replayed=_mean(learned_speeds, of_kind), replayed_fresh=_mean(fresh_speeds, of_kind),
-            fixed={name: _mean(speeds, of_kind) for name, speeds in fixed.items()},
-            peers={
+            replay_speed=_mean(learned_speeds, indices), fresh_replay_speed=_mean(fresh_speeds, indices),
+            static_policy_speeds={name: _mean(replay_speeds, indices) for name, replay_speeds in static_speeds.items()},
+            peer_speeds={
                 name: ratio for name in PEERS
                 if name != "none" and (ratio := speeds.ratio(kind, f"peer {name}", "peer none")) is not None
             },
-            peer_plain=plain_peer,
+            plain_speed_vs_peer=peer_plain_speed,
         ))  # fmt: skip
-    judged = [
-        (speed, case) for speed, case in zip(learned_speeds, [*cases, *own], strict=True) if case.kind != _ADVERSARY
+    realistic_replies = [
+        (speed, case) for speed, case in zip(learned_speeds, all_cases, strict=True) if case.kind != _ADVERSARIAL_KIND
     ]
-    long_ones = [speed for speed, case in judged if len(case.reply) >= 100]  # noqa: PLR2004  (shorter ones are noise)
+    # The speeds of shorter replies are mostly noise.
+    long_reply_speeds = [speed for speed, case in realistic_replies if len(case.reply) >= 100]  # noqa: PLR2004
     return SpeculationReport(
         model=options.model, backend=edgechat_run.backend, n_threads=options.n_threads, rounds=options.rounds,
-        step_costs={n: costs.ratio(n, _WARM_UP_TOKENS) for n in SIZES}, ceiling=16 / costs.ratio(16, _WARM_UP_TOKENS),
-        rows=rows, worst_reply=min(long_ones, default=1.0),
-        fifth_percentile=sorted(speed for speed, _ in judged)[len(judged) // 20],
+        step_costs={n: costs.ratio(n, _WARM_UP_TOKENS) for n in STEP_SIZES},
+        ceiling=16 / costs.ratio(16, _WARM_UP_TOKENS),
+        rows=rows, min_reply_speed=min(long_reply_speeds, default=1.0),
+        fifth_percentile_speed=sorted(speed for speed, _ in realistic_replies)[len(realistic_replies) // 20],
         agreement=agreement,
     )  # fmt: skip
 
 
-def _mean(speeds: Sequence[float], which: Sequence[int]) -> float:
-    return statistics.geometric_mean(speeds[i] for i in which)
-
-
-def table(report: SpeculationReport) -> str:
-    """Format the report as a table."""
-    fixed, peers = list(report.rows[0].fixed), list(report.rows[0].peers)
-    heads = ["forced", "noise", "free", "length", "replayed", "fresh", *fixed, *peers]
-    costs = ", ".join(f"{n}: {ratio:.2f}" for n, ratio in report.step_costs.items())
-    lines = [
-        (
-            f"{Path(report.model).name}, {report.backend}, {report.n_threads} threads, {report.rounds} rounds "
-            "(medians); speeds relative to plain decoding"
-        ),
-        f"cost of a step of n tokens: {costs}; ceiling {report.ceiling:.1f}",
-        f"{'':<18}" + "".join(f"{head:>{max(9, len(head) + 2)}}" for head in heads),
-    ]
-    for row in report.rows:
-        values = [
-            row.forced, row.noise, row.free, row.mean_acceptance_length, row.replayed, row.replayed_fresh,
-            *row.fixed.values(), *(row.peers.get(name) for name in peers),
-        ]  # fmt: skip
-        lines.append(
-            f"{row.kind:<18}"
-            + "".join(
-                f"{'' if value is None else format(value, '.3f'):>{max(9, len(head) + 2)}}"
-                for head, value in zip(heads, values, strict=True)
-            )
-        )
-    lines.append(
-        f"replayed replies, including the model's own: 5th percentile {report.fifth_percentile:.3f}, "
-        f"slowest of 100 tokens or more {report.worst_reply:.3f}"
-    )
-    agreement = report.agreement
-    lines.append(
-        f"the model's own replies with and without drafts: {agreement.n_different} of {agreement.n_answers} differ, "
-        f"in {agreement.n_tokens} tokens"
-    )
-    return "\n".join(lines)
+def _mean(speeds: Sequence[float], indices: Sequence[int]) -> float:
+    return statistics.geometric_mean(speeds[i] for i in indices)

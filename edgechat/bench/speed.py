@@ -17,13 +17,13 @@ from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EngineError, UsageError
-from edgechat.hardware.cpu import usable_threads
+from edgechat.hardware.cpu import count_usable_threads
 from edgechat.modelfile.split import read_header
-from edgechat.planner.load_plan import manual_plan
+from edgechat.planner.load_plan import make_manual_plan
 from edgechat.runtime.backends.bundle import find_bundle
 
 N_BATCH: Final = 512
-_FIRST_ORDINARY_TOKEN: Final = 300  # above control and byte tokens in all common vocabularies
+_FIRST_ORDINARY_TOKEN: Final = 300  # above the IDs of control and byte tokens in all common vocabularies
 
 
 class SpeedWorkload(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +34,7 @@ class SpeedWorkload(msgspec.Struct, frozen=True, kw_only=True):
     n_prompt: int = 256
     n_gen: int = 64
     n_depth: int = 0
-    """Tokens in the context before the measured tokens."""
+    """Number of tokens in the context before the measured tokens."""
     rounds: int = 5
 
 
@@ -46,7 +46,7 @@ class SpeedSample(msgspec.Struct, frozen=True):
 
 
 class SpeedReport(msgspec.Struct, frozen=True):
-    """All rounds of one comparison. Ratios divide edgechat's speed by the peer's, round by round."""
+    """Results of all rounds. The ratios are edgechat's speed divided by the peer's speed in the same round."""
 
     workload: SpeedWorkload
     backend: str
@@ -54,16 +54,16 @@ class SpeedReport(msgspec.Struct, frozen=True):
     edgechat: list[SpeedSample] = msgspec.field(name="ours")
     peer: list[SpeedSample]
     prefill_ratio: float | None
-    """edgechat's prefill speed divided by the peer's, median over the rounds; None without a peer."""
+    """Prefill speed of edgechat divided by that of the peer, median over the rounds; None without a peer."""
     decode_ratio: float | None
 
 
 def compare(
-    workload: SpeedWorkload, peer: Path | None, on_progress: Callable[[str], None] = lambda words: None
+    workload: SpeedWorkload, peer: Path | None, on_progress: Callable[[str], None] = lambda text: None
 ) -> SpeedReport:
-    """Measure the workload, in alternating order with `peer`, a llama-bench binary, if given.
+    """Measure the workload, alternating with the llama-bench binary `peer` if it is given.
 
-    Raises EdgechatError if either fails.
+    Raises EdgechatError if edgechat or the peer fails.
     """
     bundle = find_bundle()
     edgechat_samples: list[SpeedSample] = []
@@ -72,35 +72,41 @@ def compare(
     try:
         backend = _load(engine, workload)
         module = next(m for m in bundle.modules if m.name == backend)
-        for number in range(workload.rounds):
-            on_progress(f"round {number + 1} of {workload.rounds}")
-            runs: list[Callable[[], None]] = [lambda: edgechat_samples.append(_measure(engine, workload))]
+        for round_index in range(workload.rounds):
+            on_progress(f"round {round_index + 1} of {workload.rounds}")
+            measurements: list[Callable[[], None]] = [lambda: edgechat_samples.append(_measure(engine, workload))]
             if peer is not None:
-                runs.append(lambda: peer_samples.append(_measure_peer(peer, module.path, workload)))
-            # The second run finds a warmer machine, so the order alternates.
-            for run in runs if number % 2 == 0 else reversed(runs):
-                run()
+                measurements.append(lambda: peer_samples.append(_measure_peer(peer, module.path, workload)))
+            # The order alternates, because the second run of each pair starts on a warmer machine.
+            for measure in measurements if round_index % 2 == 0 else reversed(measurements):
+                measure()
     finally:
         engine.close()
     return SpeedReport(
         workload=workload, backend=backend, build_id=bundle.build_id, edgechat=edgechat_samples, peer=peer_samples,
-        prefill_ratio=_ratio([s.prefill_tps for s in edgechat_samples], [s.prefill_tps for s in peer_samples]),
-        decode_ratio=_ratio([s.decode_tps for s in edgechat_samples], [s.decode_tps for s in peer_samples]),
+        prefill_ratio=_median_ratio([s.prefill_tps for s in edgechat_samples], [s.prefill_tps for s in peer_samples]),
+        decode_ratio=_median_ratio([s.decode_tps for s in edgechat_samples], [s.decode_tps for s in peer_samples]),
     )  # fmt: skip
 
 
-def workload_for(model: Path, n_threads: int | None, **sizes: int) -> SpeedWorkload:
-    """Return the workload for a model file. Raises ModelFileError, and UsageError if it exceeds the trained context."""
+def make_workload(model: Path, n_threads: int | None, **sizes: int) -> SpeedWorkload:
+    """Return a workload for a model file.
+
+    Raises ModelFileError, and UsageError if the workload exceeds the context length that the model was trained with.
+    """
     header = read_header(model)
-    workload = SpeedWorkload(model=str(model), n_threads=n_threads or usable_threads(), **sizes)
-    longest = workload.n_depth + max(workload.n_prompt, workload.n_gen)
-    if header.n_ctx_train and longest > header.n_ctx_train:
-        raise UsageError(f"{longest} tokens exceed the trained context of {model} ({header.n_ctx_train} tokens).")
+    workload = SpeedWorkload(model=str(model), n_threads=n_threads or count_usable_threads(), **sizes)
+    max_tokens = workload.n_depth + max(workload.n_prompt, workload.n_gen)
+    if header.n_ctx_train and max_tokens > header.n_ctx_train:
+        raise UsageError(
+            f"{max_tokens} tokens exceed the context length that {model} was trained with ({header.n_ctx_train}). "
+            "Choose smaller values."
+        )
     return workload
 
 
 def _load(engine: EngineClient, workload: SpeedWorkload) -> str:
-    plan = manual_plan(
+    plan = make_manual_plan(
         workload.model, n_threads=workload.n_threads, n_batch=N_BATCH, n_ubatch=N_BATCH,
         n_ctx=workload.n_depth + workload.n_prompt + workload.n_gen + 1, speculation=False,
     )  # fmt: skip
@@ -108,17 +114,17 @@ def _load(engine: EngineClient, workload: SpeedWorkload) -> str:
 
 
 def _measure(engine: EngineClient, workload: SpeedWorkload) -> SpeedSample:
-    # Like llama-bench, run the prompt and one token unmeasured first.
-    depth = _tokens(workload.n_depth)
-    for measured in (False, True):
-        _generate(engine, depth or _tokens(1), 1, ephemeral=False)
-        prefill = _generate(engine, depth + _tokens(workload.n_prompt), 1).prefill_tps
-        # Decoding starts at the depth. Its first token comes from the prefill and is not counted.
-        decode = _generate(engine, depth + _tokens(1), workload.n_gen + 1 if measured else 2).decode_tps
-    return SpeedSample(prefill, decode)
+    # The first iteration is a warm-up run that is not measured, as in llama-bench.
+    depth = _make_tokens(workload.n_depth)
+    for is_measured in (False, True):
+        _generate(engine, depth or _make_tokens(1), 1, ephemeral=False)
+        prefill_tps = _generate(engine, depth + _make_tokens(workload.n_prompt), 1).prefill_tps
+        # Decoding starts at the context depth. The first token comes from the prefill and is not counted.
+        decode_tps = _generate(engine, depth + _make_tokens(1), workload.n_gen + 1 if is_measured else 2).decode_tps
+    return SpeedSample(prefill_tps, decode_tps)
 
 
-def _tokens(count: int) -> list[int]:
+def _make_tokens(count: int) -> list[int]:
     return [random.SystemRandom().randrange(_FIRST_ORDINARY_TOKEN, 2 * _FIRST_ORDINARY_TOKEN) for _ in range(count)]
 
 
@@ -130,7 +136,7 @@ def _generate(
     )  # fmt: skip
     *_, last = engine.generate(request)
     if not isinstance(last, protocol.RequestFinished):
-        raise EngineError("The engine ended a measurement without statistics.")
+        raise EngineError("The engine ended a measurement without statistics. Run the benchmark again.")
     return last.stats
 
 
@@ -146,10 +152,11 @@ def _measure_peer(peer: Path, module: str, workload: SpeedWorkload) -> SpeedSamp
         "-p", str(workload.n_prompt), "-n", str(workload.n_gen), "-d", str(workload.n_depth),
         "-b", str(N_BATCH), "-ub", str(N_BATCH), "-lm", "mmap", "-o", "json",
     ]  # fmt: skip
-    # GGML_BACKEND_PATH selects the same module. The empty directory keeps ggml from finding others in the current one.
+    # GGML_BACKEND_PATH selects the module that edgechat uses. ggml also searches the current directory, so llama-bench
+    # runs in an empty directory.
     environment = os.environ | {"GGML_BACKEND_PATH": module}
-    with tempfile.TemporaryDirectory() as empty:
-        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=empty, env=environment)
+    with tempfile.TemporaryDirectory() as empty_dir:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=empty_dir, env=environment)
     try:
         rows = msgspec.json.decode(result.stdout, type=list[_LlamaBenchRow])
         return SpeedSample(
@@ -157,31 +164,31 @@ def _measure_peer(peer: Path, module: str, workload: SpeedWorkload) -> SpeedSamp
             decode_tps=next(r.samples_ts[0] for r in rows if r.n_gen),
         )
     except (msgspec.MsgspecError, StopIteration, IndexError) as error:
-        message = result.stderr[-500:].strip() or "its output is not llama-bench's JSON"
+        message = result.stderr[-500:].strip() or "its output is not valid JSON of llama-bench"
         raise EngineError(f"{peer} failed (exit code {result.returncode}): {message}") from error
 
 
-def _ratio(own_tps: list[float], peer_tps: list[float]) -> float | None:
-    return statistics.median(a / b for a, b in zip(own_tps, peer_tps, strict=True)) if peer_tps else None
+def _median_ratio(edgechat_tps: list[float], peer_tps: list[float]) -> float | None:
+    return statistics.median(a / b for a, b in zip(edgechat_tps, peer_tps, strict=True)) if peer_tps else None
 
 
-def table(report: SpeedReport) -> str:
+def format_table(report: SpeedReport) -> str:
     """Format the report as a table."""
     import statistics
 
-    work = report.workload
+    workload = report.workload
     lines = [
         (
-            f"{Path(work.model).name}, {report.backend}, {work.n_threads} threads, depth {work.n_depth}, "
-            f"{work.rounds} rounds (medians)"
+            f"{Path(workload.model).name}, {report.backend}, {workload.n_threads} threads, depth {workload.n_depth}, "
+            f"{workload.rounds} rounds (medians)"
         ),
         f"{'':<12}{'edgechat':>12}{'llama-bench':>14}{'ratio':>8}",
     ]
     for name, size, field, ratio in (
-        ("prefill", work.n_prompt, "prefill_tps", report.prefill_ratio),
-        ("decode", work.n_gen, "decode_tps", report.decode_ratio),
+        ("prefill", workload.n_prompt, "prefill_tps", report.prefill_ratio),
+        ("decode", workload.n_gen, "decode_tps", report.decode_ratio),
     ):
-        own_tps, peer_tps = ([getattr(s, field) for s in samples] for samples in (report.edgechat, report.peer))
+        edgechat_tps, peer_tps = ([getattr(s, field) for s in samples] for samples in (report.edgechat, report.peer))
         peer = f"{statistics.median(peer_tps):14.1f}{ratio:8.3f}" if peer_tps else ""
-        lines.append(f"{name} {size:<{11 - len(name)}}{statistics.median(own_tps):12.1f}{peer}")
+        lines.append(f"{name} {size:<{11 - len(name)}}{statistics.median(edgechat_tps):12.1f}{peer}")
     return "\n".join(lines)

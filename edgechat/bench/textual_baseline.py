@@ -1,4 +1,4 @@
-"""Programs measured by the terminal benchmark: the chat with scripted replies, and minimal Textual apps."""
+"""Programs that the terminal benchmark measures: the chat with scripted replies, and minimal Textual apps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from edgechat.store.sqlite import SqliteStore
 
 TOKENS_PER_S: Final = 50
 N_MESSAGES: Final = 5000
-FENCE_TOKENS: Final = 20_000
-LAST_WORDS: Final = "the-last-words-of-it"
+CODE_BLOCK_TOKENS: Final = 20_000
+END_MARKER: Final = "end-of-text-marker"
 OPEN_KEY: Final = "\x1b[24~"
-"""F12 opens the long conversation."""
+"""Escape sequence of F12, which opens the long conversation."""
 THEME_KEY: Final = "\x1b[21~"
-"""F10 changes the theme."""
+"""Escape sequence of F10, which changes the theme."""
 
 PROSE: Final = """Some words about the matter, with **bold** ones, `code`, and a [link](http://example.org/x).
 
@@ -43,7 +43,8 @@ class Empty(App):
 Empty().run()
 """
 
-# Stock Textual: appends to its Markdown widget twelve times a second, above a text area.
+# App with unmodified Textual widgets: a Markdown widget to which text is appended twelve times a second, and a text
+# area.
 STOCK_APP: Final = """
 import sys
 from textual.app import App
@@ -51,7 +52,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Markdown, TextArea
 
 TEXT = sys.argv[1]
-PER_TICK = {per_tick}
+CHARS_PER_TICK = {chars_per_tick}
 
 class Stock(App):
     CSS = "TextArea {{ height: 5; }}"
@@ -64,19 +65,19 @@ class Stock(App):
     def on_mount(self):
         self.query_one(VerticalScroll).anchor()
         self.query_one(TextArea).focus()
-        self.at = 0
-        self.set_interval(1 / 12, self.more)
+        self.text_position = 0
+        self.set_interval(1 / 12, self.append_text)
 
-    async def more(self):
-        text = (TEXT * 2)[self.at : self.at + PER_TICK]
-        self.at = (self.at + PER_TICK) % len(TEXT)
+    async def append_text(self):
+        text = (TEXT * 2)[self.text_position : self.text_position + CHARS_PER_TICK]
+        self.text_position = (self.text_position + CHARS_PER_TICK) % len(TEXT)
         await self.query_one(Markdown).append(text)
 
 Stock().run()
 """
 
 
-def open_code_block(n_tokens: int) -> str:
+def unclosed_code_block(n_tokens: int) -> str:
     """Return an unclosed Markdown code block of about `n_tokens` tokens."""
     lines, n_chars, number = ["```python\n"], 0, 0
     while n_chars < n_tokens * CHARS_PER_TOKEN:
@@ -87,9 +88,9 @@ def open_code_block(n_tokens: int) -> str:
 
 
 def fill_store(store: SqliteStore, n_conversations: int, n_messages: int) -> Conversation:
-    """Fill a store with short conversations and a long one, and return the long one.
+    """Add `n_conversations` short conversations and one with `n_messages` messages; return the long conversation.
 
-    Its last message ends with a long code block and `LAST_WORDS`.
+    The last message of the long conversation consists of a long code block and `END_MARKER`.
     """
     for number in range(n_conversations):
         conversation = Conversation(id=new_id(), title=f"Conversation {number}", created_at_ms=1 + number)
@@ -100,7 +101,7 @@ def fill_store(store: SqliteStore, n_conversations: int, n_messages: int) -> Con
         is_reply = number % 2 == 1
         text = PROSE * 2 if is_reply else f"Question {number}, in a few words?"
         if number == n_messages - 1:
-            text = f"{open_code_block(FENCE_TOKENS)}```\n\n{LAST_WORDS}"
+            text = f"{unclosed_code_block(CODE_BLOCK_TOKENS)}```\n\n{END_MARKER}"
         path.append(
             Message(
                 id=new_id(), parent_id=path[-1].id if path else None, role="assistant" if is_reply else "user",
@@ -112,17 +113,17 @@ def fill_store(store: SqliteStore, n_conversations: int, n_messages: int) -> Con
 
 
 def run_scripted_chat(conversation_id: str) -> None:
-    """Run the chat with an endless scripted reply, which begins with a long unclosed code block."""
+    """Run the chat with a very long scripted reply that starts with an unclosed code block."""
     from edgechat.store import open_store
     from edgechat.tui.app import ChatApp, run_app
 
-    text = f"{open_code_block(FENCE_TOKENS)}"
-    script = Script([text + CODE.format(n=1) * 2000], 1 / TOKENS_PER_S, n_fast=len(text) // CHARS_PER_TOKEN)
+    code = unclosed_code_block(CODE_BLOCK_TOKENS)
+    script = Script([code + CODE.format(n=1) * 2000], 1 / TOKENS_PER_S, n_fast_tokens=len(code) // CHARS_PER_TOKEN)
     store = open_store()
     settings = Settings(titles=False)
 
     class BenchmarkedChat(ChatApp):
-        """The chat with two additional keys for the benchmark."""
+        """The chat with two additional keys: F12 opens `conversation_id`, F10 changes the theme."""
 
         async def on_event(self, event: object) -> None:
             key = getattr(event, "key", "")
@@ -133,8 +134,8 @@ def run_scripted_chat(conversation_id: str) -> None:
             else:
                 await super().on_event(event)  # type: ignore[arg-type]
 
-    def refuse(_store: object, _conversation_id: str, _file: Path) -> None:
+    def refuse_export(_store: object, _conversation_id: str, _file: Path) -> None:
         raise NotImplementedError
 
-    app = BenchmarkedChat(lambda: ScriptedSession(store, settings, script), [], settings, refuse)
+    app = BenchmarkedChat(lambda: ScriptedSession(store, settings, script), [], settings, refuse_export)
     run_app(app)

@@ -1,6 +1,6 @@
 """Benchmark of the terminal interface: first frame, key latency, long conversations, memory, idle CPU, decode speed.
 
-Everything is measured from outside on a pseudo-terminal, in alternating order with minimal Textual programs.
+All programs run in a pseudo-terminal; edgechat alternates with minimal Textual programs as the baseline.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import msgspec
 from edgechat.bench import textual_baseline
 from edgechat.bench.pty_program import PtyProgram, run_in_pty
 from edgechat.bench.scripted_session import CHARS_PER_TOKEN
-from edgechat.hardware.memory import cpu_s, rss_bytes
-from edgechat.humanize import size
+from edgechat.hardware.memory import read_cpu_time_s, read_rss_bytes
+from edgechat.humanize import format_size
 from edgechat.store import open_store
 
 ProgressCallback = Callable[[str], None]
@@ -32,26 +32,33 @@ _FIRST_FRAME_TEXT: Final = "sk something"
 _N_CONVERSATIONS: Final = 1000
 _N_KEYS: Final = 120
 _KEY_INTERVAL_S: Final = 0.17
-_ALPHABET: Final = 0x3400
-"""First code point of the typed letters. They occur nowhere else, so an echoed letter is on the screen."""
+_FIRST_LETTER_CODE_POINT: Final = 0x3400
+"""Code point of the first typed letter. No other output contains the letters, so a letter in the output is an echo."""
 _IDLE_S: Final = 60.0
 _QUESTION: Final = "Tell me a long story about the sea."
-_N_DECODED: Final = 200
+_N_DECODED_TOKENS: Final = 200
 
 
 class TuiReport(msgspec.Struct, frozen=True, kw_only=True):
     """Results of the terminal benchmark; lists have one value per round."""
 
     first_frame_s: list[float]
+    """Seconds from the start of the process until the first frame of the chat."""
     empty_first_frame_s: list[float]
-    usable_after_s: list[float]
+    """Seconds from the start of the process until the first frame of an empty Textual app."""
+    first_key_s: list[float] = msgspec.field(name="usable_after_s")
     """Seconds from the first frame until a key pressed at that moment is visible."""
     key_p99_s: list[float]
+    """99th percentile of the time in seconds to show a letter typed during a reply."""
     stock_key_p99_s: list[float]
-    key_worst_s: float
-    focus_flip_s: list[float]
-    theme_s: list[float]
-    open_s: list[float]
+    """99th percentile of the time in seconds to show a letter typed in an app of unmodified Textual widgets."""
+    max_key_s: float = msgspec.field(name="key_worst_s")
+    """Longest time in seconds to show a letter typed during a reply."""
+    focus_change_s: list[float] = msgspec.field(name="focus_flip_s")
+    """Seconds to show a letter typed directly after the terminal lost and regained the focus."""
+    theme_change_s: list[float] = msgspec.field(name="theme_s")
+    """Seconds to show a letter typed directly after a change of the theme."""
+    conversation_open_s: list[float] = msgspec.field(name="open_s")
     """Seconds from the key press until the end of the long conversation is visible."""
     ui_rss_bytes: int
     idle_cpu_share: float
@@ -60,200 +67,208 @@ class TuiReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(rounds: int, on_progress: ProgressCallback, idle_s: float = _IDLE_S) -> TuiReport:
-    """Run all measurements. Raises EngineError if an expected text never appears."""
+    """Run all measurements. Raises EngineError if an expected text does not appear in the terminal."""
     with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as home:
-        env = _environment(Path(home))
-        on_progress(f"writing {_N_CONVERSATIONS} conversations and one of {textual_baseline.N_MESSAGES} messages")
-        with _edgechat_home(home):
+        env = _make_environment(Path(home))
+        on_progress(
+            f"writing {_N_CONVERSATIONS} short conversations and one with {textual_baseline.N_MESSAGES} messages"
+        )
+        with _use_home(home):
             store = open_store()
-            long_id = textual_baseline.fill_store(store, _N_CONVERSATIONS, textual_baseline.N_MESSAGES).id
+            long_conversation_id = textual_baseline.fill_store(store, _N_CONVERSATIONS, textual_baseline.N_MESSAGES).id
             store.close()
-        first, empty, usable = _measure_first_frames(rounds, env, on_progress)
-        keys, stock, flips, themes, opened, rss = _measure_typing(rounds, env, long_id, on_progress)
-        on_progress(f"idle for {idle_s:.0f} s")
-        share = _measure_idle(env, long_id, idle_s)
-        own_tps, ask = _measure_decoding(rounds, env, on_progress)
+        first_frame_s, empty_first_frame_s, first_key_s = _measure_first_frames(rounds, env, on_progress)
+        key_delays_s, stock_key_delays_s, focus_change_s, theme_change_s, conversation_open_s, max_rss_bytes = (
+            _measure_typing(rounds, env, long_conversation_id, on_progress)
+        )
+        on_progress(f"measuring idle CPU usage for {idle_s:.0f} s")
+        cpu_share = _measure_idle(env, long_conversation_id, idle_s)
+        chat_tps, ask_tps = _measure_decoding(rounds, env, on_progress)
     return TuiReport(
-        first_frame_s=first, empty_first_frame_s=empty, usable_after_s=usable,
-        key_p99_s=[_p99(k) for k in keys], stock_key_p99_s=[_p99(k) for k in stock],
-        key_worst_s=max(max(k) for k in keys), focus_flip_s=flips, theme_s=themes, open_s=opened, ui_rss_bytes=rss,
-        idle_cpu_share=share, decode_tps=own_tps, ask_decode_tps=ask,
+        first_frame_s=first_frame_s, empty_first_frame_s=empty_first_frame_s, first_key_s=first_key_s,
+        key_p99_s=[_compute_p99(delays_s) for delays_s in key_delays_s],
+        stock_key_p99_s=[_compute_p99(delays_s) for delays_s in stock_key_delays_s],
+        max_key_s=max(max(delays_s) for delays_s in key_delays_s), focus_change_s=focus_change_s,
+        theme_change_s=theme_change_s, conversation_open_s=conversation_open_s, ui_rss_bytes=max_rss_bytes,
+        idle_cpu_share=cpu_share, decode_tps=chat_tps, ask_decode_tps=ask_tps,
     )  # fmt: skip
 
 
-def _environment(home: Path) -> dict[str, str]:
-    # An installed program has compiled files; without them every start would compile.
-    inherited = {
+def _make_environment(home: Path) -> dict[str, str]:
+    # Omit PYTHONDONTWRITEBYTECODE, so that edgechat starts from bytecode files, as an installed program does.
+    inherited_env = {
         k: v for k, v in os.environ.items() if not k.startswith("EDGECHAT_") and k != "PYTHONDONTWRITEBYTECODE"
     }
-    return {**inherited, "EDGECHAT_HOME": str(home)}
+    return {**inherited_env, "EDGECHAT_HOME": str(home)}
 
 
 @contextlib.contextmanager
-def _edgechat_home(home: str) -> Iterator[None]:
-    before = os.environ.get("EDGECHAT_HOME")
+def _use_home(home: str) -> Iterator[None]:
+    old_home = os.environ.get("EDGECHAT_HOME")
     os.environ["EDGECHAT_HOME"] = home
     try:
         yield
     finally:
-        if before is None:
+        if old_home is None:
             del os.environ["EDGECHAT_HOME"]
         else:
-            os.environ["EDGECHAT_HOME"] = before
+            os.environ["EDGECHAT_HOME"] = old_home
 
 
-def _edgechat(*arguments: str) -> list[str]:
+def _edgechat_command(*arguments: str) -> list[str]:
     return [shutil.which("edgechat", path=str(Path(sys.executable).parent)) or "edgechat", *arguments]
 
 
 def _measure_first_frames(
     rounds: int, env: dict[str, str], on_progress: ProgressCallback
 ) -> tuple[list[float], list[float], list[float]]:
-    edgechat, empty, usable = [], [], []
-    for number in range(rounds + 1):  # the first round fills the page cache
-        on_progress(f"first frame {number} of {rounds}")
+    """Return three times in seconds per round: first frame of the chat and of an empty app, delay of the first key."""
+    first_frame_s, empty_first_frame_s, first_key_s = [], [], []
+    for number in range(rounds + 1):  # round 0 fills the page cache; its times are discarded
+        on_progress(f"measuring the first frame, round {number} of {rounds}")
         with run_in_pty([sys.executable, "-c", textual_baseline.EMPTY_APP], env) as program:
-            empty.append(program.wait_for(_FIRST_FRAME_TEXT) - program.started_at)
-        with run_in_pty(_edgechat(), env) as program:
-            edgechat.append(program.wait_for(_FIRST_FRAME_TEXT) - program.started_at)
-            pressed_s = program.write("\u0416")
-            usable.append(program.wait_for("\u0416") - pressed_s)
-    return edgechat[1:], empty[1:], usable[1:]
+            empty_first_frame_s.append(program.wait_for(_FIRST_FRAME_TEXT) - program.started_at)
+        with run_in_pty(_edgechat_command(), env) as program:
+            first_frame_s.append(program.wait_for(_FIRST_FRAME_TEXT) - program.started_at)
+            pressed_at = program.write("\u0416")
+            first_key_s.append(program.wait_for("\u0416") - pressed_at)
+    return first_frame_s[1:], empty_first_frame_s[1:], first_key_s[1:]
 
 
 @contextlib.contextmanager
-def _home_copy(env: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Copy the conversations, so that a measurement does not change the originals."""
+def _copy_home(env: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Yield an environment with a copy of the conversations, so that measurements do not change the originals."""
     with tempfile.TemporaryDirectory(prefix="edgechat-bench-") as home:
         shutil.copytree(env["EDGECHAT_HOME"], home, dirs_exist_ok=True)
         yield {**env, "EDGECHAT_HOME": home}
 
 
-def _chat(env: dict[str, str], long_id: str) -> contextlib.AbstractContextManager[PtyProgram]:
-    code = f"from edgechat.bench.textual_baseline import run_scripted_chat; run_scripted_chat({long_id!r})"
+def _run_scripted_chat(env: dict[str, str], long_conversation_id: str) -> contextlib.AbstractContextManager[PtyProgram]:
+    code = f"from edgechat.bench.textual_baseline import run_scripted_chat; run_scripted_chat({long_conversation_id!r})"
     return run_in_pty([sys.executable, "-c", code], env)
 
 
-def _stock(env: dict[str, str]) -> contextlib.AbstractContextManager[PtyProgram]:
-    per_tick = textual_baseline.TOKENS_PER_S * CHARS_PER_TOKEN // 12
-    return run_in_pty(
-        [sys.executable, "-c", textual_baseline.STOCK_APP.format(per_tick=per_tick), textual_baseline.PROSE * 20], env
-    )
+def _run_stock_app(env: dict[str, str]) -> contextlib.AbstractContextManager[PtyProgram]:
+    chars_per_tick = textual_baseline.TOKENS_PER_S * CHARS_PER_TOKEN // 12
+    code = textual_baseline.STOCK_APP.format(chars_per_tick=chars_per_tick)
+    return run_in_pty([sys.executable, "-c", code, textual_baseline.PROSE * 20], env)
 
 
 def _measure_typing(
-    rounds: int, env: dict[str, str], long_id: str, on_progress: ProgressCallback
+    rounds: int, env: dict[str, str], long_conversation_id: str, on_progress: ProgressCallback
 ) -> tuple[list[list[float]], list[list[float]], list[float], list[float], list[float], int]:
-    own_delays: list[list[float]] = []
-    stock: list[list[float]] = []
-    focus_changes: list[float] = []
-    themes: list[float] = []
-    opened: list[float] = []
-    rss = 0
+    """Return delays in seconds (keys, keys in the stock app, focus, theme, opening) and the resident memory."""
+    key_delays_s: list[list[float]] = []
+    stock_key_delays_s: list[list[float]] = []
+    focus_change_s: list[float] = []
+    theme_change_s: list[float] = []
+    conversation_open_s: list[float] = []
+    max_rss_bytes = 0
     for number in range(rounds):
-        on_progress(f"keys during a reply, {number + 1} of {rounds}")
-        with _stock(env) as program:
+        on_progress(f"measuring the key latency during a reply, round {number + 1} of {rounds}")
+        with _run_stock_app(env) as program:
             program.wait_for("begun")
             program.read_for(1.0)
-            stock.append(_measure_keys(program))
-        with _home_copy(env) as copied, _chat(copied, long_id) as program:
+            stock_key_delays_s.append(_measure_keys(program))
+        with _copy_home(env) as copy_env, _run_scripted_chat(copy_env, long_conversation_id) as program:
             program.wait_for("Ready")
             program.read_for(0.5)
-            pressed_s = program.write(textual_baseline.OPEN_KEY)
-            opened.append(program.wait_for(textual_baseline.LAST_WORDS) - pressed_s)
+            pressed_at = program.write(textual_baseline.OPEN_KEY)
+            conversation_open_s.append(program.wait_for(textual_baseline.END_MARKER) - pressed_at)
             program.read_for(2.0)
             program.write("Go\r")
             program.wait_for("Generating")
             program.read_for(3.0)
-            own_delays.append(_measure_keys(program))
-            for keys, times in (("\x1b[O\x1b[I", focus_changes), (textual_baseline.THEME_KEY, themes)):
-                pressed_s = program.write(f"{keys}\u04e8")
-                times.append(program.wait_for("\u04e8", start=len(program.output)) - pressed_s)
+            key_delays_s.append(_measure_keys(program))
+            for keys, delays_s in (("\x1b[O\x1b[I", focus_change_s), (textual_baseline.THEME_KEY, theme_change_s)):
+                pressed_at = program.write(f"{keys}\u04e8")
+                delays_s.append(program.wait_for("\u04e8", start=len(program.output)) - pressed_at)
                 program.read_for(0.5)
-            rss = max(rss, rss_bytes(program.pid))
-    return own_delays, stock, focus_changes, themes, opened, rss
+            max_rss_bytes = max(max_rss_bytes, read_rss_bytes(program.pid))
+    return key_delays_s, stock_key_delays_s, focus_change_s, theme_change_s, conversation_open_s, max_rss_bytes
 
 
 def _measure_keys(program: PtyProgram) -> list[float]:
-    """Press many keys and return the seconds until each is visible."""
-    times = []
+    """Type `_N_KEYS` letters and return the seconds until each letter is visible."""
+    delays_s = []
     for number in range(_N_KEYS):
-        letter = chr(_ALPHABET + number)
+        letter = chr(_FIRST_LETTER_CODE_POINT + number)
         start = len(program.output)
-        pressed_s = program.write(letter)
-        times.append(program.wait_for(letter, start=start) - pressed_s)
+        pressed_at = program.write(letter)
+        delays_s.append(program.wait_for(letter, start=start) - pressed_at)
         program.read_for(_KEY_INTERVAL_S)
-    return times
+    return delays_s
 
 
-def _measure_idle(env: dict[str, str], long_id: str, idle_s: float) -> float:
-    """Return the CPU share (1.0 = one core) of all processes while a conversation is open and idle."""
-    with run_in_pty(_edgechat("-m", "starter", "--conversation", long_id), env) as program:
+def _measure_idle(env: dict[str, str], long_conversation_id: str, idle_s: float) -> float:
+    """Return the CPU usage (1.0 is one core) of the idle chat and its child processes with an open conversation."""
+    with run_in_pty(_edgechat_command("-m", "starter", "--conversation", long_conversation_id), env) as program:
         program.wait_for("Ready", timeout_s=300)
-        program.read_for(30.0)  # one-off idle work: prefill ahead and step costs
-        before_s = cpu_s(program.pid)
+        program.read_for(30.0)  # wait for one-time work: prefill of the next prompt, measurement of step costs
+        cpu_start_s = read_cpu_time_s(program.pid)
         program.read_for(idle_s)
-        return (cpu_s(program.pid) - before_s) / idle_s
+        return (read_cpu_time_s(program.pid) - cpu_start_s) / idle_s
 
 
 def _measure_decoding(
     rounds: int, env: dict[str, str], on_progress: ProgressCallback
 ) -> tuple[list[float], list[float]]:
     """Return the decode speeds of the same reply in the chat and in `ask`, in tokens per second."""
-    own_tps, ask = [], []
-    options = ["-m", "starter", "--temperature", "0", "--max-tokens", str(_N_DECODED), "--no-speculation"]
+    chat_tps, ask_tps = [], []
+    options = ["-m", "starter", "--temperature", "0", "--max-tokens", str(_N_DECODED_TOKENS), "--no-speculation"]
     for number in range(rounds):
-        on_progress(f"decoding, {number + 1} of {rounds}")
-        completed = subprocess.run(
-            _edgechat("ask", *options, "--json", "--ephemeral", _QUESTION), env=env, check=True, capture_output=True,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        ask.append(float(json.loads(completed.stdout)["stats"]["decode_tps"]))
-        with run_in_pty(_edgechat(*options), env) as program:
+        on_progress(f"measuring the decode speed, round {number + 1} of {rounds}")
+        command = _edgechat_command("ask", *options, "--json", "--ephemeral", _QUESTION)
+        ask_process = subprocess.run(command, env=env, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+        ask_tps.append(float(json.loads(ask_process.stdout)["stats"]["decode_tps"]))
+        with run_in_pty(_edgechat_command(*options), env) as program:
             program.wait_for("Ready")
             program.write(f"{_QUESTION}\r")
             program.wait_for("tokens/s", start=len(program.output))
             program.wait_for("length limit")
             program.read_for(0.5)
-        own_tps.append(_last_tps(env))
-    return own_tps, ask
+        chat_tps.append(_read_last_tps(env))
+    return chat_tps, ask_tps
 
 
-def _last_tps(env: dict[str, str]) -> float:
-    command = _edgechat("history", "list", "-n", "1", "--json")
-    listed = subprocess.run(command, env=env, check=True, capture_output=True)
-    conversation_id = json.loads(listed.stdout)[0]["conversation"]["id"]
-    command = _edgechat("history", "show", conversation_id, "--json")
-    shown = subprocess.run(command, env=env, check=True, capture_output=True)
-    return float(json.loads(shown.stdout)["messages"][-1]["stats"]["decode_tps"])
+def _read_last_tps(env: dict[str, str]) -> float:
+    """Return the decode speed of the last reply of the newest conversation, in tokens per second."""
+    command = _edgechat_command("history", "list", "-n", "1", "--json")
+    list_process = subprocess.run(command, env=env, check=True, capture_output=True)
+    conversation_id = json.loads(list_process.stdout)[0]["conversation"]["id"]
+    command = _edgechat_command("history", "show", conversation_id, "--json")
+    show_process = subprocess.run(command, env=env, check=True, capture_output=True)
+    return float(json.loads(show_process.stdout)["messages"][-1]["stats"]["decode_tps"])
 
 
-def _p99(times: list[float]) -> float:
-    return statistics.quantiles(times, n=100, method="inclusive")[98]
+def _compute_p99(delays_s: list[float]) -> float:
+    return statistics.quantiles(delays_s, n=100, method="inclusive")[98]
 
 
-def table(report: TuiReport) -> str:
-    """Format the report as a table of figures and their bars."""
+def format_table(report: TuiReport) -> str:
+    """Format the report as a table of results and their limits."""
 
     def median(values: list[float]) -> float:
         return statistics.median(values)
 
-    def ratio(own: list[float], baseline: list[float]) -> float:
-        return median([a / b for a, b in zip(own, baseline, strict=True)])
+    def ratio(values: list[float], baselines: list[float]) -> float:
+        return median([value / baseline for value, baseline in zip(values, baselines, strict=True)])
 
     rows = [
         ("first frame / empty app", f"{ratio(report.first_frame_s, report.empty_first_frame_s):.2f}", "1.20"),
-        ("key at the first frame", f"{1000 * median(report.usable_after_s):.0f} ms", "100 ms"),
+        ("key pressed at the first frame", f"{1000 * median(report.first_key_s):.0f} ms", "100 ms"),
         ("key to paint / stock Textual, p99", f"{ratio(report.key_p99_s, report.stock_key_p99_s):.2f}", "1.20"),
         ("key to paint, p99", f"{1000 * median(report.key_p99_s):.0f} ms", "33 ms"),
         ("stock Textual, p99", f"{1000 * median(report.stock_key_p99_s):.0f} ms", ""),
-        ("worst key", f"{1000 * report.key_worst_s:.0f} ms", "100 ms"),
-        ("focus change and a key", f"{1000 * median(report.focus_flip_s):.0f} ms", "150 ms"),
-        ("theme change and a key", f"{1000 * median(report.theme_s):.0f} ms", "150 ms"),
-        ("opening 5,000 messages", f"{1000 * median(report.open_s):.0f} ms", "300 ms"),
-        ("memory of the chat process", size(report.ui_rss_bytes), "150 MB"),
+        ("slowest key", f"{1000 * report.max_key_s:.0f} ms", "100 ms"),
+        ("key after a focus change", f"{1000 * median(report.focus_change_s):.0f} ms", "150 ms"),
+        ("key after a theme change", f"{1000 * median(report.theme_change_s):.0f} ms", "150 ms"),
+        ("opening 5,000 messages", f"{1000 * median(report.conversation_open_s):.0f} ms", "300 ms"),
+        ("memory of the chat process", format_size(report.ui_rss_bytes), "150 MB"),
         ("idle CPU", f"{100 * report.idle_cpu_share:.2f} %", "0.50 %"),
         ("decode speed / `ask`", f"{ratio(report.decode_tps, report.ask_decode_tps):.3f}", "0.990"),
     ]
     width = max(len(name) for name, *_ in rows)
-    return "\n".join(f"{name:<{width}}{value:>10}{f'   bar: {bar}' if bar else ''}" for name, value, bar in rows)
+    return "\n".join(
+        f"{name:<{width}}{value:>10}{f'   limit: {limit}' if limit else ''}" for name, value, limit in rows
+    )

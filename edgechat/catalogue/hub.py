@@ -1,7 +1,7 @@
-"""Client of the Hugging Face hub: searches for models and lists the quants and files of a repository.
+"""Client of the Hugging Face hub: search for models, and list the quants and files of a repository.
 
-This is the only module that imports huggingface_hub; it uses no private API of that library. Requests are sent only for
-a search or a download that the user started, and telemetry is off.
+Only this module imports huggingface_hub, and it uses no private API of that library. Requests are sent only for a
+search or a download that the user started, and telemetry is off.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 
 from edgechat.catalogue.download import http
 from edgechat.catalogue.download.safe_names import is_safe_path
-from edgechat.catalogue.hub_errors import hub_error
+from edgechat.catalogue.hub_errors import make_hub_error
 from edgechat.errors import CatalogueError, HubError
 from edgechat.modelfile.split import parse_part_name
 
@@ -26,41 +26,41 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 API_TIMEOUT_S: Final = 10.0
-"""Timeout of a hub API request: a search, or a request for the files of a repository."""
+"""Timeout of a hub API request, such as a search or a request for the file list of a repository."""
 _RETRY_PAUSES_S: Final = (0.5, 1.5)
-"""Pauses in seconds before the second and the third attempt after a server error."""
+"""Pauses in seconds before the second and the third attempt of a request, after server errors."""
 MAX_FILES: Final = 5000
 """Maximum number of files read from the file list of a repository; further files are ignored."""
-REFERENCE: Final = re.compile(
+REFERENCE_PATTERN: Final = re.compile(
     r"(?:hf\.co/|https://huggingface\.co/)?(?P<repo>\w[\w.-]*/\w[\w.-]*?)(?::(?P<quant>[^:]+))?/?"
 )
 """Model reference: `owner/repo`, `owner/repo:QUANT` or `owner/repo:FILE`, also as a URL."""
 # Pattern of a quant name in a file name. The alternatives are ordered so that the longest name matches.
-_QUANT: Final = re.compile(
+_QUANT_PATTERN: Final = re.compile(
     r"(?:^|[-._/])((?:UD-)?(?:IQ[1-4]_(?:XXS|XS|S|M|NL|NL_XL)|Q[1-8]_(?:[01](?:_\d_\d)?|K(?:_(?:XXS|XS|S|M|L|XL))?)|"
     r"TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|F16|FP16|F32))(?=$|[-._/])",
     re.IGNORECASE,
 )
-PREFERENCE: Final = (
+PREFERRED_QUANTS: Final = (
     "Q4_K_M", "UD-Q4_K_XL", "Q4_K_S", "IQ4_XS", "Q4_0", "MXFP4_MOE", "MXFP4", "IQ4_NL", "Q4_1", "Q5_K_M", "Q5_K_S",
     "Q6_K", "Q8_0", "UD-Q4_K_M", "Q3_K_M", "Q3_K_L", "Q2_K", "BF16", "F16",
 )  # fmt: skip
-"""Default quants in order of preference: first those with about 4.5 bits per weight, then larger and smaller ones."""
+"""Quants in the order in which the default quant is chosen: first those with about 4.5 bits per weight."""
 
 
 class RemoteFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A model file in a repository of the hub."""
+    """A model file in a hub repository."""
 
     path: str
-    """Path relative to the repository, checked with `is_safe_path`."""
+    """Path of the file in the repository, already checked with `is_safe_path`."""
     size_bytes: int
     sha256: str
-    """Published hash; "" for small files, whose hash the hub does not publish."""
+    """Published SHA-256; "" for small files, for which the hub publishes no SHA-256."""
     url: str
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
-    """A model in one quant: one file, or all parts of a split model."""
+    """One quant of a model: a single file, or all parts of a split model."""
 
     quant: str
     files: tuple[RemoteFile, ...]
@@ -73,7 +73,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Repository(msgspec.Struct, frozen=True, kw_only=True):
-    """A repository of the hub at one revision."""
+    """A hub repository at one revision."""
 
     id: str
     revision: str
@@ -82,12 +82,12 @@ class Repository(msgspec.Struct, frozen=True, kw_only=True):
     variants: tuple[Variant, ...]
 
     def model_variants(self) -> list[Variant]:
-        """Return the variants without projectors (image and sound encoders)."""
+        """Return the variants that are models, not projectors (image or sound encoders)."""
         return [variant for variant in self.variants if not variant.is_projector]
 
 
 class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One repository in the results of a search."""
+    """A repository in the results of a search."""
 
     id: str
     downloads: int
@@ -96,25 +96,25 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
     is_gated: bool
 
 
-def quant_of(name: str) -> str:
-    """Return the quant in a file name, in capitals, such as `Q4_K_M`; "" if the name has none."""
-    quants = _QUANT.findall(name)
+def parse_quant(name: str) -> str:
+    """Return the quant in a file name, in upper case, such as `Q4_K_M`; "" if the name contains none."""
+    quants = _QUANT_PATTERN.findall(name)
     return str(quants[-1]).upper().replace("FP16", "F16") if quants else ""
 
 
 def parse_reference(reference: str) -> tuple[str, str] | None:
-    """Split `owner/repo[:QUANT]` into repository and quant ("" if absent). Returns None for any other text."""
-    match = REFERENCE.fullmatch(reference)
+    """Split `owner/repo[:QUANT]` into repository and quant ("" if absent). Returns None for any other string."""
+    match = REFERENCE_PATTERN.fullmatch(reference)
     return (match["repo"], match["quant"] or "") if match else None
 
 
 def endpoint() -> str:
-    """Return the URL of the hub: HF_ENDPOINT, or huggingface.co."""
+    """Return the URL of the hub: the value of HF_ENDPOINT, or https://huggingface.co."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 class Hub:
-    """API client of the hub. Respects HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxy variables."""
+    """Client of the hub's API. Uses the variables HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE, and proxy variables."""
 
     def __init__(self) -> None:
         # huggingface_hub reads these variables when it is imported.
@@ -134,27 +134,27 @@ class Hub:
         self.endpoint = str(self._api.endpoint)
 
     def headers(self) -> dict[str, str]:
-        """Return the HTTP headers of a file request. They contain the user's token and must be sent only to the hub."""
+        """Return the HTTP headers for file requests. They contain the user's token, so send them only to the hub."""
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # missing in __all__
 
         headers = build_hf_headers(library_name=self._name, library_version=self._version)
         return {str(name): str(value) for name, value in headers.items()}
 
     def search(self, text: str, limit: int = 20) -> list[SearchResult]:
-        """Search for repositories with GGUF files, most downloaded first. Raises HubError."""
+        """Search for repositories with GGUF files, and sort them by downloads, most first. Raises HubError."""
         repositories = self._call_api(
             lambda: list(self._api.list_models(search=text, filter="gguf", sort="downloads", limit=limit)), repr(text)
         )
         return [
             SearchResult(
                 id=repo.id, downloads=repo.downloads or 0, likes=repo.likes or 0,
-                licence=_licence(repo), is_gated=bool(repo.gated),
+                licence=_find_licence(repo), is_gated=bool(repo.gated),
             )
             for repo in repositories
         ]  # fmt: skip
 
     def get_repository(self, repo_id: str, revision: str | None = None) -> Repository:
-        """Fetch a repository with its variants, ordered by size. Raises HubError."""
+        """Fetch a repository, with variants sorted by size. Raises HubError, or CatalogueError for an invalid name."""
         info = self._call_api(
             lambda: self._api.model_info(repo_id, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S),
             repo_id,
@@ -173,8 +173,8 @@ class Hub:
             id=info.id,
             revision=sha,
             is_gated=bool(info.gated),
-            licence=_licence(info),
-            variants=tuple(_variants(files)),
+            licence=_find_licence(info),
+            variants=tuple(_group_into_variants(files)),
         )
 
     def _file_url(self, repo_id: str, revision: str, path: str) -> str:
@@ -182,46 +182,46 @@ class Hub:
 
         return str(hf_hub_url(repo_id, path, revision=revision, endpoint=self.endpoint))
 
-    def _call_api(self, call: Callable[[], T], subject: str) -> T:
-        """Call the API, with two retries after server errors. Raises HubError, whose message names `subject`."""
+    def _call_api(self, send_request: Callable[[], T], repo_or_query: str) -> T:
+        """Call the API, and retry twice after server errors. Raises HubError with `repo_or_query` in the message."""
         if self._is_offline:
             raise HubError(
-                f"HF_HUB_OFFLINE is set, so no request for {subject} was sent to {self.endpoint}. "
+                f"HF_HUB_OFFLINE is set, so no request for {repo_or_query} was sent to {self.endpoint}. "
                 "Unset HF_HUB_OFFLINE, or use an installed model (`edgechat models list`)."
             )
         http.check_reachable(self.endpoint)
         for pause_s in (*_RETRY_PAUSES_S, None):
             try:
-                return self._call_api_once(call, subject)
+                return self._call_api_once(send_request, repo_or_query)
             except http.HttpStatusError as error:  # noqa: PERF203  (pauses follow)
                 if pause_s is None or not error.is_transient or (error.retry_after_s or 0.0) > pause_s:
-                    raise hub_error(error, subject, self.endpoint) from None
+                    raise make_hub_error(error, repo_or_query, self.endpoint) from None
                 time.sleep(pause_s)
         raise AssertionError  # the last attempt returns or raises
 
-    def _call_api_once(self, call: Callable[[], T], subject: str) -> T:
+    def _call_api_once(self, send_request: Callable[[], T], repo_or_query: str) -> T:
         """Call the API once, without retries. Raises HttpStatusError with the hub's error code, and HubError."""
         import httpx2
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
         try:
-            return http.run_with_timeout(API_TIMEOUT_S + http.CONNECT_TIMEOUT_S, call, self.endpoint)
+            return http.run_with_timeout(API_TIMEOUT_S + http.CONNECT_TIMEOUT_S, send_request, self.endpoint)
         except HfHubHTTPError as error:
             code = error.response.headers.get("X-Error-Code", "")
-            if isinstance(error, RepositoryNotFoundError):  # also for some responses with status 401 and no code
+            if isinstance(error, RepositoryNotFoundError):  # also raised for status 401 without X-Error-Code
                 code = "GatedRepo" if isinstance(error, GatedRepoError) else "RepoNotFound"
             raise http.HttpStatusError(str(error), error.response.status_code, code=code) from None
         except HFValidationError as error:
-            raise CatalogueError(f"{subject!r} is not the name of a repository: {error}") from None
+            raise CatalogueError(f"{repo_or_query!r} is not a valid repository name: {error}") from None
         except (httpx2.HTTPError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise HubError(
-                f"{self.endpoint} sent an invalid response for {subject}: {error or type(error).__name__}"
+                f"{self.endpoint} sent an invalid response for {repo_or_query}: {error or type(error).__name__}"
             ) from None
 
 
 def _raise_transient_error(response: Any) -> None:
-    """Raise HttpStatusError for a transient status, because huggingface_hub would retry and log for half a minute."""
-    error = http.HttpStatusError("", response.status_code, http.retry_after_s(response.headers))
+    """Raise HttpStatusError for a transient HTTP status. Otherwise huggingface_hub would retry for half a minute."""
+    error = http.HttpStatusError("", response.status_code, http.parse_retry_after(response.headers))
     if error.is_transient:
         raise error
 
@@ -235,56 +235,56 @@ def _make_client() -> Any:
     )  # fmt: skip
 
 
-def _licence(info: Any) -> str:
+def _find_licence(info: Any) -> str:
     tags = info.tags if isinstance(info.tags, list) else []
     return next((str(tag)[8:] for tag in tags if str(tag).startswith("license:")), "")
 
 
-def _variants(files: list[RemoteFile]) -> list[Variant]:
-    """Group files into variants, sorted by size. Split models with missing parts are left out."""
+def _group_into_variants(files: list[RemoteFile]) -> list[Variant]:
+    """Group files into variants, sorted by size. Split models with missing parts are omitted."""
     split_models: dict[tuple[str, int], dict[int, RemoteFile]] = {}
     variants = []
     for file in files:
         part = parse_part_name(file.path)
         if part is None:
-            variants.append(_variant((file,)))
+            variants.append(_make_variant((file,)))
         else:
             split_models.setdefault((part.stem, part.n_parts), {})[part.number] = file
-    for (_, count), parts in split_models.items():
-        if len(parts) == count:
-            variants.append(_variant(tuple(parts[number] for number in sorted(parts))))
+    for (_, n_parts), parts in split_models.items():
+        if len(parts) == n_parts:
+            variants.append(_make_variant(tuple(parts[number] for number in sorted(parts))))
     return sorted(variants, key=lambda variant: variant.size_bytes)
 
 
-def _variant(files: tuple[RemoteFile, ...]) -> Variant:
+def _make_variant(files: tuple[RemoteFile, ...]) -> Variant:
     name = files[0].path
     is_projector = "mmproj" in name.rsplit("/", 1)[-1].lower()
-    return Variant(quant=quant_of(name), files=files, is_projector=is_projector)
+    return Variant(quant=parse_quant(name), files=files, is_projector=is_projector)
 
 
 def choose_variant(repo: Repository, quant: str = "") -> Variant:
-    """Choose the variant with the quant or file name `quant`, or the default variant for "".
+    """Choose the variant whose quant or file name is `quant`. If `quant` is "", choose the default variant.
 
-    Raises CatalogueError, with the available variants, if no variant or several match.
+    Raises CatalogueError, which lists the available variants, if no variant or more than one matches.
     """
     models = repo.model_variants()
     if not models:
         raise CatalogueError(
-            f"{repo.id} has no GGUF files. Find a converted repository, often named ...-GGUF: `edgechat models search`."
+            f"{repo.id} has no GGUF files. Use `edgechat models search` to find a repository whose name ends in -GGUF."
         )
-    for preferred in [quant.upper()] if quant else PREFERENCE:
-        matches = [model for model in models if model.quant == preferred]
+    for preferred_quant in [quant.upper()] if quant else PREFERRED_QUANTS:
+        matches = [model for model in models if model.quant == preferred_quant]
         if len(matches) == 1 or (matches and not quant):
             return matches[0]
         if matches:
             names = ", ".join(model.files[0].path for model in matches)
             raise CatalogueError(
-                f"{repo.id} has several {preferred} models: {names}. Name the file, as in {repo.id}:FILE."
+                f"{repo.id} has several {preferred_quant} models: {names}. Name the file, as in {repo.id}:FILE."
             )
     for model in models:
         if quant and quant.lower() in {model.files[0].path.lower(), model.files[0].path.rsplit("/", 1)[-1].lower()}:
             return model
     if quant:
-        available = ", ".join(dict.fromkeys(model.quant or model.files[0].path for model in models))
-        raise CatalogueError(f"{repo.id} has no variant {quant}. Available: {available}.")
+        available_quants = ", ".join(dict.fromkeys(model.quant or model.files[0].path for model in models))
+        raise CatalogueError(f"{repo.id} has no variant {quant}. Available variants: {available_quants}.")
     return models[len(models) // 2]

@@ -7,24 +7,30 @@ from typing import Final
 from edgechat.catalogue.download.http import HttpStatusError
 from edgechat.errors import HubError
 
-# Messages by X-Error-Code, which takes precedence, and by HTTP status. `{subject}` is a repository or a search text.
+# Messages by the value of the header X-Error-Code, which takes precedence, or by HTTP status. `{name}` is a repository
+# or a search text.
 _MESSAGES: Final[dict[str | int, str]] = {
-    "GatedRepo": "{subject} is gated. Accept its conditions at {hub}/{subject}, and set HF_TOKEN to your token.",
-    "RepoNotFound": "{subject} is not on {hub}, or it is private. Check the name, or set HF_TOKEN for a private one.",
-    "RevisionNotFound": "{subject} does not have this revision. Leave the revision out to use the newest one.",
-    401: "{hub} requires a valid token for {subject}. Set HF_TOKEN, or replace an expired token.",
-    403: "{hub} denies access to {subject}. Accept its conditions at {hub}/{subject} if it is gated, and set HF_TOKEN.",
-    404: "{subject} does not contain this file. `edgechat models info {subject}` lists its files.",
-    429: "{hub} received too many requests. Try {subject} again {when}, or set HF_TOKEN for a higher limit.",
+    "GatedRepo": "{name} is gated. Accept its conditions at {hub}/{name}, and set HF_TOKEN to your token.",
+    "RepoNotFound": "{name} is not on {hub}, or is private. Check the name; for a private repository, set HF_TOKEN.",
+    "RevisionNotFound": "{name} does not have this revision. Leave the revision out to use the newest one.",
+    401: "{hub} requires a valid token for {name}. Set HF_TOKEN, or replace an expired token.",
+    403: "{hub} denies access to {name}. Accept its conditions at {hub}/{name} if it is gated, and set HF_TOKEN.",
+    404: "{name} does not contain this file. `edgechat models info {name}` lists its files.",
+    429: "{hub} received too many requests. Try again {retry_time}, or set HF_TOKEN for a higher limit.",
 }
-_SERVER_ERROR: Final = "{hub} has an internal error (HTTP status {status}). Try {subject} again later."
-_OTHER_STATUS: Final = "{hub} refused the request for {subject} (HTTP status {status})."
-_FIRST_SERVER_ERROR: Final = 500
+_SERVER_ERROR_MESSAGE: Final = (
+    "{hub} had an internal error (HTTP status {status}) in a request for {name}. Try again later."
+)
+_OTHER_STATUS_MESSAGE: Final = "{hub} refused the request for {name} (HTTP status {status})."
+_MIN_SERVER_ERROR_STATUS: Final = 500
 
 
-def hub_error(error: HttpStatusError, subject: str, hub: str) -> HubError:
-    """Convert a refused request for `subject`, sent to the hub at the URL `hub`, to a HubError."""
-    default = _SERVER_ERROR if error.status >= _FIRST_SERVER_ERROR else _OTHER_STATUS
-    message = _MESSAGES.get(error.code) or _MESSAGES.get(error.status, default)
-    when = f"in {error.retry_after_s:.0f} s" if error.retry_after_s else "later"
-    return HubError(message.format(subject=subject, hub=hub, status=error.status, when=when))
+def make_hub_error(error: HttpStatusError, repo_or_query: str, hub_url: str) -> HubError:
+    """Return the HubError for a refused request to the hub, with a message for the user.
+
+    `repo_or_query` is the requested repository or the search text.
+    """
+    default_message = _SERVER_ERROR_MESSAGE if error.status >= _MIN_SERVER_ERROR_STATUS else _OTHER_STATUS_MESSAGE
+    message = _MESSAGES.get(error.code) or _MESSAGES.get(error.status, default_message)
+    retry_time = f"in {error.retry_after_s:.0f} s" if error.retry_after_s else "later"
+    return HubError(message.format(name=repo_or_query, hub=hub_url, status=error.status, retry_time=retry_time))

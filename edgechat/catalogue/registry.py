@@ -15,20 +15,20 @@ from edgechat import __version__, paths
 from edgechat.errors import CatalogueError, InvalidFileError, ModelFileError
 from edgechat.files import JsonFile
 from edgechat.modelfile.content_hash import HashMemo
-from edgechat.modelfile.split import model_files, read_header
+from edgechat.modelfile.split import list_model_files, read_header
 
 _LOCK_TIMEOUT_S: Final = 5.0
-# Maximum size of the JSON files; thousands of models need far less.
+# Maximum size of each JSON file. Thousands of models need far less.
 _MAX_BYTES: Final = 64 << 20
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts from a model's header that model lists show."""
+    """Facts about a model from its header, for display in model lists."""
 
     size_bytes: int
-    """Total size of the model's files."""
+    """Total size of the model's files in bytes."""
     mtime_ns: int
-    """Modification time of the first file. The facts are valid while this time and the size are unchanged."""
+    """Modification time of the first file in ns. The facts are valid while this time and the size are unchanged."""
     architecture: str = ""
     name: str = ""
     quant: str = ""
@@ -40,32 +40,33 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
     """Reason why the model cannot be used; "" if it can be used."""
     is_cacheable: bool = msgspec.field(default=True, name="is_for_good")
-    """False if the file could not be read: these facts are not saved, because the next attempt may succeed."""
+    """True if the facts can be saved; False after a read error, because the next attempt may succeed."""
 
 
 class VerifiedHash(msgspec.Struct, frozen=True, kw_only=True):
-    """Reference hashes of a file from its last verification. `HashMemo` detects later changes of the file."""
+    """Result of the last verification of a file. It does not show later changes of the file; `HashMemo` does."""
 
     sha256: str
-    """Hash computed by the last verification; reference for the next one if `expected` is ""."""
-    expected: str = ""
-    """Hash published by the file's source, or else the first computed hash; "" if there is neither."""
+    """Hash computed by the last verification; if `expected_sha256` is "", the next one compares with this hash."""
+    expected_sha256: str = msgspec.field(default="", name="expected")
+    """Hash that the last verification expected (published, or computed earlier); "" if no hash was known."""
     size_bytes: int = 0
-    """File size when the file was hashed. Older releases stored it here, with `mtime_ns`, instead of in `HashMemo`."""
+    """File size when the file was hashed; 0 in new records, because `HashMemo` now stores the size and `mtime_ns`."""
     mtime_ns: int = 0
 
 
 class ModelRecords(msgspec.Struct, kw_only=True):
-    """Folders, files and aliases that the user added, last uses, and verified hashes. Keys are paths unless noted."""
+    """Model folders, files and aliases that the user added, times of last use, and verified hashes."""
 
     folders: list[str] = []
     files: list[str] = []
     """Paths of single model files that the user added."""
     aliases: dict[str, str] = {}
-    """Model path by alias."""
+    """Path of the model file for each alias."""
     last_used_at: dict[str, float] = msgspec.field(default_factory=dict, name="used_s")
-    """Unix time of the last use in seconds, by model path."""
-    verified: dict[str, VerifiedHash] = {}
+    """Unix time in seconds of the last use of a model, by model path."""
+    verified_hashes: dict[str, VerifiedHash] = msgspec.field(default_factory=dict, name="verified")
+    """Verified hashes by file path."""
 
 
 class _FactsFile(msgspec.Struct, kw_only=True):
@@ -73,7 +74,7 @@ class _FactsFile(msgspec.Struct, kw_only=True):
     facts: dict[str, ModelFacts]
 
 
-# The cache is valid for one release, because another release may read other facts from the same header.
+# The cache is valid for one release, because another release may read different facts from the same header.
 _VERSION: Final = f"1 {__version__}"
 
 
@@ -82,16 +83,18 @@ def _records_file() -> JsonFile[ModelRecords]:
 
 
 def read_records() -> ModelRecords:
-    """Read the records. Raises CatalogueError if the file is damaged, and never replaces a damaged file."""
+    """Read library.json. Raises CatalogueError if the file is damaged; a damaged file is never replaced."""
     try:
         return _records_file().load() or ModelRecords()
     except InvalidFileError as error:
-        raise CatalogueError(f"{error}. Repair the file, or move it away to start with an empty one.") from None
+        raise CatalogueError(
+            f"{error}. Repair the file, or move it to another folder to start with an empty file."
+        ) from None
 
 
 @contextlib.contextmanager
 def edit_records() -> Iterator[ModelRecords]:
-    """Lock and yield the records for changes, and write them when the block ends. Raises CatalogueError."""
+    """Context manager: lock library.json, yield its records, and save them at the end. Raises CatalogueError."""
     import filelock
 
     file = _records_file()
@@ -104,7 +107,7 @@ def edit_records() -> Iterator[ModelRecords]:
             file.write(records, indent=1)
     except filelock.Timeout:
         raise CatalogueError(
-            f"{path} has been locked by another edgechat for {_LOCK_TIMEOUT_S:.0f} s. Try again."
+            f"{path} has been locked by another edgechat process for {_LOCK_TIMEOUT_S:.0f} s. Try again."
         ) from None
     except OSError as error:
         raise CatalogueError(f"Cannot write {path}: {error.strerror or error}") from error
@@ -119,18 +122,18 @@ def record_use(path: Path) -> None:
                 records.last_used_at[name] = time.time()
 
 
-def record_verified(hashes: Mapping[Path, VerifiedHash]) -> None:
-    """Save newly computed hashes: in the records as references, and in the `HashMemo` that the engine reads.
+def save_verified_hashes(hashes: Mapping[Path, VerifiedHash]) -> None:
+    """Save newly computed hashes in library.json for later verifications, and in the `HashMemo` for the engine.
 
     Raises CatalogueError.
     """
-    HashMemo(paths.prefix_dir()).put({path: verified.sha256 for path, verified in hashes.items()})
+    HashMemo(paths.prefix_dir()).put({path: verified_hash.sha256 for path, verified_hash in hashes.items()})
     with edit_records() as records:
-        records.verified |= {str(path): verified for path, verified in hashes.items()}
+        records.verified_hashes |= {str(path): verified_hash for path, verified_hash in hashes.items()}
 
 
 class ModelFactsCache:
-    """Cache of header facts by path. Each version of a file is read once."""
+    """Cache of header facts by path. The header is read once for each version of a file."""
 
     def __init__(self) -> None:
         self._file = JsonFile(
@@ -147,26 +150,26 @@ class ModelFactsCache:
             stat = path.stat()
         except OSError as error:
             return ModelFacts(size_bytes=0, mtime_ns=0, problem=f"cannot be read: {error.strerror or error}")
-        cached = self._facts.get(str(path))
-        if cached is not None and _is_current(cached, path, stat):
-            return cached
+        cached_facts = self._facts.get(str(path))
+        if cached_facts is not None and _is_current(cached_facts, path, stat):
+            return cached_facts
         facts = _read_facts(path, stat.st_size, stat.st_mtime_ns)
         if facts.is_cacheable:
             self._facts[str(path)] = facts
             self._is_changed = True
         return facts
 
-    def save(self, keep: Callable[[str], bool] = lambda path: True) -> None:
-        """Write the cache to disk if it has changed, without the paths for which `keep` returns False."""
+    def save(self, should_keep: Callable[[str], bool] = lambda path: True) -> None:
+        """Save the cache to disk if it has changed, without the paths for which `should_keep` returns False."""
         if self._is_changed:
-            facts = {path: facts for path, facts in self._facts.items() if keep(path)}
+            facts = {path: facts for path, facts in self._facts.items() if should_keep(path)}
             self._file.save(_FactsFile(version=_VERSION, facts=facts))
 
 
 def _is_current(facts: ModelFacts, path: Path, stat: os.stat_result) -> bool:
     if facts.mtime_ns != stat.st_mtime_ns:
         return False
-    files = model_files(path)
+    files = list_model_files(path)
     if len(files) == 1:
         return facts.size_bytes == stat.st_size
     # Adding or deleting another part does not change the modification time of the first part.
@@ -177,9 +180,9 @@ def _read_facts(path: Path, size_bytes: int, mtime_ns: int) -> ModelFacts:
     try:
         header = read_header(path)
     except ModelFileError as error:
-        was_read = not isinstance(error.__cause__, OSError)
+        is_cacheable = not isinstance(error.__cause__, OSError)
         problem = str(error).removeprefix(f"{path} ")
-        return ModelFacts(size_bytes=size_bytes, mtime_ns=mtime_ns, problem=problem, is_cacheable=was_read)
+        return ModelFacts(size_bytes=size_bytes, mtime_ns=mtime_ns, problem=problem, is_cacheable=is_cacheable)
     return ModelFacts(
         size_bytes=header.file_bytes, mtime_ns=mtime_ns, architecture=header.architecture, name=header.name,
         quant=header.quant, kind=header.kind, n_params=header.n_params, n_ctx_train=header.n_ctx_train,

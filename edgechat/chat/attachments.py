@@ -25,7 +25,7 @@ _IMAGE_MAGIC: Final = (
 def load_attachments(files: Sequence[Path], model: str) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
     """Read files to attach to a message; return the attachments, and their bytes by SHA-256 hash.
 
-    Raises AttachmentError if a file cannot be read, or if `model` (a name for the error message) cannot use the file.
+    Raises AttachmentError if a file cannot be read or is an image. `model` is the model name for the error message.
     """
     attachments: list[Attachment] = []
     contents: dict[str, bytes] = {}
@@ -39,15 +39,16 @@ def load_attachments(files: Sequence[Path], model: str) -> tuple[tuple[Attachmen
 
 
 def read_file(path: Path) -> tuple[bytes, str]:
-    """Return the bytes and the media type of a file. Raises AttachmentError unless the file is a text or an image."""
+    """Return the bytes and the media type of a text or image file. Raises AttachmentError for other kinds of files."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise AttachmentError(
-                f"Cannot attach {path}: the file is {humanize.size(size)}; the limit is {humanize.size(MAX_BYTES)}"
+                f"Cannot attach {path}: the file is {humanize.format_size(size)}; "
+                f"the limit is {humanize.format_size(MAX_BYTES)}"
             )
         if not path.is_file():  # reading a pipe or a device may never end
-            raise AttachmentError(f"Cannot attach {path}: not a regular file")
+            raise AttachmentError(f"Cannot attach {path}: it is not a regular file")
         data = path.read_bytes()
     except OSError as error:
         raise AttachmentError(f"Cannot read {path}: {error.strerror or error}") from error
@@ -55,9 +56,9 @@ def read_file(path: Path) -> tuple[bytes, str]:
 
 
 def detect_media_type(data: bytes, name: str) -> str:
-    """Return the media type of a file, detected from its bytes.
+    """Return the media type of a text or image file with the content `data`.
 
-    Raises AttachmentError, with the file's `name`, unless the file is a text or an image.
+    `name` is the file name for the error message. Raises AttachmentError for other kinds of files.
     """
     image_type = next((media_type for magic, media_type in _IMAGE_MAGIC if data.startswith(magic)), "")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -72,46 +73,46 @@ def detect_media_type(data: bytes, name: str) -> str:
             "Convert the file to text first."
         ) from error
     if "\0" in text:
-        raise AttachmentError(f"{name} is not a text file: it has zero bytes (the first at offset {data.index(0)})")
+        raise AttachmentError(f"{name} is not a text file: it contains NUL bytes (the first at offset {data.index(0)})")
     return "text/plain"
 
 
 def reject_images(attachments: Sequence[Attachment], model: str) -> None:
-    """Raise AttachmentError if an attachment is an image, because edgechat does not support vision models yet."""
+    """Raise AttachmentError if an attachment is an image: edgechat does not support vision models yet."""
     images = [a.name for a in attachments if a.is_image]
     if images:
         raise AttachmentError(f"{images[0]} is an image, and {model} cannot read images. Remove the attachment.")
 
 
-def with_attachments(text: str, attachments: Sequence[Attachment], read: Callable[[str], bytes]) -> str:
+def prepend_attachments(text: str, attachments: Sequence[Attachment], read_attachment: Callable[[str], bytes]) -> str:
     """Return the content of a message for the prompt: the attached text files in code fences, then the message text.
 
-    `read` returns the bytes of an attachment by SHA-256 hash, or raises StoreError.
+    `read_attachment` returns the bytes of an attachment by SHA-256 hash, or raises StoreError.
     """
-    parts = [_prompt_text(a, read) for a in attachments if not a.is_image]
+    parts = [_format_for_prompt(a, read_attachment) for a in attachments if not a.is_image]
     return "\n\n".join([*parts, text] if text else parts)
 
 
-def attached_texts(attachments: Sequence[Attachment], read: Callable[[str], bytes]) -> list[str]:
-    """Return the contents of the text attachments that the store has; omits missing attachments."""
-    texts = (_read_text(a, read) for a in attachments if not a.is_image)
+def attached_texts(attachments: Sequence[Attachment], read_attachment: Callable[[str], bytes]) -> list[str]:
+    """Return the contents of the attached text files; attachments missing from the store are skipped."""
+    texts = (_read_text(a, read_attachment) for a in attachments if not a.is_image)
     return [text for text in texts if text is not None]
 
 
-def _prompt_text(attachment: Attachment, read: Callable[[str], bytes]) -> str:
-    text = _read_text(attachment, read)
-    # A missing attachment becomes a note in the prompt, so that the conversation can be continued.
-    return f"({attachment.name} is missing)" if text is None else _in_code_fence(attachment.name, text)
+def _format_for_prompt(attachment: Attachment, read_attachment: Callable[[str], bytes]) -> str:
+    text = _read_text(attachment, read_attachment)
+    # A missing attachment becomes a note in the prompt, so that the conversation can still be continued.
+    return f"({attachment.name} is missing)" if text is None else _wrap_in_code_fence(attachment.name, text)
 
 
-def _read_text(attachment: Attachment, read: Callable[[str], bytes]) -> str | None:
+def _read_text(attachment: Attachment, read_attachment: Callable[[str], bytes]) -> str | None:
     try:
-        return read(attachment.sha256).decode("utf-8-sig", "replace")
+        return read_attachment(attachment.sha256).decode("utf-8-sig", "replace")
     except StoreError:
         return None
 
 
-def _in_code_fence(name: str, text: str) -> str:
+def _wrap_in_code_fence(name: str, text: str) -> str:
     fence = "```"
     while fence in text:
         fence += "`"

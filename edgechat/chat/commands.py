@@ -1,7 +1,7 @@
 """Slash commands, defined once for the terminal UI and the line-by-line chat.
 
 A command with a handler works the same in every front end: the handler takes the session and the argument, and returns
-an `Outcome`. A command without a handler opens a list or a screen, which every front end implements itself.
+an `Outcome`. A command without a handler opens a view, which every front end implements itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgechat.chat.store import Store
     from edgechat.models.events import LoadCallback
 
-DELETED: Final = "Deleted. /undo restores it."
+DELETION_NOTICE: Final = "Message deleted. Use /undo to restore it."
 _MAX_CONVERSATIONS: Final = 10_000
 _COMMAND_PATTERN: Final = re.compile(r"/([A-Za-z]+)(?:[ \t]+(.*))?", re.DOTALL)
 
@@ -31,18 +31,20 @@ View = Literal[
     "conversations", "search", "editor", "copy", "models", "personas", "settings", "plan", "figures", "help", "suspend",
     "quit",
 ]  # fmt: skip
-"""List, screen or terminal function that a front end implements for a command without a handler."""
+"""List, screen or terminal action that every front end implements itself."""
 
-Lane = Literal["caller", "side", "turn", "reply"]
+RunMode = Literal["caller", "side", "turn", "reply"]
 """Thread and time at which a front end runs a handler.
 
-"caller": at once, on the calling thread. "side": on another thread, also while a reply is generated. "turn": between
-replies, because the handler changes the conversation. "reply": like "turn"; the outcome then generates a reply.
+- "caller": immediately, on the calling thread.
+- "side": on a separate thread, even while a reply is generated.
+- "turn": only while no reply is generated, because the handler changes the conversation.
+- "reply": like "turn", for a handler whose outcome generates a reply.
 """
 
 
 class Destination(NamedTuple):
-    """Conversation to switch to: an existing one, or a new one with given settings."""
+    """Conversation to switch to: an existing conversation, or a new one with `settings`."""
 
     conversation_id: str | None = None
     """ID of the conversation to open; None starts a new conversation."""
@@ -53,23 +55,23 @@ class Destination(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Result of a command: a text for the user, and actions for the front end."""
+    """Result of a command: a text for the user, and actions that the front end carries out."""
 
     text: str = ""
     is_note: bool = False
-    """True if `text` stays on the screen, such as the name of an exported file."""
-    reply: Callable[[], Iterator[SessionEvent]] | None = None
-    """Function whose iterator generates a reply and yields its events."""
+    """True if `text` remains in the transcript (for example an export path); False for a temporary notification."""
+    start_reply: Callable[[], Iterator[SessionEvent]] | None = None
+    """Function that generates a reply and yields its events; None if the command generates no reply."""
     destination: Destination | None = None
-    """Conversation to switch to."""
+    """Conversation to switch to; None to stay in the current conversation."""
     model: str = ""
-    """Name of a model to load."""
+    """Name of the model to load; "" keeps the current model."""
     attachment: Path | None = None
-    """File to attach to the next message."""
+    """File to attach to the next message, or None."""
     export_to: Path | None = None
-    """File to export the conversation to, before `text` is shown."""
-    shows_path: bool = False
-    """True if the messages on the active path changed, so that the front end must show them."""
+    """File to export the conversation to before `text` is shown, or None."""
+    path_changed: bool = False
+    """True if the active path changed and the front end must display the conversation again."""
 
 
 Handler = Callable[["Session", str], Outcome]
@@ -83,48 +85,52 @@ class Command(NamedTuple):
     """Placeholder of the argument in help texts; in square brackets if optional, "" if there is no argument."""
     summary: str
     run: Handler | None = None
-    lane: Lane = "turn"
+    run_mode: RunMode = "turn"
     view: View | None = None
     """View that opens if the command has no handler, or if the user typed no argument."""
 
     def opens_view(self, argument: str) -> bool:
-        """Return True if the front end opens `view` instead of running the handler."""
+        """Return whether the front end opens `view` instead of running the handler."""
         return self.run is None or (self.view is not None and not argument)
 
 
 def parse(text: str) -> tuple[Command, str] | None:
-    """Split a line into command and argument; return None if the line is a message.
+    """Parse an input line; return the command and its argument, or None if the line is a message.
 
-    A space before a / makes the line a message. Raises UsageError for an unknown command or a wrong argument.
+    A line with a space before the slash is a message. Raises UsageError for an unknown command, or if the argument is
+    missing or not allowed.
     """
     match = _COMMAND_PATTERN.fullmatch(text.rstrip()) if text.startswith("/") else None
     if match is None:
         return None
     name = match[1].lower()
-    if name not in BY_NAME:
-        similar = difflib.get_close_matches(name, BY_NAME, n=1)
-        hint = f"Did you mean /{similar[0]}?" if similar else "/help lists all commands."
-        raise UsageError(f"Unknown command /{name}. {hint} (To send the line as a message, put a space before /.)")
-    command, argument = BY_NAME[name], (match[2] or "").strip()
+    if name not in COMMANDS_BY_NAME:
+        similar_names = difflib.get_close_matches(name, COMMANDS_BY_NAME, n=1)
+        hint = f"Did you mean /{similar_names[0]}?" if similar_names else "Use /help to list all commands."
+        raise UsageError(f"Unknown command /{name}. {hint} To send the line as a message, start it with a space.")
+    command, argument = COMMANDS_BY_NAME[name], (match[2] or "").strip()
     if argument and not command.argument:
-        raise UsageError(f"/{name} takes no argument: {command.summary}")
+        raise UsageError(f"/{name} takes no argument. Enter only /{name}.")
     if not argument and command.argument and not command.argument.startswith("["):
-        raise UsageError(f"Usage: /{name} {command.argument}: {command.summary}")
+        raise UsageError(f"/{name} needs an argument. Usage: /{name} {command.argument}")
     return command, argument
 
 
-# Functions that the front ends share
+# Functions that all front ends use
 
 
 def go_to(session: Session, destination: Destination) -> bool:
-    """Switch to a conversation; return False if the conversation lacks the message. Raises EdgechatError."""
-    target, message_id = destination.conversation_id, destination.message_id
-    if target is None:
+    """Open the conversation and branch of `destination`; return False if its message does not exist.
+
+    Raises EdgechatError.
+    """
+    conversation_id, message_id = destination.conversation_id, destination.message_id
+    if conversation_id is None:
         session.switch_conversation()
         if destination.settings:
             session.override_settings(**destination.settings)
-    elif session.conversation.id != target:
-        session.switch_conversation(session.store.conversation(target))
+    elif session.conversation.id != conversation_id:
+        session.switch_conversation(session.store.conversation(conversation_id))
     if message_id is None or message_id not in session.tree:
         return message_id is None
     if all(m.id != message_id for m in session.tree.path):
@@ -133,7 +139,7 @@ def go_to(session: Session, destination: Destination) -> bool:
 
 
 def load_model(session: Session, name: str, on_progress: LoadCallback) -> str:
-    """Load another model for the next replies; return a status text. Raises EdgechatError."""
+    """Load the model called `name` for the next replies; return a status text. Raises EdgechatError."""
     from edgechat.catalogue import registry
     from edgechat.catalogue.resolve import find_model
 
@@ -141,18 +147,18 @@ def load_model(session: Session, name: str, on_progress: LoadCallback) -> str:
     session.change_model(name, path, on_progress)
     if session.store.is_persistent:
         registry.record_use(path)
-    return f"{path.stem} generates the next replies"
+    return f"Model for the next replies: {path.stem}"
 
 
-def copied_text(text: str, code_blocks: Callable[[str], list[str]], argument: str) -> str:
-    """Return the text that `/copy` copies: the whole message or its last code block. Raises UsageError."""
+def select_text_to_copy(text: str, find_code_blocks: Callable[[str], list[str]], argument: str) -> str:
+    """Return the part of a message that `/copy` copies: the whole `text` or its last code block. Raises UsageError."""
     if argument not in {"", "code"}:
-        raise UsageError("/copy copies the last reply, /copy code its last code block")
+        raise UsageError("Use /copy to copy the last reply, or /copy code to copy its last code block.")
     if not argument:
         return text
-    blocks = code_blocks(text)
+    blocks = find_code_blocks(text)
     if not blocks:
-        raise UsageError("This message has no code block")
+        raise UsageError("This message has no code block to copy")
     return blocks[-1]
 
 
@@ -165,14 +171,14 @@ def last_message(session: Session, role: Role) -> Message:
 
 
 def find_by_title(store: Store, text: str) -> Conversation:
-    """Return the newest conversation with `text` in its title. Raises UsageError without a match, and StoreError."""
+    """Return the newest conversation with `text` in its title. Raises StoreError; UsageError if none matches."""
     for summary in store.list_conversations(limit=_MAX_CONVERSATIONS):
         if text.lower() in summary.conversation.title.lower():
             return summary.conversation
-    raise UsageError(f"No conversation has {text!r} in its title. /search searches the messages.")
+    raise UsageError(f"No conversation has {text!r} in its title. Use /search to search all messages.")
 
 
-def persona_settings(name: str) -> tuple[dict[str, object], str]:
+def load_persona_settings(name: str) -> tuple[dict[str, object], str]:
     """Return the settings of a persona, and its model ("" for the current model). Raises SettingsError."""
     from edgechat.chat import personas
 
@@ -180,11 +186,11 @@ def persona_settings(name: str) -> tuple[dict[str, object], str]:
     return values, str(values.pop("model", ""))
 
 
-# Handlers for conversations
+# Handlers of commands that act on conversations
 
 
 def _new(_session: Session, persona: str) -> Outcome:
-    values, model = persona_settings(persona) if persona else ({}, "")
+    values, model = load_persona_settings(persona) if persona else ({}, "")
     return Outcome("New conversation", destination=Destination(settings=values), model=model)
 
 
@@ -206,24 +212,24 @@ def _pin(session: Session, _argument: str) -> Outcome:
 
 def _export(session: Session, name: str) -> Outcome:
     last_message(session, "user")
-    file = export_path(name, session.conversation.title)
+    file = choose_export_path(name, session.conversation.title)
     return Outcome(f"Exported to {file}", is_note=True, export_to=file)
 
 
-# Handlers for messages
+# Handlers of commands that act on messages
 
 
 def _retry(session: Session, _argument: str) -> Outcome:
-    return Outcome(reply=session.regenerate)
+    return Outcome(start_reply=session.regenerate)
 
 
 def _continue(session: Session, _argument: str) -> Outcome:
-    return Outcome(reply=session.continue_reply)
+    return Outcome(start_reply=session.continue_reply)
 
 
 def _edit(session: Session, text: str) -> Outcome:
     message_id = last_message(session, "user").id
-    return Outcome(reply=lambda: session.edit(message_id, text))
+    return Outcome(start_reply=lambda: session.edit(message_id, text))
 
 
 def _switch(session: Session, argument: str) -> Outcome:
@@ -232,20 +238,20 @@ def _switch(session: Session, argument: str) -> Outcome:
     if message is None:
         raise UsageError("No message on this branch has alternatives. Use /retry or /edit to create alternatives.")
     siblings = tree.alternatives(message.id)
-    index = alternative_index(argument, siblings.index(message.id) + 1, len(siblings))
+    index = parse_alternative_index(argument, siblings.index(message.id) + 1, len(siblings))
     session.select_alternative(siblings[index])
-    return Outcome(f"Alternative {index + 1} of {len(siblings)}", shows_path=True)
+    return Outcome(f"Alternative {index + 1} of {len(siblings)}", path_changed=True)
 
 
 def _delete(session: Session, _argument: str) -> Outcome:
     session.delete(last_message(session, "user").id)
-    return Outcome(DELETED)
+    return Outcome(DELETION_NOTICE)
 
 
 def _undo(session: Session, _argument: str) -> Outcome:
     if not session.undo_delete():
-        raise UsageError("There is no deleted message to restore")
-    return Outcome("Restored", shows_path=True)
+        raise UsageError("No deleted message to restore")
+    return Outcome("Message restored", path_changed=True)
 
 
 def _attach(session: Session, name: str) -> Outcome:
@@ -254,10 +260,10 @@ def _attach(session: Session, name: str) -> Outcome:
 
     file = parse_path(name)
     load_attachments([file], session.model_path.stem)  # raises AttachmentError for a file that cannot be sent
-    return Outcome(f"{file.name} is sent with the next message", attachment=file)
+    return Outcome(f"{file.name} will be sent with the next message", attachment=file)
 
 
-# Handlers for the model and settings
+# Handlers of commands that change the model or settings
 
 
 def _model(_session: Session, name: str) -> Outcome:
@@ -265,7 +271,7 @@ def _model(_session: Session, name: str) -> Outcome:
 
 
 def _persona(session: Session, name: str) -> Outcome:
-    values, model = persona_settings(name)
+    values, model = load_persona_settings(name)
     session.override_settings(**values)
     return Outcome(f"Persona: {name}", model=model)
 
@@ -286,7 +292,7 @@ def _set(session: Session, argument: str) -> Outcome:
     return Outcome(f"{name} = {value}")
 
 
-# Parsing of arguments
+# Parsers of command arguments
 
 
 def parse_reasoning(word: str) -> bool | None:
@@ -294,7 +300,7 @@ def parse_reasoning(word: str) -> bool | None:
     try:
         return {"on": True, "yes": True, "off": False, "no": False, "auto": None}[word.lower()]
     except KeyError:
-        raise UsageError(f"{word!r} is not on, off or auto") from None
+        raise UsageError(f"{word!r} is not a valid argument. Use on, off or auto.") from None
 
 
 def parse_setting(argument: str) -> tuple[str, object]:
@@ -303,24 +309,25 @@ def parse_setting(argument: str) -> tuple[str, object]:
 
     name, _, text = argument.partition(" ")
     if not text.strip():
-        raise UsageError("Usage: /set NAME VALUE changes a setting of this conversation")
+        raise UsageError("Usage: /set NAME VALUE, for example /set temperature 0.5")
     return name, parse_value(name, text.strip())
 
 
-def alternative_index(argument: str, number: int, count: int) -> int:
+def parse_alternative_index(argument: str, current_number: int, n_alternatives: int) -> int:
     """Return the zero-based index of the alternative that `/switch` selects.
 
-    Without an argument, this is the next one after the one-based `number` of `count`. Raises UsageError.
+    `argument` is a number from 1 to `n_alternatives`; "" selects the alternative after `current_number` and
+    wraps around to the first. Raises UsageError.
     """
-    if argument and not (argument.isdecimal() and 1 <= int(argument) <= count):
-        raise UsageError(f"There are {count} alternatives: /switch 1 to /switch {count}")
-    return int(argument) - 1 if argument else number % count
+    if argument and not (argument.isdecimal() and 1 <= int(argument) <= n_alternatives):
+        raise UsageError(f"There are {n_alternatives} alternatives. Use /switch 1 to /switch {n_alternatives}.")
+    return int(argument) - 1 if argument else current_number % n_alternatives
 
 
-def export_path(name: str, title: str) -> Path:
-    """Return the absolute path of an export file: `name`, or an unused name made from the conversation's title.
+def choose_export_path(name: str, title: str) -> Path:
+    """Return the absolute path of an export file: `name`, or an unused name derived from the conversation's title.
 
-    Raises UsageError if the file `name` exists, so that no file is overwritten.
+    Raises UsageError if `name` exists, because an export never overwrites a file.
     """
     from edgechat.chat.mentions import parse_path
 
@@ -329,8 +336,8 @@ def export_path(name: str, title: str) -> Path:
         if path.exists():
             raise UsageError(f"{path} exists already. Choose another file name.")
         return path
-    letters = "".join(c if c.isalnum() or c in "-_" else " " for c in title)
-    stem = "-".join(letters.split())[:60] or "conversation"
+    words = "".join(c if c.isalnum() or c in "-_" else " " for c in title)
+    stem = "-".join(words.split())[:60] or "conversation"
     numbered_stems = (f"{stem}-{number}" for number in itertools.count(2))
     return next(p for s in itertools.chain((stem,), numbered_stems) if not (p := Path(f"{s}.md").absolute()).exists())
 
@@ -362,4 +369,4 @@ COMMANDS: Final = (
     Command("suspend", "", "Suspend edgechat; `fg` in the shell resumes it", view="suspend"),
     Command("quit", "", "Quit edgechat", view="quit"),
 )
-BY_NAME: Final[Mapping[str, Command]] = {command.name: command for command in COMMANDS}
+COMMANDS_BY_NAME: Final[Mapping[str, Command]] = {command.name: command for command in COMMANDS}

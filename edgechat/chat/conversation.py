@@ -1,4 +1,4 @@
-"""Conversation in memory that is kept equal to its copy in the store."""
+"""Conversation in memory, synchronised with its copy in the store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StoredConversation:
     """
 
     def __init__(self, store: Store, metadata: Conversation) -> None:
-        """`metadata` may describe a new conversation. Call `reload` to read an existing conversation."""
+        """`metadata` may describe a new conversation. To read the messages of an existing one, call `reload`."""
         self.store = store
         self.metadata = metadata
         self.tree = MessageTree()
@@ -36,7 +36,7 @@ class StoredConversation:
         self.tree = MessageTree(self.store.messages(self.metadata.id), self.metadata.head_id)
 
     def update_metadata(self, **changes: object) -> None:
-        """Change fields of the metadata, only in memory if the conversation has no messages (not in the store yet)."""
+        """Change fields of the metadata in memory, and in the store unless the conversation has no messages yet."""
         if len(self.tree):
             self.store.update_conversation(self.metadata.id, **changes)
         self.metadata = msgspec.structs.replace(self.metadata, **changes)
@@ -44,7 +44,7 @@ class StoredConversation:
     # Messages
 
     def append(self, messages: list[Message], files: Mapping[str, bytes], title: str = "") -> None:
-        """Add messages below their parents; the last one becomes the head.
+        """Add messages below their parents; the last message becomes the head.
 
         `files` has the bytes of attachments by SHA-256 hash. A conversation without a title gets `title`.
         """
@@ -63,7 +63,7 @@ class StoredConversation:
             self.tree.add(message)
 
     def discard(self, messages: list[Message]) -> None:
-        """Undo the last `append`, of `messages`, including its change of the title."""
+        """Undo the last `append`, which added `messages`, and restore the previous title."""
         self.store.discard_messages([m.id for m in reversed(messages)])
         for message in reversed(messages):
             self.tree.remove(message.id)
@@ -77,7 +77,7 @@ class StoredConversation:
         self.tree.replace(reply)
 
     def finish_reply(self, reply_id: str, final_reply: Message, *, is_saved: bool) -> None:
-        """Apply the final state of a reply from its recorder. Unless `is_saved`, the next `save_pending` writes it.
+        """Apply the final state of a generated reply. If `is_saved` is False, the next `save_pending` writes the reply.
 
         The ID of `final_reply` differs from `reply_id` if another process has claimed the reply.
         """
@@ -96,7 +96,7 @@ class StoredConversation:
             self.save_pending()
 
     def save_pending(self) -> None:
-        """Write the replies whose last write failed. Raises StoreError if a write fails again."""
+        """Write the replies whose last write failed. Raises StoreError if writing fails again."""
         for reply in list(self._unsaved_replies.values()):
             saved_id = write_reply(self.store, self.metadata, reply)
             del self._unsaved_replies[reply.id]
@@ -106,16 +106,16 @@ class StoredConversation:
     # The active path
 
     def set_head(self, message_id: str) -> None:
-        """End the active path at a message. The next message becomes an alternative to the children of this message."""
-        self.store.set_head(self._path_ids(message_id))
+        """End the active path at a message, so that the next message becomes an alternative to its children."""
+        self.store.set_head(self._list_path_ids(message_id))
         self.tree.set_head(message_id)
 
     def select_branch(self, message_id: str) -> None:
-        """Switch the active path to the branch with a message, down to the leaf that was active last."""
-        self.store.select_branch(self._path_ids(message_id))
+        """Switch the active path to the branch of a message, and extend it to the last active leaf below it."""
+        self.store.select_branch(self._list_path_ids(message_id))
         self.tree.select_branch(message_id)
 
-    def _path_ids(self, message_id: str) -> list[str]:
+    def _list_path_ids(self, message_id: str) -> list[str]:
         return [m.id for m in self.tree.path_to(message_id)]
 
     def delete(self, message_id: str) -> int:
@@ -127,7 +127,7 @@ class StoredConversation:
         return len(deleted_messages)
 
     def undo_delete(self) -> bool:
-        """Restore the messages of the last `delete`; return False if there is no deletion to undo.
+        """Restore the messages of the last `delete`. Return whether there was a deletion to undo.
 
         Raises StoreError if the messages have been purged from the store.
         """

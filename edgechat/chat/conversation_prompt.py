@@ -1,4 +1,4 @@
-"""Prompt of a conversation: messages with their attachments, and as many turns as fit in the context."""
+"""Builder of conversation prompts: inserts attachments, and drops the oldest turns if the context is too short."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from edgechat.chat.attachments import attached_texts, with_attachments
+from edgechat.chat.attachments import attached_texts, prepend_attachments
 from edgechat.chat.messages import Message
-from edgechat.chat.window import window_start
+from edgechat.chat.window import choose_window_start
 from edgechat.config import Settings
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder, PromptOptions
@@ -17,13 +17,13 @@ from edgechat.prompt.roles import merge_consecutive
 
 
 class ConversationPrompt(NamedTuple):
-    """Prompt of a conversation, and the position of its first message in the conversation."""
+    """Prompt of a conversation, with the index of the first included message and the attached texts."""
 
     prompt: BuiltPrompt
     start: int
     """Index, in the active path, of the first message in the prompt."""
     attached_texts: list[str]
-    """Texts attached to the last message. The engine uses these texts as a source of draft tokens."""
+    """Text files attached to the last message. The engine uses their contents as a source of draft tokens."""
 
 
 class ConversationPromptBuilder:
@@ -39,7 +39,7 @@ class ConversationPromptBuilder:
         self._options = PromptOptions(think)
 
     def build(self, path: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})) -> ConversationPrompt:
-        """Build the prompt for a reply to the last message of `path`, or to continue that message if it is a reply.
+        """Build the prompt for a reply to the last message of `path`, or for continuing that message if it is a reply.
 
         `files` has the bytes of attachments that are not in the store yet, by SHA-256 hash.
         Raises ContextOverflowError, TemplateError, EngineError.
@@ -48,49 +48,51 @@ class ConversationPromptBuilder:
         def read(sha256: str) -> bytes:
             return files[sha256] if sha256 in files else self._read_attachment(sha256)
 
-        previous_start = _previous_start(path)
+        previous_start = _find_previous_start(path)
         reply_start = None
         if path and path[-1].role == "assistant":
             *path, reply = path
             reply_start = PromptMessage("assistant", reply.text, reply.reasoning)
         prompts: dict[int, tuple[list[PromptMessage], BuiltPrompt]] = {}
 
-        def n_tokens(start: int) -> int:
+        def count_tokens(start: int) -> int:
             if start not in prompts:
-                messages = _prompt_messages(path, start, self._settings.system_prompt, read)
+                messages = _make_prompt_messages(path, start, self._settings.system_prompt, read)
                 tokens, phase = self._builder.tokenize(messages, reply_start, self._options)
                 prompts[start] = messages, BuiltPrompt(tokens, phase, [])
             return len(prompts[start][1].tokens)
 
-        start = window_start(
+        start = choose_window_start(
             path, n_ctx=self._builder.n_ctx, max_tokens=self._settings.max_tokens, previous_start=previous_start,
-            n_tokens=n_tokens,
+            count_tokens=count_tokens,
         )  # fmt: skip
-        n_tokens(start)
+        count_tokens(start)  # ensures that `prompts` contains the prompt from `start`
         messages, prompt = prompts[start]
         turn_starts = self._builder.turn_starts(messages, prompt.tokens, self._options)
         texts = attached_texts(path[-1].attachments, read) if path else []
         return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, texts)
 
     def next_turn_prefix(self, path: Sequence[Message]) -> list[int]:
-        """Return the tokens that all prompts for a new message after `path` share. Raises the errors of `build`."""
-        a, b = (self.build([*path, Message(id="", role="user", text=text)]).prompt.tokens for text in DISTINCT_TEXTS)
-        return a[: common_prefix_length(a, b)]
+        """Return the common token prefix of all prompts that the next turn can have. Raises the errors of `build`."""
+        first, second = (
+            self.build([*path, Message(id="", role="user", text=text)]).prompt.tokens for text in DISTINCT_TEXTS
+        )
+        return first[: common_prefix_length(first, second)]
 
 
-def _previous_start(path: Sequence[Message]) -> int:
-    """Return the index of the first message in the prompt of the last generated reply."""
+def _find_previous_start(path: Sequence[Message]) -> int:
+    """Return the index of the first message in the prompt of the last generated reply; 0 if there is none."""
     reply = next((m for m in reversed(path) if m.role == "assistant" and m.stats), None)
     start_id = reply.context_start_id if reply is not None else None
     return next((i for i, m in enumerate(path) if m.id == start_id), 0)
 
 
-def _prompt_messages(
-    path: Sequence[Message], start: int, system_prompt: str, read: Callable[[str], bytes]
+def _make_prompt_messages(
+    path: Sequence[Message], start: int, system_prompt: str, read_attachment: Callable[[str], bytes]
 ) -> list[PromptMessage]:
-    """Return the system prompt and the messages from index `start`.
+    """Return the system prompt and the messages of `path` from index `start`, with attachments inserted.
 
-    A system message at the root of the path replaces `system_prompt`.
+    If the first message of `path` is a system message, it replaces `system_prompt`.
     """
     included_messages = path[start:]
     if path and path[0].role == "system":
@@ -101,6 +103,6 @@ def _prompt_messages(
         # were stopped before the first token, are skipped, because the model would imitate them.
         if message.role == "tool" or (message.role == "assistant" and not message.text):
             continue
-        content = with_attachments(message.text, message.attachments, read)
+        content = prepend_attachments(message.text, message.attachments, read_attachment)
         messages.append(PromptMessage(message.role, content, message.reasoning))
     return merge_consecutive(messages)

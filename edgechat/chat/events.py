@@ -9,7 +9,7 @@ from edgechat.models.events import ModelLoadProgressed
 
 
 class TurnStarted(msgspec.Struct, frozen=True, kw_only=True):
-    """A turn started: the message and an empty reply are saved, and the engine has not started yet."""
+    """A turn started. The message and an empty reply are saved; generation has not started yet."""
 
     message: Message
     """Message that the model replies to."""
@@ -17,16 +17,16 @@ class TurnStarted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TurnsDropped(msgspec.Struct, frozen=True, kw_only=True):
-    """The conversation is longer than the context, so the prompt omits the first turns."""
+    """The conversation is longer than the context, so the oldest turns are not in the prompt."""
 
     n_messages: int
-    """Number of omitted messages."""
+    """Number of messages that are not in the prompt."""
     context_start_id: str
     """ID of the first message in the prompt."""
 
 
 class PromptProgressed(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine has processed a part of the prompt (prefill)."""
+    """The engine has processed another part of the prompt (prefill)."""
 
     done_tokens: int
     total_tokens: int
@@ -42,14 +42,14 @@ class ReplyTextGenerated(msgspec.Struct, frozen=True, kw_only=True):
     """Index of the reply among parallel replies."""
 
 
-class NotSaved(msgspec.Struct, frozen=True, kw_only=True):
-    """Saving the reply failed. Generation continues, and the next checkpoint tries again."""
+class ReplySaveFailed(msgspec.Struct, frozen=True, kw_only=True):
+    """Saving the reply failed. Generation continues; the next checkpoint repeats the write."""
 
     reason: str
 
 
 class TurnFinished(msgspec.Struct, frozen=True, kw_only=True):
-    """The reply is complete: the model ended the reply, or the reply reached its length limit."""
+    """The reply is complete: the model ended it, or it reached the length limit."""
 
     reply: Message
     context_tokens: int
@@ -59,7 +59,7 @@ class TurnFinished(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
-    """The reply was stopped. Its text is saved, and the model can continue the reply."""
+    """The reply was stopped. Its text is saved, and the reply can be continued."""
 
     reply: Message
     context_tokens: int
@@ -69,12 +69,12 @@ class TurnInterrupted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SessionEvent = (
-    ModelLoadProgressed | TurnStarted | TurnsDropped | PromptProgressed | ReplyTextGenerated | NotSaved | TurnFinished
-    | TurnInterrupted
+    ModelLoadProgressed | TurnStarted | TurnsDropped | PromptProgressed | ReplyTextGenerated | ReplySaveFailed
+    | TurnFinished | TurnInterrupted
 )  # fmt: skip
 
 
-def progress_text(event: SessionEvent) -> str:
+def format_progress(event: SessionEvent) -> str:
     """Return a temporary status text for an event; "" for events without a status text."""
     if isinstance(event, ModelLoadProgressed):
         return event.message
@@ -83,8 +83,8 @@ def progress_text(event: SessionEvent) -> str:
     return "Thinking" if isinstance(event, ReplyTextGenerated) and event.reasoning and not event.text else ""
 
 
-def notice_text(event: SessionEvent) -> str:
+def format_notice(event: SessionEvent) -> str:
     """Return a permanent notice for an event; "" for events without a notice."""
     if isinstance(event, TurnsDropped):
         return f"The context is full: the model no longer sees the first {event.n_messages} messages."
-    return f"The reply is not saved: {event.reason}" if isinstance(event, NotSaved) else ""
+    return f"The reply is not saved: {event.reason}" if isinstance(event, ReplySaveFailed) else ""

@@ -21,7 +21,7 @@ class IdleGate:
         self._request_ids: set[int] = set()
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def block_requests(self) -> Iterator[None]:
         """Return a context manager that cancels all background requests, and refuses new ones until it exits."""
         with self._lock:
             self._is_idle.clear()
@@ -34,7 +34,10 @@ class IdleGate:
             self._is_idle.set()
 
     def generate_if_idle(self, request: protocol.Generate) -> list[protocol.AnyEvent] | None:
-        """Run a background request and return its events; None if a turn prevents or cancels it. Raises EngineError."""
+        """Run a background request and return its events. Raises EngineError.
+
+        Return None if a turn is running, or if a turn starts and cancels the request.
+        """
         with self._lock:
             if not self._is_idle.is_set():
                 return None
@@ -46,5 +49,5 @@ class IdleGate:
         return events if is_complete else None
 
     def wait_until_idle(self, timeout_s: float) -> None:
-        """Wait until the current turn ends, for at most `timeout_s`."""
+        """Wait until the current turn ends, for at most `timeout_s` seconds."""
         self._is_idle.wait(timeout_s)

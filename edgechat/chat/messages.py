@@ -19,7 +19,7 @@ INTERRUPTED_REASONS: Final = ("streaming", "cancelled", "interrupted")
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
-    """File attached to a message. The store has the bytes, once per SHA-256 hash."""
+    """File attached to a message. The store saves identical files once, by their SHA-256 hash."""
 
     sha256: str
     name: str
@@ -39,19 +39,19 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     text: str = ""
     reasoning: str = ""
-    """Reasoning before the text, without its tags."""
+    """Reasoning that the model generated before `text`, without the tags around it."""
     attachments: tuple[Attachment, ...] = ()
     created_at_ms: int = 0
-    """Time of creation in milliseconds since 1970, for display only; 0 if an imported message has no time."""
+    """Time of creation in milliseconds since 1970, for display only; 0 if unknown (imported messages)."""
     model: str = ""
     finish_reason: FinishReason = ""
     n_tokens: int | None = None
     """Number of generated tokens; None for messages that edgechat did not generate."""
     stats: GenerationStats | None = None
     context_start_id: str | None = None
-    """ID of the first message in the prompt of this reply; None if the prompt had the whole conversation."""
+    """ID of the first message in the prompt of this reply; None if the prompt contained the whole conversation."""
     active_child_id: str | None = None
-    """ID of the child on the branch that was active last."""
+    """ID of the child that was last on the active path."""
 
     @property
     def is_interrupted(self) -> bool:
@@ -89,7 +89,7 @@ def now_ms() -> int:
 
 
 def new_user_message(parent_id: str | None, text: str, attachments: tuple[Attachment, ...] = ()) -> Message:
-    """Create a message of the user, as a child of `parent_id`."""
+    """Create a user message as a child of the message `parent_id`."""
     return Message(
         id=new_id(), parent_id=parent_id, role="user", text=text, attachments=attachments, created_at_ms=now_ms()
     )
@@ -108,15 +108,15 @@ def new_reply(parent_id: str, model: str) -> Message:
 
 
 def first_line(text: str, n_chars: int = 60) -> str:
-    """Return the first non-blank line of a text as a title, truncated at a word boundary to `n_chars` characters."""
+    """Return the first non-blank line of `text`, truncated to `n_chars` characters, if possible at a word boundary."""
     line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
     if len(line) <= n_chars:
         return line
-    cut = line[:n_chars]
-    return (cut.rsplit(" ", 1)[0] if " " in cut[n_chars // 2 :] else cut) + "…"
+    prefix = line[:n_chars]
+    return (prefix.rsplit(" ", 1)[0] if " " in prefix[n_chars // 2 :] else prefix) + "…"
 
 
-def performance_summary(message: Message) -> str:
+def format_performance(message: Message) -> str:
     """Describe the speed, cached tokens and accepted draft tokens of a reply; "" for messages without statistics."""
     stats = message.stats
     if stats is None:

@@ -10,19 +10,19 @@ import msgspec
 from edgechat import config, paths
 from edgechat.errors import SettingsError
 
-# Settings that a persona may contain. Settings of the machine, such as the context length, are excluded.
+# Settings that a persona can contain. Settings that depend on the machine, such as the context length, are excluded.
 PERSONA_SETTINGS = ("model", "system_prompt", "max_tokens", "reasoning", *config.Sampling.__struct_fields__)
 
 
 class Persona(msgspec.Struct, frozen=True):
-    """Contents of a persona file: valid settings and errors."""
+    """Content of a persona file: valid settings, and problems with invalid entries."""
 
     name: str
     path: Path
     values: dict[str, Any]
     """Valid settings by field name of `edgechat.config.Settings`."""
     problems: list[config.SettingsProblem]
-    """Errors of invalid entries, which are ignored."""
+    """Reasons why entries are invalid. Invalid entries are ignored."""
 
 
 def list_names() -> list[str]:
@@ -33,17 +33,17 @@ def list_names() -> list[str]:
 def load(name: str) -> Persona:
     """Read the file of the persona `name`. Raises SettingsError if the persona does not exist."""
     names = list_names()
-    if name not in names:
-        hint = f"existing personas: {', '.join(names)}" if names else f"create {paths.personas_dir() / f'{name}.toml'}"
-        raise SettingsError(f"No persona is called {name!r}; {hint}")
     path = paths.personas_dir() / f"{name}.toml"
+    if name not in names:
+        hint = f"Available personas: {', '.join(names)}." if names else f"Create {path}."
+        raise SettingsError(f"No persona is called {name!r}. {hint}")
     problems: list[config.SettingsProblem] = []
     values: dict[str, Any] = {}
     for key, value in config.read_toml(path, problems).items():
         if key in PERSONA_SETTINGS:
             problem = config.check(key, value)
         else:
-            problem = f"not a setting of personas. Available settings: {', '.join(PERSONA_SETTINGS)}"
+            problem = f"not a persona setting. Available settings: {', '.join(PERSONA_SETTINGS)}"
         if problem:
             problems.append(config.SettingsProblem(f"{path}: {key}", problem))
         else:

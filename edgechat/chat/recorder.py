@@ -12,7 +12,7 @@ from edgechat.chat.messages import Conversation, Message, new_id
 from edgechat.chat.store import Store
 from edgechat.errors import NotFoundError, StoreError
 
-# Interval between writes. A crash loses at most two seconds of a reply: this interval, and the time for one write.
+# Interval between writes. A crash loses at most two seconds of a reply: this interval plus the time of one write.
 CHECKPOINT_INTERVAL_S: Final = 1.5
 CHECKPOINT_TOKENS: Final = 64
 
@@ -25,7 +25,7 @@ class ReplyRecorder:
     """
 
     def __init__(self, store: Store, conversation: Conversation, reply: Message) -> None:
-        """`reply` must be stored in `conversation` and claimed by this process. Starts the background thread."""
+        """Start the background thread. `reply` must be stored in `conversation` and claimed by this process."""
         self._store = store
         self._conversation = conversation
         self._reply = reply
@@ -33,7 +33,7 @@ class ReplyRecorder:
         self._condition = threading.Condition()
         self._is_finished = False
         self.write_error = ""
-        """Error of the last write; "" if the write succeeded."""
+        """Error of the last write; "" if the last write succeeded."""
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
@@ -52,17 +52,17 @@ class ReplyRecorder:
                 reasoning=reply.reasoning + reasoning,
                 n_tokens=(reply.n_tokens or 0) + n_tokens,
             )
-            before, self._unsaved_tokens = self._unsaved_tokens, self._unsaved_tokens + max(1, n_tokens)
-            if not before or self._unsaved_tokens >= CHECKPOINT_TOKENS:
+            previous_tokens, self._unsaved_tokens = self._unsaved_tokens, self._unsaved_tokens + max(1, n_tokens)
+            if not previous_tokens or self._unsaved_tokens >= CHECKPOINT_TOKENS:
                 self._condition.notify()
 
     def finish(self, **changes: object) -> Message:
-        """Apply final `changes`, save the reply and return its saved state. Sets `write_error` if saving fails."""
+        """Apply `changes`, save the reply and return its final state. Sets `write_error` if saving fails."""
         with self._condition:
             self._is_finished = True
             self._reply = msgspec.structs.replace(self._reply, **changes)
             self._condition.notify()
-        self.write_error = "saving was interrupted"  # remains if a KeyboardInterrupt ends the next two calls
+        self.write_error = "saving was interrupted"  # this error remains if a KeyboardInterrupt ends the next two calls
         self._thread.join()
         self._write()
         return self._reply
@@ -94,8 +94,9 @@ class ReplyRecorder:
 def write_reply(store: Store, conversation: Conversation, reply: Message) -> str:
     """Write the current state of a reply and return its ID.
 
-    If another process has continued or deleted the reply, this function adds an alternative with a new ID below the
-    same parent, or as a root if the parent was deleted. A deleted conversation is not restored. Raises StoreError.
+    If another process has continued or deleted the reply, this function saves the reply as an alternative with a new
+    ID: below the same parent, or as a root if the parent was deleted. In a deleted conversation, nothing is saved.
+    Raises StoreError.
     """
     if store.checkpoint(reply):
         return reply.id

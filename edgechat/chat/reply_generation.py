@@ -1,4 +1,4 @@
-"""Generation of one or several parallel replies from a prompt. Partial replies are saved during generation."""
+"""Generation of one or more parallel replies to a prompt. Partial replies are saved during generation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.reasoning import ReasoningSplitter
 
 
-class _GrowingReply:
-    """State of one reply during generation: its recorder, and the parser of its reasoning."""
+class _StreamingReply:
+    """State of one reply during generation: recorder, reasoning splitter, finish reason and last reported error."""
 
     def __init__(self, recorder: ReplyRecorder, splitter: ReasoningSplitter) -> None:
         self.recorder = recorder
@@ -38,16 +38,16 @@ class ReplyGeneration:
         self._settings = settings
         self._request_id: int | None = None
         self._is_stopped = False
-        self._replies: list[_GrowingReply] = []
+        self._replies: list[_StreamingReply] = []
         self._ttft_s = 0.0
 
     @property
     def results(self) -> list[tuple[Message, str]]:
-        """Saved state of each reply, and the error of its last write or ""; empty before `run`."""
+        """Saved state of each reply, with the error of its last write ("" for success); empty before `run`."""
         return [(r.recorder.reply, r.recorder.write_error) for r in self._replies]
 
     def stop(self) -> None:
-        """Cancel the generation, also if `run` has not been called yet."""
+        """Cancel the generation. If `run` has not been called yet, `run` will cancel its request immediately."""
         self._is_stopped = True
         if self._request_id is not None:
             self._engine.cancel(self._request_id)
@@ -58,31 +58,32 @@ class ReplyGeneration:
     ) -> Iterator[events.SessionEvent]:  # fmt: skip
         """Generate `replies`, which must be in the store; continue replies that have text.
 
-        `started_at` is the time of the request on the monotonic clock, for the time to first token. Saves the replies
-        also after a stop or an error; `results` returns their saved state. Raises EngineError.
+        `started_at` is the start of the turn on the monotonic clock, from which the time to first token is measured.
+        The replies are also saved after a stop or an error; `results` returns their saved state. Raises EngineError.
         """
         for reply in replies:
             splitter = ReasoningSplitter(
                 self._builder.reasoning_format, prompt.prompt.phase, continues_reasoning=bool(reply.reasoning)
             )
-            self._replies.append(_GrowingReply(ReplyRecorder(store, conversation, reply), splitter))
+            self._replies.append(_StreamingReply(ReplyRecorder(store, conversation, reply), splitter))
         request_finished: protocol.RequestFinished | None = None
         try:
-            for event in self._engine.generate(self._request(prompt, conversation.id if store.is_persistent else "")):
+            request = self._create_request(prompt, conversation.id if store.is_persistent else "")
+            for event in self._engine.generate(request):
                 if isinstance(event, protocol.RequestFinished):
                     request_finished = event
-                yield from self._handle(event, started_at)
+                yield from self._handle_event(event, started_at)
         finally:
             self._finish(request_finished)
-        for growing_reply in self._replies:
-            if growing_reply.recorder.write_error:
-                yield events.NotSaved(reason=growing_reply.recorder.write_error)
-        first, *alternatives = (r.recorder.reply for r in self._replies)
-        final_event = events.TurnInterrupted if first.is_interrupted else events.TurnFinished
+        for streaming_reply in self._replies:
+            if streaming_reply.recorder.write_error:
+                yield events.ReplySaveFailed(reason=streaming_reply.recorder.write_error)
+        first_reply, *alternatives = (r.recorder.reply for r in self._replies)
+        final_event = events.TurnInterrupted if first_reply.is_interrupted else events.TurnFinished
         context_tokens = request_finished.context_tokens if request_finished is not None else 0
-        yield final_event(reply=first, context_tokens=context_tokens, alternatives=tuple(alternatives))
+        yield final_event(reply=first_reply, context_tokens=context_tokens, alternatives=tuple(alternatives))
 
-    def _request(self, prompt: ConversationPrompt, conversation_id: str) -> protocol.Generate:
+    def _create_request(self, prompt: ConversationPrompt, conversation_id: str) -> protocol.Generate:
         settings = self._settings
         request = protocol.Generate(
             id=self._engine.next_id(), tokens=prompt.prompt.tokens, turn_starts=prompt.prompt.turn_starts,
@@ -96,41 +97,41 @@ class ReplyGeneration:
             self._engine.cancel(request.id)
         return request
 
-    def _handle(self, event: protocol.AnyEvent, started_at: float) -> Iterator[events.SessionEvent]:
+    def _handle_event(self, event: protocol.AnyEvent, started_at: float) -> Iterator[events.SessionEvent]:
         if isinstance(event, protocol.PrefillProgressed):
             yield events.PromptProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
         elif isinstance(event, protocol.TokensGenerated):
             self._ttft_s = self._ttft_s or time.monotonic() - started_at
             splitter = self._replies[event.sequence].splitter
-            yield from self._append(event.sequence, *splitter.feed(event.text), len(event.tokens))
+            yield from self._append_text(event.sequence, *splitter.feed(event.text), len(event.tokens))
         elif isinstance(event, protocol.SequenceFinished):
             self._replies[event.sequence].finish_reason = event.finish_reason
         elif isinstance(event, protocol.RequestFinished):
-            for index, growing_reply in enumerate(self._replies):
-                growing_reply.finish_reason = growing_reply.finish_reason or event.finish_reason
-                yield from self._append(index, *growing_reply.splitter.finish(), 0)
+            for index, streaming_reply in enumerate(self._replies):
+                streaming_reply.finish_reason = streaming_reply.finish_reason or event.finish_reason
+                yield from self._append_text(index, *streaming_reply.splitter.finish(), 0)
 
-    def _append(self, index: int, reasoning: str, text: str, n_tokens: int) -> Iterator[events.SessionEvent]:
-        growing_reply = self._replies[index]
+    def _append_text(self, index: int, reasoning: str, text: str, n_tokens: int) -> Iterator[events.SessionEvent]:
+        streaming_reply = self._replies[index]
         if reasoning or text or n_tokens:
-            growing_reply.recorder.add(text, reasoning, n_tokens)
+            streaming_reply.recorder.add(text, reasoning, n_tokens)
             yield events.ReplyTextGenerated(text=text, reasoning=reasoning, n_tokens=n_tokens, reply_index=index)
-        write_error = growing_reply.recorder.write_error
-        if write_error and not growing_reply.reported_error:
-            yield events.NotSaved(reason=write_error)
-        growing_reply.reported_error = write_error
+        write_error = streaming_reply.recorder.write_error
+        if write_error and not streaming_reply.reported_error:
+            yield events.ReplySaveFailed(reason=write_error)
+        streaming_reply.reported_error = write_error
 
     def _finish(self, request_finished: protocol.RequestFinished | None) -> None:
         if request_finished is None and self._request_id is not None:
             self._engine.cancel(self._request_id)
-        for growing_reply in self._replies:
+        for streaming_reply in self._replies:
             reason: FinishReason = "cancelled" if self._is_stopped else "interrupted"
             stats = None
             if request_finished is not None:
-                reason = growing_reply.finish_reason or request_finished.finish_reason
-                # Time to first token as seen by the user, including template rendering and both pipes to the engine.
+                reason = streaming_reply.finish_reason or request_finished.finish_reason
+                # Time to first token as the user experiences it, including template rendering and both engine pipes.
                 stats = msgspec.structs.replace(
                     request_finished.stats, ttft_s=self._ttft_s or request_finished.stats.ttft_s
                 )
-            reasoning = growing_reply.recorder.reply.reasoning.rstrip("\n")
-            growing_reply.recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)
+            reasoning = streaming_reply.recorder.reply.reasoning.rstrip("\n")
+            streaming_reply.recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)

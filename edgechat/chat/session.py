@@ -35,24 +35,24 @@ from edgechat.models.loaded_model import LoadedModel
 # Maximum wait for the last write of a reply in `close`. A write takes longer only if the disk does not respond.
 _LAST_WRITE_TIMEOUT_S: Final = 5.0
 
-# Minimum decode speed at which reasoning is on by default. Reasoning takes several hundred tokens, which would be up to
-# a minute of waiting at lower speeds.
+# Minimum decode speed, in tokens per second, at which reasoning is on by default. At lower speeds, the several hundred
+# tokens of typical reasoning would delay the reply by tens of seconds.
 _MIN_REASONING_TPS: Final = 15.0
 
 
 class Session:
     """Conversation and the loaded model that replies to its messages. Call `open` first and `close` at the end.
 
-    Methods that generate a reply are generators. They start when they are iterated, only one may run at a time, and
-    closing the iterator stops the reply. Other threads may call `stop`, `generate_title`, `warm_cache`,
-    `context_usage` and `close`. Messages are saved before the engine gets them, and remain saved after errors.
+    Methods that generate a reply are generators. The turn starts with the first iteration, and closing the generator
+    stops the reply. Only one turn can run at a time. Other threads may call `stop`, `generate_title`, `warm_cache`,
+    `context_usage` and `close`. A message is saved before the engine receives it, and remains saved after most errors.
     """
 
     def __init__(
         self, store: Store, settings: Settings, model_path: Path, conversation: Conversation | None = None,
         flags: Mapping[str, object] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        """Create a session for `conversation`, which may be new; None creates a new conversation.
+        """Create a session for `conversation` (existing or new); None creates a new conversation.
 
         Settings in increasing priority: `settings` of all conversations, settings of `conversation`, command-line
         `flags`, and values set by `override_settings`.
@@ -66,11 +66,11 @@ class Session:
             store, conversation or Conversation(id=new_id(), model=settings.model, created_at_ms=now_ms())
         )
         self.model = LoadedModel()
-        self._turns = TurnRunner(self.model, self._prompt_builder)
+        self._turn_runner = TurnRunner(self.model, self._create_prompt_builder)
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings for the user, as a list that callers may change."""
+        """Warnings for the user. Callers may add and remove warnings."""
         return self.model.warnings
 
     @property
@@ -84,9 +84,9 @@ class Session:
         return self._stored_conversation.tree
 
     @property
-    def loaded(self) -> protocol.Loaded | None:
+    def model_properties(self) -> protocol.Loaded | None:
         """Properties of the loaded model, as the engine reports them; None while no model is loaded."""
-        return self.model.engine.loaded
+        return self.model.engine.model_properties
 
     def load_messages(self) -> None:
         """Read the messages of the conversation from the store, unless they are loaded already. Raises StoreError."""
@@ -96,13 +96,13 @@ class Session:
     def switch_conversation(self, conversation: Conversation | None = None) -> None:
         """Switch to another conversation, or to a new one if `conversation` is None; the model stays loaded.
 
-        Raises StoreError, without a switch, if an unsaved reply still cannot be saved or if the other conversation
-        cannot be read.
+        Raises StoreError if an unsaved reply cannot be saved or if `conversation` cannot be read; the session then
+        keeps its current conversation.
         """
-        with self._turns.idle.turn():
+        with self._turn_runner.idle_gate.block_requests():
             self._stored_conversation.save_pending()
-            new = Conversation(id=new_id(), model=self.conversation.model, created_at_ms=now_ms())
-            stored_conversation = StoredConversation(self.store, conversation or new)
+            new_conversation = Conversation(id=new_id(), model=self.conversation.model, created_at_ms=now_ms())
+            stored_conversation = StoredConversation(self.store, conversation or new_conversation)
             if conversation is not None:
                 stored_conversation.reload()
             self._stored_conversation = stored_conversation
@@ -117,18 +117,18 @@ class Session:
     def change_model(
         self, model: str, model_path: Path, on_event: LoadCallback = lambda event: None
     ) -> protocol.Loaded:
-        """Load another model for the next replies. Raises EdgechatError; the previous model then stays loaded."""
-        with self._turns.idle.turn():
-            previous, self.model_path = self.model_path, model_path
+        """Load another model for the next replies. If this raises EdgechatError, the previous model is kept."""
+        with self._turn_runner.idle_gate.block_requests():
+            previous_path, self.model_path = self.model_path, model_path
             try:
-                loaded = self.open(on_event)
+                model_properties = self.open(on_event)
             except Exception:
-                self.model_path = previous
-                if self.loaded is None:  # the engine has unloaded the previous model
+                self.model_path = previous_path
+                if self.model_properties is None:  # the failed load has already unloaded the previous model
                     self.open(on_event)
                 raise
         self._stored_conversation.update_metadata(model=model)
-        return loaded
+        return model_properties
 
     # Turns
 
@@ -136,56 +136,60 @@ class Session:
         """Send a message and yield events while the model replies; the last event is TurnFinished or TurnInterrupted.
 
         The model generates `n_replies` alternative replies in parallel. The message and the partial replies remain
-        saved after a stop or an error. Exceptions are ContextOverflowError and TemplateError, after which the message
-        is removed, because it would prevent all later replies. Raises EdgechatError.
+        saved after a stop or an error. Only ContextOverflowError and TemplateError remove the message, because it would
+        prevent all later replies. Raises EdgechatError.
         """
-        loaded, files = load_attachments(attachments, self.model_path.stem)
-        message = new_user_message(self.tree.head_id, text, loaded)
+        message_attachments, files = load_attachments(attachments, self.model_path.stem)
+        message = new_user_message(self.tree.head_id, text, message_attachments)
         turn = Turn(new_replies(message.id, self.model_path.name, n_replies, self.model.plan), message, files)
-        yield from self._turns.run(self._stored_conversation, turn, self.settings)
+        yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
 
     def edit(self, message_id: str, text: str) -> Iterator[events.SessionEvent]:
-        """Send `text` as an alternative to a message of the user. Yields the events and raises the errors of `send`."""
-        original = self.tree[message_id]
-        if original.role != "user":
+        """Send `text` as an alternative to a user message.
+
+        Yields the same events and raises the same errors as `send`.
+        """
+        original_message = self.tree[message_id]
+        if original_message.role != "user":
             raise UsageError("Only your own messages can be edited. Use /retry or /continue for a reply.")
-        message = new_user_message(original.parent_id, text, original.attachments)
+        message = new_user_message(original_message.parent_id, text, original_message.attachments)
         turn = Turn([new_reply(message.id, self.model_path.name)], message)
-        yield from self._turns.run(self._stored_conversation, turn, self.settings)
+        yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
 
     def regenerate(self, message_id: str | None = None, n_replies: int = 1) -> Iterator[events.SessionEvent]:
-        """Generate alternatives to a reply, or replies to a message of the user.
+        """Generate alternatives to a reply, or replies to a user message.
 
-        `message_id` None means the last message. Yields the events and raises the errors of `send`.
+        `message_id` None means the head. Yields the same events and raises the same errors as `send`.
         """
         message = self.tree.message_or_head(message_id)
         parent_id = message.parent_id if message.role == "assistant" else message.id
         if parent_id is None or self.tree[parent_id].role != "user":
-            raise UsageError("There is no message to reply to")
+            raise UsageError("There is no message to reply to. Send a message first.")
         turn = Turn(new_replies(parent_id, self.model_path.name, n_replies, self.model.plan))
-        yield from self._turns.run(self._stored_conversation, turn, self.settings)
+        yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
 
     def continue_reply(self, message_id: str | None = None) -> Iterator[events.SessionEvent]:
-        """Continue a reply at its end; None means the last message.
+        """Continue the text of a reply; `message_id` None means the head.
 
-        If the reply has later messages, a copy is continued as an alternative. Yields the events and raises the errors
-        of `send`.
+        If the reply has descendants, a copy of the reply is continued as an alternative. Yields the same events and
+        raises the same errors as `send`.
         """
         reply = self.tree.message_or_head(message_id)
         if reply.role != "assistant" or reply.parent_id is None:
-            raise UsageError("Only a reply can be continued")
-        continued = msgspec.structs.replace(reply, finish_reason="streaming")
+            raise UsageError("Only a reply can be continued. Use /retry to generate a reply.")
+        continued_reply = msgspec.structs.replace(reply, finish_reason="streaming")
         if any(m.id != reply.id for m in self.tree.subtree(reply.id)):
-            copy = msgspec.structs.replace(continued, id=new_id(), created_at_ms=now_ms(), active_child_id=None)
+            copy = msgspec.structs.replace(continued_reply, id=new_id(), created_at_ms=now_ms(), active_child_id=None)
             turn = Turn([copy])
         else:
-            turn = Turn([continued], original_reply=reply)
-        yield from self._turns.run(self._stored_conversation, turn, self.settings)
+            turn = Turn([continued_reply], original_reply=reply)
+        yield from self._turn_runner.run(self._stored_conversation, turn, self.settings)
 
-    def _prompt_builder(self, *, think: bool | None = None) -> ConversationPromptBuilder:
-        """Return a prompt builder for the current model and settings.
+    def _create_prompt_builder(self, *, think: bool | None = None) -> ConversationPromptBuilder:
+        """Create a prompt builder for the current model and settings.
 
-        `think` None uses the setting. If the setting is auto, reasoning is on for models that decode fast enough.
+        If `think` is None, the setting `reasoning` applies; if that is None too, reasoning is on for models that decode
+        fast enough.
         """
         builder = self.model.builder
         think = self.settings.reasoning if think is None else think
@@ -198,20 +202,23 @@ class Session:
 
     def stop(self) -> None:
         """Stop the current reply, or the next one if none is being generated. Thread-safe."""
-        self._turns.stop()
+        self._turn_runner.stop()
 
     def clear_stop(self) -> None:
         """Clear a `stop` request that arrived after the end of the last reply."""
-        self._turns.clear_stop()
+        self._turn_runner.clear_stop()
 
     # Branches
 
     def branch_from(self, message_id: str) -> None:
-        """End the active path at a message, so that the next message starts a new branch. Raises StoreError."""
+        """End the active path at a message, so that the next message starts a branch. Raises StoreError."""
         self._stored_conversation.set_head(message_id)
 
     def select_alternative(self, message_id: str) -> None:
-        """Switch to the branch with a message, down to the leaf that was active last. Raises StoreError."""
+        """Switch the active path to the branch of a message, and extend it to the last active leaf below it.
+
+        Raises StoreError.
+        """
         self._stored_conversation.select_branch(message_id)
 
     def delete(self, message_id: str) -> int:
@@ -219,7 +226,7 @@ class Session:
         return self._stored_conversation.delete(message_id)
 
     def undo_delete(self) -> bool:
-        """Restore the messages of the last `delete`; return False if there is no deletion to undo.
+        """Restore the messages of the last `delete`. Return whether there was a deletion to undo.
 
         Raises StoreError if the messages have been purged from the store.
         """
@@ -230,30 +237,30 @@ class Session:
     def context_usage(self, text: str = "", files: Sequence[Path] = ()) -> tuple[int, int]:
         """Return the prompt length in tokens with `text` as the next message, and the number of omitted messages.
 
-        Raises ContextOverflowError if the message does not fit, AttachmentError, TemplateError, EngineError.
+        Raises ContextOverflowError if the message does not fit; also AttachmentError, TemplateError and EngineError.
         """
         attachments, contents = load_attachments(files, self.model_path.stem)
         path = self.tree.path
         if text or files:
             path = [*path, Message(id="", role="user", text=text, attachments=attachments)]
-        built = self._prompt_builder().build(path, contents)
-        return len(built.prompt.tokens), built.start
+        prompt = self._create_prompt_builder().build(path, contents)
+        return len(prompt.prompt.tokens), prompt.start
 
     def warm_cache(self) -> None:
-        """Prefill the conversation's prompt between turns, from the prompt cache on disk where possible."""
+        """Prefill the prompt of the next turn while no turn is running. Uses the prompt cache on disk if possible."""
         if not self.model.is_open:
             return
         request = protocol.Generate(
-            id=self.model.engine.next_id(), tokens=self._prompt_builder().next_turn_prefix(self.tree.path),
+            id=self.model.engine.next_id(), tokens=self._create_prompt_builder().next_turn_prefix(self.tree.path),
             max_tokens=0, conversation=self.conversation.id if self.store.is_persistent else "",
         )  # fmt: skip
         if request.tokens:
-            self._turns.idle.generate_if_idle(request)
+            self._turn_runner.idle_gate.generate_if_idle(request)
 
     def generate_title(self) -> str | None:
-        """Generate the title of a new conversation between turns, save it and return it.
+        """Generate and save a title for a new conversation while no turn is running; return the title.
 
-        Return None if the conversation has a final title, if titles are off, or if a turn cancelled the request.
+        Return None if the conversation already has a final title, titles are off, or a turn cancels the request.
         """
         path = self.tree.path
         if not (self.settings.titles and self.model.is_open and titles.needs_title(self.conversation, path)):
@@ -262,13 +269,13 @@ class Session:
         if builder.reasoning_format is not None and not builder.can_switch_reasoning:
             return None
         question = Message(id="", role="user", text=titles.REQUEST)
-        built = self._prompt_builder(think=False).build([*path, question])
+        prompt = self._create_prompt_builder(think=False).build([*path, question])
         request = protocol.Generate(
-            id=self.model.engine.next_id(), tokens=built.prompt.tokens, max_tokens=titles.MAX_TOKENS, ephemeral=True,
+            id=self.model.engine.next_id(), tokens=prompt.prompt.tokens, max_tokens=titles.MAX_TOKENS, ephemeral=True,
             sampling=msgspec.structs.replace(self.settings.sampling, temperature=0.0),
         )  # fmt: skip
-        title = titles.parse_title(self._turns.idle.generate_if_idle(request) or ())
-        # The user or another process may have set a title meanwhile.
+        title = titles.parse_title(self._turn_runner.idle_gate.generate_if_idle(request) or ())
+        # The user or another process may have changed the title during the generation.
         if not title or not titles.needs_title(self.store.conversation(self.conversation.id), path):
             return None
         self._stored_conversation.update_metadata(title=title)
@@ -277,17 +284,17 @@ class Session:
     # Settings
 
     def override_settings(self, **values: object) -> None:
-        """Change settings of this conversation; `values` may have the settings of a persona except the model.
+        """Change settings of this conversation. `values` can contain all `PERSONA_SETTINGS` except the model.
 
-        Raises UsageError, StoreError.
+        Raises UsageError and StoreError.
         """
         if "model" in values:
-            raise UsageError("Change the model with /model")
+            raise UsageError("Use /model to change the model")
         for name, value in values.items():
             if name in PERSONA_SETTINGS:
                 problem = check(name, value)
             else:
-                problem = f"not a setting of a conversation. Available settings: {', '.join(PERSONA_SETTINGS)}"
+                problem = f"not a conversation setting. Available settings: {', '.join(PERSONA_SETTINGS)}"
             if problem:
                 raise UsageError(f"Cannot change {name}: {problem}")
         self._stored_conversation.update_metadata(settings={**self.conversation.settings, **values})
@@ -295,7 +302,7 @@ class Session:
         self._apply_settings()
 
     def set_base_settings(self, settings: Settings) -> None:
-        """Replace the settings of all conversations. Does not reload the model."""
+        """Replace the settings that apply to all conversations. Does not reload the model."""
         self._base_settings = settings
         self._apply_settings()
 
@@ -311,12 +318,12 @@ class Session:
         self._stored_conversation.update_metadata(pinned=on)
 
     def close(self) -> None:
-        """End the engine and render processes, save unsaved replies, and close the store.
+        """Stop the engine and render processes, save unsaved replies, and close the store.
 
         A thread that is generating a reply receives EngineDiedError.
         """
         self.model.close()
-        self._turns.idle.wait_until_idle(_LAST_WRITE_TIMEOUT_S)
+        self._turn_runner.idle_gate.wait_until_idle(_LAST_WRITE_TIMEOUT_S)
         try:
             self._stored_conversation.save_pending()
         except StoreError as error:

@@ -1,4 +1,4 @@
-"""Interface of a conversation store. `edgechat.store` implements it with SQLite."""
+"""Interface of a conversation store. `edgechat.store` implements this interface with SQLite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from edgechat.chat.messages import Conversation, Message
 
-Order = Literal["newest", "rank"]
+SearchOrder = Literal["newest", "rank"]
 
 
 class ConversationSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,11 +33,11 @@ class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
     marks: list[tuple[int, int]]
     """Ranges of `snippet` that match words of the query, as [start, end)."""
     score: float
-    """Relevance of the match: higher is better; comparable only within one search."""
+    """Relevance of the match: higher is better. Scores of different searches cannot be compared."""
 
 
 class Store(Protocol):
-    """Interface of a thread-safe store of conversations. Reads return the latest writes of other processes.
+    """Interface of a thread-safe store of conversations. Reads include the latest writes of other processes.
 
     Every method is atomic. All methods may raise StoreError, and NotFoundError for a missing conversation or message.
     """
@@ -48,11 +48,11 @@ class Store(Protocol):
 
     @property
     def is_persistent(self) -> bool:
-        """True if data is saved to disk; False for a store in memory, whose data must not be written to any disk."""
+        """True for a store on disk; False for a store in memory, whose data must never be written to disk."""
 
     @property
     def notices(self) -> list[str]:
-        """Messages for the user about the opening of the store, such as the recovery of a damaged database."""
+        """Messages for the user from opening the store, for example about the recovery of a damaged database."""
 
     def append(
         self, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})
@@ -65,17 +65,17 @@ class Store(Protocol):
     def checkpoint(self, message: Message) -> bool:
         """Write the current state of a claimed reply; sync the data to disk only if the reply is finished.
 
-        Return False, without a write, if another process has deleted or claimed the reply.
+        Return whether the reply was written; False if another process has deleted or claimed the reply.
         """
 
     def claim(self, message_id: str) -> None:
         """Claim a reply for this process, so that `checkpoint` can update the reply. Raises NotFoundError."""
 
     def discard_messages(self, message_ids: Sequence[str]) -> None:
-        """Delete messages permanently; `message_ids` has children before their parents."""
+        """Delete messages permanently. `message_ids` lists children before their parents."""
 
     def select_branch(self, path: Sequence[str]) -> None:
-        """Switch the active path to `path` (message IDs from a root), continued to the leaf that was active last."""
+        """Switch the active path to `path` (message IDs from a root), and extend it to the last active leaf below."""
 
     def set_head(self, path: Sequence[str]) -> None:
         """Make the last message of `path` (message IDs from a root) the head, even if the message has children."""
@@ -84,10 +84,13 @@ class Store(Protocol):
         """Delete a message and its descendants. `restore_message` can restore them for a limited time."""
 
     def restore_message(self, message_id: str) -> None:
-        """Restore a message and its descendants after `delete_message`. Raises StoreError if they were purged."""
+        """Restore a message and its descendants after `delete_message`. Raises StoreError if they have been purged."""
 
     def update_conversation(self, conversation_id: str, **changes: object) -> None:
-        """Change title, model, settings, pinned, archived, tags or folder. Raises NotFoundError."""
+        """Change the title, model, settings, tags, folder, or pinned or archived state of a conversation.
+
+        Raises NotFoundError.
+        """
 
     def delete_conversation(self, conversation_id: str) -> None:
         """Delete a conversation permanently."""
@@ -96,7 +99,7 @@ class Store(Protocol):
         """Return the metadata of a conversation. Raises NotFoundError."""
 
     def resolve_id(self, prefix: str) -> str:
-        """Return the only conversation ID that starts with `prefix`. Raises StoreError for no match or several."""
+        """Return the conversation ID that starts with `prefix`. Raises StoreError unless exactly one ID matches."""
 
     def latest_id(self) -> str | None:
         """Return the ID of the conversation that changed last; None if the store is empty."""
@@ -107,19 +110,22 @@ class Store(Protocol):
     def list_conversations(
         self, *, archived: bool | None = False, tag: str = "", folder: str = "", limit: int = 50, offset: int = 0
     ) -> Sequence[ConversationSummary]:
-        """Return conversations, pinned ones first, then by time of the last change, newest first.
+        """Return pinned conversations, then other conversations, each sorted by last change, newest first.
 
-        `archived` selects archived (True), other (False) or all (None) conversations; `tag` and `folder` "" select all.
+        `archived` selects archived (True), unarchived (False) or all (None) conversations. `tag` and `folder` select
+        conversations with this tag and in this folder; "" selects all.
         """
 
-    def search(self, query: str, *, order: Order = "newest", limit: int = 20, offset: int = 0) -> Sequence[SearchHit]:
-        """Return titles and messages that contain all words of `query`; "quoted words" must occur as a phrase."""
+    def search(
+        self, query: str, *, order: SearchOrder = "newest", limit: int = 20, offset: int = 0
+    ) -> Sequence[SearchHit]:
+        """Return messages and titles that contain all words of `query`; "quoted words" must occur as a phrase."""
 
     def recent_inputs(self, limit: int) -> Sequence[str]:
-        """Return the `limit` last messages of the user in all conversations, newest first, without duplicates."""
+        """Return up to `limit` user messages from all conversations, newest first, without duplicates."""
 
     def read_attachment(self, sha256: str) -> bytes:
-        """Return the bytes of an attachment by SHA-256 hash. Raises StoreError if the bytes are missing or damaged."""
+        """Return the bytes of the attachment with this SHA-256 hash. Raises StoreError if it is missing or damaged."""
 
     def decode_tps(self, model: str) -> float | None:
         """Return the median decode speed of the model's last replies in tokens/s; None if there are no replies."""

@@ -15,7 +15,7 @@ _QUOTES: Final = "\"'`*#«»“”„ \t"
 
 
 def needs_title(conversation: Conversation, path: Sequence[Message]) -> bool:
-    """Return True if the conversation has one complete reply and still its provisional title."""
+    """Return whether the conversation consists of one message and its complete reply, under a provisional title."""
     return (
         len(path) == 2  # noqa: PLR2004  (a message and its reply)
         and path[1].finish_reason == "stop"
@@ -25,11 +25,11 @@ def needs_title(conversation: Conversation, path: Sequence[Message]) -> bool:
 
 def parse_title(events: Iterable[protocol.AnyEvent]) -> str:
     """Return the generated title; "" if the model's output is incomplete, has several lines, or is too long."""
-    text, reason = "", ""
+    text, finish_reason = "", ""
     for event in events:
         if isinstance(event, protocol.TokensGenerated):
             text += event.text
         elif isinstance(event, protocol.RequestFinished):
-            reason = event.finish_reason
+            finish_reason = event.finish_reason
     title = " ".join(text.split()).removeprefix("Title:").strip(_QUOTES).rstrip(".")
-    return title if reason == "stop" and "\n" not in text.strip() and 0 < len(title) <= _MAX_CHARS else ""
+    return title if finish_reason == "stop" and "\n" not in text.strip() and 0 < len(title) <= _MAX_CHARS else ""

@@ -11,17 +11,18 @@ from edgechat.errors import UsageError
 
 
 class MessageTree:
-    """Messages by ID, with children in insertion order. The active path leads from a root to the head."""
+    """Tree of messages, with children in insertion order. The active path leads from a root to the head."""
 
     def __init__(self, messages: Iterable[Message] = (), head_id: str | None = None) -> None:
-        """`messages` has parents before children; `head_id` is the last message of the active path."""
+        """`messages` lists parents before children. `head_id` is the ID of the last message of the active path."""
         self._messages: dict[str, Message] = {}
         self._children: dict[str | None, list[str]] = {None: []}
         for message in messages:
             self._insert(message)
-        # The store returns messages and head separately; another process may have deleted the head in between.
-        has_head = head_id is None or head_id in self
-        self.head_id = head_id if has_head else next(reversed(self._messages), None)
+        # The store reads the messages and the head separately. If another process changes the conversation in between,
+        # the head may not be one of the messages.
+        is_head_valid = head_id is None or head_id in self
+        self.head_id = head_id if is_head_valid else next(reversed(self._messages), None)
 
     def __len__(self) -> int:
         """Return the number of messages on all branches."""
@@ -38,7 +39,7 @@ class MessageTree:
             raise UsageError(f"This conversation has no message {message_id}") from None
 
     def message_or_head(self, message_id: str | None) -> Message:
-        """Return the message `message_id`; None means the head. Raises UsageError if there is no such message."""
+        """Return the message `message_id`, or the head for None. Raises UsageError if the message does not exist."""
         if message_id is not None:
             return self[message_id]
         if self.head_id is None:
@@ -59,12 +60,12 @@ class MessageTree:
         self.head_id = message.id
 
     def replace(self, message: Message) -> None:
-        """Replace the message with the same ID, except its children and its active child."""
-        active = self[message.id].active_child_id
-        self._messages[message.id] = msgspec.structs.replace(message, active_child_id=active)
+        """Replace the message with the same ID; its children and its active child do not change."""
+        active_child_id = self[message.id].active_child_id
+        self._messages[message.id] = msgspec.structs.replace(message, active_child_id=active_child_id)
 
     def path_to(self, message_id: str) -> list[Message]:
-        """Return the messages from a root to `message_id`."""
+        """Return the messages from a root to the message `message_id`."""
         path = [self[message_id]]
         while (parent_id := path[-1].parent_id) is not None:
             path.append(self[parent_id])
@@ -81,17 +82,17 @@ class MessageTree:
         return self[self.head_id] if self.head_id is not None else None
 
     def select_branch(self, message_id: str) -> None:
-        """Switch the active path to the branch with a message, down to the leaf that was active last."""
+        """Switch the active path to the branch of a message, and extend it to the last active leaf below it."""
         for message in self.path_to(message_id):
             self._set_active_child(message.parent_id, message.id)
-        self.head_id = self._active_leaf(message_id)
+        self.head_id = self._find_active_leaf(message_id)
 
     def set_head(self, message_id: str) -> None:
         """End the active path at a message, even if the message has children."""
         self.select_branch(message_id)
         self.head_id = message_id
 
-    def _active_leaf(self, message_id: str) -> str:
+    def _find_active_leaf(self, message_id: str) -> str:
         while (child_id := self[message_id].active_child_id) is not None:
             message_id = child_id
         return message_id
@@ -115,7 +116,8 @@ class MessageTree:
     def remove(self, message_id: str) -> list[Message]:
         """Remove a message and its descendants; return the removed messages, parents before children.
 
-        If the head is removed, the active path moves to the newest remaining alternative, or ends at the parent.
+        If the head is removed, the active path switches to the newest remaining alternative of the message, or ends at
+        its parent.
         """
         removed_messages = list(self.subtree(message_id))
         parent_id = removed_messages[0].parent_id
@@ -123,9 +125,9 @@ class MessageTree:
         for message in removed_messages:
             del self._messages[message.id], self._children[message.id]
         remaining_ids = self._children[parent_id]
-        newest = remaining_ids[-1] if remaining_ids else None
+        newest_id = remaining_ids[-1] if remaining_ids else None
         if parent_id is not None and self[parent_id].active_child_id == message_id:
-            self._set_active_child(parent_id, newest)
+            self._set_active_child(parent_id, newest_id)
         if self.head_id is not None and self.head_id not in self:
-            self.head_id = self._active_leaf(newest) if newest is not None else parent_id
+            self.head_id = self._find_active_leaf(newest_id) if newest_id is not None else parent_id
         return removed_messages

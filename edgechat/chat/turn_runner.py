@@ -1,4 +1,4 @@
-"""Turns of a conversation: saves the message, generates the replies, and cleans up after errors."""
+"""Runner of turns: saves the user's message, generates the replies, and cleans up after errors."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from edgechat.planner.load_plan import LoadPlan
 
 
 class Turn(NamedTuple):
-    """Messages that one turn adds to the conversation."""
+    """Input of one turn: the replies to generate or continue, and the new user message."""
 
     replies: list[Message]
     """Empty replies to generate in parallel, or one earlier reply to continue."""
     message: Message | None = None
-    """New message of the user; None if the turn only generates replies."""
+    """New user message; None if the turn only generates replies."""
     files: Mapping[str, bytes] = MappingProxyType({})
     """Bytes of the message's attachments by SHA-256 hash."""
     original_reply: Message | None = None
-    """Original state of the reply that the turn continues in place; None for new replies."""
+    """Previous state of the reply that the turn continues in place; None for new replies."""
 
 
 def new_replies(parent_id: str, model: str, n_replies: int, plan: LoadPlan | None) -> list[Message]:
@@ -40,20 +40,20 @@ def new_replies(parent_id: str, model: str, n_replies: int, plan: LoadPlan | Non
     max_replies = plan.options.n_seqs if plan is not None else 1
     if not 1 <= n_replies <= max_replies:
         raise UsageError(
-            f"Cannot generate {n_replies} parallel replies: this model is loaded for at most {max_replies}. "
-            "Ask for fewer."
+            f"Cannot generate {n_replies} parallel replies: the loaded model allows at most {max_replies}. "
+            "Use a smaller number."
         )
     return [new_reply(parent_id, model) for _ in range(n_replies)]
 
 
 class TurnRunner:
-    """Runner of turns, one at a time. `stop` is thread-safe."""
+    """Runs turns, one at a time. `stop` is thread-safe."""
 
-    def __init__(self, model: LoadedModel, prompt_builder: Callable[[], ConversationPromptBuilder]) -> None:
-        """`prompt_builder` returns a builder for the current settings and model, or raises EngineError."""
-        self.idle = IdleGate(model)
+    def __init__(self, model: LoadedModel, create_prompt_builder: Callable[[], ConversationPromptBuilder]) -> None:
+        """`create_prompt_builder` returns a builder for the current settings and model, or raises EngineError."""
+        self.idle_gate = IdleGate(model)
         self._model = model
-        self._prompt_builder = prompt_builder
+        self._create_prompt_builder = create_prompt_builder
         self._generation: ReplyGeneration | None = None
         self._is_stop_requested = False
         self._are_replies_finished = False
@@ -75,20 +75,20 @@ class TurnRunner:
         If the prompt cannot be built (ContextOverflowError, TemplateError), the turn is undone, because its message
         would prevent all later replies. After other errors, the messages remain saved. Raises EdgechatError.
         """
-        with self.idle.turn():
+        with self.idle_gate.block_requests():
             conversation.save_pending()
             previous_head_id = conversation.tree.head_id
-            first = turn.replies[0]
+            first_reply = turn.replies[0]
             new_messages = [] if turn.original_reply else [*([turn.message] if turn.message else []), *turn.replies]
             if new_messages:
-                conversation.append(new_messages, turn.files, title=_title(turn.message))
+                conversation.append(new_messages, turn.files, title=_make_provisional_title(turn.message))
                 if len(turn.replies) > 1:
-                    conversation.set_head(first.id)
+                    conversation.set_head(first_reply.id)
             else:
-                conversation.claim_reply(first)
+                conversation.claim_reply(first_reply)
             self._are_replies_finished = False
             try:
-                yield events.TurnStarted(message=conversation.tree[first.parent_id or ""], reply=first)
+                yield events.TurnStarted(message=conversation.tree[first_reply.parent_id or ""], reply=first_reply)
                 yield from self._generate(conversation, turn.replies, settings)
             except (ContextOverflowError, TemplateError):
                 if turn.original_reply is not None:
@@ -111,9 +111,9 @@ class TurnRunner:
         model = self._model
         if model.engine.needs_restart:
             yield ModelLoadProgressed(phase="loading", message="Restarting the engine")
-            model.revive()
+            model.restart_if_dead()
         path = conversation.tree.path_to(replies[0].id)
-        prompt = self._prompt_builder().build(path)
+        prompt = self._create_prompt_builder().build(path)
         if prompt.start:
             start_id = path[prompt.start].id
             replies = [msgspec.structs.replace(r, context_start_id=start_id) for r in replies]
@@ -130,11 +130,11 @@ class TurnRunner:
             raise
         finally:
             self._generation, self._is_stop_requested = None, False
-            for reply, (final_reply, write_error) in zip(replies, generation.results):  # noqa: B905  (none before run)
+            for reply, (final_reply, write_error) in zip(replies, generation.results):  # noqa: B905  (empty before run)
                 self._are_replies_finished = True
                 conversation.finish_reply(reply.id, final_reply, is_saved=not write_error)
 
 
-def _title(message: Message | None) -> str:
-    """Return the provisional title of a conversation that begins with `message`."""
+def _make_provisional_title(message: Message | None) -> str:
+    """Return the provisional title of a conversation that begins with `message`; "" if `message` is None."""
     return (first_line(message.text) or message.attachments[0].name) if message is not None else ""

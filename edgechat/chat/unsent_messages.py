@@ -1,4 +1,4 @@
-"""Unsent messages: the text in the input field is saved in one file per conversation, for use after a crash."""
+"""Unsent messages: saves the text of the input field in one file for each conversation, to restore it later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ID_PATTERN: Final = re.compile(r"[\w-]{1,64}")
 
 def save(conversation_id: str, text: str) -> None:
     """Save the unsent message of a conversation, or delete its file if `text` is blank. Ignores disk errors."""
-    file = _file(conversation_id)
+    file = _message_file(conversation_id)
     with contextlib.suppress(OSError):
         if text.strip():
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -26,13 +26,13 @@ def save(conversation_id: str, text: str) -> None:
 
 
 def load(conversation_id: str) -> str:
-    """Return the unsent message of a conversation, or "". The ID "" means a new conversation."""
+    """Return the unsent message of a conversation; "" if there is none. The ID "" means a new conversation."""
     try:
-        return files.read_bytes(_file(conversation_id), _MAX_BYTES).decode("utf-8", "replace")
+        return files.read_bytes(_message_file(conversation_id), _MAX_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""
 
 
-def _file(conversation_id: str) -> Path:
+def _message_file(conversation_id: str) -> Path:
     name = conversation_id if _ID_PATTERN.fullmatch(conversation_id) else _NEW_CONVERSATION
     return paths.unsent_messages_dir() / f"{name}.txt"

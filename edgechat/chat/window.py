@@ -1,4 +1,4 @@
-"""Context window: chooses the turns for the prompt if the conversation is longer than the context."""
+"""Context window: chooses the turns that the prompt contains if the conversation is longer than the context."""
 
 from __future__ import annotations
 
@@ -12,51 +12,54 @@ T = TypeVar("T")
 
 # Fraction of the context that is reserved for the reply, unless the user limits replies to fewer tokens.
 _REPLY_FRACTION: Final = 1 / 8
-# Maximum fraction of the context that the prompt fills after turns were dropped. Dropping turns causes a prefill of the
-# whole remaining prompt, so enough turns are dropped for several later turns, as in the context shift of llama.cpp.
+# Maximum fraction of the context that the prompt fills after turns were dropped. Each drop requires a prefill of the
+# remaining prompt, so more turns than necessary are dropped to make drops rare, as in llama.cpp's context shift.
 _FILL_AFTER_DROP: Final = 1 / 2
 
 
-def window_start(
+def choose_window_start(
     path: Sequence[Message],
     *,
     n_ctx: int,
     max_tokens: int | None,
     previous_start: int,
-    n_tokens: Callable[[int], int],
+    count_tokens: Callable[[int], int],
 ) -> int:
     """Return the index of the first message of `path` to put in the prompt.
 
-    `n_tokens(start)` returns the length of the prompt that begins at message `start`. If the whole path fits, the
-    window is the whole path. Otherwise the window starts at `previous_start`, as in the previous turn, if that prompt
-    fits, so that its cached prefix stays valid. Otherwise whole turns are dropped from the front, but never the last.
+    `count_tokens(start)` returns the length in tokens of the prompt that begins at message `start`. The result is
+
+    - 0 if the prompt of the whole path fits in the context,
+    - otherwise `previous_start`, the result of the previous turn, if the prompt from there fits, because
+      the beginning of that prompt is in the prefix cache,
+    - otherwise the start of a later turn, with space for several more turns.
 
     Raises ContextOverflowError if the last turn alone does not fit.
     """
     n_reserved = max(1, min(max_tokens or n_ctx, int(n_ctx * _REPLY_FRACTION)))
-    starts = turn_starts(path)
-    if not starts or n_tokens(0) + n_reserved <= n_ctx:
+    starts = find_turn_starts(path)
+    if not starts or count_tokens(0) + n_reserved <= n_ctx:
         return 0
-    if previous_start in starts and n_tokens(previous_start) + n_reserved <= n_ctx:
+    if previous_start in starts and count_tokens(previous_start) + n_reserved <= n_ctx:
         return previous_start
-    later = [s for s in starts if s > previous_start] or starts[-1:]
-    start = _first_match(later, lambda s: n_tokens(s) <= int(n_ctx * _FILL_AFTER_DROP))
-    shortest = n_tokens(start)
-    if shortest >= n_ctx:
+    later_starts = [s for s in starts if s > previous_start] or starts[-1:]
+    start = _find_first_match(later_starts, lambda s: count_tokens(s) <= int(n_ctx * _FILL_AFTER_DROP))
+    n_prompt_tokens = count_tokens(start)
+    if n_prompt_tokens >= n_ctx:
         raise ContextOverflowError(
-            f"The prompt has {shortest} tokens, but the context holds {n_ctx}: "
-            "shorten it, or set a larger context with --ctx"
+            f"The prompt has {n_prompt_tokens} tokens, but the context holds {n_ctx}. "
+            "Shorten the message, or set a larger context with --ctx."
         )
     return start
 
 
-def turn_starts(path: Sequence[Message]) -> list[int]:
-    """Return the indices of the user messages in `path`, at which turns begin."""
+def find_turn_starts(path: Sequence[Message]) -> list[int]:
+    """Return the indices of the user messages in `path`. Each user message begins a turn."""
     return [i for i, m in enumerate(path) if m.role == "user"]
 
 
-def _first_match(items: Sequence[T], condition: Callable[[T], bool]) -> T:
-    """Return the first item that meets a monotone condition, by bisection; the last item if no item meets it."""
+def _find_first_match(items: Sequence[T], condition: Callable[[T], bool]) -> T:
+    """Find the first item that meets a monotone `condition`, by bisection; return the last item if there is none."""
     low, high = 0, len(items) - 1
     while low < high:
         middle = (low + high) // 2

@@ -1,1 +1,1 @@
-"""The command line. The only importer of click; everything else is imported inside the command."""
+"""Command-line interface. Only this package imports click; each command imports other packages when it runs."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgechat.cli.options import conversation_options
-from edgechat.cli.session_factory import session_maker
+from edgechat.cli.session_factory import prepare_session
 from edgechat.errors import UsageError
 from edgechat.terminal import escape_controls
 
@@ -36,32 +36,36 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--answers",
-    "n_answers",
+    "n_replies",
     type=click.IntRange(1),
     default=1,
     show_default=True,
     metavar="N",
     help="Generate N alternative replies in parallel.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
-def ask(prompt: str | None, as_json: bool, attachments: tuple[Path, ...], n_answers: int, **options: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the reply and its statistics as one JSON object.")
+def ask(prompt: str | None, as_json: bool, attachments: tuple[Path, ...], n_replies: int, **options: Any) -> None:
     """Ask one question and print the reply as it is generated.
 
-    Standard input is appended to PROMPT. The conversation is saved (`edgechat history`) unless --ephemeral is given.
+    Text from standard input is appended to PROMPT. The conversation is saved (see `edgechat history`), unless
+    --ephemeral is given.
     """
-    print_reply(question(prompt), as_json=as_json, attachments=attachments, n_answers=n_answers, **options)
+    print_reply(read_question(prompt), as_json=as_json, attachments=attachments, n_replies=n_replies, **options)
 
 
 def ask_stdin(**options: Any) -> None:
     """Read a prompt from standard input and print the reply."""
-    print_reply(question(None), as_json=False, **options)
+    print_reply(read_question(None), as_json=False, **options)
 
 
-def question(prompt: str | None) -> str:
-    """Join the prompt and standard input. Raises UsageError if both are empty or standard input is not UTF-8."""
+def read_question(prompt: str | None) -> str:
+    """Return `prompt`, followed by the text of standard input if standard input is not a terminal.
+
+    Raises UsageError if both are empty, or if standard input is not UTF-8.
+    """
     parts = [prompt] if prompt else []
     if prompt:
-        prompt.encode()  # raises UnicodeEncodeError for an argument that is not UTF-8
+        prompt.encode()  # raises UnicodeEncodeError if the argument is not UTF-8
     if not sys.stdin.isatty():
         data = sys.stdin.buffer.read()
         try:
@@ -78,122 +82,127 @@ def question(prompt: str | None) -> str:
 
 
 def print_reply(
-    text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_answers: int = 1, **options: Any
+    text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_replies: int = 1, **options: Any
 ) -> None:
-    """Print the reply to `text`. Raises EdgechatError, and KeyboardInterrupt after Ctrl-C."""
-    make_session, problems = session_maker(**options)
+    """Send `text` to the model and print the reply. Raises EdgechatError, and KeyboardInterrupt after Ctrl-C."""
+    make_session, problems = prepare_session(**options)
     session = make_session()
     for problem in problems:
         click.echo(f"edgechat: {problem} (ignored)", err=True)
-    interrupted = False
+    is_interrupted = False
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal interrupted
-        if interrupted:
+        nonlocal is_interrupted
+        if is_interrupted:
             raise KeyboardInterrupt
-        interrupted = True  # the second Ctrl-C does not wait for the engine
+        is_interrupted = True  # a second Ctrl-C ends the program without waiting for the engine
         session.stop()
 
-    status = Status()
+    status = StderrStatus()
     try:
         session.open(lambda event: status.show(event.message))
         for warning in session.warnings:
             status.note(warning)
-        before = signal.signal(signal.SIGINT, interrupt)
+        previous_handler = signal.signal(signal.SIGINT, interrupt)
         try:
-            ended = stream(session.send(text, attachments, n_answers), status, quiet=as_json or n_answers > 1)
+            events = session.send(text, attachments, n_replies)
+            final_event = stream_reply(events, status, quiet=as_json or n_replies > 1)
         finally:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, previous_handler)
         if as_json:
-            _print_json(session, ended)
-        elif n_answers > 1:
-            _print_alternatives(ended)
+            _print_json(session, final_event)
+        elif n_replies > 1:
+            _print_alternatives(final_event)
     finally:
         status.clear()
         session.close()
-    if interrupted:
+    if is_interrupted:
         raise KeyboardInterrupt
 
 
-def stream(answering: Iterator[SessionEvent], status: Status, *, quiet: bool) -> TurnFinished | TurnInterrupted:
-    """Print a reply as it is generated unless `quiet`, and return its last event. Raises EdgechatError."""
-    from edgechat.chat import events
+def stream_reply(
+    events: Iterator[SessionEvent], status: StderrStatus, *, quiet: bool
+) -> TurnFinished | TurnInterrupted:
+    """Print the reply in `events` as it is generated, unless `quiet`, and return the final event.
+
+    Raises EdgechatError.
+    """
+    from edgechat.chat.events import ReplyTextGenerated, TurnFinished, TurnInterrupted, format_notice, format_progress
     from edgechat.errors import EngineError
 
     # Only a terminal interprets control characters; a file or a pipe gets the text unchanged.
-    clean = escape_controls if sys.stdout.isatty() else str
-    printed = False
+    format_text = escape_controls if sys.stdout.isatty() else str
+    has_printed = False
     try:
-        for event in answering:
-            status.note(events.notice_text(event))
-            status.show(events.progress_text(event))
-            if isinstance(event, events.ReplyTextGenerated) and event.text and not quiet:
+        for event in events:
+            status.note(format_notice(event))
+            status.show(format_progress(event))
+            if isinstance(event, ReplyTextGenerated) and event.text and not quiet:
                 status.clear()
-                printed = True
-                click.echo(clean(event.text), nl=False)
-            elif isinstance(event, (events.TurnFinished, events.TurnInterrupted)):
+                has_printed = True
+                click.echo(format_text(event.text), nl=False)
+            elif isinstance(event, (TurnFinished, TurnInterrupted)):
                 return event
     finally:
-        if printed:
+        if has_printed:
             click.echo()
     raise EngineError("The reply ended without a final event from the engine. Ask again.")
 
 
-def _print_alternatives(ended: TurnFinished | TurnInterrupted) -> None:
-    clean = escape_controls if sys.stdout.isatty() else str
-    answers = [ended.reply, *ended.alternatives]
-    for number, each in enumerate(answers, start=1):
-        click.echo(f"{'' if number == 1 else chr(10)}--- {number}/{len(answers)}\n{clean(each.text)}")
+def _print_alternatives(final_event: TurnFinished | TurnInterrupted) -> None:
+    format_text = escape_controls if sys.stdout.isatty() else str
+    replies = [final_event.reply, *final_event.alternatives]
+    for number, reply in enumerate(replies, start=1):
+        click.echo(f"{'' if number == 1 else chr(10)}--- {number}/{len(replies)}\n{format_text(reply.text)}")
 
 
-def _print_json(session: Session, ended: TurnFinished | TurnInterrupted) -> None:
+def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -> None:
     import msgspec
 
-    from edgechat.hardware.memory import peak_rss_bytes
+    from edgechat.hardware.memory import read_peak_rss_bytes
 
-    loaded, answered = session.loaded, ended.reply
-    stats = msgspec.structs.asdict(answered.stats) if answered.stats is not None else {}
-    stats["load_s"] = loaded.load_s if loaded else 0.0
-    stats["peak_rss_bytes"] = {"engine": session.model.engine.stats().peak_rss_bytes, "client": peak_rss_bytes()}
+    model_properties, reply = session.model_properties, final_event.reply
+    stats = msgspec.structs.asdict(reply.stats) if reply.stats is not None else {}
+    stats["load_s"] = model_properties.load_s if model_properties else 0.0
+    stats["peak_rss_bytes"] = {"engine": session.model.engine.stats().peak_rss_bytes, "client": read_peak_rss_bytes()}
     result: dict[str, Any] = {
-        "text": answered.text,
-        "reasoning": answered.reasoning,
-        "finish_reason": answered.finish_reason,
+        "text": reply.text,
+        "reasoning": reply.reasoning,
+        "finish_reason": reply.finish_reason,
         "conversation_id": session.conversation.id,
-        "message_id": answered.id,
+        "message_id": reply.id,
         "model": str(session.model_path),
-        "backend": loaded.backend if loaded else "",
+        "backend": model_properties.backend if model_properties else "",
         "stats": stats,
     }
-    if ended.alternatives:
+    if final_event.alternatives:
         result["others"] = [
             {"text": o.text, "reasoning": o.reasoning, "finish_reason": o.finish_reason, "message_id": o.id}
-            for o in ended.alternatives
+            for o in final_event.alternatives
         ]
     click.echo(msgspec.json.encode(result).decode())
 
 
-class Status:
-    """Transient status line on standard error, if that is a terminal; cleared before other output."""
+class StderrStatus:
+    """Temporary status line on standard error. It is shown only on a terminal, and cleared before other output."""
 
     def __init__(self) -> None:
         self._active = sys.stderr.isatty()
-        self._shown = False
+        self._is_shown = False
 
     def show(self, text: str) -> None:
-        """Show a status text; "" leaves the line unchanged."""
+        """Show `text` as the status line; "" leaves the line unchanged."""
         if self._active and text:
             click.echo(f"\r\x1b[2K{escape_controls(text)}", nl=False, err=True)
-            self._shown = True
+            self._is_shown = True
 
     def note(self, text: str) -> None:
-        """Print a permanent line; "" prints nothing."""
+        """Print `text` as a permanent line; "" prints nothing."""
         if text:
             self.clear()
             click.echo(f"edgechat: {escape_controls(text)}", err=True)
 
     def clear(self) -> None:
-        """Clear the status line."""
-        if self._shown:
+        if self._is_shown:
             click.echo("\r\x1b[2K", nl=False, err=True)
-            self._shown = False
+            self._is_shown = False

@@ -9,31 +9,31 @@ from pathlib import Path
 import click
 
 _Command = Callable[..., None]
-_model = click.option(
+_model_option = click.option(
     "-m", "--model", default="starter", show_default=True, metavar="NAME", help="Model name or .gguf file."
 )
-_threads = click.option(
+_threads_option = click.option(
     "--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="Number of compute threads."
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
 
 
-def _rounds(default: int) -> Callable[[_Command], _Command]:
+def _rounds_option(default: int) -> Callable[[_Command], _Command]:
     return click.option(
         "--rounds",
         type=click.IntRange(1),
         default=default,
         show_default=True,
-        help="Number of rounds; medians are reported.",
+        help="Number of measurement rounds; the medians are reported.",
     )
 
 
-def _peer(tool: str) -> Callable[[_Command], _Command]:
+def _peer_option(tool: str) -> Callable[[_Command], _Command]:
     return click.option(
         "--peer",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         metavar=tool.replace("-", "_").upper(),
-        help=f"Path of a {tool} to compare with (`make peers` builds one).",
+        help=f"{tool} executable to compare with; `make peers` builds it.",
     )
 
 
@@ -53,34 +53,49 @@ def bench() -> None:
 
 
 @bench.command()
-@_model
-@_peer("llama-bench")
-@_threads
-@click.option("--prompt", "n_prompt", type=click.IntRange(1), default=256, show_default=True, help="Tokens to prefill.")
-@click.option("--gen", "n_gen", type=click.IntRange(2), default=64, show_default=True, help="Tokens to decode.")
+@_model_option
+@_peer_option("llama-bench")
+@_threads_option
 @click.option(
-    "--depth", "n_depth", type=click.IntRange(0), default=0, show_default=True, help="Context depth in tokens."
+    "--prompt",
+    "n_prompt",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Number of tokens to prefill.",
 )
-@_rounds(5)
-@_json
+@click.option(
+    "--gen", "n_gen", type=click.IntRange(2), default=64, show_default=True, help="Number of tokens to decode."
+)
+@click.option(
+    "--depth",
+    "n_depth",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Number of tokens in the context before the measurement.",
+)
+@_rounds_option(5)
+@_json_option
 def speed(
     model: str, peer: Path | None, n_threads: int | None, n_prompt: int, n_gen: int, n_depth: int, rounds: int,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Measure prefill and decode speed.
 
-    With --peer, alternates with llama-bench. Compare ratios, not absolute figures: those vary with the machine's load.
+    With --peer, runs of edgechat and llama-bench alternate. Compare only their ratios, because absolute speeds vary
+    with the load of the machine.
     """
     import msgspec
 
-    from edgechat.bench.speed import compare, table, workload_for
+    from edgechat.bench.speed import compare, format_table, make_workload
     from edgechat.catalogue.resolve import find_model
 
-    workload = workload_for(
+    workload = make_workload(
         find_model(model), n_threads, n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, rounds=rounds
     )
     report = compare(workload, peer, _print_progress)
-    click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
+    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
 
 
 @bench.command()
@@ -88,10 +103,15 @@ def speed(
 @click.option(
     "-m", "--model", "models", multiple=True, metavar="NAME", help="Model name or .gguf file; may be repeated."
 )
-@click.option("--quants", "with_quants", is_flag=True, help="Add the first model in every quant from Q2_K to F16.")
+@click.option(
+    "--quants",
+    "with_quants",
+    is_flag=True,
+    help="Also measure the first model in all quants from Q2_K to F16.",
+)
 @click.option("--ladder", "with_ladder", is_flag=True, hidden=True)
-@_rounds(3)
-@_json
+@_rounds_option(3)
+@_json_option
 def memory(
     files: tuple[Path, ...],
     *,
@@ -101,185 +121,206 @@ def memory(
     rounds: int,
     as_json: bool,
 ) -> None:
-    """Compare planned with used memory and predicted speeds.
+    """Compare planned and measured memory and speed.
 
-    Default: the starter model. Each case is a conversation in fresh processes and takes a few seconds.
+    Without a model, measures the starter model. Each case runs a conversation in new processes and takes a few seconds.
     """
     import tempfile
 
     import msgspec
 
-    from edgechat.bench.memory import run, table
+    from edgechat.bench.memory import format_table, run
     from edgechat.bench.quants import write_quants
     from edgechat.catalogue.library import starter_model
     from edgechat.catalogue.resolve import find_model
 
     paths = [*(find_model(model) for model in models), *files] or [starter_model()]
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch_dir:
         if with_quants or with_ladder:
-            _print_progress("writing the first model in other quants")
-            paths += write_quants(paths[0], Path(scratch))
+            _print_progress("Converting the first model to other quants")
+            paths += write_quants(paths[0], Path(scratch_dir))
         report = run(paths, rounds, _print_progress)
-    click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
+    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
 
 
 @bench.command()
-@_model
-@_peer("llama-server")
-@_threads
-@_rounds(5)
-@_json
+@_model_option
+@_peer_option("llama-server")
+@_threads_option
+@_rounds_option(5)
+@_json_option
 def serve(model: str, peer: Path | None, n_threads: int | None, rounds: int, *, as_json: bool) -> None:
-    """Measure the server, optionally against llama-server.
+    """Measure the speed of the OpenAI-compatible server.
 
-    The same client asks both servers in alternating order: turns of a conversation, and four clients at a time.
+    Measures the turns of one conversation, and four concurrent clients. With --peer, the same requests are also sent to
+    llama-server, in alternating order.
     """
     import msgspec
 
-    from edgechat.bench.serve import ServeWorkload, run, table
+    from edgechat.bench.serve import ServeWorkload, format_table, run
     from edgechat.catalogue.resolve import find_model
-    from edgechat.hardware.cpu import usable_threads
+    from edgechat.hardware.cpu import count_usable_threads
 
-    workload = ServeWorkload(model=str(find_model(model)), n_threads=n_threads or usable_threads(), rounds=rounds)
+    workload = ServeWorkload(model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), rounds=rounds)
     report = run(workload, peer, _print_progress)
-    click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
+    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
 
 
 @bench.command()
-@_rounds(5)
+@_rounds_option(5)
 @click.option(
     "--idle",
     "idle_s",
     type=click.FloatRange(1),
     default=60.0,
     show_default=True,
-    help="Seconds of the idle measurement.",
+    help="Duration of the idle measurement in seconds.",
 )
-@_json
+@_json_option
 def tui(*, rounds: int, idle_s: float, as_json: bool) -> None:
-    """Measure the terminal interface.
+    """Measure the speed and memory use of the terminal UI.
 
-    Compares with minimal Textual programs: first frame, key latency during a reply in a long conversation, opening it,
-    memory, idle CPU, and the effect of the screen on decode speed. Takes some minutes.
+    Compares edgechat with minimal Textual programs: time to the first frame, key latency during a reply, time to open a
+    long conversation, memory use, CPU use when idle, and the effect of the screen on decode speed. Takes some minutes.
     """
     import msgspec
 
-    from edgechat.bench.tui import run, table
+    from edgechat.bench.tui import format_table, run
 
     report = run(rounds, _print_progress, idle_s)
-    click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
+    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
 
 
 @bench.command()
 @click.option(
     "--conversations",
+    "n_conversations",
     type=click.IntRange(1),
     default=10_000,
     show_default=True,
     metavar="N",
-    help="Number of conversations.",
+    help="Number of conversations to create.",
 )
 @click.option(
     "--messages",
+    "n_messages",
     type=click.IntRange(1),
     default=500_000,
     show_default=True,
     metavar="N",
-    help="Number of messages in total.",
+    help="Total number of messages to create.",
 )
 @click.option(
-    "--directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Directory for the database."
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Directory for the temporary database. Default: cache directory.",
 )
-@_json
-def store(conversations: int, messages: int, directory: Path | None, as_json: bool) -> None:
+@_json_option
+def store(n_conversations: int, n_messages: int, directory: Path | None, as_json: bool) -> None:
     """Measure the conversation store with random messages.
 
-    Writes a temporary database of a few gigabytes to the cache directory, or to --directory. Takes several minutes.
+    Writes a temporary database of a few gigabytes. Takes several minutes.
     """
     import tempfile
 
     import msgspec
 
     from edgechat import paths
-    from edgechat.bench.store import run, table
+    from edgechat.bench.store import format_table, run
     from edgechat.errors import UsageError
 
-    if messages < conversations:
-        raise UsageError(f"--messages must be at least the number of conversations ({conversations}); got {messages}.")
+    if n_messages < n_conversations:
+        raise UsageError(
+            f"--messages must be at least the number of conversations ({n_conversations}); got {n_messages}."
+        )
     parent = directory or paths.cache_dir()
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent) as scratch:
-        report = run(Path(scratch), conversations, messages, _update_progress_line)
+    with tempfile.TemporaryDirectory(dir=parent) as scratch_dir:
+        report = run(Path(scratch_dir), n_conversations, n_messages, _update_progress_line)
     _update_progress_line("")
-    click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
+    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
 
 
 @bench.command()
-@_model
-@_peer("llama-server")
-@_threads
+@_model_option
+@_peer_option("llama-server")
+@_threads_option
 @click.option(
     "--history",
     "n_history",
     type=click.IntRange(200),
     default=2000,
     show_default=True,
-    help="Tokens of the conversation.",
+    help="Length of the conversation in tokens.",
 )
 @click.option(
-    "--new", "n_new", type=click.IntRange(1), default=60, show_default=True, help="Tokens of the next message."
+    "--new",
+    "n_new",
+    type=click.IntRange(1),
+    default=60,
+    show_default=True,
+    help="Length of the next message in tokens.",
 )
-@_rounds(5)
-@_json
+@_rounds_option(5)
+@_json_option
 def prefix(
     model: str, peer: Path | None, n_threads: int | None, n_history: int, n_new: int, rounds: int, *, as_json: bool
 ) -> None:
-    """Measure the prompt cache: time to the first token.
+    """Measure the time to first token with the prompt cache.
 
-    Scenarios: next turn, edited message, alternative reply, branch switch, reopened conversation.
+    Scenarios: next turn, edited message, alternative reply, switch to another branch, and reopened conversation.
     """
     import msgspec
 
-    from edgechat.bench.prefix import PrefixWorkload, run, table
+    from edgechat.bench.prefix import PrefixWorkload, format_table, run
     from edgechat.catalogue.resolve import find_model
-    from edgechat.hardware.cpu import usable_threads
+    from edgechat.hardware.cpu import count_usable_threads
 
-    work = PrefixWorkload(
-        model=str(find_model(model)), n_threads=n_threads or usable_threads(), n_history=n_history, n_new=n_new,
+    workload = PrefixWorkload(
+        model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), n_history=n_history, n_new=n_new,
         rounds=rounds,
     )  # fmt: skip
-    report = run(work, peer, _print_progress)
-    click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
+    report = run(workload, peer, _print_progress)
+    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
 
 
 @bench.command()
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@_model
-@_peer("llama-server")
-@_threads
-@_rounds(3)
-@_json
+@_model_option
+@_peer_option("llama-server")
+@_threads_option
+@_rounds_option(3)
+@_json_option
 def speculation(
     file: Path | None, model: str, peer: Path | None, n_threads: int | None, rounds: int, *, as_json: bool
 ) -> None:
     """Measure speculative decoding by kind of conversation.
 
-    FILE is a TOML file with other conversations. Columns: "forced" are scripted replies and "free" the model's own,
-    measured with and without drafts in turn; "noise" compares two runs without drafts; "length" is the number of
-    tokens per step with a draft; "replayed" is the speed of the scripted replies in a simulation with measured step
-    costs, "fresh" the same without learning from earlier replies; the other columns are fixed policies and
-    llama-server.
-    """
+    FILE is a TOML file with the conversations to measure instead of the built-in ones. The table shows speeds relative
+    to decoding without drafts.
+
+    \b
+    forced    measured speed of the scripted replies
+    noise     speed of a run without drafts relative to another such run
+    free      measured speed of the model's own replies
+    length    mean number of tokens that a step with a draft generates
+    replayed  speed of the scripted replies, computed from measured step costs
+    fresh     same as replayed, but without drafts learned from earlier replies
+
+    The other columns show static draft policies and llama-server.
+    """  # noqa: D301  (click reads the control character)
     import msgspec
 
     from edgechat.bench import workloads
-    from edgechat.bench.speculation import SpeculationOptions, run, table
+    from edgechat.bench.speculation import SpeculationOptions, run
+    from edgechat.bench.speculation_report import format_table
     from edgechat.catalogue.resolve import find_model
-    from edgechat.hardware.cpu import usable_threads
+    from edgechat.hardware.cpu import count_usable_threads
 
     options = SpeculationOptions(
-        model=str(find_model(model)), n_threads=n_threads or usable_threads(), rounds=rounds, peer=peer
+        model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), rounds=rounds, peer=peer
     )  # fmt: skip
     report = run(options, workloads.read_workloads(file), _update_progress_line)
     _update_progress_line("")
-    click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
+    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))

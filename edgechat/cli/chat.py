@@ -1,4 +1,4 @@
-"""Start the terminal UI from the command line, and export conversations from it."""
+"""Start the terminal UI, and export conversations to files from within a chat."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ if TYPE_CHECKING:
 
 
 def run_chat(**options: Any) -> int:
-    """Run the terminal UI and return the exit code. Raises EdgechatError and click's errors."""
-    # The first frame waits for imports, which create many objects and no garbage. The chat screen enables the
-    # collector again after that frame.
+    """Run the terminal UI and return the exit code. Raises EdgechatError."""
+    # The imports before the first frame create many objects but no garbage, so garbage collection would only delay the
+    # frame. The chat screen enables it again after the frame.
     gc.disable()
     from edgechat import config
-    from edgechat.cli.session_factory import session_maker
+    from edgechat.cli.session_factory import prepare_session
     from edgechat.paths import history_file
     from edgechat.tui.app import ChatApp, run_app
 
-    make_session, problems = session_maker(**options)
+    make_session, problems = prepare_session(**options)
     settings, _ = config.load()
-    is_named = any(options.get(name) for name in ("model", "continue_last", "conversation_id", "persona", "ephemeral"))
-    is_first_run = settings.model == config.AUTO and not is_named and not history_file().exists()
+    start_options = ("model", "continue_last", "conversation_id", "persona", "ephemeral")
+    has_start_option = any(options.get(name) for name in start_options)
+    is_first_run = settings.model == config.AUTO and not has_start_option and not history_file().exists()
     return run_app(ChatApp(make_session, [str(p) for p in problems], settings, export, is_first_run=is_first_run))
 
 
 def export(store: Store, conversation_id: str, file: Path) -> None:
-    """Write a conversation to a file, whose suffix selects the format. Raises EdgechatError."""
-    from edgechat.cli.history import KINDS, export_text
+    """Write a conversation to `file`, in the format of the file's suffix. Raises EdgechatError."""
+    from edgechat.cli.history import FORMAT_BY_SUFFIX, export_text
     from edgechat.cli.output_files import write_private
     from edgechat.errors import UsageError
     from edgechat.store.sqlite import SqliteStore
 
     if not isinstance(store, SqliteStore):
-        raise UsageError("Only conversations in edgechat's database can be exported")
-    kind = (KINDS | {"txt": "md"}).get(file.suffix.lower().lstrip("."))
-    if kind is None:
-        raise UsageError(f"{file.name}: conversations are exported as .md, .html or .json")
-    write_private(file, export_text(store, [conversation_id], kind))
+        raise UsageError("Cannot export this conversation: it is not saved in the edgechat database.")
+    export_format = (FORMAT_BY_SUFFIX | {"txt": "md"}).get(file.suffix.lower().lstrip("."))
+    if export_format is None:
+        raise UsageError(f"Cannot export to {file.name}: the file name must end in .md, .html or .json.")
+    write_private(file, export_text(store, [conversation_id], export_format))

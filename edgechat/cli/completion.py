@@ -1,4 +1,4 @@
-"""`edgechat completion`: completion scripts for shells."""
+"""`edgechat completion`: print shell completion scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import click
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a completion script for a shell.
+    """Print a shell completion script.
+
+    Install the script for your shell with one of these commands:
 
     \b
     bash:  edgechat completion bash > ~/.local/share/bash-completion/completions/edgechat
@@ -19,7 +21,7 @@ def completion(shell: str) -> None:
 
     from edgechat.cli.root import edgechat
 
-    kind = get_completion_class(shell)
-    if kind is None:
-        raise click.UsageError(f"no completion for {shell}")
-    click.echo(kind(edgechat, {}, "edgechat", "_EDGECHAT_COMPLETE").source())
+    completion_class = get_completion_class(shell)
+    if completion_class is None:
+        raise click.UsageError(f"No completion script for {shell}. Choose bash, zsh or fish.")
+    click.echo(completion_class(edgechat, {}, "edgechat", "_EDGECHAT_COMPLETE").source())

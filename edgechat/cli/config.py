@@ -6,9 +6,10 @@ import click
 
 from edgechat.errors import SettingsError
 
-_TEMPLATE = """\
-# Settings of edgechat. Environment variables (EDGECHAT_MODEL, EDGECHAT_N_CTX, ...) and flags override them.
-# Lines that start with # show the defaults.
+_SETTINGS_FILE_HEADER = """\
+# Settings of edgechat. Environment variables (EDGECHAT_MODEL, EDGECHAT_N_CTX, ...) and command-line options override
+# this file.
+# Each line below shows a default. To change a setting, remove the # at the start of its line and edit the value.
 
 """
 
@@ -19,9 +20,9 @@ def config() -> None:
 
 
 @config.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the settings as one JSON object.")
 def show(as_json: bool) -> None:
-    """Print the effective settings (file and environment)."""
+    """Print the settings in effect, from file and environment."""
     import msgspec
 
     from edgechat.config import load
@@ -31,7 +32,7 @@ def show(as_json: bool) -> None:
         click.echo(msgspec.json.encode(settings).decode())
     else:
         for name, value in msgspec.structs.asdict(settings).items():
-            click.echo(f"# {name} is not set" if value is None else f"{name} = {_toml(value)}")
+            click.echo(f"# {name} is not set" if value is None else f"{name} = {_format_toml(value)}")
     for problem in problems:
         click.echo(f"edgechat: {problem} (ignored)", err=True)
 
@@ -45,9 +46,9 @@ def path() -> None:
 
 
 @config.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the personas as JSON.")
 def personas(as_json: bool) -> None:
-    """List your personas, used with --persona NAME.
+    """List the personas for the option --persona.
 
     A persona is a TOML file with a system prompt, and optionally a model and sampling settings.
     """
@@ -57,23 +58,23 @@ def personas(as_json: bool) -> None:
     from edgechat.paths import personas_dir
     from edgechat.terminal import escape_controls
 
-    loaded = [load(name) for name in list_names()]
+    loaded_personas = [load(name) for name in list_names()]
     if as_json:
-        click.echo(msgspec.json.encode(loaded, enc_hook=str).decode())
+        click.echo(msgspec.json.encode(loaded_personas, enc_hook=str).decode())
         return
-    for persona in loaded:
-        values = ", ".join(f"{name} = {_toml(value)}" for name, value in persona.values.items())
+    for persona in loaded_personas:
+        values = ", ".join(f"{name} = {_format_toml(value)}" for name, value in persona.values.items())
         click.echo(f"{escape_controls(persona.name)}: {escape_controls(values)}")
         for problem in persona.problems:
             click.echo(f"edgechat: {escape_controls(str(problem))} (ignored)", err=True)
-    if not loaded:
-        click.echo(f"No personas yet. Create {personas_dir() / 'NAME.toml'}", err=True)
+    if not loaded_personas:
+        click.echo(f"No personas yet. To create one, write {personas_dir() / 'NAME.toml'}.", err=True)
 
 
 @config.command()
 def validate() -> None:
-    """Check the settings; exit code 2 if there are errors."""
-    _refuse_problems()
+    """Check the settings; exit with code 2 if any is invalid."""
+    _check_settings()
     click.echo("The settings are valid.")
 
 
@@ -81,7 +82,7 @@ def validate() -> None:
 def edit() -> None:
     """Open the settings file in $EDITOR, then check it.
 
-    Exit code 2 if there are errors.
+    Exits with code 2 if any setting is invalid.
     """
     import msgspec
 
@@ -91,34 +92,35 @@ def edit() -> None:
     file = config_file()
     if not file.exists():
         defaults = msgspec.structs.asdict(Settings())
-        lines = [f"# {name} =" if value is None else f"# {name} = {_toml(value)}" for name, value in defaults.items()]
+        lines = [
+            f"# {name} =" if value is None else f"# {name} = {_format_toml(value)}" for name, value in defaults.items()
+        ]
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(_TEMPLATE + "\n".join(lines) + "\n", encoding="utf-8")
+            file.write_text(_SETTINGS_FILE_HEADER + "\n".join(lines) + "\n", encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"Cannot create {file}: {error.strerror or error}") from error
     try:
         click.edit(filename=str(file))
     except click.ClickException as error:
-        raise SettingsError(f"{error.message} (set $VISUAL or $EDITOR to your editor)") from error
-    _refuse_problems()
+        raise SettingsError(f"{error.message}. Set $VISUAL or $EDITOR to your editor.") from error
+    _check_settings()
 
 
-def _refuse_problems() -> None:
+def _check_settings() -> None:
     from edgechat.config import Settings, load
 
     settings, problems = load()
-    lines = [str(problem) for problem in problems]
+    all_problems = [str(problem) for problem in problems]
     if settings.keys or settings.theme != Settings().theme:
         from edgechat.tui.app import ChatApp
 
-        lines += ChatApp.appearance_problems(settings)
-    if lines:
-        raise SettingsError("\n".join(["Problems in the settings:", *(f"  {line}" for line in lines)]))
+        all_problems += ChatApp.find_appearance_problems(settings)
+    if all_problems:
+        raise SettingsError("\n".join(["Problems in the settings:", *(f"  {problem}" for problem in all_problems)]))
 
 
-def _toml(value: object) -> str:
-    """Format a value as TOML."""
+def _format_toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

@@ -10,17 +10,17 @@ import click
 
 from edgechat import __version__
 from edgechat.errors import EdgechatError
-from edgechat.humanize import size
+from edgechat.humanize import format_size
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--report", is_flag=True, help="Omit home directory and user name, for a bug report.")
-@click.option("--retest", is_flag=True, help="Discard cached verdicts and test all backends again.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
+@click.option("--report", is_flag=True, help="Omit the home directory and the user name, for a bug report.")
+@click.option("--retest", is_flag=True, help="Discard saved test results and test all backends again.")
 def doctor(as_json: bool, report: bool, retest: bool) -> None:
     """Describe this machine and test every backend.
 
-    Shows which backend edgechat uses and why. Exit code 4 if no backend works.
+    Shows the test result of each backend and the backend that edgechat uses. Exits with code 4 if no backend works.
     """
     import msgspec
 
@@ -28,35 +28,35 @@ def doctor(as_json: bool, report: bool, retest: bool) -> None:
         from edgechat.runtime.backends.verdicts import clear_verdicts
 
         clear_verdicts()
-    diagnosis = examine()
+    diagnosis = diagnose()
     if report:
         diagnosis = redact(diagnosis)
     if as_json:
         click.echo(msgspec.json.encode(diagnosis).decode())
     else:
-        _print(diagnosis)
+        _print_diagnosis(diagnosis)
     if diagnosis["problem"]:
         raise SystemExit(4)
 
 
-def examine() -> dict[str, Any]:
-    """Collect the whole diagnosis as built-in types. Problems become values; nothing is raised for them."""
+def diagnose() -> dict[str, Any]:
+    """Return the diagnosis of this machine as JSON-compatible values; problems are reported in it, not raised."""
     import platform
 
     import msgspec
 
     from edgechat import config, paths
     from edgechat.hardware.profile import read_profile
-    from edgechat.models.resources import measured_speeds, saved_gpus
+    from edgechat.models.resources import load_measured_speeds, load_saved_gpus
 
-    measured = measured_speeds()
-    starter = _starter()
+    speeds = load_measured_speeds()
+    starter_path = _find_starter_model()
     profile = read_profile(
-        paths.models_dir(), tuple(saved_gpus()), measured.read_bps if measured else 0.0,
-        model_file=Path(starter) if starter else None,
+        paths.models_dir(), tuple(load_saved_gpus()), speeds.read_bytes_per_s if speeds else 0.0,
+        model_file=Path(starter_path) if starter_path else None,
     )  # fmt: skip
     cpu, memory = profile.cpu, profile.memory
-    backends, bundle, problem = _backends()
+    backends, bundle, problem = _test_backends()
     _, problems = config.load()
     return {
         "version": __version__,
@@ -71,23 +71,23 @@ def examine() -> dict[str, Any]:
         "backend": next((b["module"] for b in backends if b["status"] == "passed"), None),
         "problem": problem,
         "settings_problems": [str(p) for p in problems],
-        "starter_model": starter,
+        "starter_model": starter_path,
         "paths": {
             "config": str(paths.config_file()), "data": str(paths.data_dir()), "cache": str(paths.cache_dir()),
-            "log": str(paths.log_file()), "cache_writable": _writable(paths.cache_dir()),
+            "log": str(paths.log_file()), "cache_writable": _is_writable(paths.cache_dir()),
         },
     }  # fmt: skip
 
 
-def _backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
+def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
     import msgspec
 
     from edgechat.runtime.backends.bundle import find_bundle
-    from edgechat.runtime.backends.probe import gpu_module_verdicts, module_verdicts
+    from edgechat.runtime.backends.probe import check_cpu_modules, check_gpu_modules
 
     try:
         bundle = find_bundle()
-        bundle.check()
+        bundle.check_libraries()
     except EdgechatError as error:
         return [], None, str(error)
 
@@ -95,17 +95,19 @@ def _backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
         if sys.stderr.isatty():
             click.echo(text, err=True)
 
-    judged = list(module_verdicts(bundle, on_progress))
-    cpu_module = next((module for module, verdict in judged if verdict.is_usable), None)
+    results = list(check_cpu_modules(bundle, on_progress))
+    cpu_module = next((module for module, verdict in results if verdict.is_usable), None)
     if cpu_module is not None:
-        judged += gpu_module_verdicts(bundle, cpu_module, on_progress)
-    backends = [{**msgspec.structs.asdict(verdict), "path": module.path} for module, verdict in judged]
-    about = {k: v for k, v in msgspec.structs.asdict(bundle).items() if k != "modules"}
-    usable = any(b["status"] == "passed" for b in backends)
-    return backends, about, "" if usable else "No backend of the native bundle works on this machine."
+        results += check_gpu_modules(bundle, cpu_module, on_progress)
+    backends = [{**msgspec.structs.asdict(verdict), "path": module.path} for module, verdict in results]
+    bundle_info = {k: v for k, v in msgspec.structs.asdict(bundle).items() if k not in {"modules", "warnings"}}
+    bundle_info["left_out"] = bundle.warnings
+    has_usable_backend = any(b["status"] == "passed" for b in backends)
+    problem = "No backend works on this machine. The list of backends shows the reason for each backend."
+    return backends, bundle_info, "" if has_usable_backend else problem
 
 
-def _starter() -> str | None:
+def _find_starter_model() -> str | None:
     from edgechat.catalogue.library import starter_model
 
     try:
@@ -114,15 +116,15 @@ def _starter() -> str | None:
         return None
 
 
-def _writable(directory: Path) -> bool:
+def _is_writable(directory: Path) -> bool:
     import os
 
-    existing = next((d for d in (directory, *directory.parents) if d.exists()), directory)
-    return existing.is_dir() and os.access(existing, os.W_OK)
+    nearest_existing_dir = next((d for d in (directory, *directory.parents) if d.exists()), directory)
+    return nearest_existing_dir.is_dir() and os.access(nearest_existing_dir, os.W_OK)
 
 
 def redact(value: Any) -> Any:
-    """Return a copy of the diagnosis without the names of the home directory and the user."""
+    """Return a copy of `value` in which `~` replaces the home directory, and `USER` the user name in paths."""
     import getpass
 
     home = str(Path.home())
@@ -140,29 +142,31 @@ def redact(value: Any) -> Any:
     return value
 
 
-def _print(diagnosis: dict[str, Any]) -> None:
+def _print_diagnosis(diagnosis: dict[str, Any]) -> None:
     click.echo(f"edgechat {diagnosis['version']}, Python {diagnosis['python']}, {diagnosis['system']}")
     cpu, memory = diagnosis["cpu"], diagnosis["memory"]
-    click.echo(f"processor  {cpu['model']}, {cpu['threads']} compute threads")
-    click.echo(f"memory     {size(memory['available_bytes'])} available of {size(memory['total_bytes'])}")
+    click.echo(f"processor      {cpu['model']}, {cpu['threads']} compute threads")
+    click.echo(
+        f"memory         {format_size(memory['available_bytes'])} available of {format_size(memory['total_bytes'])}"
+    )
     bundle = diagnosis["bundle"]
     if bundle:
         click.echo(
-            f"bundle     {bundle['build_id']}, llama.cpp {bundle['llama_cpp_commit']}, "
+            f"native bundle  {bundle['build_id']}, llama.cpp {bundle['llama_cpp_commit']}, "
             f"C++ compiler {bundle['compiler']}"
         )
     click.echo("backends")
     for backend in diagnosis["backends"]:
         mark = "*" if backend["module"] == diagnosis["backend"] else " "
         click.echo(f"  {mark} {backend['module']:<22}{backend['status']:<12}{backend['reason']}")
-    click.echo(f"starter    {diagnosis['starter_model'] or 'not installed'}")
+    click.echo(f"starter model  {diagnosis['starter_model'] or 'not installed'}")
     locations = diagnosis["paths"]
-    click.echo(f"settings   {locations['config']}")
-    click.echo(f"data       {locations['data']}")
-    click.echo(f"cache      {locations['cache']}{'' if locations['cache_writable'] else ' (not writable)'}")
-    click.echo(f"log        {locations['log']}")
+    click.echo(f"settings file  {locations['config']}")
+    click.echo(f"data folder    {locations['data']}")
+    click.echo(f"cache folder   {locations['cache']}{'' if locations['cache_writable'] else ' (not writable)'}")
+    click.echo(f"log file       {locations['log']}")
     for warning in diagnosis["warnings"]:
-        click.echo(f"note       {warning}")
+        click.echo(f"warning        {warning}")
     for problem in diagnosis["settings_problems"]:
-        click.echo(f"setting    {problem}")
+        click.echo(f"settings error {problem}")
     click.echo(diagnosis["problem"] or f"edgechat uses {diagnosis['backend']}")

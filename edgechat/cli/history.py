@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from edgechat.store.sqlite import SqliteStore
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-# Titles are cut at a word boundary before this length.
-MAX_TITLE: Final = 200
-KINDS: Final = {"md": "md", "markdown": "md", "html": "html", "htm": "html", "json": "json"}
-"""Export format by file suffix."""
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+# Maximum length of a title in characters; a longer title is cut at a word boundary.
+MAX_TITLE_CHARS: Final = 200
+FORMAT_BY_SUFFIX: Final = {"md": "md", "markdown": "md", "html": "html", "htm": "html", "json": "json"}
+"""Export format for each file suffix."""
 
 
 @click.group()
@@ -33,8 +33,8 @@ def history() -> None:
 
 
 @contextlib.contextmanager
-def _opened() -> Iterator[SqliteStore]:
-    """Open the store, print its notes, and close it at the end. Raises StoreError."""
+def _open_store() -> Iterator[SqliteStore]:
+    """Open the conversation store, print its notices, and close the store on exit. Raises StoreError."""
     from edgechat.cli.history_store import open_history
     from edgechat.errors import StoreError
 
@@ -56,7 +56,7 @@ def _print_json(value: object) -> None:
     click.echo(msgspec.json.encode(value).decode())
 
 
-def _line(text: str) -> str:
+def _format_one_line(text: str) -> str:
     return escape_controls(" ".join(text.split()))
 
 
@@ -70,17 +70,17 @@ def _line(text: str) -> str:
     metavar="N",
     help="Maximum number of results.",
 )
-@click.option("--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip the first N.")
+@click.option("--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip the first N results.")
 @click.option("--all", "with_archived", is_flag=True, help="Include archived conversations.")
-@click.option("--tag", default="", metavar="TAG", help="Only conversations with this tag.")
-@click.option("--folder", default="", metavar="NAME", help="Only conversations in this folder.")
+@click.option("--tag", default="", metavar="TAG", help="List only conversations with this tag.")
+@click.option("--folder", default="", metavar="NAME", help="List only conversations in this folder.")
 @json_option
 def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str, as_json: bool) -> None:
     """List conversations, pinned first, then newest first."""
     from edgechat.chat.messages import first_line
     from edgechat.store.formats.markdown import format_time
 
-    with _opened() as store:
+    with _open_store() as store:
         summaries = store.list_conversations(
             archived=None if with_archived else False, tag=tag, folder=folder, limit=limit, offset=offset
         )
@@ -90,8 +90,8 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
     for summary in summaries:
         c = summary.conversation
         marks = [*(["pinned"] if c.pinned else []), *(["archived"] if c.archived else []), *(f"#{t}" for t in c.tags)]
-        extra = f"  [{_line(' '.join(marks))}]" if marks else ""
-        title = first_line(_line(c.title), 100) or "(no title)"
+        extra = f"  [{_format_one_line(' '.join(marks))}]" if marks else ""
+        title = first_line(_format_one_line(c.title), 100) or "(no title)"
         changed_at = format_time(c.updated_at_ms)
         click.echo(f"{escape_controls(c.id[:8])}  {changed_at:16}  {summary.n_messages:4}  {title}{extra}")
 
@@ -107,56 +107,56 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
     metavar="N",
     help="Maximum number of results.",
 )
-@click.option("--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip the first N.")
+@click.option("--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip the first N results.")
 @click.option("--rank", is_flag=True, help="Sort the newest 1000 matches by relevance.")
 @json_option
 def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) -> None:
     """Search messages and titles for every word of QUERY.
 
-    Matches parts of words, too; "quoted words" match as a phrase.
+    Words of QUERY also match inside longer words. "Words in double quotes" match as a phrase.
     """
     from edgechat.errors import UsageError
     from edgechat.store.formats.markdown import format_time
 
     if not query.strip(' "'):
         raise UsageError("The query is empty. Give at least one word.")
-    with _opened() as store:
+    with _open_store() as store:
         hits = store.search(query, order="rank" if rank else "newest", limit=limit, offset=offset)
     if as_json:
         _print_json(hits)
         return
     for hit in hits:
-        where = hit.role or "title"
+        matched_part = hit.role or "title"
         short_id, created_at = escape_controls(hit.conversation_id[:8]), format_time(hit.created_at_ms)
-        click.echo(f"{short_id}  {created_at:16}  {where:9}  {_line(hit.title)[:60]}")
-        click.echo(f"          {_marked(hit.snippet, hit.marks)}")
+        click.echo(f"{short_id}  {created_at:16}  {matched_part:9}  {_format_one_line(hit.title)[:60]}")
+        click.echo(f"          {_highlight(hit.snippet, hit.marks)}")
 
 
-def _marked(snippet: str, marks: Sequence[tuple[int, int]]) -> str:
-    """Return the snippet with its matches in bold."""
-    out, at = "", 0
+def _highlight(snippet: str, marks: Sequence[tuple[int, int]]) -> str:
+    """Return `snippet` with the character ranges in `marks` in bold."""
+    text, position = "", 0
     for start, end in marks:
-        out += escape_controls(snippet[at:start]) + click.style(escape_controls(snippet[start:end]), bold=True)
-        at = end
-    return out + escape_controls(snippet[at:])
+        text += escape_controls(snippet[position:start]) + click.style(escape_controls(snippet[start:end]), bold=True)
+        position = end
+    return text + escape_controls(snippet[position:])
 
 
 @history.command()
 @click.argument("conversation_id", metavar="ID")
 @json_option
 def show(conversation_id: str, *, as_json: bool) -> None:
-    """Print a conversation's current branch.
+    """Print the active branch of a conversation.
 
     With --json, prints all branches.
     """
     from edgechat.store.formats import edgechat_json, markdown
 
-    with _opened() as store:
+    with _open_store() as store:
         record = edgechat_json.load_record(store, store.resolve_id(conversation_id))
     if as_json:
         _print_json(record)
         return
-    click.echo(f"# {_line(record.conversation.title)}")
+    click.echo(f"# {_format_one_line(record.conversation.title)}")
     for message in markdown.active_path(record):
         alternatives = [m.id for m in record.messages if m.parent_id == message.parent_id]
         position = f"{alternatives.index(message.id) + 1}/{len(alternatives)}"
@@ -164,7 +164,7 @@ def show(conversation_id: str, *, as_json: bool) -> None:
         details = [message.model, "interrupted" if message.is_interrupted else ""]
         extra = "".join(f" · {escape_controls(d)}" for d in details if d)
         if message.context_start_id is not None:
-            click.echo("\n(From here on the prompt no longer contained the beginning of the conversation.)")
+            click.echo("\n(The context was full: the prompt of this reply lacks the beginning of the conversation.)")
         click.echo(f"\n## {markdown.ROLE_LABELS[message.role]}{alternative_mark}{extra}\n")
         for file in message.attachments:
             click.echo(f"[{escape_controls(file.name)}, {file.size_bytes} bytes]")
@@ -173,20 +173,28 @@ def show(conversation_id: str, *, as_json: bool) -> None:
 
 @history.command()
 @click.argument("conversation_ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "everything", is_flag=True, help="All conversations (JSON only).")
+@click.option("--all", "export_all", is_flag=True, help="Export all conversations as JSON.")
 @click.option(
-    "--format", "kind", type=click.Choice(["md", "json", "html"]), help="Default: by the file's suffix, or md."
+    "--format",
+    "export_format",
+    type=click.Choice(["md", "json", "html"]),
+    help="Export format. Default: from the suffix of FILE; otherwise md, or json for several conversations.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Output file instead of standard output.",
+    help="Write to FILE instead of standard output.",
 )
 @json_option
 def export(
-    *, conversation_ids: tuple[str, ...], everything: bool, kind: str | None, output: Path | None, as_json: bool
+    *,
+    conversation_ids: tuple[str, ...],
+    export_all: bool,
+    export_format: str | None,
+    output: Path | None,
+    as_json: bool,
 ) -> None:
     """Export conversations as Markdown, HTML or JSON.
 
@@ -194,70 +202,74 @@ def export(
     """
     from edgechat.errors import UsageError
 
-    if as_json and output is None:  # --json selects the export format
-        kind = kind or "json"
-    if everything == bool(conversation_ids):
-        raise UsageError("Give conversation IDs or --all" + (", not both." if everything else "."))
-    with _opened() as store:
-        ids = store.conversation_ids() if everything else [store.resolve_id(i) for i in conversation_ids]
+    if as_json and output is None:  # without an output file, the JSON output is the export itself
+        export_format = export_format or "json"
+    if export_all == bool(conversation_ids):
+        raise UsageError("Give conversation IDs or --all" + (", not both." if export_all else "."))
+    with _open_store() as store:
+        ids = store.conversation_ids() if export_all else [store.resolve_id(i) for i in conversation_ids]
         suffix = output.suffix.lower().lstrip(".") if output is not None else ""
-        kind = kind or KINDS.get(suffix) or ("json" if everything or len(ids) > 1 else "md")
-        if kind != "json" and len(ids) != 1:
-            raise UsageError(f"The format {kind} holds one conversation. Export {len(ids)} conversations as JSON.")
-        text = export_text(store, ids, kind)
+        default_format = "json" if export_all or len(ids) > 1 else "md"
+        export_format = export_format or FORMAT_BY_SUFFIX.get(suffix) or default_format
+        if export_format != "json" and len(ids) != 1:
+            raise UsageError(
+                f"A file in the format {export_format} holds one conversation. To export {len(ids)}, use --format json."
+            )
+        text = export_text(store, ids, export_format)
     if output is None:
         import sys
 
-        # A terminal would interpret escape sequences from a model; a file or a pipe gets every byte.
+        # Only a terminal interprets control characters; a file or a pipe gets the text unchanged.
         click.echo(escape_controls(text) if sys.stdout.isatty() else text, nl=False, color=True)
     else:
         write_private(output, text)
         if as_json:
-            _print_json({"file": str(output), "format": kind, "conversations": ids})
+            _print_json({"file": str(output), "format": export_format, "conversations": ids})
 
 
-def export_text(store: SqliteStore, conversation_ids: Sequence[str], kind: str) -> str:
-    """Return conversations as JSON, or a single one as Markdown or HTML. Raises StoreError."""
+def export_text(store: SqliteStore, conversation_ids: Sequence[str], export_format: str) -> str:
+    """Return any number of conversations as JSON, or one conversation as Markdown or HTML. Raises StoreError."""
     import msgspec
 
     from edgechat.store.formats import edgechat_json, html, markdown
 
-    if kind == "json":
+    if export_format == "json":
         data = msgspec.json.encode(edgechat_json.export(store, list(conversation_ids)))
         return msgspec.json.format(data, indent=1).decode() + "\n"
     record = edgechat_json.load_record(store, conversation_ids[0])
-    return html.render(record) if kind == "html" else markdown.render(record)
+    return html.render(record) if export_format == "html" else markdown.render(record)
 
 
 @history.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-@click.option("--dry-run", is_flag=True, help="Show what would be imported.")
+@click.option("--dry-run", is_flag=True, help="Show what would be imported, without importing it.")
 @json_option
 def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
     """Import conversations from files.
 
-    Reads edgechat's JSON or Markdown, ChatGPT exports (JSON or ZIP), and the logs.db of llm. Importing a file twice
-    changes nothing.
+    Reads exports of edgechat (JSON or Markdown) and ChatGPT (JSON or ZIP), and the logs.db of the program llm. Messages
+    that are already in the database are not imported again.
     """
     from edgechat.store import importing
     from edgechat.store.formats import edgechat_json
 
-    with _opened() as store:
+    with _open_store() as store:
         for file in files:
-            merged = edgechat_json.merge(store, importing.read_file(file), dry_run=dry_run)
+            result = edgechat_json.merge(store, importing.read_file(file), dry_run=dry_run)
             if as_json:
-                _print_json(merged)
+                _print_json(result)
                 continue
-            for problem in merged.problems:
-                click.echo(f"edgechat: {_line(problem)}", err=True)
+            for problem in result.problems:
+                click.echo(f"edgechat: {_format_one_line(problem)}", err=True)
             verb = "would be added" if dry_run else "added"
             click.echo(
-                f"{escape_controls(str(file))}: {_count(merged.n_conversations, 'conversation')} and "
-                f"{_count(merged.n_messages, 'message')} {verb}, {merged.n_existing} already present"
+                f"{escape_controls(str(file))}: {_format_count(result.n_conversations, 'conversation')} and "
+                f"{_format_count(result.n_messages, 'message')} {verb}; "
+                f"{_format_count(result.n_existing, 'message')} already in the database"
             )
 
 
-def _count(number: int, noun: str) -> str:
+def _format_count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -270,43 +282,43 @@ def rename(conversation_id: str, title: str, *, as_json: bool) -> None:
     from edgechat.chat.messages import first_line
     from edgechat.errors import UsageError
 
-    new = first_line(" ".join(title.split()), MAX_TITLE)
-    if not new:
-        raise UsageError("The title is empty.")
-    with _opened() as store:
-        _update(store, store.resolve_id(conversation_id), as_json=as_json, title=new)
+    new_title = first_line(" ".join(title.split()), MAX_TITLE_CHARS)
+    if not new_title:
+        raise UsageError("The title is empty. Give at least one word.")
+    with _open_store() as store:
+        _update_conversation(store, store.resolve_id(conversation_id), as_json=as_json, title=new_title)
 
 
 @history.command()
 @click.argument("conversation_id", metavar="ID")
-@click.option("--pin/--no-pin", "pinned", default=None, help="List the conversation first.")
+@click.option("--pin/--no-pin", "pinned", default=None, help="List the conversation before all others.")
 @click.option("--archive/--no-archive", "archived", default=None, help="Hide the conversation from lists.")
 @click.option("--folder", metavar="NAME", help='Move the conversation to a folder; "" removes it from its folder.')
-@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Add a tag.")
-@click.option("--untag", multiple=True, metavar="TAG", help="Remove a tag.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Add a tag; may be repeated.")
+@click.option("--untag", "removed_tags", multiple=True, metavar="TAG", help="Remove a tag; may be repeated.")
 @json_option
 def mark(
     conversation_id: str, *, pinned: bool | None, archived: bool | None, folder: str | None, tags: tuple[str, ...],
-    untag: tuple[str, ...], as_json: bool,
+    removed_tags: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
-    """Pin, archive, tag or file a conversation."""
+    """Pin, archive or tag a conversation, or put it in a folder."""
     from edgechat.errors import UsageError
 
-    wrong = next((t for t in tags if not t or t != "".join(t.split())), None)
-    if wrong is not None:
-        raise UsageError(f"{wrong!r} is not a valid tag. A tag is one word.")
-    selected = {"pinned": pinned, "archived": archived, "folder": folder}
-    changes: dict[str, object] = {name: value for name, value in selected.items() if value is not None}
-    if not changes and not tags and not untag:
+    invalid_tag = next((t for t in tags if not t or t != "".join(t.split())), None)
+    if invalid_tag is not None:
+        raise UsageError(f"{invalid_tag!r} is not a valid tag. A tag is one word.")
+    new_values = {"pinned": pinned, "archived": archived, "folder": folder}
+    changes: dict[str, object] = {name: value for name, value in new_values.items() if value is not None}
+    if not changes and not tags and not removed_tags:
         raise UsageError("Nothing to change. See `edgechat history mark --help`.")
-    with _opened() as store:
+    with _open_store() as store:
         full_id = store.resolve_id(conversation_id)
-        remaining = [t for t in store.conversation(full_id).tags if t not in untag]
-        changes["tags"] = tuple(dict.fromkeys([*remaining, *tags]))
-        _update(store, full_id, as_json=as_json, **changes)
+        remaining_tags = [t for t in store.conversation(full_id).tags if t not in removed_tags]
+        changes["tags"] = tuple(dict.fromkeys([*remaining_tags, *tags]))
+        _update_conversation(store, full_id, as_json=as_json, **changes)
 
 
-def _update(store: SqliteStore, full_id: str, *, as_json: bool, **changes: object) -> None:
+def _update_conversation(store: SqliteStore, full_id: str, *, as_json: bool, **changes: object) -> None:
     store.update_conversation(full_id, **changes)
     if as_json:
         _print_json(store.conversation(full_id))
@@ -317,11 +329,11 @@ def _update(store: SqliteStore, full_id: str, *, as_json: bool, **changes: objec
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
-    """Delete the given conversations permanently."""
-    with _opened() as store:
+    """Delete conversations permanently."""
+    with _open_store() as store:
         ids = [store.resolve_id(i) for i in conversation_ids]
         if not yes:
-            titles = "\n".join(f"  {i[:8]}  {_line(store.conversation(i).title)}" for i in ids)
+            titles = "\n".join(f"  {i[:8]}  {_format_one_line(store.conversation(i).title)}" for i in ids)
             click.confirm(f"{titles}\nDelete permanently?", abort=True, err=True)
         for conversation_id in ids:
             store.delete_conversation(conversation_id)
@@ -332,7 +344,7 @@ def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> No
 @history.command()
 @json_option
 def path(*, as_json: bool) -> None:
-    """Print the path of the database."""
+    """Print the path of the conversation database."""
     from edgechat.paths import history_file
 
     if as_json:
@@ -344,9 +356,9 @@ def path(*, as_json: bool) -> None:
 @history.command()
 @json_option
 def recover(*, as_json: bool) -> None:
-    """Recover a damaged database; the damaged file stays.
+    """Recover a damaged database; the damaged file is kept.
 
-    Needed only when an error message recommends it; a database that cannot be opened is recovered automatically.
+    A database that cannot be opened is recovered automatically. Run this command if an error message recommends it.
     """
     from edgechat import paths
     from edgechat.cli.history_store import delete_conversation_files
@@ -354,7 +366,7 @@ def recover(*, as_json: bool) -> None:
 
     file = paths.history_file()
     if recovery.is_intact(file):
-        note = f"{file} is intact or does not exist: nothing to recover."
+        note = f"{file} is intact or does not exist, so there is nothing to recover."
         _print_json({"notes": [note]}) if as_json else click.echo(note)
         return
     store = recovery.recover(file, on_deleted=[delete_conversation_files])

@@ -1,4 +1,4 @@
-"""The user's conversation store, with listeners that delete the other files of a deleted conversation."""
+"""The user's conversation store. Deleting a conversation also deletes its cached prefixes and unsent message."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def open_history() -> SqliteStore:
-    """Open the user's conversations. Raises StoreError."""
+    """Open the user's conversation store. Raises StoreError."""
     from edgechat.store import open_store
 
     return open_store(on_deleted=[delete_conversation_files])

@@ -10,19 +10,19 @@ from edgechat.process import EXIT_VERSION_CHANGED, HIDDEN_COMMANDS
 
 
 def main() -> None:
-    """Run a child process's hidden subcommand, the chat, or the command line."""
+    """Run the hidden subcommand of a child process, the chat, or another command, and exit."""
     ensure_standard_streams()
     if len(sys.argv) > 1 and sys.argv[1] in HIDDEN_COMMANDS:
         sys.exit(_run_child(sys.argv[1], sys.argv[2:]))
     if len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        sys.exit(_chat())
+        sys.exit(_start_chat())
     from edgechat.cli.root import run
 
     sys.exit(run())
 
 
-def _chat() -> int:
-    """Open the chat for a start without arguments, without importing click: it would delay the first frame."""
+def _start_chat() -> int:
+    """Run the chat without importing click, which would delay the first frame, and return the exit code."""
     from edgechat.errors import EdgechatError
 
     try:
@@ -39,9 +39,10 @@ def _chat() -> int:
 
 
 def ensure_standard_streams() -> None:
-    """Open the null device for every closed standard stream; some services start programs with closed streams.
+    """Open the null device for every closed standard stream. Some services start programs with closed streams.
 
-    Otherwise a pipe to a child process could get the descriptor of a standard stream, and the child would lose it.
+    Otherwise a pipe to a child process could get the file descriptor of a standard stream, and would be closed in the
+    child process.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

@@ -1,30 +1,35 @@
-"""Output of `edgechat models info`."""
+"""Print the properties of a model for `edgechat models info`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from edgechat.humanize import size
+from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from edgechat.catalogue.hub import Repository
     from edgechat.modelfile.header import ModelHeader
 
+# Labels of properties whose JSON names would be unclear as labels.
+_LABELS: Final = {
+    "size_bytes": "size", "here": "installed", "weights": "parameters", "memory": "layers by cache kind",
+    "window": "sliding window", "embedding": "embedding size", "feed_forward": "feed-forward size",
+    "kv_numbers_per_token": "KV elements per token", "vocabulary": "vocabulary size", "context": "context length",
+    "shape": "dimensions", "good_at": "strengths", "thinking": "reasoning",
+}  # fmt: skip
+
 
 def print_info(model: str, *, as_json: bool) -> None:
-    """Print the properties of a model file, a catalogue entry, or a repository on the hub with one model's header.
-
-    Raises EdgechatError.
-    """
+    """Print the properties of an installed model, a catalogue model, or a model on the hub. Raises EdgechatError."""
     from edgechat.catalogue import curated, remote_header, resolve
     from edgechat.errors import ModelFileError
     from edgechat.modelfile.split import read_header
 
-    catalogue_entry = curated.load().get(model.partition(":")[0].lower()) if "/" not in model else None
+    catalogue_entry = curated.load_catalogue().get(model.partition(":")[0].lower()) if "/" not in model else None
     path, remote = None, None
     try:
         path = resolve.find_model(model)
@@ -32,7 +37,7 @@ def print_info(model: str, *, as_json: bool) -> None:
         if catalogue_entry is None and (remote := remote_header.find_remote_model(model)) is None:
             raise
     if path is not None:
-        _print(header_facts(read_header(path)), as_json=as_json)
+        _print_facts(read_header_facts(read_header(path)), as_json=as_json)
     elif catalogue_entry is not None:
         import msgspec
 
@@ -40,74 +45,73 @@ def print_info(model: str, *, as_json: bool) -> None:
             name: value for name, value in msgspec.to_builtins(catalogue_entry).items() if value not in (None, (), {})
         }
         facts["shape"] = {name: value for name, value in facts.get("shape", {}).items() if value is not None}
-        _print(facts | {"here": "no; download it with `edgechat models pull`"}, as_json=as_json)
+        _print_facts(facts | {"here": "no; download it with `edgechat models pull`"}, as_json=as_json)
     elif remote is not None:
         _print_remote(*remote, as_json=as_json)
 
 
 def _print_remote(repo: Repository, header: ModelHeader, *, as_json: bool) -> None:
     facts = {"repository": repo.id, "revision": repo.revision, "licence": repo.licence or "?", "gated": repo.is_gated}
-    _print(facts | header_facts(header), as_json=as_json, quants=repo)
+    _print_facts(facts | read_header_facts(header), as_json=as_json, repo=repo)
 
 
-def header_facts(header: ModelHeader) -> dict[str, Any]:
-    """Return the properties in a header for display, in the order of the output. Empty ones are omitted."""
+def read_header_facts(header: ModelHeader) -> dict[str, Any]:
+    """Return the properties of a model file from its header, in display order and without empty values."""
     from edgechat.modelfile.layers import read_layers
 
-    parts, sizes = read_layers(header), dict[str, int]()
+    model_layers, type_bytes = read_layers(header), dict[str, int]()
     for tensor in header.tensors:
-        sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size_bytes
-    memories = dict.fromkeys(layer.cache_kind for layer in parts.layers)
-    first = next((layer for layer in parts.layers if layer.kv_width), None)
+        type_bytes[tensor.type] = type_bytes.get(tensor.type, 0) + tensor.size_bytes
+    cache_kinds = dict.fromkeys(layer.cache_kind for layer in model_layers.layers)
+    kv_layer = next((layer for layer in model_layers.layers if layer.kv_width), None)
     facts: dict[str, Any] = {
         "file": header.path, "files": header.n_parts, "size_bytes": header.file_bytes, "kind": header.kind,
         "name": header.name, "architecture": header.architecture, "quant": header.quant, "weights": header.n_params,
-        "layers": len(parts.layers), "memory": {memory: parts.count(memory) for memory in memories},
-        "window": parts.window, "embedding": parts.n_embd,
-        "feed_forward": max((layer.n_ff for layer in parts.layers), default=0),
-        "heads": first.n_head if first else 0, "kv_heads": first.n_head_kv if first else 0,
-        "key_length": first.key_length if first else 0, "value_length": first.value_length if first else 0,
-        "kv_numbers_per_token": sum(layer.kv_width for layer in parts.layers),
-        "experts": parts.n_experts, "experts_used": parts.n_experts_used, "vocabulary": parts.n_vocab,
-        "tokenizer": parts.tokenizer, "context": parts.n_ctx_train, "rope_freq_base": parts.rope_freq_base,
-        "rope_scaling": parts.rope_scaling, "chat_template": header.chat_template is not None,
-        "licence": header.metadata.get("general.license", ""), "tensor_types": sizes, "tensors": len(header.tensors),
+        "layers": len(model_layers.layers), "memory": {kind: model_layers.count_layers(kind) for kind in cache_kinds},
+        "window": model_layers.window, "embedding": model_layers.n_embd,
+        "feed_forward": max((layer.n_ff for layer in model_layers.layers), default=0),
+        "heads": kv_layer.n_head if kv_layer else 0, "kv_heads": kv_layer.n_head_kv if kv_layer else 0,
+        "key_length": kv_layer.key_length if kv_layer else 0, "value_length": kv_layer.value_length if kv_layer else 0,
+        "kv_numbers_per_token": sum(layer.kv_width for layer in model_layers.layers),
+        "experts": model_layers.n_experts, "experts_used": model_layers.n_experts_used,
+        "vocabulary": model_layers.n_vocab, "tokenizer": model_layers.tokenizer, "context": model_layers.n_ctx_train,
+        "rope_freq_base": model_layers.rope_freq_base, "rope_scaling": model_layers.rope_scaling,
+        "chat_template": header.chat_template is not None, "licence": header.metadata.get("general.license", ""),
+        "tensor_types": type_bytes, "tensors": len(header.tensors),
     }  # fmt: skip
     return {name: value for name, value in facts.items() if value not in (0, 0.0, "", {})}
 
 
-def _print(facts: dict[str, Any], *, as_json: bool, quants: Repository | None = None) -> None:
+def _print_facts(facts: dict[str, Any], *, as_json: bool, repo: Repository | None = None) -> None:
     import msgspec
 
     if as_json:
-        click.echo(msgspec.json.encode(facts | ({"variants": quants.variants} if quants else {})).decode())
+        click.echo(msgspec.json.encode(facts | ({"variants": repo.variants} if repo else {})).decode())
         return
     for name, value in facts.items():
         if name == "source":
             for source in value:
                 _print_source(source)
         else:
-            _line("size" if name == "size_bytes" else name, _format(name, value))
-    for variant in quants.variants if quants else ():
-        kind = "  (projector for images or audio)" if variant.is_projector else ""
-        files = f"  {len(variant.files)} files" if len(variant.files) > 1 else ""
-        _line(
-            "available",
-            f"{variant.quant or Path(variant.files[0].path).name:<14}{size(variant.size_bytes):>9}{files}{kind}",
-        )
+            _print_line(_LABELS.get(name, name.replace("_", " ")), _format_value(name, value))
+    for variant in repo.variants if repo else ():
+        projector_note = "  (projector for images or audio)" if variant.is_projector else ""
+        n_files_text = f"  {len(variant.files)} files" if len(variant.files) > 1 else ""
+        name = variant.quant or Path(variant.files[0].path).name
+        _print_line("available", f"{name:<14}{format_size(variant.size_bytes):>9}{n_files_text}{projector_note}")
 
 
 def _print_source(source: dict[str, Any]) -> None:
-    _line("source", source.get("repo") or source.get("url") or source.get("package") or "")
+    _print_line("source", source.get("repo") or source.get("url") or source.get("package") or "")
     for quant, file in source.get("quants", {}).items():
-        _line("", f"{quant:<12}{size(file['bytes']) if file.get('bytes') else ''}")
+        _print_line("", f"{quant:<12}{format_size(file['bytes']) if file.get('bytes') else ''}")
 
 
-def _format(name: str, value: Any) -> str:
+def _format_value(name: str, value: Any) -> str:
     if name == "size_bytes":
-        return size(value)
+        return format_size(value)
     if name == "tensor_types":
-        return ", ".join(f"{kind} {size(n)}" for kind, n in sorted(value.items(), key=lambda item: -item[1]))
+        return ", ".join(f"{kind} {format_size(n)}" for kind, n in sorted(value.items(), key=lambda item: -item[1]))
     if isinstance(value, dict):
         return ", ".join(
             f"{number} {kind}" if name == "memory" else f"{kind} {number}" for kind, number in value.items()
@@ -119,5 +123,5 @@ def _format(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _line(name: str, text: str) -> None:
-    click.echo(escape_controls(f"{name.replace('_', ' '):<22}{text}"))
+def _print_line(label: str, text: str) -> None:
+    click.echo(escape_controls(f"{label:<22}{text}"))

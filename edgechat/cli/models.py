@@ -11,16 +11,14 @@ import click
 
 from edgechat.cli.model_info import print_info
 from edgechat.cli.options import complete_model
-from edgechat.cli.progress import Meter
-from edgechat.humanize import size
+from edgechat.cli.progress import DownloadMeter
+from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from edgechat.errors import HubError
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 model_argument = click.argument("model", shell_complete=complete_model)
 
 
@@ -28,7 +26,7 @@ model_argument = click.argument("model", shell_complete=complete_model)
 def models() -> None:
     """List, find, download and manage models.
 
-    A MODEL is a name from `list`, an alias, a catalogue ID (`qwen3.5-4b`, `qwen3.5-4b:q5_k_m`), a repository on the hub
+    MODEL is a name from `list`, an alias, a catalogue ID (`qwen3.5-4b`, `qwen3.5-4b:q5_k_m`), a repository on the hub
     (`owner/repo`, `owner/repo:QUANT`), or the path of a .gguf file.
     """
 
@@ -40,19 +38,19 @@ def _print_json(value: object) -> None:
 
 
 @models.command("list")
-@click.option("--catalogue", is_flag=True, help="List the catalogue instead of installed models.")
-@click.option("--all", "with_others", is_flag=True, help="Include projectors for images or audio, and adapters.")
+@click.option("--catalogue", is_flag=True, help="List the models of the catalogue instead of installed models.")
+@click.option("--all", "all_kinds", is_flag=True, help="Include adapters, and projectors for images or audio.")
 @json_option
-def list_(*, catalogue: bool, with_others: bool, as_json: bool) -> None:
+def list_(*, catalogue: bool, all_kinds: bool, as_json: bool) -> None:
     """List installed models, including those of other programs."""
     from edgechat.catalogue import curated, library
 
     if catalogue:
         curated.read_user_catalogue()
-        known_models = list(curated.load().values())
-        _print_json(known_models) if as_json else _print_catalogue(known_models)
+        catalogue_models = list(curated.load_catalogue().values())
+        _print_json(catalogue_models) if as_json else _print_catalogue(catalogue_models)
         return
-    entries = [entry for entry in library.scan() if with_others or entry.facts.kind == "model"]
+    entries = [entry for entry in library.scan() if all_kinds or entry.facts.kind == "model"]
     if as_json:
         _print_json(entries)
         return
@@ -63,35 +61,36 @@ def list_(*, catalogue: bool, with_others: bool, as_json: bool) -> None:
         )
         return
     width = min(36, max(len(entry.name) for entry in entries))
-    click.echo(f"{'name':<{width}} {'quant':<10}{'size':>8}  {'from':<10}{'used':<7}state")
+    click.echo(f"{'name':<{width}} {'quant':<10}{'size':>8}  {'source':<10}{'last used':<11}state")
     for entry in entries:
         facts = entry.facts
         state = facts.problem or (facts.kind if facts.kind != "model" else entry.state)
         line = (
-            f"{entry.name:<{width}} {facts.quant:<10}{size(facts.size_bytes):>8}  {entry.source:<10}"
-            f"{library.last_used_text(entry.last_used_at):<7}"
+            f"{entry.name:<{width}} {facts.quant:<10}{format_size(facts.size_bytes):>8}  {entry.source:<10}"
+            f"{library.format_last_use(entry.last_used_at):<11}"
         )
         click.echo(escape_controls(f"{line}{state}").rstrip())
         for alias in entry.aliases:
             click.echo(f"  alias {escape_controls(alias)}")
-    for part in library.partial_downloads():
+    for part in library.find_partial_downloads():
         click.echo(
             escape_controls(
-                f"incomplete download ({size(library.on_disk_bytes(part))}): {part}; "
-                "resume it with `models pull`, or delete it with `models remove PATH`"
+                f"Incomplete download ({format_size(library.on_disk_bytes(part))}): {part}; "
+                "resume it with `edgechat models pull`, or delete it with `edgechat models remove PATH`"
             )
         )
 
 
 def _print_catalogue(entries: list[Any]) -> None:
-    click.echo(f"{'id':<28}{'weights':>7}{'smallest':>9}  {'licence':<11}{'thinks':<7}{'tools':<6}good at")
+    click.echo(f"{'id':<28}{'params':>7}{'min. size':>11}  {'licence':<11}{'reasoning':<11}{'tools':<6}strengths")
     for model in entries:
         sizes = list(model.sizes().values())
-        weights = f"{model.shape.n_params / 1e9:.2f}B" if model.shape.n_params else ""
+        n_params_text = f"{model.dimensions.n_params / 1e9:.2f}B" if model.dimensions.n_params else ""
         click.echo(
-            f"{model.id:<28}{weights:>7}{size(sizes[0]) if sizes else '':>9}  {(model.licence or '?')[:10]:<11}"
-            f"{model.thinking or '?':<7}{'?' if model.tools is None else 'yes' if model.tools else 'no':<6}"
-            f"{', '.join(model.good_at)}".rstrip()
+            f"{model.id:<28}{n_params_text:>7}{format_size(sizes[0]) if sizes else '':>11}  "
+            f"{(model.licence or '?')[:10]:<11}{model.thinking or '?':<11}"
+            f"{'?' if model.supports_tools is None else 'yes' if model.supports_tools else 'no':<6}"
+            f"{', '.join(model.strengths)}".rstrip()
         )
 
 
@@ -116,49 +115,50 @@ def search(words: tuple[str, ...], *, limit: int, as_json: bool) -> None:
         _print_json(results)
         return
     if not results:
-        click.echo("No repository matches.", err=True)
+        click.echo("No repositories found. Try fewer or other words.", err=True)
     else:
-        click.echo(f"{'':<50} {'downloads':>9}  licence")
+        click.echo(f"{'repository':<50} {'downloads':>9}  licence")
     for repo in results:
-        gated = "  gated" if repo.is_gated else ""
-        click.echo(escape_controls(f"{repo.id:<50} {repo.downloads:>9}  {repo.licence}{gated}"))
+        gated_note = "  gated" if repo.is_gated else ""
+        click.echo(escape_controls(f"{repo.id:<50} {repo.downloads:>9}  {repo.licence}{gated_note}"))
 
 
 @models.command()
 @model_argument
-@click.option("--name", metavar="NAME", help="Alias for the model.")
+@click.option("--name", metavar="NAME", help="Alias to create for the model.")
 @json_option
 def pull(model: str, *, name: str | None, as_json: bool) -> None:
     """Download a model from the hub or a URL. Uses the network.
 
-    An interrupted download resumes with the same command. It is verified against the hub's hash.
+    To resume an interrupted download, run the same command again. Files from the hub are verified with its hashes.
     """
     from edgechat.catalogue import library
-    from edgechat.catalogue import pull as pulling
+    from edgechat.catalogue.pull import download_model, find_target
     from edgechat.errors import HubError
 
     if name:
         library.check_alias(name)
     try:
-        target = pulling.find_target(model)
+        target = find_target(model)
     except HubError as error:
         _report_installed(model, error)
         return
-    meter = Meter(len(target.files))
+    meter = DownloadMeter(len(target.files))
     if not as_json:
-        total = f" ({size(target.size_bytes)})" if target.size_bytes is not None else ""
-        click.echo(escape_controls(f"Downloading {target.reference}{total} to {target.files[0].path.parent}"), err=True)
+        total_note = f" ({format_size(target.size_bytes)})" if target.size_bytes is not None else ""
+        folder = target.files[0].path.parent
+        click.echo(escape_controls(f"Downloading {target.reference}{total_note} to {folder}"), err=True)
     try:
-        path = pulling.download_model(target, meter.show)
+        path = download_model(target, meter.show)
     except KeyboardInterrupt:
-        meter.end()
-        click.echo("edgechat: Download stopped. The same command resumes it.", err=True)
+        meter.clear()
+        click.echo("edgechat: Download stopped. Run the same command again to resume it.", err=True)
         raise
     finally:
-        meter.end()
+        meter.clear()
     if name:
         library.add_alias(name, path)
-    entry = next((entry for entry in library.scan() if path in (entry.path, *entry.also_at)), None)
+    entry = next((entry for entry in library.scan() if path in (entry.path, *entry.other_paths)), None)
     label = name or (entry.name if entry else str(path))
     if as_json:
         _print_json({"reference": target.reference, "path": path, "name": label, "size_bytes": target.size_bytes})
@@ -167,12 +167,12 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
 
 
 def _report_installed(model: str, error: HubError) -> None:
-    """Report where `model` is installed; raise `error`, the failure of the hub, if it is not installed."""
+    """Print the hub's error and the path of the model if `model` is installed; otherwise raise the error."""
     from edgechat.catalogue import library, resolve
     from edgechat.errors import ModelFileError
 
     try:
-        entry = resolve.find_installed(model, library.scan())
+        entry = resolve.find_installed_model(model, library.scan())
     except ModelFileError:
         raise error from None
     click.echo(f"edgechat: {escape_controls(str(error))}", err=True)
@@ -183,17 +183,17 @@ def _report_installed(model: str, error: HubError) -> None:
 @model_argument
 @json_option
 def info(model: str, *, as_json: bool) -> None:
-    """Show a model's properties from its header or the catalogue.
+    """Show the properties of a model.
 
-    For `owner/repo[:QUANT]` the header is read from the hub, without downloading the weights. Only this uses the
-    network.
+    The properties come from the header of the model file, or from the catalogue. For `owner/repo[:QUANT]`, only the
+    header is downloaded from the hub; other models need no network.
     """
     print_info(model, as_json=as_json)
 
 
 @models.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--name", metavar="NAME", help="Alias for the model.")
+@click.option("--name", metavar="NAME", help="Alias to create for the model.")
 @json_option
 def add(path: Path, *, name: str | None, as_json: bool) -> None:
     """Add a .gguf file or a folder of models, without copying."""
@@ -219,14 +219,14 @@ def add(path: Path, *, name: str | None, as_json: bool) -> None:
 @models.command()
 @click.argument("name")
 @click.argument("model", required=False, shell_complete=complete_model)
-@click.option("--remove", is_flag=True, help="Delete the alias instead.")
+@click.option("--remove", is_flag=True, help="Delete the alias NAME.")
 def alias(name: str, model: str | None, *, remove: bool) -> None:
     """Create or delete an alias for a model."""
     from edgechat.catalogue import library, resolve
     from edgechat.errors import UsageError
 
     if remove == (model is not None):
-        raise UsageError("Give either a MODEL or --remove.")
+        raise UsageError("Give either a MODEL for the alias, or --remove to delete the alias.")
     if model is None:
         library.remove_alias(name)
     else:
@@ -247,9 +247,13 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
             {"forgotten": model, "freed_bytes": 0}, f"Removed the folder {model} from the list.", as_json=as_json
         )
         return
-    if model.endswith(".part") and Path(model).absolute() in library.partial_downloads():
-        freed = library.delete_partial_download(Path(model).absolute())
-        _print_result({"removed": model, "freed_bytes": freed}, f"Deleted; {size(freed)} freed.", as_json=as_json)
+    if model.endswith(".part") and Path(model).absolute() in library.find_partial_downloads():
+        freed_bytes = library.delete_partial_download(Path(model).absolute())
+        _print_result(
+            {"removed": model, "freed_bytes": freed_bytes},
+            f"Deleted {model}; {format_size(freed_bytes)} freed.",
+            as_json=as_json,
+        )
         return
     aliases = registry.read_records().aliases
     entry = next((e for e in library.scan() if model in e.aliases), None)
@@ -259,7 +263,7 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
             {"forgotten": model, "freed_bytes": 0}, f"Removed the alias {model}; the file stays.", as_json=as_json
         )
         return
-    entry = entry or resolve.find_installed(model, library.scan())
+    entry = entry or resolve.find_installed_model(model, library.scan())
     if entry.source == locations.FILE and library.remove_file(entry.path):
         _print_result(
             {"forgotten": entry.path, "freed_bytes": 0},
@@ -270,12 +274,14 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
     library.check_deletable(entry)
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError(f"Deleting {entry.path} ({size(entry.facts.size_bytes)}) requires --yes.")
-        click.confirm(f"Delete {escape_controls(str(entry.path))} ({size(entry.facts.size_bytes)})?", abort=True)
-    freed = library.delete_model(entry)
+            raise UsageError(
+                f"To delete {entry.path} ({format_size(entry.facts.size_bytes)}) without a terminal, add --yes."
+            )
+        click.confirm(f"Delete {escape_controls(str(entry.path))} ({format_size(entry.facts.size_bytes)})?", abort=True)
+    freed_bytes = library.delete_model(entry)
     _print_result(
-        {"removed": entry.path, "freed_bytes": freed},
-        f"Deleted {entry.name}; {size(freed)} freed.",
+        {"removed": entry.path, "freed_bytes": freed_bytes},
+        f"Deleted {entry.name}; {format_size(freed_bytes)} freed.",
         as_json=as_json,
     )
 
@@ -289,19 +295,19 @@ def _print_result(value: object, text: str, *, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
-    """Check the hashes of one model's files, or of all models.
+    """Verify the file hashes of one model, or of all models.
 
-    Exit code 3 if any file differs.
+    Exits with code 3 if any file differs from its hash.
     """
     from edgechat.catalogue import library, resolve, verify
 
     entries = (
-        [resolve.find_installed(model, library.scan())]
+        [resolve.find_installed_model(model, library.scan())]
         if model
         else [e for e in library.scan() if e.facts.kind == "model"]
     )
     on_progress = (
-        (lambda words: click.echo(f"\r\x1b[2K{escape_controls(words)}", nl=False, err=True))
+        (lambda text: click.echo(f"\r\x1b[2K{escape_controls(text)}", nl=False, err=True))
         if sys.stderr.isatty()
         else None
     )
@@ -315,7 +321,7 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
                 click.echo(escape_controls(f"{result.path}: {result.description}"))
     if as_json:
         _print_json(results)
-    if any(result.is_good is False for result in results):
+    if any(result.is_match is False for result in results):
         context.exit(3)
 
 
@@ -326,18 +332,18 @@ def dirs(*, as_json: bool) -> None:
     from edgechat.catalogue import locations, registry
 
     folders = [Path(folder) for folder in registry.read_records().folders]
-    searched = [
+    folder_rows = [
         {
             "from": source,
             "path": path,
             "is_there": path.is_dir(),
             "n_files": sum(1 for _ in locations.find_model_files(source, path)),
         }
-        for source, path in locations.search_locations(folders)
+        for source, path in locations.list_locations(folders)
     ]
     if as_json:
-        _print_json(searched)
+        _print_json(folder_rows)
         return
-    for each in searched:
-        count = f"{each['n_files']} file{'s' * (each['n_files'] != 1)}" if each["is_there"] else "missing"
-        click.echo(escape_controls(f"{each['from']:<10}  {count:>10}  {each['path']}"))
+    for row in folder_rows:
+        count_text = f"{row['n_files']} file{'s' * (row['n_files'] != 1)}" if row["is_there"] else "missing"
+        click.echo(escape_controls(f"{row['from']:<10}  {count_text:>10}  {row['path']}"))

@@ -1,4 +1,4 @@
-"""The line-by-line chat: the same conversations and commands as the terminal UI, without drawing."""
+"""Line-by-line chat (`--plain`): the conversations and commands of the terminal UI, as plain lines of text."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import click
 
 from edgechat.chat import commands
 from edgechat.chat.commands import Command, Destination, Outcome, View
-from edgechat.cli.ask import Status, stream
-from edgechat.cli.session_factory import session_maker
+from edgechat.cli.ask import StderrStatus, stream_reply
+from edgechat.cli.session_factory import prepare_session
 from edgechat.errors import EdgechatError, UsageError
 from edgechat.terminal import escape_controls
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from edgechat.chat.session import Session
 
 _PROMPT: Final = "> "
-_MAX_LISTED: Final = 20
-_OPEN_HINT: Final = "/open NUMBER opens one"
+_MAX_LISTED_CONVERSATIONS: Final = 20
+_OPEN_HINT: Final = "/open NUMBER opens a conversation from this list"
 
 
 def run_plain(**options: Any) -> int:
-    """Read messages and commands from standard input until it ends, and return the exit code. Raises EdgechatError."""
-    make_session, problems = session_maker(**options)
+    """Run the line-by-line chat until standard input ends, and return the exit code. Raises EdgechatError."""
+    make_session, problems = prepare_session(**options)
     session = make_session()
     for problem in problems:
         click.echo(f"edgechat: {problem} (ignored)", err=True)
-    status = Status()
+    status = StderrStatus()
     try:
         session.open(lambda event: status.show(event.message))
         for warning in session.warnings:
@@ -49,16 +49,16 @@ def run_plain(**options: Any) -> int:
 
 
 class PlainChat:
-    """Reads one line after another, and prints replies and the results of commands."""
+    """Reads messages and commands from standard input, and prints replies and the results of commands."""
 
-    def __init__(self, session: Session, status: Status) -> None:
+    def __init__(self, session: Session, status: StderrStatus) -> None:
         self._session = session
         self._status = status
         self._is_terminal = sys.stdin.isatty()
         self._shows_figures = session.settings.figures
-        self._attached: list[Path] = []
-        self._listed: list[Destination] = []
-        """The last printed list, for `/open NUMBER`."""
+        self._attachments: list[Path] = []
+        self._destinations: list[Destination] = []
+        """Destinations in the list that was printed last, which `/open NUMBER` selects from."""
         self._is_leaving = False
         self._exit_code = 0
         self.views: dict[View, Callable[[str], None]] = {
@@ -69,22 +69,29 @@ class PlainChat:
         }  # fmt: skip
 
     def run(self) -> int:
-        """Read until the input ends or `/quit`; without a terminal, return the exit code of the last failure."""
+        """Handle messages and commands until the input ends or `/quit` is entered, and return the exit code.
+
+        The exit code is 0 if standard input is a terminal; otherwise it is the code of the last error, if any.
+        """
         if self._is_terminal:
-            with contextlib.suppress(ImportError):  # gives `input` line editing where the module exists
+            with contextlib.suppress(ImportError):  # `import readline` adds line editing to `input`
                 import readline  # noqa: F401
-            click.echo(f"Model: {escape_controls(self._session.model_path.stem)}. /help lists commands, Ctrl+D quits.")
+            model_name = escape_controls(self._session.model_path.stem)
+            click.echo(f"Model: {model_name}. /help lists commands, Ctrl+D quits.")
             self._print_last_messages()
         while not self._is_leaving:
-            text = self._read()
+            text = self._read_message()
             if text is None:
                 break
             if text.strip():
                 self.handle(text)
         return self._exit_code
 
-    def _read(self) -> str | None:
-        """Return one message: a line, or several joined by backslashes at their ends; None at the end of the input."""
+    def _read_message(self) -> str | None:
+        """Read one message or command; return None at the end of the input.
+
+        A backslash at the end of a line continues the message on the next line.
+        """
         lines: list[str] = []
         while True:
             try:
@@ -92,25 +99,27 @@ class PlainChat:
             except EOFError:
                 return "\n".join(lines) if lines else None
             except KeyboardInterrupt:
-                click.echo("\n(Ctrl+D or /quit quits)")
+                click.echo("\n(Press Ctrl+D or enter /quit to quit)")
                 return ""
             except UnicodeDecodeError as error:
-                raise UsageError(f"Standard input is not UTF-8 text (byte {error.start})") from error
+                raise UsageError(
+                    f"Standard input is not UTF-8 text (byte {error.start}). Convert it first, for example with iconv."
+                ) from error
             if not line.endswith("\\"):
                 return "\n".join([*lines, line])
             lines.append(line[:-1])
 
     def handle(self, text: str) -> None:
-        """Run a command, or send a message and print its reply; an EdgechatError is printed."""
-        from edgechat.chat.mentions import attached_files
+        """Run a command, or send a message and print the reply. An EdgechatError is printed, not raised."""
+        from edgechat.chat.mentions import find_attached_files
 
         try:
-            parsed = commands.parse(text)
-            if parsed is not None:
-                self._run(*parsed)
+            command_and_argument = commands.parse(text)
+            if command_and_argument is not None:
+                self._run_command(*command_and_argument)
             else:
-                self._print_reply(self._session.send(text.strip(), [*self._attached, *attached_files(text)]))
-                self._attached = []  # only after a success, so that a failed message can be sent again
+                self._print_reply(self._session.send(text.strip(), [*self._attachments, *find_attached_files(text)]))
+                self._attachments = []  # not reached after an error, so that the attachments can be sent again
         except EdgechatError as error:
             self._status.note(str(error))
             if not self._is_terminal:
@@ -118,43 +127,43 @@ class PlainChat:
 
     # Commands
 
-    def _run(self, command: Command, argument: str) -> None:
-        if command.name == "open" and argument.isdecimal() and 1 <= int(argument) <= len(self._listed):
-            commands.go_to(self._session, self._listed[int(argument) - 1])
-            self._print_text(f"Opened: {_line(self._session.conversation.title)}")
+    def _run_command(self, command: Command, argument: str) -> None:
+        if command.name == "open" and argument.isdecimal() and 1 <= int(argument) <= len(self._destinations):
+            commands.go_to(self._session, self._destinations[int(argument) - 1])
+            self._print_note(f"Opened: {_format_one_line(self._session.conversation.title)}")
             self._print_last_messages()
         elif command.view is not None and command.opens_view(argument):
             self.views[command.view](argument)
         elif command.run is not None:
-            self._carry_out(command.run(self._session, argument))
+            self._apply_outcome(command.run(self._session, argument))
 
-    def _carry_out(self, outcome: Outcome) -> None:
+    def _apply_outcome(self, outcome: Outcome) -> None:
         if outcome.export_to is not None:
             from edgechat.cli.chat import export
 
             export(self._session.store, self._session.conversation.id, outcome.export_to)
         if outcome.attachment is not None:
-            self._attached.append(outcome.attachment)
+            self._attachments.append(outcome.attachment)
         if outcome.destination is not None:
             commands.go_to(self._session, outcome.destination)
         if outcome.text:
-            self._print_text(outcome.text)
-        if outcome.shows_path or outcome.destination is not None:
+            self._print_note(outcome.text)
+        if outcome.path_changed or outcome.destination is not None:
             self._print_last_messages()
         if outcome.model:
             text = commands.load_model(self._session, outcome.model, lambda event: self._status.show(event.message))
             self._status.clear()
-            self._print_text(text)
-        if outcome.reply is not None:
-            self._print_reply(outcome.reply())
+            self._print_note(text)
+        if outcome.start_reply is not None:
+            self._print_reply(outcome.start_reply())
 
     # Output
 
-    def _print_text(self, text: str) -> None:
+    def _print_note(self, text: str) -> None:
         click.echo(f"({escape_controls(text)})")
 
     def _print_reply(self, events: Iterator[SessionEvent]) -> None:
-        from edgechat.chat.messages import performance_summary
+        from edgechat.chat.messages import format_performance
 
         session = self._session
 
@@ -162,18 +171,18 @@ class PlainChat:
             session.stop()
 
         session.clear_stop()
-        handler = signal.signal(signal.SIGINT, interrupt)
+        previous_handler = signal.signal(signal.SIGINT, interrupt)
         try:
-            turn = stream(events, self._status, quiet=False)
+            final_event = stream_reply(events, self._status, quiet=False)
         finally:
-            signal.signal(signal.SIGINT, handler)
+            signal.signal(signal.SIGINT, previous_handler)
             self._status.clear()
-        if turn.reply.is_interrupted:
-            self._print_text("Stopped. /continue continues the reply.")
-        elif turn.reply.finish_reason == "length":
-            self._print_text("The reply reached its length limit")
+        if final_event.reply.is_interrupted:
+            self._print_note("Stopped. /continue resumes the reply.")
+        elif final_event.reply.finish_reason == "length":
+            self._print_note("The reply reached its length limit; /continue resumes it")
         if self._shows_figures:
-            self._print_text(performance_summary(turn.reply))
+            self._print_note(format_performance(final_event.reply))
 
     def _print_last_messages(self) -> None:
         for message in self._session.tree.path[-2:]:
@@ -182,32 +191,36 @@ class PlainChat:
     # Views
 
     def _list_conversations(self, _argument: str) -> None:
-        conversations = [s.conversation for s in self._session.store.list_conversations(limit=_MAX_LISTED)]
-        self._listed = [Destination(c.id) for c in conversations]
+        conversations = [
+            s.conversation for s in self._session.store.list_conversations(limit=_MAX_LISTED_CONVERSATIONS)
+        ]
+        self._destinations = [Destination(c.id) for c in conversations]
         for number, conversation in enumerate(conversations, start=1):
-            click.echo(f"{number:3}  {_line(conversation.title) or '(no title)'}")
-        self._print_text(_OPEN_HINT if conversations else "No conversations yet")
+            click.echo(f"{number:3}  {_format_one_line(conversation.title) or '(no title)'}")
+        self._print_note(_OPEN_HINT if conversations else "No conversations yet")
 
     def _search(self, query: str) -> None:
-        hits = self._session.store.search(query, limit=_MAX_LISTED)
-        self._listed = [Destination(hit.conversation_id, hit.message_id) for hit in hits]
+        hits = self._session.store.search(query, limit=_MAX_LISTED_CONVERSATIONS)
+        self._destinations = [Destination(hit.conversation_id, hit.message_id) for hit in hits]
         for number, hit in enumerate(hits, start=1):
-            click.echo(f"{number:3}  {_line(hit.title)[:40]}: {_line(hit.snippet)}")
-        self._print_text(_OPEN_HINT if hits else "No matches")
+            click.echo(f"{number:3}  {_format_one_line(hit.title)[:40]}: {_format_one_line(hit.snippet)}")
+        self._print_note(_OPEN_HINT if hits else "No matches")
 
     def _refuse_editor(self, _argument: str) -> None:
         raise UsageError("Usage: /edit TEXT")
 
     def _copy(self, argument: str) -> None:
-        """Copy the reply or its code to the clipboard and to a file."""
+        """Copy the last reply or its last code block to the clipboard and to a file."""
         from edgechat.tui import clipboard
-        from edgechat.tui.render.markdown_blocks import code_blocks
+        from edgechat.tui.render.markdown_blocks import find_code_blocks
 
-        text = commands.copied_text(commands.last_message(self._session, "assistant").text, code_blocks, argument)
+        text = commands.select_text_to_copy(
+            commands.last_message(self._session, "assistant").text, find_code_blocks, argument
+        )
         if sys.stdout.isatty() and len(text) <= clipboard.MAX_CHARS:
-            click.echo(clipboard.osc52_sequence(text), nl=False)
+            click.echo(clipboard.make_osc52_sequence(text), nl=False)
         file = clipboard.save_copy(text) if self._session.store.is_persistent else None
-        self._print_text(clipboard.summary("Code" if argument else "Reply", text, file))
+        self._print_note(clipboard.summary("Code" if argument else "Reply", text, file))
 
     def _list_models(self, _argument: str) -> None:
         from edgechat.catalogue import library
@@ -228,14 +241,14 @@ class PlainChat:
             click.echo(escape_controls(f"{name} = {'(not set)' if value is None else value}"))
 
     def _print_plan(self, _argument: str) -> None:
-        from edgechat.planner.report import plan_lines
+        from edgechat.planner.report import format_plan_lines
 
         if self._session.model.plan is not None:
-            click.echo(escape_controls("\n".join(plan_lines(self._session.model.plan))))
+            click.echo(escape_controls("\n".join(format_plan_lines(self._session.model.plan))))
 
     def _toggle_figures(self, _argument: str) -> None:
         self._shows_figures = not self._shows_figures
-        self._print_text(f"Speed of replies: {'shown' if self._shows_figures else 'hidden'}")
+        self._print_note(f"Speed of replies: {'shown' if self._shows_figures else 'hidden'}")
 
     def _print_help(self, _argument: str) -> None:
         for command in commands.COMMANDS:
@@ -244,12 +257,12 @@ class PlainChat:
 
     def _suspend(self, _argument: str) -> None:
         if sys.platform == "win32":
-            raise UsageError("Windows cannot suspend programs")
+            raise UsageError("Programs cannot be suspended on Windows")
         os.kill(os.getpid(), signal.SIGTSTP)
 
     def _quit(self, _argument: str) -> None:
         self._is_leaving = True
 
 
-def _line(text: str) -> str:
+def _format_one_line(text: str) -> str:
     return escape_controls(" ".join(text.split()))

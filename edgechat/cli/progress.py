@@ -1,4 +1,4 @@
-"""Progress output of a download, on a terminal or in a file."""
+"""Progress output of a download on standard error."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ import click
 if TYPE_CHECKING:
     from edgechat.catalogue.download.request import DownloadProgress
 
-# Interval between lines when standard error is not a terminal.
-_LINE_EVERY_S: Final = 10.0
+# Interval between progress lines if standard error is not a terminal.
+_LINE_INTERVAL_S: Final = 10.0
 
 
-class Meter:
-    """Progress of a download: one updated line on a terminal, a new line every 10 seconds elsewhere."""
+class DownloadMeter:
+    """Shows the progress of a download: one updated line on a terminal, otherwise a new line every 10 seconds."""
 
     def __init__(self, n_files: int) -> None:
         self._n_files = n_files
         self._is_shown = False
-        self._next_s = time.monotonic() + _LINE_EVERY_S
+        self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
 
-    def show(self, number: int, progress: DownloadProgress) -> None:
-        """Show the progress of file `number`, counted from 0."""
+    def show(self, index: int, progress: DownloadProgress) -> None:
+        """Show the progress of one file; `index` is its zero-based index among the files to download."""
         is_terminal = sys.stderr.isatty()
-        if not is_terminal and time.monotonic() < self._next_s:
+        if not is_terminal and time.monotonic() < self._next_line_at:
             return
-        self._next_s = time.monotonic() + _LINE_EVERY_S
+        self._next_line_at = time.monotonic() + _LINE_INTERVAL_S
         self._is_shown = is_terminal
-        part = f"{number + 1} of {self._n_files}: " if self._n_files > 1 else ""
-        text = part + progress.text
+        prefix = f"{index + 1} of {self._n_files}: " if self._n_files > 1 else ""
+        text = prefix + progress.text
         click.echo(f"\r\x1b[2K{text}" if is_terminal else text, nl=not is_terminal, err=True)
 
-    def end(self) -> None:
-        """Clear the progress line."""
+    def clear(self) -> None:
         if self._is_shown:
             click.echo("\r\x1b[2K", nl=False, err=True)
         self._is_shown = False

@@ -1,4 +1,4 @@
-"""The root command `edgechat`: lazy subcommands, exit codes and error output."""
+"""The root command `edgechat`: options, subcommands, exit codes and error output."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ EXIT_CODES = """
 \b
 Exit codes:
   0    success
-  2    usage: an invalid option, setting or standard input
-  3    model file: missing or damaged, or its chat template fails
+  2    usage: invalid option, setting or standard input
+  3    model file: missing or damaged, or an error in its chat template
   4    runtime: no native bundle, no working backend, the engine died, or a download failed
-  5    too large: the model for the memory, or the prompt for the context
-  6    network: the hub or another server refused the request, or is unreachable
+  5    size: the model is too large for the memory, or the prompt for the context
+  6    network: the hub or another server is unreachable, or refused the request
   130  interrupted with Ctrl-C
-  141  the reader of the output closed its end of the pipe
+  141  broken pipe: the program that reads the output has ended
 """
 
-
-# Module of each subcommand, imported only when the command runs or when help lists all commands.
+# Module of each subcommand. A module is imported only when its command runs or when help lists all commands.
 _COMMANDS = {
     "ask": "ask", "history": "history", "models": "models", "plan": "plan", "doctor": "doctor", "bench": "bench",
     "config": "config", "completion": "completion", "serve": "serve", "uninstall": "uninstall",
 }  # fmt: skip
 
 
-class _Root(click.Group):
-    """Command group with lazy subcommands; a broken output pipe exits with 141 instead of click's 1."""
+class _RootGroup(click.Group):
+    """Command group that imports subcommands lazily. The exit code for a broken output pipe is 141, not click's 1."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return sorted(_COMMANDS)
@@ -51,13 +50,13 @@ class _Root(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # Without this the interpreter reports the broken pipe again when it closes standard output.
+            # Otherwise the interpreter would report the broken pipe again when it closes standard output.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(141)
 
 
 @click.group(
-    cls=_Root,
+    cls=_RootGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EXIT_CODES,
@@ -74,7 +73,7 @@ class _Root(click.Group):
 def edgechat(context: click.Context, /, *, plain: bool | None, **options: Any) -> None:
     """Chat with an open-weight language model on this machine.
 
-    Without a command, opens the chat on a terminal, or replies to standard input.
+    Without a command, opens the chat. If standard input is not a terminal, prints a reply to its text instead.
     """
     if context.invoked_subcommand is not None:
         if plain or any(value is not None for value in options.values()):
@@ -90,21 +89,21 @@ def edgechat(context: click.Context, /, *, plain: bool | None, **options: Any) -
         ask_stdin(**options)
         return
     if not sys.stdout.isatty():
-        raise UsageError("The chat needs a terminal. Use `edgechat ask` to write a reply to a file.")
+        raise UsageError("The chat needs a terminal. To write a reply to a file, use `edgechat ask`.")
     from edgechat.cli.chat import run_chat
 
     context.exit(run_chat(**options))
 
 
 def run() -> int:
-    """Run the command line and return the exit code."""
+    """Run the command given on the command line, print its error if it fails, and return the exit code."""
     from edgechat.terminal import escape_controls
 
     try:
-        # Standalone mode would replace edgechat's exit codes and 130 with click's own.
+        # Standalone mode would replace edgechat's exit codes with click's.
         result = edgechat.main(standalone_mode=False, prog_name="edgechat")
     except EdgechatError as error:
-        # Error texts can contain control characters from a model file or a log.
+        # Error messages can contain control characters from a model file or a log.
         click.echo(f"edgechat: {escape_controls(str(error))}", err=True)
         return error.exit_code
     except UnicodeError as error:

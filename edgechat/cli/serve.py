@@ -30,35 +30,43 @@ INSTALL_HINT = (
     metavar="NAME",
     multiple=True,
     shell_complete=complete_model,
-    help="Model name or .gguf file; may be repeated. The first is the default for requests without a model.",
+    help="Model name or .gguf file; may be repeated. Requests without a model name use the first model.",
 )
 @click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; any but a loopback address requires an API key.",
+    help="Address to listen on; a non-loopback address requires an API key.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port; 0 chooses a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port to listen on; 0 chooses a free port.",
 )
 @click.option(
     "--api-key",
     envvar="EDGECHAT_API_KEY",
     metavar="KEY",
-    help="Key that clients must send. Prefer the variable EDGECHAT_API_KEY: command lines are visible to other users.",
+    help="Key that clients must send. EDGECHAT_API_KEY is safer, because other users can see command lines.",
 )
 @click.option(
-    "--allow-origin", "origins", metavar="ORIGIN", multiple=True, help="Origin of a web page that may send requests."
+    "--allow-origin",
+    "origins",
+    metavar="ORIGIN",
+    multiple=True,
+    help="Accept requests from web pages of this origin; may be repeated.",
 )
 @click.option(
     "--max-requests",
     type=click.IntRange(1, 10_000),
     default=64,
     show_default=True,
-    help="Maximum running and waiting requests per model; others get status 503.",
+    help="Maximum number of running and waiting requests per model; further requests get status 503.",
 )
-@click.option("--log-requests", is_flag=True, help="Log method, endpoint, status and time of each request.")
-@click.option("--json", "as_json", is_flag=True, help="Print address and models as JSON.")
+@click.option("--log-requests", is_flag=True, help="Log the method, endpoint, status and duration of each request.")
+@click.option("--json", "as_json", is_flag=True, help="Print the address and the models as JSON.")
 @generation_options
 def serve(
     *,
@@ -72,9 +80,9 @@ def serve(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Serve models over the OpenAI API until Ctrl-C.
+    """Serve models through an OpenAI-compatible API.
 
-    Requests run concurrently and share one prompt cache.
+    Runs until Ctrl-C. Requests run concurrently and share one prompt cache.
     """
     try:
         from edgechat.serve import server
@@ -83,60 +91,61 @@ def serve(
     except ModuleNotFoundError as error:
         raise UsageError(f"{INSTALL_HINT} (missing: {error.name})") from error
     if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
-        raise UsageError("An API key may contain only printable ASCII characters without spaces.")
-    wrong = next((o for o in origins if not o.partition("://")[2] or o.endswith("/") or "*" in o), None)
-    if wrong is not None:
-        raise UsageError(f"{wrong!r} is not an origin. Example: https://chat.example:8443")
+        raise UsageError("An API key must consist of printable ASCII characters without spaces.")
+    invalid_origin = next((o for o in origins if not o.partition("://")[2] or o.endswith("/") or "*" in o), None)
+    if invalid_origin is not None:
+        raise UsageError(f"{invalid_origin!r} is not an origin. Example: https://chat.example:8443")
     if not is_loopback(host) and not api_key:
         raise UsageError(f"{host} is reachable from other machines: set a key with --api-key, or listen on 127.0.0.1.")
     with contextlib.ExitStack() as stack:
-        bound = stack.enter_context(server.bind_socket(host, port))
-        served = _load_models(models, max_requests, flags, stack)
-        rules = AccessRules(host=host, api_key=api_key or "", origins=origins, log_requests=log_requests)
-        address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/v1"
-        bound.listen(server.BACKLOG)  # the socket accepts connections from here on
-        _print_address(address, list(served), has_key=bool(api_key), as_json=as_json)
-        server.run(Api(served).app(rules), served, bound, lambda words: click.echo(f"edgechat: {words}", err=True))
+        listener = stack.enter_context(server.bind_socket(host, port))
+        queues = _load_models(models, max_requests, flags, stack)
+        access_rules = AccessRules(host=host, api_key=api_key or "", allowed_origins=origins, log_requests=log_requests)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
+        listener.listen(server.BACKLOG)  # clients can connect from now on
+        _print_address(address, list(queues), has_key=bool(api_key), as_json=as_json)
+        app = Api(queues).build_app(access_rules)
+        server.run(app, queues, listener, lambda text: click.echo(f"edgechat: {text}", err=True))
 
 
 def _load_models(
     names: tuple[str, ...], max_requests: int, flags: dict[str, Any], stack: contextlib.ExitStack
 ) -> dict[str, ModelQueue]:
-    """Load the models and return their queues by served name; `stack` closes them. Raises EdgechatError."""
+    """Load the models and return their request queues by API name. `stack` closes the queues. Raises EdgechatError."""
     import msgspec
 
     from edgechat import config
-    from edgechat.cli.ask import Status
-    from edgechat.cli.session_factory import chosen_model, flag_settings
+    from edgechat.cli.ask import StderrStatus
+    from edgechat.cli.session_factory import choose_model, settings_from_flags
     from edgechat.serve.model_lease import ModelLease
     from edgechat.serve.model_queue import ModelQueue
 
     settings, problems = config.load()
-    settings = config.with_overrides(settings, flag_settings(**flags))
-    status = Status()
+    settings = config.with_overrides(settings, settings_from_flags(**flags))
+    status = StderrStatus()
     for problem in problems:
         status.note(f"{problem} (ignored)")
-    served: dict[str, ModelQueue] = {}
+    queues: dict[str, ModelQueue] = {}
     lease = ModelLease()
     try:
-        for requested in names or (settings.model,):
-            name, path = chosen_model(msgspec.structs.replace(settings, model=requested))
-            model = ModelQueue(_served_name(name, served), path, settings, max_requests, lease)
-            served[model.name] = model
-            stack.callback(model.close)
-            model.open(status.show)
-            for warning in model.warnings:
+        for model_name in names or (settings.model,):
+            name, path = choose_model(msgspec.structs.replace(settings, model=model_name))
+            queue = ModelQueue(_choose_api_name(name, queues), path, settings, max_requests, lease)
+            queues[queue.name] = queue
+            stack.callback(queue.close)
+            queue.open(status.show)
+            for warning in queue.warnings:
                 status.note(warning)
     finally:
         status.clear()
-    return served
+    return queues
 
 
-def _served_name(name: str, other_names: Iterable[str]) -> str:
-    """Return the name of a model in the API. Raises UsageError if another served model has it."""
+def _choose_api_name(name: str, other_names: Iterable[str]) -> str:
+    """Return the name of a model in the API. Raises UsageError if `other_names` contains that name."""
     name = Path(name).stem if name.endswith(".gguf") else name
     if name in other_names:
-        raise UsageError(f"Two models would be served as {name!r}. Rename one with `edgechat models alias`.")
+        raise UsageError(f"Two models would have the API name {name!r}. Rename one with `edgechat models alias`.")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Create a session from command-line flags and settings."""
+"""Create a chat session from command-line flags and settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgechat.store.sqlite import SqliteStore
 
 
-def session_maker(
+def prepare_session(
     *,
     continue_last: bool | None = None,
     conversation_id: str | None = None,
@@ -24,10 +24,10 @@ def session_maker(
     persona: str | None = None,
     **flags: object,
 ) -> tuple[Callable[[], Session], list[SettingsProblem]]:
-    """Return a function that creates the session (not opened yet), and the problems found in the settings.
+    """Check flags and settings; return a function that creates the session, and the problems in the settings.
 
-    Flags and settings are checked at once. Conversations are read only when the function is called, so that a screen
-    can be painted before; the function raises StoreError and ModelFileError.
+    The returned function reads the conversation to continue, so the terminal UI calls it only after the first frame.
+    The function does not open the session. It raises StoreError and ModelFileError.
 
     Raises UsageError for an invalid flag, and EdgechatError for an unknown model.
     """  # fmt: skip
@@ -35,107 +35,106 @@ def session_maker(
 
     from edgechat import config
 
-    overrides = flag_settings(**flags)
+    overrides = settings_from_flags(**flags)
     if conversation_id == "":
         raise UsageError("Invalid value for --conversation: the ID is empty.")
     if continue_last and conversation_id:
-        raise UsageError("--continue and --conversation exclude each other.")
+        raise UsageError("--continue and --conversation cannot be used together.")
     settings, problems = config.load()
     if persona is not None:
         from edgechat.chat import personas
 
         overrides = personas.load_settings(persona) | overrides
-    continues = bool(continue_last or conversation_id)
-    if not continues and str(overrides.get("model", settings.model)) != config.AUTO:
+    opens_existing_conversation = bool(continue_last or conversation_id)
+    if not opens_existing_conversation and str(overrides.get("model", settings.model)) != config.AUTO:
         from edgechat.catalogue.resolve import find_model
 
-        find_model(str(overrides.get("model", settings.model)))  # reports an unknown name before the first frame
+        find_model(str(overrides.get("model", settings.model)))  # reports an unknown model before the first frame
 
-    def make() -> Session:
+    def make_session() -> Session:
+        from edgechat.catalogue import registry
         from edgechat.chat import personas
         from edgechat.chat.messages import Conversation, new_id, now_ms
         from edgechat.chat.session import Session
 
-        store, conversation = _conversation(conversation_id, continue_last=continues, ephemeral=bool(ephemeral))
+        store, conversation = _open_conversation(
+            conversation_id, continue_last=opens_existing_conversation, ephemeral=bool(ephemeral)
+        )
         if conversation is None:
-            saved = {
+            persona_settings = {
                 name: value
                 for name, value in overrides.items()
                 if name in personas.PERSONA_SETTINGS and name != "model"
             }
-            conversation = Conversation(id=new_id(), created_at_ms=now_ms(), settings=saved)
+            conversation = Conversation(id=new_id(), created_at_ms=now_ms(), settings=persona_settings)
         # The conversation's own settings apply unless a flag overrides them.
-        of_conversation = {**conversation.settings, **({"model": conversation.model} if conversation.model else {})}
-        name, path = chosen_model(config.with_overrides(settings, of_conversation, overrides))
+        conversation_settings = dict(conversation.settings)
+        if conversation.model:
+            conversation_settings["model"] = conversation.model
+        name, path = choose_model(config.with_overrides(settings, conversation_settings, overrides))
         conversation = msgspec.structs.replace(conversation, model=name)
-        session = Session(store, settings, _used(path, is_noted=not ephemeral), conversation, overrides)
+        if not ephemeral:
+            registry.record_use(path)
+        session = Session(store, settings, path, conversation, overrides)
         session.warnings.extend(store.notices)
         return session
 
-    return make, problems
+    return make_session, problems
 
 
-def flag_settings(**flags: object) -> dict[str, object]:
-    """Return the flags that were given, by the names of their settings. Raises UsageError for an invalid value."""
+def settings_from_flags(**flags: object) -> dict[str, object]:
+    """Return the values of the given flags, with setting names as keys. Raises UsageError for an invalid value."""
     from edgechat import config
 
     overrides = {name: value for name, value in flags.items() if value is not None}
     for name, value in overrides.items():
-        wrong = config.check(name, value)
-        if wrong:
-            raise UsageError(f"Invalid value for {_flag(name)}: {wrong}")
+        problem = config.check(name, value)
+        if problem:
+            raise UsageError(f"Invalid value for {_format_flag_name(name)}: {problem}")
     return overrides
 
 
-def chosen_model(settings: Settings) -> tuple[str, Path]:
-    """Return name and file of the requested model, or of the best installed one. Raises EdgechatError."""
+def choose_model(settings: Settings) -> tuple[str, Path]:
+    """Return the name and path of the model in `settings`, or of the best installed model. Raises EdgechatError."""
     from edgechat import config
     from edgechat.catalogue.resolve import find_model
 
     if settings.model == config.AUTO:
-        from edgechat.models.selection import choose_installed
+        from edgechat.models.selection import choose_installed_model
 
-        return choose_installed(settings)
+        return choose_installed_model(settings)
     return settings.model, find_model(settings.model)
 
 
-def _used(path: Path, *, is_noted: bool) -> Path:
-    from edgechat.catalogue import registry
-
-    if is_noted:
-        registry.record_use(path)
-    return path
-
-
-def _conversation(
+def _open_conversation(
     conversation_id: str | None, *, continue_last: bool, ephemeral: bool
 ) -> tuple[SqliteStore, Conversation | None]:
-    """Return the store, and the conversation to continue, or None for a new one."""
+    """Return the opened store, and the conversation to continue (None for a new conversation)."""
     from edgechat.cli.history_store import open_history
-    from edgechat.store import ephemeral_store
+    from edgechat.store import open_ephemeral_store
     from edgechat.store.formats.edgechat_json import copy_conversation
 
     if ephemeral and not continue_last:
-        return ephemeral_store(), None
+        return open_ephemeral_store(), None
     store = open_history()
     conversation: Conversation | None = None
     if continue_last:
         saved_id = store.resolve_id(conversation_id) if conversation_id else store.latest_id()
         if saved_id is None:
-            raise UsageError("There is no conversation to continue yet.")
+            raise UsageError("There is no conversation to continue yet. Run the command without --continue.")
         conversation = store.conversation(saved_id)
-    if store.read_only_reason or ephemeral:  # continue a copy in memory, which is not saved
-        copy = ephemeral_store()
+    if store.read_only_reason or ephemeral:  # continue a copy of the conversation in memory
+        memory_store = open_ephemeral_store()
         if store.read_only_reason and not ephemeral:
-            copy.notices.append(f"This conversation is not saved: {store.read_only_reason}")
+            memory_store.notices.append(f"This conversation is not saved: {store.read_only_reason}")
         if conversation is not None:
-            copy_conversation(store, copy, conversation.id)
-            conversation = copy.conversation(conversation.id)
+            copy_conversation(store, memory_store, conversation.id)
+            conversation = memory_store.conversation(conversation.id)
         store.close()
-        store = copy
+        store = memory_store
     return store, conversation
 
 
-def _flag(name: str) -> str:
+def _format_flag_name(setting: str) -> str:
     flags = {"n_ctx": "--ctx", "n_threads": "--threads", "system_prompt": "--system"}
-    return flags.get(name) or "--" + name.replace("_", "-")
+    return flags.get(setting) or "--" + setting.replace("_", "-")

@@ -1,4 +1,4 @@
-"""`edgechat uninstall`: list or delete edgechat's data, and explain how to remove the program."""
+"""`edgechat uninstall`: list or delete edgechat's data, and print how to remove the program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from edgechat.errors import UsageError
 
-# File patterns of edgechat's data. The directories can hold other programs' files, for example under EDGECHAT_HOME.
+# File patterns of edgechat's data by kind. Other files in the same directories can belong to other programs.
 _DATA_FILE_PATTERNS: Final = {
     "settings": ("config.toml*", "models.toml", "personas", "themes"),
     "conversations": ("history.db*", "drafts"),
@@ -23,46 +23,49 @@ _DATA_FILE_PATTERNS: Final = {
 class DataItem(NamedTuple):
     """A file or folder that edgechat wrote."""
 
-    what: str
+    kind: str
     """Kind of data: settings, conversations, models or cache."""
     path: Path
     n_bytes: int
-    """Size including the content of a folder."""
+    """Size in bytes; for a folder, the total size of the files in it."""
 
 
 @click.command()
-@click.option("--purge", is_flag=True, help="Delete all data: conversations, settings, models, cache.")
+@click.option("--purge", is_flag=True, help="Delete all data: conversations, settings, models and cache.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list of data as JSON.")
 def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
     """List edgechat's data and how to remove the program.
 
-    With --purge, deletes the data. Models of other programs are never touched.
+    With --purge, deletes the data. Models of other programs are never deleted.
     """
-    items = list(data_items())
+    items = list(find_data_items())
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode([each._asdict() | {"path": str(each.path)} for each in items]).decode())
+        rows = [{"what": item.kind, "path": str(item.path), "n_bytes": item.n_bytes} for item in items]
+        click.echo(msgspec.json.encode(rows).decode())
     else:
-        _show(items)
+        _print_items(items)
     if not purge:
         if not as_json:
-            purge_hint = "\n`edgechat uninstall --purge` deletes everything listed above." if items else ""
-            click.echo(f"\n{_how_to_remove()}{purge_hint}")
+            purge_hint = "\nTo delete everything listed above, run `edgechat uninstall --purge`." if items else ""
+            click.echo(f"\n{_format_removal_instructions()}{purge_hint}")
         return
     _refuse_while_running()
     if items and not yes:
         if not sys.stdin.isatty():
-            raise UsageError("Nothing was deleted: without a terminal for confirmation, --yes is required.")
-        click.confirm("Delete all of this permanently?", abort=True, err=as_json)
-    for each in items:
-        _remove(each.path)
+            raise UsageError(
+                "Nothing was deleted, because confirmation needs a terminal. Add --yes to delete without confirmation."
+            )
+        click.confirm("Delete everything listed above permanently?", abort=True, err=as_json)
+    for item in items:
+        _delete_path(item.path)
     if not as_json:
-        click.echo(f"All data has been deleted.\n{_how_to_remove()}")
+        click.echo(f"Deleted all data.\n{_format_removal_instructions()}")
 
 
-def data_items() -> Iterator[DataItem]:
+def find_data_items() -> Iterator[DataItem]:
     """Yield every file and folder of edgechat's data on this machine."""
     from edgechat import paths
 
@@ -70,53 +73,54 @@ def data_items() -> Iterator[DataItem]:
         "settings": paths.config_dir(), "conversations": paths.data_dir(), "models": paths.data_dir(),
         "cache": paths.cache_dir(),
     }  # fmt: skip
-    for what, patterns in _DATA_FILE_PATTERNS.items():
+    for kind, patterns in _DATA_FILE_PATTERNS.items():
         for pattern in patterns:
-            for path in sorted(directories[what].glob(pattern)):
-                yield DataItem(what, path, _size(path))
+            for path in sorted(directories[kind].glob(pattern)):
+                yield DataItem(kind, path, _compute_size_bytes(path))
 
 
-def _size(path: Path) -> int:
+def _compute_size_bytes(path: Path) -> int:
     if path.is_symlink():
         return 0
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.lstat().st_size for file in files if file.is_file() and not file.is_symlink())
 
 
-def _show(items: list[DataItem]) -> None:
-    from edgechat.humanize import size
+def _print_items(items: list[DataItem]) -> None:
+    from edgechat.humanize import format_size
 
     if not items:
-        click.echo("There is no data of edgechat on this machine.")
-    for each in items:
-        click.echo(f"{each.what:<15}{size(each.n_bytes):>10}  {each.path}")
+        click.echo("There is no edgechat data on this machine.")
+    for item in items:
+        click.echo(f"{item.kind:<15}{format_size(item.n_bytes):>10}  {item.path}")
 
 
-def _how_to_remove() -> str:
+def _format_removal_instructions() -> str:
     prefix = Path(sys.prefix)
     if getattr(sys, "frozen", False):
-        unpacked = Path(sys.executable).parent.parent
-        return f"To remove the program, delete the file that you started and the folder {unpacked}."
+        unpacked_folder = Path(sys.executable).parent.parent
+        return f"To remove the program, delete the file that you started and the folder {unpacked_folder}."
     if (prefix / "pipx_metadata.json").exists():
-        return f"To remove the program: `pipx uninstall {prefix.name}`."
+        return f"To remove the program, run `pipx uninstall {prefix.name}`."
     if prefix.parts[-3:] == ("share", "edgechat", "venv"):
-        return "To remove the program, run the uninstall.sh of its bundle."
+        return "To remove the program, run uninstall.sh from the bundle that installed it."
     if prefix.parts[:2] == ("/", "opt"):
-        return "To remove the program: `sudo apt remove edgechat`."
+        return "To remove the program, run `sudo apt remove edgechat`."
     return f"The program is installed in {prefix}; remove it with the tool that installed it."
 
 
 def _refuse_while_running() -> None:
     from edgechat.models import instances
 
-    running = instances.other_instances()
-    if running:
+    running_instances = instances.other_instances()
+    if running_instances:
         raise UsageError(
-            f"Nothing was deleted: edgechat is running (process {running[0].pid} has a model loaded). Close it first."
+            f"Nothing was deleted: edgechat is running (process {running_instances[0].pid} has a model loaded). "
+            "Close it first."
         )
 
 
-def _remove(path: Path) -> None:
+def _delete_path(path: Path) -> None:
     import shutil
 
     if path.is_dir() and not path.is_symlink():

@@ -1,6 +1,7 @@
-"""The client's side of an engine process: starts it, sends requests, and restarts it after a crash.
+"""Engine client: starts an engine process, sends requests to it, and restarts it after a crash.
 
-Any thread may call a client. One reader thread per engine process passes events to the callbacks of their requests.
+All methods of `EngineClient` are thread-safe. One reader thread per engine process passes each event to the callback of
+its request.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 from edgechat import paths
 from edgechat.engine import protocol
 from edgechat.engine.pipe import spawn_child
-from edgechat.errors import EdgechatError, EngineDiedError, error_class
+from edgechat.errors import EdgechatError, EngineDiedError, find_error_class
 from edgechat.hardware.cpu import read_cpu
 from edgechat.planner.requantize import QuantModel
 from edgechat.process import EXIT_VERSION_CHANGED, UPGRADED_MESSAGE
@@ -28,18 +29,18 @@ from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.probe import ABORT_CODES, CRASH_CODES, describe_exit
 
-# Exit codes that count against the backend. llama.cpp also aborts when it rejects a model: no backend fault.
-_BACKEND_CRASHES: Final = CRASH_CODES - ABORT_CODES
+# Exit codes that indicate a fault of the backend. Aborts are excluded: llama.cpp also aborts when it rejects a model.
+_BACKEND_CRASH_CODES: Final = CRASH_CODES - ABORT_CODES
 _EXIT_TIMEOUT_S: Final = 2.0
 KILL_SIGNAL: Final = getattr(signal, "SIGKILL", 9)
-"""The signal that the system sends to a process when memory runs out."""
+"""Signal that Linux sends to a process to free memory when the machine runs out of it."""
 
 T = TypeVar("T", bound=protocol.Event)
 OnEvent = Callable[[protocol.AnyEvent], None]
 OnOutcome = Callable[["protocol.AnyEvent | EdgechatError"], None]
 
 
-def _ignore(event: protocol.AnyEvent) -> None:
+def _ignore_event(event: protocol.AnyEvent) -> None:
     pass
 
 
@@ -55,28 +56,28 @@ class EngineProcess:
             if log:
                 log.close()
         self.n_loads = 0
-        """Number of Load requests that this process received."""
+        """Number of Load requests sent to this process."""
         self.error: EngineDiedError | None = None
-        """Error that describes the death of the process; None while the process is running."""
+        """Error with the cause of the exit; None while the process is running."""
         self._backend = ""
-        self._is_closing = False
+        self._is_stopping = False
         self._callbacks: dict[int, OnOutcome] = {}
         self._lock = threading.Lock()
-        threading.Thread(target=self._read, name="engine-events", daemon=True).start()
+        threading.Thread(target=self._read_events, name="engine-events", daemon=True).start()
 
-    def send(self, request: protocol.Request, on_event: OnOutcome) -> None:
-        """Send a request. The reader thread calls `on_event` with each event, or with the error that ends the request.
+    def send(self, request: protocol.Request, on_outcome: OnOutcome) -> None:
+        """Send a request. The reader thread calls `on_outcome` with each event, or with the error if the process dies.
 
-        Raises EngineDiedError if the process has died.
+        Raises EngineDiedError if the process has already died.
         """
         frame = protocol.encode(request)
         with self._lock:
             if self.error is not None:
                 raise self.error
-            self._callbacks[request.id] = on_event
-        self.channel.write(frame)  # after a failed write, the reader thread notices the end of the process
+            self._callbacks[request.id] = on_outcome
+        self.channel.write(frame)  # if the write fails, the reader thread reports that the engine died
 
-    def _read(self) -> None:
+    def _read_events(self) -> None:
         while (body := self.channel.read()) is not None:
             try:
                 event = protocol.decode_event(body)
@@ -85,47 +86,48 @@ class EngineProcess:
                 break
             with self._lock:
                 is_final = isinstance(event, protocol.FINAL_EVENTS)
-                on_event = self._callbacks.pop(event.id, None) if is_final else self._callbacks.get(event.id)
+                on_outcome = self._callbacks.pop(event.id, None) if is_final else self._callbacks.get(event.id)
             if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
-                self._log_start = logs.size()  # llama.cpp logs an abort as an error, which crash reports must not quote
+                # llama.cpp logs a cancelled decode as an error, which a later crash report must not quote.
+                self._log_start = logs.size()
             if isinstance(event, protocol.BackendChosen):
                 self._backend = event.backend
-            if on_event is not None:
-                on_event(event)
+            if on_outcome is not None:
+                on_outcome(event)
         self._reap()
 
     def _reap(self) -> None:
         """Wait for the process to exit, fail all pending requests, and record a crash of the backend."""
         try:
-            code = self.child.wait(timeout=_EXIT_TIMEOUT_S)
+            exit_code = self.child.wait(timeout=_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.child.kill()
-            code = self.child.wait()
-        error = EngineDiedError(self._death_message(code), code)
+            exit_code = self.child.wait()
+        error = EngineDiedError(self._describe_death(exit_code), exit_code)
         with self._lock:
             self.error = error
             callbacks, self._callbacks = list(self._callbacks.values()), {}
-        for on_event in callbacks:
-            on_event(error)
+        for on_outcome in callbacks:
+            on_outcome(error)
         self.channel.close()
-        if code in _BACKEND_CRASHES and self._backend and not self._is_closing:
+        if exit_code in _BACKEND_CRASH_CODES and self._backend and not self._is_stopping:
             with contextlib.suppress(EdgechatError):  # the bundle may have been removed
-                _record_crash(self._backend, describe_exit(code))
+                _record_crash(self._backend, describe_exit(exit_code))
 
-    def _death_message(self, code: int) -> str:
-        if code == EXIT_VERSION_CHANGED:
+    def _describe_death(self, exit_code: int) -> str:
+        if exit_code == EXIT_VERSION_CHANGED:
             return UPGRADED_MESSAGE
-        message = f"The engine process died: {describe_exit(code)}"
-        if code == -KILL_SIGNAL:
+        message = f"The engine process died: {describe_exit(exit_code)}"
+        if exit_code == -KILL_SIGNAL:
             message += "; the system kills processes when memory runs out"
-        lines = logs.last_lines(paths.log_file(), self._log_start)
-        if lines:
-            message += "\nIts last log lines:\n  " + "\n  ".join(lines)
+        log_lines = logs.read_last_lines(paths.log_file(), self._log_start)
+        if log_lines:
+            message += "\nIts last log lines:\n  " + "\n  ".join(log_lines)
         return message
 
     def stop(self) -> None:
-        """Ask the process to exit; kill the process after two seconds."""
-        self._is_closing = True
+        """Ask the process to exit; kill it if it is still running after two seconds."""
+        self._is_stopping = True
         self.channel.write(protocol.encode(protocol.Shutdown(id=0)))
         try:
             self.child.wait(timeout=_EXIT_TIMEOUT_S)
@@ -135,124 +137,131 @@ class EngineProcess:
 
 
 class EngineClient:
-    """Client of an engine that starts with the first request and restarts after a crash.
+    """Client that starts an engine process for the first request, and a new process after a crash.
 
-    A crash ends every pending request with EngineDiedError. The next request starts a new process, which loads the last
+    A crash ends every pending request with EngineDiedError. The next request starts a new process and loads the last
     model again.
     """
 
     def __init__(self) -> None:
-        self._ids = itertools.count(1)
+        self._request_ids = itertools.count(1)
         self._process: EngineProcess | None = None
         self._last_load: protocol.Load | None = None
-        self.loaded: protocol.Loaded | None = None
-        """The Loaded event of the current model; None before the first load and after a failed one."""
+        self.model_properties: protocol.Loaded | None = None
+        """Loaded event of the current model; None before the first load and after a failed load."""
         self._is_closed = False
         self._lock = threading.Lock()
-        self._restart_lock = threading.Lock()  # several threads may notice a crash at the same time
+        self._restart_lock = threading.Lock()  # several threads can notice a crash at the same time
 
     def start(self) -> None:
-        """Start the process before the first request needs it. Raises EngineDiedError after `close`."""
+        """Start an engine process, unless one is running. Raises EngineDiedError after `close`."""
         with self._lock:
             if self._is_closed:
-                raise EngineDiedError("The engine is closed. Restart edgechat.")
+                raise EngineDiedError("The engine was closed. Restart edgechat.")
             if self._process is None or self._process.error is not None:
                 self._process = EngineProcess()
 
     @property
     def pid(self) -> int | None:
-        """Process id of the running engine; None if it is not running."""
+        """Process id of the engine; None if no engine process is running."""
         process = self._process
         return process.child.pid if process is not None and process.error is None else None
 
     @property
     def has_loaded_one_model(self) -> bool:
-        """True if the process has loaded one model only, so that its peak memory is that of the model."""
+        """True if the engine process has loaded exactly one model, so that its peak memory belongs to that model."""
         return self._process is not None and self._process.n_loads == 1
 
     def next_id(self) -> int:
         """Return a new request id."""
-        return next(self._ids)
+        return next(self._request_ids)
 
-    def load(self, request: protocol.Load, on_event: OnEvent = _ignore) -> protocol.Loaded:
+    def load(self, request: protocol.Load, on_event: OnEvent = _ignore_event) -> protocol.Loaded:
         """Load a model; `on_event` receives the progress events.
 
-        If the engine crashes, the client tries once more in a new process, which may choose another backend. After the
-        system killed the engine, the client does not try again. Raises the engine's error, or EngineDiedError.
+        If the engine crashes, the client retries once in a new process, which can choose another backend. The client
+        does not retry if the system killed the engine or edgechat was upgraded. Raises the error that the engine
+        reports, or EngineDiedError.
         """
         self._last_load = None
         try:
-            loaded = self._load_once(request, on_event)
+            loaded_event = self._load_once(request, on_event)
         except EngineDiedError as error:
             if self._is_closed or error.code in (-KILL_SIGNAL, EXIT_VERSION_CHANGED):
                 raise
-            loaded = self._load_once(msgspec.structs.replace(request, id=self.next_id()), on_event)
+            loaded_event = self._load_once(msgspec.structs.replace(request, id=self.next_id()), on_event)
         self._last_load = request
-        return loaded
+        return loaded_event
 
     def _load_once(self, request: protocol.Load, on_event: OnEvent) -> protocol.Loaded:
         self.start()
-        self.loaded = None
+        self.model_properties = None
         if self._process is not None:
             self._process.n_loads += 1
-        self.loaded = self._call(request, protocol.Loaded, on_event)
-        return self.loaded
+        self.model_properties = self._call(request, protocol.Loaded, on_event)
+        return self.model_properties
 
     def generate(self, request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
-        """Yield the events of a request; the last one is RequestFinished.
+        """Restart the engine if it has died, send `request`, and yield its events; the last event is RequestFinished.
 
-        Restarts a dead engine first. Raises the engine's error, or EngineDiedError.
+        Raises the error that the engine reports, or EngineDiedError.
         """
         self.restart_if_dead()
-        yield from self._events(request)
+        yield from self._iterate_events(request)
 
-    def submit(self, request: protocol.Request, on_event: OnOutcome) -> None:
-        """Send a request without waiting. Another thread calls `on_event` with each event, or with the final error.
+    def submit(self, request: protocol.Request, on_outcome: OnOutcome) -> None:
+        """Send a request without waiting. Another thread calls `on_outcome` with each event, or with the final error.
 
         Raises EngineDiedError if the engine is not running; `restart_if_dead` restarts it.
         """
         process = self._process
         if process is None:
             raise EngineDiedError("The engine is not running. Load a model first.")
-        process.send(request, lambda event: on_event(_error_of(event)))
+        process.send(request, lambda outcome: on_outcome(_convert_failure(outcome)))
 
-    def probe_memory(self, request: protocol.ProbeMemory, on_event: OnEvent = _ignore) -> protocol.MemoryProbed:
-        """Measure the size of llama.cpp's buffers. Raises the engine's error, or EngineDiedError."""
+    def probe_memory(self, request: protocol.ProbeMemory, on_event: OnEvent = _ignore_event) -> protocol.MemoryProbed:
+        """Measure the sizes of llama.cpp's buffers for a model file.
+
+        Raises the error that the engine reports, or EngineDiedError.
+        """
         self.start()
         return self._call(request, protocol.MemoryProbed, on_event)
 
     def list_devices(
-        self, *, benchmark: bool, remeasure: bool = False, on_event: OnEvent = _ignore
+        self, *, benchmark: bool, remeasure: bool = False, on_event: OnEvent = _ignore_event
     ) -> protocol.DevicesListed:
-        """List GPUs and kernel speeds; `benchmark` measures missing speeds, which takes a few seconds."""
+        """Return the usable GPUs and the kernel speeds; `protocol.ListDevices` describes the arguments."""
         self.start()
         request = protocol.ListDevices(id=self.next_id(), benchmark=benchmark, remeasure=remeasure)
         return self._call(request, protocol.DevicesListed, on_event)
 
     def list_quant_types(self, model: QuantModel, preset: int) -> list[int]:
-        """List the ggml type number of each tensor under a preset; empty if llama.cpp cannot quantise the model."""
+        """Return the ggml type of each tensor under a quantisation preset.
+
+        The list is empty if llama.cpp cannot quantise the model.
+        """
         self.start()
         request = protocol.ListQuantTypes(id=self.next_id(), model=model, preset=preset)
-        return self._call(request, protocol.QuantTypesListed).types
+        return self._call(request, protocol.QuantTypesListed).ggml_types
 
     def tokenize(self, text: str, guard: str = "") -> list[int]:
-        """Tokenise a rendered prompt; see `protocol.Generate.guard`."""
+        """Return the tokens of a rendered prompt; `protocol.Generate` describes `guard`."""
         self.restart_if_dead()
         request = protocol.Tokenize(id=self.next_id(), text=text, guard=guard)
         return self._call(request, protocol.Tokenized).tokens
 
     def stats(self) -> protocol.EngineStats:
-        """Return the engine's memory use and step costs."""
+        """Return the loaded model of the engine, its memory use and its step costs."""
         return self._call(protocol.Stats(id=self.next_id()), protocol.EngineStats)
 
-    def cancel(self, target: int) -> None:
-        """Cancel the request with this id, from any thread. A finished request is unaffected."""
+    def cancel(self, target_id: int) -> None:
+        """Cancel the request with the id `target_id`; do nothing if that request has finished."""
         process = self._process
         if process is not None:
-            process.channel.write(protocol.encode(protocol.Cancel(id=self.next_id(), target=target)))
+            process.channel.write(protocol.encode(protocol.Cancel(id=self.next_id(), target_id=target_id)))
 
     def close(self) -> None:
-        """End the process and refuse further requests."""
+        """Stop the engine process and refuse further requests."""
         with self._lock:
             self._is_closed = True
             process, self._process = self._process, None
@@ -261,17 +270,19 @@ class EngineClient:
 
     @property
     def needs_restart(self) -> bool:
-        """True if the engine died after a successful load, or if reloading the model has failed since."""
+        """True if a model was loaded, but the engine has died since, or has failed to reload the model."""
         process = self._process
-        return self._last_load is not None and (process is None or process.error is not None or self.loaded is None)
+        return self._last_load is not None and (
+            process is None or process.error is not None or self.model_properties is None
+        )
 
     def restart_if_dead(self) -> None:
         """If `needs_restart`, start a new process and load the last model again."""
         with self._restart_lock:
             if self.needs_restart and self._last_load is not None:
-                self._load_once(msgspec.structs.replace(self._last_load, id=self.next_id()), _ignore)
+                self._load_once(msgspec.structs.replace(self._last_load, id=self.next_id()), _ignore_event)
 
-    def _events(self, request: protocol.Request) -> Iterator[protocol.AnyEvent]:
+    def _iterate_events(self, request: protocol.Request) -> Iterator[protocol.AnyEvent]:
         events: queue.SimpleQueue[protocol.AnyEvent | EdgechatError] = queue.SimpleQueue()
         self.submit(request, events.put)
         while True:
@@ -282,17 +293,19 @@ class EngineClient:
             if isinstance(event, protocol.FINAL_EVENTS):
                 return
 
-    def _call(self, request: protocol.Request, result_type: type[T], on_event: OnEvent = _ignore) -> T:
-        for event in self._events(request):
+    def _call(self, request: protocol.Request, result_type: type[T], on_event: OnEvent = _ignore_event) -> T:
+        for event in self._iterate_events(request):
             if isinstance(event, result_type):
                 return event
             on_event(event)
         raise EngineDiedError("The engine ended a request without a result. Send the request again.")
 
 
-def _error_of(event: protocol.AnyEvent | EdgechatError) -> protocol.AnyEvent | EdgechatError:
-    """Convert RequestFailed to the exception that it describes."""
-    return error_class(event.error_type)(event.message) if isinstance(event, protocol.RequestFailed) else event
+def _convert_failure(outcome: protocol.AnyEvent | EdgechatError) -> protocol.AnyEvent | EdgechatError:
+    """Return the exception that a RequestFailed event describes; return any other outcome unchanged."""
+    if isinstance(outcome, protocol.RequestFailed):
+        return find_error_class(outcome.error_type)(outcome.message)
+    return outcome
 
 
 def _record_crash(backend: str, reason: str) -> None:
@@ -300,4 +313,4 @@ def _record_crash(backend: str, reason: str) -> None:
     cpu = read_cpu()
     for module in bundle.modules:
         if module.name == backend:
-            verdicts.record_engine_crash(verdicts.verdict_key(bundle, module, cpu), backend, reason)
+            verdicts.record_engine_crash(verdicts.compute_verdict_key(bundle, module, cpu), backend, reason)

@@ -1,4 +1,4 @@
-"""Speculative decoding of a loaded model: drafters, measured acceptance rates and step costs, and idle-time work."""
+"""Speculative decoding for a loaded model: drafters, acceptance rates, step costs, and idle work to update them."""
 
 from __future__ import annotations
 
@@ -20,110 +20,119 @@ from edgechat.speculation.controller import DraftController
 from edgechat.speculation.corpus import Corpus
 from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
-from edgechat.speculation.step_costs import MIN_SAMPLES, SIZES
+from edgechat.speculation.step_costs import MIN_SAMPLES, STEP_SIZES
 
-# Step costs are measured again after the first reply that ends at least this long after the last measurement.
-_MEASURE_INTERVAL_S: Final = 60.0
-# Time limit of one round of measurements; on a slow machine the remaining sizes wait for the next idle period.
-_MEASURE_ROUND_S: Final = 10.0
-# Number of one-token steps before each measured step: the first one is slower, because it builds a new graph.
+# Minimum time between two rounds of step-cost measurements.
+_MEASUREMENT_INTERVAL_S: Final = 60.0
+# Maximum time of one round; on a slow machine the next idle period measures the remaining step sizes.
+_MEASUREMENT_ROUND_S: Final = 10.0
+# Number of one-token steps before each measured step. The first step is slower, because llama.cpp builds a new graph;
+# the last step is recorded as the reference.
 _WARM_UP_STEPS: Final = 2
-# Maximum number of replies that wait to be added to the corpus, in case the engine has no idle time.
-_MAX_PENDING: Final = 16
+# Maximum number of finished requests that wait to be added to the corpus, in case the engine is never idle.
+_MAX_PENDING_REQUESTS: Final = 16
 
 
 class _FinishedRequest(msgspec.Struct, frozen=True):
-    """Texts of a finished request that wait to be added to the corpus."""
+    """Texts of a finished request, to be added to the corpus in idle time."""
 
     folder: str
     attached_texts: list[str]
     outputs: list[list[int]]
 
 
-class Drafting:
+class DraftManager:
     """Owns the drafters and the profile of a loaded model. All methods must be called on the decoding thread."""
 
     def __init__(self, context: Context, load: Load, backend: str) -> None:
-        """Load the saved profile and corpus. Nothing is saved if `load` names no directory. Raises MemoryError."""
+        """Load the saved profile and corpus; if `load` disables the disk cache, start empty and save nothing.
+
+        Raises MemoryError.
+        """
         library = context.model.bindings.edgechat
-        vocabulary = context.model.vocabulary_hash()
+        vocabulary_hash = context.model.vocabulary_hash()
         folder = None
         if load.prefix_dir and load.plan.prefix_disk_bytes > 0:
-            folder = Path(load.prefix_dir) / f"drafts-{vocabulary}"
-        name = f"{folder_name(str(context.model.path))}-{backend}-{context.n_threads}.json"
-        self._profile_path = folder / name if folder is not None else None
+            folder = Path(load.prefix_dir) / f"drafts-{vocabulary_hash}"
+        file_name = f"{folder_name(str(context.model.path))}-{backend}-{context.n_threads}.json"
+        self._profile_path = folder / file_name if folder is not None else None
         self._profile = (
             profile.load_profile(self._profile_path) if self._profile_path is not None else profile.SpeculationProfile()
         )
         self._context = context
-        self._sizes = [size for size in SIZES if size <= 1 + context.max_rollback]
+        self._sizes = [size for size in STEP_SIZES if size <= 1 + context.max_rollback]
         self._live_drafter = LiveDrafter(SuffixIndex(library, context.n_ctx))
         self._corpus = Corpus(
             lambda capacity: SuffixIndex(library, capacity), load.plan.draft_tokens, context.model.n_vocab, folder
         )
         self._corpus.load()
         self._has_unsaved_profile = False
-        self._starts_idle_period = True
-        """True until the first idle step after a reply, which plans the measurements."""
-        self._pending_requests: deque[_FinishedRequest] = deque(maxlen=_MAX_PENDING)
+        self._must_plan_idle_work = True
+        """True at the start and after each reply: the next idle step removes deleted texts and plans measurements."""
+        self._pending_requests: deque[_FinishedRequest] = deque(maxlen=_MAX_PENDING_REQUESTS)
         self._measured_at = float("-inf")
-        self._measure_deadline = 0.0
+        self._measurement_deadline = 0.0
         self._sizes_to_measure: list[int] = []
-        """Step sizes to measure, in reverse order: the last one is measured first."""
+        """Step sizes to measure, in reverse order: the last item is measured first."""
 
-    def speculator_for(self, params: Generate) -> Speculator | None:
-        """Create the speculator of a request; return None if the request must be decoded without drafts."""
+    def create_speculator(self, params: Generate) -> Speculator | None:
+        """Create the speculator for a request; return None if the request must be decoded without drafts."""
         if params.conversation and not params.ephemeral:
             self._corpus.open_conversation(folder_name(params.conversation))
         if not params.speculate or params.n_sequences > 1 or not self._sizes:
             return None
-        acceptance = self._profile.sampled if params.sampling.temperature > 0 else self._profile.greedy
+        is_sampled = params.sampling.temperature > 0
+        acceptance = self._profile.sampled_acceptance if is_sampled else self._profile.greedy_acceptance
         if params.conversation:
             self._has_unsaved_profile = True
         else:
             acceptance = acceptance.copy()  # an unsaved conversation must not change the profile
-        is_end = self._context.model.is_eog if not params.ignore_eog else lambda _token: False
-        return Speculator([self._live_drafter, self._corpus], DraftController(acceptance, self._profile.costs), is_end)
+        is_end_token = self._context.model.is_eog if not params.ignore_eog else lambda _token: False
+        controller = DraftController(acceptance, self._profile.costs)
+        return Speculator([self._live_drafter, self._corpus], controller, is_end_token)
 
     def add_outputs(self, params: Generate, outputs: Sequence[list[int]]) -> None:
-        """Queue the output of a finished request for the corpus, unless it is ephemeral or empty."""
+        """Queue the outputs of a finished request for the corpus, except those of an ephemeral request."""
         if params.ephemeral or not any(outputs):
             return
-        self._starts_idle_period = True
+        self._must_plan_idle_work = True
         if params.conversation:
             request = _FinishedRequest(folder_name(params.conversation), params.attached_texts, list(outputs))
             self._pending_requests.append(request)
 
     def step_costs(self) -> dict[int, float]:
-        """Return step costs by number of tokens, relative to one token, at the depth of the longest sequence."""
-        costs, depth = self._profile.costs, self._depth()
-        return {n: costs.ratio(n, depth) for n in SIZES if costs.is_measured(n, depth)}
+        """Return the measured cost of a decode step by its number of tokens; a step of one token costs 1.
 
-    def _longest_seq(self) -> int:
+        The costs are those at the length of the longest sequence.
+        """
+        costs, depth = self._profile.costs, self._find_max_depth()
+        return {n: costs.ratio(n, depth) for n in STEP_SIZES if costs.is_measured(n, depth)}
+
+    def _find_longest_seq(self) -> int:
         return max(range(self._context.n_seqs), key=lambda seq: len(self._context.tokens(seq)))
 
-    def _depth(self) -> int:
-        return len(self._context.tokens(self._longest_seq()))
+    def _find_max_depth(self) -> int:
+        return len(self._context.tokens(self._find_longest_seq()))
 
     # Idle work
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> bool:
-        """Update and save the corpus, measure a step cost, or save the profile. Return False if no work is left.
+        """Do one idle task: update or save the corpus, measure a step, or save the profile.
 
-        `allow_abort(True)` and `allow_abort(False)` enclose decodes that `Context.abort` may end. Raises OSError,
-        MemoryError and EdgechatError.
+        Returns False if no task is left. Calls `allow_abort(True)` before a decode that a new request may abort, and
+        `allow_abort(False)` after it. Raises OSError, MemoryError and EdgechatError.
         """
         if self._pending_requests:
             self._add_to_corpus(self._pending_requests.popleft())
             return True
-        if self._starts_idle_period:
-            self._starts_idle_period = False
-            self._corpus.remove_deleted()
+        if self._must_plan_idle_work:
+            self._must_plan_idle_work = False
+            self._corpus.remove_deleted_texts()
             self._plan_measurements()
             return True
-        if self._corpus.save_one():
+        if self._corpus.save_next_conversation():
             return True
-        if self._sizes_to_measure and time.monotonic() < self._measure_deadline:
+        if self._sizes_to_measure and time.monotonic() < self._measurement_deadline:
             return self._measure_next_size(allow_abort)
         if self._has_unsaved_profile:
             self._has_unsaved_profile = False
@@ -142,14 +151,17 @@ class Drafting:
             profile.save_profile(self._profile, self._profile_path)
 
     def _plan_measurements(self) -> None:
-        """Schedule each step size once per interval, or `MIN_SAMPLES` times if any size has too few samples."""
+        """Schedule one measurement of each step size, unless the previous round was less than an interval ago.
+
+        If any step size has fewer than `MIN_SAMPLES` samples, schedule `MIN_SAMPLES` measurements of each size.
+        """
         now = time.monotonic()
-        self._measure_deadline = now + _MEASURE_ROUND_S
-        if not self._sizes_to_measure and now - self._measured_at >= _MEASURE_INTERVAL_S:
+        self._measurement_deadline = now + _MEASUREMENT_ROUND_S
+        if not self._sizes_to_measure and now - self._measured_at >= _MEASUREMENT_INTERVAL_S:
             self._measured_at = now
-            depth = self._depth()
-            is_measured = all(self._profile.costs.is_measured(n, depth) for n in self._sizes)
-            self._sizes_to_measure = self._sizes[::-1] * (1 if is_measured else MIN_SAMPLES)
+            depth = self._find_max_depth()
+            has_all_samples = all(self._profile.costs.is_measured(n, depth) for n in self._sizes)
+            self._sizes_to_measure = self._sizes[::-1] * (1 if has_all_samples else MIN_SAMPLES)
 
     def _measure_next_size(self, allow_abort: Callable[[bool], None]) -> bool:
         allow_abort(True)
@@ -165,24 +177,27 @@ class Drafting:
         return True
 
     def _measure_step(self, size: int) -> None:
-        """Time a decode of `size` tokens after the longest sequence, which stays unchanged."""
-        context, costs, seq = self._context, self._profile.costs, self._longest_seq()
+        """Measure how long it takes to append `size` tokens to a copy of the longest sequence; record the time."""
+        context, costs, seq = self._context, self._profile.costs, self._find_longest_seq()
         depth = len(context.tokens(seq))
         if depth + size > context.n_ctx:
             return
         tokens = ([*context.tokens(seq)[-size:]] or [0]) * size
-        base = seq if depth else None
+        source_seq = seq if depth else None
         for _ in range(_WARM_UP_STEPS):
-            single_s = context.time_decode(tokens[:1], base)
-        costs.record(1, depth, single_s, is_benchmark=True)
-        costs.record(size, depth, context.time_decode(tokens[:size], base), is_benchmark=True)
+            single_step_s = context.time_decode(tokens[:1], source_seq)
+        costs.record(1, depth, single_step_s, is_benchmark=True)
+        costs.record(size, depth, context.time_decode(tokens[:size], source_seq), is_benchmark=True)
         self._has_unsaved_profile = True
 
     def finish(self, deadline: float) -> None:
-        """Save the corpus until `deadline` (monotonic), then the profile. Raises the same exceptions as `idle_step`."""
+        """Save as much of the corpus as possible before `deadline` (monotonic time), then save the profile.
+
+        Raises the same exceptions as `idle_step`.
+        """
         while self._pending_requests and time.monotonic() < deadline:
             self._add_to_corpus(self._pending_requests.popleft())
-        while time.monotonic() < deadline and self._corpus.save_one():
+        while time.monotonic() < deadline and self._corpus.save_next_conversation():
             pass
         if self._has_unsaved_profile:
             self._save_profile()

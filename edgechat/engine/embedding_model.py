@@ -1,4 +1,4 @@
-"""The engine's side of an embedding model: executes Embed and Tokenize requests."""
+"""Embedding model in the engine process, which executes Embed and Tokenize requests."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from edgechat.runtime.model import Model
 
 
 class EmbeddingModel(EngineModel):
-    """A loaded embedding model. It executes requests one after another."""
+    """Loaded embedding model, which executes one request at a time."""
 
     def __init__(self, model: Model, plan: LoadPlan, is_cancelled: Callable[[int], bool]) -> None:
-        """`is_cancelled` is called with the request id before each input of an Embed request."""
+        """Create the embedder; `is_cancelled(request_id)` returns whether an Embed request was cancelled."""
         self._model = model
         self._embedder = Embedder(model, plan)
         self._is_cancelled = is_cancelled

@@ -1,4 +1,4 @@
-"""Base class of the models in the engine process, which also stands for the state without a model."""
+"""Base class of the models in the engine process."""
 
 from __future__ import annotations
 
@@ -9,34 +9,37 @@ from edgechat.errors import EngineError
 
 
 class EngineModel:
-    """A model in the engine process. The base class itself represents the state without a loaded model.
+    """Base class of the loaded models. While no model is loaded, an instance of the base class is the placeholder.
 
-    The decoding thread calls all methods but `abort` and `clear_abort`, which any thread may call.
+    Any thread may call `abort` and `clear_abort`; all other methods must be called on the decoding thread.
     """
 
     n_ctx = 0
     n_embd = 0
-    """Dimension of an embedding; 0 for a text model."""
+    """Number of dimensions of an embedding; 0 for a text model."""
     can_truncate = False
     max_draft = 0
 
     @property
     def is_generating(self) -> bool:
-        """True while `step` has work to do."""
+        """True while a Generate request is unfinished; `step` must then be called to advance it."""
         return False
 
     def execute(self, request: AnyRequest, arrived_at: float) -> Event | None:  # noqa: ARG002  (subclasses use them)
-        """Execute a request; return its final event, or None if `step` finishes it. Raises EdgechatError."""
+        """Execute a request and return its final event; return None for a Generate request, which `step` completes.
+
+        Raises EdgechatError.
+        """
         raise EngineError("No model is loaded. Load a model first.")
 
     def step(self, cancelled_ids: set[int]) -> None:
-        """Cancel the requests with these ids, then run one step of the other requests."""
+        """Cancel the requests in `cancelled_ids`, then run one step of the other requests."""
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> float | None:  # noqa: ARG002  (subclasses use it)
-        """Do some idle work; return the delay in seconds before the next call, or None if no work is left.
+        """Do one idle task; return the delay in seconds before the next call, or None if no task is left.
 
-        `allow_abort(True)` lets an arriving request abort the work, until `allow_abort(False)`. Raises EdgechatError,
-        MemoryError and OSError.
+        Between `allow_abort(True)` and `allow_abort(False)`, an arriving request may abort the task. Raises
+        EdgechatError, MemoryError and OSError.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""Requests that need no loaded model: memory estimates, devices, and quantisation types."""
+"""Execution of the requests that need no loaded model: ProbeMemory, ListDevices and ListQuantTypes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgechat.engine import protocol
 from edgechat.runtime import bindings, quantize
 from edgechat.runtime.backends import kernel_benchmark, probe
 from edgechat.runtime.backends.bundle import find_bundle
-from edgechat.runtime.memory_report import MemoryEstimator, devices
+from edgechat.runtime.memory_report import MemoryEstimator, list_gpus
 
 InspectionRequest = protocol.ProbeMemory | protocol.ListDevices | protocol.ListQuantTypes
 
@@ -25,55 +25,55 @@ class ModelInspector:
         """Name of the loaded backend module; "" before `load_backend`."""
         self._send = send
         self._memory_estimator = MemoryEstimator()
-        self._native: bindings.Bindings | None = None
+        self._bindings: bindings.Bindings | None = None
 
     def load_backend(self, request_id: int) -> bindings.Bindings:
-        """Load the best working backend, once per process. Sends BackendTesting and BackendChosen.
+        """Load the best working backend on the first call; return its bindings.
 
-        Raises RuntimeLoadError if no backend works on this machine.
+        Sends BackendTesting and BackendChosen. Raises RuntimeLoadError if no backend works on this machine.
         """
-        if self._native is not None:
-            return self._native
+        if self._bindings is not None:
+            return self._bindings
         bundle = find_bundle()
-        on_progress = self._progress_callback(request_id)
+        on_progress = self._make_progress_callback(request_id)
         module, _ = probe.choose_module(bundle, on_progress)
-        gpus = [gpu for gpu, verdict in probe.gpu_module_verdicts(bundle, module, on_progress) if verdict.is_usable]
+        gpus = [gpu for gpu, verdict in probe.check_gpu_modules(bundle, module, on_progress) if verdict.is_usable]
         self.backend = module.name
         self._send(protocol.BackendChosen(id=request_id, backend=module.name))
-        self._native = bindings.load(bundle, module, gpus)
-        return self._native
+        self._bindings = bindings.load(bundle, module, gpus)
+        return self._bindings
 
     def execute(self, request: InspectionRequest) -> protocol.Event:
         """Execute a request and return its final event. Raises EdgechatError."""
         if isinstance(request, protocol.ListDevices):
             return self._list_devices(request)
-        native = self.load_backend(request.id)
+        loaded_bindings = self.load_backend(request.id)
         if isinstance(request, protocol.ListQuantTypes):
-            types = quantize.quantized_types(native.edgechat, request.model, request.preset)
-            return protocol.QuantTypesListed(id=request.id, types=types)
-        memory = self._memory_estimator.estimate(native, Path(request.model_path), request.options)
+            ggml_types = quantize.choose_quant_types(loaded_bindings.edgechat, request.model, request.preset)
+            return protocol.QuantTypesListed(id=request.id, ggml_types=ggml_types)
+        memory = self._memory_estimator.estimate(loaded_bindings, Path(request.model_path), request.options)
         return protocol.MemoryProbed(id=request.id, backend=self.backend, memory=memory)
 
     def close_model(self) -> None:
-        """Free the model of the last ProbeMemory request."""
+        """Free the model that the last ProbeMemory request opened."""
         self._memory_estimator.close()
 
     def _list_devices(self, request: protocol.ListDevices) -> protocol.DevicesListed:
         bundle = find_bundle()
-        on_progress = self._progress_callback(request.id)
+        on_progress = self._make_progress_callback(request.id)
         module, _ = probe.choose_module(bundle, on_progress)
         speeds = kernel_benchmark.load_speeds(bundle, module)
         if request.benchmark and (speeds is None or request.remeasure):
             speeds = kernel_benchmark.measure_speeds(bundle, module, on_progress)
-        verdicts = probe.gpu_module_verdicts(bundle, module, on_progress)
-        # A bundle for many machines contains modules for devices that most machines lack: do not report these modules.
+        verdicts = probe.check_gpu_modules(bundle, module, on_progress)
+        # The bundle contains modules for devices that most machines lack; a missing device is not a problem to report.
         problems = [
             f"{gpu.name}: {verdict.reason}"
             for gpu, verdict in verdicts
             if not verdict.is_usable and verdict.status not in {"refused", "missing"}
         ]
-        gpus = devices(self.load_backend(request.id)) if any(verdict.is_usable for _, verdict in verdicts) else []
+        gpus = list_gpus(self.load_backend(request.id)) if any(verdict.is_usable for _, verdict in verdicts) else []
         return protocol.DevicesListed(id=request.id, backend=module.name, gpus=gpus, speeds=speeds, problems=problems)
 
-    def _progress_callback(self, request_id: int) -> Callable[[str], None]:
+    def _make_progress_callback(self, request_id: int) -> Callable[[str], None]:
         return lambda message: self._send(protocol.BackendTesting(id=request_id, message=message))

@@ -1,7 +1,7 @@
-"""Messages between a client, which sends requests, and its engine process, which answers with events.
+"""Messages between a client and its engine process: the client sends requests, and the engine sends events.
 
-A frame is a 4-byte big-endian length and a msgpack object that is tagged with the name of its type. Each request has an
-`id`; all events of the request carry that id, and the last of them is one of `FINAL_EVENTS`.
+A frame is a 4-byte big-endian length and a msgpack object with the name of its class in `type`. Each request has an
+`id`. All events of a request carry its id, and the last event is one of `FINAL_EVENTS`.
 """
 
 from __future__ import annotations
@@ -28,28 +28,37 @@ class Request(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Load(Request, frozen=True):
-    """Load a model and create its context, replacing the loaded model. Events: BackendTesting, LoadProgressed."""
+    """Unload the current model, load a new model and create its context.
+
+    Progress events: BackendTesting, BackendChosen, LoadProgressed.
+    """
 
     plan: LoadPlan
     prefix_dir: str = ""
-    """Directory of the prefix cache on disk; "" disables the disk cache."""
+    """Directory of the prefix cache on disk; "" disables the disk tier."""
 
 
 class ProbeMemory(Request, frozen=True):
-    """Measure the size of llama.cpp's buffers without loading weights. Events: BackendTesting."""
+    """Measure the sizes of llama.cpp's buffers without loading weights.
+
+    Progress events: BackendTesting, BackendChosen.
+    """
 
     model_path: str
-    """A model file; only its header is read, so the rest of the file may be missing."""
+    """Path of a model file. Only the header is read, so the download of the file may be incomplete."""
     options: LoadOptions
 
 
 class ListDevices(Request, frozen=True):
-    """List the usable GPUs and the measured kernel speeds of the backend. Events: BackendTesting."""
+    """List the usable GPUs and the measured kernel speeds of the backend.
+
+    Progress events: BackendTesting, BackendChosen.
+    """
 
     benchmark: bool = False
-    """Run the kernel benchmark if no result is saved; the benchmark takes a few seconds."""
+    """Whether to run the kernel benchmark (a few seconds) if no result is saved."""
     remeasure: bool = False
-    """With `benchmark`, ignore the saved result."""
+    """Whether to run the kernel benchmark even if a result is saved; requires `benchmark`."""
 
 
 class ListQuantTypes(Request, frozen=True):
@@ -67,7 +76,7 @@ class Embed(Request, frozen=True):
 
 
 class Tokenize(Request, frozen=True):
-    """Tokenise text in the same way as a prompt."""
+    """Tokenise a text in the same way as a prompt."""
 
     text: str
     guard: str = ""
@@ -75,57 +84,61 @@ class Tokenize(Request, frozen=True):
 
 
 class Generate(Request, frozen=True):
-    """Generate text after a prompt, which is given as rendered text or as tokens."""
+    """Generate replies to a prompt, which is either rendered text (`text`) or tokens (`tokens`)."""
 
     text: str = ""
     guard: str = ""
-    """Character that the renderer inserted into control tokens in user text, so that they are tokenised as plain text.
-    The engine removes the character."""
+    """Character that the renderer inserts where user text contains the text of a control token; "" if none was needed.
+    The engine removes the character and tokenises the user text as plain text."""
     tokens: list[int] | None = None
     max_tokens: int | None = None
     forced_tokens: list[int] | None = None
-    """Tokens to generate regardless of the sampler (for benchmarks)."""
+    """Tokens to generate instead of the sampled tokens (for benchmarks)."""
     ignore_eog: bool = False
-    """Continue after an end-of-generation token (for benchmarks)."""
+    """Whether to continue after an end-of-generation token (for benchmarks)."""
     sampling: Sampling = Sampling()
     visible_control_tokens: list[str] = []
     """Control tokens whose text is part of the output, such as the markers around reasoning."""
     n_sequences: int = 1
     """Number of replies to generate in parallel from the same prompt."""
     stop: list[str] = []
-    """Stop strings; the output ends before the first one."""
+    """Stop strings; the output ends before the first stop string that appears."""
     grammar: str = ""
     """Grammar for the output in the syntax of `edgechat.runtime.grammar`; "" allows any text."""
     logit_bias: dict[int, float] = {}
-    """Value to add to a token's logit, by token."""
+    """Value to add to the logit of each listed token."""
     n_logprobs: int | None = None
-    """Number of most likely tokens to return per position, with the logprob of each; None returns no logprobs."""
+    """Number of most likely tokens to return with their logprobs at each position; None for no logprobs."""
     conversation: str = ""
-    """Conversation id under which prefixes and drafts may be saved on disk; "" saves nothing."""
+    """Id of the conversation to which saved prefixes and draft texts belong; "" if nothing may be saved on disk."""
     turn_starts: list[int] = []
-    """Token positions at which a later prompt may diverge; a model that cannot truncate saves its state there."""
+    """Token positions at which turns of the conversation start, and later prompts can diverge. If the context cannot be
+    truncated, its state is saved at these positions."""
     bypass_cache: bool = False
-    """Compute the whole prompt without the prefix cache (for benchmarks and strict mode)."""
+    """Whether to compute the whole prompt without the prefix cache (for benchmarks and strict mode)."""
     speculate: bool = True
-    """Allow speculative decoding, if the engine supports it for the loaded model."""
+    """Whether to use speculative decoding, if the engine supports it for the loaded model."""
     attached_texts: list[str] = []
-    """Texts of attached files in the prompt, which become a source of drafts for other conversations."""
+    """Texts of the attached files in the prompt, to be added to the draft corpus for later replies."""
     ephemeral: bool = False
-    """Leave the live sequences unchanged and save nothing, as for a title request."""
+    """Whether to leave the live sequences unchanged and save nothing, for example for a title request."""
 
 
 class Cancel(Request, frozen=True):
-    """Cancel the request `target`, which then ends with its usual final event. Has no event of its own."""
+    """Cancel the request with the id `target_id`, which then ends with its usual final event.
 
-    target: int
+    The Cancel request itself has no event.
+    """
+
+    target_id: int = msgspec.field(name="target")
 
 
 class Stats(Request, frozen=True):
-    """Report the loaded model, memory use and step costs."""
+    """Report the loaded model, its memory use and its step costs."""
 
 
 class Shutdown(Request, frozen=True):
-    """Free all resources and exit. Has no event."""
+    """Free all resources and exit the engine process. Shutdown has no event."""
 
 
 class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -141,13 +154,13 @@ class BackendTesting(Event, frozen=True):
 
 
 class BackendChosen(Event, frozen=True):
-    """The engine chose a backend module; later crashes count against this module."""
+    """The engine chose a backend module; the client attributes later crashes to this module."""
 
     backend: str
 
 
 class LoadProgressed(Event, frozen=True):
-    """Progress of Load: the fraction of the weights that is loaded, from 0 to 1."""
+    """Progress of Load: fraction of the weights that has been loaded, from 0 to 1."""
 
     fraction: float
 
@@ -168,11 +181,12 @@ class Loaded(Event, frozen=True):
     control_tokens: list[str]
     """Texts of the control tokens, longest first; user text must never be tokenised to one of them."""
     can_truncate: bool
-    """False if a sequence can only continue at its end or at a saved state; such models need `Generate.turn_starts`."""
+    """True if a sequence can be truncated at any position. Otherwise it can continue only at its end or at a saved
+    state, and requests should set `Generate.turn_starts`."""
     load_s: float
     is_embedding: bool = False
     n_embd: int = 0
-    """Dimension of an embedding; 0 for a text model."""
+    """Number of dimensions of an embedding; 0 for a text model."""
     max_draft: int = 0
     """Maximum number of drafted tokens per step; 0 disables speculative decoding."""
 
@@ -185,20 +199,20 @@ class MemoryProbed(Event, frozen=True):
 
 
 class DevicesListed(Event, frozen=True):
-    """Result of ListDevices: the backend, its GPUs and its speed."""
+    """Result of ListDevices: the backend, its usable GPUs and its kernel speeds."""
 
     backend: str
     gpus: list[Gpu]
     speeds: KernelSpeeds | None
     """Result of the kernel benchmark; None before its first run."""
     problems: list[str] = []
-    """One message per GPU that cannot be used."""
+    """Error messages, one for each GPU that cannot be used."""
 
 
 class QuantTypesListed(Event, frozen=True):
     """Result of ListQuantTypes: ggml type numbers in tensor order; empty if llama.cpp cannot quantise the model."""
 
-    types: list[int]
+    ggml_types: list[int] = msgspec.field(name="types")
 
 
 class Embedded(Event, frozen=True):
@@ -208,7 +222,7 @@ class Embedded(Event, frozen=True):
 
 
 class Tokenized(Event, frozen=True):
-    """Result of Tokenize, including special tokens."""
+    """Result of Tokenize: all tokens, including special tokens."""
 
     tokens: list[int]
 
@@ -221,24 +235,24 @@ class PrefillProgressed(Event, frozen=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
-    """Logprobs at one token position, before sampling; natural logarithms."""
+    """Natural logprobs at one token position, computed from the logits before sampling."""
 
-    text: bytes
-    """Text of the generated token; may be part of a UTF-8 character."""
+    token_bytes: bytes = msgspec.field(name="text")
+    """UTF-8 bytes of the generated token, which can end within a character."""
     logprob: float
-    top: list[tuple[bytes, float]]
+    top_logprobs: list[tuple[bytes, float]] = msgspec.field(name="top")
     """The most likely tokens and their logprobs, most likely first."""
 
 
 class TokensGenerated(Event, frozen=True):
-    """Newly generated text, always in whole characters."""
+    """Newly generated text and tokens of one reply; the text contains only complete characters."""
 
     text: str
     tokens: list[int]
     sequence: int = 0
     """Index of the reply, from 0 to `Generate.n_sequences` - 1."""
     logprobs: list[TokenLogprobs] = []
-    """One item per token, if `Generate.n_logprobs` is set."""
+    """Logprobs of `tokens`, one item per token; empty if `Generate.n_logprobs` is None."""
 
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -249,30 +263,30 @@ class GenerationStats(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt_tokens: int
     cached_tokens: int
-    """Prompt tokens that the prefix cache supplied, from live sequences, RAM and disk together."""
+    """Number of prompt tokens that the prefix cache restored from live sequences, RAM and disk."""
     cached_ram_tokens: int = 0
     cached_disk_tokens: int = 0
     completion_tokens: int
     ttft_s: float
-    """Time to first token, from the arrival of the request in the engine."""
+    """Time to first token, measured from the arrival of the request in the engine process."""
     prefill_tps: float
-    """Computed prompt tokens per second; 0 if none were computed."""
+    """Prefill speed in tokens per second, without cached tokens; 0 if no tokens were computed."""
     decode_tps: float
-    """Generated tokens per second after the first one; 0 without a second token."""
+    """Decode speed in tokens per second, without the first token of each reply; 0 if no reply has a second token."""
     n_drafts: int = 0
-    """Number of steps with drafted tokens."""
+    """Number of decode steps with drafted tokens."""
     n_drafted: int = 0
     """Number of drafted tokens."""
     n_accepted: int = 0
     """Number of drafted tokens that were accepted."""
     mean_acceptance_length: float = 1.0
-    """Mean number of tokens generated per step with a draft, including the sampled one."""
+    """Mean number of tokens generated per step with a draft, including the sampled token; 1.0 without drafts."""
     speculation_gain: float = 1.0
-    """Estimated speed-up over decoding one token per step."""
+    """Estimated speed relative to decoding without drafts; 1.0 if nothing was drafted."""
 
 
 class SequenceFinished(Event, frozen=True):
-    """One of several parallel replies ended."""
+    """One reply of a request with several parallel replies has ended."""
 
     sequence: int
     finish_reason: FinishReason
@@ -280,18 +294,18 @@ class SequenceFinished(Event, frozen=True):
 
 
 class RequestFinished(Event, frozen=True):
-    """A Generate request ended: all replies hit a stop condition or a length limit, or Cancel arrived."""
+    """A Generate request has ended: each reply has met a stop condition, reached a length limit or been cancelled."""
 
     finish_reason: FinishReason
     """Finish reason of the first reply."""
     stats: GenerationStats
-    """Totals over all replies."""
+    """Statistics over all replies of the request."""
     context_tokens: int
-    """Tokens in the context at the end of the first reply."""
+    """Number of tokens in the context at the end of the first reply."""
 
 
 class EngineStats(Event, frozen=True):
-    """Result of Stats: memory use and step costs."""
+    """Result of Stats: the loaded model, its memory use and its step costs."""
 
     backend: str
     model: str
@@ -301,14 +315,14 @@ class EngineStats(Event, frozen=True):
     memory: dict[str, dict[str, int]]
     """Bytes by ggml buffer type, split into model, context and compute."""
     step_costs: dict[int, float] = {}
-    """Cost of a decode step by number of tokens, relative to one token, at the current depth; measured sizes only."""
+    """Measured cost of a decode step at the current depth, by its number of tokens; a step of one token costs 1."""
 
 
 class RequestFailed(Event, frozen=True):
-    """The request failed, and the engine continues. After a failed Load no model is loaded."""
+    """The request failed, but the engine process keeps running. After a failed Load no model is loaded."""
 
     error_type: str
-    """Name of a class in `edgechat.errors`."""
+    """Name of the exception class in `edgechat.errors`."""
     message: str
 
 
@@ -323,45 +337,48 @@ FINAL_EVENTS: Final = (
     RequestFailed,
 )  # fmt: skip
 
-OUT_OF_MEMORY: Final = "The engine ran out of memory. Close other programs, or set a smaller context with --ctx."
+OUT_OF_MEMORY_MESSAGE: Final = (
+    "The engine ran out of memory. Close other programs, or set a smaller context with --ctx."
+)
 
 
-def failure(request_id: int, error: Exception) -> RequestFailed:
+def create_failure_event(request_id: int, error: Exception) -> RequestFailed:
     """Create the final event of a request that raised an EdgechatError or a MemoryError."""
     if isinstance(error, MemoryError):
-        return RequestFailed(id=request_id, error_type="PlanError", message=OUT_OF_MEMORY)
+        return RequestFailed(id=request_id, error_type="PlanError", message=OUT_OF_MEMORY_MESSAGE)
     return RequestFailed(id=request_id, error_type=type(error).__name__, message=str(error))
 
 
 _encoder = msgspec.msgpack.Encoder()
-_requests: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)
-_events: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
+_request_decoder: msgspec.msgpack.Decoder[AnyRequest] = msgspec.msgpack.Decoder(AnyRequest)
+_event_decoder: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
 
 
 def encode(message: Request | Event) -> bytes:
-    """Encode a message as a frame. Raises EngineError if it exceeds `MAX_FRAME_BYTES`."""
+    """Encode a message as a frame. Raises EngineError if the message exceeds `MAX_FRAME_BYTES`."""
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:
         raise EngineError(
-            f"A message between processes has {len(body)} bytes; the limit is {MAX_FRAME_BYTES}. Send less at once."
+            f"The message to another edgechat process has {len(body)} bytes; the limit is {MAX_FRAME_BYTES}. "
+            "Send a shorter prompt or fewer inputs at once."
         )
-    return frame(body)
+    return make_frame(body)
 
 
-def frame(body: bytes) -> bytes:
-    """Prefix `body` with its length."""
+def make_frame(body: bytes) -> bytes:
+    """Return a frame: `body`, preceded by its length in bytes."""
     return len(body).to_bytes(4, "big") + body
 
 
 def decode_request(body: bytes) -> AnyRequest:
-    """Decode the body of a frame. Raises EngineError if it is not a request."""
-    request: AnyRequest = _decode(_requests, body)
+    """Decode the body of a frame. Raises EngineError if the body is not a valid request."""
+    request: AnyRequest = _decode(_request_decoder, body)
     return request
 
 
 def decode_event(body: bytes) -> AnyEvent:
-    """Decode the body of a frame. Raises EngineError if it is not an event."""
-    event: AnyEvent = _decode(_events, body)
+    """Decode the body of a frame. Raises EngineError if the body is not a valid event."""
+    event: AnyEvent = _decode(_event_decoder, body)
     return event
 
 
@@ -369,4 +386,6 @@ def _decode(decoder: msgspec.msgpack.Decoder[Any], body: bytes) -> Any:
     try:
         return decoder.decode(body)
     except msgspec.MsgspecError as error:
-        raise EngineError(f"Received an invalid message from another process of edgechat: {error}") from error
+        raise EngineError(
+            f"Received an invalid message from another edgechat process. Restart edgechat. ({error})"
+        ) from error

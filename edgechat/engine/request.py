@@ -1,4 +1,4 @@
-"""One active request: its prefill, its output sequences, and its statistics."""
+"""Execution of one Generate request: its prefill, its output sequences, and its statistics."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class PendingPrefill:
     """Tokens to prefill before an output sequence can start, or resume after a preemption."""
 
     def __init__(self, tokens: list[int], output: OutputSequence | None = None) -> None:
-        """`output` is the sequence to resume; None if the tokens are the prompt of a new request."""
+        """Store `tokens`; `output` is the sequence to resume, or None if `tokens` is the prompt of a new request."""
         self.tokens = tokens
         self.output = output
         self.seq: int | None = None
-        """Sequence of the context; None until the first part is computed."""
+        """Id of the sequence in the context; None before the first prefill step."""
 
 
 class ActiveRequest:
-    """A Generate request with one or more output sequences. The scheduler decides when the request is computed.
+    """A Generate request with one or more output sequences. The scheduler decides when each of its steps runs.
 
     When a sequence is released, the prefix cache receives exactly the tokens that were decoded.
     """
@@ -54,7 +54,7 @@ class ActiveRequest:
         arrived_at: float,
         speculator: Speculator | None = None,
     ) -> None:
-        """Validate the request. `arrived_at` is its monotonic arrival time; without `speculator`, nothing is drafted.
+        """Validate the request. `arrived_at` is its monotonic arrival time; `speculator` is None to disable drafts.
 
         Raises EngineError for an empty prompt or too many sequences, ContextOverflowError if the prompt leaves no room
         for a reply, and GrammarError if the grammar cannot be enforced.
@@ -68,21 +68,21 @@ class ActiveRequest:
             )
         if not 1 <= params.n_sequences <= context.n_seqs:
             raise EngineError(
-                f"Cannot generate {params.n_sequences} replies at once: this context allows 1 to {context.n_seqs}."
+                f"Cannot generate {params.n_sequences} replies at once. Request 1 to {context.n_seqs} replies."
             )
         self.params = params
         self.prompt = prompt
         self.sequences: list[OutputSequence] = []
-        self.decoding: list[OutputSequence] = []
-        """The sequences whose `next_token` the next step decodes."""
+        self.decoding_sequences: list[OutputSequence] = []
+        """Output sequences whose `next_token` is decoded in the next step."""
         self.last_prefill_at = 0.0
-        """Monotonic time of the last prefill step; 0 before the first one."""
+        """Monotonic time of the last prefill step; 0 before the first step."""
         self.speculator = speculator if params.n_sequences == 1 else None
         self._context = context
         self._cache = cache
         self._send = send
         self._arrived_at = arrived_at
-        self._pending: list[PendingPrefill] = []
+        self._pending_prefills: list[PendingPrefill] = []
         self._cached_prefix = CachedPrefix(seq=0)
         self._prefill_s = 0.0
         self._context_tokens = 0
@@ -99,39 +99,40 @@ class ActiveRequest:
 
     @property
     def is_prefilling(self) -> bool:
-        """True while tokens wait for prefill."""
-        return bool(self._pending)
+        """True while a prompt, or a sequence to resume, waits for prefill."""
+        return bool(self._pending_prefills)
 
     @property
     def is_finished(self) -> bool:
-        """True when all sequences have ended."""
-        return not self._pending and not self.decoding
+        """True when all output sequences have ended."""
+        return not self._pending_prefills and not self.decoding_sequences
 
     @property
     def output_tokens(self) -> list[list[int]]:
-        """Generated tokens of each sequence."""
+        """Generated tokens of each output sequence."""
         return [s.tokens for s in self.sequences]
 
     def start(self) -> None:
         """Queue the prefill of the prompt or, after `preempt`, of each unfinished sequence."""
-        unfinished = [s for s in self.sequences if s.finish_reason is None]
-        self._pending = [PendingPrefill([*self.prompt, *s.tokens], s) for s in unfinished]
+        unfinished_sequences = [s for s in self.sequences if s.finish_reason is None]
+        self._pending_prefills = [PendingPrefill([*self.prompt, *s.tokens], s) for s in unfinished_sequences]
         if not self.sequences:
-            self._pending = [PendingPrefill(self.prompt)]
+            self._pending_prefills = [PendingPrefill(self.prompt)]
 
     def preempt(self) -> None:
-        """Return all context sequences to the cache, which may evict them. `start` resumes the request."""
-        for seq in [s.seq for s in self.decoding] + [p.seq for p in self._pending if p.seq is not None]:
-            self._return_to_cache(seq)
-        self._pending, self.decoding = [], []
+        """Return all sequences to the prefix cache, which may evict them; `start` resumes the request."""
+        prefill_seqs = [p.seq for p in self._pending_prefills if p.seq is not None]
+        for seq in [s.seq for s in self.decoding_sequences] + prefill_seqs:
+            self._return_seq_to_cache(seq)
+        self._pending_prefills, self.decoding_sequences = [], []
 
     def cancel(self) -> None:
-        """End all unfinished sequences as cancelled."""
+        """End all unfinished sequences with the finish reason "cancelled"."""
         self.preempt()
         for sequence in self.sequences:
             sequence.finish("cancelled")
 
-    def _return_to_cache(self, seq: int) -> None:
+    def _return_seq_to_cache(self, seq: int) -> None:
         if not self._context_tokens or (self.sequences and seq == self.sequences[0].seq):
             self._context_tokens = len(self._context.tokens(seq))
         self._context.commit_rollback(seq)
@@ -143,11 +144,11 @@ class ActiveRequest:
     # Prefill
 
     def prefill(self, max_tokens: int) -> None:
-        """Decode up to `max_tokens` of the first pending prefill; after its last part, sample the next token.
+        """Compute up to `max_tokens` tokens of the first pending prefill; when it is complete, sample the next token.
 
-        Raises NoKvSlotError, after which the call may be repeated, DecodeAborted and EngineError.
+        Raises DecodeAborted, EngineError and NoKvSlotError. After NoKvSlotError, the caller can free cells and retry.
         """
-        pending = self._pending[0]
+        pending = self._pending_prefills[0]
         context, cache, tokens = self._context, self._cache, pending.tokens
         checkpoints = [] if context.can_truncate else [t for t in self.params.turn_starts if 0 < t < len(tokens)]
         self.last_prefill_at = started_at = time.monotonic()
@@ -173,33 +174,33 @@ class ActiveRequest:
 
     def _acquire_sequence(self, pending: PendingPrefill) -> int:
         params = self.params
-        cached = self._cache.acquire(
+        cached_prefix = self._cache.acquire(
             pending.tokens, params.conversation, bypass_cache=params.bypass_cache, ephemeral=params.ephemeral
         )
         if pending.output is None:
-            self._cached_prefix = cached
-        return cached.seq
+            self._cached_prefix = cached_prefix
+        return cached_prefix.seq
 
     def _start_decoding(self, pending: PendingPrefill, seq: int) -> None:
-        """Resume the sequence of `pending`, or create all sequences of the request; sample one token for each."""
+        """Resume the output sequence of `pending`, or create all output sequences; sample a token for each sequence."""
         if pending.output is not None:
             pending.output.seq = seq
-            ready = [pending.output]
+            sequences = [pending.output]
         else:
             seqs = [seq, *self._cache.fork(seq, self.params.n_sequences - 1)]
-            ready = self.sequences = self._new_sequences(seqs)
+            sequences = self.sequences = self._create_sequences(seqs)
         if not self.params.ephemeral:
             self._cache.publish(seq)
-        self._pending.remove(pending)
-        self.decoding += ready
-        for sequence in ready:
+        self._pending_prefills.remove(pending)
+        self.decoding_sequences += sequences
+        for sequence in sequences:
             if self.params.max_tokens == 0:
                 self.finish_sequence(sequence, "length")
             else:
                 self.accept(sequence, sequence.sample(-1))
 
-    def _new_sequences(self, seqs: list[int]) -> list[OutputSequence]:
-        """Create an output sequence for each of `seqs`. On an error, release all of `seqs` but the first."""
+    def _create_sequences(self, seqs: list[int]) -> list[OutputSequence]:
+        """Create an output sequence for each of `seqs`. On an error, drop all of `seqs` except the first."""
         try:
             return [
                 OutputSequence(
@@ -216,53 +217,53 @@ class ActiveRequest:
     # Output sequences
 
     def accept(self, sequence: OutputSequence, token: int) -> None:
-        """Append a sampled token to a sequence; release the sequence if it ends with that token."""
+        """Append a sampled token to an output sequence; release the sequence if that token ends it."""
         if not sequence.accept(token):
             self.release_sequence(sequence)
 
     def finish_sequence(self, sequence: OutputSequence, reason: FinishReason) -> None:
-        """End one sequence and release it."""
+        """End an output sequence with `reason` and release it."""
         sequence.finish(reason)
         self.release_sequence(sequence)
 
     def release_sequence(self, sequence: OutputSequence) -> None:
-        """Return the context sequence of an ended output sequence to the cache."""
-        if sequence in self.decoding:
-            self.decoding.remove(sequence)
-            self._return_to_cache(sequence.seq)
+        """Return the KV cells of an ended output sequence to the prefix cache."""
+        if sequence in self.decoding_sequences:
+            self.decoding_sequences.remove(sequence)
+            self._return_seq_to_cache(sequence.seq)
 
     # Result
 
-    def final_event(self) -> RequestFinished:
+    def create_final_event(self) -> RequestFinished:
         """Create the final event of the request, with its statistics."""
-        first = self.sequences[0] if self.sequences else None
+        first_sequence = self.sequences[0] if self.sequences else None
         return RequestFinished(
             id=self.params.id,
-            finish_reason=first.finish_reason or "cancelled" if first is not None else "cancelled",
-            stats=self._stats(),
+            finish_reason=(first_sequence.finish_reason if first_sequence is not None else None) or "cancelled",
+            stats=self._create_stats(),
             context_tokens=self._context_tokens,
         )
 
-    def _stats(self) -> GenerationStats:
-        cached, sequences = self._cached_prefix, self.sequences
-        drafts = self.speculator.stats if self.speculator is not None else SpeculationStats()
-        n_cached = cached.live_tokens + cached.ram_tokens + cached.disk_tokens
+    def _create_stats(self) -> GenerationStats:
+        cached_prefix, sequences = self._cached_prefix, self.sequences
+        draft_stats = self.speculator.stats if self.speculator is not None else SpeculationStats()
+        n_cached = cached_prefix.live_tokens + cached_prefix.ram_tokens + cached_prefix.disk_tokens
         n_computed = len(self.prompt) - n_cached
         n_tokens = sum(s.n_tokens for s in sequences)
-        first_at = min((s.first_token_at for s in sequences if s.n_tokens), default=0.0)
-        decode_s = max((s.last_token_at for s in sequences), default=0.0) - first_at
+        first_token_at = min((s.first_token_at for s in sequences if s.n_tokens), default=0.0)
+        decode_s = max((s.last_token_at for s in sequences), default=0.0) - first_token_at
         return GenerationStats(
             prompt_tokens=len(self.prompt),
             cached_tokens=n_cached,
-            cached_ram_tokens=cached.ram_tokens,
-            cached_disk_tokens=cached.disk_tokens,
+            cached_ram_tokens=cached_prefix.ram_tokens,
+            cached_disk_tokens=cached_prefix.disk_tokens,
             completion_tokens=n_tokens,
-            ttft_s=max(0.0, first_at - self._arrived_at),
+            ttft_s=max(0.0, first_token_at - self._arrived_at),
             prefill_tps=n_computed / self._prefill_s if self._prefill_s > 0 else 0.0,
             decode_tps=(n_tokens - len(sequences)) / decode_s if decode_s > 0 else 0.0,
-            n_drafts=drafts.n_drafts,
-            n_drafted=drafts.n_drafted,
-            n_accepted=drafts.n_accepted,
-            mean_acceptance_length=drafts.mean_acceptance_length,
-            speculation_gain=drafts.gain,
+            n_drafts=draft_stats.n_drafts,
+            n_drafted=draft_stats.n_drafted,
+            n_accepted=draft_stats.n_accepted,
+            mean_acceptance_length=draft_stats.mean_acceptance_length,
+            speculation_gain=draft_stats.gain,
         )

@@ -17,7 +17,8 @@ from edgechat.runtime.sampler import PENALTY_LAST_N, Sampler
 if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
 
-# Each event wakes the client, which competes with the compute threads. 12 events per second are enough for a reader.
+# Minimum time between two text events. Each event wakes the client, which competes with the compute threads for cores.
+# Text that appears 12 times per second looks continuous.
 FLUSH_INTERVAL_S: Final = 0.08
 
 SendText = Callable[[TokensGenerated | SequenceFinished], None]
@@ -30,14 +31,15 @@ class OutputSequence:
         self, context: Context, params: Generate, index: int, seq: int, prompt: list[int], send: SendText,
         grammar: Grammar | None = None,
     ) -> None:  # fmt: skip
-        """Start after `prompt`, which the context's sequence `seq` already holds.
+        """Start a reply after `prompt`, which sequence `seq` of the context already holds.
 
-        `index` numbers the replies of a request and is added to the seed. The sampler takes ownership of `grammar`.
+        `index` is the number of the reply in its request, and is added to the seed. The sampler takes ownership of
+        `grammar`.
         """
         self.seq = seq
         self.tokens: list[int] = []
         self.next_token = -1
-        """The last sampled token, which the next step decodes; -1 before the first one."""
+        """The last sampled token, which the next step decodes; -1 before the first sample."""
         self.first_token_at = self.last_token_at = 0.0
         self.finish_reason: FinishReason | None = None
         self._context = context
@@ -51,11 +53,13 @@ class OutputSequence:
         self._sampler = Sampler(context.model, sampling, params.logit_bias, grammar)
         for token in prompt[-PENALTY_LAST_N:]:
             self._sampler.accept(token)
-        control = context.model.control_tokens
-        self._visible_tokens = {control[text] for text in params.visible_control_tokens if text in control}
+        control_tokens = context.model.control_tokens
+        self._visible_tokens = {
+            control_tokens[text] for text in params.visible_control_tokens if text in control_tokens
+        }
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop_filter = StopStringFilter(params.stop)
-        self._text = ""
+        self._unsent_text = ""
         self._unsent_tokens: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._flushed_at = 0.0
@@ -68,33 +72,38 @@ class OutputSequence:
     @property
     def max_draft(self) -> int:
         """Maximum number of drafted tokens in the next step; negative if the sequence is at its length limit."""
-        free = self._context.n_ctx - self._n_prompt - self.n_tokens
+        n_free_cells = self._context.n_ctx - self._n_prompt - self.n_tokens
         max_tokens = self._params.max_tokens
-        return free if max_tokens is None else min(free, max_tokens - self.n_tokens - 1)
+        return n_free_cells if max_tokens is None else min(n_free_cells, max_tokens - self.n_tokens - 1)
 
-    def allowed_prefix(self, draft: list[int]) -> list[int]:
-        """Return the tokens of `draft` before the first one that the grammar forbids."""
+    def find_allowed_prefix(self, draft: list[int]) -> list[int]:
+        """Return the longest prefix of `draft` that the grammar allows."""
         return draft[: self._sampler.count_allowed(draft)] if draft else draft
 
     def sample(self, index: int) -> int:
-        """Sample a token from the logits at `index` of the last batch. Raises GrammarError if none is allowed."""
+        """Sample a token from the logits at `index` of the last batch.
+
+        Raises GrammarError if the grammar allows no token.
+        """
         token = self._sampler.sample(self._context, index)
-        forced = self._params.forced_tokens
-        if forced is not None and self.n_tokens < len(forced):
-            token = forced[self.n_tokens]
+        forced_tokens = self._params.forced_tokens
+        if forced_tokens is not None and self.n_tokens < len(forced_tokens):
+            token = forced_tokens[self.n_tokens]
         if self._params.n_logprobs is not None:
-            self._logprobs.append(self._logprobs_of(token, index, self._params.n_logprobs))
+            self._logprobs.append(self._compute_logprobs(token, index, self._params.n_logprobs))
         return token
 
-    def _logprobs_of(self, token: int, index: int, n_top: int) -> TokenLogprobs:
-        piece = self._context.model.token_to_piece
-        logprob, top = self._context.logprobs(token, index, n_top)
+    def _compute_logprobs(self, token: int, index: int, n_top: int) -> TokenLogprobs:
+        token_to_piece = self._context.model.token_to_piece
+        logprob, top_tokens = self._context.logprobs(token, index, n_top)
         return TokenLogprobs(
-            text=piece(token, special=True), logprob=logprob, top=[(piece(t, special=True), value) for t, value in top]
+            token_bytes=token_to_piece(token, special=True),
+            logprob=logprob,
+            top_logprobs=[(token_to_piece(t, special=True), value) for t, value in top_tokens],
         )
 
     def accept(self, token: int) -> bool:
-        """Append a sampled token and send its text. Return False if the sequence ends with it."""
+        """Append a sampled token and send its text. Return whether the sequence continues after the token."""
         self.tokens.append(token)
         self.last_token_at = time.monotonic()
         if self.n_tokens == 1:
@@ -106,7 +115,7 @@ class OutputSequence:
             return False
         self._append_text(token, model.token_to_piece(token, special=token in self._visible_tokens))
         if self._stop_filter.is_stopped or self._sampler.is_complete:
-            # A stop string in the middle of a grammar leaves an incomplete document.
+            # A stop string can end the output before the grammar is complete; such output counts as cut off ("length").
             self.finish("stop" if self._sampler.can_end else "length")
             return False
         if self.max_draft < 0:
@@ -117,25 +126,25 @@ class OutputSequence:
 
     def _append_text(self, token: int, piece: bytes) -> None:
         self._unsent_tokens.append(token)
-        self._text += self._stop_filter.feed(self._decoder.decode(piece))
-        if self._text and self.last_token_at - self._flushed_at >= FLUSH_INTERVAL_S:
+        self._unsent_text += self._stop_filter.feed(self._decoder.decode(piece))
+        if self._unsent_text and self.last_token_at - self._flushed_at >= FLUSH_INTERVAL_S:
             self._flush()
             self._flushed_at = self.last_token_at
 
     def _flush(self) -> None:
         self._send(TokensGenerated(
-            id=self._params.id, text=self._text, tokens=self._unsent_tokens, sequence=self._index,
+            id=self._params.id, text=self._unsent_text, tokens=self._unsent_tokens, sequence=self._index,
             logprobs=self._logprobs,
         ))  # fmt: skip
-        self._text, self._unsent_tokens, self._logprobs = "", [], []
+        self._unsent_text, self._unsent_tokens, self._logprobs = "", [], []
 
     def finish(self, reason: FinishReason) -> None:
-        """End the sequence and send the remaining text; incomplete UTF-8 becomes U+FFFD. A second call does nothing."""
+        """End the sequence and send the remaining text, with U+FFFD for incomplete UTF-8. Later calls do nothing."""
         if self.finish_reason is not None:
             return
         self.finish_reason = reason
-        self._text += self._stop_filter.feed(self._decoder.decode(b"", final=True)) + self._stop_filter.flush()
-        if self._text or self._unsent_tokens:
+        self._unsent_text += self._stop_filter.feed(self._decoder.decode(b"", final=True)) + self._stop_filter.flush()
+        if self._unsent_text or self._unsent_tokens:
             self._flush()
         if self._params.n_sequences > 1:
             self._send(SequenceFinished(

@@ -1,8 +1,8 @@
-"""The engine process, `edgechat _engine READ WRITE`: all native code runs in it.
+"""Engine process (`edgechat _engine READ WRITE`), which runs all native code.
 
-The main thread executes requests. It generates for several requests at once, in steps, and executes all other requests
-one after another. A second thread reads the pipe, so that Cancel can abort a running decode, and the end of the pipe
-(which means that the client has exited) ends this process at once.
+The main thread executes the requests: Generate requests together, in decode steps, and all other requests one at a
+time. A second thread reads the pipe, so that a Cancel request can abort a running decode. At the end of the pipe, the
+second thread ends the process, because the client has exited.
 """
 
 from __future__ import annotations
@@ -24,24 +24,26 @@ from edgechat.engine.text_model import TextModel
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.runtime.model import Model, OnLoadProgress
 
-# Idle work starts after this delay, so that no idle work runs between two requests of a busy client.
+# Delay before idle work starts, so that no idle work runs between two requests of a busy client.
 IDLE_DELAY_S: Final = 0.25
 _PROGRESS_INTERVAL_S: Final = 0.1
-# Requests that can be executed between two steps of a generation; all other requests wait for its end.
-_CONCURRENT_REQUESTS: Final = (protocol.Generate, protocol.Tokenize, protocol.Stats)
-# A Cancel can arrive after its request has ended; ids of cancelled requests are deleted after this many later ids.
-_CANCEL_HISTORY: Final = 100
+# Types of requests that are executed between two decode steps; all other requests wait until no reply is being
+# generated.
+_CONCURRENT_REQUEST_TYPES: Final = (protocol.Generate, protocol.Tokenize, protocol.Stats)
+# Number of later request IDs after which the ID of a cancelled request is deleted. A Cancel can arrive after its
+# request has ended.
+_MAX_CANCELLED_ID_AGE: Final = 100
 
 
 def main(arguments: list[str]) -> int:
-    """Serve one client until it sends Shutdown or exits."""
+    """Run the engine process until its client sends Shutdown or exits."""
     prefer_oom_kill()
     EngineServer(open_inherited_channel(arguments)).serve()
     return 0
 
 
 def prefer_oom_kill() -> None:
-    """Ask Linux to kill this process first when memory runs out: the client holds the conversation."""
+    """Ask Linux to kill this process before the client, which holds the conversation, when memory runs out."""
     if sys.platform == "linux":
         try:
             Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
@@ -50,13 +52,13 @@ def prefer_oom_kill() -> None:
 
 
 class EngineServer:
-    """The request loop of an engine process. It holds one loaded model or none."""
+    """Request loop of an engine process, with at most one loaded model."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._requests: queue.SimpleQueue[tuple[protocol.AnyRequest, float]] = queue.SimpleQueue()
         self._inspector = ModelInspector(self._send)
-        self._lock = threading.Lock()  # guards the fields below, which the reader thread shares
+        self._lock = threading.Lock()  # guards the fields below, which are shared with the reader thread
         self._model = EngineModel()
         self._can_abort_idle_work = False
         self._running_ids: set[int] = set()
@@ -64,25 +66,25 @@ class EngineServer:
         self._is_load_cancelled = False
 
     def serve(self) -> None:
-        """Execute requests until Shutdown."""
-        threading.Thread(target=self._read, name="requests", daemon=True).start()
+        """Execute requests until Shutdown arrives."""
+        threading.Thread(target=self._read_requests, name="requests", daemon=True).start()
         while True:
-            request, arrived_at = self._next()
+            request, arrived_at = self._wait_for_request()
             if isinstance(request, protocol.Shutdown):
                 self._unload()
                 return
-            while self._model.is_generating and not isinstance(request, _CONCURRENT_REQUESTS):
+            while self._model.is_generating and not isinstance(request, _CONCURRENT_REQUEST_TYPES):
                 self._step()
-            self._begin(request.id)
+            self._begin_request(request.id)
             try:
                 event = self._execute(request, arrived_at)
             except (EdgechatError, MemoryError) as error:
-                event = protocol.failure(request.id, error)
+                event = protocol.create_failure_event(request.id, error)
             if event is not None:
-                self._end(request.id, event)
+                self._end_request(request.id, event)
 
-    def _next(self) -> tuple[protocol.AnyRequest, float]:
-        """Wait for the next request; meanwhile, run steps of the generation or idle work."""
+    def _wait_for_request(self) -> tuple[protocol.AnyRequest, float]:
+        """Return the next request and its arrival time; until it arrives, run decode steps or idle work."""
         while self._model.is_generating:
             try:
                 return self._requests.get_nowait()
@@ -97,7 +99,7 @@ class EngineServer:
 
     def _step(self) -> None:
         with self._lock:
-            self._model.clear_abort()  # the abort concerns only the requests cancelled below
+            self._model.clear_abort()  # an earlier abort applied only to the requests that are cancelled below
             cancelled_ids = self._running_ids & self._cancelled_ids
         self._model.step(cancelled_ids)
 
@@ -117,19 +119,19 @@ class EngineServer:
 
     # Reader thread
 
-    def _read(self) -> None:
+    def _read_requests(self) -> None:
         while (body := self._channel.read()) is not None:
             try:
                 request = protocol.decode_request(body)
             except EngineError:
-                break  # a client that sends an invalid message is treated like one that has exited
+                break  # treat an invalid message as if the client had exited
             if isinstance(request, protocol.Cancel):
-                self._cancel(request.target)
+                self._cancel(request.target_id)
                 continue
             arrived_at = time.monotonic()
             if isinstance(request, protocol.Shutdown):
                 with self._lock:
-                    self._abort_running()
+                    self._abort_running_requests()
             self._requests.put((request, arrived_at))
             with self._lock:
                 if self._can_abort_idle_work:
@@ -137,33 +139,34 @@ class EngineServer:
         # The client has exited. It stores the conversations, so this process has nothing to save.
         os._exit(0)
 
-    def _cancel(self, target: int) -> None:
+    def _cancel(self, target_id: int) -> None:
         with self._lock:
-            self._cancelled_ids.add(target)
-            # Abort the running decode only if all its requests are cancelled: otherwise the others would lose work.
-            if target in self._running_ids and self._running_ids <= self._cancelled_ids:
-                self._abort_running()
+            self._cancelled_ids.add(target_id)
+            # Abort the running decode only if all its requests are cancelled; otherwise the remaining requests would
+            # lose work.
+            if target_id in self._running_ids and self._running_ids <= self._cancelled_ids:
+                self._abort_running_requests()
 
-    def _abort_running(self) -> None:
+    def _abort_running_requests(self) -> None:
         """Abort the running load or decode. The caller must hold the lock."""
         self._is_load_cancelled = True
         self._model.abort()
 
     # Execution
 
-    def _begin(self, request_id: int) -> None:
+    def _begin_request(self, request_id: int) -> None:
         with self._lock:
             self._running_ids.add(request_id)
             self._is_load_cancelled = request_id in self._cancelled_ids
 
-    def _end(self, request_id: int, event: protocol.Event) -> None:
+    def _end_request(self, request_id: int, event: protocol.Event) -> None:
         self._send(event)
         with self._lock:
             self._running_ids.discard(request_id)
-            # Ids increase, but requests can be executed out of order: keep recent ids of cancelled requests.
-            oldest = request_id - _CANCEL_HISTORY
+            # A request with a smaller id can still be waiting, so keep the recent ids of cancelled requests.
+            last_expired_id = request_id - _MAX_CANCELLED_ID_AGE
             self._cancelled_ids.discard(request_id)
-            self._cancelled_ids = {i for i in self._cancelled_ids if i > oldest or i in self._running_ids}
+            self._cancelled_ids = {i for i in self._cancelled_ids if i > last_expired_id or i in self._running_ids}
 
     def _execute(self, request: protocol.AnyRequest, arrived_at: float) -> protocol.Event | None:
         if isinstance(request, protocol.Load):
@@ -178,12 +181,12 @@ class EngineServer:
         native = self._inspector.load_backend(request.id)
         backend, plan = self._inspector.backend, request.plan
         started_at = time.monotonic()
-        model = Model(native, Path(plan.model_path), plan.options, on_progress=self._progress_callback(request.id))
+        model = Model(native, Path(plan.model_path), plan.options, on_progress=self._make_progress_callback(request.id))
         engine_model: EngineModel
         if model.is_embedding:
             engine_model = EmbeddingModel(model, plan, lambda request_id: request_id in self._cancelled_ids)
         else:
-            engine_model = TextModel(model, request, backend, self._send, self._end)
+            engine_model = TextModel(model, request, backend, self._send, self._end_request)
         with self._lock:
             self._model = engine_model
         return protocol.Loaded(
@@ -206,8 +209,8 @@ class EngineServer:
             max_draft=engine_model.max_draft,
         )
 
-    def _progress_callback(self, request_id: int) -> OnLoadProgress:
-        """Create llama.cpp's progress callback, which sends up to ten events per second and can cancel the load."""
+    def _make_progress_callback(self, request_id: int) -> OnLoadProgress:
+        """Create a callback for llama.cpp that sends up to ten progress events per second and can cancel the load."""
         sent_at = 0.0
 
         def on_progress(fraction: float) -> bool:

@@ -1,4 +1,4 @@
-"""Stop strings: cut generated text before the first of several strings."""
+"""Filter that ends generated text before the first stop string."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ from collections.abc import Sequence
 class StopStringFilter:
     """Passes streamed text through until a stop string appears; drops the stop string and all text after it."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
+    def __init__(self, stop_strings: Sequence[str]) -> None:
+        self._stop_strings = [stop for stop in stop_strings if stop]
         self._pending_text = ""
         self.is_stopped = False
 
     def feed(self, text: str) -> str:
         """Add generated text; return the text that is now safe to send.
 
-        The end of the text is held back while it could be the beginning of a stop string.
+        The filter holds back the end of the text while it could be the beginning of a stop string.
         """
         if self.is_stopped:
             return ""
-        if not self._stops:
+        if not self._stop_strings:
             return text
         self._pending_text += text
-        matches = [position for stop in self._stops if (position := self._pending_text.find(stop)) >= 0]
-        self.is_stopped = bool(matches)
-        if matches:
-            end = min(matches)
+        match_starts = [position for stop in self._stop_strings if (position := self._pending_text.find(stop)) >= 0]
+        self.is_stopped = bool(match_starts)
+        if match_starts:
+            end = min(match_starts)
         else:
-            end = len(self._pending_text) - max(partial_match_length(self._pending_text, stop) for stop in self._stops)
+            n_held_chars = max(find_partial_match_length(self._pending_text, stop) for stop in self._stop_strings)
+            end = len(self._pending_text) - n_held_chars
         output, self._pending_text = self._pending_text[:end], self._pending_text[end:]
         return output
 
     def flush(self) -> str:
-        """Return the remaining text at the end of the output; "" after a stop string."""
-        pending, self._pending_text = self._pending_text, ""
-        return "" if self.is_stopped else pending
+        """Return the text that was held back, when the output ends without a stop string; otherwise return ""."""
+        pending_text, self._pending_text = self._pending_text, ""
+        return "" if self.is_stopped else pending_text
 
 
-def partial_match_length(text: str, marker: str) -> int:
-    """Return the length of the longest end of `text` that is a proper prefix of `marker`."""
+def find_partial_match_length(text: str, marker: str) -> int:
+    """Return the length of the longest suffix of `text` that is a proper prefix of `marker`."""
     return next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)

@@ -1,4 +1,4 @@
-"""The engine's side of a text model: context, prefix cache, speculative decoding and scheduler."""
+"""Text model in the engine process, with its context, prefix cache, drafters and scheduler."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from typing import Final
 
 from edgechat.engine import protocol
 from edgechat.engine.cache_identity import open_disk_tier
-from edgechat.engine.drafting import Drafting
+from edgechat.engine.drafting import DraftManager
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.scheduler import Scheduler
 from edgechat.engine.tokenization import check_tokens, tokenize_prompt
 from edgechat.errors import EdgechatError, EngineError
-from edgechat.hardware.memory import peak_rss_bytes
+from edgechat.hardware.memory import read_peak_rss_bytes
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.context import Context
-from edgechat.runtime.memory_report import memory_breakdown
+from edgechat.runtime.memory_report import read_memory_breakdown
 from edgechat.runtime.model import Model
-from edgechat.speculation.controller import MAX_DRAFT
+from edgechat.speculation.controller import MAX_DRAFT_LENGTH
 
-_BUSY_DELAY_S: Final = 0.02
+# Delay before the next idle task while the disk tier is writing.
+_DISK_BUSY_DELAY_S: Final = 0.02
 # Maximum time for saving prefixes when the engine shuts down. Unsaved prefixes are computed again later.
-_MAX_SAVE_S: Final = 1.5
-# Minimum time for saving the drafters' corpus, even if saving prefixes took all of that time.
-_MIN_SAVE_DRAFTS_S: Final = 0.2
+_MAX_PREFIX_SAVE_S: Final = 1.5
+# Minimum time for saving the draft corpus on shutdown, even if saving prefixes took its maximum time.
+_MIN_CORPUS_SAVE_S: Final = 0.2
 
 
 class TextModel(EngineModel):
-    """A loaded text model. It generates for several requests at once, in steps."""
+    """Loaded text model, which executes several Generate requests at once, in steps."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class TextModel(EngineModel):
         send: Callable[[protocol.Event], None],
         on_finished: Callable[[int, protocol.Event], None],
     ) -> None:
-        """Create the context. `on_finished` is called with the id and the final event of each Generate request.
+        """Create the context and caches. `on_finished` receives the id and the final event of each Generate request.
 
         Raises PlanError if llama.cpp cannot create the context, and MemoryError.
         """
@@ -51,13 +52,13 @@ class TextModel(EngineModel):
         self._send = send
         self._on_finished = on_finished
         self._context = context = Context(model, plan)
-        self._drafting = Drafting(context, load, backend) if plan.speculation else None
+        self._draft_manager = DraftManager(context, load, backend) if plan.speculation else None
         self._disk = open_disk_tier(load, context, find_bundle())
         self._cache = PrefixCache(context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk)
-        self._scheduler = Scheduler(context, self._cache, self._finish)
+        self._scheduler = Scheduler(context, self._cache, self._finish_request)
         self.n_ctx = context.n_ctx
         self.can_truncate = context.can_truncate
-        self.max_draft = min(context.max_rollback, MAX_DRAFT) if self._drafting is not None else 0
+        self.max_draft = min(context.max_rollback, MAX_DRAFT_LENGTH) if self._draft_manager is not None else 0
 
     @property
     def is_generating(self) -> bool:
@@ -71,7 +72,7 @@ class TextModel(EngineModel):
             tokens = tokenize_prompt(self._model, request.text, request.guard)
             return protocol.Tokenized(id=request.id, tokens=tokens)
         if isinstance(request, protocol.Stats):
-            return self._stats(request.id)
+            return self._create_stats(request.id)
         raise EngineError("This is a text model, which cannot compute embeddings. Load an embedding model.")
 
     def _generate(self, request: protocol.Generate, arrived_at: float) -> None:
@@ -79,28 +80,28 @@ class TextModel(EngineModel):
         if prompt is None:
             prompt = tokenize_prompt(self._model, request.text, request.guard)
         check_tokens([*prompt, *(request.forced_tokens or ()), *request.logit_bias], self._model.n_vocab)
-        speculator = self._drafting.speculator_for(request) if self._drafting is not None else None
-        active = ActiveRequest(self._context, self._cache, request, prompt, self._send, arrived_at, speculator)
+        speculator = self._draft_manager.create_speculator(request) if self._draft_manager is not None else None
+        active_request = ActiveRequest(self._context, self._cache, request, prompt, self._send, arrived_at, speculator)
         if self._disk is not None:
-            # The compute threads wait for each other at barriers: a writer that delays one of them delays all.
+            # The compute threads wait for each other at barriers: if the disk writer delays one thread, it delays all.
             self._disk.pause()
-        self._scheduler.add(active)
+        self._scheduler.add(active_request)
 
-    def _finish(self, request: ActiveRequest, event: protocol.Event) -> None:
-        if self._drafting is not None:
-            self._drafting.add_outputs(request.params, request.output_tokens)
+    def _finish_request(self, request: ActiveRequest, event: protocol.Event) -> None:
+        if self._draft_manager is not None:
+            self._draft_manager.add_outputs(request.params, request.output_tokens)
         self._on_finished(request.params.id, event)
 
-    def _stats(self, request_id: int) -> protocol.EngineStats:
+    def _create_stats(self, request_id: int) -> protocol.EngineStats:
         return protocol.EngineStats(
             id=request_id,
             backend=self._backend,
             model=str(self._model.path),
             n_ctx=self.n_ctx,
             context_tokens=self._cache.live_tokens,
-            peak_rss_bytes=peak_rss_bytes(),
-            memory=memory_breakdown(self._context),
-            step_costs=self._drafting.step_costs() if self._drafting is not None else {},
+            peak_rss_bytes=read_peak_rss_bytes(),
+            memory=read_memory_breakdown(self._context),
+            step_costs=self._draft_manager.step_costs() if self._draft_manager is not None else {},
         )
 
     def step(self, cancelled_ids: set[int]) -> None:
@@ -113,8 +114,8 @@ class TextModel(EngineModel):
         if self._cache.idle_step():
             return 0.0
         if self._disk is not None and self._disk.is_busy:
-            return _BUSY_DELAY_S
-        if self._drafting is not None and self._drafting.idle_step(allow_abort):
+            return _DISK_BUSY_DELAY_S
+        if self._draft_manager is not None and self._draft_manager.idle_step(allow_abort):
             return 0.0
         return None
 
@@ -126,11 +127,11 @@ class TextModel(EngineModel):
 
     def close(self) -> None:
         self._scheduler.cancel_all()
-        deadline = time.monotonic() + _MAX_SAVE_S
+        deadline = time.monotonic() + _MAX_PREFIX_SAVE_S
         try:
-            self._cache.finish(_MAX_SAVE_S)
-            if self._drafting is not None:
-                self._drafting.finish(max(deadline, time.monotonic() + _MIN_SAVE_DRAFTS_S))
+            self._cache.finish(_MAX_PREFIX_SAVE_S)
+            if self._draft_manager is not None:
+                self._draft_manager.finish(max(deadline, time.monotonic() + _MIN_CORPUS_SAVE_S))
         except (EdgechatError, MemoryError, OSError) as error:
             print(f"Cannot save all caches: {error}", file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
         self._context.close()

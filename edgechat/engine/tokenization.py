@@ -9,11 +9,11 @@ from edgechat.errors import EngineError
 
 
 class PromptTokenizer(Protocol):
-    """The part of `edgechat.runtime.model.Model` that tokenising a prompt needs."""
+    """Tokeniser interface that `tokenize_prompt` needs; `edgechat.runtime.model.Model` implements it."""
 
     @property
     def control_tokens(self) -> dict[str, int]:
-        """Control tokens by their text, longest text first."""
+        """Token ids of the control tokens by their text, longest text first."""
 
     @property
     def adds_bos(self) -> bool:
@@ -21,24 +21,27 @@ class PromptTokenizer(Protocol):
 
     @property
     def bos(self) -> str:
-        """Text of the beginning-of-sequence token, or ""."""
+        """Text of the beginning-of-sequence token; "" if the model has none."""
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Return the tokens of `text`; control tokens are recognised only with `parse_special`."""
+        """Return the tokens of `text`. `add_special` adds the beginning-of-sequence token that the model expects.
+
+        Control tokens in `text` are recognised only with `parse_special`.
+        """
 
 
 def tokenize_prompt(model: PromptTokenizer, text: str, guard: str) -> list[int]:
     """Tokenise a rendered prompt.
 
-    `guard` is a character that the renderer put inside each control token's text in user content. This function removes
-    it and tokenises the surrounding text as plain text. If the template writes the beginning-of-sequence token itself,
-    the token is not added a second time.
+    `guard` is the character that the renderer put inside each control token's text in user content. This function
+    removes the character and tokenises the text around it as plain text. If the template already wrote the
+    beginning-of-sequence token, the token is not added a second time.
     """
     add_special = model.adds_bos and not (model.bos and text.startswith(model.bos))
     if not guard or guard not in text:
         return model.tokenize(text, add_special=add_special, parse_special=True)
-    # llama.cpp splits a text at control tokens and tokenises each part on its own. This code splits at the same places
-    # while the guard still hides the control tokens that the user wrote.
+    # llama.cpp splits a text at control tokens and tokenises each part separately. The code below splits at the same
+    # places, but before it removes the guard, so that it does not split at control tokens that the user wrote.
     pattern = "|".join(re.escape(t) for t in model.control_tokens)
     tokens: list[int] = []
     if add_special:
@@ -52,7 +55,7 @@ def tokenize_prompt(model: PromptTokenizer, text: str, guard: str) -> list[int]:
 
 
 def check_tokens(tokens: list[int], n_vocab: int) -> None:
-    """Raise EngineError for a token outside the vocabulary; llama.cpp would read beyond its tables."""
-    invalid = next((t for t in tokens if not 0 <= t < n_vocab), None)
-    if invalid is not None:
-        raise EngineError(f"Token {invalid} is not in this model's vocabulary of {n_vocab} tokens.")
+    """Raise EngineError if a token is outside the vocabulary, because llama.cpp would read beyond its tables."""
+    invalid_token = next((t for t in tokens if not 0 <= t < n_vocab), None)
+    if invalid_token is not None:
+        raise EngineError(f"Token {invalid_token} is not in this model's vocabulary of {n_vocab} tokens.")

@@ -25,10 +25,10 @@ class Cpu(msgspec.Struct, frozen=True):
 def read_cpu() -> Cpu:
     """Return the properties of the first processor. Takes about a millisecond on Linux."""
     if sys.platform == "linux":
-        return parse_cpuinfo(_read("/proc/cpuinfo"))
+        return parse_cpuinfo(_read_file("/proc/cpuinfo"))
     if sys.platform == "darwin":
         names = ("machdep.cpu.brand_string", "machdep.cpu.features", "machdep.cpu.leaf7_features")
-        values = [_sysctl(name) for name in names]
+        values = [_read_sysctl(name) for name in names]
         return Cpu(model=values[0] or platform.machine(), flags=" ".join(values[1:]).strip(), microcode="")
     return Cpu(model=platform.processor() or platform.machine(), flags="", microcode="")
 
@@ -39,85 +39,86 @@ def parse_cpuinfo(text: str) -> Cpu:
     for line in text.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip().lower(), value.strip())
-    arm = " ".join(fields[k] for k in ("cpu implementer", "cpu part", "cpu revision") if k in fields)
+    arm_model = " ".join(fields[k] for k in ("cpu implementer", "cpu part", "cpu revision") if k in fields)
     return Cpu(
-        model=fields.get("model name") or fields.get("model") or arm or platform.machine(),
+        model=fields.get("model name") or fields.get("model") or arm_model or platform.machine(),
         flags=" ".join(sorted((fields.get("flags") or fields.get("features") or "").split())),
         microcode=fields.get("microcode", ""),
     )
 
 
-def usable_threads() -> int:
+def count_usable_threads() -> int:
     """Return the default number of compute threads: fast physical cores within the affinity mask and CPU quota.
 
     The kernel benchmark of `edgechat plan` replaces this estimate with a measured number.
     """
-    kinds = cores_by_kind()
+    core_counts = count_cores_by_speed()
+    n_fast, n_total = core_counts[0], sum(core_counts)
     # Slow cores delay fast cores at every barrier, but if most cores are slow, using all of them is faster.
-    physical = kinds[0] if len(kinds) > 1 and 2 * kinds[0] >= sum(kinds) else sum(kinds)
-    return max(1, min(physical, _allowed_threads()))
+    n_usable_cores = n_fast if len(core_counts) > 1 and 2 * n_fast >= n_total else n_total
+    return max(1, min(n_usable_cores, _count_allowed_threads()))
 
 
 def candidate_thread_counts() -> list[int]:
-    """Return at most four thread counts to benchmark, in ascending order; the last is the number of allowed CPUs."""
-    allowed = _allowed_threads()
-    kinds = cores_by_kind()
-    counts = {sum(kinds), kinds[0], sum(kinds) // 2, allowed}
-    return sorted({max(1, min(count, allowed)) for count in counts})
+    """Return one to four thread counts to benchmark, in ascending order; the last is the number of allowed CPUs."""
+    n_allowed = _count_allowed_threads()
+    core_counts = count_cores_by_speed()
+    counts = {sum(core_counts), core_counts[0], sum(core_counts) // 2, n_allowed}
+    return sorted({max(1, min(count, n_allowed)) for count in counts})
 
 
-def _allowed_threads() -> int:
+def _count_allowed_threads() -> int:
     """Return the number of CPUs within the affinity mask and the cgroup's CPU quota, at least one."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, cgroup_cpus(_read("/sys/fs/cgroup/cpu.max")) or allowed))
+    n_allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(n_allowed, parse_cpu_max(_read_file("/sys/fs/cgroup/cpu.max")) or n_allowed))
 
 
-def cores_by_kind(root: Path = Path("/sys")) -> tuple[int, ...]:
-    """Count the physical cores of each speed class, fastest first; a single count if the classes are unknown."""
-    kinds: dict[int, int] = {}
-    counted = set()
+def count_cores_by_speed(root: Path = Path("/sys")) -> tuple[int, ...]:
+    """Return the number of physical cores by speed class, fastest class first; one number if speeds are unknown."""
+    cores_by_class: dict[int, int] = {}
+    counted_siblings = set()
     for directory in sorted((root / "devices/system/cpu").glob("cpu[0-9]*")):
-        siblings = _read(str(directory / "topology/thread_siblings_list")).strip() or directory.name
-        if siblings in counted:  # another hardware thread of a counted core
+        siblings = _read_file(str(directory / "topology/thread_siblings_list")).strip() or directory.name
+        if siblings in counted_siblings:  # another hardware thread of a core that was already counted
             continue
-        counted.add(siblings)
-        speed = _speed_class(directory)
-        kinds[speed] = kinds.get(speed, 0) + 1
-    if kinds and 0 not in kinds:
-        return tuple(kinds[speed] for speed in sorted(kinds, reverse=True))
+        counted_siblings.add(siblings)
+        speed = _read_speed_class(directory)
+        cores_by_class[speed] = cores_by_class.get(speed, 0) + 1
+    if cores_by_class and 0 not in cores_by_class:
+        return tuple(cores_by_class[speed] for speed in sorted(cores_by_class, reverse=True))
     import psutil
 
     return (psutil.cpu_count(logical=False) or os.cpu_count() or 1,)
 
 
-def _speed_class(directory: Path) -> int:
-    """Return the rounded maximum speed of a core; 0 if unknown.
+def _read_speed_class(directory: Path) -> int:
+    """Return the speed class of a core: its maximum speed, rounded down; 0 if the speed is unknown.
 
-    Rounding puts cores whose speeds differ by a few per cent into one class.
+    Rounding puts cores whose speeds differ by a few per cent into the same class.
     """
-    capacity = _read(str(directory / "cpu_capacity")).strip()
+    capacity = _read_file(str(directory / "cpu_capacity")).strip()
     if capacity.isdigit():
         return int(capacity) // 128
-    frequency_khz = _read(str(directory / "cpufreq/cpuinfo_max_freq")).strip()
+    frequency_khz = _read_file(str(directory / "cpufreq/cpuinfo_max_freq")).strip()
     return int(frequency_khz) // 600_000 if frequency_khz.isdigit() else 0
 
 
-def cgroup_cpus(cpu_max: str) -> int | None:
-    """Parse the text of a cgroup v2 `cpu.max` file: the limit in whole CPUs (at least one), or None without a limit."""
+def parse_cpu_max(cpu_max: str) -> int | None:
+    """Return the limit in a cgroup v2 `cpu.max` file, in whole CPUs (at least one); None without a limit."""
     quota, _, period = cpu_max.partition(" ")
     if not quota.isdigit() or not period.strip().isdigit():
         return None
     return max(1, int(quota) // max(1, int(period)))
 
 
-def _read(path: str) -> str:
+def _read_file(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def _sysctl(name: str) -> str:
+def _read_sysctl(name: str) -> str:
     command = ["/usr/sbin/sysctl", "-n", name]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=2).stdout.strip()

@@ -1,4 +1,4 @@
-"""Measures the read speed of the disk that contains a file."""
+"""Measurement of the read speed of a disk."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Final
 _PROBE_BYTES: Final = 32 << 20
 
 
-def measure_read_bps(file: Path) -> float:
-    """Measure the read speed of the disk of `file`, in bytes per second; 0.0 if the page cache cannot be bypassed.
+def measure_disk_speed(file: Path) -> float:
+    """Return the measured read speed of the disk that contains `file`, in bytes per second.
 
-    Reads up to 32 MiB from the end of the file. Raises OSError.
+    Reads up to 32 MiB from the end of the file. Returns 0.0 on systems where a process cannot bypass the page cache.
+    Raises OSError if the file cannot be read.
     """
     if not hasattr(os, "posix_fadvise"):
         return 0.0
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        size = os.fstat(descriptor).st_size
-        count = min(size, _PROBE_BYTES)
-        os.posix_fadvise(descriptor, size - count, count, os.POSIX_FADV_DONTNEED)
-        started = time.perf_counter()
-        n_read = len(os.pread(descriptor, count, size - count))
-        return n_read / max(1e-9, time.perf_counter() - started)
+        file_bytes = os.fstat(descriptor).st_size
+        n_probe_bytes = min(file_bytes, _PROBE_BYTES)
+        os.posix_fadvise(descriptor, file_bytes - n_probe_bytes, n_probe_bytes, os.POSIX_FADV_DONTNEED)
+        started_at = time.perf_counter()
+        n_read_bytes = len(os.pread(descriptor, n_probe_bytes, file_bytes - n_probe_bytes))
+        return n_read_bytes / max(1e-9, time.perf_counter() - started_at)
     finally:
         os.close(descriptor)

@@ -20,13 +20,13 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int
     free_bytes: int
     is_unified: bool = False
-    """True if the GPU shares the machine's memory (Apple, Jetson), which plans then count once."""
-    read_bps: float = 0.0
+    """True if the GPU shares the machine's memory (Apple, Jetson), so that plans count the memory only once."""
+    read_bytes_per_s: float = msgspec.field(default=0.0, name="read_bps")
     """Memory bandwidth in bytes per second; 0.0 if unknown."""
 
 
 def find_gpu_problem() -> str:
-    """Return the reason why an installed NVIDIA driver is unused or broken; "" without a problem or a driver."""
+    """Return a message if an installed NVIDIA driver is unused or broken; "" without a problem or without a driver."""
     if sys.platform == "linux" and not _DRIVER_VERSION.exists():
         return ""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -36,10 +36,10 @@ def find_gpu_problem() -> str:
         return ""
     except (OSError, subprocess.SubprocessError) as error:
         return f"The NVIDIA driver does not respond: {error}"
-    return nvidia_problem(result.returncode, result.stdout, result.stderr)
+    return describe_nvidia_problem(result.returncode, result.stdout, result.stderr)
 
 
-def driver_version() -> str:
+def read_driver_version() -> str:
     """Return the version line of the loaded NVIDIA kernel module; "" if none is loaded."""
     try:
         return _DRIVER_VERSION.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
@@ -47,11 +47,11 @@ def driver_version() -> str:
         return ""
 
 
-def nvidia_problem(exit_code: int, output: str, errors: str) -> str:
-    """Return the user message for a result of nvidia-smi on a machine where no CUDA backend works."""
+def describe_nvidia_problem(exit_code: int, output: str, errors: str) -> str:
+    """Return the message that tells the user why no CUDA backend works, from the result of nvidia-smi."""
     lines = (output or errors).strip().splitlines()
     if exit_code == 0 and lines:
-        return f"{lines[0].strip()}: no CUDA backend of this build works here, so the CPU is used"
+        return f"{lines[0].strip()}: no CUDA backend of this build works with this GPU, so edgechat uses the CPU"
     reason = lines[0].strip() if lines else f"nvidia-smi exited with code {exit_code}"
     if "mismatch" in reason.lower():  # the driver was updated, but the kernel still uses the old driver
         reason += "; restart the machine to load the new driver"

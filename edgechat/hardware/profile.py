@@ -12,8 +12,8 @@ from typing import Final
 import msgspec
 
 from edgechat import paths
-from edgechat.hardware.cpu import Cpu, cores_by_kind, read_cpu, usable_threads
-from edgechat.hardware.disk_speed import measure_read_bps
+from edgechat.hardware.cpu import Cpu, count_cores_by_speed, count_usable_threads, read_cpu
+from edgechat.hardware.disk_speed import measure_disk_speed
 from edgechat.hardware.gpu import Gpu, find_gpu_problem
 from edgechat.hardware.memory import SystemMemory, read_memory
 
@@ -21,7 +21,7 @@ _HOT_CELSIUS: Final = 85.0
 
 
 class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """Processor, memory, GPUs and disk of a machine. The field names are part of the JSON format."""
+    """Processor, memory, GPUs and disk of a machine. The encoded field names are part of the JSON format."""
 
     cpu: Cpu
     n_cores: int
@@ -35,15 +35,16 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
     """Swap space including compressed memory (zram). Plans never use swap."""
     gpus: tuple[Gpu, ...] = ()
     gpu_problem: str = ""
-    """Message that explains why an installed GPU is not used; "" without a problem."""
+    """Message that explains why edgechat does not use an installed GPU; "" without a problem."""
     is_on_battery: bool | None = None
     """True on battery power; None if the system does not report the power source."""
     hottest_celsius: float | None = None
+    """Highest temperature of the machine's sensors in °C; None if no sensor is readable."""
     disk_free_bytes: int = 0
     """Free bytes on the disk of the models directory."""
-    disk_read_bps: float = 0.0
+    disk_read_bytes_per_s: float = msgspec.field(default=0.0, name="disk_read_bps")
     """Read speed of the disk of a model file, in bytes per second; 0.0 if unknown."""
-    read_bps: float = 0.0
+    read_bytes_per_s: float = msgspec.field(default=0.0, name="read_bps")
     """Memory bandwidth of the processor in bytes per second; 0.0 if unknown."""
 
     def warnings(self) -> list[str]:
@@ -59,26 +60,27 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_profile(
-    models_dir: Path, gpus: tuple[Gpu, ...] = (), read_bps: float = 0.0, model_file: Path | None = None
+    models_dir: Path, gpus: tuple[Gpu, ...] = (), read_bytes_per_s: float = 0.0, model_file: Path | None = None
 ) -> HardwareProfile:
-    """Measure the present profile of this machine.
+    """Return the current profile of this machine.
 
-    `gpus` and `read_bps` are results of a backend. The disk speed is measured by reading `model_file`, if given.
+    `gpus` and the memory bandwidth `read_bytes_per_s` come from a backend. The disk speed is measured on `model_file`,
+    and is 0.0 without a file.
     """
-    kinds = cores_by_kind()
-    disk_free_bytes, disk_read_bps = 0, 0.0
+    core_counts = count_cores_by_speed()
+    disk_free_bytes, disk_read_bytes_per_s = 0, 0.0
     with contextlib.suppress(OSError):
         disk_free_bytes = paths.free_bytes(models_dir)
-        disk_read_bps = measure_read_bps(model_file) if model_file is not None else 0.0
+        disk_read_bytes_per_s = measure_disk_speed(model_file) if model_file is not None else 0.0
     return HardwareProfile(
-        cpu=read_cpu(), n_cores=sum(kinds), n_performance_cores=kinds[0], n_threads=usable_threads(),
-        memory=read_memory(), swap_bytes=_swap_bytes(), gpus=gpus, gpu_problem="" if gpus else find_gpu_problem(),
-        is_on_battery=_is_on_battery(), hottest_celsius=_hottest_celsius(), disk_free_bytes=disk_free_bytes,
-        disk_read_bps=disk_read_bps, read_bps=read_bps,
+        cpu=read_cpu(), n_cores=sum(core_counts), n_performance_cores=core_counts[0], n_threads=count_usable_threads(),
+        memory=read_memory(), swap_bytes=_read_swap_bytes(), gpus=gpus, gpu_problem="" if gpus else find_gpu_problem(),
+        is_on_battery=_is_on_battery(), hottest_celsius=_read_hottest_celsius(), disk_free_bytes=disk_free_bytes,
+        disk_read_bytes_per_s=disk_read_bytes_per_s, read_bytes_per_s=read_bytes_per_s,
     )  # fmt: skip
 
 
-def _swap_bytes() -> int:
+def _read_swap_bytes() -> int:
     import psutil
 
     try:
@@ -97,11 +99,13 @@ def _is_on_battery() -> bool | None:
     return None if battery is None or battery.power_plugged is None else not battery.power_plugged
 
 
-def _hottest_celsius() -> float | None:
+def _read_hottest_celsius() -> float | None:
     import psutil
 
     try:
         sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
     except (OSError, RuntimeError):
         return None
-    return max((entry.current for entries in sensors.values() for entry in entries if entry.current), default=None)
+    return max(
+        (reading.current for readings in sensors.values() for reading in readings if reading.current), default=None
+    )

@@ -23,7 +23,7 @@ _MAX_ENTRIES: Final = 1000
 _MAX_BYTES: Final = 4 << 20
 
 
-class _Entry(msgspec.Struct, frozen=True):
+class _HashEntry(msgspec.Struct, frozen=True):
     size_bytes: int
     mtime_ns: int
     inode: int
@@ -34,45 +34,48 @@ class HashMemo:
     """Hashes of files by path, stored in one JSON file. An entry is valid while size, mtime and inode are the same."""
 
     def __init__(self, directory: Path) -> None:
-        """Load the saved hashes in `directory`, which is `paths.prefix_dir()` outside tests and benchmarks."""
-        self._file = JsonFile(directory / _FILE_NAME, dict[str, _Entry], max_bytes=_MAX_BYTES)
+        """Load the hashes saved in `directory`, which is `paths.prefix_dir()` except in tests and benchmarks."""
+        self._file = JsonFile(directory / _FILE_NAME, dict[str, _HashEntry], max_bytes=_MAX_BYTES)
         self._entries = self._file.read() or {}
 
     def get(self, path: Path) -> str | None:
-        """Return the stored hash of a file, without reading the file. Returns None if it has no hash or has changed."""
+        """Return the stored hash of a file. Returns None if no hash is stored or if the file has changed."""
         entry = self._entries.get(os.path.realpath(path))
-        if entry is None or (entry.size_bytes, entry.mtime_ns, entry.inode) != _stamp(path):
+        if entry is None or (entry.size_bytes, entry.mtime_ns, entry.inode) != _read_stamp(path):
             return None
         return entry.sha256
 
     def put(self, hashes: Mapping[Path, str]) -> None:
-        """Store hashes for the present versions of the files. Does nothing if the JSON file cannot be written."""
-        entries = self._file.read() or {}  # other processes may have written since
+        """Store hashes for the current versions of files. Does nothing if the JSON file cannot be written."""
+        entries = self._file.read() or {}  # other processes may have changed the JSON file
         for path, sha256 in hashes.items():
-            stamp = _stamp(path)
+            stamp = _read_stamp(path)
             key = os.path.realpath(path)
             entries.pop(key, None)
             if stamp is not None:
-                entries[key] = _Entry(*stamp, sha256)
+                entries[key] = _HashEntry(*stamp, sha256)
         self._entries = dict(list(entries.items())[-_MAX_ENTRIES:])
         self._file.save(self._entries)
 
     def get_or_compute(self, path: Path, on_progress: Callable[[int], None]) -> str:
-        """Return the stored hash, or compute and store the hash; `on_progress` as in `hash_file`. Raises OSError."""
-        stored = self.get(path)
-        if stored is not None:
-            return stored
-        stamp = _stamp(path)
-        computed = hash_file(path, on_progress)
-        if stamp == _stamp(path):
-            self.put({path: computed})
-        return computed
+        """Return the stored hash of a file, or compute and store it. Raises OSError.
+
+        `hash_file` calls `on_progress`.
+        """
+        stored_hash = self.get(path)
+        if stored_hash is not None:
+            return stored_hash
+        stamp = _read_stamp(path)
+        computed_hash = hash_file(path, on_progress)
+        if stamp == _read_stamp(path):
+            self.put({path: computed_hash})
+        return computed_hash
 
 
 def hash_file(path: Path, on_progress: Callable[[int], None] = lambda done_bytes: None) -> str:
     """Return the SHA-256 of a file in hexadecimal.
 
-    `on_progress` receives the number of bytes hashed so far, after every MiB; it may block to pause. Raises OSError.
+    `on_progress` receives the number of bytes hashed so far, after every MiB; it can block to pause. Raises OSError.
     """
     digest, done_bytes = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
@@ -83,9 +86,10 @@ def hash_file(path: Path, on_progress: Callable[[int], None] = lambda done_bytes
     return digest.hexdigest()
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _read_stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return size in bytes, mtime in ns and inode of a file; None if it cannot be read."""
     try:
-        status = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino

@@ -16,13 +16,13 @@ class Tensor(msgspec.Struct, frozen=True):
 
     name: str
     shape: tuple[int, ...]
-    """Dimensions in GGUF order: the row length first."""
+    """Dimensions in GGUF order, which begins with the row length."""
     type_id: int
     offset: int
     """Offset from the start of the data section, in bytes."""
     size_bytes: int
     part_index: int = 0
-    """Index of the file of a split model that contains the tensor, from 0."""
+    """Index, from 0, of the part of a split model that contains the tensor."""
 
     @property
     def type(self) -> str:
@@ -31,7 +31,7 @@ class Tensor(msgspec.Struct, frozen=True):
 
 
 class ModelHeader(msgspec.Struct, frozen=True, dict=True):
-    """Header of a GGUF file. Its counts, lengths and tensor ranges have been checked against the file size."""
+    """Header of a GGUF file. All counts, lengths and tensor ranges have been checked against the file size."""
 
     path: str
     file_bytes: int
@@ -45,7 +45,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def architecture(self) -> str:
-        """Architecture by llama.cpp's name: `llama`, `qwen3`, ..."""
+        """Architecture name of llama.cpp, such as `llama` or `qwen3`; "" if absent."""
         return str(self.metadata.get("general.architecture", ""))
 
     @property
@@ -55,17 +55,17 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def n_parts(self) -> int:
-        """Number of files of the model; above 1 for a split model."""
-        return self._integer("split.count", 1) or 1
+        """Number of files of the model; more than 1 for a split model."""
+        return self._read_integer("split.count", 1) or 1
 
     @property
     def part_index(self) -> int:
         """Index of this file in a split model, from 0."""
-        return self._integer("split.no", 0)
+        return self._read_integer("split.no", 0)
 
     @property
     def kind(self) -> str:
-        """`model`, `projector` (an mmproj file: encodes images or sound), or `adapter` (LoRA)."""
+        """Kind of file: `model`, `projector` (mmproj: encoder for images or sound) or `adapter` (LoRA)."""
         kind = self.metadata.get("general.type")
         if self.architecture == "clip" or kind == "mmproj":
             return "projector"
@@ -74,7 +74,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
     @property
     def quant(self) -> str:
         """Quantisation, such as `Q4_K_M`, from `general.file_type`, or else the tensor type with the most bytes."""
-        preset = FILE_TYPES.get(self._integer("general.file_type", -1))
+        preset = FILE_TYPES.get(self._read_integer("general.file_type", -1))
         if preset is not None:
             return preset
         sizes: dict[str, int] = {}
@@ -84,7 +84,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def n_params(self) -> int:
-        """Number of weights in all tensors."""
+        """Number of weights in all tensors of the file."""
         return sum(math.prod(t.shape) for t in self.tensors)
 
     @property
@@ -101,7 +101,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def is_embedding(self) -> bool:
-        """True for an embedding model: pooling by mean, first or last token."""
+        """True for an embedding model, which pools its output (mean, first token or last token)."""
         return self.hparam("pooling_type") in {1, 2, 3}
 
     @cached_property
@@ -109,12 +109,12 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
         """Size of all tensors, in bytes."""
         return sum(t.size_bytes for t in self.tensors)
 
-    def _integer(self, key: str, default: int) -> int:
+    def _read_integer(self, key: str, default: int) -> int:
         value = self.metadata.get(key, default)
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
     def hparam(self, key: str, default: int = 0) -> int:
-        """Return an integer hyperparameter, such as `block_count`; the largest value of a per-layer array.
+        """Return an integer hyperparameter, such as `block_count`; of an array of values per layer, return the maximum.
 
         `key` does not include the architecture prefix. Returns `default` for missing, negative and non-integer values.
         """
@@ -135,7 +135,7 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def n_embd(self) -> int:
-        """Embedding width."""
+        """Width of the token embeddings."""
         return self.hparam("embedding_length")
 
     @property

@@ -1,4 +1,4 @@
-"""Split models: `NAME-00001-of-00003.gguf` and so on, as llama.cpp's gguf-split writes them."""
+"""Split models of llama.cpp's gguf-split: files with the names NAME-00001-of-00003.gguf and so on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgechat.modelfile.gguf import read_gguf_header
 from edgechat.modelfile.header import ModelHeader
 
 MAX_PARTS: Final = 1000
-"""Maximum number of parts; the largest published models have about 50."""
-_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+"""Maximum number of parts of a model. The largest published models have about 50."""
+_PART_NAME_PATTERN: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 
 
 class PartName(NamedTuple):
-    """The parsed file name of one part of a split model."""
+    """Parsed file name of one part of a split model."""
 
     stem: str
     number: int
@@ -37,15 +37,15 @@ class PartName(NamedTuple):
 
 def parse_part_name(name: str) -> PartName | None:
     """Parse the file name of one part of a split model. Returns None for any other name."""
-    match = _NAME.fullmatch(name)
+    match = _PART_NAME_PATTERN.fullmatch(name)
     if match is None:
         return None
     part = PartName(match["stem"], int(match["number"]), int(match["count"]))
     return part if 1 <= part.number <= part.n_parts <= MAX_PARTS else None
 
 
-def model_files(path: Path) -> list[Path]:
-    """Return the files of a model in order: `path` alone, or all parts of the split model that it belongs to.
+def list_model_files(path: Path) -> list[Path]:
+    """Return the files of a model in order: only `path`, or all parts of a split model if `path` is one of them.
 
     The result depends only on the file name; the files need not exist.
     """
@@ -56,42 +56,44 @@ def model_files(path: Path) -> list[Path]:
 def read_header(path: Path) -> ModelHeader:
     """Read and check the header of a model; for a split model, `path` is its first part.
 
-    Raises ModelFileError with the path and the reason, or the names of missing parts.
+    Raises ModelFileError, which contains the path and the reason, or the names of missing parts.
     """
-    first = read_gguf_header(path)
-    count = first.n_parts
-    if count == 1:
-        return first
+    first_header = read_gguf_header(path)
+    n_parts = first_header.n_parts
+    if n_parts == 1:
+        return first_header
     name = parse_part_name(path.name)
-    if name is None or name.n_parts != count:
+    if name is None or name.n_parts != n_parts:
         raise ModelFileError(
-            f"{path} is part of a model in {count} files, but its name does not end in -00001-of-{count:05}.gguf"
+            f"{path} is part of a model in {n_parts} files, but its name does not end in "
+            f"-00001-of-{n_parts:05}.gguf. Open the first part, with its original file name."
         )
     if name.number != 1:
-        raise ModelFileError(f"{path} is part {name.number} of {count}: open the first part, {name.name_of_part(1)}")
-    later_parts = model_files(path)[1:]
-    missing = [part.name for part in later_parts if not part.exists()]
-    if missing:
-        raise ModelFileError(f"{path} is one of {count} files; missing in the same folder: {', '.join(missing)}")
-    return join_headers([first, *map(read_gguf_header, later_parts)])
+        raise ModelFileError(f"{path} is part {name.number} of {n_parts}: open the first part, {name.name_of_part(1)}")
+    later_parts = list_model_files(path)[1:]
+    missing_names = [part.name for part in later_parts if not part.exists()]
+    if missing_names:
+        names = ", ".join(missing_names)
+        raise ModelFileError(f"{path} is part of a model in {n_parts} files. These are missing in its folder: {names}")
+    return join_headers([first_header, *map(read_gguf_header, later_parts)])
 
 
 def join_headers(parts: Sequence[ModelHeader]) -> ModelHeader:
-    """Merge the headers of all parts of a split model, in order. Raises ModelFileError if they do not fit together."""
-    first = parts[0]
+    """Merge the headers of all parts of a split model, in order. Raises ModelFileError if they do not match."""
+    first_header = parts[0]
     for index, part in enumerate(parts):
         if (part.n_parts, part.part_index) != (len(parts), index):
             raise ModelFileError(
-                f"{part.path} is part {part.part_index + 1} of {part.n_parts} by its header, "
-                f"but part {index + 1} of {len(parts)} by its name"
+                f"{part.path} is part {part.part_index + 1} of {part.n_parts} according to its header, "
+                f"but part {index + 1} of {len(parts)} according to its name"
             )
     tensors = tuple(
         msgspec.structs.replace(tensor, part_index=index) for index, part in enumerate(parts) for tensor in part.tensors
     )
-    expected = first.metadata.get("split.tensors.count", len(tensors))
-    if len({t.name for t in tensors}) != len(tensors) or len(tensors) != expected:
+    n_expected = first_header.metadata.get("split.tensors.count", len(tensors))
+    if len({t.name for t in tensors}) != len(tensors) or len(tensors) != n_expected:
         raise ModelFileError(
-            f"{first.path} and its {len(parts) - 1} other parts have {len(tensors)} different tensors, "
-            f"expected {expected}: check that all parts are of the same model"
+            f"{first_header.path} and its {len(parts) - 1} other parts have {len(tensors)} tensors, "
+            f"expected {n_expected} with different names: check that all parts are of the same model"
         )
-    return msgspec.structs.replace(first, file_bytes=sum(part.file_bytes for part in parts), tensors=tensors)
+    return msgspec.structs.replace(first_header, file_bytes=sum(part.file_bytes for part in parts), tensors=tensors)

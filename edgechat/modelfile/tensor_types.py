@@ -1,7 +1,7 @@
-"""GGUF tensor types and file types: name, weights per block, bytes per block.
+"""Tables of GGUF tensor types (name, weights per block, bytes per block) and file types.
 
-Copied from gguf.constants, because the gguf package imports numpy, which the client process must not load. A test
-compares both tables.
+The tables are copied from gguf.constants, because the gguf package imports numpy, which the client process must not
+load. A test compares them with gguf.constants.
 """
 
 from __future__ import annotations
@@ -39,4 +39,4 @@ FILE_TYPES: Final[dict[int, str]] = {
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE", 39: "NVFP4",
     40: "Q1_0",
 }  # fmt: skip
-"""Quantisation presets of llama.cpp by `general.file_type` (gguf.constants.LlamaFileType)."""
+"""Names of llama.cpp's quantisation presets by `general.file_type` (gguf.constants.LlamaFileType)."""

@@ -1,4 +1,4 @@
-"""Progress events that are sent while a model is loaded."""
+"""Progress events of loading a model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import msgspec
 
 
 class ModelLoadProgressed(msgspec.Struct, frozen=True, kw_only=True):
-    """Event while a backend is tested or the model's weights are loaded."""
+    """Progress of testing a backend or of loading the model's weights."""
 
     phase: Literal["testing", "loading"]
     message: str
-    """Status line for the user."""
+    """Status text that is shown to the user."""
     fraction: float | None = None
-    """Loaded fraction of the weights, from 0 to 1; None if unknown."""
+    """Fraction of the weights that is loaded, from 0 to 1; None if the fraction is unknown."""
 
 
 LoadCallback = Callable[[ModelLoadProgressed], None]

@@ -1,4 +1,4 @@
-"""A loaded model: its engine process, its chat template, and its load plan."""
+"""A loaded model with its engine process, chat template and load plan."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, Engine
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.models.events import LoadCallback
-from edgechat.models.loading import announce_loaded, load_model, load_warnings, load_without_gpu, unload
+from edgechat.models.loading import (
+    find_load_warnings,
+    load_model,
+    load_without_gpu,
+    prepare_unload,
+    register_loaded_model,
+)
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import Renderer
 
 
 class LoadedModel:
-    """Owner of at most one loaded model. `open` loads or replaces the model, `close` ends its processes."""
+    """Owner of the processes of one loaded model. `open` loads or replaces the model; `close` ends the processes."""
 
     def __init__(self) -> None:
         self.engine = EngineClient()
         self.plan: LoadPlan | None = None
-        self.loaded: protocol.Loaded | None = None
-        """The engine's response to the last load, which stays valid while an engine that died is restarted."""
+        self.model_properties: protocol.Loaded | None = None
+        """The engine's response to the last load. It remains valid while the engine is restarted after a crash."""
         self.warnings: list[str] = []
-        """Warnings of all loads so far, for display."""
+        """Warnings of all loads so far, which are shown to the user."""
         self._builder: PromptBuilder | None = None
         self._renderer = Renderer()
 
@@ -39,54 +45,65 @@ class LoadedModel:
 
     @property
     def is_open(self) -> bool:
-        """True after a model was loaded."""
+        """True if a model has been loaded."""
         return self._builder is not None
 
     def open(
-        self, path: Path, settings: Settings, on_event: LoadCallback = lambda event: None, *, may_embed: bool = False
+        self,
+        path: Path,
+        settings: Settings,
+        on_event: LoadCallback = lambda event: None,
+        *,
+        allow_embedding: bool = False,
     ) -> protocol.Loaded:
         """Check a model file, then plan and load it in place of the current model. Raises EdgechatError.
 
-        Without `may_embed`, an embedding model is refused, and the current model stays loaded.
+        Without `allow_embedding`, raises ModelFileError for an embedding model and keeps the current model loaded.
         """
         header = read_header(path)
-        if header.is_embedding and not may_embed:
+        if header.is_embedding and not allow_embedding:
             raise ModelFileError(
-                f"{path.name} is an embedding model and cannot chat. `edgechat serve -m` offers it over HTTP."
+                f"{path.name} is an embedding model and cannot chat. Serve it with `edgechat serve -m`."
             )
         profile = ModelProfile.from_header(header)
-        unload(self.engine, self.plan)
-        self.plan, loaded, warnings = load_model(self.engine, profile, settings, on_event, self._renderer.start)
-        self.warnings += warnings + load_warnings(settings, path, loaded)
-        self.set_loaded(loaded)
-        return loaded
+        prepare_unload(self.engine, self.plan)
+        self.plan, model_properties, warnings = load_model(
+            self.engine, profile, settings, on_event, self._renderer.start
+        )
+        self.warnings += warnings + find_load_warnings(settings, path, model_properties)
+        self.set_model_properties(model_properties)
+        return model_properties
 
-    def set_loaded(self, loaded: protocol.Loaded) -> None:
-        """Create the prompt builder for the model that the engine has loaded."""
-        self.loaded = loaded
-        self._builder = PromptBuilder(self.engine, self._renderer, loaded)
+    def set_model_properties(self, model_properties: protocol.Loaded) -> None:
+        """Save the engine's response to a load, and create the prompt builder for the loaded model."""
+        self.model_properties = model_properties
+        self._builder = PromptBuilder(self.engine, self._renderer, model_properties)
 
-    def revive(self) -> None:
-        """Load the model again if its engine died. Raises EdgechatError."""
+    def restart_if_dead(self) -> None:
+        """Restart the engine and load the model again if the engine died. Raises EdgechatError."""
         if self.engine.needs_restart:
             self.engine.restart_if_dead()
-            announce_loaded(self.engine, self.plan)
+            register_loaded_model(self.engine, self.plan)
 
     def fall_back_to_cpu(self, error: EngineError, settings: Settings) -> bool:
-        """Load the model again without a GPU if `error` is a failure of the GPU. Returns True on success."""
-        crashed = isinstance(error, EngineDiedError) and error.code is not None and error.code != -KILL_SIGNAL
-        failed = self.plan
-        if failed is None or not failed.options.n_gpu_layers or not (crashed or isinstance(error, ComputeError)):
+        """Load the model on the CPU if `error` is a GPU failure; return whether the model was loaded again."""
+        is_crash = isinstance(error, EngineDiedError) and error.code is not None and error.code != -KILL_SIGNAL
+        failed_plan = self.plan
+        if (
+            failed_plan is None
+            or not failed_plan.options.n_gpu_layers
+            or not (is_crash or isinstance(error, ComputeError))
+        ):
             return False
         try:
-            self.plan, loaded = load_without_gpu(self.engine, failed, settings)
-        except EdgechatError:  # the caller reports the first error
+            self.plan, model_properties = load_without_gpu(self.engine, failed_plan, settings)
+        except EdgechatError:  # the caller reports the GPU failure
             return False
-        self.set_loaded(loaded)
+        self.set_model_properties(model_properties)
         return True
 
     def close(self) -> None:
-        """End the engine and render processes; a request in progress raises EngineDiedError."""
-        unload(self.engine, self.plan)
+        """End the engine process and the render process; requests in progress raise EngineDiedError."""
+        prepare_unload(self.engine, self.plan)
         self.engine.close()
         self._renderer.close()

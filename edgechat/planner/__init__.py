@@ -1,1 +1,1 @@
-"""Memory and speed planning: pure functions that turn a machine and a model profile into a load plan."""
+"""Memory and speed planning: pure functions that compute a load plan from a machine and a model profile."""

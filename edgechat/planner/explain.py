@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgechat.humanize import size
+from edgechat.humanize import format_size
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.load_variants import MANY_SEQS, N_UBATCHES, default_n_ctx
@@ -10,53 +10,60 @@ from edgechat.planner.machine import Machine
 from edgechat.planner.memory import MemoryEstimate
 
 
-def reasons(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx: int | None) -> dict[str, str]:
-    """Return the reason for each field of a plan, by field name; `n_ctx` is the context length that the user set."""
+def explain_plan(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx: int | None) -> dict[str, str]:
+    """Return the reason for each value in a plan, by field name; `n_ctx` is the context length that the user set."""
     options, memory = plan.options, plan.estimate
-    texts = {
-        "n_ctx": _n_ctx_reason(profile, options.n_ctx, is_set=n_ctx is not None),
-        "kv_type": "full precision fits" if options.kv_type == "f16"
-        else "half the size, with a divergence of about 0.001",
+    reasons = {
+        "n_ctx": _explain_n_ctx(profile, options.n_ctx, is_set=n_ctx is not None),
+        "kv_type": "the KV cache fits in memory at full precision" if options.kv_type == "f16"
+        else "half the size of f16; it changes the predictions only slightly (KL divergence of about 0.001)",
         "use_mmap": "a mapped file loads fastest, and the system can drop its pages" if options.use_mmap
-        else f"with a mapped file, {size(memory.weights)} of weights could be in memory twice",
-        "use_extra_bufts": f"{size(memory.repacked)} of weights are copied into the layout of faster kernels"
-        if memory.repacked else "no second copy of the weights is needed for faster kernels",
+        else f"with a mapped file, {format_size(memory.weights)} of weights could be in memory twice",
+        "use_extra_bufts":
+        f"{format_size(memory.repacked_weights)} of weights are copied into the layout of faster kernels"
+        if memory.repacked_weights else "no second copy of the weights is needed for faster kernels",
         "n_threads": f"{plan.n_threads} for decoding, {plan.n_threads_batch} for prefill: {machine.threads_reason}",
         "n_ubatch": "fastest prefill" if options.n_ubatch == N_UBATCHES[0] else "smaller compute buffers",
         "n_seqs": f"up to {options.n_seqs} branches and conversations share the context"
-        + ("" if options.n_seqs == MANY_SEQS else "; in this kind of model each needs additional memory"),
-        "prefix_ram_bytes": f"an eighth of the remaining memory, {size(plan.prefix_ram_bytes)}",
-        "prefix_disk_bytes": f"a tenth of the free disk space, {size(plan.prefix_disk_bytes)}",
+        + ("" if options.n_seqs == MANY_SEQS else "; with this model, each of them needs additional memory"),
+        "prefix_ram_bytes": f"an eighth of the remaining memory, {format_size(plan.prefix_ram_bytes)}",
+        "prefix_disk_bytes": f"a tenth of the free disk space, {format_size(plan.prefix_disk_bytes)}",
     }  # fmt: skip
     if machine.gpu_name:
-        texts["n_gpu_layers"] = (
-            f"{machine.gpu_name} computes {max(0, options.n_gpu_layers - 1)} of {profile.n_layers} layers, "
-            f"{size(memory.gpu)} of {size(machine.gpu_free_bytes or machine.available_bytes)}"
+        reasons["n_gpu_layers"] = (
+            f"{machine.gpu_name} computes {max(0, options.n_gpu_layers - 1)} of {profile.n_layers} layers and uses "
+            f"{format_size(memory.gpu)} of {format_size(machine.gpu_free_bytes or machine.available_bytes)} of memory"
         )
-    return texts
+    return reasons
 
 
-def _n_ctx_reason(profile: ModelProfile, n_ctx: int, *, is_set: bool) -> str:
+def _explain_n_ctx(profile: ModelProfile, n_ctx: int, *, is_set: bool) -> str:
     if is_set:
         return "set by the user"
     if n_ctx == profile.n_ctx_train:
         return "the context length that the model was trained with"
     if n_ctx == default_n_ctx(profile):
-        trained = (
-            f"the model was trained with {profile.n_ctx_train}" if profile.n_ctx_train else "the maximum is unknown"
+        maximum_text = (
+            f"the model was trained with {profile.n_ctx_train} tokens"
+            if profile.n_ctx_train
+            else "the maximum of the model is unknown"
         )
-        return f"the default; {trained}"
-    return "the longest that fits"
+        return f"the default; {maximum_text}"
+    return "the longest context that fits"
 
 
-def does_not_fit(profile: ModelProfile, machine: Machine, least: MemoryEstimate, n_ctx: int | None) -> str:
-    """Return the error message for a model that does not fit; `least` is the memory of its smallest load variant."""
+def make_does_not_fit_message(
+    profile: ModelProfile, machine: Machine, memory: MemoryEstimate, n_ctx: int | None
+) -> str:
+    """Return the error message for a model that does not fit. `memory` is for its smallest load variant."""
     context = f"a context of {n_ctx} tokens" if n_ctx else "its shortest context"
-    weights = least.weights + least.repacked
+    weight_bytes = memory.weights + memory.repacked_weights
+    other_bytes = memory.total - weight_bytes - memory.kv_cache
     return (
-        f"{profile.path} needs about {size(least.total)} with {context} (weights {size(weights)}, "
-        f"KV cache {size(least.kv_cache)}, other buffers {size(least.total - weights - least.kv_cache)}), "
-        f"but {size(machine.available_bytes)} are available{machine.other_instances}. Close other programs, "
+        f"{profile.path} needs about {format_size(memory.total)} with {context} "
+        f"(weights {format_size(weight_bytes)}, KV cache {format_size(memory.kv_cache)}, "
+        f"other buffers {format_size(other_bytes)}), but {format_size(machine.available_bytes)} are available"
+        f"{machine.other_instances_text}. Close other programs, "
         f"{'set a shorter context with --ctx, ' if n_ctx else ''}or choose a smaller model "
-        "(`edgechat plan` shows which fit)."
+        "(`edgechat plan` shows which models fit)."
     )

@@ -10,9 +10,9 @@ from typing import Final
 
 from edgechat.modelfile.profile import ModelProfile
 
-CELLS: Final = 256
-"""Number of cells to a multiple of which llama.cpp rounds up contexts and windows."""
-# Elements and bytes of one block, by KV cache type (ggml-common.h).
+CELL_MULTIPLE: Final = 256
+"""Number of cells; llama.cpp rounds the sizes of contexts and windows up to a multiple of this number."""
+# Number of elements and bytes in one block, by KV cache type (ggml-common.h).
 _KV_BLOCKS: Final = {"f16": (1, 2), "q8_0": (32, 34)}
 _F32_BYTES: Final = 4
 
@@ -24,16 +24,16 @@ def layer_bytes(profile: ModelProfile, n_ctx: int, *, n_seqs: int, n_ubatch: int
     """
     n_cells = round_up_to_cells(n_ctx)
     window_cells = round_up_to_cells(min(n_cells, profile.window * n_seqs + n_ubatch))
-    state = _state_bytes(profile) * n_seqs
-    block, block_bytes = _KV_BLOCKS[kv_type]
+    layer_state_bytes = _state_bytes(profile) * n_seqs
+    block_size, block_bytes = _KV_BLOCKS[kv_type]
     return [
-        layer.kv_width * (window_cells if layer.cache_kind == "window" else n_cells) * block_bytes // block
-        + (state if layer.cache_kind in {"state", "full and state"} else 0)
+        layer.kv_width * (window_cells if layer.cache_kind == "window" else n_cells) * block_bytes // block_size
+        + (layer_state_bytes if layer.cache_kind in {"state", "full and state"} else 0)
         for layer in profile.layers
     ]
 
 
-def states_bytes(profile: ModelProfile, n_seqs: int) -> int:
+def compute_states_bytes(profile: ModelProfile, n_seqs: int) -> int:
     """Return the bytes of the recurrent states of all layers for `n_seqs` sequences."""
     return profile.n_state_layers * _state_bytes(profile) * n_seqs
 
@@ -43,5 +43,5 @@ def _state_bytes(profile: ModelProfile) -> int:
 
 
 def round_up_to_cells(n_tokens: int) -> int:
-    """Return the number of cells that llama.cpp allocates for `n_tokens`."""
-    return -(-n_tokens // CELLS) * CELLS
+    """Return the number of cells that llama.cpp allocates for `n_tokens` tokens."""
+    return -(-n_tokens // CELL_MULTIPLE) * CELL_MULTIPLE

@@ -1,4 +1,4 @@
-"""Load plan: the options with which the engine loads a model, and the estimated memory."""
+"""Load plan: the options with which the engine loads a model, and a memory estimate."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Capacity of the draft corpus (texts of other conversations), in tokens."""
     estimate: MemoryEstimate
     concessions: tuple[str, ...] = ()
-    """Reductions that make the model fit, as short texts."""
+    """Short texts about the options that were reduced to make the model fit."""
     reasons: dict[str, str] = {}
-    """Explanation of each field or option, by field name."""
+    """Reason for each value, by name of the field or option."""
 
 
-def manual_plan(model_path: str, *, n_threads: int, n_batch: int = N_BATCH, **fields: Any) -> LoadPlan:
-    """Return a plan with fixed values, for benchmarks and tests. The values are not checked.
+def make_manual_plan(model_path: str, *, n_threads: int, n_batch: int = N_BATCH, **fields: Any) -> LoadPlan:
+    """Return a plan with the given values, for benchmarks and tests, without checking whether the model fits.
 
-    `fields` are fields of LoadPlan or LoadOptions.
+    `fields` sets further fields of LoadPlan or LoadOptions.
     """
     plan_fields = {name: value for name, value in fields.items() if name in LoadPlan.__struct_fields__}
     options = {"n_seqs": 2} | {name: value for name, value in fields.items() if name not in plan_fields}
     defaults: dict[str, Any] = {
         "prefix_ram_bytes": 0, "prefix_disk_bytes": 0, "speculation": True, "draft_tokens": 0,
-        "n_threads_batch": n_threads, "estimate": MemoryEstimate(weights=0, repacked=0, kv_cache=0, compute=0),
+        "n_threads_batch": n_threads, "estimate": MemoryEstimate(weights=0, repacked_weights=0, kv_cache=0, compute=0),
     }  # fmt: skip
     return LoadPlan(
         model_path=model_path, n_threads=n_threads, n_batch=n_batch, options=LoadOptions(**options),

@@ -9,7 +9,7 @@ import msgspec
 
 from edgechat.modelfile.header import Tensor
 from edgechat.modelfile.profile import ModelProfile
-from edgechat.planner.kv_memory import layer_bytes, round_up_to_cells, states_bytes
+from edgechat.planner.kv_memory import compute_states_bytes, layer_bytes, round_up_to_cells
 
 _F32_BYTES: Final = 4
 _F16_BYTES: Final = 2
@@ -22,13 +22,13 @@ ENGINE_BYTES: Final = 15 << 20
 _TOKEN_BYTES: Final = 270
 _LAYER_BYTES: Final = 150 << 10
 N_OUTPUTS: Final = 32
-"""Maximum number of tokens with logits in a batch; each needs buffers as wide as the vocabulary."""
+"""Maximum number of tokens in a batch whose logits are computed; each needs one float for every vocabulary entry."""
 INDEX_BYTES: Final = 64
 """Bytes per token in a suffix index and its tables (native/src/edgechat.h)."""
 
 REPACKED_TYPES: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"))
-"""Tensor types that some CPU backend repacks (ggml-cpu/repack.cpp, amx.cpp); default for an unknown backend."""
-# Buffer types whose weights keep the layout of the file.
+"""Tensor types that any CPU backend repacks (ggml-cpu/repack.cpp, amx.cpp); used if the backend is unknown."""
+# Buffer types in which weights have the same layout as in the model file.
 _FILE_LAYOUT_BUFFERS: Final = ("CPU", "CPU_Mapped")
 
 
@@ -43,47 +43,47 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     use_mmap: bool = True
     use_extra_bufts: bool = True
     n_rs_seq: int = 0
-    """Number of drafted tokens that a recurrent state can roll back; 0 for models without recurrent states."""
+    """Number of draft tokens that can be rolled back in a recurrent state; 0 for models without recurrent states."""
     n_gpu_layers: int = 0
     """Number of layers on a GPU, counted from the last layer; `n_layers` + 1 also includes the output layer."""
     experts_on_cpu: bool = False
-    """Keep the experts of GPU layers in CPU memory."""
+    """True if the expert weights of GPU layers stay in CPU memory."""
 
 
 class BufferSizes(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes of llama.cpp's buffers in bytes, for options with `n_rs_seq` = 0."""
+    """Sizes of llama.cpp's buffers in bytes, without the state copies for `n_rs_seq`."""
 
     weights: int
-    repacked: int
-    """Second copy of the weights whose kernels need another layout."""
+    repacked_weights: int = msgspec.field(name="repacked")
+    """Second copy of weights, in the layout that faster kernels need."""
     kv_cache: int
     compute: int
     gpu: int = 0
-    """Total size of all buffers on a GPU; the other fields are CPU memory."""
+    """Total size of all buffers on a GPU; the other fields are sizes in CPU memory."""
     is_exact: bool = False
     """True if llama.cpp reported the sizes."""
 
 
 class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of memory by purpose. The field names are part of the JSON output."""
+    """Estimated memory in bytes, by purpose. The encoded field names are part of the JSON output."""
 
     weights: int
-    repacked: int
-    """Second copy of the weights whose kernels need another layout, mostly in addition to a mapped file."""
+    repacked_weights: int = msgspec.field(name="repacked")
+    """Second copy of weights, in the layout that faster kernels need; usually in addition to the mapped file."""
     kv_cache: int
     compute: int
     output: int = 0
-    """Output buffer for logits."""
+    """Memory of the output buffer for logits."""
     vocabulary: int = 0
-    """Vocabulary and compute graphs."""
+    """Memory of the vocabulary and of the compute graphs."""
     speculation: int = 0
-    """State copies for rolling back drafts, and suffix indices."""
+    """Memory of state copies, which allow drafts to be rolled back, and of suffix indices."""
     process: int = CLIENT_BYTES + ENGINE_BYTES
-    """Client and engine processes without a model."""
-    observed_extra: int = msgspec.field(default=0, name="learned")
-    """Memory beyond the estimate that earlier loads of this model needed on this machine."""
+    """Memory of the client and engine processes without a model."""
+    observed_excess: int = msgspec.field(default=0, name="learned")
+    """Additional memory that earlier loads of this model needed on this machine, compared with the estimate."""
     gpu: int = 0
-    """GPU memory; part of the total only if `is_unified`."""
+    """GPU memory, which is part of `total` only if `is_unified` is True."""
     is_unified: bool = False
     is_exact: bool = False
     """True if llama.cpp reported the buffer sizes."""
@@ -95,10 +95,10 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """Peak CPU memory in bytes, reached at the end of loading with all pages of the file in use."""
+        """Peak CPU memory in bytes, reached at the end of loading, when all pages of the model file are in memory."""
         return (
-            self.weights + self.repacked + self.kv_cache + self.compute + self.output + self.vocabulary
-            + self.speculation + self.process + self.observed_extra + (self.gpu if self.is_unified else 0)
+            self.weights + self.repacked_weights + self.kv_cache + self.compute + self.output + self.vocabulary
+            + self.speculation + self.process + self.observed_excess + (self.gpu if self.is_unified else 0)
         )  # fmt: skip
 
 
@@ -108,91 +108,92 @@ def estimate(
 ) -> MemoryEstimate:  # fmt: skip
     """Estimate the memory of a model loaded with `options`.
 
-    `buffers` defaults to `formula_buffers`. `extra_bytes` is the observed additional memory, `is_unified` is True if
-    the GPU shares the machine's memory, and `draft_tokens` is the capacity of the draft corpus.
+    `buffers` defaults to the result of `estimate_buffers`. `extra_bytes` is the observed additional memory,
+    `is_unified` is True if the GPU shares the machine's memory, and `draft_tokens` is the capacity of the draft corpus.
     """
-    sizes = buffers or formula_buffers(profile, options)
+    sizes = buffers or estimate_buffers(profile, options)
     n_seqs = n_seqs_with_scratch(options)
-    state_copies = options.n_rs_seq * states_bytes(profile, n_seqs)
-    # State copies are in the same memory as the layers.
-    gpu_copies = state_copies if options.n_gpu_layers and not is_unified else 0
+    state_copy_bytes = options.n_rs_seq * compute_states_bytes(profile, n_seqs)
+    # Copies of a recurrent state are stored in the same memory as its layer.
+    gpu_copy_bytes = state_copy_bytes if options.n_gpu_layers and not is_unified else 0
     return MemoryEstimate(
-        weights=sizes.weights, repacked=sizes.repacked, kv_cache=sizes.kv_cache, compute=sizes.compute,
+        weights=sizes.weights, repacked_weights=sizes.repacked_weights, kv_cache=sizes.kv_cache, compute=sizes.compute,
         output=max(N_OUTPUTS, n_seqs) * profile.n_vocab * _F32_BYTES,
         vocabulary=profile.n_vocab * _TOKEN_BYTES + profile.n_layers * _LAYER_BYTES,
-        speculation=(options.n_ctx + draft_tokens) * INDEX_BYTES + state_copies - gpu_copies,
-        observed_extra=extra_bytes, gpu=sizes.gpu + gpu_copies, is_unified=is_unified, is_exact=sizes.is_exact,
+        speculation=(options.n_ctx + draft_tokens) * INDEX_BYTES + state_copy_bytes - gpu_copy_bytes,
+        observed_excess=extra_bytes, gpu=sizes.gpu + gpu_copy_bytes, is_unified=is_unified, is_exact=sizes.is_exact,
     )  # fmt: skip
 
 
-def formula_buffers(
+def estimate_buffers(
     profile: ModelProfile, options: LoadOptions, repacked_types: frozenset[str] = REPACKED_TYPES
 ) -> BufferSizes:
-    """Compute buffer sizes from formulas; `repacked_types` are the tensor types that the backend repacks.
+    """Compute the buffer sizes from formulas; `repacked_types` are the tensor types that the backend repacks.
 
     The size of compute buffers is slightly overestimated.
     """
-    on_gpu = [t for t in profile.tensors if _is_on_gpu(profile, t, options)] if options.n_gpu_layers else []
-    gpu_weights = sum(t.size_bytes for t in on_gpu)
-    if options.n_gpu_layers and not profile.has_output_tensor:  # the output layer uses a copy of the token embedding
-        gpu_weights += sum(t.size_bytes for t in profile.tensors if t.name == "token_embd.weight")
+    gpu_tensors = [t for t in profile.tensors if _is_on_gpu(profile, t, options)] if options.n_gpu_layers else []
+    gpu_weight_bytes = sum(t.size_bytes for t in gpu_tensors)
+    if options.n_gpu_layers and not profile.has_output_tensor:  # the output layer is a copy of the token embedding
+        gpu_weight_bytes += sum(t.size_bytes for t in profile.tensors if t.name == "token_embd.weight")
     types = repacked_types if options.use_extra_bufts else frozenset()
-    repacked = _repacked_bytes(profile, types, options)
+    repacked_bytes = _repacked_bytes(profile, types, options)
     if options.use_mmap:
-        repacked -= sum(t.size_bytes for t in on_gpu if t.type in types)
-    layers = layer_bytes(
+        repacked_bytes -= sum(t.size_bytes for t in gpu_tensors if t.type in types)
+    kv_bytes_by_layer = layer_bytes(
         profile, options.n_ctx, n_seqs=n_seqs_with_scratch(options), n_ubatch=min(options.n_ubatch, options.n_ctx),
         kv_type=options.kv_type,
     )  # fmt: skip
-    gpu_kv = sum(layers[max(0, first_gpu_layer(profile, options)) :]) if options.n_gpu_layers else 0
+    gpu_kv_bytes = sum(kv_bytes_by_layer[max(0, first_gpu_layer(profile, options)) :]) if options.n_gpu_layers else 0
     compute = _compute_bytes(profile, options)
     # With the whole model on a GPU, the CPU only looks up embeddings and receives logits.
     is_all_on_gpu = options.n_gpu_layers > profile.n_layers and not options.experts_on_cpu
     return BufferSizes(
-        weights=profile.tensor_bytes - (0 if options.use_mmap else gpu_weights), repacked=repacked,
-        kv_cache=sum(layers) - gpu_kv, compute=compute // 8 if is_all_on_gpu else compute,
-        gpu=gpu_weights + gpu_kv + (compute if options.n_gpu_layers else 0),
+        weights=profile.tensor_bytes - (0 if options.use_mmap else gpu_weight_bytes), repacked_weights=repacked_bytes,
+        kv_cache=sum(kv_bytes_by_layer) - gpu_kv_bytes, compute=compute // 8 if is_all_on_gpu else compute,
+        gpu=gpu_weight_bytes + gpu_kv_bytes + (compute if options.n_gpu_layers else 0),
     )  # fmt: skip
 
 
-def reported_buffers(
+def convert_reported_buffers(
     profile: ModelProfile, options: LoadOptions, report: Mapping[str, Mapping[str, int]]
 ) -> BufferSizes:
-    """Convert llama.cpp's report of the buffers for `options`: bytes by purpose and buffer type."""
-    host = {name: sizes for name, sizes in report.items() if sizes["is_host"] or name.startswith("CPU")}
+    """Convert llama.cpp's `report` for `options` to buffer sizes; `report` has bytes by buffer type and purpose."""
+    host_buffers = {name: sizes for name, sizes in report.items() if sizes["is_host"] or name.startswith("CPU")}
     gpu = sum(
-        sizes[part] for name, sizes in report.items() if name not in host
+        sizes[part] for name, sizes in report.items() if name not in host_buffers
         for part in ("model_bytes", "context_bytes", "compute_bytes")
     )  # fmt: skip
-    plain = sum(sizes["model_bytes"] for name, sizes in host.items() if name in _FILE_LAYOUT_BUFFERS)
-    other = sum(sizes["model_bytes"] for name, sizes in host.items() if name not in _FILE_LAYOUT_BUFFERS)
+    weights_bytes = {name: sizes["model_bytes"] for name, sizes in host_buffers.items()}
+    file_layout_bytes = sum(n_bytes for name, n_bytes in weights_bytes.items() if name in _FILE_LAYOUT_BUFFERS)
+    other_layout_bytes = sum(n_bytes for name, n_bytes in weights_bytes.items() if name not in _FILE_LAYOUT_BUFFERS)
     return BufferSizes(
-        # While it is loaded, a mapped file is in memory as a whole, copied tensors included.
-        weights=profile.tensor_bytes if options.use_mmap else plain + other,
-        repacked=other if options.use_mmap else 0,
-        kv_cache=sum(sizes["context_bytes"] for sizes in host.values()),
-        compute=sum(sizes["compute_bytes"] for sizes in host.values()),
+        # During loading, the whole mapped file is in memory, including tensors that are copied to other buffers.
+        weights=profile.tensor_bytes if options.use_mmap else file_layout_bytes + other_layout_bytes,
+        repacked_weights=other_layout_bytes if options.use_mmap else 0,
+        kv_cache=sum(sizes["context_bytes"] for sizes in host_buffers.values()),
+        compute=sum(sizes["compute_bytes"] for sizes in host_buffers.values()),
         gpu=gpu, is_exact=True,
     )  # fmt: skip
 
 
 def n_seqs_with_scratch(options: LoadOptions) -> int:
-    """Return the number of sequences of the context: `n_seqs` and a scratch sequence for joining segments."""
+    """Return the number of sequences of the context: `n_seqs` and the internal scratch sequence."""
     return options.n_seqs + 1
 
 
 def first_gpu_layer(profile: ModelProfile, options: LoadOptions) -> int:
-    """Return the index of the first GPU layer; the output layer is offloaded first (i_gpu_start in llama-model.cpp)."""
+    """Return the index of the first layer on the GPU, i_gpu_start in llama-model.cpp; the last layers are offloaded."""
     return profile.n_layers + 1 - options.n_gpu_layers
 
 
 def _repacked_bytes(profile: ModelProfile, types: frozenset[str], options: LoadOptions) -> int:
-    """Return the bytes of weights that are in memory a second time, in the layout of the kernels."""
+    """Return the bytes of weights that are copied into another layout for faster kernels."""
     tensors = [t for t in profile.tensors if t.type in types and len(t.shape) > 1]
-    embedding = sum(t.size_bytes for t in tensors if t.name == "token_embd.weight")
+    embedding_bytes = sum(t.size_bytes for t in tensors if t.name == "token_embd.weight")
     # The embedding table keeps its layout for row lookups. If it is also the output matrix, a copy of it is repacked.
-    copied = 0 if profile.has_output_tensor else embedding
-    return copied + (sum(t.size_bytes for t in tensors) - embedding if options.use_mmap else 0)
+    embedding_copy_bytes = 0 if profile.has_output_tensor else embedding_bytes
+    return embedding_copy_bytes + (sum(t.size_bytes for t in tensors) - embedding_bytes if options.use_mmap else 0)
 
 
 def _is_on_gpu(profile: ModelProfile, tensor: Tensor, options: LoadOptions) -> bool:
@@ -208,17 +209,19 @@ def _layer_index(tensor: Tensor) -> int | None:
 
 
 def _compute_bytes(profile: ModelProfile, options: LoadOptions) -> int:
-    """Return the compute buffer size of a micro-batch: copies of the widest activations, attention masks, logits."""
+    """Return the size of the compute buffer: copies of the widest activations, attention masks, and logits."""
     n_ubatch = min(options.n_ubatch, options.n_ctx)
-    n_used = max(1, profile.n_experts_used)
-    widest = max(
+    n_experts_used = max(1, profile.n_experts_used)
+    max_width = max(
         *(layer.n_ff for layer in profile.layers), *(layer.n_head * layer.key_length for layer in profile.layers),
-        profile.expert_n_ff * n_used, 2 * profile.inner_size,
+        profile.expert_n_ff * n_experts_used, 2 * profile.inner_size,
     )  # fmt: skip
-    # The output of each expert is as wide as the model's embedding.
-    n_model_wide = 3 + (n_used if profile.n_experts else 0)
-    activations = n_ubatch * _F32_BYTES * (3 * widest + n_model_wide * profile.n_embd)
-    n_masks = bool(profile.count("window")) + bool(profile.count("full") + profile.count("full and state"))
-    masks = n_ubatch * _F16_BYTES * round_up_to_cells(options.n_ctx) * n_masks
-    logits = N_OUTPUTS * profile.n_vocab * _F32_BYTES
-    return max(activations + masks, logits) + (2 << 20)
+    # The output of each expert has `n_embd` elements.
+    n_embd_vectors = 3 + (n_experts_used if profile.n_experts else 0)
+    activation_bytes = n_ubatch * _F32_BYTES * (3 * max_width + n_embd_vectors * profile.n_embd)
+    n_masks = (profile.count_layers("window") > 0) + (
+        profile.count_layers("full") + profile.count_layers("full and state") > 0
+    )
+    mask_bytes = n_ubatch * _F16_BYTES * round_up_to_cells(options.n_ctx) * n_masks
+    logits_bytes = N_OUTPUTS * profile.n_vocab * _F32_BYTES
+    return max(activation_bytes + mask_bytes, logits_bytes) + (2 << 20)

@@ -14,22 +14,25 @@ import msgspec
 
 from edgechat.catalogue.curated import CatalogueModel
 
-# Line that converts MMLU-Pro to the index. Two models of the catalogue have both scores: MMLU-Pro 64.05 and index 18
-# (Qwen3 4B 2507), 82.5 and 32 (Qwen3.5 9B).
+# Reference point and slope of the linear conversion from MMLU-Pro scores to the quality index. They come from the two
+# catalogue models that have both scores: Qwen3 4B 2507 (MMLU-Pro 64.05, index 18) and Qwen3.5 9B (MMLU-Pro 82.5, index
+# 32).
 _MMLU_REFERENCE: Final = (64.05, 18.0)
 _INDEX_PER_MMLU: Final = (32.0 - 18.0) / (82.5 - 64.05)
 
-# Index of a model with 1e9 weights, from a line through the measured models of one generation (Qwen3: 0.75e9 weights
-# 6.5, 2.0e9 13, 4.0e9 18, and 30B-A3B, with an effective 10e9 weights, 24.5 by its MMLU-Pro).
+# Quality index of a model with 1e9 weights, from a line through the measured models of one generation. Qwen3 has an
+# index of 6.5 with 0.75e9 weights, 13 with 2.0e9, and 18 with 4.0e9; 30B-A3B has an effective size of 10e9 weights and
+# an index of 24.5, converted from its MMLU-Pro score.
 _INDEX_OF_1B: Final = 8.0
 POINTS_PER_DOUBLING: Final = 4.9
-"""Points gained by doubling the number of weights."""
-# Deduction in points for an unmeasured model: it is probably older, so a measured model of the same size ranks first.
+"""Number of points that doubling the number of weights gains."""
+# Points deducted from the index of an unmeasured model, which is probably older, so that a measured model of the same
+# size ranks higher.
 _UNMEASURED_DEDUCTION: Final = 3.0
 
 # Kullback-Leibler divergence of Llama-3-8B's quants from full precision (tools/perplexity/README.md of the pinned
-# llama.cpp), with an importance matrix where both were measured.
-_DIVERGENCE: Final = {
+# llama.cpp), measured with an importance matrix if the table has values with and without one.
+_DIVERGENCE_BY_QUANT: Final = {
     "F32": 0.0, "F16": 0.000551, "BF16": 0.000551, "Q8_0": 0.001355, "Q6_K": 0.005452, "Q5_K_M": 0.010762,
     "Q5_K_S": 0.016595, "Q5_1": 0.018045, "Q5_0": 0.022239, "Q4_K_M": 0.028152, "Q4_K_S": 0.031951,
     "IQ4_NL": 0.035742, "IQ4_XS": 0.036334, "Q4_1": 0.071683, "Q4_0": 0.07194, "Q3_K_L": 0.073077,
@@ -38,18 +41,18 @@ _DIVERGENCE: Final = {
     "IQ2_XS": 0.54629, "IQ2_XXS": 0.812022, "IQ1_M": 1.393084, "IQ1_S": 2.254554,
 }  # fmt: skip
 _DIVERGENCE_N_PARAMS: Final = 8.03e9
-# Smallest size with measurements: below it, the loss is assumed to be constant.
+# There are no measurements below this number of weights, so the quality loss is assumed to be constant there.
 _MIN_N_PARAMS: Final = 2e9
-# From Llama-3-8B to Llama-2-70B, the perplexity loss shrinks with the size to the power of 0.39 (Q4_K_M: 2.8 % to
-# 1.2 %) and 0.77 (Q2_K: 56 % to 8.8 %).
+# The quality loss of a quant is proportional to n_params ** -_SIZE_EXPONENT. The perplexity losses of Llama-3-8B and
+# Llama-2-70B give an exponent of 0.39 for Q4_K_M (2.8 % and 1.2 %) and 0.77 for Q2_K (56 % and 8.8 %).
 _SIZE_EXPONENT: Final = 0.55
 # Divergence that costs as many points as halving the number of weights. With this value, an 8B model at about 3.5 bits
-# (Q3_K_S) equals a 4B model at 8 bits, where quants below 4 bits of the larger model are no longer worthwhile.
-_DIVERGENCE_OF_HALF: Final = 0.2
+# (Q3_K_S) has the quality of a 4B model at 8 bits, so quants of the 8B model below 4 bits are not worthwhile.
+_HALVING_DIVERGENCE: Final = 0.2
 # Divergence of a KV cache in Q8_0 at short contexts (ggml-org/llama.cpp#7412).
 _KV_Q8_DIVERGENCE: Final = 0.001
-# Quants without measurements, with the measured quant whose divergence is used.
-_ALIASES: Final = {"MXFP4_MOE": "IQ4_NL", "MXFP4": "IQ4_NL", "NVFP4": "IQ4_NL", "Q8_K": "Q8_0"}
+# Measured quant whose divergence is used for a quant without measurements.
+_QUANT_ALIASES: Final = {"MXFP4_MOE": "IQ4_NL", "MXFP4": "IQ4_NL", "NVFP4": "IQ4_NL", "Q8_K": "Q8_0"}
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,9 +61,9 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     index: float
     """Score of the model in full precision."""
     is_measured: bool
-    """False if the index is estimated from the size."""
+    """True if the index comes from a benchmark; False if it is estimated from the model's size."""
     loss: float
-    """Points lost by quantisation; infinite for an unknown quant."""
+    """Number of points lost by quantisation; infinite for an unknown quant."""
 
     @property
     def points(self) -> float:
@@ -69,38 +72,45 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def divergence(quant: str) -> float | None:
-    """Return the divergence of a quant of an 8B model from full precision; None if it was not measured."""
+    """Return the KL divergence of a quantised 8B model from full precision; None if the quant was not measured."""
     name = quant.upper().removeprefix("UD-")
-    base = re.sub("_(XL|L|M|S)$", "", name)
-    return next((_DIVERGENCE[n] for n in (name, _ALIASES.get(base, base + "_M"), base) if n in _DIVERGENCE), None)
+    stem = re.sub("_(XL|L|M|S)$", "", name)
+    names = (name, _QUANT_ALIASES.get(stem, stem + "_M"), stem)
+    return next((_DIVERGENCE_BY_QUANT[name] for name in names if name in _DIVERGENCE_BY_QUANT), None)
 
 
 def loss(quant: str, n_params: int, *, kv_q8: bool = False) -> float:
-    """Return the points lost by quantising a model of `n_params` weights; infinite for an unknown quant."""
+    """Return the points lost by quantising a model of `n_params` weights; infinite for an unknown quant.
+
+    With `kv_q8`, the loss includes a KV cache in Q8_0.
+    """
     quant_divergence = divergence(quant)
     if quant_divergence is None:
         return math.inf
     scale = float((_DIVERGENCE_N_PARAMS / max(_MIN_N_PARAMS, n_params)) ** _SIZE_EXPONENT)
     return (
-        POINTS_PER_DOUBLING * (quant_divergence * scale + (_KV_Q8_DIVERGENCE if kv_q8 else 0.0)) / _DIVERGENCE_OF_HALF
+        POINTS_PER_DOUBLING * (quant_divergence * scale + (_KV_Q8_DIVERGENCE if kv_q8 else 0.0)) / _HALVING_DIVERGENCE
     )
 
 
-def index(n_params: int, n_active: int | None = None, model: CatalogueModel | None = None) -> tuple[float, bool]:
-    """Return the index of a model in full precision, and True if the index was measured.
+def estimate_model_index(
+    n_params: int, n_active: int | None = None, model: CatalogueModel | None = None
+) -> tuple[float, bool]:
+    """Return the index of a model in full precision, and whether the index was measured.
 
     For an unmeasured mixture of experts with `n_active` weights per token, the effective size is the geometric mean of
-    the two numbers of weights.
+    `n_params` and `n_active`.
     """
     if model is not None and model.aa_index is not None:
         return model.aa_index, True
     if model is not None and model.mmlu_pro is not None:
         return _MMLU_REFERENCE[1] + (model.mmlu_pro - _MMLU_REFERENCE[0]) * _INDEX_PER_MMLU, True
-    size = math.sqrt(n_params * (n_active or n_params)) if n_params else 1.0
-    return _INDEX_OF_1B + POINTS_PER_DOUBLING * math.log2(max(1.0, size) / 1e9) - _UNMEASURED_DEDUCTION, False
+    effective_n_params = math.sqrt(n_params * (n_active or n_params)) if n_params else 1.0
+    doublings = math.log2(max(1.0, effective_n_params) / 1e9)
+    return _INDEX_OF_1B + POINTS_PER_DOUBLING * doublings - _UNMEASURED_DEDUCTION, False
 
 
 def quality(quant: str, n_params: int, n_active: int | None = None, model: CatalogueModel | None = None) -> Quality:
-    """Return the quality of a model file; `model` is its entry in the catalogue."""
-    points, is_measured = index(n_params, n_active, model)
+    """Return the quality of a model file; `model` is the model's catalogue entry, or None without an entry."""
+    points, is_measured = estimate_model_index(n_params, n_active, model)
     return Quality(index=points, is_measured=is_measured, loss=loss(quant, n_params))

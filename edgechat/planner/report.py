@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgechat.humanize import size
+from edgechat.humanize import format_size
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import MemoryEstimate
 from edgechat.planner.ranking import PROMPT_TOKENS, Evaluation
@@ -16,20 +16,20 @@ BAR_WIDTH: Final = 24
 """Width of a memory bar in characters."""
 MEMORY_PARTS: Final = (
     ("weights", "#", "weights"),
-    ("repacked", "+", "repacked weights"),
+    ("repacked_weights", "+", "repacked weights"),
     ("kv_cache", "k", "KV cache"),
     ("compute", "c", "compute buffers"),
     ("output", "c", "logits"),
     ("vocabulary", "p", "vocabulary and graphs"),
     ("speculation", "s", "speculation"),
     ("process", "p", "processes"),
-    ("observed_extra", "p", "observed beyond the estimate"),
+    ("observed_excess", "p", "excess measured in earlier loads"),
 )
-"""Fields of MemoryEstimate, with their character in a memory bar and their label."""
+"""Field of MemoryEstimate, character in a memory bar, and label of each part of the memory."""
 
 
 class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Table row of one candidate of `edgechat plan`. The encoded field names are the JSON format."""
+    """Table row of a candidate in `edgechat plan`. The encoded field names are part of the JSON output."""
 
     name: str
     quant: str
@@ -39,45 +39,47 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     is_fast_enough: bool
     """True if the model reaches the minimum speed, or if its speed is unknown."""
     verdict: str
-    """Short reason for or against the candidate."""
+    """Short text for the user that says why the candidate is suitable or not."""
     total_bytes: int
     """Planned memory, or the memory of the smallest load variant if the model does not fit."""
     memory: MemoryEstimate
     n_ctx: int | None
     decode_tps: float | None
     prefill_tps: float | None
-    ttft_1000_s: float | None
-    """Time to first token after a prompt of 1,000 tokens."""
+    ttft_1000_tokens_s: float | None = msgspec.field(name="ttft_1000_s")
+    """Time to first token after a prompt of 1,000 tokens, in seconds; None if unknown."""
     quality: float | None
-    """Quality score of the model in full precision, in points; None if unknown."""
+    """Quality score of the quantised model with the planned options, in points; None if unknown."""
     quality_loss: float | None
+    """Part of the quality score lost to quantisation and to the planned options, in points; None if unknown."""
     quality_is_measured: bool
     size_is_known: bool
     concessions: tuple[str, ...] = msgspec.field(name="trades")
     plan: dict[str, Any] | None
-    """Load options, threads and cache budgets; None if the model does not fit."""
+    """Planned load options, thread counts and cache budgets; None if the model does not fit."""
     reasons: dict[str, str]
 
 
-def plan_row(evaluation: Evaluation, choice: Evaluation | None) -> PlanRow:
-    """Return the table row of a candidate; `choice` is the automatic choice among all candidates."""
+def make_plan_row(evaluation: Evaluation, choice: Evaluation | None) -> PlanRow:
+    """Return the table row of a candidate; `choice` is the automatically chosen candidate, if any."""
     plan, speed, candidate = evaluation.plan, evaluation.speed, evaluation.candidate
     return PlanRow(
         name=candidate.name, quant=candidate.quant, is_installed=candidate.is_installed,
         is_chosen=evaluation is choice, fits=plan is not None, is_fast_enough=evaluation.is_fast_enough,
         verdict=evaluation.verdict, total_bytes=evaluation.memory.total, memory=evaluation.memory,
         n_ctx=plan.options.n_ctx if plan is not None else None,
-        decode_tps=_finite(speed.decode_tps if speed else None),
-        prefill_tps=_finite(speed.prefill_tps if speed else None),
-        ttft_1000_s=_finite(speed.ttft_s(PROMPT_TOKENS) if speed else None),
-        quality=_finite(evaluation.points), quality_loss=_finite(candidate.quality.index - evaluation.points),
+        decode_tps=_finite_or_none(speed.decode_tps if speed else None),
+        prefill_tps=_finite_or_none(speed.prefill_tps if speed else None),
+        ttft_1000_tokens_s=_finite_or_none(speed.ttft_s(PROMPT_TOKENS) if speed else None),
+        quality=_finite_or_none(evaluation.points),
+        quality_loss=_finite_or_none(candidate.quality.index - evaluation.points),
         quality_is_measured=candidate.quality.is_measured, size_is_known=not candidate.is_size_estimated,
         concessions=plan.concessions if plan is not None else (),
-        plan=_plan_fields(plan) if plan is not None else None, reasons=plan.reasons if plan is not None else {},
+        plan=_make_plan_fields(plan) if plan is not None else None, reasons=plan.reasons if plan is not None else {},
     )  # fmt: skip
 
 
-def _plan_fields(plan: LoadPlan) -> dict[str, Any]:
+def _make_plan_fields(plan: LoadPlan) -> dict[str, Any]:
     options: dict[str, Any] = msgspec.structs.asdict(plan.options)
     return options | {
         "n_threads": plan.n_threads, "n_threads_batch": plan.n_threads_batch, "n_batch": plan.n_batch,
@@ -86,46 +88,46 @@ def _plan_fields(plan: LoadPlan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _finite(value: float | None) -> float | None:
+def _finite_or_none(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 2)
 
 
-def memory_bar(memory: MemoryEstimate, available_bytes: int) -> str:
-    """Draw the memory budget as a bar with one character for each purpose; a final `>` if the model does not fit."""
-    drawn, total = "", 0
-    for name, sign, _ in MEMORY_PARTS:
+def format_memory_bar(memory: MemoryEstimate, available_bytes: int) -> str:
+    """Return a bar that shows the used part of the memory budget by purpose; ends in `>` if the model does not fit."""
+    bar, total = "", 0
+    for name, character, _ in MEMORY_PARTS:
         total += int(getattr(memory, name))
-        drawn += sign * (min(BAR_WIDTH, BAR_WIDTH * total // max(1, available_bytes)) - len(drawn))
-        if len(drawn) >= BAR_WIDTH:
-            return drawn[: BAR_WIDTH - 1] + (">" if memory.total > available_bytes else drawn[BAR_WIDTH - 1])
-    return drawn
+        bar += character * (min(BAR_WIDTH, BAR_WIDTH * total // max(1, available_bytes)) - len(bar))
+        if len(bar) >= BAR_WIDTH:
+            return bar[: BAR_WIDTH - 1] + (">" if memory.total > available_bytes else bar[BAR_WIDTH - 1])
+    return bar
 
 
 def sort_key(row: PlanRow) -> tuple[bool, bool, float]:
-    """Sort key of a row: first the chosen model, then models that fit by descending quality, then the others."""
+    """Return the sort key of a row: the chosen model, then models that fit by descending quality, then all others."""
     return (not row.is_chosen, not row.fits, -(row.quality if row.quality is not None else -1e9))
 
 
-def best_quants(rows: list[PlanRow]) -> list[PlanRow]:
-    """Return the first row of each catalogue model, and the rows of all installed models, from sorted `rows`."""
+def select_best_quants(rows: list[PlanRow]) -> list[PlanRow]:
+    """Return the rows of installed models and the first row of each catalogue model; `rows` must be sorted."""
     models: set[str] = set()
-    best = []
+    best_rows = []
     for row in rows:
         model = row.name if row.is_installed else row.name.partition(":")[0]
         if model not in models:
             models.add(model)
-            best.append(row)
-    return best
+            best_rows.append(row)
+    return best_rows
 
 
-def plan_lines(plan: LoadPlan) -> list[str]:
+def format_plan_lines(plan: LoadPlan) -> list[str]:
     """Format a plan as lines of text: memory by purpose, concessions, and the reason for each value."""
     lines = ["Memory"]
     for name, _, label in MEMORY_PARTS:
         n_bytes = int(getattr(plan.estimate, name))
         if n_bytes:
-            lines.append(f"  {label:<32}{size(n_bytes):>10}")
-    lines.append(f"  {'total':<32}{size(plan.estimate.total):>10}")
+            lines.append(f"  {label:<32}{format_size(n_bytes):>10}")
+    lines.append(f"  {'total':<32}{format_size(plan.estimate.total):>10}")
     if plan.concessions:
         lines += ["", "Concessions", *(f"  {concession}" for concession in plan.concessions)]
     lines += ["", "Reasons"]
@@ -136,17 +138,17 @@ def plan_lines(plan: LoadPlan) -> list[str]:
     return lines
 
 
-def row_lines(row: PlanRow, available_bytes: int) -> list[str]:
-    """Format a candidate as a few lines of text: verdict, memory, speed and quality."""
+def format_row_lines(row: PlanRow, available_bytes: int) -> list[str]:
+    """Format a table row as lines of text: verdict, memory, speed and quality."""
     lines = [f"{row.name}  {row.quant}", row.verdict]
     if available_bytes:
-        bar = memory_bar(row.memory, available_bytes)
-        lines.append(f"[{bar:<{BAR_WIDTH}}] {size(row.total_bytes)} of {size(available_bytes)}")
-    facts = [f"context {row.n_ctx}" if row.n_ctx else ""]
-    facts.append(f"about {row.decode_tps:.0f} tokens/s" if row.decode_tps else "speed unknown")
-    if row.ttft_1000_s:
-        facts.append(f"{row.ttft_1000_s:.0f} s to read 1,000 tokens")
+        bar = format_memory_bar(row.memory, available_bytes)
+        lines.append(f"[{bar:<{BAR_WIDTH}}] {format_size(row.total_bytes)} of {format_size(available_bytes)}")
+    properties = [f"context {row.n_ctx}" if row.n_ctx else ""]
+    properties.append(f"about {row.decode_tps:.0f} tokens/s" if row.decode_tps else "speed unknown")
+    if row.ttft_1000_tokens_s:
+        properties.append(f"{row.ttft_1000_tokens_s:.0f} s to read 1,000 tokens")
     if row.quality is not None:
-        facts.append(f"quality {max(0.0, row.quality):.1f}{'' if row.quality_is_measured else ' (estimated)'}")
-    lines.append(", ".join(fact for fact in facts if fact))
+        properties.append(f"quality {max(0.0, row.quality):.1f}{'' if row.quality_is_measured else ' (estimated)'}")
+    lines.append(", ".join(text for text in properties if text))
     return lines

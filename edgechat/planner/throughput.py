@@ -11,16 +11,16 @@ from edgechat.modelfile.header import Tensor
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 
-BATCHES: Final = (1, 4, 32)
+BATCH_SIZES: Final = (1, 4, 32)
 """Batch sizes (columns of a matrix product) that the kernel benchmark measures."""
 # Numbers of small operations (norms, rotations, sums, activations, KV cache writes) per layer, per layer with a
-# recurrent state, and per token, including sampling and the message to the client. Fitted to 17 files of six model
-# families with two threads; `edgechat bench memory` shows the prediction error.
-_LAYER_OPERATIONS: Final = 20
-_STATE_LAYER_OPERATIONS: Final = 40
-_TOKEN_OPERATIONS: Final = 260
-# Lookup tables, of which each token reads one row.
-_LOOKUP_TABLES: Final = (
+# recurrent state, and per token (including sampling and the message to the client). The numbers were fitted to 17 files
+# of six model families with two threads; `edgechat bench memory` shows the prediction error.
+_N_LAYER_OPERATIONS: Final = 20
+_N_STATE_LAYER_OPERATIONS: Final = 40
+_N_TOKEN_OPERATIONS: Final = 260
+# Tensors that are only lookup tables: each token reads one row of them.
+_LOOKUP_TENSORS: Final = (
     "token_embd.weight",
     "per_layer_token_embd.weight",
     "position_embd.weight",
@@ -29,40 +29,40 @@ _LOOKUP_TABLES: Final = (
 
 
 class KernelSpeeds(msgspec.Struct, frozen=True, kw_only=True):
-    """Kernel benchmark results of one backend on this machine. The encoded field names are part of a state file."""
+    """Kernel benchmark results of one backend on this machine. The encoded field names are part of the cache file."""
 
     backend: str
     n_threads: int
-    products: dict[str, dict[int, float]]
-    """Weights multiplied per second, by tensor type and batch size, in the layout of loaded models."""
-    plain: dict[str, dict[int, float]] = {}
-    """Weights multiplied per second in the layout of the file, for tensor types that are repacked when loaded."""
-    attention: dict[str, dict[int, float]] = {}
-    """Elements of the KV cache read per second by attention, by KV type and batch size."""
+    product_rates: dict[str, dict[int, float]] = msgspec.field(name="products")
+    """Number of weights multiplied per second in the layout of loaded models, by tensor type and batch size."""
+    file_layout_product_rates: dict[str, dict[int, float]] = msgspec.field(default_factory=dict, name="plain")
+    """Number of weights multiplied per second in the layout of the file, for tensor types that loading repacks."""
+    attention_rates: dict[str, dict[int, float]] = msgspec.field(default_factory=dict, name="attention")
+    """Number of KV cache elements that attention reads per second, by KV cache type and batch size."""
     operations_per_s: float = 0.0
-    """Small operations per second, run one after another."""
+    """Number of small ggml operations that the backend executes per second, one after another."""
     products_per_s: float = 0.0
-    """Products of small matrices per second."""
-    decode_threads: int = 0
-    """Number of threads with the fastest decoding; 0 if only `n_threads` was measured."""
-    prefill_threads: int = 0
-    """Number of threads with the fastest prefill; 0 if only `n_threads` was measured."""
-    max_threads: int = msgspec.field(default=0, name="most_threads")
-    """Largest number of threads measured. The result is outdated if the number of usable cores differs."""
+    """Number of products of small matrices that the backend computes per second."""
+    n_decode_threads: int = msgspec.field(default=0, name="decode_threads")
+    """Number of threads that decodes fastest; 0 if only `n_threads` was measured."""
+    n_prefill_threads: int = msgspec.field(default=0, name="prefill_threads")
+    """Number of threads that prefills fastest; 0 if only `n_threads` was measured."""
+    max_n_threads: int = msgspec.field(default=0, name="most_threads")
+    """Largest measured number of threads. The results are outdated if the number of usable CPUs has changed."""
 
     @property
-    def read_bps(self) -> float:
-        """Highest rate of reading weights while decoding, in bytes per second: about the memory bandwidth."""
-        types = {kind.name: kind for kind in TENSOR_TYPES.values()}
+    def read_bytes_per_s(self) -> float:
+        """Highest rate at which decoding reads weights, in bytes per second: about the memory bandwidth."""
+        types = {tensor_type.name: tensor_type for tensor_type in TENSOR_TYPES.values()}
         return max(
-            (rates[1] * types[name].block_bytes / types[name].block_size for name, rates in self.products.items()
+            (rates[1] * types[name].block_bytes / types[name].block_size for name, rates in self.product_rates.items()
              if name in types and 1 in rates), default=0.0,
         )  # fmt: skip
 
     @property
     def repacked_types(self) -> frozenset[str]:
-        """Tensor types that this backend repacks into another layout than that of the file."""
-        return frozenset(self.plain)
+        """Tensor types that this backend repacks into a layout that differs from the layout of the file."""
+        return frozenset(self.file_layout_product_rates)
 
 
 class PredictedSpeed(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,32 +81,32 @@ def predict_speed(
     profile: ModelProfile, speeds: KernelSpeeds, *, n_past: int = 256, kv_type: str = "F16",
     use_extra_bufts: bool = True,
 ) -> PredictedSpeed | None:  # fmt: skip
-    """Predict the speed with `n_past` tokens in the context. Returns None if a tensor type was not measured."""
-    decode_s = _step_s(profile, speeds, 1, use_extra_bufts=use_extra_bufts)
-    prefill_s = _step_s(profile, speeds, BATCHES[-1], use_extra_bufts=use_extra_bufts)
+    """Predict the speed with `n_past` tokens in the context; None if `speeds` lacks a tensor type of the model."""
+    decode_s = _predict_step_s(profile, speeds, 1, use_extra_bufts=use_extra_bufts)
+    prefill_s = _predict_step_s(profile, speeds, BATCH_SIZES[-1], use_extra_bufts=use_extra_bufts)
     if decode_s is None or prefill_s is None:
         return None
     n_elements = n_past * sum(
         layer.kv_width * layer.n_head / layer.n_head_kv for layer in profile.layers if layer.n_head_kv
-    )  # all heads of a group read the same keys and values
-    rates = speeds.attention.get(kv_type.lower()) or speeds.attention.get("f16") or {}
+    )  # each query head reads the keys and values of its group
+    rates = speeds.attention_rates.get(kv_type.lower()) or speeds.attention_rates.get("f16") or {}
     if rates:
         decode_s += n_elements / rates.get(1, math.inf)
-        prefill_s += BATCHES[-1] * n_elements / rates.get(BATCHES[-1], math.inf)
-    if decode_s <= 0 or prefill_s <= 0:  # a file without matrix products
+        prefill_s += BATCH_SIZES[-1] * n_elements / rates.get(BATCH_SIZES[-1], math.inf)
+    if decode_s <= 0 or prefill_s <= 0:  # the model has no matrix products
         return None
-    return PredictedSpeed(decode_tps=1.0 / decode_s, prefill_tps=BATCHES[-1] / prefill_s)
+    return PredictedSpeed(decode_tps=1.0 / decode_s, prefill_tps=BATCH_SIZES[-1] / prefill_s)
 
 
-def speed_by_bandwidth(
-    profile: ModelProfile, read_bps: float, gpu_read_bps: float = 0.0, gpu_fraction: float = 0.0
+def predict_speed_by_bandwidth(
+    profile: ModelProfile, read_bytes_per_s: float, gpu_read_bytes_per_s: float = 0.0, gpu_fraction: float = 0.0
 ) -> PredictedSpeed | None:
     """Predict the decode speed from memory bandwidth alone; `gpu_fraction` of the weights is on a GPU.
 
     The prefill speed is NaN. Returns None if a bandwidth is unknown.
     """
     read_bytes = sum(t.size_bytes * _used_fraction(profile, t) for t in _used_tensors(profile))
-    parts = ((1.0 - gpu_fraction, read_bps), (gpu_fraction, gpu_read_bps))
+    parts = ((1.0 - gpu_fraction, read_bytes_per_s), (gpu_fraction, gpu_read_bytes_per_s))
     if not read_bytes or any(fraction > 0 and bytes_per_s <= 0 for fraction, bytes_per_s in parts):
         return None
     return PredictedSpeed(
@@ -117,53 +117,58 @@ def speed_by_bandwidth(
     )  # fmt: skip
 
 
-def _step_s(profile: ModelProfile, speeds: KernelSpeeds, n_tokens: int, *, use_extra_bufts: bool) -> float | None:
-    """Return the time of a step of `n_tokens` without attention, in seconds; None if a tensor type was not measured."""
+def _predict_step_s(
+    profile: ModelProfile, speeds: KernelSpeeds, n_tokens: int, *, use_extra_bufts: bool
+) -> float | None:
+    """Return the time of a step of `n_tokens` without attention, in seconds; None if `speeds` lacks a tensor type."""
     total_s, n_products = 0.0, 0
     for tensor in _used_tensors(profile):
         if len(tensor.shape) > 1 and min(tensor.shape[:2]) > 1:
-            rates = speeds.products.get(tensor.type)
+            rates = speeds.product_rates.get(tensor.type)
             if not use_extra_bufts:
-                rates = speeds.plain.get(tensor.type, rates or {})
+                rates = speeds.file_layout_product_rates.get(tensor.type, rates or {})
             if not rates:
                 return None
             n_products += 1
-            total_s += _product_s(profile, tensor, rates, n_tokens)
-    if n_tokens > 1:  # in the large batches of prefill, only matrix products take noticeable time
+            total_s += _predict_product_s(profile, tensor, rates, n_tokens)
+    if n_tokens > 1:  # in a large prefill batch, only matrix products take noticeable time
         return total_s
-    n_states = profile.n_state_layers
+    n_state_layers = profile.n_state_layers
     n_operations = (
-        _TOKEN_OPERATIONS + n_states * _STATE_LAYER_OPERATIONS + (profile.n_layers - n_states) * _LAYER_OPERATIONS
+        _N_TOKEN_OPERATIONS
+        + n_state_layers * _N_STATE_LAYER_OPERATIONS
+        + (profile.n_layers - n_state_layers) * _N_LAYER_OPERATIONS
     )
-    for count, per_s in ((n_operations, speeds.operations_per_s), (n_products, speeds.products_per_s)):
-        total_s += count / per_s if per_s else 0.0
+    for count, rate_per_s in ((n_operations, speeds.operations_per_s), (n_products, speeds.products_per_s)):
+        total_s += count / rate_per_s if rate_per_s else 0.0
     return total_s
 
 
-def _product_s(profile: ModelProfile, tensor: Tensor, rates: dict[int, float], n_tokens: int) -> float:
+def _predict_product_s(profile: ModelProfile, tensor: Tensor, rates: dict[int, float], n_tokens: int) -> float:
     n_weights = math.prod(tensor.shape)
     if tensor.name in {"output.weight", "token_embd.weight"}:
-        return n_weights / rates[1] if n_tokens == 1 else 0.0  # only the last token of a prompt has logits
+        return n_weights / rates[1] if n_tokens == 1 else 0.0  # only the last token of a prompt needs logits
     fraction = _used_fraction(profile, tensor)
     if fraction == 1.0 or n_tokens == 1:
         return fraction * n_weights / rates[n_tokens]
-    # A batch uses more experts than a single token, and each expert multiplies fewer columns.
+    # A batch activates more experts than a single token does, but each expert processes only some of the batch's
+    # tokens.
     batch_fraction = max(fraction, 1.0 - (1.0 - fraction) ** n_tokens)
-    columns = max(1.0, n_tokens * fraction / batch_fraction)
-    batch = max(b for b in BATCHES if b <= columns)
-    return batch_fraction * n_weights / rates[batch] * columns / batch
+    n_columns = max(1.0, n_tokens * fraction / batch_fraction)
+    batch_size = max(b for b in BATCH_SIZES if b <= n_columns)
+    return batch_fraction * n_weights / rates[batch_size] * n_columns / batch_size
 
 
 def _used_fraction(profile: ModelProfile, tensor: Tensor) -> float:
-    """Return the fraction of a tensor's weights that one token uses, which is below 1 for expert tensors."""
+    """Return the fraction of a tensor's weights that one token uses: below 1 for expert tensors, otherwise 1."""
     if profile.n_experts and profile.n_experts_used and "_exps." in tensor.name:
         return min(1.0, profile.n_experts_used / profile.n_experts)
     return 1.0
 
 
 def _used_tensors(profile: ModelProfile) -> list[Tensor]:
-    """Return the tensors that each step multiplies: all except lookup tables."""
-    tables = set(_LOOKUP_TABLES)
+    """Return the tensors that each step multiplies, that is, all except lookup tables."""
+    table_names = set(_LOOKUP_TENSORS)
     if not profile.has_output_tensor:  # the token embedding is also the output matrix
-        tables.remove("token_embd.weight")
-    return [t for t in profile.tensors if t.name not in tables]
+        table_names.remove("token_embd.weight")
+    return [t for t in profile.tensors if t.name not in table_names]

@@ -1,1 +1,1 @@
-"""Prefix cache: a tree over token sequences, and their KV memory saved in RAM and on disk. Imports no llama.cpp."""
+"""Prefix cache: a tree of token sequences, with their KV memory saved in RAM and on disk. Does not import llama.cpp."""

@@ -1,4 +1,4 @@
-"""KV segment: the saved memory of a range of token positions."""
+"""KV segment: saved KV memory of a range of token positions."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ class KvSegment:
         self.node = node
         self.start = start
         self.conversation = conversation
-        """Conversation that the tokens belong to; "" if the segment must not be written to disk."""
+        """Id of the conversation that the tokens belong to; "" if the segment must not be written to disk."""
         self.can_resume = can_resume
-        """True if memory that cannot be truncated can continue at the end of this segment."""
+        """True if decoding can continue at the end of this segment even if sequences cannot be truncated."""
         self.n_bytes = n_bytes
         self.data: bytearray | None = None
         """Copy of the KV memory in RAM; None if there is no copy."""
         self.file: Path | None = None
-        """File that holds the KV memory; None if it was not written."""
+        """Path of the file that holds the KV memory; None if no file was written."""
         self.is_pending_write = False
-        """True from the request to write the segment until the disk thread has finished with it."""
+        """True while the segment is queued for the disk thread or being written."""
         self.last_used = 0
         """Time of the last use, in ticks of the segment store's clock."""
 
     @property
     def has_data(self) -> bool:
-        """True if the memory is in RAM or in a file, or is being written to one."""
+        """True if the KV memory is in RAM or in a file, or is being written to a file."""
         return self.data is not None or self.file is not None or self.is_pending_write
 
     @property
     def end(self) -> int:
-        """Position after the last token of the segment."""
+        """Position after the last token of this segment."""
         return self.node.end

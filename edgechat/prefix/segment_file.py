@@ -1,7 +1,7 @@
-"""File format of KV segments: magic, header with checksum, data.
+"""File format of KV segments.
 
-`MAGIC`, header length (u32), header (msgpack of `SegmentHeader`), CRC-32 of the header (u32), data. Integers are
-little-endian.
+A file consists of `MAGIC`, the length of the header (u32), the header (`SegmentHeader` as msgpack), the CRC-32 of the
+header (u32), and the data. Integers are little-endian.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import msgspec
 
 from edgechat.prefix.segment import KvSegment
 
-# The last byte is the version of the format.
+# File signature; its last byte is the format version.
 MAGIC: Final = b"edgechat prefix\x01"
 _MAX_HEADER_BYTES: Final = 64 << 20
 _WRITE_CHUNK_BYTES: Final = 4 << 20
-# Larger reads are slower, because they exceed the read-ahead of the operating system.
+# Size of a read. Larger reads are slower, because they exceed the read-ahead of the operating system.
 _READ_CHUNK_BYTES: Final = 256 << 10
 
 
 class SegmentHeader(msgspec.Struct, frozen=True, array_like=True):
-    """Header of a segment file."""
+    """Header of a segment file: position range, tokens, and size and checksum of the data."""
 
     start: int
     can_resume: bool
     n_bytes: int
     crc32: int
     """CRC-32 of the data."""
-    path: bytes
-    """All tokens from the root to the end of the segment, as 32-bit integers."""
+    token_bytes: bytes
+    """All tokens from the root to the end of the segment, as packed 32-bit integers."""
 
     @property
     def tokens(self) -> list[int]:
         """All tokens from the root to the end of the segment."""
-        return array("i", self.path).tolist()
+        return array("i", self.token_bytes).tolist()
 
 
 class InvalidSegmentError(Exception):
@@ -48,7 +48,7 @@ class InvalidSegmentError(Exception):
 def write_segment(
     file: BufferedWriter, segment: KvSegment, tokens: Sequence[int], data: bytearray, pause: Callable[[], None]
 ) -> None:
-    """Write the header and the data of a segment; `tokens` is its path from the root.
+    """Write the header and the data of a segment; `tokens` are all tokens from the root to its end node.
 
     `pause` is called before each chunk of 4 MiB and may block.
     """
@@ -60,7 +60,7 @@ def write_segment(
     header = msgspec.msgpack.encode(
         SegmentHeader(segment.start, segment.can_resume, len(data), crc, array("i", tokens).tobytes())
     )
-    file.write(MAGIC + _u32(len(header)) + header + _u32(zlib.crc32(header)))
+    file.write(MAGIC + _encode_u32(len(header)) + header + _encode_u32(zlib.crc32(header)))
     for start in range(0, len(data), _WRITE_CHUNK_BYTES):
         pause()
         file.write(view[start : start + _WRITE_CHUNK_BYTES])
@@ -74,13 +74,13 @@ def read_header(file: BufferedReader) -> SegmentHeader:
     if size > _MAX_HEADER_BYTES:
         raise InvalidSegmentError
     body = file.read(size)
-    if len(body) != size or file.read(4) != _u32(zlib.crc32(body)):
+    if len(body) != size or file.read(4) != _encode_u32(zlib.crc32(body)):
         raise InvalidSegmentError
     try:
         header = msgspec.msgpack.decode(body, type=SegmentHeader)
     except msgspec.MsgspecError as error:
         raise InvalidSegmentError from error
-    n_tokens, remainder = divmod(len(header.path), 4)
+    n_tokens, remainder = divmod(len(header.token_bytes), 4)
     if remainder or not 0 <= header.start < n_tokens or header.n_bytes < 0:
         raise InvalidSegmentError
     return header
@@ -88,18 +88,18 @@ def read_header(file: BufferedReader) -> SegmentHeader:
 
 def read_data(file: BufferedReader, view: memoryview) -> None:
     """Read `len(view)` bytes into `view`. Raises InvalidSegmentError if the file is shorter, and OSError."""
-    n_read = 0
-    while n_read < len(view):
-        count = file.readinto(view[n_read : n_read + _READ_CHUNK_BYTES])
-        if not count:
+    n_read_bytes = 0
+    while n_read_bytes < len(view):
+        n_chunk_bytes = file.readinto(view[n_read_bytes : n_read_bytes + _READ_CHUNK_BYTES])
+        if not n_chunk_bytes:
             raise InvalidSegmentError
-        n_read += count
+        n_read_bytes += n_chunk_bytes
 
 
 def has_valid_checksum(header: SegmentHeader, data: memoryview) -> bool:
-    """Return True if `data` has the checksum that the header records."""
+    """Return whether the checksum of `data` equals the checksum in the header."""
     return zlib.crc32(data) == header.crc32
 
 
-def _u32(number: int) -> bytes:
+def _encode_u32(number: int) -> bytes:
     return number.to_bytes(4, "little")

@@ -1,4 +1,4 @@
-"""Segment store: all saved segments of a prefix cache, in RAM under a cap and in the files of the disk tier."""
+"""Segment store: all saved segments of a prefix cache, in RAM (under a cap) and in the files of the disk tier."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from edgechat.prefix.tree import Node, PrefixTree
 
 
 class SegmentStore:
-    """Segments of all conversations, registered at the nodes of the prefix tree."""
+    """Segments of all conversations, each registered at a node of the prefix tree."""
 
     def __init__(
-        self, tree: PrefixTree, live_nodes: Callable[[], set[Node]], ram_cap_bytes: int, disk: DiskTier | None
+        self, tree: PrefixTree, find_live_nodes: Callable[[], set[Node]], ram_cap_bytes: int, disk: DiskTier | None
     ) -> None:
-        """`live_nodes` returns the nodes of live sequences; segments at these nodes are discarded from RAM first."""
+        """Create an empty store; `find_live_nodes` returns the tree nodes of all live sequences."""
         self.segments: set[KvSegment] = set()
         self.ram_cap_bytes = ram_cap_bytes
         self.disk = disk
         self._tree = tree
-        self._live_nodes = live_nodes
+        self._find_live_nodes = find_live_nodes
         self._clock = itertools.count(1)
 
     @property
-    def has_tier(self) -> bool:
+    def can_save_any(self) -> bool:
         """True if segments can be saved in RAM or on disk."""
         return bool(self.ram_cap_bytes) or self.disk is not None
 
     def can_save(self, conversation: str) -> bool:
-        """Return True if a tier accepts segments of `conversation`; without an id, only RAM does."""
+        """Return whether segments of `conversation` can be saved; with an empty id, they can be saved only in RAM."""
         return bool(self.ram_cap_bytes) or (self.disk is not None and bool(conversation))
 
     def load_headers(self, conversation: str) -> None:
-        """Add segments for the files of a conversation that are not registered yet."""
+        """Register segments for the files of a conversation that have no segment yet."""
         if self.disk is None:
             return
-        for path, header in self.disk.new_files(conversation):
+        for path, header in self.disk.list_new_files(conversation):
             node = self._tree.insert(header.tokens)
             segment = KvSegment(
                 node, header.start, conversation, can_resume=header.can_resume, n_bytes=header.n_bytes
@@ -48,7 +48,7 @@ class SegmentStore:
             self.add(segment)
 
     def add(self, segment: KvSegment) -> None:
-        """Register a segment at its node, and discard other segments if RAM is over its cap."""
+        """Register a segment at its node; discard data of other segments from RAM if RAM is above its cap."""
         self.mark_used(segment)
         segment.node.n_segments += 1
         self.segments.add(segment)
@@ -61,29 +61,27 @@ class SegmentStore:
         self._tree.prune(segment.node)
 
     def mark_used(self, segment: KvSegment) -> None:
-        """Make a segment the most recently used one."""
+        """Mark a segment as the most recently used segment."""
         segment.last_used = next(self._clock)
 
-    def count_covered(self, tokens: Sequence[int], conversation: str, *, can_truncate: bool) -> int:
-        """Return how many leading tokens the segments of `conversation` can restore."""
+    def count_covered_tokens(self, tokens: Sequence[int], conversation: str, *, can_truncate: bool) -> int:
+        """Return the number of leading tokens that can be restored from the segments of `conversation`."""
         match = self._tree.match(tokens)
-        own_segments = [s for s in self.segments if s.conversation == conversation and s.has_data]
+        candidates = [s for s in self.segments if s.conversation == conversation and s.has_data]
         if not can_truncate:
-            return max((s.end for s in own_segments if s.can_resume and match.n_shared(s.node) == s.end), default=0)
+            return max((s.end for s in candidates if s.can_resume and match.n_shared(s.node) == s.end), default=0)
         n_covered = 0
-        while (
-            end := max((match.n_shared(s.node) for s in own_segments if s.start <= n_covered), default=0)
-        ) > n_covered:
+        while (end := max((match.n_shared(s.node) for s in candidates if s.start <= n_covered), default=0)) > n_covered:
             n_covered = end
         return n_covered
 
     def read(self, segments: Sequence[KvSegment]) -> Iterator[tuple[KvSegment, bytearray | memoryview | None]]:
-        """Iterate over `segments` with their data: a bytearray from RAM, a memoryview from disk, None if lost."""
-        in_ram = [(s, s.data) for s in segments]  # hold references: an eviction may clear `data`
-        files = [(s.file, s.node.path()) for s, data in in_ram if data is None and s.file is not None]
-        with contextlib.closing(self._read_files(files)) as from_disk:
-            for segment, data in in_ram:
-                yield segment, next(from_disk, None) if data is None else data
+        """Yield each segment with its data: a bytearray from RAM, a memoryview from disk, or None if it was lost."""
+        segment_data = [(s, s.data) for s in segments]  # keep references, because an eviction may clear `s.data`
+        files = [(s.file, s.node.path()) for s, data in segment_data if data is None and s.file is not None]
+        with contextlib.closing(self._read_files(files)) as disk_data:
+            for segment, data in segment_data:
+                yield segment, next(disk_data, None) if data is None else data
 
     def _read_files(self, files: Sequence[tuple[Path, list[int]]]) -> Generator[memoryview | None, None, None]:
         if self.disk is not None and files:
@@ -94,16 +92,16 @@ class SegmentStore:
         if self.disk is not None:
             self.disk.queue_write(segment, segment.node.path())
 
-    def write_next(self) -> bool:
+    def write_next_segment(self) -> bool:
         """Queue one RAM-only segment for the disk thread; return False if the disk tier accepts no such segment."""
         for segment in self.segments:
             is_only_in_ram = segment.data is not None and segment.file is None
-            if is_only_in_ram and self.disk is not None and self.disk.accepts(segment.conversation):
+            if is_only_in_ram and self.disk is not None and self.disk.accepts_conversation(segment.conversation):
                 self.write(segment)
                 return True
         return False
 
-    def remove_empty(self) -> None:
+    def remove_empty_segments(self) -> None:
         """Remove segments without data in RAM or on disk, such as segments of failed writes."""
         for segment in list(self.segments):
             if not segment.has_data:
@@ -111,21 +109,21 @@ class SegmentStore:
         self._limit_ram()
 
     def _limit_ram(self) -> None:
-        """Discard data in RAM until it is under the cap.
+        """Discard data of segments from RAM until RAM is under the cap.
 
-        Segments that are on disk and in a live sequence are discarded first, then the least recently used segments.
-        Segments that wait to be written stay in RAM.
+        Data that is also on disk and in a live sequence is discarded first, then the least recently used data. Segments
+        that wait to be written stay in RAM.
         """
-        live = self._live_nodes()
-        in_ram = sorted(
+        live_nodes = self._find_live_nodes()
+        segments_in_ram = sorted(
             (s for s in self.segments if s.data is not None),
-            key=lambda s: (s.is_pending_write, not (s.file is not None and s.node in live), s.last_used),
+            key=lambda s: (s.is_pending_write, not (s.file is not None and s.node in live_nodes), s.last_used),
         )
-        total = sum(s.n_bytes for s in in_ram)
-        for segment in in_ram:
-            if total <= self.ram_cap_bytes or segment.is_pending_write:
+        total_bytes = sum(s.n_bytes for s in segments_in_ram)
+        for segment in segments_in_ram:
+            if total_bytes <= self.ram_cap_bytes or segment.is_pending_write:
                 return
-            total -= segment.n_bytes
+            total_bytes -= segment.n_bytes
             segment.data = None
             if not segment.has_data:
                 self.remove(segment)

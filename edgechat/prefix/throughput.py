@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-# Defaults before the first measurement, low on purpose: a wrong estimate costs most on a slow machine.
-_DEFAULT_PREFILL_TPS: Final = 50.0
-_DEFAULT_RAM_BPS: Final = 1e9
-_DEFAULT_DISK_BPS: Final = 100e6
+# Defaults before the first measurement. They are low, because a wrong estimate costs most time on a slow machine.
+_DEFAULT_PREFILL_TOKENS_PER_S: Final = 50.0
+_DEFAULT_RAM_BYTES_PER_S: Final = 1e9
+_DEFAULT_DISK_BYTES_PER_S: Final = 100e6
 # Weight of a new measurement in the moving average.
-_WEIGHT: Final = 0.3
-# Shorter measurements are ignored, because the resolution of the clock would distort them.
-_MIN_S: Final = 1e-4
+_MEASUREMENT_WEIGHT: Final = 0.3
+# Minimum duration of a measurement; the resolution of the clock would distort shorter measurements.
+_MIN_DURATION_S: Final = 1e-4
 
 
 class Throughput:
@@ -21,16 +21,19 @@ class Throughput:
         self.per_s = default_per_s
         self._is_measured = False
 
-    def record(self, amount: float, seconds: float) -> None:
-        """Add the measurement of `amount` in `seconds`; ignore zero amounts and times below 0.1 ms."""
-        if amount <= 0 or seconds < _MIN_S:
+    def record(self, amount: float, elapsed_s: float) -> None:
+        """Add a measurement: `amount` was processed in `elapsed_s`. Ignore zero amounts and times below 0.1 ms."""
+        if amount <= 0 or elapsed_s < _MIN_DURATION_S:
             return
-        measured_per_s = amount / seconds
-        self.per_s = self.per_s + _WEIGHT * (measured_per_s - self.per_s) if self._is_measured else measured_per_s
+        measured_per_s = amount / elapsed_s
+        if self._is_measured:
+            self.per_s += _MEASUREMENT_WEIGHT * (measured_per_s - self.per_s)
+        else:
+            self.per_s = measured_per_s
         self._is_measured = True
 
     def duration_s(self, amount: float) -> float:
-        """Return the expected time for `amount`, in seconds."""
+        """Return the expected time to process `amount`, in seconds."""
         return amount / self.per_s
 
 
@@ -38,9 +41,9 @@ class PrefixThroughput:
     """Throughput of prefill, and of restoring segments from RAM and from disk."""
 
     def __init__(self) -> None:
-        self.prefill = Throughput(_DEFAULT_PREFILL_TPS)
+        self.prefill = Throughput(_DEFAULT_PREFILL_TOKENS_PER_S)
         """Prefill throughput in tokens per second."""
-        self.ram = Throughput(_DEFAULT_RAM_BPS)
+        self.ram = Throughput(_DEFAULT_RAM_BYTES_PER_S)
         """Restore throughput from RAM, in bytes per second."""
-        self.disk = Throughput(_DEFAULT_DISK_BPS)
+        self.disk = Throughput(_DEFAULT_DISK_BYTES_PER_S)
         """Restore throughput from a file, in bytes per second."""

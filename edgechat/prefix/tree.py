@@ -1,4 +1,4 @@
-"""Prefix tree over token sequences: every path from the root is a prefix that a sequence or a segment holds."""
+"""Prefix tree of token sequences: each path from the root is a prefix of a live sequence or a saved segment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgechat.prefix.common_prefix import common_prefix_length
 
 
 class Node:
-    """Node of the prefix tree: the tokens after the parent's path, and the sequences and segments that end there."""
+    """Node of the prefix tree: tokens after the parent's path, and the sequences and segments that end there."""
 
     __slots__ = ("children", "end", "n_segments", "parent", "seqs", "tokens")
 
@@ -20,13 +20,13 @@ class Node:
         self.children: dict[int, Node] = {}
         """Child nodes by their first token."""
         self.seqs: set[int] = set()
-        """Live sequences that hold exactly the path to this node."""
+        """Ids of the live sequences whose tokens are exactly the path to this node."""
         self.n_segments = 0
         """Number of saved segments that end at this node."""
 
     @property
     def is_in_use(self) -> bool:
-        """True if a sequence or a segment ends at this node or below it."""
+        """True if a sequence or a segment ends at or below this node; always True for the root."""
         return bool(self.seqs or self.n_segments or self.children or self.parent is None)
 
     def path(self) -> list[int]:
@@ -40,20 +40,20 @@ class Node:
 
 
 class Match:
-    """Longest path of the tree that a prompt follows, and the prefix length that the prompt shares with any node."""
+    """Result of matching a prompt against the tree: the matched path and the number of matched tokens."""
 
     def __init__(self, nodes: list[Node], n_tokens: int) -> None:
-        """Store the matched `nodes`, root first. The match has `n_tokens` tokens and may end within the last node."""
+        """Store the matched path of `nodes`, root first; only the first `n_tokens` of the path match the prompt."""
         self.n_tokens = n_tokens
-        self._shared = {id(node): min(node.end, n_tokens) for node in nodes}
+        self._n_shared_by_id = {id(node): min(node.end, n_tokens) for node in nodes}
 
     def n_shared(self, node: Node) -> int:
-        """Return the number of tokens that the prompt shares with the path to `node`."""
-        current: Node | None = node
-        while current is not None:
-            if id(current) in self._shared:
-                return self._shared[id(current)]
-            current = current.parent
+        """Return the length of the common prefix of the prompt and the path to `node`."""
+        ancestor: Node | None = node
+        while ancestor is not None:
+            if id(ancestor) in self._n_shared_by_id:
+                return self._n_shared_by_id[id(ancestor)]
+            ancestor = ancestor.parent
         return 0
 
 
@@ -64,7 +64,7 @@ class PrefixTree:
         self.root = Node(None, ())
 
     def match(self, tokens: Sequence[int]) -> Match:
-        """Match the longest prefix of `tokens` that is in the tree."""
+        """Find the longest prefix of `tokens` that is in the tree."""
         node, nodes, position = self.root, [self.root], 0
         while position < len(tokens) and (child := node.children.get(tokens[position])) is not None:
             nodes.append(child)
@@ -76,7 +76,7 @@ class PrefixTree:
         return Match(nodes, position)
 
     def insert(self, tokens: Sequence[int]) -> Node:
-        """Return the node whose path is exactly `tokens`; creates it, and splits an existing node if needed."""
+        """Return the node whose path is exactly `tokens`; if needed, create it or split an existing node."""
         node, position = self.root, 0
         while position < len(tokens):
             child = node.children.get(tokens[position])
@@ -89,7 +89,7 @@ class PrefixTree:
         return node
 
     def _split(self, node: Node, n_tokens: int) -> Node:
-        """Move the first `n_tokens` of `node` to a new parent node, and return the new parent."""
+        """Move the first `n_tokens` of `node` to a new node between `node` and its parent; return the new node."""
         parent = node.parent
         if parent is None:
             return node
@@ -101,7 +101,7 @@ class PrefixTree:
         return new_parent
 
     def prune(self, node: Node) -> None:
-        """Remove `node` and its ancestors up to the first one that is still in use."""
+        """Remove `node` and its ancestors, up to the first node that is still in use."""
         while not node.is_in_use and (parent := node.parent) is not None:
             if parent.children.get(node.tokens[0]) is node:
                 del parent.children[node.tokens[0]]
@@ -109,8 +109,8 @@ class PrefixTree:
 
     def nodes(self) -> Iterator[Node]:
         """Iterate over all nodes, parents before children."""
-        pending = [self.root]
-        while pending:
-            node = pending.pop()
+        pending_nodes = [self.root]
+        while pending_nodes:
+            node = pending_nodes.pop()
             yield node
-            pending.extend(node.children.values())
+            pending_nodes.extend(node.children.values())

@@ -17,7 +17,7 @@ from edgechat.prompt.roles import fold_system_prompt
 
 # Maximum length of a token in bytes. The longest tokens of common vocabularies are runs of spaces.
 _MAX_TOKEN_BYTES: Final = 128
-# Two texts whose first tokens differ in every vocabulary, to find where prompts diverge.
+# Two texts whose first tokens differ in every vocabulary, used to find where prompts diverge.
 DISTINCT_TEXTS: Final = ("0", "x")
 
 
@@ -25,37 +25,37 @@ class PromptOptions(NamedTuple):
     """Template options of one prompt."""
 
     think: bool
-    """True to enable reasoning before the content; ignored if the template cannot switch reasoning."""
+    """True to enable reasoning before the content; ignored if the template cannot turn reasoning on or off."""
     tools: Sequence[Mapping[str, Any]] = ()
     """Functions that the model may call, in the format of the OpenAI API."""
 
 
 class BuiltPrompt(NamedTuple):
-    """Tokens of a prompt, and the phase in which the reply begins."""
+    """Tokens of a prompt, and the initial phase for parsing the reply to it."""
 
     tokens: list[int]
     phase: ReplyPhase
-    """Phase of the reply's first token, for `ReasoningSplitter`."""
+    """Initial phase of the reply's `ReasoningSplitter`: "reasoning" if the prompt ends with the start tag."""
     turn_starts: list[int]
-    """Token positions at which later prompts will diverge from this prompt. Empty if the KV cache can be truncated."""
+    """Token positions at which later prompts will diverge; empty if the KV cache can be truncated at any token."""
 
 
 class PromptBuilder:
     """Builder of prompts for one loaded model. Thread-safe."""
 
-    def __init__(self, engine: EngineClient, render: Renderer, loaded: Loaded) -> None:
+    def __init__(self, engine: EngineClient, template_renderer: Renderer, model_properties: Loaded) -> None:
         self._engine = engine
-        self._renderer = render
-        self._loaded = loaded
-        self._template = loaded.chat_template or renderer.PLAIN_TEMPLATE
+        self._renderer = template_renderer
+        self._model_properties = model_properties
+        self._template = model_properties.chat_template or renderer.PLAIN_TEMPLATE
         self.reasoning_format: ReasoningFormat | None = reasoning.detect_reasoning_format(self._template)
         self.can_switch_reasoning = reasoning.can_switch_reasoning(self._template)
-        self.stop_strings = [renderer.PLAIN_STOP] if loaded.chat_template is None else []
+        self.stop_strings = [renderer.PLAIN_STOP_STRING] if model_properties.chat_template is None else []
 
     @property
     def n_ctx(self) -> int:
-        """Context length of the model as loaded, in tokens."""
-        return self._loaded.n_ctx
+        """Context length of the loaded model, in tokens."""
+        return self._model_properties.n_ctx
 
     @property
     def visible_control_tokens(self) -> list[str]:
@@ -65,11 +65,11 @@ class PromptBuilder:
     def build(self, messages: Sequence[PromptMessage], options: PromptOptions) -> BuiltPrompt:
         """Build the prompt of `messages`. The model continues the last message if it is a reply without tool calls.
 
-        Raises TemplateError, EngineError, and ContextOverflowError for text that is too long to tokenise.
+        Raises TemplateError, EngineError, and ContextOverflowError if the text is too long to tokenise.
         """
         check_prompt_bytes("".join(m.content for m in messages), self.n_ctx)
         reply_start = None
-        if messages and messages[-1].role == "assistant" and not messages[-1].extra:
+        if messages and messages[-1].role == "assistant" and not messages[-1].extra_fields:
             *messages, reply_start = messages
         tokens, phase = self.tokenize(messages, reply_start, options)
         return BuiltPrompt(tokens, phase, self.turn_starts(messages, tokens, options))
@@ -91,7 +91,7 @@ class PromptBuilder:
             if folded_messages is None:
                 raise
             prompt = self._render(folded_messages, reply_start, options)
-        phase = reasoning.phase_after_prompt(self.reasoning_format, prompt.text)
+        phase = reasoning.find_phase_after_prompt(self.reasoning_format, prompt.text)
         if reply_start is not None and self.reasoning_format is not None:
             phase = "content" if reply_start.content else "reasoning"
         return self._engine.tokenize(prompt.text, prompt.guard), phase
@@ -99,16 +99,16 @@ class PromptBuilder:
     def turn_starts(self, messages: Sequence[PromptMessage], tokens: list[int], options: PromptOptions) -> list[int]:
         """Return the token positions at which later prompts will diverge from `tokens`.
 
-        Later prompts have another last message, or one more turn; both are rendered to find the positions. Empty if the
-        model's KV cache can be truncated at any position.
+        A later prompt has a different last message or one more turn. Both kinds are rendered to find the positions. The
+        list is empty if the model's KV cache can be truncated at any token.
         """
-        if self._loaded.can_truncate or not messages:
+        if self._model_properties.can_truncate or not messages:
             return []
-        last = messages[-1]
-        text = next(text for text in DISTINCT_TEXTS if not last.content.startswith(text))
+        last_message = messages[-1]
+        text = next(text for text in DISTINCT_TEXTS if not last_message.content.startswith(text))
         positions = set()
         for prompt in (
-            [*messages[:-1], PromptMessage(last.role, text)],
+            [*messages[:-1], PromptMessage(last_message.role, text)],
             [*messages, PromptMessage("assistant", text), PromptMessage("user", text)],
         ):
             with contextlib.suppress(TemplateError):
@@ -118,19 +118,19 @@ class PromptBuilder:
     def _render(
         self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions
     ) -> RenderedPrompt:
-        loaded = self._loaded
-        variables: dict[str, Any] = dict(reasoning.reasoning_variables(self._template, on=options.think))
+        model_properties = self._model_properties
+        variables: dict[str, Any] = dict(reasoning.make_reasoning_variables(self._template, on=options.think))
         if options.tools:
             variables["tools"] = list(options.tools)
         return self._renderer.render(
             self._template, messages,
-            bos=loaded.bos, eos=loaded.eos, control_tokens=loaded.control_tokens,
+            bos=model_properties.bos, eos=model_properties.eos, control_tokens=model_properties.control_tokens,
             variables=variables, reasoning_format=self.reasoning_format, reply_start=reply_start,
         )  # fmt: skip
 
 
 def check_prompt_bytes(text: str, n_ctx: int) -> None:
-    """Raise ContextOverflowError if the length of `text` shows, before tokenisation, that it exceeds `n_ctx` tokens."""
+    """Raise ContextOverflowError if `text` has more bytes than `n_ctx` tokens can have; avoids a slow tokenisation."""
     n_bytes = len(text.encode("utf-8", "replace"))
     if n_bytes > n_ctx * _MAX_TOKEN_BYTES:
         raise ContextOverflowError(

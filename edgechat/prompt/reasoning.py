@@ -7,11 +7,11 @@ from typing import Final, Literal
 
 import msgspec
 
-from edgechat.engine.stop_strings import partial_match_length
+from edgechat.engine.stop_strings import find_partial_match_length
 
 
 class ReasoningFormat(msgspec.Struct, frozen=True):
-    """Tags and white space that a model family writes around its reasoning."""
+    """Tags and white space that a model family generates around reasoning."""
 
     start_tag: str
     end_tag: str
@@ -25,15 +25,15 @@ class ReasoningFormat(msgspec.Struct, frozen=True):
     @property
     def control_tokens(self) -> list[str]:
         """Control tokens in the tags, which the engine must not remove from its output."""
-        return control_tokens_in(self.start_tag + self.end_tag + self.content_prefix)
+        return find_control_tokens(self.start_tag + self.end_tag + self.content_prefix)
 
 
-_CONTROL_TOKEN: Final = re.compile(r"<\|?/?[\w:]+\|?>|\[/?[A-Z_]+\]")
+_CONTROL_TOKEN_PATTERN: Final = re.compile(r"<\|?/?[\w:]+\|?>|\[/?[A-Z_]+\]")
 
 
-def control_tokens_in(tags: str) -> list[str]:
+def find_control_tokens(tags: str) -> list[str]:
     """Return the substrings of `tags` that have the form of control tokens, such as <|end|>."""
-    return _CONTROL_TOKEN.findall(tags)
+    return _CONTROL_TOKEN_PATTERN.findall(tags)
 
 
 # Tags from the chat templates in llama.cpp's repository. More specific formats come first.
@@ -64,11 +64,11 @@ def can_switch_reasoning(template: str) -> bool:
     return detect_reasoning_format(template) is not None and any(name in template for name in _SWITCH_VARIABLES)
 
 
-def reasoning_variables(template: str, *, on: bool) -> dict[str, bool | str]:
+def make_reasoning_variables(template: str, *, on: bool) -> dict[str, bool | str]:
     """Return the template variables that switch reasoning on or off.
 
-    Some templates have levels of reasoning effort. The level is the first one that occurs in the template: "medium" or
-    "high" for on, "no_think" or "low" for off.
+    Some templates have levels of reasoning effort. `reasoning_effort` is the first level that occurs in the template:
+    of "medium" and "high" if `on` is True, of "no_think" and "low" otherwise.
     """
     levels = ("medium", "high") if on else ("no_think", "low")
     effort = next((level for level in levels if level in template), levels[-1])
@@ -79,8 +79,8 @@ ReplyPhase = Literal["start", "reasoning", "gap", "content"]
 """Position in a raw reply: before the start tag, in the reasoning, between reasoning and content, or in the content."""
 
 
-def phase_after_prompt(reasoning_format: ReasoningFormat | None, prompt: str) -> ReplyPhase:
-    """Return the phase of a reply after `prompt`: "reasoning" if the template has written the start tag already."""
+def find_phase_after_prompt(reasoning_format: ReasoningFormat | None, prompt: str) -> ReplyPhase:
+    """Return the phase in which a reply to `prompt` begins: "reasoning" if the prompt ends with the start tag."""
     if reasoning_format is None:
         return "content"
     return "reasoning" if prompt.rstrip().endswith(reasoning_format.start_tag) else "start"
@@ -92,7 +92,7 @@ class ReasoningSplitter:
     def __init__(
         self, reasoning_format: ReasoningFormat | None, phase: ReplyPhase, *, continues_reasoning: bool = False
     ) -> None:
-        """`phase` is the phase of the first token. With `continues_reasoning`, leading newlines are not removed."""
+        """`phase` is the phase of the first token. If `continues_reasoning` is True, leading newlines are kept."""
         self._format = reasoning_format
         self._phase: ReplyPhase = phase
         self._pending_text = ""
@@ -100,53 +100,53 @@ class ReasoningSplitter:
         self._trims_newlines = phase == "reasoning" and not continues_reasoning
 
     def feed(self, text: str) -> tuple[str, str]:
-        """Append generated text; return new reasoning and content, without text that may belong to a tag."""
+        """Append generated text; return the new reasoning and content, without text that may be part of a tag."""
         self._pending_text += text
-        return self._split(final=False)
+        return self._split(is_final=False)
 
     def finish(self) -> tuple[str, str]:
         """Finish the reply; return the text that was held back, as reasoning and content."""
-        return self._split(final=True)
+        return self._split(is_final=True)
 
-    def _split(self, *, final: bool) -> tuple[str, str]:
+    def _split(self, *, is_final: bool) -> tuple[str, str]:
         reasoning = content = ""
         tags = self._format
         if tags is None:
             content, self._pending_text = self._pending_text, ""
             return "", content
-        if self._phase == "start" and self._skip_tag(tags.start_tag, final=final):
+        if self._phase == "start" and self._skip_tag(tags.start_tag, is_final=is_final):
             self._phase = "reasoning" if self._tag_matched else "gap"
             self._trims_newlines = self._tag_matched
         if self._phase == "reasoning":
-            reasoning = self._take_reasoning(tags.end_tag, final=final)
-        if self._phase == "gap" and self._skip_tag(tags.content_prefix, final=final):
+            reasoning = self._take_reasoning(tags.end_tag, is_final=is_final)
+        if self._phase == "gap" and self._skip_tag(tags.content_prefix, is_final=is_final):
             self._phase = "content"
         if self._phase == "content":
-            content, self._pending_text = self._trimmed(self._pending_text), ""
+            content, self._pending_text = self._trim_newlines(self._pending_text), ""
         return reasoning, content
 
-    def _skip_tag(self, tag: str, *, final: bool) -> bool:
-        """Remove `tag` and white space before it from the pending text; return False if the tag may be incomplete."""
+    def _skip_tag(self, tag: str, *, is_final: bool) -> bool:
+        """Remove `tag` if the pending text begins with it; return False if more text is needed to decide."""
         text = self._pending_text.lstrip()
         self._tag_matched = bool(tag) and text.startswith(tag)
         if self._tag_matched:
             self._pending_text = text[len(tag) :]
-        return self._tag_matched or final or not tag or not tag.startswith(text)
+        return self._tag_matched or is_final or not tag or not tag.startswith(text)
 
-    def _take_reasoning(self, end_tag: str, *, final: bool) -> str:
-        self._pending_text = self._trimmed(self._pending_text)
+    def _take_reasoning(self, end_tag: str, *, is_final: bool) -> str:
+        self._pending_text = self._trim_newlines(self._pending_text)
         end = self._pending_text.find(end_tag)
         if end >= 0:
             reasoning, self._pending_text = self._pending_text[:end], self._pending_text[end + len(end_tag) :]
             self._phase, self._trims_newlines = "gap", True
             return reasoning
-        n_held = 0 if final else partial_match_length(self._pending_text, end_tag)
-        reasoning = self._pending_text[: len(self._pending_text) - n_held]
+        n_pending_chars = 0 if is_final else find_partial_match_length(self._pending_text, end_tag)
+        reasoning = self._pending_text[: len(self._pending_text) - n_pending_chars]
         self._pending_text = self._pending_text[len(reasoning) :]
         return reasoning
 
-    def _trimmed(self, text: str) -> str:
-        """Return `text` without leading newlines if it follows a tag."""
+    def _trim_newlines(self, text: str) -> str:
+        """Remove the leading newlines of `text` if no other text has followed the last tag."""
         if self._trims_newlines:
             text = text.lstrip("\n")
             self._trims_newlines = not text
@@ -154,7 +154,7 @@ class ReasoningSplitter:
 
 
 def format_reply(reasoning_format: ReasoningFormat | None, reasoning: str, content: str, prompt: str = "") -> str:
-    """Format a reply as the model writes it after `prompt`: reasoning in its tags, then content.
+    """Format a reply as the model would generate it after `prompt`: reasoning in its tags, then content.
 
     If `content` is empty, the end tag is omitted, so that the model can continue its reasoning.
     """

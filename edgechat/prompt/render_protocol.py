@@ -1,4 +1,4 @@
-"""Protocol between a client and its render process: each frame has a `RenderRequest` or the `RenderReply` to it."""
+"""Protocol between a client and its render process: each frame contains a `RenderRequest` or a `RenderReply`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from edgechat.engine.protocol import frame
+from edgechat.engine.protocol import make_frame
 
 
 class RenderRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,13 +21,13 @@ class RenderRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RenderReply(msgspec.Struct, frozen=True, kw_only=True):
-    """Rendered text or error message of a request."""
+    """Reply to a `RenderRequest`: rendered text or an error message."""
 
     text: str = ""
     error: str = ""
-    """Error message of the template; "" on success."""
+    """Reason why the template failed; "" on success."""
 
 
 def encode(message: RenderRequest | RenderReply) -> bytes:
-    """Encode a message as a frame. Raises OverflowError or RecursionError for values that MessagePack cannot encode."""
-    return frame(msgspec.msgpack.encode(message))
+    """Encode a request or reply as a frame. Raises OverflowError, RecursionError for values that cannot be encoded."""
+    return make_frame(msgspec.msgpack.encode(message))

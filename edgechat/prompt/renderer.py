@@ -22,25 +22,25 @@ from edgechat.prompt.render_protocol import RenderReply, RenderRequest, encode
 
 TIMEOUT_S: Final = 5.0
 
-# Chat template for model files without one. The name appears in warnings.
-PLAIN_NAME: Final = "plain"
+# Chat template for model files without a chat template. The name appears in warnings.
+PLAIN_TEMPLATE_NAME: Final = "plain"
 PLAIN_TEMPLATE: Final = "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n\n{% endfor %}Assistant:"
-PLAIN_STOP: Final = "\nUser:"
+PLAIN_STOP_STRING: Final = "\nUser:"
 
-_READS_REASONING: Final = re.compile(r"reasoning_content|[.]thinking\b|[.]reasoning\b|['\"](thinking|reasoning)['\"]")
+_REASONING_FIELD: Final = re.compile(r"reasoning_content|[.]thinking\b|[.]reasoning\b|['\"](thinking|reasoning)['\"]")
 
 # Unicode noncharacters, which are valid in a str but do not occur in normal text.
 _GUARDS: Final = tuple(chr(c) for c in range(0xFDD0, 0xFDF0))
 
 
 class PromptMessage(msgspec.Struct, frozen=True):
-    """Message of a prompt: the input of a chat template."""
+    """Message of a prompt, which a chat template renders."""
 
     role: str
     content: str
     reasoning: str = ""
     """Reasoning of an earlier reply; the template decides whether to include it."""
-    extra: dict[str, Any] = {}
+    extra_fields: dict[str, Any] = {}
     """Additional fields for the template: `tool_calls` of a reply, `tool_call_id` of a tool result."""
 
 
@@ -53,7 +53,7 @@ class RenderedPrompt(msgspec.Struct, frozen=True):
 
 
 class Renderer:
-    """Renders chat templates in a child process, which is restarted after it was killed. Thread-safe."""
+    """Renders chat templates in a child process, which is restarted after a crash or timeout. Thread-safe."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
@@ -62,7 +62,7 @@ class Renderer:
         self._render_lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the child process, unless it is running."""
+        """Start the child process unless it is already running."""
         with self._lock:
             if self._child is None:
                 self._child, self._channel = spawn_child(["_render"], subprocess.DEVNULL)
@@ -75,19 +75,19 @@ class Renderer:
         """Render `messages` with a chat template, up to the position at which the reply begins.
 
         `variables` are additional template variables, such as `tools` (functions in the format of the OpenAI API). The
-        text of `reply_start` is appended to the rendered prompt. Reasoning of earlier replies is passed in the message
-        fields that templates read. If the template reads none of these fields, the reasoning is passed in the content,
-        between the tags of `reasoning_format`, and the template decides whether to remove it.
+        text of `reply_start` is appended to the rendered prompt. Reasoning of earlier replies is passed in separate
+        message fields. If the template reads none of these fields, reasoning is passed as part of the content, between
+        the tags of `reasoning_format`, and the template decides whether to remove it.
 
         Raises TemplateError if the template fails, is rejected by the sandbox, or takes longer than `TIMEOUT_S`, and
         EngineDiedError if the render process cannot start.
         """
-        inline_format = None if _READS_REASONING.search(template) else reasoning_format
+        inline_format = None if _REASONING_FIELD.search(template) else reasoning_format
         reply = [] if reply_start is None else [reply_start]
-        guarded, guard = guard_messages([*messages, *reply], control_tokens, inline_format, variables)
-        pattern = _control_token_pattern(control_tokens)
+        guarded_messages, guard = guard_messages([*messages, *reply], control_tokens, inline_format, variables)
+        pattern = _make_control_token_pattern(control_tokens)
         request = RenderRequest(
-            template=template, messages=guarded[: len(messages)], bos=bos, eos=eos,
+            template=template, messages=guarded_messages[: len(messages)], bos=bos, eos=eos,
             variables=_guard_json(variables, pattern, guard),
         )  # fmt: skip
         try:
@@ -153,39 +153,41 @@ def guard_messages(
     messages: Sequence[PromptMessage], control_tokens: Sequence[str], inline_format: ReasoningFormat | None = None,
     variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[list[dict[str, Any]], str]:  # fmt: skip
-    """Convert messages to template variables with a guard character inside every control token; also return the guard.
+    """Convert messages to dicts for a template, with a guard character inside every control token.
 
-    The guard prevents the tokeniser from reading text of the user as a control token. The guard is "" if neither the
-    messages nor `variables` contain a control token. With `inline_format`, reasoning is put into the content, between
-    the tags of that format. Raises TemplateError if the text already contains every possible guard.
+    Returns the dicts and the guard. The guard prevents the tokeniser from parsing user text as a control token. It is
+    "" if neither the messages nor `variables` contain a control token. With `inline_format`, reasoning is put into the
+    content, between the tags of that format. Raises TemplateError if the text already contains every possible guard.
     """
-    pattern = _control_token_pattern(control_tokens)
+    pattern = _make_control_token_pattern(control_tokens)
     guard = ""
-    texts = [text for m in messages for text in (m.content, m.reasoning, *_strings_in(m.extra))]
-    texts += _strings_in(variables)
+    texts = [text for m in messages for text in (m.content, m.reasoning, *_find_strings(m.extra_fields))]
+    texts += _find_strings(variables)
     if pattern and any(re.search(pattern, text) for text in texts):
         all_text = "".join(texts)
         guard = next((g for g in _GUARDS if g not in all_text), "")
         if not guard:
-            raise TemplateError("The messages contain every noncharacter from U+FDD0 to U+FDEF. Remove one of them.")
-    return [_template_message(m, pattern, guard, inline_format) for m in messages], guard
+            raise TemplateError(
+                "The messages contain every noncharacter from U+FDD0 to U+FDEF. Remove at least one of these."
+            )
+    return [_make_template_message(m, pattern, guard, inline_format) for m in messages], guard
 
 
-def _strings_in(value: object) -> Iterator[str]:
+def _find_strings(value: object) -> Iterator[str]:
     """Yield all strings in a JSON value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield key
-            yield from _strings_in(item)
+            yield from _find_strings(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _strings_in(item)
+            yield from _find_strings(item)
 
 
 def _guard_json(value: Any, pattern: str, guard: str) -> Any:
-    """Return a copy of a JSON value with the guard inside every control token in its strings."""
+    """Return a copy of a JSON value with `guard` inside every control token of its strings."""
     if isinstance(value, str):
         return guard_text(value, pattern, guard)
     if isinstance(value, Mapping):
@@ -193,16 +195,16 @@ def _guard_json(value: Any, pattern: str, guard: str) -> Any:
     return [_guard_json(item, pattern, guard) for item in value] if isinstance(value, list) else value
 
 
-def _control_token_pattern(control_tokens: Sequence[str]) -> str:
+def _make_control_token_pattern(control_tokens: Sequence[str]) -> str:
     # The longest tokens come first: if one token is a prefix of another, the pattern must match the longer token.
     return "|".join(re.escape(t) for t in sorted(control_tokens, key=len, reverse=True) if len(t) > 1)
 
 
-def _template_message(
+def _make_template_message(
     message: PromptMessage, pattern: str, guard: str, inline_format: ReasoningFormat | None
 ) -> dict[str, Any]:
     content, reasoning = guard_text(message.content, pattern, guard), guard_text(message.reasoning, pattern, guard)
-    fields = {"role": message.role, "content": content, **_guard_json(message.extra, pattern, guard)}
+    fields = {"role": message.role, "content": content, **_guard_json(message.extra_fields, pattern, guard)}
     if reasoning and inline_format is not None:
         return fields | {"content": format_reply(inline_format, reasoning, content)}
     if reasoning:
@@ -211,11 +213,11 @@ def _template_message(
 
 
 def guard_text(content: str, pattern: str, guard: str) -> str:
-    """Insert `guard` after the first character of every match of `pattern`; return `content` unchanged if it is ""."""
+    """Insert `guard` after the first character of every match of `pattern`; if `guard` is "", return `content`."""
     if not guard:
         return content
-    # A guard in one match may leave an overlapping match intact, so the loop repeats until no match remains. Each pass
-    # adds a guard to every match, and no token contains a guard, so the loop ends.
-    while (guarded := re.sub(pattern, lambda m: m[0][0] + guard + m[0][1:], content)) != content:
-        content = guarded
+    # A guard in one match may leave an overlapping match intact, so the replacement is repeated until no match remains.
+    # The loop ends, because no control token contains a guard.
+    while (guarded_text := re.sub(pattern, lambda m: m[0][0] + guard + m[0][1:], content)) != content:
+        content = guarded_text
     return content

@@ -1,4 +1,4 @@
-"""Message roles: adapts messages to chat templates that reject repeated roles or a system prompt."""
+"""Adaptation of messages to chat templates that reject consecutive messages of one role, or system prompts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def merge_consecutive(
 
 
 def fold_system_prompt(messages: Sequence[PromptMessage]) -> list[PromptMessage] | None:
-    """Move the system prompt to the beginning of the first user message.
+    """Return a copy of `messages` with the system prompt at the beginning of the first user message.
 
     Return None unless `messages` begins with a system message and a user message.
     """

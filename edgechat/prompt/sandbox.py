@@ -1,8 +1,8 @@
 """Render process for chat templates: `edgechat _render READ_FD WRITE_FD`.
 
-A chat template is a program from a downloaded model file. The template runs in Jinja's sandbox, in a process that has
-only the messages to render and at most `MAX_BYTES` of memory. The parent (`renderer`) kills the process after a time
-limit.
+A chat template is a program from a downloaded model file, so it must not be trusted. It runs in Jinja's sandbox, in a
+process that has no data except the messages and at most `MAX_BYTES` of memory. The parent process (module `renderer`)
+kills the render process after a time limit.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _MAX_EXPONENT: Final = 64
 
 
 class _TemplateRefusedError(jinja2.TemplateError):
-    """Error of a template that rejects the messages or exceeds a limit."""
+    """Raised when a template rejects the messages or exceeds a limit."""
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """Jinja extension that renders the content of `{% generation %}` blocks, which mark replies for training."""
+    """Jinja extension for `{% generation %}` blocks, which mark replies for training; renders only their content."""
 
     tags = {"generation"}  # noqa: RUF012  (declared without ClassVar in Jinja)
 
@@ -43,7 +43,7 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 
 class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja environment with the extensions that chat templates use and with bounded operators."""
+    """Jinja environment with the extensions that chat templates use, and with size limits for operator results."""
 
     intercepted_binops = frozenset(("*", "**", "%"))
 
@@ -54,17 +54,17 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = _strftime_now
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Evaluate an operator. Raises _TemplateRefusedError if the size of the result exceeds a limit."""
-        if operator == "*" and _n_repeated_items(left, right) > _MAX_REPEATED_ITEMS:
+        """Evaluate an operator. Raises _TemplateRefusedError if the result could become too large."""
+        if operator == "*" and _count_repeated_items(left, right) > _MAX_REPEATED_ITEMS:
             raise _TemplateRefusedError("it repeats a string or list to more than a million items")
         if operator == "**" and isinstance(right, (int, float)) and right > _MAX_EXPONENT:
             raise _TemplateRefusedError(f"it computes a power above {_MAX_EXPONENT}")
         if operator == "%" and isinstance(left, str):
-            raise _TemplateRefusedError("it formats text with %, which has no limit on width")
+            raise _TemplateRefusedError("it formats text with %, which could produce text of unlimited length")
         return super().call_binop(context, operator, left, right)
 
 
-def _n_repeated_items(left: object, right: object) -> int:
+def _count_repeated_items(left: object, right: object) -> int:
     for sequence, count in ((left, right), (right, left)):
         if isinstance(sequence, (str, list, tuple)) and isinstance(count, int):
             return len(sequence) * count
@@ -101,9 +101,9 @@ def main(arguments: list[str]) -> int:
 def render(
     environment: TemplateSandbox, compiled_templates: dict[str, jinja2.Template], request: RenderRequest
 ) -> RenderReply:
-    """Render the template of a request; errors of the template are returned in the reply.
+    """Render the template of a request; return the text, or the error of the template, in the reply.
 
-    `compiled_templates` caches compiled templates by source.
+    `compiled_templates` caches compiled templates by source text.
     """
     try:
         if request.template not in compiled_templates:
@@ -117,13 +117,13 @@ def render(
             documents=None,
         )
     except Exception as error:  # noqa: BLE001  (a template can raise any Python exception)
-        return RenderReply(error=_error_message(error))
+        return RenderReply(error=_format_error(error))
     if len(text) > MAX_RESULT_CHARS:
         return RenderReply(error=f"its prompt has {len(text)} characters; at most {MAX_RESULT_CHARS} are allowed")
     return RenderReply(text=text)
 
 
-def _error_message(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"it needs more than {MAX_BYTES >> 20} MiB of memory"
     if isinstance(error, RecursionError):
@@ -146,4 +146,4 @@ def limit_memory() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         except (OSError, ValueError):
-            pass  # macOS rejects this limit, so only the parent's time limit applies
+            pass  # macOS rejects this limit; the parent process still enforces its time limit

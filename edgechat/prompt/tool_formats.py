@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import msgspec
 
-from edgechat.engine.stop_strings import partial_match_length
-from edgechat.prompt.reasoning import control_tokens_in
+from edgechat.engine.stop_strings import find_partial_match_length
+from edgechat.prompt.reasoning import find_control_tokens
 
 
 class ToolDefinition(msgspec.Struct, frozen=True):
-    """Function that the model may call."""
+    """Function that the model can call."""
 
     name: str
     description: str
@@ -38,18 +38,18 @@ class ToolFormat(msgspec.Struct, frozen=True):
     template_supports_tools: bool = True
     """False if the chat template ignores tools, so that the system prompt must describe them."""
 
-    def call_wrapper(self, name: str) -> tuple[str, str]:
+    def make_call_wrapper(self, name: str) -> tuple[str, str]:
         """Return the text before and after the arguments in a call of the function `name`."""
         return f'{{"{self.name_key}": {json.dumps(name)}, "{self.arguments_key}": ', "}"
 
     @property
     def control_tokens(self) -> list[str]:
-        """Control tokens in the markers, which the engine must not remove from its output."""
-        return control_tokens_in(self.prefix + self.separator + self.suffix)
+        """Control tokens in prefix, separator and suffix, which the engine must not remove from its output."""
+        return find_control_tokens(self.prefix + self.separator + self.suffix)
 
     def format_calls(self, calls: Sequence[tuple[str, str]]) -> str:
-        """Format tool calls, pairs of name and JSON arguments, as the model writes them."""
-        texts = (arguments.join(self.call_wrapper(name)) for name, arguments in calls)
+        """Format tool calls, given as pairs of function name and JSON arguments, as the model generates them."""
+        texts = (arguments.join(self.make_call_wrapper(name)) for name, arguments in calls)
         return f"{self.prefix}{self.separator.join(texts)}{self.suffix}"
 
 
@@ -70,7 +70,7 @@ GENERIC_TOOL_FORMAT: Final = msgspec.structs.replace(_HERMES, template_supports_
 
 
 def detect_tool_format(template: str) -> ToolFormat:
-    """Return the tool format whose markers occur in a chat template, or `GENERIC_TOOL_FORMAT`."""
+    """Return the tool format whose markers occur in a chat template; `GENERIC_TOOL_FORMAT` if none occurs."""
     if "tools" not in template or any(marker in template for marker in _NON_JSON_MARKERS):
         return GENERIC_TOOL_FORMAT
     for tool_format in TOOL_FORMATS:
@@ -81,9 +81,9 @@ def detect_tool_format(template: str) -> ToolFormat:
     return GENERIC_TOOL_FORMAT
 
 
-def tool_instructions(tools: Sequence[ToolDefinition]) -> str:
+def format_tool_instructions(tools: Sequence[ToolDefinition]) -> str:
     """Return a system prompt that describes `tools` and the generic call format."""
-    schemas = "\n".join(json.dumps(schema, ensure_ascii=False) for schema in template_tools(tools))
+    schemas = "\n".join(json.dumps(schema, ensure_ascii=False) for schema in make_template_tools(tools))
     example = f'{GENERIC_TOOL_FORMAT.prefix}{{"name": <name>, "arguments": <object>}}{GENERIC_TOOL_FORMAT.suffix}'
     return (
         "You can call functions. Here they are, with JSON schemas of their arguments:\n"
@@ -91,7 +91,7 @@ def tool_instructions(tools: Sequence[ToolDefinition]) -> str:
     )
 
 
-def template_tools(tools: Sequence[ToolDefinition]) -> list[dict[str, Any]]:
+def make_template_tools(tools: Sequence[ToolDefinition]) -> list[dict[str, Any]]:
     """Convert tools to the format of the OpenAI API, which chat templates expect."""
     return [{"type": "function", "function": msgspec.structs.asdict(tool)} for tool in tools]
 
@@ -101,7 +101,7 @@ class ParsedToolCall(msgspec.Struct, frozen=True):
 
     name: str
     arguments: str
-    """Arguments in JSON, exactly as the model wrote them."""
+    """Arguments in JSON, exactly as the model generated them."""
     id: str
 
 
@@ -109,14 +109,14 @@ class ToolCallParser:
     """Splits a streamed reply into text and tool calls. Holds back text that may be the beginning of a marker."""
 
     def __init__(self, tool_format: ToolFormat | None, *, must_call: bool = False) -> None:
-        """With `tool_format` None, the reply is only text. With `must_call`, the reply is only tool calls."""
+        """If `tool_format` is None, the reply is only text. If `must_call` is True, the reply is only tool calls."""
         self._format = tool_format
         self._pending_text = ""
         self._in_calls = must_call and tool_format is not None
         self._has_started = self._in_calls
 
     def feed(self, text: str) -> tuple[str, list[ParsedToolCall]]:
-        """Append generated text; return new text outside markers, and the tool calls that are now complete."""
+        """Append generated text; return the new text outside tool calls, and the tool calls that are now complete."""
         tool_format = self._format
         if tool_format is None:
             return text, []
@@ -126,7 +126,7 @@ class ToolCallParser:
             if tool_format.trigger:
                 start = self._pending_text.find(tool_format.trigger)
                 end = (
-                    len(self._pending_text) - partial_match_length(self._pending_text, tool_format.trigger)
+                    len(self._pending_text) - find_partial_match_length(self._pending_text, tool_format.trigger)
                     if start < 0
                     else start
                 )
@@ -141,8 +141,8 @@ class ToolCallParser:
 
     def finish(self) -> str:
         """Finish the reply; return the text that was held back. Discards an incomplete tool call."""
-        pending, self._pending_text = self._pending_text, ""
-        return "" if self._in_calls else pending
+        pending_text, self._pending_text = self._pending_text, ""
+        return "" if self._in_calls else pending_text
 
     def _take_calls(self, tool_format: ToolFormat) -> list[ParsedToolCall]:
         calls = []
@@ -150,10 +150,10 @@ class ToolCallParser:
             try:
                 call, length = _decoder.raw_decode(self._pending_text[start:])
             except (ValueError, RecursionError):
-                break  # incomplete, or not JSON
+                break  # the call is incomplete or not valid JSON
             name, call_text = str(call.get(tool_format.name_key)), self._pending_text[start : start + length]
-            before, after = tool_format.call_wrapper(name)
-            arguments = call_text[len(before) : -len(after)]
+            text_before, text_after = tool_format.make_call_wrapper(name)
+            arguments = call_text[len(text_before) : -len(text_after)]
             calls.append(ParsedToolCall(name, arguments, f"call_{secrets.token_hex(12)}"))
             self._pending_text = self._pending_text[start + length :]
         return calls

@@ -1,7 +1,7 @@
-"""Bindings: load the native bundle with one chosen CPU backend into this process, by absolute path.
+"""Bindings: load the native bundle with one CPU backend into this process, by absolute path.
 
-Only this module imports llama_cpp, and it imports only the low-level submodule: the `__init__` of the package, which
-imports numpy and an unused high-level layer, does not run.
+Only this module imports llama_cpp. It imports only the low-level submodule and skips the package's `__init__`, which
+would import numpy and an unused high-level layer.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from edgechat.errors import RuntimeLoadError
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
 from edgechat.runtime.logs import LogSink
 
-# Environment variables that make ggml load other backends. They are removed, so that no foreign module can run.
-_SEARCH_VARIABLES: Final = ("GGML_BACKEND_PATH",)
+# Environment variables that make ggml load additional backends. `load` removes them, so that no untested module runs.
+_SEARCH_PATH_VARIABLES: Final = ("GGML_BACKEND_PATH",)
 
 
 class Bindings:
-    """Loaded libraries of llama.cpp and libedgechat; create one per process with `load`."""
+    """Libraries llama.cpp and libedgechat, loaded into this process. `load` creates the only instance."""
 
     def __init__(self, llama: Any, edgechat: ctypes.CDLL, module: BackendModule, log: LogSink) -> None:
         self.llama: Final = llama
-        """Module `llama_cpp.llama_cpp`: one function per C function, under the same name."""
+        """Module `llama_cpp.llama_cpp`, which has a function of the same name for each C function."""
         self.edgechat: Final = edgechat
-        """libedgechat (native/src/edgechat.h) with argument types."""
+        """Library libedgechat (native/src/edgechat.h), with declared argument and result types."""
         self.module: Final = module
-        """CPU backend module that was loaded."""
+        """Loaded CPU backend module."""
         self.log: Final = log
 
 
@@ -42,43 +42,47 @@ _bindings: Bindings | None = None
 
 
 def load(bundle: Bundle, module: BackendModule, gpu_modules: Sequence[BackendModule] = ()) -> Bindings:
-    """Load `bundle` with one CPU module and with GPU modules. A second call must name the same CPU module.
+    """Load `bundle` with the CPU module `module` and with `gpu_modules`, and return the bindings.
 
-    A GPU module that fails to load is ignored: its device may be gone since its self-test. Raises RuntimeLoadError if
-    a library is missing, fails to load, or does not match the bindings.
+    Later calls return the same bindings and must name the same CPU module. A GPU module that fails to load is ignored,
+    since its device may have been removed after the self-test. Raises RuntimeLoadError if a library is missing, fails
+    to load, or does not match the bindings.
     """
     global _bindings  # noqa: PLW0603  (a process can hold only one native runtime)
     if _bindings is not None:
         if _bindings.module != module:
-            raise RuntimeLoadError(f"This process already uses the backend {_bindings.module.name}, not {module.name}.")
+            raise RuntimeLoadError(
+                f"Cannot load the backend {module.name}: this process already uses the backend "
+                f"{_bindings.module.name}. Restart edgechat."
+            )
         return _bindings
-    for variable in _SEARCH_VARIABLES:
+    for variable in _SEARCH_PATH_VARIABLES:
         os.environ.pop(variable, None)
     _load_backend(bundle, module)
     for gpu_module in gpu_modules:
-        _open(bundle.library("ggml")).ggml_backend_load(os.fsencode(gpu_module.path))
+        _open_library(bundle.library_path("ggml")).ggml_backend_load(os.fsencode(gpu_module.path))
     llama = _import_bindings(bundle)
     log = LogSink()
     # The callback must live as long as the process, since ggml keeps a pointer to it.
-    log_callback = llama.llama_log_callback(log.callback())
+    log_callback = llama.llama_log_callback(log.make_callback())
     llama.llama_log_set(log_callback, None)
     llama.llama_backend_init()
     _bindings = Bindings(llama, load_edgechat(bundle), module, log)
-    _bindings.edgechat.keep = log_callback  # type: ignore[attr-defined]
+    _bindings.edgechat.log_callback = log_callback  # type: ignore[attr-defined]
     return _bindings
 
 
 def _load_backend(bundle: Bundle, module: BackendModule) -> None:
-    # This must run before other uses of llama.cpp: once a backend is registered, llama.cpp does not search for others.
-    _open(bundle.library("ggml-base"))
-    ggml = _open(bundle.library("ggml"))
+    # This must run before llama.cpp is used: llama.cpp searches for backends only if none is registered.
+    _open_library(bundle.library_path("ggml-base"))
+    ggml = _open_library(bundle.library_path("ggml"))
     ggml.ggml_backend_load.restype = ctypes.c_void_p
     ggml.ggml_backend_load.argtypes = [ctypes.c_char_p]
     if not ggml.ggml_backend_load(os.fsencode(module.path)):
         raise RuntimeLoadError(f"Cannot load the backend {module.name} ({module.path}). Run `edgechat doctor`.")
 
 
-def _open(path: Path) -> ctypes.CDLL:
+def _open_library(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
@@ -91,17 +95,17 @@ def _import_bindings(bundle: Bundle) -> Any:
         raise RuntimeLoadError("The package llama-cpp-python is not installed. Reinstall edgechat.")
     directory = Path(spec.submodule_search_locations[0])
     _check_version(directory, bundle)
-    bundle.library("llama")
+    bundle.library_path("llama")
     os.environ["LLAMA_CPP_LIB_PATH"] = bundle.directory
     package = types.ModuleType("llama_cpp")
     package.__path__ = [str(directory)]
-    package.__spec__ = spec  # `importlib.util.find_spec` needs it
+    package.__spec__ = spec  # required by `importlib.util.find_spec`
     sys.modules["llama_cpp"] = package
     return importlib.import_module("llama_cpp.llama_cpp")
 
 
 def _check_version(directory: Path, bundle: Bundle) -> None:
-    """Check that the bindings match the bundle, since struct layouts change. Raises RuntimeLoadError."""
+    """Raise RuntimeLoadError if llama-cpp-python has another version than the bundle, since struct layouts change."""
     try:
         match = re.search(r'__version__\s*=\s*"([^"]+)"', (directory / "__init__.py").read_text(encoding="utf-8"))
     except OSError:
@@ -110,12 +114,13 @@ def _check_version(directory: Path, bundle: Bundle) -> None:
     if version != bundle.llama_cpp_python:
         raise RuntimeLoadError(
             f"llama-cpp-python {version} is installed, but this build of edgechat needs {bundle.llama_cpp_python}. "
-            f"Reinstall edgechat, or run `pip install llama-cpp-python=={bundle.llama_cpp_python}` with the wheelhouse."
+            "Reinstall edgechat, or run "
+            f"`pip install --find-links WHEELHOUSE llama-cpp-python=={bundle.llama_cpp_python}`."
         )
 
 
 class Device(ctypes.Structure):
-    """GPU and its memory in bytes: edgechat_device of native/src/edgechat.h."""
+    """Structure edgechat_device of native/src/edgechat.h: a GPU and its memory in bytes."""
 
     _fields_ = (
         ("name", ctypes.c_char * 64),
@@ -127,7 +132,7 @@ class Device(ctypes.Structure):
 
 
 class MemoryEntry(ctypes.Structure):
-    """Memory use of one buffer type: edgechat_memory_entry of native/src/edgechat.h."""
+    """Structure edgechat_memory_entry of native/src/edgechat.h: the memory of one buffer type in bytes."""
 
     _fields_ = (
         ("buffer_type", ctypes.c_char * 64),
@@ -139,8 +144,11 @@ class MemoryEntry(ctypes.Structure):
 
 
 def load_edgechat(bundle: Bundle) -> ctypes.CDLL:
-    """Load only libedgechat, enough for suffix indices, and declare its C functions. Raises RuntimeLoadError."""
-    library = _open(bundle.library("edgechat"))
+    """Load libedgechat without llama.cpp, which is enough for suffix indices, and declare its C functions.
+
+    Raises RuntimeLoadError if the library is missing or fails to load.
+    """
+    library = _open_library(bundle.library_path("edgechat"))
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     int32, int32s = ctypes.c_int32, ctypes.POINTER(ctypes.c_int32)
     signatures: dict[str, tuple[Any, list[Any]]] = {
@@ -162,7 +170,7 @@ def load_edgechat(bundle: Bundle) -> ctypes.CDLL:
         "edgechat_place": (None, [pointer, integer, integer]),
         "edgechat_memory_breakdown": (integer, [pointer, ctypes.POINTER(MemoryEntry), integer]),
     }
-    for name, (result, arguments) in signatures.items():
+    for name, (result_type, argument_types) in signatures.items():
         function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
+        function.restype, function.argtypes = result_type, argument_types
     return library

@@ -1,4 +1,4 @@
-"""llama.cpp context: decodes tokens into sequences and returns logits."""
+"""llama.cpp context, which decodes tokens into sequences and computes logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class DecodeAborted(Exception):  # noqa: N818  (a requested stop, not an error)
-    """Raised when `Context.abort` stopped a decode; `Context.decode` documents the state of the sequence."""
+    """Raised when `Context.abort` stops a decode. See `Context.decode` for the state of the sequence afterwards."""
 
 
 class NoKvSlotError(Exception):
@@ -29,17 +29,18 @@ class NoKvSlotError(Exception):
 
 
 class Context(SequenceMemory):
-    """Owns a llama_context, its thread pool and its abort flag. Freed by `close`, or when no longer referenced."""
+    """Owner of a llama_context, its thread pool and its abort flag, which `close` or garbage collection frees."""
 
     def __init__(self, model: Model, plan: LoadPlan) -> None:
-        """Allocate `n_ctx` cells for `n_seqs` sequences as planned. Raises PlanError if llama.cpp fails.
+        """Create a context with the options of `plan`. Raises PlanError if llama.cpp fails.
 
-        For recurrent models, `n_rs_seq` earlier states are kept per sequence: that number of tokens can be rolled back.
+        For recurrent models, the context stores `n_rs_seq` earlier states of each sequence, so that up to `n_rs_seq`
+        tokens can be rolled back.
         """
         options, bindings = plan.options, model.bindings
         llama, native = bindings.llama, bindings.edgechat
         bindings.log.take_errors()
-        pointer = llama.llama_init_from_model(model.pointer, _context_params(llama, plan))
+        pointer = llama.llama_init_from_model(model.pointer, _create_context_params(llama, plan))
         if not pointer:
             errors = bindings.log.take_errors()
             reason = errors[0] if errors else "out of memory"
@@ -59,43 +60,47 @@ class Context(SequenceMemory):
         llama.llama_set_abort_callback(pointer, self._abort_callback, ctypes.c_void_p(self._abort_flag))
         self._batch = llama.llama_batch_init(self.n_batch, 0, 1)
         self._finalizer = weakref.finalize(
-            self, _free, llama, native, pointer=pointer, flag=self._abort_flag, pool=thread_pool, batch=self._batch
-        )
+            self, _free, llama, native,
+            pointer=pointer, abort_flag=self._abort_flag, thread_pool=thread_pool, batch=self._batch,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Free the context now. A second call does nothing."""
         self._finalizer()
 
     def abort(self) -> None:
-        """Stop the running decode, or the next one. Safe to call from any thread."""
+        """Stop the current decode, or the next one if none is running. Can be called from any thread."""
         if self._finalizer.alive:
             self._is_aborted = True
             self.model.bindings.edgechat.edgechat_abort_flag_set(self._abort_flag, 1)
 
     def clear_abort(self) -> None:
-        """Allow decoding again after `abort`."""
+        """Reset the abort flag, so that decoding works again after `abort`."""
         self._is_aborted = False
         self.model.bindings.edgechat.edgechat_abort_flag_set(self._abort_flag, 0)
 
     # Decode
 
     def decode(self, tokens: Sequence[int], seq: int = 0) -> None:
-        """Append at most `n_batch` tokens to `seq`; the logits of the last one are ready for a sampler afterwards.
+        """Append at most `n_batch` tokens to `seq`, and compute the logits after the last token.
 
-        Raises DecodeAborted after `abort`, NoKvSlotError if other sequences use the cells, and EngineError if llama.cpp
-        fails. The sequence is unchanged then, with one exception: if its memory cannot be truncated, a failure or an
-        abort within a batch of several tokens empties the sequence.
+        Raises DecodeAborted after `abort`, NoKvSlotError if too few cells are free, and EngineError if llama.cpp fails.
+        If an exception is raised, the sequence is unchanged, unless its memory cannot be truncated: then a failure or
+        an abort within a batch of several tokens empties the sequence.
         """
         self._decode([(seq, token) for token in tokens], logits=False)
 
     def decode_each(self, tokens: Mapping[int, int]) -> None:
-        """Append one token to each sequence in `tokens`; the logits have the same order. Raises as `decode` does."""
+        """Append one token to each sequence, and compute the logits after each token, in the order of `tokens`.
+
+        `tokens` maps sequences to tokens. Raises the same exceptions as `decode`.
+        """
         self._decode(list(tokens.items()), logits=True)
 
     def decode_chain(self, tokens: Sequence[int], seq: int = 0) -> None:
-        """Append at most 1 + `max_rollback` tokens and compute the logits of each.
+        """Append at most 1 + `max_rollback` tokens to `seq`, and compute the logits after each token.
 
-        `rollback` removes rejected tokens. Raises the same exceptions as `decode`.
+        Afterwards, `rollback` can remove rejected draft tokens. Raises the same exceptions as `decode`.
         """
         self._decode([(seq, token) for token in tokens], logits=True)
 
@@ -107,19 +112,22 @@ class Context(SequenceMemory):
         return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
 
     def logprobs(self, token: int, index: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
-        """Return the logprob of `token` before sampling, and the `n_top` most likely tokens with their logprobs."""
+        """Return the logprob of `token`, and the `n_top` most likely tokens with their logprobs, before sampling.
+
+        `index` is the position in the last batch whose logits are used.
+        """
         import numpy as np
 
         logits = self.logits(index).astype(np.float64)
-        values = logits - logits.max()
-        values -= np.log(np.exp(values).sum())
-        top = np.argsort(-values, kind="stable")[:n_top]
-        return float(values[token]), [(int(t), float(values[t])) for t in top]
+        logprobs = logits - logits.max()
+        logprobs -= np.log(np.exp(logprobs).sum())
+        top_tokens = np.argsort(-logprobs, kind="stable")[:n_top]
+        return float(logprobs[token]), [(int(t), float(logprobs[t])) for t in top_tokens]
 
     def time_decode(self, tokens: Sequence[int], seq: int | None = None) -> float:
-        """Measure `decode_chain` of `tokens` appended to a scratch copy of `seq`, in seconds.
+        """Return how long `decode_chain` takes for `tokens`, in seconds, measured on a temporary copy of `seq`.
 
-        Without `seq`, the scratch sequence is empty at first. Raises DecodeAborted, NoKvSlotError and EngineError.
+        Without `seq`, the tokens are decoded in an empty sequence. Raises the same exceptions as `decode`.
         """
         if seq is not None:
             self.copy(seq, self._scratch_seq, len(self._tokens[seq]))
@@ -132,7 +140,7 @@ class Context(SequenceMemory):
             self.drop(self._scratch_seq)
 
     def synchronize(self) -> None:
-        """Wait for the last decode: GPU backends compute asynchronously."""
+        """Wait until the last decode has finished, because GPU backends compute asynchronously."""
         self.model.bindings.llama.llama_synchronize(self.pointer)
 
     @cached_property
@@ -143,62 +151,65 @@ class Context(SequenceMemory):
         return int(self.model.bindings.llama.llama_n_rs_seq(self.pointer))
 
     def _decode(self, entries: list[tuple[int, int]], *, logits: bool) -> None:
-        """Decode (sequence, token) pairs, padded to a full attention tile where that is faster and cells are free."""
-        starts = {seq: len(self._tokens[seq]) for seq, _ in entries}
-        padding = 0 if logits else self._padding(len(entries), max(starts.values(), default=0))
-        if padding:
+        """Decode (sequence, token) pairs, padded to a full attention tile if that is faster and cells are free."""
+        start_lengths = {seq: len(self._tokens[seq]) for seq, _ in entries}
+        n_padding = 0 if logits else self._count_padding(len(entries), max(start_lengths.values(), default=0))
+        if n_padding:
             try:
-                self._decode_batch([(self._scratch_seq, entries[0][1])] * padding + entries, starts, logits=False)
+                self._decode_batch(
+                    [(self._scratch_seq, entries[0][1])] * n_padding + entries, start_lengths, logits=False
+                )
             except NoKvSlotError:
                 pass  # retry without padding
             else:
                 return
             finally:
                 self.drop(self._scratch_seq)
-        self._decode_batch(entries, starts, logits=logits)
+        self._decode_batch(entries, start_lengths, logits=logits)
 
-    def _padding(self, count: int, depth: int) -> int:
+    def _count_padding(self, count: int, depth: int) -> int:
         if not self.can_truncate or self.n_batch < attention_padding.TILE_TOKENS:
             return 0
         model = self.model
-        return attention_padding.padding_tokens(
+        return attention_padding.count_padding_tokens(
             count, depth, n_params=model.n_params, n_layer=model.n_layer, n_embd=model.n_embd
         )
 
-    def _decode_batch(self, entries: list[tuple[int, int]], starts: dict[int, int], *, logits: bool) -> None:
-        """Decode one batch; `starts` maps each sequence to its length, and failures truncate it to that length."""
+    def _decode_batch(self, entries: list[tuple[int, int]], start_lengths: dict[int, int], *, logits: bool) -> None:
+        """Decode one batch. If this fails, truncate each sequence to its length before the batch (`start_lengths`)."""
         batch, count = self._batch, len(entries)
-        ends = {self._scratch_seq: 0} | starts
+        next_positions = {self._scratch_seq: 0} | start_lengths
         if not 0 < count <= self.n_batch:
-            raise EngineError(f"Cannot decode {count} tokens at once: a batch holds {self.n_batch}.")
+            raise EngineError(f"Cannot decode {count} tokens in one batch: the limit is {self.n_batch}.")
         for i, (seq, token) in enumerate(entries):
             batch.token[i] = token
-            batch.pos[i] = ends[seq]
+            batch.pos[i] = next_positions[seq]
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = seq
             batch.logits[i] = logits
-            ends[seq] += 1
-        if max(ends.values()) > self.n_ctx:
+            next_positions[seq] += 1
+        if max(next_positions.values()) > self.n_ctx:
             raise EngineError(f"Cannot append {count} tokens: the context has {self.n_ctx} cells.")
         batch.logits[count - 1] = True
         batch.n_tokens = count
-        # One step is short, and aborting it would lose the whole sequence of a recurrent model.
-        code = self._run(batch, is_step=len(starts) == count or (logits and self._has_state))
+        # A step of a recurrent model must not be aborted: it is short, and an abort would empty the whole sequence.
+        code = self._run(batch, is_step=len(start_lengths) == count or (logits and self._has_state))
         if code == 0:
             for seq, token in entries:
                 self._tokens[seq].append(token)
-            self._uncommitted_seqs -= starts.keys()
+            self._uncommitted_seqs -= start_lengths.keys()
             return
-        if code == 1:  # llama.h: no slot for the batch, nothing was changed
+        if code == 1:  # no slot for the batch; the context is unchanged (llama.h)
             raise NoKvSlotError
-        for seq, start in starts.items():
+        for seq, start in start_lengths.items():
             self._truncate(seq, start)
         if code == 2:  # noqa: PLR2004  (llama.h: aborted)
             raise DecodeAborted
-        raise ComputeError(f"llama.cpp failed to decode {count} tokens after {starts} of {self.n_ctx} (code {code}).")
+        position = max(start_lengths.values())
+        raise ComputeError(f"llama.cpp failed to decode {count} tokens at position {position} (code {code}).")
 
     def _run(self, batch: object, *, is_step: bool) -> int:
-        """Call llama_decode; a step is not abortable if the memory cannot be truncated."""
+        """Call llama_decode and return its code. If the memory cannot be truncated, a step cannot be aborted."""
         llama = self.model.bindings.llama
         if self._is_aborted:
             raise DecodeAborted
@@ -211,7 +222,7 @@ class Context(SequenceMemory):
             llama.llama_set_abort_callback(self.pointer, self._abort_callback, ctypes.c_void_p(self._abort_flag))
 
 
-def _context_params(llama: Any, plan: LoadPlan) -> Any:
+def _create_context_params(llama: Any, plan: LoadPlan) -> Any:
     options = plan.options
     params = llama.llama_context_default_params()
     params.n_ctx = options.n_ctx
@@ -224,14 +235,16 @@ def _context_params(llama: Any, plan: LoadPlan) -> Any:
     params.n_rs_seq = options.n_rs_seq
     params.offload_kqv = params.op_offload = options.n_gpu_layers > 0
     params.kv_unified = True
-    params.swa_full = False  # allocate only the cells of the window
+    params.swa_full = False  # allocate cells only for the sliding window
     params.no_perf = True
     return params
 
 
-def _free(llama: Any, native: ctypes.CDLL, *, pointer: object, flag: int, pool: int, batch: object) -> None:
-    """Free all objects in the order that llama.cpp requires: the context before the objects that it points to."""
+def _free(
+    llama: Any, native: ctypes.CDLL, *, pointer: object, abort_flag: int, thread_pool: int, batch: object
+) -> None:
+    """Free the native objects in the order that llama.cpp requires: first the context, which points to the others."""
     llama.llama_free(pointer)
     llama.llama_batch_free(batch)
-    native.edgechat_threadpool_free(pool)
-    native.edgechat_abort_flag_free(flag)
+    native.edgechat_threadpool_free(thread_pool)
+    native.edgechat_abort_flag_free(abort_flag)

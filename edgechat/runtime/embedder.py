@@ -1,4 +1,4 @@
-"""Embedder: computes the embeddings of texts with an embedding model."""
+"""Embeddings of texts, computed with an embedding model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgechat.runtime.model import Model
 
 
 class Embedder:
-    """Owns a llama_context that encodes one text per call and pools it as the model's metadata specifies."""
+    """Owner of a llama_context that embeds one text per call, with the pooling that the model file specifies."""
 
     def __init__(self, model: Model, plan: LoadPlan) -> None:
         """Allocate a context for texts of at most `plan.options.n_ctx` tokens. Raises PlanError if llama.cpp fails."""
@@ -47,7 +47,7 @@ class Embedder:
     def embed(self, tokens: Sequence[int]) -> list[float]:
         """Return the embedding of a text: `n_embd` numbers with a Euclidean norm of 1.
 
-        Raises ContextOverflowError for a text of 0 or more than `n_ctx` tokens, and ComputeError if llama.cpp fails.
+        Raises ContextOverflowError if `tokens` is empty or longer than `n_ctx`, and ComputeError if llama.cpp fails.
         """
         if not 0 < len(tokens) <= self.n_ctx:
             raise ContextOverflowError(
@@ -60,15 +60,15 @@ class Embedder:
         batch.n_tokens = len(tokens)
         if self._memory:
             llama.llama_memory_clear(self._memory, True)
-        run = llama.llama_decode if self._memory else llama.llama_encode
-        code = int(run(self.pointer, batch))
+        compute = llama.llama_decode if self._memory else llama.llama_encode
+        code = int(compute(self.pointer, batch))
         embedding = llama.llama_get_embeddings_seq(self.pointer, 0) if code == 0 else None
         if not embedding:
             raise ComputeError(f"llama.cpp returned no embedding for {len(tokens)} tokens (code {code}).")
         values = embedding[: self.n_embd]
         norm = math.sqrt(math.fsum(x * x for x in values))
         if not math.isfinite(norm):
-            raise ComputeError(f"The embedding of {len(tokens)} tokens is not finite.")
+            raise ComputeError(f"The embedding of a text of {len(tokens)} tokens contains NaN or infinity.")
         return [x / norm for x in values] if norm else values
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
     from numpy.typing import NDArray
 
-MAX_CHARS: Final = 1 << 18
-"""Maximum characters of a grammar; llguidance compiles that many in under a second (tests/engine/test_grammar.py)."""
+MAX_GRAMMAR_CHARS: Final = 1 << 18
+"""Maximum characters in a grammar, which llguidance compiles in under a second (tests/engine/test_grammar.py)."""
 _MAX_ERROR_CHARS: Final = 400
 _SPECIAL_PREFIX: Final = b"\xff"  # llguidance's prefix for tokens that are not text
 
@@ -25,16 +25,18 @@ _tokenizers: weakref.WeakKeyDictionary[Any, dict[tuple[str, ...], Any]] = weakre
 
 
 class _Vocabulary:
-    """Vocabulary of a model with the attributes that llguidance's TokenizerWrapper reads."""
+    """Vocabulary of a model, with the attributes that llguidance's TokenizerWrapper reads."""
 
     def __init__(self, model: Model, text_tokens: Sequence[str]) -> None:
-        """List all tokens; the control tokens in `text_tokens` count as text."""
-        control = model.control_tokens
-        texts = {token: text.encode("utf-8", "replace") for text, token in control.items()}
-        text_token_ids = {control[text] for text in text_tokens if text in control}
+        """Collect the tokens of `model`. The control tokens in `text_tokens` are treated as ordinary text."""
+        control_tokens = model.control_tokens
+        texts = {token: text.encode("utf-8", "replace") for text, token in control_tokens.items()}
+        text_token_ids = {control_tokens[text] for text in text_tokens if text in control_tokens}
         self.eog_tokens = [token for token in range(model.n_vocab) if model.is_eog(token)]
         if not self.eog_tokens:
-            raise GrammarError("The output format cannot be enforced: the model has no end-of-generation token.")
+            raise GrammarError(
+                "The output format cannot be enforced: the model has no end-of-generation token. Choose another model."
+            )
         self.eos_token_id = self.eog_tokens[0]
         self.bos_token_id = None
         self.special_token_ids = [token for token in texts if token not in text_token_ids]
@@ -42,7 +44,8 @@ class _Vocabulary:
             texts[t] if t in text_token_ids else _SPECIAL_PREFIX + texts[t] if t in texts else model.token_to_piece(t)
             for t in range(model.n_vocab)
         ]  # fmt: skip
-        self._model: Model = weakref.proxy(model)  # `_tokenizers` must not keep the model alive
+        # A strong reference to the model would prevent `_tokenizers` from removing the model's entry.
+        self._model: Model = weakref.proxy(model)
 
     def __call__(self, text: bytes | str) -> list[int]:
         if isinstance(text, bytes):
@@ -51,19 +54,19 @@ class _Vocabulary:
 
 
 class Grammar:
-    """Compiled grammar and the state of one output in it."""
+    """Compiled grammar, with the parser state of one output."""
 
     def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
-        """Wrap a matcher. Raises GrammarError if llguidance could not compile the grammar."""
+        """Create a grammar from a matcher of llguidance. Raises GrammarError if the matcher reports an error."""
         self._matcher = matcher
         self._n_vocab = n_vocab
         self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            # llguidance appends its state and the whole grammar to the message.
+            # llguidance appends its state and the whole grammar to its error messages.
             message = str(self._matcher.get_error()).partition("<state>")[0].partition("<grammar>")[0].strip()
-            message = message.partition(". Enable '")[0]  # cuts a hint about options of llguidance
+            message = message.partition(". Enable '")[0]  # removes a hint about llguidance options
             if message.startswith("NoExtension"):
                 message = "no text matches the grammar"
             raise GrammarError(f"The output format cannot be enforced: {message[:_MAX_ERROR_CHARS]}")
@@ -79,11 +82,11 @@ class Grammar:
 
     @property
     def can_end(self) -> bool:
-        """True if the output may end here."""
+        """True if the output can end at this point."""
         return bool(self._matcher.is_accepting())
 
     def count_allowed(self, tokens: list[int]) -> int:
-        """Return how many leading `tokens` the grammar allows."""
+        """Return the number of tokens at the start of `tokens` that the grammar allows."""
         return int(self._matcher.validate_tokens(tokens))
 
     def accept(self, token: int) -> None:
@@ -93,40 +96,45 @@ class Grammar:
 
     @contextlib.contextmanager
     def mask_disallowed(self, logits: NDArray[Any]) -> Iterator[None]:
-        """Set logits of disallowed tokens to -inf within the `with` block. Raises GrammarError if none is allowed."""
+        """Set the logits of disallowed tokens to -inf in the `with` block.
+
+        Raises GrammarError if the grammar allows no token.
+        """
         import numpy as np
 
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        bitmask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
-        is_allowed = np.unpackbits(bits, bitorder="little")[: self._n_vocab].astype(bool)
-        if not is_allowed.any():
-            raise GrammarError("The output format cannot be enforced: the vocabulary has no token that may follow.")
-        original = logits.copy()
-        logits[~is_allowed] = -np.inf
+        allowed_mask = np.unpackbits(bitmask, bitorder="little")[: self._n_vocab].astype(bool)
+        if not allowed_mask.any():
+            raise GrammarError(
+                "The output format cannot be enforced: at this point, it allows none of the model's tokens."
+            )
+        original_logits = logits.copy()
+        logits[~allowed_mask] = -np.inf
         try:
             yield
         finally:
-            logits[:] = original
+            logits[:] = original_logits
 
 
 def compile_grammar(model: Model, grammar: str, text_tokens: Sequence[str] = ()) -> Grammar:
-    """Compile a grammar in llguidance's Lark variant or its JSON form.
+    """Compile a grammar in llguidance's variant of Lark, or in llguidance's JSON format.
 
-    The control tokens in `text_tokens` are part of the constrained text. Raises GrammarError if the grammar is invalid
-    or llguidance is not installed.
+    The control tokens in `text_tokens` are treated as ordinary text. Raises GrammarError if the grammar is invalid or
+    llguidance is not installed.
     """
     if importlib.util.find_spec("llguidance") is None:
-        raise GrammarError("Grammars need the package llguidance. Install edgechat[serve].")
-    if len(grammar) > MAX_CHARS:
-        raise GrammarError(f"A grammar of {len(grammar)} characters is over the limit of {MAX_CHARS}.")
+        raise GrammarError("Grammars need the package llguidance. Run `pip install edgechat[serve]`.")
+    if len(grammar) > MAX_GRAMMAR_CHARS:
+        raise GrammarError(f"The grammar has {len(grammar)} characters; the limit is {MAX_GRAMMAR_CHARS}. Simplify it.")
     import llguidance
 
-    matcher = llguidance.LLMatcher(_tokenizer(model, tuple(text_tokens)), grammar, log_level=0)
+    matcher = llguidance.LLMatcher(_get_tokenizer(model, tuple(text_tokens)), grammar, log_level=0)
     return Grammar(matcher, model.n_vocab)
 
 
-def _tokenizer(model: Model, text_tokens: tuple[str, ...]) -> Any:
-    """Return llguidance's tokenizer of a model; cached, since building one takes up to a second."""
+def _get_tokenizer(model: Model, text_tokens: tuple[str, ...]) -> Any:
+    """Return llguidance's tokenizer of a model, from a cache because creating a tokenizer takes up to a second."""
     tokenizers = _tokenizers.setdefault(model, {})
     if text_tokens not in tokenizers:
         import llguidance

@@ -1,4 +1,4 @@
-"""Engine log file, and the sink for llama.cpp's log lines.
+"""Engine log file, and the receiver of llama.cpp's log messages.
 
 The engine process starts with its standard error redirected to the log file, so that the file also receives the output
 of C libraries.
@@ -14,21 +14,21 @@ from typing import IO, Final
 
 from edgechat import paths
 
-MAX_BYTES: Final = 1 << 20
+MAX_LOG_BYTES: Final = 1 << 20
 _TAIL_BYTES: Final = 8192
 _MAX_ERRORS: Final = 10
-# ggml_log_level of ggml.h
+# Values of the enum ggml_log_level in ggml.h.
 _INFO_LEVEL: Final = 2
 _ERROR_LEVEL: Final = 4
 _CONTINUE_LEVEL: Final = 5
 
 
 def open_log() -> IO[bytes] | None:
-    """Open the engine log for appending, and rotate it if it is larger than 1 MiB; None if this fails."""
+    """Open the engine log for appending, after rotating a log larger than 1 MiB; None if the log cannot be opened."""
     path = paths.log_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size > MAX_BYTES:
+        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
             os.replace(path, path.with_suffix(".log.1"))  # noqa: PTH105
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
     except OSError:
@@ -43,8 +43,8 @@ def size() -> int:
         return 0
 
 
-def last_lines(path: Path, start: int, count: int = 5) -> list[str]:
-    """Return the last non-empty lines of a log after byte `start`; an empty list if the log cannot be read."""
+def read_last_lines(path: Path, start: int, count: int = 5) -> list[str]:
+    """Return the last `count` non-empty lines after byte `start` of a log; an empty list if the log is unreadable."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -56,13 +56,13 @@ def last_lines(path: Path, start: int, count: int = 5) -> list[str]:
 
 
 class LogSink:
-    """Receives llama.cpp's log lines, writes them to standard error, and keeps the last ten errors."""
+    """Log receiver that writes llama.cpp's log messages to standard error and stores the last ten errors."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
 
-    def callback(self) -> Callable[[int, bytes, object], None]:
-        """Return the callback for llama_log_set: (level, text, user data)."""
+    def make_callback(self) -> Callable[[int, bytes, object], None]:
+        """Return a callback for llama_log_set, called with the level, the text and an unused pointer."""
         last_level = _INFO_LEVEL
 
         def write(level: int, text: bytes, _user_data: object) -> None:
@@ -78,6 +78,6 @@ class LogSink:
         return write
 
     def take_errors(self) -> list[str]:
-        """Return the errors since the last call and clear them."""
+        """Return the errors since the previous call, and clear the list of errors."""
         errors, self.errors = self.errors, []
         return [e for e in errors if e]

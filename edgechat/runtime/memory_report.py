@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edgechat.hardware.gpu import Gpu
-from edgechat.planner.load_plan import manual_plan
+from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.memory import LoadOptions
 from edgechat.runtime.bindings import Bindings, Device, MemoryEntry
 from edgechat.runtime.context import Context
@@ -17,18 +17,18 @@ _MAX_BUFFER_TYPES = 32
 _MAX_DEVICES = 16
 
 
-def memory_layout(context: Context) -> str:
-    """Describe the context parameters that determine the bytes of a token's KV memory.
+def describe_memory_layout(context: Context) -> str:
+    """Return a text with the context parameters that determine the bytes stored in the KV cache for a token.
 
-    Some RoPE scalings depend on the context length, which is therefore included for models with RoPE scaling.
+    The text includes the context length only for models with RoPE scaling, since some scalings depend on it.
     """
-    is_scaled = any(".rope.scaling." in key for key in context.model.metadata_keys())
-    n_ctx = context.n_ctx if is_scaled else "any"
-    return f"k={context.kv_type} v={context.kv_type} flash=auto adapter=none rope=model n_ctx={n_ctx}"
+    has_rope_scaling = any(".rope.scaling." in key for key in context.model.metadata_keys())
+    n_ctx_text = context.n_ctx if has_rope_scaling else "any"
+    return f"k={context.kv_type} v={context.kv_type} flash=auto adapter=none rope=model n_ctx={n_ctx_text}"
 
 
-def memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
-    """Return `model_bytes`, `context_bytes`, `compute_bytes` and `is_host` of each buffer type."""
+def read_memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
+    """Return `model_bytes`, `context_bytes`, `compute_bytes` and `is_host` by name of the buffer type."""
     entries = (MemoryEntry * _MAX_BUFFER_TYPES)()
     count = context.model.bindings.edgechat.edgechat_memory_breakdown(context.pointer, entries, len(entries))
     return {
@@ -42,10 +42,10 @@ def memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
     }
 
 
-def devices(native: Bindings) -> list[Gpu]:
+def list_gpus(bindings: Bindings) -> list[Gpu]:
     """Return the GPUs that the loaded modules support, with their free memory."""
     entries = (Device * _MAX_DEVICES)()
-    count = native.edgechat.edgechat_devices(entries, len(entries))
+    count = bindings.edgechat.edgechat_devices(entries, len(entries))
     return [
         Gpu(
             name=entry.description.decode("utf-8", "replace") or entry.name.decode("utf-8", "replace"),
@@ -56,25 +56,28 @@ def devices(native: Bindings) -> list[Gpu]:
 
 
 class MemoryEstimator:
-    """Asks llama.cpp for buffer sizes without allocating the buffers.
+    """Memory estimator that asks llama.cpp for buffer sizes without allocating the buffers.
 
-    The last model stays loaded: reading its vocabulary takes most of the time.
+    The last model stays loaded, because reading its vocabulary takes most of the time of an estimate.
     """
 
     def __init__(self) -> None:
         self._model: Model | None = None
         self._key: tuple[object, ...] = ()
 
-    def estimate(self, native: Bindings, path: Path, options: LoadOptions) -> dict[str, dict[str, int]]:
-        """Return the `memory_breakdown` of a context with `options`. Raises ModelFileError and PlanError."""
+    def estimate(self, bindings: Bindings, path: Path, options: LoadOptions) -> dict[str, dict[str, int]]:
+        """Return the memory breakdown of the model file at `path` with `options`, as `read_memory_breakdown` does.
+
+        Raises ModelFileError and PlanError.
+        """
         key = (path, options.use_extra_bufts, options.n_gpu_layers, options.experts_on_cpu)
         if self._model is None or self._key != key:
             self.close()
-            self._model, self._key = Model(native, path, options, is_probe=True), key
-        plan = manual_plan(str(path), n_threads=1, **msgspec.structs.asdict(options))
+            self._model, self._key = Model(bindings, path, options, is_probe=True), key
+        plan = make_manual_plan(str(path), n_threads=1, **msgspec.structs.asdict(options))
         context = Context(self._model, plan)
         try:
-            return memory_breakdown(context)
+            return read_memory_breakdown(context)
         finally:
             context.close()
 

@@ -14,20 +14,20 @@ from edgechat.errors import ModelFileError, PlanError
 from edgechat.planner.memory import LoadOptions
 from edgechat.runtime.bindings import Bindings
 
-# LLAMA_TOKEN_ATTR_UNKNOWN and LLAMA_TOKEN_ATTR_CONTROL: tokens that llama.cpp parses in a text only with parse_special.
-# User-defined tokens (HTML tags, runs of spaces) are parsed in every text.
+# LLAMA_TOKEN_ATTR_UNKNOWN and LLAMA_TOKEN_ATTR_CONTROL. llama.cpp recognises tokens with these attributes in a text
+# only with parse_special, but it always recognises user-defined tokens (HTML tags, runs of spaces).
 _SPECIAL_ATTRIBUTES = 1 << 0 | 1 << 3
 
-# Parts of the messages of llama.cpp and the C++ library when memory runs out.
+# Parts of the error messages that llama.cpp and the C++ library write when memory runs out.
 _OUT_OF_MEMORY_ERRORS = ("unable to allocate", "failed to allocate", "Cannot allocate memory", "std::bad_alloc")
 
 
 OnLoadProgress = Callable[[float], bool]
-"""Receives the loaded fraction from 0 to 1; returns False to stop loading."""
+"""Callback that receives the loaded fraction, from 0 to 1, and returns False to stop loading."""
 
 
 class Model:
-    """Owns a llama_model. Freed by `close`, or when it is no longer referenced; contexts hold a reference."""
+    """Owner of a llama_model, which `close` or garbage collection frees. A context holds a reference to its model."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class Model:
         is_probe: bool = False,
         on_progress: OnLoadProgress = lambda fraction: True,
     ) -> None:
-        """Load the model file at `path`; without `options`, with memory-mapped weights and without a GPU.
+        """Load the model file at `path`. `options` defaults to memory-mapped weights and no GPU.
 
-        With `is_probe`, the model and its contexts report the sizes of their buffers, but do not allocate them.
+        With `is_probe`, the model and its contexts report the sizes of their buffers, but do not allocate the buffers.
         Raises ModelFileError with llama.cpp's reason if the file cannot be loaded or loading was stopped, and PlanError
         if memory ran out.
         """
@@ -61,7 +61,7 @@ class Model:
         pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not pointer:
             errors = bindings.log.take_errors()
-            reason = f"Cannot load {path}: {_failure_reason(errors)}"
+            reason = f"Cannot load {path}: {_find_failure_reason(errors)}"
             is_out_of_memory = any(message in line for line in errors for message in _OUT_OF_MEMORY_ERRORS)
             raise PlanError(f"{reason} (out of memory)") if is_out_of_memory else ModelFileError(reason)
         self.pointer = pointer
@@ -70,7 +70,7 @@ class Model:
         self._finalizer = weakref.finalize(self, llama.llama_model_free, pointer)
 
     def close(self) -> None:
-        """Free the model now; its contexts must be closed before. A second call does nothing."""
+        """Free the model now; its contexts must be closed first. A second call does nothing."""
         self._finalizer()
 
     @property
@@ -100,11 +100,11 @@ class Model:
 
     @cached_property
     def is_embedding(self) -> bool:
-        """True for an embedding model; the rule is that of `edgechat.modelfile.header.ModelHeader.is_embedding`."""
-        architecture = self._metadata("general.architecture")
-        return self._metadata(f"{architecture}.pooling_type") in {"1", "2", "3"}
+        """True for an embedding model, by the same rule as `edgechat.modelfile.header.ModelHeader.is_embedding`."""
+        architecture = self._read_metadata("general.architecture")
+        return self._read_metadata(f"{architecture}.pooling_type") in {"1", "2", "3"}
 
-    def _metadata(self, key: str) -> str:
+    def _read_metadata(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(256)
         count = self.bindings.llama.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if count >= 0 else ""
@@ -121,20 +121,20 @@ class Model:
 
     @property
     def bos(self) -> str:
-        """Text of the beginning-of-sequence token, or ""."""
-        return self._special(self.bindings.llama.llama_vocab_bos(self.vocab))
+        """Text of the beginning-of-sequence token; "" if the model has none."""
+        return self._get_token_text(self.bindings.llama.llama_vocab_bos(self.vocab))
 
     @property
     def eos(self) -> str:
-        """Text of the end-of-sequence token, or ""."""
-        return self._special(self.bindings.llama.llama_vocab_eos(self.vocab))
+        """Text of the end-of-sequence token; "" if the model has none."""
+        return self._get_token_text(self.bindings.llama.llama_vocab_eos(self.vocab))
 
-    def _special(self, token: int) -> str:
+    def _get_token_text(self, token: int) -> str:
         return self.token_to_piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
     @property
     def chat_template(self) -> str | None:
-        """Chat template in the model file; None if there is none."""
+        """Chat template in the model file; None if the file has no template."""
         text = self.bindings.llama.llama_model_chat_template(self.pointer, None)
         return text.decode("utf-8", "replace") if text else None
 
@@ -149,22 +149,26 @@ class Model:
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
-        """Special tokens (control and unknown) by text, longest first. Tokenising user text must never yield one."""
+        """Special tokens (control and unknown) by text, longest first. User text must never produce a special token."""
         llama, vocab = self.bindings.llama, self.vocab
         get_attr = llama.llama_vocab_get_attr
-        tokens = {self._special(t): t for t in range(self.n_vocab) if get_attr(vocab, t) & _SPECIAL_ATTRIBUTES}
+        tokens = {self._get_token_text(t): t for t in range(self.n_vocab) if get_attr(vocab, t) & _SPECIAL_ATTRIBUTES}
         tokens.pop("", None)
         return dict(sorted(tokens.items(), key=lambda item: -len(item[0])))
 
     def is_eog(self, token: int) -> bool:
-        """Return True if `token` ends a generation."""
+        """Return whether `token` is an end-of-generation token."""
         is_eog = self._is_eog.get(token)
         if is_eog is None:
             is_eog = self._is_eog[token] = bool(self.bindings.llama.llama_vocab_is_eog(self.vocab, token))
         return is_eog
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Tokenise `text`; `parse_special` recognises the texts of control tokens. Raises ModelFileError."""
+        """Return the tokens of `text`. Raises ModelFileError if llama.cpp fails.
+
+        `add_special` adds the tokens that mark the start and the end of a prompt, if the model uses such tokens. With
+        `parse_special`, the text of a control token becomes that token.
+        """
         data = text.encode("utf-8", "replace")
         size = len(data) + 2
         for _ in range(2):
@@ -175,10 +179,13 @@ class Model:
             if count >= 0:
                 return list(tokens[:count])
             size = -count
-        raise ModelFileError(f"Cannot tokenise a text of {len(data)} bytes with the vocabulary of {self.path}")
+        raise ModelFileError(f"Cannot tokenise a text of {len(data)} bytes with the vocabulary of {self.path}.")
 
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
-        """Return the bytes of `token`, which may be a part of a character; b"" for control tokens unless `special`."""
+        """Return the UTF-8 bytes of `token`, which can be a part of a character.
+
+        Without `special`, the bytes of a control token are b"".
+        """
         buffer = self._token_buffer
         count = self.bindings.llama.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
         if count < 0:
@@ -192,17 +199,19 @@ class Model:
 
     def vocabulary_hash(self) -> str:
         """Return a hash that identifies the vocabulary, computed from its size and about 256 of its tokens."""
-        step = max(1, self.n_vocab // 256)
+        stride = max(1, self.n_vocab // 256)
         digest = hashlib.blake2b(str(self.n_vocab).encode(), digest_size=8)
-        for token in range(0, self.n_vocab, step):
+        for token in range(0, self.n_vocab, stride):
             digest.update(self.token_to_piece(token, special=True) + b"\n")
         return digest.hexdigest()
 
 
-def _failure_reason(errors: list[str]) -> str:
-    """Extract the reason from llama.cpp's error lines, without the preceding function names."""
+def _find_failure_reason(errors: list[str]) -> str:
+    """Return the reason for a failed load from llama.cpp's error lines, without the function names before it."""
     for line in errors:
         for separator in ("error loading model: ", "error loading model "):
             if separator in line:
                 return line.split(separator, 1)[1].strip()
-    return errors[0].split(": ", 1)[-1] if errors else "llama.cpp gives no reason. `edgechat doctor` names the log."
+    if errors:
+        return errors[0].split(": ", 1)[-1]
+    return "llama.cpp reported no reason. `edgechat doctor` shows the path of the log."

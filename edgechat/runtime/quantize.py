@@ -1,4 +1,4 @@
-"""Quantisation with llama.cpp: the tensor types of a preset (for exact file sizes), and requantising a model file."""
+"""Quantisation with llama.cpp: requantise a model file, and list a preset's tensor types to compute file sizes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from edgechat.runtime import bindings
 from edgechat.runtime.backends import probe
 from edgechat.runtime.backends.bundle import find_bundle
 
-_FIELDS = ("n_embd", "n_ff", "n_layer", "n_head", "n_head_kv", "n_expert", "key_length", "value_length")
+_MODEL_FIELDS = ("n_embd", "n_ff", "n_layer", "n_head", "n_head_kv", "n_expert", "key_length", "value_length")
 _MAX_LAYERS, _MAX_DIMS, _MAX_NAME_BYTES = 512, 4, 63
 
 
 class _NativeModel(ctypes.Structure):
-    """Model properties that determine the types: edgechat_quant_model of native/src/edgechat.h."""
+    """Structure edgechat_quant_model of native/src/edgechat.h: model properties that determine the tensor types."""
 
     _fields_ = (
         ("architecture", ctypes.c_char_p),
-        *((name, ctypes.c_uint32) for name in _FIELDS),
+        *((name, ctypes.c_uint32) for name in _MODEL_FIELDS),
     )
 
 
 class _NativeTensor(ctypes.Structure):
-    """Name, shape and type of a tensor: edgechat_quant_tensor of native/src/edgechat.h."""
+    """Structure edgechat_quant_tensor of native/src/edgechat.h: name, shape and type of a tensor."""
 
     _fields_ = (
         ("name", ctypes.c_char_p),
@@ -37,7 +37,7 @@ class _NativeTensor(ctypes.Structure):
 def main(arguments: list[str]) -> int:
     """Run the child process `edgechat _quantise SOURCE TARGET PRESET`, which writes a requantised model file.
 
-    PRESET is a number of llama_ftype that needs no importance matrix. Returns llama.cpp's exit code.
+    PRESET is the llama_ftype number of a preset that needs no importance matrix. Returns llama.cpp's exit code.
     """
     source, target, preset = arguments
     bundle = find_bundle()
@@ -49,10 +49,10 @@ def main(arguments: list[str]) -> int:
     return int(llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)))
 
 
-def quantized_types(library: ctypes.CDLL, model: QuantModel, preset: int) -> list[int]:
-    """Return the ggml_type of each tensor after quantisation to `preset` (a llama_ftype), by llama.cpp's own rules.
+def choose_quant_types(library: ctypes.CDLL, model: QuantModel, preset: int) -> list[int]:
+    """Return the ggml_type of each tensor after quantisation to `preset` (a llama_ftype), by llama.cpp's rules.
 
-    `library` is libedgechat. The list is empty if llama.cpp has no rules for such a model.
+    `library` is libedgechat. Returns an empty list if llama.cpp has no rules for the model.
     """
     is_valid = 0 < model.n_layer <= _MAX_LAYERS and all(
         0 < len(shape) <= _MAX_DIMS and min(shape) > 0 and len(name.encode()) <= _MAX_NAME_BYTES
@@ -62,7 +62,7 @@ def quantized_types(library: ctypes.CDLL, model: QuantModel, preset: int) -> lis
         return []
     count = len(model.tensors)
     native_model = _NativeModel(
-        architecture=model.architecture.encode(), **{name: getattr(model, name) for name in _FIELDS}
+        architecture=model.architecture.encode(), **{name: getattr(model, name) for name in _MODEL_FIELDS}
     )
     tensors = (_NativeTensor * count)(*(
         _NativeTensor(

@@ -15,20 +15,21 @@ from edgechat.runtime.model import Model
 if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
 
-# Number of recent tokens that repetition penalties consider; llama.cpp's default.
+# Number of recent tokens that repetition penalties consider (the default of llama.cpp).
 PENALTY_LAST_N: Final = 64
 
 
 class Sampler:
-    """Owns a llama_sampler chain. Freed by `close`, or when no longer referenced."""
+    """Owner of a llama_sampler chain, which `close` or garbage collection frees."""
 
     def __init__(
         self, model: Model, params: Sampling, logit_bias: Mapping[int, float] = MappingProxyType({}),
         grammar: Grammar | None = None,
     ) -> None:  # fmt: skip
-        """Build the chain: logit bias and penalties before truncation and temperature.
+        """Create the chain: logit bias, penalties, top-k, top-p, min-p, temperature and random choice, in this order.
 
-        `grammar` restricts the sampled tokens; `sample` advances its state.
+        A temperature of 0 replaces all steps after the penalties with greedy sampling. `grammar` restricts the sampled
+        tokens, and `sample` advances the state of the grammar.
         """
         self._llama = llama = model.bindings.llama
         self._grammar = grammar
@@ -61,7 +62,7 @@ class Sampler:
         self._append(llama.llama_sampler_init_dist(self.seed))
 
     def _append(self, sampler: object) -> None:
-        self._llama.llama_sampler_chain_add(self.pointer, sampler)  # the chain takes ownership
+        self._llama.llama_sampler_chain_add(self.pointer, sampler)  # the chain takes ownership of `sampler`
 
     def close(self) -> None:
         """Free the sampler chain now. A second call does nothing."""
@@ -78,7 +79,7 @@ class Sampler:
         return self._grammar is None or self._grammar.can_end
 
     def count_allowed(self, tokens: list[int]) -> int:
-        """Return how many leading `tokens` the grammar allows."""
+        """Return the number of tokens at the start of `tokens` that the grammar allows."""
         return len(tokens) if self._grammar is None else self._grammar.count_allowed(tokens)
 
     def accept(self, token: int) -> None:
@@ -86,7 +87,7 @@ class Sampler:
         self._llama.llama_sampler_accept(self.pointer, token)
 
     def sample(self, context: Context, index: int = -1) -> int:
-        """Sample and accept a token from the logits at `index` of the last batch; -1 is the last position.
+        """Sample a token from the logits at `index` of the last batch (-1 for the last position), and accept it.
 
         Raises GrammarError if the grammar allows no token.
         """

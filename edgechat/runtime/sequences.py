@@ -13,12 +13,12 @@ from edgechat.runtime.model import Model
 class SequenceMemory:
     """Sequences of a llama_context with their memory: KV cells, sliding-window cells, or recurrent states.
 
-    Sequences share the cells of a common prefix. The token list of a sequence always equals its memory, also after a
+    Sequences share the cells of a common prefix. The token list of a sequence always matches its memory, even after a
     failed or aborted decode. Implements `edgechat.prefix.kv_memory.KvMemory`.
     """
 
     def __init__(self, model: Model, pointer: Any, n_seqs: int) -> None:
-        """Wrap the llama_context `pointer`. It must have `n_seqs` + 1 sequences, the last for internal use."""
+        """Manage the llama_context at `pointer`. It must have `n_seqs` + 1 sequences; the last is for internal use."""
         llama = model.bindings.llama
         self.model = model
         self.pointer = pointer
@@ -27,9 +27,9 @@ class SequenceMemory:
         self._scratch_seq = n_seqs
         """Internal sequence for saving, restoring, padding and time measurements."""
         self._gap_ends = [0] * (n_seqs + 1)
-        """End of the positions that a restored window does not cover, by sequence."""
+        """Position where the cells of a restored sliding window start, by sequence; 0 if no positions lack cells."""
         self._uncommitted_seqs: set[int] = set()
-        """Sequences with a recurrent state that was rolled back and not committed yet."""
+        """Sequences whose recurrent state was rolled back, but not yet committed."""
         self._memory = llama.llama_get_memory(pointer)
         is_recurrent = bool(llama.llama_model_is_recurrent(model.pointer))
         self._has_state = is_recurrent or bool(llama.llama_model_is_hybrid(model.pointer))
@@ -53,65 +53,69 @@ class SequenceMemory:
         return not self._has_cells
 
     def can_rewind(self, seq: int, n_tokens: int) -> bool:
-        """Return True if decoding can continue after the first `n_tokens` of `seq`."""
+        """Return whether decoding can continue after the first `n_tokens` tokens of `seq`."""
         if n_tokens in (0, len(self._tokens[seq])):
             return True
-        return not self._has_state and self._window_reaches(seq, n_tokens)
+        return not self._has_state and self._has_complete_window(seq, n_tokens)
 
     def can_append_segment(self, seq: int, n_tokens: int, end: int) -> bool:
-        """Return True if the first `n_tokens` of `seq` and a segment from there to `end` form a valid sequence."""
-        if self._has_state:  # the segment contains the state, but may lack the start of a window
+        """Return whether a segment that ends at position `end` can follow the first `n_tokens` tokens of `seq`."""
+        if self._has_state:  # a segment restores the state, but may lack the first cells of a sliding window
             return not self._window
-        return n_tokens <= len(self._tokens[seq]) and self._window_reaches(seq, end)
+        return n_tokens <= len(self._tokens[seq]) and self._has_complete_window(seq, end)
 
-    def _window_reaches(self, seq: int, n_tokens: int) -> bool:
-        """Return True if the cells that the token at position `n_tokens` attends to still exist."""
+    def _has_complete_window(self, seq: int, n_tokens: int) -> bool:
+        """Return whether the sliding window before position `n_tokens` of `seq` still has all its cells."""
         if not self._window:
             return True
-        first = self._first_position(seq)
-        return first >= 0 and max(first, self._gap_ends[seq]) <= max(0, n_tokens - self._window)
+        first_position = self._get_first_position(seq)
+        return first_position >= 0 and max(first_position, self._gap_ends[seq]) <= max(0, n_tokens - self._window)
 
-    def _first_position(self, seq: int) -> int:
+    def _get_first_position(self, seq: int) -> int:
         return int(self.model.bindings.llama.llama_memory_seq_pos_min(self._memory, seq))
 
-    def _end_position(self, seq: int) -> int:
+    def _get_end_position(self, seq: int) -> int:
         return int(self.model.bindings.llama.llama_memory_seq_pos_max(self._memory, seq)) + 1
 
     # Truncate and copy
 
     def rollback(self, seq: int, n_tokens: int) -> None:
-        """Remove the last `n_tokens` tokens, which the latest `Context.decode_chain` must have appended.
+        """Remove the last `n_tokens` tokens of `seq`, which the latest `Context.decode_chain` must have appended.
 
-        Call `commit_rollback` before the sequence is copied or saved. Raises EngineError if llama.cpp refuses; then
-        the sequence is empty.
+        Call `commit_rollback` before you copy or save the sequence. Raises EngineError, and empties the sequence, if
+        llama.cpp cannot roll back.
         """
         if not n_tokens:
             return
         end = len(self._tokens[seq]) - n_tokens
         if self._truncate(seq, end) != end:
-            raise EngineError(f"llama.cpp could not roll back {n_tokens} drafted tokens. Try --no-speculation.")
+            raise EngineError(f"llama.cpp could not roll back {n_tokens} draft tokens. Try --no-speculation.")
         if self._has_state:
             self._uncommitted_seqs.add(seq)
 
     def commit_rollback(self, seq: int) -> None:
-        """Make the recurrent state that `rollback` selected the current one; does nothing for other memory.
+        """Replace the newest recurrent state of `seq` with the state that `rollback` selected.
 
-        llama.cpp keeps the states of the last tokens (`n_rs_seq`) and would copy or save the newest one.
+        Without this call, llama.cpp would copy or save the newest of the `n_rs_seq` states that it stores. Does nothing
+        for sequences without a recurrent state.
         """
         if seq not in self._uncommitted_seqs:
             return
         self._uncommitted_seqs.discard(seq)
-        llama, partial = self.model.bindings.llama, self.model.bindings.llama.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-        size = int(llama.llama_state_seq_get_size_ext(self.pointer, seq, partial))
-        view = (ctypes.c_uint8 * size)()
+        llama, partial_flag = self.model.bindings.llama, self.model.bindings.llama.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        size = int(llama.llama_state_seq_get_size_ext(self.pointer, seq, partial_flag))
+        buffer = (ctypes.c_uint8 * size)()
         if (
-            int(llama.llama_state_seq_get_data_ext(self.pointer, view, size, seq, partial)) != size
-            or int(llama.llama_state_seq_set_data_ext(self.pointer, view, size, seq, partial)) != size
+            int(llama.llama_state_seq_get_data_ext(self.pointer, buffer, size, seq, partial_flag)) != size
+            or int(llama.llama_state_seq_set_data_ext(self.pointer, buffer, size, seq, partial_flag)) != size
         ):
             self.drop(seq)
 
     def rewind(self, n_tokens: int, seq: int = 0) -> int:
-        """Truncate to the first `n_tokens` and return the new length: 0 if the memory cannot be truncated there."""
+        """Truncate `seq` to its first `n_tokens` tokens, and return the new length.
+
+        If the memory cannot be truncated there, the sequence becomes empty.
+        """
         return self._truncate(seq, n_tokens if self.can_rewind(seq, n_tokens) else 0)
 
     def _truncate(self, seq: int, n_tokens: int) -> int:
@@ -132,16 +136,16 @@ class SequenceMemory:
     def clear(self) -> None:
         """Remove all sequences, so that the next decode starts at the first cell.
 
-        The order of the cells determines the rounding of attention sums: equal cells give equal results.
+        Attention sums are rounded in the order of the cells, so results are reproducible only with the same order.
         """
         for seq in range(self.n_seqs + 1):
             self.drop(seq)
         self.model.bindings.llama.llama_memory_clear(self._memory, False)
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
-        """Replace `target` with the first `n_tokens` of `source`, in the same cells.
+        """Replace `target` with the first `n_tokens` tokens of `source`; the two sequences share the cells.
 
-        The caller must check `can_rewind` or `can_append_segment` before.
+        The caller must first check `can_rewind` or `can_append_segment`.
         """
         llama = self.model.bindings.llama
         self.drop(target)
@@ -152,44 +156,44 @@ class SequenceMemory:
     # Save and restore
 
     def save(self, seq: int, start: int, end: int) -> bytearray:
-        """Return the memory of the positions from `start` to `end`.
+        """Return the memory of `seq` from position `start` to position `end` (exclusive).
 
-        Without `can_truncate`, `end` must be the end of the sequence. A recurrent state is saved as a whole. Raises
-        MemoryError and EngineError.
+        If `can_truncate` is False, `end` must be the end of the sequence. A recurrent state is saved as a whole. Raises
+        MemoryError, and EngineError if llama.cpp saves only a part.
         """
         llama = self.model.bindings.llama
         llama.llama_memory_seq_cp(self._memory, seq, self._scratch_seq, start, end)
         try:
             size = int(llama.llama_state_seq_get_size(self.pointer, self._scratch_seq))
             data = bytearray(size)
-            view = (ctypes.c_uint8 * size).from_buffer(data)
-            n_saved = int(llama.llama_state_seq_get_data(self.pointer, view, size, self._scratch_seq))
+            buffer = (ctypes.c_uint8 * size).from_buffer(data)
+            n_saved_bytes = int(llama.llama_state_seq_get_data(self.pointer, buffer, size, self._scratch_seq))
         finally:
             self.drop(self._scratch_seq)
-        if n_saved != size:
-            raise EngineError(f"llama.cpp saved only {n_saved} of {size} bytes of a sequence.")
+        if n_saved_bytes != size:
+            raise EngineError(f"llama.cpp saved only {n_saved_bytes} of {size} bytes of a sequence.")
         return data
 
     def restore(self, seq: int, start: int, tokens: Sequence[int], data: bytearray | memoryview) -> bool:
-        """Append `tokens`, which begin at position `start` and whose memory is `data`.
+        """Append `tokens` to `seq` with their saved memory `data`, and return whether this succeeded.
 
-        `start` may be before the end of the sequence; then the positions that overlap are unchanged.
-
-        Returns False, and changes nothing, if there are too few free cells or llama.cpp rejects the data.
+        `start` is the position of the first token. If it is before the end of the sequence, the overlapping positions
+        are unchanged. The sequence is unchanged if too few cells are free or llama.cpp rejects `data`.
         """
         llama = self.model.bindings.llama
-        n_before, end = len(self._tokens[seq]), start + len(tokens)
-        view = (ctypes.c_uint8 * len(data)).from_buffer(data)
+        n_tokens_before, end = len(self._tokens[seq]), start + len(tokens)
+        buffer = (ctypes.c_uint8 * len(data)).from_buffer(data)
         try:
-            n_read = int(llama.llama_state_seq_set_data(self.pointer, view, len(data), self._scratch_seq))
-            if n_read != len(data) or self._end_position(self._scratch_seq) < end:
+            n_read_bytes = int(llama.llama_state_seq_set_data(self.pointer, buffer, len(data), self._scratch_seq))
+            if n_read_bytes != len(data) or self._get_end_position(self._scratch_seq) < end:
                 return False
-            first = self._first_position(self._scratch_seq)
-            if self._window and first > n_before:
-                # The restored window starts after the end of this sequence: the positions between have no cells.
-                self._gap_ends[seq] = first
-            llama.llama_memory_seq_cp(self._memory, self._scratch_seq, seq, n_before, end)
+            first_position = self._get_first_position(self._scratch_seq)
+            if self._window and first_position > n_tokens_before:
+                # The restored sliding window starts after the tokens that the sequence already has; the positions in
+                # between have no cells.
+                self._gap_ends[seq] = first_position
+            llama.llama_memory_seq_cp(self._memory, self._scratch_seq, seq, n_tokens_before, end)
         finally:
             self.drop(self._scratch_seq)
-        self._tokens[seq].extend(tokens[n_before - start :])
+        self._tokens[seq].extend(tokens[n_tokens_before - start :])
         return True

@@ -1,4 +1,4 @@
-"""Suffix index of libedgechat: finds the longest earlier match of a text's end, for drafting."""
+"""Suffix index of libedgechat: finds the longest earlier match of the end of a text, to draft the next tokens."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from array import array
 from collections.abc import Sequence
 from typing import Final
 
-# EDGECHAT_SUFFIX_MAX_MATCH: maximum length of a match and of a draft, in tokens.
-MAX_MATCH: Final = 64
+# Maximum length of a match and of a draft, in tokens: EDGECHAT_SUFFIX_MAX_MATCH in native/src/edgechat.h.
+MAX_MATCH_TOKENS: Final = 64
 
 
 class SuffixIndex:
-    """Owns an edgechat_suffix_index over a text of tokens. Freed by `close`, or when no longer referenced.
+    """Owner of an edgechat_suffix_index over a text of tokens, which `close` or garbage collection frees.
 
     Not thread-safe. Implements `edgechat.speculation.drafter.TokenIndex`.
     """
@@ -26,7 +26,7 @@ class SuffixIndex:
             raise MemoryError
         self._finalizer = weakref.finalize(self, library.edgechat_suffix_index_free, self._pointer)
         self._length, self._position = ctypes.c_int32(), ctypes.c_int32()
-        self._draft = (ctypes.c_int32 * MAX_MATCH)()
+        self._draft = (ctypes.c_int32 * MAX_MATCH_TOKENS)()
 
     def close(self) -> None:
         """Free the index now. A second call does nothing."""
@@ -42,7 +42,7 @@ class SuffixIndex:
 
     def append(self, tokens: Sequence[int]) -> None:
         """Append tokens to the text; a negative token separates two texts. Raises MemoryError."""
-        if self._library.edgechat_suffix_index_append(self._pointer, _array(tokens), len(tokens)) < 0:
+        if self._library.edgechat_suffix_index_append(self._pointer, _make_int32_array(tokens), len(tokens)) < 0:
             raise MemoryError
 
     def truncate(self, size: int) -> None:
@@ -50,17 +50,19 @@ class SuffixIndex:
         self._library.edgechat_suffix_index_truncate(self._pointer, size)
 
     def draft(self, max_tokens: int, context: Sequence[int] | None = None) -> tuple[list[int], int, int]:
-        """Find the longest match of the end of `context`; return the tokens after it, its length, and their position.
+        """Return a draft that continues `context`, the match length, and the position of the draft in the indexed text.
 
-        Without `context`, the end of the indexed text is matched. Without a match, the list is empty.
+        The draft consists of the tokens (at most `max_tokens`) after the longest match of the end of `context` in the
+        indexed text; it is empty without a match.
+        `context` defaults to the indexed text.
         """
-        end = None if context is None else _array(context)
+        context_array = None if context is None else _make_int32_array(context)
         count = self._library.edgechat_suffix_index_draft(
-            self._pointer, end, 0 if context is None else len(context), self._draft, min(max_tokens, MAX_MATCH),
-            ctypes.byref(self._length), ctypes.byref(self._position),
+            self._pointer, context_array, 0 if context is None else len(context), self._draft,
+            min(max_tokens, MAX_MATCH_TOKENS), ctypes.byref(self._length), ctypes.byref(self._position),
         )  # fmt: skip
         return self._draft[:count], self._length.value, self._position.value
 
 
-def _array(tokens: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
+def _make_int32_array(tokens: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
     return (ctypes.c_int32 * len(tokens)).from_buffer(array("i", tokens)) if tokens else (ctypes.c_int32 * 0)()

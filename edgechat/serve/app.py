@@ -20,7 +20,7 @@ from edgechat.serve.chat import ChatResponseBuilder
 from edgechat.serve.completions import CompletionResponseBuilder
 from edgechat.serve.embeddings import embed
 from edgechat.serve.errors import ApiError
-from edgechat.serve.middleware import AccessRules, RequestGuard, error_response
+from edgechat.serve.middleware import AccessRules, RequestGuard, make_error_response
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.responses import respond
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
@@ -29,14 +29,14 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
-    """Endpoints of the server. A request without a model name is sent to the first model."""
+    """Endpoints of the server. Requests without a model name go to the first of the served models."""
 
     def __init__(self, models: Mapping[str, ModelQueue]) -> None:
         self._models = models
         self._metrics = metrics.Metrics(models)
-        self._started_s = int(time.time())
+        self._started_at = int(time.time())
 
-    def app(self, rules: AccessRules) -> ASGIApp:
+    def build_app(self, rules: AccessRules) -> ASGIApp:
         """Return the ASGI application inside a `RequestGuard` that enforces `rules`."""
         routes = [
             Route("/v1/chat/completions", _with_error_handling(self.chat, "messages"), methods=["POST"]),
@@ -48,7 +48,7 @@ class Api:
             Route("/metrics", _with_error_handling(self.metrics), methods=["GET"]),
             Route("/openapi.json", _with_error_handling(self.openapi), methods=["GET"]),
         ]
-        app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _handle_http_error})
         return RequestGuard(app, rules, self._metrics.count_request)
 
     def _find_queue(self, name: str | None) -> ModelQueue:
@@ -61,7 +61,7 @@ class Api:
 
     def _find_text_queue(self, name: str | None) -> ModelQueue:
         queue = self._find_queue(name)
-        if queue.loaded.is_embedding:
+        if queue.model_properties.is_embedding:
             message = f"{queue.name} is an embedding model and generates no text. Use /v1/embeddings."
             raise ApiError(400, message, param="model")
         return queue
@@ -83,62 +83,64 @@ class Api:
         return await embed(request, self._find_queue(body.model), body)
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002
-        return _json({"object": "list", "data": [self._model_object(queue) for queue in self._models.values()]})
+        objects = [self._make_model_object(queue) for queue in self._models.values()]
+        return _json_response({"object": "list", "data": objects})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        return _json(self._model_object(self._find_queue(name))) if name else await self.models(request)
+        return _json_response(self._make_model_object(self._find_queue(name))) if name else await self.models(request)
 
-    def _model_object(self, queue: ModelQueue) -> dict[str, object]:
-        loaded = queue.loaded
+    def _make_model_object(self, queue: ModelQueue) -> dict[str, object]:
+        model_properties = queue.model_properties
         return {
-            "id": queue.name, "object": "model", "created": self._started_s, "owned_by": "edgechat",
-            "meta": {"n_ctx": loaded.n_ctx, "n_ctx_train": loaded.n_ctx_train, "n_params": loaded.n_params,
-                     "size": loaded.size_bytes, "is_embedding": loaded.is_embedding},
+            "id": queue.name, "object": "model", "created": self._started_at, "owned_by": "edgechat",
+            "meta": {"n_ctx": model_properties.n_ctx, "n_ctx_train": model_properties.n_ctx_train,
+                     "n_params": model_properties.n_params, "size": model_properties.size_bytes,
+                     "is_embedding": model_properties.is_embedding},
         }  # fmt: skip
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
-        errors.check_accepting(is_open=not any(queue.is_draining for queue in self._models.values()))
-        return _json({"status": "ok"})
+        errors.check_accepts_requests(is_accepting=not any(queue.is_draining for queue in self._models.values()))
+        return _json_response({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
         return Response(self._metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     async def openapi(self, request: Request) -> Response:  # noqa: ARG002
-        return _json(openapi.document(__version__))
+        return _json_response(openapi.build_openapi_document(__version__))
 
 
-def _json(value: object) -> Response:
+def _json_response(value: object) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
 
 
 def _with_error_handling(endpoint: Endpoint, param: str | None = None) -> Endpoint:
     """Wrap an endpoint so that exceptions become error responses.
 
-    `param` is the request field with the input text, which error responses name.
+    `param` is the name of the request field with the input text, for the `param` field of error responses.
     """
 
     async def handle(request: Request) -> Response:
         try:
             return await endpoint(request)
         except ApiError as error:
-            return error_response(error)
+            return make_error_response(error)
         except EdgechatError as error:
-            return error_response(errors.to_api_error(error, param))
+            return make_error_response(errors.to_api_error(error, param))
         except RecursionError:
-            return error_response(ApiError(400, "The request is nested too deeply.", code="invalid_value"))
+            return make_error_response(ApiError(400, "The request is nested too deeply.", code="invalid_value"))
         except Exception as error:  # noqa: BLE001  (one failed request must not stop the server)
-            return error_response(errors.internal_error(error))
+            return make_error_response(errors.make_internal_error(error))
 
     return handle
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def _handle_http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     is_wrong_method = status == 405  # noqa: PLR2004
     path = request.url.path
     message = f"{request.method} is not allowed for {path}." if is_wrong_method else f"{path} is not an endpoint."
-    response = error_response(ApiError(status, message))
+    response = make_error_response(ApiError(status, message))
     if isinstance(error, HTTPException):
         response.headers.update(error.headers or {})
     return response

@@ -7,10 +7,10 @@ from typing import Any
 
 from edgechat.engine import protocol
 from edgechat.prompt.builder import PromptOptions
-from edgechat.prompt.tool_formats import ToolFormat, template_tools
+from edgechat.prompt.tool_formats import ToolFormat, make_template_tools
 from edgechat.serve import grammars
-from edgechat.serve.chat_prompt import template_messages, tool_call_objects, tool_definitions
-from edgechat.serve.choices import Choice, ChoiceDelta, chat_logprobs
+from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_objects, make_tool_definitions
+from edgechat.serve.choices import Choice, ChoiceDelta, make_chat_logprobs
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.responses import ResponseBuilder
@@ -26,24 +26,26 @@ class ChatResponseBuilder(ResponseBuilder):
         super().__init__(queue, body)
         self._body = body
         self._started_choices: set[int] = set()
-        """Indexes of the choices whose first chunk, which has the role, was sent."""
+        """Indexes of the choices whose first chunk was sent. Only the first chunk of a choice contains the role."""
 
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
         body, queue = self._body, self.queue
         tools, must_call = select_tools(body)
         tool_format = queue.tool_format
-        think = reasoning_enabled(body, default=queue.settings.reasoning)
-        messages = template_messages(body.messages, tools, tool_format)
-        declared_tools = template_tools(tool_definitions(tools)) if tool_format.template_supports_tools else ()
+        think = is_reasoning_enabled(body, default=queue.settings.reasoning)
+        messages = make_template_messages(body.messages, tools, tool_format)
+        declared_tools = (
+            make_template_tools(make_tool_definitions(tools)) if tool_format.template_supports_tools else ()
+        )
         prompt = await queue.build_prompt(messages, PromptOptions(think, declared_tools))
-        builder = queue.builder
-        grammar = self._grammar(tools, tool_format, must_call=must_call)
+        builder = queue.prompt_builder
+        grammar = self._build_grammar(tools, tool_format, must_call=must_call)
         if grammar and isinstance(body.messages[-1], AssistantMessage):
-            message = "messages: the last message is from the assistant; response_format and tools cannot continue it."
+            message = "messages: with tools or response_format, the last message must not be from the assistant."
             raise ApiError(400, message, param="messages")
         if grammar:
-            grammar = grammars.with_reasoning(grammar, builder.reasoning_format, prompt.phase, think=think)
-        request = queue.generate_request(
+            grammar = grammars.add_reasoning_rules(grammar, builder.reasoning_format, prompt.phase, think=think)
+        request = queue.build_generate_request(
             prompt.tokens, body, grammar=grammar, turn_starts=prompt.turn_starts, stops=builder.stop_strings,
             visible_control_tokens=builder.visible_control_tokens + (tool_format.control_tokens if tools else []),
             n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
@@ -58,59 +60,61 @@ class ChatResponseBuilder(ResponseBuilder):
         ]  # fmt: skip
         return [request], choices
 
-    def _grammar(self, tools: list[Tool], tool_format: ToolFormat, *, must_call: bool) -> str:
+    def _build_grammar(self, tools: list[Tool], tool_format: ToolFormat, *, must_call: bool) -> str:
         body = self._body
-        rule = grammars.response_format_rule(body.response_format)
+        rule = grammars.make_response_format_rule(body.response_format)
         if not tools:
             return rule
         if rule:
             message = "response_format: cannot be combined with tools."
             raise ApiError(400, message, param="response_format")
-        parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
-        return grammars.tool_call_rules(tools, tool_format, required=must_call, parallel=parallel)
+        allow_parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
+        return grammars.make_tool_call_rules(tools, tool_format, must_call=must_call, allow_parallel=allow_parallel)
 
-    def choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
-        objects = []
+    def make_choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
+        choice_objects = []
         for index, choice in enumerate(choices):
             content = choice.content if choice.content or not choice.calls else None
             message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
             if choice.reasoning:
                 message["reasoning_content"] = choice.reasoning
             if choice.calls:
-                message["tool_calls"] = tool_call_objects(choice.calls)
-            objects.append({
+                message["tool_calls"] = make_tool_call_objects(choice.calls)
+            choice_objects.append({
                 "index": index, "message": message, "finish_reason": choice.finish_reason,
-                "logprobs": self._logprobs_object(choice.logprobs),
+                "logprobs": self._make_logprobs_object(choice.logprobs),
             })  # fmt: skip
-        return objects
+        return choice_objects
 
-    def _logprobs_object(self, logprobs: Sequence[protocol.TokenLogprobs]) -> dict[str, Any] | None:
-        return {"content": chat_logprobs(logprobs), "refusal": None} if self._body.logprobs else None
+    def _make_logprobs_object(self, logprobs: Sequence[protocol.TokenLogprobs]) -> dict[str, Any] | None:
+        return {"content": make_chat_logprobs(logprobs), "refusal": None} if self._body.logprobs else None
 
-    def chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
-        new: dict[str, Any] = {}
+    def make_chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+        delta_fields: dict[str, Any] = {}
         if delta.choice_index not in self._started_choices:
             self._started_choices.add(delta.choice_index)
-            new = {"role": "assistant", "content": ""}
+            delta_fields = {"role": "assistant", "content": ""}
         if delta.content:
-            new["content"] = delta.content
+            delta_fields["content"] = delta.content
         if delta.reasoning:
-            new["reasoning_content"] = delta.reasoning
+            delta_fields["reasoning_content"] = delta.reasoning
         if delta.calls:
-            new["tool_calls"] = tool_call_objects(delta.calls, delta.n_calls_before)
-        objects = []
-        if new or delta.logprobs:
-            logprobs = self._logprobs_object(delta.logprobs) if delta.logprobs else None
-            objects.append({"index": delta.choice_index, "delta": new, "logprobs": logprobs, "finish_reason": None})
+            delta_fields["tool_calls"] = make_tool_call_objects(delta.calls, delta.n_calls_before)
+        choice_objects = []
+        if delta_fields or delta.logprobs:
+            logprobs = self._make_logprobs_object(delta.logprobs) if delta.logprobs else None
+            choice_objects.append({
+                "index": delta.choice_index, "delta": delta_fields, "logprobs": logprobs, "finish_reason": None
+            })  # fmt: skip
         if delta.finish_reason is not None:
-            objects.append({
+            choice_objects.append({
                 "index": delta.choice_index, "delta": {}, "logprobs": None, "finish_reason": delta.finish_reason
             })  # fmt: skip
-        return objects
+        return choice_objects
 
 
 def select_tools(body: ChatRequest) -> tuple[list[Tool], bool]:
-    """Return the tools that the model may call, and whether a call is required. Raises ApiError."""
+    """Return the tools that the model can call, and whether it must call one of them. Raises ApiError."""
     tools, choice = body.tools or [], body.tool_choice
     names = [tool.function.name for tool in tools]
     duplicate = next((name for name in names if names.count(name) > 1), None)
@@ -119,17 +123,17 @@ def select_tools(body: ChatRequest) -> tuple[list[Tool], bool]:
     if isinstance(choice, NamedTool):
         name = choice.function.name
         if name not in names:
-            raise ApiError(400, f"tool_choice: no function {name!r} in tools.", param="tool_choice")
+            raise ApiError(400, f"tool_choice: tools has no function with the name {name!r}.", param="tool_choice")
         return [tool for tool in tools if tool.function.name == name], True
     if choice == "required" and not tools:
         raise ApiError(400, 'tool_choice: "required" needs at least one tool.', param="tool_choice")
     return ([] if choice == "none" else tools), choice == "required"
 
 
-def reasoning_enabled(body: ChatRequest, *, default: bool | None) -> bool:
+def is_reasoning_enabled(body: ChatRequest, *, default: bool | None) -> bool:
     """Return whether the model reasons before it replies.
 
-    The fields of the request have priority over `default`. If neither has a value, reasoning is on.
+    The fields of the request have priority over `default`. If the request and `default` have no value, reasoning is on.
     """
     enable_thinking = (body.chat_template_kwargs or {}).get("enable_thinking")
     if isinstance(enable_thinking, bool):

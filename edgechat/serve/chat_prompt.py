@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.roles import merge_consecutive
-from edgechat.prompt.tool_formats import ParsedToolCall, ToolDefinition, ToolFormat, tool_instructions
+from edgechat.prompt.tool_formats import ParsedToolCall, ToolDefinition, ToolFormat, format_tool_instructions
 from edgechat.serve.errors import ApiError
 from edgechat.serve.schemas import (
     AssistantMessage,
@@ -26,40 +26,40 @@ from edgechat.serve.schemas import (
 _ID_LENGTH: Final = 9
 
 
-def template_messages(
+def make_template_messages(
     messages: Sequence[ChatMessage], tools: Sequence[Tool], tool_format: ToolFormat
 ) -> list[PromptMessage]:
     """Convert the messages of a request to template input, merging consecutive system or user messages.
 
-    If the template does not support tools, a system message describes `tools`. Raises ApiError if a message has images,
-    audio or files, or tool call arguments that are not JSON.
+    If the template does not support tools, an additional system message describes `tools`. Raises ApiError if a message
+    has images, audio, files, or tool call arguments that are not valid JSON.
     """
-    prompt_messages = [_message(message, f"messages[{i}]", tool_format) for i, message in enumerate(messages)]
+    prompt_messages = [_convert_message(message, f"messages[{i}]", tool_format) for i, message in enumerate(messages)]
     if tools and not tool_format.template_supports_tools:
-        prompt_messages.insert(0, PromptMessage("system", tool_instructions(tool_definitions(tools))))
+        prompt_messages.insert(0, PromptMessage("system", format_tool_instructions(make_tool_definitions(tools))))
     return merge_consecutive(prompt_messages, roles=("system", "user"))
 
 
-def tool_definitions(tools: Sequence[Tool]) -> list[ToolDefinition]:
-    """Convert the tools of a request to tool definitions."""
+def make_tool_definitions(tools: Sequence[Tool]) -> list[ToolDefinition]:
+    """Convert the tools of a request to tool definitions. A tool without `parameters` takes no arguments."""
     functions = [tool.function for tool in tools]
     no_parameters = {"type": "object", "properties": {}}
     return [ToolDefinition(f.name, f.description or "", f.parameters or no_parameters) for f in functions]
 
 
-def _message(message: ChatMessage, path: str, tool_format: ToolFormat) -> PromptMessage:
+def _convert_message(message: ChatMessage, path: str, tool_format: ToolFormat) -> PromptMessage:
     if isinstance(message, AssistantMessage):
-        return _assistant_message(message, path, tool_format)
-    text = _text(message.content, path)
+        return _convert_assistant_message(message, path, tool_format)
+    text = _content_text(message.content, path)
     if isinstance(message, ToolMessage):
         if tool_format.template_supports_tools:
-            return PromptMessage("tool", text, extra={"tool_call_id": _short_id(message.tool_call_id)})
+            return PromptMessage("tool", text, extra_fields={"tool_call_id": _shorten_id(message.tool_call_id)})
         return PromptMessage("user", f"<tool_response>\n{text}\n</tool_response>")
     return PromptMessage("user" if isinstance(message, UserMessage) else "system", text)
 
 
-def _assistant_message(message: AssistantMessage, path: str, tool_format: ToolFormat) -> PromptMessage:
-    text = _text(message.content or "", path)
+def _convert_assistant_message(message: AssistantMessage, path: str, tool_format: ToolFormat) -> PromptMessage:
+    text = _content_text(message.content or "", path)
     reasoning = message.reasoning_content or ""
     calls = message.tool_calls or []
     if not calls:
@@ -73,13 +73,13 @@ def _assistant_message(message: AssistantMessage, path: str, tool_format: ToolFo
             arguments = json.loads(call.function.arguments or "{}")
         except (ValueError, RecursionError) as error:  # ValueError is also raised for numbers with thousands of digits
             param = f"{path}.tool_calls[{i}].function.arguments"
-            raise ApiError(400, f"{param}: not JSON ({error}).", param=param) from error
+            raise ApiError(400, f"{param}: not valid JSON ({error}).", param=param) from error
         function = {"name": call.function.name, "arguments": arguments}
-        template_calls.append({"id": _short_id(call.id), "type": "function", "function": function})
+        template_calls.append({"id": _shorten_id(call.id), "type": "function", "function": function})
     return PromptMessage("assistant", text, reasoning, {"tool_calls": template_calls})
 
 
-def _text(content: Content, path: str) -> str:
+def _content_text(content: Content, path: str) -> str:
     if isinstance(content, str):
         return content
     texts = []
@@ -94,15 +94,15 @@ def _text(content: Content, path: str) -> str:
     return "".join(texts)
 
 
-def _short_id(call_id: str) -> str:
+def _shorten_id(call_id: str) -> str:
     return hashlib.blake2b(call_id.encode("utf-8", "replace"), digest_size=8).hexdigest()[:_ID_LENGTH]
 
 
-def tool_call_objects(calls: Sequence[ParsedToolCall], first_index: int | None = None) -> list[dict[str, Any]]:
-    """Convert parsed tool calls to response objects. In a stream, each has an index, counted from `first_index`."""
+def make_tool_call_objects(calls: Sequence[ParsedToolCall], first_index: int | None = None) -> list[dict[str, Any]]:
+    """Convert tool calls to response objects. If `first_index` is not None, add indexes, as a stream requires."""
     objects = []
     for i, call in enumerate(calls):
-        index: dict[str, Any] = {} if first_index is None else {"index": first_index + i}
+        index_field: dict[str, Any] = {} if first_index is None else {"index": first_index + i}
         function = {"name": call.name, "arguments": call.arguments}
-        objects.append(index | {"id": call.id, "type": "function", "function": function})
+        objects.append(index_field | {"id": call.id, "type": "function", "function": function})
     return objects

@@ -30,15 +30,15 @@ class ChoiceDelta(NamedTuple):
 
 
 class Choice:
-    """One of the alternative replies to a request, extended with each engine event."""
+    """One alternative reply to a request, extended by the output of each engine event."""
 
     def __init__(
         self, index: int, reasoning_format: ReasoningFormat | None = None, phase: ReplyPhase = "content", *,
         tool_format: ToolFormat | None = None, must_call: bool = False,
     ) -> None:  # fmt: skip
-        """`phase` determines whether the reply starts with reasoning or content.
+        """Create an empty choice; `phase` determines whether the reply starts with reasoning or with content.
 
-        Without `tool_format`, tool calls are not parsed.
+        If `tool_format` is None, tool calls are not parsed.
         """
         self.content = ""
         self.reasoning = ""
@@ -51,21 +51,22 @@ class Choice:
         self._parser = ToolCallParser(tool_format, must_call=must_call)
 
     def feed(self, event: protocol.TokensGenerated) -> ChoiceDelta:
-        """Append generated text; return the new output. Text that may be the beginning of a marker is held back."""
+        """Append generated text; return the new output, except text that could start a reasoning tag or tool call."""
         return self._append(*self._splitter.feed(event.text), logprobs=event.logprobs)
 
     def finish(self, reason: protocol.FinishReason) -> ChoiceDelta:
-        """Finish the reply; return the output that was held back, with the finish reason."""
-        last = self._append(*self._splitter.finish())
-        held_back = self._parser.finish()
-        self.content += held_back
-        # The API has no finish reason for a cancelled reply. "length" also tells clients that the text is incomplete.
+        """Finish the reply; return the output that `feed` held back, and the finish reason."""
+        last_delta = self._append(*self._splitter.finish())
+        remaining_content = self._parser.finish()
+        self.content += remaining_content
+        # The API has no finish reason for a cancelled reply, but "length" tells clients that the text is incomplete.
         self.finish_reason = "length" if reason != "stop" else "tool_calls" if self.calls else "stop"
-        return last._replace(content=last.content + held_back, finish_reason=self.finish_reason)
+        return last_delta._replace(content=last_delta.content + remaining_content, finish_reason=self.finish_reason)
 
     def _append(self, reasoning: str, text: str, logprobs: Sequence[protocol.TokenLogprobs] = ()) -> ChoiceDelta:
         n_calls_before = len(self.calls)
-        # Trailing newlines of reasoning only separate the reasoning from the content, so they are held back.
+        # Trailing newlines of the reasoning are held back, because they may only separate the reasoning from the
+        # content.
         reasoning = self._pending_newlines + reasoning
         reasoning, self._pending_newlines = reasoning.rstrip("\n"), reasoning[len(reasoning.rstrip("\n")) :]
         content, calls = self._parser.feed(text)
@@ -87,37 +88,38 @@ class UsageTotals:
         """Add the statistics of a finished engine request."""
         self.stats.append(stats)
 
-    def _sum(self, name: str) -> Any:
+    def _sum_field(self, name: str) -> Any:
         return sum(getattr(stats, name) for stats in self.stats)
 
     def usage(self) -> dict[str, Any]:
-        """Return the `usage` object of the OpenAI API; draft tokens count as prediction tokens."""
+        """Return the `usage` object of the OpenAI API, with draft tokens as prediction tokens."""
         n_prompt, n_completion, n_accepted = (
-            self._sum(n) for n in ("prompt_tokens", "completion_tokens", "n_accepted")
+            self._sum_field(n) for n in ("prompt_tokens", "completion_tokens", "n_accepted")
         )
         return {
             "prompt_tokens": n_prompt, "completion_tokens": n_completion, "total_tokens": n_prompt + n_completion,
-            "prompt_tokens_details": {"cached_tokens": self._sum("cached_tokens")},
+            "prompt_tokens_details": {"cached_tokens": self._sum_field("cached_tokens")},
             "completion_tokens_details": {
                 "accepted_prediction_tokens": n_accepted,
-                "rejected_prediction_tokens": self._sum("n_drafted") - n_accepted,
+                "rejected_prediction_tokens": self._sum_field("n_drafted") - n_accepted,
             },
         }  # fmt: skip
 
     def timings(self) -> dict[str, Any]:
-        """Return a `timings` object as llama-server does, summed over the engine requests."""
-        n_cached, n_prompt = self._sum("cached_tokens"), self._sum("prompt_tokens") - self._sum("cached_tokens")
-        n_predicted = self._sum("completion_tokens")
+        """Return the token counts and times in the format of the `timings` object of llama-server."""
+        n_cached = self._sum_field("cached_tokens")
+        n_prompt = self._sum_field("prompt_tokens") - n_cached
+        n_predicted = self._sum_field("completion_tokens")
         prompt_s = sum((s.prompt_tokens - s.cached_tokens) / s.prefill_tps for s in self.stats if s.prefill_tps)
         predicted_s = sum(s.completion_tokens / s.decode_tps for s in self.stats if s.decode_tps)
         return {
-            "cache_n": n_cached, "prompt_n": n_prompt, **_timing_fields("prompt", n_prompt, prompt_s),
-            "predicted_n": n_predicted, **_timing_fields("predicted", n_predicted, predicted_s),
-            "draft_n": self._sum("n_drafted"), "draft_n_accepted": self._sum("n_accepted"),
+            "cache_n": n_cached, "prompt_n": n_prompt, **_make_timing_fields("prompt", n_prompt, prompt_s),
+            "predicted_n": n_predicted, **_make_timing_fields("predicted", n_predicted, predicted_s),
+            "draft_n": self._sum_field("n_drafted"), "draft_n_accepted": self._sum_field("n_accepted"),
         }  # fmt: skip
 
 
-def _timing_fields(name: str, n_tokens: int, duration_s: float) -> dict[str, float]:
+def _make_timing_fields(name: str, n_tokens: int, duration_s: float) -> dict[str, float]:
     return {
         f"{name}_ms": 1000 * duration_s, f"{name}_per_token_ms": 1000 * duration_s / n_tokens if n_tokens else 0.0,
         f"{name}_per_second": n_tokens / duration_s if duration_s else 0.0,
@@ -127,37 +129,42 @@ def _timing_fields(name: str, n_tokens: int, duration_s: float) -> dict[str, flo
 async def stream_deltas(
     events: EventStream, choices: Sequence[Choice], n_sequences: int, totals: UsageTotals
 ) -> AsyncIterator[ChoiceDelta | None]:
-    """Feed engine events to `choices`; yield the new output of a choice, or None for an event about the prompt.
+    """Feed engine events to `choices`; yield the new output of a choice, or None for an event without output.
 
     `choices` has `n_sequences` choices for each engine request, in the order of the requests. Adds the statistics of
-    each request to `totals`. Raises EdgechatError for errors of the engine.
+    each request to `totals`. Raises EdgechatError if the engine reports an error.
     """
     while (request_event := await events.next()) is not None:
-        first, event = request_event.request_index * n_sequences, request_event.event
+        first_index, event = request_event.request_index * n_sequences, request_event.event
         if isinstance(event, protocol.TokensGenerated):
-            yield choices[first + event.sequence].feed(event)
+            yield choices[first_index + event.sequence].feed(event)
         elif isinstance(event, protocol.SequenceFinished):
-            yield choices[first + event.sequence].finish(event.finish_reason)
+            yield choices[first_index + event.sequence].finish(event.finish_reason)
         elif isinstance(event, protocol.RequestFinished):
             totals.add(event.stats)
-            for choice in choices[first : first + n_sequences]:
+            for choice in choices[first_index : first_index + n_sequences]:
                 if choice.finish_reason is None:
                     yield choice.finish(event.finish_reason)
         else:
             yield None
     if any(choice.finish_reason is None for choice in choices):
-        raise EngineError("The engine ended a request without a final event.")
+        raise EngineError("The engine ended a request without a final event. Send the request again.")
 
 
-def finite_logprob(value: float) -> float:
-    """Return a logprob that JSON can encode: -9999 instead of minus infinity."""
+def clamp_logprob(value: float) -> float:
+    """Return `value`, or -9999 if it is minus infinity, which JSON cannot encode."""
     return value if math.isfinite(value) else _MIN_LOGPROB
 
 
-def chat_logprobs(logprobs: Sequence[protocol.TokenLogprobs]) -> list[dict[str, Any]]:
+def make_chat_logprobs(logprobs: Sequence[protocol.TokenLogprobs]) -> list[dict[str, Any]]:
     """Convert logprobs to the response objects of chat completions."""
 
-    def convert(text: bytes, value: float) -> dict[str, Any]:
-        return {"token": text.decode("utf-8", "replace"), "logprob": finite_logprob(value), "bytes": list(text)}
+    def convert_token(token_bytes: bytes, value: float) -> dict[str, Any]:
+        text = token_bytes.decode("utf-8", "replace")
+        return {"token": text, "logprob": clamp_logprob(value), "bytes": list(token_bytes)}
 
-    return [convert(t.text, t.logprob) | {"top_logprobs": [convert(*top) for top in t.top]} for t in logprobs]
+    return [
+        convert_token(token.token_bytes, token.logprob)
+        | {"top_logprobs": [convert_token(*top) for top in token.top_logprobs]}
+        for token in logprobs
+    ]

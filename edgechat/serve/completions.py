@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from edgechat.engine import protocol
-from edgechat.serve.choices import Choice, ChoiceDelta, finite_logprob
+from edgechat.serve.choices import Choice, ChoiceDelta, clamp_logprob
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.responses import ResponseBuilder
@@ -25,60 +25,60 @@ class CompletionResponseBuilder(ResponseBuilder):
         super().__init__(queue, body)
         self._body = body
         self._echoes: list[str] = []
-        """Prompt to put before the text of each choice; "" if the request does not set `echo`."""
+        """Text before the content of each choice: the prompt if the request sets `echo`, otherwise ""."""
         self._n_chars: dict[int, int] = {}
-        """Current length of each choice in characters, including its echo."""
+        """Number of characters that each choice has so far, including its echo, by choice index."""
         self._decoders: dict[int, codecs.IncrementalDecoder] = {}
 
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
         body = self._body
         if body.suffix:
             raise ApiError(400, "suffix: not supported.", param="suffix")
-        requests, n = [], body.n or 1
+        requests, n_sequences = [], body.n or 1
         for prompt in split_inputs(body.prompt, "prompt"):
             if body.echo and not isinstance(prompt, str):
                 raise ApiError(400, "echo: not supported for a prompt of token IDs.", param="echo")
             tokens = await self.queue.tokenize(prompt) if isinstance(prompt, str) else prompt
-            requests.append(self.queue.generate_request(tokens, body, n_logprobs=body.logprobs))
-            self._echoes += [prompt if body.echo and isinstance(prompt, str) else ""] * n
-        return requests, [Choice(i) for i in range(len(requests) * n)]
+            requests.append(self.queue.build_generate_request(tokens, body, n_logprobs=body.logprobs))
+            self._echoes += [prompt if body.echo and isinstance(prompt, str) else ""] * n_sequences
+        return requests, [Choice(i) for i in range(len(requests) * n_sequences)]
 
-    def choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
+    def make_choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
         return [
-            self._choice_object(i, self._echoes[i] + c.content, c.logprobs, c.finish_reason)
+            self._make_choice_object(i, self._echoes[i] + c.content, c.logprobs, c.finish_reason)
             for i, c in enumerate(choices)
         ]
 
-    def _choice_object(
+    def _make_choice_object(
         self, index: int, text: str, logprobs: Sequence[protocol.TokenLogprobs], finish_reason: str | None
     ) -> dict[str, Any]:
-        logprobs_object = self._logprobs_object(index, logprobs) if self._body.logprobs is not None else None
+        logprobs_object = self._make_logprobs_object(index, logprobs) if self._body.logprobs is not None else None
         return {"index": index, "text": text, "logprobs": logprobs_object, "finish_reason": finish_reason}
 
-    def _logprobs_object(self, index: int, logprobs: Sequence[protocol.TokenLogprobs]) -> dict[str, Any]:
+    def _make_logprobs_object(self, index: int, logprobs: Sequence[protocol.TokenLogprobs]) -> dict[str, Any]:
         offsets, decoder = [], self._decoders.setdefault(index, codecs.getincrementaldecoder("utf-8")("replace"))
         self._n_chars.setdefault(index, len(self._echoes[index]))
         for token in logprobs:
             offsets.append(self._n_chars[index])
-            self._n_chars[index] += len(decoder.decode(token.text))
+            self._n_chars[index] += len(decoder.decode(token.token_bytes))
         return {
-            "tokens": [_token_text(token.text) for token in logprobs],
-            "token_logprobs": [finite_logprob(token.logprob) for token in logprobs], "text_offset": offsets,
-            "top_logprobs": [{_token_text(t): finite_logprob(v) for t, v in token.top} for token in logprobs],
+            "tokens": [_format_token(token.token_bytes) for token in logprobs],
+            "token_logprobs": [clamp_logprob(token.logprob) for token in logprobs], "text_offset": offsets,
+            "top_logprobs": [{_format_token(t): clamp_logprob(v) for t, v in token.top_logprobs} for token in logprobs],
         }  # fmt: skip
 
-    def chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+    def make_chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
         index, text = delta.choice_index, delta.content
         if index not in self._n_chars:
             text = self._echoes[index] + text
             self._n_chars[index] = len(self._echoes[index])
         if not text and not delta.logprobs and delta.finish_reason is None:
             return []
-        return [self._choice_object(index, text, delta.logprobs, delta.finish_reason)]
+        return [self._make_choice_object(index, text, delta.logprobs, delta.finish_reason)]
 
 
-def _token_text(token: bytes) -> str:
-    """Return the text of a token; invalid UTF-8 is formatted as hexadecimal bytes, as in the OpenAI API."""
+def _format_token(token: bytes) -> str:
+    """Return the text of a token; format invalid UTF-8 as hexadecimal bytes, as the OpenAI API does."""
     try:
         return token.decode()
     except UnicodeDecodeError:
@@ -86,9 +86,9 @@ def _token_text(token: bytes) -> str:
 
 
 def split_inputs(inputs: TextInput, param: str) -> list[str | list[int]]:
-    """Split request input into texts or lists of token IDs.
+    """Return the inputs of a request as a list of texts or a list of token ID lists.
 
-    Raises ApiError for no input, for more than `MAX_INPUTS`, and for a mixture of texts and token IDs.
+    Raises ApiError if there are no inputs or more than `MAX_INPUTS`, or if texts and token IDs are mixed.
     """
     if isinstance(inputs, str):
         return [inputs]

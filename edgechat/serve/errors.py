@@ -36,7 +36,7 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """HTTP headers that the status requires."""
+        """HTTP headers of the response, which depend on the status."""
         headers_of_status = {
             503: {"Retry-After": str(RETRY_AFTER_S)}, 401: {"WWW-Authenticate": "Bearer"},
             408: {"Connection": "close"}, 413: {"Connection": "close"},  # the server does not read the rest of the body
@@ -45,20 +45,20 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         """Return the JSON body of the response."""
-        types = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-        default = "invalid_request_error" if self.status < 500 else "server_error"  # noqa: PLR2004
-        error_type = types.get(self.status, default)
+        error_types = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+        default_type = "invalid_request_error" if self.status < 500 else "server_error"  # noqa: PLR2004
+        error_type = error_types.get(self.status, default_type)
         return {"error": {"message": str(self), "type": error_type, "param": self.param, "code": self.code}}
 
 
-def check_accepting(*, is_open: bool) -> None:
-    """Raise ApiError (503, shutting down) unless `is_open`."""
-    if not is_open:
+def check_accepts_requests(*, is_accepting: bool) -> None:
+    """Raise ApiError (503, server is shutting down) if `is_accepting` is false."""
+    if not is_accepting:
         raise ApiError(503, "The server is shutting down.", code="shutting_down")
 
 
 def to_api_error(error: EdgechatError, param: str | None = None) -> ApiError:
-    """Convert an error of edgechat to an error response; `param` is the request field with the input text."""
+    """Convert an EdgechatError to an error response; `param` is the name of the request field with the input text."""
     if isinstance(error, ContextOverflowError):
         return ApiError(400, str(error), param=param, code="context_length_exceeded")
     if isinstance(error, GrammarError):
@@ -73,10 +73,10 @@ def to_api_error(error: EdgechatError, param: str | None = None) -> ApiError:
     return ApiError(500, str(error))
 
 
-def internal_error(error: Exception) -> ApiError:
+def make_internal_error(error: Exception) -> ApiError:
     """Convert an unexpected exception to an error response, and print its traceback to standard error.
 
-    The exception's message appears in neither, because it may contain text of a conversation.
+    The response and the traceback do not contain the exception's message, because it can contain conversation text.
     """
     stack = "".join(traceback.format_tb(error.__traceback__))
     print(f"edgechat: Internal error {type(error).__name__}:\n{stack}", file=sys.stderr, flush=True)  # noqa: T201
@@ -84,7 +84,7 @@ def internal_error(error: Exception) -> ApiError:
 
 
 def decode_body(body: bytes, body_type: type[T]) -> T:
-    """Decode the JSON body of a request. Raises ApiError, with the path of the invalid field in `param`."""
+    """Decode the JSON body of a request. Raises ApiError, whose `param` is the path of the invalid field, if known."""
     try:
         return msgspec.json.decode(body, type=body_type)
     except msgspec.ValidationError as error:
@@ -93,4 +93,4 @@ def decode_body(body: bytes, body_type: type[T]) -> T:
         param = path[1] if path and path[1] else None
         raise ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"The body is not JSON: {error}.", code="invalid_json") from error
+        raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from error

@@ -14,46 +14,49 @@ from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.tool_formats import ToolFormat
 from edgechat.serve.schemas import JsonFormat, SchemaFormat, TextFormat, Tool
 
-# Fixed white space in JSON. If white space is flexible, small models generate white space without end.
-_SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Options of llguidance for fixed white space in JSON. With flexible white space, small models can generate white space
+# without end.
+_FIXED_SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MAX_DEPTH: Final = 64
-# Keywords of JSON schemas whose value maps names to schemas.
+# JSON Schema keywords whose values map names to schemas.
 _SCHEMA_MAP_KEYWORDS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-# Keywords of JSON schemas whose value is data, not a schema.
+# JSON Schema keywords whose values are data, not schemas.
 _DATA_KEYWORDS: Final = ("const", "enum", "default", "examples")
 _NUMERIC_LIMITS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_MAX_LIMIT: Final = 1 << 53
+_MAX_NUMERIC_LIMIT: Final = 1 << 53
 
 
-def response_format_rule(response_format: TextFormat | JsonFormat | SchemaFormat | None) -> str:
+def make_response_format_rule(response_format: TextFormat | JsonFormat | SchemaFormat | None) -> str:
     """Return the grammar rule of a response format; "" for free text.
 
     Raises GrammarError for a schema keyword that is not supported.
     """
     if isinstance(response_format, JsonFormat):
-        return _json_rule({"type": "object"}, "response_format")
+        return _make_json_rule({"type": "object"}, "response_format")
     if isinstance(response_format, SchemaFormat):
-        return _json_rule(response_format.json_schema.schema, "response_format.json_schema.schema")
+        return _make_json_rule(response_format.json_schema.schema, "response_format.json_schema.schema")
     return ""
 
 
-def tool_call_rules(tools: Sequence[Tool], tool_format: ToolFormat, *, required: bool, parallel: bool) -> str:
+def make_tool_call_rules(
+    tools: Sequence[Tool], tool_format: ToolFormat, *, must_call: bool, allow_parallel: bool
+) -> str:
     """Return the grammar rules of tool calls.
 
-    `parallel` allows several calls; `required` forbids a reply without a call. Raises GrammarError if the parameters of
-    a tool use a schema keyword that is not supported.
+    With `allow_parallel`, a reply can have several calls; with `must_call`, it must have one. Raises GrammarError if
+    the parameters of a tool use a schema keyword that is not supported.
     """
     calls, rules = [], []
     for i, tool in enumerate(tools):
-        before, after = tool_format.call_wrapper(tool.function.name)
+        call_prefix, call_suffix = tool_format.make_call_wrapper(tool.function.name)
         parameters = {"type": "object"} | (tool.function.parameters or {})
-        rules.append(f"arguments_{i}: {_json_rule(parameters, f'tools[{i}].function.parameters')}")
-        calls.append(f"{_quote(before)} arguments_{i} {_quote(after)}")
-    more_calls = f" ({_quote(tool_format.separator)} call)*" if parallel else ""
+        rules.append(f"arguments_{i}: {_make_json_rule(parameters, f'tools[{i}].function.parameters')}")
+        calls.append(f"{_quote(call_prefix)} arguments_{i} {_quote(call_suffix)}")
+    more_calls = f" ({_quote(tool_format.separator)} call)*" if allow_parallel else ""
     suffix = f" {_quote(tool_format.suffix)}" if tool_format.suffix else ""
     all_calls = f"call{more_calls}{suffix}"
     rules.append("call: " + " | ".join(calls))
-    if required:
+    if must_call:
         return "\n".join([f"{_quote(tool_format.prefix)} {all_calls}", *rules])
     if tool_format.trigger:
         prefix_rest = tool_format.prefix[len(tool_format.trigger) :]
@@ -64,17 +67,17 @@ def tool_call_rules(tools: Sequence[Tool], tool_format: ToolFormat, *, required:
     return "\n".join([f"OTHER | {all_calls}", *rules])
 
 
-def with_reasoning(
+def add_reasoning_rules(
     rules: str, reasoning_format: ReasoningFormat | None, phase: ReplyPhase, *, think: bool
 ) -> str:  # fmt: skip
-    """Return the complete grammar: unconstrained reasoning if the model may reason, then `rules` for the content."""
+    """Return a complete grammar: free reasoning if the reply can contain reasoning, then `rules` for the content."""
     if reasoning_format is None or phase == "content" or (phase == "start" and not think):
         return f"start: {rules}\n"
     start_tag, end_tag = _quote(reasoning_format.start_tag), _quote(reasoning_format.end_tag)
-    thoughts = "thoughts" if phase == "reasoning" else f"({start_tag} thoughts)?"
+    reasoning_rule = "thoughts" if phase == "reasoning" else f"({start_tag} thoughts)?"
     content_prefix = f" {_quote(reasoning_format.content_prefix)}" if reasoning_format.content_prefix else ""
     return (
-        f"start: {thoughts}{content_prefix} body\n"
+        f"start: {reasoning_rule}{content_prefix} body\n"
         f"thoughts: closed /\\s{{0,4}}/\nclosed[lazy]: THOUGHTS {end_tag}\nTHOUGHTS: /(.|\\n)*/\n"
         f"body: {rules}\n"
     )
@@ -84,43 +87,43 @@ def _quote(text: str) -> str:
     return json.dumps(text)
 
 
-def _json_rule(schema: Mapping[str, Any] | bool, path: str) -> str:  # noqa: FBT001  (a JSON schema may be a boolean)
+def _make_json_rule(schema: Mapping[str, Any] | bool, path: str) -> str:  # noqa: FBT001  (a JSON schema may be a boolean)
     """Convert a JSON schema to a grammar expression. Raises GrammarError for a keyword that is not supported."""
     expanded_schema: dict[str, Any] = {} if schema is True else {"not": {}} if schema is False else dict(schema)
     if "x-guidance" in expanded_schema:
         raise GrammarError(f"{path}: x-guidance is not supported, because the server sets this keyword.")
-    for keyword, keyword_path in _unsupported_keywords(expanded_schema, path, 0):
+    for keyword, keyword_path in _find_unsupported_keywords(expanded_schema, path, 0):
         raise GrammarError(f"{keyword_path}: {keyword} is not supported.")
-    return "%json " + json.dumps(expanded_schema | {"x-guidance": _SPACING})
+    return "%json " + json.dumps(expanded_schema | {"x-guidance": _FIXED_SPACING})
 
 
-def _unsupported_keywords(schema: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
+def _find_unsupported_keywords(schema: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
     """Yield (keyword, path) for each keyword in a JSON schema that llguidance accepts but does not always enforce."""
     if depth > _MAX_DEPTH:
         raise GrammarError(f"{path}: the schema is nested more than {_MAX_DEPTH} levels deep.")
     if isinstance(schema, list):
         for i, item in enumerate(schema):
-            yield from _unsupported_keywords(item, f"{path}[{i}]", depth + 1)
+            yield from _find_unsupported_keywords(item, f"{path}[{i}]", depth + 1)
     if not isinstance(schema, dict):
         return
-    for keyword in _unsupported_here(schema):
+    for keyword in _find_unsupported_top_level_keywords(schema):
         yield keyword, path
     for keyword, value in schema.items():
         if keyword in _SCHEMA_MAP_KEYWORDS and isinstance(value, dict):
             for name, item in value.items():
-                yield from _unsupported_keywords(item, f"{path}.{keyword}.{name}", depth + 1)
+                yield from _find_unsupported_keywords(item, f"{path}.{keyword}.{name}", depth + 1)
         elif keyword not in _DATA_KEYWORDS:
-            yield from _unsupported_keywords(value, f"{path}.{keyword}", depth + 1)
+            yield from _find_unsupported_keywords(value, f"{path}.{keyword}", depth + 1)
 
 
-def _unsupported_here(schema: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the unsupported keywords of a JSON schema, without those of its subschemas."""
+def _find_unsupported_top_level_keywords(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the unsupported keywords of a JSON schema itself, without its subschemas."""
     min_properties, required = schema.get("minProperties"), schema.get("required")
     n_required = len(set(map(str, required))) if isinstance(required, list) else 0
     if isinstance(min_properties, (int, float)) and min_properties > max(1, n_required):
-        # The grammar lets the model write an additional property twice, but duplicates count as one property.
+        # The grammar would let the model write an additional property twice, which JSON parsers count as one property.
         yield "minProperties above the number of required properties"
     for keyword in _NUMERIC_LIMITS:
         value = schema.get(keyword)
-        if isinstance(value, (int, float)) and abs(value) > _MAX_LIMIT:
-            yield f"{keyword} beyond {_MAX_LIMIT}"
+        if isinstance(value, (int, float)) and abs(value) > _MAX_NUMERIC_LIMIT:
+            yield f"{keyword} beyond {_MAX_NUMERIC_LIMIT}"

@@ -18,12 +18,12 @@ _DECODE_TPS_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 class Metrics:
-    """Counters, gauges and histograms of one server, in a separate registry."""
+    """Counters, gauges and histograms of one server, in a registry that other servers do not share."""
 
     def __init__(self, models: Mapping[str, ModelQueue]) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
-            "edgechat_requests", "Requests by path and status", ["path", "status"], registry=registry
+            "edgechat_requests", "HTTP requests by path and status", ["path", "status"], registry=registry
         )
         self._tokens = {
             name: Counter(f"edgechat_{name}_tokens", description, registry=registry)
@@ -41,8 +41,8 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         for name, description, count in (
-            ("running", "Requests with at least one engine event", lambda m: m.n_running),
-            ("waiting", "Requests without an engine event yet", lambda m: m.n_requests - m.n_running),
+            ("running", "Running requests (with at least one engine event)", lambda m: m.n_running),
+            ("waiting", "Waiting requests (without an engine event so far)", lambda m: m.n_requests - m.n_running),
         ):
             gauge = Gauge(f"edgechat_requests_{name}", description, ["model"], registry=registry)
             for model in models.values():
@@ -53,7 +53,7 @@ class Metrics:
         self._requests.labels(path, str(status)).inc()
 
     def record_stats(self, all_stats: Sequence[GenerationStats]) -> None:
-        """Add the statistics of finished engine requests."""
+        """Add the statistics of finished engine requests to the counters and histograms."""
         for stats in all_stats:
             for name, count in (
                 ("prompt", stats.prompt_tokens), ("cached", stats.cached_tokens),

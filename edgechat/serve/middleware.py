@@ -24,7 +24,7 @@ BODY_TIMEOUT_S: Final = 30.0
 PATHS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/health", "/metrics", "/openapi.json",
 )  # fmt: skip
-# Paths without an API key. Monitoring systems often have no key, and /health reveals no models or conversations.
+# Paths that need no API key. Monitoring systems often have no key, and /health reveals no models or conversations.
 _PUBLIC_PATHS: Final = ("/health",)
 
 
@@ -35,29 +35,29 @@ class AccessRules(msgspec.Struct, frozen=True, kw_only=True):
     """Address that the server listens on."""
     api_key: str = ""
     """API key that clients must send; "" if no key is required."""
-    origins: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may send requests, such as https://example.com."""
     log_requests: bool = False
-    """Print the method, path, status and duration of each request, but not its content."""
+    """True to print the method, path, status and duration of each request, but never its content."""
 
 
-def error_response(error: ApiError) -> Response:
-    """Build the HTTP response for an error."""
+def make_error_response(error: ApiError) -> Response:
+    """Build the HTTP response with the status, headers and JSON body of `error`."""
     body = msgspec.json.encode(error.body())
     return Response(body, error.status, error.headers, media_type="application/json")
 
 
 class RequestGuard:
-    """Rejects requests that `AccessRules` forbid, and buffers bodies of up to 16 MiB for the application."""
+    """Rejects requests that the access rules forbid, and buffers request bodies of up to 16 MiB for the application."""
 
     def __init__(self, app: ASGIApp, rules: AccessRules, on_request: Callable[[str, int], None]) -> None:
-        """`on_request` receives the path and the response status of each request."""
+        """Wrap `app`; `on_request` receives the path and the response status of each request."""
         self._app = app
         self._rules = rules
         self._on_request = on_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check an HTTP request, and pass it to the application."""
+        """Check an HTTP request, and pass it to the application if it is allowed."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -68,17 +68,17 @@ class RequestGuard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *self._cors_headers(headers)]
+                message["headers"] = [*message["headers"], *self._make_cors_headers(headers)]
             await send(message)
 
         try:
-            self._check(scope, headers)
+            self._check_access(scope, headers)
             if scope["method"] == "OPTIONS" and headers.get("origin"):
-                await _preflight_response()(scope, receive, send_with_cors)
+                await _make_preflight_response()(scope, receive, send_with_cors)
                 return
             await self._app(scope, await _buffer_body(receive), send_with_cors)
         except ApiError as error:
-            await error_response(error)(scope, receive, send_with_cors)
+            await make_error_response(error)(scope, receive, send_with_cors)
         finally:
             # Unknown paths are not recorded, because clients may put private data into them.
             path = scope["path"] if scope["path"] in PATHS else "other"
@@ -87,12 +87,12 @@ class RequestGuard:
                 line = f"{scope['method']} {path} {status} {time.monotonic() - started_at:.3f} s"
                 print(line, file=sys.stderr, flush=True)  # noqa: T201  (--log-requests)
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    def _check_access(self, scope: Scope, headers: Headers) -> None:
         rules = self._rules
-        host = _host_name(f"//{headers.get('host', '')}")
+        host = _parse_host_name(f"//{headers.get('host', '')}")
         if is_loopback(rules.host) and not is_loopback(host):
-            # Protects against DNS rebinding: a web page whose name resolves to 127.0.0.1 could read all responses.
-            raise ApiError(403, "This server only accepts the host names localhost and 127.0.0.1.", code="wrong_host")
+            # Protects against DNS rebinding: a web page whose host name resolves to 127.0.0.1 could read all responses.
+            raise ApiError(403, "This server accepts only the host names localhost and 127.0.0.1.", code="wrong_host")
         origin = headers.get("origin")
         is_forbidden_origin = origin is not None and not self._is_allowed_origin(origin, headers)
         if is_forbidden_origin or (origin is None and headers.get("sec-fetch-site") in {"cross-site", "same-site"}):
@@ -105,13 +105,13 @@ class RequestGuard:
                 raise ApiError(401, "The API key is missing or wrong.", code="invalid_api_key")
 
     def _is_allowed_origin(self, origin: str, headers: Mapping[str, str]) -> bool:
-        if origin in self._rules.origins:
+        if origin in self._rules.allowed_origins:
             return True
-        return origin.partition("://")[2] == headers.get("host")  # same origin as this server
+        return origin.partition("://")[2] == headers.get("host")  # this server's own origin
 
-    def _cors_headers(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+    def _make_cors_headers(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         origin = headers.get("origin")
-        if origin not in self._rules.origins:
+        if origin not in self._rules.allowed_origins:
             return []
         return [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
 
@@ -126,14 +126,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _host_name(address: str) -> str:
+def _parse_host_name(address: str) -> str:
     try:
         return "" if "@" in address else urlsplit(address).hostname or ""
     except ValueError:
         return ""
 
 
-def _preflight_response() -> Response:
+def _make_preflight_response() -> Response:
     return Response(status_code=204, headers={
         "Access-Control-Allow-Methods": "GET, POST", "Access-Control-Max-Age": "600",
         "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Api-Key, *",
@@ -143,12 +143,12 @@ def _preflight_response() -> Response:
 async def _buffer_body(receive: Receive) -> Receive:
     """Read the whole body of a request; return an ASGI `receive` callable that returns the body in one message.
 
-    Raises ApiError if the body is too large, or incomplete after `BODY_TIMEOUT_S`.
+    Raises ApiError if the body is too large, or if it is incomplete after `BODY_TIMEOUT_S`.
     """
     try:
         body = await asyncio.wait_for(_read_body(receive), BODY_TIMEOUT_S)
     except asyncio.TimeoutError as error:
-        message = f"The request body was not complete within {BODY_TIMEOUT_S:g} s."
+        message = f"The request body did not arrive completely within {BODY_TIMEOUT_S:g} s."
         raise ApiError(408, message, code="timeout") from error
     is_delivered = False
 

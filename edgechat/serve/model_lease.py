@@ -1,4 +1,4 @@
-"""Mutual exclusion of served models: only one model computes at a time, because all models use the same CPU cores."""
+"""Lock between the served models: only one model computes at a time, because all models use the same CPU cores."""
 
 from __future__ import annotations
 
@@ -15,29 +15,33 @@ class ModelLease:
         self._waiters: deque[tuple[str, asyncio.Future[None]]] = deque()
 
     async def acquire(self, model: str) -> None:
-        """Wait until requests to `model` may run. The caller must call `release` at the end of its request."""
+        """Wait until requests to `model` can run. The caller must call `release` at the end of the request."""
         if self._model in {"", model} and not self._waiters:
             self._model = model
             self._n_requests += 1
             return
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append((model, granted))
+        grant: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((model, grant))
         try:
-            await asyncio.shield(granted)
+            await asyncio.shield(grant)
         except asyncio.CancelledError:
-            if granted.done():
+            if grant.done():
                 self.release()  # the lease was granted just before the cancellation
             else:
-                self._waiters.remove((model, granted))
+                self._waiters.remove((model, grant))
             raise
 
     def release(self) -> None:
-        """Release the lease for one request. The last request of a model passes the lease to waiting requests."""
+        """End the lease of one request.
+
+        When no request holds the lease any more, the longest-waiting request gets it, and so do the requests to the
+        same model directly behind it in the queue.
+        """
         self._n_requests -= 1
         if self._n_requests:
             return
         self._model = ""
         while self._waiters and self._model in {"", self._waiters[0][0]}:
-            self._model, granted = self._waiters.popleft()
+            self._model, grant = self._waiters.popleft()
             self._n_requests += 1
-            granted.set_result(None)
+            grant.set_result(None)

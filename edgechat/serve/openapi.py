@@ -1,4 +1,4 @@
-"""OpenAPI document, generated from the msgspec structs of request bodies."""
+"""OpenAPI document, generated from the msgspec structs of the request bodies."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _GET_ENDPOINTS: Final = {
     "/health": "Report whether the server accepts requests",
     "/metrics": "Return metrics for Prometheus",
 }
-_MODEL: Final = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-_ERROR: Final = {
+_MODEL_PARAMETER: Final = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+_ERROR_SCHEMA: Final = {
     "type": "object", "required": ["error"],
     "properties": {"error": {
         "type": "object", "required": ["message", "type", "param", "code"],
@@ -32,34 +32,34 @@ _ERROR: Final = {
 }  # fmt: skip
 
 
-def document(version: str) -> dict[str, Any]:
-    """Return the OpenAPI document of the server."""
+def build_openapi_document(version: str) -> dict[str, Any]:
+    """Build the OpenAPI document of a server with the given edgechat version."""
     body_types = [body_type for body_type, _ in _POST_ENDPOINTS.values()]
     schemas, components = msgspec.json.schema_components(body_types, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {
         path: {"post": {
-            "summary": summary, "responses": _responses("200", "400", "401", "403", "404", "408", "413", "503"),
+            "summary": summary, "responses": _make_responses("200", "400", "401", "403", "404", "408", "413", "503"),
             "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
         }}
         for (path, (_, summary)), schema in zip(_POST_ENDPOINTS.items(), schemas, strict=True)
     }  # fmt: skip
     paths |= {
         path: {"get": {
-            "summary": summary, "responses": _responses("200", "401", "403", "404", "503"),
-            "parameters": [_MODEL] if "{" in path else [],
+            "summary": summary, "responses": _make_responses("200", "401", "403", "404", "503"),
+            "parameters": [_MODEL_PARAMETER] if "{" in path else [],
         }}
         for path, summary in _GET_ENDPOINTS.items()
     }  # fmt: skip
     return {
         "openapi": "3.1.0", "info": {"title": "edgechat", "version": version}, "paths": paths,
         "components": {
-            "schemas": components | {"Error": _ERROR},
+            "schemas": components | {"Error": _ERROR_SCHEMA},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }  # fmt: skip
 
 
-def _responses(*codes: str) -> dict[str, Any]:
+def _make_responses(*codes: str) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
         code: {"description": "Success"} if code == "200" else {"description": "Error", "content": error}

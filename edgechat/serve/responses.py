@@ -1,4 +1,4 @@
-"""Responses as one JSON object or a stream of server-sent events; requests are cancelled if the client disconnects."""
+"""Responses as a JSON object or a stream of server-sent events, and cancellation when the client disconnects."""
 
 from __future__ import annotations
 
@@ -49,29 +49,29 @@ class ResponseBuilder(ABC):
 
     @abstractmethod
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
-        """Build the engine requests, and an empty choice for each reply. Raises ApiError, EdgechatError."""
+        """Build the engine requests, and an empty choice for each reply. Raises ApiError and EdgechatError."""
 
     @abstractmethod
-    def choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
+    def make_choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
         """Convert finished choices to the `choices` array of a complete response."""
 
     @abstractmethod
-    def chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
-        """Convert new output to `choices` entries. Each entry is sent in a separate chunk."""
+    def make_chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+        """Convert new output to entries of the `choices` array. The server sends each entry in a separate chunk."""
 
     def body(self, choices: list[Choice], totals: UsageTotals) -> dict[str, Any]:
         """Build the JSON object of a complete response."""
-        return self._object(self.OBJECT, self.choice_objects(choices), totals)
+        return self._make_object(self.OBJECT, self.make_choice_objects(choices), totals)
 
     def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
-        """Build the chunks of a stream for new output."""
-        return [self._object(self.CHUNK_OBJECT, [choice]) for choice in self.chunk_choices(delta)]
+        """Build the stream chunks for new output."""
+        return [self._make_object(self.CHUNK_OBJECT, [choice]) for choice in self.make_chunk_choices(delta)]
 
-    def usage_chunk(self, totals: UsageTotals) -> dict[str, Any]:
+    def make_usage_chunk(self, totals: UsageTotals) -> dict[str, Any]:
         """Build the final usage chunk of a stream (`stream_options.include_usage`)."""
-        return self._object(self.CHUNK_OBJECT, [], totals)
+        return self._make_object(self.CHUNK_OBJECT, [], totals)
 
-    def _object(
+    def _make_object(
         self, kind: str, choices: list[dict[str, Any]], totals: UsageTotals | None = None
     ) -> dict[str, Any]:  # fmt: skip
         fields = self._common_fields | {"object": kind, "choices": choices}
@@ -79,43 +79,44 @@ class ResponseBuilder(ABC):
 
 
 async def respond(request: Request, builder: ResponseBuilder, metrics: Metrics) -> Response:
-    """Generate the response to a request, as a stream of events if the client set `stream`.
+    """Generate the response to a request, as a stream of server-sent events if the client set `stream`.
 
-    Raises ApiError and EdgechatError. Errors after the first engine event of a stream are sent as events.
+    Raises ApiError and EdgechatError. After the first engine event of a stream, errors are sent as server-sent events.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(builder.queue.admit())
-        events, choices, deltas, totals = await cancel_on_disconnect(request, asyncio.ensure_future(_start(builder)))
+        start_task = asyncio.ensure_future(_start_requests(builder))
+        events, choices, deltas, totals = await cancel_on_disconnect(request, start_task)
         stack.callback(events.close)
         if builder.is_stream:
-            return _SseResponse(_sse_events(builder, deltas, totals, metrics), stack.pop_all())
-        await cancel_on_disconnect(request, asyncio.ensure_future(_drain(deltas)))
+            return _SseResponse(_encode_sse_events(builder, deltas, totals, metrics), stack.pop_all())
+        await cancel_on_disconnect(request, asyncio.ensure_future(_consume(deltas)))
         metrics.record_stats(totals.stats)
         body = msgspec.json.encode(builder.body(choices, totals))
     return Response(body, media_type="application/json")
 
 
-async def _start(builder: ResponseBuilder) -> tuple[EventStream, list[Choice], _Deltas, UsageTotals]:
-    """Submit the engine requests and wait for the first event, so that early errors can set the HTTP status."""
+async def _start_requests(builder: ResponseBuilder) -> tuple[EventStream, list[Choice], _Deltas, UsageTotals]:
+    """Submit the engine requests, and wait for the first event so that an early error can set the HTTP status."""
     requests, choices = await builder.build_requests()
     events = await builder.queue.submit(requests)
     totals = UsageTotals()
     deltas = stream_deltas(events, choices, requests[0].n_sequences, totals)
     try:
-        first = await anext(deltas)
+        first_delta = await anext(deltas)
     except BaseException:
         events.close()
         raise
 
     async def all_deltas() -> _Deltas:
-        yield first
+        yield first_delta
         async for delta in deltas:
             yield delta
 
     return events, choices, all_deltas(), totals
 
 
-async def _drain(deltas: _Deltas) -> None:
+async def _consume(deltas: _Deltas) -> None:
     async for _ in deltas:
         pass
 
@@ -141,31 +142,31 @@ async def cancel_on_disconnect(request: Request, task: asyncio.Future[Any]) -> A
                 await task
 
 
-def sse_event(data: Any) -> bytes:
+def encode_sse_event(data: Any) -> bytes:
     """Encode a server-sent event with JSON data."""
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
-async def _sse_events(
+async def _encode_sse_events(
     builder: ResponseBuilder, deltas: _Deltas, totals: UsageTotals, metrics: Metrics
 ) -> AsyncIterator[bytes]:
     try:
         async for delta in deltas:
             for chunk in builder.chunks(delta) if delta is not None else ():
-                yield sse_event(chunk | {"usage": None} if builder.include_usage else chunk)
+                yield encode_sse_event(chunk | {"usage": None} if builder.include_usage else chunk)
     except EdgechatError as error:
-        yield sse_event(errors.to_api_error(error).body())
+        yield encode_sse_event(errors.to_api_error(error).body())
     except Exception as error:  # noqa: BLE001  (the client must receive the end of the stream)
-        yield sse_event(errors.internal_error(error).body())
+        yield encode_sse_event(errors.make_internal_error(error).body())
     else:
         metrics.record_stats(totals.stats)
         if builder.include_usage:
-            yield sse_event(builder.usage_chunk(totals))
+            yield encode_sse_event(builder.make_usage_chunk(totals))
     yield DONE
 
 
 class _SseResponse(StreamingResponse):
-    """Response of server-sent events that releases its resources at its end, also after errors."""
+    """Response that streams server-sent events, and closes `resources` at its end, even after an error."""
 
     def __init__(self, content: AsyncIterator[bytes], resources: contextlib.ExitStack) -> None:
         super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})

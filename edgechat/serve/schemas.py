@@ -18,7 +18,7 @@ PositiveInt = Annotated[int, Meta(ge=1, le=1 << 24)]
 Stop = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
 TextInput = str | list[str | TokenId | list[TokenId]]
-"""Input: a text, a list of texts, a list of token IDs, or a list of lists of token IDs."""
+"""Input of a request: a text, a list of texts, a list of token IDs, or a list of token ID lists."""
 
 # Messages
 
@@ -80,7 +80,7 @@ class SystemMessage(Struct, frozen=True, tag_field="role", tag="system"):
 
 
 class DeveloperMessage(Struct, frozen=True, tag_field="role", tag="developer"):
-    """System prompt of the conversation, with the newer role name of the OpenAI API."""
+    """System prompt of the conversation, with the role name that newer versions of the OpenAI API use."""
 
     content: Content
 
@@ -92,7 +92,7 @@ class UserMessage(Struct, frozen=True, tag_field="role", tag="user"):
 
 
 class AssistantMessage(Struct, frozen=True, tag_field="role", tag="assistant"):
-    """Earlier reply of the model. If it is the last message, the model continues the reply."""
+    """Earlier reply of the model. If it is the last message of the request, the model continues it."""
 
     content: Content | None = None
     reasoning_content: str | None = None
@@ -109,11 +109,11 @@ class ToolMessage(Struct, frozen=True, tag_field="role", tag="tool"):
 ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
 
 
-# Options of the reply
+# Request bodies and their options
 
 
 class Function(Struct, frozen=True):
-    """Function that the model may call."""
+    """Function that the model can call."""
 
     name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
@@ -123,20 +123,20 @@ class Function(Struct, frozen=True):
 
 
 class Tool(Struct, frozen=True):
-    """Tool that the model may call. Functions are the only type of tool."""
+    """Tool that the model can call. Functions are the only type of tool."""
 
     function: Function
     type: Literal["function"] = "function"
 
 
 class NamedFunction(Struct, frozen=True):
-    """Reference to a function in `tools` by name."""
+    """Name of a function in `tools`."""
 
     name: str
 
 
 class NamedTool(Struct, frozen=True):
-    """Tool choice that requires a call of one function."""
+    """Tool choice that requires a call of the named function."""
 
     function: NamedFunction
     type: Literal["function"] = "function"
@@ -166,13 +166,13 @@ class SchemaFormat(Struct, frozen=True, tag_field="type", tag="json_schema"):
 
 
 class StreamOptions(Struct, frozen=True):
-    """Options for additional content of a stream."""
+    """Options of a streamed response."""
 
     include_usage: bool | None = None
 
 
 class GenerationParams(Struct, frozen=True, kw_only=True):
-    """Sampling parameters and length limit of a reply; null has the same meaning as a missing field."""
+    """Sampling parameters and length limit of a reply; null values and missing fields have the same meaning."""
 
     model: str | None = None
     max_tokens: PositiveInt | None = None
@@ -188,11 +188,11 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     n: PositiveInt | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
     ignore_eos: bool | None = None
-    """Continue after end-of-generation tokens, for benchmarks, as in llama-server and vLLM."""
+    """True to generate beyond end-of-generation tokens in benchmarks, as in llama-server and vLLM."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    """Accepted and ignored."""
+    """End-user ID of the OpenAI API; ignored."""
 
 
 class ChatRequest(GenerationParams, frozen=True, kw_only=True):
@@ -208,7 +208,7 @@ class ChatRequest(GenerationParams, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    """Only `enable_thinking` has an effect."""
+    """Template variables, of which only `enable_thinking` has an effect."""
 
 
 class CompletionRequest(GenerationParams, frozen=True, kw_only=True):
@@ -228,4 +228,4 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: PositiveInt | None = None
     user: str | None = None
-    """Accepted and ignored."""
+    """End-user ID of the OpenAI API; ignored."""

@@ -16,14 +16,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from edgechat.errors import UsageError
 from edgechat.serve.model_queue import ModelQueue
 
-DRAIN_S: Final = 10.0
-"""Time in which running requests can finish after the first Ctrl-C."""
+DRAIN_TIMEOUT_S: Final = 10.0
+"""Time that running requests have to finish after the first Ctrl-C."""
 # Time in which clients can read the end of a cancelled response.
-_FLUSH_S: Final = 2.0
-_MAX_SIGNALS: Final = 2
-# Time after which a connection without a request is closed.
-_FIRST_REQUEST_S: Final = 15.0
-_KEEP_ALIVE_S: Final = 30
+_FLUSH_TIMEOUT_S: Final = 2.0
+# Number of signals for an orderly shutdown (the first drains, the second cancels); the next signal ends the server at
+# once.
+_MAX_ORDERLY_SIGNALS: Final = 2
+# Time after which the server closes a new connection without a request.
+_FIRST_REQUEST_TIMEOUT_S: Final = 15.0
+_KEEP_ALIVE_TIMEOUT_S: Final = 30
 _MAX_CONNECTIONS: Final = 1000
 BACKLOG: Final = 512
 
@@ -31,7 +33,7 @@ BACKLOG: Final = 512
 def bind_socket(host: str, port: int) -> socket.socket:
     """Bind and return the server's socket. Raises UsageError if the port is in use or the host is invalid.
 
-    Called before the models are loaded, so that errors are reported at once.
+    The caller binds the socket before it loads the models, so that errors are reported at once.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -44,11 +46,11 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 class _FirstRequestTimeout(H11Protocol):
-    """HTTP protocol that closes connections without a request after `_FIRST_REQUEST_S`."""
+    """HTTP protocol that closes a connection if no request arrives within `_FIRST_REQUEST_TIMEOUT_S`."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        self.loop.call_later(_FIRST_REQUEST_S, self._close_unused)
+        self.loop.call_later(_FIRST_REQUEST_TIMEOUT_S, self._close_unused)
 
     def _close_unused(self) -> None:
         if self.cycle is None:
@@ -56,14 +58,15 @@ class _FirstRequestTimeout(H11Protocol):
 
 
 class HttpServer(uvicorn.Server):
-    """Serves until Ctrl-C. Running requests then have `DRAIN_S` to finish before they are cancelled."""
+    """HTTP server that runs until Ctrl-C; running requests are cancelled `DRAIN_TIMEOUT_S` seconds later."""
 
     def __init__(self, app: ASGIApp, models: Mapping[str, ModelQueue], on_status: Callable[[str], None]) -> None:
-        """`on_status` is called with status messages for the user."""
+        """Configure the server without starting it; `on_status` receives status messages for the user."""
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # hide warnings about invalid HTTP requests
         super().__init__(uvicorn.Config(
             app, http=_FirstRequestTimeout, ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, timeout_keep_alive=_KEEP_ALIVE_S, backlog=BACKLOG, limit_concurrency=_MAX_CONNECTIONS,
+            server_header=False, timeout_keep_alive=_KEEP_ALIVE_TIMEOUT_S, backlog=BACKLOG,
+            limit_concurrency=_MAX_CONNECTIONS,
         ))  # fmt: skip
         self._models = models
         self._on_status = on_status
@@ -71,10 +74,10 @@ class HttpServer(uvicorn.Server):
         self._n_signals = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  (uvicorn's signature)
-        """Handle Ctrl-C: the first signal starts draining, the second cancels all requests, the third exits at once."""
+        """Handle Ctrl-C: the first signal starts the shutdown, the second cancels all requests, the third exits."""
         self._n_signals += 1
         self.should_exit = True
-        if self._loop is None or self._n_signals > _MAX_SIGNALS:
+        if self._loop is None or self._n_signals > _MAX_ORDERLY_SIGNALS:
             self.force_exit = True
         else:
             self._loop.call_soon_threadsafe(self._drain if self._n_signals == 1 else self._cancel_all)
@@ -87,16 +90,17 @@ class HttpServer(uvicorn.Server):
         n_requests = sum(queue.n_requests for queue in self._models.values())
         if n_requests:
             self._on_status(
-                f"Running requests: {n_requests}. They have {DRAIN_S:g} s to finish; press Ctrl-C again to cancel them."
+                f"Running requests: {n_requests}. They have {DRAIN_TIMEOUT_S:g} s to finish; "
+                "press Ctrl-C again to cancel them."
             )
         for queue in self._models.values():
             queue.is_draining = True
-        asyncio.get_running_loop().call_later(DRAIN_S, self._cancel_all)
+        asyncio.get_running_loop().call_later(DRAIN_TIMEOUT_S, self._cancel_all)
 
     def _cancel_all(self) -> None:
         for queue in self._models.values():
             queue.cancel_all()
-        asyncio.get_running_loop().call_later(_FLUSH_S, self._abort_connections)
+        asyncio.get_running_loop().call_later(_FLUSH_TIMEOUT_S, self._abort_connections)
 
     def _abort_connections(self) -> None:
         """Close the connections of clients that do not read their responses."""

@@ -21,9 +21,10 @@ MAX_FILE_BYTES: Final = 8 << 20
 
 
 def read(path: Path, n_vocab: int) -> list[bytes]:
-    """Return the texts of a file, each as packed 32-bit tokens below `n_vocab`. Returns an empty list on failure.
+    """Return the texts of a file, each as packed 32-bit tokens; return an empty list if the file cannot be used.
 
-    A damaged file is deleted. A file that is unreadable or larger than `MAX_FILE_BYTES` is not deleted.
+    A file that is damaged, or has tokens outside 0 to `n_vocab` - 1, is deleted. A file that cannot be read, or is
+    larger than `MAX_FILE_BYTES`, is not deleted.
     """
     try:
         data = files.read_bytes(path, MAX_FILE_BYTES)
@@ -31,7 +32,7 @@ def read(path: Path, n_vocab: int) -> list[bytes]:
         return []
     body = data[len(MAGIC) + 4 :]
     texts: list[bytes] = []
-    if data.startswith(MAGIC + _crc(body)):
+    if data.startswith(MAGIC + _compute_crc(body)):
         with contextlib.suppress(msgspec.MsgspecError):
             texts = msgspec.msgpack.decode(body, type=list[bytes])
     if not texts or not all(_is_valid(text, n_vocab) for text in texts):
@@ -43,9 +44,9 @@ def read(path: Path, n_vocab: int) -> list[bytes]:
 
 
 def write(path: Path, texts: list[bytes]) -> None:
-    """Write `texts` to a file, which is replaced atomically. Raises OSError."""
+    """Write `texts` to a file; an existing file is replaced atomically. Raises OSError."""
     body = msgspec.msgpack.encode(texts)
-    files.replace_file(path, MAGIC + _crc(body) + body)
+    files.replace_file(path, MAGIC + _compute_crc(body) + body)
 
 
 def _is_valid(text: bytes, n_vocab: int) -> bool:
@@ -55,5 +56,5 @@ def _is_valid(text: bytes, n_vocab: int) -> bool:
     return min(tokens) >= 0 and max(tokens) < n_vocab
 
 
-def _crc(body: bytes) -> bytes:
+def _compute_crc(body: bytes) -> bytes:
     return zlib.crc32(body).to_bytes(4, "little")

@@ -1,4 +1,4 @@
-"""Drafters, which propose tokens that followed the same text earlier, in the context or in other conversations."""
+"""Drafters, which search earlier text for the end of the current text, and propose the tokens that followed it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, Protocol
 
 from edgechat.prefix.common_prefix import common_prefix_length
 
-# Sources of drafts; acceptance is counted separately for each source.
+# Sources of drafts. The acceptance rates are measured separately for each source.
 FROM_CONTEXT: Final = 0
 FROM_CORPUS: Final = 1
 N_SOURCES: Final = 2
@@ -18,7 +18,7 @@ class Draft(NamedTuple):
 
     tokens: list[int]
     match_length: int
-    """Number of tokens before the draft in the indexed text that equal the end of the current text."""
+    """Number of tokens at the end of the current text that also precede the draft in the searched text."""
     source: int
 
 
@@ -26,26 +26,28 @@ NO_DRAFT: Final = Draft([], 0, FROM_CONTEXT)
 
 
 class TokenIndex(Protocol):
-    """Index over a token text for suffix matches, such as `edgechat.runtime.suffix_index.SuffixIndex`."""
+    """Suffix-match index of a token text; `edgechat.runtime.suffix_index.SuffixIndex` implements it."""
 
     def __len__(self) -> int:
         """Return the number of tokens in the text."""
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Append tokens to the text; a negative token separates two texts. Raises MemoryError."""
+        """Append tokens to the text; matches do not extend across a negative token. Raises MemoryError."""
 
     def truncate(self, size: int) -> None:
         """Remove all but the first `size` tokens."""
 
     def draft(self, max_tokens: int, context: Sequence[int] | None = None) -> tuple[list[int], int, int]:
-        """Return the tokens after the longest match of the end of `context`, the match length, and their position.
+        """Find the longest suffix of `context` that occurs in the indexed text.
 
-        Without `context`, the end of the indexed text is matched. Without a match, the list is empty.
+        If `context` is None, find an earlier occurrence of the longest suffix of the indexed text itself.
+        Returns the tokens after the match (at most `max_tokens`; empty without a match), the length of the match, and
+        the position of the returned tokens in the indexed text.
         """
 
 
 class Drafter(Protocol):
-    """Source of drafts that follows one text, token by token."""
+    """Interface of the drafters: propose tokens that may follow the current text."""
 
     def start(self, tokens: Sequence[int]) -> None:
         """Set the current text to `tokens`."""
@@ -65,18 +67,18 @@ class LiveDrafter:
         self._text: list[int] = []
 
     def start(self, tokens: Sequence[int]) -> None:
-        """Set the current text to `tokens`. The prefix shared with the previous text stays in the index."""
+        """Set the current text to `tokens`. A prefix in common with the previous text stays in the index."""
         n_shared = common_prefix_length(self._text, tokens)
         self._index.truncate(n_shared)
         del self._text[n_shared:]
         self.append(tokens[n_shared:])
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Append `tokens` to the indexed text."""
+        """Append `tokens` to the current text and its index."""
         self._text.extend(tokens)
         self._index.append(tokens)
 
     def draft(self, max_tokens: int) -> Draft:
-        """Propose tokens that follow the longest earlier match of the end of the text; of equal matches, the newest."""
+        """Propose at most `max_tokens` tokens that follow the longest earlier match of the end of the current text."""
         tokens, match_length, _ = self._index.draft(max_tokens)
         return Draft(tokens, match_length, FROM_CONTEXT)

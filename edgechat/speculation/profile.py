@@ -11,29 +11,29 @@ import msgspec
 
 from edgechat.errors import InvalidFileError
 from edgechat.files import JsonFile
-from edgechat.speculation.acceptance import BUCKETS, Acceptance, AcceptanceCounts
+from edgechat.speculation.acceptance import BUCKET_STARTS, Acceptance, AcceptanceCounts
 from edgechat.speculation.drafter import N_SOURCES
-from edgechat.speculation.step_costs import DEPTHS, SIZES, RunningMean, StepCosts
+from edgechat.speculation.step_costs import DEPTH_LIMITS, STEP_SIZES, RunningMean, StepCosts
 
 _log = logging.getLogger(__name__)
-_VERSION: Final = 1
-_MAX_BYTES: Final = 1 << 20
+_FILE_VERSION: Final = 1
+_MAX_FILE_BYTES: Final = 1 << 20
 _MAX_COUNT: Final = 1e6
 
 
 class _ProfileFile(msgspec.Struct, frozen=True):
     version: int
-    greedy: list[list[AcceptanceCounts]]
-    sampled: list[list[AcceptanceCounts]] = msgspec.field(name="drawn")
+    greedy_counts: list[list[AcceptanceCounts]] = msgspec.field(name="greedy")
+    sampled_counts: list[list[AcceptanceCounts]] = msgspec.field(name="drawn")
     ratios: list[dict[int, RunningMean]]
 
 
 class SpeculationProfile:
-    """Step costs and acceptance rates of a model, separate for greedy and for sampled replies."""
+    """Step costs of a model, and its acceptance rates for greedy replies and for sampled replies."""
 
     def __init__(self) -> None:
-        self.greedy = Acceptance()
-        self.sampled = Acceptance()
+        self.greedy_acceptance = Acceptance()
+        self.sampled_acceptance = Acceptance()
         self.costs = StepCosts()
 
 
@@ -41,40 +41,46 @@ def load_profile(path: Path) -> SpeculationProfile:
     """Load a profile. Returns an empty profile if the file is missing or invalid."""
     profile = SpeculationProfile()
     try:
-        content = _file(path).load()
+        content = _open_file(path).load()
     except InvalidFileError as error:
         _log.warning("Discarding the speculation profile: %s", error)
         return profile
     if content is not None:
-        profile.greedy, profile.sampled = Acceptance(content.greedy), Acceptance(content.sampled)
+        profile.greedy_acceptance = Acceptance(content.greedy_counts)
+        profile.sampled_acceptance = Acceptance(content.sampled_counts)
         profile.costs.ratios = content.ratios
     return profile
 
 
 def save_profile(profile: SpeculationProfile, path: Path) -> None:
-    """Save a profile. Failures are only logged."""
-    content = _ProfileFile(_VERSION, profile.greedy.counts, profile.sampled.counts, profile.costs.ratios)
+    """Save a profile. A failed write is logged and not raised."""
+    content = _ProfileFile(
+        _FILE_VERSION, profile.greedy_acceptance.counts, profile.sampled_acceptance.counts, profile.costs.ratios
+    )
     try:
-        _file(path).write(content)
+        _open_file(path).write(content)
     except OSError as error:
         _log.warning("Cannot save the speculation profile: %s", error)
 
 
-def _file(path: Path) -> JsonFile[_ProfileFile]:
-    return JsonFile(path, _ProfileFile, max_bytes=_MAX_BYTES, is_valid=_is_valid)
+def _open_file(path: Path) -> JsonFile[_ProfileFile]:
+    return JsonFile(path, _ProfileFile, max_bytes=_MAX_FILE_BYTES, is_valid=_is_valid)
 
 
 def _is_valid(content: _ProfileFile) -> bool:
-    """Check version, list lengths and value ranges, such as a ratio of at most 10 n for a step of n tokens."""
-    acceptances = (content.greedy, content.sampled)
-    counts = [c for acceptance in acceptances for source in acceptance for c in source]
+    """Return whether the version, the list lengths and all values are valid.
+
+    For example, the cost ratio of a step of n tokens must be at most 10 n.
+    """
+    tables = (content.greedy_counts, content.sampled_counts)
+    counts = [c for table in tables for source in table for c in source]
     return (
-        content.version == _VERSION
-        and all(len(a) == N_SOURCES and all(len(source) == len(BUCKETS) for source in a) for a in acceptances)
-        and all(_is_between(x, 0, _MAX_COUNT) for c in counts for x in (c.accepted, c.rejected))
-        and len(content.ratios) == len(DEPTHS) + 1
+        content.version == _FILE_VERSION
+        and all(len(t) == N_SOURCES and all(len(source) == len(BUCKET_STARTS) for source in t) for t in tables)
+        and all(_is_between(x, 0, _MAX_COUNT) for c in counts for x in (c.n_accepted, c.n_rejected))
+        and len(content.ratios) == len(DEPTH_LIMITS) + 1
         and all(
-            n in SIZES and _is_between(mean.value, 0.1, 10.0 * n) and _is_between(mean.count, 0, _MAX_COUNT)
+            n in STEP_SIZES and _is_between(mean.value, 0.1, 10.0 * n) and _is_between(mean.count, 0, _MAX_COUNT)
             for ratios in content.ratios
             for n, mean in ratios.items()
         )

@@ -1,4 +1,4 @@
-"""SQLite storage of conversations behind `edgechat.chat.store.Store`. The only package that imports sqlite3."""
+"""SQLite storage of conversations: implements `edgechat.chat.store.Store`. Only this package imports sqlite3."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from edgechat.store.sqlite import OnDeleted, SqliteStore
 
 
 def open_store(path: Path | None = None, *, on_deleted: Sequence[OnDeleted] = ()) -> SqliteStore:
-    """Open the database at `path` (default: the user's history), and create the file if it does not exist.
+    """Open the database at `path` (default: the user's history); create the file if it does not exist.
 
-    A damaged database is moved aside, and its readable rows are copied into a new one; the store's `notices` report
-    the recovery. `read_only_reason` is not empty if the store is read-only. Each callback in `on_deleted` receives the
-    ID of a conversation after the conversation or some of its messages were deleted from the database.
+    A damaged database is moved aside, and its readable rows are copied into a new database; the store's `notices`
+    describe the recovery. The store's `read_only_reason` is not empty if the store is read-only. Each callback in
+    `on_deleted` receives the ID of a conversation after the conversation or some of its messages were deleted from the
+    database.
 
     Raises StoreError if the file belongs to another program or cannot be opened.
     """
@@ -31,6 +32,6 @@ def open_store(path: Path | None = None, *, on_deleted: Sequence[OnDeleted] = ()
     return store
 
 
-def ephemeral_store() -> SqliteStore:
-    """Open an empty store that exists in memory only and writes no file."""
+def open_ephemeral_store() -> SqliteStore:
+    """Open an empty store in memory that writes no files."""
     return SqliteStore(Database(None))

@@ -12,7 +12,7 @@ from edgechat.errors import ImportRefusedError
 from edgechat.store.formats import chatgpt, edgechat_json, llm_logs, markdown
 from edgechat.store.formats.edgechat_json import ImportedData
 
-# Maximum file size. An import holds the whole file in memory, several times over.
+# Maximum file size. An import holds several copies of the file in memory.
 MAX_BYTES: Final = chatgpt.MAX_BYTES
 
 
@@ -26,7 +26,7 @@ def read_file(path: Path) -> ImportedData:
         if not path.is_file():
             raise ImportRefusedError(f"{path} is not a file.")
         if size_bytes > MAX_BYTES:
-            raise ImportRefusedError(f"{path} has {size_bytes} bytes. At most {MAX_BYTES} can be imported.")
+            raise ImportRefusedError(f"{path} has {size_bytes} bytes, but the limit is {MAX_BYTES} bytes.")
         data = path.read_bytes()
     except OSError as error:
         raise ImportRefusedError(f"Cannot read {path}: {error.strerror or error}.") from error
@@ -50,7 +50,7 @@ def _parse(data: bytes) -> ImportedData:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise ImportRefusedError(f"not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}).") from error
+        raise ImportRefusedError(f"the file is not UTF-8 text (invalid byte at position {error.start}).") from error
     if text.lstrip()[:20].lower().startswith(("<!doctype html", "<html")):
         raise ImportRefusedError("HTML pages cannot be imported. Export the conversation as JSON or Markdown.")
     record, problems = markdown.parse(text)
@@ -58,7 +58,7 @@ def _parse(data: bytes) -> ImportedData:
 
 
 def _decode_json(data: bytes) -> tuple[bytes, Any]:
-    """Decode JSON; return valid JSON bytes and the value. Lone surrogates, which some programs write, become "?"."""
+    """Return valid JSON bytes and their decoded value, with "?" for lone surrogates, which some programs write."""
     try:
         try:
             return data, msgspec.json.decode(data)
@@ -68,4 +68,4 @@ def _decode_json(data: bytes) -> tuple[bytes, Any]:
         data = json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace")
         return data, msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ImportRefusedError(f"not valid JSON ({error}).") from error
+        raise ImportRefusedError(f"the file is not valid JSON ({error}).") from error

@@ -1,4 +1,4 @@
-"""Maintenance of the database at start: marks interrupted replies, and purges messages deleted more than a day ago."""
+"""Database maintenance at start: marks interrupted replies, and purges messages that were deleted over a day ago."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from edgechat.chat.messages import now_ms
 from edgechat.errors import StoreError
 from edgechat.store.database import Database
 
-UNDO_MS: Final = 24 * 3600 * 1000
-"""Time in which a deleted message can be restored; later, the next start of edgechat removes the message."""
+UNDO_PERIOD_MS: Final = 24 * 3600 * 1000
+"""Time during which a deleted message can be restored. The first start of edgechat after this time purges it."""
 
 _PURGED_CONVERSATIONS_SQL: Final = """
     SELECT id FROM conversations WHERE key IN
         (SELECT conversation_key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?)
 """
-# Purges all descendants: if the clock was set back, a descendant can have a later time than its deleted ancestor.
+# Also purges the descendants of expired messages, because they can have later times if the clock was set back.
 _PURGE_SQL: Final = """
     WITH RECURSIVE purged (key) AS (
         SELECT key FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ?
@@ -24,36 +24,37 @@ _PURGE_SQL: Final = """
 """
 
 
-def tidy(database: Database) -> list[str]:
-    """Mark unfinished replies as interrupted and purge deleted messages; return the IDs of purged conversations.
+def run(database: Database) -> list[str]:
+    """Mark unfinished replies as interrupted, and purge messages that were deleted over a day ago.
 
-    Ignores StoreError, so that conversations can still be read from a full or busy disk.
+    Returns the IDs of the conversations with purged messages. Ignores StoreError, so that conversations can be read
+    even if the disk is full or another process is writing.
     """
     try:
-        _interrupt_unfinished(database)
-        return _purge_deleted(database)
+        _mark_unfinished_as_interrupted(database)
+        return _purge_deleted_conversations(database)
     except StoreError:
         return []
 
 
-def _interrupt_unfinished(database: Database) -> None:
-    # If another process is still generating a reply, its next checkpoint restores the reason "streaming".
-    with database.reading() as db:
+def _mark_unfinished_as_interrupted(database: Database) -> None:
+    # If another process is still generating a reply, its next checkpoint sets the finish reason to "streaming" again.
+    with database.read_connection() as db:
         has_unfinished = db.execute("SELECT 1 FROM messages WHERE finish_reason = 'streaming' LIMIT 1").fetchone()
     if has_unfinished:
-        with database.writing() as db:
+        with database.write_transaction() as db:
             db.execute("UPDATE messages SET finish_reason = 'interrupted' WHERE finish_reason = 'streaming'")
 
 
-def _purge_deleted(database: Database) -> list[str]:
-    deadline_ms = now_ms() - UNDO_MS
-    with database.reading() as db:
+def _purge_deleted_conversations(database: Database) -> list[str]:
+    cutoff_ms = now_ms() - UNDO_PERIOD_MS
+    with database.read_connection() as db:
         has_expired = db.execute(
-            "SELECT 1 FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ? LIMIT 1", (deadline_ms,)
+            "SELECT 1 FROM messages WHERE hidden_by IS NOT NULL AND hidden_at_ms < ? LIMIT 1", (cutoff_ms,)
         ).fetchone()
     if not has_expired:
         return []
-    with database.writing() as db:
-        conversation_ids = [row["id"] for row in db.execute(_PURGED_CONVERSATIONS_SQL, (deadline_ms,))]
-        db.execute(_PURGE_SQL, (deadline_ms,))
+    with database.write_transaction() as db:
+        conversation_ids = [row["id"] for row in db.execute(_PURGED_CONVERSATIONS_SQL, (cutoff_ms,))]
+        db.execute(_PURGE_SQL, (cutoff_ms,))
     return conversation_ids

@@ -1,4 +1,4 @@
-"""Recovery of a damaged database: the file is moved aside, and its readable rows are copied into a new one."""
+"""Recovery of a damaged database: the file is moved aside, and its readable rows are copied into a new database."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgechat.errors import StoreError
-from edgechat.store.database import FILE_SUFFIXES, Database, file_kind, irregular_file
+from edgechat.store.database import FILE_SUFFIXES, Database, describe_irregular_file, find_irregular_file
 from edgechat.store.sqlite import OnDeleted, SqliteStore
 
 _COPY_INFIX: Final = ".damaged-"
-"""Part of the file name of a damaged copy, before the time at which the database was moved aside."""
+"""Part of the name of a damaged copy, which is the name of the database, this text, and the time of the recovery."""
 _MARKER_SUFFIX: Final = ".recovered"
-"""Suffix of an empty marker file: the readable rows of the damaged copy have been recovered."""
+"""Suffix of the empty file that marks a damaged copy as recovered."""
 _SIGNATURE: Final = b"SQLite format 3\0"
 """First bytes of every database file (https://www.sqlite.org/fileformat2.html#magic_header_string)."""
-_FRACTIONS: Final = b"\x40\x20\x20"
-"""Constant bytes of the header (payload fractions in the same specification), which other files do not have."""
-_FRACTIONS_OFFSET: Final = 21
+_PAYLOAD_FRACTIONS: Final = b"\x40\x20\x20"
+"""Payload fractions, constant header bytes that identify a database even if its signature is damaged (same source)."""
+_PAYLOAD_FRACTIONS_OFFSET: Final = 21
 _REPAIR_INFIX: Final = ".repair-"
-"""Part of the name of the temporary folder for a file with a repaired signature."""
+"""Part of the name of the temporary folder that contains a copy with a repaired signature."""
 _LOCK_TIMEOUT_S: Final = 60.0
 # Tables in the order of recovery: referenced tables come before the tables that refer to them.
 _TABLES: Final = ("conversations", "messages", "attachments", "message_attachments")
 
 
 def is_intact(path: Path) -> bool:
-    """Return whether the database passes SQLite's integrity check, or does not exist.
+    """Return whether the database at `path` passes SQLite's integrity check or does not exist.
 
     The check takes seconds for a large database.
     """
-    if irregular_file(path) is not None:
+    if find_irregular_file(path) is not None:
         return False
     if not path.exists():
         return True
     try:
-        with contextlib.closing(_open_damaged(path)) as db:
+        with contextlib.closing(_open_damaged_database(path)) as db:
             return [row[0] for row in db.execute("PRAGMA integrity_check")] == ["ok"]
     except (sqlite3.DatabaseError, UnicodeError):
         return False
 
 
 def recover(path: Path, on_deleted: Sequence[OnDeleted] = ()) -> SqliteStore:
-    """Move the damaged database at `path` aside, and open a new one with its readable rows.
+    """Move the damaged database at `path` aside, and open a new database with the readable rows.
 
-    Deletes and overwrites no file. Raises StoreError if the damaged database cannot be moved, or the new database
+    No file is deleted or overwritten. Raises StoreError if the damaged database cannot be moved, or if the new database
     cannot be created.
     """
-    damaged_inode = _inode(path)
-    with _exclusive(path):
-        if _inode(path) == damaged_inode:  # otherwise another process has recovered the database meanwhile
+    damaged_inode = _read_inode(path)
+    with _recovery_lock(path):
+        if _read_inode(path) == damaged_inode:  # otherwise another process has already recovered the database
             _move_aside(path)
         store = SqliteStore(Database(path), on_deleted)
         recover_copies(store)
@@ -63,10 +63,10 @@ def recover(path: Path, on_deleted: Sequence[OnDeleted] = ()) -> SqliteStore:
 
 
 def recover_copies(store: SqliteStore) -> None:
-    """Recover rows from each unprocessed damaged copy in the folder of the database.
+    """Recover rows from all damaged copies in the folder of the database that are not marked as recovered.
 
-    A recovery that was killed leaves an unprocessed copy. Appends a result for each copy to `store.notices`, and
-    continues with the next copy after an error.
+    A damaged copy stays unmarked if its recovery failed or was killed. Appends a message about each copy to
+    `store.notices`, and continues with the next copy after an error.
     """
     if store.path is None or store.read_only_reason:
         return
@@ -76,29 +76,29 @@ def recover_copies(store: SqliteStore) -> None:
             continue
         if not copy.is_file():
             store.notices.append(
-                f"Nothing could be recovered from {copy}, because it is {file_kind(copy)}. "
+                f"Nothing could be recovered from {copy}, because it is {describe_irregular_file(copy)}. "
                 "New conversations are saved in a new database."
             )
         else:
             try:
-                n_messages, n_lost = _salvage(store.database, copy)
+                n_messages, n_lost_rows = _salvage(store.database, copy)
             except (StoreError, sqlite3.Error, OSError) as error:
                 reason = str(error).rstrip(".")
                 store.notices.append(
                     f"Nothing could be recovered from {copy} yet: {reason}. "
-                    "Keep the file, correct the cause, and start edgechat again."
+                    "Keep the file, fix the problem, and restart edgechat."
                 )
                 continue
-            lost = f", {n_lost} rows could not be read" if n_lost else ""
+            loss_note = f"; {n_lost_rows} rows could not be read" if n_lost_rows else ""
             store.notices.append(
-                f"The database of conversations was damaged: {n_messages} messages were recovered{lost}. "
-                f"The damaged file is kept as {copy}."
+                f"The database of conversations was damaged: {n_messages} messages were recovered{loss_note}. "
+                f"The damaged file was renamed to {copy}."
             )
         with contextlib.suppress(OSError):
             marker.touch(mode=0o600)
 
 
-def _inode(path: Path) -> int:
+def _read_inode(path: Path) -> int:
     try:
         return path.stat().st_ino
     except OSError:
@@ -106,42 +106,42 @@ def _inode(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold the recovery lock of the database at `path`, which the system releases if the process dies."""
-    lock = path.with_name(path.name + ".lock")
+def _recovery_lock(path: Path) -> Iterator[None]:
+    """Context manager that holds the recovery lock of a database. The system releases the lock if the process dies."""
+    lock_file = path.with_name(path.name + ".lock")
     try:
-        with contextlib.closing(sqlite3.connect(lock, timeout=_LOCK_TIMEOUT_S, isolation_level=None)) as db:
+        with contextlib.closing(sqlite3.connect(lock_file, timeout=_LOCK_TIMEOUT_S, isolation_level=None)) as db:
             db.execute("BEGIN EXCLUSIVE")
             yield
     except sqlite3.Error as error:
         raise StoreError(
-            f"Cannot recover the damaged {path}: {error} ({lock}). "
+            f"Cannot recover the damaged {path}: {error} ({lock_file}). "
             "Close other edgechat programs, delete the lock file, and try again."
         ) from error
 
 
 def _move_aside(path: Path) -> None:
-    first = path.with_name(f"{path.name}{_COPY_INFIX}{time.strftime('%Y%m%d-%H%M%S')}")
-    copy, number = first, 1
+    default_copy = path.with_name(f"{path.name}{_COPY_INFIX}{time.strftime('%Y%m%d-%H%M%S')}")
+    copy, number = default_copy, 1
     while copy.exists():
         number += 1
-        copy = first.with_name(f"{first.name}_{number}")
+        copy = default_copy.with_name(f"{default_copy.name}_{number}")
     try:
         for suffix in FILE_SUFFIXES:
             with contextlib.suppress(FileNotFoundError):  # not every database has all of these files
                 path.with_name(path.name + suffix).rename(copy.with_name(copy.name + suffix))
     except OSError as error:
         raise StoreError(
-            f"{path} is damaged and cannot be moved aside: {error.strerror or error}. Move it elsewhere."
+            f"{path} is damaged and cannot be moved aside: {error.strerror or error}. Move it to another folder."
         ) from error
 
 
 def _salvage(database: Database, copy: Path) -> tuple[int, int]:
-    """Insert every readable row of a damaged copy; return the number of inserted messages and of lost rows."""
-    n_messages = n_lost = 0
+    """Insert every readable row of a damaged copy; return the numbers of inserted messages and of lost rows."""
+    n_messages = n_lost_rows = 0
     with (
-        _with_signature(copy) as path, contextlib.closing(_open_damaged(path)) as damaged_db,
-        database.writing(durable=True) as db,
+        _copy_with_signature(copy) as path, contextlib.closing(_open_damaged_database(path)) as damaged_db,
+        database.write_transaction(durable=True) as db,
     ):  # fmt: skip
         damaged_db.execute("PRAGMA writable_schema = ON")  # otherwise SQLite refuses to read a truncated file
         db.execute("PRAGMA defer_foreign_keys = ON")
@@ -149,16 +149,16 @@ def _salvage(database: Database, copy: Path) -> tuple[int, int]:
             columns = [row["name"] for row in db.execute(f"PRAGMA table_info({table})")]
             placeholders = ", ".join("?" * len(columns))
             statement = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({placeholders})"
-            for row in _rows(damaged_db, table, columns):
-                n_inserted = _insert(db, statement, row)
-                n_lost += n_inserted is None
+            for row in _read_rows(damaged_db, table, columns):
+                n_inserted = _insert_row(db, statement, row)
+                n_lost_rows += n_inserted is None
                 n_messages += (n_inserted or 0) if table == "messages" else 0
-        n_lost += _repair_references(db)
-    return n_messages, n_lost
+        n_lost_rows += _repair_references(db)
+    return n_messages, n_lost_rows
 
 
-def _insert(db: sqlite3.Connection, statement: str, row: tuple[object, ...] | None) -> int | None:
-    """Insert a row and return the number of rows added; None if the row is unreadable or violates the schema."""
+def _insert_row(db: sqlite3.Connection, statement: str, row: tuple[object, ...] | None) -> int | None:
+    """Insert `row`; return the number of added rows, or None if `row` is None (unreadable) or violates the schema."""
     if row is None:
         return None
     try:
@@ -168,34 +168,36 @@ def _insert(db: sqlite3.Connection, statement: str, row: tuple[object, ...] | No
 
 
 @contextlib.contextmanager
-def _with_signature(copy: Path) -> Iterator[Path]:
-    """Yield `copy` itself or, if only its signature is damaged, a temporary file with the signature repaired.
+def _copy_with_signature(copy: Path) -> Iterator[Path]:
+    """Yield `copy`, or a temporary file with a repaired signature if the signature of `copy` is damaged.
 
-    The temporary file is next to the database, because it contains conversations. Raises OSError.
+    The temporary file is in the folder of the database, not in the system's folder for temporary files, because it
+    contains conversations. Raises OSError.
     """
     with copy.open("rb") as file:
-        header = file.read(_FRACTIONS_OFFSET + len(_FRACTIONS))
-    if header.startswith(_SIGNATURE) or header[_FRACTIONS_OFFSET:] != _FRACTIONS:
+        header = file.read(_PAYLOAD_FRACTIONS_OFFSET + len(_PAYLOAD_FRACTIONS))
+    if header.startswith(_SIGNATURE) or header[_PAYLOAD_FRACTIONS_OFFSET:] != _PAYLOAD_FRACTIONS:
         yield copy
         return
     prefix = copy.name.partition(_COPY_INFIX)[0] + _REPAIR_INFIX
-    for abandoned in copy.parent.glob(prefix + "*"):  # of a recovery that was killed
-        shutil.rmtree(abandoned, ignore_errors=True)
-    # An error of the cleanup must not make a committed recovery fail: it would run again and restore deleted messages.
+    for old_folder in copy.parent.glob(prefix + "*"):  # left by a recovery that was killed
+        shutil.rmtree(old_folder, ignore_errors=True)
+    # A failed cleanup must not make a committed recovery fail, because a second recovery would restore messages that
+    # the user deleted after the first one.
     with tempfile.TemporaryDirectory(prefix=prefix, dir=copy.parent, ignore_cleanup_errors=True) as folder:
-        repaired = Path(folder, "history.db")
-        shutil.copyfile(copy, repaired)
-        log = copy.with_name(copy.name + "-wal")
-        if log.is_file():
-            shutil.copyfile(log, repaired.with_name(repaired.name + "-wal"))
-        with repaired.open("r+b") as file:
+        repaired_file = Path(folder, "history.db")
+        shutil.copyfile(copy, repaired_file)
+        wal = copy.with_name(copy.name + "-wal")
+        if wal.is_file():
+            shutil.copyfile(wal, repaired_file.with_name(repaired_file.name + "-wal"))
+        with repaired_file.open("r+b") as file:
             file.write(_SIGNATURE)
-        yield repaired
+        yield repaired_file
 
 
-def _open_damaged(path: Path) -> sqlite3.Connection:
-    """Open a damaged database read-only and replace invalid UTF-8 in texts. Raises sqlite3.OperationalError."""
-    # If there is no write-ahead log, `immutable` keeps SQLite from creating files next to the database.
+def _open_damaged_database(path: Path) -> sqlite3.Connection:
+    """Open a damaged database read-only; queries replace invalid UTF-8 in texts. Raises sqlite3.OperationalError."""
+    # If there is no write-ahead log, `immutable` prevents SQLite from creating files next to the database.
     has_wal = path.with_name(path.name + "-wal").is_file()
     mode = "mode=ro" if has_wal else "mode=ro&immutable=1"
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
@@ -203,44 +205,46 @@ def _open_damaged(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _rows(damaged_db: sqlite3.Connection, table: str, columns: list[str]) -> Iterator[tuple[object, ...] | None]:
-    """Yield each readable row of a table, and None for each unreadable row whose rowid is in the table or an index."""
+def _read_rows(damaged_db: sqlite3.Connection, table: str, columns: list[str]) -> Iterator[tuple[object, ...] | None]:
+    """Yield each readable row of a table, and None for each unreadable row whose rowid could be read."""
     names = ", ".join(columns)
     if table == "message_attachments":  # this table has no rowid
         for direction in ("ASC", "DESC"):
-            yield from _rows_until_damage(damaged_db, f"SELECT {names} FROM {table} ORDER BY message_key {direction}")
+            yield from _read_rows_until_damage(
+                damaged_db, f"SELECT {names} FROM {table} ORDER BY message_key {direction}"
+            )
         return
-    for key in sorted(_keys(damaged_db, table)):
+    for rowid in sorted(_collect_rowids(damaged_db, table)):
         try:
-            row = damaged_db.execute(f"SELECT {names} FROM {table} WHERE rowid = ?", (key,)).fetchone()
+            row = damaged_db.execute(f"SELECT {names} FROM {table} WHERE rowid = ?", (rowid,)).fetchone()
         except (sqlite3.Error, UnicodeError):
             row = None
         yield row
 
 
-def _keys(damaged_db: sqlite3.Connection, table: str) -> set[int]:
-    """Collect rowids from the table and from each of its indexes, scanning each from both ends."""
+def _collect_rowids(damaged_db: sqlite3.Connection, table: str) -> set[int]:
+    """Return the rowids that can be read from the table, scanned from both ends, or from one of its indexes."""
     sources = ["NOT INDEXED"]
-    sources += [f"INDEXED BY {row[1]}" for row in _rows_until_damage(damaged_db, f"PRAGMA index_list({table})")]
-    keys: set[int] = set()
+    sources += [f"INDEXED BY {row[1]}" for row in _read_rows_until_damage(damaged_db, f"PRAGMA index_list({table})")]
+    rowids: set[int] = set()
     for source in sources:
         for direction in ("ASC", "DESC"):
             statement = f"SELECT rowid FROM {table} {source} ORDER BY rowid {direction}"
             if source != "NOT INDEXED":  # without ORDER BY rowid, SQLite reads only the index
                 statement = f"SELECT rowid FROM {table} {source}"
-            keys.update(row[0] for row in _rows_until_damage(damaged_db, statement))
-    return keys
+            rowids.update(row[0] for row in _read_rows_until_damage(damaged_db, statement))
+    return rowids
 
 
-def _rows_until_damage(damaged_db: sqlite3.Connection, statement: str) -> Iterator[tuple[Any, ...]]:
+def _read_rows_until_damage(damaged_db: sqlite3.Connection, statement: str) -> Iterator[tuple[Any, ...]]:
     with contextlib.suppress(sqlite3.Error, UnicodeError):
         yield from damaged_db.execute(statement)
 
 
 def _repair_references(db: sqlite3.Connection) -> int:
-    """Create new conversations for messages whose conversation is lost, and clear references to lost messages.
+    """Create conversations for messages whose conversation was lost, and clear references to lost messages.
 
-    Returns the number of attachments that were removed because their bytes or their message are lost.
+    Returns the number of attachments that were removed because their bytes or their message were lost.
     """
     db.execute(
         """

@@ -11,7 +11,7 @@ import msgspec
 from edgechat.chat.messages import Attachment, Conversation, Message
 from edgechat.engine.protocol import GenerationStats
 
-_stats = msgspec.json.Decoder(GenerationStats)
+_stats_decoder = msgspec.json.Decoder(GenerationStats)
 
 
 def encode_json(value: object) -> str:
@@ -19,8 +19,8 @@ def encode_json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def conversation(row: sqlite3.Row, head_id: str | None) -> Conversation:
-    """Convert a row of the table `conversations`; `head_id` is the message ID of its head."""
+def to_conversation(row: sqlite3.Row, head_id: str | None) -> Conversation:
+    """Convert a row of the table `conversations` to a conversation with the head `head_id`."""
     return Conversation(
         id=row["id"], title=row["title"], model=row["model"], settings=msgspec.json.decode(row["settings"]),
         pinned=bool(row["pinned"]), archived=bool(row["archived"]), tags=tuple(msgspec.json.decode(row["tags"])),
@@ -29,29 +29,29 @@ def conversation(row: sqlite3.Row, head_id: str | None) -> Conversation:
     )  # fmt: skip
 
 
-def messages(rows: Sequence[sqlite3.Row], attachment_rows: Iterable[sqlite3.Row]) -> list[Message]:
-    """Convert the message rows of one conversation, with their rows of `message_attachments`, to messages."""
+def to_messages(rows: Sequence[sqlite3.Row], attachment_rows: Iterable[sqlite3.Row]) -> list[Message]:
+    """Convert all message rows of one conversation, and the rows of their attachments, to messages."""
     ids: dict[int | None, str] = {row["key"]: row["id"] for row in rows}
     attachments: dict[int, list[Attachment]] = {}
     for row in attachment_rows:
         attachments.setdefault(row["message_key"], []).append(Attachment(
             sha256=row["sha256"], name=row["name"], media_type=row["media_type"], size_bytes=row["size_bytes"]
         ))  # fmt: skip
-    return [_message(row, ids, tuple(attachments.get(row["key"], ()))) for row in rows]
+    return [_to_message(row, ids, tuple(attachments.get(row["key"], ()))) for row in rows]
 
 
-def _message(row: sqlite3.Row, ids: Mapping[int | None, str], attachments: tuple[Attachment, ...]) -> Message:
+def _to_message(row: sqlite3.Row, ids: Mapping[int | None, str], attachments: tuple[Attachment, ...]) -> Message:
     return Message(
         id=row["id"], parent_id=ids.get(row["parent_key"]), role=row["role"], text=row["text"],
         reasoning=row["reasoning"], attachments=attachments, created_at_ms=row["created_at_ms"], model=row["model"],
         finish_reason=row["finish_reason"], n_tokens=row["n_tokens"],
-        stats=_stats.decode(row["stats"]) if row["stats"] else None,
+        stats=_stats_decoder.decode(row["stats"]) if row["stats"] else None,
         context_start_id=row["context_start_id"], active_child_id=ids.get(row["active_child_key"]),
     )  # fmt: skip
 
 
 def mutable_columns(message: Message) -> dict[str, Any]:
-    """Return the values of the `messages` columns that change while a reply is generated."""
+    """Return the values of the columns of `messages` that change while a reply is generated, by column name."""
     return {
         "text": message.text,
         "reasoning": message.reasoning,

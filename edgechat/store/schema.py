@@ -1,4 +1,4 @@
-"""Database schema as a list of migrations. Released migrations are never edited; changes are appended."""
+"""Database schema as a list of migrations. Released migrations are never edited; new migrations are appended."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-APPLICATION_ID: Final = 0x65646763  # "edgc": identifies databases of edgechat
+APPLICATION_ID: Final = 0x65646763  # "edgc" in ASCII; identifies databases of edgechat
 
-# Maximum number of characters of a message in the search index. Indexing 50 MB would block all writers for a minute.
+# Number of characters at the start of each message that are in the search index. Indexing 50 MB would block all writers
+# for a minute.
 INDEXED_CHARS: Final = 1_000_000
 
 
 class Migration(NamedTuple):
-    """One schema change; its version number is its position in `MIGRATIONS`, from 1."""
+    """One schema change; its position in `MIGRATIONS`, counted from 1, is the schema version that it creates."""
 
     statements: Sequence[str]
-    rewrites: bool = False
-    """True if the migration changes existing rows; the database is then backed up first."""
+    rewrites_rows: bool = False
+    """True if the migration changes existing rows; edgechat then backs up the database first."""
 
 
 _TABLES: Final = (
-    # Keys are internal and encode a time: (milliseconds since 1970) * 2^20 + n. The order of rows in a table and in the
-    # search index is therefore the order of creation, also for imported conversations. Users and exports see only IDs.
+    # Keys encode the creation time: (milliseconds since 1970) * 2^20 + counter. Rows in a table and in the search index
+    # are therefore in the order of creation, even in imported conversations. Keys are internal; exports contain only
+    # IDs.
     """
     CREATE TABLE conversations (
         key INTEGER PRIMARY KEY,
@@ -91,7 +93,7 @@ _TABLES: Final = (
 
 # A trigram index finds code, parts of words, and text without spaces. A streaming reply is not indexed, because each
 # checkpoint (every two seconds) would remove the reply from the index and insert it again.
-_SEARCH: Final = (
+_SEARCH_INDEX: Final = (
     f"""
     CREATE VIEW searchable AS SELECT key, substr(text, 1, {INDEXED_CHARS}) AS text FROM messages
         WHERE hidden_by IS NULL AND finish_reason <> 'streaming'
@@ -146,19 +148,19 @@ _SEARCH: Final = (
     """,
 )
 
-MIGRATIONS: Final[Sequence[Migration]] = (Migration((*_TABLES, *_SEARCH)),)
+MIGRATIONS: Final[Sequence[Migration]] = (Migration((*_TABLES, *_SEARCH_INDEX)),)
 
 
-def schema_version(connection: sqlite3.Connection) -> int:
-    """Return the number of migrations that were applied to this database."""
+def read_schema_version(connection: sqlite3.Connection) -> int:
+    """Return the number of migrations that were applied to the database."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def apply_migration(connection: sqlite3.Connection, number: int, migration: Migration) -> None:
-    """Migrate a database from version `number - 1` to `number` in one transaction, unless another process just did."""
+    """Migrate a database to version `number` in one transaction, unless another process has already migrated it."""
     connection.execute("BEGIN EXCLUSIVE")
     try:
-        if schema_version(connection) == number - 1:
+        if read_schema_version(connection) == number - 1:
             for statement in migration.statements:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {number}")

@@ -1,4 +1,4 @@
-"""The SQLite implementation of `chat.store.Store`."""
+"""SQLite implementation of `edgechat.chat.store.Store`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from edgechat.chat.messages import Conversation, Message, now_ms
-from edgechat.chat.store import ConversationSummary, Order, SearchHit
+from edgechat.chat.store import ConversationSummary, SearchHit, SearchOrder
 from edgechat.errors import NotFoundError, StoreError
 from edgechat.store import maintenance, merging, row_mapping, search, tree_sql
 from edgechat.store.database import Database
 
 OnDeleted = Callable[[str], None]
-"""Callback with the ID of a conversation after the conversation or some of its messages were deleted."""
+"""Callback that receives the ID of a conversation after the conversation or some of its messages were deleted."""
 
-# Number of recent replies in the median speed that `decode_tps` returns.
-_TIMED_REPLIES: Final = 5
+# Number of recent replies from which `decode_tps` computes the median speed.
+_N_TIMED_REPLIES: Final = 5
 _CONVERSATION_FIELDS: Final = frozenset(("title", "model", "settings", "pinned", "archived", "tags", "folder"))
 
 
@@ -28,7 +28,7 @@ class SqliteStore:
     """Conversations in a SQLite database. `edgechat.chat.store.Store` documents the methods."""
 
     def __init__(self, database: Database, on_deleted: Sequence[OnDeleted] = ()) -> None:
-        """Mark unfinished replies as interrupted, and purge messages deleted more than a day ago.
+        """Mark unfinished replies as interrupted, and purge messages that were deleted over a day ago.
 
         The store owns `database` and closes it. Each callback in `on_deleted` is called after a deletion.
         """
@@ -37,7 +37,7 @@ class SqliteStore:
         self._on_deleted = tuple(on_deleted)
         self._writer = secrets.token_hex(8)
         if not self.read_only_reason:
-            self._notify_deleted(maintenance.tidy(database))
+            self._notify_deleted(maintenance.run(database))
 
     @property
     def path(self) -> Path | None:
@@ -67,52 +67,53 @@ class SqliteStore:
     def append(
         self, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})
     ) -> None:
-        with self.database.writing(durable=True) as db:
-            owner = tree_sql.ensure_conversation(db, conversation)
+        with self.database.write_transaction(durable=True) as db:
+            conversation_key = tree_sql.ensure_conversation(db, conversation)
             tree_sql.add_files(db, files)
             head = 0
             for message in messages:
-                head = tree_sql.insert_message(db, owner, message, self._writer)
+                head = tree_sql.insert_message(db, conversation_key, message, self._writer)
             db.execute(
-                "UPDATE conversations SET head_key = ?, updated_at_ms = ? WHERE key = ?", (head, now_ms(), owner)
+                "UPDATE conversations SET head_key = ?, updated_at_ms = ? WHERE key = ?",
+                (head, now_ms(), conversation_key),
             )
 
     def merge(
         self, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})
     ) -> int:
-        """Add the messages of an imported conversation that the store does not have; return the number of new messages.
+        """Add the messages of an imported conversation that are not in the store; return the number of added messages.
 
-        The text of existing messages stays unchanged. `messages` has parents before children; the bytes of their
-        attachments must be in `files`, by SHA-256 hash, or in the store.
+        The text of stored messages does not change. `messages` must have parents before children. The bytes of each
+        attachment must be in `files` (which maps SHA-256 hashes to bytes) or in the store.
         """
-        with self.database.writing() as db:
+        with self.database.write_transaction() as db:
             return merging.merge(db, conversation, messages, files, self._writer)
 
     def missing_ids(self, ids: Sequence[str]) -> set[str]:
-        """Return those of `ids` that are not in the database.
+        """Return the message IDs in `ids` that are not in the database.
 
-        Hidden messages (deleted, but restorable) count as existing.
+        Hidden messages, which are deleted but can be restored, are still in the database.
         """
-        with self.database.reading() as db:
+        with self.database.read_connection() as db:
             return tree_sql.missing_ids(db, ids)
 
     def checkpoint(self, message: Message) -> bool:
         changes = row_mapping.mutable_columns(message)
-        with self.database.writing(durable=message.finish_reason != "streaming") as db:
+        with self.database.write_transaction(durable=message.finish_reason != "streaming") as db:
             return tree_sql.update_row(db, "messages", changes, "id = ? AND writer = ? AND hidden_by IS NULL",
                                        message.id, self._writer) == 1  # fmt: skip
 
     def claim(self, message_id: str) -> None:
-        with self.database.writing(durable=True) as db:
-            tree_sql.message_row(db, message_id)
+        with self.database.write_transaction(durable=True) as db:
+            tree_sql.load_message_row(db, message_id)
             db.execute(
                 "UPDATE messages SET writer = ?, finish_reason = 'streaming' WHERE id = ?", (self._writer, message_id)
             )
 
     def discard_messages(self, message_ids: Sequence[str]) -> None:
-        with self.database.writing(durable=True) as db:
+        with self.database.write_transaction(durable=True) as db:
             for message_id in message_ids:
-                row = tree_sql.message_row(db, message_id)
+                row = tree_sql.load_message_row(db, message_id)
                 db.execute("DELETE FROM messages WHERE key = ?", (row["key"],))
                 tree_sql.redirect_active_path(db, row)
                 db.execute(
@@ -122,10 +123,11 @@ class SqliteStore:
                 )
 
     def messages(self, conversation_id: str) -> list[Message]:
-        with self.database.reading() as db:
-            owner = tree_sql.conversation_row(db, conversation_id)["key"]
+        with self.database.read_connection() as db:
+            conversation_key = tree_sql.load_conversation_row(db, conversation_id)["key"]
             rows = db.execute(
-                "SELECT * FROM messages WHERE conversation_key = ? AND hidden_by IS NULL ORDER BY key", (owner,)
+                "SELECT * FROM messages WHERE conversation_key = ? AND hidden_by IS NULL ORDER BY key",
+                (conversation_key,),
             ).fetchall()
             attachment_rows = db.execute(
                 """
@@ -133,56 +135,60 @@ class SqliteStore:
                 JOIN message_attachments a ON a.message_key = m.key JOIN attachments b USING (sha256)
                 WHERE m.conversation_key = ? ORDER BY a.message_key, a.position
                 """,
-                (owner,),
+                (conversation_key,),
             ).fetchall()
-            return row_mapping.messages(rows, attachment_rows)
+            return row_mapping.to_messages(rows, attachment_rows)
 
     def read_attachment(self, sha256: str) -> bytes:
-        with self.database.reading() as db:
+        with self.database.read_connection() as db:
             row = db.execute("SELECT data FROM attachments WHERE sha256 = ?", (sha256,)).fetchone()
         if row is None or hashlib.sha256(row["data"]).hexdigest() != sha256:
-            raise StoreError(f"The attachment {sha256[:12]} is {'missing' if row is None else 'damaged'}.")
+            raise StoreError(
+                f"The attachment {sha256[:12]} in the database is {'missing' if row is None else 'damaged'}."
+            )
         return bytes(row["data"])
 
     # Branches
 
     def select_branch(self, path: Sequence[str]) -> None:
-        with self.database.writing() as db:
+        with self.database.write_transaction() as db:
             tree_sql.set_active_path(db, path)
-            tree_sql.set_head(db, tree_sql.active_leaf(db, tree_sql.message_row(db, path[-1])["key"]))
+            tree_sql.set_head(db, tree_sql.find_active_leaf(db, tree_sql.load_message_row(db, path[-1])["key"]))
 
     def set_head(self, path: Sequence[str]) -> None:
-        with self.database.writing() as db:
+        with self.database.write_transaction() as db:
             tree_sql.set_active_path(db, path)
-            tree_sql.set_head(db, tree_sql.message_row(db, path[-1])["key"])
+            tree_sql.set_head(db, tree_sql.load_message_row(db, path[-1])["key"])
 
     def delete_message(self, message_id: str) -> None:
-        with self.database.writing(durable=True) as db:
-            row = tree_sql.message_row(db, message_id)
+        with self.database.write_transaction(durable=True) as db:
+            row = tree_sql.load_message_row(db, message_id)
             tree_sql.hide_subtree(db, row["key"], now_ms())
             tree_sql.redirect_active_path(db, row)
 
     def restore_message(self, message_id: str) -> None:
-        with self.database.writing(durable=True) as db:
+        with self.database.write_transaction(durable=True) as db:
             tree_sql.unhide_subtree(db, message_id)
 
     # Conversations
 
     def update_conversation(self, conversation_id: str, **changes: object) -> None:
         if not changes.keys() <= _CONVERSATION_FIELDS:
-            raise ValueError(f"not changeable: {sorted(changes.keys() - _CONVERSATION_FIELDS)}")
+            raise ValueError(f"fields that cannot be changed: {sorted(changes.keys() - _CONVERSATION_FIELDS)}")
         columns: dict[str, Any] = {
             name: row_mapping.encode_json(value) if name in ("settings", "tags") else value
             for name, value in changes.items()
         }
-        with self.database.writing(durable=True) as db:
+        with self.database.write_transaction(durable=True) as db:
             if columns and not tree_sql.update_row(db, "conversations", columns, "id = ?", conversation_id):
-                raise NotFoundError(f"Conversation {conversation_id} does not exist. Another edgechat deleted it.")
+                raise NotFoundError(
+                    f"Conversation {conversation_id} does not exist. Another edgechat process may have deleted it."
+                )
 
     def delete_conversation(self, conversation_id: str) -> None:
-        with self.database.writing(durable=True) as db:
-            row = tree_sql.conversation_row(db, conversation_id)
-            db.execute("PRAGMA secure_delete = ON")  # overwrite deleted content instead of only unlinking it
+        with self.database.write_transaction(durable=True) as db:
+            row = tree_sql.load_conversation_row(db, conversation_id)
+            db.execute("PRAGMA secure_delete = ON")  # makes SQLite overwrite deleted content with zeros
             db.execute("DELETE FROM messages WHERE conversation_key = ?", (row["key"],))
             db.execute("DELETE FROM conversations WHERE key = ?", (row["key"],))
             search.purge_index(db)
@@ -190,16 +196,16 @@ class SqliteStore:
         self._notify_deleted([conversation_id])
 
     def conversation(self, conversation_id: str) -> Conversation:
-        with self.database.reading() as db:
-            return tree_sql.load_conversation(db, tree_sql.conversation_row(db, conversation_id))
+        with self.database.read_connection() as db:
+            return tree_sql.load_conversation(db, tree_sql.load_conversation_row(db, conversation_id))
 
     def conversation_ids(self) -> Sequence[str]:
         """Return the IDs of all conversations, oldest first."""
-        with self.database.reading() as db:
+        with self.database.read_connection() as db:
             return [row["id"] for row in db.execute("SELECT id FROM conversations ORDER BY key")]
 
     def resolve_id(self, prefix: str) -> str:
-        with self.database.reading() as db:
+        with self.database.read_connection() as db:
             rows = db.execute(
                 "SELECT id FROM conversations WHERE id >= ? AND id < ? ORDER BY id LIMIT 9",
                 (prefix, prefix + "\U0010ffff"),
@@ -207,12 +213,12 @@ class SqliteStore:
         if len(rows) == 1 or (rows and rows[0]["id"] == prefix):
             return str(rows[0]["id"])
         if not rows:
-            raise NotFoundError(f"No conversation {prefix!r}. Run `edgechat history list`.")
+            raise NotFoundError(f"No conversation has the ID {prefix!r}. Run `edgechat history list`.")
         matches = ", ".join(row["id"] for row in rows[:8])
         raise StoreError(f"{prefix!r} matches several conversations ({matches}). Type more characters of the ID.")
 
     def latest_id(self) -> str | None:
-        with self.database.reading() as db:
+        with self.database.read_connection() as db:
             row = db.execute("SELECT id FROM conversations ORDER BY updated_at_ms DESC, key DESC LIMIT 1").fetchone()
         return row["id"] if row is not None else None
 
@@ -227,7 +233,7 @@ class SqliteStore:
         if folder:
             conditions["folder = ?"] = folder
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        with self.database.reading() as db:
+        with self.database.read_connection() as db:
             rows = db.execute(
                 f"SELECT * FROM conversations {where} "
                 "ORDER BY pinned DESC, updated_at_ms DESC, key DESC LIMIT ? OFFSET ?",
@@ -246,12 +252,14 @@ class SqliteStore:
 
     # Queries over all conversations
 
-    def search(self, query: str, *, order: Order = "newest", limit: int = 20, offset: int = 0) -> Sequence[SearchHit]:
-        with self.database.reading() as db:
+    def search(
+        self, query: str, *, order: SearchOrder = "newest", limit: int = 20, offset: int = 0
+    ) -> Sequence[SearchHit]:
+        with self.database.read_connection() as db:
             return search.search(db, query, order=order, limit=limit, offset=offset)
 
     def recent_inputs(self, limit: int) -> Sequence[str]:
-        with self.database.reading() as db:
+        with self.database.read_connection() as db:
             rows = db.execute(
                 "SELECT text FROM messages WHERE role = 'user' AND hidden_by IS NULL ORDER BY key DESC LIMIT ?",
                 (limit,),
@@ -259,11 +267,11 @@ class SqliteStore:
         return [*dict.fromkeys(row["text"] for row in rows if row["text"].strip())]
 
     def decode_tps(self, model: str) -> float | None:
-        with self.database.reading() as db:
+        with self.database.read_connection() as db:
             rows = db.execute(
                 "SELECT json_extract(stats, '$.decode_tps') AS tps FROM messages WHERE model = ? AND stats IS NOT NULL "
                 "ORDER BY key DESC LIMIT ?",
-                (model, _TIMED_REPLIES),
+                (model, _N_TIMED_REPLIES),
             ).fetchall()
         speeds = [row["tps"] for row in rows if row["tps"]]
         return statistics.median(speeds) if speeds else None

@@ -23,30 +23,32 @@ _SUBTREE_SQL: Final = (
 )
 
 
-def message_row(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
-    """Return the tree columns of a message. Raises NotFoundError if it does not exist or is deleted."""
+def load_message_row(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
+    """Return the ID and the keys of a message. Raises NotFoundError if the message does not exist or is deleted."""
     row: sqlite3.Row | None = db.execute(_MESSAGE_SQL, (message_id,)).fetchone()
     if row is None:
-        raise NotFoundError(f"Message {message_id} does not exist. Another edgechat deleted it.")
+        raise NotFoundError(f"Message {message_id} does not exist. Another edgechat process may have deleted it.")
     return row
 
 
-def conversation_row(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Row:
+def load_conversation_row(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Row:
     """Return the row of a conversation. Raises NotFoundError if it does not exist."""
     row: sqlite3.Row | None = db.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
     if row is None:
-        raise NotFoundError(f"Conversation {conversation_id} does not exist. Another edgechat may have deleted it.")
+        raise NotFoundError(
+            f"Conversation {conversation_id} does not exist. Another edgechat process may have deleted it."
+        )
     return row
 
 
 def load_conversation(db: sqlite3.Connection, row: sqlite3.Row) -> Conversation:
     """Convert a row of `conversations` to a `Conversation`; its head ID is None if the head was deleted."""
     head = db.execute("SELECT id FROM messages WHERE key = ? AND hidden_by IS NULL", (row["head_key"],)).fetchone()
-    return row_mapping.conversation(row, head["id"] if head is not None else None)
+    return row_mapping.to_conversation(row, head["id"] if head is not None else None)
 
 
 def missing_ids(db: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
-    """Return those of `ids` that are not in the database; hidden messages count as existing."""
+    """Return the message IDs in `ids` that are not in the database, neither as visible nor as hidden messages."""
     return {i for i in ids if db.execute("SELECT 1 FROM messages WHERE id = ?", (i,)).fetchone() is None}
 
 
@@ -61,7 +63,7 @@ def update_row(
     return db.execute(f"UPDATE {table} SET {assignments} WHERE {where}", (*columns.values(), *values)).rowcount
 
 
-# Inserting
+# Insertion
 
 
 def ensure_conversation(db: sqlite3.Connection, conversation: Conversation) -> int:
@@ -69,37 +71,36 @@ def ensure_conversation(db: sqlite3.Connection, conversation: Conversation) -> i
     row = db.execute("SELECT key FROM conversations WHERE id = ?", (conversation.id,)).fetchone()
     if row is not None:
         return int(row["key"])
-    c = conversation
-    key = _free_key(db, "conversations", c.created_at_ms << _KEY_BITS)
+    key = _find_free_key(db, "conversations", conversation.created_at_ms << _KEY_BITS)
     db.execute(
         "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-        (key, c.id, c.title, c.model, row_mapping.encode_json(c.settings), c.pinned, c.archived,
-         row_mapping.encode_json(c.tags), c.folder, c.created_at_ms, c.updated_at_ms or c.created_at_ms),
+        (key, conversation.id, conversation.title, conversation.model, row_mapping.encode_json(conversation.settings),
+         conversation.pinned, conversation.archived, row_mapping.encode_json(conversation.tags), conversation.folder,
+         conversation.created_at_ms, conversation.updated_at_ms or conversation.created_at_ms),
     )  # fmt: skip
     return key
 
 
-def insert_message(db: sqlite3.Connection, owner: int, message: Message, writer: str) -> int:
+def insert_message(db: sqlite3.Connection, conversation_key: int, message: Message, writer: str) -> int:
     """Insert a message as the newest and active child of its parent; return the key of the message.
 
-    `owner` is the key of the conversation; `writer` identifies the process that may update the message. Raises
-    StoreError if the parent belongs to another conversation or the ID exists, and NotFoundError if the parent does not
-    exist.
+    `writer` identifies the process that may update the message. Raises NotFoundError if the parent does not exist, and
+    StoreError if the parent belongs to another conversation or if the message ID is already in the database.
     """
     parent_key: int | None = None
     if message.parent_id is not None:
-        parent = message_row(db, message.parent_id)
+        parent = load_message_row(db, message.parent_id)
         parent_key = parent["key"]
-        if parent["conversation_key"] != owner:
+        if parent["conversation_key"] != conversation_key:
             raise StoreError(f"Message {message.parent_id} belongs to another conversation.")
-    newest_sibling = db.execute(
-        "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ?", (owner, parent_key)
+    newest_sibling_key = db.execute(
+        "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ?", (conversation_key, parent_key)
     ).fetchone()[0]
-    previous = max(parent_key or 0, newest_sibling or 0)
-    key = _free_key(db, "messages", max(message.created_at_ms << _KEY_BITS, previous + 1))
+    previous_key = max(parent_key or 0, newest_sibling_key or 0)
+    key = _find_free_key(db, "messages", max(message.created_at_ms << _KEY_BITS, previous_key + 1))
     columns = {
-        "key": key, "id": message.id, "conversation_key": owner, "parent_key": parent_key, "role": message.role,
-        "created_at_ms": message.created_at_ms, "model": message.model, "writer": writer,
+        "key": key, "id": message.id, "conversation_key": conversation_key, "parent_key": parent_key,
+        "role": message.role, "created_at_ms": message.created_at_ms, "model": message.model, "writer": writer,
     } | row_mapping.mutable_columns(message)  # fmt: skip
     try:
         db.execute(
@@ -113,27 +114,27 @@ def insert_message(db: sqlite3.Connection, owner: int, message: Message, writer:
     return key
 
 
-def _free_key(db: sqlite3.Connection, table: str, lowest: int) -> int:
-    """Return an unused key of at least `lowest`: after the last key of its millisecond, or in a later millisecond."""
-    end = ((lowest >> _KEY_BITS) + 1) << _KEY_BITS
-    last_used = db.execute(f"SELECT max(key) FROM {table} WHERE key >= ? AND key < ?", (lowest, end)).fetchone()[0]
-    if last_used is None:
-        return lowest
-    return int(last_used) + 1 if last_used + 1 < end else _free_key(db, table, end)
+def _find_free_key(db: sqlite3.Connection, table: str, min_key: int) -> int:
+    """Return an unused key of at least `min_key`, for the same millisecond if possible, otherwise for a later one."""
+    end_key = ((min_key >> _KEY_BITS) + 1) << _KEY_BITS
+    last_key = db.execute(f"SELECT max(key) FROM {table} WHERE key >= ? AND key < ?", (min_key, end_key)).fetchone()[0]
+    if last_key is None:
+        return min_key
+    return int(last_key) + 1 if last_key + 1 < end_key else _find_free_key(db, table, end_key)
 
 
 def add_files(db: sqlite3.Connection, files: Mapping[str, bytes]) -> None:
-    """Insert the bytes of attachments, by SHA-256 hash, that are not in the database."""
+    """Insert attachment bytes, unless they are already in the database; `files` maps SHA-256 hashes to bytes."""
     for sha256, data in files.items():
         db.execute("INSERT OR IGNORE INTO attachments VALUES (?, ?)", (sha256, data))
 
 
-def add_attachments(db: sqlite3.Connection, owner: int, message: Message) -> None:
+def add_attachments(db: sqlite3.Connection, conversation_key: int, message: Message) -> None:
     """Add the attachments of `message` to the stored message with the same ID, unless that message has attachments."""
     row = db.execute(
         "SELECT key FROM messages WHERE id = ? AND conversation_key = ? AND NOT EXISTS "
         "(SELECT 1 FROM message_attachments WHERE message_key = messages.key)",
-        (message.id, owner),
+        (message.id, conversation_key),
     ).fetchone()
     if row is not None:
         _insert_attachments(db, row["key"], message)
@@ -147,10 +148,10 @@ def _insert_attachments(db: sqlite3.Connection, key: int, message: Message) -> N
         )
 
 
-def with_valid_parent(db: sqlite3.Connection, owner: int, message: Message) -> Message:
-    """Return the message, without its parent if the parent is deleted or belongs to another conversation."""
+def with_valid_parent(db: sqlite3.Connection, conversation_key: int, message: Message) -> Message:
+    """Return the message; set its parent to None if the parent is deleted or belongs to another conversation."""
     parent = db.execute(_MESSAGE_SQL, (message.parent_id,)).fetchone()
-    if parent is not None and parent["conversation_key"] == owner:
+    if parent is not None and parent["conversation_key"] == conversation_key:
         return message
     return msgspec.structs.replace(message, parent_id=None)
 
@@ -158,17 +159,17 @@ def with_valid_parent(db: sqlite3.Connection, owner: int, message: Message) -> M
 # Active path
 
 
-def is_ancestor(db: sqlite3.Connection, upper: int | None, lower: int) -> bool:
-    """Return whether message key `upper` is equal to `lower`, or is an ancestor of `lower`."""
-    key: int | None = lower
-    while key is not None and key != upper:
+def is_ancestor(db: sqlite3.Connection, ancestor_key: int | None, message_key: int) -> bool:
+    """Return whether `ancestor_key` is the key of the message `message_key` or of an ancestor of this message."""
+    key: int | None = message_key
+    while key is not None and key != ancestor_key:
         row = db.execute("SELECT parent_key FROM messages WHERE key = ?", (key,)).fetchone()
         key = row["parent_key"] if row is not None else None
     return key is not None
 
 
-def active_leaf(db: sqlite3.Connection, key: int) -> int:
-    """Follow the active children from a message to a leaf; return the leaf's key."""
+def find_active_leaf(db: sqlite3.Connection, key: int) -> int:
+    """Follow the active children of a message to a leaf, and return the key of the leaf."""
     while True:
         row = db.execute("SELECT active_child_key FROM messages WHERE key = ?", (key,)).fetchone()
         if row["active_child_key"] is None:
@@ -179,12 +180,12 @@ def active_leaf(db: sqlite3.Connection, key: int) -> int:
 def set_active_path(db: sqlite3.Connection, path: Sequence[str]) -> None:
     """Make each message of `path` (IDs, root first) the active child of its parent."""
     for parent_id, child_id in itertools.pairwise(path):
-        child_key = message_row(db, child_id)["key"]
+        child_key = load_message_row(db, child_id)["key"]
         db.execute("UPDATE messages SET active_child_key = ? WHERE id = ?", (child_key, parent_id))
 
 
 def set_head(db: sqlite3.Connection, key: int) -> None:
-    """Make a message the head of its conversation, which is the last message of the active path."""
+    """Make a message the head of its conversation, that is, the last message of the active path."""
     db.execute(
         "UPDATE conversations SET head_key = ? WHERE key = (SELECT conversation_key FROM messages WHERE key = ?)",
         (key, key),
@@ -192,20 +193,27 @@ def set_head(db: sqlite3.Connection, key: int) -> None:
 
 
 def redirect_active_path(db: sqlite3.Connection, removed_row: sqlite3.Row) -> None:
-    """Move the active path and the head from a removed message to its newest sibling, or to its parent."""
-    parent, owner = removed_row["parent_key"], removed_row["conversation_key"]
-    newest_sibling = db.execute(
+    """Move the active path and the head from a removed message to its newest sibling.
+
+    If the message has no sibling, the path ends at the parent.
+    """
+    parent_key, conversation_key = removed_row["parent_key"], removed_row["conversation_key"]
+    newest_sibling_key = db.execute(
         "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ? AND hidden_by IS NULL",
-        (owner, parent),
+        (conversation_key, parent_key),
     ).fetchone()[0]
     db.execute(
         "UPDATE messages SET active_child_key = ? WHERE key = ? AND active_child_key = ?",
-        (newest_sibling, parent, removed_row["key"]),
+        (newest_sibling_key, parent_key, removed_row["key"]),
     )
     db.execute(
         "UPDATE conversations SET head_key = ? WHERE key = ? AND head_key NOT IN "
         "(SELECT key FROM messages WHERE conversation_key = ? AND hidden_by IS NULL)",
-        (parent if newest_sibling is None else active_leaf(db, newest_sibling), owner, owner),
+        (
+            parent_key if newest_sibling_key is None else find_active_leaf(db, newest_sibling_key),
+            conversation_key,
+            conversation_key,
+        ),
     )
 
 
@@ -221,7 +229,7 @@ def hide_subtree(db: sqlite3.Connection, key: int, hidden_at_ms: int) -> None:
 
 
 def unhide_subtree(db: sqlite3.Connection, message_id: str) -> None:
-    """Restore the messages that were hidden together with `message_id`.
+    """Restore a message and the descendants that were hidden with it.
 
     Raises StoreError if the message or its parent no longer exists.
     """

@@ -1,1 +1,1 @@
-"""The terminal interface, built with Textual. It uses `Session` and never the engine directly."""
+"""Terminal user interface, built with Textual. The interface uses `Session` and never the engine directly."""

@@ -1,4 +1,7 @@
-"""Actions of commands and keys on the conversation; slow work runs in the session worker."""
+"""Implementation of slash commands, and of keys that act on conversations and messages.
+
+Slow work runs in the session worker.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from edgechat.chat import commands
 from edgechat.errors import EdgechatError, UsageError
 from edgechat.tui.confirm import Confirmation
 from edgechat.tui.messages import CommandFinished, ConversationsChanged, CopyRequested, ViewRequested
-from edgechat.tui.render.markdown_blocks import code_blocks
+from edgechat.tui.render.markdown_blocks import find_code_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +27,7 @@ T = TypeVar("T")
 
 
 class Actions:
-    """Runs slash commands, and the keys that act on a message or on a listed conversation."""
+    """Implements slash commands, and keys that act on a message or on a conversation in the sidebar."""
 
     def __init__(self, pane: ConversationPane, worker: SessionWorker) -> None:
         self._pane = pane
@@ -32,7 +35,7 @@ class Actions:
         self._confirmation = Confirmation()
 
     def attempt(self, action: Callable[[T], object], argument: T) -> None:
-        """Call `action`; an EdgechatError becomes an error in the transcript."""
+        """Call `action(argument)`; if it raises an EdgechatError, show the error in the transcript."""
         try:
             action(argument)
         except EdgechatError as error:
@@ -41,29 +44,30 @@ class Actions:
     # Commands
 
     def run(self, name: str, argument: str = "") -> None:
-        """Run a slash command, or open its view."""
-        command = commands.BY_NAME[name]
-        self.attempt(lambda text: self._run(command, text), argument)
+        """Run a slash command, or open the list or screen that belongs to it."""
+        command = commands.COMMANDS_BY_NAME[name]
+        self.attempt(lambda text: self._run_command(command, text), argument)
 
-    def _run(self, command: Command, argument: str) -> None:
+    def _run_command(self, command: Command, argument: str) -> None:
         if command.view is not None and command.opens_view(argument):
             self._open_view(command.view, argument)
-        elif command.lane == "caller" and command.run is not None and self._worker.session is not None:
-            self.carry_out(command.run(self._worker.session, argument))
-        elif command.lane == "side":
-            # Without a running reply, queue the command so that it runs after changes that are still queued.
-            self._worker.run_command(command, argument, beside_reply=self._pane.is_busy)
+        elif command.run_mode == "caller" and command.run is not None and self._worker.session is not None:
+            self.apply_outcome(command.run(self._worker.session, argument))
+        elif command.run_mode == "side":
+            # While a load or a reply is pending, the command runs at once; otherwise it is queued after all earlier
+            # changes.
+            self._worker.run_command(command, argument, during_reply=self._pane.is_busy)
         else:
-            if command.lane == "reply":
+            if command.run_mode == "reply":
                 self._start_reply()
             else:
                 self._refuse_while_generating()
             self._worker.run_command(command, argument)
 
-    def carry_out(self, outcome: Outcome) -> None:
-        """Carry out the effects of a command and show its text."""
+    def apply_outcome(self, outcome: Outcome) -> None:
+        """Carry out the actions in the outcome of a command, and show the outcome's text."""
         if outcome.attachment is not None:
-            self._pane.composer.attached.append(outcome.attachment)
+            self._pane.composer.attachments.append(outcome.attachment)
             self._pane.status_line.redraw()
         if outcome.destination is not None:
             self.go_to(outcome.destination)
@@ -84,7 +88,7 @@ class Actions:
             self._pane.screen.post_message(ViewRequested(view, argument))
 
     def use_model(self, name: str) -> None:
-        """Load another model for the next replies; a running reply is stopped."""
+        """Load another model for the next replies, and stop the reply that is being generated."""
         if self._pane.is_generating:
             self._worker.stop()
         self._worker.load_model(name)
@@ -92,7 +96,10 @@ class Actions:
     # Conversations
 
     def go_to(self, destination: Destination) -> None:
-        """Open a conversation, a message in it, or a new conversation; a running reply in another one is stopped."""
+        """Open a conversation, go to a message in it, or start a new conversation.
+
+        Switching to a different conversation stops the reply that is being generated.
+        """
         view = self._pane.view
         is_current = view is not None and view.conversation.id == destination.conversation_id
         if is_current and destination.message_id is None:
@@ -105,57 +112,61 @@ class Actions:
         self._worker.go_to(destination)
 
     def toggle_pin(self, conversation: Conversation) -> None:
-        """Pin or unpin a conversation of the list."""
+        """Pin an unpinned conversation, or unpin a pinned one."""
         is_pinned = not conversation.pinned
 
-        def job(session: Session) -> None:
+        def update_pin(session: Session) -> None:
             if session.conversation.id == conversation.id:
                 session.pin(on=is_pinned)
             else:
                 session.store.update_conversation(conversation.id, pinned=is_pinned)
             self._pane.post_message(ConversationsChanged())
 
-        self._run_on(conversation, job)
+        self._submit_job(conversation, update_pin)
 
     def delete_conversation(self, conversation: Conversation) -> None:
-        """Delete a conversation permanently; if it is open, a new one is started first."""
+        """Delete a conversation permanently. If it is open, start a new conversation first."""
 
-        def job(session: Session) -> None:
+        def delete(session: Session) -> None:
             session.store.delete_conversation(conversation.id)
             self._pane.post_message(ConversationsChanged())
 
         if self._pane.shows(conversation.id):
             self.go_to(commands.Destination())
-            self._worker.queue(job)
+            self._worker.queue(delete)
         else:
-            self._run_on(conversation, job)
+            self._submit_job(conversation, delete)
 
-    def _run_on(self, conversation: Conversation, job: Callable[[Session], object]) -> None:
-        run = self._worker.queue if self._pane.shows(conversation.id) else self._worker.run_beside
-        run(job)
+    def _submit_job(self, conversation: Conversation, job: Callable[[Session], object]) -> None:
+        """Queue `job` if it changes the open conversation; otherwise run it immediately."""
+        submit = self._worker.queue if self._pane.shows(conversation.id) else self._worker.run_side_job
+        submit(job)
 
     # Messages
 
     def step_alternative(self, step: int) -> None:
-        """Switch to another alternative of the message under the cursor, or of the last one that has any."""
+        """Switch to the next (`step` 1) or previous (`step` -1) alternative of a message.
+
+        The message is the one under the cursor or, without a cursor, the last message that has alternatives.
+        """
         transcript = self._pane.transcript
-        current = transcript.current_message
-        has_cursor = transcript.cursor is not None and current is not None
-        entries = [current] if has_cursor else self._pane.messages[::-1]
-        entry = next((e for e in entries if e is not None and e.alternative[1] > 1), None)
+        current_entry = transcript.current_message
+        has_cursor = transcript.cursor is not None and current_entry is not None
+        candidates = [current_entry] if has_cursor else self._pane.messages[::-1]
+        entry = next((e for e in candidates if e is not None and e.alternative[1] > 1), None)
         if entry is None:
             return
         number, count = entry.alternative
         message_id, index = entry.message.id, (number - 1 + step) % count
         keeps_cursor = transcript.has_focus
 
-        def job(session: Session) -> None:
-            other_id = session.tree.alternatives(message_id)[index]
-            session.select_alternative(other_id)
-            self._worker.post_conversation(session, other_id if keeps_cursor else None)
+        def select_alternative(session: Session) -> None:
+            alternative_id = session.tree.alternatives(message_id)[index]
+            session.select_alternative(alternative_id)
+            self._worker.post_conversation(session, alternative_id if keeps_cursor else None)
 
         self._refuse_while_generating()
-        self._worker.queue(job)
+        self._worker.queue(select_alternative)
 
     def previous_alternative(self, _entry: MessageEntry | None) -> None:
         self.step_alternative(-1)
@@ -164,7 +175,7 @@ class Actions:
         self.step_alternative(1)
 
     def retry_message(self, entry: MessageEntry | None) -> None:
-        """Generate an alternative to a reply, or another reply to a message."""
+        """Generate an alternative to a reply; for a user message, generate another reply to it."""
         if entry is not None:
             message_id = entry.message.id
             self._start_reply()
@@ -178,7 +189,7 @@ class Actions:
             self._worker.generate(lambda session: session.continue_reply(message_id))
 
     def edit_message(self, entry: MessageEntry | None) -> None:
-        """Load a message of the user into the input to edit it; for a reply, the message before it."""
+        """Load a user message into the input for editing; for a reply, load the user message before it."""
         if entry is not None and entry.kind == "assistant":
             messages = self._pane.messages
             entry = next((e for e in reversed(messages[: messages.index(entry)]) if e.kind == "user"), None)
@@ -188,51 +199,54 @@ class Actions:
             self._pane.status_line.redraw()
 
     def delete_message(self, entry: MessageEntry | None) -> None:
-        """Delete a message and all messages below it, once the user has pressed the key twice."""
+        """Delete a message and all messages below it; the first call only asks the user to press the key again."""
         if entry is None:
             return
         message_id = entry.message.id
         if self._confirmation.confirm(message_id):
-            self._change(lambda session: session.delete(message_id), commands.DELETED)
+            self._change_conversation(lambda session: session.delete(message_id), commands.DELETION_NOTICE)
         else:
             self._pane.notify("Press the same key again to delete this message and all messages below it")
 
     def branch(self, entry: MessageEntry | None) -> None:
-        """Make the next message follow this reply; the messages below it stay on their branch."""
+        """Start a branch below a reply: the next message follows this reply; existing messages stay on their branch."""
         if entry is not None and entry.kind == "user":
             raise UsageError("A branch starts after a reply. Press `e` to edit this message instead.")
         if entry is not None:
             message_id = entry.message.id
-            self._change(lambda session: session.branch_from(message_id), "The next message follows this reply")
+            self._change_conversation(
+                lambda session: session.branch_from(message_id), "The next message will follow this reply"
+            )
             self._pane.prompt.focus()
 
     def copy_message(self, entry: MessageEntry | None) -> None:
-        """Copy the text of a message."""
         if entry is not None:
             self._pane.screen.post_message(CopyRequested(entry.text, "Message"))
 
     def copy_code(self, entry: MessageEntry | None) -> None:
-        """Copy the last code block of a message."""
-        text = commands.copied_text(entry.text if entry is not None else "", code_blocks, "code")
+        """Copy the last code block of a message. Raises UsageError if the message has no code."""
+        text = commands.select_text_to_copy(entry.text if entry is not None else "", find_code_blocks, "code")
         self._pane.screen.post_message(CopyRequested(text, "Code"))
 
     def _copy_last_reply(self, argument: str) -> None:
         entry = next((e for e in reversed(self._pane.messages) if e.kind == "assistant"), None)
         if entry is None:
             raise UsageError("This conversation has no messages yet")
-        text = commands.copied_text(entry.text, code_blocks, argument)
+        text = commands.select_text_to_copy(entry.text, find_code_blocks, argument)
         self._pane.screen.post_message(CopyRequested(text, "Code" if argument else "Reply"))
 
-    # Conditions of actions
+    # Helpers
 
-    def _change(self, change: Callable[[Session], object], text: str) -> None:
-        def job(session: Session) -> None:
+    def _change_conversation(self, change: Callable[[Session], object], text: str) -> None:
+        """Queue a change to the open conversation; afterwards, show the conversation and the notification `text`."""
+
+        def change_and_post(session: Session) -> None:
             change(session)
             self._worker.post_conversation(session)
             self._pane.post_message(CommandFinished(commands.Outcome(text)))
 
         self._refuse_while_generating()
-        self._worker.queue(job)
+        self._worker.queue(change_and_post)
 
     def _start_reply(self) -> None:
         self._refuse_while_busy()

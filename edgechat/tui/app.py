@@ -1,4 +1,4 @@
-"""The Textual application: theme, keys, clipboard, downloads and screens around one session."""
+"""The Textual application: themes, key bindings, clipboard, downloads and screens for one chat session."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class _DownloadScreen(Protocol):
-    """A screen that shows the progress and the result of downloads."""
+    """Screen that shows the progress and the result of downloads."""
 
     def show_download(self, status: str) -> None: ...
-    def download_ended(self, problem: str) -> None: ...
+    def show_download_result(self, problem: str) -> None: ...
 
 
 class ChatApp(textual_private.CrashReportApp[int]):
-    """The chat screen, and the screens that commands open over it."""
+    """Application with the chat screen and the screens that commands open above it."""
 
     TITLE = "edgechat"
     CSS = """
@@ -70,12 +70,12 @@ class ChatApp(textual_private.CrashReportApp[int]):
         self, make_session: Callable[[], Session], problems: Sequence[str], settings: Settings, export: Export,
         *, is_first_run: bool = False,
     ) -> None:  # fmt: skip
-        """`make_session` is called after the first frame; `problems` with the settings are shown at the top.
+        """`make_session` creates the session after the first frame. `problems` describe invalid settings.
 
-        With `is_first_run` the user chooses a model before any is loaded.
+        If `is_first_run`, the user chooses a model before one is loaded.
         """
         super().__init__()
-        self.animation_level = "none"  # repaints cost the most over a slow line
+        self.animation_level = "none"  # animations cause many repaints, which are slow over a slow connection
         self.settings = settings
         self.is_first_run = is_first_run
         self.is_leaving = False
@@ -99,18 +99,18 @@ class ChatApp(textual_private.CrashReportApp[int]):
             self.add_class("ascii")
 
     def _start(self) -> None:
-        """Load the model, on the first run after the user chose one."""
+        """Load the model; on the first run, let the user choose a model first."""
         if not self.is_first_run:
             self.worker.open()
             return
         from edgechat.tui.screens.first_run import FirstRunScreen
 
-        def start(choice: str | None) -> None:
+        def start_chat(choice: str | None) -> None:
             self.worker.open()
             if choice == "models":
                 self._open_models()
 
-        self.push_screen(FirstRunScreen(self.settings, self.downloads), start)
+        self.push_screen(FirstRunScreen(self.settings, self.downloads), start_chat)
 
     def _post_to_pane(self, message: Any) -> None:
         if not self.is_leaving:
@@ -128,7 +128,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
     @property
     def palette(self) -> Palette:
-        """Styles of the transcript for the current theme."""
+        """Text styles and glyphs of the transcript in the current theme."""
         if self._palette is None:
             from edgechat.tui.render.palette import Palette
 
@@ -139,7 +139,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
         return self._palette
 
     def _apply_theme(self, name: str) -> list[str]:
-        """Switch to a theme; returns the problems with it."""
+        """Switch to a theme; if it is unknown or invalid, switch to the default theme and return the problem."""
         if name == self.theme:
             return []
         from edgechat.tui import themes
@@ -150,21 +150,23 @@ class ChatApp(textual_private.CrashReportApp[int]):
         return [problem] if problem else []
 
     def _apply_keys(self, settings: Settings) -> list[str]:
-        """Apply the keys of the settings; returns the problems with them."""
+        """Apply the key bindings in the settings; return a message for each invalid one."""
         problems: list[str] = []
         self.key_overrides = {}
         if settings.keys or settings.vim_keys:
-            self.key_overrides, problems = keys.resolve_key_map(settings.keys, self.all_keys(), vim=settings.vim_keys)
+            self.key_overrides, problems = keys.resolve_key_map(
+                settings.keys, self.list_key_bindings(), vim=settings.vim_keys
+            )
         self.set_keymap(self.key_overrides)
         return problems
 
     @classmethod
-    def appearance_problems(cls, settings: Settings) -> list[str]:
-        """Return the problems with the theme and the keys of the settings."""
+    def find_appearance_problems(cls, settings: Settings) -> list[str]:
+        """Return a message for each problem with the theme and the key bindings in the settings."""
         from edgechat.tui import themes
 
         _, theme_problem = themes.find_theme(settings.theme)
-        _, problems = keys.resolve_key_map(settings.keys, cls.all_keys(), vim=settings.vim_keys)
+        _, problems = keys.resolve_key_map(settings.keys, cls.list_key_bindings(), vim=settings.vim_keys)
         return [theme_problem, *problems] if theme_problem else problems
 
     def _redraw(self) -> None:
@@ -173,7 +175,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
             self.pane.transcript.discard_layout()
 
     @staticmethod
-    def all_keys() -> list[keys.KeyBinding]:
+    def list_key_bindings() -> list[keys.KeyBinding]:
         """Return all key bindings, including those of screens that are not open."""
         from edgechat.tui.screens.filter_list import FilterListScreen
         from edgechat.tui.screens.first_run import FirstRunScreen
@@ -183,28 +185,28 @@ class ChatApp(textual_private.CrashReportApp[int]):
         from edgechat.tui.widgets.sidebar import Sidebar
 
         screens = (FilterListScreen, ModelsScreen, SettingsScreen, TextScreen, FirstRunScreen)
-        return keys.declared_bindings(ChatApp, ChatScreen, PromptInput, Transcript, Sidebar, *screens)
+        return keys.list_declared_bindings(ChatApp, ChatScreen, PromptInput, Transcript, Sidebar, *screens)
 
     def apply_settings(self, settings: Settings) -> None:
-        """Apply changed settings, except those of the loaded model."""
-        before, self.settings = self.settings, settings
+        """Apply changed settings. Does not reload the model."""
+        old_settings, self.settings = self.settings, settings
         for problem in [*self._apply_theme(settings.theme), *self._apply_keys(settings)]:
             self.notify(problem)
-        if settings.figures not in (before.figures, self.pane.shows_figures):
+        if settings.figures not in (old_settings.figures, self.pane.shows_figures):
             self.pane.toggle_figures()
         self.worker.queue(lambda session: session.set_base_settings(settings))
 
     # Screens
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002
-        """Yield the commands of the palette: slash commands that need no argument, and Textual's own."""
+        """Yield the entries of the command palette: slash commands that need no argument, and the choice of a theme."""
         from edgechat.chat.commands import COMMANDS
 
         for command in COMMANDS:
             if not command.argument or command.argument.startswith("[") or command.name == "search":
                 run = lambda name=command.name: self.actions.run(name)  # noqa: E731  (binds the name now)
                 yield SystemCommand(command.name.capitalize(), command.summary, run)
-        yield SystemCommand("Theme", "Try a theme; /settings saves one", self.action_change_theme)
+        yield SystemCommand("Theme", "Preview a theme; use /settings to save it", self.action_change_theme)
 
     def on_view_requested(self, message: ViewRequested) -> None:
         if message.view == "search":
@@ -224,7 +226,7 @@ class ChatApp(textual_private.CrashReportApp[int]):
         elif message.view == "help":
             from edgechat.tui.screens.help import HelpScreen
 
-            self.push_screen(HelpScreen(self.all_keys(), self.key_overrides))
+            self.push_screen(HelpScreen(self.list_key_bindings(), self.key_overrides))
         elif message.view == "suspend":
             self.action_suspend_process()
         elif message.view == "quit":
@@ -256,13 +258,13 @@ class ChatApp(textual_private.CrashReportApp[int]):
         if names:
             pick(self, "Personas", [(n, n) for n in names], lambda name: self.actions.run("persona", name))
         else:
-            self.pane.add_error(f"There are no personas yet. Create one: {paths.personas_dir() / 'NAME.toml'}")
+            self.pane.add_error(f"There are no personas yet. To add one, create {paths.personas_dir() / 'NAME.toml'}.")
 
     # Downloads
 
     @property
     def downloads(self) -> DownloadRunner:
-        """Downloads, which continue when their screen is closed."""
+        """Runner of model downloads, which continue after the models screen is closed."""
         if self._downloads is None:
             from edgechat.tui.downloads import DownloadRunner
 
@@ -281,34 +283,34 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
     def on_download_ended(self, message: DownloadEnded) -> None:
         if isinstance(self.screen, _DownloadScreen):
-            self.screen.download_ended(message.problem)
+            self.screen.show_download_result(message.problem)
         elif message.problem:
             self.pane.add_error(message.problem)
         else:
-            self.pane.add_note(f"Installed {message.reference}. /model {message.name} uses it.")
+            self.pane.add_note(f"Installed {message.reference}. Use it with /model {message.name}.")
             self.notify(f"Installed {message.name}")
 
     # The terminal
 
     def notify(self, message: str, **options: Any) -> None:
-        """Show a toast with control characters escaped, because titles and errors come from outside."""
+        """Show a notification; escape control characters, because titles and errors are untrusted text."""
         super().notify(escape_controls(message), **{**options, "markup": False})
 
     def copy_to_clipboard(self, text: str) -> None:
-        """Copy through OSC 52, also through tmux and screen, which intercept a plain sequence."""
+        """Copy `text` with the escape sequence OSC 52, wrapped for tmux and GNU screen if they are running."""
         from edgechat.tui import clipboard
 
         textual_private.set_clipboard(self, text)
         if len(text) <= clipboard.MAX_CHARS:
-            textual_private.write_to_terminal(self, clipboard.osc52_sequence(text))
+            textual_private.write_to_terminal(self, clipboard.make_osc52_sequence(text))
 
     def on_copy_requested(self, message: CopyRequested) -> None:
-        """Copy, and save the text to a file: a terminal does not report whether it copied."""
+        """Copy the text, and also save it to a file, because a terminal does not report whether copying succeeded."""
         from edgechat.tui import clipboard
 
         self.copy_to_clipboard(message.text)
         file = clipboard.save_copy(message.text) if self.worker.writes_files else None
-        self.notify(clipboard.summary(message.subject, message.text, file))
+        self.notify(clipboard.summary(message.label, message.text, file))
 
     @on(PromptInput.EditorRequested)
     def _open_editor(self) -> None:
@@ -324,10 +326,10 @@ class ChatApp(textual_private.CrashReportApp[int]):
             prompt.load(text)
         self.refresh(layout=True)
 
-    # Leaving
+    # Quitting
 
     async def action_quit(self) -> None:
-        """Quit at once: closing the engine ends a running reply, which the worker waits for."""
+        """Stop the reply that is being generated, wait until it is saved, and quit."""
         if self.is_leaving:
             return
         self.chat.leave()
@@ -338,24 +340,24 @@ class ChatApp(textual_private.CrashReportApp[int]):
         self.exit(0)
 
     def report_crash(self) -> None:
-        """Show a short text with the crash log's path instead of Textual's traceback."""
+        """Print a short message with the path of the crash log instead of Textual's traceback."""
         from rich.text import Text
 
         file = paths.cache_dir() / "crash.log"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             files.replace_file(file, traceback.format_exc().encode("utf-8", "replace"))
-            where = f" Details: {file}. Engine log: {paths.log_file()}."
+            details = f" Details: {file}. Engine log: {paths.log_file()}."
         except OSError:
-            where = "\n" + traceback.format_exc()
+            details = "\n" + traceback.format_exc()
         problem = traceback.format_exc().strip().splitlines()[-1][:300]
         self.panic(Text(
-            f"edgechat failed: {problem}\n\nYour conversation is saved: `edgechat -c` continues it.{where}"
+            f"edgechat failed: {problem}\n\nYour conversation is saved: `edgechat -c` continues it.{details}"
         ))  # fmt: skip
 
 
 def run_app(app: ChatApp) -> int:
-    """Run the application on this terminal; returns the exit code."""
+    """Run the application in this terminal, and return the exit code."""
     textual_private.register_alt_enter()
     try:
         app.run()

@@ -1,4 +1,4 @@
-"""The clipboard of the terminal, through OSC 52, and a file with the last copied text."""
+"""Copy text to the terminal's clipboard with OSC 52, and to a file for terminals without it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from typing import Final
 from edgechat import files, paths
 
 MAX_CHARS: Final = 50_000
-"""Terminals ignore sequences of more than about 100 kB; base64 and UTF-8 need up to half of that."""
-# GNU screen accepts strings of at most 768 bytes.
+"""Maximum length of a text that is copied with OSC 52.
+
+Terminals ignore sequences longer than about 100 kB; base64 turns 50,000 ASCII characters into 67 kB.
+"""
+# For GNU screen, which accepts strings of at most 768 bytes, the sequence is split into parts of this length.
 _SCREEN_CHUNK_CHARS: Final = 700
 
 
-def osc52_sequence(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the sequence that copies `text` to the terminal's clipboard, wrapped for tmux and GNU screen.
+def make_osc52_sequence(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the escape sequence that copies `text` to the terminal's clipboard.
 
-    See OSC 52 in https://invisible-island.net/xterm/ctlseqs/ctlseqs.html.
+    If `environment` belongs to a tmux or GNU screen session, the sequence is wrapped, because both programs intercept
+    the unwrapped one. See OSC 52 in https://invisible-island.net/xterm/ctlseqs/ctlseqs.html.
     """
-    plain = f"\x1b]52;c;{base64.b64encode(text.encode('utf-8', 'replace')).decode()}\x07"
+    sequence = f"\x1b]52;c;{base64.b64encode(text.encode('utf-8', 'replace')).decode()}\x07"
     if environment.get("TMUX"):
-        return f"\x1bPtmux;{plain.replace(chr(27), chr(27) * 2)}\x1b\\"
+        return f"\x1bPtmux;{sequence.replace(chr(27), chr(27) * 2)}\x1b\\"
     if environment.get("STY"):
-        parts = [plain[i : i + _SCREEN_CHUNK_CHARS] for i in range(0, len(plain), _SCREEN_CHUNK_CHARS)]
+        parts = [sequence[i : i + _SCREEN_CHUNK_CHARS] for i in range(0, len(sequence), _SCREEN_CHUNK_CHARS)]
         return "".join(f"\x1bP{part}\x1b\\" for part in parts)
-    return plain
+    return sequence
 
 
 def save_copy(text: str) -> Path | None:
-    """Write `text` to a file, for terminals that ignore OSC 52; return None if the file cannot be written."""
+    """Write `text` to a file, for terminals that ignore OSC 52; return its path, or None if writing fails."""
     file = paths.cache_dir() / "copied.txt"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +45,11 @@ def save_copy(text: str) -> Path | None:
     return file
 
 
-def summary(subject: str, text: str, file: Path | None) -> str:
-    """Return the message for the user after a copy; `file` holds the text as well."""
+def summary(label: str, text: str, file: Path | None) -> str:
+    """Return the notification text that is shown after `text` was copied.
+
+    `label` names the text, such as "Reply"; `file` is the file that also contains it, or None.
+    """
     is_copied = len(text) <= MAX_CHARS
-    result = f"{subject} copied" if is_copied else f"{subject} is too long for the terminal's clipboard"
-    return f"{result}. Also in {file}" if file is not None else result
+    result = f"{label} copied" if is_copied else f"{label} is too long for the terminal's clipboard"
+    return f"{result}. Also saved to {file}" if file is not None else result

@@ -1,4 +1,4 @@
-"""The next message: its text in the input, its attachments, the message it edits, and the queue of messages to send."""
+"""State of the next message: attachments, edit target, queue of messages to send, and the saved unsent text."""
 
 from __future__ import annotations
 
@@ -15,47 +15,50 @@ if TYPE_CHECKING:
 
 
 class Composer:
-    """State of the message that the user writes, around one input; saves unsent text so that no crash loses it."""
+    """Builds messages from the text in the input, and saves unsent text so that a crash does not lose it."""
 
     def __init__(self, prompt: PromptInput, worker: SessionWorker) -> None:
         self._prompt = prompt
         self._worker = worker
         self.conversation_id = ""
-        """Conversation that unsent text is saved for; "" for one without messages."""
+        """ID of the conversation for which unsent text is saved; "" if the conversation has no messages yet."""
         self.edited_id: str | None = None
-        """The message that the next Enter edits."""
-        self.attached: list[Path] = []
+        """ID of the message that the next Enter edits; None if Enter sends a new message."""
+        self.attachments: list[Path] = []
         self._queue: list[OutgoingMessage] = []
         self._text_before_edit = ""
 
     # Sending
 
-    def take(self, text: str, prompt_state: PromptState | None) -> OutgoingMessage:
-        """Make a message of `text`, attachments and edit target, and reset them; `prompt_state` is the input."""
+    def take_message(self, text: str, prompt_state: PromptState | None) -> OutgoingMessage:
+        """Build a message from `text`, the attachments and the edit target; clear the attachments and the edit target.
+
+        `prompt_state` is the content of the input, to restore if the message cannot be sent.
+        """
         from edgechat.chat import mentions
 
-        missing = mentions.missing_files(text)
-        if missing:
-            self._prompt.notify(f"No file @{missing[0]}: sent as text")
-        files = tuple(dict.fromkeys((*self.attached, *mentions.attached_files(text))))
-        outgoing = OutgoingMessage(text, files, self.edited_id, prompt_state)
+        missing_names = mentions.find_missing_files(text)
+        if missing_names:
+            self._prompt.notify(f"File not found: {missing_names[0]}. @{missing_names[0]} is sent as plain text.")
+        files = tuple(dict.fromkeys((*self.attachments, *mentions.find_attached_files(text))))
+        outgoing_message = OutgoingMessage(text, files, self.edited_id, prompt_state)
         if self.edited_id is not None and self._text_before_edit:
             self._prompt.load(self._text_before_edit)
-        self.edited_id, self.attached, self._text_before_edit = None, [], ""
-        return outgoing
+        self.edited_id, self.attachments, self._text_before_edit = None, [], ""
+        return outgoing_message
 
-    def enqueue(self, outgoing: OutgoingMessage) -> None:
-        """Send a message after the current reply."""
-        self._queue.append(outgoing)
+    def enqueue(self, outgoing_message: OutgoingMessage) -> None:
+        """Queue a message to be sent after the current reply."""
+        self._queue.append(outgoing_message)
 
     def dequeue(self) -> OutgoingMessage | None:
-        """Remove and return the oldest queued message."""
+        """Remove and return the oldest queued message; return None if the queue is empty."""
         return self._queue.pop(0) if self._queue else None
 
     # Editing
 
     def start_edit(self, entry: MessageEntry) -> None:
-        """Load a message into the input, so that the next Enter edits it."""
+        """Load the text of a message into the input, so that the next Enter edits this message."""
         if self.edited_id is None:
             self._text_before_edit = self._prompt.full_text
         self.edited_id = entry.message.id
@@ -63,49 +66,52 @@ class Composer:
         self._prompt.focus()
 
     def cancel_edit(self) -> None:
-        """Restore the text that was in the input before the edit."""
+        """Cancel the edit, and restore the text that was in the input before it."""
         self.edited_id = None
         self._prompt.load(self._text_before_edit)
         self._text_before_edit = ""
 
     def reset(self) -> None:
-        """Drop edit target and attachments, which belong to the previous conversation."""
-        self.edited_id, self.attached = None, []
+        """Discard the edit target and the attachments, because they belong to the previous conversation."""
+        self.edited_id, self.attachments = None, []
 
     # Restoring
 
-    def restore(self, outgoing: OutgoingMessage) -> None:
-        """Put a message that could not be sent back, so that Enter sends it again."""
-        self.edited_id = outgoing.edited_id
-        self.attached = list(dict.fromkeys((*self.attached, *outgoing.files)))
-        if outgoing.prompt_state is not None and not self._prompt.text:
-            self._prompt.restore(outgoing.prompt_state)
+    def restore(self, outgoing_message: OutgoingMessage) -> None:
+        """Restore an unsent message in the input, so that Enter sends it."""
+        self.edited_id = outgoing_message.edited_id
+        self.attachments = list(dict.fromkeys((*self.attachments, *outgoing_message.files)))
+        if outgoing_message.prompt_state is not None and not self._prompt.text:
+            self._prompt.restore(outgoing_message.prompt_state)
         else:
-            self.append_text(outgoing.text)
+            self.append_text(outgoing_message.text)
 
     def append_text(self, text: str) -> None:
         """Append a paragraph to the input."""
         self._prompt.load("\n\n".join(t for t in (self._prompt.full_text, text) if t))
 
     def restore_queue(self) -> bool:
-        """Move queued messages back to the input; returns False if there are none."""
+        """Move all queued messages back to the input; return whether there were any."""
         queue, self._queue = self._queue, []
-        for outgoing in queue:
-            self.restore(outgoing)
+        for outgoing_message in queue:
+            self.restore(outgoing_message)
         return bool(queue)
 
     def leave_conversation(self) -> None:
-        """Save the input for this conversation and empty it; an ephemeral conversation leaves the text in the input."""
+        """Save the input as unsent text of this conversation and clear it.
+
+        If the conversation is ephemeral or has no messages, the text stays in the input instead.
+        """
         if self._worker.writes_files and self.conversation_id and self._prompt.text:
             self._worker.save_unsent(self.conversation_id, self._prompt.full_text)
             self._prompt.load("")
 
     def save(self) -> None:
-        """Save queued messages and the input."""
+        """Save the queued messages and the input as unsent text."""
         self._worker.save_unsent(self.conversation_id, self._unsent_text)
 
     def start_conversation(self, conversation_id: str) -> None:
-        """Save unsent text under the id of a conversation that just got its first message."""
+        """Save unsent text under the ID of a conversation whose first message has just been sent."""
         self.conversation_id = conversation_id
         self._worker.save_unsent("", "")
         if self._unsent_text:
@@ -117,12 +123,12 @@ class Composer:
 
     @property
     def status(self) -> list[str]:
-        """Edit target, queue and attachments, for the status line."""
+        """Short texts about the edit, the queue and the attachments, for the status line."""
         from edgechat.chat.messages import first_line
 
         parts = ["editing (Esc cancels)"] if self.edited_id is not None else []
         if self._queue:
-            parts.append(f"next: {first_line(self._queue[0].text, 20)}")
-        if self.attached:
-            parts.append(f"{len(self.attached)} attached")
+            parts.append(f"queued: {first_line(self._queue[0].text, 20)}")
+        if self.attachments:
+            parts.append(f"{len(self.attachments)} attached")
         return parts

@@ -19,7 +19,7 @@ _STATUS_INTERVAL_S: Final = 0.25
 
 
 class DownloadRunner:
-    """Runs one download at a time; later ones wait."""
+    """Runs model downloads in a thread, one at a time, in the order of the calls of `start`."""
 
     def __init__(self, on_status: Callable[[str], object], on_end: Callable[[DownloadEnded], object]) -> None:
         """Both callbacks run in the download thread; `on_status` receives "" at the end of a download."""
@@ -28,35 +28,35 @@ class DownloadRunner:
         self._thread = ThreadPoolExecutor(1, "download")
         self._cancel_events: dict[str, threading.Event] = {}
         self._reference = ""
-        self._status_at = 0.0
+        self._status_sent_at = 0.0
 
     def start(self, reference: str) -> None:
-        """Download a catalogue name or a repository, unless that download is already running or waiting."""
+        """Queue the download of a model (catalogue name or repository), unless it is already running or waiting."""
         if reference not in self._cancel_events:
-            self._cancel_events[reference] = cancel = threading.Event()
-            self._thread.submit(self._download, reference, cancel)
+            self._cancel_events[reference] = cancel_event = threading.Event()
+            self._thread.submit(self._download, reference, cancel_event)
             self._on_status(escape_controls(f"Downloading {reference}"))
 
     def cancel(self) -> None:
-        """Stop all downloads. Starting the same download again resumes from its part file."""
-        for cancel in list(self._cancel_events.values()):
-            cancel.set()
+        """Cancel all downloads. If the same download is started again, it resumes from its part file."""
+        for cancel_event in list(self._cancel_events.values()):
+            cancel_event.set()
 
     def close(self) -> None:
-        """Stop all downloads and start no other."""
+        """Cancel all running and waiting downloads, and end the thread."""
         self.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _download(self, reference: str, cancel: threading.Event) -> None:
+    def _download(self, reference: str, cancel_event: threading.Event) -> None:
         from edgechat.catalogue import library, pull
         from edgechat.catalogue.download.request import check_cancelled
 
         self._reference = reference
         name = problem = ""
         try:
-            check_cancelled(cancel)
-            path = pull.download_model(pull.find_target(reference), self._on_progress, cancel)
-            entry = next((e for e in library.scan() if path in (e.path, *e.also_at)), None)
+            check_cancelled(cancel_event)
+            path = pull.download_model(pull.find_target(reference), self._on_progress, cancel_event)
+            entry = next((e for e in library.scan() if path in (e.path, *e.other_paths)), None)
             name = entry.name if entry is not None else str(path)
         except EdgechatError as error:
             problem = str(error)
@@ -67,6 +67,6 @@ class DownloadRunner:
         self._on_end(DownloadEnded(reference, name, problem))
 
     def _on_progress(self, _number: int, progress: DownloadProgress) -> None:
-        if time.monotonic() - self._status_at >= _STATUS_INTERVAL_S:
-            self._status_at = time.monotonic()
+        if time.monotonic() - self._status_sent_at >= _STATUS_INTERVAL_S:
+            self._status_sent_at = time.monotonic()
             self._on_status(escape_controls(f"Downloading {self._reference}: {progress.text}"))

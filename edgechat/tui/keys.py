@@ -1,4 +1,4 @@
-"""Key bindings: which can be remapped, validation of the `[keys]` settings, and lookup of the action for a key."""
+"""Key bindings: list of all bindings, validation of the `[keys]` settings, and lookup of the action for a key."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ VIM_KEYS: Final[Mapping[str, str]] = {
     "transcript.page_up": "pageup,ctrl+u",
     "transcript.page_down": "pagedown,ctrl+d",
 }
-"""Keys of bindings with the setting `vim_keys`."""
+"""Comma-separated keys by binding ID, which apply if the setting `vim_keys` is on."""
 
 
 class KeyBinding(NamedTuple):
-    """Key binding, as displayed in the help and in the settings."""
+    """Key binding that the help lists and that the settings can remap."""
 
     id: str
     keys: str
-    """Keys separated by commas."""
+    """Comma-separated keys."""
     description: str
 
 
-def declared_bindings(*owners: type[DOMNode]) -> list[KeyBinding]:
-    """Return the bindings that these classes declare themselves, each id once."""
+def list_declared_bindings(*owners: type[DOMNode]) -> list[KeyBinding]:
+    """Return the key bindings declared in these classes, not in their base classes; each ID occurs once."""
     result: dict[str, KeyBinding] = {}
     for owner in owners:
         for binding in owner.__dict__.get("BINDINGS", ()):
@@ -44,38 +44,41 @@ def declared_bindings(*owners: type[DOMNode]) -> list[KeyBinding]:
 def resolve_key_map(
     overrides: Mapping[str, str], bindings: Iterable[KeyBinding], *, vim: bool
 ) -> tuple[dict[str, str], list[str]]:
-    """Return the keys by binding id, without invalid entries of `overrides`, and a problem for each invalid entry."""
-    by_id = {binding.id: binding for binding in bindings}
-    result = {name: keys for name, keys in VIM_KEYS.items() if vim and name in by_id}
+    """Return the remapped keys by binding ID, and a message for each invalid or conflicting entry of `overrides`.
+
+    With `vim`, `VIM_KEYS` apply unless `overrides` contains the binding. Invalid entries are ignored.
+    """
+    bindings_by_id = {binding.id: binding for binding in bindings}
+    key_map = {name: keys for name, keys in VIM_KEYS.items() if vim and name in bindings_by_id}
     problems = []
     for name, keys in overrides.items():
-        if name not in by_id:
-            near = difflib.get_close_matches(name, by_id, n=1)
-            hint = f"did you mean {near[0]}?" if near else "F1 lists all names"
+        if name not in bindings_by_id:
+            similar_names = difflib.get_close_matches(name, bindings_by_id, n=1)
+            hint = f"did you mean {similar_names[0]}?" if similar_names else "F1 lists all names"
             problems.append(f"keys: unknown name {name!r}; {hint}")
-        elif invalid := [key for key in keys.split(",") if not _is_key(key.strip())]:
-            problems.append(f"keys: {name}: {invalid[0]!r} is not a key")
+        elif invalid_keys := [key for key in keys.split(",") if not _is_key(key.strip())]:
+            problems.append(f"keys: {name}: {invalid_keys[0]!r} is not a valid key")
         else:
-            result[name] = ",".join(key.strip() for key in keys.split(","))
-    return result, problems + _conflicts(result, by_id)
+            key_map[name] = ",".join(key.strip() for key in keys.split(","))
+    return key_map, problems + _find_conflicts(key_map, bindings_by_id)
 
 
-def _conflicts(result: Mapping[str, str], by_id: Mapping[str, KeyBinding]) -> list[str]:
-    """Return a problem for each remapped key that has two actions in the same part of the screen."""
-    names: dict[tuple[str, str], str] = {}
+def _find_conflicts(key_map: Mapping[str, str], bindings_by_id: Mapping[str, KeyBinding]) -> list[str]:
+    """Return a message for each remapped key that has two actions in the same part of the screen."""
+    names_by_key: dict[tuple[str, str], str] = {}
     problems = []
-    for name, binding in by_id.items():  # bindings of the application are first and apply everywhere
+    for name, binding in bindings_by_id.items():  # bindings of the application come first and apply everywhere
         area = name.partition(".")[0]
-        for key in (result.get(name) or binding.keys).split(","):
-            other = names.get((area, key)) or names.get(("app", key))
-            if other is not None and (name in result or other in result):
-                problems.append(f"keys: {key} is both {other} and {name}")
-            names.setdefault((area, key), name)
+        for key in (key_map.get(name) or binding.keys).split(","):
+            other_name = names_by_key.get((area, key)) or names_by_key.get(("app", key))
+            if other_name is not None and (name in key_map or other_name in key_map):
+                problems.append(f"keys: {key} is bound to both {other_name} and {name}")
+            names_by_key.setdefault((area, key), name)
     return problems
 
 
 def _is_key(key: str) -> bool:
-    """Return True for a key that a terminal can send: a character or a Textual key name, with modifiers."""
+    """Return whether a terminal can send `key`: a character or a Textual key name, with or without modifiers."""
     from textual.keys import Keys
 
     *modifiers, name = key.split("+") if key not in {"+", ""} else [key]
@@ -84,8 +87,11 @@ def _is_key(key: str) -> bool:
     return set(modifiers) <= {"ctrl", "shift", "alt", "super"} and is_named
 
 
-def action_for(owner: type[DOMNode], key: str, overrides: Mapping[str, str]) -> str | None:
-    """Return the action that a class binds to a key, with `overrides` by binding id applied."""
+def find_action(owner: type[DOMNode], key: str, overrides: Mapping[str, str]) -> str | None:
+    """Return the action that the bindings of a class assign to a key; None if the key is not bound.
+
+    `overrides` contains remapped keys by binding ID.
+    """
     for binding in owner.__dict__.get("BINDINGS", ()):
         if isinstance(binding, Binding):
             keys = overrides.get(binding.id or "") or binding.key

@@ -1,4 +1,4 @@
-"""Messages from worker threads, widgets and actions to the screens and the application."""
+"""Textual messages from worker threads, widgets and actions to the screens and the application."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ConversationView(NamedTuple):
 
     conversation: Conversation
     path: list[tuple[ChatMessage, tuple[int, int]]]
-    """Messages from the first to the head, each with its number among its alternatives and their count."""
+    """Messages from the first to the head, each with (its number among its alternatives, number of alternatives)."""
 
     @classmethod
-    def of(cls, session: Session) -> ConversationView:
+    def from_session(cls, session: Session) -> ConversationView:
         """Return a snapshot of the conversation. Call it only in the thread that changes the conversation."""
         tree = session.tree
         path = []
@@ -37,52 +37,52 @@ class ConversationView(NamedTuple):
 
 
 class OutgoingMessage(NamedTuple):
-    """A message that the user sends, or the edit of an earlier one."""
+    """A new or edited user message that is to be sent."""
 
     text: str
     files: tuple[Path, ...] = ()
     edited_id: str | None = None
-    """The message that this one is an alternative to; None for a new message."""
+    """ID of the message that the user edited; None for a new message."""
     prompt_state: PromptState | None = None
-    """Content of the input, to restore if the message cannot be sent."""
+    """Content of the input, to be restored if the message cannot be sent."""
 
 
-# From the session worker to the conversation pane.
+# Messages from the session worker to the conversation pane
 
 
 @dataclass
 class StatusChanged(Message):
-    """Progress of a load, a self-test or a prefill, for the status line."""
+    """New status text with the progress of a load, a self-test or a prefill."""
 
     text: str
 
 
 @dataclass
 class LoadStarted(Message):
-    """Another model is being loaded."""
+    """The session worker has started to load another model."""
 
 
 @dataclass
 class ModelReady(Message):
-    """The model is loaded; `warnings` are notes for the user."""
+    """The model is loaded; `warnings` are shown as notes in the transcript."""
 
     warnings: list[str]
 
 
 @dataclass
 class ConversationChanged(Message):
-    """Another conversation is open, or the active path changed."""
+    """The user switched to another conversation, or the active path changed."""
 
     view: ConversationView
     message_id: str | None = None
-    """Message to scroll to; None for the end."""
+    """ID of the message to scroll to; None to scroll to the end after a switch."""
     unsent_text: str = ""
-    """Saved input of this conversation."""
+    """Saved unsent message of this conversation, or an empty string."""
 
 
 @dataclass
 class ReplyStarted(Message):
-    """The message is saved and its reply is about to be generated."""
+    """The user's message is saved, and generation of the reply starts."""
 
     view: ConversationView
     reply_id: str
@@ -90,7 +90,7 @@ class ReplyStarted(Message):
 
 @dataclass
 class TextArrived(Message):
-    """More text, reasoning and tokens of the reply."""
+    """New text, reasoning and number of tokens of the reply that is being generated."""
 
     text: str
     reasoning: str
@@ -114,7 +114,7 @@ class TitleChanged(Message):
 
 @dataclass
 class ContextMeasured(Message):
-    """Size of the prompt if `text` were sent now; 0 tokens if it would not fit."""
+    """Number of context tokens that are used if `text` is sent now; 0 if the prompt does not fit."""
 
     text: str
     context_tokens: int
@@ -134,18 +134,18 @@ class SessionFailed(Message):
 
     text: str
     view: ConversationView | None
-    taken_back: OutgoingMessage | None = None
-    """The message that could not be sent, to be restored in the input."""
+    failed_message: OutgoingMessage | None = None
+    """Message that could not be sent and is to be restored in the input; None if there is none."""
     ends_operation: bool = False
-    """True if a reply or a load failed that the screen counts as pending."""
+    """True if the failed operation is a load or a reply, which the conversation pane counts as pending."""
 
 
-# From the session worker and the actions to the chat screen.
+# Messages from the session worker and the actions to the chat screen
 
 
 @dataclass
 class CommandFinished(Message):
-    """A slash command was run."""
+    """A slash command has finished."""
 
     outcome: Outcome
 
@@ -157,7 +157,7 @@ class ConversationsChanged(Message):
 
 @dataclass
 class ViewRequested(Message):
-    """A command or a key opens a list or a screen."""
+    """A command or a key requests a list or a screen."""
 
     view: View
     argument: str = ""
@@ -165,18 +165,18 @@ class ViewRequested(Message):
 
 @dataclass
 class CopyRequested(Message):
-    """Text to copy; `subject` names it for the notification."""
+    """Text to copy; `label` is a word for it in the notification, such as "Reply"."""
 
     text: str
-    subject: str
+    label: str
 
 
-# Messages that downloads post.
+# Messages from downloads to the application
 
 
 @dataclass
 class DownloadEnded(Message):
-    """A download ended: with the name of the installed model, or with a problem."""
+    """A download succeeded (`name` is the installed model), or failed (`problem` is the reason)."""
 
     reference: str
     name: str

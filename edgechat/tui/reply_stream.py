@@ -1,4 +1,4 @@
-"""Posts the events of one reply as messages, in batches that the screen can paint."""
+"""Post the events of one reply as Textual messages, with text in batches at the rate of the screen's repaints."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     )
     from edgechat.chat.session import Session
 
-# Text reaches the screen about twelve times a second: more is not readable, and every repaint costs.
+# Minimum time between two posts of text. More than 12 posts per second would not be easier to read, and each repaint
+# costs CPU time.
 PAINT_INTERVAL_S: Final = 0.08
 
 
 class ReplyStream:
-    """Runs in the worker thread that generates the reply."""
+    """Converts session events to Textual messages, in the worker thread that generates the reply."""
 
     def __init__(self, post: Callable[[Message], object], is_painted: threading.Event) -> None:
-        """`is_painted` is set by the screen once it has painted the last `TextArrived`."""
+        """Collect text until `is_painted` is set; the conversation pane sets it when it receives a `TextArrived`."""
         self._post = post
         self._is_painted = is_painted
         self._prefill = _PrefillProgress()
@@ -39,10 +40,10 @@ class ReplyStream:
         self._n_tokens = 0
         self._posted_at = 0.0  # initially far in the past, so that the first text is posted at once
         self.has_started = False
-        """True once the message and an empty reply are saved."""
+        """True when the user's message and an empty reply are saved."""
 
     def run(self, session: Session, reply: Iterator[SessionEvent]) -> TurnFinished | TurnInterrupted | None:
-        """Post all events of a reply; returns the last one, or None without one. Raises EdgechatError."""
+        """Post all events of a reply. Return the event that ends it, or None if there is none. Raises EdgechatError."""
         from edgechat.chat import events
 
         turn: TurnFinished | TurnInterrupted | None = None
@@ -50,20 +51,20 @@ class ReplyStream:
             for event in reply:
                 if isinstance(event, events.TurnStarted):
                     self.has_started = True
-                    self._post(messages.ReplyStarted(messages.ConversationView.of(session), event.reply.id))
+                    self._post(messages.ReplyStarted(messages.ConversationView.from_session(session), event.reply.id))
                 elif isinstance(event, events.ReplyTextGenerated):
-                    self._add(event)
+                    self._add_text(event)
                 elif isinstance(event, (events.TurnFinished, events.TurnInterrupted)):
                     turn = event
                 else:
-                    self._report(event)
+                    self._post_progress(event)
         finally:
             self._post_text()
-        if turn is not None:  # only now does the tree hold the saved reply
-            self._post(messages.ReplyEnded(turn, messages.ConversationView.of(session)))
+        if turn is not None:  # the tree contains the saved reply only after the last event
+            self._post(messages.ReplyEnded(turn, messages.ConversationView.from_session(session)))
         return turn
 
-    def _add(self, event: ReplyTextGenerated) -> None:
+    def _add_text(self, event: ReplyTextGenerated) -> None:
         if event.reply_index == 0:
             self._text += event.text
             self._reasoning += event.reasoning
@@ -76,33 +77,34 @@ class ReplyStream:
         self._post(messages.TextArrived(self._text, self._reasoning, self._n_tokens))
         self._text, self._reasoning, self._n_tokens, self._posted_at = "", "", 0, time.monotonic()
 
-    def _report(self, event: SessionEvent) -> None:
+    def _post_progress(self, event: SessionEvent) -> None:
         from edgechat.chat import events
 
         status = (
-            self._prefill.status(event) if isinstance(event, events.PromptProgressed) else events.progress_text(event)
+            self._prefill.status(event) if isinstance(event, events.PromptProgressed) else events.format_progress(event)
         )
         if status:
             self._post(messages.StatusChanged(status))
-        notice = events.notice_text(event)
+        notice = events.format_notice(event)
         if notice:
             self._post(messages.NoteAdded(notice))
 
 
 class _PrefillProgress:
-    """Estimates the remaining prefill time from the speed so far."""
+    """Estimates the remaining prefill time from the measured speed."""
 
     def __init__(self) -> None:
         self._start: tuple[float, int] | None = None
+        """Time and number of processed tokens at the first event."""
 
     def status(self, event: PromptProgressed) -> str:
-        """Return the text for the status line."""
+        """Return the status text: number of processed tokens and remaining time."""
         text = f"Reading {event.done_tokens} of {event.total_tokens} tokens"
         now = time.monotonic()
         if self._start is None:
             self._start = now, event.done_tokens
-        elapsed_s, n_done = now - self._start[0], event.done_tokens - self._start[1]
-        if n_done > 0 and elapsed_s > 0:
-            remaining_s = (event.total_tokens - event.done_tokens) * elapsed_s / n_done
+        elapsed_s, n_processed_tokens = now - self._start[0], event.done_tokens - self._start[1]
+        if n_processed_tokens > 0 and elapsed_s > 0:
+            remaining_s = (event.total_tokens - event.done_tokens) * elapsed_s / n_processed_tokens
             text += f", {remaining_s:.0f} s left" if remaining_s >= 1 else ""
         return text

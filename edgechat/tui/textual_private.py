@@ -1,6 +1,6 @@
-"""Everything that edgechat uses of Textual's private API, checked against Textual 8.2.8.
+"""All uses of Textual's private API, checked against Textual 8.2.8.
 
-`tests/unit/tui/test_textual_private.py` fails with the name of an attribute that a newer Textual lacks.
+`tests/unit/tui/test_textual_private.py` fails if a newer Textual lacks an attribute, and names the attribute.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ReturnType = TypeVar("ReturnType")
 
 
 class _ExtraKeys(enum.Enum):
-    """Keys without a name in `textual.keys.Keys`."""
+    """Keys that `textual.keys.Keys` does not define."""
 
     ALT_ENTER = "alt+enter"
 
@@ -33,12 +33,12 @@ def register_alt_enter() -> None:
 
 
 def update_scrollbars(widget: Widget, virtual_size: Size) -> None:
-    """Resize the scrollbars of a widget without a layout of the screen."""
+    """Update the scrollbars of a widget to the size of its content, without a layout of the screen."""
     widget._scroll_update(virtual_size)  # noqa: SLF001
 
 
 def set_clipboard(app: App[ReturnType], text: str) -> None:
-    """Set `app.clipboard` without writing to the terminal."""
+    """Set `app.clipboard` without sending an escape sequence to the terminal."""
     app._clipboard = text  # noqa: SLF001
 
 
@@ -49,11 +49,11 @@ def write_to_terminal(app: App[ReturnType], data: str) -> None:
 
 
 class CrashReportApp(App[ReturnType]):
-    """An application that reports an unhandled exception in its own way instead of with Textual's traceback."""
+    """Application that calls `report_crash` for an unhandled exception, instead of printing Textual's traceback."""
 
     def _fatal_error(self) -> None:
         self.report_crash()
 
     def report_crash(self) -> None:
-        """Report the current exception and end the application; called in an except block."""
+        """Report the current exception and end the application. Call this only in an except block."""
         super()._fatal_error()

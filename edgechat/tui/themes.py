@@ -1,4 +1,4 @@
-"""Colour themes: Textual's built-in themes and the user's own, which are TOML files."""
+"""Colour themes: Textual's built-in themes, and themes that the user defines in TOML files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _COLOURS: Final = (
 
 
 def theme_names() -> list[str]:
-    """Return the names of all themes, the user's own first."""
-    own = sorted(p.stem for p in paths.themes_dir().glob("*.toml"))
-    return [*own, *(name for name in BUILTIN_THEMES if name not in own)]
+    """Return the names of all themes; the user's themes come first."""
+    user_themes = sorted(p.stem for p in paths.themes_dir().glob("*.toml"))
+    return [*user_themes, *(name for name in BUILTIN_THEMES if name not in user_themes)]
 
 
 def find_theme(name: str) -> tuple[Theme, str]:
-    """Return a theme and an empty string, or the default theme and the problem with the requested one."""
+    """Return the theme `name` and "", or the default theme and the problem with the theme `name`."""
     file = paths.themes_dir() / f"{name}.toml"
     if name.isprintable() and not {"/", "\\"} & {*name} and file.is_file():
         theme, problem = _read_theme_file(file)
@@ -35,22 +35,22 @@ def find_theme(name: str) -> tuple[Theme, str]:
 
 
 def _read_theme_file(file: Path) -> tuple[Theme | None, str]:
-    """Read and validate a theme; return the theme or None, and the problem or an empty string."""
+    """Read and validate a theme file. Return the theme and "", or None and the problem."""
     problems: list[SettingsProblem] = []
     values = read_toml(file, problems)
     if problems:
         return None, str(problems[0])
-    dark = values.pop("dark", True)
-    if not isinstance(dark, bool):
-        return None, f"{file}: dark must be true or false, not {dark!r}"
+    is_dark = values.pop("dark", True)
+    if not isinstance(is_dark, bool):
+        return None, f"{file}: dark must be true or false, not {is_dark!r}"
     for key, value in values.items():
         if key not in _COLOURS:
-            return None, f"{file}: unknown key {key!r}; a theme has dark, {', '.join(_COLOURS)}"
+            return None, f"{file}: unknown key {key!r}; valid keys: dark, {', '.join(_COLOURS)}"
         try:
             Color.parse(str(value))
         except ColorParseError:
-            return None, f"{file}: {key} is {value!r}, which is not a colour"
+            return None, f"{file}: {key}: {value!r} is not a valid colour"
     if "primary" not in values:
-        return None, f"{file}: primary is missing, for example: primary = '#0178d4'"
+        return None, f"{file}: primary is missing. Example: primary = '#0178d4'"
     colours: dict[str, Any] = {key: str(value) for key, value in values.items()}
-    return Theme(name=file.stem, dark=dark, **colours), ""
+    return Theme(name=file.stem, dark=is_dark, **colours), ""

@@ -11,7 +11,7 @@ import pytest
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.planner.load_plan import manual_plan
+from edgechat.planner.load_plan import make_manual_plan
 from edgechat.runtime.backends import probe
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import Bindings, load
@@ -21,7 +21,7 @@ from tests.engine.chats import SHORT_GREEDY, OpenChat
 
 
 def load_request(client: EngineClient, path: Path, n_ctx: int = 2048) -> protocol.Load:
-    return protocol.Load(id=client.next_id(), plan=manual_plan(str(path), n_ctx=n_ctx, n_threads=2))
+    return protocol.Load(id=client.next_id(), plan=make_manual_plan(str(path), n_ctx=n_ctx, n_threads=2))
 
 
 @pytest.fixture(scope="module")

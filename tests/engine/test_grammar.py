@@ -12,7 +12,7 @@ from edgechat.config import Sampling
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import GrammarError
-from edgechat.runtime.grammar import MAX_CHARS
+from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS
 
 PROMPT = "<|im_start|>user\nA list of numbers, please.<|im_end|>\n<|im_start|>assistant\n"
 NUMBERS = 'start: %json {"type": "array", "items": {"type": "integer", "maximum": 99, "minimum": 0}, "maxItems": 4}'
@@ -43,17 +43,17 @@ def test_logprobs_ignore_the_grammar(engine: EngineClient) -> None:
         id=engine.next_id(), text=PROMPT, max_tokens=5, sampling=Sampling(temperature=0), n_logprobs=3, grammar=NUMBERS
     )
     logprobs = [p for e in engine.generate(request) if isinstance(e, protocol.TokensGenerated) for p in e.logprobs]
-    assert logprobs[0].text == b"["
-    assert logprobs[0].top[0][0] != b"["  # without the grammar, the model prefers another token
-    assert logprobs[0].logprob < logprobs[0].top[0][1]
+    assert logprobs[0].token_bytes == b"["
+    assert logprobs[0].top_logprobs[0][0] != b"["  # without the grammar, the model prefers another token
+    assert logprobs[0].logprob < logprobs[0].top_logprobs[0][1]
 
 
 def test_invalid_grammar_is_an_error(engine: EngineClient) -> None:
     for grammar in ("start: nothing", "%%%", 'start: %json {"not": {}}'):
         with pytest.raises(GrammarError, match="cannot be enforced"):
             generate(engine, grammar=grammar)
-    with pytest.raises(GrammarError, match="over the limit"):
-        generate(engine, grammar="start: " + '"a" ' * MAX_CHARS)
+    with pytest.raises(GrammarError, match="the limit is"):
+        generate(engine, grammar="start: " + '"a" ' * MAX_GRAMMAR_CHARS)
     assert generate(engine, max_tokens=2)[1].stats.completion_tokens == 2
 
 
@@ -61,7 +61,7 @@ def test_large_grammars_compile_in_bounded_time(engine: EngineClient) -> None:
     generate(engine, grammar=NUMBERS, max_tokens=1)  # builds the tokenizer of the grammars once
     names = {f"property_{i}": {"type": "string", "pattern": f"^[a-z]{{1,{i % 50 + 1}}}$"} for i in range(4000)}
     grammar = "start: %json " + json.dumps({"type": "object", "properties": names})
-    assert MAX_CHARS // 2 < len(grammar) < MAX_CHARS
+    assert MAX_GRAMMAR_CHARS // 2 < len(grammar) < MAX_GRAMMAR_CHARS
     started_at = time.monotonic()
     with pytest.raises(GrammarError) as caught:  # the limit is 2,000 alternatives
         generate(engine, grammar=grammar, max_tokens=4)

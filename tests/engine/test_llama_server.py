@@ -46,7 +46,7 @@ def server(engine: EngineClient, starter: Path, tmp_path_factory: pytest.TempPat
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    backend = engine.loaded.backend if engine.loaded else ""
+    backend = engine.model_properties.backend if engine.model_properties else ""
     module = next(m.path for m in find_bundle().modules if m.name == backend)
     child = subprocess.Popen(
         [f"{build.stdout.strip()}/bin/llama-server", "-m", str(starter), "-t", "2", "-c", "2048", "-b", "512",

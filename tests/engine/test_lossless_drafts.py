@@ -20,7 +20,7 @@ from edgechat.engine import sequence
 from edgechat.engine.protocol import Event, Generate, RequestFailed, RequestFinished
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.scheduler import Scheduler
-from edgechat.errors import EngineError, GrammarError, error_class
+from edgechat.errors import EngineError, GrammarError, find_error_class
 from edgechat.prefix.cache import PrefixCache
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.runtime.bindings import Bindings
@@ -32,7 +32,7 @@ from edgechat.speculation.controller import DraftController
 from edgechat.speculation.corpus import Corpus
 from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
-from edgechat.speculation.step_costs import SIZES, RunningMean, StepCosts
+from edgechat.speculation.step_costs import STEP_SIZES, RunningMean, StepCosts
 from tests.fake_context import FakeContext, FakeModel, FakeSampler
 from tests.models import KINDS, Kind, open_context, write_tiny
 from tests.suffix_reference import PlainIndex
@@ -90,7 +90,7 @@ def generate(
         scheduler.step()
     (final,) = final_events
     if isinstance(final, RequestFailed):
-        raise error_class(final.error_type)(final.message)
+        raise find_error_class(final.error_type)(final.message)
     assert isinstance(final, RequestFinished)
     return active.output_tokens[0] if active.output_tokens else [], "".join(texts), final
 
@@ -174,7 +174,7 @@ def test_real_drafters_leave_the_output_unchanged(
 def free_steps() -> StepCosts:
     costs = StepCosts()
     for ratios in costs.ratios:
-        ratios.update({n: RunningMean(1.0, 3) for n in SIZES})
+        ratios.update({n: RunningMean(1.0, 3) for n in STEP_SIZES})
     return costs
 
 

@@ -16,9 +16,9 @@ from edgechat.errors import EdgechatError, ModelFileError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.planner import requantize
-from edgechat.planner.load_plan import manual_plan
+from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.load_variants import default_n_seqs
-from edgechat.planner.memory import LoadOptions, MemoryEstimate, estimate, reported_buffers
+from edgechat.planner.memory import LoadOptions, MemoryEstimate, convert_reported_buffers, estimate
 from edgechat.runtime.backends import kernel_benchmark
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.backends.probe import choose_module
@@ -31,7 +31,7 @@ def read_profile(path: Path) -> ModelProfile:
 
 def exact_memory(path: Path, options: LoadOptions, report: dict[str, dict[str, int]]) -> MemoryEstimate:
     profile = read_profile(path)
-    return estimate(profile, options, reported_buffers(profile, options, report))
+    return estimate(profile, options, convert_reported_buffers(profile, options, report))
 
 
 def load_options(path: Path, **changes: object) -> LoadOptions:
@@ -54,13 +54,14 @@ def test_sizes_measured_without_weights_equal_those_of_a_loaded_model(
         for kv_type in ("f16", "q8_0") if path == starter else ("f16",):
             options = load_options(path, kv_type=kv_type, use_mmap=False)
             probed = probe_memory(engine, path, options)
-            plan = manual_plan(str(path), n_threads=1, speculation=False, **msgspec.structs.asdict(options))
+            plan = make_manual_plan(str(path), n_threads=1, speculation=False, **msgspec.structs.asdict(options))
             engine.load(protocol.Load(id=engine.next_id(), plan=plan))
             assert engine.stats().memory == probed
             exact, formula = exact_memory(path, options, probed), estimate(read_profile(path), options)
             assert exact.kv_cache == formula.kv_cache
             # The formulas do not know which types this backend repacks.
-            exact_bytes, estimated_bytes = exact.weights + exact.repacked, formula.weights + formula.repacked
+            exact_bytes = exact.weights + exact.repacked_weights
+            estimated_bytes = formula.weights + formula.repacked_weights
             assert exact_bytes <= estimated_bytes * 1.02
             assert estimated_bytes <= exact_bytes * 1.35
     finally:
@@ -92,17 +93,18 @@ def test_sizes_of_other_quants_are_computed_from_one_header(starter: Path, tmp_p
     engine = EngineClient()
     try:
         for quant, real in headers.items():
-            types = engine.list_quant_types(requantize.quant_model(header), requantize.preset_number(quant))
-            computed = requantize.requantized_header(header, quant, types)
+            types = engine.list_quant_types(requantize.make_quant_model(header), requantize.find_preset_number(quant))
+            computed = requantize.make_requantized_header(header, quant, types)
             assert {t.name: (t.type, t.size_bytes) for t in computed.tensors} == {
                 t.name: (t.type, t.size_bytes) for t in real.tensors
             }
             assert computed.quant == quant
-        nonsense = msgspec.structs.replace(requantize.quant_model(header), architecture="flux-capacitor", n_layer=0)
+        quant_model = requantize.make_quant_model(header)
+        nonsense = msgspec.structs.replace(quant_model, architecture="flux-capacitor", n_layer=0)
         assert engine.list_quant_types(nonsense, 15) == []
-        odd = msgspec.structs.replace(requantize.quant_model(header), architecture="flux-capacitor")
+        odd = msgspec.structs.replace(quant_model, architecture="flux-capacitor")
         assert isinstance(engine.list_quant_types(odd, 15), list)
-        engine.list_quant_types(requantize.quant_model(header), 15)  # the engine is still alive
+        engine.list_quant_types(requantize.make_quant_model(header), 15)  # the engine is still alive
     finally:
         engine.close()
 
@@ -112,7 +114,7 @@ def test_q8_0_kv_cache_generates_nearly_the_same(starter: Path) -> None:
     for kv_type in ("f16", "q8_0"):
         engine = EngineClient()
         try:
-            plan = manual_plan(str(starter), n_threads=2, n_ctx=1024, kv_type=kv_type)
+            plan = make_manual_plan(str(starter), n_threads=2, n_ctx=1024, kv_type=kv_type)
             engine.load(protocol.Load(id=engine.next_id(), plan=plan))
             request = protocol.Generate(
                 id=engine.next_id(), tokens=engine.tokenize("The capital of France is"), max_tokens=8, sampling=GREEDY
@@ -143,12 +145,12 @@ def test_kernel_speeds_are_measured_once_and_cover_common_types(tmp_path: Path) 
     assert speeds == saved == kernel_benchmark.load_speeds(find_bundle(), choose_module(find_bundle())[0])
     assert any("Measuring" in line for line in progress)
     for name in ("F16", "Q4_0", "Q4_K", "Q6_K", "Q8_0"):
-        rates = speeds.products[name]
+        rates = speeds.product_rates[name]
         assert 0 < rates[32] < rates[1]
-    assert speeds.attention["f16"][1] > 0
-    assert 1 <= speeds.decode_threads <= speeds.max_threads
-    assert 1 <= speeds.prefill_threads <= speeds.max_threads
-    assert speeds.read_bps > 1e8
+    assert speeds.attention_rates["f16"][1] > 0
+    assert 1 <= speeds.n_decode_threads <= speeds.max_n_threads
+    assert 1 <= speeds.n_prefill_threads <= speeds.max_n_threads
+    assert speeds.read_bytes_per_s > 1e8
 
 
 def test_failed_kernel_benchmark_has_no_result() -> None:

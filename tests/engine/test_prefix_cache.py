@@ -285,10 +285,10 @@ def test_padding_tokens_leave_nothing_behind(native: Bindings, starter: Path) ->
     prompt, rest = random_tokens(900), random_tokens(58, 1)
     for start in range(0, 900, 450):
         context.decode(prompt[start : start + 450])
-    assert context._padding(58, 900) == 6
+    assert context._count_padding(58, 900) == 6
     context.decode(rest)
     assert list(context.tokens()) == prompt + rest
-    assert context._end_position(context._scratch_seq) == 0
+    assert context._get_end_position(context._scratch_seq) == 0
     padded = np.array(native.llama.llama_get_logits_ith(context.pointer, -1)[: model.n_vocab])
     context.decode(random_tokens(60, 2))  # 1018 of 1024 cells: no padding fits
     assert len(context.tokens()) == 1018

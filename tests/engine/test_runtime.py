@@ -15,11 +15,11 @@ from edgechat.config import Sampling
 from edgechat.errors import EngineError, ModelFileError, RuntimeLoadError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
-from edgechat.planner.kv_memory import layer_bytes, states_bytes
+from edgechat.planner.kv_memory import compute_states_bytes, layer_bytes
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import Bindings, load
 from edgechat.runtime.context import Context, DecodeAborted
-from edgechat.runtime.memory_report import memory_breakdown
+from edgechat.runtime.memory_report import read_memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.runtime.sampler import Sampler
 from tests.models import CONTROL, KINDS, N_CTX, Kind, open_context, write_tiny, write_tiny_llama
@@ -150,7 +150,7 @@ def test_second_close_does_nothing(native: Bindings, tiny_path: Path, monkeypatc
 
 
 def test_memory_breakdown_lists_buffers(model: Model) -> None:
-    breakdown = memory_breakdown(small_context(model))
+    breakdown = read_memory_breakdown(small_context(model))
     assert sum(b["model_bytes"] for b in breakdown.values()) >= model.size_bytes
     assert all(b["compute_bytes"] >= 0 for b in breakdown.values())
 
@@ -164,11 +164,11 @@ def test_context_memory_equals_the_planners_estimate(
     context = open_context(
         Model(native, path), n_ctx=n_ctx, n_threads=1, n_batch=64, n_ubatch=64, n_seqs=n_seqs, n_rs_seq=n_rs_seq
     )
-    real = sum(buffer["context_bytes"] for buffer in memory_breakdown(context).values())
+    real = sum(buffer["context_bytes"] for buffer in read_memory_breakdown(context).values())
     n_rs_seq = int(native.llama.llama_n_rs_seq(context.pointer))
     profile = ModelProfile.from_header(read_header(path))
     planned = sum(layer_bytes(profile, n_ctx, n_seqs=n_seqs + 1, n_ubatch=64))
-    assert planned + n_rs_seq * states_bytes(profile, n_seqs + 1) == real
+    assert planned + n_rs_seq * compute_states_bytes(profile, n_seqs + 1) == real
 
 
 def test_error_names_an_unknown_architecture(native: Bindings, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from edgechat.speculation.acceptance import Acceptance
 from edgechat.speculation.controller import DraftController
 from edgechat.speculation.drafter import LiveDrafter
 from edgechat.speculation.speculator import Speculator
-from edgechat.speculation.step_costs import SIZES, RunningMean, StepCosts
+from edgechat.speculation.step_costs import STEP_SIZES, RunningMean, StepCosts
 from tests.fake_context import FakeContext, FakeModel, FakeSampler
 from tests.suffix_reference import PlainIndex
 
@@ -65,7 +65,7 @@ class FakeEngine:
         speculator = None
         if self.with_drafts:
             costs = StepCosts()
-            costs.ratios = [{n: RunningMean(1.0, 1000) for n in SIZES} for _ in costs.ratios]
+            costs.ratios = [{n: RunningMean(1.0, 1000) for n in STEP_SIZES} for _ in costs.ratios]
             speculator = Speculator([self.drafter], DraftController(Acceptance(), costs))
         self.scheduler.add(ActiveRequest(
             cast("Context", self.context), self.cache, request, request.tokens or [], self.on_event, 0.0, speculator

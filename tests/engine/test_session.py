@@ -17,7 +17,7 @@ from edgechat.errors import (
     StoreError,
     UsageError,
 )
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 from tests.engine.chats import SHORT_GREEDY, OpenChat
 from tests.models import write_tiny_llama
 
@@ -206,7 +206,7 @@ def test_title_is_generated_in_idle_time_and_interrupted_by_the_next_message(
 
 
 def test_first_line_is_the_initial_title(open_chat: Callable[..., OpenChat]) -> None:
-    chat = open_chat(msgspec.structs.replace(SHORT_GREEDY, titles=False), store=ephemeral_store())
+    chat = open_chat(msgspec.structs.replace(SHORT_GREEDY, titles=False), store=open_ephemeral_store())
     chat.run(chat.session.send("\n\n  What   about\tthis\nand that?"))
     assert chat.session.conversation.title == "What about this"
     assert chat.session.generate_title() is None

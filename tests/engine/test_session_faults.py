@@ -153,7 +153,7 @@ def test_temporarily_full_disk_loses_no_text(open_chat: Callable[..., OpenChat])
     for event in chat.session.send("Tell me a very long story."):
         if isinstance(event, events.TurnStarted):
             store.database.connection.execute("PRAGMA query_only = ON")  # every write fails from here on
-        if isinstance(event, events.NotSaved):
+        if isinstance(event, events.ReplySaveFailed):
             notices.append(event.reason)
         n_after += bool(notices) and isinstance(event, events.ReplyTextGenerated)
         last = event

@@ -19,9 +19,9 @@ from edgechat import paths
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.planner.load_plan import manual_plan
+from edgechat.planner.load_plan import make_manual_plan
 from edgechat.prefix.disk_tier import delete_conversation, folder_name
-from edgechat.speculation.step_costs import SIZES
+from edgechat.speculation.step_costs import STEP_SIZES
 from tests.conftest import Cli
 from tests.models import write_tiny
 from tests.waiting import until
@@ -40,7 +40,7 @@ class Engine:
             "draft_tokens": 5000,
         } | options  # fmt: skip
         directory = fields.pop("prefix_dir", str(paths.prefix_dir()))
-        plan = manual_plan(str(model), **fields)
+        plan = make_manual_plan(str(model), **fields)
         self.client.load(protocol.Load(id=self.client.next_id(), plan=plan, prefix_dir=directory))
 
     def ask(self, tokens: list[int] = PROMPT, **options: Any) -> tuple[list[int], protocol.RequestFinished]:
@@ -65,7 +65,7 @@ def make_drafts_free() -> None:
     assert profiles
     for path in profiles:
         saved = json.loads(path.read_bytes())
-        saved["ratios"] = [{n: {"value": 1.0, "count": 1000} for n in SIZES} for _ in saved["ratios"]]
+        saved["ratios"] = [{n: {"value": 1.0, "count": 1000} for n in STEP_SIZES} for _ in saved["ratios"]]
         path.write_text(json.dumps(saved))
 
 
@@ -157,14 +157,14 @@ def test_step_costs_are_measured_in_idle_time(start: Start) -> None:
     for _ in range(10):
         time.sleep(1.5)  # a request interrupts the measurement
         sizes = set(engine.client.stats().step_costs)
-        if sizes == set(SIZES):
+        if sizes == set(STEP_SIZES):
             break
-    assert sizes == set(SIZES)
+    assert sizes == set(STEP_SIZES)
     assert engine.client.stats().context_tokens == len(PROMPT) + 3  # the measurement left nothing behind
     engine.client.close()
     engine = start()  # the profile is saved
     engine.ask(max_tokens=4, speculate=False)
-    assert set(engine.client.stats().step_costs) == set(SIZES)
+    assert set(engine.client.stats().step_costs) == set(STEP_SIZES)
 
 
 def test_request_interrupts_the_measurement(start: Start) -> None:

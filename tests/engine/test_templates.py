@@ -14,8 +14,8 @@ from edgechat.prompt.reasoning import (
     REASONING_FORMATS,
     can_switch_reasoning,
     detect_reasoning_format,
-    phase_after_prompt,
-    reasoning_variables,
+    find_phase_after_prompt,
+    make_reasoning_variables,
 )
 from edgechat.prompt.renderer import PromptMessage, Renderer
 from tests.conftest import ROOT
@@ -58,7 +58,7 @@ def renderer() -> Iterator[Renderer]:
 def render(renderer: Renderer, template: str, messages: list[PromptMessage], *, think: bool) -> str:
     return renderer.render(
         template, messages, bos="<s>", eos="</s>", control_tokens=[],
-        variables=reasoning_variables(template, on=think), reasoning_format=detect_reasoning_format(template),
+        variables=make_reasoning_variables(template, on=think), reasoning_format=detect_reasoning_format(template),
     ).text  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_every_template_renders_and_only_known_ones_keep_earlier_reasoning(
             if form is not None:
                 formats.add(form)
                 with_earlier_reasoning |= {name} if "Let me count." in text else set()
-                assert phase_after_prompt(form, text) in ("start", "reasoning"), name
+                assert find_phase_after_prompt(form, text) in ("start", "reasoning"), name
     assert with_earlier_reasoning == KEEP_REASONING
     assert formats == set(REASONING_FORMATS)  # every format is used by some template
 

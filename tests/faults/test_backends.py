@@ -100,7 +100,7 @@ def test_faulty_modules_are_skipped_and_their_verdicts_are_cached(
     assert verdict.is_usable
     assert good.exists()
 
-    by_name = {m.name: v for m, v in probe.module_verdicts(bundle)}
+    by_name = {m.name: v for m, v in probe.check_cpu_modules(bundle)}
     assert by_name["cpu-sapphirerapids"].status == "crashed"
     assert "SIGILL" in by_name["cpu-sapphirerapids"].reason
     assert "product of f32 in CPU, batch 1" in by_name["cpu-sapphirerapids"].reason
@@ -147,7 +147,7 @@ def test_missing_module_gives_a_verdict_and_missing_library_an_error(
 ) -> None:
     directory = copy_bundle(tmp_path / "bundle")
     (directory / f"libggml-{chosen_name}.so").unlink()
-    by_name = {m.name: v for m, v in probe.module_verdicts(use_bundle(monkeypatch, directory))}
+    by_name = {m.name: v for m, v in probe.check_cpu_modules(use_bundle(monkeypatch, directory))}
     assert by_name[chosen_name].status == "missing"
     assert cli("ask", "Hi", "--max-tokens", "2").returncode == 0  # with the next module
     (directory / "libllama.so").unlink()
@@ -178,25 +178,25 @@ def test_error_without_working_backend_names_every_module(tmp_path: Path, monkey
 def test_second_engine_crash_withdraws_a_verdict() -> None:
     bundle = find_bundle()
     module, _ = probe.choose_module(bundle)
-    key = verdicts.verdict_key(bundle, module, read_cpu())
+    key = verdicts.compute_verdict_key(bundle, module, read_cpu())
     verdicts.record_engine_crash(key, module.name, "SIGSEGV")
     assert probe.choose_module(bundle)[0] == module
     verdicts.record_engine_crash(key, module.name, "SIGSEGV")
     other, _ = probe.choose_module(bundle)
     assert other != module
-    assert "crashed on it 2 times" in dict(probe.module_verdicts(bundle))[module].reason
+    assert "crashed on it 2 times" in dict(probe.check_cpu_modules(bundle))[module].reason
 
 
 def test_verdict_key_depends_on_build_module_and_cpu() -> None:
     bundle, cpu = find_bundle(), read_cpu()
     module = bundle.modules[0]
-    key = verdicts.verdict_key(bundle, module, cpu)
+    key = verdicts.compute_verdict_key(bundle, module, cpu)
     replace = msgspec.structs.replace
     other_keys = [
-        verdicts.verdict_key(replace(bundle, build_id="x"), module, cpu),
-        verdicts.verdict_key(bundle, replace(module, path="/none"), cpu),
-        verdicts.verdict_key(bundle, module, replace(cpu, flags="x")),
-        verdicts.verdict_key(bundle, module, replace(cpu, microcode="x")),
+        verdicts.compute_verdict_key(replace(bundle, build_id="x"), module, cpu),
+        verdicts.compute_verdict_key(bundle, replace(module, path="/none"), cpu),
+        verdicts.compute_verdict_key(bundle, module, replace(cpu, flags="x")),
+        verdicts.compute_verdict_key(bundle, module, replace(cpu, microcode="x")),
     ]
     assert len({key, *other_keys}) == 5
 

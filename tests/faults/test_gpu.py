@@ -20,7 +20,7 @@ from edgechat.hardware.gpu import Gpu
 from edgechat.models import resources
 from edgechat.runtime.backends import probe
 from edgechat.runtime.backends.bundle import find_bundle
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 from tests.conftest import Cli
 from tests.faults.test_backends import copy_bundle, headers
 
@@ -78,12 +78,12 @@ def test_gpu_module_of_an_installed_package_is_used(open_session: OpenSession, s
 
 def test_one_of_two_gpu_packages_is_used_and_mismatched_ones_are_reported(site_packages: Path, cli: Cli) -> None:
     shutil.copytree(site_packages / "edgechat_cuda13", site_packages / "edgechat_cuda12")
-    results = probe.gpu_module_verdicts(find_bundle(), probe.choose_module(find_bundle())[0])
+    results = probe.check_gpu_modules(find_bundle(), probe.choose_module(find_bundle())[0])
     assert [(module.path.split("/")[-2], verdict.status) for module, verdict in results] == [
         ("edgechat_cuda13", "passed")
     ]
     (site_packages / "edgechat_cuda13" / "libggml-cuda.so").write_bytes(b"no library")
-    results = probe.gpu_module_verdicts(find_bundle(), probe.choose_module(find_bundle())[0])
+    results = probe.check_gpu_modules(find_bundle(), probe.choose_module(find_bundle())[0])
     assert [verdict.status for _, verdict in results] == ["refused", "passed"]
     for name, change in (("edgechat_cuda13", '"0c1e57098"'), ("edgechat_cuda12", "{")):
         path = site_packages / name / "manifest.json"
@@ -104,7 +104,7 @@ def open_session(bundle: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
         session = Session(
-            ephemeral_store(), settings or Settings(n_ctx=1024, temperature=0.0, max_tokens=12), starter_model()
+            open_ephemeral_store(), settings or Settings(n_ctx=1024, temperature=0.0, max_tokens=12), starter_model()
         )
         request.addfinalizer(session.close)
         session.open()
@@ -147,7 +147,7 @@ def test_layers_that_exceed_gpu_memory_stay_on_the_cpu(open_session: OpenSession
 def test_gpu_out_of_memory_at_load_reduces_layers_with_a_warning(open_session: OpenSession) -> None:
     session = open_session(GPU_SAYS_BYTES=1024 * MIB, GPU_BYTES=40 * MIB)
     assert n_gpu_layers(session) < 31
-    assert any("the GPU could not be used" in words for words in session.warnings)
+    assert any("The GPU could not be used" in words for words in session.warnings)
     assert reply(session)
 
 
@@ -175,14 +175,14 @@ def test_removed_gpu_is_reported_and_absent_gpu_is_not(open_session: OpenSession
     assert (n_gpu_layers(session), session.warnings) == (0, [])
     resources.save_gpus([Gpu(name="a card", total_bytes=1, free_bytes=1)])
     session = open_session(GPU_GONE=1)
-    assert (n_gpu_layers(session), session.warnings) == (0, ["a card was not found; using the CPU"])
+    assert (n_gpu_layers(session), session.warnings) == (0, ["The GPU a card was not found; edgechat uses the CPU"])
     assert reply(session)
-    assert resources.saved_gpus() == []
+    assert resources.load_saved_gpus() == []
 
 
 def test_plan_without_engine_uses_the_saved_gpu(open_session: OpenSession, cli: Cli) -> None:
     open_session().close()
-    [gpu] = resources.saved_gpus()
+    [gpu] = resources.load_saved_gpus()
     assert resources.current_machine(Settings()).gpu_free_bytes == gpu.free_bytes - gpu.total_bytes // 8
     assert resources.current_machine(Settings(gpu=False)).gpu_free_bytes == 0
     row = json.loads(cli("plan", "starter", "--json", "--no-measure").stdout)["models"][0]

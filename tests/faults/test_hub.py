@@ -70,7 +70,7 @@ def test_redirect_from_https_to_http_is_refused(
         {NAME: FakeRepo({"m.gguf": BODY})},
         Faults(redirect_to=f"{store.store_url}/{NAME}/m.gguf"),
     )
-    with pytest.raises(HubError, match="redirects from https to http"):
+    with pytest.raises(HubError, match="does not follow redirects from https to http"):
         download_file(request_for(server, tmp_path / "m.gguf"))
     for target in ("http://a..b/", "http://[", "file:///etc/passwd", "//", ""):
         store.faults = Faults(redirect_to=target)

@@ -150,7 +150,7 @@ from pathlib import Path
 from edgechat.config import Settings
 from edgechat.chat.session import Session
 from edgechat.engine.client import EngineClient
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 balloon = None
 class Client(EngineClient):
     def load(self, request, on_event=lambda event: None):
@@ -161,7 +161,7 @@ class Client(EngineClient):
             )
             balloon.stdout.readline()
         return super().load(request, on_event)
-session = Session(ephemeral_store(), Settings(), Path(sys.argv[1]))
+session = Session(open_ephemeral_store(), Settings(), Path(sys.argv[1]))
 session.model.engine = Client()
 session.open()
 print(len(session.warnings), session.model.plan.options.n_ctx, *session.warnings[:1], flush=True)
@@ -183,7 +183,7 @@ def test_smaller_plan_is_loaded_after_memory_ran_out(limited: Callable[[int], Me
     assert run.returncode == 0, run.stderr
     first, last = run.stdout.splitlines()[0], run.stdout.splitlines()[-1]
     assert first.startswith("1 "), run.stdout
-    assert "memory ran out with" in first
+    assert "Memory ran out with" in first
     assert int(first.split()[1]) < 8192
     assert last in ("stop", "length")
 
@@ -198,7 +198,7 @@ def test_second_program_plans_with_the_memory_left_by_the_first(
     first.stdout.readline()
     [instance] = instances.other_instances()
     assert instance.model_path == str(starter)
-    assert f"process {instance.pid}" in current_machine(Settings()).other_instances
+    assert f"process {instance.pid}" in current_machine(Settings()).other_instances_text
     second = limit.run(*edgechat_command("ask", "-m", str(other), "hi"))
     first.communicate(timeout=30)
     if limit.group is not None:

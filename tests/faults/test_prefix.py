@@ -20,7 +20,7 @@ from edgechat import paths
 from edgechat.config import GREEDY
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.planner.load_plan import manual_plan
+from edgechat.planner.load_plan import make_manual_plan
 from edgechat.prefix.segment_file import read_header
 from tests.conftest import Cli
 from tests.models import write_tiny
@@ -38,7 +38,7 @@ class Engine:
             "n_ctx": 1024, "n_threads": 1, "prefix_ram_bytes": 1 << 20, "prefix_disk_bytes": 50 << 20,
         } | options  # fmt: skip
         directory = str(plan_options.pop("prefix_dir", paths.prefix_dir()))
-        plan = manual_plan(str(model), **plan_options)  # type: ignore[arg-type]
+        plan = make_manual_plan(str(model), **plan_options)  # type: ignore[arg-type]
         self.client.load(protocol.Load(id=self.client.next_id(), plan=plan, prefix_dir=directory))
 
     def ask(

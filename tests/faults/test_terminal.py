@@ -48,7 +48,7 @@ async def test_hostile_replies_are_shown_and_saved(size: tuple[int, int]) -> Non
 
 async def test_resizing_during_a_reply_loses_no_text() -> None:
     app = make_scripted_app(
-        script=Script(["word " * 400 + "\n```py\n" + "x = 1\n" * 100 + "```\n\n- a\n" * 30], token_s=0.001)
+        script=Script(["word " * 400 + "\n```py\n" + "x = 1\n" * 100 + "```\n\n- a\n" * 30], token_interval_s=0.001)
     )
     async with app.run_test() as pilot:
         await wait_until_ready(app)
@@ -107,14 +107,14 @@ async def test_locked_store_loses_no_message() -> None:
 
 
 def test_store_of_a_newer_version_is_read_and_the_chat_continues_in_memory(cli: object) -> None:
-    from edgechat.cli.session_factory import session_maker
+    from edgechat.cli.session_factory import prepare_session
 
     store = open_store()
     about = save_conversation(store, [("old words", "b")])
     store.close()
     with sqlite3.connect(paths.history_file()) as db:
         db.execute("PRAGMA user_version = 99")
-    make, _ = session_maker(model="starter", conversation_id=about.id)
+    make, _ = prepare_session(model="starter", conversation_id=about.id)
     session_ = make()
     session_.load_messages()
     assert [m.text for m in session_.tree.path] == ["old words", "b"]

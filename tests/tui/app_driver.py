@@ -13,7 +13,7 @@ from edgechat.chat.session import Session
 from edgechat.chat.store import Store
 from edgechat.cli.chat import export
 from edgechat.config import Settings
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render.entries import MessageEntry
 from tests.waiting import until_async
@@ -28,7 +28,7 @@ def make_settings(**options: object) -> Settings:
 def make_app(model: Path, problems: Sequence[str] = (), store: Store | None = None, **options: object) -> ChatApp:
     """Create an application with a real model, a context of 2048 tokens and a store in memory."""
     settings = make_settings(**({"n_ctx": 2048} | options))
-    store = store or ephemeral_store()
+    store = store or open_ephemeral_store()
     return _registered(ChatApp(lambda: Session(store, settings, model), problems, settings, export))
 
 
@@ -42,7 +42,7 @@ def make_scripted_app(
 ) -> ChatApp:
     """Create an application whose model gives these answers in turn."""
     settings = make_settings(**options)
-    store, script = store or ephemeral_store(), script or Script(answers or ("An answer.",))
+    store, script = store or open_ephemeral_store(), script or Script(answers or ("An answer.",))
     return _registered(
         ChatApp(lambda: ScriptedSession(store, settings, script, conversation), problems, settings, export)
     )
@@ -62,7 +62,9 @@ def close_apps() -> None:
 async def wait_until_ready(app: ChatApp) -> None:
     """Wait until a model is loaded and no reply is generated."""
     await until_async(
-        lambda: not app.pane.is_busy and app.worker.session is not None and app.worker.session.loaded is not None
+        lambda: (
+            not app.pane.is_busy and app.worker.session is not None and app.worker.session.model_properties is not None
+        )
     )
 
 

@@ -12,7 +12,7 @@ from textual.widgets import OptionList
 
 from edgechat.bench.scripted_session import Script
 from edgechat.models import selection
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
 from tests.tui.app_driver import (
     ask,
@@ -116,10 +116,10 @@ ACTIONS: dict[str, Attempt] = {
 
 @pytest.mark.parametrize("name", ACTIONS)
 async def test_an_action_beside_a_reply_takes_less_than_0_3_s(name: str) -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     for n in range(2 * ATTEMPTS):
         save_conversation(store, [("What about boats?", "They float.")], f"Boats {n}", n + 1)
-    script = Script(["A short reply.", "word " * 20_000], token_s=0.02)
+    script = Script(["A short reply.", "word " * 20_000], token_interval_s=0.02)
     app = make_scripted_app(store=store, script=script)
     async with app.run_test(size=(120, 36)) as pilot:
         await wait_until_ready(app)

@@ -72,7 +72,7 @@ async def test_retry_adds_an_alternative_and_branch_continues_from_a_reply() -> 
 
 
 async def test_stopped_reply_is_saved_and_can_be_continued() -> None:
-    script = Script(["Word after word after word.", " And more."], token_s=0.01)
+    script = Script(["Word after word after word.", " And more."], token_interval_s=0.01)
     script.may_continue.clear()
     app = make_scripted_app(script=script)
     async with app.run_test() as pilot:
@@ -111,7 +111,7 @@ async def test_deleted_messages_return_with_undo() -> None:
 
 
 async def test_failed_command_does_not_stop_the_reply() -> None:
-    script = Script(["A very long answer indeed."], token_s=0.01)
+    script = Script(["A very long answer indeed."], token_interval_s=0.01)
     script.may_continue.clear()
     app = make_scripted_app(script=script)
     async with app.run_test() as pilot:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from textual.widgets import Input, Static
 
 from edgechat.chat.messages import Message, new_id
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 from edgechat.tui.widgets.sidebar import Sidebar
 from tests.tui.app_driver import (
     ask,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 async def test_reopened_conversation_shows_and_continues_its_messages(starter: Path) -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     conversation = save_conversation(store, [(f"question {i}", f"answer \x1b[31m{i}") for i in range(30)])
     app = make_scripted_app(store=store, conversation=conversation)
     async with app.run_test():
@@ -46,7 +46,7 @@ async def test_reopened_conversation_shows_and_continues_its_messages(starter: P
 
 
 async def test_sidebar_filters_and_opens_conversations() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     for title in ("Boats", "Trees", "More boats"):
         save_conversation(store, [(f"about {title}", "yes")], title)
     app = make_scripted_app(store=store)
@@ -75,7 +75,7 @@ async def test_sidebar_filters_and_opens_conversations() -> None:
 
 
 async def test_sidebar_pins_and_deletes_conversations() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     for title in ("Boats", "Trees"):
         save_conversation(store, [(f"about {title}", "yes")], title)
     app = make_scripted_app(store=store)
@@ -97,7 +97,7 @@ async def test_sidebar_pins_and_deletes_conversations() -> None:
 
 
 async def test_search_opens_a_message_on_another_branch() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     conversation = save_conversation(store, [("common", "a zebra"), ("more", "end")], "Animals")
     first = store.messages(conversation.id)[0]
     other = Message(id=new_id(), parent_id=first.id, role="assistant", text="a giraffe", finish_reason="stop")
@@ -149,7 +149,7 @@ async def test_conversation_is_renamed_pinned_and_exported(tmp_path: Path, monke
 
 
 async def test_control_characters_of_saved_texts_are_escaped() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     conversation = save_conversation(store, [("\x1b]52;c;eA==\x07 evil", "x")], "evil \x1b[2J title")
     app = make_scripted_app(store=store, conversation=conversation)
     async with app.run_test() as pilot:

@@ -8,7 +8,7 @@ from textual.widgets import Static
 
 from edgechat import paths
 from edgechat.chat.messages import Conversation, Message, new_id
-from edgechat.store import ephemeral_store, open_store
+from edgechat.store import open_ephemeral_store, open_store
 from tests.tui.app_driver import (
     ask,
     is_open,
@@ -35,7 +35,7 @@ async def test_statistics_are_toggled_with_ctrl_t() -> None:
 
 
 async def test_reasoning_is_collapsed_and_expands() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     conversation = Conversation(id=new_id(), title="Thought", created_at_ms=1)
     question = Message(id=new_id(), role="user", text="Why?")
     answer = Message(
@@ -87,7 +87,7 @@ async def test_help_lists_every_key_and_command() -> None:
         await pilot.press("f1")
         await until_async(lambda: is_open(app, "HelpScreen"))
         words = str(app.screen.query_one("#text", Static).content)
-        assert all(key.id in words and key.description in words for key in app.all_keys())
+        assert all(key.id in words and key.description in words for key in app.list_key_bindings())
         assert all(f"/{c.name}" in words for c in COMMANDS)
         assert "F7" in words
         await pilot.press("f9")

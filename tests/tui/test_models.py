@@ -11,7 +11,7 @@ from textual.widgets import OptionList, Static
 from edgechat import paths
 from edgechat.models import resources, selection
 from edgechat.planner.machine import Machine
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.screens.first_run import FirstRunScreen
 from edgechat.tui.screens.models import ModelsScreen
@@ -108,7 +108,7 @@ async def test_cancelled_download_resumes(hub: LocalHub) -> None:
         app.downloads.start(REPO)
         await until_async(lambda: "kB/s" in str(app.screen.query_one("#pull", Static).content))
         await pilot.press("ctrl+x")
-        await until_async(lambda: "received part is saved" in str(app.screen.query_one("#pull", Static).content))
+        await until_async(lambda: "received bytes are saved" in str(app.screen.query_one("#pull", Static).content))
         assert list(paths.models_dir().rglob("*.part"))
         hub.faults.bytes_per_s = 0
         await pilot.press("escape")
@@ -148,10 +148,10 @@ async def test_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_first_start_offers_download_and_local_model(
     hub: LocalHub, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    machine = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
+    machine = Machine(available_bytes=8_000_000_000, n_threads=4, read_bytes_per_s=10e9)
     for module in (resources, selection):
         monkeypatch.setattr(module, "current_machine", lambda *args: machine)
-    app = make_scripted_app(store=ephemeral_store())
+    app = make_scripted_app(store=open_ephemeral_store())
     app.is_first_run = True
     async with app.run_test() as pilot:
         await until_async(lambda: isinstance(app.screen, FirstRunScreen) and len(option_ids(app)) == 3)
@@ -159,7 +159,7 @@ async def test_first_start_offers_download_and_local_model(
         assert app.worker.session is None  # no model is loaded yet
         assert "8.00 GB of memory free" in screen_text(app)
         if choice == "get":
-            app.screen._best = REPO  # the test hub has none of the models in the catalogue
+            app.screen._download_name = REPO  # the test hub has none of the models in the catalogue
             await pilot.press("enter")
         elif choice == "local":
             await pilot.press("down", "enter")
@@ -178,7 +178,7 @@ async def test_failed_first_download_returns_to_the_choice(hub: LocalHub) -> Non
     async with app.run_test(size=(100, 30)) as pilot:
         await until_async(lambda: isinstance(app.screen, FirstRunScreen) and "local" in option_ids(app))
         assert isinstance(app.screen, FirstRunScreen)
-        app.screen._best = REPO
+        app.screen._download_name = REPO
         options = app.screen.query_one(OptionList)
         app.screen.post_message(OptionList.OptionSelected(options, options.options[0], 0))
         if options.options[0].id != "get":
@@ -187,4 +187,4 @@ async def test_failed_first_download_returns_to_the_choice(hub: LocalHub) -> Non
         await until_async(lambda: not options.disabled)
         await pilot.press("escape")
         await wait_until_ready(app)
-        assert session(app).loaded is not None
+        assert session(app).model_properties is not None

@@ -8,7 +8,7 @@ import pytest
 from textual import events as textual_events
 from textual.widgets import OptionList
 
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 from tests.tui.app_driver import (
     is_open,
     make_scripted_app,
@@ -24,7 +24,7 @@ from tests.waiting import until_async
 
 
 async def test_history_is_recalled_with_up_and_by_search() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     save_conversation(store, [("older", "x"), ("newer\nwith lines", "x")])
     app = make_scripted_app(store=store)
     async with app.run_test() as pilot:

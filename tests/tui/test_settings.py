@@ -104,7 +104,7 @@ async def test_invalid_theme_and_keys_are_reported_and_ignored() -> None:
     async with app.run_test() as pilot:
         await wait_until_ready(app)
         notes = " ".join(shown_texts(app, "note"))
-        assert "primary is 'not a colour'" in notes
+        assert "primary: 'not a colour' is not a valid colour" in notes
         assert "unknown name 'chat.nothing'" in notes
         assert app.theme == "textual-dark"
         await pilot.press("f9")

@@ -21,10 +21,10 @@ from edgechat import paths
 from edgechat.bench.scripted_session import Script
 from edgechat.hardware import cpu
 from edgechat.models import resources, selection
-from edgechat.planner.load_plan import manual_plan
+from edgechat.planner.load_plan import make_manual_plan
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import MemoryEstimate
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
 from edgechat.tui.render import entries
 from edgechat.tui.screens import chat as chat_module
@@ -166,8 +166,8 @@ async def command_palette(app: ChatApp, pilot: Pilot[int]) -> None:
 
 async def plan(app: ChatApp, pilot: Pilot[int]) -> None:
     await chat(app, pilot)
-    estimate = MemoryEstimate(weights=97_000_000, repacked=0, kv_cache=48_000_000, compute=23_000_000)
-    session(app).model.plan = manual_plan(
+    estimate = MemoryEstimate(weights=97_000_000, repacked_weights=0, kv_cache=48_000_000, compute=23_000_000)
+    session(app).model.plan = make_manual_plan(
         "scripted.gguf", n_threads=2, n_ctx=2048, estimate=estimate,
         concessions=("2048 tokens of context instead of 8192",),
         reasons={"n_ctx": "as much as fits", "n_threads": "as set"},
@@ -191,8 +191,8 @@ SCREENS: dict[str, OpenScreen] = {
 
 
 async def test_sidebar_covers_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sidebar, "day_heading", lambda at_ms, today: "Today")
-    store = ephemeral_store()
+    monkeypatch.setattr(sidebar, "format_day_heading", lambda at_ms, today: "Today")
+    store = open_ephemeral_store()
     for number in range(3):
         save_conversation(store, [("What of boats?", "They float.")], f"Boats {number}", number)
     app = make_scripted_app(REPLY, store=store)
@@ -204,17 +204,18 @@ async def test_sidebar_covers_a_narrow_screen(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", SCREENS)
 async def test_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sidebar, "day_heading", lambda at_ms, today: "Today")
+    monkeypatch.setattr(sidebar, "format_day_heading", lambda at_ms, today: "Today")
     monkeypatch.setattr(
-        entries, "performance_summary", lambda message: "57 tokens, 42 tokens/s, first after 0.08 s, 7 of 14 cached"
+        entries, "format_performance", lambda message: "57 tokens, 42 tokens/s, first after 0.08 s, 7 of 14 cached"
     )
     monkeypatch.setenv("TZ", "UTC")
     # On a slow machine the context use would be updated before the screenshot is taken.
     monkeypatch.setattr(chat_module, "TYPING_PAUSE_S", 1000.0)
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     for number in range(3):
         save_conversation(store, [("What of boats?", f"Boats float, number {number}.")], f"Boats {number}", number)
-    app = make_scripted_app(store=store, script=Script([REPLY], dies_after=12 if name == "engine-died" else None))
+    script = Script([REPLY], crash_after_tokens=12 if name == "engine-died" else None)
+    app = make_scripted_app(store=store, script=script)
     async with app.run_test(size=(80, 24)) as pilot:
         await SCREENS[name](app, pilot)
         for field in app.screen.query("Input"):
@@ -223,7 +224,7 @@ async def test_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         compare(app, name)
 
 
-MACHINE = Machine(available_bytes=8_000_000_000, n_threads=4, read_bps=10e9)
+MACHINE = Machine(available_bytes=8_000_000_000, n_threads=4, read_bytes_per_s=10e9)
 
 
 @pytest.mark.parametrize("name", ["models", "first-run"])
@@ -231,7 +232,7 @@ async def test_screen_with_facts_about_the_machine(name: str, monkeypatch: pytes
     # The screenshot must not depend on the machine that runs the test.
     for module in (resources, selection):
         monkeypatch.setattr(module, "current_machine", lambda *args: MACHINE)
-    monkeypatch.setattr(selection, "measured_speeds", lambda: None)
+    monkeypatch.setattr(selection, "load_measured_speeds", lambda: None)
     monkeypatch.setattr(selection, "measure_speeds", lambda: None)
     monkeypatch.setattr(cpu, "read_cpu", lambda: cpu.Cpu(model="Some CPU", flags="", microcode=""))
     app = make_scripted_app(REPLY)

@@ -77,7 +77,7 @@ async def test_queued_message_returns_to_the_prompt_when_the_first_load_fails(tm
 
 async def test_quit_saves_typed_and_queued_messages() -> None:
     store = open_store()
-    script = Script(["Word after word."], token_s=0.01)
+    script = Script(["Word after word."], token_interval_s=0.01)
     script.may_continue.clear()
     app = make_scripted_app(store=store, script=script)
     async with app.run_test() as pilot:
@@ -125,4 +125,5 @@ async def test_edit_that_exceeds_the_context_is_still_an_edit(tmp_path: Path) ->
         await until_async(lambda: shown_texts(app, "error"))
         assert app.pane.composer.edited_id == editing
         app.actions.run("attach", "~nosuchuser/x")
-        assert "is not a file name" in shown_texts(app, "error")[1] or "Cannot read" in shown_texts(app, "error")[1]
+        error = shown_texts(app, "error")[1]
+        assert "is not a valid file name" in error or "Cannot read" in error

@@ -37,13 +37,13 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
         ("temperature = -1", "temperature", "-1.0 is not between"),
         ("top_k = 1.5", "top_k", "Expected `int`"),
         ("n_ctx = 1", "n_ctx", "not between"),
-        ("a = 1\nb = = 2", ":2", "not TOML"),
+        ("a = 1\nb = = 2", ":2", "not valid TOML"),
         ("[model]\nx = 1", "model", "Expected `str`"),
     ],
 )
 def test_invalid_setting_is_reported_and_its_default_used(tmp_path: Path, text: str, where: str, message: str) -> None:
     settings, problems = load(write(tmp_path / "c.toml", text), {})
-    assert where in problems[0].where
+    assert where in problems[0].location
     assert message in problems[0].message
     assert settings == Settings()
 
@@ -51,7 +51,7 @@ def test_invalid_setting_is_reported_and_its_default_used(tmp_path: Path, text: 
 def test_one_invalid_key_binding_does_not_discard_the_others(tmp_path: Path) -> None:
     settings, problems = load(write(tmp_path / "c.toml", '[keys]\na = "f1"\nb = 2\n'), {})
     assert settings.keys == {"a": "f1"}
-    assert [problem.where.rpartition(".")[2] for problem in problems] == ["b"]
+    assert [problem.location.rpartition(".")[2] for problem in problems] == ["b"]
 
 
 def test_undecodable_file_and_invalid_environment_are_reported(tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_failed_save_leaves_the_file_unchanged(tmp_path: Path) -> None:
 
 
 def test_every_setting_has_a_description() -> None:
-    assert set(config.describe()) == set(Settings.__struct_fields__)
-    assert all(config.describe().values())
+    assert set(config.describe_settings()) == set(Settings.__struct_fields__)
+    assert all(config.describe_settings().values())
 
 
 @pytest.mark.parametrize(

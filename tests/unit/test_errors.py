@@ -11,8 +11,8 @@ def test_every_error_has_an_exit_code_and_is_found_by_name() -> None:
     assert len(classes) > 8
     for error in classes:
         assert error.exit_code in (2, 3, 4, 5, 6)
-        assert errors.error_class(error.__name__) is error
+        assert errors.find_error_class(error.__name__) is error
 
 
 def test_unknown_error_names_become_engine_errors() -> None:
-    assert errors.error_class("OSError") is errors.error_class("error_class") is EngineError
+    assert errors.find_error_class("OSError") is errors.find_error_class("find_error_class") is EngineError

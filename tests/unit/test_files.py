@@ -91,8 +91,8 @@ def test_failed_replacement_leaves_no_partial_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "where", "reason"),
     [
-        (b"a = 1\nb = = 2", r"x\.toml:2", "is not TOML"),
-        (b"a = '\xff'", r"x\.toml", "is not UTF-8 at byte 5"),
+        (b"a = 1\nb = = 2", r"x\.toml:2", "is not valid TOML"),
+        (b"a = '\xff'", r"x\.toml", "is not valid UTF-8 at byte 5"),
         (b"#" * (files.MAX_TOML_BYTES + 1), r"x\.toml", "cannot be read: larger than"),
     ],
 )
@@ -125,7 +125,10 @@ def saved_speeds(name: str) -> bool:
         ),
         (
             paths.kernel_speeds_file,
-            {verdicts.verdict_key(BUNDLE, MODULE, read_cpu()): KernelSpeeds(backend="", n_threads=1, products={})},
+            {
+                verdicts.compute_verdict_key(BUNDLE, MODULE, read_cpu()):
+                KernelSpeeds(backend="", n_threads=1, product_rates={})
+            },
             saved_speeds,
         ),
         (paths.observed_memory_file, {"k": [5]}, lambda name: observed_memory.extra_bytes(name) > 0),

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat.errors import PlanError
-from edgechat.humanize import duration, rate, size
+from edgechat.humanize import format_duration, format_rate, format_size
 from edgechat.models.instances import RunningInstance
 from edgechat.models.resources import describe_instance
 from edgechat.planner.machine import Machine
 from edgechat.planner.plan import plan
 from edgechat.planner.quality import quality
 from edgechat.planner.ranking import Candidate, evaluate
-from edgechat.planner.report import plan_row, row_lines
+from edgechat.planner.report import format_row_lines, make_plan_row
 from tests.unit.planner.profiles import llama
 
 FREE_BYTES = 23_765_000_000
@@ -30,13 +30,13 @@ FREE_BYTES = 23_765_000_000
     ],
 )  # fmt: skip
 def test_sizes_are_decimal(n_bytes: int, text: str) -> None:
-    assert size(n_bytes) == text
-    assert rate(n_bytes) == f"{text}/s"
+    assert format_size(n_bytes) == text
+    assert format_rate(n_bytes) == f"{text}/s"
 
 
 @given(st.integers(0, 10**14))
 def test_size_is_within_half_of_its_last_digit(n_bytes: int) -> None:
-    number, unit = size(n_bytes).split()
+    number, unit = format_size(n_bytes).split()
     factor = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}[unit]
     last_digit = 0.01 if "." in number else 1.0
     assert abs(float(number) * factor - n_bytes) <= 0.501 * last_digit * factor
@@ -46,7 +46,7 @@ def test_size_is_within_half_of_its_last_digit(n_bytes: int) -> None:
     ("seconds", "text"), [(0.4, "0 s"), (99.4, "99 s"), (100, "2 min"), (5999, "100 min"), (6000, "1.7 h")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_available_memory_reads_the_same_in_every_message() -> None:
@@ -58,10 +58,10 @@ def test_available_memory_reads_the_same_in_every_message() -> None:
     evaluation = evaluate(candidate, machine)
     texts = [
         str(refused.value),
-        "\n".join(row_lines(plan_row(evaluation, None), FREE_BYTES)),
+        "\n".join(format_row_lines(make_plan_row(evaluation, None), FREE_BYTES)),
         describe_instance(RunningInstance(pid=1, started_at=0.0, model_path="a.gguf", total_bytes=FREE_BYTES)),
     ]
     for text in texts:
         assert "23.77 GB" in text
         assert not re.search(r"[KMG]iB", text)
-    assert evaluation.verdict == f"needs at least {size(evaluation.memory.total)}"
+    assert evaluation.verdict == f"needs at least {format_size(evaluation.memory.total)}"

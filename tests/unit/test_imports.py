@@ -18,7 +18,7 @@ def imported_by(code: str) -> set[str]:
 def test_client_process_imports_no_native_code_and_no_numpy() -> None:
     loaded = imported_by(
         "import edgechat.tui.app, edgechat.chat.session, edgechat.cli.root, edgechat.cli.doctor\n"
-        "edgechat.cli.doctor.examine()"
+        "edgechat.cli.doctor.diagnose()"
     )
     assert not loaded & {"numpy", "llama_cpp", "llama_cpp.llama_cpp", "gguf", "jinja2"}
     assert not loaded & {"edgechat.runtime.bindings", "edgechat.runtime.model", "edgechat.engine.server"}

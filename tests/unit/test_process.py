@@ -17,7 +17,7 @@ from edgechat.prompt.renderer import PLAIN_TEMPLATE, Renderer
 def test_child_of_another_version_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "__version__", "0.0.9")
     for command in process.HIDDEN_COMMANDS:
-        run = subprocess.run(process.command_line(command), check=False)
+        run = subprocess.run(process.make_command_line(command), check=False)
         assert run.returncode == process.EXIT_VERSION_CHANGED
     renderer = Renderer()
     with pytest.raises(TemplateError, match="was upgraded while it was running"):

@@ -1,4 +1,4 @@
-"""Download of one file: lock it against other processes, resume, verify, and rename the complete file."""
+"""Download of one file: locking against other processes, resuming, hash check, and renaming of the complete file."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def download_file(
 ) -> Path:
     """Download a file unless it exists already, and return its path.
 
-    Only one of several processes downloads the same file; the other processes wait for it. After a failure, the next
-    call resumes from the received bytes. Raises DownloadError (disk full, wrong hash, cancelled) and HubError (refused,
-    not reachable).
+    If several processes need the same file, one process downloads it and the others wait. After a failure, the next
+    call resumes from the received bytes. Raises DownloadError (disk full, wrong hash, cancelled) and HubError (request
+    refused, server not reachable).
     """
     import filelock
 
@@ -47,12 +47,12 @@ def download_file(
                 lock.acquire(timeout=_LOCK_POLL_S)
                 break
             except filelock.Timeout:
-                on_progress(_waiting(request))
+                on_progress(_make_waiting_progress(request))
                 check_cancelled(cancel)
         try:
             if not _is_downloaded(request):
                 _transfer(request, on_progress, cancel, retry_policy)
-            # Deleting the lock file before its release is safe, because waiting processes find the complete file.
+            # The lock file can be deleted before the lock is released: waiting processes then find the complete file.
             with contextlib.suppress(OSError):
                 Path(lock.lock_file).unlink()
         finally:
@@ -75,13 +75,13 @@ def _is_downloaded(request: DownloadRequest) -> bool:
 def _transfer(
     request: DownloadRequest, on_progress: ProgressCallback, cancel: threading.Event, retry_policy: RetryPolicy
 ) -> None:
-    """Transfer the file and check its hash. If a resumed download has the wrong hash, start once from byte 0."""
+    """Transfer the file and check its hash. If a resumed download has a wrong hash, transfer all bytes once more."""
     for is_last_attempt in (False, True):
         transfer = Transfer(request, on_progress, cancel, retry_policy)
         sha256 = transfer.run()
         if not request.sha256 or sha256 == request.sha256:
             if not request.sha256:
-                _check_model(request, transfer.part)
+                _check_completeness(request, transfer.part)
             transfer.part.finish()
             return
         transfer.part.discard()
@@ -92,8 +92,8 @@ def _transfer(
             )
 
 
-def _check_model(request: DownloadRequest, part: PartialFile) -> None:
-    """Check the completeness of a model without expected hash by its header. Raises DownloadError."""
+def _check_completeness(request: DownloadRequest, part: PartialFile) -> None:
+    """Raise DownloadError if a model file without expected hash is incomplete according to its header."""
     if request.path.suffix.lower() != ".gguf":
         return
     try:
@@ -101,11 +101,11 @@ def _check_model(request: DownloadRequest, part: PartialFile) -> None:
     except ModelFileError as error:
         part.discard()
         raise DownloadError(
-            f"{http.redact_url(request.url)} is not a complete model, and the file was deleted: {error}"
+            f"The file from {http.redact_url(request.url)} is not a complete model file and was deleted: {error}"
         ) from None
 
 
-def _waiting(request: DownloadRequest) -> DownloadProgress:
+def _make_waiting_progress(request: DownloadRequest) -> DownloadProgress:
     return DownloadProgress(
         name=request.path.name, done_bytes=0, total_bytes=request.size_bytes, resumed_bytes=0, bytes_per_s=0.0,
         remaining_s=None, state="waiting",

@@ -1,4 +1,4 @@
-"""Hashes a file during its download."""
+"""SHA-256 of a file, computed during its download."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from edgechat.catalogue.download.partial_file import PartialFile
 
 _CHUNK_BYTES: Final = 1 << 20
 _POLL_S: Final = 0.05
-# Number of hashed bytes after which data is synced to disk. Otherwise a download that is faster than the disk would
-# wait at its end until all data is written.
+# Data is synced to disk after this number of hashed bytes. Otherwise, if the network is faster than the disk, the
+# download would have to wait at its end until all data is written.
 _FLUSH_BYTES: Final = 32 << 20
 
 
 class PartHasher:
-    """Thread that hashes the contiguous beginning of a partial file, so that the hash is ready with the last byte."""
+    """Thread that hashes a partial file up to its first gap, so that the hash is ready soon after the last byte."""
 
     def __init__(self, part: PartialFile) -> None:
         self._part = part
         self._hash = hashlib.sha256()
-        self._at = 0
+        self._position = 0
         self._wake = threading.Event()
         self._is_complete = False
         self._is_aborted = False
@@ -30,24 +30,24 @@ class PartHasher:
         self._thread.start()
 
     def wake(self) -> None:
-        """Notify the thread that more bytes may have arrived."""
+        """Notify the thread that further bytes may have arrived."""
         self._wake.set()
 
     def _run(self) -> None:
-        flushed_at = 0
+        flushed_position = 0
         try:
             while True:
                 end = self._part.contiguous_bytes
-                while self._at < end and not self._is_aborted:
-                    data = self._part.read(self._at, min(_CHUNK_BYTES, end - self._at))
+                while self._position < end and not self._is_aborted:
+                    data = self._part.read(self._position, min(_CHUNK_BYTES, end - self._position))
                     if not data:
                         raise OSError(f"{self._part.data_path} was truncated during the download")  # noqa: TRY301  (raised in `result`)
                     self._hash.update(data)
-                    self._at += len(data)
-                    if self._at - flushed_at >= _FLUSH_BYTES:
-                        flushed_at = self._at
+                    self._position += len(data)
+                    if self._position - flushed_position >= _FLUSH_BYTES:
+                        flushed_position = self._position
                         self._part.flush()
-                if self._is_aborted or (self._is_complete and self._at >= self._part.contiguous_bytes):
+                if self._is_aborted or (self._is_complete and self._position >= self._part.contiguous_bytes):
                     return
                 self._wake.wait(_POLL_S)
                 self._wake.clear()
@@ -55,9 +55,9 @@ class PartHasher:
             self._failure = error
 
     def result(self, timeout_s: float) -> str | None:
-        """Return the SHA-256 of the contiguous bytes, or None after `timeout_s`.
+        """Return the SHA-256 of the file, or None if it is not ready after `timeout_s`.
 
-        Call this only after the last byte was written. Raises OSError.
+        Call this method only after the last byte was written. Raises OSError.
         """
         self._is_complete = True
         self._wake.set()

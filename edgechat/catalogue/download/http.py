@@ -1,7 +1,7 @@
 """HTTP client for downloads: GET requests with byte ranges, proxies, redirects, and tokens sent to one origin only.
 
-The client uses only the standard library. Client libraries copy the data more often: with httpx2 a whole download took
-30 to 80 % more CPU time, and httpx2 cannot end a read from another thread.
+The client uses only the standard library, because HTTP libraries make additional copies of the data: with httpx2, a
+download took 30 to 80 % more CPU time. In addition, another thread could not end a read.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any, Final, TypeVar
 from edgechat.errors import HubError
 
 CONNECT_TIMEOUT_S: Final = 3.0
-"""Timeout for name resolution and connection together."""
+"""Timeout for name resolution and connecting together."""
 READ_TIMEOUT_S: Final = 20.0
 """Timeout for each read from a connection."""
-# Timeout for one address of a host. It is short, because the first of several addresses may be unreachable.
+# Timeout for each address of a host. It is short, because the first of several addresses may be unreachable.
 _ADDRESS_TIMEOUT_S: Final = 1.5
 MAX_REDIRECTS: Final = 5
-_REDIRECTS: Final = (301, 302, 303, 307, 308)
+_REDIRECT_STATUSES: Final = (301, 302, 303, 307, 308)
 _OK: Final = 200
 _PARTIAL_CONTENT: Final = 206
 _TRANSIENT_STATUSES: Final = frozenset({408, 429})
@@ -49,7 +49,7 @@ class HttpStatusError(HubError):
 
     @property
     def is_transient(self) -> bool:
-        """True if the same request may succeed later."""
+        """True if a repeated request may succeed."""
         return self.status in _TRANSIENT_STATUSES or self.status >= _FIRST_SERVER_ERROR
 
 
@@ -66,7 +66,7 @@ class ConnectError(ConnectionFailedError):
 
 
 class Response:
-    """HTTP response whose body starts at byte `start` of the file. As a context manager, it closes the connection."""
+    """HTTP response whose body starts at byte `start` of the file. Context manager that closes the connection."""
 
     def __init__(self, connection: http.client.HTTPConnection, url: str) -> None:
         self._connection = connection
@@ -75,12 +75,12 @@ class Response:
         self.url = url
         """Final URL after redirects."""
         self.headers = raw.headers
-        self.start, self.size_bytes = _start_and_size(raw)
+        self.start, self.size_bytes = _parse_start_and_size(raw)
         """Offset of the body in the file, and size of the whole file (None if the server does not send the size)."""
 
     @property
     def validator(self) -> str:
-        """Value of the If-Range header: strong ETag or modification date; "" if the server sends neither."""
+        """Value for the If-Range header of later requests: strong ETag or modification date; "" if neither was sent."""
         etag = self.headers.get("ETag", "")
         return etag if etag and not etag.startswith("W/") else self.headers.get("Last-Modified", "")
 
@@ -89,7 +89,7 @@ class Response:
         try:
             return self._raw.read1(count)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _connection_lost(self.url, error) from error
+            raise _make_connection_error(self.url, error) from error
 
     def close(self) -> None:
         with suppress(OSError):
@@ -109,7 +109,7 @@ def split_url(url: str) -> urllib.parse.SplitResult:
         parts = urllib.parse.urlsplit(url)
         parts.port  # noqa: B018  (parsed on access)
     except ValueError as error:
-        raise InvalidUrlError(f"Not a valid URL: {error}") from None
+        raise InvalidUrlError(f"The URL is not valid: {error}") from None
     return parts
 
 
@@ -120,12 +120,12 @@ def get(
     headers: Mapping[str, str] = {},
     *,
     read_timeout_s: float = READ_TIMEOUT_S,
-    on_connect: Callable[[socket.socket], None] = lambda connected: None,
+    on_connect: Callable[[socket.socket], None] = lambda sock: None,
 ) -> Response:
     """Request bytes `start` to `end` (exclusive) of a file. A server without range support sends the whole file.
 
-    After a redirect to another origin than that of `url`, `headers` are sent without token and cookies.
-    `on_connect` receives each new socket, so that another thread can end the transfer with `shut_down_socket`.
+    After a redirect to another origin, `headers` are sent without token and cookies. `on_connect` receives each new
+    socket, so that another thread can end the transfer with `shut_down_socket`.
     Raises HttpStatusError, InvalidUrlError and ConnectionFailedError.
     """
     headers = dict(headers) | {"Accept-Encoding": "identity"}
@@ -133,7 +133,7 @@ def get(
         headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
     for _ in range(MAX_REDIRECTS + 1):
         response = _request(url, headers, read_timeout_s, on_connect)
-        if response.status not in _REDIRECTS:
+        if response.status not in _REDIRECT_STATUSES:
             _check_status(response)
             return response
         response.close()
@@ -144,7 +144,8 @@ def get(
             }
         if url.startswith("https:") and not target.startswith("https:"):
             raise InvalidUrlError(
-                f"{redact_url(url)} redirects from https to {redact_url(target)}; the redirect was refused"
+                f"{redact_url(url)} redirects to {redact_url(target)}. "
+                "edgechat does not follow redirects from https to http."
             )
         url = target
     raise InvalidUrlError(f"{redact_url(url)} redirects more than {MAX_REDIRECTS} times")
@@ -153,8 +154,8 @@ def get(
 def run_with_timeout(timeout_s: float, work: Callable[[], T], host: str) -> T:
     """Run `work` in a thread, and return its result.
 
-    The thread is needed because a name lookup cannot be interrupted. Raises ConnectionFailedError after `timeout_s`,
-    and any exception of `work`.
+    The thread is needed because a name lookup cannot be interrupted. Raises the exceptions of `work`. After `timeout_s`
+    seconds, raises ConnectionFailedError with `host` in its message.
     """
     result: list[Any] = []
     failure: list[BaseException] = []
@@ -176,16 +177,16 @@ def run_with_timeout(timeout_s: float, work: Callable[[], T], host: str) -> T:
 
 
 def check_reachable(url: str) -> None:
-    """Connect to the server of `url` or its proxy, and close the connection. Raises ConnectError."""
+    """Check that the server of `url`, or its proxy, accepts a connection. Raises ConnectError."""
     connection, _, _ = _connect(url, READ_TIMEOUT_S)
     connection.close()
 
 
-def shut_down_socket(connected: socket.socket) -> None:
+def shut_down_socket(sock: socket.socket) -> None:
     """End a transfer from another thread: `Response.read` then returns b"" or raises ConnectionFailedError."""
     with suppress(OSError):
-        # After SSLSocket.shutdown, reads would return encrypted bytes.
-        socket.socket.shutdown(connected, socket.SHUT_RDWR)
+        # Do not call SSLSocket.shutdown: after it, reads would return encrypted bytes.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _request(
@@ -198,11 +199,11 @@ def _request(
         return Response(connection, url)
     except (OSError, http.client.HTTPException, ValueError) as error:
         connection.close()
-        raise _connection_lost(url, error) from error
+        raise _make_connection_error(url, error) from error
 
 
 def _connect(url: str, read_timeout_s: float) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
-    """Return an open connection, the request target (path, or URL for a proxy) and the headers for the proxy."""
+    """Connect to the server or its proxy. Returns connection, request target (path or URL) and proxy headers."""
     parts = split_url(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise InvalidUrlError(f"{redact_url(url)} is not an http or https URL")
@@ -210,27 +211,27 @@ def _connect(url: str, read_timeout_s: float) -> tuple[http.client.HTTPConnectio
     proxy_url = urllib.request.getproxies().get(parts.scheme)
     if proxy_url and urllib.request.proxy_bypass(parts.hostname):
         proxy_url = None
-    peer = _parse_proxy(proxy_url, parts.scheme) if proxy_url else parts
-    tls = ssl.create_default_context() if parts.scheme == "https" else None
-    host, port = peer.hostname or "", peer.port
+    address = _parse_proxy(proxy_url, parts.scheme) if proxy_url else parts
+    tls_context = ssl.create_default_context() if parts.scheme == "https" else None
+    host, port = address.hostname or "", address.port
     connection = (
-        http.client.HTTPSConnection(host, port, timeout=_ADDRESS_TIMEOUT_S, context=tls)
-        if tls
+        http.client.HTTPSConnection(host, port, timeout=_ADDRESS_TIMEOUT_S, context=tls_context)
+        if tls_context
         else http.client.HTTPConnection(host, port, timeout=_ADDRESS_TIMEOUT_S)
     )
     proxy_headers = {}
     if proxy_url:
-        login = _proxy_login(peer)
-        if tls:
-            connection.set_tunnel(parts.hostname, parts.port or 443, headers=login)
+        authorization_headers = _make_proxy_headers(address)
+        if tls_context:
+            connection.set_tunnel(parts.hostname, parts.port or 443, headers=authorization_headers)
         else:
-            target, proxy_headers = url, login
+            target, proxy_headers = url, authorization_headers
     try:
         run_with_timeout(CONNECT_TIMEOUT_S, connection.connect, host)
         connection.sock.settimeout(read_timeout_s)
     except (OSError, http.client.HTTPException, ValueError, ConnectionFailedError) as error:
         connection.close()
-        raise ConnectError(f"Cannot reach {host}: {_reason(error)}") from None
+        raise ConnectError(f"Cannot reach {host}: {_error_reason(error)}") from None
     return connection, target, proxy_headers
 
 
@@ -242,10 +243,10 @@ def _parse_proxy(proxy_url: str, scheme: str) -> urllib.parse.SplitResult:
     except ValueError:
         pass
     # The message omits the address, because it may contain a password.
-    raise ConnectError(f"The environment variable {scheme}_proxy does not contain a valid proxy address. Correct it.")
+    raise ConnectError(f"The environment variable {scheme}_proxy is not a valid proxy address. Correct this variable.")
 
 
-def _proxy_login(proxy: urllib.parse.SplitResult) -> dict[str, str]:
+def _make_proxy_headers(proxy: urllib.parse.SplitResult) -> dict[str, str]:
     if not proxy.username:
         return {}
     user = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
@@ -260,26 +261,28 @@ def _check_status(response: Response) -> None:
     raise HttpStatusError(
         f"{redact_url(response.url)} responded with HTTP status {response.status}",
         response.status,
-        retry_after_s(response.headers),
+        parse_retry_after(response.headers),
         response.headers.get("X-Error-Code", ""),
     )
 
 
-def retry_after_s(headers: Mapping[str, str] | http.client.HTTPMessage) -> float | None:
-    """Return the Retry-After header in seconds; None if it is absent or a date."""
+def parse_retry_after(headers: Mapping[str, str] | http.client.HTTPMessage) -> float | None:
+    """Return the value of the Retry-After header in seconds; None if it is absent or a date."""
     value = headers.get("Retry-After", "")
     return float(value) if value.isascii() and value.isdigit() and len(value) <= _MAX_RETRY_AFTER_DIGITS else None
 
 
-def _start_and_size(raw: http.client.HTTPResponse) -> tuple[int, int | None]:
+def _parse_start_and_size(raw: http.client.HTTPResponse) -> tuple[int, int | None]:
     if raw.status == _PARTIAL_CONTENT:
         content_range = raw.headers.get("Content-Range", "")
         unit, _, span_and_size = content_range.partition(" ")
         span, _, size = span_and_size.partition("/")
-        first = span.partition("-")[0]
-        if unit == "bytes" and first.isdigit():
-            return int(first), int(size) if size.isdigit() else None
-        raise http.client.HTTPException(f"the server sent a partial response with the range {content_range!r}")
+        start = span.partition("-")[0]
+        if unit == "bytes" and start.isdigit():
+            return int(start), int(size) if size.isdigit() else None
+        raise http.client.HTTPException(
+            f"the server sent a partial response with an invalid Content-Range header: {content_range!r}"
+        )
     length = raw.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None
 
@@ -297,14 +300,14 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def redact_url(url: str) -> str:
-    """Return a URL without user, password and query, which may contain secrets."""
+    """Return a URL without user name, password and query, which can contain secrets."""
     parts = split_url(url)
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
-def _connection_lost(url: str, error: BaseException) -> ConnectionFailedError:
-    return ConnectionFailedError(f"Lost the connection to {split_url(url).hostname}: {_reason(error)}")
+def _make_connection_error(url: str, error: BaseException) -> ConnectionFailedError:
+    return ConnectionFailedError(f"Lost the connection to {split_url(url).hostname}: {_error_reason(error)}")
 
 
-def _reason(error: BaseException) -> str:
+def _error_reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,7 +1,7 @@
-"""Partial downloads: NAME.part has the received bytes, and NAME.part.log lists their ranges.
+"""Partial downloads: NAME.part contains the received bytes, and NAME.part.log lists their ranges.
 
-Each log record is written after its bytes, so that killing the process loses at most the write in progress. The hash
-check detects damage by a power failure.
+Each log record is written after its bytes, so that a killed process loses at most the write in progress. The hash check
+detects damage caused by a power failure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_VERSION_BYTES: Final = 4096
 
 
 class FileVersion(msgspec.Struct, frozen=True):
-    """Version of a remote file, saved in the first line of the log, so that bytes of two versions are never mixed."""
+    """Version of a remote file, saved at the start of NAME.part.log, so that bytes of two versions are never mixed."""
 
     size_bytes: int | None
     """File size; None if the server does not send it."""
@@ -33,7 +33,7 @@ class PartialFile:
     """An open `.part` file with its log. All methods except `close`, `discard` and `finish` are thread-safe."""
 
     def __init__(self, path: Path, version: FileVersion) -> None:
-        """Open or create the partial file of `path`. Received bytes of another version than `version` are deleted.
+        """Open or create the partial file of `path`. If its bytes are from another version of the file, delete them.
 
         Raises OSError.
         """
@@ -46,13 +46,13 @@ class PartialFile:
         self._is_closed = False
         path.parent.mkdir(parents=True, exist_ok=True)
         logged_spans = self._read_log() if version.version else []
-        self._data = os.open(self.data_path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
-        size_bytes = os.fstat(self._data).st_size
+        self._data_fd = os.open(self.data_path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        size_bytes = os.fstat(self._data_fd).st_size
         for start, end in logged_spans:
             if start < end <= min(size_bytes, version.size_bytes or size_bytes):
                 self._add_span(start, end)
         self.resumed_bytes = self.received_bytes
-        self._log = self._start_log()
+        self._log_fd = self._start_log()
 
     def _read_log(self) -> list[tuple[int, int]]:
         try:
@@ -63,48 +63,48 @@ class PartialFile:
                 return []
         except (OSError, msgspec.MsgspecError):
             return []
-        whole = len(records) - len(records) % _RECORD.size
-        return [(start, end) for start, end in _RECORD.iter_unpack(records[:whole])]
+        complete_bytes = len(records) - len(records) % _RECORD.size
+        return [(start, end) for start, end in _RECORD.iter_unpack(records[:complete_bytes])]
 
     def _start_log(self) -> int:
-        """Replace the log by one with the present ranges, because the log must never list missing bytes."""
+        """Replace the log with a log that lists only `_spans`, and return its file descriptor."""
         new_log = self._log_path.with_name(self._log_path.name + ".new")
         spans = b"".join(_RECORD.pack(*span) for span in self._spans)
         new_log.write_bytes(msgspec.json.encode(self.version) + b"\n" + spans)
         if not self._spans:
-            os.ftruncate(self._data, 0)
+            os.ftruncate(self._data_fd, 0)
         new_log.replace(self._log_path)
         return os.open(self._log_path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write received bytes at `offset`, and log their range. If it raises OSError, the range counts as missing."""
+        """Write received bytes at `offset`, and log their range. If it raises OSError, the range is still missing."""
         view = memoryview(data)
         with self._lock:
-            if self._is_closed:  # another file may have the same descriptor by now
-                raise OSError(errno.EBADF, "is closed", str(self.data_path))
-            at = offset
+            if self._is_closed:  # the descriptor may belong to another file by now
+                raise OSError(errno.EBADF, "The partial file is closed", str(self.data_path))
+            position = offset
             while view:
-                written = _pwrite(self._data, view, at)
-                at, view = at + written, view[written:]
-            os.write(self._log, _RECORD.pack(offset, at))
-            self._add_span(offset, at)
+                n_written = _pwrite(self._data_fd, view, position)
+                position, view = position + n_written, view[n_written:]
+            os.write(self._log_fd, _RECORD.pack(offset, position))
+            self._add_span(offset, position)
 
     def read(self, offset: int, count: int) -> bytes:
         """Return at most `count` received bytes from `offset`. Raises OSError."""
-        return _pread(self._data, count, offset, self._lock)
+        return _pread(self._data_fd, count, offset, self._lock)
 
     def flush(self) -> None:
-        """Sync the data to disk, so that `finish` has little left to write. Raises OSError."""
-        getattr(os, "fdatasync", os.fsync)(self._data)
+        """Sync the data to disk, so that `finish` has little data to sync. Raises OSError."""
+        getattr(os, "fdatasync", os.fsync)(self._data_fd)
 
     def _add_span(self, start: int, end: int) -> None:
-        merged: list[tuple[int, int]] = []
+        merged_spans: list[tuple[int, int]] = []
         for span in sorted([*self._spans, (start, end)]):
-            if merged and span[0] <= merged[-1][1]:
-                merged[-1] = merged[-1][0], max(merged[-1][1], span[1])
+            if merged_spans and span[0] <= merged_spans[-1][1]:
+                merged_spans[-1] = merged_spans[-1][0], max(merged_spans[-1][1], span[1])
             else:
-                merged.append(span)
-        self._spans = merged
+                merged_spans.append(span)
+        self._spans = merged_spans
 
     @property
     def received_bytes(self) -> int:
@@ -118,21 +118,21 @@ class PartialFile:
         return spans[0][1] if spans and spans[0][0] == 0 else 0
 
     def missing_ranges(self, size_bytes: int) -> list[tuple[int, int]]:
-        """Return the ranges (start, end) that are missing in a file of `size_bytes`."""
-        gaps, at = [], 0
+        """Return the missing ranges (start, end) of a file with the size `size_bytes`."""
+        missing_ranges, position = [], 0
         for start, end in self._spans:
-            if start > at:
-                gaps.append((at, start))
-            at = end
-        return [*gaps, (at, size_bytes)] if at < size_bytes else gaps
+            if start > position:
+                missing_ranges.append((position, start))
+            position = end
+        return [*missing_ranges, (position, size_bytes)] if position < size_bytes else missing_ranges
 
     def close(self) -> None:
-        """Close the part file and its log; a later download can resume."""
+        """Close the part file and its log, but keep both, so that a later download can resume."""
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
-                os.close(self._data)
-                os.close(self._log)
+                os.close(self._data_fd)
+                os.close(self._log_fd)
 
     def discard(self) -> None:
         """Close and delete the part file and its log."""
@@ -144,7 +144,7 @@ class PartialFile:
     def finish(self) -> None:
         """Sync and close the complete file, and rename it to `path`. Raises OSError."""
         try:
-            os.fsync(self._data)
+            os.fsync(self._data_fd)
         finally:
             self.close()
         self.data_path.replace(self.path)
@@ -152,16 +152,16 @@ class PartialFile:
             self._log_path.unlink()
 
 
-def _pwrite(file: int, data: memoryview, offset: int) -> int:
+def _pwrite(fd: int, data: memoryview, offset: int) -> int:
     if hasattr(os, "pwrite"):
-        return os.pwrite(file, data, offset)
-    os.lseek(file, offset, os.SEEK_SET)  # Windows; the caller holds the lock
-    return os.write(file, data)
+        return os.pwrite(fd, data, offset)
+    os.lseek(fd, offset, os.SEEK_SET)  # Windows has no pwrite; the caller holds the lock
+    return os.write(fd, data)
 
 
-def _pread(file: int, count: int, offset: int, lock: threading.Lock) -> bytes:
+def _pread(fd: int, n_bytes: int, offset: int, lock: threading.Lock) -> bytes:
     if hasattr(os, "pread"):
-        return os.pread(file, count, offset)
+        return os.pread(fd, n_bytes, offset)
     with lock:
-        os.lseek(file, offset, os.SEEK_SET)
-        return os.read(file, count)
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, n_bytes)

@@ -12,34 +12,35 @@ import msgspec
 from edgechat import paths
 from edgechat.catalogue.download import http
 from edgechat.errors import DownloadError
-from edgechat.humanize import duration, rate, size
+from edgechat.humanize import format_duration, format_rate, format_size
 
-# Disk space that downloads leave free for other programs. Small downloads leave less free.
+# Disk space that a download must leave free for other programs. The amount is smaller for small downloads, but never
+# below `_MIN_SPARE_DISK_BYTES`.
 _SPARE_DISK_BYTES: Final = 64 << 20
 _MIN_SPARE_DISK_BYTES: Final = 4 << 20
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits for retries, slow connections and parallel connections."""
+    """Limits for retries and for slow and parallel connections."""
 
     max_tries: int = 5
-    """Maximum number of failures in a row.
+    """Number of consecutive failures after which the download fails.
 
-    A connection that transferred `min_bytes_per_s * read_timeout_s` bytes resets the count.
+    The count restarts after a connection that transferred `min_bytes_per_s * read_timeout_s` bytes.
     """
     first_pause_s: float = 0.5
-    """Pause before the second attempt, doubled for each further attempt."""
+    """Pause before the second attempt. The pause doubles for each further attempt."""
     max_pause_s: float = 60.0
-    """Maximum pause. If a server requests a longer pause (Retry-After), the download fails."""
+    """Maximum pause before an attempt. If a server requests a longer pause (Retry-After), the download fails."""
     read_timeout_s: float = http.READ_TIMEOUT_S
     """Timeout for each read from a connection."""
     min_bytes_per_s: int = 1024
-    """Minimum speed: a connection that stays slower for `read_timeout_s` is replaced."""
+    """Minimum speed of a connection. A connection that is slower for `read_timeout_s` is replaced."""
     max_connections: int = 4
     growth_interval_s: float = 2.0
-    """Time for which the effect of an added connection is measured."""
+    """Duration of the speed measurement after a connection was added."""
     min_speedup: float = 1.2
-    """Factor by which the last added connection must have increased the speed before another one is added."""
+    """Factor by which an added connection must increase the speed, so that another connection is added."""
 
 
 class DownloadRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +54,7 @@ class DownloadRequest(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str = ""
     """Expected hash; "" if unknown."""
     headers: dict[str, str] = {}
-    """HTTP headers. Token and cookies are not sent to other servers after a redirect."""
+    """HTTP headers. After a redirect to another server, the token and cookies are omitted."""
 
 
 class DownloadProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,37 +64,37 @@ class DownloadProgress(msgspec.Struct, frozen=True, kw_only=True):
     done_bytes: int
     total_bytes: int | None
     resumed_bytes: int
-    """Bytes of `done_bytes` that an earlier attempt downloaded."""
+    """Number of bytes in `done_bytes` that earlier attempts downloaded."""
     bytes_per_s: float
     remaining_s: float | None
     state: str
-    """`waiting` for another process, `downloading`, or `verifying`."""
+    """State of the download: `waiting` (for another process), `downloading` or `verifying`."""
 
     @property
     def text(self) -> str:
         """Progress as one line of text for display."""
         if self.state == "waiting":
-            return "waiting for another edgechat that downloads this file"
-        done = size(self.done_bytes)
+            return "waiting for another edgechat process that downloads this file"
+        progress_text = format_size(self.done_bytes)
         if self.total_bytes:
-            done += f" of {size(self.total_bytes)} ({100 * self.done_bytes // self.total_bytes} %)"
+            progress_text += f" of {format_size(self.total_bytes)} ({100 * self.done_bytes // self.total_bytes} %)"
         if self.state != "downloading":
-            return f"{done}, verifying"
-        remaining = "" if self.remaining_s is None else f", {duration(self.remaining_s)} left"
-        return f"{done}, {rate(self.bytes_per_s)}{remaining}"
+            return f"{progress_text}, verifying"
+        remaining_text = "" if self.remaining_s is None else f", {format_duration(self.remaining_s)} left"
+        return f"{progress_text}, {format_rate(self.bytes_per_s)}{remaining_text}"
 
 
 ProgressCallback = Callable[[DownloadProgress], None]
 
 
 class DownloadCancelled(DownloadError):  # noqa: N818  (not a failure)
-    """Raised when the caller cancelled the download; the part file stays for a later attempt."""
+    """Raised when the caller cancelled the download. The part file remains for a later attempt."""
 
 
 def check_cancelled(cancel: threading.Event) -> None:
     """Raise DownloadCancelled if `cancel` is set."""
     if cancel.is_set():
-        raise DownloadCancelled("Download stopped. The received part is saved; start the download again to resume.")
+        raise DownloadCancelled("Download stopped. The received bytes are saved. Start the download again to resume.")
 
 
 def check_disk_space(path: Path, missing_bytes: int) -> None:
@@ -102,6 +103,7 @@ def check_disk_space(path: Path, missing_bytes: int) -> None:
     spare_bytes = min(_SPARE_DISK_BYTES, _MIN_SPARE_DISK_BYTES + missing_bytes)
     if missing_bytes + spare_bytes > free_bytes:
         raise DownloadError(
-            f"{path.name} needs {size(missing_bytes)} more, with {size(spare_bytes)} left free, but "
-            f"{path.parent} has {size(free_bytes)} free. Delete some files, and start the download again to resume."
+            f"{path.name} needs another {format_size(missing_bytes)}, and {format_size(spare_bytes)} must remain free, "
+            f"but {path.parent} has only {format_size(free_bytes)}. "
+            "Delete some files, and start the download again to resume."
         )

@@ -1,4 +1,4 @@
-"""One attempt to transfer a file over parallel connections that write to one partial file."""
+"""Transfer of a file over parallel connections that write to one partial file."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from edgechat.catalogue.download.request import (
     check_disk_space,
 )
 from edgechat.errors import DownloadError, EdgechatError, HubError
-from edgechat.humanize import size
+from edgechat.humanize import format_size
 
 _READ_BYTES: Final = 512 << 10
-# Minimum number of bytes for which another connection is opened.
+# Minimum size of the range that an additional connection downloads.
 _MIN_RANGE_BYTES: Final = 8 << 20
-# Range end of a file of unknown size.
+# End offset of the range of a file whose size is unknown.
 _UNKNOWN_END: Final = 1 << 62
-_TICK_S: Final = 0.1
-# Period over which the displayed speed is averaged.
+_POLL_S: Final = 0.1
+# Period in seconds over which the displayed speed is averaged.
 _SPEED_WINDOW_S: Final = 5.0
 _PARTIAL_CONTENT: Final = 206
 
 
 class _Range:
-    """Bytes from `at` to `end` that one connection must still transfer. Another connection may take the second half."""
+    """Bytes from `position` to `end` that one connection still has to transfer. Another can take the second half."""
 
-    def __init__(self, at: int, end: int) -> None:
-        self.at = at
+    def __init__(self, position: int, end: int) -> None:
+        self.position = position
         self.end = end
 
 
 class Transfer:
-    """One attempt to transfer a file, with connection threads that write to `part` and a monitor loop in `run`."""
+    """Transfer of one file by connection threads that write to `part`, with a monitor loop in `run`."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Transfer:
         self._cancel = cancel
         self._retry_policy = retry_policy
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
+        self._stop_event = threading.Event()
         self._sockets: set[socket.socket] = set()
         self._size_bytes = request.size_bytes
         self._validator = ""
@@ -68,33 +68,33 @@ class Transfer:
         self._was_reached = False
         self._first_response: http.Response | None = None
         if self._size_bytes is None or not request.sha256:
-            self._first_response = response = self._open_first()
+            self._first_response = response = self._open_first_response()
             self._size_bytes = response.size_bytes if self._size_bytes is None else self._size_bytes
             self._validator = "" if request.sha256 else response.validator
         self.part = PartialFile(request.path, FileVersion(self._size_bytes, request.sha256 or self._validator))
         self._failure: BaseException | None = None
-        missing = self.part.missing_ranges(self._size_bytes) if self._size_bytes is not None else [(0, _UNKNOWN_END)]
-        self._pending = [_Range(*span) for span in missing]
+        spans = self.part.missing_ranges(self._size_bytes) if self._size_bytes is not None else [(0, _UNKNOWN_END)]
+        self._pending = [_Range(*span) for span in spans]
         self._active: list[_Range] = []
         self._threads: list[threading.Thread] = []
         self._may_grow = True
         self._hasher = PartHasher(self.part)
 
-    def _open_first(self) -> http.Response:
-        for failures in itertools.count(1):
+    def _open_first_response(self) -> http.Response:
+        for n_failures in itertools.count(1):
             try:
                 return self._open(0)
             except HubError as error:  # noqa: PERF203  (pauses follow)
-                self._pause_or_raise(error, failures, self._cancel)
+                self._pause_or_raise(error, n_failures, self._cancel)
                 check_cancelled(self._cancel)
         raise AssertionError  # itertools.count does not end
 
     # Monitor loop
 
     def run(self) -> str:
-        """Transfer the missing ranges, and return the SHA-256 of the file. `part` is complete and stays open.
+        """Transfer the missing ranges, and return the SHA-256 of the file. The complete `part` remains open.
 
-        Raises DownloadError, HubError and OSError after closing `part`.
+        Raises DownloadError, HubError and OSError; `part` is then closed.
         """
         try:
             self._check_disk_space()
@@ -102,15 +102,15 @@ class Transfer:
             if self._failure is not None:
                 raise self._failure  # noqa: TRY301  (cleaned up below)
             check_cancelled(self._cancel)
-            if self._size_bytes is not None and (gaps := self.part.missing_ranges(self._size_bytes)):
+            if self._size_bytes is not None and (missing_ranges := self.part.missing_ranges(self._size_bytes)):
                 raise DownloadError(  # noqa: TRY301
-                    f"{self._request.path.name} is incomplete: {len(gaps)} ranges are missing. "
+                    f"{self._request.path.name} is incomplete: {len(missing_ranges)} byte ranges are missing. "
                     "Start the download again to resume."
                 )
-            while (sha256 := self._hasher.result(_TICK_S)) is None:
-                self._on_progress(self._progress("verifying", 0.0))
+            while (sha256 := self._hasher.result(_POLL_S)) is None:
+                self._on_progress(self._make_progress("verifying", 0.0))
                 check_cancelled(self._cancel)
-            self._on_progress(self._progress("verifying", 0.0))
+            self._on_progress(self._make_progress("verifying", 0.0))
             return sha256
         except BaseException:
             self._stop()
@@ -124,19 +124,21 @@ class Transfer:
                 self._first_response.close()
 
     def _monitor(self) -> None:
-        """Report progress until all connections have ended, and add connections while that increases the speed."""
+        """Report progress until all connections have ended, and add connections while they increase the speed."""
         self._start_connection()
         history = [(time.monotonic(), self.part.received_bytes)]
         best_bytes_per_s, added_at = 0.0, time.monotonic()
-        while (running := [thread for thread in self._threads if thread.is_alive()]) or self._has_pending():
-            if not running:  # a connection failed and returned its range after all others had ended
+        while (
+            running_threads := [thread for thread in self._threads if thread.is_alive()]
+        ) or self._has_pending_ranges():
+            if not running_threads:  # a connection failed and returned its range after all others had ended
                 self._start_connection()
                 continue
-            running[0].join(_TICK_S)
-            now, received = time.monotonic(), self.part.received_bytes
-            history = [point for point in history if now - point[0] <= _SPEED_WINDOW_S] or [(now, received)]
-            history.append((now, received))
-            self._on_progress(self._progress("downloading", _bytes_per_s(history)))
+            running_threads[0].join(_POLL_S)
+            now, received_bytes = time.monotonic(), self.part.received_bytes
+            history = [point for point in history if now - point[0] <= _SPEED_WINDOW_S] or [(now, received_bytes)]
+            history.append((now, received_bytes))
+            self._on_progress(self._make_progress("downloading", _bytes_per_s(history)))
             self._hasher.wake()
             if self._cancel.is_set() or self._failure is not None:
                 self._stop()
@@ -144,14 +146,14 @@ class Transfer:
                 self._check_disk_space()
                 bytes_per_s = _bytes_per_s([point for point in history if point[0] >= added_at])
                 is_faster = bytes_per_s > best_bytes_per_s * self._retry_policy.min_speedup
-                has_free_connection = len(running) < self._retry_policy.max_connections
+                has_free_connection = len(running_threads) < self._retry_policy.max_connections
                 if is_faster and has_free_connection and self._may_grow and self._is_ranged:
                     self._start_connection()
                 best_bytes_per_s, added_at = max(bytes_per_s, best_bytes_per_s), now
 
-    def _has_pending(self) -> bool:
+    def _has_pending_ranges(self) -> bool:
         with self._lock:
-            return bool(self._pending) and self._failure is None and not self._stopped.is_set()
+            return bool(self._pending) and self._failure is None and not self._stop_event.is_set()
 
     def _start_connection(self) -> None:
         thread = threading.Thread(target=self._run_connection, daemon=True)
@@ -161,26 +163,27 @@ class Transfer:
     def _stop(self) -> None:
         """Stop all connections. Bytes that arrive later are not written."""
         with self._lock:
-            self._stopped.set()
-            for connected in self._sockets:
-                http.shut_down_socket(connected)
+            self._stop_event.set()
+            for sock in self._sockets:
+                http.shut_down_socket(sock)
 
     def _check_disk_space(self) -> None:
         check_disk_space(self._request.path, (self._size_bytes or 0) - self.part.received_bytes)
 
-    def _progress(self, state: str, bytes_per_s: float) -> DownloadProgress:
-        done = self.part.received_bytes
-        is_measurable = self._size_bytes is not None and bytes_per_s > 0
+    def _make_progress(self, state: str, bytes_per_s: float) -> DownloadProgress:
+        received_bytes = self.part.received_bytes
+        missing_bytes = None if self._size_bytes is None else self._size_bytes - received_bytes
         return DownloadProgress(
-            name=self._request.path.name, done_bytes=done, total_bytes=self._size_bytes,
+            name=self._request.path.name, done_bytes=received_bytes, total_bytes=self._size_bytes,
             resumed_bytes=self.part.resumed_bytes, bytes_per_s=bytes_per_s,
-            remaining_s=((self._size_bytes or 0) - done) / bytes_per_s if is_measurable else None, state=state,
+            remaining_s=missing_bytes / bytes_per_s if missing_bytes is not None and bytes_per_s > 0 else None,
+            state=state,
         )  # fmt: skip
 
     # Connections
 
     def _run_connection(self) -> None:
-        """Transfer ranges until none is pending. A permanent failure ends the attempt if no other connection works."""
+        """Transfer ranges until no range is pending. A failure ends the transfer if no other connection works."""
         span = None
         try:
             while (span := self._take_range()) is not None:
@@ -191,7 +194,7 @@ class Transfer:
             self._handle_failure(error, span)
 
     def _handle_failure(self, error: BaseException, span: _Range | None) -> None:
-        """Return the range of a failed connection to `_pending`. If no other connection works, fail the attempt."""
+        """Add the range of a failed connection to `_pending`. If no other connection works, record the failure."""
         with self._lock:
             n_others = sum(thread.is_alive() for thread in self._threads) - 1
             if span is not None and n_others and self._active and isinstance(error, HubError):
@@ -199,71 +202,72 @@ class Transfer:
                 self._pending.append(span)
                 self._may_grow = False
             elif self._failure is None:
-                self._failure = self._disk_error(error) if isinstance(error, OSError) else error
+                self._failure = self._make_disk_error(error) if isinstance(error, OSError) else error
 
-    def _disk_error(self, error: OSError) -> EdgechatError:
+    def _make_disk_error(self, error: OSError) -> EdgechatError:
         return DownloadError(
-            f"{self._request.path.name}: {error.strerror or error}. {size(self.part.received_bytes)} have arrived "
-            "and are saved. Start the download again to resume."
+            f"{self._request.path.name}: {error.strerror or error}. The received bytes "
+            f"({format_size(self.part.received_bytes)}) are saved. Start the download again to resume."
         )
 
     def _take_range(self) -> _Range | None:
-        """Return a pending range, or else the second half of the longest active range; None if there is no work."""
+        """Return a pending range, or else the second half of the longest active range; None if neither is available."""
         with self._lock:
-            if self._stopped.is_set():
+            if self._stop_event.is_set():
                 return None
             if self._pending:
                 span = self._pending.pop(0)
             else:
-                longest = max(self._active, key=lambda span: span.end - span.at, default=None)
-                if longest is None or not self._is_ranged or not self._may_grow:
+                longest_range = max(self._active, key=lambda span: span.end - span.position, default=None)
+                if longest_range is None or not self._is_ranged or not self._may_grow:
                     return None
-                if longest.end - longest.at < 2 * _MIN_RANGE_BYTES:
+                if longest_range.end - longest_range.position < 2 * _MIN_RANGE_BYTES:
                     return None
-                middle = (longest.at + longest.end) // 2
-                span, longest.end = _Range(middle, longest.end), middle
+                middle = (longest_range.position + longest_range.end) // 2
+                span, longest_range.end = _Range(middle, longest_range.end), middle
             self._active.append(span)
             return span
 
     def _transfer_range(self, span: _Range) -> None:
-        """Transfer a range, with a new connection after each failure. Raises HubError, DownloadError and OSError."""
-        failures = 0
-        while span.at < span.end and not self._stopped.is_set():
-            at = span.at
+        """Transfer a range, and reconnect after transient failures. Raises HubError, DownloadError and OSError."""
+        n_failures = 0
+        while span.position < span.end and not self._stop_event.is_set():
+            start = span.position
             try:
-                with self._take_response(span.at) as response:
+                with self._take_response(span.position) as response:
                     self._write_body(response, span)
-                if span.end == _UNKNOWN_END or self._stopped.is_set():
-                    return  # a file of unknown size ends with the connection
+                if span.end == _UNKNOWN_END or self._stop_event.is_set():
+                    return  # the end of the connection marks the end of a file of unknown size
                 failure: HubError = http.ConnectionFailedError(
-                    f"{self._request.path.name}: the connection ended at byte {span.at}"
+                    f"{self._request.path.name}: the connection ended at byte {span.position}"
                 )
             except HubError as error:
                 failure = error
-            if span.at >= span.end or self._stopped.is_set():
+            if span.position >= span.end or self._stop_event.is_set():
                 return
             if span.end == _UNKNOWN_END or (not self._is_ranged and not self._request.sha256 and not self._validator):
-                span.at = 0  # the next response may be another version of the file
-            is_progress = span.at - at >= self._retry_policy.min_bytes_per_s * self._retry_policy.read_timeout_s
-            failures = 1 if is_progress else failures + 1
-            self._pause_or_raise(failure, failures, self._stopped)
+                span.position = 0  # the next response may be for another version of the file
+            received_bytes = span.position - start
+            has_progressed = received_bytes >= self._retry_policy.min_bytes_per_s * self._retry_policy.read_timeout_s
+            n_failures = 1 if has_progressed else n_failures + 1
+            self._pause_or_raise(failure, n_failures, self._stop_event)
 
-    def _pause_or_raise(self, error: HubError, failures: int, stopped: threading.Event) -> None:
-        """Pause before the next attempt, or raise the error if it is permanent or this was the last attempt."""
+    def _pause_or_raise(self, error: HubError, n_failures: int, stop_event: threading.Event) -> None:
+        """Pause before the next attempt. Raises `error` if it is permanent or no attempt is left."""
         policy = self._retry_policy
-        requested_s = 0.0
-        may_retry = not isinstance(error, http.InvalidUrlError)
+        requested_pause_s = 0.0
+        can_retry = not isinstance(error, http.InvalidUrlError)
         if isinstance(error, http.HttpStatusError):
-            may_retry, requested_s = error.is_transient, error.retry_after_s or 0.0
-            if requested_s > policy.max_pause_s:
+            can_retry, requested_pause_s = error.is_transient, error.retry_after_s or 0.0
+            if requested_pause_s > policy.max_pause_s:
                 raise http.HttpStatusError(
-                    f"{error}. The server requests a pause of {requested_s:.0f} s. Try again later.", error.status
+                    f"{error}. The server requests a pause of {requested_pause_s:.0f} s. Try again later.", error.status
                 ) from None
         elif isinstance(error, http.ConnectError):
-            may_retry = self._was_reached
-        if not may_retry or failures >= policy.max_tries:
+            can_retry = self._was_reached
+        if not can_retry or n_failures >= policy.max_tries:
             raise error
-        stopped.wait(max(requested_s, min(policy.max_pause_s, policy.first_pause_s * 2 ** (failures - 1))))
+        stop_event.wait(max(requested_pause_s, min(policy.max_pause_s, policy.first_pause_s * 2 ** (n_failures - 1))))
 
     def _take_response(self, start: int) -> http.Response:
         with self._lock:
@@ -286,36 +290,36 @@ class Transfer:
         self._was_reached = True
         return response
 
-    def _register_socket(self, connected: socket.socket) -> None:
+    def _register_socket(self, sock: socket.socket) -> None:
         with self._lock:
-            self._sockets = {open_ for open_ in self._sockets if open_.fileno() >= 0} | {connected}
-            if self._stopped.is_set():
-                http.shut_down_socket(connected)
+            self._sockets = {other_socket for other_socket in self._sockets if other_socket.fileno() >= 0} | {sock}
+            if self._stop_event.is_set():
+                http.shut_down_socket(sock)
 
     def _write_body(self, response: http.Response, span: _Range) -> None:
         """Write the body of `response` until the range is complete or the connection ends."""
-        self._check_same_file(response, span.at)
-        at = response.start  # 0 from a server without range support: bytes before `span.at` are skipped
-        checked_at, checked_bytes = time.monotonic(), at
-        while at < span.end:
-            data = response.read(min(_READ_BYTES, span.end - at))
-            if not data or self._stopped.is_set():  # data read after the shutdown is undefined
+        self._check_response(response, span.position)
+        position = response.start  # 0 if the server does not support ranges; bytes before `span.position` are skipped
+        checked_at, checked_position = time.monotonic(), position
+        while position < span.end:
+            data = response.read(min(_READ_BYTES, span.end - position))
+            if not data or self._stop_event.is_set():  # after `shut_down_socket`, reads can return undefined data
                 return
-            new_data = data[max(0, span.at - at) :]
-            at += len(data)
+            new_data = data[max(0, span.position - position) :]
+            position += len(data)
             if new_data:
-                self.part.write(span.at, new_data)
-                span.at += len(new_data)
+                self.part.write(span.position, new_data)
+                span.position += len(new_data)
             now = time.monotonic()
             if now - checked_at >= self._retry_policy.read_timeout_s:
-                if at - checked_bytes < self._retry_policy.min_bytes_per_s * (now - checked_at):
+                if position - checked_position < self._retry_policy.min_bytes_per_s * (now - checked_at):
                     raise http.ConnectionFailedError(
                         f"{self._request.path.name} is downloading at less than 1 kB/s. Try again later."
                     )
-                checked_at, checked_bytes = now, at
+                checked_at, checked_position = now, position
 
-    def _check_same_file(self, response: http.Response, start: int) -> None:
-        """Raise DownloadError if the response is for another version of the file, or does not start at `start`."""
+    def _check_response(self, response: http.Response, start: int) -> None:
+        """Check file version and start position of a response; record range support. Raises DownloadError."""
         name = self._request.path.name
         if self._size_bytes is not None and response.size_bytes not in {None, self._size_bytes}:
             raise DownloadError(
@@ -325,12 +329,14 @@ class Transfer:
         if self._validator and response.validator not in {"", self._validator}:
             raise DownloadError(f"{name} was changed on the server. Start the download again to get the new version.")
         if response.start not in {0, start}:
-            raise DownloadError(f"{name}: the server sent bytes from {response.start}, not from {start}")
+            raise DownloadError(
+                f"{name}: the server sent data from byte {response.start} instead of byte {start}. Try again later."
+            )
         is_versioned = bool(self._request.sha256 or self._validator)
         self._is_ranged = response.status == _PARTIAL_CONTENT and self._size_bytes is not None and is_versioned
 
 
 def _bytes_per_s(history: list[tuple[float, int]]) -> float:
     """Return the average speed over `history`, whose points are (time in seconds, received bytes)."""
-    (first_s, first), (last_s, last) = history[0], history[-1]
-    return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+    (start_s, start_bytes), (end_s, end_bytes) = history[0], history[-1]
+    return (end_bytes - start_bytes) / (end_s - start_s) if end_s > start_s else 0.0

@@ -1,4 +1,4 @@
-"""Import of ChatGPT data exports: `conversations.json`, alone or inside the ZIP file."""
+"""Import of ChatGPT data exports: the file `conversations.json`, or the ZIP file that contains it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import msgspec
 
 from edgechat.chat.messages import Conversation, Message, Role
 from edgechat.errors import ImportRefusedError
-from edgechat.store.formats.edgechat_json import ConversationRecord, ImportedData, sanitize, stable_id
+from edgechat.store.formats.edgechat_json import ConversationRecord, ImportedData, make_stable_id, sanitize
 
 _FILE_NAME: Final = "conversations.json"
-# Maximum unpacked size. The largest exports have several hundred megabytes; a malicious ZIP file can unpack to more.
+# Maximum unpacked size. Large exports have several hundred megabytes; a malicious ZIP file could fill the memory.
 MAX_BYTES: Final = 2 << 30
 _LAYOUT_ERRORS: Final = (KeyError, TypeError, AttributeError, ValueError, OverflowError, msgspec.ValidationError)
-# Largest value that is accepted as seconds since 1970, in the year 5138.
-_MAX_SECONDS: Final = 1e11
+# Largest accepted timestamp, in seconds since 1970 (in the year 5138).
+_MAX_TIMESTAMP_S: Final = 1e11
 _ROLES: Final[Mapping[str, Role]] = {"user": "user", "assistant": "assistant", "system": "system", "tool": "tool"}
 _Nodes = Mapping[str, Mapping[str, Any]]
 
@@ -29,55 +29,55 @@ def unzip_conversations(data: bytes) -> bytes:
         with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_FILE_NAME) as file:
             content = file.read(MAX_BYTES + 1)
     except KeyError:
-        raise ImportRefusedError(f"this ZIP file is not a ChatGPT export, it contains no {_FILE_NAME}.") from None
+        raise ImportRefusedError(f"the ZIP file is not a ChatGPT export: it contains no {_FILE_NAME}.") from None
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-        raise ImportRefusedError(f"cannot read this ZIP file ({error}).") from error
+        raise ImportRefusedError(f"the ZIP file cannot be read ({error}).") from error
     if len(content) > MAX_BYTES:
-        raise ImportRefusedError(f"{_FILE_NAME} in this ZIP file has more than {MAX_BYTES} bytes.")
+        raise ImportRefusedError(f"{_FILE_NAME} in the ZIP file is larger than {MAX_BYTES} bytes.")
     return content
 
 
 def parse(items: list[Any]) -> ImportedData:
-    """Convert the decoded conversations of an export. Raises ImportRefusedError if none can be converted."""
+    """Convert the decoded JSON list of an export. Raises ImportRefusedError if no conversation can be converted."""
     problems: list[str] = []
     records: list[ConversationRecord] = []
     for number, item in enumerate(items):
         try:
-            records.append(_record(item))
+            records.append(_convert_conversation(item))
         except _LAYOUT_ERRORS as error:  # noqa: PERF203  (one unknown layout must not stop the import)
             problems.append(f"Conversation {number + 1} has an unknown layout and was left out: {error!r}.")
     if not records:
-        raise ImportRefusedError("this JSON contains no conversations of ChatGPT.")
+        raise ImportRefusedError("the JSON file contains no ChatGPT conversations.")
     return sanitize(records, {}, problems)
 
 
-def _record(item: Mapping[str, Any]) -> ConversationRecord:
+def _convert_conversation(item: Mapping[str, Any]) -> ConversationRecord:
     nodes: _Nodes = item["mapping"]
-    source = str(item.get("conversation_id") or item.get("id") or "") or "/".join(sorted(nodes))
-    ids = {node: stable_id("chatgpt", source, node) for node in nodes}
+    source_id = str(item.get("conversation_id") or item.get("id") or "") or "/".join(sorted(nodes))
+    ids = {node: make_stable_id("chatgpt", source_id, node) for node in nodes}
     messages: dict[str, Message] = {}
     for node, content in nodes.items():
-        message = _message(ids[node], content.get("message"))
+        message = _convert_message(ids[node], content.get("message"))
         if message is not None:
             messages[node] = message
     ordered_messages = [
-        msgspec.structs.replace(message, parent_id=ids.get(_nearest_message(node, nodes, messages) or ""))
-        for node, message in _in_sibling_order(nodes, messages)
+        msgspec.structs.replace(message, parent_id=ids.get(_find_nearest_ancestor(node, nodes, messages) or ""))
+        for node, message in _sort_messages(nodes, messages)
     ]
-    current = item.get("current_node")
-    head = current if current in messages else _nearest_message(str(current), nodes, messages)
+    current_node = item.get("current_node")
+    head = current_node if current_node in messages else _find_nearest_ancestor(str(current_node), nodes, messages)
     return ConversationRecord(
         conversation=Conversation(
-            id=stable_id("chatgpt", source), title=str(item.get("title") or ""), folder="",
-            created_at_ms=_ms(item.get("create_time")), updated_at_ms=_ms(item.get("update_time")),
+            id=make_stable_id("chatgpt", source_id), title=str(item.get("title") or ""), folder="",
+            created_at_ms=_to_ms(item.get("create_time")), updated_at_ms=_to_ms(item.get("update_time")),
             head_id=ids[head] if head is not None else None,
         ),
         messages=ordered_messages,
     )  # fmt: skip
 
 
-def _in_sibling_order(nodes: _Nodes, messages: Mapping[str, Message]) -> list[tuple[str, Message]]:
-    """Sort messages by their position in the list of their parent's children, then by time."""
+def _sort_messages(nodes: _Nodes, messages: Mapping[str, Message]) -> list[tuple[str, Message]]:
+    """Return (node ID, message) pairs, sorted by their position among the children of their parent, then by time."""
     positions: dict[str, int] = {}
     for content in nodes.values():
         for position, child in enumerate(content.get("children") or []):
@@ -85,17 +85,17 @@ def _in_sibling_order(nodes: _Nodes, messages: Mapping[str, Message]) -> list[tu
     return sorted(messages.items(), key=lambda item: (positions.get(item[0], 0), item[1].created_at_ms))
 
 
-def _nearest_message(node: str, nodes: _Nodes, messages: Mapping[str, Message]) -> str | None:
-    """Return the nearest ancestor of a node that has a message, or None. Roots and hidden nodes have no message."""
-    visited = {node}
+def _find_nearest_ancestor(node: str, nodes: _Nodes, messages: Mapping[str, Message]) -> str | None:
+    """Return the ID of the nearest ancestor node with a message, or None. Root and hidden nodes have no message."""
+    visited_nodes = {node}
     ancestor = nodes.get(node, {}).get("parent")
-    while ancestor is not None and ancestor in nodes and ancestor not in visited and ancestor not in messages:
-        visited.add(ancestor)
+    while ancestor is not None and ancestor in nodes and ancestor not in visited_nodes and ancestor not in messages:
+        visited_nodes.add(ancestor)
         ancestor = nodes[ancestor].get("parent")
     return ancestor if ancestor in messages else None
 
 
-def _message(message_id: str, content: Mapping[str, Any] | None) -> Message | None:
+def _convert_message(message_id: str, content: Mapping[str, Any] | None) -> Message | None:
     """Convert the message of a node; return None if the message is hidden or empty."""
     if not content:
         return None
@@ -106,29 +106,29 @@ def _message(message_id: str, content: Mapping[str, Any] | None) -> Message | No
     reasoning = "\n\n".join(
         "\n".join(str(t[k]) for k in ("summary", "content") if t.get(k)) for t in body.get("thoughts") or []
     )
-    text = _text(body)
+    text = _content_text(body)
     if not text and not reasoning:
         return None
     return Message(
         id=message_id, role=_ROLES[content["author"]["role"]], text=text, reasoning=reasoning,
-        created_at_ms=_ms(content.get("create_time")), model=str(metadata.get("model_slug") or ""),
+        created_at_ms=_to_ms(content.get("create_time")), model=str(metadata.get("model_slug") or ""),
     )  # fmt: skip
 
 
-def _text(body: Mapping[str, Any]) -> str:
+def _content_text(body: Mapping[str, Any]) -> str:
     parts = body.get("parts")
     if parts is None:
         text = str(body.get("text") or body.get("result") or "")
         return f"```\n{text}\n```" if text and body.get("content_type") in ("code", "execution_output") else text
-    texts = [part if isinstance(part, str) else _placeholder(part) for part in parts]
+    texts = [part if isinstance(part, str) else _make_placeholder(part) for part in parts]
     return "\n\n".join(text for text in texts if text)
 
 
-def _placeholder(part: Mapping[str, Any]) -> str:
+def _make_placeholder(part: Mapping[str, Any]) -> str:
     if part.get("text"):  # transcript of an audio part
         return str(part["text"])
     return f"[{str(part.get('content_type') or 'attachment').replace('_', ' ')}, not in the export]"
 
 
-def _ms(seconds: object) -> int:
-    return int(seconds * 1000) if isinstance(seconds, (int, float)) and 0 < seconds < _MAX_SECONDS else 0
+def _to_ms(seconds: object) -> int:
+    return int(seconds * 1000) if isinstance(seconds, (int, float)) and 0 < seconds < _MAX_TIMESTAMP_S else 0

@@ -1,4 +1,4 @@
-"""Lossless JSON exports of conversations with all branches; merges imported conversations into a store."""
+"""Lossless JSON exports of conversations with all branches, and merging of imported conversations into a store."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgechat.errors import ImportRefusedError, StoreError
 from edgechat.store.sqlite import SqliteStore
 
 VERSION: Final = 1
-_VALID_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
-# Latest time that fits into the upper 43 bits of a database key, in the year 2248.
-_LATEST_MS: Final = (1 << 43) - (1 << 20)
+_ID_PATTERN: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
+# Latest time that fits into the upper 43 bits of a database key (in the year 2248).
+_MAX_TIMESTAMP_MS: Final = (1 << 43) - (1 << 20)
 
 
 class ConversationRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation with the messages of all branches."""
+    """A conversation and its messages, as read from or written to a file."""
 
     conversation: Conversation
     messages: list[Message]
@@ -29,13 +29,13 @@ class ConversationRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportArchive(msgspec.Struct, frozen=True, kw_only=True):
-    """Content of a JSON export file: conversations and their attachments."""
+    """Content of a JSON export: conversations and their attachments."""
 
     format: Literal["edgechat"] = "edgechat"
     version: int = VERSION
     conversations: list[ConversationRecord]
     attachments: dict[str, bytes] = {}
-    """Bytes of attachments by SHA-256 hash; encoded as base64 in JSON."""
+    """Attachment bytes by SHA-256 hash; msgspec encodes the bytes as base64."""
 
 
 class ImportedData(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,13 +43,13 @@ class ImportedData(msgspec.Struct, frozen=True, kw_only=True):
 
     records: list[ConversationRecord]
     attachments: dict[str, bytes] = {}
-    """Bytes of attachments by SHA-256 hash."""
+    """Attachment bytes by SHA-256 hash."""
     problems: list[str] = []
     """Messages for the user about repaired and omitted data."""
 
 
 class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of imported conversations and messages, also for a dry run."""
+    """Result of an import, or the expected result in a dry run."""
 
     n_conversations: int = msgspec.field(name="conversations")
     """Number of new conversations."""
@@ -61,7 +61,7 @@ class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def export(store: SqliteStore, ids: Iterable[str]) -> ExportArchive:
-    """Export conversations with all branches and attachments; omits missing or damaged attachments."""
+    """Export conversations with all branches and their attachments, except missing or damaged attachments."""
     records = [load_record(store, i) for i in ids]
     hashes = sorted({a.sha256 for r in records for m in r.messages for a in m.attachments})
     contents: dict[str, bytes] = {}
@@ -72,21 +72,22 @@ def export(store: SqliteStore, ids: Iterable[str]) -> ExportArchive:
 
 
 def load_record(store: SqliteStore, conversation_id: str) -> ConversationRecord:
-    """Load one conversation with the messages of all branches."""
+    """Load a conversation with the messages of all branches from the store."""
     return ConversationRecord(
         conversation=store.conversation(conversation_id), messages=store.messages(conversation_id)
     )
 
 
 def decode(data: bytes) -> ImportedData:
-    """Decode a JSON export. Raises ImportRefusedError for another format or a newer version."""
+    """Decode a JSON export. Raises ImportRefusedError if the data has another format or a newer version."""
     try:
         archive = msgspec.json.decode(data, type=ExportArchive)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ImportRefusedError(f"not an export of edgechat ({error}).") from error
+        raise ImportRefusedError(f"the file is not an edgechat export ({error}).") from error
     if archive.version > VERSION:
         raise ImportRefusedError(
-            f"the export has version {archive.version}, this edgechat reads up to {VERSION}. Update edgechat."
+            f"the export has version {archive.version}, but this edgechat supports only versions up to {VERSION}. "
+            "Update edgechat."
         )
     files: dict[str, bytes] = {}
     problems: list[str] = []
@@ -99,25 +100,25 @@ def decode(data: bytes) -> ImportedData:
 
 
 def sanitize(records: Sequence[ConversationRecord], files: dict[str, bytes], problems: list[str]) -> ImportedData:
-    """Repair records before they are inserted: invalid IDs and texts, inconsistent trees, and lost attachments.
+    """Repair invalid IDs and texts, inconsistent trees, and references to missing attachments in imported records.
 
-    `files` has the bytes of attachments by SHA-256 hash. Appends a message to `problems` for each repaired tree and
-    each omitted message or attachment.
+    `files` maps SHA-256 hashes to attachment bytes. Appends a message for the user to `problems` for each repaired tree
+    and for each omitted message or attachment.
     """
-    sanitized: list[ConversationRecord] = []
+    sanitized_records: list[ConversationRecord] = []
     seen_ids: set[str] = set()
     for record in records:
         title = record.conversation.title or record.conversation.id
-        messages = [_without_lost_files(sanitize_fields(m), files, title, problems) for m in record.messages]
-        ordered_messages = _with_valid_active_children(list(parents_first(messages, title, seen_ids, problems)))
+        messages = [_without_missing_attachments(sanitize_fields(m), files, title, problems) for m in record.messages]
+        ordered_messages = _with_valid_active_children(list(sort_parents_first(messages, title, seen_ids, problems)))
         if ordered_messages:
             conversation = sanitize_fields(record.conversation)
-            sanitized.append(ConversationRecord(conversation=conversation, messages=ordered_messages))
-    return ImportedData(records=sanitized, attachments=files, problems=problems)
+            sanitized_records.append(ConversationRecord(conversation=conversation, messages=ordered_messages))
+    return ImportedData(records=sanitized_records, attachments=files, problems=problems)
 
 
 def _with_valid_active_children(messages: list[Message]) -> list[Message]:
-    """Return the messages, without each `active_child_id` that is not the ID of a child."""
+    """Return the messages, with each `active_child_id` set to None if it is not the ID of a child."""
     parents = {m.id: m.parent_id for m in messages}
     return [
         m if m.active_child_id is None or parents.get(m.active_child_id) == m.id
@@ -130,20 +131,20 @@ T = TypeVar("T", Conversation, Message)
 
 
 def sanitize_fields(value: T) -> T:
-    """Replace lone surrogates in texts, hash invalid IDs to valid ones, and clamp numbers to the database's range."""
+    """Return a copy with lone surrogates in texts replaced, invalid IDs hashed, and numbers in the database's range."""
     changes: dict[str, Any] = {}
     for name in value.__struct_fields__:
         field = getattr(value, name)
         if isinstance(field, str) and not _is_encodable(field):
             changes[name] = field = field.encode("utf-8", "replace").decode()
-        if isinstance(field, str) and (name == "id" or name.endswith("_id")) and not _VALID_ID.fullmatch(field):
-            changes[name] = stable_id("import", field)
+        if isinstance(field, str) and (name == "id" or name.endswith("_id")) and not _ID_PATTERN.fullmatch(field):
+            changes[name] = make_stable_id("import", field)
         if isinstance(field, int) and name.startswith(("n_", "created", "updated")):
-            changes[name] = min(max(field, 0), _LATEST_MS)
+            changes[name] = min(max(field, 0), _MAX_TIMESTAMP_MS)
     return msgspec.structs.replace(value, **changes)
 
 
-def stable_id(*parts: str) -> str:
+def make_stable_id(*parts: str) -> str:
     """Return an ID computed from a hash of `parts`, so that two imports of a file yield the same IDs."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:16]
 
@@ -156,53 +157,54 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _without_lost_files(message: Message, files: dict[str, bytes], title: str, problems: list[str]) -> Message:
-    lost = [a for a in message.attachments if a.sha256 not in files]
-    if not lost:
+def _without_missing_attachments(message: Message, files: dict[str, bytes], title: str, problems: list[str]) -> Message:
+    missing_attachments = [a for a in message.attachments if a.sha256 not in files]
+    if not missing_attachments:
         return message
-    problems += [f"{title}: the attachment {a.name} is not in the file and was left out." for a in lost]
+    problems += [f"{title}: the attachment {a.name} is not in the file and was left out." for a in missing_attachments]
     return msgspec.structs.replace(message, attachments=tuple(a for a in message.attachments if a.sha256 in files))
 
 
-def parents_first(
+def sort_parents_first(
     messages: Sequence[Message], title: str, seen_ids: set[str], problems: list[str]
 ) -> Iterator[Message]:  # fmt: skip
     """Yield the messages of one conversation with every parent before its children, otherwise in the given order.
 
-    Only the first of several messages with the same ID is yielded. A message becomes a root if its parent is missing or
-    is also its descendant. Adds the message IDs to `seen_ids`, which has the IDs of earlier conversations. `title` is
-    the title of the conversation, for the messages that are appended to `problems`.
+    If several messages have the same ID, only the first one is yielded. A message becomes a root if its parent is
+    missing or is also its descendant. `seen_ids` contains the message IDs of earlier conversations, and the IDs of
+    `messages` are added to it. Appends a message for the user, which starts with the conversation's `title`, to
+    `problems` for each omitted or changed message.
     """
     by_id: dict[str, Message] = {}
     for message in messages:
         if message.id in by_id or message.id in seen_ids:
-            problems.append(f"{title}: message {message.id} appears twice; the first one was imported.")
+            problems.append(f"{title}: message {message.id} appears twice; only the first copy was imported.")
         else:
             by_id[message.id] = message
     seen_ids.update(by_id)
     yielded_ids: set[str] = set()
-    for start in by_id.values():
+    for first_message in by_id.values():
         chain: list[Message] = []
         chain_ids: set[str] = set()
-        message_or_none: Message | None = start
-        while message_or_none is not None and message_or_none.id not in yielded_ids:
-            message = message_or_none
+        next_message: Message | None = first_message
+        while next_message is not None and next_message.id not in yielded_ids:
+            message = next_message
             chain.append(message)
             chain_ids.add(message.id)
             parent_id = message.parent_id
             if parent_id is not None and (parent_id not in by_id or parent_id in chain_ids):
                 reason = "is not in the file" if parent_id not in by_id else "is also its descendant"
-                problems.append(f"{title}: the parent of message {message.id} {reason}; it starts a new branch.")
+                problems.append(f"{title}: the parent of message {message.id} {reason}. The message starts a branch.")
                 chain[-1] = msgspec.structs.replace(message, parent_id=None)
                 break
-            message_or_none = by_id[parent_id] if parent_id is not None else None
+            next_message = by_id[parent_id] if parent_id is not None else None
         for message in reversed(chain):
             yielded_ids.add(message.id)
             yield message
 
 
 def merge(store: SqliteStore, import_data: ImportedData, *, dry_run: bool) -> ImportResult:
-    """Add new conversations and messages to the store; with `dry_run`, only count new conversations and messages."""
+    """Add the conversations and messages that are not yet in the store; with `dry_run`, only count them."""
     n_conversations = n_messages = n_existing = 0
     stored_ids = set(store.conversation_ids())
     for record in import_data.records:
@@ -221,7 +223,7 @@ def merge(store: SqliteStore, import_data: ImportedData, *, dry_run: bool) -> Im
 
 
 def copy_conversation(source: SqliteStore, target: SqliteStore, conversation_id: str) -> None:
-    """Copy one conversation with all branches and attachments into another store."""
+    """Copy a conversation with all branches and attachments into another store."""
     archive = export(source, [conversation_id])
     for record in archive.conversations:
         target.merge(record.conversation, record.messages, archive.attachments)

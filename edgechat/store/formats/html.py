@@ -18,18 +18,18 @@ pre { overflow-x: auto; padding: .75rem; background: #f4f4f4; }
 table { border-collapse: collapse; } td, th { border: 1px solid #ccc; padding: .2rem .6rem; }
 @media (prefers-color-scheme: dark) { body { background: #1a1a1a; color: #ddd; } pre { background: #262626; } }
 """
-# Blocks scripts and network requests in a page that holds text of a model.
+# The page contains text that a model generated, so this policy blocks scripts and network requests.
 _CONTENT_SECURITY_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def render(record: ConversationRecord) -> str:
-    """Render the active path as an HTML page; other branches are left out."""
+    """Render the active path of a conversation, without other branches, as an HTML page."""
     from markdown_it import MarkdownIt
 
     # HTML in a message is escaped. Images are disabled, because a browser would request them.
     render_markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render
     title = escape(record.conversation.title or "Conversation")
-    body = "\n".join(_article(message, render_markdown(message.text)) for message in active_path(record))
+    body = "\n".join(_render_article(message, render_markdown(message.text)) for message in active_path(record))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_SECURITY_POLICY}">\n'
@@ -38,7 +38,7 @@ def render(record: ConversationRecord) -> str:
     )
 
 
-def _article(message: Message, html: str) -> str:
+def _render_article(message: Message, html: str) -> str:
     details = [format_time(message.created_at_ms), message.model, "interrupted" if message.is_interrupted else ""]
     heading = escape(" · ".join([ROLE_LABELS[message.role], *(d for d in details if d)]))
     files = "".join(f"<p>Attached: {escape(a.name)} ({a.size_bytes} bytes)</p>" for a in message.attachments)

@@ -1,7 +1,7 @@
 """Markdown exports: readable text, with metadata in HTML comments from which an import restores the messages.
 
-An import restores the active path without attachments. Each comment starts with `<!-- edgechat` at the start of a line;
-lines of messages that start with the same text are escaped with a backslash.
+An import restores the active path without attachments. Each comment starts with `<!-- edgechat` at the start of a line.
+In messages, lines that start with the same text are escaped with a backslash.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ ROLE_LABELS: Final = {"user": "You", "assistant": "Model", "system": "System", "
 
 
 def render(record: ConversationRecord) -> str:
-    """Render the active path as Markdown; other branches are left out."""
+    """Render the active path of a conversation, without other branches, as Markdown."""
     conversation = record.conversation
     title = " ".join(conversation.title.split()) or "Conversation"
-    parts = [_comment(_conversation_fields(conversation)), f"# {title}", ""]
+    parts = [_format_metadata_comment(_make_conversation_fields(conversation)), f"# {title}", ""]
     for message in active_path(record):
-        parts += [_comment(_message_fields(message)), f"## {_heading(message)}", ""]
+        parts += [_format_metadata_comment(_make_message_fields(message)), f"## {_make_heading(message)}", ""]
         parts += [
             f"{_ATTACHMENT_PREFIX}{' '.join(file.name.split())} ({file.size_bytes} bytes)*\n"
             for file in message.attachments
@@ -49,7 +49,7 @@ def render(record: ConversationRecord) -> str:
 
 
 def active_path(record: ConversationRecord) -> list[Message]:
-    """Return the messages from the root to the head."""
+    """Return the messages on the path from the root to the head of a conversation."""
     by_id = {m.id: m for m in record.messages}
     message = by_id.get(record.conversation.head_id or "")
     path: list[Message] = []
@@ -69,7 +69,7 @@ def format_time(milliseconds: int) -> str:
         return ""
 
 
-def _heading(message: Message) -> str:
+def _make_heading(message: Message) -> str:
     details = [
         format_time(message.created_at_ms),
         " ".join(message.model.split()),
@@ -78,23 +78,23 @@ def _heading(message: Message) -> str:
     return " · ".join([ROLE_LABELS[message.role], *(d for d in details if d)])
 
 
-def _comment(fields: dict[str, Any]) -> str:
-    # ">" is written as a JSON escape, because "-->" in a value would end the comment.
+def _format_metadata_comment(fields: dict[str, Any]) -> str:
+    # A JSON escape replaces ">", because "-->" in a value would end the comment.
     return _COMMENT_START + msgspec.json.encode(fields).decode().replace(">", "\\u003e") + " -->"
 
 
-def _conversation_fields(conversation: Conversation) -> dict[str, Any]:
+def _make_conversation_fields(conversation: Conversation) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(conversation)
     return {"format": 1} | {k: v for k, v in fields.items() if k != "head_id"}
 
 
-def _message_fields(message: Message) -> dict[str, Any]:
+def _make_message_fields(message: Message) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(message)
     return {k: v for k, v in fields.items() if k not in ("text", "reasoning", "active_child_id", "attachments")}
 
 
 def parse(text: str) -> tuple[ConversationRecord, list[str]]:
-    """Parse a Markdown export; return the conversation, and a message for each attachment that cannot be imported.
+    """Parse a Markdown export; return the conversation, and a note for the user about each omitted attachment.
 
     Raises ImportRefusedError if the text is not a Markdown export of edgechat.
     """
@@ -104,10 +104,10 @@ def parse(text: str) -> tuple[ConversationRecord, list[str]]:
     try:
         fields = msgspec.json.decode(sections[1])
         conversation = msgspec.convert({k: v for k, v in fields.items() if k != "format"}, Conversation)
-        messages = [_message(fields, body) for fields, body in zip(sections[3::2], sections[4::2], strict=True)]
+        messages = [_parse_message(fields, body) for fields, body in zip(sections[3::2], sections[4::2], strict=True)]
     except (msgspec.MsgspecError, ValueError, IndexError, AttributeError) as error:
         reason = "it has no edgechat comments" if len(sections) == 1 else str(error)
-        raise ImportRefusedError(f"this is not a Markdown export of edgechat ({reason}).") from error
+        raise ImportRefusedError(f"the file is not a Markdown file exported by edgechat ({reason}).") from error
     head_id = messages[-1].id if messages else None
     messages = [
         msgspec.structs.replace(m, active_child_id=child.id) for m, child in itertools.pairwise(messages)
@@ -115,22 +115,22 @@ def parse(text: str) -> tuple[ConversationRecord, list[str]]:
     problems = [
         f"The attachment {line.rsplit(' (', 1)[0]} is not in the Markdown file and was left out."
         for body in sections[4::2]
-        for line in _partition(_TEXT_COMMENT, body)[0].split(_ATTACHMENT_PREFIX)[1:]
+        for line in _split_at_comment(_TEXT_COMMENT, body)[0].split(_ATTACHMENT_PREFIX)[1:]
     ]
     conversation = msgspec.structs.replace(conversation, head_id=head_id)
     return ConversationRecord(conversation=conversation, messages=messages), problems
 
 
-def _message(fields: str, body: str) -> Message:
-    front, text = _partition(_TEXT_COMMENT, body)
-    _, reasoning = _partition(_REASONING_COMMENT, front)
+def _parse_message(fields: str, body: str) -> Message:
+    before_text, text = _split_at_comment(_TEXT_COMMENT, body)
+    _, reasoning = _split_at_comment(_REASONING_COMMENT, before_text)
     text = text.removesuffix("\n").removesuffix("\n")
     texts = {"text": _unescape(text), "reasoning": _unescape(reasoning.removesuffix("\n</details>\n"))}
     return msgspec.convert(msgspec.json.decode(fields) | texts, Message)
 
 
-def _partition(comment: str, body: str) -> tuple[str, str]:
-    """Split `body` at the first line equal to `comment`; without such a line, the second part is ""."""
+def _split_at_comment(comment: str, body: str) -> tuple[str, str]:
+    """Return the parts of `body` before and after the line `comment`; if there is no such line, return (`body`, "")."""
     match = re.search(rf"^{comment}\n", body, re.MULTILINE)
     return (body[: match.start()], body[match.end() :]) if match is not None else (body, "")
 

@@ -1,10 +1,10 @@
-"""Transcript entries: messages, notes and errors, each a list of layout blocks that is built on first use."""
+"""Transcript entries: messages, notes and errors. Each entry builds its list of layout blocks on first use."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
-from edgechat.chat.messages import performance_summary
+from edgechat.chat.messages import format_performance
 from edgechat.terminal import escape_controls
 from edgechat.tui.render.layout_blocks import (
     CodeLayout,
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from edgechat.chat.messages import Message
     from edgechat.tui.render.palette import Glyphs
 
-Kind = Literal["user", "assistant", "note", "error"]
+EntryKind = Literal["user", "assistant", "note", "error"]
 
-# Limits of one block of plain text.
+# Size limits of one block of plain text.
 _MAX_LINES: Final = 40
 _MAX_CHARS: Final = 4096
-_SUMMARY_CHARS: Final = 60
+_MAX_SUMMARY_CHARS: Final = 60
 
 
 class TranscriptEntry:
-    """A note or an error, and the base class of messages: layout blocks with an empty row above them."""
+    """A note or an error, as layout blocks below an empty row. Base class of `MessageEntry`."""
 
-    def __init__(self, kind: Kind, text: str) -> None:
-        self.kind: Kind = kind
+    def __init__(self, kind: EntryKind, text: str) -> None:
+        self.kind: EntryKind = kind
         self.text = text
         self._blocks: list[LayoutBlock] | None = None
 
@@ -50,10 +50,10 @@ class TranscriptEntry:
 
     def build_blocks(self) -> list[LayoutBlock]:
         """Build the layout blocks from the current content."""
-        return plain_text_blocks(escape_controls(self.text), {"note": "muted", "error": "error"}.get(self.kind, ""))
+        return split_plain_text(escape_controls(self.text), {"note": "muted", "error": "error"}.get(self.kind, ""))
 
     def height(self, width: int) -> int:
-        """Return the number of rows including the empty row above; an estimate for blocks without layout."""
+        """Return the number of rows, including the empty row above; estimate the rows of blocks without a layout."""
         if self._blocks is None:
             return 1 + estimate_rows(self.text, width)
         return 1 + sum(block.height(width) + block.gap for block in self._blocks)
@@ -64,12 +64,12 @@ class TranscriptEntry:
 
 
 class MessageEntry(TranscriptEntry):
-    """A message of the conversation. A reply is extended with `append` while it is streaming."""
+    """A message of the conversation. While a reply is streaming, `append` extends it."""
 
     def __init__(
         self, message: Message, alternative: tuple[int, int], glyphs: Glyphs, *, shows_stats: bool = False
     ) -> None:
-        """`alternative` is (number, count) among the alternatives of the message, counted from 1."""
+        """`alternative` is (number of the message among its alternatives, from 1; number of alternatives)."""
         super().__init__("assistant" if message.role == "assistant" else "user", message.text)
         self.message = message
         self.alternative = alternative
@@ -89,43 +89,43 @@ class MessageEntry(TranscriptEntry):
         return self._splitter is not None
 
     def build_blocks(self) -> list[LayoutBlock]:
-        blocks = self._header_blocks()
+        blocks = self._build_header()
         if self.kind == "user":
-            blocks += plain_text_blocks(escape_controls(self.text), "")
+            blocks += split_plain_text(escape_controls(self.text), "")
         else:
             splitter = MarkdownSplitter(escape_controls(self.text))
             if self.is_streaming:
                 self._splitter = splitter
             else:
                 splitter.finish()
-            blocks += [_layout_block(block) for block in splitter.blocks]
+            blocks += [_make_layout(block) for block in splitter.blocks]
             _show_partial_line(blocks, splitter)
-        return blocks if self.is_streaming else blocks + self._footer_blocks()
+        return blocks if self.is_streaming else blocks + self._build_footer()
 
-    def _header_blocks(self) -> list[LayoutBlock]:
+    def _build_header(self) -> list[LayoutBlock]:
         """Build the blocks above the text: the number among the alternatives (such as 2/3) and the reasoning."""
         number, count = self.alternative
         blocks: list[LayoutBlock] = []
         if count > 1:
             blocks.append(PlainTextLayout(f"{self.glyphs.left}{number}/{count}{self.glyphs.right}", "muted"))
         if self.reasoning:
-            blocks.append(PlainTextLayout(self._reasoning_summary(), "muted"))
+            blocks.append(PlainTextLayout(self._summarize_reasoning(), "muted"))
             if self.is_expanded:
-                blocks += plain_text_blocks(escape_controls(self.reasoning), "muted")
+                blocks += split_plain_text(escape_controls(self.reasoning), "muted")
                 blocks.append(PlainTextLayout("", "muted"))
         return blocks
 
-    def _reasoning_summary(self) -> str:
-        """Return one line about the reasoning, with its most recent line until the text of the reply begins."""
+    def _summarize_reasoning(self) -> str:
+        """Return a line with the word count of the reasoning and, before the reply has text, its latest line."""
         glyph = self.glyphs.expanded if self.is_expanded else self.glyphs.collapsed
         summary = f"{glyph} Reasoning ({len(self.reasoning.split())} words)"
         if self.is_streaming and not self.text:
             last = next((" ".join(line.split()) for line in reversed(self.reasoning.splitlines()) if line.strip()), "")
-            return f"{summary}: {escape_controls(last[-_SUMMARY_CHARS:])}"
+            return f"{summary}: {escape_controls(last[-_MAX_SUMMARY_CHARS:])}"
         return summary
 
-    def _footer_blocks(self) -> list[LayoutBlock]:
-        """Build the blocks below the text: attachments, the reason for an early end, and statistics."""
+    def _build_footer(self) -> list[LayoutBlock]:
+        """Build the blocks below the text: attachments, the reason why the reply ended early, and statistics."""
         message = self.message
         blocks: list[LayoutBlock] = [
             PlainTextLayout(f"[{escape_controls(a.name)}, {a.size_bytes:,} bytes]", "muted")
@@ -139,86 +139,85 @@ class MessageEntry(TranscriptEntry):
             reason = "Stopped" if message.finish_reason == "cancelled" else "Interrupted"
             blocks.append(PlainTextLayout(f"({reason}; /continue resumes the reply)", "muted", gap=bool(message.text)))
         if self.shows_stats and message.stats is not None:
-            blocks.append(PlainTextLayout(escape_controls(performance_summary(message)), "muted", gap=True))
+            blocks.append(PlainTextLayout(escape_controls(format_performance(message)), "muted", gap=True))
         return blocks
 
     def start_streaming(self) -> None:
-        """Prepare for calls of `append`, which add to the current text."""
-        self._splitter = (
-            MarkdownSplitter()
-        )  # `build_blocks` replaces this splitter by one that contains the text so far
+        """Prepare to stream text: later calls of `append` add to the current text."""
+        # `build_blocks` replaces this splitter with one that contains the text so far.
+        self._splitter = MarkdownSplitter()
         self.invalidate()
 
     def append(self, text: str, reasoning: str) -> None:
-        """Extend the reply, and update its last blocks."""
+        """Append text and reasoning to the reply, and update its last layout blocks."""
         self.reasoning += reasoning
         had_text = bool(self.text)
         self.text += text
         if self._splitter is None or self._blocks is None or (reasoning or not had_text):
             self.invalidate()
             return
-        n_before = len(self._splitter.blocks)
+        n_old_blocks = len(self._splitter.blocks)
         self._splitter.feed(escape_controls(text))
-        self._update_blocks(self._splitter, self._blocks, n_before)
+        self._update_blocks(self._splitter, self._blocks, n_old_blocks)
 
-    def _update_blocks(self, splitter: MarkdownSplitter, blocks: list[LayoutBlock], n_before: int) -> None:
-        """Bring `blocks` up to date with `splitter`, which had `n_before` blocks at the last update."""
+    def _update_blocks(self, splitter: MarkdownSplitter, blocks: list[LayoutBlock], n_old_blocks: int) -> None:
+        """Update `blocks` to the state of `splitter`, which had `n_old_blocks` blocks at the previous update."""
         if blocks and isinstance(blocks[-1], _PartialLineLayout):
             blocks.pop()
-        if n_before and blocks:
-            _set_partial(blocks[-1], "")
-        blocks += [_layout_block(block) for block in splitter.blocks[n_before:]]
+        if n_old_blocks and blocks:
+            _set_partial_line(blocks[-1], "")
+        blocks += [_make_layout(block) for block in splitter.blocks[n_old_blocks:]]
         _show_partial_line(blocks, splitter)
 
     def finish(self, message: Message) -> None:
-        """End streaming; `message` is the reply as it was saved."""
+        """End streaming; `message` is the saved reply."""
         self.message, self.text, self.reasoning = message, message.text, message.reasoning
         splitter, self._splitter = self._splitter, None
         if splitter is None or self._blocks is None or self.reasoning:
             self.invalidate()
             return
         # Keep the layout of all blocks but the last: only the end of the reply changes.
-        n_before = len(splitter.blocks)
+        n_old_blocks = len(splitter.blocks)
         splitter.finish()
-        self._update_blocks(splitter, self._blocks, n_before)
-        self._blocks += self._footer_blocks()
+        self._update_blocks(splitter, self._blocks, n_old_blocks)
+        self._blocks += self._build_footer()
 
     def update(self, message: Message, alternative: tuple[int, int], *, shows_stats: bool) -> None:
-        """Show the current state of the message; keep the layout if nothing changed."""
-        is_same = message == self.message and alternative == self.alternative and shows_stats == self.shows_stats
+        """Replace the message; keep the layout if nothing changed."""
+        is_unchanged = message == self.message and alternative == self.alternative and shows_stats == self.shows_stats
         self.message, self.alternative, self.shows_stats = message, alternative, shows_stats
-        if not is_same:
+        if not is_unchanged:
             self.text, self.reasoning = message.text, message.reasoning
             self.invalidate()
 
 
 class _PartialLineLayout(ProseLayout):
-    """The incomplete first line of a block of unknown kind."""
+    """Layout of an incomplete line that starts a block whose kind is not known yet."""
 
-    def __init__(self, partial: str, *, gap: bool) -> None:
-        super().__init__(MarkdownBlock("text", 0, gap=gap), partial)
+    def __init__(self, partial_line: str, *, gap: bool) -> None:
+        super().__init__(MarkdownBlock("text", 0, gap=gap), partial_line)
 
 
-def _layout_block(block: MarkdownBlock) -> LayoutBlock:
+def _make_layout(block: MarkdownBlock) -> LayoutBlock:
     return CodeLayout(block) if block.kind == "code" else ProseLayout(block)
 
 
 def _show_partial_line(blocks: list[LayoutBlock], splitter: MarkdownSplitter) -> None:
-    """Show the incomplete line in the last block, or in a block of its own."""
-    partial = splitter.visible_partial
+    """Show the incomplete line in the last layout block, or in a new one if no Markdown block is open."""
+    partial_line = splitter.visible_partial_line
     if splitter.open_block is not None:
-        _set_partial(blocks[-1], partial)
-    elif partial:
-        blocks.append(_PartialLineLayout(partial, gap=bool(splitter.blocks)))
+        _set_partial_line(blocks[-1], partial_line)
+    elif partial_line:
+        blocks.append(_PartialLineLayout(partial_line, gap=bool(splitter.blocks)))
 
 
-def _set_partial(block: LayoutBlock, partial: str) -> None:
+def _set_partial_line(block: LayoutBlock, partial_line: str) -> None:
     if isinstance(block, MarkdownLayout):
-        block.set_partial(partial)
+        block.set_partial_line(partial_line)
 
 
-def plain_text_blocks(text: str, style: str) -> list[LayoutBlock]:
-    """Divide a text without markup into blocks of limited size."""
+def split_plain_text(text: str, style: str) -> list[LayoutBlock]:
+    """Split plain text into layout blocks of at most `_MAX_LINES` lines and about `_MAX_CHARS` characters."""
     blocks: list[LayoutBlock] = []
     lines: list[str] = []
     n_chars = 0

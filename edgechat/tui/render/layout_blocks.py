@@ -1,4 +1,7 @@
-"""Parts of a transcript entry as rows of cells, rendered near the screen and discarded far away from it."""
+"""Layout blocks: parts of a transcript entry, rendered to rows of terminal cells.
+
+Only blocks near the visible part of the transcript keep their rows.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +21,28 @@ if TYPE_CHECKING:
     from edgechat.tui.render.palette import Palette
 
 SYNC_HIGHLIGHT_CHARS: Final = 4000
-"""Longer code is highlighted in a thread, because the delay on the event loop would be noticeable."""
+"""Maximum length of code that is highlighted on the event loop.
+
+Longer code is highlighted in a thread, because the delay would be noticeable.
+"""
 _TAB_COLUMNS: Final = 4
 
 
 class LayoutBlock:
-    """Rows of one block. `lay_out` renders them for a width; until then their number is an estimate."""
+    """Base class of layout blocks. `lay_out` renders the rows for a width; until then, the height is an estimate."""
 
     gap = False
     """True if an empty row precedes the block."""
     needs_highlighting = False
-    """True for complete code that is shown without colours and too long to highlight at once."""
+    """True if the block is complete code that is shown without colours and must be highlighted in a thread."""
 
     def __init__(self) -> None:
         self.layout_width = 0
-        """The width of the rendered rows; 0 if none are rendered."""
+        """Width of the rendered rows in cells; 0 if no rows are rendered."""
         self.is_stale = False
         """True if the content changed since the last layout."""
         self.first_changed_row = 0
-        """The first row that the last layout changed."""
+        """Number of the first row that the last layout changed."""
         self._rows: list[Strip] = []
         self._n_rows = 0
         self._measured_width = 0
@@ -49,7 +55,7 @@ class LayoutBlock:
         return 1
 
     def lay_out(self, width: int, palette: Palette) -> None:
-        """Render and keep the rows for a width."""
+        """Render the rows for `width` columns and store them."""
         self._store_rows(self.render(width, palette), width)
 
     def _store_rows(self, rows: list[Strip], width: int) -> None:
@@ -64,12 +70,12 @@ class LayoutBlock:
         raise NotImplementedError
 
     def discard_rows(self) -> None:
-        """Free the rows and keep only their number."""
+        """Discard the rendered rows to free memory; their number is kept for `height`."""
         self._rows = []
         self.layout_width = 0
 
     def row(self, number: int) -> Strip:
-        """Return a rendered row, or an empty strip beyond the last."""
+        """Return a rendered row, or an empty strip if `number` is too large."""
         return self._rows[number] if number < len(self._rows) else Strip.blank(0)
 
 
@@ -92,37 +98,37 @@ class PlainTextLayout(LayoutBlock):
 
 
 class MarkdownLayout(LayoutBlock):
-    """A Markdown block, followed by an incomplete line while the reply is streaming."""
+    """Layout of a Markdown block and, while the reply is streaming, of the incomplete line after it."""
 
-    def __init__(self, block: MarkdownBlock, partial: str = "") -> None:
+    def __init__(self, block: MarkdownBlock, partial_line: str = "") -> None:
         super().__init__()
         self.block = block
-        self.partial = partial
+        self.partial_line = partial_line
         self.gap = block.gap
-        self._content = (-1, True, "")
+        self._content_key = (-1, True, "")
 
-    def set_partial(self, partial: str) -> None:
-        """Set the incomplete line, and mark the layout as stale if that line or the block changed."""
-        content = (self.block.n_chars, self.block.is_open, partial)
-        if content != self._content:
-            self._content, self.partial, self.is_stale = content, partial, True
+    def set_partial_line(self, partial_line: str) -> None:
+        """Set the incomplete line, and mark the layout as stale if the line or the block has changed."""
+        content_key = (self.block.n_chars, self.block.is_open, partial_line)
+        if content_key != self._content_key:
+            self._content_key, self.partial_line, self.is_stale = content_key, partial_line, True
 
 
 class ProseLayout(MarkdownLayout):
-    """A Markdown block other than code."""
+    """Layout of a Markdown block other than code."""
 
     def estimate_height(self, width: int) -> int:
         return estimate_rows(self.block.source, width)
 
     def render(self, width: int, palette: Palette) -> list[Strip]:
-        source = "\n".join([*self.block.lines, self.partial] if self.partial else self.block.lines)
+        source = "\n".join([*self.block.lines, self.partial_line] if self.partial_line else self.block.lines)
         indent = min(self.block.indent, width // 2)
-        rows = _markdown_rows(source, max(8, width - indent), palette)
+        rows = _render_markdown_rows(source, max(8, width - indent), palette)
         return [Strip([Segment(" " * indent), *row]) for row in rows] if indent else rows
 
 
 class CodeLayout(MarkdownLayout):
-    """A code block: without colours while it is streaming, highlighted once it is complete."""
+    """Layout of a code block, which is highlighted only when the block is complete."""
 
     def __init__(self, block: MarkdownBlock) -> None:
         super().__init__(block)
@@ -135,11 +141,10 @@ class CodeLayout(MarkdownLayout):
 
     @property
     def needs_highlighting(self) -> bool:  # type: ignore[override]
-        """True if the block is complete and names its language, but is shown without colours."""
         return not (self.is_highlighted or self.block.is_open) and bool(self.block.language) and self.layout_width > 0
 
     def lay_out(self, width: int, palette: Palette) -> None:
-        """Render short complete code with colours; append only the new lines of code that is streaming or long."""
+        """Highlight complete short code; for streaming or long code, render only the new lines, without colours."""
         block = self.block
         if not block.is_open and block.language and block.n_chars <= SYNC_HIGHLIGHT_CHARS:
             self.set_highlighted_rows(highlight_code(block, width, palette), width)
@@ -148,20 +153,20 @@ class CodeLayout(MarkdownLayout):
         if not is_incremental:
             self._rows, self._n_lines, self._n_complete_rows, self.is_highlighted = [], 0, 0, False
             if block.language:
-                self._rows.append(_caption(block, width, palette))
+                self._rows.append(_render_caption(block, width, palette))
                 self._n_complete_rows = 1
         first_new_row = self._n_complete_rows if is_incremental else 0
         del self._rows[self._n_complete_rows :]
         for line in block.lines[self._n_lines :]:
             self._rows += wrap_code_line([Segment(expand_tabs(line), palette.code)], width, palette.code)
         self._n_lines, self._n_complete_rows = len(block.lines), len(self._rows)
-        if self.partial:
-            self._rows += wrap_code_line([Segment(expand_tabs(self.partial), palette.code)], width, palette.code)
+        if self.partial_line:
+            self._rows += wrap_code_line([Segment(expand_tabs(self.partial_line), palette.code)], width, palette.code)
         self._store_rows(self._rows, width)
         self.first_changed_row = first_new_row
 
     def set_highlighted_rows(self, rows: list[Strip], width: int) -> None:
-        """Replace the rows by the result of `highlight_code` for the same width."""
+        """Replace the rows with the result of `highlight_code` for `width`."""
         self._store_rows(rows, width)
         self.is_highlighted = True
 
@@ -172,15 +177,15 @@ class CodeLayout(MarkdownLayout):
 
 
 def highlight_code(block: MarkdownBlock, width: int, palette: Palette) -> list[Strip]:
-    """Render a code block with syntax colours, which do not change the number of rows.
+    """Render a code block with syntax colours; the number of rows is the same as without colours.
 
-    Thread-safe; slow for long code.
+    This function is thread-safe, and slow for long code.
     """
     from pygments.lexers import get_lexer_by_name
     from pygments.util import ClassNotFound
     from rich.syntax import Syntax
 
-    caption = [_caption(block, width, palette)] if block.language else []
+    caption = [_render_caption(block, width, palette)] if block.language else []
     plain_lines = [[Segment(expand_tabs(line), palette.code)] for line in block.lines]
     try:
         lexer = get_lexer_by_name(block.language.split()[0], stripnl=False)
@@ -189,35 +194,35 @@ def highlight_code(block: MarkdownBlock, width: int, palette: Palette) -> list[S
     theme = Syntax.get_theme(palette.code_theme)
     lines: list[list[Segment]] = [[]]
     for token_type, text in lexer.get_tokens(expand_tabs(block.source)):
-        style = _token_style(theme, token_type, palette)
-        first, *next_lines = text.split("\n")
-        lines[-1].append(Segment(first, style))
+        style = _get_token_style(theme, token_type, palette)
+        first_line, *next_lines = text.split("\n")
+        lines[-1].append(Segment(first_line, style))
         lines += [[Segment(part, style)] for part in next_lines]
     lines = lines[: len(plain_lines)]
-    # Some lexers drop characters; their output is not used.
+    # Some lexers drop characters. In this case, show the code without colours.
     if ["".join(s.text for s in line) for line in lines] != [line[0].text for line in plain_lines]:
         lines = plain_lines
     return caption + [row for line in lines for row in wrap_code_line(line, width, palette.code)]
 
 
-def _token_style(theme: Any, token_type: Any, palette: Palette) -> Style:
-    """Return the foreground style of a token on the background of the palette."""
+def _get_token_style(theme: Any, token_type: Any, palette: Palette) -> Style:
+    """Return the style of a token: foreground from `theme`, background from `palette`."""
     style = theme.get_style_for_token(token_type)
     return Style(color=style.color, bold=style.bold, italic=style.italic) + palette.code
 
 
-def _caption(block: MarkdownBlock, width: int, palette: Palette) -> Strip:
+def _render_caption(block: MarkdownBlock, width: int, palette: Palette) -> Strip:
     text = f" {block.language}"[:width]
     return Strip([Segment(text + " " * (width - len(text)), palette.code + palette.muted)], width)
 
 
 def expand_tabs(line: str) -> str:
-    """Replace tabs by spaces."""
+    """Replace tabs with spaces, with tab stops every 4 columns."""
     return line.expandtabs(_TAB_COLUMNS) if "\t" in line else line
 
 
 def wrap_code_line(segments: Sequence[Segment], width: int, background: Style) -> list[Strip]:
-    """Cut a line of code into rows of exactly `width` cells, with a margin of one cell on both sides."""
+    """Cut a line of code into rows of exactly `width` cells, with a margin of one cell on each side."""
     inner_width = max(1, width - 2)
     line = Strip([s for s in segments if s.text])
     margin = Segment(" ", background)
@@ -231,22 +236,22 @@ def wrap_code_line(segments: Sequence[Segment], width: int, background: Style) -
 
 
 def estimate_rows(text: str, width: int) -> int:
-    """Estimate the number of rows of a text from its length and its newlines."""
+    """Estimate the number of rows of a wrapped text from its length and its number of newlines."""
     return 1 + text.count("\n") + len(text) // max(1, width)
 
 
 def wrap_text(text: Text, width: int, console: Console) -> list[Strip]:
-    """Wrap a text at word boundaries."""
+    """Wrap text at word boundaries into rows of at most `width` cells."""
     options = console.options.update(width=max(1, width), height=None)
     return [Strip(line) for line in console.render_lines(text, options, pad=False)]
 
 
-def _markdown_rows(source: str, width: int, palette: Palette) -> list[Strip]:
-    """Render Markdown; show the source if the renderer returns nothing or exceeds the recursion limit."""
+def _render_markdown_rows(source: str, width: int, palette: Palette) -> list[Strip]:
+    """Return the rows of rendered Markdown, or of its source if rendering yields no rows or recurses too deeply."""
     try:
         from edgechat.tui.render.markdown_renderer import render_markdown
 
         rows = render_markdown(source, width, palette)
-    except RecursionError:  # deeply nested block quotes
+    except RecursionError:  # deeply nested block quotes exceed the recursion limit
         return wrap_text(Text(source), width, palette.console)
     return rows or wrap_text(Text(source), width, palette.console)

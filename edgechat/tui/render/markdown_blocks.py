@@ -1,4 +1,4 @@
-"""Split streaming Markdown into blocks that are laid out separately. Independent of screen and width."""
+"""Split streaming Markdown into blocks that are laid out separately. The split is independent of the screen width."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ class MarkdownBlock:
         self.kind = kind
         self.indent = indent
         self.language = language
-        """The info string after the opening fence: a language name, possibly followed by attributes."""
+        """Info string after the opening fence: a language name, possibly followed by attributes."""
         self.gap = gap
-        """True if the block is preceded by an empty row."""
+        """True if an empty row precedes the block."""
         self.lines: list[str] = []
-        """Lines without the indent of the block."""
+        """Lines of the block without its indent."""
         self.is_open = True
         """True until the end of the block is reached."""
         self.n_chars = 0
         self._continuations: set[int] = set()
 
     def add(self, line: str, *, continues: bool = False) -> None:
-        """Append a line without its newline, or with `continues` the rest of a line that was split for its length."""
+        """Append a line without its newline; with `continues`, append the next part of a long line that was split."""
         if continues:
             self._continuations.add(len(self.lines))
-        self.lines.append(line if continues else _dedented(line, self.indent))
+        self.lines.append(line if continues else _dedent(line, self.indent))
         self.n_chars += len(line) + 1
 
     @property
     def source(self) -> str:
-        """The text of the block with long lines rejoined; of code, without the fences."""
+        """The text of the block without code fences; long lines that were split are joined again."""
         if not self._continuations:
             return "\n".join(self.lines)
         parts = (line if i in self._continuations else f"\n{line}" for i, line in enumerate(self.lines))
@@ -48,51 +48,52 @@ class MarkdownBlock:
 
 
 class MarkdownSplitter:
-    """Incremental splitter. The blocks do not depend on how the text was divided between calls of `feed`."""
+    """Splits Markdown incrementally. The result does not depend on how the text is divided between calls of `feed`."""
 
     def __init__(self, text: str = "") -> None:
         self.blocks: list[MarkdownBlock] = []
-        self.partial = ""
-        """The incomplete last line. It belongs to `open_block` if that is not None."""
+        self.partial_line = ""
+        """The incomplete last line. If `open_block` is not None, the line belongs to that block."""
         self._fence = ""
-        """The opening fence of the code block that is open; empty outside of code."""
+        """The opening fence of the open code block; an empty string outside of code."""
         self._gap = False
         self._continues = False
-        """True if the next line continues a line that was split for its length."""
+        """True if the next line continues a long line that was split."""
         if text:
             self.feed(text)
 
     def feed(self, text: str) -> None:
-        """Add the next part of the text."""
+        """Append the next part of the text."""
         head, newline, tail = text.rpartition("\n")
         if newline:
-            for line in (self.partial + head).split("\n"):
+            for line in (self.partial_line + head).split("\n"):
                 self._add_line(self._split_long_line(line))
-            self.partial = tail
+            self.partial_line = tail
         else:
-            self.partial += text
-        self.partial = self._split_long_line(self.partial)  # each call scans all of `partial`, so it must stay short
+            self.partial_line += text
+        # Each call scans all of `partial_line`, so a long line is split.
+        self.partial_line = self._split_long_line(self.partial_line)
 
     def finish(self) -> None:
         """End the text: complete the partial line and close the last block."""
-        if self.partial:
-            self._add_line(self.partial)
-            self.partial = ""
+        if self.partial_line:
+            self._add_line(self.partial_line)
+            self.partial_line = ""
         self._close_block()
         self._fence = ""
 
     @property
-    def visible_partial(self) -> str:
-        """The incomplete line; empty while it may become a fence, which is not shown."""
-        return "" if _FENCE_START.match(self.partial) else self.partial
+    def visible_partial_line(self) -> str:
+        """The incomplete line, or "" while the line can still become a fence, because fences are not shown."""
+        return "" if _FENCE_START.match(self.partial_line) else self.partial_line
 
     @property
     def open_block(self) -> MarkdownBlock | None:
-        """The block that the incomplete line belongs to; None if that line starts a new block."""
+        """The block that the incomplete line belongs to; None if the line starts a new block."""
         return self.blocks[-1] if self.blocks and self.blocks[-1].is_open else None
 
     def _split_long_line(self, line: str) -> str:
-        """Add as many full-length parts of a line as it has; return the remainder."""
+        """Split parts of `_MAX_CHARS` characters off a longer line and add them; return the remainder."""
         while len(line) > _MAX_CHARS:
             self._add_line(line[:_MAX_CHARS])
             self._continues = True
@@ -119,19 +120,19 @@ class MarkdownSplitter:
             self._gap = True
         else:
             block = self.open_block
-            if block is None or self._is_full(block, line):
+            if block is None or self._must_start_block(block, line):
                 self._start_block("text", len(line) - len(line.lstrip(" ")))
             self.blocks[-1].add(line)
 
     def _is_closing_fence(self, line: str) -> bool:
-        stripped = line.strip()
-        return len(stripped) >= len(self._fence) and not stripped.strip(self._fence[0])
+        stripped_line = line.strip()
+        return len(stripped_line) >= len(self._fence) and not stripped_line.strip(self._fence[0])
 
-    def _is_full(self, block: MarkdownBlock, line: str) -> bool:
-        """Return True if `line` must start a new block: for the length of this one, or because it is outdented."""
+    def _must_start_block(self, block: MarkdownBlock, line: str) -> bool:
+        """Return whether `line` must start a new block, because `block` is too long or is indented more than `line`."""
         if block.n_chars + len(line) > _MAX_CHARS or len(line) - len(line.lstrip(" ")) < block.indent:
             return True
-        return len(block.lines) >= _MAX_LINES and _LIST_ITEM.match(_dedented(line, block.indent)) is not None
+        return len(block.lines) >= _MAX_LINES and _LIST_ITEM.match(_dedent(line, block.indent)) is not None
 
     def _start_block(self, kind: Literal["text", "code"], indent: int, language: str = "") -> None:
         gap = self._gap or (bool(self.blocks) and "code" in (kind, self.blocks[-1].kind))
@@ -145,17 +146,17 @@ class MarkdownSplitter:
 
 
 def split_markdown(text: str) -> list[MarkdownBlock]:
-    """Split a complete text into blocks."""
+    """Split a complete Markdown text into blocks."""
     splitter = MarkdownSplitter(text)
     splitter.finish()
     return splitter.blocks
 
 
-def code_blocks(text: str) -> list[str]:
-    """Return the contents of all fenced code blocks, in order."""
+def find_code_blocks(text: str) -> list[str]:
+    """Return the contents of all fenced code blocks in `text`, in order."""
     return [block.source for block in split_markdown(text) if block.kind == "code"]
 
 
-def _dedented(line: str, indent: int) -> str:
+def _dedent(line: str, indent: int) -> str:
     """Remove up to `indent` leading spaces."""
     return line[min(indent, len(line) - len(line.lstrip(" "))) :]

@@ -1,4 +1,4 @@
-"""Render Markdown of chat messages to rows with Rich, which is adapted to how models write Markdown."""
+"""Render the Markdown of chat messages to rows with Rich, adapted to the Markdown that models write."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from edgechat.tui.render.palette import Palette
 
-# Rich's drawing characters, replaced in ASCII mode.
+# Rich's drawing characters and their replacements in ASCII mode.
 _TO_ASCII: Final = str.maketrans("•▌─│━┃…", "*|-|-|.")
 
 
 class _LeftAlignedHeading(Heading):
-    """A heading at the left margin; Rich centres headings."""
+    """Left-aligned heading. Rich centres headings."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         self.text.justify = "left"
@@ -31,7 +31,7 @@ class _LeftAlignedHeading(Heading):
 
 
 class _NumberedListItem(ListItem):
-    """A list item with a dot after its number; Rich shows the number alone."""
+    """List item with a dot after its number. Rich omits the dot."""
 
     def render_number(self, console: Console, options: ConsoleOptions, number: int, last_number: int) -> RenderResult:
         width = len(str(last_number)) + 2
@@ -46,7 +46,7 @@ class _NumberedListItem(ListItem):
 
 
 class ChatMarkdown(Markdown):
-    """A Markdown document with literal line breaks, and with HTML shown as text."""
+    """Markdown document that keeps single line breaks and shows HTML as text."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
         **Markdown.elements,
@@ -55,7 +55,7 @@ class ChatMarkdown(Markdown):
     }
 
     def __init__(self, source: str, code_theme: str) -> None:
-        # Without super().__init__, which builds a parser for every document and enables HTML.
+        # Do not call super().__init__(): it builds a parser for every document and enables HTML.
         # Checked against Rich 15.0.0; a test compares the attributes with those of rich.markdown.Markdown.
         self.markup = source
         self.parsed = _parse(source)
@@ -65,12 +65,12 @@ class ChatMarkdown(Markdown):
 
 
 @functools.cache
-def _parser() -> MarkdownIt:
+def _get_parser() -> MarkdownIt:
     return MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
 
 
 def _parse(source: str) -> list[Token]:
-    tokens = _parser().parse(source)
+    tokens = _get_parser().parse(source)
     for token in tokens:
         for child in token.children or ():
             if child.type == "softbreak":

@@ -29,45 +29,45 @@ ASCII_GLYPHS: Final = Glyphs("|", ">", "+", "-", "<", ">")
 
 
 class Palette:
-    """Text styles by meaning, and the Rich console that renders with them. Each theme has its own palette."""
+    """Text styles and glyphs of one theme, and a Rich console that renders with these styles."""
 
     def __init__(self, variables: dict[str, str], *, dark: bool, ansi: bool, ascii_only: bool = False) -> None:
-        """Derive styles from the CSS `variables` of a theme; with `ansi`, use the terminal's own 16 colours."""
+        """Derive styles from the CSS `variables` of a theme; with `ansi`, use the terminal's 16 colours."""
 
-        def style(name: str, *, bold: bool | None = None) -> Style:
-            return Style(color=_rich_colour(variables.get(name, ""), background), bold=bold)
+        def make_style(name: str, *, bold: bool | None = None) -> Style:
+            return Style(color=_to_rich_colour(variables.get(name, ""), background), bold=bold)
 
         background = variables.get("background", "")
         background = background if background.startswith("#") else "#000000"
 
         self.glyphs = ASCII_GLYPHS if ascii_only else UNICODE_GLYPHS
-        self.user = style("primary")
-        self.muted = Style(dim=True) if ansi else style("foreground-muted")
-        self.error = style("error") if ansi else style("text-error")
-        self.cursor = style("accent", bold=True)
+        self.user = make_style("primary")
+        self.muted = Style(dim=True) if ansi else make_style("foreground-muted")
+        self.error = make_style("error") if ansi else make_style("text-error")
+        self.cursor = make_style("accent", bold=True)
         self.code_theme = ("ansi_dark" if dark else "ansi_light") if ansi else ("monokai" if dark else "default")
-        self.code = Style(bgcolor=None if ansi else _rich_colour(variables.get("surface", "")))
-        # All settings are explicit, so that Rich reads neither the environment nor the size of the real terminal.
+        self.code = Style(bgcolor=None if ansi else _to_rich_colour(variables.get("surface", "")))
+        # All settings are explicit, so that Rich does not read the environment or the size of the real terminal.
         self.console = Console(
             file=io.StringIO(), force_terminal=True, force_interactive=False, color_system="truecolor", no_color=False,
             legacy_windows=False, width=80, height=24,
             theme=RichTheme({
-                "markdown.code": style("text-accent") if not ansi else Style(color="cyan"),
-                "markdown.h1": style("primary", bold=True), "markdown.h2": style("primary", bold=True),
+                "markdown.code": make_style("text-accent") if not ansi else Style(color="cyan"),
+                "markdown.h1": make_style("primary", bold=True), "markdown.h2": make_style("primary", bold=True),
                 "markdown.h3": Style(bold=True), "markdown.h4": Style(bold=True), "markdown.h5": Style(bold=True),
                 "markdown.h6": Style(bold=True), "markdown.hr": self.muted, "markdown.link": Style(underline=True),
                 "markdown.link_url": self.muted, "markdown.block_quote": self.muted,
-                "markdown.item.bullet": style("primary"), "markdown.item.number": style("primary"),
+                "markdown.item.bullet": make_style("primary"), "markdown.item.number": make_style("primary"),
                 "markdown.list": Style(), "markdown.table.border": self.muted,
                 "markdown.table.header": Style(bold=True),
             }),
         )  # fmt: skip
 
 
-def _rich_colour(value: str, background: str = "#000000") -> str | None:
-    """Convert a theme colour to Rich's syntax, blending a translucent one with `background`.
+def _to_rich_colour(value: str, background: str = "#000000") -> str | None:
+    """Convert a theme colour to Rich's syntax; a translucent colour is blended with `background`.
 
-    Returns None for the terminal's default colour.
+    Returns None for the terminal's default colour and for an unknown syntax.
     """
     value = value.split(maxsplit=1)[0] if value else ""
     if value.startswith(_ANSI_PREFIX):

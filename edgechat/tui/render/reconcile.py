@@ -12,35 +12,36 @@ if TYPE_CHECKING:
     from edgechat.tui.render.palette import Glyphs
 
 
-def reconcile(
-    before: Sequence[TranscriptEntry],
+def reconcile_entries(
+    old_entries: Sequence[TranscriptEntry],
     path: Sequence[tuple[Message, tuple[int, int]]],
     glyphs: Glyphs,
     *,
     shows_stats: bool,
 ) -> list[TranscriptEntry]:
-    """Return the entries for a path of messages, each with (number, count) of its alternatives.
+    """Return the transcript entries for `path`, reusing entries and notes of `old_entries`.
 
-    Messages that are already in `before` keep their entry and with it their layout. A note stays below the message
-    that it was added after, and disappears together with that message.
+    `path` contains each message with (its number among its alternatives, number of alternatives). A message that is
+    already in `old_entries` keeps its entry and layout. A note stays below the message after which it was added, and is
+    removed together with this message.
     """
-    reusable: dict[str, MessageEntry] = {}
-    notes: dict[str | None, list[TranscriptEntry]] = {None: []}
+    reusable_entries: dict[str, MessageEntry] = {}
+    notes_by_message_id: dict[str | None, list[TranscriptEntry]] = {None: []}
     last_id: str | None = None
-    for old in before:
-        message_entry = old.as_message
+    for old_entry in old_entries:
+        message_entry = old_entry.as_message
         if message_entry is None:
-            notes[last_id].append(old)
+            notes_by_message_id[last_id].append(old_entry)
         else:
             last_id = message_entry.message.id
-            reusable[last_id] = message_entry
-            notes[last_id] = []
-    entries = list(notes[None])
+            reusable_entries[last_id] = message_entry
+            notes_by_message_id[last_id] = []
+    entries = list(notes_by_message_id[None])
     for message, alternative in path:
-        entry = reusable.get(message.id)
+        entry = reusable_entries.get(message.id)
         if entry is None:
             entry = MessageEntry(message, alternative, glyphs, shows_stats=shows_stats)
         elif not entry.is_streaming:
             entry.update(message, alternative, shows_stats=shows_stats)
-        entries += [entry, *notes.get(message.id, ())]
+        entries += [entry, *notes_by_message_id.get(message.id, ())]
     return entries

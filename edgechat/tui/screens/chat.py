@@ -1,4 +1,4 @@
-"""The chat screen: the open conversation, its keys, and the list of conversations."""
+"""The chat screen: the open conversation, the list of conversations, and their keys and commands."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from edgechat.tui.session_worker import SessionWorker
     from edgechat.tui.widgets.sidebar import Sidebar
 
-# After this pause in typing, the input is saved and its tokens are counted.
+# Pause in typing after which the input is saved and its tokens are counted.
 TYPING_PAUSE_S: Final = 0.3
-_MAX_HISTORY: Final = 500
-_MAX_LISTED: Final = 1000
-_MAX_HISTORY_CHARS: Final = 300
+_MAX_PAST_MESSAGES: Final = 500
+_MAX_CONVERSATIONS: Final = 1000
+_MAX_LABEL_CHARS: Final = 300
 
 
 class ChatScreen(Screen[None]):
-    """Keys and commands around one `ConversationPane`; the list of conversations is made on first use."""
+    """Screen with a `ConversationPane`, its keys and commands, and a sidebar that is created on first use."""
 
     AUTO_FOCUS = "#prompt"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -50,7 +50,7 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+t", "command('figures')", "Show or hide the speed of replies", id="chat.figures", show=False),
         Binding("f1", "command('help')", "Help", id="chat.help"),
         Binding("f2", "command('settings')", "Settings", id="chat.settings"),
-        Binding("f3", "command('plan')", "Why this model", id="chat.plan", show=False),
+        Binding("f3", "command('plan')", "Show why this model was chosen", id="chat.plan", show=False),
         Binding("f4", "command('persona')", "Personas", id="chat.personas", show=False),
         Binding("pageup", "page(-1)", "Page up", id="chat.page_up", show=False),
         Binding("pagedown", "page(1)", "Page down", id="chat.page_down", show=False),
@@ -59,37 +59,41 @@ class ChatScreen(Screen[None]):
             "alt+left", "on_message('previous_alternative')", "Previous alternative", id="chat.previous", show=False
         ),
         Binding("alt+right", "on_message('next_alternative')", "Next alternative", id="chat.next", show=False),
-        # In the conversation, where letters are not text.
+        # Keys while the transcript has the focus; in the input, these letters are typed as text.
         Binding(
             "left", "on_message('previous_alternative')", "Previous alternative", id="message.previous", show=False
         ),
         Binding("right", "on_message('next_alternative')", "Next alternative", id="message.next", show=False),
         Binding("enter,i", "app.focus('prompt')", "Go to the input", id="chat.prompt", show=False),
         Binding("y", "on_message('copy_message')", "Copy the message", id="message.copy", show=False),
-        Binding("c", "on_message('copy_code')", "Copy its code", id="message.copy_code", show=False),
+        Binding("c", "on_message('copy_code')", "Copy the last code block", id="message.copy_code", show=False),
         Binding("e", "on_message('edit_message')", "Edit your message", id="message.edit", show=False),
         Binding("r", "on_message('retry_message')", "Generate an alternative reply", id="message.retry", show=False),
         Binding("n", "on_message('continue_message')", "Continue the reply", id="message.continue", show=False),
         Binding(
-            "d", "on_message('delete_message')", "Delete the message and all below it", id="message.delete", show=False
+            "d",
+            "on_message('delete_message')",
+            "Delete the message and all messages below it",
+            id="message.delete",
+            show=False,
         ),
         Binding("u", "command('undo')", "Restore the last deleted message", id="message.undo", show=False),
-        Binding(
-            "b", "on_message('branch')", "Branch: the next message follows this one", id="message.branch", show=False
-        ),
+        Binding("b", "on_message('branch')", "Start a new branch after this message", id="message.branch", show=False),
         Binding("slash", "command('search')", "Search all conversations", id="message.search", show=False),
     ]
 
     def __init__(
-        self, worker: SessionWorker, palette: Callable[[], Palette], key_overrides: Callable[[], Mapping[str, str]],
-        download_status: Callable[[], str], on_painted: Callable[[], object], problems: Sequence[str], *, figures: bool,
+        self, worker: SessionWorker, get_palette: Callable[[], Palette],
+        get_key_overrides: Callable[[], Mapping[str, str]], get_download_status: Callable[[], str],
+        on_first_frame: Callable[[], object], problems: Sequence[str],
+        *, figures: bool,
     ) -> None:  # fmt: skip
-        """`on_painted` is called after the first frame; `problems` with the settings are shown at the top."""
+        """`on_first_frame` is called after the first frame. `problems` are descriptions of invalid settings."""
         super().__init__()
-        self.pane = ConversationPane(worker, palette, key_overrides, download_status, figures=figures)
+        self.pane = ConversationPane(worker, get_palette, get_key_overrides, get_download_status, figures=figures)
         self._worker = worker
-        self._palette = palette
-        self._on_painted = on_painted
+        self._get_palette = get_palette
+        self._on_first_frame = on_first_frame
         self._problems = problems
         self.sidebar: Sidebar | None = None
         self._typing_timer: Timer | None = None
@@ -99,7 +103,7 @@ class ChatScreen(Screen[None]):
 
     @functools.cached_property
     def actions(self) -> Actions:
-        """Actions of commands and keys, imported on first use."""
+        """Methods that carry out commands and keys; the module is imported on first access."""
         from edgechat.tui.actions import Actions
 
         return Actions(self.pane, self._worker)
@@ -108,14 +112,14 @@ class ChatScreen(Screen[None]):
         for problem in self._problems:
             self.pane.add_note(f"{problem} (ignored)")
         self.pane.status_line.show_state("Starting")
-        self.call_after_refresh(self._start)
+        self.call_after_refresh(self._finish_start)
 
-    def _start(self) -> None:
-        gc.enable()  # edgechat.cli.chat disables garbage collection before the first frame
-        self._on_painted()
+    def _finish_start(self) -> None:
+        gc.enable()  # edgechat.cli.chat disables garbage collection to speed up the first frame
+        self._on_first_frame()
 
     def leave(self) -> None:
-        """Save unsent text, because the application is closing."""
+        """Save the unsent text before the application closes."""
         self.pane.composer.save()
         self.pane.status_line.show_state("Closing")
 
@@ -126,18 +130,18 @@ class ChatScreen(Screen[None]):
         from edgechat.chat import commands
 
         try:
-            parsed = commands.parse(message.text)
+            invocation = commands.parse(message.text)
         except UsageError as error:
             self.pane.add_error(str(error))
             self.pane.composer.append_text(message.text)
             return
         if self._typing_timer is not None:
             self._typing_timer.stop()
-        if parsed is None:
+        if invocation is None:
             self.pane.submit(message.text, message.state)
         else:
             self.pane.composer.save()
-            self.actions.run(parsed[0].name, parsed[1])
+            self.actions.run(invocation[0].name, invocation[1])
 
     @on(PromptInput.Changed)
     def _on_typed(self) -> None:
@@ -155,28 +159,28 @@ class ChatScreen(Screen[None]):
         self._read_history(self._pick_from_history if message.search else lambda: self.pane.prompt.recall(0))
 
     def _read_history(self, on_read: Callable[[], object]) -> None:
-        def job(session: Session) -> None:
-            texts = list(session.store.recent_inputs(_MAX_HISTORY))
-            self.app.call_from_thread(take, texts)
+        def read_texts(session: Session) -> None:
+            texts = list(session.store.recent_inputs(_MAX_PAST_MESSAGES))
+            self.app.call_from_thread(store_texts, texts)
 
-        def take(texts: list[str]) -> None:
+        def store_texts(texts: list[str]) -> None:
             self.pane.prompt.past_messages = texts
             on_read()
 
-        self._worker.run_idle(job)
+        self._worker.run_when_idle(read_texts)
 
     def _pick_from_history(self) -> None:
         from edgechat.tui.screens.picker import pick
 
         texts = self.pane.prompt.past_messages or []
-        options = [(str(n), " ".join(text.split())[:_MAX_HISTORY_CHARS]) for n, text in enumerate(texts)]
+        options = [(str(n), " ".join(text.split())[:_MAX_LABEL_CHARS]) for n, text in enumerate(texts)]
         if options:
             pick(self.app, "Your earlier messages", options, lambda index: self.pane.prompt.recall(int(index)))
 
     # Commands
 
     def on_command_finished(self, message: CommandFinished) -> None:
-        self.actions.carry_out(message.outcome)
+        self.actions.apply_outcome(message.outcome)
 
     def on_view_requested(self, message: ViewRequested) -> None:
         if message.view == "conversations":
@@ -186,15 +190,15 @@ class ChatScreen(Screen[None]):
     # Keys
 
     def action_command(self, name: str) -> None:
-        """Run a command without an argument."""
+        """Run the slash command `name` without an argument."""
         self.actions.run(name)
 
     def action_on_message(self, name: str) -> None:
-        """Call a method of `Actions` with the message under the cursor, or the last one."""
+        """Call the method `name` of `Actions` with the message under the cursor, or else with the last message."""
         self.actions.attempt(getattr(self.actions, name), self.pane.transcript.current_message)
 
     def action_stop(self) -> None:
-        """Stop the reply, cancel the edit, or move the focus between input and conversation."""
+        """Stop the reply; without a reply, cancel the edit or switch the focus. Queued messages return to the input."""
         pane = self.pane
         restored_queue = pane.composer.restore_queue()
         if pane.is_generating:
@@ -207,10 +211,10 @@ class ChatScreen(Screen[None]):
 
     @on(PromptInput.Interrupted)
     def action_interrupt(self) -> None:
-        """Copy the selection, or stop the reply."""
-        selected = self.get_selected_text()
-        if selected:
-            self.post_message(CopyRequested(selected, "Selection"))
+        """Copy the selected text, or stop the reply if no text is selected."""
+        selected_text = self.get_selected_text()
+        if selected_text:
+            self.post_message(CopyRequested(selected_text, "Selection"))
         elif self.pane.is_generating:
             self._worker.stop()
         else:
@@ -222,7 +226,7 @@ class ChatScreen(Screen[None]):
     def action_end(self) -> None:
         self.pane.transcript.action_bottom()
 
-    # The list of conversations
+    # Sidebar
 
     def toggle_sidebar(self) -> None:
         """Show or hide the list of conversations."""
@@ -244,7 +248,7 @@ class ChatScreen(Screen[None]):
 
     def _list_conversations(self) -> Sequence[ConversationSummary] | None:
         session = self._worker.session
-        return session.store.list_conversations(limit=_MAX_LISTED) if session is not None else None
+        return session.store.list_conversations(limit=_MAX_CONVERSATIONS) if session is not None else None
 
     def on_conversations_changed(self, _message: ConversationsChanged) -> None:
         if self.sidebar is not None and self.sidebar.display:
@@ -264,23 +268,23 @@ class ChatScreen(Screen[None]):
     def on_sidebar_closed(self) -> None:
         self.pane.prompt.focus()
 
-    # The transcript
+    # Transcript
 
     @on(Transcript.ViewChanged)
-    def _on_moved(self) -> None:
+    def _on_view_changed(self) -> None:
         self.pane.status_line.redraw()
 
     @on(Transcript.HighlightRequested)
     @work(exit_on_error=False)
     async def _on_highlight_requested(self, message: Transcript.HighlightRequested) -> None:
-        """Highlight a long code block in a thread."""
+        """Highlight a long code block in a background thread."""
         import asyncio
 
         from edgechat.tui.render.layout_blocks import CodeLayout, highlight_code
 
-        piece, width = message.block, message.width
-        if not isinstance(piece, CodeLayout):
+        layout, width = message.block, message.width
+        if not isinstance(layout, CodeLayout):
             return
-        palette = self._palette()
-        rows = await asyncio.to_thread(highlight_code, piece.block, width, palette)
-        self.pane.transcript.apply_highlighting(piece, rows if palette is self._palette() else [], width)
+        palette = self._get_palette()
+        rows = await asyncio.to_thread(highlight_code, layout.block, width, palette)
+        self.pane.transcript.apply_highlighting(layout, rows if palette is self._get_palette() else [], width)

@@ -1,4 +1,4 @@
-"""Base of screens with a list that the typed text filters."""
+"""Base class of screens that show a list and an input to filter it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class FilterListScreen(ModalScreen[T]):
-    """Screen with an `Input` and an `OptionList`: up and down move in the list, Enter chooses, Esc closes."""
+    """Screen with a filter `Input` and an `OptionList`. Up and Down move in the list, Enter chooses, Esc closes."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Close", id="listing.leave"),
@@ -26,12 +26,12 @@ class FilterListScreen(ModalScreen[T]):
         return self.query_one(OptionList)
 
     @property
-    def typed(self) -> str:
-        """Text of the filter."""
+    def filter_text(self) -> str:
+        """Text in the filter input."""
         return self.query_one(Input).value
 
     def choose(self, index: int | None, option_id: str | None) -> None:
-        """Handle the choice of an option; both arguments are None if no option is highlighted."""
+        """Handle Enter or a click on an option; both arguments are None if no option is highlighted."""
         raise NotImplementedError
 
     def action_move(self, step: int) -> None:
@@ -41,7 +41,7 @@ class FilterListScreen(ModalScreen[T]):
         self.dismiss(None)
 
     @on(Input.Submitted)
-    def _on_line_entered(self) -> None:
+    def _on_filter_submitted(self) -> None:
         index = self.options.highlighted
         self.choose(index, self.options.get_option_at_index(index).id if index is not None else None)
 

@@ -1,4 +1,4 @@
-"""The first-run screen: this machine, the best model for it, and a choice to download it or to chat offline."""
+"""The first-run screen: describes the machine, and offers to download the best model or to use an installed one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from edgechat.errors import EdgechatError
-from edgechat.humanize import size
+from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
@@ -27,18 +27,20 @@ if TYPE_CHECKING:
 
 
 class Offer(NamedTuple):
-    """This machine and the models to choose from."""
+    """Content of the first-run screen: the machine, and the models that the user can choose."""
 
-    machine: str
-    local: Evaluation | None
-    """The best installed model."""
-    best: Evaluation | None
-    """The best model of the catalogue, if it is better than the installed one."""
+    machine_text: str
+    """Processor, threads, free memory and GPU of the machine, in one line."""
+    installed_model: Evaluation | None
+    """The best installed model; None if no installed model fits into memory."""
+    catalogue_model: Evaluation | None
+    """The best model of the catalogue that fits; None if `installed_model` is at least as good."""
     problem: str = ""
+    """Error message; empty if the evaluation succeeded."""
 
 
 class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
-    """Dismisses when the chat can start: with "models" if the user wants to see all models first."""
+    """Welcome screen. Its result is "chat" to start the chat, or "models" to open the list of models first."""
 
     DEFAULT_CSS = """
     FirstRunScreen { background: $background 60%; align: center middle; }
@@ -53,7 +55,7 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
 
     @dataclass
     class OfferReady(Message):
-        """The machine and the models were evaluated."""
+        """The worker thread has evaluated the machine and the models."""
 
         offer: Offer
 
@@ -61,7 +63,7 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
         super().__init__()
         self._settings = settings
         self._downloads = downloads
-        self._best = ""
+        self._download_name = ""
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -82,19 +84,19 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
 
     def on_first_run_screen_offer_ready(self, message: OfferReady) -> None:
         offer = message.offer
-        lines = [offer.machine] if offer.machine else []
+        lines = [offer.machine_text] if offer.machine_text else []
         options = self.query_one(OptionList)
-        if offer.local is not None:
-            lines += ["", f"Installed: {_summary(offer.local)}"]
-        if offer.best is not None:
-            self._best = offer.best.candidate.name
-            lines += ["", f"Best for this machine: {_summary(offer.best)}"]
-            file_size = size(offer.best.candidate.profile.tensor_bytes)
-            options.add_option(Option(f"Download {self._best}, {file_size} (needs a network once)", id="get"))
+        if offer.installed_model is not None:
+            lines += ["", f"Installed: {_format_summary(offer.installed_model)}"]
+        if offer.catalogue_model is not None:
+            self._download_name = offer.catalogue_model.candidate.name
+            lines += ["", f"Best for this machine: {_format_summary(offer.catalogue_model)}"]
+            file_size = format_size(offer.catalogue_model.candidate.profile.tensor_bytes)
+            options.add_option(Option(f"Download {self._download_name}, {file_size} (needs internet access)", id="get"))
         if offer.problem:
             lines += ["", offer.problem]
-        if offer.local is not None:
-            options.add_option(Option(f"Chat now with {offer.local.candidate.name}, offline", id="local"))
+        if offer.installed_model is not None:
+            options.add_option(Option(f"Chat now with {offer.installed_model.candidate.name}, offline", id="local"))
         options.add_option(Option("Show all models", id="all"))
         self.query_one("#about", Static).update(Text(escape_controls("\n".join([*lines, ""]))))
         options.highlighted = 0
@@ -105,16 +107,16 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
         message.stop()
         if message.option_id == "get":
             self.query_one(OptionList).disabled = True
-            self._downloads.start(self._best)
+            self._downloads.start(self._download_name)
         else:
             self.dismiss("models" if message.option_id == "all" else "chat")
 
     def show_download(self, status: str) -> None:
-        """Show the progress of the download."""
-        self.query_one("#pull", Static).update(f"{status}  (Esc: chat meanwhile)" if status else "")
+        """Show the progress of the download; an empty `status` removes the text."""
+        self.query_one("#pull", Static).update(f"{status}  (Esc: chat while downloading)" if status else "")
 
-    def download_ended(self, problem: str) -> None:
-        """Start the chat after a download, or show the problem and let the user choose again."""
+    def show_download_result(self, problem: str) -> None:
+        """Start the chat if the download succeeded; otherwise show `problem` and let the user choose again."""
         if not problem:
             self.dismiss("chat")
             return
@@ -123,33 +125,37 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
         self.query_one(OptionList).focus()
 
     def action_leave(self) -> None:
-        """Start the chat with an installed model; a running download continues."""
+        """Start the chat without a download; a running download continues in the background."""
         self.dismiss("chat")
 
 
 def make_offer(settings: Settings) -> Offer:
-    """Evaluate this machine and the models for it, without a network. Raises EdgechatError."""
+    """Evaluate the machine and the models without network access. Raises EdgechatError."""
     from edgechat.hardware.cpu import read_cpu
     from edgechat.models import selection
     from edgechat.models.resources import current_machine
-    from edgechat.planner.ranking import choose
+    from edgechat.planner.ranking import choose_evaluation
 
     selection.measure_speeds()
-    resources = current_machine(settings)
-    about = (
-        f"This machine: {read_cpu().model}, {resources.n_threads} threads, "
-        f"{size(resources.available_bytes)} of memory free"
+    machine = current_machine(settings)
+    machine_text = (
+        f"This machine: {read_cpu().model}, {machine.n_threads} threads, "
+        f"{format_size(machine.available_bytes)} of memory free"
     )
-    if resources.gpu_name:
-        about += f", {resources.gpu_name}"
-    local = choose(selection.evaluate_all(selection.installed_candidates(), settings))
-    best = choose(selection.evaluate_all(selection.catalogue_candidates(), settings), defaults_only=True)
-    if best is not None and local is not None and best.points <= local.points:
-        best = None
-    return Offer(about, local, best)
+    if machine.gpu_name:
+        machine_text += f", {machine.gpu_name}"
+    installed_model = choose_evaluation(selection.evaluate_all(selection.list_installed_candidates(), settings))
+    catalogue_model = choose_evaluation(
+        selection.evaluate_all(selection.list_catalogue_candidates(), settings), defaults_only=True
+    )
+    if catalogue_model is not None and installed_model is not None and catalogue_model.points <= installed_model.points:
+        catalogue_model = None
+    return Offer(machine_text, installed_model, catalogue_model)
 
 
-def _summary(evaluation: Evaluation) -> str:
+def _format_summary(evaluation: Evaluation) -> str:
     file_bytes = evaluation.candidate.profile.tensor_bytes
-    text = f"{evaluation.candidate.name}, {size(file_bytes)} file, {size(evaluation.memory.total)} in memory"
+    text = (
+        f"{evaluation.candidate.name}, {format_size(file_bytes)} file, {format_size(evaluation.memory.total)} in memory"
+    )
     return f"{text}, about {evaluation.speed.decode_tps:.0f} tokens/s" if evaluation.speed is not None else text

@@ -1,4 +1,4 @@
-"""The help screen: keys and commands."""
+"""The help screen: key bindings and slash commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgechat.tui.screens.plan import TextScreen
 if TYPE_CHECKING:
     from edgechat.tui.keys import KeyBinding
 
-_TITLES = {
+_GROUP_TITLES = {
     "app": "Everywhere",
     "chat": "In the chat",
     "prompt": "In the input",
@@ -29,34 +29,37 @@ _KEY_NAMES = {"escape": "Esc", "pageup": "PgUp", "pagedown": "PgDn", "slash": "/
 
 
 class HelpScreen(TextScreen):
-    """Lists all key bindings with their current keys, and all commands."""
+    """List of all key bindings with the configured keys, and of all slash commands."""
 
     def __init__(self, keys: Sequence[KeyBinding], overrides: Mapping[str, str]) -> None:
-        """Show `overrides`, keys by the id of their binding, instead of the default keys."""
-        super().__init__("Help", _help_text(keys, overrides))
+        """For bindings whose ID is in `overrides`, show the keys in `overrides` instead of the default keys."""
+        super().__init__("Help", _format_help(keys, overrides))
 
 
-def _help_text(keys: Sequence[KeyBinding], overrides: Mapping[str, str]) -> str:
+def _format_help(keys: Sequence[KeyBinding], overrides: Mapping[str, str]) -> str:
     lines: list[str] = []
-    for group, title in _TITLES.items():
+    for group, title in _GROUP_TITLES.items():
         lines += ["", title] if lines else [title]
         for key in keys:
             if key.id.partition(".")[0] == group:
-                mapped = overrides.get(key.id) or key.keys
+                binding_keys = overrides.get(key.id) or key.keys
                 lines.append(
-                    f"  {', '.join(key_label(k) for k in mapped.split(',')):<22} {key.description}  [{key.id}]"
+                    f"  {', '.join(format_key(k) for k in binding_keys.split(',')):<22} {key.description}  [{key.id}]"
                 )
     lines += ["", "Commands, typed in the input"]
     lines += [f"  {f'/{c.name} {c.argument}':<22} {c.summary}" for c in COMMANDS]
     lines += [
         "", "@FILE in a message attaches a text file.", "",
-        f"To change keys, add a table [keys] to {config_file()}: each name in brackets, and its new keys.",
+        f'To change a key, add a line such as "chat.search" = "f7" to the table [keys] in {config_file()}.',
+        "The name of each key is shown in brackets above.",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
-def key_label(key: str) -> str:
-    """Return a key as it is written on keyboards: "Ctrl+O" for "ctrl+o"."""
-    *modifiers, last = key.split("+")
-    name = _KEY_NAMES.get(last) or (last.capitalize() if len(last) > 1 else last.upper() if modifiers else last)
+def format_key(key: str) -> str:
+    """Return the label of a key, such as "Ctrl+O" for "ctrl+o"."""
+    *modifiers, base_key = key.split("+")
+    name = _KEY_NAMES.get(base_key) or (
+        base_key.capitalize() if len(base_key) > 1 else base_key.upper() if modifiers else base_key
+    )
     return "+".join([*(m.capitalize() for m in modifiers), name])

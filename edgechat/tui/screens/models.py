@@ -1,4 +1,4 @@
-"""The models screen: installed models, the catalogue and the hub, each with its memory, speed and quality."""
+"""The models screen: models that are installed, in the catalogue or on the hub, with memory, speed and quality."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from edgechat.errors import EdgechatError
-from edgechat.humanize import size
+from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from edgechat.planner.report import PlanRow
     from edgechat.tui.downloads import DownloadRunner
 
-_LOADING: Final = "Estimating memory and speed on this machine ..."
-_HUB: Final = "hub"
-# Columns of a line without the name and the verdict.
-_OTHER_COLUMNS: Final = 28
+_LOADING_TEXT: Final = "Estimating memory and speed on this machine ..."
+_HUB_PREFIX: Final = "hub:"
+# Width in columns of a list row without the name and the verdict.
+_FIXED_COLUMNS: Final = 28
 
 
 class ModelsScreen(FilterListScreen[str | None]):
-    """Filtered list of models; Enter downloads a model, or dismisses with the name of an installed one."""
+    """List of models. Enter starts a download, or closes the screen with the name of an installed model as result."""
 
     DEFAULT_CSS = """
     ModelsScreen { background: $background 60%; align: center middle; }
@@ -53,7 +53,7 @@ class ModelsScreen(FilterListScreen[str | None]):
 
     @dataclass
     class EvaluationsReady(Message):
-        """Plans for the installed models and the catalogue, or the problem with them."""
+        """The worker thread has planned the models, or failed with the error message `problem`."""
 
         rows: list[PlanRow]
         available_bytes: int
@@ -62,14 +62,14 @@ class ModelsScreen(FilterListScreen[str | None]):
     def __init__(
         self, settings: Settings, downloads: DownloadRunner, download_status: str, is_generating: Callable[[], bool]
     ) -> None:
-        """While `is_generating` returns True, the speed of this machine is not measured."""
+        """If `is_generating` returns True, the speed of the machine is not measured."""
         super().__init__()
         self._settings = settings
         self._downloads = downloads
         self._download_status = download_status
         self._is_generating = is_generating
         self._rows: dict[str, PlanRow] = {}
-        self._hub: dict[str, str] = {}
+        self._hub_results: dict[str, str] = {}
         self._available_bytes = 0
 
     def compose(self) -> ComposeResult:
@@ -78,7 +78,7 @@ class ModelsScreen(FilterListScreen[str | None]):
             box.border_subtitle = "Enter: use or download   Ctrl+S: search the hub   Esc: close"
             yield Input(placeholder="Filter, or words to search the hub for", compact=True)
             yield OptionList(markup=False)
-            yield Static(_LOADING, id="details", markup=False)
+            yield Static(_LOADING_TEXT, id="details", markup=False)
             yield Static(self._download_status, id="pull", markup=False)
 
     def on_mount(self) -> None:
@@ -86,40 +86,40 @@ class ModelsScreen(FilterListScreen[str | None]):
 
     @work(thread=True, exclusive=True, group="rate", exit_on_error=False)
     def _evaluate(self) -> None:
-        """Plan the installed models, then those of the catalogue, which take about half a second."""
+        """Plan the installed models first, because planning the catalogue takes about half a second more."""
         from edgechat.models import selection
 
-        if not self._is_generating():  # a running reply would slow the measurement down
+        if not self._is_generating():  # during a reply, the measured speed would be too low
             selection.measure_speeds()
         try:
-            evaluations = selection.evaluate_all(selection.installed_candidates(), self._settings)
+            evaluations = selection.evaluate_all(selection.list_installed_candidates(), self._settings)
             self._post_rows(evaluations)
-            self._post_rows(evaluations + selection.evaluate_all(selection.catalogue_candidates(), self._settings))
+            self._post_rows(evaluations + selection.evaluate_all(selection.list_catalogue_candidates(), self._settings))
         except EdgechatError as error:
             self.post_message(self.EvaluationsReady([], 0, str(error)))
 
     def _post_rows(self, evaluations: list[Evaluation]) -> None:
         from edgechat.models.resources import current_machine
-        from edgechat.planner.ranking import choose
-        from edgechat.planner.report import best_quants, plan_row, sort_key
+        from edgechat.planner.ranking import choose_evaluation
+        from edgechat.planner.report import make_plan_row, select_best_quants, sort_key
 
-        best = choose([e for e in evaluations if e.candidate.is_installed])
-        rows = best_quants(sorted((plan_row(e, best) for e in evaluations), key=sort_key))
+        choice = choose_evaluation([e for e in evaluations if e.candidate.is_installed])
+        rows = select_best_quants(sorted((make_plan_row(e, choice) for e in evaluations), key=sort_key))
         rows.sort(key=lambda r: not (r.fits and r.is_fast_enough))
         self.post_message(self.EvaluationsReady(rows, current_machine(self._settings).available_bytes))
 
     def on_models_screen_evaluations_ready(self, message: EvaluationsReady) -> None:
         self._available_bytes = message.available_bytes or self._available_bytes
         self._rows = {row.name: row for row in message.rows}
-        self._fill()
+        self._fill_list()
         if message.problem:
             self._show_details(message.problem)
 
-    # The list
+    # List of models
 
     @on(Input.Changed)
-    def _fill(self) -> None:
-        terms = self.typed.lower().split()
+    def _fill_list(self) -> None:
+        terms = self.filter_text.lower().split()
         matches = [r for r in self._rows.values() if all(term in r.name.lower() for term in terms)]
         options = self.options
         index = options.highlighted
@@ -131,23 +131,23 @@ class ModelsScreen(FilterListScreen[str | None]):
             rows = [row for row in matches if row.is_installed is is_installed]
             if rows:
                 options.add_option(Option(Text(title, style="dim"), disabled=True))
-                options.add_options([Option(self._line(row), id=row.name) for row in rows])
-        if self._hub:
+                options.add_options([Option(self._format_row(row), id=row.name) for row in rows])
+        if self._hub_results:
             options.add_option(Option(Text("On the hub", style="dim"), disabled=True))
-            for name, details in self._hub.items():
+            for name, details in self._hub_results.items():
                 line = Text(escape_controls(f"  {name}  {details}"), no_wrap=True, overflow="ellipsis")
-                options.add_option(Option(line, id=f"{_HUB}:{name}"))
+                options.add_option(Option(line, id=f"{_HUB_PREFIX}{name}"))
         ids = [option.id for option in options.options if not option.disabled]
         highlighted_id = previous_id if previous_id in ids else next(iter(ids), None)
         if highlighted_id is not None:
             options.highlighted = options.get_option_index(highlighted_id)
 
-    def _line(self, row: PlanRow) -> Text:
+    def _format_row(self, row: PlanRow) -> Text:
         name = escape_controls(row.name)
         mark = "*" if row.is_chosen else " "
         speed = f"{row.decode_tps:.0f} tok/s" if row.decode_tps else "? tok/s"
-        width = min(34, max(12, self.size.width - _OTHER_COLUMNS))
-        text = f"{mark} {name:<{width}.{width}} {size(row.total_bytes):>8} {speed:>10}  {row.verdict}"
+        width = min(34, max(12, self.size.width - _FIXED_COLUMNS))
+        text = f"{mark} {name:<{width}.{width}} {format_size(row.total_bytes):>8} {speed:>10}  {row.verdict}"
         return Text(text, style="" if row.fits else "dim", no_wrap=True, overflow="ellipsis")
 
     # Details of the highlighted model
@@ -157,56 +157,56 @@ class ModelsScreen(FilterListScreen[str | None]):
         message.stop()
         row = self._rows.get(message.option_id or "")
         if row is not None:
-            self._show_details(self._details(row))
+            self._show_details(self._format_details(row))
         elif message.option_id is not None:
-            self._plan_repository(message.option_id.removeprefix(f"{_HUB}:"))
+            self._plan_repository(message.option_id.removeprefix(_HUB_PREFIX))
 
     @work(thread=True, exclusive=True, group="look", exit_on_error=False)
     def _plan_repository(self, repo: str) -> None:
-        """Plan a repository of the hub from its remote header."""
+        """Plan a model of the hub from the header of its remote file, and show the details."""
         from textual.worker import get_current_worker
 
         from edgechat.catalogue import remote_header
         from edgechat.models import selection
-        from edgechat.planner.report import plan_row
+        from edgechat.planner.report import make_plan_row
 
         worker = get_current_worker()
         text = ""
         try:
-            header = remote_header.find_remote_model(repo)
-            if header is not None:
-                candidate = selection.make_candidate(repo, header[1], repo=repo, is_installed=False)
+            remote_model = remote_header.find_remote_model(repo)
+            if remote_model is not None:
+                candidate = selection.make_candidate(repo, remote_model[1], repo=repo, is_installed=False)
                 [evaluation] = selection.evaluate_all([candidate], self._settings)
-                text = self._details(plan_row(evaluation, None))
+                text = self._format_details(make_plan_row(evaluation, None))
         except EdgechatError as error:
             text = str(error)
         if not worker.is_cancelled and text:
             self.app.call_from_thread(self._show_details, text)
 
-    def _details(self, row: PlanRow) -> str:
-        from edgechat.planner.report import row_lines
+    def _format_details(self, row: PlanRow) -> str:
+        from edgechat.planner.report import format_row_lines
 
         key = "Enter uses this model" if row.is_installed else "Enter downloads this model"
-        return "\n".join([*row_lines(row, self._available_bytes), key])
+        return "\n".join([*format_row_lines(row, self._available_bytes), key])
 
     def _show_details(self, text: str) -> None:
         self.query_one("#details", Static).update(Text(escape_controls(text)))
 
-    # Choosing, downloading and searching
+    # Choice, download and search
 
     def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
-        if option_id is None:  # no listed model matches: search the hub
+        if option_id is None:  # no model in the list matches the filter: search the hub
             self.action_hub()
             return
         row = self._rows.get(option_id)
         if row is not None and row.is_installed:
             self.dismiss(row.name)
         else:
-            self._downloads.start(option_id.removeprefix(f"{_HUB}:"))
+            self._downloads.start(option_id.removeprefix(_HUB_PREFIX))
 
     def action_hub(self) -> None:
-        """Search the hub for the typed words."""
-        query = self.typed.strip()
+        """Search the hub for the words in the filter."""
+        query = self.filter_text.strip()
         if query:
             self.show_download(f"Searching the hub for {query!r} ...")
             self._search_hub(query)
@@ -220,30 +220,31 @@ class ModelsScreen(FilterListScreen[str | None]):
             details = {
                 r.id: f"{r.downloads:,} downloads  {r.licence}{'  gated' if r.is_gated else ''}" for r in results
             }
-            self.app.call_from_thread(self._show_hub, details, "" if details else f"No model on the hub for {query!r}")
+            problem = "" if details else f"No model on the hub matches {query!r}"
+            self.app.call_from_thread(self._show_hub_results, details, problem)
         except EdgechatError as error:
-            self.app.call_from_thread(self._show_hub, {}, str(error))
+            self.app.call_from_thread(self._show_hub_results, {}, str(error))
 
-    def _show_hub(self, details: dict[str, str], problem: str) -> None:
-        self._hub = details
+    def _show_hub_results(self, details: dict[str, str], problem: str) -> None:
+        self._hub_results = details
         if details:
             self.query_one(Input).value = ""
-        self._fill()
+        self._fill_list()
         self.query_one("#pull", Static).update(escape_controls(problem))
         if details:
             options = self.options
-            options.highlighted = options.get_option_index(f"{_HUB}:{next(iter(details))}")
+            options.highlighted = options.get_option_index(f"{_HUB_PREFIX}{next(iter(details))}")
 
     def action_cancel(self) -> None:
-        """Stop the download; it can be resumed."""
+        """Stop the download. Choosing the model again resumes it."""
         self._downloads.cancel()
 
     def show_download(self, status: str) -> None:
-        """Show the progress of a download; "" keeps the text."""
+        """Show `status`, such as the progress of a download; an empty string leaves the current text."""
         if status:
             self.query_one("#pull", Static).update(escape_controls(status))
 
-    def download_ended(self, problem: str) -> None:
-        """Show the result of a download, and plan the models again."""
+    def show_download_result(self, problem: str) -> None:
+        """Show `problem`, or "Installed" if the download succeeded, and plan the models again."""
         self.show_download(problem or "Installed")
         self._evaluate()

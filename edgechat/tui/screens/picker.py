@@ -1,4 +1,4 @@
-"""A list to pick one option from."""
+"""The picker screen: choose one option from a list."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PickerScreen(FilterListScreen[str | None]):
-    """Dismisses with the id of the chosen option, or None."""
+    """List of options. Its result is the ID of the chosen option, or None after Esc."""
 
     DEFAULT_CSS = """
     PickerScreen { align: center middle; background: $background 60%; }
@@ -31,7 +31,7 @@ class PickerScreen(FilterListScreen[str | None]):
     """
 
     def __init__(self, title: str, options: Sequence[tuple[str, str]]) -> None:
-        """`options` are pairs of an id and its label."""
+        """`options` are (ID, label) pairs."""
         super().__init__()
         self._title = title
         self._options = options
@@ -43,11 +43,11 @@ class PickerScreen(FilterListScreen[str | None]):
             yield OptionList(markup=False)
 
     def on_mount(self) -> None:
-        self._fill()
+        self._fill_list()
 
     @on(Input.Changed)
-    def _fill(self) -> None:
-        terms = self.typed.lower().split()
+    def _fill_list(self) -> None:
+        terms = self.filter_text.lower().split()
         matches = [(i, label) for i, label in self._options if all(term in label.lower() for term in terms)]
         options = self.options
         options.clear_options()
@@ -62,10 +62,10 @@ class PickerScreen(FilterListScreen[str | None]):
 
 
 def pick(app: App[Any], title: str, options: Sequence[tuple[str, str]], on_chosen: Callable[[str], object]) -> None:
-    """Open a picker of ids with labels; `on_chosen` gets the chosen id, and is not called after Esc."""
+    """Show a picker for the (ID, label) pairs `options`; call `on_chosen` with the chosen ID, but not after Esc."""
 
-    def close(option_id: str | None) -> None:
+    def report_choice(option_id: str | None) -> None:
         if option_id is not None:
             on_chosen(option_id)
 
-    app.push_screen(PickerScreen(title, options), close)
+    app.push_screen(PickerScreen(title, options), report_choice)

@@ -1,4 +1,4 @@
-"""A screen with a text to read, and the plan of the loaded model."""
+"""The screen with the plan of the loaded model, and the base class of screens with static text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from edgechat import config
-from edgechat.planner.report import plan_lines
+from edgechat.planner.report import format_plan_lines
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TextScreen(ModalScreen[None]):
-    """Shows a text under a title; Esc closes it."""
+    """Scrollable text with a title; Esc closes the screen."""
 
     DEFAULT_CSS = """
     TextScreen { background: $background 60%; align: center middle; }
@@ -50,14 +50,14 @@ class TextScreen(ModalScreen[None]):
 
 
 class PlanScreen(TextScreen):
-    """How the model was loaded, and why."""
+    """The plan of the loaded model: load options, memory, and the reasons for them."""
 
     def __init__(self, session: Session | None, model_setting: str) -> None:
-        """`model_setting` is the setting `model`: a name, or `auto`."""
-        super().__init__("Why this model", _plan_text(session, model_setting))
+        """`model_setting` is the value of the setting `model`: a model name or `auto`."""
+        super().__init__("Why this model", _format_plan(session, model_setting))
 
 
-def _plan_text(session: Session | None, model_setting: str) -> str:
+def _format_plan(session: Session | None, model_setting: str) -> str:
     plan = session.model.plan if session is not None else None
     if session is None or plan is None:
         return "No model is loaded yet."
@@ -65,4 +65,4 @@ def _plan_text(session: Session | None, model_setting: str) -> str:
     is_named = model_setting != config.AUTO and session.conversation.model in {model, ""}
     origin = " You chose it by name." if is_named else ""
     lines = [f"Model: {model}.{origin}", "Ctrl+O shows the other models, with the memory that each needs."]
-    return "\n".join([*lines, "", *plan_lines(plan)])
+    return "\n".join([*lines, "", *format_plan_lines(plan)])

@@ -30,7 +30,7 @@ _MAX_HITS: Final = 100
 
 
 class SearchScreen(FilterListScreen["Destination | None"]):
-    """Dismisses with the chosen message and its conversation, or None."""
+    """Search in all conversations. The result is the conversation and message of the chosen hit, or None after Esc."""
 
     DEFAULT_CSS = """
     SearchScreen { align: center middle; background: $background 60%; }
@@ -44,14 +44,14 @@ class SearchScreen(FilterListScreen["Destination | None"]):
 
     @dataclass
     class SearchHits(Message):
-        """Hits of a query, or the problem with it."""
+        """The worker thread has found the hits of a query, or failed with the error message `problem`."""
 
         query: str
         hits: list[SearchHit]
         problem: str
 
     def __init__(self, query: str, search: Callable[[str, int], Sequence[SearchHit]]) -> None:
-        """`search` gets a query and the largest number of hits, and runs in a thread."""
+        """`query` is the initial text of the input. `search(query, max_hits)` is called in a thread."""
         super().__init__()
         self._query = query
         self._search_store = search
@@ -72,7 +72,7 @@ class SearchScreen(FilterListScreen["Destination | None"]):
         self._timer = self.set_timer(_TYPING_PAUSE_S, self._start_search)
 
     def _start_search(self) -> None:
-        query = self.typed
+        query = self.filter_text
         if query.strip(' "'):
             self._search(query)
         else:
@@ -86,12 +86,12 @@ class SearchScreen(FilterListScreen["Destination | None"]):
             self.post_message(self.SearchHits(query, [], str(error)))
 
     def on_search_screen_search_hits(self, message: SearchHits) -> None:
-        if message.query != self.typed:  # the query changed meanwhile
+        if message.query != self.filter_text:  # these hits are outdated: the user has changed the query
             return
         self._hits = message.hits
         options = self.options
         options.clear_options()
-        options.add_options([Option(_hit_line(hit)) for hit in message.hits])
+        options.add_options([Option(_format_hit(hit)) for hit in message.hits])
         options.highlighted = 0 if message.hits else None
         if not message.hits:
             text = message.problem or ("No matches" if message.query.strip() else "")
@@ -101,7 +101,7 @@ class SearchScreen(FilterListScreen["Destination | None"]):
     def _on_highlighted(self, message: OptionList.OptionHighlighted) -> None:
         message.stop()
         if message.option_index < len(self._hits):
-            self.query_one("#preview", Static).update(_preview(self._hits[message.option_index]))
+            self.query_one("#preview", Static).update(_format_preview(self._hits[message.option_index]))
 
     def choose(self, index: int | None, option_id: str | None) -> None:  # noqa: ARG002
         if index is not None and index < len(self._hits):
@@ -109,27 +109,26 @@ class SearchScreen(FilterListScreen["Destination | None"]):
             self.dismiss(Destination(hit.conversation_id, hit.message_id))
 
 
-def _hit_line(hit: SearchHit) -> Text:
+def _format_hit(hit: SearchHit) -> Text:
     title = first_line(escape_controls(hit.title), 40) or "(no title)"
     text = Text(f"{title}  ", no_wrap=True, overflow="ellipsis")
     start = max(0, hit.marks[0][0] - 20) if hit.marks else 0
-    return text.append_text(_highlighted(hit, start, one_line=True))
+    return text.append_text(_format_snippet(hit, start, one_line=True))
 
 
-def _highlighted(hit: SearchHit, start: int = 0, *, one_line: bool = False) -> Text:
-    """Return the snippet from `start`, with the words of the query in bold."""
+def _format_snippet(hit: SearchHit, start: int = 0, *, one_line: bool = False) -> Text:
+    """Return the snippet from character `start` on, with the words of the query in bold."""
     text = Text(hit.snippet[start:], style="dim")
-    for first, end in hit.marks:
-        text.stylize("bold not dim", max(0, first - start), max(0, end - start))
-    plain = escape_controls(text.plain)
-    if len(plain) == len(
-        text.plain
-    ):  # no character was replaced by an escape, so the positions of the marks remain valid
-        text.plain = plain.replace("\n", " ") if one_line else plain
+    for mark_start, mark_end in hit.marks:
+        text.stylize("bold not dim", max(0, mark_start - start), max(0, mark_end - start))
+    escaped_text = escape_controls(text.plain)
+    # If `escape_controls` shortened line endings, the marks do not fit, so the snippet is shown without bold words.
+    if len(escaped_text) == len(text.plain):
+        text.plain = escaped_text.replace("\n", " ") if one_line else escaped_text
         return text
-    return Text(plain.replace("\n", " ") if one_line else plain, style="dim")
+    return Text(escaped_text.replace("\n", " ") if one_line else escaped_text, style="dim")
 
 
-def _preview(hit: SearchHit) -> Text:
+def _format_preview(hit: SearchHit) -> Text:
     text = Text(f"{first_line(escape_controls(hit.title), 80)}  ({hit.role or 'title'})\n", style="bold")
-    return text.append_text(_highlighted(hit))
+    return text.append_text(_format_snippet(hit))

@@ -1,4 +1,4 @@
-"""The settings screen: every setting with its value and meaning, checked like the settings file."""
+"""The settings screen: all settings with their values and descriptions; new values are validated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SettingsScreen(ModalScreen[None]):
-    """List of all settings; Enter changes the highlighted one, in the file and in the running chat."""
+    """List of all settings. Enter changes the highlighted setting in the settings file and in the running chat."""
 
     DEFAULT_CSS = """
     SettingsScreen { background: $background 60%; align: center middle; }
@@ -43,11 +43,11 @@ class SettingsScreen(ModalScreen[None]):
     ]
 
     def __init__(self, settings: Settings, on_changed: Callable[[Settings], None]) -> None:
-        """`on_changed` gets all settings after each change."""
+        """`on_changed` is called with the new settings after each change."""
         super().__init__()
         self._settings = settings
         self._on_changed = on_changed
-        self._descriptions = config.describe()
+        self._descriptions = config.describe_settings()
         self._edited_name = ""
 
     def compose(self) -> ComposeResult:
@@ -59,21 +59,21 @@ class SettingsScreen(ModalScreen[None]):
             yield Input(compact=True)
 
     def on_mount(self) -> None:
-        self._fill()
+        self._fill_list()
         self.query_one(OptionList).highlighted = 0
         self.query_one(OptionList).focus()
 
-    def _fill(self) -> None:
+    def _fill_list(self) -> None:
         options = self.query_one(OptionList)
         index = options.highlighted
         options.clear_options()
-        default = Settings()
+        defaults = Settings()
         for name in Settings.__struct_fields__:
             value = getattr(self._settings, name)
-            line = Text(f"{name:<16} ", no_wrap=True, overflow="ellipsis")
-            is_default = value == getattr(default, name)
-            line.append(escape_controls(_value_text(value)), style="dim" if is_default else "bold")
-            options.add_option(Option(line, id=name))
+            row = Text(f"{name:<16} ", no_wrap=True, overflow="ellipsis")
+            is_default = value == getattr(defaults, name)
+            row.append(escape_controls(_format_value(value)), style="dim" if is_default else "bold")
+            options.add_option(Option(row, id=name))
         options.highlighted = index
 
     @on(OptionList.OptionHighlighted)
@@ -99,11 +99,11 @@ class SettingsScreen(ModalScreen[None]):
             self._show_text(f"{self._descriptions[name]}\nChange this setting in {config_file()}")
         else:
             self._edited_name = name
-            line = self.query_one(Input)
-            line.value = "" if value is None else str(value)
-            line.placeholder = f"{name} (empty: default)"
-            line.display = True
-            line.focus()
+            value_input = self.query_one(Input)
+            value_input.value = "" if value is None else str(value)
+            value_input.placeholder = f"{name} (empty: default)"
+            value_input.display = True
+            value_input.focus()
 
     @on(Input.Submitted)
     def _on_submitted(self, message: Input.Submitted) -> None:
@@ -111,7 +111,7 @@ class SettingsScreen(ModalScreen[None]):
         self._save(self._edited_name, config.parse_value(self._edited_name, text) if text else None)
 
     def _save(self, name: str, value: object) -> None:
-        """Save a setting to the file and apply it; None resets it to the default."""
+        """Save a setting to the file and apply it to the running chat; the value None restores the default."""
         if value is not None and (problem := config.check(name, value)):
             self._show_text(f"{name}: {problem}")
             return
@@ -124,8 +124,8 @@ class SettingsScreen(ModalScreen[None]):
         self._settings = msgspec.structs.replace(self._settings, **{name: value})
         self._on_changed(self._settings)
         self._close_input()
-        self._fill()
-        self._show_text(f"{name} = {_value_text(value)}, saved to {config_file()}")
+        self._fill_list()
+        self._show_text(f"{name} = {_format_value(value)}, saved to {config_file()}")
 
     def _close_input(self) -> None:
         self.query_one(Input).display = False
@@ -138,14 +138,14 @@ class SettingsScreen(ModalScreen[None]):
             self._save(options.get_option_at_index(options.highlighted).id or "", None)
 
     def action_leave(self) -> None:
-        """Close the input line, or the screen."""
+        """Close the value input if it is open, otherwise the screen."""
         if self.query_one(Input).display:
             self._close_input()
         else:
             self.dismiss()
 
 
-def _value_text(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None:
         return "(not set)"
     if isinstance(value, bool):

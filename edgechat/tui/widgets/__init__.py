@@ -1,1 +1,1 @@
-"""Widgets of the chat screen. They import no application and no screen: they post messages or call back."""
+"""Widgets of the chat screen. They import no application or screen, but post messages or call callbacks."""

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class CompletionPopup(OptionList, can_focus=False):
-    """A list of completions without focus: the prompt keeps it and moves the highlight."""
+    """List of completions. It never takes the focus: the prompt keeps the focus and moves the highlight."""
 
     DEFAULT_CSS = """
     CompletionPopup { display: none; height: auto; max-height: 8; padding: 0 1; }
     """
 
     def __init__(self, on_accept: Callable[[], None]) -> None:
-        """`on_accept` is called when the user clicks a completion, which is highlighted then."""
+        """`on_accept` is called after a click has highlighted a completion."""
         super().__init__(markup=False)
         self._on_accept = on_accept
 
@@ -31,7 +31,7 @@ class CompletionPopup(OptionList, can_focus=False):
         self._on_accept()
 
 
-def completion_option(completion: Completion, width: int) -> Option:
-    """Return a list line with the completion in `width` columns and its description after them."""
+def make_completion_option(completion: Completion, width: int) -> Option:
+    """Return the list option of a completion: its label padded to `width` columns, then its description."""
     text = Text(f"{completion.label:<{width}}", no_wrap=True, overflow="ellipsis")
     return Option(text.append(f"  {completion.description}", style="dim") if completion.description else text)

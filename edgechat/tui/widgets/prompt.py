@@ -28,14 +28,16 @@ _PASTE_MARKER: Final = re.compile(r"\[pasted text (\d+): [\d,]+ lines?\]")
 
 
 class PromptState(NamedTuple):
-    """Content of the prompt: its text with markers for long pastes, and these pastes by number."""
+    """Content of the prompt when a message is sent, to restore the prompt if sending fails."""
 
     text: str
+    """Text with a marker in place of each long paste."""
     pastes: dict[int, str]
+    """Long pastes by the number in their marker."""
 
 
 class PromptInput(TextArea):
-    """A multi-line editor that grows with its text."""
+    """Multi-line text input that grows with its text."""
 
     DEFAULT_CSS = """
     PromptInput { height: auto; min-height: 3; max-height: 10; border: round $border-blurred; padding: 0 1; }
@@ -44,18 +46,20 @@ class PromptInput(TextArea):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", "Send", id="prompt.send"),
         Binding("ctrl+j,alt+enter,shift+enter", "newline", "New line", id="prompt.newline"),
-        Binding("tab", "complete", "Complete, or go to the conversation", id="prompt.complete", show=False),
-        Binding("up", "history_back", "Up, or previous prompt", id="prompt.up", show=False),
-        Binding("down", "history_forward", "Down, or next prompt", id="prompt.down", show=False),
+        Binding(
+            "tab", "complete", "Accept the completion, or go to the conversation", id="prompt.complete", show=False
+        ),
+        Binding("up", "history_back", "Cursor up, or previous prompt", id="prompt.up", show=False),
+        Binding("down", "history_forward", "Cursor down, or next prompt", id="prompt.down", show=False),
         Binding("ctrl+r", "search_history", "Search previous prompts", id="prompt.search", show=False),
         Binding("ctrl+g", "open_editor", "Open in $EDITOR", id="prompt.editor", show=False),
-        Binding("ctrl+c", "copy_or_interrupt", "Copy the selection, or stop", id="prompt.copy", show=False),
-        Binding("backspace", "erase", "Delete left", id="prompt.erase", show=False),
-        Binding("ctrl+d", "delete_or_quit", "Delete right, or quit if empty", id="prompt.delete", show=False),
+        Binding("ctrl+c", "copy_or_interrupt", "Copy the selection, or stop the reply", id="prompt.copy", show=False),
+        Binding("backspace", "erase", "Delete backward", id="prompt.erase", show=False),
+        Binding("ctrl+d", "delete_or_quit", "Delete forward, or quit if empty", id="prompt.delete", show=False),
     ]
 
     class Submitted(Message):
-        """The user sent a message. `state` restores the prompt if the message cannot be sent."""
+        """The user sent a message. `state` is the content of the prompt, to restore if sending fails."""
 
         def __init__(self, text: str, state: PromptState) -> None:
             super().__init__()
@@ -69,7 +73,7 @@ class PromptInput(TextArea):
         """The user wants to edit the text in an external editor."""
 
     class HistoryRequested(Message):
-        """The prompt needs `past_messages`: to recall the last one, or with `search` to choose one from a list."""
+        """Request to set `past_messages`, and then to open the search (`search`) or recall the newest message."""
 
         def __init__(self, *, search: bool) -> None:
             super().__init__()
@@ -78,61 +82,61 @@ class PromptInput(TextArea):
     class CompletionsReady(Message):
         """The worker thread found completions for the text before the cursor."""
 
-        def __init__(self, before: str, completions: list[Completion]) -> None:
+        def __init__(self, text_before: str, completions: list[Completion]) -> None:
             super().__init__()
-            self.before = before
+            self.text_before = text_before
             self.completions = completions
 
     def __init__(
         self,
-        key_overrides: Callable[[], Mapping[str, str]],
+        get_key_overrides: Callable[[], Mapping[str, str]],
         *,
         id: str,  # noqa: A002  (Textual's name)
     ) -> None:
-        """`key_overrides` returns the configured keys by binding id."""
+        """`get_key_overrides` returns the configured keys by binding ID."""
         super().__init__(
             id=id, soft_wrap=True, show_line_numbers=False, highlight_cursor_line=False,
             placeholder="Ask something. Enter sends, Ctrl+J new line, F1 help",
         )  # fmt: skip
-        self.cursor_blink = False  # an idle screen is never repainted
-        self._key_overrides = key_overrides
+        self.cursor_blink = False  # a blinking cursor would repaint an idle screen
+        self._get_key_overrides = get_key_overrides
         self.past_messages: list[str] | None = None
-        """Messages that were sent before, newest first; None until they are requested."""
+        """Messages that the user sent earlier, newest first; None until they are read from the store."""
         self._history_index = -1
         self._unsent_text = ""
-        """The text to return to from the history."""
+        """Text that was in the input before the first `recall`; `recall(-1)` restores it."""
         self._pastes: dict[int, str] = {}
         self._completions: list[Completion] = []
-        self._completed_text = ""
-        """The text that `_completions` belong to."""
+        self._completion_text = ""
+        """Text before the cursor for which `_completions` were computed."""
         self._popup: OptionList | None = None
-        """The list of completions, created on first use."""
+        """List of completions; None until it is shown for the first time."""
 
     # Text
 
     @property
     def full_text(self) -> str:
-        """The text with pastes in place of their markers."""
+        """The text with each marker replaced by its paste."""
         if not self._pastes:
             return self.text
         return _PASTE_MARKER.sub(lambda match: self._pastes.get(int(match[1]), match[0]), self.text)
 
     def load(self, text: str) -> None:
-        """Replace the content; a long text becomes a marker."""
+        """Replace the content with `text`, or with a paste marker if `text` is long."""
         self.clear()
         self._pastes.clear()
-        self.insert(self._shortened(escape_controls(text)))
+        self.insert(self._shorten(escape_controls(text)))
         self.move_cursor(self.document.end)
 
     def restore(self, state: PromptState) -> None:
-        """Replace the content by that of a submitted message, markers included."""
+        """Restore the content that the prompt had when a message was sent, including paste markers."""
         self.clear()
         self._pastes = dict(state.pastes)
         self.insert(state.text)
         self.move_cursor(self.document.end)
 
-    def _shortened(self, text: str) -> str:
-        """Return the text, or store it as a paste and return its marker if it is long."""
+    def _shorten(self, text: str) -> str:
+        """Return a short text unchanged; store a long text as a paste and return its marker."""
         n_lines = text.count("\n") + 1
         if len(text) <= _MAX_INLINE_CHARS and n_lines <= _MAX_INLINE_LINES:
             return text
@@ -143,9 +147,9 @@ class PromptInput(TextArea):
     def on_paste(self, event: Paste) -> None:
         event.prevent_default()
         event.stop()
-        # `visible` because a clipboard may hold escape sequences.
+        # A clipboard can contain escape sequences, which must not reach the terminal.
         text = escape_controls(event.text.replace("\r\n", "\n").replace("\r", "\n"))
-        self._replace(self._shortened(text), *self.selection)
+        self._replace(self._shorten(text), *self.selection)
 
     def _replace(self, text: str, start: tuple[int, int], end: tuple[int, int]) -> None:
         """Replace a range of the document and put the cursor after the new text."""
@@ -155,13 +159,14 @@ class PromptInput(TextArea):
     # Keys
 
     async def on_key(self, event: Key) -> None:
-        # Not priority bindings: those run when a key arrives, while letters before it are still in the queue of this
-        # widget. A line and its Enter that arrive in one packet would be processed out of order.
+        # Keys are handled here instead of by priority bindings. A priority binding runs as soon as its key arrives,
+        # while earlier letters are still in this widget's message queue, so Enter would overtake text from the same
+        # packet.
         if self._popup is not None and self._popup.display and self._handle_popup_key(self._popup, event.key):
             event.prevent_default()
             event.stop()
             return
-        action = keys.action_for(type(self), event.key, self._key_overrides())
+        action = keys.find_action(type(self), event.key, self._get_key_overrides())
         if action is not None:
             event.prevent_default()
             event.stop()
@@ -192,10 +197,10 @@ class PromptInput(TextArea):
             self.post_message(self.Interrupted())
 
     def action_erase(self) -> None:
-        """Delete the character, or the whole marker of a paste, left of the cursor."""
-        before = self.get_text_range((0, 0), self.cursor_location)
-        markers = _PASTE_MARKER.finditer(before) if self._pastes and not self.selected_text else ()
-        marker = next((m for m in markers if m.end() == len(before)), None)
+        """Delete the character or the complete paste marker to the left of the cursor."""
+        text_before = self.get_text_range((0, 0), self.cursor_location)
+        markers = _PASTE_MARKER.finditer(text_before) if self._pastes and not self.selected_text else ()
+        marker = next((m for m in markers if m.end() == len(text_before)), None)
         if marker is None:
             self.action_delete_left()
         else:
@@ -228,7 +233,7 @@ class PromptInput(TextArea):
             self.recall(self._history_index - 1)
 
     def recall(self, index: int) -> None:
-        """Load a message from the history; index -1 restores the unsent text."""
+        """Load message `index` of the history, 0 being the newest; -1 restores the unsent text."""
         messages = self.past_messages or []
         if not -1 <= index < len(messages):
             return
@@ -251,42 +256,42 @@ class PromptInput(TextArea):
     def _update_completion(self) -> None:
         from edgechat.tui import completion
 
-        before = self._text_before_cursor
-        if self.has_focus and completion.is_begun(before):
-            self._find_completions(before)
+        text_before = self._text_before_cursor
+        if self.has_focus and completion.can_complete(text_before):
+            self._find_completions(text_before)
         elif self._popup is not None:
             self._popup.display = False
 
     @work(thread=True, exclusive=True, group="completion", exit_on_error=False)
-    def _find_completions(self, before: str) -> None:
+    def _find_completions(self, text_before: str) -> None:
         from edgechat.tui import completion
 
-        self.post_message(self.CompletionsReady(before, completion.complete(before, Path.cwd())))
+        self.post_message(self.CompletionsReady(text_before, completion.complete(text_before, Path.cwd())))
 
     def on_prompt_input_completions_ready(self, message: CompletionsReady) -> None:
-        """Show the completions, unless the text changed meanwhile."""
-        from edgechat.tui.widgets.completion_popup import CompletionPopup, completion_option
+        """Show the completions, unless the text before the cursor has changed since they were requested."""
+        from edgechat.tui.widgets.completion_popup import CompletionPopup, make_completion_option
 
-        if message.before != self._text_before_cursor or not self.is_attached:
+        if message.text_before != self._text_before_cursor or not self.is_attached:
             return
         completions = message.completions
-        if len(completions) == 1 and message.before.endswith(completions[0].text.strip()):
+        if len(completions) == 1 and message.text_before.endswith(completions[0].text.strip()):
             completions = []  # the only completion is already typed in full
-        self._completions, self._completed_text = completions, message.before
+        self._completions, self._completion_text = completions, message.text_before
         popup = self._popup
         if popup is None:
             self._popup = popup = CompletionPopup(self.accept_completion)
             self.screen.mount(popup, before=self)
         popup.clear_options()
         width = max((len(c.label) for c in completions), default=0)
-        popup.add_options([completion_option(c, width) for c in completions])
+        popup.add_options([make_completion_option(c, width) for c in completions])
         popup.display = bool(completions)
         if completions:
             popup.highlighted = 0
 
     def _handle_popup_key(self, popup: OptionList, key: str) -> bool:
-        """Use a key for the list of completions; return False if the key means something else."""
-        if self._completed_text != self._text_before_cursor:  # the worker thread will deliver newer completions
+        """Handle a key for the list of completions; return False if the list has no action for the key."""
+        if self._completion_text != self._text_before_cursor:  # the worker thread will deliver newer completions
             popup.display = False
             return False
         if key in {"up", "down"}:
@@ -304,12 +309,12 @@ class PromptInput(TextArea):
         return self._completions[index] if index is not None and index < len(self._completions) else None
 
     def _is_complete(self, popup: OptionList) -> bool:
-        """Return True if the highlighted completion is typed in full, so that Enter sends it."""
+        """Return whether the highlighted completion is already typed in full, so that Enter sends the message."""
         completion = self._highlighted_completion(popup)
         return completion is None or self._text_before_cursor.endswith(completion.text.rstrip())
 
     def accept_completion(self) -> None:
-        """Replace the text before the cursor by the highlighted completion."""
+        """Replace the incomplete text before the cursor with the highlighted completion."""
         popup = self._popup
         completion = self._highlighted_completion(popup) if popup is not None else None
         if popup is None or completion is None:
@@ -321,5 +326,5 @@ class PromptInput(TextArea):
         self.focus()
 
     def action_complete(self) -> None:
-        """Focus the next widget. Bound to Tab while no list of completions is open."""
+        """Focus the next widget, because Tab accepts a completion only while the list of completions is open."""
         self.screen.focus_next()

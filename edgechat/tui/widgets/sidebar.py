@@ -1,4 +1,4 @@
-"""The sidebar with all conversations, grouped by date with pinned ones first, and filtered by title."""
+"""The sidebar: a list of conversations grouped by date, with pinned conversations first, and a filter for titles."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from edgechat.chat.store import ConversationSummary
 
 _DAYS_PER_WEEK: Final = 7
-# On a narrower screen the sidebar covers the conversation.
-_MIN_SHARED_COLUMNS: Final = 70
+# Minimum screen width to show the sidebar next to the conversation; on narrower screens it covers the conversation.
+_MIN_SPLIT_COLUMNS: Final = 70
 
 
 class Sidebar(Vertical):
-    """A list of conversations below a filter. The screen acts on its messages."""
+    """List of conversations with a filter. It only posts messages; the screen changes the conversations."""
 
     DEFAULT_CSS = """
     Sidebar { dock: left; width: 34; border-right: solid $border-blurred; padding: 0 1 0 0; }
@@ -39,19 +39,19 @@ class Sidebar(Vertical):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Back to the chat", id="list.leave", show=False),
         Binding("ctrl+x", "delete", "Delete the conversation", id="list.delete", show=False),
-        Binding("ctrl+s", "pin", "Pin or unpin", id="list.pin", show=False),
+        Binding("ctrl+s", "pin", "Pin or unpin the conversation", id="list.pin", show=False),
         Binding("down", "enter_list", "Go to the list", id="list.down", show=False),
     ]
 
-    class ListRead(Message):
-        """The worker thread read the list of conversations."""
+    class ListReady(Message):
+        """The worker thread has read the list of conversations."""
 
         def __init__(self, summaries: Sequence[ConversationSummary]) -> None:
             super().__init__()
             self.summaries = summaries
 
     class Closed(Message):
-        """The sidebar no longer has the focus: the user left it or chose a conversation."""
+        """The user left the sidebar or chose a conversation, so the prompt gets the focus."""
 
     class ConversationSelected(Message):
         """The user chose a conversation to show."""
@@ -68,7 +68,7 @@ class Sidebar(Vertical):
             self.conversation = conversation
 
     class DeleteConfirmed(Message):
-        """The user deleted a conversation, and pressed the key twice to confirm."""
+        """The user pressed the delete key twice to delete a conversation."""
 
         def __init__(self, conversation: Conversation) -> None:
             super().__init__()
@@ -81,7 +81,7 @@ class Sidebar(Vertical):
     ) -> None:
         """`list_conversations` is called in a thread, and returns None before the store is open.
 
-        `current_id` returns the id of the conversation on the screen.
+        `current_id` returns the ID of the open conversation.
         """
         super().__init__()
         self._list_conversations = list_conversations
@@ -95,18 +95,18 @@ class Sidebar(Vertical):
 
     @property
     def _covers_screen(self) -> bool:
-        return self.screen.size.width < _MIN_SHARED_COLUMNS
+        return self.screen.size.width < _MIN_SPLIT_COLUMNS
 
     def on_mount(self) -> None:
         if self._covers_screen:
             self.styles.width = "100%"
 
     def focus_filter(self) -> None:
-        """Move the focus to the filter."""
+        """Move the focus to the filter input."""
         self.query_one(Input).focus()
 
     def refresh_list(self) -> None:
-        """Read the conversations again, in a thread."""
+        """Reload the list of conversations in a thread."""
         self._read_list()
 
     @work(thread=True, exclusive=True, group="list", exit_on_error=False)
@@ -116,23 +116,23 @@ class Sidebar(Vertical):
         except EdgechatError:
             return
         if summaries is not None:
-            self.post_message(self.ListRead(summaries))
+            self.post_message(self.ListReady(summaries))
 
-    def on_sidebar_list_read(self, message: ListRead) -> None:
+    def on_sidebar_list_ready(self, message: ListReady) -> None:
         self._summaries = message.summaries
         self._fill_list()
 
     @on(Input.Changed)
     def _fill_list(self) -> None:
         words = self.query_one(Input).value.lower().split()
-        matching = (s for s in self._summaries if all(word in s.conversation.title.lower() for word in words))
+        matches = (s for s in self._summaries if all(word in s.conversation.title.lower() for word in words))
         options = self.query_one(OptionList)
         index = options.highlighted
         is_valid = index is not None and index < options.option_count
         highlighted_id = options.get_option_at_index(index).id if index is not None and is_valid else None
         current_id = self._current_id()
         options.clear_options()
-        options.add_options(list(list_options(matching, dt.datetime.now().astimezone().date(), current_id)))
+        options.add_options(list(list_options(matches, dt.datetime.now().astimezone().date(), current_id)))
         ids = {option.id for option in options.options}
         next_id = highlighted_id if highlighted_id in ids else current_id
         if next_id is not None and next_id in ids:
@@ -140,9 +140,9 @@ class Sidebar(Vertical):
 
     @on(Input.Submitted)
     def _select_first(self) -> None:
-        first = next((option for option in self.query_one(OptionList).options if not option.disabled), None)
-        if first is not None and first.id is not None:
-            self._select(first.id)
+        first_option = next((option for option in self.query_one(OptionList).options if not option.disabled), None)
+        if first_option is not None and first_option.id is not None:
+            self._select(first_option.id)
 
     @on(OptionList.OptionSelected)
     def _select_option(self, message: OptionList.OptionSelected) -> None:
@@ -184,17 +184,17 @@ class Sidebar(Vertical):
         if self._confirmation.confirm(conversation.id):
             self.post_message(self.DeleteConfirmed(conversation))
         else:
-            self.app.notify(f"Press the key again to delete {conversation.title or 'this conversation'}")
+            self.app.notify(f"Press the same key again to delete {conversation.title or 'this conversation'}")
 
 
 def list_options(summaries: Iterable[ConversationSummary], today: dt.date, current_id: str | None) -> Iterator[Option]:
-    """Return list lines for conversations, with a heading for each group of dates and a mark on the current one."""
+    """Yield an option for each conversation, marked if it is the current one, and a heading before each date group."""
     from rich.text import Text
 
     last_heading = ""
     for summary in summaries:
         conversation = summary.conversation
-        heading = "Pinned" if conversation.pinned else day_heading(conversation.updated_at_ms, today)
+        heading = "Pinned" if conversation.pinned else format_day_heading(conversation.updated_at_ms, today)
         if heading != last_heading:
             yield Option(Text(heading, style="dim"), disabled=True)
             last_heading = heading
@@ -203,15 +203,15 @@ def list_options(summaries: Iterable[ConversationSummary], today: dt.date, curre
         yield Option(Text(mark + title, no_wrap=True, overflow="ellipsis"), id=conversation.id)
 
 
-def day_heading(at_ms: int, today: dt.date) -> str:
-    """Return the heading for a time in milliseconds since 1970: a recent day, or a month."""
+def format_day_heading(at_ms: int, today: dt.date) -> str:
+    """Return the heading for a Unix time in milliseconds, such as "Yesterday" or "March 2026"."""
     try:
         date = dt.datetime.fromtimestamp(at_ms / 1000, dt.timezone.utc).astimezone().date()
-    except (OverflowError, OSError, ValueError):  # a future time comes from a wrong clock or a faulty import
+    except (OverflowError, OSError, ValueError):  # an imported conversation can have a time outside the range of dates
         return "Unknown date"
-    days = (today - date).days
-    if days <= 0:
+    n_days_ago = (today - date).days
+    if n_days_ago <= 0:
         return "Today"
-    if days == 1:
+    if n_days_ago == 1:
         return "Yesterday"
-    return "Last seven days" if days < _DAYS_PER_WEEK else f"{date:%B %Y}"
+    return "Last seven days" if n_days_ago < _DAYS_PER_WEEK else f"{date:%B %Y}"

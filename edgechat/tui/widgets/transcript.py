@@ -1,7 +1,7 @@
 """The scrollable conversation of the chat screen.
 
-Rows far from the screen are estimates until they are rendered. The row at the top of the screen keeps its place when
-an estimate turns out wrong, so that the text under the reader's eyes never jumps.
+Far from the visible rows, heights are estimates until the text is rendered. When an exact height replaces an estimate,
+the top visible row keeps its position on the screen, so that the visible text does not jump.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from edgechat.tui.render.palette import Palette
 
 GUTTER: Final = 2
-"""Columns left of the text, for the bar."""
+"""Width in columns of the gutter, which shows the bar of user messages and of the cursor, left of the text."""
 
 
 class Transcript(ScrollView, can_focus=True):
-    """A list of entries with a message cursor. Stays at the end while the end is visible."""
+    """Scrollable list of entries with a message cursor. While the end is visible, new text scrolls into view."""
 
     ALLOW_SELECT = True
     DEFAULT_CSS = """
@@ -51,35 +51,35 @@ class Transcript(ScrollView, can_focus=True):
         Binding("t", "fold", "Show or hide the reasoning", id="transcript.fold", show=False),
     ]
 
-    # Textual's reactive lays out the whole screen on a change, but here only the scrollbar depends on it.
+    # Changing Textual's own `virtual_size` would lay out the whole screen, but here only the scrollbar depends on it.
     virtual_size = Reactive(Size(0, 0))
 
     class ViewChanged(Message):
-        """The end entered or left the visible rows, or the transcript gained or lost the focus."""
+        """The last row became visible or hidden, or the transcript gained or lost the focus."""
 
     class HighlightRequested(Message):
-        """A long code block is complete and needs highlighting in a thread."""
+        """A long code block is complete and must be highlighted in a thread."""
 
         def __init__(self, block: LayoutBlock, width: int) -> None:
             super().__init__()
             self.block = block
             self.width = width
 
-    def __init__(self, palette: Callable[[], Palette], *, id: str) -> None:  # noqa: A002  (Textual's name)
+    def __init__(self, get_palette: Callable[[], Palette], *, id: str) -> None:  # noqa: A002  (Textual's name)
         super().__init__(id=id)
-        self._palette = palette
+        self._get_palette = get_palette
         self._layout = TranscriptLayout(
             lambda: self.text_width,
-            palette,
+            get_palette,
             lambda block, width: self.post_message(self.HighlightRequested(block, width)),
         )
         self.follows_end = True
-        """True if the end is visible and stays visible when entries grow."""
+        """True if the last row is visible, and stays visible when entries grow."""
         self.cursor: int | None = None
-        """The index of the entry that message keys act on."""
+        """Index of the entry at the message cursor; None if there is no cursor."""
         self._is_updating = False
         self._base_style: Style | None = None
-        """The style below that of every row; None until it is looked up."""
+        """Style of the widget, applied beneath the style of each row; None until `render_line` reads it."""
 
     # Entries
 
@@ -89,14 +89,14 @@ class Transcript(ScrollView, can_focus=True):
 
     @property
     def text_width(self) -> int:
-        """Columns available for text."""
+        """Width in columns of the text, without the gutter and the scrollbar."""
         return max(8, self.scrollable_content_region.width - GUTTER - 1)
 
     def set_entries(self, entries: Sequence[TranscriptEntry], *, follow: bool = True) -> None:
-        """Replace the entries; the cursor stays on its entry, and `follow` scrolls to the end."""
-        before = self.entries[self.cursor] if self.cursor is not None else None
+        """Replace the entries and keep the cursor on its entry. If `follow` is true, scroll to the end."""
+        cursor_entry = self.entries[self.cursor] if self.cursor is not None else None
         self._layout.set_entries(entries)
-        self.cursor = self.entries.index(before) if before in self.entries else None
+        self.cursor = self.entries.index(cursor_entry) if cursor_entry in self.entries else None
         self.follows_end = self.follows_end or follow
         self.update_layout()
 
@@ -106,33 +106,33 @@ class Transcript(ScrollView, can_focus=True):
         self._layout.measure_last()
         self.update_layout()
 
-    def entry_changed(self, entry: TranscriptEntry) -> None:
-        """Lay out an entry again that grew; while the end is not visible, nothing is painted."""
+    def update_entry(self, entry: TranscriptEntry) -> None:
+        """Lay out an entry again after its text has grown. Does nothing if the end of the transcript is not visible."""
         if self.follows_end:
             index, width = self._layout.index.index_of(entry), self.text_width
             self._layout.measure(index)
             blocks = enumerate(entry.blocks)
-            first = next((i for i, block in blocks if block.is_stale or block.layout_width != width), 0)
-            self.update_layout(first_changed=RowPosition(index, first, 0))
+            first_block = next((i for i, block in blocks if block.is_stale or block.layout_width != width), 0)
+            self.update_layout(first_changed=RowPosition(index, first_block, 0))
 
     def discard_layout(self) -> None:
-        """Render all rows again, for example after the colours changed."""
+        """Discard all rendered rows and render the visible rows again, for example after a change of colours."""
         self._layout.discard()
         self.update_layout()
 
     def apply_highlighting(self, block: CodeLayout, rows: list[Strip], width: int) -> None:
-        """Show the result of `highlight_code` for a requested block; an empty list leaves it without colours."""
+        """Show the rows that `highlight_code` returned for `block`; an empty list leaves the block without colours."""
         self._layout.set_highlighted_rows(block, rows, width)
         self.update_layout()
 
     # Layout
 
     def update_layout(self, first_changed: RowPosition | None = None) -> None:
-        """Render the rows on and near the screen, and repaint.
+        """Render the visible rows and the rows near them, and repaint the widget.
 
-        Only rows from `first_changed` on are painted if the transcript did not scroll.
+        If the transcript did not scroll, only the rows from `first_changed` on are repainted.
         """
-        before = round(self.scroll_y)
+        old_scroll_y = round(self.scroll_y)
         height = self.scrollable_content_region.height
         if self._is_updating or not height or not self.is_attached:
             return
@@ -142,15 +142,15 @@ class Transcript(ScrollView, can_focus=True):
         finally:
             self._is_updating = False
         top = 0
-        if first_changed is not None and before == round(self.scroll_y):
-            blocks = self.entries[first_changed.entry].blocks[first_changed.block :]
-            # A changed entry has no blocks while its only line may become a fence.
-            changed = blocks[0].first_changed_row - blocks[0].gap if blocks else 0
-            top = max(0, self._layout.row_of(first_changed) + changed - before)
+        if first_changed is not None and old_scroll_y == round(self.scroll_y):
+            blocks = self.entries[first_changed.entry_index].blocks[first_changed.block_index :]
+            # An entry has no blocks while its only line can still become a code fence.
+            first_row = blocks[0].first_changed_row - blocks[0].gap if blocks else 0
+            top = max(0, self._layout.row_of(first_changed) + first_row - old_scroll_y)
         self.refresh(Region(0, top, self.size.width, max(0, self.size.height - top)))
 
     def _lay_out(self, height: int) -> None:
-        """Render the visible rows and scroll so that the row at the top, or the end, keeps its place."""
+        """Render the visible rows, then scroll so that the end stays visible, or the top row keeps its position."""
         top: RowPosition | None = None
         if self.follows_end:
             self._layout.lay_out_end(height)
@@ -171,24 +171,24 @@ class Transcript(ScrollView, can_focus=True):
 
     # Painting
 
-    def _row_strip(self, row: int) -> Strip:
-        """Return a transcript row with its bar."""
+    def _render_row(self, row: int) -> Strip:
+        """Return a transcript row with its gutter."""
         if row >= self._layout.index.n_rows or not self.entries:
             return Strip.blank(0)
         position = self._layout.position(row)
-        if position.block < 0:
+        if position.block_index < 0:
             return Strip.blank(0)
-        palette = self._palette()
+        palette = self._get_palette()
         bar, style = " ", palette.muted
-        if position.entry == self.cursor and self.has_focus:
+        if position.entry_index == self.cursor and self.has_focus:
             bar, style = palette.glyphs.cursor, palette.cursor
-        elif self.entries[position.entry].kind == "user":
+        elif self.entries[position.entry_index].kind == "user":
             bar, style = palette.glyphs.bar, palette.user
         return Strip([Segment(f"{bar} ", style), *self._layout.content(position)])
 
     def render_line(self, y: int) -> Strip:
         row = round(self.scroll_y) + y
-        strip = self._row_strip(row)
+        strip = self._render_row(row)
         selection = self.text_selection
         span = selection.get_span(row) if selection is not None else None
         if span is not None:
@@ -199,7 +199,7 @@ class Transcript(ScrollView, can_focus=True):
         return strip.apply_offsets(0, row)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        """Return the selected rows without bars, or the source of all entries if everything is selected."""
+        """Return the text of the selected rows without the gutter, or the source of all entries if all are selected."""
         if selection.start is None and selection.end is None:
             return "\n\n".join(entry.text for entry in self.entries), "\n"
         last_row = self._layout.index.n_rows - 1
@@ -208,7 +208,7 @@ class Transcript(ScrollView, can_focus=True):
         lines = []
         for row in range(first, min(last, last_row) + 1):
             start, end = selection.get_span(row) or (0, 0)
-            text = self._row_strip(row).crop(max(GUTTER, start), None if end < 0 else max(GUTTER, end)).text
+            text = self._render_row(row).crop(max(GUTTER, start), None if end < 0 else max(GUTTER, end)).text
             lines.append(text.rstrip())
         return "\n".join(lines), "\n"
 
@@ -241,9 +241,9 @@ class Transcript(ScrollView, can_focus=True):
                 self.scroll_y = self._layout.row_of(top)
             self.update_layout()
 
-    def scroll_rows(self, rows: int) -> None:
-        """Scroll by a number of rows, without animation."""
-        self.scroll_relative(y=rows, animate=False, force=True, immediate=True)
+    def scroll_rows(self, n_rows: int) -> None:
+        """Scroll down by `n_rows`, or up if negative, without animation."""
+        self.scroll_relative(y=n_rows, animate=False, force=True, immediate=True)
 
     def action_page(self, direction: int) -> None:
         self.scroll_rows(direction * max(1, self.scrollable_content_region.height - 1))
@@ -261,16 +261,16 @@ class Transcript(ScrollView, can_focus=True):
         if not followed_end:
             self.post_message(self.ViewChanged())
 
-    # The message cursor
+    # Message cursor
 
     @property
     def current_message(self) -> MessageEntry | None:
-        """The message that keys act on: the one at the cursor, otherwise the last."""
+        """The message that keys act on: the message at the cursor, or the last message if there is no cursor."""
         index = self.cursor if self.cursor is not None else self._layout.last_message
         return self.entries[index].as_message if index is not None and index < len(self.entries) else None
 
     def action_move(self, step: int) -> None:
-        """Move the cursor to the next or previous message; scroll first if the current one is only partly visible."""
+        """Move the cursor to the next or previous message; in a message taller than the screen, scroll instead."""
         index = self.cursor
         top, height = round(self.scroll_y), self.scrollable_content_region.height
         if index is not None and self._layout.continues_off_screen(index, step, top, height):
@@ -318,22 +318,24 @@ class Transcript(ScrollView, can_focus=True):
         self.update_layout()
 
     def on_click(self, event: events.Click) -> None:
-        """Put the cursor on the clicked message; a click on the summary of its reasoning expands or collapses it."""
+        """Move the cursor to the clicked message. A click on the reasoning summary shows or hides the reasoning."""
         position = self._layout.position(round(self.scroll_y) + event.y)
-        if position.entry >= len(self.entries):
+        if position.entry_index >= len(self.entries):
             return
-        entry = self.entries[position.entry].as_message
+        entry = self.entries[position.entry_index].as_message
         if entry is not None:
-            self.cursor = position.entry
-            if entry.reasoning and position.block == (1 if entry.alternative[1] > 1 else 0):
+            self.cursor = position.entry_index
+            if entry.reasoning and position.block_index == (1 if entry.alternative[1] > 1 else 0):
                 self._toggle_reasoning(entry)
             self.refresh()
 
 
 def _highlight_span(strip: Strip, span: tuple[int, int], style: Style) -> Strip:
-    """Apply a style to the columns of a span, outside of the gutter."""
+    """Apply `style` to the columns [start, end) of `span` except the gutter; end -1 is the end of the row."""
     start, end = max(GUTTER, span[0]), strip.cell_length if span[1] < 0 else span[1]
     if end <= start:
         return strip
-    selected = [Segment(segment.text, (segment.style or Style.null()) + style) for segment in strip.crop(start, end)]
-    return Strip([*strip.crop(0, start), *selected, *strip.crop(end, strip.cell_length)])
+    selected_segments = [
+        Segment(segment.text, (segment.style or Style.null()) + style) for segment in strip.crop(start, end)
+    ]
+    return Strip([*strip.crop(0, start), *selected_segments, *strip.crop(end, strip.cell_length)])

@@ -8,7 +8,7 @@ import pytest
 
 from edgechat.bench import draft_replay, workloads
 from edgechat.errors import UsageError
-from edgechat.speculation.step_costs import SIZES, RunningMean, StepCosts
+from edgechat.speculation.step_costs import STEP_SIZES, RunningMean, StepCosts
 from tests.suffix_reference import PlainIndex
 
 
@@ -16,7 +16,7 @@ def costs_of(ratio: float) -> StepCosts:
     """Step costs that are equal for all steps of several tokens."""
     costs = StepCosts()
     for ratios in costs.ratios:
-        ratios.update({n: RunningMean(ratio, 3) for n in SIZES})
+        ratios.update({n: RunningMean(ratio, 3) for n in STEP_SIZES})
     return costs
 
 
@@ -34,14 +34,14 @@ def test_copied_text_reaches_the_speed_of_its_steps() -> None:
     for policy in lookups:
         assert speed(policy, [1, *FRESH], FRESH) == pytest.approx(39 / 2)
     assert speed(draft_replay.PromptLookup(), [1, *FRESH], FRESH) == pytest.approx(39 / 4)
-    assert speed(draft_replay.edgechat_policy(PlainIndex, FREE), [1, *FRESH], FRESH) > 8
+    assert speed(draft_replay.make_edgechat_policy(PlainIndex, FREE), [1, *FRESH], FRESH) > 8
     assert speed(draft_replay.PlainSuffix(PlainIndex()), [1, *FRESH], FRESH) > 5
     assert speed(draft_replay.NgramSimple(), [1, *FRESH], FRESH[:12]) == 1.0  # twelve tokens are not there yet
 
 
 def test_text_without_repetition_has_no_cost() -> None:
     for policy in (
-        draft_replay.edgechat_policy(PlainIndex, FREE),
+        draft_replay.make_edgechat_policy(PlainIndex, FREE),
         *(make(PlainIndex) for make in draft_replay.STATIC_POLICIES.values()),
     ):
         assert speed(policy, FRESH, list(range(200, 260))) == 1.0
@@ -50,14 +50,14 @@ def test_text_without_repetition_has_no_cost() -> None:
 def test_wrong_drafts_cost_time() -> None:
     prompt, reply = [1, 2, 1, 3, 1, 4], [1, 5, 1, 6, 1, 7, 1, 8]
     assert speed(draft_replay.NgramSimple(1, 3), prompt, reply, costs_of(3.0)) < 0.6
-    assert speed(draft_replay.edgechat_policy(PlainIndex, costs_of(3.0)), prompt, reply, costs_of(3.0)) == 1.0
+    assert speed(draft_replay.make_edgechat_policy(PlainIndex, costs_of(3.0)), prompt, reply, costs_of(3.0)) == 1.0
 
 
 def test_static_policies_use_oldest_and_newest_matches() -> None:
     text = [7, 8, 1, 7, 8, 2, 7, 8]
-    assert draft_replay._find(text, 2, newest=False) == 2
-    assert draft_replay._find(text, 2, newest=True) == 5
-    assert draft_replay._find([7], 1, newest=True) is None
+    assert draft_replay._find_earlier_match(text, 2, use_newest=False) == 2
+    assert draft_replay._find_earlier_match(text, 2, use_newest=True) == 5
+    assert draft_replay._find_earlier_match([7], 1, use_newest=True) is None
 
 
 def test_bundled_workloads_are_complete() -> None:
@@ -89,7 +89,7 @@ def test_bundled_workloads_are_complete() -> None:
      ('[[cases]]\nkind = "a"\nmessages = ["b", "c"]\nreply = "d"', "odd number"),
      ('[[cases]]\nkind = "a"\nmessages = []\nreply = "d"', "odd number"),
      ('[[cases]]\nkind = "a"\nmessages = ["b"]', "no reply"),
-     ('[[cases]]\nkind = "a"\nmessages = ["b"]\nreply_of = "c"', "no text is named 'c'"),
+     ('[[cases]]\nkind = "a"\nmessages = ["b"]\nreply_of = "c"', "needs the text 'c', which is missing"),
      ('[[cases]]\nkind = 1\nmessages = ["b"]\nreply = "c"', "kind")],
 )  # fmt: skip
 def test_invalid_workload_file_is_refused(tmp_path: Path, words: str, reason: str) -> None:

@@ -12,12 +12,12 @@ from edgechat.errors import CatalogueError
 from edgechat.modelfile.layers import read_layers
 from edgechat.modelfile.split import read_header
 
-SHIPPED = curated.read(curated.shipped_file())
+SHIPPED = curated.read_catalogue_file(curated.builtin_catalogue_file())
 
 
 def test_shipped_models_fit_machines_from_1_to_64_gb() -> None:
     assert len(SHIPPED) >= 25
-    params = [model.shape.n_params for model in SHIPPED if model.shape.n_params]
+    params = [model.dimensions.n_params for model in SHIPPED if model.dimensions.n_params]
     assert min(params) < 140e6
     assert max(params) > 35e9
     for ram_gb in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
@@ -32,14 +32,14 @@ def test_shipped_models_fit_machines_from_1_to_64_gb() -> None:
 
 @pytest.mark.parametrize("model", SHIPPED, ids=lambda model: model.id)
 def test_sizes_are_plausible_and_have_a_source(model: curated.CatalogueModel) -> None:
-    assert model.figures_from
+    assert model.figures_source
     assert model.licence or not model.is_default
     if model.is_default:
         assert model.licence in {"apache-2.0", "MIT"}
     sizes = list(model.sizes().items())
-    if model.shape.n_params:
+    if model.dimensions.n_params:
         for quant, size in sizes:
-            bits = 8 * size / model.shape.n_params
+            bits = 8 * size / model.dimensions.n_params
             assert 1.5 < bits < 17, (quant, bits)  # large embeddings raise the average of the smallest models
     by_quant = dict(sizes)
     if {"Q4_K_M", "Q8_0"} <= by_quant.keys():
@@ -51,7 +51,7 @@ def test_dimensions_of_the_starter_match_its_file(starter: Path) -> None:
     header = read_header(starter)
     layers = read_layers(header)
     first = layers.layers[0]
-    dimensions = model.shape
+    dimensions = model.dimensions
     assert (dimensions.n_params, dimensions.n_layers, dimensions.n_embd, dimensions.n_vocab) == (
         header.n_params, len(layers.layers), layers.n_embd, layers.n_vocab,
     )  # fmt: skip
@@ -59,9 +59,8 @@ def test_dimensions_of_the_starter_match_its_file(starter: Path) -> None:
         first.n_head, first.n_head_kv, first.key_length, first.n_ff,
     )  # fmt: skip
     assert model.n_ctx_train == layers.n_ctx_train
-    assert (
-        next(s for s in model.source if s.package).quants["Q4_1"].bytes == header.file_bytes == starter.stat().st_size
-    )
+    quant_file = next(s for s in model.sources if s.package).quants["Q4_1"]
+    assert quant_file.size_bytes == header.file_bytes == starter.stat().st_size
 
 
 GOOD = '[[model]]\nid = "x"\nname = "X"\nfamily = "F"\n[[model.source]]\nrepo = "a/b"\n'
@@ -70,7 +69,7 @@ GOOD = '[[model]]\nid = "x"\nname = "X"\nfamily = "F"\n[[model.source]]\nrepo = 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[model]\n", r"models\.toml:1 is not TOML"),
+        ("[[model]\n", r"models\.toml:1 is not valid TOML"),
         (GOOD + "quants = 3\n", r"model\[0\]\.source\[0\]\.quants"),
         (
             GOOD + "[model.source.quants]\nQ4_0 = { bytes = -1 }\n",
@@ -93,18 +92,18 @@ def test_invalid_catalogue_is_reported_with_file_and_location(text: str, message
     file = paths.config_dir() / "models.toml"
     file.write_text(text)
     with pytest.raises(CatalogueError, match=message) as error:
-        curated.read(file)
+        curated.read_catalogue_file(file)
     assert str(file) in str(error.value)
 
 
 def test_user_catalogue_adds_and_replaces_models() -> None:
     paths.config_dir().mkdir(parents=True)
     (paths.config_dir() / "models.toml").write_text(GOOD + GOOD.replace('"x"', '"smollm2-135m"'))
-    curated.load.cache_clear()
+    curated.load_catalogue.cache_clear()
     try:
-        models = curated.load()
+        models = curated.load_catalogue()
     finally:
-        curated.load.cache_clear()
+        curated.load_catalogue.cache_clear()
     assert len(models) == len(SHIPPED) + 1
     assert models["smollm2-135m"].name == "X"
 
@@ -115,7 +114,7 @@ def test_file_is_matched_by_its_repository_or_its_name() -> None:
         ("qwen3-4b", ("", "", "Qwen3-4B-Q8_0.gguf")),
         ("smollm2-135m", ("unsloth/SmolLM2-135M-Instruct-GGUF", "x")),
     ):
-        model = curated.find_for_file(*arguments)
+        model = curated.guess_model(*arguments)
         assert model is not None
         assert model.id == model_id
-    assert curated.find_for_file("", "", "my-own.gguf") is None
+    assert curated.guess_model("", "", "my-own.gguf") is None

@@ -28,9 +28,9 @@ def test_models_of_other_programs_are_listed_once(user: Path) -> None:
     models = installed()
     assert sorted(model.name for model in models) == ["five", "linked", "one-Q4_K_M", "owner_four", "three"]
     linked = next(model for model in models if model.name == "linked")
-    assert {linked.source, *(path.name for path in linked.also_at)} == {locations.OWN, blob.name, "two.gguf"}
+    assert {linked.source, *(path.name for path in linked.other_paths)} == {locations.MANAGED, blob.name, "two.gguf"}
     assert {model.source for model in models} == {
-        locations.OWN,
+        locations.MANAGED,
         locations.HUB_CACHE,
         locations.LM_STUDIO,
         locations.LLAMA_CPP,

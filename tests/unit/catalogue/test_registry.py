@@ -39,7 +39,7 @@ def test_missing_part_of_a_split_model_is_noticed(user: Path) -> None:
     assert [model.is_usable for model in installed()] == [True]
     parts[1].unlink()
     [model] = installed()
-    assert "missing in the same folder" in model.facts.problem
+    assert "missing in its folder" in model.facts.problem
 
 
 def test_damaged_records_are_never_replaced(user: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from edgechat import paths
 from edgechat.catalogue import library
 from edgechat.catalogue.library import scan
-from edgechat.catalogue.resolve import find_installed, find_model
+from edgechat.catalogue.resolve import find_installed_model, find_model
 from edgechat.errors import CatalogueError, ModelFileError
 from tests.unit.catalogue.model_stores import write_model
 
@@ -33,7 +33,7 @@ def test_find_model_by_name_catalogue_id_repository_and_alias(user: Path, starte
     assert find_model("qwen3.5-4b-q8_0@folder") == other
     library.add_alias("mine", other)
     assert find_model("mine") == other
-    assert find_installed("mine", scan()).path == other
+    assert find_installed_model("mine", scan()).path == other
     library.remove_alias("mine")
     with pytest.raises(ModelFileError):
         find_model("mine")

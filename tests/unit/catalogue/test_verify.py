@@ -19,11 +19,11 @@ def test_hashes_are_valid_until_the_file_changes(user: Path) -> None:
     path = write_model(paths.models_dir() / "one.gguf")
     [model] = installed()
     [first] = verify_files(model)
-    assert (first.is_good, first.sha256) == (None, sha256_of(path))
+    assert (first.is_match, first.sha256) == (None, sha256_of(path))
     [model] = installed()
     assert model.state == "unchanged"
     [second] = verify_files(model)
-    assert second.is_good is True
+    assert second.is_match is True
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -31,7 +31,7 @@ def test_hashes_are_valid_until_the_file_changes(user: Path) -> None:
     [model] = installed()
     assert model.state == ""
     [third] = verify_files(model)
-    assert third.is_good is False
+    assert third.is_match is False
     assert "DIFFERS" in third.description
     assert installed()[0].state == "differs"
 
@@ -42,7 +42,7 @@ def test_damage_of_an_ollama_blob_is_found(user: Path) -> None:
         file.seek(-1, 2)
         file.write(b"\x01")
     broken = next(model for model in installed() if model.source == locations.OLLAMA)
-    assert [result.is_good for result in verify_files(broken)] == [False]
+    assert [result.is_match for result in verify_files(broken)] == [False]
 
 
 def test_missing_part_is_not_good(user: Path) -> None:
@@ -51,7 +51,7 @@ def test_missing_part_is_not_good(user: Path) -> None:
     (paths.models_dir() / "whole.gguf").unlink()
     parts[1].unlink()
     [model] = installed()
-    assert [result.is_good for result in verify_files(model)] == [None, False, None]
+    assert [result.is_match for result in verify_files(model)] == [None, False, None]
 
 
 def test_verified_file_is_not_hashed_again_by_the_engine(user: Path) -> None:

@@ -12,13 +12,21 @@ from hypothesis import strategies as st
 
 from edgechat import paths
 from edgechat.bench.scripted_session import Script, ScriptedSession
-from edgechat.chat.commands import BY_NAME, COMMANDS, View, copied_text, export_path, parse, parse_reasoning
+from edgechat.chat.commands import (
+    COMMANDS,
+    COMMANDS_BY_NAME,
+    View,
+    choose_export_path,
+    parse,
+    parse_reasoning,
+    select_text_to_copy,
+)
 from edgechat.chat.session import Session
-from edgechat.cli.ask import Status
+from edgechat.cli.ask import StderrStatus
 from edgechat.cli.plain_chat import PlainChat
 from edgechat.config import Settings
 from edgechat.errors import UsageError
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 from edgechat.tui.app import ChatApp
 from tests.tui.app_driver import make_scripted_app, session, wait_until_ready
 from tests.waiting import until_async
@@ -69,9 +77,9 @@ Step = tuple[str, list[str], tuple[list[str], dict[str, Any], bool]]
 
 
 def walk_plain_chat(lines: list[str], capsys: pytest.CaptureFixture[str]) -> Iterator[Step]:
-    plain_session = ScriptedSession(ephemeral_store(), Settings(titles=False), Script(REPLIES))
+    plain_session = ScriptedSession(open_ephemeral_store(), Settings(titles=False), Script(REPLIES))
     plain_session.open()
-    chat = PlainChat(plain_session, Status())
+    chat = PlainChat(plain_session, StderrStatus())
     for line in lines:
         chat.handle(line)
         output = capsys.readouterr()
@@ -130,7 +138,7 @@ def test_every_command_with_a_handler_is_walked() -> None:
 
 
 def test_every_view_is_declared_by_a_command_and_implemented_by_the_line_by_line_chat() -> None:
-    chat = PlainChat(ScriptedSession(ephemeral_store(), Settings(), Script([])), Status())
+    chat = PlainChat(ScriptedSession(open_ephemeral_store(), Settings(), Script([])), StderrStatus())
     assert set(chat.views) == set(get_args(View)) == {c.view for c in COMMANDS if c.view is not None}
     assert all(c.run is not None or c.view is not None for c in COMMANDS)
 
@@ -173,9 +181,9 @@ async def test_every_view_opens_in_the_terminal_ui(monkeypatch: pytest.MonkeyPat
 
 
 def test_commands_and_messages_are_told_apart() -> None:
-    assert parse("/new") == (BY_NAME["new"], "")
-    assert parse("/RENAME  A title \n") == (BY_NAME["rename"], "A title")
-    assert parse("/edit one\ntwo") == (BY_NAME["edit"], "one\ntwo")
+    assert parse("/new") == (COMMANDS_BY_NAME["new"], "")
+    assert parse("/RENAME  A title \n") == (COMMANDS_BY_NAME["rename"], "A title")
+    assert parse("/edit one\ntwo") == (COMMANDS_BY_NAME["edit"], "one\ntwo")
     for message in ("hello", " /new", "/etc/passwd is what?", "/", "// comment", "/1", "a\n/new"):
         assert parse(message) is None
 
@@ -210,15 +218,15 @@ def test_reasoning_is_on_off_or_auto() -> None:
 
 
 def test_an_export_never_overwrites_a_file(folder: Path) -> None:
-    assert export_path("", "A title: one/two") == folder / "A-title-one-two.md"
+    assert choose_export_path("", "A title: one/two") == folder / "A-title-one-two.md"
     (folder / "A-title-one-two.md").write_text("")
-    assert export_path("", "A title: one/two") == folder / "A-title-one-two-2.md"
+    assert choose_export_path("", "A title: one/two") == folder / "A-title-one-two-2.md"
     with pytest.raises(UsageError, match="exists already"):
-        export_path("notes.txt", "")
+        choose_export_path("notes.txt", "")
 
 
 def test_copy_takes_a_message_or_its_last_code_block() -> None:
-    assert copied_text("Text.", lambda _text: ["a", "b"], "") == "Text."
-    assert copied_text("Text.", lambda _text: ["a", "b"], "code") == "b"
+    assert select_text_to_copy("Text.", lambda _text: ["a", "b"], "") == "Text."
+    assert select_text_to_copy("Text.", lambda _text: ["a", "b"], "code") == "b"
     with pytest.raises(UsageError, match="no code block"):
-        copied_text("Text.", lambda _text: [], "code")
+        select_text_to_copy("Text.", lambda _text: [], "code")

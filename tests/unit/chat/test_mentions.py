@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from edgechat.chat.mentions import attached_files, mentioned_files, missing_files, parse_path
+from edgechat.chat.mentions import find_attached_files, find_mentions, find_missing_files, parse_path
 from edgechat.errors import UsageError
 
 
 def test_mentions_are_words_or_quoted_after_an_at_sign() -> None:
-    assert mentioned_files('see @a.txt and @"b c.txt", not x@y.org; @a.txt') == ["a.txt", "b c.txt"]
-    assert mentioned_files("@") == []
+    assert find_mentions('see @a.txt and @"b c.txt", not x@y.org; @a.txt') == ["a.txt", "b c.txt"]
+    assert find_mentions("@") == []
 
 
 def test_existing_files_are_attached_and_missing_file_names_are_reported(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("x")
     text = f"Compare @{file} with @{tmp_path}/other.txt for @alice"
-    assert attached_files(text) == [file]
-    assert missing_files(text) == [f"{tmp_path}/other.txt"]
+    assert find_attached_files(text) == [file]
+    assert find_missing_files(text) == [f"{tmp_path}/other.txt"]
 
 
 def test_a_path_of_an_unknown_user_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="is not a file name"):
+    with pytest.raises(UsageError, match="is not a valid file name"):
         parse_path("~nosuchuser/x")

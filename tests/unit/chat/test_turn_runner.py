@@ -11,14 +11,14 @@ from edgechat.bench.scripted_session import Script, ScriptedSession
 from edgechat.chat.events import TurnFinished
 from edgechat.config import Settings
 from edgechat.errors import ContextOverflowError
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedSession]:
     """Yield a session with a context of 64 tokens whose replies have 125 tokens."""
     monkeypatch.setattr(scripted_session, "N_CTX", 64)
-    session = ScriptedSession(ephemeral_store(), Settings(), Script(["word " * 100]))
+    session = ScriptedSession(open_ephemeral_store(), Settings(), Script(["word " * 100]))
     session.open()
     yield session
     session.close()

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edgechat.chat.messages import Message
-from edgechat.chat.window import turn_starts, window_start
+from edgechat.chat.window import choose_window_start, find_turn_starts
 from edgechat.errors import ContextOverflowError
 
 SIZES = st.lists(st.integers(1, 400), min_size=1, max_size=40)
@@ -24,7 +24,7 @@ def test_window_fits_begins_with_a_turn_and_drops_no_more_than_necessary(
     sizes = sizes if len(sizes) % 2 else sizes[:-1]
     assume(sizes)
     path = path_of_sizes(sizes)
-    starts = turn_starts(path)
+    starts = find_turn_starts(path)
     previous = starts[previous % len(starts)]
 
     def n_tokens(start: int) -> int:
@@ -32,9 +32,13 @@ def test_window_fits_begins_with_a_turn_and_drops_no_more_than_necessary(
 
     if n_tokens(starts[-1]) >= n_ctx:
         with pytest.raises(ContextOverflowError, match=str(n_ctx)):
-            window_start(path, n_ctx=n_ctx, max_tokens=max_tokens, previous_start=previous, n_tokens=n_tokens)
+            choose_window_start(
+                path, n_ctx=n_ctx, max_tokens=max_tokens, previous_start=previous, count_tokens=n_tokens
+            )
         return
-    start = window_start(path, n_ctx=n_ctx, max_tokens=max_tokens, previous_start=previous, n_tokens=n_tokens)
+    start = choose_window_start(
+        path, n_ctx=n_ctx, max_tokens=max_tokens, previous_start=previous, count_tokens=n_tokens
+    )
     assert start in starts
     assert n_tokens(start) < n_ctx
     n_reserved = min(max_tokens or n_ctx, n_ctx // 8)
@@ -51,4 +55,6 @@ def test_window_fits_begins_with_a_turn_and_drops_no_more_than_necessary(
 def test_last_turn_is_never_dropped() -> None:
     path = path_of_sizes([10, 10, 90])
     lengths = [110, 0, 90]
-    assert window_start(path, n_ctx=100, max_tokens=None, previous_start=0, n_tokens=lengths.__getitem__) == 2
+    assert (
+        choose_window_start(path, n_ctx=100, max_tokens=None, previous_start=0, count_tokens=lengths.__getitem__) == 2
+    )

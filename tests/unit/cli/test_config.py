@@ -15,7 +15,7 @@ def test_validate_reports_invalid_themes_and_keys(cli: Cli, home: Path) -> None:
     assert result.returncode == 2
     assert "unknown theme 'nope'" in result.stderr
     assert "did you mean chat.search?" in result.stderr
-    assert "'banana' is not a key" in result.stderr
+    assert "'banana' is not a valid key" in result.stderr
     file.write_text("temperature = 0.5\n")
     assert cli("config", "validate").returncode == 0
     file.write_text('theme = "ansi-dark"\n[keys]\n"chat.search" = "f7"\n')

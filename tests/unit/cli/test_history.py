@@ -126,9 +126,9 @@ def test_path_and_recover_with_an_intact_database(cli: Cli, ids: list[str]) -> N
 
 
 def test_ask_requires_one_existing_conversation(cli: Cli) -> None:
-    assert "exclude each other" in cli("ask", "x", "-c", "--conversation", "y").stderr
+    assert "cannot be used together" in cli("ask", "x", "-c", "--conversation", "y").stderr
     assert "no conversation to continue" in cli("ask", "x", "-c").stderr
-    assert "No conversation 'y'" in cli("ask", "x", "--conversation", "y").stderr
+    assert "No conversation has the ID 'y'" in cli("ask", "x", "--conversation", "y").stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes exist on POSIX only")
@@ -167,7 +167,7 @@ def test_export_reports_the_file_as_json(cli: Cli, ids: list[str], tmp_path: Pat
         (["mark", "0", "--tag", "b c"], "A tag is one word"),
         (["mark", "0"], "Nothing to change"),
         (["search", ' "'], "The query is empty"),
-        (["show", "nope"], "No conversation 'nope'"),
+        (["show", "nope"], "No conversation has the ID 'nope'"),
         (["export", "0", "--all"], "not both"),
     ],
 )

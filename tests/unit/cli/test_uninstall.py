@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgechat.cli.uninstall import data_items
-from edgechat.hardware.memory import process_started_at
+from edgechat.cli.uninstall import find_data_items
+from edgechat.hardware.memory import read_process_start_time
 from tests.conftest import Cli
 
 
@@ -59,7 +59,7 @@ def test_purge_deletes_exactly_the_listed_data(used: Path, cli: Cli) -> None:
     assert all(str(each["path"]) in done.stdout for each in listed)
     assert files(used) == {"config/notes.txt", "data/thesis.tex", "data/elsewhere/big.gguf"}
     assert not (used / "cache").exists()
-    assert "no data of edgechat" in cli("uninstall").stdout
+    assert "no edgechat data" in cli("uninstall").stdout
 
 
 def test_purge_refuses_while_edgechat_runs(used: Path, cli: Cli) -> None:
@@ -69,7 +69,7 @@ def test_purge_refuses_while_edgechat_runs(used: Path, cli: Cli) -> None:
     running.parent.mkdir()
     pid = os.getpid()
     running.write_text(
-        json.dumps({"pid": pid, "started_s": process_started_at(pid), "model_path": "m.gguf", "total_bytes": 1})
+        json.dumps({"pid": pid, "started_s": read_process_start_time(pid), "model_path": "m.gguf", "total_bytes": 1})
     )
     done = cli("uninstall", "--purge", "--yes")
     assert done.returncode == 2
@@ -78,5 +78,5 @@ def test_purge_refuses_while_edgechat_runs(used: Path, cli: Cli) -> None:
 
 
 def test_listing_creates_no_files(home: Path) -> None:
-    assert list(data_items()) == []
+    assert list(find_data_items()) == []
     assert not home.exists() or not files(home)

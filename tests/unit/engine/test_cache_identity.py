@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from edgechat.engine.cache_identity import cache_identity
+from edgechat.engine.cache_identity import compute_cache_identity
 
 
 def test_every_input_changes_the_identity() -> None:
-    name = cache_identity(["weights"], "build", "layout")
+    name = compute_cache_identity(["weights"], "build", "layout")
     others = {
-        cache_identity(["other weights"], "build", "layout"),
-        cache_identity(["weights", "second part"], "build", "layout"),
-        cache_identity(["weights"], "another commit of llama.cpp", "layout"),
-        cache_identity(["weights"], "build", "k=q8_0"),
+        compute_cache_identity(["other weights"], "build", "layout"),
+        compute_cache_identity(["weights", "second part"], "build", "layout"),
+        compute_cache_identity(["weights"], "another commit of llama.cpp", "layout"),
+        compute_cache_identity(["weights"], "build", "k=q8_0"),
     }
     assert len(others) == 4
     assert name not in others
-    assert name == cache_identity(["weights"], "build", "layout")
+    assert name == compute_cache_identity(["weights"], "build", "layout")

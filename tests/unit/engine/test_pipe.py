@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from edgechat.engine.pipe import Channel
-from edgechat.engine.protocol import MAX_FRAME_BYTES, frame
+from edgechat.engine.protocol import MAX_FRAME_BYTES, make_frame
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def channels() -> Iterator[tuple[Channel, Channel]]:
 def test_frames_arrive_whole_and_in_order(channels: tuple[Channel, Channel]) -> None:
     parent, child = channels
     for body in (b"", b"one", b"two" * 1000):
-        assert parent.write(frame(body))
+        assert parent.write(make_frame(body))
         assert child.read() == body
 
 
@@ -32,7 +32,7 @@ def test_end_of_the_pipe_is_none_and_writing_to_it_fails(channels: tuple[Channel
     parent, child = channels
     child.close()
     assert parent.read() is None
-    assert not parent.write(frame(b"x"))
+    assert not parent.write(make_frame(b"x"))
 
 
 @pytest.mark.parametrize("data", [b"\0\0", b"\0\0\0\5abc", (MAX_FRAME_BYTES + 1).to_bytes(4, "big") + b"x"])

@@ -54,7 +54,7 @@ def test_all_messages_are_frozen() -> None:
 
 
 def test_failure_names_the_error_class() -> None:
-    failed = protocol.failure(3, GrammarError("bad grammar"))
+    failed = protocol.create_failure_event(3, GrammarError("bad grammar"))
     assert (failed.id, failed.error_type, failed.message) == (3, "GrammarError", "bad grammar")
-    failed = protocol.failure(3, MemoryError())
-    assert (failed.error_type, failed.message) == ("PlanError", protocol.OUT_OF_MEMORY)
+    failed = protocol.create_failure_event(3, MemoryError())
+    assert (failed.error_type, failed.message) == ("PlanError", protocol.OUT_OF_MEMORY_MESSAGE)

@@ -65,9 +65,9 @@ def test_request_aborts_idle_work(monkeypatch: pytest.MonkeyPatch) -> None:
         return None
 
     engine_server._channel = cast("Any", SimpleNamespace(read=read))
-    threading.Thread(target=engine_server._read, daemon=True).start()
+    threading.Thread(target=engine_server._read_requests, daemon=True).start()
     started_at = time.monotonic()
-    request, _ = engine_server._next()
+    request, _ = engine_server._wait_for_request()
     assert time.monotonic() - started_at < 10
     assert getattr(request, "id", 0) == 1
     assert not model.aborted.is_set()  # the request itself must not be aborted

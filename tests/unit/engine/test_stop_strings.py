@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgechat.engine.stop_strings import StopStringFilter, partial_match_length
+from edgechat.engine.stop_strings import StopStringFilter, find_partial_match_length
 
 
 @given(st.lists(st.text("\nUser: x", max_size=4)))
@@ -19,4 +19,4 @@ def test_output_ends_before_the_stop_string(pieces: list[str]) -> None:
 
 def test_partial_match_is_the_longest_prefix_at_the_end_of_the_text() -> None:
     texts = ("", "a", "a\n", "a\nUs", "\nUser")
-    assert [partial_match_length(text, "\nUser:") for text in texts] == [0, 0, 1, 3, 5]
+    assert [find_partial_match_length(text, "\nUser:") for text in texts] == [0, 0, 1, 3, 5]

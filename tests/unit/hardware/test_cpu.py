@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from edgechat.hardware.cpu import candidate_thread_counts, cgroup_cpus, cores_by_kind, parse_cpuinfo, usable_threads
+from edgechat.hardware.cpu import (
+    candidate_thread_counts,
+    count_cores_by_speed,
+    count_usable_threads,
+    parse_cpu_max,
+    parse_cpuinfo,
+)
 
 X86 = """processor : 0
 model name : AMD EPYC
@@ -36,11 +42,11 @@ def test_cpuinfo_is_parsed_in_x86_and_arm_form() -> None:
     ("text", "cpus"), [("max 100000", None), ("", None), ("150000 100000", 1), ("50000 100000", 1)]
 )
 def test_cpu_quota_is_rounded_down_to_at_least_one(text: str, cpus: int | None) -> None:
-    assert cgroup_cpus(text) == cpus
+    assert parse_cpu_max(text) == cpus
 
 
 def test_this_machine_has_usable_threads() -> None:
-    assert usable_threads() >= 1
+    assert count_usable_threads() >= 1
     assert 1 <= candidate_thread_counts()[0] <= candidate_thread_counts()[-1]
 
 
@@ -60,10 +66,10 @@ def test_cores_are_grouped_by_clock_frequency(tmp_path: Path) -> None:
         add_core(tmp_path, number, siblings, khz=5_000_000 + 200_000 * (number > 1))
     for number in range(4, 8):
         add_core(tmp_path, number, str(number), khz=3_400_000)
-    assert cores_by_kind(tmp_path) == (2, 4)
+    assert count_cores_by_speed(tmp_path) == (2, 4)
 
 
 def test_cores_are_grouped_by_capacity_on_arm(tmp_path: Path) -> None:
     for number in range(6):
         add_core(tmp_path, number, str(number), capacity=1024 if number < 2 else 400)
-    assert cores_by_kind(tmp_path) == (2, 4)
+    assert count_cores_by_speed(tmp_path) == (2, 4)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from edgechat.hardware.disk_speed import measure_read_bps
+from edgechat.hardware.disk_speed import measure_disk_speed
 
 
 def test_read_speed_of_a_file_is_measured(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(1 << 20))
-    assert measure_read_bps(tmp_path / "file") >= 0
+    assert measure_disk_speed(tmp_path / "file") >= 0
 
 
 def test_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="none"):
-        measure_read_bps(tmp_path / "none")
+        measure_disk_speed(tmp_path / "none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgechat.hardware.gpu import nvidia_problem
+from edgechat.hardware.gpu import describe_nvidia_problem
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ from edgechat.hardware.gpu import nvidia_problem
     ],
 )
 def test_result_of_nvidia_smi_is_explained(exit_code: int, output: str, errors: str, problem: str) -> None:
-    assert problem in nvidia_problem(exit_code, output, errors)
+    assert problem in describe_nvidia_problem(exit_code, output, errors)

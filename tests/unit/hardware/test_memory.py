@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgechat.hardware.memory import peak_pss_bytes, read_memory, tree_pss_bytes
+from edgechat.hardware.memory import read_memory, read_peak_pss_bytes, read_tree_pss_bytes
 
 MIB = 1 << 20
 
@@ -39,8 +39,8 @@ def test_cgroup_limits_are_read_in_both_versions(tmp_path: Path, hierarchy: str)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc exists on Linux only")
 def test_memory_of_a_process_is_zero_after_it_ended() -> None:
-    assert 0 < tree_pss_bytes(os.getpid()) <= read_memory().total_bytes
-    assert peak_pss_bytes(os.getpid()) > 0
+    assert 0 < read_tree_pss_bytes(os.getpid()) <= read_memory().total_bytes
+    assert read_peak_pss_bytes(os.getpid()) > 0
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
-    assert (tree_pss_bytes(child.pid), peak_pss_bytes(child.pid)) == (0, 0)
+    assert (read_tree_pss_bytes(child.pid), read_peak_pss_bytes(child.pid)) == (0, 0)

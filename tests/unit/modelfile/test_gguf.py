@@ -112,7 +112,7 @@ def test_nested_arrays_are_refused_and_stored_elements_are_limited(tmp_path: Pat
         path.write_bytes(out + bytes(64))
         return path
 
-    assert "invalid type 9" in error_message(with_arrays(9, 1, struct.pack("<IQ", 0, 1) + b"x", 1))
+    assert "invalid element type 9" in error_message(with_arrays(9, 1, struct.pack("<IQ", 0, 1) + b"x", 1))
     header = read_header(with_arrays(0, 4096, bytes(4096), 100))
     assert sum(len(v) for v in header.metadata.values()) == 1 << 18
     assert sum(header.array_lengths.values()) == 100 * 4096

@@ -8,7 +8,7 @@ import pytest
 
 from edgechat.errors import ModelFileError
 from edgechat.modelfile.gguf import read_gguf_header
-from edgechat.modelfile.split import join_headers, model_files, parse_part_name, read_header
+from edgechat.modelfile.split import join_headers, list_model_files, parse_part_name, read_header
 from tests.models import split_tiny
 
 
@@ -31,7 +31,7 @@ def test_incomplete_or_misnamed_split_models_are_refused(tmp_path: Path) -> None
         with pytest.raises(ModelFileError, match="part"):
             join_headers(wrong)
     files[2].rename(tmp_path / "away")
-    with pytest.raises(ModelFileError, match=r"missing in the same folder: .*-00003-of-00003\.gguf"):
+    with pytest.raises(ModelFileError, match=r"missing in its folder: .*-00003-of-00003\.gguf"):
         read_header(files[0])
     files[0].rename(tmp_path / "renamed.gguf")
     with pytest.raises(ModelFileError, match="does not end in -00001-of-00003"):
@@ -46,10 +46,10 @@ def test_part_numbers_outside_the_valid_range_are_no_part_names() -> None:
 
 def test_model_files_lists_all_parts_of_a_split_model(tmp_path: Path) -> None:
     names = [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
-    assert [path.name for path in model_files(tmp_path / names[0])] == names
-    assert [path.name for path in model_files(tmp_path / names[2])] == names
-    assert model_files(tmp_path / "m.gguf") == [tmp_path / "m.gguf"]
+    assert [path.name for path in list_model_files(tmp_path / names[0])] == names
+    assert [path.name for path in list_model_files(tmp_path / names[2])] == names
+    assert list_model_files(tmp_path / "m.gguf") == [tmp_path / "m.gguf"]
 
 
 def test_model_files_accepts_names_with_brackets(tmp_path: Path) -> None:
-    assert len(model_files(tmp_path / "m[1]-00001-of-00002.gguf")) == 2
+    assert len(list_model_files(tmp_path / "m[1]-00001-of-00002.gguf")) == 2

@@ -18,7 +18,7 @@ def test_mapped_pages_of_another_engine_are_not_available(starter: Path) -> None
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     try:
         before = current_machine(Settings()).available_bytes
-        instances.announce(child.pid, str(starter), 2 << 30)
+        instances.register(child.pid, str(starter), 2 << 30)
         assert before - current_machine(Settings()).available_bytes > 1 << 30
         # Processes that map the same file share its pages.
         assert before - current_machine(Settings(), str(starter)).available_bytes < 1 << 30
@@ -29,8 +29,8 @@ def test_mapped_pages_of_another_engine_are_not_available(starter: Path) -> None
 
 
 def test_record_keeps_its_field_names_on_disk(starter: Path) -> None:
-    instances.announce(1, str(starter), 5)
+    instances.register(1, str(starter), 5)
     record = msgspec.json.decode((paths.instances_dir() / "1.json").read_bytes())
     assert set(record) == {"pid", "started_s", "model_path", "total_bytes"}
-    instances.withdraw(1)
+    instances.unregister(1)
     assert list(paths.instances_dir().iterdir()) == []

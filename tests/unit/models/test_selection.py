@@ -10,7 +10,7 @@ from edgechat import paths
 from edgechat.catalogue import library
 from edgechat.config import Settings
 from edgechat.errors import CatalogueError, PlanError
-from edgechat.models.selection import choose_installed
+from edgechat.models.selection import choose_installed_model
 from tests.models import write_tiny_llama
 
 
@@ -20,20 +20,20 @@ def test_download_is_suggested_if_no_model_is_installed(monkeypatch: pytest.Monk
         PlanError,
         match=r"No model is installed\. The best catalogue model .* Download it with `edgechat models pull ",
     ):
-        choose_installed(Settings(budget="8GB"))
+        choose_installed_model(Settings(budget="8GB"))
     with pytest.raises(PlanError, match="No model of the catalogue fits"):
-        choose_installed(Settings(budget="1MB"))
+        choose_installed_model(Settings(budget="1MB"))
 
 
 def test_best_installed_model_that_fits_is_chosen(starter: Path) -> None:
-    name, path = choose_installed(Settings())
+    name, path = choose_installed_model(Settings())
     assert (name, path) == ("starter", starter)
     paths.models_dir().mkdir(parents=True)
     tiny = write_tiny_llama(paths.models_dir() / "tiny.gguf")
-    assert choose_installed(Settings())[1] == starter
-    assert choose_installed(Settings(budget="130MB"))[1] == tiny
+    assert choose_installed_model(Settings())[1] == starter
+    assert choose_installed_model(Settings(budget="130MB"))[1] == tiny
     with pytest.raises(PlanError, match=r"None of the 2 installed models fits: the smallest, .*, needs"):
-        choose_installed(Settings(budget="20MB"))
+        choose_installed_model(Settings(budget="20MB"))
 
 
 def test_starter_is_chosen_if_the_registry_is_damaged(starter: Path) -> None:
@@ -41,4 +41,4 @@ def test_starter_is_chosen_if_the_registry_is_damaged(starter: Path) -> None:
     (paths.data_dir() / "library.json").write_text("{")
     with pytest.raises(CatalogueError):
         library.scan()
-    assert choose_installed(Settings()) == ("starter", starter)
+    assert choose_installed_model(Settings()) == ("starter", starter)

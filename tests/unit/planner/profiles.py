@@ -18,11 +18,11 @@ Q4_0, Q8_0, Q4_K, I8 = 2, 8, 12, 24
 # Measured on a machine with 2 cores: with AMX, the kernels of Q8_0 are faster than those of Q4_K.
 WITH_AMX = KernelSpeeds(
     backend="cpu-sapphirerapids", n_threads=2, operations_per_s=1e7,
-    products={"Q4_K": {1: 11e9, 4: 8e9, 32: 3.1e9}, "Q8_0": {1: 17e9, 4: 14e9, 32: 11e9}},
+    product_rates={"Q4_K": {1: 11e9, 4: 8e9, 32: 3.1e9}, "Q8_0": {1: 17e9, 4: 14e9, 32: 11e9}},
 )  # fmt: skip
 WITHOUT_AMX = KernelSpeeds(
     backend="cpu-haswell", n_threads=2, operations_per_s=1e7,
-    products={"Q4_K": {1: 27e9, 4: 11e9, 32: 1.9e9}, "Q8_0": {1: 17e9, 4: 16e9, 32: 2.2e9}},
+    product_rates={"Q4_K": {1: 27e9, 4: 11e9, 32: 1.9e9}, "Q8_0": {1: 17e9, 4: 16e9, 32: 2.2e9}},
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat.modelfile.header import Tensor
-from edgechat.planner.memory import MemoryEstimate, estimate, reported_buffers
+from edgechat.planner.memory import MemoryEstimate, convert_reported_buffers, estimate
 from tests.unit.planner.profiles import GIB, I8, Q4_0, llama, options
 
 
@@ -27,11 +27,11 @@ def test_reported_buffer_sizes_replace_the_formulas() -> None:
         "CUDA0": {"model_bytes": 7000, "context_bytes": 800, "compute_bytes": 90, "is_host": 0},
     }
     load_options = options(profile, 512, use_mmap=False)
-    read = estimate(profile, load_options, reported_buffers(profile, load_options, report))
-    assert (read.weights, read.repacked, read.kv_cache, read.compute, read.gpu) == (1000, 0, 20, 3, 7890)
+    read = estimate(profile, load_options, convert_reported_buffers(profile, load_options, report))
+    assert (read.weights, read.repacked_weights, read.kv_cache, read.compute, read.gpu) == (1000, 0, 20, 3, 7890)
     load_options = options(profile, 512)
-    mapped = estimate(profile, load_options, reported_buffers(profile, load_options, report), extra_bytes=5)
-    assert (mapped.weights, mapped.repacked, mapped.observed_extra) == (profile.tensor_bytes, 900, 5)
+    mapped = estimate(profile, load_options, convert_reported_buffers(profile, load_options, report), extra_bytes=5)
+    assert (mapped.weights, mapped.repacked_weights, mapped.observed_excess) == (profile.tensor_bytes, 900, 5)
     assert mapped.is_exact
     assert mapped.total > read.total
 

@@ -15,7 +15,7 @@ from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.load_variants import MIN_N_CTX
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import LoadOptions, estimate
-from edgechat.planner.plan import plan, smaller_plan
+from edgechat.planner.plan import make_smaller_plan, plan
 from tests.unit.planner.profiles import GIB, I8, Q4_0, llama, machine, options, with_layers
 
 
@@ -68,7 +68,7 @@ def test_each_plan_after_memory_ran_out_takes_a_fifth_less() -> None:
     totals = []
     while load_plan is not None:
         totals.append(load_plan.estimate.total)
-        load_plan = smaller_plan(profile, machine(64 * GIB), load_plan)
+        load_plan = make_smaller_plan(profile, machine(64 * GIB), load_plan)
     assert len(totals) > 2
     assert all(after <= 0.8 * before for before, after in itertools.pairwise(totals))
 

@@ -67,7 +67,7 @@ def test_unwritable_directory_is_logged_once_and_ignored(tmp_path: Path, caplog:
     disk = make_disk(tmp_path / "prefix")
     segment = write(disk)
     assert (segment.file, len(caplog.records)) == (None, 1)
-    assert list(disk.new_files("talk")) == []
+    assert list(disk.list_new_files("talk")) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX resource limits")

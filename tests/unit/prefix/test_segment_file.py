@@ -19,12 +19,12 @@ def test_written_file_is_listed_once_and_read_back(tmp_path: Path) -> None:
     data = os.urandom(10_000)
     path = write_file(tmp_path, make_segment(data, start=30))
     disk = make_disk(tmp_path)
-    [(listed, header)] = disk.new_files("talk")
+    [(listed, header)] = disk.list_new_files("talk")
     assert (listed, header.start, header.tokens, header.can_resume) == (path, 30, TOKENS, True)
     assert read(disk, path) == data
-    assert list(disk.new_files("talk")) == []
-    assert list(disk.new_files("another")) == []
-    assert list(make_disk(tmp_path, identity="other weights").new_files("talk")) == []
+    assert list(disk.list_new_files("talk")) == []
+    assert list(disk.list_new_files("another")) == []
+    assert list(make_disk(tmp_path, identity="other weights").list_new_files("talk")) == []
 
 
 @given(offset=st.integers(0, 100_000), bit=st.integers(0, 7), cut=st.booleans())
@@ -40,7 +40,7 @@ def test_damaged_file_is_a_miss_and_is_deleted(
         data[offset % len(data)] ^= 1 << bit
     path.write_bytes(data)
     disk = make_disk(root)
-    listed = list(disk.new_files("talk"))
+    listed = list(disk.list_new_files("talk"))
     assert read(disk, path) is None
     assert not path.exists()
     assert all(header.tokens == TOKENS for _, header in listed)
@@ -61,7 +61,7 @@ def test_file_of_other_tokens_or_a_later_version_is_a_miss(tmp_path: Path) -> No
     path = write_file(tmp_path)
     data = path.read_bytes()
     path.write_bytes(data.replace(segment_file.MAGIC, segment_file.MAGIC[:-1] + b"\x02", 1))
-    assert list(make_disk(tmp_path).new_files("talk")) == []
+    assert list(make_disk(tmp_path).list_new_files("talk")) == []
 
 
 def test_tokens_are_stored_as_32_bit_integers(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from edgechat.prompt.reasoning import (
     ReasoningSplitter,
     can_switch_reasoning,
     detect_reasoning_format,
+    find_phase_after_prompt,
     format_reply,
-    phase_after_prompt,
 )
 
 TEXT = st.text("ab <|/>th\nink", max_size=20)
@@ -23,7 +23,7 @@ TEXT = st.text("ab <|/>th\nink", max_size=20)
 
 def split(reasoning_format: ReasoningFormat | None, chunks: list[str], prompt: str = "") -> tuple[str, str]:
     """Return the reasoning and the content of output that arrives in `chunks`."""
-    splitter = ReasoningSplitter(reasoning_format, phase_after_prompt(reasoning_format, prompt))
+    splitter = ReasoningSplitter(reasoning_format, find_phase_after_prompt(reasoning_format, prompt))
     parts = [splitter.feed(chunk) for chunk in chunks] + [splitter.finish()]
     return "".join(p[0] for p in parts), "".join(p[1] for p in parts)
 

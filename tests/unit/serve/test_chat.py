@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgechat.serve.chat import reasoning_enabled, select_tools
+from edgechat.serve.chat import is_reasoning_enabled, select_tools
 from edgechat.serve.errors import ApiError
 from tests.unit.serve.examples import chat_request
 
@@ -29,10 +29,10 @@ def test_tool_choice_selects_tools() -> None:
 
 
 def test_reasoning_follows_the_request_then_the_setting() -> None:
-    assert reasoning_enabled(chat_request(), default=None)
-    assert not reasoning_enabled(chat_request(), default=False)
-    assert not reasoning_enabled(chat_request(reasoning_effort="none"), default=True)
-    assert reasoning_enabled(chat_request(reasoning_effort="high"), default=False)
-    assert not reasoning_enabled(
+    assert is_reasoning_enabled(chat_request(), default=None)
+    assert not is_reasoning_enabled(chat_request(), default=False)
+    assert not is_reasoning_enabled(chat_request(reasoning_effort="none"), default=True)
+    assert is_reasoning_enabled(chat_request(reasoning_effort="high"), default=False)
+    assert not is_reasoning_enabled(
         chat_request(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="high"), default=True
     )

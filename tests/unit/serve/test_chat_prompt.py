@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from edgechat.prompt.renderer import Renderer
-from edgechat.prompt.tool_formats import GENERIC_TOOL_FORMAT, detect_tool_format, template_tools
-from edgechat.serve.chat_prompt import template_messages, tool_definitions
+from edgechat.prompt.tool_formats import GENERIC_TOOL_FORMAT, detect_tool_format, make_template_tools
+from edgechat.serve.chat_prompt import make_template_messages, make_tool_definitions
 from edgechat.serve.errors import ApiError
 from tests.unit.serve.examples import chat_request
 
@@ -31,23 +31,23 @@ def test_template_with_tool_support_receives_tools_and_calls(renderer: Renderer)
     body = chat_request()
     tool_format = detect_tool_format(TOOL_TEMPLATE)
     assert tool_format.template_supports_tools
-    messages = template_messages(body.messages, body.tools or (), tool_format)
+    messages = make_template_messages(body.messages, body.tools or (), tool_format)
     assert [m.role for m in messages] == ["system", "user", "assistant", "tool"]
     assert messages[1].content == "Weather?\n\nIn Paris."
     rendered = renderer.render(
         TOOL_TEMPLATE, messages, bos="", eos="", control_tokens=["<|user|>"],
-        variables={"tools": template_tools(tool_definitions(body.tools or ()))},
+        variables={"tools": make_template_tools(make_tool_definitions(body.tools or ()))},
     )  # fmt: skip
     assert "<tool_call>get_weather(Paris)9" in rendered.text
     assert rendered.guard  # control tokens in the description of a tool are guarded
     assert rendered.text.count("<|user|>") == 1
-    ids = {m.extra["tool_call_id"] for m in messages if m.role == "tool"}
-    assert ids == {messages[2].extra["tool_calls"][0]["id"]}
+    ids = {m.extra_fields["tool_call_id"] for m in messages if m.role == "tool"}
+    assert ids == {messages[2].extra_fields["tool_calls"][0]["id"]}
 
 
 def test_template_without_tool_support_gets_tools_in_the_system_prompt() -> None:
     body = chat_request()
-    messages = template_messages(body.messages, body.tools or (), GENERIC_TOOL_FORMAT)
+    messages = make_template_messages(body.messages, body.tools or (), GENERIC_TOOL_FORMAT)
     assert [m.role for m in messages] == ["system", "user", "assistant", "user"]
     assert "get_weather" in messages[0].content
     assert messages[0].content.endswith("Be brief.")
@@ -59,4 +59,4 @@ def test_call_arguments_that_are_not_json_are_refused() -> None:
     call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{"}}
     body = chat_request(messages=[{"role": "assistant", "tool_calls": [call]}])
     with pytest.raises(ApiError, match=r"messages\[0\]\.tool_calls\[0\]\.function\.arguments"):
-        template_messages(body.messages, (), detect_tool_format(TOOL_TEMPLATE))
+        make_template_messages(body.messages, (), detect_tool_format(TOOL_TEMPLATE))

@@ -37,8 +37,8 @@ def allows(grammar: str, text: str) -> bool:
 
 
 def tool_grammar(tool_format: ToolFormat, *, required: bool = False, parallel: bool = True) -> str:
-    rules = grammars.tool_call_rules([WEATHER, TIME], tool_format, required=required, parallel=parallel)
-    return grammars.with_reasoning(rules, None, "content", think=True)
+    rules = grammars.make_tool_call_rules([WEATHER, TIME], tool_format, must_call=required, allow_parallel=parallel)
+    return grammars.add_reasoning_rules(rules, None, "content", think=True)
 
 
 @pytest.mark.parametrize("tool_format", [*TOOL_FORMATS, GENERIC_TOOL_FORMAT], ids=lambda f: f.trigger or "bare")
@@ -60,27 +60,27 @@ def test_only_calls_that_match_a_tool_are_allowed(tool_format: ToolFormat) -> No
 
 @pytest.mark.parametrize("reasoning_format", REASONING_FORMATS, ids=lambda f: f.start_tag)
 def test_reasoning_is_free_and_content_matches_the_schema(reasoning_format: ReasoningFormat) -> None:
-    rule = grammars.response_format_rule(
+    rule = grammars.make_response_format_rule(
         errors.decode_body(b'{"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}', SchemaFormat)
     )
     start_tag, end_tag = reasoning_format.start_tag, reasoning_format.end_tag
     content_prefix = reasoning_format.content_prefix
-    in_reasoning = grammars.with_reasoning(rule, reasoning_format, "reasoning", think=True)
+    in_reasoning = grammars.add_reasoning_rules(rule, reasoning_format, "reasoning", think=True)
     assert allows(in_reasoning, f"hm {{ < {end_tag}{content_prefix}7")
     assert not allows(in_reasoning, f"hm{end_tag}{content_prefix}seven")
-    at_start = grammars.with_reasoning(rule, reasoning_format, "start", think=True)
+    at_start = grammars.add_reasoning_rules(rule, reasoning_format, "start", think=True)
     assert allows(at_start, f"{start_tag}\nhm\n{end_tag}\n\n{content_prefix}7")
     assert allows(at_start, f"{content_prefix}7")
     assert not allows(at_start, "hm 7")
-    assert allows(grammars.with_reasoning(rule, reasoning_format, "start", think=False), "7")
+    assert allows(grammars.add_reasoning_rules(rule, reasoning_format, "start", think=False), "7")
 
 
 def test_min_properties_is_refused_unless_the_properties_are_required() -> None:
     for schema in ({"type": "object", "minProperties": 2}, {"items": {"minProperties": 3, "required": ["a", "b"]}}):
         refused = msgspec.convert({"type": "json_schema", "json_schema": {"schema": schema}}, SchemaFormat)
         with pytest.raises(GrammarError, match="minProperties"):
-            grammars.response_format_rule(refused)
+            grammars.make_response_format_rule(refused)
     supported = {"type": "object", "minProperties": 2, "required": ["a", "b"], "properties": {"a": {}, "b": {}}}
-    assert grammars.response_format_rule(
+    assert grammars.make_response_format_rule(
         msgspec.convert({"type": "json_schema", "json_schema": {"schema": supported}}, SchemaFormat)
     )

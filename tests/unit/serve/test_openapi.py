@@ -8,7 +8,7 @@ from edgechat.serve import openapi
 
 
 def test_every_schema_reference_resolves() -> None:
-    document = openapi.document("1")
+    document = openapi.build_openapi_document("1")
     text = msgspec.json.encode(document).decode()
     names = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}
     assert names

@@ -23,7 +23,7 @@ def add(corpus: Corpus, name: str, tokens: list[int]) -> None:
 
 
 def save(corpus: Corpus) -> None:
-    while corpus.save_one():
+    while corpus.save_next_conversation():
         pass
 
 

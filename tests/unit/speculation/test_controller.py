@@ -9,22 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgechat.speculation.acceptance import Acceptance, bucket_of
-from edgechat.speculation.controller import MAX_DRAFT, MIN_GAIN, DraftController
+from edgechat.speculation.acceptance import Acceptance, find_bucket
+from edgechat.speculation.controller import MAX_DRAFT_LENGTH, MIN_GAIN, DraftController
 from edgechat.speculation.drafter import FROM_CONTEXT, NO_DRAFT, Draft
-from edgechat.speculation.step_costs import MIN_SAMPLES, SINGLE_STEP_INTERVAL, SIZES, StepCosts
+from edgechat.speculation.step_costs import MIN_SAMPLES, SINGLE_STEP_INTERVAL, STEP_SIZES, StepCosts
 from tests.unit.speculation.costs import STAIRCASE, STEEP, costs_of
 
 
 def test_one_slow_measurement_does_not_disable_drafts() -> None:
     acceptance, costs = Acceptance(), StepCosts()
     for _ in range(SINGLE_STEP_INTERVAL):
-        acceptance.record(FROM_CONTEXT, 16, accepted=True)
+        acceptance.record(FROM_CONTEXT, 16, is_accepted=True)
         costs.record(1, 100, 0.01)
     costs.record(2, 100, 0.0195)
     draft = Draft(list(range(31)), 16, FROM_CONTEXT)
     assert DraftController(acceptance, costs).choose_length(draft, 100)[0] >= 7
-    for size in SIZES:
+    for size in STEP_SIZES:
         for _ in range(MIN_SAMPLES):
             costs.record(1, 100, 0.01)
             costs.record(size, 100, 0.0098 * size)
@@ -61,11 +61,11 @@ def test_long_matches_get_long_drafts_and_expensive_steps_none() -> None:
     flat, steep = (DraftController(Acceptance(), costs_of(r)) for r in (STAIRCASE, STEEP))
     assert flat.choose_length(NO_DRAFT, 100) == (0, 1.0)
     short, long = Draft([1] * 31, 1, FROM_CONTEXT), Draft([1] * 31, 32, FROM_CONTEXT)
-    assert 0 < flat.choose_length(short, 100)[0] < flat.choose_length(long, 100)[0] <= MAX_DRAFT
+    assert 0 < flat.choose_length(short, 100)[0] < flat.choose_length(long, 100)[0] <= MAX_DRAFT_LENGTH
     assert steep.choose_length(short, 100)[0] == 0
     n_tokens, gain = flat.choose_length(long, 100)
     assert gain > MIN_GAIN
-    assert n_tokens + 1 in SIZES
+    assert n_tokens + 1 in STEP_SIZES
     assert flat.choose_length(Draft([1, 2], 32, FROM_CONTEXT), 100)[0] <= 2
 
 
@@ -93,19 +93,19 @@ def test_chosen_length_has_the_best_expected_gain_of_all_sizes(
     draw = random.Random(seed)
     acceptance = Acceptance()
     for _ in range(100):
-        acceptance.record(FROM_CONTEXT, draw.randrange(1, 40), accepted=draw.random() < 0.7)
+        acceptance.record(FROM_CONTEXT, draw.randrange(1, 40), is_accepted=draw.random() < 0.7)
     costs = costs_of(ratios)
-    probabilities = acceptance.probabilities if ratios is STAIRCASE else acceptance.low_probabilities
+    probabilities = acceptance.probabilities if ratios is STAIRCASE else acceptance.probability_lower_bounds
 
     def gain(k: int) -> float:
         expected = 1 + sum(
-            math.prod(probabilities[FROM_CONTEXT][bucket_of(length + i)] for i in range(j)) for j in range(1, k + 1)
+            math.prod(probabilities[FROM_CONTEXT][find_bucket(length + i)] for i in range(j)) for j in range(1, k + 1)
         )  # fmt: skip
         return expected / costs.ratio(1 + k, 100)
 
     controller = DraftController(acceptance, costs)
     draft_length, expected_gain = controller.choose_length(Draft([1] * n_tokens, length, FROM_CONTEXT), 100)
-    best = max((gain(n - 1) for n in SIZES if n - 1 <= n_tokens), default=0.0)
+    best = max((gain(n - 1) for n in STEP_SIZES if n - 1 <= n_tokens), default=0.0)
     if draft_length:
         assert expected_gain == pytest.approx(gain(draft_length))
         assert expected_gain > best * 0.98  # sizes with a tiny probability of full acceptance are not tried

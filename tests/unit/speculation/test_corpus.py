@@ -64,7 +64,7 @@ def test_saved_texts_are_loaded_after_a_restart(tmp_path: Path) -> None:
     for start in (100, 200, 300):
         assert draft(reloaded, [start]) == text(start + 1, 4)
     reloaded.add("b", text(300))  # a known text
-    assert not reloaded.save_one()
+    assert not reloaded.save_next_conversation()
     assert not list(folder.glob("*/*.part"))
 
 
@@ -89,7 +89,7 @@ def test_deleted_conversation_is_removed_and_not_written_again(tmp_path: Path) -
     corpus.add("a", text(300))  # a reply that ends after the conversation was deleted
     save(corpus)
     assert folders(tmp_path) == {"b"}
-    corpus.remove_deleted()
+    corpus.remove_deleted_texts()
     assert folders(tmp_path) == {"b"}
     assert not draft(corpus, [101])
     assert not draft(corpus, [301])
@@ -102,7 +102,7 @@ def test_conversation_deleted_before_its_first_save_is_not_written(tmp_path: Pat
     shutil.rmtree(tmp_path / "a")
     save(corpus)
     assert not (tmp_path / "a").exists()
-    corpus.remove_deleted()
+    corpus.remove_deleted_texts()
     assert not draft(corpus, [101])
 
 
@@ -126,5 +126,5 @@ def test_unwritable_folder_is_ignored(tmp_path: Path) -> None:
     corpus = load_corpus(tmp_path / "file")
     add(corpus, "a", text(100))
     save(corpus)
-    corpus.remove_deleted()
+    corpus.remove_deleted_texts()
     assert draft(corpus, [101])

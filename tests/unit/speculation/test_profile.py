@@ -17,15 +17,15 @@ def test_saved_profile_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "new" / "profile.json"
     profile = load_profile(path)
     for _ in range(50):
-        profile.greedy.record(FROM_CORPUS, 3, accepted=True)
+        profile.greedy_acceptance.record(FROM_CORPUS, 3, is_accepted=True)
         profile.costs.record(1, 600, 0.01)
         profile.costs.record(4, 600, 0.02)
     save_profile(profile, path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    profile.greedy.start_reply()
+    profile.greedy_acceptance.start_reply()
     reloaded = load_profile(path)
-    assert reloaded.greedy.probabilities == profile.greedy.probabilities
-    assert reloaded.sampled.probabilities == NEW.sampled.probabilities
+    assert reloaded.greedy_acceptance.probabilities == profile.greedy_acceptance.probabilities
+    assert reloaded.sampled_acceptance.probabilities == NEW.sampled_acceptance.probabilities
     assert reloaded.costs.ratio(4, 600) == pytest.approx(2.0)
     assert list(path.parent.iterdir()) == [path]
     save_profile(profile, path / "below a file")  # impossible path: ignored
@@ -40,7 +40,7 @@ def test_saved_profile_is_loaded(tmp_path: Path) -> None:
 def test_invalid_file_gives_a_new_profile(tmp_path: Path, content: str) -> None:
     path = tmp_path / "profile.json"
     path.write_text(content)
-    assert load_profile(path).greedy.probabilities == NEW.greedy.probabilities
+    assert load_profile(path).greedy_acceptance.probabilities == NEW.greedy_acceptance.probabilities
 
 
 @pytest.mark.parametrize(
@@ -65,4 +65,4 @@ def test_oversized_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     with path.open("wb") as file:
         file.truncate(1 << 36)
-    assert load_profile(path).greedy.probabilities == NEW.greedy.probabilities
+    assert load_profile(path).greedy_acceptance.probabilities == NEW.greedy_acceptance.probabilities

@@ -14,7 +14,7 @@ from tests.unit.speculation.costs import STAIRCASE, costs_of
 
 def test_drafts_stop_before_an_end_token_and_at_the_token_limit() -> None:
     controller = DraftController(Acceptance(), costs_of(STAIRCASE))
-    speculator = Speculator([LiveDrafter(PlainIndex())], controller, is_end=lambda token: token == 0)
+    speculator = Speculator([LiveDrafter(PlainIndex())], controller, is_end_token=lambda token: token == 0)
     text = [*range(1, 40), 0, *range(1, 36)]
     speculator.start(text[:-1])
     assert speculator.propose(100, 100) == []  # the first step of a reply measures a single token

@@ -1,4 +1,4 @@
-"""Step costs: interpolation, outliers, changing machines, position ranges."""
+"""Step costs: interpolation, outliers, changing machines, depth ranges."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_throttled_machine_keeps_its_ratios() -> None:
         costs.record(1, 100, 0.03)
         costs.record(8, 100, 0.03 * 2.29)
     assert costs.ratio(8, 100) == pytest.approx(2.29, rel=0.1)
-    assert costs.single_s(100) == pytest.approx(0.03, rel=0.01)
+    assert costs.single_step_s(100) == pytest.approx(0.03, rel=0.01)
 
 
 def test_each_range_of_positions_has_its_own_ratios() -> None:
@@ -47,7 +47,7 @@ def test_each_range_of_positions_has_its_own_ratios() -> None:
         costs.record(1, 9000, 0.1)
         costs.record(4, 9000, 0.3)
     costs.start_reply()
-    assert costs.is_single_due
+    assert costs.needs_single_step
     costs.record(1, 100, 0.01)
     for _ in range(5):
         costs.record(4, 100, 0.0142)
@@ -66,5 +66,5 @@ def test_expensive_machine_is_extrapolated_from_few_measurements() -> None:
     costs.record(2, 0, 0.04)  # ignored: there is no single step to compare with
     assert costs.ratio(2, 0) < 2
     costs.record(1, 0, -1.0)
-    assert costs.single_s(0) == 0.0
+    assert costs.single_step_s(0) == 0.0
     assert MIN_SAMPLES > 1

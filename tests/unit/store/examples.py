@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgechat.chat.messages import Attachment, Conversation, Message, new_id
 from edgechat.engine.protocol import GenerationStats
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 from edgechat.store.formats import edgechat_json
 from edgechat.store.sqlite import SqliteStore
 
@@ -38,7 +38,7 @@ def texts(store: SqliteStore, conversation: Conversation) -> list[str]:
 @st.composite
 def stores(draw: st.DrawFn) -> SqliteStore:
     """Draw a store in memory with a few conversations, branches and attachments."""
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     for number in range(draw(st.integers(1, 3))):
         conversation = Conversation(
             id=new_id(), title=draw(TEXTS), model=draw(TEXTS), settings={"temperature": 0.5},
@@ -74,7 +74,7 @@ def archive_json(*messages: dict[str, Any], **conversation: Any) -> bytes:
 
 def import_new(data: bytes) -> tuple[SqliteStore, edgechat_json.ImportResult]:
     """Import an export into a new store."""
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     return store, edgechat_json.merge(store, edgechat_json.decode(data), dry_run=False)
 
 

@@ -80,7 +80,7 @@ def test_rewriting_migration_copies_database_first(path: Path) -> None:
     conversation = fill(store, 2)
     store.close()
     harmless = Migration(["ALTER TABLE conversations ADD COLUMN extra TEXT"])
-    rewriting = Migration(["UPDATE messages SET text = upper(text)"], rewrites=True)
+    rewriting = Migration(["UPDATE messages SET text = upper(text)"], rewrites_rows=True)
     Database(path, [*MIGRATIONS, harmless, rewriting]).close()
     store = SqliteStore(Database(path, [*MIGRATIONS, harmless, rewriting]))
     assert [m.text[:9] for m in store.messages(conversation.id)] == ["MESSAGE 0", "MESSAGE 1"]
@@ -115,7 +115,7 @@ def test_processes_can_create_same_database_at_once(path: Path) -> None:
 
 
 def test_lock_of_another_program_fails_writes_and_allows_reads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "BUSY_S", 0.2)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.2)
     store = open_store(path)
     conversation = fill(store, 1)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -129,14 +129,14 @@ def test_lock_of_another_program_fails_writes_and_allows_reads(path: Path, monke
 
 
 def test_opening_for_reading_needs_no_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "BUSY_S", 0.05)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.05)
     store = open_store(path)
     conversation = fill(store, 1)
     root = store.messages(conversation.id)[0].id
     store.append(
         conversation, [Message(id=new_id(), parent_id=root, role="assistant", text="so far", finish_reason="streaming")]
     )
-    with store.database.writing():
+    with store.database.write_transaction():
         other = open_store(path)
         assert other.messages(conversation.id)[1].is_interrupted
         other.close()
@@ -208,14 +208,14 @@ fill(store, 1)
 def test_full_error_of_sqlite_is_one_clear_message(path: Path) -> None:
     store = open_store(path)
     store.database.connection.execute("PRAGMA max_page_count = 60")
-    with pytest.raises(StoreError, match=r"disk of .* is full"):
+    with pytest.raises(StoreError, match=r"disk that contains .* is full"):
         fill(store, 200, size=5000)
     assert texts(store, store.list_conversations()[0].conversation)
     store.close()
 
 
 def test_old_sqlite_is_one_clear_message(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "OLDEST_SQLITE", (99, 0, 0))
+    monkeypatch.setattr(database, "MIN_SQLITE_VERSION", (99, 0, 0))
     with pytest.raises(StoreError, match=r"edgechat needs"):
         open_store(path)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat.errors import ImportRefusedError
-from edgechat.store import ephemeral_store, importing
+from edgechat.store import importing, open_ephemeral_store
 from edgechat.store.formats import edgechat_json
 from tests.unit.store.examples import (
     archive_json,
@@ -22,7 +22,7 @@ def test_message_of_50_mb_and_control_characters_are_imported(tmp_path: Path) ->
     file.write_bytes(
         archive_json({"id": "a", "text": "word " * 10_000_000}, {"id": "b", "parent_id": "a", "text": odd})
     )
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     edgechat_json.merge(store, importing.read_file(file), dry_run=False)
     long, strange = store.messages("c")
     assert len(long.text) == 50_000_000
@@ -32,21 +32,22 @@ def test_message_of_50_mb_and_control_characters_are_imported(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a Markdown export"), (b"hello", "not a Markdown export"), (b"\xff\xfe", "not UTF-8"),
-        (b"{", "not valid JSON"), (b"[]", "no conversations of ChatGPT"), (b"{}", "not an export of edgechat"),
-        (b'[{"mapping": 3}]', "no conversations"),
+        (b"", "not a Markdown file exported by edgechat"), (b"hello", "not a Markdown file exported by edgechat"),
+            (b"\xff\xfe", "not UTF-8"),
+        (b"{", "not valid JSON"), (b"[]", "no ChatGPT conversations"), (b"{}", "not an edgechat export"),
+        (b'[{"mapping": 3}]', "no ChatGPT conversations"),
         (b'{"format": "edgechat", "version": 99, "conversations": []}', "Update edgechat"),
         (
             b'{"format": "edgechat", "conversations": [{"conversation": {"id": "x"}, "messages": [{"id": 1}]}]}',
             "messages",
         ),
-        (b"[" * 100_000, "not valid JSON"), (b"PK\x03\x04 not a zip", "cannot read"),
-        (b"SQLite format 3\0 and then nothing", "Cannot read .* as a database"), (b'"\xff"', "not UTF-8"),
+        (b"[" * 100_000, "not valid JSON"), (b"PK\x03\x04 not a zip", "ZIP file cannot be read"),
+        (b"SQLite format 3\0 and then nothing", "Cannot read .* as a log database"), (b'"\xff"', "not UTF-8"),
         (
             b'{"format": "edgechat", "conversations": [{"conversation": {"id": "\xff"}, "messages": []}]}',
             "not valid JSON",
         ),
-        (b'<!-- edgechat {"format":1} -->\n', "Markdown export"),
+        (b'<!-- edgechat {"format":1} -->\n', "not a Markdown file exported by edgechat"),
     ],
 )  # fmt: skip
 def test_invalid_file_is_one_clear_error(tmp_path: Path, content: bytes, message: str) -> None:

@@ -38,6 +38,6 @@ def test_purge_notifies_listeners_of_the_conversation(path: Path, monkeypatch: p
     deleted_ids: list[str] = []
     open_store(path, on_deleted=[deleted_ids.append]).close()
     assert deleted_ids == []
-    monkeypatch.setattr(maintenance, "now_ms", lambda: now_ms() + maintenance.UNDO_MS + 1000)
+    monkeypatch.setattr(maintenance, "now_ms", lambda: now_ms() + maintenance.UNDO_PERIOD_MS + 1000)
     open_store(path, on_deleted=[deleted_ids.append]).close()
     assert deleted_ids == [conversation.id]

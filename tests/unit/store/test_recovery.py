@@ -296,7 +296,7 @@ def test_copy_that_cannot_be_read_does_not_prevent_a_new_database(
     fill(store, 2)
     store.close()
     path.write_bytes(b"garbage" * 3000)
-    open_damaged = recovery._open_damaged
+    open_damaged = recovery._open_damaged_database
 
     def fail(copy: Path) -> object:
         if isinstance(error, Exception):
@@ -304,7 +304,7 @@ def test_copy_that_cannot_be_read_does_not_prevent_a_new_database(
         return open_damaged(copy.parent)  # a directory: SQLite's own error
 
     with monkeypatch.context() as patch:
-        patch.setattr(recovery, "_open_damaged", fail)
+        patch.setattr(recovery, "_open_damaged_database", fail)
         store = open_store(path)
     assert "Nothing could be recovered" in store.notices[0]
     assert ".." not in store.notices[0]

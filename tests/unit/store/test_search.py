@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat.chat.messages import Conversation, Message, new_id
-from edgechat.store import ephemeral_store, search
+from edgechat.store import open_ephemeral_store, search
 from edgechat.store.sqlite import SqliteStore
 
 TEXTS = [
@@ -35,7 +35,7 @@ def fill(store: SqliteStore, texts: list[str], title: str = "") -> str:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[SqliteStore]:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     fill(store, TEXTS, "Rivers of Germany <b>bold</b>")
     yield store
     store.close()
@@ -66,7 +66,7 @@ def test_every_hit_contains_every_word_of_any_query(store: SqliteStore, query: s
     for hit in store.search(query):
         text = texts[hit.message_id] if hit.message_id else hit.title
         if text.isascii() and query.isascii() and "\0" not in query:
-            assert all(word.lower() in text.lower() for word in search.query_words(query)[: search.MAX_WORDS])
+            assert all(word.lower() in text.lower() for word in search.parse_query(query)[: search.MAX_WORDS])
         for start, end in hit.marks:
             assert 0 <= start < end <= len(hit.snippet)
 
@@ -84,7 +84,7 @@ def test_search_finds_titles_and_returns_consecutive_pages(store: SqliteStore) -
 
 
 def test_order_is_newest_first_or_by_term_frequency() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     fill(store, ["whale whale whale", "one whale among many other words that are not about it at all", "nothing"])
     newest = [h.snippet for h in store.search("whale")]
     assert newest[0].startswith("one whale")
@@ -95,7 +95,7 @@ def test_order_is_newest_first_or_by_term_frequency() -> None:
 
 
 def test_search_skips_hidden_and_streaming_messages() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     conversation = fill(store, ["elephant"])
     root = store.messages(conversation)[0]
     reply = Message(id=new_id(), parent_id=root.id, role="assistant", text="giraffe", finish_reason="streaming")
@@ -111,7 +111,7 @@ def test_search_skips_hidden_and_streaming_messages() -> None:
 
 
 def test_long_message_is_indexed_by_its_first_million_characters() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     fill(store, ["needle " + "hay " * 500_000 + "pin"])
     assert len(store.search("needle")) == 1
     assert store.search("pin") == []
@@ -119,7 +119,7 @@ def test_long_message_is_indexed_by_its_first_million_characters() -> None:
 
 
 def test_query_of_short_and_long_words_scans_beyond_the_first_page() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     fill(store, ["the qz is here", *["the rest"] * 1200])
     for number in range(30):
         fill(store, ["-"], f"project {'xy' if number == 0 else number}")
@@ -128,7 +128,7 @@ def test_query_of_short_and_long_words_scans_beyond_the_first_page() -> None:
 
 
 def test_delete_purges_text_from_the_index() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     fill(store, ["some other words"])
     deleted = fill(store, ["zyplw0rugh"])
     blocks = "SELECT block FROM message_search_data"

@@ -119,7 +119,7 @@ class StoreMachine(RuleBasedStateMachine):
         tree.remove(tree.head_id)
 
     def has_hidden_messages(self, conversation: str) -> bool:
-        with self.store.database.reading() as db:
+        with self.store.database.read_connection() as db:
             count = db.execute(
                 "SELECT count(*) FROM messages m JOIN conversations c ON c.key = m.conversation_key "
                 "WHERE c.id = ? AND hidden_by IS NOT NULL",
@@ -182,7 +182,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def database_is_intact(self) -> None:
-        with self.store.database.reading() as db:
+        with self.store.database.read_connection() as db:
             assert [row[0] for row in db.execute("PRAGMA integrity_check")] == ["ok"]
             assert db.execute("PRAGMA foreign_key_check").fetchall() == []
             for table in ("message_search", "title_search"):

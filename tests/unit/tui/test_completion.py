@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgechat.tui.completion import complete, is_begun
+from edgechat.tui.completion import can_complete, complete
 
 
 def test_commands_arguments_and_files_are_completed(tmp_path: Path) -> None:
@@ -27,9 +27,9 @@ def test_commands_arguments_and_files_are_completed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("before", ["/", "/re", "/set te", "a @b", "a\n@"])
 def test_commands_and_mentions_have_completions(before: str) -> None:
-    assert is_begun(before)
+    assert can_complete(before)
 
 
 @pytest.mark.parametrize("before", ["a", "a/b", "x@y", "a\n/re"])
 def test_other_words_have_no_completions(before: str) -> None:
-    assert not is_begun(before)
+    assert not can_complete(before)

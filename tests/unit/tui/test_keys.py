@@ -11,9 +11,9 @@ from textual.dom import DOMNode
 import edgechat.tui
 from edgechat.tui.app import ChatApp
 from edgechat.tui.keys import resolve_key_map
-from edgechat.tui.screens.help import key_label
+from edgechat.tui.screens.help import format_key
 
-KNOWN = ChatApp.all_keys()
+KNOWN = ChatApp.list_key_bindings()
 
 
 def our_bindings() -> list[Binding]:
@@ -47,8 +47,8 @@ def test_invalid_entries_are_reported_and_the_others_used() -> None:
     keys, problems = resolve_key_map(overrides, KNOWN, vim=False)
     assert keys == {"chat.search": "f5,ctrl+y", "chat.help": "f2"}
     assert "did you mean chat.search?" in problems[0]
-    assert "'ctrl+banana' is not a key" in problems[1]
-    assert "f2 is both chat.help and chat.settings" in problems[2]
+    assert "'ctrl+banana' is not a valid key" in problems[1]
+    assert "f2 is bound to both chat.help and chat.settings" in problems[2]
 
 
 def test_vim_keys_are_added_and_can_be_overridden() -> None:
@@ -58,6 +58,6 @@ def test_vim_keys_are_added_and_can_be_overridden() -> None:
 
 
 def test_key_names_for_display() -> None:
-    assert [key_label(k) for k in ("ctrl+q", "escape", "f1", "alt+left", "y", "shift+enter")] == [
+    assert [format_key(k) for k in ("ctrl+q", "escape", "f1", "alt+left", "y", "shift+enter")] == [
         "Ctrl+Q", "Esc", "F1", "Alt+Left", "y", "Shift+Enter",
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgechat.errors import ImportRefusedError
-from edgechat.store import ephemeral_store, importing
+from edgechat.store import importing, open_ephemeral_store
 from edgechat.store.formats import chatgpt, edgechat_json, markdown
 
 
@@ -51,7 +51,7 @@ def test_export_keeps_its_branches(tmp_path: Path) -> None:
     plain.write_text(json.dumps([*CHATGPT, {"mapping": {"x": 3}}]))
     with zipfile.ZipFile(packed, "w") as file:
         file.writestr("conversations.json", json.dumps(CHATGPT))
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     merged = edgechat_json.merge(store, importing.read_file(plain), dry_run=False)
     assert (merged.n_conversations, merged.n_messages, len(merged.problems)) == (1, 6, 1)
     assert edgechat_json.merge(store, importing.read_file(packed), dry_run=False).n_messages == 0

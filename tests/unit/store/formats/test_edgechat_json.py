@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat.chat.messages import Attachment, Conversation, Message
-from edgechat.store import ephemeral_store
+from edgechat.store import open_ephemeral_store
 from edgechat.store.formats import edgechat_json, markdown
 from edgechat.store.sqlite import SqliteStore
 from tests.unit.store.examples import (
@@ -25,14 +25,14 @@ from tests.unit.store.examples import (
 @given(stores())
 def test_round_trip_is_identical_and_second_import_changes_nothing(store: SqliteStore) -> None:
     exported = export_all(store)
-    target = ephemeral_store()
+    target = open_ephemeral_store()
     first = edgechat_json.merge(target, edgechat_json.decode(exported), dry_run=False)
     assert first.problems == []
     assert export_all(target) == exported
     again = edgechat_json.merge(target, edgechat_json.decode(exported), dry_run=False)
     assert (again.n_conversations, again.n_messages, again.n_existing) == (0, 0, first.n_messages)
     assert export_all(target) == exported
-    dry = edgechat_json.merge(ephemeral_store(), edgechat_json.decode(exported), dry_run=True)
+    dry = edgechat_json.merge(open_ephemeral_store(), edgechat_json.decode(exported), dry_run=True)
     assert (dry.n_conversations, dry.n_messages) == (first.n_conversations, first.n_messages)
     store.close()
     target.close()
@@ -81,7 +81,7 @@ def test_attachment_with_wrong_hash_is_left_out() -> None:
 
 
 def test_cyclic_active_child_does_not_hang() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     import_json(store, conversation_json(
         Message(id="a", role="user", active_child_id="b"),
         Message(id="b", role="assistant", parent_id="a", active_child_id="a"),
@@ -92,7 +92,7 @@ def test_cyclic_active_child_does_not_hang() -> None:
 
 
 def test_invalid_ids_are_replaced_by_stable_ones() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     wild = "\x1b[2J\x1b[H"
     data = conversation_json(
         Message(id=wild, role="user", text="Q"), Message(id="../b", role="assistant", parent_id=wild, text="A"),
@@ -109,7 +109,7 @@ def test_invalid_ids_are_replaced_by_stable_ones() -> None:
 
 
 def test_numbers_are_clamped_to_the_database_range() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     import_json(store, conversation_json(
         Message(id="a", role="user", created_at_ms=1 << 62, n_tokens=1 << 70),
         Message(id="b", role="user", created_at_ms=-5),
@@ -118,7 +118,7 @@ def test_numbers_are_clamped_to_the_database_range() -> None:
 
 
 def test_later_export_of_a_stored_conversation_extends_it() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     first = [Message(id="q1", role="user", text="1"), Message(id="a1", role="assistant", parent_id="q1")]
     second = [
         Message(id="q2", role="user", text="2", parent_id="a1"),
@@ -134,7 +134,7 @@ def test_later_export_of_a_stored_conversation_extends_it() -> None:
 
 
 def test_a_lost_attachment_does_not_hold_back_conversation_json() -> None:
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     data = b"x"
     sha256 = hashlib.sha256(data).hexdigest()
     file = Attachment(sha256=sha256, name="notes", media_type="text/plain", size_bytes=1)
@@ -145,7 +145,7 @@ def test_a_lost_attachment_does_not_hold_back_conversation_json() -> None:
 
 
 def test_json_import_adds_attachments_that_a_markdown_import_lost() -> None:
-    store, other = ephemeral_store(), ephemeral_store()
+    store, other = open_ephemeral_store(), open_ephemeral_store()
     data = b"notes"
     sha256 = hashlib.sha256(data).hexdigest()
     file = Attachment(sha256=sha256, name="notes", media_type="text/plain", size_bytes=5)

@@ -11,7 +11,7 @@ import sqlite_utils
 from llm.migrations import migrate
 
 from edgechat.errors import ImportRefusedError
-from edgechat.store import ephemeral_store, importing
+from edgechat.store import importing, open_ephemeral_store
 from edgechat.store.formats import edgechat_json, markdown
 
 
@@ -49,7 +49,7 @@ def test_both_layouts_are_imported(tmp_path: Path) -> None:
     db.table("prompt_attachments").insert({"response_id": "r1", "attachment_id": "att", "order": 0})
     db.close()
     before = path.read_bytes()
-    store = ephemeral_store()
+    store = open_ephemeral_store()
     merged = edgechat_json.merge(store, importing.read_file(path), dry_run=False)
     assert (merged.n_conversations, merged.n_messages, merged.problems) == (2, 10, [])
     assert path.read_bytes() == before
@@ -69,7 +69,7 @@ def test_both_layouts_are_imported(tmp_path: Path) -> None:
 def test_database_of_another_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     sqlite_utils.Database(path).table("things").insert({"id": 1})
-    with pytest.raises(ImportRefusedError, match="not one of llm"):
+    with pytest.raises(ImportRefusedError, match="is not a log database of the `llm` tool"):
         importing.read_file(path)
 
 
@@ -78,5 +78,5 @@ def test_database_with_missing_columns_is_refused(tmp_path: Path) -> None:
     db.table("conversations").insert({"id": "c", "name": "n", "model": "m"})
     db.table("responses").insert({"id": "r", "conversation_id": "c", "datetime_utc": "2026-01-01"})
     db.close()
-    with pytest.raises(ImportRefusedError, match="database of llm"):
+    with pytest.raises(ImportRefusedError, match="log database of the `llm` tool"):
         importing.read_file(tmp_path / "logs.db")

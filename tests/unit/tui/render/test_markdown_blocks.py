@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgechat.tui.render.markdown_blocks import MarkdownSplitter, code_blocks, split_markdown
+from edgechat.tui.render.markdown_blocks import MarkdownSplitter, find_code_blocks, split_markdown
 
 PARTS = st.sampled_from(
     [
@@ -79,13 +79,13 @@ def test_code_in_text_and_in_lists() -> None:
         ("text", "2. more", False),
     ]
     assert [b.indent for b in blocks] == [0, 0, 0, 0, 3, 3, 0]
-    assert code_blocks("x\n```\na\n```\n```\nb") == ["a", "b"]
+    assert find_code_blocks("x\n```\na\n```\n```\nb") == ["a", "b"]
 
 
 def test_long_code_lines_are_rejoined_in_the_source() -> None:
     code = "a" * 4096 + "\n" + "b" * 4097 + "\n  x" + "```" * 3000 + "\nend"
     text = f"```js\n{code}\n```\n"
-    assert code_blocks(text) == [code]
+    assert find_code_blocks(text) == [code]
     grown = MarkdownSplitter()
     for start in range(0, len(text), 1000):
         grown.feed(text[start : start + 1000])
@@ -100,8 +100,8 @@ def test_unclosed_and_invalid_fences() -> None:
 
 def test_incomplete_line_is_available_but_not_while_it_may_be_a_fence() -> None:
     splitter = MarkdownSplitter("one\ntw")
-    assert (splitter.partial, splitter.visible_partial) == ("tw", "tw")
+    assert (splitter.partial_line, splitter.visible_partial_line) == ("tw", "tw")
     assert splitter.open_block is splitter.blocks[0]
     splitter.feed("o\n\n```p")
-    assert (splitter.partial, splitter.visible_partial) == ("```p", "")
+    assert (splitter.partial_line, splitter.visible_partial_line) == ("```p", "")
     assert not splitter.blocks[-1].is_open

@@ -116,7 +116,7 @@ async def test_nothing_is_painted_while_the_end_is_not_visible() -> None:
         transcript.refresh = refresh  # type: ignore[method-assign]
         for _ in range(50):
             last.append("more words and\n\n", "")
-            transcript.entry_changed(last)
+            transcript.update_entry(last)
         assert not painted
         assert transcript.virtual_size == size
         del transcript.refresh
@@ -145,7 +145,7 @@ async def test_rows_above_the_painted_region_are_unchanged(text: str) -> None:
             before = visible_rows(app)
             tops.clear()
             last.append(text[start : start + 3], "")
-            transcript.entry_changed(last)
+            transcript.update_entry(last)
             assert visible_rows(app)[: min(tops)] == before[: min(tops)]
 
 
@@ -158,7 +158,7 @@ async def test_scrolling_down_reveals_text_that_arrived_meanwhile() -> None:
         transcript = app.transcript
         transcript.scroll_rows(-3)
         last.append("one\n\n" * 100 + "the end", "")
-        transcript.entry_changed(last)
+        transcript.update_entry(last)
         for _ in range(300):
             transcript.scroll_rows(1)
         assert transcript.follows_end
