@@ -362,6 +362,7 @@ def recover(*, as_json: bool) -> None:
     """
     from edgechat import paths
     from edgechat.cli.history_store import delete_conversation_files
+    from edgechat.errors import StoreError
     from edgechat.store import recovery
 
     file = paths.history_file()
@@ -370,6 +371,8 @@ def recover(*, as_json: bool) -> None:
         _print_json({"notes": [note]}) if as_json else click.echo(note)
         return
     store = recovery.recover(file, on_deleted=[delete_conversation_files])
+    if store.read_only_reason:
+        raise StoreError(store.read_only_reason)
     if as_json:
         _print_json({"notes": store.notices})
     else:

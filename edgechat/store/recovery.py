@@ -27,6 +27,12 @@ _PAYLOAD_FRACTIONS_OFFSET: Final = 21
 _REPAIR_INFIX: Final = ".repair-"
 """Part of the name of the temporary folder that contains a copy with a repaired signature."""
 _LOCK_TIMEOUT_S: Final = 60.0
+# Advice for errors of a database that may be intact, by a part of SQLite's message. Python 3.10 has no error codes.
+_ADVICE: Final = {
+    "locked": "Close other edgechat processes, and try again.",
+    "unable to open": "Check the permissions of the file and its folder.",
+    "readonly": "Check the permissions of the file and its folder.",
+}
 # Tables in the order of recovery: referenced tables come before the tables that refer to them.
 _TABLES: Final = ("conversations", "messages", "attachments", "message_attachments")
 
@@ -34,7 +40,8 @@ _TABLES: Final = ("conversations", "messages", "attachments", "message_attachmen
 def is_intact(path: Path) -> bool:
     """Return whether the database at `path` passes SQLite's integrity check or does not exist.
 
-    The check takes seconds for a large database.
+    The check takes seconds for a large database. Raises StoreError if the database is locked or cannot be opened, which
+    does not mean that it is damaged.
     """
     if find_irregular_file(path) is not None:
         return False
@@ -43,6 +50,11 @@ def is_intact(path: Path) -> bool:
     try:
         with contextlib.closing(_open_damaged_database(path)) as db:
             return [row[0] for row in db.execute("PRAGMA integrity_check")] == ["ok"]
+    except sqlite3.OperationalError as error:
+        advice = next((advice for text, advice in _ADVICE.items() if text in str(error)), None)
+        if advice is None:
+            return False  # damage also raises this class, for example "unsupported file format"
+        raise StoreError(f"Cannot check {path}: {error}. {advice}") from error
     except (sqlite3.DatabaseError, UnicodeError):
         return False
 
@@ -114,9 +126,10 @@ def _recovery_lock(path: Path) -> Iterator[None]:
             db.execute("BEGIN EXCLUSIVE")
             yield
     except sqlite3.Error as error:
+        is_locked = "locked" in str(error)
+        advice = "Wait until the other edgechat process has recovered it" if is_locked else "Delete the lock file"
         raise StoreError(
-            f"Cannot recover the damaged {path}: {error} ({lock_file}). "
-            "Close other edgechat programs, delete the lock file, and try again."
+            f"Cannot recover the damaged {path}: {error} ({lock_file}). {advice}, and try again."
         ) from error
 
 

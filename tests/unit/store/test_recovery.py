@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable
@@ -353,5 +355,36 @@ def test_unusable_lock_file_is_one_clear_error(path: Path, content: bytes | None
         lock.mkdir()
     else:
         lock.write_bytes(content)
-    with pytest.raises(StoreError, match=r"delete the lock file"):
+    with pytest.raises(StoreError, match=r"Delete the lock file"):
         open_store(path)
+
+
+def test_lock_that_another_process_holds_is_not_to_be_deleted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_LOCK_TIMEOUT_S", 0.1)
+    path.parent.mkdir()
+    path.write_bytes(b"garbage" * 3000)
+    with contextlib.closing(sqlite3.connect(path.with_name("history.db.lock"), isolation_level=None)) as other_process:
+        other_process.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match=r"locked .*\. Wait until the other edgechat process has recovered it"):
+            open_store(path)
+    assert damaged_copies(path) == []
+
+
+def test_database_that_cannot_be_opened_is_not_called_damaged(path: Path) -> None:
+    store = open_store(path)
+    fill(store, 1)
+    store.close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other_process:
+        other_process.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other_process.execute("DELETE FROM attachments")  # takes the lock, and creates the log
+        with pytest.raises(StoreError, match="locked"):
+            recovery.is_intact(path)
+    assert recovery.is_intact(path)
+
+
+def test_damage_that_sqlite_reports_as_an_operational_error_is_recovered(path: Path) -> None:
+    store = open_store(path)
+    fill(store, 1)
+    store.close()
+    damage(path, b"\x09" * 4, 44)  # the schema format number
+    assert not recovery.is_intact(path)
