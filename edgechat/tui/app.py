@@ -319,11 +319,12 @@ class ChatApp(textual_private.CrashReportApp[int]):
         prompt = self.pane.prompt
         try:
             with self.suspend():
-                text = edit_text(prompt.full_text)
-        except (EdgechatError, SuspendNotSupported) as error:
+                try:
+                    prompt.load(edit_text(prompt.full_text))
+                except EdgechatError as error:  # an exception that leaves `suspend` would not resume the screen
+                    self.pane.add_error(str(error))
+        except SuspendNotSupported as error:
             self.pane.add_error(str(error))
-        else:
-            prompt.load(text)
         self.refresh(layout=True)
 
     # Quitting

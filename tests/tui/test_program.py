@@ -139,6 +139,17 @@ def test_no_color_ansi_theme_and_ascii_mode(variable: dict[str, str]) -> None:
         assert t.wait() == 0
 
 
+def test_editor_that_fails_returns_to_the_chat() -> None:
+    with terminal(*edgechat_command("-m", "starter"), env=os.environ | {"EDITOR": "false"}) as t:
+        t.until_stable("Ready")
+        t.type("one\x07")
+        t.until("failed with exit code 1")
+        t.type(" more")
+        t.until("one more")
+        t.type("\x11")
+        assert t.wait() == 0
+
+
 def test_plain_chat_accepts_the_same_commands(tmp_path: Path) -> None:
     lines = f"Say hi.\n/retry\n/switch 1\n/nothing\n/rename Plain\n/export {tmp_path / 'out.md'}\n/help\n/quit\nnever\n"
     command = edgechat_command("--plain", "-m", "starter", "--max-tokens", "6", "--temperature", "0")
