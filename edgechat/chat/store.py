@@ -99,7 +99,10 @@ class Store(Protocol):
         """Return the metadata of a conversation. Raises NotFoundError."""
 
     def resolve_id(self, prefix: str) -> str:
-        """Return the conversation ID that starts with `prefix`. Raises StoreError unless exactly one ID matches."""
+        """Return the conversation ID that starts with `prefix`.
+
+        Raises NotFoundError if no ID matches, and UsageError if `prefix` is empty or several IDs match.
+        """
 
     def latest_id(self) -> str | None:
         """Return the ID of the conversation that changed last; None if the store is empty."""

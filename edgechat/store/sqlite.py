@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from edgechat.chat.messages import Conversation, Message, now_ms
 from edgechat.chat.store import ConversationSummary, SearchHit, SearchOrder
-from edgechat.errors import NotFoundError, StoreError
+from edgechat.errors import NotFoundError, StoreError, UsageError
 from edgechat.store import maintenance, merging, row_mapping, search, tree_sql
 from edgechat.store.database import Database
 
@@ -205,6 +205,8 @@ class SqliteStore:
             return [row["id"] for row in db.execute("SELECT id FROM conversations ORDER BY key")]
 
     def resolve_id(self, prefix: str) -> str:
+        if not prefix:
+            raise UsageError("The conversation ID is empty. Run `edgechat history list`.")
         with self.database.read_connection() as db:
             rows = db.execute(
                 "SELECT id FROM conversations WHERE id >= ? AND id < ? ORDER BY id LIMIT 9",
@@ -215,7 +217,7 @@ class SqliteStore:
         if not rows:
             raise NotFoundError(f"No conversation has the ID {prefix!r}. Run `edgechat history list`.")
         matches = ", ".join(row["id"] for row in rows[:8])
-        raise StoreError(f"{prefix!r} matches several conversations ({matches}). Type more characters of the ID.")
+        raise UsageError(f"{prefix!r} matches several conversations ({matches}). Type more characters of the ID.")
 
     def latest_id(self) -> str | None:
         with self.database.read_connection() as db:

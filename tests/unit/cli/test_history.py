@@ -102,7 +102,7 @@ def test_export_and_import_round_trip(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["show", "zzz"], 2, "No conversation"), (["show", ""], 4, "matches several"),
+        (["show", "zzz"], 2, "No conversation"), (["show", ""], 2, "ID is empty"),
         (["rename", "zzz", "x"], 2, "No conv"),
         (["export"], 2, "Give conversation IDs"), (["export", "--all", "--format", "md"], 2, "holds one conversation"),
         (["export", "0", "-o", "/nowhere/x.md"], 4, "Cannot write"), (["import", "/nowhere"], 2, "Cannot read"),
