@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgechat.humanize import format_size
 from edgechat.modelfile.profile import ModelProfile
-from edgechat.planner.load_plan import LoadPlan
+from edgechat.planner.load_plan import MAX_PREFIX_DISK_BYTES, MAX_PREFIX_RAM_BYTES, LoadPlan
 from edgechat.planner.load_variants import MANY_SEQS, N_UBATCHES, default_n_ctx
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import MemoryEstimate
@@ -26,8 +26,8 @@ def explain_plan(profile: ModelProfile, machine: Machine, plan: LoadPlan, n_ctx:
         "n_ubatch": "fastest prefill" if options.n_ubatch == N_UBATCHES[0] else "smaller compute buffers",
         "n_seqs": f"up to {options.n_seqs} branches and conversations share the context"
         + ("" if options.n_seqs == MANY_SEQS else "; with this model, each of them needs additional memory"),
-        "prefix_ram_bytes": f"an eighth of the remaining memory, {format_size(plan.prefix_ram_bytes)}",
-        "prefix_disk_bytes": f"a tenth of the free disk space, {format_size(plan.prefix_disk_bytes)}",
+        "prefix_ram_bytes": f"an eighth of the remaining memory, at most {format_size(MAX_PREFIX_RAM_BYTES)}",
+        "prefix_disk_bytes": f"a tenth of the free disk space, at most {format_size(MAX_PREFIX_DISK_BYTES)}",
     }  # fmt: skip
     if machine.gpu_name:
         reasons["n_gpu_layers"] = (

@@ -9,6 +9,8 @@ import msgspec
 from edgechat.planner.memory import LoadOptions, MemoryEstimate
 
 N_BATCH: Final = 512
+MAX_PREFIX_RAM_BYTES: Final = 2 << 30
+MAX_PREFIX_DISK_BYTES: Final = 4 << 30
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
