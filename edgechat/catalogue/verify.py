@@ -21,9 +21,9 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     sha256: str
     """Computed hash; "" if the file is missing."""
-    expected_sha256: str
+    expected_sha256: str = msgspec.field(name="expected")
     """Published hash, or else the last computed hash; "" if neither is known."""
-    is_match: bool | None
+    is_match: bool | None = msgspec.field(name="is_good")
     """True if the two hashes are equal; None if no expected hash is known."""
 
     @property

@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+import msgspec
+
 from edgechat import paths
 from edgechat.catalogue import locations
 from edgechat.catalogue.verify import verify_files
@@ -24,6 +26,7 @@ def test_hashes_are_valid_until_the_file_changes(user: Path) -> None:
     assert model.state == "unchanged"
     [second] = verify_files(model)
     assert second.is_match is True
+    assert set(msgspec.to_builtins(second)) == {"path", "sha256", "expected", "is_good"}  # names for scripts
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
