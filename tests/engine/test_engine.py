@@ -141,27 +141,13 @@ def test_invalid_prompts_are_rejected_and_the_engine_continues(engine: EngineCli
     assert generate(engine, text=chat_prompt("Hi"))[0]
 
 
-def cancel_after(engine: EngineClient, request: protocol.Generate, delay_s: float) -> tuple[protocol.AnyEvent, float]:
-    """Cancel a request after `delay_s`; return its last event and the seconds from the cancellation to that event."""
-    cancelled_at = 0.0
-
-    def cancel() -> None:
-        nonlocal cancelled_at
-        cancelled_at = time.monotonic()
-        engine.cancel(request.id)
-
-    timer = threading.Timer(delay_s, cancel)
-    timer.start()
-    *_, last = engine.generate(request)
-    finished_at = time.monotonic()
-    timer.join()
-    return last, finished_at - cancelled_at
-
-
 def test_cancelled_prefill_stops_and_keeps_its_computed_part(engine: EngineClient) -> None:
     prompt = [11 + i % 900 for i in range(2000)]
     request = protocol.Generate(id=engine.next_id(), tokens=prompt, max_tokens=1)
-    last, _ = cancel_after(engine, request, 0.15)
+    timer = threading.Timer(0.15, engine.cancel, [request.id])
+    timer.start()
+    *_, last = engine.generate(request)
+    timer.join()
     assert isinstance(last, protocol.RequestFinished)
     assert last.finish_reason == "cancelled"
     assert last.context_tokens < len(prompt)
@@ -172,11 +158,17 @@ def test_cancelled_prefill_stops_and_keeps_its_computed_part(engine: EngineClien
 
 def test_cancelled_reply_stops_and_keeps_its_text(engine: EngineClient) -> None:
     request = protocol.Generate(id=engine.next_id(), text=chat_prompt("Count."), ignore_eog=True, sampling=GREEDY)
-    last, waited_s = cancel_after(engine, request, 0.4)
-    assert isinstance(last, protocol.RequestFinished)
-    assert last.finish_reason == "cancelled"
-    assert last.stats.completion_tokens > 0
-    assert waited_s < 0.5  # much more than a batch and 20 ms: the benchmark measures, this test finds faults
+    n_events_after_cancel = 0
+    is_cancelled = False
+    for event in engine.generate(request):
+        n_events_after_cancel += is_cancelled
+        if isinstance(event, protocol.TokensGenerated) and not is_cancelled:
+            engine.cancel(request.id)
+            is_cancelled = True
+    assert isinstance(event, protocol.RequestFinished)
+    assert event.finish_reason == "cancelled"
+    assert 0 < event.stats.completion_tokens < 1000
+    assert n_events_after_cancel < 100  # a few steps, not the whole context
 
 
 def test_cancelling_a_finished_or_unknown_request_does_nothing(engine: EngineClient) -> None:
