@@ -17,9 +17,9 @@ EXIT_CODES = """
 \b
 Exit codes:
   0    success
-  2    usage: invalid option, setting or standard input
+  2    usage: invalid option, setting, conversation or standard input
   3    model file: missing or damaged, or an error in its chat template
-  4    runtime: no native bundle, no working backend, the engine died, or a download failed
+  4    runtime: no working backend, the engine died, or the history or a download failed
   5    size: the model is too large for the memory, or the prompt for the context
   6    network: the hub or another server is unreachable, or refused the request
   130  interrupted with Ctrl-C

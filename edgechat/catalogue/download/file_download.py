@@ -1,4 +1,4 @@
-"""Download of one file: locking against other processes, resuming, hash check, and renaming of the complete file."""
+"""Download of one file: lock against other processes, transfer, hash check, and renaming of the complete file."""
 
 from __future__ import annotations
 
