@@ -83,7 +83,7 @@ class Settings(Sampling, frozen=True, kw_only=True):
     figures: bool = False
     """Show the speed below each reply."""
     keys: dict[str, str] = {}
-    """Key bindings: a table that maps actions to keys, such as `"chat.search" = "ctrl+f,f3"`; F1 lists all actions."""
+    """Key bindings: a table that maps actions to keys, such as `"chat.search" = "ctrl+f,f7"`; F1 lists all actions."""
 
     @property
     def sampling(self) -> Sampling:
@@ -235,7 +235,7 @@ def read_toml(path: Path, problems: list[SettingsProblem]) -> dict[str, Any]:
     try:
         return files.read_toml(path)
     except InvalidFileError as error:
-        problems.append(SettingsProblem(error.location, error.reason))
+        problems.append(SettingsProblem(error.location, error.reason.removeprefix("is ")))
         return {}
 
 
@@ -246,7 +246,7 @@ def _add_setting(
     if name == "keys" and isinstance(value, dict):  # one invalid key binding must not discard the others
         invalid_keys = {k: v for k, v in value.items() if not isinstance(v, str)}
         problems += [
-            SettingsProblem(f"{location}.{k}", f'{v!r} is not a string of keys, such as "ctrl+f,f3"')
+            SettingsProblem(f"{location}.{k}", f'{v!r} is not a string of keys, such as "ctrl+f,f7"')
             for k, v in invalid_keys.items()
         ]
         value = {k: v for k, v in value.items() if k not in invalid_keys}

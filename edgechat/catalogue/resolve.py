@@ -69,8 +69,8 @@ def find_installed_model(name: str, models: Iterable[InstalledModel]) -> Install
 def _choose_default_quant(name: str, matches: list[InstalledModel], quant: str) -> InstalledModel:
     """Return the match whose quant a download would choose by default.
 
-    Raises ModelFileError if no match has such a quant, or if the user named a quant (`quant`), because several models
-    then match with the same quant.
+    Raises ModelFileError if no match has the default quant, or if `quant` is not empty: all matches then have that
+    quant, so that the default cannot distinguish them.
     """
     from edgechat.catalogue import hub
 

@@ -121,7 +121,7 @@ def format_performance(message: Message) -> str:
     stats = message.stats
     if stats is None:
         return ""
-    parts = [f"{stats.completion_tokens} tokens"]
+    parts = ["1 token" if stats.completion_tokens == 1 else f"{stats.completion_tokens} tokens"]
     if stats.decode_tps:
         parts.append(f"{stats.decode_tps:.0f} tokens/s")
     parts.append(f"first token after {stats.ttft_s:.2f} s")

@@ -163,7 +163,7 @@ class EngineServer:
         self._send(event)
         with self._lock:
             self._running_ids.discard(request_id)
-            # A request with a smaller id can still be waiting, so keep the recent ids of cancelled requests.
+            # Earlier requests can still be waiting in the queue, so only the ids of much older requests expire.
             last_expired_id = request_id - _MAX_CANCELLED_ID_AGE
             self._cancelled_ids.discard(request_id)
             self._cancelled_ids = {i for i in self._cancelled_ids if i > last_expired_id or i in self._running_ids}
@@ -178,10 +178,12 @@ class EngineServer:
     def _load(self, request: protocol.Load) -> protocol.Loaded:
         self._unload()
         self._inspector.close_model()
-        native = self._inspector.load_backend(request.id)
+        bindings = self._inspector.load_backend(request.id)
         backend, plan = self._inspector.backend, request.plan
         started_at = time.monotonic()
-        model = Model(native, Path(plan.model_path), plan.options, on_progress=self._make_progress_callback(request.id))
+        model = Model(
+            bindings, Path(plan.model_path), plan.options, on_progress=self._make_progress_callback(request.id)
+        )
         engine_model: EngineModel
         if model.is_embedding:
             engine_model = EmbeddingModel(model, plan, lambda request_id: request_id in self._cancelled_ids)

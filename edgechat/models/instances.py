@@ -31,7 +31,7 @@ class RunningInstance(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reserved_bytes(self) -> int:
-        """Planned memory that the system still reports as available: memory mapped from a file, or not used yet."""
+        """Planned bytes that the system still reports as available: mapped from the model file, or not used yet."""
         return max(0, self.total_bytes - read_private_bytes(self.pid))
 
 

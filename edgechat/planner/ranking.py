@@ -80,7 +80,8 @@ def evaluate(
         return _make_too_large_evaluation(candidate, n_ctx)
     options = load_plan.options
     if speeds is not None and not options.n_gpu_layers:
-        # The prediction ignores concessions of the plan, so that a larger memory budget never makes a model too slow.
+        # Concessions can raise the speed, and a larger memory budget needs fewer of them. The prediction ignores them,
+        # so that a larger budget never makes a model count as too slow.
         speed = predict_speed(profile, speeds, n_past=_N_PAST)
     else:
         gpu_fraction = min(1.0, max(0, options.n_gpu_layers - 1) / max(1, profile.n_layers))

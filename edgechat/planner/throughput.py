@@ -48,7 +48,7 @@ class KernelSpeeds(msgspec.Struct, frozen=True, kw_only=True):
     n_prefill_threads: int = msgspec.field(default=0, name="prefill_threads")
     """Number of threads that prefills fastest; 0 if only `n_threads` was measured."""
     max_n_threads: int = msgspec.field(default=0, name="most_threads")
-    """Largest measured number of threads. The results are outdated if the number of usable CPUs has changed."""
+    """Largest number of threads in the benchmark. The results are outdated if the number of usable CPUs differs."""
 
     @property
     def read_bytes_per_s(self) -> float:

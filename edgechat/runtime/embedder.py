@@ -49,9 +49,11 @@ class Embedder:
 
         Raises ContextOverflowError if `tokens` is empty or longer than `n_ctx`, and ComputeError if llama.cpp fails.
         """
-        if not 0 < len(tokens) <= self.n_ctx:
+        if not tokens:
+            raise ContextOverflowError("The text is empty. Embed a text of at least one token.")
+        if len(tokens) > self.n_ctx:
             raise ContextOverflowError(
-                f"The text has {len(tokens)} tokens, but this model embeds 1 to {self.n_ctx}. Split the text."
+                f"The text has {len(tokens)} tokens, but this model embeds at most {self.n_ctx}. Split the text."
             )
         llama, batch = self.model.bindings.llama, self._batch
         for i, token in enumerate(tokens):

@@ -31,7 +31,7 @@ class DraftController:
         self.costs = costs
 
     def start_reply(self) -> None:
-        """Discard the acceptance counts of the previous reply, and require a single-token step."""
+        """Discard the acceptance counts of the previous reply, and make the next step a single-token step."""
         self.acceptance.start_reply()
         self.costs.start_reply()
 

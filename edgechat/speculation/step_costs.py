@@ -57,7 +57,7 @@ class StepCosts:
         self._steps_since_single = SINGLE_STEP_INTERVAL
 
     def start_reply(self) -> None:
-        """Require a single-token step, because the machine can be faster or slower than during the last reply."""
+        """Request a new measurement of a single-token step, because the speed of the machine can have changed."""
         self._steps_since_single = SINGLE_STEP_INTERVAL
 
     def record(self, n_tokens: int, depth: int, elapsed_s: float, *, is_benchmark: bool = False) -> None:

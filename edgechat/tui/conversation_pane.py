@@ -184,7 +184,10 @@ class ConversationPane(Vertical):
         self.status_line.show_state("Reading")
 
     def measure_context(self) -> None:
-        """Count the context tokens that are used if the input is sent now, unless a load or a reply is pending."""
+        """Count the context tokens that the prompt would use if the input were sent now.
+
+        Does nothing while a load or a reply is pending.
+        """
         if not self.is_busy:
             self._worker.measure_context(self.prompt.full_text.strip(), list(self.composer.attachments))
 

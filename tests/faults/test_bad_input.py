@@ -190,7 +190,7 @@ def test_full_disk_is_one_line_of_error(cli: Cli) -> None:
 def test_threads_are_limited_to_the_cores(cli: Cli) -> None:
     result = cli("ask", "Hi", "--max-tokens", "2", "--threads", "400")
     assert result.returncode == 0
-    assert "using" in result.stderr
+    assert "instead of 400" in result.stderr
 
 
 def test_file_in_the_current_directory_does_not_shadow_a_model_name(cli: Cli, tmp_path: Path) -> None:

@@ -68,9 +68,10 @@ class SettingsScreen(ModalScreen[None]):
         index = options.highlighted
         options.clear_options()
         defaults = Settings()
+        name_width = max(len(name) for name in Settings.__struct_fields__)
         for name in Settings.__struct_fields__:
             value = getattr(self._settings, name)
-            row = Text(f"{name:<16} ", no_wrap=True, overflow="ellipsis")
+            row = Text(f"{name:<{name_width}} ", no_wrap=True, overflow="ellipsis")
             is_default = value == getattr(defaults, name)
             row.append(escape_controls(_format_value(value)), style="dim" if is_default else "bold")
             options.add_option(Option(row, id=name))
