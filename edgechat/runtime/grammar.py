@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MAX_GRAMMAR_CHARS: Final = 1 << 18
 """Maximum characters in a grammar, which llguidance compiles in under a second (tests/engine/test_grammar.py)."""
 _MAX_ERROR_CHARS: Final = 400
+_CONTINUATION: Final = "\x01"
+"""Control character that precedes a text which is tokenised as the continuation of another."""
 _SPECIAL_PREFIX: Final = b"\xff"  # llguidance's prefix for tokens that are not text
 
 
@@ -46,10 +48,19 @@ class _Vocabulary:
         ]  # fmt: skip
         # A strong reference to the model would prevent `_tokenizers` from removing the model's entry.
         self._model: Model = weakref.proxy(model)
+        first_token, *_ = [*model.tokenize("a", add_special=False, parse_special=False), self.eos_token_id]
+        self._adds_space = model.token_to_piece(first_token).startswith(b" ")
 
     def __call__(self, text: bytes | str) -> list[int]:
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
+        if not self._adds_space:
+            return self._tokenize(text)
+        # The text continues the output, so it must not get the space that SentencePiece puts before a first word.
+        # The byte token of `_CONTINUATION` gets that space, and never merges with the next characters.
+        return self._tokenize(_CONTINUATION + text)[len(self._tokenize(_CONTINUATION)) :]
+
+    def _tokenize(self, text: str) -> list[int]:
         return self._model.tokenize(text, add_special=False, parse_special=False)
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgechat.config import Sampling
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import GrammarError
-from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS
+from edgechat.runtime.bindings import Bindings
+from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS, compile_grammar
+from edgechat.runtime.model import Model
+from tests.models import write_tiny_llama
 
 PROMPT = "<|im_start|>user\nA list of numbers, please.<|im_end|>\n<|im_start|>assistant\n"
 NUMBERS = 'start: %json {"type": "array", "items": {"type": "integer", "maximum": 99, "minimum": 0}, "maxItems": 4}'
@@ -78,3 +83,22 @@ def test_reply_ends_before_a_stop_string(engine: EngineClient) -> None:
         text, final = generate(engine, sampling=Sampling(temperature=0), stop=["absent", stop])
         assert text.get(0, "") == whole[: whole.index(stop)]
         assert final.finish_reason == "stop"
+
+
+def test_grammar_works_with_a_vocabulary_that_adds_a_space(native: Bindings, tmp_path: Path) -> None:
+    model = Model(native, write_tiny_llama(tmp_path / "tiny.gguf"))
+    first_token = model.tokenize("{", add_special=False, parse_special=False)[0]
+    assert model.token_to_piece(first_token) == b" "  # as in Llama 2, Phi-3 and Mistral 7B
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        grammar, reply = compile_grammar(model, "start: %json " + json.dumps(schema)), b""
+        while not grammar.is_complete:
+            logits = rng.random(model.n_vocab, dtype=np.float32)
+            with grammar.mask_disallowed(logits):
+                token = int(logits.argmax())
+            if model.is_eog(token):
+                break
+            reply += model.token_to_piece(token)
+            grammar.accept(token)
+        assert json.loads(reply)["city"] in ("Rome", "Oslo")
