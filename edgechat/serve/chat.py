@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,10 +117,10 @@ class ChatResponseBuilder(ResponseBuilder):
 def select_tools(body: ChatRequest) -> tuple[list[Tool], bool]:
     """Return the tools that the model can call, and whether it must call one of them. Raises ApiError."""
     tools, choice = body.tools or [], body.tool_choice
-    names = [tool.function.name for tool in tools]
-    duplicate = next((name for name in names if names.count(name) > 1), None)
-    if duplicate is not None:
-        raise ApiError(400, f"tools: two functions have the name {duplicate!r}.", param="tools")
+    names = Counter(tool.function.name for tool in tools)
+    [(name, count)] = names.most_common(1) or [("", 0)]
+    if count > 1:
+        raise ApiError(400, f"tools: several functions have the name {name!r}.", param="tools")
     if isinstance(choice, NamedTool):
         name = choice.function.name
         if name not in names:

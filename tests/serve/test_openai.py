@@ -191,7 +191,7 @@ def test_models_are_listed(client: OpenAI) -> None:
         ({"messages": user("long " * 3000)}, openai.BadRequestError, "the context holds 2048"),
         ({"n": 1000}, openai.BadRequestError, "at most 8"),
         ({"temperature": "hot"}, openai.BadRequestError, "temperature"),
-        ({"tools": [WEATHER, WEATHER]}, openai.BadRequestError, "two functions have the name 'get_weather'"),
+        ({"tools": [WEATHER, WEATHER]}, openai.BadRequestError, "several functions have the name 'get_weather'"),
         ({"logit_bias": {"999999": 1}}, openai.BadRequestError, "vocabulary"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from edgechat.serve.chat import is_reasoning_enabled, select_tools
@@ -36,3 +38,10 @@ def test_reasoning_follows_the_request_then_the_setting() -> None:
     assert not is_reasoning_enabled(
         chat_request(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="high"), default=True
     )
+
+
+def test_many_tools_are_checked_in_linear_time() -> None:
+    request = chat_request(tools=[{"type": "function", "function": {"name": f"tool_{i}"}} for i in range(40_000)])
+    started_at = time.monotonic()
+    assert len(select_tools(request)[0]) == 40_000
+    assert time.monotonic() - started_at < 5  # a comparison of all pairs takes over 20 s
