@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -113,7 +114,6 @@ def _read_text(attachment: Attachment, read_attachment: Callable[[str], bytes]) 
 
 
 def _wrap_in_code_fence(name: str, text: str) -> str:
-    fence = "```"
-    while fence in text:
-        fence += "`"
+    longest_run = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest_run + 1)
     return f"{name}:\n{fence}\n{text.rstrip()}\n{fence}"
