@@ -1,8 +1,9 @@
-"""Escaping of control characters, so that the text of a model cannot control the terminal."""
+"""Control characters of terminals: escaping, so that a model cannot send them, and terminals that support them."""
 
 from __future__ import annotations
 
-from typing import Final
+import os
+from typing import Final, TextIO
 
 _ESCAPES: Final = {
     **{code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)},  # C0 controls except tab and newline
@@ -17,3 +18,8 @@ _ESCAPES: Final = {
 def escape_controls(text: str) -> str:
     """Replace control characters except tab and newline with their Unicode pictures (U+2400...) or with U+FFFD."""
     return text.replace("\r\n", "\n").translate(_ESCAPES)
+
+
+def supports_escapes(stream: TextIO) -> bool:
+    """Return whether `stream` is a terminal that interprets escape sequences; with TERM=dumb, it prints them."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"

@@ -13,7 +13,7 @@ import click
 from edgechat.cli.options import conversation_options
 from edgechat.cli.session_factory import prepare_session
 from edgechat.errors import UsageError
-from edgechat.terminal import escape_controls
+from edgechat.terminal import escape_controls, supports_escapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,7 +187,7 @@ class StderrStatus:
     """Temporary status line on standard error. It is shown only on a terminal, and cleared before other output."""
 
     def __init__(self) -> None:
-        self._active = sys.stderr.isatty()
+        self._active = supports_escapes(sys.stderr)
         self._is_shown = False
 
     def show(self, text: str) -> None:

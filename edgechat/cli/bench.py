@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from edgechat.terminal import supports_escapes
+
 _Command = Callable[..., None]
 _model_option = click.option(
     "-m", "--model", default="starter", show_default=True, metavar="NAME", help="Model name or .gguf file."
@@ -43,7 +45,7 @@ def _print_progress(text: str) -> None:
 
 
 def _update_progress_line(text: str) -> None:
-    if sys.stderr.isatty():
+    if supports_escapes(sys.stderr):
         click.echo(f"\r\x1b[2K{text}", nl=False, err=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -39,14 +40,16 @@ def _start_chat() -> int:
 
 
 def ensure_standard_streams() -> None:
-    """Open the null device for every closed standard stream. Some services start programs with closed streams.
+    """Open the null device for every closed standard stream, and replace characters that the output cannot encode.
 
-    Otherwise a pipe to a child process could get the file descriptor of a standard stream, and would be closed in the
-    child process.
+    Some services start programs with closed streams. Otherwise a pipe to a child process could get the file descriptor
+    of a standard stream, and would be closed in the child process.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (stays open)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a locale without UTF-8 lacks characters of most replies
 
 
 def _run_child(name: str, arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from edgechat.cli.model_info import print_info
 from edgechat.cli.options import complete_model
 from edgechat.cli.progress import DownloadMeter
 from edgechat.humanize import format_size
-from edgechat.terminal import escape_controls
+from edgechat.terminal import escape_controls, supports_escapes
 
 if TYPE_CHECKING:
     from edgechat.errors import HubError
@@ -308,7 +308,7 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
     )
     on_progress = (
         (lambda text: click.echo(f"\r\x1b[2K{escape_controls(text)}", nl=False, err=True))
-        if sys.stderr.isatty()
+        if supports_escapes(sys.stderr)
         else None
     )
     results = []

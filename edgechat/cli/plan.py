@@ -12,7 +12,7 @@ import click
 
 from edgechat.cli.options import complete_model
 from edgechat.humanize import format_size
-from edgechat.terminal import escape_controls
+from edgechat.terminal import escape_controls, supports_escapes
 
 if TYPE_CHECKING:
     from edgechat.config import Settings
@@ -186,7 +186,7 @@ def _load_or_measure_speeds(engine: EngineClient, *, measure: bool) -> KernelSpe
         return load_measured_speeds()
 
     def on_event(event: protocol.AnyEvent) -> None:
-        if isinstance(event, protocol.BackendTesting) and sys.stderr.isatty():
+        if isinstance(event, protocol.BackendTesting) and supports_escapes(sys.stderr):
             click.echo(f"\r\x1b[2K{event.message} ...", nl=False, err=True)
 
     try:
@@ -195,7 +195,7 @@ def _load_or_measure_speeds(engine: EngineClient, *, measure: bool) -> KernelSpe
         click.echo(f"edgechat: Cannot measure the speed of this machine: {escape_controls(str(error))}", err=True)
         return None
     finally:
-        if sys.stderr.isatty():
+        if supports_escapes(sys.stderr):
             click.echo("\r\x1b[2K", nl=False, err=True)
 
 

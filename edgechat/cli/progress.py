@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from edgechat.terminal import supports_escapes
+
 if TYPE_CHECKING:
     from edgechat.catalogue.download.request import DownloadProgress
 
@@ -25,7 +27,7 @@ class DownloadMeter:
 
     def show(self, index: int, progress: DownloadProgress) -> None:
         """Show the progress of one file; `index` is its zero-based index among the files to download."""
-        is_terminal = sys.stderr.isatty()
+        is_terminal = supports_escapes(sys.stderr)
         if not is_terminal and time.monotonic() < self._next_line_at:
             return
         self._next_line_at = time.monotonic() + _LINE_INTERVAL_S

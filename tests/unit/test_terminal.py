@@ -1,11 +1,14 @@
-"""Escaping of control characters."""
+"""Control characters: escaping, and terminals that interpret them."""
 
 from __future__ import annotations
 
+import io
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgechat.terminal import escape_controls
+from edgechat.terminal import escape_controls, supports_escapes
 
 
 @given(st.text())
@@ -18,3 +21,15 @@ def test_escaped_text_has_no_control_characters(text: str) -> None:
 
 def test_control_characters_become_their_pictures() -> None:
     assert escape_controls("a\x1b[2Jb\r\nc\rd\x9b31m") == "a␛[2Jb\nc␍d\ufffd31m"
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "term", "expected"), [(True, "xterm", True), (True, "dumb", False), (False, "xterm", False)]
+)
+def test_dumb_terminal_gets_no_escape_sequences(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, term: str, expected: bool
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    monkeypatch.setenv("TERM", term)
+    assert supports_escapes(stream) is expected

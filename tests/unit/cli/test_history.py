@@ -118,6 +118,17 @@ def test_errors_are_one_clear_sentence(cli: Cli, ids: list[str], arguments: list
     assert ids
 
 
+def test_output_encoding_that_lacks_a_character_prints_a_question_mark(cli: Cli, ids: list[str]) -> None:
+    store = open_store()
+    message = Message(id=new_id(), role="user", text="Long \u2014 dash", created_at_ms=2000)
+    store.append(Conversation(id="d" * 32, title="Dash", created_at_ms=2000), [message])
+    store.close()
+    for arguments in (["show", "d"], ["show", "d", "--json"], ["export", "d"]):
+        result = cli("history", *arguments, encoding="latin-1", env=os.environ | {"PYTHONIOENCODING": "latin-1"})
+        assert (result.returncode, "Long ? dash" in result.stdout) == (0, True), result
+    assert ids
+
+
 def test_path_and_recover_with_an_intact_database(cli: Cli, ids: list[str]) -> None:
     assert Path(cli("history", "path").stdout.strip()).exists()
     assert Path(json.loads(cli("history", "path", "--json").stdout)["path"]).exists()
