@@ -222,7 +222,7 @@ def test_no_files_are_written_without_a_disk_budget(start: Start) -> None:
 def test_damaged_files_are_ignored(start: Start, damage: str) -> None:
     engine = start()
     expected, _ = engine.ask(speculate=False)
-    until(corpus_files)
+    until(lambda: corpus_files() and list(paths.prefix_dir().glob("drafts-*/*.json")))
     engine.client.close()
     profiles = list(paths.prefix_dir().glob("drafts-*/*.json"))
     assert len(profiles) == 1

@@ -191,7 +191,7 @@ def test_full_disk_is_reported_before_and_during_the_download(
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-        with pytest.raises(DownloadError, match=r"3 MB more"):
+        with pytest.raises(DownloadError, match=r"needs another 3 MB"):
             download_file(request_for(store, tmp_path / "m.gguf"))
     written = [0]
     real = os.pwrite

@@ -75,7 +75,7 @@ def test_token_ids_are_embedded_unchanged(both: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"input": "hello " * 200}, "this model embeds 1 to 128"), ({"input": []}, "input"),
+        ({"input": "hello " * 200}, "this model embeds at most 128"), ({"input": []}, "input"),
         ({"input": ["a", 1]}, "input"),
         ({"input": [999]}, "vocabulary"), ({"input": "a", "dimensions": 1000}, "dimensions"),
         ({"input": ["a"] * 65}, "65 inputs"),
