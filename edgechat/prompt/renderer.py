@@ -16,7 +16,7 @@ import msgspec
 
 from edgechat import process
 from edgechat.engine.pipe import Channel, spawn_child
-from edgechat.errors import TemplateError
+from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt.reasoning import ReasoningFormat, format_reply
 from edgechat.prompt.render_protocol import RenderReply, RenderRequest, encode
 
@@ -58,12 +58,15 @@ class Renderer:
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        self._is_closed = False
         self._lock = threading.Lock()
         self._render_lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the child process unless it is already running."""
+        """Start the child process unless it is already running. Raises EngineDiedError after `close`."""
         with self._lock:
+            if self._is_closed:
+                raise EngineDiedError("The render process was closed. Restart edgechat.")
             if self._child is None:
                 self._child, self._channel = spawn_child(["_render"], subprocess.DEVNULL)
 
@@ -122,11 +125,11 @@ class Renderer:
         try:
             reply = replies.get(timeout=TIMEOUT_S)
         except queue.Empty:
-            self.close()
+            self._kill_child()
             raise TemplateError(f"The model's chat template took more than {TIMEOUT_S:g} s and was stopped") from None
         if reply is None:
             is_upgraded = self._exit_code() == process.EXIT_VERSION_CHANGED
-            self.close()
+            self._kill_child()
             raise TemplateError(
                 process.UPGRADED_MESSAGE if is_upgraded else "The model's chat template crashed the render process"
             )
@@ -139,6 +142,12 @@ class Renderer:
         return None
 
     def close(self) -> None:
+        """Kill the child process; `start` and `render` then raise EngineDiedError."""
+        with self._lock:
+            self._is_closed = True  # otherwise a load that is still running could start a process that nobody ends
+        self._kill_child()
+
+    def _kill_child(self) -> None:
         """Kill the child process. The next `render` starts a new one."""
         with self._lock:
             child, self._child = self._child, None

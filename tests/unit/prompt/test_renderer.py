@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgechat.errors import TemplateError
+from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt import renderer as renderer_module
 from edgechat.prompt.renderer import PromptMessage, Renderer, guard_messages
 
@@ -33,3 +33,10 @@ def test_no_control_token_survives_in_guarded_text(content: str) -> None:
     assert (text.replace(guard, "") if guard else text) == content
     assert bool(guard) == any(token in content for token in CONTROL_TOKENS)
     assert not guard or guard not in content
+
+
+def test_closed_renderer_starts_no_process() -> None:
+    closed_renderer = Renderer()
+    closed_renderer.close()
+    with pytest.raises(EngineDiedError, match="closed"):
+        closed_renderer.start()
