@@ -72,7 +72,7 @@ class Database:
                 return connection
         except (sqlite3.OperationalError, OSError) as error:
             _close(connection)
-            if not _is_read_only_error(error):
+            if not is_read_only_error(error):
                 raise
             folder = self.path.parent
             self.read_only_reason = (
@@ -286,7 +286,16 @@ def _error_reason(error: BaseException) -> str:
     return (error.strerror if isinstance(error, OSError) else "") or str(error)
 
 
-def _is_read_only_error(error: BaseException) -> bool:
+# Python 3.10 has no SQLite error codes, so errors are recognised by their text.
+
+
+def is_locked_error(error: BaseException) -> bool:
+    """Return whether another connection holds the lock that an operation needs."""
+    return "locked" in str(error) or "busy" in str(error)
+
+
+def is_read_only_error(error: BaseException) -> bool:
+    """Return whether a file or its folder could not be opened or written."""
     return isinstance(error, OSError) or "readonly" in str(error) or "unable to open" in str(error)
 
 
@@ -294,13 +303,13 @@ def _make_store_error(error: sqlite3.Error, path: Path | None) -> StoreError:
     reason = str(error)
     if "malformed" in reason or "not a database" in reason:
         return _make_damaged_error(path, reason)
-    if "locked" in reason or "busy" in reason:
+    if is_locked_error(error):
         return StoreError(
             f"Another program has been writing to {path} for over {BUSY_TIMEOUT_S:g} s. Close it, and try again."
         )
     if "full" in reason:
         return StoreError(f"The disk that contains {path} is full. Free some space, and try again.")
-    if "readonly" in reason or "unable to open" in reason:
+    if is_read_only_error(error):
         return StoreError(f"Cannot write to {path}: {reason}.")
     return StoreError(f"Cannot read or write conversations in {path}: {reason}.")
 

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgechat.errors import StoreError
-from edgechat.store.database import FILE_SUFFIXES, Database, describe_irregular_file, find_irregular_file
+from edgechat.store.database import (
+    FILE_SUFFIXES,
+    Database,
+    describe_irregular_file,
+    find_irregular_file,
+    is_locked_error,
+    is_read_only_error,
+)
 from edgechat.store.sqlite import OnDeleted, SqliteStore
 
 _COPY_INFIX: Final = ".damaged-"
@@ -27,12 +34,6 @@ _PAYLOAD_FRACTIONS_OFFSET: Final = 21
 _REPAIR_INFIX: Final = ".repair-"
 """Part of the name of the temporary folder that contains a copy with a repaired signature."""
 _LOCK_TIMEOUT_S: Final = 60.0
-# Advice for errors of a database that may be intact, by a part of SQLite's message. Python 3.10 has no error codes.
-_ADVICE: Final = {
-    "locked": "Close other edgechat processes, and try again.",
-    "unable to open": "Check the permissions of the file and its folder.",
-    "readonly": "Check the permissions of the file and its folder.",
-}
 # Tables in the order of recovery: referenced tables come before the tables that refer to them.
 _TABLES: Final = ("conversations", "messages", "attachments", "message_attachments")
 
@@ -51,8 +52,11 @@ def is_intact(path: Path) -> bool:
         with contextlib.closing(_open_damaged_database(path)) as db:
             return [row[0] for row in db.execute("PRAGMA integrity_check")] == ["ok"]
     except sqlite3.OperationalError as error:
-        advice = next((advice for text, advice in _ADVICE.items() if text in str(error)), None)
-        if advice is None:
+        if is_locked_error(error):
+            advice = "Close other edgechat processes, and try again."
+        elif is_read_only_error(error):
+            advice = "Check the permissions of the file and its folder."
+        else:
             return False  # damage also raises this class, for example "unsupported file format"
         raise StoreError(f"Cannot check {path}: {error}. {advice}") from error
     except (sqlite3.DatabaseError, UnicodeError):
@@ -126,8 +130,8 @@ def _recovery_lock(path: Path) -> Iterator[None]:
             db.execute("BEGIN EXCLUSIVE")
             yield
     except sqlite3.Error as error:
-        is_locked = "locked" in str(error)
-        advice = "Wait until the other edgechat process has recovered it" if is_locked else "Delete the lock file"
+        wait = "Wait until the other edgechat process has recovered it"
+        advice = wait if is_locked_error(error) else "Delete the lock file"
         raise StoreError(
             f"Cannot recover the damaged {path}: {error} ({lock_file}). {advice}, and try again."
         ) from error
@@ -237,16 +241,11 @@ def _read_rows(damaged_db: sqlite3.Connection, table: str, columns: list[str]) -
 
 def _collect_rowids(damaged_db: sqlite3.Connection, table: str) -> set[int]:
     """Return the rowids that can be read from the table, scanned from both ends, or from one of its indexes."""
-    sources = ["NOT INDEXED"]
-    sources += [f"INDEXED BY {row[1]}" for row in _read_rows_until_damage(damaged_db, f"PRAGMA index_list({table})")]
-    rowids: set[int] = set()
-    for source in sources:
-        for direction in ("ASC", "DESC"):
-            statement = f"SELECT rowid FROM {table} {source} ORDER BY rowid {direction}"
-            if source != "NOT INDEXED":  # without ORDER BY rowid, SQLite reads only the index
-                statement = f"SELECT rowid FROM {table} {source}"
-            rowids.update(row[0] for row in _read_rows_until_damage(damaged_db, statement))
-    return rowids
+    statements = [f"SELECT rowid FROM {table} NOT INDEXED ORDER BY rowid {direction}" for direction in ("ASC", "DESC")]
+    # With ORDER BY, SQLite would read the table instead of the index.
+    indexes = [row[1] for row in _read_rows_until_damage(damaged_db, f"PRAGMA index_list({table})")]
+    statements += [f"SELECT rowid FROM {table} INDEXED BY {index}" for index in indexes]
+    return {row[0] for statement in statements for row in _read_rows_until_damage(damaged_db, statement)}
 
 
 def _read_rows_until_damage(damaged_db: sqlite3.Connection, statement: str) -> Iterator[tuple[Any, ...]]:
