@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgechat.cli.options import conversation_options
+from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import prepare_session
 from edgechat.errors import UsageError
-from edgechat.terminal import escape_controls, supports_escapes
+from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -181,28 +182,3 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
             for o in final_event.alternatives
         ]
     click.echo(msgspec.json.encode(result).decode())
-
-
-class StderrStatus:
-    """Temporary status line on standard error. It is shown only on a terminal, and cleared before other output."""
-
-    def __init__(self) -> None:
-        self._active = supports_escapes(sys.stderr)
-        self._is_shown = False
-
-    def show(self, text: str) -> None:
-        """Show `text` as the status line; "" leaves the line unchanged."""
-        if self._active and text:
-            click.echo(f"\r\x1b[2K{escape_controls(text)}", nl=False, err=True)
-            self._is_shown = True
-
-    def note(self, text: str) -> None:
-        """Print `text` as a permanent line; "" prints nothing."""
-        if text:
-            self.clear()
-            click.echo(f"edgechat: {escape_controls(text)}", err=True)
-
-    def clear(self) -> None:
-        if self._is_shown:
-            click.echo("\r\x1b[2K", nl=False, err=True)
-            self._is_shown = False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgechat.terminal import supports_escapes
+from edgechat.cli.progress import StderrStatus
 
 _Command = Callable[..., None]
 _model_option = click.option(
@@ -20,13 +20,17 @@ _threads_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
 
 
-def _rounds_option(default: int) -> Callable[[_Command], _Command]:
+def _count_option(
+    flag: str, name: str, help_text: str, *, default: int, minimum: int = 1, metavar: str | None = None
+) -> Callable[[_Command], _Command]:
     return click.option(
-        "--rounds",
-        type=click.IntRange(1),
-        default=default,
-        show_default=True,
-        help="Number of measurement rounds; the medians are reported.",
+        flag, name, type=click.IntRange(minimum), default=default, show_default=True, metavar=metavar, help=help_text
+    )
+
+
+def _rounds_option(default: int) -> Callable[[_Command], _Command]:
+    return _count_option(
+        "--rounds", "rounds", "Number of measurement rounds; the medians are reported.", default=default
     )
 
 
@@ -44,11 +48,6 @@ def _print_progress(text: str) -> None:
         click.echo(text, err=True)
 
 
-def _update_progress_line(text: str) -> None:
-    if supports_escapes(sys.stderr):
-        click.echo(f"\r\x1b[2K{text}", nl=False, err=True)
-
-
 @click.group()
 def bench() -> None:
     """Benchmark edgechat, alone or against llama.cpp's tools."""
@@ -58,25 +57,9 @@ def bench() -> None:
 @_model_option
 @_peer_option("llama-bench")
 @_threads_option
-@click.option(
-    "--prompt",
-    "n_prompt",
-    type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Number of tokens to prefill.",
-)
-@click.option(
-    "--gen", "n_gen", type=click.IntRange(2), default=64, show_default=True, help="Number of tokens to decode."
-)
-@click.option(
-    "--depth",
-    "n_depth",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Number of tokens in the context before the measurement.",
-)
+@_count_option("--prompt", "n_prompt", "Number of tokens to prefill.", default=256)
+@_count_option("--gen", "n_gen", "Number of tokens to decode.", default=64, minimum=2)
+@_count_option("--depth", "n_depth", "Number of tokens in the context before the measurement.", default=0, minimum=0)
 @_rounds_option(5)
 @_json_option
 def speed(
@@ -194,24 +177,8 @@ def tui(*, rounds: int, idle_s: float, as_json: bool) -> None:
 
 
 @bench.command()
-@click.option(
-    "--conversations",
-    "n_conversations",
-    type=click.IntRange(1),
-    default=10_000,
-    show_default=True,
-    metavar="N",
-    help="Number of conversations to create.",
-)
-@click.option(
-    "--messages",
-    "n_messages",
-    type=click.IntRange(1),
-    default=500_000,
-    show_default=True,
-    metavar="N",
-    help="Total number of messages to create.",
-)
+@_count_option("--conversations", "n_conversations", "Number of conversations to create.", default=10_000, metavar="N")
+@_count_option("--messages", "n_messages", "Total number of messages to create.", default=500_000, metavar="N")
 @click.option(
     "--directory",
     type=click.Path(file_okay=False, path_type=Path),
@@ -236,11 +203,11 @@ def store(n_conversations: int, n_messages: int, directory: Path | None, as_json
         raise UsageError(
             f"--messages must be at least the number of conversations ({n_conversations}); got {n_messages}."
         )
-    parent = directory or paths.cache_dir()
+    status, parent = StderrStatus(), directory or paths.cache_dir()
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent) as scratch_dir:
-        report = run(Path(scratch_dir), n_conversations, n_messages, _update_progress_line)
-    _update_progress_line("")
+        report = run(Path(scratch_dir), n_conversations, n_messages, status.show)
+    status.clear()
     click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
 
 
@@ -248,22 +215,8 @@ def store(n_conversations: int, n_messages: int, directory: Path | None, as_json
 @_model_option
 @_peer_option("llama-server")
 @_threads_option
-@click.option(
-    "--history",
-    "n_history",
-    type=click.IntRange(200),
-    default=2000,
-    show_default=True,
-    help="Length of the conversation in tokens.",
-)
-@click.option(
-    "--new",
-    "n_new",
-    type=click.IntRange(1),
-    default=60,
-    show_default=True,
-    help="Length of the next message in tokens.",
-)
+@_count_option("--history", "n_history", "Length of the conversation in tokens.", default=2000, minimum=200)
+@_count_option("--new", "n_new", "Length of the next message in tokens.", default=60)
 @_rounds_option(5)
 @_json_option
 def prefix(
@@ -323,6 +276,7 @@ def speculation(
     options = SpeculationOptions(
         model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), rounds=rounds, peer=peer
     )  # fmt: skip
-    report = run(options, workloads.read_workloads(file), _update_progress_line)
-    _update_progress_line("")
+    status = StderrStatus()
+    report = run(options, workloads.read_workloads(file), status.show)
+    status.clear()
     click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))

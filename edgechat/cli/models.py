@@ -11,9 +11,9 @@ import click
 
 from edgechat.cli.model_info import print_info
 from edgechat.cli.options import complete_model
-from edgechat.cli.progress import DownloadMeter
+from edgechat.cli.progress import DownloadMeter, StderrStatus
 from edgechat.humanize import format_size
-from edgechat.terminal import escape_controls, supports_escapes
+from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from edgechat.errors import HubError
@@ -306,17 +306,12 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
         if model
         else [e for e in library.scan() if e.facts.kind == "model"]
     )
-    on_progress = (
-        (lambda text: click.echo(f"\r\x1b[2K{escape_controls(text)}", nl=False, err=True))
-        if supports_escapes(sys.stderr)
-        else None
-    )
+    status = StderrStatus()
     results = []
     for entry in entries:
-        for result in verify.verify_files(entry, on_progress):
+        for result in verify.verify_files(entry, status.show if status.is_active else None):
             results.append(result)
-            if on_progress is not None:
-                click.echo("\r\x1b[2K", nl=False, err=True)
+            status.clear()
             if not as_json:
                 click.echo(escape_controls(f"{result.path}: {result.description}"))
     if as_json:

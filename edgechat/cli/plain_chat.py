@@ -14,7 +14,8 @@ import click
 
 from edgechat.chat import commands
 from edgechat.chat.commands import Command, Destination, Outcome, View
-from edgechat.cli.ask import StderrStatus, stream_reply
+from edgechat.cli.ask import stream_reply
+from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import prepare_session
 from edgechat.errors import EdgechatError, UsageError
 from edgechat.terminal import escape_controls

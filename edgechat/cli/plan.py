@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from edgechat.cli.options import complete_model
+from edgechat.cli.progress import StderrStatus
 from edgechat.humanize import format_size
-from edgechat.terminal import escape_controls, supports_escapes
+from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from edgechat.config import Settings
@@ -185,18 +185,19 @@ def _load_or_measure_speeds(engine: EngineClient, *, measure: bool) -> KernelSpe
     if not measure:
         return load_measured_speeds()
 
+    status = StderrStatus()
+
     def on_event(event: protocol.AnyEvent) -> None:
-        if isinstance(event, protocol.BackendTesting) and supports_escapes(sys.stderr):
-            click.echo(f"\r\x1b[2K{event.message} ...", nl=False, err=True)
+        if isinstance(event, protocol.BackendTesting):
+            status.show(f"{event.message} ...")
 
     try:
         return selection.load_or_measure_speeds(engine, on_event)
     except EdgechatError as error:  # without speeds, models can still be compared by memory and quality
-        click.echo(f"edgechat: Cannot measure the speed of this machine: {escape_controls(str(error))}", err=True)
+        status.note(f"Cannot measure the speed of this machine: {error}")
         return None
     finally:
-        if supports_escapes(sys.stderr):
-            click.echo("\r\x1b[2K", nl=False, err=True)
+        status.clear()
 
 
 def _print_table(rows: list[PlanRow], available_bytes: int) -> None:

@@ -115,7 +115,7 @@ def _load_models(
     import msgspec
 
     from edgechat import config
-    from edgechat.cli.ask import StderrStatus
+    from edgechat.cli.progress import StderrStatus
     from edgechat.cli.session_factory import choose_model, settings_from_flags
     from edgechat.serve.model_lease import ModelLease
     from edgechat.serve.model_queue import ModelQueue

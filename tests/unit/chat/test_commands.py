@@ -22,8 +22,8 @@ from edgechat.chat.commands import (
     select_text_to_copy,
 )
 from edgechat.chat.session import Session
-from edgechat.cli.ask import StderrStatus
 from edgechat.cli.plain_chat import PlainChat
+from edgechat.cli.progress import StderrStatus
 from edgechat.config import Settings
 from edgechat.errors import UsageError
 from edgechat.store import open_ephemeral_store
