@@ -1,4 +1,4 @@
-"""Formatting of sizes, rates and durations for display.
+"""Formatting of counts, sizes, rates and durations for display.
 
 Sizes are decimal (1 GB = 1,000,000,000 bytes) everywhere in edgechat (memory, files and downloads), as file managers
 and model hubs show them. JSON output has plain byte counts instead. `config.parse_size` parses both `GB` and `GiB`.
@@ -35,3 +35,8 @@ def format_duration(seconds: float) -> str:
     if seconds < _LARGER_UNIT_THRESHOLD * _MINUTE_S:
         return f"{seconds / _MINUTE_S:.0f} min"
     return f"{seconds / _HOUR_S:.1f} h"
+
+
+def format_count(number: int, noun: str) -> str:
+    """Format a number with a noun in the singular or plural: `1 token`, `2 tokens`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from edgechat.engine.protocol import GenerationStats
+from edgechat.humanize import format_count
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["", "streaming", "stop", "length", "cancelled", "interrupted"]
@@ -121,7 +122,7 @@ def format_performance(message: Message) -> str:
     stats = message.stats
     if stats is None:
         return ""
-    parts = ["1 token" if stats.completion_tokens == 1 else f"{stats.completion_tokens} tokens"]
+    parts = [format_count(stats.completion_tokens, "token")]
     if stats.decode_tps:
         parts.append(f"{stats.decode_tps:.0f} tokens/s")
     parts.append(f"first token after {stats.ttft_s:.2f} s")

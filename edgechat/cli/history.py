@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from edgechat.cli.output_files import write_private
+from edgechat.humanize import format_count
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
@@ -263,14 +264,10 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
                 click.echo(f"edgechat: {_format_one_line(problem)}", err=True)
             verb = "would be added" if dry_run else "added"
             click.echo(
-                f"{escape_controls(str(file))}: {_format_count(result.n_conversations, 'conversation')} and "
-                f"{_format_count(result.n_messages, 'message')} {verb}; "
-                f"{_format_count(result.n_existing, 'message')} already in the database"
+                f"{escape_controls(str(file))}: {format_count(result.n_conversations, 'conversation')} and "
+                f"{format_count(result.n_messages, 'message')} {verb}; "
+                f"{format_count(result.n_existing, 'message')} already in the database"
             )
-
-
-def _format_count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @history.command()

@@ -17,6 +17,7 @@ import msgspec
 from edgechat import paths
 from edgechat.files import JsonFile
 from edgechat.hardware.cpu import candidate_thread_counts, read_cpu
+from edgechat.humanize import format_count
 from edgechat.planner.throughput import BATCH_SIZES, KernelSpeeds
 from edgechat.runtime.backends import probe, verdicts
 from edgechat.runtime.backends.bundle import BackendModule, Bundle, find_bundle
@@ -64,7 +65,7 @@ def measure_speeds(
     thread_counts = candidate_thread_counts()
     rates_by_count: dict[int, _Rates] = {}
     for count in thread_counts if len(thread_counts) > 1 else ():
-        on_progress(f"Measuring the speed of {module.name} with {count} thread{'s' if count > 1 else ''}")
+        on_progress(f"Measuring the speed of {module.name} with {format_count(count, 'thread')}")
         quick_rates = _run_benchmark(module, count, quick=True)
         if quick_rates is not None:
             rates_by_count[count] = quick_rates
