@@ -48,17 +48,16 @@ class _Vocabulary:
         ]  # fmt: skip
         # A strong reference to the model would prevent `_tokenizers` from removing the model's entry.
         self._model: Model = weakref.proxy(model)
-        first_token, *_ = [*model.tokenize("a", add_special=False, parse_special=False), self.eos_token_id]
-        self._adds_space = model.token_to_piece(first_token).startswith(b" ")
+        adds_space = b"".join(map(model.token_to_piece, self._tokenize("a"))).startswith(b" ")
+        self._prefix = _CONTINUATION if adds_space else ""
+        self._n_prefix_tokens = len(self._tokenize(self._prefix))
 
     def __call__(self, text: bytes | str) -> list[int]:
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
-        if not self._adds_space:
-            return self._tokenize(text)
         # The text continues the output, so it must not get the space that SentencePiece puts before a first word.
         # The byte token of `_CONTINUATION` gets that space, and never merges with the next characters.
-        return self._tokenize(_CONTINUATION + text)[len(self._tokenize(_CONTINUATION)) :]
+        return self._tokenize(self._prefix + text)[self._n_prefix_tokens :]
 
     def _tokenize(self, text: str) -> list[int]:
         return self._model.tokenize(text, add_special=False, parse_special=False)
