@@ -19,7 +19,7 @@ _Differences = dict[str, list[int]]
 
 
 def extra_bytes(model_path: str) -> int:
-    """Return the most bytes by which a recent load of the model exceeded its planned memory; 0 if none did."""
+    """Return the largest excess over the planned memory among the model's recent loads, in bytes; 0 without excess."""
     return min(_MAX_EXTRA_BYTES, max([0, *_read_differences().get(_make_model_key(model_path), [])]))
 
 

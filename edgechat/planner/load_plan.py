@@ -9,7 +9,11 @@ import msgspec
 from edgechat.planner.memory import LoadOptions, MemoryEstimate
 
 N_BATCH: Final = 512
+# The prefix cache gets 1/8 of the remaining memory and 1/10 of the free disk space, so that it stays small on a small
+# machine.
+PREFIX_RAM_DIVISOR: Final = 8
 MAX_PREFIX_RAM_BYTES: Final = 2 << 30
+PREFIX_DISK_DIVISOR: Final = 10
 MAX_PREFIX_DISK_BYTES: Final = 4 << 30
 
 

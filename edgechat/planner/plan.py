@@ -11,7 +11,14 @@ from edgechat.errors import PlanError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.planner import explain
 from edgechat.planner.kv_memory import compute_states_bytes
-from edgechat.planner.load_plan import MAX_PREFIX_DISK_BYTES, MAX_PREFIX_RAM_BYTES, N_BATCH, LoadPlan
+from edgechat.planner.load_plan import (
+    MAX_PREFIX_DISK_BYTES,
+    MAX_PREFIX_RAM_BYTES,
+    N_BATCH,
+    PREFIX_DISK_DIVISOR,
+    PREFIX_RAM_DIVISOR,
+    LoadPlan,
+)
 from edgechat.planner.load_variants import LoadVariant, list_load_variants
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import (
@@ -23,10 +30,6 @@ from edgechat.planner.memory import (
     n_seqs_with_scratch,
 )
 
-# The prefix cache gets 1/8 of the remaining memory and 1/10 of the free disk space, so that it stays small on a small
-# machine.
-PREFIX_RAM_DIVISOR: Final = 8
-PREFIX_DISK_DIVISOR: Final = 10
 SPECULATION_DIVISOR: Final = 16
 MAX_DRAFT_TOKENS: Final = 1 << 17
 # Numbers of copies of each recurrent state to try. They allow verification steps of 8, 4 and 2 tokens.

@@ -118,9 +118,9 @@ def select_tools(body: ChatRequest) -> tuple[list[Tool], bool]:
     """Return the tools that the model can call, and whether it must call one of them. Raises ApiError."""
     tools, choice = body.tools or [], body.tool_choice
     names = Counter(tool.function.name for tool in tools)
-    [(name, count)] = names.most_common(1) or [("", 0)]
-    if count > 1:
-        raise ApiError(400, f"tools: several functions have the name {name!r}.", param="tools")
+    duplicate = next((name for name, count in names.items() if count > 1), None)
+    if duplicate is not None:
+        raise ApiError(400, f"tools: several functions have the name {duplicate!r}.", param="tools")
     if isinstance(choice, NamedTool):
         name = choice.function.name
         if name not in names:

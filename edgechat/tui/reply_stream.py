@@ -43,7 +43,10 @@ class ReplyStream:
         """True when the user's message and an empty reply are saved."""
 
     def run(self, session: Session, reply: Iterator[SessionEvent]) -> TurnFinished | TurnInterrupted | None:
-        """Post all events of a reply. Return the event that ends it, or None if there is none. Raises EdgechatError."""
+        """Post all events of a reply, and return the event that ends it; None if the stream has no such event.
+
+        Raises EdgechatError.
+        """
         from edgechat.chat import events
 
         turn: TurnFinished | TurnInterrupted | None = None
