@@ -124,10 +124,10 @@ class Composer:
     @property
     def status(self) -> list[str]:
         """Short texts about the edit, the queue and the attachments, for the status line."""
-        from edgechat.chat.messages import first_line
-
         parts = ["editing (Esc cancels)"] if self.edited_id is not None else []
         if self._queue:
+            from edgechat.chat.messages import first_line  # not at the top: it would delay the first frame
+
             parts.append(f"queued: {first_line(self._queue[0].text, 20)}")
         if self.attachments:
             parts.append(f"{len(self.attachments)} attached")

@@ -50,26 +50,26 @@ class OutgoingMessage(NamedTuple):
 # Messages from the session worker to the conversation pane
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class StatusChanged(Message):
     """New status text with the progress of a load, a self-test or a prefill."""
 
     text: str
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class LoadStarted(Message):
     """The session worker has started to load another model."""
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class ModelReady(Message):
     """The model is loaded; `warnings` are shown as notes in the transcript."""
 
     warnings: list[str]
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class ConversationChanged(Message):
     """The user switched to another conversation, or the active path changed."""
 
@@ -80,7 +80,7 @@ class ConversationChanged(Message):
     """Saved unsent message of this conversation, or an empty string."""
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class ReplyStarted(Message):
     """The user's message is saved, and generation of the reply starts."""
 
@@ -88,7 +88,7 @@ class ReplyStarted(Message):
     reply_id: str
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class TextArrived(Message):
     """New text, reasoning and number of tokens of the reply that is being generated."""
 
@@ -97,7 +97,7 @@ class TextArrived(Message):
     n_tokens: int
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class ReplyEnded(Message):
     """The reply is complete or was stopped."""
 
@@ -105,14 +105,14 @@ class ReplyEnded(Message):
     view: ConversationView
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class TitleChanged(Message):
     """The model generated a title for the conversation."""
 
     conversation: Conversation
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class ContextMeasured(Message):
     """Number of context tokens that are used if `text` is sent now; 0 if the prompt does not fit."""
 
@@ -121,14 +121,14 @@ class ContextMeasured(Message):
     warning: str
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class NoteAdded(Message):
     """A note for the transcript."""
 
     text: str
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class SessionFailed(Message):
     """A reply, a load or a command failed."""
 
@@ -143,19 +143,19 @@ class SessionFailed(Message):
 # Messages from the session worker and the actions to the chat screen
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class CommandFinished(Message):
     """A slash command has finished."""
 
     outcome: Outcome
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class ConversationsChanged(Message):
     """The list of conversations may have changed."""
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class ViewRequested(Message):
     """A command or a key requests a list or a screen."""
 
@@ -163,7 +163,7 @@ class ViewRequested(Message):
     argument: str = ""
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class CopyRequested(Message):
     """Text to copy; `label` is a word for it in the notification, such as "Reply"."""
 
@@ -174,7 +174,7 @@ class CopyRequested(Message):
 # Messages from downloads to the application
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class DownloadEnded(Message):
     """A download succeeded (`name` is the installed model), or failed (`problem` is the reason)."""
 

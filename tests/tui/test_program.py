@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edgechat.bench.pty_program import run_in_pty
 from tests.conftest import edgechat_command
 from tests.terminal import Terminal, terminal
 
@@ -27,6 +28,15 @@ def assert_terminal_restored(t: Terminal) -> None:
 
 def history(*arguments: str) -> str:
     return subprocess.run(edgechat_command("history", *arguments), capture_output=True, text=True, check=True).stdout
+
+
+def test_first_frame_imports_neither_engine_nor_planner() -> None:
+    with run_in_pty(edgechat_command(), os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}) as program:
+        program.wait_for("sk something")  # the placeholder of the input
+        imported = program.output.partition(b"sk something")[0]
+        assert b" edgechat.tui.screens.chat" in imported
+        for module in (b" edgechat.engine.protocol", b" edgechat.planner.load_plan", b" edgechat.chat.messages"):
+            assert module not in imported
 
 
 def test_session_from_first_message_to_restart(tmp_path: Path) -> None:
