@@ -16,11 +16,15 @@ import msgspec
 
 from edgechat import process
 from edgechat.engine.pipe import Channel, spawn_child
+from edgechat.engine.protocol import MAX_FRAME_BYTES
 from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt.reasoning import ReasoningFormat, format_reply
 from edgechat.prompt.render_protocol import RenderReply, RenderRequest, encode
 
 TIMEOUT_S: Final = 5.0
+# Number of render processes that get a request. A process can die without a fault of the template, for example when the
+# system frees memory.
+_MAX_ATTEMPTS: Final = 2
 
 # Chat template for model files without a chat template. The name appears in warnings.
 PLAIN_TEMPLATE_NAME: Final = "plain"
@@ -95,10 +99,16 @@ class Renderer:
         )  # fmt: skip
         try:
             body = encode(request)
-        except (OverflowError, RecursionError) as error:
+        except (OverflowError, RecursionError, UnicodeEncodeError) as error:
             raise TemplateError(
-                f"Cannot render the prompt: a number is too large, or a value is nested too deeply ({error})"
+                "Cannot render the prompt: a number is too large, a value is nested too deeply, or a text is not valid "
+                f"Unicode ({error})"
             ) from error
+        if len(body) > MAX_FRAME_BYTES:
+            raise TemplateError(
+                f"Cannot render the prompt: it has {len(body)} bytes, and at most {MAX_FRAME_BYTES} are allowed. "
+                "Shorten the prompt."
+            )
         with self._render_lock:
             result = self._exchange(body)
         if result.error:
@@ -111,10 +121,22 @@ class Renderer:
         return RenderedPrompt(text=text, guard=guard)
 
     def _exchange(self, request_frame: bytes) -> RenderReply:
+        """Send a request to the render process and return its reply.
+
+        If the process dies, the request is sent once more, to a new process: the template is to blame only if both die.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            reply = self._exchange_once(request_frame)
+            if reply is not None:
+                return msgspec.msgpack.decode(reply, type=RenderReply)
+        raise TemplateError(f"The model's chat template crashed {_MAX_ATTEMPTS} render processes, one after the other")
+
+    def _exchange_once(self, request_frame: bytes) -> bytes | None:
+        """Send a request and return the body of the reply; return None if the render process died."""
         self.start()
         channel = self._channel
-        if channel is None:
-            raise TemplateError("Cannot render the chat template: the render process was stopped")
+        if channel is None:  # `close` was called in another thread; the next attempt reports it
+            return None
         replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
 
         def exchange() -> None:
@@ -130,10 +152,9 @@ class Renderer:
         if reply is None:
             is_upgraded = self._exit_code() == process.EXIT_VERSION_CHANGED
             self._kill_child()
-            raise TemplateError(
-                process.UPGRADED_MESSAGE if is_upgraded else "The model's chat template crashed the render process"
-            )
-        return msgspec.msgpack.decode(reply, type=RenderReply)
+            if is_upgraded:
+                raise TemplateError(process.UPGRADED_MESSAGE)
+        return reply
 
     def _exit_code(self) -> int | None:
         child = self._child

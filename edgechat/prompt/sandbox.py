@@ -93,7 +93,11 @@ def main(arguments: list[str]) -> int:
     compiled_templates: dict[str, jinja2.Template] = {}
     decoder = msgspec.msgpack.Decoder(RenderRequest)
     while (body := channel.read()) is not None:
-        if not channel.write(encode(render(environment, compiled_templates, decoder.decode(body)))):
+        try:
+            reply = render(environment, compiled_templates, decoder.decode(body))
+        except MemoryError as error:  # the messages alone need too much memory
+            reply = RenderReply(error=_format_error(error))
+        if not channel.write(encode(reply)):
             break
     return 0
 
@@ -116,8 +120,11 @@ def render(
             eos_token=request.eos,
             documents=None,
         )
+        text.encode()
+    except UnicodeEncodeError as error:
+        return RenderReply(error=f"its prompt is not valid Unicode: it has a lone surrogate at character {error.start}")
     except Exception as error:  # noqa: BLE001  (a template can raise any Python exception)
-        return RenderReply(error=_format_error(error))
+        return RenderReply(error=_format_error(error).encode(errors="backslashreplace").decode())
     if len(text) > MAX_RESULT_CHARS:
         return RenderReply(error=f"its prompt has {len(text)} characters; at most {MAX_RESULT_CHARS} are allowed")
     return RenderReply(text=text)

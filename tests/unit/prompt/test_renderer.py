@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,3 +43,72 @@ def test_closed_renderer_starts_no_process() -> None:
     closed_renderer.close()
     with pytest.raises(EngineDiedError, match="closed"):
         closed_renderer.start()
+
+
+def render(renderer: Renderer, template: str, text: str = "Hi") -> str:
+    return renderer.render(template, [PromptMessage("user", text)], bos="", eos="", control_tokens=[]).text
+
+
+@pytest.fixture
+def renderer() -> Iterator[Renderer]:
+    renderer = Renderer()
+    yield renderer
+    renderer.close()
+
+
+def test_killed_render_process_gives_the_request_a_second_try(renderer: Renderer) -> None:
+    for _ in range(3):
+        assert render(renderer, "{{ messages[0].content }}") == "Hi"
+        assert renderer._child is not None
+        renderer._child.kill()
+
+
+def test_render_process_killed_during_a_request_gives_it_a_second_try(renderer: Renderer) -> None:
+    slow_template = "{% for a in range(2000) %}{% for b in range(500) %}{% endfor %}{% endfor %}ok"
+    renderer.start()
+    assert renderer._child is not None
+    killer = threading.Timer(0.1, renderer._child.kill)
+    killer.start()
+    assert render(renderer, slow_template) == "ok"
+    killer.join()
+
+
+def test_template_is_to_blame_for_two_dead_render_processes(
+    renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = []
+
+    def kill_after_start(self: Renderer) -> None:
+        start(self)
+        assert self._child is not None
+        processes.append(self._child.pid)
+        self._child.kill()
+
+    start = Renderer.start
+    monkeypatch.setattr(Renderer, "start", kill_after_start)
+    with pytest.raises(TemplateError, match="crashed 2 render processes"):
+        render(renderer, "ok")
+    assert len(set(processes)) == 2
+    monkeypatch.undo()
+    assert render(renderer, "ok") == "ok"
+
+
+@pytest.mark.parametrize("template", ["{{ '\\ud800' }}", "a{{ raise_exception('\\udfff') }}", "{{ '\\ud800'.x.y }}"])
+def test_lone_surrogate_of_a_template_is_one_error_and_no_crash(renderer: Renderer, template: str) -> None:
+    renderer.start()
+    child = renderer._child
+    with pytest.raises(TemplateError) as caught:
+        render(renderer, template)
+    assert str(caught.value).isprintable()
+    assert renderer._child is child
+
+
+def test_lone_surrogate_of_a_message_is_reported(renderer: Renderer) -> None:
+    with pytest.raises(TemplateError, match="not valid Unicode"):
+        render(renderer, "{{ messages[0].content }}", "\ud800")
+
+
+@pytest.mark.parametrize("n_megabytes", [20, 50, 80])
+def test_message_that_needs_too_much_memory_is_reported(renderer: Renderer, n_megabytes: int) -> None:
+    with pytest.raises(TemplateError, match=r"are allowed|MiB of memory"):
+        render(renderer, "{{ messages[0].content }}" * 9, "😀" + "x" * (n_megabytes << 20))
