@@ -76,7 +76,7 @@ def test_render_process_killed_during_a_request_gives_it_a_second_try(renderer: 
 def test_template_is_to_blame_for_two_dead_render_processes(
     renderer: Renderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processes = []
+    processes: list[int] = []
 
     def kill_after_start(self: Renderer) -> None:
         start(self)
