@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from edgechat.hardware.cgroups import list_groups, read_text
+
 
 class Cpu(msgspec.Struct, frozen=True):
     """Properties of a processor, as the operating system reports them."""
@@ -25,7 +27,7 @@ class Cpu(msgspec.Struct, frozen=True):
 def read_cpu() -> Cpu:
     """Return the properties of the first processor. Takes about a millisecond on Linux."""
     if sys.platform == "linux":
-        return parse_cpuinfo(_read_file("/proc/cpuinfo"))
+        return parse_cpuinfo(read_text(Path("/proc/cpuinfo")))
     if sys.platform == "darwin":
         names = ("machdep.cpu.brand_string", "machdep.cpu.features", "machdep.cpu.leaf7_features")
         values = [_read_sysctl(name) for name in names]
@@ -68,9 +70,23 @@ def candidate_thread_counts() -> list[int]:
 
 
 def _count_allowed_threads() -> int:
-    """Return the number of CPUs within the affinity mask and the cgroup's CPU quota, at least one."""
+    """Return the number of CPUs within the affinity mask and the CPU quotas of the control groups, at least one."""
     n_allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(n_allowed, parse_cpu_max(_read_file("/sys/fs/cgroup/cpu.max")) or n_allowed))
+    return max(1, min([n_allowed, *read_cpu_quotas()]))
+
+
+def read_cpu_quotas(root: Path = Path("/")) -> list[int]:
+    """Return the CPU quotas of this process's control groups and all their parents, in whole CPUs."""
+    quotas = []
+    for directory, version in list_groups("cpu", root):
+        if version == 1:
+            cpu_max = f"{read_text(directory / 'cpu.cfs_quota_us')} {read_text(directory / 'cpu.cfs_period_us')}"
+        else:
+            cpu_max = read_text(directory / "cpu.max")
+        quota = parse_cpu_max(cpu_max)
+        if quota is not None:
+            quotas.append(quota)
+    return quotas
 
 
 def count_cores_by_speed(root: Path = Path("/sys")) -> tuple[int, ...]:
@@ -78,7 +94,7 @@ def count_cores_by_speed(root: Path = Path("/sys")) -> tuple[int, ...]:
     cores_by_class: dict[int, int] = {}
     counted_siblings = set()
     for directory in sorted((root / "devices/system/cpu").glob("cpu[0-9]*")):
-        siblings = _read_file(str(directory / "topology/thread_siblings_list")).strip() or directory.name
+        siblings = read_text(directory / "topology/thread_siblings_list").strip() or directory.name
         if siblings in counted_siblings:  # another hardware thread of a core that was already counted
             continue
         counted_siblings.add(siblings)
@@ -96,26 +112,19 @@ def _read_speed_class(directory: Path) -> int:
 
     Rounding puts cores whose speeds differ by a few per cent into the same class.
     """
-    capacity = _read_file(str(directory / "cpu_capacity")).strip()
+    capacity = read_text(directory / "cpu_capacity").strip()
     if capacity.isdigit():
         return int(capacity) // 128
-    frequency_khz = _read_file(str(directory / "cpufreq/cpuinfo_max_freq")).strip()
+    frequency_khz = read_text(directory / "cpufreq/cpuinfo_max_freq").strip()
     return int(frequency_khz) // 600_000 if frequency_khz.isdigit() else 0
 
 
 def parse_cpu_max(cpu_max: str) -> int | None:
-    """Return the limit in a cgroup v2 `cpu.max` file, in whole CPUs (at least one); None without a limit."""
-    quota, _, period = cpu_max.partition(" ")
-    if not quota.isdigit() or not period.strip().isdigit():
+    """Return the CPU quota in a text "QUOTA PERIOD", in whole CPUs (at least one); None without a quota."""
+    quota, period = [*cpu_max.split(), "", ""][:2]
+    if not quota.isdigit() or not period.isdigit():  # "max", or -1 in version 1
         return None
     return max(1, int(quota) // max(1, int(period)))
-
-
-def _read_file(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def _read_sysctl(name: str) -> str:

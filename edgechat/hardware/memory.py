@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from edgechat.hardware.cgroups import list_groups, read_number, read_text
+
 
 class SystemMemory(msgspec.Struct, frozen=True):
     """System memory at one moment, in bytes."""
@@ -46,46 +48,24 @@ def _read_process_limits() -> list[tuple[int, int]]:
 
 
 def _read_cgroup_limits(root: Path) -> list[tuple[int, int]]:
-    """Return (limit, used) in bytes for the cgroup (v1 or v2) of this process and for all its ancestors."""
+    """Return (limit, used) in bytes for the control groups of this process and for all their parents."""
     limits = []
-    for line in _read_text(root / "proc/self/cgroup").splitlines():
-        controllers, _, group = line.partition(":")[2].partition(":")
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        group_dir = mount / group.lstrip("/")
-        # In a container, /proc/self/cgroup may contain the cgroup's path on the host, while /sys/fs/cgroup is mounted
-        # at that cgroup, so every parent directory is tried.
-        for directory in [group_dir, *(p for p in group_dir.parents if p.is_relative_to(mount))]:
-            limit_bytes = _read_number(directory / ("memory.limit_in_bytes" if controllers else "memory.max"))
-            if limit_bytes is not None:
-                used_bytes = _read_used_bytes(directory, "memory.usage_in_bytes" if controllers else "memory.current")
-                limits.append((limit_bytes, used_bytes))
+    for directory, version in list_groups("memory", root):
+        limit_bytes = read_number(directory / ("memory.limit_in_bytes" if version == 1 else "memory.max"))
+        if limit_bytes is not None:
+            used_bytes = _read_used_bytes(directory, "memory.usage_in_bytes" if version == 1 else "memory.current")
+            limits.append((limit_bytes, used_bytes))
     return limits
 
 
 def _read_used_bytes(directory: Path, name: str) -> int:
-    """Return the memory of a cgroup in bytes, without inactive file pages, which the kernel can drop."""
-    current_bytes = _read_number(directory / name)
+    """Return the memory of a control group in bytes, without inactive file pages, which the kernel can drop."""
+    current_bytes = read_number(directory / name)
     if current_bytes is None:
         return 0
-    stat = dict(line.split(" ", 1) for line in _read_text(directory / "memory.stat").splitlines() if " " in line)
+    stat = dict(line.split(" ", 1) for line in read_text(directory / "memory.stat").splitlines() if " " in line)
     inactive_bytes = stat.get("total_inactive_file", stat.get("inactive_file", "0")).strip()
     return max(0, current_bytes - (int(inactive_bytes) if inactive_bytes.isdigit() else 0))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _read_number(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the file is absent, or contains "max"
-        return None
 
 
 def read_peak_rss_bytes() -> int:
@@ -118,7 +98,7 @@ def read_tree_pss_bytes(pid: int) -> int:
 
 
 def _read_pss_bytes(pid: int) -> int:
-    for line in _read_text(Path(f"/proc/{pid}/smaps_rollup")).splitlines():
+    for line in read_text(Path(f"/proc/{pid}/smaps_rollup")).splitlines():
         if line.startswith("Pss:"):
             return 1024 * int(line.split()[1])
     return 0
@@ -175,7 +155,7 @@ def read_peak_pss_bytes(pid: int) -> int:
 
     The peak is estimated: the process is assumed to have shared as many bytes at its peak as it shares now.
     """
-    status = _read_text(Path(f"/proc/{pid}/status"))
+    status = read_text(Path(f"/proc/{pid}/status"))
     peak_resident_bytes, resident_bytes = (
         1024 * int(fields[0]) if (fields := status.partition(f"{name}:")[2].split()[:1]) else 0
         for name in ("VmHWM", "VmRSS")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from edgechat.hardware import cpu as cpu_module
 from edgechat.hardware.cpu import (
     candidate_thread_counts,
     count_cores_by_speed,
     count_usable_threads,
     parse_cpu_max,
     parse_cpuinfo,
+    read_cpu_quotas,
 )
 
 X86 = """processor : 0
@@ -39,10 +44,74 @@ def test_cpuinfo_is_parsed_in_x86_and_arm_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "cpus"), [("max 100000", None), ("", None), ("150000 100000", 1), ("50000 100000", 1)]
-)
+    ("text", "cpus"),
+    [
+        ("max 100000", None), ("", None), ("150000 100000", 1), ("50000 100000", 1), ("400000 100000\n", 4),
+        ("-1\n 100000\n", None), ("100000\n 50000\n", 2), ("100000", None), ("100000 0", 100000),
+    ],
+)  # fmt: skip
 def test_cpu_quota_is_rounded_down_to_at_least_one(text: str, cpus: int | None) -> None:
     assert parse_cpu_max(text) == cpus
+
+
+def write_quotas(root: Path, membership: str, files: dict[str, str]) -> Path:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(membership)
+    for name, content in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+def test_cpu_quotas_of_nested_groups_are_read_in_version_2(tmp_path: Path) -> None:
+    files = {
+        "box/inner/cpu.max": "max 100000", "box/cpu.max": "300000 100000", "cpu.max": "600000 100000",
+        "elsewhere/cpu.max": "100000 100000",
+    }  # fmt: skip
+    assert read_cpu_quotas(write_quotas(tmp_path, "0::/box/inner\n", files)) == [3, 6]
+
+
+@pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct"])
+def test_cpu_quotas_of_nested_groups_are_read_in_version_1(tmp_path: Path, controllers: str) -> None:
+    files = {
+        f"{controllers}/box/inner/cpu.cfs_quota_us": "200000\n",
+        f"{controllers}/box/inner/cpu.cfs_period_us": "100000\n",
+        f"{controllers}/box/cpu.cfs_quota_us": "-1\n", f"{controllers}/box/cpu.cfs_period_us": "100000\n",
+        "memory/box/inner/cpu.cfs_quota_us": "100000\n", "memory/box/inner/cpu.cfs_period_us": "100000\n",
+    }  # fmt: skip
+    membership = f"9:memory:/box/inner\n4:{controllers}:/box/inner\n0::/\n"
+    assert read_cpu_quotas(write_quotas(tmp_path, membership, files)) == [2]
+
+
+def test_cpu_quotas_of_both_versions_are_read_on_a_hybrid_system(tmp_path: Path) -> None:
+    files = {"unified/box/cpu.max": "200000 100000", "cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}
+    assert read_cpu_quotas(write_quotas(tmp_path, "1:cpu:/\n0::/box\n", files)) == [2]
+
+
+def test_usable_threads_are_at_most_the_cpu_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_module, "read_cpu_quotas", lambda: [8, 1])
+    assert count_usable_threads() == 1
+    assert candidate_thread_counts() == [1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="control groups exist on Linux only")
+def test_usable_threads_follow_the_quota_of_a_nested_group() -> None:
+    group = Path(f"/sys/fs/cgroup/cpu/edgechat-test-{os.getpid()}")
+    inner = group / "inner"
+    try:
+        inner.mkdir(parents=True)
+        (group / "cpu.cfs_quota_us").write_text("100000")
+        (group / "cpu.cfs_period_us").write_text("100000")
+    except OSError:
+        pytest.skip("this user may not create control groups of version 1")
+    code = "from edgechat.hardware.cpu import count_usable_threads; print(count_usable_threads())"
+    command = ["sh", "-c", f'echo $$ > "{inner}/cgroup.procs"; exec "$@"', "sh", sys.executable, "-c", code]
+    try:
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
+    finally:
+        inner.rmdir()
+        group.rmdir()
 
 
 def test_this_machine_has_usable_threads() -> None:
