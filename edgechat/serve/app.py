@@ -71,7 +71,8 @@ class Api:
         try:
             return await respond(request, ChatResponseBuilder(self._find_text_queue(body.model), body), self._metrics)
         except GrammarError as error:
-            raise errors.to_api_error(error, "tools" if body.tools else "response_format") from error
+            param = "tools" if body.tools else "response_format" if body.response_format else None
+            raise errors.to_api_error(error, param) from error
 
     async def completions(self, request: Request) -> Response:
         body = errors.decode_body(await request.body(), CompletionRequest)
@@ -94,6 +95,8 @@ class Api:
         model_properties = queue.model_properties
         return {
             "id": queue.name, "object": "model", "created": self._started_at, "owned_by": "edgechat",
+            # The names of the context length in the model lists of vLLM and OpenRouter.
+            "max_model_len": model_properties.n_ctx, "context_length": model_properties.n_ctx,
             "meta": {"n_ctx": model_properties.n_ctx, "n_ctx_train": model_properties.n_ctx_train,
                      "n_params": model_properties.n_params, "size": model_properties.size_bytes,
                      "is_embedding": model_properties.is_embedding},

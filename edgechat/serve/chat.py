@@ -14,8 +14,9 @@ from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_ob
 from edgechat.serve.choices import Choice, ChoiceDelta, make_chat_logprobs
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
+from edgechat.serve.output_format import check_supported, make_output_format
 from edgechat.serve.responses import ResponseBuilder
-from edgechat.serve.schemas import AssistantMessage, ChatRequest, NamedTool, Tool
+from edgechat.serve.schemas import AssistantMessage, ChatRequest, NamedTool, ReasoningOptions, ThinkingOptions, Tool
 
 
 class ChatResponseBuilder(ResponseBuilder):
@@ -31,6 +32,7 @@ class ChatResponseBuilder(ResponseBuilder):
 
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
         body, queue = self._body, self.queue
+        check_supported(body)
         tools, must_call = select_tools(body)
         tool_format = queue.tool_format
         think = is_reasoning_enabled(body, default=queue.settings.reasoning)
@@ -50,7 +52,7 @@ class ChatResponseBuilder(ResponseBuilder):
             prompt.tokens, body, grammar=grammar, turn_starts=prompt.turn_starts, stops=builder.stop_strings,
             visible_control_tokens=builder.visible_control_tokens + (tool_format.control_tokens if tools else []),
             n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            max_tokens=body.max_completion_tokens or body.max_tokens or queue.settings.max_tokens,
+            max_tokens=self._find_max_tokens(),
         )  # fmt: skip
         choices = [
             Choice(
@@ -61,14 +63,22 @@ class ChatResponseBuilder(ResponseBuilder):
         ]  # fmt: skip
         return [request], choices
 
+    def _find_max_tokens(self) -> int | None:
+        body = self._body
+        param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        if max_tokens == 0:
+            raise ApiError(400, f"{param}: must be at least 1, or -1 for no limit, got 0.", param=param)
+        return self.queue.choose_max_tokens(max_tokens)
+
     def _build_grammar(self, tools: list[Tool], tool_format: ToolFormat, *, must_call: bool) -> str:
         body = self._body
-        rule = grammars.make_response_format_rule(body.response_format)
+        output_format = make_output_format(body)
         if not tools:
-            return rule
-        if rule:
-            message = "response_format: cannot be combined with tools."
-            raise ApiError(400, message, param="response_format")
+            return output_format.rule
+        if output_format.rule:
+            message = f"{output_format.param}: cannot be combined with tools."
+            raise ApiError(400, message, param=output_format.param)
         allow_parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
         return grammars.make_tool_call_rules(tools, tool_format, must_call=must_call, allow_parallel=allow_parallel)
 
@@ -136,9 +146,16 @@ def is_reasoning_enabled(body: ChatRequest, *, default: bool | None) -> bool:
 
     The fields of the request have priority over `default`. If the request and `default` have no value, reasoning is on.
     """
-    enable_thinking = (body.chat_template_kwargs or {}).get("enable_thinking")
-    if isinstance(enable_thinking, bool):
-        return enable_thinking
-    if body.reasoning_effort is not None:
-        return body.reasoning_effort not in {"none", "minimal"}
+    template_variables, options = body.chat_template_kwargs or {}, body.reasoning or ReasoningOptions()
+    thinking = body.thinking.type != "disabled" if isinstance(body.thinking, ThinkingOptions) else body.thinking
+    switches = (
+        template_variables.get("enable_thinking"), template_variables.get("thinking"), body.enable_thinking, thinking,
+        options.enabled,
+    )  # fmt: skip
+    switch = next((value for value in switches if isinstance(value, bool)), None)
+    if switch is not None:
+        return switch
+    effort = options.effort if body.reasoning_effort is None else body.reasoning_effort
+    if effort not in {None, "default"}:
+        return effort not in {"none", "minimal"}
     return True if default is None else default

@@ -15,8 +15,12 @@ from edgechat.serve.schemas import (
     AssistantMessage,
     ChatMessage,
     Content,
+    FunctionCall,
+    InputTextPart,
+    OutputTextPart,
     RefusalPart,
     TextPart,
+    ThinkingPart,
     Tool,
     ToolMessage,
     UserMessage,
@@ -50,7 +54,7 @@ def make_tool_definitions(tools: Sequence[Tool]) -> list[ToolDefinition]:
 def _convert_message(message: ChatMessage, path: str, tool_format: ToolFormat) -> PromptMessage:
     if isinstance(message, AssistantMessage):
         return _convert_assistant_message(message, path, tool_format)
-    text = _content_text(message.content, path)
+    text, _ = _split_content(message.content, path)
     if isinstance(message, ToolMessage):
         if tool_format.template_supports_tools:
             return PromptMessage("tool", text, extra_fields={"tool_call_id": _shorten_id(message.tool_call_id)})
@@ -59,43 +63,59 @@ def _convert_message(message: ChatMessage, path: str, tool_format: ToolFormat) -
 
 
 def _convert_assistant_message(message: AssistantMessage, path: str, tool_format: ToolFormat) -> PromptMessage:
-    text = _content_text(message.content or "", path)
-    reasoning = message.reasoning_content or ""
+    text, thinking = _split_content(message.content, path)
+    reasoning = message.reasoning_content or message.reasoning or thinking
     calls = message.tool_calls or []
     if not calls:
         return PromptMessage("assistant", text, reasoning)
     if not tool_format.template_supports_tools:
-        call_text = tool_format.format_calls([(call.function.name, call.function.arguments) for call in calls])
+        call_text = tool_format.format_calls([(call.function.name, _format_arguments(call.function)) for call in calls])
         return PromptMessage("assistant", text + call_text, reasoning)
     template_calls = []
     for i, call in enumerate(calls):
-        try:
-            arguments = json.loads(call.function.arguments or "{}")
-        except (ValueError, RecursionError) as error:  # ValueError is also raised for numbers with thousands of digits
-            param = f"{path}.tool_calls[{i}].function.arguments"
-            raise ApiError(400, f"{param}: not valid JSON ({error}).", param=param) from error
+        arguments = _parse_arguments(call.function, f"{path}.tool_calls[{i}].function.arguments")
         function = {"name": call.function.name, "arguments": arguments}
         template_calls.append({"id": _shorten_id(call.id), "type": "function", "function": function})
     return PromptMessage("assistant", text, reasoning, {"tool_calls": template_calls})
 
 
-def _content_text(content: Content, path: str) -> str:
-    if isinstance(content, str):
-        return content
-    texts = []
+def _format_arguments(function: FunctionCall) -> str:
+    arguments = function.arguments
+    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments or "{}"
+
+
+def _parse_arguments(function: FunctionCall, param: str) -> Any:
+    if isinstance(function.arguments, dict):
+        return function.arguments
+    try:
+        return json.loads(function.arguments or "{}")
+    except (ValueError, RecursionError) as error:  # ValueError is also raised for numbers with thousands of digits
+        raise ApiError(400, f"{param}: not valid JSON ({error}).", param=param) from error
+
+
+def _split_content(content: Content, path: str) -> tuple[str, str]:
+    """Return the text of a message and the reasoning in it. Raises ApiError for content other than text."""
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    texts, thoughts = [], []
     for i, part in enumerate(content):
-        if isinstance(part, TextPart):
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, (TextPart, InputTextPart, OutputTextPart)):
             texts.append(part.text)
         elif isinstance(part, RefusalPart):
             texts.append(part.refusal)
+        elif isinstance(part, ThinkingPart):
+            thinking = part.thinking
+            thoughts.append(thinking if isinstance(thinking, str) else "".join(item.text for item in thinking))
         else:
             param = f"{path}.content[{i}]"
             raise ApiError(400, f"{param}: only text is supported.", param=param, code="unsupported_content")
-    return "".join(texts)
+    return "".join(texts), "".join(thoughts)
 
 
-def _shorten_id(call_id: str) -> str:
-    return hashlib.blake2b(call_id.encode("utf-8", "replace"), digest_size=8).hexdigest()[:_ID_LENGTH]
+def _shorten_id(call_id: str | None) -> str:
+    return hashlib.blake2b((call_id or "").encode("utf-8", "replace"), digest_size=8).hexdigest()[:_ID_LENGTH]
 
 
 def make_tool_call_objects(calls: Sequence[ParsedToolCall], first_index: int | None = None) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from edgechat.engine import protocol
 from edgechat.serve.choices import Choice, ChoiceDelta, clamp_logprob
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
+from edgechat.serve.output_format import check_supported, make_output_format
 from edgechat.serve.responses import ResponseBuilder
 from edgechat.serve.schemas import CompletionRequest, TextInput
 
@@ -32,14 +33,19 @@ class CompletionResponseBuilder(ResponseBuilder):
 
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
         body = self._body
+        check_supported(body)
         if body.suffix:
             raise ApiError(400, "suffix: not supported.", param="suffix")
+        if body.best_of is not None and body.best_of > (body.n or 1):
+            raise ApiError(400, "best_of: values above n are not supported.", param="best_of")
+        rule = make_output_format(body).rule
+        grammar = f"start: {rule}\n" if rule else ""
         requests, n_sequences = [], body.n or 1
         for prompt in split_inputs(body.prompt, "prompt"):
             if body.echo and not isinstance(prompt, str):
                 raise ApiError(400, "echo: not supported for a prompt of token IDs.", param="echo")
             tokens = await self.queue.tokenize(prompt) if isinstance(prompt, str) else prompt
-            requests.append(self.queue.build_generate_request(tokens, body, n_logprobs=body.logprobs))
+            requests.append(self.queue.build_generate_request(tokens, body, n_logprobs=body.logprobs, grammar=grammar))
             self._echoes += [prompt if body.echo and isinstance(prompt, str) else ""] * n_sequences
         return requests, [Choice(i) for i in range(len(requests) * n_sequences)]
 

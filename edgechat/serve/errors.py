@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import sys
 import traceback
@@ -60,7 +61,9 @@ def check_accepts_requests(*, is_accepting: bool) -> None:
 def to_api_error(error: EdgechatError, param: str | None = None) -> ApiError:
     """Convert an EdgechatError to an error response; `param` is the name of the request field with the input text."""
     if isinstance(error, ContextOverflowError):
-        return ApiError(400, str(error), param=param, code="context_length_exceeded")
+        # Clients such as litellm recognise this error by llama-server's words.
+        message = f"{error} The request exceeds the available context size."
+        return ApiError(400, message, param=param, code="context_length_exceeded")
     if isinstance(error, GrammarError):
         return ApiError(400, str(error), param=param, code="unsupported_format")
     if isinstance(error, (TemplateError, UsageError)):
@@ -86,7 +89,7 @@ def make_internal_error(error: Exception) -> ApiError:
 def decode_body(body: bytes, body_type: type[T]) -> T:
     """Decode the JSON body of a request. Raises ApiError, whose `param` is the path of the invalid field, if known."""
     try:
-        return msgspec.json.decode(body, type=body_type)
+        return msgspec.json.decode(body.removeprefix(codecs.BOM_UTF8), type=body_type)
     except msgspec.ValidationError as error:
         path = _FIELD_PATH.search(str(error))
         message = _FIELD_PATH.sub("", str(error))

@@ -12,7 +12,7 @@ from typing import Any, Final
 from edgechat.errors import GrammarError
 from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.tool_formats import ToolFormat
-from edgechat.serve.schemas import JsonFormat, SchemaFormat, TextFormat, Tool
+from edgechat.serve.schemas import Tool
 
 # Options of llguidance for fixed white space in JSON. With flexible white space, small models can generate white space
 # without end.
@@ -24,18 +24,6 @@ _SCHEMA_MAP_KEYWORDS: Final = ("properties", "patternProperties", "$defs", "defi
 _DATA_KEYWORDS: Final = ("const", "enum", "default", "examples")
 _NUMERIC_LIMITS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _MAX_NUMERIC_LIMIT: Final = 1 << 53
-
-
-def make_response_format_rule(response_format: TextFormat | JsonFormat | SchemaFormat | None) -> str:
-    """Return the grammar rule of a response format; "" for free text.
-
-    Raises GrammarError for a schema keyword that is not supported.
-    """
-    if isinstance(response_format, JsonFormat):
-        return _make_json_rule({"type": "object"}, "response_format")
-    if isinstance(response_format, SchemaFormat):
-        return _make_json_rule(response_format.json_schema.schema, "response_format.json_schema.schema")
-    return ""
 
 
 def make_tool_call_rules(
@@ -50,7 +38,7 @@ def make_tool_call_rules(
     for i, tool in enumerate(tools):
         call_prefix, call_suffix = tool_format.make_call_wrapper(tool.function.name)
         parameters = {"type": "object"} | (tool.function.parameters or {})
-        rules.append(f"arguments_{i}: {_make_json_rule(parameters, f'tools[{i}].function.parameters')}")
+        rules.append(f"arguments_{i}: {make_json_rule(parameters, f'tools[{i}].function.parameters')}")
         calls.append(f"{_quote(call_prefix)} arguments_{i} {_quote(call_suffix)}")
     more_calls = f" ({_quote(tool_format.separator)} call)*" if allow_parallel else ""
     suffix = f" {_quote(tool_format.suffix)}" if tool_format.suffix else ""
@@ -87,7 +75,7 @@ def _quote(text: str) -> str:
     return json.dumps(text)
 
 
-def _make_json_rule(schema: Mapping[str, Any] | bool, path: str) -> str:  # noqa: FBT001  (a JSON schema may be a boolean)
+def make_json_rule(schema: Mapping[str, Any] | bool, path: str) -> str:  # noqa: FBT001  (a JSON schema may be a boolean)
     """Convert a JSON schema to a grammar expression. Raises GrammarError for a keyword that is not supported."""
     expanded_schema: dict[str, Any] = {} if schema is True else {"not": {}} if schema is False else dict(schema)
     if "x-guidance" in expanded_schema:

@@ -141,12 +141,21 @@ class ModelQueue:
         client_stops = [params.stop] if isinstance(params.stop, str) else list(params.stop or ())
         fields: dict[str, Any] = {
             "tokens": self.validate_tokens(tokens, "prompt"), "sampling": self._make_sampling(params),
-            "n_sequences": n_sequences, "max_tokens": params.max_tokens or self.settings.max_tokens,
+            "n_sequences": n_sequences, "max_tokens": self.choose_max_tokens(params.max_tokens),
             "stop": [*client_stops, *stops], "logit_bias": self._parse_logit_bias(params),
             "ignore_eog": bool(params.ignore_eos),
             "conversation": CACHE_OWNER, "speculate": not self.settings.strict, "bypass_cache": self.settings.strict,
         } | overrides  # fmt: skip
         return protocol.Generate(id=self._model.engine.next_id(), **fields)
+
+    def choose_max_tokens(self, max_tokens: int | None) -> int | None:
+        """Return the length limit of a reply: the client's value or the server's setting; None for the whole context.
+
+        Clients send -1 for no limit.
+        """
+        if max_tokens is None:
+            return self.settings.max_tokens
+        return None if max_tokens < 0 else max_tokens
 
     def build_embed_request(self, inputs: list[list[int]]) -> protocol.Embed:
         """Build the engine request for the embeddings of tokenised inputs."""
@@ -169,7 +178,8 @@ class ModelQueue:
         fields = {name: getattr(params, name) for name in Sampling.__struct_fields__}
         fields = {name: value for name, value in fields.items() if value is not None}
         if params.top_k is not None:
-            fields["top_k"] = max(0, params.top_k)  # clients of other servers send -1 to disable top_k
+            # Clients of other servers send -1 to disable top_k.
+            fields["top_k"] = min(max(0, params.top_k), self.model_properties.n_vocab)
         if params.seed is not None:
             fields["seed"] = params.seed % _N_SEEDS if params.seed >= 0 else None
         return msgspec.structs.replace(self.settings.sampling, **fields)

@@ -1,13 +1,14 @@
 """Request bodies of the OpenAI API, with the fields that edgechat supports.
 
-Unknown fields are ignored, because many clients send fields that only certain services use.
+Unknown fields are ignored, because many clients send fields that only certain services use. Fields that ask for
+something edgechat cannot do are declared as `Any` here, and refused by `output_format.check_supported`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
@@ -15,6 +16,21 @@ MAX_TOP_LOGPROBS = 20
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 PositiveInt = Annotated[int, Meta(ge=1, le=1 << 24)]
+_MAX_INT: Final = 1 << 53  # JSON numbers above this are not exact in many clients
+if TYPE_CHECKING:
+    Integer = int
+    Limit = int
+    Count = int
+    TopLogprobs = int
+else:  # some clients write every number with a fraction, such as 100.0; `GenerationParams` converts these
+
+    def _bounded(ge: int, le: int) -> object:
+        return Annotated[int, Meta(ge=ge, le=le)] | Annotated[float, Meta(ge=ge, le=le, multiple_of=1)]
+
+    Integer = int | Annotated[float, Meta(multiple_of=1)]
+    Limit = _bounded(-1, _MAX_INT)
+    Count = _bounded(1, 1 << 24)
+    TopLogprobs = _bounded(0, MAX_TOP_LOGPROBS)
 Stop = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
 TextInput = str | list[str | TokenId | list[TokenId]]
@@ -27,6 +43,20 @@ class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
     """Text content of a message."""
 
     text: str
+
+
+class InputTextPart(TextPart, frozen=True, tag_field="type", tag="input_text"):
+    """Text content of a message, with the name that the Responses API uses in requests."""
+
+
+class OutputTextPart(TextPart, frozen=True, tag_field="type", tag="output_text"):
+    """Text content of an earlier reply, with the name that the Responses API uses in responses."""
+
+
+class ThinkingPart(Struct, frozen=True, tag_field="type", tag="thinking"):
+    """Reasoning of an earlier reply, as a text or as a list of text parts."""
+
+    thinking: str | list[TextPart]
 
 
 class RefusalPart(Struct, frozen=True, tag_field="type", tag="refusal"):
@@ -53,24 +83,26 @@ class FilePart(Struct, frozen=True, tag_field="type", tag="file"):
     file: Any = None
 
 
-ContentPart = TextPart | RefusalPart | ImagePart | AudioPart | FilePart
-Content = str | list[ContentPart]
+ContentPart = (
+    TextPart | InputTextPart | OutputTextPart | ThinkingPart | RefusalPart | ImagePart | AudioPart | FilePart
+)  # fmt: skip
+Content = str | list[str | ContentPart] | None
 
 
 class FunctionCall(Struct, frozen=True):
     """Function name and arguments of a tool call."""
 
     name: str
-    arguments: str = "{}"
-    """Arguments as a JSON object, encoded as text."""
+    arguments: str | dict[str, Any] | None = None
+    """Arguments as a JSON object or, in the OpenAI API, as the text of a JSON object."""
 
 
 class ToolCall(Struct, frozen=True):
     """Tool call in an earlier reply."""
 
     function: FunctionCall
-    id: str = ""
-    type: Literal["function"] = "function"
+    id: str | None = None
+    type: Literal["function"] | None = None
 
 
 class SystemMessage(Struct, frozen=True, tag_field="role", tag="system"):
@@ -94,16 +126,18 @@ class UserMessage(Struct, frozen=True, tag_field="role", tag="user"):
 class AssistantMessage(Struct, frozen=True, tag_field="role", tag="assistant"):
     """Earlier reply of the model. If it is the last message of the request, the model continues it."""
 
-    content: Content | None = None
+    content: Content = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    """Name of `reasoning_content` in the API of OpenRouter and newer versions of vLLM."""
     tool_calls: list[ToolCall] | None = None
 
 
 class ToolMessage(Struct, frozen=True, tag_field="role", tag="tool"):
     """Result of a tool call."""
 
-    content: Content = ""
-    tool_call_id: str = ""
+    content: Content = None
+    tool_call_id: str | None = None
 
 
 ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
@@ -115,7 +149,8 @@ ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage 
 class Function(Struct, frozen=True):
     """Function that the model can call."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$(?!\n)")]
+    # In Python, `$` also matches before a final newline.
     description: str | None = None
     parameters: dict[str, Any] | None = None
     """JSON schema of the arguments."""
@@ -126,7 +161,7 @@ class Tool(Struct, frozen=True):
     """Tool that the model can call. Functions are the only type of tool."""
 
     function: Function
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = None
 
 
 class NamedFunction(Struct, frozen=True):
@@ -147,14 +182,17 @@ class TextFormat(Struct, frozen=True, tag_field="type", tag="text"):
 
 
 class JsonFormat(Struct, frozen=True, tag_field="type", tag="json_object"):
-    """Response format: any JSON object."""
+    """Response format: any JSON object, or an object that matches `schema`."""
+
+    schema: dict[str, Any] | None = None
+    """Extension of llama.cpp, llama-cpp-python and Together."""
 
 
 class JsonSchema(Struct, frozen=True):
     """Named JSON schema of a response format."""
 
-    schema: dict[str, Any] | bool = True
-    name: str = ""
+    schema: dict[str, Any] | bool | None = None
+    name: str | None = None
     description: str | None = None
     strict: bool | None = None
 
@@ -162,7 +200,34 @@ class JsonSchema(Struct, frozen=True):
 class SchemaFormat(Struct, frozen=True, tag_field="type", tag="json_schema"):
     """Response format: JSON that matches a schema."""
 
-    json_schema: JsonSchema
+    json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | bool | None = None
+    """Extension of llama.cpp: the schema without a name."""
+
+
+class StructuredOutputs(Struct, frozen=True):
+    """Response format of vLLM; one of the fields is set."""
+
+    json: dict[str, Any] | str | None = None
+    """JSON schema, or its text."""
+    regex: str | None = None
+    choice: list[str] | None = None
+    json_object: bool | None = None
+    grammar: Any = None
+    structural_tag: Any = None
+
+
+class ReasoningOptions(Struct, frozen=True):
+    """Reasoning options of OpenRouter (`effort`, `enabled`)."""
+
+    effort: str | None = None
+    enabled: bool | None = None
+
+
+class ThinkingOptions(Struct, frozen=True):
+    """Reasoning switch of Anthropic, DeepSeek and GLM."""
+
+    type: str
 
 
 class StreamOptions(Struct, frozen=True):
@@ -171,21 +236,27 @@ class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = None
 
 
+_INTEGER_FIELDS: Final = (
+    "max_tokens", "max_completion_tokens", "top_k", "seed", "n", "logprobs", "top_logprobs", "best_of",
+)  # fmt: skip
+
+
 class GenerationParams(Struct, frozen=True, kw_only=True):
     """Sampling parameters and length limit of a reply; null values and missing fields have the same meaning."""
 
     model: str | None = None
-    max_tokens: PositiveInt | None = None
+    max_tokens: Limit | None = None
+    """Maximum number of generated tokens; -1 for as many as fit in the context."""
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
     top_p: Probability | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=1 << 20)] | None = None
+    top_k: Limit | None = None
     min_p: Probability | None = None
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10.0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    seed: int | None = None
+    seed: Integer | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
-    n: PositiveInt | None = None
+    n: Count | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
     ignore_eos: bool | None = None
     """True to generate beyond end-of-generation tokens in benchmarks, as in llama-server and vLLM."""
@@ -193,31 +264,66 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     user: str | None = None
     """End-user ID of the OpenAI API; ignored."""
+    return_progress: bool | None = None
+    """True to add chunks with the prefill progress to a stream, as in llama-server."""
+    sse_ping_interval: int | float | None = None
+    """Seconds between two comments in a silent stream, as in llama-server; -1 for no comments."""
+
+    # Output formats of llama.cpp (`json_schema`), vLLM and SGLang (`regex`).
+    json_schema: dict[str, Any] | bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    regex: str | None = None
+
+    # Not supported, and refused.
+    grammar: Any = None
+    guided_grammar: Any = None
+    ebnf: Any = None
+    prompt_logprobs: Any = None
+    use_beam_search: Any = None
+
+    def __post_init__(self) -> None:
+        """Convert floats without a fraction to integers."""
+        for name in _INTEGER_FIELDS:
+            value = getattr(self, name, None)
+            if isinstance(value, float):
+                structs.force_setattr(self, name, int(value))
 
 
 class ChatRequest(GenerationParams, frozen=True, kw_only=True):
     """Request body of /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    max_completion_tokens: PositiveInt | None = None
+    max_completion_tokens: Limit | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: TopLogprobs | None = None
     response_format: TextFormat | JsonFormat | SchemaFormat | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "default"] | None = None
+    reasoning: ReasoningOptions | None = None
+    thinking: ThinkingOptions | bool | None = None
+    enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    """Template variables, of which only `enable_thinking` has an effect."""
+    """Template variables, of which only `enable_thinking` and `thinking` have an effect."""
+
+    # Not supported, and refused.
+    functions: Any = None
+    audio: Any = None
+    web_search_options: Any = None
 
 
 class CompletionRequest(GenerationParams, frozen=True, kw_only=True):
     """Request body of /v1/completions."""
 
     prompt: TextInput
-    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    logprobs: TopLogprobs | None = None
     echo: bool | None = None
     suffix: str | None = None
+    best_of: Count | None = None
 
 
 class EmbeddingsRequest(Struct, frozen=True, kw_only=True):

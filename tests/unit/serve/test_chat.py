@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,22 @@ def test_reasoning_follows_the_request_then_the_setting() -> None:
     assert not is_reasoning_enabled(
         chat_request(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="high"), default=True
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "is_enabled"),
+    [
+        ({"enable_thinking": False}, False), ({"thinking": {"type": "disabled"}}, False), ({"thinking": True}, True),
+        ({"thinking": {"type": "enabled", "budget_tokens": 100}}, True), ({"reasoning": {"enabled": False}}, False),
+        ({"reasoning": {"effort": "none"}}, False), ({"reasoning": {"effort": "high"}}, True),
+        ({"reasoning_effort": "max"}, True), ({"chat_template_kwargs": {"thinking": False}}, False),
+        ({"enable_thinking": None, "thinking": None, "reasoning": None, "reasoning_effort": "minimal"}, False),
+    ],
+)  # fmt: skip
+def test_reasoning_switches_of_other_servers_are_followed(options: Any, *, is_enabled: bool) -> None:
+    for default in (None, True, False):
+        assert is_reasoning_enabled(chat_request(**options), default=default) == is_enabled
+    assert not is_reasoning_enabled(chat_request(reasoning_effort="default"), default=False)
 
 
 def test_many_tools_are_checked_in_linear_time() -> None:

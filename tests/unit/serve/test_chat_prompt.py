@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -60,3 +61,43 @@ def test_call_arguments_that_are_not_json_are_refused() -> None:
     body = chat_request(messages=[{"role": "assistant", "tool_calls": [call]}])
     with pytest.raises(ApiError, match=r"messages\[0\]\.tool_calls\[0\]\.function\.arguments"):
         make_template_messages(body.messages, (), detect_tool_format(TOOL_TEMPLATE))
+
+
+def test_messages_of_other_clients_are_accepted() -> None:
+    call: dict[str, Any] = {
+        "id": None,
+        "type": None,
+        "function": {"name": "get_weather", "arguments": {"city": "Zürich"}},
+    }
+    body = chat_request(messages=[
+        {"role": "system", "content": None},
+        {"role": "user",
+         "content": ["Weather ", {"type": "text", "text": "in "}, {"type": "input_text", "text": "Zürich?"}]},
+        {"role": "assistant",
+         "content": [{"type": "thinking", "thinking": "Hm."}, {"type": "output_text", "text": "Wait."}]},
+        {"role": "assistant", "reasoning": "Look.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": None, "content": None},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": [{"type": "text", "text": "So."}]}]},
+    ])  # fmt: skip
+    messages = make_template_messages(body.messages, (), detect_tool_format(TOOL_TEMPLATE))
+    assert [(m.role, m.content, m.reasoning) for m in messages] == [
+        ("system", "", ""), ("user", "Weather in Zürich?", ""), ("assistant", "Wait.", "Hm."),
+        ("assistant", "", "Look."), ("tool", "", ""), ("assistant", "", "So."),
+    ]  # fmt: skip
+    assert messages[3].extra_fields["tool_calls"][0]["function"]["arguments"] == {"city": "Zürich"}
+    assert messages[3].extra_fields["tool_calls"][0]["id"] == messages[4].extra_fields["tool_call_id"]
+    for arguments, text in (({"city": "Zürich"}, '{"city": "Zürich"}'), (None, "{}"), ("", "{}")):
+        call["function"] = {"name": "get_weather", "arguments": arguments}
+        body = chat_request(messages=[{"role": "assistant", "tool_calls": [call]}])
+        (message,) = make_template_messages(body.messages, (), GENERIC_TOOL_FORMAT)
+        assert message.content == GENERIC_TOOL_FORMAT.format_calls([("get_weather", text)])
+
+
+@pytest.mark.parametrize("part_type", ["image_url", "input_audio", "file", "video"])
+def test_content_other_than_text_is_refused(part_type: str) -> None:
+    with pytest.raises(ApiError, match=r"messages\[0\]\.content\[0\]"):
+        make_template_messages(
+            chat_request(messages=[{"role": "user", "content": [{"type": part_type}]}]).messages,
+            (),
+            GENERIC_TOOL_FORMAT,
+        )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import llguidance
-import msgspec
 import pytest
 
 from edgechat.errors import GrammarError
 from edgechat.prompt.reasoning import REASONING_FORMATS, ReasoningFormat
 from edgechat.prompt.tool_formats import GENERIC_TOOL_FORMAT, TOOL_FORMATS, ToolFormat
-from edgechat.serve import errors, grammars
-from edgechat.serve.schemas import SchemaFormat
+from edgechat.serve import grammars
 from tests.unit.serve.examples import TIME, WEATHER
 
 
@@ -60,9 +58,7 @@ def test_only_calls_that_match_a_tool_are_allowed(tool_format: ToolFormat) -> No
 
 @pytest.mark.parametrize("reasoning_format", REASONING_FORMATS, ids=lambda f: f.start_tag)
 def test_reasoning_is_free_and_content_matches_the_schema(reasoning_format: ReasoningFormat) -> None:
-    rule = grammars.make_response_format_rule(
-        errors.decode_body(b'{"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}', SchemaFormat)
-    )
+    rule = grammars.make_json_rule({"type": "integer"}, "response_format")
     start_tag, end_tag = reasoning_format.start_tag, reasoning_format.end_tag
     content_prefix = reasoning_format.content_prefix
     in_reasoning = grammars.add_reasoning_rules(rule, reasoning_format, "reasoning", think=True)
@@ -77,10 +73,7 @@ def test_reasoning_is_free_and_content_matches_the_schema(reasoning_format: Reas
 
 def test_min_properties_is_refused_unless_the_properties_are_required() -> None:
     for schema in ({"type": "object", "minProperties": 2}, {"items": {"minProperties": 3, "required": ["a", "b"]}}):
-        refused = msgspec.convert({"type": "json_schema", "json_schema": {"schema": schema}}, SchemaFormat)
         with pytest.raises(GrammarError, match="minProperties"):
-            grammars.make_response_format_rule(refused)
+            grammars.make_json_rule(schema, "response_format")
     supported = {"type": "object", "minProperties": 2, "required": ["a", "b"], "properties": {"a": {}, "b": {}}}
-    assert grammars.make_response_format_rule(
-        msgspec.convert({"type": "json_schema", "json_schema": {"schema": supported}}, SchemaFormat)
-    )
+    assert grammars.make_json_rule(supported, "response_format")

@@ -1,0 +1,38 @@
+"""Decoding of request bodies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from edgechat.serve import errors
+from edgechat.serve.errors import ApiError
+from edgechat.serve.schemas import CompletionRequest
+from tests.unit.serve.examples import chat_request
+
+
+def test_integers_with_a_fraction_of_zero_become_integers() -> None:
+    body = chat_request(max_tokens=100.0, seed=7.0, top_k=-1.0, n=2.0, top_logprobs=3.0, max_completion_tokens=-1.0)
+    values = [body.max_tokens, body.seed, body.top_k, body.n, body.top_logprobs, body.max_completion_tokens]
+    assert values == [100, 7, -1, 2, 3, -1]
+    assert all(isinstance(value, int) for value in values)
+
+
+@pytest.mark.parametrize("value", [1.5, "5", True, -2, -2.0, 1e300, [], {}])
+def test_other_values_are_no_length_limits(value: Any) -> None:
+    with pytest.raises(ApiError, match="max_tokens"):
+        chat_request(max_tokens=value)
+
+
+def test_null_is_a_missing_value_and_a_byte_order_mark_is_skipped() -> None:
+    body = chat_request(max_tokens=None, seed=None, stop=None, tools=None, response_format=None, stream_options=None)
+    assert body.max_tokens is body.seed is None
+    assert errors.decode_body(b"\xef\xbb\xbf" + json.dumps({"prompt": "a"}).encode(), CompletionRequest).prompt == "a"
+
+
+@pytest.mark.parametrize("name", ["get_weather\n", "", "a b", "x" * 65, "\n", "é", "a\n\n"])
+def test_name_of_a_tool_is_checked_to_its_last_character(name: str) -> None:
+    with pytest.raises(ApiError, match="name"):
+        chat_request(tools=[{"type": "function", "function": {"name": name}}])
