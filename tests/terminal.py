@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -23,8 +24,10 @@ class Terminal:
     """Program that runs in a pseudo-terminal, with its screen and keyboard."""
 
     def __init__(
-        self, command: list[str], size: tuple[int, int] = (80, 24), env: Mapping[str, str] = os.environ
-    ) -> None:
+        self, command: list[str], size: tuple[int, int] = (80, 24), env: Mapping[str, str] = os.environ,
+        *, is_controlling: bool = False,
+    ) -> None:  # fmt: skip
+        """If `is_controlling`, the program gets SIGHUP when the terminal is closed, and signals from keys."""
         import pty
         import termios
 
@@ -42,10 +45,14 @@ class Terminal:
         self.child = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             env={**env, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+            preexec_fn=_take_terminal if is_controlling else None,  # noqa: PLW1509  (no thread of a test holds a lock)
         )  # fmt: skip
         signal.signal(signal.SIGHUP, sighup_handler)
         self._lock = threading.Lock()
         self._ended = False
+        self.reads = threading.Event()
+        """While this is not set, the terminal reads no output, like one that is stopped with Ctrl+S."""
+        self.reads.set()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -57,9 +64,12 @@ class Terminal:
 
     def _read(self) -> None:
         while not self._ended:
+            self.reads.wait()
             try:
+                if not select.select([self._master], [], [], 0.05)[0]:
+                    continue
                 data = os.read(self._master, 1 << 16)
-            except OSError:
+            except (OSError, ValueError):
                 return
             with self._lock:
                 self.output += data
@@ -106,6 +116,20 @@ class Terminal:
         """Wait for the end of the program and return its exit code."""
         return self.child.wait(seconds)
 
+    def hang_up(self) -> None:
+        """Close the terminal, as a terminal emulator whose window is closed."""
+        self._ended = True
+        self._reader.join()
+        os.close(self._master)
+        self._master = -1
+
+    def n_unread_bytes(self) -> int:
+        """Return the number of bytes that the program has written and the terminal has not read."""
+        import fcntl
+        import termios
+
+        return int.from_bytes(fcntl.ioctl(self._master, termios.FIONREAD, b"    "), sys.byteorder)
+
     def modes(self) -> object:
         """Return the terminal attributes; they equal `initial_modes` after the program has restored them."""
         import termios
@@ -118,19 +142,29 @@ class Terminal:
                 os.killpg(self.child.pid, signal.SIGKILL)
             self.child.wait()
         self._ended = True
+        self.reads.set()
         os.close(self._slave)
         self._reader.join(2)
-        os.close(self._master)
+        if self._master >= 0:
+            os.close(self._master)
+
+
+def _take_terminal() -> None:
+    """Make standard input the controlling terminal of this process, a new session."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @contextlib.contextmanager
 def terminal(
-    *command: str, size: tuple[int, int] = (80, 24), env: Mapping[str, str] = os.environ
+    *command: str, size: tuple[int, int] = (80, 24), env: Mapping[str, str] = os.environ, is_controlling: bool = False
 ) -> Iterator[Terminal]:
     """Run a command in a new pseudo-terminal, and kill the program at the end."""
     if sys.platform == "win32":
         pytest.skip("needs POSIX pseudo-terminals")
-    program = Terminal(list(command), size, env)
+    program = Terminal(list(command), size, env, is_controlling=is_controlling)
     try:
         yield program
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -13,8 +14,10 @@ from textual.binding import Binding, BindingType
 
 from edgechat import files, paths
 from edgechat.errors import EdgechatError
+from edgechat.signals import HANGUP_EXIT_CODE
 from edgechat.terminal import escape_controls
 from edgechat.tui import keys, textual_private
+from edgechat.tui.ending import SignalEnding
 from edgechat.tui.messages import CopyRequested, DownloadEnded, ViewRequested
 from edgechat.tui.screens.chat import ChatScreen
 from edgechat.tui.session_worker import Export, SessionWorker
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from edgechat.tui.actions import Actions
     from edgechat.tui.conversation_pane import ConversationPane
     from edgechat.tui.downloads import DownloadRunner
+    from edgechat.tui.driver import TerminalLost
     from edgechat.tui.render.palette import Palette
 
 
@@ -80,7 +84,9 @@ class ChatApp(textual_private.CrashReportApp[int]):
         self.is_first_run = is_first_run
         self.is_leaving = False
         self.download_status = ""
+        self.ending = SignalEnding(self)
         self.worker = SessionWorker(make_session, self._post_to_pane, export)
+        self._exit_code = 0
         self._downloads: DownloadRunner | None = None
         self._palette: Palette | None = None
         self.key_overrides: dict[str, str] = {}
@@ -89,6 +95,9 @@ class ChatApp(textual_private.CrashReportApp[int]):
             self.worker, lambda: self.palette, lambda: self.key_overrides, lambda: self.download_status, self._start,
             problems, figures=settings.figures,
         )  # fmt: skip
+
+    def on_load(self) -> None:
+        self.ending.loop = asyncio.get_running_loop()
 
     def get_default_screen(self) -> Screen[None]:
         return self.chat
@@ -314,13 +323,14 @@ class ChatApp(textual_private.CrashReportApp[int]):
 
     @on(PromptInput.EditorRequested)
     def _open_editor(self) -> None:
-        from edgechat.tui.editor import edit_text
+        from edgechat.tui.editor import Editor
 
-        prompt = self.pane.prompt
+        prompt, editor = self.pane.prompt, Editor()
+        self.ending.forward = editor.forward_signal
         try:
             with self.suspend():
                 try:
-                    prompt.load(edit_text(prompt.full_text))
+                    prompt.load(editor.edit(prompt.full_text))
                 except EdgechatError as error:  # an exception that leaves `suspend` would not resume the screen
                     self.pane.add_error(str(error))
         except SuspendNotSupported as error:
@@ -333,25 +343,40 @@ class ChatApp(textual_private.CrashReportApp[int]):
         """Stop the reply that is being generated, wait until it is saved, and quit."""
         if self.is_leaving:
             return
-        self.chat.leave()
         self.is_leaving = True
+        self.chat.leave()
         if self._downloads is not None:
             self._downloads.close()
         await asyncio.to_thread(self.worker.close)
-        self.exit(0)
+        self.exit(self._exit_code, return_code=self._exit_code)
 
-    def report_crash(self) -> None:
+    async def end(self, exit_code: int) -> None:
+        """Quit with an exit code other than 0, because a signal arrived or the terminal is gone."""
+        self._exit_code = self._exit_code or exit_code
+        self.run_worker(self.action_quit())
+
+    def save_everything(self) -> None:
+        """Save the reply and the unsent text in this thread, while the event loop is blocked."""
+        with contextlib.suppress(Exception):
+            self.pane.composer.save()
+        self.worker.close()
+
+    async def on_terminal_lost(self, _message: TerminalLost) -> None:
+        await self.end(HANGUP_EXIT_CODE)
+
+    def report_crash(self, error: Exception) -> None:
         """Print a short message with the path of the crash log instead of Textual's traceback."""
         from rich.text import Text
 
         file = paths.cache_dir() / "crash.log"
+        lines = traceback.format_exception(error)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            files.replace_file(file, traceback.format_exc().encode("utf-8", "replace"))
+            files.replace_file(file, "".join(lines).encode("utf-8", "replace"))
             details = f" Details: {file}. Engine log: {paths.log_file()}."
         except OSError:
-            details = "\n" + traceback.format_exc()
-        problem = traceback.format_exc().strip().splitlines()[-1][:300]
+            details = "\n" + "".join(lines)
+        problem = lines[-1].strip()[:300]
         self.panic(Text(
             f"edgechat failed: {problem}\n\nYour conversation is saved: `edgechat -c` continues it.{details}"
         ))  # fmt: skip
@@ -360,8 +385,9 @@ class ChatApp(textual_private.CrashReportApp[int]):
 def run_app(app: ChatApp) -> int:
     """Run the application in this terminal, and return the exit code."""
     textual_private.register_alt_enter()
-    try:
-        app.run()
-    finally:
-        app.worker.close()
+    with app.ending.handle_signals():
+        try:
+            app.run()
+        finally:
+            app.worker.close()
     return app.return_code or 0

@@ -1,4 +1,4 @@
-"""All uses of Textual's private API, checked against Textual 8.2.8.
+"""Textual's private API, checked against Textual 8.2.8. `driver.py` and `terminal_parser.py` have the rest of its uses.
 
 `tests/unit/tui/test_textual_private.py` fails if a newer Textual lacks an attribute, and names the attribute.
 """
@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import enum
+import sys
 from typing import TYPE_CHECKING, TypeVar
 
+from textual import constants
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.app import App
 
 if TYPE_CHECKING:
+    from textual.driver import Driver
     from textual.geometry import Size
     from textual.widget import Widget
 
@@ -51,9 +54,30 @@ def write_to_terminal(app: App[ReturnType], data: str) -> None:
 class CrashReportApp(App[ReturnType]):
     """Application that calls `report_crash` for an unhandled exception, instead of printing Textual's traceback."""
 
-    def _fatal_error(self) -> None:
-        self.report_crash()
+    def get_driver_class(self) -> type[Driver]:
+        """Return a driver that survives any input, or the driver that $TEXTUAL_DRIVER names."""
+        if constants.DRIVER is not None:
+            return super().get_driver_class()
+        if sys.platform == "win32":
+            from textual.drivers import win32
 
-    def report_crash(self) -> None:
-        """Report the current exception and end the application. Call this only in an except block."""
-        super()._fatal_error()
+            from edgechat.tui.terminal_parser import ConsoleParser
+
+            win32.XTermParser = ConsoleParser  # the input thread of Textual's driver creates its parser by this name
+            return super().get_driver_class()
+        from edgechat.tui.driver import ChatDriver
+
+        return ChatDriver
+
+    def _fatal_error(self) -> None:
+        self.report_crash(self._exception or RuntimeError("unknown error"))
+
+    def report_crash(self, error: Exception) -> None:
+        """Report `error` and end the application."""
+        raise NotImplementedError
+
+    def restore_terminal(self) -> None:
+        """Restore the terminal at once, without the event loop, before the process ends."""
+        restore = getattr(self._driver, "restore_terminal", None)
+        if restore is not None:
+            restore()

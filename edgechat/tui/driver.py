@@ -1,0 +1,167 @@
+"""Terminal driver: Textual's driver for Linux and macOS with a filter for its input, and for terminals that vanish.
+
+It uses private API of Textual, checked against Textual 8.2.8 (see also `textual_private.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import selectors
+import signal
+import sys
+import termios
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from textual.drivers.linux_driver import LinuxDriver
+from textual.message import Message
+
+from edgechat.tui.terminal_parser import POLL_S, TerminalParser
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from textual.app import App
+
+_READ_BYTES: Final = 1 << 16
+# Paste brackets, reports of size and focus, mouse and synchronized output off; line wrap on; end of the Kitty keyboard
+# protocol and of the alternate screen; cursor shown.
+_RESTORE: Final = (
+    b"".join(b"\x1b[?%dl" % mode for mode in (2004, 2048, 1004, 1000, 1003, 1015, 1006, 1016, 2026))
+    + b"\x1b[?7h\x1b[<u\x1b[?1049l\x1b[?25h"
+)
+
+
+class TerminalLost(Message):
+    """The terminal is gone, for example because its window was closed."""
+
+
+class ChatDriver(LinuxDriver):
+    """Driver that survives any input, and that reports a terminal that is gone as a `TerminalLost` message."""
+
+    def __init__(self, app: App[Any], **options: Any) -> None:
+        super().__init__(app, **options)
+        self._output = _TerminalOutput(sys.__stderr__, self._report_lost, self._report_error)  # type: ignore[arg-type]
+        self._file = self._output  # type: ignore[assignment]
+        self._is_started = False
+
+    # Input
+
+    def _run_input_thread(self) -> None:
+        try:
+            self.run_input_thread()
+        except Exception as error:  # noqa: BLE001  (otherwise Textual would print a traceback and return 0)
+            self._report_error(error)
+
+    def run_input_thread(self) -> None:
+        """Read the terminal until `exit_event` is set or the terminal is gone."""
+        parser = TerminalParser()
+        with selectors.SelectSelector() as selector:
+            selector.register(self.fileno, selectors.EVENT_READ)
+            while not self.exit_event.is_set():
+                if not selector.select(parser.remaining_s):
+                    for event in parser.tick():
+                        self.process_message(event)
+                    continue
+                try:
+                    data = os.read(self.fileno, _READ_BYTES)
+                except OSError:
+                    data = b""
+                if not data:  # a terminal in raw mode has no end of file
+                    self._report_lost()
+                    return
+                for event in parser.feed(data):
+                    self.process_message(event)
+
+    # Output
+
+    def write(self, data: str) -> None:
+        """Write to the terminal, unless it is gone: the queue of the writer thread would fill up and block."""
+        if not self._output.is_lost:
+            super().write(data)
+
+    def _disable_mouse_support(self) -> None:
+        if self._mouse_pixels:
+            self.write("\x1b[?1016l")
+        super()._disable_mouse_support()
+
+    # Start and stop
+
+    def start_application_mode(self) -> None:
+        super().start_application_mode()  # type: ignore[no-untyped-call]
+        self._is_started = self._writer_thread is not None and self._writer_thread.is_alive()
+        if not self._is_started:  # Textual gives up silently if it cannot change the terminal's attributes
+            self._output.is_lost = True
+            self._report_lost()
+
+    def stop_application_mode(self) -> None:
+        super().stop_application_mode()
+        self._is_started = False
+
+    def _sigtstp_application(self, *_: object) -> None:
+        """Suspend the program. In the handler itself, the queue of the writer thread may be locked."""
+        if self._auto_restart:
+            self._loop.call_soon_threadsafe(super()._sigtstp_application)
+        else:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _sigcont_application(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._resume)
+
+    def _resume(self) -> None:
+        """Start application mode again. After SIGSTOP, which no program can catch, stop it first."""
+        if self._auto_restart:
+            if self._is_started:
+                self.suspend_application_mode()
+            self.resume_application_mode()
+
+    def restore_terminal(self) -> None:
+        """Restore the terminal without the writer thread, which may wait for a terminal that does not read."""
+        if not self._is_started or self._output.is_lost:
+            return
+        with contextlib.suppress(OSError, termios.error):
+            if self.attrs_before is not None:
+                termios.tcsetattr(self.fileno, termios.TCSANOW, self.attrs_before)
+            if select.select([], [self._output.fileno()], [], POLL_S)[1]:
+                os.write(self._output.fileno(), _RESTORE)
+
+    # Problems, in any thread
+
+    def _report_lost(self) -> None:
+        if self._app.is_running:
+            self.send_message(TerminalLost())
+
+    def _report_error(self, error: Exception) -> None:
+        self._app.call_later(self._app._handle_exception, error)  # noqa: SLF001
+
+
+class _TerminalOutput:
+    """Standard error, on which Textual draws. After an error of the device, all further output is dropped."""
+
+    def __init__(self, file: TextIO, on_lost: Callable[[], None], on_error: Callable[[Exception], None]) -> None:
+        self._file = file
+        self._on_lost = on_lost
+        self._on_error = on_error
+        self.is_lost = False
+
+    def write(self, text: str) -> None:
+        self._attempt(lambda: self._file.write(text))
+
+    def flush(self) -> None:
+        self._attempt(self._file.flush)
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        if self.is_lost:
+            return
+        try:
+            action()
+        except OSError:
+            self.is_lost = True
+            self._on_lost()
+        except Exception as error:  # noqa: BLE001  (the writer thread must go on, or the next write would block)
+            self.is_lost = True
+            self._on_error(error)

@@ -1,0 +1,26 @@
+"""The chat with scripted replies as a program: `python -m tests.tui.scripted_program [TOKEN_INTERVAL_S [REPLY]]`."""
+
+from __future__ import annotations
+
+import sys
+
+from edgechat.bench.scripted_session import Script, ScriptedSession
+from edgechat.cli.chat import export
+from edgechat.config import Settings
+from edgechat.store import open_store
+from edgechat.tui.app import ChatApp, run_app
+
+LONG_REPLY = " ".join(f"word{number}" for number in range(5000))
+
+
+def main() -> int:
+    """Run the chat and return its exit code. Conversations are saved in EDGECHAT_HOME."""
+    interval_s, reply = [*sys.argv[1:], "0.01", LONG_REPLY][:2] if len(sys.argv) < 3 else sys.argv[1:3]
+    script = Script([reply], token_interval_s=float(interval_s))
+    settings = Settings(temperature=0.0, titles=False)
+    app = ChatApp(lambda: ScriptedSession(open_store(), settings, script), [], settings, export)
+    return run_app(app)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
