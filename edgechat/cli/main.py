@@ -15,11 +15,14 @@ def main() -> None:
     ensure_standard_streams()
     if len(sys.argv) > 1 and sys.argv[1] in HIDDEN_COMMANDS:
         sys.exit(_run_child(sys.argv[1], sys.argv[2:]))
-    if len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        sys.exit(_start_chat())
-    from edgechat.cli.root import run
+    try:
+        if len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+            sys.exit(_start_chat())
+        from edgechat.cli.root import run
 
-    sys.exit(run())
+        sys.exit(run())
+    except KeyboardInterrupt:  # during the imports
+        sys.exit(130)
 
 
 def _start_chat() -> int:
@@ -35,8 +38,6 @@ def _start_chat() -> int:
 
         print(f"edgechat: {escape_controls(str(error))}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
 
 
 def ensure_standard_streams() -> None:

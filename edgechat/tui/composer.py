@@ -73,7 +73,7 @@ class Composer:
 
     def reset(self) -> None:
         """Discard the edit target and the attachments, because they belong to the previous conversation."""
-        self.edited_id, self.attachments = None, []
+        self.edited_id, self.attachments, self._text_before_edit = None, [], ""
 
     # Restoring
 
@@ -103,7 +103,7 @@ class Composer:
         If the conversation is ephemeral or has no messages, the text stays in the input instead.
         """
         if self._worker.writes_files and self.conversation_id and self._prompt.text:
-            self._worker.save_unsent(self.conversation_id, self._prompt.full_text)
+            self._worker.save_unsent(self.conversation_id, self._input_text)
             self._prompt.load("")
 
     def save(self) -> None:
@@ -119,7 +119,12 @@ class Composer:
 
     @property
     def _unsent_text(self) -> str:
-        return "\n\n".join(t for t in (*(o.text for o in self._queue), self._prompt.full_text) if t)
+        return "\n\n".join(t for t in (*(o.text for o in self._queue), self._input_text) if t)
+
+    @property
+    def _input_text(self) -> str:
+        """The text in the input, after the text that was there before an edit."""
+        return "\n\n".join(t for t in (self._text_before_edit, self._prompt.full_text) if t)
 
     @property
     def status(self) -> list[str]:

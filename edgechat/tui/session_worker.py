@@ -55,6 +55,8 @@ class SessionWorker:
         self.session: Session | None = None
         """The chat session; None until the first job has created it."""
         self.is_closing = False
+        self._early_unsent: tuple[str, str] | None = None
+        """Conversation ID and unsent text, if the text was typed before the session was created."""
         self.is_painted = threading.Event()
         """Set by the conversation pane when it receives a `TextArrived`; cleared before the next one is posted."""
         self.is_painted.set()
@@ -113,12 +115,18 @@ class SessionWorker:
     def save_unsent(self, conversation_id: str, text: str) -> None:
         """Save the unsent message of a conversation (ID "" for a new one), unless conversations are ephemeral.
 
-        A thread saves the texts in the order of the calls.
+        A thread saves the texts in the order of the calls. A text that is typed before the session is created is saved
+        by the next call, or by `close`.
         """
-        if self.session is not None and self.session.store.is_persistent:
-            from edgechat.chat import unsent_messages
+        self._early_unsent = (conversation_id, text) if self.session is None else None
+        if self.session is not None:
+            self._submit(self._unsent_thread, lambda: self._save_unsent(conversation_id, text))
 
-            self._submit(self._unsent_thread, lambda: unsent_messages.save(conversation_id, text))
+    def _save_unsent(self, conversation_id: str, text: str) -> None:
+        from edgechat.chat import unsent_messages
+
+        if self.session is not None and self.session.store.is_persistent:
+            unsent_messages.save(conversation_id, text)
 
     def go_to(self, destination: Destination) -> None:
         """Open a conversation or start a new one, and post its content to the screen."""
@@ -226,6 +234,8 @@ class SessionWorker:
         if self.session is not None:
             self.session.close()
         self._turn_thread.shutdown(wait=True, cancel_futures=True)
+        if self._early_unsent is not None and self._early_unsent[1]:
+            self._save_unsent(*self._early_unsent)
         if self.session is not None:  # the session may have been created meanwhile; closing it twice is harmless
             self.session.close()
         self._unsent_thread.shutdown(wait=True)
