@@ -86,8 +86,9 @@ def serve(
     """
     try:
         from edgechat.serve import server
+        from edgechat.serve.addresses import is_loopback
         from edgechat.serve.app import Api
-        from edgechat.serve.middleware import AccessRules, is_loopback
+        from edgechat.serve.middleware import AccessRules
     except ModuleNotFoundError as error:
         raise UsageError(f"{INSTALL_HINT} (missing: {error.name})") from error
     if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):

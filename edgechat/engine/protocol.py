@@ -228,10 +228,12 @@ class Tokenized(Event, frozen=True):
 
 
 class PrefillProgressed(Event, frozen=True):
-    """Prefill progress of a request, in prompt tokens."""
+    """Prefill progress of a request, in prompt tokens. The first event follows the restoring of the cached prefix."""
 
     done_tokens: int
     total_tokens: int
+    cached_tokens: int = 0
+    """Number of tokens that the prefix cache restored; they are part of `done_tokens`."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):

@@ -168,7 +168,7 @@ class ActiveRequest:
         if end in checkpoints:
             cache.checkpoint(seq)
         if pending.output is None:
-            self._send(PrefillProgressed(id=self.params.id, done_tokens=end, total_tokens=len(tokens)))
+            self._send_progress(end)
         if end == len(tokens):
             self._start_decoding(pending, seq)
 
@@ -179,7 +179,19 @@ class ActiveRequest:
         )
         if pending.output is None:
             self._cached_prefix = cached_prefix
+            self._send_progress(self._n_cached)
         return cached_prefix.seq
+
+    @property
+    def _n_cached(self) -> int:
+        cached_prefix = self._cached_prefix
+        return cached_prefix.live_tokens + cached_prefix.ram_tokens + cached_prefix.disk_tokens
+
+    def _send_progress(self, n_tokens: int) -> None:
+        """Send the number of prompt tokens that are in the context."""
+        self._send(PrefillProgressed(
+            id=self.params.id, done_tokens=n_tokens, total_tokens=len(self.prompt), cached_tokens=self._n_cached
+        ))  # fmt: skip
 
     def _start_decoding(self, pending: PendingPrefill, seq: int) -> None:
         """Resume the output sequence of `pending`, or create all output sequences; sample a token for each sequence."""
@@ -247,14 +259,13 @@ class ActiveRequest:
     def _create_stats(self) -> GenerationStats:
         cached_prefix, sequences = self._cached_prefix, self.sequences
         draft_stats = self.speculator.stats if self.speculator is not None else SpeculationStats()
-        n_cached = cached_prefix.live_tokens + cached_prefix.ram_tokens + cached_prefix.disk_tokens
-        n_computed = len(self.prompt) - n_cached
+        n_computed = len(self.prompt) - self._n_cached
         n_tokens = sum(s.n_tokens for s in sequences)
         first_token_at = min((s.first_token_at for s in sequences if s.n_tokens), default=0.0)
         decode_s = max((s.last_token_at for s in sequences), default=0.0) - first_token_at
         return GenerationStats(
             prompt_tokens=len(self.prompt),
-            cached_tokens=n_cached,
+            cached_tokens=self._n_cached,
             cached_ram_tokens=cached_prefix.ram_tokens,
             cached_disk_tokens=cached_prefix.disk_tokens,
             completion_tokens=n_tokens,

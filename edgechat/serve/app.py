@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -14,17 +16,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from edgechat import __version__
-from edgechat.errors import EdgechatError, GrammarError
+from edgechat.errors import EdgechatError
 from edgechat.serve import errors, metrics, openapi
+from edgechat.serve.bodies import BodyBudget
 from edgechat.serve.chat import ChatResponseBuilder
 from edgechat.serve.completions import CompletionResponseBuilder
 from edgechat.serve.embeddings import embed
 from edgechat.serve.errors import ApiError
 from edgechat.serve.middleware import AccessRules, RequestGuard, make_error_response
 from edgechat.serve.model_queue import ModelQueue
-from edgechat.serve.responses import respond
+from edgechat.serve.responses import find_client_address, respond
 from edgechat.serve.schemas import ChatRequest, CompletionRequest, EmbeddingsRequest
 
+T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -34,6 +38,7 @@ class Api:
     def __init__(self, models: Mapping[str, ModelQueue]) -> None:
         self._models = models
         self._metrics = metrics.Metrics(models)
+        self._body_budget = BodyBudget()
         self._started_at = int(time.time())
 
     def build_app(self, rules: AccessRules) -> ASGIApp:
@@ -67,21 +72,35 @@ class Api:
         return queue
 
     async def chat(self, request: Request) -> Response:
-        body = errors.decode_body(await request.body(), ChatRequest)
-        try:
-            return await respond(request, ChatResponseBuilder(self._find_text_queue(body.model), body), self._metrics)
-        except GrammarError as error:
-            param = "tools" if body.tools else "response_format" if body.response_format else None
-            raise errors.to_api_error(error, param) from error
+        async with contextlib.AsyncExitStack() as memory:
+            body = await self._read_body(request, ChatRequest, memory)
+            builder = ChatResponseBuilder(self._find_text_queue(body.model), body)
+            del body
+            return await respond(request, builder, self._metrics, memory.pop_all())
 
     async def completions(self, request: Request) -> Response:
-        body = errors.decode_body(await request.body(), CompletionRequest)
-        builder = CompletionResponseBuilder(self._find_text_queue(body.model), body)
-        return await respond(request, builder, self._metrics)
+        async with contextlib.AsyncExitStack() as memory:
+            body = await self._read_body(request, CompletionRequest, memory)
+            builder = CompletionResponseBuilder(self._find_text_queue(body.model), body)
+            del body
+            return await respond(request, builder, self._metrics, memory.pop_all())
 
     async def embeddings(self, request: Request) -> Response:
-        body = errors.decode_body(await request.body(), EmbeddingsRequest)
-        return await embed(request, self._find_queue(body.model), body)
+        async with contextlib.AsyncExitStack() as memory:
+            body = await self._read_body(request, EmbeddingsRequest, memory)
+            return await embed(request, self._find_queue(body.model), body)
+
+    async def _read_body(self, request: Request, body_type: type[T], memory: contextlib.AsyncExitStack) -> T:
+        """Receive and decode the body of a request; `memory` holds its bytes. Raises ApiError.
+
+        If all queues are full, the body is not received.
+        """
+        client = find_client_address(request)
+        obstacles = [obstacle for queue in self._models.values() if (obstacle := queue.find_obstacle(client))]
+        if obstacles and len(obstacles) == len(self._models):
+            raise obstacles[0]
+        data = await memory.enter_async_context(self._body_budget.read(request.receive, request.headers))
+        return errors.decode_body(data, body_type)
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002
         objects = [self._make_model_object(queue) for queue in self._models.values()]

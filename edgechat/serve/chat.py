@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgechat.engine import protocol
+from edgechat.errors import ContextOverflowError
 from edgechat.prompt.builder import PromptOptions
 from edgechat.prompt.tool_formats import ToolFormat, make_template_tools
 from edgechat.serve import grammars
@@ -15,7 +16,7 @@ from edgechat.serve.choices import Choice, ChoiceDelta, make_chat_logprobs
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.output_format import check_supported, make_output_format
-from edgechat.serve.responses import ResponseBuilder
+from edgechat.serve.response_builder import ResponseBuilder
 from edgechat.serve.schemas import AssistantMessage, ChatRequest, NamedTool, ReasoningOptions, ThinkingOptions, Tool
 
 
@@ -27,12 +28,14 @@ class ChatResponseBuilder(ResponseBuilder):
     def __init__(self, queue: ModelQueue, body: ChatRequest) -> None:
         super().__init__(queue, body)
         self._body = body
+        self._grammar_param = "tools" if body.tools else "response_format" if body.response_format else None
         self._started_choices: set[int] = set()
         """Indexes of the choices whose first chunk was sent. Only the first chunk of a choice contains the role."""
 
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
         body, queue = self._body, self.queue
         check_supported(body)
+        self._check_length()
         tools, must_call = select_tools(body)
         tool_format = queue.tool_format
         think = is_reasoning_enabled(body, default=queue.settings.reasoning)
@@ -62,6 +65,26 @@ class ChatResponseBuilder(ResponseBuilder):
             for index in range(request.n_sequences)
         ]  # fmt: skip
         return [request], choices
+
+    def _check_length(self) -> None:
+        """Raise ContextOverflowError for so many messages and tools that even one token of each does not fit."""
+        n_messages, n_tools, n_ctx = (
+            len(self._body.messages),
+            len(self._body.tools or ()),
+            self.queue.model_properties.n_ctx,
+        )
+        if n_messages + n_tools > n_ctx:
+            raise ContextOverflowError(
+                f"The request has {n_messages} messages and {n_tools} tools, but the context holds {n_ctx} tokens. "
+                "Send fewer of them, or set a larger context with --ctx."
+            )
+
+    @property
+    def grammar_param(self) -> str | None:
+        return self._grammar_param
+
+    def forget_prompt(self) -> None:
+        self._body = ChatRequest(messages=[], logprobs=self._body.logprobs)
 
     def _find_max_tokens(self) -> int | None:
         body = self._body
@@ -99,6 +122,10 @@ class ChatResponseBuilder(ResponseBuilder):
 
     def _make_logprobs_object(self, logprobs: Sequence[protocol.TokenLogprobs]) -> dict[str, Any] | None:
         return {"content": make_chat_logprobs(logprobs), "refusal": None} if self._body.logprobs else None
+
+    def make_progress_choice(self, choice_index: int) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": None}
+        return {"index": choice_index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def make_chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
         delta_fields: dict[str, Any] = {}

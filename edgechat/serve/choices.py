@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -27,6 +28,30 @@ class ChoiceDelta(NamedTuple):
     """Number of tool calls of the choice in earlier deltas."""
     logprobs: Sequence[protocol.TokenLogprobs] = ()
     finish_reason: FinishReason | None = None
+
+
+class PromptProgress(NamedTuple):
+    """Prefill progress of one prompt, in tokens."""
+
+    choice_index: int
+    """Index of the first choice of the prompt."""
+    n_total: int
+    n_cached: int
+    n_processed: int
+    """Number of tokens that are in the context, including `n_cached`."""
+    elapsed_s: float
+    """Time since the prefill began."""
+
+    def as_object(self) -> dict[str, int]:
+        """Return the `prompt_progress` object of llama-server."""
+        return {
+            "total": self.n_total, "cache": self.n_cached, "processed": self.n_processed,
+            "time_ms": round(1000 * self.elapsed_s),
+        }  # fmt: skip
+
+
+Delta = ChoiceDelta | PromptProgress | None
+"""New output of a choice, prefill progress, or None for an event without either."""
 
 
 class Choice:
@@ -128,12 +153,13 @@ def _make_timing_fields(name: str, n_tokens: int, duration_s: float) -> dict[str
 
 async def stream_deltas(
     events: EventStream, choices: Sequence[Choice], n_sequences: int, totals: UsageTotals
-) -> AsyncIterator[ChoiceDelta | None]:
-    """Feed engine events to `choices`; yield the new output of a choice, or None for an event without output.
+) -> AsyncIterator[Delta]:
+    """Feed engine events to `choices`; yield their new output, prefill progress, and None for other events.
 
     `choices` has `n_sequences` choices for each engine request, in the order of the requests. Adds the statistics of
     each request to `totals`. Raises EdgechatError if the engine reports an error.
     """
+    prefill_started_at: dict[int, float] = {}
     while (request_event := await events.next()) is not None:
         first_index, event = request_event.request_index * n_sequences, request_event.event
         if isinstance(event, protocol.TokensGenerated):
@@ -145,6 +171,11 @@ async def stream_deltas(
             for choice in choices[first_index : first_index + n_sequences]:
                 if choice.finish_reason is None:
                     yield choice.finish(event.finish_reason)
+        elif isinstance(event, protocol.PrefillProgressed):
+            started_at = prefill_started_at.setdefault(first_index, time.monotonic())
+            yield PromptProgress(
+                first_index, event.total_tokens, event.cached_tokens, event.done_tokens, time.monotonic() - started_at
+            )
         else:
             yield None
     if any(choice.finish_reason is None for choice in choices):

@@ -11,7 +11,7 @@ from edgechat.serve.choices import Choice, ChoiceDelta, clamp_logprob
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.output_format import check_supported, make_output_format
-from edgechat.serve.responses import ResponseBuilder
+from edgechat.serve.response_builder import ResponseBuilder
 from edgechat.serve.schemas import CompletionRequest, TextInput
 
 MAX_INPUTS: Final = 64
@@ -48,6 +48,16 @@ class CompletionResponseBuilder(ResponseBuilder):
             requests.append(self.queue.build_generate_request(tokens, body, n_logprobs=body.logprobs, grammar=grammar))
             self._echoes += [prompt if body.echo and isinstance(prompt, str) else ""] * n_sequences
         return requests, [Choice(i) for i in range(len(requests) * n_sequences)]
+
+    @property
+    def grammar_param(self) -> str | None:
+        return None
+
+    def forget_prompt(self) -> None:
+        self._body = CompletionRequest(prompt="", logprobs=self._body.logprobs)
+
+    def make_progress_choice(self, choice_index: int) -> dict[str, Any]:
+        return self._make_choice_object(choice_index, "", (), None) | {"logprobs": None}
 
     def make_choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
         return [

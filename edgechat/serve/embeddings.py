@@ -16,7 +16,7 @@ from edgechat.engine import protocol
 from edgechat.serve.completions import split_inputs
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
-from edgechat.serve.responses import cancel_on_disconnect
+from edgechat.serve.responses import cancel_on_disconnect, find_client_address
 from edgechat.serve.schemas import EmbeddingsRequest
 
 
@@ -30,7 +30,7 @@ async def embed(request: Request, queue: ModelQueue, body: EmbeddingsRequest) ->
         raise ApiError(
             400, f"dimensions: must be at most {model_properties.n_embd} with this model.", param="dimensions"
         )
-    with queue.admit():
+    with queue.admit(find_client_address(request)):
         task = asyncio.ensure_future(_compute_embeddings(queue, body))
         embeddings, n_tokens = await cancel_on_disconnect(request, task)
     n_dimensions = body.dimensions or model_properties.n_embd

@@ -21,6 +21,7 @@ from edgechat.errors import (
 )
 
 RETRY_AFTER_S: Final = 2
+_CLOSING_STATUSES: Final = (408, 413)  # the server does not read the rest of the body
 _FIELD_PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
 
 T = TypeVar("T")
@@ -29,20 +30,21 @@ T = TypeVar("T")
 class ApiError(Exception):
     """Error response: HTTP status, message, and the `param` and `code` fields of the OpenAI API."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, must_close: bool = False
+    ) -> None:
+        """Create an error response; with `must_close`, the server closes the connection after it."""
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self._must_close = must_close or status in _CLOSING_STATUSES
 
     @property
     def headers(self) -> dict[str, str]:
         """HTTP headers of the response, which depend on the status."""
-        headers_of_status = {
-            503: {"Retry-After": str(RETRY_AFTER_S)}, 401: {"WWW-Authenticate": "Bearer"},
-            408: {"Connection": "close"}, 413: {"Connection": "close"},  # the server does not read the rest of the body
-        }  # fmt: skip
-        return headers_of_status.get(self.status, {})
+        headers_of_status = {503: {"Retry-After": str(RETRY_AFTER_S)}, 401: {"WWW-Authenticate": "Bearer"}}
+        return headers_of_status.get(self.status, {}) | ({"Connection": "close"} if self._must_close else {})
 
     def body(self) -> dict[str, Any]:
         """Return the JSON body of the response."""
@@ -55,7 +57,12 @@ class ApiError(Exception):
 def check_accepts_requests(*, is_accepting: bool) -> None:
     """Raise ApiError (503, server is shutting down) if `is_accepting` is false."""
     if not is_accepting:
-        raise ApiError(503, "The server is shutting down.", code="shutting_down")
+        raise make_shutdown_error()
+
+
+def make_shutdown_error() -> ApiError:
+    """Build the error response for new requests to a server that is shutting down."""
+    return ApiError(503, "The server is shutting down.", code="shutting_down")
 
 
 def to_api_error(error: EdgechatError, param: str | None = None) -> ApiError:
@@ -86,7 +93,7 @@ def make_internal_error(error: Exception) -> ApiError:
     return ApiError(500, f"Internal error ({type(error).__name__}). The server printed a traceback to standard error.")
 
 
-def decode_body(body: bytes, body_type: type[T]) -> T:
+def decode_body(body: bytes | bytearray, body_type: type[T]) -> T:
     """Decode the JSON body of a request. Raises ApiError, whose `param` is the path of the invalid field, if known."""
     try:
         return msgspec.json.decode(body.removeprefix(codecs.BOM_UTF8), type=body_type)

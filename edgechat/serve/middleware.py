@@ -1,10 +1,8 @@
-"""ASGI middleware for all endpoints: checks of host, origin and API key, body size limits, and a request log."""
+"""ASGI middleware for all endpoints: checks of host, origin and API key, unread bodies, and a request log."""
 
 from __future__ import annotations
 
-import asyncio
 import hmac
-import ipaddress
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,11 +14,10 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edgechat.serve.addresses import is_loopback
+from edgechat.serve.bodies import discard_body, has_body
 from edgechat.serve.errors import ApiError
 
-MAX_BODY_BYTES: Final = 16 << 20
-_MAX_READ_BYTES: Final = 4 * MAX_BODY_BYTES
-BODY_TIMEOUT_S: Final = 30.0
 PATHS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/health", "/metrics", "/openapi.json",
 )  # fmt: skip
@@ -48,7 +45,7 @@ def make_error_response(error: ApiError) -> Response:
 
 
 class RequestGuard:
-    """Rejects requests that the access rules forbid, and buffers request bodies of up to 16 MiB for the application."""
+    """Rejects requests that the access rules forbid. Endpoints read bodies themselves, after their own checks."""
 
     def __init__(self, app: ASGIApp, rules: AccessRules, on_request: Callable[[str, int], None]) -> None:
         """Wrap `app`; `on_request` receives the path and the response status of each request."""
@@ -63,22 +60,35 @@ class RequestGuard:
             return
         started_at, status = time.monotonic(), 499
         headers = Headers(scope=scope)
+        is_body_read = not has_body(headers)
 
-        async def send_with_cors(message: Message) -> None:
+        async def tracked_receive() -> Message:
+            nonlocal is_body_read
+            message = await receive()
+            is_body_read = is_body_read or not message.get("more_body", False)
+            return message
+
+        async def guarded_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *self._make_cors_headers(headers)]
+            elif not message.get("more_body", False) and not is_body_read and _can_discard(headers, status):
+                # Many clients read the response only after they have sent the whole body.
+                await send({**message, "more_body": True})
+                await discard_body(receive)
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         try:
+            _check_framing(headers)
             self._check_access(scope, headers)
             if scope["method"] == "OPTIONS" and headers.get("origin"):
-                await _make_preflight_response()(scope, receive, send_with_cors)
+                await _make_preflight_response()(scope, tracked_receive, guarded_send)
                 return
-            await self._app(scope, await _buffer_body(receive), send_with_cors)
+            await self._app(scope, tracked_receive, guarded_send)
         except ApiError as error:
-            await make_error_response(error)(scope, receive, send_with_cors)
+            await make_error_response(error)(scope, tracked_receive, guarded_send)
         finally:
             # Unknown paths are not recorded, because clients may put private data into them.
             path = scope["path"] if scope["path"] in PATHS else "other"
@@ -116,14 +126,17 @@ class RequestGuard:
         return [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is a loopback address, which only this machine can reach."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _check_framing(headers: Headers) -> None:
+    """Raise ApiError if it is unclear where the body ends: a proxy could disagree, and pass on text as a request."""
+    if "transfer-encoding" in headers and "content-length" in headers:
+        message = "A request must not have both Content-Length and Transfer-Encoding."
+        raise ApiError(400, message, code="invalid_body_length", must_close=True)
+
+
+def _can_discard(headers: Headers, status: int) -> bool:
+    has_two_lengths = "transfer-encoding" in headers and "content-length" in headers
+    is_slow = status == 408  # noqa: PLR2004
+    return not has_two_lengths and not is_slow and "expect" not in headers
 
 
 def _parse_host_name(address: str) -> str:
@@ -138,42 +151,3 @@ def _make_preflight_response() -> Response:
         "Access-Control-Allow-Methods": "GET, POST", "Access-Control-Max-Age": "600",
         "Access-Control-Allow-Headers": "Authorization, Content-Type, X-Api-Key, *",
     })  # fmt: skip
-
-
-async def _buffer_body(receive: Receive) -> Receive:
-    """Read the whole body of a request; return an ASGI `receive` callable that returns the body in one message.
-
-    Raises ApiError if the body is too large, or if it is incomplete after `BODY_TIMEOUT_S`.
-    """
-    try:
-        body = await asyncio.wait_for(_read_body(receive), BODY_TIMEOUT_S)
-    except asyncio.TimeoutError as error:
-        message = f"The request body did not arrive completely within {BODY_TIMEOUT_S:g} s."
-        raise ApiError(408, message, code="timeout") from error
-    is_delivered = False
-
-    async def receive_buffered() -> Message:
-        nonlocal is_delivered
-        if is_delivered:
-            return await receive()
-        is_delivered = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive_buffered
-
-
-async def _read_body(receive: Receive) -> bytes:
-    body, n_bytes, is_last = bytearray(), 0, False
-    # Many clients read the response only after sending the whole body, so the server reads and discards up to 64 MiB.
-    while not is_last and n_bytes <= _MAX_READ_BYTES:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ApiError(499, "The client closed the connection.")
-        chunk = message.get("body", b"")
-        n_bytes += len(chunk)
-        is_last = not message.get("more_body", False)
-        if n_bytes <= MAX_BODY_BYTES:
-            body.extend(chunk)
-    if n_bytes > MAX_BODY_BYTES:
-        raise ApiError(413, f"The body is larger than {MAX_BODY_BYTES >> 20} MiB.", code="too_large")
-    return bytes(body)

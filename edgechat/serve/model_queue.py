@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,7 +20,8 @@ from edgechat.planner.load_plan import LoadPlan
 from edgechat.prompt.builder import BuiltPrompt, PromptBuilder, PromptOptions, check_prompt_bytes
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.tool_formats import ToolFormat, detect_tool_format
-from edgechat.serve.errors import ApiError, check_accepts_requests
+from edgechat.serve.addresses import LOOPBACK
+from edgechat.serve.errors import ApiError, check_accepts_requests, make_shutdown_error
 from edgechat.serve.model_lease import ModelLease
 from edgechat.serve.schemas import GenerationParams
 
@@ -33,7 +35,8 @@ class RequestEvent(NamedTuple):
     """Engine event, and the index of its request among the requests of the event stream."""
 
     request_index: int
-    event: protocol.AnyEvent
+    event: protocol.AnyEvent | None
+    """None for a heartbeat, which comes from a timer."""
 
 
 class ModelQueue:
@@ -47,6 +50,7 @@ class ModelQueue:
         self.max_requests = max_requests
         self.n_requests = 0
         """Number of running and waiting requests."""
+        self._n_requests_by_client: Counter[str] = Counter()
         self.is_draining = False
         """True after the server started to shut down; the queue then accepts no new requests."""
         self._is_stopped = False
@@ -102,18 +106,36 @@ class ModelQueue:
         """Number of requests for which the engine has sent at least one event."""
         return sum(stream.has_started for stream in self._streams)
 
+    def find_obstacle(self, client: str = LOOPBACK) -> ApiError | None:
+        """Return the error for a new request if the queue has no place for a client address, or the server shuts down.
+
+        One address may hold three quarters of the places, or all if it is the loopback address.
+        """
+        n_requests, n_of_client = self.n_requests, self._n_requests_by_client[client]
+        if self.is_draining:
+            return make_shutdown_error()
+        if n_requests >= self.max_requests:
+            return ApiError(503, f"The queue is full ({n_requests} requests). Try again later.", code="queue_full")
+        if client != LOOPBACK and n_of_client >= max(1, self.max_requests * 3 // 4):
+            message = f"The queue has {n_of_client} requests of this address, and accepts no more. Try again later."
+            return ApiError(503, message, code="queue_full")
+        return None
+
     @contextlib.contextmanager
-    def admit(self) -> Iterator[None]:
-        """Context manager for a request in the queue. Raises ApiError if the queue is full or the server shuts down."""
-        check_accepts_requests(is_accepting=not self.is_draining)
-        if self.n_requests >= self.max_requests:
-            message = f"The queue is full ({self.n_requests} requests). Try again later."
-            raise ApiError(503, message, code="queue_full")
+    def admit(self, client: str = LOOPBACK) -> Iterator[None]:
+        """Context manager for a request of a client address in the queue. Raises the error of `find_obstacle`."""
+        error = self.find_obstacle(client)
+        if error is not None:
+            raise error
         self.n_requests += 1
+        self._n_requests_by_client[client] += 1
         try:
             yield
         finally:
             self.n_requests -= 1
+            self._n_requests_by_client[client] -= 1
+            if not self._n_requests_by_client[client]:
+                del self._n_requests_by_client[client]
 
     async def build_prompt(self, messages: list[PromptMessage], options: PromptOptions) -> BuiltPrompt:
         """Render and tokenise the messages of a conversation. Raises EdgechatError."""
@@ -199,13 +221,15 @@ class ModelQueue:
             if self._model.engine.needs_restart:
                 await asyncio.to_thread(self._model.restart_if_dead)
 
-    async def submit(self, requests: Sequence[protocol.Generate | protocol.Embed]) -> EventStream:
+    async def submit(
+        self, requests: Sequence[protocol.Generate | protocol.Embed], heartbeat_s: float | None = None
+    ) -> EventStream:
         """Wait for the lease, submit requests to the engine, and return the stream of their events.
 
-        Raises ApiError and EdgechatError.
+        With `heartbeat_s`, the stream has an additional event at this interval. Raises ApiError and EdgechatError.
         """
         await self._lease.acquire(self.name)
-        stream = EventStream(self, requests)
+        stream = EventStream(self, requests, heartbeat_s)
         self._streams.add(stream)
         try:
             await self._ensure_engine()
@@ -249,13 +273,26 @@ class ModelQueue:
 class EventStream:
     """Stream of the engine events of one or several requests. The caller must call `close`, even after errors."""
 
-    def __init__(self, queue: ModelQueue, requests: Sequence[protocol.Request]) -> None:
+    def __init__(
+        self, queue: ModelQueue, requests: Sequence[protocol.Request], heartbeat_s: float | None = None
+    ) -> None:
         self.has_started = False
         self._queue = queue
         self._plan = queue.plan
         self._unfinished_id_by_index = {index: request.id for index, request in enumerate(requests)}
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, protocol.AnyEvent | EdgechatError]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, protocol.AnyEvent | EdgechatError | None]] = asyncio.Queue()
+        self._heartbeat_s = heartbeat_s
+        self._heartbeat: asyncio.TimerHandle | None = None
+        self._schedule_heartbeat()
+
+    def _schedule_heartbeat(self) -> None:
+        if self._heartbeat_s is not None:
+            self._heartbeat = self._loop.call_later(self._heartbeat_s, self._beat)
+
+    def _beat(self) -> None:
+        self._events.put_nowait((0, None))
+        self._schedule_heartbeat()
 
     @property
     def unfinished_ids(self) -> list[int]:
@@ -276,7 +313,7 @@ class EventStream:
         if not self._unfinished_id_by_index:
             return None
         index, event = await self._events.get()
-        self.has_started = True
+        self.has_started = self.has_started or event is not None
         if isinstance(event, EdgechatError):
             self._unfinished_id_by_index.pop(index, None)
             await self._queue.recover_from(event, self._plan)
@@ -287,5 +324,7 @@ class EventStream:
 
     def close(self) -> None:
         """Cancel the unfinished requests and release the lease. Further calls have no effect."""
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
         self._queue.release(self)
         self._unfinished_id_by_index.clear()

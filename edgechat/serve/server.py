@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Final
+from typing import Final, cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgechat.errors import UsageError
+from edgechat.serve.connections import KEEP_ALIVE_TIMEOUT_S, Connection, ConnectionTable, raise_connection_limit
 from edgechat.serve.model_queue import ModelQueue
 
 DRAIN_TIMEOUT_S: Final = 10.0
@@ -23,11 +24,10 @@ _FLUSH_TIMEOUT_S: Final = 2.0
 # Number of signals for an orderly shutdown (the first drains, the second cancels); the next signal ends the server at
 # once.
 _MAX_ORDERLY_SIGNALS: Final = 2
-# Time after which the server closes a new connection without a request.
-_FIRST_REQUEST_TIMEOUT_S: Final = 15.0
-_KEEP_ALIVE_TIMEOUT_S: Final = 30
-_MAX_CONNECTIONS: Final = 1000
 BACKLOG: Final = 512
+"""Number of connections that the system queues until the server accepts them."""
+_ACCEPT_BATCH: Final = 64  # connections that asyncio accepts before their protocol objects can close others
+_TICKS_PER_S: Final = 10  # uvicorn's
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -45,16 +45,9 @@ def bind_socket(host: str, port: int) -> socket.socket:
     return server_socket
 
 
-class _FirstRequestTimeout(H11Protocol):
-    """HTTP protocol that closes a connection if no request arrives within `_FIRST_REQUEST_TIMEOUT_S`."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]
-        self.loop.call_later(_FIRST_REQUEST_TIMEOUT_S, self._close_unused)
-
-    def _close_unused(self) -> None:
-        if self.cycle is None:
-            self.transport.close()
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Return False for the log records of requests that end with the server."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 class HttpServer(uvicorn.Server):
@@ -62,11 +55,14 @@ class HttpServer(uvicorn.Server):
 
     def __init__(self, app: ASGIApp, models: Mapping[str, ModelQueue], on_status: Callable[[str], None]) -> None:
         """Configure the server without starting it; `on_status` receives status messages for the user."""
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # hide warnings about invalid HTTP requests
+        logger = logging.getLogger("uvicorn.error")
+        logger.setLevel(logging.ERROR)  # hide warnings about invalid HTTP requests
+        logger.addFilter(_is_no_cancellation)
+        self._connections = ConnectionTable(raise_connection_limit())
         super().__init__(uvicorn.Config(
-            app, http=_FirstRequestTimeout, ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, timeout_keep_alive=_KEEP_ALIVE_TIMEOUT_S, backlog=BACKLOG,
-            limit_concurrency=_MAX_CONNECTIONS,
+            app, http=cast("type[asyncio.Protocol]", functools.partial(Connection, self._connections)), ws="none",
+            lifespan="off", log_config=None, access_log=False, server_header=False,
+            timeout_keep_alive=int(KEEP_ALIVE_TIMEOUT_S), backlog=_ACCEPT_BATCH,
         ))  # fmt: skip
         self._models = models
         self._on_status = on_status
@@ -85,6 +81,13 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for server_socket in sockets or ():
+            server_socket.listen(BACKLOG)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_PER_S == 0:
+            self._connections.check_deadlines()
+        return await super().on_tick(counter)
 
     def _drain(self) -> None:
         n_requests = sum(queue.n_requests for queue in self._models.values())

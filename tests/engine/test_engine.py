@@ -71,7 +71,12 @@ def test_cached_prompt_is_not_computed_again(engine: EngineClient) -> None:
 def test_prompt_longer_than_a_batch_is_prefilled_in_parts(engine: EngineClient) -> None:
     request = protocol.Generate(id=engine.next_id(), tokens=[7] * 1200, max_tokens=1)
     progress = [e for e in engine.generate(request) if isinstance(e, protocol.PrefillProgressed)]
-    assert [e.done_tokens for e in progress] == [512, 1024, 1200]
+    assert [e.done_tokens for e in progress] == [0, 512, 1024, 1200]
+    request = protocol.Generate(id=engine.next_id(), tokens=[7] * 1300, max_tokens=1)
+    progress = [e for e in engine.generate(request) if isinstance(e, protocol.PrefillProgressed)]
+    n_cached = progress[0].cached_tokens
+    assert n_cached >= 1199
+    assert [(e.done_tokens, e.cached_tokens) for e in progress] == [(n_cached, n_cached), (1300, n_cached)]
 
 
 def test_seed_determines_the_sampled_text(engine: EngineClient) -> None:

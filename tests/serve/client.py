@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgechat.serve import middleware
+from edgechat.serve import bodies
 from tests.conftest import edgechat_command
 
 
@@ -97,7 +97,7 @@ class ServerProcess:
         if self.process.poll() is None:
             self.interrupt()
             try:
-                self.process.wait(timeout=middleware.BODY_TIMEOUT_S)
+                self.process.wait(timeout=bodies.BODY_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

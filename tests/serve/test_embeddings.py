@@ -132,6 +132,8 @@ def test_official_javascript_client(both: ServerProcess) -> None:
     result = json.loads(done.stdout)
     assert result["chat"] == result["stream"]
     assert result["chat"].startswith("Gravity is")
+    assert result["pinged"]
+    assert result["progress"]["processed"] == result["progress"]["total"] > 1000
     assert result["usage"]["completion_tokens"] == 16
     assert result["call"]["name"] == "get_weather"
     assert json.loads(result["call"]["arguments"]).keys() == {"city"}

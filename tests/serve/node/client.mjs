@@ -40,6 +40,16 @@ for await (const chunk of stream) {
   found.usage = chunk.usage ?? found.usage;
 }
 
+found.pinged = "";
+const pinged = await client.chat.completions.create({
+  model, messages: [{ role: "user", content: "one two three four five ".repeat(300) }], max_tokens: 4, stream: true,
+  return_progress: true, sse_ping_interval: 0.1,
+});
+for await (const chunk of pinged) {
+  found.pinged += chunk.choices[0]?.delta?.content ?? "";
+  found.progress = chunk.prompt_progress ?? found.progress;
+}
+
 const called = await client.chat.completions.create({
   model, messages, tools, tool_choice: "required", parallel_tool_calls: false, max_tokens: 120, temperature: 0,
 });

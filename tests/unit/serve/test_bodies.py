@@ -1,0 +1,149 @@
+"""Reading of request bodies: size, duration, and memory of all bodies together."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.datastructures import Headers
+
+from edgechat.serve import bodies
+from edgechat.serve.bodies import FREE_BYTES, MAX_BODY_BYTES, BodyBudget
+from edgechat.serve.errors import ApiError
+from tests.waiting import until_async
+
+MIB = 1 << 20
+
+
+class Client:
+    """Client whose body arrives in the chunks that a test sends."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.can_end = asyncio.Event()
+        self.n_bytes = 0
+        self.task = asyncio.ensure_future(self._read(budget))
+
+    async def _read(self, budget: BodyBudget) -> str:
+        try:
+            async with budget.read(self.messages.get, Headers({})) as data:
+                self.n_bytes = len(data)
+                await self.can_end.wait()
+        except ApiError as error:
+            return str(error.code)
+        return "ok"
+
+    def send(self, n_bytes: int, *, is_last: bool = False) -> None:
+        self.messages.put_nowait({"type": "http.request", "body": b" " * n_bytes, "more_body": not is_last})
+
+
+@pytest.fixture
+def small_budget() -> BodyBudget:
+    return BodyBudget(4 * MIB)
+
+
+async def settle(budget: BodyBudget, n_free: int) -> None:
+    await until_async(lambda: budget.n_free == n_free, 5, lambda: f"{budget.n_free} bytes are free, not {n_free}")
+
+
+async def test_memory_is_counted_until_the_body_is_used(small_budget: BodyBudget) -> None:
+    client = Client(small_budget)
+    client.send(MIB)
+    await settle(small_budget, 3 * MIB + FREE_BYTES)
+    client.send(MIB, is_last=True)
+    await settle(small_budget, 2 * MIB + FREE_BYTES)
+    assert client.n_bytes == 2 * MIB
+    client.can_end.set()
+    assert await client.task == "ok"
+    assert small_budget.n_free == 4 * MIB
+
+
+async def test_newest_larger_body_is_refused_when_memory_runs_out(small_budget: BodyBudget) -> None:
+    clients = [Client(small_budget) for _ in range(4)]
+    for client in clients:
+        client.send(MIB + FREE_BYTES)
+    await settle(small_budget, 0)
+    small = Client(small_budget)
+    small.send(FREE_BYTES + 1, is_last=True)  # takes memory of the newest of the larger bodies
+    assert await clients[3].task == "too_many_bodies"
+    clients[0].send(MIB // 2, is_last=True)
+    await until_async(lambda: small.n_bytes and clients[0].n_bytes)
+    large = Client(small_budget)
+    large.send(3 * MIB)  # no incoming body is larger
+    assert await large.task == "too_many_bodies"
+    for client in (*clients[:3], small):
+        client.send(0, is_last=True)
+        client.can_end.set()
+        assert await client.task == "ok"
+    assert small_budget.n_free == 4 * MIB
+
+
+async def test_stalled_body_is_refused_first(small_budget: BodyBudget, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_STALL_S", 0.0)
+    stalled, other = Client(small_budget), Client(small_budget)
+    stalled.send(MIB // 2 + FREE_BYTES)
+    await settle(small_budget, 7 * MIB // 2)
+    other.send(3 * MIB + FREE_BYTES)
+    await settle(small_budget, MIB // 2)
+    stalled.send(1)  # a few bytes are no progress
+    await settle(small_budget, MIB // 2 - 1)
+    other.send(MIB // 2)
+    assert await stalled.task == "too_many_bodies"
+    other.send(0, is_last=True)
+    other.can_end.set()
+    assert await other.task == "ok"
+
+
+async def test_small_bodies_are_never_refused() -> None:
+    budget = BodyBudget(0)
+    clients = [Client(budget) for _ in range(50)]
+    for client in clients:
+        client.send(FREE_BYTES, is_last=True)
+        client.can_end.set()
+    assert await asyncio.gather(*(client.task for client in clients)) == ["ok"] * 50
+
+
+async def test_memory_of_complete_bodies_is_never_taken(small_budget: BodyBudget) -> None:
+    complete = Client(small_budget)
+    complete.send(4 * MIB, is_last=True)
+    await settle(small_budget, FREE_BYTES)
+    late = Client(small_budget)
+    late.send(MIB)
+    assert await late.task == "too_many_bodies"
+    complete.can_end.set()
+    assert await complete.task == "ok"
+
+
+async def test_slow_broken_and_large_bodies_are_refused(
+    small_budget: BodyBudget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(small_budget)
+    client.messages.put_nowait({"type": "http.disconnect"})
+    assert await client.task == "None"
+    budget = BodyBudget()
+    client = Client(budget)
+    for _ in range(17):
+        client.send(MIB)
+    assert await client.task == "too_large"
+    with pytest.raises(ApiError, match="larger than 16 MiB"):
+        async with budget.read(client.messages.get, Headers({"content-length": str(MAX_BODY_BYTES + 1)})):
+            pass
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.05)
+    assert await Client(budget).task == "timeout"
+    assert budget.n_free == bodies.BUDGET_BYTES
+
+
+async def test_rest_of_a_body_is_discarded_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_DISCARD_TIMEOUT_S", 0.05)
+    messages: asyncio.Queue[Any] = asyncio.Queue()
+    await bodies.discard_body(messages.get)  # the client sends nothing
+    for _ in range(100):
+        messages.put_nowait({"type": "http.request", "body": b" " * MIB, "more_body": True})
+    await bodies.discard_body(messages.get)
+    assert messages.qsize() == 100 - 64
+    messages.put_nowait({"type": "http.disconnect"})
+    assert not bodies.has_body(Headers({}))
+    assert not bodies.has_body(Headers({"content-length": "0"}))
+    assert bodies.has_body(Headers({"content-length": "9" * 30}))
+    assert bodies.has_body(Headers({"transfer-encoding": "chunked"}))

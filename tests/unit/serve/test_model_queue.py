@@ -1,0 +1,62 @@
+"""Places in the queue of a model, by client address, and heartbeats of its event streams."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from edgechat.config import Settings
+from edgechat.serve.addresses import LOOPBACK
+from edgechat.serve.errors import ApiError
+from edgechat.serve.model_lease import ModelLease
+from edgechat.serve.model_queue import EventStream, ModelQueue
+
+
+def make_queue(max_requests: int) -> ModelQueue:
+    return ModelQueue("model", Path("model.gguf"), Settings(), max_requests, ModelLease())
+
+
+async def test_one_address_leaves_a_quarter_of_the_queue_to_others() -> None:
+    queue = make_queue(8)
+    with contextlib.ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(queue.admit("10.0.0.1"))
+        with pytest.raises(ApiError, match="6 requests of this address"):
+            stack.enter_context(queue.admit("10.0.0.1"))
+        stack.enter_context(queue.admit("10.0.0.2"))
+        stack.enter_context(queue.admit(LOOPBACK))
+        obstacle = queue.find_obstacle("10.0.0.3")
+        assert obstacle is not None
+        assert (obstacle.status, obstacle.code, obstacle.headers["Retry-After"]) == (503, "queue_full", "2")
+    assert queue.n_requests == 0
+    assert queue.find_obstacle("10.0.0.1") is None
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(queue.admit(LOOPBACK))
+        assert queue.find_obstacle(LOOPBACK) is not None
+    queue.is_draining = True
+    obstacle = queue.find_obstacle()
+    assert obstacle is not None
+    assert obstacle.code == "shutting_down"
+
+
+async def test_queue_of_one_place_is_open_to_every_address() -> None:
+    with make_queue(1).admit("10.0.0.1"):
+        pass
+
+
+async def test_heartbeats_are_events_and_end_with_the_stream() -> None:
+    stream = EventStream(make_queue(1), [_Request()], heartbeat_s=0.01)  # type: ignore[list-item]
+    for _ in range(3):
+        event = await stream.next()
+        assert event is not None
+        assert event.event is None
+    assert not stream.has_started
+    stream.close()
+    assert await stream.next() is None
+
+
+class _Request:
+    id = 1
