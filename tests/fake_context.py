@@ -56,6 +56,7 @@ class FakeContext:
         self.model = model
         self.n_ctx = n_ctx
         self.n_batch = 64
+        self.max_outputs = 5
         self.n_seqs = 4
         self.max_rollback = 63
         self.seq_tokens: dict[int, list[int]] = {seq: [] for seq in range(self.n_seqs)}
@@ -67,7 +68,8 @@ class FakeContext:
     def tokens(self, seq: int = 0) -> list[int]:
         return self.seq_tokens[seq]
 
-    def decode(self, tokens: Sequence[int], seq: int = 0) -> None:
+    def decode(self, tokens: Sequence[int], seq: int = 0, *, all_logits: bool = False) -> None:
+        assert not all_logits or len(tokens) <= self.max_outputs
         self._decode([(seq, t) for t in tokens])
 
     def decode_chain(self, tokens: Sequence[int], seq: int = 0) -> None:
@@ -88,6 +90,9 @@ class FakeContext:
             self.seq_tokens[seq].append(token)
             self.rows.append(self.model.logits(self.seq_tokens[seq]))
         assert all(len(tokens) <= self.n_ctx for tokens in self.seq_tokens.values())
+
+    def logprobs(self, token: int, index: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+        return self.rows[index][token], []
 
     def rollback(self, seq: int, n_tokens: int) -> None:
         assert n_tokens <= self.max_rollback

@@ -109,6 +109,9 @@ class Generate(Request, frozen=True):
     """Value to add to the logit of each listed token."""
     n_logprobs: int | None = None
     """Number of most likely tokens to return with their logprobs at each position; None for no logprobs."""
+    prompt_logprobs: bool = False
+    """Whether to report the logprobs of the prompt's tokens, too; requires `n_logprobs`. The whole prompt is computed
+    then, and not added to the prefix cache."""
     conversation: str = ""
     """Id of the conversation to which saved prefixes and draft texts belong; "" if nothing may be saved on disk."""
     turn_starts: list[int] = []
@@ -246,6 +249,12 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     """The most likely tokens and their logprobs, most likely first."""
 
 
+class PromptLogprobs(Event, frozen=True):
+    """Logprobs of the next tokens of the prompt. Nothing precedes the first token: it has a logprob of 0."""
+
+    logprobs: list[TokenLogprobs]
+
+
 class TokensGenerated(Event, frozen=True):
     """Newly generated text and tokens of one reply; the text contains only complete characters."""
 
@@ -331,8 +340,8 @@ class RequestFailed(Event, frozen=True):
 AnyRequest = Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
     BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed | QuantTypesListed
-    | Embedded | Tokenized | PrefillProgressed | TokensGenerated | SequenceFinished | RequestFinished | EngineStats
-    | RequestFailed
+    | Embedded | Tokenized | PrefillProgressed | PromptLogprobs | TokensGenerated | SequenceFinished | RequestFinished
+    | EngineStats | RequestFailed
 )  # fmt: skip
 FINAL_EVENTS: Final = (
     Loaded, MemoryProbed, DevicesListed, QuantTypesListed, Embedded, Tokenized, RequestFinished, EngineStats,

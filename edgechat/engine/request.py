@@ -11,11 +11,13 @@ from edgechat.engine.protocol import (
     Generate,
     GenerationStats,
     PrefillProgressed,
+    PromptLogprobs,
     RequestFinished,
     SequenceFinished,
+    TokenLogprobs,
     TokensGenerated,
 )
-from edgechat.engine.sequence import OutputSequence
+from edgechat.engine.sequence import OutputSequence, compute_logprobs
 from edgechat.errors import ContextOverflowError, EdgechatError, EngineError
 from edgechat.prefix.cache import CachedPrefix, PrefixCache
 from edgechat.runtime.context import Context
@@ -24,7 +26,7 @@ from edgechat.speculation.speculator import SpeculationStats, Speculator
 if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
 
-SendProgress = Callable[[PrefillProgressed | TokensGenerated | SequenceFinished], None]
+SendProgress = Callable[[PrefillProgressed | PromptLogprobs | TokensGenerated | SequenceFinished], None]
 
 
 class PendingPrefill:
@@ -84,6 +86,8 @@ class ActiveRequest:
         self._arrived_at = arrived_at
         self._pending_prefills: list[PendingPrefill] = []
         self._cached_prefix = CachedPrefix(seq=0)
+        self._n_scored_tokens = 0
+        """Number of prompt tokens whose logprobs were sent."""
         self._prefill_s = 0.0
         self._context_tokens = 0
         self._grammar: Grammar | None = None
@@ -96,6 +100,10 @@ class ActiveRequest:
     def n_tokens(self) -> int:
         """Number of KV cells that the request needs; its sequences share the cells of the prompt."""
         return len(self.prompt) + sum(s.n_tokens for s in self.sequences)
+
+    @property
+    def _is_ephemeral(self) -> bool:
+        return self.params.ephemeral or self.params.prompt_logprobs
 
     @property
     def is_prefilling(self) -> bool:
@@ -136,7 +144,7 @@ class ActiveRequest:
         if not self._context_tokens or (self.sequences and seq == self.sequences[0].seq):
             self._context_tokens = len(self._context.tokens(seq))
         self._context.commit_rollback(seq)
-        if self.params.ephemeral:
+        if self._is_ephemeral:
             self._cache.drop(seq)
         else:
             self._cache.commit(seq)
@@ -159,14 +167,18 @@ class ActiveRequest:
             started_at = time.monotonic()
         seq = pending.seq
         start = len(context.tokens(seq))
+        needs_all_logits = self.params.prompt_logprobs and pending.output is None
+        max_tokens = min(max_tokens, context.max_outputs) if needs_all_logits else max_tokens
         end = min([len(tokens), start + max_tokens, *(t for t in checkpoints if t > start)])
-        context.decode(tokens[start:end], seq)
+        context.decode(tokens[start:end], seq, all_logits=needs_all_logits)
         context.synchronize()
         elapsed_s = time.monotonic() - started_at
         self._prefill_s += elapsed_s
         cache.throughput.prefill.record(end - start, elapsed_s)
         if end in checkpoints:
             cache.checkpoint(seq)
+        if needs_all_logits:
+            self._send_prompt_logprobs(start, end)
         if pending.output is None:
             self._send_progress(end)
         if end == len(tokens):
@@ -175,8 +187,9 @@ class ActiveRequest:
     def _acquire_sequence(self, pending: PendingPrefill) -> int:
         params = self.params
         cached_prefix = self._cache.acquire(
-            pending.tokens, params.conversation, bypass_cache=params.bypass_cache, ephemeral=params.ephemeral
-        )
+            pending.tokens, params.conversation, bypass_cache=params.bypass_cache or params.prompt_logprobs,
+            ephemeral=self._is_ephemeral,
+        )  # fmt: skip
         if pending.output is None:
             self._cached_prefix = cached_prefix
             self._send_progress(self._n_cached)
@@ -186,6 +199,23 @@ class ActiveRequest:
     def _n_cached(self) -> int:
         cached_prefix = self._cached_prefix
         return cached_prefix.live_tokens + cached_prefix.ram_tokens + cached_prefix.disk_tokens
+
+    def _send_prompt_logprobs(self, start: int, end: int) -> None:
+        """Send the logprobs of the prompt's tokens up to `end`, from the logits of the batch that began at `start`.
+
+        A preempted request computes its prompt again, but does not send the same logprobs again.
+        """
+        context, prompt, logprobs = self._context, self.prompt, []
+        for position in range(self._n_scored_tokens, min(end + 1, len(prompt))):
+            if position == 0:
+                piece = context.model.token_to_piece(prompt[0], special=True)
+                logprobs.append(TokenLogprobs(token_bytes=piece, logprob=0.0, top_logprobs=[]))
+            else:
+                index = position - 1 - start
+                logprobs.append(compute_logprobs(context, prompt[position], index, self.params.n_logprobs or 0))
+        self._n_scored_tokens += len(logprobs)
+        if logprobs:
+            self._send(PromptLogprobs(id=self.params.id, logprobs=logprobs))
 
     def _send_progress(self, n_tokens: int) -> None:
         """Send the number of prompt tokens that are in the context."""
@@ -201,7 +231,7 @@ class ActiveRequest:
         else:
             seqs = [seq, *self._cache.fork(seq, self.params.n_sequences - 1)]
             sequences = self.sequences = self._create_sequences(seqs)
-        if not self.params.ephemeral:
+        if not self._is_ephemeral:
             self._cache.publish(seq)
         self._pending_prefills.remove(pending)
         self.decoding_sequences += sequences

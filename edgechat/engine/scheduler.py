@@ -244,6 +244,8 @@ def _should_wait_for(request: ActiveRequest, other_request: ActiveRequest) -> bo
     """Return whether `request` should wait, because `other_request` is already prefilling half of the same prompt."""
     if request.last_prefill_at or not other_request.last_prefill_at:
         return False
+    if request.params.prompt_logprobs or other_request.params.prompt_logprobs:
+        return False  # a request for the logprobs of its prompt computes the whole prompt, and does not share it
     prompt, other_prompt = request.prompt, other_request.prompt
     n_shared_tokens = max(_MIN_SHARED_TOKENS, len(prompt) // 2)
     return len(prompt) >= n_shared_tokens and prompt[:n_shared_tokens] == other_prompt[:n_shared_tokens]

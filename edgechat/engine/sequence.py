@@ -24,6 +24,17 @@ FLUSH_INTERVAL_S: Final = 0.08
 SendText = Callable[[TokensGenerated | SequenceFinished], None]
 
 
+def compute_logprobs(context: Context, token: int, index: int, n_top: int) -> TokenLogprobs:
+    """Compute the logprobs of a token and of the `n_top` most likely ones, from the logits at `index` of the batch."""
+    token_to_piece = context.model.token_to_piece
+    logprob, top_tokens = context.logprobs(token, index, n_top)
+    return TokenLogprobs(
+        token_bytes=token_to_piece(token, special=True),
+        logprob=logprob,
+        top_logprobs=[(token_to_piece(t, special=True), value) for t, value in top_tokens],
+    )
+
+
 class OutputSequence:
     """Samples the tokens of one reply and sends their text as events."""
 
@@ -90,17 +101,8 @@ class OutputSequence:
         if forced_tokens is not None and self.n_tokens < len(forced_tokens):
             token = forced_tokens[self.n_tokens]
         if self._params.n_logprobs is not None:
-            self._logprobs.append(self._compute_logprobs(token, index, self._params.n_logprobs))
+            self._logprobs.append(compute_logprobs(self._context, token, index, self._params.n_logprobs))
         return token
-
-    def _compute_logprobs(self, token: int, index: int, n_top: int) -> TokenLogprobs:
-        token_to_piece = self._context.model.token_to_piece
-        logprob, top_tokens = self._context.logprobs(token, index, n_top)
-        return TokenLogprobs(
-            token_bytes=token_to_piece(token, special=True),
-            logprob=logprob,
-            top_logprobs=[(token_to_piece(t, special=True), value) for t, value in top_tokens],
-        )
 
     def accept(self, token: int) -> bool:
         """Append a sampled token and send its text. Return whether the sequence continues after the token."""

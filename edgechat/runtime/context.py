@@ -81,14 +81,16 @@ class Context(SequenceMemory):
 
     # Decode
 
-    def decode(self, tokens: Sequence[int], seq: int = 0) -> None:
+    def decode(self, tokens: Sequence[int], seq: int = 0, *, all_logits: bool = False) -> None:
         """Append at most `n_batch` tokens to `seq`, and compute the logits after the last token.
+
+        With `all_logits`, append at most `max_outputs` tokens, and compute the logits after each token.
 
         Raises DecodeAborted after `abort`, NoKvSlotError if too few cells are free, and EngineError if llama.cpp fails.
         If an exception is raised, the sequence is unchanged, unless its memory cannot be truncated: then a failure or
         an abort within a batch of several tokens empties the sequence.
         """
-        self._decode([(seq, token) for token in tokens], logits=False)
+        self._decode([(seq, token) for token in tokens], logits=all_logits)
 
     def decode_each(self, tokens: Mapping[int, int]) -> None:
         """Append one token to each sequence, and compute the logits after each token, in the order of `tokens`.
@@ -121,7 +123,7 @@ class Context(SequenceMemory):
         logits = self.logits(index).astype(np.float64)
         logprobs = logits - logits.max()
         logprobs -= np.log(np.exp(logprobs).sum())
-        top_tokens = np.argsort(-logprobs, kind="stable")[:n_top]
+        top_tokens = _find_largest(logprobs, n_top)
         return float(logprobs[token]), [(int(t), float(logprobs[t])) for t in top_tokens]
 
     def time_decode(self, tokens: Sequence[int], seq: int | None = None) -> float:
@@ -143,11 +145,16 @@ class Context(SequenceMemory):
         """Wait until the last decode has finished, because GPU backends compute asynchronously."""
         self.model.bindings.llama.llama_synchronize(self.pointer)
 
+    @property
+    def max_outputs(self) -> int:
+        """Maximum number of tokens in a batch whose logits are computed."""
+        return min(self.n_batch, N_OUTPUTS)
+
     @cached_property
     def max_rollback(self) -> int:
         """Maximum number of tokens that `rollback` can remove."""
         if not self._has_state:
-            return min(self.n_batch, N_OUTPUTS) - 1
+            return self.max_outputs - 1
         return int(self.model.bindings.llama.llama_n_rs_seq(self.pointer))
 
     def _decode(self, entries: list[tuple[int, int]], *, logits: bool) -> None:
@@ -220,6 +227,17 @@ class Context(SequenceMemory):
             return int(llama.llama_decode(self.pointer, batch))
         finally:
             llama.llama_set_abort_callback(self.pointer, self._abort_callback, ctypes.c_void_p(self._abort_flag))
+
+
+def _find_largest(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """Return the indexes of the `count` largest values, largest first; equal values are in the order of their index."""
+    import numpy as np
+
+    if not 0 < count < len(values):
+        return np.argsort(-values, kind="stable")[:count]
+    smallest = np.partition(values, -count)[-count]
+    candidates = np.flatnonzero(values >= smallest)
+    return candidates[np.argsort(-values[candidates], kind="stable")[:count]]
 
 
 def _create_context_params(llama: Any, plan: LoadPlan) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from edgechat.engine import protocol
@@ -28,6 +28,7 @@ class ChoiceDelta(NamedTuple):
     """Number of tool calls of the choice in earlier deltas."""
     logprobs: Sequence[protocol.TokenLogprobs] = ()
     finish_reason: FinishReason | None = None
+    prompt_logprobs: Sequence[protocol.TokenLogprobs] = ()
 
 
 class PromptProgress(NamedTuple):
@@ -69,11 +70,17 @@ class Choice:
         self.reasoning = ""
         self.calls: list[ParsedToolCall] = []
         self.logprobs: list[protocol.TokenLogprobs] = []
+        self.prompt_logprobs: list[protocol.TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
         self._index = index
         self._pending_newlines = ""
         self._splitter = ReasoningSplitter(reasoning_format, phase)
         self._parser = ToolCallParser(tool_format, must_call=must_call)
+
+    def feed_prompt(self, event: protocol.PromptLogprobs) -> ChoiceDelta:
+        """Append logprobs of the prompt, and return them."""
+        self.prompt_logprobs += event.logprobs
+        return ChoiceDelta(self._index, prompt_logprobs=event.logprobs)
 
     def feed(self, event: protocol.TokensGenerated) -> ChoiceDelta:
         """Append generated text; return the new output, except text that could start a reasoning tag or tool call."""
@@ -162,24 +169,32 @@ async def stream_deltas(
     prefill_started_at: dict[int, float] = {}
     while (request_event := await events.next()) is not None:
         first_index, event = request_event.request_index * n_sequences, request_event.event
-        if isinstance(event, protocol.TokensGenerated):
-            yield choices[first_index + event.sequence].feed(event)
-        elif isinstance(event, protocol.SequenceFinished):
-            yield choices[first_index + event.sequence].finish(event.finish_reason)
-        elif isinstance(event, protocol.RequestFinished):
-            totals.add(event.stats)
-            for choice in choices[first_index : first_index + n_sequences]:
-                if choice.finish_reason is None:
-                    yield choice.finish(event.finish_reason)
-        elif isinstance(event, protocol.PrefillProgressed):
+        if isinstance(event, protocol.PrefillProgressed):
             started_at = prefill_started_at.setdefault(first_index, time.monotonic())
             yield PromptProgress(
                 first_index, event.total_tokens, event.cached_tokens, event.done_tokens, time.monotonic() - started_at
             )
-        else:
-            yield None
+            continue
+        if isinstance(event, protocol.RequestFinished):
+            totals.add(event.stats)
+        for delta in _feed_choices(choices[first_index : first_index + n_sequences], event):
+            yield delta
     if any(choice.finish_reason is None for choice in choices):
         raise EngineError("The engine ended a request without a final event. Send the request again.")
+
+
+def _feed_choices(choices: Sequence[Choice], event: protocol.AnyEvent | None) -> Iterator[Delta]:
+    """Feed an event of an engine request to the choices of that request; yield their new output."""
+    if isinstance(event, protocol.TokensGenerated):
+        yield choices[event.sequence].feed(event)
+    elif isinstance(event, protocol.SequenceFinished):
+        yield choices[event.sequence].finish(event.finish_reason)
+    elif isinstance(event, protocol.PromptLogprobs):
+        yield from [choice.feed_prompt(event) for choice in choices]
+    elif isinstance(event, protocol.RequestFinished):
+        yield from [choice.finish(event.finish_reason) for choice in choices if choice.finish_reason is None]
+    else:
+        yield None
 
 
 def clamp_logprob(value: float) -> float:

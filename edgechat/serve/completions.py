@@ -25,11 +25,9 @@ class CompletionResponseBuilder(ResponseBuilder):
     def __init__(self, queue: ModelQueue, body: CompletionRequest) -> None:
         super().__init__(queue, body)
         self._body = body
-        self._echoes: list[str] = []
-        """Text before the content of each choice: the prompt if the request sets `echo`, otherwise ""."""
-        self._n_chars: dict[int, int] = {}
-        """Number of characters that each choice has so far, including its echo, by choice index."""
-        self._decoders: dict[int, codecs.IncrementalDecoder] = {}
+        self._texts: list[_ChoiceText] = []
+        self._started_choices: set[int] = set()
+        """Indexes of the choices whose first chunk was sent."""
 
     async def build_requests(self) -> tuple[list[protocol.Generate], list[Choice]]:
         body = self._body
@@ -42,11 +40,14 @@ class CompletionResponseBuilder(ResponseBuilder):
         grammar = f"start: {rule}\n" if rule else ""
         requests, n_sequences = [], body.n or 1
         for prompt in split_inputs(body.prompt, "prompt"):
-            if body.echo and not isinstance(prompt, str):
-                raise ApiError(400, "echo: not supported for a prompt of token IDs.", param="echo")
             tokens = await self.queue.tokenize(prompt) if isinstance(prompt, str) else prompt
-            requests.append(self.queue.build_generate_request(tokens, body, n_logprobs=body.logprobs, grammar=grammar))
-            self._echoes += [prompt if body.echo and isinstance(prompt, str) else ""] * n_sequences
+            # The engine returns the text of token IDs together with their logprobs.
+            needs_prompt = bool(body.echo) and (body.logprobs is not None or not isinstance(prompt, str))
+            requests.append(self.queue.build_generate_request(
+                tokens, body, n_logprobs=body.logprobs, grammar=grammar, prompt_logprobs=needs_prompt
+            ))  # fmt: skip
+            echo = (prompt if isinstance(prompt, str) else None) if body.echo else ""
+            self._texts += [_ChoiceText(echo) for _ in range(n_sequences)]
         return requests, [Choice(i) for i in range(len(requests) * n_sequences)]
 
     @property
@@ -57,40 +58,78 @@ class CompletionResponseBuilder(ResponseBuilder):
         self._body = CompletionRequest(prompt="", logprobs=self._body.logprobs)
 
     def make_progress_choice(self, choice_index: int) -> dict[str, Any]:
-        return self._make_choice_object(choice_index, "", (), None) | {"logprobs": None}
+        return {"index": choice_index, "text": "", "logprobs": None, "finish_reason": None}
 
     def make_choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
-        return [
-            self._make_choice_object(i, self._echoes[i] + c.content, c.logprobs, c.finish_reason)
-            for i, c in enumerate(choices)
-        ]
+        choice_objects = []
+        for i, choice in enumerate(choices):
+            self._texts[i].prompt += choice.prompt_logprobs
+            choice_objects.append(
+                self._make_choice_object(i, choice.content, choice.logprobs, choice.finish_reason, is_first=True)
+            )
+        return choice_objects
 
     def _make_choice_object(
-        self, index: int, text: str, logprobs: Sequence[protocol.TokenLogprobs], finish_reason: str | None
-    ) -> dict[str, Any]:
-        logprobs_object = self._make_logprobs_object(index, logprobs) if self._body.logprobs is not None else None
+        self, index: int, text: str, logprobs: Sequence[protocol.TokenLogprobs], finish_reason: str | None, *,
+        is_first: bool,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Build a choice; the first object of a choice contains the echo of the prompt."""
+        choice_text = self._texts[index]
+        logprobs_object = None
+        if self._body.logprobs is not None:
+            logprobs_object = choice_text.make_logprobs_object(logprobs, with_prompt=is_first)
+        text = choice_text.echo + text if is_first else text
         return {"index": index, "text": text, "logprobs": logprobs_object, "finish_reason": finish_reason}
 
-    def _make_logprobs_object(self, index: int, logprobs: Sequence[protocol.TokenLogprobs]) -> dict[str, Any]:
-        offsets, decoder = [], self._decoders.setdefault(index, codecs.getincrementaldecoder("utf-8")("replace"))
-        self._n_chars.setdefault(index, len(self._echoes[index]))
-        for token in logprobs:
-            offsets.append(self._n_chars[index])
-            self._n_chars[index] += len(decoder.decode(token.token_bytes))
-        return {
-            "tokens": [_format_token(token.token_bytes) for token in logprobs],
-            "token_logprobs": [clamp_logprob(token.logprob) for token in logprobs], "text_offset": offsets,
-            "top_logprobs": [{_format_token(t): clamp_logprob(v) for t, v in token.top_logprobs} for token in logprobs],
-        }  # fmt: skip
-
     def make_chunk_choices(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
-        index, text = delta.choice_index, delta.content
-        if index not in self._n_chars:
-            text = self._echoes[index] + text
-            self._n_chars[index] = len(self._echoes[index])
-        if not text and not delta.logprobs and delta.finish_reason is None:
+        index = delta.choice_index
+        self._texts[index].prompt += delta.prompt_logprobs
+        if not delta.content and not delta.logprobs and delta.finish_reason is None:
             return []
-        return [self._make_choice_object(index, text, delta.logprobs, delta.finish_reason)]
+        is_first = index not in self._started_choices
+        self._started_choices.add(index)
+        return [self._make_choice_object(index, delta.content, delta.logprobs, delta.finish_reason, is_first=is_first)]
+
+
+class _ChoiceText:
+    """Text of one choice with the echo of its prompt, and the positions of the tokens in it."""
+
+    def __init__(self, echo: str | None) -> None:
+        """Start with the text before the generated text; None for the text of the prompt's tokens."""
+        self.prompt: list[protocol.TokenLogprobs] = []
+        """Tokens of the prompt; empty unless the request has `echo`."""
+        self._echo = echo
+        self._n_chars: int | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def echo(self) -> str:
+        """Text before the generated text; complete when all prompt tokens are known."""
+        return self._decode_prompt() if self._echo is None else self._echo
+
+    def _decode_prompt(self) -> str:
+        return b"".join(token.token_bytes for token in self.prompt).decode("utf-8", "replace")
+
+    def make_logprobs_object(self, generated: Sequence[protocol.TokenLogprobs], *, with_prompt: bool) -> dict[str, Any]:
+        """Build the `logprobs` object of the next generated tokens, and of the prompt's tokens before them."""
+        prompt = self.prompt if with_prompt else []
+        if self._n_chars is None:
+            # The tokens can begin with text that is not in the prompt: a start token, or a space.
+            self._n_chars = len(self.echo) - len(self._decode_prompt())
+        tokens, offsets = [*prompt, *generated], []
+        for token in tokens:
+            offsets.append(max(0, self._n_chars))
+            self._n_chars += len(self._decoder.decode(token.token_bytes))
+        logprobs: list[float | None] = [clamp_logprob(token.logprob) for token in tokens]
+        top_logprobs: list[dict[str, float] | None] = [
+            {_format_token(t): clamp_logprob(v) for t, v in token.top_logprobs} for token in tokens
+        ]
+        if prompt:  # nothing precedes the first token
+            logprobs[0] = top_logprobs[0] = None
+        return {
+            "tokens": [_format_token(token.token_bytes) for token in tokens], "token_logprobs": logprobs,
+            "text_offset": offsets, "top_logprobs": top_logprobs,
+        }  # fmt: skip
 
 
 def _format_token(token: bytes) -> str:

@@ -48,6 +48,7 @@ class FakeEngine:
         self.text: dict[tuple[int, int], str] = {}
         self.final: dict[int, protocol.Event] = {}
         self.outputs: dict[int, list[list[int]]] = {}
+        self.prompt_logprobs: dict[int, list[float]] = {}
         self.drafter = LiveDrafter(PlainIndex(10_000))
         self.with_drafts = with_drafts
 
@@ -60,6 +61,8 @@ class FakeEngine:
         if isinstance(event, protocol.TokensGenerated):
             key = event.id, event.sequence
             self.text[key] = self.text.get(key, "") + event.text
+        if isinstance(event, protocol.PromptLogprobs):
+            self.prompt_logprobs.setdefault(event.id, []).extend(token.logprob for token in event.logprobs)
 
     def add(self, request: protocol.Generate) -> None:
         speculator = None
@@ -87,6 +90,7 @@ REQUESTS = st.lists(
         st.sampled_from([1, 1, 1, 2]),  # n_sequences
         st.integers(0, 12),  # step of arrival
         st.one_of(st.none(), st.none(), st.integers(0, 15)),  # steps until it is cancelled
+        st.booleans(),  # prompt_logprobs
     ),
     min_size=1,
     max_size=8,
@@ -105,12 +109,12 @@ def test_parallel_requests_generate_what_each_generates_alone(
         protocol.Generate(
             id=i, tokens=prompt if n == 1 else prompt[:12], sampling=Sampling(temperature=temperature, seed=i),
             max_tokens=max_tokens if n == 1 else min(max_tokens, 15),  # two longer ones may not fit the context
-            n_sequences=n,
+            n_sequences=n, prompt_logprobs=prompt_logprobs, n_logprobs=0 if prompt_logprobs else None,
         )
-        for i, (prompt, temperature, max_tokens, n, _, _) in enumerate(specs)
+        for i, (prompt, temperature, max_tokens, n, _, _, prompt_logprobs) in enumerate(specs)
     ]  # fmt: skip
     for step in range(40):
-        for request, (*_, arrival, cancel_after) in zip(requests, specs, strict=True):
+        for request, (*_, arrival, cancel_after, _) in zip(requests, specs, strict=True):
             if arrival == step:
                 together.add(request)
             if cancel_after is not None and arrival + cancel_after == step and request.id not in together.final:
@@ -129,6 +133,7 @@ def test_parallel_requests_generate_what_each_generates_alone(
         if request.id not in cancelled:
             assert together.outputs[request.id] == alone.outputs[request.id]
             assert final.finish_reason == expected.finish_reason
+        check_prompt_logprobs(fake, request, together, is_cancelled=request.id in cancelled)
         for partial, whole in zip(together.outputs[request.id], alone.outputs[request.id], strict=False):
             assert partial == whole[: len(partial)]
         for key, text in alone.text.items():
@@ -137,6 +142,17 @@ def test_parallel_requests_generate_what_each_generates_alone(
     for seq, tokens in together.context.seq_tokens.items():
         leaf = together.cache.leaves.get(seq)
         assert leaf is None or tokens == leaf.path()
+
+
+def check_prompt_logprobs(
+    fake: FakeModel, request: protocol.Generate, engine: FakeEngine, *, is_cancelled: bool
+) -> None:
+    logprobs, prompt = engine.prompt_logprobs.get(request.id, []), request.tokens or []
+    if request.prompt_logprobs:
+        assert logprobs == [0.0, *(fake.logits(prompt[:i])[prompt[i]] for i in range(1, len(prompt)))][: len(logprobs)]
+        assert is_cancelled or len(logprobs) == len(prompt)
+    else:
+        assert not logprobs
 
 
 def test_requests_are_admitted_in_order_of_arrival(fake: FakeModel) -> None:

@@ -166,8 +166,9 @@ def test_completions_of_texts_and_tokens(client: OpenAI) -> None:
     assert [c.index for c in texts.choices] == [0, 1]
     assert texts.choices[0].text.startswith("The capital of France is")
     logprobs: Any = texts.choices[0].logprobs
-    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.text_offset) == 4
-    assert logprobs.text_offset[0] == len("The capital of France is")
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.text_offset) == 5 + 4
+    assert logprobs.text_offset[5] == len("The capital of France is")
+    assert logprobs.token_logprobs[0] is None
     whole = client.completions.create(model="starter", prompt="One, two, three,", max_tokens=8, temperature=0)
     stream = client.completions.create(
         model="starter", prompt="One, two, three,", max_tokens=8, temperature=0, stream=True
