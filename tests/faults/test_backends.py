@@ -187,6 +187,18 @@ def test_second_engine_crash_withdraws_a_verdict() -> None:
     assert "crashed on it 2 times" in dict(probe.check_cpu_modules(bundle))[module].reason
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux can hold a process to one core")
+def test_modules_pass_on_one_core() -> None:
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from edgechat.runtime.backends.bundle import find_bundle\n"
+        "from edgechat.runtime.backends.probe import choose_module\n"
+        "print(choose_module(find_bundle())[1].status)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "passed"
+
+
 def test_verdict_key_depends_on_build_module_and_cpu() -> None:
     bundle, cpu = find_bundle(), read_cpu()
     module = bundle.modules[0]

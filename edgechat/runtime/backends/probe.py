@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from edgechat import process
 from edgechat.errors import RuntimeLoadError
-from edgechat.hardware.cpu import Cpu, read_cpu
+from edgechat.hardware.cpu import Cpu, count_usable_threads, read_cpu
 from edgechat.hardware.gpu import read_driver_version
 from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import INSTALL_HINT, BackendModule, Bundle
@@ -29,9 +29,10 @@ OnProgress = Callable[[str], None]
 # times slower.
 STALL_TIMEOUT_S: Final = 5.0
 TOTAL_TIMEOUT_S: Final = 60.0
-# The self-test uses two threads, because some kernels set up state per thread (AMX tiles), and a test with one thread
-# would miss errors in that state.
-SELFTEST_THREADS: Final = 2
+# The self-test uses two threads if the machine has them, because some kernels set up state per thread (AMX tiles), and
+# a test with one thread would miss errors in that state. On one core, two threads wait for each other at every
+# operation: the decode of the tiny model then takes longer than STALL_TIMEOUT_S.
+MAX_SELFTEST_THREADS: Final = 2
 
 # Exit codes of crashes that the kernels of a module can cause, unlike SIGKILL and ordinary exit codes. The hexadecimal
 # codes are those of Windows: fail fast, access violation and illegal instruction.
@@ -120,7 +121,8 @@ def run_selftest(module: BackendModule, cpu_module: BackendModule | None = None)
     started_at = time.monotonic()
     report = _SelftestReport()
     cpu_path = cpu_module.path if cpu_module else ""
-    arguments = ["_selftest", module.path, str(SELFTEST_THREADS), str(int(TOTAL_TIMEOUT_S)), cpu_path]
+    n_threads = min(MAX_SELFTEST_THREADS, count_usable_threads())
+    arguments = ["_selftest", module.path, str(n_threads), str(int(TOTAL_TIMEOUT_S)), cpu_path]
     # A GPU module can come from another package. The libraries that it needs are in the bundle of the CPU module.
     directory = Path((cpu_module or module).path).parent
     was_killed, exit_code = run_child(directory, arguments, report.read_line, deadline=started_at + TOTAL_TIMEOUT_S)

@@ -14,7 +14,7 @@ import msgspec
 
 from edgechat import paths
 from edgechat.files import JsonFile
-from edgechat.hardware.cpu import Cpu
+from edgechat.hardware.cpu import Cpu, count_usable_threads
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 
 _CRASHES_UNTIL_DISTRUSTED: Final = 2
@@ -49,8 +49,12 @@ class _VerdictFile(msgspec.Struct):
 
 
 def compute_verdict_key(bundle: Bundle, module: BackendModule, cpu: Cpu, driver: str = "") -> str:
-    """Return the cache key of a verdict; `driver` is the GPU driver's version, or "" for a CPU module."""
+    """Return the cache key of a verdict; `driver` is the GPU driver's version, or "" for a CPU module.
+
+    A test with one thread says less than one with two, so its verdict has another key.
+    """
     parts = (
+        *(("1 thread",) if count_usable_threads() == 1 else ()),
         driver,
         bundle.build_id,
         module.name,
