@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -51,6 +50,8 @@ def watch_signals(on_signal: Callable[[int], object]) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
+    import socket
+
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from typing import Final, TextIO
 
 _ESCAPES: Final = {
@@ -23,3 +25,36 @@ def escape_controls(text: str) -> str:
 def supports_escapes(stream: TextIO) -> bool:
     """Return whether `stream` is a terminal that interprets escape sequences; with TERM=dumb, it prints them."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def is_gone(stream: TextIO) -> bool:
+    """Return whether `stream` is a terminal that was closed, so that reading and writing fail."""
+    if sys.platform == "win32":
+        return False
+    import termios
+
+    try:
+        termios.tcgetattr(stream.fileno())
+    except termios.error as error:
+        return bool(error.args[0] == errno.EIO)
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def discard_broken_output() -> None:
+    """Redirect standard output and standard error to the null device if they cannot be written any more.
+
+    Otherwise the interpreter reports an error and changes the exit code when it closes them.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if not stream.closed and not _can_flush(stream):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _can_flush(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+    except OSError:
+        return False
+    return True

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import signal
+import contextlib
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from edgechat.cli.interruption import Interruption
 from edgechat.cli.options import conversation_options
 from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import prepare_session
-from edgechat.errors import UsageError
+from edgechat.errors import EdgechatError, UsageError
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from edgechat.chat.events import SessionEvent, TurnFinished, TurnInterrupted
     from edgechat.chat.session import Session
@@ -85,39 +85,37 @@ def read_question(prompt: str | None) -> str:
 def print_reply(
     text: str, *, as_json: bool, attachments: tuple[Path, ...] = (), n_replies: int = 1, **options: Any
 ) -> None:
-    """Send `text` to the model and print the reply. Raises EdgechatError, and KeyboardInterrupt after Ctrl-C."""
+    """Send `text` to the model and print the reply.
+
+    Raises EdgechatError, KeyboardInterrupt after Ctrl-C, and SystemExit after another signal. A signal during the reply
+    stops and saves it.
+    """
     make_session, problems = prepare_session(**options)
     session = make_session()
     for problem in problems:
         click.echo(f"edgechat: {problem} (ignored)", err=True)
-    is_interrupted = False
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal is_interrupted
-        if is_interrupted:
-            raise KeyboardInterrupt
-        is_interrupted = True  # a second Ctrl-C ends the program without waiting for the engine
-        session.stop()
-
     status = StderrStatus()
-    try:
-        session.open(lambda event: status.show(event.message))
-        for warning in session.warnings:
-            status.note(warning)
-        previous_handler = signal.signal(signal.SIGINT, interrupt)
+    interruption = Interruption(session)
+    with interruption.handle_signals():
         try:
-            events = session.send(text, attachments, n_replies)
-            final_event = stream_reply(events, status, quiet=as_json or n_replies > 1)
+            session.open(lambda event: status.show(event.message))
+            for warning in session.warnings:
+                status.note(warning)
+            with interruption.stop_reply():
+                events = session.send(text, attachments, n_replies)
+                final_event = stream_reply(events, status, quiet=as_json or n_replies > 1)
+            if as_json:
+                _print_json(session, final_event)
+            elif n_replies > 1:
+                _print_alternatives(final_event)
+        except EdgechatError:
+            interruption.raise_exit()  # the engine was closed because of a signal
+            raise
         finally:
-            signal.signal(signal.SIGINT, previous_handler)
-        if as_json:
-            _print_json(session, final_event)
-        elif n_replies > 1:
-            _print_alternatives(final_event)
-    finally:
-        status.clear()
-        session.close()
-    if is_interrupted:
+            interruption.begin_closing()
+            session.close()
+            status.clear()
+    if interruption.n_stops:
         raise KeyboardInterrupt
 
 
@@ -126,7 +124,7 @@ def stream_reply(
 ) -> TurnFinished | TurnInterrupted:
     """Print the reply in `events` as it is generated, unless `quiet`, and return the final event.
 
-    Raises EdgechatError.
+    Raises EdgechatError, and OSError if standard output is closed; the text so far is saved before.
     """
     from edgechat.chat.events import ReplyTextGenerated, TurnFinished, TurnInterrupted, format_notice, format_progress
     from edgechat.errors import EngineError
@@ -134,7 +132,10 @@ def stream_reply(
     # Only a terminal interprets control characters; a file or a pipe gets the text unchanged.
     format_text = escape_controls if sys.stdout.isatty() else str
     has_printed = False
-    try:
+    final_event: TurnFinished | TurnInterrupted | None = None
+    # Closing the generator saves the reply.
+    with contextlib.closing(cast("Generator[SessionEvent]", events)), contextlib.ExitStack() as stack:
+        stack.callback(lambda: click.echo() if has_printed else None)
         for event in events:
             status.note(format_notice(event))
             status.show(format_progress(event))
@@ -143,11 +144,10 @@ def stream_reply(
                 has_printed = True
                 click.echo(format_text(event.text), nl=False)
             elif isinstance(event, (TurnFinished, TurnInterrupted)):
-                return event
-    finally:
-        if has_printed:
-            click.echo()
-    raise EngineError("The reply ended without a final event from the engine. Ask again.")
+                final_event = event
+    if final_event is None:
+        raise EngineError("The reply ended without a final event from the engine. Ask again.")
+    return final_event
 
 
 def _print_alternatives(final_event: TurnFinished | TurnInterrupted) -> None:

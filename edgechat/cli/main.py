@@ -23,6 +23,10 @@ def main() -> None:
         sys.exit(run())
     except KeyboardInterrupt:  # during the imports
         sys.exit(130)
+    finally:
+        from edgechat.terminal import discard_broken_output
+
+        discard_broken_output()
 
 
 def _start_chat() -> int:

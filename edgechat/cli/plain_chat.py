@@ -15,14 +15,14 @@ import click
 from edgechat.chat import commands
 from edgechat.chat.commands import Command, Destination, Outcome, View
 from edgechat.cli.ask import stream_reply
+from edgechat.cli.interruption import Interruption
 from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import prepare_session
+from edgechat.cli.unsent_line import UnsentLine
 from edgechat.errors import EdgechatError, UsageError
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from edgechat.chat.events import SessionEvent
     from edgechat.chat.session import Session
 
@@ -38,23 +38,28 @@ def run_plain(**options: Any) -> int:
     for problem in problems:
         click.echo(f"edgechat: {problem} (ignored)", err=True)
     status = StderrStatus()
-    try:
-        session.open(lambda event: status.show(event.message))
-        for warning in session.warnings:
-            status.note(warning)
-        status.clear()
-        return PlainChat(session, status).run()
-    finally:
-        status.clear()
-        session.close()
+    interruption = Interruption(session, max_stops=2)
+    with interruption.handle_signals():
+        try:
+            session.open(lambda event: status.show(event.message))
+            for warning in session.warnings:
+                status.note(warning)
+            status.clear()
+            return PlainChat(session, status, interruption).run()
+        finally:
+            interruption.begin_closing()
+            session.close()
+            status.clear()
 
 
 class PlainChat:
     """Reads messages and commands from standard input, and prints replies and the results of commands."""
 
-    def __init__(self, session: Session, status: StderrStatus) -> None:
+    def __init__(self, session: Session, status: StderrStatus, interruption: Interruption) -> None:
         self._session = session
         self._status = status
+        self._interruption = interruption
+        self._unsent_line = UnsentLine(session, _PROMPT)
         self._is_terminal = sys.stdin.isatty()
         self._shows_figures = session.settings.figures
         self._attachments: list[Path] = []
@@ -85,15 +90,17 @@ class PlainChat:
             if text is None:
                 break
             if text.strip():
+                self._unsent_line.clear()
                 self.handle(text)
         return self._exit_code
 
     def _read_message(self) -> str | None:
         """Read one message or command; return None at the end of the input.
 
-        A backslash at the end of a line continues the message on the next line.
+        A backslash at the end of a line continues the message on the next line. The unsent message of an earlier chat
+        is offered for editing, and an incomplete message is saved if a signal ends the program.
         """
-        lines: list[str] = []
+        lines = self._unsent_line.offer() if self._is_terminal else []
         while True:
             try:
                 line = input(_PROMPT if self._is_terminal else "")
@@ -106,6 +113,9 @@ class PlainChat:
                 raise UsageError(
                     f"Standard input is not UTF-8 text (byte {error.start}). Convert it first, for example with iconv."
                 ) from error
+            except SystemExit:
+                self._unsent_line.save(lines)
+                raise
             if not line.endswith("\\"):
                 return "\n".join([*lines, line])
             lines.append(line[:-1])
@@ -166,18 +176,13 @@ class PlainChat:
     def _print_reply(self, events: Iterator[SessionEvent]) -> None:
         from edgechat.chat.messages import format_performance
 
-        session = self._session
-
-        def interrupt(_signal: int, _frame: FrameType | None) -> None:
-            session.stop()
-
-        session.clear_stop()
-        previous_handler = signal.signal(signal.SIGINT, interrupt)
+        self._session.clear_stop()
         try:
-            final_event = stream_reply(events, self._status, quiet=False)
+            with self._interruption.stop_reply():
+                final_event = stream_reply(events, self._status, quiet=False)
         finally:
-            signal.signal(signal.SIGINT, previous_handler)
             self._status.clear()
+        self._interruption.raise_exit()
         if final_event.reply.is_interrupted:
             self._print_note("Stopped. /continue resumes the reply.")
         elif final_event.reply.finish_reason == "length":

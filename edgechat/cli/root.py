@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -12,6 +13,8 @@ import click
 from edgechat import __version__
 from edgechat.cli.options import conversation_options
 from edgechat.errors import EdgechatError, UsageError
+from edgechat.signals import HANGUP_EXIT_CODE
+from edgechat.terminal import escape_controls, is_gone
 
 EXIT_CODES = """
 \b
@@ -22,8 +25,10 @@ Exit codes:
   4    runtime: no working backend, the engine died, or the history or a download failed
   5    size: the model is too large for the memory, or the prompt for the context
   6    network: the hub or another server is unreachable, or refused the request
+  129  the terminal was closed (SIGHUP)
   130  interrupted with Ctrl-C
   141  broken pipe: the program that reads the output has ended
+  143  ended by SIGTERM; in general, 128 plus the number of the signal
 """
 
 # Module of each subcommand. A module is imported only when its command runs or when help lists all commands.
@@ -50,8 +55,6 @@ class _RootGroup(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # Otherwise the interpreter would report the broken pipe again when it closes standard output.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(141)
 
 
@@ -97,24 +100,34 @@ def edgechat(context: click.Context, /, *, plain: bool | None, **options: Any) -
 
 def run() -> int:
     """Run the command given on the command line, print its error if it fails, and return the exit code."""
-    from edgechat.terminal import escape_controls
-
     try:
         # Standalone mode would replace edgechat's exit codes with click's.
         result = edgechat.main(standalone_mode=False, prog_name="edgechat")
     except EdgechatError as error:
-        # Error messages can contain control characters from a model file or a log.
-        click.echo(f"edgechat: {escape_controls(str(error))}", err=True)
+        _print_error(str(error))
         return error.exit_code
     except UnicodeError as error:
-        click.echo(f"edgechat: An argument or a file name is not valid UTF-8: {error}", err=True)
+        _print_error(f"An argument or a file name is not valid UTF-8: {error}")
         return UsageError.exit_code
     except OSError as error:
-        click.echo(f"edgechat: {escape_controls(str(error))}", err=True)
-        return EdgechatError.exit_code
+        return _report_os_error(error)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 130
     return result if isinstance(result, int) else 0
+
+
+def _report_os_error(error: OSError) -> int:
+    """Print an error of the operating system, unless the terminal is gone, and return the exit code."""
+    if is_gone(sys.stdout) or is_gone(sys.stderr):
+        return HANGUP_EXIT_CODE
+    _print_error(str(error))
+    return EdgechatError.exit_code
+
+
+def _print_error(text: str) -> None:
+    """Print an error message, which can contain control characters from a model file or a log."""
+    with contextlib.suppress(OSError):  # standard error can be closed
+        click.echo(f"edgechat: {escape_controls(text)}", err=True)

@@ -22,6 +22,7 @@ from edgechat.chat.commands import (
     select_text_to_copy,
 )
 from edgechat.chat.session import Session
+from edgechat.cli.interruption import Interruption
 from edgechat.cli.plain_chat import PlainChat
 from edgechat.cli.progress import StderrStatus
 from edgechat.config import Settings
@@ -79,7 +80,7 @@ Step = tuple[str, list[str], tuple[list[str], dict[str, Any], bool]]
 def walk_plain_chat(lines: list[str], capsys: pytest.CaptureFixture[str]) -> Iterator[Step]:
     plain_session = ScriptedSession(open_ephemeral_store(), Settings(titles=False), Script(REPLIES))
     plain_session.open()
-    chat = PlainChat(plain_session, StderrStatus())
+    chat = PlainChat(plain_session, StderrStatus(), Interruption(plain_session))
     for line in lines:
         chat.handle(line)
         output = capsys.readouterr()
@@ -138,7 +139,8 @@ def test_every_command_with_a_handler_is_walked() -> None:
 
 
 def test_every_view_is_declared_by_a_command_and_implemented_by_the_line_by_line_chat() -> None:
-    chat = PlainChat(ScriptedSession(open_ephemeral_store(), Settings(), Script([])), StderrStatus())
+    plain_session = ScriptedSession(open_ephemeral_store(), Settings(), Script([]))
+    chat = PlainChat(plain_session, StderrStatus(), Interruption(plain_session))
     assert set(chat.views) == set(get_args(View)) == {c.view for c in COMMANDS if c.view is not None}
     assert all(c.run is not None or c.view is not None for c in COMMANDS)
 

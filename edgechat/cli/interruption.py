@@ -1,0 +1,89 @@
+"""Signals during `ask` and the line-by-line chat: stop the reply, save it, and end with the exit code of the signal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from edgechat import signals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from edgechat.chat.session import Session
+
+# Time that the engine has to stop a reply after a signal that ends the program. Then it is killed.
+_STOP_S: Final = 5.0
+# Time for saving after that. Then the process ends even if it waits, for example for a terminal that does not read.
+_SAVE_S: Final = 3.0
+
+
+class Interruption:
+    """Handlers of Ctrl-C (SIGINT) and of the signals that end a program, while a command uses a session.
+
+    During a reply, a signal stops the reply, so that its text is saved. At other times, a signal that ends the program
+    raises SystemExit, and Ctrl-C raises KeyboardInterrupt as usual.
+    """
+
+    def __init__(self, session: Session, *, max_stops: int = 1) -> None:
+        """After `max_stops` presses of Ctrl-C in one reply, a further one raises KeyboardInterrupt without waiting."""
+        self._session = session
+        self._max_stops = max_stops
+        self._may_raise = True
+        self.n_stops = 0
+        """Number of times that Ctrl-C was pressed during the last reply."""
+        self.exit_code = 0
+        """Exit code of the signal that ends the program; 0 if there was none."""
+
+    @contextlib.contextmanager
+    def handle_signals(self) -> Iterator[None]:
+        """Handle the signals that end the program during the `with` block. Raises SystemExit."""
+        with signals.handle_signals(signals.ENDING_SIGNALS, self._on_ending_signal):
+            yield
+        self.raise_exit()
+
+    @contextlib.contextmanager
+    def stop_reply(self) -> Iterator[None]:
+        """Stop the reply if a signal arrives during the `with` block."""
+        self._may_raise, self.n_stops = False, 0
+        try:
+            with signals.handle_signals((signal.SIGINT,), self._on_interrupt):
+                yield
+        finally:
+            self._may_raise = True
+
+    def begin_closing(self) -> None:
+        """Raise no exception in signal handlers any more, so that everything is saved."""
+        self._may_raise = False
+
+    def raise_exit(self) -> None:
+        """Raise SystemExit if a signal ends the program."""
+        if self.exit_code:
+            raise SystemExit(self.exit_code)
+
+    def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        self.n_stops += 1
+        if self.n_stops > self._max_stops:
+            raise KeyboardInterrupt
+        self._session.stop()
+
+    def _on_ending_signal(self, number: int, _frame: FrameType | None) -> None:
+        if not self.exit_code:
+            self.exit_code = signals.exit_code(number)
+            threading.Thread(target=self._force_end, name="ending", daemon=True).start()
+            if self._may_raise:
+                raise SystemExit(self.exit_code)
+            self._session.stop()
+
+    def _force_end(self) -> None:
+        time.sleep(_STOP_S)
+        closing = threading.Thread(target=self._session.close, daemon=True)
+        closing.start()
+        closing.join(_SAVE_S)
+        time.sleep(_SAVE_S)
+        os._exit(self.exit_code)

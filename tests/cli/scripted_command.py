@@ -1,0 +1,43 @@
+"""The command line with scripted replies: `python -m tests.cli.scripted_command ask ...`.
+
+Variables: TOKEN_INTERVAL_S (default 0.01), REPLY (default: 5,000 numbered words).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from edgechat.bench.scripted_session import Script, ScriptedEngine, ScriptedSession
+from edgechat.chat.session import Session
+from edgechat.cli import session_factory
+from edgechat.cli.main import main
+from edgechat.config import Settings
+from edgechat.engine import protocol
+from edgechat.store import open_store
+
+LONG_REPLY = " ".join(f"word{number}" for number in range(5000))
+
+
+def prepare_session(**options: object) -> tuple[Callable[[], Session], list[str]]:
+    """Replace the function of the same name in `edgechat.cli.session_factory`."""
+    script = Script([os.environ.get("REPLY", LONG_REPLY)], float(os.environ.get("TOKEN_INTERVAL_S", "0.01")))
+
+    def make_session() -> Session:
+        store = open_store()
+        latest_id = store.latest_id() if options.get("continue_last") else None
+        conversation = store.conversation(latest_id) if latest_id is not None else None
+        return ScriptedSession(store, Settings(titles=False), script, conversation)
+
+    return make_session, []
+
+
+if __name__ == "__main__":
+    session_factory.prepare_session = prepare_session  # type: ignore[assignment]
+    stats = protocol.EngineStats(
+        id=1, backend="", model="", n_ctx=0, context_tokens=0, peak_rss_bytes=0, memory={}
+    )  # fmt: skip
+    ScriptedEngine.stats = lambda self: stats  # type: ignore[method-assign]
+    sys.argv[0] = "edgechat"
+    main()
