@@ -23,6 +23,10 @@ _MAX_ENTRIES: Final = 1000
 _MAX_BYTES: Final = 4 << 20
 
 
+FileStamp = tuple[int, int, int]
+"""Size in bytes, modification time in ns and inode of a file, which identify one version of the file."""
+
+
 class _HashEntry(msgspec.Struct, frozen=True):
     size_bytes: int
     mtime_ns: int
@@ -41,7 +45,7 @@ class HashMemo:
     def get(self, path: Path) -> str | None:
         """Return the stored hash of a file. Returns None if no hash is stored or if the file has changed."""
         entry = self._entries.get(os.path.realpath(path))
-        if entry is None or (entry.size_bytes, entry.mtime_ns, entry.inode) != _read_stamp(path):
+        if entry is None or (entry.size_bytes, entry.mtime_ns, entry.inode) != read_stamp(path):
             return None
         return entry.sha256
 
@@ -49,7 +53,7 @@ class HashMemo:
         """Store hashes for the current versions of files. Does nothing if the JSON file cannot be written."""
         entries = self._file.read() or {}  # other processes may have changed the JSON file
         for path, sha256 in hashes.items():
-            stamp = _read_stamp(path)
+            stamp = read_stamp(path)
             key = os.path.realpath(path)
             entries.pop(key, None)
             if stamp is not None:
@@ -65,9 +69,9 @@ class HashMemo:
         stored_hash = self.get(path)
         if stored_hash is not None:
             return stored_hash
-        stamp = _read_stamp(path)
+        stamp = read_stamp(path)
         computed_hash = hash_file(path, on_progress)
-        if stamp == _read_stamp(path):
+        if stamp == read_stamp(path):
             self.put({path: computed_hash})
         return computed_hash
 
@@ -86,8 +90,8 @@ def hash_file(path: Path, on_progress: Callable[[int], None] = lambda done_bytes
     return digest.hexdigest()
 
 
-def _read_stamp(path: Path) -> tuple[int, int, int] | None:
-    """Return size in bytes, mtime in ns and inode of a file; None if it cannot be read."""
+def read_stamp(path: Path) -> FileStamp | None:
+    """Return the stamp of the current version of a file; None if the file cannot be read."""
     try:
         stat = path.stat()
     except OSError:

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from edgechat.errors import ModelFileError, PlanError
+from edgechat.modelfile.content_hash import FileStamp, read_stamp
+from edgechat.modelfile.split import list_model_files
 from edgechat.planner.memory import LoadOptions
 from edgechat.runtime.bindings import Bindings
 
@@ -47,6 +49,12 @@ class Model:
         options = options or LoadOptions(n_ctx=0, n_seqs=0)
         self.bindings = bindings
         self.path = path
+        self.file_stamps: dict[Path, FileStamp] = {}
+        """Stamps of all existing files of the model before the load, in order; they show later changes of the files."""
+        for file in list_model_files(path):
+            stamp = read_stamp(file)
+            if stamp is not None:
+                self.file_stamps[file] = stamp
         llama = bindings.llama
         params = llama.llama_model_default_params()
         params.load_mode = (
