@@ -30,6 +30,8 @@ REPACKED_TYPES: Final = frozenset(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q5_K
 """Tensor types that any CPU backend repacks (ggml-cpu/repack.cpp, amx.cpp); used if the backend is unknown."""
 # Buffer types in which weights have the same layout as in the model file.
 _FILE_LAYOUT_BUFFERS: Final = ("CPU", "CPU_Mapped")
+# Starts of the names of ggml's buffer types on GPUs, for reports that do not contain `is_gpu`.
+_GPU_BUFFER_NAMES: Final = ("CUDA", "ROCm", "MUSA", "MTL", "Metal", "Vulkan", "SYCL")
 
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,8 +160,12 @@ def estimate_buffers(
 def convert_reported_buffers(
     profile: ModelProfile, options: LoadOptions, report: Mapping[str, Mapping[str, int]]
 ) -> BufferSizes:
-    """Convert llama.cpp's `report` for `options` to buffer sizes; `report` has bytes by buffer type and purpose."""
-    host_buffers = {name: sizes for name, sizes in report.items() if sizes["is_host"] or name.startswith("CPU")}
+    """Convert llama.cpp's `report` for `options` to buffer sizes; `report` has bytes by buffer type and purpose.
+
+    A buffer type counts as CPU memory unless it is that of a GPU. So no memory is missing from a plan because a CPU
+    backend has a buffer type with a new name (`AMX` is one that llama.cpp does not call host memory).
+    """
+    host_buffers = {name: sizes for name, sizes in report.items() if not _is_gpu_buffer(name, sizes)}
     gpu = sum(
         sizes[part] for name, sizes in report.items() if name not in host_buffers
         for part in ("model_bytes", "context_bytes", "compute_bytes")
@@ -175,6 +181,10 @@ def convert_reported_buffers(
         compute=sum(sizes["compute_bytes"] for sizes in host_buffers.values()),
         gpu=gpu, is_exact=True,
     )  # fmt: skip
+
+
+def _is_gpu_buffer(name: str, sizes: Mapping[str, int]) -> bool:
+    return not sizes["is_host"] and bool(sizes.get("is_gpu", name.startswith(_GPU_BUFFER_NAMES)))
 
 
 def n_seqs_with_scratch(options: LoadOptions) -> int:

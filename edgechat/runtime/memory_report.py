@@ -28,7 +28,8 @@ def describe_memory_layout(context: Context) -> str:
 
 
 def read_memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
-    """Return `model_bytes`, `context_bytes`, `compute_bytes` and `is_host` by name of the buffer type."""
+    """Return `model_bytes`, `context_bytes`, `compute_bytes`, `is_host` and `is_gpu` by name of the buffer type."""
+    gpu_names = _read_gpu_names(context.model.bindings)
     entries = (MemoryEntry * _MAX_BUFFER_TYPES)()
     count = context.model.bindings.edgechat.edgechat_memory_breakdown(context.pointer, entries, len(entries))
     return {
@@ -37,9 +38,20 @@ def read_memory_breakdown(context: Context) -> dict[str, dict[str, int]]:
             "context_bytes": entry.context_bytes,
             "compute_bytes": entry.compute_bytes,
             "is_host": entry.is_host,
+            "is_gpu": int(entry.buffer_type.decode().startswith(gpu_names)),
         }
         for entry in entries[: min(count, len(entries))]
     }
+
+
+def _read_gpu_names(bindings: Bindings) -> tuple[str, ...]:
+    """Return the names with which the buffer types of GPUs start: device names without numbers, such as `CUDA`."""
+    entries = (Device * _MAX_DEVICES)()
+    count = bindings.edgechat.edgechat_devices(entries, len(entries))
+    names = (
+        entry.name.decode("utf-8", "replace").rstrip("0123456789") for entry in entries[: min(count, len(entries))]
+    )
+    return tuple(name for name in names if name)
 
 
 def list_gpus(bindings: Bindings) -> list[Gpu]:
