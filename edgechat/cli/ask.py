@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from edgechat.cli.interruption import Interruption
+from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import conversation_options
 from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import prepare_session
 from edgechat.errors import EdgechatError, UsageError
-from edgechat.terminal import escape_controls
+from edgechat.terminal import TextEscaper, escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -104,6 +105,7 @@ def print_reply(
             with interruption.stop_reply():
                 events = session.send(text, attachments, n_replies)
                 final_event = stream_reply(events, status, quiet=as_json or n_replies > 1)
+            status.clear()
             if as_json:
                 _print_json(session, final_event)
             elif n_replies > 1:
@@ -130,19 +132,19 @@ def stream_reply(
     from edgechat.errors import EngineError
 
     # Only a terminal interprets control characters; a file or a pipe gets the text unchanged.
-    format_text = escape_controls if sys.stdout.isatty() else str
+    escaper = TextEscaper() if sys.stdout.isatty() else None
     has_printed = False
     final_event: TurnFinished | TurnInterrupted | None = None
     # Closing the generator saves the reply.
     with contextlib.closing(cast("Generator[SessionEvent]", events)), contextlib.ExitStack() as stack:
-        stack.callback(lambda: click.echo() if has_printed else None)
+        stack.callback(lambda: click.echo(escaper.finish() if escaper is not None else "") if has_printed else None)
         for event in events:
             status.note(format_notice(event))
             status.show(format_progress(event))
             if isinstance(event, ReplyTextGenerated) and event.text and not quiet:
                 status.clear()
                 has_printed = True
-                click.echo(format_text(event.text), nl=False)
+                click.echo(escaper.feed(event.text) if escaper is not None else event.text, nl=False)
             elif isinstance(event, (TurnFinished, TurnInterrupted)):
                 final_event = event
     if final_event is None:
@@ -181,4 +183,4 @@ def _print_json(session: Session, final_event: TurnFinished | TurnInterrupted) -
             {"text": o.text, "reasoning": o.reasoning, "finish_reason": o.finish_reason, "message_id": o.id}
             for o in final_event.alternatives
         ]
-    click.echo(msgspec.json.encode(result).decode())
+    echo_json(result)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from edgechat.cli.json_output import echo_json
 from edgechat.cli.progress import StderrStatus
 
 _Command = Callable[..., None]
@@ -71,8 +72,6 @@ def speed(
     With --peer, runs of edgechat and llama-bench alternate. Compare only their ratios, because absolute speeds vary
     with the load of the machine.
     """
-    import msgspec
-
     from edgechat.bench.speed import compare, format_table, make_workload
     from edgechat.catalogue.resolve import find_model
 
@@ -80,7 +79,7 @@ def speed(
         find_model(model), n_threads, n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, rounds=rounds
     )
     report = compare(workload, peer, _print_progress)
-    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
+    echo_json(report) if as_json else click.echo(format_table(report))
 
 
 @bench.command()
@@ -112,8 +111,6 @@ def memory(
     """
     import tempfile
 
-    import msgspec
-
     from edgechat.bench.memory import format_table, run
     from edgechat.bench.quants import write_quants
     from edgechat.catalogue.library import starter_model
@@ -125,7 +122,7 @@ def memory(
             _print_progress("Converting the first model to other quants")
             paths += write_quants(paths[0], Path(scratch_dir))
         report = run(paths, rounds, _print_progress)
-    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
+    echo_json(report) if as_json else click.echo(format_table(report))
 
 
 @bench.command()
@@ -140,15 +137,13 @@ def serve(model: str, peer: Path | None, n_threads: int | None, rounds: int, *, 
     Measures the turns of one conversation, and four concurrent clients. With --peer, the same requests are also sent to
     llama-server, in alternating order.
     """
-    import msgspec
-
     from edgechat.bench.serve import ServeWorkload, format_table, run
     from edgechat.catalogue.resolve import find_model
     from edgechat.hardware.cpu import count_usable_threads
 
     workload = ServeWorkload(model=str(find_model(model)), n_threads=n_threads or count_usable_threads(), rounds=rounds)
     report = run(workload, peer, _print_progress)
-    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
+    echo_json(report) if as_json else click.echo(format_table(report))
 
 
 @bench.command()
@@ -168,12 +163,10 @@ def tui(*, rounds: int, idle_s: float, as_json: bool) -> None:
     Compares edgechat with minimal Textual programs: time to the first frame, key latency during a reply, time to open a
     long conversation, memory use, CPU use when idle, and the effect of the screen on decode speed. Takes some minutes.
     """
-    import msgspec
-
     from edgechat.bench.tui import format_table, run
 
     report = run(rounds, _print_progress, idle_s)
-    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
+    echo_json(report) if as_json else click.echo(format_table(report))
 
 
 @bench.command()
@@ -193,8 +186,6 @@ def store(n_conversations: int, n_messages: int, directory: Path | None, as_json
     """
     import tempfile
 
-    import msgspec
-
     from edgechat import paths
     from edgechat.bench.store import format_table, run
     from edgechat.errors import UsageError
@@ -208,7 +199,7 @@ def store(n_conversations: int, n_messages: int, directory: Path | None, as_json
     with tempfile.TemporaryDirectory(dir=parent) as scratch_dir:
         report = run(Path(scratch_dir), n_conversations, n_messages, status.show)
     status.clear()
-    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
+    echo_json(report) if as_json else click.echo(format_table(report))
 
 
 @bench.command()
@@ -226,8 +217,6 @@ def prefix(
 
     Scenarios: next turn, edited message, alternative reply, switch to another branch, and reopened conversation.
     """
-    import msgspec
-
     from edgechat.bench.prefix import PrefixWorkload, format_table, run
     from edgechat.catalogue.resolve import find_model
     from edgechat.hardware.cpu import count_usable_threads
@@ -237,7 +226,7 @@ def prefix(
         rounds=rounds,
     )  # fmt: skip
     report = run(workload, peer, _print_progress)
-    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
+    echo_json(report) if as_json else click.echo(format_table(report))
 
 
 @bench.command()
@@ -265,8 +254,6 @@ def speculation(
 
     The other columns show static draft policies and llama-server.
     """  # noqa: D301  (click reads the control character)
-    import msgspec
-
     from edgechat.bench import workloads
     from edgechat.bench.speculation import SpeculationOptions, run
     from edgechat.bench.speculation_report import format_table
@@ -279,4 +266,4 @@ def speculation(
     status = StderrStatus()
     report = run(options, workloads.read_workloads(file), status.show)
     status.clear()
-    click.echo(msgspec.json.encode(report).decode() if as_json else format_table(report))
+    echo_json(report) if as_json else click.echo(format_table(report))

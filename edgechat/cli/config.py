@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from edgechat.cli.json_output import echo_json
 from edgechat.errors import SettingsError
 
 _SETTINGS_FILE_HEADER = """\
@@ -29,7 +30,7 @@ def show(as_json: bool) -> None:
 
     settings, problems = load()
     if as_json:
-        click.echo(msgspec.json.encode(settings).decode())
+        echo_json(settings)
     else:
         for name, value in msgspec.structs.asdict(settings).items():
             click.echo(f"# {name} is not set" if value is None else f"{name} = {_format_toml(value)}")
@@ -52,15 +53,13 @@ def personas(as_json: bool) -> None:
 
     A persona is a TOML file with a system prompt, and optionally a model and sampling settings.
     """
-    import msgspec
-
     from edgechat.chat.personas import list_names, load
     from edgechat.paths import personas_dir
     from edgechat.terminal import escape_controls
 
     loaded_personas = [load(name) for name in list_names()]
     if as_json:
-        click.echo(msgspec.json.encode(loaded_personas, enc_hook=str).decode())
+        echo_json(loaded_personas)
         return
     for persona in loaded_personas:
         values = ", ".join(f"{name} = {_format_toml(value)}" for name, value in persona.values.items())

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgechat import __version__
+from edgechat.cli.json_output import echo_json
 from edgechat.errors import EdgechatError
 from edgechat.humanize import format_size
 
@@ -22,8 +23,6 @@ def doctor(as_json: bool, report: bool, retest: bool) -> None:
 
     Shows the test result of each backend and the backend that edgechat uses. Exits with code 4 if no backend works.
     """
-    import msgspec
-
     if retest:
         from edgechat.runtime.backends.verdicts import clear_verdicts
 
@@ -32,7 +31,7 @@ def doctor(as_json: bool, report: bool, retest: bool) -> None:
     if report:
         diagnosis = redact(diagnosis)
     if as_json:
-        click.echo(msgspec.json.encode(diagnosis).decode())
+        echo_json(diagnosis)
     else:
         _print_diagnosis(diagnosis)
     if diagnosis["problem"]:

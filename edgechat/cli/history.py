@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from edgechat.cli.json_output import echo_json, echo_json_text
 from edgechat.cli.output_files import write_private
 from edgechat.humanize import format_count
 from edgechat.terminal import escape_controls
@@ -51,12 +52,6 @@ def _open_store() -> Iterator[SqliteStore]:
         store.close()
 
 
-def _print_json(value: object) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.encode(value).decode())
-
-
 def _format_one_line(text: str) -> str:
     return escape_controls(" ".join(text.split()))
 
@@ -86,7 +81,7 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
             archived=None if with_archived else False, tag=tag, folder=folder, limit=limit, offset=offset
         )
     if as_json:
-        _print_json(summaries)
+        echo_json(summaries)
         return
     for summary in summaries:
         c = summary.conversation
@@ -124,7 +119,7 @@ def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) ->
     with _open_store() as store:
         hits = store.search(query, order="rank" if rank else "newest", limit=limit, offset=offset)
     if as_json:
-        _print_json(hits)
+        echo_json(hits)
         return
     for hit in hits:
         matched_part = hit.role or "title"
@@ -155,7 +150,7 @@ def show(conversation_id: str, *, as_json: bool) -> None:
     with _open_store() as store:
         record = edgechat_json.load_record(store, store.resolve_id(conversation_id))
     if as_json:
-        _print_json(record)
+        echo_json(record)
         return
     click.echo(f"# {_format_one_line(record.conversation.title)}")
     for message in markdown.active_path(record):
@@ -220,12 +215,14 @@ def export(
     if output is None:
         import sys
 
-        # Only a terminal interprets control characters; a file or a pipe gets the text unchanged.
-        click.echo(escape_controls(text) if sys.stdout.isatty() else text, nl=False, color=True)
+        if export_format == "json":
+            echo_json_text(text, nl=False)
+        else:  # only a terminal interprets control characters; a file or a pipe gets the text unchanged
+            click.echo(escape_controls(text) if sys.stdout.isatty() else text, nl=False, color=True)
     else:
         write_private(output, text)
         if as_json:
-            _print_json({"file": str(output), "format": export_format, "conversations": ids})
+            echo_json({"file": str(output), "format": export_format, "conversations": ids})
 
 
 def export_text(store: SqliteStore, conversation_ids: Sequence[str], export_format: str) -> str:
@@ -258,7 +255,7 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
         for file in files:
             result = edgechat_json.merge(store, importing.read_file(file), dry_run=dry_run)
             if as_json:
-                _print_json(result)
+                echo_json(result)
                 continue
             for problem in result.problems:
                 click.echo(f"edgechat: {_format_one_line(problem)}", err=True)
@@ -318,7 +315,7 @@ def mark(
 def _update_conversation(store: SqliteStore, full_id: str, *, as_json: bool, **changes: object) -> None:
     store.update_conversation(full_id, **changes)
     if as_json:
-        _print_json(store.conversation(full_id))
+        echo_json(store.conversation(full_id))
 
 
 @history.command()
@@ -335,7 +332,7 @@ def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> No
         for conversation_id in ids:
             store.delete_conversation(conversation_id)
     if as_json:
-        _print_json(ids)
+        echo_json(ids)
 
 
 @history.command()
@@ -345,7 +342,7 @@ def path(*, as_json: bool) -> None:
     from edgechat.paths import history_file
 
     if as_json:
-        _print_json({"path": str(history_file())})
+        echo_json({"path": str(history_file())})
     else:
         click.echo(history_file())
 
@@ -365,13 +362,13 @@ def recover(*, as_json: bool) -> None:
     file = paths.history_file()
     if recovery.is_intact(file):
         note = f"{file} is intact or does not exist, so there is nothing to recover."
-        _print_json({"notes": [note]}) if as_json else click.echo(note)
+        echo_json({"notes": [note]}) if as_json else click.echo(note)
         return
     store = recovery.recover(file, on_deleted=[delete_conversation_files])
     if store.read_only_reason:
         raise StoreError(store.read_only_reason)
     if as_json:
-        _print_json({"notes": store.notices})
+        echo_json({"notes": store.notices})
     else:
         for note in store.notices:
             click.echo(escape_controls(note))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from edgechat.cli.json_output import echo_json
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
 
@@ -83,10 +84,9 @@ def read_header_facts(header: ModelHeader) -> dict[str, Any]:
 
 
 def _print_facts(facts: dict[str, Any], *, as_json: bool, repo: Repository | None = None) -> None:
-    import msgspec
 
     if as_json:
-        click.echo(msgspec.json.encode(facts | ({"variants": repo.variants} if repo else {})).decode())
+        echo_json(facts | ({"variants": repo.variants} if repo else {}))
         return
     for name, value in facts.items():
         if name == "source":

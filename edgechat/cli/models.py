@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgechat.cli.json_output import echo_json
 from edgechat.cli.model_info import print_info
 from edgechat.cli.options import complete_model
 from edgechat.cli.progress import DownloadMeter, StderrStatus
@@ -31,12 +32,6 @@ def models() -> None:
     """
 
 
-def _print_json(value: object) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.encode(value, enc_hook=str).decode())
-
-
 @models.command("list")
 @click.option("--catalogue", is_flag=True, help="List the models of the catalogue instead of installed models.")
 @click.option("--all", "all_kinds", is_flag=True, help="Include adapters, and projectors for images or audio.")
@@ -48,11 +43,11 @@ def list_(*, catalogue: bool, all_kinds: bool, as_json: bool) -> None:
     if catalogue:
         curated.read_user_catalogue()
         catalogue_models = list(curated.load_catalogue().values())
-        _print_json(catalogue_models) if as_json else _print_catalogue(catalogue_models)
+        echo_json(catalogue_models) if as_json else _print_catalogue(catalogue_models)
         return
     entries = [entry for entry in library.scan() if all_kinds or entry.facts.kind == "model"]
     if as_json:
-        _print_json(entries)
+        echo_json(entries)
         return
     if not entries:
         click.echo(
@@ -112,7 +107,7 @@ def search(words: tuple[str, ...], *, limit: int, as_json: bool) -> None:
 
     results = Hub().search(" ".join(words), limit)
     if as_json:
-        _print_json(results)
+        echo_json(results)
         return
     if not results:
         click.echo("No repositories found. Try fewer or other words.", err=True)
@@ -161,7 +156,7 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
     entry = next((entry for entry in library.scan() if path in (entry.path, *entry.other_paths)), None)
     label = name or (entry.name if entry else str(path))
     if as_json:
-        _print_json({"reference": target.reference, "path": path, "name": label, "size_bytes": target.size_bytes})
+        echo_json({"reference": target.reference, "path": path, "name": label, "size_bytes": target.size_bytes})
     else:
         click.echo(escape_controls(f"Installed as {label}. Start it with: edgechat -m {shlex.quote(label)}"))
 
@@ -287,7 +282,7 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
 
 
 def _print_result(value: object, text: str, *, as_json: bool) -> None:
-    _print_json(value) if as_json else click.echo(escape_controls(text))
+    echo_json(value) if as_json else click.echo(escape_controls(text))
 
 
 @models.command()
@@ -315,7 +310,7 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
             if not as_json:
                 click.echo(escape_controls(f"{result.path}: {result.description}"))
     if as_json:
-        _print_json(results)
+        echo_json(results)
     if any(result.is_match is False for result in results):
         context.exit(3)
 
@@ -337,7 +332,7 @@ def dirs(*, as_json: bool) -> None:
         for source, path in locations.list_locations(folders)
     ]
     if as_json:
-        _print_json(folder_rows)
+        echo_json(folder_rows)
         return
     for row in folder_rows:
         count_text = f"{row['n_files']} file{'s' * (row['n_files'] != 1)}" if row["is_there"] else "missing"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import complete_model
 from edgechat.cli.progress import StderrStatus
 from edgechat.humanize import format_size
@@ -69,8 +70,6 @@ def plan(names: tuple[str, ...], *, models: tuple[str, ...], explain: bool, as_j
 
     For `-m owner/repo[:QUANT]`, only the header of the model file is downloaded from the hub.
     """
-    import msgspec
-
     from edgechat.engine.client import EngineClient
 
     models += names
@@ -84,7 +83,7 @@ def plan(names: tuple[str, ...], *, models: tuple[str, ...], explain: bool, as_j
 
     rows = sorted((make_plan_row(evaluation, choice) for evaluation in evaluations), key=sort_key)
     if as_json:
-        click.echo(msgspec.json.encode(json_facts | {"models": rows}).decode())
+        echo_json(json_facts | {"models": rows})
         return
     _print_table(rows if models else select_best_quants(rows), json_facts["available_bytes"])
     if explain and choice is not None:

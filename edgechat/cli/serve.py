@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import complete_model, generation_options
 from edgechat.errors import UsageError
 
@@ -152,9 +153,7 @@ def _choose_api_name(name: str, other_names: Iterable[str]) -> str:
 
 def _print_address(address: str, names: list[str], *, has_key: bool, as_json: bool) -> None:
     if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.encode({"url": address, "models": names, "has_key": has_key}).decode())
+        echo_json({"url": address, "models": names, "has_key": has_key})
         return
     key = "key required" if has_key else "no key required"
     click.echo(f"Serving {', '.join(names)} at {address} ({key}; Ctrl-C stops the server)")

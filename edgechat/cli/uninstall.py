@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import click
 
+from edgechat.cli.json_output import echo_json
 from edgechat.errors import UsageError
 
 # File patterns of edgechat's data by kind. Other files in the same directories can belong to other programs.
@@ -41,10 +42,8 @@ def uninstall(*, purge: bool, yes: bool, as_json: bool) -> None:
     """
     items = list(find_data_items())
     if as_json:
-        import msgspec
-
         rows = [{"what": item.kind, "path": str(item.path), "n_bytes": item.n_bytes} for item in items]
-        click.echo(msgspec.json.encode(rows).decode())
+        echo_json(rows)
     else:
         _print_items(items)
     if not purge:

@@ -116,3 +116,15 @@ async def test_paste_larger_than_the_context_returns_to_the_prompt() -> None:
         assert "the context holds 32768" in shown_texts(app, "error")[0]
         assert app.pane.prompt.full_text.split() == ["word"] * 400_000
         assert session(app).tree.path == []
+
+
+async def test_pasted_line_separators_become_newlines_and_invisible_letters_stay() -> None:
+    app = make_scripted_app()
+    async with app.run_test():
+        await wait_until_ready(app)
+        prompt = app.pane.prompt
+        prompt.post_message(textual_events.Paste("a\u2028b\u2029c\x85d \u2066x\u2069 \u0645\u06cc\u200c\u062e\x1b[2J"))
+        await until_async(lambda: prompt.text)
+        assert prompt.text == "a\nb\nc\nd \u2066x\u2069 \u0645\u06cc\u200c\u062e\N{SYMBOL FOR ESCAPE}[2J"
+        prompt.load(prompt.text)
+        assert prompt.text == "a\nb\nc\nd \u2066x\u2069 \u0645\u06cc\u200c\u062e\N{SYMBOL FOR ESCAPE}[2J"

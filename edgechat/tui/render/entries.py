@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from edgechat.chat.messages import format_performance
-from edgechat.terminal import escape_controls
+from edgechat.terminal import TextEscaper, escape_controls
 from edgechat.tui.render.layout_blocks import (
     CodeLayout,
     LayoutBlock,
@@ -79,6 +79,7 @@ class MessageEntry(TranscriptEntry):
         """True if the reasoning is shown in full."""
         self.reasoning = message.reasoning
         self._splitter: MarkdownSplitter | None = None
+        self._escaper = TextEscaper()
 
     @property
     def as_message(self) -> MessageEntry | None:
@@ -93,11 +94,12 @@ class MessageEntry(TranscriptEntry):
         if self.kind == "user":
             blocks += split_plain_text(escape_controls(self.text), "")
         else:
-            splitter = MarkdownSplitter(escape_controls(self.text))
+            self._escaper = TextEscaper()
+            splitter = MarkdownSplitter(self._escaper.feed(self.text))
             if self.is_streaming:
                 self._splitter = splitter
             else:
-                splitter.finish()
+                self._finish_text(splitter)
             blocks += [_make_layout(block) for block in splitter.blocks]
             _show_partial_line(blocks, splitter)
         return blocks if self.is_streaming else blocks + self._build_footer()
@@ -157,7 +159,7 @@ class MessageEntry(TranscriptEntry):
             self.invalidate()
             return
         n_old_blocks = len(self._splitter.blocks)
-        self._splitter.feed(escape_controls(text))
+        self._splitter.feed(self._escaper.feed(text))
         self._update_blocks(self._splitter, self._blocks, n_old_blocks)
 
     def _update_blocks(self, splitter: MarkdownSplitter, blocks: list[LayoutBlock], n_old_blocks: int) -> None:
@@ -178,9 +180,13 @@ class MessageEntry(TranscriptEntry):
             return
         # Keep the layout of all blocks but the last: only the end of the reply changes.
         n_old_blocks = len(splitter.blocks)
-        splitter.finish()
+        self._finish_text(splitter)
         self._update_blocks(splitter, self._blocks, n_old_blocks)
         self._blocks += self._build_footer()
+
+    def _finish_text(self, splitter: MarkdownSplitter) -> None:
+        splitter.feed(self._escaper.finish())
+        splitter.finish()
 
     def update(self, message: Message, alternative: tuple[int, int], *, shows_stats: bool) -> None:
         """Replace the message; keep the layout if nothing changed."""

@@ -122,7 +122,7 @@ def _format_snippet(hit: SearchHit, start: int = 0, *, one_line: bool = False) -
     for mark_start, mark_end in hit.marks:
         text.stylize("bold not dim", max(0, mark_start - start), max(0, mark_end - start))
     escaped_text = escape_controls(text.plain)
-    # If `escape_controls` shortened line endings, the marks do not fit, so the snippet is shown without bold words.
+    # If `escape_controls` removed characters, the marks do not fit, so the snippet is shown without bold words.
     if len(escaped_text) == len(text.plain):
         text.plain = escaped_text.replace("\n", " ") if one_line else escaped_text
         return text

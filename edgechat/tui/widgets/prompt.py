@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
-from edgechat.terminal import escape_controls
+from edgechat.terminal import escape_input
 from edgechat.tui import keys
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class PromptInput(TextArea):
         """Replace the content with `text`, or with a paste marker if `text` is long."""
         self.clear()
         self._pastes.clear()
-        self.insert(self._shorten(escape_controls(text)))
+        self.insert(self._shorten(escape_input(text)))
         self.move_cursor(self.document.end)
 
     def restore(self, state: PromptState) -> None:
@@ -148,7 +148,7 @@ class PromptInput(TextArea):
         event.prevent_default()
         event.stop()
         # A clipboard can contain escape sequences, which must not reach the terminal.
-        text = escape_controls(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        text = escape_input(event.text.replace("\r\n", "\n").replace("\r", "\n"))
         self._replace(self._shorten(text), *self.selection)
 
     def _replace(self, text: str, start: tuple[int, int], end: tuple[int, int]) -> None:

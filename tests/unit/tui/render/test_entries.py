@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from tests.unit.tui.layouts import make_entry, rendered_rows
 
 MARKDOWN_PARTS = ["a", "words ", "\n", "\n\n", "```py\n", "```\n", "- x\n", "1. y\n", "  ", "|a|b|\n|-|-|\n"]
+SPECIAL_PARTS = ["\r", "\u200d", "\U0001f469", "\u0301" * 7, "\U0001f3f4", "\U000e0067", "\U000e007f"]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.sampled_from(MARKDOWN_PARTS), max_size=30), st.integers(10, 60))
+@given(st.lists(st.sampled_from(MARKDOWN_PARTS + SPECIAL_PARTS), max_size=30), st.integers(10, 60))
 def test_streamed_reply_has_the_same_rows_as_a_complete_one(parts: list[str], width: int) -> None:
     streamed, complete = make_entry(""), make_entry("".join(parts))
     streamed.start_streaming()
