@@ -7,6 +7,7 @@ files of a running program, and a child of another version could use an incompat
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Final
 
@@ -14,8 +15,12 @@ from edgechat import __version__
 
 EXIT_VERSION_CHANGED: Final = 75
 """Exit code of a child whose version differs from its parent's (EX_TEMPFAIL of sysexits.h)."""
+KILL_SIGNAL: Final = getattr(signal, "SIGKILL", 9)
+"""Signal that Linux sends to a process to free memory when the machine runs out of it."""
+EXIT_STALLED: Final = 70
+"""Exit code of an engine process that ended itself because it made no progress (EX_SOFTWARE of sysexits.h)."""
 UPGRADED_MESSAGE: Final = "edgechat was upgraded while it was running. Restart edgechat; the conversation is saved."
-HIDDEN_COMMANDS: Final = ("_engine", "_selftest", "_speeds", "_quantise", "_case", "_render")
+HIDDEN_COMMANDS: Final = ("_engine", "_selftest", "_speeds", "_quantise", "_case", "_render", "_grammar")
 
 # Python's options -m and -c put the current directory first on sys.path, where a file could shadow a module. `sys` is a
 # built-in module, so this code can remove the directory before the first import from a file.

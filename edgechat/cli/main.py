@@ -63,6 +63,8 @@ def _run_child(name: str, arguments: list[str]) -> int:
         return EXIT_VERSION_CHANGED
     if name == "_engine":
         from edgechat.engine.server import main as child
+    elif name == "_grammar":
+        from edgechat.engine.grammar_check import main as child
     elif name == "_selftest":
         from edgechat.runtime.backends.selftest import main as child
     elif name == "_speeds":

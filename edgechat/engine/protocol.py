@@ -353,7 +353,7 @@ OUT_OF_MEMORY_MESSAGE: Final = (
 )
 
 
-def create_failure_event(request_id: int, error: Exception) -> RequestFailed:
+def create_failure_event(request_id: int, error: BaseException) -> RequestFailed:
     """Create the final event of a request that raised an EdgechatError or a MemoryError."""
     if isinstance(error, MemoryError):
         return RequestFailed(id=request_id, error_type="PlanError", message=OUT_OF_MEMORY_MESSAGE)

@@ -58,8 +58,8 @@ class ActiveRequest:
     ) -> None:
         """Validate the request. `arrived_at` is its monotonic arrival time; `speculator` is None to disable drafts.
 
-        Raises EngineError for an empty prompt or too many sequences, ContextOverflowError if the prompt leaves no room
-        for a reply, and GrammarError if the grammar cannot be enforced.
+        Raises EngineError for an empty prompt or too many sequences, and ContextOverflowError if the prompt leaves no
+        room for a reply.
         """
         if not prompt:
             raise EngineError("The prompt is empty. Send at least one token.")
@@ -79,6 +79,8 @@ class ActiveRequest:
         """Output sequences whose `next_token` is decoded in the next step."""
         self.last_prefill_at = 0.0
         """Monotonic time of the last prefill step; 0 before the first step."""
+        self.grammar: Grammar | None = None
+        """Compiled form of `params.grammar`, which must be set before `start`."""
         self.speculator = speculator if params.n_sequences == 1 else None
         self._context = context
         self._cache = cache
@@ -90,11 +92,6 @@ class ActiveRequest:
         """Number of prompt tokens whose logprobs were sent."""
         self._prefill_s = 0.0
         self._context_tokens = 0
-        self._grammar: Grammar | None = None
-        if params.grammar:
-            from edgechat.runtime.grammar import compile_grammar
-
-            self._grammar = compile_grammar(context.model, params.grammar, params.visible_control_tokens)
 
     @property
     def n_tokens(self) -> int:
@@ -244,13 +241,12 @@ class ActiveRequest:
     def _create_sequences(self, seqs: list[int]) -> list[OutputSequence]:
         """Create an output sequence for each of `seqs`. On an error, drop all of `seqs` except the first."""
         try:
+            grammar, self.grammar = self.grammar, None
+            grammars = [grammar.copy() if grammar is not None else None for _ in seqs[1:]] + [grammar]
             return [
-                OutputSequence(
-                    self._context, self.params, i, seq, self.prompt, self._send,
-                    self._grammar.copy() if self._grammar is not None else None,
-                )
+                OutputSequence(self._context, self.params, i, seq, self.prompt, self._send, grammars[i])
                 for i, seq in enumerate(seqs)
-            ]  # fmt: skip
+            ]
         except (EdgechatError, MemoryError):
             for seq in seqs[1:]:
                 self._cache.drop(seq)

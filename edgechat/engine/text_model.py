@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Final
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from edgechat.engine import protocol
 from edgechat.engine.cache_identity import open_disk_tier
 from edgechat.engine.drafting import DraftManager
 from edgechat.engine.engine_model import EngineModel
+from edgechat.engine.grammar_compiler import GrammarCompiler
 from edgechat.engine.request import ActiveRequest
 from edgechat.engine.scheduler import Scheduler
 from edgechat.engine.tokenization import check_tokens, tokenize_prompt
@@ -19,12 +22,18 @@ from edgechat.hardware.memory import read_peak_rss_bytes
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.context import Context
+from edgechat.runtime.grammar import compile_grammar
 from edgechat.runtime.memory_report import read_memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.speculation.controller import MAX_DRAFT_LENGTH
 
+if TYPE_CHECKING:
+    from edgechat.runtime.grammar import Grammar
+
 # Delay before the next idle task while the disk tier is writing.
 _DISK_BUSY_DELAY_S: Final = 0.02
+# Time of a step that only waits for a grammar; a request that arrives meanwhile waits as long.
+_COMPILE_WAIT_S: Final = 0.005
 # Maximum time for saving prefixes when the engine shuts down. Unsaved prefixes are computed again later.
 _MAX_PREFIX_SAVE_S: Final = 1.5
 # Minimum time for saving the draft corpus on shutdown, even if saving prefixes took its maximum time.
@@ -56,13 +65,15 @@ class TextModel(EngineModel):
         self._disk = open_disk_tier(load, context, find_bundle())
         self._cache = PrefixCache(context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk)
         self._scheduler = Scheduler(context, self._cache, self._finish_request)
+        self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
+        self._compiling_requests: list[tuple[ActiveRequest, Future[Grammar]]] = []
         self.n_ctx = context.n_ctx
         self.can_truncate = context.can_truncate
         self.max_draft = min(context.max_rollback, MAX_DRAFT_LENGTH) if self._draft_manager is not None else 0
 
     @property
     def is_generating(self) -> bool:
-        return not self._scheduler.is_idle
+        return bool(self._compiling_requests) or not self._scheduler.is_idle
 
     def execute(self, request: protocol.AnyRequest, arrived_at: float) -> protocol.Event | None:
         if isinstance(request, protocol.Generate):
@@ -85,7 +96,11 @@ class TextModel(EngineModel):
         if self._disk is not None:
             # The compute threads wait for each other at barriers: if the disk writer delays one thread, it delays all.
             self._disk.pause()
-        self._scheduler.add(active_request)
+        if request.grammar:
+            result = self._grammar_compiler.submit(request.grammar, request.visible_control_tokens)
+            self._compiling_requests.append((active_request, result))
+        else:
+            self._scheduler.add(active_request)
 
     def _finish_request(self, request: ActiveRequest, event: protocol.Event) -> None:
         if self._draft_manager is not None:
@@ -105,8 +120,27 @@ class TextModel(EngineModel):
         )
 
     def step(self, cancelled_ids: set[int]) -> None:
+        self._advance_compiling_requests(cancelled_ids)
         self._scheduler.cancel(cancelled_ids)
         self._scheduler.step()
+
+    def _advance_compiling_requests(self, cancelled_ids: set[int]) -> None:
+        """Cancel requests whose grammar is being compiled, and pass the others to the scheduler when it is ready."""
+        if self._compiling_requests and self._scheduler.is_idle:
+            wait([result for _, result in self._compiling_requests], _COMPILE_WAIT_S, "FIRST_COMPLETED")
+        for request, result in list(self._compiling_requests):
+            is_cancelled = request.params.id in cancelled_ids
+            if not is_cancelled and not result.done():
+                continue
+            self._compiling_requests.remove((request, result))
+            if is_cancelled:
+                self._grammar_compiler.cancel(result)
+                self._finish_request(request, request.create_final_event())
+            elif (error := result.exception()) is not None:
+                self._finish_request(request, protocol.create_failure_event(request.params.id, error))
+            else:
+                request.grammar = result.result()
+                self._scheduler.add(request)
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> float | None:
         if self._disk is not None:
@@ -126,6 +160,8 @@ class TextModel(EngineModel):
         self._context.clear_abort()
 
     def close(self) -> None:
+        self._advance_compiling_requests({request.params.id for request, _ in self._compiling_requests})
+        self._grammar_compiler.close()
         self._scheduler.cancel_all()
         deadline = time.monotonic() + _MAX_PREFIX_SAVE_S
         try:

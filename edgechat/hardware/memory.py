@@ -125,6 +125,31 @@ def read_rss_bytes(pid: int) -> int:
         return 0
 
 
+def read_process_usage(pid: int) -> tuple[float, int]:
+    """Return the CPU time in seconds and the resident set size in bytes of one process; zeros if it does not exist."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        return times.user + times.system, int(process.memory_info().rss)
+    except psutil.Error:
+        return 0.0, 0
+
+
+def is_process_stopped(pid: int) -> bool:
+    """Return whether a process was stopped by a signal (SIGSTOP, SIGTSTP), and can run no code until it is continued.
+
+    Always False on Windows.
+    """
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
+
+
 def read_cpu_time_s(pid: int) -> float:
     """Return the CPU time of a process and its descendants in seconds; 0.0 if the process does not exist."""
     import psutil

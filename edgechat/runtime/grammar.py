@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import re
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from edgechat.errors import GrammarError
+from edgechat.errors import EdgechatError, EngineError, GrammarError
 from edgechat.runtime.model import Model
 
 if TYPE_CHECKING:
@@ -16,8 +18,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_GRAMMAR_CHARS: Final = 1 << 18
-"""Maximum characters in a grammar, which llguidance compiles in under a second (tests/engine/test_grammar.py)."""
+"""Maximum characters in a grammar; the schemas of 218 tools of public MCP servers have 114,000."""
+# Maximum states of the automaton that llguidance builds while a reply is generated. A state takes up to 2 kB. Schemas
+# of tools need hundreds of states; patterns that search for several texts at once need millions.
+_MAX_LEXER_STATES: Final = 50_000
 _MAX_ERROR_CHARS: Final = 400
+# The cause in an error message of llguidance, between the position in the grammar and the state of the parser. Panics
+# append a backtrace, and errors of the compiler append lines of the grammar.
+_ERROR_PREFIX: Final = re.compile(r"^(at \d+\(\d+\): )?(failed to compile JSON schema: )?")
+_ERROR_DETAILS: Final = re.compile(r"<state>|<grammar>|<non-verbose/>|<backtrace>|\. Enable '|\n *\d+ \| ")
+# Error messages about a fault of llguidance or edgechat.
+_INTERNAL_ERROR: Final = re.compile(
+    r"(?i)(lexer error: |parser error: )?(panic|internal error|unexpected backtracking|token .* doesn't satisfy)"
+)
+# Error messages about a limit on the work.
+_LIMIT_ERROR: Final = re.compile(r"(?i)\btoo (many|large)|\bfuel\b|row has \d|unable to determine|level exceeded")
 _CONTINUATION: Final = "\x01"
 """Control character that precedes a text which is tokenised as the continuation of another."""
 _SPECIAL_PREFIX: Final = b"\xff"  # llguidance's prefix for tokens that are not text
@@ -67,19 +82,17 @@ class Grammar:
     """Compiled grammar, with the parser state of one output."""
 
     def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
-        """Create a grammar from a matcher of llguidance. Raises GrammarError if the matcher reports an error."""
+        """Create a grammar from a matcher of llguidance.
+
+        Raises GrammarError if the matcher reports an error in the grammar, and EngineError for a fault of llguidance.
+        """
         self._matcher = matcher
         self._n_vocab = n_vocab
         self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            # llguidance appends its state and the whole grammar to its error messages.
-            message = str(self._matcher.get_error()).partition("<state>")[0].partition("<grammar>")[0].strip()
-            message = message.partition(". Enable '")[0]  # removes a hint about llguidance options
-            if message.startswith("NoExtension"):
-                message = "no text matches the grammar"
-            raise GrammarError(f"The output format cannot be enforced: {message[:_MAX_ERROR_CHARS]}")
+            raise _convert_error(str(self._matcher.get_error()))
 
     def copy(self) -> Grammar:
         """Return an independent copy in the same state."""
@@ -130,17 +143,52 @@ class Grammar:
 def compile_grammar(model: Model, grammar: str, text_tokens: Sequence[str] = ()) -> Grammar:
     """Compile a grammar in llguidance's variant of Lark, or in llguidance's JSON format.
 
-    The control tokens in `text_tokens` are treated as ordinary text. Raises GrammarError if the grammar is invalid or
+    The control tokens in `text_tokens` are treated as ordinary text. The time, the memory and the depth of the stack
+    are not limited: call `check_grammar` in a child process first. Raises GrammarError if the grammar is invalid, or if
     llguidance is not installed.
     """
+    return Grammar(_create_matcher(_get_tokenizer(model, tuple(text_tokens)), grammar), model.n_vocab)
+
+
+def check_grammar(grammar: str) -> None:
+    """Compile a grammar as `compile_grammar` does, but for a vocabulary of single bytes, and discard the result.
+
+    The work hardly depends on the vocabulary. Raises the same exceptions as `compile_grammar`.
+    """
+    matcher = _create_matcher(_get_byte_tokenizer(), grammar)
+    if matcher.is_error():
+        raise _convert_error(str(matcher.get_error()))
+
+
+def require_llguidance() -> None:
+    """Raise GrammarError if llguidance is not installed."""
     if importlib.util.find_spec("llguidance") is None:
         raise GrammarError("Grammars need the package llguidance. Run `pip install edgechat[serve]`.")
+
+
+def check_length(grammar: str) -> None:
+    """Raise GrammarError if a grammar is longer than `MAX_GRAMMAR_CHARS`."""
     if len(grammar) > MAX_GRAMMAR_CHARS:
         raise GrammarError(f"The grammar has {len(grammar)} characters; the limit is {MAX_GRAMMAR_CHARS}. Simplify it.")
+
+
+def _create_matcher(tokenizer: Any, grammar: str) -> LLMatcher:
     import llguidance
 
-    matcher = llguidance.LLMatcher(_get_tokenizer(model, tuple(text_tokens)), grammar, log_level=0)
-    return Grammar(matcher, model.n_vocab)
+    limits = llguidance.LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+    return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+
+
+def _convert_error(message: str) -> EdgechatError:
+    """Return the exception for an error message of llguidance, shortened to one sentence."""
+    cause = " ".join(_ERROR_PREFIX.sub("", _ERROR_DETAILS.split(message, maxsplit=1)[0]).split())[:_MAX_ERROR_CHARS]
+    if cause.startswith("NoExtension"):
+        cause = "no text matches the grammar"
+    elif _INTERNAL_ERROR.match(cause):
+        return EngineError(f"The output format cannot be enforced because of a fault in llguidance: {cause}.")
+    elif _LIMIT_ERROR.search(cause):
+        cause = f"it exceeds a limit of llguidance. Simplify it. ({cause})"
+    return GrammarError(f"The output format cannot be enforced: {cause}")
 
 
 def _get_tokenizer(model: Model, text_tokens: tuple[str, ...]) -> Any:
@@ -154,3 +202,22 @@ def _get_tokenizer(model: Model, text_tokens: tuple[str, ...]) -> Any:
             llguidance.TokenizerWrapper(vocabulary), eos_token=vocabulary.eog_tokens
         )
     return tokenizers[text_tokens]
+
+
+class _ByteVocabulary:
+    """Vocabulary of the 256 bytes and an end token."""
+
+    eos_token_id = 256
+    bos_token_id = None
+    special_token_ids = (256,)
+    tokens = tuple([bytes([byte]) for byte in range(256)] + [_SPECIAL_PREFIX + b"<end>"])
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return list(text if isinstance(text, bytes) else text.encode("utf-8", "replace"))
+
+
+@functools.cache
+def _get_byte_tokenizer() -> Any:
+    import llguidance
+
+    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_ByteVocabulary()))

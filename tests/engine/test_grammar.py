@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 from edgechat.config import Sampling
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.errors import GrammarError
+from edgechat.errors import EdgechatError, GrammarError
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS, compile_grammar
 from edgechat.runtime.model import Model
 from tests.models import write_tiny_llama
+from tests.unit.engine.test_grammar_compiler import ENDLESS, REFERENCES
+from tests.waiting import until
 
 PROMPT = "<|im_start|>user\nA list of numbers, please.<|im_end|>\n<|im_start|>assistant\n"
 NUMBERS = 'start: %json {"type": "array", "items": {"type": "integer", "maximum": 99, "minimum": 0}, "maxItems": 4}'
@@ -75,6 +78,64 @@ def test_large_grammars_compile_in_bounded_time(engine: EngineClient) -> None:
         engine, grammar="start: %json " + json.dumps({"enum": [f"value {i}" for i in range(15_000)]}), max_tokens=4
     )
     assert time.monotonic() - started_at < 10  # generous, for a busy machine
+
+
+@pytest.mark.parametrize("value", [ENDLESS, REFERENCES])
+def test_endless_or_crashing_schema_ends_only_its_request(engine: EngineClient, value: object) -> None:
+    pid, finished_at = engine.pid, 0.0
+    reply: list[protocol.RequestFinished] = []
+
+    def generate_other() -> None:
+        nonlocal finished_at
+        reply.append(generate(engine, ignore_eog=True)[1])
+        finished_at = time.monotonic()
+
+    thread = threading.Thread(target=generate_other)
+    thread.start()
+    with pytest.raises(GrammarError, match="too complex"):
+        generate(engine, grammar=f"start: %json {json.dumps(value)}")
+    thread.join()
+    assert reply[0].stats.completion_tokens == 40
+    assert engine.pid == pid
+
+
+def test_request_is_cancelled_while_its_grammar_is_compiled(engine: EngineClient) -> None:
+    generate(engine, grammar=NUMBERS, max_tokens=1)  # starts the process that checks grammars
+    request = protocol.Generate(
+        id=engine.next_id(), text=PROMPT, grammar='start: %json {"type": "integer", "multipleOf": 99999971}'
+    )
+    outcomes: list[protocol.AnyEvent | EdgechatError] = []
+    engine.submit(request, outcomes.append)
+    engine.cancel(request.id)
+    started_at = time.monotonic()
+    until(lambda: outcomes)
+    assert isinstance(outcomes[0], protocol.RequestFinished)
+    assert outcomes[0].finish_reason == "cancelled"
+    generate(engine, grammar=NUMBERS, max_tokens=1)  # waits for no earlier compilation
+    assert time.monotonic() - started_at < 5
+
+
+def test_automaton_that_grows_while_decoding_is_limited(native: Bindings, starter: Path) -> None:
+    model = Model(native, starter)
+    schema = {"type": "string", "pattern": "^(.*a.{20}.*b.{30}c)+$"}
+    grammar = compile_grammar(model, "start: %json " + json.dumps(schema))
+    rng = np.random.default_rng(0)
+
+    def accept_random_token() -> float:
+        """Accept an allowed token that does not end the text; return how long the grammar took in seconds."""
+        logits = rng.random(model.n_vocab, dtype=np.float32)
+        started_at = time.perf_counter()
+        with grammar.mask_disallowed(logits):
+            logits[[t for t in range(model.n_vocab) if model.is_eog(t)]] = -np.inf
+            token = int(logits.argmax())
+        grammar.accept(token)
+        return time.perf_counter() - started_at
+
+    steps: list[float] = []
+    with pytest.raises(GrammarError, match=r"exceeds a limit of llguidance\..*too many states: 50000"):
+        steps.extend(accept_random_token() for _ in range(5000))
+    assert len(steps) > 20
+    assert max(steps) < 2
 
 
 def test_reply_ends_before_a_stop_string(engine: EngineClient) -> None:

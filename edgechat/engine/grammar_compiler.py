@@ -1,0 +1,207 @@
+"""Compilation of grammars on a thread of the engine, after a check in a child process with limited time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import queue
+import subprocess
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Final, NamedTuple
+
+import msgspec
+
+from edgechat.engine.grammar_check import CHECK_STACK_BYTES, CheckReply, describe_fault
+from edgechat.engine.pipe import Channel, spawn_child
+from edgechat.engine.protocol import make_frame
+from edgechat.errors import EdgechatError, EngineError, GrammarError, find_error_class
+from edgechat.hardware.memory import read_process_usage
+from edgechat.process import KILL_SIGNAL
+from edgechat.runtime.backends.probe import describe_exit
+from edgechat.runtime.grammar import Grammar, check_length, require_llguidance
+
+# The slowest of the schemas of 12 public MCP servers takes 0.05 s on a server core and grows the process by 2 MB. A
+# Raspberry Pi 4 is about ten times slower.
+MAX_CPU_S: Final = 2.0
+MAX_GROWTH_BYTES: Final = 64 << 20
+# A machine on which two seconds of CPU time take a minute is overloaded, which is not the fault of the grammar.
+MAX_WALL_S: Final = 60.0
+_POLL_INTERVAL_S: Final = 0.02
+_MAX_CACHED_RESULTS: Final = 256
+_SIMPLIFY_HINT: Final = (
+    "Simplify it. Large values of multipleOf, long repetitions in patterns and long chains of $ref cost the most."
+)
+
+# The compiled grammar is built on a larger stack than in the check, where some calls of this process are missing.
+_STACK_BYTES: Final = 4 * CHECK_STACK_BYTES
+
+Compile = Callable[[str, Sequence[str]], Grammar]
+
+
+def _exchange(channel: Channel, frame: bytes) -> queue.SimpleQueue[bytes | None]:
+    """Write a frame and read the next one on a thread; return the queue that receives it, or None if the child died."""
+    replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def exchange() -> None:
+        replies.put(channel.read() if channel.write(frame) else None)
+
+    threading.Thread(target=exchange, name="grammar check", daemon=True).start()
+    return replies
+
+
+class GrammarChecker:
+    """Checks grammars in a child process, one at a time, and remembers the results."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._replies: OrderedDict[bytes, CheckReply] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(self, grammar: str) -> None:
+        """Compile `grammar` in the child process.
+
+        Raises GrammarError if the grammar is invalid or exceeds a limit, and EngineError if the check fails for another
+        reason, for example because `stop` was called.
+        """
+        check_length(grammar)
+        key = hashlib.sha256(grammar.encode("utf-8")).digest()
+        reply = self._replies.get(key)
+        if reply is None:
+            reply = self._check_in_child(grammar)
+            self._replies[key] = reply
+            if len(self._replies) > _MAX_CACHED_RESULTS:
+                self._replies.popitem(last=False)
+        if reply.error_type:
+            raise find_error_class(reply.error_type)(reply.message)
+
+    def _check_in_child(self, grammar: str) -> CheckReply:
+        child, channel = self._start()
+        start_cpu_s, start_bytes = read_process_usage(child.pid)
+        replies = _exchange(channel, make_frame(grammar.encode("utf-8")))
+        deadline = time.monotonic() + MAX_WALL_S
+        while True:
+            with contextlib.suppress(queue.Empty):
+                body = replies.get(timeout=_POLL_INTERVAL_S)
+                break
+            cpu_s, n_bytes = read_process_usage(child.pid)
+            excess = ""
+            if cpu_s - start_cpu_s > MAX_CPU_S:
+                excess = f"{MAX_CPU_S:g} s of CPU time"
+            elif n_bytes - start_bytes > MAX_GROWTH_BYTES:
+                excess = f"{MAX_GROWTH_BYTES >> 20} MiB of memory"
+            if excess:
+                self.stop()
+                message = f"The output format is too complex: compiling it takes more than {excess}. {_SIMPLIFY_HINT}"
+                return CheckReply(GrammarError.__name__, message)
+            if time.monotonic() > deadline:
+                self.stop()
+                raise EngineError(f"The output format was not compiled within {MAX_WALL_S:g} s. Try again later.")
+        if body is not None:
+            return msgspec.msgpack.decode(body, type=CheckReply)
+        return self._describe_death(child)
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], Channel]:
+        """Return the child process, which is started if it is not running. Raises EngineError if it does not start."""
+        with self._lock:
+            if self._child is not None and self._channel is not None and self._child.poll() is None:
+                return self._child, self._channel
+            self._child, self._channel = child, channel = spawn_child(["_grammar"], subprocess.DEVNULL)
+        with contextlib.suppress(queue.Empty):
+            if _exchange(channel, b"").get(timeout=MAX_WALL_S) is not None:
+                return child, channel
+        self.stop()
+        raise EngineError("The process that checks output formats did not start. Try again later.")
+
+    def _describe_death(self, child: subprocess.Popen[bytes]) -> CheckReply:
+        """Return the result for a grammar during whose check the child died. Raises EngineError if it was killed."""
+        with self._lock:
+            was_stopped = self._child is not child
+        self.stop()
+        exit_code = child.wait()
+        if was_stopped or exit_code == -KILL_SIGNAL:
+            raise EngineError("The check of the output format was stopped. Send the request again.")
+        message = (
+            f"The output format is too complex: compiling it crashed with {describe_exit(exit_code)}. {_SIMPLIFY_HINT}"
+        )
+        return CheckReply(GrammarError.__name__, message)
+
+    def stop(self) -> None:
+        """Kill the child process, which ends a running check. Thread-safe. The next check starts a new process."""
+        with self._lock:
+            child, self._child = self._child, None
+            channel, self._channel = self._channel, None
+        if child is not None and channel is not None:
+            child.kill()
+            child.wait()
+            channel.close()
+
+
+class _Job(NamedTuple):
+    grammar: str
+    text_tokens: Sequence[str]
+    result: Future[Grammar]
+
+
+class GrammarCompiler:
+    """Compiles grammars one after the other on a thread, so that the engine decodes meanwhile."""
+
+    def __init__(self, compile_checked: Compile) -> None:
+        """Create a compiler; `compile_checked(grammar, text_tokens)` compiles a grammar that passed the check."""
+        self._compile = compile_checked
+        self._checker = GrammarChecker()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._running: Future[Grammar] | None = None
+        self._lock = threading.Lock()
+
+    def submit(self, grammar: str, text_tokens: Sequence[str]) -> Future[Grammar]:
+        """Queue a grammar. The exception of the result is a GrammarError, or an EngineError for another failure."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="grammars", daemon=True)
+            default_size = threading.stack_size(_STACK_BYTES)
+            try:
+                self._thread.start()
+            finally:
+                threading.stack_size(default_size)
+        job = _Job(grammar, text_tokens, Future())
+        self._jobs.put(job)
+        return job.result
+
+    def cancel(self, result: Future[Grammar]) -> None:
+        """Cancel the compilation with this result; a check that is running ends at once."""
+        result.cancel()
+        with self._lock:
+            if self._running is result:
+                self._checker.stop()
+
+    def close(self) -> None:
+        """Cancel the running compilation and end the thread and the child process."""
+        self._jobs.put(None)
+        self._checker.stop()
+        if self._thread is not None:
+            self._thread.join()
+        self._checker.stop()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            with self._lock:
+                if not job.result.set_running_or_notify_cancel():
+                    continue
+                self._running = job.result
+            try:
+                require_llguidance()
+                self._checker.check(job.grammar)
+                grammar = self._compile(job.grammar, job.text_tokens)
+            except (EdgechatError, MemoryError) as error:
+                job.result.set_exception(error)
+            except BaseException as error:  # noqa: BLE001  (a panic of llguidance is a BaseException)
+                job.result.set_exception(EngineError(describe_fault(error)))
+            else:
+                job.result.set_result(grammar)
+            with self._lock:
+                self._running = None

@@ -1,0 +1,134 @@
+"""Checks of grammars in a child process: limits, crashes, cancellation, and what the engine compiles afterwards."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import psutil
+import pytest
+
+from edgechat.engine import grammar_compiler
+from edgechat.engine.grammar_compiler import MAX_CPU_S, MAX_GROWTH_BYTES, GrammarChecker, GrammarCompiler
+from edgechat.errors import EngineError, GrammarError
+from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS, Grammar
+from tests.waiting import until
+
+ENDLESS = {"type": "integer", "multipleOf": 99999989}
+REFERENCES = {
+    "$ref": "#/$defs/a0",
+    "$defs": {**{f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(5000)}, "a5000": {"type": "string"}},
+}
+
+
+def schema(value: Any) -> str:
+    return f"start: %json {json.dumps(value)}"
+
+
+@pytest.fixture
+def checker() -> Iterator[GrammarChecker]:
+    checker = GrammarChecker()
+    yield checker
+    checker.stop()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ENDLESS,
+        {"type": "integer", "multipleOf": 1000003},
+        {"type": "number", "allOf": [{"multipleOf": n} for n in (9973, 9967, 9949, 9941)]},
+    ],
+)
+def test_schema_that_takes_too_long_or_too_much_memory_is_refused(checker: GrammarChecker, value: object) -> None:
+    checker.check(schema({}))
+    started_at = time.process_time()
+    with pytest.raises(GrammarError, match=r"takes more than (2 s of CPU time|64 MiB of memory)\. Simplify") as caught:
+        checker.check(schema(value))
+    assert "\n" not in str(caught.value)
+    assert time.process_time() - started_at < MAX_CPU_S  # the work is in the child process
+    checker.check(schema({"type": "string"}))  # in a new process
+    started_at = time.monotonic()
+    with pytest.raises(GrammarError, match="takes more than"):
+        checker.check(schema(value))
+    assert time.monotonic() - started_at < 0.1  # the result is remembered
+
+
+def test_memory_limit_is_reported_with_its_number(checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_compiler, "MAX_CPU_S", 1000.0)
+    with pytest.raises(GrammarError, match=f"more than {MAX_GROWTH_BYTES >> 20} MiB of memory"):
+        checker.check(schema(ENDLESS))
+
+
+def test_stack_overflow_of_the_compiler_is_an_error_of_the_schema(checker: GrammarChecker) -> None:
+    with pytest.raises(GrammarError, match=r"crashed with SIG\w+ .*chains of \$ref"):
+        checker.check(schema(REFERENCES))
+    checker.check(schema({}))
+
+
+def test_invalid_and_long_grammars_are_refused(checker: GrammarChecker) -> None:
+    with pytest.raises(GrammarError, match=r'^The output format cannot be enforced: Unimplemented keys: \["not"\]$'):
+        checker.check(schema({"not": {}}))
+    with pytest.raises(GrammarError, match=r"regex parse error: .*unclosed group"):
+        checker.check(schema({"type": "string", "pattern": "(a"}))
+    with pytest.raises(GrammarError, match=f"the limit is {MAX_GRAMMAR_CHARS}"):
+        checker.check("start: " + '"a" ' * MAX_GRAMMAR_CHARS)
+
+
+def test_process_that_was_killed_by_the_system_is_no_error_of_the_schema(checker: GrammarChecker) -> None:
+    checker.check(schema({}))
+    child = checker._child
+    assert child is not None
+    errors: list[Exception] = []
+
+    def check() -> None:
+        try:
+            checker.check(schema(ENDLESS))
+        except EngineError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=check)
+    thread.start()
+    process = psutil.Process(child.pid)
+    busy_s = process.cpu_times().user
+    until(lambda: process.cpu_times().user > busy_s + 0.1)
+    process.kill()
+    thread.join()
+    assert "was stopped" in str(errors[0])
+    with pytest.raises(GrammarError):  # a killed check is not remembered as a result
+        checker.check(schema(ENDLESS))
+
+
+def test_cancelled_compilation_ends_at_once_and_the_next_one_runs() -> None:
+    compiled: list[str] = []
+    result = cast("Grammar", object())
+
+    def compile_checked(grammar: str, _text_tokens: Sequence[str]) -> Grammar:
+        compiled.append(grammar)
+        return result
+
+    compiler = GrammarCompiler(compile_checked)
+    try:
+        assert compiler.submit(schema({}), ()).result(20) is result
+        endless, waiting, simple = (compiler.submit(g, ()) for g in (schema(ENDLESS), schema(True), schema({})))
+        until(endless.running)
+        started_at = time.monotonic()
+        compiler.cancel(waiting)
+        compiler.cancel(endless)
+        assert simple.result(20) is result
+        assert time.monotonic() - started_at < MAX_CPU_S
+        assert waiting.cancelled()
+        assert compiled == [schema({}), schema({})]
+    finally:
+        compiler.close()
+
+
+def test_close_ends_a_running_check() -> None:
+    compiler = GrammarCompiler(lambda grammar, _text_tokens: cast("Grammar", grammar))
+    endless = compiler.submit(schema(ENDLESS), ())
+    until(endless.running)
+    compiler.close()
+    assert isinstance(endless.exception(0), EngineError)
