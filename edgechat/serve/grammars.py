@@ -22,6 +22,8 @@ _MAX_DEPTH: Final = 64
 _SCHEMA_MAP_KEYWORDS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 # JSON Schema keywords whose values are data, not schemas.
 _DATA_KEYWORDS: Final = ("const", "enum", "default", "examples")
+# Values of `propertyNames` that all property names match, because they are strings. Zod 4 writes the first one.
+_MATCH_ALL_NAMES: Final[tuple[object, ...]] = ({"type": "string"}, {}, True)
 _NUMERIC_LIMITS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _MAX_NUMERIC_LIMIT: Final = 1 << 53
 
@@ -82,7 +84,24 @@ def make_json_rule(schema: Mapping[str, Any] | bool, path: str) -> str:  # noqa:
         raise GrammarError(f"{path}: x-guidance is not supported, because the server sets this keyword.")
     for keyword, keyword_path in _find_unsupported_keywords(expanded_schema, path, 0):
         raise GrammarError(f"{keyword_path}: {keyword} is not supported.")
-    return "%json " + json.dumps(expanded_schema | {"x-guidance": _FIXED_SPACING})
+    return "%json " + json.dumps(_drop_implied_keywords(expanded_schema) | {"x-guidance": _FIXED_SPACING})
+
+
+def _drop_implied_keywords(schema: Any) -> Any:
+    """Return a copy of a JSON schema without the `propertyNames` that restrict nothing."""
+    if isinstance(schema, list):
+        return [_drop_implied_keywords(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in _SCHEMA_MAP_KEYWORDS and isinstance(value, dict):
+            kept[keyword] = {name: _drop_implied_keywords(item) for name, item in value.items()}
+        elif keyword in _DATA_KEYWORDS:
+            kept[keyword] = value
+        elif keyword != "propertyNames" or value not in _MATCH_ALL_NAMES:
+            kept[keyword] = _drop_implied_keywords(value)
+    return kept
 
 
 def _find_unsupported_keywords(schema: object, path: str, depth: int) -> Iterator[tuple[str, str]]:

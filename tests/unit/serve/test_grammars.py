@@ -56,6 +56,15 @@ def test_only_calls_that_match_a_tool_are_allowed(tool_format: ToolFormat) -> No
         assert not allows(tool_grammar(tool_format), tool_format.trigger + "whatever")
 
 
+def test_property_names_that_restrict_nothing_are_dropped() -> None:
+    names = {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "integer"}}
+    properties = {"propertyNames": {"anyOf": [names, {"type": "null"}]}, "data": {"enum": [{"propertyNames": {}}]}}
+    rule = grammars.make_json_rule({"type": "object", "properties": properties, "required": list(properties)}, "schema")
+    assert allows(f"start: {rule}", '{"propertyNames": {"a": 1}, "data": {"propertyNames": {}}}')
+    assert not allows(f"start: {rule}", '{"propertyNames": {"a": "b"}, "data": {"propertyNames": {}}}')
+    assert '"propertyNames"' in grammars.make_json_rule({"propertyNames": {"pattern": "a"}}, "schema")
+
+
 @pytest.mark.parametrize("reasoning_format", REASONING_FORMATS, ids=lambda f: f.start_tag)
 def test_reasoning_is_free_and_content_matches_the_schema(reasoning_format: ReasoningFormat) -> None:
     rule = grammars.make_json_rule({"type": "integer"}, "response_format")
