@@ -116,6 +116,11 @@ EXPENSIVE_SCHEMAS: list[dict[str, Any]] = [
     {"$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(25)} | {"d25": {}},
     "$ref": "#/$defs/d0"},
     {"type": "integer", "multipleOf": 1e-300}, {"type": "integer", "minimum": -(10**30), "maximum": 10**30},
+    {"type": "integer", "multipleOf": 99999989}, {"type": "integer", "multipleOf": 1000003},
+    {"type": "integer", "allOf": [{"multipleOf": n} for n in (9973, 9967, 9949, 9941)]},
+    {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}},
+    {"$ref": "#/$defs/d0",
+     "$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(5000)} | {"d5000": {"type": "string"}}},
 ]  # fmt: skip
 
 
