@@ -79,7 +79,7 @@ class ScriptedEngine(EngineClient):
     def cancel(self, target: int) -> None:
         self._cancelled.add(target)
 
-    def close(self) -> None:
+    def close(self, timeout_s: float = 0.0) -> None:  # noqa: ARG002
         self._is_closed = True
         self._script.may_continue.set()
 

@@ -55,15 +55,21 @@ class TurnRunner:
         self._model = model
         self._create_prompt_builder = create_prompt_builder
         self._generation: ReplyGeneration | None = None
+        self._is_running = False
         self._is_stop_requested = False
         self._are_replies_finished = False
 
     def stop(self) -> None:
-        """Stop the current reply, or the next one if none is being generated."""
+        """Stop the current reply, or the next one if none is being generated.
+
+        If the engine does not end the current turn within ten seconds, it is killed.
+        """
         self._is_stop_requested = True
         generation = self._generation
         if generation is not None:
             generation.stop()
+        if self._is_running:
+            self._model.engine.expect_end()
 
     def clear_stop(self) -> None:
         """Clear a `stop` request that arrived after the end of the last reply."""
@@ -87,6 +93,7 @@ class TurnRunner:
             else:
                 conversation.claim_reply(first_reply)
             self._are_replies_finished = False
+            self._is_running = True
             try:
                 yield events.TurnStarted(message=conversation.tree[first_reply.parent_id or ""], reply=first_reply)
                 yield from self._generate(conversation, turn.replies, settings)
@@ -100,6 +107,7 @@ class TurnRunner:
                     conversation.set_head(previous_head_id)
                 raise
             finally:
+                self._is_running = False
                 for reply in turn.replies:
                     if not self._are_replies_finished and reply.id in conversation.tree:
                         conversation.save_reply(msgspec.structs.replace(reply, finish_reason="interrupted"))

@@ -14,7 +14,7 @@ from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import conversation_options
 from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import prepare_session
-from edgechat.errors import EdgechatError, UsageError
+from edgechat.errors import EdgechatError, EngineDiedError, UsageError
 from edgechat.terminal import TextEscaper, escape_controls
 
 if TYPE_CHECKING:
@@ -110,8 +110,10 @@ def print_reply(
                 _print_json(session, final_event)
             elif n_replies > 1:
                 _print_alternatives(final_event)
-        except EdgechatError:
+        except EdgechatError as error:
             interruption.raise_exit()  # the engine was closed because of a signal
+            if interruption.n_stops and isinstance(error, EngineDiedError):
+                raise KeyboardInterrupt from error  # the engine did not stop the reply, and was killed
             raise
         finally:
             interruption.begin_closing()

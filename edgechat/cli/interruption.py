@@ -27,13 +27,12 @@ class Interruption:
     """Handlers of Ctrl-C (SIGINT) and of the signals that end a program, while a command uses a session.
 
     During a reply, a signal stops the reply, so that its text is saved. At other times, a signal that ends the program
-    raises SystemExit, and Ctrl-C raises KeyboardInterrupt as usual.
+    raises SystemExit, and Ctrl-C raises KeyboardInterrupt as usual. A second Ctrl-C before the reply has stopped raises
+    KeyboardInterrupt too, without waiting for the engine.
     """
 
-    def __init__(self, session: Session, *, max_stops: int = 1) -> None:
-        """After `max_stops` presses of Ctrl-C in one reply, a further one raises KeyboardInterrupt without waiting."""
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self._max_stops = max_stops
         self._may_raise = True
         self.n_stops = 0
         """Number of times that Ctrl-C was pressed during the last reply."""
@@ -68,7 +67,7 @@ class Interruption:
 
     def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self.n_stops += 1
-        if self.n_stops > self._max_stops:
+        if self.n_stops > 1:
             raise KeyboardInterrupt
         self._session.stop()
 

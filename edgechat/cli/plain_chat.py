@@ -38,7 +38,7 @@ def run_plain(**options: Any) -> int:
     for problem in problems:
         click.echo(f"edgechat: {problem} (ignored)", err=True)
     status = StderrStatus()
-    interruption = Interruption(session, max_stops=2)
+    interruption = Interruption(session)
     with interruption.handle_signals():
         try:
             session.open(lambda event: status.show(event.message))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import queue
-import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
@@ -19,11 +20,13 @@ import msgspec
 
 from edgechat import paths
 from edgechat.engine import protocol
+from edgechat.engine.hang_detector import TICK_S, HangDetector
 from edgechat.engine.pipe import spawn_child
 from edgechat.errors import EdgechatError, EngineDiedError, find_error_class
 from edgechat.hardware.cpu import read_cpu
+from edgechat.hardware.memory import is_process_stopped
 from edgechat.planner.requantize import QuantModel
-from edgechat.process import EXIT_VERSION_CHANGED, UPGRADED_MESSAGE
+from edgechat.process import EXIT_STALLED, EXIT_VERSION_CHANGED, KILL_SIGNAL, UPGRADED_MESSAGE
 from edgechat.runtime import logs
 from edgechat.runtime.backends import verdicts
 from edgechat.runtime.backends.bundle import find_bundle
@@ -31,9 +34,10 @@ from edgechat.runtime.backends.probe import ABORT_CODES, CRASH_CODES, describe_e
 
 # Exit codes that indicate a fault of the backend. Aborts are excluded: llama.cpp also aborts when it rejects a model.
 _BACKEND_CRASH_CODES: Final = CRASH_CODES - ABORT_CODES
-_EXIT_TIMEOUT_S: Final = 2.0
-KILL_SIGNAL: Final = getattr(signal, "SIGKILL", 9)
-"""Signal that Linux sends to a process to free memory when the machine runs out of it."""
+EXIT_TIMEOUT_S: Final = 2.0
+"""Time in which the engine process can save its caches before it exits."""
+# Time after which an unanswered Cancel means that the engine cannot exit by itself either.
+_CANCEL_TIMEOUT_S: Final = 0.3
 
 T = TypeVar("T", bound=protocol.Event)
 OnEvent = Callable[[protocol.AnyEvent], None]
@@ -61,9 +65,18 @@ class EngineProcess:
         """Error with the cause of the exit; None while the process is running."""
         self._backend = ""
         self._is_stopping = False
+        self._detector = HangDetector()
+        self._hang_reason = ""
         self._callbacks: dict[int, OnOutcome] = {}
-        self._lock = threading.Lock()
-        threading.Thread(target=self._read_events, name="engine-events", daemon=True).start()
+        self._cancelled_at: dict[int, float] = {}
+        """Monotonic time of the first cancellation of each unfinished request that was cancelled."""
+        self._lock = threading.Condition()
+        self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        for name, target in (
+            ("engine-events", self._read_events), ("engine-requests", self._write_requests),
+            ("engine-watchdog", self._watch),
+        ):  # fmt: skip
+            threading.Thread(target=target, name=name, daemon=True).start()
 
     def send(self, request: protocol.Request, on_outcome: OnOutcome) -> None:
         """Send a request. The reader thread calls `on_outcome` with each event, or with the error if the process dies.
@@ -75,7 +88,42 @@ class EngineProcess:
             if self.error is not None:
                 raise self.error
             self._callbacks[request.id] = on_outcome
-        self.channel.write(frame)  # if the write fails, the reader thread reports that the engine died
+            self._lock.notify()
+        self._frames.put(frame)
+
+    def cancel(self, request: protocol.Cancel) -> None:
+        """Send a Cancel request. The engine is killed if it does not end its cancelled requests."""
+        with self._lock:
+            if request.target_id in self._callbacks:
+                self._cancelled_at.setdefault(request.target_id, time.monotonic())
+        self._frames.put(protocol.encode(request))
+
+    def expect_end(self) -> None:
+        """Expect the end of all requests in progress, as after `cancel`, without cancelling them."""
+        with self._lock:
+            for request_id in self._callbacks:
+                self._cancelled_at.setdefault(request_id, time.monotonic())
+
+    def _write_requests(self) -> None:
+        """Write the frames on a thread of their own, because a write to an engine that hangs never returns."""
+        while (frame := self._frames.get()) is not None:
+            self.channel.write(frame)  # if the write fails, the reader thread reports that the engine died
+
+    def _watch(self) -> None:
+        """Kill the process if it hangs while requests are in progress."""
+        while self.error is None:
+            with self._lock:
+                if not self._callbacks:
+                    self._detector.reset()
+                    self._lock.wait_for(lambda: self._callbacks or self.error is not None)
+            time.sleep(TICK_S)
+            with self._lock:
+                all_cancelled = bool(self._callbacks) and self._callbacks.keys() <= self._cancelled_at.keys()
+            reason = self._detector.tick(is_stopped=is_process_stopped(self.child.pid), all_cancelled=all_cancelled)
+            if reason and self._callbacks:
+                self._hang_reason = reason
+                self.child.kill()
+                return
 
     def _read_events(self) -> None:
         while (body := self.channel.read()) is not None:
@@ -84,9 +132,12 @@ class EngineProcess:
             except EdgechatError:
                 self.child.kill()
                 break
+            self._detector.record_frame()
             with self._lock:
                 is_final = isinstance(event, protocol.FINAL_EVENTS)
                 on_outcome = self._callbacks.pop(event.id, None) if is_final else self._callbacks.get(event.id)
+                if is_final:
+                    self._cancelled_at.pop(event.id, None)
             if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
                 # llama.cpp logs a cancelled decode as an error, which a later crash report must not quote.
                 self._log_start = logs.size()
@@ -99,16 +150,18 @@ class EngineProcess:
     def _reap(self) -> None:
         """Wait for the process to exit, fail all pending requests, and record a crash of the backend."""
         try:
-            exit_code = self.child.wait(timeout=_EXIT_TIMEOUT_S)
+            exit_code = self.child.wait(timeout=EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.child.kill()
             exit_code = self.child.wait()
-        error = EngineDiedError(self._describe_death(exit_code), exit_code)
+        error = EngineDiedError(self._describe_death(exit_code), None if self._hang_reason else exit_code)
         with self._lock:
             self.error = error
+            self._lock.notify_all()
             callbacks, self._callbacks = list(self._callbacks.values()), {}
         for on_outcome in callbacks:
             on_outcome(error)
+        self._frames.put(None)
         self.channel.close()
         if exit_code in _BACKEND_CRASH_CODES and self._backend and not self._is_stopping:
             with contextlib.suppress(EdgechatError):  # the bundle may have been removed
@@ -117,6 +170,10 @@ class EngineProcess:
     def _describe_death(self, exit_code: int) -> str:
         if exit_code == EXIT_VERSION_CHANGED:
             return UPGRADED_MESSAGE
+        if self._hang_reason:
+            return f"The engine process was killed, because {self._hang_reason}. Send the request again."
+        if exit_code == EXIT_STALLED:
+            return "The engine process ended, because a step of its work took too long. Send the request again."
         message = f"The engine process died: {describe_exit(exit_code)}"
         if exit_code == -KILL_SIGNAL:
             message += "; the system kills processes when memory runs out"
@@ -125,12 +182,16 @@ class EngineProcess:
             message += "\nIts last log lines:\n  " + "\n  ".join(log_lines)
         return message
 
-    def stop(self) -> None:
-        """Ask the process to exit; kill it if it is still running after two seconds."""
+    def stop(self, timeout_s: float) -> None:
+        """Ask the process to exit; kill it after `timeout_s`, or at once if it does not respond to a cancellation."""
         self._is_stopping = True
-        self.channel.write(protocol.encode(protocol.Shutdown(id=0)))
+        self._frames.put(protocol.encode(protocol.Shutdown(id=0)))
+        with self._lock:
+            cancelled_at = min(self._cancelled_at.values(), default=math.inf)
+        if time.monotonic() - cancelled_at > _CANCEL_TIMEOUT_S:
+            timeout_s = 0
         try:
-            self.child.wait(timeout=_EXIT_TIMEOUT_S)
+            self.child.wait(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
@@ -258,15 +319,21 @@ class EngineClient:
         """Cancel the request with the id `target_id`; do nothing if that request has finished."""
         process = self._process
         if process is not None:
-            process.channel.write(protocol.encode(protocol.Cancel(id=self.next_id(), target_id=target_id)))
+            process.cancel(protocol.Cancel(id=self.next_id(), target_id=target_id))
 
-    def close(self) -> None:
-        """Stop the engine process and refuse further requests."""
+    def expect_end(self) -> None:
+        """Kill the engine process if one of the requests in progress has not ended 10 seconds after this call."""
+        process = self._process
+        if process is not None:
+            process.expect_end()
+
+    def close(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
+        """Stop the engine process and refuse further requests. The process is killed after `timeout_s`."""
         with self._lock:
             self._is_closed = True
             process, self._process = self._process, None
         if process is not None:
-            process.stop()
+            process.stop(timeout_s)
 
     @property
     def needs_restart(self) -> bool:

@@ -150,6 +150,10 @@ class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     id: int
 
 
+class Heartbeat(Event, frozen=True):
+    """Sign of life of the engine process, sent every second while requests are in progress; the id is 0."""
+
+
 class BackendTesting(Event, frozen=True):
     """A backend self-test is running; it takes about a second, once per machine."""
 
@@ -339,9 +343,9 @@ class RequestFailed(Event, frozen=True):
 
 AnyRequest = Load | ProbeMemory | ListDevices | ListQuantTypes | Embed | Tokenize | Generate | Cancel | Stats | Shutdown
 AnyEvent = (
-    BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed | QuantTypesListed
-    | Embedded | Tokenized | PrefillProgressed | PromptLogprobs | TokensGenerated | SequenceFinished | RequestFinished
-    | EngineStats | RequestFailed
+    Heartbeat | BackendTesting | BackendChosen | LoadProgressed | Loaded | MemoryProbed | DevicesListed
+    | QuantTypesListed | Embedded | Tokenized | PrefillProgressed | PromptLogprobs | TokensGenerated | SequenceFinished
+    | RequestFinished | EngineStats | RequestFailed
 )  # fmt: skip
 FINAL_EVENTS: Final = (
     Loaded, MemoryProbed, DevicesListed, QuantTypesListed, Embedded, Tokenized, RequestFinished, EngineStats,

@@ -18,6 +18,7 @@ from typing import Final
 from edgechat.engine import protocol
 from edgechat.engine.embedding_model import EmbeddingModel
 from edgechat.engine.engine_model import EngineModel
+from edgechat.engine.heartbeat import HeartbeatThread
 from edgechat.engine.inspector import ModelInspector
 from edgechat.engine.pipe import Channel, open_inherited_channel
 from edgechat.engine.text_model import TextModel
@@ -64,10 +65,12 @@ class EngineServer:
         self._running_ids: set[int] = set()
         self._cancelled_ids: set[int] = set()
         self._is_load_cancelled = False
+        self._heartbeat = HeartbeatThread(self._send, lambda: True)
 
     def serve(self) -> None:
         """Execute requests until Shutdown arrives."""
         threading.Thread(target=self._read_requests, name="requests", daemon=True).start()
+        self._heartbeat.start()
         while True:
             request, arrived_at = self._wait_for_request()
             if isinstance(request, protocol.Shutdown):
@@ -102,6 +105,7 @@ class EngineServer:
             self._model.clear_abort()  # an earlier abort applied only to the requests that are cancelled below
             cancelled_ids = self._running_ids & self._cancelled_ids
         self._model.step(cancelled_ids)
+        self._heartbeat.record_progress()
 
     def _idle_step(self) -> float | None:
         try:
@@ -132,6 +136,7 @@ class EngineServer:
             if isinstance(request, protocol.Shutdown):
                 with self._lock:
                     self._abort_running_requests()
+            self._heartbeat.add_request()
             self._requests.put((request, arrived_at))
             with self._lock:
                 if self._can_abort_idle_work:
@@ -155,12 +160,14 @@ class EngineServer:
     # Execution
 
     def _begin_request(self, request_id: int) -> None:
+        self._heartbeat.record_progress()
         with self._lock:
             self._running_ids.add(request_id)
             self._is_load_cancelled = request_id in self._cancelled_ids
 
     def _end_request(self, request_id: int, event: protocol.Event) -> None:
         self._send(event)
+        self._heartbeat.remove_request()
         with self._lock:
             self._running_ids.discard(request_id)
             # Earlier requests can still be waiting in the queue, so only the ids of much older requests expire.
@@ -186,7 +193,7 @@ class EngineServer:
         )
         engine_model: EngineModel
         if model.is_embedding:
-            engine_model = EmbeddingModel(model, plan, lambda request_id: request_id in self._cancelled_ids)
+            engine_model = EmbeddingModel(model, plan, self._begin_embedding)
         else:
             engine_model = TextModel(model, request, backend, self._send, self._end_request)
         with self._lock:
@@ -217,6 +224,7 @@ class EngineServer:
 
         def on_progress(fraction: float) -> bool:
             nonlocal sent_at
+            self._heartbeat.record_progress()
             now = time.monotonic()
             if now - sent_at > _PROGRESS_INTERVAL_S:
                 sent_at = now
@@ -224,6 +232,11 @@ class EngineServer:
             return not self._is_load_cancelled
 
         return on_progress
+
+    def _begin_embedding(self, request_id: int) -> bool:
+        """Record progress before the embedding of one text; return whether the request was cancelled."""
+        self._heartbeat.record_progress()
+        return request_id in self._cancelled_ids
 
     def _unload(self) -> None:
         with self._lock:

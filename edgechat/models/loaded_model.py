@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgechat.config import Settings
 from edgechat.engine import protocol
-from edgechat.engine.client import KILL_SIGNAL, EngineClient
+from edgechat.engine.client import EXIT_TIMEOUT_S, EngineClient
 from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, EngineError, ModelFileError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
@@ -19,6 +19,7 @@ from edgechat.models.loading import (
     register_loaded_model,
 )
 from edgechat.planner.load_plan import LoadPlan
+from edgechat.process import KILL_SIGNAL
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import Renderer
 
@@ -102,8 +103,11 @@ class LoadedModel:
         self.set_model_properties(model_properties)
         return True
 
-    def close(self) -> None:
-        """End the engine process and the render process; requests in progress raise EngineDiedError."""
+    def close(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
+        """End the engine process and the render process; requests in progress raise EngineDiedError.
+
+        The engine process is killed after `timeout_s`.
+        """
         prepare_unload(self.engine, self.plan)
-        self.engine.close()
+        self.engine.close(timeout_s)
         self._renderer.close()

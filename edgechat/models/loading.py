@@ -12,7 +12,7 @@ import msgspec
 from edgechat import paths
 from edgechat.config import Settings
 from edgechat.engine import protocol
-from edgechat.engine.client import KILL_SIGNAL, EngineClient
+from edgechat.engine.client import EngineClient
 from edgechat.errors import EdgechatError, EngineDiedError, ModelFileError, PlanError
 from edgechat.hardware.gpu import Gpu
 from edgechat.hardware.memory import read_peak_pss_bytes
@@ -26,6 +26,7 @@ from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.machine import Machine
 from edgechat.planner.memory import BufferSizes, LoadOptions, convert_reported_buffers, estimate_buffers
 from edgechat.planner.plan import Estimator, make_smaller_plan, plan
+from edgechat.process import KILL_SIGNAL
 from edgechat.prompt import renderer
 from edgechat.runtime.backends.bundle import Bundle, find_bundle
 

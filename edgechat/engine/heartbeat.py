@@ -1,0 +1,70 @@
+"""Heartbeats of the engine process, and its end if the main thread makes no progress.
+
+The client kills an engine without heartbeats. The main thread can also hang alone, in a library that never returns;
+then only this process knows what the thread is doing, and how long that may take.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from edgechat.engine.hang_detector import TICK_S
+from edgechat.engine.protocol import Event, Heartbeat
+from edgechat.process import EXIT_STALLED
+
+# Limits for the time without progress, in ticks. On a Raspberry Pi, a batch of 512 tokens of an 8B model takes 430 s
+# and reading 4 GB of saved prefixes from its card 200 s.
+MAX_COMPUTE_TICKS: Final = 900
+MAX_OTHER_TICKS: Final = 300
+
+
+class HeartbeatThread:
+    """Sends a Heartbeat every second while requests are in progress. All methods can be called from any thread."""
+
+    def __init__(self, send: Callable[[Event], None], is_computing: Callable[[], bool]) -> None:
+        """Create the thread without starting it; `is_computing` returns whether llama.cpp loads or computes."""
+        self._send = send
+        self._is_computing = is_computing
+        self._n_requests = 0
+        self._n_steps = 0
+        self._condition = threading.Condition()
+
+    def start(self) -> None:
+        """Start the thread."""
+        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
+
+    def add_request(self) -> None:
+        """Record that a request has arrived."""
+        with self._condition:
+            self._n_requests += 1
+            self._condition.notify()
+
+    def remove_request(self) -> None:
+        """Record that the final event of a request was sent."""
+        with self._condition:
+            self._n_requests -= 1
+
+    def record_progress(self) -> None:
+        """Record that the main thread has finished a step of its work."""
+        self._n_steps += 1
+
+    def _run(self) -> None:
+        n_steps, n_ticks = 0, 0
+        while True:
+            with self._condition:
+                if not self._n_requests:
+                    n_ticks = 0
+                    self._condition.wait_for(lambda: self._n_requests)
+            time.sleep(TICK_S)
+            # If the client is stopped, this write waits, so that no ticks are counted while the main thread waits too.
+            self._send(Heartbeat(id=0))
+            n_ticks = n_ticks + 1 if n_steps == self._n_steps else 0
+            n_steps = self._n_steps
+            if n_ticks >= (MAX_COMPUTE_TICKS if self._is_computing() else MAX_OTHER_TICKS):
+                print(f"No progress for {n_ticks * TICK_S:g} s", file=sys.stderr, flush=True)  # noqa: T201  (the log)
+                os._exit(EXIT_STALLED)

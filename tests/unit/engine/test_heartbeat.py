@@ -1,0 +1,89 @@
+"""Heartbeats: sent only while requests are in progress; the process ends itself if nothing progresses."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from edgechat.engine import heartbeat
+from edgechat.engine.heartbeat import HeartbeatThread
+from edgechat.engine.protocol import Event, Heartbeat
+from edgechat.process import EXIT_STALLED
+from tests.waiting import until
+
+
+class ProcessEnded(BaseException):
+    pass
+
+
+@pytest.fixture
+def exit_codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    codes: list[int] = []
+
+    def end_process(code: int) -> None:
+        codes.append(code)
+        threading.Event().wait()  # never returns, like os._exit
+
+    monkeypatch.setattr(os, "_exit", end_process)
+    monkeypatch.setattr(heartbeat, "TICK_S", 0.005)
+    monkeypatch.setattr(heartbeat, "MAX_COMPUTE_TICKS", 1_000_000)
+    monkeypatch.setattr(heartbeat, "MAX_OTHER_TICKS", 20)
+    return codes
+
+
+def test_heartbeats_are_sent_while_requests_are_in_progress(exit_codes: list[int]) -> None:
+    events: list[Event] = []
+    thread = HeartbeatThread(events.append, lambda: True)
+    thread.start()
+    thread.add_request()
+    thread.add_request()
+    until(lambda: len(events) > 30)
+    assert set(events) == {Heartbeat(id=0)}
+    thread.remove_request()
+    thread.remove_request()
+    until(lambda: _is_constant(events))
+    thread.add_request()
+    n_events = len(events)
+    until(lambda: len(events) > n_events)
+    assert not exit_codes  # a computation may take long
+
+
+def _is_constant(events: list[Event]) -> bool:
+    n_events = len(events)
+    threading.Event().wait(0.1)
+    return len(events) == n_events
+
+
+def test_process_without_progress_ends_itself(exit_codes: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    events: list[Event] = []
+    thread = HeartbeatThread(events.append, lambda: False)
+    thread.start()
+    thread.add_request()
+    while len(events) < 100:
+        thread.record_progress()
+    assert not exit_codes
+    until(lambda: exit_codes)
+    assert exit_codes == [EXIT_STALLED]
+    assert "No progress" in capsys.readouterr().err
+
+
+def test_write_that_waits_for_a_stopped_client_does_not_count(exit_codes: list[int]) -> None:
+    may_write = threading.Event()
+    n_events = 0
+
+    def send(_event: Event) -> None:
+        nonlocal n_events
+        n_events += 1
+        if n_events == 10:
+            may_write.wait(20)
+
+    thread = HeartbeatThread(send, lambda: False)
+    thread.start()
+    thread.add_request()
+    until(lambda: n_events == 10)
+    assert not may_write.wait(0.5)  # much longer than the limit
+    assert not exit_codes
+    may_write.set()
+    until(lambda: exit_codes)
