@@ -14,6 +14,7 @@ import msgspec
 
 from edgechat.config import Sampling, Settings
 from edgechat.engine import protocol
+from edgechat.engine.client import EXIT_TIMEOUT_S
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan
@@ -65,9 +66,9 @@ class ModelQueue:
             self.path, self.settings, lambda event: on_progress(event.message), allow_embedding=True
         )
 
-    def close(self) -> None:
-        """End the engine and render processes."""
-        self._model.close()
+    def close(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
+        """End the engine and render processes. The engine is killed after `timeout_s`. Further calls have no effect."""
+        self._model.close(timeout_s)
 
     @property
     def warnings(self) -> list[str]:
@@ -268,6 +269,7 @@ class ModelQueue:
         self._is_stopped = True
         for stream in self._streams:
             self._cancel(stream)
+        self._model.engine.expect_end()
 
 
 class EventStream:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Final, cast
@@ -13,14 +14,20 @@ from typing import Final, cast
 import uvicorn
 from starlette.types import ASGIApp
 
+from edgechat.engine.client import EXIT_TIMEOUT_S
 from edgechat.errors import UsageError
 from edgechat.serve.connections import KEEP_ALIVE_TIMEOUT_S, Connection, ConnectionTable, raise_connection_limit
 from edgechat.serve.model_queue import ModelQueue
 
 DRAIN_TIMEOUT_S: Final = 10.0
 """Time that running requests have to finish after the first Ctrl-C."""
-# Time in which clients can read the end of a cancelled response.
-_FLUSH_TIMEOUT_S: Final = 2.0
+# Times after the cancellation of all requests: until the engines are closed, which they are killed for if they have not
+# responded by then, and until the connections of clients that do not read their responses are closed. With the drain
+# time, the server ends within 12 seconds, whatever its engines and its clients do.
+_CANCEL_TIMEOUT_S: Final = 0.5
+_FLUSH_TIMEOUT_S: Final = 1.5
+# Time in which an engine can save its caches after the cancellation.
+_ENGINE_EXIT_TIMEOUT_S: Final = 1.0
 # Number of signals for an orderly shutdown (the first drains, the second cancels); the next signal ends the server at
 # once.
 _MAX_ORDERLY_SIGNALS: Final = 2
@@ -75,6 +82,7 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
         if self._loop is None or self._n_signals > _MAX_ORDERLY_SIGNALS:
             self.force_exit = True
+            self._close_models(0.0)
         else:
             self._loop.call_soon_threadsafe(self._drain if self._n_signals == 1 else self._cancel_all)
 
@@ -88,6 +96,16 @@ class HttpServer(uvicorn.Server):
         if counter % _TICKS_PER_S == 0:
             self._connections.check_deadlines()
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        # Threads of disconnected clients can still wait for an engine, and the event loop waits for these threads.
+        self._close_models(_ENGINE_EXIT_TIMEOUT_S if self.force_exit else EXIT_TIMEOUT_S)
+
+    def _close_models(self, timeout_s: float) -> None:
+        """Close all models on threads of their own; requests in progress end with an error."""
+        for queue in self._models.values():
+            threading.Thread(target=queue.close, args=(timeout_s,), name="close model").start()
 
     def _drain(self) -> None:
         n_requests = sum(queue.n_requests for queue in self._models.values())
@@ -103,7 +121,9 @@ class HttpServer(uvicorn.Server):
     def _cancel_all(self) -> None:
         for queue in self._models.values():
             queue.cancel_all()
-        asyncio.get_running_loop().call_later(_FLUSH_TIMEOUT_S, self._abort_connections)
+        loop = asyncio.get_running_loop()
+        loop.call_later(_CANCEL_TIMEOUT_S, self._close_models, _ENGINE_EXIT_TIMEOUT_S)
+        loop.call_later(_FLUSH_TIMEOUT_S, self._abort_connections)
 
     def _abort_connections(self) -> None:
         """Close the connections of clients that do not read their responses."""
