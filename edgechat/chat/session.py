@@ -79,6 +79,11 @@ class Session:
         return self._stored_conversation.metadata
 
     @property
+    def save_error(self) -> str:
+        """Reason why the last reply is not saved; "" if it is saved. After `close`, the reply is lost."""
+        return self._stored_conversation.save_error
+
+    @property
     def tree(self) -> MessageTree:
         """Messages of the conversation; read-only for callers."""
         return self._stored_conversation.tree
@@ -92,6 +97,7 @@ class Session:
         """Read the messages of the conversation from the store, unless they are loaded already. Raises StoreError."""
         if not len(self.tree) and self.conversation.head_id is not None:
             self._stored_conversation.reload()
+            self.warnings.extend(self.store.take_notices())
 
     def switch_conversation(self, conversation: Conversation | None = None) -> None:
         """Switch to another conversation, or to a new one if `conversation` is None; the model stays loaded.

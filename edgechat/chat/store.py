@@ -52,7 +52,10 @@ class Store(Protocol):
 
     @property
     def notices(self) -> list[str]:
-        """Messages for the user from opening the store, for example about the recovery of a damaged database."""
+        """Messages for the user, for example about the recovery of a damaged database, or about damaged values."""
+
+    def take_notices(self) -> list[str]:
+        """Return the notices, and remove them from the store."""
 
     def append(
         self, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})

@@ -36,20 +36,27 @@ def history() -> None:
 
 @contextlib.contextmanager
 def _open_store() -> Iterator[SqliteStore]:
-    """Open the conversation store, print its notices, and close the store on exit. Raises StoreError."""
+    """Open the conversation store, print its notices, and close the store on exit.
+
+    Raises StoreError, also if there is a database that cannot be read.
+    """
     from edgechat.cli.history_store import open_history
     from edgechat.errors import StoreError
 
     store = open_history()
     try:
-        folder = store.path.parent if store.path is not None else None
-        if folder is not None and folder.exists() and not folder.is_dir():
+        if not store.is_readable:
             raise StoreError(store.read_only_reason)
-        for note in [*store.notices, *([store.read_only_reason] if store.read_only_reason else [])]:
-            click.echo(f"edgechat: {escape_controls(note)}", err=True)
+        _print_notes([*store.take_notices(), *([store.read_only_reason] if store.read_only_reason else [])])
         yield store
     finally:
+        _print_notes(store.take_notices())
         store.close()
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        click.echo(f"edgechat: {escape_controls(note)}", err=True)
 
 
 def _format_one_line(text: str) -> str:

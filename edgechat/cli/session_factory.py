@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from edgechat.errors import UsageError
+from edgechat.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def prepare_session(
         from edgechat.chat.messages import Conversation, new_id, now_ms
         from edgechat.chat.session import Session
 
-        store, conversation = _open_conversation(
+        store, conversation = open_conversation(
             conversation_id, continue_last=opens_existing_conversation, ephemeral=bool(ephemeral)
         )
         if conversation is None:
@@ -76,7 +76,7 @@ def prepare_session(
         if not ephemeral:
             registry.record_use(path)
         session = Session(store, settings, path, conversation, overrides)
-        session.warnings.extend(store.notices)
+        session.warnings.extend(store.take_notices())
         return session
 
     return make_session, problems
@@ -106,7 +106,7 @@ def choose_model(settings: Settings) -> tuple[str, Path]:
     return settings.model, find_model(settings.model)
 
 
-def _open_conversation(
+def open_conversation(
     conversation_id: str | None, *, continue_last: bool, ephemeral: bool
 ) -> tuple[SqliteStore, Conversation | None]:
     """Return the opened store, and the conversation to continue (None for a new conversation)."""
@@ -118,6 +118,8 @@ def _open_conversation(
         return open_ephemeral_store(), None
     store = open_history()
     conversation: Conversation | None = None
+    if continue_last and not store.is_readable:
+        raise StoreError(store.read_only_reason)
     if continue_last:
         saved_id = store.resolve_id(conversation_id) if conversation_id else store.latest_id()
         if saved_id is None:
@@ -125,11 +127,13 @@ def _open_conversation(
         conversation = store.conversation(saved_id)
     if store.read_only_reason or ephemeral:  # continue a copy of the conversation in memory
         memory_store = open_ephemeral_store()
+        memory_store.notices.extend(store.take_notices())
         if store.read_only_reason and not ephemeral:
             memory_store.notices.append(f"This conversation is not saved: {store.read_only_reason}")
         if conversation is not None:
             copy_conversation(store, memory_store, conversation.id)
             conversation = memory_store.conversation(conversation.id)
+            memory_store.notices.extend(store.take_notices())
         store.close()
         store = memory_store
     return store, conversation

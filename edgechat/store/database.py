@@ -1,4 +1,4 @@
-"""SQLite connection with durable transactions, and translation of SQLite errors into StoreError."""
+"""SQLite connection with durable transactions, which also opens damaged, read-only and unreadable databases."""
 
 from __future__ import annotations
 
@@ -13,16 +13,36 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
+from edgechat.errors import StoreError
+from edgechat.store.log_check import find_log_damage
+from edgechat.store.schema import (
+    APPLICATION_ID,
+    MIGRATIONS,
+    Migration,
+    apply_migration,
+    current_schema,
+    read_schema,
+    read_schema_version,
+)
+from edgechat.store.sqlite_errors import (
+    BUSY_TIMEOUT_S,
+    describe_error,
+    is_read_only_error,
+    make_damaged_error,
+    translate_errors,
+)
 
-from edgechat.errors import DamagedDatabaseError, StoreError
-from edgechat.store.schema import APPLICATION_ID, MIGRATIONS, Migration, apply_migration, read_schema_version
-
-# Maximum time to wait for another process that is writing. Writes take milliseconds; backups and imports take seconds.
-BUSY_TIMEOUT_S: Final = 5.0
 # Length of the write-ahead log, in pages (16 MB in total), at which SQLite starts a checkpoint. A checkpoint waits for
 # the disk, so checkpoints are made less often than by default (1000 pages).
 _AUTOCHECKPOINT_PAGES: Final = 4000
+# `shrink` compacts a file if at least this many bytes, and at least half of the file, are free.
+_MIN_FREE_BYTES: Final = 32 << 20
+# Maximum size of the data that `shrink` copies, in memory.
+_MAX_COMPACTED_BYTES: Final = 256 << 20
+# SQLite's limit for the length of a file name (MAX_PATHNAME in os_unix.c), minus the suffix of a log.
+_MAX_PATH_BYTES: Final = 504
+REPLACEMENT_CHARACTER: Final = "\ufffd"
+"""Character that is shown for bytes that are not valid UTF-8."""
 # Oldest supported SQLite version, the first with STRICT tables. Ubuntu 22.04 and JetPack 6 have 3.37.2.
 MIN_SQLITE_VERSION: Final = (3, 37, 0)
 FILE_SUFFIXES: Final = ("-wal", "-shm", "-journal", "")
@@ -36,18 +56,24 @@ class Database:
     def __init__(self, path: Path | None, migrations: Sequence[Migration] = MIGRATIONS) -> None:
         """Open or create the database at `path`; if `path` is None, open a database in memory that writes no files.
 
-        The attribute `read_only_reason` says why the database is read-only; "" if the database is writable. Raises
-        DamagedDatabaseError if the file is not a database, and StoreError if the file belongs to another program or
-        cannot be read.
+        A file that cannot be read is replaced by an empty database in memory. Raises DamagedDatabaseError if the file
+        is not a database, and StoreError if it belongs to another program or the disk is full.
         """
         self.path = path
         self.read_only_reason = ""
+        """Reason why the database is read-only; "" if it is writable."""
+        self.is_readable = True
+        """False if there is a file that cannot be read."""
+        self.notices: list[str] = []
+        """Messages for the user about damage."""
         self._lock = threading.RLock()
         self._synchronous = ""
+        self._has_reported_damage = False
         if sqlite3.sqlite_version_info < MIN_SQLITE_VERSION:
             raise StoreError(f"This Python has SQLite {sqlite3.sqlite_version}, but edgechat needs 3.37 or newer.")
-        with self.translate_errors():
+        with translate_errors(self.path):
             self.connection = self._open(migrations)
+            self.connection.text_factory = self._decode_text
             self._file_identity = _read_file_identity(path)
 
     def _open(self, migrations: Sequence[Migration]) -> sqlite3.Connection:
@@ -58,9 +84,9 @@ class Database:
             return memory_connection
         connection: sqlite3.Connection | None = None
         try:
-            _check_regular_files(self.path)
+            _check_files(self.path)
             _create_file(self.path)
-            connection = _connect(_make_uri(self.path))
+            connection = connect(self.path, "mode=rw")
             self._check_owner(connection, len(migrations))
             if not self.read_only_reason:
                 _enable_wal(connection)
@@ -68,18 +94,15 @@ class Database:
                 connection.execute("PRAGMA fullfsync = ON")
                 connection.execute("PRAGMA checkpoint_fullfsync = ON")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {_AUTOCHECKPOINT_PAGES}")
+                # Deleted rows are overwritten in their page, so that a recovery does not find them.
+                connection.execute("PRAGMA secure_delete = FAST")
                 self._migrate(connection, migrations)
                 return connection
         except (sqlite3.OperationalError, OSError) as error:
             _close(connection)
             if not is_read_only_error(error):
                 raise
-            folder = self.path.parent
-            self.read_only_reason = (
-                f"Cannot write to {folder}: it is not a folder. Move that file to another folder."
-                if folder.exists() and not folder.is_dir()
-                else f"Cannot write to {folder}: {_error_reason(error)}. Check the permissions of the folder."
-            )
+            self.read_only_reason = _describe_refusal(self.path, error)
         except BaseException:
             _close(connection)
             raise
@@ -99,11 +122,13 @@ class Database:
     def _check_owner(self, connection: sqlite3.Connection, newest_version: int) -> None:
         """Raise StoreError if another program owns the database; set `read_only_reason` if its schema is too new."""
         connection.execute("BEGIN")  # another process could create the tables between these queries
-        n_tables = int(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+        schema = read_schema(connection)
         application_id = int(connection.execute("PRAGMA application_id").fetchone()[0])
         version = read_schema_version(connection)
         connection.execute("COMMIT")
-        if n_tables and application_id != APPLICATION_ID:
+        if schema and application_id != APPLICATION_ID:
+            if schema == current_schema():
+                raise make_damaged_error(self.path, "its application ID is wrong")
             raise StoreError(
                 f"{self.path} is the database of another program and was not changed. Move it to another folder."
             )
@@ -114,40 +139,41 @@ class Database:
             )
 
     def _open_read_only(self, path: Path) -> sqlite3.Connection:
-        if not path.exists():
-            connection = _connect(":memory:")  # no conversation was ever saved, so the history is empty
-            self._migrate(connection, MIGRATIONS)
-            return connection
-        # The second mode also works if SQLite cannot open the write-ahead log.
-        for mode in ("mode=ro", "mode=ro&immutable=1"):
-            with contextlib.suppress(sqlite3.OperationalError), contextlib.ExitStack() as stack:
-                connection = _connect(_make_uri(path, mode))
-                stack.callback(connection.close)
-                connection.execute("SELECT count(*) FROM conversations")
-                stack.pop_all()
-                return connection
-        raise StoreError(self.read_only_reason)
+        if os.path.lexists(path):
+            # The second mode also works if SQLite cannot open the write-ahead log.
+            for mode in ("mode=ro", "mode=ro&immutable=1"):
+                with contextlib.suppress(sqlite3.OperationalError), contextlib.ExitStack() as stack:
+                    connection = connect(path, mode)
+                    stack.callback(connection.close)
+                    connection.execute("SELECT count(*) FROM conversations")
+                    stack.pop_all()
+                    return connection
+            self.is_readable = path.is_file() and not path.stat().st_size
+        connection = _connect(":memory:")
+        self._migrate(connection, MIGRATIONS)
+        return connection
 
-    @contextlib.contextmanager
-    def translate_errors(self) -> Iterator[None]:
-        """Context manager that translates errors of SQLite, text encoding and the file system into StoreError."""
+    def _decode_text(self, data: bytes) -> str:
         try:
-            yield
-        except sqlite3.Error as error:
-            raise _make_store_error(error, self.path) from error
-        except OverflowError as error:
-            raise StoreError(f"Cannot use this value: a number is too large ({error}).") from error
-        except UnicodeEncodeError as error:
-            raise StoreError(f"Cannot use this text: it has an invalid character at position {error.start}.") from error
-        except (UnicodeDecodeError, msgspec.MsgspecError) as error:
-            raise _make_damaged_error(self.path, str(error)) from error
-        except OSError as error:
-            raise StoreError(f"Cannot save conversations in {self.path}: {_error_reason(error)}.") from error
+            return data.decode()
+        except UnicodeDecodeError:
+            self.report_damaged_value()
+            return data.decode("utf-8", "replace")
+
+    def report_damaged_value(self) -> None:
+        """Add a notice that the database has damaged values, unless it was added before."""
+        notice = (
+            f"{self.path} has damaged values, which are left out or shown as {REPLACEMENT_CHARACTER}. "
+            "Run `edgechat history recover` to repair it."
+        )
+        if not self._has_reported_damage:
+            self._has_reported_damage = True
+            self.notices.append(notice)
 
     @contextlib.contextmanager
     def read_connection(self) -> Iterator[sqlite3.Connection]:
         """Context manager that locks the connection for SELECT statements and translates errors into StoreError."""
-        with self._lock, self.translate_errors():
+        with self._lock, translate_errors(self.path):
             yield self.connection
 
     @contextlib.contextmanager
@@ -164,7 +190,7 @@ class Database:
             raise StoreError(
                 f"{self.path} was moved or replaced while it was open, perhaps by a recovery. Restart edgechat."
             )
-        with self._lock, self.translate_errors():
+        with self._lock, translate_errors(self.path):
             synchronous = "FULL" if durable else "NORMAL"
             if synchronous != self._synchronous:
                 self.connection.execute(f"PRAGMA synchronous = {synchronous}")
@@ -183,16 +209,47 @@ class Database:
         with self._lock, contextlib.suppress(sqlite3.Error):
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
+    def shrink(self) -> None:
+        """Move deleted data out of the write-ahead log, and return free space to the disk if most of the file is free.
+
+        Ignores errors.
+        """
+        with self._lock, contextlib.suppress(sqlite3.Error, MemoryError):
+            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            n_pages, n_free_pages, page_bytes = (
+                self.connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+            used_bytes, free_bytes = (n_pages - n_free_pages) * page_bytes, n_free_pages * page_bytes
+            if free_bytes >= max(_MIN_FREE_BYTES, used_bytes) and used_bytes <= _MAX_COMPACTED_BYTES:
+                # In a temporary file, the conversations would be outside the user's folder.
+                self.connection.execute("PRAGMA temp_store = MEMORY")
+                self.connection.execute("VACUUM")
+                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
     def close(self) -> None:
         """Close the connection. Further calls have no effect."""
         with self._lock, contextlib.suppress(sqlite3.Error):
             self.connection.close()
 
 
-def _check_regular_files(path: Path) -> None:
+def _describe_refusal(path: Path, error: BaseException) -> str:
+    """Return the reason why the database at `path` cannot be opened for writing."""
+    folder, path_bytes = path.parent, len(os.fsencode(path.absolute()))
+    if os.path.exists(folder) and not os.path.isdir(folder):  # noqa: PTH110, PTH112  (Path raises for some names)
+        return f"Cannot write to {folder}: it is not a folder. Move that file to another folder."
+    if path_bytes > _MAX_PATH_BYTES:
+        return f"Cannot open {path}: the path has {path_bytes} bytes, but SQLite accepts at most {_MAX_PATH_BYTES}."
+    return f"Cannot write to {folder}: {describe_error(error)}. Check the permissions of the folder and of its files."
+
+
+def _check_files(path: Path) -> None:
     irregular_file = find_irregular_file(path)
     if irregular_file is not None:
-        raise _make_damaged_error(path, f"{irregular_file.name} is {describe_irregular_file(irregular_file)}")
+        raise make_damaged_error(path, f"{irregular_file.name} is {describe_irregular_file(irregular_file)}")
+    log_damage = find_log_damage(path, connect)
+    if log_damage is not None:
+        raise make_damaged_error(path, log_damage.reason)
 
 
 def find_irregular_file(path: Path) -> Path | None:
@@ -224,8 +281,10 @@ def _read_file_identity(path: Path | None) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _make_uri(path: Path, mode: str = "mode=rw") -> str:
-    return f"file:{urllib.parse.quote(str(path.absolute()))}?{mode}"
+def connect(path: Path, parameters: str) -> sqlite3.Connection:
+    """Open a database file with URI parameters. Raises sqlite3.Error."""
+    # A file name can have bytes that are not UTF-8; quoted, they reach SQLite unchanged.
+    return _connect(f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?{parameters}")
 
 
 def _connect(location: str) -> sqlite3.Connection:
@@ -280,44 +339,6 @@ def _back_up_database(connection: sqlite3.Connection, path: Path, version: int) 
     with contextlib.closing(sqlite3.connect(partial_file)) as copy:
         connection.backup(copy)
     partial_file.rename(target)
-
-
-def _error_reason(error: BaseException) -> str:
-    return (error.strerror if isinstance(error, OSError) else "") or str(error)
-
-
-# Python 3.10 has no SQLite error codes, so errors are recognised by their text.
-
-
-def is_locked_error(error: BaseException) -> bool:
-    """Return whether another connection holds the lock that an operation needs."""
-    return "locked" in str(error) or "busy" in str(error)
-
-
-def is_read_only_error(error: BaseException) -> bool:
-    """Return whether a file or its folder could not be opened or written."""
-    return isinstance(error, OSError) or "readonly" in str(error) or "unable to open" in str(error)
-
-
-def _make_store_error(error: sqlite3.Error, path: Path | None) -> StoreError:
-    reason = str(error)
-    if "malformed" in reason or "not a database" in reason:
-        return _make_damaged_error(path, reason)
-    if is_locked_error(error):
-        return StoreError(
-            f"Another program has been writing to {path} for over {BUSY_TIMEOUT_S:g} s. Close it, and try again."
-        )
-    if "full" in reason:
-        return StoreError(f"The disk that contains {path} is full. Free some space, and try again.")
-    if is_read_only_error(error):
-        return StoreError(f"Cannot write to {path}: {reason}.")
-    return StoreError(f"Cannot read or write conversations in {path}: {reason}.")
-
-
-def _make_damaged_error(path: Path | None, reason: str) -> DamagedDatabaseError:
-    return DamagedDatabaseError(
-        f"{path} is damaged ({reason}). Run `edgechat history recover` to recover its readable messages."
-    )
 
 
 def _close(connection: sqlite3.Connection | None) -> None:

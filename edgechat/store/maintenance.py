@@ -57,4 +57,5 @@ def _purge_deleted_conversations(database: Database) -> list[str]:
     with database.write_transaction() as db:
         conversation_ids = [row["id"] for row in db.execute(_PURGED_CONVERSATIONS_SQL, (cutoff_ms,))]
         db.execute(_PURGE_SQL, (cutoff_ms,))
+    database.shrink()
     return conversation_ids

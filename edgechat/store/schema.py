@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sqlite3
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -167,5 +169,21 @@ def apply_migration(connection: sqlite3.Connection, number: int, migration: Migr
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        with contextlib.suppress(sqlite3.Error):  # SQLite rolls back by itself after some errors, such as a full disk
+            connection.execute("ROLLBACK")
         raise
+
+
+def read_schema(connection: sqlite3.Connection) -> frozenset[tuple[str, str]]:
+    """Return the name and the SQL statement, with single spaces, of all tables, indexes, triggers and views."""
+    rows = connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+    return frozenset((str(name), " ".join(str(sql).split())) for name, sql in rows)
+
+
+@functools.cache
+def current_schema() -> frozenset[tuple[str, str]]:
+    """Return the schema of a new database, as `read_schema` does."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for number, migration in enumerate(MIGRATIONS, start=1):
+            apply_migration(connection, number, migration)
+        return read_schema(connection)

@@ -10,6 +10,7 @@ from typing import Final
 
 from edgechat.chat.messages import first_line
 from edgechat.chat.store import SearchHit, SearchOrder
+from edgechat.store.row_repair import repair_value
 from edgechat.store.schema import INDEXED_CHARS
 
 # Minimum length, in characters, of a word that the trigram index can find.
@@ -74,9 +75,13 @@ def _make_match_expression(words: Sequence[str]) -> str:
 
 
 _TITLE_COLUMNS = (
-    "c.key AS key, c.id AS conversation_id, c.title, NULL AS message_id, '' AS role, c.created_at_ms, c.title AS text"
+    "c.key AS key, c.key AS conversation_key, c.id AS conversation_id, CAST(ifnull(c.title, '') AS TEXT) AS title, "
+    "NULL AS message_id, '' AS role, c.created_at_ms, CAST(ifnull(c.title, '') AS TEXT) AS text"
 )
-_MESSAGE_COLUMNS = "m.key AS key, c.id AS conversation_id, c.title, m.id AS message_id, m.role, m.created_at_ms"
+_MESSAGE_COLUMNS = (
+    "m.key AS key, c.key AS conversation_key, c.id AS conversation_id, CAST(ifnull(c.title, '') AS TEXT) AS title, "
+    "m.id AS message_id, m.role, m.created_at_ms"
+)
 
 
 def _find_titles(db: sqlite3.Connection, words: Sequence[str], max_rows: int) -> list[sqlite3.Row]:
@@ -94,7 +99,8 @@ def _find_titles(db: sqlite3.Connection, words: Sequence[str], max_rows: int) ->
 
 def _find_messages(db: sqlite3.Connection, words: Sequence[str], max_rows: int, max_chars: int) -> list[sqlite3.Row]:
     long_words = [w for w in words if len(w) >= _TRIGRAM_CHARS]
-    columns = f"{_MESSAGE_COLUMNS}, substr(m.text, 1, {max_chars}) AS text"
+    # The types of damaged columns differ, so they are converted.
+    columns = f"{_MESSAGE_COLUMNS}, substr(CAST(ifnull(m.text, '') AS TEXT), 1, {max_chars}) AS text"
     join_clause = "JOIN conversations c ON c.key = m.conversation_key"
     if long_words:
         # The inner query reads only the index; the outer query reads the matching messages.
@@ -146,9 +152,13 @@ def _compute_bm25_scores(texts: Sequence[str], words: Sequence[str]) -> list[flo
 
 def _make_hit(row: sqlite3.Row, words: Sequence[str], score: float) -> SearchHit:
     snippet, marks = make_snippet(row["text"], words)
+    message_id = row["message_id"]
     return SearchHit(
-        conversation_id=row["conversation_id"], title=row["title"] or first_line(row["text"]),
-        message_id=row["message_id"], role=row["role"], created_at_ms=row["created_at_ms"],
+        conversation_id=repair_value("conversations", "id", row["conversation_id"], row["conversation_key"]),
+        title=row["title"] or first_line(row["text"]),
+        message_id=None if message_id is None else repair_value("messages", "id", message_id, row["key"]),
+        role=repair_value("messages", "role", row["role"], row["key"]) if row["role"] else "",
+        created_at_ms=repair_value("messages", "created_at_ms", row["created_at_ms"], row["key"]),
         snippet=snippet, marks=marks, score=score,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from edgechat.chat.store import ConversationSummary, SearchHit, SearchOrder
 from edgechat.errors import NotFoundError, StoreError, UsageError
 from edgechat.store import maintenance, merging, row_mapping, search, tree_sql
 from edgechat.store.database import Database
+from edgechat.store.row_repair import repair_value
 
 OnDeleted = Callable[[str], None]
 """Callback that receives the ID of a conversation after the conversation or some of its messages were deleted."""
@@ -33,7 +34,6 @@ class SqliteStore:
         The store owns `database` and closes it. Each callback in `on_deleted` is called after a deletion.
         """
         self.database = database
-        self.notices: list[str] = []
         self._on_deleted = tuple(on_deleted)
         self._writer = secrets.token_hex(8)
         if not self.read_only_reason:
@@ -43,6 +43,21 @@ class SqliteStore:
     def path(self) -> Path | None:
         """Path of the database file; None for a database in memory."""
         return self.database.path
+
+    @property
+    def notices(self) -> list[str]:
+        """Messages for the user about a recovery and about damaged values."""
+        return self.database.notices
+
+    def take_notices(self) -> list[str]:
+        notices = self.notices[:]
+        self.notices.clear()
+        return notices
+
+    @property
+    def is_readable(self) -> bool:
+        """False if there is a database that cannot be read, so that the store is empty."""
+        return self.database.is_readable
 
     @property
     def is_persistent(self) -> bool:
@@ -121,6 +136,7 @@ class SqliteStore:
                     "(SELECT 1 FROM messages WHERE conversation_key = conversations.key)",
                     (row["conversation_key"],),
                 )
+        self.database.shrink()
 
     def messages(self, conversation_id: str) -> list[Message]:
         with self.database.read_connection() as db:
@@ -132,17 +148,18 @@ class SqliteStore:
             attachment_rows = db.execute(
                 """
                 SELECT a.*, length(b.data) AS size_bytes FROM messages m
-                JOIN message_attachments a ON a.message_key = m.key JOIN attachments b USING (sha256)
+                JOIN message_attachments a ON a.message_key = m.key LEFT JOIN attachments b USING (sha256)
                 WHERE m.conversation_key = ? ORDER BY a.message_key, a.position
                 """,
                 (conversation_key,),
             ).fetchall()
-            return row_mapping.to_messages(rows, attachment_rows)
+            return row_mapping.to_messages(rows, attachment_rows, self.database.report_damaged_value)
 
     def read_attachment(self, sha256: str) -> bytes:
         with self.database.read_connection() as db:
             row = db.execute("SELECT data FROM attachments WHERE sha256 = ?", (sha256,)).fetchone()
         if row is None or hashlib.sha256(row["data"]).hexdigest() != sha256:
+            self.database.report_damaged_value()
             raise StoreError(
                 f"The attachment {sha256[:12]} in the database is {'missing' if row is None else 'damaged'}."
             )
@@ -197,12 +214,13 @@ class SqliteStore:
 
     def conversation(self, conversation_id: str) -> Conversation:
         with self.database.read_connection() as db:
-            return tree_sql.load_conversation(db, tree_sql.load_conversation_row(db, conversation_id))
+            row = tree_sql.load_conversation_row(db, conversation_id)
+            return tree_sql.load_conversation(db, row, self.database.report_damaged_value)
 
     def conversation_ids(self) -> Sequence[str]:
         """Return the IDs of all conversations, oldest first."""
         with self.database.read_connection() as db:
-            return [row["id"] for row in db.execute("SELECT id FROM conversations ORDER BY key")]
+            return tree_sql.load_conversation_ids(db)
 
     def resolve_id(self, prefix: str) -> str:
         if not prefix:
@@ -212,17 +230,21 @@ class SqliteStore:
                 "SELECT id FROM conversations WHERE id >= ? AND id < ? ORDER BY id LIMIT 9",
                 (prefix, prefix + "\U0010ffff"),
             ).fetchall()
-        if len(rows) == 1 or (rows and rows[0]["id"] == prefix):
-            return str(rows[0]["id"])
-        if not rows:
+            # Damaged IDs are in another place in the index.
+            ids = [row["id"] for row in rows] or [i for i in tree_sql.load_conversation_ids(db) if i.startswith(prefix)]
+        if len(ids) == 1 or prefix in ids:
+            return str(ids[0]) if len(ids) == 1 else prefix
+        if not ids:
             raise NotFoundError(f"No conversation has the ID {prefix!r}. Run `edgechat history list`.")
-        matches = ", ".join(row["id"] for row in rows[:8])
+        matches = ", ".join(ids[:8])
         raise UsageError(f"{prefix!r} matches several conversations ({matches}). Type more characters of the ID.")
 
     def latest_id(self) -> str | None:
         with self.database.read_connection() as db:
-            row = db.execute("SELECT id FROM conversations ORDER BY updated_at_ms DESC, key DESC LIMIT 1").fetchone()
-        return row["id"] if row is not None else None
+            row = db.execute(
+                "SELECT key, id FROM conversations ORDER BY updated_at_ms DESC, key DESC LIMIT 1"
+            ).fetchone()
+        return repair_value("conversations", "id", row["id"], row["key"]) if row is not None else None
 
     def list_conversations(
         self, *, archived: bool | None = False, tag: str = "", folder: str = "", limit: int = 50, offset: int = 0
@@ -231,7 +253,7 @@ class SqliteStore:
         if archived is not None:
             conditions["archived = ?"] = archived
         if tag:
-            conditions["EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)"] = tag
+            conditions["EXISTS (SELECT 1 FROM json_each(iif(json_valid(tags), tags, '[]')) WHERE value = ?)"] = tag
         if folder:
             conditions["folder = ?"] = folder
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -248,7 +270,9 @@ class SqliteStore:
                 for row in rows
             ]
             return [
-                ConversationSummary(conversation=tree_sql.load_conversation(db, row), n_messages=n)
+                ConversationSummary(
+                    conversation=tree_sql.load_conversation(db, row, self.database.report_damaged_value), n_messages=n
+                )
                 for row, n in zip(rows, counts, strict=True)
             ]
 
@@ -266,14 +290,14 @@ class SqliteStore:
                 "SELECT text FROM messages WHERE role = 'user' AND hidden_by IS NULL ORDER BY key DESC LIMIT ?",
                 (limit,),
             ).fetchall()
-        return [*dict.fromkeys(row["text"] for row in rows if row["text"].strip())]
+        return [*dict.fromkeys(row["text"] for row in rows if isinstance(row["text"], str) and row["text"].strip())]
 
     def decode_tps(self, model: str) -> float | None:
         with self.database.read_connection() as db:
             rows = db.execute(
-                "SELECT json_extract(stats, '$.decode_tps') AS tps FROM messages WHERE model = ? AND stats IS NOT NULL "
-                "ORDER BY key DESC LIMIT ?",
+                "SELECT json_extract(iif(json_valid(stats), stats, '{}'), '$.decode_tps') AS tps FROM messages "
+                "WHERE model = ? AND stats IS NOT NULL ORDER BY key DESC LIMIT ?",
                 (model, _N_TIMED_REPLIES),
             ).fetchall()
-        speeds = [row["tps"] for row in rows if row["tps"]]
+        speeds = [row["tps"] for row in rows if isinstance(row["tps"], (int, float)) and row["tps"] > 0]
         return statistics.median(speeds) if speeds else None

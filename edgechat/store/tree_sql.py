@@ -12,13 +12,14 @@ import msgspec
 from edgechat.chat.messages import Conversation, Message
 from edgechat.errors import NotFoundError, StoreError
 from edgechat.store import row_mapping
+from edgechat.store.row_repair import repair_value
 
 _KEY_BITS: Final = 20
 _MESSAGE_SQL: Final = (
     "SELECT key, id, conversation_key, parent_key, active_child_key FROM messages WHERE id = ? AND hidden_by IS NULL"
 )
 _SUBTREE_SQL: Final = (
-    "WITH RECURSIVE subtree (key) AS (VALUES (?) UNION ALL "
+    "WITH RECURSIVE subtree (key) AS (VALUES (?) UNION "  # UNION ends at a parent that is damaged to a descendant
     "SELECT m.key FROM messages m JOIN subtree ON m.parent_key = subtree.key) SELECT key FROM subtree"
 )
 
@@ -26,6 +27,9 @@ _SUBTREE_SQL: Final = (
 def load_message_row(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
     """Return the ID and the keys of a message. Raises NotFoundError if the message does not exist or is deleted."""
     row: sqlite3.Row | None = db.execute(_MESSAGE_SQL, (message_id,)).fetchone()
+    if row is None:  # an ID in the table that differs from the index is damaged; a damaged ID is replaced by the key
+        statement = _MESSAGE_SQL.replace("WHERE id = ?", "NOT INDEXED WHERE (id = ? OR printf('%016x', key) = ?)")
+        row = db.execute(statement, (message_id, message_id)).fetchone()
     if row is None:
         raise NotFoundError(f"Message {message_id} does not exist. Another edgechat process may have deleted it.")
     return row
@@ -34,6 +38,9 @@ def load_message_row(db: sqlite3.Connection, message_id: str) -> sqlite3.Row:
 def load_conversation_row(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Row:
     """Return the row of a conversation. Raises NotFoundError if it does not exist."""
     row: sqlite3.Row | None = db.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
+    if row is None:  # as in `load_message_row`
+        rows = db.execute("SELECT * FROM conversations NOT INDEXED")
+        row = next((r for r in rows if repair_value("conversations", "id", r["id"], r["key"]) == conversation_id), None)
     if row is None:
         raise NotFoundError(
             f"Conversation {conversation_id} does not exist. Another edgechat process may have deleted it."
@@ -41,10 +48,25 @@ def load_conversation_row(db: sqlite3.Connection, conversation_id: str) -> sqlit
     return row
 
 
-def load_conversation(db: sqlite3.Connection, row: sqlite3.Row) -> Conversation:
-    """Convert a row of `conversations` to a `Conversation`; its head ID is None if the head was deleted."""
-    head = db.execute("SELECT id FROM messages WHERE key = ? AND hidden_by IS NULL", (row["head_key"],)).fetchone()
-    return row_mapping.to_conversation(row, head["id"] if head is not None else None)
+def load_conversation_ids(db: sqlite3.Connection) -> list[str]:
+    """Return the IDs of all conversations, oldest first."""
+    rows = db.execute("SELECT key, id FROM conversations NOT INDEXED ORDER BY key")
+    return [repair_value("conversations", "id", row["id"], row["key"]) for row in rows]
+
+
+def load_conversation(db: sqlite3.Connection, row: sqlite3.Row, on_damage: row_mapping.OnDamage) -> Conversation:
+    """Convert a row of `conversations` to a `Conversation`; its head ID is None if the head was deleted.
+
+    If the head is damaged, the newest message is the head.
+    """
+    statement = "SELECT key, id, hidden_by FROM messages WHERE conversation_key = ? "
+    head = db.execute(statement + "AND key = ?", (row["key"], row["head_key"])).fetchone()
+    if head is None and row["head_key"] is not None:
+        on_damage()
+        head = db.execute(statement + "ORDER BY key DESC", (row["key"],)).fetchone()
+    has_head = head is not None and head["hidden_by"] is None
+    head_id = repair_value("messages", "id", head["id"], head["key"]) if has_head else None
+    return row_mapping.to_conversation(row, head_id, on_damage)
 
 
 def missing_ids(db: sqlite3.Connection, ids: Sequence[str]) -> set[str]:
@@ -71,7 +93,7 @@ def ensure_conversation(db: sqlite3.Connection, conversation: Conversation) -> i
     row = db.execute("SELECT key FROM conversations WHERE id = ?", (conversation.id,)).fetchone()
     if row is not None:
         return int(row["key"])
-    key = _find_free_key(db, "conversations", conversation.created_at_ms << _KEY_BITS)
+    key = find_free_key(db, "conversations", conversation.created_at_ms)
     db.execute(
         "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
         (key, conversation.id, conversation.title, conversation.model, row_mapping.encode_json(conversation.settings),
@@ -97,7 +119,7 @@ def insert_message(db: sqlite3.Connection, conversation_key: int, message: Messa
         "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ?", (conversation_key, parent_key)
     ).fetchone()[0]
     previous_key = max(parent_key or 0, newest_sibling_key or 0)
-    key = _find_free_key(db, "messages", max(message.created_at_ms << _KEY_BITS, previous_key + 1))
+    key = find_free_key(db, "messages", message.created_at_ms, previous_key + 1)
     columns = {
         "key": key, "id": message.id, "conversation_key": conversation_key, "parent_key": parent_key,
         "role": message.role, "created_at_ms": message.created_at_ms, "model": message.model, "writer": writer,
@@ -114,13 +136,17 @@ def insert_message(db: sqlite3.Connection, conversation_key: int, message: Messa
     return key
 
 
-def _find_free_key(db: sqlite3.Connection, table: str, min_key: int) -> int:
+def find_free_key(db: sqlite3.Connection, table: str, created_at_ms: int, min_key: int = 1) -> int:
     """Return an unused key of at least `min_key`, for the same millisecond if possible, otherwise for a later one."""
-    end_key = ((min_key >> _KEY_BITS) + 1) << _KEY_BITS
-    last_key = db.execute(f"SELECT max(key) FROM {table} WHERE key >= ? AND key < ?", (min_key, end_key)).fetchone()[0]
-    if last_key is None:
-        return min_key
-    return int(last_key) + 1 if last_key + 1 < end_key else _find_free_key(db, table, end_key)
+    key = max(created_at_ms << _KEY_BITS, min_key)
+    while True:
+        end_key = ((key >> _KEY_BITS) + 1) << _KEY_BITS
+        last_key = db.execute(f"SELECT max(key) FROM {table} WHERE key >= ? AND key < ?", (key, end_key)).fetchone()[0]
+        if last_key is None:
+            return key
+        if last_key + 1 < end_key:
+            return int(last_key) + 1
+        key = end_key
 
 
 def add_files(db: sqlite3.Connection, files: Mapping[str, bytes]) -> None:
@@ -163,7 +189,7 @@ def is_ancestor(db: sqlite3.Connection, ancestor_key: int | None, message_key: i
     """Return whether `ancestor_key` is the key of the message `message_key` or of an ancestor of this message."""
     key: int | None = message_key
     while key is not None and key != ancestor_key:
-        row = db.execute("SELECT parent_key FROM messages WHERE key = ?", (key,)).fetchone()
+        row = db.execute("SELECT parent_key FROM messages WHERE key = ? AND parent_key < key", (key,)).fetchone()
         key = row["parent_key"] if row is not None else None
     return key is not None
 
@@ -171,10 +197,14 @@ def is_ancestor(db: sqlite3.Connection, ancestor_key: int | None, message_key: i
 def find_active_leaf(db: sqlite3.Connection, key: int) -> int:
     """Follow the active children of a message to a leaf, and return the key of the leaf."""
     while True:
-        row = db.execute("SELECT active_child_key FROM messages WHERE key = ?", (key,)).fetchone()
-        if row["active_child_key"] is None:
+        child = db.execute(
+            "SELECT c.key FROM messages m JOIN messages c ON c.key = m.active_child_key "
+            "WHERE m.key = ? AND c.parent_key = m.key AND c.key > m.key",
+            (key,),
+        ).fetchone()
+        if child is None:
             return key
-        key = row["active_child_key"]
+        key = child["key"]
 
 
 def set_active_path(db: sqlite3.Connection, path: Sequence[str]) -> None:

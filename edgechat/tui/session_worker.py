@@ -286,6 +286,8 @@ class SessionWorker:
         conversation_id = view.conversation.id if view.path else ""
         unsent_text = unsent_messages.load(conversation_id) if session.store.is_persistent else ""
         self._post(messages.ConversationChanged(view, message_id, unsent_text))
+        for notice in session.store.take_notices():
+            self._post(messages.NoteAdded(notice))
 
 
 def _take_snapshot(session: Session | None) -> messages.ConversationView | None:

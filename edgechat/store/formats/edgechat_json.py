@@ -12,6 +12,7 @@ import msgspec
 
 from edgechat.chat.messages import Conversation, Message
 from edgechat.errors import ImportRefusedError, StoreError
+from edgechat.humanize import format_count
 from edgechat.store.sqlite import SqliteStore
 
 VERSION: Final = 1
@@ -61,8 +62,21 @@ class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def export(store: SqliteStore, ids: Iterable[str]) -> ExportArchive:
-    """Export conversations with all branches and their attachments, except missing or damaged attachments."""
-    records = [load_record(store, i) for i in ids]
+    """Export conversations with all branches and their attachments, except what is missing or damaged.
+
+    Adds a notice to the store about conversations that are left out. Raises StoreError if no conversation can be read.
+    """
+    records: list[ConversationRecord] = []
+    errors: list[StoreError] = []
+    for conversation_id in ids:
+        try:
+            records.append(load_record(store, conversation_id))
+        except StoreError as error:  # noqa: PERF203  (one damaged conversation must not stop the export)
+            errors.append(error)
+    if errors and not records:
+        raise errors[0]
+    if errors:
+        store.notices.append(f"{format_count(len(errors), 'conversation')} could not be exported. {errors[0]}")
     hashes = sorted({a.sha256 for r in records for m in r.messages for a in m.attachments})
     contents: dict[str, bytes] = {}
     for sha256 in hashes:

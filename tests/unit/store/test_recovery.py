@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from edgechat.chat.messages import Attachment, Conversation, Message, new_id
 from edgechat.errors import DamagedDatabaseError, StoreError
-from edgechat.store import open_store, recovery
+from edgechat.store import open_store, recovery, salvage
 from edgechat.store.sqlite import SqliteStore
 from tests.unit.store.examples import fill, texts
 
@@ -34,6 +34,17 @@ def damaged_copies(path: Path) -> list[Path]:
     """Return the main files of the damaged copies of a database."""
     suffixes = (".recovered", "-wal", "-shm", "-journal")
     return [p for p in path.parent.iterdir() if ".damaged-" in p.name and not p.name.endswith(suffixes)]
+
+
+def attach(store: SqliteStore, data: bytes) -> str:
+    """Save a conversation of one message with an attachment, and return its ID."""
+    conversation = Conversation(id=new_id(), title="A talk", created_at_ms=1)
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = Attachment(sha256=sha256, name="notes", media_type="text/plain", size_bytes=len(data))
+    store.append(
+        conversation, [Message(id=new_id(), role="user", text="see notes", attachments=(file,))], {sha256: data}
+    )
+    return conversation.id
 
 
 def test_file_that_is_not_a_database_is_moved_aside(path: Path) -> None:
@@ -185,19 +196,13 @@ def test_killed_recovery_is_finished_at_the_next_start(path: Path) -> None:
 
 def test_lost_attachment_does_not_lose_its_message(path: Path) -> None:
     store = open_store(path)
-    conversation = Conversation(id=new_id(), title="A talk", created_at_ms=1)
-    data = os.urandom(30_000)
-    sha256 = hashlib.sha256(data).hexdigest()
-    file = Attachment(sha256=sha256, name="notes", media_type="text/plain", size_bytes=len(data))
-    store.append(
-        conversation, [Message(id=new_id(), role="user", text="see notes", attachments=(file,))], {sha256: data}
-    )
+    conversation_id = attach(store, os.urandom(30_000))
     root = store.database.connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'attachments'").fetchone()
     size = store.database.connection.execute("PRAGMA page_size").fetchone()
     store.close()
     damage(path, b"\xff" * size[0], (root[0] - 1) * size[0])
     store = recovery.recover(path)
-    assert [m.text for m in store.messages(conversation.id)] == ["see notes"]
+    assert [m.text for m in store.messages(conversation_id)] == ["see notes"]
     assert "could not be read" in store.notices[0]
     store.close()
     assert open_store(path).notices == []
@@ -298,7 +303,7 @@ def test_copy_that_cannot_be_read_does_not_prevent_a_new_database(
     fill(store, 2)
     store.close()
     path.write_bytes(b"garbage" * 3000)
-    open_damaged = recovery._open_damaged_database
+    open_damaged = salvage.open_damaged_database
 
     def fail(copy: Path) -> object:
         if isinstance(error, Exception):
@@ -306,7 +311,7 @@ def test_copy_that_cannot_be_read_does_not_prevent_a_new_database(
         return open_damaged(copy.parent)  # a directory: SQLite's own error
 
     with monkeypatch.context() as patch:
-        patch.setattr(recovery, "_open_damaged_database", fail)
+        patch.setattr(salvage, "open_damaged_database", fail)
         store = open_store(path)
     assert "Nothing could be recovered" in store.notices[0]
     assert ".." not in store.notices[0]
@@ -377,7 +382,7 @@ def test_database_that_cannot_be_opened_is_not_called_damaged(path: Path) -> Non
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other_process:
         other_process.execute("PRAGMA locking_mode = EXCLUSIVE")
         other_process.execute("DELETE FROM attachments")  # takes the lock, and creates the log
-        with pytest.raises(StoreError, match="locked"):
+        with pytest.raises(StoreError, match="Another program has been writing"):
             recovery.is_intact(path)
     assert recovery.is_intact(path)
 
