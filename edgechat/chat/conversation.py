@@ -27,6 +27,8 @@ class StoredConversation:
         self.metadata = metadata
         self.tree = MessageTree()
         self._unsaved_replies: dict[str, Message] = {}
+        self.save_error = ""
+        """Reason why the last reply is not saved; "" if it is saved."""
         self._previous_title = ""
         self._deletions: list[tuple[str, str | None]] = []
 
@@ -76,17 +78,19 @@ class StoredConversation:
         self.tree.select_branch(reply.id)
         self.tree.replace(reply)
 
-    def finish_reply(self, reply_id: str, final_reply: Message, *, is_saved: bool) -> None:
-        """Apply the final state of a generated reply. If `is_saved` is False, the next `save_pending` writes the reply.
+    def finish_reply(self, reply_id: str, final_reply: Message, write_error: str) -> None:
+        """Apply the final state of a generated reply. After a write error, the next `save_pending` writes the reply.
 
         The ID of `final_reply` differs from `reply_id` if another process has claimed the reply.
         """
         if final_reply.id == reply_id:
             self.tree.replace(final_reply)
         else:
-            self.reload()
-        if not is_saved:
+            with contextlib.suppress(NotFoundError):  # another process has just deleted the conversation
+                self.reload()
+        if write_error:
             self._unsaved_replies[final_reply.id] = final_reply
+        self.save_error = write_error
 
     def save_reply(self, reply: Message) -> None:
         """Replace a reply in memory and in the store. After a failed write, the next `save_pending` tries again."""
@@ -96,9 +100,16 @@ class StoredConversation:
             self.save_pending()
 
     def save_pending(self) -> None:
-        """Write the replies whose last write failed. Raises StoreError if writing fails again."""
+        """Write the replies whose last write failed, unless the conversation was deleted.
+
+        Raises StoreError if writing fails again.
+        """
         for reply in list(self._unsaved_replies.values()):
-            saved_id = write_reply(self.store, self.metadata, reply)
+            try:
+                saved_id = write_reply(self.store, self.metadata, reply)
+                self.save_error = ""
+            except NotFoundError:
+                saved_id = reply.id
             del self._unsaved_replies[reply.id]
             if saved_id != reply.id:
                 self.reload()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from typing import Final
 
@@ -95,8 +94,8 @@ def write_reply(store: Store, conversation: Conversation, reply: Message) -> str
     """Write the current state of a reply and return its ID.
 
     If another process has continued or deleted the reply, this function saves the reply as an alternative with a new
-    ID: below the same parent, or as a root if the parent was deleted. In a deleted conversation, nothing is saved.
-    Raises StoreError.
+    ID: below the same parent, or as a root if the parent was deleted. Raises StoreError, and NotFoundError if the
+    conversation was deleted.
     """
     if store.checkpoint(reply):
         return reply.id
@@ -104,7 +103,9 @@ def write_reply(store: Store, conversation: Conversation, reply: Message) -> str
     try:
         store.append(conversation, [alternative])
     except NotFoundError:
-        with contextlib.suppress(NotFoundError):
+        try:
             store.conversation(conversation.id)
-            store.append(conversation, [msgspec.structs.replace(alternative, parent_id=None)])
+        except NotFoundError:
+            raise NotFoundError("Another edgechat process has deleted this conversation. Start a new one.") from None
+        store.append(conversation, [msgspec.structs.replace(alternative, parent_id=None)])
     return alternative.id

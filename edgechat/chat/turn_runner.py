@@ -140,7 +140,7 @@ class TurnRunner:
             self._generation, self._is_stop_requested = None, False
             for reply, (final_reply, write_error) in zip(replies, generation.results):  # noqa: B905  (empty before run)
                 self._are_replies_finished = True
-                conversation.finish_reply(reply.id, final_reply, is_saved=not write_error)
+                conversation.finish_reply(reply.id, final_reply, write_error)
 
 
 def _make_provisional_title(message: Message | None) -> str:

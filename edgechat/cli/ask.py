@@ -14,7 +14,7 @@ from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import conversation_options
 from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import prepare_session
-from edgechat.errors import EdgechatError, EngineDiedError, UsageError
+from edgechat.errors import EdgechatError, EngineDiedError, StoreError, UsageError
 from edgechat.terminal import TextEscaper, escape_controls
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ def print_reply(
             status.clear()
     if interruption.n_stops:
         raise KeyboardInterrupt
+    if session.save_error:  # the reply was printed, followed by the reason
+        click.get_current_context().exit(StoreError.exit_code)
 
 
 def stream_reply(

@@ -19,7 +19,7 @@ from edgechat.cli.interruption import Interruption
 from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import prepare_session
 from edgechat.cli.unsent_line import UnsentLine
-from edgechat.errors import EdgechatError, UsageError
+from edgechat.errors import EdgechatError, StoreError, UsageError
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
@@ -45,11 +45,12 @@ def run_plain(**options: Any) -> int:
             for warning in session.warnings:
                 status.note(warning)
             status.clear()
-            return PlainChat(session, status, interruption).run()
+            exit_code = PlainChat(session, status, interruption).run()
         finally:
             interruption.begin_closing()
             session.close()
             status.clear()
+    return exit_code or (StoreError.exit_code if session.save_error and not sys.stdin.isatty() else 0)
 
 
 class PlainChat:
@@ -135,6 +136,8 @@ class PlainChat:
             self._status.note(str(error))
             if not self._is_terminal:
                 self._exit_code = error.exit_code
+        for notice in self._session.store.take_notices():
+            self._status.note(notice)
 
     # Commands
 

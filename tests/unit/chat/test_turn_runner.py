@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from edgechat.bench import scripted_session
 from edgechat.bench.scripted_session import Script, ScriptedSession
-from edgechat.chat.events import TurnFinished
+from edgechat.chat.events import ReplySaveFailed, TurnFinished, TurnStarted
 from edgechat.config import Settings
-from edgechat.errors import ContextOverflowError
-from edgechat.store import open_ephemeral_store
+from edgechat.errors import ContextOverflowError, NotFoundError
+from edgechat.store import open_ephemeral_store, open_store
 
 
 @pytest.fixture
@@ -32,6 +33,47 @@ def test_continuing_a_reply_that_no_longer_fits_leaves_it_unchanged(session: Scr
     [_, saved] = session.store.messages(session.conversation.id)
     assert saved == session.tree.path[1] == finished.reply
     assert saved.finish_reason == "stop"
+
+
+def test_conversation_that_is_deleted_during_a_reply_is_reported_and_can_be_left(home: Path) -> None:
+    session = ScriptedSession(open_store(), Settings(), Script(["word " * 40]))
+    session.open()
+    other = open_store()
+    notices = []
+    for event in session.send("Hi"):
+        if isinstance(event, TurnStarted):
+            other.delete_conversation(session.conversation.id)
+        if isinstance(event, ReplySaveFailed):
+            notices.append(event.reason)
+        if isinstance(event, TurnFinished):
+            break  # as the front ends do
+    assert "Another edgechat process has deleted this conversation" in notices[-1]
+    assert "deleted" in session.save_error
+    with pytest.raises(NotFoundError):
+        list(session.send("Still there?"))
+    session.switch_conversation()
+    *_, finished = session.send("New")
+    assert isinstance(finished, TurnFinished)
+    assert session.save_error == ""
+    session.close()
+    assert len(other.list_conversations()) == 1
+    other.close()
+
+
+def test_reply_that_cannot_be_saved_at_the_end_is_an_error(home: Path) -> None:
+    store = open_store()
+    session = ScriptedSession(store, Settings(), Script(["word " * 40]))
+    session.open()
+    for event in session.send("Hi"):
+        if isinstance(event, TurnStarted):
+            store.database.connection.execute("PRAGMA query_only = ON")
+    assert session.save_error
+    store.database.connection.execute("PRAGMA query_only = OFF")
+    session.close()
+    assert session.save_error == ""  # the last attempt succeeded
+    store = open_store()
+    assert len(store.messages(session.conversation.id)[1].text) == 200
+    store.close()
 
 
 def test_message_that_does_not_fit_is_removed_again(session: ScriptedSession) -> None:
