@@ -22,12 +22,18 @@
     |- ContextOverflowError    (5)
     `- PlanError               (5)
 
-A message states what happened, the numbers involved, and what to do next. Front ends show it unchanged.
+A message states what happened, the numbers involved, and what to do next. Front ends show it unchanged; `str` limits
+its length.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+from edgechat.humanize import shorten
+
+MAX_MESSAGE_CHARS: Final = 1000
+"""Maximum length of a message for the user. Messages contain text from outside: names in files, answers of servers."""
 
 
 class EdgechatError(Exception):
@@ -35,6 +41,11 @@ class EdgechatError(Exception):
 
     exit_code: ClassVar[int] = 4
     """Exit code of a command that ends with this error."""
+    max_chars: ClassVar[int] = MAX_MESSAGE_CHARS
+    """Maximum length of the message; the middle of a longer one is omitted."""
+
+    def __str__(self) -> str:
+        return shorten(super().__str__(), self.max_chars)
 
 
 class UsageError(EdgechatError):
@@ -91,6 +102,8 @@ class ComputeError(EngineError):
 
 class EngineDiedError(EngineError):
     """Raised when the engine process has ended; the message contains its exit code or signal and its last log lines."""
+
+    max_chars = 4 * MAX_MESSAGE_CHARS
 
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)

@@ -26,6 +26,10 @@ MAX_TOML_BYTES: Final = 4 << 20
 """Maximum size of a TOML file. The largest TOML file in the package, models.toml, has 74 kB."""
 
 
+# Size of the parts in which a file is read that is larger than its status says.
+_PART_BYTES: Final = 1 << 20
+
+
 class JsonFile(Generic[T]):
     """JSON file with content of type `T`. Reads have a size limit, and writes replace the file atomically."""
 
@@ -77,7 +81,8 @@ class JsonFile(Generic[T]):
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """Read a regular file of at most `max_bytes`.
 
-    Raises OSError, also if the file is larger or not a regular file: reading a pipe or device might never end.
+    Raises OSError, also if the file is larger or not a regular file: reading a pipe or device might never end. Files
+    that grow, and those in /proc, are larger than their status says.
     """
     with os.fdopen(
         os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
@@ -85,9 +90,13 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if status.st_size > max_bytes:
+        # A file of the system, such as those in /proc, can have no data at the moment.
+        data = file.read(min(status.st_size, max_bytes) + 1) or b""
+        while status.st_size < len(data) <= max_bytes and (part := file.read(_PART_BYTES)):
+            data += part
+        if len(data) > max_bytes:
             raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))
-        return file.read(max_bytes)
+        return data
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -37,6 +37,14 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / _HOUR_S:.1f} h"
 
 
+def shorten(text: str, max_chars: int) -> str:
+    """Return `text` with at most `max_chars` characters: "…" replaces the middle of a longer text."""
+    if len(text) <= max_chars:
+        return text
+    n_end = (max_chars - 1) // 3
+    return f"{text[: max_chars - 1 - n_end]}…{text[len(text) - n_end :]}"
+
+
 def format_count(number: int, noun: str) -> str:
     """Format a number with a noun in the singular or plural: `1 token`, `2 tokens`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -133,7 +133,7 @@ def _fill_store(
             head_id=conversation_messages[-1].id,
             created_at_ms=conversation_messages[0].created_at_ms, updated_at_ms=conversation_messages[-1].created_at_ms,
         )  # fmt: skip
-        store.merge(conversation, conversation_messages)
+        store.merge([(conversation, conversation_messages)])
         ids.append(conversation.id)
         if number % 100 == 0:
             on_progress(f"filling the database: {number} of {n_conversations} conversations")

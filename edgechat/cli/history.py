@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -11,7 +12,9 @@ import click
 
 from edgechat.cli.json_output import echo_json, echo_json_text
 from edgechat.cli.output_files import write_private
-from edgechat.humanize import format_count
+from edgechat.cli.progress import StderrStatus
+from edgechat.errors import MAX_MESSAGE_CHARS
+from edgechat.humanize import format_count, shorten
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 # Maximum length of a title in characters; a longer title is cut at a word boundary.
 MAX_TITLE_CHARS: Final = 200
+_METER_INTERVAL_S: Final = 1.0
 FORMAT_BY_SUFFIX: Final = {"md": "md", "markdown": "md", "html": "html", "htm": "html", "json": "json"}
 """Export format for each file suffix."""
 
@@ -56,7 +60,7 @@ def _open_store() -> Iterator[SqliteStore]:
 
 def _print_notes(notes: Sequence[str]) -> None:
     for note in notes:
-        click.echo(f"edgechat: {escape_controls(note)}", err=True)
+        click.echo(f"edgechat: {escape_controls(shorten(note, MAX_MESSAGE_CHARS))}", err=True)
 
 
 def _format_one_line(text: str) -> str:
@@ -255,12 +259,16 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
     Reads exports of edgechat (JSON or Markdown) and ChatGPT (JSON or ZIP), and the logs.db of the program llm. Messages
     that are already in the database are not imported again.
     """
-    from edgechat.store import importing
+    from edgechat.store import import_process
     from edgechat.store.formats import edgechat_json
 
+    status = StderrStatus()
     with _open_store() as store:
         for file in files:
-            result = edgechat_json.merge(store, importing.read_file(file), dry_run=dry_run)
+            meter = _ImportMeter(status, file)
+            data = import_process.read_file(file, meter.show_reading)
+            result = edgechat_json.merge(store, data, dry_run=dry_run, on_progress=meter.show_saving)
+            status.clear()
             if as_json:
                 echo_json(result)
                 continue
@@ -272,6 +280,25 @@ def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
                 f"{format_count(result.n_messages, 'message')} {verb}; "
                 f"{format_count(result.n_existing, 'message')} already in the database"
             )
+
+
+class _ImportMeter:
+    """Shows the progress of the import of a file as a status line, from the second second on."""
+
+    def __init__(self, status: StderrStatus, file: Path) -> None:
+        self._status, self._file = status, file
+        self._next_at = time.monotonic() + _METER_INTERVAL_S
+
+    def show_reading(self, seconds: float) -> None:
+        self._show(f"Reading {self._file} ({seconds:.0f} s)")
+
+    def show_saving(self, n_saved: int, n_total: int) -> None:
+        self._show(f"Saving conversation {n_saved} of {n_total}")
+
+    def _show(self, text: str) -> None:
+        if time.monotonic() >= self._next_at:
+            self._next_at = time.monotonic() + _METER_INTERVAL_S
+            self._status.show(text)
 
 
 @history.command()
@@ -334,7 +361,9 @@ def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> No
     with _open_store() as store:
         ids = [store.resolve_id(i) for i in conversation_ids]
         if not yes:
-            titles = "\n".join(f"  {i[:8]}  {_format_one_line(store.conversation(i).title)}" for i in ids)
+            titles = "\n".join(
+                f"  {i[:8]}  {shorten(_format_one_line(store.conversation(i).title), MAX_TITLE_CHARS)}" for i in ids
+            )
             click.confirm(f"{titles}\nDelete permanently?", abort=True, err=True)
         for conversation_id in ids:
             store.delete_conversation(conversation_id)

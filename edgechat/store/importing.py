@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edgechat import files
 from edgechat.errors import ImportRefusedError
 from edgechat.store.formats import chatgpt, edgechat_json, llm_logs, markdown
 from edgechat.store.formats.edgechat_json import ImportedData
@@ -22,12 +23,7 @@ def read_file(path: Path) -> ImportedData:
     Raises ImportRefusedError if the file has another format, is damaged, or is too large.
     """
     try:
-        size_bytes = path.stat().st_size
-        if not path.is_file():
-            raise ImportRefusedError(f"{path} is not a file.")
-        if size_bytes > MAX_BYTES:
-            raise ImportRefusedError(f"{path} has {size_bytes} bytes, but the limit is {MAX_BYTES} bytes.")
-        data = path.read_bytes()
+        data = files.read_bytes(path, MAX_BYTES)
     except OSError as error:
         raise ImportRefusedError(f"Cannot read {path}: {error.strerror or error}.") from error
     if data.startswith(b"SQLite format 3\0"):

@@ -23,7 +23,8 @@ def merge(
     conversation_key = tree_sql.ensure_conversation(db, conversation)
     missing_ids = tree_sql.missing_ids(db, [message.id for message in messages])
     missing_messages = [message for message in messages if message.id in missing_ids]
-    tree_sql.add_files(db, files)
+    hashes = {a.sha256 for message in messages for a in message.attachments} & files.keys()
+    tree_sql.add_files(db, {sha256: files[sha256] for sha256 in hashes})
     for message in messages:
         if message.id not in missing_ids:
             tree_sql.add_attachments(db, conversation_key, message)
@@ -45,8 +46,10 @@ def merge(
             "UPDATE conversations SET head_key = ?, updated_at_ms = max(updated_at_ms, ?) WHERE key = ?",
             (new_head, conversation.updated_at_ms, conversation_key),
         )
-    db.execute(
-        "DELETE FROM attachments WHERE NOT EXISTS "
-        "(SELECT 1 FROM message_attachments a WHERE a.sha256 = attachments.sha256)"
-    )
+    for sha256 in hashes:
+        db.execute(
+            "DELETE FROM attachments WHERE sha256 = ? AND NOT EXISTS "
+            "(SELECT 1 FROM message_attachments a WHERE a.sha256 = attachments.sha256)",
+            (sha256,),
+        )
     return len(missing_messages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -94,15 +94,16 @@ class SqliteStore:
             )
 
     def merge(
-        self, conversation: Conversation, messages: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})
-    ) -> int:
-        """Add the messages of an imported conversation that are not in the store; return the number of added messages.
+        self, conversations: Iterable[tuple[Conversation, Sequence[Message]]],
+        files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> int:  # fmt: skip
+        """Add the messages of imported conversations that are not in the store; return the number of added messages.
 
-        The text of stored messages does not change. `messages` must have parents before children. The bytes of each
-        attachment must be in `files` (which maps SHA-256 hashes to bytes) or in the store.
+        The text of stored messages does not change. Each conversation must have parents before children. The bytes of
+        each attachment must be in `files` (which maps SHA-256 hashes to bytes) or in the store.
         """
         with self.database.write_transaction() as db:
-            return merging.merge(db, conversation, messages, files, self._writer)
+            return sum(merging.merge(db, c, messages, files, self._writer) for c, messages in conversations)
 
     def missing_ids(self, ids: Sequence[str]) -> set[str]:
         """Return the message IDs in `ids` that are not in the database.

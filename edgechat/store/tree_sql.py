@@ -115,9 +115,7 @@ def insert_message(db: sqlite3.Connection, conversation_key: int, message: Messa
         parent_key = parent["key"]
         if parent["conversation_key"] != conversation_key:
             raise StoreError(f"Message {message.parent_id} belongs to another conversation.")
-    newest_sibling_key = db.execute(
-        "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ?", (conversation_key, parent_key)
-    ).fetchone()[0]
+    newest_sibling_key = _find_newest_child(db, conversation_key, parent_key)
     previous_key = max(parent_key or 0, newest_sibling_key or 0)
     key = find_free_key(db, "messages", message.created_at_ms, previous_key + 1)
     columns = {
@@ -134,6 +132,23 @@ def insert_message(db: sqlite3.Connection, conversation_key: int, message: Messa
     except sqlite3.IntegrityError as error:
         raise StoreError(f"Cannot save message {message.id}: {error}.") from error
     return key
+
+
+def _find_newest_child(
+    db: sqlite3.Connection, conversation_key: int, parent_key: int | None, condition: str = ""
+) -> int | None:
+    """Return the largest key of the children of a message, or of the roots of a conversation; None if there is none.
+
+    `condition` is an additional SQL condition.
+    """
+    # Each statement reads an index from its end, so that n imported siblings or conversations take n steps, not n^2.
+    index = "messages_of" if parent_key is None else "messages_below"
+    row = db.execute(
+        f"SELECT key FROM messages INDEXED BY {index} WHERE conversation_key = ? AND parent_key IS ? {condition} "
+        "ORDER BY key DESC LIMIT 1",
+        (conversation_key, parent_key),
+    ).fetchone()
+    return row["key"] if row is not None else None
 
 
 def find_free_key(db: sqlite3.Connection, table: str, created_at_ms: int, min_key: int = 1) -> int:
@@ -228,10 +243,7 @@ def redirect_active_path(db: sqlite3.Connection, removed_row: sqlite3.Row) -> No
     If the message has no sibling, the path ends at the parent.
     """
     parent_key, conversation_key = removed_row["parent_key"], removed_row["conversation_key"]
-    newest_sibling_key = db.execute(
-        "SELECT max(key) FROM messages WHERE conversation_key = ? AND parent_key IS ? AND hidden_by IS NULL",
-        (conversation_key, parent_key),
-    ).fetchone()[0]
+    newest_sibling_key = _find_newest_child(db, conversation_key, parent_key, "AND hidden_by IS NULL")
     db.execute(
         "UPDATE messages SET active_child_key = ? WHERE key = ? AND active_child_key = ?",
         (newest_sibling_key, parent_key, removed_row["key"]),

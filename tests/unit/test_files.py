@@ -144,3 +144,22 @@ def test_oversized_state_file_counts_as_absent(
     assert not is_saved("k")
     path().write_bytes(b'{"\xff": 1}')
     assert not is_saved("k")
+
+
+@pytest.mark.parametrize("size", [0, 1, 99, 100])
+def test_file_of_at_most_the_limit_is_read(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * size)
+    assert files.read_bytes(path, 100) == b"x" * size
+
+
+def test_larger_and_growing_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 101)
+    with pytest.raises(OSError, match="larger than 100 bytes"):
+        files.read_bytes(path, 100)
+    fstat = os.fstat
+    monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result([*fstat(fd)[:6], 40, *fstat(fd)[7:10]]))
+    with pytest.raises(OSError, match="larger than 100 bytes"):  # it had 40 bytes before it grew
+        files.read_bytes(path, 100)
+    assert files.read_bytes(path, 101) == b"x" * 101

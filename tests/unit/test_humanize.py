@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat.errors import PlanError
-from edgechat.humanize import format_duration, format_rate, format_size
+from edgechat.humanize import format_duration, format_rate, format_size, shorten
 from edgechat.models.instances import RunningInstance
 from edgechat.models.resources import describe_instance
 from edgechat.planner.machine import Machine
@@ -65,3 +65,12 @@ def test_available_memory_reads_the_same_in_every_message() -> None:
         assert "23.77 GB" in text
         assert not re.search(r"[KMG]iB", text)
     assert evaluation.verdict == f"needs at least {format_size(evaluation.memory.total)}"
+
+
+@given(st.text(max_size=300), st.integers(1, 200))
+def test_shortened_text_keeps_its_start_and_end(text: str, max_chars: int) -> None:
+    shortened = shorten(text, max_chars)
+    assert len(shortened) == min(len(text), max_chars)
+    start, _, end = shortened.partition("…") if len(text) > max_chars and "…" not in text else (shortened, "", "")
+    assert text.startswith(start)
+    assert text.endswith(end)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import lzma
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -11,11 +13,23 @@ import msgspec
 
 from edgechat.chat.messages import Conversation, Message, Role
 from edgechat.errors import ImportRefusedError
-from edgechat.store.formats.edgechat_json import ConversationRecord, ImportedData, make_stable_id, sanitize
+from edgechat.humanize import format_size, shorten
+from edgechat.store.formats.edgechat_json import (
+    MAX_CONVERSATIONS,
+    MAX_PROBLEM_CHARS,
+    ConversationRecord,
+    ImportedData,
+    make_stable_id,
+    sanitize,
+)
 
 _FILE_NAME: Final = "conversations.json"
 # Maximum unpacked size. Large exports have several hundred megabytes; a malicious ZIP file could fill the memory.
 MAX_BYTES: Final = 2 << 30
+# Maximum ratio of the unpacked and the packed size, above a size that is always accepted. JSON of conversations has a
+# ratio of 4 to 12; a file of equal bytes has up to 1000.
+_MAX_RATIO: Final = 100
+_ALWAYS_UNPACKED_BYTES: Final = 16 << 20
 _LAYOUT_ERRORS: Final = (KeyError, TypeError, AttributeError, ValueError, OverflowError, msgspec.ValidationError)
 # Largest accepted timestamp, in seconds since 1970 (in the year 5138).
 _MAX_TIMESTAMP_S: Final = 1e11
@@ -25,27 +39,39 @@ _Nodes = Mapping[str, Mapping[str, Any]]
 
 def unzip_conversations(data: bytes) -> bytes:
     """Extract `conversations.json` from a ZIP file. Raises ImportRefusedError if it is missing or too large."""
+    max_bytes = max_unpacked_bytes(len(data))
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_FILE_NAME) as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(max_bytes + 1)
     except KeyError:
         raise ImportRefusedError(f"the ZIP file is not a ChatGPT export: it contains no {_FILE_NAME}.") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, RuntimeError, OSError, EOFError) as error:
         raise ImportRefusedError(f"the ZIP file cannot be read ({error}).") from error
-    if len(content) > MAX_BYTES:
-        raise ImportRefusedError(f"{_FILE_NAME} in the ZIP file is larger than {MAX_BYTES} bytes.")
+    if len(content) > max_bytes:
+        raise ImportRefusedError(
+            f"{_FILE_NAME} in the ZIP file is larger than {format_size(max_bytes)}, the limit for a ZIP file of "
+            f"{format_size(len(data))}."
+        )
     return content
+
+
+def max_unpacked_bytes(zip_bytes: int) -> int:
+    """Return the maximum unpacked size of `conversations.json` for a ZIP file of `zip_bytes`."""
+    return min(max(_ALWAYS_UNPACKED_BYTES, _MAX_RATIO * zip_bytes), MAX_BYTES)
 
 
 def parse(items: list[Any]) -> ImportedData:
     """Convert the decoded JSON list of an export. Raises ImportRefusedError if no conversation can be converted."""
+    if len(items) > MAX_CONVERSATIONS:
+        raise ImportRefusedError(f"the file has {len(items)} conversations; the limit is {MAX_CONVERSATIONS}.")
     problems: list[str] = []
     records: list[ConversationRecord] = []
     for number, item in enumerate(items):
         try:
             records.append(_convert_conversation(item))
         except _LAYOUT_ERRORS as error:  # noqa: PERF203  (one unknown layout must not stop the import)
-            problems.append(f"Conversation {number + 1} has an unknown layout and was left out: {error!r}.")
+            reason = shorten(f"{error!r}", MAX_PROBLEM_CHARS)
+            problems.append(f"Conversation {number + 1} has an unknown layout and was left out: {reason}.")
     if not records:
         raise ImportRefusedError("the JSON file contains no ChatGPT conversations.")
     return sanitize(records, {}, problems)

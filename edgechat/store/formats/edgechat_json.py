@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
+from edgechat import config
 from edgechat.chat.messages import Conversation, Message
 from edgechat.errors import ImportRefusedError, StoreError
-from edgechat.humanize import format_count
+from edgechat.humanize import format_count, shorten
+from edgechat.store.row_repair import ID_PATTERN, MAX_TIMESTAMP_MS
 from edgechat.store.sqlite import SqliteStore
 
 VERSION: Final = 1
-_ID_PATTERN: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
-# Latest time that fits into the upper 43 bits of a database key (in the year 2248).
-_MAX_TIMESTAMP_MS: Final = (1 << 43) - (1 << 20)
+MAX_CONVERSATIONS: Final = 100_000
+"""Maximum number of conversations in an import."""
+MAX_PROBLEM_CHARS: Final = 300
+"""Maximum length of a message about a problem in an import."""
+_MAX_PROBLEMS: Final = 50
+# Maximum lengths of other texts than messages. Titles in edgechat have at most 200 characters.
+_MAX_NAME_CHARS: Final = 1000
+_MAX_TAGS: Final = 100
+_MAX_QUOTED_CHARS: Final = 60
+# Number of conversations per transaction. With one, 20,000 conversations took 216 s.
+_BATCH_SIZE: Final = 200
+_MAX_SETTINGS_BYTES: Final = 1 << 20
 
 
 class ConversationRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,16 +129,22 @@ def sanitize(records: Sequence[ConversationRecord], files: dict[str, bytes], pro
     `files` maps SHA-256 hashes to attachment bytes. Appends a message for the user to `problems` for each repaired tree
     and for each omitted message or attachment.
     """
+    if len(records) > MAX_CONVERSATIONS:
+        raise ImportRefusedError(f"the file has {len(records)} conversations; the limit is {MAX_CONVERSATIONS}.")
     sanitized_records: list[ConversationRecord] = []
     seen_ids: set[str] = set()
     for record in records:
-        title = record.conversation.title or record.conversation.id
+        title = shorten(record.conversation.title or record.conversation.id, _MAX_QUOTED_CHARS)
         messages = [_without_missing_attachments(sanitize_fields(m), files, title, problems) for m in record.messages]
         ordered_messages = _with_valid_active_children(list(sort_parents_first(messages, title, seen_ids, problems)))
         if ordered_messages:
             conversation = sanitize_fields(record.conversation)
             sanitized_records.append(ConversationRecord(conversation=conversation, messages=ordered_messages))
-    return ImportedData(records=sanitized_records, attachments=files, problems=problems)
+    n_omitted = len(problems) - _MAX_PROBLEMS
+    shown_problems = [shorten(problem, MAX_PROBLEM_CHARS) for problem in problems[:_MAX_PROBLEMS]]
+    if n_omitted > 0:
+        shown_problems.append(f"There are {format_count(n_omitted, 'more problem')}.")
+    return ImportedData(records=sanitized_records, attachments=files, problems=shown_problems)
 
 
 def _with_valid_active_children(messages: list[Message]) -> list[Message]:
@@ -151,11 +167,32 @@ def sanitize_fields(value: T) -> T:
         field = getattr(value, name)
         if isinstance(field, str) and not _is_encodable(field):
             changes[name] = field = field.encode("utf-8", "replace").decode()
-        if isinstance(field, str) and (name == "id" or name.endswith("_id")) and not _ID_PATTERN.fullmatch(field):
+        if isinstance(field, str) and (name == "id" or name.endswith("_id")) and not ID_PATTERN.fullmatch(field):
             changes[name] = make_stable_id("import", field)
         if isinstance(field, int) and name.startswith(("n_", "created", "updated")):
-            changes[name] = min(max(field, 0), _MAX_TIMESTAMP_MS)
+            changes[name] = min(max(field, 0), MAX_TIMESTAMP_MS)
+        if isinstance(field, str) and name not in ("text", "reasoning") and len(field) > _MAX_NAME_CHARS:
+            changes[name] = shorten(field, _MAX_NAME_CHARS)
+    if isinstance(value, Conversation):
+        changes["tags"] = tuple(_sanitize_text(tag) for tag in value.tags[:_MAX_TAGS])
+        changes["settings"] = _sanitize_settings(value.settings)
+    elif value.attachments:
+        changes["attachments"] = tuple(
+            msgspec.structs.replace(a, name=_sanitize_text(a.name), media_type=_sanitize_text(a.media_type))
+            for a in value.attachments
+        )
     return msgspec.structs.replace(value, **changes)
+
+
+def _sanitize_text(text: str) -> str:
+    return shorten(text.encode("utf-8", "replace").decode(), _MAX_NAME_CHARS)
+
+
+def _sanitize_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the valid settings, or no settings if they are too long."""
+    valid_settings = {name: value for name, value in settings.items() if not config.check(name, value)}
+    is_too_long = len(msgspec.json.encode(valid_settings)) > _MAX_SETTINGS_BYTES
+    return {} if is_too_long else valid_settings
 
 
 def make_stable_id(*parts: str) -> str:
@@ -217,27 +254,32 @@ def sort_parents_first(
             yield message
 
 
-def merge(store: SqliteStore, import_data: ImportedData, *, dry_run: bool) -> ImportResult:
-    """Add the conversations and messages that are not yet in the store; with `dry_run`, only count them."""
-    n_conversations = n_messages = n_existing = 0
+def merge(
+    store: SqliteStore, import_data: ImportedData, *, dry_run: bool,
+    on_progress: Callable[[int, int], None] = lambda n_merged, n_total: None,
+) -> ImportResult:  # fmt: skip
+    """Add the conversations and messages that are not yet in the store; with `dry_run`, only count them.
+
+    Calls `on_progress` before each transaction, with the numbers of merged and of all conversations.
+    """
+    records = import_data.records
     stored_ids = set(store.conversation_ids())
-    for record in import_data.records:
+    n_new = 0
+    for start in range(0, len(records), _BATCH_SIZE):
+        on_progress(start, len(records))
+        batch = records[start : start + _BATCH_SIZE]
         if dry_run:
-            n_new = len(store.missing_ids([m.id for m in record.messages]))
+            n_new += len(store.missing_ids([m.id for record in batch for m in record.messages]))
         else:
-            hashes = {a.sha256 for m in record.messages for a in m.attachments}
-            files = {sha256: import_data.attachments[sha256] for sha256 in hashes}
-            n_new = store.merge(record.conversation, record.messages, files)
-        n_conversations += record.conversation.id not in stored_ids
-        n_messages += n_new
-        n_existing += len(record.messages) - n_new
+            n_new += store.merge([(r.conversation, r.messages) for r in batch], import_data.attachments)
     return ImportResult(
-        n_conversations=n_conversations, n_messages=n_messages, n_existing=n_existing, problems=import_data.problems
-    )
+        n_conversations=sum(record.conversation.id not in stored_ids for record in records), n_messages=n_new,
+        n_existing=sum(len(record.messages) for record in records) - n_new, problems=import_data.problems,
+    )  # fmt: skip
 
 
 def copy_conversation(source: SqliteStore, target: SqliteStore, conversation_id: str) -> None:
     """Copy a conversation with all branches and attachments into another store."""
     archive = export(source, [conversation_id])
     for record in archive.conversations:
-        target.merge(record.conversation, record.messages, archive.attachments)
+        target.merge([(record.conversation, record.messages)], archive.attachments)

@@ -106,7 +106,7 @@ def test_export_and_import_round_trip(
         (["rename", "zzz", "x"], 2, "No conv"),
         (["export"], 2, "Give conversation IDs"), (["export", "--all", "--format", "md"], 2, "holds one conversation"),
         (["export", "0", "-o", "/nowhere/x.md"], 4, "Cannot write"), (["import", "/nowhere"], 2, "Cannot read"),
-        (["import", "/dev/null"], 2, "is not a file"), (["delete", "zzz", "--yes"], 2, "No conversation"),
+        (["import", "/dev/null"], 2, "not a regular file"), (["delete", "zzz", "--yes"], 2, "No conversation"),
         (["search"], 2, "Missing argument"),
     ],
 )  # fmt: skip
