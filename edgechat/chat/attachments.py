@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from edgechat import humanize
+from edgechat import files, humanize
 from edgechat.chat.messages import Attachment
 from edgechat.errors import AttachmentError, StoreError
 
+# Maximum size of the attachments of a message. A context of 256k tokens has at most this number of bytes, with the 128
+# bytes of the longest tokens.
 MAX_BYTES: Final = 32 << 20
 
 # Magic numbers and media types of image formats.
@@ -23,15 +26,17 @@ _IMAGE_MAGIC: Final = (
 )
 
 
-def load_attachments(files: Sequence[Path], model: str) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
+def load_attachments(paths: Sequence[Path], model: str) -> tuple[tuple[Attachment, ...], dict[str, bytes]]:
     """Read files to attach to a message; return the attachments, and their bytes by SHA-256 hash.
 
     Raises AttachmentError if a file cannot be read or is an image. `model` is the model name for the error message.
     """
     attachments: list[Attachment] = []
     contents: dict[str, bytes] = {}
-    for path in files:
-        data, media_type = read_file(path)
+    n_bytes = 0
+    for path in paths:
+        data, media_type = read_file(path, MAX_BYTES - n_bytes)
+        n_bytes += len(data)
         sha256 = hashlib.sha256(data).hexdigest()
         contents[sha256] = data
         attachments.append(Attachment(sha256=sha256, name=path.name, media_type=media_type, size_bytes=len(data)))
@@ -39,19 +44,21 @@ def load_attachments(files: Sequence[Path], model: str) -> tuple[tuple[Attachmen
     return tuple(attachments), contents
 
 
-def read_file(path: Path) -> tuple[bytes, str]:
-    """Return the bytes and the media type of a text or image file. Raises AttachmentError for other kinds of files."""
+def read_file(path: Path, max_bytes: int) -> tuple[bytes, str]:
+    """Return the bytes and the media type of a text or image file of at most `max_bytes`.
+
+    Raises AttachmentError for larger files and for other kinds of files.
+    """
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise AttachmentError(
-                f"Cannot attach {path}: the file is {humanize.format_size(size)}; "
-                f"the limit is {humanize.format_size(MAX_BYTES)}"
-            )
-        if not path.is_file():  # reading a pipe or a device may never end
-            raise AttachmentError(f"Cannot attach {path}: it is not a regular file")
-        data = path.read_bytes()
+        data = files.read_bytes(path, max_bytes)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            limit = humanize.format_size(MAX_BYTES)
+            raise AttachmentError(
+                f"Cannot attach {path}: the file is larger than {limit}."
+                if max_bytes == MAX_BYTES
+                else f"Cannot attach {path}: the attachments of a message can have at most {limit} together."
+            ) from error
         raise AttachmentError(f"Cannot read {path}: {error.strerror or error}") from error
     return data, detect_media_type(data, path.name)
 

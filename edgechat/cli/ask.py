@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
@@ -15,6 +16,7 @@ from edgechat.cli.options import conversation_options
 from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import prepare_session
 from edgechat.errors import EdgechatError, EngineDiedError, StoreError, UsageError
+from edgechat.humanize import format_size
 from edgechat.terminal import TextEscaper, escape_controls
 
 if TYPE_CHECKING:
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
 
     from edgechat.chat.events import SessionEvent, TurnFinished, TurnInterrupted
     from edgechat.chat.session import Session
+
+MAX_STDIN_BYTES: Final = 32 << 20
+"""Maximum size of a prompt from standard input, the same as that of the attachments of a message."""
+# Time after which a notice says that edgechat waits for standard input.
+_STDIN_NOTICE_S: Final = 3.0
+_STDIN_NOTICE: Final = (
+    "edgechat: Waiting for the end of standard input. If nothing comes from there, use --no-stdin or < /dev/null."
+)
 
 
 @click.command()
@@ -45,14 +55,19 @@ if TYPE_CHECKING:
     metavar="N",
     help="Generate N alternative replies in parallel.",
 )
+@click.option("--no-stdin", is_flag=True, help="Do not read standard input.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reply and its statistics as one JSON object.")
-def ask(prompt: str | None, as_json: bool, attachments: tuple[Path, ...], n_replies: int, **options: Any) -> None:
+def ask(
+    prompt: str | None, no_stdin: bool, as_json: bool, attachments: tuple[Path, ...], n_replies: int, **options: Any
+) -> None:  # fmt: skip
     """Ask one question and print the reply as it is generated.
 
-    Text from standard input is appended to PROMPT. The conversation is saved (see `edgechat history`), unless
-    --ephemeral is given.
+    Text from standard input is appended to PROMPT. In a loop or a service, whose standard input is not meant for
+    edgechat, use --no-stdin or < /dev/null. The conversation is saved (see `edgechat history`), unless --ephemeral is
+    given.
     """
-    print_reply(read_question(prompt), as_json=as_json, attachments=attachments, n_replies=n_replies, **options)
+    question = read_question(prompt, no_stdin=no_stdin)
+    print_reply(question, as_json=as_json, attachments=attachments, n_replies=n_replies, **options)
 
 
 def ask_stdin(**options: Any) -> None:
@@ -60,16 +75,16 @@ def ask_stdin(**options: Any) -> None:
     print_reply(read_question(None), as_json=False, **options)
 
 
-def read_question(prompt: str | None) -> str:
-    """Return `prompt`, followed by the text of standard input if standard input is not a terminal.
+def read_question(prompt: str | None, *, no_stdin: bool = False) -> str:
+    """Return `prompt`, followed by the text of standard input if it is not a terminal and `no_stdin` is false.
 
-    Raises UsageError if both are empty, or if standard input is not UTF-8.
+    Raises UsageError if both are empty, or if standard input is too long or not UTF-8.
     """
     parts = [prompt] if prompt else []
     if prompt:
         prompt.encode()  # raises UnicodeEncodeError if the argument is not UTF-8
-    if not sys.stdin.isatty():
-        data = sys.stdin.buffer.read()
+    if not no_stdin and not sys.stdin.isatty():
+        data = _read_stdin()
         try:
             parts.append(data.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
@@ -81,6 +96,23 @@ def read_question(prompt: str | None) -> str:
     if not text.strip():
         raise UsageError('The question is empty. Example: edgechat ask "What is a GGUF file?"')
     return text
+
+
+def _read_stdin() -> bytes:
+    """Read standard input to its end. Prints a notice if that takes seconds. Raises UsageError if it is too long."""
+    notice = threading.Timer(_STDIN_NOTICE_S, click.echo, [_STDIN_NOTICE], {"err": True})
+    notice.daemon = True
+    notice.start()
+    try:
+        data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1) or b""  # None: a non-blocking pipe without data
+    finally:
+        notice.cancel()
+    if len(data) > MAX_STDIN_BYTES:
+        raise UsageError(
+            f"Standard input is larger than {format_size(MAX_STDIN_BYTES)}, which is more than a context holds. "
+            "Send a part of it."
+        )
+    return data
 
 
 def print_reply(

@@ -14,7 +14,7 @@ import click
 
 from edgechat.chat import commands
 from edgechat.chat.commands import Command, Destination, Outcome, View
-from edgechat.cli.ask import stream_reply
+from edgechat.cli.ask import MAX_STDIN_BYTES, stream_reply
 from edgechat.cli.interruption import Interruption
 from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import prepare_session
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _PROMPT: Final = "> "
 _MAX_LISTED_CONVERSATIONS: Final = 20
+_TOO_LONG: Final = f"A message from standard input has more than {MAX_STDIN_BYTES} characters. Send a part of it."
 _OPEN_HINT: Final = "/open NUMBER opens a conversation from this list"
 
 
@@ -104,7 +105,7 @@ class PlainChat:
         lines = self._unsent_line.offer() if self._is_terminal else []
         while True:
             try:
-                line = input(_PROMPT if self._is_terminal else "")
+                line = input(_PROMPT) if self._is_terminal else _read_line()
             except EOFError:
                 return "\n".join(lines) if lines else None
             except KeyboardInterrupt:
@@ -120,6 +121,8 @@ class PlainChat:
             if not line.endswith("\\"):
                 return "\n".join([*lines, line])
             lines.append(line[:-1])
+            if sum(map(len, lines)) > MAX_STDIN_BYTES:
+                raise UsageError(_TOO_LONG)
 
     def handle(self, text: str) -> None:
         """Run a command, or send a message and print the reply. An EdgechatError is printed, not raised."""
@@ -271,6 +274,16 @@ class PlainChat:
 
     def _quit(self, _argument: str) -> None:
         self._is_leaving = True
+
+
+def _read_line() -> str:
+    """Return a line of standard input without its end. Raises EOFError, and UsageError if the line is too long."""
+    line = sys.stdin.readline(MAX_STDIN_BYTES + 1)
+    if not line:
+        raise EOFError
+    if len(line) > MAX_STDIN_BYTES:
+        raise UsageError(_TOO_LONG)
+    return line.removesuffix("\n")
 
 
 def _format_one_line(text: str) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from edgechat.chat.attachments import prepend_attachments
+from edgechat.chat import attachments
+from edgechat.chat.attachments import load_attachments, prepend_attachments
 from edgechat.chat.messages import Attachment
+from edgechat.errors import AttachmentError
 
 
 def prompt_with(data: bytes) -> str:
@@ -25,3 +30,36 @@ def test_file_of_backticks_takes_linear_time() -> None:
     prompt = prompt_with(b"`" * 2_000_000)  # a search per length of the fence would take hours
     assert len(prompt) > 6_000_000
     assert time.monotonic() - started_at < 10
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX devices")
+@pytest.mark.parametrize("kind", ["directory", "pipe", "/dev/zero", "/dev/null", "/proc/self/mem"])
+def test_special_files_are_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = Path(kind) if kind.startswith("/") else tmp_path / kind
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif not path.exists():
+        pytest.skip("exists on Linux only")
+    with pytest.raises(AttachmentError, match="Cannot read"):
+        load_attachments([path], "model")
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="exists on Linux only")
+def test_files_of_the_system_without_a_size_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    [attachment], contents = load_attachments([Path("/proc/cpuinfo")], "model")
+    assert attachment.size_bytes == len(contents[attachment.sha256]) > 0
+    monkeypatch.setattr(attachments, "MAX_BYTES", 100)
+    with pytest.raises(AttachmentError, match="larger than 100 B"):
+        load_attachments([Path("/proc/cpuinfo")], "model")
+
+
+def test_attachments_of_a_message_are_limited_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachments, "MAX_BYTES", 100)
+    files = [tmp_path / name for name in ("a", "b", "c")]
+    for file in files:
+        file.write_text("x" * 40)
+    assert len(load_attachments(files[:2], "model")[0]) == 2
+    with pytest.raises(AttachmentError, match="at most 100 B together"):
+        load_attachments(files, "model")
