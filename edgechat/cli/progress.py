@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from edgechat.errors import EngineDiedError
+from edgechat.humanize import shorten
 from edgechat.terminal import escape_controls, supports_escapes
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class StderrStatus:
         """Print `text` as a permanent line; "" prints nothing."""
         if text:
             self.clear()
-            click.echo(f"edgechat: {escape_controls(text)}", err=True)
+            click.echo(f"edgechat: {escape_controls(shorten(text, EngineDiedError.max_chars))}", err=True)
 
     def clear(self) -> None:
         if self._is_shown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -12,7 +13,8 @@ import click
 
 from edgechat import __version__
 from edgechat.cli.options import conversation_options
-from edgechat.errors import EdgechatError, UsageError
+from edgechat.errors import MAX_MESSAGE_CHARS, EdgechatError, EngineDiedError, UsageError
+from edgechat.humanize import shorten
 from edgechat.signals import HANGUP_EXIT_CODE
 from edgechat.terminal import escape_controls, is_gone
 
@@ -109,25 +111,27 @@ def run() -> int:
     except UnicodeError as error:
         _print_error(f"An argument or a file name is not valid UTF-8: {error}")
         return UsageError.exit_code
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         return _report_os_error(error)
     except click.ClickException as error:
-        error.show()
+        output = io.StringIO()
+        error.show(output)
+        click.echo(shorten(output.getvalue(), 2 * MAX_MESSAGE_CHARS), nl=False, err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 130
     return result if isinstance(result, int) else 0
 
 
-def _report_os_error(error: OSError) -> int:
+def _report_os_error(error: OSError | MemoryError) -> int:
     """Print an error of the operating system, unless the terminal is gone, and return the exit code."""
     if is_gone(sys.stdout) or is_gone(sys.stderr):
         return HANGUP_EXIT_CODE
-    _print_error(str(error))
+    _print_error(str(error) or "There is not enough memory.")
     return EdgechatError.exit_code
 
 
 def _print_error(text: str) -> None:
     """Print an error message, which can contain control characters from a model file or a log."""
     with contextlib.suppress(OSError):  # standard error can be closed
-        click.echo(f"edgechat: {escape_controls(text)}", err=True)
+        click.echo(f"edgechat: {escape_controls(shorten(text, EngineDiedError.max_chars))}", err=True)

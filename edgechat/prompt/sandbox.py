@@ -20,6 +20,8 @@ import jinja2.sandbox
 import msgspec
 
 from edgechat.engine.pipe import open_inherited_channel
+from edgechat.errors import MAX_MESSAGE_CHARS
+from edgechat.humanize import shorten
 from edgechat.prompt.render_protocol import RenderReply, RenderRequest, encode
 
 MAX_BYTES: Final = 256 << 20
@@ -131,6 +133,10 @@ def render(
 
 
 def _format_error(error: Exception) -> str:
+    return shorten(_describe_error(error), MAX_MESSAGE_CHARS)
+
+
+def _describe_error(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"it needs more than {MAX_BYTES >> 20} MiB of memory"
     if isinstance(error, RecursionError):

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from edgechat.errors import (
+    MAX_MESSAGE_CHARS,
     ContextOverflowError,
     EdgechatError,
     EngineDiedError,
@@ -19,9 +20,12 @@ from edgechat.errors import (
     TemplateError,
     UsageError,
 )
+from edgechat.humanize import shorten
 
 RETRY_AFTER_S: Final = 2
 _CLOSING_STATUSES: Final = (408, 413)  # the server does not read the rest of the body
+# Maximum length of the path of a request field, which contains keys from the request.
+_MAX_PARAM_CHARS: Final = 200
 _FIELD_PATH: Final = re.compile(r" - at `\$\.?([^`]*)`")
 
 T = TypeVar("T")
@@ -34,9 +38,9 @@ class ApiError(Exception):
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, must_close: bool = False
     ) -> None:
         """Create an error response; with `must_close`, the server closes the connection after it."""
-        super().__init__(message)
+        super().__init__(shorten(message, MAX_MESSAGE_CHARS))
         self.status = status
-        self.param = param
+        self.param = shorten(param, _MAX_PARAM_CHARS) if param is not None else None
         self.code = code
         self._must_close = must_close or status in _CLOSING_STATUSES
 

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from edgechat.errors import ContextOverflowError, EdgechatError, EngineDiedError, TemplateError
+from edgechat.errors import (
+    MAX_MESSAGE_CHARS,
+    ContextOverflowError,
+    EdgechatError,
+    EngineDiedError,
+    TemplateError,
+)
+from edgechat.humanize import shorten
 from edgechat.tui import messages
 
 if TYPE_CHECKING:
@@ -299,7 +306,9 @@ def _take_snapshot(session: Session | None) -> messages.ConversationView | None:
 
 def format_error(error: Exception) -> str:
     """Return the text that is shown to the user for an error."""
-    return str(error) if isinstance(error, EdgechatError) else f"Unexpected {type(error).__name__}: {error}"
+    if isinstance(error, EdgechatError):
+        return str(error)
+    return shorten(f"Unexpected {type(error).__name__}: {error}", MAX_MESSAGE_CHARS)
 
 
 def _start_command_reply(command: Command, session: Session, argument: str) -> Iterator[SessionEvent]:
