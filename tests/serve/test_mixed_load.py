@@ -21,7 +21,7 @@ from tests.serve.conftest import Start
 from tests.waiting import until
 
 # Seconds of mixed load. A run of ten minutes finds slower leaks: EDGECHAT_LOAD_TEST_S=600.
-LOAD_S = float(os.environ.get("EDGECHAT_LOAD_TEST_S", "45"))
+LOAD_S = float(os.environ.get("EDGECHAT_LOAD_TEST_S", "30"))
 N_HOSTILE = 200
 N_HONEST = 4
 TOOL = {
