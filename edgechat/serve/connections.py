@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
 import time
@@ -152,7 +153,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        setattr(transport, "max_size", _READ_BYTES)  # noqa: B010  (an undocumented attribute of asyncio's transports)
+        with contextlib.suppress(AttributeError):  # an undocumented attribute, which other event loops do not have
+            setattr(transport, "max_size", _READ_BYTES)  # noqa: B010
         self._address = parse_client_address(self.client[0]) if self.client else LOOPBACK
         if not self._table.add(self, self._address):
             transport.write(_REFUSAL)

@@ -7,10 +7,9 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from edgechat.errors import EdgechatError, GrammarError
+from edgechat.errors import GrammarError
 from edgechat.serve import errors
 from edgechat.serve.choices import Choice, Delta, UsageTotals, stream_deltas
-from edgechat.serve.errors import ApiError
 from edgechat.serve.response_builder import ResponseBuilder
 
 
@@ -68,7 +67,7 @@ class Generation:
 
 
 async def cancel_task(task: asyncio.Future[Any]) -> None:
-    """Cancel a task, wait for its end, and ignore its error."""
+    """Cancel a task, wait for its end, and ignore its error, which whoever waits for its result reports."""
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, EdgechatError, ApiError):
+    with contextlib.suppress(asyncio.CancelledError, Exception):
         await task
