@@ -5,10 +5,12 @@
     |- SettingsError           (2)
     |- InvalidFileError        (4)
     |- ModelFileError          (3)
+    |  `- ModelCrashError      (3)
     |- TemplateError           (3)
     |- GrammarError            (2)
     |- RuntimeLoadError        (4)
     |- EngineError             (4)
+    |  |- BackendMismatchError (4)
     |  |- ComputeError         (4)
     |  `- EngineDiedError      (4)
     |- StoreError              (4)
@@ -76,6 +78,10 @@ class ModelFileError(EdgechatError):
     exit_code = 3
 
 
+class ModelCrashError(ModelFileError):
+    """Raised when llama.cpp stops its process on a model file; the message names the failed assertion or the signal."""
+
+
 class TemplateError(EdgechatError):
     """Raised when a chat template fails, exceeds its time or memory limit, or violates the rules of its sandbox."""
 
@@ -94,6 +100,10 @@ class RuntimeLoadError(EdgechatError):
 
 class EngineError(EdgechatError):
     """Raised when the engine rejects a request, or a request fails. The engine process usually keeps running."""
+
+
+class BackendMismatchError(EngineError):
+    """Raised when a model needs another backend than the engine process has loaded. A new process can load it."""
 
 
 class ComputeError(EngineError):

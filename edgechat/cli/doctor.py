@@ -12,6 +12,7 @@ from edgechat import __version__
 from edgechat.cli.json_output import echo_json
 from edgechat.errors import EdgechatError
 from edgechat.humanize import format_size
+from edgechat.terminal import escape_controls
 
 
 @click.command()
@@ -68,6 +69,7 @@ def diagnose() -> dict[str, Any]:
         "bundle": bundle,
         "backends": backends,
         "backend": next((b["module"] for b in backends if b["status"] == "passed"), None),
+        "distrusted": _list_distrusted(),
         "problem": problem,
         "settings_problems": [str(p) for p in problems],
         "starter_model": starter_path,
@@ -104,6 +106,18 @@ def _test_backends() -> tuple[list[dict[str, Any]], dict[str, Any] | None, str]:
     has_usable_backend = any(b["status"] == "passed" for b in backends)
     problem = "No backend works on this machine. The list of backends shows the reason for each backend."
     return backends, bundle_info, "" if has_usable_backend else problem
+
+
+def _list_distrusted() -> list[dict[str, Any]]:
+    """Return the backends that are not used with one model, because the engine crashed, with the reason and times."""
+    import msgspec
+
+    from edgechat.runtime.backends.verdicts import list_crash_records
+
+    return [
+        {**msgspec.structs.asdict(record), "retest_at": record.retest_at, "reason": record.describe()}
+        for record in list_crash_records()
+    ]
 
 
 def _find_starter_model() -> str | None:
@@ -158,6 +172,8 @@ def _print_diagnosis(diagnosis: dict[str, Any]) -> None:
     for backend in diagnosis["backends"]:
         mark = "*" if backend["module"] == diagnosis["backend"] else " "
         click.echo(f"  {mark} {backend['module']:<22}{backend['status']:<12}{backend['reason']}")
+    for record in diagnosis["distrusted"]:
+        click.echo(f"    {record['module']:<22}{escape_controls(record['reason'])}")
     click.echo(f"starter model  {diagnosis['starter_model'] or 'not installed'}")
     locations = diagnosis["paths"]
     click.echo(f"settings file  {locations['config']}")

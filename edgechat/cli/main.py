@@ -61,6 +61,8 @@ def _run_child(name: str, arguments: list[str]) -> int:
     version, *arguments = arguments or [""]
     if version != __version__:
         return EXIT_VERSION_CHANGED
+    # Otherwise ggml attaches a debugger to a child that aborts, which takes up to ten seconds and fills the log.
+    os.environ["GGML_NO_BACKTRACE"] = "1"
     if name == "_engine":
         from edgechat.engine.server import main as child
     elif name == "_grammar":

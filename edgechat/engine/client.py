@@ -6,7 +6,6 @@ its request.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import queue
@@ -18,22 +17,17 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from edgechat import paths
 from edgechat.engine import protocol
+from edgechat.engine.death import Death
 from edgechat.engine.hang_detector import TICK_S, HangDetector
 from edgechat.engine.pipe import spawn_child
-from edgechat.errors import EdgechatError, EngineDiedError, find_error_class
-from edgechat.hardware.cpu import read_cpu
-from edgechat.hardware.memory import is_process_stopped
+from edgechat.errors import BackendMismatchError, EdgechatError, EngineDiedError, find_error_class
+from edgechat.hardware.memory import count_memory_kills, is_process_stopped
 from edgechat.planner.requantize import QuantModel
-from edgechat.process import EXIT_STALLED, EXIT_VERSION_CHANGED, KILL_SIGNAL, UPGRADED_MESSAGE
+from edgechat.process import EXIT_VERSION_CHANGED, KILL_SIGNAL
 from edgechat.runtime import logs
-from edgechat.runtime.backends import verdicts
-from edgechat.runtime.backends.bundle import find_bundle
-from edgechat.runtime.backends.probe import ABORT_CODES, CRASH_CODES, describe_exit
+from edgechat.runtime.activity import ActivityFile, ActivityState
 
-# Exit codes that indicate a fault of the backend. Aborts are excluded: llama.cpp also aborts when it rejects a model.
-_BACKEND_CRASH_CODES: Final = CRASH_CODES - ABORT_CODES
 EXIT_TIMEOUT_S: Final = 2.0
 """Time in which the engine process can save its caches before it exits."""
 # Time after which an unanswered Cancel means that the engine cannot exit by itself either.
@@ -54,8 +48,14 @@ class EngineProcess:
     def __init__(self) -> None:
         log = logs.open_log()
         self._log_start = logs.size()
+        self._activity_file = _create_activity_file()
+        extra_fds = (self._activity_file.fd,) if self._activity_file is not None else ()
         try:
-            self.child, self.channel = spawn_child(["_engine"], log or subprocess.DEVNULL)
+            self.child, self.channel = spawn_child(["_engine"], log or subprocess.DEVNULL, extra_fds)
+        except EngineDiedError:
+            if self._activity_file is not None:
+                self._activity_file.close()
+            raise
         finally:
             if log:
                 log.close()
@@ -63,10 +63,15 @@ class EngineProcess:
         """Number of Load requests sent to this process."""
         self.error: EngineDiedError | None = None
         """Error with the cause of the exit; None while the process is running."""
+        self.was_killed_for_memory = False
+        """True if Linux killed the process because memory ran out."""
         self._backend = ""
+        self._load: protocol.Load | None = None
+        self._opened_path = ""
         self._is_stopping = False
         self._detector = HangDetector()
         self._hang_reason = ""
+        self._n_memory_kills = count_memory_kills()
         self._callbacks: dict[int, OnOutcome] = {}
         self._cancelled_at: dict[int, float] = {}
         """Monotonic time of the first cancellation of each unfinished request that was cancelled."""
@@ -88,6 +93,11 @@ class EngineProcess:
             if self.error is not None:
                 raise self.error
             self._callbacks[request.id] = on_outcome
+            if isinstance(request, protocol.Load):
+                self._load, self._opened_path = request, request.plan.model_path
+                self.n_loads += 1
+            elif isinstance(request, protocol.ProbeMemory):
+                self._opened_path = request.model_path
             self._lock.notify()
         self._frames.put(frame)
 
@@ -148,39 +158,39 @@ class EngineProcess:
         self._reap()
 
     def _reap(self) -> None:
-        """Wait for the process to exit, fail all pending requests, and record a crash of the backend."""
+        """Wait for the process to exit, record a crash of the backend, and fail all pending requests."""
         try:
             exit_code = self.child.wait(timeout=EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.child.kill()
             exit_code = self.child.wait()
-        error = EngineDiedError(self._describe_death(exit_code), None if self._hang_reason else exit_code)
+        state = ActivityState()
+        if self._activity_file is not None:
+            state = self._activity_file.read()
+            self._activity_file.close()
+        death = Death(
+            exit_code=exit_code,
+            state=state,
+            backend=self._backend,
+            load=self._load,
+            opened_path=self._opened_path,
+            log_start=self._log_start,
+            hang_reason=self._hang_reason,
+        )
+        if not self._is_stopping:
+            death.record_crash()  # before the requests fail, because the next engine process chooses another backend
+        request_error = death.find_request_error()
+        if exit_code == -KILL_SIGNAL and not self._is_stopping and not self._hang_reason:
+            n_memory_kills = count_memory_kills()
+            self.was_killed_for_memory = n_memory_kills is None or n_memory_kills != self._n_memory_kills
         with self._lock:
-            self.error = error
+            self.error = death.find_error()
             self._lock.notify_all()
             callbacks, self._callbacks = list(self._callbacks.values()), {}
         for on_outcome in callbacks:
-            on_outcome(error)
+            on_outcome(request_error)
         self._frames.put(None)
         self.channel.close()
-        if exit_code in _BACKEND_CRASH_CODES and self._backend and not self._is_stopping:
-            with contextlib.suppress(EdgechatError):  # the bundle may have been removed
-                _record_crash(self._backend, describe_exit(exit_code))
-
-    def _describe_death(self, exit_code: int) -> str:
-        if exit_code == EXIT_VERSION_CHANGED:
-            return UPGRADED_MESSAGE
-        if self._hang_reason:
-            return f"The engine process was killed, because {self._hang_reason}. Send the request again."
-        if exit_code == EXIT_STALLED:
-            return "The engine process ended, because a step of its work took too long. Send the request again."
-        message = f"The engine process died: {describe_exit(exit_code)}"
-        if exit_code == -KILL_SIGNAL:
-            message += "; the system kills processes when memory runs out"
-        log_lines = logs.read_last_lines(paths.log_file(), self._log_start)
-        if log_lines:
-            message += "\nIts last log lines:\n  " + "\n  ".join(log_lines)
-        return message
 
     def stop(self, timeout_s: float) -> None:
         """Ask the process to exit; kill it after `timeout_s`, or at once if it does not respond to a cancellation."""
@@ -233,6 +243,14 @@ class EngineClient:
         """True if the engine process has loaded exactly one model, so that its peak memory belongs to that model."""
         return self._process is not None and self._process.n_loads == 1
 
+    def take_memory_kill(self) -> bool:
+        """Return whether Linux killed the engine because memory ran out. A later call returns False for this death."""
+        process = self._process
+        was_killed = process is not None and process.was_killed_for_memory
+        if process is not None:
+            process.was_killed_for_memory = False
+        return was_killed
+
     def next_id(self) -> int:
         """Return a new request id."""
         return next(self._request_ids)
@@ -241,8 +259,8 @@ class EngineClient:
         """Load a model; `on_event` receives the progress events.
 
         If the engine crashes, the client retries once in a new process, which can choose another backend. The client
-        does not retry if the system killed the engine or edgechat was upgraded. Raises the error that the engine
-        reports, or EngineDiedError.
+        does not retry if llama.cpp rejected the model, the system killed the engine, or edgechat was upgraded. Raises
+        the error that the engine reports, ModelCrashError, PlanError or EngineDiedError.
         """
         self._last_load = None
         try:
@@ -257,10 +275,21 @@ class EngineClient:
     def _load_once(self, request: protocol.Load, on_event: OnEvent) -> protocol.Loaded:
         self.start()
         self.model_properties = None
-        if self._process is not None:
-            self._process.n_loads += 1
-        self.model_properties = self._call(request, protocol.Loaded, on_event)
+        try:
+            self.model_properties = self._call(request, protocol.Loaded, on_event)
+        except BackendMismatchError:
+            self._replace_process()
+            self.model_properties = self._call(
+                msgspec.structs.replace(request, id=self.next_id()), protocol.Loaded, on_event
+            )
         return self.model_properties
+
+    def _replace_process(self) -> None:
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
+            process.stop(EXIT_TIMEOUT_S)
+        self.start()
 
     def generate(self, request: protocol.Generate) -> Iterator[protocol.AnyEvent]:
         """Restart the engine if it has died, send `request`, and yield its events; the last event is RequestFinished.
@@ -283,7 +312,7 @@ class EngineClient:
     def probe_memory(self, request: protocol.ProbeMemory, on_event: OnEvent = _ignore_event) -> protocol.MemoryProbed:
         """Measure the sizes of llama.cpp's buffers for a model file.
 
-        Raises the error that the engine reports, or EngineDiedError.
+        Raises the error that the engine reports, ModelCrashError or EngineDiedError.
         """
         self.start()
         return self._call(request, protocol.MemoryProbed, on_event)
@@ -375,9 +404,9 @@ def _convert_failure(outcome: protocol.AnyEvent | EdgechatError) -> protocol.Any
     return outcome
 
 
-def _record_crash(backend: str, reason: str) -> None:
-    bundle = find_bundle()
-    cpu = read_cpu()
-    for module in bundle.modules:
-        if module.name == backend:
-            verdicts.record_engine_crash(verdicts.compute_verdict_key(bundle, module, cpu), backend, reason)
+def _create_activity_file() -> ActivityFile | None:
+    """Create the activity file of an engine process; None if that fails, and crashes then have an unknown cause."""
+    try:
+        return ActivityFile()
+    except OSError:
+        return None

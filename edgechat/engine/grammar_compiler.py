@@ -21,6 +21,8 @@ from edgechat.engine.protocol import make_frame
 from edgechat.errors import EdgechatError, EngineError, GrammarError, find_error_class
 from edgechat.hardware.memory import read_process_usage
 from edgechat.process import KILL_SIGNAL
+from edgechat.runtime import activity
+from edgechat.runtime.activity import Activity
 from edgechat.runtime.backends.probe import describe_exit
 from edgechat.runtime.grammar import Grammar, check_length, require_llguidance
 
@@ -196,7 +198,8 @@ class GrammarCompiler:
             try:
                 require_llguidance()
                 self._checker.check(job.grammar)
-                grammar = self._compile(job.grammar, job.text_tokens)
+                with activity.during(Activity.COMPILING_GRAMMAR):
+                    grammar = self._compile(job.grammar, job.text_tokens)
             except (EdgechatError, MemoryError) as error:
                 job.result.set_exception(error)
             except BaseException as error:  # noqa: BLE001  (a panic of llguidance is a BaseException)

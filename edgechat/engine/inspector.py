@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgechat.engine import protocol
+from edgechat.errors import BackendMismatchError
 from edgechat.runtime import bindings, quantize
-from edgechat.runtime.backends import kernel_benchmark, probe
+from edgechat.runtime.backends import kernel_benchmark, probe, verdicts
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.memory_report import MemoryEstimator, list_gpus
 
@@ -27,8 +28,8 @@ class ModelInspector:
         self._memory_estimator = MemoryEstimator()
         self._bindings: bindings.Bindings | None = None
 
-    def load_backend(self, request_id: int) -> bindings.Bindings:
-        """Load the best working backend on the first call; return its bindings.
+    def load_backend(self, request_id: int, model_path: str = "") -> bindings.Bindings:
+        """Load the best working backend for the model at `model_path` on the first call; return its bindings.
 
         Sends BackendTesting and BackendChosen. Raises RuntimeLoadError if no backend works on this machine.
         """
@@ -36,21 +37,32 @@ class ModelInspector:
             return self._bindings
         bundle = find_bundle()
         on_progress = self._make_progress_callback(request_id)
-        module, _ = probe.choose_module(bundle, on_progress)
+        module, _ = probe.choose_module(bundle, on_progress, model_path)
         gpus = [gpu for gpu, verdict in probe.check_gpu_modules(bundle, module, on_progress) if verdict.is_usable]
         self.backend = module.name
         self._send(protocol.BackendChosen(id=request_id, backend=module.name))
         self._bindings = bindings.load(bundle, module, gpus)
         return self._bindings
 
+    def check_backend(self, request_id: int, model_path: str) -> None:
+        """Raise BackendMismatchError if a backend is loaded that is not the best working one for the model."""
+        if not self.backend or not verdicts.has_crash_records():
+            return
+        module, _ = probe.choose_module(find_bundle(), self._make_progress_callback(request_id), model_path)
+        if module.name != self.backend:
+            raise BackendMismatchError(
+                f"This model needs the backend {module.name}, but {self.backend} is loaded. Restart edgechat."
+            )
+
     def execute(self, request: InspectionRequest) -> protocol.Event:
         """Execute a request and return its final event. Raises EdgechatError."""
         if isinstance(request, protocol.ListDevices):
             return self._list_devices(request)
-        loaded_bindings = self.load_backend(request.id)
         if isinstance(request, protocol.ListQuantTypes):
+            loaded_bindings = self.load_backend(request.id)
             ggml_types = quantize.choose_quant_types(loaded_bindings.edgechat, request.model, request.preset)
             return protocol.QuantTypesListed(id=request.id, ggml_types=ggml_types)
+        loaded_bindings = self.load_backend(request.id, request.model_path)
         memory = self._memory_estimator.estimate(loaded_bindings, Path(request.model_path), request.options)
         return protocol.MemoryProbed(id=request.id, backend=self.backend, memory=memory)
 
@@ -65,14 +77,14 @@ class ModelInspector:
         speeds = kernel_benchmark.load_speeds(bundle, module)
         if request.benchmark and (speeds is None or request.remeasure):
             speeds = kernel_benchmark.measure_speeds(bundle, module, on_progress)
-        verdicts = probe.check_gpu_modules(bundle, module, on_progress)
+        gpu_verdicts = probe.check_gpu_modules(bundle, module, on_progress)
         # The bundle contains modules for devices that most machines lack; a missing device is not a problem to report.
         problems = [
             f"{gpu.name}: {verdict.reason}"
-            for gpu, verdict in verdicts
+            for gpu, verdict in gpu_verdicts
             if not verdict.is_usable and verdict.status not in {"refused", "missing"}
         ]
-        gpus = list_gpus(self.load_backend(request.id)) if any(verdict.is_usable for _, verdict in verdicts) else []
+        gpus = list_gpus(self.load_backend(request.id)) if any(verdict.is_usable for _, verdict in gpu_verdicts) else []
         return protocol.DevicesListed(id=request.id, backend=module.name, gpus=gpus, speeds=speeds, problems=problems)
 
     def _make_progress_callback(self, request_id: int) -> Callable[[str], None]:

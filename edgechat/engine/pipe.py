@@ -56,16 +56,18 @@ class Channel:
             self._reader.close()
 
 
-def spawn_child(arguments: list[str], stderr: IO[bytes] | int) -> tuple[subprocess.Popen[bytes], Channel]:
+def spawn_child(
+    arguments: list[str], stderr: IO[bytes] | int, extra_fds: tuple[int, ...] = ()
+) -> tuple[subprocess.Popen[bytes], Channel]:
     """Start edgechat with `arguments` as a child process; return the process and the parent's end of the connection.
 
-    The child process opens its end with `open_inherited_channel`. Raises EngineDiedError if edgechat cannot be started,
-    for example because it was uninstalled.
+    The child process opens its end with `open_inherited_channel`, and each of `extra_fds` with `open_inherited_file`.
+    Raises EngineDiedError if edgechat cannot be started, for example because it was uninstalled.
     """
     child_read_fd, parent_write_fd = os.pipe()
     parent_read_fd, child_write_fd = os.pipe()
     child_fds = (child_read_fd, child_write_fd)
-    handles, popen_options = _make_inheritable_handles(child_fds)
+    handles, popen_options = _make_inheritable_handles((*extra_fds, *child_fds))
     try:
         child = subprocess.Popen(
             process.make_command_line(*arguments, *(str(h) for h in handles)),
@@ -96,7 +98,17 @@ def open_inherited_channel(arguments: list[str]) -> Channel:
     return Channel(read_handle, write_handle)
 
 
-def _make_inheritable_handles(fds: tuple[int, int]) -> tuple[tuple[int, ...], dict[str, Any]]:
+def open_inherited_file(handle: str) -> int:
+    """Return the file descriptor of an extra file of `spawn_child`, from its `handle` on the command line."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        return msvcrt.open_osfhandle(int(handle), os.O_RDWR | os.O_BINARY)
+    os.set_inheritable(int(handle), False)
+    return int(handle)
+
+
+def _make_inheritable_handles(fds: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Return the handles for the child's command line, and the Popen options that let the child inherit them."""
     if sys.platform == "win32":
         import msvcrt

@@ -1,4 +1,4 @@
-"""Engine process (`edgechat _engine READ WRITE`), which runs all native code.
+"""Engine process (`edgechat _engine [ACTIVITY] READ WRITE`), which runs all native code.
 
 The main thread executes the requests: Generate requests together, in decode steps, and all other requests one at a
 time. A second thread reads the pipe, so that a Cancel request can abort a running decode. At the end of the pipe, the
@@ -7,6 +7,7 @@ second thread ends the process, because the client has exited.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sys
@@ -20,11 +21,13 @@ from edgechat.engine.embedding_model import EmbeddingModel
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.heartbeat import HeartbeatThread
 from edgechat.engine.inspector import ModelInspector
-from edgechat.engine.pipe import Channel, open_inherited_channel
+from edgechat.engine.pipe import Channel, open_inherited_channel, open_inherited_file
 from edgechat.engine.text_model import TextModel
 from edgechat.errors import EdgechatError, EngineError
+from edgechat.runtime import activity
 from edgechat.runtime.model import Model, OnLoadProgress
 
+_N_PIPES: Final = 2
 # Delay before idle work starts, so that no idle work runs between two requests of a busy client.
 IDLE_DELAY_S: Final = 0.25
 _PROGRESS_INTERVAL_S: Final = 0.1
@@ -37,8 +40,14 @@ _MAX_CANCELLED_ID_AGE: Final = 100
 
 
 def main(arguments: list[str]) -> int:
-    """Run the engine process until its client sends Shutdown or exits."""
+    """Run the engine process until its client sends Shutdown or exits.
+
+    The arguments are the handle of the activity file, if there is one, and the handles of the two pipes.
+    """
     prefer_oom_kill()
+    if len(arguments) > _N_PIPES:
+        with contextlib.suppress(OSError, ValueError):  # without marks, a crash is held against nobody
+            activity.share(open_inherited_file(arguments[0]))
     EngineServer(open_inherited_channel(arguments)).serve()
     return 0
 
@@ -185,12 +194,12 @@ class EngineServer:
     def _load(self, request: protocol.Load) -> protocol.Loaded:
         self._unload()
         self._inspector.close_model()
-        bindings = self._inspector.load_backend(request.id)
+        model_path = request.plan.model_path
+        self._inspector.check_backend(request.id, model_path)
+        bindings = self._inspector.load_backend(request.id, model_path)
         backend, plan = self._inspector.backend, request.plan
         started_at = time.monotonic()
-        model = Model(
-            bindings, Path(plan.model_path), plan.options, on_progress=self._make_progress_callback(request.id)
-        )
+        model = Model(bindings, Path(model_path), plan.options, on_progress=self._make_progress_callback(request.id))
         engine_model: EngineModel
         if model.is_embedding:
             engine_model = EmbeddingModel(model, plan, self._begin_embedding)

@@ -68,6 +68,15 @@ def _read_used_bytes(directory: Path, name: str) -> int:
     return max(0, current_bytes - (int(inactive_bytes) if inactive_bytes.isdigit() else 0))
 
 
+def count_memory_kills(root: Path = Path("/")) -> int | None:
+    """Return how many processes Linux has killed since its start because memory ran out; None if unknown."""
+    for line in read_text(root / "proc/vmstat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "oom_kill" and value.isdigit():
+            return int(value)
+    return None
+
+
 def read_peak_rss_bytes() -> int:
     """Return the peak resident set size of this process in bytes, including mapped model pages."""
     if sys.platform == "linux":

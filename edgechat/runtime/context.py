@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from edgechat.errors import ComputeError, EngineError, PlanError
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import N_OUTPUTS
-from edgechat.runtime import attention_padding
+from edgechat.runtime import activity, attention_padding
+from edgechat.runtime.activity import Activity
 from edgechat.runtime.model import Model
 from edgechat.runtime.sequences import SequenceMemory
 
@@ -40,7 +41,8 @@ class Context(SequenceMemory):
         options, bindings = plan.options, model.bindings
         llama, native = bindings.llama, bindings.edgechat
         bindings.log.take_errors()
-        pointer = llama.llama_init_from_model(model.pointer, _create_context_params(llama, plan))
+        with activity.during(Activity.LOADING):
+            pointer = llama.llama_init_from_model(model.pointer, _create_context_params(llama, plan))
         if not pointer:
             errors = bindings.log.take_errors()
             reason = errors[0] if errors else "out of memory"
@@ -143,7 +145,8 @@ class Context(SequenceMemory):
 
     def synchronize(self) -> None:
         """Wait until the last decode has finished, because GPU backends compute asynchronously."""
-        self.model.bindings.llama.llama_synchronize(self.pointer)
+        with activity.during(Activity.COMPUTING):
+            self.model.bindings.llama.llama_synchronize(self.pointer)
 
     @property
     def max_outputs(self) -> int:
@@ -221,12 +224,19 @@ class Context(SequenceMemory):
         if self._is_aborted:
             raise DecodeAborted
         if not is_step or self.can_truncate:
-            return int(llama.llama_decode(self.pointer, batch))
+            return self._compute(batch)
         llama.llama_set_abort_callback(self.pointer, self._no_callback, None)
         try:
-            return int(llama.llama_decode(self.pointer, batch))
+            return self._compute(batch)
         finally:
             llama.llama_set_abort_callback(self.pointer, self._abort_callback, ctypes.c_void_p(self._abort_flag))
+
+    def _compute(self, batch: object) -> int:
+        with activity.during(Activity.COMPUTING):
+            code = int(self.model.bindings.llama.llama_decode(self.pointer, batch))
+        if code == 0:
+            activity.set_has_computed(True)
+        return code
 
 
 def _find_largest(values: NDArray[Any], count: int) -> NDArray[Any]:

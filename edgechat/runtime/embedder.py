@@ -9,6 +9,8 @@ from typing import Any
 
 from edgechat.errors import ComputeError, ContextOverflowError, PlanError
 from edgechat.planner.load_plan import LoadPlan
+from edgechat.runtime import activity
+from edgechat.runtime.activity import Activity
 from edgechat.runtime.model import Model
 
 
@@ -28,7 +30,8 @@ class Embedder:
         params.embeddings = True
         params.no_perf = True
         bindings.log.take_errors()
-        pointer = llama.llama_init_from_model(model.pointer, params)
+        with activity.during(Activity.LOADING):
+            pointer = llama.llama_init_from_model(model.pointer, params)
         if not pointer:
             errors = bindings.log.take_errors()
             reason = errors[0] if errors else "out of memory"
@@ -63,7 +66,9 @@ class Embedder:
         if self._memory:
             llama.llama_memory_clear(self._memory, True)
         compute = llama.llama_decode if self._memory else llama.llama_encode
-        code = int(compute(self.pointer, batch))
+        with activity.during(Activity.COMPUTING):
+            code = int(compute(self.pointer, batch))
+        activity.set_has_computed(code == 0)
         embedding = llama.llama_get_embeddings_seq(self.pointer, 0) if code == 0 else None
         if not embedding:
             raise ComputeError(f"llama.cpp returned no embedding for {len(tokens)} tokens (code {code}).")

@@ -14,6 +14,8 @@ from edgechat.errors import ModelFileError, PlanError
 from edgechat.modelfile.content_hash import FileStamp, read_stamp
 from edgechat.modelfile.split import list_model_files
 from edgechat.planner.memory import LoadOptions
+from edgechat.runtime import activity
+from edgechat.runtime.activity import Activity
 from edgechat.runtime.bindings import Bindings
 
 # LLAMA_TOKEN_ATTR_UNKNOWN and LLAMA_TOKEN_ATTR_CONTROL. llama.cpp recognises tokens with these attributes in a text
@@ -66,7 +68,10 @@ class Model:
         callback = llama.llama_progress_callback(lambda fraction, _user_data: on_progress(fraction))
         params.progress_callback = callback
         bindings.log.take_errors()
-        pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not is_probe:
+            activity.set_has_computed(False)
+        with activity.during(Activity.LOADING):
+            pointer = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not pointer:
             errors = bindings.log.take_errors()
             reason = f"Cannot load {path}: {_find_failure_reason(errors)}"
@@ -181,9 +186,10 @@ class Model:
         size = len(data) + 2
         for _ in range(2):
             tokens = (ctypes.c_int32 * size)()
-            count = self.bindings.llama.llama_tokenize(
-                self.vocab, data, len(data), tokens, size, add_special, parse_special
-            )
+            with activity.during(Activity.TOKENIZING):
+                count = self.bindings.llama.llama_tokenize(
+                    self.vocab, data, len(data), tokens, size, add_special, parse_special
+                )
             if count >= 0:
                 return list(tokens[:count])
             size = -count

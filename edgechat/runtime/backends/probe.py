@@ -48,30 +48,40 @@ def _ignore_progress(_status: str) -> None:
     pass
 
 
-def choose_module(bundle: Bundle, on_progress: OnProgress = _ignore_progress) -> tuple[BackendModule, Verdict]:
-    """Return the fastest CPU module that works on this machine, and its verdict.
+def choose_module(
+    bundle: Bundle, on_progress: OnProgress = _ignore_progress, model_path: str = ""
+) -> tuple[BackendModule, Verdict]:
+    """Return the fastest CPU module that works on this machine with the model at `model_path`, and its verdict.
 
     Modules without a cached verdict are tested, which takes about a second for each; `on_progress` is called before
-    each test. Raises RuntimeLoadError, with the reason for each module, if no module works.
+    each test. If the engine has crashed on every module with this model, the model is to blame, and the result is the
+    fastest module that passes its self-test. Raises RuntimeLoadError, with the reason for each module, if no module
+    works.
     """
     bundle.check_libraries()
-    reasons = []
-    for module, verdict in check_cpu_modules(bundle, on_progress):
+    reasons, is_distrusted = [], False
+    for module, verdict in check_cpu_modules(bundle, on_progress, model_path):
         if verdict.is_usable:
             return module, verdict
         reasons.append(f"{module.name}: {verdict.reason}")
+        is_distrusted |= verdict.status == "distrusted"
+    if model_path and is_distrusted:
+        return choose_module(bundle, on_progress)
     if not reasons:
         raise RuntimeLoadError(f"The native bundle in {bundle.directory} has no backend. {INSTALL_HINT}")
     raise RuntimeLoadError("No backend of the native bundle works on this machine:\n  " + "\n  ".join(reasons))
 
 
 def check_cpu_modules(
-    bundle: Bundle, on_progress: OnProgress = _ignore_progress
+    bundle: Bundle, on_progress: OnProgress = _ignore_progress, model_path: str = ""
 ) -> Iterator[tuple[BackendModule, Verdict]]:
-    """Yield each CPU module and its verdict, fastest module first. A module without a cached verdict is tested."""
+    """Yield each CPU module and its verdict for the model at `model_path`, fastest module first.
+
+    A module without a cached verdict is tested.
+    """
     cpu = read_cpu()
     for module in bundle.modules:
-        yield module, _load_or_test(bundle, module, cpu, on_progress)
+        yield module, _load_or_test(bundle, module, cpu, on_progress, model_path=model_path)
 
 
 def check_gpu_modules(
@@ -99,12 +109,13 @@ def _load_or_test(
     on_progress: OnProgress,
     driver: str = "",
     cpu_module: BackendModule | None = None,
+    model_path: str = "",
 ) -> Verdict:
     """Return the cached verdict of a module; test the module if no verdict is cached."""
     if not Path(module.path).is_file():
         return Verdict(module=module.name, status="missing", reason=f"{module.path} is missing. {INSTALL_HINT}")
     key = verdicts.compute_verdict_key(bundle, module, cpu, driver)
-    verdict = verdicts.load_verdict(key)
+    verdict = verdicts.load_verdict(key, model_path)
     if verdict is None:
         on_progress(f"Testing the backend {module.name}")
         verdict = run_selftest(module, cpu_module)

@@ -1,13 +1,18 @@
-"""Cache of backend verdicts: the results of self-tests, saved for later starts.
+"""Cache of backend verdicts: the results of self-tests, and crashes of the engine, saved for later starts.
 
 A verdict is valid for one build on one machine: its key covers the build, the CPU's model, flags and microcode, the GPU
 driver, and the size and modification time of the module file. Cache errors never prevent a start: an unreadable cache
 is treated as empty, and a verdict that could not be saved is determined again at the next start.
+
+A crash while the engine computes is recorded by module and model. The second crash makes the module distrusted for this
+model only. Distrust ends after a day, and later after further crashes; then the self-test decides again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
+from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
@@ -15,10 +20,16 @@ import msgspec
 from edgechat import paths
 from edgechat.files import JsonFile
 from edgechat.hardware.cpu import Cpu, count_usable_threads
+from edgechat.humanize import format_count
+from edgechat.modelfile.content_hash import read_stamp
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 
 _CRASHES_UNTIL_DISTRUSTED: Final = 2
+# Time until a distrusted module is tested again, in seconds. The time doubles with each further crash.
+_DISTRUST_S: Final = 86_400.0
+_MAX_DOUBLINGS: Final = 5
 _MAX_VERDICTS: Final = 100
+_MAX_CRASH_RECORDS: Final = 100
 # Maximum size of the cache file. A hundred verdicts take about 30 kB.
 _MAX_FILE_BYTES: Final = 1 << 20
 
@@ -29,7 +40,8 @@ class Verdict(msgspec.Struct, frozen=True):
     module: str
     status: Literal["passed", "wrong", "crashed", "hung", "refused", "missing", "distrusted", "untested"]
     """Outcome of the self-test. `refused`: the CPU lacks instructions, or no device or driver was found. `distrusted`:
-    the engine crashed with this module. `untested`: the self-test failed for a reason outside the module."""
+    the engine crashed with this module and one model. `untested`: the self-test failed for a reason outside the
+    module."""
     reason: str
     """Explanation of the status for the user, without the module name."""
     checks: int = 0
@@ -42,10 +54,53 @@ class Verdict(msgspec.Struct, frozen=True):
         return self.status == "passed"
 
 
+class CrashRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Crashes of the engine while it computed with one module and one model."""
+
+    module: str
+    model: str
+    """File name of the model."""
+    n_crashes: int
+    cause: str
+    """Signal or exit code of the most recent crash."""
+    crashed_at: float
+    """Time of the most recent crash, in seconds since 1970."""
+    causes_distrust: bool
+    """True if the module must pass its self-test again before it is used for the model, but not before `retest_at`."""
+    is_retested: bool = False
+    """True if the module has been tested again after the most recent crash."""
+
+    @property
+    def retest_at(self) -> float:
+        """Time from which the module may be tested again, in seconds since 1970."""
+        n_doublings = min(_MAX_DOUBLINGS, max(0, self.n_crashes - _CRASHES_UNTIL_DISTRUSTED))
+        return self.crashed_at + _DISTRUST_S * (1 << n_doublings)
+
+    @property
+    def is_distrusted(self) -> bool:
+        """True if the module must not be used for the model now."""
+        # A time in the future was recorded with a wrong clock.
+        return self.causes_distrust and self.crashed_at <= time.time() < self.retest_at
+
+    @property
+    def needs_retest(self) -> bool:
+        """True if the module must be tested again now, before it is used for the model."""
+        return self.causes_distrust and not self.is_distrusted and not self.is_retested
+
+    def describe(self) -> str:
+        """Return an explanation for the user, without the module name."""
+        return (
+            f"not used with {self.model or 'this model'}: the engine crashed on it "
+            f"{format_count(self.n_crashes, 'time')}, most recently with {self.cause} on "
+            f"{_format_time(self.crashed_at)}. It is tested again after {_format_time(self.retest_at)}, or by "
+            "`edgechat doctor --retest`."
+        )
+
+
 class _VerdictFile(msgspec.Struct):
     verdicts: dict[str, Verdict] = {}
-    crash_counts: dict[str, int] = msgspec.field(default_factory=dict, name="deaths")
-    """Number of engine crashes by verdict key."""
+    crashes: dict[str, CrashRecord] = {}
+    """Crashes by verdict key and model key."""
 
 
 def compute_verdict_key(bundle: Bundle, module: BackendModule, cpu: Cpu, driver: str = "") -> str:
@@ -67,9 +122,16 @@ def compute_verdict_key(bundle: Bundle, module: BackendModule, cpu: Cpu, driver:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def load_verdict(key: str) -> Verdict | None:
-    """Return the verdict for `key`; None if the cache has no such verdict."""
-    return _read_cache().verdicts.get(key)
+def load_verdict(key: str, model_path: str = "") -> Verdict | None:
+    """Return the verdict for `key` and the model at `model_path`; None if the module must be tested.
+
+    The verdict is `distrusted` if the engine has crashed repeatedly with this module and model.
+    """
+    content = _read_cache()
+    record = content.crashes.get(_make_crash_key(key, model_path))
+    if record is not None and record.is_distrusted:
+        return Verdict(module=record.module, status="distrusted", reason=record.describe())
+    return None if record is not None and record.needs_retest else content.verdicts.get(key)
 
 
 def save_verdict(key: str, verdict: Verdict) -> None:
@@ -78,27 +140,53 @@ def save_verdict(key: str, verdict: Verdict) -> None:
     content.verdicts.pop(key, None)
     content.verdicts[key] = verdict
     content.verdicts = dict(list(content.verdicts.items())[-_MAX_VERDICTS:])
+    for crash_key, record in content.crashes.items():
+        if crash_key.startswith(key) and record.needs_retest:
+            content.crashes[crash_key] = msgspec.structs.replace(record, is_retested=True)
     _open_cache_file().save(content)
 
 
-def record_engine_crash(key: str, module: str, cause: str) -> None:
-    """Count an engine crash that happened with `module` loaded; the second crash makes the verdict `distrusted`.
+def record_engine_crash(key: str, module: str, cause: str, model_path: str = "") -> None:
+    """Record a crash of the engine while it computed with `module` and with the model at `model_path`.
 
-    `cause` describes the signal or the exit code.
+    `cause` describes the signal or the exit code. A model that has repeatedly crashed on one module needs only one
+    crash on each further module, so that edgechat soon finds a module that works, or tries all modules.
     """
     content = _read_cache()
-    n_crashes = content.crash_counts[key] = content.crash_counts.get(key, 0) + 1
-    if n_crashes >= _CRASHES_UNTIL_DISTRUSTED:
-        reason = (
-            f"passed its self-test, but the engine crashed on it {n_crashes} times, most recently with {cause}. "
-            "Run `edgechat doctor --retest` to test it again."
-        )
-        content.verdicts[key] = Verdict(module=module, status="distrusted", reason=reason)
+    crash_key = _make_crash_key(key, model_path)
+    previous_record = content.crashes.pop(crash_key, None)
+    n_crashes = 1 + (previous_record.n_crashes if previous_record else 0)
+    content.crashes[crash_key] = CrashRecord(
+        module=module, model=_make_printable(Path(model_path).name), n_crashes=n_crashes, cause=cause,
+        crashed_at=time.time(),
+        causes_distrust=n_crashes >= _CRASHES_UNTIL_DISTRUSTED or bool(_list_distrusted(content, model_path)),
+    )  # fmt: skip
+    content.crashes = dict(list(content.crashes.items())[-_MAX_CRASH_RECORDS:])
     _open_cache_file().save(content)
+
+
+def has_crash_records() -> bool:
+    """Return whether any crash has been recorded, so that two models may need different modules."""
+    return bool(_read_cache().crashes)
+
+
+def list_distrusted_modules(model_path: str) -> list[str]:
+    """Return the modules that are distrusted for the model at `model_path`."""
+    return _list_distrusted(_read_cache(), model_path)
+
+
+def list_crash_records() -> list[CrashRecord]:
+    """Return all records of modules that are distrusted for a model, newest last."""
+    return [record for record in _read_cache().crashes.values() if record.is_distrusted]
+
+
+def _list_distrusted(content: _VerdictFile, model_path: str) -> list[str]:
+    suffix = _make_crash_key("", model_path)
+    return [r.module for crash_key, r in content.crashes.items() if crash_key.endswith(suffix) and r.is_distrusted]
 
 
 def clear_verdicts() -> None:
-    """Delete all verdicts and crash counts, so that every module is tested again."""
+    """Delete all verdicts and crash records, so that every module is tested again."""
     _open_cache_file().save(_VerdictFile())
 
 
@@ -107,4 +195,22 @@ def _open_cache_file() -> JsonFile[_VerdictFile]:
 
 
 def _read_cache() -> _VerdictFile:
-    return _open_cache_file().read() or _VerdictFile()
+    content = _open_cache_file().read() or _VerdictFile()
+    # Earlier releases saved distrust of a module for all models, without an end, after any crash of the engine.
+    content.verdicts = {key: v for key, v in content.verdicts.items() if v.status != "distrusted"}
+    return content
+
+
+def _make_crash_key(key: str, model_path: str) -> str:
+    """Return the key of a crash record: the verdict key, and a hash of the model's file name and current version."""
+    version = f"{Path(model_path).name}\0{read_stamp(Path(model_path)) if model_path else ''}"
+    return f"{key}/{hashlib.sha256(version.encode('utf-8', 'replace')).hexdigest()[:24]}"
+
+
+def _make_printable(name: str) -> str:
+    """Return a file name with `?` in place of bytes that are not UTF-8, which JSON cannot contain."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _format_time(timestamp: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(timestamp))

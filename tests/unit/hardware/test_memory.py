@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgechat.hardware.memory import read_memory, read_peak_pss_bytes, read_tree_pss_bytes
+from edgechat.hardware.memory import count_memory_kills, read_memory, read_peak_pss_bytes, read_tree_pss_bytes
 
 MIB = 1 << 20
 
@@ -44,3 +44,10 @@ def test_memory_of_a_process_is_zero_after_it_ended() -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
     assert (read_tree_pss_bytes(child.pid), read_peak_pss_bytes(child.pid)) == (0, 0)
+
+
+def test_memory_kills_are_counted(tmp_path: Path) -> None:
+    assert count_memory_kills(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/vmstat").write_text("nr_free_pages 5\noom_kill 7\noom_kill_disable 1\n")
+    assert count_memory_kills(tmp_path) == 7

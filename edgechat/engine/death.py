@@ -1,0 +1,139 @@
+"""Deaths of the engine process: the errors for its requests, and records of crashes in the kernels of a CPU module.
+
+The last activities of the engine decide. A crash in a computation is recorded for the module and the model. A crash
+while loading is the fault of the model file, and so is an assertion that fails before the first batch is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+from typing import Final
+
+import msgspec
+
+from edgechat import paths
+from edgechat.engine.protocol import Load
+from edgechat.errors import EdgechatError, EngineDiedError, ModelCrashError, PlanError
+from edgechat.hardware.cpu import read_cpu
+from edgechat.process import EXIT_STALLED, EXIT_VERSION_CHANGED, KILL_SIGNAL, UPGRADED_MESSAGE
+from edgechat.runtime import logs
+from edgechat.runtime.activity import Activity, ActivityState
+from edgechat.runtime.backends import verdicts
+from edgechat.runtime.backends.bundle import find_bundle
+from edgechat.runtime.backends.probe import ABORT_CODES, CRASH_CODES, describe_exit
+
+_BUS_ERROR_CODE: Final = -getattr(signal, "SIGBUS", 7)
+# Exit codes that indicate a fault of the backend. Aborts are excluded, because llama.cpp also aborts when it rejects a
+# model, and bus errors, because they mean that the mapped model file became shorter or unreadable.
+_KERNEL_CRASH_CODES: Final = CRASH_CODES - ABORT_CODES - {_BUS_ERROR_CODE}
+# Line that ggml_abort writes: the file and line number of an assertion, and its text.
+_ASSERTION: Final = re.compile(r"(?:.*[/\\])?([\w.+-]+\.(?:c|cc|cpp|cu|h|hpp|m|mm):\d+: .+)")
+# Line of the C++ library about an exception that was not caught.
+_EXCEPTION: Final = re.compile(r"\s*what\(\):\s*(.+)")
+_OUT_OF_MEMORY: Final = re.compile(
+    r"bad_alloc|failed to allocate|unable to allocate|Cannot allocate|out of memory", re.IGNORECASE
+)
+_MAX_ASSERTION_CHARS: Final = 300
+_N_SEARCHED_LINES: Final = 40
+
+
+class Death(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts about the death of an engine process."""
+
+    exit_code: int
+    """Exit code, or a negative signal number."""
+    state: ActivityState
+    """Last activities of the process."""
+    backend: str
+    """CPU module that the process had loaded; "" if none."""
+    load: Load | None
+    """Last Load request that was sent to the process."""
+    opened_path: str
+    """Model file of the last request that loads or probes a model; "" if none."""
+    log_start: int
+    """Size of the engine log in bytes before the events that led to the death."""
+    hang_reason: str = ""
+    """Reason why the client killed the process, which did not answer; "" if it did not."""
+
+    def find_request_error(self) -> EdgechatError:
+        """Return the error for the requests that were in progress: the model's fault, too little memory, or a crash."""
+        if self.exit_code not in CRASH_CODES:
+            return self.find_error()
+        assertion = self._find_assertion()
+        is_loading = Activity.LOADING in self.state.activities
+        if is_loading and _OUT_OF_MEMORY.search(assertion):
+            return PlanError(f"Memory ran out while the model was loaded ({assertion})")
+        # Before the first batch is computed, an assertion means that the file has values which llama.cpp cannot use.
+        is_rejected = bool(self.state.activities) and not self.state.has_computed and not self._is_on_gpu
+        if not is_loading and not (is_rejected and _ASSERTION.fullmatch(assertion)):
+            return self.find_error()
+        path = self.opened_path if is_loading or self.load is None else self.load.plan.model_path
+        if self.exit_code == _BUS_ERROR_CODE:
+            return ModelCrashError(f"{path} became shorter or unreadable while it was loaded. Download it again.")
+        cause = assertion or describe_exit(self.exit_code)
+        return ModelCrashError(
+            f"{path} cannot be used: llama.cpp stopped with {cause!r}. The file is damaged, or of a kind that this "
+            "version of llama.cpp does not support. Download it again, or choose another model."
+        )
+
+    def find_error(self) -> EngineDiedError:
+        """Return the error for later requests, with the cause of the death and the last lines of the engine log."""
+        return EngineDiedError(self._describe(), None if self.hang_reason else self.exit_code)
+
+    def _describe(self) -> str:
+        if self.exit_code == EXIT_VERSION_CHANGED:
+            return UPGRADED_MESSAGE
+        if self.hang_reason:
+            return f"The engine process was killed, because {self.hang_reason}. Send the request again."
+        if self.exit_code == EXIT_STALLED:
+            return "The engine process ended, because a step of its work took too long. Send the request again."
+        activity = f" while {self.state.description}" if self.state.activities else ""
+        message = f"The engine process died{activity}: {describe_exit(self.exit_code)}"
+        if self.exit_code == -KILL_SIGNAL:
+            message += "; the system kills processes when memory runs out"
+        elif self.exit_code == _BUS_ERROR_CODE:
+            message += "; a file of the model became shorter or unreadable. Run `edgechat models verify`."
+        elif self.is_kernel_crash:
+            message += ". Try again; after repeated crashes, edgechat uses another backend for this model."
+        if assertion := self._find_assertion():
+            return f"{message}\nllama.cpp reported: {assertion}"
+        log_lines = logs.read_last_lines(paths.log_file(), self.log_start)
+        return message + ("\nIts last log lines:\n  " + "\n  ".join(log_lines) if log_lines else "")
+
+    def _find_assertion(self) -> str:
+        """Return the assertion or the C++ exception that aborted the process, without its directory; "" if none."""
+        if self.exit_code not in ABORT_CODES:
+            return ""
+        for line in reversed(logs.read_last_lines(paths.log_file(), self.log_start, _N_SEARCHED_LINES)):
+            match = _ASSERTION.fullmatch(line) or _EXCEPTION.fullmatch(line)
+            if match is not None:
+                return match[1].strip()[:_MAX_ASSERTION_CHARS]
+        return ""
+
+    @property
+    def is_kernel_crash(self) -> bool:
+        """True if the kernels of the CPU module may have caused the crash."""
+        return (
+            self.exit_code in _KERNEL_CRASH_CODES
+            and self.state.activities == {Activity.COMPUTING}
+            and bool(self.backend)
+            and not self._is_on_gpu
+        )
+
+    @property
+    def _is_on_gpu(self) -> bool:
+        return self.load is not None and self.load.plan.options.n_gpu_layers > 0
+
+    def record_crash(self) -> None:
+        """Record a kernel crash for the CPU module and the model; do nothing for other deaths."""
+        if not self.is_kernel_crash:
+            return
+        with contextlib.suppress(EdgechatError):  # the bundle may have been removed
+            bundle, cpu = find_bundle(), read_cpu()
+            for module in bundle.modules:
+                if module.name == self.backend:
+                    key = verdicts.compute_verdict_key(bundle, module, cpu)
+                    model_path = self.load.plan.model_path if self.load is not None else ""
+                    verdicts.record_engine_crash(key, self.backend, describe_exit(self.exit_code), model_path)

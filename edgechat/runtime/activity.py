@@ -1,0 +1,133 @@
+"""Activities of the engine process, recorded in memory that its client can still read after the engine died.
+
+A crash says something about the kernels of a CPU module only if the engine was computing. The engine therefore marks
+what it does in a small file, which the client creates and passes on. Bytes that were written to a shared mapping stay
+in the file whenever the engine dies, and a mark takes less than a microsecond.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import mmap
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+
+import msgspec
+
+
+class Activity(enum.IntEnum):
+    """Work of llama.cpp that can crash. The value is the index of the byte that counts the threads doing it."""
+
+    LOADING = 0
+    TOKENIZING = 1
+    COMPILING_GRAMMAR = 2
+    COMPUTING = 3
+
+    @property
+    def description(self) -> str:
+        """Text for error messages."""
+        return {
+            Activity.LOADING: "loading the model", Activity.TOKENIZING: "tokenising a text",
+            Activity.COMPILING_GRAMMAR: "compiling a grammar", Activity.COMPUTING: "computing",
+        }[self]  # fmt: skip
+
+
+_HAS_COMPUTED_INDEX = len(Activity)
+_SIZE = _HAS_COMPUTED_INDEX + 1
+_MAX_COUNT = 255
+
+
+class ActivityState(msgspec.Struct, frozen=True):
+    """Activities of an engine process at one moment, such as its death."""
+
+    activities: frozenset[Activity] = frozenset()
+    has_computed: bool = False
+    """True if at least one batch has been computed with the loaded model."""
+
+    @property
+    def description(self) -> str:
+        """Text for error messages: "" if the engine was idle, or if its activities are unknown."""
+        return " and ".join(activity.description for activity in sorted(self.activities))
+
+
+class ActivityFile:
+    """Client's end of the shared memory. The file is never visible in a directory."""
+
+    def __init__(self) -> None:
+        """Create the file. Raises OSError, for example if the disk is full."""
+        if sys.platform == "linux":  # in RAM
+            self._file = os.fdopen(os.memfd_create("edgechat-activity"), "r+b", buffering=0)
+        else:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (`close` closes it)
+        try:
+            self._file.write(bytes(_SIZE))  # a mapping of unwritten bytes could fail later, if the disk is full
+        except OSError:
+            self._file.close()
+            raise
+
+    @property
+    def fd(self) -> int:
+        """File descriptor to be inherited by the engine process."""
+        return self._file.fileno()
+
+    def read(self) -> ActivityState:
+        """Return the last activities that the engine has marked."""
+        try:
+            self._file.seek(0)
+            counts = self._file.read(_SIZE)
+        except (OSError, ValueError):  # ValueError: the file was closed
+            counts = b""
+        return decode_state(counts)
+
+    def close(self) -> None:
+        """Close the file. A second call does nothing."""
+        self._file.close()
+
+
+def decode_state(counts: bytes) -> ActivityState:
+    """Decode the bytes of an activity file; a file of another size describes no activities."""
+    if len(counts) != _SIZE:
+        return ActivityState()
+    activities = frozenset(activity for activity in Activity if counts[activity])
+    return ActivityState(activities, bool(counts[_HAS_COMPUTED_INDEX]))
+
+
+# Without a client, the marks are written to private memory.
+_counts: bytearray | mmap.mmap = bytearray(_SIZE)
+_lock = threading.Lock()
+
+
+def share(fd: int) -> None:
+    """Write all later marks of this process to the file `fd`, and close `fd`. Raises OSError and ValueError."""
+    global _counts  # noqa: PLW0603  (there is one set of marks per process)
+    _counts = mmap.mmap(fd, _SIZE)
+    os.close(fd)
+
+
+@contextlib.contextmanager
+def during(activity: Activity) -> Iterator[None]:
+    """Mark that the calling thread does `activity` in the `with` block. The same activity must not be nested."""
+    _add(activity, 1)
+    try:
+        yield
+    finally:
+        _add(activity, -1)
+
+
+def _add(activity: Activity, change: int) -> None:
+    with _lock:
+        _counts[activity] = min(_MAX_COUNT, max(0, _counts[activity] + change))
+
+
+def set_has_computed(has_computed: bool) -> None:  # noqa: FBT001  (a switch)
+    """Mark whether a batch has been computed with the loaded model."""
+    _counts[_HAS_COMPUTED_INDEX] = has_computed
+
+
+def read_state() -> ActivityState:
+    """Return the current marks of this process."""
+    return decode_state(bytes(_counts[:]))

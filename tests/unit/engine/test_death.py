@@ -1,0 +1,133 @@
+"""Deaths of the engine process: whose fault they are, and the errors for the user."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgechat import paths
+from edgechat.engine.death import Death
+from edgechat.engine.protocol import Load
+from edgechat.errors import EngineDiedError, ModelCrashError, PlanError
+from edgechat.planner.load_plan import make_manual_plan
+from edgechat.runtime.activity import Activity, ActivityState
+from edgechat.runtime.backends import verdicts
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX systems")
+COMPUTING = ActivityState(frozenset({Activity.COMPUTING}), has_computed=True)
+FIRST_BATCH = ActivityState(frozenset({Activity.COMPUTING}))
+LOADING = ActivityState(frozenset({Activity.LOADING}))
+ASSERTION = "llama-model.cpp:1330: GGML_ASSERT(hparams.n_layer_nextn <= hparams.n_layer_all) failed"
+
+
+def write_log(*lines: str) -> None:
+    paths.log_file().parent.mkdir(parents=True, exist_ok=True)
+    paths.log_file().write_text("".join(f"{line}\n" for line in lines))
+
+
+def make_death(
+    signal_name: str, state: ActivityState, *, n_gpu_layers: int = 0, opened_path: str = "/models/bad.gguf"
+) -> Death:
+    plan = make_manual_plan("/models/bad.gguf", n_threads=1, n_ctx=64, n_gpu_layers=n_gpu_layers)
+    return Death(
+        exit_code=-getattr(signal, signal_name), state=state, backend="cpu-x64", load=Load(id=1, plan=plan),
+        opened_path=opened_path, log_start=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("signal_name", ["SIGSEGV", "SIGILL", "SIGFPE"])
+def test_crash_in_a_computation_counts_against_the_kernels(signal_name: str) -> None:
+    assert make_death(signal_name, COMPUTING).is_kernel_crash
+    assert make_death(signal_name, FIRST_BATCH).is_kernel_crash
+
+
+@pytest.mark.parametrize(
+    ("signal_name", "activities"),
+    [
+        *((name, {a}) for name in ("SIGSEGV", "SIGILL", "SIGFPE") for a in Activity if a != Activity.COMPUTING),
+        ("SIGSEGV", set()),
+        ("SIGSEGV", {Activity.COMPUTING, Activity.TOKENIZING}),  # either thread may have crashed
+        ("SIGBUS", {Activity.COMPUTING}),  # the mapped model file became shorter
+        ("SIGABRT", {Activity.COMPUTING}),
+        ("SIGKILL", {Activity.COMPUTING}),
+        ("SIGTERM", {Activity.COMPUTING}),
+    ],
+)
+def test_other_deaths_do_not_count_against_the_kernels(
+    signal_name: str, activities: set[Activity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    death = make_death(signal_name, ActivityState(frozenset(activities), has_computed=True))
+    monkeypatch.setattr(verdicts, "record_engine_crash", lambda *_: pytest.fail("recorded"))
+    assert not death.is_kernel_crash
+    death.record_crash()
+
+
+def test_crash_of_a_model_on_a_gpu_does_not_count_against_the_cpu_module() -> None:
+    assert not make_death("SIGSEGV", COMPUTING, n_gpu_layers=9).is_kernel_crash
+
+
+def test_assertion_while_loading_is_an_error_of_the_model_file() -> None:
+    write_log("loading", f"./llama_cpp_python-0.3.36/vendor/llama.cpp/src/{ASSERTION}")
+    error = make_death("SIGABRT", LOADING, opened_path="/models/probed.gguf").find_request_error()
+    assert isinstance(error, ModelCrashError)
+    assert error.exit_code == 3
+    assert str(error).startswith(f"/models/probed.gguf cannot be used: llama.cpp stopped with '{ASSERTION}'.")
+    assert "\n" not in str(error)
+
+
+def test_assertion_in_the_first_computation_is_an_error_of_the_model_file() -> None:
+    write_log("/src/ops.cpp:4132: GGML_ASSERT(eps >= 0.0f) failed", "more")
+    error = make_death("SIGABRT", FIRST_BATCH).find_request_error()
+    assert isinstance(error, ModelCrashError)
+    assert "ops.cpp:4132: GGML_ASSERT(eps >= 0.0f) failed" in str(error)
+    later_error = make_death("SIGABRT", COMPUTING).find_request_error()
+    assert isinstance(later_error, EngineDiedError)
+    assert "llama.cpp reported: ops.cpp:4132: GGML_ASSERT(eps >= 0.0f) failed" in str(later_error)
+    assert isinstance(make_death("SIGABRT", FIRST_BATCH, n_gpu_layers=9).find_request_error(), EngineDiedError)
+
+
+def test_exception_while_loading_is_named() -> None:
+    write_log("terminate called after throwing an instance of 'std::out_of_range'", "  what():  unordered_map::at")
+    error = make_death("SIGABRT", LOADING).find_request_error()
+    assert isinstance(error, ModelCrashError)
+    assert "'unordered_map::at'" in str(error)
+
+
+def test_out_of_memory_while_loading_is_not_an_error_of_the_model_file() -> None:
+    write_log("terminate called after throwing an instance of 'std::bad_alloc'", "  what():  std::bad_alloc")
+    assert isinstance(make_death("SIGABRT", LOADING).find_request_error(), PlanError)
+
+
+@pytest.mark.parametrize("signal_name", ["SIGSEGV", "SIGFPE", "SIGILL"])
+def test_crash_while_loading_names_the_signal(signal_name: str) -> None:
+    error = make_death(signal_name, LOADING).find_request_error()
+    assert isinstance(error, ModelCrashError)
+    assert signal_name in str(error)
+
+
+def test_file_that_became_shorter_is_named() -> None:
+    error = make_death("SIGBUS", LOADING).find_request_error()
+    assert str(error) == "/models/bad.gguf became shorter or unreadable while it was loaded. Download it again."
+    later_error = make_death("SIGBUS", COMPUTING).find_request_error()
+    assert isinstance(later_error, EngineDiedError)
+    assert "became shorter or unreadable" in str(later_error)
+
+
+def test_other_deaths_name_the_activity_and_the_last_log_lines() -> None:
+    write_log("first", "last")
+    error = make_death("SIGSEGV", ActivityState(frozenset({Activity.TOKENIZING}))).find_request_error()
+    assert isinstance(error, EngineDiedError)
+    assert error.code == -signal.SIGSEGV
+    assert str(error) == (
+        "The engine process died while tokenising a text: SIGSEGV (signal 11)\nIts last log lines:\n  first\n  last"
+    )
+    error = make_death("SIGKILL", ActivityState()).find_request_error()
+    assert "The engine process died: SIGKILL (signal 9); the system kills processes when memory" in str(error)
+
+
+def test_long_assertion_is_cut(tmp_path: Path) -> None:
+    write_log("x.cpp:1: " + "y" * 100_000)
+    assert len(str(make_death("SIGABRT", LOADING).find_request_error())) < 600
