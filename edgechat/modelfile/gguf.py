@@ -98,11 +98,14 @@ class _HeaderParser:
         n_keys = self._read_count("metadata entries", MAX_KEYS, min_bytes=13)
         metadata: dict[str, Any] = {}
         array_lengths: dict[str, int] = {}
+        value_offsets: dict[str, int] = {}
         for _ in range(n_keys):
             key = self._read_string("a metadata key", MAX_KEY_BYTES)
-            if key in metadata or key in array_lengths:
+            if key in value_offsets:
                 raise self._make_error(f"has the metadata key {key!r} twice")
-            value = self._read_value(self._read_scalar(_U32, key), key)
+            type_id = self._read_scalar(_U32, key)
+            value_offsets[key] = self._position
+            value = self._read_value(type_id, key)
             if isinstance(value, _UnstoredArray):
                 array_lengths[key] = value.length
             else:
@@ -116,7 +119,7 @@ class _HeaderParser:
         array_lengths |= {k: len(v) for k, v in metadata.items() if isinstance(v, list)}
         return ModelHeader(
             path=self._name, file_bytes=self._size, version=version, metadata=metadata,
-            array_lengths=array_lengths, tensors=tuple(tensors), data_offset=data_offset,
+            array_lengths=array_lengths, tensors=tuple(tensors), data_offset=data_offset, value_offsets=value_offsets,
         )  # fmt: skip
 
     def _read_value(self, type_id: int, key: str) -> Any:

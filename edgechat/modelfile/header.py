@@ -42,6 +42,8 @@ class ModelHeader(msgspec.Struct, frozen=True, dict=True):
     tensors: tuple[Tensor, ...]
     data_offset: int
     """Offset of the data section in the file, in bytes."""
+    value_offsets: dict[str, int] = {}
+    """Offset of each metadata value in the file, in bytes."""
 
     @property
     def architecture(self) -> str:

@@ -7,9 +7,11 @@ from pathlib import Path
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EXIT_TIMEOUT_S, EngineClient
-from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, EngineError, ModelFileError
+from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, EngineError, ModelCrashError, ModelFileError
+from edgechat.modelfile.checks import check_header
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
+from edgechat.modelfile.vocabulary import check_vocabulary
 from edgechat.models.events import LoadCallback
 from edgechat.models.loading import (
     find_load_warnings,
@@ -66,11 +68,16 @@ class LoadedModel:
             raise ModelFileError(
                 f"{path.name} is an embedding model and cannot chat. Serve it with `edgechat serve -m`."
             )
+        check_header(header)
         profile = ModelProfile.from_header(header)
         prepare_unload(self.engine, self.plan)
-        self.plan, model_properties, warnings = load_model(
-            self.engine, profile, settings, on_event, self._renderer.start
-        )
+        try:
+            self.plan, model_properties, warnings = load_model(
+                self.engine, profile, settings, on_event, self._renderer.start
+            )
+        except ModelCrashError:
+            check_vocabulary(header)  # raises a clearer error if the vocabulary is the cause
+            raise
         self.warnings += warnings + find_load_warnings(settings, path, model_properties)
         self.set_model_properties(model_properties)
         return model_properties

@@ -16,6 +16,7 @@ from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import CatalogueError, EdgechatError, ModelFileError, PlanError
 from edgechat.humanize import format_size
+from edgechat.modelfile.checks import check_header
 from edgechat.modelfile.header import ModelHeader
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
@@ -52,6 +53,7 @@ def list_installed_candidates(entries: Sequence[library.InstalledModel] | None =
         if entry.is_usable:
             try:
                 header = read_header(entry.path)
+                check_header(header)
                 if not header.is_embedding:
                     candidates.append(make_candidate(entry.name, header, repo=entry.repo))
             except EdgechatError:  # the file was deleted or damaged after the scan
@@ -105,7 +107,9 @@ def _find_header(name: str, directory: Path) -> tuple[ModelHeader, str, bool]:
     from edgechat.catalogue import remote_header, resolve
 
     try:
-        return read_header(resolve.find_model(name)), "", True
+        header = read_header(resolve.find_model(name))
+        check_header(header)
+        return header, "", True
     except ModelFileError:
         if library.is_path_like(name):
             raise
