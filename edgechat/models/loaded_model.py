@@ -16,9 +16,10 @@ from edgechat.models.events import LoadCallback
 from edgechat.models.loading import (
     find_load_warnings,
     load_model,
-    load_without_gpu,
     prepare_unload,
+    record_memory_kill,
     register_loaded_model,
+    reload_model,
 )
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.process import KILL_SIGNAL
@@ -36,6 +37,9 @@ class LoadedModel:
         """The engine's response to the last load. It remains valid while the engine is restarted after a crash."""
         self.warnings: list[str] = []
         """Warnings of all loads so far, which are shown to the user."""
+        self._settings = Settings()
+        self._needs_new_plan = False
+        """True if the current plan used more memory than the system had."""
         self._builder: PromptBuilder | None = None
         self._renderer = Renderer()
 
@@ -70,6 +74,7 @@ class LoadedModel:
             )
         check_header(header)
         profile = ModelProfile.from_header(header)
+        self._settings = settings
         prepare_unload(self.engine, self.plan)
         try:
             self.plan, model_properties, warnings = load_model(
@@ -85,11 +90,22 @@ class LoadedModel:
     def set_model_properties(self, model_properties: protocol.Loaded) -> None:
         """Save the engine's response to a load, and create the prompt builder for the loaded model."""
         self.model_properties = model_properties
+        self._needs_new_plan = False
         self._builder = PromptBuilder(self.engine, self._renderer, model_properties)
 
     def restart_if_dead(self) -> None:
-        """Restart the engine and load the model again if the engine died. Raises EdgechatError."""
-        if self.engine.needs_restart:
+        """Restart the engine and load the model again if the engine died. Raises EdgechatError.
+
+        If the system killed the engine for its memory, the model is loaded with a new plan, which may use less memory.
+        """
+        if not self.engine.needs_restart:
+            return
+        if self.plan is not None and record_memory_kill(self.engine, self.plan):
+            self._needs_new_plan = True
+        if self.plan is not None and self._needs_new_plan:
+            self.plan, model_properties = reload_model(self.engine, self.plan, self._settings)
+            self.set_model_properties(model_properties)
+        else:
             self.engine.restart_if_dead()
             register_loaded_model(self.engine, self.plan)
 
@@ -104,7 +120,7 @@ class LoadedModel:
         ):
             return False
         try:
-            self.plan, model_properties = load_without_gpu(self.engine, failed_plan, settings)
+            self.plan, model_properties = reload_model(self.engine, failed_plan, settings, ())
         except EdgechatError:  # the caller reports the GPU failure
             return False
         self.set_model_properties(model_properties)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +13,7 @@ from edgechat import paths
 from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
-from edgechat.errors import EdgechatError, EngineDiedError, ModelFileError, PlanError
+from edgechat.errors import EdgechatError, EngineDiedError, ModelCrashError, ModelFileError, PlanError
 from edgechat.hardware.gpu import Gpu
 from edgechat.hardware.memory import read_peak_pss_bytes
 from edgechat.humanize import format_size
@@ -75,16 +75,30 @@ def load_model(
     return load_plan, model_properties, warnings
 
 
-def load_without_gpu(
-    engine: EngineClient, failed_plan: LoadPlan, settings: Settings
+def reload_model(
+    engine: EngineClient, failed_plan: LoadPlan, settings: Settings, gpus: Sequence[Gpu] | None = None
 ) -> tuple[LoadPlan, protocol.Loaded]:
-    """Load the model of `failed_plan` on the CPU after a GPU failure. Raises EdgechatError."""
+    """Load the model of `failed_plan` again with a new plan; an empty list of `gpus` means the CPU.
+
+    `gpus` defaults to the GPUs that were found last. Raises EdgechatError.
+    """
     profile = ModelProfile.from_header(read_header(Path(failed_plan.model_path)))
-    machine = current_machine(settings, profile.path, engine.pid, ())
+    machine = current_machine(settings, profile.path, engine.pid, gpus)
     load_plan = _make_plan(engine, profile, machine, settings.n_ctx, speculation=failed_plan.speculation)
     model_properties = _load(engine, load_plan, lambda event: None)
     register_loaded_model(engine, load_plan)
     return load_plan, model_properties
+
+
+def record_memory_kill(engine: EngineClient, load_plan: LoadPlan) -> bool:
+    """If the system killed the engine for its memory, increase the next estimates; return whether it did.
+
+    Each death of the engine is recorded once.
+    """
+    was_killed = engine.take_memory_kill()
+    if was_killed:
+        observed_memory.record_kill(load_plan.model_path, load_plan.estimate.engine)
+    return was_killed
 
 
 def register_loaded_model(engine: EngineClient, load_plan: LoadPlan | None) -> None:
@@ -96,7 +110,10 @@ def register_loaded_model(engine: EngineClient, load_plan: LoadPlan | None) -> N
 def prepare_unload(engine: EngineClient, load_plan: LoadPlan | None) -> None:
     """Delete the record of the loaded model and save its peak memory. Call this before the engine frees the model."""
     pid = engine.pid
-    if pid is None or load_plan is None:
+    if load_plan is None:
+        return
+    if pid is None:
+        record_memory_kill(engine, load_plan)
         return
     instances.unregister(pid)
     peak_bytes = read_peak_pss_bytes(pid)
@@ -112,6 +129,8 @@ def make_exact_estimator(engine: EngineClient, profile: ModelProfile) -> Estimat
         request = protocol.ProbeMemory(id=engine.next_id(), model_path=profile.path, options=options)
         try:
             return convert_reported_buffers(profile, options, engine.probe_memory(request).memory)
+        except ModelCrashError:  # a load would crash the engine again
+            raise
         except EdgechatError:  # the load will report the error
             return estimate_buffers(profile, options)
 
@@ -174,7 +193,11 @@ def _make_plan(
 
 def _load(engine: EngineClient, load_plan: LoadPlan, on_event: LoadCallback) -> protocol.Loaded:
     request = protocol.Load(id=engine.next_id(), plan=load_plan, prefix_dir=str(paths.prefix_dir()))
-    return engine.load(request, lambda event: _forward_progress(event, on_event))
+    try:
+        return engine.load(request, lambda event: _forward_progress(event, on_event))
+    except EngineDiedError:
+        record_memory_kill(engine, load_plan)
+        raise
 
 
 def _make_retry_plan(

@@ -11,8 +11,12 @@ from edgechat.files import JsonFile
 _MAX_FILE_BYTES: Final = 1 << 20
 _MAX_MODELS: Final = 200
 _MAX_LOADS: Final = 5
-# Maximum number of bytes added to a memory estimate. A larger difference has other causes than an inaccurate estimate.
+# Maximum recorded difference. A larger difference has other causes than an inaccurate estimate.
 _MAX_EXTRA_BYTES: Final = 2 << 30
+# Increase of the estimate after the system killed an engine for its memory: a fraction of the planned memory (1/8), but
+# at least 32 MiB. So after a few attempts, a plan that is killed each time no longer fits, and a smaller one is made.
+_KILL_DIVISOR: Final = 8
+_MIN_KILL_BYTES: Final = 32 << 20
 
 _Differences = dict[str, list[int]]
 """Peak minus planned memory in bytes for each model key, oldest load first."""
@@ -20,14 +24,27 @@ _Differences = dict[str, list[int]]
 
 def extra_bytes(model_path: str) -> int:
     """Return the largest excess over the planned memory among the model's recent loads, in bytes; 0 without excess."""
-    return min(_MAX_EXTRA_BYTES, max([0, *_read_differences().get(_make_model_key(model_path), [])]))
+    return max([0, *_read_differences().get(_make_model_key(model_path), [])])
 
 
 def record(model_path: str, planned_bytes: int, peak_bytes: int) -> None:
     """Save the difference between a model's planned memory and the peak memory of its engine process."""
+    _add_difference(model_path, min(_MAX_EXTRA_BYTES, peak_bytes - planned_bytes))
+
+
+def record_kill(model_path: str, planned_bytes: int) -> None:
+    """Increase the next estimates for a model, because the system killed its engine for its memory.
+
+    `planned_bytes` includes the additional memory of earlier records.
+    """
+    increase = max(_MIN_KILL_BYTES, planned_bytes // _KILL_DIVISOR)
+    _add_difference(model_path, extra_bytes(model_path) + increase)
+
+
+def _add_difference(model_path: str, difference: int) -> None:
     differences = _read_differences()
     key = _make_model_key(model_path)
-    differences[key] = [*differences.pop(key, []), peak_bytes - planned_bytes][-_MAX_LOADS:]
+    differences[key] = [*differences.pop(key, []), difference][-_MAX_LOADS:]
     _differences_file().save(dict(list(differences.items())[-_MAX_MODELS:]))
 
 

@@ -1,0 +1,138 @@
+"""Plans for a model whose engine was killed for its memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgechat.config import Settings
+from edgechat.engine import protocol
+from edgechat.errors import EngineDiedError, EngineError, PlanError
+from edgechat.modelfile.profile import ModelProfile
+from edgechat.models import loading, observed_memory
+from edgechat.models.loaded_model import LoadedModel
+from edgechat.planner.load_plan import LoadPlan
+from edgechat.planner.plan import plan
+from tests.unit.planner.profiles import GIB, llama, machine
+
+MIB = 1 << 20
+KILLED = EngineDiedError("The engine process died: SIGKILL (signal 9)", -9)
+
+
+class DyingEngine:
+    """Engine that the system kills at each load that needs more than `real_bytes`, whatever the plan says."""
+
+    def __init__(self, real_bytes: int, unknown_bytes: int) -> None:
+        self.pid = None
+        self.has_loaded_one_model = True
+        self.needs_restart = True
+        self._real_bytes = real_bytes
+        self._unknown_bytes = unknown_bytes
+        self.plans: list[LoadPlan] = []
+        self._was_killed = False
+
+    def start(self) -> None:
+        pass
+
+    def next_id(self) -> int:
+        return 1
+
+    def probe_memory(self, request: protocol.ProbeMemory) -> protocol.MemoryProbed:
+        raise EngineError("formulas are used")
+
+    def load(self, request: protocol.Load, on_event: object) -> Any:
+        self.plans.append(request.plan)
+        memory = request.plan.estimate
+        if memory.engine - memory.observed_excess + self._unknown_bytes > self._real_bytes:
+            self._was_killed = True
+            raise KILLED
+        return "loaded"
+
+    def take_memory_kill(self) -> bool:
+        was_killed, self._was_killed = self._was_killed, False
+        return was_killed
+
+
+@pytest.fixture(autouse=True)
+def tight_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with 1.5 GiB of free memory, for a model whose largest plan needs more than 1.4 GiB."""
+    monkeypatch.setattr(loading, "current_machine", lambda *_: machine(GIB * 3 // 2))
+
+
+def load(engine: DyingEngine) -> object:
+    return loading.load_model(engine, llama(), Settings(), lambda event: None, lambda: None)[1]  # type: ignore[arg-type]
+
+
+def test_killed_plan_is_not_repeated_until_one_is_small_enough() -> None:
+    engine = DyingEngine(real_bytes=GIB * 3 // 2, unknown_bytes=300 * MIB)
+    for _ in range(6):
+        try:
+            if load(engine):
+                break
+        except (EngineDiedError, PlanError):
+            continue
+    options = [(plan.options, plan.estimate.observed_excess) for plan in engine.plans]
+    assert len(set(map(repr, options))) == len(options)
+    memory = engine.plans[-1].estimate
+    assert memory.engine - memory.observed_excess + 300 * MIB <= GIB * 3 // 2
+    assert len(engine.plans) <= 8
+
+
+def test_model_that_never_fits_is_refused_with_the_memory_that_it_needs() -> None:
+    engine = DyingEngine(real_bytes=0, unknown_bytes=0)
+    refusal = ""
+    for _ in range(12):
+        try:
+            load(engine)
+        except EngineDiedError:
+            continue
+        except PlanError as error:
+            refusal = str(error)
+            break
+    assert "are available" in refusal
+
+
+def test_kill_is_recorded_once_for_each_death() -> None:
+    engine = DyingEngine(real_bytes=0, unknown_bytes=0)
+    with pytest.raises(EngineDiedError):
+        load(engine)
+    n_kills = len(engine.plans)  # the first plan, and a smaller one
+    extra_bytes = observed_memory.extra_bytes("m.gguf")
+    loading.prepare_unload(engine, engine.plans[-1])  # type: ignore[arg-type]
+    assert observed_memory.extra_bytes("m.gguf") == extra_bytes >= n_kills * 32 * MIB
+
+
+def test_other_deaths_change_no_plan() -> None:
+    engine = DyingEngine(real_bytes=0, unknown_bytes=0)
+    engine.take_memory_kill = lambda: False  # type: ignore[method-assign]
+    with pytest.raises(EngineDiedError):
+        load(engine)
+    assert observed_memory.extra_bytes("m.gguf") == 0
+
+
+def test_engine_that_was_killed_during_a_reply_is_restarted_with_a_new_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = DyingEngine(real_bytes=2 * GIB, unknown_bytes=0)
+    model = LoadedModel()
+    profile = llama()
+    model.engine, model.plan = engine, plan(profile, machine(GIB * 3 // 2))  # type: ignore[assignment]
+    engine._was_killed = True
+    monkeypatch.setattr(loading, "read_header", lambda path: None)
+    monkeypatch.setattr(ModelProfile, "from_header", lambda header: profile)
+    monkeypatch.setattr(LoadedModel, "set_model_properties", lambda self, properties: None)
+    model.restart_if_dead()
+    assert model.plan == engine.plans[-1]
+    assert model.plan.estimate.observed_excess >= 32 * MIB
+    assert model.plan.estimate.total <= GIB * 3 // 2
+
+
+def test_increase_after_a_kill_grows_and_ends_after_five_loads() -> None:
+    observed_memory.record_kill("m.gguf", 800 * MIB)
+    assert observed_memory.extra_bytes("m.gguf") == 100 * MIB
+    observed_memory.record_kill("m.gguf", 880 * MIB)
+    assert observed_memory.extra_bytes("m.gguf") == 210 * MIB
+    for _ in range(5):
+        observed_memory.record("m.gguf", 800 * MIB, 790 * MIB)
+    assert observed_memory.extra_bytes("m.gguf") == 0
+    observed_memory.record("m.gguf", 0, 100 * GIB)
+    assert observed_memory.extra_bytes("m.gguf") == 2 * GIB
