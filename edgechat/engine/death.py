@@ -32,6 +32,8 @@ _KERNEL_CRASH_CODES: Final = CRASH_CODES - ABORT_CODES - {_BUS_ERROR_CODE}
 _ASSERTION: Final = re.compile(r"(?:.*[/\\])?([\w.+-]+\.(?:c|cc|cpp|cu|h|hpp|m|mm):\d+: .+)")
 # Line of the C++ library about an exception that was not caught.
 _EXCEPTION: Final = re.compile(r"\s*what\(\):\s*(.+)")
+# Exceptions of the C++ library about a text without a token in the vocabulary.
+_MISSING_TOKEN: Final = re.compile(r"(?i).*map(_base)?::at\b.*")
 _OUT_OF_MEMORY: Final = re.compile(
     r"bad_alloc|failed to allocate|unable to allocate|Cannot allocate|out of memory", re.IGNORECASE
 )
@@ -65,6 +67,11 @@ class Death(msgspec.Struct, frozen=True, kw_only=True):
         is_loading = Activity.LOADING in self.state.activities
         if is_loading and _OUT_OF_MEMORY.search(assertion):
             return PlanError(f"Memory ran out while the model was loaded ({assertion})")
+        if Activity.TOKENIZING in self.state.activities and _MISSING_TOKEN.fullmatch(assertion):
+            return ModelCrashError(
+                f"The vocabulary of {self.opened_path} lacks a token for a part of this text ({assertion}). The file "
+                "is damaged or was converted incorrectly. Choose another model."
+            )
         # Before the first batch is computed, an assertion means that the file has values which llama.cpp cannot use.
         is_rejected = bool(self.state.activities) and not self.state.has_computed and not self._is_on_gpu
         if not is_loading and not (is_rejected and _ASSERTION.fullmatch(assertion)):

@@ -188,6 +188,37 @@ def test_smaller_plan_is_loaded_after_memory_ran_out(limited: Callable[[int], Me
     assert last in ("stop", "length")
 
 
+OPTIMIST = """
+import sys
+import msgspec
+from edgechat.cli.main import main
+from edgechat.models import loading
+read_machine = loading.current_machine
+def read_too_much(*arguments):
+    machine = read_machine(*arguments)
+    return msgspec.structs.replace(machine, available_bytes=machine.available_bytes + int(sys.argv[1]))
+loading.current_machine = read_too_much
+sys.argv = ["edgechat", "ask", "--max-tokens", "4", "-m", sys.argv[2], "word " * 600]
+main()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("limit_mib", [160, 220])
+def test_killed_plan_is_not_repeated_for_ever(
+    limited: Callable[[int], MemoryLimit], starter: Path, limit_mib: int
+) -> None:
+    """The plans assume 300 MB more than there are, as for a buffer that the planner does not know."""
+    limit = limited(limit_mib * MIB)
+    if limit.group is None:
+        pytest.skip("needs a cgroup")
+    codes: list[int] = []
+    while len(codes) < 8 and (not codes or codes[-1] == 4):
+        codes.append(limit.run(sys.executable, "-c", OPTIMIST, str(300 * MIB), str(starter)).returncode)
+    assert codes[-1] in (0, 5), codes
+    assert limit.has_killed()
+
+
 def test_second_program_plans_with_the_memory_left_by_the_first(
     limited: Callable[[int], MemoryLimit], starter: Path, tmp_path: Path
 ) -> None:

@@ -96,6 +96,15 @@ def test_exception_while_loading_is_named() -> None:
     assert "'unordered_map::at'" in str(error)
 
 
+@pytest.mark.parametrize("exception", ["unordered_map::at", "_Map_base::at", "unordered_map::at: key not found"])
+def test_vocabulary_without_a_needed_token_is_an_error_of_the_model_file(exception: str) -> None:
+    write_log("terminate called after throwing an instance of 'std::out_of_range'", f"  what():  {exception}")
+    state = ActivityState(frozenset({Activity.TOKENIZING}), has_computed=True)
+    error = make_death("SIGABRT", state).find_request_error()
+    assert isinstance(error, ModelCrashError)
+    assert f"The vocabulary of /models/bad.gguf lacks a token for a part of this text ({exception})" in str(error)
+
+
 def test_out_of_memory_while_loading_is_not_an_error_of_the_model_file() -> None:
     write_log("terminate called after throwing an instance of 'std::bad_alloc'", "  what():  std::bad_alloc")
     assert isinstance(make_death("SIGABRT", LOADING).find_request_error(), PlanError)
