@@ -8,9 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from edgechat.errors import EdgechatError
 from edgechat.terminal import escape_controls
 from edgechat.tui.messages import DownloadEnded
+from edgechat.tui.workers import format_error
 
 if TYPE_CHECKING:
     from edgechat.catalogue.download.request import DownloadProgress
@@ -48,20 +48,18 @@ class DownloadRunner:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _download(self, reference: str, cancel_event: threading.Event) -> None:
-        from edgechat.catalogue import library, pull
-        from edgechat.catalogue.download.request import check_cancelled
-
         self._reference = reference
         name = problem = ""
         try:
+            from edgechat.catalogue import library, pull
+            from edgechat.catalogue.download.request import check_cancelled
+
             check_cancelled(cancel_event)
             path = pull.download_model(pull.find_target(reference), self._on_progress, cancel_event)
             entry = next((e for e in library.scan() if path in (e.path, *e.other_paths)), None)
             name = entry.name if entry is not None else str(path)
-        except EdgechatError as error:
-            problem = str(error)
         except Exception as error:  # noqa: BLE001  (any error is shown, and the thread continues)
-            problem = f"Unexpected {type(error).__name__}: {error}"
+            problem = format_error(error)
         del self._cancel_events[reference]
         self._on_status("")
         self._on_end(DownloadEnded(reference, name, problem))

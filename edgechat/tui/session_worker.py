@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from edgechat.errors import (
-    MAX_MESSAGE_CHARS,
     ContextOverflowError,
     EdgechatError,
     EngineDiedError,
     TemplateError,
 )
-from edgechat.humanize import shorten
 from edgechat.tui import messages
+from edgechat.tui.workers import format_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +46,7 @@ class SessionWorker:
 
     Replies, loads and changes to the conversation run one after another. Side jobs, such as exports and changes to
     other conversations, run immediately, even while a reply is generated. Idle jobs (titles, cache warming, token
-    counts) yield to replies, and their errors are ignored.
+    counts) yield to replies, and their EdgechatErrors are ignored.
     """
 
     def __init__(self, make_session: Callable[[], Session], post: Callable[[Message], object], export: Export) -> None:
@@ -92,7 +91,7 @@ class SessionWorker:
             self._submit(self._side_thread, lambda: self._run_job(job, posts_view=False))
 
     def run_when_idle(self, job: Job) -> None:
-        """Run an idle job: it yields to replies, and its errors are ignored."""
+        """Run an idle job: it yields to replies, and its EdgechatErrors are ignored."""
         self._submit(self._idle_threads, lambda: self._run_when_idle(job))
 
     def run_command(self, command: Command, argument: str, *, during_reply: bool = False) -> None:
@@ -147,8 +146,14 @@ class SessionWorker:
         self.queue(open_destination)
 
     def _submit(self, executor: ThreadPoolExecutor, job: Callable[[], object]) -> None:
+        def run() -> None:
+            try:
+                job()
+            except Exception as error:  # noqa: BLE001  (the executor would ignore the error)
+                self._post(messages.SessionFailed(format_error(error), None))
+
         if not self.is_closing:
-            executor.submit(job)
+            executor.submit(run)
 
     def _run_job(
         self, job: Job, *, needs_model: bool = False, outgoing_message: messages.OutgoingMessage | None = None,
@@ -302,13 +307,6 @@ def _take_snapshot(session: Session | None) -> messages.ConversationView | None:
         return messages.ConversationView.from_session(session) if session is not None else None
     except EdgechatError:
         return None
-
-
-def format_error(error: Exception) -> str:
-    """Return the text that is shown to the user for an error."""
-    if isinstance(error, EdgechatError):
-        return str(error)
-    return shorten(f"Unexpected {type(error).__name__}: {error}", MAX_MESSAGE_CHARS)
 
 
 def _start_command_reply(command: Command, session: Session, argument: str) -> Iterator[SessionEvent]:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from textual.widgets import OptionList, Static
+from textual.widgets import Input, OptionList, Static
 
 from edgechat import paths
+from edgechat.catalogue import hub as hub_module
 from edgechat.models import resources, selection
 from edgechat.planner.machine import Machine
 from edgechat.store import open_ephemeral_store
@@ -142,6 +143,45 @@ async def test_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
         await until_async(lambda: isinstance(app.screen, ModelsScreen) and option_ids(app))
         await pilot.press(*"qwen", "ctrl+s")
         await until_async(lambda: "127.0.0.1" in str(app.screen.query_one("#pull", Static).content))
+
+
+async def test_unusable_proxy_is_reported_by_search_and_download(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
+    app = make_scripted_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await wait_until_ready(app)
+        await pilot.press("ctrl+o")
+        await until_async(lambda: isinstance(app.screen, ModelsScreen) and option_ids(app))
+        assert isinstance(app.screen, ModelsScreen)
+        pull_text = app.screen.query_one("#pull", Static)
+        for action in ("download", "search"):
+            app.screen.query_one(Input).value = "parrot"
+            pull_text.update("")
+            if action == "download":
+                app.downloads.start(REPO)
+            else:
+                app.screen.action_hub()
+            await until_async(lambda: "ALL_PROXY is a SOCKS proxy" in str(pull_text.content))
+
+
+async def test_unexpected_error_in_a_worker_is_shown(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise ImportError("no module named x")
+
+    monkeypatch.setattr(selection, "list_installed_candidates", fail)
+    monkeypatch.setattr(hub_module.Hub, "search", fail)
+    app = make_scripted_app(store=open_ephemeral_store())
+    app.is_first_run = True
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until_async(lambda: "Unexpected ImportError: no module named x" in screen_text(app))
+        await pilot.press("escape")
+        await wait_until_ready(app)
+        await pilot.press("ctrl+o")
+        await until_async(lambda: isinstance(app.screen, ModelsScreen) and "ImportError" in details(app))
+        await pilot.press(*"parrot", "ctrl+s")
+        await until_async(lambda: "ImportError" in str(app.screen.query_one("#pull", Static).content))
 
 
 @pytest.mark.parametrize("choice", ["get", "local", "escape"])

@@ -15,6 +15,7 @@ from edgechat.tui.conversation_pane import ConversationPane
 from edgechat.tui.messages import CommandFinished, ConversationsChanged, CopyRequested, ViewRequested
 from edgechat.tui.widgets.prompt import PromptInput
 from edgechat.tui.widgets.transcript import Transcript
+from edgechat.tui.workers import format_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -286,5 +287,9 @@ class ChatScreen(Screen[None]):
         if not isinstance(layout, CodeLayout):
             return
         palette = self._get_palette()
-        rows = await asyncio.to_thread(highlight_code, layout.block, width, palette)
+        try:
+            rows = await asyncio.to_thread(highlight_code, layout.block, width, palette)
+        except Exception as error:  # noqa: BLE001  (any error is shown, and the code stays without colours)
+            self.notify(f"Cannot highlight the code: {format_error(error)}", severity="error")
+            return
         self.pane.transcript.apply_highlighting(layout, rows if palette is self._get_palette() else [], width)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from rich.text import Text
-from textual import on, work
+from textual import on
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
@@ -14,9 +14,9 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from edgechat.errors import EdgechatError
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
+from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -75,12 +75,12 @@ class FirstRunScreen(ModalScreen[Literal["chat", "models"]]):
     def on_mount(self) -> None:
         self._evaluate()
 
-    @work(thread=True, exit_on_error=False)
+    def _show_error(self, text: str) -> None:
+        self.post_message(self.OfferReady(Offer("", None, None, text)))
+
+    @thread_worker(_show_error, group="rate")
     def _evaluate(self) -> None:
-        try:
-            self.post_message(self.OfferReady(make_offer(self._settings)))
-        except EdgechatError as error:
-            self.post_message(self.OfferReady(Offer("", None, None, str(error))))
+        self.post_message(self.OfferReady(make_offer(self._settings)))
 
     def on_first_run_screen_offer_ready(self, message: OfferReady) -> None:
         offer = message.offer

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from rich.text import Text
-from textual import on, work
+from textual import on
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from edgechat.errors import EdgechatError
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
+from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -53,11 +53,10 @@ class ModelsScreen(FilterListScreen[str | None]):
 
     @dataclass
     class EvaluationsReady(Message):
-        """The worker thread has planned the models, or failed with the error message `problem`."""
+        """The worker thread has planned the models."""
 
         rows: list[PlanRow]
         available_bytes: int
-        problem: str = ""
 
     def __init__(
         self, settings: Settings, downloads: DownloadRunner, download_status: str, is_generating: Callable[[], bool]
@@ -84,19 +83,19 @@ class ModelsScreen(FilterListScreen[str | None]):
     def on_mount(self) -> None:
         self._evaluate()
 
-    @work(thread=True, exclusive=True, group="rate", exit_on_error=False)
+    def _show_details(self, text: str) -> None:
+        self.query_one("#details", Static).update(Text(escape_controls(text)))
+
+    @thread_worker(_show_details, group="rate")
     def _evaluate(self) -> None:
         """Plan the installed models first, because planning the catalogue takes about half a second more."""
         from edgechat.models import selection
 
         if not self._is_generating():  # during a reply, the measured speed would be too low
             selection.measure_speeds()
-        try:
-            evaluations = selection.evaluate_all(selection.list_installed_candidates(), self._settings)
-            self._post_rows(evaluations)
-            self._post_rows(evaluations + selection.evaluate_all(selection.list_catalogue_candidates(), self._settings))
-        except EdgechatError as error:
-            self.post_message(self.EvaluationsReady([], 0, str(error)))
+        evaluations = selection.evaluate_all(selection.list_installed_candidates(), self._settings)
+        self._post_rows(evaluations)
+        self._post_rows(evaluations + selection.evaluate_all(selection.list_catalogue_candidates(), self._settings))
 
     def _post_rows(self, evaluations: list[Evaluation]) -> None:
         from edgechat.models.resources import current_machine
@@ -112,8 +111,6 @@ class ModelsScreen(FilterListScreen[str | None]):
         self._available_bytes = message.available_bytes or self._available_bytes
         self._rows = {row.name: row for row in message.rows}
         self._fill_list()
-        if message.problem:
-            self._show_details(message.problem)
 
     # List of models
 
@@ -161,7 +158,7 @@ class ModelsScreen(FilterListScreen[str | None]):
         elif message.option_id is not None:
             self._plan_repository(message.option_id.removeprefix(_HUB_PREFIX))
 
-    @work(thread=True, exclusive=True, group="look", exit_on_error=False)
+    @thread_worker(_show_details, group="look")
     def _plan_repository(self, repo: str) -> None:
         """Plan a model of the hub from the header of its remote file, and show the details."""
         from textual.worker import get_current_worker
@@ -171,26 +168,19 @@ class ModelsScreen(FilterListScreen[str | None]):
         from edgechat.planner.report import make_plan_row
 
         worker = get_current_worker()
-        text = ""
-        try:
-            remote_model = remote_header.find_remote_model(repo)
-            if remote_model is not None:
-                candidate = selection.make_candidate(repo, remote_model[1], repo=repo, is_installed=False)
-                [evaluation] = selection.evaluate_all([candidate], self._settings)
-                text = self._format_details(make_plan_row(evaluation, None))
-        except EdgechatError as error:
-            text = str(error)
-        if not worker.is_cancelled and text:
-            self.app.call_from_thread(self._show_details, text)
+        remote_model = remote_header.find_remote_model(repo)
+        if remote_model is not None:
+            candidate = selection.make_candidate(repo, remote_model[1], repo=repo, is_installed=False)
+            [evaluation] = selection.evaluate_all([candidate], self._settings)
+            text = self._format_details(make_plan_row(evaluation, None))
+            if not worker.is_cancelled:
+                self.app.call_from_thread(self._show_details, text)
 
     def _format_details(self, row: PlanRow) -> str:
         from edgechat.planner.report import format_row_lines
 
         key = "Enter uses this model" if row.is_installed else "Enter downloads this model"
         return "\n".join([*format_row_lines(row, self._available_bytes), key])
-
-    def _show_details(self, text: str) -> None:
-        self.query_one("#details", Static).update(Text(escape_controls(text)))
 
     # Choice, download and search
 
@@ -211,19 +201,17 @@ class ModelsScreen(FilterListScreen[str | None]):
             self.show_download(f"Searching the hub for {query!r} ...")
             self._search_hub(query)
 
-    @work(thread=True, exclusive=True, group="hub", exit_on_error=False)
+    def _show_hub_error(self, text: str) -> None:
+        self._show_hub_results({}, text)
+
+    @thread_worker(_show_hub_error, group="hub")
     def _search_hub(self, query: str) -> None:
         from edgechat.catalogue.hub import Hub
 
-        try:
-            results = Hub().search(query)
-            details = {
-                r.id: f"{r.downloads:,} downloads  {r.licence}{'  gated' if r.is_gated else ''}" for r in results
-            }
-            problem = "" if details else f"No model on the hub matches {query!r}"
-            self.app.call_from_thread(self._show_hub_results, details, problem)
-        except EdgechatError as error:
-            self.app.call_from_thread(self._show_hub_results, {}, str(error))
+        results = Hub().search(query)
+        details = {r.id: f"{r.downloads:,} downloads  {r.licence}{'  gated' if r.is_gated else ''}" for r in results}
+        problem = "" if details else f"No model on the hub matches {query!r}"
+        self.app.call_from_thread(self._show_hub_results, details, problem)
 
     def _show_hub_results(self, details: dict[str, str], problem: str) -> None:
         self._hub_results = details

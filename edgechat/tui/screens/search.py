@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
-from textual import on, work
+from textual import on
 from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, OptionList, Static
@@ -15,9 +15,9 @@ from textual.widgets.option_list import Option
 
 from edgechat.chat.commands import Destination
 from edgechat.chat.messages import first_line
-from edgechat.errors import EdgechatError
 from edgechat.terminal import escape_controls
 from edgechat.tui.screens.filter_list import FilterListScreen
+from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -44,11 +44,10 @@ class SearchScreen(FilterListScreen["Destination | None"]):
 
     @dataclass
     class SearchHits(Message):
-        """The worker thread has found the hits of a query, or failed with the error message `problem`."""
+        """The worker thread has found the hits of a query."""
 
         query: str
         hits: list[SearchHit]
-        problem: str
 
     def __init__(self, query: str, search: Callable[[str, int], Sequence[SearchHit]]) -> None:
         """`query` is the initial text of the input. `search(query, max_hits)` is called in a thread."""
@@ -76,25 +75,27 @@ class SearchScreen(FilterListScreen["Destination | None"]):
         if query.strip(' "'):
             self._search(query)
         else:
-            self.on_search_screen_search_hits(self.SearchHits(query, [], ""))
+            self._show_hits([], "")
 
-    @work(thread=True, exclusive=True, group="search", exit_on_error=False)
+    def _show_error(self, text: str) -> None:
+        self._show_hits([], text)
+
+    @thread_worker(_show_error, group="search")
     def _search(self, query: str) -> None:
-        try:
-            self.post_message(self.SearchHits(query, list(self._search_store(query, _MAX_HITS)), ""))
-        except EdgechatError as error:
-            self.post_message(self.SearchHits(query, [], str(error)))
+        self.post_message(self.SearchHits(query, list(self._search_store(query, _MAX_HITS))))
 
     def on_search_screen_search_hits(self, message: SearchHits) -> None:
-        if message.query != self.filter_text:  # these hits are outdated: the user has changed the query
-            return
-        self._hits = message.hits
+        if message.query == self.filter_text:  # otherwise, the user has changed the query
+            self._show_hits(message.hits, "" if message.hits else "No matches")
+
+    def _show_hits(self, hits: list[SearchHit], text: str) -> None:
+        """Show the hits, or `text` if there are none."""
+        self._hits = hits
         options = self.options
         options.clear_options()
-        options.add_options([Option(_format_hit(hit)) for hit in message.hits])
-        options.highlighted = 0 if message.hits else None
-        if not message.hits:
-            text = message.problem or ("No matches" if message.query.strip() else "")
+        options.add_options([Option(_format_hit(hit)) for hit in hits])
+        options.highlighted = 0 if hits else None
+        if not hits:
             self.query_one("#preview", Static).update(escape_controls(text))
 
     @on(OptionList.OptionHighlighted)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
-from textual import on, work
+from textual import on
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
 from edgechat.terminal import escape_input
 from edgechat.tui import keys
+from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
     from textual.events import Key, Paste
@@ -262,11 +263,15 @@ class PromptInput(TextArea):
         elif self._popup is not None:
             self._popup.display = False
 
-    @work(thread=True, exclusive=True, group="completion", exit_on_error=False)
+    def _show_completion_error(self, text: str) -> None:
+        self.app.notify(f"Cannot complete this text: {text}", severity="error")
+
+    @thread_worker(_show_completion_error, group="completion")
     def _find_completions(self, text_before: str) -> None:
         from edgechat.tui import completion
 
-        self.post_message(self.CompletionsReady(text_before, completion.complete(text_before, Path.cwd())))
+        # The current folder as a relative path also works after it was deleted.
+        self.post_message(self.CompletionsReady(text_before, completion.complete(text_before, Path())))
 
     def on_prompt_input_completions_ready(self, message: CompletionsReady) -> None:
         """Show the completions, unless the text before the cursor has changed since they were requested."""

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from textual import on, work
+from textual import on
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
@@ -14,9 +14,9 @@ from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
 from edgechat.chat.messages import first_line
-from edgechat.errors import EdgechatError
 from edgechat.terminal import escape_controls
 from edgechat.tui.confirm import Confirmation
+from edgechat.tui.workers import thread_worker
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -109,12 +109,12 @@ class Sidebar(Vertical):
         """Reload the list of conversations in a thread."""
         self._read_list()
 
-    @work(thread=True, exclusive=True, group="list", exit_on_error=False)
+    def _show_error(self, text: str) -> None:
+        self.app.notify(f"Cannot list the conversations: {text}", severity="error")
+
+    @thread_worker(_show_error, group="list")
     def _read_list(self) -> None:
-        try:
-            summaries = self._list_conversations()
-        except EdgechatError:
-            return
+        summaries = self._list_conversations()
         if summaries is not None:
             self.post_message(self.ListReady(summaries))
 
