@@ -1,23 +1,26 @@
 """Client of the Hugging Face hub: search for models, and list the quants and files of a repository.
 
-Only this module imports huggingface_hub, and it uses no private API of that library. Requests are sent only for a
-search or a download that the user started, and telemetry is off.
+Only this module and `hub_client` import huggingface_hub, and they use no private API of that library. Requests are sent
+only for a search or a download that the user started, and telemetry is off.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeGuard, TypeVar
 
 import msgspec
 
+from edgechat.catalogue import hub_client
 from edgechat.catalogue.download import http
+from edgechat.catalogue.download.network_settings import translate_setup_errors
 from edgechat.catalogue.download.safe_names import is_safe_path
 from edgechat.catalogue.hub_errors import make_hub_error
-from edgechat.errors import CatalogueError, HubError
+from edgechat.errors import CatalogueError, EdgechatError, HubError
 from edgechat.modelfile.split import parse_part_name
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ _RETRY_PAUSES_S: Final = (0.5, 1.5)
 """Pauses in seconds before the second and the third attempt of a request, after server errors."""
 MAX_FILES: Final = 5000
 """Maximum number of files read from the file list of a repository; further files are ignored."""
+# Larger sizes are invalid: no file system has files of 4 EiB.
+_MAX_FILE_BYTES: Final = 1 << 62
+_SHA256_PATTERN: Final = re.compile(r"[0-9a-f]{64}")
 REFERENCE_PATTERN: Final = re.compile(
     r"(?:hf\.co/|https://huggingface\.co/)?(?P<repo>\w[\w.-]*/\w[\w.-]*?)(?::(?P<quant>[^:]+))?/?"
 )
@@ -114,30 +120,39 @@ def endpoint() -> str:
 
 
 class Hub:
-    """Client of the hub's API. Uses the variables HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE, and proxy variables."""
+    """Client of the hub's API. Uses the variables HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE, and proxy variables.
+
+    huggingface_hub sends its requests with edgechat's HTTP client, so that searches and downloads use the same proxies,
+    certificates and time limits.
+    """
 
     def __init__(self) -> None:
+        """Read the settings and the token of the hub. Raises HubError if any is invalid."""
+        self.endpoint = endpoint()
+        hub_client.check_endpoint(self.endpoint)
         # huggingface_hub reads these variables when it is imported.
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         os.environ["HF_HUB_DISABLE_XET"] = "1"
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        import huggingface_hub
+        with translate_setup_errors():
+            import huggingface_hub
 
-        from edgechat import __version__
+            from edgechat import __version__
 
-        self._name, self._version = "edgechat", __version__
-        self._api: HfApi = huggingface_hub.HfApi(
-            endpoint=endpoint(), library_name=self._name, library_version=self._version
-        )
-        huggingface_hub.set_client_factory(_make_client)
-        self._is_offline = bool(huggingface_hub.is_offline_mode())
-        self.endpoint = str(self._api.endpoint)
+            huggingface_hub.set_client_factory(functools.partial(hub_client.make_client, self.endpoint))
+            self._token: str | Literal[False] = hub_client.read_token() or False
+            self._api: HfApi = huggingface_hub.HfApi(
+                endpoint=self.endpoint, token=self._token, library_name="edgechat", library_version=__version__
+            )
+            self._is_offline = bool(huggingface_hub.is_offline_mode())
 
     def headers(self) -> dict[str, str]:
         """Return the HTTP headers for file requests. They contain the user's token, so send them only to the hub."""
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # missing in __all__
 
-        headers = build_hf_headers(library_name=self._name, library_version=self._version)
+        from edgechat import __version__
+
+        headers = build_hf_headers(token=self._token, library_name="edgechat", library_version=__version__)
         return {str(name): str(value) for name, value in headers.items()}
 
     def search(self, text: str, limit: int = 20) -> list[SearchResult]:
@@ -163,9 +178,10 @@ class Hub:
         files = []
         for sibling in (info.siblings or [])[:MAX_FILES]:
             name = sibling.rfilename
-            if not name.lower().endswith(".gguf") or not is_safe_path(name) or not isinstance(sibling.size, int):
+            if not name.lower().endswith(".gguf") or not is_safe_path(name) or not _is_size(sibling.size):
                 continue
-            sha256 = str(sibling.lfs.sha256) if sibling.lfs is not None else ""
+            sha256 = str(sibling.lfs.sha256).lower() if sibling.lfs is not None else ""
+            sha256 = sha256 if _SHA256_PATTERN.fullmatch(sha256) else ""
             files.append(
                 RemoteFile(path=name, size_bytes=sibling.size, sha256=sha256, url=self._file_url(info.id, sha, name))
             )
@@ -189,7 +205,6 @@ class Hub:
                 f"HF_HUB_OFFLINE is set, so no request for {repo_or_query} was sent to {self.endpoint}. "
                 "Unset HF_HUB_OFFLINE, or use an installed model (`edgechat models list`)."
             )
-        http.check_reachable(self.endpoint)
         for pause_s in (*_RETRY_PAUSES_S, None):
             try:
                 return self._call_api_once(send_request, repo_or_query)
@@ -201,7 +216,6 @@ class Hub:
 
     def _call_api_once(self, send_request: Callable[[], T], repo_or_query: str) -> T:
         """Call the API once, without retries. Raises HttpStatusError with the hub's error code, and HubError."""
-        import httpx2
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
         try:
@@ -213,26 +227,16 @@ class Hub:
             raise http.HttpStatusError(str(error), error.response.status_code, code=code) from None
         except HFValidationError as error:
             raise CatalogueError(f"{repo_or_query!r} is not a valid repository name: {error}") from None
-        except (httpx2.HTTPError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except EdgechatError:
+            raise
+        except Exception as error:  # noqa: BLE001  (the library raises many types for a response that it cannot use)
             raise HubError(
                 f"{self.endpoint} sent an invalid response for {repo_or_query}: {error or type(error).__name__}"
             ) from None
 
 
-def _raise_transient_error(response: Any) -> None:
-    """Raise HttpStatusError for a transient HTTP status. Otherwise huggingface_hub would retry for half a minute."""
-    error = http.HttpStatusError("", response.status_code, http.parse_retry_after(response.headers))
-    if error.is_transient:
-        raise error
-
-
-def _make_client() -> Any:
-    import httpx2
-
-    return httpx2.Client(
-        event_hooks={"response": [_raise_transient_error]}, follow_redirects=True,
-        timeout=httpx2.Timeout(API_TIMEOUT_S, connect=http.CONNECT_TIMEOUT_S),
-    )  # fmt: skip
+def _is_size(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < _MAX_FILE_BYTES
 
 
 def _find_licence(info: Any) -> str:

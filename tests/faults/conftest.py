@@ -21,7 +21,10 @@ def store(server: LocalHub, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
     """The hub without faults, with environment variables that point to it."""
     server.faults, server.requests, server.sent_bytes = Faults(), [], 0
     server.repos = {NAME: FakeRepo({"m.gguf": BODY})}
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+    for name in (
+        "HF_TOKEN", "HF_HUB_OFFLINE", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY",
+        "ALL_PROXY",
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     return server

@@ -6,23 +6,21 @@ download took 30 to 80 % more CPU time. In addition, another thread could not en
 
 from __future__ import annotations
 
-import base64
 import http.client
 import socket
-import ssl
 import threading
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
+from edgechat.catalogue.download import network_settings
 from edgechat.errors import HubError
 
 CONNECT_TIMEOUT_S: Final = 3.0
 """Timeout for name resolution and connecting together."""
 READ_TIMEOUT_S: Final = 20.0
-"""Timeout for each read from a connection."""
+"""Timeout for each read from a connection, and for all headers of a response together."""
 # Timeout for each address of a host. It is short, because the first of several addresses may be unreachable.
 _ADDRESS_TIMEOUT_S: Final = 1.5
 MAX_REDIRECTS: Final = 5
@@ -32,6 +30,7 @@ _PARTIAL_CONTENT: Final = 206
 _TRANSIENT_STATUSES: Final = frozenset({408, 429})
 _FIRST_SERVER_ERROR: Final = 500
 _MAX_ERROR_BYTES: Final = 4096
+_COMPRESSIONS: Final = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
 _MAX_RETRY_AFTER_DIGITS: Final = 9
 
 T = TypeVar("T")
@@ -57,12 +56,20 @@ class InvalidUrlError(HubError):
     """Raised for an invalid URL, or a redirect that this client does not follow."""
 
 
+class UnusableResponseError(HubError):
+    """Raised for a response that this client cannot use. A retry would return the same response."""
+
+
 class ConnectionFailedError(HubError):
     """Raised when a connection could not be established, was lost, or was too slow."""
 
 
 class ConnectError(ConnectionFailedError):
     """Raised when a connection could not be established."""
+
+
+PERMANENT_ERRORS: Final = (network_settings.NetworkSetupError, InvalidUrlError, UnusableResponseError)
+"""Errors that a retry would not change."""
 
 
 class Response:
@@ -126,15 +133,16 @@ def get(
 
     After a redirect to another origin, `headers` are sent without token and cookies. `on_connect` receives each new
     socket, so that another thread can end the transfer with `shut_down_socket`.
-    Raises HttpStatusError, InvalidUrlError and ConnectionFailedError.
+    Raises HttpStatusError, NetworkSetupError, InvalidUrlError, UnusableResponseError and ConnectionFailedError.
     """
     headers = dict(headers) | {"Accept-Encoding": "identity"}
     if start or end is not None:
         headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
     for _ in range(MAX_REDIRECTS + 1):
-        response = _request(url, headers, read_timeout_s, on_connect)
+        response = send_request(url, headers, read_timeout_s=read_timeout_s, on_connect=on_connect)
         if response.status not in _REDIRECT_STATUSES:
             _check_status(response)
+            check_encoding(response)
             return response
         response.close()
         target = _redirect_target(url, response.headers.get("Location", ""))
@@ -176,12 +184,6 @@ def run_with_timeout(timeout_s: float, work: Callable[[], T], host: str) -> T:
     return result[0]  # type: ignore[no-any-return]
 
 
-def check_reachable(url: str) -> None:
-    """Check that the server of `url`, or its proxy, accepts a connection. Raises ConnectError."""
-    connection, _, _ = _connect(url, READ_TIMEOUT_S)
-    connection.close()
-
-
 def shut_down_socket(sock: socket.socket) -> None:
     """End a transfer from another thread: `Response.read` then returns b"" or raises ConnectionFailedError."""
     with suppress(OSError):
@@ -189,17 +191,34 @@ def shut_down_socket(sock: socket.socket) -> None:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def _request(
-    url: str, headers: Mapping[str, str], read_timeout_s: float, on_connect: Callable[[socket.socket], None]
+def send_request(
+    url: str,
+    headers: Mapping[str, str],
+    *,
+    method: str = "GET",
+    body: bytes | None = None,
+    read_timeout_s: float = READ_TIMEOUT_S,
+    on_connect: Callable[[socket.socket], None] = lambda sock: None,
 ) -> Response:
+    """Send one request and return its response, whatever its status. Does not follow redirects.
+
+    Raises InvalidUrlError, NetworkSetupError and ConnectionFailedError.
+    """
     connection, target, proxy_headers = _connect(url, read_timeout_s)
     on_connect(connection.sock)
+    # A server could send its headers one byte at a time, and each byte restarts the read timeout.
+    deadline = threading.Timer(read_timeout_s, shut_down_socket, [connection.sock])
+    deadline.start()
     try:
-        connection.request("GET", target, headers={**headers, **proxy_headers})
+        connection.request(method, target, body, headers={**headers, **proxy_headers})
         return Response(connection, url)
     except (OSError, http.client.HTTPException, ValueError) as error:
         connection.close()
+        if deadline.finished.is_set():
+            raise _make_connection_error(url, TimeoutError("timed out while waiting for the headers")) from None
         raise _make_connection_error(url, error) from error
+    finally:
+        deadline.cancel()
 
 
 def _connect(url: str, read_timeout_s: float) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
@@ -208,49 +227,24 @@ def _connect(url: str, read_timeout_s: float) -> tuple[http.client.HTTPConnectio
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise InvalidUrlError(f"{redact_url(url)} is not an http or https URL")
     target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-    proxy_url = urllib.request.getproxies().get(parts.scheme)
-    if proxy_url and urllib.request.proxy_bypass(parts.hostname):
-        proxy_url = None
-    address = _parse_proxy(proxy_url, parts.scheme) if proxy_url else parts
-    tls_context = ssl.create_default_context() if parts.scheme == "https" else None
-    host, port = address.hostname or "", address.port
+    proxy = network_settings.find_proxy(parts)
+    tls_context = network_settings.make_tls_context() if parts.scheme == "https" else None
+    host, port = (proxy.host, proxy.port) if proxy else (parts.hostname, parts.port)
     connection = (
         http.client.HTTPSConnection(host, port, timeout=_ADDRESS_TIMEOUT_S, context=tls_context)
         if tls_context
         else http.client.HTTPConnection(host, port, timeout=_ADDRESS_TIMEOUT_S)
     )
-    proxy_headers = {}
-    if proxy_url:
-        authorization_headers = _make_proxy_headers(address)
-        if tls_context:
-            connection.set_tunnel(parts.hostname, parts.port or 443, headers=authorization_headers)
-        else:
-            target, proxy_headers = url, authorization_headers
+    if proxy and tls_context:
+        connection.set_tunnel(parts.hostname, parts.port or 443, headers=proxy.headers)
     try:
         run_with_timeout(CONNECT_TIMEOUT_S, connection.connect, host)
         connection.sock.settimeout(read_timeout_s)
     except (OSError, http.client.HTTPException, ValueError, ConnectionFailedError) as error:
         connection.close()
-        raise ConnectError(f"Cannot reach {host}: {_error_reason(error)}") from None
-    return connection, target, proxy_headers
-
-
-def _parse_proxy(proxy_url: str, scheme: str) -> urllib.parse.SplitResult:
-    try:
-        parts = urllib.parse.urlsplit(proxy_url if "//" in proxy_url else f"//{proxy_url}")
-        if parts.hostname and parts.port != 0:
-            return parts
-    except ValueError:
-        pass
-    # The message omits the address, because it may contain a password.
-    raise ConnectError(f"The environment variable {scheme}_proxy is not a valid proxy address. Correct this variable.")
-
-
-def _make_proxy_headers(proxy: urllib.parse.SplitResult) -> dict[str, str]:
-    if not proxy.username:
-        return {}
-    user = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+        route = f" through the proxy {host} ({proxy.source})" if proxy else ""
+        raise ConnectError(f"Cannot reach {parts.hostname}{route}: {_error_reason(error)}") from None
+    return (connection, url, proxy.headers) if proxy and not tls_context else (connection, target, {})
 
 
 def _check_status(response: Response) -> None:
@@ -264,6 +258,17 @@ def _check_status(response: Response) -> None:
         parse_retry_after(response.headers),
         response.headers.get("X-Error-Code", ""),
     )
+
+
+def check_encoding(response: Response) -> None:
+    """Close the response and raise UnusableResponseError if its body is compressed, which edgechat never requests."""
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding in _COMPRESSIONS:
+        response.close()
+        raise UnusableResponseError(
+            f"{redact_url(response.url)} sent compressed data ({encoding}), although edgechat did not request this. "
+            "A proxy may have changed the response."
+        )
 
 
 def parse_retry_after(headers: Mapping[str, str] | http.client.HTTPMessage) -> float | None:

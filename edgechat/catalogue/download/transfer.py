@@ -256,7 +256,7 @@ class Transfer:
         """Pause before the next attempt. Raises `error` if it is permanent or no attempt is left."""
         policy = self._retry_policy
         requested_pause_s = 0.0
-        can_retry = not isinstance(error, http.InvalidUrlError)
+        can_retry = not isinstance(error, http.PERMANENT_ERRORS)
         if isinstance(error, http.HttpStatusError):
             can_retry, requested_pause_s = error.is_transient, error.retry_after_s or 0.0
             if requested_pause_s > policy.max_pause_s:
