@@ -230,7 +230,7 @@ def parse_value(name: str, text: str) -> object:
 
 def read_toml(path: Path, problems: list[SettingsProblem]) -> dict[str, Any]:
     """Parse a TOML file. Returns {} if the file is missing or invalid; adds a problem if it is invalid."""
-    if not path.exists():  # the usual case; returning here avoids importing a TOML parser
+    if not os.path.lexists(path):  # the usual case; returning here avoids importing a TOML parser
         return {}
     try:
         return files.read_toml(path)

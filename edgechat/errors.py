@@ -30,6 +30,7 @@ its length.
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar, Final
 
 from edgechat.humanize import shorten
@@ -173,6 +174,23 @@ class PlanError(EdgechatError):
     """Raised when a model does not fit in memory."""
 
     exit_code = 5
+
+
+def format_os_error(error: OSError) -> str:
+    """Return the path and the reason of an OSError without its number, such as `/a/b: Permission denied`."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, (str, bytes)) else reason
+
+
+def describe_failure(error: EdgechatError | OSError | UnicodeError | MemoryError) -> tuple[str, int]:
+    """Return the message and the exit code for an error that ends the program."""
+    if isinstance(error, EdgechatError):
+        return str(error), error.exit_code
+    if isinstance(error, UnicodeError):
+        return f"An argument or a file name is not valid UTF-8: {error}", UsageError.exit_code
+    if isinstance(error, MemoryError):
+        return str(error) or "There is not enough memory.", EdgechatError.exit_code
+    return format_os_error(error), EdgechatError.exit_code
 
 
 def find_error_class(name: str) -> type[EdgechatError]:

@@ -1,23 +1,68 @@
 """Paths of edgechat's files and directories. The functions do not create files or directories.
 
 The environment variable `EDGECHAT_HOME` moves all files into one directory, for portable installations and tests.
+The functions raise UsageError if the user has no home directory, or may not open edgechat's directory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sys
 from pathlib import Path
+
+from edgechat.errors import UsageError
+
+
+def home_dir() -> Path | None:
+    """Return the user's home directory; None if neither HOME nor the password database contains an absolute path."""
+    home = os.path.expanduser("~") if sys.platform == "win32" else os.environ.get("HOME", "")  # noqa: PTH111
+    if not os.path.isabs(home):  # noqa: PTH117  (works on text)
+        with contextlib.suppress(ImportError, KeyError):  # no password database (Windows), or no entry in it
+            import pwd
+
+            home = pwd.getpwuid(os.getuid()).pw_dir
+    return Path(home) if os.path.isabs(home) else None  # noqa: PTH117
+
+
+def expand_user(name: str) -> Path:
+    """Return `name` as a path, with the home directory in place of a leading `~`, if that directory is known."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111  (Path.expanduser raises an exception for an unknown user)
 
 
 def _base_directory(kind: str) -> Path:
+    directory = _find_base_directory(kind)
+    try:
+        os.stat(os.path.join(directory, os.curdir))  # noqa: PTH116, PTH118  (a Path would drop the dot)
+    except (FileNotFoundError, NotADirectoryError):  # the directory is created later, or writing to it fails
+        pass
+    except OSError as error:
+        raise UsageError(
+            f"Cannot open the folder {directory}: {error.strerror}. Correct its permissions, or set HOME or "
+            "EDGECHAT_HOME to a folder of yours."
+        ) from None
+    return directory
+
+
+def _find_base_directory(kind: str) -> Path:
     home = os.environ.get("EDGECHAT_HOME")
     if home:
-        return Path(home) / kind
+        with contextlib.suppress(FileNotFoundError):  # the current directory was deleted
+            return Path(home).absolute() / kind
+        raise UsageError(f"EDGECHAT_HOME is {home!r}, but the current folder was deleted. Set it to an absolute path.")
     import platformdirs
 
     dirs = platformdirs.PlatformDirs("edgechat", appauthor=False)
-    return {"config": dirs.user_config_path, "data": dirs.user_data_path, "cache": dirs.user_cache_path}[kind]
+    directories = {"config": "user_config_path", "data": "user_data_path", "cache": "user_cache_path"}
+    with contextlib.suppress(RuntimeError):  # the home directory is unknown
+        path: Path = getattr(dirs, directories[kind])
+        if path.is_absolute():
+            return path
+    raise UsageError(
+        "There is no home directory for edgechat's files: HOME is not an absolute path, and the password database has "
+        "no entry for the current user. Set HOME, or set EDGECHAT_HOME to a folder for edgechat's files."
+    )
 
 
 def config_dir() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -151,7 +152,7 @@ def load_catalogue() -> dict[str, CatalogueModel]:
 def read_user_catalogue() -> tuple[CatalogueModel, ...]:
     """Read the user's models.toml; return () if there is no such file. Raises CatalogueError with the line or key."""
     path = paths.config_dir() / _FILE_NAME
-    return read_catalogue_file(path) if path.exists() else ()
+    return read_catalogue_file(path) if os.path.lexists(path) else ()
 
 
 def builtin_catalogue_file() -> Path:

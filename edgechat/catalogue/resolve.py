@@ -20,7 +20,7 @@ def find_model(name: str) -> Path:
     damaged.
     """
     if is_path_like(name) or (os.sep in name and Path(name).exists()):
-        return Path(os.path.expanduser(name))  # noqa: PTH111  (Path.expanduser raises for an unknown user)
+        return paths.expand_user(name)
     if name == STARTER:
         return starter_model()
     alias = registry.read_records().aliases.get(name)
@@ -42,7 +42,7 @@ def find_installed_model(name: str, models: Iterable[InstalledModel]) -> Install
         if lower_name in {model.name.lower(), model.name.lower().removesuffix(":latest")} or name in model.aliases:
             return model
     if is_path_like(name):
-        return _find_path(Path(name).expanduser().absolute(), models)
+        return _find_path(paths.expand_user(name).absolute(), models)
     repo, quant = hub.parse_reference(name) or ("", "")
     matches = [model for model in models if repo and _has_repo_and_quant(model, (repo,), quant)]
     if not repo:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from edgechat.cli.json_output import echo_json
@@ -43,7 +45,7 @@ def path() -> None:
     """Print the path of the settings file."""
     from edgechat.paths import config_file
 
-    click.echo(config_file())
+    click.echo(os.fsencode(config_file()))  # as bytes, because the name of a folder can be in any encoding
 
 
 @config.command()

@@ -140,7 +140,9 @@ def redact(value: Any) -> Any:
     """Return a copy of `value` in which `~` replaces the home directory, and `USER` the user name in paths."""
     import getpass
 
-    home = str(Path.home())
+    from edgechat.paths import home_dir
+
+    home = str(home_dir() or "")
     if isinstance(value, dict):
         return {key: redact(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -31,17 +31,18 @@ def main() -> None:
 
 def _start_chat() -> int:
     """Run the chat without importing click, which would delay the first frame, and return the exit code."""
-    from edgechat.errors import EdgechatError
+    from edgechat.errors import EdgechatError, describe_failure
 
     try:
         from edgechat.cli.chat import run_chat
 
         return run_chat()
-    except EdgechatError as error:
+    except (EdgechatError, OSError, UnicodeError, MemoryError) as error:
         from edgechat.terminal import escape_controls
 
-        print(f"edgechat: {escape_controls(str(error))}", file=sys.stderr)
-        return error.exit_code
+        message, exit_code = describe_failure(error)
+        print(f"edgechat: {escape_controls(message)}", file=sys.stderr)
+        return exit_code
 
 
 def ensure_standard_streams() -> None:

@@ -13,7 +13,7 @@ import click
 
 from edgechat import __version__
 from edgechat.cli.options import conversation_options
-from edgechat.errors import MAX_MESSAGE_CHARS, EdgechatError, EngineDiedError, UsageError
+from edgechat.errors import MAX_MESSAGE_CHARS, EdgechatError, EngineDiedError, UsageError, describe_failure
 from edgechat.humanize import shorten
 from edgechat.signals import HANGUP_EXIT_CODE
 from edgechat.terminal import escape_controls, is_gone
@@ -105,14 +105,12 @@ def run() -> int:
     try:
         # Standalone mode would replace edgechat's exit codes with click's.
         result = edgechat.main(standalone_mode=False, prog_name="edgechat")
-    except EdgechatError as error:
-        _print_error(str(error))
-        return error.exit_code
-    except UnicodeError as error:
-        _print_error(f"An argument or a file name is not valid UTF-8: {error}")
-        return UsageError.exit_code
     except (OSError, MemoryError) as error:
         return _report_os_error(error)
+    except (EdgechatError, UnicodeError) as error:
+        message, exit_code = describe_failure(error)
+        _print_error(message)
+        return exit_code
     except click.ClickException as error:
         output = io.StringIO()
         error.show(output)
@@ -127,7 +125,7 @@ def _report_os_error(error: OSError | MemoryError) -> int:
     """Print an error of the operating system, unless the terminal is gone, and return the exit code."""
     if is_gone(sys.stdout) or is_gone(sys.stderr):
         return HANGUP_EXIT_CODE
-    _print_error(str(error) or "There is not enough memory.")
+    _print_error(describe_failure(error)[0])
     return EdgechatError.exit_code
 
 

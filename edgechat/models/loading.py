@@ -192,12 +192,23 @@ def _make_plan(
 
 
 def _load(engine: EngineClient, load_plan: LoadPlan, on_event: LoadCallback) -> protocol.Loaded:
-    request = protocol.Load(id=engine.next_id(), plan=load_plan, prefix_dir=str(paths.prefix_dir()))
+    prefix_dir = str(paths.prefix_dir())
+    if not _is_utf8(prefix_dir):  # the protocol contains only text, so the prefix cache stays in memory
+        prefix_dir = ""
+    request = protocol.Load(id=engine.next_id(), plan=load_plan, prefix_dir=prefix_dir)
     try:
         return engine.load(request, lambda event: _forward_progress(event, on_event))
     except EngineDiedError:
         record_memory_kill(engine, load_plan)
         raise
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _make_retry_plan(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from edgechat.errors import EdgechatError, HubError
+from edgechat.errors import EdgechatError, HubError, format_os_error
 
 # Variables with the certificate file or directory, in order of precedence. OpenSSL reads the first two; the others are
 # the variables of requests and of curl, which many companies set.
@@ -164,6 +164,4 @@ def translate_setup_errors(environment: Mapping[str, str] = os.environ) -> Itera
 
 
 def _error_reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__
+    return format_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__
