@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgechat.errors import ModelFileError
+from edgechat.modelfile.file_kinds import (
+    HEAD_BYTES,
+    describe_file_part,
+    describe_other_format,
+    describe_unsupported_version,
+)
 from edgechat.modelfile.header import ModelHeader, Tensor
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 
@@ -51,18 +57,28 @@ def read_gguf_header(path: Path) -> ModelHeader:
     Raises ModelFileError with the path and the reason.
     """
     try:
-        if path.is_dir():
-            raise ModelFileError(f"{path} is a directory. Choose a .gguf file in this directory.")
-        if path.exists() and not path.is_file():
-            raise ModelFileError(f"{path} is not a regular file")
+        _check_regular_file(path)
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
             return _HeaderParser(str(path), file.read, size, _READ_AHEAD_BYTES).parse()
+    except ModelFileError:
+        part_description = describe_file_part(path)
+        if part_description:
+            raise ModelFileError(f"{path} {part_description}") from None
+        raise
     except FileNotFoundError:
         raise ModelFileError(f"{path} does not exist") from None
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _check_regular_file(path: Path) -> None:
+    """Raise ModelFileError for a directory, and for pipes and devices, because reading them might never end."""
+    if path.is_dir():
+        raise ModelFileError(f"{path} is a directory. Choose a .gguf file in this directory.")
+    if path.exists() and not path.is_file():
+        raise ModelFileError(f"{path} is a pipe or a device, not a regular file. Choose a .gguf file.")
 
 
 def read_gguf_stream(name: str, read: Callable[[int], bytes], size: int) -> ModelHeader:
@@ -89,11 +105,14 @@ class _HeaderParser:
     def parse(self) -> ModelHeader:
         if self._size == 0:
             raise self._make_error("is empty; download it again")
-        if self._read_bytes(4, "the first bytes") != MAGIC:
-            raise self._make_error("is not a GGUF file (it does not start with GGUF)")
+        self._fill_window(min(self._size, HEAD_BYTES), "the first bytes")
+        head = bytes(self._window[:HEAD_BYTES])
+        if not head.startswith(MAGIC[: len(head)]):
+            raise self._make_error(describe_other_format(head, self._size))
+        self._read_bytes(len(MAGIC), "the first bytes")
         version = self._read_scalar(_U32, "the GGUF version")
         if version not in VERSIONS:
-            raise self._make_error(f"has GGUF version {version}; versions {VERSIONS[0]} and {VERSIONS[1]} can be read")
+            raise self._make_error(describe_unsupported_version(version, VERSIONS))
         n_tensors = self._read_count("tensors", MAX_TENSORS, min_bytes=24)
         n_keys = self._read_count("metadata entries", MAX_KEYS, min_bytes=13)
         metadata: dict[str, Any] = {}
