@@ -54,6 +54,11 @@ class Faults:
     """Number of bytes of the body after which the server sends no more, but leaves the connection open."""
     api_status: int = 0
     api_body: bytes | None = None
+    api_redirect_to: str | None = None
+    encoding: str = ""
+    """Content-Encoding of all responses; the content is sent as it is."""
+    content_range: str | None = None
+    """Content-Range of partial responses instead of the right one."""
 
 
 class LocalHub:
@@ -163,9 +168,17 @@ class _Handler(BaseHTTPRequestHandler):
         if faults.api_status:
             self._refuse(faults.api_status)
             return
+        if faults.api_redirect_to is not None:
+            self.send_response(302)
+            self.send_header("Location", faults.api_redirect_to)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         body = faults.api_body if faults.api_body is not None else json.dumps(value).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
+        if faults.encoding:
+            self.send_header("Content-Encoding", faults.encoding)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -244,11 +257,14 @@ class _Handler(BaseHTTPRequestHandler):
                 self._refuse(416)
                 return
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+            content_range = f"bytes {start}-{end - 1}/{len(content)}"
+            self.send_header("Content-Range", content_range if faults.content_range is None else faults.content_range)
         else:
             self.send_response(200)
         if not faults.no_etag:
             self.send_header("ETag", etag)
+        if faults.encoding:
+            self.send_header("Content-Encoding", faults.encoding)
         if faults.no_length:
             self.close_connection = True
             self.send_header("Connection", "close")

@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeGuard, TypeVar
 
 import msgspec
@@ -21,6 +21,8 @@ from edgechat.catalogue.download.network_settings import translate_setup_errors
 from edgechat.catalogue.download.safe_names import is_safe_path
 from edgechat.catalogue.hub_errors import make_hub_error
 from edgechat.errors import CatalogueError, EdgechatError, HubError
+from edgechat.humanize import format_count
+from edgechat.modelfile.file_kinds import format_join_command, group_file_parts
 from edgechat.modelfile.split import parse_part_name
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ MAX_FILES: Final = 5000
 """Maximum number of files read from the file list of a repository; further files are ignored."""
 # Larger sizes are invalid: no file system has files of 4 EiB.
 _MAX_FILE_BYTES: Final = 1 << 62
+_MAX_LICENCE_CHARS: Final = 60
 _SHA256_PATTERN: Final = re.compile(r"[0-9a-f]{64}")
 REFERENCE_PATTERN: Final = re.compile(
     r"(?:hf\.co/|https://huggingface\.co/)?(?P<repo>\w[\w.-]*/\w[\w.-]*?)(?::(?P<quant>[^:]+))?/?"
@@ -78,6 +81,16 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
         return sum(file.size_bytes for file in self.files)
 
 
+class UnusableVariant(msgspec.Struct, frozen=True, kw_only=True):
+    """A model in a repository that edgechat cannot download."""
+
+    quant: str
+    name: str
+    """Path of the model's file in the repository, as if it were in one piece."""
+    reason: str
+    """Sentence with the reason and the next step, without a final period."""
+
+
 class Repository(msgspec.Struct, frozen=True, kw_only=True):
     """A hub repository at one revision."""
 
@@ -86,6 +99,7 @@ class Repository(msgspec.Struct, frozen=True, kw_only=True):
     is_gated: bool
     licence: str
     variants: tuple[Variant, ...]
+    unusable: tuple[UnusableVariant, ...] = ()
 
     def model_variants(self) -> list[Variant]:
         """Return the variants that are models, not projectors (image or sound encoders)."""
@@ -157,41 +171,50 @@ class Hub:
 
     def search(self, text: str, limit: int = 20) -> list[SearchResult]:
         """Search for repositories with GGUF files, and sort them by downloads, most first. Raises HubError."""
-        repositories = self._call_api(
-            lambda: list(self._api.list_models(search=text, filter="gguf", sort="downloads", limit=limit)), repr(text)
-        )
-        return [
-            SearchResult(
-                id=repo.id, downloads=repo.downloads or 0, likes=repo.likes or 0,
-                licence=_find_licence(repo), is_gated=bool(repo.gated),
-            )
-            for repo in repositories
-        ]  # fmt: skip
+
+        def search() -> list[SearchResult]:
+            repositories = self._api.list_models(search=text, filter="gguf", sort="downloads", limit=limit)
+            return [
+                SearchResult(
+                    id=repo.id, downloads=int(repo.downloads or 0), likes=int(repo.likes or 0),
+                    licence=_find_licence(repo), is_gated=bool(repo.gated),
+                )
+                for repo in repositories
+                if _is_repository_name(repo.id)
+            ]  # fmt: skip
+
+        return self._call_api(search, repr(text))
 
     def get_repository(self, repo_id: str, revision: str | None = None) -> Repository:
         """Fetch a repository, with variants sorted by size. Raises HubError, or CatalogueError for an invalid name."""
-        info = self._call_api(
-            lambda: self._api.model_info(repo_id, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S),
-            repo_id,
-        )
-        sha = info.sha or revision or "main"
+        return self._call_api(lambda: self._fetch_repository(repo_id, revision), repo_id)
+
+    def _fetch_repository(self, repo_id: str, revision: str | None) -> Repository:
+        info = self._api.model_info(repo_id, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S)
+        if not _is_repository_name(info.id):
+            raise ValueError(f"the repository name {str(info.id)!r} is not valid")
+        sha = str(info.sha or revision or "main")
+        siblings = (info.siblings or [])[:MAX_FILES]
+        cut_files = _find_cut_files(sibling.rfilename for sibling in siblings)
+        file_parts = {name for parts in cut_files.values() for name in parts}
         files = []
-        for sibling in (info.siblings or [])[:MAX_FILES]:
+        for sibling in siblings:
             name = sibling.rfilename
             if not name.lower().endswith(".gguf") or not is_safe_path(name) or not _is_size(sibling.size):
+                continue
+            if name in file_parts:
                 continue
             sha256 = str(sibling.lfs.sha256).lower() if sibling.lfs is not None else ""
             sha256 = sha256 if _SHA256_PATTERN.fullmatch(sha256) else ""
             files.append(
                 RemoteFile(path=name, size_bytes=sibling.size, sha256=sha256, url=self._file_url(info.id, sha, name))
             )
+        variants, unusable = _group_into_variants(files)
+        unusable += [_make_cut_variant(*item, f"{self.endpoint}/{info.id}") for item in cut_files.items()]
         return Repository(
-            id=info.id,
-            revision=sha,
-            is_gated=bool(info.gated),
-            licence=_find_licence(info),
-            variants=tuple(_group_into_variants(files)),
-        )
+            id=info.id, revision=sha, is_gated=bool(info.gated), licence=_find_licence(info),
+            variants=tuple(variants), unusable=tuple(unusable),
+        )  # fmt: skip
 
     def _file_url(self, repo_id: str, revision: str, path: str) -> str:
         from huggingface_hub import hf_hub_url
@@ -231,8 +254,13 @@ class Hub:
             raise
         except Exception as error:  # noqa: BLE001  (the library raises many types for a response that it cannot use)
             raise HubError(
-                f"{self.endpoint} sent an invalid response for {repo_or_query}: {error or type(error).__name__}"
+                f"{self.endpoint} sent an invalid response for {repo_or_query}: "
+                f"{http.shorten_reason(str(error) or type(error).__name__)}"
             ) from None
+
+
+def _is_repository_name(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and REFERENCE_PATTERN.fullmatch(value) is not None and is_safe_path(value)
 
 
 def _is_size(value: object) -> TypeGuard[int]:
@@ -241,23 +269,48 @@ def _is_size(value: object) -> TypeGuard[int]:
 
 def _find_licence(info: Any) -> str:
     tags = info.tags if isinstance(info.tags, list) else []
-    return next((str(tag)[8:] for tag in tags if str(tag).startswith("license:")), "")
+    licences = (str(tag)[8:] for tag in tags if str(tag).startswith("license:"))
+    return next(licences, "")[:_MAX_LICENCE_CHARS]
 
 
-def _group_into_variants(files: list[RemoteFile]) -> list[Variant]:
-    """Group files into variants, sorted by size. Split models with missing parts are omitted."""
+def _group_into_variants(files: list[RemoteFile]) -> tuple[list[Variant], list[UnusableVariant]]:
+    """Group files into variants, sorted by size, and split models whose parts are not all in the repository."""
     split_models: dict[tuple[str, int], dict[int, RemoteFile]] = {}
-    variants = []
+    variants, unusable = [], []
     for file in files:
         part = parse_part_name(file.path)
         if part is None:
             variants.append(_make_variant((file,)))
         else:
             split_models.setdefault((part.stem, part.n_parts), {})[part.number] = file
-    for (_, n_parts), parts in split_models.items():
+    for (stem, n_parts), parts in split_models.items():
         if len(parts) == n_parts:
             variants.append(_make_variant(tuple(parts[number] for number in sorted(parts))))
-    return sorted(variants, key=lambda variant: variant.size_bytes)
+        else:
+            reason = f"{stem}.gguf has {n_parts} parts, but the repository contains only {len(parts)} of them"
+            unusable.append(UnusableVariant(quant=parse_quant(stem), name=f"{stem}.gguf", reason=reason))
+    return sorted(variants, key=lambda variant: variant.size_bytes), unusable
+
+
+def _find_cut_files(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the parts of models that were cut by size, by the name of the whole file."""
+    model_names = (name for name in names if is_safe_path(name) and (".gguf" in name.lower() or parse_quant(name)))
+    return {
+        whole_name: parts
+        for whole_name, parts in group_file_parts(model_names).items()
+        if len(parts) > 1 or not parts[0].lower().endswith(".gguf")
+    }
+
+
+def _make_cut_variant(whole_name: str, parts: Sequence[str], repo_url: str) -> UnusableVariant:
+    command = format_join_command([part.rsplit("/", 1)[-1] for part in parts], whole_name.rsplit("/", 1)[-1])
+    return UnusableVariant(
+        quant=parse_quant(whole_name), name=whole_name,
+        reason=(
+            f"{whole_name} was cut into {format_count(len(parts), 'part')}, which must be joined. Download them from "
+            f"{repo_url}, join them with `{command}`, and add the joined file with `edgechat models add`"
+        ),
+    )  # fmt: skip
 
 
 def _make_variant(files: tuple[RemoteFile, ...]) -> Variant:
@@ -272,10 +325,6 @@ def choose_variant(repo: Repository, quant: str = "") -> Variant:
     Raises CatalogueError, which lists the available variants, if no variant or more than one matches.
     """
     models = repo.model_variants()
-    if not models:
-        raise CatalogueError(
-            f"{repo.id} has no GGUF files. Use `edgechat models search` to find a repository whose name ends in -GGUF."
-        )
     for preferred_quant in [quant.upper()] if quant else PREFERRED_QUANTS:
         matches = [model for model in models if model.quant == preferred_quant]
         if len(matches) == 1 or (matches and not quant):
@@ -286,9 +335,20 @@ def choose_variant(repo: Repository, quant: str = "") -> Variant:
                 f"{repo.id} has several {preferred_quant} models: {names}. Name the file, as in {repo.id}:FILE."
             )
     for model in models:
-        if quant and quant.lower() in {model.files[0].path.lower(), model.files[0].path.rsplit("/", 1)[-1].lower()}:
+        if quant and _matches_file(quant, model.files[0].path):
             return model
+    for unusable in repo.unusable:
+        if not models or (quant and (unusable.quant == quant.upper() or _matches_file(quant, unusable.name))):
+            raise CatalogueError(f"{repo.id}: {unusable.reason}.")
+    if not models:
+        raise CatalogueError(
+            f"{repo.id} has no GGUF files. Use `edgechat models search` to find a repository whose name ends in -GGUF."
+        )
     if quant:
         available_quants = ", ".join(dict.fromkeys(model.quant or model.files[0].path for model in models))
         raise CatalogueError(f"{repo.id} has no variant {quant}. Available variants: {available_quants}.")
     return models[len(models) // 2]
+
+
+def _matches_file(name: str, path: str) -> bool:
+    return name.lower() in {path.lower(), path.rsplit("/", 1)[-1].lower()}

@@ -65,9 +65,10 @@ def starter_model() -> Path:
     )
 
 
-def scan() -> list[InstalledModel]:
+def scan(on_skipped: locations.OnSkipped = lambda skipped: None) -> list[InstalledModel]:
     """Find all models on this machine. Files with the same inode or expected hash are listed as one model.
 
+    `on_skipped` receives files and folders that cannot be used, except those of Ollama, whose folder another user owns.
     Raises CatalogueError if library.json is damaged.
     """
     records, cache, memo = registry.read_records(), ModelFactsCache(), HashMemo(paths.prefix_dir())
@@ -76,7 +77,8 @@ def scan() -> list[InstalledModel]:
         *locations.list_locations([Path(folder) for folder in records.folders]),
         *((locations.FILE, Path(file)) for file in records.files),
     ]:
-        for file in locations.find_model_files(source, directory):
+        report = (lambda skipped: None) if source == locations.OLLAMA else on_skipped
+        for file in locations.find_model_files(source, directory, report):
             try:
                 stat = file.path.stat()
             except OSError:

@@ -15,12 +15,14 @@ from edgechat import paths
 from edgechat.catalogue import curated, hub, registry, resolve
 from edgechat.catalogue.download import http
 from edgechat.catalogue.download.file_download import download_file
+from edgechat.catalogue.download.network_settings import NetworkSetupError
 from edgechat.catalogue.download.request import DownloadProgress, DownloadRequest, RetryPolicy, check_disk_space
 from edgechat.catalogue.download.safe_names import is_safe_path
 from edgechat.catalogue.hub import Hub, Repository, Variant
 from edgechat.catalogue.hub_errors import make_hub_error
 from edgechat.catalogue.registry import VerifiedHash
 from edgechat.errors import CatalogueError, HubError
+from edgechat.modelfile.file_kinds import parse_file_part
 from edgechat.modelfile.split import read_header
 
 # Pattern of the URL of a file on the hub: its web page (blob) or its download link (resolve).
@@ -85,7 +87,7 @@ def _find_curated_target(model: curated.CatalogueModel, quant: str, make_hub: Ca
             return _make_repository_target(repo, hub.choose_variant(repo, quant), client)
         except (CatalogueError, HubError) as error:
             first_error = first_error or error
-            if isinstance(error, http.ConnectionFailedError):
+            if isinstance(error, (http.ConnectionFailedError, NetworkSetupError)):
                 break
     if first_error is not None:
         raise first_error
@@ -95,8 +97,6 @@ def _find_curated_target(model: curated.CatalogueModel, quant: str, make_hub: Ca
 
 def _make_repository_target(repo: Repository, variant: Variant, client: Hub) -> PullTarget:
     folder, headers = paths.models_dir().joinpath(*repo.id.split("/")), client.headers()
-    if not is_safe_path(repo.id):
-        raise HubError(f"The hub returned the repository name {repo.id!r}, which is not a safe folder name.")
     files = tuple(
         DownloadRequest(
             url=file.url, path=folder.joinpath(*file.path.split("/")), size_bytes=file.size_bytes, sha256=file.sha256,
@@ -114,6 +114,12 @@ def _make_url_target(url: str) -> PullTarget:
     parts = http.split_url(url)
     path = urllib.parse.unquote(parts.path).lstrip("/")
     host = (parts.hostname or "") + (f"_{parts.port}" if parts.port else "")
+    file_part = parse_file_part(path.rsplit("/", 1)[-1])
+    if file_part is not None and not path.lower().endswith(".gguf"):
+        raise CatalogueError(
+            f"{http.redact_url(url)} is only a part of {file_part.whole_name}, which was cut into several files. "
+            "Download all parts, join them with `cat`, and add the joined file with `edgechat models add`."
+        )
     if not path.lower().endswith(".gguf") or not is_safe_path(f"{host}/{path}"):
         raise CatalogueError(f"{http.redact_url(url)} does not end in a valid .gguf file name")
     request = DownloadRequest(url=url, path=paths.models_dir().joinpath(host, *path.split("/")))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,14 @@ from edgechat.cli.json_output import echo_json
 from edgechat.cli.model_info import print_info
 from edgechat.cli.options import complete_model
 from edgechat.cli.progress import DownloadMeter, StderrStatus
-from edgechat.humanize import format_size
+from edgechat.humanize import format_count, format_size
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
+    from edgechat.catalogue.locations import SkippedPath
     from edgechat.errors import HubError
+
+_MAX_SHOWN_SKIPPED = 20
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 model_argument = click.argument("model", shell_complete=complete_model)
@@ -45,10 +50,12 @@ def list_(*, catalogue: bool, all_kinds: bool, as_json: bool) -> None:
         catalogue_models = list(curated.load_catalogue().values())
         echo_json(catalogue_models) if as_json else _print_catalogue(catalogue_models)
         return
-    entries = [entry for entry in library.scan() if all_kinds or entry.facts.kind == "model"]
+    skipped_paths: list[SkippedPath] = []
+    entries = [entry for entry in library.scan(skipped_paths.append) if all_kinds or entry.facts.kind == "model"]
     if as_json:
         echo_json(entries)
         return
+    _print_skipped(skipped_paths)
     if not entries:
         click.echo(
             "No models installed. See `edgechat models list --catalogue`, then run `edgechat models pull MODEL`.",
@@ -74,6 +81,15 @@ def list_(*, catalogue: bool, all_kinds: bool, as_json: bool) -> None:
                 "resume it with `edgechat models pull`, or delete it with `edgechat models remove PATH`"
             )
         )
+
+
+def _print_skipped(skipped_paths: Sequence[SkippedPath]) -> None:
+    """Print the files and folders that the search for models skipped, with the reasons, to standard error."""
+    for skipped in skipped_paths[:_MAX_SHOWN_SKIPPED]:
+        click.echo(escape_controls(f"edgechat: {skipped.path} {skipped.reason}"), err=True)
+    if len(skipped_paths) > _MAX_SHOWN_SKIPPED:
+        n_more = len(skipped_paths) - _MAX_SHOWN_SKIPPED
+        click.echo(f"edgechat: {format_count(n_more, 'more path')} skipped", err=True)
 
 
 def _print_catalogue(entries: list[Any]) -> None:
@@ -192,7 +208,7 @@ def info(model: str, *, as_json: bool) -> None:
 @json_option
 def add(path: Path, *, name: str | None, as_json: bool) -> None:
     """Add a .gguf file or a folder of models, without copying."""
-    from edgechat.catalogue import library
+    from edgechat.catalogue import library, locations
     from edgechat.errors import UsageError
     from edgechat.modelfile.split import read_header
 
@@ -200,7 +216,12 @@ def add(path: Path, *, name: str | None, as_json: bool) -> None:
         if name:
             raise UsageError("A folder cannot have an alias. Name its models with `edgechat models alias`.")
         library.add_folder(path)
-        _print_result({"folder": path}, f"Added the models in {path}.", as_json=as_json)
+        skipped_paths: list[SkippedPath] = []
+        n_models = sum(1 for _ in locations.find_model_files(locations.FOLDER, path, skipped_paths.append))
+        _print_skipped(skipped_paths)
+        count_text = format_count(n_models, "model file") if n_models else "no model files (.gguf) yet"
+        text = f"Added the folder {path}, which contains {count_text}."
+        _print_result({"folder": path, "n_models": n_models}, text, as_json=as_json)
         return
     header = read_header(path)
     library.add_file(path)
@@ -322,18 +343,25 @@ def dirs(*, as_json: bool) -> None:
     from edgechat.catalogue import locations, registry
 
     folders = [Path(folder) for folder in registry.read_records().folders]
-    folder_rows = [
-        {
-            "from": source,
-            "path": path,
-            "is_there": path.is_dir(),
-            "n_files": sum(1 for _ in locations.find_model_files(source, path)),
-        }
-        for source, path in locations.list_locations(folders)
-    ]
+    folder_rows: list[dict[str, Any]] = []
+    all_skipped_paths: list[SkippedPath] = []
+    for source, path in locations.list_locations(folders):
+        skipped_paths: list[SkippedPath] = []
+        n_files = sum(1 for _ in locations.find_model_files(source, path, skipped_paths.append))
+        folder_rows.append(
+            {
+                "from": source,
+                "path": path,
+                "is_there": os.path.isdir(path),  # noqa: PTH112  (Path.is_dir raises an exception without access)
+                "n_files": n_files,
+                "skipped": [skipped._asdict() for skipped in skipped_paths],
+            }
+        )
+        all_skipped_paths += skipped_paths
     if as_json:
         echo_json(folder_rows)
         return
     for row in folder_rows:
-        count_text = f"{row['n_files']} file{'s' * (row['n_files'] != 1)}" if row["is_there"] else "missing"
+        count_text = format_count(row["n_files"], "file") if row["is_there"] else "missing"
         click.echo(escape_controls(f"{row['from']:<10}  {count_text:>10}  {row['path']}"))
+    _print_skipped(all_skipped_paths)

@@ -30,6 +30,7 @@ _PARTIAL_CONTENT: Final = 206
 _TRANSIENT_STATUSES: Final = frozenset({408, 429})
 _FIRST_SERVER_ERROR: Final = 500
 _MAX_ERROR_BYTES: Final = 4096
+_MAX_REASON_CHARS: Final = 200
 _COMPRESSIONS: Final = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
 _MAX_RETRY_AFTER_DIGITS: Final = 9
 
@@ -211,7 +212,11 @@ def send_request(
     deadline.start()
     try:
         connection.request(method, target, body, headers={**headers, **proxy_headers})
-        return Response(connection, url)
+        response = Response(connection, url)
+        if not deadline.finished.is_set():  # otherwise, the headers may be incomplete
+            return response
+        response.close()
+        raise TimeoutError
     except (OSError, http.client.HTTPException, ValueError) as error:
         connection.close()
         if deadline.finished.is_set():
@@ -230,13 +235,16 @@ def _connect(url: str, read_timeout_s: float) -> tuple[http.client.HTTPConnectio
     proxy = network_settings.find_proxy(parts)
     tls_context = network_settings.make_tls_context() if parts.scheme == "https" else None
     host, port = (proxy.host, proxy.port) if proxy else (parts.hostname, parts.port)
-    connection = (
-        http.client.HTTPSConnection(host, port, timeout=_ADDRESS_TIMEOUT_S, context=tls_context)
-        if tls_context
-        else http.client.HTTPConnection(host, port, timeout=_ADDRESS_TIMEOUT_S)
-    )
-    if proxy and tls_context:
-        connection.set_tunnel(parts.hostname, parts.port or 443, headers=proxy.headers)
+    try:
+        connection = (
+            http.client.HTTPSConnection(host, port, timeout=_ADDRESS_TIMEOUT_S, context=tls_context)
+            if tls_context
+            else http.client.HTTPConnection(host, port, timeout=_ADDRESS_TIMEOUT_S)
+        )
+        if proxy and tls_context:
+            connection.set_tunnel(parts.hostname, parts.port or 443, headers=proxy.headers)
+    except (http.client.HTTPException, ValueError):
+        raise InvalidUrlError(f"{redact_url(url)} has an invalid host name") from None
     try:
         run_with_timeout(CONNECT_TIMEOUT_S, connection.connect, host)
         connection.sock.settimeout(read_timeout_s)
@@ -315,4 +323,10 @@ def _make_connection_error(url: str, error: BaseException) -> ConnectionFailedEr
 
 
 def _error_reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return shorten_reason(reason)
+
+
+def shorten_reason(reason: str) -> str:
+    """Return a short form of an error's text, which can contain data from a server."""
+    return reason if len(reason) <= _MAX_REASON_CHARS else f"{reason[:_MAX_REASON_CHARS]}..."
