@@ -13,7 +13,7 @@ from typing import Any, Final, get_args, get_type_hints
 import msgspec
 
 from edgechat import files, paths
-from edgechat.errors import InvalidFileError, SettingsError
+from edgechat.errors import InvalidFileError, SettingsError, format_reason
 
 ENVIRONMENT_PREFIX: Final = "EDGECHAT_"
 AUTO: Final = "auto"
@@ -153,7 +153,7 @@ def save(name: str, value: object, path: Path | None = None) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         files.replace_file(file.resolve(), tomlkit.dumps(document).encode())
     except (OSError, UnicodeDecodeError, TOMLKitError) as error:
-        raise SettingsError(f"Cannot change {file}: {error}; nothing was written.") from error
+        raise SettingsError(f"Cannot change {file}: {format_reason(error)}; nothing was written.") from error
 
 
 def with_overrides(settings: Settings, *layers: Mapping[str, object]) -> Settings:
@@ -175,7 +175,7 @@ def check(name: str, value: object) -> str:
     try:
         parsed_value = msgspec.convert(value, types[name])
     except msgspec.ValidationError as error:
-        return str(error)
+        return files.describe_decode_error(error)
     if name == "budget" and isinstance(parsed_value, str):
         return "" if parse_size(parsed_value) else f"{parsed_value!r} is not a size. Examples: 4GB, 1500MiB, 900000000."
     low, high = _BOUNDS.get(name, (None, None))

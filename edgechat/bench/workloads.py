@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edgechat.errors import InvalidFileError, UsageError
-from edgechat.files import read_toml
+from edgechat.files import describe_decode_error, read_toml
 
 
 class WorkloadCase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,8 +56,9 @@ def read_workloads(path: Path | None = None) -> Workloads:
     try:
         workloads = msgspec.convert(read_toml(path or Path(__file__).with_name("workloads.toml")), Workloads)
     except (InvalidFileError, msgspec.ValidationError) as error:
+        reason = describe_decode_error(error)
         raise UsageError(
-            f"{path} is not a workload file: {error}. See edgechat/bench/workloads.toml for the format."
+            f"{path} is not a workload file: {reason}. See edgechat/bench/workloads.toml for the format."
         ) from error
     for number, case in enumerate(workloads.cases, 1):
         if len(case.messages) % 2 == 0:

@@ -13,7 +13,7 @@ import msgspec
 
 from edgechat import paths
 from edgechat.errors import CatalogueError, InvalidFileError
-from edgechat.files import read_toml
+from edgechat.files import describe_decode_error, read_toml
 
 _FILE_NAME: Final = "models.toml"
 _ID_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -111,6 +111,15 @@ class CatalogueModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return dict(sorted(sizes.items(), key=lambda item: item[1]))
 
 
+def check_quant(model: CatalogueModel, quant: str) -> None:
+    """Raise CatalogueError if no source of a catalogue model lists `quant`. "" stands for the default quant."""
+    quants = dict.fromkeys(name for source in model.sources for name in (*source.quants, *source.other_quants))
+    if quant and quant.lower() not in map(str.lower, quants):
+        raise CatalogueError(
+            f"The catalogue does not list the quant {quant!r} of {model.id}, but only {', '.join(quants) or 'none'}."
+        )
+
+
 def guess_model(repo: str, *names: str) -> CatalogueModel | None:
     """Guess the catalogue model of a file from its repository or its names. Returns None if no model matches.
 
@@ -168,14 +177,9 @@ def read_catalogue_file(path: Path) -> tuple[CatalogueModel, ...]:
     except InvalidFileError as error:
         raise CatalogueError(str(error)) from None
     except msgspec.ValidationError as error:
-        raise CatalogueError(f"{path}: {_rewrite_location(str(error))}") from None
+        raise CatalogueError(f"{path}: {describe_decode_error(error)}; entries are counted from 0") from None
     _check_models(path, models)
     return models
-
-
-def _rewrite_location(message: str) -> str:
-    """Rewrite the location in a msgspec error: `$.model[3].id` becomes `model[3].id, counted from 0`."""
-    return re.sub(r" - at `\$\.?(.*?)`$", r" (at \1, counted from 0)", message)
 
 
 def _check_models(path: Path, models: tuple[CatalogueModel, ...]) -> None:

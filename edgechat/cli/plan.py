@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from edgechat.cli.json_output import echo_json
-from edgechat.cli.options import complete_model
+from edgechat.cli.options import FilePath, complete_model
 from edgechat.cli.progress import StderrStatus
 from edgechat.humanize import format_size
 from edgechat.terminal import escape_controls
@@ -49,7 +49,7 @@ _MAX_EXACT_MODELS: Final = 8
 @click.option(
     "--machine",
     "machine_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FilePath(exists=True, dir_okay=False),
     metavar="FILE",
     help="Plan for another machine; FILE is the output of its `edgechat doctor --json`.",
 )
@@ -170,8 +170,9 @@ def _read_machine(file: Path) -> Machine:
         content = msgspec.json.decode(files.read_bytes(file, _MAX_PROFILE_BYTES), type=dict[str, Any])
         return machine_from_profile(msgspec.convert(content.get("profile", content), HardwareProfile))
     except msgspec.MsgspecError as error:
+        reason = files.describe_decode_error(error)
         raise UsageError(
-            f"{file} is not a hardware profile: {error}. `edgechat doctor --json` prints a hardware profile."
+            f"{file} is not a hardware profile: {reason}. `edgechat doctor --json` prints a hardware profile."
         ) from None
 
 

@@ -86,7 +86,7 @@ async def test_killed_engine_is_reported_and_restarted_and_keeps_the_partial_rep
 async def test_invalid_model_file_is_reported(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_text("not a model")
-    app = make_app(broken, ["EDGECHAT_TOP_K: Expected `int`"])
+    app = make_app(broken, ["EDGECHAT_TOP_K: must be a whole number"])
     async with app.run_test():
         await until_async(lambda: shown_texts(app, "error"))
         assert "not a GGUF file" in shown_texts(app, "error")[0]

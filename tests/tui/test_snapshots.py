@@ -83,7 +83,7 @@ async def chat(app: ChatApp, pilot: Pilot[int]) -> None:
 @pytest.mark.parametrize("size", [(80, 24), (120, 36), (40, 20)])
 @pytest.mark.parametrize("theme", ["textual-dark", "textual-light", "ansi-dark"])
 async def test_chat(size: tuple[int, int], theme: str) -> None:
-    app = make_scripted_app(REPLY, theme=theme, problems=["config.toml: top_k: Expected `int`"])
+    app = make_scripted_app(REPLY, theme=theme, problems=["config.toml: top_k: must be a whole number"])
     async with app.run_test(size=size) as pilot:
         await chat(app, pilot)
         compare(app, f"chat-{theme}-{size[0]}x{size[1]}")

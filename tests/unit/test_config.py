@@ -33,12 +33,12 @@ def test_environment_overrides_the_file(tmp_path: Path) -> None:
     ("text", "where", "message"),
     [
         ("temprature = 1", "temprature", "no such setting"),
-        ("temperature = 'hot'", "temperature", "Expected `float`"),
+        ("temperature = 'hot'", "temperature", "must be a number, not text"),
         ("temperature = -1", "temperature", "-1.0 is not between"),
-        ("top_k = 1.5", "top_k", "Expected `int`"),
+        ("top_k = 1.5", "top_k", "must be a whole number, not a decimal number"),
         ("n_ctx = 1", "n_ctx", "not between"),
         ("a = 1\nb = = 2", ":2", "not valid TOML"),
-        ("[model]\nx = 1", "model", "Expected `str`"),
+        ("[model]\nx = 1", "model", "must be text, not a table"),
     ],
 )
 def test_invalid_setting_is_reported_and_its_default_used(tmp_path: Path, text: str, where: str, message: str) -> None:

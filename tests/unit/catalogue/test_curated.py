@@ -76,7 +76,7 @@ GOOD = '[[model]]\nid = "x"\nname = "X"\nfamily = "F"\n[[model.source]]\nrepo = 
             r"model\[0\]\.source\[0\]\.quants\.Q4_0\.bytes is -1",
         ),
         (GOOD + '[model.source.quants]\nQ4_0 = { sha256 = "XYZ" }\n', r"quants\.Q4_0\.sha256"),
-        (GOOD + "[model.source.quants]\nQ4_0 = { size = 1 }\n", r"unknown field `size`.*quants"),
+        (GOOD + "[model.source.quants]\nQ4_0 = { size = 1 }\n", r"unknown field size.*quants"),
         (GOOD.replace('id = "x"', 'id = "X y"'), r"model\[0\]\.id"),
         (GOOD + GOOD, r"model\[1\]\.id is 'x', which is also the id"),
         (GOOD.replace('repo = "a/b"', 'repo = "../b/c"'), r"source\[0\]\.repo"),
