@@ -182,6 +182,11 @@ def format_os_error(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, (str, bytes)) else reason
 
 
+def format_reason(error: BaseException) -> str:
+    """Return the reason of any exception in a few words, without an error number and never empty."""
+    return format_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+
+
 def describe_failure(error: EdgechatError | OSError | UnicodeError | MemoryError) -> tuple[str, int]:
     """Return the message and the exit code for an error that ends the program."""
     if isinstance(error, EdgechatError):

@@ -163,10 +163,13 @@ def is_path_like(name: str) -> bool:
 
 def check_alias(name: str, path: Path | None = None) -> None:
     """Raise CatalogueError if `name` cannot be used as an alias of the model at `path`."""
-    if not name or is_path_like(name) or "/" in name or ":" in name or not name.isprintable() or name == STARTER:
+    if not name.strip():
+        raise CatalogueError("The alias is empty. Choose an alias, such as `small`.")
+    is_reserved = name == STARTER or is_path_like(name) or bool({"/", ":"} & {*name})
+    if is_reserved or not name.isprintable() or name != name.strip():
         raise CatalogueError(
-            f"{name!r} cannot be an alias, because it is reserved or has the form of a path or repository. "
-            "Choose another alias."
+            f"{name!r} cannot be an alias, because it is reserved, has the form of a path or repository, or has spaces "
+            "around it. Choose another alias."
         )
     if any(name.lower() == model.name.lower() and path not in (model.path, *model.other_paths) for model in scan()):
         raise CatalogueError(f"Another model already has the name {name!r}. Choose another alias.")

@@ -50,7 +50,11 @@ class PullTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_target(reference: str, make_hub: Callable[[], Hub] = Hub) -> PullTarget:
-    """Return the files to download for a model reference, from the hub or a URL. Raises CatalogueError and HubError."""
+    """Return the files to download for a model reference, from the hub or a URL.
+
+    Raises CatalogueError, HubError, and UsageError if `reference` is empty.
+    """
+    resolve.check_name(reference)
     revision = ""
     if reference.startswith(("http://", "https://")) and hub.parse_reference(reference) is None:
         hub_file = _HUB_FILE_URL.fullmatch(reference)

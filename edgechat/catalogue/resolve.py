@@ -10,15 +10,16 @@ from pathlib import Path
 from edgechat import paths
 from edgechat.catalogue import registry
 from edgechat.catalogue.library import STARTER, InstalledModel, is_path_like, scan, starter_model
-from edgechat.errors import ModelFileError
+from edgechat.errors import ModelFileError, UsageError
 
 
 def find_model(name: str) -> Path:
     """Return the model file for a path, an alias, a display name, a catalogue id or `owner/repo[:QUANT]`.
 
     Raises ModelFileError if no installed model or more than one matches. Raises CatalogueError if library.json is
-    damaged.
+    damaged, and UsageError if `name` is empty.
     """
+    check_name(name)
     if is_path_like(name) or (os.sep in name and Path(name).exists()):
         return paths.expand_user(name)
     if name == STARTER:
@@ -32,8 +33,18 @@ def find_model(name: str) -> Path:
     return find_installed_model(name, scan()).path
 
 
+def check_name(name: str) -> None:
+    """Raise UsageError if the name of a model is empty."""
+    if not name.strip():
+        raise UsageError("The name of the model is empty. `edgechat models list` shows all names.")
+
+
 def find_installed_model(name: str, models: Iterable[InstalledModel]) -> InstalledModel:
-    """Find the model with this name, alias, path or reference. Raises ModelFileError if none or several match."""
+    """Find the model with this name, alias, path or reference. Raises ModelFileError if none or several match.
+
+    Raises UsageError if `name` is empty, and CatalogueError if it has a quant that the catalogue does not list.
+    """
+    check_name(name)
     from edgechat.catalogue import curated, hub
 
     models = [model for model in models if model.facts.kind == "model"]
@@ -57,6 +68,8 @@ def find_installed_model(name: str, models: Iterable[InstalledModel]) -> Install
                 or (packages & {*model.path.parts} and quant in {"", model.facts.quant.lower()})
             ]
             repo = curated_model.name
+            if not matches:
+                curated.check_quant(curated_model, quant)
     if len(matches) == 1:
         return matches[0]
     if matches:

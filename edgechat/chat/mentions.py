@@ -10,6 +10,8 @@ from edgechat.errors import UsageError
 
 _MENTION_PATTERN: Final = re.compile(r'(?:(?<=\s)|^)@(?:"([^"\n]+)"|([^\s"]+))')
 
+_MAX_SHOWN_NAMES: Final = 5
+
 
 def find_mentions(text: str) -> list[str]:
     """Return the file names after `@` in a message, in order and without duplicates. The files need not exist."""
@@ -19,6 +21,16 @@ def find_mentions(text: str) -> list[str]:
 def find_attached_files(text: str) -> list[Path]:
     """Return the paths of existing files that a message mentions with `@`."""
     return [path for name in find_mentions(text) if (path := _find_file(name)) is not None]
+
+
+def describe_missing_files(text: str) -> str:
+    """Return a sentence that names the files that a message mentions but that do not exist; "" if there are none."""
+    names = find_missing_files(text)
+    if not names:
+        return ""
+    n_more = len(names) - _MAX_SHOWN_NAMES
+    shown_names = ", ".join(names[:_MAX_SHOWN_NAMES]) + (f" and {n_more} more" if n_more > 0 else "")
+    return f"File not found: {shown_names}. @{names[0]} is sent as plain text."
 
 
 def find_missing_files(text: str) -> list[str]:
@@ -31,9 +43,12 @@ def find_missing_files(text: str) -> list[str]:
 def parse_path(name: str) -> Path:
     """Convert a typed file name to a path: remove quotes and expand `~`. Raises UsageError."""
     try:
-        return Path(name.strip('"')).expanduser()
+        path = Path(name.strip('"')).expanduser()
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"{name!r} is not a valid file name: {error}") from None
+    if not name.strip('"').strip():
+        raise UsageError("The file name is empty.")
+    return path
 
 
 def _find_file(name: str) -> Path | None:

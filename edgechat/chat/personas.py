@@ -27,15 +27,21 @@ class Persona(msgspec.Struct, frozen=True):
 
 def list_names() -> list[str]:
     """Return the sorted names of all personas."""
-    return sorted(p.stem for p in paths.personas_dir().glob("*.toml"))
+    try:
+        return sorted(p.stem for p in paths.personas_dir().glob("*.toml"))
+    except OSError:  # the user may not open the directory
+        return []
 
 
 def load(name: str) -> Persona:
     """Read the file of the persona `name`. Raises SettingsError if the persona does not exist."""
+    if not name.strip():
+        raise SettingsError("The name of the persona is empty. `edgechat config personas` lists all personas.")
     names = list_names()
     path = paths.personas_dir() / f"{name}.toml"
     if name not in names:
-        hint = f"Available personas: {', '.join(names)}." if names else f"Create {path}."
+        folder = paths.personas_dir()
+        hint = f"Available personas: {', '.join(names)}." if names else f"A persona is a TOML file in {folder}."
         raise SettingsError(f"No persona is called {name!r}. {hint}")
     problems: list[config.SettingsProblem] = []
     values: dict[str, Any] = {}

@@ -12,7 +12,7 @@ import click
 
 from edgechat.cli.interruption import Interruption
 from edgechat.cli.json_output import echo_json
-from edgechat.cli.options import conversation_options
+from edgechat.cli.options import FilePath, conversation_options
 from edgechat.cli.progress import StderrStatus
 from edgechat.cli.session_factory import prepare_session
 from edgechat.errors import EdgechatError, EngineDiedError, StoreError, UsageError
@@ -42,7 +42,7 @@ _STDIN_NOTICE: Final = (
     "--attach",
     "attachments",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Attach a text or source file; may be repeated.",
 )
@@ -66,8 +66,20 @@ def ask(
     edgechat, use --no-stdin or < /dev/null. The conversation is saved (see `edgechat history`), unless --ephemeral is
     given.
     """
+    if prompt:
+        _report_mentions(prompt)
     question = read_question(prompt, no_stdin=no_stdin)
     print_reply(question, as_json=as_json, attachments=attachments, n_replies=n_replies, **options)
+
+
+def _report_mentions(prompt: str) -> None:
+    """Say that a `@FILE` in the prompt attaches no file, unlike in the chat."""
+    from edgechat.chat import mentions
+
+    status = StderrStatus()
+    for path in mentions.find_attached_files(prompt):
+        status.note(f"@{path} is sent as plain text. To attach the file, add --attach {path}.")
+    status.note(mentions.describe_missing_files(prompt))
 
 
 def ask_stdin(**options: Any) -> None:

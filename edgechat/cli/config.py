@@ -89,6 +89,7 @@ def edit() -> None:
 
     from edgechat.config import Settings
     from edgechat.paths import config_file
+    from edgechat.tui.editor import Editor
 
     file = config_file()
     if not file.exists():
@@ -101,10 +102,7 @@ def edit() -> None:
             file.write_text(_SETTINGS_FILE_HEADER + "\n".join(lines) + "\n", encoding="utf-8")
         except OSError as error:
             raise SettingsError(f"Cannot create {file}: {error.strerror or error}") from error
-    try:
-        click.edit(filename=str(file))
-    except click.ClickException as error:
-        raise SettingsError(f"{error.message}. Set $VISUAL or $EDITOR to your editor.") from error
+    Editor().edit_file(file)
     _check_settings()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from edgechat.cli.json_output import echo_json, echo_json_text
+from edgechat.cli.options import FilePath
 from edgechat.cli.output_files import write_private
 from edgechat.cli.progress import StderrStatus
 from edgechat.errors import MAX_MESSAGE_CHARS
@@ -190,7 +191,7 @@ def show(conversation_id: str, *, as_json: bool) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FilePath(dir_okay=False),
     metavar="FILE",
     help="Write to FILE instead of standard output.",
 )
@@ -250,7 +251,7 @@ def export_text(store: SqliteStore, conversation_ids: Sequence[str], export_form
 
 
 @history.command("import")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=FilePath(), metavar="FILE...")
 @click.option("--dry-run", is_flag=True, help="Show what would be imported, without importing it.")
 @json_option
 def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -11,10 +12,17 @@ from edgechat.terminal import escape_json
 
 
 def echo_json(value: Any) -> None:
-    """Print `value` as one line of JSON; values of unknown types, such as paths, become strings."""
+    """Print `value` as one line of JSON; values of unknown types become strings.
+
+    In paths, U+FFFD replaces bytes that are not UTF-8.
+    """
     import msgspec
 
-    echo_json_text(msgspec.json.encode(value, enc_hook=str).decode())
+    echo_json_text(msgspec.json.encode(value, enc_hook=_encode).decode())
+
+
+def _encode(value: object) -> str:
+    return os.fsencode(value).decode("utf-8", "replace") if isinstance(value, os.PathLike) else str(value)
 
 
 def echo_json_text(text: str, *, nl: bool = True) -> None:

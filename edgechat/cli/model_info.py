@@ -42,6 +42,7 @@ def print_info(model: str, *, as_json: bool) -> None:
     elif catalogue_entry is not None:
         import msgspec
 
+        curated.check_quant(catalogue_entry, model.partition(":")[2])
         facts = {
             name: value for name, value in msgspec.to_builtins(catalogue_entry).items() if value not in (None, (), {})
         }

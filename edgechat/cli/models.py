@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.model_info import print_info
-from edgechat.cli.options import complete_model
+from edgechat.cli.model_lists import print_catalogue, print_folders, print_installed, print_skipped
+from edgechat.cli.options import FilePath, complete_model
 from edgechat.cli.progress import DownloadMeter, StderrStatus
 from edgechat.humanize import format_count, format_size
 from edgechat.terminal import escape_controls
@@ -21,8 +20,6 @@ from edgechat.terminal import escape_controls
 if TYPE_CHECKING:
     from edgechat.catalogue.locations import SkippedPath
     from edgechat.errors import HubError
-
-_MAX_SHOWN_SKIPPED = 20
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 model_argument = click.argument("model", shell_complete=complete_model)
@@ -43,66 +40,7 @@ def models() -> None:
 @json_option
 def list_(*, catalogue: bool, all_kinds: bool, as_json: bool) -> None:
     """List installed models, including those of other programs."""
-    from edgechat.catalogue import curated, library
-
-    if catalogue:
-        curated.read_user_catalogue()
-        catalogue_models = list(curated.load_catalogue().values())
-        echo_json(catalogue_models) if as_json else _print_catalogue(catalogue_models)
-        return
-    skipped_paths: list[SkippedPath] = []
-    entries = [entry for entry in library.scan(skipped_paths.append) if all_kinds or entry.facts.kind == "model"]
-    if as_json:
-        echo_json(entries)
-        return
-    _print_skipped(skipped_paths)
-    if not entries:
-        click.echo(
-            "No models installed. See `edgechat models list --catalogue`, then run `edgechat models pull MODEL`.",
-            err=True,
-        )
-        return
-    width = min(36, max(len(entry.name) for entry in entries))
-    click.echo(f"{'name':<{width}} {'quant':<10}{'size':>8}  {'source':<10}{'last used':<11}state")
-    for entry in entries:
-        facts = entry.facts
-        state = facts.problem or (facts.kind if facts.kind != "model" else entry.state)
-        line = (
-            f"{entry.name:<{width}} {facts.quant:<10}{format_size(facts.size_bytes):>8}  {entry.source:<10}"
-            f"{library.format_last_use(entry.last_used_at):<11}"
-        )
-        click.echo(escape_controls(f"{line}{state}").rstrip())
-        for alias in entry.aliases:
-            click.echo(f"  alias {escape_controls(alias)}")
-    for part in library.find_partial_downloads():
-        click.echo(
-            escape_controls(
-                f"Incomplete download ({format_size(library.on_disk_bytes(part))}): {part}; "
-                "resume it with `edgechat models pull`, or delete it with `edgechat models remove PATH`"
-            )
-        )
-
-
-def _print_skipped(skipped_paths: Sequence[SkippedPath]) -> None:
-    """Print the files and folders that the search for models skipped, with the reasons, to standard error."""
-    for skipped in skipped_paths[:_MAX_SHOWN_SKIPPED]:
-        click.echo(escape_controls(f"edgechat: {skipped.path} {skipped.reason}"), err=True)
-    if len(skipped_paths) > _MAX_SHOWN_SKIPPED:
-        n_more = len(skipped_paths) - _MAX_SHOWN_SKIPPED
-        click.echo(f"edgechat: {format_count(n_more, 'more path')} skipped", err=True)
-
-
-def _print_catalogue(entries: list[Any]) -> None:
-    click.echo(f"{'id':<28}{'params':>7}{'min. size':>11}  {'licence':<11}{'reasoning':<11}{'tools':<6}strengths")
-    for model in entries:
-        sizes = list(model.sizes().values())
-        n_params_text = f"{model.dimensions.n_params / 1e9:.2f}B" if model.dimensions.n_params else ""
-        click.echo(
-            f"{model.id:<28}{n_params_text:>7}{format_size(sizes[0]) if sizes else '':>11}  "
-            f"{(model.licence or '?')[:10]:<11}{model.thinking or '?':<11}"
-            f"{'?' if model.supports_tools is None else 'yes' if model.supports_tools else 'no':<6}"
-            f"{', '.join(model.strengths)}".rstrip()
-        )
+    print_catalogue(as_json=as_json) if catalogue else print_installed(all_kinds=all_kinds, as_json=as_json)
 
 
 @models.command()
@@ -120,8 +58,12 @@ def _print_catalogue(entries: list[Any]) -> None:
 def search(words: tuple[str, ...], *, limit: int, as_json: bool) -> None:
     """Search the hub for GGUF models. Uses the network."""
     from edgechat.catalogue.hub import Hub
+    from edgechat.errors import UsageError
 
-    results = Hub().search(" ".join(words), limit)
+    text = " ".join(words).strip()
+    if not text:
+        raise UsageError("The search text is empty. Give at least one word, such as `qwen`.")
+    results = Hub().search(text, limit)
     if as_json:
         echo_json(results)
         return
@@ -147,7 +89,7 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
     from edgechat.catalogue.pull import download_model, find_target
     from edgechat.errors import HubError
 
-    if name:
+    if name is not None:
         library.check_alias(name)
     try:
         target = find_target(model)
@@ -167,7 +109,7 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
         raise
     finally:
         meter.clear()
-    if name:
+    if name is not None:
         library.add_alias(name, path)
     entry = next((entry for entry in library.scan() if path in (entry.path, *entry.other_paths)), None)
     label = name or (entry.name if entry else str(path))
@@ -180,11 +122,11 @@ def pull(model: str, *, name: str | None, as_json: bool) -> None:
 def _report_installed(model: str, error: HubError) -> None:
     """Print the hub's error and the path of the model if `model` is installed; otherwise raise the error."""
     from edgechat.catalogue import library, resolve
-    from edgechat.errors import ModelFileError
+    from edgechat.errors import CatalogueError, ModelFileError
 
     try:
         entry = resolve.find_installed_model(model, library.scan())
-    except ModelFileError:
+    except (ModelFileError, CatalogueError):
         raise error from None
     click.echo(f"edgechat: {escape_controls(str(error))}", err=True)
     click.echo(escape_controls(f"{entry.name} is already installed: {entry.path}"))
@@ -203,7 +145,7 @@ def info(model: str, *, as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=FilePath())
 @click.option("--name", metavar="NAME", help="Alias to create for the model.")
 @json_option
 def add(path: Path, *, name: str | None, as_json: bool) -> None:
@@ -213,19 +155,21 @@ def add(path: Path, *, name: str | None, as_json: bool) -> None:
     from edgechat.modelfile.split import read_header
 
     if path.is_dir():
-        if name:
+        if name is not None:
             raise UsageError("A folder cannot have an alias. Name its models with `edgechat models alias`.")
         library.add_folder(path)
         skipped_paths: list[SkippedPath] = []
         n_models = sum(1 for _ in locations.find_model_files(locations.FOLDER, path, skipped_paths.append))
-        _print_skipped(skipped_paths)
+        print_skipped(skipped_paths)
         count_text = format_count(n_models, "model file") if n_models else "no model files (.gguf) yet"
         text = f"Added the folder {path}, which contains {count_text}."
         _print_result({"folder": path, "n_models": n_models}, text, as_json=as_json)
         return
     header = read_header(path)
+    if name is not None:
+        library.check_alias(name, path.absolute())
     library.add_file(path)
-    if name:
+    if name is not None:
         library.add_alias(name, path.absolute())
     label = name or path.stem
     text = f"Added {path} ({header.architecture}, {header.quant}) as {label}."
@@ -258,6 +202,7 @@ def remove(model: str, *, yes: bool, as_json: bool) -> None:
     from edgechat.catalogue import library, locations, registry, resolve
     from edgechat.errors import UsageError
 
+    resolve.check_name(model)
     if Path(model).is_dir() and library.remove_folder(Path(model)):
         _print_result(
             {"forgotten": model, "freed_bytes": 0}, f"Removed the folder {model} from the list.", as_json=as_json
@@ -319,7 +264,7 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
 
     entries = (
         [resolve.find_installed_model(model, library.scan())]
-        if model
+        if model is not None
         else [e for e in library.scan() if e.facts.kind == "model"]
     )
     status = StderrStatus()
@@ -340,28 +285,4 @@ def verify(context: click.Context, model: str | None, *, as_json: bool) -> None:
 @json_option
 def dirs(*, as_json: bool) -> None:
     """List the folders searched for models, with file counts."""
-    from edgechat.catalogue import locations, registry
-
-    folders = [Path(folder) for folder in registry.read_records().folders]
-    folder_rows: list[dict[str, Any]] = []
-    all_skipped_paths: list[SkippedPath] = []
-    for source, path in locations.list_locations(folders):
-        skipped_paths: list[SkippedPath] = []
-        n_files = sum(1 for _ in locations.find_model_files(source, path, skipped_paths.append))
-        folder_rows.append(
-            {
-                "from": source,
-                "path": path,
-                "is_there": os.path.isdir(path),  # noqa: PTH112  (Path.is_dir raises an exception without access)
-                "n_files": n_files,
-                "skipped": [skipped._asdict() for skipped in skipped_paths],
-            }
-        )
-        all_skipped_paths += skipped_paths
-    if as_json:
-        echo_json(folder_rows)
-        return
-    for row in folder_rows:
-        count_text = format_count(row["n_files"], "file") if row["is_there"] else "missing"
-        click.echo(escape_controls(f"{row['from']:<10}  {count_text:>10}  {row['path']}"))
-    _print_skipped(all_skipped_paths)
+    print_folders(as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -27,6 +28,18 @@ def complete_model(_context: click.Context, _parameter: click.Parameter, incompl
         )
     except EdgechatError:
         return []
+
+
+class FilePath(click.Path):
+    """Path of a file or folder. An empty path is an error; click would use the current folder."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 _MODEL_OPTIONS = (

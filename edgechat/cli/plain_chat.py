@@ -126,13 +126,14 @@ class PlainChat:
 
     def handle(self, text: str) -> None:
         """Run a command, or send a message and print the reply. An EdgechatError is printed, not raised."""
-        from edgechat.chat.mentions import find_attached_files
+        from edgechat.chat.mentions import describe_missing_files, find_attached_files
 
         try:
             command_and_argument = commands.parse(text)
             if command_and_argument is not None:
                 self._run_command(*command_and_argument)
             else:
+                self._status.note(describe_missing_files(text))
                 self._print_reply(self._session.send(text.strip(), [*self._attachments, *find_attached_files(text)]))
                 self._attachments = []  # not reached after an error, so that the attachments can be sent again
         except EdgechatError as error:

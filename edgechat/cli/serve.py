@@ -92,6 +92,8 @@ def serve(
         from edgechat.serve.middleware import AccessRules
     except ModuleNotFoundError as error:
         raise UsageError(f"{INSTALL_HINT} (missing: {error.name})") from error
+    if not host.strip():
+        raise UsageError("The host is empty. Set --host to an address of this machine, such as 127.0.0.1.")
     if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
         raise UsageError("An API key must consist of printable ASCII characters without spaces.")
     invalid_origin = next((o for o in origins if not o.partition("://")[2] or o.endswith("/") or "*" in o), None)

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from edgechat import process
 from edgechat.engine.protocol import MAX_FRAME_BYTES
-from edgechat.errors import EngineDiedError
+from edgechat.errors import EngineDiedError, format_reason
 
 
 class Channel:
@@ -77,7 +77,7 @@ def spawn_child(
         os.close(parent_write_fd)
         os.close(parent_read_fd)
         raise EngineDiedError(
-            f"Cannot start an edgechat process: {error}. If edgechat was uninstalled, install it again."
+            f"Cannot start an edgechat process: {format_reason(error)}. If edgechat was uninstalled, install it again."
         ) from error
     finally:
         for fd in child_fds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import socket
@@ -15,7 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from edgechat.engine.client import EXIT_TIMEOUT_S
-from edgechat.errors import UsageError
+from edgechat.errors import UsageError, format_reason
 from edgechat.serve.connections import KEEP_ALIVE_TIMEOUT_S, Connection, ConnectionTable, raise_connection_limit
 from edgechat.serve.model_queue import ModelQueue
 
@@ -42,13 +43,17 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
     The caller binds the socket before it loads the models, so that errors are reported at once.
     """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server_socket = socket.socket(family, kind, protocol)
-        server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server_socket.bind(address)
-    except (OSError, OverflowError) as error:
-        raise UsageError(f"Cannot listen on {host}, port {port}: {error}. Choose another port with --port.") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            server_socket = stack.enter_context(socket.socket(family, kind, protocol))
+            server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server_socket.bind(address)
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"Cannot listen on {host}, port {port}: {format_reason(error)}. Choose another port with --port."
+            ) from error
+        stack.pop_all()  # the socket stays open
     return server_socket
 
 

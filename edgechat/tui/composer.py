@@ -37,9 +37,9 @@ class Composer:
         """
         from edgechat.chat import mentions
 
-        missing_names = mentions.find_missing_files(text)
-        if missing_names:
-            self._prompt.notify(f"File not found: {missing_names[0]}. @{missing_names[0]} is sent as plain text.")
+        problem = mentions.describe_missing_files(text)
+        if problem:
+            self._prompt.notify(problem)
         files = tuple(dict.fromkeys((*self.attachments, *mentions.find_attached_files(text))))
         outgoing_message = OutgoingMessage(text, files, self.edited_id, prompt_state)
         if self.edited_id is not None and self._text_before_edit:

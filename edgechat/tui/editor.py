@@ -1,4 +1,4 @@
-"""Edit text in the external editor that is set in $VISUAL or $EDITOR."""
+"""Edit text and files in the external editor that is set in $VISUAL or $EDITOR."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from edgechat.errors import UsageError
+from edgechat.errors import UsageError, format_reason
 
 
 class Editor:
@@ -39,36 +39,52 @@ class Editor:
         If a signal ended the editor, return what it has written. Raises UsageError if no editor is found, or if the
         editor cannot be started or fails.
         """
-        command = _find_editor()
-        descriptor, name = tempfile.mkstemp(prefix="edgechat-", suffix=".md")
+        try:
+            descriptor, name = tempfile.mkstemp(prefix="edgechat-", suffix=".md")
+        except OSError as error:
+            raise UsageError(
+                f"Cannot create a file for the editor: {format_reason(error)}. Set TMPDIR to a folder with free space."
+            ) from error
         file = Path(name)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as out:
                 out.write(text)
-            self._process = subprocess.Popen([*command, name])
-            code = self._process.wait()
-            if code and not self._is_signalled:
-                raise UsageError(f"{command[0]} failed with exit code {code}; the text is unchanged")
+            self.edit_file(file)
             return file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
         except OSError as error:
+            raise UsageError(f"Cannot edit the text: {format_reason(error)}. The text is unchanged.") from error
+        finally:
+            file.unlink(missing_ok=True)
+
+    def edit_file(self, file: Path) -> None:
+        """Open `file` in an external editor, and wait until the editor ends or a signal has ended it.
+
+        Raises UsageError if no editor is found, or if the editor cannot be started or fails.
+        """
+        command = _find_editor()
+        try:
+            self._process = subprocess.Popen([*command, str(file)])
+            code = self._process.wait()
+        except OSError as error:
             raise UsageError(
-                f"Cannot start {command[0]}: {error.strerror or error}. Set another editor in $VISUAL or $EDITOR."
+                f"Cannot start the editor {command[0]}: {error.strerror or error}. "
+                "Set $VISUAL or $EDITOR to the command of another editor."
             ) from error
         finally:
             self._process = None
-            file.unlink(missing_ok=True)
+        if code and not self._is_signalled:
+            end = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+            raise UsageError(f"The editor {command[0]} {end}; the text is unchanged.")
 
 
 def _find_editor() -> list[str]:
     """Return the command of the editor without the name of a file. Raises UsageError if there is none."""
-    configured_editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
-    fallback = next((name for name in ("sensible-editor", "nano", "vi", "notepad") if shutil.which(name)), None)
+    configured_editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
     try:
-        command = [fallback] if fallback else []
-        if configured_editor:
-            command = shlex.split(configured_editor, posix=os.name != "nt")
+        command = shlex.split(configured_editor, posix=os.name != "nt")
     except ValueError as error:
         raise UsageError(f"Cannot parse $VISUAL or $EDITOR as a command: {configured_editor!r}: {error}") from None
-    if not command:
-        raise UsageError("No editor found. Set $EDITOR.")
-    return command
+    fallback = next((name for name in ("sensible-editor", "nano", "vi", "notepad") if shutil.which(name)), "")
+    if not command and not fallback:
+        raise UsageError("No editor found. Set $VISUAL or $EDITOR to the command of an editor.")
+    return command or [fallback]

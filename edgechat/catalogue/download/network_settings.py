@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from edgechat.errors import EdgechatError, HubError, format_os_error
+from edgechat.errors import EdgechatError, HubError, format_reason
 
 # Variables with the certificate file or directory, in order of precedence. OpenSSL reads the first two; the others are
 # the variables of requests and of curl, which many companies set.
@@ -132,7 +132,7 @@ def make_tls_context() -> ssl.SSLContext:
             return ssl.create_default_context(capath=value)
         return ssl.create_default_context(cafile=value)
     except (OSError, ValueError) as error:
-        reason = "it contains no certificates" if isinstance(error, ssl.SSLError) else _error_reason(error)
+        reason = "it contains no certificates" if isinstance(error, ssl.SSLError) else format_reason(error)
         if isinstance(error, OSError) and error.filename:  # the log of keys, which a new context opens
             variable, value = "SSLKEYLOGFILE", error.filename
         raise NetworkSetupError(
@@ -151,7 +151,7 @@ def translate_setup_errors(environment: Mapping[str, str] = os.environ) -> Itera
     except EdgechatError:
         raise
     except Exception as error:
-        reason = _error_reason(error).rstrip(".")
+        reason = format_reason(error).rstrip(".")
         names = [
             name
             for name, value in environment.items()
@@ -161,7 +161,3 @@ def translate_setup_errors(environment: Mapping[str, str] = os.environ) -> Itera
             f"Cannot prepare network access: {reason}. "
             f"Check {' and '.join(names) or 'the variables HF_HOME, HF_ENDPOINT and HF_TOKEN'}."
         ) from error
-
-
-def _error_reason(error: Exception) -> str:
-    return format_os_error(error) if isinstance(error, OSError) else str(error) or type(error).__name__

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat.errors import RuntimeLoadError
+from edgechat.errors import RuntimeLoadError, format_reason
 
 INSTALL_HINT: Final = "Install a wheel of edgechat, which contains the bundle. In a source checkout, run `make setup`."
 _LIBRARY_SUFFIX: Final = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
@@ -99,7 +99,9 @@ def find_bundle() -> Bundle:
     try:
         manifest = _read_manifest(directory)
     except (OSError, msgspec.MsgspecError) as error:
-        raise RuntimeLoadError(f"Cannot find a native bundle in {directory} ({error}). {INSTALL_HINT}") from error
+        raise RuntimeLoadError(
+            f"Cannot find a native bundle in {directory} ({format_reason(error)}). {INSTALL_HINT}"
+        ) from error
     modules = _list_modules(directory, manifest.files)
     gpu_package_modules, package_messages = _find_gpu_package_modules(manifest.llama_cpp_commit)
     return Bundle(
@@ -127,7 +129,7 @@ def _find_gpu_package_modules(llama_cpp_commit: str) -> tuple[list[BackendModule
             try:
                 manifest = _read_manifest(Path(directory))
             except (OSError, msgspec.MsgspecError) as error:
-                messages.append(f"{package} is damaged ({error}). Reinstall it.")
+                messages.append(f"{package} is damaged ({format_reason(error)}). Reinstall it.")
                 continue
             if manifest.llama_cpp_commit == llama_cpp_commit:
                 modules += _list_modules(Path(directory), manifest.files)

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from edgechat.chat.mentions import find_attached_files, find_mentions, find_missing_files, parse_path
+from edgechat.chat.mentions import (
+    describe_missing_files,
+    find_attached_files,
+    find_mentions,
+    find_missing_files,
+    parse_path,
+)
 from edgechat.errors import UsageError
 
 
@@ -21,6 +27,11 @@ def test_existing_files_are_attached_and_missing_file_names_are_reported(tmp_pat
     text = f"Compare @{file} with @{tmp_path}/other.txt for @alice"
     assert find_attached_files(text) == [file]
     assert find_missing_files(text) == [f"{tmp_path}/other.txt"]
+    assert describe_missing_files(text).startswith(f"File not found: {tmp_path}/other.txt. ")
+    assert describe_missing_files(" ".join(f"@{n}.txt" for n in range(9))).startswith(
+        "File not found: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 4 more. @0.txt is sent as plain text."
+    )
+    assert describe_missing_files("me@example.org @alice") == ""
 
 
 def test_a_path_of_an_unknown_user_is_a_usage_error() -> None:

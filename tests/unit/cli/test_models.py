@@ -91,7 +91,7 @@ def test_pull_from_a_url_and_of_an_invalid_file(hub: LocalHub, cli: Cli) -> None
         ("own/nothing", 6, "is not on"),
         ("own/tiny-GGUF:Q3_K_S", 2, "Available variants: "),
         ("qwen35-4b", 2, "Did you mean qwen3.5-4b"),
-        ("", 2, "is not a model of the catalogue"),
+        ("", 2, "The name of the model is empty"),
         ("a/b/c", 2, "is not a model of the catalogue"),
         ("http://127.0.0.1:1/x.gguf", 6, "Cannot reach"),
         ("http://[/x.gguf", 6, "The URL is not valid"),
