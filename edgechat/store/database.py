@@ -63,7 +63,7 @@ class Database:
         self.read_only_reason = ""
         """Reason why the database is read-only; "" if it is writable."""
         self.is_readable = True
-        """False if there is a file that cannot be read."""
+        """False if there may be a database that cannot be read."""
         self.notices: list[str] = []
         """Messages for the user about damage."""
         self._lock = threading.RLock()
@@ -139,16 +139,15 @@ class Database:
             )
 
     def _open_read_only(self, path: Path) -> sqlite3.Connection:
-        if os.path.lexists(path):
-            # The second mode also works if SQLite cannot open the write-ahead log.
-            for mode in ("mode=ro", "mode=ro&immutable=1"):
-                with contextlib.suppress(sqlite3.OperationalError), contextlib.ExitStack() as stack:
-                    connection = connect(path, mode)
-                    stack.callback(connection.close)
-                    connection.execute("SELECT count(*) FROM conversations")
-                    stack.pop_all()
-                    return connection
-            self.is_readable = path.is_file() and not path.stat().st_size
+        # The second mode also works if SQLite cannot open the write-ahead log.
+        for mode in ("mode=ro", "mode=ro&immutable=1"):
+            with contextlib.suppress(sqlite3.OperationalError), contextlib.ExitStack() as stack:
+                connection = connect(path, mode)
+                stack.callback(connection.close)
+                connection.execute("SELECT count(*) FROM conversations")
+                stack.pop_all()
+                return connection
+        self.is_readable = _has_no_database(path)
         connection = _connect(":memory:")
         self._migrate(connection, MIGRATIONS)
         return connection
@@ -233,14 +232,27 @@ class Database:
             self.connection.close()
 
 
+def _count_path_bytes(path: Path) -> int:
+    return len(os.fsencode(path.absolute()))
+
+
 def _describe_refusal(path: Path, error: BaseException) -> str:
     """Return the reason why the database at `path` cannot be opened for writing."""
-    folder, path_bytes = path.parent, len(os.fsencode(path.absolute()))
+    folder, path_bytes = path.parent, _count_path_bytes(path)
     if os.path.exists(folder) and not os.path.isdir(folder):  # noqa: PTH110, PTH112  (Path raises for some names)
         return f"Cannot write to {folder}: it is not a folder. Move that file to another folder."
     if path_bytes > _MAX_PATH_BYTES:
         return f"Cannot open {path}: the path has {path_bytes} bytes, but SQLite accepts at most {_MAX_PATH_BYTES}."
     return f"Cannot write to {folder}: {describe_error(error)}. Check the permissions of the folder and of its files."
+
+
+def _has_no_database(path: Path) -> bool:
+    """Return whether there is no database at `path`, or an empty file, but there could be one."""
+    if _count_path_bytes(path) > _MAX_PATH_BYTES:
+        return False
+    if os.path.lexists(path):
+        return path.is_file() and not path.stat().st_size
+    return path.parent.is_dir() or not os.path.lexists(path.parent)
 
 
 def _check_files(path: Path) -> None:

@@ -166,8 +166,9 @@ def _recovery_lock(path: Path) -> Iterator[None]:
             db.execute("BEGIN EXCLUSIVE")
             yield
     except sqlite3.Error as error:
-        wait = "Wait until the other edgechat process has recovered it"
-        advice = wait if is_locked_error(error) else "Delete the lock file"
+        advice = "Delete the lock file" if os.path.lexists(lock_file) else "Check the permissions of the folder"
+        if is_locked_error(error):
+            advice = "Wait until the other edgechat process has recovered it"
         raise StoreError(
             f"Cannot recover the damaged {path}: {error} ({lock_file}). {advice}, and try again."
         ) from error

@@ -56,7 +56,7 @@ class SqliteStore:
 
     @property
     def is_readable(self) -> bool:
-        """False if there is a database that cannot be read, so that the store is empty."""
+        """False if there may be a database that cannot be read; the store is empty then."""
         return self.database.is_readable
 
     @property

@@ -206,6 +206,18 @@ def test_control_characters_in_template_errors_are_escaped(tmp_path: Path, cli: 
     assert "␛[2Jgone" in result.stderr
 
 
+def test_error_of_a_template_is_limited(tmp_path: Path, cli: Cli) -> None:
+    template = (
+        "{% set ns = namespace(text='0123456789') %}{% for i in range(16) %}{% set ns.text = ns.text ~ ns.text %}"
+        "{% endfor %}{{ raise_exception(ns.text ~ 'the end') }}"
+    )
+    path = write_tiny_llama(tmp_path / "long.gguf", template=template)
+    result = cli("ask", "Hi", "-m", str(path))
+    assert result.returncode == 3
+    assert len(result.stderr) < 1200
+    assert result.stderr.rstrip().endswith("the end")
+
+
 def test_doctor_report_contains_no_home_directory(cli: Cli, tmp_path: Path) -> None:
     environment = os.environ | {"HOME": str(tmp_path)}
     result = cli("doctor", "--report", env=environment)

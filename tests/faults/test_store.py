@@ -256,3 +256,60 @@ def test_directory_in_place_of_a_database_file_is_one_clear_sentence(cli: Cli, h
     assert cli("ask", "Hi", "--max-tokens", "3").stdout.strip()
     assert len(json.loads(cli("history", "list", "--json").stdout)) == 1
     assert cli("history", "list").stderr == ""
+
+
+def test_reply_that_could_not_be_saved_ends_with_an_error(cli: Cli, home: Path) -> None:
+    code = (
+        "from edgechat.cli.root import run; from edgechat.errors import StoreError; "
+        "from edgechat.store.sqlite import SqliteStore; import sys\n"
+        "def fail(*_): raise StoreError('The disk is full.')\n"
+        "SqliteStore.checkpoint = fail; sys.exit(run())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "ask", "Hi", "--max-tokens", "5"], stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert result.returncode == 4
+    assert result.stdout.strip()
+    assert "The reply is not saved: The disk is full." in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_deletion_of_a_conversation_that_is_answered_is_one_sentence(cli: Cli, home: Path) -> None:
+    chat = subprocess.Popen(
+        edgechat_command("--plain", "--max-tokens", "400", "--temperature", "0"), stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert chat.stdin is not None
+    assert chat.stdout is not None
+    chat.stdin.write(QUESTION + "\n")
+    chat.stdin.flush()
+    chat.stdout.read(20)  # blocks until the reply has begun
+    [summary] = json.loads(cli("history", "list", "--json").stdout)
+    assert cli("history", "delete", "--yes", summary["conversation"]["id"]).returncode == 0
+    out, error = chat.communicate("/new\nWhat is two and two?\n")
+    assert "Traceback" not in error
+    assert "Another edgechat process has deleted this conversation" in error
+    assert out.strip()
+    [summary] = json.loads(cli("history", "list", "--json").stdout)
+    assert summary["n_messages"] == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+@pytest.mark.parametrize("name", [os.fsdecode(b"h\xe9me"), "a\nb ?#%", "x" * 2600, "/".join(["d" * 200] * 10)])
+def test_data_folder_with_an_odd_name_does_not_prevent_a_chat(cli: Cli, tmp_path: Path, name: str) -> None:
+    environment = os.environ | {"EDGECHAT_HOME": str(tmp_path / name)}
+    result = cli("ask", "Hi", "--max-tokens", "3", env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+    listed = cli("history", "list", env=environment)
+    continued = cli("ask", "-c", "More", "--max-tokens", "3", env=environment)
+    if len(name) < 500:
+        assert (result.stderr, listed.returncode, continued.returncode) == ("", 0, 0)
+        assert len(listed.stdout.splitlines()) == 1
+    else:
+        assert "This conversation is not saved" in result.stderr
+        for refused in (listed, continued):
+            assert refused.returncode in (2, 4) or (refused.returncode, refused.stdout) == (0, "")
+            assert len(refused.stderr.splitlines()) == 1
+            assert len(refused.stderr) <= 1100

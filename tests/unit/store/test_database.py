@@ -17,7 +17,7 @@ from edgechat.chat.messages import Message, new_id
 from edgechat.errors import StoreError
 from edgechat.store import database, open_store
 from edgechat.store.database import Database
-from edgechat.store.schema import MIGRATIONS, Migration
+from edgechat.store.schema import MIGRATIONS, Migration, apply_migration
 from edgechat.store.sqlite import SqliteStore
 from tests.unit.store.examples import fill, texts
 
@@ -143,10 +143,91 @@ def test_opening_for_reading_needs_no_write(path: Path, monkeypatch: pytest.Monk
     store.close()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX file names")
+@pytest.mark.parametrize("name", [os.fsdecode(b"h\xe9me"), "a\nb ?#%&;", "\u00fc" * 100])
+def test_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name / "history.db"
+    store = open_store(path)
+    conversation = fill(store, 2)
+    store.close()
+    path.write_bytes(path.read_bytes()[:-5000])
+    store = open_store(path)
+    assert texts(store, conversation) == ["message 0", "message 1"]
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["x" * 2600, "/".join(["d" * 200] * 10)])
+def test_path_that_is_too_long_makes_an_unreadable_store(tmp_path: Path, name: str) -> None:
+    store = open_store(tmp_path / name / "history.db")
+    assert not store.is_persistent
+    assert not store.is_readable
+    assert "SQLite accepts at most" in store.read_only_reason
+    assert store.list_conversations() == []
+    store.close()
+
+
+def test_database_that_cannot_be_read_makes_an_empty_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(path)
+    fill(store, 2)
+    store.close()
+    before = path.read_bytes()
+
+    def refuse(path: Path, parameters: str) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(database, "connect", refuse)
+    store = open_store(path)
+    assert not store.is_readable
+    assert "Check the permissions" in store.read_only_reason
+    assert store.list_conversations() == []
+    store.close()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("error", "message"), [("disk I/O error", "reported an error"), ("is full", "is full")])
+def test_faulty_disk_at_the_first_start_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: str, message: str
+) -> None:
+    class FailingConnection(sqlite3.Connection):
+        def execute(self, sql: str, parameters: object = ()) -> sqlite3.Cursor:
+            cursor = super().execute(sql, parameters)  # type: ignore[arg-type]
+            if sql.startswith("PRAGMA user_version ="):
+                super().execute("ROLLBACK")  # SQLite rolls back by itself after these errors
+                raise sqlite3.OperationalError(f"database or disk {error}")
+            return cursor
+
+    def fail(connection: sqlite3.Connection, number: int, migration: Migration) -> None:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None, factory=FailingConnection)) as failing:
+            apply_migration(failing, number, migration)
+
+    monkeypatch.setattr(database, "apply_migration", fail)
+    with pytest.raises(StoreError, match=f"The disk that contains .* {message}"):
+        open_store(path)
+    monkeypatch.undo()
+    store = open_store(path)
+    fill(store, 1)
+    store.close()
+
+
+def test_free_space_of_a_large_file_is_returned(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "_MIN_FREE_BYTES", 1_000_000)
+    store = open_store(path)
+    conversation = fill(store, 3)
+    question = Message(id=new_id(), parent_id=store.messages(conversation.id)[-1].id, role="user", text="x" * 8_000_000)
+    store.append(conversation, [question])
+    assert path.stat().st_size + path.with_name("history.db-wal").stat().st_size > 8_000_000
+    store.discard_messages([question.id])
+    assert path.stat().st_size + path.with_name("history.db-wal").stat().st_size < 2_000_000  # the search index
+    assert texts(store, conversation) == ["message 0", "message 1", "message 2"]
+    assert len(store.search("message")) == 3
+    store.close()
+
+
 def test_file_in_place_of_data_folder_makes_store_read_only(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file where the directory should be")
     store = open_store(tmp_path / "data" / "history.db")
     assert "Cannot write to" in store.read_only_reason
+    assert not store.is_readable
     assert list(store.list_conversations()) == []
     with pytest.raises(StoreError, match="Cannot write to"):
         fill(store, 1)
