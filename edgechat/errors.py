@@ -12,6 +12,7 @@
     |- EngineError             (4)
     |  |- BackendMismatchError (4)
     |  |- ComputeError         (4)
+    |  |- RequestCancelledError (4)
     |  `- EngineDiedError      (4)
     |- StoreError              (4)
     |  |- DamagedDatabaseError (4)
@@ -109,6 +110,10 @@ class BackendMismatchError(EngineError):
 
 class ComputeError(EngineError):
     """Raised when llama.cpp or a device fails during a computation."""
+
+
+class RequestCancelledError(EngineError):
+    """Raised when a request was cancelled before it had any result."""
 
 
 class EngineDiedError(EngineError):

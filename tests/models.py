@@ -14,6 +14,7 @@ import numpy as np
 from edgechat.planner.load_plan import make_manual_plan
 from edgechat.runtime.context import Context
 from edgechat.runtime.model import Model
+from tests.vocabularies import add_bpe_vocabulary
 
 N_EMBD = 64
 N_HEAD = 4
@@ -38,12 +39,15 @@ def open_context(model: Model, **options: Any) -> Context:
 
 
 def write_tiny_llama(
-    path: Path, *, template: str | None = TEMPLATE, seed: int = 0, architecture: str = "llama"
+    path: Path, *, template: str | None = TEMPLATE, seed: int = 0, architecture: str = "llama", pre_tokenizer: str = ""
 ) -> Path:
-    """Write a llama model with random weights, a byte-level vocabulary and control tokens."""
+    """Write a llama model with random weights, a byte-level vocabulary and control tokens.
+
+    The vocabulary is of SentencePiece, unless `pre_tokenizer` names a pre-tokenizer of byte pair encoding.
+    """
     with _gguf_writer(path, architecture, N_CTX) as writer:
         _add_heads(writer)
-        n_vocab = _add_vocabulary(writer)
+        n_vocab = add_bpe_vocabulary(writer, pre_tokenizer) if pre_tokenizer else _add_vocabulary(writer)
         if template is not None:
             writer.add_chat_template(template)
         _add_llama(_Tensors(writer, seed), n_vocab)

@@ -73,7 +73,7 @@ class ScriptedEngine(EngineClient):
         )  # fmt: skip
         return self.model_properties
 
-    def tokenize(self, text: str, guard: str = "") -> list[int]:  # noqa: ARG002
+    def tokenize(self, text: str, guard: str = "", **options: object) -> list[int]:  # noqa: ARG002
         return list(range(len(text) // CHARS_PER_TOKEN + 1))
 
     def cancel(self, target: int) -> None:

@@ -10,6 +10,7 @@ from edgechat.chat.attachments import attached_texts, prepend_attachments
 from edgechat.chat.messages import Message
 from edgechat.chat.window import choose_window_start
 from edgechat.config import Settings
+from edgechat.engine.cancellation import Cancellation
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt.builder import DISTINCT_TEXTS, BuiltPrompt, PromptBuilder, PromptOptions
 from edgechat.prompt.renderer import PromptMessage
@@ -38,11 +39,14 @@ class ConversationPromptBuilder:
         self._settings = settings
         self._options = PromptOptions(think)
 
-    def build(self, path: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({})) -> ConversationPrompt:
+    def build(
+        self, path: Sequence[Message], files: Mapping[str, bytes] = MappingProxyType({}),
+        cancellation: Cancellation | None = None,
+    ) -> ConversationPrompt:  # fmt: skip
         """Build the prompt for a reply to the last message of `path`, or for continuing that message if it is a reply.
 
         `files` has the bytes of attachments that are not in the store yet, by SHA-256 hash.
-        Raises ContextOverflowError, TemplateError, EngineError.
+        Raises ContextOverflowError, TemplateError, EngineError, and RequestCancelledError after `cancellation`.
         """
 
         def read(sha256: str) -> bytes:
@@ -58,7 +62,7 @@ class ConversationPromptBuilder:
         def count_tokens(start: int) -> int:
             if start not in prompts:
                 messages = _make_prompt_messages(path, start, self._settings.system_prompt, read)
-                tokens, phase = self._builder.tokenize(messages, reply_start, self._options)
+                tokens, phase = self._builder.tokenize(messages, reply_start, self._options, cancellation)
                 prompts[start] = messages, BuiltPrompt(tokens, phase, [])
             return len(prompts[start][1].tokens)
 
@@ -68,7 +72,7 @@ class ConversationPromptBuilder:
         )  # fmt: skip
         count_tokens(start)  # ensures that `prompts` contains the prompt from `start`
         messages, prompt = prompts[start]
-        turn_starts = self._builder.turn_starts(messages, prompt.tokens, self._options)
+        turn_starts = self._builder.turn_starts(messages, prompt.tokens, self._options, cancellation)
         texts = attached_texts(path[-1].attachments, read) if path else []
         return ConversationPrompt(prompt._replace(turn_starts=turn_starts), start, texts)
 

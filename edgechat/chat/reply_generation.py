@@ -16,7 +16,7 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.prompt.builder import PromptBuilder
-from edgechat.prompt.reasoning import ReasoningSplitter
+from edgechat.prompt.reasoning import ReasoningSplitter, ReplyPhase
 
 
 class _StreamingReply:
@@ -53,26 +53,29 @@ class ReplyGeneration:
             self._engine.cancel(self._request_id)
 
     def run(
-        self, store: Store, conversation: Conversation, replies: Sequence[Message], prompt: ConversationPrompt,
+        self, store: Store, conversation: Conversation, replies: Sequence[Message], prompt: ConversationPrompt | None,
         started_at: float,
     ) -> Iterator[events.SessionEvent]:  # fmt: skip
         """Generate `replies`, which must be in the store; continue replies that have text.
 
+        `prompt` is None if the generation was stopped before its prompt was built; the replies then remain unchanged.
         `started_at` is the start of the turn on the monotonic clock, from which the time to first token is measured.
         The replies are also saved after a stop or an error; `results` returns their saved state. Raises EngineError.
         """
         for reply in replies:
+            phase: ReplyPhase = prompt.prompt.phase if prompt is not None else "start"
             splitter = ReasoningSplitter(
-                self._builder.reasoning_format, prompt.prompt.phase, continues_reasoning=bool(reply.reasoning)
+                self._builder.reasoning_format, phase, continues_reasoning=bool(reply.reasoning)
             )
             self._replies.append(_StreamingReply(ReplyRecorder(store, conversation, reply), splitter))
         request_finished: protocol.RequestFinished | None = None
         try:
-            request = self._create_request(prompt, conversation.id if store.is_persistent else "")
-            for event in self._engine.generate(request):
-                if isinstance(event, protocol.RequestFinished):
-                    request_finished = event
-                yield from self._handle_event(event, started_at)
+            if prompt is not None:
+                request = self._create_request(prompt, conversation.id if store.is_persistent else "")
+                for event in self._engine.generate(request):
+                    if isinstance(event, protocol.RequestFinished):
+                        request_finished = event
+                    yield from self._handle_event(event, started_at)
         finally:
             self._finish(request_finished)
         for streaming_reply in self._replies:

@@ -11,12 +11,13 @@ import msgspec
 
 from edgechat.chat import events
 from edgechat.chat.conversation import StoredConversation
-from edgechat.chat.conversation_prompt import ConversationPromptBuilder
+from edgechat.chat.conversation_prompt import ConversationPrompt, ConversationPromptBuilder
 from edgechat.chat.idle import IdleGate
 from edgechat.chat.messages import Message, first_line, new_reply
 from edgechat.chat.reply_generation import ReplyGeneration
 from edgechat.config import Settings
-from edgechat.errors import ContextOverflowError, EngineError, TemplateError, UsageError
+from edgechat.engine.cancellation import Cancellation
+from edgechat.errors import ContextOverflowError, EngineError, RequestCancelledError, TemplateError, UsageError
 from edgechat.models.events import ModelLoadProgressed
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan
@@ -56,6 +57,7 @@ class TurnRunner:
         self._create_prompt_builder = create_prompt_builder
         self._generation: ReplyGeneration | None = None
         self._is_running = False
+        self._cancellation = Cancellation()
         self._is_stop_requested = False
         self._are_replies_finished = False
 
@@ -65,6 +67,7 @@ class TurnRunner:
         If the engine does not end the current turn within ten seconds, it is killed.
         """
         self._is_stop_requested = True
+        self._cancellation.cancel()
         generation = self._generation
         if generation is not None:
             generation.stop()
@@ -112,6 +115,16 @@ class TurnRunner:
                     if not self._are_replies_finished and reply.id in conversation.tree:
                         conversation.save_reply(msgspec.structs.replace(reply, finish_reason="interrupted"))
 
+    def _build_prompt(self, path: Sequence[Message]) -> ConversationPrompt | None:
+        """Build the prompt for the reply at the end of `path`; return None if `stop` was called meanwhile."""
+        self._cancellation = Cancellation()
+        if self._is_stop_requested:
+            return None
+        try:
+            return self._create_prompt_builder().build(path, cancellation=self._cancellation)
+        except RequestCancelledError:
+            return None
+
     def _generate(
         self, conversation: StoredConversation, replies: Sequence[Message], settings: Settings
     ) -> Iterator[events.SessionEvent]:
@@ -121,8 +134,8 @@ class TurnRunner:
             yield ModelLoadProgressed(phase="loading", message="Restarting the engine")
             model.restart_if_dead()
         path = conversation.tree.path_to(replies[0].id)
-        prompt = self._create_prompt_builder().build(path)
-        if prompt.start:
+        prompt = self._build_prompt(path)
+        if prompt is not None and prompt.start:
             start_id = path[prompt.start].id
             replies = [msgspec.structs.replace(r, context_start_id=start_id) for r in replies]
             yield events.TurnsDropped(n_messages=prompt.start, context_start_id=start_id)

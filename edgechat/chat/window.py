@@ -27,7 +27,8 @@ def choose_window_start(
 ) -> int:
     """Return the index of the first message of `path` to put in the prompt.
 
-    `count_tokens(start)` returns the length in tokens of the prompt that begins at message `start`. The result is
+    `count_tokens(start)` returns the length in tokens of the prompt that begins at message `start`, or raises
+    ContextOverflowError if that prompt is much longer than the context. The result is
 
     - 0 if the prompt of the whole path fits in the context,
     - otherwise `previous_start`, the result of the previous turn, if the prompt from there fits, because
@@ -36,14 +37,21 @@ def choose_window_start(
 
     Raises ContextOverflowError if the last turn alone does not fit.
     """
+
+    def fits(start: int, n_tokens: int) -> bool:
+        try:
+            return count_tokens(start) <= n_tokens
+        except ContextOverflowError:
+            return False
+
     n_reserved = max(1, min(max_tokens or n_ctx, int(n_ctx * _REPLY_FRACTION)))
     starts = find_turn_starts(path)
-    if not starts or count_tokens(0) + n_reserved <= n_ctx:
+    if not starts or fits(0, n_ctx - n_reserved):
         return 0
-    if previous_start in starts and count_tokens(previous_start) + n_reserved <= n_ctx:
+    if previous_start in starts and fits(previous_start, n_ctx - n_reserved):
         return previous_start
     later_starts = [s for s in starts if s > previous_start] or starts[-1:]
-    start = _find_first_match(later_starts, lambda s: count_tokens(s) <= int(n_ctx * _FILL_AFTER_DROP))
+    start = _find_first_match(later_starts, lambda s: fits(s, int(n_ctx * _FILL_AFTER_DROP)))
     n_prompt_tokens = count_tokens(start)
     if n_prompt_tokens >= n_ctx:
         raise ContextOverflowError(

@@ -69,7 +69,7 @@ class Interruption:
         self.n_stops += 1
         if self.n_stops > 1:
             raise KeyboardInterrupt
-        self._session.stop()
+        self._stop_reply()
 
     def _on_ending_signal(self, number: int, _frame: FrameType | None) -> None:
         if not self.exit_code:
@@ -77,7 +77,12 @@ class Interruption:
             threading.Thread(target=self._force_end, name="ending", daemon=True).start()
             if self._may_raise:
                 raise SystemExit(self.exit_code)
-            self._session.stop()
+            self._stop_reply()
+
+    def _stop_reply(self) -> None:
+        # On a thread of its own, because the signal may have interrupted a function that holds a lock, for example
+        # while it sends a long prompt to the engine.
+        threading.Thread(target=self._session.stop, name="stop", daemon=True).start()
 
     def _force_end(self) -> None:
         time.sleep(_STOP_S)

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from edgechat.engine import protocol
+from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.death import Death
 from edgechat.engine.hang_detector import TICK_S, HangDetector
 from edgechat.engine.pipe import spawn_child
@@ -334,11 +335,18 @@ class EngineClient:
         request = protocol.ListQuantTypes(id=self.next_id(), model=model, preset=preset)
         return self._call(request, protocol.QuantTypesListed).ggml_types
 
-    def tokenize(self, text: str, guard: str = "") -> list[int]:
-        """Return the tokens of a rendered prompt; `protocol.Generate` describes `guard`."""
+    def tokenize(
+        self, text: str, guard: str = "", *, max_tokens: int | None = None, cancellation: Cancellation | None = None
+    ) -> list[int]:
+        """Return the tokens of a rendered prompt; `protocol.Tokenize` describes the arguments.
+
+        Raises ContextOverflowError after more than `max_tokens` tokens, RequestCancelledError after `cancellation`, and
+        the errors of the engine.
+        """
         self.restart_if_dead()
-        request = protocol.Tokenize(id=self.next_id(), text=text, guard=guard)
-        return self._call(request, protocol.Tokenized).tokens
+        request = protocol.Tokenize(id=self.next_id(), text=text, guard=guard, max_tokens=max_tokens)
+        with (cancellation or Cancellation()).interrupting(lambda: self.cancel(request.id)):
+            return self._call(request, protocol.Tokenized).tokens
 
     def stats(self) -> protocol.EngineStats:
         """Return the loaded model of the engine, its memory use and its step costs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -70,6 +70,8 @@ class DraftManager:
         self._must_plan_idle_work = True
         """True at the start and after each reply: the next idle step removes deleted texts and plans measurements."""
         self._pending_requests: deque[_FinishedRequest] = deque(maxlen=_MAX_PENDING_REQUESTS)
+        self._corpus_work: Iterator[bool] | None = None
+        """Remaining steps of adding the texts of a finished request to the corpus."""
         self._measured_at = float("-inf")
         self._measurement_deadline = 0.0
         self._sizes_to_measure: list[int] = []
@@ -122,8 +124,7 @@ class DraftManager:
         Returns False if no task is left. Calls `allow_abort(True)` before a decode that a new request may abort, and
         `allow_abort(False)` after it. Raises OSError, MemoryError and EdgechatError.
         """
-        if self._pending_requests:
-            self._add_to_corpus(self._pending_requests.popleft())
+        if self._extend_corpus():
             return True
         if self._must_plan_idle_work:
             self._must_plan_idle_work = False
@@ -139,10 +140,24 @@ class DraftManager:
             self._save_profile()
         return False
 
-    def _add_to_corpus(self, request: _FinishedRequest) -> None:
-        tokenize = self._context.model.tokenize
+    def _extend_corpus(self) -> bool:
+        """Do a short step of adding the texts of finished requests to the corpus; return False if none is left."""
+        if self._corpus_work is None and self._pending_requests:
+            self._corpus_work = self._add_to_corpus(self._pending_requests.popleft())
+        if self._corpus_work is None:
+            return False
+        if next(self._corpus_work, None) is None:
+            self._corpus_work = None
+        return True
+
+    def _add_to_corpus(self, request: _FinishedRequest) -> Iterator[bool]:
+        """Add the texts of a request to the corpus; yield True after each step."""
         for text in request.attached_texts:
-            self._corpus.add(request.folder, tokenize(text, add_special=False, parse_special=False))
+            tokens = []
+            for part in self._context.model.iterate_tokens(text, add_special=False, parse_special=False):
+                tokens += part
+                yield True
+            self._corpus.add(request.folder, tokens)
         for tokens in request.outputs:
             self._corpus.add(request.folder, tokens)
 
@@ -195,8 +210,8 @@ class DraftManager:
 
         Raises the same exceptions as `idle_step`.
         """
-        while self._pending_requests and time.monotonic() < deadline:
-            self._add_to_corpus(self._pending_requests.popleft())
+        while time.monotonic() < deadline and self._extend_corpus():
+            pass
         while time.monotonic() < deadline and self._corpus.save_next_conversation():
             pass
         if self._has_unsaved_profile:

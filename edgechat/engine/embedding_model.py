@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from edgechat.engine import protocol
 from edgechat.engine.engine_model import EngineModel
-from edgechat.engine.tokenization import check_tokens
+from edgechat.engine.tokenization import TokenizationQueue, check_tokens
 from edgechat.errors import EngineError
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.runtime.embedder import Embedder
@@ -16,21 +16,42 @@ from edgechat.runtime.model import Model
 class EmbeddingModel(EngineModel):
     """Loaded embedding model, which executes one request at a time."""
 
-    def __init__(self, model: Model, plan: LoadPlan, is_cancelled: Callable[[int], bool]) -> None:
-        """Create the embedder; `is_cancelled(request_id)` returns whether an Embed request was cancelled."""
+    def __init__(
+        self,
+        model: Model,
+        plan: LoadPlan,
+        is_cancelled: Callable[[int], bool],
+        on_finished: Callable[[int, protocol.Event], None],
+    ) -> None:
+        """Create the embedder.
+
+        `is_cancelled(request_id)` returns whether an Embed request was cancelled. `on_finished` receives the id and the
+        final event of each Tokenize request.
+        """
         self._model = model
         self._embedder = Embedder(model, plan)
         self._is_cancelled = is_cancelled
+        self._on_finished = on_finished
         self.n_ctx = self._embedder.n_ctx
         self.n_embd = self._embedder.n_embd
+        self._tokenizations = TokenizationQueue(self.n_ctx)
 
-    def execute(self, request: protocol.AnyRequest, arrived_at: float) -> protocol.Event:  # noqa: ARG002
+    @property
+    def is_busy(self) -> bool:
+        return not self._tokenizations.is_empty
+
+    def execute(self, request: protocol.AnyRequest, arrived_at: float) -> protocol.Event | None:  # noqa: ARG002
         if isinstance(request, protocol.Tokenize):
-            tokens = self._model.tokenize(request.text, add_special=True, parse_special=False)
-            return protocol.Tokenized(id=request.id, tokens=tokens)
+            parts = self._model.iterate_tokens(request.text, add_special=True, parse_special=False)
+            self._tokenizations.add_request(request, parts, self._on_finished)
+            return None
         if isinstance(request, protocol.Embed):
             return protocol.Embedded(id=request.id, embeddings=[self._embed(t, request.id) for t in request.inputs])
         raise EngineError("This is an embedding model, which cannot generate text. Load a chat model.")
+
+    def step(self, cancelled_ids: set[int]) -> None:
+        self._tokenizations.cancel(cancelled_ids)
+        self._tokenizations.step()
 
     def _embed(self, tokens: list[int], request_id: int) -> list[float]:
         check_tokens(tokens, self._model.n_vocab)

@@ -21,12 +21,12 @@ class EngineModel:
     max_draft = 0
 
     @property
-    def is_generating(self) -> bool:
-        """True while a Generate request is unfinished; `step` must then be called to advance it."""
+    def is_busy(self) -> bool:
+        """True while a Generate or Tokenize request is unfinished; `step` must then be called to advance it."""
         return False
 
     def execute(self, request: AnyRequest, arrived_at: float) -> Event | None:  # noqa: ARG002  (subclasses use them)
-        """Execute a request and return its final event; return None for a Generate request, which `step` completes.
+        """Execute a request and return its final event; return None for a request that `step` completes.
 
         Raises EdgechatError.
         """

@@ -81,6 +81,8 @@ class Tokenize(Request, frozen=True):
     text: str
     guard: str = ""
     """Guard character of the renderer; see `Generate.guard`."""
+    max_tokens: int | None = None
+    """Maximum number of tokens; the request fails with a ContextOverflowError as soon as the text has more."""
 
 
 class Generate(Request, frozen=True):

@@ -304,3 +304,11 @@ class ActiveRequest:
             mean_acceptance_length=draft_stats.mean_acceptance_length,
             speculation_gain=draft_stats.gain,
         )
+
+
+def create_cancelled_event(request_id: int) -> RequestFinished:
+    """Create the final event of a Generate request that was cancelled before it was started."""
+    stats = GenerationStats(
+        prompt_tokens=0, cached_tokens=0, completion_tokens=0, ttft_s=0.0, prefill_tps=0.0, decode_tps=0.0
+    )
+    return RequestFinished(id=request_id, finish_reason="cancelled", stats=stats, context_tokens=0)

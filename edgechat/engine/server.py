@@ -32,8 +32,8 @@ _N_PIPES: Final = 2
 IDLE_DELAY_S: Final = 0.25
 _PROGRESS_INTERVAL_S: Final = 0.1
 # Types of requests that are executed between two decode steps; all other requests wait until no reply is being
-# generated.
-_CONCURRENT_REQUEST_TYPES: Final = (protocol.Generate, protocol.Tokenize, protocol.Stats)
+# generated and no text tokenised.
+_CONCURRENT_REQUEST_TYPES: Final = (protocol.Generate, protocol.Tokenize, protocol.Embed, protocol.Stats)
 # Number of later request IDs after which the ID of a cancelled request is deleted. A Cancel can arrive after its
 # request has ended.
 _MAX_CANCELLED_ID_AGE: Final = 100
@@ -85,7 +85,7 @@ class EngineServer:
             if isinstance(request, protocol.Shutdown):
                 self._unload()
                 return
-            while self._model.is_generating and not isinstance(request, _CONCURRENT_REQUEST_TYPES):
+            while self._model.is_busy and not isinstance(request, _CONCURRENT_REQUEST_TYPES):
                 self._step()
             self._begin_request(request.id)
             try:
@@ -97,7 +97,7 @@ class EngineServer:
 
     def _wait_for_request(self) -> tuple[protocol.AnyRequest, float]:
         """Return the next request and its arrival time; until it arrives, run decode steps or idle work."""
-        while self._model.is_generating:
+        while self._model.is_busy:
             try:
                 return self._requests.get_nowait()
             except queue.Empty:  # noqa: PERF203  (the usual case)
@@ -202,7 +202,7 @@ class EngineServer:
         model = Model(bindings, Path(model_path), plan.options, on_progress=self._make_progress_callback(request.id))
         engine_model: EngineModel
         if model.is_embedding:
-            engine_model = EmbeddingModel(model, plan, self._begin_embedding)
+            engine_model = EmbeddingModel(model, plan, self._begin_embedding, self._end_request)
         else:
             engine_model = TextModel(model, request, backend, self._send, self._end_request)
         with self._lock:

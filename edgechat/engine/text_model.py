@@ -14,10 +14,10 @@ from edgechat.engine.cache_identity import open_disk_tier
 from edgechat.engine.drafting import DraftManager
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.grammar_compiler import GrammarCompiler
-from edgechat.engine.request import ActiveRequest
+from edgechat.engine.request import ActiveRequest, create_cancelled_event
 from edgechat.engine.scheduler import Scheduler
-from edgechat.engine.tokenization import check_tokens, tokenize_prompt
-from edgechat.errors import EdgechatError, EngineError
+from edgechat.engine.tokenization import TokenizationQueue, check_tokens, iterate_prompt
+from edgechat.errors import EdgechatError, EngineError, RequestCancelledError
 from edgechat.hardware.memory import read_peak_rss_bytes
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.backends.bundle import find_bundle
@@ -51,7 +51,9 @@ class TextModel(EngineModel):
         send: Callable[[protocol.Event], None],
         on_finished: Callable[[int, protocol.Event], None],
     ) -> None:
-        """Create the context and caches. `on_finished` receives the id and the final event of each Generate request.
+        """Create the context and caches. `on_finished` receives the id and the final event of the requests.
+
+        That is each Generate request and each Tokenize request.
 
         Raises PlanError if llama.cpp cannot create the context, and MemoryError.
         """
@@ -67,29 +69,44 @@ class TextModel(EngineModel):
         self._scheduler = Scheduler(context, self._cache, self._finish_request)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
         self._compiling_requests: list[tuple[ActiveRequest, Future[Grammar]]] = []
+        self._tokenizations = TokenizationQueue(context.n_ctx)
         self.n_ctx = context.n_ctx
         self.can_truncate = context.can_truncate
         self.max_draft = min(context.max_rollback, MAX_DRAFT_LENGTH) if self._draft_manager is not None else 0
 
     @property
-    def is_generating(self) -> bool:
-        return bool(self._compiling_requests) or not self._scheduler.is_idle
+    def is_busy(self) -> bool:
+        return bool(self._compiling_requests) or not (self._scheduler.is_idle and self._tokenizations.is_empty)
 
     def execute(self, request: protocol.AnyRequest, arrived_at: float) -> protocol.Event | None:
         if isinstance(request, protocol.Generate):
-            self._generate(request, arrived_at)
+            self._start_generate(request, arrived_at)
             return None
         if isinstance(request, protocol.Tokenize):
-            tokens = tokenize_prompt(self._model, request.text, request.guard)
-            return protocol.Tokenized(id=request.id, tokens=tokens)
+            parts = iterate_prompt(self._model, request.text, request.guard)
+            self._tokenizations.add_request(request, parts, self._on_finished)
+            return None
         if isinstance(request, protocol.Stats):
             return self._create_stats(request.id)
         raise EngineError("This is a text model, which cannot compute embeddings. Load an embedding model.")
 
-    def _generate(self, request: protocol.Generate, arrived_at: float) -> None:
-        prompt = request.tokens
-        if prompt is None:
-            prompt = tokenize_prompt(self._model, request.text, request.guard)
+    def _start_generate(self, request: protocol.Generate, arrived_at: float) -> None:
+        if request.tokens is not None:
+            self._generate(request, request.tokens, arrived_at)
+            return
+
+        def fail(error: Exception) -> None:
+            event: protocol.Event = protocol.create_failure_event(request.id, error)
+            if isinstance(error, RequestCancelledError):
+                event = create_cancelled_event(request.id)
+            self._on_finished(request.id, event)
+
+        parts = iterate_prompt(self._model, request.text, request.guard)
+        self._tokenizations.add(
+            request.id, parts, lambda tokens: self._generate(request, tokens, arrived_at), fail, self.n_ctx
+        )
+
+    def _generate(self, request: protocol.Generate, prompt: list[int], arrived_at: float) -> None:
         check_tokens([*prompt, *(request.forced_tokens or ()), *request.logit_bias], self._model.n_vocab)
         speculator = self._draft_manager.create_speculator(request) if self._draft_manager is not None else None
         active_request = ActiveRequest(self._context, self._cache, request, prompt, self._send, arrived_at, speculator)
@@ -120,13 +137,16 @@ class TextModel(EngineModel):
         )
 
     def step(self, cancelled_ids: set[int]) -> None:
+        self._tokenizations.cancel(cancelled_ids)
         self._advance_compiling_requests(cancelled_ids)
         self._scheduler.cancel(cancelled_ids)
-        self._scheduler.step()
+        self._tokenizations.step()
+        if not self._scheduler.is_idle:
+            self._scheduler.step()
 
     def _advance_compiling_requests(self, cancelled_ids: set[int]) -> None:
         """Cancel requests whose grammar is being compiled, and pass the others to the scheduler when it is ready."""
-        if self._compiling_requests and self._scheduler.is_idle:
+        if self._compiling_requests and self._scheduler.is_idle and self._tokenizations.is_empty:
             wait([result for _, result in self._compiling_requests], _COMPILE_WAIT_S, "FIRST_COMPLETED")
         for request, result in list(self._compiling_requests):
             is_cancelled = request.params.id in cancelled_ids

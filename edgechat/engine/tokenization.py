@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from typing import Protocol
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple, Protocol
 
-from edgechat.errors import EngineError
+from edgechat.engine.protocol import Event, Tokenize, Tokenized, create_failure_event
+from edgechat.errors import ContextOverflowError, EdgechatError, EngineError, RequestCancelledError
+
+# Time that the tokenisation of one text takes before the engine does other work, in seconds. A part of a text can take
+# longer.
+_SLICE_S: Final = 0.02
 
 
 class PromptTokenizer(Protocol):
-    """Tokeniser interface that `tokenize_prompt` needs; `edgechat.runtime.model.Model` implements it."""
-
-    @property
-    def control_tokens(self) -> dict[str, int]:
-        """Token ids of the control tokens by their text, longest text first."""
+    """Tokeniser interface that `iterate_prompt` needs; `edgechat.runtime.model.Model` implements it."""
 
     @property
     def adds_bos(self) -> bool:
@@ -23,35 +26,107 @@ class PromptTokenizer(Protocol):
     def bos(self) -> str:
         """Text of the beginning-of-sequence token; "" if the model has none."""
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Return the tokens of `text`. `add_special` adds the beginning-of-sequence token that the model expects.
+    def iterate_tokens(
+        self, text: str, *, add_special: bool, parse_special: bool, guard: str = ""
+    ) -> Iterator[list[int]]:
+        """Yield the tokens of `text` in parts. `add_special` adds the beginning-of-sequence token if the model uses it.
 
-        Control tokens in `text` are recognised only with `parse_special`.
+        Control tokens in `text` are recognised only with `parse_special`, and not where they contain `guard`, which is
+        removed.
         """
 
 
-def tokenize_prompt(model: PromptTokenizer, text: str, guard: str) -> list[int]:
-    """Tokenise a rendered prompt.
+def iterate_prompt(model: PromptTokenizer, text: str, guard: str) -> Iterator[list[int]]:
+    """Tokenise a rendered prompt in parts.
 
-    `guard` is the character that the renderer put inside each control token's text in user content. This function
-    removes the character and tokenises the text around it as plain text. If the template already wrote the
-    beginning-of-sequence token, the token is not added a second time.
+    `guard` is the character that the renderer put inside each control token's text in user content. If the template
+    already wrote the beginning-of-sequence token, the token is not added a second time.
     """
     add_special = model.adds_bos and not (model.bos and text.startswith(model.bos))
-    if not guard or guard not in text:
-        return model.tokenize(text, add_special=add_special, parse_special=True)
-    # llama.cpp splits a text at control tokens and tokenises each part separately. The code below splits at the same
-    # places, but before it removes the guard, so that it does not split at control tokens that the user wrote.
-    pattern = "|".join(re.escape(t) for t in model.control_tokens)
-    tokens: list[int] = []
-    if add_special:
-        tokens += model.tokenize("", add_special=True, parse_special=False)
-    for part in re.split(f"({pattern})", text) if pattern else [text]:
-        if part in model.control_tokens:
-            tokens.append(model.control_tokens[part])
-        elif part:
-            tokens += model.tokenize(part.replace(guard, ""), add_special=False, parse_special=False)
-    return tokens
+    return model.iterate_tokens(text, add_special=add_special, parse_special=True, guard=guard)
+
+
+class _PendingText(NamedTuple):
+    """Text that is being tokenised for a request; the fields are the arguments of `TokenizationQueue.add`."""
+
+    request_id: int
+    parts: Iterator[list[int]]
+    on_tokens: Callable[[list[int]], None]
+    on_failed: Callable[[Exception], None]
+    max_tokens: int | None
+    tokens: list[int]
+    """Tokens so far."""
+
+
+class TokenizationQueue:
+    """Texts that are being tokenised, each for a short time in turn, so that a long text delays no other request."""
+
+    def __init__(self, n_ctx: int) -> None:
+        """`n_ctx` is the length of the context for messages about texts that are too long."""
+        self._n_ctx = n_ctx
+        self._texts: deque[_PendingText] = deque()
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no text is being tokenised."""
+        return not self._texts
+
+    def add(
+        self, request_id: int, parts: Iterator[list[int]], on_tokens: Callable[[list[int]], None],
+        on_failed: Callable[[Exception], None], max_tokens: int | None,
+    ) -> None:  # fmt: skip
+        """Start to tokenise a text for a request; `parts` yields its tokens.
+
+        At the end, `on_tokens` is called with the tokens, or `on_failed` with an EdgechatError or a MemoryError:
+        ContextOverflowError after more than `max_tokens` tokens, RequestCancelledError after `cancel`, and the errors
+        of `parts` and `on_tokens`.
+        """
+        self._texts.append(_PendingText(request_id, parts, on_tokens, on_failed, max_tokens, []))
+
+    def add_request(
+        self, request: Tokenize, parts: Iterator[list[int]], on_finished: Callable[[int, Event], None]
+    ) -> None:
+        """Start to tokenise the text of a Tokenize request; `on_finished` receives its id and its final event."""
+        self.add(
+            request.id,
+            parts,
+            lambda tokens: on_finished(request.id, Tokenized(id=request.id, tokens=tokens)),
+            lambda error: on_finished(request.id, create_failure_event(request.id, error)),
+            request.max_tokens,
+        )
+
+    def cancel(self, ids: set[int]) -> None:
+        """Cancel the texts of the requests with the given ids."""
+        for text in [text for text in self._texts if text.request_id in ids]:
+            self._texts.remove(text)
+            text.on_failed(RequestCancelledError("The request was cancelled while its text was tokenised."))
+
+    def step(self) -> None:
+        """Tokenise a part of the text that has waited longest."""
+        if not self._texts:
+            return
+        text = self._texts.popleft()
+        try:
+            if self._advance(text):
+                text.on_tokens(text.tokens)
+            else:
+                self._texts.append(text)
+        except (EdgechatError, MemoryError) as error:
+            text.on_failed(error)
+
+    def _advance(self, text: _PendingText) -> bool:
+        """Tokenise the next part of a text; return whether the text is complete. Raises EdgechatError."""
+        deadline = time.monotonic() + _SLICE_S
+        for part in text.parts:
+            text.tokens.extend(part)
+            if text.max_tokens is not None and len(text.tokens) > text.max_tokens:
+                raise ContextOverflowError(
+                    f"The text has more than {text.max_tokens} tokens, but the context holds {self._n_ctx}. "
+                    "Shorten the text, or set a larger context with --ctx."
+                )
+            if time.monotonic() > deadline:
+                return False
+        return True
 
 
 def check_tokens(tokens: list[int], n_vocab: int) -> None:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import Loaded
 from edgechat.errors import ContextOverflowError, TemplateError
@@ -15,8 +16,10 @@ from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
 from edgechat.prompt.roles import fold_system_prompt
 
-# Maximum length of a token in bytes. The longest tokens of common vocabularies are runs of spaces.
-_MAX_TOKEN_BYTES: Final = 128
+# Maximum length of a token in bytes. The longest tokens of common vocabularies are runs of spaces (1,024 in Aquila).
+_MAX_TOKEN_BYTES: Final = 1024
+# The tokens of longer prompts are not counted, but refused after this multiple of the context length.
+_MAX_COUNTED_CONTEXTS: Final = 4
 # Two texts whose first tokens differ in every vocabulary, used to find where prompts diverge.
 DISTINCT_TEXTS: Final = ("0", "x")
 
@@ -62,41 +65,58 @@ class PromptBuilder:
         """Control tokens that mark reasoning, which the engine must not remove from its output."""
         return self.reasoning_format.control_tokens if self.reasoning_format is not None else []
 
-    def build(self, messages: Sequence[PromptMessage], options: PromptOptions) -> BuiltPrompt:
+    def build(
+        self, messages: Sequence[PromptMessage], options: PromptOptions, cancellation: Cancellation | None = None
+    ) -> BuiltPrompt:
         """Build the prompt of `messages`. The model continues the last message if it is a reply without tool calls.
 
-        Raises TemplateError, EngineError, and ContextOverflowError if the text is too long to tokenise.
+        Raises TemplateError, EngineError, RequestCancelledError after `cancellation`, and ContextOverflowError if the
+        prompt is several times longer than the context.
         """
         check_prompt_bytes("".join(m.content for m in messages), self.n_ctx)
         reply_start = None
         if messages and messages[-1].role == "assistant" and not messages[-1].extra_fields:
             *messages, reply_start = messages
-        tokens, phase = self.tokenize(messages, reply_start, options)
-        return BuiltPrompt(tokens, phase, self.turn_starts(messages, tokens, options))
+        tokens, phase = self.tokenize(messages, reply_start, options, cancellation)
+        return BuiltPrompt(tokens, phase, self.turn_starts(messages, tokens, options, cancellation))
 
     def tokenize(
-        self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions
-    ) -> tuple[list[int], ReplyPhase]:
+        self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions,
+        cancellation: Cancellation | None = None,
+    ) -> tuple[list[int], ReplyPhase]:  # fmt: skip
         """Return the tokens of a prompt, including `reply_start` at its end, and the phase of the next token.
 
-        Raises TemplateError, EngineError.
+        Raises the errors of `build`.
         """
         if reply_start is not None and not (reply_start.content or reply_start.reasoning):
             reply_start = None
         try:
-            prompt = self._render(messages, reply_start, options)
+            prompt = self._render(messages, reply_start, options, cancellation)
         except TemplateError:
             # The templates of some model families reject a system prompt.
             folded_messages = fold_system_prompt(messages)
             if folded_messages is None:
                 raise
-            prompt = self._render(folded_messages, reply_start, options)
+            prompt = self._render(folded_messages, reply_start, options, cancellation)
         phase = reasoning.find_phase_after_prompt(self.reasoning_format, prompt.text)
         if reply_start is not None and self.reasoning_format is not None:
             phase = "content" if reply_start.content else "reasoning"
-        return self._engine.tokenize(prompt.text, prompt.guard), phase
+        return self.tokenize_text(prompt.text, prompt.guard, cancellation), phase
 
-    def turn_starts(self, messages: Sequence[PromptMessage], tokens: list[int], options: PromptOptions) -> list[int]:
+    def tokenize_text(self, text: str, guard: str = "", cancellation: Cancellation | None = None) -> list[int]:
+        """Return the tokens of a rendered prompt; `guard` is described in `protocol.Generate`.
+
+        Raises EngineError, RequestCancelledError, and ContextOverflowError if the text is several times longer than the
+        context.
+        """
+        check_prompt_bytes(text, self.n_ctx)
+        max_tokens = _MAX_COUNTED_CONTEXTS * self.n_ctx
+        return self._engine.tokenize(text, guard, max_tokens=max_tokens, cancellation=cancellation)
+
+    def turn_starts(
+        self, messages: Sequence[PromptMessage], tokens: list[int], options: PromptOptions,
+        cancellation: Cancellation | None = None,
+    ) -> list[int]:  # fmt: skip
         """Return the token positions at which later prompts will diverge from `tokens`.
 
         A later prompt has a different last message or one more turn. Both kinds are rendered to find the positions. The
@@ -111,13 +131,15 @@ class PromptBuilder:
             [*messages[:-1], PromptMessage(last_message.role, text)],
             [*messages, PromptMessage("assistant", text), PromptMessage("user", text)],
         ):
-            with contextlib.suppress(TemplateError):
-                positions.add(common_prefix_length(tokens, self.tokenize(prompt, None, options)[0]))
+            with contextlib.suppress(TemplateError, ContextOverflowError):
+                other_tokens, _ = self.tokenize(prompt, None, options, cancellation)
+                positions.add(common_prefix_length(tokens, other_tokens))
         return sorted(positions - {0})
 
     def _render(
-        self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions
-    ) -> RenderedPrompt:
+        self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions,
+        cancellation: Cancellation | None,
+    ) -> RenderedPrompt:  # fmt: skip
         model_properties = self._model_properties
         variables: dict[str, Any] = dict(reasoning.make_reasoning_variables(self._template, on=options.think))
         if options.tools:
@@ -126,6 +148,7 @@ class PromptBuilder:
             self._template, messages,
             bos=model_properties.bos, eos=model_properties.eos, control_tokens=model_properties.control_tokens,
             variables=variables, reasoning_format=self.reasoning_format, reply_start=reply_start,
+            cancellation=cancellation,
         )  # fmt: skip
 
 

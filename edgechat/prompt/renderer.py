@@ -15,13 +15,17 @@ from typing import Any, Final
 import msgspec
 
 from edgechat import process
+from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.pipe import Channel, spawn_child
 from edgechat.engine.protocol import MAX_FRAME_BYTES
 from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt.reasoning import ReasoningFormat, format_reply
 from edgechat.prompt.render_protocol import RenderReply, RenderRequest, encode
+from edgechat.runtime.special_tokens import compile_pattern
 
 TIMEOUT_S: Final = 5.0
+# Time between two checks whether a request that waits for others was cancelled, in seconds.
+_CANCEL_INTERVAL_S: Final = 0.1
 # Number of render processes that get a request. A process can die without a fault of the template, for example when the
 # system frees memory.
 _MAX_ATTEMPTS: Final = 2
@@ -74,10 +78,11 @@ class Renderer:
             if self._child is None:
                 self._child, self._channel = spawn_child(["_render"], subprocess.DEVNULL)
 
-    def render(
+    def render(  # noqa: PLR0913  (one argument for each part of a prompt)
         self, template: str, messages: Sequence[PromptMessage], *, bos: str, eos: str,
         control_tokens: Sequence[str], variables: Mapping[str, Any] = MappingProxyType({}),
         reasoning_format: ReasoningFormat | None = None, reply_start: PromptMessage | None = None,
+        cancellation: Cancellation | None = None,
     ) -> RenderedPrompt:  # fmt: skip
         """Render `messages` with a chat template, up to the position at which the reply begins.
 
@@ -86,19 +91,19 @@ class Renderer:
         message fields. If the template reads none of these fields, reasoning is passed as part of the content, between
         the tags of `reasoning_format`, and the template decides whether to remove it.
 
-        Raises TemplateError if the template fails, is rejected by the sandbox, or takes longer than `TIMEOUT_S`, and
-        EngineDiedError if the render process cannot start.
+        Raises TemplateError if the template fails, is rejected by the sandbox, or takes longer than `TIMEOUT_S`,
+        RequestCancelledError after `cancellation`, and EngineDiedError if the render process cannot start.
         """
+        cancellation = cancellation or Cancellation()
         inline_format = None if _REASONING_FIELD.search(template) else reasoning_format
         reply = [] if reply_start is None else [reply_start]
-        guarded_messages, guard = guard_messages([*messages, *reply], control_tokens, inline_format, variables)
-        pattern = _make_control_token_pattern(control_tokens)
-        request = RenderRequest(
-            template=template, messages=guarded_messages[: len(messages)], bos=bos, eos=eos,
-            variables=_guard_json(variables, pattern, guard),
-        )  # fmt: skip
+        pattern = _compile_control_pattern(tuple(control_tokens))
         try:
-            body = encode(request)
+            guarded_messages, guard = guard_messages([*messages, *reply], control_tokens, inline_format, variables)
+            body = encode(RenderRequest(
+                template=template, messages=guarded_messages[: len(messages)], bos=bos, eos=eos,
+                variables=_guard_json(variables, pattern, guard),
+            ))  # fmt: skip
         except (OverflowError, RecursionError, UnicodeEncodeError) as error:
             raise TemplateError(
                 "Cannot render the prompt: a number is too large, a value is nested too deeply, or a text is not valid "
@@ -109,8 +114,12 @@ class Renderer:
                 f"Cannot render the prompt: it has {len(body)} bytes, and at most {MAX_FRAME_BYTES} are allowed. "
                 "Shorten the prompt."
             )
-        with self._render_lock:
-            result = self._exchange(body)
+        while not self._render_lock.acquire(timeout=_CANCEL_INTERVAL_S):
+            cancellation.check()
+        try:
+            result = self._exchange(body, cancellation)
+        finally:
+            self._render_lock.release()
         if result.error:
             raise TemplateError(f"The model's chat template cannot be used: {result.error}")
         text = result.text
@@ -120,13 +129,15 @@ class Renderer:
             text += format_reply(reasoning_format, reasoning, content, text)
         return RenderedPrompt(text=text, guard=guard)
 
-    def _exchange(self, request_frame: bytes) -> RenderReply:
+    def _exchange(self, request_frame: bytes, cancellation: Cancellation) -> RenderReply:
         """Send a request to the render process and return its reply.
 
         If the process dies, the request is sent once more, to a new process: the template is to blame only if both die.
         """
         for _ in range(_MAX_ATTEMPTS):
-            reply = self._exchange_once(request_frame)
+            with cancellation.interrupting(self._kill_child):
+                reply = self._exchange_once(request_frame)
+            cancellation.check()
             if reply is not None:
                 return msgspec.msgpack.decode(reply, type=RenderReply)
         raise TemplateError(f"The model's chat template crashed {_MAX_ATTEMPTS} render processes, one after the other")
@@ -189,11 +200,11 @@ def guard_messages(
     "" if neither the messages nor `variables` contain a control token. With `inline_format`, reasoning is put into the
     content, between the tags of that format. Raises TemplateError if the text already contains every possible guard.
     """
-    pattern = _make_control_token_pattern(control_tokens)
+    pattern = _compile_control_pattern(tuple(control_tokens))
     guard = ""
     texts = [text for m in messages for text in (m.content, m.reasoning, *_find_strings(m.extra_fields))]
     texts += _find_strings(variables)
-    if pattern and any(re.search(pattern, text) for text in texts):
+    if any(pattern.search(text) for text in texts):
         all_text = "".join(texts)
         guard = next((g for g in _GUARDS if g not in all_text), "")
         if not guard:
@@ -216,7 +227,7 @@ def _find_strings(value: object) -> Iterator[str]:
             yield from _find_strings(item)
 
 
-def _guard_json(value: Any, pattern: str, guard: str) -> Any:
+def _guard_json(value: Any, pattern: re.Pattern[str], guard: str) -> Any:
     """Return a copy of a JSON value with `guard` inside every control token of its strings."""
     if isinstance(value, str):
         return guard_text(value, pattern, guard)
@@ -225,13 +236,13 @@ def _guard_json(value: Any, pattern: str, guard: str) -> Any:
     return [_guard_json(item, pattern, guard) for item in value] if isinstance(value, list) else value
 
 
-def _make_control_token_pattern(control_tokens: Sequence[str]) -> str:
-    # The longest tokens come first: if one token is a prefix of another, the pattern must match the longer token.
-    return "|".join(re.escape(t) for t in sorted(control_tokens, key=len, reverse=True) if len(t) > 1)
+@functools.lru_cache(4)
+def _compile_control_pattern(control_tokens: tuple[str, ...]) -> re.Pattern[str]:
+    return compile_pattern([token for token in control_tokens if len(token) > 1])
 
 
 def _make_template_message(
-    message: PromptMessage, pattern: str, guard: str, inline_format: ReasoningFormat | None
+    message: PromptMessage, pattern: re.Pattern[str], guard: str, inline_format: ReasoningFormat | None
 ) -> dict[str, Any]:
     content, reasoning = guard_text(message.content, pattern, guard), guard_text(message.reasoning, pattern, guard)
     fields = {"role": message.role, "content": content, **_guard_json(message.extra_fields, pattern, guard)}
@@ -242,12 +253,12 @@ def _make_template_message(
     return fields
 
 
-def guard_text(content: str, pattern: str, guard: str) -> str:
+def guard_text(content: str, pattern: re.Pattern[str], guard: str) -> str:
     """Insert `guard` after the first character of every match of `pattern`; if `guard` is "", return `content`."""
     if not guard:
         return content
     # A guard in one match may leave an overlapping match intact, so the replacement is repeated until no match remains.
     # The loop ends, because no control token contains a guard.
-    while (guarded_text := re.sub(pattern, lambda m: m[0][0] + guard + m[0][1:], content)) != content:
+    while (guarded_text := pattern.sub(lambda m: m[0][0] + guard + m[0][1:], content)) != content:
         content = guarded_text
     return content

@@ -16,14 +16,16 @@ def merge_consecutive(
 
     The merged message has the reasoning and the extra fields of the last message.
     """
-    merged_messages: list[PromptMessage] = []
+    groups: list[list[PromptMessage]] = []
     for message in messages:
-        if merged_messages and merged_messages[-1].role == message.role and message.role in roles:
-            content = "\n\n".join(filter(None, (merged_messages.pop().content, message.content)))
-            merged_messages.append(msgspec.structs.replace(message, content=content))
+        if groups and groups[-1][-1].role == message.role and message.role in roles:
+            groups[-1].append(message)
         else:
-            merged_messages.append(message)
-    return merged_messages
+            groups.append([message])
+    return [
+        msgspec.structs.replace(group[-1], content="\n\n".join(filter(None, (m.content for m in group))))
+        for group in groups
+    ]
 
 
 def fold_system_prompt(messages: Sequence[PromptMessage]) -> list[PromptMessage] | None:

@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -17,10 +17,7 @@ from edgechat.planner.memory import LoadOptions
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.bindings import Bindings
-
-# LLAMA_TOKEN_ATTR_UNKNOWN and LLAMA_TOKEN_ATTR_CONTROL. llama.cpp recognises tokens with these attributes in a text
-# only with parse_special, but it always recognises user-defined tokens (HTML tags, runs of spaces).
-_SPECIAL_ATTRIBUTES = 1 << 0 | 1 << 3
+from edgechat.runtime.tokenizer import Tokenizer
 
 # Parts of the error messages that llama.cpp and the C++ library write when memory runs out.
 _OUT_OF_MEMORY_ERRORS = ("unable to allocate", "failed to allocate", "Cannot allocate memory", "std::bad_alloc")
@@ -82,6 +79,12 @@ class Model:
         self._is_eog: dict[int, bool] = {}
         self._finalizer = weakref.finalize(self, llama.llama_model_free, pointer)
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Tokeniser of the model's vocabulary. Raises ModelFileError if llama.cpp would crash with this vocabulary."""
+        keys = ("tokenizer.ggml.pre", "tokenizer.ggml.model")
+        return Tokenizer(self.bindings, self.vocab, self.path, *(self._read_metadata(key) for key in keys))
+
     def close(self) -> None:
         """Free the model now; its contexts must be closed first. A second call does nothing."""
         self._finalizer()
@@ -94,7 +97,7 @@ class Model:
     @cached_property
     def n_vocab(self) -> int:
         """Number of tokens in the vocabulary."""
-        return int(self.bindings.llama.llama_vocab_n_tokens(self.vocab))
+        return self.tokenizer.n_vocab
 
     @cached_property
     def n_layer(self) -> int:
@@ -160,14 +163,10 @@ class Model:
             if llama.llama_model_meta_key_by_index(self.pointer, i, buffer, len(buffer)) >= 0
         ]
 
-    @cached_property
+    @property
     def control_tokens(self) -> dict[str, int]:
         """Special tokens (control and unknown) by text, longest first. User text must never produce a special token."""
-        llama, vocab = self.bindings.llama, self.vocab
-        get_attr = llama.llama_vocab_get_attr
-        tokens = {self._get_token_text(t): t for t in range(self.n_vocab) if get_attr(vocab, t) & _SPECIAL_ATTRIBUTES}
-        tokens.pop("", None)
-        return dict(sorted(tokens.items(), key=lambda item: -len(item[0])))
+        return self.tokenizer.control_tokens
 
     def is_eog(self, token: int) -> bool:
         """Return whether `token` is an end-of-generation token."""
@@ -177,39 +176,24 @@ class Model:
         return is_eog
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Return the tokens of `text`. Raises ModelFileError if llama.cpp fails.
+        """Return the tokens of a text of any length; `Tokenizer.iterate_tokens` describes the arguments.
 
-        `add_special` adds the tokens that mark the start and the end of a prompt, if the model uses such tokens. With
-        `parse_special`, the text of a control token becomes that token.
+        Raises EngineError.
         """
-        data = text.encode("utf-8", "replace")
-        size = len(data) + 2
-        for _ in range(2):
-            tokens = (ctypes.c_int32 * size)()
-            with activity.during(Activity.TOKENIZING):
-                count = self.bindings.llama.llama_tokenize(
-                    self.vocab, data, len(data), tokens, size, add_special, parse_special
-                )
-            if count >= 0:
-                return list(tokens[:count])
-            size = -count
-        raise ModelFileError(f"Cannot tokenise a text of {len(data)} bytes with the vocabulary of {self.path}.")
+        return self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def iterate_tokens(
+        self, text: str, *, add_special: bool, parse_special: bool, guard: str = ""
+    ) -> Iterator[list[int]]:
+        """Yield the tokens of a text in parts; see `Tokenizer.iterate_tokens`. Raises EngineError."""
+        return self.tokenizer.iterate_tokens(text, add_special=add_special, parse_special=parse_special, guard=guard)
 
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
         """Return the UTF-8 bytes of `token`, which can be a part of a character.
 
         Without `special`, the bytes of a control token are b"".
         """
-        buffer = self._token_buffer
-        count = self.bindings.llama.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
-        if count < 0:
-            self._token_buffer = ctypes.create_string_buffer(-count)
-            return self.token_to_piece(token, special=special)
-        return buffer.raw[:count]
-
-    @cached_property
-    def _token_buffer(self) -> ctypes.Array[ctypes.c_char]:
-        return ctypes.create_string_buffer(256)
+        return self.tokenizer.token_to_piece(token, special=special)
 
     def vocabulary_hash(self) -> str:
         """Return a hash that identifies the vocabulary, computed from its size and about 256 of its tokens."""

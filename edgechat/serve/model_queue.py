@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from edgechat.config import Sampling, Settings
 from edgechat.engine import protocol
+from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EXIT_TIMEOUT_S
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan
-from edgechat.prompt.builder import BuiltPrompt, PromptBuilder, PromptOptions, check_prompt_bytes
+from edgechat.prompt.builder import BuiltPrompt, PromptBuilder, PromptOptions
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.tool_formats import ToolFormat, detect_tool_format
 from edgechat.serve.addresses import LOOPBACK
@@ -29,6 +32,7 @@ from edgechat.serve.schemas import GenerationParams
 CACHE_OWNER: Final = "served"
 """Conversation ID in the prefix cache for all requests of the server, so that clients share cached prefixes."""
 _N_SEEDS: Final = 1 << 32
+T = TypeVar("T")
 _TOKEN_ID: Final = re.compile("[0-9]{1,9}")
 
 
@@ -59,6 +63,8 @@ class ModelQueue:
         self._lease = lease
         self._streams: set[EventStream] = set()
         self._engine_lock = asyncio.Lock()
+        # With one thread for each request, a long prompt does not delay the other requests.
+        self._threads = ThreadPoolExecutor(max_requests, "prompt")
 
     def open(self, on_progress: Callable[[str], None]) -> protocol.Loaded:
         """Load the model; `on_progress` receives status messages. Raises EdgechatError."""
@@ -69,6 +75,7 @@ class ModelQueue:
     def close(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
         """End the engine and render processes. The engine is killed after `timeout_s`. Further calls have no effect."""
         self._model.close(timeout_s)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def warnings(self) -> list[str]:
@@ -141,13 +148,21 @@ class ModelQueue:
     async def build_prompt(self, messages: list[PromptMessage], options: PromptOptions) -> BuiltPrompt:
         """Render and tokenise the messages of a conversation. Raises EdgechatError."""
         await self._ensure_engine()
-        return await asyncio.to_thread(self.prompt_builder.build, messages, options)
+        return await self._run(functools.partial(self.prompt_builder.build, messages, options))
 
     async def tokenize(self, text: str) -> list[int]:
         """Tokenise a text. The text of a control token becomes that token. Raises EdgechatError."""
-        check_prompt_bytes(text, self.model_properties.n_ctx)
         await self._ensure_engine()
-        return await asyncio.to_thread(self._model.engine.tokenize, text)
+        return await self._run(functools.partial(self.prompt_builder.tokenize_text, text, ""))
+
+    async def _run(self, function: Callable[[Cancellation], T]) -> T:
+        """Run a function on a thread of this queue; if the task is cancelled, cancel the function."""
+        cancellation = Cancellation()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function, cancellation)
+        except asyncio.CancelledError:
+            cancellation.cancel()
+            raise
 
     def build_generate_request(
         self, tokens: list[int], params: GenerationParams, stops: Sequence[str] = (), **overrides: Any

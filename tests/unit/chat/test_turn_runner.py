@@ -9,8 +9,9 @@ import pytest
 
 from edgechat.bench import scripted_session
 from edgechat.bench.scripted_session import Script, ScriptedSession
-from edgechat.chat.events import ReplySaveFailed, TurnFinished, TurnStarted
+from edgechat.chat.events import ReplySaveFailed, TurnFinished, TurnInterrupted, TurnStarted
 from edgechat.config import Settings
+from edgechat.engine.cancellation import Cancellation
 from edgechat.errors import ContextOverflowError, NotFoundError
 from edgechat.store import open_ephemeral_store, open_store
 
@@ -81,3 +82,21 @@ def test_message_that_does_not_fit_is_removed_again(session: ScriptedSession) ->
         list(session.send("word " * 100))
     assert session.tree.path == []
     assert session.store.list_conversations() == []
+
+
+def test_stop_while_the_prompt_is_built_leaves_an_empty_reply(
+    session: ScriptedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tokenize(_text: str, _guard: str, *, cancellation: Cancellation, **_options: object) -> list[int]:
+        session.stop()
+        cancellation.check()
+        raise AssertionError("the stop did not reach the tokenisation")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.model.engine, "tokenize", tokenize)
+        *_, last = session.send("Hi")
+    assert isinstance(last, TurnInterrupted)
+    assert [m.text for m in session.tree.path] == ["Hi", ""]
+    assert last.reply.finish_reason == session.store.messages(session.conversation.id)[1].finish_reason == "cancelled"
+    *_, last = session.send("Hi")
+    assert isinstance(last, TurnFinished)

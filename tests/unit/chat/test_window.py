@@ -58,3 +58,16 @@ def test_last_turn_is_never_dropped() -> None:
     assert (
         choose_window_start(path, n_ctx=100, max_tokens=None, previous_start=0, count_tokens=lengths.__getitem__) == 2
     )
+
+
+def test_prompts_that_are_too_long_to_count_are_dropped() -> None:
+    path = path_of_sizes([10, 10, 90, 10, 20])
+
+    def count_tokens(start: int) -> int:
+        if start < 2:
+            raise ContextOverflowError("more than 400 tokens")
+        return sum(len(message.text) for message in path[start:])
+
+    assert choose_window_start(path, n_ctx=100, max_tokens=None, previous_start=0, count_tokens=count_tokens) == 4
+    with pytest.raises(ContextOverflowError, match="more than 400"):
+        choose_window_start(path[:1], n_ctx=100, max_tokens=None, previous_start=0, count_tokens=count_tokens)

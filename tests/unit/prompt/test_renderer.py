@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgechat.errors import EngineDiedError, TemplateError
+from edgechat.engine.cancellation import Cancellation
+from edgechat.errors import EngineDiedError, RequestCancelledError, TemplateError
 from edgechat.prompt import renderer as renderer_module
-from edgechat.prompt.renderer import PromptMessage, Renderer, guard_messages
+from edgechat.prompt.renderer import TIMEOUT_S, PromptMessage, Renderer, guard_messages
 
 CONTROL_TOKENS = ["<|im_start|>", "<|im_end|>", "<|", "|>", "<|im_end|>x", "ab", "ba"]
 FRAGMENTS = st.sampled_from([*CONTROL_TOKENS, "<", "|", ">", "im_end", "a", "b", "x", " ", "\ufdd0"])
@@ -112,3 +115,33 @@ def test_lone_surrogate_of_a_message_is_reported(renderer: Renderer) -> None:
 def test_message_that_needs_too_much_memory_is_reported(renderer: Renderer, n_megabytes: int) -> None:
     with pytest.raises(TemplateError, match=r"are allowed|MiB of memory"):
         render(renderer, "{{ messages[0].content }}" * 9, "😀" + "x" * (n_megabytes << 20))
+
+
+def test_control_tokens_are_guarded_in_linear_time() -> None:
+    control_tokens = [f"<unused{i}>" for i in range(6000)]
+    for text in ("<" * 1_000_000, "<unused" * 100_000, "<unused7>" * 100_000):
+        started_at = time.monotonic()
+        [fields], guard = guard_messages([PromptMessage("user", text)], control_tokens)
+        assert fields["content"].replace(guard, "") == text if guard else fields["content"] == text
+        assert time.monotonic() - started_at < 5  # a flat alternation takes minutes
+
+
+def test_cancelled_render_is_interrupted() -> None:
+    renderer, cancellation = Renderer(), Cancellation()
+    template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    timer = threading.Timer(0.2, cancellation.cancel)
+    timer.start()
+    started_at = time.monotonic()
+    with pytest.raises(RequestCancelledError):
+        renderer.render(template, [], bos="", eos="", control_tokens=(), cancellation=cancellation)
+    assert time.monotonic() - started_at < TIMEOUT_S
+    assert renderer.render("a", [], bos="", eos="", control_tokens=()).text == "a"
+    renderer.close()
+
+
+def test_deeply_nested_value_is_refused() -> None:
+    renderer = Renderer()
+    message = PromptMessage("assistant", "", extra_fields={"tool_calls": json.loads("[" * 900 + "]" * 900)})
+    with pytest.raises(TemplateError, match="nested too deeply"):
+        renderer.render("ok", [message], bos="", eos="", control_tokens=["<a>"])
+    renderer.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.roles import fold_system_prompt, merge_consecutive
 
@@ -28,6 +30,13 @@ def test_consecutive_messages_of_a_role_become_one() -> None:
 def test_only_the_requested_roles_are_merged() -> None:
     messages = [PromptMessage(role, text) for role, text in (("assistant", "A"), ("assistant", "B"), ("tool", "1"))]
     assert merge_consecutive(messages, roles=("system", "user")) == messages
+
+
+def test_merging_takes_linear_time() -> None:
+    started_at = time.monotonic()
+    [merged] = merge_consecutive([PromptMessage("user", "x" * 100) for _ in range(100_000)])
+    assert len(merged.content) == 100_000 * 102 - 2
+    assert time.monotonic() - started_at < 5  # joining one message after the other takes minutes
 
 
 def test_system_prompt_is_folded_into_the_first_user_message() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import threading
 from pathlib import Path
 
 import pytest
 
 from edgechat.config import Settings
+from edgechat.engine.cancellation import Cancellation
 from edgechat.serve.addresses import LOOPBACK
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_lease import ModelLease
@@ -60,3 +63,19 @@ async def test_heartbeats_are_events_and_end_with_the_stream() -> None:
 
 class _Request:
     id = 1
+
+
+async def test_cancelled_task_cancels_its_prompt() -> None:
+    queue, started, was_cancelled = make_queue(1), threading.Event(), threading.Event()
+
+    def build(cancellation: Cancellation) -> None:
+        with cancellation.interrupting(was_cancelled.set):
+            started.set()
+            was_cancelled.wait(20)
+
+    task = asyncio.ensure_future(queue._run(build))
+    assert await asyncio.to_thread(started.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert was_cancelled.is_set()

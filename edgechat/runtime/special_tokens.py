@@ -1,0 +1,119 @@
+"""Special tokens in texts: control, unknown and user-defined tokens, which llama.cpp recognises before all others.
+
+llama.cpp searches a text for one special token after the other, and its time grows with the square of the matches. This
+module finds the same tokens in linear time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+# Characters that llama.cpp removes beside tokens with the attributes LSTRIP and RSTRIP (isspace of the C library).
+_SPACES: Final = " \t\n\v\f\r"
+# Maximum number of characters that two overlapping tokens are expected to share.
+_MAX_OVERLAP: Final = 64
+
+
+class SpecialToken(NamedTuple):
+    """Special token of a vocabulary."""
+
+    text: str
+    token: int
+    strips_left: bool = False
+    """True if white space before the token is removed from the text."""
+    strips_right: bool = False
+    """True if white space after the token is removed from the text."""
+
+
+class SpecialTokenSplitter:
+    """Splits texts at special tokens, as llama.cpp does: longer tokens first, then from left to right."""
+
+    def __init__(self, tokens: Sequence[SpecialToken]) -> None:
+        self._tokens = {token.text: token for token in reversed(tokens) if token.text}
+        texts = self._tokens.keys()
+        # One pattern finds all tokens, unless a match of a token could hide an overlapping match of a longer one.
+        lengths = sorted({len(text.encode()) for text in texts}, reverse=True) if _have_overlaps(texts) else []
+        groups = [[text for text in texts if len(text.encode()) == length] for length in lengths] or [list(texts)]
+        self._patterns = [compile_pattern(group) for group in groups if group]
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """Yield the parts of `text` in order: special tokens as token ids, and the non-empty texts between them."""
+        parts: Iterator[str | int] = iter([text] if text else [])
+        for pattern in self._patterns:
+            parts = self._split_parts(parts, pattern)
+        return parts
+
+    def _split_parts(self, parts: Iterator[str | int], pattern: re.Pattern[str]) -> Iterator[str | int]:
+        for part in parts:
+            if isinstance(part, int):
+                yield part
+                continue
+            start, strips_left = 0, False
+            for match in pattern.finditer(part):
+                token = self._tokens[match[0]]
+                text = part[start : match.start()]
+                text = text.lstrip(_SPACES) if strips_left else text
+                text = text.rstrip(_SPACES) if token.strips_left else text
+                if text:
+                    yield text
+                yield token.token
+                start, strips_left = match.end(), token.strips_right
+            text = part[start:].lstrip(_SPACES) if strips_left else part[start:]
+            if text:
+                yield text
+
+
+def _have_overlaps(texts: Collection[str]) -> bool:
+    """Return whether the end of one text can be the beginning of another text that is not shorter."""
+    max_lengths: dict[str, int] = {}
+    for text in texts:
+        for end in range(1, min(len(text), _MAX_OVERLAP)):
+            max_lengths[text[:end]] = max(max_lengths.get(text[:end], 0), len(text))
+    return any(
+        max_lengths.get(text[start:], 0) >= len(text) and len(set(text)) > 1
+        for text in texts
+        for start in range(max(1, len(text) - _MAX_OVERLAP), len(text))
+    )
+
+
+def compile_pattern(texts: Collection[str]) -> re.Pattern[str]:
+    """Compile a pattern that matches the longest of `texts` at a position, in a time that their number hardly affects.
+
+    The pattern of no texts matches nothing.
+    """
+    try:
+        return re.compile(_format_trie(_make_trie(texts)) if texts else "(?!)")
+    except RecursionError:  # hundreds of tokens that are prefixes of each other
+        return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+
+
+_Trie = Mapping[str, Any]
+_END: Final = ""
+"""Key of a trie node at which a text ends."""
+
+
+def _make_trie(texts: Collection[str]) -> _Trie:
+    root: dict[str, Any] = {}
+    for text in texts:
+        node = root
+        for character in text:
+            node = node.setdefault(character, {})
+        node[_END] = {}
+    return root
+
+
+def _format_trie(node: _Trie) -> str:
+    branches = []
+    for character, child in node.items():
+        prefix = character
+        while len(child) == 1 and _END not in child:
+            ((next_character, child),) = child.items()  # noqa: PLW2901  (follows the only child)
+            prefix += next_character
+        if prefix != _END:
+            branches.append(re.escape(prefix) + _format_trie(child))
+    pattern = "|".join(branches)
+    if not branches:
+        return ""
+    return f"(?:{pattern})?" if _END in node else f"(?:{pattern})"
