@@ -6,6 +6,7 @@ from html import escape
 from typing import Final
 
 from edgechat.chat.messages import Message
+from edgechat.markdown import render_html
 from edgechat.store.formats.edgechat_json import ConversationRecord
 from edgechat.store.formats.markdown import ROLE_LABELS, active_path, format_time
 
@@ -15,6 +16,8 @@ article { margin: 1.5rem 0; padding: 0 1rem; border-left: 3px solid #ccc; overfl
 article.user { border-color: #2a7ae2; }
 header { color: #666; font-size: .85rem; }
 pre { overflow-x: auto; padding: .75rem; background: #f4f4f4; }
+.math, .plain { white-space: pre-wrap; }
+.math { font-family: ui-monospace, monospace; }
 table { border-collapse: collapse; } td, th { border: 1px solid #ccc; padding: .2rem .6rem; }
 @media (prefers-color-scheme: dark) { body { background: #1a1a1a; color: #ddd; } pre { background: #262626; } }
 """
@@ -24,12 +27,8 @@ _CONTENT_SECURITY_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'
 
 def render(record: ConversationRecord) -> str:
     """Render the active path of a conversation, without other branches, as an HTML page."""
-    from markdown_it import MarkdownIt
-
-    # HTML in a message is escaped. Images are disabled, because a browser would request them.
-    render_markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render
     title = escape(record.conversation.title or "Conversation")
-    body = "\n".join(_render_article(message, render_markdown(message.text)) for message in active_path(record))
+    body = "\n".join(_render_article(message, render_html(message.text)) for message in active_path(record))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_SECURITY_POLICY}">\n'

@@ -14,9 +14,11 @@ from edgechat.tui.render.layout_blocks import (
     ProseLayout,
     estimate_rows,
 )
-from edgechat.tui.render.markdown_blocks import MarkdownBlock, MarkdownSplitter
+from edgechat.tui.render.markdown_blocks import MarkdownBlock, MarkdownSplitter, find_break
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from edgechat.chat.messages import Message
     from edgechat.tui.render.palette import Glyphs
 
@@ -222,14 +224,22 @@ def _set_partial_line(block: LayoutBlock, partial_line: str) -> None:
         block.set_partial_line(partial_line)
 
 
+def _split_line(line: str) -> Iterator[str]:
+    """Yield the parts of a line, each of at most `_MAX_CHARS` characters."""
+    while len(line) > _MAX_CHARS:
+        end = find_break(line, _MAX_CHARS)
+        yield line[:end]
+        line = line[end:]
+    yield line
+
+
 def split_plain_text(text: str, style: str) -> list[LayoutBlock]:
     """Split plain text into layout blocks of at most `_MAX_LINES` lines and about `_MAX_CHARS` characters."""
     blocks: list[LayoutBlock] = []
     lines: list[str] = []
     n_chars = 0
     for line in text.split("\n"):
-        for start in range(0, max(1, len(line)), _MAX_CHARS):
-            part = line[start : start + _MAX_CHARS]
+        for part in _split_line(line):
             if lines and (len(lines) >= _MAX_LINES or n_chars + len(part) > _MAX_CHARS):
                 blocks.append(PlainTextLayout("\n".join(lines), style))
                 lines, n_chars = [], 0

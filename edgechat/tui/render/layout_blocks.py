@@ -5,9 +5,14 @@ Only blocks near the visible part of the transcript keep their rows.
 
 from __future__ import annotations
 
+import contextlib
+import html
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
@@ -26,6 +31,7 @@ SYNC_HIGHLIGHT_CHARS: Final = 4000
 Longer code is highlighted in a thread, because the delay would be noticeable.
 """
 _TAB_COLUMNS: Final = 4
+_NO_LETTERS: Final = re.compile(r"[\W\d_]+")
 
 
 class LayoutBlock:
@@ -123,7 +129,7 @@ class ProseLayout(MarkdownLayout):
     def render(self, width: int, palette: Palette) -> list[Strip]:
         source = "\n".join([*self.block.lines, self.partial_line] if self.partial_line else self.block.lines)
         indent = min(self.block.indent, width // 2)
-        rows = _render_markdown_rows(source, max(8, width - indent), palette)
+        rows = _render_markdown_rows(source, max(1, width - indent), palette)
         return [Strip([Segment(" " * indent), *row]) for row in rows] if indent else rows
 
 
@@ -153,8 +159,8 @@ class CodeLayout(MarkdownLayout):
         if not is_incremental:
             self._rows, self._n_lines, self._n_complete_rows, self.is_highlighted = [], 0, 0, False
             if block.language:
-                self._rows.append(_render_caption(block, width, palette))
-                self._n_complete_rows = 1
+                self._rows += _render_caption(block, width, palette)
+                self._n_complete_rows = len(self._rows)
         first_new_row = self._n_complete_rows if is_incremental else 0
         del self._rows[self._n_complete_rows :]
         for line in block.lines[self._n_lines :]:
@@ -185,7 +191,7 @@ def highlight_code(block: MarkdownBlock, width: int, palette: Palette) -> list[S
     from pygments.util import ClassNotFound
     from rich.syntax import Syntax
 
-    caption = [_render_caption(block, width, palette)] if block.language else []
+    caption = _render_caption(block, width, palette) if block.language else []
     plain_lines = [[Segment(expand_tabs(line), palette.code)] for line in block.lines]
     try:
         lexer = get_lexer_by_name(block.language.split()[0], stripnl=False)
@@ -211,9 +217,12 @@ def _get_token_style(theme: Any, token_type: Any, palette: Palette) -> Style:
     return Style(color=style.color, bold=style.bold, italic=style.italic) + palette.code
 
 
-def _render_caption(block: MarkdownBlock, width: int, palette: Palette) -> Strip:
-    text = f" {block.language}"[:width]
-    return Strip([Segment(text + " " * (width - len(text)), palette.code + palette.muted)], width)
+def _render_caption(block: MarkdownBlock, width: int, palette: Palette) -> list[Strip]:
+    style = palette.code + palette.muted
+    text = f" {block.language}"
+    if cell_len(text) <= width:
+        return [Strip([Segment(text + " " * (width - cell_len(text)), style)], width)]
+    return wrap_code_line([Segment(expand_tabs(block.language), style)], width, style)
 
 
 def expand_tabs(line: str) -> str:
@@ -247,11 +256,19 @@ def wrap_text(text: Text, width: int, console: Console) -> list[Strip]:
 
 
 def _render_markdown_rows(source: str, width: int, palette: Palette) -> list[Strip]:
-    """Return the rows of rendered Markdown, or of its source if rendering yields no rows or recurses too deeply."""
-    try:
-        from edgechat.tui.render.markdown_renderer import render_markdown
+    """Return the rows of rendered Markdown, or of its source if a letter would be missing on the screen.
 
+    Letters are lost if quotes and lists are nested so deeply that no columns remain for their text.
+    """
+    from edgechat.tui.render.markdown_renderer import render_markdown
+
+    rows: list[Strip] | None = None
+    with contextlib.suppress(RecursionError):  # Rich calls itself for each level of nesting
         rows = render_markdown(source, width, palette)
-    except RecursionError:  # deeply nested block quotes exceed the recursion limit
+    if not rows or _count_letters(html.unescape(source)) - _count_letters("".join(row.text for row in rows)):
         return wrap_text(Text(source), width, palette.console)
-    return rows or wrap_text(Text(source), width, palette.console)
+    return rows
+
+
+def _count_letters(text: str) -> Counter[str]:
+    return Counter(_NO_LETTERS.sub("", text))

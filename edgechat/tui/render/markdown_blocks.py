@@ -11,6 +11,9 @@ _MAX_CHARS: Final = 4096
 
 _FENCE: Final = re.compile(r"(?P<indent>[ ]*)(?P<marks>`{3,64}|~{3,64})[ ]*(?P<info>.*)")
 _FENCE_START: Final = re.compile(r"\s*(?:`{3,}|~{3,})")
+# Start of a formula that can have several lines; the text before it on its line is an indent, quote or list mark.
+_FORMULA_START: Final = re.compile(r"\\\[|\$\$|\\begin\{(?P<name>[A-Za-z]{1,30}\*?)\}")
+_LINE_PREFIX: Final = re.compile(r"[ \t>]*(?:[-*+]|\d{1,9}[.)])?[ \t]*")
 _LIST_ITEM: Final = re.compile(r"(?:[-*+]|\d{1,9}[.)])[ ]")
 
 
@@ -56,6 +59,8 @@ class MarkdownSplitter:
         """The incomplete last line. If `open_block` is not None, the line belongs to that block."""
         self._fence = ""
         """The opening fence of the open code block; an empty string outside of code."""
+        self._formula_end = ""
+        """End of the formula that is open in the last block, such as `\\]`; an empty string if there is none."""
         self._gap = False
         self._continues = False
         """True if the next line continues a long line that was split."""
@@ -93,11 +98,12 @@ class MarkdownSplitter:
         return self.blocks[-1] if self.blocks and self.blocks[-1].is_open else None
 
     def _split_long_line(self, line: str) -> str:
-        """Split parts of `_MAX_CHARS` characters off a longer line and add them; return the remainder."""
+        """Split parts of up to `_MAX_CHARS` characters off a longer line and add them; return the remainder."""
         while len(line) > _MAX_CHARS:
-            self._add_line(line[:_MAX_CHARS])
+            end = find_break(line, _MAX_CHARS)
+            self._add_line(line[:end])
             self._continues = True
-            line = line[_MAX_CHARS:]
+            line = line[end:]
         return line
 
     def _add_line(self, line: str) -> None:
@@ -115,7 +121,7 @@ class MarkdownSplitter:
         if fence is not None and not (fence["marks"][0] == "`" and "`" in fence["info"]):
             self._fence = fence["marks"]
             self._start_block("code", len(fence["indent"]), fence["info"].strip())
-        elif not line.strip():
+        elif not line.strip() and not (self._formula_end and self.blocks[-1].n_chars < _MAX_CHARS):
             self._close_block()
             self._gap = True
         else:
@@ -123,6 +129,7 @@ class MarkdownSplitter:
             if block is None or self._must_start_block(block, line):
                 self._start_block("text", len(line) - len(line.lstrip(" ")))
             self.blocks[-1].add(line)
+            self._formula_end = _find_open_formula(line, self._formula_end)
 
     def _is_closing_fence(self, line: str) -> bool:
         stripped_line = line.strip()
@@ -130,7 +137,11 @@ class MarkdownSplitter:
 
     def _must_start_block(self, block: MarkdownBlock, line: str) -> bool:
         """Return whether `line` must start a new block, because `block` is too long or is indented more than `line`."""
-        if block.n_chars + len(line) > _MAX_CHARS or len(line) - len(line.lstrip(" ")) < block.indent:
+        if block.n_chars + len(line) > _MAX_CHARS:
+            return True
+        if self._formula_end:
+            return False
+        if len(line) - len(line.lstrip(" ")) < block.indent:
             return True
         return len(block.lines) >= _MAX_LINES and _LIST_ITEM.match(_dedent(line, block.indent)) is not None
 
@@ -141,8 +152,35 @@ class MarkdownSplitter:
         self._gap = False
 
     def _close_block(self) -> None:
+        self._formula_end = ""
         if self.blocks:
             self.blocks[-1].is_open = False
+
+
+def find_break(line: str, max_chars: int) -> int:
+    """Return the length of the first part of a long line, which ends after a blank if there is one in its last half."""
+    return line.rfind(" ", max_chars // 2, max_chars) + 1 or max_chars
+
+
+def _find_open_formula(line: str, end: str) -> str:
+    """Return the end of the formula that is still open after `line`; `end` is that of the formula open before it.
+
+    A formula stays open only if it begins at the start or at the end of the line.
+    """
+    position = 0
+    while True:
+        if end:
+            index = line.find(end, position)
+            if index < 0:
+                return end
+            position, end = index + len(end), ""
+        start = _FORMULA_START.search(line, position)
+        if start is None:
+            return ""
+        position = start.end()
+        closing = rf"\end{{{start['name']}}}" if start["name"] else start[0].replace("[", "]")
+        if closing in line[position:] or not line[position:].strip() or _LINE_PREFIX.fullmatch(line, 0, start.start()):
+            end = closing
 
 
 def split_markdown(text: str) -> list[MarkdownBlock]:

@@ -14,6 +14,7 @@ from textual.drivers.linux_driver import LinuxDriver
 from textual.geometry import Size
 from textual.widget import Widget
 
+from edgechat.markdown import Document, Formulas
 from edgechat.tui import textual_private
 from edgechat.tui.render.markdown_renderer import ChatMarkdown
 from edgechat.tui.terminal_parser import ConsoleParser
@@ -62,4 +63,4 @@ def test_escape_return_is_registered_as_alt_enter() -> None:
 
 
 def test_chat_markdown_has_every_attribute_of_rich_markdown() -> None:
-    assert vars(ChatMarkdown("", "monokai")).keys() == vars(Markdown("")).keys()
+    assert vars(ChatMarkdown("", Document([], Formulas("")), "monokai")).keys() == vars(Markdown("")).keys()

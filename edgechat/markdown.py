@@ -1,0 +1,325 @@
+r"""Markdown of chat messages: a parser that leaves formulas, such as `$a_1*b$` and `\[ x \\ y \]`, as they are written.
+
+Formulas are found before Markdown is parsed, and each is replaced by one character of a private range. So neither
+escapes nor emphasis nor table cells nor lists can take a formula apart.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from html import escape
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
+MAX_NESTING: Final = 50
+"""Depth of quotes and lists; deeper parts would be dropped by the parser, so such a text is shown as it is."""
+# The parser takes quadratic time for brackets without a link: 0.2 s for 4,000, 3 ms for 500.
+_MAX_BRACKETS: Final = 500
+_MAX_PARAGRAPH_CHARS: Final = 8192
+
+_FIRST_PLACEHOLDER: Final = 0x100000
+_MAX_FORMULAS: Final = 0xFFFE
+# A formula is at most this long, so that looking for its end takes constant time.
+_MAX_DISPLAY_CHARS: Final = 4096
+_MAX_INLINE_CHARS: Final = 1000
+_MAX_PREFIX_CHARS: Final = 200
+
+_SCAN: Final = re.compile(
+    r"""
+      ^[ \t>]*(?P<fence>`{3,}|~{3,})[^\n]*$
+    | (?P<code>`+)
+    | (?P<skipped>https?://[^\s<>`]+ | \]\([^()\s]*\) | \\[\\$`])
+    | (?P<literal>\\[{}\])] | [\U00100000-\U0010fffd])
+    | (?P<opening>\\\[ | \\\( | \$\$ | \$ | \\begin\{(?P<name>[A-Za-z]{1,30}\*?)\})
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+_FENCE: Final = re.compile(r"^[ \t>]*(?P<fence>`{3,}|~{3,})[^\n]*$", re.MULTILINE)
+_UNESCAPED_BAR: Final = re.compile(r"(?<!\\)\|")
+_BLANK_LINE: Final = re.compile(r"\n[ \t>]*(?:\n|\Z)")
+_FENCE_IN_FORMULA: Final = re.compile(r"\n[ \t>]*(?:```|~~~)")
+_LINE_PREFIX: Final = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])?[ \t]*")
+_QUOTE_PREFIX: Final = re.compile(r"\n[ \t]*(?:>[ \t]?)+")
+# With blanks inside its dollars, a formula needs a sign of mathematics, unlike "5 $ and 6 $".
+_MATH_SIGN: Final = re.compile(r"[\\^_=+<>{|*/-]|\A\s*\w\s*\Z")
+_PRICE: Final = re.compile(r"\d[\d.,]*[kKmMbB]?[\s,;:.!?()–—-]+[^\W\d_]{2,}")  # noqa: RUF001  (dashes of prose)
+
+
+class Formulas:
+    """A Markdown text with a placeholder for each formula, and the formulas."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._by_placeholder: dict[int, str] = {}
+        self._code_runs: dict[int, list[int]] | None = None
+        parts = []
+        position = 0
+        for start, end in self._find():
+            if len(self._by_placeholder) == _MAX_FORMULAS:
+                break
+            placeholder = _FIRST_PLACEHOLDER + len(self._by_placeholder)
+            self._by_placeholder[placeholder] = _unindent(source, start, end)
+            parts += [source[position:start], chr(placeholder)]
+            position = end
+        self.text = "".join([*parts, source[position:]])
+
+    def restore(self, text: str) -> str:
+        """Replace the placeholders in `text` by their formulas."""
+        return text.translate(self._by_placeholder) if self._by_placeholder and not text.isascii() else text
+
+    def split(self, text: str) -> list[str]:
+        """Split `text` at its placeholders; every second part is a formula."""
+        if not self._by_placeholder or text.isascii():
+            return [text]
+        last = chr(_FIRST_PLACEHOLDER + len(self._by_placeholder) - 1)
+        parts = re.split(f"([{chr(_FIRST_PLACEHOLDER)}-{last}])", text)
+        parts[1::2] = map(self.restore, parts[1::2])
+        return parts
+
+    def _find(self) -> Iterator[tuple[int, int]]:
+        """Yield start and end of each formula outside of code and of the targets of links, and of each bar in code."""
+        position = 0
+        while match := _SCAN.search(self._source, position):
+            position = match.end()
+            if match["fence"]:
+                position = _find_fence_end(self._source, match["fence"], position)
+            elif match["code"]:
+                code_end = self._find_code_end(len(match["code"]), position)
+                for bar in _UNESCAPED_BAR.finditer(self._source, position, code_end):
+                    yield bar.span()  # it does not divide the cells of a table
+                position = code_end
+            elif match["literal"]:
+                yield match.start(), position
+            elif match["opening"]:
+                end = self._find_end(match)
+                if end is not None:
+                    yield match.start(), end
+                    position = end
+
+    def _find_code_end(self, n_marks: int, start: int) -> int:
+        """Return the end of a code span whose opening marks end at `start`; `start` itself if it is not closed."""
+        if self._code_runs is None:
+            self._code_runs = defaultdict(list)
+            for run in re.finditer("`+", self._source):
+                self._code_runs[len(run[0])].append(run.end())
+        ends = self._code_runs[n_marks]
+        index = bisect.bisect_right(ends, start)
+        return ends[index] if index < len(ends) else start
+
+    def _find_end(self, match: re.Match[str]) -> int | None:
+        """Return the end of the formula that begins with `match`; None if there is no formula."""
+        opening = match[0]
+        if opening == "$":
+            return self._find_dollar_end(match.start())
+        if opening == r"\(":
+            end = self._find_closing(r"\)", match.end(), _MAX_INLINE_CHARS)
+            if end is not None and not _BLANK_LINE.search(self._source, match.end(), end):
+                return end
+            return match.end()  # keep at least the backslash
+        closing = rf"\end{{{match['name']}}}" if match["name"] else opening.replace("[", "]")
+        end = self._find_closing(closing, match.end(), _MAX_DISPLAY_CHARS)
+        if end is not None and not _FENCE_IN_FORMULA.search(self._source, match.end(), end):
+            return end if end > match.end() + len(closing) else None
+        # A formula in lines of its own that is still being generated, or whose end is missing.
+        if _read_line_start(self._source, match.start()).strip(" \t>"):
+            return match.end() if opening == r"\[" else None
+        blank_line = _BLANK_LINE.search(self._source, match.end())
+        end = blank_line.start() if blank_line is not None else len(self._source)
+        return end if not _FENCE_IN_FORMULA.search(self._source, match.end(), end) else match.end()
+
+    def _find_closing(self, closing: str, start: int, max_chars: int) -> int | None:
+        index = self._source.find(closing, start, start + max_chars)
+        return index + len(closing) if index >= 0 else None
+
+    def _find_dollar_end(self, start: int) -> int | None:
+        """Return the end of a formula between single dollars. Amounts of money are not formulas."""
+        source = self._source
+        end = start
+        while end == start or source[end - 1] == "\\":
+            end = source.find("$", end + 1, start + _MAX_INLINE_CHARS)
+            if end < 0:
+                return None
+        content, before, after = source[start + 1 : end], source[start - 1 : start], source[end + 1 : end + 2]
+        if before.isalnum() or after.isalnum() or after == "$" or not content.strip():
+            return None
+        has_blanks = content[0].isspace()
+        if has_blanks != content[-1].isspace() or (has_blanks and not _MATH_SIGN.search(content)):
+            return None
+        return None if _PRICE.match(content) or _BLANK_LINE.search(content) else end + 1
+
+
+def _find_fence_end(source: str, fence: str, start: int) -> int:
+    """Return the end of the code block whose opening fence ends at `start`."""
+    closing = re.compile(rf"^[ \t>]*{re.escape(fence[0])}{{{len(fence)},}}[ \t]*$", re.MULTILINE)
+    match = closing.search(source, start)
+    return match.end() if match is not None else len(source)
+
+
+def _unindent(source: str, start: int, end: int) -> str:
+    """Return a formula without the indent, and the marks of a quote, before its second and later lines."""
+    formula = source[start:end]
+    if "\n" not in formula:
+        return formula
+    prefix = _read_line_start(source, start)
+    if ">" in prefix:
+        return _QUOTE_PREFIX.sub("\n", formula)
+    indent = _LINE_PREFIX.match(prefix)
+    return re.sub(rf"\n[ \t]{{1,{len(indent[0])}}}", "\n", formula) if indent is not None and indent[0] else formula
+
+
+def _read_line_start(source: str, end: int) -> str:
+    """Return the text between the start of the line and `end`; of a long line only its last part."""
+    start = max(0, end - _MAX_PREFIX_CHARS)
+    newline = source.rfind("\n", start, end)
+    return source[max(start, newline + 1) : end]
+
+
+class Document(NamedTuple):
+    """Parsed Markdown."""
+
+    tokens: list[Token]
+    """Tokens with a placeholder for each formula."""
+    formulas: Formulas
+
+
+def parse(source: str) -> Document | None:
+    """Parse Markdown for a terminal; return None if it is nested too deeply, or has too many brackets, to be parsed."""
+    if source.count("[") > _MAX_BRACKETS:
+        return None
+    formulas = Formulas(source)
+    tokens = _parse_tokens(_make_parser(), formulas.text)
+    return Document(tokens, formulas) if tokens is not None else None
+
+
+def _parse_tokens(parser: MarkdownIt, text: str) -> list[Token] | None:
+    """Return the tokens of `text`; None if it is nested more deeply than the parser allows.
+
+    The parser drops the cells of a table row that has more cells than the heading; they are added to its last cell.
+    """
+    from markdown_it.token import Token
+
+    tokens = parser.parse(text)
+    if any(token.level >= MAX_NESTING for token in tokens):
+        return None
+    lines = text.split("\n") if any(token.type == "tr_open" for token in tokens) else []
+    n_columns = 0
+    row: list[Token] = []
+    for token in tokens:
+        if token.type == "thead_open":
+            n_columns = 0
+        elif token.type == "th_open":
+            n_columns += 1
+        elif token.type == "tr_open":
+            row = [token]
+        elif token.type == "inline":
+            row.append(token)
+        elif token.type == "tr_close" and row[0].map:
+            extra_cells = _split_row(lines[row[0].map[0]])[n_columns:]
+            if extra_cells:
+                [extra] = parser.parseInline(" | ".join(extra_cells))
+                children = row[-1].children or []
+                row[-1].children = [*children, Token("text", "", 0, content=" | "), *(extra.children or [])]
+    return tokens
+
+
+def _split_row(line: str) -> list[str]:
+    """Return the cells of a table row, as the parser does."""
+    from markdown_it.rules_block.table import escapedSplit
+
+    cells = escapedSplit(line.lstrip(" \t>").rstrip())
+    return [cell.strip() for cell in cells[not cells[0] : len(cells) - (not cells[-1])]]
+
+
+@functools.cache
+def _make_parser() -> MarkdownIt:
+    """Return a parser without link references, whose definitions would not be shown, and without encoded links."""
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": MAX_NESTING + 1})
+    parser.enable(["strikethrough", "table"]).disable("reference")
+    parser.normalizeLink = lambda url: url  # type: ignore[method-assign]
+    return parser
+
+
+def render_html(source: str) -> str:
+    """Render Markdown as HTML, without images, because a browser would request them. HTML in `source` is escaped."""
+    return "\n".join(
+        f'<p class="plain">{escape(part)}</p>' if is_plain else _render_html_part(part)
+        for part, is_plain in _split_long_paragraphs(source)
+    )
+
+
+def _render_html_part(source: str) -> str:
+    formulas = Formulas(source)
+    parser = _make_html_parser()
+    tokens = _parse_tokens(parser, formulas.text)
+    if tokens is None:
+        return f"<pre>{escape(source)}</pre>\n"
+    for token in tokens:
+        token.content = formulas.restore(token.content)
+        token.children = list(_restore_children(token.children, formulas)) if token.children else token.children
+    html: str = parser.renderer.render(tokens, parser.options, {})
+    return html
+
+
+def _restore_children(children: Sequence[Token], formulas: Formulas) -> Iterator[Token]:
+    """Yield inline tokens with a token of the type `math` for each formula in a text."""
+    from markdown_it.token import Token
+
+    for child in children:
+        for name, value in child.attrs.items():
+            child.attrs[name] = formulas.restore(str(value))
+        if child.type != "text":
+            child.content = formulas.restore(child.content)
+            yield child
+            continue
+        for index, part in enumerate(formulas.split(child.content)):
+            yield Token("math" if index % 2 else "text", "", 0, content=part)
+
+
+@functools.cache
+def _make_html_parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": MAX_NESTING + 1})
+    parser.enable(["strikethrough", "table"]).disable("image")
+    parser.add_render_rule("math", _render_formula)
+    return parser
+
+
+def _render_formula(_renderer: object, tokens: Sequence[Token], index: int, *_: object) -> str:
+    return f'<span class="math">{escape(tokens[index].content)}</span>'
+
+
+def _split_long_paragraphs(source: str) -> list[tuple[str, bool]]:
+    """Split `source` into parts, each with True if it is a paragraph that would take long to parse.
+
+    The parser takes quadratic time for long paragraphs of marks.
+    """
+    parts: list[tuple[str, bool]] = []
+    start = position = 0
+    fence, blank_line = _FENCE.search(source), _BLANK_LINE.search(source)
+    while position < len(source):
+        if fence is not None and fence.start() < position:
+            fence = _FENCE.search(source, position)
+        if blank_line is not None and blank_line.start() < position:
+            blank_line = _BLANK_LINE.search(source, position)
+        end = blank_line.end() if blank_line is not None else len(source)
+        if fence is not None and fence.start() < end:
+            position = _find_fence_end(source, fence["fence"], fence.end())
+            continue
+        paragraph = source[position:end]
+        if len(paragraph) > _MAX_PARAGRAPH_CHARS or paragraph.count("[") > _MAX_BRACKETS:
+            parts += [(source[start:position], False), (paragraph, True)]
+            start = end
+        position = end
+    return [(part, is_plain) for part, is_plain in [*parts, (source[start:], False)] if part.strip() or not parts]
