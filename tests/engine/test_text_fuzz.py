@@ -11,6 +11,7 @@ import pytest
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.tokenizer import Tokenizer
 from tests.conftest import Cli
+from tests.fuzzing import SHARE, scale
 from tests.models import write_tiny_llama
 from tests.vocabularies import (
     PRE_TOKENIZERS,
@@ -25,9 +26,9 @@ pytestmark = pytest.mark.long
 
 N_TEXTS = 5000
 # Lengths of the texts of one vocabulary, in characters: most are short, and one has about 1 MB.
-LENGTHS = [100] * 50 + [1000] * 30 + [5000] * 15 + [20_000] * 4 + [300_000]
+LENGTHS = [100] * scale(50) + [1000] * scale(30) + [5000] * scale(15) + [20_000] * scale(4) + [300_000]
 N_VOCABULARIES = len(PRE_TOKENIZERS) + 19
-N_ASKED_TEXTS = 40
+N_ASKED_TEXTS = scale(80)
 # Pre-tokenizers for vocabularies that have characters in place of bytes.
 RAW_PRE_TOKENIZERS = ("gemma4", "sarvam-moe")
 # Maximum time of a step, in seconds of CPU time per megabyte of the text, and for short texts.
@@ -67,7 +68,7 @@ def check(tokenizer: Tokenizer, texts: list[str], *, is_lossless: bool) -> None:
 
 
 def test_enough_texts_are_tried() -> None:
-    assert len(LENGTHS) * N_VOCABULARIES >= N_TEXTS
+    assert len(LENGTHS) * N_VOCABULARIES >= SHARE * N_TEXTS
 
 
 @pytest.mark.parametrize("name", [*PRE_TOKENIZERS, "SentencePiece", *(path.name for path in find_vocabularies())])

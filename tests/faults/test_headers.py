@@ -21,11 +21,12 @@ from edgechat.modelfile.gguf import read_gguf_header
 from edgechat.modelfile.tensor_types import TENSOR_TYPES
 from tests.conftest import Cli
 from tests.engine.conftest import load_request
+from tests.fuzzing import scale
 from tests.gguf_file import ARRAY, BOOL, F32, I32, STRING, U32, RawGguf, RawTensor, tensor_bytes
 from tests.models import KINDS, write_parrot, write_tiny
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX systems")
-N_MUTATIONS = 2500
+N_MUTATIONS = scale(2500)
 INTEGERS = (0, 1, 2, 3, 5, 7, 8, 16, 63, 64, 65, 128, 512, 513, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 FLOATS = (0.0, -0.0, -1.0, math.nan, math.inf, -math.inf, 1e-45, 3e38, 1e10, -1e-5)
 TEXTS = (b"", b"evil", b"x" * 2000, b"\xff\xfe", b"none", b"yarn", b"llama", b"bert", b"gpt2", b"t5", b"rwkv")

@@ -18,9 +18,10 @@ from edgechat.runtime.grammar import compile_grammar
 from edgechat.runtime.model import Model
 from edgechat.serve.grammars import make_json_rule
 from tests.engine.conftest import native as native  # noqa: PLC0414  (a fixture)
+from tests.fuzzing import scale
 from tests.hostile_schemas import Schema, make_schema
 
-N_SCHEMAS = 2000
+N_SCHEMAS = scale(2000)
 N_STEPS = 12
 MAX_CPU_S = 5.0
 MAX_BYTES = 300 << 20

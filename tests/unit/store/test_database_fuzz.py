@@ -23,11 +23,12 @@ from edgechat.cli.history import history
 from edgechat.cli.session_factory import open_conversation
 from edgechat.errors import EdgechatError
 from edgechat.store import open_store, recovery
+from tests.fuzzing import scale
 
 PAGE_BYTES = 4096
 N_MESSAGES = 1000
 MESSAGES_PER_CONVERSATION = 50
-N_MUTATIONS = 2000
+N_MUTATIONS = scale(2000)
 # A hang; the slowest case takes two seconds, but the disk of a busy machine can stall.
 MAX_SECONDS = 60.0
 TOKEN = re.compile(rb"t[0-9]{4}x[0-9]{2}z")
