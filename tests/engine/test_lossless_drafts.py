@@ -25,6 +25,7 @@ from edgechat.prefix.cache import PrefixCache
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.context import Context, DecodeAborted, NoKvSlotError
+from edgechat.runtime.grammar import compile_grammar
 from edgechat.runtime.model import Model
 from edgechat.runtime.suffix_index import SuffixIndex
 from edgechat.speculation.acceptance import Acceptance
@@ -83,6 +84,8 @@ def generate(
         cast("Context", context), cache, request, prompt, lambda event: texts.append(getattr(event, "text", "")),
         0.0, speculator,
     )  # fmt: skip
+    if request.grammar:
+        active.grammar = compile_grammar(context.model, request.grammar)
     final_events: list[Event] = []
     scheduler = Scheduler(context, cache, lambda _request, event: final_events.append(event))  # type: ignore[arg-type]
     scheduler.add(active)
