@@ -52,7 +52,7 @@ _CONTINUATION: Final = "\x01"
 
 
 class Tokenizer:
-    """Tokenises texts with the vocabulary of a model. Not thread-safe."""
+    """Tokenises texts with a vocabulary. Thread-safe, because grammars are compiled while replies are generated."""
 
     def __init__(self, bindings: Bindings, vocab: Any, path: Path, pre_tokenizer: str, tokenizer_model: str) -> None:
         """`vocab` is llama.cpp's vocabulary of the model at `path`; the other arguments are metadata of that file.
@@ -68,8 +68,9 @@ class Tokenizer:
         self._vocab = vocab
         self._path = path
         self._type = int(self._llama.llama_vocab_type(vocab))
-        self._token_buffer = ctypes.create_string_buffer(256)
+        self._thread_data = threading.local()
         self._recent_tokens: dict[str, list[int]] = {}
+        self._recent_tokens_lock = threading.Lock()
         self._tokenize_short = lru_cache(_N_CACHED_TEXTS)(self._tokenize_directly)
         self.window_chars: int = _SMALL_WINDOW_CHARS if pre_tokenizer in _QUADRATIC_PRE_TOKENIZERS else WINDOW_CHARS
 
@@ -117,12 +118,14 @@ class Tokenizer:
 
         Without `special`, the bytes of a control token are b"".
         """
-        buffer = self._token_buffer
+        buffer = getattr(self._thread_data, "buffer", None)
+        if buffer is None:
+            buffer = self._thread_data.buffer = ctypes.create_string_buffer(256)
         count = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         if count < 0:
-            self._token_buffer = ctypes.create_string_buffer(-count)
+            self._thread_data.buffer = ctypes.create_string_buffer(-count)
             return self.token_to_piece(token, special=special)
-        return buffer.raw[:count]
+        return bytes(buffer.raw[:count])
 
     @cached_property
     def _special_splitter(self) -> SpecialTokenSplitter:
@@ -213,11 +216,13 @@ class Tokenizer:
         """Tokenise a text on a thread with enough stack. Equal texts in succession, as in runs, are tokenised once."""
         if len(text) <= _MAX_DIRECT_CHARS:
             return self._tokenize_directly(text)
-        if text not in self._recent_tokens:
-            if len(self._recent_tokens) >= _N_RECENT_TEXTS:
-                del self._recent_tokens[next(iter(self._recent_tokens))]
-            self._recent_tokens[text] = _get_executor().submit(self._tokenize_directly, text).result()
-        return self._recent_tokens[text]
+        with self._recent_tokens_lock:
+            tokens = self._recent_tokens.get(text)
+            if tokens is None:
+                if len(self._recent_tokens) >= _N_RECENT_TEXTS:
+                    del self._recent_tokens[next(iter(self._recent_tokens))]
+                tokens = self._recent_tokens[text] = _get_executor().submit(self._tokenize_directly, text).result()
+        return tokens
 
     def _tokenize_directly(self, text: str) -> list[int]:
         if self._single_characters is not None:

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,22 @@ def test_guarded_control_tokens_are_plain_text(native: Bindings, tmp_path: Path)
     plain = guarded.replace("\ufdd0", "").removeprefix("<|im_start|>").removesuffix("<|im_end|>")
     expected = [start, *tokenizer.tokenize(plain, add_special=False, parse_special=False), end]
     assert [token for part in parts for token in part] == expected
+
+
+def test_threads_share_a_tokenizer(native: Bindings, tmp_path: Path) -> None:
+    tokenizer = open_vocabulary(native, write_bpe_vocabulary(tmp_path / "v.gguf", "gpt-4o"))
+    text = "ACGT the Z" * 4000
+    tokens = tokenizer.tokenize(text, add_special=False, parse_special=True)
+    pieces = [tokenizer.token_to_piece(token, special=True) for token in range(tokenizer.n_vocab)]
+
+    def check(letter: str) -> None:
+        for _ in range(3):
+            assert tokenizer.tokenize(text, add_special=False, parse_special=True) == tokens
+            assert [tokenizer.token_to_piece(t, special=True) for t in range(tokenizer.n_vocab)] == pieces
+            assert tokenizer.tokenize(letter * 9000, add_special=False, parse_special=True)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(check, "abcd"))
 
 
 def test_character_without_a_token_is_an_error(native: Bindings, tmp_path: Path) -> None:
