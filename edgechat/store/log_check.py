@@ -22,8 +22,9 @@ from edgechat.store.sqlite_errors import is_damage_error
 _MAX_CHECKED_BYTES: Final = 32 << 20
 _WAL_MAGIC: Final = 0x377F0682
 """First four bytes of a log; the lowest bit is set if the checksums are computed from big-endian words."""
-# Another process may write a checkpoint while this module reads the database, so a difference is confirmed.
-_N_COMPARISONS: Final = 3
+# Range of the database file that every connection locks for reading (os.h of SQLite).
+_SHARED_LOCK_START: Final = 0x40000002
+_SHARED_LOCK_BYTES: Final = 510
 
 Connect = Callable[[Path, str], sqlite3.Connection]
 """Function that opens a database with URI parameters."""
@@ -38,23 +39,47 @@ class LogDamage(NamedTuple):
 
 
 def find_log_damage(path: Path, connect: Connect) -> LogDamage | None:
-    """Return the damage of the log of the database at `path`; None if there is no log, or no damage was found."""
+    """Return the damage of the log of the database at `path`; None if there is no log, or no damage was found.
+
+    A log that another process uses counts as undamaged, because that process has read it before.
+    """
     try:
         with path.with_name(path.name + "-wal").open("rb") as file:
             log = file.read(_MAX_CHECKED_BYTES)
         database_bytes = path.stat().st_size
+        if len(log) <= WAL_HEADER_BYTES:
+            return None
+        damage = None
+        break_offset = _find_break(log)
+        if not database_bytes:  # SQLite would delete the log
+            damage = LogDamage("its file is empty", WAL_HEADER_BYTES)
+        elif break_offset is not None:
+            damage = LogDamage("its write-ahead log is damaged", break_offset)
+        elif _overwrites_newer_pages(path, log, connect):
+            damage = LogDamage("its write-ahead log belongs to another database or an earlier state", WAL_HEADER_BYTES)
+        return damage if damage is not None and not _is_used_by_another_process(path) else None
     except OSError:
         return None  # there is no log, or SQLite reports the error
-    if len(log) <= WAL_HEADER_BYTES:
-        return None
-    if not database_bytes:  # SQLite would delete the log
-        return LogDamage("its file is empty", WAL_HEADER_BYTES)
-    break_offset = _find_break(log)
-    if break_offset is not None:
-        return LogDamage("its write-ahead log is damaged", break_offset)
-    if all(_loses_messages(path, connect) for _ in range(_N_COMPARISONS)):
-        return LogDamage("its write-ahead log belongs to another database or an earlier state", WAL_HEADER_BYTES)
-    return None
+
+
+def _is_used_by_another_process(path: Path) -> bool:
+    """Return whether another process has opened the database with SQLite, which locks it for reading."""
+    with path.open("r+b") as file:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                file.seek(_SHARED_LOCK_START)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, _SHARED_LOCK_BYTES)
+                file.seek(_SHARED_LOCK_START)
+                msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, _SHARED_LOCK_BYTES)
+            else:
+                import fcntl
+
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_LOCK_BYTES, _SHARED_LOCK_START)
+        except OSError:
+            return True
+    return False
 
 
 def _find_break(log: bytes) -> int | None:
@@ -104,17 +129,26 @@ def _update_checksum(checksum: tuple[int, int], data: bytes, byte_order: str) ->
     return first, second
 
 
-def _loses_messages(path: Path, connect: Connect) -> bool:
-    """Return whether SQLite would not find all messages of the database with the log.
+def _overwrites_newer_pages(path: Path, log: bytes, connect: Connect) -> bool:
+    """Return whether the log of another database, or of an earlier state, would hide messages of the database.
 
-    Deleted messages are no reason, because edgechat writes a checkpoint after each deletion.
+    Messages can also be missing because they were deleted while the log was written. A deletion of the newest message
+    counts as damage, because it is followed by a checkpoint.
     """
     try:
         keys_without_log = _read_message_keys(path, connect, "mode=ro&immutable=1")
     except sqlite3.Error:
         return False  # the damage is not in the log
     try:
-        return not keys_without_log <= _read_message_keys(path, connect, "mode=ro")
+        keys_with_log = _read_message_keys(path, connect, "mode=ro")
+        if keys_without_log <= keys_with_log:
+            return False
+        has_newest_message = max(keys_without_log) <= max(keys_with_log, default=0)
+        has_common_messages = not keys_with_log.isdisjoint(keys_without_log)
+        return not (
+            has_newest_message and has_common_messages and _continues_database(path, log)
+            and _is_consistent(path, connect)
+        )  # fmt: skip
     except sqlite3.Error as error:
         return bool(keys_without_log) and is_damage_error(error)
 
@@ -123,3 +157,21 @@ def _read_message_keys(path: Path, connect: Connect, parameters: str) -> set[int
     with contextlib.closing(connect(path, parameters)) as db:
         db.execute("PRAGMA busy_timeout = 0")
         return {row[0] for row in db.execute("SELECT rowid FROM messages INDEXED BY messages_of")}
+
+
+def _continues_database(path: Path, log: bytes) -> bool:
+    """Return whether the change counter in the database agrees with those in the log (section 1.3.6).
+
+    Each transaction that changes page 1 increments the counter, and a checkpoint copies it to the database.
+    """
+    page_bytes = int.from_bytes(log[8:12], "big")
+    frames = page_format.read_wal_frames(lambda start, size: log[start : start + size], len(log), page_bytes)
+    counters = [int.from_bytes(log[f.offset + 24 : f.offset + 28], "big") for f in frames if f.page_number == 1]
+    with path.open("rb") as file:
+        counter = int.from_bytes(file.read(page_format.FILE_HEADER_BYTES)[24:28], "big")
+    return not counters or counters[0] - 1 <= counter <= counters[-1]
+
+
+def _is_consistent(path: Path, connect: Connect) -> bool:
+    with contextlib.closing(connect(path, "mode=ro")) as db:
+        return [row[0] for row in db.execute("PRAGMA integrity_check")] == ["ok"]

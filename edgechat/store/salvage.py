@@ -55,7 +55,7 @@ def salvage(damaged_file: Path, database: Database, database_name: str) -> Salva
     """
     if not damaged_file.stat().st_size:  # only the log was moved aside; SQLite would delete the log of an empty file
         with database.write_transaction(durable=True) as db:
-            copier = _RowCopier(db)
+            copier = _RowCopier(db, extends_messages=True)
             copier.copy_pages(damaged_file)
             return copier.finish()
     with (
@@ -76,8 +76,13 @@ def salvage(damaged_file: Path, database: Database, database_name: str) -> Salva
 class _RowCopier:
     """Inserts rows of a damaged database with repaired values."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, *, extends_messages: bool = False) -> None:
+        """With `extends_messages`, the text of a message that is in `db` is replaced by a longer text that extends it.
+
+        This is for rows that are newer than those in `db`.
+        """
         self._db = db
+        self._extends_messages = extends_messages
         db.execute("PRAGMA defer_foreign_keys = ON")
         self._result = SalvageResult()
         self._copied_keys: set[_RowKey] = set()
@@ -151,6 +156,8 @@ class _RowCopier:
             (values["id"], values["key"], values[text_column]),
         ).fetchone()
         if is_copied:
+            if self._extends_messages and table == "messages":
+                self._extend_message(values)
             return False
         key = tree_sql.find_free_key(self._db, table, values["created_at_ms"])
         new_values = {**values, "key": key}
@@ -164,6 +171,13 @@ class _RowCopier:
             "UPDATE conversations SET head_key = ? WHERE key = ? AND head_key < ? AND ? IS NULL",
             (values["key"], values["conversation_key"], values["key"], values["hidden_by"]),
         )
+
+    def _extend_message(self, values: Mapping[str, Any]) -> None:
+        columns = {name: values[name] for name in ("text", "reasoning", "finish_reason", "n_tokens", "stats")}
+        condition = "id = ? AND length(text) <= length(?) AND substr(?, 1, length(text)) = text"
+        tree_sql.update_row(
+            self._db, "messages", columns, condition, values["id"], values["text"], values["text"]
+        )  # fmt: skip
 
     def finish(self) -> SalvageResult:
         """Repair references between the rows, and return the counts."""

@@ -6,15 +6,19 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgechat.chat.messages import Conversation, Message, new_id, now_ms
+from edgechat.errors import NotFoundError
 from edgechat.store import open_store, page_format, page_salvage, recovery
-from edgechat.store.database import connect
+from edgechat.store.database import Database, connect
 from edgechat.store.log_check import find_log_damage
 from edgechat.store.sqlite import SqliteStore
 from tests.unit.store.examples import fill, texts
@@ -124,6 +128,45 @@ def _active_path(store: SqliteStore, conversation: Conversation) -> list[Message
     from edgechat.store.formats import edgechat_json, markdown
 
     return markdown.active_path(edgechat_json.load_record(store, conversation.id))
+
+
+def test_damaged_log_does_not_shorten_a_reply(path: Path) -> None:
+    store = open_store(path)
+    question = Message(id=new_id(), role="user", text="question")
+    reply = Message(id=new_id(), parent_id=question.id, role="assistant", text="one", finish_reason="streaming")
+    store.append(Conversation(id="c", created_at_ms=now_ms()), [question, reply])
+    n_bytes = path.with_name("history.db-wal").stat().st_size
+    for text, reason in (("one two", "streaming"), ("one two three", "stop")):
+        store.checkpoint(msgspec.structs.replace(reply, text=text, finish_reason=reason))
+    copy = path.with_name("copy.db")
+    copy_with_log(store, copy)
+    store.close()
+    with copy.with_name("copy.db-wal").open("r+b") as log:
+        log.seek(n_bytes + 100)  # in the first checkpoint of the reply
+        log.write(b"damage")
+    store = open_store(copy)
+    assert [(m.text, m.finish_reason) for m in store.messages("c")] == [("question", ""), ("one two three", "stop")]
+    store.close()
+
+
+def test_deleted_messages_in_the_log_are_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Database, "truncate_wal", lambda self: None)  # as if edgechat was killed before the checkpoint
+    store = open_store(path)
+    conversations = [fill(store, 30, size=300) for _ in range(3)]
+    store.close()
+    for n_deleted in (1, 2):
+        store = open_store(path)
+        for conversation in conversations[:n_deleted]:
+            with contextlib.suppress(NotFoundError):
+                store.delete_conversation(conversation.id)
+        copy = path.with_name(f"copy{n_deleted}.db")
+        copy_with_log(store, copy)
+        store.close()
+        assert find_log_damage(copy, connect) is None
+        store = open_store(copy)
+        assert len(store.conversation_ids()) == 3 - n_deleted
+        assert store.notices == []
+        store.close()
 
 
 def test_log_of_another_database_overwrites_nothing(path: Path) -> None:
@@ -259,3 +302,25 @@ def test_random_files_contain_no_rows(tmp_path_factory: pytest.TempPathFactory, 
     file.write_bytes(data)
     file.with_name("file.db-wal").write_bytes(data[::-1])
     assert list(page_salvage.find_rows(file)) == []
+
+
+def test_log_that_another_process_uses_is_left_to_it(path: Path) -> None:
+    store = open_store(path)
+    fill(store, 10, size=300)
+    copy = path.with_name("copy.db")
+    copy_with_log(store, copy)
+    store.close()
+    with copy.with_name("copy.db-wal").open("r+b") as log:
+        log.seek(10_000)
+        log.write(b"damage")
+    assert find_log_damage(copy, connect) is not None
+    code = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT count(*) FROM sqlite_schema')"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{code}; print('open', flush=True); input()", str(copy)], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        assert find_log_damage(copy, connect) is None
+        other.kill()
+    assert find_log_damage(copy, connect) is not None
