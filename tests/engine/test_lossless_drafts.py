@@ -85,7 +85,7 @@ def generate(
         0.0, speculator,
     )  # fmt: skip
     if request.grammar:
-        active.grammar = compile_grammar(context.model, request.grammar)
+        active.grammar = compile_grammar(cast("Model", context.model), request.grammar)
     final_events: list[Event] = []
     scheduler = Scheduler(context, cache, lambda _request, event: final_events.append(event))  # type: ignore[arg-type]
     scheduler.add(active)
