@@ -207,19 +207,25 @@ def send_request(
     """
     connection, target, proxy_headers = _connect(url, read_timeout_s)
     on_connect(connection.sock)
+    has_timed_out = threading.Event()
+
+    def end_request() -> None:
+        has_timed_out.set()
+        shut_down_socket(connection.sock)
+
     # A server could send its headers one byte at a time, and each byte restarts the read timeout.
-    deadline = threading.Timer(read_timeout_s, shut_down_socket, [connection.sock])
+    deadline = threading.Timer(read_timeout_s, end_request)
     deadline.start()
     try:
         connection.request(method, target, body, headers={**headers, **proxy_headers})
         response = Response(connection, url)
-        if not deadline.finished.is_set():  # otherwise, the headers may be incomplete
+        if not has_timed_out.is_set():  # otherwise, the headers may be incomplete
             return response
         response.close()
         raise TimeoutError
     except (OSError, http.client.HTTPException, ValueError) as error:
         connection.close()
-        if deadline.finished.is_set():
+        if has_timed_out.is_set():
             raise _make_connection_error(url, TimeoutError("timed out while waiting for the headers")) from None
         raise _make_connection_error(url, error) from error
     finally:
