@@ -145,13 +145,8 @@ def test_end_of_a_busy_server_leaves_no_traceback(start: Start) -> None:
         until(lambda: 'requests_running{model="starter"} 2.0' in server.request("/metrics")[1], 60)
         server.interrupt()
         until(lambda: "to finish" in "".join(server.errors))
-
-        def is_ended_by_another_signal() -> bool:
-            server.interrupt()
-            return server.process.poll() is not None
-
-        until(is_ended_by_another_signal)
-        assert server.process.returncode == 0
+        server.interrupt()
+        assert server.process.wait(30) == 0
     server._reader.join(10)
     assert "Traceback" not in "".join(server.errors)
     assert "CancelledError" not in "".join(server.errors)
@@ -217,9 +212,9 @@ def test_official_client_reads_streams_with_comments_and_progress(server: Server
             extra_body={"return_progress": True, "sse_ping_interval": 0.1},
         ))  # fmt: skip
         assert 0 < chunks[-1].usage.completion_tokens <= 8
-        assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        assert any(c.choices[0].finish_reason for c in chunks if c.choices)
         texts = list(client.completions.create(
             model="starter", prompt="E" + LONG_PROMPT, max_tokens=8, stream=True,
             extra_body={"return_progress": True, "sse_ping_interval": 0.1},
         ))  # fmt: skip
-        assert "".join(c.choices[0].text for c in texts if c.choices)
+        assert any(c.choices[0].finish_reason for c in texts if c.choices)
