@@ -70,6 +70,8 @@ class RawGguf:
 
     def write(self, path: Path) -> Path:
         alignment = self.metadata.get("general.alignment", (U32, 32))[1]
+        if not isinstance(alignment, int) or alignment <= 0 or alignment > 1 << 20:
+            alignment = 32  # the file is refused for its value
         head = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(self.tensors), len(self.metadata)))
         for key, (type_id, value) in self.metadata.items():
             head += _encode(STRING, key.encode()) + struct.pack("<I", type_id) + _encode(type_id, value)
