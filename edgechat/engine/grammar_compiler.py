@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from edgechat.engine.grammar_check import CHECK_STACK_BYTES, CheckReply, describe_fault
-from edgechat.engine.pipe import Channel, spawn_child
+from edgechat.engine.pipe import Channel, kill_child, spawn_child, start_exchange
 from edgechat.engine.protocol import make_frame
 from edgechat.errors import EdgechatError, EngineError, GrammarError, find_error_class
 from edgechat.hardware.memory import read_process_usage
@@ -42,17 +42,6 @@ _SIMPLIFY_HINT: Final = (
 _STACK_BYTES: Final = 4 * CHECK_STACK_BYTES
 
 Compile = Callable[[str, Sequence[str]], Grammar]
-
-
-def _exchange(channel: Channel, frame: bytes) -> queue.SimpleQueue[bytes | None]:
-    """Write a frame and read the next one on a thread; return the queue that receives it, or None if the child died."""
-    replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-
-    def exchange() -> None:
-        replies.put(channel.read() if channel.write(frame) else None)
-
-    threading.Thread(target=exchange, name="grammar check", daemon=True).start()
-    return replies
 
 
 class GrammarChecker:
@@ -84,7 +73,7 @@ class GrammarChecker:
     def _check_in_child(self, grammar: str) -> CheckReply:
         child, channel = self._start()
         start_cpu_s, start_bytes = read_process_usage(child.pid)
-        replies = _exchange(channel, make_frame(grammar.encode("utf-8")))
+        replies = start_exchange(channel, make_frame(grammar.encode("utf-8")))
         deadline = time.monotonic() + MAX_WALL_S
         while True:
             with contextlib.suppress(queue.Empty):
@@ -114,7 +103,7 @@ class GrammarChecker:
                 return self._child, self._channel
             self._child, self._channel = child, channel = spawn_child(["_grammar"], subprocess.DEVNULL)
         with contextlib.suppress(queue.Empty):
-            if _exchange(channel, b"").get(timeout=MAX_WALL_S) is not None:
+            if start_exchange(channel, b"").get(timeout=MAX_WALL_S) is not None:
                 return child, channel
         self.stop()
         raise EngineError("The process that checks output formats did not start. Try again later.")
@@ -138,9 +127,7 @@ class GrammarChecker:
             child, self._child = self._child, None
             channel, self._channel = self._channel, None
         if child is not None and channel is not None:
-            child.kill()
-            child.wait()
-            channel.close()
+            kill_child(child, channel)
 
 
 class _Job(NamedTuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -83,6 +84,24 @@ def spawn_child(
         for fd in child_fds:
             os.close(fd)
     return child, Channel(parent_read_fd, parent_write_fd)
+
+
+def start_exchange(channel: Channel, frame: bytes) -> queue.SimpleQueue[bytes | None]:
+    """Write a frame and read the reply on a thread; return the queue that receives it, or None if the child died."""
+    replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def exchange() -> None:
+        replies.put(channel.read() if channel.write(frame) else None)
+
+    threading.Thread(target=exchange, name="exchange", daemon=True).start()
+    return replies
+
+
+def kill_child(child: subprocess.Popen[bytes], channel: Channel) -> None:
+    """Kill a child process, wait for its end and close the connection."""
+    child.kill()
+    child.wait()
+    channel.close()
 
 
 def open_inherited_channel(arguments: list[str]) -> Channel:

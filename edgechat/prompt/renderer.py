@@ -16,7 +16,7 @@ import msgspec
 
 from edgechat import process
 from edgechat.engine.cancellation import Cancellation
-from edgechat.engine.pipe import Channel, spawn_child
+from edgechat.engine.pipe import Channel, kill_child, spawn_child, start_exchange
 from edgechat.engine.protocol import MAX_FRAME_BYTES
 from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt.reasoning import ReasoningFormat, format_reply
@@ -148,15 +148,8 @@ class Renderer:
         channel = self._channel
         if channel is None:  # `close` was called in another thread; the next attempt reports it
             return None
-        replies: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-
-        def exchange() -> None:
-            is_sent = channel.write(request_frame)
-            replies.put(channel.read() if is_sent else None)
-
-        threading.Thread(target=exchange, name="render", daemon=True).start()
         try:
-            reply = replies.get(timeout=TIMEOUT_S)
+            reply = start_exchange(channel, request_frame).get(timeout=TIMEOUT_S)
         except queue.Empty:
             self._kill_child()
             raise TemplateError(f"The model's chat template took more than {TIMEOUT_S:g} s and was stopped") from None
@@ -185,9 +178,7 @@ class Renderer:
             child, self._child = self._child, None
             channel, self._channel = self._channel, None
         if child is not None and channel is not None:
-            child.kill()
-            child.wait()
-            channel.close()
+            kill_child(child, channel)
 
 
 def guard_messages(
