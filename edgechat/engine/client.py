@@ -1,211 +1,31 @@
 """Engine client: starts an engine process, sends requests to it, and restarts it after a crash.
 
-All methods of `EngineClient` are thread-safe. One reader thread per engine process passes each event to the callback of
-its request.
+All methods of `EngineClient` are thread-safe.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import queue
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from edgechat.engine import protocol
 from edgechat.engine.cancellation import Cancellation
-from edgechat.engine.death import Death
-from edgechat.engine.hang_detector import TICK_S, HangDetector
-from edgechat.engine.pipe import spawn_child
+from edgechat.engine.engine_process import EXIT_TIMEOUT_S, EngineProcess, OnOutcome
 from edgechat.errors import BackendMismatchError, EdgechatError, EngineDiedError, find_error_class
-from edgechat.hardware.memory import count_memory_kills, is_process_stopped
 from edgechat.planner.requantize import QuantModel
 from edgechat.process import EXIT_VERSION_CHANGED, KILL_SIGNAL
-from edgechat.runtime import logs
-from edgechat.runtime.activity import ActivityFile, ActivityState
-
-EXIT_TIMEOUT_S: Final = 2.0
-"""Time in which the engine process can save its caches before it exits."""
-# Time after which an unanswered Cancel means that the engine cannot exit by itself either.
-_CANCEL_TIMEOUT_S: Final = 0.3
 
 T = TypeVar("T", bound=protocol.Event)
 OnEvent = Callable[[protocol.AnyEvent], None]
-OnOutcome = Callable[["protocol.AnyEvent | EdgechatError"], None]
 
 
 def _ignore_event(event: protocol.AnyEvent) -> None:
     pass
-
-
-class EngineProcess:
-    """One engine process and its pending requests."""
-
-    def __init__(self) -> None:
-        log = logs.open_log()
-        self._log_start = logs.size()
-        self._activity_file = _create_activity_file()
-        extra_fds = (self._activity_file.fd,) if self._activity_file is not None else ()
-        try:
-            self.child, self.channel = spawn_child(["_engine"], log or subprocess.DEVNULL, extra_fds)
-        except EngineDiedError:
-            if self._activity_file is not None:
-                self._activity_file.close()
-            raise
-        finally:
-            if log:
-                log.close()
-        self.n_loads = 0
-        """Number of Load requests sent to this process."""
-        self.error: EngineDiedError | None = None
-        """Error with the cause of the exit; None while the process is running."""
-        self.was_killed_for_memory = False
-        """True if Linux killed the process because memory ran out."""
-        self._backend = ""
-        self._load: protocol.Load | None = None
-        self._opened_path = ""
-        self._is_stopping = False
-        self._detector = HangDetector()
-        self._hang_reason = ""
-        self._n_memory_kills = count_memory_kills()
-        self._callbacks: dict[int, OnOutcome] = {}
-        self._cancelled_at: dict[int, float] = {}
-        """Monotonic time of the first cancellation of each unfinished request that was cancelled."""
-        self._lock = threading.Condition()
-        self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        for name, target in (
-            ("engine-events", self._read_events), ("engine-requests", self._write_requests),
-            ("engine-watchdog", self._watch),
-        ):  # fmt: skip
-            threading.Thread(target=target, name=name, daemon=True).start()
-
-    def send(self, request: protocol.Request, on_outcome: OnOutcome) -> None:
-        """Send a request. The reader thread calls `on_outcome` with each event, or with the error if the process dies.
-
-        Raises EngineDiedError if the process has already died.
-        """
-        frame = protocol.encode(request)
-        with self._lock:
-            if self.error is not None:
-                raise self.error
-            self._callbacks[request.id] = on_outcome
-            if isinstance(request, protocol.Load):
-                self._load, self._opened_path = request, request.plan.model_path
-                self.n_loads += 1
-            elif isinstance(request, protocol.ProbeMemory):
-                self._opened_path = request.model_path
-            self._lock.notify()
-        self._frames.put(frame)
-
-    def cancel(self, request: protocol.Cancel) -> None:
-        """Send a Cancel request. The engine is killed if it does not end its cancelled requests."""
-        with self._lock:
-            if request.target_id in self._callbacks:
-                self._cancelled_at.setdefault(request.target_id, time.monotonic())
-        self._frames.put(protocol.encode(request))
-
-    def expect_end(self) -> None:
-        """Expect the end of all requests in progress, as after `cancel`, without cancelling them."""
-        with self._lock:
-            for request_id in self._callbacks:
-                self._cancelled_at.setdefault(request_id, time.monotonic())
-
-    def _write_requests(self) -> None:
-        """Write the frames on a thread of their own, because a write to an engine that hangs never returns."""
-        while (frame := self._frames.get()) is not None:
-            self.channel.write(frame)  # if the write fails, the reader thread reports that the engine died
-
-    def _watch(self) -> None:
-        """Kill the process if it hangs while requests are in progress."""
-        while self.error is None:
-            with self._lock:
-                if not self._callbacks:
-                    self._detector.reset()
-                    self._lock.wait_for(lambda: self._callbacks or self.error is not None)
-            time.sleep(TICK_S)
-            with self._lock:
-                all_cancelled = bool(self._callbacks) and self._callbacks.keys() <= self._cancelled_at.keys()
-            reason = self._detector.tick(is_stopped=is_process_stopped(self.child.pid), all_cancelled=all_cancelled)
-            if reason and self._callbacks:
-                self._hang_reason = reason
-                self.child.kill()
-                return
-
-    def _read_events(self) -> None:
-        while (body := self.channel.read()) is not None:
-            try:
-                event = protocol.decode_event(body)
-            except EdgechatError:
-                self.child.kill()
-                break
-            self._detector.record_frame()
-            with self._lock:
-                is_final = isinstance(event, protocol.FINAL_EVENTS)
-                on_outcome = self._callbacks.pop(event.id, None) if is_final else self._callbacks.get(event.id)
-                if is_final:
-                    self._cancelled_at.pop(event.id, None)
-            if isinstance(event, protocol.RequestFinished) and event.finish_reason == "cancelled":
-                # llama.cpp logs a cancelled decode as an error, which a later crash report must not quote.
-                self._log_start = logs.size()
-            if isinstance(event, protocol.BackendChosen):
-                self._backend = event.backend
-            if on_outcome is not None:
-                on_outcome(event)
-        self._reap()
-
-    def _reap(self) -> None:
-        """Wait for the process to exit, record a crash of the backend, and fail all pending requests."""
-        try:
-            exit_code = self.child.wait(timeout=EXIT_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            exit_code = self.child.wait()
-        state = ActivityState()
-        if self._activity_file is not None:
-            state = self._activity_file.read()
-            self._activity_file.close()
-        death = Death(
-            exit_code=exit_code,
-            state=state,
-            backend=self._backend,
-            load=self._load,
-            opened_path=self._opened_path,
-            log_start=self._log_start,
-            hang_reason=self._hang_reason,
-        )
-        if not self._is_stopping:
-            death.record_crash()  # before the requests fail, because the next engine process chooses another backend
-        request_error = death.find_request_error()
-        if exit_code == -KILL_SIGNAL and not self._is_stopping and not self._hang_reason:
-            n_memory_kills = count_memory_kills()
-            self.was_killed_for_memory = n_memory_kills is None or n_memory_kills != self._n_memory_kills
-        with self._lock:
-            self.error = death.find_error()
-            self._lock.notify_all()
-            callbacks, self._callbacks = list(self._callbacks.values()), {}
-        for on_outcome in callbacks:
-            on_outcome(request_error)
-        self._frames.put(None)
-        self.channel.close()
-
-    def stop(self, timeout_s: float) -> None:
-        """Ask the process to exit; kill it after `timeout_s`, or at once if it does not respond to a cancellation."""
-        self._is_stopping = True
-        self._frames.put(protocol.encode(protocol.Shutdown(id=0)))
-        with self._lock:
-            cancelled_at = min(self._cancelled_at.values(), default=math.inf)
-        if time.monotonic() - cancelled_at > _CANCEL_TIMEOUT_S:
-            timeout_s = 0
-        try:
-            self.child.wait(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            self.child.wait()
 
 
 class EngineClient:
@@ -410,11 +230,3 @@ def _convert_failure(outcome: protocol.AnyEvent | EdgechatError) -> protocol.Any
     if isinstance(outcome, protocol.RequestFailed):
         return find_error_class(outcome.error_type)(outcome.message)
     return outcome
-
-
-def _create_activity_file() -> ActivityFile | None:
-    """Create the activity file of an engine process; None if that fails, and crashes then have an unknown cause."""
-    try:
-        return ActivityFile()
-    except OSError:
-        return None

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from edgechat.config import Settings
 from edgechat.engine import protocol
-from edgechat.engine.client import EXIT_TIMEOUT_S, EngineClient
+from edgechat.engine.client import EngineClient
+from edgechat.engine.engine_process import EXIT_TIMEOUT_S
 from edgechat.errors import ComputeError, EdgechatError, EngineDiedError, EngineError, ModelCrashError, ModelFileError
 from edgechat.modelfile.checks import check_header
 from edgechat.modelfile.profile import ModelProfile

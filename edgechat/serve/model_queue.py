@@ -17,7 +17,7 @@ import msgspec
 from edgechat.config import Sampling, Settings
 from edgechat.engine import protocol
 from edgechat.engine.cancellation import Cancellation
-from edgechat.engine.client import EXIT_TIMEOUT_S
+from edgechat.engine.engine_process import EXIT_TIMEOUT_S
 from edgechat.errors import EdgechatError, EngineError
 from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan

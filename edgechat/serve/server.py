@@ -15,7 +15,7 @@ from typing import Final, cast
 import uvicorn
 from starlette.types import ASGIApp
 
-from edgechat.engine.client import EXIT_TIMEOUT_S
+from edgechat.engine.engine_process import EXIT_TIMEOUT_S
 from edgechat.errors import UsageError, format_reason
 from edgechat.serve.connections import KEEP_ALIVE_TIMEOUT_S, Connection, ConnectionTable, raise_connection_limit
 from edgechat.serve.model_queue import ModelQueue

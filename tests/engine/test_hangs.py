@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from edgechat.config import Sampling
-from edgechat.engine import client as client_module
-from edgechat.engine import protocol
+from edgechat.engine import engine_process, protocol
 from edgechat.engine.client import EngineClient
 from edgechat.engine.hang_detector import SILENT_TICKS, STOPPED_TICKS
 from edgechat.errors import EdgechatError, EngineDiedError
@@ -64,7 +63,7 @@ def submit(engine: EngineClient, request: protocol.Request) -> Outcomes:
 @pytest.fixture
 def new_engine(starter: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], EngineClient]]:
     """Return a function that starts an engine with the starter model, and whose seconds are short."""
-    monkeypatch.setattr(client_module, "TICK_S", SHORT_TICK_S)
+    monkeypatch.setattr(engine_process, "TICK_S", SHORT_TICK_S)
     clients: list[EngineClient] = []
 
     def start() -> EngineClient:
