@@ -14,7 +14,7 @@ from edgechat.cli.interruption import Interruption
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.options import FilePath, conversation_options
 from edgechat.cli.progress import StderrStatus
-from edgechat.cli.session_factory import prepare_session
+from edgechat.cli.session_factory import create_session, open_session
 from edgechat.errors import EdgechatError, EngineDiedError, StoreError, UsageError
 from edgechat.humanize import format_size
 from edgechat.terminal import TextEscaper, escape_controls
@@ -135,17 +135,12 @@ def print_reply(
     Raises EdgechatError, KeyboardInterrupt after Ctrl-C, and SystemExit after another signal. A signal during the reply
     stops and saves it.
     """
-    make_session, problems = prepare_session(**options)
-    session = make_session()
-    for problem in problems:
-        click.echo(f"edgechat: {problem} (ignored)", err=True)
+    session = create_session(**options)
     status = StderrStatus()
     interruption = Interruption(session)
     with interruption.handle_signals():
         try:
-            session.open(lambda event: status.show(event.message))
-            for warning in session.warnings:
-                status.note(warning)
+            open_session(session, status)
             with interruption.stop_reply():
                 events = session.send(text, attachments, n_replies)
                 final_event = stream_reply(events, status, quiet=as_json or n_replies > 1)

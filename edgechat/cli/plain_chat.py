@@ -17,7 +17,7 @@ from edgechat.chat.commands import Command, Destination, Outcome, View
 from edgechat.cli.ask import MAX_STDIN_BYTES, stream_reply
 from edgechat.cli.interruption import Interruption
 from edgechat.cli.progress import StderrStatus
-from edgechat.cli.session_factory import prepare_session
+from edgechat.cli.session_factory import create_session, open_session
 from edgechat.cli.unsent_line import UnsentLine
 from edgechat.errors import EdgechatError, StoreError, UsageError
 from edgechat.terminal import escape_controls
@@ -34,17 +34,12 @@ _OPEN_HINT: Final = "/open NUMBER opens a conversation from this list"
 
 def run_plain(**options: Any) -> int:
     """Run the line-by-line chat until standard input ends, and return the exit code. Raises EdgechatError."""
-    make_session, problems = prepare_session(**options)
-    session = make_session()
-    for problem in problems:
-        click.echo(f"edgechat: {problem} (ignored)", err=True)
+    session = create_session(**options)
     status = StderrStatus()
     interruption = Interruption(session)
     with interruption.handle_signals():
         try:
-            session.open(lambda event: status.show(event.message))
-            for warning in session.warnings:
-                status.note(warning)
+            open_session(session, status)
             status.clear()
             exit_code = PlainChat(session, status, interruption).run()
         finally:

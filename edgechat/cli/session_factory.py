@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgechat.errors import StoreError, UsageError
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from edgechat.chat.messages import Conversation
     from edgechat.chat.session import Session
+    from edgechat.cli.progress import StderrStatus
     from edgechat.config import Settings, SettingsProblem
     from edgechat.store.sqlite import SqliteStore
 
@@ -80,6 +81,27 @@ def prepare_session(
         return session
 
     return make_session, problems
+
+
+def create_session(**options: Any) -> Session:
+    """Create the session of a command without a screen, and print the problems in the settings.
+
+    The options and exceptions are those of `prepare_session` and of the function that it returns.
+    """
+    import click
+
+    make_session, problems = prepare_session(**options)
+    session = make_session()
+    for problem in problems:
+        click.echo(f"edgechat: {problem} (ignored)", err=True)
+    return session
+
+
+def open_session(session: Session, status: StderrStatus) -> None:
+    """Open a session and print its warnings; `status` shows the progress. Raises the exceptions of `Session.open`."""
+    session.open(lambda event: status.show(event.message))
+    for warning in session.warnings:
+        status.note(warning)
 
 
 def settings_from_flags(**flags: object) -> dict[str, object]:
