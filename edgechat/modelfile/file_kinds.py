@@ -93,7 +93,7 @@ def describe_unsupported_version(version: int, supported: Sequence[int]) -> str:
     return f"has GGUF version {version}, but this edgechat reads only versions {versions}. Update edgechat."
 
 
-class FilePart(NamedTuple):
+class CutFilePart(NamedTuple):
     """Parsed name of one part of a model file that was cut by size."""
 
     whole_name: str
@@ -104,14 +104,14 @@ class FilePart(NamedTuple):
     """Number of parts; 0 if the name does not contain it."""
 
 
-def parse_file_part(name: str) -> FilePart | None:
+def parse_file_part(name: str) -> CutFilePart | None:
     """Parse the name of one part of a file that was cut by size. Returns None for any other name."""
     match = _FILE_PART_PATTERN.fullmatch(name)
     if match is None:
         return None
     label, stem = (match["part"] or match["suffix"]).lower(), match["stem"]
     number = int(label) if label.isdigit() else int(label, 36)
-    return FilePart(stem if stem.lower().endswith(".gguf") else f"{stem}.gguf", number, int(match["count"] or 0))
+    return CutFilePart(stem if stem.lower().endswith(".gguf") else f"{stem}.gguf", number, int(match["count"] or 0))
 
 
 def group_file_parts(names: Iterable[str]) -> dict[str, list[str]]:

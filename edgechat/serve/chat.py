@@ -67,12 +67,9 @@ class ChatResponseBuilder(ResponseBuilder):
         return [request], choices
 
     def _check_length(self) -> None:
-        """Raise ContextOverflowError for so many messages and tools that even one token of each does not fit."""
-        n_messages, n_tools, n_ctx = (
-            len(self._body.messages),
-            len(self._body.tools or ()),
-            self.queue.model_properties.n_ctx,
-        )
+        """Raise ContextOverflowError if the context has fewer tokens than the request has messages and tools."""
+        n_messages, n_tools = len(self._body.messages), len(self._body.tools or ())
+        n_ctx = self.queue.model_properties.n_ctx
         if n_messages + n_tools > n_ctx:
             raise ContextOverflowError(
                 f"The request has {n_messages} messages and {n_tools} tools, but the context holds {n_ctx} tokens. "

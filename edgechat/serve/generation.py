@@ -67,7 +67,7 @@ class Generation:
 
 
 async def cancel_task(task: asyncio.Future[Any]) -> None:
-    """Cancel a task, wait for its end, and ignore its error, which whoever waits for its result reports."""
+    """Cancel a task and wait for its end. Its error is ignored here; the caller that awaits its result reports it."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError, Exception):
         await task

@@ -49,7 +49,7 @@ def _make_table(headings: Sequence[Text], rows: Sequence[Sequence[Text]], widths
 
 
 def _measure_frame(n_columns: int, console: Console, options: ConsoleOptions) -> int:
-    """Return the number of cells that a table needs beside its columns, for padding and lines."""
+    """Return the number of cells that a table needs for padding and lines, in addition to its columns."""
     table = _make_table([Text() for _ in range(n_columns)], [], [1] * n_columns)
     return Measurement.get(console, options.update(max_width=_UNLIMITED), table).maximum - n_columns
 
