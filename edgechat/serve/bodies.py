@@ -126,6 +126,7 @@ class IncomingBody:
                 raise _make_size_error()
             n_new_bytes = max(0, len(self.data) + len(chunk) - FREE_BYTES) - self.n_counted_bytes
             if n_new_bytes > 0 and not self._budget.take(self, n_new_bytes):
+                self.free()  # at once: bodies of the same size that grow now shall not be refused as well
                 raise _make_memory_error()
             self.n_counted_bytes += n_new_bytes
             self.data += chunk

@@ -79,6 +79,19 @@ async def test_newest_larger_body_is_refused_when_memory_runs_out(small_budget: 
     assert small_budget.n_free == 4 * MIB
 
 
+async def test_equal_bodies_do_not_refuse_each_other_all_at_once(small_budget: BodyBudget) -> None:
+    clients = [Client(small_budget) for _ in range(40)]
+    for i in range(16):
+        for client in clients:
+            client.can_end.set()
+            client.send(MIB // 16, is_last=i == 15)
+        await until_async(lambda: all(client.task.done() or client.messages.empty() for client in clients))
+    results = await asyncio.gather(*(client.task for client in clients))
+    assert results.count("ok") >= 4
+    assert set(results) == {"ok", "too_many_bodies"}
+    assert small_budget.n_free == 4 * MIB
+
+
 async def test_stalled_body_is_refused_first(small_budget: BodyBudget, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "_STALL_S", 0.0)
     stalled, other = Client(small_budget), Client(small_budget)
