@@ -103,7 +103,9 @@ def native_prefix(*, variants: str, cuda: str = "", metal: bool = False, peers: 
         inputs["nvcc"] = nvcc_identity()
     # llama.cpp takes minutes to compile and does not depend on libedgechat's sources, so its build tree is reused.
     tree = cache_dir() / "tree" / identity(inputs)
-    inputs["sources"] = {p.name: digest(p) for p in sorted((NATIVE / "src").iterdir())}
+    inputs["sources"] = {
+        p.relative_to(NATIVE).as_posix(): digest(p) for p in sorted((NATIVE / "src").rglob("*")) if p.is_file()
+    }
     prefix = cache_dir() / ("peers" if peers else "bundle") / identity(inputs)
     if not (prefix / "manifest.json").exists():
         build(prefix, tree, inputs)
@@ -142,7 +144,9 @@ def build(prefix: Path, tree: Path, inputs: dict[str, object]) -> None:
             what=f"compiling {what}", log=log,
         )  # fmt: skip
         run([cmake, "--install", str(tree / "build"), "--strip"], what=f"installing {what}", log=log)
-        shutil.copy(source / "vendor" / "llama.cpp" / "LICENSE", staged / "LICENSE.llama.cpp")
+        llama_cpp = source / "vendor" / "llama.cpp"
+        shutil.copy(llama_cpp / "LICENSE", staged / "LICENSE.llama.cpp")
+        shutil.copy(llama_cpp / "licenses" / "LICENSE-jsonhpp", staged / "LICENSE.nlohmann-json")
         write_manifest(staged, prefix.name, inputs)
         check_modules(staged, options)
         staged.rename(prefix)

@@ -71,6 +71,9 @@ def parts_of(wheel: Path) -> Iterator[Part]:
             commit = json.loads(archive.read(f"{_BUNDLE}manifest.json"))["llama_cpp_commit"]
             text = _text(archive, f"{_BUNDLE}LICENSE.llama.cpp")
             yield Part("llama.cpp", commit, "MIT", (text,), wheel.name, sha256, "https://github.com/ggml-org/llama.cpp")
+            text = _text(archive, f"{_BUNDLE}LICENSE.nlohmann-json")
+            url = "https://github.com/nlohmann/json"
+            yield Part("nlohmann-json", f"of llama.cpp {commit}", "MIT", (text,), wheel.name, sha256, url)
         if any(_STARTER in n for n in names):
             url = f"https://huggingface.co/HuggingFaceTB/{_STARTER}"
             yield Part(_STARTER, "Q4_1", "Apache-2.0", tuple(_text(archive, n) for n in texts), wheel.name, sha256, url)

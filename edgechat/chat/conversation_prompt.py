@@ -62,8 +62,7 @@ class ConversationPromptBuilder:
         def count_tokens(start: int) -> int:
             if start not in prompts:
                 messages = _make_prompt_messages(path, start, self._settings.system_prompt, read)
-                tokens, phase = self._builder.tokenize(messages, reply_start, self._options, cancellation)
-                prompts[start] = messages, BuiltPrompt(tokens, phase, [])
+                prompts[start] = messages, self._builder.tokenize(messages, reply_start, self._options, cancellation)
             return len(prompts[start][1].tokens)
 
         start = choose_window_start(

@@ -16,15 +16,15 @@ from edgechat.config import Settings
 from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.prompt.builder import PromptBuilder
-from edgechat.prompt.reasoning import ReasoningSplitter, ReplyPhase
+from edgechat.prompt.reply_parser import ReplyDelta, ReplyParser
 
 
 class _StreamingReply:
-    """State of one reply during generation: recorder, reasoning splitter, finish reason and last reported error."""
+    """State of one reply during generation: recorder, parser, finish reason and last reported error."""
 
-    def __init__(self, recorder: ReplyRecorder, splitter: ReasoningSplitter) -> None:
+    def __init__(self, recorder: ReplyRecorder, parser: ReplyParser) -> None:
         self.recorder = recorder
-        self.splitter = splitter
+        self.parser = parser
         self.finish_reason: protocol.FinishReason | None = None
         self.reported_error = ""
 
@@ -63,11 +63,8 @@ class ReplyGeneration:
         The replies are also saved after a stop or an error; `results` returns their saved state. Raises EngineError.
         """
         for reply in replies:
-            phase: ReplyPhase = prompt.prompt.phase if prompt is not None else "start"
-            splitter = ReasoningSplitter(
-                self._builder.reasoning_format, phase, continues_reasoning=bool(reply.reasoning)
-            )
-            self._replies.append(_StreamingReply(ReplyRecorder(store, conversation, reply), splitter))
+            parser = self._builder.create_reply_parser(prompt.prompt if prompt is not None else None)
+            self._replies.append(_StreamingReply(ReplyRecorder(store, conversation, reply), parser))
         request_finished: protocol.RequestFinished | None = None
         try:
             if prompt is not None:
@@ -93,7 +90,8 @@ class ReplyGeneration:
             attached_texts=prompt.attached_texts, conversation=conversation_id, n_sequences=len(self._replies),
             max_tokens=settings.max_tokens, sampling=settings.sampling,
             speculate=not settings.strict, bypass_cache=settings.strict,
-            visible_control_tokens=self._builder.visible_control_tokens, stop=self._builder.stop_strings,
+            visible_control_tokens=self._builder.visible_control_tokens(prompt.prompt.reply_format),
+            stop=self._builder.stop_strings(prompt.prompt.reply_format),
         )  # fmt: skip
         self._request_id = request.id
         if self._is_stopped:
@@ -105,17 +103,17 @@ class ReplyGeneration:
             yield events.PromptProgressed(done_tokens=event.done_tokens, total_tokens=event.total_tokens)
         elif isinstance(event, protocol.TokensGenerated):
             self._ttft_s = self._ttft_s or time.monotonic() - started_at
-            splitter = self._replies[event.sequence].splitter
-            yield from self._append_text(event.sequence, *splitter.feed(event.text), len(event.tokens))
+            delta = self._replies[event.sequence].parser.feed(event.text)
+            yield from self._append_text(event.sequence, delta, len(event.tokens))
         elif isinstance(event, protocol.SequenceFinished):
             self._replies[event.sequence].finish_reason = event.finish_reason
         elif isinstance(event, protocol.RequestFinished):
             for index, streaming_reply in enumerate(self._replies):
                 streaming_reply.finish_reason = streaming_reply.finish_reason or event.finish_reason
-                yield from self._append_text(index, *streaming_reply.splitter.finish(), 0)
+                yield from self._append_text(index, streaming_reply.parser.finish(), 0)
 
-    def _append_text(self, index: int, reasoning: str, text: str, n_tokens: int) -> Iterator[events.SessionEvent]:
-        streaming_reply = self._replies[index]
+    def _append_text(self, index: int, delta: ReplyDelta, n_tokens: int) -> Iterator[events.SessionEvent]:
+        streaming_reply, reasoning, text = self._replies[index], delta.reasoning, delta.content
         if reasoning or text or n_tokens:
             streaming_reply.recorder.add(text, reasoning, n_tokens)
             yield events.ReplyTextGenerated(text=text, reasoning=reasoning, n_tokens=n_tokens, reply_index=index)

@@ -25,6 +25,8 @@ from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.backends.probe import describe_exit
 from edgechat.runtime.grammar import Grammar, check_length, require_llguidance
+from edgechat.runtime.tool_grammar import ToolGrammar
+from edgechat.runtime.triggered_grammar import convert_tool_grammar
 
 # The slowest of the schemas of 12 public MCP servers takes 0.05 s on a server core and grows the process by 2 MB. A
 # Raspberry Pi 4 is about ten times slower.
@@ -131,7 +133,7 @@ class GrammarChecker:
 
 
 class _Job(NamedTuple):
-    grammar: str
+    grammar: str | ToolGrammar
     text_tokens: Sequence[str]
     result: Future[Grammar]
 
@@ -148,7 +150,7 @@ class GrammarCompiler:
         self._running: Future[Grammar] | None = None
         self._lock = threading.Lock()
 
-    def submit(self, grammar: str, text_tokens: Sequence[str]) -> Future[Grammar]:
+    def submit(self, grammar: str | ToolGrammar, text_tokens: Sequence[str]) -> Future[Grammar]:
         """Queue a grammar. The exception of the result is a GrammarError, or an EngineError for another failure."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="grammars", daemon=True)
@@ -184,9 +186,10 @@ class GrammarCompiler:
                 self._running = job.result
             try:
                 require_llguidance()
-                self._checker.check(job.grammar)
+                lark = job.grammar if isinstance(job.grammar, str) else convert_tool_grammar(job.grammar)
+                self._checker.check(lark)
                 with activity.during(Activity.COMPILING_GRAMMAR):
-                    grammar = self._compile(job.grammar, job.text_tokens)
+                    grammar = self._compile(lark, job.text_tokens)
             except (EdgechatError, MemoryError) as error:
                 job.result.set_exception(error)
             except BaseException as error:  # noqa: BLE001  (a panic of llguidance is a BaseException)

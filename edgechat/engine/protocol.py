@@ -17,6 +17,7 @@ from edgechat.planner.load_plan import LoadPlan
 from edgechat.planner.memory import LoadOptions
 from edgechat.planner.requantize import QuantModel
 from edgechat.planner.throughput import KernelSpeeds
+from edgechat.runtime.tool_grammar import ToolGrammar
 
 MAX_FRAME_BYTES: Final = 64 << 20
 
@@ -107,6 +108,8 @@ class Generate(Request, frozen=True):
     """Stop strings; the output ends before the first stop string that appears."""
     grammar: str = ""
     """Grammar for the output in the syntax of `edgechat.runtime.grammar`; "" allows any text."""
+    tool_grammar: ToolGrammar | None = None
+    """Grammar of tool calls, instead of `grammar`; None allows any text."""
     logit_bias: dict[int, float] = {}
     """Value to add to the logit of each listed token."""
     n_logprobs: int | None = None

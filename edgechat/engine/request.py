@@ -25,6 +25,7 @@ from edgechat.speculation.speculator import SpeculationStats, Speculator
 
 if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
+    from edgechat.runtime.triggered_grammar import TriggeredGrammar
 
 SendProgress = Callable[[PrefillProgressed | PromptLogprobs | TokensGenerated | SequenceFinished], None]
 
@@ -79,8 +80,8 @@ class ActiveRequest:
         """Output sequences whose `next_token` is decoded in the next step."""
         self.last_prefill_at = 0.0
         """Monotonic time of the last prefill step; 0 before the first step."""
-        self.grammar: Grammar | None = None
-        """Compiled form of `params.grammar`, which must be set before `start`."""
+        self.grammar: Grammar | TriggeredGrammar | None = None
+        """Compiled form of `params.grammar` or `params.tool_grammar`, which must be set before `start`."""
         self.speculator = speculator if params.n_sequences == 1 else None
         self._context = context
         self._cache = cache

@@ -16,6 +16,7 @@ from edgechat.runtime.sampler import PENALTY_LAST_N, Sampler
 
 if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
+    from edgechat.runtime.triggered_grammar import TriggeredGrammar
 
 # Minimum time between two text events. Each event wakes the client, which competes with the compute threads for cores.
 # Text that appears 12 times per second looks continuous.
@@ -40,7 +41,7 @@ class OutputSequence:
 
     def __init__(
         self, context: Context, params: Generate, index: int, seq: int, prompt: list[int], send: SendText,
-        grammar: Grammar | None = None,
+        grammar: Grammar | TriggeredGrammar | None = None,
     ) -> None:  # fmt: skip
         """Start a reply after `prompt`, which sequence `seq` of the context already holds.
 

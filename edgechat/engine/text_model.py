@@ -17,7 +17,7 @@ from edgechat.engine.grammar_compiler import GrammarCompiler
 from edgechat.engine.request import ActiveRequest, create_cancelled_event
 from edgechat.engine.scheduler import Scheduler
 from edgechat.engine.tokenization import TokenizationQueue, check_tokens, iterate_prompt
-from edgechat.errors import EdgechatError, EngineError, RequestCancelledError
+from edgechat.errors import EdgechatError, EngineError, GrammarError, RequestCancelledError
 from edgechat.hardware.memory import read_peak_rss_bytes
 from edgechat.prefix.cache import PrefixCache
 from edgechat.runtime.backends.bundle import find_bundle
@@ -25,6 +25,7 @@ from edgechat.runtime.context import Context
 from edgechat.runtime.grammar import compile_grammar
 from edgechat.runtime.memory_report import read_memory_breakdown
 from edgechat.runtime.model import Model
+from edgechat.runtime.triggered_grammar import start_tool_grammar
 from edgechat.speculation.controller import MAX_DRAFT_LENGTH
 
 if TYPE_CHECKING:
@@ -113,8 +114,9 @@ class TextModel(EngineModel):
         if self._disk is not None:
             # The compute threads wait for each other at barriers: if the disk writer delays one thread, it delays all.
             self._disk.pause()
-        if request.grammar:
-            result = self._grammar_compiler.submit(request.grammar, request.visible_control_tokens)
+        grammar = request.tool_grammar or request.grammar
+        if grammar:
+            result = self._grammar_compiler.submit(grammar, request.visible_control_tokens)
             self._compiling_requests.append((active_request, result))
         else:
             self._scheduler.add(active_request)
@@ -159,8 +161,21 @@ class TextModel(EngineModel):
             elif (error := result.exception()) is not None:
                 self._finish_request(request, protocol.create_failure_event(request.params.id, error))
             else:
-                request.grammar = result.result()
-                self._scheduler.add(request)
+                self._start_constrained(request, result.result())
+
+    def _start_constrained(self, request: ActiveRequest, grammar: Grammar) -> None:
+        """Pass a request with a compiled grammar to the scheduler."""
+        params = request.params
+        request.grammar = grammar
+        if params.tool_grammar is not None:
+            try:
+                request.grammar = start_tool_grammar(
+                    self._model, grammar, params.tool_grammar, params.visible_control_tokens
+                )
+            except GrammarError as error:
+                self._finish_request(request, protocol.create_failure_event(params.id, error))
+                return
+        self._scheduler.add(request)
 
     def idle_step(self, allow_abort: Callable[[bool], None]) -> float | None:
         if self._disk is not None:

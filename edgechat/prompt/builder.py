@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from edgechat.engine.cancellation import Cancellation
 from edgechat.engine.client import EngineClient
@@ -14,12 +17,25 @@ from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt import reasoning, renderer
 from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
-from edgechat.prompt.roles import fold_system_prompt
+from edgechat.prompt.reply_format import FormatRequest, ReplyFormat, TemplateInfo, ToolChoice, find_reply_format
+from edgechat.prompt.reply_parser import ReplyParser
+from edgechat.prompt.roles import find_omitted, iterate_variants
+from edgechat.prompt.thoughts import KNOWN_TAGS, ThoughtFinder
 
 # Maximum length of a token in bytes. The longest tokens of common vocabularies are runs of spaces (1,024 in Aquila).
 _MAX_TOKEN_BYTES: Final = 1024
 # The tokens of longer prompts are not counted, but refused after this multiple of the context length.
 _MAX_COUNTED_CONTEXTS: Final = 4
+# Maximum number of remembered formats; one per set of tools and options.
+_MAX_REPLY_FORMATS: Final = 16
+# Tool that shows whether the template knows tools.
+_SAMPLE_TOOL: Final = {
+    "type": "function",
+    "function": {
+        "name": "lookup", "description": "Look up a word.",
+        "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
+    },
+}  # fmt: skip
 # Two texts whose first tokens differ in every vocabulary, used to find where prompts diverge.
 DISTINCT_TEXTS: Final = ("0", "x")
 
@@ -31,14 +47,22 @@ class PromptOptions(NamedTuple):
     """True to enable reasoning before the content; ignored if the template cannot turn reasoning on or off."""
     tools: Sequence[Mapping[str, Any]] = ()
     """Functions that the model may call, in the format of the OpenAI API."""
+    tool_choice: ToolChoice = "auto"
+    allow_parallel: bool = False
+    """Whether one reply may have several tool calls."""
+    enforced_tools: Sequence[Mapping[str, Any]] | None = None
+    """The same functions with the schemas that the grammar enforces; None if these are those of `tools`."""
 
 
 class BuiltPrompt(NamedTuple):
-    """Tokens of a prompt, and the initial phase for parsing the reply to it."""
+    """Tokens of a prompt, and how to parse the reply to it."""
 
     tokens: list[int]
     phase: ReplyPhase
-    """Initial phase of the reply's `ReasoningSplitter`: "reasoning" if the prompt ends with the start tag."""
+    """Where the reply begins: "reasoning" if the prompt ends with the start tag of the reasoning."""
+    reply_format: ReplyFormat
+    generation_prompt: str | None
+    """End of the prompt that belongs to the reply, if it differs from that of `reply_format`; else None."""
     turn_starts: list[int]
     """Token positions at which later prompts will diverge; empty if the KV cache can be truncated at any token."""
 
@@ -53,17 +77,82 @@ class PromptBuilder:
         self._template = model_properties.chat_template or renderer.PLAIN_TEMPLATE
         self.reasoning_format: ReasoningFormat | None = reasoning.detect_reasoning_format(self._template)
         self.can_switch_reasoning = reasoning.can_switch_reasoning(self._template)
-        self.stop_strings = [renderer.PLAIN_STOP_STRING] if model_properties.chat_template is None else []
+        self._template_info = TemplateInfo(self._template, model_properties.bos, model_properties.eos)
+        self._reply_formats: dict[bytes, ReplyFormat] = {}
 
     @property
     def n_ctx(self) -> int:
         """Context length of the loaded model, in tokens."""
         return self._model_properties.n_ctx
 
-    @property
-    def visible_control_tokens(self) -> list[str]:
-        """Control tokens that mark reasoning, which the engine must not remove from its output."""
-        return self.reasoning_format.control_tokens if self.reasoning_format is not None else []
+    def find_reply_format(self, options: PromptOptions) -> ReplyFormat:
+        """Return the format of the replies to prompts with these options.
+
+        Raises TemplateError if the chat library cannot use the tools, and EngineDiedError.
+        """
+        request = self._format_request(options)
+        key = msgspec.json.encode(request)
+        if key not in self._reply_formats:
+            if len(self._reply_formats) >= _MAX_REPLY_FORMATS:
+                self._reply_formats.pop(next(iter(self._reply_formats)))
+            self._reply_formats[key] = find_reply_format(self._renderer, self._template_info, request)
+        return self._reply_formats[key]
+
+    def _format_request(self, options: PromptOptions) -> FormatRequest:
+        return FormatRequest(
+            think=options.think, variables=dict(reasoning.make_reasoning_variables(self._template, on=options.think)),
+            tools=[dict(t) for t in (options.tools if options.enforced_tools is None else options.enforced_tools)],
+            tool_choice=options.tool_choice, allow_parallel=options.allow_parallel,
+        )  # fmt: skip
+
+    def visible_control_tokens(self, reply_format: ReplyFormat) -> list[str]:
+        """Return the control tokens that mark parts of a reply, which the engine must not remove from its output."""
+        known_tags = {tag for pair in KNOWN_TAGS for tag in pair} & set(self._model_properties.control_tokens)
+        format_tokens = [token for text in reply_format.control_tokens for token in self._find_control_tokens(text)]
+        return sorted({*known_tags, *format_tokens})
+
+    def _find_control_tokens(self, text: str) -> list[str]:
+        return [token for token in self._model_properties.control_tokens if token and token in text]
+
+    def stop_strings(self, reply_format: ReplyFormat) -> list[str]:
+        """Return the texts that end a reply."""
+        is_plain = self._model_properties.chat_template is None
+        return [*reply_format.stop_strings, *([renderer.PLAIN_STOP_STRING] if is_plain else [])]
+
+    @functools.cached_property
+    def has_native_tools(self) -> bool:
+        """Whether the template describes tools and the format of the calls is known. Raises EngineDiedError."""
+        try:
+            return self.find_reply_format(PromptOptions(think=False, tools=[_SAMPLE_TOOL])).has_native_tools
+        except TemplateError:
+            return False
+
+    @functools.cached_property
+    def can_call_several_tools(self) -> bool:
+        """Whether the template accepts replies with several tool calls. Raises EngineDiedError."""
+        template = self._template_info
+        try:
+            return bool(self._renderer.call_chat_library(
+                op="capabilities", template=template.source, bos=template.bos, eos=template.eos
+            )["supports_parallel_tool_calls"])  # fmt: skip
+        except TemplateError:
+            return False
+
+    def create_reply_parser(self, prompt: BuiltPrompt | None, tool_names: Collection[str] = ()) -> ReplyParser:
+        """Create the parser of one reply to a prompt, or of an empty reply if `prompt` is None.
+
+        `tool_names` are the tools that the model can call.
+        """
+        reply_format = prompt.reply_format if prompt is not None else ReplyFormat()
+        tags = [
+            (reply_format.thinking_start, end) for end in reply_format.thinking_ends[:1] if reply_format.thinking_start
+        ]
+        thoughts = ThoughtFinder(self._template, self._model_properties.control_tokens, tags)
+        generation_prompt = prompt.generation_prompt if prompt is not None else None
+        return ReplyParser(
+            self._renderer.call_chat_library, reply_format, thoughts, generation_prompt=generation_prompt,
+            tool_names=tool_names, explains_tools=bool(tool_names) and not self.has_native_tools,
+        )  # fmt: skip
 
     def build(
         self, messages: Sequence[PromptMessage], options: PromptOptions, cancellation: Cancellation | None = None
@@ -77,31 +166,25 @@ class PromptBuilder:
         reply_start = None
         if messages and messages[-1].role == "assistant" and not messages[-1].extra_fields:
             *messages, reply_start = messages
-        tokens, phase = self.tokenize(messages, reply_start, options, cancellation)
-        return BuiltPrompt(tokens, phase, self.turn_starts(messages, tokens, options, cancellation))
+        prompt = self.tokenize(messages, reply_start, options, cancellation)
+        return prompt._replace(turn_starts=self.turn_starts(messages, prompt.tokens, options, cancellation))
 
     def tokenize(
         self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions,
         cancellation: Cancellation | None = None,
-    ) -> tuple[list[int], ReplyPhase]:  # fmt: skip
-        """Return the tokens of a prompt, including `reply_start` at its end, and the phase of the next token.
+    ) -> BuiltPrompt:  # fmt: skip
+        """Return the prompt, including `reply_start` at its end, without turn starts.
 
         Raises the errors of `build`.
         """
         if reply_start is not None and not (reply_start.content or reply_start.reasoning):
             reply_start = None
-        try:
-            prompt = self._render(messages, reply_start, options, cancellation)
-        except TemplateError:
-            # The templates of some model families reject a system prompt.
-            folded_messages = fold_system_prompt(messages)
-            if folded_messages is None:
-                raise
-            prompt = self._render(folded_messages, reply_start, options, cancellation)
+        prompt = self._render_any_order(messages, reply_start, options, cancellation)
         phase = reasoning.find_phase_after_prompt(self.reasoning_format, prompt.text)
         if reply_start is not None and self.reasoning_format is not None:
             phase = "content" if reply_start.content else "reasoning"
-        return self.tokenize_text(prompt.text, prompt.guard, cancellation), phase
+        tokens = self.tokenize_text(prompt.text, prompt.guard, cancellation)
+        return BuiltPrompt(tokens, phase, self.find_reply_format(options), prompt.reply_prefix, [])
 
     def tokenize_text(self, text: str, guard: str = "", cancellation: Cancellation | None = None) -> list[int]:
         """Return the tokens of a rendered prompt; `guard` is described in `protocol.Generate`.
@@ -132,24 +215,60 @@ class PromptBuilder:
             [*messages, PromptMessage("assistant", text), PromptMessage("user", text)],
         ):
             with contextlib.suppress(TemplateError, ContextOverflowError):
-                other_tokens, _ = self.tokenize(prompt, None, options, cancellation)
-                positions.add(common_prefix_length(tokens, other_tokens))
+                other_prompt = self.tokenize(prompt, None, options, cancellation)
+                positions.add(common_prefix_length(tokens, other_prompt.tokens))
         return sorted(positions - {0})
+
+    def _render_any_order(
+        self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions,
+        cancellation: Cancellation | None,
+    ) -> RenderedPrompt:  # fmt: skip
+        """Render `messages`, in another order of roles if the template rejects them or leaves one out.
+
+        Raises TemplateError if no variant is accepted, or if each leaves out a message.
+        """
+        error: TemplateError | None = None
+        for variant in iterate_variants(messages):
+            try:
+                prompt = self._render(variant, reply_start, options, cancellation)
+            except TemplateError as template_error:
+                error = error or template_error
+                continue
+            omitted = find_omitted(variant, prompt.text.replace(prompt.guard, "") if prompt.guard else prompt.text)
+            if omitted is None:
+                return prompt
+            error = error or TemplateError(
+                f"The model's chat template leaves out a message of the role {omitted.role}: "
+                f"{omitted.content.strip()[:60]!r}. Choose another model or template."
+            )
+        raise error or TemplateError("The conversation has no messages.")
 
     def _render(
         self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions,
         cancellation: Cancellation | None,
     ) -> RenderedPrompt:  # fmt: skip
-        model_properties = self._model_properties
-        variables: dict[str, Any] = dict(reasoning.make_reasoning_variables(self._template, on=options.think))
-        if options.tools:
-            variables["tools"] = list(options.tools)
-        return self._renderer.render(
-            self._template, messages,
-            bos=model_properties.bos, eos=model_properties.eos, control_tokens=model_properties.control_tokens,
-            variables=variables, reasoning_format=self.reasoning_format, reply_start=reply_start,
+        request = self._format_request(options)
+        variables = request.variables | ({"tools": list(options.tools)} if options.tools else {})
+        template, control_tokens = self._template_info, self._model_properties.control_tokens
+        render = functools.partial(
+            self._renderer.render, template.source, messages, bos=template.bos, eos=template.eos,
+            control_tokens=control_tokens, variables=variables, reasoning_format=self.reasoning_format,
             cancellation=cancellation,
         )  # fmt: skip
+        prompt = render()
+        if reply_start is None:
+            return prompt
+        # llama.cpp knows how its parser continues a reply. Its prompt is used if it begins as the prompt of Jinja does.
+        generation_prompt = self.find_reply_format(options).generation_prompt
+        with contextlib.suppress(TemplateError):
+            continued = self._renderer.render_continued(
+                template.source, template.bos, template.eos, [*messages, reply_start], control_tokens,
+                {"thinking": request.think, "variables": request.variables, "tools": list(options.tools)},
+                cancellation,
+            )  # fmt: skip
+            if continued.text.startswith(prompt.text.removesuffix(generation_prompt)):
+                return continued
+        return render(reply_start=reply_start)
 
 
 def check_prompt_bytes(text: str, n_ctx: int) -> None:

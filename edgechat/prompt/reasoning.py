@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final, Literal
 
 import msgspec
-
-from edgechat.engine.stop_strings import find_partial_match_length
 
 
 class ReasoningFormat(msgspec.Struct, frozen=True):
@@ -21,19 +18,6 @@ class ReasoningFormat(msgspec.Struct, frozen=True):
     """Text between the reasoning and its tags."""
     separator: str = "\n\n"
     """Text between the end tag and the content."""
-
-    @property
-    def control_tokens(self) -> list[str]:
-        """Control tokens in the tags, which the engine must not remove from its output."""
-        return find_control_tokens(self.start_tag + self.end_tag + self.content_prefix)
-
-
-_CONTROL_TOKEN_PATTERN: Final = re.compile(r"<\|?/?[\w:]+\|?>|\[/?[A-Z_]+\]")
-
-
-def find_control_tokens(tags: str) -> list[str]:
-    """Return the substrings of `tags` that have the form of control tokens, such as <|end|>."""
-    return _CONTROL_TOKEN_PATTERN.findall(tags)
 
 
 # Tags from the chat templates in llama.cpp's repository. More specific formats come first.
@@ -84,73 +68,6 @@ def find_phase_after_prompt(reasoning_format: ReasoningFormat | None, prompt: st
     if reasoning_format is None:
         return "content"
     return "reasoning" if prompt.rstrip().endswith(reasoning_format.start_tag) else "start"
-
-
-class ReasoningSplitter:
-    """Splits a streamed reply into reasoning and content. Holds back text that may be the beginning of a tag."""
-
-    def __init__(
-        self, reasoning_format: ReasoningFormat | None, phase: ReplyPhase, *, continues_reasoning: bool = False
-    ) -> None:
-        """`phase` is the phase of the first token. If `continues_reasoning` is True, leading newlines are kept."""
-        self._format = reasoning_format
-        self._phase: ReplyPhase = phase
-        self._pending_text = ""
-        self._tag_matched = False
-        self._trims_newlines = phase == "reasoning" and not continues_reasoning
-
-    def feed(self, text: str) -> tuple[str, str]:
-        """Append generated text; return the new reasoning and content, without text that may be part of a tag."""
-        self._pending_text += text
-        return self._split(is_final=False)
-
-    def finish(self) -> tuple[str, str]:
-        """Finish the reply; return the text that was held back, as reasoning and content."""
-        return self._split(is_final=True)
-
-    def _split(self, *, is_final: bool) -> tuple[str, str]:
-        reasoning = content = ""
-        tags = self._format
-        if tags is None:
-            content, self._pending_text = self._pending_text, ""
-            return "", content
-        if self._phase == "start" and self._skip_tag(tags.start_tag, is_final=is_final):
-            self._phase = "reasoning" if self._tag_matched else "gap"
-            self._trims_newlines = self._tag_matched
-        if self._phase == "reasoning":
-            reasoning = self._take_reasoning(tags.end_tag, is_final=is_final)
-        if self._phase == "gap" and self._skip_tag(tags.content_prefix, is_final=is_final):
-            self._phase = "content"
-        if self._phase == "content":
-            content, self._pending_text = self._trim_newlines(self._pending_text), ""
-        return reasoning, content
-
-    def _skip_tag(self, tag: str, *, is_final: bool) -> bool:
-        """Remove `tag` if the pending text begins with it; return False if more text is needed to decide."""
-        text = self._pending_text.lstrip()
-        self._tag_matched = bool(tag) and text.startswith(tag)
-        if self._tag_matched:
-            self._pending_text = text[len(tag) :]
-        return self._tag_matched or is_final or not tag or not tag.startswith(text)
-
-    def _take_reasoning(self, end_tag: str, *, is_final: bool) -> str:
-        self._pending_text = self._trim_newlines(self._pending_text)
-        end = self._pending_text.find(end_tag)
-        if end >= 0:
-            reasoning, self._pending_text = self._pending_text[:end], self._pending_text[end + len(end_tag) :]
-            self._phase, self._trims_newlines = "gap", True
-            return reasoning
-        n_pending_chars = 0 if is_final else find_partial_match_length(self._pending_text, end_tag)
-        reasoning = self._pending_text[: len(self._pending_text) - n_pending_chars]
-        self._pending_text = self._pending_text[len(reasoning) :]
-        return reasoning
-
-    def _trim_newlines(self, text: str) -> str:
-        """Remove the leading newlines of `text` if no other text has followed the last tag."""
-        if self._trims_newlines:
-            text = text.lstrip("\n")
-            self._trims_newlines = not text
-        return text
 
 
 def format_reply(reasoning_format: ReasoningFormat | None, reasoning: str, content: str, prompt: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Protocol between a client and its render process: each frame contains a `RenderRequest` or a `RenderReply`."""
+"""Protocol between a client and its render process: each frame contains a request or a `RenderReply`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from edgechat.engine.protocol import make_frame
 
 
-class RenderRequest(msgspec.Struct, frozen=True, kw_only=True):
+class RenderRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Request to render a chat template with variables."""
 
     template: str
@@ -20,14 +20,20 @@ class RenderRequest(msgspec.Struct, frozen=True, kw_only=True):
     variables: dict[str, Any] = {}
 
 
+class ChatRequest(msgspec.Struct, frozen=True, tag=True):
+    """Request to the chat library; see `native/src/chat/edgechat_chat.h`."""
+
+    json: bytes
+
+
 class RenderReply(msgspec.Struct, frozen=True, kw_only=True):
-    """Reply to a `RenderRequest`: rendered text or an error message."""
+    """Reply to a request: rendered text, or the JSON reply of the chat library, or an error message."""
 
     text: str = ""
     error: str = ""
     """Reason why the template failed; "" on success."""
 
 
-def encode(message: RenderRequest | RenderReply) -> bytes:
+def encode(message: RenderRequest | ChatRequest | RenderReply) -> bytes:
     """Encode a request or reply as a frame. Raises OverflowError, RecursionError for values that cannot be encoded."""
     return make_frame(msgspec.msgpack.encode(message))

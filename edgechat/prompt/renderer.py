@@ -8,6 +8,7 @@ import queue
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
@@ -20,7 +21,7 @@ from edgechat.engine.pipe import Channel, kill_child, spawn_child, start_exchang
 from edgechat.engine.protocol import MAX_FRAME_BYTES
 from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt.reasoning import ReasoningFormat, format_reply
-from edgechat.prompt.render_protocol import RenderReply, RenderRequest, encode
+from edgechat.prompt.render_protocol import ChatRequest, RenderReply, RenderRequest, encode
 from edgechat.runtime.special_tokens import compile_pattern
 
 TIMEOUT_S: Final = 5.0
@@ -50,6 +51,8 @@ class PromptMessage(msgspec.Struct, frozen=True):
     """Reasoning of an earlier reply; the template decides whether to include it."""
     extra_fields: dict[str, Any] = {}
     """Additional fields for the template: `tool_calls` of a reply, `tool_call_id` of a tool result."""
+    has_text_parts: bool = False
+    """Whether the template gets the content as a list with one text part, as some multimodal models expect it."""
 
 
 class RenderedPrompt(msgspec.Struct, frozen=True):
@@ -58,6 +61,8 @@ class RenderedPrompt(msgspec.Struct, frozen=True):
     text: str
     guard: str
     """Character that was inserted into control tokens in messages; "" if the messages have no control tokens."""
+    reply_prefix: str | None = None
+    """End of `text` that belongs to the reply, if the reply has begun; None for a new reply."""
 
 
 class Renderer:
@@ -94,21 +99,60 @@ class Renderer:
         Raises TemplateError if the template fails, is rejected by the sandbox, or takes longer than `TIMEOUT_S`,
         RequestCancelledError after `cancellation`, and EngineDiedError if the render process cannot start.
         """
-        cancellation = cancellation or Cancellation()
         inline_format = None if _REASONING_FIELD.search(template) else reasoning_format
         reply = [] if reply_start is None else [reply_start]
         pattern = _compile_control_pattern(tuple(control_tokens))
-        try:
+        with _wrap_value_errors():
             guarded_messages, guard = guard_messages([*messages, *reply], control_tokens, inline_format, variables)
-            body = encode(RenderRequest(
+            request = RenderRequest(
                 template=template, messages=guarded_messages[: len(messages)], bos=bos, eos=eos,
                 variables=_guard_json(variables, pattern, guard),
-            ))  # fmt: skip
-        except (OverflowError, RecursionError, UnicodeEncodeError) as error:
-            raise TemplateError(
-                "Cannot render the prompt: a number is too large, a value is nested too deeply, or a text is not valid "
-                f"Unicode ({error})"
-            ) from error
+            )  # fmt: skip
+        text = self._send(request, cancellation)
+        if reply_start is not None:
+            guard_reply = functools.partial(guard_text, pattern=pattern, guard=guard)
+            reasoning, content = guard_reply(reply_start.reasoning), guard_reply(reply_start.content)
+            text += format_reply(reasoning_format, reasoning, content, text)
+        return RenderedPrompt(text=text, guard=guard)
+
+    def render_continued(
+        self, template: str, bos: str, eos: str, messages: Sequence[PromptMessage], control_tokens: Sequence[str],
+        options: Mapping[str, Any], cancellation: Cancellation | None = None,
+    ) -> RenderedPrompt:  # fmt: skip
+        """Render `messages` with the chat library; the last message is the beginning of the reply.
+
+        `options` are further fields of an `apply` request. Raises the errors of `render`.
+        """
+        with _wrap_value_errors():
+            guarded_messages, guard = guard_messages(messages, control_tokens)
+        request = {
+            "op": "apply", "template": template, "bos": bos, "eos": eos,
+            "messages": list(map(_make_openai_message, guarded_messages)), "continues_reply": True,
+            "now_s": int(time.time()), **options,
+        }  # fmt: skip
+        applied = self._call_chat_library(request, cancellation)
+        return RenderedPrompt(applied["prompt"], guard, applied["generation_prompt"])
+
+    def call_chat_library(self, **request: Any) -> Any:
+        """Send a request to the chat library and return its reply; `native/src/chat/edgechat_chat.h` describes both.
+
+        Raises TemplateError if the request fails or takes longer than `TIMEOUT_S`.
+        """
+        return self._call_chat_library(request, None)
+
+    def _call_chat_library(self, request: Mapping[str, Any], cancellation: Cancellation | None) -> Any:
+        with _wrap_value_errors():
+            encoded = msgspec.json.encode(request)
+        reply = msgspec.json.decode(self._send(ChatRequest(encoded), cancellation))
+        if error_text := reply.get("error"):
+            raise TemplateError(f"The model's chat template cannot be used: {error_text}")
+        return reply
+
+    def _send(self, request: RenderRequest | ChatRequest, cancellation: Cancellation | None) -> str:
+        """Send a request to the render process and return the text of its reply. Raises the errors of `render`."""
+        cancellation = cancellation or Cancellation()
+        with _wrap_value_errors():
+            body = encode(request)
         if len(body) > MAX_FRAME_BYTES:
             raise TemplateError(
                 f"Cannot render the prompt: it has {len(body)} bytes, and at most {MAX_FRAME_BYTES} are allowed. "
@@ -122,12 +166,7 @@ class Renderer:
             self._render_lock.release()
         if result.error:
             raise TemplateError(f"The model's chat template cannot be used: {result.error}")
-        text = result.text
-        if reply_start is not None:
-            guard_reply = functools.partial(guard_text, pattern=pattern, guard=guard)
-            reasoning, content = guard_reply(reply_start.reasoning), guard_reply(reply_start.content)
-            text += format_reply(reasoning_format, reasoning, content, text)
-        return RenderedPrompt(text=text, guard=guard)
+        return result.text
 
     def _exchange(self, request_frame: bytes, cancellation: Cancellation) -> RenderReply:
         """Send a request to the render process and return its reply.
@@ -238,10 +277,40 @@ def _make_template_message(
     content, reasoning = guard_text(message.content, pattern, guard), guard_text(message.reasoning, pattern, guard)
     fields = {"role": message.role, "content": content, **_guard_json(message.extra_fields, pattern, guard)}
     if reasoning and inline_format is not None:
-        return fields | {"content": format_reply(inline_format, reasoning, content)}
-    if reasoning:
+        fields["content"] = format_reply(inline_format, reasoning, content)
+    elif reasoning:
         fields |= {"reasoning_content": reasoning, "reasoning": reasoning, "thinking": reasoning}
+    if message.has_text_parts:
+        fields["content"] = [{"type": "text", "text": fields["content"]}]
     return fields
+
+
+@contextlib.contextmanager
+def _wrap_value_errors() -> Iterator[None]:
+    """Convert the errors of values that cannot be sent to the render process to TemplateError."""
+    try:
+        yield
+    except (OverflowError, RecursionError, UnicodeEncodeError) as error:
+        raise TemplateError(
+            "Cannot render the prompt: a number is too large, a value is nested too deeply, or a text is not valid "
+            f"Unicode ({error})"
+        ) from error
+
+
+def _make_openai_message(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the fields of a message for a template to a message of the OpenAI API, as the chat library reads it."""
+    names = ("role", "content", "reasoning_content", "tool_call_id", "name")
+    message = {name: fields[name] for name in names if name in fields}
+    if calls := fields.get("tool_calls"):
+        message["tool_calls"] = [
+            call
+            | {
+                "function": call["function"]
+                | {"arguments": msgspec.json.encode(call["function"]["arguments"]).decode()}
+            }
+            for call in calls
+        ]
+    return message
 
 
 def guard_text(content: str, pattern: re.Pattern[str], guard: str) -> str:

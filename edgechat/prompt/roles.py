@@ -1,12 +1,16 @@
-"""Adaptation of messages to chat templates that reject consecutive messages of one role, or system prompts."""
+"""Adaptation of messages to chat templates that reject some orders of roles, or system prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Final
 
 import msgspec
 
 from edgechat.prompt.renderer import PromptMessage
+
+# User message before a conversation that begins with a reply.
+_START: Final = "(start)"
 
 
 def merge_consecutive(
@@ -16,9 +20,13 @@ def merge_consecutive(
 
     The merged message has the reasoning and the extra fields of the last message.
     """
+    return _merge_groups(messages, can_merge=lambda m: m.role in roles)
+
+
+def _merge_groups(messages: Iterable[PromptMessage], can_merge: Callable[[PromptMessage], bool]) -> list[PromptMessage]:
     groups: list[list[PromptMessage]] = []
     for message in messages:
-        if groups and groups[-1][-1].role == message.role and message.role in roles:
+        if groups and groups[-1][-1].role == message.role and can_merge(groups[-1][-1]) and can_merge(message):
             groups[-1].append(message)
         else:
             groups.append([message])
@@ -36,4 +44,71 @@ def fold_system_prompt(messages: Sequence[PromptMessage]) -> list[PromptMessage]
     match messages:
         case [PromptMessage(role="system") as system, PromptMessage(role="user") as user, *others]:
             return [PromptMessage("user", f"{system.content}\n\n{user.content}"), *others]
+    return None
+
+
+def order_roles(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
+    """Return the messages in the order that all chat templates accept: a system prompt, then users and replies in turn.
+
+    A later system message becomes part of the next user message, or a user message. A user message is inserted before a
+    first reply. Messages of one role in a row are merged, except replies with tool calls.
+    """
+    ordered = _move_system_messages(messages)
+    n_system = 1 if ordered and ordered[0].role == "system" else 0
+    if len(ordered) == n_system or ordered[n_system].role == "assistant":
+        # Without a user message, the system prompt takes its place, unless a reply follows.
+        if len(ordered) == n_system == 1:
+            return [PromptMessage("user", ordered[0].content)]
+        ordered.insert(n_system, PromptMessage("user", _START))
+    return _merge_groups(ordered, can_merge=lambda m: m.role in ("user", "assistant") and not m.extra_fields)
+
+
+def _move_system_messages(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
+    """Return the messages with each later system message in the next user message, or as a user message."""
+    moved: list[PromptMessage] = []
+    instructions: list[str] = []
+    for message in messages:
+        if message.role == "system" and moved:
+            instructions.append(message.content)
+        elif instructions and message.role == "user":
+            moved.append(msgspec.structs.replace(message, content="\n\n".join((*instructions, message.content))))
+            instructions = []
+        else:
+            moved += [PromptMessage("user", "\n\n".join(instructions))] if instructions else []
+            instructions = []
+            moved.append(message)
+    return [*moved, PromptMessage("user", "\n\n".join(instructions))] if instructions else moved
+
+
+def iterate_variants(messages: Sequence[PromptMessage]) -> Iterator[Sequence[PromptMessage]]:
+    """Yield `messages`, and then the variants to try if the chat template rejects them."""
+    yield messages
+    tried: list[Sequence[PromptMessage]] = [messages]
+    ordered = order_roles(messages)
+    variants: tuple[Sequence[PromptMessage] | None, ...] = (
+        fold_system_prompt(messages), ordered, fold_system_prompt(ordered),
+    )  # fmt: skip
+    for variant in variants:
+        if variant is not None and variant not in tried:
+            tried.append(variant)
+            yield variant
+    for variant in tried:
+        yield [msgspec.structs.replace(message, has_text_parts=True) for message in variant]
+
+
+def find_omitted(messages: Sequence[PromptMessage], prompt: str) -> PromptMessage | None:
+    """Return the first message whose content is not in a rendered prompt; None if the prompt has all contents.
+
+    White space around a content may be missing. Tool results are not checked, because templates reformat them.
+    """
+    position = 0
+    for message in messages:
+        content = message.content.strip()
+        if message.role not in ("system", "user", "assistant") or not content:
+            continue
+        found_at = prompt.find(content, position)  # in linear time, because templates rarely change the order
+        if found_at >= 0:
+            position = found_at + len(content)
+        elif content not in prompt:
+            return message
     return None

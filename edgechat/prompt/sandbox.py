@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 import jinja2.exceptions
@@ -20,9 +20,12 @@ import jinja2.sandbox
 import msgspec
 
 from edgechat.engine.pipe import open_inherited_channel
-from edgechat.errors import MAX_MESSAGE_CHARS
+from edgechat.errors import MAX_MESSAGE_CHARS, RuntimeLoadError
 from edgechat.humanize import shorten
-from edgechat.prompt.render_protocol import RenderReply, RenderRequest, encode
+from edgechat.prompt.render_protocol import ChatRequest, RenderReply, RenderRequest, encode
+
+if TYPE_CHECKING:
+    from edgechat.prompt.chat_library import ChatLibrary
 
 MAX_BYTES: Final = 256 << 20
 MAX_RESULT_CHARS: Final = 16 << 20
@@ -73,10 +76,15 @@ def _count_repeated_items(left: object, right: object) -> int:
     return 0
 
 
-def _tojson(value: object, indent: int | None = None) -> str:
+def _tojson(
+    value: object, ensure_ascii: bool = False, indent: int | None = None,  # noqa: FBT001, FBT002  (as in transformers)
+    separators: tuple[str, str] | None = None, sort_keys: bool = False,  # noqa: FBT001, FBT002
+) -> str:  # fmt: skip
+    """Return `value` in JSON, with the parameters of the filter in transformers, which templates are written for."""
     import json
 
-    return json.dumps(value, ensure_ascii=False, indent=min(indent, 16) if indent is not None else None)
+    indent = min(indent, 16) if indent is not None else None
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:
@@ -93,15 +101,37 @@ def main(arguments: list[str]) -> int:
     limit_memory()
     environment = TemplateSandbox()
     compiled_templates: dict[str, jinja2.Template] = {}
-    decoder = msgspec.msgpack.Decoder(RenderRequest)
+    call_library = _LibraryCaller()
+    decoder = msgspec.msgpack.Decoder(RenderRequest | ChatRequest)
     while (body := channel.read()) is not None:
         try:
-            reply = render(environment, compiled_templates, decoder.decode(body))
+            request = decoder.decode(body)
+            if isinstance(request, ChatRequest):
+                reply = call_library(request)
+            else:
+                reply = render(environment, compiled_templates, request)
         except MemoryError as error:  # the messages alone need too much memory
             reply = RenderReply(error=_format_error(error))
         if not channel.write(encode(reply)):
             break
     return 0
+
+
+class _LibraryCaller:
+    """Loads the chat library at the first call, because most conversations do not need it at their beginning."""
+
+    def __init__(self) -> None:
+        self._library: ChatLibrary | None = None
+
+    def __call__(self, request: ChatRequest) -> RenderReply:
+        if self._library is None:
+            from edgechat.prompt.chat_library import ChatLibrary
+
+            try:
+                self._library = ChatLibrary()
+            except RuntimeLoadError as error:
+                return RenderReply(error=str(error))
+        return RenderReply(text=self._library.call(request.json).decode("utf-8", "replace"))
 
 
 def render(

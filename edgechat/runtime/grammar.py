@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import re
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from edgechat.errors import EdgechatError, EngineError, GrammarError
@@ -81,13 +81,14 @@ class _Vocabulary:
 class Grammar:
     """Compiled grammar, with the parser state of one output."""
 
-    def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
-        """Create a grammar from a matcher of llguidance.
+    def __init__(self, matcher: LLMatcher, n_vocab: int, tokenize: Callable[[str], list[int]]) -> None:
+        """Create a grammar from a matcher of llguidance. `tokenize` tokenises a text in the middle of an output.
 
         Raises GrammarError if the matcher reports an error in the grammar, and EngineError for a fault of llguidance.
         """
         self._matcher = matcher
         self._n_vocab = n_vocab
+        self._tokenize = tokenize
         self._check()
 
     def _check(self) -> None:
@@ -96,7 +97,7 @@ class Grammar:
 
     def copy(self) -> Grammar:
         """Return an independent copy in the same state."""
-        return Grammar(self._matcher.deep_copy(), self._n_vocab)
+        return Grammar(self._matcher.deep_copy(), self._n_vocab, self._tokenize)
 
     @property
     def is_complete(self) -> bool:
@@ -116,6 +117,18 @@ class Grammar:
         """Advance the state by `token`. Raises GrammarError if the state becomes too complex."""
         self._matcher.consume_token(token)
         self._check()
+
+    def accept_text(self, text: str) -> bool:
+        """Advance the state by a text; return False, without a change, if the grammar does not allow the text.
+
+        Raises GrammarError if the state becomes too complex.
+        """
+        tokens = self._tokenize(text)
+        if self.count_allowed(tokens) < len(tokens):
+            return False
+        for token in tokens:
+            self.accept(token)
+        return True
 
     @contextlib.contextmanager
     def mask_disallowed(self, logits: NDArray[Any]) -> Iterator[None]:
@@ -147,7 +160,8 @@ def compile_grammar(model: Model, grammar: str, text_tokens: Sequence[str] = ())
     are not limited: call `check_grammar` in a child process first. Raises GrammarError if the grammar is invalid, or if
     llguidance is not installed.
     """
-    return Grammar(_create_matcher(_get_tokenizer(model, tuple(text_tokens)), grammar), model.n_vocab)
+    tokenizer = _get_tokenizer(model, tuple(text_tokens))
+    return Grammar(_create_matcher(tokenizer, grammar), model.n_vocab, tokenizer.tokenize_str)
 
 
 def check_grammar(grammar: str) -> None:

@@ -14,6 +14,7 @@ from edgechat.runtime.model import Model
 
 if TYPE_CHECKING:
     from edgechat.runtime.grammar import Grammar
+    from edgechat.runtime.triggered_grammar import TriggeredGrammar
 
 # Number of recent tokens that repetition penalties consider (the default of llama.cpp).
 PENALTY_LAST_N: Final = 64
@@ -24,7 +25,7 @@ class Sampler:
 
     def __init__(
         self, model: Model, params: Sampling, logit_bias: Mapping[int, float] = MappingProxyType({}),
-        grammar: Grammar | None = None,
+        grammar: Grammar | TriggeredGrammar | None = None,
     ) -> None:  # fmt: skip
         """Create the chain: logit bias, penalties, top-k, top-p, min-p, temperature and random choice, in this order.
 

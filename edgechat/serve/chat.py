@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +10,15 @@ from typing import Any
 from edgechat.engine import protocol
 from edgechat.errors import ContextOverflowError
 from edgechat.prompt.builder import PromptOptions
-from edgechat.prompt.tool_formats import ToolFormat, make_template_tools
 from edgechat.serve import grammars
-from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_objects, make_tool_definitions
+from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_chunks, make_tool_call_objects
 from edgechat.serve.choices import Choice, ChoiceDelta, make_chat_logprobs
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.output_format import check_supported, make_output_format
 from edgechat.serve.response_builder import ResponseBuilder
 from edgechat.serve.schemas import AssistantMessage, ChatRequest, NamedTool, ReasoningOptions, ThinkingOptions, Tool
+from edgechat.serve.tool_support import PreparedTools, prepare_tools
 
 
 class ChatResponseBuilder(ResponseBuilder):
@@ -37,33 +38,34 @@ class ChatResponseBuilder(ResponseBuilder):
         check_supported(body)
         self._check_length()
         tools, must_call = select_tools(body)
-        tool_format = queue.tool_format
         think = is_reasoning_enabled(body, default=queue.settings.reasoning)
-        messages = make_template_messages(body.messages, tools, tool_format)
-        declared_tools = (
-            make_template_tools(make_tool_definitions(tools)) if tool_format.template_supports_tools else ()
-        )
-        prompt = await queue.build_prompt(messages, PromptOptions(think, declared_tools))
-        builder = queue.prompt_builder
-        grammar = self._build_grammar(tools, tool_format, must_call=must_call)
-        if grammar and isinstance(body.messages[-1], AssistantMessage):
+        output_format = make_output_format(body)
+        if tools and output_format.rule:
+            message = f"{output_format.param}: cannot be combined with tools."
+            raise ApiError(400, message, param=output_format.param)
+        builder = await queue.get_prompt_builder()
+        has_native_tools = await asyncio.to_thread(lambda: builder.has_native_tools)
+        prepared = PreparedTools(PromptOptions(think))
+        if tools:
+            prepared = await asyncio.to_thread(prepare_tools, builder, body, tools, must_call=must_call, think=think)
+        messages = make_template_messages(body.messages, tools, has_native_tools=has_native_tools)
+        prompt = await queue.build_prompt(messages, prepared.options)
+        rules = prepared.rules or output_format.rule
+        if (rules or prepared.tool_grammar is not None) and isinstance(body.messages[-1], AssistantMessage):
             message = "messages: with tools or response_format, the last message must not be from the assistant."
             raise ApiError(400, message, param="messages")
-        if grammar:
-            grammar = grammars.add_reasoning_rules(grammar, builder.reasoning_format, prompt.phase, think=think)
+        grammar = (
+            grammars.add_reasoning_rules(rules, builder.reasoning_format, prompt.phase, think=think) if rules else ""
+        )
         request = queue.build_generate_request(
-            prompt.tokens, body, grammar=grammar, turn_starts=prompt.turn_starts, stops=builder.stop_strings,
-            visible_control_tokens=builder.visible_control_tokens + (tool_format.control_tokens if tools else []),
+            prompt.tokens, body, grammar=grammar, tool_grammar=prepared.tool_grammar, turn_starts=prompt.turn_starts,
+            stops=builder.stop_strings(prompt.reply_format),
+            visible_control_tokens=builder.visible_control_tokens(prompt.reply_format),
             n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             max_tokens=self._find_max_tokens(),
         )  # fmt: skip
-        choices = [
-            Choice(
-                index, builder.reasoning_format, prompt.phase, tool_format=tool_format if tools else None,
-                must_call=must_call and not tool_format.trigger,
-            )
-            for index in range(request.n_sequences)
-        ]  # fmt: skip
+        tool_names = [tool.function.name for tool in tools]
+        choices = [Choice(i, builder.create_reply_parser(prompt, tool_names)) for i in range(request.n_sequences)]
         return [request], choices
 
     def _check_length(self) -> None:
@@ -90,17 +92,6 @@ class ChatResponseBuilder(ResponseBuilder):
         if max_tokens == 0:
             raise ApiError(400, f"{param}: must be at least 1, or -1 for no limit, got 0.", param=param)
         return self.queue.choose_max_tokens(max_tokens)
-
-    def _build_grammar(self, tools: list[Tool], tool_format: ToolFormat, *, must_call: bool) -> str:
-        body = self._body
-        output_format = make_output_format(body)
-        if not tools:
-            return output_format.rule
-        if output_format.rule:
-            message = f"{output_format.param}: cannot be combined with tools."
-            raise ApiError(400, message, param=output_format.param)
-        allow_parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
-        return grammars.make_tool_call_rules(tools, tool_format, must_call=must_call, allow_parallel=allow_parallel)
 
     def make_choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
         choice_objects = []
@@ -134,7 +125,7 @@ class ChatResponseBuilder(ResponseBuilder):
         if delta.reasoning:
             delta_fields["reasoning_content"] = delta.reasoning
         if delta.calls:
-            delta_fields["tool_calls"] = make_tool_call_objects(delta.calls, delta.n_calls_before)
+            delta_fields["tool_calls"] = make_tool_call_chunks(delta.calls)
         choice_objects = []
         if delta_fields or delta.logprobs:
             logprobs = self._make_logprobs_object(delta.logprobs) if delta.logprobs else None

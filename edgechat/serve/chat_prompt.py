@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from edgechat.prompt.renderer import PromptMessage
+from edgechat.prompt.reply_parser import ToolCall, ToolCallDelta
 from edgechat.prompt.roles import merge_consecutive
-from edgechat.prompt.tool_formats import ParsedToolCall, ToolDefinition, ToolFormat, format_tool_instructions
+from edgechat.prompt.tool_formats import ToolDefinition, format_calls, format_tool_instructions
 from edgechat.serve.errors import ApiError
 from edgechat.serve.schemas import (
     AssistantMessage,
@@ -31,15 +32,17 @@ _ID_LENGTH: Final = 9
 
 
 def make_template_messages(
-    messages: Sequence[ChatMessage], tools: Sequence[Tool], tool_format: ToolFormat
+    messages: Sequence[ChatMessage], tools: Sequence[Tool], *, has_native_tools: bool
 ) -> list[PromptMessage]:
     """Convert the messages of a request to template input, merging consecutive system or user messages.
 
-    If the template does not support tools, an additional system message describes `tools`. Raises ApiError if a message
+    If the template has no native tools, an additional system message describes `tools`. Raises ApiError if a message
     has images, audio, files, or tool call arguments that are not valid JSON.
     """
-    prompt_messages = [_convert_message(message, f"messages[{i}]", tool_format) for i, message in enumerate(messages)]
-    if tools and not tool_format.template_supports_tools:
+    prompt_messages = [
+        _convert_message(message, f"messages[{i}]", has_native_tools) for i, message in enumerate(messages)
+    ]
+    if tools and not has_native_tools:
         prompt_messages.insert(0, PromptMessage("system", format_tool_instructions(make_tool_definitions(tools))))
     return merge_consecutive(prompt_messages, roles=("system", "user"))
 
@@ -51,25 +54,25 @@ def make_tool_definitions(tools: Sequence[Tool]) -> list[ToolDefinition]:
     return [ToolDefinition(f.name, f.description or "", f.parameters or no_parameters) for f in functions]
 
 
-def _convert_message(message: ChatMessage, path: str, tool_format: ToolFormat) -> PromptMessage:
+def _convert_message(message: ChatMessage, path: str, has_native_tools: bool) -> PromptMessage:  # noqa: FBT001
     if isinstance(message, AssistantMessage):
-        return _convert_assistant_message(message, path, tool_format)
+        return _convert_assistant_message(message, path, has_native_tools)
     text, _ = _split_content(message.content, path)
     if isinstance(message, ToolMessage):
-        if tool_format.template_supports_tools:
+        if has_native_tools:
             return PromptMessage("tool", text, extra_fields={"tool_call_id": _shorten_id(message.tool_call_id)})
         return PromptMessage("user", f"<tool_response>\n{text}\n</tool_response>")
     return PromptMessage("user" if isinstance(message, UserMessage) else "system", text)
 
 
-def _convert_assistant_message(message: AssistantMessage, path: str, tool_format: ToolFormat) -> PromptMessage:
+def _convert_assistant_message(message: AssistantMessage, path: str, has_native_tools: bool) -> PromptMessage:  # noqa: FBT001
     text, thinking = _split_content(message.content, path)
     reasoning = message.reasoning_content or message.reasoning or thinking
     calls = message.tool_calls or []
     if not calls:
         return PromptMessage("assistant", text, reasoning)
-    if not tool_format.template_supports_tools:
-        call_text = tool_format.format_calls([(call.function.name, _format_arguments(call.function)) for call in calls])
+    if not has_native_tools:
+        call_text = format_calls([(call.function.name, _format_arguments(call.function)) for call in calls])
         return PromptMessage("assistant", text + call_text, reasoning)
     template_calls = []
     for i, call in enumerate(calls):
@@ -118,11 +121,20 @@ def _shorten_id(call_id: str | None) -> str:
     return hashlib.blake2b((call_id or "").encode("utf-8", "replace"), digest_size=8).hexdigest()[:_ID_LENGTH]
 
 
-def make_tool_call_objects(calls: Sequence[ParsedToolCall], first_index: int | None = None) -> list[dict[str, Any]]:
-    """Convert tool calls to response objects. If `first_index` is not None, add indexes, as a stream requires."""
+def make_tool_call_objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """Convert complete tool calls to response objects."""
+    return [
+        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in calls
+    ]  # fmt: skip
+
+
+def make_tool_call_chunks(deltas: Sequence[ToolCallDelta]) -> list[dict[str, Any]]:
+    """Convert new parts of tool calls to objects of a stream. Only the first part of a call has its name and ID."""
     objects = []
-    for i, call in enumerate(calls):
-        index_field: dict[str, Any] = {} if first_index is None else {"index": first_index + i}
-        function = {"name": call.name, "arguments": call.arguments}
-        objects.append(index_field | {"id": call.id, "type": "function", "function": function})
+    for delta in deltas:
+        if delta.name:
+            function = {"name": delta.name, "arguments": delta.arguments}
+            objects.append({"index": delta.call_index, "id": delta.id, "type": "function", "function": function})
+        else:
+            objects.append({"index": delta.call_index, "function": {"arguments": delta.arguments}})
     return objects

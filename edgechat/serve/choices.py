@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -9,8 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from edgechat.engine import protocol
 from edgechat.errors import EngineError
-from edgechat.prompt.reasoning import ReasoningFormat, ReasoningSplitter, ReplyPhase
-from edgechat.prompt.tool_formats import ParsedToolCall, ToolCallParser, ToolFormat
+from edgechat.prompt.reply_parser import ReplyDelta, ReplyParser, ToolCall, ToolCallDelta
 from edgechat.serve.model_queue import EventStream
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -23,9 +23,7 @@ class ChoiceDelta(NamedTuple):
     choice_index: int
     content: str = ""
     reasoning: str = ""
-    calls: Sequence[ParsedToolCall] = ()
-    n_calls_before: int = 0
-    """Number of tool calls of the choice in earlier deltas."""
+    calls: Sequence[ToolCallDelta] = ()
     logprobs: Sequence[protocol.TokenLogprobs] = ()
     finish_reason: FinishReason | None = None
     prompt_logprobs: Sequence[protocol.TokenLogprobs] = ()
@@ -58,24 +56,16 @@ Delta = ChoiceDelta | PromptProgress | None
 class Choice:
     """One alternative reply to a request, extended by the output of each engine event."""
 
-    def __init__(
-        self, index: int, reasoning_format: ReasoningFormat | None = None, phase: ReplyPhase = "content", *,
-        tool_format: ToolFormat | None = None, must_call: bool = False,
-    ) -> None:  # fmt: skip
-        """Create an empty choice; `phase` determines whether the reply starts with reasoning or with content.
-
-        If `tool_format` is None, tool calls are not parsed.
-        """
+    def __init__(self, index: int, parser: ReplyParser | None = None) -> None:
+        """Create an empty choice. If `parser` is None, the whole output is content."""
         self.content = ""
         self.reasoning = ""
-        self.calls: list[ParsedToolCall] = []
+        self.calls: list[ToolCall] = []
         self.logprobs: list[protocol.TokenLogprobs] = []
         self.prompt_logprobs: list[protocol.TokenLogprobs] = []
         self.finish_reason: FinishReason | None = None
         self._index = index
-        self._pending_newlines = ""
-        self._splitter = ReasoningSplitter(reasoning_format, phase)
-        self._parser = ToolCallParser(tool_format, must_call=must_call)
+        self._parser = parser
 
     def feed_prompt(self, event: protocol.PromptLogprobs) -> ChoiceDelta:
         """Append logprobs of the prompt, and return them."""
@@ -83,30 +73,28 @@ class Choice:
         return ChoiceDelta(self._index, prompt_logprobs=event.logprobs)
 
     def feed(self, event: protocol.TokensGenerated) -> ChoiceDelta:
-        """Append generated text; return the new output, except text that could start a reasoning tag or tool call."""
-        return self._append(*self._splitter.feed(event.text), logprobs=event.logprobs)
+        """Append generated text; return the new output, except text whose meaning is still open.
+
+        Can wait for the render process, for at most its time limit.
+        """
+        self.logprobs += event.logprobs
+        delta = self._parser.feed(event.text) if self._parser is not None else ReplyDelta(content=event.text)
+        return self._append(delta, event.logprobs)
 
     def finish(self, reason: protocol.FinishReason) -> ChoiceDelta:
         """Finish the reply; return the output that `feed` held back, and the finish reason."""
-        last_delta = self._append(*self._splitter.finish())
-        remaining_content = self._parser.finish()
-        self.content += remaining_content
+        delta = self._append(self._parser.finish() if self._parser is not None else ReplyDelta())
+        if self._parser is not None:
+            reply = self._parser.reply
+            self.reasoning, self.content, self.calls = reply.reasoning, reply.content, list(reply.calls)
         # The API has no finish reason for a cancelled reply, but "length" tells clients that the text is incomplete.
         self.finish_reason = "length" if reason != "stop" else "tool_calls" if self.calls else "stop"
-        return last_delta._replace(content=last_delta.content + remaining_content, finish_reason=self.finish_reason)
+        return delta._replace(finish_reason=self.finish_reason)
 
-    def _append(self, reasoning: str, text: str, logprobs: Sequence[protocol.TokenLogprobs] = ()) -> ChoiceDelta:
-        n_calls_before = len(self.calls)
-        # Trailing newlines of the reasoning are held back, because they may only separate the reasoning from the
-        # content.
-        reasoning = self._pending_newlines + reasoning
-        reasoning, self._pending_newlines = reasoning.rstrip("\n"), reasoning[len(reasoning.rstrip("\n")) :]
-        content, calls = self._parser.feed(text)
-        self.content += content
-        self.reasoning += reasoning
-        self.calls += calls
-        self.logprobs += logprobs
-        return ChoiceDelta(self._index, content, reasoning, calls, n_calls_before, logprobs)
+    def _append(self, delta: ReplyDelta, logprobs: Sequence[protocol.TokenLogprobs] = ()) -> ChoiceDelta:
+        self.content += delta.content
+        self.reasoning += delta.reasoning
+        return ChoiceDelta(self._index, delta.content, delta.reasoning, delta.calls, logprobs)
 
 
 class UsageTotals:
@@ -177,7 +165,9 @@ async def stream_deltas(
             continue
         if isinstance(event, protocol.RequestFinished):
             totals.add(event.stats)
-        for delta in _feed_choices(choices[first_index : first_index + n_sequences], event):
+        request_choices = choices[first_index : first_index + n_sequences]
+        # In a thread, because parsing waits for the render process.
+        for delta in await asyncio.to_thread(lambda: list(_feed_choices(request_choices, event))):  # noqa: B023
             yield delta
     if any(choice.finish_reason is None for choice in choices):
         raise EngineError("The engine ended a request without a final event. Send the request again.")

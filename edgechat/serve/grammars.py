@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from edgechat.errors import GrammarError
+from edgechat.prompt import tool_formats
 from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
-from edgechat.prompt.tool_formats import ToolFormat
 from edgechat.serve.schemas import Tool
 
 # Options of llguidance for fixed white space in JSON. With flexible white space, small models can generate white space
@@ -28,33 +28,26 @@ _NUMERIC_LIMITS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMa
 _MAX_NUMERIC_LIMIT: Final = 1 << 53
 
 
-def make_tool_call_rules(
-    tools: Sequence[Tool], tool_format: ToolFormat, *, must_call: bool, allow_parallel: bool
-) -> str:
-    """Return the grammar rules of tool calls.
+def make_tool_call_rules(tools: Sequence[Tool], *, must_call: bool, allow_parallel: bool) -> str:
+    """Return the grammar rules of tool calls in the generic format.
 
     With `allow_parallel`, a reply can have several calls; with `must_call`, it must have one. Raises GrammarError if
     the parameters of a tool use a schema keyword that is not supported.
     """
     calls, rules = [], []
     for i, tool in enumerate(tools):
-        call_prefix, call_suffix = tool_format.make_call_wrapper(tool.function.name)
+        call_prefix, call_suffix = tool_formats.make_call_wrapper(tool.function.name)
         parameters = {"type": "object"} | (tool.function.parameters or {})
         rules.append(f"arguments_{i}: {make_json_rule(parameters, f'tools[{i}].function.parameters')}")
         calls.append(f"{_quote(call_prefix)} arguments_{i} {_quote(call_suffix)}")
-    more_calls = f" ({_quote(tool_format.separator)} call)*" if allow_parallel else ""
-    suffix = f" {_quote(tool_format.suffix)}" if tool_format.suffix else ""
-    all_calls = f"call{more_calls}{suffix}"
+    more_calls = f" ({_quote(tool_formats.CALL_SEPARATOR)} call)*" if allow_parallel else ""
+    all_calls = f"call{more_calls} {_quote(tool_formats.CALL_SUFFIX)}"
     rules.append("call: " + " | ".join(calls))
     if must_call:
-        return "\n".join([f"{_quote(tool_format.prefix)} {all_calls}", *rules])
-    if tool_format.trigger:
-        prefix_rest = tool_format.prefix[len(tool_format.trigger) :]
-        rules += [f"head[lazy]: TEXT {_quote(tool_format.trigger)}", "TEXT: /(.|\\n)*/"]
-        head = f"head {_quote(prefix_rest)} " if prefix_rest else "head "
-        return "\n".join([f"TEXT | {head}{all_calls}", *rules])
-    rules.append("OTHER: /([^{](.|\\n)*)?/")
-    return "\n".join([f"OTHER | {all_calls}", *rules])
+        return "\n".join([f"{_quote(tool_formats.CALL_PREFIX)} {all_calls}", *rules])
+    prefix_rest = tool_formats.CALL_PREFIX.removeprefix(tool_formats.CALL_START)
+    rules += [f"head[lazy]: TEXT {_quote(tool_formats.CALL_START)}", "TEXT: /(.|\\n)*/"]
+    return "\n".join([f"TEXT | head {_quote(prefix_rest)} {all_calls}", *rules])
 
 
 def add_reasoning_rules(

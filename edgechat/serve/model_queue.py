@@ -23,7 +23,6 @@ from edgechat.models.loaded_model import LoadedModel
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.prompt.builder import BuiltPrompt, PromptBuilder, PromptOptions
 from edgechat.prompt.renderer import PromptMessage
-from edgechat.prompt.tool_formats import ToolFormat, detect_tool_format
 from edgechat.serve.addresses import LOOPBACK
 from edgechat.serve.errors import ApiError, check_accepts_requests, make_shutdown_error
 from edgechat.serve.model_lease import ModelLease
@@ -95,11 +94,6 @@ class ModelQueue:
         return self._model.builder
 
     @property
-    def tool_format(self) -> ToolFormat:
-        """Format of the model's tool calls."""
-        return detect_tool_format(self.model_properties.chat_template or "")
-
-    @property
     def max_parallel_replies(self) -> int:
         """Number of replies that the engine can generate in parallel."""
         return self.plan.options.n_seqs if self.plan is not None else 1
@@ -144,6 +138,11 @@ class ModelQueue:
             self._n_requests_by_client[client] -= 1
             if not self._n_requests_by_client[client]:
                 del self._n_requests_by_client[client]
+
+    async def get_prompt_builder(self) -> PromptBuilder:
+        """Return the prompt builder, with a running engine. Raises EdgechatError."""
+        await self._ensure_engine()
+        return self.prompt_builder
 
     async def build_prompt(self, messages: list[PromptMessage], options: PromptOptions) -> BuiltPrompt:
         """Render and tokenise the messages of a conversation. Raises EdgechatError."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import threading
 import time
@@ -16,8 +18,10 @@ from edgechat.engine import protocol
 from edgechat.engine.client import EngineClient
 from edgechat.errors import EdgechatError, GrammarError
 from edgechat.runtime.bindings import Bindings
-from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS, compile_grammar
+from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS, Grammar, compile_grammar
 from edgechat.runtime.model import Model
+from edgechat.runtime.tool_grammar import ToolGrammar, Trigger
+from edgechat.runtime.triggered_grammar import TriggeredGrammar, compile_tool_grammar
 from tests.models import write_tiny_llama
 from tests.unit.engine.test_grammar_compiler import ENDLESS, REFERENCES
 from tests.waiting import until
@@ -163,3 +167,57 @@ def test_grammar_works_with_a_vocabulary_that_adds_a_space(native: Bindings, tmp
             reply += model.token_to_piece(token)
             grammar.accept(token)
         assert json.loads(reply)["city"] in ("Rome", "Oslo")
+
+
+CALL = ToolGrammar(gbnf='root ::= "<call>" "{" [0-9]+ "}"', triggers=[Trigger("<call>")])
+
+
+def allowed_texts(grammar: Grammar | TriggeredGrammar, model: Model) -> set[bytes]:
+    logits = np.zeros(model.n_vocab, dtype=np.float32)
+    with grammar.mask_disallowed(logits):
+        return {model.token_to_piece(t) for t in np.flatnonzero(logits == 0).tolist()}
+
+
+def tokenize_continuation(model: Model, text: str) -> list[int]:
+    """Return the tokens of a text in the middle of an output, which gets no space before its first word."""
+    tokens = model.tokenize(f"\x01{text}", add_special=False, parse_special=False)
+    return tokens[len(model.tokenize("\x01", add_special=False, parse_special=False)) :]
+
+
+def test_tool_grammar_begins_with_the_call(native: Bindings, tmp_path: Path) -> None:
+    with contextlib.closing(Model(native, write_tiny_llama(tmp_path / "tiny.gguf"))) as model:
+        tokenize = functools.partial(tokenize_continuation, model)
+        grammar = compile_tool_grammar(model, CALL, ())
+        for token in tokenize("Hello <cal"):
+            assert len(allowed_texts(grammar, model)) > 100
+            grammar.accept(token)
+        assert grammar.can_end
+        draft = tokenize("l>{1x")
+        n_allowed = len(tokenize("l>{1"))
+        assert grammar.count_allowed(draft) == n_allowed  # also across the beginning of the call
+        other = grammar.copy()
+        for token in draft[:n_allowed]:
+            grammar.accept(token)
+        assert not grammar.can_end
+        assert allowed_texts(grammar, model) <= {*(str(n).encode() for n in range(1000)), b"}"}
+        assert len(allowed_texts(other, model)) > 100  # a copy has a state of its own
+        for token in tokenize("}"):
+            grammar.accept(token)
+        assert grammar.is_complete
+
+
+def test_required_call_follows_the_reasoning(native: Bindings, tmp_path: Path) -> None:
+    with contextlib.closing(Model(native, write_tiny_llama(tmp_path / "tiny.gguf"))) as model:
+        for prompt_end, output in (
+            ("", "<call>{1}"),
+            ("", "<think>a<call>b</think>\n<call>{1}"),
+            ("<think>\n", "a</think><call>{1}"),
+        ):
+            required = ToolGrammar(
+                gbnf=CALL.gbnf, prompt_end=prompt_end, thinking_start="<think>", thinking_ends=["</think>"]
+            )
+            grammar = compile_tool_grammar(model, required, ())
+            tokens = tokenize_continuation(model, output)
+            assert grammar.count_allowed(tokens) == len(tokens), output
+            text = tokenize_continuation(model, "Hello")
+            assert (grammar.count_allowed(text) == len(text)) == bool(prompt_end)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from typing import cast
 
 import pytest
 
+from edgechat.engine.client import EngineClient
+from edgechat.engine.protocol import Loaded
 from edgechat.errors import TemplateError
+from edgechat.prompt.builder import PromptBuilder, PromptOptions
 from edgechat.prompt.reasoning import (
     REASONING_FORMATS,
     can_switch_reasoning,
@@ -18,8 +19,12 @@ from edgechat.prompt.reasoning import (
     make_reasoning_variables,
 )
 from edgechat.prompt.renderer import PromptMessage, Renderer
-from tests.conftest import ROOT
+from tests.llama_cpp import read_templates
 
+# Shapes of conversations: s(ystem), u(ser), a(ssistant); a reply at the end is continued.
+SHAPES = (
+    "u", "su", "uau", "suau", "uasu", "suasu", "us", "uas", "au", "sau", "uaau", "uu", "s", "ssu", "ua", "sua", "a",
+)  # fmt: skip
 QUESTION = [PromptMessage("user", "What is one?")]
 LATER = [*QUESTION, PromptMessage("assistant", "It is a number.", "Let me count."), PromptMessage("user", "And two?")]
 # Templates that fail without tools.
@@ -37,15 +42,8 @@ KEEP_REASONING = {
 
 @pytest.fixture(scope="module")
 def templates() -> dict[str, str]:
-    """Templates by name, from the source archive of the native bundle."""
-    sys.path.insert(0, str(ROOT / "native"))
-    import sources
-
-    with tarfile.open(sources.sdist()) as archive:
-        members = [m for m in archive.getmembers() if "/models/templates/" in m.name and m.name.endswith(".jinja")]
-        files = {Path(m.name).stem: archive.extractfile(m) for m in members}
-        templates = {name: file.read().decode() for name, file in files.items() if file is not None}
-    return {name: text for name, text in templates.items() if name not in TOOL_TEMPLATES}
+    """Templates by name."""
+    return {name: text for name, text in read_templates().items() if name not in TOOL_TEMPLATES}
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +96,33 @@ def test_reasoning_can_be_switched_off_where_the_template_supports_it(
         assert can_switch_reasoning(template), name
         on, off = (render(renderer, template, QUESTION, think=think) for think in (True, False))
         assert on != off, name
+
+
+class TextEngine:
+    """Stands for an engine: keeps the text of the last prompt."""
+
+    text = ""
+
+    def tokenize(self, text: str, guard: str = "") -> list[int]:
+        self.text = text
+        return [0]
+
+
+def test_every_template_takes_every_shape_of_conversation_with_all_its_texts(
+    templates: dict[str, str], renderer: Renderer
+) -> None:
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    for name, template in templates.items():
+        engine = TextEngine()
+        properties = Loaded(
+            id=0, backend="", n_ctx=4096, n_ctx_train=4096, n_threads=1, n_params=1, n_vocab=2, size_bytes=1,
+            chat_template=template, bos="<s>", eos="</s>", control_tokens=[], can_truncate=True, load_s=0.0,
+        )  # fmt: skip
+        builder = PromptBuilder(cast("EngineClient", engine), renderer, properties)
+        for shape in SHAPES:
+            messages = [PromptMessage(roles[letter], f"text {i} of {letter}") for i, letter in enumerate(shape)]
+            try:
+                builder.build(messages, PromptOptions(think=True))
+            except TemplateError as error:
+                pytest.fail(f"{name}, {shape}: {error}")
+            assert all(message.content in engine.text for message in messages), (name, shape, engine.text)

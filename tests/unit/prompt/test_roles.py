@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from edgechat.prompt.renderer import PromptMessage
-from edgechat.prompt.roles import fold_system_prompt, merge_consecutive
+from edgechat.prompt.roles import find_omitted, fold_system_prompt, iterate_variants, merge_consecutive, order_roles
 
 
 def test_consecutive_messages_of_a_role_become_one() -> None:
@@ -43,3 +47,44 @@ def test_system_prompt_is_folded_into_the_first_user_message() -> None:
     system, user, reply = (PromptMessage(role, role.title()) for role in ("system", "user", "assistant"))
     assert fold_system_prompt([system, user, reply]) == [PromptMessage("user", "System\n\nUser"), reply]
     assert fold_system_prompt([system]) is fold_system_prompt([user, reply]) is fold_system_prompt([]) is None
+
+
+def make(*messages: str) -> list[PromptMessage]:
+    """Return messages of "role text" strings."""
+    roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    return [PromptMessage(roles[text[0]], text[2:]) for text in messages]
+
+
+@pytest.mark.parametrize(
+    ("messages", "ordered"),
+    [
+        (make("s S", "u U", "a A", "u V"), make("s S", "u U", "a A", "u V")),
+        (make("u U", "a A", "s S", "u V"), make("u U", "a A", "u S\n\nV")),
+        (make("u U", "a A", "s S"), make("u U", "a A", "u S")),
+        (make("a A", "u U"), make("u (start)", "a A", "u U")),
+        (make("s S", "a A", "u U"), make("s S", "u (start)", "a A", "u U")),
+        (make("u U", "a A", "a B"), make("u U", "a A\n\nB")),
+        (make("s S"), make("u S")),
+        ([], make("u (start)")),
+        (make("s S", "s T"), make("s S", "u T")),
+    ],
+)
+def test_roles_are_ordered_as_templates_expect_them(
+    messages: list[PromptMessage], ordered: list[PromptMessage]
+) -> None:
+    assert order_roles(messages) == ordered
+
+
+@given(st.lists(st.tuples(st.sampled_from("suat"), st.text("xyz", min_size=1, max_size=3)), max_size=6))
+def test_no_variant_loses_a_content(parts: list[tuple[str, str]]) -> None:
+    messages = make(*(f"{role} {text}" for role, text in parts))
+    for variant in iterate_variants(messages):
+        text = "\n\n".join(m.content for m in variant)
+        assert find_omitted(messages, text) is None
+        assert all(m.content in text for m in messages)
+
+
+def test_omitted_message_is_found() -> None:
+    messages = make("s Be brief.", "u  Hello ", "t result")
+    assert find_omitted(messages, "Be brief. Hello") is None
+    assert find_omitted(messages, "Hello") == messages[0]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgechat.prompt.renderer import Renderer
-from edgechat.prompt.tool_formats import GENERIC_TOOL_FORMAT, detect_tool_format, make_template_tools
+from edgechat.prompt.tool_formats import format_calls, make_template_tools
 from edgechat.serve.chat_prompt import make_template_messages, make_tool_definitions
 from edgechat.serve.errors import ApiError
 from tests.unit.serve.examples import chat_request
@@ -30,9 +30,7 @@ def renderer() -> Iterator[Renderer]:
 
 def test_template_with_tool_support_receives_tools_and_calls(renderer: Renderer) -> None:
     body = chat_request()
-    tool_format = detect_tool_format(TOOL_TEMPLATE)
-    assert tool_format.template_supports_tools
-    messages = make_template_messages(body.messages, body.tools or (), tool_format)
+    messages = make_template_messages(body.messages, body.tools or (), has_native_tools=True)
     assert [m.role for m in messages] == ["system", "user", "assistant", "tool"]
     assert messages[1].content == "Weather?\n\nIn Paris."
     rendered = renderer.render(
@@ -48,11 +46,11 @@ def test_template_with_tool_support_receives_tools_and_calls(renderer: Renderer)
 
 def test_template_without_tool_support_gets_tools_in_the_system_prompt() -> None:
     body = chat_request()
-    messages = make_template_messages(body.messages, body.tools or (), GENERIC_TOOL_FORMAT)
+    messages = make_template_messages(body.messages, body.tools or (), has_native_tools=False)
     assert [m.role for m in messages] == ["system", "user", "assistant", "user"]
     assert "get_weather" in messages[0].content
     assert messages[0].content.endswith("Be brief.")
-    assert messages[2].content == GENERIC_TOOL_FORMAT.format_calls([("get_weather", '{"city": "Paris"}')])
+    assert messages[2].content == format_calls([("get_weather", '{"city": "Paris"}')])
     assert "rain" in messages[3].content
 
 
@@ -60,7 +58,7 @@ def test_call_arguments_that_are_not_json_are_refused() -> None:
     call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{"}}
     body = chat_request(messages=[{"role": "assistant", "tool_calls": [call]}])
     with pytest.raises(ApiError, match=r"messages\[0\]\.tool_calls\[0\]\.function\.arguments"):
-        make_template_messages(body.messages, (), detect_tool_format(TOOL_TEMPLATE))
+        make_template_messages(body.messages, (), has_native_tools=True)
 
 
 def test_messages_of_other_clients_are_accepted() -> None:
@@ -79,7 +77,7 @@ def test_messages_of_other_clients_are_accepted() -> None:
         {"role": "tool", "tool_call_id": None, "content": None},
         {"role": "assistant", "content": [{"type": "thinking", "thinking": [{"type": "text", "text": "So."}]}]},
     ])  # fmt: skip
-    messages = make_template_messages(body.messages, (), detect_tool_format(TOOL_TEMPLATE))
+    messages = make_template_messages(body.messages, (), has_native_tools=True)
     assert [(m.role, m.content, m.reasoning) for m in messages] == [
         ("system", "", ""), ("user", "Weather in Zürich?", ""), ("assistant", "Wait.", "Hm."),
         ("assistant", "", "Look."), ("tool", "", ""), ("assistant", "", "So."),
@@ -89,8 +87,8 @@ def test_messages_of_other_clients_are_accepted() -> None:
     for arguments, text in (({"city": "Zürich"}, '{"city": "Zürich"}'), (None, "{}"), ("", "{}")):
         call["function"] = {"name": "get_weather", "arguments": arguments}
         body = chat_request(messages=[{"role": "assistant", "tool_calls": [call]}])
-        (message,) = make_template_messages(body.messages, (), GENERIC_TOOL_FORMAT)
-        assert message.content == GENERIC_TOOL_FORMAT.format_calls([("get_weather", text)])
+        (message,) = make_template_messages(body.messages, (), has_native_tools=False)
+        assert message.content == format_calls([("get_weather", text)])
 
 
 @pytest.mark.parametrize("part_type", ["image_url", "input_audio", "file", "video"])
@@ -99,5 +97,5 @@ def test_content_other_than_text_is_refused(part_type: str) -> None:
         make_template_messages(
             chat_request(messages=[{"role": "user", "content": [{"type": part_type}]}]).messages,
             (),
-            GENERIC_TOOL_FORMAT,
+            has_native_tools=False,
         )

@@ -5,18 +5,27 @@ from __future__ import annotations
 import pytest
 
 from edgechat.engine.protocol import GenerationStats, TokensGenerated
-from edgechat.prompt.reasoning import REASONING_FORMATS
-from edgechat.prompt.tool_formats import GENERIC_TOOL_FORMAT
+from edgechat.prompt.reply_format import ReplyFormat
+from edgechat.prompt.reply_parser import ReplyParser
+from edgechat.prompt.thoughts import ThoughtFinder
+from edgechat.prompt.tool_formats import format_calls
 from edgechat.serve.choices import Choice, UsageTotals
 
 
+def refuse_call(**request: object) -> object:
+    raise AssertionError(request)  # a format without a parser needs no library
+
+
 def test_choice_separates_reasoning_text_and_calls() -> None:
-    choice = Choice(0, REASONING_FORMATS[-1], "start", tool_format=GENERIC_TOOL_FORMAT)
-    output = "<think>\nhm\n</think>\n\nYes. " + GENERIC_TOOL_FORMAT.format_calls([("get_time", "{}")])
+    parser = ReplyParser(
+        refuse_call, ReplyFormat(), ThoughtFinder("<think>", ()), tool_names=["get_time"], explains_tools=True
+    )
+    choice = Choice(0, parser)
+    output = "<think>\nhm\n</think>\n\nYes. " + format_calls([("get_time", "{}")])
     deltas = [choice.feed(TokensGenerated(id=1, text=letter, tokens=[])) for letter in output]
     last = choice.finish("stop")
-    assert "".join(d.reasoning for d in deltas) == choice.reasoning == "hm"
-    assert "".join(d.content for d in deltas) + last.content == choice.content == "Yes. "
+    assert "".join(d.reasoning for d in [*deltas, last]) == choice.reasoning == "hm"
+    assert "".join(d.content for d in [*deltas, last]) == choice.content == "Yes. "
     assert [c.name for c in choice.calls] == ["get_time"]
     assert last.finish_reason == choice.finish_reason == "tool_calls"
 

@@ -7,7 +7,7 @@ import pytest
 
 from edgechat.errors import GrammarError
 from edgechat.prompt.reasoning import REASONING_FORMATS, ReasoningFormat
-from edgechat.prompt.tool_formats import GENERIC_TOOL_FORMAT, TOOL_FORMATS, ToolFormat
+from edgechat.prompt.tool_formats import CALL_START, format_calls
 from edgechat.serve import grammars
 from tests.unit.serve.examples import TIME, WEATHER
 
@@ -34,26 +34,24 @@ def allows(grammar: str, text: str) -> bool:
     return matcher.try_consume_tokens(list(text.encode())) == len(text.encode()) and matcher.is_accepting()
 
 
-def tool_grammar(tool_format: ToolFormat, *, required: bool = False, parallel: bool = True) -> str:
-    rules = grammars.make_tool_call_rules([WEATHER, TIME], tool_format, must_call=required, allow_parallel=parallel)
+def tool_grammar(*, required: bool = False, parallel: bool = True) -> str:
+    rules = grammars.make_tool_call_rules([WEATHER, TIME], must_call=required, allow_parallel=parallel)
     return grammars.add_reasoning_rules(rules, None, "content", think=True)
 
 
-@pytest.mark.parametrize("tool_format", [*TOOL_FORMATS, GENERIC_TOOL_FORMAT], ids=lambda f: f.trigger or "bare")
-def test_only_calls_that_match_a_tool_are_allowed(tool_format: ToolFormat) -> None:
+def test_only_calls_that_match_a_tool_are_allowed() -> None:
     weather, time = ("get_weather", '{"city": "Paris"}'), ("get_time", "{}")
-    for grammar in (tool_grammar(tool_format), tool_grammar(tool_format, required=True)):
-        assert allows(grammar, tool_format.format_calls([weather]))
-        assert allows(grammar, tool_format.format_calls([time, weather]))
-        assert not allows(grammar, tool_format.format_calls([("get_weather", '{"city": 5}')]))
-        assert not allows(grammar, tool_format.format_calls([("get_news", "{}")]))
-    assert not allows(tool_grammar(tool_format, parallel=False), tool_format.format_calls([weather, time]))
+    for grammar in (tool_grammar(), tool_grammar(required=True)):
+        assert allows(grammar, format_calls([weather]))
+        assert allows(grammar, format_calls([time, weather]))
+        assert not allows(grammar, format_calls([("get_weather", '{"city": 5}')]))
+        assert not allows(grammar, format_calls([("get_news", "{}")]))
+    assert not allows(tool_grammar(parallel=False), format_calls([weather, time]))
     for text in ("", "It is sunny.", "a < b, [1]"):
-        assert allows(tool_grammar(tool_format), text)
-        assert not allows(tool_grammar(tool_format, required=True), text)
-    if tool_format.trigger:
-        assert allows(tool_grammar(tool_format), "Let me see. " + tool_format.format_calls([weather]))
-        assert not allows(tool_grammar(tool_format), tool_format.trigger + "whatever")
+        assert allows(tool_grammar(), text)
+        assert not allows(tool_grammar(required=True), text)
+    assert allows(tool_grammar(), "Let me see. " + format_calls([weather]))
+    assert not allows(tool_grammar(), CALL_START + "whatever")
 
 
 def test_property_names_that_restrict_nothing_are_dropped() -> None:

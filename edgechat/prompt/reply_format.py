@@ -1,0 +1,129 @@
+"""How a model family writes its replies: reasoning, content and tool calls, as llama.cpp's chat code knows it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from edgechat.errors import TemplateError
+from edgechat.prompt.renderer import Renderer
+from edgechat.runtime.tool_grammar import ToolGrammar, Trigger
+
+ToolChoice = Literal["auto", "required", "none"]
+
+# Message with which a format is requested. The format does not depend on the messages.
+_SAMPLE_MESSAGES: Final = [{"role": "user", "content": "Hello"}]
+# Nodes of parsers for which the whole output is content.
+_PLAIN_NODES: Final = frozenset(("start", "end", "epsilon", "until", "tag", "sequence", "literal", "space"))
+
+
+class TemplateInfo(msgspec.Struct, frozen=True):
+    """A chat template and the tokens that it inserts."""
+
+    source: str
+    bos: str
+    eos: str
+
+
+class ReplyFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """Format of the replies to prompts with the same tools and template variables."""
+
+    parser: str = ""
+    """Serialised parser of the chat library; "" if the whole output is content."""
+    parser_format: int = 0
+    """Number of the parser's format in llama.cpp (`common_chat_format`)."""
+    generation_prompt: str = ""
+    """End of the prompt that the parser expects before the output, such as the start tag of the reasoning."""
+    tool_grammar: ToolGrammar | None = None
+    """Grammar of the tool calls; None without tools, or if llama.cpp has no grammar for this family."""
+    has_native_tools: bool = False
+    """Whether the template describes tools, and the parser knows the calls."""
+    control_tokens: tuple[str, ...] = ()
+    """Control tokens in the output that the engine must not remove."""
+    stop_strings: tuple[str, ...] = ()
+    thinking_start: str = ""
+    thinking_ends: tuple[str, ...] = ()
+    """Tags around the reasoning; empty if the model does not reason."""
+
+
+class FormatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Properties of a prompt that determine the format of the reply."""
+
+    think: bool
+    variables: dict[str, Any] = {}
+    tools: list[dict[str, Any]] = []
+    """Functions in the format of the OpenAI API."""
+    tool_choice: ToolChoice = "auto"
+    allow_parallel: bool = False
+
+
+def find_reply_format(renderer: Renderer, template: TemplateInfo, request: FormatRequest) -> ReplyFormat:
+    """Return the format of the replies to prompts of a template.
+
+    The whole output is content if the chat library cannot use the template. Raises TemplateError if it can use the
+    template, but not the tools: the parameters of a tool have an invalid or unsupported schema.
+    """
+    plain_request = msgspec.structs.replace(request, tools=[])
+    try:
+        plain = apply_template(renderer, template, plain_request, _SAMPLE_MESSAGES)
+    except TemplateError:
+        return ReplyFormat()
+    if not request.tools:
+        return make_reply_format(plain, request, has_native_tools=False)
+    applied = apply_template(renderer, template, request, _SAMPLE_MESSAGES)
+    has_native_tools = bool(applied["grammar"]) or (
+        request.tool_choice == "auto" and applied["parser"] != plain["parser"]
+    )
+    return make_reply_format(applied if has_native_tools else plain, request, has_native_tools=has_native_tools)
+
+
+def apply_template(
+    renderer: Renderer, template: TemplateInfo, request: FormatRequest, messages: Sequence[Mapping[str, Any]], *,
+    continues_reply: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Apply a template with llama.cpp; see `apply` in `native/src/chat/edgechat_chat.h`. Raises TemplateError.
+
+    If `continues_reply` is True, the last message is the beginning of the reply.
+    """
+    result: dict[str, Any] = renderer.call_chat_library(
+        op="apply", template=template.source, bos=template.bos, eos=template.eos, messages=messages,
+        tools=request.tools, tool_choice=request.tool_choice, parallel_tool_calls=request.allow_parallel,
+        thinking=request.think, variables=request.variables, continues_reply=continues_reply,
+        now_s=int(time.time()),
+    )  # fmt: skip
+    return result
+
+
+def make_reply_format(applied: Mapping[str, Any], request: FormatRequest, *, has_native_tools: bool) -> ReplyFormat:
+    """Return the format that a reply of `apply_template` describes."""
+    tool_grammar = None
+    triggers = [Trigger(t["value"], is_pattern=t["type"] != "word") for t in applied["triggers"]]
+    if applied["grammar"] and request.tools:
+        is_lazy = applied["grammar_is_lazy"]
+        tool_grammar = ToolGrammar(
+            gbnf=applied["grammar"], delimiters=applied["delimiters"], triggers=triggers if is_lazy else [],
+            prompt_end=applied["generation_prompt"], thinking_start=applied["thinking_start"] if is_lazy else "",
+            thinking_ends=applied["thinking_ends"] if is_lazy else [],
+        )  # fmt: skip
+    tags = [applied["thinking_start"], *applied["thinking_ends"]]
+    return ReplyFormat(
+        parser="" if _is_plain(applied["parser"], applied["generation_prompt"]) else applied["parser"],
+        parser_format=applied["format"], generation_prompt=applied["generation_prompt"], tool_grammar=tool_grammar,
+        has_native_tools=has_native_tools, control_tokens=tuple(filter(None, [*applied["preserved_tokens"], *tags])),
+        stop_strings=tuple(applied["stop_strings"]), thinking_start=applied["thinking_start"],
+        thinking_ends=tuple(applied["thinking_ends"]),
+    )  # fmt: skip
+
+
+def _is_plain(parser: str, generation_prompt: str) -> bool:
+    """Return whether a parser takes the whole output as content, after the generation prompt."""
+    nodes = json.loads(parser)["parsers"] if parser else []
+    return all(
+        node["type"] in _PLAIN_NODES and not node.get("delimiters")
+        and generation_prompt.endswith(node.get("literal", ""))
+        for node in nodes
+    )  # fmt: skip

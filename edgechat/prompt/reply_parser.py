@@ -1,0 +1,204 @@
+"""Parser of growing replies: splits the output of a model into reasoning, content and tool calls."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Collection
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from edgechat.errors import TemplateError
+from edgechat.prompt.reply_format import ReplyFormat
+from edgechat.prompt.thoughts import ThoughtFinder
+from edgechat.prompt.tool_formats import split_calls
+
+# A parse reads the whole output again. With these limits, parsing takes at most one part in 20 of the time, and new
+# text appears after at most a tenth of a second as long as a parse takes less than 5 ms.
+_MIN_INTERVAL_S: Final = 0.03
+_INTERVAL_PER_PARSE_S: Final = 20.0
+_CODE_FENCE: Final = re.compile(r"```(?:json)?\s*\n?(.*?)\n?\s*```", re.DOTALL)
+_BARE_CALL_STARTS: Final = ("{", "[", "```")
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """Tool call in a reply of the model."""
+
+    name: str
+    arguments: str
+    """Arguments in JSON; incomplete while the reply is growing."""
+    id: str
+
+
+class ToolCallDelta(NamedTuple):
+    """New part of a tool call."""
+
+    call_index: int
+    name: str
+    """Name of the tool in the first delta of a call; "" in the others."""
+    id: str
+    arguments: str
+    """New text of the arguments."""
+
+
+class ReplyDelta(NamedTuple):
+    """New output since the last delta."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: tuple[ToolCallDelta, ...] = ()
+
+
+class ParsedReply(NamedTuple):
+    """A whole output, or its beginning."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: tuple[ToolCall, ...] = ()
+
+
+class ReplyParser:
+    """Parses one growing reply. `reply` is the reply so far; it is complete after `finish`."""
+
+    def __init__(
+        self, call_chat_library: Callable[..., Any], reply_format: ReplyFormat, thoughts: ThoughtFinder, *,
+        generation_prompt: str | None = None, tool_names: Collection[str] = (),
+        explains_tools: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """Start a reply.
+
+        `generation_prompt` is the end of the prompt that belongs to the reply, by default that of the format; if it has
+        the beginning of a continued reply, only the new text is returned. `tool_names` are the tools that the model can
+        call; a reply that is only a call in plain JSON, or in a code block, is a call. With `explains_tools`, the calls
+        have the generic format of `edgechat.prompt.tool_formats`.
+        """
+        self.reply = ParsedReply()
+        self._call_chat_library = call_chat_library
+        self._format = reply_format
+        self._thoughts = thoughts
+        self._generation_prompt = reply_format.generation_prompt if generation_prompt is None else generation_prompt
+        self._tool_names = tool_names
+        self._explains_tools = explains_tools
+        self._clock = clock
+        self._text = ""
+        self._is_verbatim = not reply_format.parser and not tool_names and not thoughts.counts_everywhere
+        self._next_parse_at = 0.0
+        self._call_ids: list[str] = []
+        self._base = ParsedReply()
+        if generation_prompt is not None and reply_format.parser:
+            self._base = self._parse(is_final=False)
+
+    def feed(self, text: str) -> ReplyDelta:
+        """Append generated text; return the new output, without text whose meaning is still open."""
+        self._text += text
+        if self._is_verbatim and not self._thoughts.may_start_with_tag(self._text):
+            return self._advance(ParsedReply("", self._text))
+        started_at = self._clock()
+        if started_at < self._next_parse_at:
+            return ReplyDelta()
+        parsed = self._parse(is_final=False)
+        if self._tool_names and not parsed.calls and parsed.content.lstrip().startswith(_BARE_CALL_STARTS):
+            parsed = parsed._replace(content=self._base.content)  # can become a tool call, see `_find_bare_call`
+        delta = self._advance(parsed)
+        duration_s = self._clock() - started_at
+        self._next_parse_at = started_at + max(_MIN_INTERVAL_S, _INTERVAL_PER_PARSE_S * duration_s)
+        return delta
+
+    def finish(self) -> ReplyDelta:
+        """Finish the reply; return the output that was held back."""
+        parsed = self._find_bare_call(self._parse(is_final=True))
+        delta = self._advance(parsed, is_final=True)
+        self.reply = _subtract(parsed, self._base)
+        return delta
+
+    def _parse(self, *, is_final: bool) -> ParsedReply:
+        """Parse the whole output. If the parser fails, the output is content."""
+        reasoning, content = "", self._text
+        calls: list[dict[str, str]] = []
+        if self._format.parser:
+            try:
+                result = self._call_chat_library(
+                    op="parse", parser=self._format.parser, format=self._format.parser_format,
+                    generation_prompt=self._generation_prompt, text=self._text, is_partial=not is_final,
+                )  # fmt: skip
+            except TemplateError:
+                if not is_final:
+                    return self.reply
+                result = {"reasoning": "", "content": self._text, "tool_calls": [], "unparsed": ""}
+            reasoning, content = result["reasoning"], result["content"] + result["unparsed"]
+            calls = result["tool_calls"]
+        if self._explains_tools:
+            content, generic_calls = split_calls(content, is_final=is_final)
+            calls = [{"name": name, "arguments": arguments, "id": ""} for name, arguments in generic_calls]
+        inner_reasoning, content = self._thoughts.split(content, is_final=is_final)
+        reasoning = "\n\n".join(filter(None, (reasoning.rstrip("\n"), inner_reasoning)))
+        content = content.lstrip("\n") if reasoning else content
+        parsed_calls = (ToolCall(c["name"], c["arguments"], self._call_id(i, c["id"])) for i, c in enumerate(calls))
+        return ParsedReply(reasoning, content, tuple(parsed_calls))
+
+    def _call_id(self, index: int, id_in_output: str) -> str:
+        if index == len(self._call_ids):
+            self._call_ids.append("")
+        if not self._call_ids[index]:
+            self._call_ids[index] = id_in_output or f"call_{secrets.token_hex(12)}"
+        return self._call_ids[index]
+
+    def _find_bare_call(self, parsed: ParsedReply) -> ParsedReply:
+        """Return the reply with its content as tool calls, if the content is calls in JSON without the usual marks."""
+        if not self._tool_names or parsed.calls:
+            return parsed
+        text = parsed.content.strip()
+        if fenced := _CODE_FENCE.fullmatch(text):
+            text = fenced[1]
+        try:
+            value: Any = json.loads(text) if text.startswith(_BARE_CALL_STARTS) else None
+        except (ValueError, RecursionError):
+            return parsed
+        calls: list[ToolCall] = []
+        for item in value if isinstance(value, list) else [value]:
+            arguments = item.get("arguments", item.get("parameters")) if isinstance(item, dict) else None
+            if not isinstance(arguments, dict) or item.get("name") not in self._tool_names:
+                return parsed
+            calls.append(
+                ToolCall(item["name"], json.dumps(arguments, ensure_ascii=False), self._call_id(len(calls), ""))
+            )
+        return ParsedReply(parsed.reasoning, "", tuple(calls)) if calls else parsed
+
+    def _advance(self, parsed: ParsedReply, *, is_final: bool = False) -> ReplyDelta:
+        """Make `parsed` the reply so far, and return what is new.
+
+        Text that was returned once stays: if `parsed` does not begin with it, nothing is returned until it does.
+        """
+        old, new = self.reply, _subtract(parsed, self._base)
+        reasoning, content = _new_part(old.reasoning, new.reasoning), _new_part(old.content, new.content)
+        calls: list[ToolCall] = list(old.calls)
+        deltas: list[ToolCallDelta] = []
+        for i, call in enumerate(new.calls):
+            is_growing = i == len(new.calls) - 1 and not is_final
+            if i < len(calls):
+                arguments, name = _new_part(calls[i].arguments, call.arguments), ""
+                calls[i] = call if arguments else calls[i]
+            elif is_growing and not (call.name and call.arguments):  # the name can still grow
+                break
+            else:
+                arguments, name = call.arguments, call.name
+                calls.append(call)
+            if arguments or name:
+                deltas.append(ToolCallDelta(i, name, call.id, arguments))
+        self.reply = ParsedReply(old.reasoning + reasoning, old.content + content, tuple(calls))
+        return ReplyDelta(reasoning, content, tuple(deltas))
+
+
+def _new_part(old: str, new: str) -> str:
+    return new[len(old) :] if new.startswith(old) else ""
+
+
+def _subtract(parsed: ParsedReply, base: ParsedReply) -> ParsedReply:
+    """Return what follows `base`, the beginning of a continued reply."""
+    return ParsedReply(
+        _new_part(base.reasoning, parsed.reasoning), _new_part(base.content, parsed.content), parsed.calls
+    )

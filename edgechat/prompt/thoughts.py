@@ -1,0 +1,87 @@
+"""Reasoning between tags in the content of a reply, where neither the chat template nor its parser expects it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from edgechat.engine.stop_strings import find_partial_match_length
+
+# Tags that model families write around their reasoning (llama.cpp's collection of chat templates).
+KNOWN_TAGS: Final = (
+    ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"), ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"), ("<seed:think>", "</seed:think>"), ("<mm:think>", "</mm:think>"),
+    ("<|channel>thought", "<channel|>"),
+)  # fmt: skip
+
+
+class ThoughtFinder:
+    """Finds reasoning in the content of a reply.
+
+    Tags that the model knows as tokens, or that its template contains, count everywhere; other known tags count only at
+    the beginning, because a reply can be about them.
+    """
+
+    def __init__(self, template: str, vocabulary_tags: Collection[str], tags: Sequence[tuple[str, str]] = ()) -> None:
+        """`vocabulary_tags` are the special tokens of the model; `tags` are the tags of its template, if known."""
+        self._everywhere = [
+            *tags,
+            *(t for t in KNOWN_TAGS if t not in tags and (t[0] in vocabulary_tags or t[0] in template)),
+        ]
+        self._at_start = [t for t in KNOWN_TAGS if t not in self._everywhere]
+
+    @property
+    def counts_everywhere(self) -> bool:
+        """True if reasoning can begin at any position of the content."""
+        return bool(self._everywhere)
+
+    def may_start_with_tag(self, text: str) -> bool:
+        """Return whether the beginning of a reply is a start tag, or can become one."""
+        start = text.lstrip()
+        return not start or any(start.startswith(tag) or tag.startswith(start) for tag, _ in self._at_start)
+
+    def split(self, content: str, *, is_final: bool) -> tuple[str, str]:
+        """Return the reasoning and the rest of a content. If it is not final, a partial tag at its end is left out."""
+        thoughts: list[str] = []
+        rest = ""
+        pairs = [*self._everywhere, *self._at_start]
+        position = 0
+        while True:
+            found = self._find_start(content, position, pairs)
+            if found is None:
+                break
+            start, (start_tag, end_tag) = found
+            rest = _append(rest, content[position:start])
+            end = content.find(end_tag, start + len(start_tag))
+            inner_end = len(content) if end < 0 else end
+            thoughts.append(content[start + len(start_tag) : inner_end].strip("\n"))
+            if end < 0:
+                if not is_final:
+                    held_back = find_partial_match_length(thoughts[-1], end_tag)
+                    thoughts[-1] = thoughts[-1][: len(thoughts[-1]) - held_back]
+                return "\n\n".join(filter(None, thoughts)), rest
+            position = end + len(end_tag)
+        rest = _append(rest, content[position:], is_after_thought=bool(thoughts))
+        if not is_final:
+            if not thoughts and any(start.startswith(rest.lstrip()) for start, _ in self._at_start):
+                rest = ""
+            n_pending = max((find_partial_match_length(rest, start) for start, _ in self._everywhere), default=0)
+            rest = rest[: len(rest) - n_pending]
+        return "\n\n".join(filter(None, thoughts)), rest
+
+    def _find_start(
+        self, content: str, position: int, pairs: Sequence[tuple[str, str]]
+    ) -> tuple[int, tuple[str, str]] | None:
+        """Return the position and the tags of the next reasoning; None if there is none."""
+        found = [(content.find(pair[0], position), pair) for pair in self._everywhere]
+        if not content[:position].strip() or position == 0:
+            n_blank = len(content) - len(content.lstrip())
+            found += [(n_blank, pair) for pair in pairs if content.startswith(pair[0], n_blank)]
+        return min((f for f in found if f[0] >= 0), default=None)
+
+
+def _append(rest: str, text: str, *, is_after_thought: bool = False) -> str:
+    """Append content; newlines that only separate it from reasoning are removed."""
+    if not rest and is_after_thought:
+        return text.lstrip("\n")
+    return rest + text

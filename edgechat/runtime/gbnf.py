@@ -1,0 +1,180 @@
+"""Conversion of llama.cpp's grammars (GBNF) to llguidance's variant of Lark.
+
+The parser of GBNF is llguidance's. Its own conversion (`llguidance.gbnf_to_lark`) makes a terminal of every rule that
+is regular. llguidance matches terminals greedily and never backtracks, so it then rejects texts that the grammar
+allows: after "<parameter=", a terminal that continues with one name excludes the rules that continue with another.
+Here, only the values of JSON become terminals, and the automata of llama.cpp for "any text up to a delimiter" become
+one lazy terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from llguidance.gbnf_to_lark import (
+    AlternativeNode,
+    ASTNode,
+    GrammarParser,
+    LiteralNode,
+    RepetitionNode,
+    RuleNode,
+    RuleRefNode,
+    SequenceNode,
+)
+
+from edgechat.errors import GrammarError
+
+# Rules of llama.cpp's JSON grammars that no other rule of the same position is a prefix of.
+_TERMINAL_RULES: Final = frozenset((
+    "boolean", "char", "decimal-part", "integer", "integral-part", "json-bool", "json-null", "json-number",
+    "json-string", "null", "number", "space", "string",
+))  # fmt: skip
+# States of the automata for the texts without a delimiter ("until") and up to a delimiter ("ac").
+_AUTOMATON_RULE: Final = re.compile(r"((?:until|ac)-\d+)(-\d+)?")
+_ANY_TEXT: Final = r"/(.|\n)*/"
+
+
+def convert_to_lark(gbnf: str, delimiters: Mapping[str, Sequence[str]]) -> str:
+    """Convert a grammar in GBNF to Lark.
+
+    `delimiters` are the delimiters of the automata by the name of their first rule, such as "until-3". Raises
+    GrammarError if the grammar is not valid GBNF.
+    """
+    try:
+        rules = GrammarParser().parse(gbnf)
+    except Exception as error:  # the parser raises its own errors, IndexError and ValueError
+        raise GrammarError(f"The grammar of the tool calls cannot be read: {error}.") from error
+    return _Converter(rules, delimiters).convert()
+
+
+class _Converter:
+    def __init__(self, rules: dict[str, RuleNode], delimiters: Mapping[str, Sequence[str]]) -> None:
+        self._rules = rules
+        self._delimiters = delimiters
+        for rule in rules.values():
+            rule.alternatives = rule.alternatives.simplify()
+        self._terminals = {
+            name for name in _TERMINAL_RULES & rules.keys() if _find_references(rules[name]) <= _TERMINAL_RULES
+        }  # fmt: skip
+        self._used_automata: set[str] = set()
+        self._terminal_definitions: dict[str, str] = {}
+
+    def convert(self) -> str:
+        """Return the grammar in Lark."""
+        lines, states = [], []
+        for name, rule in self._rules.items():
+            match = _AUTOMATON_RULE.fullmatch(name)
+            if match is not None and match[1] in self._delimiters:
+                states.append((match[1], name, rule))
+            else:
+                lines.append(f"{self._lark_name(name)}: {self._rewrite(rule.alternatives).top_str()}")
+        for automaton, name, rule in states:
+            if automaton in self._used_automata:
+                lines.append(f"{_identifier(name)}: {self._rewrite(rule.alternatives).top_str()}")
+        return "\n".join([*lines, *self._terminal_definitions.values()]) + "\n"
+
+    def _lark_name(self, name: str) -> str:
+        if name == "root":
+            return "start"
+        if name in self._delimiters:
+            if name.startswith("ac-"):
+                return self._up_to(name)
+            self._used_automata.add(name)
+        return f"T{_identifier(name)[1:]}".upper() if name in self._terminals else _identifier(name)
+
+    def _rewrite(self, node: ASTNode) -> ASTNode:
+        """Return a copy of a node in which rules have the names of Lark, and texts are joined with their delimiters."""
+        if isinstance(node, RuleRefNode):
+            return RuleRefNode(self._lark_name(self._resolve_alias(node.name)))
+        if isinstance(node, SequenceNode):
+            return SequenceNode(self._rewrite_sequence(node))
+        if isinstance(node, AlternativeNode):
+            return AlternativeNode([self._rewrite(n) for n in node.alternatives])
+        if isinstance(node, RepetitionNode):
+            return RepetitionNode(self._rewrite(node.node), node.min_times, node.max_times)
+        return node
+
+    def _rewrite_sequence(self, sequence: SequenceNode) -> list[ASTNode]:
+        """Rewrite a sequence of nodes, and join each text without a delimiter with the delimiter that follows.
+
+        An optional sequence that ends with such a text is joined too: (a text)? d becomes (a text-d | d).
+        """
+        nodes = _flatten(sequence)
+        rewritten: list[ASTNode] = []
+        i = 0
+        while i < len(nodes):
+            node, following = nodes[i], nodes[i + 1] if i + 1 < len(nodes) else None
+            is_optional = isinstance(node, RepetitionNode) and (node.min_times, node.max_times) == (0, 1)
+            inner = _flatten(node.node) if isinstance(node, RepetitionNode) and is_optional else [node]
+            text = self._text_rule(inner[-1])
+            if text and isinstance(following, LiteralNode) and self._is_delimiter(following, text):
+                joined = [*map(self._rewrite, inner[:-1]), RuleRefNode(self._up_to(text))]
+                rewritten += [AlternativeNode([SequenceNode(joined), following])] if is_optional else joined
+                i += 2
+                continue
+            if text and isinstance(following, RepetitionNode) and following.min_times == 0:
+                joined = [*map(self._rewrite, inner[:-1]), RuleRefNode(self._without(text))]
+                rewritten += [RepetitionNode(SequenceNode(joined), 0, 1)] if is_optional else joined
+            else:
+                rewritten.append(self._rewrite(node))
+            i += 1
+        return rewritten
+
+    def _text_rule(self, node: ASTNode) -> str:
+        """Return the name of the rule for a text without a delimiter that `node` refers to; "" for other nodes."""
+        name = self._resolve_alias(node.name) if isinstance(node, RuleRefNode) else ""
+        return name if name.startswith("until-") and name in self._delimiters else ""
+
+    def _is_delimiter(self, literal: LiteralNode, text_rule: str) -> bool:
+        return [json.loads(f'"{literal.value}"')] == self._delimiters[text_rule]
+
+    def _up_to(self, name: str) -> str:
+        """Define the terminal for any text up to and including a delimiter, and return its name."""
+        identifier = f"up_to_{name.replace('-', '_')}"
+        quoted = " | ".join(map(json.dumps, self._delimiters[name]))
+        self._terminal_definitions[identifier] = f"{identifier}[lazy]: {_ANY_TEXT} ({quoted})"
+        return identifier
+
+    def _without(self, name: str) -> str:
+        """Define the terminal for any text without a delimiter, and return its name."""
+        identifier = f"WITHOUT_{name.rpartition('-')[2]}"
+        excluded = "".join(rf" & ~/(.|\n)*{_escape_regex(text)}(.|\n)*/" for text in self._delimiters[name])
+        self._terminal_definitions[identifier] = f"{identifier}: {_ANY_TEXT}{excluded}"
+        return identifier
+
+    def _resolve_alias(self, name: str) -> str:
+        """Return the rule that `name` stands for, if the rule `name` is only a reference."""
+        seen = {name}
+        while (rule := self._rules.get(name)) is not None and isinstance(rule.alternatives, RuleRefNode):
+            name = rule.alternatives.name
+            if name in seen:
+                raise GrammarError("The grammar of the tool calls has a rule that refers to itself.")
+            seen.add(name)
+        return name
+
+
+def _identifier(name: str) -> str:
+    return "r_" + re.sub("[^a-z0-9]", lambda m: "_" if m[0] == "-" else f"_{ord(m[0]):x}", name)
+
+
+def _flatten(node: ASTNode) -> list[ASTNode]:
+    """Return the nodes of a sequence, in which nested sequences are replaced by their nodes."""
+    return [n for child in node.nodes for n in _flatten(child)] if isinstance(node, SequenceNode) else [node]
+
+
+def _escape_regex(text: str) -> str:
+    return "".join(c if c.isalnum() or not c.isascii() else f"\\x{ord(c):02x}" for c in text)
+
+
+def _find_references(node: ASTNode) -> set[str]:
+    """Return the names of all rules that a node refers to."""
+    return {child.name for child in _iterate(node) if isinstance(child, RuleRefNode)}
+
+
+def _iterate(node: ASTNode) -> Iterator[ASTNode]:
+    for child in node.children():
+        yield child
+        yield from _iterate(child)

@@ -1,0 +1,139 @@
+"""Grammars of tool calls, which begin to constrain the output when a tool call begins."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgechat.runtime.grammar import Grammar, compile_grammar, require_llguidance
+from edgechat.runtime.tool_grammar import ToolGrammar, TriggerDetector
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgechat.runtime.model import Model
+
+
+def convert_tool_grammar(grammar: ToolGrammar) -> str:
+    """Return the grammar of tool calls in llguidance's variant of Lark. Raises GrammarError if it is not valid GBNF.
+
+    Without triggers, it includes free reasoning before the calls.
+    """
+    from edgechat.runtime.gbnf import convert_to_lark  # imports llguidance, which is optional
+
+    lark = convert_to_lark(grammar.gbnf, grammar.delimiters)
+    return _add_reasoning_rules(lark, grammar) if grammar.thinking_ends and not grammar.triggers else lark
+
+
+def start_tool_grammar(
+    model: Model, compiled: Grammar, grammar: ToolGrammar, text_tokens: Sequence[str]
+) -> Grammar | TriggeredGrammar:
+    """Return the state of a new output. `compiled` is the result of `convert_tool_grammar`, compiled.
+
+    The control tokens in `text_tokens` are treated as ordinary text. Raises GrammarError if the state becomes too
+    complex.
+    """
+    if grammar.triggers:
+        return TriggeredGrammar(model, compiled, grammar, text_tokens)
+    if not grammar.thinking_ends:
+        compiled.accept_text(grammar.prompt_end)
+    return compiled
+
+
+def compile_tool_grammar(model: Model, grammar: ToolGrammar, text_tokens: Sequence[str]) -> Grammar | TriggeredGrammar:
+    """Compile the grammar of tool calls and return the state of a new output. Raises GrammarError.
+
+    The work is not limited; see `compile_grammar`.
+    """
+    require_llguidance()
+    compiled = compile_grammar(model, convert_tool_grammar(grammar), text_tokens)
+    return start_tool_grammar(model, compiled, grammar, text_tokens)
+
+
+def _add_reasoning_rules(lark: str, grammar: ToolGrammar) -> str:
+    """Return a grammar for reasoning, which is free text, and then what `lark` describes."""
+    ends = " | ".join(map(json.dumps, grammar.thinking_ends))
+    is_open = TriggerDetector(grammar).is_thinking
+    start_tag = json.dumps(grammar.thinking_start)
+    thoughts = "thoughts" if is_open else f"({start_tag} thoughts)?" if grammar.thinking_start else ""
+    calls = re.sub(r"(?m)^start:", "calls:", lark, count=1)
+    return f"start: {thoughts} /\\s{{0,4}}/ calls\nthoughts[lazy]: /(.|\\n)*/ ({ends})\n{calls}"
+
+
+class TriggeredGrammar:
+    """State of one output: free text until a tool call begins, then what a grammar allows.
+
+    If the model has written more than the beginning of a call in the token that completes a trigger, and the grammar
+    does not allow it, the output stays free.
+    """
+
+    def __init__(self, model: Model, compiled: Grammar, grammar: ToolGrammar, text_tokens: Sequence[str]) -> None:
+        """Start an output. `compiled` is the grammar of the calls; `text_tokens` are control tokens in the output."""
+        self._model = model
+        self._compiled = compiled
+        self._detector: TriggerDetector | None = TriggerDetector(grammar)
+        self._active: Grammar | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        control_tokens = model.control_tokens
+        self._visible_tokens = frozenset(control_tokens[text] for text in text_tokens if text in control_tokens)
+
+    def copy(self) -> TriggeredGrammar:
+        """Return an independent copy in the same state."""
+        copied = object.__new__(TriggeredGrammar)
+        copied.__dict__.update(self.__dict__)
+        copied._active = self._active.copy() if self._active is not None else None
+        copied._detector = self._detector.copy() if self._detector is not None else None
+        copied._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        copied._decoder.setstate(self._decoder.getstate())
+        return copied
+
+    @property
+    def is_active(self) -> bool:
+        """True if a tool call has begun, so that the grammar constrains the output."""
+        return self._active is not None
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the output is complete and no token can follow."""
+        return self._active is not None and self._active.is_complete
+
+    @property
+    def can_end(self) -> bool:
+        """True if the output can end at this point."""
+        return self._active is None or self._active.can_end
+
+    def count_allowed(self, tokens: list[int]) -> int:
+        """Return the number of tokens at the start of `tokens` that the grammar allows."""
+        if self._active is None and self._detector is not None:
+            state = self.copy()
+            for i, token in enumerate(tokens):
+                state.accept(token)
+                if state.is_active:
+                    return i + 1 + state.count_allowed(tokens[i + 1 :])
+        return self._active.count_allowed(tokens) if self._active is not None else len(tokens)
+
+    def accept(self, token: int) -> None:
+        """Advance the state by `token`. Raises GrammarError if the state becomes too complex."""
+        if self._active is not None:
+            self._active.accept(token)
+        elif self._detector is not None:
+            piece = self._model.token_to_piece(token, special=token in self._visible_tokens)
+            call_start = self._detector.feed(self._decoder.decode(piece))
+            if call_start is not None:
+                self._detector = None
+                active = self._compiled.copy()
+                if active.accept_text(call_start):
+                    self._active = active
+
+    @contextlib.contextmanager
+    def mask_disallowed(self, logits: NDArray[Any]) -> Iterator[None]:
+        """Set the logits of disallowed tokens to -inf in the `with` block.
+
+        Raises GrammarError if the grammar allows no token.
+        """
+        with self._active.mask_disallowed(logits) if self._active is not None else contextlib.nullcontext():
+            yield
