@@ -39,8 +39,9 @@ def open_context(model: Model, **options: Any) -> Context:
 
 
 def write_tiny_llama(
-    path: Path, *, template: str | None = TEMPLATE, seed: int = 0, architecture: str = "llama", pre_tokenizer: str = ""
-) -> Path:
+    path: Path, *, template: str | None = TEMPLATE, seed: int = 0, architecture: str = "llama", pre_tokenizer: str = "",
+    adds_eos: bool = False,
+) -> Path:  # fmt: skip
     """Write a llama model with random weights, a byte-level vocabulary and control tokens.
 
     The vocabulary is of SentencePiece, unless `pre_tokenizer` names a pre-tokenizer of byte pair encoding.
@@ -48,6 +49,8 @@ def write_tiny_llama(
     with _gguf_writer(path, architecture, N_CTX) as writer:
         _add_heads(writer)
         n_vocab = add_bpe_vocabulary(writer, pre_tokenizer) if pre_tokenizer else _add_vocabulary(writer)
+        if adds_eos:
+            writer.add_add_eos_token(True)
         if template is not None:
             writer.add_chat_template(template)
         _add_llama(_Tensors(writer, seed), n_vocab)

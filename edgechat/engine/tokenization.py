@@ -27,9 +27,12 @@ class PromptTokenizer(Protocol):
         """Text of the beginning-of-sequence token; "" if the model has none."""
 
     def iterate_tokens(
-        self, text: str, *, add_special: bool, parse_special: bool, guard: str = ""
+        self, text: str, *, add_special: bool, parse_special: bool, guard: str = "", is_prompt: bool = False
     ) -> Iterator[list[int]]:
-        """Yield the tokens of `text` in parts. `add_special` adds the beginning-of-sequence token if the model uses it.
+        """Yield the tokens of `text` in parts.
+
+        `add_special` adds the tokens that mark the start and the end of a text, if the model uses such tokens; with
+        `is_prompt`, only that of the start.
 
         Control tokens in `text` are recognised only with `parse_special`, and not where they contain `guard`, which is
         removed.
@@ -40,10 +43,11 @@ def iterate_prompt(model: PromptTokenizer, text: str, guard: str) -> Iterator[li
     """Tokenise a rendered prompt in parts.
 
     `guard` is the character that the renderer put inside each control token's text in user content. If the template
-    already wrote the beginning-of-sequence token, the token is not added a second time.
+    already wrote the beginning-of-sequence token, the token is not added a second time. No end-of-sequence token is
+    added, even if the model file asks for one (`add_eos_token`).
     """
     add_special = model.adds_bos and not (model.bos and text.startswith(model.bos))
-    return model.iterate_tokens(text, add_special=add_special, parse_special=True, guard=guard)
+    return model.iterate_tokens(text, add_special=add_special, parse_special=True, guard=guard, is_prompt=True)
 
 
 class _PendingText(NamedTuple):

@@ -183,10 +183,12 @@ class Model:
         return self.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def iterate_tokens(
-        self, text: str, *, add_special: bool, parse_special: bool, guard: str = ""
+        self, text: str, *, add_special: bool, parse_special: bool, guard: str = "", is_prompt: bool = False
     ) -> Iterator[list[int]]:
         """Yield the tokens of a text in parts; see `Tokenizer.iterate_tokens`. Raises EngineError."""
-        return self.tokenizer.iterate_tokens(text, add_special=add_special, parse_special=parse_special, guard=guard)
+        return self.tokenizer.iterate_tokens(
+            text, add_special=add_special, parse_special=parse_special, guard=guard, is_prompt=is_prompt
+        )
 
     def token_to_piece(self, token: int, *, special: bool = False) -> bytes:
         """Return the UTF-8 bytes of `token`, which can be a part of a character.

@@ -160,12 +160,13 @@ class Tokenizer:
         return [token for part in parts for token in part]
 
     def iterate_tokens(
-        self, text: str, *, add_special: bool, parse_special: bool, guard: str = ""
+        self, text: str, *, add_special: bool, parse_special: bool, guard: str = "", is_prompt: bool = False
     ) -> Iterator[list[int]]:
         """Yield the tokens of `text` in parts, each computed in a fraction of a second.
 
         The tokens are those that llama.cpp returns for the whole text. `add_special` adds the tokens that mark the
-        start and the end of a text, if the model uses such tokens. With `parse_special`, the text of a control token
+        start and the end of a text, if the model uses such tokens; with `is_prompt`, only the start is marked, because
+        the model continues the text. With `parse_special`, the text of a control token
         becomes that token, unless the text contains the character `guard`, which is removed. Raises EngineError if
         llama.cpp fails.
         """
@@ -181,7 +182,8 @@ class Tokenizer:
                     yield from [[subpart]] if isinstance(subpart, int) else self._iterate_text(subpart)
             else:
                 yield from self._iterate_text(part)
-        yield list(ends)
+        if not is_prompt:
+            yield list(ends)
 
     def _iterate_text(self, text: str) -> Iterator[list[int]]:
         if len(text) <= self.window_chars or self._type not in {_SPM, _BPE}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from edgechat.engine.tokenization import iterate_prompt
 from edgechat.errors import EngineError, ModelFileError
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.long_text import MAX_WINDOW_CHARS, WINDOW_CHARS
+from edgechat.runtime.model import Model
 from edgechat.runtime.tokenizer import STACK_BYTES, Tokenizer
+from tests.models import write_tiny_llama
 from tests.vocabularies import (
     CONTROL_TOKENS,
     PRE_TOKENIZERS,
@@ -167,3 +171,13 @@ def test_character_without_a_token_is_an_error(native: Bindings, tmp_path: Path)
 def test_vocabulary_that_crashes_at_spaces_is_refused(native: Bindings, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="'whitespace' does not belong to its tokenizer 'gpt2'"):
         open_vocabulary(native, write_bpe_vocabulary(tmp_path / "v.gguf", "whitespace"))
+
+
+def test_prompt_has_no_end_token_that_the_template_did_not_write(native: Bindings, tmp_path: Path) -> None:
+    with contextlib.closing(Model(native, write_tiny_llama(tmp_path / "tiny.gguf", adds_eos=True))) as model:
+        document = model.tokenize("Hello", add_special=True, parse_special=True)
+        assert model.is_eog(document[-1])
+        for text, guard in (("Hello", ""), ("\ufdd0Hello", "\ufdd0"), ("", "")):
+            prompt = [token for part in iterate_prompt(model, text, guard) for token in part]
+            assert not any(map(model.is_eog, prompt))
+        assert prompt == document[:1]

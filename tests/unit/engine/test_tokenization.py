@@ -25,13 +25,14 @@ class CharTokenizer:
         self.adds_bos = adds_bos
 
     def iterate_tokens(
-        self, text: str, *, add_special: bool, parse_special: bool, guard: str = ""
+        self, text: str, *, add_special: bool, parse_special: bool, guard: str = "", is_prompt: bool = False
     ) -> Iterator[list[int]]:
         yield [BOS] if add_special and self.adds_bos else []
         while text:
             control = next((t for t in self.control_tokens if parse_special and text.startswith(t)), None)
             yield [self.control_tokens[control]] if control else [ord(text[0])] if text[0] != guard else []
             text = text[len(control or text[0]) :]
+        yield [END] if add_special and not is_prompt else []
 
 
 def tokenize_prompt(model: CharTokenizer, text: str, guard: str) -> list[int]:
