@@ -8,8 +8,9 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -22,11 +23,15 @@ from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS, Grammar, compile_grammar
 from edgechat.runtime.model import Model
 from edgechat.runtime.tool_grammar import ToolGrammar, Trigger
 from edgechat.runtime.triggered_grammar import TriggeredGrammar, compile_tool_grammar
+from tests.fuzzing import scale
 from tests.models import write_tiny_llama
 from tests.unit.engine.test_grammar_compiler import ENDLESS, REFERENCES
+from tests.vocabularies import find_vocabularies, open_vocabulary
 from tests.waiting import until
 
 PROMPT = "<|im_start|>user\nA list of numbers, please.<|im_end|>\n<|im_start|>assistant\n"
+N_WALKS = 180
+"""Number of random walks through grammars for each vocabulary; see tests/fuzzing.py."""
 NUMBERS = 'start: %json {"type": "array", "items": {"type": "integer", "maximum": 99, "minimum": 0}, "maxItems": 4}'
 
 
@@ -167,6 +172,55 @@ def test_grammar_works_with_a_vocabulary_that_adds_a_space(native: Bindings, tmp
             reply += model.token_to_piece(token)
             grammar.accept(token)
         assert json.loads(reply)["city"] in ("Rome", "Oslo")
+
+
+class _VocabularyModel:
+    """A vocabulary without weights, with the part of `Model` that grammars use."""
+
+    def __init__(self, native: Bindings, path: Path) -> None:
+        tokenizer = open_vocabulary(native, path)
+        self.n_vocab, self.control_tokens = tokenizer.n_vocab, tokenizer.control_tokens
+        self.tokenize, self.token_to_piece = tokenizer.tokenize, tokenizer.token_to_piece
+        self.is_eog = functools.cache(lambda token: bool(native.llama.llama_vocab_is_eog(tokenizer._vocab, token)))
+
+
+SCHEMAS: list[dict[str, Any]] = [
+    {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 150},
+            "tags": {"type": "array", "items": {"enum": ["a b", 'c"d', "é—😀"]}, "maxItems": 3},
+        },
+        "required": ["name", "age", "tags"], "additionalProperties": False,
+    },
+    {"anyOf": [{"type": "null"}, {"type": "boolean"}, {"type": "number", "minimum": -1, "maximum": 1}]},
+    {
+        "type": "array", "items": {"type": "string", "pattern": "^[a-z]{1,5}( [a-z]{1,5})?$"},
+        "minItems": 2, "maxItems": 2,
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", find_vocabularies(), ids=lambda path: path.stem)
+def test_random_walks_through_grammars_give_valid_json(native: Bindings, path: Path) -> None:
+    model = cast("Model", _VocabularyModel(native, path))
+    if not any(map(model.is_eog, range(model.n_vocab))):
+        pytest.skip("a vocabulary without an end-of-generation token")
+    rng = np.random.default_rng(0)
+    noise = rng.random(model.n_vocab, dtype=np.float32)
+    for schema in SCHEMAS:
+        compiled = compile_grammar(model, "start: %json " + json.dumps(schema))
+        for _ in range(scale(N_WALKS) // len(SCHEMAS)):
+            grammar, reply = compiled.copy(), b""
+            while not grammar.is_complete:
+                logits = np.roll(noise, int(rng.integers(model.n_vocab)))
+                with grammar.mask_disallowed(logits):
+                    token = int(logits.argmax())
+                if model.is_eog(token):
+                    break
+                reply += model.token_to_piece(token)
+                grammar.accept(token)
+            jsonschema.validate(json.loads(reply), schema)
 
 
 CALL = ToolGrammar(gbnf='root ::= "<call>" "{" [0-9]+ "}"', triggers=[Trigger("<call>")])
