@@ -35,6 +35,9 @@ class ToolGrammar(msgspec.Struct, frozen=True, kw_only=True):
     thinking_start: str = ""
     thinking_ends: list[str] = []
     """Tags of the reasoning, in which triggers are ignored; empty if `gbnf` describes the reasoning too."""
+    content_rule: str = ""
+    """Rule in llguidance's variant of Lark for outputs without a call; "" if each output must be a call. Only without
+    triggers."""
 
 
 class TriggerDetector:

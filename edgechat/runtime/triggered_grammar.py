@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 def convert_tool_grammar(grammar: ToolGrammar) -> str:
     """Return the grammar of tool calls in llguidance's variant of Lark. Raises GrammarError if it is not valid GBNF.
 
-    Without triggers, it includes free reasoning before the calls.
+    Without triggers, it includes free reasoning before the calls, and the content that may take the place of the calls.
     """
     from edgechat.runtime.gbnf import convert_to_lark  # imports llguidance, which is optional
 
     lark = convert_to_lark(grammar.gbnf, grammar.delimiters)
-    return _add_reasoning_rules(lark, grammar) if grammar.thinking_ends and not grammar.triggers else lark
+    if grammar.triggers or not (grammar.thinking_ends or grammar.content_rule):
+        return lark
+    return _add_output_rules(lark, grammar)
 
 
 def start_tool_grammar(
@@ -54,14 +56,19 @@ def compile_tool_grammar(model: Model, grammar: ToolGrammar, text_tokens: Sequen
     return start_tool_grammar(model, compiled, grammar, text_tokens)
 
 
-def _add_reasoning_rules(lark: str, grammar: ToolGrammar) -> str:
-    """Return a grammar for reasoning, which is free text, and then what `lark` describes."""
-    ends = " | ".join(map(json.dumps, grammar.thinking_ends))
-    is_open = TriggerDetector(grammar).is_thinking
-    start_tag = json.dumps(grammar.thinking_start)
-    thoughts = "thoughts" if is_open else f"({start_tag} thoughts)?" if grammar.thinking_start else ""
-    calls = re.sub(r"(?m)^start:", "calls:", lark, count=1)
-    return f"start: {thoughts} /\\s{{0,4}}/ calls\nthoughts[lazy]: /(.|\\n)*/ ({ends})\n{calls}"
+def _add_output_rules(lark: str, grammar: ToolGrammar) -> str:
+    """Return a grammar for reasoning, which is free text, and then calls as `lark` describes, or content."""
+    rules = [re.sub(r"(?m)^start:", "calls:", lark, count=1)]
+    thoughts = ""
+    if grammar.thinking_ends:
+        is_open = TriggerDetector(grammar).is_thinking
+        start_tag = json.dumps(grammar.thinking_start)
+        thoughts = "thoughts" if is_open else f"({start_tag} thoughts)?" if grammar.thinking_start else ""
+        rules.append(f"thoughts[lazy]: /(.|\\n)*/ ({' | '.join(map(json.dumps, grammar.thinking_ends))})\n")
+    if grammar.content_rule:
+        rules.append(f"content: {grammar.content_rule}\n")
+    output = "(calls | content)" if grammar.content_rule else "calls"
+    return f"start: {thoughts} /\\s{{0,4}}/ {output}\n" + "".join(rules)
 
 
 class TriggeredGrammar:

@@ -40,17 +40,16 @@ class ChatResponseBuilder(ResponseBuilder):
         tools, must_call = select_tools(body)
         think = is_reasoning_enabled(body, default=queue.settings.reasoning)
         output_format = make_output_format(body)
-        if tools and output_format.rule:
-            message = f"{output_format.param}: cannot be combined with tools."
-            raise ApiError(400, message, param=output_format.param)
         builder = await queue.get_prompt_builder()
         has_native_tools = await asyncio.to_thread(lambda: builder.has_native_tools)
         prepared = PreparedTools(PromptOptions(think))
         if tools:
-            prepared = await asyncio.to_thread(prepare_tools, builder, body, tools, must_call=must_call, think=think)
+            prepared = await asyncio.to_thread(
+                prepare_tools, builder, body, tools, must_call=must_call, think=think, output_format=output_format
+            )
         messages = make_template_messages(body.messages, tools, has_native_tools=has_native_tools)
         prompt = await queue.build_prompt(messages, prepared.options)
-        rules = prepared.rules or output_format.rule
+        rules = prepared.rules or ("" if tools else output_format.rule)
         if (rules or prepared.tool_grammar is not None) and isinstance(body.messages[-1], AssistantMessage):
             message = "messages: with tools or response_format, the last message must not be from the assistant."
             raise ApiError(400, message, param="messages")

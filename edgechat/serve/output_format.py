@@ -34,6 +34,9 @@ class OutputFormat(NamedTuple):
     param: str = ""
 
 
+FREE_TEXT: Final = OutputFormat()
+
+
 def check_supported(body: GenerationParams) -> None:
     """Raise ApiError if the request asks for something that edgechat cannot do."""
     for name, hint in _UNSUPPORTED_FIELDS.items():
@@ -51,7 +54,7 @@ def make_output_format(body: GenerationParams) -> OutputFormat:
     if len(formats) > 1:
         names = " and ".join(output_format.param for output_format in formats)
         raise ApiError(400, f"{names}: only one output format is allowed.", param=formats[1].param)
-    return formats[0] if formats else OutputFormat()
+    return formats[0] if formats else FREE_TEXT
 
 
 def _find_formats(body: GenerationParams) -> Iterator[OutputFormat]:

@@ -15,6 +15,7 @@ from edgechat.runtime.tool_grammar import ToolGrammar
 from edgechat.serve import grammars
 from edgechat.serve.chat_prompt import make_tool_definitions
 from edgechat.serve.errors import ApiError
+from edgechat.serve.output_format import FREE_TEXT, OutputFormat
 from edgechat.serve.schemas import ChatRequest, NamedTool, Tool
 
 _log: Final = logging.getLogger("edgechat.serve")
@@ -50,18 +51,23 @@ class PreparedTools(NamedTuple):
 
 
 def prepare_tools(
-    builder: PromptBuilder, body: ChatRequest, tools: list[Tool], *, must_call: bool, think: bool
-) -> PreparedTools:
+    builder: PromptBuilder, body: ChatRequest, tools: list[Tool], *, must_call: bool, think: bool,
+    output_format: OutputFormat = FREE_TEXT,
+) -> PreparedTools:  # fmt: skip
     """Return how the request uses `tools`, which must not be empty.
 
-    Keywords of a schema that cannot be enforced are left out of the grammar, and logged. Raises ApiError if the schema
-    of a strict tool cannot be enforced, and EngineDiedError.
+    A reply without a call has the output format, if there is one. Keywords of a schema that cannot be enforced are left
+    out of the grammar, and logged. Raises EngineDiedError, and ApiError if the schema of a strict tool cannot be
+    enforced, or if the tool calls of this model cannot be combined with an output format.
     """
     _check_strict_tools(tools)
     may_call_several = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
     if not builder.has_native_tools:
         enforced_tools = [_weaken_until(tool, _check_generic_rules) for tool in tools]
-        rules = grammars.make_tool_call_rules(enforced_tools, must_call=must_call, allow_parallel=may_call_several)
+        must_match = must_call or bool(output_format.rule)
+        rules = grammars.make_tool_call_rules(enforced_tools, must_call=must_match, allow_parallel=may_call_several)
+        if output_format.rule and not must_call:
+            rules = f"({output_format.rule}) | {rules}"
         return PreparedTools(PromptOptions(think), rules=rules)
     options = PromptOptions(
         think, make_template_tools(make_tool_definitions(tools)),
@@ -70,7 +76,8 @@ def prepare_tools(
 
     def enforce(enforced_tools: list[Tool]) -> PreparedTools:
         template_tools = make_template_tools(make_tool_definitions(enforced_tools))
-        return _choose_grammar(builder, options._replace(enforced_tools=template_tools), must_call=must_call)
+        grammar_options = options._replace(enforced_tools=template_tools)
+        return _choose_grammar(builder, grammar_options, output_format, must_call=must_call)
 
     try:
         return enforce(tools)
@@ -78,19 +85,24 @@ def prepare_tools(
         return enforce([_weaken_until(tool, lambda weaker: enforce([weaker])) for tool in tools])
 
 
-def _choose_grammar(builder: PromptBuilder, options: PromptOptions, *, must_call: bool) -> PreparedTools:
+def _choose_grammar(
+    builder: PromptBuilder, options: PromptOptions, output_format: OutputFormat, *, must_call: bool
+) -> PreparedTools:
     """Return the grammar of the calls. Raises TemplateError if a schema cannot be enforced."""
     tool_grammar = builder.find_reply_format(options).tool_grammar
-    if not must_call:
+    if not must_call and not output_format.rule:
         return PreparedTools(options, tool_grammar)
     if tool_grammar is not None and not any(trigger.is_pattern for trigger in tool_grammar.triggers):
-        return PreparedTools(options, _require_call(tool_grammar))
+        content_rule = "" if must_call else output_format.rule
+        return PreparedTools(options, msgspec.structs.replace(tool_grammar, triggers=[], content_rule=content_rule))
+    if not must_call:
+        message = (
+            f"{output_format.param}: this model's tool calls cannot be combined with an output format. "
+            f'Set tool_choice to "none" or "required", or leave out {output_format.param}.'
+        )
+        raise ApiError(400, message, param=output_format.param)
     options = options._replace(tool_choice="required")
     return PreparedTools(options, builder.find_reply_format(options).tool_grammar)
-
-
-def _require_call(tool_grammar: ToolGrammar) -> ToolGrammar:
-    return msgspec.structs.replace(tool_grammar, triggers=[])
 
 
 def _check_strict_tools(tools: list[Tool]) -> None:

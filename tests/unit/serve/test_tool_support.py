@@ -11,10 +11,17 @@ from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import Loaded
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import Renderer
+from edgechat.prompt.tool_formats import format_calls
+from edgechat.runtime.tool_grammar import ToolGrammar
+from edgechat.runtime.triggered_grammar import convert_tool_grammar
 from edgechat.serve.errors import ApiError
+from edgechat.serve.output_format import FREE_TEXT, OutputFormat
 from edgechat.serve.tool_support import PreparedTools, prepare_tools
 from tests.llama_cpp import read_templates
 from tests.unit.serve.examples import chat_request
+from tests.unit.serve.test_grammars import allows
+
+NO_TOOLS = ToolGrammar(gbnf="")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +31,10 @@ def renderer() -> Iterator[Renderer]:
     process.close()
 
 
-def prepare(renderer: Renderer, template: str, parameters: dict[str, Any], **fields: Any) -> PreparedTools:
+def prepare(
+    renderer: Renderer, template: str, parameters: dict[str, Any], output_format: OutputFormat = FREE_TEXT,
+    **fields: Any,
+) -> PreparedTools:  # fmt: skip
     properties = Loaded(
         id=0, backend="", n_ctx=4096, n_ctx_train=4096, n_threads=1, n_params=1, n_vocab=2, size_bytes=1,
         chat_template=read_templates().get(template, "{{ messages }}"), bos="", eos="", control_tokens=[],
@@ -35,8 +45,9 @@ def prepare(renderer: Renderer, template: str, parameters: dict[str, Any], **fie
     function = {"name": "f", "parameters": parameters} | ({"strict": strict} if strict is not None else {})
     body = chat_request(tools=[{"type": "function", "function": function}], **fields)
     return prepare_tools(
-        builder, body, body.tools or [], must_call=fields.get("tool_choice") == "required", think=False
-    )
+        builder, body, body.tools or [], must_call=fields.get("tool_choice") == "required", think=False,
+        output_format=output_format,
+    )  # fmt: skip
 
 
 UNENFORCEABLE: list[dict[str, Any]] = [
@@ -85,3 +96,34 @@ def test_required_call_has_a_grammar_without_triggers(renderer: Renderer, templa
     prepared = prepare(renderer, template, schema, tool_choice="required")
     assert prepared.tool_grammar is not None
     assert not prepared.tool_grammar.triggers
+
+
+SUM = OutputFormat('%json {"type": "object", "properties": {"sum": {"type": "integer"}}}', "response_format")
+
+
+@pytest.mark.parametrize(
+    ("template", "call"),
+    [
+        ("Qwen-Qwen3-0.6B", '<tool_call>\n{"name": "f", "arguments": {"a": "x"}}\n</tool_call>'),
+        ("google-gemma-2-2b-it", format_calls([("f", '{"a": "x"}')])),
+    ],
+)
+def test_reply_without_a_call_has_the_output_format(renderer: Renderer, template: str, call: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    prepared = prepare(renderer, template, schema, output_format=SUM)
+    grammar = f"start: {prepared.rules}" if prepared.rules else ""
+    if prepared.tool_grammar is not None:
+        grammar = convert_tool_grammar(prepared.tool_grammar)
+    assert allows(grammar, call)
+    assert allows(grammar, '{"sum":5}')
+    assert not allows(grammar, "five")
+    required = prepare(renderer, template, schema, output_format=SUM, tool_choice="required")
+    grammar = f"start: {required.rules}" if required.rules else convert_tool_grammar(required.tool_grammar or NO_TOOLS)
+    assert allows(grammar, call)
+    assert not allows(grammar, '{"sum":5}')
+
+
+def test_output_format_beside_calls_of_unknown_beginning_is_refused(renderer: Renderer) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    with pytest.raises(ApiError, match="response_format: this model's tool calls cannot be combined"):
+        prepare(renderer, "openai-gpt-oss-120b", schema, output_format=SUM)
