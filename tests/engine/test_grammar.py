@@ -204,8 +204,8 @@ SCHEMAS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("path", find_vocabularies(), ids=lambda path: path.stem)
 def test_random_walks_through_grammars_give_valid_json(native: Bindings, path: Path) -> None:
     model = cast("Model", _VocabularyModel(native, path))
-    if not any(map(model.is_eog, range(model.n_vocab))):
-        pytest.skip("a vocabulary without an end-of-generation token")
+    if "bert" in path.name:
+        pytest.skip("a vocabulary of embedding models, which generate no text")
     rng = np.random.default_rng(0)
     noise = rng.random(model.n_vocab, dtype=np.float32)
     for schema in SCHEMAS:

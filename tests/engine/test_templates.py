@@ -103,7 +103,7 @@ class TextEngine:
 
     text = ""
 
-    def tokenize(self, text: str, guard: str = "") -> list[int]:
+    def tokenize(self, text: str, guard: str = "", **_limits: object) -> list[int]:
         self.text = text
         return [0]
 
