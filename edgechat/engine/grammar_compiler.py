@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import queue
 import subprocess
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -132,10 +133,17 @@ class GrammarChecker:
             kill_child(child, channel)
 
 
+class CompiledGrammar(NamedTuple):
+    """A grammar, and the source that it was compiled from."""
+
+    source: str | ToolGrammar
+    grammar: Grammar
+
+
 class _Job(NamedTuple):
-    grammar: str | ToolGrammar
+    sources: Sequence[str | ToolGrammar]
     text_tokens: Sequence[str]
-    result: Future[Grammar]
+    result: Future[CompiledGrammar]
 
 
 class GrammarCompiler:
@@ -147,11 +155,14 @@ class GrammarCompiler:
         self._checker = GrammarChecker()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._running: Future[Grammar] | None = None
+        self._running: Future[CompiledGrammar] | None = None
         self._lock = threading.Lock()
 
-    def submit(self, grammar: str | ToolGrammar, text_tokens: Sequence[str]) -> Future[Grammar]:
-        """Queue a grammar. The exception of the result is a GrammarError, or an EngineError for another failure."""
+    def submit(self, sources: Sequence[str | ToolGrammar], text_tokens: Sequence[str]) -> Future[CompiledGrammar]:
+        """Queue a grammar: the first of `sources` that can be compiled.
+
+        The exception of the result is the GrammarError of the first source, or an EngineError for another failure.
+        """
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="grammars", daemon=True)
             default_size = threading.stack_size(_STACK_BYTES)
@@ -159,11 +170,11 @@ class GrammarCompiler:
                 self._thread.start()
             finally:
                 threading.stack_size(default_size)
-        job = _Job(grammar, text_tokens, Future())
+        job = _Job(sources, text_tokens, Future())
         self._jobs.put(job)
         return job.result
 
-    def cancel(self, result: Future[Grammar]) -> None:
+    def cancel(self, result: Future[CompiledGrammar]) -> None:
         """Cancel the compilation with this result; a check that is running ends at once."""
         result.cancel()
         with self._lock:
@@ -186,15 +197,25 @@ class GrammarCompiler:
                 self._running = job.result
             try:
                 require_llguidance()
-                lark = job.grammar if isinstance(job.grammar, str) else convert_tool_grammar(job.grammar)
-                self._checker.check(lark)
-                with activity.during(Activity.COMPILING_GRAMMAR):
-                    grammar = self._compile(lark, job.text_tokens)
+                compiled = self._compile_first(job)
             except (EdgechatError, MemoryError) as error:
                 job.result.set_exception(error)
             except BaseException as error:  # noqa: BLE001  (a panic of llguidance is a BaseException)
                 job.result.set_exception(EngineError(describe_fault(error)))
             else:
-                job.result.set_result(grammar)
+                job.result.set_result(compiled)
             with self._lock:
                 self._running = None
+
+    def _compile_first(self, job: _Job) -> CompiledGrammar:
+        first_error: GrammarError | None = None
+        for source in job.sources:
+            try:
+                lark = source if isinstance(source, str) else convert_tool_grammar(source)
+                self._checker.check(lark)
+                with activity.during(Activity.COMPILING_GRAMMAR):
+                    return CompiledGrammar(source, self._compile(lark, job.text_tokens))
+            except GrammarError as error:  # noqa: PERF203  (the errors of at most three grammars)
+                first_error = first_error or error
+                print(error, file=sys.stderr, flush=True)  # noqa: T201  (the engine's log)
+        raise first_error or GrammarError("The request has no grammar.")

@@ -106,10 +106,9 @@ class Generate(Request, frozen=True):
     """Number of replies to generate in parallel from the same prompt."""
     stop: list[str] = []
     """Stop strings; the output ends before the first stop string that appears."""
-    grammar: str = ""
-    """Grammar for the output in the syntax of `edgechat.runtime.grammar`; "" allows any text."""
-    tool_grammar: ToolGrammar | None = None
-    """Grammar of tool calls, instead of `grammar`; None allows any text."""
+    grammars: list[str | ToolGrammar] = []
+    """Grammars for the output, of which the first one that can be compiled applies; empty to allow any text. A text has
+    the syntax of `edgechat.runtime.grammar`."""
     logit_bias: dict[int, float] = {}
     """Value to add to the logit of each listed token."""
     n_logprobs: int | None = None

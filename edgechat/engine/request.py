@@ -81,7 +81,7 @@ class ActiveRequest:
         self.last_prefill_at = 0.0
         """Monotonic time of the last prefill step; 0 before the first step."""
         self.grammar: Grammar | TriggeredGrammar | None = None
-        """Compiled form of `params.grammar` or `params.tool_grammar`, which must be set before `start`."""
+        """Compiled form of one of `params.grammars`, which must be set before `start`."""
         self.speculator = speculator if params.n_sequences == 1 else None
         self._context = context
         self._cache = cache

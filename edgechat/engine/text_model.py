@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from edgechat.engine import protocol
 from edgechat.engine.cache_identity import open_disk_tier
 from edgechat.engine.drafting import DraftManager
 from edgechat.engine.engine_model import EngineModel
-from edgechat.engine.grammar_compiler import GrammarCompiler
+from edgechat.engine.grammar_compiler import CompiledGrammar, GrammarCompiler
 from edgechat.engine.request import ActiveRequest, create_cancelled_event
 from edgechat.engine.scheduler import Scheduler
 from edgechat.engine.tokenization import TokenizationQueue, check_tokens, iterate_prompt
@@ -25,11 +25,9 @@ from edgechat.runtime.context import Context
 from edgechat.runtime.grammar import compile_grammar
 from edgechat.runtime.memory_report import read_memory_breakdown
 from edgechat.runtime.model import Model
+from edgechat.runtime.tool_grammar import ToolGrammar
 from edgechat.runtime.triggered_grammar import start_tool_grammar
 from edgechat.speculation.controller import MAX_DRAFT_LENGTH
-
-if TYPE_CHECKING:
-    from edgechat.runtime.grammar import Grammar
 
 # Delay before the next idle task while the disk tier is writing.
 _DISK_BUSY_DELAY_S: Final = 0.02
@@ -69,7 +67,7 @@ class TextModel(EngineModel):
         self._cache = PrefixCache(context, ram_cap_bytes=plan.prefix_ram_bytes, disk=self._disk)
         self._scheduler = Scheduler(context, self._cache, self._finish_request)
         self._grammar_compiler = GrammarCompiler(partial(compile_grammar, model))
-        self._compiling_requests: list[tuple[ActiveRequest, Future[Grammar]]] = []
+        self._compiling_requests: list[tuple[ActiveRequest, Future[CompiledGrammar]]] = []
         self._tokenizations = TokenizationQueue(context.n_ctx)
         self.n_ctx = context.n_ctx
         self.can_truncate = context.can_truncate
@@ -114,9 +112,8 @@ class TextModel(EngineModel):
         if self._disk is not None:
             # The compute threads wait for each other at barriers: if the disk writer delays one thread, it delays all.
             self._disk.pause()
-        grammar = request.tool_grammar or request.grammar
-        if grammar:
-            result = self._grammar_compiler.submit(grammar, request.visible_control_tokens)
+        if request.grammars:
+            result = self._grammar_compiler.submit(request.grammars, request.visible_control_tokens)
             self._compiling_requests.append((active_request, result))
         else:
             self._scheduler.add(active_request)
@@ -163,14 +160,14 @@ class TextModel(EngineModel):
             else:
                 self._start_constrained(request, result.result())
 
-    def _start_constrained(self, request: ActiveRequest, grammar: Grammar) -> None:
+    def _start_constrained(self, request: ActiveRequest, compiled: CompiledGrammar) -> None:
         """Pass a request with a compiled grammar to the scheduler."""
         params = request.params
-        request.grammar = grammar
-        if params.tool_grammar is not None:
+        request.grammar = compiled.grammar
+        if isinstance(compiled.source, ToolGrammar):
             try:
                 request.grammar = start_tool_grammar(
-                    self._model, grammar, params.tool_grammar, params.visible_control_tokens
+                    self._model, compiled.grammar, compiled.source, params.visible_control_tokens
                 )
             except GrammarError as error:
                 self._finish_request(request, protocol.create_failure_event(params.id, error))

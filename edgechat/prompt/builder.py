@@ -27,7 +27,7 @@ _MAX_TOKEN_BYTES: Final = 1024
 # The tokens of longer prompts are not counted, but refused after this multiple of the context length.
 _MAX_COUNTED_CONTEXTS: Final = 4
 # Maximum number of remembered formats; one per set of tools and options.
-_MAX_REPLY_FORMATS: Final = 16
+_MAX_REPLY_FORMATS: Final = 48
 # Tool that shows whether the template knows tools.
 _SAMPLE_TOOL: Final = {
     "type": "function",

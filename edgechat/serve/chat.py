@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -49,15 +50,16 @@ class ChatResponseBuilder(ResponseBuilder):
             )
         messages = make_template_messages(body.messages, tools, has_native_tools=has_native_tools)
         prompt = await queue.build_prompt(messages, prepared.options)
-        rules = prepared.rules or ("" if tools else output_format.rule)
-        if (rules or prepared.tool_grammar is not None) and isinstance(body.messages[-1], AssistantMessage):
+        output_grammars = prepared.grammars if tools else [output_format.rule] if output_format.rule else []
+        if output_grammars and isinstance(body.messages[-1], AssistantMessage):
             message = "messages: with tools or response_format, the last message must not be from the assistant."
             raise ApiError(400, message, param="messages")
-        grammar = (
-            grammars.add_reasoning_rules(rules, builder.reasoning_format, prompt.phase, think=think) if rules else ""
+        add_reasoning = functools.partial(
+            grammars.add_reasoning_rules, reasoning_format=builder.reasoning_format, phase=prompt.phase, think=think
         )
         request = queue.build_generate_request(
-            prompt.tokens, body, grammar=grammar, tool_grammar=prepared.tool_grammar, turn_starts=prompt.turn_starts,
+            prompt.tokens, body, turn_starts=prompt.turn_starts,
+            grammars=[add_reasoning(g) if isinstance(g, str) else g for g in output_grammars],
             stops=builder.stop_strings(prompt.reply_format),
             visible_control_tokens=builder.visible_control_tokens(prompt.reply_format),
             n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,

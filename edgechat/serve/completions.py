@@ -44,7 +44,8 @@ class CompletionResponseBuilder(ResponseBuilder):
             # The engine returns the text of token IDs together with their logprobs.
             needs_prompt = bool(body.echo) and (body.logprobs is not None or not isinstance(prompt, str))
             requests.append(self.queue.build_generate_request(
-                tokens, body, n_logprobs=body.logprobs, grammar=grammar, prompt_logprobs=needs_prompt
+                tokens, body, n_logprobs=body.logprobs, grammars=[grammar] if grammar else [],
+                prompt_logprobs=needs_prompt,
             ))  # fmt: skip
             echo = (prompt if isinstance(prompt, str) else None) if body.echo else ""
             self._texts += [_ChoiceText(echo) for _ in range(n_sequences)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -34,6 +35,11 @@ _ANNOTATIONS: Final = frozenset((
 _BASIC_KEYWORDS: Final = frozenset((
     "type", "properties", "required", "enum", "const", "items", "anyOf", "oneOf", "$ref", "$defs", "definitions"
 ))  # fmt: skip
+# Keywords that every grammar can enforce.
+_SIMPLE_KEYWORDS: Final = frozenset(
+    ("type", "properties", "required", "additionalProperties", "enum", "const", "items")
+)
+_TYPES: Final = frozenset(("object", "array", "string", "number", "integer", "boolean", "null"))
 _SCHEMA_MAP_KEYWORDS: Final = ("properties", "$defs", "definitions")
 _SCHEMA_LIST_KEYWORDS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAX_DEPTH: Final = 64
@@ -44,10 +50,9 @@ class PreparedTools(NamedTuple):
 
     options: PromptOptions
     """Options of the prompt, with the tools if the template knows tools."""
-    tool_grammar: ToolGrammar | None = None
-    """Grammar of the calls in the model's own format."""
-    rules: str = ""
-    """Grammar rules of the calls in the generic format, for templates that do not know tools."""
+    grammars: Sequence[ToolGrammar | str] = ()
+    """Grammars of the output, of which the first one that can be compiled applies; empty if the format of the model has
+    none. A grammar is a ToolGrammar in the model's own format of calls, or the rules of the generic format."""
 
 
 def prepare_tools(
@@ -63,46 +68,86 @@ def prepare_tools(
     _check_strict_tools(tools)
     may_call_several = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
     if not builder.has_native_tools:
-        enforced_tools = [_weaken_until(tool, _check_generic_rules) for tool in tools]
-        must_match = must_call or bool(output_format.rule)
-        rules = grammars.make_tool_call_rules(enforced_tools, must_call=must_match, allow_parallel=may_call_several)
-        if output_format.rule and not must_call:
-            rules = f"({output_format.rule}) | {rules}"
-        return PreparedTools(PromptOptions(think), rules=rules)
-    options = PromptOptions(
-        think, make_template_tools(make_tool_definitions(tools)),
-        allow_parallel=may_call_several and builder.can_call_several_tools,
-    )  # fmt: skip
+        options = PromptOptions(think)
 
-    def enforce(enforced_tools: list[Tool]) -> PreparedTools:
-        template_tools = make_template_tools(make_tool_definitions(enforced_tools))
-        grammar_options = options._replace(enforced_tools=template_tools)
-        return _choose_grammar(builder, grammar_options, output_format, must_call=must_call)
+        def make_grammar(enforced_tools: list[Tool]) -> ToolGrammar | str | None:
+            must_match = must_call or bool(output_format.rule)
+            rules = grammars.make_tool_call_rules(enforced_tools, must_call=must_match, allow_parallel=may_call_several)
+            return f"({output_format.rule}) | {rules}" if output_format.rule and not must_call else rules
+    else:
+        options = PromptOptions(
+            think, make_template_tools(make_tool_definitions(tools)),
+            allow_parallel=may_call_several and builder.can_call_several_tools,
+        )  # fmt: skip
 
+        def make_grammar(enforced_tools: list[Tool]) -> ToolGrammar | str | None:
+            template_tools = make_template_tools(make_tool_definitions(enforced_tools))
+            enforced_options = options._replace(enforced_tools=template_tools)
+            return _choose_grammar(builder, enforced_options, output_format, must_call=must_call)
+
+    return PreparedTools(options, list(_iterate_grammars(tools, make_grammar)))
+
+
+def _iterate_grammars(
+    tools: list[Tool], make_grammar: Callable[[list[Tool]], ToolGrammar | str | None]
+) -> Iterator[ToolGrammar | str]:
+    """Yield the grammar of the tools, and weaker ones if the engine may be unable to compile it."""
     try:
-        return enforce(tools)
-    except TemplateError:
-        return enforce([_weaken_until(tool, lambda weaker: enforce([weaker])) for tool in tools])
+        grammar = make_grammar(tools)
+    except (TemplateError, GrammarError):
+        tools = [_weaken_until(tool, lambda weaker: make_grammar([weaker])) for tool in tools]
+        grammar = make_grammar(tools)
+    if grammar is None:
+        return
+    yield grammar
+    for weaken in (_keep_basic_keywords, _allow_any_object):
+        weaker_tools = [tool if _is_safe(tool) else _replace_schema(tool, weaken) for tool in tools]
+        with contextlib.suppress(TemplateError, GrammarError):
+            weaker = make_grammar(weaker_tools) if weaker_tools != tools else None
+            if weaker is not None:
+                yield weaker
+
+
+def _is_safe(tool: Tool) -> bool:
+    """Return whether a weaker schema may not take the place of the tool's, or need not because it is simple."""
+    return bool(tool.function.strict) or _is_simple(tool.function.parameters or {}, 0)
+
+
+def _is_simple(schema: object, depth: int) -> bool:
+    if not isinstance(schema, Mapping):
+        return isinstance(schema, bool)
+    types = schema.get("type", "object")
+    return (
+        depth <= _MAX_DEPTH
+        and schema.keys() <= _SIMPLE_KEYWORDS | _ANNOTATIONS
+        and schema.get("enum") != []
+        and set(types if isinstance(types, list) else [types]) <= _TYPES
+        and all(_is_simple(subschema, depth + 1) for subschema in _iterate_subschemas(schema))
+    )
+
+
+def _replace_schema(tool: Tool, weaken: Callable[[Any], Any]) -> Tool:
+    parameters = weaken(tool.function.parameters or {})
+    return msgspec.structs.replace(tool, function=msgspec.structs.replace(tool.function, parameters=parameters))
 
 
 def _choose_grammar(
     builder: PromptBuilder, options: PromptOptions, output_format: OutputFormat, *, must_call: bool
-) -> PreparedTools:
-    """Return the grammar of the calls. Raises TemplateError if a schema cannot be enforced."""
-    tool_grammar = builder.find_reply_format(options).tool_grammar
+) -> ToolGrammar | None:
+    """Return the grammar of the calls. Raises TemplateError if a schema cannot be enforced, and ApiError."""
+    grammar = builder.find_reply_format(options).tool_grammar
     if not must_call and not output_format.rule:
-        return PreparedTools(options, tool_grammar)
-    if tool_grammar is not None and not any(trigger.is_pattern for trigger in tool_grammar.triggers):
+        return grammar
+    if grammar is not None and not any(trigger.is_pattern for trigger in grammar.triggers):
         content_rule = "" if must_call else output_format.rule
-        return PreparedTools(options, msgspec.structs.replace(tool_grammar, triggers=[], content_rule=content_rule))
+        return msgspec.structs.replace(grammar, triggers=[], content_rule=content_rule)
     if not must_call:
         message = (
             f"{output_format.param}: this model's tool calls cannot be combined with an output format. "
             f'Set tool_choice to "none" or "required", or leave out {output_format.param}.'
         )
         raise ApiError(400, message, param=output_format.param)
-    options = options._replace(tool_choice="required")
-    return PreparedTools(options, builder.find_reply_format(options).tool_grammar)
+    return builder.find_reply_format(options._replace(tool_choice="required")).tool_grammar
 
 
 def _check_strict_tools(tools: list[Tool]) -> None:
@@ -140,15 +185,11 @@ def _iterate_subschemas(schema: Mapping[str, Any]) -> Iterator[object]:
             yield value
 
 
-def _check_generic_rules(tool: Tool) -> None:
-    grammars.make_tool_call_rules([tool], must_call=True, allow_parallel=False)
-
-
-def _weaken_until(tool: Tool, check: Any) -> Tool:
+def _weaken_until(tool: Tool, check: Callable[[Tool], object]) -> Tool:
     """Return `tool` with the strongest schema that `check` accepts: its own, one of basic keywords, or any object."""
-    function = tool.function
-    for parameters in (function.parameters, _keep_basic_keywords(function.parameters or {}, 0), {"type": "object"}):
-        weaker = msgspec.structs.replace(tool, function=msgspec.structs.replace(function, parameters=parameters))
+    function, weaker = tool.function, tool
+    for weaken in (None, _keep_basic_keywords, _allow_any_object):
+        weaker = tool if weaken is None else _replace_schema(tool, weaken)
         try:
             check(weaker)
         except (TemplateError, GrammarError) as error:
@@ -156,11 +197,15 @@ def _weaken_until(tool: Tool, check: Any) -> Tool:
                 raise ApiError(400, f"tools: the function {function.name} is strict: {error}", param="tools") from error
             _log.warning("the arguments of the function %s are enforced only in part: %s", function.name, error)
             continue
-        return weaker
+        break
     return weaker
 
 
-def _keep_basic_keywords(schema: Any, depth: int) -> Any:
+def _allow_any_object(_schema: Any) -> dict[str, Any]:
+    return {"type": "object"}
+
+
+def _keep_basic_keywords(schema: Any, depth: int = 0) -> Any:
     """Return a JSON schema with only its basic keywords."""
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return {} if isinstance(schema, Mapping) else schema

@@ -46,18 +46,23 @@ def generate(engine: EngineClient, **options: Any) -> tuple[dict[int, str], prot
 
 
 def test_every_reply_matches_the_grammar(engine: EngineClient) -> None:
-    texts, final = generate(engine, grammar=NUMBERS, n_sequences=2)
+    texts, final = generate(engine, grammars=[NUMBERS], n_sequences=2)
     assert final.finish_reason == "stop"
     for text in texts.values():
         numbers = json.loads(text)
         assert len(numbers) <= 4
         assert all(0 <= n <= 99 for n in numbers)
-    assert generate(engine, grammar=NUMBERS)[0][0] == texts[0]
+    assert generate(engine, grammars=[NUMBERS])[0][0] == texts[0]
 
 
 def test_logprobs_ignore_the_grammar(engine: EngineClient) -> None:
     request = protocol.Generate(
-        id=engine.next_id(), text=PROMPT, max_tokens=5, sampling=Sampling(temperature=0), n_logprobs=3, grammar=NUMBERS
+        id=engine.next_id(),
+        text=PROMPT,
+        max_tokens=5,
+        sampling=Sampling(temperature=0),
+        n_logprobs=3,
+        grammars=[NUMBERS],
     )
     logprobs = [p for e in engine.generate(request) if isinstance(e, protocol.TokensGenerated) for p in e.logprobs]
     assert logprobs[0].token_bytes == b"["
@@ -68,23 +73,23 @@ def test_logprobs_ignore_the_grammar(engine: EngineClient) -> None:
 def test_invalid_grammar_is_an_error(engine: EngineClient) -> None:
     for grammar in ("start: nothing", "%%%", 'start: %json {"not": {}}'):
         with pytest.raises(GrammarError, match="cannot be enforced"):
-            generate(engine, grammar=grammar)
+            generate(engine, grammars=[grammar])
     with pytest.raises(GrammarError, match="the limit is"):
-        generate(engine, grammar="start: " + '"a" ' * MAX_GRAMMAR_CHARS)
+        generate(engine, grammars=["start: " + '"a" ' * MAX_GRAMMAR_CHARS])
     assert generate(engine, max_tokens=2)[1].stats.completion_tokens == 2
 
 
 def test_large_grammars_compile_in_bounded_time(engine: EngineClient) -> None:
-    generate(engine, grammar=NUMBERS, max_tokens=1)  # builds the tokenizer of the grammars once
+    generate(engine, grammars=[NUMBERS], max_tokens=1)  # builds the tokenizer of the grammars once
     names = {f"property_{i}": {"type": "string", "pattern": f"^[a-z]{{1,{i % 50 + 1}}}$"} for i in range(4000)}
     grammar = "start: %json " + json.dumps({"type": "object", "properties": names})
     assert MAX_GRAMMAR_CHARS // 2 < len(grammar) < MAX_GRAMMAR_CHARS
     started_at = time.monotonic()
     with pytest.raises(GrammarError) as caught:  # the limit is 2,000 alternatives
-        generate(engine, grammar=grammar, max_tokens=4)
+        generate(engine, grammars=[grammar], max_tokens=4)
     assert len(str(caught.value)) < 500
     generate(
-        engine, grammar="start: %json " + json.dumps({"enum": [f"value {i}" for i in range(15_000)]}), max_tokens=4
+        engine, grammars=["start: %json " + json.dumps({"enum": [f"value {i}" for i in range(15_000)]})], max_tokens=4
     )
     assert time.monotonic() - started_at < 10  # generous, for a busy machine
 
@@ -102,16 +107,16 @@ def test_endless_or_crashing_schema_ends_only_its_request(engine: EngineClient, 
     thread = threading.Thread(target=generate_other)
     thread.start()
     with pytest.raises(GrammarError, match="too complex"):
-        generate(engine, grammar=f"start: %json {json.dumps(value)}")
+        generate(engine, grammars=[f"start: %json {json.dumps(value)}"])
     thread.join()
     assert reply[0].stats.completion_tokens == 40
     assert engine.pid == pid
 
 
 def test_request_is_cancelled_while_its_grammar_is_compiled(engine: EngineClient) -> None:
-    generate(engine, grammar=NUMBERS, max_tokens=1)  # starts the process that checks grammars
+    generate(engine, grammars=[NUMBERS], max_tokens=1)  # starts the process that checks grammars
     request = protocol.Generate(
-        id=engine.next_id(), text=PROMPT, grammar='start: %json {"type": "integer", "multipleOf": 99999971}'
+        id=engine.next_id(), text=PROMPT, grammars=['start: %json {"type": "integer", "multipleOf": 99999971}']
     )
     outcomes: list[protocol.AnyEvent | EdgechatError] = []
     engine.submit(request, outcomes.append)
@@ -120,7 +125,7 @@ def test_request_is_cancelled_while_its_grammar_is_compiled(engine: EngineClient
     until(lambda: outcomes)
     assert isinstance(outcomes[0], protocol.RequestFinished)
     assert outcomes[0].finish_reason == "cancelled"
-    generate(engine, grammar=NUMBERS, max_tokens=1)  # waits for no earlier compilation
+    generate(engine, grammars=[NUMBERS], max_tokens=1)  # waits for no earlier compilation
     assert time.monotonic() - started_at < 5
 
 

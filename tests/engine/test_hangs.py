@@ -171,7 +171,7 @@ def test_killed_engine_leaves_no_process_that_compiles_a_grammar(new_engine: Cal
     engine = new_engine()
     process = psutil.Process(engine.pid)
     grammar = 'start: %json {"type": "integer", "multipleOf": 99999989}'
-    outcomes = submit(engine, protocol.Generate(id=engine.next_id(), text="Once", grammar=grammar))
+    outcomes = submit(engine, protocol.Generate(id=engine.next_id(), text="Once", grammars=[grammar]))
     until(lambda: any("_grammar" in child.cmdline() for child in process.children()))
     (child,) = process.children()
     until(lambda: child.cpu_times().user > 0.1)

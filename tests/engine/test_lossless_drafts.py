@@ -84,8 +84,8 @@ def generate(
         cast("Context", context), cache, request, prompt, lambda event: texts.append(getattr(event, "text", "")),
         0.0, speculator,
     )  # fmt: skip
-    if request.grammar:
-        active.grammar = compile_grammar(cast("Model", context.model), request.grammar)
+    for grammar in request.grammars:
+        active.grammar = compile_grammar(cast("Model", context.model), str(grammar))
     final_events: list[Event] = []
     scheduler = Scheduler(context, cache, lambda _request, event: final_events.append(event))  # type: ignore[arg-type]
     scheduler.add(active)
@@ -135,7 +135,7 @@ GRAMMARS = ("start: /(b|cd|e[f-l])+/", "start: /b{3,9}/ | /[c-e]+/ /j/", 'start:
 def test_drafts_leave_the_output_of_a_grammar_unchanged(
     fake: FakeModel, sampling: Sampling, script: list[list[int]], grammar: str, max_tokens: int
 ) -> None:
-    request = Generate(id=1, max_tokens=max_tokens, sampling=sampling, grammar=grammar)
+    request = Generate(id=1, max_tokens=max_tokens, sampling=sampling, grammars=[grammar])
     plain = generate(FakeContext(fake), request, PROMPT)
     drafted = generate(FakeContext(fake), request, PROMPT, ScriptedSpeculator(script, plain[0]))
     assert drafted[:2] == plain[:2]
@@ -145,7 +145,7 @@ def test_drafts_leave_the_output_of_a_grammar_unchanged(
 
 def test_grammar_that_the_vocabulary_cannot_satisfy_is_an_error(fake: FakeModel) -> None:
     with pytest.raises(GrammarError, match="cannot be"):
-        generate(FakeContext(fake), Generate(id=1, grammar=GRAMMARS[2]), PROMPT)
+        generate(FakeContext(fake), Generate(id=1, grammars=[GRAMMARS[2]]), PROMPT)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

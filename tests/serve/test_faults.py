@@ -93,10 +93,10 @@ def test_unsupported_schema_keyword_is_named(server: ServerProcess, schema: Any,
     status, answer = server.chat({"messages": "Hi", "response_format": form, "max_tokens": 5})
     assert status == 400, answer
     assert message in answer["error"]["message"]
-    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
-    if isinstance(schema, dict) and "oneOf" not in schema:  # as an object schema this oneOf is supported
+    if isinstance(schema, dict):  # a tool with this schema refuses nothing, unless it is strict
+        tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
         status, answer = server.chat({"messages": "Hi", "tools": [tool], "max_tokens": 5})
-        assert status == 400, answer
+        assert status == 200, answer
 
 
 def deep(depth: int) -> dict[str, Any]:

@@ -112,13 +112,13 @@ def test_cancelled_compilation_ends_at_once_and_the_next_one_runs() -> None:
 
     compiler = GrammarCompiler(compile_checked)
     try:
-        assert compiler.submit(schema({}), ()).result(20) is result
-        endless, waiting, simple = (compiler.submit(g, ()) for g in (schema(ENDLESS), schema(True), schema({})))
+        assert compiler.submit([schema({})], ()).result(20).grammar is result
+        endless, waiting, simple = (compiler.submit([g], ()) for g in (schema(ENDLESS), schema(True), schema({})))
         until(endless.running)
         started_at = time.monotonic()
         compiler.cancel(waiting)
         compiler.cancel(endless)
-        assert simple.result(20) is result
+        assert simple.result(20).grammar is result
         assert time.monotonic() - started_at < MAX_CPU_S
         assert waiting.cancelled()
         assert compiled == [schema({}), schema({})]
@@ -126,9 +126,22 @@ def test_cancelled_compilation_ends_at_once_and_the_next_one_runs() -> None:
         compiler.close()
 
 
+def test_first_grammar_that_compiles_is_used() -> None:
+    result = cast("Grammar", object())
+    compiler = GrammarCompiler(lambda _grammar, _text_tokens: result)
+    try:
+        weaker = schema({"type": "object"})
+        compiled = compiler.submit([schema({"not": {}}), weaker, schema({})], ()).result(20)
+        assert compiled == (weaker, result)
+        with pytest.raises(GrammarError, match="not"):  # the error of the first one
+            compiler.submit([schema({"not": {}}), "start: nothing"], ()).result(20)
+    finally:
+        compiler.close()
+
+
 def test_close_ends_a_running_check() -> None:
     compiler = GrammarCompiler(lambda grammar, _text_tokens: cast("Grammar", grammar))
-    endless = compiler.submit(schema(ENDLESS), ())
+    endless = compiler.submit([schema(ENDLESS)], ())
     until(endless.running)
     compiler.close()
     assert isinstance(endless.exception(0), EngineError)

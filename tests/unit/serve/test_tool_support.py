@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
+import llguidance
 import pytest
 
 from edgechat.engine.client import EngineClient
@@ -21,7 +22,9 @@ from tests.llama_cpp import read_templates
 from tests.unit.serve.examples import chat_request
 from tests.unit.serve.test_grammars import allows
 
-NO_TOOLS = ToolGrammar(gbnf="")
+
+def to_lark(grammar: ToolGrammar | str) -> str:
+    return convert_tool_grammar(grammar) if isinstance(grammar, ToolGrammar) else f"start: {grammar}"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,9 @@ UNENFORCEABLE: list[dict[str, Any]] = [
     {"properties": {"a": {"type": "string", "format": "path"}}}, {"properties": {"a": {"pattern": "(?=x)y"}}},
     {"properties": {"a": {"type": "integer", "maximum": (1 << 64) - 1}}}, {"minProperties": 2},
     {"if": {"required": ["a"]}, "then": {"required": ["b"]}}, {"dependentRequired": {"a": ["b"]}},
+    {"type": "king"}, {"properties": {"a": {"enum": []}}}, {"properties": {"a": {"type": "integer", "minimum": 1e30}}},
+    {"properties": {"a": {"$ref": "#/$defs/none"}}}, {"$ref": "#"}, {"x-guidance": {}}, {"minProperties": 3},
+    {"properties": {"a": {"type": "integer", "minimum": 5, "maximum": 4}}}, {"patternProperties": {"(": {}}},
     {"properties": {"a": {"$ref": "https://example.com/schema.json"}}}, {"properties": {"a": {"contains": {}}}},
 ]  # fmt: skip
 
@@ -65,9 +71,16 @@ def test_keyword_that_cannot_be_enforced_does_not_refuse_the_request(
     renderer: Renderer, template: str, parameters: dict[str, Any]
 ) -> None:
     prepared = prepare(renderer, template, parameters)
-    assert prepared.tool_grammar is not None or prepared.rules
-    if prepared.tool_grammar is not None:  # the model still reads the whole schema
+    errors = [llguidance.LLMatcher.validate_grammar(to_lark(grammar)) for grammar in prepared.grammars]
+    assert "" in errors
+    if prepared.options.tools:  # the model still reads the whole schema
         assert prepared.options.tools[0]["function"]["parameters"] == parameters
+
+
+def test_tool_with_a_simple_schema_has_one_grammar(renderer: Renderer) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": ["string", "null"], "title": "A"}}, "required": ["a"]}
+    for template in ("Qwen-Qwen3-0.6B", "google-gemma-2-2b-it"):
+        assert len(prepare(renderer, template, schema).grammars) == 1
 
 
 def test_strict_tool_is_refused_if_its_schema_cannot_be_enforced(renderer: Renderer) -> None:
@@ -80,7 +93,7 @@ def test_strict_tool_is_refused_if_its_schema_cannot_be_enforced(renderer: Rende
         "required": ["a"],
         "additionalProperties": False,
     }
-    assert prepare(renderer, "Qwen-Qwen3-0.6B", plain, strict=True).tool_grammar is not None
+    assert len(prepare(renderer, "Qwen-Qwen3-0.6B", plain, strict=True).grammars) == 1
 
 
 def test_several_calls_are_allowed_only_if_the_template_takes_them_back(renderer: Renderer) -> None:
@@ -93,9 +106,9 @@ def test_several_calls_are_allowed_only_if_the_template_takes_them_back(renderer
 @pytest.mark.parametrize("template", ["Qwen-Qwen3-0.6B", "meta-llama-Llama-3.1-8B-Instruct", "openai-gpt-oss-120b"])
 def test_required_call_has_a_grammar_without_triggers(renderer: Renderer, template: str) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
-    prepared = prepare(renderer, template, schema, tool_choice="required")
-    assert prepared.tool_grammar is not None
-    assert not prepared.tool_grammar.triggers
+    (grammar,) = prepare(renderer, template, schema, tool_choice="required").grammars
+    assert isinstance(grammar, ToolGrammar)
+    assert not grammar.triggers
 
 
 SUM = OutputFormat('%json {"type": "object", "properties": {"sum": {"type": "integer"}}}', "response_format")
@@ -110,15 +123,11 @@ SUM = OutputFormat('%json {"type": "object", "properties": {"sum": {"type": "int
 )
 def test_reply_without_a_call_has_the_output_format(renderer: Renderer, template: str, call: str) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
-    prepared = prepare(renderer, template, schema, output_format=SUM)
-    grammar = f"start: {prepared.rules}" if prepared.rules else ""
-    if prepared.tool_grammar is not None:
-        grammar = convert_tool_grammar(prepared.tool_grammar)
+    grammar = to_lark(prepare(renderer, template, schema, output_format=SUM).grammars[0])
     assert allows(grammar, call)
     assert allows(grammar, '{"sum":5}')
     assert not allows(grammar, "five")
-    required = prepare(renderer, template, schema, output_format=SUM, tool_choice="required")
-    grammar = f"start: {required.rules}" if required.rules else convert_tool_grammar(required.tool_grammar or NO_TOOLS)
+    grammar = to_lark(prepare(renderer, template, schema, output_format=SUM, tool_choice="required").grammars[0])
     assert allows(grammar, call)
     assert not allows(grammar, '{"sum":5}')
 
