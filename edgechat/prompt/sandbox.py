@@ -8,15 +8,19 @@ kills the render process after a time limit.
 from __future__ import annotations
 
 import datetime as dt
+import re
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 import jinja2.exceptions
 import jinja2.ext
+import jinja2.filters
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+import jinja2.utils
 import msgspec
 
 from edgechat.engine.pipe import open_inherited_channel
@@ -31,6 +35,9 @@ MAX_BYTES: Final = 256 << 20
 MAX_RESULT_CHARS: Final = 16 << 20
 _MAX_REPEATED_ITEMS: Final = 1 << 20
 _MAX_EXPONENT: Final = 64
+_MAX_INDENT_CHARS: Final = 64
+# Conversion of a %-format whose width or precision comes from a value, or has more than four digits.
+_WIDE_CONVERSION: Final = re.compile(r"%(\([^)]*\))?[-+ #0]*\d*\.?(\*|\d{5})")
 
 
 class _TemplateRefusedError(jinja2.TemplateError):
@@ -38,25 +45,67 @@ class _TemplateRefusedError(jinja2.TemplateError):
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """Jinja extension for `{% generation %}` blocks, which mark replies for training; renders only their content."""
+    """Jinja extension for `{% generation %}` blocks, which mark replies for training; renders only their content.
+
+    As in transformers, a block is called like a macro: variables that it sets are unknown after it.
+    """
 
     tags = {"generation"}  # noqa: RUF012  (declared without ClassVar in Jinja)
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_render_content"), [], [], body).set_lineno(line)
+
+    def _render_content(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _TemplateDict:
+    """The global `dict` of templates: without the attributes of the class, as in transformers."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _TemplateNamespace(jinja2.utils.Namespace):
+    """The global `namespace` of templates: without names that begin with an underscore, as in transformers."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *values = args
+        attributes = dict(*values, **kwargs)
+        for name in attributes:
+            _check_attribute_name(name)
+        jinja2.utils.Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_attribute_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_attribute_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"the name {name!r} in a namespace begins with an underscore")
 
 
 class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja environment with the extensions that chat templates use, and with size limits for operator results."""
+    """Jinja environment with the extensions, filters and globals of transformers, for which templates are written.
+
+    Results of operators and filters have size limits.
+    """
 
     intercepted_binops = frozenset(("*", "**", "%"))
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlock])
-        self.filters["tojson"] = _tojson
-        self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = _strftime_now
+        self.filters |= {"tojson": _tojson, "format": _format}
+        self.globals |= {
+            "raise_exception": _raise_exception, "strftime_now": _strftime_now, "dict": _TemplateDict(),
+            "namespace": _TemplateNamespace,
+        }  # fmt: skip
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Evaluate an operator. Raises _TemplateRefusedError if the result could become too large."""
@@ -64,8 +113,8 @@ class TemplateSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             raise _TemplateRefusedError("it repeats a string or list to more than a million items")
         if operator == "**" and isinstance(right, (int, float)) and right > _MAX_EXPONENT:
             raise _TemplateRefusedError(f"it computes a power above {_MAX_EXPONENT}")
-        if operator == "%" and isinstance(left, str):
-            raise _TemplateRefusedError("it formats text with %, which could produce text of unlimited length")
+        if operator == "%":
+            _check_conversions(left)
         return super().call_binop(context, operator, left, right)
 
 
@@ -76,14 +125,27 @@ def _count_repeated_items(left: object, right: object) -> int:
     return 0
 
 
+def _check_conversions(text: object) -> None:
+    """Raise _TemplateRefusedError if `text` is a %-format whose result could be much longer than its values."""
+    if isinstance(text, str) and _WIDE_CONVERSION.search(text):
+        raise _TemplateRefusedError("it formats text with % and a width above 9999 or from a value")
+
+
+def _format(value: str, *args: Any, **kwargs: Any) -> str:
+    """Implement Jinja's filter `format` with the limits of the operator %."""
+    _check_conversions(value)
+    return jinja2.filters.do_format(value, *args, **kwargs)
+
+
 def _tojson(
-    value: object, ensure_ascii: bool = False, indent: int | None = None,  # noqa: FBT001, FBT002  (as in transformers)
+    value: object, ensure_ascii: bool = False, indent: int | str | None = None,  # noqa: FBT001, FBT002  (transformers)
     separators: tuple[str, str] | None = None, sort_keys: bool = False,  # noqa: FBT001, FBT002
 ) -> str:  # fmt: skip
-    """Return `value` in JSON, with the parameters of the filter in transformers, which templates are written for."""
+    """Return `value` in JSON, with the parameters and defaults of the filter in transformers."""
     import json
 
-    indent = min(indent, 16) if indent is not None else None
+    if (len(indent) if isinstance(indent, str) else indent or 0) > _MAX_INDENT_CHARS:
+        raise _TemplateRefusedError(f"it indents JSON by more than {_MAX_INDENT_CHARS} characters")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -91,8 +153,8 @@ def _raise_exception(message: str) -> None:
     raise _TemplateRefusedError(f"it rejects these messages: {message}")
 
 
-def _strftime_now(time_format: str) -> str:
-    return dt.datetime.now().astimezone().strftime(time_format[:100])
+def _strftime_now(format: str) -> str:  # noqa: A002  (the name in transformers)
+    return dt.datetime.now().strftime(format)  # noqa: DTZ005  (transformers takes the local time without a zone, too)
 
 
 def main(arguments: list[str]) -> int:
