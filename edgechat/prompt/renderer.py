@@ -36,7 +36,9 @@ PLAIN_TEMPLATE_NAME: Final = "plain"
 PLAIN_TEMPLATE: Final = "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n\n{% endfor %}Assistant:"
 PLAIN_STOP_STRING: Final = "\nUser:"
 
-_REASONING_FIELD: Final = re.compile(r"reasoning_content|[.]thinking\b|[.]reasoning\b|['\"](thinking|reasoning)['\"]")
+_REASONING_FIELD: Final = re.compile(
+    r"reasoning_content|[.]thinking\b|[.]reasoning\b|['\"](thinking|reasoning|thought)['\"]"
+)
 
 # Unicode noncharacters, which are valid in a str but do not occur in normal text.
 _GUARDS: Final = tuple(chr(c) for c in range(0xFDD0, 0xFDF0))
@@ -99,7 +101,7 @@ class Renderer:
         Raises TemplateError if the template fails, is rejected by the sandbox, or takes longer than `TIMEOUT_S`,
         RequestCancelledError after `cancellation`, and EngineDiedError if the render process cannot start.
         """
-        inline_format = None if _REASONING_FIELD.search(template) else reasoning_format
+        inline_format = _find_inline_format(template, reasoning_format)
         reply = [] if reply_start is None else [reply_start]
         pattern = _compile_control_pattern(tuple(control_tokens))
         with _wrap_value_errors():
@@ -220,6 +222,17 @@ class Renderer:
             kill_child(child, channel)
 
 
+@functools.lru_cache(4)
+def _find_inline_format(template: str, reasoning_format: ReasoningFormat | None) -> ReasoningFormat | None:
+    """Return the format of reasoning in the content; None if the template reads reasoning from a field."""
+    if reasoning_format is None or _REASONING_FIELD.search(template):
+        return None
+    # Some templates remove the reasoning, but not the blank lines after it: `content.split('</think>')[-1] -%}`.
+    end_tag = re.escape(reasoning_format.end_tag)
+    keeps_separator = re.search(rf"[.]split\(['\"]{end_tag}['\"](, *1)?\)\[-?1\]\s*[-+]?%}}", template)
+    return msgspec.structs.replace(reasoning_format, separator="") if keeps_separator else reasoning_format
+
+
 def guard_messages(
     messages: Sequence[PromptMessage], control_tokens: Sequence[str], inline_format: ReasoningFormat | None = None,
     variables: Mapping[str, Any] = MappingProxyType({}),
@@ -279,7 +292,7 @@ def _make_template_message(
     if reasoning and inline_format is not None:
         fields["content"] = format_reply(inline_format, reasoning, content)
     elif reasoning:
-        fields |= {"reasoning_content": reasoning, "reasoning": reasoning, "thinking": reasoning}
+        fields |= {"reasoning_content": reasoning, "reasoning": reasoning, "thinking": reasoning, "thought": reasoning}
     if message.has_text_parts:
         fields["content"] = [{"type": "text", "text": fields["content"]}]
     return fields

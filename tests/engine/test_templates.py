@@ -36,7 +36,7 @@ TOOL_TEMPLATES = {
 KEEP_REASONING = {
     "Bielik-11B-v3.0-Instruct", "ByteDance-Seed-OSS", "Cohere2MoE", "HuggingFaceTB-SmolLM3-3B", "LFM2.5-Instruct",
     "MiniMax-M3", "Spark2.5", "ibm-granite-granite-3.3-2B-Instruct", "inclusionai-ling-3.0-flash",
-    "poolside-Laguna-S-2.1", "poolside-Laguna-XS-2.1", "poolside-Laguna-XS.2", "unsloth-Apriel-1.5",
+    "poolside-Laguna-S-2.1", "poolside-Laguna-XS-2.1", "poolside-Laguna-XS.2",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edgechat.engine.cancellation import Cancellation
 from edgechat.errors import EngineDiedError, RequestCancelledError, TemplateError
 from edgechat.prompt import renderer as renderer_module
+from edgechat.prompt.reasoning import detect_reasoning_format
 from edgechat.prompt.renderer import TIMEOUT_S, PromptMessage, Renderer, guard_messages
 
 CONTROL_TOKENS = ["<|im_start|>", "<|im_end|>", "<|", "|>", "<|im_end|>x", "ab", "ba"]
@@ -145,3 +146,23 @@ def test_deeply_nested_value_is_refused() -> None:
     with pytest.raises(TemplateError, match="nested too deeply"):
         renderer.render("ok", [message], bos="", eos="", control_tokens=["<a>"])
     renderer.close()
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        ("m.content", "<think>\nHmm\n</think>\n\nSo"),
+        ("m.content.split('</think>')[-1] | trim", "So"),
+        # Without `trim`, the blank lines after the end tag would remain.
+        ("m.content.split('</think>')[-1]", "So"), ('m.content.split("</think>", 1)[1]', "So"),
+        ("m.reasoning_content ~ m.content", "HmmSo"), ("m['thought'] ~ m.content", "HmmSo"),
+    ],
+)  # fmt: skip
+def test_reasoning_is_passed_where_the_template_reads_it(renderer: Renderer, expression: str, text: str) -> None:
+    template = f"{{% for m in messages %}}{{%- set c = {expression} -%}}{{{{ c }}}}{{% endfor %}}{{# </think> #}}"
+    messages = [PromptMessage("assistant", "So", "Hmm")]
+    reasoning_format = detect_reasoning_format(template)
+    prompt = renderer.render(
+        template, messages, bos="", eos="", control_tokens=[], reasoning_format=reasoning_format
+    )  # fmt: skip
+    assert prompt.text == text
