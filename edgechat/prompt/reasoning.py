@@ -35,7 +35,7 @@ REASONING_FORMATS: Final = (
 )
 
 # Names of the template variables that switch reasoning on or off.
-_SWITCH_VARIABLES: Final = ("enable_thinking", "thinking", "reasoning_effort")
+_SWITCH_VARIABLES: Final = ("enable_thinking", "thinking", "reasoning_effort", "reasoning_strength")
 
 
 def detect_reasoning_format(template: str) -> ReasoningFormat | None:
@@ -51,12 +51,13 @@ def can_switch_reasoning(template: str) -> bool:
 def make_reasoning_variables(template: str, *, on: bool) -> dict[str, bool | str]:
     """Return the template variables that switch reasoning on or off.
 
-    Some templates have levels of reasoning effort. `reasoning_effort` is the first level that occurs in the template:
-    of "medium" and "high" if `on` is True, of "no_think" and "low" otherwise.
+    Some templates have levels of reasoning effort. `reasoning_effort`, which a few templates call `reasoning_strength`,
+    is the first level that occurs in the template: of "medium" and "high" if `on` is True, of "no_think" and "low"
+    otherwise.
     """
     levels = ("medium", "high") if on else ("no_think", "low")
     effort = next((level for level in levels if level in template), levels[-1])
-    return {"enable_thinking": on, "thinking": on, "reasoning_effort": effort}
+    return {"enable_thinking": on, "thinking": on, "reasoning_effort": effort, "reasoning_strength": effort}
 
 
 ReplyPhase = Literal["start", "reasoning", "gap", "content"]

@@ -11,6 +11,7 @@ from edgechat.prompt.reasoning import (
     detect_reasoning_format,
     find_phase_after_prompt,
     format_reply,
+    make_reasoning_variables,
 )
 
 
@@ -39,3 +40,9 @@ def test_template_with_a_reasoning_variable_can_switch_reasoning() -> None:
     assert not can_switch_reasoning("{{ messages }}")
     assert not can_switch_reasoning("{{ '</think>' }}")
     assert can_switch_reasoning("{% if enable_thinking %}<think>{% endif %}</think>")
+
+
+def test_effort_has_both_names_that_templates_read() -> None:
+    variables = make_reasoning_variables("{{ reasoning_strength }} high low", on=False)
+    assert variables["reasoning_effort"] == variables["reasoning_strength"] == "low"
+    assert can_switch_reasoning("</think>{{ reasoning_strength }}")
