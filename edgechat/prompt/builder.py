@@ -258,7 +258,8 @@ class PromptBuilder:
         prompt = render()
         if reply_start is None:
             return prompt
-        # llama.cpp knows how its parser continues a reply. Its prompt is used if it begins as the prompt of Jinja does.
+        # llama.cpp knows how its parser continues a reply. Its prompt is used if Jinja renders the same text before the
+        # reply. It does not for templates that end a conversation in another token than the one that begins a reply.
         generation_prompt = self.find_reply_format(options).generation_prompt
         with contextlib.suppress(TemplateError):
             continued = self._renderer.render_continued(
@@ -266,7 +267,8 @@ class PromptBuilder:
                 {"thinking": request.think, "variables": request.variables, "tools": list(options.tools)},
                 cancellation,
             )  # fmt: skip
-            if continued.text.startswith(prompt.text.removesuffix(generation_prompt)):
+            text_before_reply = continued.text.removesuffix(continued.reply_prefix or "")
+            if text_before_reply == prompt.text.removesuffix(generation_prompt):
                 return continued
         return render(reply_start=reply_start)
 
