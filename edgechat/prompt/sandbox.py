@@ -180,19 +180,21 @@ def main(arguments: list[str]) -> int:
 
 
 class _LibraryCaller:
-    """Loads the chat library at the first call, because most conversations do not need it at their beginning."""
+    """Loads the chat library when the process starts, because the engine is still loading the model then."""
 
     def __init__(self) -> None:
+        from edgechat.prompt.chat_library import ChatLibrary
+
         self._library: ChatLibrary | None = None
+        self._error = ""
+        try:
+            self._library = ChatLibrary()
+        except RuntimeLoadError as error:
+            self._error = str(error)
 
     def __call__(self, request: ChatRequest) -> RenderReply:
         if self._library is None:
-            from edgechat.prompt.chat_library import ChatLibrary
-
-            try:
-                self._library = ChatLibrary()
-            except RuntimeLoadError as error:
-                return RenderReply(error=str(error))
+            return RenderReply(error=self._error)
         return RenderReply(text=self._library.call(request.json).decode("utf-8", "replace"))
 
 
