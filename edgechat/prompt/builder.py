@@ -19,7 +19,7 @@ from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
 from edgechat.prompt.reply_format import FormatRequest, ReplyFormat, TemplateInfo, ToolChoice, find_reply_format
 from edgechat.prompt.reply_parser import ReplyParser
-from edgechat.prompt.roles import find_omitted, iterate_variants
+from edgechat.prompt.roles import find_omitted, iterate_variants, order_roles
 from edgechat.prompt.thoughts import KNOWN_TAGS, ThoughtFinder
 
 # Maximum length of a token in bytes. The longest tokens of common vocabularies are runs of spaces (1,024 in Aquila).
@@ -234,14 +234,35 @@ class PromptBuilder:
             except TemplateError as template_error:
                 error = error or template_error
                 continue
-            omitted = find_omitted(variant, prompt.text.replace(prompt.guard, "") if prompt.guard else prompt.text)
+            omitted = find_omitted(variant, _remove_guard(prompt))
             if omitted is None:
                 return prompt
             error = error or TemplateError(
                 f"The model's chat template leaves out a message of the role {omitted.role}: "
                 f"{omitted.content.strip()[:60]!r}. Choose another model or template."
             )
+        # A few templates fail in Jinja, as in transformers, but not in llama.cpp, which is more lenient.
+        for variant in filter(None, (messages, order_roles(messages))):
+            with contextlib.suppress(TemplateError):
+                prompt = self._render_with_library(variant, reply_start, options, cancellation)
+                if find_omitted(variant, _remove_guard(prompt)) is None:
+                    return prompt
         raise error or TemplateError("The conversation has no messages.")
+
+    def _render_with_library(
+        self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions,
+        cancellation: Cancellation | None,
+    ) -> RenderedPrompt:  # fmt: skip
+        request, template = self._format_request(options), self._template_info
+        return self._renderer.render_with_library(
+            template.source, template.bos, template.eos, [*messages, *([reply_start] if reply_start else [])],
+            self._model_properties.control_tokens,
+            {
+                "continues_reply": reply_start is not None, "thinking": request.think, "variables": request.variables,
+                "tools": list(options.tools),
+            },
+            cancellation,
+        )  # fmt: skip
 
     def _render(
         self, messages: Sequence[PromptMessage], reply_start: PromptMessage | None, options: PromptOptions,
@@ -262,15 +283,15 @@ class PromptBuilder:
         # reply. It does not for templates that end a conversation in another token than the one that begins a reply.
         generation_prompt = self.find_reply_format(options).generation_prompt
         with contextlib.suppress(TemplateError):
-            continued = self._renderer.render_continued(
-                template.source, template.bos, template.eos, [*messages, reply_start], control_tokens,
-                {"thinking": request.think, "variables": request.variables, "tools": list(options.tools)},
-                cancellation,
-            )  # fmt: skip
+            continued = self._render_with_library(messages, reply_start, options, cancellation)
             text_before_reply = continued.text.removesuffix(continued.reply_prefix or "")
             if text_before_reply == prompt.text.removesuffix(generation_prompt):
                 return continued
         return render(reply_start=reply_start)
+
+
+def _remove_guard(prompt: RenderedPrompt) -> str:
+    return prompt.text.replace(prompt.guard, "") if prompt.guard else prompt.text
 
 
 def check_prompt_bytes(text: str, n_ctx: int) -> None:

@@ -117,23 +117,26 @@ class Renderer:
             text += format_reply(reasoning_format, reasoning, content, text)
         return RenderedPrompt(text=text, guard=guard)
 
-    def render_continued(
+    def render_with_library(
         self, template: str, bos: str, eos: str, messages: Sequence[PromptMessage], control_tokens: Sequence[str],
         options: Mapping[str, Any], cancellation: Cancellation | None = None,
     ) -> RenderedPrompt:  # fmt: skip
-        """Render `messages` with the chat library; the last message is the beginning of the reply.
+        """Render `messages` with the chat library.
 
-        `options` are further fields of an `apply` request. Raises the errors of `render`.
+        `options` are further fields of an `apply` request; with `continues_reply`, the last message is the beginning of
+        the reply. Raises the errors of `render`.
         """
+        pattern = _compile_control_pattern(tuple(control_tokens))
         with _wrap_value_errors():
-            guarded_messages, guard = guard_messages(messages, control_tokens)
-        request = {
-            "op": "apply", "template": template, "bos": bos, "eos": eos,
-            "messages": list(map(_make_openai_message, guarded_messages)), "continues_reply": True,
-            "now_s": int(time.time()), **options,
-        }  # fmt: skip
+            guarded_messages, guard = guard_messages(messages, control_tokens, variables=options)
+            request = {
+                "op": "apply", "template": template, "bos": bos, "eos": eos,
+                "messages": list(map(_make_openai_message, guarded_messages)), "now_s": int(time.time()),
+                **_guard_json(options, pattern, guard),
+            }  # fmt: skip
         applied = self._call_chat_library(request, cancellation)
-        return RenderedPrompt(applied["prompt"], guard, applied["generation_prompt"])
+        reply_prefix = applied["generation_prompt"] if options.get("continues_reply") else None
+        return RenderedPrompt(applied["prompt"], guard, reply_prefix)
 
     def call_chat_library(self, **request: Any) -> Any:
         """Send a request to the chat library and return its reply; `native/src/chat/edgechat_chat.h` describes both.

@@ -125,6 +125,10 @@ CONTINUED_DIFFERENCES: Differences = {
         "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "all", "upstage-Solar-Open-100B": "all",
     },
     "llama.cpp opens the thought once more": {"llama-cpp-rwkv-world": "all"},
+    "the template fails in transformers without tools or a variable `functions`": {
+        "CohereForAI-c4ai-command-r-plus-tool_use": "all", "fireworks-ai-llama-3-firefunction-v2": "all",
+        "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use": "all", "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "all",
+    },
 }  # fmt: skip
 LLAMA_CPP_DIFFERENCES: Differences = {
     "the template fails without tools or a variable `functions`, which llama.cpp takes for an empty list": {
@@ -231,22 +235,25 @@ def render_with_llama_cpp(renderer: Renderer, template: str, scenario: Scenario)
     return text
 
 
-def continue_with_edgechat(renderer: Renderer, template: str, messages: list[PromptMessage]) -> str | None:
-    """Return the prompt that continues the last of `messages`."""
+def build_with_edgechat(
+    renderer: Renderer, template: str, scenario: Scenario, control_tokens: tuple[str, ...] = ()
+) -> str | None:
+    """Build a prompt as for a turn, and return its text. A reply at the end is continued."""
     prompts: list[str] = []
 
     class TextEngine:
         def tokenize(self, text: str, guard: str, **_: object) -> list[int]:
-            prompts.append(text)
+            prompts.append(text.replace(guard, "|") if guard else text)
             return []
 
     properties = Loaded(
         id=0, backend="", n_ctx=4096, n_ctx_train=4096, n_threads=1, n_params=1, n_vocab=2, size_bytes=1,
-        chat_template=template, bos="<s>", eos="</s>", control_tokens=[], can_truncate=True, load_s=0.0,
+        chat_template=template, bos="<s>", eos="</s>", control_tokens=list(control_tokens), can_truncate=True,
+        load_s=0.0,
     )  # fmt: skip
     try:
         builder = PromptBuilder(cast("EngineClient", TextEngine()), renderer, properties)
-        builder.build(messages, PromptOptions(think=True))
+        builder.build(scenario.messages, PromptOptions(think=True, tools=scenario.tools))
     except TemplateError:
         return None
     return prompts[0]
@@ -272,7 +279,7 @@ def check_differences(
 
 def _describe_difference(text: str | None, other: str | None) -> str:
     if text is None or other is None:
-        return f"{text!r} is not {other!r}"
+        return f"{text!r:.200} is not {other!r:.200}"
     start = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
     return f"{text[max(0, start - 40) :][:120]!r} is not {other[max(0, start - 40) :][:120]!r}"
 
@@ -300,8 +307,8 @@ def test_replies_are_continued_as_transformers_continues_them(renderer: LocalRen
         reference = render_with_transformers(
             template, parts, add_generation_prompt=False, continue_final_message=True
         )  # fmt: skip
-        texts[name, "continued"] = continue_with_edgechat(renderer, template, parts.messages), reference
-    check_differences(texts, CONTINUED_DIFFERENCES, max_errors=4)
+        texts[name, "continued"] = build_with_edgechat(renderer, template, parts), reference
+    check_differences(texts, CONTINUED_DIFFERENCES, max_errors=0)
 
 
 def test_llama_cpp_renders_every_template_as_jinja_does(renderer: LocalRenderer) -> None:
@@ -314,3 +321,17 @@ def test_llama_cpp_renders_every_template_as_jinja_does(renderer: LocalRenderer)
             pair = render_with_llama_cpp(renderer, template, changed), render_with_edgechat(renderer, template, changed)
             texts[name, scenario] = pair
     check_differences(texts, LLAMA_CPP_DIFFERENCES, max_errors=8)
+
+
+def test_conversations_that_jinja_refuses_are_rendered_by_llama_cpp(renderer: LocalRenderer) -> None:
+    templates = read_templates()
+    for name in ("Kimi-K2-Instruct", "Kimi-K2-Thinking", "meetkai-functionary-medium-v3.2"):
+        for scenario in ("call", "parallel"):
+            assert render_with_edgechat(renderer, templates[name], SCENARIOS[scenario]) is None
+            prompt = build_with_edgechat(renderer, templates[name], SCENARIOS[scenario], ("<town>", "<b>"))
+            assert prompt is not None, name
+            assert 'Zürich \\"old\\" <|town>' in prompt, name  # with a guard in the text of the control token
+            assert "The weather <|b>now</b>" in prompt
+            assert "temperature" in prompt
+    for name in ("fireworks-ai-llama-3-firefunction-v2", "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use"):
+        assert "Be brief." in (build_with_edgechat(renderer, templates[name], SCENARIOS["system"]) or "")
