@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -228,25 +230,27 @@ class PromptBuilder:
         Raises TemplateError if no variant is accepted, or if each leaves out a message.
         """
         error: TemplateError | None = None
-        for variant in iterate_variants(messages):
+        renderings = itertools.chain(
+            ((self._render, variant) for variant in iterate_variants(messages)),
+            # A few templates fail in Jinja, as in transformers, but not in llama.cpp, which is more lenient.
+            ((self._render_with_library, variant) for variant in (messages, order_roles(messages)) if variant),
+        )
+        deadline = time.monotonic() + renderer.TIMEOUT_S
+        for render, variant in renderings:
+            if error is not None and time.monotonic() > deadline:
+                break  # one attempt of an endless template takes all the time
             try:
-                prompt = self._render(variant, reply_start, options, cancellation)
+                prompt = render(variant, reply_start, options, cancellation)
             except TemplateError as template_error:
                 error = error or template_error
                 continue
-            omitted = find_omitted(variant, _remove_guard(prompt))
+            omitted = find_omitted(variant, prompt.text.replace(prompt.guard, "") if prompt.guard else prompt.text)
             if omitted is None:
                 return prompt
             error = error or TemplateError(
                 f"The model's chat template leaves out a message of the role {omitted.role}: "
                 f"{omitted.content.strip()[:60]!r}. Choose another model or template."
             )
-        # A few templates fail in Jinja, as in transformers, but not in llama.cpp, which is more lenient.
-        for variant in filter(None, (messages, order_roles(messages))):
-            with contextlib.suppress(TemplateError):
-                prompt = self._render_with_library(variant, reply_start, options, cancellation)
-                if find_omitted(variant, _remove_guard(prompt)) is None:
-                    return prompt
         raise error or TemplateError("The conversation has no messages.")
 
     def _render_with_library(
@@ -288,10 +292,6 @@ class PromptBuilder:
             if text_before_reply == prompt.text.removesuffix(generation_prompt):
                 return continued
         return render(reply_start=reply_start)
-
-
-def _remove_guard(prompt: RenderedPrompt) -> str:
-    return prompt.text.replace(prompt.guard, "") if prompt.guard else prompt.text
 
 
 def check_prompt_bytes(text: str, n_ctx: int) -> None:

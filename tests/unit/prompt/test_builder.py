@@ -1,0 +1,42 @@
+"""PromptBuilder: which variants of a conversation it renders, and for how long."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from edgechat.engine.client import EngineClient
+from edgechat.engine.protocol import Loaded
+from edgechat.errors import TemplateError
+from edgechat.prompt import renderer as renderer_module
+from edgechat.prompt.builder import PromptBuilder, PromptOptions
+from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
+
+MESSAGES = [PromptMessage("system", "Be brief."), PromptMessage("user", "Hi")]
+
+
+def make_builder(renderer: Renderer, template: str) -> PromptBuilder:
+    properties = Loaded(
+        id=0, backend="", n_ctx=4096, n_ctx_train=4096, n_threads=1, n_params=1, n_vocab=2, size_bytes=1,
+        chat_template=template, bos="<s>", eos="</s>", control_tokens=[], can_truncate=True, load_s=0.0,
+    )  # fmt: skip
+    return PromptBuilder(cast("EngineClient", None), renderer, properties)
+
+
+def test_endless_template_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_attempts = 0
+
+    class CountingRenderer(Renderer):
+        def render(self, *args: object, **kwargs: object) -> RenderedPrompt:
+            nonlocal n_attempts
+            n_attempts += 1
+            return super().render(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(renderer_module, "TIMEOUT_S", 0.5)
+    renderer = CountingRenderer()
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(TemplateError, match="took more than"):
+        make_builder(renderer, endless).build(MESSAGES, PromptOptions(think=True))
+    assert n_attempts == 1
+    renderer.close()
