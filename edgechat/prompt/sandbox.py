@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +24,7 @@ import jinja2.sandbox
 import jinja2.utils
 import msgspec
 
-from edgechat.engine.pipe import open_inherited_channel
+from edgechat.engine.pipe import Channel, open_inherited_channel
 from edgechat.errors import MAX_MESSAGE_CHARS, RuntimeLoadError
 from edgechat.humanize import shorten
 from edgechat.prompt.render_protocol import ChatRequest, RenderReply, RenderRequest, encode
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from edgechat.prompt.chat_library import ChatLibrary
 
 MAX_BYTES: Final = 256 << 20
+# llama.cpp processes templates, values and outputs recursively (`stack_bytes` in native/src/chat/nesting.h).
+STACK_BYTES: Final = 64 << 20
 MAX_RESULT_CHARS: Final = 16 << 20
 _MAX_REPEATED_ITEMS: Final = 1 << 20
 _MAX_EXPONENT: Final = 64
@@ -161,6 +164,14 @@ def main(arguments: list[str]) -> int:
     """Process render requests until the parent closes the pipe."""
     channel = open_inherited_channel(arguments)
     limit_memory()
+    threading.stack_size(STACK_BYTES)
+    server = threading.Thread(target=_serve, args=(channel,))
+    server.start()
+    server.join()
+    return 0
+
+
+def _serve(channel: Channel) -> None:
     environment = TemplateSandbox()
     compiled_templates: dict[str, jinja2.Template] = {}
     call_library = _LibraryCaller()
@@ -176,7 +187,6 @@ def main(arguments: list[str]) -> int:
             reply = RenderReply(error=_format_error(error))
         if not channel.write(encode(reply)):
             break
-    return 0
 
 
 class _LibraryCaller:
@@ -243,13 +253,14 @@ def _describe_error(error: Exception) -> str:
 
 
 def limit_memory() -> None:
-    """Limit the address space of this process to `MAX_BYTES` on systems that support it, and disable core dumps."""
+    """Limit the address space to `MAX_BYTES` and a stack on systems that support it, and disable core dumps."""
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
-        limit = MAX_BYTES if hard_limit == resource.RLIM_INFINITY else min(MAX_BYTES, hard_limit)
+        max_bytes = MAX_BYTES + STACK_BYTES
+        limit = max_bytes if hard_limit == resource.RLIM_INFINITY else min(max_bytes, hard_limit)
         try:
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         except (OSError, ValueError):

@@ -3,19 +3,35 @@
 #include "chat-peg-parser.h"
 #include "chat.h"
 #include "json.h"
+#include "nesting.h"
 #include "peg-parser.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <list>
+#include <new>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace {
 
 using json = common_json;
+
+// Limits of the call that runs on this thread, which operator new checks.
+struct call_limits {
+    uintptr_t lowest_stack_address = 0;
+    bool is_stack_exceeded = false;
+    bool is_memory_exceeded = false;
+};
+
+thread_local call_limits limits;
+
+constexpr int64_t max_now_s = 4102444800;  // the year 2100
 
 // The most recently used values by key. Compiling a template takes milliseconds, and loading a parser as long.
 template <typename Value> class recent_values {
@@ -36,6 +52,8 @@ template <typename Value> class recent_values {
         return entries.front().second;
     }
 
+    void clear() { entries.clear(); }
+
   private:
     size_t capacity;
     std::list<std::pair<std::string, Value>> entries;
@@ -49,7 +67,11 @@ const common_chat_templates * get_templates(const json & request) {
     const std::string bos = request.at("bos");
     const std::string eos = request.at("eos");
     const std::string key = bos + '\0' + eos + '\0' + source;
-    return templates_by_source.get(key, [&] { return common_chat_templates_init(nullptr, source, bos, eos); }).get();
+    const auto create = [&] {
+        check_template(source);
+        return common_chat_templates_init(nullptr, source, bos, eos);
+    };
+    return templates_by_source.get(key, create).get();
 }
 
 json get_capabilities(const json & request) {
@@ -91,7 +113,11 @@ json apply(const json & request) {
             inputs.chat_template_kwargs[name] = value.dump();
         }
     }
-    inputs.now = std::chrono::system_clock::time_point(std::chrono::seconds(request.at("now_s").get<int64_t>()));
+    const int64_t now_s = request.at("now_s").get<int64_t>();
+    if (now_s < 0 || now_s > max_now_s) {
+        throw std::invalid_argument("the time is not in the years 1970 to 2100");
+    }
+    inputs.now = std::chrono::system_clock::time_point(std::chrono::seconds(now_s));
 
     const common_chat_params params = common_chat_templates_apply(get_templates(request), inputs);
 
@@ -136,6 +162,20 @@ void map_message(common_chat_format format, const common_peg_ast_arena & ast, co
     }
 }
 
+// Parses an output, or its beginning, and sets `message`. Returns npos, or the position at which the output deviates
+// from the format; `message` is then empty.
+size_t parse_text(const common_peg_arena & parser, common_chat_format format, const std::string & text,
+                  common_chat_msg & message) {
+    common_peg_parse_context context(text, COMMON_PEG_PARSE_FLAG_LENIENT);
+    const auto result = parser.parse(context);
+    message = {};
+    if (result.fail()) {
+        return std::min(result.end, text.size());
+    }
+    map_message(format, context.ast, result, message);
+    return std::string::npos;
+}
+
 json parse(const json & request) {
     common_chat_parser_params params;
     const int format = request.at("format").get<int>();
@@ -153,14 +193,20 @@ json parse(const json & request) {
         }
         return arena;
     });
-    // Like common_chat_peg_parse, which throws where the output deviates from the format, and so would lose its rest.
+    // Like common_chat_peg_parse, which throws where the output deviates from the format, and so would lose all of it.
     const std::string text = params.generation_prompt + std::string(request.at("text"));
-    const bool is_partial = request.value("is_partial", false);
-    common_peg_parse_context context(text, COMMON_PEG_PARSE_FLAG_LENIENT);
-    const auto result = parser.parse(context);
     common_chat_msg message;
-    map_message(params.format, context.ast, result, message);
-    const std::string unparsed = result.fail() && !is_partial ? text.substr(result.end) : "";
+    std::string unparsed;
+    size_t end = parse_text(parser, params.format, text, message);
+    if (end != std::string::npos) {
+        end = std::max(end, params.generation_prompt.size());
+        if (parse_text(parser, params.format, text.substr(0, end), message) != std::string::npos) {
+            end = params.generation_prompt.size();
+        }
+        if (!request.value("is_partial", false)) {
+            unparsed = text.substr(end);
+        }
+    }
 
     json calls = json::array();
     for (const auto & call : message.tool_calls) {
@@ -178,7 +224,7 @@ json parse(const json & request) {
     };
 }
 
-json handle(const json & request) {
+json handle_json(const json & request) {
     const std::string op = request.at("op");
     if (op == "apply") {
         return apply(request);
@@ -192,26 +238,70 @@ json handle(const json & request) {
     throw std::invalid_argument("unknown operation " + op);
 }
 
-char * copy_to_heap(const std::string & text) {
+// Handles a request and returns the reply, both in JSON. llama.cpp wraps a bad_alloc in exceptions of its own.
+std::string handle(const char * request) {
+    std::string error_text;
+    try {
+        check_brackets(request);
+        return handle_json(json::parse(request)).dump_safe();
+    } catch (const std::exception & error) {
+        error_text = error.what();
+    }
+    if (limits.is_stack_exceeded) {
+        error_text = "it is nested too deeply or calls itself without end";
+    } else if (limits.is_memory_exceeded) {
+        templates_by_source.clear();
+        parsers_by_source.clear();
+        error_text = "it needs too much memory";
+    }
+    return json{ { "error", error_text } }.dump_safe();
+}
+
+// Returns null if memory is short.
+char * copy_to_heap(std::string_view text) {
     auto * copy = static_cast<char *>(std::malloc(text.size() + 1));
     if (copy != nullptr) {
-        std::memcpy(copy, text.c_str(), text.size() + 1);
+        std::memcpy(copy, text.data(), text.size());
+        copy[text.size()] = '\0';
     }
     return copy;
 }
 
 }  // namespace
 
-char * edgechat_chat_call(const char * request) {
-    try {
-        try {
-            return copy_to_heap(handle(json::parse(request)).dump_safe());
-        } catch (const std::exception & error) {
-            return copy_to_heap(json{ { "error", std::string(error.what()) } }.dump_safe());
-        }
-    } catch (...) {
-        return copy_to_heap("{\"error\": \"out of memory\"}");
+// Every recursion that allocates memory ends here before the stack does: macros that call themselves, for example.
+void * operator new(size_t size) {
+    const char here = 0;
+    if (reinterpret_cast<uintptr_t>(&here) < limits.lowest_stack_address) {
+        limits.is_stack_exceeded = true;
+        throw std::bad_alloc();
     }
+    if (void * memory = std::malloc(size > 0 ? size : 1)) {
+        return memory;
+    }
+    limits.is_memory_exceeded = true;
+    throw std::bad_alloc();
+}
+
+void operator delete(void * memory) noexcept {
+    std::free(memory);
+}
+
+void operator delete(void * memory, size_t) noexcept {
+    std::free(memory);
+}
+
+char * edgechat_chat_call(const char * request) {
+    const char here = 0;
+    limits = { reinterpret_cast<uintptr_t>(&here) - max_stack_bytes, false, false };
+    char * reply = nullptr;
+    try {
+        reply = copy_to_heap(handle(request));
+    } catch (...) {
+        reply = copy_to_heap("{\"error\": \"out of memory\"}");
+    }
+    limits = {};
+    return reply;
 }
 
 void edgechat_chat_free(char * reply) {

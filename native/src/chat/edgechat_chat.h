@@ -12,6 +12,7 @@ extern "C" {
 #endif
 
 // Handles a request, a JSON object, and returns the reply as JSON; free it with edgechat_chat_free. Not thread-safe.
+// The calling thread needs a stack of 64 MiB (`stack_bytes` in nesting.h).
 // A request has one of these forms; a reply has `error` instead of the listed fields if the request failed.
 //
 //   {"op": "capabilities", "template", "bos", "eos"}
@@ -23,8 +24,9 @@ extern "C" {
 //   {"op": "parse", "parser", "format", "generation_prompt", "text", "is_partial"}
 //       -> {"content", "reasoning", "tool_calls": [{"name", "arguments", "id"}], "unparsed"}
 //
-// `unparsed` is the end of a complete output that deviates from the format. `messages`, `tools` and `tool_choice` are those of the OpenAI API; `variables` are additional template variables;
-// `now_s` is the time that the template sees, in seconds since 1970. `parser` is the serialised parser of an `apply`.
+// `unparsed` is the end of a complete output that deviates from the format. `messages`, `tools` and `tool_choice` are
+// those of the OpenAI API; `variables` are additional template variables; `now_s` is the time that the template sees,
+// in seconds since 1970. `parser` is the serialised parser of an `apply`.
 EDGECHAT_CHAT_API char * edgechat_chat_call(const char * request);
 EDGECHAT_CHAT_API void edgechat_chat_free(char * reply);
 
