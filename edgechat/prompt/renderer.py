@@ -150,7 +150,7 @@ class Renderer:
             encoded = msgspec.json.encode(request)
         reply = msgspec.json.decode(self._send(ChatRequest(encoded), cancellation))
         if error_text := reply.get("error"):
-            raise TemplateError(f"The model's chat template cannot be used: {error_text}")
+            raise TemplateError(f"The model's chat template cannot be used: {' '.join(error_text.split())}")
         return reply
 
     def _send(self, request: RenderRequest | ChatRequest, cancellation: Cancellation | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from edgechat.errors import TemplateError
+from edgechat.errors import EngineDiedError, TemplateError
 from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.prompt.thoughts import ThoughtFinder
 from edgechat.prompt.tool_formats import split_calls
@@ -89,6 +89,7 @@ class ReplyParser:
         self._next_parse_at = 0.0
         self._call_ids: list[str] = []
         self._base = ParsedReply()
+        self._last_parse, self._n_parsed_chars = ParsedReply(), 0
         if generation_prompt is not None and reply_format.parser:
             self._base = self._parse(is_final=False)
 
@@ -116,7 +117,7 @@ class ReplyParser:
         return delta
 
     def _parse(self, *, is_final: bool) -> ParsedReply:
-        """Parse the whole output. If the parser fails, the output is content."""
+        """Parse the whole output. If the chat library fails, the text since its last parse is content in the end."""
         reasoning, content = "", self._text
         calls: list[dict[str, str]] = []
         if self._format.parser:
@@ -125,9 +126,12 @@ class ReplyParser:
                     op="parse", parser=self._format.parser, format=self._format.parser_format,
                     generation_prompt=self._generation_prompt, text=self._text, is_partial=not is_final,
                 )  # fmt: skip
-            except TemplateError:
+            except (TemplateError, EngineDiedError):
                 if not is_final:
-                    return self.reply
+                    return self._last_parse
+                if self._n_parsed_chars:
+                    rest = self._text[self._n_parsed_chars :]
+                    return self._last_parse._replace(content=self._last_parse.content + rest)
                 result = {"reasoning": "", "content": self._text, "tool_calls": [], "unparsed": ""}
             reasoning, content = result["reasoning"], result["content"] + result["unparsed"]
             calls = result["tool_calls"]
@@ -138,7 +142,8 @@ class ReplyParser:
         reasoning = "\n\n".join(filter(None, (reasoning.rstrip("\n"), inner_reasoning)))
         content = content.lstrip("\n") if reasoning else content
         parsed_calls = (ToolCall(c["name"], c["arguments"], self._call_id(i, c["id"])) for i, c in enumerate(calls))
-        return ParsedReply(reasoning, content, tuple(parsed_calls))
+        self._last_parse, self._n_parsed_chars = ParsedReply(reasoning, content, tuple(parsed_calls)), len(self._text)
+        return self._last_parse
 
     def _call_id(self, index: int, id_in_output: str) -> str:
         if index == len(self._call_ids):
