@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import io
 import mmap
 import os
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import msgspec
 
@@ -59,10 +60,7 @@ class ActivityFile:
 
     def __init__(self) -> None:
         """Create the file. Raises OSError, for example if the disk is full."""
-        if sys.platform == "linux":  # in RAM
-            self._file = os.fdopen(os.memfd_create("edgechat-activity"), "r+b", buffering=0)
-        else:
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (`close` closes it)
+        self._file = _open_file()
         try:
             self._file.write(bytes(_SIZE))  # a mapping of unwritten bytes could fail later, if the disk is full
         except OSError:
@@ -86,6 +84,18 @@ class ActivityFile:
     def close(self) -> None:
         """Close the file. A second call does nothing."""
         self._file.close()
+
+
+def _open_file() -> BinaryIO | io.FileIO:
+    """Open a file in RAM if the system supports it, otherwise a deleted temporary file. Raises OSError.
+
+    Python lacks `memfd_create` outside Linux and in builds for a glibc older than 2.27 (conda, Amazon Linux 2). Kernels
+    before 3.17, and containers that filter system calls, refuse it.
+    """
+    if hasattr(os, "memfd_create"):
+        with contextlib.suppress(OSError):
+            return os.fdopen(os.memfd_create("edgechat-activity"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
 
 
 def decode_state(counts: bytes) -> ActivityState:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -43,6 +44,24 @@ def test_marks_end_after_an_exception() -> None:
     with pytest.raises(ValueError, match="stop"), activity.during(Activity.LOADING):
         raise ValueError("stop")
     assert activity.read_state() == ActivityState()
+
+
+def _refuse(_name: str) -> int:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+@pytest.mark.parametrize("memfd_create", [None, _refuse], ids=["missing", "refused"])
+def test_file_is_on_disk_where_the_system_has_no_files_in_ram(
+    monkeypatch: pytest.MonkeyPatch, memfd_create: Callable[[str], int] | None
+) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    if memfd_create is not None:
+        monkeypatch.setattr(os, "memfd_create", memfd_create, raising=False)
+    file = ActivityFile()
+    activity.share(os.dup(file.fd))
+    with activity.during(Activity.COMPUTING):
+        assert file.read().activities == {Activity.COMPUTING}
+    file.close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="inherits a file descriptor")
