@@ -14,7 +14,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, BinaryIO, Final, Generic, TypeVar
 
 import msgspec
 
@@ -107,18 +107,29 @@ _ERROR_PATTERNS: Final[dict[str, Callable[[re.Match[str]], str]]] = {
 }
 
 
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
+    """Open a regular file for reading, or with the access and creation `flags` of `os.open` in binary mode.
+
+    Raises OSError, also for pipes and devices: opening or reading one might never end.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.fdopen(descriptor, "wb" if flags & os.O_WRONLY else "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """Read a regular file of at most `max_bytes`.
 
-    Raises OSError, also if the file is larger or not a regular file: reading a pipe or device might never end. Files
-    that grow, and those in /proc, are larger than their status says.
+    Raises OSError, also if the file is larger or not a regular file. Files that grow, and those in /proc, are larger
+    than their status says.
     """
-    with os.fdopen(
-        os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
-    ) as file:
+    with open_regular(path) as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
         # A file of the system, such as those in /proc, can have no data at the moment.
         data = file.read(min(status.st_size, max_bytes) + 1) or b""
         while status.st_size < len(data) <= max_bytes and (part := file.read(_PART_BYTES)):
@@ -135,7 +146,7 @@ def replace_file(path: Path, data: bytes) -> None:
     """
     part_file = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(os.open(part_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with open_regular(part_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
             file.write(data)
         part_file.replace(path)
     finally:

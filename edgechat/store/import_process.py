@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat import process
+from edgechat import files, process
 from edgechat.errors import ImportRefusedError
 from edgechat.hardware.memory import read_rss_bytes
 from edgechat.humanize import format_duration, format_size
@@ -102,8 +102,8 @@ def _read_all(child: subprocess.Popen[bytes], max_bytes: int) -> bytes:
 def _compute_limits(path: Path) -> _Limits:
     try:
         size_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            is_zip_file = path.is_file() and file.read(2) == b"PK"
+        with files.open_regular(path) as file:
+            is_zip_file = file.read(2) == b"PK"
     except OSError:
         size_bytes, is_zip_file = 0, False  # the child process reports the error
     size_bytes = min(size_bytes, chatgpt.MAX_BYTES)

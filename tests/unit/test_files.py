@@ -19,6 +19,7 @@ from edgechat.models import observed_memory
 from edgechat.planner.throughput import KernelSpeeds
 from edgechat.runtime.backends import kernel_benchmark, verdicts
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
+from tests.time_limit import ends_within
 
 Numbers = dict[str, int]
 
@@ -64,6 +65,23 @@ def test_unusable_json_file_counts_as_absent(tmp_path: Path, content: bytes) -> 
 def test_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert numbers(tmp_path / "pipe").read() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY | os.O_APPEND | os.O_CREAT])
+@pytest.mark.parametrize("has_reader", [False, True])
+def test_only_regular_files_are_opened(tmp_path: Path, flags: int, *, has_reader: bool) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK) if has_reader else None
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with ends_within(10), pytest.raises(OSError, match=r"not a regular file|No such device|Is a directory"):
+            files.open_regular(path, flags)
+    if reader is not None:
+        os.close(reader)
+    with files.open_regular(tmp_path / "file", os.O_WRONLY | os.O_CREAT) as file:
+        file.write(b"text")
+    with files.open_regular(tmp_path / "file") as file:
+        assert file.read() == b"text"
 
 
 def test_save_ignores_a_directory_that_cannot_be_created(tmp_path: Path) -> None:

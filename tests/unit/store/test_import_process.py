@@ -21,6 +21,7 @@ from edgechat.chat.messages import Message
 from edgechat.errors import ImportRefusedError
 from edgechat.store import import_process, importing, open_ephemeral_store
 from edgechat.store.formats import edgechat_json
+from tests.time_limit import ends_within
 from tests.unit.store.examples import archive_json, conversation_json
 
 
@@ -103,6 +104,13 @@ def test_import_in_a_process_returns_the_same_data(tmp_path: Path) -> None:
     imported = import_process.read_file(file)
     assert imported == importing.read_file(file)
     assert imported.problems
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImportRefusedError, match=r"Cannot read .*pipe: not a regular file"), ends_within(30):
+        import_process.read_file(tmp_path / "pipe")
 
 
 def test_slow_import_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,28 @@
+"""Limit the time of a test whose code could wait for ever, such as for the writer of a named pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+
+@contextlib.contextmanager
+def ends_within(seconds: int) -> Iterator[None]:
+    """Fail the test if the `with` block takes longer. Only on the main thread of POSIX systems; else no limit."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def fail(_number: int, _frame: object) -> None:
+        pytest.fail(f"still waiting after {seconds} s")
+
+    previous_handler = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous_handler)
