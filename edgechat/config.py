@@ -145,7 +145,8 @@ def save(name: str, value: object, path: Path | None = None) -> None:
         raise SettingsError(f"{name}: {problem}")
     file = path or paths.config_file()
     try:
-        document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()
+        text = files.read_bytes(file, files.MAX_TOML_BYTES).decode() if file.exists() else ""
+        document = tomlkit.parse(text)
         if value is None:
             document.pop(name, None)
         else:

@@ -115,7 +115,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0), 0o600)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+            raise OSError(errno.EINVAL, "not a regular file", str(path))  # noqa: TRY301
         return os.fdopen(descriptor, "wb" if flags & os.O_WRONLY else "rb")
     except BaseException:
         os.close(descriptor)

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from edgechat.files import JsonFile
+from edgechat.files import JsonFile, open_regular
 
 _CHUNK_BYTES: Final = 1 << 20
 _FILE_NAME: Final = "weights.json"
@@ -82,7 +82,7 @@ def hash_file(path: Path, on_progress: Callable[[int], None] = lambda done_bytes
     `on_progress` receives the number of bytes hashed so far, after every MiB; it can block to pause. Raises OSError.
     """
     digest, done_bytes = hashlib.sha256(), 0
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
             done_bytes += len(chunk)

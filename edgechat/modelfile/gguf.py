@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgechat.errors import ModelFileError
+from edgechat.files import open_regular
 from edgechat.modelfile.file_kinds import (
     HEAD_BYTES,
     describe_file_part,
@@ -58,7 +59,7 @@ def read_gguf_header(path: Path) -> ModelHeader:
     """
     try:
         _check_regular_file(path)
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             return _HeaderParser(str(path), file.read, size, _READ_AHEAD_BYTES).parse()

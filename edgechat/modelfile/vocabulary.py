@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from edgechat.errors import ModelFileError
+from edgechat.files import open_regular
 from edgechat.modelfile.header import ModelHeader
 
 _TOKENS_KEY: Final = "tokenizer.ggml.tokens"
@@ -35,7 +36,7 @@ def check_vocabulary(header: ModelHeader) -> None:
     if not n_tokens or _TOKENS_KEY not in header.value_offsets:
         return
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(header.data_offset)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error

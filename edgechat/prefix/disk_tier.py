@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from edgechat.files import open_regular
 from edgechat.prefix import segment_file
 from edgechat.prefix.segment import KvSegment
 from edgechat.prefix.segment_file import InvalidSegmentError, SegmentHeader
@@ -100,7 +101,7 @@ class DiskTier:
                     continue
                 listed_names.add(path.name)
                 try:
-                    with path.open("rb") as file:
+                    with open_regular(path) as file:
                         yield path, segment_file.read_header(file)
                 except (OSError, InvalidSegmentError):
                     self._delete_invalid(path)
@@ -187,7 +188,7 @@ class DiskTier:
         path = folder / f"{segment.start}-{len(tokens)}-{digest}{_SEGMENT_SUFFIX}"
         part_path = path.with_suffix(f".{os.getpid()}{_PART_SUFFIX}")
         try:
-            with os.fdopen(os.open(part_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            with open_regular(part_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
                 segment_file.write_segment(file, segment, tokens, data, self._wait_while_paused)
             # No fsync: the checksum detects a file that is incomplete after a power failure.
             self._listed_files.setdefault(segment.conversation, set()).add(path.name)
@@ -247,7 +248,7 @@ def _read_file(
     Returns None if the file is invalid or has other tokens.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             header = segment_file.read_header(file)
             size = os.fstat(file.fileno()).st_size - file.tell()
             if header.token_bytes != array("i", tokens).tobytes() or header.n_bytes != size:

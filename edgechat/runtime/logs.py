@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
 
-from edgechat import paths
+from edgechat import files, paths
 
 MAX_LOG_BYTES: Final = 1 << 20
 _TAIL_BYTES: Final = 8192
@@ -30,7 +30,7 @@ def open_log() -> IO[bytes] | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
             os.replace(path, path.with_suffix(".log.1"))  # noqa: PTH105
-        return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
+        return files.open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     except OSError:
         return None
 
@@ -46,7 +46,7 @@ def size() -> int:
 def read_last_lines(path: Path, start: int, count: int = 5) -> list[str]:
     """Return the last `count` non-empty lines after byte `start` of a log; an empty list if the log is unreadable."""
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(start, end - _TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -11,15 +12,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgechat import files, paths
-from edgechat.errors import InvalidFileError
+from edgechat import config, files, paths
+from edgechat.catalogue.download.partial_file import FileVersion, PartialFile
+from edgechat.errors import EdgechatError, InvalidFileError
 from edgechat.files import JsonFile
 from edgechat.hardware.cpu import read_cpu
+from edgechat.hardware.disk_speed import measure_disk_speed
+from edgechat.modelfile import content_hash
+from edgechat.modelfile.gguf import read_gguf_header
 from edgechat.models import observed_memory
 from edgechat.planner.throughput import KernelSpeeds
+from edgechat.runtime import logs
 from edgechat.runtime.backends import kernel_benchmark, verdicts
 from edgechat.runtime.backends.bundle import BackendModule, Bundle
 from tests.time_limit import ends_within
+from tests.unit.prefix import segment_files
 
 Numbers = dict[str, int]
 
@@ -82,6 +89,36 @@ def test_only_regular_files_are_opened(tmp_path: Path, flags: int, *, has_reader
         file.write(b"text")
     with files.open_regular(tmp_path / "file") as file:
         assert file.read() == b"text"
+
+
+WAYS_TO_READ: dict[str, Callable[[Path], object]] = {
+    "end of the engine log": lambda path: logs.read_last_lines(path, 0),
+    "hash of a model": content_hash.hash_file,
+    "header of a model": read_gguf_header,
+    "setting": lambda path: config.save("top_k", 7, path),
+    "disk speed": measure_disk_speed,
+    "cached segment": lambda path: segment_files.read(segment_files.make_disk(path.parent), path),
+    "list of cached segments": lambda path: list(segment_files.make_disk(path.parent).list_new_files("talk")),
+    "log of a download": lambda path: PartialFile(path.with_name("model"), FileVersion(3, "x")).close(),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("name", WAYS_TO_READ)
+def test_named_pipe_in_place_of_a_file_is_an_error_and_never_waits(tmp_path: Path, name: str) -> None:
+    for folder in (tmp_path, segment_files.write_file(tmp_path).parent):
+        for file in ("file", "pipe.kv", "model.part.log", "model.part.log.new"):
+            os.mkfifo(folder / file)
+    with ends_within(10), contextlib.suppress(OSError, EdgechatError):
+        WAYS_TO_READ[name](tmp_path / "file")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_engine_runs_without_a_log_if_a_named_pipe_is_in_its_place() -> None:
+    paths.log_file().parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(paths.log_file())
+    with ends_within(10):
+        assert logs.open_log() is None
 
 
 def test_save_ignores_a_directory_that_cannot_be_created(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from typing import Final
 
 import msgspec
 
+from edgechat import files
+
 _RECORD: Final = struct.Struct("<QQ")
 _MAX_VERSION_BYTES: Final = 4096
 
@@ -56,7 +58,7 @@ class PartialFile:
 
     def _read_log(self) -> list[tuple[int, int]]:
         try:
-            with self._log_path.open("rb") as file:
+            with files.open_regular(self._log_path) as file:
                 first_line = file.readline(_MAX_VERSION_BYTES)
                 records = file.read()
             if msgspec.json.decode(first_line, type=FileVersion) != self.version:
@@ -70,7 +72,8 @@ class PartialFile:
         """Replace the log with a log that lists only `_spans`, and return its file descriptor."""
         new_log = self._log_path.with_name(self._log_path.name + ".new")
         spans = b"".join(_RECORD.pack(*span) for span in self._spans)
-        new_log.write_bytes(msgspec.json.encode(self.version) + b"\n" + spans)
+        with files.open_regular(new_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+            file.write(msgspec.json.encode(self.version) + b"\n" + spans)
         if not self._spans:
             os.ftruncate(self._data_fd, 0)
         new_log.replace(self._log_path)
