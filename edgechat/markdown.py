@@ -28,9 +28,8 @@ _MAX_PARAGRAPH_CHARS: Final = 8192
 
 _FIRST_PLACEHOLDER: Final = 0x100000
 _MAX_FORMULAS: Final = 0xFFFE
-# A formula is at most this long, so that looking for its end takes constant time.
+# A display formula with blank lines is at most this long; other formulas end at the next blank line.
 _MAX_DISPLAY_CHARS: Final = 4096
-_MAX_INLINE_CHARS: Final = 1000
 _MAX_PREFIX_CHARS: Final = 200
 
 _SCAN: Final = re.compile(
@@ -45,13 +44,22 @@ _SCAN: Final = re.compile(
 )
 _FENCE: Final = re.compile(r"^[ \t>]*(?P<fence>`{3,}|~{3,})[^\n]*$", re.MULTILINE)
 _UNESCAPED_BAR: Final = re.compile(r"(?<!\\)\|")
+_CLOSING_DOLLAR: Final = re.compile(r"(?<!\\)\$")
+_CLOSING_PARENTHESIS: Final = re.compile(r"\\\)")
 _BLANK_LINE: Final = re.compile(r"\n[ \t>]*(?:\n|\Z)")
 _FENCE_IN_FORMULA: Final = re.compile(r"\n[ \t>]*(?:```|~~~)")
 _LINE_PREFIX: Final = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])?[ \t]*")
 _QUOTE_PREFIX: Final = re.compile(r"\n[ \t]*(?:>[ \t]?)+")
 # With blanks inside its dollars, a formula needs a sign of mathematics, unlike "5 $ and 6 $".
 _MATH_SIGN: Final = re.compile(r"[\\^_=+<>{|*/-]|\A\s*\w\s*\Z")
-_PRICE: Final = re.compile(r"\d[\d.,]*[kKmMbB]?[\s,;:.!?()–—-]+[^\W\d_]{2,}")  # noqa: RUF001  (dashes of prose)
+# Dollars beside a letter, such as "A$^*B^*$" and "$a*b$th", need a sign that Markdown takes apart: not "$A:$B".
+_MARKDOWN_SIGN: Final = re.compile(r"[\\^_*{}]")
+_OPENING_SIGNS: Final = "([{<=:,;|"
+_WORD: Final = re.compile(r"(?<!\\)(?<![^\W\d_])[^\W\d_]{2,}")
+"""Word of prose; the name of a command such as `\\sin` is none."""
+_PRICE: Final = re.compile(
+    r"\d[\d.,]*[kKmMbB]?(?:[\s,;:.!?()–—-]+[^\W\d_]{2,}|\s*[\u2e80-\U0003ffff])"  # noqa: RUF001  (dashes of prose)
+)
 
 
 class Formulas:
@@ -61,6 +69,7 @@ class Formulas:
         self._source = source
         self._by_placeholder: dict[int, str] = {}
         self._code_runs: dict[int, list[int]] | None = None
+        self._next_matches: dict[str, int] = {}
         parts = []
         position = 0
         for start, end in self._find():
@@ -121,40 +130,52 @@ class Formulas:
         if opening == "$":
             return self._find_dollar_end(match.start())
         if opening == r"\(":
-            end = self._find_closing(r"\)", match.end(), _MAX_INLINE_CHARS)
-            if end is not None and not _BLANK_LINE.search(self._source, match.end(), end):
-                return end
-            return match.end()  # keep at least the backslash
+            end = self._find_next(_CLOSING_PARENTHESIS, match.end()) + len(r"\)")
+            is_closed = end <= self._find_next(_BLANK_LINE, match.end())
+            return end if is_closed else match.end()  # keep at least the backslash
         closing = rf"\end{{{match['name']}}}" if match["name"] else opening.replace("[", "]")
-        end = self._find_closing(closing, match.end(), _MAX_DISPLAY_CHARS)
-        if end is not None and not _FENCE_IN_FORMULA.search(self._source, match.end(), end):
+        max_end = max(match.end() + _MAX_DISPLAY_CHARS, self._find_next(_BLANK_LINE, match.end()))
+        end = self._find_next(re.compile(re.escape(closing)), match.end()) + len(closing)
+        if end <= min(max_end, len(self._source)) and not _FENCE_IN_FORMULA.search(self._source, match.end(), end):
             return end if end > match.end() + len(closing) else None
         # A formula in lines of its own that is still being generated, or whose end is missing.
         if _read_line_start(self._source, match.start()).strip(" \t>"):
             return match.end() if opening == r"\[" else None
-        blank_line = _BLANK_LINE.search(self._source, match.end())
-        end = blank_line.start() if blank_line is not None else len(self._source)
+        end = self._find_next(_BLANK_LINE, match.end())
         return end if not _FENCE_IN_FORMULA.search(self._source, match.end(), end) else match.end()
 
-    def _find_closing(self, closing: str, start: int, max_chars: int) -> int | None:
-        index = self._source.find(closing, start, start + max_chars)
-        return index + len(closing) if index >= 0 else None
+    def _find_next(self, pattern: re.Pattern[str], start: int) -> int:
+        """Return the start of the next match; the length of the source if there is none.
+
+        The last result is kept, because the positions only grow: all searches together take linear time.
+        """
+        index = self._next_matches.get(pattern.pattern, -1)
+        if index < start:
+            match = pattern.search(self._source, start)
+            index = self._next_matches[pattern.pattern] = match.start() if match is not None else len(self._source)
+        return index
 
     def _find_dollar_end(self, start: int) -> int | None:
-        """Return the end of a formula between single dollars. Amounts of money are not formulas."""
+        """Return the end of a formula between single dollars. Amounts of money and shell variables are not formulas."""
         source = self._source
-        end = start
-        while end == start or source[end - 1] == "\\":
-            end = source.find("$", end + 1, start + _MAX_INLINE_CHARS)
-            if end < 0:
-                return None
-        content, before, after = source[start + 1 : end], source[start - 1 : start], source[end + 1 : end + 2]
-        if before.isalnum() or after.isalnum() or after == "$" or not content.strip():
+        end = self._find_next(_CLOSING_DOLLAR, start + 1)
+        if end > self._find_next(_BLANK_LINE, start + 1) or end == len(source):
             return None
-        has_blanks = content[0].isspace()
-        if has_blanks != content[-1].isspace() or (has_blanks and not _MATH_SIGN.search(content)):
+        content, before, after = source[start + 1 : end], source[max(0, start - 1) : start], source[end + 1 : end + 2]
+        stripped = content.strip()
+        if not stripped or after == "$" or after.isdigit() or "`" in content or _PRICE.match(stripped):
             return None
-        return None if _PRICE.match(content) or _BLANK_LINE.search(content) else end + 1
+        is_before_word = after.isascii() and after.isalpha()
+        if is_before_word and (_WORD.search(content) or content[-1] in _OPENING_SIGNS):  # "$5 *now* ($x$"
+            return None
+        if (is_before_word or (before.isascii() and before.isalnum())) and (
+            stripped[0].isdigit() or not _MARKDOWN_SIGN.search(content)  # "US$5"
+        ):
+            return None
+        has_blank_start, has_blank_end = content[0].isspace(), content[-1].isspace()
+        if (has_blank_start or has_blank_end) and not _MATH_SIGN.search(content):
+            return None
+        return end + 1 if has_blank_start == has_blank_end or not _WORD.search(content) else None
 
 
 def _find_fence_end(source: str, fence: str, start: int) -> int:

@@ -20,6 +20,8 @@ FORMULAS = [
 PROSE = [
     "costs $5 and $10", "$5, $10 or *x* 20$.", "US$5 and A$6", "$HOME and $PATH", "$PATH:$HOME", "5 $ and 6 $", "$",
     "$$", "from $5 to **$10**", "**$5** and **$6**", r"\$5 *x* \$6", "a $ b", "$5 million and *more* than 3$",
+    "价格$5和$6", "花了$5，他又花了10$", "$5美元和*20*$", "US$5 *or* 6 A$",  # noqa: RUF001
+    "5 $ and *6*$", "$5 *now* ($x", "$5 *now*, `$c", "$A:$B and $PATH/bin:$HOME",
 ]  # fmt: skip
 
 
@@ -36,6 +38,29 @@ def test_formula_is_found_as_it_is_written(formula: str) -> None:
     html = render_html(f"Text {formula} *word*")
     assert "<em>word</em>" in html
     assert html.count('class="math"') == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "设{}为常数", "그{}는", "для{}где", "“{}”", "the {}th term", "{}'s", "all {}s", "({})", "x{}y", "**{}**",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("formula", ["$a_1*b_2*c$", r"$\{x\} *y*$", "$ a*b*c$", r"$\sin x*y*z $", r"\(a*b*c\)"])
+def test_formula_is_found_beside_letters(text: str, formula: str) -> None:
+    assert find(text.format(formula)) == [formula]
+
+
+@pytest.mark.parametrize("formula", ["A$^*B^*$", "C$_2*x*$ and D$_3*y*$", "$x^*$y$^*$"])
+def test_formula_can_be_a_part_of_a_word(formula: str) -> None:
+    assert "<em>" not in render_html(formula)
+    assert find(formula)
+
+
+@pytest.mark.parametrize(("start", "end"), [("$", "$"), (r"\(", r"\)"), ("$$", "$$"), (r"\[", r"\]")])
+def test_formula_has_any_length(start: str, end: str) -> None:
+    formula = f"{start}{'a_1*b*' * 5000}c{end}"
+    assert find(f"word {formula} *word*") == [formula]
 
 
 @pytest.mark.parametrize("text", PROSE)
