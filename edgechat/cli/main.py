@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -49,11 +50,15 @@ def ensure_standard_streams() -> None:
     """Open the null device for every closed standard stream, and replace characters that the output cannot encode.
 
     Some services start programs with closed streams. Otherwise a pipe to a child process could get the file descriptor
-    of a standard stream, and would be closed in the child process.
+    of a standard stream, and would be closed in the child process. Other programs pass on streams that do not block:
+    Python would take the first pause for the end of the input, and lose output that the reader is too slow for.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (stays open)
+        # AttributeError: Windows before Python 3.12; ValueError: a stream without a file
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            os.set_blocking(getattr(sys, name).fileno(), True)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale without UTF-8 lacks characters of most replies
 

@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgechat.cli import ask, plain_chat
 from edgechat.errors import UsageError
 from tests.conftest import ROOT, edgechat_command
+from tests.waiting import until
 
 READ_QUESTION = (
     "import sys; from edgechat.cli import ask; ask.MAX_STDIN_BYTES, ask._STDIN_NOTICE_S = 1000, 0.2; "
@@ -34,6 +36,42 @@ def test_open_pipe_is_reported_and_read_to_its_end() -> None:
     assert child.stderr is not None
     assert "Waiting for the end of standard input" in child.stderr.readline()
     assert child.communicate("more")[0] == "hi\n\nmore\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NONBLOCK"), reason="pipes always block")
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        ("print(ask.read_question(None), end='')", "part one part two\n"),
+        ("print(plain_chat._read_line())", "part one part two\n"),
+        ("sys.stdin.buffer.peek(1); print('x' * 999_999)", "x" * 999_999 + "\n"),
+    ],
+    ids=["question", "line", "output"],
+)
+def test_streams_that_do_not_block_lose_nothing(read: str, expected: str) -> None:
+    code = (
+        "import sys; from edgechat.cli import ask, main, plain_chat; main.ensure_standard_streams(); "
+        f"print('started', file=sys.stderr, flush=True); {read}"
+    )
+    stdin, stdout = os.pipe(), os.pipe()
+    os.set_blocking(stdin[0], False)
+    os.set_blocking(stdout[1], False)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=stdin[0], stdout=stdout[1], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert child.stderr is not None
+    os.close(stdin[0])
+    os.close(stdout[1])
+    os.write(stdin[1], b"part one ")
+    assert child.stderr.readline() == "started\n"
+    process = psutil.Process(child.pid)
+    until(lambda: not process.is_running() or process.status() != psutil.STATUS_RUNNING)  # it reads or writes
+    os.write(stdin[1], b"part two\n")
+    os.close(stdin[1])
+    with os.fdopen(stdout[0]) as output:
+        assert output.read().endswith(expected)
+    assert child.wait(timeout=60) == 0, child.stderr.read()
+    child.stderr.close()
 
 
 def test_no_stdin_does_not_read_an_open_pipe() -> None:
