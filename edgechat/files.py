@@ -13,8 +13,9 @@ import re
 import stat
 import sys
 from collections.abc import Callable
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -107,19 +108,28 @@ _ERROR_PATTERNS: Final[dict[str, Callable[[re.Match[str]], str]]] = {
 }
 
 
-def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
-    """Open a regular file for reading, or with the access and creation `flags` of `os.open` in binary mode.
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading. Raises OSError, also for pipes and devices: reading one might never end."""
+    return os.fdopen(_open_regular(path, os.O_RDONLY), "rb")
 
-    Raises OSError, also for pipes and devices: opening or reading one might never end.
+
+def open_private(path: Path, flag: int = os.O_TRUNC) -> BufferedWriter:
+    """Open a regular file for writing; create it, readable only by its owner, if it is missing.
+
+    With os.O_APPEND as `flag` instead of os.O_TRUNC, its content stays. Raises OSError, also for pipes and devices.
     """
+    return os.fdopen(_open_regular(path, os.O_WRONLY | os.O_CREAT | flag), "wb")
+
+
+def _open_regular(path: Path, flags: int) -> int:
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0), 0o600)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))  # noqa: TRY301
-        return os.fdopen(descriptor, "wb" if flags & os.O_WRONLY else "rb")
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -146,7 +156,7 @@ def replace_file(path: Path, data: bytes) -> None:
     """
     part_file = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open_regular(part_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+        with open_private(part_file) as file:
             file.write(data)
         part_file.replace(path)
     finally:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from edgechat.files import open_regular
+from edgechat.files import open_private, open_regular
 from edgechat.prefix import segment_file
 from edgechat.prefix.segment import KvSegment
 from edgechat.prefix.segment_file import InvalidSegmentError, SegmentHeader
@@ -188,7 +188,7 @@ class DiskTier:
         path = folder / f"{segment.start}-{len(tokens)}-{digest}{_SEGMENT_SUFFIX}"
         part_path = path.with_suffix(f".{os.getpid()}{_PART_SUFFIX}")
         try:
-            with open_regular(part_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+            with open_private(part_path) as file:
                 segment_file.write_segment(file, segment, tokens, data, self._wait_while_paused)
             # No fsync: the checksum detects a file that is incomplete after a power failure.
             self._listed_files.setdefault(segment.conversation, set()).add(path.name)

@@ -30,7 +30,7 @@ def open_log() -> IO[bytes] | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
             os.replace(path, path.with_suffix(".log.1"))  # noqa: PTH105
-        return files.open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        return files.open_private(path, os.O_APPEND)
     except OSError:
         return None
 

@@ -75,17 +75,21 @@ def test_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
-@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY | os.O_APPEND | os.O_CREAT])
+@pytest.mark.parametrize(
+    "open_file", [files.open_regular, files.open_private, lambda path: files.open_private(path, os.O_APPEND)]
+)
 @pytest.mark.parametrize("has_reader", [False, True])
-def test_only_regular_files_are_opened(tmp_path: Path, flags: int, *, has_reader: bool) -> None:
+def test_only_regular_files_are_opened(
+    tmp_path: Path, open_file: Callable[[Path], object], *, has_reader: bool
+) -> None:
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK) if has_reader else None
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
         with ends_within(10), pytest.raises(OSError, match=r"not a regular file|No such device|Is a directory"):
-            files.open_regular(path, flags)
+            open_file(path)
     if reader is not None:
         os.close(reader)
-    with files.open_regular(tmp_path / "file", os.O_WRONLY | os.O_CREAT) as file:
+    with files.open_private(tmp_path / "file") as file:
         file.write(b"text")
     with files.open_regular(tmp_path / "file") as file:
         assert file.read() == b"text"

@@ -72,7 +72,7 @@ class PartialFile:
         """Replace the log with a log that lists only `_spans`, and return its file descriptor."""
         new_log = self._log_path.with_name(self._log_path.name + ".new")
         spans = b"".join(_RECORD.pack(*span) for span in self._spans)
-        with files.open_regular(new_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+        with files.open_private(new_log) as file:
             file.write(msgspec.json.encode(self.version) + b"\n" + spans)
         if not self._spans:
             os.ftruncate(self._data_fd, 0)
