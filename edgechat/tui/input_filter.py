@@ -8,69 +8,52 @@ from __future__ import annotations
 
 import codecs
 import re
-import sys
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
+
+from edgechat.tui.control_sequences import KeyTables, find_tokens
+from edgechat.tui.input_text import (
+    C1_START,
+    C1_STARTS,
+    C1_TERMINATOR,
+    FIRST_NON_ASCII,
+    FIRST_UTF8_LEAD,
+    ControlString,
+    find_partial_end,
+    read_text,
+)  # fmt: skip
+from edgechat.tui.paste_reader import Paste, PasteReader
 
 # A paste or an escape sequence that never ends is ended after this time, so that later keys are not swallowed. A paste
 # can stop for longer than an answer, because the terminal reads its clipboard meanwhile.
 _SEQUENCE_TIMEOUT_S: Final = 1.0
 _PASTE_TIMEOUT_S: Final = 2.0
-# A longer paste is delivered in parts.
-_MAX_PASTE_BYTES: Final = 16 << 20
+# A terminal writes a report of ESC and a few signs at once; of two typed keys, the second comes later.
+_REPORT_GAP_S: Final = 0.01
 # Longest control sequence of keys: a text that an input method commits, as code points of up to 7 digits.
 _MAX_CSI_CHARS: Final = 4096
 _MAX_MOUSE_CHARS: Final = 64
-# Sizes above this are nonsense: an 8K monitor has 1920 columns of 4 pixels.
-_MAX_CELLS: Final = 2000
-_MAX_PIXELS: Final = 99_999
-
+_MAX_SHORT_CHARS: Final = 16
 _BEL: Final = 0x07
 _ESC: Final = 0x1B
 _SPACE: Final = 0x20
 _FIRST_FINAL: Final = 0x40
 """First byte that ends a control sequence."""
+_FIRST_FINAL_OF_PAIR: Final = 0x30
+"""First byte that ends a sequence of ESC and signs from SPACE to `/`."""
 _DEL: Final = 0x7F
-_FIRST_NON_ASCII: Final = 0x80
-_FIRST_UTF8_LEAD: Final = 0xC0
 _PAIR_LENGTH: Final = 2
 _X10_LENGTH: Final = 3
-_MAX_KEY_FIELDS: Final = 3
-_PASTE_END: Final = b"\x1b[201~"
-_FIXED_REPORTS: Final = frozenset({"\x1b[I", "\x1b[O"})
-"""Focus gained and focus lost."""
+_N_MOUSE_FIELDS: Final = 3
 _STRING_STARTS: Final = frozenset(b"]P_^X")
 """Second byte of OSC, DCS, APC, PM and SOS."""
+_N_OPERANDS: Final = {ord("Y"): 2, ord("N"): 1}
+"""Number of characters after ESC Y (the cursor of a VT52) and ESC N (SS2)."""
 _UNTYPED_PAIRS: Final = frozenset(b"[]^_\\")
 """Second bytes of an escape sequence without content. As Alt with a sign they would type the sign."""
 
 _MOUSE: Final = re.compile(r"\x1b\[<\d{1,4};-?\d{1,6};-?\d{1,6}[Mm]")
-_MODE_REPORT: Final = re.compile(r"\x1b\[\?(?:2026|2048);\d\$y")
-_CURSOR: Final = re.compile(r"\x1b\[\d{1,5};\d{1,5}R")
-_SIZE: Final = re.compile(r"\x1b\[48;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*t")
-_KEY: Final = re.compile(r"\x1b\[([\d:;]*)([u~ABCDEFHPQRS])")
-_MOUSE_CHARS: Final = frozenset(b"0123456789;:.+-ABCDEFGHIJKLNOPQRSTUVWXYZabcdefghijklnopqrstuvwxyz")
-_C1_CONTROLS: Final = dict.fromkeys(range(0x80, 0xA0))
-_KEY_RELEASE: Final = "3"
-_SURROGATES: Final = range(0xD800, 0xE000)
-_PRIVATE_USE: Final = range(0xE000, 0xF900)
-"""Code points that the Kitty keyboard protocol uses for keys without a character."""
-_CONTROLS: Final = (range(0x20), range(0x7F, 0xA0))
-
-
-class Paste(NamedTuple):
-    """Text that was pasted, without control sequences around it."""
-
-    text: str
-
-
-class KeyTables(NamedTuple):
-    """Escape sequences that are keys."""
-
-    is_sequence: Callable[[str], bool]
-    """Return whether a sequence with its ESC is a key."""
-    is_functional: Callable[[str], bool]
-    """Return whether a number and a final letter, such as `3~`, are a key without a character."""
+_MOUSE_CHARS: Final = frozenset(b"0123456789;:.+-ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 
 
 class InputFilter:
@@ -84,11 +67,14 @@ class InputFilter:
         """After `escape_delay_s` seconds, ESC without a following byte is the Escape key."""
         self._keys = keys
         self._escape_delay_s = escape_delay_s
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._incomplete_character = b""
         self._state: Callable[[bytes, int], int] = self._read_text
         self._sequence = bytearray()
         """Bytes of the incomplete escape sequence; of a string (such as OSC) only its first three."""
-        self._paste = bytearray()
+        self._has_eight_bits = False
+        """True if the sequence started with a C1 control instead of ESC. It is never a key that was typed."""
+        self._string = ControlString()
+        self._paste = PasteReader(has_eight_bits=False)
         self._tokens: list[str | Paste] = []
         self._now = 0.0
         self._started_at = 0.0
@@ -100,9 +86,14 @@ class InputFilter:
         if self._state == self._read_paste:
             return self._started_at + _PASTE_TIMEOUT_S
         if self._state == self._read_text:
-            return self._started_at + self._escape_delay_s if self._decoder.getstate()[0] else None
+            return self._started_at + self._escape_delay_s if self._incomplete_character else None
         # ESC alone is a key, and so is ESC with one byte; with more bytes it is a sequence that is still arriving.
-        return self._started_at + (self._escape_delay_s if len(self._sequence) <= _PAIR_LENGTH else _SEQUENCE_TIMEOUT_S)
+        return self._started_at + (self._escape_delay_s if self._can_be_key else _SEQUENCE_TIMEOUT_S)
+
+    @property
+    def _can_be_key(self) -> bool:
+        is_short = len(self._sequence) <= _PAIR_LENGTH or self._state == self._read_short_report
+        return is_short and not self._has_eight_bits
 
     def feed(self, data: bytes, now: float) -> list[str | Paste]:
         """Return the tokens that are complete after `data`, which was read at the time `now`.
@@ -110,6 +101,7 @@ class InputFilter:
         This does not call `expire`: if the program was slow, the data may have waited for longer than the time-outs.
         """
         self._now = now
+        data, self._incomplete_character = self._incomplete_character + data, b""
         position = 0
         while position < len(data):
             position = self._state(data, position)
@@ -124,9 +116,12 @@ class InputFilter:
         if deadline is None or now < deadline:
             return []
         if self._state == self._read_paste:
-            self._finish_paste()
+            self._paste.finish()
+            self._tokens += self._paste.take_parts()
+            self._state = self._read_text
         elif self._state == self._read_text:
-            self._finish_text()
+            self._tokens.append("\ufffd")
+            self._incomplete_character = b""
         else:
             self._abandon_sequence()
         return self._take_tokens()
@@ -138,29 +133,37 @@ class InputFilter:
     # Text
 
     def _read_text(self, data: bytes, start: int) -> int:
-        end = data.find(_ESC, start)
-        text = self._decoder.decode(data[start : end if end >= 0 else len(data)]).translate(_C1_CONTROLS)
+        text, position = read_text(data, start)
         if text:
             self._tokens.append(text)
-        self._started_at = self._now
-        if end < 0:
-            return len(data)
-        self._finish_text()
-        self._start_sequence()
-        return end + 1
-
-    def _finish_text(self) -> None:
-        """Replace an incomplete character."""
-        text = self._decoder.decode(b"", final=True)
-        if text:
-            self._tokens.append(text)
+        if position == len(data):
+            return position
+        if data[position] == _ESC:
+            self._start_sequence()
+            return position + 1
+        if control := C1_START.match(data, position):
+            self._start_c1_sequence(control[1][0])
+            return control.end()
+        end = find_partial_end(data, position)
+        if end == len(data) and data[position] >= FIRST_UTF8_LEAD:
+            self._incomplete_character, self._started_at = data[position:], self._now
+        elif data[position] != C1_TERMINATOR:
+            self._tokens.append("\ufffd")
+        return end
 
     # Escape sequences. Each of these methods reads from `start` and returns the position of the next byte to read.
 
     def _start_sequence(self) -> None:
         self._sequence = bytearray((_ESC,))
+        self._has_eight_bits = False
         self._started_at = self._now
         self._state = self._read_second_byte
+
+    def _start_c1_sequence(self, control: int) -> None:
+        self._start_sequence()
+        self._has_eight_bits = True
+        self._sequence.append(control - 0x40)
+        self._state = self._find_state(control - 0x40)
 
     def _end_sequence(self, token: str = "") -> None:
         if token:
@@ -169,47 +172,81 @@ class InputFilter:
         self._state = self._read_text
 
     def _abandon_sequence(self) -> None:
-        """Return an incomplete sequence that can be a key, and drop any other."""
-        is_key = len(self._sequence) <= _PAIR_LENGTH and self._sequence[-1] not in _UNTYPED_PAIRS
-        self._end_sequence(self._sequence.decode("utf-8", "ignore") if is_key else "")
+        """Return an incomplete sequence that can be a key, with the keys after it, and drop any other."""
+        key, keys = self._sequence[:_PAIR_LENGTH], self._sequence[_PAIR_LENGTH:]
+        is_key = self._can_be_key and key[-1] not in _UNTYPED_PAIRS
+        self._end_sequence(key.decode("utf-8", "ignore") if is_key else "")
+        if is_key and keys:
+            self._tokens.append(keys.decode("ascii"))
 
     def _read_second_byte(self, data: bytes, start: int) -> int:
         byte = data[start]
-        if byte == _ESC or (byte < _SPACE and not self._keys.is_sequence(f"\x1b{chr(byte)}")):  # Escape and another key
+        is_control = byte < _SPACE and not self._keys.is_sequence(f"\x1b{chr(byte)}")
+        if byte == _ESC or is_control or byte in C1_STARTS:  # Escape, and another key or sequence
             self._end_sequence("\x1b")
             return start  # `_read_text` starts a new sequence if the byte is ESC
         self._sequence.append(byte)
-        if byte == ord("["):
-            self._state = self._read_csi
-        elif byte == ord("O"):
-            self._state = self._read_ss3
-        elif byte in _STRING_STARTS:
-            self._state = self._read_string
-        elif byte >= _FIRST_NON_ASCII:  # Alt and a character of several bytes
-            self._state = self._read_alt_character
-        else:
+        self._state = self._find_state(byte)
+        if self._state == self._read_text:
             self._end_sequence("" if byte in _UNTYPED_PAIRS else f"\x1b{chr(byte)}")
         return start + 1
+
+    def _find_state(self, second_byte: int) -> Callable[[bytes, int], int]:
+        """Return the method that reads the rest of a sequence; `_read_text` if the sequence is complete."""
+        if second_byte == ord("["):
+            return self._read_csi
+        if second_byte == ord("O"):
+            return self._read_ss3
+        if second_byte in _STRING_STARTS:
+            self._string = ControlString()
+            return self._read_string
+        if second_byte >= FIRST_NON_ASCII:  # Alt and a character of several bytes
+            return self._read_alt_character
+        if second_byte in _N_OPERANDS or _SPACE <= second_byte < _FIRST_FINAL_OF_PAIR:
+            return self._read_short_report
+        return self._read_text
 
     def _read_alt_character(self, data: bytes, start: int) -> int:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         text = decoder.decode(bytes(self._sequence[1:]))
-        if not text and _FIRST_NON_ASCII <= data[start] < _FIRST_UTF8_LEAD:
+        if not text and FIRST_NON_ASCII <= data[start] < FIRST_UTF8_LEAD:
             self._sequence.append(data[start])
             text = decoder.decode(data[start : start + 1])
             start += 1
         elif not text:
             text = "\ufffd"
-        if text:
+        if text and ord(text[0]) in C1_STARTS:
+            self._end_sequence("\x1b")
+            self._start_c1_sequence(ord(text[0]))
+        elif text:
             self._end_sequence(f"\x1b{text[0]}" if text.isprintable() and text != "\ufffd" else "")
         return start
+
+    def _read_short_report(self, data: bytes, start: int) -> int:
+        """Drop ESC Y with two characters, ESC N with one, or a designation such as `ESC ( B`.
+
+        The same signs are Alt with a key, and more keys, if they do not come at once.
+        """
+        byte, second_byte = data[start], self._sequence[1]
+        if self._now - self._started_at > _REPORT_GAP_S or not _SPACE <= byte < _DEL:
+            self._abandon_sequence()
+            return start
+        self._sequence.append(byte)
+        n_operands = _N_OPERANDS.get(second_byte)
+        is_complete = byte >= _FIRST_FINAL_OF_PAIR if n_operands is None else len(self._sequence) == 2 + n_operands
+        if is_complete or len(self._sequence) > _MAX_SHORT_CHARS:
+            self._end_sequence()
+        return start + 1
 
     def _read_ss3(self, data: bytes, start: int) -> int:
         if not _SPACE <= data[start] < _DEL:
             self._abandon_sequence()
             return start
-        token = f"\x1bO{chr(data[start])}"
-        self._end_sequence(token if self._keys.is_sequence(token) else "")
+        self._sequence.append(data[start])
+        is_parameter = data[start] in b"0123456789;"  # of a key with modifiers, as old terminals send it
+        if not is_parameter or len(self._sequence) > _MAX_SHORT_CHARS:
+            token = self._sequence.decode("ascii")
+            self._end_sequence(token if self._keys.is_sequence(token) else "")
         return start + 1
 
     def _read_csi(self, data: bytes, start: int) -> int:
@@ -238,55 +275,17 @@ class InputFilter:
         self._end_sequence()
         if sequence == "\x1b[200~":
             self._started_at = self._now
+            self._paste = PasteReader(has_eight_bits=self._has_eight_bits)
             self._state = self._read_paste
-        elif sequence in _FIXED_REPORTS or _MODE_REPORT.fullmatch(sequence) or _CURSOR.fullmatch(sequence):
-            self._tokens.append(sequence)
-        elif size := _SIZE.fullmatch(sequence):
-            self._add_size_report(*map(int, size.groups()))
-        elif key := _KEY.fullmatch(sequence):
-            self._add_key(sequence, key[1], key[2])
-        elif self._keys.is_sequence(sequence):
-            self._tokens.append(sequence)
-
-    def _add_size_report(self, rows: int, columns: int, pixel_height: int, pixel_width: int) -> None:
-        """Add a report of the terminal's size, unless a number in it is nonsense."""
-        if not (0 < rows <= _MAX_CELLS and 0 < columns <= _MAX_CELLS):
-            return
-        if not (0 < pixel_height <= _MAX_PIXELS and 0 < pixel_width <= _MAX_PIXELS):
-            pixel_height, pixel_width = rows, columns  # positions of the mouse are divided by the size of a cell
-        self._tokens.append(f"\x1b[48;{rows};{columns};{pixel_height};{pixel_width}t")
-
-    def _add_key(self, sequence: str, parameters: str, final: str) -> None:
-        """Add the key of a sequence with numbers, as xterm and the Kitty keyboard protocol send it.
-
-        Form: code[:alternatives][;modifiers[:event]][;text as code points] and a letter.
-        """
-        fields = parameters.split(";")
-        if len(fields) > _MAX_KEY_FIELDS:
-            return
-        fields += ["", ""]
-        code, (modifiers, _, event) = fields[0].partition(":")[0], fields[1].partition(":")
-        texts = fields[2].split(":") if fields[2] else []
-        if event == _KEY_RELEASE or not all(map(_is_code_point, [code or "1", modifiers or "1", *texts])):
-            return
-        if self._keys.is_sequence(sequence):
-            self._tokens.append(sequence)
-            return
-        types_text = final == "u" and (bool(texts) or _is_typed_code(code or "1"))
-        if not (types_text or self._keys.is_functional(f"{code or 1}{final}")):
-            return
-        start = f"\x1b[{code};{modifiers}" if modifiers or texts else f"\x1b[{code}"
-        if texts:  # one token for each character: Textual gives up on sequences longer than 32 characters
-            self._tokens += [f"{start};{text}{final}" for text in texts if _is_typed_code(text)]
         else:
-            self._tokens.append(start + final)
+            self._tokens += find_tokens(sequence, self._keys)
 
     # Mouse reports
 
     def _read_sgr_mouse(self, data: bytes, start: int) -> int:
-        """Read `ESC [ < button ; column ; row M`. VS Code has sent NaN as numbers."""
-        byte = data[start]
-        is_end = byte in b"Mm"
+        """Read `ESC [ < button ; column ; row M`. VS Code has sent NaN as numbers; an M in such a word is no end."""
+        byte, fields = data[start], self._sequence[3:].split(b";")
+        is_end = byte in b"Mm" and (len(fields) >= _N_MOUSE_FIELDS or not fields[-1][-1:].isalpha())
         if not is_end and (byte not in _MOUSE_CHARS or len(self._sequence) > _MAX_MOUSE_CHARS):
             self._end_sequence()
             return start
@@ -314,41 +313,25 @@ class InputFilter:
     # Pastes and the strings of terminals: OSC, DCS, APC, PM, SOS
 
     def _read_string(self, data: bytes, start: int) -> int:
-        r"""Drop a string up to BEL or `ESC \`. Any other control is a key and ends the string."""
-        for position in range(start, len(data)):
-            byte = data[position]
-            if byte < _SPACE or byte == _DEL:
-                self._end_sequence()
-                if byte == _ESC:
-                    self._start_sequence()  # with `\` the terminator, which is dropped
-                return position + (byte in {_BEL, _ESC})
-        self._sequence = self._sequence[:2] + b"*"  # the content is dropped, but its presence extends the deadline
-        return len(data)
+        r"""Drop a string up to BEL, `ESC \` or ST with eight bits. Any other control is a key and ends the string."""
+        end = self._string.find_end(data, start)
+        if end is None:
+            self._sequence[_PAIR_LENGTH:] = b"*"  # the content is dropped, but its presence extends the deadline
+            return len(data)
+        self._end_sequence()
+        if data[end] == _ESC:
+            self._start_sequence()  # with `\` the terminator, which is dropped
+        elif data[end] in C1_STARTS:
+            self._start_c1_sequence(data[end])
+        return end + (data[end] >= FIRST_NON_ASCII or data[end] in {_BEL, _ESC})
 
     def _read_paste(self, data: bytes, start: int) -> int:
         self._started_at = self._now
-        searched = max(0, len(self._paste) - len(_PASTE_END) + 1)
-        n_before = len(self._paste)
-        self._paste += data[start : start + _MAX_PASTE_BYTES]
-        end = self._paste.find(_PASTE_END, searched)
-        if end >= 0:
-            del self._paste[end:]
-            self._finish_paste()
-            return start + end - n_before + len(_PASTE_END)
-        n_read = len(self._paste) - n_before
-        if len(self._paste) >= _MAX_PASTE_BYTES:
-            rest = self._paste[-len(_PASTE_END) :]  # can contain the start of the end marker or of a character
-            del self._paste[-len(_PASTE_END) :]
-            self._finish_paste()
-            self._paste, self._state = rest, self._read_paste
-        return start + n_read
-
-    def _finish_paste(self) -> None:
-        text = self._paste.decode("utf-8", "replace").replace("\0", "")
-        self._paste.clear()
-        self._state = self._read_text
-        if text:
-            self._tokens.append(Paste(text))
+        end = self._paste.feed(data, start)
+        self._tokens += self._paste.take_parts()
+        if self._paste.is_complete:
+            self._state = self._read_text
+        return end
 
 
 def _count_utf8_pairs(report: bytes | bytearray) -> int:
@@ -358,17 +341,3 @@ def _count_utf8_pairs(report: bytes | bytearray) -> int:
     of the next report, which `_read_x10_mouse` does not take.
     """
     return len(re.findall(rb"[\xc2\xc3][\x80-\xbf]|[\xc2\xc3]\Z", bytes(report)))
-
-
-def _is_code_point(number: str) -> bool:
-    """Return whether `number` is the decimal number of a character."""
-    is_number = number.isascii() and number.isdecimal() and len(number) <= len(str(sys.maxunicode))
-    return is_number and int(number) <= sys.maxunicode and int(number) not in _SURROGATES
-
-
-def _is_typed_code(number: str) -> bool:
-    """Return whether `number` is the code point of a character that a key can type."""
-    if not _is_code_point(number):
-        return False
-    code = int(number)
-    return code not in _PRIVATE_USE and not any(code in controls for controls in _CONTROLS)

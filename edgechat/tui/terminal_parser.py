@@ -1,4 +1,4 @@
-"""Parser from the bytes of a terminal to Textual's events, with a filter for what is no key.
+"""Parser from the bytes of a terminal to Textual's events, without reports that Textual does not use.
 
 It uses private API of Textual, checked against Textual 8.2.8 (see also `textual_private.py`).
 """
@@ -13,7 +13,9 @@ from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual._keyboard_protocol import FUNCTIONAL_KEYS
 from textual._xterm_parser import XTermParser
 
-from edgechat.tui.input_filter import InputFilter, KeyTables, Paste
+from edgechat.tui.control_sequences import KeyTables
+from edgechat.tui.input_filter import InputFilter
+from edgechat.tui.paste_reader import Paste
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

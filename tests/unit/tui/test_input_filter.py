@@ -9,12 +9,30 @@ from textual import constants, events, messages
 from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual._keyboard_protocol import FUNCTIONAL_KEYS
 
-from edgechat.tui.input_filter import InputFilter, KeyTables, Paste
+from edgechat.tui.control_sequences import KeyTables
+from edgechat.tui.input_filter import InputFilter
+from edgechat.tui.paste_reader import Paste
 from edgechat.tui.terminal_parser import TerminalParser
 
 DELAY_S = constants.ESCAPE_DELAY
 LATER_S = 10.0
 """A time after which nothing is incomplete any more."""
+
+EIGHT_BIT_REPORTS = {
+    "device attributes": "\x9b?62;1;4c",
+    "colour": "\x9b31m",
+    "background colour": "\x9d11;rgb:1414/1919/1f1f\x9c",
+    "background colour with BEL": "\x9d11;rgb:1414/1919/1f1f\x07",
+    "terminal name": "\x90>|Konsole 26.04.0\x9c",
+    "terminal name with ESC": "\x90>|Konsole 26.04.0\x1b\\",
+    "application command": "\x9fGi=31;OK\x9c",
+    "privacy message": "\x9ex\x9c",
+    "start of string": "\x98x\x9c",
+    "mouse x10": "\x9bM#!!",
+    "mouse NaN": "\x9b<32;NaN;NaNM",
+    "single shift": "\x8ex",
+}
+"""Reports with controls of eight bits."""
 
 IGNORED = {
     "device attributes": b"\x1b[?62;1;4c",
@@ -45,7 +63,20 @@ IGNORED = {
     "mouse x10, outside": b"\x1b[M\x23\x00\x21",
     "mouse x10 as utf-8": "\x1b[M\x23\x98\x21".encode(),
     "mouse x10 as utf-8, high": "\x1b[M\x23\x98\xa1".encode(),
-    "control with eight bits": "\x9b31m".encode()[:2],
+    **{f"C1, {name}": report.encode() for name, report in EIGHT_BIT_REPORTS.items()},
+    **{f"C1 bytes, {name}": report.encode("latin-1") for name, report in EIGHT_BIT_REPORTS.items()},
+    "title that ends with a C1 control": "\x1b]lFenster \N{BLACK STAR} \u071c\x9c".encode(),
+    "title that ends with a C1 byte": "\x1b]lFenster \N{BLACK STAR} \u071c".encode() + b"\x9c",
+    "C1 controls without a meaning": "\x80\x85\x9c\x99".encode(),
+    "stray terminator": b"\x9c",
+    "mouse with NaN in the middle": b"\x1b[<0;NaM;1M",
+    "mouse with NaN at the end": b"\x1b[<0;1;NaNm",
+    "cursor of a VT52": b"\x1bY!!",
+    "identity of a VT52": b"\x1b/Z",
+    "character set": b"\x1b(B",
+    "character set of many signs": b'\x1b%/G\x1b$)"C',
+    "single shift": b"\x1bNx",
+    "SS3 with parameters": b"\x1bO1;99Z",
     "key beyond unicode": b"\x1b[99999999u",
     "surrogate": b"\x1b[55296;;55296u",
     "key released": b"\x1b[97;1:3u",
@@ -65,7 +96,8 @@ KEYS = {
     b"\x1b[<35;1200;-1m": "\x1b[<35;1200;-1m", b"\x1b[?2026;2$y": "\x1b[?2026;2$y", b"\x1b[?2048;1$y": "\x1b[?2048;1$y",
     b"\x1b[12;40R": "\x1b[12;40R", b"\x1b[48;24;80;480;800t": "\x1b[48;24;80;480;800t",
     b"\x1b[48;24;80;0;0t": "\x1b[48;24;80;24;80t", b"\x1b\r": "\x1b\r", b"\x1bb": "\x1bb", "\x1bé".encode(): "\x1bé",
-    b"\x1b\x7f": "\x1b\x7f",
+    b"\x1b\x7f": "\x1b\x7f", b"\x9bA": "\x1b[A", "\x8fP".encode(): "\x1bOP", "\x9b<0;10;20M".encode(): "\x1b[<0;10;20M",
+    b"\x9b15~": "\x1b[15~", b"\x9b[A": "\x1b[[A", "\x9b200~p\x9b201~".encode(): "p", b"\x9b200~p\x9b201~": "p",
 }  # fmt: skip
 
 
@@ -93,7 +125,7 @@ def read(data: bytes, sizes: list[int] | None = None) -> str:
 
 
 @pytest.mark.parametrize("report", IGNORED.values(), ids=IGNORED.keys())
-def test_what_is_no_key_is_dropped_in_every_split(report: bytes) -> None:
+def test_unused_report_is_dropped_in_every_split(report: bytes) -> None:
     assert read(b"draft" + report + b" more") == "draft more"
     for position in range(min(len(report), 60)):
         assert read(b"draft" + report + b" more", [5 + position]) == "draft more"
@@ -105,6 +137,29 @@ def test_keys_and_known_reports_pass(key: bytes, token: str) -> None:
     assert read(key) == token
     assert read(key, [1] * len(key)) == token
     assert read(b"x" + key + b"y") == f"x{token}y"
+
+
+def test_escape_before_a_report_with_eight_bits_is_a_key() -> None:
+    assert read(b"\x1b\x9b?62;1;4c") == "\x1b"
+    assert read("\x1b\x9b?62;1;4c".encode(), [2]) == "\x1b"
+
+
+def test_keys_typed_after_alt_are_no_report() -> None:
+    for keys in (b"\x1b(B", b"\x1bY!!", b"\x1bNx"):
+        filter_ = make_filter()
+        tokens = [t for n, byte in enumerate(keys) for t in filter_.feed(bytes((byte,)), n * 0.03)]
+        tokens += filter_.expire(LATER_S)
+        assert "".join(map(str, tokens)) == keys.decode()
+        assert make_filter().feed(keys[:2], 0.0) == []
+    filter_ = make_filter()
+    assert filter_.feed(b"\x1bY!", 0.0) == []
+    assert filter_.expire(DELAY_S) == ["\x1bY", "!"]
+
+
+def test_later_text_is_not_a_part_of_a_finished_string() -> None:
+    for end in (b"\x9c", b"\xc2\x9c", b"\x1b\\", b"\x07"):
+        assert make_filter().feed(b"\x1b]11;rgb:1/2/3" + end + b"hello", 0.0) == ["hello"]
+        assert make_filter().feed(b"\x9d11;rgb:1/2/3" + end + b"hello", 0.0) == ["hello"]
 
 
 def test_every_key_that_textual_knows_passes() -> None:
@@ -149,7 +204,7 @@ def test_paste_without_end_is_delivered_after_a_pause() -> None:
 
 
 def test_long_paste_is_delivered_in_parts_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgechat.tui.input_filter._MAX_PASTE_BYTES", 1000)
+    monkeypatch.setattr("edgechat.tui.paste_reader._MAX_PASTE_BYTES", 1000)
     text = "".join(f"line {number} é\n" for number in range(1000))
     tokens = make_filter().feed(f"\x1b[200~{text}\x1b[201~x".encode(), 0.0)
     assert all(len(t.text) <= 1000 for t in tokens if isinstance(t, Paste))
@@ -213,6 +268,7 @@ def test_terminal_parser_makes_events() -> None:
 
 PARTS = st.one_of(
     st.binary(max_size=8), st.sampled_from([*IGNORED.values(), *KEYS]),
+    st.sampled_from([b"\x9b", b"\x9d", b"\x9c", b"\xc2", b"\x1b(", b"\x1bY", b"\x1bN"]),
     st.sampled_from([b"\x1b", b"\x1b[", b"\x1b[<", b"\x1b[M", b"\x1b]", b"\x1bP", b"\x1b[200~", b"\x1bO", b"\xc3"]),
     st.from_regex(r"\x1b\[[<?>]?[0-9;:]{0,12}[@-~]", fullmatch=True).map(str.encode),
 )  # fmt: skip

@@ -1,0 +1,92 @@
+"""Control sequences of a terminal: which of them are keys, or reports that Textual uses."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+# Sizes above this are nonsense: an 8K monitor has 1920 columns of 4 pixels.
+_MAX_CELLS: Final = 2000
+_MAX_PIXELS: Final = 99_999
+_MAX_KEY_FIELDS: Final = 3
+
+_FIXED_REPORTS: Final = frozenset({"\x1b[I", "\x1b[O"})
+"""Focus gained and focus lost."""
+_MODE_REPORT: Final = re.compile(r"\x1b\[\?(?:2026|2048);\d\$y")
+_CURSOR: Final = re.compile(r"\x1b\[\d{1,5};\d{1,5}R")
+_SIZE: Final = re.compile(r"\x1b\[48;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*;(\d{1,6})(?::\d*)*t")
+_KEY: Final = re.compile(r"\x1b\[([\d:;]*)([u~ABCDEFHPQRS])")
+_KEY_RELEASE: Final = "3"
+_SURROGATES: Final = range(0xD800, 0xE000)
+_PRIVATE_USE: Final = range(0xE000, 0xF900)
+"""Code points that the Kitty keyboard protocol uses for keys without a character."""
+_CONTROLS: Final = (range(0x20), range(0x7F, 0xA0))
+
+
+class KeyTables(NamedTuple):
+    """Escape sequences that are keys."""
+
+    is_sequence: Callable[[str], bool]
+    """Return whether a sequence with its ESC is a key."""
+    is_functional: Callable[[str], bool]
+    """Return whether a number and a final letter, such as `3~`, are a key without a character."""
+
+
+def find_tokens(sequence: str, keys: KeyTables) -> list[str]:
+    """Return the keys and reports of one complete control sequence; nothing for an unknown sequence."""
+    if sequence in _FIXED_REPORTS or _MODE_REPORT.fullmatch(sequence) or _CURSOR.fullmatch(sequence):
+        return [sequence]
+    if size := _SIZE.fullmatch(sequence):
+        return _find_size_report(*map(int, size.groups()))
+    if key := _KEY.fullmatch(sequence):
+        return _find_keys(sequence, key[1], key[2], keys)
+    return [sequence] if keys.is_sequence(sequence) else []
+
+
+def _find_size_report(rows: int, columns: int, pixel_height: int, pixel_width: int) -> list[str]:
+    """Return a report of the terminal's size, unless a number in it is nonsense."""
+    if not (0 < rows <= _MAX_CELLS and 0 < columns <= _MAX_CELLS):
+        return []
+    if not (0 < pixel_height <= _MAX_PIXELS and 0 < pixel_width <= _MAX_PIXELS):
+        pixel_height, pixel_width = rows, columns  # positions of the mouse are divided by the size of a cell
+    return [f"\x1b[48;{rows};{columns};{pixel_height};{pixel_width}t"]
+
+
+def _find_keys(sequence: str, parameters: str, final: str, keys: KeyTables) -> list[str]:
+    """Return the keys of a sequence with numbers, as xterm and the Kitty keyboard protocol send it.
+
+    Form: code[:alternatives][;modifiers[:event]][;text as code points] and a letter.
+    """
+    fields = parameters.split(";")
+    if len(fields) > _MAX_KEY_FIELDS:
+        return []
+    fields += ["", ""]
+    code, (modifiers, _, event) = fields[0].partition(":")[0], fields[1].partition(":")
+    texts = fields[2].split(":") if fields[2] else []
+    if event == _KEY_RELEASE or not all(map(_is_code_point, [code or "1", modifiers or "1", *texts])):
+        return []
+    if keys.is_sequence(sequence):
+        return [sequence]
+    types_text = final == "u" and (bool(texts) or _is_typed_code(code or "1"))
+    if not (types_text or keys.is_functional(f"{code or 1}{final}")):
+        return []
+    start = f"\x1b[{code};{modifiers}" if modifiers or texts else f"\x1b[{code}"
+    if texts:  # one token for each character: Textual gives up on sequences longer than 32 characters
+        return [f"{start};{text}{final}" for text in texts if _is_typed_code(text)]
+    return [start + final]
+
+
+def _is_code_point(number: str) -> bool:
+    """Return whether `number` is the decimal number of a character."""
+    is_number = number.isascii() and number.isdecimal() and len(number) <= len(str(sys.maxunicode))
+    return is_number and int(number) <= sys.maxunicode and int(number) not in _SURROGATES
+
+
+def _is_typed_code(number: str) -> bool:
+    """Return whether `number` is the code point of a character that a key can type."""
+    if not _is_code_point(number):
+        return False
+    code = int(number)
+    return code not in _PRIVATE_USE and not any(code in controls for controls in _CONTROLS)
