@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 # Characters that llama.cpp removes beside tokens with the attributes LSTRIP and RSTRIP (isspace of the C library).
 _SPACES: Final = " \t\n\v\f\r"
+_SPACE_RUN: Final = re.compile(rf"[{_SPACES}]+")
 # Maximum number of characters that two overlapping tokens are expected to share.
 _MAX_OVERLAP: Final = 64
 
@@ -33,8 +34,9 @@ class SpecialTokenSplitter:
     def __init__(self, tokens: Sequence[SpecialToken]) -> None:
         self._tokens = {token.text: token for token in reversed(tokens) if token.text}
         texts = self._tokens.keys()
-        # One pattern finds all tokens, unless a match of a token could hide an overlapping match of a longer one.
-        lengths = sorted({len(text.encode()) for text in texts}, reverse=True) if _have_overlaps(texts) else []
+        # One pattern finds all tokens, unless a token could take text that llama.cpp gives to a longer one.
+        needs_order = _have_overlaps(texts) or _strip_tokens(self._tokens.values())
+        lengths = sorted({len(text.encode()) for text in texts}, reverse=True) if needs_order else []
         groups = [[text for text in texts if len(text.encode()) == length] for length in lengths] or [list(texts)]
         self._patterns = [compile_pattern(group) for group in groups if group]
 
@@ -50,32 +52,49 @@ class SpecialTokenSplitter:
             if isinstance(part, int):
                 yield part
                 continue
-            start, strips_left = 0, False
-            for match in pattern.finditer(part):
+            start = 0
+            while match := pattern.search(part, start):
                 token = self._tokens[match[0]]
                 text = part[start : match.start()]
-                text = text.lstrip(_SPACES) if strips_left else text
                 text = text.rstrip(_SPACES) if token.strips_left else text
                 if text:
                     yield text
                 yield token.token
-                start, strips_left = match.end(), token.strips_right
-            text = part[start:].lstrip(_SPACES) if strips_left else part[start:]
-            if text:
-                yield text
+                # White space is removed before the search for the next token, which could start with it.
+                spaces = _SPACE_RUN.match(part, match.end()) if token.strips_right else None
+                start = spaces.end() if spaces is not None else match.end()
+            if start < len(part):
+                yield part[start:]
 
 
 def _have_overlaps(texts: Collection[str]) -> bool:
-    """Return whether the end of one text can be the beginning of another text that is not shorter."""
+    """Return whether the end of one text can be the beginning of another text that is not shorter.
+
+    Two runs of one character, such as line feeds, may overlap: the longer one matches first at every position.
+    """
     max_lengths: dict[str, int] = {}
+    max_lengths_except_runs: dict[str, int] = {}
     for text in texts:
         for end in range(1, min(len(text), _MAX_OVERLAP)):
             max_lengths[text[:end]] = max(max_lengths.get(text[:end], 0), len(text))
+            if not _is_run(text):
+                max_lengths_except_runs[text[:end]] = max(max_lengths_except_runs.get(text[:end], 0), len(text))
     return any(
-        max_lengths.get(text[start:], 0) >= len(text) and len(set(text)) > 1
+        (max_lengths_except_runs if _is_run(text) else max_lengths).get(text[start:], 0) >= len(text)
         for text in texts
         for start in range(max(1, len(text) - _MAX_OVERLAP), len(text))
     )
+
+
+def _is_run(text: str) -> bool:
+    return text == text[0] * len(text)
+
+
+def _strip_tokens(tokens: Collection[SpecialToken]) -> bool:
+    """Return whether a token can remove white space that would be a part of another token."""
+    begin_blank = any(token.text[0] in _SPACES for token in tokens)
+    end_blank = any(token.text[-1] in _SPACES for token in tokens)
+    return any((token.strips_right and begin_blank) or (token.strips_left and end_blank) for token in tokens)
 
 
 def compile_pattern(texts: Collection[str]) -> re.Pattern[str]:

@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgechat.runtime.special_tokens import SpecialToken, SpecialTokenSplitter, compile_pattern
@@ -44,6 +44,24 @@ def split_part(part: str | int, token: SpecialToken) -> list[str | int]:
 @given(st.lists(st.sampled_from([*(t.text for t in TOKENS), "<", ">", "\n", " ", "b", "x"])).map("".join))
 def test_parts_equal_those_of_llama(text: str) -> None:
     assert list(SpecialTokenSplitter(TOKENS).split(text)) == split_like_llama(text, TOKENS)
+
+
+# llama.cpp sorts tokens of equal length in no particular order.
+RANDOM_TOKENS = st.lists(
+    st.builds(SpecialToken, st.text("ab ", min_size=1, max_size=6), st.just(0), st.booleans(), st.booleans()),
+    max_size=5, unique_by=lambda token: len(token.text),
+).map(lambda tokens: [token._replace(token=number) for number, token in enumerate(tokens)])  # fmt: skip
+
+
+@given(RANDOM_TOKENS, st.text("ab ", max_size=40))
+@example([SpecialToken("bb", 1), SpecialToken("baa ", 2)], "   bbaa ")
+@example([SpecialToken("  ", 1), SpecialToken("  a", 2)], "   a")
+@example([SpecialToken("a ", 1), SpecialToken("   ", 2)], "a   ")
+@example([SpecialToken("<end>", 1, strips_right=True), SpecialToken("  ", 2)], "<end>  a")
+@example([SpecialToken(" ", 1, strips_right=True)], "a  b")
+@example([SpecialToken("<end>", 1, strips_left=True), SpecialToken("a ", 2)], "a <end>")
+def test_parts_of_random_tokens_equal_those_of_llama(tokens: list[SpecialToken], text: str) -> None:
+    assert list(SpecialTokenSplitter(tokens).split(text)) == split_like_llama(text, tokens)
 
 
 @given(st.lists(st.text("ab<>", min_size=1), min_size=1, unique=True), st.text("ab<>", max_size=200))
