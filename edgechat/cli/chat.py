@@ -31,7 +31,7 @@ def run_chat(**options: Any) -> int:
 
 def export(store: Store, conversation_id: str, file: Path) -> None:
     """Write a conversation to `file`, in the format of the file's suffix. Raises EdgechatError."""
-    from edgechat.cli.history import FORMAT_BY_SUFFIX, export_text
+    from edgechat.cli.history_files import FORMAT_BY_SUFFIX, export_text
     from edgechat.cli.output_files import write_private
     from edgechat.errors import UsageError
     from edgechat.store.sqlite import SqliteStore

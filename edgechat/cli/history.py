@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from edgechat.cli.json_output import echo_json, echo_json_text
-from edgechat.cli.options import FilePath
-from edgechat.cli.output_files import write_private
-from edgechat.cli.progress import StderrStatus
-from edgechat.errors import MAX_MESSAGE_CHARS
-from edgechat.humanize import format_count, shorten
+from edgechat.cli.history_files import export, import_
+from edgechat.cli.history_store import format_one_line, open_readable_store
+from edgechat.cli.json_output import echo_json
+from edgechat.cli.options import json_option
+from edgechat.humanize import shorten
 from edgechat.terminal import escape_controls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edgechat.chat.messages import Message
     from edgechat.store.sqlite import SqliteStore
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 # Maximum length of a title in characters; a longer title is cut at a word boundary.
 MAX_TITLE_CHARS: Final = 200
-_METER_INTERVAL_S: Final = 1.0
-FORMAT_BY_SUFFIX: Final = {"md": "md", "markdown": "md", "html": "html", "htm": "html", "json": "json"}
-"""Export format for each file suffix."""
 
 
 @click.group()
@@ -37,35 +30,6 @@ def history() -> None:
 
     ID is a conversation ID from `list`, or a unique prefix of one.
     """
-
-
-@contextlib.contextmanager
-def _open_store() -> Iterator[SqliteStore]:
-    """Open the conversation store, print its notices, and close the store on exit.
-
-    Raises StoreError, also if there is a database that cannot be read.
-    """
-    from edgechat.cli.history_store import open_history
-    from edgechat.errors import StoreError
-
-    store = open_history()
-    try:
-        if not store.is_readable:
-            raise StoreError(store.read_only_reason)
-        _print_notes([*store.take_notices(), *([store.read_only_reason] if store.read_only_reason else [])])
-        yield store
-    finally:
-        _print_notes(store.take_notices())
-        store.close()
-
-
-def _print_notes(notes: Sequence[str]) -> None:
-    for note in notes:
-        click.echo(f"edgechat: {escape_controls(shorten(note, MAX_MESSAGE_CHARS))}", err=True)
-
-
-def _format_one_line(text: str) -> str:
-    return escape_controls(" ".join(text.split()))
 
 
 @history.command("list")
@@ -88,7 +52,7 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
     from edgechat.chat.messages import first_line
     from edgechat.store.formats.markdown import format_time
 
-    with _open_store() as store:
+    with open_readable_store() as store:
         summaries = store.list_conversations(
             archived=None if with_archived else False, tag=tag, folder=folder, limit=limit, offset=offset
         )
@@ -98,8 +62,8 @@ def list_(*, limit: int, offset: int, with_archived: bool, tag: str, folder: str
     for summary in summaries:
         c = summary.conversation
         marks = [*(["pinned"] if c.pinned else []), *(["archived"] if c.archived else []), *(f"#{t}" for t in c.tags)]
-        extra = f"  [{_format_one_line(' '.join(marks))}]" if marks else ""
-        title = first_line(_format_one_line(c.title), 100) or "(no title)"
+        extra = f"  [{format_one_line(' '.join(marks))}]" if marks else ""
+        title = first_line(format_one_line(c.title), 100) or "(no title)"
         changed_at = format_time(c.updated_at_ms)
         click.echo(f"{escape_controls(c.id[:8])}  {changed_at:16}  {summary.n_messages:4}  {title}{extra}")
 
@@ -128,7 +92,7 @@ def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) ->
 
     if not query.strip(' "'):
         raise UsageError("The query is empty. Give at least one word.")
-    with _open_store() as store:
+    with open_readable_store() as store:
         hits = store.search(query, order="rank" if rank else "newest", limit=limit, offset=offset)
     if as_json:
         echo_json(hits)
@@ -136,7 +100,7 @@ def search(*, query: str, limit: int, offset: int, rank: bool, as_json: bool) ->
     for hit in hits:
         matched_part = hit.role or "title"
         short_id, created_at = escape_controls(hit.conversation_id[:8]), format_time(hit.created_at_ms)
-        click.echo(f"{short_id}  {created_at:16}  {matched_part:9}  {_format_one_line(hit.title)[:60]}")
+        click.echo(f"{short_id}  {created_at:16}  {matched_part:9}  {format_one_line(hit.title)[:60]}")
         click.echo(f"          {_highlight(hit.snippet, hit.marks)}")
 
 
@@ -159,16 +123,16 @@ def show(conversation_id: str, *, as_json: bool) -> None:
     """
     from edgechat.store.formats import edgechat_json, markdown
 
-    with _open_store() as store:
+    with open_readable_store() as store:
         record = edgechat_json.load_record(store, store.resolve_id(conversation_id))
     if as_json:
         echo_json(record)
         return
-    click.echo(f"# {_format_one_line(record.conversation.title)}")
+    click.echo(f"# {format_one_line(record.conversation.title)}")
+    positions, n_alternatives = _count_alternatives(record.messages)
     for message in markdown.active_path(record):
-        alternatives = [m.id for m in record.messages if m.parent_id == message.parent_id]
-        position = f"{alternatives.index(message.id) + 1}/{len(alternatives)}"
-        alternative_mark = f" ‹{position}›" if len(alternatives) > 1 else ""  # noqa: RUF001
+        n, position = n_alternatives[message.parent_id], positions[message.id]
+        alternative_mark = f" ‹{position}/{n}›" if n > 1 else ""  # noqa: RUF001
         details = [message.model, "interrupted" if message.is_interrupted else ""]
         extra = "".join(f" · {escape_controls(d)}" for d in details if d)
         if message.context_start_id is not None:
@@ -179,127 +143,14 @@ def show(conversation_id: str, *, as_json: bool) -> None:
         click.echo(escape_controls(message.text))
 
 
-@history.command()
-@click.argument("conversation_ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "export_all", is_flag=True, help="Export all conversations as JSON.")
-@click.option(
-    "--format",
-    "export_format",
-    type=click.Choice(["md", "json", "html"]),
-    help="Export format. Default: from the suffix of FILE; otherwise md, or json for several conversations.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=FilePath(dir_okay=False),
-    metavar="FILE",
-    help="Write to FILE instead of standard output.",
-)
-@json_option
-def export(
-    *,
-    conversation_ids: tuple[str, ...],
-    export_all: bool,
-    export_format: str | None,
-    output: Path | None,
-    as_json: bool,
-) -> None:
-    """Export conversations as Markdown, HTML or JSON.
-
-    JSON contains all branches and attachments.
-    """
-    from edgechat.errors import UsageError
-
-    if as_json and output is None:  # without an output file, the JSON output is the export itself
-        export_format = export_format or "json"
-    if export_all == bool(conversation_ids):
-        raise UsageError("Give conversation IDs or --all" + (", not both." if export_all else "."))
-    with _open_store() as store:
-        ids = store.conversation_ids() if export_all else [store.resolve_id(i) for i in conversation_ids]
-        suffix = output.suffix.lower().lstrip(".") if output is not None else ""
-        default_format = "json" if export_all or len(ids) > 1 else "md"
-        export_format = export_format or FORMAT_BY_SUFFIX.get(suffix) or default_format
-        if export_format != "json" and len(ids) != 1:
-            raise UsageError(
-                f"A file in the format {export_format} holds one conversation. To export {len(ids)}, use --format json."
-            )
-        text = export_text(store, ids, export_format)
-    if output is None:
-        import sys
-
-        if export_format == "json":
-            echo_json_text(text, nl=False)
-        else:  # only a terminal interprets control characters; a file or a pipe gets the text unchanged
-            click.echo(escape_controls(text) if sys.stdout.isatty() else text, nl=False, color=True)
-    else:
-        write_private(output, text)
-        if as_json:
-            echo_json({"file": str(output), "format": export_format, "conversations": ids})
-
-
-def export_text(store: SqliteStore, conversation_ids: Sequence[str], export_format: str) -> str:
-    """Return any number of conversations as JSON, or one conversation as Markdown or HTML. Raises StoreError."""
-    import msgspec
-
-    from edgechat.store.formats import edgechat_json, html, markdown
-
-    if export_format == "json":
-        data = msgspec.json.encode(edgechat_json.export(store, list(conversation_ids)))
-        return msgspec.json.format(data, indent=1).decode() + "\n"
-    record = edgechat_json.load_record(store, conversation_ids[0])
-    return html.render(record) if export_format == "html" else markdown.render(record)
-
-
-@history.command("import")
-@click.argument("files", nargs=-1, required=True, type=FilePath(), metavar="FILE...")
-@click.option("--dry-run", is_flag=True, help="Show what would be imported, without importing it.")
-@json_option
-def import_(*, files: tuple[Path, ...], dry_run: bool, as_json: bool) -> None:
-    """Import conversations from files.
-
-    Reads exports of edgechat (JSON or Markdown) and ChatGPT (JSON or ZIP), and the logs.db of the program llm. Messages
-    that are already in the database are not imported again.
-    """
-    from edgechat.store import import_process
-    from edgechat.store.formats import edgechat_json
-
-    status = StderrStatus()
-    with _open_store() as store:
-        for file in files:
-            meter = _ImportMeter(status, file)
-            data = import_process.read_file(file, meter.show_reading)
-            result = edgechat_json.merge(store, data, dry_run=dry_run, on_progress=meter.show_saving)
-            status.clear()
-            if as_json:
-                echo_json(result)
-                continue
-            for problem in result.problems:
-                click.echo(f"edgechat: {_format_one_line(problem)}", err=True)
-            verb = "would be added" if dry_run else "added"
-            click.echo(
-                f"{escape_controls(str(file))}: {format_count(result.n_conversations, 'conversation')} and "
-                f"{format_count(result.n_messages, 'message')} {verb}; "
-                f"{format_count(result.n_existing, 'message')} already in the database"
-            )
-
-
-class _ImportMeter:
-    """Shows the progress of the import of a file as a status line, from the second second on."""
-
-    def __init__(self, status: StderrStatus, file: Path) -> None:
-        self._status, self._file = status, file
-        self._next_at = time.monotonic() + _METER_INTERVAL_S
-
-    def show_reading(self, seconds: float) -> None:
-        self._show(f"Reading {self._file} ({seconds:.0f} s)")
-
-    def show_saving(self, n_saved: int, n_total: int) -> None:
-        self._show(f"Saving conversation {n_saved} of {n_total}")
-
-    def _show(self, text: str) -> None:
-        if time.monotonic() >= self._next_at:
-            self._next_at = time.monotonic() + _METER_INTERVAL_S
-            self._status.show(text)
+def _count_alternatives(messages: Sequence[Message]) -> tuple[dict[str, int], Counter[str | None]]:
+    """Return the position of each message among its alternatives, by message ID, and their number, by parent ID."""
+    n_alternatives: Counter[str | None] = Counter()
+    positions: dict[str, int] = {}
+    for message in messages:
+        n_alternatives[message.parent_id] += 1
+        positions[message.id] = n_alternatives[message.parent_id]
+    return positions, n_alternatives
 
 
 @history.command()
@@ -314,7 +165,7 @@ def rename(conversation_id: str, title: str, *, as_json: bool) -> None:
     new_title = first_line(" ".join(title.split()), MAX_TITLE_CHARS)
     if not new_title:
         raise UsageError("The title is empty. Give at least one word.")
-    with _open_store() as store:
+    with open_readable_store() as store:
         _update_conversation(store, store.resolve_id(conversation_id), as_json=as_json, title=new_title)
 
 
@@ -340,7 +191,7 @@ def mark(
     changes: dict[str, object] = {name: value for name, value in new_values.items() if value is not None}
     if not changes and not tags and not removed_tags:
         raise UsageError("Nothing to change. See `edgechat history mark --help`.")
-    with _open_store() as store:
+    with open_readable_store() as store:
         full_id = store.resolve_id(conversation_id)
         remaining_tags = [t for t in store.conversation(full_id).tags if t not in removed_tags]
         changes["tags"] = tuple(dict.fromkeys([*remaining_tags, *tags]))
@@ -359,11 +210,11 @@ def _update_conversation(store: SqliteStore, full_id: str, *, as_json: bool, **c
 @json_option
 def delete(*, conversation_ids: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """Delete conversations permanently."""
-    with _open_store() as store:
+    with open_readable_store() as store:
         ids = [store.resolve_id(i) for i in conversation_ids]
         if not yes:
             titles = "\n".join(
-                f"  {i[:8]}  {shorten(_format_one_line(store.conversation(i).title), MAX_TITLE_CHARS)}" for i in ids
+                f"  {i[:8]}  {shorten(format_one_line(store.conversation(i).title), MAX_TITLE_CHARS)}" for i in ids
             )
             click.confirm(f"{titles}\nDelete permanently?", abort=True, err=True)
         for conversation_id in ids:
@@ -409,3 +260,7 @@ def recover(*, as_json: bool) -> None:
     else:
         for note in store.notices:
             click.echo(escape_controls(note))
+
+
+history.add_command(export)
+history.add_command(import_)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
+from edgechat.errors import MAX_MESSAGE_CHARS
+from edgechat.humanize import shorten
+from edgechat.terminal import escape_controls
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from edgechat.store.sqlite import SqliteStore
 
 
@@ -23,3 +30,33 @@ def delete_conversation_files(conversation_id: str) -> None:
 
     delete_conversation(paths.prefix_dir(), conversation_id)
     unsent_messages.save(conversation_id, "")
+
+
+@contextlib.contextmanager
+def open_readable_store() -> Iterator[SqliteStore]:
+    """Open the conversation store, print its notices, and close the store on exit.
+
+    Raises StoreError, also if there is a database that cannot be read.
+    """
+    from edgechat.errors import StoreError
+
+    store = open_history()
+    try:
+        if not store.is_readable:
+            raise StoreError(store.read_only_reason)
+        _print_notes([*store.take_notices(), *([store.read_only_reason] if store.read_only_reason else [])])
+        yield store
+    finally:
+        _print_notes(store.take_notices())
+        store.close()
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    import click  # the chat starts without it
+
+    for note in notes:
+        click.echo(f"edgechat: {escape_controls(shorten(note, MAX_MESSAGE_CHARS))}", err=True)
+
+
+def format_one_line(text: str) -> str:
+    return escape_controls(" ".join(text.split()))

@@ -12,7 +12,7 @@ import click
 from edgechat.cli.json_output import echo_json
 from edgechat.cli.model_info import print_info
 from edgechat.cli.model_lists import print_catalogue, print_folders, print_installed, print_skipped
-from edgechat.cli.options import FilePath, complete_model
+from edgechat.cli.options import FilePath, complete_model, json_option
 from edgechat.cli.progress import DownloadMeter, StderrStatus
 from edgechat.humanize import format_count, format_size
 from edgechat.terminal import escape_controls
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from edgechat.catalogue.locations import SkippedPath
     from edgechat.errors import HubError
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 model_argument = click.argument("model", shell_complete=complete_model)
 
 

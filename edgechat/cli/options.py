@@ -12,6 +12,8 @@ from edgechat.errors import EdgechatError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
 
 def complete_model(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Return the installed models, aliases and catalogue IDs that start with `incomplete`, for shell completion."""

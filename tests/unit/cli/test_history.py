@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,25 @@ def test_each_command_opens_the_store_once_and_closes_it(
     (store,) = opened
     with pytest.raises(StoreError):
         store.list_conversations()
+
+
+def test_show_takes_linear_time() -> None:
+    short_s = measure_show(2500)
+    assert measure_show(10_000) < 8 * max(0.1, short_s)
+
+
+def measure_show(n_messages: int) -> float:
+    """Return the CPU time in seconds that `show` takes for a conversation in one line."""
+    ids = [f"{n_messages}-{i}" for i in range(n_messages)]
+    messages = [
+        Message(id=id_, parent_id=parent_id, role="user") for id_, parent_id in zip(ids, [None, *ids], strict=False)
+    ]
+    conversation = Conversation(id=f"talk-{n_messages}")
+    store = open_store()
+    store.append(conversation, messages)
+    store.close()
+    started_at = time.process_time()
+    result = CliRunner().invoke(history, ["show", conversation.id])
+    assert result.exit_code == 0
+    assert result.output.count("## ") == n_messages
+    return time.process_time() - started_at
