@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from edgechat import files, paths
-from edgechat.modelfile.file_kinds import describe_file_part, parse_file_part
+from edgechat.modelfile.file_kinds import describe_download, describe_file_part, parse_file_part
 from edgechat.modelfile.split import parse_part_name
 
 MAX_DEPTH: Final = 6
@@ -151,7 +151,7 @@ def _find_file_problem(entry: os.DirEntry[str]) -> str:
     """Return the reason why a directory entry is not a readable regular file; "" if it is one."""
     try:
         if entry.is_file():
-            return ""
+            return describe_download(Path(entry.path))
         if entry.is_symlink():
             return f"is a link to {os.readlink(entry.path)}, which does not exist or is not a file"  # noqa: PTH115
     except OSError as error:

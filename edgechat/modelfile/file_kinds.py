@@ -49,14 +49,24 @@ _WEB_PAGE_STARTS: Final = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml",
 _TEXT_BYTES: Final = frozenset(range(0x20, 0x7F)) | {*b"\t\n\r\f"} | frozenset(range(0x80, 0x100))
 
 # Names of the parts of a file that was cut by size, for example with `split`: NAME.gguf.part1of2, NAME.gguf-split-a,
-# NAME.gguf.part-aa, NAME.gguf.001, NAME.part1of2.gguf. gguf-split's own names (-00001-of-00002.gguf) do not match.
+# NAME.gguf.part-aa, NAME.gguf.001, NAME.part1of2.gguf, NAME.gguf.1of2, NAME.gguf (part 1 of 2). gguf-split's own names
+# (-00001-of-00002.gguf) do not match.
 _FILE_PART_PATTERN: Final = re.compile(
     r"(?P<stem>.+?)"
-    r"(?:[.-](?:part|split)[-_.]?(?P<part>[a-z]{1,2}|\d{1,3})(?:[-_]?of[-_]?(?P<count>\d{1,3}))?"
+    r"(?:(?:[._-]|[ ]?[( ])(?:part|split)[._ -]?(?P<part>[a-z]{1,2}|\d{1,4})(?:[._ -]?of[._ -]?(?P<count>\d{1,4}))?\)?"
+    r"|(?<=\.gguf)(?:[._-]|[ ]?[( ])(?P<number>\d{1,4})[._ -]?of[._ -]?(?P<total>\d{1,4})\)?"
     r"|(?<=\.gguf)\.(?P<suffix>a[a-z]|\d{2,3}))"
     r"(?P<extension>\.gguf)?",
     re.IGNORECASE | re.ASCII,
 )
+# Suffixes of programs for files that they are still downloading.
+_DOWNLOAD_SUFFIXES: Final = (
+    ".part", ".partial", ".crdownload", ".download", ".downloading", ".opdownload", ".incomplete", ".!ut", ".!qb",
+    ".tmp", ".aria2",
+)  # fmt: skip
+_ARIA2_SUFFIX: Final = ".aria2"
+"""aria2 writes to a file with its final name and full size, beside a control file with this suffix."""
+_ENCODINGS: Final = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 
 
 def describe_other_format(head: bytes, size: int) -> str:
@@ -71,15 +81,35 @@ def describe_other_format(head: bytes, size: int) -> str:
         return f"is a safetensors file, not a GGUF file. {_SEARCH_HINT}"
     if not any(head):
         return "starts with zeros, as after an interrupted download or copy, and is not a GGUF file. Download it again."
-    if not _TEXT_BYTES.issuperset(head):
+    text = _decode_text(head)
+    if not _TEXT_BYTES.issuperset(text):
         return "is not a GGUF file (it does not start with GGUF)"
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    text = text.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     kind = "text file"
     if text.startswith(_WEB_PAGE_STARTS):
         kind = "web page that was saved instead of the file"
     elif text.startswith((b"{", b"[")):
         kind = "JSON text, perhaps an error message of a server"
     return f"is a {kind}, not a GGUF file. {_DOWNLOAD_HINT}"
+
+
+def _decode_text(head: bytes) -> bytes:
+    """Return a text in UTF-16, with or without a byte order mark, in UTF-8; other bytes as they are."""
+    encoding = _ENCODINGS.get(head[:2], "")
+    if not encoding and len(head) > len(b"<!"):
+        encoding = "utf-16-le" if not any(head[1:16:2]) else "utf-16-be" if not any(head[:16:2]) else ""
+    return head.decode(encoding, "ignore").encode("utf-8", "ignore") if encoding else head
+
+
+def describe_download(path: Path) -> str:
+    """Return that the file at `path` is an incomplete download, as a predicate; "" if it seems to be complete."""
+    suffix = path.suffix.lower()
+    if suffix in _DOWNLOAD_SUFFIXES and ".gguf" in path.name.lower():
+        return f"is an incomplete download ({suffix}). Finish it, or repeat it with `edgechat models pull`."
+    control_file = path.with_name(path.name + _ARIA2_SUFFIX)
+    if control_file.exists():
+        return f"is an incomplete download, because {control_file.name} is beside it. Finish it with aria2."
+    return ""
 
 
 def describe_unsupported_version(version: int, supported: Sequence[int]) -> str:
@@ -109,9 +139,9 @@ def parse_file_part(name: str) -> CutFilePart | None:
     match = _FILE_PART_PATTERN.fullmatch(name)
     if match is None:
         return None
-    label, stem = (match["part"] or match["suffix"]).lower(), match["stem"]
-    number = int(label) if label.isdigit() else int(label, 36)
-    return CutFilePart(stem if stem.lower().endswith(".gguf") else f"{stem}.gguf", number, int(match["count"] or 0))
+    label, stem = (match["part"] or match["number"] or match["suffix"]).lower(), match["stem"]
+    number, n_parts = int(label) if label.isdigit() else int(label, 36), int(match["count"] or match["total"] or 0)
+    return CutFilePart(stem if stem.lower().endswith(".gguf") else f"{stem}.gguf", number, n_parts)
 
 
 def group_file_parts(names: Iterable[str]) -> dict[str, list[str]]:

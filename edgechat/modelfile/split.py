@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from edgechat.errors import ModelFileError
+from edgechat.modelfile.file_kinds import describe_download
 from edgechat.modelfile.gguf import read_gguf_header
 from edgechat.modelfile.header import ModelHeader
 
@@ -58,6 +59,9 @@ def read_header(path: Path) -> ModelHeader:
 
     Raises ModelFileError, which contains the path and the reason, or the names of missing parts.
     """
+    problem = describe_download(path) if path.is_file() else ""
+    if problem:
+        raise ModelFileError(f"{path} {problem}")
     first_header = read_gguf_header(path)
     n_parts = first_header.n_parts
     if n_parts == 1:

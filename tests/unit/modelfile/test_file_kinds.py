@@ -58,6 +58,12 @@ def describe(path: Path) -> str:
         (LFS_POINTER, "a Git LFS pointer"),
         (b"<!DOCTYPE html>\n<html><head><title>Sign in</title>", "a web page"),
         (b"\xef\xbb\xbf\r\n  <HTML lang='de'>\xc3\xa4</HTML>", "a web page"),
+        ("\ufeff<!DOCTYPE html>\r\n<html lang='de'>\xe4".encode("utf-16-le"), "a web page"),
+        ("\ufeff <html>".encode("utf-16-be"), "a web page"),
+        ("<html><head><title>\u4f60\u597d</title>".encode("utf-16-le"), "a web page"),
+        ("<html>".encode("utf-16-be") * 100, "a web page"),
+        ('\ufeff{"error":1}'.encode("utf-16-le"), "a JSON text"),
+        (b"\x01\x00\x02\x00" * 10, "not a GGUF file"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page"),
         (b'{"error":"Invalid username or password."}', "a JSON text"),
         (b"Invalid username or password.", "a text file"),
@@ -99,6 +105,15 @@ def test_other_formats_are_named(tmp_path: Path, data: bytes, description: str) 
         ("x.Q8_0.part1of2.gguf", "x.Q8_0.part2of2.gguf"),
         ("x.Q8_0-split-a.gguf", "x.Q8_0-split-b.gguf"),
         ("my model.gguf.part_1", "my model.gguf.part_2"),
+        ("x.Q8_0.gguf.1of2", "x.Q8_0.gguf.2of2"),
+        ("x.Q8_0.gguf-1-of-2", "x.Q8_0.gguf-2-of-2"),
+        ("x.Q8_0.gguf.part 1 of 2", "x.Q8_0.gguf.part 2 of 2"),
+        ("x.Q8_0.gguf Part 1 of 2", "x.Q8_0.gguf Part 2 of 2"),
+        ("x.Q8_0.gguf (part 1 of 2)", "x.Q8_0.gguf (part 2 of 2)"),
+        ("x.Q8_0.gguf (1 of 2)", "x.Q8_0.gguf (2 of 2)"),
+        ("x.Q8_0 (part 1).gguf", "x.Q8_0 (part 2).gguf"),
+        ("x.Q8_0.gguf_part1", "x.Q8_0.gguf_part2"),
+        ("x.Q8_0.gguf.part0001", "x.Q8_0.gguf.part0002"),
     ],
 )
 def test_parts_of_a_cut_file_are_to_be_joined(tmp_path: Path, first: str, second: str) -> None:
@@ -117,12 +132,45 @@ def test_parts_of_a_cut_file_are_to_be_joined(tmp_path: Path, first: str, second
     assert read_header(tmp_path / joined).architecture == "llama"
 
 
+@pytest.mark.parametrize(
+    "suffix", [".crdownload", ".part", ".partial", ".incomplete", ".download", ".opdownload", ".aria2", ".!qB", ".tmp"]
+)
+@pytest.mark.parametrize("data", [b"", b"GGUF", None])
+def test_incomplete_download_is_named(tmp_path: Path, suffix: str, data: bytes | None) -> None:
+    path = tmp_path / f"x.gguf{suffix}"
+    if data is None:  # the size and the header of a complete file
+        write_tiny_llama(path)
+    else:
+        path.write_bytes(data)
+    assert "is an incomplete download" in describe(path)
+
+
+def test_file_beside_the_control_file_of_aria2_is_an_incomplete_download(tmp_path: Path) -> None:
+    path = write_tiny_llama(tmp_path / "x.gguf")
+    (tmp_path / "x.gguf.aria2").write_bytes(b"\0")
+    assert "x.gguf.aria2 is beside it" in describe(path)
+    (tmp_path / "x.gguf.aria2").unlink()
+    assert read_header(path).architecture == "llama"
+
+
 def test_complete_model_with_the_name_of_a_part_is_read(tmp_path: Path) -> None:
     assert read_header(write_tiny_llama(tmp_path / "x-part-b.gguf")).architecture == "llama"
 
 
 def test_names_of_parts() -> None:
-    others = ["x.gguf", "x-00001-of-00002.gguf", "x.Q4_K_M.gguf", "x.gguf.part", "x.part.gguf", "x.gguf.gz", "x.001"]
+    others = [
+        "x.gguf",
+        "x-00001-of-00002.gguf",
+        "x.Q4_K_M.gguf",
+        "x.gguf.part",
+        "x.part.gguf",
+        "x.gguf.gz",
+        "x.001",
+        "x.gguf.1",
+        "x-1-of-2.gguf",
+        "x (1).gguf",
+        "apart-a-of.gguf",
+    ]
     for name in (*others, "", "x.gguf.part.log", "x.gguf.part\N{LATIN SMALL LETTER LONG S}"):
         assert parse_file_part(name) is None, name
     names = [f"x.gguf.part{number}of12" for number in range(12, 0, -1)]
