@@ -19,7 +19,7 @@ from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.output_format import check_supported, make_output_format
 from edgechat.serve.response_builder import ResponseBuilder
 from edgechat.serve.schemas import AssistantMessage, ChatRequest, NamedTool, ReasoningOptions, ThinkingOptions, Tool
-from edgechat.serve.tool_support import PreparedTools, prepare_tools
+from edgechat.serve.tool_support import PreparedTools, check_tools_size, prepare_tools
 
 
 class ChatResponseBuilder(ResponseBuilder):
@@ -40,7 +40,8 @@ class ChatResponseBuilder(ResponseBuilder):
         self._check_length()
         tools, must_call = select_tools(body)
         think = is_reasoning_enabled(body, default=queue.settings.reasoning)
-        output_format = make_output_format(body)
+        check_tools_size(tools)
+        output_format = await asyncio.to_thread(make_output_format, body)
         builder = await queue.get_prompt_builder()
         has_native_tools = await asyncio.to_thread(lambda: builder.has_native_tools)
         prepared = PreparedTools(PromptOptions(think))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 from collections.abc import Sequence
 from typing import Any, Final
@@ -36,7 +37,7 @@ class CompletionResponseBuilder(ResponseBuilder):
             raise ApiError(400, "suffix: not supported.", param="suffix")
         if body.best_of is not None and body.best_of > (body.n or 1):
             raise ApiError(400, "best_of: values above n are not supported.", param="best_of")
-        rule = make_output_format(body).rule
+        rule = (await asyncio.to_thread(make_output_format, body)).rule
         grammar = f"start: {rule}\n" if rule else ""
         requests, n_sequences = [], body.n or 1
         for prompt in split_inputs(body.prompt, "prompt"):

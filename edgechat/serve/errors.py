@@ -108,3 +108,11 @@ def decode_body(body: bytes | bytearray, body_type: type[T]) -> T:
         raise ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from error
+
+
+def decode_json_text(text: str, param: str) -> Any:
+    """Decode JSON in a text of a request. Raises ApiError, whose `param` is the name of the field with the text."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
+        raise ApiError(400, f"{param}: not valid JSON ({error}).", param=param) from error

@@ -9,9 +9,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from edgechat.errors import GrammarError
 from edgechat.prompt import tool_formats
 from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
+from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS
 from edgechat.serve.schemas import Tool
 
 # Options of llguidance for fixed white space in JSON. With flexible white space, small models can generate white space
@@ -71,13 +74,27 @@ def _quote(text: str) -> str:
 
 
 def make_json_rule(schema: Mapping[str, Any] | bool, path: str) -> str:  # noqa: FBT001  (a JSON schema may be a boolean)
-    """Convert a JSON schema to a grammar expression. Raises GrammarError for a keyword that is not supported."""
+    """Convert a JSON schema to a grammar expression.
+
+    Raises GrammarError for a keyword that is not supported, and for a schema that is larger than a grammar can be.
+    """
+    check_schema_size([schema], path, MAX_GRAMMAR_CHARS)
     expanded_schema: dict[str, Any] = {} if schema is True else {"not": {}} if schema is False else dict(schema)
     if "x-guidance" in expanded_schema:
         raise GrammarError(f"{path}: x-guidance is not supported, because the server sets this keyword.")
-    for keyword, keyword_path in _find_unsupported_keywords(expanded_schema, path, 0):
-        raise GrammarError(f"{keyword_path}: {keyword} is not supported.")
+    for keyword, keyword_path in _find_unsupported_keywords(expanded_schema, 0):
+        raise GrammarError(f"{path}{keyword_path}: {keyword} is not supported.")
     return "%json " + json.dumps(_drop_implied_keywords(expanded_schema) | {"x-guidance": _FIXED_SPACING})
+
+
+def check_schema_size(schemas: Sequence[object], path: str, max_bytes: int) -> None:
+    """Raise GrammarError if JSON schemas have more than `max_bytes` bytes of JSON together.
+
+    The encoder takes less than 20 ms for the largest body, and a walk through its schemas takes seconds.
+    """
+    n_bytes = len(msgspec.json.encode(schemas))
+    if n_bytes > max_bytes:
+        raise GrammarError(f"{path}: {n_bytes} bytes of JSON schema; the limit is {max_bytes}. Simplify it.")
 
 
 def _drop_implied_keywords(schema: Any) -> Any:
@@ -97,29 +114,40 @@ def _drop_implied_keywords(schema: Any) -> Any:
     return kept
 
 
-def _find_unsupported_keywords(schema: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Yield (keyword, path) for each keyword in a JSON schema that llguidance accepts but does not always enforce."""
+def _find_unsupported_keywords(schema: object, depth: int) -> Iterator[tuple[str, str]]:
+    """Yield (keyword, path) for each keyword in a JSON schema that llguidance accepts but does not always enforce.
+
+    Paths are built only for these keywords: keys can be long, and a path for every item would copy them each time.
+    """
     if depth > _MAX_DEPTH:
-        raise GrammarError(f"{path}: the schema is nested more than {_MAX_DEPTH} levels deep.")
+        yield f"a nesting of more than {_MAX_DEPTH} levels", ""
+    elif isinstance(schema, (list, dict)):
+        if isinstance(schema, dict):
+            yield from ((keyword, "") for keyword in _find_unsupported_top_level_keywords(schema))
+        for labels, subschema in _iterate_subschemas(schema):
+            for keyword, path in _find_unsupported_keywords(subschema, depth + 1):
+                yield (
+                    keyword,
+                    "".join(f"[{label}]" if isinstance(label, int) else f".{label}" for label in labels) + path,
+                )
+
+
+def _iterate_subschemas(schema: list[Any] | dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Yield the subschemas of a JSON schema, each with the keys and the index that lead to it."""
     if isinstance(schema, list):
-        for i, item in enumerate(schema):
-            yield from _find_unsupported_keywords(item, f"{path}[{i}]", depth + 1)
-    if not isinstance(schema, dict):
+        yield from (((i,), item) for i, item in enumerate(schema))
         return
-    for keyword in _find_unsupported_top_level_keywords(schema):
-        yield keyword, path
     for keyword, value in schema.items():
         if keyword in _SCHEMA_MAP_KEYWORDS and isinstance(value, dict):
-            for name, item in value.items():
-                yield from _find_unsupported_keywords(item, f"{path}.{keyword}.{name}", depth + 1)
+            yield from (((keyword, name), item) for name, item in value.items())
         elif keyword not in _DATA_KEYWORDS:
-            yield from _find_unsupported_keywords(value, f"{path}.{keyword}", depth + 1)
+            yield (keyword,), value
 
 
 def _find_unsupported_top_level_keywords(schema: Mapping[str, Any]) -> Iterator[str]:
     """Yield the unsupported keywords of a JSON schema itself, without its subschemas."""
     min_properties, required = schema.get("minProperties"), schema.get("required")
-    n_required = len(set(map(str, required))) if isinstance(required, list) else 0
+    n_required = len({name for name in required if isinstance(name, str)}) if isinstance(required, list) else 0
     if isinstance(min_properties, (int, float)) and min_properties > max(1, n_required):
         # The grammar would let the model write an additional property twice, which JSON parsers count as one property.
         yield "minProperties above the number of required properties"

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+from edgechat.runtime.grammar import MAX_GRAMMAR_CHARS
 from edgechat.serve import grammars
-from edgechat.serve.errors import ApiError
+from edgechat.serve.errors import ApiError, decode_json_text
 from edgechat.serve.schemas import ChatRequest, GenerationParams, JsonFormat, SchemaFormat, StructuredOutputs
 
 # Fields that ask for something edgechat cannot do. A reply that ignored them would not be what the client asked for.
@@ -90,10 +91,8 @@ def _make_schema_format(response_format: SchemaFormat) -> OutputFormat:
 
 def _make_json_format(schema: dict[str, Any] | bool | str, param: str) -> OutputFormat:  # noqa: FBT001  (a JSON schema may be a boolean)
     if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError) as error:
-            raise ApiError(400, f"{param}: not valid JSON ({error}).", param=param) from error
+        grammars.check_schema_size([schema], param, MAX_GRAMMAR_CHARS)
+        schema = decode_json_text(schema, param)
     if not isinstance(schema, (dict, bool)):
         raise ApiError(400, f"{param}: a JSON schema must be an object or a boolean.", param=param)
     return OutputFormat(grammars.make_json_rule(schema, param), param)

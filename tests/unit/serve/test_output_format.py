@@ -52,6 +52,7 @@ def test_regular_expressions_and_choices_become_rules() -> None:
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "json_schema", "json_schema": SCHEMA}}, "response_format.json_schema.schema"),
         ({"guided_json": "{"}, "guided_json"), ({"guided_json": "[]"}, "guided_json"),
+        ({"guided_json": '{"title": "\\ud800"}'}, "guided_json"),
         ({"guided_choice": []}, "guided_choice"), ({"guided_choice": ["", "a"]}, "guided_choice"),
         ({"guided_regex": ""}, "guided_regex"), ({"structured_outputs": {"grammar": "root"}}, "structured_outputs"),
         ({"regex": "a", "json_schema": SCHEMA}, "regex"),
@@ -79,3 +80,18 @@ def test_request_that_cannot_be_answered_as_asked_is_refused(options: dict[str, 
         check_supported(chat_request(**options))
     assert caught.value.param == next(iter(options))
     check_supported(chat_request(functions=[], audio=None, grammar=""))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"response_format": {"type": "json_object", "schema": {"x": "a" * 300_000}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"x": [{}] * 100_000}}}},
+        {"json_schema": {"x": [{}] * 100_000}}, {"guided_json": {"x": [{}] * 100_000}},
+        {"guided_json": json.dumps({"x": [{}] * 100_000})}, {"guided_json": "[" * 300_000},
+        {"structured_outputs": {"json": {"x": [{}] * 100_000}}},
+    ],
+)  # fmt: skip
+def test_schemas_that_are_larger_than_a_grammar_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(GrammarError, match=f"{next(iter(options))}.*bytes of JSON schema; the limit is 262144"):
+        make_output_format(chat_request(**options))

@@ -10,6 +10,7 @@ import pytest
 
 from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import Loaded
+from edgechat.errors import GrammarError
 from edgechat.prompt.builder import PromptBuilder
 from edgechat.prompt.renderer import Renderer
 from edgechat.prompt.tool_formats import format_calls
@@ -17,7 +18,7 @@ from edgechat.runtime.tool_grammar import ToolGrammar
 from edgechat.runtime.triggered_grammar import convert_tool_grammar
 from edgechat.serve.errors import ApiError
 from edgechat.serve.output_format import FREE_TEXT, OutputFormat
-from edgechat.serve.tool_support import PreparedTools, prepare_tools
+from edgechat.serve.tool_support import PreparedTools, check_tools_size, prepare_tools
 from tests.llama_cpp import read_templates
 from tests.unit.serve.examples import chat_request
 from tests.unit.serve.test_grammars import allows
@@ -136,3 +137,12 @@ def test_output_format_beside_calls_of_unknown_beginning_is_refused(renderer: Re
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
     with pytest.raises(ApiError, match="response_format: this model's tool calls cannot be combined"):
         prepare(renderer, "openai-gpt-oss-120b", schema, output_format=SUM)
+
+
+def test_schemas_of_all_tools_together_are_limited() -> None:
+    parameters = {"properties": {"a": {"enum": ["x" * 100] * 1000}}}
+    function = {"name": "f", "parameters": parameters}
+    tools = chat_request(tools=[{"type": "function", "function": function}] * 10).tools or []
+    check_tools_size(tools[:9])
+    with pytest.raises(GrammarError, match="tools: 2060641 bytes of JSON schema; the limit is 1048576"):
+        check_tools_size([*tools, *tools])
