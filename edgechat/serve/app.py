@@ -100,7 +100,10 @@ class Api:
         if obstacles and len(obstacles) == len(self._models):
             raise obstacles[0]
         data = await memory.enter_async_context(self._body_budget.read(request.receive, request.headers))
-        return errors.decode_body(data, body_type)
+        try:
+            return errors.decode_body(data, body_type)
+        finally:
+            data.clear()  # its memory now counts for the decoded body
 
     async def models(self, request: Request) -> Response:  # noqa: ARG002
         objects = [self._make_model_object(queue) for queue in self._models.values()]

@@ -11,12 +11,16 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from edgechat.serve.decoded_size import estimate_decoded_bytes
 from edgechat.serve.errors import ApiError
 
 MAX_BODY_BYTES: Final = 16 << 20
 BODY_TIMEOUT_S: Final = 30.0
 BUDGET_BYTES: Final = 4 * MAX_BODY_BYTES
-"""Maximum bytes of all bodies that are being received, decoded, or converted to prompts, without `FREE_BYTES` each."""
+"""Maximum bytes of all bodies that are being received or converted to prompts, without `FREE_BYTES` each.
+
+A complete body counts with the memory that it takes when it is decoded.
+"""
 FREE_BYTES: Final = 64 << 10
 """Bytes of each body that do not count, so that large bodies never keep out ordinary requests."""
 # A client that sends fewer bytes than this in `_STALL_S` is slow: it loses its memory first when memory runs out.
@@ -29,28 +33,31 @@ _DISCARD_TIMEOUT_S: Final = 5.0
 
 
 class BodyBudget:
-    """Memory for request bodies. Each body holds as many bytes as have arrived.
+    """Memory for request bodies. Each body holds as many bytes as have arrived, or as its decoded values take.
 
     When the bytes run out, the server refuses the slowest of the incoming bodies, or else the newest one of those that
     are larger than the body that needs memory.
     """
 
     def __init__(self, n_bytes: int = BUDGET_BYTES) -> None:
-        self.n_free = n_bytes
+        self.n_free = self._n_bytes = n_bytes
         self._bodies: dict[IncomingBody, None] = {}
 
     @contextlib.asynccontextmanager
     async def read(self, receive: Receive, headers: Headers) -> AsyncIterator[bytearray]:
         """Receive the body of a request. Its memory counts until the end of the `async with` block.
 
-        Raises ApiError if the body is too large or too slow, if memory runs out, or if the client disconnects.
+        The caller clears the returned bytes when they are decoded. Raises ApiError if the body is too large or too
+        slow, if memory runs out, or if the client disconnects.
         """
         if _parse_length(headers) > MAX_BODY_BYTES:
             raise _make_size_error()
         body = IncomingBody(self, receive)
         try:
             self._bodies[body] = None
-            yield await body.read()
+            data = await body.read()
+            body.hold(min(estimate_decoded_bytes(data), self._n_bytes))
+            yield data
         finally:
             self._bodies.pop(body, None)
             body.free()
@@ -103,6 +110,16 @@ class IncomingBody:
             self._task.cancel()
         return self.data
 
+    def hold(self, n_bytes: int) -> None:
+        """Hold memory for a total of `n_bytes`, or what is held if it is more. Raises ApiError if memory runs out."""
+        n_new_bytes = max(0, n_bytes - FREE_BYTES) - self.n_counted_bytes
+        if n_new_bytes <= 0:
+            return
+        if not self._budget.take(self, n_new_bytes):
+            self.free()  # at once: bodies of the same size that grow now shall not be refused as well
+            raise _make_memory_error()
+        self.n_counted_bytes += n_new_bytes
+
     def free(self) -> None:
         """Return the memory of the body to the budget."""
         self._budget.n_free += self.n_counted_bytes
@@ -124,11 +141,7 @@ class IncomingBody:
             is_last = not message.get("more_body", False)
             if len(self.data) + len(chunk) > MAX_BODY_BYTES:
                 raise _make_size_error()
-            n_new_bytes = max(0, len(self.data) + len(chunk) - FREE_BYTES) - self.n_counted_bytes
-            if n_new_bytes > 0 and not self._budget.take(self, n_new_bytes):
-                self.free()  # at once: bodies of the same size that grow now shall not be refused as well
-                raise _make_memory_error()
-            self.n_counted_bytes += n_new_bytes
+            self.hold(len(self.data) + len(chunk))
             self.data += chunk
             if len(self.data) - n_bytes_at_progress >= _PROGRESS_BYTES:
                 n_bytes_at_progress, self.progress_at = len(self.data), time.monotonic()
@@ -141,7 +154,7 @@ def has_body(headers: Headers) -> bool:
 
 
 async def discard_body(receive: Receive) -> None:
-    """Receive and discard the rest of a body, but not for ever."""
+    """Receive and discard the rest of a body, up to a number of bytes and a time."""
 
     async def discard() -> None:
         n_bytes, is_last = 0, False

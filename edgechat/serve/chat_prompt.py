@@ -11,7 +11,8 @@ from edgechat.prompt.renderer import PromptMessage
 from edgechat.prompt.reply_parser import ToolCall, ToolCallDelta
 from edgechat.prompt.roles import merge_consecutive
 from edgechat.prompt.tool_formats import ToolDefinition, format_calls, format_tool_instructions
-from edgechat.serve.errors import ApiError
+from edgechat.serve.decoded_size import count_values
+from edgechat.serve.errors import ApiError, decode_json_text
 from edgechat.serve.schemas import (
     AssistantMessage,
     ChatMessage,
@@ -29,6 +30,8 @@ from edgechat.serve.schemas import (
 
 # Length of tool call IDs, in characters. The templates of some model families require this length.
 _ID_LENGTH: Final = 9
+_MAX_ARGUMENT_VALUES: Final = 1 << 16
+"""Maximum number of JSON values in the texts of all tool call arguments; they take 6 MiB when they are decoded."""
 
 
 def make_template_messages(
@@ -39,6 +42,8 @@ def make_template_messages(
     If the template has no native tools, an additional system message describes `tools`. Raises ApiError if a message
     has images, audio, files, or tool call arguments that are not valid JSON.
     """
+    if has_native_tools:
+        _check_arguments(messages)
     prompt_messages = [
         _convert_message(message, f"messages[{i}]", has_native_tools) for i, message in enumerate(messages)
     ]
@@ -90,10 +95,18 @@ def _format_arguments(function: FunctionCall) -> str:
 def _parse_arguments(function: FunctionCall, param: str) -> Any:
     if isinstance(function.arguments, dict):
         return function.arguments
-    try:
-        return json.loads(function.arguments or "{}")
-    except (ValueError, RecursionError) as error:  # ValueError is also raised for numbers with thousands of digits
-        raise ApiError(400, f"{param}: not valid JSON ({error}).", param=param) from error
+    return decode_json_text(function.arguments or "{}", param)
+
+
+def _check_arguments(messages: Sequence[ChatMessage]) -> None:
+    """Raise ApiError if the texts of tool call arguments have too many JSON values together."""
+    calls = [call for m in messages if isinstance(m, AssistantMessage) for call in m.tool_calls or ()]
+    texts = [call.function.arguments for call in calls if isinstance(call.function.arguments, str)]
+    if sum(count_values(text.encode("utf-8", "replace")) for text in texts) > _MAX_ARGUMENT_VALUES:
+        message = (
+            f"messages: more than {_MAX_ARGUMENT_VALUES} JSON values in arguments of tool calls. Send fewer calls."
+        )
+        raise ApiError(400, message, param="messages")
 
 
 def _split_content(content: Content, path: str) -> tuple[str, str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.datastructures import Headers
 
@@ -126,6 +128,36 @@ async def test_memory_of_complete_bodies_is_never_taken(small_budget: BodyBudget
     assert await late.task == "too_many_bodies"
     complete.can_end.set()
     assert await complete.task == "ok"
+
+
+async def test_memory_of_decoded_bodies_stays_within_the_budget() -> None:
+    data = b"[" + b",".join([b"[]"] * 250_000) + b"]"  # 0.7 MiB, and 19 MiB when it is decoded
+    budget, can_end = BodyBudget(), asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": data}
+
+    async def decode() -> str:
+        try:
+            async with budget.read(receive, Headers({})) as body:
+                value = msgspec.json.decode(body)
+                await can_end.wait()
+                return f"{len(value)} values"
+        except ApiError as error:
+            return str(error.code)
+
+    tracemalloc.start()
+    try:
+        tasks = [asyncio.ensure_future(decode()) for _ in range(8)]
+        await until_async(lambda: sum(task.done() for task in tasks) >= 7)
+        _, n_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    can_end.set()
+    results = await asyncio.gather(*tasks)
+    assert results == ["250000 values", *["too_many_bodies"] * 7]
+    assert n_bytes < bodies.BUDGET_BYTES
+    assert budget.n_free == bodies.BUDGET_BYTES
 
 
 async def test_slow_broken_and_large_bodies_are_refused(

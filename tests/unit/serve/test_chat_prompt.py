@@ -61,6 +61,16 @@ def test_call_arguments_that_are_not_json_are_refused() -> None:
         make_template_messages(body.messages, (), has_native_tools=True)
 
 
+def test_many_values_in_texts_of_call_arguments_are_refused_before_they_are_decoded() -> None:
+    text = f'{{"x": [{",".join(["{}"] * 20_000)}]}}'
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": text}}
+    few, many = (chat_request(messages=[{"role": "assistant", "tool_calls": [call] * n}]).messages for n in (1, 4))
+    assert make_template_messages(few, (), has_native_tools=True)
+    assert make_template_messages(many, (), has_native_tools=False)  # the texts are not decoded
+    with pytest.raises(ApiError, match="more than 65536 JSON values in arguments of tool calls"):
+        make_template_messages(many, (), has_native_tools=True)
+
+
 def test_messages_of_other_clients_are_accepted() -> None:
     call: dict[str, Any] = {
         "id": None,
