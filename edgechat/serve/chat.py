@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +14,12 @@ from edgechat.serve import grammars
 from edgechat.serve.chat_prompt import make_template_messages, make_tool_call_chunks, make_tool_call_objects
 from edgechat.serve.choices import Choice, ChoiceDelta, make_chat_logprobs
 from edgechat.serve.errors import ApiError
+from edgechat.serve.message_schemas import AssistantMessage
 from edgechat.serve.model_queue import ModelQueue
 from edgechat.serve.output_format import check_supported, make_output_format
 from edgechat.serve.response_builder import ResponseBuilder
-from edgechat.serve.schemas import AssistantMessage, ChatRequest, NamedTool, ReasoningOptions, ThinkingOptions, Tool
-from edgechat.serve.tool_support import PreparedTools, check_tools_size, prepare_tools
+from edgechat.serve.schemas import ChatRequest, ReasoningOptions, ThinkingOptions
+from edgechat.serve.tool_support import PreparedTools, check_tools_size, prepare_tools, select_tools
 
 
 class ChatResponseBuilder(ResponseBuilder):
@@ -141,23 +141,6 @@ class ChatResponseBuilder(ResponseBuilder):
         return choice_objects
 
 
-def select_tools(body: ChatRequest) -> tuple[list[Tool], bool]:
-    """Return the tools that the model can call, and whether it must call one of them. Raises ApiError."""
-    tools, choice = body.tools or [], body.tool_choice
-    names = Counter(tool.function.name for tool in tools)
-    duplicate = next((name for name, count in names.items() if count > 1), None)
-    if duplicate is not None:
-        raise ApiError(400, f"tools: several functions have the name {duplicate!r}.", param="tools")
-    if isinstance(choice, NamedTool):
-        name = choice.function.name
-        if name not in names:
-            raise ApiError(400, f"tool_choice: tools has no function with the name {name!r}.", param="tool_choice")
-        return [tool for tool in tools if tool.function.name == name], True
-    if choice == "required" and not tools:
-        raise ApiError(400, 'tool_choice: "required" needs at least one tool.', param="tool_choice")
-    return ([] if choice == "none" else tools), choice == "required"
-
-
 def is_reasoning_enabled(body: ChatRequest, *, default: bool | None) -> bool:
     """Return whether the model reasons before it replies.
 
@@ -169,10 +152,10 @@ def is_reasoning_enabled(body: ChatRequest, *, default: bool | None) -> bool:
         template_variables.get("enable_thinking"), template_variables.get("thinking"), body.enable_thinking, thinking,
         options.enabled,
     )  # fmt: skip
-    switch = next((value for value in switches if isinstance(value, bool)), None)
+    switch = next((value for value in switches if isinstance(value, int)), None)
     if switch is not None:
-        return switch
-    effort = options.effort if body.reasoning_effort is None else body.reasoning_effort
-    if effort not in {None, "default"}:
+        return bool(switch)
+    effort = body.reasoning_effort or options.effort
+    if effort not in {None, "", "default"}:
         return effort not in {"none", "minimal"}
     return True if default is None else default

@@ -8,25 +8,23 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from edgechat.prompt.renderer import PromptMessage
-from edgechat.prompt.reply_parser import ToolCall, ToolCallDelta
+from edgechat.prompt.reply_parser import ToolCall as ParsedToolCall
+from edgechat.prompt.reply_parser import ToolCallDelta
 from edgechat.prompt.roles import merge_consecutive
 from edgechat.prompt.tool_formats import ToolDefinition, format_calls, format_tool_instructions
+from edgechat.serve.content import MessageContent, read_content, read_result
 from edgechat.serve.decoded_size import count_values
 from edgechat.serve.errors import ApiError, decode_json_text
-from edgechat.serve.schemas import (
+from edgechat.serve.message_schemas import (
     AssistantMessage,
     ChatMessage,
-    Content,
     FunctionCall,
-    InputTextPart,
-    OutputTextPart,
-    RefusalPart,
-    TextPart,
-    ThinkingPart,
-    Tool,
+    FunctionMessage,
+    ToolCall,
     ToolMessage,
     UserMessage,
 )
+from edgechat.serve.schemas import Tool
 
 # Length of tool call IDs, in characters. The templates of some model families require this length.
 _ID_LENGTH: Final = 9
@@ -42,11 +40,9 @@ def make_template_messages(
     If the template has no native tools, an additional system message describes `tools`. Raises ApiError if a message
     has images, audio, files, or tool call arguments that are not valid JSON.
     """
-    if has_native_tools:
-        _check_arguments(messages)
-    prompt_messages = [
-        _convert_message(message, f"messages[{i}]", has_native_tools) for i, message in enumerate(messages)
-    ]
+    converter, prompt_messages = _MessageConverter(has_native_tools=has_native_tools), []
+    for i, message in enumerate(messages):
+        prompt_messages += converter.convert(message, f"messages[{i}]")
     if tools and not has_native_tools:
         prompt_messages.insert(0, PromptMessage("system", format_tool_instructions(make_tool_definitions(tools))))
     return merge_consecutive(prompt_messages, roles=("system", "user"))
@@ -59,82 +55,77 @@ def make_tool_definitions(tools: Sequence[Tool]) -> list[ToolDefinition]:
     return [ToolDefinition(f.name, f.description or "", f.parameters or no_parameters) for f in functions]
 
 
-def _convert_message(message: ChatMessage, path: str, has_native_tools: bool) -> PromptMessage:  # noqa: FBT001
-    if isinstance(message, AssistantMessage):
-        return _convert_assistant_message(message, path, has_native_tools)
-    text, _ = _split_content(message.content, path)
-    if isinstance(message, ToolMessage):
-        if has_native_tools:
-            return PromptMessage("tool", text, extra_fields={"tool_call_id": _shorten_id(message.tool_call_id)})
+class _MessageConverter:
+    """Converts the messages of one request to template input."""
+
+    def __init__(self, *, has_native_tools: bool) -> None:
+        self._has_native_tools = has_native_tools
+        self._n_argument_values = 0
+        """Number of JSON values in the texts of tool call arguments so far."""
+
+    def convert(self, message: ChatMessage, path: str) -> list[PromptMessage]:
+        """Convert a message; tool results in its content become messages. Raises ApiError."""
+        if isinstance(message, (ToolMessage, FunctionMessage)):
+            call_id = message.tool_call_id if isinstance(message, ToolMessage) else None
+            return [self._make_result(call_id, read_result(message.content, f"{path}.content"))]
+        is_reply = isinstance(message, AssistantMessage)
+        content = read_content(message.content, f"{path}.content", is_reply=is_reply)
+        results = [self._make_result(call_id, text) for call_id, text in content.results]
+        if isinstance(message, AssistantMessage):
+            return [self._convert_reply(message, content, path), *results]
+        if results and not content.text:
+            return results
+        return [*results, PromptMessage("user" if isinstance(message, UserMessage) else "system", content.text)]
+
+    def _make_result(self, call_id: object, text: str) -> PromptMessage:
+        if self._has_native_tools:
+            return PromptMessage("tool", text, extra_fields={"tool_call_id": _shorten_id(call_id)})
         return PromptMessage("user", f"<tool_response>\n{text}\n</tool_response>")
-    return PromptMessage("user" if isinstance(message, UserMessage) else "system", text)
 
+    def _convert_reply(self, message: AssistantMessage, content: MessageContent, path: str) -> PromptMessage:
+        thoughts = (message.reasoning_content, message.reasoning, content.reasoning)
+        reasoning = next((text for text in thoughts if isinstance(text, str) and text), "")
+        # Clients with content parts for calls also send the same calls as `tool_calls`.
+        calls, param = message.tool_calls or content.calls, f"{path}.tool_calls"
+        if not calls and message.function_call is not None:
+            calls, param = [ToolCall(message.function_call)], f"{path}.function_call"
+        if not calls:
+            return PromptMessage("assistant", content.text, reasoning)
+        if not self._has_native_tools:
+            call_text = format_calls([(call.function.name, _format_arguments(call.function)) for call in calls])
+            return PromptMessage("assistant", content.text + call_text, reasoning)
+        template_calls = []
+        for i, call in enumerate(calls):
+            arguments = self._parse_arguments(call.function, f"{param}[{i}].function.arguments")
+            function = {"name": call.function.name, "arguments": arguments}
+            template_calls.append({"id": _shorten_id(call.id), "type": "function", "function": function})
+        return PromptMessage("assistant", content.text, reasoning, {"tool_calls": template_calls})
 
-def _convert_assistant_message(message: AssistantMessage, path: str, has_native_tools: bool) -> PromptMessage:  # noqa: FBT001
-    text, thinking = _split_content(message.content, path)
-    reasoning = message.reasoning_content or message.reasoning or thinking
-    calls = message.tool_calls or []
-    if not calls:
-        return PromptMessage("assistant", text, reasoning)
-    if not has_native_tools:
-        call_text = format_calls([(call.function.name, _format_arguments(call.function)) for call in calls])
-        return PromptMessage("assistant", text + call_text, reasoning)
-    template_calls = []
-    for i, call in enumerate(calls):
-        arguments = _parse_arguments(call.function, f"{path}.tool_calls[{i}].function.arguments")
-        function = {"name": call.function.name, "arguments": arguments}
-        template_calls.append({"id": _shorten_id(call.id), "type": "function", "function": function})
-    return PromptMessage("assistant", text, reasoning, {"tool_calls": template_calls})
+    def _parse_arguments(self, function: FunctionCall, param: str) -> dict[str, Any]:
+        arguments = function.arguments or {}
+        if isinstance(arguments, str):
+            arguments = self._decode_arguments(arguments, param)
+        # Half of the templates iterate over the arguments and reject other values.
+        return arguments if isinstance(arguments, dict) else {"arguments": arguments}
+
+    def _decode_arguments(self, arguments: str, param: str) -> Any:
+        self._n_argument_values += count_values(arguments.encode("utf-8", "replace"))
+        if self._n_argument_values > _MAX_ARGUMENT_VALUES:
+            limit = f"more than {_MAX_ARGUMENT_VALUES} JSON values in arguments of tool calls"
+            raise ApiError(400, f"messages: {limit}. Send fewer calls.", param="messages")
+        return decode_json_text(arguments, param)
 
 
 def _format_arguments(function: FunctionCall) -> str:
     arguments = function.arguments
-    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments or "{}"
+    return arguments or "{}" if isinstance(arguments, str | None) else json.dumps(arguments, ensure_ascii=False)
 
 
-def _parse_arguments(function: FunctionCall, param: str) -> Any:
-    if isinstance(function.arguments, dict):
-        return function.arguments
-    return decode_json_text(function.arguments or "{}", param)
+def _shorten_id(call_id: object) -> str:
+    return hashlib.blake2b(str(call_id or "").encode("utf-8", "replace"), digest_size=8).hexdigest()[:_ID_LENGTH]
 
 
-def _check_arguments(messages: Sequence[ChatMessage]) -> None:
-    """Raise ApiError if the texts of tool call arguments have too many JSON values together."""
-    calls = [call for m in messages if isinstance(m, AssistantMessage) for call in m.tool_calls or ()]
-    texts = [call.function.arguments for call in calls if isinstance(call.function.arguments, str)]
-    if sum(count_values(text.encode("utf-8", "replace")) for text in texts) > _MAX_ARGUMENT_VALUES:
-        message = (
-            f"messages: more than {_MAX_ARGUMENT_VALUES} JSON values in arguments of tool calls. Send fewer calls."
-        )
-        raise ApiError(400, message, param="messages")
-
-
-def _split_content(content: Content, path: str) -> tuple[str, str]:
-    """Return the text of a message and the reasoning in it. Raises ApiError for content other than text."""
-    if content is None or isinstance(content, str):
-        return content or "", ""
-    texts, thoughts = [], []
-    for i, part in enumerate(content):
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, (TextPart, InputTextPart, OutputTextPart)):
-            texts.append(part.text)
-        elif isinstance(part, RefusalPart):
-            texts.append(part.refusal)
-        elif isinstance(part, ThinkingPart):
-            thinking = part.thinking
-            thoughts.append(thinking if isinstance(thinking, str) else "".join(item.text for item in thinking))
-        else:
-            param = f"{path}.content[{i}]"
-            raise ApiError(400, f"{param}: only text is supported.", param=param, code="unsupported_content")
-    return "".join(texts), "".join(thoughts)
-
-
-def _shorten_id(call_id: str | None) -> str:
-    return hashlib.blake2b((call_id or "").encode("utf-8", "replace"), digest_size=8).hexdigest()[:_ID_LENGTH]
-
-
-def make_tool_call_objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+def make_tool_call_objects(calls: Sequence[ParsedToolCall]) -> list[dict[str, Any]]:
     """Convert complete tool calls to response objects."""
     return [
         {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in calls

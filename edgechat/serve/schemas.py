@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct, structs
 
+from edgechat.serve.message_schemas import ChatMessage
+
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     Limit = int
     Count = int
     TopLogprobs = int
-else:  # some clients write every number with a fraction, such as 100.0; `GenerationParams` converts these
+    Flag = bool
+else:
+    # Some clients write every number with a fraction, such as 100.0; `GenerationParams` converts these. Others write
+    # booleans as 0 and 1.
 
     def _bounded(ge: int, le: int) -> object:
         return Annotated[int, Meta(ge=ge, le=le)] | Annotated[float, Meta(ge=ge, le=le, multiple_of=1)]
@@ -31,130 +36,23 @@ else:  # some clients write every number with a fraction, such as 100.0; `Genera
     Limit = _bounded(-1, _MAX_INT)
     Count = _bounded(1, 1 << 24)
     TopLogprobs = _bounded(0, MAX_TOP_LOGPROBS)
+    Flag = bool | Annotated[int, Meta(ge=0, le=1)]
 Stop = Annotated[str, Meta(max_length=1024)]
 TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
 TextInput = str | list[str | TokenId | list[TokenId]]
 """Input of a request: a text, a list of texts, a list of token IDs, or a list of token ID lists."""
 
-# Messages
-
-
-class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
-    """Text content of a message."""
-
-    text: str
-
-
-class InputTextPart(TextPart, frozen=True, tag_field="type", tag="input_text"):
-    """Text content of a message, with the name that the Responses API uses in requests."""
-
-
-class OutputTextPart(TextPart, frozen=True, tag_field="type", tag="output_text"):
-    """Text content of an earlier reply, with the name that the Responses API uses in responses."""
-
-
-class ThinkingPart(Struct, frozen=True, tag_field="type", tag="thinking"):
-    """Reasoning of an earlier reply, as a text or as a list of text parts."""
-
-    thinking: str | list[TextPart]
-
-
-class RefusalPart(Struct, frozen=True, tag_field="type", tag="refusal"):
-    """Refusal content of an earlier reply."""
-
-    refusal: str
-
-
-class ImagePart(Struct, frozen=True, tag_field="type", tag="image_url"):
-    """Image content of a message; not supported."""
-
-    image_url: Any = None
-
-
-class AudioPart(Struct, frozen=True, tag_field="type", tag="input_audio"):
-    """Audio content of a message; not supported."""
-
-    input_audio: Any = None
-
-
-class FilePart(Struct, frozen=True, tag_field="type", tag="file"):
-    """File content of a message; not supported."""
-
-    file: Any = None
-
-
-ContentPart = (
-    TextPart | InputTextPart | OutputTextPart | ThinkingPart | RefusalPart | ImagePart | AudioPart | FilePart
-)  # fmt: skip
-Content = str | list[str | ContentPart] | None
-
-
-class FunctionCall(Struct, frozen=True):
-    """Function name and arguments of a tool call."""
-
-    name: str
-    arguments: str | dict[str, Any] | None = None
-    """Arguments as a JSON object or, in the OpenAI API, as the text of a JSON object."""
-
-
-class ToolCall(Struct, frozen=True):
-    """Tool call in an earlier reply."""
-
-    function: FunctionCall
-    id: str | None = None
-    type: Literal["function"] | None = None
-
-
-class SystemMessage(Struct, frozen=True, tag_field="role", tag="system"):
-    """System prompt of the conversation."""
-
-    content: Content
-
-
-class DeveloperMessage(Struct, frozen=True, tag_field="role", tag="developer"):
-    """System prompt of the conversation, with the role name that newer versions of the OpenAI API use."""
-
-    content: Content
-
-
-class UserMessage(Struct, frozen=True, tag_field="role", tag="user"):
-    """Message that the user wrote."""
-
-    content: Content
-
-
-class AssistantMessage(Struct, frozen=True, tag_field="role", tag="assistant"):
-    """Earlier reply of the model. If it is the last message of the request, the model continues it."""
-
-    content: Content = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    """Name of `reasoning_content` in the API of OpenRouter and newer versions of vLLM."""
-    tool_calls: list[ToolCall] | None = None
-
-
-class ToolMessage(Struct, frozen=True, tag_field="role", tag="tool"):
-    """Result of a tool call."""
-
-    content: Content = None
-    tool_call_id: str | None = None
-
-
-ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
-
-
-# Request bodies and their options
-
 
 class Function(Struct, frozen=True):
     """Function that the model can call."""
 
-    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$(?!\n)")]
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.:/@-]{1,128}$(?!\n)")]
+    """Name; the characters of names of the OpenAI API and of MCP servers (`mcp:server/tool`)."""
     # In Python, `$` also matches before a final newline.
     description: str | None = None
     parameters: dict[str, Any] | None = None
     """JSON schema of the arguments."""
-    strict: bool | None = None
+    strict: Flag | None = None
 
 
 class Tool(Struct, frozen=True):
@@ -170,11 +68,14 @@ class NamedFunction(Struct, frozen=True):
     name: str
 
 
-class NamedTool(Struct, frozen=True):
-    """Tool choice that requires a call of the named function."""
+class ToolChoice(Struct, frozen=True):
+    """Tool choice as an object, in the forms of several APIs."""
 
-    function: NamedFunction
-    type: Literal["function"] = "function"
+    type: str | None = None
+    """`auto`, `none`, `any` or `required`; with a name, `function` or `tool`."""
+    function: NamedFunction | None = None
+    name: str | None = None
+    """Name of the function in the Responses API and in Anthropic's API."""
 
 
 class TextFormat(Struct, frozen=True, tag_field="type", tag="text"):
@@ -194,7 +95,7 @@ class JsonSchema(Struct, frozen=True):
     schema: dict[str, Any] | bool | None = None
     name: str | None = None
     description: str | None = None
-    strict: bool | None = None
+    strict: Flag | None = None
 
 
 class SchemaFormat(Struct, frozen=True, tag_field="type", tag="json_schema"):
@@ -212,7 +113,7 @@ class StructuredOutputs(Struct, frozen=True):
     """JSON schema, or its text."""
     regex: str | None = None
     choice: list[str] | None = None
-    json_object: bool | None = None
+    json_object: Flag | None = None
     grammar: Any = None
     structural_tag: Any = None
 
@@ -221,19 +122,19 @@ class ReasoningOptions(Struct, frozen=True):
     """Reasoning options of OpenRouter (`effort`, `enabled`)."""
 
     effort: str | None = None
-    enabled: bool | None = None
+    enabled: Flag | None = None
 
 
 class ThinkingOptions(Struct, frozen=True):
     """Reasoning switch of Anthropic, DeepSeek and GLM."""
 
-    type: str
+    type: str = "enabled"
 
 
 class StreamOptions(Struct, frozen=True):
     """Options of a streamed response."""
 
-    include_usage: bool | None = None
+    include_usage: Flag | None = None
 
 
 _INTEGER_FIELDS: Final = (
@@ -258,13 +159,13 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     n: Count | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
-    ignore_eos: bool | None = None
+    ignore_eos: Flag | None = None
     """True to generate beyond end-of-generation tokens in benchmarks, as in llama-server and vLLM."""
-    stream: bool | None = None
+    stream: Flag | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
+    user: Any = None
     """End-user ID of the OpenAI API; ignored."""
-    return_progress: bool | None = None
+    return_progress: Flag | None = None
     """True to add chunks with the prefill progress to a stream, as in llama-server."""
     sse_ping_interval: int | float | None = None
     """Seconds between two comments in a silent stream, as in llama-server; -1 for no comments."""
@@ -297,16 +198,18 @@ class ChatRequest(GenerationParams, frozen=True, kw_only=True):
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     max_completion_tokens: Limit | None = None
-    logprobs: bool | None = None
+    logprobs: Flag | None = None
     top_logprobs: TopLogprobs | None = None
     response_format: TextFormat | JsonFormat | SchemaFormat | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "default"] | None = None
+    tool_choice: str | ToolChoice | None = None
+    """`auto`, `none`, `required`, or the function that must be called."""
+    parallel_tool_calls: Flag | None = None
+    reasoning_effort: str | None = None
+    """`none` or `minimal` for no reasoning; other values only turn it on."""
     reasoning: ReasoningOptions | None = None
-    thinking: ThinkingOptions | bool | None = None
-    enable_thinking: bool | None = None
+    thinking: ThinkingOptions | Flag | None = None
+    enable_thinking: Flag | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     """Template variables, of which only `enable_thinking` and `thinking` have an effect."""
 
@@ -321,7 +224,7 @@ class CompletionRequest(GenerationParams, frozen=True, kw_only=True):
 
     prompt: TextInput
     logprobs: TopLogprobs | None = None
-    echo: bool | None = None
+    echo: Flag | None = None
     suffix: str | None = None
     best_of: Count | None = None
 
@@ -333,5 +236,5 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: PositiveInt | None = None
-    user: str | None = None
+    user: Any = None
     """End-user ID of the OpenAI API; ignored."""

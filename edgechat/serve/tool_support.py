@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +18,7 @@ from edgechat.serve import grammars
 from edgechat.serve.chat_prompt import make_tool_definitions
 from edgechat.serve.errors import ApiError
 from edgechat.serve.output_format import FREE_TEXT, OutputFormat
-from edgechat.serve.schemas import ChatRequest, NamedTool, Tool
+from edgechat.serve.schemas import ChatRequest, Tool, ToolChoice
 
 _log: Final = logging.getLogger("edgechat.serve")
 
@@ -48,6 +49,46 @@ MAX_TOOLS_BYTES: Final = 1 << 20
 """Maximum bytes of JSON in the schemas of all tools; the 218 tools of 12 public MCP servers have 114,000."""
 
 
+class SelectedChoice(NamedTuple):
+    """Tool choice of a request."""
+
+    mode: str
+    """`auto`, `none` or `required`."""
+    name: str | None = None
+    """Name of the function that must be called."""
+
+
+def find_tool_choice(body: ChatRequest) -> SelectedChoice:
+    """Return the tool choice of a request. Raises ApiError if it has an unknown form."""
+    choice = body.tool_choice
+    if isinstance(choice, ToolChoice):
+        name = choice.name if choice.function is None else choice.function.name
+        if name is not None and choice.type in {None, "function", "tool"}:
+            return SelectedChoice("required", name)
+        choice = choice.type or "an object without a type"
+    modes = {"": "auto", "auto": "auto", "none": "none", "required": "required", "any": "required"}
+    if (choice or "") not in modes:
+        message = f'tool_choice: must be "auto", "none", "required" or the name of a function, got {choice!r}.'
+        raise ApiError(400, message, param="tool_choice")
+    return SelectedChoice(modes[choice or ""])
+
+
+def select_tools(body: ChatRequest) -> tuple[list[Tool], bool]:
+    """Return the tools that the model can call, and whether it must call one of them. Raises ApiError."""
+    tools, (mode, name) = body.tools or [], find_tool_choice(body)
+    names = Counter(tool.function.name for tool in tools)
+    duplicate = next((name for name, count in names.items() if count > 1), None)
+    if duplicate is not None:
+        raise ApiError(400, f"tools: several functions have the name {duplicate!r}.", param="tools")
+    if name is not None:
+        if name not in names:
+            raise ApiError(400, f"tool_choice: tools has no function with the name {name!r}.", param="tool_choice")
+        return [tool for tool in tools if tool.function.name == name], True
+    if mode == "required" and not tools:
+        raise ApiError(400, 'tool_choice: "required" needs at least one tool.', param="tool_choice")
+    return ([] if mode == "none" else tools), mode == "required"
+
+
 class PreparedTools(NamedTuple):
     """How one request uses its tools."""
 
@@ -69,7 +110,7 @@ def prepare_tools(
     enforced, or if the tool calls of this model cannot be combined with an output format.
     """
     _check_strict_tools(tools)
-    may_call_several = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
+    may_call_several = body.parallel_tool_calls in {None, True} and find_tool_choice(body).name is None
     if not builder.has_native_tools:
         options = PromptOptions(think)
 
@@ -124,7 +165,7 @@ def _is_simple(schema: object, depth: int) -> bool:
         depth <= _MAX_DEPTH
         and schema.keys() <= _SIMPLE_KEYWORDS | _ANNOTATIONS
         and schema.get("enum") != []
-        and set(types if isinstance(types, list) else [types]) <= _TYPES
+        and all(isinstance(t, str) and t in _TYPES for t in (types if isinstance(types, list) else [types]))
         and all(_is_simple(subschema, depth + 1) for subschema in _iterate_subschemas(schema))
     )
 

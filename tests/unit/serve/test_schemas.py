@@ -32,7 +32,24 @@ def test_null_is_a_missing_value_and_a_byte_order_mark_is_skipped() -> None:
     assert errors.decode_body(b"\xef\xbb\xbf" + json.dumps({"prompt": "a"}).encode(), CompletionRequest).prompt == "a"
 
 
-@pytest.mark.parametrize("name", ["get_weather\n", "", "a b", "x" * 65, "\n", "é", "a\n\n"])
+@pytest.mark.parametrize("name", ["get_weather\n", "", "a b", "x" * 129, "\n", "é", "a\n\n"])
 def test_name_of_a_tool_is_checked_to_its_last_character(name: str) -> None:
     with pytest.raises(ApiError, match="name"):
         chat_request(tools=[{"type": "function", "function": {"name": name}}])
+
+
+@pytest.mark.parametrize("name", ["mcp:fs/read", "server.tool", "a@b", "x" * 128])
+def test_names_of_tools_of_mcp_servers_are_accepted(name: str) -> None:
+    tools = chat_request(tools=[{"type": "function", "function": {"name": name}}]).tools
+    assert tools is not None
+    assert tools[0].function.name == name
+
+
+def test_booleans_may_be_integers_and_ignored_fields_may_have_any_type() -> None:
+    body = chat_request(stream=1, stream_options={"include_usage": 1}, logprobs=0, parallel_tool_calls=0, user=5)
+    assert (body.stream, body.logprobs, body.parallel_tool_calls) == (True, False, False)
+    assert body.stream_options is not None
+    assert body.stream_options.include_usage
+    for value in (2, -1, "yes", 1.5):
+        with pytest.raises(ApiError, match="stream"):
+            chat_request(stream=value)
