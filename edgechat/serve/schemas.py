@@ -167,7 +167,7 @@ class GenerationParams(Struct, frozen=True, kw_only=True):
     """End-user ID of the OpenAI API; ignored."""
     return_progress: Flag | None = None
     """True to add chunks with the prefill progress to a stream, as in llama-server."""
-    sse_ping_interval: int | float | None = None
+    sse_ping_interval: Annotated[float, Meta(ge=-1.0, le=86400.0)] | None = None
     """Seconds between two comments in a silent stream, as in llama-server; -1 for no comments."""
 
     # Output formats of llama.cpp (`json_schema`), vLLM and SGLang (`regex`).

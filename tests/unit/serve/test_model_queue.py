@@ -6,15 +6,21 @@ import asyncio
 import contextlib
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from edgechat.config import Settings
+from edgechat.engine import protocol
 from edgechat.engine.cancellation import Cancellation
 from edgechat.serve.addresses import LOOPBACK
+from edgechat.serve.chat import ChatResponseBuilder
 from edgechat.serve.errors import ApiError
 from edgechat.serve.model_lease import ModelLease
 from edgechat.serve.model_queue import EventStream, ModelQueue
+from edgechat.serve.schemas import ChatRequest
+from tests.unit.serve.examples import chat_request
 
 
 def make_queue(max_requests: int) -> ModelQueue:
@@ -79,3 +85,23 @@ async def test_cancelled_task_cancels_its_prompt() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert was_cancelled.is_set()
+
+
+@pytest.mark.parametrize("name", ChatRequest.__struct_fields__)
+async def test_numbers_of_any_size_are_used_or_refused(name: str) -> None:
+    queue: Any = make_queue(1)
+    properties = SimpleNamespace(n_vocab=100, n_ctx=100)
+    queue._model = SimpleNamespace(model_properties=properties, engine=SimpleNamespace(next_id=lambda: 1), plan=None)
+    statuses = set()
+    for value in (10**400, -(10**400), 10**30, 1 << 63, -(1 << 63) - 1, 1e308, -1e308, 5e-324, -1, 0):
+        for field in (value, {"1": value}, {str(value): 1}, [value]):
+            try:
+                body = chat_request(**({"stream": True} | {name: field}))
+                builder = ChatResponseBuilder(queue, body)
+                request = queue.build_generate_request([1], body, max_tokens=builder._find_max_tokens())
+            except ApiError as error:
+                statuses.add(error.status)
+                continue
+            assert protocol.encode(request)
+            assert builder.ping_s is None or 0 < builder.ping_s <= 86400
+    assert statuses <= {400}
