@@ -61,13 +61,18 @@ class Generation:
 
     async def close(self) -> None:
         """Cancel unfinished engine requests, and leave the queue."""
-        await cancel_task(self._start_task)
-        self._resources.close()
-        await self._body_memory.aclose()
+        try:
+            await cancel_task(self._start_task)
+        finally:
+            self._resources.close()
+            await self._body_memory.aclose()
 
 
 async def cancel_task(task: asyncio.Future[Any]) -> None:
-    """Cancel a task and wait for its end. Its error is ignored here; the caller that awaits its result reports it."""
+    """Cancel a task and wait for its end. Its error is ignored here; the caller that awaits its result reports it.
+
+    If the caller itself is cancelled meanwhile, it ends with CancelledError.
+    """
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await task
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # an error that nobody reads is logged
+    await asyncio.wait({task})
