@@ -16,9 +16,11 @@ from typing import Final
 from edgechat.engine.hang_detector import TICK_S
 from edgechat.engine.protocol import Event, Heartbeat
 from edgechat.process import EXIT_STALLED
+from edgechat.runtime import activity
+from edgechat.runtime.activity import Activity
 
-# Limits for the time without progress, in ticks. On a Raspberry Pi, a batch of 512 tokens of an 8B model takes 430 s
-# and reading 4 GB of saved prefixes from its card 200 s.
+# Limits for the time without progress, in ticks: for all work, and for work other than loading and computing. On a
+# Raspberry Pi, a batch of 512 tokens of an 8B model takes 430 s and reading 4 GB of saved prefixes from its card 200 s.
 MAX_COMPUTE_TICKS: Final = 900
 MAX_OTHER_TICKS: Final = 300
 
@@ -26,10 +28,9 @@ MAX_OTHER_TICKS: Final = 300
 class HeartbeatThread:
     """Sends a Heartbeat every second while requests are in progress. All methods can be called from any thread."""
 
-    def __init__(self, send: Callable[[Event], None], is_computing: Callable[[], bool]) -> None:
-        """Create the thread without starting it; `is_computing` returns whether llama.cpp loads or computes."""
+    def __init__(self, send: Callable[[Event], None]) -> None:
+        """Create the thread without starting it."""
         self._send = send
-        self._is_computing = is_computing
         self._n_requests = 0
         self._n_steps = 0
         self._condition = threading.Condition()
@@ -54,17 +55,20 @@ class HeartbeatThread:
         self._n_steps += 1
 
     def _run(self) -> None:
-        n_steps, n_ticks = 0, 0
+        n_steps, n_ticks, n_other_ticks = 0, 0, 0
         while True:
             with self._condition:
                 if not self._n_requests:
-                    n_ticks = 0
+                    n_ticks = n_other_ticks = 0
                     self._condition.wait_for(lambda: self._n_requests)
             time.sleep(TICK_S)
             # If the client is stopped, this write waits, so that no ticks are counted while the main thread waits too.
             self._send(Heartbeat(id=0))
-            n_ticks = n_ticks + 1 if n_steps == self._n_steps else 0
-            n_steps = self._n_steps
-            if n_ticks >= (MAX_COMPUTE_TICKS if self._is_computing() else MAX_OTHER_TICKS):
+            if n_steps != self._n_steps:
+                n_steps, n_ticks, n_other_ticks = self._n_steps, 0, 0
+                continue
+            n_ticks += 1
+            n_other_ticks += not activity.read_state().activities & {Activity.LOADING, Activity.COMPUTING}
+            if n_ticks >= MAX_COMPUTE_TICKS or n_other_ticks >= MAX_OTHER_TICKS:
                 print(f"No progress for {n_ticks * TICK_S:g} s", file=sys.stderr, flush=True)  # noqa: T201  (the log)
                 os._exit(EXIT_STALLED)

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     """
     prefer_oom_kill()
     if len(arguments) > _N_PIPES:
-        with contextlib.suppress(OSError, ValueError):  # without marks, a crash is held against nobody
+        with contextlib.suppress(OSError, ValueError):  # without marks, crashes are not recorded
             activity.share(open_inherited_file(arguments[0]))
     EngineServer(open_inherited_channel(arguments)).serve()
     return 0
@@ -74,7 +74,7 @@ class EngineServer:
         self._running_ids: set[int] = set()
         self._cancelled_ids: set[int] = set()
         self._is_load_cancelled = False
-        self._heartbeat = HeartbeatThread(self._send, lambda: True)
+        self._heartbeat = HeartbeatThread(self._write)
 
     def serve(self) -> None:
         """Execute requests until Shutdown arrives."""
@@ -253,4 +253,9 @@ class EngineServer:
         model.close()
 
     def _send(self, event: protocol.Event) -> None:
+        """Send an event of the main thread, which shows that the thread makes progress."""
+        self._heartbeat.record_progress()
+        self._write(event)
+
+    def _write(self, event: protocol.Event) -> None:
         self._channel.write(protocol.encode(event))  # after a failed write, the reader thread ends the process

@@ -23,7 +23,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 SHORT_TICK_S = 0.1
 # sitecustomize runs in every child. When the file HANG exists, the engine's main thread hangs in its next step, and
-# keeps the interpreter lock if the file contains "lock".
+# keeps the interpreter lock if the file contains "lock". The limit for other work than computing is 3 s.
 HANG = """
 import os, sys, threading, time
 def patch():
@@ -31,7 +31,9 @@ def patch():
         time.sleep(0.01)
     time.sleep(0.1)
     import ctypes
+    from edgechat.engine import heartbeat
     from edgechat.engine.text_model import TextModel
+    heartbeat.MAX_OTHER_TICKS = 3
     step = TextModel.step
     def hang(self, cancelled_ids):
         if os.path.exists(os.environ["HANG"]):
@@ -128,7 +130,7 @@ def test_large_request_to_a_suspended_engine_does_not_block(new_engine: Callable
     until(lambda: outcomes.error)
 
 
-@pytest.mark.parametrize("mode", ["wait", "lock"])
+@pytest.mark.parametrize("mode", ["wait", "lock", "stall"])
 def test_main_thread_that_hangs_is_noticed(
     new_engine: Callable[[], EngineClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
@@ -145,6 +147,9 @@ def test_main_thread_that_hangs_is_noticed(
         engine.cancel(request.id)
         until(lambda: outcomes.error)
         assert "did not end a cancelled request within 10 s" in str(outcomes.error)
+    elif mode == "stall":  # no request is cancelled: the engine ends itself
+        until(lambda: outcomes.error)
+        assert "a step of its work took too long" in str(outcomes.error)
     else:
         until(lambda: outcomes.error)
         assert f"did not respond for {SILENT_TICKS} s" in str(outcomes.error)

@@ -11,6 +11,8 @@ from edgechat.engine import heartbeat
 from edgechat.engine.heartbeat import HeartbeatThread
 from edgechat.engine.protocol import Event, Heartbeat
 from edgechat.process import EXIT_STALLED
+from edgechat.runtime import activity
+from edgechat.runtime.activity import Activity
 from tests.waiting import until
 
 
@@ -35,19 +37,21 @@ def exit_codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_heartbeats_are_sent_while_requests_are_in_progress(exit_codes: list[int]) -> None:
     events: list[Event] = []
-    thread = HeartbeatThread(events.append, lambda: True)
+    thread = HeartbeatThread(events.append)
     thread.start()
     thread.add_request()
     thread.add_request()
-    until(lambda: len(events) > 30)
-    assert set(events) == {Heartbeat(id=0)}
-    thread.remove_request()
-    thread.remove_request()
-    until(lambda: _is_constant(events))
-    thread.add_request()
-    n_events = len(events)
-    until(lambda: len(events) > n_events)
-    assert not exit_codes  # a computation may take long
+    with activity.during(Activity.COMPUTING):
+        until(lambda: len(events) > 30)
+        assert set(events) == {Heartbeat(id=0)}
+        thread.remove_request()
+        thread.remove_request()
+        until(lambda: _is_constant(events))
+        thread.add_request()
+        n_events = len(events)
+        until(lambda: len(events) > n_events)
+        thread.remove_request()
+    assert not exit_codes
 
 
 def _is_constant(events: list[Event]) -> bool:
@@ -58,7 +62,7 @@ def _is_constant(events: list[Event]) -> bool:
 
 def test_process_without_progress_ends_itself(exit_codes: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     events: list[Event] = []
-    thread = HeartbeatThread(events.append, lambda: False)
+    thread = HeartbeatThread(events.append)
     thread.start()
     thread.add_request()
     while len(events) < 100:
@@ -67,6 +71,35 @@ def test_process_without_progress_ends_itself(exit_codes: list[int], capsys: pyt
     until(lambda: exit_codes)
     assert exit_codes == [EXIT_STALLED]
     assert "No progress" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("work", Activity)
+def test_only_loading_and_computing_may_take_long(exit_codes: list[int], work: Activity) -> None:
+    events: list[Event] = []
+    thread = HeartbeatThread(events.append)
+    thread.start()
+    with activity.during(work):
+        thread.add_request()
+        until(lambda: exit_codes or len(events) > 60)  # three times the limit
+        may_take_long = work in {Activity.LOADING, Activity.COMPUTING}
+        assert exit_codes == ([] if may_take_long else [EXIT_STALLED])
+        if may_take_long:
+            with activity.during(Activity.TOKENIZING):  # the grammar thread's work changes nothing
+                n_events = len(events)
+                until(lambda: len(events) > n_events + 30)
+            assert not exit_codes
+    until(lambda: exit_codes)  # the main thread hangs after its computation
+
+
+def test_computation_without_end_is_ended(exit_codes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "MAX_COMPUTE_TICKS", 40)
+    events: list[Event] = []
+    thread = HeartbeatThread(events.append)
+    thread.start()
+    with activity.during(Activity.COMPUTING):
+        thread.add_request()
+        until(lambda: exit_codes)
+    assert len(events) >= 40
 
 
 def test_write_that_waits_for_a_stopped_client_does_not_count(exit_codes: list[int]) -> None:
@@ -79,7 +112,7 @@ def test_write_that_waits_for_a_stopped_client_does_not_count(exit_codes: list[i
         if n_events == 10:
             may_write.wait(20)
 
-    thread = HeartbeatThread(send, lambda: False)
+    thread = HeartbeatThread(send)
     thread.start()
     thread.add_request()
     until(lambda: n_events == 10)
