@@ -51,6 +51,8 @@ NEW_KEYS = (
         ("ARCH.nextn_predict_layers", U32, 3, "claims 3 prediction layers"),
         ("general.alignment", U32, 1, "has an alignment of 1 bytes"),
         ("tokenizer.ggml.model", STRING, b"bert", "has byte tokens in its vocabulary"),
+        ("ARCH.expert_count", U32, 1025, "claims 1025 experts; llama.cpp reads at most 1024"),
+        ("ARCH.expert_used_count", U32, 2, "claims to use 2 of 0 experts"),
     ],
 )
 def test_ask_refuses_the_file_with_one_sentence(
@@ -63,6 +65,34 @@ def test_ask_refuses_the_file_with_one_sentence(
     assert time.monotonic() - started_at < 10
     assert (result.returncode, len(result.stderr.splitlines())) == (3, 1), result.stderr
     assert f"edgechat: {bad} {message}" in result.stderr
+
+
+def test_ask_refuses_a_token_that_occurs_twice(tmp_path: Path, cli: Cli) -> None:
+    good = RawGguf.read(write_parrot(tmp_path / "good.gguf", "Hi"))
+    element_type, tokens = good.metadata["tokenizer.ggml.tokens"][1]
+    value = element_type, [*tokens[:-1], tokens[5]]
+    bad = good.with_value("tokenizer.ggml.tokens", ARRAY, value).write(tmp_path / "bad.gguf")
+    result = cli("ask", "Hi", "-m", str(bad))
+    assert (result.returncode, len(result.stderr.splitlines())) == (3, 1), result.stderr
+    assert f"edgechat: {bad} has the token {tokens[5].decode()!r} twice in its vocabulary" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ARCH.expert_count", 8, "blk.0.ffn"),
+        ("ARCH.expert_count", 2, "claims to use 4 of 2 experts"),
+        ("ARCH.expert_used_count", 5, "claims to use 5 of 4 experts"),
+    ],
+)
+def test_ask_refuses_numbers_of_experts_that_the_weights_do_not_have(
+    tmp_path: Path, cli: Cli, key: str, value: int, message: str
+) -> None:
+    good = RawGguf.read(write_tiny(tmp_path / "good.gguf", "moe"))
+    bad = good.with_value(key, U32, value).write(tmp_path / "bad.gguf")
+    result = cli("ask", "Hi", "-m", str(bad))
+    assert (result.returncode, len(result.stderr.splitlines())) == (3, 1), result.stderr
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize("type_id", [24, 26, 28])
