@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgechat.engine import protocol
@@ -21,10 +22,19 @@ LONG_TEXT = "Gravity pulls everything towards the ground. " * 200_000
 
 
 def test_many_short_messages_are_tokenised_in_linear_time(engine: EngineClient) -> None:
-    n_tokens = len(engine.tokenize(MANY_MESSAGES[: len(MANY_MESSAGES) // 100]))
-    started_at = time.monotonic()
-    assert len(engine.tokenize(MANY_MESSAGES)) == 100 * n_tokens
-    assert time.monotonic() - started_at < 30  # llama.cpp takes over 100 s on two cores
+    assert engine.pid is not None
+    process = psutil.Process(engine.pid)
+
+    def measure(n_messages: int) -> tuple[int, float]:
+        """Return the number of tokens, and the CPU time of the engine in seconds."""
+        before = process.cpu_times()
+        n_tokens = len(engine.tokenize(MANY_MESSAGES[: len(MANY_MESSAGES) // 40_000 * n_messages]))
+        after = process.cpu_times()
+        return n_tokens, after.user + after.system - before.user - before.system
+
+    (n_short, short_s), (n_long, long_s) = measure(10_000), measure(40_000)
+    assert n_long == 4 * n_short
+    assert long_s < 8 * max(0.1, short_s)  # llama.cpp alone takes over 100 s on two cores, and 16 times as long
 
 
 def test_text_with_too_many_tokens_is_refused_before_its_end(engine: EngineClient) -> None:
