@@ -7,11 +7,16 @@ import os
 import random
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gguf
+import pytest
 
 from edgechat.runtime.bindings import Bindings
 from edgechat.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from _pytest.mark.structures import ParameterSet
 
 # One name for each set of patterns in llama.cpp's src/llama-vocab.cpp.
 PRE_TOKENIZERS = (
@@ -35,6 +40,13 @@ def find_vocabularies() -> list[Path]:
     """Return the vocabularies in llama.cpp's sources, in the build folder of one build; none if it is absent."""
     pattern = ".cache/edgechat-build/tree/*/llama_cpp_python-*/vendor/llama.cpp/models/ggml-vocab-*.gguf"
     return sorted({path.name: path for path in Path.home().glob(pattern)}.values(), key=lambda path: path.name)
+
+
+def vocabulary_parameters() -> list[ParameterSet]:
+    """Return a test parameter for each of these vocabularies; without them, one that is skipped with a reason."""
+    parameters = [pytest.param(path, id=path.stem) for path in find_vocabularies()]
+    reason = "needs the vocabularies in llama.cpp's sources, which a build of the native bundle leaves in its folder"
+    return parameters or [pytest.param(None, id="no vocabulary", marks=pytest.mark.skip(reason))]
 
 
 def write_bpe_vocabulary(path: Path, pre_tokenizer: str, model: str = "gpt2") -> Path:

@@ -26,7 +26,7 @@ from edgechat.runtime.triggered_grammar import TriggeredGrammar, compile_tool_gr
 from tests.fuzzing import scale
 from tests.models import write_tiny_llama
 from tests.unit.engine.test_grammar_compiler import ENDLESS, REFERENCES
-from tests.vocabularies import find_vocabularies, open_vocabulary
+from tests.vocabularies import open_vocabulary, vocabulary_parameters
 from tests.waiting import until
 
 PROMPT = "<|im_start|>user\nA list of numbers, please.<|im_end|>\n<|im_start|>assistant\n"
@@ -206,7 +206,7 @@ SCHEMAS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", find_vocabularies(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", vocabulary_parameters())
 def test_random_walks_through_grammars_give_valid_json(native: Bindings, path: Path) -> None:
     model = cast("Model", _VocabularyModel(native, path))
     if "bert" in path.name:
