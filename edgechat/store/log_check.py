@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import os
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -41,8 +42,11 @@ class LogDamage(NamedTuple):
 def find_log_damage(path: Path, connect: Connect) -> LogDamage | None:
     """Return the damage of the log of the database at `path`; None if there is no log, or no damage was found.
 
-    A log that another process uses counts as undamaged, because that process has read it before.
+    A log that a process uses counts as undamaged, because that process has read it before. If it is this process, the
+    database is not opened here: closing it would drop all locks of SQLite on it (POSIX locks belong to the process).
     """
+    if _is_open_in_this_process(path):
+        return None
     try:
         with path.with_name(path.name + "-wal").open("rb") as file:
             log = file.read(_MAX_CHECKED_BYTES)
@@ -60,6 +64,20 @@ def find_log_damage(path: Path, connect: Connect) -> LogDamage | None:
         return damage if damage is not None and not _is_used_by_another_process(path) else None
     except OSError:
         return None  # there is no log, or SQLite reports the error
+
+
+def _is_open_in_this_process(path: Path) -> bool:
+    """Return whether a file descriptor of this process refers to the file; False on systems that do not list them."""
+    try:
+        file_status = path.stat()
+        descriptors = os.listdir("/dev/fd")  # noqa: PTH208  (only the names)
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed
+            if os.path.samestat(os.fstat(int(descriptor)), file_status):
+                return True
+    return False
 
 
 def _is_used_by_another_process(path: Path) -> bool:
