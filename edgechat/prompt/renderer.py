@@ -213,7 +213,7 @@ class Renderer:
     def close(self) -> None:
         """Kill the child process; `start` and `render` then raise EngineDiedError."""
         with self._lock:
-            self._is_closed = True  # otherwise a load that is still running could start a process that nobody ends
+            self._is_closed = True  # otherwise a load that is still running could start a process that is never ended
         self._kill_child()
 
     def _kill_child(self) -> None:

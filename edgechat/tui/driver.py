@@ -1,4 +1,4 @@
-"""Terminal driver: Textual's driver for Linux and macOS with a filter for its input, and for terminals that vanish.
+"""Terminal driver: Textual's driver for Linux and macOS which filters input and handles a closed terminal.
 
 It uses private API of Textual, checked against Textual 8.2.8 (see also `textual_private.py`).
 """
@@ -162,6 +162,6 @@ class _TerminalOutput:
         except OSError:
             self.is_lost = True
             self._on_lost()
-        except Exception as error:  # noqa: BLE001  (the writer thread must go on, or the next write would block)
+        except Exception as error:  # noqa: BLE001  (if the writer thread ended, the next write would block)
             self.is_lost = True
             self._on_error(error)
