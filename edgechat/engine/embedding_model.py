@@ -7,7 +7,7 @@ from collections.abc import Callable
 from edgechat.engine import protocol
 from edgechat.engine.engine_model import EngineModel
 from edgechat.engine.tokenization import TokenizationQueue, check_tokens
-from edgechat.errors import EngineError
+from edgechat.errors import EngineError, RequestCancelledError
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.runtime.embedder import Embedder
 from edgechat.runtime.model import Model
@@ -35,6 +35,8 @@ class EmbeddingModel(EngineModel):
         self.n_ctx = self._embedder.n_ctx
         self.n_embd = self._embedder.n_embd
         self._tokenizations = TokenizationQueue(self.n_ctx)
+        self._embed_id: int | None = None
+        """ID of the Embed request that is being executed."""
 
     @property
     def is_busy(self) -> bool:
@@ -46,18 +48,34 @@ class EmbeddingModel(EngineModel):
             self._tokenizations.add_request(request, parts, self._on_finished)
             return None
         if isinstance(request, protocol.Embed):
-            return protocol.Embedded(id=request.id, embeddings=[self._embed(t, request.id) for t in request.inputs])
+            return self._execute_embed(request)
         raise EngineError("This is an embedding model, which cannot generate text. Load a chat model.")
 
     def step(self, cancelled_ids: set[int]) -> None:
         self._tokenizations.cancel(cancelled_ids)
         self._tokenizations.step()
 
+    def _execute_embed(self, request: protocol.Embed) -> protocol.Embedded:
+        # A cancellation before this line is noticed by `_is_cancelled`, and a later one also aborts the computation.
+        self._embed_id = request.id
+        self._embedder.clear_abort()
+        try:
+            return protocol.Embedded(id=request.id, embeddings=[self._embed(t, request.id) for t in request.inputs])
+        finally:
+            self._embed_id = None
+
     def _embed(self, tokens: list[int], request_id: int) -> list[float]:
         check_tokens(tokens, self._model.n_vocab)
         if self._is_cancelled(request_id):
-            raise EngineError("The embedding request was cancelled. Send it again.")
+            raise RequestCancelledError("The embedding request was cancelled. Send it again.")
         return self._embedder.embed(tokens)
+
+    def cancel(self, request_id: int) -> None:
+        if request_id == self._embed_id:
+            self._embedder.abort()
+
+    def abort(self) -> None:
+        self._embedder.abort()
 
     def close(self) -> None:
         self._embedder.close()

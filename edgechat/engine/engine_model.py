@@ -11,7 +11,7 @@ from edgechat.errors import EngineError
 class EngineModel:
     """Base class of the loaded models. While no model is loaded, an instance of the base class is the placeholder.
 
-    Any thread may call `abort` and `clear_abort`; all other methods must be called on the decoding thread.
+    Any thread may call `cancel`, `abort` and `clear_abort`; all other methods must be called on the decoding thread.
     """
 
     n_ctx = 0
@@ -42,6 +42,9 @@ class EngineModel:
         EdgechatError, MemoryError and OSError.
         """
         return None
+
+    def cancel(self, request_id: int) -> None:
+        """Abort the running computation if it is for this request only, which was cancelled."""
 
     def abort(self) -> None:
         """Abort the running decode, or the next one if none is running."""

@@ -156,6 +156,7 @@ class EngineServer:
     def _cancel(self, target_id: int) -> None:
         with self._lock:
             self._cancelled_ids.add(target_id)
+            self._model.cancel(target_id)
             # Abort the running decode only if all its requests are cancelled; otherwise the remaining requests would
             # lose work.
             if target_id in self._running_ids and self._running_ids <= self._cancelled_ids:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from edgechat.errors import ComputeError, ContextOverflowError, PlanError
+from edgechat.errors import ComputeError, ContextOverflowError, PlanError, RequestCancelledError
 from edgechat.planner.load_plan import LoadPlan
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.model import Model
+
+_ABORTED: Final = 2  # code of llama_decode and llama_encode
 
 
 class Embedder:
@@ -41,16 +44,32 @@ class Embedder:
         self.n_embd = int(llama.llama_model_n_embd_out(model.pointer))
         self._memory = llama.llama_get_memory(pointer)
         self._batch = llama.llama_batch_init(self.n_ctx, 0, 1)
-        self._finalizer = weakref.finalize(self, _free, llama, pointer=pointer, batch=self._batch)
+        native = bindings.edgechat
+        self._abort_flag = native.edgechat_abort_flag_new()
+        callback = ctypes.cast(native.edgechat_abort_callback, llama.ggml_abort_callback)
+        llama.llama_set_abort_callback(pointer, callback, ctypes.c_void_p(self._abort_flag))
+        self._finalizer = weakref.finalize(
+            self, _free, llama, native, pointer=pointer, abort_flag=self._abort_flag, batch=self._batch
+        )
 
     def close(self) -> None:
         """Free the context now. A second call does nothing."""
         self._finalizer()
 
+    def abort(self) -> None:
+        """Stop the current embedding, or the next one if none is computed. Can be called from any thread."""
+        if self._finalizer.alive:
+            self.model.bindings.edgechat.edgechat_abort_flag_set(self._abort_flag, 1)
+
+    def clear_abort(self) -> None:
+        """Reset the abort flag, so that embedding works again after `abort`."""
+        self.model.bindings.edgechat.edgechat_abort_flag_set(self._abort_flag, 0)
+
     def embed(self, tokens: Sequence[int]) -> list[float]:
         """Return the embedding of a text: `n_embd` numbers with a Euclidean norm of 1.
 
-        Raises ContextOverflowError if `tokens` is empty or longer than `n_ctx`, and ComputeError if llama.cpp fails.
+        Raises ContextOverflowError if `tokens` is empty or longer than `n_ctx`, RequestCancelledError after `abort`,
+        and ComputeError if llama.cpp fails.
         """
         if not tokens:
             raise ContextOverflowError("The text is empty. Embed a text of at least one token.")
@@ -68,6 +87,8 @@ class Embedder:
         compute = llama.llama_decode if self._memory else llama.llama_encode
         with activity.during(Activity.COMPUTING):
             code = int(compute(self.pointer, batch))
+        if code == _ABORTED:
+            raise RequestCancelledError("The embedding request was cancelled. Send it again.")
         activity.set_has_computed(code == 0)
         embedding = llama.llama_get_embeddings_seq(self.pointer, 0) if code == 0 else None
         if not embedding:
@@ -79,6 +100,7 @@ class Embedder:
         return [x / norm for x in values] if norm else values
 
 
-def _free(llama: Any, *, pointer: object, batch: object) -> None:
+def _free(llama: Any, native: ctypes.CDLL, *, pointer: object, abort_flag: int, batch: object) -> None:
     llama.llama_free(pointer)
     llama.llama_batch_free(batch)
+    native.edgechat_abort_flag_free(abort_flag)

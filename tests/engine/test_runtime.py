@@ -6,23 +6,26 @@ import ctypes
 import gc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgechat.config import Sampling
-from edgechat.errors import EngineError, ModelFileError, RuntimeLoadError
+from edgechat.errors import EngineError, ModelFileError, RequestCancelledError, RuntimeLoadError
 from edgechat.modelfile.profile import ModelProfile
 from edgechat.modelfile.split import read_header
 from edgechat.planner.kv_memory import compute_states_bytes, layer_bytes
 from edgechat.runtime.backends.bundle import find_bundle
 from edgechat.runtime.bindings import Bindings, load
 from edgechat.runtime.context import Context, DecodeAborted
+from edgechat.runtime.embedder import Embedder
 from edgechat.runtime.memory_report import read_memory_breakdown
 from edgechat.runtime.model import Model
 from edgechat.runtime.sampler import Sampler
-from tests.models import CONTROL, KINDS, N_CTX, Kind, open_context, write_tiny, write_tiny_llama
+from tests.models import CONTROL, KINDS, N_CTX, Kind, open_context, write_tiny, write_tiny_bert, write_tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +206,16 @@ def test_argmax_returns_the_first_largest_logit(native: Bindings, logits: list[f
 def test_random_seed_is_chosen_without_a_seed(model: Model) -> None:
     seeds = {Sampler(model, Sampling()).seed for _ in range(5)}
     assert len(seeds) == 5
+
+
+def test_embedding_can_be_aborted_and_computed_again(native: Bindings, tmp_path: Path) -> None:
+    plan: Any = SimpleNamespace(options=SimpleNamespace(n_ctx=64), n_threads=1, n_threads_batch=1)
+    embedder = Embedder(Model(native, write_tiny_bert(tmp_path / "bert.gguf")), plan)
+    embedding = embedder.embed([2, 5, 6, 7, 3])
+    embedder.abort()
+    with pytest.raises(RequestCancelledError):
+        embedder.embed([2, 5, 6, 7, 3])
+    embedder.clear_abort()
+    assert embedder.embed([2, 5, 6, 7, 3]) == embedding
+    embedder.close()
+    embedder.abort()
