@@ -10,6 +10,7 @@ a run of digits, so tokens that agree in both windows do not depend on where the
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
@@ -25,6 +26,7 @@ _MARGIN_DIVISORS: Final = (64, 16, 4)
 _MAX_CUTS: Final = 4
 # Number of characters before the first possible cut in which a cut between two words is looked for.
 _CUT_RANGE: Final = 64
+_WORD_GAP: Final = re.compile(r"[^\W_] (?=[^\W_])")
 _UTF8_CONTINUATION: Final = range(0x80, 0xC0)
 
 
@@ -83,6 +85,19 @@ def iterate_windows(tokenizer: PieceTokenizer, text: str) -> Iterator[list[int]]
             start, size = cut, tokenizer.window_chars
             end, tokens = windows.read(start, size)
     yield tokens
+
+
+def iterate_words(tokenizer: PieceTokenizer, text: str) -> Iterator[list[int]]:
+    """Tokenise a text with a vocabulary that tokenises each word alone, and marks its start (WPM, UGM).
+
+    The text is cut only at a space between two letters or digits, so a text without spaces is not cut. Yields the
+    tokens in parts.
+    """
+    start = 0
+    while (gap := _WORD_GAP.search(text, start + tokenizer.window_chars)) is not None:
+        yield tokenizer.tokenize_piece(text[start : gap.end() - 1], is_continuation=False)
+        start = gap.end()
+    yield tokenizer.tokenize_piece(text[start:], is_continuation=False)
 
 
 class _Windows:

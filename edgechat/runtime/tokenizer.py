@@ -14,7 +14,7 @@ from edgechat.errors import EngineError, ModelFileError
 from edgechat.runtime import activity
 from edgechat.runtime.activity import Activity
 from edgechat.runtime.bindings import Bindings
-from edgechat.runtime.long_text import MAX_WINDOW_CHARS, WINDOW_CHARS, iterate_windows
+from edgechat.runtime.long_text import MAX_WINDOW_CHARS, WINDOW_CHARS, iterate_windows, iterate_words
 from edgechat.runtime.special_tokens import SpecialToken, SpecialTokenSplitter
 
 # Attributes of tokens (enum llama_token_attr). llama.cpp recognises control and unknown tokens in a text only with
@@ -186,7 +186,11 @@ class Tokenizer:
             yield list(ends)
 
     def _iterate_text(self, text: str) -> Iterator[list[int]]:
-        if len(text) <= self.window_chars or self._type not in {_SPM, _BPE}:
+        if len(text) <= self.window_chars:
+            yield self.tokenize_piece(text, is_continuation=False)
+        elif self._type in {_WPM, _UGM} and self._adds_space:
+            yield from iterate_words(self, text)
+        elif self._type not in {_SPM, _BPE}:
             yield self.tokenize_piece(text, is_continuation=False)
         else:
             yield from iterate_windows(self, text.replace(_ESCAPED_SPACE, " ") if self._escapes_spaces else text)

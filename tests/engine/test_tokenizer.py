@@ -88,6 +88,38 @@ def test_tokens_of_known_vocabularies_equal_those_of_the_whole_text(native: Bind
     check_equality(native, tokenizer, [make_text(rng, n, special_tokens) for n in (50, 700, 9000, length)])
 
 
+@pytest.mark.parametrize("name", ["bert-bge", "nomic-bert-moe"])
+def test_texts_of_embedding_models_are_cut_between_words(native: Bindings, name: str) -> None:
+    path = next((path for path in find_vocabularies() if path.stem == f"ggml-vocab-{name}"), None)
+    if path is None:
+        pytest.skip("llama.cpp's sources are not in the build folder")
+    tokenizer = open_vocabulary(native, path)
+    rng = random.Random(0)
+    words = [
+        "the",
+        "Zürich",
+        "天気",
+        "x",
+        "don't",
+        "e\u0301t\u00e9",
+        "ﬁne",
+        "\u0301",
+        "ǅ",
+        "😀",
+        "12",
+        "½",
+        "가나",
+        "▁",
+        "한",
+        "Ⅷ",
+    ]
+    for separators in ([" "], [" ", "  ", "\n", "\t", " ,", "\u3000", "\u200b", " \u0301", "\x01", "▁"]):
+        texts = ["".join(rng.choice(words) + rng.choice(separators) for _ in range(10_000)) for _ in range(5)]
+        check_equality(native, tokenizer, texts)
+    parts = list(tokenizer.iterate_tokens("the quick fox " * 20_000, add_special=True, parse_special=False))
+    assert max(map(len, parts)) < WINDOW_CHARS
+
+
 def test_sentencepiece_tokens_equal_those_of_the_whole_text(native: Bindings, tmp_path: Path) -> None:
     tokenizer = open_vocabulary(native, write_spm_vocabulary(tmp_path / "v.gguf", has_byte_tokens=True))
     rng = random.Random(0)
