@@ -84,7 +84,7 @@ class ChatResponseBuilder(ResponseBuilder):
     def grammar_param(self) -> str | None:
         return self._grammar_param
 
-    def forget_prompt(self) -> None:
+    def discard_prompt(self) -> None:
         self._body = ChatRequest(messages=[], logprobs=self._body.logprobs)
 
     def _find_max_tokens(self) -> int | None:

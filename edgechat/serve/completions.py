@@ -56,7 +56,7 @@ class CompletionResponseBuilder(ResponseBuilder):
     def grammar_param(self) -> str | None:
         return None
 
-    def forget_prompt(self) -> None:
+    def discard_prompt(self) -> None:
         self._body = CompletionRequest(prompt="", logprobs=self._body.logprobs)
 
     def make_progress_choice(self, choice_index: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Generation:
             async with self._body_memory:
                 self._resources.enter_context(builder.queue.admit(client))
                 requests, self.choices = await builder.build_requests()
-                builder.forget_prompt()
+                builder.discard_prompt()
             events = await builder.queue.submit(requests, builder.ping_s)
             self._resources.callback(events.close)
             deltas = stream_deltas(events, self.choices, requests[0].n_sequences, self.totals)

@@ -49,8 +49,8 @@ class ResponseBuilder(ABC):
         """Name of the request field that the grammar belongs to, for the `param` field of error responses."""
 
     @abstractmethod
-    def forget_prompt(self) -> None:
-        """Drop all texts of the request body, which can be large, after the engine requests are built."""
+    def discard_prompt(self) -> None:
+        """Discard all texts of the request body, which can be large, after the engine requests are built."""
 
     @abstractmethod
     def make_choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ def test_crashes_of_one_model_change_the_backend_only_for_this_model(
     assert json.loads(cli("doctor", "--json", "--retest").stdout)["distrusted"] == []
 
 
-def test_model_that_crashes_on_every_module_leaves_other_models_alone(
+def test_model_that_crashes_on_every_module_does_not_affect_other_models(
     client: EngineClient, bad: Path, parrot: Path
 ) -> None:
     best = generate(client, parrot)

@@ -78,7 +78,7 @@ def new_engine(starter: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         client.close()
 
 
-def test_suspended_engine_is_replaced_and_all_its_requests_are_told(new_engine: Callable[[], EngineClient]) -> None:
+def test_suspended_engine_is_replaced_and_all_its_requests_fail(new_engine: Callable[[], EngineClient]) -> None:
     engine = new_engine()
     pid = engine.pid
     assert pid is not None

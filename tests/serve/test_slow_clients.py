@@ -47,7 +47,7 @@ def many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft_limit, min(4096, hard_limit)), hard_limit))
 
 
-def test_a_thousand_slow_connections_shut_out_nobody(start: Start) -> None:
+def test_requests_are_answered_beside_a_thousand_slow_connections(start: Start) -> None:
     server = start("-m", "starter", "--ctx", "1024")
     with contextlib.ExitStack() as stack:
         for _ in range(1100):

@@ -29,7 +29,7 @@ class Builder(ResponseBuilder):
     def grammar_param(self) -> str | None:
         return None
 
-    def forget_prompt(self) -> None:
+    def discard_prompt(self) -> None:
         pass
 
     def make_choice_objects(self, choices: list[Choice]) -> list[dict[str, Any]]:
