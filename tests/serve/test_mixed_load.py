@@ -1,4 +1,9 @@
-"""Mixed load: four honest clients are served while 200 hostile ones abuse the server, and nothing leaks."""
+"""Mixed load: four honest clients are served while 200 hostile ones abuse the server, and nothing leaks.
+
+All clients have loopback addresses, to which the limits of one address do not apply, so the server must withstand the
+hostile clients without these limits. `tests/unit/serve/test_connections.py` and `test_model_queue.py` test the limits
+with other addresses.
+"""
 
 from __future__ import annotations
 
