@@ -25,6 +25,7 @@ from tests.vocabularies import (
     QUADRATIC_PRE_TOKENIZERS,
     RUNS,
     USER_DEFINED_TOKENS,
+    find_vocabularies,
     make_text,
     open_vocabulary,
     tokenize_whole,
