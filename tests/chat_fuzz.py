@@ -47,6 +47,7 @@ class Report:
     n_errors: int = 0
     """Number of inputs to which the library replied with an error."""
     slowest_s: float = 0.0
+    """Processor time of the slowest input with a reply."""
     slowest_input: int = -1
     growth_bytes: int = 0
     """Greatest growth of one process after its first inputs."""
@@ -180,7 +181,7 @@ class _Library:
 
 
 def _serve(kind: str, library_path: str, seed: int, inputs: range, *, limits_memory: bool) -> None:
-    """Send inputs to the library, and print the number of each before, and its duration and the memory after it."""
+    """Send inputs to the library; print the number of each before, and its processor time and the memory after it."""
     if limits_memory:
         limit_memory()
     library = _Library(library_path)
@@ -189,9 +190,9 @@ def _serve(kind: str, library_path: str, seed: int, inputs: range, *, limits_mem
         if request["op"] == "parse":
             request = library.add_parser(request)
         print(number, flush=True)
-        started_at = time.monotonic()
+        started_s = time.thread_time()
         reply = library.call(request)
-        duration_s = time.monotonic() - started_at
+        duration_s = time.thread_time() - started_s
         n_bytes = _read_memory() if number % _INPUTS_PER_MEASUREMENT == 0 else 0
         print(duration_s, n_bytes, "error" in reply, flush=True)
 
