@@ -31,7 +31,7 @@ _WARM_UP_INPUTS: Final = 300
 _START_TIMEOUT_S: Final = 60.0
 _SANITIZER_OPTIONS: Final = (
     "detect_leaks=0:quarantine_size_mb=16:detect_stack_use_after_return=0:allocator_may_return_null=1:"
-    "max_allocation_size_mb=1024:soft_rss_limit_mb=1500"
+    "max_allocation_size_mb=1024:soft_rss_limit_mb=1500:alloc_dealloc_mismatch=0"
 )
 _INPUTS_PER_MEASUREMENT: Final = 50
 
