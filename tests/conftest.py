@@ -9,11 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from edgechat.catalogue.library import starter_model
 
 ROOT = Path(__file__).resolve().parent.parent
+# Without the limit of 200 ms for each example, which a busy machine exceeds without a fault.
+hypothesis.settings.register_profile("edgechat", deadline=None)
+hypothesis.settings.load_profile("edgechat")
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
