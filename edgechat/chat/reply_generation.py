@@ -25,6 +25,7 @@ class _StreamingReply:
     def __init__(self, recorder: ReplyRecorder, parser: ReplyParser) -> None:
         self.recorder = recorder
         self.parser = parser
+        self.is_continued = bool(recorder.reply.text or recorder.reply.reasoning)
         self.finish_reason: protocol.FinishReason | None = None
         self.reported_error = ""
 
@@ -134,5 +135,11 @@ class ReplyGeneration:
                 stats = msgspec.structs.replace(
                     request_finished.stats, ttft_s=self._ttft_s or request_finished.stats.ttft_s
                 )
-            reasoning = streaming_reply.recorder.reply.reasoning.rstrip("\n")
-            streaming_reply.recorder.finish(finish_reason=reason, stats=stats, reasoning=reasoning)
+            recorder, parsed = streaming_reply.recorder, streaming_reply.parser.reply
+            changes = {"reasoning": recorder.reply.reasoning.rstrip("\n")}
+            if parsed.reasoning and not recorder.reply.reasoning and not streaming_reply.is_continued:
+                changes = {
+                    "reasoning": parsed.reasoning,
+                    "text": parsed.content,
+                }  # only an end tag showed the reasoning
+            recorder.finish(finish_reason=reason, stats=stats, **changes)

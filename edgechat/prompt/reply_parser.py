@@ -110,10 +110,17 @@ class ReplyParser:
         return delta
 
     def finish(self) -> ReplyDelta:
-        """Finish the reply; return the output that was held back."""
+        """Finish the reply; return the output that was held back.
+
+        Content that an end tag of the reasoning turns out to end becomes reasoning in `reply`, but not in the deltas.
+        """
         parsed = self._find_bare_call(self._parse(is_final=True))
         delta = self._advance(parsed, is_final=True)
-        self.reply = _subtract(parsed, self._base)
+        reply = _subtract(parsed, self._base)
+        if not reply.reasoning and self._base == ParsedReply():
+            reasoning, content = self._thoughts.split_unopened(reply.content)
+            reply = reply._replace(reasoning=reasoning, content=content)
+        self.reply = reply
         return delta
 
     def _parse(self, *, is_final: bool) -> ParsedReply:

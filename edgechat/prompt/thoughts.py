@@ -69,6 +69,17 @@ class ThoughtFinder:
             rest = rest[: len(rest) - n_pending]
         return "\n\n".join(filter(None, thoughts)), rest
 
+    def split_unopened(self, content: str) -> tuple[str, str]:
+        """Return the reasoning and the rest of a finished content whose reasoning has only an end tag.
+
+        The template or the vocabulary must know the tag. An end tag after a backtick is part of the content.
+        """
+        ends = [(content.find(end), start, end) for start, end in self._everywhere if end in content]
+        position, start_tag, end_tag = min(ends, default=(-1, "", ""))
+        if position < 0 or start_tag in content[:position] or content[:position].endswith("`"):
+            return "", content
+        return content[:position].strip("\n"), content[position + len(end_tag) :].lstrip("\n")
+
     def _find_start(
         self, content: str, position: int, pairs: Sequence[tuple[str, str]]
     ) -> tuple[int, tuple[str, str]] | None:

@@ -36,6 +36,19 @@ def test_continuing_a_reply_that_no_longer_fits_leaves_it_unchanged(session: Scr
     assert saved.finish_reason == "stop"
 
 
+def test_end_tag_alone_separates_reasoning_and_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripted_session, "_TEMPLATE", "{# <think> #}" + scripted_session._TEMPLATE)
+    session = ScriptedSession(open_ephemeral_store(), Settings(), Script(["Secret</think>Answer"]))
+    session.open()
+    *_, finished = session.send("Hi")
+    assert isinstance(finished, TurnFinished)
+    assert (finished.reply.reasoning, finished.reply.text) == ("Secret", "Answer")
+    *_, finished = session.continue_reply()
+    assert isinstance(finished, TurnFinished)
+    assert finished.reply.text.startswith("Answer")  # the text before a continuation stays
+    session.close()
+
+
 def test_conversation_that_is_deleted_during_a_reply_is_reported_and_can_be_left(home: Path) -> None:
     session = ScriptedSession(open_store(), Settings(), Script(["word " * 40]))
     session.open()

@@ -50,3 +50,18 @@ def test_a_beginning_gives_a_beginning(tags: tuple[str, str], texts: list[str], 
     partial_reasoning, partial_rest = finder.split(content[:cut], is_final=False)
     assert rest.startswith(partial_rest)
     assert reasoning.startswith(partial_reasoning.rstrip("\n"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reasoning", "rest"),
+    [
+        ("Secret\n</think>\n\nAnswer", "Secret", "Answer"),
+        ("</think>Answer", "", "Answer"),
+        ("<think>a</think>b", "", "<think>a</think>b"),
+        ("The tag `</think>` ends it.", "", "The tag `</think>` ends it."),
+        ("Answer", "", "Answer"),
+    ],
+)
+def test_end_tag_alone_ends_the_reasoning(content: str, reasoning: str, rest: str) -> None:
+    assert EVERYWHERE.split_unopened(content) == (reasoning, rest)
+    assert AT_START.split_unopened(content) == ("", content)

@@ -30,6 +30,15 @@ def test_choice_separates_reasoning_text_and_calls() -> None:
     assert last.finish_reason == choice.finish_reason == "tool_calls"
 
 
+def test_end_tag_alone_separates_reasoning_and_text() -> None:
+    choice = Choice(0, ReplyParser(refuse_call, ReplyFormat(), ThoughtFinder("<think>", ())))
+    output = "Secret</think>Answer"
+    deltas = [choice.feed(TokensGenerated(id=1, text=letter, tokens=[])) for letter in output]
+    deltas.append(choice.finish("stop"))
+    assert "".join(d.content for d in deltas) == output  # a stream cannot take back what it has sent
+    assert (choice.reasoning, choice.content) == ("Secret", "Answer")
+
+
 def test_cancelled_choice_finishes_with_length() -> None:
     choice = Choice(0)
     choice.feed(TokensGenerated(id=1, text="Half", tokens=[]))
