@@ -71,17 +71,24 @@ def find_phase_after_prompt(reasoning_format: ReasoningFormat | None, prompt: st
     return "reasoning" if prompt.rstrip().endswith(reasoning_format.start_tag) else "start"
 
 
-def format_reply(reasoning_format: ReasoningFormat | None, reasoning: str, content: str, prompt: str = "") -> str:
+def format_reply(
+    reasoning_format: ReasoningFormat | None, reasoning: str, content: str, prompt: str = "", *,
+    is_finished: bool = False,
+) -> str:  # fmt: skip
     """Format a reply as the model would generate it after `prompt`: reasoning in its tags, then content.
 
-    If `content` is empty, the end tag is omitted, so that the model can continue its reasoning.
+    If `content` is empty, the end tag is omitted, so that the model can continue its reasoning, unless the reply
+    `is_finished`: the reply of an agent can be reasoning and tool calls.
     """
     if reasoning_format is None:
         return content
     tags, prompt_end = reasoning_format, prompt.rstrip()
+    if not reasoning and prompt_end.endswith(tags.start_tag):
+        blank_line = tags.padding if prompt_end != prompt else 2 * tags.padding
+        return f"{blank_line}{tags.end_tag}{tags.content_prefix}{tags.separator}{content}"
     if not reasoning or prompt_end.endswith(tags.end_tag):
         return tags.content_prefix + content
     start = "" if prompt_end.endswith(tags.start_tag) else tags.start_tag + tags.padding
-    if not content:
+    if not content and not is_finished:
         return start + reasoning
     return f"{start}{reasoning}{tags.padding}{tags.end_tag}{tags.content_prefix}{tags.separator}{content}"

@@ -293,7 +293,7 @@ def _make_template_message(
     content, reasoning = guard_text(message.content, pattern, guard), guard_text(message.reasoning, pattern, guard)
     fields = {"role": message.role, "content": content, **_guard_json(message.extra_fields, pattern, guard)}
     if reasoning and inline_format is not None:
-        fields["content"] = format_reply(inline_format, reasoning, content)
+        fields["content"] = format_reply(inline_format, reasoning, content, is_finished=True)
     elif reasoning:
         fields |= {"reasoning_content": reasoning, "reasoning": reasoning, "thinking": reasoning, "thought": reasoning}
     if message.has_text_parts:

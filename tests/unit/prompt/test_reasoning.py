@@ -23,6 +23,11 @@ def test_reasoning_is_written_between_its_tags() -> None:
     # Reasoning without content can be continued.
     assert format_reply(reasoning_format, "Hmm", "", "assistant: ") == "<think>\nHmm"
     assert format_reply(reasoning_format, "Hmm", "", "assistant: <think>\n") == "Hmm"
+    # In the history, the reasoning of a reply that has only tool calls is closed.
+    assert format_reply(reasoning_format, "Hmm", "", is_finished=True) == "<think>\nHmm\n</think>\n\n"
+    # Content that a client begins is not put into the reasoning that the template opens.
+    assert format_reply(reasoning_format, "", "So", "assistant: <think>\n") == "\n</think>\n\nSo"
+    assert format_reply(reasoning_format, "", "So", "assistant: <think>") == "\n\n</think>\n\nSo"
     # A template that closed the reasoning itself leaves no place for it.
     assert format_reply(reasoning_format, "Hmm", "So", "assistant: <think>\n\n</think>\n\n") == "So"
 
