@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -107,7 +108,7 @@ def describe_download(path: Path) -> str:
     if suffix in _DOWNLOAD_SUFFIXES and ".gguf" in path.name.lower():
         return f"is an incomplete download ({suffix}). Finish it, or repeat it with `edgechat models pull`."
     control_file = path.with_name(path.name + _ARIA2_SUFFIX)
-    if control_file.exists():
+    if os.path.exists(control_file):  # noqa: PTH110  (Path.exists raises OSError for a name that is too long)
         return f"is an incomplete download, because {control_file.name} is beside it. Finish it with aria2."
     return ""
 

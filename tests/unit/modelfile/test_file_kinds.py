@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edgechat.errors import ModelFileError
-from edgechat.modelfile.file_kinds import group_file_parts, parse_file_part
+from edgechat.modelfile.file_kinds import describe_download, group_file_parts, parse_file_part
 from edgechat.modelfile.split import read_header
 from tests.models import write_tiny_llama
 
@@ -175,3 +175,7 @@ def test_names_of_parts() -> None:
         assert parse_file_part(name) is None, name
     names = [f"x.gguf.part{number}of12" for number in range(12, 0, -1)]
     assert group_file_parts([*names, "y.gguf"]) == {"x.gguf": names[::-1]}
+
+
+def test_name_that_is_too_long_is_no_incomplete_download() -> None:
+    assert describe_download(Path("x" * 300 + ".gguf")) == ""
