@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import secrets
 import time
 from collections.abc import Callable, Collection
@@ -12,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from edgechat.errors import EngineDiedError, TemplateError
+from edgechat.prompt.bare_calls import find_bare_calls, may_become_bare_call
 from edgechat.prompt.reply_format import ReplyFormat
 from edgechat.prompt.thoughts import ThoughtFinder
 from edgechat.prompt.tool_formats import split_calls
@@ -20,8 +19,8 @@ from edgechat.prompt.tool_formats import split_calls
 # text appears after at most a tenth of a second as long as a parse takes less than 5 ms.
 _MIN_INTERVAL_S: Final = 0.03
 _INTERVAL_PER_PARSE_S: Final = 20.0
-_CODE_FENCE: Final = re.compile(r"```(?:json)?\s*\n?(.*?)\n?\s*```", re.DOTALL)
-_BARE_CALL_STARTS: Final = ("{", "[", "```")
+# Noncharacter after a finished output. It continues no delimiter, so the parser holds back no text before it.
+_END: Final = "\ufddf"
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -90,8 +89,9 @@ class ReplyParser:
         self._call_ids: list[str] = []
         self._base = ParsedReply()
         self._last_parse, self._n_parsed_chars = ParsedReply(), 0
-        if generation_prompt is not None and reply_format.parser:
-            self._base = self._parse(is_final=False)
+        if self._generation_prompt and reply_format.parser:
+            self._base = self._parse(is_final=True)
+            self._last_parse, self._n_parsed_chars = ParsedReply(), 0
 
     def feed(self, text: str) -> ReplyDelta:
         """Append generated text; return the new output, without text whose meaning is still open."""
@@ -102,8 +102,8 @@ class ReplyParser:
         if started_at < self._next_parse_at:
             return ReplyDelta()
         parsed = self._parse(is_final=False)
-        if self._tool_names and not parsed.calls and parsed.content.lstrip().startswith(_BARE_CALL_STARTS):
-            parsed = parsed._replace(content=self._base.content)  # can become a tool call, see `_find_bare_call`
+        if self._tool_names and not parsed.calls and may_become_bare_call(parsed.content):
+            parsed = parsed._replace(content=self._base.content)
         delta = self._advance(parsed)
         duration_s = self._clock() - started_at
         self._next_parse_at = started_at + max(_MIN_INTERVAL_S, _INTERVAL_PER_PARSE_S * duration_s)
@@ -114,7 +114,7 @@ class ReplyParser:
 
         Content that an end tag of the reasoning turns out to end becomes reasoning in `reply`, but not in the deltas.
         """
-        parsed = self._find_bare_call(self._parse(is_final=True))
+        parsed = self._find_bare_call(self._find_call_in_reasoning(self._parse(is_final=True)))
         delta = self._advance(parsed, is_final=True)
         reply = _subtract(parsed, self._base)
         if not reply.reasoning and self._base == ParsedReply():
@@ -129,10 +129,7 @@ class ReplyParser:
         calls: list[dict[str, str]] = []
         if self._format.parser:
             try:
-                result = self._call_chat_library(
-                    op="parse", parser=self._format.parser, format=self._format.parser_format,
-                    generation_prompt=self._generation_prompt, text=self._text, is_partial=not is_final,
-                )  # fmt: skip
+                result = self._call_parser(self._text, is_final=is_final)
             except (TemplateError, EngineDiedError):
                 if not is_final:
                     return self._last_parse
@@ -146,7 +143,7 @@ class ReplyParser:
             content, generic_calls = split_calls(content, is_final=is_final)
             calls = [{"name": name, "arguments": arguments, "id": ""} for name, arguments in generic_calls]
         inner_reasoning, content = self._thoughts.split(content, is_final=is_final)
-        reasoning = "\n\n".join(filter(None, (reasoning.rstrip("\n"), inner_reasoning)))
+        reasoning = "\n\n".join(filter(None, (reasoning.strip("\n"), inner_reasoning)))
         content = content.lstrip("\n") if reasoning else content
         parsed_calls = (ToolCall(c["name"], c["arguments"], self._call_id(i, c["id"])) for i, c in enumerate(calls))
         self._last_parse, self._n_parsed_chars = ParsedReply(reasoning, content, tuple(parsed_calls)), len(self._text)
@@ -159,26 +156,51 @@ class ReplyParser:
             self._call_ids[index] = id_in_output or f"call_{secrets.token_hex(12)}"
         return self._call_ids[index]
 
+    def _call_parser(self, text: str, *, is_final: bool) -> dict[str, Any]:
+        """Parse a text with the chat library. Raises TemplateError, EngineDiedError."""
+        result: dict[str, Any] = self._call_chat_library(
+            op="parse", parser=self._format.parser, format=self._format.parser_format, is_partial=not is_final,
+            generation_prompt=self._generation_prompt, text=text + _END if is_final else text,
+        )  # fmt: skip
+        if is_final:
+            for name in ("reasoning", "content", "unparsed"):
+                result[name] = result[name].replace(_END, "")
+            for call in result["tool_calls"]:
+                call["arguments"] = call["arguments"].replace(_END, "")
+        return result
+
+    def _find_call_in_reasoning(self, parsed: ParsedReply) -> ParsedReply:
+        """Return the reply with the tool call at the end of its open reasoning, if it has one.
+
+        Some models forget to close their reasoning before they call a tool.
+        """
+        grammar, ends = self._format.tool_grammar, self._format.thinking_ends
+        if grammar is None or not ends or not self._tool_names or parsed.calls or parsed.content.strip():
+            return parsed
+        starts = [self._text.find(t.value) for t in grammar.triggers if not t.is_pattern and t.value in self._text]
+        if not starts:
+            return parsed
+        text = f"{self._text[: min(starts)]}{ends[0]}{self._text[min(starts) :]}"
+        try:
+            result = self._call_parser(text, is_final=True)
+        except (TemplateError, EngineDiedError):
+            return parsed
+        calls = [
+            ToolCall(c["name"], c["arguments"], self._call_id(i, c["id"])) for i, c in enumerate(result["tool_calls"])
+        ]
+        if not calls or (result["content"] + result["unparsed"]).strip():
+            return parsed
+        return ParsedReply(result["reasoning"].strip("\n"), parsed.content, tuple(calls))
+
     def _find_bare_call(self, parsed: ParsedReply) -> ParsedReply:
         """Return the reply with its content as tool calls, if the content is calls in JSON without the usual marks."""
         if not self._tool_names or parsed.calls:
             return parsed
-        text = parsed.content.strip()
-        if fenced := _CODE_FENCE.fullmatch(text):
-            text = fenced[1]
-        try:
-            value: Any = json.loads(text) if text.startswith(_BARE_CALL_STARTS) else None
-        except (ValueError, RecursionError):
-            return parsed
-        calls: list[ToolCall] = []
-        for item in value if isinstance(value, list) else [value]:
-            arguments = item.get("arguments", item.get("parameters")) if isinstance(item, dict) else None
-            if not isinstance(arguments, dict) or item.get("name") not in self._tool_names:
-                return parsed
-            calls.append(
-                ToolCall(item["name"], json.dumps(arguments, ensure_ascii=False), self._call_id(len(calls), ""))
-            )
-        return ParsedReply(parsed.reasoning, "", tuple(calls)) if calls else parsed
+        calls = tuple(
+            ToolCall(name, arguments, self._call_id(i, ""))
+            for i, (name, arguments) in enumerate(find_bare_calls(parsed.content, self._tool_names))
+        )
+        return ParsedReply(parsed.reasoning, "", calls) if calls else parsed
 
     def _advance(self, parsed: ParsedReply, *, is_final: bool = False) -> ReplyDelta:
         """Make `parsed` the reply so far, and return what is new.
@@ -210,7 +232,12 @@ def _new_part(old: str, new: str) -> str:
 
 
 def _subtract(parsed: ParsedReply, base: ParsedReply) -> ParsedReply:
-    """Return what follows `base`, the beginning of a continued reply."""
-    return ParsedReply(
-        _new_part(base.reasoning, parsed.reasoning), _new_part(base.content, parsed.content), parsed.calls
-    )
+    """Return what follows `base`, the part of the prompt that belongs to the reply."""
+    reasoning, content = _skip_common(base.reasoning, parsed.reasoning), _skip_common(base.content, parsed.content)
+    return ParsedReply(reasoning, content, parsed.calls)
+
+
+def _skip_common(old: str, new: str) -> str:
+    """Return `new` without the characters at its beginning that it has in common with `old`."""
+    n_common = next((i for i, (x, y) in enumerate(zip(old, new, strict=False)) if x != y), min(len(old), len(new)))
+    return new[n_common:]

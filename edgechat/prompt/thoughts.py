@@ -51,7 +51,7 @@ class ThoughtFinder:
             if found is None:
                 break
             start, (start_tag, end_tag) = found
-            rest = _append(rest, content[position:start])
+            rest = _append(rest, content[position:start], is_after_thought=bool(thoughts))
             end = content.find(end_tag, start + len(start_tag))
             inner_end = len(content) if end < 0 else end
             thoughts.append(content[start + len(start_tag) : inner_end].strip("\n"))
@@ -84,11 +84,20 @@ class ThoughtFinder:
         self, content: str, position: int, pairs: Sequence[tuple[str, str]]
     ) -> tuple[int, tuple[str, str]] | None:
         """Return the position and the tags of the next reasoning; None if there is none."""
-        found = [(content.find(pair[0], position), pair) for pair in self._everywhere]
+        found = [(_find_tag(content, pair[0], position), pair) for pair in self._everywhere]
         if not content[:position].strip() or position == 0:
             n_blank = len(content) - len(content.lstrip())
             found += [(n_blank, pair) for pair in pairs if content.startswith(pair[0], n_blank)]
         return min((f for f in found if f[0] >= 0), default=None)
+
+
+def _find_tag(content: str, tag: str, position: int) -> int:
+    """Return the position of a start tag that is not quoted: after a backtick, or in a code block; -1 if none is."""
+    while (found := content.find(tag, position)) >= 0:
+        if content[max(0, found - 1) : found] != "`" and content.count("```", 0, found) % 2 == 0:
+            break
+        position = found + len(tag)
+    return found
 
 
 def _append(rest: str, text: str, *, is_after_thought: bool = False) -> str:

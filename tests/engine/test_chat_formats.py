@@ -31,14 +31,16 @@ from tests.unit.serve.test_grammars import TOKENIZER
 pytestmark = pytest.mark.long
 
 TOOL_CHOICES: tuple[ToolChoice, ...] = ("auto", "required", "none")
-# Cases that are read differently, by the beginning of their output.
+# Cases that are read differently, by the beginning of their output, and whether they continue a reply.
 DIFFERENCES = {
     # With a JSON schema, llama.cpp removes a code block around the JSON; here the grammar of the schema allows none.
-    "[THINK]I need to output the invoice details in JSON[/THINK]```json": "code block",
-    '```json\n"42"\n```': "code block",
-    "<|channel|>analysis<|message|>I need to output the invoice details in JSON": "constrained channel",
+    ("[THINK]I need to output the invoice details in JSON[/THINK]```json", False): "code block",
+    ('```json\n"42"\n```', False): "code block",
+    ("<|channel|>analysis<|message|>I need to output the invoice details in JSON", False): "constrained channel",
     # The chat library itself takes the text that continues the reply for reasoning.
-    "Hello, world!": "continued reply of StepFun",
+    ("Hello, world!", True): "continued reply of StepFun",
+    # llama.cpp repeats the text with which the prompt of Apriel 1.6 begins the reasoning.
+    ("I'm\nthinking\n[BEGIN FINAL RESPONSE]", False): "text of the prompt",
 }  # fmt: skip
 # Output with a call in a CDATA section, which llguidance's lazy terminals cannot tell from plain text.
 GRAMMAR_DIFFERENCES = ('<function name="html"><param name="markup"><![CDATA[<a href="/x">hi</a> </param>]]>',)
@@ -113,11 +115,9 @@ def read_in_pieces(parser: ReplyParser, pieces: list[str]) -> ParsedReply:
 @pytest.mark.parametrize("pieces", ["whole", "halves", "letters"])
 def test_outputs_are_read_as_llama_cpp_reads_them(renderer: Renderer, cases: list[dict[str, Any]], pieces: str) -> None:
     counts: Counter[tuple[str, bool]] = Counter()
-    differences = []
+    differences, listed = [], set()
     for case in cases:
         output = case["output"]
-        if any(output.startswith(start) for start in DIFFERENCES) and not case["tool_calls"]:
-            continue
         middle = len(output) // 2
         split = {"whole": [output], "halves": [output[:middle], output[middle:]], "letters": list(output)}[pieces]
         reply = read_in_pieces(make_parser(renderer, case), split)
@@ -133,8 +133,11 @@ def test_outputs_are_read_as_llama_cpp_reads_them(renderer: Renderer, cases: lis
         kind = "calls" if case["tool_calls"] else "reasoning" if case["reasoning"] else "plain"
         counts[kind, got == wanted] += 1
         if got != wanted:
-            differences.append((output, got, wanted))
+            keys = [key for key in DIFFERENCES if output.startswith(key[0]) and key[1] == case["continues_reply"]]
+            listed.update(keys)
+            differences += [] if keys else [(output, got, wanted)]
     assert not differences, (counts, differences)
+    assert listed == DIFFERENCES.keys()
 
 
 def test_grammars_allow_the_calls_of_the_cases(renderer: Renderer, cases: list[dict[str, Any]]) -> None:

@@ -18,6 +18,7 @@ AT_START = ThoughtFinder("no tags", ())
         ("<think>\nSecret\n</think>\n\nAnswer", "Secret", "Answer"),
         ("Two<think>Three</think>Four", "Three", "TwoFour"),
         ("<think>a</think>b<think>c</think>d", "a\n\nc", "bd"),
+        ("<think>a</think>\n\nb<think>c</think>d", "a\n\nc", "bd"),
         ("<think>still thinking", "still thinking", ""),
         ("<think></think>Answer", "", "Answer"),
         ("Answer", "", "Answer"),
