@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -30,6 +32,9 @@ _MAX_TOKEN_BYTES: Final = 1024
 _MAX_COUNTED_CONTEXTS: Final = 4
 # Maximum number of remembered formats; one per set of tools and options.
 _MAX_REPLY_FORMATS: Final = 48
+# Time after which a format is requested again if the chat library failed. The library may fail with this template
+# always, or only once: because the machine was busy, or short of memory.
+_FALLBACK_S: Final = 60.0
 # Tool that shows whether the template knows tools.
 _SAMPLE_TOOL: Final = {
     "type": "function",
@@ -80,7 +85,10 @@ class PromptBuilder:
         self.reasoning_format: ReasoningFormat | None = reasoning.detect_reasoning_format(self._template)
         self.can_switch_reasoning = reasoning.can_switch_reasoning(self._template)
         self._template_info = TemplateInfo(self._template, model_properties.bos, model_properties.eos)
-        self._reply_formats: dict[bytes, ReplyFormat] = {}
+        self._reply_formats: dict[bytes, tuple[ReplyFormat, float]] = {}
+        """Formats by request, and when they expire (on the monotonic clock)."""
+        self._lock = threading.Lock()
+        self._can_call_several_tools: bool | None = None
 
     @property
     def n_ctx(self) -> int:
@@ -94,11 +102,15 @@ class PromptBuilder:
         """
         request = self._format_request(options)
         key = msgspec.json.encode(request)
-        if key not in self._reply_formats:
-            if len(self._reply_formats) >= _MAX_REPLY_FORMATS:
-                self._reply_formats.pop(next(iter(self._reply_formats)))
-            self._reply_formats[key] = find_reply_format(self._renderer, self._template_info, request)
-        return self._reply_formats[key]
+        with self._lock:
+            found, expires_at = self._reply_formats.get(key, (None, 0.0))
+            if found is None or time.monotonic() > expires_at:
+                found = find_reply_format(self._renderer, self._template_info, request)
+                if len(self._reply_formats) >= _MAX_REPLY_FORMATS:
+                    self._reply_formats.pop(next(iter(self._reply_formats)))
+                expires_at = time.monotonic() + _FALLBACK_S if found.is_fallback else math.inf
+                self._reply_formats[key] = found, expires_at
+            return found
 
     def _format_request(self, options: PromptOptions) -> FormatRequest:
         return FormatRequest(
@@ -121,7 +133,7 @@ class PromptBuilder:
         is_plain = self._model_properties.chat_template is None
         return [*reply_format.stop_strings, *([renderer.PLAIN_STOP_STRING] if is_plain else [])]
 
-    @functools.cached_property
+    @property
     def has_native_tools(self) -> bool:
         """Whether the template describes tools and the format of the calls is known. Raises EngineDiedError."""
         try:
@@ -129,16 +141,16 @@ class PromptBuilder:
         except TemplateError:
             return False
 
-    @functools.cached_property
+    @property
     def can_call_several_tools(self) -> bool:
         """Whether the template accepts replies with several tool calls. Raises EngineDiedError."""
         template = self._template_info
-        try:
-            return bool(self._renderer.call_chat_library(
-                op="capabilities", template=template.source, bos=template.bos, eos=template.eos
-            )["supports_parallel_tool_calls"])  # fmt: skip
-        except TemplateError:
-            return False
+        if self._can_call_several_tools is None:
+            with contextlib.suppress(TemplateError):
+                self._can_call_several_tools = bool(self._renderer.call_chat_library(
+                    op="capabilities", template=template.source, bos=template.bos, eos=template.eos
+                )["supports_parallel_tool_calls"])  # fmt: skip
+        return bool(self._can_call_several_tools)
 
     def create_reply_parser(self, prompt: BuiltPrompt | None, tool_names: Collection[str] = ()) -> ReplyParser:
         """Create the parser of one reply to a prompt, or of an empty reply if `prompt` is None.

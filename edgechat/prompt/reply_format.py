@@ -48,6 +48,8 @@ class ReplyFormat(msgspec.Struct, frozen=True, kw_only=True):
     thinking_start: str = ""
     thinking_ends: tuple[str, ...] = ()
     """Tags around the reasoning; empty if the model does not reason."""
+    is_fallback: bool = False
+    """True if the chat library failed, perhaps only this time, so that the whole output is content."""
 
 
 class FormatRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +73,7 @@ def find_reply_format(renderer: Renderer, template: TemplateInfo, request: Forma
     try:
         plain = apply_template(renderer, template, plain_request, _SAMPLE_MESSAGES)
     except TemplateError:
-        return ReplyFormat()
+        return ReplyFormat(is_fallback=True)
     if not request.tools:
         return make_reply_format(plain, request, has_native_tools=False)
     applied = apply_template(renderer, template, request, _SAMPLE_MESSAGES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import cast
 
 import pytest
@@ -12,6 +13,8 @@ from edgechat.errors import TemplateError
 from edgechat.prompt import renderer as renderer_module
 from edgechat.prompt.builder import PromptBuilder, PromptOptions
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
+from edgechat.prompt.reply_format import ReplyFormat
+from tests.llama_cpp import read_templates
 
 MESSAGES = [PromptMessage("system", "Be brief."), PromptMessage("user", "Hi")]
 
@@ -40,3 +43,25 @@ def test_endless_template_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None
         make_builder(renderer, endless).build(MESSAGES, PromptOptions(think=True))
     assert n_attempts == 1
     renderer.close()
+
+
+def test_failure_of_the_chat_library_is_forgotten_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = Renderer()
+    builder = make_builder(renderer, read_templates()["Qwen-Qwen3-0.6B"])
+    options = PromptOptions(think=True)
+    with monkeypatch.context() as context:
+        context.setattr(Renderer, "call_chat_library", _time_out)
+        assert builder.find_reply_format(options) == ReplyFormat(is_fallback=True)
+        assert not builder.has_native_tools
+        assert not builder.can_call_several_tools
+    assert builder.find_reply_format(options).is_fallback  # a template that always fails is not tried in each turn
+    now_s = time.monotonic() + 100
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    assert builder.find_reply_format(options).parser
+    assert builder.has_native_tools
+    assert builder.can_call_several_tools
+    renderer.close()
+
+
+def _time_out(_renderer: Renderer, **_request: object) -> object:
+    raise TemplateError("The model's chat template took more than 5 s and was stopped")
