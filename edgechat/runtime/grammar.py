@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from edgechat.errors import EdgechatError, EngineError, GrammarError
-from edgechat.runtime.model import Model
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
     from numpy.typing import NDArray
+
+    from edgechat.runtime.model import Model
 
 MAX_GRAMMAR_CHARS: Final = 1 << 18
 """Maximum characters in a grammar; the schemas of 218 tools of public MCP servers have 114,000."""
