@@ -1,4 +1,4 @@
-"""Reasoning formats of model families: splits replies into reasoning and content, and formats replies for a prompt."""
+"""Reasoning formats of model families: how earlier replies with reasoning are written in a prompt."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def make_reasoning_variables(template: str, *, on: bool) -> dict[str, bool | str
     return {"enable_thinking": on, "thinking": on, "reasoning_effort": effort, "reasoning_strength": effort}
 
 
-ReplyPhase = Literal["start", "reasoning", "gap", "content"]
-"""Position in a raw reply: before the start tag, in the reasoning, between reasoning and content, or in the content."""
+ReplyPhase = Literal["start", "reasoning", "content"]
+"""Position in a raw reply: before the start tag, in the reasoning, or in the content."""
 
 
 def find_phase_after_prompt(reasoning_format: ReasoningFormat | None, prompt: str) -> ReplyPhase:

@@ -43,7 +43,9 @@ def test_unknown_tags_count_only_at_the_beginning() -> None:
     texts=st.lists(st.text("ab <|/>k\n", max_size=8), min_size=1, max_size=4), cut=st.integers(0, 100),
     everywhere=st.booleans(),
 )  # fmt: skip
-def test_a_beginning_gives_a_beginning(tags: tuple[str, str], texts: list[str], cut: int, *, everywhere: bool) -> None:
+def test_parts_of_a_partial_content_begin_those_of_the_whole(
+    tags: tuple[str, str], texts: list[str], cut: int, *, everywhere: bool
+) -> None:
     start, end = tags
     content = "".join(text + (start if i % 2 == 0 else end) for i, text in enumerate(texts)) + "end"
     finder = ThoughtFinder("", tags if everywhere else ())
