@@ -19,12 +19,15 @@ from edgechat.engine.protocol import Loaded
 from edgechat.errors import ContextOverflowError, TemplateError
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt import reasoning, renderer
+from edgechat.prompt.inline_thoughts import find_searched_tags, split_reasoning
+from edgechat.prompt.omissions import find_omitted
 from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
 from edgechat.prompt.reply_format import FormatRequest, ReplyFormat, TemplateInfo, ToolChoice, find_reply_format
 from edgechat.prompt.reply_parser import ReplyParser
-from edgechat.prompt.roles import find_omitted, iterate_variants, order_roles
+from edgechat.prompt.roles import order_roles
 from edgechat.prompt.thoughts import KNOWN_TAGS, ThoughtFinder
+from edgechat.prompt.variants import iterate_variants
 
 # Maximum length of a token in bytes. The longest tokens of common vocabularies are runs of spaces (1,024 in Aquila).
 _MAX_TOKEN_BYTES: Final = 1024
@@ -84,6 +87,8 @@ class PromptBuilder:
         self._template = model_properties.chat_template or renderer.PLAIN_TEMPLATE
         self.reasoning_format: ReasoningFormat | None = reasoning.detect_reasoning_format(self._template)
         self.can_switch_reasoning = reasoning.can_switch_reasoning(self._template)
+        # Texts in messages that neither the tokeniser nor the template may take for its own.
+        self._guarded_texts = [*model_properties.control_tokens, *find_searched_tags(self._template)]
         self._template_info = TemplateInfo(self._template, model_properties.bos, model_properties.eos)
         self._reply_formats: dict[bytes, tuple[ReplyFormat, float]] = {}
         """Formats by request, and when they expire (on the monotonic clock)."""
@@ -193,6 +198,7 @@ class PromptBuilder:
         """
         if reply_start is not None and not (reply_start.content or reply_start.reasoning):
             reply_start = None
+        messages = split_reasoning(messages, self.reasoning_format)
         prompt = self._render_any_order(messages, reply_start, options, cancellation)
         phase = reasoning.find_phase_after_prompt(self.reasoning_format, prompt.text)
         if reply_start is not None and self.reasoning_format is not None:
@@ -272,7 +278,7 @@ class PromptBuilder:
         request, template = self._format_request(options), self._template_info
         return self._renderer.render_with_library(
             template.source, template.bos, template.eos, [*messages, *([reply_start] if reply_start else [])],
-            self._model_properties.control_tokens,
+            self._guarded_texts,
             {
                 "continues_reply": reply_start is not None, "thinking": request.think, "variables": request.variables,
                 "tools": list(options.tools),
@@ -286,10 +292,10 @@ class PromptBuilder:
     ) -> RenderedPrompt:  # fmt: skip
         request = self._format_request(options)
         variables = request.variables | ({"tools": list(options.tools)} if options.tools else {})
-        template, control_tokens = self._template_info, self._model_properties.control_tokens
+        template = self._template_info
         render = functools.partial(
             self._renderer.render, template.source, messages, bos=template.bos, eos=template.eos,
-            control_tokens=control_tokens, variables=variables, reasoning_format=self.reasoning_format,
+            control_tokens=self._guarded_texts, variables=variables, reasoning_format=self.reasoning_format,
             cancellation=cancellation,
         )  # fmt: skip
         prompt = render()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -78,37 +78,3 @@ def _move_system_messages(messages: Sequence[PromptMessage]) -> list[PromptMessa
             instructions = []
             moved.append(message)
     return [*moved, PromptMessage("user", "\n\n".join(instructions))] if instructions else moved
-
-
-def iterate_variants(messages: Sequence[PromptMessage]) -> Iterator[Sequence[PromptMessage]]:
-    """Yield `messages`, and then the variants to try if the chat template rejects them."""
-    yield messages
-    tried: list[Sequence[PromptMessage]] = [messages]
-    ordered = order_roles(messages)
-    variants: tuple[Sequence[PromptMessage] | None, ...] = (
-        fold_system_prompt(messages), ordered, fold_system_prompt(ordered),
-    )  # fmt: skip
-    for variant in variants:
-        if variant is not None and variant not in tried:
-            tried.append(variant)
-            yield variant
-    for variant in tried:
-        yield [msgspec.structs.replace(message, has_text_parts=True) for message in variant]
-
-
-def find_omitted(messages: Sequence[PromptMessage], prompt: str) -> PromptMessage | None:
-    """Return the first message whose content is not in a rendered prompt; None if the prompt has all contents.
-
-    White space around a content may be missing. Tool results are not checked, because templates reformat them.
-    """
-    position = 0
-    for message in messages:
-        content = message.content.strip()
-        if message.role not in ("system", "user", "assistant") or not content:
-            continue
-        found_at = prompt.find(content, position)  # in linear time, because templates rarely change the order
-        if found_at >= 0:
-            position = found_at + len(content)
-        elif content not in prompt:
-            return message
-    return None

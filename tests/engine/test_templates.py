@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -11,6 +11,7 @@ from edgechat.engine.client import EngineClient
 from edgechat.engine.protocol import Loaded
 from edgechat.errors import TemplateError
 from edgechat.prompt.builder import PromptBuilder, PromptOptions
+from edgechat.prompt.inline_thoughts import find_searched_tags
 from edgechat.prompt.reasoning import (
     REASONING_FORMATS,
     can_switch_reasoning,
@@ -19,6 +20,7 @@ from edgechat.prompt.reasoning import (
     make_reasoning_variables,
 )
 from edgechat.prompt.renderer import PromptMessage, Renderer
+from edgechat.prompt.thoughts import KNOWN_TAGS
 from tests.llama_cpp import read_templates
 
 # Shapes of conversations: s(ystem), u(ser), a(ssistant); a reply at the end is continued.
@@ -104,23 +106,116 @@ class TextEngine:
     text = ""
 
     def tokenize(self, text: str, guard: str = "", **_limits: object) -> list[int]:
-        self.text = text
+        self.text = text.replace(guard, "") if guard else text
         return [0]
+
+
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": "Look it up.", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"],
+    }}}
+    for name in ("get_weather", "get_time")
+]  # fmt: skip
+
+
+def make_calls(*cities: str, first_id: int = 0) -> dict[str, Any]:
+    """Return the extra fields of a reply with calls, whose IDs have the nine characters that some templates require."""
+    return {"tool_calls": [
+        {"id": f"abcdef{first_id + i:03}", "type": "function", "function": {
+            "name": "get_weather", "arguments": {"city": city},
+        }}
+        for i, city in enumerate(cities)
+    ]}  # fmt: skip
+
+
+def make_messages(shape: str) -> list[PromptMessage]:
+    """Return messages with unique texts.
+
+    The letters of the shape are s(ystem), u(ser), a(ssistant), c(all), t(ext and call), p(arallel calls), r(esult).
+    """
+    roles = {"s": "system", "u": "user", "r": "tool"}
+    messages = []
+    n_calls = n_results = 0
+    for i, letter in enumerate(shape):
+        text = f"text {i} of {letter}"
+        fields: dict[str, Any] = {}
+        if letter in "ctp":
+            cities = [f"city {i}", f"town {i}"] if letter == "p" else [f"city {i}"]
+            fields = make_calls(*cities, first_id=n_calls)
+            n_calls += len(cities)
+        elif letter == "r":
+            fields = {"tool_call_id": f"abcdef{n_results:03}"}
+            n_results += 1
+        messages.append(PromptMessage(roles.get(letter, "assistant"), "" if letter in "cp" else text, "", fields))
+    return messages
+
+
+def make_builder(template: str, renderer: Renderer) -> tuple[PromptBuilder, TextEngine]:
+    engine = TextEngine()
+    properties = Loaded(
+        id=0, backend="", n_ctx=4096, n_ctx_train=4096, n_threads=1, n_params=1, n_vocab=2, size_bytes=1,
+        chat_template=template, bos="<s>", eos="</s>", control_tokens=[], can_truncate=True, load_s=0.0,
+    )  # fmt: skip
+    return PromptBuilder(cast("EngineClient", engine), renderer, properties), engine
+
+
+def build(template: str, renderer: Renderer, messages: list[PromptMessage], *, with_tools: bool = False) -> str:
+    """Build a prompt and return its text without guards."""
+    builder, engine = make_builder(template, renderer)
+    builder.build(messages, PromptOptions(think=True, tools=TOOLS if with_tools else ()))
+    return engine.text
+
+
+def read_native_templates(renderer: Renderer) -> dict[str, str]:
+    """Return the templates by name that describe tools; tools are explained in the system prompt of the others."""
+    templates = read_templates()
+    return {name: text for name, text in templates.items() if make_builder(text, renderer)[0].has_native_tools}
+
+
+def check_texts(name: str, template: str, renderer: Renderer, messages: list[PromptMessage]) -> str:
+    """Check that the template accepts a conversation with tools and keeps all its texts. Return the prompt."""
+    try:
+        text = build(template, renderer, messages, with_tools=True)
+    except TemplateError as error:
+        pytest.fail(f"{name}, {messages}: {error}")
+    assert all(message.content in text for message in messages), (name, messages, text)
+    return text
 
 
 def test_every_template_takes_every_shape_of_conversation_with_all_its_texts(renderer: Renderer) -> None:
     roles = {"s": "system", "u": "user", "a": "assistant"}
     for name, template in read_templates().items():
-        engine = TextEngine()
-        properties = Loaded(
-            id=0, backend="", n_ctx=4096, n_ctx_train=4096, n_threads=1, n_params=1, n_vocab=2, size_bytes=1,
-            chat_template=template, bos="<s>", eos="</s>", control_tokens=[], can_truncate=True, load_s=0.0,
-        )  # fmt: skip
-        builder = PromptBuilder(cast("EngineClient", engine), renderer, properties)
         for shape in SHAPES:
             messages = [PromptMessage(roles[letter], f"text {i} of {letter}") for i, letter in enumerate(shape)]
             try:
-                builder.build(messages, PromptOptions(think=True))
+                text = build(template, renderer, messages)
             except TemplateError as error:
                 pytest.fail(f"{name}, {shape}: {error}")
-            assert all(message.content in engine.text for message in messages), (name, shape, engine.text)
+            assert all(message.content in text for message in messages), (name, shape, text)
+
+
+@pytest.mark.parametrize("tags", [("<think>", "</think>"), ("<think>\n", "\n</think>\n\n"), ("[THINK]", "[/THINK]")])
+def test_reply_with_reasoning_in_its_content_is_accepted(renderer: Renderer, tags: tuple[str, str]) -> None:
+    for name, template in read_templates().items():
+        messages = [
+            PromptMessage("user", "What is one?"),
+            PromptMessage("assistant", f"{tags[0]}Let me count.{tags[1]}It is a number."),
+            PromptMessage("user", "And two?"),
+        ]
+        text = build(template, renderer, messages)
+        assert text.index("What is one?") < text.index("It is a number.") < text.index("And two?"), name
+
+
+def test_reply_that_mentions_tags_of_the_template_keeps_its_text(renderer: Renderer) -> None:
+    for name, template in read_templates().items():
+        tags = [*find_searched_tags(template), *(tag for pair in KNOWN_TAGS for tag in pair)]
+        for tag in dict.fromkeys(tags):
+            reply = f"They close it with {tag} there."
+            text = build(template, renderer, [*QUESTION, PromptMessage("assistant", reply), LATER[-1]])
+            assert reply in text, (name, tag)
+
+
+def test_text_beside_a_tool_call_is_kept(renderer: Renderer) -> None:
+    for name, template in read_native_templates(renderer).items():
+        for shape in ("utr", "utru", "sutru", "uautr", "ucrautr"):
+            check_texts(name, template, renderer, make_messages(shape))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgechat.prompt.renderer import PromptMessage
-from edgechat.prompt.roles import find_omitted, fold_system_prompt, iterate_variants, merge_consecutive, order_roles
+from edgechat.prompt.roles import fold_system_prompt, merge_consecutive, order_roles
 
 
 def test_consecutive_messages_of_a_role_become_one() -> None:
@@ -73,18 +71,3 @@ def test_roles_are_ordered_as_templates_expect_them(
     messages: list[PromptMessage], ordered: list[PromptMessage]
 ) -> None:
     assert order_roles(messages) == ordered
-
-
-@given(st.lists(st.tuples(st.sampled_from("suat"), st.text("xyz", min_size=1, max_size=3)), max_size=6))
-def test_no_variant_loses_a_content(parts: list[tuple[str, str]]) -> None:
-    messages = make(*(f"{role} {text}" for role, text in parts))
-    for variant in iterate_variants(messages):
-        text = "\n\n".join(m.content for m in variant)
-        assert find_omitted(messages, text) is None
-        assert all(m.content in text for m in messages)
-
-
-def test_omitted_message_is_found() -> None:
-    messages = make("s Be brief.", "u  Hello ", "t result")
-    assert find_omitted(messages, "Be brief. Hello") is None
-    assert find_omitted(messages, "Hello") == messages[0]

@@ -1,0 +1,56 @@
+"""Reasoning between tags in the content of earlier replies, and texts at which chat templates cut contents."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from edgechat.prompt.reasoning import ReasoningFormat
+from edgechat.prompt.renderer import PromptMessage
+from edgechat.prompt.thoughts import KNOWN_TAGS
+
+# Expressions of templates that look for a tag: `content.split('</think>')`, `'</think>' in content`.
+_TAG: Final = r"""(['"])([<\[][^'"\s][^'"]{0,60}[>\]])"""
+_TAG_SEARCHES: Final = (re.compile(rf"split\(\s*{_TAG}\1"), re.compile(rf"{_TAG}\1\s+(?:not\s+)?in\b"))
+
+_KNOWN_TAGS: Final = tuple((start, end, "") for start, end in KNOWN_TAGS)
+_TEXT: Final = re.compile(r"\S")
+
+
+def find_searched_tags(template: str) -> list[str]:
+    """Return the tags at which a template may cut a content, such as the end tag of its reasoning.
+
+    They must be guarded in messages like control tokens, or the template drops the text before or after them.
+    """
+    return sorted({match[2] for pattern in _TAG_SEARCHES for match in pattern.finditer(template)})
+
+
+def split_reasoning(messages: Sequence[PromptMessage], form: ReasoningFormat | None) -> list[PromptMessage]:
+    """Return the messages with the tagged reasoning at the start of each reply in the field for reasoning.
+
+    Many clients send replies back as the model wrote them. Contents are unchanged if the template has no reasoning.
+    """
+    return [_split_message(message, form) if message.role == "assistant" else message for message in messages]
+
+
+def _split_message(message: PromptMessage, form: ReasoningFormat | None) -> PromptMessage:
+    """Return a reply with the finished thoughts at the start of its content in its reasoning."""
+    tags = () if form is None else ((form.start_tag, form.end_tag, form.content_prefix), *_KNOWN_TAGS)
+    content, position = message.content, 0
+    thoughts = [message.reasoning]
+    while text_start := _TEXT.search(content, position):
+        start = text_start.start()
+        start_tag, end_tag, content_prefix = next((t for t in tags if content.startswith(t[0], start)), ("", "", ""))
+        end = content.find(end_tag, start + len(start_tag)) if start_tag else -1
+        if end < 0:
+            break
+        thoughts.append(content[start + len(start_tag) : end].strip())
+        position = end + len(end_tag)
+        position += len(content_prefix) if content.startswith(content_prefix, position) else 0
+    if not position:
+        return message
+    reasoning = "\n\n".join(filter(None, thoughts))
+    return msgspec.structs.replace(message, reasoning=reasoning, content=content[position:].lstrip("\n"))
