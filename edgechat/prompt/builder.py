@@ -19,7 +19,7 @@ from edgechat.engine.protocol import Loaded
 from edgechat.errors import ContextOverflowError, TemplateError
 from edgechat.prefix.common_prefix import common_prefix_length
 from edgechat.prompt import reasoning, renderer
-from edgechat.prompt.inline_thoughts import find_searched_tags, split_reasoning
+from edgechat.prompt.inline_thoughts import find_searched_tags, split_reasoning, split_reply_start
 from edgechat.prompt.omissions import find_omitted
 from edgechat.prompt.reasoning import ReasoningFormat, ReplyPhase
 from edgechat.prompt.renderer import PromptMessage, RenderedPrompt, Renderer
@@ -198,13 +198,16 @@ class PromptBuilder:
         """
         if reply_start is not None and not (reply_start.content or reply_start.reasoning):
             reply_start = None
-        messages = split_reasoning(messages, self.reasoning_format)
+        messages, placeholder = split_reasoning(messages, self.reasoning_format), ""
+        if reply_start is not None:
+            reply_start, placeholder = split_reply_start(reply_start, self.reasoning_format)
         prompt = self._render_any_order(messages, reply_start, options, cancellation)
         phase = reasoning.find_phase_after_prompt(self.reasoning_format, prompt.text)
         if reply_start is not None and self.reasoning_format is not None:
             phase = "content" if reply_start.content else "reasoning"
-        tokens = self.tokenize_text(prompt.text, prompt.guard, cancellation)
-        return BuiltPrompt(tokens, phase, self.find_reply_format(options), prompt.reply_prefix, [])
+        tokens = self.tokenize_text(prompt.text.removesuffix(placeholder), prompt.guard, cancellation)
+        reply_prefix = prompt.reply_prefix and prompt.reply_prefix.removesuffix(placeholder)
+        return BuiltPrompt(tokens, phase, self.find_reply_format(options), reply_prefix, [])
 
     def tokenize_text(self, text: str, guard: str = "", cancellation: Cancellation | None = None) -> list[int]:
         """Return the tokens of a rendered prompt; `guard` is described in `protocol.Generate`.
@@ -262,7 +265,7 @@ class PromptBuilder:
             except TemplateError as template_error:
                 error = error or template_error
                 continue
-            omitted = find_omitted(variant, prompt.text.replace(prompt.guard, "") if prompt.guard else prompt.text)
+            omitted = find_omitted(variant, _remove_guard(prompt))
             if omitted is None:
                 return prompt
             error = error or TemplateError(
@@ -301,15 +304,22 @@ class PromptBuilder:
         prompt = render()
         if reply_start is None:
             return prompt
-        # llama.cpp knows how its parser continues a reply. Its prompt is used if Jinja renders the same text before the
-        # reply. It does not for templates that end a conversation in another token than the one that begins a reply.
+        # llama.cpp knows how its parser continues a reply. Its prompt is used if it has the reply (without reasoning in
+        # Apriel 1.5), and if Jinja renders the same text before the reply. It does not for templates that end a
+        # conversation in another token than the one that begins a reply.
         generation_prompt = self.find_reply_format(options).generation_prompt
         with contextlib.suppress(TemplateError):
             continued = self._render_with_library(messages, reply_start, options, cancellation)
             text_before_reply = continued.text.removesuffix(continued.reply_prefix or "")
-            if text_before_reply == prompt.text.removesuffix(generation_prompt):
+            reply_end = (reply_start.content or reply_start.reasoning).rstrip()
+            has_reply = _remove_guard(continued).rstrip().endswith(reply_end)
+            if has_reply and text_before_reply == prompt.text.removesuffix(generation_prompt):
                 return continued
         return render(reply_start=reply_start)
+
+
+def _remove_guard(prompt: RenderedPrompt) -> str:
+    return prompt.text.replace(prompt.guard, "") if prompt.guard else prompt.text
 
 
 def check_prompt_bytes(text: str, n_ctx: int) -> None:

@@ -18,6 +18,7 @@ _TAG_SEARCHES: Final = (re.compile(rf"split\(\s*{_TAG}\1"), re.compile(rf"{_TAG}
 
 _KNOWN_TAGS: Final = tuple((start, end, "") for start, end in KNOWN_TAGS)
 _TEXT: Final = re.compile(r"\S")
+_PLACEHOLDER: Final = "x"
 
 
 def find_searched_tags(template: str) -> list[str]:
@@ -36,9 +37,33 @@ def split_reasoning(messages: Sequence[PromptMessage], form: ReasoningFormat | N
     return [_split_message(message, form) if message.role == "assistant" else message for message in messages]
 
 
+def split_reply_start(reply: PromptMessage, form: ReasoningFormat | None) -> tuple[PromptMessage, str]:
+    """Return the beginning of a reply with its tagged reasoning in the field for reasoning, and a placeholder.
+
+    A thought without an end tag continues. If nothing follows a tag, as in the beginning `<think>`, the placeholder
+    follows it, and must be removed from the end of the rendered prompt. The placeholder is "" otherwise.
+    """
+    message = _split_message(reply, form)
+    text = message.content.lstrip()
+    start_tag = next((tag[0] for tag in _list_tags(form) if text.startswith(tag[0])), "")
+    if start_tag:
+        thought = text[len(start_tag) :].lstrip("\n")
+        placeholder = "" if thought.strip() else _PLACEHOLDER
+        reasoning = "\n\n".join(filter(None, (message.reasoning, placeholder or thought)))
+        return msgspec.structs.replace(message, content="", reasoning=reasoning), placeholder
+    if text or message.content == reply.content:
+        return message, ""
+    return msgspec.structs.replace(message, content=_PLACEHOLDER), _PLACEHOLDER
+
+
+def _list_tags(form: ReasoningFormat | None) -> tuple[tuple[str, str, str], ...]:
+    """Return the tags around the reasoning and the text before the content, for each known format."""
+    return () if form is None else ((form.start_tag, form.end_tag, form.content_prefix), *_KNOWN_TAGS)
+
+
 def _split_message(message: PromptMessage, form: ReasoningFormat | None) -> PromptMessage:
     """Return a reply with the finished thoughts at the start of its content in its reasoning."""
-    tags = () if form is None else ((form.start_tag, form.end_tag, form.content_prefix), *_KNOWN_TAGS)
+    tags = _list_tags(form)
     content, position = message.content, 0
     thoughts = [message.reasoning]
     while text_start := _TEXT.search(content, position):

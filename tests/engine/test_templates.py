@@ -27,6 +27,7 @@ from tests.llama_cpp import read_templates
 SHAPES = (
     "u", "su", "uau", "suau", "uasu", "suasu", "us", "uas", "au", "sau", "uaau", "uu", "s", "ssu", "ua", "sua", "a",
 )  # fmt: skip
+THINK = PromptOptions(think=True)
 QUESTION = [PromptMessage("user", "What is one?")]
 LATER = [*QUESTION, PromptMessage("assistant", "It is a number.", "Let me count."), PromptMessage("user", "And two?")]
 # Templates that fail without tools, but not in llama.cpp.
@@ -219,3 +220,35 @@ def test_text_beside_a_tool_call_is_kept(renderer: Renderer) -> None:
     for name, template in read_native_templates(renderer).items():
         for shape in ("utr", "utru", "sutru", "uautr", "ucrautr"):
             check_texts(name, template, renderer, make_messages(shape))
+
+
+def test_reply_that_begins_with_a_start_tag_continues_the_thought(renderer: Renderer) -> None:
+    n_reasoning = 0
+    for name, template in read_templates().items():
+        form = detect_reasoning_format(template)
+        if form is None:
+            continue
+        n_reasoning += 1
+        builder, engine = make_builder(template, renderer)
+        for thought in ("", "Okay, the user"):
+            for start_tag in dict.fromkeys(("<think>\n", "<think>", form.start_tag)):
+                prompt = builder.build([*QUESTION, PromptMessage("assistant", start_tag + thought)], THINK)
+                open_tags = (form.start_tag, prompt.reply_format.thinking_start or form.start_tag)
+                before = engine.text.removesuffix(thought).rstrip()
+                assert before.endswith(open_tags), (name, engine.text)
+                if not form.content_prefix:  # the end tag of gpt-oss also begins the reply
+                    assert not before.removesuffix(form.start_tag).rstrip().endswith(form.end_tag), (name, engine.text)
+                assert prompt.phase == "reasoning", name
+    assert n_reasoning > 30
+
+
+def test_reply_that_begins_with_an_ended_thought_continues_with_the_content(renderer: Renderer) -> None:
+    for name, template in read_templates().items():
+        form = detect_reasoning_format(template)
+        builder, engine = make_builder(template, renderer)
+        for thought in ("<think>\n\n</think>\n\n", "<think>Hmm</think>"):
+            prompt = builder.build([*QUESTION, PromptMessage("assistant", thought)], THINK)
+            text, expected = engine.text, [*QUESTION, PromptMessage("assistant", f"{thought}So")]
+            builder.build(expected, THINK)
+            assert engine.text.removesuffix("So") == text, name
+            assert prompt.phase == "content" or form is None, name

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from edgechat.prompt.inline_thoughts import find_searched_tags, split_reasoning
+from edgechat.prompt.inline_thoughts import find_searched_tags, split_reasoning, split_reply_start
 from edgechat.prompt.reasoning import REASONING_FORMATS
 from edgechat.prompt.renderer import PromptMessage
 
@@ -53,3 +53,18 @@ def test_tags_that_a_template_searches_are_found() -> None:
     )
     assert find_searched_tags(template) == ["</a>", "<|d|>", "[B C]"]
     assert find_searched_tags("{{ x.split('\\n') }}{% if 'image' in x %}{% endif %}") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reasoning", "rest", "placeholder"),
+    [
+        ("<think>\n", "x", "", "x"), ("<think>\nOkay, the user ", "Okay, the user ", "", ""),
+        ("<think>\n\n</think>\n\n", "", "x", "x"), ("<think>a</think>", "a", "x", "x"),
+        ("<think>a</think>\n\n  So ", "a", "  So ", ""), ("<think>a</think><think>b", "a\n\nb", "", ""),
+        ("So", "", "So", ""), ("  ", "", "  ", ""), ("", "", "", ""), ("So <think>", "", "So <think>", ""),
+    ],
+)  # fmt: skip
+def test_begun_reply_is_split_at_its_tags(content: str, reasoning: str, rest: str, placeholder: str) -> None:
+    reply = PromptMessage("assistant", content)
+    assert split_reply_start(reply, THINK) == (PromptMessage("assistant", rest, reasoning), placeholder)
+    assert split_reply_start(reply, None) == (reply, "")
