@@ -64,7 +64,10 @@ def order_roles(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
 
 
 def _move_system_messages(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
-    """Return the messages with each later system message in the next user message, or as a user message."""
+    """Return the messages with each later system message in the next user message, or as a user message.
+
+    Tool results stay behind their calls.
+    """
     moved: list[PromptMessage] = []
     instructions: list[str] = []
     for message in messages:
@@ -73,6 +76,8 @@ def _move_system_messages(messages: Sequence[PromptMessage]) -> list[PromptMessa
         elif instructions and message.role == "user":
             moved.append(msgspec.structs.replace(message, content="\n\n".join((*instructions, message.content))))
             instructions = []
+        elif message.role == "tool":
+            moved.append(message)
         else:
             moved += [PromptMessage("user", "\n\n".join(instructions))] if instructions else []
             instructions = []

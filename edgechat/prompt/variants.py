@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import msgspec
 
 from edgechat.prompt.renderer import PromptMessage
-from edgechat.prompt.roles import fold_system_prompt, order_roles
+from edgechat.prompt.roles import fold_system_prompt, merge_consecutive, order_roles
+
+# Reply before a user message that follows a call or its result, where the roles have to alternate.
+_INTERRUPTED: Final = "(interrupted)"
 
 
 def iterate_variants(messages: Sequence[PromptMessage]) -> Iterator[Sequence[PromptMessage]]:
@@ -24,13 +29,38 @@ def iterate_variants(messages: Sequence[PromptMessage]) -> Iterator[Sequence[Pro
 
 def _iterate_orders(messages: Sequence[PromptMessage]) -> Iterator[Sequence[PromptMessage]]:
     """Yield the orders of the messages to try, some of them more than once."""
-    calls = [messages, split_texts(messages)]
-    orders = [*calls, *map(order_roles, calls)]
+    variants = [messages]
+    if any(message.role == "tool" or "tool_calls" in message.extra_fields for message in messages):
+        moved = move_results(messages)
+        variants += [split_texts(messages), split_calls(messages), moved, split_calls(split_texts(moved))]
+    orders: list[Sequence[PromptMessage]] = [*variants, *map(order_roles, variants)]
+    orders += [alternate_roles(order_roles(variants[i])) for i in (0, -1)]
     for order in orders:
         yield order
         folded = fold_system_prompt(order)
         if folded is not None:
             yield folded
+
+
+def move_results(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
+    """Return the messages with each tool result behind its call.
+
+    A result without a call becomes a user message: agents cut off the beginning of a long conversation.
+    """
+    groups: list[list[PromptMessage]] = []
+    groups_by_id: dict[str, list[PromptMessage]] = {}
+    for message in messages:
+        last_group = groups[-1] if groups else [message]
+        group = groups_by_id.get(message.extra_fields.get("tool_call_id", ""), last_group)
+        n_results = len(group) - 1
+        if message.role == "tool" and n_results < len(group[0].extra_fields.get("tool_calls", [])):
+            group.append(message)
+        elif message.role == "tool":
+            groups.append([PromptMessage("user", f"<tool_response>\n{message.content}\n</tool_response>")])
+        else:
+            groups.append([message])
+            groups_by_id |= {call.get("id", ""): groups[-1] for call in message.extra_fields.get("tool_calls", [])}
+    return [message for group in groups for message in group]
 
 
 def split_texts(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
@@ -46,3 +76,59 @@ def split_texts(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
         else:
             split.append(message)
     return split
+
+
+def split_calls(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
+    """Return the messages with one tool call per reply, and the results of each call after it.
+
+    Some templates reject replies with several calls, or render only the first call.
+    """
+    split: list[PromptMessage] = []
+    results: list[list[PromptMessage]] = []
+    positions: dict[str, int] = {}
+    n_results = 0
+    for message in messages:
+        if results and message.role == "tool":
+            # IDs may be missing or equal; the results are in the order of the calls then.
+            position = positions.get(message.extra_fields.get("tool_call_id", ""), n_results)
+            results[min(position, len(results) - 1)].append(message)
+            n_results += 1
+            continue
+        split += itertools.chain.from_iterable(results)
+        calls = message.extra_fields.get("tool_calls", [])
+        if len(calls) < 2:  # noqa: PLR2004
+            results = []
+            split.append(message)
+            continue
+        replies = [
+            PromptMessage("assistant", "", extra_fields={**message.extra_fields, "tool_calls": [c]}) for c in calls
+        ]
+        replies[0] = msgspec.structs.replace(replies[0], content=message.content, reasoning=message.reasoning)
+        results, n_results = [[reply] for reply in replies], 0
+        positions = {call.get("id", ""): i for i, call in enumerate(calls)}
+        positions = positions if len(positions) == len(calls) else {}
+    return [*split, *itertools.chain.from_iterable(results)]
+
+
+def alternate_roles(messages: Sequence[PromptMessage]) -> list[PromptMessage]:
+    """Return ordered messages with one reply without tool calls after each user message.
+
+    Templates whose roles must alternate do not count calls and their results. Texts around calls become one reply:
+    after the last result if a user message follows, otherwise before the first call.
+    """
+    alternating: list[PromptMessage] = []
+    texts: list[PromptMessage] = []
+    calls: list[PromptMessage] = []
+    for message in messages:
+        if message.role == "user":
+            if calls and not texts:
+                texts = [PromptMessage("assistant", _INTERRUPTED)]
+            alternating += [*calls, *merge_consecutive(texts), message]
+            texts, calls = [], []
+        elif message.role == "assistant" and not message.extra_fields:
+            texts.append(message)
+        elif message.role == "system":
+            alternating.append(message)
+        else:
+            calls.append(message)
+    return [*alternating, *merge_consecutive(texts), *calls]

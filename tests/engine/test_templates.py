@@ -28,6 +28,12 @@ SHAPES = (
     "u", "su", "uau", "suau", "uasu", "suasu", "us", "uas", "au", "sau", "uaau", "uu", "s", "ssu", "ua", "sua", "a",
 )  # fmt: skip
 THINK = PromptOptions(think=True)
+# Conversations with tools, see `make_messages`.
+TOOL_SHAPES = (
+    "ucr", "ucru", "ucu", "ucua", "ucrau", "ucrcr", "ucrcru", "uprr", "uprru", "uprrau", "upr", "tprr", "utr", "utru",
+    "sutru", "uautr", "ucrautr", "utrau", "utrtr", "utrtru", "ucrs", "ucrsu", "uccrr", "ucrraau", "ur",
+    "rau", "cr", "scru",
+)  # fmt: skip
 QUESTION = [PromptMessage("user", "What is one?")]
 LATER = [*QUESTION, PromptMessage("assistant", "It is a number.", "Let me count."), PromptMessage("user", "And two?")]
 # Templates that fail without tools, but not in llama.cpp.
@@ -216,9 +222,9 @@ def test_reply_that_mentions_tags_of_the_template_keeps_its_text(renderer: Rende
             assert reply in text, (name, tag)
 
 
-def test_text_beside_a_tool_call_is_kept(renderer: Renderer) -> None:
+def test_every_template_with_tools_takes_every_shape_of_calls_and_results(renderer: Renderer) -> None:
     for name, template in read_native_templates(renderer).items():
-        for shape in ("utr", "utru", "sutru", "uautr", "ucrautr"):
+        for shape in TOOL_SHAPES:
             check_texts(name, template, renderer, make_messages(shape))
 
 

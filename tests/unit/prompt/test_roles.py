@@ -59,6 +59,7 @@ def make(*messages: str) -> list[PromptMessage]:
         (make("s S", "u U", "a A", "u V"), make("s S", "u U", "a A", "u V")),
         (make("u U", "a A", "s S", "u V"), make("u U", "a A", "u S\n\nV")),
         (make("u U", "a A", "s S"), make("u U", "a A", "u S")),
+        (make("u U", "a A", "s S", "t T", "u V"), make("u U", "a A", "t T", "u S\n\nV")),
         (make("a A", "u U"), make("u (start)", "a A", "u U")),
         (make("s S", "a A", "u U"), make("s S", "u (start)", "a A", "u U")),
         (make("u U", "a A", "a B"), make("u U", "a A\n\nB")),
