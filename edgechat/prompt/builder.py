@@ -201,7 +201,14 @@ class PromptBuilder:
         messages, placeholder = split_reasoning(messages, self.reasoning_format), ""
         if reply_start is not None:
             reply_start, placeholder = split_reply_start(reply_start, self.reasoning_format)
-        prompt = self._render_any_order(messages, reply_start, options, cancellation)
+        try:
+            prompt = self._render_any_order(messages, reply_start, options, cancellation)
+        except TemplateError:
+            if options.enforced_tools is None:
+                raise
+            # A few templates fail at schemas that are also not enforced.
+            described_options = options._replace(tools=options.enforced_tools)
+            prompt = self._render_any_order(messages, reply_start, described_options, cancellation)
         phase = reasoning.find_phase_after_prompt(self.reasoning_format, prompt.text)
         if reply_start is not None and self.reasoning_format is not None:
             phase = "content" if reply_start.content else "reasoning"
